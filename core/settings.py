@@ -1,0 +1,26 @@
+"""Where things lie on disk, and the few things that a person chose once; knows nothing of what they mean to a page."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_PORT = 6006
+DEFAULT_HOST = "127.0.0.1"
+
+
+def models_dir() -> Path:
+    """The folder with one folder a model."""
+    return Path(os.environ.get("LLAMADECK_MODELS", ROOT / "models"))
+
+
+def data_dir() -> Path:
+    """The folder for what this program writes about its user: settings, later chats and secrets."""
+    return Path(os.environ.get("LLAMADECK_DATA", ROOT / "data"))
+
+
+def cache_dir() -> Path:
+    """The folder for what can be made again: the starter's finished build."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "llamadeck"
