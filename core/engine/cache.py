@@ -1,0 +1,66 @@
+"""The KV cache: one row a chat slot, each at a position of its own; knows no model beyond its cache's shape.
+
+It is handed to transformers' model classes as `past_key_values`; they only call `update`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class SlotCache:
+    """Keys and values of every layer, [num_slots, num_kv_heads, context_tokens + 1, head_dim], allocated at once.
+
+    Before a forward pass `aim` says which rows it writes, and where: `rows` is a slice of slots, `columns` is
+    [rows, new tokens], and `length` is how much of the rows the pass looks at. The last column is never read.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_slots: int,
+        num_kv_heads: int,
+        context_tokens: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_slots, num_kv_heads, context_tokens + 1, head_dim)
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.context_tokens = context_tokens
+        self.unread_column = context_tokens
+        self.num_slots = num_slots
+        self._rows = slice(0, 1)
+        self._length = 0
+        self._row_index = torch.zeros(0, dtype=torch.long, device=device)
+        self._columns = torch.zeros(0, dtype=torch.long, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.keys + self.values)
+
+    def aim(self, rows: slice, columns: torch.Tensor, length: int) -> None:
+        """Point the next forward pass at `rows`, writing at `columns` ([rows, new tokens])."""
+        self._rows, self._length, self._columns = rows, length, columns
+        self._row_index = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new keys and values ([rows, kv heads, new tokens, head dim]); return all that is looked at."""
+        keys, values = self.keys[layer_idx][self._rows], self.values[layer_idx][self._rows]
+        # Advanced indices around a slice put the indexed dimensions first: [rows, new tokens, kv heads, head dim].
+        keys[self._row_index, :, self._columns] = key.transpose(1, 2)
+        values[self._row_index, :, self._columns] = value.transpose(1, 2)
+        return keys[:, :, : self._length], values[:, :, : self._length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """What models ask for when they are given no positions; the engine always gives them."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Length and offset of the keys; only asked for by models that make a mask of their own."""
+        return self._length, 0

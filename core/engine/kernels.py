@@ -1,0 +1,94 @@
+"""Which matrix kernel runs a checkpoint, chosen by rule and said with its reason; knows no torch and loads nothing.
+
+What each kernel takes is gptqmodel 7.6's own list. A choice is never left to that library: its automatic one picks a
+kernel on compute capability 9.0 that downloads sources while a model loads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.checkpoint import Checkpoint
+from core.errors import EngineError
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a model is to run. `capability` is CUDA's compute capability; `has_compiler` means nvcc and a C++ one."""
+
+    kind: Literal["cuda", "cpu"]
+    capability: tuple[int, int] = (0, 0)
+    has_compiler: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What a kernel can run. `group_sizes` empty means any; `multiple` divides both sides of every matrix."""
+
+    name: str
+    device: Literal["cuda", "cpu"]
+    bits: tuple[int, ...]
+    group_sizes: tuple[int, ...] = ()
+    takes_act_order: bool = True
+    takes_asymmetric: bool = True
+    needs_compiler: bool = False
+    min_capability: tuple[int, int] = (0, 0)
+    multiple: int = 1
+
+
+# Fastest for one chat first. Marlin comes after ExLlamaV2: leaner, slower for one chat, and the only one here that
+# decodes 8 bit without writing the matrix out.
+KERNELS = (
+    Kernel("exllama_v2", "cuda", (4,), (-1, 32, 64, 128), needs_compiler=True, min_capability=(6, 0), multiple=32),
+    Kernel("marlin", "cuda", (4, 8), (-1, 32, 64, 128), takes_asymmetric=False, needs_compiler=True,
+           min_capability=(7, 5), multiple=64),
+    Kernel("triton", "cuda", (2, 4, 8), (-1, 16, 32, 64, 128, 256, 512, 1024), min_capability=(7, 0), multiple=32),
+    Kernel("torch", "cuda", (2, 3, 4, 8), (-1, 16, 32, 64, 128, 256, 512, 1024)),
+    Kernel("aten_int4", "cpu", (4,), (32, 64, 128), multiple=16),
+    Kernel("dense", "cpu", (2, 3, 4, 8)),
+)  # fmt: skip
+
+
+def matrix_shapes(checkpoint: Checkpoint) -> set[tuple[int, int]]:
+    """The (in, out) features of every quantized matrix, from the packed shapes: qweight is [in * bits / 32, out]."""
+    bits = checkpoint.quantization.bits
+    return {
+        (tensor.shape[0] * 32 // bits, tensor.shape[1])
+        for name, tensor in checkpoint.tensors.items()
+        if name.endswith(".qweight") and len(tensor.shape) == 2
+    }
+
+
+def can_run(kernel: Kernel, checkpoint: Checkpoint, device: Device) -> bool:
+    """Whether `kernel` takes this checkpoint on this device."""
+    quantization = checkpoint.quantization
+    return (
+        kernel.device == device.kind
+        and quantization.bits in kernel.bits
+        and (not kernel.group_sizes or quantization.group_size in kernel.group_sizes)
+        and (kernel.takes_act_order or not quantization.act_order)
+        and (kernel.takes_asymmetric or quantization.symmetric)
+        and (device.has_compiler or not kernel.needs_compiler)
+        and device.capability >= kernel.min_capability
+        and all(side % kernel.multiple == 0 for shape in matrix_shapes(checkpoint) for side in shape)
+    )
+
+
+def choose_kernel(checkpoint: Checkpoint, device: Device, forced: str | None = None) -> tuple[Kernel, str]:
+    """The kernel to run `checkpoint` with, and the key of the sentence that says why (section "kernel").
+
+    Raises EngineError where none takes it, or where the `forced` one does not.
+    """
+    able = [kernel for kernel in KERNELS if can_run(kernel, checkpoint, device)]
+    if forced is not None:
+        chosen = next((kernel for kernel in able if kernel.name == forced), None)
+        if chosen is None:
+            names = ", ".join(kernel.name for kernel in able) or "-"
+            raise EngineError("kernel_refused", kernel=forced, model=checkpoint.name, able=names)
+        return chosen, "asked_for"
+    if not able:
+        raise EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization.label)
+    if device.kind == "cuda" and not device.has_compiler and able[0].name == "triton":
+        return able[0], "no_compiler"
+    return able[0], able[0].name

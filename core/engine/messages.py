@@ -1,0 +1,184 @@
+"""What the dashboard and the engine's process say to each other, as plain values; knows neither pipes nor torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from core.errors import DeckError, InputError
+
+# Why an answer ended: the model's own end, a stop string, the asked-for length, a full context, or a person.
+Reason = Literal["end", "stop", "length", "context", "cancelled", "failed"]
+Stage = Literal["start", "compile", "read", "prepare", "warm_up"]
+
+# What each setting may be; the same ranges guard the page's widgets, the command line and the engine.
+SAMPLING_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 1_000_000),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.5, 5.0),
+    "max_new_tokens": (1, 1_000_000),
+}
+MAX_STOP_STRINGS = 16
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 always takes the likeliest; `top_k` 0 and `top_p` 1 cut nothing."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 1024
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in SAMPLING_RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                raise InputError("setting_range", name=name, value=str(value), low=low, high=high)
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InputError("setting_range", name="seed", value=str(self.seed), low=0, high=MAX_SEED)
+        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            raise InputError("stop_strings", count=len(self.stop), limit=MAX_STOP_STRINGS)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
+
+
+# Dashboard to worker ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load the checkpoint in `folder` with room for `num_slots` chats of `context_tokens` each."""
+
+    folder: Path
+    context_tokens: int
+    num_slots: int
+    kernel: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Answer `prompt`, which is text with its special tokens written out, or token ids."""
+
+    request: int
+    prompt: str | tuple[int, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    request: int
+
+
+# Worker to dashboard ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """`fraction` of the whole load, 0 to 1, never falling."""
+
+    stage: Stage
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What was loaded, and how: shown to people and printed by the benchmark."""
+
+    name: str
+    architecture: str
+    device: str
+    kernel: str
+    kernel_reason: str
+    context_tokens: int
+    num_slots: int
+    load_s: float
+    weights_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    facts: ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    error: DeckError
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The prompt is being read: `prompt_tokens` in all, of which `reused_tokens` were still in the cache."""
+
+    request: int
+    prompt_tokens: int
+    reused_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A further piece of the answer; never half a character. `num_tokens` counts the whole answer so far."""
+
+    request: int
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStats:
+    """Times as the engine saw them: reading the prompt, then drawing tokens; waiting in the queue is neither."""
+
+    prompt_tokens: int
+    reused_tokens: int
+    num_tokens: int
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+    seed: int
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """The first token is the prefill's; the rate is that of the tokens after it."""
+        return (self.num_tokens - 1) / self.decode_s if self.num_tokens > 1 and self.decode_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    request: int
+    reason: Reason
+    stats: AnswerStats
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request failed; the model stays loaded."""
+
+    request: int
+    error: DeckError
+
+
+Command = Load | Generate | Cancel
+Event = LoadProgress | Loaded | LoadFailed | Began | Text | Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the engine is doing, as pages read it. `model` is the name of what is loaded or being loaded."""
+
+    phase: Literal["empty", "loading", "ready", "failed"] = "empty"
+    model: str | None = None
+    stage: Stage = "start"
+    fraction: float = 0.0
+    facts: ModelFacts | None = None
+    error: DeckError | None = None

@@ -1,0 +1,111 @@
+"""A loaded model with its KV cache: tokens and positions in, logits out; knows no request, no text and no sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from core.engine.cache import SlotCache
+from core.errors import EngineError
+
+
+class SlotModel:
+    """Runs transformers' model over a cache with one row a chat slot."""
+
+    def __init__(self, model: PreTrainedModel, num_slots: int, context_tokens: int) -> None:
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self.dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else parameter.dtype
+        self._model = model
+        self._config = model.config
+        self._wants_bool_mask = model.config._attn_implementation != "eager"
+        self.cache = self._make_cache(num_slots, context_tokens)
+
+    def _make_cache(self, num_slots: int, context_tokens: int) -> SlotCache:
+        """A cache in the shape that the model itself writes: asked of it, for one token, not of its configuration."""
+        probe = _ShapeProbe()
+        token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        try:
+            self._run(token, token, 1, probe)
+        except (AttributeError, TypeError, NotImplementedError) as error:
+            raise EngineError("architecture_cache", architecture=type(self._model).__name__) from error
+        shapes = set(probe.shapes.values())
+        if len(shapes) != 1 or sorted(probe.shapes) != list(range(len(probe.shapes))):
+            raise EngineError("architecture_cache", architecture=type(self._model).__name__)
+        num_kv_heads, head_dim = shapes.pop()
+        return SlotCache(
+            len(probe.shapes), num_slots, num_kv_heads, context_tokens, head_dim, probe.dtype, self.device
+        )
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        first_slot: int,
+        length: int,
+        targets: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits [rows, vocabulary] for what follows the last token of each row.
+
+        `tokens` and `positions` are [rows, new tokens]; row r is slot `first_slot` + r. `length` is how much of the
+        cache is looked at: beyond the largest position. `targets` are the cache's columns to write, where they are
+        not the positions.
+        """
+        rows = slice(first_slot, first_slot + tokens.shape[0])
+        self.cache.aim(rows, positions if targets is None else targets, length)
+        return self._run(tokens, positions, length, self.cache)
+
+    def _run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, cache: Any) -> torch.Tensor:
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=self._masks(positions, length),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -1]
+
+    def _masks(self, positions: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
+        """What each new token may look at, [rows, 1, new tokens, length]; models of mixed layers take one a kind."""
+        keys = torch.arange(length, device=positions.device)
+        seen = keys <= positions[:, None, :, None]
+        window = getattr(self._config, "sliding_window", None)
+        near = seen & (keys > positions[:, None, :, None] - window) if window else seen
+        layer_types = getattr(self._config, "layer_types", None)
+        if layer_types:
+            kinds = {"full_attention": seen, "sliding_attention": near}
+            return {kind: self._as_mask(kinds[kind]) for kind in set(layer_types)}
+        return self._as_mask(near)
+
+    def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
+        if self._wants_bool_mask:
+            return allowed
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill_(~allowed, lowest)
+
+
+class _ShapeProbe:
+    """Stands in for a cache during one pass and notes what each layer would write."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, tuple[int, int]] = {}
+        self.dtype = torch.float32
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if key.shape != value.shape:
+            raise NotImplementedError("keys and values of different shapes")
+        self.shapes[layer_idx] = (key.shape[1], key.shape[3])
+        self.dtype = key.dtype
+        return key, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0

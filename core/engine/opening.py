@@ -1,0 +1,181 @@
+"""From a Load command to an engine that is ready to answer: device, kernel, weights, cache, tokenizer, warm-up.
+
+Knows no pipe: progress goes to a callback, and whatever a person should read is raised as a DeckError.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from gptqmodel.utils.exllamav2 import exllamav2_gptq_runtime_available, exllamav2_gptq_runtime_error
+from gptqmodel.utils.marlin import marlin_runtime_available, marlin_runtime_error
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedModel
+
+from core.checkpoint import Checkpoint, read_checkpoint, read_json
+from core.engine.kernels import Device, Kernel, choose_kernel
+from core.engine.loader import load_model
+from core.engine.messages import Load, ModelFacts, Stage
+from core.engine.model import SlotModel
+from core.errors import CheckpointError, EngineError
+
+DEFAULT_CONTEXT_TOKENS = 4096
+# How much of a prompt is read between two looks at everything else.
+CHUNK_TOKENS = {"cuda": 512, "cpu": 64}
+# Where each stage begins in the whole load; importing the libraries has been done by then.
+STAGE_BEGIN: dict[Stage, float] = {"start": 0.0, "compile": 0.12, "read": 0.15, "prepare": 0.85, "warm_up": 0.9}
+# How a chat model's turn may end, beside what its files say; only names that its vocabulary has are used.
+TURN_ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
+
+Progress = Callable[[Stage, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEngine:
+    """A model that is ready to answer."""
+
+    model: SlotModel
+    tokenizer: Tokenizer
+    end_tokens: frozenset[int]
+    chunk_tokens: int
+    facts: ModelFacts
+
+
+def open_engine(command: Load, progress: Progress) -> OpenEngine:
+    """Load what `command` names. Raises DeckError with the reason where that cannot be done."""
+    begin_s = time.perf_counter()
+    checkpoint = read_checkpoint(command.folder)
+    context_tokens = choose_context(checkpoint, command.context_tokens)
+    tokenizer = read_tokenizer(checkpoint.folder)
+    device = find_device()
+    kernel, reason = choose_kernel(checkpoint, device, command.kernel)
+    if kernel.needs_compiler:
+        progress("compile", STAGE_BEGIN["compile"])
+        compile_kernel(kernel, choose_dtype(checkpoint, kernel, device))
+    model = read_weights(checkpoint, kernel, device, progress)
+    progress("prepare", STAGE_BEGIN["prepare"])
+    with torch.inference_mode():
+        slots = SlotModel(model, command.num_slots, context_tokens)
+        progress("warm_up", STAGE_BEGIN["warm_up"])
+        warm_up(slots, CHUNK_TOKENS[device.kind], checkpoint.name)
+    return OpenEngine(
+        model=slots,
+        tokenizer=tokenizer,
+        end_tokens=find_end_tokens(checkpoint, tokenizer),
+        chunk_tokens=CHUNK_TOKENS[device.kind],
+        facts=ModelFacts(
+            name=checkpoint.name,
+            architecture=checkpoint.architecture,
+            device=device_name(slots.device),
+            kernel=kernel.name,
+            kernel_reason=reason,
+            context_tokens=context_tokens,
+            num_slots=command.num_slots,
+            load_s=time.perf_counter() - begin_s,
+            weights_bytes=checkpoint.size_bytes,
+            cache_bytes=slots.cache.num_bytes,
+        ),
+    )
+
+
+def choose_context(checkpoint: Checkpoint, asked_tokens: int) -> int:
+    """The context to reserve. Raises EngineError for one that the model was not made for."""
+    limit = checkpoint.max_context_tokens
+    if asked_tokens == 0:
+        return min(limit, DEFAULT_CONTEXT_TOKENS)
+    if not 0 < asked_tokens <= limit:
+        raise EngineError("context_range", model=checkpoint.name, asked=asked_tokens, limit=limit)
+    return asked_tokens
+
+
+def find_device() -> Device:
+    """The first GPU that CUDA shows, else the CPU."""
+    if not torch.cuda.is_available():
+        return Device("cpu")
+    compilers = ("nvcc", "c++", "ninja")
+    return Device("cuda", torch.cuda.get_device_capability(0), all(shutil.which(name) for name in compilers))
+
+
+def compile_kernel(kernel: Kernel, dtype: torch.dtype) -> None:
+    """Compile a kernel at its first use, which takes minutes; later loads find it in the user's cache folder."""
+    if kernel.name == "exllama_v2":
+        is_there, why = exllamav2_gptq_runtime_available(), exllamav2_gptq_runtime_error
+    else:
+        is_there, why = marlin_runtime_available(dtype), partial(marlin_runtime_error, dtype)
+    if not is_there:
+        raise EngineError("kernel_compile", kernel=kernel.name, why=why().splitlines()[0][:200])
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()})"
+
+
+def read_weights(checkpoint: Checkpoint, kernel: Kernel, device: Device, progress: Progress) -> PreTrainedModel:
+    """The model on its device, with progress by bytes."""
+    begin, end, total, done = STAGE_BEGIN["read"], STAGE_BEGIN["prepare"], checkpoint.size_bytes, 0
+    progress("read", begin)
+
+    def on_bytes(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress("read", begin + (end - begin) * done / total)
+
+    dtype = choose_dtype(checkpoint, kernel, device)
+    place = torch.device("cuda:0" if device.kind == "cuda" else "cpu")
+    try:
+        with torch.inference_mode():
+            return load_model(checkpoint, kernel, place, dtype, CHUNK_TOKENS[device.kind], on_bytes)
+    except torch.cuda.OutOfMemoryError as error:
+        raise EngineError("out_of_gpu_memory", model=checkpoint.name, mib=checkpoint.size_bytes >> 20) from error
+    except MemoryError as error:
+        raise EngineError("out_of_memory", model=checkpoint.name, mib=checkpoint.size_bytes >> 20) from error
+
+
+def choose_dtype(checkpoint: Checkpoint, kernel: Kernel, device: Device) -> torch.dtype:
+    """Half precision is what the GPU kernels compute in; ATen's int4 kernel takes bfloat16 only."""
+    if device.kind == "cpu":
+        return torch.bfloat16
+    named = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float16")
+    is_new_enough = device.capability >= (8, 0) and kernel.name != "exllama_v2"
+    return torch.bfloat16 if named == "bfloat16" and is_new_enough else torch.float16
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The checkpoint's tokenizer, from its tokenizer.json, else converted by transformers from an older form."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        converted = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        backend = getattr(converted, "backend_tokenizer", None)
+    except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
+        raise CheckpointError("tokenizer", folder=folder.name, why=str(error).split("\n")[0]) from error
+    if backend is None:
+        raise CheckpointError("tokenizer", folder=folder.name, why=type(converted).__name__)
+    return backend
+
+
+def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an answer: what the files name, and the usual ends of a turn that the vocabulary has."""
+    ends: set[int] = set()
+    for source in (checkpoint.config, read_json(checkpoint.folder / "generation_config.json") or {}):
+        named = source.get("eos_token_id")
+        ends.update(one for one in (named if isinstance(named, list) else [named]) if isinstance(one, int))
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    return frozenset(ends | {special[name] for name in TURN_ENDS if name in special})
+
+
+def warm_up(slots: SlotModel, chunk_tokens: int, name: str) -> None:
+    """Run one whole chunk and one token, so that no chat pays for first times, and see that numbers come out."""
+    count = min(chunk_tokens, slots.cache.context_tokens - 1)
+    tokens = torch.zeros((1, count), dtype=torch.long, device=slots.device)
+    positions = torch.arange(count, device=slots.device).unsqueeze(0)
+    slots.forward(tokens, positions, 0, count)
+    logits = slots.forward(tokens[:, :1], positions[:, :1] + count, 0, count + 1)
+    if not torch.isfinite(logits).all():
+        raise EngineError("not_finite", model=name)

@@ -1,0 +1,147 @@
+"""One quantized matrix as a module: a checkpoint's tensors in, the chosen kernel's form out; knows no model around it.
+
+gptqmodel's own classes do the work where they are the fastest. On the CPU its int4 packing is kept, but called by a
+module of ours, because its wrapper costs more than the matrix for one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from gptqmodel.nn_modules.qlinear import GPTQQuantLinear, PackableQuantLinear
+from gptqmodel.nn_modules.qlinear.exllamav2 import ExllamaV2Linear
+from gptqmodel.nn_modules.qlinear.marlin import MarlinLinear
+from gptqmodel.nn_modules.qlinear.torch import TorchLinear
+from gptqmodel.nn_modules.qlinear.torch_aten_kernel import TorchAtenLinear
+from gptqmodel.nn_modules.qlinear.tritonv2 import TritonV2Linear
+from gptqmodel.utils.exllamav2 import ScratchSpace
+from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+from torch import nn
+
+from core.checkpoint import Quantization
+
+Tensors = dict[str, torch.Tensor]
+CLASSES: dict[str, type[GPTQQuantLinear]] = {
+    "exllama_v2": ExllamaV2Linear,
+    "marlin": MarlinLinear,
+    "triton": TritonV2Linear,
+    "torch": TorchLinear,
+    "aten_int4": TorchAtenLinear,
+    "dense": TorchLinear,
+}
+
+
+@dataclass(slots=True)
+class MatrixMaker:
+    """Makes the modules of one model. ExLlamaV2's matrices share one scratch space, as large as the largest needs."""
+
+    kernel: str
+    quantization: Quantization
+    dtype: torch.dtype
+    scratch: ScratchSpace | None = None
+
+    def reserve_scratch(self, shapes: set[tuple[int, int]], max_rows: int, device: torch.device) -> None:
+        """Allocate what the kernel needs beside the weights, for the largest of `shapes` (in, out)."""
+        if self.kernel == "exllama_v2":
+            num_bytes = max(
+                in_features * out_features * 2 + 128 + out_features * max_rows * 4 + 128
+                for in_features, out_features in shapes
+            )
+            self.scratch = ScratchSpace(scratch_bytes=num_bytes, dev=device)
+
+    def make(self, tensors: Tensors) -> nn.Module:
+        """The module for one matrix from its qweight, qzeros, scales, and where there are any g_idx and bias."""
+        module = self._fill(tensors)
+        if isinstance(module, ExllamaV2Linear):
+            module.post_init(self.scratch)
+        elif self.kernel == "aten_int4":
+            return CpuInt4Linear(module)
+        elif self.kernel == "dense":
+            return make_dense(module, self.dtype)
+        else:
+            module.post_init()
+        return module
+
+    def _fill(self, tensors: Tensors) -> GPTQQuantLinear:
+        bits, qweight = self.quantization.bits, tensors["qweight"]
+        in_features, out_features = qweight.shape[0] * 32 // bits, qweight.shape[1]
+        bias = tensors.get("bias")
+        module = CLASSES[self.kernel](
+            bits=bits,
+            group_size=self.quantization.group_size,
+            sym=self.quantization.symmetric,
+            desc_act=self.quantization.act_order,
+            in_features=in_features,
+            out_features=out_features,
+            bias=bias is not None,
+            pack_dtype=torch.int32,
+            register_buffers=False,
+            dtype=self.dtype if self.kernel == "marlin" else torch.float16,
+        )
+        g_idx = tensors.get("g_idx")
+        if g_idx is None:
+            g_idx = torch.arange(in_features, dtype=torch.int32, device=qweight.device) // module.group_size
+        # Marlin computes in the type it was made for; ExLlamaV2 takes half precision only.
+        scales = tensors["scales"].to(self.dtype if self.kernel == "marlin" else torch.float16)
+        values = {"qweight": qweight, "qzeros": tensors["qzeros"], "scales": scales, "g_idx": g_idx.to(torch.int32)}
+        for name, tensor in values.items():
+            set_tensor(module, name, tensor)
+        set_tensor(module, "bias", None if bias is None else bias.to(self.dtype))
+        if self.quantization.format == "gptq_v2":
+            module.qzero_format(format=2)
+        elif module.REQUIRES_FORMAT_V2:
+            convert_gptq_v1_to_v2_format_module(module, bits=bits, pack_dtype=torch.int32)
+        return module.eval()
+
+
+def set_tensor(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
+    """Put `tensor` where the class expects it: over its parameter, or as a buffer."""
+    if name in module._parameters and tensor is not None:
+        module._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        return
+    if hasattr(module, name) and name not in module._buffers:
+        delattr(module, name)
+    module.register_buffer(name, tensor, persistent=False)
+
+
+class CpuInt4Linear(nn.Module):
+    """A matrix for ATen's int4 kernel: 4-bit codes in its own tiling, one bfloat16 scale and zero a group."""
+
+    def __init__(self, source: GPTQQuantLinear) -> None:
+        super().__init__()
+        assert isinstance(source, TorchAtenLinear), type(source)
+        source.post_init()
+        source.transform("cpu")
+        self.out_features = source.out_features
+        self.group_size = source.group_size
+        self.register_buffer("weight", source.qweight, persistent=False)
+        self.register_buffer("scales_and_zeros", source.scales_and_zeros, persistent=False)
+        self.register_buffer("bias", source.bias, persistent=False)
+        order = source.ret_idx.long()
+        is_in_order = bool((order == torch.arange(order.numel())).all())
+        self.register_buffer("order", None if is_in_order else order, persistent=False)
+        self._matmul: Callable[..., torch.Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out], both bfloat16."""
+        rows = x.reshape(-1, x.shape[-1])
+        if self.order is not None:
+            rows = rows[:, self.order]
+        out = self._matmul(rows, self.weight, self.group_size, self.scales_and_zeros)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def make_dense(source: GPTQQuantLinear, dtype: torch.dtype) -> nn.Linear:
+    """The matrix written out: four times the memory at 4 bit, and the only form that every layout has on a CPU."""
+    assert isinstance(source, PackableQuantLinear), type(source)
+    source.dequant_dtype = torch.int16 if source.bits == 8 else torch.int8
+    weight = PackableQuantLinear.dequantize_weight(source)
+    linear = nn.Linear(source.in_features, source.out_features, bias=source.bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.to(dtype).t().contiguous(), requires_grad=False)
+    if source.bias is not None:
+        linear.bias = nn.Parameter(source.bias.to(dtype), requires_grad=False)
+    return linear

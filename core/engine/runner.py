@@ -1,0 +1,212 @@
+"""The one engine of this process: starts, feeds and ends the worker process; knows nothing of torch, chats and pages.
+
+Everything here may be called from any thread. The worker is a plain child process that speaks over a socket pair, so
+that it does not import the script that happens to run in this process, and its death is an end of file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from core.engine.answer import Answer
+from core.engine.messages import (
+    Began,
+    Cancel,
+    Command,
+    EngineState,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    Sampling,
+    Text,
+)
+from core.errors import DeckError, EngineError
+from core.settings import ROOT
+
+log = logging.getLogger(__name__)
+WORKER_END_S = 5.0
+
+
+class Runner:
+    """Loads one model at a time and answers with it. `state` is what pages show."""
+
+    def __init__(self, worker_module: str = "core.engine.worker") -> None:
+        self._worker_module = worker_module
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._state = EngineState()
+        self._worker: _Worker | None = None
+        self._answers: dict[int, Answer] = {}
+        self._numbers = itertools.count(1)
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def running_answers(self) -> list[Answer]:
+        """The answers that are queued or being written, oldest first."""
+        with self._lock:
+            return list(self._answers.values())
+
+    def load(self, folder: Path, context_tokens: int = 0, num_slots: int = 1, kernel: str | None = None) -> None:
+        """Begin to load the checkpoint in `folder`, in place of whatever is loaded; `state` tells how it goes.
+
+        `context_tokens` 0 takes the model's own limit, up to what the engine takes by default.
+        """
+        with self._lock:
+            self._end_worker(EngineError("answer_model_unloaded"))
+            self._set(EngineState("loading", folder.name))
+            self._worker = _Worker(self._worker_module, self._take, self._worker_ended)
+            self._worker.send(Load(folder, context_tokens, num_slots, kernel))
+
+    def unload(self) -> None:
+        """End the worker process: all of its memory comes back. Running answers keep what was written."""
+        with self._lock:
+            self._end_worker(EngineError("answer_model_unloaded"))
+            self._set(EngineState())
+
+    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling) -> Answer:
+        """Begin to answer `prompt`; the answer waits its turn where the model is busy.
+
+        Raises EngineError when no model is loaded.
+        """
+        with self._lock:
+            if self._state.phase != "ready" or self._worker is None:
+                raise EngineError("nothing_loaded")
+            answer = Answer(next(self._numbers), self._cancel)
+            self._answers[answer.request] = answer
+            self._worker.send(Generate(answer.request, prompt, sampling))
+            return answer
+
+    def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:
+        """Wait for the end of a load, at most `timeout_s`; the state as it then is."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._state.phase != "loading", timeout_s)
+            return self._state
+
+    def _cancel(self, request: int) -> None:
+        with self._lock:
+            if self._worker is not None:
+                self._worker.send(Cancel(request))
+
+    def _set(self, state: EngineState) -> None:
+        self._state = state
+        self._changed.notify_all()
+
+    def _take(self, worker: _Worker, event: Event) -> None:
+        with self._lock:
+            if worker is not self._worker:
+                return
+            match event:
+                case LoadProgress():
+                    self._set(replace(self._state, stage=event.stage, fraction=event.fraction))
+                case Loaded():
+                    self._set(EngineState("ready", event.facts.name, facts=event.facts, fraction=1.0))
+                case LoadFailed():
+                    log.error("load of %s failed: %s", self._state.model, event.error)
+                    self._end_worker(event.error)
+                    self._set(EngineState("failed", self._state.model, error=event.error))
+                case Began() | Text() | Finished() | Failed():
+                    self._take_answer(event)
+
+    def _take_answer(self, event: Began | Text | Finished | Failed) -> None:
+        answer = self._answers.get(event.request)
+        if answer is None:
+            return
+        if isinstance(event, (Finished, Failed)):
+            del self._answers[event.request]
+        answer.take(event)
+
+    def _worker_ended(self, worker: _Worker) -> None:
+        """The worker's side of the pipe closed although nobody asked for it."""
+        exit_code = worker.wait()
+        with self._lock:
+            if worker is not self._worker:
+                return
+            error = death_reason(exit_code)
+            log.error("the engine's process ended while %s: %s", self._state.phase, error)
+            self._end_worker(error)
+            self._set(EngineState("failed", self._state.model, error=error))
+
+    def _end_worker(self, error: DeckError) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.end()
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            answer.take(Failed(answer.request, error))
+
+
+class _Worker:
+    """One worker process and the thread that listens to it."""
+
+    def __init__(
+        self, module: str, on_event: Callable[[_Worker, Event], None], on_end: Callable[[_Worker], None]
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+            )
+        self._pipe = Connection(ours.detach())
+        self._sending = threading.Lock()
+        self._on_event, self._on_end = on_event, on_end
+        threading.Thread(target=self._listen, name="engine-listener", daemon=True).start()
+
+    def send(self, command: Command) -> None:
+        """Hand over a command; a worker that is gone is the listener's business, not the sender's."""
+        try:
+            with self._sending:
+                self._pipe.send(command)
+        except (OSError, ValueError):
+            log.debug("the engine's process is gone; %s was not sent", type(command).__name__)
+
+    def end(self) -> None:
+        """End the process for good, gently first, and wait until it is gone."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(WORKER_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self) -> int:
+        return self._process.wait()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                event = self._pipe.recv()
+            except (EOFError, OSError):
+                break
+            self._on_event(self, event)
+        self._on_end(self)
+
+
+def death_reason(exit_code: int) -> EngineError:
+    """What a person should read when the worker ended with `exit_code` (negative: minus the signal's number)."""
+    if exit_code == -signal.SIGKILL:
+        return EngineError("worker_killed")
+    name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+    return EngineError("worker_died", how=name)
+
