@@ -1,0 +1,139 @@
+"""From a chat's turns to the text that a model was trained on; knows no tokenizer, no engine and no page.
+
+A checkpoint's own Jinja template is rendered in a sandbox, as transformers does, so that the dashboard needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from core.checkpoint import read_json
+from core.errors import DeckError
+
+LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
+
+
+class Turn(TypedDict):
+    """One message as a chat template reads it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class TemplateError(DeckError):
+    """A checkpoint's chat template cannot be used for this chat."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """`source` is Jinja, or None for a checkpoint that has no template: then Llama-2's own format is used."""
+
+    source: str | None
+    bos_token: str
+    eos_token: str
+
+    def render(self, turns: list[Turn]) -> str:
+        """The prompt for the assistant's next turn, with its special tokens written out.
+
+        Raises TemplateError when the template refuses these turns, with the template's own words.
+        """
+        if self.source is None:
+            return render_llama2(turns)
+        try:
+            return _compile(self.source).render(
+                messages=turns, add_generation_prompt=True, bos_token=self.bos_token, eos_token=self.eos_token
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise TemplateError("chat_template", why=str(error)) from error
+
+
+def read_template(folder: Path) -> ChatTemplate:
+    """The chat template of the checkpoint in `folder`, from wherever its age keeps it."""
+    config = read_json(folder / "tokenizer_config.json") or {}
+    special = read_json(folder / "special_tokens_map.json") or {}
+    return ChatTemplate(
+        source=_read_source(folder, config),
+        bos_token=_token_text(config.get("bos_token") or special.get("bos_token")),
+        eos_token=_token_text(config.get("eos_token") or special.get("eos_token")),
+    )
+
+
+def render_llama2(turns: list[Turn]) -> str:
+    """Llama-2's chat format: the system text inside the first question, each exchange between <s> and </s>.
+
+    Source: Meta's reference, `chat_completion` in llama/generation.py.
+    """
+    system = "".join(turn["content"] for turn in turns if turn["role"] == "system")
+    text, is_first = "", True
+    for turn in turns:
+        content = turn["content"].strip()
+        if turn["role"] == "user":
+            if is_first and system:
+                content = f"<<SYS>>\n{system}\n<</SYS>>\n\n{content}"
+            is_first = False
+            text += f"{LLAMA2_BOS}[INST] {content} [/INST]"
+        elif turn["role"] == "assistant":
+            text += f" {content} {LLAMA2_EOS}"
+    return text
+
+
+def _read_source(folder: Path, config: dict[str, Any]) -> str | None:
+    try:
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        pass
+    found = config.get("chat_template") or (read_json(folder / "chat_template.json") or {}).get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) and found.strip() else None
+
+
+def _token_text(token: object) -> str:
+    """Older tokenizers write a special token as an object with its text in `content`."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's words for training; for a prompt its body is rendered as it is."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _compile(source: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = _now
+    return environment.from_string(source)
+
+
+def _to_json(value: object, indent: int | None = None, **_: object) -> str:
+    """Jinja's own filter escapes for HTML, which would change what the model reads."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
