@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from core.text import translate
 
+MAX_PARAM_CHARS = 1000
+
 
 class DeckError(Exception):
     """Something failed and a person should know what to do next.
@@ -13,9 +15,9 @@ class DeckError(Exception):
     """
 
     def __init__(self, key: str, **params: str | int | float) -> None:
-        super().__init__(key, params)
+        super().__init__(key)
         self.key = key
-        self.params = params
+        self.params = {name: _shown(value) for name, value in params.items()}
 
     def __str__(self) -> str:
         return self.sentence("en")
@@ -42,6 +44,11 @@ class StarterError(DeckError):
 
 class InputError(DeckError):
     """What a person typed cannot be used; the command line ends with exit code 2."""
+
+
+def _shown(value: str | int | float) -> str | int | float:
+    """A value as a page can show it: what a file or a library says may be endless, or no valid text."""
+    return value.encode("utf-8", "replace").decode()[:MAX_PARAM_CHARS] if isinstance(value, str) else value
 
 
 def _rebuild(kind: type[DeckError], key: str, params: dict[str, str | int | float]) -> DeckError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from core.checkpoint import Checkpoint, read_checkpoint
 from core.errors import CheckpointError, DeckError, InputError
+from core.model_files import printable, unreadable
 from core.settings import models_dir
 
 
@@ -21,12 +22,17 @@ class LibraryEntry:
 
 
 def scan(folder: Path | None = None) -> list[LibraryEntry]:
-    """Every model folder, by name. A folder that cannot be loaded is an entry that says why."""
+    """Every model folder, by name. A folder that cannot be loaded is an entry that says why.
+
+    Raises CheckpointError where the folder with the models cannot be read itself.
+    """
     base = folder or models_dir()
     try:
         names = sorted((path.name for path in base.iterdir() if is_model_folder(path)), key=str.casefold)
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise unreadable(base, error) from error
     return [read_entry(base / name) for name in names]
 
 
@@ -34,7 +40,7 @@ def read_entry(folder: Path) -> LibraryEntry:
     try:
         return LibraryEntry(folder.name, read_checkpoint(folder), None)
     except CheckpointError as error:
-        return LibraryEntry(folder.name, None, error)
+        return LibraryEntry(printable(folder.name), None, error)
 
 
 def is_model_folder(path: Path) -> bool:
@@ -43,7 +49,7 @@ def is_model_folder(path: Path) -> bool:
 
 
 def find(name: str) -> Checkpoint:
-    """The checkpoint called `name`. Raises InputError where there is none, CheckpointError where it is broken."""
+    """The checkpoint called `name`. Raises InputError for an unknown one, CheckpointError for a broken one."""
     names = [entry.name for entry in scan()]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]

@@ -18,7 +18,7 @@ def catalogue(language: str) -> dict[str, str]:
 
 
 def translate(language: str, key: str, **params: str | int | float) -> str:
-    """The text of `key` with `params` put into its {placeholders}; English, then the key itself, where it is missing."""
+    """The text of `key` with `params` put into its {placeholders}; where it is missing English, then the key."""
     text = catalogue(language).get(key) or catalogue("en").get(key, key)
     return text.format(**params) if params else text
 

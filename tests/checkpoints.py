@@ -82,9 +82,7 @@ def matrix_sizes(recipe: Recipe) -> dict[str, tuple[int, int]]:
 def plain_sizes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """The shapes of what is not quantized."""
     norms = ("input_layernorm", "post_attention_layernorm")
-    layers = {
-        f"model.layers.{i}.{norm}.weight": (recipe.hidden,) for i in range(recipe.num_layers) for norm in norms
-    }
+    layers = {f"model.layers.{i}.{norm}.weight": (recipe.hidden,) for i in range(recipe.num_layers) for norm in norms}
     return {
         "model.embed_tokens.weight": (recipe.vocabulary, recipe.hidden),
         "model.norm.weight": (recipe.hidden,),
@@ -131,6 +129,13 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def write_files(folder: Path, recipe: Recipe, tensors: dict[str, np.ndarray]) -> None:
+    write_config(folder, recipe)
+    old_name = f"gptq_model-{recipe.bits}bit-{recipe.group_size}g.safetensors"
+    name = old_name if recipe.old_layout else "model.safetensors"
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+
+
+def write_config(folder: Path, recipe: Recipe) -> None:
     quantization = {
         "bits": recipe.bits,
         "group_size": recipe.group_size,
@@ -157,13 +162,10 @@ def write_files(folder: Path, recipe: Recipe, tensors: dict[str, np.ndarray]) ->
         "torch_dtype": "float16",
         "quantization_config": quantization,
     }
-    name = "model.safetensors"
     if recipe.old_layout:
         del config["quantization_config"], config["num_key_value_heads"]
-        name = f"gptq_model-{recipe.bits}bit-{recipe.group_size}g.safetensors"
         (folder / "quantize_config.json").write_text(json.dumps(quantization))
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    save_file(tensors, folder / name, metadata={"format": "pt"})
 
 
 def make_tokenizer(folder: Path, vocabulary: int) -> None:
@@ -179,5 +181,10 @@ def make_tokenizer(folder: Path, vocabulary: int) -> None:
     )
     tokenizer.train_from_iterator(TEXT, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

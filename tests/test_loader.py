@@ -84,7 +84,14 @@ def change_tensors(folder: Path, change: dict[str, np.ndarray | None]) -> None:
         ({"model.norm.weight": np.ones(65, np.float16)}, "weight_shape"),
         ({"model.layers.0.mlp.up_proj.qzeros": np.zeros((4, 16), np.int32)}, "weight_shape"),
     ],
-    ids=["scales missing", "norm missing", "layer too many", "tensor too many", "norm too long", "groups too many"],
+    ids=[
+        "scales missing",
+        "norm missing",
+        "layer too many",
+        "tensor too many",
+        "norm too long",
+        "groups too many",
+    ],
 )
 def test_a_weight_missing_unexpected_or_of_another_shape_refuses_the_load(
     tmp_path: Path, change: dict[str, np.ndarray | None], key: str
@@ -129,7 +136,13 @@ def test_a_bias_of_zeros_is_dropped_and_any_other_is_kept(tmp_path: Path) -> Non
         ('"hidden_size": 64', '"hidden_size": 96', CheckpointError),
         ('"num_hidden_layers": 2', '"num_hidden_layers": 3', CheckpointError),
     ],
-    ids=["unknown family", "no causal model", "number as text", "contradicts the tensors", "more layers than tensors"],
+    ids=[
+        "unknown family",
+        "no causal model",
+        "number as text",
+        "contradicts the tensors",
+        "more layers than tensors",
+    ],
 )
 def test_a_configuration_that_cannot_be_this_model_is_refused_in_words(
     tmp_path: Path, old: str, new: str, error: type[DeckError]

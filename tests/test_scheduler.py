@@ -97,7 +97,13 @@ def test_greedy_answers_are_what_the_model_says_without_a_cache(desk: Desk, mode
 
 
 def test_an_answer_does_not_depend_on_what_runs_beside_it(folder: Path, model) -> None:
-    questions = {1: PROMPT, 2: "Hello, how are you today?", 3: "The quick brown fox", 4: "你好，世界。", 5: "user"}
+    questions = {
+        1: PROMPT,
+        2: "Hello, how are you today?",
+        3: "The quick brown fox",
+        4: "你好，世界。",
+        5: "user",
+    }
     alone = {}
     for request, question in questions.items():
         desk = Desk(folder, model)

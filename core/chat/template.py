@@ -17,10 +17,23 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from core.checkpoint import read_json
 from core.errors import DeckError
+from core.model_files import printable, read_json, read_text
 
 LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
+MAX_WHY_CHARS = 200
+# What a template can raise beside its own refusal: it is a program that a checkpoint's author wrote.
+TEMPLATE_FAULTS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 
 
 class Turn(TypedDict):
@@ -51,10 +64,17 @@ class ChatTemplate:
             return render_llama2(turns)
         try:
             return _compile(self.source).render(
-                messages=turns, add_generation_prompt=True, bos_token=self.bos_token, eos_token=self.eos_token
+                messages=turns,
+                add_generation_prompt=True,
+                bos_token=self.bos_token,
+                eos_token=self.eos_token,
+                # Templates ask "is not none", which what is left out would be.
+                tools=None,
+                documents=None,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise TemplateError("chat_template", why=str(error)) from error
+        except TEMPLATE_FAULTS as error:
+            why = str(error) or type(error).__name__
+            raise TemplateError("chat_template", why=printable(why[:MAX_WHY_CHARS])) from error
 
 
 def read_template(folder: Path) -> ChatTemplate:
@@ -74,28 +94,28 @@ def render_llama2(turns: list[Turn]) -> str:
     Source: Meta's reference, `chat_completion` in llama/generation.py.
     """
     system = "".join(turn["content"] for turn in turns if turn["role"] == "system")
-    text, is_first = "", True
-    for turn in turns:
-        content = turn["content"].strip()
+    spoken = [turn for turn in turns if turn["role"] != "system"]
+    if spoken and spoken[0]["role"] == "assistant":
+        # A greeting: the format begins with a question, and keeps the system text in it.
+        spoken = [Turn(role="user", content=""), *spoken]
+    text, head = "", f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
+    for turn in spoken:
         if turn["role"] == "user":
-            if is_first and system:
-                content = f"<<SYS>>\n{system}\n<</SYS>>\n\n{content}"
-            is_first = False
-            text += f"{LLAMA2_BOS}[INST] {content} [/INST]"
-        elif turn["role"] == "assistant":
-            text += f" {content} {LLAMA2_EOS}"
+            text += f"{LLAMA2_BOS}[INST] {(head + turn['content']).strip()} [/INST]"
+            head = ""
+        else:
+            text += f" {turn['content'].strip()} {LLAMA2_EOS}"
     return text
 
 
 def _read_source(folder: Path, config: dict[str, Any]) -> str | None:
-    try:
-        return (folder / "chat_template.jinja").read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        pass
-    found = config.get("chat_template") or (read_json(folder / "chat_template.json") or {}).get("chat_template")
+    found = read_text(folder / "chat_template.jinja") or config.get("chat_template")
+    found = found or (read_json(folder / "chat_template.json") or {}).get("chat_template")
     if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = named.get("default")
+        # Several templates by name: the one for a chat is called default, or comes first.
+        entries = [entry for entry in found if isinstance(entry, dict)]
+        entries.sort(key=lambda entry: entry.get("name") != "default")
+        found = entries[0].get("template") if entries else None
     return found if isinstance(found, str) and found.strip() else None
 
 
@@ -126,9 +146,15 @@ def _compile(source: str) -> jinja2.Template:
     return environment.from_string(source)
 
 
-def _to_json(value: object, indent: int | None = None, **_: object) -> str:
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """Jinja's own filter escapes for HTML, which would change what the model reads."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> None:

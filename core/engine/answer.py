@@ -59,7 +59,11 @@ class Answer:
                 case Began():
                     self.phase, self.prompt_tokens = "reading", event.prompt_tokens
                 case Text():
-                    self.phase, self.text, self.num_tokens = "writing", self.text + event.text, event.num_tokens
+                    self.phase, self.text, self.num_tokens = (
+                        "writing",
+                        self.text + event.text,
+                        event.num_tokens,
+                    )
                 case Finished():
                     self.reason, self.stats, self.phase = event.reason, event.stats, "done"
                 case Failed():

@@ -6,36 +6,81 @@ Text that might become a stop string is held back until it does or does not.
 from __future__ import annotations
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+# What decoding makes of bytes that are no character, or not one yet.
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+class TokenDecoder:
+    """Turns tokens into whole characters, one token at a time.
+
+    The tokenizers library's own DecodeStream raises when a character is followed by bytes that never become one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # The tokens of the last piece, then those that wait for the rest of a character. How a token is written
+        # depends on whether something comes before it, so the last piece is decoded along.
+        self._tokens: list[int] = []
+        self._num_done = 0
+        self._done = ""
+
+    def push(self, token: int) -> str:
+        """The further text now that `token` came; empty while a character is incomplete."""
+        self._tokens.append(token)
+        text = self._further_text()
+        if not text or text.endswith(BROKEN):
+            return ""
+        self._tokens = self._tokens[self._num_done :]
+        self._num_done = len(self._tokens)
+        self._done = self._tokenizer.decode(self._tokens)
+        return text
+
+    def flush(self) -> str:
+        """What waits at the end, without the character that never became whole."""
+        return self._further_text().rstrip(BROKEN)
+
+    def _further_text(self) -> str:
+        text = self._tokenizer.decode(self._tokens)
+        if text.startswith(self._done):
+            return text[len(self._done) :]
+        # A run of byte tokens is decoded as a whole: one broken character would take back those before it.
+        return self._tokenizer.decode(self._tokens[self._num_done :])
 
 
 class TextStream:
     """Turns one answer's tokens into pieces of text. `stopped` is set once a stop string came."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder = TokenDecoder(tokenizer)
         self._stop = stop
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` came; empty while a character or a stop string is incomplete."""
-        self._held += self._decoder.step(self._tokenizer, token) or ""
-        first = min((at for at in (self._held.find(text) for text in self._stop) if at >= 0), default=-1)
-        if first >= 0:
+        self._held += self._decoder.push(token)
+        begin = find_stop(self._held, self._stop)
+        if begin is not None:
             self.stopped = True
-            return self._release(first, drop_rest=True)
+            return self._release(begin)
         return self._release(len(self._held) - held_back(self._held, self._stop))
 
     def flush(self) -> str:
         """What was held back, when the answer ends for another reason."""
-        return self._release(len(self._held))
+        self._held += self._decoder.flush()
+        begin = find_stop(self._held, self._stop)
+        return self._release(len(self._held) if begin is None else begin)
 
-    def _release(self, length: int, drop_rest: bool = False) -> str:
-        text, rest = self._held[:length], self._held[length:]
-        self._held = "" if drop_rest else rest
+    def _release(self, length: int) -> str:
+        text, self._held = self._held[:length], self._held[length:]
         return text
+
+
+def find_stop(text: str, stop: tuple[str, ...]) -> int | None:
+    """Where the stop string begins that is complete first, so that it matters not how the text came in pieces."""
+    found = [(begin + len(word), begin) for word in stop if (begin := text.find(word)) >= 0]
+    return min(found)[1] if found else None
 
 
 def held_back(text: str, stop: tuple[str, ...]) -> int:

@@ -1,12 +1,12 @@
-"""Which matrix kernel runs a checkpoint, chosen by rule and said with its reason; knows no torch and loads nothing.
+"""Which matrix kernel runs a checkpoint, chosen by rule and said with its reason; knows no torch, loads nothing.
 
-What each kernel takes is gptqmodel 7.6's own list. A choice is never left to that library: its automatic one picks a
-kernel on compute capability 9.0 that downloads sources while a model loads.
+What each kernel takes is gptqmodel 7.6's own list. A choice is never left to that library: its automatic one
+picks a kernel on compute capability 9.0 that downloads sources while a model loads.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.checkpoint import Checkpoint
@@ -24,29 +24,36 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What a kernel can run. `group_sizes` empty means any; `multiple` divides both sides of every matrix."""
+    """What a kernel can run. `multiple` divides both sides of every matrix, `either_multiple` at least one.
+
+    `takes_part_groups`: whether a matrix's last group may be shorter than the others.
+    """
 
     name: str
     device: Literal["cuda", "cpu"]
     bits: tuple[int, ...]
-    group_sizes: tuple[int, ...] = ()
+    group_sizes: tuple[int, ...]
     takes_act_order: bool = True
     takes_asymmetric: bool = True
     needs_compiler: bool = False
     min_capability: tuple[int, int] = (0, 0)
     multiple: int = 1
+    either_multiple: int = 1
+    takes_part_groups: bool = False
 
 
+ALL_GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)
 # Fastest for one chat first. Marlin comes after ExLlamaV2: leaner, slower for one chat, and the only one here that
 # decodes 8 bit without writing the matrix out.
 KERNELS = (
-    Kernel("exllama_v2", "cuda", (4,), (-1, 32, 64, 128), needs_compiler=True, min_capability=(6, 0), multiple=32),
+    Kernel("exllama_v2", "cuda", (4,), (-1, 32, 64, 128), needs_compiler=True, min_capability=(6, 0),
+           multiple=32),
     Kernel("marlin", "cuda", (4, 8), (-1, 32, 64, 128), takes_asymmetric=False, needs_compiler=True,
-           min_capability=(7, 5), multiple=64),
-    Kernel("triton", "cuda", (2, 4, 8), (-1, 16, 32, 64, 128, 256, 512, 1024), min_capability=(7, 0), multiple=32),
-    Kernel("torch", "cuda", (2, 3, 4, 8), (-1, 16, 32, 64, 128, 256, 512, 1024)),
+           min_capability=(7, 5), multiple=64, either_multiple=128),
+    Kernel("triton", "cuda", (2, 4, 8), ALL_GROUPS, min_capability=(7, 0), multiple=32, takes_part_groups=True),
+    Kernel("torch", "cuda", (2, 3, 4, 8), ALL_GROUPS, takes_part_groups=True),
     Kernel("aten_int4", "cpu", (4,), (32, 64, 128), multiple=16),
-    Kernel("dense", "cpu", (2, 3, 4, 8)),
+    Kernel("dense", "cpu", (2, 3, 4, 8), ALL_GROUPS, takes_part_groups=True),
 )  # fmt: skip
 
 
@@ -66,12 +73,22 @@ def can_run(kernel: Kernel, checkpoint: Checkpoint, device: Device) -> bool:
     return (
         kernel.device == device.kind
         and quantization.bits in kernel.bits
-        and (not kernel.group_sizes or quantization.group_size in kernel.group_sizes)
+        and quantization.group_size in kernel.group_sizes
         and (kernel.takes_act_order or not quantization.act_order)
         and (kernel.takes_asymmetric or quantization.symmetric)
         and (device.has_compiler or not kernel.needs_compiler)
         and device.capability >= kernel.min_capability
-        and all(side % kernel.multiple == 0 for shape in matrix_shapes(checkpoint) for side in shape)
+        and all(takes_shape(kernel, *shape, quantization.group_size) for shape in matrix_shapes(checkpoint))
+    )
+
+
+def takes_shape(kernel: Kernel, in_features: int, out_features: int, group_size: int) -> bool:
+    """Whether `kernel` takes a matrix of these sides with groups of `group_size` along its inputs."""
+    sides = (in_features, out_features)
+    return (
+        all(side % kernel.multiple == 0 for side in sides)
+        and any(side % kernel.either_multiple == 0 for side in sides)
+        and (kernel.takes_part_groups or in_features % group_size == 0)
     )
 
 
@@ -89,6 +106,6 @@ def choose_kernel(checkpoint: Checkpoint, device: Device, forced: str | None = N
         return chosen, "asked_for"
     if not able:
         raise EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization.label)
-    if device.kind == "cuda" and not device.has_compiler and able[0].name == "triton":
-        return able[0], "no_compiler"
-    return able[0], able[0].name
+    with_compiler = replace(device, has_compiler=True)
+    best = next(kernel for kernel in KERNELS if can_run(kernel, checkpoint, with_compiler))
+    return able[0], able[0].name if best == able[0] else "no_compiler"

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from core.checkpoint import Checkpoint
+from core.engine import attention
 from core.engine.kernels import Kernel, matrix_shapes
 from core.engine.quantized import MatrixMaker, Tensors
 from core.errors import CheckpointError, EngineError
@@ -57,11 +58,14 @@ def load_model(
 def build_empty(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model's modules with no memory behind their weights."""
     config = read_config(checkpoint.folder)
-    softcapped = getattr(config, "attn_logit_softcapping", None) is not None
+    is_softcapped = getattr(config, "attn_logit_softcapping", None) is not None
     try:
         with init_empty_weights(include_buffers=False):
             return AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation="eager" if softcapped else "sdpa", trust_remote_code=False
+                config,
+                dtype=dtype,
+                attn_implementation="eager" if is_softcapped else attention.register(),
+                trust_remote_code=False,
             )
     except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise EngineError("architecture", model=checkpoint.name, architecture=checkpoint.architecture) from error

@@ -21,6 +21,7 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "repetition_penalty": (0.5, 5.0),
     "max_new_tokens": (1, 1_000_000),
 }
+WHOLE_SETTINGS = ("top_k", "max_new_tokens")
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**63 - 1
 
@@ -40,17 +41,22 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, (low, high) in SAMPLING_RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise InputError("setting_range", name=name, value=str(value), low=low, high=high)
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InputError("setting_range", name="seed", value=str(self.seed), low=0, high=MAX_SEED)
-        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            _check_range(name, getattr(self, name), low, high, name in WHOLE_SETTINGS)
+        if self.seed is not None:
+            _check_range("seed", self.seed, 0, MAX_SEED, is_whole=True)
+        if len(self.stop) > MAX_STOP_STRINGS or not all(isinstance(text, str) and text for text in self.stop):
             raise InputError("stop_strings", count=len(self.stop), limit=MAX_STOP_STRINGS)
 
     @classmethod
     def names(cls) -> list[str]:
         return [field.name for field in fields(cls)]
+
+
+def _check_range(name: str, value: object, low: float, high: float, is_whole: bool) -> None:
+    kinds = int if is_whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        key = "setting_whole" if is_whole else "setting_range"
+        raise InputError(key, name=name, value=str(value), low=low, high=high)
 
 
 # Dashboard to worker ------------------------------------------------------------------------------------------------

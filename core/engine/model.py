@@ -18,9 +18,12 @@ class SlotModel:
         parameter = next(model.parameters())
         self.device = parameter.device
         self.dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else parameter.dtype
+        self.vocabulary = model.get_input_embeddings().num_embeddings
         self._model = model
         self._config = model.config
-        self._wants_bool_mask = model.config._attn_implementation != "eager"
+        self._is_eager = model.config._attn_implementation == "eager"
+        # On a GPU a chunk's attention is causal without a mask, by kernels that need no memory for one.
+        self._needs_mask = self._is_eager or self.device.type == "cpu"
         self.cache = self._make_cache(num_slots, context_tokens)
 
     def _make_cache(self, num_slots: int, context_tokens: int) -> SlotCache:
@@ -35,9 +38,7 @@ class SlotModel:
         if len(shapes) != 1 or sorted(probe.shapes) != list(range(len(probe.shapes))):
             raise EngineError("architecture_cache", architecture=type(self._model).__name__)
         num_kv_heads, head_dim = shapes.pop()
-        return SlotCache(
-            len(probe.shapes), num_slots, num_kv_heads, context_tokens, head_dim, probe.dtype, self.device
-        )
+        return SlotCache(len(probe.shapes), num_slots, num_kv_heads, context_tokens, head_dim, probe.dtype, self.device)
 
     def forward(
         self,
@@ -69,20 +70,21 @@ class SlotModel:
         logits: torch.Tensor = output.logits
         return logits[:, -1]
 
-    def _masks(self, positions: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
+    def _masks(self, positions: torch.Tensor, length: int) -> torch.Tensor | None | dict[str, torch.Tensor | None]:
         """What each new token may look at, [rows, 1, new tokens, length]; models of mixed layers take one a kind."""
         keys = torch.arange(length, device=positions.device)
         seen = keys <= positions[:, None, :, None]
+        full = self._as_mask(seen) if self._needs_mask or positions.shape[1] == 1 else None
         window = getattr(self._config, "sliding_window", None)
-        near = seen & (keys > positions[:, None, :, None] - window) if window else seen
+        near = self._as_mask(seen & (keys > positions[:, None, :, None] - window)) if window else full
         layer_types = getattr(self._config, "layer_types", None)
         if layer_types:
-            kinds = {"full_attention": seen, "sliding_attention": near}
-            return {kind: self._as_mask(kinds[kind]) for kind in set(layer_types)}
-        return self._as_mask(near)
+            kinds = {"full_attention": full, "sliding_attention": near}
+            return {kind: kinds[kind] for kind in set(layer_types)}
+        return near
 
     def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
-        if self._wants_bool_mask:
+        if not self._is_eager:
             return allowed
         lowest = torch.finfo(self.dtype).min
         return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill_(~allowed, lowest)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from gptqmodel.utils.exllamav2 import exllamav2_gptq_runtime_available, exllamav2_gptq_runtime_error
@@ -29,9 +30,23 @@ DEFAULT_CONTEXT_TOKENS = 4096
 # How much of a prompt is read between two looks at everything else.
 CHUNK_TOKENS = {"cuda": 512, "cpu": 64}
 # Where each stage begins in the whole load; importing the libraries has been done by then.
-STAGE_BEGIN: dict[Stage, float] = {"start": 0.0, "compile": 0.12, "read": 0.15, "prepare": 0.85, "warm_up": 0.9}
+STAGE_BEGIN: dict[Stage, float] = {
+    "start": 0.0,
+    "compile": 0.12,
+    "read": 0.15,
+    "prepare": 0.85,
+    "warm_up": 0.9,
+}
 # How a chat model's turn may end, beside what its files say; only names that its vocabulary has are used.
-TURN_ENDS = ("</s>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
+TURN_ENDS = (
+    "</s>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+)
 
 Progress = Callable[[Stage, float], None]
 
@@ -53,6 +68,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     checkpoint = read_checkpoint(command.folder)
     context_tokens = choose_context(checkpoint, command.context_tokens)
     tokenizer = read_tokenizer(checkpoint.folder)
+    end_tokens = find_end_tokens(checkpoint, tokenizer)
     device = find_device()
     kernel, reason = choose_kernel(checkpoint, device, command.kernel)
     if kernel.needs_compiler:
@@ -67,7 +83,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     return OpenEngine(
         model=slots,
         tokenizer=tokenizer,
-        end_tokens=find_end_tokens(checkpoint, tokenizer),
+        end_tokens=end_tokens,
         chunk_tokens=CHUNK_TOKENS[device.kind],
         facts=ModelFacts(
             name=checkpoint.name,
@@ -150,24 +166,34 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The checkpoint's tokenizer, from its tokenizer.json, else converted by transformers from an older form."""
     try:
         if (folder / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return uncut(Tokenizer.from_file(str(folder / "tokenizer.json")))
         converted = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         backend = getattr(converted, "backend_tokenizer", None)
     except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
         raise CheckpointError("tokenizer", folder=folder.name, why=str(error).split("\n")[0]) from error
     if backend is None:
         raise CheckpointError("tokenizer", folder=folder.name, why=type(converted).__name__)
-    return backend
+    return uncut(cast(Tokenizer, backend))
+
+
+def uncut(tokenizer: Tokenizer) -> Tokenizer:
+    """A file may tell to cut or to pad every text, as for training; a prompt is taken as it is."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
     """The tokens that end an answer: what the files name, and the usual ends of a turn that the vocabulary has."""
     ends: set[int] = set()
-    for source in (checkpoint.config, read_json(checkpoint.folder / "generation_config.json") or {}):
+    generation = read_json(checkpoint.folder / "generation_config.json") or {}
+    for source in (checkpoint.config, generation):
         named = source.get("eos_token_id")
-        ends.update(one for one in (named if isinstance(named, list) else [named]) if isinstance(one, int))
+        ends.update(one for one in (named if isinstance(named, list) else [named]) if type(one) is int)
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
-    return frozenset(ends | {special[name] for name in TURN_ENDS if name in special})
+    named = (read_json(checkpoint.folder / "tokenizer_config.json") or {}).get("eos_token")
+    words = (*TURN_ENDS, named.get("content") if isinstance(named, dict) else named)
+    return frozenset(ends | {special[word] for word in words if word in special})
 
 
 def warm_up(slots: SlotModel, chunk_tokens: int, name: str) -> None:

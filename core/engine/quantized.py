@@ -85,7 +85,12 @@ class MatrixMaker:
             g_idx = torch.arange(in_features, dtype=torch.int32, device=qweight.device) // module.group_size
         # Marlin computes in the type it was made for; ExLlamaV2 takes half precision only.
         scales = tensors["scales"].to(self.dtype if self.kernel == "marlin" else torch.float16)
-        values = {"qweight": qweight, "qzeros": tensors["qzeros"], "scales": scales, "g_idx": g_idx.to(torch.int32)}
+        values = {
+            "qweight": qweight,
+            "qzeros": tensors["qzeros"],
+            "scales": scales,
+            "g_idx": g_idx.to(torch.int32),
+        }
         for name, tensor in values.items():
             set_tensor(module, name, tensor)
         set_tensor(module, "bias", None if bias is None else bias.to(self.dtype))

@@ -64,6 +64,12 @@ class Runner:
         with self._lock:
             return list(self._answers.values())
 
+    @property
+    def worker_pid(self) -> int | None:
+        """The engine's process, by which NVML tells its memory from others'."""
+        worker = self._worker
+        return None if worker is None else worker.pid
+
     def load(self, folder: Path, context_tokens: int = 0, num_slots: int = 1, kernel: str | None = None) -> None:
         """Begin to load the checkpoint in `folder`, in place of whatever is loaded; `state` tells how it goes.
 
@@ -172,6 +178,10 @@ class _Worker:
         self._on_event, self._on_end = on_event, on_end
         threading.Thread(target=self._listen, name="engine-listener", daemon=True).start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def send(self, command: Command) -> None:
         """Hand over a command; a worker that is gone is the listener's business, not the sender's."""
         try:
@@ -209,4 +219,3 @@ def death_reason(exit_code: int) -> EngineError:
         return EngineError("worker_killed")
     name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
     return EngineError("worker_died", how=name)
-

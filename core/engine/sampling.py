@@ -11,12 +11,14 @@ from core.engine.messages import Sampling
 
 # Sorting a vocabulary of 50,000 costs milliseconds on a CPU; the likeliest this many almost always hold top-p's mass.
 SORTED_HEAD = 1024
+# Below this a draw always takes the likeliest, and dividing by it would leave the range of float32.
+MIN_TEMPERATURE = 1e-5
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, seen: torch.Tensor, generator: torch.Generator) -> int:
     """The next token from `logits` [vocabulary]; `seen` holds the ids of the text so far, for the penalty."""
     logits = penalize(logits.float(), seen, sampling.repetition_penalty)
-    if sampling.temperature == 0:
+    if sampling.temperature < MIN_TEMPERATURE:
         return int(logits.argmax())
     scores, ids = cut(logits / sampling.temperature, sampling)
     choice = torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=generator)
@@ -24,7 +26,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, seen: torch.Tensor, generator
 
 
 def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Logits with those of `seen` ids divided by `penalty` where positive and multiplied where not (arXiv 1909.05858)."""
+    """Logits with those of `seen` ids divided by `penalty` where positive, else multiplied (arXiv 1909.05858)."""
     if penalty == 1.0 or seen.numel() == 0:
         return logits
     chosen = logits[seen]

@@ -98,6 +98,8 @@ class Scheduler:
             self._emit(Failed(command.request, EngineError("prompt_empty")))
         elif len(tokens) >= limit:
             self._emit(Failed(command.request, EngineError("prompt_too_long", tokens=len(tokens), limit=limit)))
+        elif not 0 <= min(tokens) <= max(tokens) < self._model.vocabulary:
+            self._emit(Failed(command.request, EngineError("prompt_token", limit=self._model.vocabulary - 1)))
         else:
             self._waiting.append(self._make_sequence(command, tokens))
 
@@ -190,6 +192,9 @@ class Scheduler:
         sequence = slot.sequence
         assert sequence is not None
         sampling = sequence.command.sampling
+        if logits.isnan().any():
+            self._fail(slot, EngineError("not_a_number"))
+            return
         token = draw(logits, sampling, self._seen(sequence, logits.device), sequence.generator)
         if sequence.num_drawn == 0:
             sequence.first_token_s = time.perf_counter()
@@ -206,6 +211,12 @@ class Scheduler:
             self._finish(slot, "context")
         elif sequence.num_drawn == 1 or time.perf_counter() - sequence.sent_s >= FLUSH_S:
             self._send_text(sequence)
+
+    def _fail(self, slot: Slot, error: EngineError) -> None:
+        sequence, slot.sequence, slot.held = slot.sequence, None, []
+        assert sequence is not None
+        self._send_text(sequence)
+        self._emit(Failed(sequence.command.request, error))
 
     def _seen(self, sequence: Sequence, device: torch.device) -> torch.Tensor:
         is_used = sequence.command.sampling.repetition_penalty != 1.0

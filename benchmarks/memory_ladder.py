@@ -1,0 +1,266 @@
+"""Holds the memory plan against a real GPU: does each model fill every slot with exactly what its plan asks for, and
+does it fail with 3 % + 100 MiB less? One card plays smaller ones by a cap on torch's allocator.
+
+The cap does not count CUDA's context; that part is compared with what NVML says of the process.
+`python -m benchmarks.memory_ladder MODELS_FOLDER [--json FILE]` makes the checkpoints and runs everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint import read_checkpoint
+from core.engine.plan import MIB, MemoryPlan, make_plan
+from core.engine.shape import read_shape
+
+KERNELS = ("exllama_v2", "marlin", "triton")
+CONTEXTS = (2048, 4096)
+SLOTS = (1, 4)
+CHUNK_TOKENS = 512
+UNCAPPED_BYTES = 2**60
+DECODED_TOKENS = 24
+# Name, and what benchmarks.random_model makes of it. The variants have fewer layers; a plan only scales with those.
+MODELS = {
+    "7B": ["7B"],
+    "70B short": ["70B", "--layers", "6"],
+    "13B": ["13B"],
+    "70B": ["70B"],
+    "7B group 32": ["7B", "--group-size", "32", "--layers", "16"],
+    "7B group 64": ["7B", "--group-size", "64", "--layers", "16"],
+    "7B act-order": ["7B", "--act-order", "--layers", "16"],
+    "7B 8 bit": ["7B", "--bits", "8", "--layers", "16"],
+}
+# First use compiles a kernel; done once, before several processes would want it.
+COMPILE = {
+    "exllama_v2": "from gptqmodel.utils.exllamav2 import exllamav2_gptq_runtime_available as f; assert f()",
+    "marlin": "import torch; from gptqmodel.utils.marlin import marlin_runtime_available as f; assert f(torch.float16)",
+}
+# How much of the card's memory may be in use at a time, by all runs together.
+BUDGET_MIB = 128_000
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model, kernel, context and number of slots: the plan and what happened."""
+
+    model: str
+    kernel: str
+    context_tokens: int
+    num_slots: int
+    planned_mib: float
+    peak_mib: float
+    with_plan: str
+    with_less: str
+    planned_context_mib: float
+    context_mib: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--kernels", nargs="*", default=list(KERNELS))
+    parser.add_argument("--child", nargs=2, metavar=("MODEL", "KERNEL"))
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps([asdict(row) for row in climb(options.folder, *options.child)]))
+        return 0
+    rows = run_all(options.folder, options.models, options.kernels)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1))
+    print(table(rows))
+    return 0 if all(row["with_plan"] == "fits" and row["with_less"] == "out of memory" for row in rows) else 1
+
+
+def run_all(folder: Path, models: list[str], kernels: list[str]) -> list[dict[str, Any]]:
+    """Make every checkpoint, then climb each kernel's ladder in a process of its own, as many as the card holds."""
+    room, made = Room(BUDGET_MIB), {name: threading.Event() for name in [*models, *kernels]}
+
+    def compile_kernel(kernel: str) -> None:
+        if kernel in COMPILE:
+            subprocess.run([sys.executable, "-c", COMPILE[kernel]], check=True, stdout=subprocess.DEVNULL)
+        made[kernel].set()
+
+    def make(name: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.random_model", MODELS[name][0], str(folder / name)]
+        subprocess.run(command + MODELS[name][1:], check=True)
+        made[name].set()
+
+    def climb_in_child(pair: tuple[str, str]) -> list[dict[str, Any]]:
+        name, kernel = pair
+        made[name].wait()
+        made[kernel].wait()
+        with room.take(needed_mib(folder / name, kernel)):
+            command = [sys.executable, "-m", "benchmarks.memory_ladder", str(folder), "--child", name, kernel]
+            done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name} {kernel}: {done.stderr.strip()[-900:]}", file=sys.stderr, flush=True)
+            return []
+        rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name} {kernel}: done\n{done.stderr[-1500:]}", file=sys.stderr, flush=True)
+        return rows
+
+    with ThreadPoolExecutor(6) as makers, ThreadPoolExecutor(9) as climbers:
+        makers.map(compile_kernel, kernels)
+        makers.map(make, models)
+        return list(itertools.chain(*climbers.map(climb_in_child, itertools.product(models, kernels))))
+
+
+class Room:
+    """The card's memory, handed out to the runs that want a part of it."""
+
+    def __init__(self, total_mib: float) -> None:
+        self._free_mib = total_mib
+        self._changed = threading.Condition()
+
+    def take(self, mib: float) -> _Taken:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free_mib >= mib)
+            self._free_mib -= mib
+        return _Taken(self, mib)
+
+    def give(self, mib: float) -> None:
+        with self._changed:
+            self._free_mib += mib
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    room: Room
+    mib: float
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.room.give(self.mib)
+
+
+def needed_mib(folder: Path, kernel: str) -> float:
+    return plan_of(folder, kernel, max(CONTEXTS), max(SLOTS)).total / MIB + 500
+
+
+def plan_of(folder: Path, kernel: str, context_tokens: int, num_slots: int) -> MemoryPlan:
+    shape = read_shape(read_checkpoint(folder))
+    return make_plan(shape, kernel, (9, 0), context_tokens, num_slots, CHUNK_TOKENS)
+
+
+def climb(folder: Path, name: str, kernel_name: str) -> list[Row]:
+    """One model with one kernel: loaded once, under the smallest rung's cap, then every rung with its own."""
+    import torch
+
+    from core.engine.kernels import KERNELS as ALL
+    from core.engine.kernels import can_run
+    from core.engine.loader import load_model
+    from core.engine.opening import choose_dtype, find_device, read_tokenizer
+
+    checkpoint, device = read_checkpoint(folder / name), find_device()
+    kernel = next(one for one in ALL if one.name == kernel_name)
+    if not can_run(kernel, checkpoint, device):
+        return []
+    rungs = [(plan_of(folder / name, kernel_name, *rung), *rung) for rung in itertools.product(CONTEXTS, SLOTS)]
+    rungs.sort(key=lambda rung: rung[0].allocated)
+    torch.zeros(1, device="cuda")
+    cap(rungs[0][0].allocated)
+    with torch.inference_mode():
+        dtype = choose_dtype(checkpoint, kernel, device)
+        model = load_model(checkpoint, kernel, torch.device("cuda:0"), dtype, CHUNK_TOKENS, lambda _: None)
+    loading_mib = torch.cuda.max_memory_reserved() / MIB
+    planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB
+    held_mib = torch.cuda.memory_allocated() / MIB
+    print(f"loaded: {held_mib:.1f} held for {planned_mib:.1f} planned, peak {loading_mib:.0f} MiB", file=sys.stderr)
+    tokenizer, rows = read_tokenizer(folder / name), []
+    for plan, context_tokens, num_slots in rungs:
+        _, peak_mib = fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES)
+        outcome, _ = fill(model, tokenizer, context_tokens, num_slots, plan.allocated)
+        context_mib = process_mib() - torch.cuda.memory_reserved() / MIB
+        less = plan.allocated - (0.03 * plan.total + 100 * MIB)
+        outcome_less, _ = fill(model, tokenizer, context_tokens, num_slots, int(less))
+        rows.append(
+            Row(name, kernel_name, context_tokens, num_slots, plan.allocated / MIB, peak_mib, outcome, outcome_less,
+                plan.context / MIB, context_mib)
+        )  # fmt: skip
+    return rows
+
+
+def cap(num_bytes: int) -> None:
+    """Let torch's allocator have `num_bytes` and no more."""
+    import torch
+
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
+
+
+def fill(model: Any, tokenizer: Any, context_tokens: int, num_slots: int, num_bytes: int) -> tuple[str, float]:
+    """Fill every slot to its last token under a cap: how it ended, and the most that was reserved, MiB."""
+    import torch
+
+    from core.engine.messages import Generate, Sampling
+    from core.engine.model import SlotModel
+    from core.engine.scheduler import Scheduler
+
+    gc.collect()
+    cap(num_bytes)
+    torch.cuda.reset_peak_memory_stats()
+    ends: list[Any] = []
+    try:
+        with torch.inference_mode():
+            slots = SlotModel(model, num_slots, context_tokens)
+        scheduler = Scheduler(slots, tokenizer, frozenset(), CHUNK_TOKENS, ends.append)
+        for request in range(num_slots):
+            prompt = tuple((7 * place + request) % 500 + 5 for place in range(context_tokens - DECODED_TOKENS))
+            sampling = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, max_new_tokens=context_tokens)
+            scheduler.submit(Generate(request, prompt, sampling))
+        while not scheduler.is_idle:
+            scheduler.step()
+        full = sum(getattr(event, "reason", None) == "context" for event in ends)
+        outcome = "fits" if full == num_slots else f"only {full} full"
+    except torch.cuda.OutOfMemoryError as error:
+        print(f"{context_tokens} x {num_slots}: {error}", file=sys.stderr)
+        outcome = "out of memory"
+    peak_mib = torch.cuda.max_memory_reserved() / MIB
+    slots = scheduler = None  # noqa: F841
+    gc.collect()
+    return outcome, peak_mib
+
+
+def process_mib() -> float:
+    """What NVML says that this process holds, MiB."""
+    import os
+
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    own = [one for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if one.pid == os.getpid()]
+    return own[0].usedGpuMemory / MIB if own and own[0].usedGpuMemory else float("nan")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, all in MiB; "over" is how much more the plan asks for than was reserved at the peak."""
+    heads = ["model", "kernel", "context", "chats", "plan", "peak", "over", "with the plan", "with less", "context"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        planned, peak = row["planned_mib"], row["peak_mib"]
+        over = f"{planned - peak:.0f} ({100 * (planned - peak) / planned:.1f} %)"
+        context = f"{row['planned_context_mib']:.0f} for {row['context_mib']:.0f}"
+        lines.append([row["model"], row["kernel"], str(row["context_tokens"]), str(row["num_slots"]), f"{planned:.0f}",
+                      f"{peak:.0f}", over, row["with_plan"], row["with_less"], context])  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

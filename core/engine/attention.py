@@ -1,0 +1,52 @@
+"""Attention over the slots' cache, as a function that transformers' model classes call; knows no model and no request.
+
+transformers' own repeats shared heads for every query and makes a mask of a whole chunk; both cost memory that grows
+with the context. Here queries that share a head become rows of one product, and a chunk uses the causal kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "llamadeck"
+# Attention sinks, capped scores and biases by position: some families' own.
+ADDITIONS = ("s_aux", "softcap", "position_bias")
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **extras: Any,
+) -> tuple[torch.Tensor, None]:
+    """[rows, heads, new tokens, head dim] over [rows, kv heads, length, head dim] -> [rows, new tokens, heads, dim].
+
+    `mask` is boolean, [rows, 1, new tokens, length]; None means causal, the new tokens being the last ones.
+    Raises NotImplementedError for what a model adds to plain attention, which is never left out in silence.
+    """
+    added = [name for name in ADDITIONS if extras.get(name) is not None]
+    if added:
+        raise NotImplementedError(f"attention with {', '.join(added)}")
+    num_rows, num_heads, num_tokens, head_dim = query.shape
+    if num_tokens == 1:
+        packed = query.reshape(num_rows, key.shape[1], num_heads // key.shape[1], head_dim)
+        output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
+        return output.reshape(num_rows, 1, num_heads, -1), None
+    bias = causal_lower_right(num_tokens, key.shape[2]) if mask is None else mask
+    shares_heads = key.shape[1] != num_heads
+    output = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shares_heads)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def register() -> str:
+    """Make `attend` known to transformers; returns the name to load a model with."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+    return NAME
