@@ -1,0 +1,177 @@
+"""The command line inside .venv: checks the arguments and hands over; knows no page and no model inside."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+from core.errors import DeckError, InputError
+from core.settings import DEFAULT_HOST, DEFAULT_PORT, ROOT
+from core.terminal import Terminal
+
+PORTS = range(1, 65536)
+PASSED_ON = ("test", "bench")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: 0 done, 1 failed, 2 bad input (argparse ends the process with 2 by itself)."""
+    terminal = Terminal()
+    parser = make_parser(terminal)
+    known, others = parser.parse_known_args(arguments)
+    if others and known.command not in PASSED_ON:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    commands: dict[str, Callable[[], int]] = {
+        "run": lambda: run(known.host, known.port, known.model, terminal),
+        "starter": lambda: starter(terminal),
+        "fit": lambda: fit(known, terminal),
+        "gpus": lambda: gpus(known, terminal),
+        "test": lambda: test(others, terminal),
+        "bench": lambda: bench(others),
+    }
+    try:
+        return commands[known.command]()
+    except DeckError as error:
+        terminal.error(error)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        terminal.say("stopped")
+        return 1
+
+
+def make_parser(terminal: Terminal) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llamadeck", description=terminal.text("about"), allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run_parser = commands.add_parser("run", help=terminal.text("help_run"), allow_abbrev=False)
+    for name, default in (("port", str(DEFAULT_PORT)), ("host", DEFAULT_HOST)):
+        run_parser.add_argument(f"--{name}", default=default, help=terminal.text(f"help_{name}", default=default))
+    run_parser.add_argument("--model", metavar="NAME", help=terminal.text("help_model"))
+    commands.add_parser("starter", help=terminal.text("help_starter"), allow_abbrev=False)
+    for name, add_arguments in (("fit", add_fit_arguments), ("gpus", add_gpus_arguments)):
+        add_arguments(commands.add_parser(name, help=terminal.text(f"help_{name}"), allow_abbrev=False), terminal)
+    for name in PASSED_ON:
+        commands.add_parser(name, help=terminal.text(f"help_{name}"), add_help=False, allow_abbrev=False)
+    return parser
+
+
+def add_fit_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
+    """Numbers are read as text, so that a wrong one gets a sentence of ours."""
+    parser.add_argument("target", metavar="TARGET", help=terminal.text("help_fit_target"))
+    cards = parser.add_mutually_exclusive_group()
+    cards.add_argument("--gpu", metavar="NAME", help=terminal.text("help_fit_gpu"))
+    cards.add_argument("--vram-mib", metavar="N", help=terminal.text("help_fit_vram_mib"))
+    for name, metavar in (("revision", "R"), ("context", "N"), ("chats", "N"), ("kernel", "K")):
+        parser.add_argument(f"--{name}", metavar=metavar, help=terminal.text(f"help_fit_{name}"))
+    parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+
+
+def add_gpus_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
+    parser.add_argument("--known", action="store_true", help=terminal.text("help_gpus_known"))
+    parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+
+
+def run(host: str, port_text: str, model: str | None, terminal: Terminal) -> int:
+    """Start the dashboard in this process's place, with a model on disk if that can be had."""
+    port = parse_port(port_text)
+    check_address(host, port)
+    ensure_model(model, terminal)
+    environment = dict(os.environ)
+    environment.pop("LLAMADECK_LOAD", None)
+    if model:
+        environment["LLAMADECK_LOAD"] = model
+    terminal.say("address", url=url_of(host, port))
+    os.chdir(ROOT)
+    os.execve(sys.executable, dashboard_command(host, port), environment)
+
+
+def dashboard_command(host: str, port: int) -> list[str]:
+    options = {"server.port": str(port), "server.address": host, "server.headless": "true"}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+    return [sys.executable, "-m", "ui.start", *arguments]
+
+
+def parse_port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) in PORTS):
+        raise InputError("bad_port", port=text, first=PORTS[0], last=PORTS[-1])
+    return int(text)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise where the dashboard could not listen; Streamlit itself would end with a traceback."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except PermissionError:
+        raise InputError("port_forbidden", port=port) from None
+    except (socket.gaierror, UnicodeError):
+        raise InputError("bad_host", host=host) from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise DeckError("port_taken", port=port) from None
+        raise InputError("bad_host", host=host) from None
+
+
+def url_of(host: str, port: int) -> str:
+    """The address to open on this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def ensure_model(name: str | None, terminal: Terminal) -> None:
+    """See that models/ holds the model called `name`, or any; without a name the dashboard also starts with none."""
+    from core import library
+    from core import starter as starter_model
+
+    if name == starter_model.NAME:
+        starter_model.build(terminal.steps("starter"))
+    if name:
+        library.find(name)
+        return
+    try:
+        starter_model.ensure_model(terminal.steps("starter"))
+    except DeckError as error:
+        terminal.error(error)
+        terminal.say("no_model")
+
+
+def starter(terminal: Terminal) -> int:
+    """Build the starter model, or take the finished build."""
+    from core import starter as starter_model
+
+    path = starter_model.build(terminal.steps("starter"))
+    terminal.say("starter_done", path=str(path))
+    return 0
+
+
+def fit(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core import fit_command
+
+    return fit_command.run(known, terminal)
+
+
+def gpus(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core import gpus_command
+
+    return gpus_command.run(known, terminal)
+
+
+def test(arguments: Sequence[str], terminal: Terminal) -> int:
+    from tests import run as tests_run
+
+    return tests_run.main(arguments, terminal)
+
+
+def bench(arguments: Sequence[str]) -> int:
+    from benchmarks import bench as benchmark
+
+    return benchmark.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

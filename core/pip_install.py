@@ -1,0 +1,80 @@
+"""Quiet `pip install` with sentences for its failures; standard library only, knows not what is installed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.errors import DeckError
+from core.terminal import Terminal
+
+LINES_SHOWN = 15
+DISK_FULL = r"No space left on device|Disk quota exceeded"
+NO_NETWORK = (
+    r"NewConnection|NameResolution|ConnectTimeout|ReadTimeout|Read timed out|ProxyError"
+    r"|ConnectionReset|RemoteDisconnected"
+)
+BUILD_FAILED = r"[Ff]ailed (to build|building)|error: command|metadata-generation-failed"
+HEADER_MISSING = r"fatal error: \S+\.h: No such file"
+
+
+class InstallError(DeckError):
+    """A step of an installation failed; `log` is what it wrote."""
+
+    def __init__(self, key: str, log: str) -> None:
+        super().__init__(key)
+        self.log = log
+
+    def last_lines(self) -> str:
+        return "\n".join(self.log.rstrip().splitlines()[-LINES_SHOWN:])
+
+
+def pip_install(
+    python: Path, arguments: Sequence[str], title: str, terminal: Terminal, inherited: Sequence[int] = ()
+) -> None:
+    """`pip install` under `python`; see `run_step`."""
+    options = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    run_step([str(python), "-m", "pip", "install", *options, *arguments], title, terminal, inherited)
+
+
+def run_step(command: Sequence[str], title: str, terminal: Terminal, inherited: Sequence[int] = ()) -> None:
+    """Run `command`, telling for how long it has been at work; raises InstallError with its output.
+
+    `inherited`: file descriptors that it keeps open.
+    """
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=inherited) as process:
+            while process.returncode is None:
+                terminal.passing(f"  {title} … {time.monotonic() - start:.0f} s")
+                try:
+                    process.wait(timeout=1)
+                except subprocess.TimeoutExpired:
+                    continue
+        if process.returncode:
+            log.seek(0)
+            text = log.read()
+            raise InstallError(failure_key(text, has_compiler()), text)
+    terminal.write(f"  {title}: {time.monotonic() - start:.0f} s")
+
+
+def failure_key(log: str, compiler: bool) -> str:
+    """The sentence that explains a failed step by what it wrote; `compiler`: a C compiler is installed."""
+    if re.search(DISK_FULL, log):
+        return "setup_disk_full"
+    if re.search(NO_NETWORK, log):
+        return "setup_no_network"
+    if re.search(HEADER_MISSING, log) or (not compiler and re.search(BUILD_FAILED, log)):
+        return "setup_no_compiler"
+    if "No matching distribution found" in log:
+        return "setup_no_package"
+    return "setup_failed"
+
+
+def has_compiler() -> bool:
+    return any(shutil.which(name) for name in ("cc", "gcc", "clang"))

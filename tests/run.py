@@ -1,0 +1,82 @@
+"""What ./llamadeck test does: adds what tests need to .venv, then runs each check; knows no single test."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from core import starter
+from core.errors import DeckError
+from core.pip_install import InstallError, pip_install, run_step
+from core.settings import ROOT
+from core.setup import lock
+from core.stamp import REQUIREMENTS
+from core.terminal import Terminal
+
+TEST_REQUIREMENTS = "requirements-test.txt"
+SYSTEM_PACKAGES = ["chromium", "fonts-noto-cjk", "fonts-noto-color-emoji"]
+
+
+def main(pytest_arguments: Sequence[str], terminal: Terminal) -> int:
+    """Prepare, then run every check, also after one has failed; exit code 0 when all passed."""
+    try:
+        install_packages(terminal)
+        install_chromium(terminal)
+    except InstallError as error:
+        terminal.write(error.last_lines())
+        raise
+    starter.ensure_cached(terminal.steps("starter"))
+    failed = [name for name, command in checks(pytest_arguments) if not passes(name, command, terminal)]
+    if failed:
+        terminal.say("test_failed", steps=", ".join(failed))
+        return 1
+    terminal.say("test_passed")
+    return 0
+
+
+def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    return [
+        ("ruff check", ["ruff", "check"]),
+        ("ruff format", ["ruff", "format", "--check"]),
+        ("mypy", ["mypy", "core"]),
+        ("pytest", ["pytest", *pytest_arguments]),
+    ]
+
+
+def passes(name: str, command: Sequence[str], terminal: Terminal) -> bool:
+    terminal.write(f"== {name}")
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode == 0
+
+
+def install_packages(terminal: Terminal) -> None:
+    """requirements-test.txt into .venv, unless that was done since either list of requirements changed."""
+    stamp = Path(sys.prefix) / "llamadeck-test.stamp"
+    wanted = b"".join((ROOT / name).read_bytes() for name in (REQUIREMENTS, TEST_REQUIREMENTS))
+    digest = hashlib.sha256(wanted).hexdigest()
+    with lock(ROOT, terminal) as held:
+        done = stamp.read_text("utf-8") if stamp.exists() else ""
+        if done == digest:
+            return
+        # pip takes a package whose installation was killed for an installed one.
+        repair = ["--force-reinstall"] if done == "unfinished" else []
+        arguments = [*repair, "-r", str(ROOT / TEST_REQUIREMENTS)]
+        stamp.write_text("unfinished", "utf-8")
+        pip_install(Path(sys.executable), arguments, terminal.text("test_step_packages"), terminal, [held])
+        stamp.write_text(digest, "utf-8")
+
+
+def install_chromium(terminal: Terminal) -> None:
+    """Chromium and the fonts of its pages from the system's packages, where there is none yet."""
+    if shutil.which("chromium"):
+        return
+    if not shutil.which("apt-get") or os.geteuid() != 0:
+        raise DeckError("test_no_chromium")
+    title = terminal.text("test_step_chromium")
+    install = ["apt-get", "install", "-y", "--no-install-recommends", *SYSTEM_PACKAGES]
+    for command in (["apt-get", "update"], install):
+        run_step(["env", "DEBIAN_FRONTEND=noninteractive", *command], title, terminal)

@@ -1,0 +1,333 @@
+"""Setting up .venv: what it is made from, when it is finished, and real ones made of tiny local packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from core.pip_install import failure_key
+from core.settings import ROOT
+from core.setup import can_update
+from core.stamp import Stamp, is_complete, read_stamp, wanted_stamp, write_stamp
+from core.torch_build import (
+    CPU_INDEX,
+    TorchBuild,
+    cuda_torch_in,
+    is_new_enough,
+    pip_attempts,
+    requirements_for,
+    torch_pin,
+)
+
+HOST = TorchBuild("host", "2.11.0+cu130", "/somewhere/site-packages")
+REQUIREMENTS = "# comment\nalpha==1.0\ntorch==1.0 # a reason\n"
+BLOCKING_BACKEND = """
+import os, zipfile
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    if os.path.exists(os.environ["GATE"]):
+        open(os.environ["GATE"]).read()
+    name = "slow-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(os.path.join(folder, name), "w") as wheel:
+        wheel.writestr("slow.py", "")
+        wheel.writestr("slow-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: slow\\nVersion: 1.0\\n")
+        wheel.writestr("slow-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\n")
+        wheel.writestr("slow-1.0.dist-info/RECORD", "")
+    return name
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("2.8.0+cu128", True),
+        ("2.11.0", True),
+        ("3.0.0", True),
+        ("2.7.1+cu126", False),
+        ("2.8.0a0+34c6371d24.nv25.08", False),
+        ("2.10.0a0+b558c986e8.nv25.11", True),
+        ("unknown", False),
+    ],
+)
+def test_only_torch_from_2_8_on_is_reused(version: str, expected: bool) -> None:
+    assert is_new_enough(version) is expected
+
+
+def make_torch(folder: Path, version: str, cuda: str | None) -> None:
+    (folder / "torch").mkdir(parents=True, exist_ok=True)
+    (folder / "torch" / "__init__.py").write_text("")
+    lines = [f"__version__ = '{version}'", "from typing import Optional", f"cuda: Optional[str] = {cuda!r}"]
+    (folder / "torch" / "version.py").write_text("\n".join(lines) + "\nhip: Optional[str] = None\n")
+    info = folder / f"torch-{version}.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    (info / "RECORD").write_text("torch/__init__.py,,\ntorch/version.py,,\n")
+
+
+def test_a_cuda_build_is_told_from_a_cpu_build_without_importing_it(tmp_path: Path) -> None:
+    make_torch(tmp_path / "gpu", "2.11.0+cu130", "13.0")
+    make_torch(tmp_path / "cpu", "2.11.0+cpu", None)
+    assert cuda_torch_in(tmp_path / "gpu") == "2.11.0+cu130"
+    assert cuda_torch_in(tmp_path / "cpu") is None
+    assert cuda_torch_in(tmp_path / "nothing") is None
+
+
+def test_with_a_gpu_pip_decides_alone() -> None:
+    assert pip_attempts("torch==2.13.0", gpu=True, platform="linux") == [(TorchBuild("pip"), ["torch==2.13.0"])]
+
+
+def test_without_a_gpu_the_other_index_is_asked_only_after_pips_own_sources() -> None:
+    attempts = [arguments for _, arguments in pip_attempts("torch==2.13.0", gpu=False, platform="linux")]
+    assert attempts == [
+        ["torch==2.13.0+cpu"],
+        ["torch==2.13.0+cpu", "--extra-index-url", CPU_INDEX],
+        ["torch==2.13.0"],
+    ]
+
+
+def test_a_reused_torch_takes_the_place_of_the_pin() -> None:
+    assert torch_pin(REQUIREMENTS) == "torch==1.0"
+    assert requirements_for(REQUIREMENTS, HOST) == "# comment\nalpha==1.0\ntorch==2.11.0+cu130 # a reason\n"
+    assert requirements_for(REQUIREMENTS, TorchBuild("cpu")) == REQUIREMENTS
+
+
+def test_requirements_name_torch_so_that_its_pin_is_found() -> None:
+    assert torch_pin((ROOT / "requirements.txt").read_text("utf-8")).startswith("torch==2.")
+
+
+@pytest.mark.parametrize(
+    ("torch", "gpu", "expected"),
+    [
+        (TorchBuild("cpu"), False, True),
+        (TorchBuild("cpu"), True, False),
+        (TorchBuild("pip"), True, True),
+        (HOST, True, False),
+    ],
+    ids=["cpu build", "a GPU came", "pip's own pick", "the machine's torch has gone"],
+)
+def test_a_finished_venv_is_used_as_long_as_its_torch_is_right(torch: TorchBuild, gpu: bool, expected: bool) -> None:
+    assert torch.is_good(gpu) is expected
+
+
+def add_python(venv: Path) -> None:
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin" / "python").touch()
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"python": "3.11"}', '{"torch": {"colour": "red"}}'])
+def test_a_missing_or_broken_stamp_means_half_made(tmp_path: Path, text: str | None) -> None:
+    add_python(tmp_path)
+    if text is not None:
+        (tmp_path / "llamadeck.json").write_text(text)
+    assert read_stamp(tmp_path) is None
+
+
+def test_a_stamp_holds_until_the_requirements_change_or_the_folder_moves(tmp_path: Path) -> None:
+    project = tmp_path / "here"
+    project.mkdir()
+    add_python(project / ".venv")
+    (project / "requirements.txt").write_text(REQUIREMENTS)
+    assert not is_complete(project)
+    write_stamp(project / ".venv", wanted_stamp(project, TorchBuild("pip")))
+    assert is_complete(project)
+    moved = project.rename(tmp_path / "there")
+    assert not is_complete(moved)
+    moved.rename(project)
+    (project / "requirements.txt").write_text(REQUIREMENTS + "beta==1.0\n")
+    assert not is_complete(project)
+
+
+def test_a_venv_whose_python_was_removed_is_not_finished(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text(REQUIREMENTS)
+    add_python(tmp_path / ".venv")
+    write_stamp(tmp_path / ".venv", wanted_stamp(tmp_path, TorchBuild("pip")))
+    (tmp_path / ".venv" / "bin" / "python").unlink()
+    assert not is_complete(tmp_path)
+
+
+def test_pip_works_in_place_only_on_the_same_python_folder_and_torch(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text(REQUIREMENTS)
+    own, reused = wanted_stamp(tmp_path, TorchBuild("cpu")), wanted_stamp(tmp_path, HOST)
+    assert can_update(own, tmp_path, None)
+    assert can_update(reused, tmp_path, HOST)
+    assert not can_update(None, tmp_path, None)
+    assert not can_update(own, tmp_path, HOST)
+    assert not can_update(reused, tmp_path, None)
+    assert not can_update(own, tmp_path / "elsewhere", None)
+    assert not can_update(Stamp(own.requirements, "2.7", own.root, own.torch), tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("log", "compiler", "key"),
+    [
+        ("OSError: [Errno 28] No space left on device", True, "setup_disk_full"),
+        (
+            "NewConnectionError: Failed to establish\nERROR: No matching distribution",
+            True,
+            "setup_no_network",
+        ),
+        ("ERROR: Failed building wheel for pypcre", False, "setup_no_compiler"),
+        ("ERROR: Failed building wheel for pypcre", True, "setup_failed"),
+        ("cache.c:1:10: fatal error: Python.h: No such file or directory", True, "setup_no_compiler"),
+        ("ERROR: No matching distribution found for alpha==9", True, "setup_no_package"),
+        ("ERROR: ResolutionImpossible", True, "setup_failed"),
+    ],
+)
+def test_what_pip_wrote_becomes_one_sentence(log: str, compiler: bool, key: str) -> None:
+    assert failure_key(log, compiler) == key
+
+
+class Machine:
+    """A copy of the command on a machine of its own: a bare Python, and a folder instead of an index."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "a clone"
+        self.packages = folder / "packages"
+        self.python = folder / "outer" / "bin" / "python3"
+        self.gate = folder / "gate"
+        self.packages.mkdir(parents=True)
+        shutil.copytree(ROOT / "core", self.root / "core", ignore=shutil.ignore_patterns("__pycache__", "engine"))
+        shutil.copytree(ROOT / "locales", self.root / "locales")
+        shutil.copy(ROOT / "llamadeck", self.root)
+        self.require(REQUIREMENTS)
+        self.add_wheel("alpha", "1.0")
+        self.add_wheel("torch", "1.0+cpu")
+        # A virtual environment without packages: what this computer's own Python has must not show.
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "outer")], check=True)
+
+    @property
+    def outer_packages(self) -> Path:
+        return next(self.python.parent.parent.glob("lib/python*/site-packages"))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        pip = {"PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1", "PIP_CONFIG_FILE": os.devnull}
+        ours = {"LLAMADECK_PYTHON": str(self.python), "GATE": str(self.gate), "LANG": "C.UTF-8"}
+        return kept | pip | ours | {"PIP_FIND_LINKS": str(self.packages)}
+
+    def require(self, text: str) -> None:
+        (self.root / "requirements.txt").write_text(text)
+
+    def add_wheel(self, name: str, version: str) -> None:
+        info = f"{name}-{version}.dist-info"
+        with zipfile.ZipFile(self.packages / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}/__init__.py", "")
+            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", "")
+
+    def require_a_slow_package(self) -> None:
+        """Its build stops at the gate, a named pipe, until somebody opens the other end and closes it."""
+        source = self.root / "slow"
+        source.mkdir()
+        system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        (source / "pyproject.toml").write_text(system + '[project]\nname = "slow"\nversion = "1.0"\n')
+        (source / "backend.py").write_text(BLOCKING_BACKEND)
+        self.require(REQUIREMENTS + "slow @ " + source.as_uri() + "\n")
+        os.mkfifo(self.gate)
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [str(self.python), "-m", "core.setup"]
+        return subprocess.Popen(
+            command, cwd=self.root, env=self.environment, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+
+    def setup(self) -> tuple[int, str]:
+        process = self.start()
+        _, said = process.communicate()
+        return process.returncode, said
+
+    def inside(self, code: str) -> str:
+        command = [str(self.root / ".venv" / "bin" / "python"), "-c", code]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_the_command_prepares_itself_and_then_brings_itself_up_to_date(machine: Machine, tmp_path: Path) -> None:
+    """From another folder, through a symbolic link, with a space in the path."""
+    link = tmp_path / "deck"
+    link.symlink_to(machine.root / "llamadeck")
+
+    def call() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(link), "--help"], cwd=tmp_path, env=machine.environment, capture_output=True, text=True
+        )
+
+    first = call()
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("usage: llamadeck")
+    second = call()
+    assert (second.returncode, second.stderr) == (0, "")
+
+    untouched = machine.root / ".venv" / "still the same"
+    untouched.touch()
+    machine.add_wheel("beta", "1.0")
+    machine.require(REQUIREMENTS + "beta==1.0\n")
+    third = call()
+    assert third.returncode == 0, third.stderr
+    assert machine.inside("import alpha, beta, torch; print('all there')") == "all there"
+    assert untouched.exists()
+
+    machine.require(REQUIREMENTS + "gamma==1.0\n")
+    fourth = call()
+    assert fourth.returncode == 1
+    assert "No matching distribution found for gamma==1.0" in fourth.stderr
+    assert "Traceback" not in fourth.stderr
+    assert not is_complete(machine.root)
+
+
+def test_a_cuda_torch_of_the_outer_python_is_used_and_left_alone(machine: Machine) -> None:
+    make_torch(machine.outer_packages, "2.11.0+cu130", "13.0")
+    code, said = machine.setup()
+    assert code == 0, said
+    assert machine.inside("import torch; print(torch.__file__)").startswith(str(machine.outer_packages))
+    assert machine.inside("import alpha; print(alpha.__file__)").startswith(str(machine.root))
+    stamp = read_stamp(machine.root / ".venv")
+    assert stamp and stamp.torch == TorchBuild("host", "2.11.0+cu130", str(machine.outer_packages))
+    assert stamp.torch.is_good(gpu=True)
+    shutil.rmtree(machine.outer_packages / "torch")
+    assert not stamp.torch.is_good(gpu=True)
+
+
+def test_a_killed_setup_leaves_nothing_that_passes_for_finished(machine: Machine) -> None:
+    """pip outlives the setup that started it; the next start waits for it instead of working beside it."""
+    machine.require_a_slow_package()
+    killed = machine.start()
+    with machine.gate.open("w"):
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        assert read_stamp(machine.root / ".venv") is None
+        next_start = machine.start()
+        assert next_start.stderr is not None
+        assert "Another start" in next_start.stderr.readline()
+        machine.gate.unlink()
+    _, said = next_start.communicate()
+    assert next_start.returncode == 0, said
+    assert "half-made" in said
+    assert machine.inside("import alpha, slow, torch; print('all there')") == "all there"
+
+
+def test_of_two_starts_at_once_one_works_and_the_other_waits(machine: Machine) -> None:
+    machine.require_a_slow_package()
+    first = machine.start()
+    with machine.gate.open("w"):
+        second = machine.start()
+        assert second.stderr is not None
+        assert "Another start" in second.stderr.readline()
+    _, said = first.communicate()
+    assert first.returncode == 0, said
+    assert second.communicate()[1] == ""
+    assert second.returncode == 0
+    assert json.loads((machine.root / ".venv" / "llamadeck.json").read_text())["root"] == str(machine.root)

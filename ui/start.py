@@ -1,0 +1,19 @@
+"""Streamlit on serve.py, as a process that Ctrl-C and SIGTERM end with exit code 0; knows no page."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+from streamlit.web import cli
+
+
+def end(number: int, frame: object) -> None:
+    """The server raises the signal again when it has shut down; Streamlit alone would then say "Aborted!"."""
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    cli.main(["run", "serve.py", *sys.argv[1:]])
