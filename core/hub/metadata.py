@@ -1,0 +1,277 @@
+"""A checkpoint on the Hugging Face Hub as data: its small files and the headers of its weights; downloads no weight.
+
+Works with every server that speaks the Hub's routes. Import it only where the network is really asked: the HTTP
+client that it needs takes a tenth of a second to import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx2
+
+from core.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, parse_index, parse_quantization
+from core.errors import CheckpointError, DeckError, InputError
+from core.hub.address import DEFAULT_REVISION, Address, check_address, quote
+from core.model_files import MAX_CONFIG_BYTES, TensorInfo, parse_header
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+TIMEOUT_S = 15.0
+# As large as the Hub itself reads; 405B's shards have less than 1 MB.
+MAX_HEADER_BYTES = 25_000_000
+# The whole header of every Llama-2, so that one request is enough.
+FIRST_BYTES = 512 * 1024
+NUM_SUGGESTIONS = 3
+TOKEN = re.compile(r"[!-~]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """One repository at one commit: the names of its files and how to ask for them. `endpoint` has no slash at its end.
+
+    `name` is how sentences call it, `commit` pins all requests to what the first one saw.
+    """
+
+    client: httpx2.Client
+    endpoint: str
+    address: Address
+    commit: str = ""
+    files: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.address)
+
+    @property
+    def host(self) -> str:
+        return urllib.parse.urlsplit(self.endpoint).netloc.rpartition("@")[2]
+
+
+def read_remote(
+    repo: str,
+    revision: str = DEFAULT_REVISION,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> Checkpoint:
+    """The checkpoint in `repo` ("owner/name") at `revision`, as read_checkpoint reads it from a folder, without path.
+
+    `endpoint` is the Hub's address, by default $HF_ENDPOINT or huggingface.co. Only it is shown the `token`: a
+    redirect to another host goes without. Raises InputError for names that are none or not there, CheckpointError
+    for a repository that this program cannot run, DeckError where the Hub cannot be asked or refuses.
+    """
+    address = Address(repo, revision)
+    check_address(address)
+    endpoint = checked_endpoint(endpoint)
+    with open_client(token) as client:
+        source = open_repository(Repository(client, endpoint, address))
+        return read_repository(source)
+
+
+def open_client(token: str | None) -> httpx2.Client:
+    """A client that follows redirects and uses the proxies that the environment names."""
+    headers = {"User-Agent": "llamadeck", "Accept-Encoding": "identity"}
+    if token:
+        if not TOKEN.fullmatch(token):
+            raise InputError("hub_token_text")
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        return httpx2.Client(headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
+    except (ValueError, ImportError, httpx2.InvalidURL) as error:  # Proxies that it cannot use.
+        raise DeckError("hub_proxy", why=str(error)) from error
+
+
+def checked_endpoint(endpoint: str | None) -> str:
+    found = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).strip().rstrip("/")
+    try:
+        parts = urllib.parse.urlsplit(found)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise InputError("hub_endpoint", endpoint=quote(found))
+    return found
+
+
+def open_repository(source: Repository) -> Repository:
+    """`source` with the commit that its revision stands for now, and the files at its top."""
+    address = source.address
+    revision = urllib.parse.quote(address.revision, safe="")
+    info = ask_hub(source, f"/api/models/{address.repo}/revision/{revision}")
+    commit, siblings = info.get("sha"), info.get("siblings")
+    if not isinstance(commit, str) or not isinstance(siblings, list):
+        raise DeckError("hub_answer", host=source.host)
+    names = [str(sibling.get("rfilename")) for sibling in siblings if isinstance(sibling, dict)]
+    files = tuple(sorted(name for name in names if is_plain_name(name)))
+    return replace(source, commit=commit, files=files)
+
+
+def read_repository(source: Repository) -> Checkpoint:
+    if "config.json" not in source.files:
+        raise CheckpointError("hub_no_config", repo=source.name)
+    config = read_json(source, "config.json")
+    found = config.get("quantization_config")
+    if not found and QUANTIZE_CONFIG in source.files:
+        found = read_json(source, QUANTIZE_CONFIG)
+    quantization = parse_quantization(source.name, found or None)
+    tensors: dict[str, TensorInfo] = {}
+    for file in weight_files(source):
+        tensors |= read_header(source, file)
+    if not any(name.endswith(".qweight") for name in tensors):
+        raise CheckpointError("no_quantized_weights", folder=source.name)
+    return Checkpoint(source.name, config, quantization, tensors)
+
+
+def weight_files(source: Repository) -> list[str]:
+    """The names of the weight files, by the rules that a folder's are found by."""
+    for index_name in (name for name in source.files if name.endswith(".safetensors.index.json")):
+        shards = parse_index(read_json(source, index_name))
+        if shards is None:
+            raise CheckpointError("hub_damaged", repo=source.name, file=index_name)
+        missing = [name for name in shards if name not in source.files]
+        if missing:
+            raise CheckpointError("hub_damaged", repo=source.name, file=quote(missing[0]))
+        return shards
+    files = [name for name in source.files if name.endswith(".safetensors")]
+    if not files:
+        pickled = any(name.endswith((".bin", ".pt")) for name in source.files)
+        raise CheckpointError("hub_only_pickled" if pickled else "hub_no_weights", repo=source.name)
+    if len(files) > 1:
+        raise CheckpointError("hub_several_weights", repo=source.name, first=files[0], second=files[1])
+    return files
+
+
+def read_json(source: Repository, file: str) -> dict[str, Any]:
+    """The JSON object in a small file of the repository."""
+    value = parse_object(read_bytes(source, file_route(source, file), MAX_CONFIG_BYTES))
+    if value is None:
+        raise CheckpointError("hub_damaged", repo=source.name, file=file)
+    return value
+
+
+def ask_hub(source: Repository, route: str) -> dict[str, Any]:
+    """The Hub's own answer about a repository."""
+    value = parse_object(read_bytes(source, route, MAX_CONFIG_BYTES))
+    if value is None:
+        raise DeckError("hub_answer", host=source.host)
+    return value
+
+
+def parse_object(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_bytes(source: Repository, route: str, limit: int) -> bytes:
+    """What is at `route`, up to a little over `limit` bytes."""
+    data = bytearray()
+    with ask(source, route) as response:
+        for chunk in response.iter_raw():
+            data += chunk
+            if len(data) > limit:
+                break
+    return bytes(data)
+
+
+def read_header(source: Repository, file: str) -> dict[str, TensorInfo]:
+    """Every tensor of a safetensors file, from its header alone; the file's size is held against it."""
+    data, size = read_start(source, file, FIRST_BYTES)
+    data_begin = header_end(data)
+    if len(data) < data_begin <= 8 + MAX_HEADER_BYTES:
+        data, size = read_start(source, file, data_begin)
+    try:
+        if len(data) < data_begin:
+            raise ValueError("the header is too long, or the file ends in it")
+        tensors, end = parse_header(file, json.loads(data[8:data_begin].decode("utf-8")), data_begin)
+        if size not in (None, end):
+            raise ValueError("the file is longer or shorter than its header says")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError("hub_damaged", repo=source.name, file=file) from error
+    return tensors
+
+
+def read_start(source: Repository, file: str, count: int) -> tuple[bytes, int | None]:
+    """The first `count` bytes of a file or its header, whichever is less, and the file's size if the server tells.
+
+    A server that ignores the range and sends the whole file is hung up on when the header is there.
+    """
+    data = bytearray()
+    with ask(source, file_route(source, file), Range=f"bytes=0-{count - 1}") as response:
+        for chunk in response.iter_raw():
+            data += chunk
+            if len(data) >= min(count, header_end(data)):
+                break
+    return bytes(data), file_size(response)
+
+
+def header_end(data: bytes | bytearray) -> int:
+    """Where the tensors' bytes begin: 8 bytes of length and the header of that length."""
+    return 8 + int.from_bytes(data[:8], "little") if len(data) >= 8 else 8
+
+
+def file_size(response: httpx2.Response) -> int | None:
+    """The size of the whole file, of which the response may be a part."""
+    if response.status_code == httpx2.codes.PARTIAL_CONTENT:
+        told = response.headers.get("Content-Range", "").rpartition("/")[2]
+    else:
+        told = response.headers.get("Content-Length", "")
+    return int(told) if told.isascii() and told.isdigit() else None
+
+
+def file_route(source: Repository, file: str) -> str:
+    commit, name = urllib.parse.quote(source.commit, safe=""), urllib.parse.quote(file)
+    return f"/{source.address.repo}/resolve/{commit}/{name}"
+
+
+@contextmanager
+def ask(source: Repository, route: str, **headers: str) -> Iterator[httpx2.Response]:
+    """A response whose body is still to be read; what the network or the Hub refuses is raised as a DeckError."""
+    try:
+        with source.client.stream("GET", source.endpoint + route, headers=headers) as response:
+            # An empty file has no range; whoever reads it finds nothing.
+            if not response.is_success and response.status_code != httpx2.codes.RANGE_NOT_SATISFIABLE:
+                raise refusal(source, response)
+            yield response
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        why = str(error) or type(error).__name__
+        raise DeckError("hub_unreachable", host=source.host, why=why) from error
+
+
+def refusal(source: Repository, response: httpx2.Response) -> DeckError:
+    """What an answer that is none means. The Hub says it in X-Error-Code, because 401 also stands for "not there"."""
+    repo, status = source.address.repo, response.status_code
+    code, message = response.headers.get("X-Error-Code", ""), response.headers.get("X-Error-Message", "")
+    if code == "GatedRepo" or (status == 403 and not code):
+        return DeckError("hub_gated", repo=repo, url=f"{source.endpoint}/{repo}")
+    if status == 401 and "Invalid credentials" in message:
+        return DeckError("hub_token", host=source.host)
+    if code == "RevisionNotFound":
+        near = near_branches(source)
+        return InputError("unknown_branch", repo=repo, branch=quote(source.address.revision), near=near)
+    if code == "RepoNotFound" or status == 401 or (status == 404 and not source.commit):
+        return InputError("hub_unknown_repo", repo=repo, host=source.host)
+    if status == 429:
+        return DeckError("hub_busy", host=source.host)
+    return DeckError("hub_failed", host=source.host, status=status)
+
+
+def near_branches(source: Repository) -> str:
+    """The repository's branches that are spelled most like the one that was asked for."""
+    try:
+        branches = ask_hub(source, f"/api/models/{source.address.repo}/refs").get("branches")
+    except DeckError:
+        return "-"
+    listed = branches if isinstance(branches, list) else []
+    names = [str(branch.get("name")) for branch in listed if isinstance(branch, dict)]
+    near = difflib.get_close_matches(source.address.revision, names, NUM_SUGGESTIONS, cutoff=0.3)
+    return ", ".join(quote(name) for name in near or names[:NUM_SUGGESTIONS]) or "-"
