@@ -1,0 +1,216 @@
+"""The memory that a model takes on one GPU, part by part, before anything is loaded; knows no torch, no NVML, no page.
+
+The same plan is the verdict's sum (core/fit.py) and what the worker executes. Every part says where it comes from.
+Allocations are rounded to 512 bytes, as torch's allocator does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from core.engine.shape import Matrix, ModelShape
+
+MIB = 2**20
+HALF_BYTES = 2
+FLOAT_BYTES = 4
+INT_BYTES = 4
+# torch's allocator hands out blocks of this (c10/cuda/CUDACachingAllocator, kMinBlockSize).
+BLOCK_BYTES = 512
+# gptqmodel's ExllamaV2Linear.scratch_space_fixed rounds each of its two terms up by this much.
+EXLLAMA_PAD_BYTES = 128
+# Marlin sums in float32 in a tile for each multiprocessor: SMs * 64 * 256 values; 170 SMs is the largest card's.
+MARLIN_REDUCE_BYTES = 170 * 64 * 256 * FLOAT_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes of GPU memory by part. `loading` is what a load needs for a moment beyond the weights and scratch."""
+
+    weights: int
+    scratch: int
+    kv_cache: int
+    activations: int
+    workspace: int
+    context: int
+    loading: int
+
+    @property
+    def running(self) -> int:
+        """What is held once the model is ready, with every slot full."""
+        return self.weights + self.scratch + self.kv_cache + self.activations + self.workspace + self.context
+
+    @property
+    def total(self) -> int:
+        """What must be free: the larger of running and loading, which happens before the cache is there."""
+        return max(self.running, self.weights + self.scratch + self.loading + self.workspace + self.context)
+
+    @property
+    def allocated(self) -> int:
+        """The part of the total that torch's allocator holds: everything but the CUDA context and libraries."""
+        return self.total - self.context
+
+    def __add__(self, other: MemoryPlan) -> MemoryPlan:
+        return MemoryPlan(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    def parts_mib(self) -> dict[str, float]:
+        return {field.name: getattr(self, field.name) / MIB for field in fields(self)}
+
+
+def make_plan(
+    shape: ModelShape,
+    kernel: str,
+    capability: tuple[int, int],
+    context_tokens: int,
+    num_slots: int,
+    chunk_tokens: int,
+) -> MemoryPlan:
+    """The plan for one GPU of compute `capability`, with room for `num_slots` chats of `context_tokens` each."""
+    return MemoryPlan(
+        weights=weight_bytes(shape, kernel),
+        scratch=scratch_bytes(shape, kernel, chunk_tokens),
+        kv_cache=kv_cache_bytes(shape, context_tokens, num_slots),
+        activations=activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots),
+        workspace=workspace_bytes(capability),
+        context=context_bytes(capability),
+        loading=loading_bytes(shape, kernel),
+    )
+
+
+def split_plan(
+    shape: ModelShape,
+    kernel: str,
+    capabilities: Sequence[tuple[int, int]],
+    available_bytes: Sequence[int],
+    context_tokens: int,
+    num_slots: int,
+    chunk_tokens: int,
+) -> tuple[MemoryPlan, ...]:
+    """One plan a GPU for a model split by layers: each GPU takes layers, in order, until it is full.
+
+    The embedding lies on the first GPU and the head on the last; what no GPU has room for counts on the last.
+    """
+    whole = make_plan(shape, kernel, (0, 0), context_tokens, num_slots, chunk_tokens)
+    plain = sum(blocks(count * HALF_BYTES) for count in shape.plain_elements)
+    layer = (whole.weights - plain) // shape.num_layers
+    layer_cache = whole.kv_cache // shape.num_layers
+    plans: list[MemoryPlan] = []
+    left = shape.num_layers
+    for index, (capability, available) in enumerate(zip(capabilities, available_bytes, strict=True)):
+        is_last = index == len(capabilities) - 1
+        ends = plain // 2 if index == 0 or is_last else 0
+        empty = replace(
+            whole,
+            weights=ends,
+            kv_cache=0,
+            workspace=workspace_bytes(capability),
+            context=context_bytes(capability),
+        )
+        room = max(0, (available - empty.total) // (layer + layer_cache))
+        count = left if is_last else min(left, room)
+        left -= count
+        plans.append(replace(empty, weights=ends + count * layer, kv_cache=count * layer_cache))
+    return tuple(plans)
+
+
+def weight_bytes(shape: ModelShape, kernel: str) -> int:
+    """The weights as `kernel` keeps them, with everything that is not quantized in half precision."""
+    matrices = sum(count * matrix_bytes(matrix, kernel) for matrix, count in shape.matrices)
+    return matrices + sum(blocks(count * HALF_BYTES) for count in shape.plain_elements)
+
+
+def matrix_bytes(matrix: Matrix, kernel: str) -> int:
+    """One quantized matrix: codes [in * bits / 32, out], zeros [groups, out * bits / 32], scales [groups, out].
+
+    ExLlamaV2, Triton and Torch keep the checkpoint's own parts; ExLlamaV2 adds a permutation and its inverse (2 bytes
+    an input) with act-order. Marlin drops the zeros, and the group index unless groups are in act-order.
+    """
+    codes = blocks(matrix.rows * matrix.columns * matrix.bits // 8)
+    zeros = blocks(matrix.groups * math.ceil(matrix.columns * matrix.bits / 32) * INT_BYTES)
+    scales = blocks(matrix.groups * matrix.columns * HALF_BYTES)
+    index = blocks(matrix.rows * INT_BYTES)
+    bias = blocks(matrix.columns * HALF_BYTES) if matrix.has_bias else 0
+    if kernel == "marlin":
+        ordered = 2 * index if matrix.act_order and matrix.groups > 1 else 0
+        return codes + scales + ordered + bias + BLOCK_BYTES * 2
+    permutation = 2 * blocks(matrix.rows * 2) if kernel == "exllama_v2" and matrix.act_order else 0
+    return codes + zeros + scales + index + permutation + bias
+
+
+def scratch_bytes(shape: ModelShape, kernel: str, chunk_tokens: int) -> int:
+    """ExLlamaV2 writes a matrix out in half precision for long inputs, into one scratch for all matrices."""
+    if kernel != "exllama_v2":
+        return 0
+    return max(
+        matrix.rows * matrix.columns * HALF_BYTES + matrix.columns * chunk_tokens * FLOAT_BYTES + 2 * EXLLAMA_PAD_BYTES
+        for matrix, _ in shape.matrices
+    )
+
+
+def kv_cache_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
+    """Keys and values, half precision: layers * 2 * slots * kv heads * (context + 1) * head size * 2 bytes."""
+    one = num_slots * shape.num_kv_heads * (context_tokens + 1) * shape.head_dim * HALF_BYTES
+    return 2 * shape.num_layers * blocks(one)
+
+
+def activation_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, context_tokens: int, num_slots: int) -> int:
+    """The largest moment of one pass: a chunk's MLP or attention, or the logits and their sampling.
+
+    A Llama's MLP holds the residual, the normed input, and up to three [chunk, intermediate] at once; attention holds
+    queries, keys and values twice around the rotation, and the cache's heads repeated where queries share them.
+    """
+    rows = max(chunk_tokens, num_slots)
+    base = 2 * rows * shape.hidden * HALF_BYTES
+    wide = rows * shape.intermediate * HALF_BYTES
+    largest = max((transient_bytes(matrix, kernel, rows) for matrix, _ in shape.matrices), default=0)
+    mlp = max(3 * wide, 2 * wide + largest)
+    queries = rows * shape.num_heads * shape.head_dim * HALF_BYTES
+    repeats = shape.num_heads // shape.num_kv_heads
+    repeated = 2 * context_tokens * shape.num_heads * shape.head_dim * HALF_BYTES if repeats > 1 else 0
+    mask = 2 * rows * (context_tokens + 8) * HALF_BYTES
+    attention = 5 * queries + repeated + mask
+    norms = 3 * rows * shape.hidden * FLOAT_BYTES
+    logits = num_slots * shape.vocabulary * (HALF_BYTES + 6 * FLOAT_BYTES)
+    return base + mask + max(mlp, attention, norms, logits)
+
+
+def transient_bytes(matrix: Matrix, kernel: str, rows: int) -> int:
+    """What a kernel needs for the moment of one product, beside its input and output."""
+    written_out = matrix.rows * matrix.columns * HALF_BYTES
+    if kernel == "triton":
+        return written_out
+    if kernel == "torch":
+        # Codes as 4-byte words, and the result, while it is being written out.
+        return written_out + 2 * matrix.rows * matrix.columns * INT_BYTES
+    if kernel == "marlin":
+        return MARLIN_REDUCE_BYTES + (rows * matrix.rows * HALF_BYTES if matrix.act_order else 0)
+    return 0
+
+
+def workspace_bytes(capability: tuple[int, int]) -> int:
+    """cuBLAS's workspace in torch: 32 MiB from compute capability 9.0, else 8.1 MiB; cublasLt has its own beside it."""
+    if capability >= (9, 0):
+        return 32 * MIB + 32 * MIB
+    return 8_519_680 + (4 * MIB if capability[0] == 8 else MIB)
+
+
+def context_bytes(capability: tuple[int, int]) -> int:
+    """CUDA's context and the code of libraries and kernels that a run loads, which no allocator counts.
+
+    Measured on an H200 (9.0, driver 580, torch 2.11): 621 MiB bare, 1234 MiB after a load. Others are not measured:
+    the published contexts of older cards are smaller, and no smaller figure is promised.
+    """
+    return 1260 * MIB
+
+
+def loading_bytes(shape: ModelShape, kernel: str) -> int:
+    """What finishing one matrix needs for a moment: Marlin writes each one's codes anew."""
+    if kernel != "marlin":
+        return 0
+    return max(blocks(matrix.rows * matrix.columns * matrix.bits // 8) for matrix, _ in shape.matrices)
+
+
+def blocks(num_bytes: int) -> int:
+    """`num_bytes` rounded up to the allocator's blocks."""
+    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
