@@ -1,0 +1,29 @@
+"""The entry page and router: what is around every page, and which one is shown; knows no page's content."""
+
+import streamlit as st
+
+from core.settings import ROOT
+from ui.engine import sidebar_status
+from ui.home import draw_home
+from ui.i18n import choose_language, tr
+from ui.routing import follow, note_page
+
+st.set_page_config(page_title="LlamaDeck", page_icon=str(ROOT / "ui" / "logo.svg"), layout="centered")
+st.logo(str(ROOT / "ui" / "wordmark.svg"), icon_image=str(ROOT / "ui" / "logo.svg"), size="large")
+
+page = st.navigation(
+    [
+        st.Page(draw_home, title=tr("nav.home"), icon=":material/home:", url_path="home", default=True),
+        st.Page("pages/1_Download.py", title=tr("nav.download"), icon=":material/download:"),
+        st.Page("pages/2_Load_Model.py", title=tr("nav.load_model"), icon=":material/deployed_code:"),
+        st.Page("pages/3_Chat.py", title=tr("nav.chat"), icon=":material/chat:"),
+        st.Page("pages/4_Characters.py", title=tr("nav.characters"), icon=":material/theater_comedy:"),
+        st.Page("pages/5_GPU_Monitor.py", title=tr("nav.gpu_monitor"), icon=":material/monitor_heart:"),
+    ]
+)
+follow()
+with st.sidebar:
+    sidebar_status()
+    choose_language()
+note_page(page.url_path)
+page.run()

@@ -1,0 +1,37 @@
+"""Load Model: the models on disk, the one that is loaded, and the way from one to the other."""
+
+import streamlit as st
+
+from core.errors import DeckError
+from ui.cards import choose_card
+from ui.errors import show_error
+from ui.i18n import tr
+from ui.library import models
+from ui.markdown import escape
+from ui.models import draw_entry, draw_state
+from ui.resources import runner
+from ui.routing import DOWNLOAD_PAGE, go_to, require_router
+
+require_router()
+st.title(tr("nav.load_model"))
+
+state = runner().state
+try:
+    # What can be loaded comes first; what cannot stands below with its reason.
+    entries = sorted(models(), key=lambda entry: entry.checkpoint is None)
+except DeckError as error:
+    show_error(error)
+    entries = []
+if state.model is not None and state.model not in [entry.name for entry in entries]:
+    st.markdown(f"**{escape(state.model)}**")
+    draw_state(state)
+if runner().running_answers:
+    st.caption(tr("load.ends_answers"))
+card = choose_card() if entries else None
+for entry in entries:
+    draw_entry(entry, state, card)
+if not entries:
+    with st.container(border=True):
+        st.markdown(tr("load.none"))
+        st.button(tr("load.get"), key="load_get", icon=":material/download:", type="primary",
+                  on_click=go_to, args=(DOWNLOAD_PAGE,))  # fmt: skip

@@ -1,0 +1,12 @@
+"""GPU Monitor: what the GPUs do, second by second, and what the loaded model has of what was planned for it."""
+
+import streamlit as st
+
+from ui.fragment import redraw_every
+from ui.i18n import tr
+from ui.monitor import POLL_S, choose_window, draw_monitor
+from ui.routing import require_router
+
+require_router()
+st.title(tr("nav.gpu_monitor"))
+redraw_every(POLL_S, draw_monitor, choose_window())

@@ -1,0 +1,144 @@
+"""The verdict on the pages Load Model, Download and Home, with GPUs of the stand-in driver."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.dashboard import make_hollow_model
+from ui.bar import Part, bar_html
+from ui.gauge import context_choices
+
+if TYPE_CHECKING:
+    from tests.nvml_standin import Standin
+
+pytest_plugins = ("tests.nvml_standin",)
+
+# Each page runs in a process of its own, because a process keeps the driver's library that it has loaded once.
+PRELUDE = """
+import json, re, serve
+from tests.test_pages import *
+def read(tab):
+    html = "".join(element.proto.body for element in tab.get("html"))
+    rows = re.sub("<tr>", chr(10), re.sub("</t[dh]><t[dh][^>]*>", " | ", html))
+    return words(tab) + chr(10) + re.sub("<[^>]+>", "", rows)
+def tell(value):
+    resources.runner().unload()
+    resources.monitor().stop()
+    print(json.dumps(value))
+"""
+
+
+@pytest.fixture(scope="session")
+def hollow_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hollow")
+    for size in ("7B", "70B"):
+        make_hollow_model(folder / size, f"TheBloke/Llama-2-{size}-Chat-GPTQ")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(hollow_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_MODELS", str(hollow_models))
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("LLAMADECK_WORKER", "tests.fake_worker")
+
+
+def told(standin: Standin, code: str) -> Any:
+    """What `code` hands to tell()."""
+    return json.loads(standin.run(PRELUDE + code).splitlines()[-1])
+
+
+@pytest.mark.parametrize("limit", [1, 31, 256, 2048, 4096, 5000, 131_072])
+def test_the_contexts_to_choose_from_hold_the_models_limit_and_the_default(limit: int) -> None:
+    choices = context_choices(limit)
+    assert choices == sorted(set(choices)) and choices[-1] == limit and min(limit, 4096) in choices
+    assert choices[0] > 0 and len(choices) < 40
+
+
+def test_a_bar_that_is_too_long_is_hatched_beyond_the_cards_end() -> None:
+    parts = [Part("weights", 150.0, 0), Part("<cache>", 50.0, 2)]
+    assert "left:50.000%" in bar_html(parts, 100.0, "too much")
+    assert "left:" not in bar_html(parts, 200.0, "just right")
+    assert "&lt;cache&gt;" in bar_html(parts, 200.0, "") and "<cache>" not in bar_html(parts, 200.0, "")
+
+
+def test_a_model_that_fits_is_loaded_with_the_sliders_values(nvml_standin: Standin) -> None:
+    code = """
+tab = open_tab("2_Load_Model")
+tab.select_slider(key="gauge_context_7B").set_value(2048)
+tab.select_slider(key="gauge_chats_7B").set_value(4)
+run(tab)
+seen = words(tab)
+load(tab, "7B")
+facts = resources.runner().state.facts
+tell([seen, facts.context_tokens, facts.num_slots])
+"""
+    seen, context_tokens, num_slots = told(nvml_standin, code)
+    assert "fits on NVIDIA A40" in seen and "context of 2,048 tokens (chats at once: 4)" in seen
+    assert (context_tokens, num_slots) == (2048, 4)
+
+
+def test_a_model_that_does_not_fit_is_not_loaded_by_accident(nvml_standin: Standin) -> None:
+    nvml_standin.use("two_4090")
+    code = """
+tab = open_tab("2_Load_Model")
+tell([words(tab), [button.key for block in tab.get("popover") for button in block.get("button")]])
+"""
+    seen, in_popover = told(nvml_standin, code)
+    assert "70B does not fit on NVIDIA GeForce RTX 4090" in seen and "Take a GPU with at least" in seen
+    assert in_popover == ["load_70B"]
+
+
+def test_a_card_to_plan_for_changes_the_verdict_and_not_the_button(nvml_standin: Standin) -> None:
+    nvml_standin.use("two_4090")
+    code = """
+tab = open_tab("2_Load_Model")
+tab.selectbox(key="plan_card").set_value("H200")
+run(tab)
+tell([words(tab), [button.key for block in tab.get("popover") for button in block.get("button")]])
+"""
+    seen, in_popover = told(nvml_standin, code)
+    assert "70B fits on H200" in seen
+    assert in_popover == ["load_70B"]
+
+
+@pytest.mark.parametrize(("locale", "sentence"), [("en-US", "models run on the CPU"), ("zh-CN", "模型在 CPU 上运行")])
+def test_without_a_gpu_models_are_for_the_cpu_and_a_card_can_be_planned_for(
+    no_nvml: Standin, locale: str, sentence: str
+) -> None:
+    code = f"""
+tab = open_tab("2_Load_Model", {locale!r})
+before = words(tab)
+tab.selectbox(key="plan_card").set_value("A40")
+run(tab)
+tell([before, words(tab), len(tab.get("popover")), words(open_tab(None, {locale!r}))])
+"""
+    before, after, num_popovers, home = told(no_nvml, code)
+    assert sentence in before and "MiB" not in before and sentence in home
+    assert "A40" in after and "MiB" in after and num_popovers == 0
+
+
+def test_the_catalogue_has_a_verdict_beside_each_branch(nvml_standin: Standin) -> None:
+    code = """
+tab = open_tab("1_Download")
+tab.selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
+run(tab)
+before = tab.dataframe[0].value.to_dict("records")
+tab.selectbox(key="plan_card").set_value("RTX 4090")
+run(tab)
+tell([before, tab.dataframe[0].value.to_dict("records"), words(tab)])
+"""
+    on_a40, on_4090, seen = told(nvml_standin, code)
+    assert {row["Branch"]: row["Verdict"] for row in on_a40}["main"] == "✅ fits"
+    assert {row["Verdict"] for row in on_4090} == {"❌ does not fit"}
+    assert "does not fit on RTX 4090" in seen
+
+
+def test_a_gpu_that_hides_half_of_itself_breaks_no_page(nvml_standin: Standin) -> None:
+    nvml_standin.use("half_supported")
+    code = "tell([words(open_tab(page)) for page in (None, *PAGES)])"
+    assert all(told(nvml_standin, code))

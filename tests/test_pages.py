@@ -1,0 +1,390 @@
+"""Every page in the ways that people use it, with Streamlit's AppTest and an engine process that has no model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from core.engine.answer import Answer
+from core.settings import ROOT
+from tests.checkpoints import make_checkpoint
+from ui import resources
+
+PAGES = ["1_Download", "2_Load_Model", "3_Chat", "4_Characters", "5_GPU_Monitor"]
+LONG_NAME = "TheBloke_a-name-with_under_scores-and-$igns-Llama-2-70B-chat-GPTQ-gptq-4bit-32g-actorder_True"
+WAIT_S = 30
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "tiny"
+    make_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The models folder of a dashboard of its own: two models, one that the engine refuses, one broken folder."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("tiny", LONG_NAME, "refused"):
+        (folder / name).symlink_to(checkpoint)
+    (folder / "broken").mkdir()
+    monkeypatch.setenv("LLAMADECK_MODELS", str(folder))
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("LLAMADECK_WORKER", "tests.fake_worker")
+    st.cache_resource.clear()
+    yield folder
+    resources.runner().unload()
+    st.cache_resource.clear()
+
+
+def open_tab(page: str | None = None, locale: str = "en-US", query: dict[str, str] | None = None) -> AppTest:
+    """A new tab on Home, or on one of the pages."""
+    tab = AppTest.from_file(str(ROOT / "Home.py"), default_timeout=30)
+    tab.context = {"locale": locale}
+    run(tab)
+    if page is not None:
+        for name, value in (query or {}).items():
+            tab.query_params[name] = value
+        go(tab, page)
+    return tab
+
+
+def run(tab: AppTest) -> AppTest:
+    tab.run()
+    assert not tab.exception, tab.exception
+    return tab
+
+
+def go(tab: AppTest, page: str) -> AppTest:
+    tab.switch_page(f"pages/{page}.py")
+    return run(tab)
+
+
+def click(tab: AppTest, key: str) -> AppTest:
+    tab.button(key=key).click()
+    return run(tab)
+
+
+def ask(tab: AppTest, text: str) -> AppTest:
+    tab.chat_input(key="chat_input").set_value(text)
+    return run(tab)
+
+
+def load(tab: AppTest, name: str) -> AppTest:
+    """Load a model by its button, and see the page as it is when that has ended."""
+    click(go(tab, "2_Load_Model"), f"load_{name}")
+    resources.runner().wait_while_loading(WAIT_S)
+    return run(tab)
+
+
+def last_answer(number: int = 1) -> Answer:
+    chat = resources.conversations().get(number)
+    assert chat is not None and chat.messages[-1].answer is not None
+    return chat.messages[-1].answer
+
+
+def finish(tab: AppTest, number: int = 1) -> AppTest:
+    assert last_answer(number).wait(WAIT_S)
+    return run(tab)
+
+
+def words(tab: AppTest) -> str:
+    """Everything that a person can read on the page."""
+    kinds = (tab.title, tab.header, tab.markdown, tab.text, tab.caption, tab.error, tab.success, tab.info)
+    return "\n".join(str(element.value) for kind in kinds for element in kind)
+
+
+def is_primary(tab: AppTest, key: str) -> bool:
+    return tab.button(key=key).proto.type == "primary"
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+@pytest.mark.parametrize("page", [None, *PAGES])
+def test_every_page_runs_and_has_a_heading(models: Path, page: str | None, locale: str) -> None:
+    tab = open_tab(page, locale)
+    assert len(tab.title) + len(tab.header) == 1
+
+
+def test_the_first_language_is_the_browsers(models: Path) -> None:
+    assert open_tab("1_Download", "zh-CN").title[0].value == "下载"
+    assert open_tab("1_Download", "de-DE").title[0].value == "Download"
+
+
+def test_a_chosen_language_is_remembered_for_browsers_of_that_locale(models: Path, tmp_path: Path) -> None:
+    tab = open_tab("1_Download", "zh-CN")
+    tab.segmented_control(key="language").set_value("en")
+    assert run(tab).title[0].value == "Download"
+    assert json.loads((tmp_path / "data" / "settings.json").read_text("utf-8")) == {"languages": {"zh-CN": "en"}}
+    st.cache_resource.clear()
+    assert open_tab("1_Download", "zh-CN").title[0].value == "Download"
+    assert open_tab("1_Download", "zh-TW").title[0].value == "下载"
+
+
+def test_a_switch_of_language_keeps_chat_settings_and_page(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    finish(ask(go(tab, "3_Chat"), "hello"))
+    tab.slider(key="sampling_temperature").set_value(1.5)
+    run(tab).segmented_control(key="language").set_value("zh")
+    run(tab)
+    assert tab.header[0].value == "hello"
+    assert tab.slider(key="sampling_temperature").value == 1.5
+    assert "You said: hello" in words(tab)
+
+
+def test_home_says_what_to_do_next(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = open_tab()
+    assert [is_primary(tab, f"home_{step}") for step in ("get", "load", "chat")] == [False, True, False]
+    load(tab, "tiny")
+    tab = open_tab()
+    assert [is_primary(tab, f"home_{step}") for step in ("get", "load", "chat")] == [False, False, True]
+    assert "**tiny** is loaded" in words(tab)
+    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "nothing"))
+    resources.runner().unload()
+    tab = open_tab()
+    assert [is_primary(tab, f"home_{step}") for step in ("get", "load", "chat")] == [True, False, False]
+
+
+def test_load_model_without_any_model_leads_to_download(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_MODELS", str(models / "nothing"))
+    tab = click(open_tab("2_Load_Model"), "load_get")
+    assert tab.title[0].value == "Download"
+
+
+def test_a_broken_folder_stands_below_the_models_with_its_reason(models: Path) -> None:
+    tab = open_tab("2_Load_Model")
+    assert tab.error[0].value == "broken is no model: it has no config.json. Download it again, or take the folder " \
+        "out of models."  # fmt: skip
+    names = [element.value for element in tab.markdown if "**" in element.value]
+    assert names[-1].endswith("**broken**")
+
+
+def test_names_are_shown_letter_by_letter(models: Path) -> None:
+    tab = open_tab("2_Load_Model")
+    shown = next(element.value for element in tab.markdown if "TheBloke" in element.value)
+    assert shown.replace("\\", "") == f"**{LONG_NAME}**"
+    assert "\\$igns" in shown and "under\\_scores" in shown
+
+
+def test_a_repaired_folder_becomes_a_model(models: Path, checkpoint: Path) -> None:
+    tab = open_tab("2_Load_Model")
+    for path in checkpoint.iterdir():
+        (models / "broken" / path.name).write_bytes(path.read_bytes())
+    assert not run(tab).error
+    assert tab.button(key="load_broken")
+
+
+def test_a_folder_whose_name_is_no_utf8_is_shown_and_harms_nothing(models: Path) -> None:
+    os.mkdir(os.fsencode(models) + b"/bad\xff")
+    tab = open_tab("2_Load_Model")
+    assert len(tab.error) == 2 and tab.button(key="load_tiny")
+    assert len(open_tab().error) == 0
+
+
+def test_a_models_folder_that_is_a_file_is_a_sentence(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_MODELS", str(models / "tiny" / "config.json"))
+    assert "cannot be read" in open_tab("2_Load_Model").error[0].value
+    assert "cannot be read" in open_tab().error[0].value
+
+
+def test_a_load_names_its_stage_and_then_says_that_it_succeeded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "60")
+    tab = click(open_tab("2_Load_Model"), "load_tiny")
+    assert any("Starting the engine" in bar.text for bar in tab.progress)
+    assert any("Starting the engine" in bar.text for bar in go(tab, "3_Chat").progress)
+    assert "Loading" in words(tab)
+    click(go(tab, "2_Load_Model"), "load_cancel")
+    assert not tab.progress and resources.runner().state.phase == "empty"
+    monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "0")
+    tab = load(tab, "tiny")
+    assert tab.success[0].proto.title == "Successfully loaded"
+    assert "**256 tokens**" in words(tab)
+
+
+def test_loading_another_model_takes_the_place_of_the_first(models: Path) -> None:
+    tab = load(load(open_tab(), "tiny"), LONG_NAME)
+    assert resources.runner().state.model == LONG_NAME
+    assert len(tab.success) == 1 and tab.button(key="load_tiny")
+    click(tab, "load_unload")
+    assert resources.runner().state.phase == "empty" and not tab.success
+
+
+def test_a_refused_load_says_why_and_another_one_works(models: Path) -> None:
+    tab = load(open_tab(), "refused")
+    assert tab.error[0].value == "No model is loaded. Load one first."
+    assert "Failed" in words(tab)
+    assert load(tab, "tiny").success
+
+
+def test_a_model_whose_folder_is_gone_still_shows_that_it_is_loaded(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    (models / "tiny").unlink()
+    assert run(tab).success and tab.button(key="load_unload")
+
+
+def test_chat_without_a_model_leads_to_load_model(models: Path) -> None:
+    tab = open_tab("3_Chat")
+    assert tab.chat_input(key="chat_input").disabled
+    assert click(tab, "go_load").title[0].value == "Load model"
+
+
+def test_a_question_is_answered_and_the_address_names_the_chat(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    finish(ask(go(tab, "3_Chat"), "hello there"))
+    assert [message.name for message in tab.chat_message] == ["user", "assistant"]
+    assert "You said: hello there" in words(tab) and "tokens/s" in words(tab)
+    assert tab.query_params["chat"] == "1"
+    finish(ask(tab, "and again"))
+    assert len(tab.chat_message) == 4 and "You said: and again" in words(tab)
+
+
+def test_one_of_the_suggestions_begins_a_chat(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    finish(click(go(tab, "3_Chat"), "chat_idea_plan"))
+    assert "You said: Give me three ideas" in words(tab)
+
+
+def test_stop_keeps_what_was_said(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    ask(go(tab, "3_Chat"), "forever")
+    assert last_answer().wait_for_text(20, WAIT_S)
+    finish(click(tab, "chat_stop"))
+    assert last_answer().reason == "cancelled"
+    assert "one two" in words(tab) and "Stopped" in words(tab)
+    assert "chat_stop" not in [button.key for button in tab.button]
+
+
+def test_an_answer_that_fails_keeps_what_was_said_and_says_why(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    finish(ask(go(tab, "3_Chat"), "please fail after some words"))
+    assert "You said: please fail" in words(tab)
+    assert tab.error[0].value == "No model is loaded. Load one first."
+    assert "You said: works" in words(finish(ask(tab, "works")))
+
+
+def test_an_engine_killed_in_the_middle_of_an_answer_loses_nothing_and_loads_again(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    finish(ask(go(tab, "3_Chat"), "please die after some words"))
+    assert "You said: please die" in words(tab)
+    assert [error.value.split(",")[0] for error in tab.error] == ["The engine's process was killed"]
+    assert tab.chat_input(key="chat_input").disabled and "Failed" in words(tab)
+    finish(ask(go(load(tab, "tiny"), "3_Chat"), "hello again"))
+    assert "You said: hello again" in words(tab)
+
+
+def test_what_is_asked_too_early_is_asked_when_the_answer_is_finished(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    ask(go(tab, "3_Chat"), "forever")
+    ask(tab, "my next question")
+    assert "Asked as soon as" in words(tab) and len(tab.chat_message) == 3
+    first = last_answer()
+    click(tab, "chat_stop")
+    assert first.wait(WAIT_S)
+    finish(run(tab))
+    assert "You said: my next question" in words(tab) and "Asked as soon as" not in words(tab)
+    assert len(tab.chat_message) == 4
+
+
+def test_a_running_answer_goes_on_while_other_pages_are_looked_at(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    ask(go(tab, "3_Chat"), "words=50 wait=0.01")
+    for page in PAGES:
+        go(tab, page)
+    finish(go(tab, "3_Chat"))
+    assert last_answer().reason == "end" and last_answer().num_tokens == 50
+
+
+def test_a_new_tab_finds_the_chat_that_is_being_answered(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    ask(go(tab, "3_Chat"), "forever and ever")
+    assert open_tab("3_Chat").header[0].value == "forever and ever"
+    finish(click(tab, "chat_stop"))
+    assert open_tab("3_Chat").header[0].value == "New chat"
+    assert open_tab("3_Chat", query={"chat": "1"}).header[0].value == "forever and ever"
+
+
+@pytest.mark.parametrize("number", ["7", "0", "-1", "²", "one", "9" * 5000, ""])
+def test_an_address_with_a_chat_that_is_not_there_says_so(models: Path, number: str) -> None:
+    tab = open_tab("3_Chat", query={"chat": number})
+    assert "no longer here" in tab.info[0].value and tab.header[0].value == "New chat"
+
+
+def test_two_chats_are_answered_at_once_and_can_be_switched_and_deleted(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    ask(go(tab, "3_Chat"), "forever one")
+    ask(click(tab, "chat_new"), "forever two")
+    assert len(resources.runner().running_answers) == 2
+    assert click(tab, "chat_open_1").header[0].value == "forever one"
+    deleted = last_answer(1)
+    assert click(tab, "chat_delete").header[0].value == "New chat"
+    assert deleted.wait(WAIT_S) and resources.conversations().get(1) is None
+    assert click(tab, "chat_open_2").header[0].value == "forever two"
+
+
+def test_the_generation_settings_reach_the_engine_and_stay_over_a_switch_of_pages(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    go(tab, "3_Chat").slider(key="sampling_temperature").set_value(0.25)
+    tab.number_input(key="sampling_seed").set_value(7)
+    tab.number_input(key="sampling_max_new_tokens").set_value(64)
+    run(tab)
+    go(go(tab, "1_Download"), "3_Chat")
+    finish(ask(tab, "settings"))
+    assert last_answer().text.startswith("Sampling(temperature=0.25, top_p=0.9, top_k=0")
+    assert "max_new_tokens=64, seed=7" in last_answer().text
+    click(tab, "sampling_reset")
+    assert tab.slider(key="sampling_temperature").value == 0.7 and tab.number_input(key="sampling_seed").value is None
+
+
+def test_money_stays_money_and_code_stays_code(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    finish(ask(go(tab, "3_Chat"), "sample"))
+    answer = next(element.value for element in tab.markdown if "Lunch" in element.value)
+    assert "\\$5 and dinner \\$6" in answer and '"lunch": "$5"' in answer and "`code $1`" in answer
+
+
+def test_what_redraws_itself_has_a_container_of_its_own() -> None:
+    """Elements behind a polling fragment used to vanish now and then: the choice of language, a queued question.
+
+    When a fragment's tick fell on the end of a run of the whole page, the browser got the page without the
+    fragment's elements, closed the gap, and then drew the fragment over the element that had moved into its place.
+    redraw_every gives each fragment a container in which nothing follows it.
+    """
+    sources = [*(ROOT / "pages").glob("*.py"), *(ROOT / "ui").glob("*.py"), ROOT / "Home.py"]
+    users = [path.name for path in sources if "st.fragment" in path.read_text("utf-8")]
+    assert users == ["fragment.py"]
+
+
+def test_the_first_visit_to_any_page_gets_the_router() -> None:
+    """A tab that was on /Chat while the dashboard was started anew got that page alone, without sidebar and status.
+
+    Streamlit ran the page for itself, as in its older kind of app, because Home.py had not yet run in the process.
+    """
+    script = (
+        "import serve\nfrom streamlit.runtime.pages_manager import PagesManager\n"
+        "print(PagesManager.uses_pages_directory)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+    assert all("\nrequire_router()\n" in (ROOT / "pages" / f"{page}.py").read_text("utf-8") for page in PAGES)
+
+
+def test_the_dashboards_process_never_imports_torch(models: Path) -> None:
+    """All pages are run, a model is loaded and asked, in a process of which it is then asked what it imported."""
+    script = (
+        "import sys, serve\nfrom tests import test_pages as t\n"
+        "tab = t.load(t.open_tab(), 'tiny')\n"
+        "t.finish(t.ask(t.go(tab, '3_Chat'), 'hello'))\n"
+        "[t.go(tab, page) for page in t.PAGES]\nt.resources.runner().unload()\n"
+        "print([name for name in ('torch', 'transformers', 'gptqmodel') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.stdout.strip().splitlines()[-1:] == ["[]"], done.stderr

@@ -1,0 +1,101 @@
+"""What the engine is doing, as every page shows it: the line in the sidebar and a load's progress."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.engine.answer import Answer
+from core.engine.messages import EngineState
+from core.settings import models_dir
+from ui.errors import show_error
+from ui.fragment import redraw_every
+from ui.i18n import tr
+from ui.markdown import escape, shortened
+from ui.resources import runner
+from ui.routing import LOAD_PAGE, go_to
+
+LOADING_POLL_S = 0.3
+ANSWERING_POLL_S = 1.0
+# Another tab may load or unload, and the engine's process may die, while this page is at rest.
+REST_POLL_S = 4.0
+NAME_CHARS = 44
+
+Shown = tuple[str, str | None, frozenset[int]]
+
+
+def shown_now() -> Shown:
+    """What of the engine's state decides how a page looks; progress and text have fragments of their own."""
+    state = runner().state
+    return state.phase, state.model, frozenset(answer.request for answer in runner().running_answers)
+
+
+def sidebar_status() -> None:
+    """The engine's state in a few words. It also brings the whole page up to date when that state changes."""
+    phase, _, running = shown = shown_now()
+    poll_s = LOADING_POLL_S if phase == "loading" else ANSWERING_POLL_S if running else REST_POLL_S
+    redraw_every(poll_s, _status, shown)
+
+
+def _status(shown: Shown) -> None:
+    if shown_now() != shown:
+        st.rerun()
+    state, num_running = runner().state, len(shown[2])
+    with st.container(border=True, gap="xsmall"):
+        st.markdown(_status_line(state, num_running))
+        if state.model is not None:
+            _draw_name(state.model)
+        if state.phase == "loading":
+            st.progress(state.fraction)
+
+
+def _draw_name(name: str) -> None:
+    short = shortened(name, NAME_CHARS)
+    st.caption(escape(short), help=None if short == name else escape(name))
+
+
+def _status_line(state: EngineState, num_running: int) -> str:
+    if state.phase == "ready" and num_running:
+        return f":primary[:material/edit_note:] {tr('engine.answering')}"
+    icon = {
+        "empty": ":gray[:material/radio_button_unchecked:]",
+        "loading": ":primary[:material/hourglass_top:]",
+        "ready": ":green[:material/check_circle:]",
+        "failed": ":red[:material/error:]",
+    }[state.phase]
+    return f"{icon} {tr(f'engine.{state.phase}')}"
+
+
+def loading_progress() -> None:
+    """The bar of the load that is going on, with the name of its stage. The sidebar notices its end."""
+    redraw_every(LOADING_POLL_S, _progress)
+
+
+def _progress() -> None:
+    state = runner().state
+    stage = state.stage if state.phase == "loading" else "warm_up"
+    percent = int(state.fraction * 100)
+    st.progress(state.fraction, text=tr(f"engine.stage_{stage}") + f" · {percent} %")
+
+
+def not_ready_notice(last: Answer | None = None) -> None:
+    """Where a model is needed: what the engine is doing instead, and the way to the next step.
+
+    The engine's error is left out where the `last` answer above has already shown it.
+    """
+    state = runner().state
+    with st.container(border=True):
+        if state.phase == "loading":
+            st.markdown(tr("engine.loading_model", name=state.model or ""))
+            loading_progress()
+            return
+        if state.error is None:
+            st.markdown(tr("engine.nothing_loaded"))
+        elif last is None or last.error is not state.error:
+            show_error(state.error)
+        st.button(tr("engine.go_load"), icon=":material/deployed_code:", type="primary", key="go_load",
+                  on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
+
+
+def load(name: str, context_tokens: int = 0, num_slots: int = 1, kernel: str | None = None) -> None:
+    """Begin to load a model of the library, in place of whatever is loaded; Runner.load says what the values are."""
+    runner().load(models_dir() / name, context_tokens, num_slots, kernel)

@@ -1,0 +1,136 @@
+"""How models on disk and the loaded one are drawn on Load Model; decides nothing."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.checkpoint import Checkpoint, Quantization
+from core.engine.kernels import Device, choose_kernel
+from core.engine.messages import EngineState, ModelFacts
+from core.errors import DeckError
+from core.fit import Card, FitReport
+from core.library import LibraryEntry
+from ui.cards import card_here
+from ui.engine import Shown, load, loading_progress, shown_now
+from ui.errors import show_error
+from ui.fragment import redraw_alone
+from ui.gauge import draw_verdict, sentence, sliders, verdict
+from ui.i18n import tr
+from ui.markdown import escape
+from ui.resources import runner
+from ui.routing import CHAT_PAGE, go_to
+
+MB, GB, MIB, GIB = 10**6, 10**9, 2**20, 2**30
+
+
+def file_size(num_bytes: int) -> str:
+    """As the Hub and disks count: powers of 1000."""
+    return f"{num_bytes / GB:.2f} GB" if num_bytes >= GB else f"{num_bytes / MB:.0f} MB"
+
+
+def memory_size(num_bytes: int) -> str:
+    """As GPUs count: powers of 1024."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
+
+
+def draw_entry(entry: LibraryEntry, state: EngineState, card: Card | None) -> None:
+    """One folder under models/: a model, whether it fits, its button, what the engine does; or why it is none."""
+    with st.container(border=True):
+        if entry.checkpoint is None:
+            st.markdown(f":material/folder_off: **{escape(entry.name)}**")
+            if entry.error is not None:
+                show_error(entry.error)
+            return
+        with st.container(gap="xsmall"):
+            st.markdown(f"**{escape(entry.name)}**")
+            st.markdown(_badges(entry.checkpoint))
+            st.caption(_details(entry.checkpoint))
+        if state.model == entry.name:
+            draw_state(state)
+        if state.model != entry.name or state.phase == "failed":
+            redraw_alone(_draw_choice, entry, entry.checkpoint, card, shown_now())
+
+
+def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, card: Card | None, shown: Shown) -> None:
+    """The sliders, the verdict for `card`, and the button, which goes by the card that is really here."""
+    if shown_now() != shown:
+        st.rerun()
+    context_tokens, num_chats = sliders(checkpoint, entry.name)
+    here = card_here()
+    report = verdict(checkpoint, here, context_tokens, num_chats) if here else None
+    if card is not None and card.name != (here and here.name):
+        draw_verdict(verdict(checkpoint, card, context_tokens, num_chats), card)
+    elif here is not None and report is not None:
+        draw_verdict(report, here)
+    if isinstance(report, FitReport) and not report.fits:
+        with st.popover(tr("load.anyway"), icon=":material/warning:"):
+            st.markdown(sentence(report))
+            st.markdown(tr("load.anyway_text"))
+            _load_button("load.anyway_yes", entry.name, context_tokens, num_chats, None)
+    else:
+        kernel = leaner_kernel(report, checkpoint, here)
+        _load_button("load.load", entry.name, context_tokens, num_chats, kernel)
+
+
+def leaner_kernel(report: FitReport | DeckError | None, checkpoint: Checkpoint, card: Card | None) -> str | None:
+    """The kernel to ask for where only a leaner one than the fastest fits; None leaves the choice to the engine."""
+    if card is None or not isinstance(report, FitReport):
+        return None
+    fastest, _ = choose_kernel(checkpoint, Device("cuda", card.capability, card.has_compiler))
+    return None if report.kernel == fastest.name else report.kernel
+
+
+def _load_button(text: str, name: str, context_tokens: int, num_chats: int, kernel: str | None) -> None:
+    st.button(tr(text), key=f"load_{name}", icon=":material/play_arrow:", on_click=load,
+              args=(name, context_tokens, num_chats, kernel))  # fmt: skip
+
+
+def draw_state(state: EngineState) -> None:
+    """What the engine does with its model: loads it, has it, or failed to."""
+    if state.phase == "loading":
+        loading_progress()
+        st.button(tr("load.cancel"), key="load_cancel", icon=":material/close:", on_click=runner().unload)
+    elif state.phase == "ready" and state.facts is not None:
+        _draw_loaded(state.facts)
+    elif state.error is not None:
+        show_error(state.error)
+
+
+def _draw_loaded(facts: ModelFacts) -> None:
+    kernel = tr("load.kernel_line", kernel=facts.kernel, reason=tr(f"kernel.{facts.kernel_reason}"))
+    st.success(kernel, title=tr("load.success"), icon=":material/check_circle:")
+    with st.grid("auto", min_column_width=110):
+        for name, value in _facts(facts):
+            st.markdown(f":small[:gray[{tr(f'load.fact_{name}')}]]  \n**{value}**")
+    with st.container(horizontal=True):
+        st.button(tr("load.chat"), key="load_chat", icon=":material/chat:", type="primary",
+                  on_click=go_to, args=(CHAT_PAGE,))  # fmt: skip
+        st.button(tr("load.unload"), key="load_unload", icon=":material/eject:", on_click=runner().unload)
+
+
+def _facts(facts: ModelFacts) -> list[tuple[str, str]]:
+    return [
+        ("device", escape(facts.device)),
+        ("weights", memory_size(facts.weights_bytes)),
+        ("cache", memory_size(facts.cache_bytes)),
+        ("context", tr("load.context_value", tokens=f"{facts.context_tokens:,}")),
+        ("load_s", tr("load.seconds_value", seconds=f"{facts.load_s:.1f}")),
+    ]
+
+
+def _badges(checkpoint: Checkpoint) -> str:
+    return " ".join(f":gray-badge[{text}]" for text in quantization_words(checkpoint.quantization))
+
+
+def quantization_words(quantization: Quantization) -> list[str]:
+    group = quantization.group_size
+    words = [tr("model.bits", bits=quantization.bits)]
+    words.append(tr("model.no_groups") if group < 0 else tr("model.group", size=group))
+    if quantization.act_order:
+        words.append(tr("model.act_order"))
+    return words
+
+
+def _details(checkpoint: Checkpoint) -> str:
+    context = tr("model.context", tokens=f"{checkpoint.max_context_tokens:,}")
+    return " · ".join([file_size(checkpoint.size_bytes), escape(checkpoint.architecture), context])
