@@ -11,6 +11,7 @@ import argparse
 import gc
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from typing import Any
 from core.checkpoint import read_checkpoint
 from core.engine.plan import MIB, MemoryPlan, make_plan
 from core.engine.shape import read_shape
+from core.engine.worker import ENVIRONMENT
 
 KERNELS = ("exllama_v2", "marlin", "triton")
 CONTEXTS = (2048, 4096)
@@ -32,13 +34,12 @@ DECODED_TOKENS = 24
 # Name, and what benchmarks.random_model makes of it. The variants have fewer layers; a plan only scales with those.
 MODELS = {
     "7B": ["7B"],
-    "70B short": ["70B", "--layers", "6"],
     "13B": ["13B"],
     "70B": ["70B"],
-    "7B group 32": ["7B", "--group-size", "32", "--layers", "16"],
-    "7B group 64": ["7B", "--group-size", "64", "--layers", "16"],
-    "7B act-order": ["7B", "--act-order", "--layers", "16"],
-    "7B 8 bit": ["7B", "--bits", "8", "--layers", "16"],
+    "7B group 32": ["7B", "--group-size", "32", "--layers", "8"],
+    "7B group 64": ["7B", "--group-size", "64", "--layers", "8"],
+    "7B act-order": ["7B", "--act-order", "--layers", "8"],
+    "7B 8 bit": ["7B", "--bits", "8", "--layers", "8"],
 }
 # First use compiles a kernel; done once, before several processes would want it.
 COMPILE = {
@@ -103,12 +104,12 @@ def run_all(folder: Path, models: list[str], kernels: list[str]) -> list[dict[st
         made[kernel].wait()
         with room.take(needed_mib(folder / name, kernel)):
             command = [sys.executable, "-m", "benchmarks.memory_ladder", str(folder), "--child", name, kernel]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
         if done.returncode:
             print(f"{name} {kernel}: {done.stderr.strip()[-900:]}", file=sys.stderr, flush=True)
             return []
         rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{name} {kernel}: done\n{done.stderr[-1500:]}", file=sys.stderr, flush=True)
+        print(f"{name} {kernel}: {done.stderr[-600:]}\n{table(rows)}", file=sys.stderr, flush=True)
         return rows
 
     with ThreadPoolExecutor(6) as makers, ThreadPoolExecutor(9) as climbers:

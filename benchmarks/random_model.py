@@ -72,7 +72,7 @@ def write_tensor(file, name, shape, recipe, block, random) -> None:  # type: ign
         file.write(np.full(count, zero, np.uint32).data)
     elif name.endswith(".scales"):
         rows = recipe.intermediate if "down_proj" in name else recipe.hidden
-        file.write(np.full(count, 2.0 / (2**recipe.bits * rows**0.5), np.float16).data)
+        file.write(np.full(count, 0.5 / (2**recipe.bits * rows**0.5), np.float16).data)
     elif name.endswith(".g_idx"):
         size = count if recipe.group_size < 0 else recipe.group_size
         groups = np.arange(count, dtype=np.int32) // size

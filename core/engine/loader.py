@@ -45,10 +45,10 @@ def load_model(
     model = build_empty(checkpoint, dtype)
     matrices = quantized_names(checkpoint)
     check_names(checkpoint, model, matrices)
-    maker = MatrixMaker(kernel.name, checkpoint.quantization, dtype)
-    maker.reserve_scratch(matrix_shapes(checkpoint), max_rows, device)
+    maker = MatrixMaker(kernel.name, checkpoint.quantization, dtype, device)
+    maker.reserve(matrix_shapes(checkpoint), max_rows)
     try:
-        fill(model, checkpoint, matrices, maker, device, on_bytes)
+        fill(model, checkpoint, matrices, maker, on_bytes)
     except (SafetensorError, OSError) as error:
         raise CheckpointError("corrupt_weights", folder=checkpoint.name, file=str(error)) from error
     model.kernel_scratch = maker.scratch  # The kernel keeps a bare pointer into it.
@@ -157,21 +157,20 @@ def fill(
     checkpoint: Checkpoint,
     matrices: set[str],
     maker: MatrixMaker,
-    device: torch.device,
     on_bytes: Callable[[int], None],
 ) -> None:
     """Put every tensor into the model, in the order of the files; a matrix is finished as soon as it is whole."""
     waiting = {name: num_parts(checkpoint, name) for name in matrices}
     parts: dict[str, Tensors] = {name: {} for name in matrices}
     tied = tied_names(model)
-    for name, tensor in read_tensors(checkpoint, device, on_bytes):
+    for name, tensor in read_tensors(checkpoint, maker.reading_device, on_bytes):
         owner, _, part = name.rpartition(".")
         if owner in parts and part in PARTS:
             parts[owner][part] = tensor
             if len(parts[owner]) == waiting[owner]:
                 put_module(model, owner, maker.make(drop_zero_bias(parts.pop(owner))))
         elif name not in tied and not IGNORED.search(name):
-            put_tensor(model, name, tensor, maker.dtype)
+            put_tensor(model, name, tensor.to(maker.device), maker.dtype)
     model.tie_weights()
 
 

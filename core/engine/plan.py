@@ -18,6 +18,8 @@ FLOAT_BYTES = 4
 INT_BYTES = 4
 # torch's allocator hands out blocks of this (c10/cuda/CUDACachingAllocator, kMinBlockSize).
 BLOCK_BYTES = 512
+SEGMENT_BYTES = 20 * MIB
+SMALL_SEGMENT_BYTES = 2 * MIB
 # gptqmodel's ExllamaV2Linear.scratch_space_fixed rounds each of its two terms up by this much.
 EXLLAMA_PAD_BYTES = 128
 # Marlin sums in float32 in a tile for each multiprocessor: SMs * 64 * 256 values; 170 SMs is the largest card's.
@@ -189,23 +191,27 @@ def transient_bytes(matrix: Matrix, kernel: str, rows: int) -> int:
 
 
 def workspace_bytes(capability: tuple[int, int]) -> int:
-    """cuBLAS's workspace in torch: 32 MiB from compute capability 9.0, else 8.1 MiB; cublasLt has its own beside it."""
-    if capability >= (9, 0):
-        return 32 * MIB + 32 * MIB
-    return 8_519_680 + (4 * MIB if capability[0] == 8 else MIB)
+    """cuBLAS's and cublasLt's workspaces in torch, and what the allocator's last segments leave unused.
+
+    cuBLAS: 32 MiB from compute capability 9.0, else 8.1 MiB; cublasLt: 32 MiB, 4 MiB on 8.x, else 1 MiB
+    (pytorch/aten/src/ATen/cuda/CublasHandlePool.cpp). Expandable segments grow by 20 MiB, those of small blocks by
+    2 MiB (c10/cuda/CUDACachingAllocator).
+    """
+    cublas = 64 * MIB if capability >= (9, 0) else 8_519_680 + (4 * MIB if capability[0] == 8 else MIB)
+    return cublas + SEGMENT_BYTES + SMALL_SEGMENT_BYTES
 
 
 def context_bytes(capability: tuple[int, int]) -> int:
     """CUDA's context and the code of libraries and kernels that a run loads, which no allocator counts.
 
-    Measured on an H200 (9.0, driver 580, torch 2.11): 621 MiB bare, 1234 MiB after a load. Others are not measured:
-    the published contexts of older cards are smaller, and no smaller figure is promised.
+    Measured on an H200 (9.0, driver 580, torch 2.11): 678 MiB after a load, 686 to 698 MiB once every kernel had run.
+    Other cards are not measured; the published contexts of older ones are smaller, and no smaller figure is promised.
     """
-    return 1260 * MIB
+    return 720 * MIB
 
 
 def loading_bytes(shape: ModelShape, kernel: str) -> int:
-    """What finishing one matrix needs for a moment: Marlin writes each one's codes anew."""
+    """What finishing a matrix needs for a moment: Marlin writes each one's codes anew, from a staging buffer."""
     if kernel != "marlin":
         return 0
     return max(blocks(matrix.rows * matrix.columns * matrix.bits // 8) for matrix, _ in shape.matrices)

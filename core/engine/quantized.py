@@ -35,25 +35,39 @@ CLASSES: dict[str, type[GPTQQuantLinear]] = {
 
 @dataclass(slots=True)
 class MatrixMaker:
-    """Makes the modules of one model. ExLlamaV2's matrices share one scratch space, as large as the largest needs."""
+    """Makes the modules of one model. ExLlamaV2's matrices share one scratch space, as large as the largest needs.
+
+    Marlin writes each matrix anew. Its codes come through one staging buffer, and what it does not keep stays where it
+    was read: freed pieces between what stays would be lost to everything larger.
+    """
 
     kernel: str
     quantization: Quantization
     dtype: torch.dtype
+    device: torch.device
     scratch: ScratchSpace | None = None
+    staging: torch.Tensor | None = None
 
-    def reserve_scratch(self, shapes: set[tuple[int, int]], max_rows: int, device: torch.device) -> None:
+    @property
+    def reading_device(self) -> torch.device:
+        """Where a matrix's tensors are read to, before `make`."""
+        return torch.device("cpu") if self.kernel == "marlin" else self.device
+
+    def reserve(self, shapes: set[tuple[int, int]], max_rows: int) -> None:
         """Allocate what the kernel needs beside the weights, for the largest of `shapes` (in, out)."""
         if self.kernel == "exllama_v2":
             num_bytes = max(
                 in_features * out_features * 2 + 128 + out_features * max_rows * 4 + 128
                 for in_features, out_features in shapes
             )
-            self.scratch = ScratchSpace(scratch_bytes=num_bytes, dev=device)
+            self.scratch = ScratchSpace(scratch_bytes=num_bytes, dev=self.device)
+        elif self.kernel == "marlin":
+            words = max(rows * columns for rows, columns in shapes) * self.quantization.bits // 32
+            self.staging = torch.empty(words, dtype=torch.int32, device=self.device)
 
     def make(self, tensors: Tensors) -> nn.Module:
         """The module for one matrix from its qweight, qzeros, scales, and where there are any g_idx and bias."""
-        module = self._fill(tensors)
+        module = self._fill(self._staged(tensors))
         if isinstance(module, ExllamaV2Linear):
             module.post_init(self.scratch)
         elif self.kernel == "aten_int4":
@@ -63,6 +77,17 @@ class MatrixMaker:
         else:
             module.post_init()
         return module
+
+    def _staged(self, tensors: Tensors) -> Tensors:
+        if self.staging is None:
+            return tensors
+        codes = tensors["qweight"]
+        stage = self.staging[: codes.numel()].view(codes.shape).copy_(codes)
+        kept = {name: tensor.to(self.device) for name, tensor in tensors.items() if name in self._kept_parts()}
+        return tensors | kept | {"qweight": stage}
+
+    def _kept_parts(self) -> set[str]:
+        return {"scales", "bias", "g_idx"} if self.quantization.act_order else {"scales", "bias"}
 
     def _fill(self, tensors: Tensors) -> GPTQQuantLinear:
         bits, qweight = self.quantization.bits, tensors["qweight"]
@@ -80,11 +105,11 @@ class MatrixMaker:
             register_buffers=False,
             dtype=self.dtype if self.kernel == "marlin" else torch.float16,
         )
-        g_idx = tensors.get("g_idx")
-        if g_idx is None:
-            g_idx = torch.arange(in_features, dtype=torch.int32, device=qweight.device) // module.group_size
         # Marlin computes in the type it was made for; ExLlamaV2 takes half precision only.
         scales = tensors["scales"].to(self.dtype if self.kernel == "marlin" else torch.float16)
+        g_idx = tensors.get("g_idx")
+        if g_idx is None:
+            g_idx = torch.arange(in_features, dtype=torch.int32, device=scales.device) // module.group_size
         values = {
             "qweight": qweight,
             "qzeros": tensors["qzeros"],
