@@ -92,7 +92,7 @@ def make_ready(page: Page) -> None:
     expect(loaded).to_be_visible(timeout=LOAD_MS)
 
 
-def open_new_chat(page: Page) -> None:
+def open_new_chat(page: Page, longest_answer: int = 1024) -> None:
     make_ready(page)
     go(page, "Chat")
     expect(page.get_by_test_id("stChatInputTextArea")).to_be_enabled(timeout=10_000)
@@ -100,15 +100,19 @@ def open_new_chat(page: Page) -> None:
     if new.is_enabled():
         new.click()
     expect(page.get_by_test_id("stChatMessage")).to_have_count(0)
-    say_the_likeliest(page)
+    choose_settings(page, longest_answer)
 
 
-def say_the_likeliest(page: Page) -> None:
-    """Temperature 0, so that the same question always gets the same answer."""
+def choose_settings(page: Page, longest_answer: int) -> None:
+    """Temperature 0, so that the same question always gets the same answer; and where it ends at the latest."""
     page.get_by_role("button", name="Generation").click()
     slider = key(page, "sampling_temperature").get_by_role("slider")
     slider.press("Home")
     expect(slider).to_have_value("0")
+    longest = key(page, "sampling_max_new_tokens").get_by_role("spinbutton")
+    longest.fill(str(longest_answer))
+    longest.press("Enter")
+    expect(longest).to_have_value(str(longest_answer))
     page.keyboard.press("Escape")
     expect(slider).to_be_hidden()
 

@@ -35,6 +35,7 @@ class SlotCache:
         self.num_slots = num_slots
         self._rows = slice(0, 1)
         self._length = 0
+        self._is_slice = True
         self._row_index = torch.zeros(0, dtype=torch.long, device=device)
         self._columns = torch.zeros(0, dtype=torch.long, device=device)
 
@@ -45,6 +46,8 @@ class SlotCache:
     def aim(self, rows: slice, columns: torch.Tensor, length: int) -> None:
         """Point the next forward pass at `rows`, writing at `columns` ([rows, new tokens])."""
         self._rows, self._length, self._columns = rows, length, columns
+        # One row always writes the last columns of what it looks at: a slice, which costs less than an index.
+        self._is_slice = columns.shape[0] == 1
         self._row_index = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
 
     def update(
@@ -52,9 +55,14 @@ class SlotCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the new keys and values ([rows, kv heads, new tokens, head dim]); return all that is looked at."""
         keys, values = self.keys[layer_idx][self._rows], self.values[layer_idx][self._rows]
-        # Advanced indices around a slice put the indexed dimensions first: [rows, new tokens, kv heads, head dim].
-        keys[self._row_index, :, self._columns] = key.transpose(1, 2)
-        values[self._row_index, :, self._columns] = value.transpose(1, 2)
+        if self._is_slice:
+            begin = self._length - key.shape[2]
+            keys[:, :, begin : self._length] = key
+            values[:, :, begin : self._length] = value
+        else:
+            # Indices around a slice put the indexed dimensions first: [rows, new tokens, kv heads, head dim].
+            keys[self._row_index, :, self._columns] = key.transpose(1, 2)
+            values[self._row_index, :, self._columns] = value.transpose(1, 2)
         return keys[:, :, : self._length], values[:, :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

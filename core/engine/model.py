@@ -74,7 +74,10 @@ class SlotModel:
         """What each new token may look at, [rows, 1, new tokens, length]; models of mixed layers take one a kind."""
         keys = torch.arange(length, device=positions.device)
         seen = keys <= positions[:, None, :, None]
-        full = self._as_mask(seen) if self._needs_mask or positions.shape[1] == 1 else None
+        # The one token of one row sees everything that is looked at.
+        sees_all = positions.shape == (1, 1) and not self._is_eager
+        needs_mask = self._needs_mask or positions.shape[1] == 1
+        full = self._as_mask(seen) if needs_mask and not sees_all else None
         window = getattr(self._config, "sliding_window", None)
         near = self._as_mask(seen & (keys > positions[:, None, :, None] - window)) if window else full
         layer_types = getattr(self._config, "layer_types", None)

@@ -5,6 +5,7 @@ Knows no pipe: progress goes to a callback, and whatever a person should read is
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -71,6 +72,9 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     end_tokens = find_end_tokens(checkpoint, tokenizer)
     device = find_device()
     kernel, reason = choose_kernel(checkpoint, device, command.kernel)
+    if device.kind == "cpu":
+        # One core stays free for the pages: threads that wait for one another all stop when one of them is displaced.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
     if kernel.needs_compiler:
         progress("compile", STAGE_BEGIN["compile"])
         compile_kernel(kernel, choose_dtype(checkpoint, kernel, device))
