@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint import read_checkpoint
-from core.engine.plan import MIB, MemoryPlan, make_plan
+from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan
 from core.engine.shape import read_shape
 from core.engine.worker import ENVIRONMENT
 
 KERNELS = ("exllama_v2", "marlin", "triton")
 CONTEXTS = (2048, 4096)
 SLOTS = (1, 4)
-CHUNK_TOKENS = 512
 UNCAPPED_BYTES = 2**60
 DECODED_TOKENS = 24
 # Name, and what benchmarks.random_model makes of it. The variants have fewer layers; a plan only scales with those.
@@ -155,7 +154,7 @@ def needed_mib(folder: Path, kernel: str) -> float:
 
 def plan_of(folder: Path, kernel: str, context_tokens: int, num_slots: int) -> MemoryPlan:
     shape = read_shape(read_checkpoint(folder))
-    return make_plan(shape, kernel, (9, 0), context_tokens, num_slots, CHUNK_TOKENS)
+    return make_plan(shape, kernel, (9, 0), context_tokens, num_slots, GPU_CHUNK_TOKENS)
 
 
 def climb(folder: Path, name: str, kernel_name: str) -> list[Row]:
@@ -177,7 +176,7 @@ def climb(folder: Path, name: str, kernel_name: str) -> list[Row]:
     cap(rungs[0][0].allocated)
     with torch.inference_mode():
         dtype = choose_dtype(checkpoint, kernel, device)
-        model = load_model(checkpoint, kernel, torch.device("cuda:0"), dtype, CHUNK_TOKENS, lambda _: None)
+        model = load_model(checkpoint, kernel, torch.device("cuda:0"), dtype, GPU_CHUNK_TOKENS, lambda _: None)
     loading_mib = torch.cuda.max_memory_reserved() / MIB
     planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB
     held_mib = torch.cuda.memory_allocated() / MIB
@@ -220,7 +219,7 @@ def fill(model: Any, tokenizer: Any, context_tokens: int, num_slots: int, num_by
     try:
         with torch.inference_mode():
             slots = SlotModel(model, num_slots, context_tokens)
-        scheduler = Scheduler(slots, tokenizer, frozenset(), CHUNK_TOKENS, ends.append)
+        scheduler = Scheduler(slots, tokenizer, frozenset(), GPU_CHUNK_TOKENS, ends.append)
         for request in range(num_slots):
             prompt = tuple((7 * place + request) % 500 + 5 for place in range(context_tokens - DECODED_TOKENS))
             sampling = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, max_new_tokens=context_tokens)

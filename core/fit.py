@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 
 from core.checkpoint import Checkpoint
 from core.engine.kernels import KERNELS, Device, can_run
-from core.engine.plan import MIB, MemoryPlan, make_plan, split_plan
+from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan, split_plan
 from core.engine.shape import ModelShape, read_shape
 from core.errors import DeckError, EngineError, InputError
 from core.gpu import Gpu
 from core.gpu_table import KnownGpu
 
 DEFAULT_CONTEXT_TOKENS = 4096
-CHUNK_TOKENS = 512
 MAX_CHATS = 64
 # What the driver keeps for itself where NVML cannot be asked, by the card's memory: the largest of the readings that
 # are known (8 to 24 GB: 253 to 510 MiB; 40 GB and more: 479 to 696 MiB).
@@ -184,7 +183,7 @@ def _plans(
     shape: ModelShape, cards: Sequence[Card], kernel: str, context_tokens: int, num_chats: int
 ) -> tuple[MemoryPlan, ...]:
     if len(cards) == 1:
-        return (make_plan(shape, kernel, cards[0].capability, context_tokens, num_chats, CHUNK_TOKENS),)
+        return (make_plan(shape, kernel, cards[0].capability, context_tokens, num_chats, GPU_CHUNK_TOKENS),)
     return split_plan(
         shape,
         kernel,
@@ -192,7 +191,7 @@ def _plans(
         [card.available_mib * MIB for card in cards],
         context_tokens,
         num_chats,
-        CHUNK_TOKENS,
+        GPU_CHUNK_TOKENS,
     )
 
 

@@ -7,13 +7,13 @@ import json
 import math
 import os
 import re
-import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from core import catalogue
 from core.checkpoint import Checkpoint, is_plain_name, read_checkpoint
+from core.engine.kernels import has_compiler
 from core.engine.plan import MIB, MemoryPlan
 from core.errors import CheckpointError, EngineError, InputError
 from core.fit import MAX_CHATS, Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card
@@ -32,7 +32,6 @@ MAX_VRAM_MIB = 10_000_000
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 # How a folder is written that is not in models/: whatever else has a slash may be a repository.
 FOLDER_STARTS = ("/", "./", "../")
-COMPILERS = ("nvcc", "c++", "ninja")
 NUM_SUGGESTIONS = 3
 
 
@@ -90,11 +89,10 @@ def find_cards(gpu: str | None, vram_mib: str | None) -> list[Card]:
     if vram_mib is not None:
         total_mib = parse_whole("--vram-mib", vram_mib, 1, MAX_VRAM_MIB)
         return [empty_card(f"GPU ({total_mib} MiB)", total_mib, ASSUMED_CAPABILITY)]
-    has_compiler = all(shutil.which(name) for name in COMPILERS)
     readable = [one for one in read_snapshot().gpus if one.error is None and one.total_mib]
     if not readable:
         raise InputError("no_gpu_to_ask")
-    return [card_from_gpu(one, has_compiler=has_compiler) for one in readable]
+    return [card_from_gpu(one, has_compiler=has_compiler()) for one in readable]
 
 
 def find_checkpoint(target: str, revision: str | None) -> Checkpoint:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import streamlit as st
 
+from core.engine.kernels import has_compiler
 from core.fit import Card, card_from_gpu, card_from_table
 from core.gpu import Gpu, GpuSnapshot
 from core.gpu_table import known_gpus, lookup
@@ -15,7 +14,6 @@ from ui.resources import monitor, runner
 KEY = "plan_card"
 HERE = "here"
 FIRST_READING_S = 2.0
-COMPILERS = ("nvcc", "c++", "ninja")
 
 
 def reading() -> GpuSnapshot | None:
@@ -40,10 +38,6 @@ def card_here() -> Card | None:
     """The GPU that a load takes, as it is now; None where models run on the CPU."""
     gpus = usable_gpus()
     return card_from_gpu(gpus[0], own_pids(), has_compiler()) if gpus else None
-
-
-def has_compiler() -> bool:
-    return all(shutil.which(name) for name in COMPILERS)
 
 
 def choose_card() -> Card | None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core.engine.plan import MIB, MemoryPlan, make_plan
+from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan
 from core.engine.shape import read_shape
 from core.errors import DeckError
-from core.fit import CHUNK_TOKENS
 from core.gpu import Gpu, GpuProcess, GpuSnapshot
 from core.library import find
 from ui.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
@@ -140,7 +139,9 @@ def planned(gpu: Gpu) -> MemoryPlan | None:
         shape = read_shape(find(facts.name))
     except DeckError:
         return None
-    return make_plan(shape, facts.kernel, gpu.compute_capability, facts.context_tokens, facts.num_slots, CHUNK_TOKENS)
+    return make_plan(
+        shape, facts.kernel, gpu.compute_capability, facts.context_tokens, facts.num_slots, GPU_CHUNK_TOKENS
+    )
 
 
 def plan_parts(plan: MemoryPlan) -> list[Part]:

@@ -6,6 +6,7 @@ picks a kernel on compute capability 9.0 that downloads sources while a model lo
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -42,6 +43,8 @@ class Kernel:
     takes_part_groups: bool = False
 
 
+# What compiling a kernel takes: CUDA's compiler, a C++ one, and what runs them.
+COMPILERS = ("nvcc", "c++", "ninja")
 ALL_GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)
 # Fastest for one chat first. Marlin comes after ExLlamaV2: leaner, slower for one chat, and the only one here that
 # decodes 8 bit without writing the matrix out.
@@ -55,6 +58,11 @@ KERNELS = (
     Kernel("aten_int4", "cpu", (4,), (32, 64, 128), multiple=16),
     Kernel("dense", "cpu", (2, 3, 4, 8), ALL_GROUPS, takes_part_groups=True),
 )  # fmt: skip
+
+
+def has_compiler() -> bool:
+    """Whether this machine can compile a CUDA kernel."""
+    return all(shutil.which(name) for name in COMPILERS)
 
 
 def matrix_shapes(checkpoint: Checkpoint) -> set[tuple[int, int]]:

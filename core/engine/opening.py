@@ -6,7 +6,6 @@ Knows no pipe: progress goes to a callback, and whatever a person should read is
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,15 +20,16 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel
 
 from core.checkpoint import Checkpoint, read_checkpoint, read_json
-from core.engine.kernels import Device, Kernel, choose_kernel
+from core.engine.kernels import Device, Kernel, choose_kernel, has_compiler
 from core.engine.loader import load_model
 from core.engine.messages import Load, ModelFacts, Stage
 from core.engine.model import SlotModel
+from core.engine.plan import GPU_CHUNK_TOKENS
 from core.errors import CheckpointError, EngineError
 
 DEFAULT_CONTEXT_TOKENS = 4096
 # How much of a prompt is read between two looks at everything else.
-CHUNK_TOKENS = {"cuda": 512, "cpu": 64}
+CHUNK_TOKENS = {"cuda": GPU_CHUNK_TOKENS, "cpu": 64}
 # Where each stage begins in the whole load; importing the libraries has been done by then.
 STAGE_BEGIN: dict[Stage, float] = {
     "start": 0.0,
@@ -118,8 +118,7 @@ def find_device() -> Device:
     """The first GPU that CUDA shows, else the CPU."""
     if not torch.cuda.is_available():
         return Device("cpu")
-    compilers = ("nvcc", "c++", "ninja")
-    return Device("cuda", torch.cuda.get_device_capability(0), all(shutil.which(name) for name in compilers))
+    return Device("cuda", torch.cuda.get_device_capability(0), has_compiler())
 
 
 def compile_kernel(kernel: Kernel, dtype: torch.dtype) -> None:

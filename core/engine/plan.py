@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields, replace
 from core.engine.shape import Matrix, ModelShape
 
 MIB = 2**20
+# How much of a prompt the engine reads at once on a GPU; the plan holds room for that much.
+GPU_CHUNK_TOKENS = 512
 HALF_BYTES = 2
 FLOAT_BYTES = 4
 INT_BYTES = 4

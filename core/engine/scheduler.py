@@ -16,14 +16,13 @@ import torch
 from tokenizers import Tokenizer
 
 from core.engine.detokenize import TextStream
-from core.engine.messages import AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
+from core.engine.messages import MAX_SEED, AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
 from core.engine.model import SlotModel
 from core.engine.sampling import draw
 from core.errors import EngineError
 
 # Pieces of text go out at most this often: faster than a page shows them, slower than a fast card writes them.
 FLUSH_S = 0.03
-MAX_SEED = 2**63 - 1
 
 
 @dataclass(slots=True)
