@@ -1,7 +1,7 @@
 """Holds the memory plan against a real GPU: does each model fill every slot with exactly what its plan asks for, and
 does it fail with 3 % + 100 MiB less? One card plays smaller ones by a cap on torch's allocator.
 
-The cap does not count CUDA's context; that part is compared with what NVML says of the process.
+The cap does not count CUDA's context and graphs; that part is compared with what NVML says of the process.
 `python -m benchmarks.memory_ladder MODELS_FOLDER [--json FILE]` makes the checkpoints and runs everything.
 """
 
@@ -30,11 +30,12 @@ CONTEXTS = (2048, 4096)
 SLOTS = (1, 4)
 UNCAPPED_BYTES = 2**60
 DECODED_TOKENS = 24
-# Name, and what benchmarks.random_model makes of it. The variants have fewer layers; a plan only scales with those.
+# Name, and what benchmarks.random_model makes of it. 70B is hollow, which changes no byte of what it takes. The
+# variants have fewer layers; a plan only scales with those.
 MODELS = {
     "7B": ["7B"],
     "13B": ["13B"],
-    "70B": ["70B"],
+    "70B": ["70B", "--hollow"],
     "7B group 32": ["7B", "--group-size", "32", "--layers", "8"],
     "7B group 64": ["7B", "--group-size", "64", "--layers", "8"],
     "7B act-order": ["7B", "--act-order", "--layers", "8"],
@@ -71,25 +72,27 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--kernels", nargs="*", default=list(KERNELS))
+    parser.add_argument("--captured", action="store_true", help="the plans for captured steps, over merged matrices")
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "KERNEL"))
     options = parser.parse_args()
     if options.child:
-        print(json.dumps([asdict(row) for row in climb(options.folder, *options.child)]))
+        print(json.dumps([asdict(row) for row in climb(options.folder, *options.child, options.captured)]))
         return 0
-    rows = run_all(options.folder, options.models, options.kernels)
+    rows = run_all(options.folder, options.models, options.kernels, options.captured)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
     return 0 if all(row["with_plan"] == "fits" and row["with_less"] == "out of memory" for row in rows) else 1
 
 
-def run_all(folder: Path, models: list[str], kernels: list[str]) -> list[dict[str, Any]]:
+def run_all(folder: Path, models: list[str], kernels: list[str], captured: bool) -> list[dict[str, Any]]:
     """Make every checkpoint, then climb each kernel's ladder in a process of its own, as many as the card holds."""
     room, made = Room(BUDGET_MIB), {name: threading.Event() for name in [*models, *kernels]}
 
     def compile_kernel(kernel: str) -> None:
         if kernel in COMPILE:
-            subprocess.run([sys.executable, "-c", COMPILE[kernel]], check=True, stdout=subprocess.DEVNULL)
+            command = [sys.executable, "-c", COMPILE[kernel]]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
         made[kernel].set()
 
     def make(name: str) -> None:
@@ -101,8 +104,9 @@ def run_all(folder: Path, models: list[str], kernels: list[str]) -> list[dict[st
         name, kernel = pair
         made[name].wait()
         made[kernel].wait()
-        with room.take(needed_mib(folder / name, kernel)):
+        with room.take(needed_mib(folder / name, kernel, captured)):
             command = [sys.executable, "-m", "benchmarks.memory_ladder", str(folder), "--child", name, kernel]
+            command += ["--captured"] * captured
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
         if done.returncode:
             print(f"{name} {kernel}: {done.stderr.strip()[-900:]}", file=sys.stderr, flush=True)
@@ -148,49 +152,52 @@ class _Taken:
         self.room.give(self.mib)
 
 
-def needed_mib(folder: Path, kernel: str) -> float:
-    return plan_of(folder, kernel, max(CONTEXTS), max(SLOTS)).total / MIB + 500
+def needed_mib(folder: Path, kernel: str, captured: bool) -> float:
+    return plan_of(folder, kernel, max(CONTEXTS), max(SLOTS), captured).total / MIB + 500
 
 
-def plan_of(folder: Path, kernel: str, context_tokens: int, num_slots: int) -> MemoryPlan:
-    shape = read_shape(read_checkpoint(folder))
-    return make_plan(shape, kernel, (9, 0), context_tokens, num_slots, GPU_CHUNK_TOKENS)
+def plan_of(folder: Path, kernel: str, context_tokens: int, num_slots: int, captured: bool) -> MemoryPlan:
+    shape = read_shape(read_checkpoint(folder), merged=captured)
+    return make_plan(shape, kernel, (9, 0), context_tokens, num_slots, GPU_CHUNK_TOKENS, captured)
 
 
-def climb(folder: Path, name: str, kernel_name: str) -> list[Row]:
+def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row]:
     """One model with one kernel: loaded once, under the smallest rung's cap, then every rung with its own."""
     import torch
 
     from core.engine.kernels import KERNELS as ALL
     from core.engine.kernels import can_run
     from core.engine.loader import load_model
-    from core.engine.opening import choose_dtype, find_device, read_tokenizer
+    from core.engine.opening import choose_dtype, find_device, read_tokenizer, use_capturable_stream
 
     checkpoint, device = read_checkpoint(folder / name), find_device()
     kernel = next(one for one in ALL if one.name == kernel_name)
     if not can_run(kernel, checkpoint, device):
         return []
-    rungs = [(plan_of(folder / name, kernel_name, *rung), *rung) for rung in itertools.product(CONTEXTS, SLOTS)]
+    rungs = [
+        (plan_of(folder / name, kernel_name, *rung, captured), *rung) for rung in itertools.product(CONTEXTS, SLOTS)
+    ]
     rungs.sort(key=lambda rung: rung[0].allocated)
-    torch.zeros(1, device="cuda")
+    use_capturable_stream()
     cap(rungs[0][0].allocated)
     with torch.inference_mode():
         dtype = choose_dtype(checkpoint, kernel, device)
-        model = load_model(checkpoint, kernel, torch.device("cuda:0"), dtype, GPU_CHUNK_TOKENS, lambda _: None)
+        place = torch.device("cuda:0")
+        model = load_model(checkpoint, kernel, place, dtype, GPU_CHUNK_TOKENS, lambda _: None, captured)
     loading_mib = torch.cuda.max_memory_reserved() / MIB
     planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB
     held_mib = torch.cuda.memory_allocated() / MIB
     print(f"loaded: {held_mib:.1f} held for {planned_mib:.1f} planned, peak {loading_mib:.0f} MiB", file=sys.stderr)
     tokenizer, rows = read_tokenizer(folder / name), []
     for plan, context_tokens, num_slots in rungs:
-        _, peak_mib = fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES)
-        outcome, _ = fill(model, tokenizer, context_tokens, num_slots, plan.allocated)
-        context_mib = process_mib() - torch.cuda.memory_reserved() / MIB
+        outcome, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, plan.allocated, captured)
+        if outcome != "fits":
+            _, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, captured)
         less = plan.allocated - (0.03 * plan.total + 100 * MIB)
-        outcome_less, _ = fill(model, tokenizer, context_tokens, num_slots, int(less))
+        outcome_less, *_ = fill(model, tokenizer, context_tokens, num_slots, int(less), captured)
         rows.append(
             Row(name, kernel_name, context_tokens, num_slots, plan.allocated / MIB, peak_mib, outcome, outcome_less,
-                plan.context / MIB, context_mib)
+                (plan.context + plan.graphs) / MIB, context_mib)
         )  # fmt: skip
     return rows
 
@@ -204,22 +211,33 @@ def cap(num_bytes: int) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
 
 
-def fill(model: Any, tokenizer: Any, context_tokens: int, num_slots: int, num_bytes: int) -> tuple[str, float]:
-    """Fill every slot to its last token under a cap: how it ended, and the most that was reserved, MiB."""
+def fill(
+    model: Any, tokenizer: Any, context_tokens: int, num_slots: int, num_bytes: int, captured: bool
+) -> tuple[str, float, float]:
+    """Fill every slot to its last token under a cap: how it ended, the most that was reserved, and what the process
+    then held beside that, MiB."""
     import torch
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+    from core.engine import attention
+    from core.engine.graphs import ATTENTION
     from core.engine.messages import Generate, Sampling
     from core.engine.model import SlotModel
+    from core.engine.opening import capture_steps
     from core.engine.scheduler import Scheduler
+    from core.engine.steps import EagerSteps
 
     gc.collect()
     cap(num_bytes)
     torch.cuda.reset_peak_memory_stats()
     ends: list[Any] = []
+    model.config._attn_implementation = attention.register()
+    slots = steps = scheduler = None
     try:
         with torch.inference_mode():
             slots = SlotModel(model, num_slots, context_tokens)
-        scheduler = Scheduler(slots, tokenizer, frozenset(), GPU_CHUNK_TOKENS, ends.append)
+            steps = capture_steps(slots, model, GPU_CHUNK_TOKENS) if captured else EagerSteps(slots)
+        scheduler = Scheduler(steps, tokenizer, frozenset(), GPU_CHUNK_TOKENS, ends.append)
         for request in range(num_slots):
             prompt = tuple((7 * place + request) % 500 + 5 for place in range(context_tokens - DECODED_TOKENS))
             sampling = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, max_new_tokens=context_tokens)
@@ -228,13 +246,18 @@ def fill(model: Any, tokenizer: Any, context_tokens: int, num_slots: int, num_by
             scheduler.step()
         full = sum(getattr(event, "reason", None) == "context" for event in ends)
         outcome = "fits" if full == num_slots else f"only {full} full"
+        if captured and not steps.runs_ahead:
+            outcome = "only uncaptured"
     except torch.cuda.OutOfMemoryError as error:
         print(f"{context_tokens} x {num_slots}: {error}", file=sys.stderr)
         outcome = "out of memory"
     peak_mib = torch.cuda.max_memory_reserved() / MIB
-    slots = scheduler = None  # noqa: F841
+    context_mib = process_mib() - torch.cuda.memory_reserved() / MIB
+    slots = steps = scheduler = None
+    # The registered attention would keep the cache.
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention.attend)
     gc.collect()
-    return outcome, peak_mib
+    return outcome, peak_mib, context_mib
 
 
 def process_mib() -> float:

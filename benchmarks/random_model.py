@@ -24,8 +24,11 @@ CONTEXT_TOKENS = 4096
 BLOCK_BYTES = 64 * 2**20
 
 
-def make_random_model(folder: Path, recipe: Recipe) -> None:
-    """Like the tests' maker, but with random words for codes, written as they are made."""
+def make_random_model(folder: Path, recipe: Recipe, hollow: bool = False) -> None:
+    """Like the tests' maker, but with random words for codes, written as they are made.
+
+    `hollow`: all weights are zeros, a hole in the file: the same memory, and no time or room on disk.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(recipe.seed)
     block = random.integers(0, 2**63, BLOCK_BYTES // 8, dtype=np.int64).view(np.uint8)
@@ -39,6 +42,9 @@ def make_random_model(folder: Path, recipe: Recipe) -> None:
     text += b" " * (-len(text) % 8)
     with (folder / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        if hollow:
+            file.truncate(8 + len(text) + offset)
+            specs = []
         for name, _, shape in specs:
             write_tensor(file, name, shape, recipe, block, random)
     write_config(folder, recipe)
@@ -90,6 +96,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--act-order", action="store_true")
+    parser.add_argument("--hollow", action="store_true", help="zeros for weights, which take no room on disk")
     parser.add_argument("--layers", type=int, help="fewer layers than the real model has")
     options = parser.parse_args()
     recipe = replace(
@@ -101,7 +108,7 @@ def main() -> None:
         context_tokens=CONTEXT_TOKENS,
         vocabulary=VOCABULARY,
     )
-    make_random_model(options.folder, recipe)
+    make_random_model(options.folder, recipe, options.hollow)
 
 
 if __name__ == "__main__":

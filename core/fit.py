@@ -18,6 +18,8 @@ from core.gpu import Gpu
 from core.gpu_table import KnownGpu
 
 DEFAULT_CONTEXT_TOKENS = 4096
+# The kernels whose calls can be captured in CUDA graphs, all of them held against plain runs.
+CAPTURED = ("exllama_v2", "marlin", "triton")
 MAX_CHATS = 64
 # What the driver keeps for itself where NVML cannot be asked, by the card's memory: the largest of the readings that
 # are known (8 to 24 GB: 253 to 510 MiB; 40 GB and more: 479 to 696 MiB).
@@ -50,6 +52,8 @@ class Card:
 class FitReport:
     """The verdict with every number that it rests on.
 
+    `captured`: the steps are captured in CUDA graphs, which is much faster and takes some memory more.
+
     `reason` is the name of a sentence in the section "fit" of the locale files, `params` what it quotes. `plans` has
     one plan for each of `cards`; `plan` adds them up. `max_context` is the longest that fits, 0 where not even the
     weights do. `remedies` are further sentences: what would make it fit.
@@ -59,6 +63,7 @@ class FitReport:
     kernel: str
     cards: tuple[Card, ...]
     plans: tuple[MemoryPlan, ...]
+    captured: bool
     context_tokens: int
     num_chats: int
     max_context: int
@@ -121,26 +126,47 @@ def check_fit(
 ) -> FitReport:
     """The verdict for `checkpoint` on `cards`: on the first where it fits alone, else split by layers over several.
 
-    `context_tokens` 0 is the model's own limit, up to 4096. The kernel is the fastest that fits; a leaner one where
-    only that fits. Raises InputError for a context or a number of chats that cannot be and for a `kernel` that does
-    not take the checkpoint, CheckpointError for one whose parts contradict each other, EngineError where no kernel
-    takes it on these cards.
+    `context_tokens` 0 is the model's own limit, up to 4096. Steps are captured where that fits, else not; the kernel
+    is then the fastest that fits, a leaner one where only that fits. Raises InputError for a context or a number of
+    chats that cannot be and for a `kernel` that does not take the checkpoint, CheckpointError for one whose parts
+    contradict each other, EngineError where no kernel takes it on these cards.
     """
     context_tokens = checked_context(checkpoint, context_tokens)
     if not 1 <= num_chats <= MAX_CHATS:
         raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
-    shape = read_shape(checkpoint)
+    shapes = {captured: read_shape(checkpoint, merged=captured) for captured in (True, False)}
     refused: list[FitReport] = []
     for group in _groups(cards):
-        for name in _kernels(checkpoint, group, kernel):
-            report = _report(checkpoint, shape, group, name, context_tokens, num_chats)
+        names = _kernels(checkpoint, group, kernel)
+        for name in names:
+            if len(group) == 1 and name in CAPTURED:
+                report = _report(checkpoint, shapes[True], group, name, context_tokens, num_chats, captured=True)
+                if report.fits:
+                    return replace(report, max_context=_longest(checkpoint, shapes[False], group, names, num_chats))
+        for name in names:
+            report = _report(checkpoint, shapes[False], group, name, context_tokens, num_chats)
             if report.fits:
                 return report
             refused.append(report)
     if not refused:
         raise _no_kernel(checkpoint, cards, kernel)
     best = max(refused, key=lambda report: (report.max_context, -report.lacking_mib))
-    return _with_remedies(shape, cards, best)
+    return _with_remedies(shapes[False], cards, best)
+
+
+def require_fit(
+    checkpoint: Checkpoint,
+    card: Card,
+    context_tokens: int,
+    num_chats: int,
+    kernel: str | None,
+    force: bool,
+) -> FitReport:
+    """The verdict at the moment of a load. Raises EngineError where it is no, unless the load is forced."""
+    report = check_fit(checkpoint, [card], context_tokens, num_chats, kernel)
+    if not report.fits and not force:
+        raise EngineError(f"load_{report.reason}", **report.params)
+    return report
 
 
 def checked_context(checkpoint: Checkpoint, context_tokens: int) -> int:
@@ -180,10 +206,16 @@ def _no_kernel(checkpoint: Checkpoint, cards: Sequence[Card], wanted: str | None
 
 
 def _plans(
-    shape: ModelShape, cards: Sequence[Card], kernel: str, context_tokens: int, num_chats: int
+    shape: ModelShape,
+    cards: Sequence[Card],
+    kernel: str,
+    context_tokens: int,
+    num_chats: int,
+    captured: bool = False,
 ) -> tuple[MemoryPlan, ...]:
     if len(cards) == 1:
-        return (make_plan(shape, kernel, cards[0].capability, context_tokens, num_chats, GPU_CHUNK_TOKENS),)
+        capability = cards[0].capability
+        return (make_plan(shape, kernel, capability, context_tokens, num_chats, GPU_CHUNK_TOKENS, captured),)
     return split_plan(
         shape,
         kernel,
@@ -200,13 +232,20 @@ def _fits(plans: Sequence[MemoryPlan], cards: Sequence[Card]) -> bool:
 
 
 def _report(
-    checkpoint: Checkpoint, shape: ModelShape, cards: Sequence[Card], kernel: str, context_tokens: int, num_chats: int
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    cards: Sequence[Card],
+    kernel: str,
+    context_tokens: int,
+    num_chats: int,
+    captured: bool = False,
 ) -> FitReport:
-    plans = _plans(shape, cards, kernel, context_tokens, num_chats)
+    plans = _plans(shape, cards, kernel, context_tokens, num_chats, captured)
     fits = _fits(plans, cards)
-    max_context = _max_context(shape, cards, kernel, num_chats, checkpoint.max_context_tokens)
+    # What is captured has its longest context worked out once it is known to fit.
+    max_context = 0 if captured else _longest(checkpoint, shape, cards, [kernel], num_chats)
     reason = "fits" if fits else "context_too_long" if max_context else "too_large"
-    report = FitReport(fits, kernel, tuple(cards), plans, context_tokens, num_chats, max_context, reason, {})
+    report = FitReport(fits, kernel, tuple(cards), plans, captured, context_tokens, num_chats, max_context, reason, {})
     needed = math.ceil(report.needed_mib)
     params: dict[str, str | int | float] = {
         "model": checkpoint.name,
@@ -219,6 +258,14 @@ def _report(
         "chats": num_chats,
     }
     return replace(report, params=params)
+
+
+def _longest(
+    checkpoint: Checkpoint, shape: ModelShape, cards: Sequence[Card], kernels: Sequence[str], num_chats: int
+) -> int:
+    """The longest context that any of `kernels` leaves room for, uncaptured."""
+    limit = checkpoint.max_context_tokens
+    return max(_max_context(shape, cards, kernel, num_chats, limit) for kernel in kernels)
 
 
 def _max_context(shape: ModelShape, cards: Sequence[Card], kernel: str, num_chats: int, limit: int) -> int:

@@ -158,6 +158,7 @@ def as_object(report: FitReport) -> dict[str, Any]:
         "margin_mib": round(report.margin_mib, 2),
         "parts": _rounded(sum_parts(report)),
         "kernel": report.kernel,
+        "captured": report.captured,
         "max_context": report.max_context,
         "reason": translate("en", f"fit.{report.reason}", **report.params),
         "remedies": [translate("en", f"fit.{key}", **params) for key, params in report.remedies],

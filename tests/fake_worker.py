@@ -17,7 +17,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 
-from core.checkpoint import read_checkpoint
+from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.messages import (
     AnswerStats,
     Began,
@@ -29,13 +29,17 @@ from core.engine.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    MemoryFacts,
     ModelFacts,
     Reason,
     Sampling,
     Stage,
     Text,
 )
+from core.engine.plan import MIB
 from core.errors import DeckError, EngineError
+from core.fit import card_from_gpu, require_fit
+from core.gpu import read_snapshot
 
 STAGES: tuple[Stage, ...] = ("start", "read", "prepare", "warm_up")
 STEPS_PER_STAGE = 5
@@ -74,6 +78,16 @@ class Script:
 def _setting(question: str, name: str, default: str) -> str:
     found = re.search(rf"{name}=([\d.]+)", question)
     return found.group(1) if found else default
+
+
+def _pretended_memory(checkpoint: Checkpoint, command: Load) -> MemoryFacts | None:
+    """On the first GPU that NVML shows, the verdict of the real worker, and 30 MiB less than the plan as used."""
+    gpus = [gpu for gpu in read_snapshot().gpus if gpu.error is None and gpu.total_mib]
+    if not gpus:
+        return None
+    card, force = card_from_gpu(gpus[0]), command.force
+    report = require_fit(checkpoint, card, command.context_tokens, command.num_slots, command.kernel, force)
+    return MemoryFacts(report.plan, report.plan.allocated - 30 * MIB, None, force)
 
 
 def _words(question: str) -> list[str]:
@@ -125,6 +139,7 @@ class FakeWorker:
             if "refused" in name:
                 raise EngineError("nothing_loaded")
             checkpoint = read_checkpoint(command.folder)
+            memory = _pretended_memory(checkpoint, command)
         except DeckError as error:
             self._pipe.send(LoadFailed(error))
             return
@@ -139,6 +154,7 @@ class FakeWorker:
             load_s=time.monotonic() - began_s,
             weights_bytes=checkpoint.size_bytes,
             cache_bytes=94_371_840,
+            memory=memory,
         )
         self._pipe.send(Loaded(facts))
 

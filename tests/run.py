@@ -19,6 +19,8 @@ from core.stamp import REQUIREMENTS
 from core.terminal import Terminal
 
 TEST_REQUIREMENTS = "requirements-test.txt"
+# The version that comes with the pinned torch on a GPU host.
+TRITON = "triton==3.6.0"
 SYSTEM_PACKAGES = ["chromium", "fonts-noto-cjk", "fonts-noto-color-emoji"]
 
 
@@ -26,6 +28,7 @@ def main(pytest_arguments: Sequence[str], terminal: Terminal) -> int:
     """Prepare, then run every check, also after one has failed; exit code 0 when all passed."""
     try:
         install_packages(terminal)
+        install_triton(terminal)
         install_chromium(terminal)
     except InstallError as error:
         terminal.write(error.last_lines())
@@ -68,6 +71,23 @@ def install_packages(terminal: Terminal) -> None:
         stamp.write_text("unfinished", "utf-8")
         pip_install(Path(sys.executable), arguments, terminal.text("test_step_packages"), terminal, [held])
         stamp.write_text(digest, "utf-8")
+
+
+def triton_folder() -> Path:
+    """Where Triton lies for the tests in its interpreter: torch would take notice of one among the packages."""
+    return Path(sys.prefix) / TRITON.replace("==", "-")
+
+
+def install_triton(terminal: Terminal) -> None:
+    folder = triton_folder()
+    if folder.is_dir():
+        return
+    unfinished = folder.with_suffix(".new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    arguments = ["--no-deps", "--target", str(unfinished), TRITON]
+    with lock(ROOT, terminal) as held:
+        pip_install(Path(sys.executable), arguments, terminal.text("test_step_triton"), terminal, [held])
+        unfinished.rename(folder)
 
 
 def install_chromium(terminal: Terminal) -> None:

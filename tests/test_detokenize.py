@@ -268,3 +268,15 @@ def test_only_the_longest_beginning_of_a_stop_string_is_held_back(
 )
 def test_the_stop_string_that_is_complete_first_is_found(text: str, stop: tuple[str, ...], wanted: int | None) -> None:
     assert find_stop(text, stop) == wanted
+
+
+@TOKENIZERS
+def test_an_answer_that_goes_on_keeps_the_space_of_its_first_word(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode("Hello the", add_special_tokens=False).ids
+    if tokenizer is BYTE_FALLBACK:
+        tokens = [tokenizer.token_to_id("▁Hello"), tokenizer.token_to_id("▁the")]
+    whole = tokenizer.decode(tokens)
+    for count in range(1, len(tokens)):
+        stream = TextStream(tokenizer, (), tokens[count - 1 : count])
+        further = "".join(map(stream.push, tokens[count:])) + stream.flush()
+        assert tokenizer.decode(tokens[:count]) + further == whole

@@ -13,7 +13,7 @@ from core.checkpoint import Checkpoint
 from core.engine.plan import MIB
 from core.engine.shape import read_shape
 from core.errors import CheckpointError, EngineError, InputError
-from core.fit import Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card
+from core.fit import Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card, require_fit
 from core.gpu import Gpu, GpuProcess
 from core.gpu_table import lookup
 from core.text import catalogue as texts
@@ -315,3 +315,25 @@ def test_a_matrix_of_no_two_sides_is_refused(shape: tuple[int, ...]) -> None:
 
 def test_a_text_config_that_is_no_object_is_not_looked_into() -> None:
     assert read_shape(with_config(text_config=[1])) == read_shape(known(SMALL))
+
+
+@pytest.mark.parametrize(("total_mib", "key"), [(3000, "load_too_large"), (5600, "load_context_too_long")])
+def test_a_load_that_does_not_fit_is_refused_with_its_numbers_unless_forced(total_mib: int, key: str) -> None:
+    with pytest.raises(EngineError) as refused:
+        require_fit(known(SMALL), card(total_mib), 4096, 1, None, force=False)
+    assert refused.value.key == key
+    assert refused.value.params["needed"] > refused.value.params["available"]
+    assert f"{refused.value.params['needed']} MiB" in str(refused.value)
+    assert not require_fit(known(SMALL), card(total_mib), 4096, 1, None, force=True).fits
+
+
+def test_a_load_that_fits_takes_the_kernel_of_the_verdict() -> None:
+    report = require_fit(known(SMALL), card(24000), 4096, 1, None, force=False)
+    assert report.fits and report.kernel == check_fit(known(SMALL), [card(24000)], 4096, 1).kernel
+
+
+def test_steps_are_captured_where_there_is_room_and_never_decide_whether_it_fits() -> None:
+    smallest = next(mib for mib in range(5000, 8000, 10) if check_fit(known(SMALL), [card(mib)]).fits)
+    tight, roomy = (check_fit(known(SMALL), [card(mib)]) for mib in (smallest, smallest + 500))
+    assert roomy.captured and roomy.plan.graphs > 0 and roomy.plan.pool > 0
+    assert tight.fits and not tight.captured and tight.plan.graphs == tight.plan.pool == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ui.preferences import Preferences
+from core.preferences import Preferences
 
 
 def test_a_choice_is_there_after_a_restart(tmp_path: Path) -> None:

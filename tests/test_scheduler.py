@@ -16,6 +16,7 @@ from core.engine.messages import Began, Event, Failed, Finished, Generate, Sampl
 from core.engine.model import SlotModel
 from core.engine.opening import read_tokenizer
 from core.engine.scheduler import Scheduler
+from core.engine.steps import EagerSteps
 from tests.checkpoints import make_checkpoint
 
 GREEDY = {"temperature": 0.0}
@@ -45,7 +46,7 @@ class Desk:
         self.tokenizer = read_tokenizer(folder)
         with torch.inference_mode():
             slots = SlotModel(model, num_slots, context)
-        self.scheduler = Scheduler(slots, self.tokenizer, frozenset(ends), chunk, self.events.append)
+        self.scheduler = Scheduler(EagerSteps(slots), self.tokenizer, frozenset(ends), chunk, self.events.append)
 
     def ask(self, request: int, prompt: str | tuple[int, ...] = PROMPT, **sampling) -> None:
         self.scheduler.submit(Generate(request, prompt, Sampling(**{**GREEDY, "max_new_tokens": 12, **sampling})))

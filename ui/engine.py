@@ -96,6 +96,6 @@ def not_ready_notice(last: Answer | None = None) -> None:
                   on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
 
 
-def load(name: str, context_tokens: int = 0, num_slots: int = 1, kernel: str | None = None) -> None:
+def load(name: str, context_tokens: int = 0, num_slots: int = 1, force: bool = False) -> None:
     """Begin to load a model of the library, in place of whatever is loaded; Runner.load says what the values are."""
-    runner().load(models_dir() / name, context_tokens, num_slots, kernel)
+    runner().load(models_dir() / name, context_tokens, num_slots, force=force)

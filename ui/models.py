@@ -5,9 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.checkpoint import Checkpoint, Quantization
-from core.engine.kernels import Device, choose_kernel
-from core.engine.messages import EngineState, ModelFacts
-from core.errors import DeckError
+from core.engine.messages import EngineState, MemoryFacts, ModelFacts
 from core.fit import Card, FitReport
 from core.library import LibraryEntry
 from ui.cards import card_here
@@ -66,23 +64,14 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, card: Card | None,
         with st.popover(tr("load.anyway"), icon=":material/warning:"):
             st.markdown(sentence(report))
             st.markdown(tr("load.anyway_text"))
-            _load_button("load.anyway_yes", entry.name, context_tokens, num_chats, None)
+            _load_button("load.anyway_yes", entry.name, context_tokens, num_chats, force=True)
     else:
-        kernel = leaner_kernel(report, checkpoint, here)
-        _load_button("load.load", entry.name, context_tokens, num_chats, kernel)
+        _load_button("load.load", entry.name, context_tokens, num_chats)
 
 
-def leaner_kernel(report: FitReport | DeckError | None, checkpoint: Checkpoint, card: Card | None) -> str | None:
-    """The kernel to ask for where only a leaner one than the fastest fits; None leaves the choice to the engine."""
-    if card is None or not isinstance(report, FitReport):
-        return None
-    fastest, _ = choose_kernel(checkpoint, Device("cuda", card.capability, card.has_compiler))
-    return None if report.kernel == fastest.name else report.kernel
-
-
-def _load_button(text: str, name: str, context_tokens: int, num_chats: int, kernel: str | None) -> None:
+def _load_button(text: str, name: str, context_tokens: int, num_chats: int, force: bool = False) -> None:
     st.button(tr(text), key=f"load_{name}", icon=":material/play_arrow:", on_click=load,
-              args=(name, context_tokens, num_chats, kernel))  # fmt: skip
+              args=(name, context_tokens, num_chats, force))  # fmt: skip
 
 
 def draw_state(state: EngineState) -> None:
@@ -115,7 +104,15 @@ def _facts(facts: ModelFacts) -> list[tuple[str, str]]:
         ("cache", memory_size(facts.cache_bytes)),
         ("context", tr("load.context_value", tokens=f"{facts.context_tokens:,}")),
         ("load_s", tr("load.seconds_value", seconds=f"{facts.load_s:.1f}")),
+        *([("memory", _memory(facts.memory))] if facts.memory else []),
     ]
+
+
+def _memory(memory: MemoryFacts) -> str:
+    """What was really taken, of what was planned; the CUDA context as planned where NVML does not tell it."""
+    plan, context = memory.plan, memory.context_bytes
+    taken = memory.peak_bytes + (plan.context if context is None else context)
+    return tr("load.memory_value", taken=f"{taken / MIB:,.0f}", planned=f"{plan.total / MIB:,.0f}")
 
 
 def _badges(checkpoint: Checkpoint) -> str:

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan
-from core.engine.shape import read_shape
-from core.errors import DeckError
+from core.engine.plan import MIB, MemoryPlan
 from core.gpu import Gpu, GpuProcess, GpuSnapshot
-from core.library import find
 from ui.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
 from ui.cards import own_pids, reading, usable_gpus
 from ui.charts import draw_charts, gpu_label
@@ -121,27 +118,13 @@ def _draw_engine(latest: GpuSnapshot) -> None:
     if gpu is None:
         st.caption(tr("monitor.not_on_gpu", device=facts.device))
         return
-    plan = planned(gpu)
+    plan = facts.memory.plan if facts.memory else None
     if plan is not None:
         st.caption(tr("monitor.planned"))
         draw_bar(plan_parts(plan), plan.total / MIB, tr("monitor.planned"))
     st.caption(tr("monitor.measured"))
     whole = max(_own_mib(gpu), plan.total / MIB if plan else 0)
     draw_bar([Part(tr("monitor.own_model"), _own_mib(gpu), PRIMARY)], whole, tr("monitor.measured"))
-
-
-def planned(gpu: Gpu) -> MemoryPlan | None:
-    """The plan of the loaded model on `gpu`; None where its folder is gone."""
-    facts = runner().state.facts
-    if facts is None or gpu.compute_capability is None:
-        return None
-    try:
-        shape = read_shape(find(facts.name))
-    except DeckError:
-        return None
-    return make_plan(
-        shape, facts.kernel, gpu.compute_capability, facts.context_tokens, facts.num_slots, GPU_CHUNK_TOKENS
-    )
 
 
 def plan_parts(plan: MemoryPlan) -> list[Part]:

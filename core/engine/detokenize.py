@@ -17,13 +17,14 @@ class TokenDecoder:
     The tokenizers library's own DecodeStream raises when a character is followed by bytes that never become one.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: list[int]) -> None:
+        """`before` are the tokens right before the first one, where the text goes on from them."""
         self._tokenizer = tokenizer
         # The tokens of the last piece, then those that wait for the rest of a character. How a token is written
         # depends on whether something comes before it, so the last piece is decoded along.
-        self._tokens: list[int] = []
-        self._num_done = 0
-        self._done = ""
+        self._tokens = list(before)
+        self._num_done = len(before)
+        self._done = tokenizer.decode(before)
 
     def push(self, token: int) -> str:
         """The further text now that `token` came; empty while a character is incomplete."""
@@ -51,8 +52,8 @@ class TokenDecoder:
 class TextStream:
     """Turns one answer's tokens into pieces of text. `stopped` is set once a stop string came."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._decoder = TokenDecoder(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], before: list[int] | None = None) -> None:
+        self._decoder = TokenDecoder(tokenizer, before or [])
         self._stop = stop
         self._held = ""
         self.stopped = False

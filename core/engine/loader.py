@@ -18,11 +18,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from core.checkpoint import Checkpoint
 from core.engine import attention
-from core.engine.kernels import Kernel, matrix_shapes
+from core.engine.kernels import Kernel
+from core.engine.merged import Merging, make_parts
 from core.engine.quantized import MatrixMaker, Tensors
+from core.engine.shape import PARTS, MatrixGroup, merged_matrices, read_shape
 from core.errors import CheckpointError, EngineError
 
-PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 REQUIRED_PARTS = {"qweight", "qzeros", "scales"}
 # Older transformers stored these; they follow from the configuration.
 IGNORED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias)$")
@@ -36,8 +37,11 @@ def load_model(
     dtype: torch.dtype,
     max_rows: int,
     on_bytes: Callable[[int], None],
+    merged: bool = False,
 ) -> PreTrainedModel:
     """The model with every weight on `device`; `on_bytes` hears how many bytes each tensor had.
+
+    `merged` keeps matrices that share their input as one.
 
     Raises EngineError for an architecture that cannot run here, CheckpointError where the files do not hold exactly
     the model that the configuration describes.
@@ -46,11 +50,12 @@ def load_model(
     matrices = quantized_names(checkpoint)
     check_names(checkpoint, model, matrices)
     maker = MatrixMaker(kernel.name, checkpoint.quantization, dtype, device)
-    maker.reserve(matrix_shapes(checkpoint), max_rows)
+    maker.reserve({(matrix.rows, matrix.columns) for matrix, _ in read_shape(checkpoint, merged).matrices}, max_rows)
     try:
-        fill(model, checkpoint, matrices, maker, on_bytes)
+        fill(model, checkpoint, matrices, maker, on_bytes, merged)
     except (SafetensorError, OSError) as error:
         raise CheckpointError("corrupt_weights", folder=checkpoint.name, file=str(error)) from error
+    put_buffers(model, device)
     model.kernel_scratch = maker.scratch  # The kernel keeps a bare pointer into it.
     return model.eval().requires_grad_(False)
 
@@ -158,20 +163,40 @@ def fill(
     matrices: set[str],
     maker: MatrixMaker,
     on_bytes: Callable[[int], None],
+    merged: bool,
 ) -> None:
     """Put every tensor into the model, in the order of the files; a matrix is finished as soon as it is whole."""
-    waiting = {name: num_parts(checkpoint, name) for name in matrices}
-    parts: dict[str, Tensors] = {name: {} for name in matrices}
+    groups = {name: group for group in merged_matrices(checkpoint) for name in group.sizes} if merged else {}
+    merging = {id(group): Merging(group) for group in groups.values()}
+    waiting = {name: num_parts(checkpoint, name) for name in matrices if name not in groups}
+    parts: dict[str, Tensors] = {name: {} for name in waiting}
     tied = tied_names(model)
     for name, tensor in read_tensors(checkpoint, maker.reading_device, on_bytes):
         owner, _, part = name.rpartition(".")
-        if owner in parts and part in PARTS:
+        if owner in groups and part in PARTS:
+            group = groups[owner]
+            if merging[id(group)].put(owner, part, tensor):
+                put_merged(model, group, maker.make(drop_zero_bias(merging.pop(id(group)).tensors)))
+        elif owner in parts and part in PARTS:
             parts[owner][part] = tensor
             if len(parts[owner]) == waiting[owner]:
                 put_module(model, owner, maker.make(drop_zero_bias(parts.pop(owner))))
         elif name not in tied and not IGNORED.search(name):
             put_tensor(model, name, tensor.to(maker.device), maker.dtype)
     model.tie_weights()
+
+
+def put_merged(model: PreTrainedModel, group: MatrixGroup, merged: nn.Module) -> None:
+    for name, part in make_parts(merged, group).items():
+        put_module(model, name, part)
+
+
+def put_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Move what a model works out for itself, such as the rotary frequencies: only weights began without memory."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta and buffer.device != device:
+                module._buffers[name] = buffer.to(device)
 
 
 def num_parts(checkpoint: Checkpoint, name: str) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from core.engine.plan import MemoryPlan
 from core.errors import DeckError, InputError
 
 # Why an answer ended: the model's own end, a stop string, the asked-for length, a full context, or a person.
@@ -64,21 +65,29 @@ def _check_range(name: str, value: object, low: float, high: float, is_whole: bo
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load the checkpoint in `folder` with room for `num_slots` chats of `context_tokens` each."""
+    """Load the checkpoint in `folder` with room for `num_slots` chats of `context_tokens` each.
+
+    `kernel` None takes the fastest that fits. `force` loads on a GPU although the plan says that it does not fit.
+    """
 
     folder: Path
     context_tokens: int
     num_slots: int
     kernel: str | None = None
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Answer `prompt`, which is text with its special tokens written out, or token ids."""
+    """Answer `prompt`, which is text with its special tokens written out, or token ids.
+
+    `continues`: the prompt ends inside the answer, so that what comes is written as going on from its last token.
+    """
 
     request: int
     prompt: str | tuple[int, ...]
     sampling: Sampling
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +107,25 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryFacts:
+    """GPU memory after a load and its warm-up at full size: the plan, and what torch's allocator held at the most.
+
+    `context_bytes` is what NVML counts beside that for the process; None where it does not tell.
+    A forced load is not held to its plan.
+    """
+
+    plan: MemoryPlan
+    peak_bytes: int
+    context_bytes: int | None
+    is_forced: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What was loaded, and how: shown to people and printed by the benchmark."""
+    """What was loaded, and how: shown to people and printed by the benchmark.
+
+    `captured`: its steps are CUDA graphs. `memory` is None on a CPU.
+    """
 
     name: str
     architecture: str
@@ -111,6 +137,8 @@ class ModelFacts:
     load_s: float
     weights_bytes: int
     cache_bytes: int
+    captured: bool = False
+    memory: MemoryFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,27 @@ class SlotModel:
         self.cache.aim(rows, positions if targets is None else targets, length)
         return self._run(tokens, positions, length, self.cache)
 
+    def use_attention(self, name: str) -> None:
+        """Call the attention registered with transformers as `name` from now on."""
+        self._config._attn_implementation = name
+
+    def run_captured(
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: Any, logits_of: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [rows, vocabulary] over a cache whose attention needs no mask: of the last token, or of the one that
+        `logits_of` [1] counts to."""
+        layer_types = getattr(self._config, "layer_types", None)
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=dict.fromkeys(layer_types) if layer_types else None,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=logits_of,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -1]
+
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, cache: Any) -> torch.Tensor:
         output = self._model(
             input_ids=tokens,

@@ -5,9 +5,13 @@ Knows no pipe: progress goes to a callback, and whatever a person should read is
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,14 +24,22 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel
 
 from core.checkpoint import Checkpoint, read_checkpoint, read_json
-from core.engine.kernels import Device, Kernel, choose_kernel, has_compiler
+from core.engine.budget import find_card, limited_to, settle
+from core.engine.kernels import KERNELS, Device, Kernel, choose_kernel, has_compiler
 from core.engine.loader import load_model
-from core.engine.messages import Load, ModelFacts, Stage
+from core.engine.messages import Generate, Load, ModelFacts, Sampling, Stage
 from core.engine.model import SlotModel
 from core.engine.plan import GPU_CHUNK_TOKENS
+from core.engine.scheduler import Scheduler
+from core.engine.steps import EagerSteps, Steps
 from core.errors import CheckpointError, EngineError
+from core.fit import FitReport, require_fit
+from core.gpu import read_snapshot
 
+log = logging.getLogger(__name__)
 DEFAULT_CONTEXT_TOKENS = 4096
+# CUDA's default stream of the calling thread, which is also where ExLlamaV2 runs as core/engine/worker.py builds it.
+PER_THREAD_STREAM = 2
 # How much of a prompt is read between two looks at everything else.
 CHUNK_TOKENS = {"cuda": GPU_CHUNK_TOKENS, "cpu": 64}
 # Where each stage begins in the whole load; importing the libraries has been done by then.
@@ -49,6 +61,14 @@ TURN_ENDS = (
     "<|end_of_text|>",
 )
 
+# Between them every branch of core/engine/sampling.py, with the whole vocabulary sorted.
+EVERY_WAY_TO_DRAW = (
+    Sampling(temperature=0.0, max_new_tokens=3),
+    Sampling(temperature=1.0, top_p=1.0, repetition_penalty=1.1, max_new_tokens=3),
+    Sampling(temperature=5.0, top_p=0.9999, max_new_tokens=3),
+    Sampling(temperature=1.0, top_p=0.9, top_k=40, min_p=0.05, max_new_tokens=3),
+)
+
 Progress = Callable[[Stage, float], None]
 
 
@@ -56,7 +76,7 @@ Progress = Callable[[Stage, float], None]
 class OpenEngine:
     """A model that is ready to answer."""
 
-    model: SlotModel
+    steps: Steps
     tokenizer: Tokenizer
     end_tokens: frozenset[int]
     chunk_tokens: int
@@ -70,25 +90,36 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     context_tokens = choose_context(checkpoint, command.context_tokens)
     tokenizer = read_tokenizer(checkpoint.folder)
     end_tokens = find_end_tokens(checkpoint, tokenizer)
+    gpus = read_snapshot().gpus
     device = find_device()
-    kernel, reason = choose_kernel(checkpoint, device, command.kernel)
     if device.kind == "cpu":
         # One core stays free for the pages: threads that wait for one another all stop when one of them is displaced.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+        kernel, reason, plan, captured = *choose_kernel(checkpoint, device, command.kernel), None, False
+    else:
+        card, force = find_card(gpus, device), command.force
+        report = require_fit(checkpoint, card, context_tokens, command.num_slots, command.kernel, force)
+        kernel, reason = planned_kernel(checkpoint, device, command, report)
+        plan, captured = report.plan, report.captured and has_c_compiler()
+        use_capturable_stream()
     if kernel.needs_compiler:
         progress("compile", STAGE_BEGIN["compile"])
         compile_kernel(kernel, choose_dtype(checkpoint, kernel, device))
-    model = read_weights(checkpoint, kernel, device, progress)
-    progress("prepare", STAGE_BEGIN["prepare"])
-    with torch.inference_mode():
+    chunk_tokens = CHUNK_TOKENS[device.kind]
+    with torch.inference_mode(), limited_to(plan, command.force) if plan else nullcontext():
+        model = read_weights(checkpoint, kernel, device, captured, progress)
+        progress("prepare", STAGE_BEGIN["prepare"])
         slots = SlotModel(model, command.num_slots, context_tokens)
         progress("warm_up", STAGE_BEGIN["warm_up"])
-        warm_up(slots, CHUNK_TOKENS[device.kind], checkpoint.name)
+        steps = capture_steps(slots, model, chunk_tokens) if captured else EagerSteps(slots)
+        warm_up(steps, chunk_tokens, checkpoint.name)
+        rehearse(steps, tokenizer, chunk_tokens)
+        memory = settle(plan, command.force) if plan else None
     return OpenEngine(
-        model=slots,
+        steps=steps,
         tokenizer=tokenizer,
         end_tokens=end_tokens,
-        chunk_tokens=CHUNK_TOKENS[device.kind],
+        chunk_tokens=chunk_tokens,
         facts=ModelFacts(
             name=checkpoint.name,
             architecture=checkpoint.architecture,
@@ -100,6 +131,8 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
             load_s=time.perf_counter() - begin_s,
             weights_bytes=checkpoint.size_bytes,
             cache_bytes=slots.cache.num_bytes,
+            captured=steps.runs_ahead,
+            memory=memory,
         ),
     )
 
@@ -121,6 +154,14 @@ def find_device() -> Device:
     return Device("cuda", torch.cuda.get_device_capability(0), has_compiler())
 
 
+def planned_kernel(checkpoint: Checkpoint, device: Device, command: Load, report: FitReport) -> tuple[Kernel, str]:
+    """The kernel of the plan, and why: the fastest there is, or a leaner one because the fastest does not fit."""
+    fastest, reason = choose_kernel(checkpoint, device, command.kernel)
+    if fastest.name == report.kernel:
+        return fastest, reason
+    return next(kernel for kernel in KERNELS if kernel.name == report.kernel), "leaner"
+
+
 def compile_kernel(kernel: Kernel, dtype: torch.dtype) -> None:
     """Compile a kernel at its first use, which takes minutes; later loads find it in the user's cache folder."""
     if kernel.name == "exllama_v2":
@@ -135,7 +176,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()})"
 
 
-def read_weights(checkpoint: Checkpoint, kernel: Kernel, device: Device, progress: Progress) -> PreTrainedModel:
+def read_weights(
+    checkpoint: Checkpoint, kernel: Kernel, device: Device, merged: bool, progress: Progress
+) -> PreTrainedModel:
     """The model on its device, with progress by bytes."""
     begin, end, total, done = STAGE_BEGIN["read"], STAGE_BEGIN["prepare"], checkpoint.size_bytes, 0
     progress("read", begin)
@@ -148,10 +191,7 @@ def read_weights(checkpoint: Checkpoint, kernel: Kernel, device: Device, progres
     dtype = choose_dtype(checkpoint, kernel, device)
     place = torch.device("cuda:0" if device.kind == "cuda" else "cpu")
     try:
-        with torch.inference_mode():
-            return load_model(checkpoint, kernel, place, dtype, CHUNK_TOKENS[device.kind], on_bytes)
-    except torch.cuda.OutOfMemoryError as error:
-        raise EngineError("out_of_gpu_memory", model=checkpoint.name, mib=checkpoint.size_bytes >> 20) from error
+        return load_model(checkpoint, kernel, place, dtype, CHUNK_TOKENS[device.kind], on_bytes, merged)
     except MemoryError as error:
         raise EngineError("out_of_memory", model=checkpoint.name, mib=checkpoint.size_bytes >> 20) from error
 
@@ -199,12 +239,60 @@ def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[i
     return frozenset(ends | {special[word] for word in words if word in special})
 
 
-def warm_up(slots: SlotModel, chunk_tokens: int, name: str) -> None:
-    """Run one whole chunk and one token, so that no chat pays for first times, and see that numbers come out."""
-    count = min(chunk_tokens, slots.cache.context_tokens - 1)
-    tokens = torch.zeros((1, count), dtype=torch.long, device=slots.device)
-    positions = torch.arange(count, device=slots.device).unsqueeze(0)
-    slots.forward(tokens, positions, 0, count)
-    logits = slots.forward(tokens[:, :1], positions[:, :1] + count, 0, count + 1)
-    if not torch.isfinite(logits).all():
+def use_capturable_stream() -> None:
+    """Let this thread's work run on a stream that can be captured: the usual default stream cannot."""
+    torch.cuda.set_stream(torch.cuda.ExternalStream(PER_THREAD_STREAM))
+
+
+def has_c_compiler() -> bool:
+    """Whether Triton can build what it calls its kernels with."""
+    return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+
+
+def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -> Steps:
+    """Steps in CUDA graphs over fused operations; plain ones for a model that cannot be captured, with a line in the
+    log that says why."""
+    from core.engine.fusing import fuse
+    from core.engine.graphs import GraphSteps
+
+    attention_before = model.config._attn_implementation
+    log.info("fused: %s", ", ".join(fuse(model)))
+    try:
+        return GraphSteps(slots, chunk_tokens)
+    except (RuntimeError, NotImplementedError, TypeError, EngineError) as error:
+        log.warning("the steps are not captured: %s", str(error).splitlines()[0])
+    slots.use_attention(attention_before)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return EagerSteps(slots)
+
+
+def warm_up(steps: Steps, chunk_tokens: int, name: str) -> None:
+    """Run the largest passes that a chat can need: a chunk, and a token of every slot, at the end of the context.
+
+    Raises EngineError where what comes out is no number.
+    """
+    for num_slots in (1, steps.num_slots):
+        for slot in range(num_slots):
+            read_to_the_end(steps, slot, chunk_tokens, name)
+        # One more token than the context holds: where nobody reads.
+        steps.write(range(num_slots)).take()
+
+
+def read_to_the_end(steps: Steps, slot: int, chunk_tokens: int, name: str) -> None:
+    count = min(chunk_tokens, steps.context_tokens)
+    steps.begin(slot, EVERY_WAY_TO_DRAW[0], 0, [0])
+    drawn = steps.read(slot, [0] * count, steps.context_tokens - count, is_last=True)
+    if drawn is not None and drawn.take() == [None]:
         raise EngineError("not_finite", model=name)
+
+
+def rehearse(steps: Steps, tokenizer: Tokenizer, chunk_tokens: int) -> None:
+    """Answer a few short requests in every way to draw, so that no code is loaded while a person waits."""
+    scheduler = Scheduler(steps, tokenizer, frozenset(), chunk_tokens, lambda _: None)
+    lengths = (1, 9, chunk_tokens - 1, chunk_tokens + 9)
+    for request, (length, sampling) in enumerate(zip(lengths, EVERY_WAY_TO_DRAW, strict=True)):
+        prompt = (0,) * min(length, steps.context_tokens - 1)
+        scheduler.submit(Generate(request, prompt, sampling))
+    while not scheduler.is_idle:
+        scheduler.step()

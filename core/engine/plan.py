@@ -24,6 +24,8 @@ SEGMENT_BYTES = 20 * MIB
 SMALL_SEGMENT_BYTES = 2 * MIB
 # gptqmodel's ExllamaV2Linear.scratch_space_fixed rounds each of its two terms up by this much.
 EXLLAMA_PAD_BYTES = 128
+# What NVML counts for a captured step, by layer: 50 KiB on an H200 with 7B and 13B, whose layers are 13 kernels.
+LAYER_GRAPH_BYTES = 64 * 1024
 # Marlin sums in float32 in a tile for each multiprocessor: SMs * 64 * 256 values; 170 SMs is the largest card's.
 MARLIN_REDUCE_BYTES = 170 * 64 * 256 * FLOAT_BYTES
 
@@ -36,24 +38,28 @@ class MemoryPlan:
     scratch: int
     kv_cache: int
     activations: int
+    pool: int
     workspace: int
+    graphs: int
     context: int
     loading: int
 
     @property
     def running(self) -> int:
         """What is held once the model is ready, with every slot full."""
-        return self.weights + self.scratch + self.kv_cache + self.activations + self.workspace + self.context
+        kept = self.weights + self.scratch + self.kv_cache + self.activations + self.pool
+        return kept + self.workspace + self.graphs + self.context
 
     @property
     def total(self) -> int:
         """What must be free: the larger of running and loading, which happens before the cache is there."""
-        return max(self.running, self.weights + self.scratch + self.loading + self.workspace + self.context)
+        loading = self.weights + self.scratch + self.loading + self.workspace + self.graphs + self.context
+        return max(self.running, loading)
 
     @property
     def allocated(self) -> int:
-        """The part of the total that torch's allocator holds: everything but the CUDA context and libraries."""
-        return self.total - self.context
+        """The part of the total that torch's allocator holds: everything but CUDA's context, libraries and graphs."""
+        return self.total - self.context - self.graphs
 
     def __add__(self, other: MemoryPlan) -> MemoryPlan:
         return MemoryPlan(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
@@ -69,16 +75,25 @@ def make_plan(
     context_tokens: int,
     num_slots: int,
     chunk_tokens: int,
+    captured: bool = False,
 ) -> MemoryPlan:
-    """The plan for one GPU of compute `capability`, with room for `num_slots` chats of `context_tokens` each."""
+    """The plan for one GPU of compute `capability`, with room for `num_slots` chats of `context_tokens` each.
+
+    `captured`: for steps in CUDA graphs, over a `shape` with merged matrices.
+    """
+    activations = plain = activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots)
+    if captured:
+        activations = captured_activation_bytes(shape, kernel, chunk_tokens, num_slots)
     return MemoryPlan(
         weights=weight_bytes(shape, kernel),
         scratch=scratch_bytes(shape, kernel, chunk_tokens),
         kv_cache=kv_cache_bytes(shape, context_tokens, num_slots),
-        activations=activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots),
+        activations=activations,
+        pool=pool_bytes(max(activations, plain)) if captured else 0,
         workspace=workspace_bytes(capability),
+        graphs=graph_bytes(shape, num_slots, chunk_tokens) if captured else 0,
         context=context_bytes(capability),
-        loading=loading_bytes(shape, kernel),
+        loading=loading_bytes(shape, kernel, captured),
     )
 
 
@@ -159,7 +174,7 @@ def kv_cache_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> in
 
 
 def activation_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, context_tokens: int, num_slots: int) -> int:
-    """The largest moment of one pass: a chunk's MLP or attention, or the logits and their sampling.
+    """The largest moment of one plain pass: a chunk's MLP or attention, or the logits and their sampling.
 
     A Llama's MLP holds the residual, the normed input, and up to three [chunk, intermediate] at once; attention holds
     queries, keys and values twice around the rotation, and the cache's heads repeated where queries share them.
@@ -177,6 +192,24 @@ def activation_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, context_
     norms = 3 * rows * shape.hidden * FLOAT_BYTES
     logits = num_slots * shape.vocabulary * (HALF_BYTES + 6 * FLOAT_BYTES)
     return base + mask + max(mlp, attention, norms, logits)
+
+
+def captured_activation_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, num_slots: int) -> int:
+    """The largest moment of a captured step, a chunk's MLP or attention, and what drawing tokens needs.
+
+    A Llama's MLP holds the residual, the normed input, and three [chunk, intermediate] at once; attention holds
+    queries, keys, values, its output and what that becomes. The logits of all slots are kept in float32, with a byte
+    for every token of the vocabulary that a slot has seen; a second time while the captured step is checked.
+    """
+    rows = max(chunk_tokens, num_slots)
+    base = 2 * rows * shape.hidden * HALF_BYTES
+    wide = rows * shape.intermediate * HALF_BYTES
+    largest = max((transient_bytes(matrix, kernel, rows) for matrix, _ in shape.matrices), default=0)
+    mlp = max(3 * wide, 2 * wide + largest)
+    attention = 5 * rows * shape.num_heads * shape.head_dim * HALF_BYTES
+    norms = 3 * rows * shape.hidden * FLOAT_BYTES
+    drawing = shape.vocabulary * (num_slots * (2 * FLOAT_BYTES + HALF_BYTES) + num_slots + 1)
+    return base + max(mlp, attention, norms) + drawing
 
 
 def transient_bytes(matrix: Matrix, kernel: str, rows: int) -> int:
@@ -206,17 +239,44 @@ def workspace_bytes(capability: tuple[int, int]) -> int:
 def context_bytes(capability: tuple[int, int]) -> int:
     """CUDA's context and the code of libraries and kernels that a run loads, which no allocator counts.
 
-    Measured on an H200 (9.0, driver 580, torch 2.11): 678 MiB after a load, 686 to 698 MiB once every kernel had run.
+    Measured on an H200 (9.0, driver 580, torch 2.11): 678 MiB with a model loaded, before its steps are captured; 686
+    to 698 MiB once every kernel of an uncaptured engine had run.
     Other cards are not measured; the published contexts of older ones are smaller, and no smaller figure is promised.
     """
     return 720 * MIB
 
 
-def loading_bytes(shape: ModelShape, kernel: str) -> int:
-    """What finishing a matrix needs for a moment: Marlin writes each one's codes anew, from a staging buffer."""
-    if kernel != "marlin":
+def pool_bytes(activations: int) -> int:
+    """The pool of the captured steps: their activations a second time, because what the same steps took when they ran
+    plainly before stays in the allocator's other segments, and two segments of its own.
+
+    Never less than plain steps need, which take over where the steps of a model turn out not to be capturable.
+    """
+    return activations + SEGMENT_BYTES + SMALL_SEGMENT_BYTES
+
+
+def graph_bytes(shape: ModelShape, num_slots: int, chunk_tokens: int) -> int:
+    """What CUDA keeps of each captured step: a node for every kernel, about a dozen a layer."""
+    num_graphs = len(batch_sizes(num_slots)) + len(chunk_sizes(chunk_tokens))
+    return num_graphs * shape.num_layers * LAYER_GRAPH_BYTES
+
+
+def loading_bytes(shape: ModelShape, kernel: str, merged: bool) -> int:
+    """What finishing a matrix needs for a moment: Marlin writes each one's codes anew, from a staging buffer, and what
+    is merged is read first and then put where it stays."""
+    if kernel != "marlin" and not merged:
         return 0
     return max(blocks(matrix.rows * matrix.columns * matrix.bits // 8) for matrix, _ in shape.matrices)
+
+
+def batch_sizes(num_slots: int) -> list[int]:
+    """How many chats a captured step writes for at once: powers of two, and all."""
+    return sorted({size for size in (1, 2, 4, 8, 16, 32) if size < num_slots} | {num_slots})
+
+
+def chunk_sizes(chunk_tokens: int) -> list[int]:
+    """How many tokens of a prompt a captured step reads: short prompts need not pay for a whole chunk."""
+    return [size for size in (16, 32, 64, 128, 256) if size < chunk_tokens] + [chunk_tokens]
 
 
 def blocks(num_bytes: int) -> int:

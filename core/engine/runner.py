@@ -70,16 +70,24 @@ class Runner:
         worker = self._worker
         return None if worker is None else worker.pid
 
-    def load(self, folder: Path, context_tokens: int = 0, num_slots: int = 1, kernel: str | None = None) -> None:
+    def load(
+        self,
+        folder: Path,
+        context_tokens: int = 0,
+        num_slots: int = 1,
+        kernel: str | None = None,
+        force: bool = False,
+    ) -> None:
         """Begin to load the checkpoint in `folder`, in place of whatever is loaded; `state` tells how it goes.
 
-        `context_tokens` 0 takes the model's own limit, up to what the engine takes by default.
+        `context_tokens` 0 takes the model's own limit, up to what the engine takes by default. `kernel` None takes
+        the fastest that fits; `force` loads on a GPU although the plan says that it does not fit.
         """
         with self._lock:
             self._end_worker(EngineError("answer_model_unloaded"))
             self._set(EngineState("loading", folder.name))
             self._worker = _Worker(self._worker_module, self._take, self._worker_ended)
-            self._worker.send(Load(folder, context_tokens, num_slots, kernel))
+            self._worker.send(Load(folder, context_tokens, num_slots, kernel, force))
 
     def unload(self) -> None:
         """End the worker process: all of its memory comes back. Running answers keep what was written."""
@@ -87,17 +95,18 @@ class Runner:
             self._end_worker(EngineError("answer_model_unloaded"))
             self._set(EngineState())
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling) -> Answer:
+    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
         """Begin to answer `prompt`; the answer waits its turn where the model is busy.
 
-        Raises EngineError when no model is loaded.
+        `continues` where the prompt ends inside the answer, after whose last word the text goes on. Raises EngineError
+        when no model is loaded.
         """
         with self._lock:
             if self._state.phase != "ready" or self._worker is None:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
             self._answers[answer.request] = answer
-            self._worker.send(Generate(answer.request, prompt, sampling))
+            self._worker.send(Generate(answer.request, prompt, sampling, continues))
             return answer
 
     def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:

@@ -1,7 +1,8 @@
 """The engine's loop: who is read, who is written, one small step at a time; knows no pipe, no file and no page.
 
 A step reads one chunk of one prompt and draws one token for every answer that is being written, so that nobody waits
-for somebody else's long prompt. Requests beyond the slots wait in the order in which they came.
+for somebody else's long prompt. Requests beyond the slots wait in the order in which they came. On a GPU the next step
+is under way before the last one's tokens are looked at; what an answer that ended got too much is dropped.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from tokenizers import Tokenizer
 
 from core.engine.detokenize import TextStream
 from core.engine.messages import MAX_SEED, AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
-from core.engine.model import SlotModel
-from core.engine.sampling import draw
+from core.engine.steps import Drawn, Steps
 from core.errors import EngineError
 
 # Pieces of text go out at most this often: faster than a page shows them, slower than a fast card writes them.
@@ -42,7 +42,6 @@ class Sequence:
     tokens: list[int]
     num_prompt: int
     stream: TextStream
-    generator: torch.Generator
     seed: int
     asked_s: float
     began_s: float = 0.0
@@ -50,6 +49,8 @@ class Sequence:
     num_reused: int = 0
     unsent: str = ""
     sent_s: float = 0.0
+    # Tokens that were asked for and not yet looked at.
+    num_flying: int = 0
 
     @property
     def num_drawn(self) -> int:
@@ -61,24 +62,26 @@ class Scheduler:
 
     def __init__(
         self,
-        model: SlotModel,
+        steps: Steps,
         tokenizer: Tokenizer,
         end_tokens: frozenset[int],
         chunk_tokens: int,
         emit: Callable[[Event], None],
     ) -> None:
-        self._model = model
+        self._steps = steps
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
         self._chunk_tokens = chunk_tokens
         self._emit = emit
-        self._slots = [Slot(index) for index in range(model.cache.num_slots)]
+        self._slots = [Slot(index) for index in range(steps.num_slots)]
         self._waiting: deque[Sequence] = deque()
         self._next_read = 0
+        # Whose tokens a step that was begun will bring.
+        self._flying: deque[tuple[Drawn, list[tuple[Slot, Sequence]]]] = deque()
 
     @property
     def is_idle(self) -> bool:
-        return not self._waiting and all(slot.sequence is None for slot in self._slots)
+        return not (self._waiting or self._flying) and all(slot.sequence is None for slot in self._slots)
 
     @property
     def requests(self) -> list[int]:
@@ -92,13 +95,13 @@ class Scheduler:
             tokens = list(self._tokenizer.encode(command.prompt, add_special_tokens=False).ids)
         else:
             tokens = list(command.prompt)
-        limit = self._model.cache.context_tokens
+        limit = self._steps.context_tokens
         if not tokens:
             self._emit(Failed(command.request, EngineError("prompt_empty")))
         elif len(tokens) >= limit:
             self._emit(Failed(command.request, EngineError("prompt_too_long", tokens=len(tokens), limit=limit)))
-        elif not 0 <= min(tokens) <= max(tokens) < self._model.vocabulary:
-            self._emit(Failed(command.request, EngineError("prompt_token", limit=self._model.vocabulary - 1)))
+        elif not 0 <= min(tokens) <= max(tokens) < self._steps.vocabulary:
+            self._emit(Failed(command.request, EngineError("prompt_token", limit=self._steps.vocabulary - 1)))
         else:
             self._waiting.append(self._make_sequence(command, tokens))
 
@@ -115,8 +118,13 @@ class Scheduler:
     def step(self) -> None:
         """Give free slots to waiting requests, read one chunk of a prompt, draw one token for every running answer."""
         self._admit()
+        num_before = len(self._flying)
         self._read_chunk()
         self._write_tokens()
+        # One step stays under way, if there is one after what was under way before.
+        num_kept = 1 if self._steps.runs_ahead and len(self._flying) > num_before else 0
+        while len(self._flying) > num_kept:
+            self._collect(*self._flying.popleft())
 
     def _make_sequence(self, command: Generate, tokens: list[int]) -> Sequence:
         seed = command.sampling.seed
@@ -125,8 +133,7 @@ class Scheduler:
             command=command,
             tokens=tokens,
             num_prompt=len(tokens),
-            stream=TextStream(self._tokenizer, command.sampling.stop),
-            generator=torch.Generator(self._model.device).manual_seed(seed),
+            stream=TextStream(self._tokenizer, command.sampling.stop, tokens[-1:] if command.continues else []),
             seed=seed,
             asked_s=time.perf_counter(),
         )
@@ -141,6 +148,7 @@ class Scheduler:
             sequence.num_reused = min(common_prefix(slot.held, sequence.tokens), len(sequence.tokens) - 1)
             slot.held = slot.held[: sequence.num_reused]
             slot.sequence = sequence
+            self._steps.begin(slot.index, sequence.command.sampling, sequence.seed, sequence.tokens)
             sequence.began_s = sequence.sent_s = time.perf_counter()
             self._emit(Began(sequence.command.request, sequence.num_prompt, sequence.num_reused))
 
@@ -156,47 +164,52 @@ class Scheduler:
         begin = len(slot.held)
         chunk = sequence.tokens[begin : min(begin + self._chunk_tokens, sequence.num_prompt)]
         end = begin + len(chunk)
-        tokens = torch.tensor([chunk], device=self._model.device)
-        positions = torch.arange(begin, end, device=self._model.device).unsqueeze(0)
-        logits = self._model.forward(tokens, positions, slot.index, end)
+        drawn = self._steps.read(slot.index, chunk, begin, end == sequence.num_prompt)
         slot.held += chunk
-        if end == sequence.num_prompt:
-            self._draw(slot, logits[0])
+        if drawn is not None:
+            self._fly(drawn, [(slot, sequence)])
 
     def _write_tokens(self) -> None:
-        writing = [slot for slot in self._slots if slot.sequence and not is_reading(slot)]
-        if not writing:
-            return
-        rows = self._slots[writing[0].index : writing[-1].index + 1]
-        tokens = [[slot.sequence.tokens[-1] if slot in writing and slot.sequence else 0] for slot in rows]
-        # Rows between that are not being written compute along; what they write goes where nobody reads.
-        positions = [[len(slot.held) if slot in writing else 0] for slot in rows]
-        targets = [[len(slot.held) if slot in writing else self._model.cache.unread_column] for slot in rows]
-        device, length = self._model.device, max(len(slot.held) for slot in writing) + 1
-        logits = self._model.forward(
-            torch.tensor(tokens, device=device),
-            torch.tensor(positions, device=device),
-            rows[0].index,
-            length,
-            torch.tensor(targets, device=device),
-        )
-        for row, slot in enumerate(rows):
-            if slot in writing:
-                assert slot.sequence is not None
-                slot.held.append(slot.sequence.tokens[-1])
-                self._draw(slot, logits[row])
+        writing = [
+            (slot, slot.sequence) for slot in self._slots if slot.sequence is not None and self._wants_token(slot)
+        ]
+        if writing:
+            self._fly(self._steps.write([slot.index for slot, _ in writing]), writing)
 
-    def _draw(self, slot: Slot, logits: torch.Tensor) -> None:
-        """Draw the next token of a slot's answer, send its text, and end the answer where it ends."""
+    def _wants_token(self, slot: Slot) -> bool:
+        """Whether a further token is to be drawn, counting those that are under way."""
         sequence = slot.sequence
-        assert sequence is not None
+        if sequence is None or is_reading(slot):
+            return False
+        if not self._steps.runs_ahead and sequence.num_flying:
+            return False
+        will_draw = sequence.num_drawn + sequence.num_flying
+        is_long_enough = will_draw >= sequence.command.sampling.max_new_tokens
+        return not is_long_enough and sequence.num_prompt + will_draw <= self._steps.context_tokens
+
+    def _fly(self, drawn: Drawn, whose: list[tuple[Slot, Sequence]]) -> None:
+        self._flying.append((drawn, whose))
+        for _, sequence in whose:
+            sequence.num_flying += 1
+
+    def _collect(self, drawn: Drawn, whose: list[tuple[Slot, Sequence]]) -> None:
+        """Look at what a step drew; whose answer has ended meanwhile, drops it."""
+        for (slot, sequence), token in zip(whose, drawn.take(), strict=True):
+            sequence.num_flying -= 1
+            if slot.sequence is sequence:
+                self._push(slot, sequence, token)
+
+    def _push(self, slot: Slot, sequence: Sequence, token: int | None) -> None:
+        """Add a token to a slot's answer, send its text, and end the answer where it ends."""
         sampling = sequence.command.sampling
-        if logits.isnan().any():
+        if token is None:
             self._fail(slot, EngineError("not_a_number"))
             return
-        token = draw(logits, sampling, self._seen(sequence, logits.device), sequence.generator)
         if sequence.num_drawn == 0:
             sequence.first_token_s = time.perf_counter()
+        else:
+            # The pass that drew this token has put the one before into the cache.
+            slot.held.append(sequence.tokens[-1])
         sequence.tokens.append(token)
         if token in self._end_tokens:
             self._finish(slot, "end")
@@ -206,7 +219,7 @@ class Scheduler:
             self._finish(slot, "stop")
         elif sequence.num_drawn >= sampling.max_new_tokens:
             self._finish(slot, "length")
-        elif len(slot.held) >= self._model.cache.context_tokens:
+        elif len(slot.held) >= self._steps.context_tokens:
             self._finish(slot, "context")
         elif sequence.num_drawn == 1 or time.perf_counter() - sequence.sent_s >= FLUSH_S:
             self._send_text(sequence)
@@ -216,10 +229,6 @@ class Scheduler:
         assert sequence is not None
         self._send_text(sequence)
         self._emit(Failed(sequence.command.request, error))
-
-    def _seen(self, sequence: Sequence, device: torch.device) -> torch.Tensor:
-        is_used = sequence.command.sampling.repetition_penalty != 1.0
-        return torch.tensor(sorted(set(sequence.tokens)) if is_used else [], dtype=torch.long, device=device)
 
     def _send_text(self, sequence: Sequence) -> None:
         if sequence.unsent:

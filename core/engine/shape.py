@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -14,6 +15,9 @@ from core.model_files import is_whole
 
 # No model's number is larger; a config that says so would only make sums that nobody can read.
 MAX_NUMBER = 2**31
+PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
+# What a model multiplies the same input with, in the order in which it calls them.
+MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # A layer's number in the name of a tensor of the language model itself.
 LAYER = re.compile(r"(?:(?:model|transformer|language_model)\.)*(?:layers|h)\.(\d+)\.")
 
@@ -31,6 +35,22 @@ class Matrix:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixGroup:
+    """Matrices that share their input and are kept as one: where each one's columns begin, and how many it has.
+
+    `num_parts` counts all tensors of all members.
+    """
+
+    begins: dict[str, int]
+    sizes: dict[str, int]
+    num_parts: int
+
+    @property
+    def columns(self) -> int:
+        return sum(self.sizes.values())
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """What a plan needs: each kind of quantized matrix with how often it comes, and the sizes of all other tensors."""
 
@@ -45,8 +65,8 @@ class ModelShape:
     plain_elements: tuple[int, ...]
 
 
-def read_shape(checkpoint: Checkpoint) -> ModelShape:
-    """The shape of the model in `checkpoint`.
+def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
+    """The shape of the model in `checkpoint`; `merged` counts matrices that share their input as one.
 
     Older configurations leave out `num_key_value_heads` (all heads have their own) and `head_dim` (hidden / heads).
     Raises CheckpointError "config_number" for a number that is missing or none, "config_tensors" where the
@@ -64,11 +84,40 @@ def read_shape(checkpoint: Checkpoint) -> ModelShape:
         num_kv_heads=_number(checkpoint, config, "num_key_value_heads", heads),
         head_dim=_number(checkpoint, config, "head_dim", hidden // heads),
         vocabulary=_number(checkpoint, config, "vocab_size"),
-        matrices=tuple(Counter(_matrices(checkpoint)).items()),
+        matrices=tuple(Counter(_matrices(checkpoint, merged)).items()),
         plain_elements=tuple(_plain_elements(checkpoint, config)),
     )
     _check_sizes(checkpoint, shape)
     return shape
+
+
+def merged_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
+    """The groups of matrices that the engine keeps as one: query, key and value; gate and up.
+
+    Not in act-order: there each matrix may have its inputs in an order of its own.
+    """
+    if checkpoint.quantization.act_order:
+        return []
+    groups = []
+    for name in checkpoint.tensors:
+        owner, _, last = name.removesuffix(".qweight").rpartition(".")
+        for members in MERGED:
+            if name.endswith(".qweight") and last == members[0]:
+                groups.append(_group(checkpoint, [f"{owner}.{member}" for member in members]))
+    return [group for group in groups if group is not None]
+
+
+def _group(checkpoint: Checkpoint, names: list[str]) -> MatrixGroup | None:
+    """The members `names` as a group; None where one is missing or is made in another way."""
+    found = [checkpoint.tensors.get(f"{name}.qweight") for name in names]
+    shapes = [tensor.shape for tensor in found if tensor is not None and len(tensor.shape) == 2]
+    parts = [{part for part in PARTS if f"{name}.{part}" in checkpoint.tensors} for name in names]
+    is_alike = len(shapes) == len(names) and len({shape[0] for shape in shapes}) == 1
+    if not is_alike or any(part != parts[0] for part in parts) or any(shape[1] % 64 for shape in shapes):
+        return None
+    sizes = {name: shape[1] for name, shape in zip(names, shapes, strict=True)}
+    begins = dict(zip(names, itertools.accumulate(sizes.values(), initial=0), strict=False))
+    return MatrixGroup(begins, sizes, sum(map(len, parts)))
 
 
 def _number(checkpoint: Checkpoint, config: dict[str, Any], name: str, default: int | None = None) -> int:
@@ -79,8 +128,9 @@ def _number(checkpoint: Checkpoint, config: dict[str, Any], name: str, default: 
     return value
 
 
-def _matrices(checkpoint: Checkpoint) -> list[Matrix]:
+def _matrices(checkpoint: Checkpoint, merged: bool) -> list[Matrix]:
     quantization, found = checkpoint.quantization, []
+    groups_of = {name: group for group in merged_matrices(checkpoint) for name in group.sizes} if merged else {}
     for name, tensor in checkpoint.tensors.items():
         if not name.endswith(".qweight"):
             continue
@@ -92,7 +142,10 @@ def _matrices(checkpoint: Checkpoint) -> list[Matrix]:
         _check_parts(checkpoint, name.removesuffix("qweight"), rows, columns, groups)
         # A bias beside a matrix of a family that has none is auto-gptq's zeros, which are not kept.
         has_bias = name.replace(".qweight", ".bias") in checkpoint.tensors and _has_biases(checkpoint)
-        found.append(Matrix(rows, columns, quantization.bits, groups, quantization.act_order, has_bias))
+        group = groups_of.get(name.removesuffix(".qweight"))
+        if group is None or name == f"{next(iter(group.sizes))}.qweight":
+            columns = group.columns if group else columns
+            found.append(Matrix(rows, columns, quantization.bits, groups, quantization.act_order, has_bias))
     return found
 
 

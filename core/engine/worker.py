@@ -25,8 +25,10 @@ from core.engine.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    ModelFacts,
 )
 from core.errors import DeckError, EngineError
+from core.settings import cache_dir
 
 if TYPE_CHECKING:
     from core.engine.scheduler import Scheduler
@@ -44,6 +46,10 @@ ENVIRONMENT = {
     # Threads that spin for long while they wait for one another starve each other as soon as anything else wants a
     # core: on two cores with one of them busy a token takes 46 ms with this count and over 140 ms with the default.
     "GOMP_SPINCOUNT": "2000",
+    # Without a stream of its own in its calls, ExLlamaV2 runs on the default stream, which cannot be captured. Built
+    # so, that is the calling thread's; in a folder of its own, because others build it the usual way.
+    "NVCC_APPEND_FLAGS": "--default-stream per-thread",
+    "GPTQMODEL_EXLLAMAV2_BUILD_ROOT": str(cache_dir() / "kernels" / "exllamav2"),
     # Fixed segments leave 5 to 10 % of the memory in pieces that nothing else fits into.
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
@@ -65,7 +71,8 @@ def main(fd: int) -> None:
     command = inbox.get()
     assert isinstance(command, Load), command
     try:
-        serve(*open_scheduler(command, pipe), inbox)
+        scheduler, facts = open_scheduler(command, pipe)
+        serve(scheduler, pipe, inbox, facts)
     except DeckError as error:
         pipe.send(LoadFailed(error))
     except MemoryError:
@@ -84,7 +91,7 @@ def listen(pipe: Connection, inbox: queue.SimpleQueue[Command]) -> None:
             os._exit(0)
 
 
-def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, Connection]:
+def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, ModelFacts]:
     """Load the model, with progress from the first moment: importing torch takes seconds."""
     read_checkpoint(command.folder)  # What cannot be loaded is said before seconds go into imports.
     pipe.send(LoadProgress("start", 0.02))
@@ -96,10 +103,11 @@ def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, Connecti
 
     engine = open_engine(command, lambda stage, fraction: pipe.send(LoadProgress(stage, fraction)))
     pipe.send(Loaded(engine.facts))
-    return Scheduler(engine.model, engine.tokenizer, engine.end_tokens, engine.chunk_tokens, pipe.send), pipe
+    scheduler = Scheduler(engine.steps, engine.tokenizer, engine.end_tokens, engine.chunk_tokens, pipe.send)
+    return scheduler, engine.facts
 
 
-def serve(scheduler: Scheduler, pipe: Connection, inbox: queue.SimpleQueue[Command]) -> None:
+def serve(scheduler: Scheduler, pipe: Connection, inbox: queue.SimpleQueue[Command], facts: ModelFacts) -> None:
     """Answer for ever. A fault while computing ends the process: a GPU's state cannot be trusted after one."""
     while True:
         while scheduler.is_idle or not inbox.empty():
@@ -108,7 +116,7 @@ def serve(scheduler: Scheduler, pipe: Connection, inbox: queue.SimpleQueue[Comma
             scheduler.step()
         except Exception as error:
             log.exception("the engine failed")
-            fault = EngineError("engine_fault", why=describe(error))
+            fault = fault_of(error, facts)
             for request in scheduler.requests:
                 pipe.send(Failed(request, fault))
             sys.exit(1)
@@ -124,6 +132,17 @@ def obey(scheduler: Scheduler, pipe: Connection, command: Command) -> None:
                 pipe.send(Failed(command.request, EngineError("engine_fault", why=describe(error))))
         case Cancel():
             scheduler.cancel(command.request)
+
+
+def fault_of(error: Exception, facts: ModelFacts) -> EngineError:
+    """What to say of an answer that broke off; running out of the GPU's memory says what had been planned."""
+    from torch.cuda import OutOfMemoryError
+
+    from core.engine.budget import out_of_memory
+
+    if isinstance(error, OutOfMemoryError) and facts.memory is not None:
+        return out_of_memory(facts.memory.plan, is_forced=facts.memory.is_forced)
+    return EngineError("engine_fault", why=describe(error))
 
 
 def describe(error: Exception) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import threading
 from pathlib import Path
 
+from core.atomic import write_atomically
 from core.settings import data_dir
 
 log = logging.getLogger(__name__)
@@ -46,18 +45,3 @@ def read_groups(path: Path) -> dict[str, dict[str, str]]:
         log.warning("%s is not used: %s", path, error)
         return {}
     return groups
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds the old or the new text whenever it is read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise

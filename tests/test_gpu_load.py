@@ -1,0 +1,78 @@
+"""On a GPU: a load is held to its plan, refused where it cannot be honoured, and takes no more afterwards.
+
+Run with `pytest -m gpu` on a GPU host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.steady_memory import Watch, fill, process_mib
+from core.checkpoint import read_checkpoint
+from core.engine.kernels import has_compiler
+from core.engine.messages import EngineState
+from core.engine.plan import MIB
+from core.engine.runner import Runner
+from core.errors import EngineError
+from core.fit import card_from_gpu, check_fit
+from core.gpu import read_snapshot
+from tests.checkpoints import Recipe, make_checkpoint
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+LOAD_S = 600.0
+CONTEXT_TOKENS, CHATS = 1024, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "small"
+    make_checkpoint(path, Recipe(hidden=512, intermediate=1024, vocabulary=512, context_tokens=CONTEXT_TOKENS))
+    return path
+
+
+@pytest.fixture
+def runner() -> Iterator[Runner]:
+    runner = Runner()
+    yield runner
+    runner.unload()
+
+
+def load(runner: Runner, folder: Path, **how: object) -> EngineState:
+    runner.load(folder, CONTEXT_TOKENS, CHATS, "triton", **how)  # type: ignore[arg-type]
+    return runner.wait_while_loading(LOAD_S)
+
+
+def test_what_is_held_is_the_plan_and_does_not_grow(runner: Runner, folder: Path) -> None:
+    facts = load(runner, folder).facts
+    assert facts is not None and facts.memory is not None and runner.worker_pid is not None
+    plan, loaded_mib = facts.memory.plan, process_mib(runner.worker_pid)
+    assert 0 < facts.memory.peak_bytes <= plan.allocated
+    assert 0 < loaded_mib <= plan.total / MIB
+    with Watch(runner.worker_pid) as watch:
+        fill(runner, CONTEXT_TOKENS, CHATS)
+    assert watch.most_mib == loaded_mib
+
+
+def test_a_load_that_cannot_be_honoured_is_refused_with_the_numbers_and_can_be_forced(
+    runner: Runner, folder: Path
+) -> None:
+    torch.zeros(1, device="cuda")
+    card = card_from_gpu(read_snapshot().gpus[0], has_compiler=has_compiler())
+    needed_mib = check_fit(read_checkpoint(folder), [card], CONTEXT_TOKENS, CHATS, "triton").needed_mib
+    hog = torch.empty(int(card.available_mib - needed_mib + 20) * MIB, dtype=torch.uint8, device="cuda")
+    try:
+        state = load(runner, folder)
+        assert state.phase == "failed" and isinstance(state.error, EngineError)
+        assert state.error.key in ("load_too_large", "load_context_too_long")
+        assert state.error.params["needed"] > state.error.params["available"] > 0
+        assert load(runner, folder, force=True).phase == "ready"
+    finally:
+        del hog
+        torch.cuda.empty_cache()
