@@ -3,6 +3,7 @@
 import streamlit as st
 
 from core.settings import ROOT
+from ui.download_jobs import sidebar_downloads
 from ui.engine import sidebar_status
 from ui.home import draw_home
 from ui.i18n import choose_language, tr
@@ -24,6 +25,7 @@ page = st.navigation(
 follow()
 with st.sidebar:
     sidebar_status()
+    sidebar_downloads()
     choose_language()
 note_page(page.url_path)
 page.run()

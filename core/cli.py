@@ -25,10 +25,16 @@ def main(arguments: Sequence[str]) -> int:
     if others and known.command not in PASSED_ON:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     commands: dict[str, Callable[[], int]] = {
-        "run": lambda: run(known.host, known.port, known.model, terminal),
+        "run": lambda: run(known.host, known.port, known.model, known.force, terminal),
         "starter": lambda: starter(terminal),
         "fit": lambda: fit(known, terminal),
         "gpus": lambda: gpus(known, terminal),
+        "characters": lambda: characters(known, terminal),
+        "character": lambda: character(known, terminal),
+        "download": lambda: download(known, terminal),
+        "models": lambda: models(known, terminal),
+        "verify": lambda: models(known, terminal),
+        "delete": lambda: models(known, terminal),
         "test": lambda: test(others, terminal),
         "bench": lambda: bench(others),
     }
@@ -49,12 +55,37 @@ def make_parser(terminal: Terminal) -> argparse.ArgumentParser:
     for name, default in (("port", str(DEFAULT_PORT)), ("host", DEFAULT_HOST)):
         run_parser.add_argument(f"--{name}", default=default, help=terminal.text(f"help_{name}", default=default))
     run_parser.add_argument("--model", metavar="NAME", help=terminal.text("help_model"))
+    run_parser.add_argument("--force", action="store_true", help=terminal.text("help_force"))
     commands.add_parser("starter", help=terminal.text("help_starter"), allow_abbrev=False)
     for name, add_arguments in (("fit", add_fit_arguments), ("gpus", add_gpus_arguments)):
         add_arguments(commands.add_parser(name, help=terminal.text(f"help_{name}"), allow_abbrev=False), terminal)
+    listing = commands.add_parser("characters", help=terminal.text("help_characters"), allow_abbrev=False)
+    listing.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+    add_character_arguments(
+        commands.add_parser("character", help=terminal.text("help_character"), allow_abbrev=False), terminal
+    )
+    add_model_commands(commands, terminal)
     for name in PASSED_ON:
         commands.add_parser(name, help=terminal.text(f"help_{name}"), add_help=False, allow_abbrev=False)
     return parser
+
+
+def add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], terminal: Terminal) -> None:
+    """The commands that fetch and keep models."""
+    parsers = {
+        name: commands.add_parser(name, help=terminal.text(f"help_{name}"), allow_abbrev=False)
+        for name in ("download", "models", "verify", "delete")
+    }
+    parsers["download"].add_argument("target", metavar="NAME[:BRANCH]", help=terminal.text("help_download_target"))
+    for name, metavar in (("revision", "R"), ("endpoint", "URL")):
+        parsers["download"].add_argument(f"--{name}", metavar=metavar, help=terminal.text(f"help_download_{name}"))
+    sources = ("huggingface", "modelscope")
+    source_help = terminal.text("help_download_source")
+    parsers["download"].add_argument("--source", choices=sources, default=sources[0], help=source_help)
+    parsers["models"].add_argument("--json", action="store_true", help=terminal.text("help_json"))
+    for name in ("verify", "delete"):
+        parsers[name].add_argument("name", metavar="NAME", help=terminal.text("help_model_name"))
+    parsers["delete"].add_argument("--yes", action="store_true", help=terminal.text("help_delete_yes"))
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
@@ -73,15 +104,29 @@ def add_gpus_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> N
     parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
 
 
-def run(host: str, port_text: str, model: str | None, terminal: Terminal) -> int:
+def add_character_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
+    """What is done with characters is an argument of its own, with further ones."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    importing = actions.add_parser("import", help=terminal.text("help_character_import"), allow_abbrev=False)
+    importing.add_argument("files", metavar="FILE", nargs="+", help=terminal.text("help_character_files"))
+    exporting = actions.add_parser("export", help=terminal.text("help_character_export"), allow_abbrev=False)
+    exporting.add_argument("name", metavar="NAME", help=terminal.text("help_character_name"))
+    for option, metavar in (("format", "F"), ("out", "FILE")):
+        exporting.add_argument(f"--{option}", metavar=metavar, help=terminal.text(f"help_character_{option}"))
+
+
+def run(host: str, port_text: str, model: str | None, force: bool, terminal: Terminal) -> int:
     """Start the dashboard in this process's place, with a model on disk if that can be had."""
     port = parse_port(port_text)
     check_address(host, port)
     ensure_model(model, terminal)
     environment = dict(os.environ)
-    environment.pop("LLAMADECK_LOAD", None)
+    for name in ("LLAMADECK_LOAD", "LLAMADECK_LOAD_ANYWAY"):
+        environment.pop(name, None)
     if model:
         environment["LLAMADECK_LOAD"] = model
+    if force:
+        environment["LLAMADECK_LOAD_ANYWAY"] = "1"
     terminal.say("address", url=url_of(host, port))
     os.chdir(ROOT)
     os.execve(sys.executable, dashboard_command(host, port), environment)
@@ -159,6 +204,31 @@ def gpus(known: argparse.Namespace, terminal: Terminal) -> int:
     from core import gpus_command
 
     return gpus_command.run(known, terminal)
+
+
+def characters(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core import character_command
+
+    return character_command.list_all(known, terminal)
+
+
+def character(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core import character_command
+
+    return character_command.run(known, terminal)
+
+
+def download(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core import download_command
+
+    return download_command.run(known, terminal)
+
+
+def models(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core import models_command
+
+    run_command = {"models": models_command.run_models, "verify": models_command.run_verify}
+    return run_command.get(known.command, models_command.run_delete)(known, terminal)
 
 
 def test(arguments: Sequence[str], terminal: Terminal) -> int:

@@ -20,6 +20,11 @@ def data_dir() -> Path:
     return Path(os.environ.get("LLAMADECK_DATA", ROOT / "data"))
 
 
+def characters_dir() -> Path:
+    """The folder with one YAML file and a picture a character."""
+    return Path(os.environ.get("LLAMADECK_CHARACTERS", ROOT / "characters"))
+
+
 def cache_dir() -> Path:
     """The folder for what can be made again: the starter's finished build."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -1,17 +1,24 @@
-"""Download: what fits the card, before anything is downloaded, and how a model gets into the library."""
+"""Download: find a model that fits the card, fetch it, keep it; each in a part of its own."""
 
 import streamlit as st
 
-from core.settings import models_dir
-from ui.cards import choose_card
-from ui.catalogue import draw_catalogue
+from ui.download_find import draw_find
+from ui.download_jobs import draw_jobs, shown_now
+from ui.download_repository import SECTION_KEY
 from ui.i18n import tr
+from ui.library_view import draw_library
 from ui.routing import require_router
 
 require_router()
 st.title(tr("nav.download"))
-st.markdown(tr("download.by_hand"))
-st.code(str(models_dir().resolve()), language=None)
-st.markdown(tr("download.what_counts"))
-st.subheader(tr("download.catalogue"))
-draw_catalogue(choose_card())
+
+SECTIONS = {"find": draw_find, "jobs": draw_jobs, "library": draw_library}
+num_open = sum(phase not in ("done", "cancelled") for _, phase in shown_now())
+labels = {name: tr(f"download.section_{name}") for name in SECTIONS}
+if num_open:
+    labels["jobs"] += f" ({num_open})"
+st.session_state.setdefault(SECTION_KEY, "find")
+section = st.segmented_control(tr("download.section"), list(SECTIONS), key=SECTION_KEY, required=True,
+                               format_func=labels.__getitem__, label_visibility="collapsed", width="stretch",
+                               persist_state="session")  # fmt: skip
+SECTIONS[section or "find"]()

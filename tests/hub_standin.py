@@ -2,7 +2,7 @@
 
 Serves ROOT/<owner>/<repository>/<branch>/<files>; a branch called "a/b" is the folder "a%2Fb". What the Hub would do
 besides (gated repositories, redirects to a store of files, ...) is switched on by the attributes of Behaviour.
-Routes: model info with and without a revision, refs, tree, and resolve with HEAD, GET and ranges.
+Routes: search, model info with and without a revision, refs, tree, and resolve with HEAD, GET and ranges.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 MODEL = r"(?P<repo>[^/]+/[^/]+)"
 ROUTES = [
@@ -30,6 +32,8 @@ ROUTES = [
 ]
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 CHUNK_BYTES = 64 * 1024
+SENDFILE_BYTES = 4 * 1024 * 1024
+POLL_S = 0.02
 # Above this a weight file is too large to hash in a test.
 LARGE_BYTES = 64 * 1024 * 1024
 
@@ -52,6 +56,25 @@ class Behaviour:
     statuses: dict[str, int] = field(default_factory=dict)
     # A body in place of the true one, by the end of the path.
     bodies: dict[str, bytes] = field(default_factory=dict)
+    # What the next requests for whole files get, one each: a status and a Retry-After.
+    busy: list[tuple[int, str]] = field(default_factory=list)
+    # After how many bytes the connections of the next requests for weights break, one each; and of all of them.
+    cuts: list[int] = field(default_factory=list)
+    cut_every: int = 0
+    # After how many bytes the connections of the next requests for weights say nothing more, one each.
+    stalls: list[int] = field(default_factory=list)
+    # What is added to the length that the next answers with weights claim, one each.
+    false_lengths: list[int] = field(default_factory=list)
+    # How many of the next answers with weights have one wrong byte.
+    num_wrong: int = 0
+    # Bytes a second for each connection; as fast as it goes where it is 0.
+    rate_bytes_s: int = 0
+    # Every push makes another commit of every branch, and the one before is no more.
+    num_pushes: int = 0
+    # What the tree lists beside what is there, or in its place where the path is the same.
+    listed: list[dict[str, Any]] = field(default_factory=list)
+    # How many entries a page of the tree has, where it is not all of them.
+    page_entries: int = 0
 
 
 @dataclass
@@ -65,6 +88,16 @@ class Request:
     sent_bytes: int = 0
 
 
+@dataclass
+class Fault:
+    """What happens to one answer: after how many bytes its connection breaks or falls silent, what it claims."""
+
+    after: int = sys.maxsize
+    stalls: bool = False
+    false_length: int = 0
+    is_wrong: bool = False
+
+
 class HubStandin:
     """The server; `with HubStandin(root) as hub:` serves `root` at `hub.url` until the end of the block."""
 
@@ -73,6 +106,7 @@ class HubStandin:
         self.behaviour = Behaviour()
         self.requests: list[Request] = []
         self.connections: set[socket.socket] = set()
+        self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         # close() waits for every answer to end, so that what was sent can be counted.
         self._server.daemon_threads = False
@@ -89,6 +123,7 @@ class HubStandin:
         self.close()
 
     def close(self) -> None:
+        self.closing.set()
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -107,7 +142,8 @@ class HubStandin:
         return sorted(unquote(path.name) for path in folder.iterdir()) if folder.is_dir() else []
 
     def commit(self, repo: str, branch: str) -> str:
-        return hashlib.sha1(f"{repo}@{branch}".encode()).hexdigest()
+        pushes = f"+{self.behaviour.num_pushes}" if self.behaviour.num_pushes else ""
+        return hashlib.sha1(f"{repo}@{branch}{pushes}".encode()).hexdigest()
 
     def folder(self, repo: str, revision: str) -> Path | None:
         """The folder of a branch, which is named by itself or by its commit."""
@@ -152,6 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
         for end, body in behaviour.bodies.items():
             if path.endswith(end):
                 return self.send_body(200, body)
+        if path == "/api/models":
+            return self.send_json(self.search())
         for name, route in ROUTES:
             found = route.fullmatch(path)
             if found:
@@ -171,8 +209,31 @@ class _Handler(BaseHTTPRequestHandler):
         if name == "file":
             if repo in behaviour.gated and token not in behaviour.accepted:
                 return self.send_error_code(403 if token else 401, "GatedRepo", f"Access to model {repo} is restricted")
+            if behaviour.busy and file.endswith(".safetensors") and "Range" not in self.headers:
+                status, retry_after = behaviour.busy.pop(0)
+                return self.send_body(status, b"", {"Retry-After": retry_after})
             return self.send_file(repo, folder, file)
-        self.send_json({"info": self.info, "refs": self.refs, "tree": self.tree}[name](repo, folder))
+        if name == "tree":
+            return self.send_tree(self.tree(repo, folder))
+        self.send_json({"info": self.info, "refs": self.refs}[name](repo, folder))
+
+    def search(self) -> list[dict[str, Any]]:
+        """The repositories whose names hold every word that is searched for; a filter looks at their names too."""
+        query = parse_qs(urlsplit(self.path).query)
+        words = f"{' '.join(query.get('search', []))} {' '.join(query.get('filter', []))}".lower().split()
+        repos = sorted(path.relative_to(self.hub.root).as_posix() for path in self.hub.root.glob("*/*"))
+        found = [repo for repo in repos if all(word in repo.lower() for word in words)]
+        return [
+            {
+                "id": repo,
+                "downloads": 10 * number,
+                "lastModified": "2024-09-25T10:11:12.000Z",
+                "gated": "manual" if repo in self.hub.behaviour.gated else False,
+                "tags": ["gptq", "license:apache-2.0"],
+                "safetensors": {"parameters": {"I32": 1000, "F16": 500}, "total": 8500},
+            }
+            for number, repo in enumerate(found)
+        ][: int(query.get("limit", ["1000"])[0])]
 
     def info(self, repo: str, folder: Path) -> Any:
         siblings = [{"rfilename": entry["path"], **entry} for entry in _entries(folder)]
@@ -189,7 +250,20 @@ class _Handler(BaseHTTPRequestHandler):
         return {"branches": branches, "tags": [], "converts": []}
 
     def tree(self, repo: str, folder: Path) -> Any:
-        return list(_entries(folder))
+        listed = {entry["path"]: entry for entry in self.hub.behaviour.listed}
+        return [entry for entry in _entries(folder) if entry["path"] not in listed] + self.hub.behaviour.listed
+
+    def send_tree(self, entries: list[Any]) -> None:
+        """One page of the tree, with the address of the next one as the Hub gives it."""
+        size = self.hub.behaviour.page_entries or len(entries) or 1
+        begin = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
+        headers = {"Content-Type": "application/json"}
+        if begin + size < len(entries):
+            path = urlsplit(self.path).path
+            # The Hub names itself there, also where a mirror was asked.
+            query = f"recursive=true&cursor={begin + size}"
+            headers["Link"] = f'<https://hub.invalid{path}?{query}>; rel="next"'
+        self.send_body(200, json.dumps(entries[begin : begin + size]).encode(), headers)
 
     def send_file(self, repo: str, folder: Path, file: str) -> None:
         path = folder / file
@@ -215,11 +289,51 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send_body(416, b"", {"Content-Range": f"bytes */{size}"})
         if wanted:
             headers = headers | {"Content-Range": f"bytes {begin}-{end}/{size}"}
-        self.send_head(206 if wanted else 200, end + 1 - begin, headers)
+        fault = self.next_fault(path) if self.command == "GET" else Fault()
+        self.send_head(206 if wanted else 200, end + 1 - begin + fault.false_length, headers)
         if self.command == "GET":
-            for chunk in _read(path, begin, end + 1):
-                self.wfile.write(chunk)
-                self.request_seen.sent_bytes += len(chunk)
+            self.wfile.flush()
+            self.send_bytes(path, begin, min(end + 1, begin + fault.after), fault)
+
+    def next_fault(self, path: Path) -> Fault:
+        """What happens to this answer. Reading a header, which is a range with an end, is left alone."""
+        behaviour = self.hub.behaviour
+        if path.suffix != ".safetensors" or self.headers.get("Range", "-").rpartition("-")[2]:
+            return Fault()
+        fault = Fault(behaviour.cut_every or sys.maxsize)
+        if behaviour.cuts:
+            fault.after = behaviour.cuts.pop(0)
+        elif behaviour.stalls:
+            fault.after, fault.stalls = behaviour.stalls.pop(0), True
+        if behaviour.false_lengths:
+            fault.false_length = behaviour.false_lengths.pop(0)
+        if behaviour.num_wrong:
+            behaviour.num_wrong -= 1
+            fault.is_wrong = True
+        return fault
+
+    def send_bytes(self, path: Path, begin: int, end: int, fault: Fault) -> None:
+        """The file from `begin` to `end` by the kernel's own copying, so that the server is not what limits."""
+        rate = self.hub.behaviour.rate_bytes_s
+        if rate:
+            # What lies in the kernel counts as sent, so that it must not be much.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHUNK_BYTES)
+        if fault.is_wrong:
+            self.connection.sendall(bytes([_byte_at(path, begin) ^ 1]))
+            self.request_seen.sent_bytes += 1
+            begin += 1
+        with path.open("rb") as file:
+            while begin < end and not (rate and self.hub.closing.is_set()):
+                count = min(CHUNK_BYTES if rate else SENDFILE_BYTES, end - begin)
+                sent = os.sendfile(self.connection.fileno(), file.fileno(), begin, count)
+                begin += sent
+                self.request_seen.sent_bytes += sent
+                if rate:
+                    self.hub.closing.wait(sent / rate)
+        while fault.stalls and not self.hub.closing.is_set() and not _has_hung_up(self.connection):
+            self.hub.closing.wait(POLL_S)
+        if fault != Fault():
+            self.close_connection = True
 
     def send_json(self, value: Any) -> None:
         self.send_body(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -267,10 +381,14 @@ def _oid(path: Path) -> str:
     return hashlib.sha1(f"blob {size}\0".encode() + path.read_bytes()).hexdigest()
 
 
-def _read(path: Path, begin: int, end: int) -> Iterator[bytes]:
+def _byte_at(path: Path, at: int) -> int:
     with path.open("rb") as file:
-        file.seek(begin)
-        while begin < end:
-            chunk = file.read(min(CHUNK_BYTES, end - begin))
-            begin += len(chunk)
-            yield chunk
+        file.seek(at)
+        return file.read(1)[0]
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False

@@ -1,55 +1,106 @@
-"""The well-known repositories and their branches as a table, with the verdict beside each; downloads nothing."""
+"""The branches of one repository as a table, with the verdict beside each; reads no repository and fetches nothing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
 
-from core.catalogue import CatalogueEntry, checkpoint, entries
+from core import catalogue
+from core.checkpoint import Checkpoint
 from core.errors import DeckError
 from core.fit import Card, FitReport
-from ui.fragment import redraw_alone
-from ui.gauge import draw_choice, verdict
+from core.hub.address import Address
+from core.hub.branches import Branch
+from core.recommend import best_choice
+from ui.disk import size_words
+from ui.gauge import verdict
 from ui.i18n import tr
-from ui.models import quantization_words
 
 CHATS = 1
+VERDICT_WIDTH = 135
+# What somebody who may not see a repository is told; the Hub says of a private one that it is not there.
+NEEDS_TOKEN = ("hub_gated", "hub_token", "hub_unknown_repo")
+Report = FitReport | DeckError | None
 
 
-def draw_catalogue(card: Card | None) -> None:
-    """All branches of one repository; the one that is chosen in the table has its gauge below."""
-    repos = list(dict.fromkeys(entry.repo for entry in entries()))
-    repo = st.selectbox(tr("download.repository"), repos, key="catalogue_repo", persist_state="session")
-    found = [entry for entry in entries() if entry.repo == repo]
-    reports = [verdict(checkpoint(entry), card, 0, CHATS) if card else None for entry in found]
+def known_branches(address: Address) -> tuple[Branch, ...]:
+    """The repository's branches as they are known without a network; nothing for others and for a branch unknown."""
+    entries = [entry for entry in catalogue.entries() if entry.repo.casefold() == address.repo.casefold()]
+    if address.revision not in [entry.branch for entry in entries]:
+        return ()
+    return tuple(Branch(entry.branch, checkpoint=catalogue.checkpoint(entry)) for entry in entries)
+
+
+def choose_branch(address: Address, branches: Sequence[Branch], card: Card | None) -> Branch:
+    """The table. The branch that the address names is chosen at first, else the one to recommend, else the first."""
+    reports = [_report(branch, card) for branch in branches]
+    best = recommended(branches, reports)
+    rows = [_row(branch, report, place == best)
+            for place, (branch, report) in enumerate(zip(branches, reports, strict=True))]  # fmt: skip
+    named = [place for place, branch in enumerate(branches) if branch.name == address.revision != "main"]
+    first = named[0] if named else best or 0
     event = st.dataframe(
-        pd.DataFrame([_row(entry, report) for entry, report in zip(found, reports, strict=True)]),
+        pd.DataFrame(rows).fillna(""),
         hide_index=True,
-        key=f"catalogue_{repo}",
+        key=f"branches_{address}_{card.name if card else 'cpu'}",
         on_select="rerun",
         selection_mode="single-row-required",
+        selection_default={"selection": {"rows": [first]}},
+        # The table makes a column as wide as most of its cells are: the longest word here is in one of them only.
+        column_config={tr("download.column_fits"): st.column_config.TextColumn(width=VERDICT_WIDTH)},
     )
-    st.caption(tr("download.assumes"))
-    if card is not None:
-        rows = event["selection"]["rows"]
-        chosen = found[rows[0] if rows and rows[0] < len(found) else 0]
-        st.markdown(f"**{chosen.name}**")
-        redraw_alone(draw_choice, checkpoint(chosen), card, f"catalogue_{chosen.name}")
+    chosen = event["selection"]["rows"]
+    return branches[chosen[0] if chosen and chosen[0] < len(branches) else first]
 
 
-def _row(entry: CatalogueEntry, report: FitReport | DeckError | None) -> dict[str, str]:
-    fits = isinstance(report, FitReport) and report.fits
-    row = {tr("download.column_branch"): entry.branch}
-    if report is not None:
-        sign, word = ("✅", tr("download.fits")) if fits else ("❌", tr("download.fits_not"))
-        row[tr("download.column_fits")] = f"{sign} {word}"
+def recommended(branches: Sequence[Branch], reports: Sequence[Report]) -> int | None:
+    """The place of the branch to recommend, by core.recommend's rule; None where none fits."""
+    judged = [
+        (place, (branch.checkpoint, report))
+        for place, (branch, report) in enumerate(zip(branches, reports, strict=True))
+        if branch.checkpoint is not None and report is not None
+    ]
+    best = best_choice([choice for _, choice in judged])
+    return None if best is None else judged[best][0]
+
+
+def _report(branch: Branch, card: Card | None) -> Report:
+    return verdict(branch.checkpoint, card, 0, CHATS) if branch.checkpoint and card else None
+
+
+def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:
+    row = {tr("download.column_branch"): branch.name}
+    if report is not None or branch.error is not None:
+        row[tr("download.column_fits")] = _verdict_words(branch, report, is_best)
+    if branch.checkpoint is not None:
+        row |= _quantization_cells(branch.checkpoint)
     if isinstance(report, FitReport):
-        row[tr("download.column_needed")] = f"{math.ceil(report.needed_mib):,} MiB"
-    row[tr("download.column_file")] = entry.published
-    row[tr("download.column_quantization")] = ", ".join(quantization_words(entry.quantization))
-    if isinstance(report, FitReport):
-        row[tr("download.column_longest")] = f"{report.max_context:,}"
-        row[tr("download.column_kernel")] = report.kernel
+        row |= {
+            tr("download.column_longest"): f"{report.max_context:,}",
+            tr("download.column_needed"): f"{math.ceil(report.needed_mib):,} MiB",
+            tr("download.column_kernel"): report.kernel,
+        }
     return row
+
+
+def _quantization_cells(checkpoint: Checkpoint) -> dict[str, str]:
+    quantization = checkpoint.quantization
+    return {
+        tr("download.column_file"): size_words(checkpoint.size_bytes),
+        tr("download.column_bits"): str(quantization.bits),
+        tr("download.column_group"): "-" if quantization.group_size < 0 else str(quantization.group_size),
+        tr("download.column_act_order"): tr("download.yes" if quantization.act_order else "download.no"),
+    }
+
+
+def _verdict_words(branch: Branch, report: Report, is_best: bool) -> str:
+    if is_best:
+        return f"✅ {tr('download.recommended')}"
+    if branch.error is not None and branch.error.key in NEEDS_TOKEN:
+        return f"🔒 {tr('download.locked')}"
+    if not isinstance(report, FitReport):
+        return f"⚠️ {tr('download.unusable')}"
+    return f"✅ {tr('download.fits')}" if report.fits else f"❌ {tr('download.fits_not')}"

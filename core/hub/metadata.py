@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,16 +19,17 @@ import httpx2
 from core.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, parse_index, parse_quantization
 from core.errors import CheckpointError, DeckError, InputError
 from core.hub.address import DEFAULT_REVISION, Address, check_address, quote
+from core.hub.endpoints import checked_endpoint
+from core.hub.retry import PassingError, parse_retry_after
+from core.hub.tokens import TOKEN
 from core.model_files import MAX_CONFIG_BYTES, TensorInfo, parse_header
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 TIMEOUT_S = 15.0
 # As large as the Hub itself reads; 405B's shards have less than 1 MB.
 MAX_HEADER_BYTES = 25_000_000
 # The whole header of every Llama-2, so that one request is enough.
 FIRST_BYTES = 512 * 1024
 NUM_SUGGESTIONS = 3
-TOKEN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +85,6 @@ def open_client(token: str | None) -> httpx2.Client:
         return httpx2.Client(headers=headers, timeout=TIMEOUT_S, follow_redirects=True)
     except (ValueError, ImportError, httpx2.InvalidURL) as error:  # Proxies that it cannot use.
         raise DeckError("hub_proxy", why=str(error)) from error
-
-
-def checked_endpoint(endpoint: str | None) -> str:
-    found = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).strip().rstrip("/")
-    try:
-        parts = urllib.parse.urlsplit(found)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        is_address = False
-    if not is_address:
-        raise InputError("hub_endpoint", endpoint=quote(found))
-    return found
 
 
 def open_repository(source: Repository) -> Repository:
@@ -165,21 +152,30 @@ def ask_hub(source: Repository, route: str) -> dict[str, Any]:
 
 
 def parse_object(data: bytes) -> dict[str, Any] | None:
+    value = parse_json(data)
+    return value if isinstance(value, dict) else None
+
+
+def parse_json(data: bytes) -> object:
+    """The value that `data` stands for; None also for what is no JSON."""
     try:
-        value = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
 
 
 def read_bytes(source: Repository, route: str, limit: int) -> bytes:
     """What is at `route`, up to a little over `limit` bytes."""
-    data = bytearray()
     with ask(source, route) as response:
-        for chunk in response.iter_raw():
-            data += chunk
-            if len(data) > limit:
-                break
+        return read_body(response, limit)
+
+
+def read_body(response: httpx2.Response, limit: int) -> bytes:
+    data = bytearray()
+    for chunk in response.iter_raw():
+        data += chunk
+        if len(data) > limit:
+            break
     return bytes(data)
 
 
@@ -240,17 +236,20 @@ def ask(source: Repository, route: str, **headers: str) -> Iterator[httpx2.Respo
         with source.client.stream("GET", source.endpoint + route, headers=headers) as response:
             # An empty file has no range; whoever reads it finds nothing.
             if not response.is_success and response.status_code != httpx2.codes.RANGE_NOT_SATISFIABLE:
-                raise refusal(source, response)
+                raise refusal(source, response.status_code, response.headers)
             yield response
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         why = str(error) or type(error).__name__
-        raise DeckError("hub_unreachable", host=source.host, why=why) from error
+        raise PassingError("hub_unreachable", host=source.host, why=why) from error
 
 
-def refusal(source: Repository, response: httpx2.Response) -> DeckError:
-    """What an answer that is none means. The Hub says it in X-Error-Code, because 401 also stands for "not there"."""
-    repo, status = source.address.repo, response.status_code
-    code, message = response.headers.get("X-Error-Code", ""), response.headers.get("X-Error-Message", "")
+def refusal(source: Repository, status: int, headers: Mapping[str, str]) -> DeckError:
+    """What an answer that is none means. The Hub says it in X-Error-Code, because 401 also stands for "not there".
+
+    A PassingError where the same request may succeed later. `headers` takes names in any case.
+    """
+    repo = source.address.repo
+    code, message = headers.get("X-Error-Code", ""), headers.get("X-Error-Message", "")
     if code == "GatedRepo" or (status == 403 and not code):
         return DeckError("hub_gated", repo=repo, url=f"{source.endpoint}/{repo}")
     if status == 401 and "Invalid credentials" in message:
@@ -260,8 +259,11 @@ def refusal(source: Repository, response: httpx2.Response) -> DeckError:
         return InputError("unknown_branch", repo=repo, branch=quote(source.address.revision), near=near)
     if code == "RepoNotFound" or status == 401 or (status == 404 and not source.commit):
         return InputError("hub_unknown_repo", repo=repo, host=source.host)
+    wait_s = parse_retry_after(headers.get("Retry-After"))
     if status == 429:
-        return DeckError("hub_busy", host=source.host)
+        return PassingError("hub_busy", host=source.host).after(wait_s)
+    if status >= 500 or status == 408:
+        return PassingError("hub_failed", host=source.host, status=status).after(wait_s)
     return DeckError("hub_failed", host=source.host, status=status)
 
 

@@ -1,0 +1,87 @@
+"""What may pass by itself, and how long to wait for it; knows not what is tried."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from core.errors import DeckError
+
+# The longest that a server's Retry-After is obeyed; one that says more is asked again then.
+MAX_RETRY_AFTER_S = 300.0
+
+
+class PassingError(DeckError):
+    """The network or a server failed in a way that may pass. `wait_s` is what the server asks to wait."""
+
+    wait_s: float | None = None
+
+    def after(self, wait_s: float | None) -> PassingError:
+        self.wait_s = wait_s
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a connection is given, and how often one without progress is tried anew."""
+
+    connect_s: float = 15.0
+    stall_s: float = 30.0
+    tries: int = 8
+    # Asking for the list of files: whoever has no network at all should learn it soon.
+    look_tries: int = 3
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 60.0
+
+
+class Patience:
+    """Counts failures since the last progress and waits longer after each, at once after progress."""
+
+    def __init__(self, limits: Limits, tries: int, wait: Callable[[PassingError, float], None]) -> None:
+        self._limits = limits
+        self._tries = tries
+        self._wait = wait
+        self._failures = 0
+
+    def progressed(self) -> None:
+        self._failures = -1
+
+    def failed(self, error: PassingError) -> None:
+        """Wait before the next try. Raises `error` where it was the last."""
+        self._failures += 1
+        if self._failures >= self._tries:
+            raise error
+        self._wait(error, self._pause_s(error))
+
+    def _pause_s(self, error: PassingError) -> float:
+        if error.wait_s is not None:
+            return error.wait_s
+        if self._failures < 1:
+            return 0.0
+        return min(self._limits.first_wait_s * 2.0 ** (self._failures - 1), self._limits.longest_wait_s)
+
+
+def waiting_notice(error: PassingError, seconds: float) -> DeckError:
+    """The sentence for a wait of `seconds` after `error`."""
+    host, rounded = error.params.get("host", "?"), math.ceil(seconds)
+    if error.key == "hub_busy":
+        return DeckError("retry_busy", host=host, seconds=rounded)
+    if error.key == "hub_cut":
+        return DeckError("retry_cut", host=host, seconds=rounded)
+    why = error.params.get("why", error.params.get("status", "?"))
+    return DeckError("retry_failed", host=host, why=why, seconds=rounded)
+
+
+def parse_retry_after(text: str | None) -> float | None:
+    """The seconds that a Retry-After header asks for: a number, or a date. None where it says neither."""
+    text = (text or "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:9]), MAX_RETRY_AFTER_S)
+    try:
+        seconds = parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)

@@ -1,0 +1,101 @@
+"""The Hub's own search, for GPTQ models; reads no repository and knows not what fits."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import DeckError, InputError
+from core.hub.address import DEFAULT_REVISION, REPO, Address
+from core.hub.endpoints import checked_endpoint
+from core.hub.metadata import Repository, open_client, read_bytes
+from core.model_files import DTYPE_BYTES, is_whole
+
+NUM_RESULTS = 40
+MAX_QUERY_CHARS = 200
+# 40 results with their tags are about 100 KB.
+MAX_ANSWER_BYTES = 5_000_000
+PROPERTIES = ("downloads", "lastModified", "tags", "gated", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """One repository as the search tells of it. `size_bytes` is that of its main branch's weights, None if untold.
+
+    `modified` is a date, 2024-09-25; `license_name` and `modified` are empty where nothing is told.
+    """
+
+    repo: str
+    downloads: int
+    size_bytes: int | None
+    license_name: str
+    modified: str
+    is_gated: bool
+
+
+def search_models(text: str, endpoint: str | None = None, token: str | None = None) -> tuple[FoundModel, ...]:
+    """The GPTQ models whose names hold `text`, the most downloaded first.
+
+    The Hub gives the tag "gptq" to every repository whose configuration says so, and its filter takes no other.
+    Raises DeckError where the server cannot be asked, refuses, or has no search.
+    """
+    endpoint = checked_endpoint(endpoint)
+    with open_client(token) as client:
+        source = Repository(client, endpoint, Address("", DEFAULT_REVISION))
+        try:
+            data = read_bytes(source, search_route(text), MAX_ANSWER_BYTES)
+        except InputError as error:  # Of a repository there is none here, so it is the route that is not there.
+            raise DeckError("hub_no_search", host=source.host) from error
+    return parse_results(data, source.host)
+
+
+def search_route(text: str) -> str:
+    query = [("search", text.strip()[:MAX_QUERY_CHARS]), ("filter", "gptq"), ("sort", "downloads")]
+    query += [("limit", str(NUM_RESULTS)), *(("expand", name) for name in PROPERTIES)]
+    return f"/api/models?{urllib.parse.urlencode(query)}"
+
+
+def parse_results(data: bytes, host: str) -> tuple[FoundModel, ...]:
+    """The results in the server's answer. What is no model of it is left out."""
+    try:
+        listed = json.loads(data)
+    except (ValueError, RecursionError):
+        listed = None
+    if not isinstance(listed, list):
+        raise DeckError("hub_answer", host=host)
+    found = [_model(entry) for entry in listed if isinstance(entry, dict) and _is_name(entry.get("id"))]
+    return tuple(sorted(found, key=lambda model: -model.downloads)[:NUM_RESULTS])
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(REPO.fullmatch(value))
+
+
+def _model(entry: dict[str, Any]) -> FoundModel:
+    downloads, tags, modified = entry.get("downloads"), entry.get("tags"), entry.get("lastModified")
+    return FoundModel(
+        repo=entry["id"],
+        downloads=downloads if is_whole(downloads) else 0,
+        size_bytes=weights_size(entry.get("safetensors")),
+        license_name=_license(tags if isinstance(tags, list) else []),
+        modified=modified[:10] if isinstance(modified, str) else "",
+        is_gated=bool(entry.get("gated")),
+    )
+
+
+def weights_size(safetensors: object) -> int | None:
+    """The bytes of the weights, from the number of elements of each type: {"parameters": {"I32": 9, "F16": 5}}."""
+    counts = safetensors.get("parameters") if isinstance(safetensors, dict) else None
+    if not isinstance(counts, dict) or not counts:
+        return None
+    if not all(dtype in DTYPE_BYTES and is_whole(count) and count >= 0 for dtype, count in counts.items()):
+        return None
+    size: int = sum(DTYPE_BYTES[dtype] * count for dtype, count in counts.items())
+    return size
+
+
+def _license(tags: list[Any]) -> str:
+    named = (tag for tag in tags if isinstance(tag, str) and tag.startswith("license:"))
+    return next(named, "").removeprefix("license:")[:40]

@@ -1,0 +1,69 @@
+"""Which of a repository's files a model needs to run; refuses lists that no honest repository has. Asks nobody."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from core.checkpoint import QUANTIZE_CONFIG, is_plain_name
+from core.errors import CheckpointError
+from core.hub.address import quote
+from core.hub.source import RemoteFile
+from core.model_files import MAX_CONFIG_BYTES
+
+# Configurations, tokenizers, chat templates and what says how a model may be used.
+SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".md")
+LICENCES = ("license", "notice", "use_policy")
+INDEX = ".safetensors.index.json"
+# Of the same weights in other formats.
+OTHER_INDEX = ".index.json"
+# The largest tokenizers have 40 MB.
+MAX_SMALL_BYTES = 100_000_000
+CONFIGS = ("config.json", QUANTIZE_CONFIG)
+MAX_NAME_BYTES = 240
+
+
+def check_names(repo: str, names: Iterable[str]) -> None:
+    """Raise CheckpointError where a name leads out of its folder, or is none that a disk can have."""
+    for name in names:
+        parts = name.split("/")
+        is_honest = name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
+        if not is_honest or any(len(part.encode("utf-8", "replace")) > MAX_NAME_BYTES for part in parts):
+            raise CheckpointError("hub_file_name", repo=repo, file=quote(name))
+
+
+def check_configs(repo: str, files: Iterable[RemoteFile]) -> None:
+    """Raise CheckpointError where a file that is read as a whole is larger than such files are."""
+    for file in files:
+        is_config = file.name in CONFIGS or file.name.endswith(INDEX)
+        if (is_config and file.size_bytes > MAX_CONFIG_BYTES) or (is_small(file.name) and _is_too_large(file)):
+            size_mb = round(file.size_bytes / 1e6)
+            raise CheckpointError("hub_file_size", repo=repo, file=quote(file.name), size_mb=size_mb)
+
+
+def select(repo: str, files: Iterable[RemoteFile], weights: Sequence[str]) -> tuple[RemoteFile, ...]:
+    """The files to fetch, the small ones first: `weights`, and what is small and belongs to a model.
+
+    Raises CheckpointError where two of them differ only in the case of letters: a disk may take them for one.
+    """
+    wanted = [file for file in files if file.name in weights or is_small(file.name)]
+    seen: dict[str, str] = {}
+    for file in wanted:
+        other = seen.setdefault(unicodedata.normalize("NFC", file.name).casefold(), file.name)
+        if other != file.name:
+            raise CheckpointError("hub_same_names", repo=repo, first=quote(other), second=quote(file.name))
+    return tuple(sorted(wanted, key=lambda file: (file.name in weights, file.name)))
+
+
+def is_small(name: str) -> bool:
+    """Whether a model needs this file beside its weights. What lies in a subfolder is another format's, or a demo."""
+    lower = name.lower()
+    if not is_plain_name(name) or lower.startswith("."):
+        return False
+    if lower.endswith(OTHER_INDEX):
+        return lower.endswith(INDEX)
+    return lower.endswith(SUFFIXES) or lower.startswith(LICENCES)
+
+
+def _is_too_large(file: RemoteFile) -> bool:
+    return file.size_bytes > MAX_SMALL_BYTES
