@@ -1,10 +1,23 @@
-"""Characters: where they live."""
+"""Characters: the gallery, one character, the form that changes it, and who the user is."""
 
 import streamlit as st
 
+from ui.characters import current_view
+from ui.characters_detail import draw_detail
+from ui.characters_form import draw_form
+from ui.characters_gallery import draw_gallery
+from ui.characters_user import draw_user
 from ui.i18n import tr
-from ui.routing import require_router
+from ui.routing import has_arrived, require_router
 
 require_router()
-st.title(tr("nav.characters"))
-st.markdown(tr("characters.where"))
+part, key = current_view(has_arrived())
+if part == "form":
+    draw_form(key)
+elif part == "user":
+    draw_user()
+elif part == "detail" and key is not None:
+    draw_detail(key)
+else:
+    st.title(tr("nav.characters"))
+    draw_gallery()

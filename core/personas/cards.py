@@ -1,0 +1,136 @@
+"""Character cards as the bytes of a file, in and out: what kind a file is, is seen in its bytes, not in its name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from core.errors import DeckError
+from core.model_files import printable, regular_size
+from core.personas.assets import keep_embedded, main_icon
+from core.personas.character import Character, CharacterError, check_name
+from core.personas.charx import CARD, MAX_CHARX_BYTES, open_charx
+from core.personas.formats import newer_version, read_object, write_backfill, write_card, write_file
+from core.personas.parse import decode_text, parse_json, parse_yaml, write_json, write_yaml
+from core.personas.png import KEYWORDS, SIGNATURE, read_cards, with_cards, without_cards
+
+Format = Literal["yaml", "json", "v2", "png"]
+FORMATS: tuple[Format, ...] = ("yaml", "json", "v2", "png")
+SUFFIXES: Mapping[Format, str] = {"yaml": ".yaml", "json": ".json", "v2": ".json", "png": ".png"}
+ZIP = b"PK\x03\x04"
+# Other pictures by their first bytes: no card was ever written into one that programs agree on.
+PICTURES = ((b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"RIFF", "WebP"))
+SPACE = re.compile(rb"\s+")
+MAX_FILE_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a file held: a character, its picture as PNG, and sentences about what is not as the file has it."""
+
+    character: Character
+    picture: bytes | None = None
+    notices: tuple[DeckError, ...] = ()
+
+
+def read_path(path: Path) -> Card:
+    """The card in a file. Raises CharacterError for one that cannot be read or holds no character."""
+    name = printable(path.name)
+    try:
+        if regular_size(path) > MAX_CHARX_BYTES:
+            raise CharacterError("card_too_large", file=name, limit_mib=MAX_CHARX_BYTES // 2**20)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CharacterError("card_no_file", file=printable(str(path))) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise CharacterError("unreadable", file=printable(str(path)), why=why) from None
+    return read_card(path.name, content)
+
+
+def read_card(file_name: str, content: bytes) -> Card:
+    """The card in the bytes of a file: PNG, CHARX, JSON or YAML. Raises CharacterError with a sentence."""
+    file = printable(file_name)[-MAX_FILE_CHARS:]
+    if not content:
+        raise CharacterError("card_empty", file=file)
+    if content.startswith(SIGNATURE):
+        card = _read_png(file, content)
+    elif content.startswith(ZIP):
+        card = _read_charx(file, content)
+    else:
+        card = _read_text(file, content)
+    check_name(card.character.name)
+    return card
+
+
+def read_text(file: str, content: bytes) -> dict[str, Any]:
+    """The plain values in JSON or YAML. Raises CharacterError; `file` is the name that it quotes."""
+    kind = next((kind for mark, kind in PICTURES if content.startswith(mark)), None)
+    if kind is not None:
+        raise CharacterError("card_other_picture", file=file, kind=kind)
+    text = decode_text(file, content)
+    return parse_json(file, text) if text.lstrip()[:1] in ("{", "[") else parse_yaml(file, text)
+
+
+def write(character: Character, picture: bytes, kind: Format) -> bytes:
+    """The file of this kind: "json" is V3, "v2" a V2 card in JSON. `picture` is a PNG, which only "png" needs.
+
+    Raises CharacterError for a picture that is none.
+    """
+    if kind == "yaml":
+        return write_yaml(write_file(character)).encode()
+    if kind == "png":
+        cards = {"chara": write_backfill(character), "ccv3": write_card(character, 3)}
+        texts = {
+            keyword: base64.b64encode(write_json(card, is_compact=True).encode()) for keyword, card in cards.items()
+        }
+        return with_cards(character.name[:MAX_FILE_CHARS], picture, texts)
+    return write_json(write_card(character, 2 if kind == "v2" else 3)).encode()
+
+
+def _read_text(file: str, content: bytes) -> Card:
+    values = read_text(file, content)
+    data = values.get("data")
+    picture = main_icon(file, data, None) if isinstance(data, dict) else None
+    return Card(read_object(file, values), picture, _notices(file, values))
+
+
+def _read_png(file: str, content: bytes) -> Card:
+    texts = read_cards(file, content)
+    text = next((texts[keyword] for keyword in KEYWORDS if keyword in texts), None)
+    if text is None:
+        raise CharacterError("png_no_card", file=file)
+    values = parse_json(file, decode_text(file, _decode(file, text)))
+    return Card(read_object(file, values), without_cards(file, content), _notices(file, values))
+
+
+def _read_charx(file: str, content: bytes) -> Card:
+    charx = open_charx(file, content)
+    values = parse_json(file, decode_text(file, charx.read(CARD)))
+    data = values.get("data")
+    if not isinstance(data, dict):
+        raise CharacterError("card_no_character", file=file)
+    picture = main_icon(file, data, charx)
+    data, notices = keep_embedded(file, data, charx, picture is not None)
+    return Card(read_object(file, values | {"data": data}), picture, (*_notices(file, values), *notices))
+
+
+def _decode(file: str, text: bytes) -> bytes:
+    """Base64, as the specifications have it, or the JSON itself, as some programs do."""
+    if text.lstrip().startswith(b"{"):
+        return text
+    packed = SPACE.sub(b"", text).rstrip(b"=")
+    try:
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    except binascii.Error:
+        raise CharacterError("card_bad_base64", file=file) from None
+
+
+def _notices(file: str, values: Mapping[str, Any]) -> tuple[DeckError, ...]:
+    version = newer_version(values)
+    return (CharacterError("card_newer", file=file, version=version),) if version else ()

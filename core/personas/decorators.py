@@ -1,0 +1,66 @@
+"""The @@ lines at the head of a lorebook entry's text, as the V3 specification has them; knows no chat."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+LINE = re.compile(r"(@@@?)([A-Za-z_]+)(?:[ \t]+(.*))?\s*")
+WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
+
+POSITIONS = ("before_desc", "after_desc", "personality", "scenario")
+ROLES = ("system", "user", "assistant")
+UI_PROMPTS = ("system_prompt", "post_history_instructions")
+
+
+def _is_whole(value: str) -> bool:
+    return WHOLE.fullmatch(value) is not None
+
+
+def _is_flag(value: str) -> bool:
+    return value in ("", "true")
+
+
+# Those that have an effect here, with what their value must be. All others leave the place to their fallback.
+KNOWN: Mapping[str, Callable[[str], bool]] = {
+    "activate_only_after": _is_whole,
+    "activate_only_every": lambda value: _is_whole(value) and int(value) > 0,
+    "keep_activate_after_match": _is_flag,
+    "dont_activate_after_match": _is_flag,
+    "depth": _is_whole,
+    "reverse_depth": _is_whole,
+    "role": ROLES.__contains__,
+    "scan_depth": _is_whole,
+    "is_greeting": _is_whole,
+    "position": POSITIONS.__contains__,
+    "ignore_on_max_context": _is_flag,
+    "additional_keys": bool,
+    "exclude_keys": bool,
+    "activate": _is_flag,
+    "dont_activate": _is_flag,
+    "disable_ui_prompt": UI_PROMPTS.__contains__,
+}
+
+
+def split_decorators(content: str) -> tuple[dict[str, str], str]:
+    """The decorators that take effect, by name, and the text below them.
+
+    The first of a name counts. A line with @@@ counts where the lines right above it, up to the one with @@, do not.
+    """
+    found: dict[str, str] = {}
+    lines = content.splitlines(keepends=True)
+    is_open = False
+    while lines:
+        match = LINE.fullmatch(lines[0])
+        if match is None and lines[0].strip():
+            break
+        lines.pop(0)
+        if match is None:
+            continue
+        mark, name, value = match[1], match[2].lower(), (match[3] or "").strip()
+        if mark == "@@@" and not is_open:
+            continue
+        is_open = not (name in KNOWN and KNOWN[name](value))
+        if not is_open:
+            found.setdefault(name, value)
+    return found, "".join(lines).rstrip("\r\n") if found or is_open else content

@@ -1,0 +1,123 @@
+"""How files and cards name a character's fields, and what of a file no field can say; knows no file format."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.personas.character import Character
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of Character: its key in a file of ours, its key in a card (None: cards have none), its kind."""
+
+    attribute: str
+    in_file: str
+    in_card: str | None
+    kind: str = "text"
+    # Whether the key is there where the field is empty: the specifications want it in every card.
+    is_mandatory: bool = True
+
+
+FIELDS = (
+    Field("name", "name", "name", "name"),
+    Field("greeting", "greeting", "first_mes"),
+    Field("context", "context", None),
+    Field("description", "description", "description"),
+    Field("personality", "personality", "personality"),
+    Field("scenario", "scenario", "scenario"),
+    Field("example_dialogue", "example_dialogue", "mes_example"),
+    Field("your_name", "your_name", None),
+    Field("alternate_greetings", "alternate_greetings", "alternate_greetings", "texts"),
+    Field("system_prompt", "system_prompt", "system_prompt"),
+    Field("post_history_instructions", "post_history_instructions", "post_history_instructions"),
+    Field("nickname", "nickname", "nickname", is_mandatory=False),
+    Field("creator", "creator", "creator"),
+    Field("creator_notes", "creator_notes", "creator_notes"),
+    Field("tags", "tags", "tags", "tags"),
+    Field("version", "version", "character_version"),
+    Field("lorebook", "lorebook", "character_book", "object", is_mandatory=False),
+    Field("extensions", "extensions", "extensions", "object"),
+)
+FILE_FIELDS = {field.in_file: replace(field, is_mandatory=False) for field in FIELDS}
+CARD_FIELDS = {field.in_card: field for field in FIELDS if field.in_card is not None}
+
+
+def read_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that `values` hold, by attribute, and the rest: what would be lost if only these were written.
+
+    A value of another kind than the field's is read as far as that goes, and is in the rest too.
+    """
+    found, rest = {}, {}
+    for key, value in values.items():
+        field = fields.get(key)
+        if field is None:
+            rest[key] = value
+            continue
+        read = READERS[field.kind](value)
+        if read:
+            found[field.attribute] = read
+        if _written(read) != value or not (read or field.is_mandatory):
+            rest[key] = value
+    return found, rest
+
+
+def write_fields(character: Character, fields: Mapping[str, Field], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of read_fields, without empty fields. What is in the rest stands as it was read, unless the field has
+    changed since."""
+    written: dict[str, Any] = {}
+    for key, field in fields.items():
+        value = getattr(character, field.attribute)
+        if key in rest and READERS[field.kind](rest[key]) == value:
+            written[key] = rest[key]
+        elif value:
+            written[key] = _written(value)
+    return written | {key: value for key, value in rest.items() if key not in fields}
+
+
+def empty_value(field: Field) -> Any:
+    """What a card says for a field that is empty."""
+    return _written(READERS[field.kind](None))
+
+
+def read_name(value: object) -> str:
+    """A name on one line, without control characters."""
+    return " ".join("".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in _text(value)).split())
+
+
+def _written(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, (str, int, float)) else ""
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """A list of texts, or a lone text as a list of one."""
+    entries = value if isinstance(value, list) else [value]
+    return tuple(_text(entry) for entry in entries if isinstance(entry, (str, int, float)))
+
+
+def _tags(value: object) -> tuple[str, ...]:
+    """A list, or one text with commas."""
+    entries = value.split(",") if isinstance(value, str) else value
+    return tuple(tag for tag in (text.strip() for text in _texts(entries)) if tag)
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+READERS: Mapping[str, Callable[[Any], Any]] = {
+    "name": read_name,
+    "text": _text,
+    "texts": _texts,
+    "tags": _tags,
+    "object": _object,
+}

@@ -1,0 +1,161 @@
+"""The folder of characters, read: one YAML file and a picture each, as text-generation-webui has it; changes nothing.
+
+A character is addressed by its file's name without the ending, which stays the same until it is renamed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from core.errors import DeckError
+from core.model_files import printable, regular_size
+from core.personas.cards import read_text
+from core.personas.character import Character, CharacterError
+from core.personas.fields import read_name
+from core.personas.formats import read_object
+from core.personas.names import same_name
+from core.personas.parse import MAX_TEXT_BYTES
+from core.personas.pictures import as_png
+from core.personas.png import MAX_PNG_BYTES
+from core.personas.portrait import draw_portrait
+from core.settings import characters_dir
+
+# In the order in which text-generation-webui looks for them; ours are written as .yaml.
+TEXT_SUFFIXES = (".yml", ".yaml", ".json")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+NUM_SUGGESTIONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of the folder: a character, or the reason why it is none. `key` is what addresses it."""
+
+    key: str
+    text_path: Path
+    picture_path: Path | None
+    character: Character | None = None
+    error: DeckError | None = None
+
+    @property
+    def name(self) -> str:
+        return self.character.name if self.character is not None else printable(self.key)
+
+
+class Listing:
+    """All characters of one folder. Files that changed outside of this program are seen at the next call."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or characters_dir()
+        self._read: dict[Path, tuple[tuple[int, int], Character | DeckError]] = {}
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every file, by name. Raises DeckError only for a folder that cannot be read."""
+        names = self.names()
+        found = (self._entry(key, names) for key in _keys(names))
+        return tuple(sorted(found, key=lambda entry: (same_name(entry.name), entry.key)))
+
+    def get(self, key: str) -> Entry | None:
+        """The entry with this key, None where there is none any more."""
+        names = self.names()
+        return self._entry(key, names) if key in _keys(names) else None
+
+    def character(self, key: str) -> Character:
+        """Raises DeckError for a file that is gone or broken."""
+        entry = self.need(key)
+        if entry.character is None:
+            raise entry.error or CharacterError("character_gone", name=printable(key))
+        return entry.character
+
+    def find(self, name: str) -> Entry:
+        """The entry that a person means: by its key, else by its name, in any letter case. Raises CharacterError."""
+        entries = self.entries()
+        wanted = same_name(name)
+        found = [entry for entry in entries if entry.key == name]
+        found = found or [entry for entry in entries if wanted in (same_name(entry.name), same_name(entry.key))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            keys = ", ".join(printable(entry.key) for entry in found)
+            raise CharacterError("character_several", name=name, files=keys)
+        names = [entry.name for entry in entries]
+        near = difflib.get_close_matches(name, names, NUM_SUGGESTIONS, 0.3) or names[:NUM_SUGGESTIONS]
+        raise CharacterError("unknown_character", name=name, near=", ".join(near) or "-")
+
+    def picture(self, key: str) -> bytes:
+        """The character's picture as PNG, one drawn for its name where it has none. Raises DeckError."""
+        entry = self.need(key)
+        if entry.picture_path is None:
+            return draw_portrait(entry.name)
+        file = printable(entry.picture_path.name)
+        try:
+            if regular_size(entry.picture_path) > MAX_PNG_BYTES:
+                raise CharacterError("card_too_large", file=file, limit_mib=MAX_PNG_BYTES // 2**20)
+            return as_png(file, entry.picture_path.read_bytes())
+        except OSError as error:
+            raise unreadable(entry.picture_path, error) from error
+
+    def need(self, key: str) -> Entry:
+        """The entry with this key. Raises CharacterError where there is none any more."""
+        entry = self.get(key)
+        if entry is None:
+            raise CharacterError("character_gone", name=printable(key))
+        return entry
+
+    def names(self) -> list[str]:
+        """The names of all files that are not hidden. Raises DeckError."""
+        try:
+            return sorted(name for name in os.listdir(self.folder) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise unreadable(self.folder, error) from error
+
+    def _entry(self, key: str, names: list[str]) -> Entry:
+        text = next(key + suffix for suffix in TEXT_SUFFIXES if key + suffix in names)
+        picture = next((key + suffix for suffix in PICTURE_SUFFIXES if key + suffix in names), None)
+        path, picture_path = self.folder / text, self.folder / picture if picture is not None else None
+        read = self._character(path)
+        if isinstance(read, Character):
+            return Entry(key, path, picture_path, character=read)
+        return Entry(key, path, picture_path, error=read)
+
+    def _character(self, path: Path) -> Character | DeckError:
+        """What the file holds; read again only when it has changed."""
+        try:
+            status = path.stat()
+        except OSError as error:
+            return unreadable(path, error)
+        stamp = (status.st_mtime_ns, status.st_size)
+        if path not in self._read or self._read[path][0] != stamp:
+            self._read[path] = (stamp, _read_file(path))
+        return self._read[path][1]
+
+
+def _keys(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(stem for stem, suffix in map(os.path.splitext, names) if suffix in TEXT_SUFFIXES))
+
+
+def all_stems(names: list[str]) -> set[str]:
+    """What a new file may not be called: pictures count too, or another's picture would become the new one's."""
+    return {os.path.splitext(name)[0] for name in names}
+
+
+def _read_file(path: Path) -> Character | DeckError:
+    file = printable(path.name)
+    try:
+        if regular_size(path) > MAX_TEXT_BYTES:
+            return CharacterError("card_too_large", file=file, limit_mib=MAX_TEXT_BYTES // 2**20)
+        character = read_object(file, read_text(file, path.read_bytes()))
+    except OSError as error:
+        return unreadable(path, error)
+    except DeckError as error:
+        return error
+    # A file of text-generation-webui may have no name: there it is called as the file is.
+    return character if character.name else replace(character, name=read_name(printable(path.stem)))
+
+
+def unreadable(path: Path, error: OSError) -> DeckError:
+    return DeckError("unreadable", file=printable(str(path)), why=error.strerror or str(error))

@@ -1,0 +1,191 @@
+"""Which entries of a lorebook a chat calls up, in which order and where they belong; knows no prompt format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import regex  # type: ignore[import-untyped]
+
+from core.personas.lore_entry import Entry, number, read_entries
+from core.personas.macros import Macros
+
+# How many of the last messages are looked at where the lorebook does not say.
+DEFAULT_SCAN_DEPTH = 10
+# A pattern from a stranger may take for ever: after this long it is nowhere, and after so many of them all others are.
+PATTERN_TIMEOUT_S = 0.05
+MAX_SLOW_PATTERNS = 10
+# How far entries call up others that call up others.
+MAX_RECURSIONS = 10
+Role = Literal["system", "user", "assistant"]
+ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One message of the chat, as far as a lorebook looks at it."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lore:
+    """An entry that was called up: its text with macros expanded and where it goes.
+
+    `depth` is None, or how many of the last messages come after it; then `role` says who says it.
+    `goes_first`: where the context is full, this text is left out before all else.
+    """
+
+    text: str
+    position: str
+    depth: int | None = None
+    role: Role = "system"
+    goes_first: bool = False
+    disabled_prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """What entries are matched against. `slow` collects the patterns that were given up."""
+
+    messages: Sequence[Said]
+    macros: Macros
+    greeting_index: int = 0
+    slow: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The last of some messages as one text, and `recursed`, the text of other entries; each made only once."""
+
+    messages: Sequence[Said]
+    recursed: str = ""
+    made: dict[tuple[int, bool], str] = field(default_factory=dict)
+
+    def last(self, count: int, *, is_case_sensitive: bool) -> str:
+        place = (max(len(self.messages) - max(count, 0), 0), is_case_sensitive)
+        if place not in self.made:
+            text = "\n".join([*(message.text for message in self.messages[place[0] :]), self.recursed])
+            self.made[place] = text if is_case_sensitive else text.casefold()
+        return self.made[place]
+
+
+def activate(book: Mapping[str, Any], chat: Chat, count_tokens: Callable[[str], int]) -> list[Lore]:
+    """The entries that this chat calls up, in the order of insertion, within the lorebook's own token budget."""
+    entries = read_entries(book)
+    depth = int(number(book.get("scan_depth"), DEFAULT_SCAN_DEPTH))
+    text = Text(chat.messages)
+    active = {index for index, entry in enumerate(entries) if _is_active(entry, chat, depth, text)}
+    for _ in range(MAX_RECURSIONS if book.get("recursive_scanning") is True else 0):
+        said = "\n".join(chat.macros.expand(entries[index].text, for_matching=True) for index in sorted(active))
+        text = Text(chat.messages, said)
+        others = set(range(len(entries))) - active
+        more = {index for index in others if _is_active(entries[index], chat, depth, text)}
+        if not more:
+            break
+        active |= more
+    placed = [(entries[index], _lore(entries[index], chat)) for index in sorted(active)]
+    placed = [(entry, lore) for entry, lore in placed if lore.text or lore.disabled_prompt]
+    return _within_budget(placed, book.get("token_budget"), count_tokens)
+
+
+def _is_active(entry: Entry, chat: Chat, depth: int, text: Text) -> bool:
+    """Whether the chat, or the text of other entries, calls this entry up."""
+    if not entry.is_enabled:
+        return False
+    if "activate" in entry.decorators:
+        return True
+    if "dont_activate" in entry.decorators or not _is_time(entry, chat):
+        return False
+    if "keep_activate_after_match" in entry.decorators and _matched_before(entry, chat, depth):
+        return True
+    if "dont_activate_after_match" in entry.decorators and _matched_before(entry, chat, depth):
+        return False
+    return _matches(entry, chat, text, depth)
+
+
+def _is_time(entry: Entry, chat: Chat) -> bool:
+    """What decorators ask of the number of answers and of the greeting."""
+    if not entry.decorators:
+        return True
+    num_answers = sum(message.role == "assistant" for message in chat.messages)
+    greeting, after = entry.number("is_greeting"), entry.number("activate_only_after")
+    every = entry.number("activate_only_every") or 1
+    return greeting in (None, chat.greeting_index) and num_answers >= (after or 0) and num_answers % every == 0
+
+
+def _matched_before(entry: Entry, chat: Chat, depth: int) -> bool:
+    """Whether the keys were there for an earlier answer; the chat itself tells, so nothing has to be remembered."""
+    asked = [index for index, message in enumerate(chat.messages) if message.role == "user"]
+    return any(_matches(entry, chat, Text(chat.messages[: index + 1]), depth) for index in asked[:-1])
+
+
+def _matches(entry: Entry, chat: Chat, text: Text, depth: int) -> bool:
+    own_depth = entry.number("scan_depth")
+    count = depth if own_depth is None else own_depth
+    if entry.uses_regex:
+        return any(_finds(pattern, text.last(count, is_case_sensitive=True), entry, chat) for pattern in entry.keys)
+    said = text.last(count, is_case_sensitive=entry.is_case_sensitive)
+
+    def has_any(keys: Sequence[str]) -> bool:
+        wanted = [chat.macros.expand(key).strip() for key in keys]
+        return any((key if entry.is_case_sensitive else key.casefold()) in said for key in wanted if key)
+
+    additional, excluded = entry.words("additional_keys"), entry.words("exclude_keys")
+    is_called = entry.is_constant or (
+        has_any(entry.keys) and (not entry.secondary_keys or has_any(entry.secondary_keys))
+    )
+    return is_called and (not additional or has_any(additional)) and not has_any(excluded)
+
+
+def _finds(pattern: str, text: str, entry: Entry, chat: Chat) -> bool:
+    """Whether the pattern, which may be written as /pattern/flags, is in `text`; a wrong one is nowhere."""
+    if pattern in chat.slow or len(chat.slow) >= MAX_SLOW_PATTERNS:
+        return False
+    flags, whole = (0 if entry.is_case_sensitive else regex.IGNORECASE), pattern
+    begin, slash, end = pattern.rpartition("/")
+    if slash and begin.startswith("/") and set(end) <= set("gimsuy"):
+        pattern, flags = begin[1:], (regex.IGNORECASE if "i" in end else 0) | (regex.DOTALL if "s" in end else 0)
+    try:
+        return regex.search(pattern, text, flags=flags, timeout=PATTERN_TIMEOUT_S) is not None
+    except TimeoutError:
+        chat.slow.add(whole)
+    except (regex.error, RecursionError, OverflowError, MemoryError):
+        pass
+    return False
+
+
+def _lore(entry: Entry, chat: Chat) -> Lore:
+    return Lore(
+        text=chat.macros.expand(entry.text).strip(),
+        position=entry.position,
+        depth=None if "position" in entry.decorators else _depth(entry, len(chat.messages)),
+        role=ROLES[entry.decorators.get("role", "system")],
+        goes_first="ignore_on_max_context" in entry.decorators,
+        disabled_prompt=entry.decorators.get("disable_ui_prompt", ""),
+    )
+
+
+def _depth(entry: Entry, num_messages: int) -> int | None:
+    depth, reverse = entry.number("depth"), entry.number("reverse_depth")
+    if depth is None and reverse is not None:
+        depth = num_messages - reverse
+    return None if depth is None else min(max(depth, 0), num_messages)
+
+
+def _within_budget(placed: list[tuple[Entry, Lore]], budget: object, count_tokens: Callable[[str], int]) -> list[Lore]:
+    """All, or what is left when those of the lowest priority are taken out until the rest fits."""
+    limit = number(budget, -1)
+    if limit >= 0:
+        counts = [count_tokens(lore.text) if lore.text else 0 for _, lore in placed]
+        total = sum(counts)
+        # Of equals the later one goes.
+        for index in sorted(range(len(placed)), key=lambda index: (placed[index][0].priority, -index)):
+            if total <= limit:
+                break
+            total -= counts[index]
+            counts[index] = -1
+        placed = [one for one, count in zip(placed, counts, strict=True) if count >= 0]
+    return [lore for _, lore in placed]

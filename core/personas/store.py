@@ -1,0 +1,170 @@
+"""Changes to the folder of characters: add, save, rename, delete and bring back; knows no page."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from core.atomic import write_atomically
+from core.errors import DeckError
+from core.model_files import printable
+from core.personas.character import Character, CharacterError, check_name
+from core.personas.fields import read_name
+from core.personas.formats import write_file
+from core.personas.listing import TEXT_SUFFIXES, Listing, all_stems
+from core.personas.names import file_stem, same_name
+from core.personas.parse import MAX_TEXT_BYTES, write_yaml
+from core.personas.pictures import as_png
+
+TRASH = ".trash"
+MAX_TRASH = 100
+CHANGING = threading.RLock()
+
+
+class Characters(Listing):
+    """All characters of one folder, to change. Every change is on disk, whole, when the call is over."""
+
+    def add(self, character: Character, picture: bytes | None = None) -> str:
+        """Write a new character and answer its key. Raises CharacterError for a name that is taken or is none."""
+        with CHANGING:
+            self._check_free(character.name)
+            key = file_stem(character.name, all_stems(self.names()))
+            # The text makes it a character, so it comes last; a picture alone is nothing.
+            if picture is not None:
+                self._write(f"{key}.png", as_png(character.name, picture))
+            try:
+                self._write_text(f"{key}.yaml", character)
+            except DeckError:
+                (self.folder / f"{key}.png").unlink(missing_ok=True)
+                raise
+            return key
+
+    def save(self, key: str, character: Character, expected: Character | None = None) -> None:
+        """Write a character in its old one's place; JSON becomes YAML. Raises DeckError.
+
+        `expected` is what the file is to hold before: where somebody has changed it meanwhile, theirs stays.
+        """
+        with CHANGING:
+            entry = self.need(key)
+            if expected is not None and entry.character != expected:
+                raise CharacterError("character_changed", name=entry.name)
+            self._check_free(character.name, key)
+            is_yaml = entry.text_path.suffix != ".json"
+            self._write_text(entry.text_path.name if is_yaml else f"{key}.yaml", character)
+            if not is_yaml:
+                self._unlink(entry.text_path)
+
+    def set_picture(self, key: str, picture: bytes | None) -> None:
+        """Give a character this picture, in any usual format; None for the drawn one. Raises DeckError."""
+        with CHANGING:
+            old = self.need(key).picture_path
+            new = self.folder / f"{key}.png" if picture is not None else None
+            if picture is not None:
+                self._write(f"{key}.png", as_png(printable(key), picture))
+            if old is not None and old != new:
+                self._unlink(old)
+
+    def rename(self, key: str, name: str) -> str:
+        """Give a character and its files another name; answers the new key. Raises DeckError."""
+        with CHANGING:
+            entry, character = self.need(key), replace(self.character(key), name=read_name(name))
+            self._check_free(character.name, key)
+            others = {stem for stem in all_stems(self.names()) if stem != key}
+            new = file_stem(character.name, others)
+            if new == key:
+                self.save(key, character)
+                return key
+            self._write_text(f"{new}.yaml", character)
+            if entry.picture_path is not None:
+                self._move(entry.picture_path, self.folder / (new + entry.picture_path.suffix))
+            if not os.path.samefile(entry.text_path, self.folder / f"{new}.yaml"):
+                self._unlink(entry.text_path)
+            return new
+
+    def duplicate(self, key: str) -> str:
+        """A copy under the next free name; answers its key. Raises DeckError."""
+        with CHANGING:
+            entry, character = self.need(key), self.character(key)
+            picture = self.picture(key) if entry.picture_path is not None else None
+            return self.add(replace(character, name=self.free_name(character.name)), picture)
+
+    def free_name(self, name: str) -> str:
+        """`name` with the first number that nobody has: "Ada (2)". Raises DeckError for a folder that is unreadable."""
+        taken = {same_name(one.name) for one in self.entries()}
+        numbers = (f"{name} ({number})" for number in range(2, len(taken) + 3))
+        return next(numbered for numbered in numbers if same_name(numbered) not in taken)
+
+    def delete(self, key: str) -> str:
+        """Put a character into the trash; answers what restore() takes. Raises DeckError."""
+        with CHANGING:
+            entry = self.need(key)
+            name = f"{time.time_ns():020d}"
+            for path in (entry.text_path, entry.picture_path):
+                if path is not None:
+                    self._move(path, self.folder / TRASH / name / path.name)
+            self._shorten_trash()
+            return name
+
+    def restore(self, trashed: str) -> str:
+        """Bring back what delete() took away; answers its key, another one where its old one is taken by now."""
+        with CHANGING:
+            folder = self.folder / TRASH / trashed
+            files = sorted(folder.iterdir()) if trashed in self._trash() else []
+            texts = [path for path in files if path.suffix in TEXT_SUFFIXES]
+            if not texts:
+                raise CharacterError("character_not_in_trash")
+            stems = all_stems(self.names())
+            key = texts[0].stem if texts[0].stem not in stems else file_stem(texts[0].stem, stems)
+            for path in sorted(files, key=texts.__contains__):
+                self._move(path, self.folder / (key + path.suffix))
+            folder.rmdir()
+            return key
+
+    def _check_free(self, name: str, but: str | None = None) -> None:
+        check_name(name)
+        others = (entry for entry in self.entries() if entry.key != but)
+        if any(same_name(entry.name) == same_name(name) for entry in others):
+            raise CharacterError("character_name_taken", name=name)
+
+    def _write_text(self, file: str, character: Character) -> None:
+        content = write_yaml(write_file(character)).encode()
+        if len(content) > MAX_TEXT_BYTES:
+            raise CharacterError("card_too_large", file=character.name, limit_mib=MAX_TEXT_BYTES // 2**20)
+        self._write(file, content)
+
+    def _write(self, name: str, content: bytes) -> None:
+        with _saying(name):
+            write_atomically(self.folder / name, content)
+
+    def _unlink(self, path: Path) -> None:
+        with _saying(path.name):
+            path.unlink(missing_ok=True)
+
+    def _move(self, path: Path, target: Path) -> None:
+        with _saying(path.name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+
+    def _trash(self) -> list[str]:
+        """What is in the trash, oldest first."""
+        trash = self.folder / TRASH
+        return sorted(os.listdir(trash)) if trash.is_dir() else []
+
+    def _shorten_trash(self) -> None:
+        for name in self._trash()[:-MAX_TRASH]:
+            shutil.rmtree(self.folder / TRASH / name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _saying(name: str) -> Iterator[None]:
+    """Turns what the disk refuses into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise DeckError("character_write", file=printable(name), why=error.strerror or str(error)) from error

@@ -1,0 +1,277 @@
+"""A character that is being written, with what was read before; outlives reruns and switches of pages. Draws nothing.
+
+Widgets are only views of it: their values go into the draft whenever they change, and come from it when they are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import streamlit as st
+
+from core.errors import DeckError
+from core.personas.character import Character, CharacterError, compose_context
+from core.personas.fields import read_name
+from core.personas.lore_editing import book_values, change_book, change_entry, entry_indexes, entry_values
+from core.personas.pictures import as_png
+from core.personas.thumbnails import make_thumbnail
+from ui import characters as page
+from ui.resources import characters
+
+DRAFTS_KEY = "characters_drafts"
+# Every widget of the form begins so; all are forgotten when the draft changes behind them.
+FIELD, LORE = "character_field_", "character_lore_"
+TEXT_FIELDS = ("name", "context", "description", "personality", "scenario", "greeting", "example_dialogue",
+               "your_name", "system_prompt", "post_history_instructions", "nickname", "creator", "creator_notes",
+               "version")  # fmt: skip
+PARTS = ("description", "personality", "scenario")
+GREETING = f"{FIELD}greeting_"
+NEW_CHARACTER = Character("")
+
+
+@dataclass
+class PictureChoice:
+    """The picture that a form was given: a new one, none any more, or neither, which leaves it as it is."""
+
+    new: bytes | None = None
+    thumbnail: bytes | None = None
+    is_removed: bool = False
+    error: DeckError | None = None
+    num_uploads: int = 0
+
+    @property
+    def is_changed(self) -> bool:
+        return self.new is not None or self.is_removed
+
+    def take(self, file: str, content: bytes) -> None:
+        """Take what was uploaded, or keep the reason why it is no picture."""
+        self.num_uploads += 1
+        try:
+            png = as_png(file, content)
+            self.new, self.thumbnail, self.error = png, make_thumbnail(file, png), None
+            self.is_removed = False
+        except DeckError as error:
+            self.error = error
+
+    def remove(self) -> None:
+        self.new, self.thumbnail, self.error, self.is_removed = None, None, None, True
+
+
+@dataclass
+class Draft:
+    """A form's content. `key` and `base` say which file it was read from and what was in it; a new one has none."""
+
+    key: str | None
+    base: Character
+    now: Character
+    picture: PictureChoice = field(default_factory=PictureChoice)
+    # Whether one free text says who the character is, or a description, a personality and a scenario.
+    is_one_text: bool = True
+    # What the parts were when they became one text, so that they can be taken apart again: (text, parts).
+    taken_together: tuple[str, dict[str, str]] | None = None
+    # The lorebook that the table was drawn with; the table's own changes are counted from it.
+    table_book: Mapping[str, Any] = field(default_factory=dict)
+    table_number: int = 0
+
+    @property
+    def is_changed(self) -> bool:
+        return self.now != self.base or self.picture.is_changed
+
+
+def drafts() -> dict[str | None, Draft]:
+    """This tab's drafts by the character's key; None for the new character."""
+    found: dict[str | None, Draft] = st.session_state.setdefault(DRAFTS_KEY, {})
+    return found
+
+
+def draft_of(key: str | None) -> Draft:
+    """The draft of a character, begun now where there is none. Raises DeckError for a file that is gone or broken."""
+    if key not in drafts():
+        forget_widgets()
+        read = characters().character(key) if key is not None else NEW_CHARACTER
+        in_parts = not read.context and any(getattr(read, part) for part in PARTS)
+        drafts()[key] = Draft(key, read, read, is_one_text=not in_parts, table_book=read.lorebook)
+    return drafts()[key]
+
+
+def has_changes(key: str | None) -> bool:
+    draft = drafts().get(key)
+    return draft is not None and draft.is_changed
+
+
+def forget_widgets(prefix: str = "") -> None:
+    """Let the form's widgets be drawn from the draft again."""
+    for name in list(st.session_state):
+        if str(name).startswith((prefix,) if prefix else (FIELD, LORE)):
+            del st.session_state[name]
+
+
+def collect(key: str | None) -> Draft | None:
+    """Take over what the form's widgets hold: for their on_change, and before a draft is saved.
+
+    Gives the draft; None where the same click has ended it already: callbacks come in any order.
+    """
+    draft = drafts().get(key)
+    if draft is None:
+        return None
+    state = st.session_state
+    changes: dict[str, Any] = {}
+    for name in TEXT_FIELDS:
+        old, typed = getattr(draft.now, name), str(state.get(FIELD + name) or "")
+        if FIELD + name in state and not _is_same(old, typed):
+            changes[name] = read_name(typed) if name == "name" else typed
+    if FIELD + "tags" in state:
+        tags = tuple(dict.fromkeys(tag.strip() for tag in state[FIELD + "tags"] if tag.strip()))
+        if tags != tuple(dict.fromkeys(draft.now.tags)):
+            changes["tags"] = tags
+    others = tuple(
+        old if _is_same(old, str(state.get(f"{GREETING}{i}", old))) else str(state[f"{GREETING}{i}"])
+        for i, old in enumerate(draft.now.alternate_greetings)
+    )
+    draft.now = replace(draft.now, **changes, alternate_greetings=others)
+    _collect_book(draft)
+    return draft
+
+
+def _is_same(old: str, typed: str) -> bool:
+    """A field in a browser knows one kind of line end; a file's own kind is no change."""
+    return old == typed or "\n".join(old.splitlines()) == typed
+
+
+def _collect_book(draft: Draft) -> None:
+    book, state = draft.now.lorebook, st.session_state
+    old = book_values(book)
+    changes = {name: state[LORE + name] for name in old if LORE + name in state and state[LORE + name] != old[name]}
+    if changes:
+        book = change_book(book, changes)
+    for index in entry_indexes(book):
+        old = entry_values(book, index)
+        typed = {name: state.get(f"{LORE}{index}_{name}", value) for name, value in old.items()}
+        changed = {name: value for name, value in typed.items() if value != old[name]}
+        if changed:
+            book = change_entry(book, index, changed)
+    if book != draft.now.lorebook:
+        set_book(draft, book)
+
+
+def set_book(draft: Draft, book: Mapping[str, Any]) -> None:
+    """Change the lorebook other than by its table, which is drawn anew then."""
+    draft.now = replace(draft.now, lorebook=book)
+    draft.table_book = book
+    draft.table_number += 1
+
+
+def take_table(key: str | None, table: str) -> None:
+    """Take over what was changed in the table with the lorebook, a widget by the name of `table`."""
+    draft, edits = collect(key), st.session_state.get(table)
+    if draft is None or edits is None:
+        return
+    book, indexes = draft.now.lorebook, entry_indexes(draft.table_book)
+    for row, changes in edits["edited_rows"].items():
+        # A cell that was emptied is None.
+        kept = {name: value for name, value in changes.items() if value is not None or name == "keys"}
+        book = change_entry(book, indexes[int(row)], {name: value or [] if name == "keys" else value
+                                                      for name, value in kept.items()})  # fmt: skip
+    draft.now = replace(draft.now, lorebook=book)
+    forget_widgets(LORE)
+
+
+def set_shape(key: str | None, is_one_text: bool) -> None:
+    """Describe the character by one free text, or in three parts. What is written stays, in the other shape."""
+    draft = collect(key)
+    if draft is None or is_one_text == draft.is_one_text:
+        return
+    draft.is_one_text = is_one_text
+    forget_widgets()
+    if is_one_text:
+        parts = {part: str(getattr(draft.now, part)) for part in PARTS}
+        together = draft.now.context or compose_context(**parts)
+        draft.taken_together = (together, parts)
+        draft.now = replace(draft.now, context=together, description="", personality="", scenario="")
+        return
+    together, parts = draft.taken_together or ("", {})
+    if not parts or draft.now.context != together:
+        # It was changed since, or never was in parts.
+        parts = {"description": draft.now.context or draft.now.description}
+    draft.now = replace(draft.now, context="", **parts)
+
+
+def their_version(draft: Draft) -> Character | None:
+    """What the file holds where it is no longer what the draft was begun with. Raises DeckError where it is gone."""
+    if draft.key is None:
+        return None
+    read = characters().character(draft.key)
+    return read if read != draft.base else None
+
+
+def changed_fields(old: Character, new: Character) -> list[str]:
+    return [one.name for one in fields(Character) if getattr(old, one.name) != getattr(new, one.name)]
+
+
+def save(key: str | None, *, over: bool = False) -> None:
+    """Write the draft and show the character. `over`: also over what somebody else has written meanwhile."""
+    draft = collect(key)
+    if draft is None:
+        return
+    try:
+        if over and key is not None:
+            draft.base = characters().character(key)
+        saved_key = _write(draft)
+    except DeckError as error:
+        # The form itself says that another tab has saved.
+        if not (isinstance(error, CharacterError) and error.key == "character_changed"):
+            st.session_state[page.ERROR_KEY] = error
+        return
+    del drafts()[key]
+    forget_widgets()
+    page.say("saved", name=draft.now.name)
+    page.show("detail", saved_key)
+
+
+def _write(draft: Draft) -> str:
+    """Raises DeckError; the draft keeps what is not on disk yet."""
+    store, picture = characters(), draft.picture
+    if draft.key is None:
+        return store.add(draft.now, picture.new)
+    if draft.now != draft.base:
+        store.save(draft.key, draft.now, expected=draft.base)
+        draft.base = draft.now = store.character(draft.key)
+    if picture.is_changed:
+        store.set_picture(draft.key, picture.new)
+    return draft.key
+
+
+def save_as_new(key: str) -> None:
+    """The file is gone: write the draft as a new character."""
+    draft = collect(key)
+    if draft is None:
+        return
+    new_key = page.attempt(lambda: characters().add(draft.now, draft.picture.new))
+    if new_key is not None:
+        del drafts()[key]
+        forget_widgets()
+        page.say("saved", name=draft.now.name)
+        page.show("detail", new_key)
+
+
+def take_theirs(key: str | None) -> None:
+    drafts().pop(key, None)
+    forget_widgets()
+
+
+def discard(key: str | None) -> None:
+    """Leave the form without saving; what was typed can be had back."""
+    draft = collect(key)
+    drafts().pop(key, None)
+    forget_widgets()
+    page.show("detail" if key is not None else "gallery", key)
+    if draft is not None and draft.is_changed:
+        page.offer_undo("discarded", draft.now.name, lambda: _bring_back(draft))
+
+
+def _bring_back(draft: Draft) -> None:
+    forget_widgets()
+    drafts()[draft.key] = draft
+    page.show("form", draft.key)

@@ -1,0 +1,215 @@
+"""The form that makes or changes a character: its fields in groups, saving, and what another tab saved meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import streamlit as st
+
+from core.errors import DeckError
+from core.personas.character import Character
+from core.personas.lore_editing import foreign_keys
+from core.personas.names import same_name
+from ui.characters import back_button, draw_messages
+from ui.characters_draft import (
+    FIELD,
+    GREETING,
+    PARTS,
+    Draft,
+    changed_fields,
+    collect,
+    discard,
+    draft_of,
+    forget_widgets,
+    save,
+    save_as_new,
+    set_shape,
+    take_theirs,
+    their_version,
+)
+from ui.characters_lore import draw_lorebook
+from ui.characters_picture import draw_picture_choice
+from ui.characters_preview import draw_preview
+from ui.errors import show_error
+from ui.i18n import tr
+from ui.markdown import escape
+from ui.resources import characters, thumbnails
+
+ONE_TEXT = "text"
+TABS = ("who", "talk", "rules", "lore", "card")
+HEIGHTS = {"context": 320, "description": 220, "example_dialogue": 220, "greeting": 140}
+DEFAULT_HEIGHT = 110
+MAX_FOREIGN = 30
+
+
+def draw_form(key: str | None) -> None:
+    back_button()
+    draw_messages()
+    try:
+        draft = draft_of(key)
+    except DeckError as error:
+        show_error(error)
+        return
+    st.header(tr("characters.editing", name=draft.base.name) if key is not None else tr("characters.making"))
+    if _draw_conflict(draft):
+        draft = draft_of(key)
+    for name, tab in zip(TABS, st.tabs([tr(f"characters.tab_{name}") for name in TABS]), strict=True):
+        with tab:
+            DRAW[name](draft)
+    _draw_bottom(draft, draw_preview(draft.now))
+
+
+def _draw_bottom(draft: Draft, length: str) -> None:
+    """Always in the same place: a button that moves while a field is left is not hit."""
+    with st.bottom.container(horizontal=True, vertical_alignment="center"):
+        st.button(tr("characters.save"), key="character_save", type="primary", icon=":material/save:",
+                  on_click=save, args=(draft.key,))  # fmt: skip
+        st.button(tr("characters.discard"), key="character_discard", icon=":material/close:",
+                  on_click=discard, args=(draft.key,))  # fmt: skip
+        unsaved = f":orange[:material/edit:] {tr('characters.unsaved')}"
+        st.caption(" · ".join(words for words in (unsaved if draft.is_changed else "", length) if words))
+
+
+def _draw_conflict(draft: Draft) -> bool:
+    """What became of the file meanwhile. True where the draft was begun anew: nothing in it was changed."""
+    try:
+        theirs = their_version(draft)
+    except DeckError as error:
+        show_error(error)
+        st.button(tr("characters.save_as_new"), key="character_save_as_new", icon=":material/save:",
+                  on_click=save_as_new, args=(draft.key,))  # fmt: skip
+        return False
+    if theirs is None:
+        return False
+    if not draft.is_changed:
+        take_theirs(draft.key)
+        return True
+    with st.container(border=True, key="character_conflict"):
+        names = ", ".join(tr(f"characters.{name}") for name in changed_fields(draft.base, theirs))
+        st.markdown(f":orange[:material/warning:] {tr('characters.conflict')}")
+        st.caption(f"{tr('characters.conflict_fields')} {names}")
+        with st.container(horizontal=True):
+            st.button(tr("characters.keep_mine"), key="character_keep_mine", on_click=_keep_mine, args=(draft.key,))
+            st.button(tr("characters.take_theirs"), key="character_take_theirs", on_click=take_theirs,
+                      args=(draft.key,))  # fmt: skip
+    return False
+
+
+def _keep_mine(key: str) -> None:
+    save(key, over=True)
+
+
+def _text(draft: Draft, name: str, *, is_long: bool = True, placeholder: str = "") -> None:
+    """One field of the character."""
+    st.session_state.setdefault(FIELD + name, getattr(draft.now, name))
+    label, help_text = tr(f"characters.{name}"), tr(f"characters.{name}_help")
+    if is_long:
+        st.text_area(label, key=FIELD + name, help=help_text, height=HEIGHTS.get(name, DEFAULT_HEIGHT),
+                     placeholder=placeholder, on_change=collect, args=(draft.key,))  # fmt: skip
+    else:
+        st.text_input(label, key=FIELD + name, help=help_text, placeholder=placeholder, live=True,
+                      on_change=collect, args=(draft.key,))  # fmt: skip
+
+
+def _draw_who(draft: Draft) -> None:
+    _text(draft, "name", is_long=False, placeholder=tr("characters.name_example"))
+    draw_picture_choice(draft.picture, FIELD + "picture", _own_picture(draft), draft.now.name)
+    _draw_tags(draft)
+    _draw_shape(draft)
+    for name in ("context",) if draft.is_one_text else PARTS:
+        _text(draft, name)
+    if draft.is_one_text and any(getattr(draft.now, part) for part in PARTS):
+        st.caption(tr("characters.parts_too"))
+    _text(draft, "your_name", is_long=False)
+
+
+def _own_picture(draft: Draft) -> bytes | None:
+    """The stored picture, made small, if there is one."""
+    entry = characters().get(draft.key) if draft.key is not None else None
+    if entry is None or entry.picture_path is None:
+        return None
+    return thumbnails().get(characters(), entry).result()
+
+
+def _draw_tags(draft: Draft) -> None:
+    try:
+        known = {tag for entry in characters().entries() if entry.character for tag in entry.character.tags}
+    except DeckError as error:
+        show_error(error)
+        known = set()
+    own = list(dict.fromkeys(draft.now.tags))
+    st.session_state.setdefault(FIELD + "tags", own)
+    options = sorted(known.union(own, st.session_state[FIELD + "tags"]), key=same_name)
+    st.multiselect(tr("characters.tags"), options, key=FIELD + "tags", accept_new_options=True,
+                   placeholder=tr("characters.tags_hint"), format_func=escape, on_change=collect,
+                   args=(draft.key,))  # fmt: skip
+
+
+def _draw_shape(draft: Draft) -> None:
+    shapes = {name: tr(f"characters.shape_{name}") for name in (ONE_TEXT, "parts")}
+    shape_key = FIELD + "shape"
+    st.session_state.setdefault(shape_key, ONE_TEXT if draft.is_one_text else "parts")
+    st.segmented_control(tr("characters.shape"), list(shapes), key=shape_key, format_func=shapes.__getitem__,
+                         required=True, on_change=_take_shape, args=(draft.key,))  # fmt: skip
+
+
+def _take_shape(key: str | None) -> None:
+    if shape := st.session_state.get(FIELD + "shape"):
+        set_shape(key, shape == ONE_TEXT)
+
+
+def _draw_talk(draft: Draft) -> None:
+    _text(draft, "greeting")
+    for number, greeting in enumerate(draft.now.alternate_greetings):
+        name = f"{GREETING}{number}"
+        st.session_state.setdefault(name, greeting)
+        with st.container(gap="xsmall"):
+            st.text_area(tr("characters.other_greeting", number=number + 2), key=name, on_change=collect,
+                         args=(draft.key,), height=DEFAULT_HEIGHT)  # fmt: skip
+            st.button(tr("characters.remove_greeting"), key=f"character_remove_greeting_{number}", type="tertiary",
+                      icon=":material/delete:", on_click=_remove_greeting, args=(draft.key, number))  # fmt: skip
+    st.button(tr("characters.add_greeting"), key="character_add_greeting", icon=":material/add:",
+              on_click=_add_greeting, args=(draft.key,))  # fmt: skip
+    _text(draft, "example_dialogue", placeholder=tr("characters.example_example"))
+
+
+def _add_greeting(key: str | None) -> None:
+    draft = collect(key)
+    if draft is not None:
+        draft.now = replace(draft.now, alternate_greetings=(*draft.now.alternate_greetings, ""))
+
+
+def _remove_greeting(key: str | None, number: int) -> None:
+    draft = collect(key)
+    if draft is None:
+        return
+    others = draft.now.alternate_greetings
+    draft.now = replace(draft.now, alternate_greetings=others[:number] + others[number + 1 :])
+    forget_widgets(GREETING)
+
+
+def _draw_rules(draft: Draft) -> None:
+    st.caption(tr("characters.rules_help"))
+    _text(draft, "system_prompt")
+    _text(draft, "post_history_instructions")
+
+
+def _draw_card(draft: Draft) -> None:
+    _text(draft, "nickname", is_long=False)
+    _text(draft, "creator", is_long=False)
+    _text(draft, "version", is_long=False)
+    _text(draft, "creator_notes")
+    foreign = foreign_names(draft.now)
+    if foreign:
+        shown = ", ".join(map(escape, foreign[:MAX_FOREIGN]))
+        rest = f" … (+{len(foreign) - MAX_FOREIGN})" if len(foreign) > MAX_FOREIGN else ""
+        st.caption(f":material/inventory_2: {tr('characters.foreign')} {shown}{rest}")
+
+
+def foreign_names(character: Character) -> list[str]:
+    """What the file holds beyond this form, by the names of the keys; all of it stays."""
+    names = {str(key) for part in character.extra.values() for key in part} | {str(key) for key in character.extensions}
+    return sorted(names.union(foreign_keys(character.lorebook)))
+
+
+DRAW = {"who": _draw_who, "talk": _draw_talk, "rules": _draw_rules, "lore": draw_lorebook, "card": _draw_card}
