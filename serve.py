@@ -12,7 +12,7 @@ import streamlit as st
 
 from core.errors import DeckError
 from core.library import find
-from ui.resources import monitor, runner
+from ui.resources import chat_store, downloads, monitor, recorder, runner
 from ui.routing import use_router
 
 log = logging.getLogger(__name__)
@@ -20,15 +20,29 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def lifespan(_: st.App) -> AsyncIterator[None]:
-    """LLAMADECK_LOAD names a model to load at start; pages show how it goes. At the end the engine ends."""
+    """LLAMADECK_LOAD names a model to load at start, LLAMADECK_LOAD_ANYWAY does so whatever the verdict is.
+
+    Pages show how it goes. At the end answers are written down and the engine ends.
+    """
     if name := os.environ.get("LLAMADECK_LOAD"):
         try:
-            runner().load(find(name).folder)
+            runner().load(find(name).folder, force="LLAMADECK_LOAD_ANYWAY" in os.environ)
         except DeckError as error:
             log.error("%s", error)
     monitor()
     yield
-    await asyncio.to_thread(runner().unload)
+    await asyncio.to_thread(end)
+
+
+def end() -> None:
+    """Write down what is being answered and fetched, then let go of the history and the engine."""
+    downloads().close()
+    try:
+        recorder().close()
+        chat_store().close()
+    except DeckError as error:
+        log.error("%s", error)
+    runner().unload()
 
 
 logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

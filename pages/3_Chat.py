@@ -1,59 +1,84 @@
-"""Chat: ask the loaded model, read its answer as it grows, and switch between chats."""
+"""Chat: talk to the loaded model, alone or as a character; one text to write together; all chats in the sidebar."""
 
 import streamlit as st
 
-from ui import chat
+from core.chat.asking import Prompt
+from core.chat.records import Chat
+from core.chat.stats import error_of
+from core.errors import DeckError
+from ui import chat, chat_asking
+from ui.chat_composer import draw_composer, fitted_prompt
+from ui.chat_head import draw_head
+from ui.chat_list import chat_list
+from ui.chat_messages import draw_line, draw_transcript
 from ui.engine import not_ready_notice
 from ui.errors import show_error
 from ui.i18n import tr
-from ui.markdown import escape
-from ui.resources import conversations, runner
-from ui.routing import has_arrived, require_router
-from ui.sampling import sampling_widgets
+from ui.notebook import draw_notebook
+from ui.portraits import faces_of
+from ui.resources import runner
+from ui.routing import LOAD_PAGE, go_to, has_arrived, require_router
 
 require_router()
-current = chat.arrive(has_arrived())
-chat.ask_queued(current)
-is_ready = runner().state.phase == "ready"
-running = current.running if current else None
 
-st.header(escape(current.title) if current else tr("chat.new_title"))
-with st.container(horizontal=True):
-    st.button(tr("chat.new"), key="chat_new", icon=":material/add:", disabled=current is None,
-              on_click=chat.show_chat, args=(None,))  # fmt: skip
-    with st.popover(tr("chat.settings"), icon=":material/tune:"):
-        sampling_widgets()
-    if current:
-        with st.popover(":material/delete:", help=tr("chat.delete")):
-            st.markdown(tr("chat.delete_question"))
-            st.button(tr("chat.delete_yes"), key="chat_delete", type="primary",
-                      on_click=chat.delete_chat, args=(current.number,))  # fmt: skip
 
-if chat.is_gone():
-    st.info(tr("chat.gone"), icon=":material/info:")
-if current:
-    chat.draw_transcript(current)
-elif is_ready:
+def draw_page() -> None:
+    current = chat_asking.ask_noted(chat.arrive(has_arrived()))
+    line = chat_asking.take_line(current.info.id)
+    faces, prompt = faces_of(current.info), fitted_prompt(current)
+    draw_head(current, faces)
+    if chat.is_gone():
+        st.info(tr("chat.gone"), icon=":material/info:")
+    if current.info.mode == "notebook":
+        draw_notebook(current)
+    else:
+        begins_at = 0 if prompt is None or isinstance(prompt, DeckError) else prompt.begins_at
+        draw_transcript(current, faces, begins_at)
+        if line is not None:
+            draw_line(line, faces)
+        elif not current.messages and is_ready:
+            draw_ideas()
+    if not is_ready:
+        say_what_is_missing(current)
+    if error := st.session_state.get(chat.ERROR_KEY):
+        show_error(error)
+    draw_input(current, prompt)
+    with st.sidebar:
+        chat_list(current.info.id)
+
+
+def draw_ideas() -> None:
     st.markdown(tr("chat.greeting"))
     with st.container(horizontal=True):
         for name in ("explain", "write", "plan"):
-            st.button(tr(f"chat.idea_{name}"), key=f"chat_idea_{name}", on_click=chat.ask,
+            st.button(tr(f"chat.idea_{name}"), key=f"chat_idea_{name}", on_click=chat_asking.ask,
                       args=(tr(f"chat.idea_{name}"),))  # fmt: skip
-if not is_ready:
-    not_ready_notice(current.messages[-1].answer if current else None)
-if error := st.session_state.get(chat.ERROR_KEY):
-    show_error(error)
 
-# Always the same places below: an input that moves loses its focus.
-with st.bottom.container():
-    if running:
-        st.button(tr("chat.stop"), key="chat_stop", icon=":material/stop_circle:", on_click=running.cancel)
-# Drawn outside st.bottom, where Streamlit pins it anyway: only then does the page follow a growing answer.
-st.chat_input(tr("chat.placeholder") if is_ready else tr("chat.placeholder_empty"), key=chat.INPUT_KEY,
-              disabled=not is_ready, on_submit=chat.submit)  # fmt: skip
 
-others = conversations().newest_first()
-if others:
-    with st.sidebar:
-        st.caption(tr("chat.list"))
-        chat.chat_list(others, current)
+def say_what_is_missing(current: Chat) -> None:
+    """The way to a model. Why the engine ended is not said twice, where the last answer says it."""
+    last = error_of(current.messages[-1].stats) if current.messages else None
+    error = runner().state.error
+    if last is None or error is None or (last.key, last.params) != (error.key, error.params):
+        not_ready_notice()
+    else:
+        st.button(tr("engine.go_load"), icon=":material/deployed_code:", type="primary", key="go_load",
+                  on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
+
+
+def draw_input(current: Chat, prompt: Prompt | DeckError | None) -> None:
+    # Always the same places below: an input that moves loses its focus.
+    with st.bottom.container():
+        draw_composer(current, prompt)
+    if current.info.mode == "notebook":
+        return
+    # Drawn outside st.bottom, where Streamlit pins it anyway: only then does the page follow a growing answer.
+    st.chat_input(tr("chat.placeholder") if is_ready else tr("chat.placeholder_empty"), key=chat.INPUT_KEY,
+                  disabled=not is_ready, on_submit=chat_asking.submit)  # fmt: skip
+
+
+is_ready = runner().state.phase == "ready"
+try:
+    draw_page()
+except DeckError as problem:
+    show_error(problem)

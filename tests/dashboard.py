@@ -49,10 +49,13 @@ def dashboard(environment: Mapping[str, str]) -> Iterator[str]:
     command = [sys.executable, "-m", "ui.start", "--server.port", str(port), "--server.address", "127.0.0.1"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
-    wait_until_healthy(url, process)
-    yield url
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    try:
+        wait_until_healthy(url, process)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        exit_code = process.wait(30)
+    assert exit_code == 0
 
 
 def make_hollow_model(folder: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from core.chat.records import Message
 from core.engine.answer import Answer
 from core.settings import ROOT
 from tests.checkpoints import make_checkpoint
@@ -21,12 +22,18 @@ from ui import resources
 PAGES = ["1_Download", "2_Load_Model", "3_Chat", "4_Characters", "5_GPU_Monitor"]
 LONG_NAME = "TheBloke_a-name-with_under_scores-and-$igns-Llama-2-70B-chat-GPTQ-gptq-4bit-32g-actorder_True"
 WAIT_S = 30
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was taught to chat: it has a template."""
     folder = tmp_path_factory.mktemp("made") / "tiny"
     make_checkpoint(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
     return folder
 
 
@@ -42,7 +49,10 @@ def models(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("LLAMADECK_WORKER", "tests.fake_worker")
     st.cache_resource.clear()
+    monkeypatch.setenv("LLAMADECK_CHARACTERS", str(tmp_path / "characters"))
     yield folder
+    resources.recorder().close()
+    resources.chat_store().close()
     resources.runner().unload()
     st.cache_resource.clear()
 
@@ -87,14 +97,19 @@ def load(tab: AppTest, name: str) -> AppTest:
     return run(tab)
 
 
+def last_message(number: int = 1) -> Message:
+    return resources.chat_store().read(number).messages[-1]
+
+
 def last_answer(number: int = 1) -> Answer:
-    chat = resources.conversations().get(number)
-    assert chat is not None and chat.messages[-1].answer is not None
-    return chat.messages[-1].answer
+    """The answer that is being written."""
+    answer = resources.recorder().answer(last_message(number).id)
+    assert answer is not None
+    return answer
 
 
 def finish(tab: AppTest, number: int = 1) -> AppTest:
-    assert last_answer(number).wait(WAIT_S)
+    assert resources.recorder().wait(last_message(number).id, WAIT_S)
     return run(tab)
 
 
@@ -258,7 +273,7 @@ def test_stop_keeps_what_was_said(models: Path) -> None:
     ask(go(tab, "3_Chat"), "forever")
     assert last_answer().wait_for_text(20, WAIT_S)
     finish(click(tab, "chat_stop"))
-    assert last_answer().reason == "cancelled"
+    assert last_message().stats["reason"] == "cancelled"
     assert "one two" in words(tab) and "Stopped" in words(tab)
     assert "chat_stop" not in [button.key for button in tab.button]
 
@@ -286,9 +301,9 @@ def test_what_is_asked_too_early_is_asked_when_the_answer_is_finished(models: Pa
     ask(go(tab, "3_Chat"), "forever")
     ask(tab, "my next question")
     assert "Asked as soon as" in words(tab) and len(tab.chat_message) == 3
-    first = last_answer()
+    first = last_message().id
     click(tab, "chat_stop")
-    assert first.wait(WAIT_S)
+    assert resources.recorder().wait(first, WAIT_S)
     finish(run(tab))
     assert "You said: my next question" in words(tab) and "Asked as soon as" not in words(tab)
     assert len(tab.chat_message) == 4
@@ -300,7 +315,7 @@ def test_a_running_answer_goes_on_while_other_pages_are_looked_at(models: Path) 
     for page in PAGES:
         go(tab, page)
     finish(go(tab, "3_Chat"))
-    assert last_answer().reason == "end" and last_answer().num_tokens == 50
+    assert last_message().stats["reason"] == "end" and last_message().stats["tokens"] == 50
 
 
 def test_a_new_tab_finds_the_chat_that_is_being_answered(models: Path) -> None:
@@ -326,7 +341,7 @@ def test_two_chats_are_answered_at_once_and_can_be_switched_and_deleted(models: 
     assert click(tab, "chat_open_1").header[0].value == "forever one"
     deleted = last_answer(1)
     assert click(tab, "chat_delete").header[0].value == "New chat"
-    assert deleted.wait(WAIT_S) and resources.conversations().get(1) is None
+    assert deleted.wait(WAIT_S) and [info.id for info in resources.chat_store().chats()] == [2]
     assert click(tab, "chat_open_2").header[0].value == "forever two"
 
 
@@ -338,8 +353,8 @@ def test_the_generation_settings_reach_the_engine_and_stay_over_a_switch_of_page
     run(tab)
     go(go(tab, "1_Download"), "3_Chat")
     finish(ask(tab, "settings"))
-    assert last_answer().text.startswith("Sampling(temperature=0.25, top_p=0.9, top_k=0")
-    assert "max_new_tokens=64, seed=7" in last_answer().text
+    assert last_message().text.startswith("Sampling(temperature=0.25, top_p=0.9, top_k=0")
+    assert "max_new_tokens=64, seed=7" in last_message().text
     click(tab, "sampling_reset")
     assert tab.slider(key="sampling_temperature").value == 0.7 and tab.number_input(key="sampling_seed").value is None
 

@@ -1,210 +1,216 @@
-"""Which chat this tab shows, how a question is asked, how messages are drawn; answering is the engine's job.
+"""Which chat this tab shows, a new one or one of the history; draws and asks nothing.
 
-The address names the chat (?chat=3, ?chat=new), so that a reloaded or reopened tab finds it again, with the
-answer that is being written.
+The address names the chat (?chat=3, ?chat=new, ?chat=new&character=Ada), so that a reloaded or reopened tab finds it
+again. A new chat is this tab's alone until something is said in it: empty chats are not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import secrets
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple
 
 import streamlit as st
 
-from core.chat.conversation import Conversation, Message
-from core.chat.template import Turn, read_template
-from core.engine.answer import Answer
-from core.errors import DeckError, EngineError
-from core.settings import models_dir
-from ui.errors import show_error
-from ui.fragment import redraw_every
-from ui.i18n import tr
-from ui.markdown import answer_markdown, escape, shortened
-from ui.resources import conversations, queued_questions, runner
-from ui.routing import CHAT_PAGE
-from ui.sampling import chosen_sampling
+from core.chat.database import ChatStoreError
+from core.chat.records import Chat, ChatInfo, Message, Mode
+from core.errors import DeckError
+from ui.chat_setup import cast_of, default_mode
+from ui.resources import asker, chat_store, recorder
 
-PARAM, NEW = "chat", "new"
-# This tab's chat: its number, or None for a new one.
-CHAT_KEY = "chat_number"
-INPUT_KEY = "chat_input"
-ERROR_KEY = "chat_error"
-POLL_S = 0.1
-AVATARS = {"user": ":material/person:", "assistant": ":material/smart_toy:"}
-LIST_CHARS = 26
+PARAM, NEW, CHARACTER = "chat", "new", "character"
+# This tab's chat: its id, or NEW_ID for one that is not in the history yet.
+CHAT_KEY, NEW_ID = "chat_number", 0
+NEW_KEY, SEEN_KEY, NOTICE_KEY, ERROR_KEY = "chat_new_values", "chat_seen", "chat_notice", "chat_error"
+INPUT_KEY, START_KEY = "chat_input", "chat_start"
+# Of the chat that is shown: the message being edited, copied or found, and how many more than the last few are drawn.
+EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY = "chat_editing", "chat_copying", "chat_found", "chat_shown"
 MAX_NUMBER_DIGITS = 15
+# A browser that sends two steps at once, such as a text and a click, names in the second one the address from before
+# the first: a chat that is new there is the one that was kept a moment ago.
+KEPT_KEY, STALE_S = "chat_kept", 2.0
+END_S = 2.0
 
 
-def current_chat() -> Conversation | None:
-    """This tab's chat: the address's, else the one shown last, else the newest that is being answered."""
+class Notice(NamedTuple):
+    """What was just done and can be taken back: a `kind` ("chat", "message"), of which id, in which chat."""
+
+    kind: str
+    number: int
+    chat: int
+
+
+def told(step: Callable[..., None]) -> Callable[..., None]:
+    """For what a button does: an error becomes what the page says next."""
+
+    @wraps(step)
+    def run(*args: Any, **values: Any) -> None:
+        st.session_state.pop(ERROR_KEY, None)
+        st.session_state.pop(NOTICE_KEY, None)
+        try:
+            step(*args, **values)
+        except DeckError as error:
+            st.session_state[ERROR_KEY] = error
+
+    return run
+
+
+# Which chat ---------------------------------------------------------------------------------------------------------
+
+
+def chosen_number() -> int:
+    """The id of this tab's chat: the address's, else the one shown last, else one that is being answered."""
     if PARAM in st.query_params:
-        return conversations().get(_number(st.query_params[PARAM]))
+        name = st.query_params[PARAM]
+        number, kept_s = st.session_state.get(KEPT_KEY, (NEW_ID, 0.0))
+        if name == NEW and time.monotonic() - kept_s < STALE_S:
+            return int(number)
+        return int(name) if name.isdecimal() and len(name) <= MAX_NUMBER_DIGITS else NEW_ID
     if CHAT_KEY in st.session_state:
-        return conversations().get(st.session_state[CHAT_KEY] or 0)
-    return next((chat for chat in conversations().newest_first() if chat.running), None)
+        return int(st.session_state[CHAT_KEY])
+    return next((info.id for info in chat_store().chats() if asker().is_busy(info.id)), NEW_ID)
 
 
-def _number(text: str) -> int:
-    return int(text) if text.isdecimal() and len(text) <= MAX_NUMBER_DIGITS else 0
+def current_chat() -> Chat:
+    """This tab's chat, a new one where the history does not have it. Raises ChatStoreError for a history unread."""
+    number = chosen_number()
+    if number == NEW_ID:
+        return new_chat()
+    try:
+        return read_chat(number)
+    except ChatStoreError as error:
+        if error.key != "chat_gone":
+            raise
+        return new_chat()
+
+
+def read_chat(number: int) -> Chat:
+    """A chat as it is now. An answer that has just ended is waited for until it is written down."""
+    chat = chat_store().read(number)
+    last = chat.messages[-1] if chat.messages else None
+    if last is None or last.state != "writing":
+        return chat
+    answer = recorder().answer(last.id)
+    if answer is None or (not answer.is_running and recorder().wait(last.id, END_S)):
+        return chat_store().read(number)
+    return chat
 
 
 def is_gone() -> bool:
-    """Whether the address names a chat that this process does not have."""
-    return st.query_params.get(PARAM, NEW) != NEW and current_chat() is None
+    """Whether the address names a chat that the history does not have."""
+    name = st.query_params.get(PARAM, NEW)
+    if name == NEW:
+        return False
+    try:
+        chat_store().info(chosen_number())
+    except ChatStoreError:
+        return True
+    return False
 
 
-def arrive(has_arrived: bool) -> Conversation | None:
+def arrive(has_arrived: bool) -> Chat:
     """The chat to draw. On arrival from another page the address gets its name.
 
     Later that is left to the person's own steps, or the browser's way back would end here.
     """
+    if character := st.query_params.get(CHARACTER):
+        begin_new(character)
     chat = current_chat()
     if not is_gone():
-        st.session_state[CHAT_KEY] = chat.number if chat else None
-    if has_arrived and chat is not None:
-        show_chat(chat)
+        st.session_state[CHAT_KEY] = chat.info.id
+    if has_arrived and chat.info.id != NEW_ID:
+        name_in_address(chat.info.id)
+    st.session_state[SEEN_KEY] = (chat.info.id, chat.messages[-1].id if chat.messages else None)
     return chat
 
 
-def show_chat(chat: Conversation | None) -> None:
-    """Make `chat` this tab's, None a new one."""
-    st.session_state[CHAT_KEY] = chat.number if chat else None
-    name = str(chat.number) if chat else NEW
+def name_in_address(number: int) -> None:
+    name = str(number) if number != NEW_ID else NEW
     if st.query_params.get(PARAM) != name:
         st.query_params[PARAM] = name
+    if CHARACTER in st.query_params:
+        del st.query_params[CHARACTER]
 
 
-def submit() -> None:
-    """Ask what was typed, or keep it until the answer before it is finished; put it back where that fails."""
-    text, chat = st.session_state[INPUT_KEY] or "", current_chat()
-    if chat is not None and chat.running:
-        earlier = queued_questions().get(chat.number)
-        queued_questions()[chat.number] = f"{earlier}\n\n{text}" if earlier else text
-    elif not ask(text):
-        st.session_state[INPUT_KEY] = text
+def show_chat(number: int) -> None:
+    """Make the chat `number` this tab's."""
+    st.session_state[CHAT_KEY] = number
+    for key in (EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY, START_KEY):
+        st.session_state.pop(key, None)
+    name_in_address(number)
 
 
-def ask_queued(chat: Conversation | None) -> None:
-    """Ask what was typed while the chat's last answer was being written, now that it is finished."""
-    if chat is None or chat.running or runner().state.phase != "ready":
-        return
-    text = queued_questions().pop(chat.number, None)
-    if text is not None and not ask(text):
-        st.session_state[INPUT_KEY] = text
+def last_seen() -> int | None:
+    """The last message of this tab's chat when it was drawn: what was said after it, nobody here has read."""
+    number, last = st.session_state.get(SEEN_KEY, (NEW_ID, None))
+    return last if number == chosen_number() else None
 
 
-def ask(text: str) -> bool:
-    """Ask `text` in this tab's chat; False where nothing was asked."""
-    chat = current_chat()
-    if not text.strip() or (chat is not None and chat.running):
-        return False
-    try:
-        answer = begin_answer([*turns(chat), Turn(role="user", content=text)])
-    except DeckError as error:
-        st.session_state[ERROR_KEY] = error
-        return False
-    st.session_state.pop(ERROR_KEY, None)
-    chat = chat or conversations().begin()
-    chat.ask(text, answer)
-    show_chat(chat)
-    return True
+def is_busy(chat: Chat) -> bool:
+    """Whether something is being written in a chat, by this process or by another one that has the history open."""
+    return asker().is_busy(chat.info.id) or (bool(chat.messages) and chat.messages[-1].state == "writing")
 
 
-def begin_answer(spoken: list[Turn]) -> Answer:
-    state = runner().state
-    if state.phase != "ready" or state.model is None:
-        raise EngineError("nothing_loaded")
-    prompt = read_template(models_dir() / state.model).render(spoken)
-    return runner().generate(prompt, chosen_sampling())
+# A new chat ---------------------------------------------------------------------------------------------------------
 
 
-def turns(chat: Conversation | None) -> list[Turn]:
-    """What was said, for the template. A question without an answer is left out, so that turns alternate."""
-    messages = chat.messages if chat else []
-    pairs = [(ask, say) for ask, say in zip(messages[::2], messages[1::2], strict=False) if say.text.strip()]
-    return [Turn(role=message.role, content=message.text) for pair in pairs for message in pair]
+def new_values() -> dict[str, Any]:
+    """What was chosen for the new chat: "character", "mode" (None: a sensible one), "settings", "greeting"."""
+    if NEW_KEY not in st.session_state:
+        settings = {"seed": secrets.token_hex(4)}
+        st.session_state[NEW_KEY] = {"character": "", "mode": None, "settings": settings, "greeting": 0}
+    values: dict[str, Any] = st.session_state[NEW_KEY]
+    return values
 
 
-def delete_chat(number: int) -> None:
-    conversations().delete(number)
-    queued_questions().pop(number, None)
-    show_chat(None)
+def begin_new(character: str = "") -> None:
+    """An empty chat with a character, with nothing else chosen."""
+    st.session_state.pop(NEW_KEY, None)
+    st.session_state.pop(KEPT_KEY, None)
+    new_values()["character"] = character
+    show_chat(NEW_ID)
 
 
-def draw_transcript(chat: Conversation) -> None:
-    for message in chat.messages:
-        if message.is_running:
-            redraw_every(POLL_S, _draw_growing, message)
-        else:
-            draw_message(message)
-    if text := queued_questions().get(chat.number):
-        with st.chat_message("user", avatar=AVATARS["user"]):
-            st.text(text)
-            st.caption(tr("chat.queued"))
+def new_chat() -> Chat:
+    values = new_values()
+    mode: Mode = values["mode"] or default_mode(bool(values["character"]))
+    info = ChatInfo(NEW_ID, "", False, 0.0, 0.0, False, mode, values["character"], values["settings"], "")
+    greetings = cast_of(info).greetings() if mode != "notebook" else ()
+    if not greetings:
+        return Chat(info, ())
+    # Their ids are below 0: the greetings to flip through, of which one will be the first message.
+    ids = tuple(-place - 1 for place in range(len(greetings)))
+    chosen = min(values["greeting"], len(greetings) - 1)
+    return Chat(info, (Message(ids[chosen], "assistant", greetings[chosen], 0.0, "done", {}, ids),))
 
 
-def _draw_growing(message: Message) -> None:
-    is_running = message.is_running
-    draw_message(message)
-    if not is_running:
-        st.rerun()
+def keep(chat: Chat) -> Chat:
+    """`chat` in the history, where a new one is written now."""
+    if chat.info.id != NEW_ID:
+        return chat
+    info = chat.info
+    greetings = cast_of(info).greetings() if chat.messages else ()
+    number = chat_store().create(info.mode, info.character, info.settings, greetings)
+    if chat.messages and (place := new_values()["greeting"]):
+        chat_store().show(chat_store().read(number).messages[0].versions[min(place, len(greetings) - 1)])
+    st.session_state.pop(NEW_KEY, None)
+    st.session_state[KEPT_KEY] = (number, time.monotonic())
+    show_chat(number)
+    kept = chat_store().read(number)
+    st.session_state[SEEN_KEY] = (number, kept.messages[-1].id if kept.messages else None)
+    return kept
 
 
-def draw_message(message: Message) -> None:
-    with st.chat_message(message.role, avatar=AVATARS[message.role]):
-        if message.role == "user":
-            st.text(message.text)
-        elif message.answer is None:
-            st.markdown(answer_markdown(message.text))
-        else:
-            _draw_answer(message.answer)
-
-
-def _draw_answer(answer: Answer) -> None:
-    phase, text = answer.phase, answer.text
-    if text:
-        st.markdown(answer_markdown(text))
-    elif phase != "done":
-        st.markdown(f":shimmer[{tr(f'chat.phase_{phase}')}]")
-    if answer.error is not None:
-        show_error(answer.error)
-    if phase == "done" and (footnotes := list(_footnotes(answer))):
-        st.caption(" · ".join(footnotes))
-
-
-def _footnotes(answer: Answer) -> Iterable[str]:
-    if answer.reason in ("cancelled", "length", "context"):
-        yield tr(f"chat.ended_{answer.reason}")
-    elif answer.reason in ("end", "stop") and not answer.text:
-        yield tr("chat.ended_empty")
-    stats = answer.stats
-    if stats is not None and stats.num_tokens:
-        yield tr("chat.token" if stats.num_tokens == 1 else "chat.tokens", count=stats.num_tokens)
-        if stats.decode_tokens_per_s:
-            yield tr("chat.speed", rate=f"{stats.decode_tokens_per_s:.1f}")
-        yield tr("chat.first_token", seconds=f"{stats.queued_s + stats.prefill_s:.2f}")
-
-
-def chat_links(chats: list[Conversation]) -> None:
-    """A link to each chat, for other pages."""
-    for chat in chats:
-        st.page_link(CHAT_PAGE, label=escape(chat.title), icon=_chat_icon(chat), width="stretch",
-                     query_params={PARAM: str(chat.number)})  # fmt: skip
-
-
-def chat_list(chats: list[Conversation], current: Conversation | None) -> None:
-    """All chats as buttons, for the sidebar of the chat page; the one that is shown stands out."""
-    with st.container(gap="xxsmall"):
-        for chat in chats:
-            st.button(
-                escape(shortened(chat.title, LIST_CHARS)),
-                key=f"chat_open_{chat.number}",
-                icon=_chat_icon(chat),
-                type="secondary" if chat is current else "tertiary",
-                wrap=False,
-                on_click=show_chat,
-                args=(chat,),
-            )
-
-
-def _chat_icon(chat: Conversation) -> str:
-    return "spinner" if chat.running else ":material/chat_bubble:"
+def change_settings(info: ChatInfo, **values: object) -> None:
+    """Set some of a chat's settings; None takes one away, and what is given of "sampling" joins what is there."""
+    settings = dict(chat_store().info(info.id).settings if info.id != NEW_ID else new_values()["settings"])
+    for name, value in values.items():
+        old = settings.pop(name, None)
+        if value is not None:
+            settings[name] = {**(old or {}), **value} if isinstance(value, dict) else value
+    if info.id == NEW_ID:
+        new_values()["settings"] = settings
+    else:
+        chat_store().set_settings(info.id, settings)

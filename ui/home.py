@@ -5,14 +5,14 @@ from __future__ import annotations
 import streamlit as st
 
 from core.errors import DeckError
-from ui.chat import chat_links
+from ui.chat_list import chat_links, recent_chats
 from ui.engine import loading_progress
 from ui.errors import show_error
 from ui.fragment import redraw_every
 from ui.i18n import tr
 from ui.library import models
 from ui.monitor import draw_gpu_bars
-from ui.resources import conversations, runner
+from ui.resources import runner
 from ui.routing import CHAT_PAGE, DOWNLOAD_PAGE, LOAD_PAGE, go_to
 
 RECENT_CHATS = 5
@@ -26,7 +26,7 @@ def draw_home() -> None:
     redraw_every(GPU_POLL_S, draw_gpu_bars)
     st.subheader(tr("home.steps"))
     _draw_steps()
-    recent = conversations().newest_first()[:RECENT_CHATS]
+    recent = recent_chats(RECENT_CHATS)
     if recent:
         st.subheader(tr("home.recent"))
         chat_links(recent)

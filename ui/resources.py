@@ -7,12 +7,21 @@ from pathlib import Path
 
 import streamlit as st
 
-from core.chat.conversation import Conversations
+from core.chat.asking import Asker
+from core.chat.presets import Presets
+from core.chat.recorder import Recorder
+from core.chat.store import ChatStore
+from core.chat.template import ChatTemplate, read_template
 from core.engine.rate import TokenRate
 from core.engine.runner import Runner
+from core.hub.branches import BranchReader
+from core.hub.downloads import Downloads
 from core.library import LibraryEntry, read_entry
+from core.lookups import Lookups
 from core.monitor import Monitor
-from ui.preferences import Preferences
+from core.personas.store import Characters
+from core.personas.thumbnails import Thumbnails
+from core.preferences import Preferences
 
 
 @st.cache_resource(show_spinner=False)
@@ -33,14 +42,30 @@ def token_rate() -> TokenRate:
 
 
 @st.cache_resource(show_spinner=False)
-def conversations() -> Conversations:
-    return Conversations()
+def chat_store() -> ChatStore:
+    """The chat history. Raises ChatStoreError where its file cannot be used; the next call tries again."""
+    return ChatStore()
 
 
 @st.cache_resource(show_spinner=False)
-def queued_questions() -> dict[int, str]:
-    """By a chat's number: what was typed while its last answer was still being written."""
-    return {}
+def recorder() -> Recorder:
+    return Recorder(chat_store())
+
+
+@st.cache_resource(show_spinner=False)
+def asker() -> Asker:
+    return Asker(chat_store(), recorder(), runner().generate)
+
+
+@st.cache_resource(show_spinner=False)
+def presets() -> Presets:
+    return Presets()
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def chat_template(folder: str, changed_ns: int) -> ChatTemplate:
+    """The template of the model in `folder`, read anew when the folder was `changed_ns`."""
+    return read_template(Path(folder))
 
 
 @st.cache_resource(show_spinner=False)
@@ -48,7 +73,33 @@ def preferences() -> Preferences:
     return Preferences()
 
 
+@st.cache_resource(show_spinner=False, on_release=Downloads.close)
+def downloads() -> Downloads:
+    return Downloads()
+
+
+@st.cache_resource(show_spinner=False)
+def lookups() -> Lookups:
+    return Lookups()
+
+
+@st.cache_resource(show_spinner=False)
+def branch_reader() -> BranchReader:
+    return BranchReader()
+
+
 @st.cache_resource(show_spinner=False, max_entries=256)
 def library_entry(folder: bytes, fingerprint: tuple[tuple[bytes, int, int], ...]) -> LibraryEntry:
     """The model in `folder`, read anew when its `fingerprint` (names, sizes, times of its files) changes."""
     return read_entry(Path(os.fsdecode(folder)))
+
+
+@st.cache_resource(show_spinner=False)
+def characters() -> Characters:
+    return Characters()
+
+
+@st.cache_resource(show_spinner=False)
+def thumbnails() -> Thumbnails:
+    """Small pictures of the characters."""
+    return Thumbnails()

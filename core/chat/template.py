@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -22,6 +23,8 @@ from core.model_files import printable, read_json, read_text
 
 LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
 MAX_WHY_CHARS = 200
+# Stands where a text is to grow on: no template trims, splits or writes otherwise a character of private use.
+OPEN_END = "\ue0c5\ue0d1"
 # What a template can raise beside its own refusal: it is a program that a checkpoint's author wrote.
 TEMPLATE_FAULTS = (
     jinja2.TemplateError,
@@ -60,12 +63,28 @@ class ChatTemplate:
 
         Raises TemplateError when the template refuses these turns, with the template's own words.
         """
+        return self._render(turns, add_generation_prompt=True)
+
+    def render_open(self, turns: list[Turn]) -> tuple[str, str]:
+        """The prompt that ends inside the last turn, after its text, and what the template would write next.
+
+        Raises TemplateError as `render` does, and where the template leaves out the last turn's text.
+        """
+        *before, last = turns
+        marked = Turn(role=last["role"], content=last["content"] + OPEN_END)
+        text = self._render([*before, marked], add_generation_prompt=False)
+        begin, mark, after = text.rpartition(OPEN_END)
+        if not mark:
+            raise TemplateError("chat_template_open")
+        return begin, after
+
+    def _render(self, turns: list[Turn], add_generation_prompt: bool) -> str:
         if self.source is None:
             return render_llama2(turns)
         try:
             return _compile(self.source).render(
                 messages=turns,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 bos_token=self.bos_token,
                 eos_token=self.eos_token,
                 # Templates ask "is not none", which what is left out would be.
@@ -136,6 +155,7 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+@lru_cache(16)
 def _compile(source: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]

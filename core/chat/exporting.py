@@ -1,0 +1,34 @@
+"""A chat as a file: JSON with everything, versions included, and Markdown to read; knows no store and no page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import datetime
+
+from core.chat.records import Chat, CopiedChat
+
+FORMAT, FORMAT_VERSION = "llamadeck-chat", 1
+
+
+def to_json(chat: CopiedChat) -> str:
+    """Everything that the history knows of a chat; `parent` is a message's place in the list, counted from 0."""
+    values = asdict(chat)
+    messages = values.pop("messages")
+    whole = {"format": FORMAT, "version": FORMAT_VERSION, "chat": values, "messages": messages}
+    return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+
+
+def to_markdown(chat: Chat, user: str, char: str) -> str:
+    """What is shown of a chat, under its speakers' names; a notebook is its text."""
+    speakers = {"user": user, "assistant": char}
+    parts = [f"# {' '.join(chat.info.title.split())}".rstrip(), f"*{_day(chat.info.created_s)}*"]
+    for message in chat.messages:
+        if message.role != "text":
+            parts.append(f"## {' '.join(speakers[message.role].split())}")
+        parts.append(message.text.strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def _day(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s).strftime("%Y-%m-%d %H:%M")

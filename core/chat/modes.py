@@ -1,0 +1,116 @@
+"""How a chat is put to a model in each mode, and what its answer is cut down to; knows no engine, no store, no page.
+
+instruct       the model's own template
+chat-instruct  the same, told to speak as a character
+chat           plain lines "Name: text", for models that know no template
+notebook       one text that goes on
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from core.chat.context import Pieces, join_texts
+from core.chat.records import Mode
+from core.chat.speaking import Voice, render_turns, turn_end
+from core.chat.template import ChatTemplate, Turn
+from core.engine.messages import MAX_STOP_STRINGS
+
+# What the makers of models put into a name to say that it was taught to chat.
+TAUGHT = re.compile(r"(?:^|[^a-z])(?:chat|instruct|it|vicuna|zephyr|assistant)(?:[^a-z]|$)", re.IGNORECASE)
+# A line end of one of our own, so that a name cannot break the dialogue's form.
+MAX_NAME_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Who speaks, on one line each."""
+
+    user: str
+    char: str
+
+    @classmethod
+    def of(cls, user: str, char: str) -> Names:
+        """Names as people or cards give them; one that is empty gets a plain word."""
+        return cls(_one_line(user) or "You", _one_line(char) or "Assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """One mode with a model's template. `opening` is what the model's tokenizer puts before plain text ("<s>")."""
+
+    mode: Mode
+    template: ChatTemplate
+    names: Names
+    opening: str = ""
+
+    def render(self, pieces: Pieces) -> str:
+        """The prompt, with special tokens written out once. Raises TemplateError."""
+        match self.mode:
+            case "notebook":
+                return self.opening + "".join(turn["content"] for turn in pieces.history) + pieces.start
+            case "chat":
+                return self.opening + render_dialogue(pieces, self.names)
+            case "chat-instruct":
+                frame = (
+                    f"Write the next message of {self.names.char} in the conversation with {self.names.user}."
+                    f" Speak only as {self.names.char}."
+                )
+                return render_turns(self.template, pieces, self.names, join_texts(frame, pieces.system))
+        return render_turns(self.template, pieces, self.names, pieces.system)
+
+    def stop_strings(self, voice: Voice = "assistant", own: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Where an answer ends, with a person's `own` stop strings."""
+        ours: list[str] = []
+        if self.mode in ("chat", "chat-instruct"):
+            ours += [f"\n{self.names.user}:", f"\n{self.names.char}:"]
+        if self.mode in ("instruct", "chat-instruct") and voice == "user":
+            ours += [end for end in [turn_end(self.template)] if end]
+        return tuple(dict.fromkeys([*ours, *own]))[:MAX_STOP_STRINGS]
+
+    def tidy(self, answer: str, pieces: Pieces) -> str:
+        """The message that `answer` makes: its beginning added, or the speaker's name before it taken off."""
+        if self.mode == "notebook":
+            return "".join(turn["content"] for turn in pieces.history) + pieces.start + answer
+        if pieces.start:
+            return begun(pieces.start) + answer
+        name = self.names.user if pieces.voice == "user" else self.names.char
+        return answer.lstrip().removeprefix(f"{name}:").lstrip()
+
+
+def choose_mode(template: ChatTemplate, model: str, has_character: bool) -> Mode:
+    """The mode to begin with for a model by its template and name, with or without a character."""
+    if template.source is not None or TAUGHT.search(model):
+        return "chat-instruct" if has_character else "instruct"
+    return "chat" if has_character else "notebook"
+
+
+def notebook_pieces(text: str) -> Pieces:
+    """A notebook's text by its lines, of which those that do not fit go whole, from the first on."""
+    lines = text.splitlines(keepends=True)
+    return Pieces(tuple(Turn(role="user", content=line) for line in lines))
+
+
+def render_dialogue(pieces: Pieces, names: Names) -> str:
+    """Plain dialogue that ends with the name of whoever speaks next."""
+    speakers: dict[Literal["system", "user", "assistant"], str] = {"user": names.user, "assistant": names.char}
+
+    def lines(turns: tuple[Turn, ...]) -> str:
+        spoken = [turn for turn in turns if turn["content"].strip()]
+        return "".join(f"{speakers[turn['role']]}: {turn['content'].strip()}\n" for turn in spoken)
+
+    head = join_texts(pieces.system, *(lines(example) for example in pieces.examples))
+    after = f"{pieces.after.strip()}\n" if pieces.after.strip() and pieces.voice == "assistant" else ""
+    start = f" {begun(pieces.start)}" if pieces.start.strip() else ""
+    return f"{head}\n\n" * bool(head) + lines(pieces.history) + after + f"{speakers[pieces.voice]}:{start}"
+
+
+def begun(text: str) -> str:
+    """A beginning as the model gets it: a space at its end belongs to the next word's token."""
+    return text.rstrip(" ")
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())[:MAX_NAME_CHARS]

@@ -1,0 +1,143 @@
+"""Writes answers into the history as they grow, whether or not a page looks; knows answers and the store, no page."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from core.chat.database import ChatStoreError
+from core.chat.stats import state_of, stats_of
+from core.chat.store import ChatStore
+from core.engine.answer import Answer
+from core.errors import DeckError
+
+log = logging.getLogger(__name__)
+# Twice as often as promised: a write that has to wait for another one is still within the second.
+WRITE_S = 0.5
+# A full disk or a locked file may pass; the answer waits in memory meanwhile.
+RETRY_S = 1.0
+END_S = 5.0
+
+
+class Recorder:
+    """Follows answers, each in a thread of its own that sleeps until a write is due or the answer ended.
+
+    Read `answer` before the store: an answer that is no longer here is written down to its end there.
+    """
+
+    def __init__(self, store: ChatStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._jobs: dict[int, _Job] = {}
+        self._closing = threading.Event()
+
+    def follow(
+        self, message: int, answer: Answer, model: str = "", text_of: Callable[[str], str] = lambda text: text
+    ) -> None:
+        """Write `answer` as `message`, which the store began; `text_of` makes the message's text of the answer's."""
+        job = _Job(self._store, message, answer, model, text_of, self._closing, self._forget)
+        with self._lock:
+            self._jobs[message] = job
+        job.thread.start()
+
+    def answer(self, message: int) -> Answer | None:
+        """The answer that is being written as `message`."""
+        job = self._jobs.get(message)
+        return None if job is None else job.answer
+
+    def text(self, message: int) -> str | None:
+        """What `message` says right now, newer than the store; None where it is not being written."""
+        job = self._jobs.get(message)
+        return None if job is None else job.text_of(job.answer.text)
+
+    def problem(self, message: int) -> DeckError | None:
+        """Why the answer cannot be written to the disk at present; it is tried again until it can."""
+        job = self._jobs.get(message)
+        return None if job is None else job.problem
+
+    def stop(self, message: int) -> None:
+        """Cancel the answer that is being written as `message`, if any."""
+        answer = self.answer(message)
+        if answer is not None:
+            answer.cancel()
+
+    def wait(self, message: int, timeout_s: float | None = None) -> bool:
+        """Wait until `message` is written down to its end; False on time-out."""
+        job = self._jobs.get(message)
+        if job is not None:
+            job.thread.join(timeout_s)
+        return job is None or not job.thread.is_alive()
+
+    def close(self) -> None:
+        """Write once more what there is of every answer, as stopped where it has not ended."""
+        self._closing.set()
+        with self._lock:
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.answer.cancel()
+            job.thread.join(END_S)
+
+    def _forget(self, job: _Job) -> None:
+        with self._lock:
+            # The same message may grow on already, in another job.
+            if self._jobs.get(job.message) is job:
+                del self._jobs[job.message]
+
+
+class _Job:
+    """One answer on its way to the disk."""
+
+    def __init__(
+        self,
+        store: ChatStore,
+        message: int,
+        answer: Answer,
+        model: str,
+        text_of: Callable[[str], str],
+        closing: threading.Event,
+        on_end: Callable[[_Job], None],
+    ) -> None:
+        self._store, self.message, self._model = store, message, model
+        self.answer, self.text_of = answer, text_of
+        self._closing, self._on_end = closing, on_end
+        self._written: str | None = None
+        self.problem: DeckError | None = None
+        self.thread = threading.Thread(target=self._run, name=f"recorder-{message}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            while not self.answer.wait(WRITE_S) and not self._closing.is_set():
+                if not self._try(self._grow):
+                    return
+            if self._closing.is_set():
+                self.answer.wait(WRITE_S)
+            while self._try(self._finish) and self.problem is not None and not self._closing.wait(RETRY_S):
+                pass
+        finally:
+            self._on_end(self)
+
+    def _try(self, write: Callable[[], None]) -> bool:
+        """Whether the answer is still worth writing: False once its message is gone."""
+        try:
+            write()
+        except ChatStoreError as error:
+            if error.key == "message_gone":
+                self.answer.cancel()
+                return False
+            if self.problem is None:
+                log.error("an answer cannot be written to the history: %s", error)
+            self.problem = error
+        else:
+            self.problem = None
+        return True
+
+    def _grow(self) -> None:
+        text = self.text_of(self.answer.text)
+        if text != self._written:
+            self._store.grow_answer(self.message, text)
+            self._written = text
+
+    def _finish(self) -> None:
+        text = self.text_of(self.answer.text)
+        self._store.finish_answer(self.message, text, state_of(self.answer), stats_of(self.answer, self._model))

@@ -1,0 +1,103 @@
+"""What the chat history holds, as plain values: a chat, its messages and their versions; knows no SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Mode = Literal["instruct", "chat", "chat-instruct", "notebook"]
+# "text" is a notebook's one text.
+Role = Literal["user", "assistant", "text"]
+State = Literal["writing", "done", "stopped", "failed"]
+MODES: tuple[str, ...] = get_args(Mode)
+ROLES: tuple[str, ...] = get_args(Role)
+STATES: tuple[str, ...] = get_args(State)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatInfo:
+    """One chat without its messages. `character` is a name or empty; times are seconds since 1970.
+
+    `settings` are plain values by name, such as "preset"; "sampling" alone is a group, of Sampling's settings.
+    """
+
+    id: int
+    title: str
+    title_is_own: bool
+    created_s: float
+    changed_s: float
+    is_pinned: bool
+    mode: Mode
+    character: str
+    settings: dict[str, Any]
+    draft: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message on the path that is shown. `versions` are the ids of all its versions, its own among them.
+
+    `stats` of an answer: model, reason, tokens, tokens_per_s, first_token_s, prompt_tokens, seed;
+    error where it failed.
+    """
+
+    id: int
+    role: Role
+    text: str
+    created_s: float
+    state: State
+    stats: dict[str, Any]
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """One chat with the messages of the path that is shown, oldest first."""
+
+    info: ChatInfo
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One message, or a title (`message` None), in which a search found all its words.
+
+    `snippet` is text around the first word, which stands at `begin` to `end` in it.
+    """
+
+    chat: int
+    title: str
+    message: int | None
+    role: Role | None
+    created_s: float
+    snippet: str
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedMessage:
+    """A message outside of the history. `parent` is the index of an earlier one in the same list, or None."""
+
+    parent: int | None
+    role: Role
+    text: str
+    created_s: float
+    state: State = "done"
+    stats: dict[str, Any] = field(default_factory=dict)
+    is_shown: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedChat:
+    """A whole chat outside of the history, with all versions: to export, to import, to branch."""
+
+    messages: tuple[CopiedMessage, ...]
+    title: str = ""
+    title_is_own: bool = False
+    created_s: float = 0.0
+    mode: Mode = "instruct"
+    character: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    draft: str = ""
+    is_pinned: bool = False

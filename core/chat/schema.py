@@ -1,0 +1,74 @@
+"""The tables of the chat history and how an older file gets them; knows SQL, and nothing of chats at work.
+
+A migration is never changed once it was released: a further one is added. Its number is SQLite's user_version.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+# "LDck": tells our file from other programs'.
+APPLICATION_ID = 0x4C44636B
+
+# Messages form a tree: the children of one parent are versions of each other, at most one of which is shown.
+# Long columns come last: SQLite reads those before them without the pages that a long text spills into.
+FIRST = (
+    """
+    CREATE TABLE chats (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        created_s REAL NOT NULL,
+        changed_s REAL NOT NULL,
+        is_pinned INTEGER NOT NULL DEFAULT 0,
+        deleted_s REAL,
+        mode TEXT NOT NULL,
+        character TEXT NOT NULL,
+        title_is_own INTEGER NOT NULL DEFAULT 0,
+        title TEXT NOT NULL DEFAULT '',
+        settings TEXT NOT NULL DEFAULT '{}',
+        draft TEXT NOT NULL DEFAULT ''
+    )
+    """,
+    """
+    CREATE TABLE messages (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        chat INTEGER NOT NULL REFERENCES chats (id) ON DELETE CASCADE,
+        parent INTEGER REFERENCES messages (id),
+        is_shown INTEGER NOT NULL,
+        removed TEXT CHECK (removed IN ('alone', 'cut')),
+        removed_by INTEGER,
+        role TEXT NOT NULL CHECK (role IN ('user', 'assistant', 'text')),
+        state TEXT NOT NULL CHECK (state IN ('writing', 'done', 'stopped', 'failed')),
+        created_s REAL NOT NULL,
+        stats TEXT NOT NULL DEFAULT '{}',
+        text TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX messages_by_chat ON messages (chat)",
+    "CREATE INDEX messages_by_parent ON messages (parent)",
+    "CREATE INDEX messages_removed ON messages (removed_by) WHERE removed_by IS NOT NULL",
+    "CREATE INDEX messages_in_writing ON messages (state) WHERE state = 'writing'",
+    "CREATE UNIQUE INDEX one_version_shown ON messages (chat, ifnull(parent, 0)) WHERE is_shown",
+)
+MIGRATIONS: tuple[Sequence[str], ...] = (FIRST,)
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    """The number of migrations that the file has had; 0 for a new one."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def is_foreign(db: sqlite3.Connection) -> bool:
+    """Whether the file holds another program's tables."""
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    num_tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    return bool(num_tables) and application != APPLICATION_ID
+
+
+def migrate(db: sqlite3.Connection, migrations: Sequence[Sequence[str]] = MIGRATIONS) -> None:
+    """Bring the tables to the newest version, inside the caller's transaction: all of it, or nothing."""
+    for statements in migrations[version_of(db) :]:
+        for statement in statements:
+            db.execute(statement)
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.execute(f"PRAGMA user_version = {len(migrations)}")

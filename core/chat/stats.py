@@ -1,0 +1,54 @@
+"""What is kept of an answer beside its words: how it ended, how fast it was; knows no store and no page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.chat.records import State
+from core.engine.answer import Answer
+from core.errors import DeckError
+from core.text import LANGUAGES, catalogue
+
+
+def state_of(answer: Answer) -> State:
+    """How a message stands whose answer ended, or is left."""
+    if answer.reason == "failed":
+        return "failed"
+    return "stopped" if answer.reason in (None, "cancelled") else "done"
+
+
+def error_of(stats: dict[str, Any]) -> DeckError | None:
+    """Why an answer failed, from its message's stats; None where they name no error that has a sentence."""
+    found = stats.get("error")
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("key"), str)
+        or not isinstance(found.get("params"), dict)
+    ):
+        return None
+    if f"error.{found['key']}" not in catalogue("en"):
+        return None
+    if not all(isinstance(value, (str, int, float)) for value in found["params"].values()):
+        return None
+    try:
+        error = DeckError(found["key"], **found["params"])
+        return error if all(error.sentence(language) for language in LANGUAGES) else None
+    except (LookupError, TypeError, ValueError, AttributeError):
+        # It comes from a file, or an older version wrote it with other values.
+        return None
+
+
+def stats_of(answer: Answer, model: str) -> dict[str, Any]:
+    """What is worth keeping of an answer's figures, as JSON."""
+    stats: dict[str, Any] = {"model": model, "reason": answer.reason, "tokens": answer.num_tokens}
+    if answer.stats is not None:
+        stats |= {
+            "tokens": answer.stats.num_tokens,
+            "tokens_per_s": round(answer.stats.decode_tokens_per_s, 2),
+            "first_token_s": round(answer.stats.queued_s + answer.stats.prefill_s, 3),
+            "prompt_tokens": answer.stats.prompt_tokens,
+            "seed": answer.stats.seed,
+        }
+    if answer.error is not None:
+        stats["error"] = {"key": answer.error.key, "params": answer.error.params}
+    return stats

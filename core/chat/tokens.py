@@ -1,0 +1,75 @@
+"""How many tokens a text is for a model, without torch; knows the model's folder and no chat."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from core.errors import CheckpointError
+from core.model_files import printable
+
+# Rather too many: a prompt that is cut a little early is answered, one that is too long is not.
+BYTES_PER_TOKEN = 3
+MAX_CACHED_TEXTS = 8192
+# What is cached is short; a whole prompt is counted once.
+MAX_CACHED_CHARS = 20_000
+
+
+class TokenCounter:
+    """Counts as the engine does: special tokens that are written out are one token each, none is added.
+
+    `opening` is what the tokenizer puts before a text that has no template, such as "<s>". `is_exact` is False for a
+    model without tokenizer.json: then the count is an upper estimate.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self.is_exact = tokenizer is not None
+        self.opening = _opening(tokenizer) if tokenizer else ""
+        self._cached = lru_cache(MAX_CACHED_TEXTS)(self._count)
+
+    def count(self, text: str) -> int:
+        return self._cached(text) if len(text) <= MAX_CACHED_CHARS else self._count(text)
+
+    def _count(self, text: str) -> int:
+        text = printable(text)
+        if self._tokenizer is None:
+            return -(-len(text.encode()) // BYTES_PER_TOKEN)
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def read_counter(folder: Path) -> TokenCounter:
+    """The counter of the model in `folder`, read once. Raises CheckpointError for a tokenizer that cannot be read."""
+    path = folder / "tokenizer.json"
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return TokenCounter(None)
+    except OSError as error:
+        raise CheckpointError("tokenizer", folder=printable(folder.name), why=error.strerror or str(error)) from error
+    return _read(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(4)
+def _read(path: Path, mtime_ns: int, size: int) -> TokenCounter:
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
+        why = printable(str(error).split("\n")[0])
+        raise CheckpointError("tokenizer", folder=printable(path.parent.name), why=why) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return TokenCounter(tokenizer)
+
+
+def _opening(tokenizer: Tokenizer) -> str:
+    """The special tokens that the tokenizer puts before any text."""
+    encoded = tokenizer.encode("x")
+    opening = ""
+    for token, is_special in zip(encoded.tokens, encoded.special_tokens_mask, strict=True):
+        if not is_special:
+            break
+        opening += token
+    return opening

@@ -1,0 +1,67 @@
+"""The tree that a chat's messages form, and the path through it that is shown; knows no text and no SQL.
+
+The children of one parent are versions of each other; at most one is shown. A message that was removed alone is
+passed through, so that what follows it stays; one that was cut takes what follows it along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One message's place."""
+
+    id: int
+    parent: int | None
+    is_shown: bool
+    removed: Literal["alone", "cut"] | None = None
+
+
+class Tree:
+    """The nodes of one chat."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._nodes = {node.id: node for node in nodes}
+        self._children: dict[int | None, list[Node]] = {}
+        for node in sorted(self._nodes.values(), key=lambda node: node.id):
+            self._children.setdefault(node.parent, []).append(node)
+
+    def __getitem__(self, number: int) -> Node:
+        return self._nodes[number]
+
+    def walk(self) -> list[Node]:
+        """The shown nodes from the first on, those that were removed alone among them."""
+        found: list[Node] = []
+        last: int | None = None
+        while node := next((node for node in self._children.get(last, []) if node.is_shown), None):
+            found.append(node)
+            last = node.id
+        return found
+
+    def path(self) -> list[Node]:
+        """The nodes that a person sees, oldest first."""
+        return [node for node in self.walk() if node.removed is None]
+
+    def tail(self) -> int | None:
+        """Below which the next message goes."""
+        walked = self.walk()
+        return walked[-1].id if walked else None
+
+    def siblings(self, number: int) -> list[Node]:
+        """A node and its versions, oldest first, without those that were removed."""
+        return [node for node in self._children[self._nodes[number].parent] if node.removed is None]
+
+    def children(self, number: int | None) -> list[Node]:
+        return self._children.get(number, [])
+
+    def ancestors(self, number: int) -> list[Node]:
+        """A node and those above it, the node first."""
+        found, last = [], self._nodes.get(number)
+        while last is not None:
+            found.append(last)
+            last = self._nodes.get(last.parent) if last.parent is not None else None
+        return found

@@ -1,0 +1,190 @@
+"""Answers are written down as they grow, with no page looking, whatever happens to the disk or the message."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core.chat.recorder import Recorder
+from core.chat.stats import error_of
+from core.chat.store import ChatStore
+from core.engine.answer import Answer
+from core.engine.messages import AnswerStats, Began, Failed, Finished, Reason, Text
+from core.errors import EngineError
+
+WAIT_S = 20.0
+
+
+class Engine:
+    """Hands out answers and ends those that are cancelled, as the engine does."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, Answer] = {}
+        self.cancelled: list[int] = []
+
+    def answer(self) -> Answer:
+        number = len(self.answers) + 1
+        self.answers[number] = Answer(number, self.cancel)
+        return self.answers[number]
+
+    def cancel(self, request: int) -> None:
+        self.cancelled.append(request)
+        end(self.answers[request], "cancelled")
+
+
+class WatchedStore(ChatStore):
+    """Tells when something of an answer was written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, busy_s=0.05)
+        self.grown = threading.Event()
+
+    def grow_answer(self, message: int, text: str) -> None:
+        super().grow_answer(message, text)
+        self.grown.set()
+
+
+def write(answer: Answer, text: str) -> None:
+    answer.take(Began(answer.request, 10, 0))
+    answer.take(Text(answer.request, text, len(text.split())))
+
+
+def end(answer: Answer, reason: Reason = "end") -> None:
+    answer.take(Finished(answer.request, reason, AnswerStats(10, 4, 21, 0.5, 0.25, 0.4, 7)))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[WatchedStore]:
+    store = WatchedStore(tmp_path / "chats.sqlite3")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def recorder(store: WatchedStore) -> Iterator[Recorder]:
+    recorder = Recorder(store)
+    yield recorder
+    recorder.close()
+
+
+def begin(store: ChatStore) -> tuple[int, int]:
+    """A chat, and the answer that begins in it."""
+    chat = store.create("instruct")
+    return chat, store.begin_answer(chat, store.append_user(chat, "Hello?", None))
+
+
+def test_an_answer_is_on_the_disk_while_it_grows(store: WatchedStore, recorder: Recorder, engine: Engine) -> None:
+    chat, message = begin(store)
+    answer = engine.answer()
+    recorder.follow(message, answer, "model")
+    write(answer, "Hello")
+    assert store.grown.wait(WAIT_S)
+    last = store.read(chat).messages[-1]
+    assert (last.text, last.state) == ("Hello", "writing")
+    assert recorder.answer(message) is answer and recorder.text(message) == "Hello"
+    write(answer, " you!")
+    end(answer)
+    assert recorder.wait(message, WAIT_S)
+    last = store.read(chat).messages[-1]
+    assert (last.text, last.state) == ("Hello you!", "done")
+    assert last.stats == {
+        "model": "model", "reason": "end", "tokens": 21, "tokens_per_s": 50.0, "first_token_s": 0.75,
+        "prompt_tokens": 10, "seed": 7,
+    }  # fmt: skip
+    assert recorder.answer(message) is None and recorder.text(message) is None and recorder.problem(message) is None
+
+
+def test_an_answer_that_is_stopped_or_fails_keeps_what_it_said(
+    store: WatchedStore, recorder: Recorder, engine: Engine
+) -> None:
+    (chat, stopped), (other, failed) = begin(store), begin(store)
+    first, second = engine.answer(), engine.answer()
+    recorder.follow(stopped, first)
+    recorder.follow(failed, second)
+    write(first, "so far")
+    write(second, "until it broke")
+    recorder.stop(stopped)
+    second.take(Failed(second.request, EngineError("worker_died", how="SIGSEGV")))
+    assert recorder.wait(stopped, WAIT_S) and recorder.wait(failed, WAIT_S)
+    last, broken = store.read(chat).messages[-1], store.read(other).messages[-1]
+    assert (last.text, last.state, last.stats["reason"]) == ("so far", "stopped", "cancelled")
+    assert (broken.text, broken.state) == ("until it broke", "failed")
+    assert "SIGSEGV" in str(error_of(broken.stats)) and error_of(last.stats) is None
+    recorder.stop(stopped)
+    assert engine.cancelled == [1]
+
+
+def test_a_beginning_stays_before_the_answer(store: WatchedStore, recorder: Recorder, engine: Engine) -> None:
+    chat, message = begin(store)
+    answer = engine.answer()
+    recorder.follow(message, answer, text_of=lambda text: f"Well, {text}")
+    write(answer, "hello")
+    assert recorder.text(message) == "Well, hello"
+    end(answer, "length")
+    assert recorder.wait(message, WAIT_S)
+    last = store.read(chat).messages[-1]
+    assert (last.text, last.state, last.stats["reason"]) == ("Well, hello", "done", "length")
+
+
+def test_an_answer_whose_message_is_gone_is_cancelled(store: WatchedStore, recorder: Recorder, engine: Engine) -> None:
+    chat, message = begin(store)
+    store.finish_answer(message, "written by another process", "done", {})
+    answer = engine.answer()
+    recorder.follow(message, answer)
+    write(answer, "late")
+    assert answer.wait(WAIT_S) and recorder.wait(message, WAIT_S)
+    assert engine.cancelled == [1]
+    assert store.read(chat).messages[-1].text == "written by another process"
+
+
+def test_what_cannot_be_written_now_is_written_when_it_can(
+    store: WatchedStore, recorder: Recorder, engine: Engine, tmp_path: Path
+) -> None:
+    chat, message = begin(store)
+    other = sqlite3.connect(tmp_path / "chats.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    answer = engine.answer()
+    recorder.follow(message, answer)
+    write(answer, "kept in memory")
+    end(answer)
+    assert not recorder.wait(message, 0.5)
+    problem = recorder.problem(message)
+    assert problem is not None and problem.key == "chat_store_locked"
+    other.execute("ROLLBACK")
+    other.close()
+    assert recorder.wait(message, WAIT_S)
+    assert store.read(chat).messages[-1].text == "kept in memory"
+
+
+def test_closing_writes_what_there_is(store: WatchedStore, engine: Engine) -> None:
+    chat, message = begin(store)
+    silent = Answer(9, lambda request: None)
+    recorder = Recorder(store)
+    recorder.follow(message, silent)
+    write(silent, "never ended")
+    recorder.close()
+    last = store.read(chat).messages[-1]
+    assert (last.text, last.state) == ("never ended", "stopped")
+
+
+def test_a_message_can_grow_on_at_once(store: WatchedStore, recorder: Recorder, engine: Engine) -> None:
+    chat, message = begin(store)
+    for number in range(3):
+        before = store.read(chat).messages[-1].text
+        answer = engine.answer()
+        recorder.follow(message, answer, text_of=lambda text, before=before: before + text)
+        write(answer, f"{number} ")
+        end(answer)
+        assert recorder.wait(message, WAIT_S)
+        if number < 2:
+            store.reopen_answer(message)
+    assert store.read(chat).messages[-1].text == "0 1 2 "

@@ -1,0 +1,62 @@
+"""Two things that only the browser can do: put a text on the clipboard, bring a place of the page into view."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+# A page that does not come over HTTPS or from this machine has no clipboard but by the old command.
+COPY = """
+export default function ({ parentElement, data }) {
+    const button = parentElement.querySelector("button"), mark = parentElement.querySelector("span");
+    const byCommand = () => {
+        const area = document.createElement("textarea");
+        area.value = data.text;
+        area.style.position = "fixed";
+        area.style.opacity = "0";
+        document.body.appendChild(area);
+        area.select();
+        const done = document.execCommand("copy");
+        area.remove();
+        return done;
+    };
+    const copy = async () => {
+        let done = false;
+        try {
+            await navigator.clipboard.writeText(data.text);
+            done = true;
+        } catch {
+            done = byCommand();
+        }
+        button.hidden = done;
+        mark.hidden = !done;
+    };
+    button.textContent = data.copy;
+    mark.textContent = "✓ " + data.copied;
+    button.onclick = copy;
+    copy();
+}
+"""
+COPY_STYLE = """
+button, span { font: inherit; font-size: 0.875rem; color: var(--st-gray-text-color, inherit); }
+button { background: none; border: 1px solid var(--st-border-color, gray); border-radius: 0.4rem; cursor: pointer; }
+"""
+SCROLL = """
+export default function ({ parentElement }) {
+    const place = parentElement.host ?? parentElement;
+    setTimeout(() => place.scrollIntoView({ block: "center" }), 400);
+}
+"""
+_copy = st.components.v2.component(
+    "llamadeck_copy", html="<button hidden></button><span hidden></span>", css=COPY_STYLE, js=COPY
+)
+_scroll = st.components.v2.component("llamadeck_scroll", html="<i></i>", js=SCROLL)
+
+
+def copy_to_clipboard(text: str, key: str, copy: str, copied: str) -> None:
+    """Copy `text` now, and say so by the word `copied`; a browser that wants a click for it gets the button `copy`."""
+    _copy(key=key, data={"text": text, "copy": copy, "copied": copied})
+
+
+def scroll_here(key: str) -> None:
+    """Bring this place of the page into view, once for each key."""
+    _scroll(key=key)

@@ -1,0 +1,95 @@
+"""How a chat is put to the loaded model: its template and counter, who speaks, the settings; draws nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.cast import Cast
+from core.chat.asking import Prompt, Setup, prepare, prepare_text, turns_of
+from core.chat.modes import Style, choose_mode
+from core.chat.records import Chat, ChatInfo, Mode
+from core.chat.template import ChatTemplate
+from core.chat.tokens import TokenCounter, read_counter
+from core.errors import DeckError, EngineError
+from core.personas.character import Character
+from core.personas.user import UserPersona, read_persona
+from core.settings import models_dir
+from ui.resources import characters, chat_template, runner
+from ui.sampling import sampling_of
+
+
+def loaded_folder() -> Path | None:
+    """The folder of the model that answers now."""
+    state = runner().state
+    return models_dir() / state.model if state.phase == "ready" and state.model is not None else None
+
+
+def template_of(folder: Path) -> ChatTemplate:
+    try:
+        return chat_template(str(folder), folder.stat().st_mtime_ns)
+    except OSError:
+        # The folder was taken away under a loaded model, which goes on answering.
+        return ChatTemplate(None, "", "")
+
+
+def default_mode(has_character: bool) -> Mode:
+    """The mode of a new chat, by the loaded model and by whether a character speaks."""
+    folder = loaded_folder()
+    if folder is None:
+        return "chat-instruct" if has_character else "instruct"
+    try:
+        return choose_mode(template_of(folder), folder.name, has_character)
+    except DeckError:
+        return "instruct"
+
+
+def find_character(name: str) -> tuple[str, Character] | None:
+    """The key and character that a chat names; files of other programs name it by its name, not its key."""
+    if not name:
+        return None
+    try:
+        entry = characters().get(name) or characters().find(name)
+    except DeckError:
+        return None
+    return (entry.key, entry.character) if entry.character is not None else None
+
+
+def persona() -> UserPersona:
+    try:
+        return read_persona()
+    except DeckError:
+        # The page of characters says what is wrong with it.
+        return UserPersona()
+
+
+def cast_of(info: ChatInfo, counter: TokenCounter | None = None, greeting: str = "") -> Cast:
+    found = find_character(info.character)
+    return Cast(
+        character=found[1] if found else None,
+        user=persona(),
+        count_tokens=counter.count if counter else len,
+        system=str(info.settings.get("system", "")),
+        seed=str(info.settings.get("seed", info.id)),
+        greeting=greeting,
+    )
+
+
+def setup_of(chat: Chat) -> Setup:
+    """How `chat` is asked. Raises EngineError where no model is loaded, DeckError where its files cannot be used."""
+    folder, facts = loaded_folder(), runner().state.facts
+    if folder is None or facts is None:
+        raise EngineError("nothing_loaded")
+    counter = read_counter(folder)
+    first = chat.messages[0] if chat.messages else None
+    cast = cast_of(chat.info, counter, first.text if first and first.role == "assistant" else "")
+    style = Style(chat.info.mode, template_of(folder), cast.names, counter.opening)
+    sampling = sampling_of(chat.info)
+    return Setup(folder.name, style, counter.count, facts.context_tokens, sampling, cast.compose)
+
+
+def prompt_of(chat: Chat) -> Prompt:
+    """What the model would read for the next message. Raises DeckError."""
+    setup = setup_of(chat)
+    if chat.info.mode == "notebook":
+        return prepare_text("".join(one.text for one in chat.messages), setup)
+    return prepare(turns_of(chat.messages), setup)
