@@ -19,8 +19,8 @@ from tests.dashboard import CHROMIUM, FLAGS, free_port, wait_until_healthy
 LOAD_MS = 120_000
 ANSWER_MS = 60_000
 LONG_QUESTION = "Write a long letter to a friend about a journey through the mountains."
-# With temperature 0, how the answer to that begins; "Reading the question" stands there before.
-LONG_BEGINS = re.compile("friend", re.IGNORECASE)
+# With temperature 0, how the answer to that begins; the question itself and "Reading the question" stand there before.
+LONG_BEGINS = re.compile("Dear friend", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
@@ -253,3 +253,46 @@ def test_a_question_sent_while_an_answer_runs_is_asked_after_it(page: Page) -> N
     key(page, "chat_stop").get_by_role("button").click()
     expect(page.get_by_test_id("stChatMessage")).to_have_count(4, timeout=ANSWER_MS)
     expect(last_answer(page)).to_contain_text("Paris", timeout=ANSWER_MS)
+
+
+def test_a_chat_is_worked_on_with_the_real_model(page: Page, address: str) -> None:
+    """Another answer, the first one again, a longer one, an edited question; all still there in another tab."""
+    open_new_chat(page, longest_answer=12)
+    ask(page, "What is the capital of France?")
+    regenerate = key(page, "chat_regenerate").get_by_role("button")
+    expect(regenerate).to_be_visible(timeout=ANSWER_MS)
+    regenerate.click()
+    expect(last_answer(page)).to_contain_text("2/2", timeout=ANSWER_MS)
+    last_answer(page).locator('[class*="st-key-version_before"]').get_by_role("button").click()
+    expect(last_answer(page)).to_contain_text("1/2", timeout=ANSWER_MS)
+    expect(last_answer(page)).to_contain_text("Paris")
+    page.get_by_test_id("stChatMessage").first.locator('[class*="st-key-message_menu"]').get_by_role("button").click()
+    page.get_by_text("Edit", exact=True).click()
+    page.get_by_test_id("stChatMessage").first.get_by_role("textbox").fill("Write a story about a fox.")
+    key(page, "chat_edit_ask").get_by_role("button").click()
+    expect(last_answer(page)).not_to_contain_text("Paris", timeout=ANSWER_MS)
+    expect(last_answer(page)).to_contain_text("tokens/s", timeout=ANSWER_MS)
+    before = answer_text(page)
+    key(page, "chat_go_on").get_by_role("button").click()
+    page.wait_for_function(
+        "length => [...document.querySelectorAll('[data-testid=stChatMessage]')].at(-1).innerText.length > length",
+        arg=len(last_answer(page).inner_text()) + 10,
+        timeout=ANSWER_MS,
+    )
+    expect(regenerate).to_be_visible(timeout=ANSWER_MS)
+    assert answer_text(page).startswith(before)
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.get_by_test_id("stChatMessage").first).to_contain_text("a fox", timeout=ANSWER_MS)
+    assert answer_text(other) == answer_text(page)
+
+
+def test_a_character_answers_with_the_real_model(page: Page, address: str) -> None:
+    make_ready(page)
+    page.goto(f"{address}/Chat?chat=new&character=Ada")
+    expect(last_answer(page)).to_contain_text("I'm Ada", timeout=ANSWER_MS)
+    choose_settings(page, 24)
+    ask(page, "What is a prime number?")
+    expect(page.get_by_test_id("stChatMessage")).to_have_count(3, timeout=ANSWER_MS)
+    expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=ANSWER_MS)
+    assert len(answer_text(page)) > 10
