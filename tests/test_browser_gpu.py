@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from tests.checkpoints import make_checkpoint
 from tests.dashboard import CHROMIUM, FLAGS, dashboard, make_hollow_model
 from tests.nvml_standin import SOURCES, Standin
+from tests.test_pages import TEMPLATE
 
 pytest_plugins = ("tests.nvml_standin",)
 
@@ -37,6 +38,7 @@ def address(standin: Standin, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for size in ("7B", "70B"):
         make_hollow_model(home / "models" / size, f"TheBloke/Llama-2-{size}-Chat-GPTQ")
     make_checkpoint(home / "models" / "tiny")
+    (home / "models" / "tiny" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
     environment = standin.environment() | {
         "LLAMADECK_MODELS": str(home / "models"),
         "LLAMADECK_DATA": str(home / "data"),
