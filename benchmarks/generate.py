@@ -34,7 +34,8 @@ def main(folder: str, new_tokens: int, runs: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GPTQConfig
 
-    from core.engine.opening import find_device, read_tokenizer
+    from core.engine.opening import find_device
+    from core.engine.vocabulary import read_tokenizer
 
     checkpoint = read_checkpoint(Path(folder))
     kernel, _ = choose_kernel(checkpoint, find_device())

@@ -168,7 +168,8 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     from core.engine.kernels import KERNELS as ALL
     from core.engine.kernels import can_run
     from core.engine.loader import load_model
-    from core.engine.opening import choose_dtype, find_device, read_tokenizer, use_capturable_stream
+    from core.engine.opening import choose_dtype, find_device, use_capturable_stream
+    from core.engine.vocabulary import read_tokenizer
 
     checkpoint, device = read_checkpoint(folder / name), find_device()
     kernel = next(one for one in ALL if one.name == kernel_name)

@@ -12,14 +12,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.kernels import KERNELS, Device
-from core.engine.opening import (
-    DEFAULT_CONTEXT_TOKENS,
-    TURN_ENDS,
-    choose_context,
-    choose_dtype,
-    find_end_tokens,
-    read_tokenizer,
-)
+from core.engine.opening import DEFAULT_CONTEXT_TOKENS, choose_context, choose_dtype
+from core.engine.vocabulary import TURN_ENDS, find_end_tokens, read_tokenizer
 from core.errors import CheckpointError, EngineError
 from tests.checkpoints import Recipe, make_checkpoint
 

@@ -14,9 +14,9 @@ from core.engine.kernels import KERNELS
 from core.engine.loader import load_model
 from core.engine.messages import Began, Event, Failed, Finished, Generate, Sampling, Text
 from core.engine.model import SlotModel
-from core.engine.opening import read_tokenizer
 from core.engine.scheduler import Scheduler
 from core.engine.steps import EagerSteps
+from core.engine.vocabulary import read_tokenizer
 from tests.checkpoints import make_checkpoint
 
 GREEDY = {"temperature": 0.0}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from triton.errors import TritonError  # type: ignore[import-not-found]
 
 from core.engine import triton_ops
 from core.engine.merged import MergedPart
@@ -81,7 +82,7 @@ def agree(original: Callable[..., object], fused: Callable[..., object], sample:
     """Whether both give the same for `sample`, but for rounding. One that cannot be run does not agree."""
     try:
         wanted, got = _outputs(original, sample), _outputs(fused, sample)
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, TritonError) as error:
         log.info("%s is not fused: %s", type(original).__name__, error)
         return False
     return len(wanted) == len(got) and all(

@@ -14,16 +14,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import cast
 
 import torch
 from gptqmodel.utils.exllamav2 import exllamav2_gptq_runtime_available, exllamav2_gptq_runtime_error
 from gptqmodel.utils.marlin import marlin_runtime_available, marlin_runtime_error
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from core.checkpoint import Checkpoint, read_checkpoint, read_json
+from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.budget import find_card, limited_to, settle
 from core.engine.kernels import KERNELS, Device, Kernel, choose_kernel, has_compiler
 from core.engine.loader import load_model
@@ -32,7 +30,8 @@ from core.engine.model import SlotModel
 from core.engine.plan import GPU_CHUNK_TOKENS
 from core.engine.scheduler import Scheduler
 from core.engine.steps import EagerSteps, Steps
-from core.errors import CheckpointError, EngineError
+from core.engine.vocabulary import find_end_tokens, read_tokenizer
+from core.errors import EngineError
 from core.fit import FitReport, require_fit
 from core.gpu import read_snapshot
 
@@ -50,17 +49,6 @@ STAGE_BEGIN: dict[Stage, float] = {
     "prepare": 0.85,
     "warm_up": 0.9,
 }
-# How a chat model's turn may end, beside what its files say; only names that its vocabulary has are used.
-TURN_ENDS = (
-    "</s>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-)
-
 # Between them every branch of core/engine/sampling.py, with the whole vocabulary sorted.
 EVERY_WAY_TO_DRAW = (
     Sampling(temperature=0.0, max_new_tokens=3),
@@ -205,40 +193,6 @@ def choose_dtype(checkpoint: Checkpoint, kernel: Kernel, device: Device) -> torc
     return torch.bfloat16 if named == "bfloat16" and is_new_enough else torch.float16
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The checkpoint's tokenizer, from its tokenizer.json, else converted by transformers from an older form."""
-    try:
-        if (folder / "tokenizer.json").is_file():
-            return uncut(Tokenizer.from_file(str(folder / "tokenizer.json")))
-        converted = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        backend = getattr(converted, "backend_tokenizer", None)
-    except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
-        raise CheckpointError("tokenizer", folder=folder.name, why=str(error).split("\n")[0]) from error
-    if backend is None:
-        raise CheckpointError("tokenizer", folder=folder.name, why=type(converted).__name__)
-    return uncut(cast(Tokenizer, backend))
-
-
-def uncut(tokenizer: Tokenizer) -> Tokenizer:
-    """A file may tell to cut or to pad every text, as for training; a prompt is taken as it is."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end an answer: what the files name, and the usual ends of a turn that the vocabulary has."""
-    ends: set[int] = set()
-    generation = read_json(checkpoint.folder / "generation_config.json") or {}
-    for source in (checkpoint.config, generation):
-        named = source.get("eos_token_id")
-        ends.update(one for one in (named if isinstance(named, list) else [named]) if type(one) is int)
-    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
-    named = (read_json(checkpoint.folder / "tokenizer_config.json") or {}).get("eos_token")
-    words = (*TURN_ENDS, named.get("content") if isinstance(named, dict) else named)
-    return frozenset(ends | {special[word] for word in words if word in special})
-
-
 def use_capturable_stream() -> None:
     """Let this thread's work run on a stream that can be captured: the usual default stream cannot."""
     torch.cuda.set_stream(torch.cuda.ExternalStream(PER_THREAD_STREAM))
@@ -252,6 +206,8 @@ def has_c_compiler() -> bool:
 def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -> Steps:
     """Steps in CUDA graphs over fused operations; plain ones for a model that cannot be captured, with a line in the
     log that says why."""
+    from triton.errors import TritonError  # type: ignore[import-not-found]
+
     from core.engine.fusing import fuse
     from core.engine.graphs import GraphSteps
 
@@ -259,8 +215,8 @@ def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -
     log.info("fused: %s", ", ".join(fuse(model)))
     try:
         return GraphSteps(slots, chunk_tokens)
-    except (RuntimeError, NotImplementedError, TypeError, EngineError) as error:
-        log.warning("the steps are not captured: %s", str(error).splitlines()[0])
+    except (RuntimeError, TypeError, TritonError, EngineError) as error:
+        log.warning("the steps are not captured: %s: %s", type(error).__name__, error)
     slots.use_attention(attention_before)
     gc.collect()
     torch.cuda.empty_cache()
