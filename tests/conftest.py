@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from core import starter
+
+# The same examples in every run, none kept on disk, and no time limit: a busy machine is no counterexample.
+settings.register_profile("same", deadline=None, derandomize=True, database=None)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")
