@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from core import starter
 
-# The same examples in every run, none kept on disk, and no time limit: a busy machine is no counterexample.
-settings.register_profile("same", deadline=None, derandomize=True, database=None)
+# The same examples in every run, none kept on disk, and no time limits: a busy machine is no counterexample.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("same", deadline=None, derandomize=True, database=None, suppress_health_check=SLOW)
 settings.load_profile("same")
 
 
