@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from core.atomic import sync
 from core.checkpoint import is_plain_name, read_checkpoint
 from core.errors import CheckpointError, DeckError, InputError
 from core.hub.hashing import is_right_file
-from core.hub.place import MARGIN_BYTES, os_errors_explained, sync
+from core.hub.place import MARGIN_BYTES, os_errors_explained
 from core.hub.record import read_record
 from core.library import folder_of
 from core.model_files import printable

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core import starter_source
+from core.atomic import sync
 from core.errors import StarterError
 from core.library import is_model_folder
 from core.pip_install import DISK_FULL
@@ -32,7 +33,6 @@ from core.starter_files import (
     os_errors_explained,
     remove_partials,
     sha256_of,
-    sync,
     sync_tree,
 )
 

@@ -12,7 +12,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.kernels import KERNELS, Device
-from core.engine.opening import DEFAULT_CONTEXT_TOKENS, choose_context, choose_dtype
+from core.engine.loader import load_model
+from core.engine.model import SlotModel
+from core.engine.opening import DEFAULT_CONTEXT_TOKENS, check_numbers, choose_context, choose_dtype, warm_up
+from core.engine.steps import EagerSteps
 from core.engine.vocabulary import TURN_ENDS, find_end_tokens, read_tokenizer
 from core.errors import CheckpointError, EngineError
 from tests.checkpoints import Recipe, make_checkpoint
@@ -187,3 +190,18 @@ def test_broken_generation_settings_are_refused_in_words(folder: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         ends(folder)
     assert caught.value.params["file"] == "generation_config.json"
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@torch.inference_mode()
+def test_weights_that_compute_no_numbers_refuse_the_load(folder: Path, broken: float) -> None:
+    model = load_model(read_checkpoint(folder), KERNEL["dense"], torch.device("cpu"), torch.float32, 64, lambda _: None)
+    slots = SlotModel(model, num_slots=2, context_tokens=32)
+    check_numbers(slots, "tiny")
+    warm_up(EagerSteps(slots), 8, "tiny")
+    model.get_output_embeddings().weight[7] = broken
+    with pytest.raises(EngineError, match="no usable numbers"):
+        check_numbers(slots, "tiny")
+    model.get_output_embeddings().weight[7] = float("nan")
+    with pytest.raises(EngineError, match="no usable numbers"):
+        warm_up(EagerSteps(slots), 8, "tiny")

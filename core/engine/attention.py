@@ -6,6 +6,7 @@ with the context. Here queries that share a head become rows of one product, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,9 +33,7 @@ def attend(
     `mask` is boolean, [rows, 1, new tokens, length]; None means causal, the new tokens being the last ones.
     Raises NotImplementedError for what a model adds to plain attention, which is never left out in silence.
     """
-    added = [name for name in ADDITIONS if extras.get(name) is not None]
-    if added:
-        raise NotImplementedError(f"attention with {', '.join(added)}")
+    refuse_additions(extras)
     num_rows, num_heads, num_tokens, head_dim = query.shape
     if num_tokens == 1:
         packed = query.reshape(num_rows, key.shape[1], num_heads // key.shape[1], head_dim)
@@ -44,6 +43,13 @@ def attend(
     shares_heads = key.shape[1] != num_heads
     output = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shares_heads)
     return output.transpose(1, 2).contiguous(), None
+
+
+def refuse_additions(extras: Mapping[str, Any]) -> None:
+    """Raise NotImplementedError for what a model adds to plain attention."""
+    added = [name for name in ADDITIONS if extras.get(name) is not None]
+    if added:
+        raise NotImplementedError(f"attention with {', '.join(added)}")
 
 
 def register() -> str:

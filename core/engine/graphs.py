@@ -6,6 +6,7 @@ step can follow another before the host has seen the first one's tokens.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from core.engine import triton_ops
-from core.engine.attention import ADDITIONS
+from core.engine.attention import refuse_additions
 from core.engine.cache import SlotCache
 from core.engine.messages import Sampling
 from core.engine.model import SlotModel
@@ -61,9 +62,9 @@ class CapturedCache:
         **extras: Any,
     ) -> tuple[torch.Tensor, None]:
         """Attention over the cache itself; what a model adds to plain attention is never left out in silence."""
-        added = [name for name in ADDITIONS if extras.get(name) is not None]
-        if added or mask is not None:
-            raise NotImplementedError(f"attention with {', '.join(added) or 'a mask'}")
+        refuse_additions(extras)
+        if mask is not None:
+            raise NotImplementedError("attention with a mask")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         attend = triton_ops.attend_one if query.shape[2] == 1 else triton_ops.attend_chunk
         window = sliding_window or NO_WINDOW
@@ -180,19 +181,17 @@ class GraphSteps:
                             self.positions, step, drawn)  # fmt: skip
 
 
-class _Step:
-    """One step that can be run plainly, captured, and replayed: `compute` works from GPU memory alone."""
+class _Step(ABC):
+    """One step that can be run plainly, captured, and from then on replayed: `compute` works from GPU memory alone."""
+
+    replay: Callable[[], None]
 
     def __init__(self, steps: GraphSteps) -> None:
         self._steps = steps
-        self.replay: Callable[[], None] = self._not_captured
 
-    def _not_captured(self) -> None:
-        raise NotImplementedError
-
+    @abstractmethod
     def compute(self) -> torch.Tensor:
         """Run the step, kernel by kernel; its logits."""
-        raise NotImplementedError
 
     def capture(self, pool: Any) -> torch.Tensor:
         """Record the step; where a replay leaves its logits."""

@@ -68,25 +68,21 @@ class SlotModel:
         """Logits [rows, vocabulary] over a cache whose attention needs no mask: of the last token, or of the one that
         `logits_of` [1] counts to."""
         layer_types = getattr(self._config, "layer_types", None)
+        return self._call(tokens, positions, dict.fromkeys(layer_types) if layer_types else None, cache, logits_of)
+
+    def _run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, cache: Any) -> torch.Tensor:
+        return self._call(tokens, positions, self._masks(positions, length), cache, 1)
+
+    def _call(
+        self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any, logits_of: int | torch.Tensor
+    ) -> torch.Tensor:
         output = self._model(
             input_ids=tokens,
-            attention_mask=dict.fromkeys(layer_types) if layer_types else None,
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=logits_of,
-        )
-        logits: torch.Tensor = output.logits
-        return logits[:, -1]
-
-    def _run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, cache: Any) -> torch.Tensor:
-        output = self._model(
-            input_ids=tokens,
-            attention_mask=self._masks(positions, length),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
         )
         logits: torch.Tensor = output.logits
         return logits[:, -1]

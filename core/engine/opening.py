@@ -29,7 +29,7 @@ from core.engine.messages import Generate, Load, ModelFacts, Sampling, Stage
 from core.engine.model import SlotModel
 from core.engine.plan import GPU_CHUNK_TOKENS
 from core.engine.scheduler import Scheduler
-from core.engine.steps import EagerSteps, Steps
+from core.engine.steps import Drawn, EagerSteps, Steps
 from core.engine.vocabulary import find_end_tokens, read_tokenizer
 from core.errors import EngineError
 from core.fit import FitReport, require_fit
@@ -98,6 +98,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
         model = read_weights(checkpoint, kernel, device, captured, progress)
         progress("prepare", STAGE_BEGIN["prepare"])
         slots = SlotModel(model, command.num_slots, context_tokens)
+        check_numbers(slots, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
         steps = capture_steps(slots, model, chunk_tokens) if captured else EagerSteps(slots)
         warm_up(steps, chunk_tokens, checkpoint.name)
@@ -223,6 +224,13 @@ def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -
     return EagerSteps(slots)
 
 
+def check_numbers(slots: SlotModel, name: str) -> None:
+    """Raise EngineError where one token's logits are not all finite: the weights are damaged."""
+    token = torch.zeros((1, 1), dtype=torch.long, device=slots.device)
+    if not torch.isfinite(slots.forward(token, token, 0, 1)).all():
+        raise EngineError("not_finite", model=name)
+
+
 def warm_up(steps: Steps, chunk_tokens: int, name: str) -> None:
     """Run the largest passes that a chat can need: a chunk, and a token of every slot, at the end of the context.
 
@@ -232,14 +240,17 @@ def warm_up(steps: Steps, chunk_tokens: int, name: str) -> None:
         for slot in range(num_slots):
             read_to_the_end(steps, slot, chunk_tokens, name)
         # One more token than the context holds: where nobody reads.
-        steps.write(range(num_slots)).take()
+        check_drawn(steps.write(range(num_slots)), name)
 
 
 def read_to_the_end(steps: Steps, slot: int, chunk_tokens: int, name: str) -> None:
     count = min(chunk_tokens, steps.context_tokens)
     steps.begin(slot, EVERY_WAY_TO_DRAW[0], 0, [0])
-    drawn = steps.read(slot, [0] * count, steps.context_tokens - count, is_last=True)
-    if drawn is not None and drawn.take() == [None]:
+    check_drawn(steps.read(slot, [0] * count, steps.context_tokens - count, is_last=True), name)
+
+
+def check_drawn(drawn: Drawn | None, name: str) -> None:
+    if drawn is not None and None in drawn.take():
         raise EngineError("not_finite", model=name)
 
 

@@ -19,7 +19,7 @@ import httpx2
 from core.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, parse_index, parse_quantization
 from core.errors import CheckpointError, DeckError, InputError
 from core.hub.address import DEFAULT_REVISION, Address, check_address, quote
-from core.hub.endpoints import checked_endpoint
+from core.hub.endpoints import checked_endpoint, host_name
 from core.hub.retry import PassingError, parse_retry_after
 from core.hub.tokens import TOKEN
 from core.model_files import MAX_CONFIG_BYTES, TensorInfo, parse_header
@@ -51,7 +51,7 @@ class Repository:
 
     @property
     def host(self) -> str:
-        return urllib.parse.urlsplit(self.endpoint).netloc.rpartition("@")[2]
+        return host_name(self.endpoint)
 
 
 def read_remote(

@@ -104,6 +104,6 @@ def _remote_files(source: Source, commit: str, entries: list[dict[str, Any]]) ->
     for entry in entries:
         name, size, sha256 = entry.get("Path"), entry.get("Size"), entry.get("Sha256")
         if not isinstance(name, str) or not is_whole(size) or size < 0:
-            raise DeckError("hub_answer", host=urllib.parse.urlsplit(source.endpoint).netloc)
+            raise DeckError("hub_answer", host=source.host)
         known = sha256.lower() if isinstance(sha256, str) and len(sha256) == 64 else None
         yield RemoteFile(name, size, known, None, f"{base}/{urllib.parse.quote(name, errors='replace')}")

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.atomic import sync
 from core.errors import DeckError, InputError
 from core.hub.record import Record, read_record, write_record
 from core.hub.source import RemoteFile, Source, folder_name
@@ -221,15 +222,6 @@ def os_errors_explained(folder: Path) -> Iterator[None]:
 def is_whole(path: Path, file: RemoteFile) -> bool:
     """Whether `path` is a file of the right size. In an unfinished folder its bytes were right when it got its name."""
     return not path.is_symlink() and path.is_file() and _size(path) == file.size_bytes
-
-
-def sync(folder: Path) -> None:
-    """Write the names in `folder` through to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

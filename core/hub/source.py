@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import urllib.parse
 from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import InputError
 from core.hub.address import DEFAULT_REVISION, Address, check_address, quote
+from core.hub.endpoints import host_name
 
 Kind = Literal["huggingface", "modelscope"]
 # What stands for "the branch that everybody gets" at each kind of hub.
@@ -34,7 +34,7 @@ class Source:
 
     @property
     def host(self) -> str:
-        return urllib.parse.urlsplit(self.endpoint).netloc.rpartition("@")[2]
+        return host_name(self.endpoint)
 
     def is_same_model(self, other: Source) -> bool:
         """Whether both name one model, be it at different mirrors."""
