@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from playwright.sync_api import Locator, Page
+
 from core import catalogue
 from core.model_files import TensorInfo
 from core.settings import ROOT
@@ -92,3 +94,8 @@ def write_header(path: Path, tensors: Mapping[str, TensorInfo], file_bytes: int)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + file_bytes - begin)
+
+
+def key(page: Page, name: str) -> Locator:
+    """The element that a page's code gave the key `name`, whatever the language."""
+    return page.locator(f".st-key-{name}")

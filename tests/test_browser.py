@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from core import starter
 from core.settings import ROOT
-from tests.dashboard import CHROMIUM, FLAGS, free_port, wait_until_healthy
+from tests.dashboard import free_port, key, wait_until_healthy
 
 LOAD_MS = 120_000
 ANSWER_MS = 60_000
@@ -43,14 +43,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert process.wait(30) == 0
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
     context = browser.new_context(locale="en-US")
@@ -59,11 +51,6 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     expect(page.get_by_test_id("stSidebarNav")).to_be_visible(timeout=30_000)
     yield page
     context.close()
-
-
-def key(page: Page, name: str) -> Locator:
-    """The element that a page's code gave the key `name`, whatever the language."""
-    return page.locator(f".st-key-{name}")
 
 
 def go(page: Page, name: str) -> None:

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from core.personas.cards import FORMATS, read_card, write
 from core.personas.character import Character
 from core.personas.store import Characters
 from tests.cards import PICTURE, V2
-from tests.dashboard import CHROMIUM, FLAGS, dashboard
+from tests.dashboard import dashboard, key
 
 WAIT_MS = 30_000
 HAND_MS = 200
@@ -36,14 +36,6 @@ def address(home: Path) -> Iterator[str]:
     folders = {f"LLAMADECK_{name.upper()}": str(home / name) for name in ("models", "data", "characters")}
     with dashboard(os.environ | folders | {"LLAMADECK_WORKER": "tests.fake_worker"}) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
@@ -73,10 +65,6 @@ def open_page(page: Page, address: str, query: str = "") -> Page:
     page.goto(f"{address}/Characters{query}")
     expect(page.locator("h1, h2").first).to_be_visible(timeout=WAIT_MS)
     return page
-
-
-def key(page: Page, name: str) -> Locator:
-    return page.locator(f".st-key-{name}")
 
 
 def click(page: Page, name: str) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.checkpoints import Recipe, make_checkpoint
-from tests.dashboard import CHROMIUM, FLAGS, dashboard
+from tests.dashboard import dashboard, key
 from tests.test_pages import TEMPLATE
 
 WAIT_MS = 20_000
@@ -38,14 +38,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
     context = browser.new_context(locale="en-US", permissions=["clipboard-read", "clipboard-write"])
@@ -58,10 +50,6 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 def open_chat(page: Page, address: str, query: str) -> None:
     page.goto(f"{address}/Chat?{query}")
     expect(page.get_by_test_id("stChatInputTextArea")).to_be_enabled(timeout=WAIT_MS)
-
-
-def key(page: Page, name: str) -> Locator:
-    return page.locator(f".st-key-{name}")
 
 
 def press(page: Page, name: str) -> None:

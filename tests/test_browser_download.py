@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from core.settings import ROOT
 from tests.checkpoints import Recipe, make_checkpoint
-from tests.dashboard import CHROMIUM, FLAGS, free_port, wait_until_healthy
+from tests.dashboard import CHROMIUM, FLAGS, free_port, key, wait_until_healthy
 from tests.hub_standin import HubStandin
 
 REPO, FOLDER = "some/tiny-GPTQ", "some_tiny-GPTQ"
@@ -65,10 +65,6 @@ def page() -> Iterator[Page]:
         chromium: Browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium.new_context(locale="en-US").new_page()
         chromium.close()
-
-
-def key(page: Page, name: str) -> Locator:
-    return page.locator(f".st-key-{name}")
 
 
 def click(page: Page, name: str) -> None:

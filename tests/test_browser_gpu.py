@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.checkpoints import make_checkpoint
-from tests.dashboard import CHROMIUM, FLAGS, dashboard, make_hollow_model
+from tests.dashboard import dashboard, key, make_hollow_model
 from tests.nvml_standin import SOURCES, Standin
 from tests.test_pages import TEMPLATE
 
@@ -48,14 +48,6 @@ def address(standin: Standin, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def page(browser: Browser, address: str, standin: Standin) -> Iterator[Page]:
     standin.use("two_4090")
@@ -68,10 +60,6 @@ def page(browser: Browser, address: str, standin: Standin) -> Iterator[Page]:
 def open_page(page: Page, address: str, name: str) -> None:
     page.goto(f"{address}/{name}")
     expect(page.get_by_role("heading", level=1)).to_be_visible(timeout=WAIT_MS)
-
-
-def key(page: Page, name: str) -> Locator:
-    return page.locator(f".st-key-{name}")
 
 
 def bar(page: Page, words: str) -> Locator:
