@@ -25,7 +25,7 @@ from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan
 from core.engine.shape import read_shape
 from core.engine.worker import ENVIRONMENT
 
-KERNELS = ("exllama_v2", "marlin", "triton")
+KERNELS = ("deck", "exllama_v2", "marlin", "triton")
 CONTEXTS = (2048, 4096)
 SLOTS = (1, 4)
 UNCAPPED_BYTES = 2**60

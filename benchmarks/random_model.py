@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.checkpoints import Recipe, make_tokenizer, matrix_sizes, plain_sizes, write_config
+from tests.checkpoints import Recipe, input_of, make_tokenizer, matrix_sizes, plain_sizes, write_config
 
 LLAMA2 = {
     "7B": Recipe(hidden=4096, intermediate=11008, num_layers=32, num_heads=32, num_kv_heads=32),
@@ -82,7 +82,9 @@ def write_tensor(file, name, shape, recipe, block, random) -> None:  # type: ign
     elif name.endswith(".g_idx"):
         size = count if recipe.group_size < 0 else recipe.group_size
         groups = np.arange(count, dtype=np.int32) // size
-        file.write((random.permutation(groups) if recipe.act_order else groups).data)
+        # As quantized: matrices that share an input have its order in common.
+        order = np.random.default_rng(list(input_of(name.removesuffix(".g_idx")).encode()))
+        file.write((order.permutation(groups) if recipe.act_order else groups).data)
     elif name.endswith("norm.weight"):
         file.write(np.ones(count, np.float16).data)
     else:

@@ -19,7 +19,7 @@ from core.engine.runner import Runner
 from core.errors import EngineError
 from core.gpu import read_snapshot
 
-KERNELS = ("exllama_v2", "marlin", "triton")
+KERNELS = ("deck", "exllama_v2", "marlin", "triton")
 LOAD_S = 1800.0
 DECODED_TOKENS = 40
 LOOK_S = 0.02

@@ -19,7 +19,7 @@ from core.gpu_table import KnownGpu
 
 DEFAULT_CONTEXT_TOKENS = 4096
 # The kernels whose calls can be captured in CUDA graphs, all of them held against plain runs.
-CAPTURED = ("exllama_v2", "marlin", "triton")
+CAPTURED = ("deck", "exllama_v2", "marlin", "triton")
 MAX_CHATS = 64
 # What the driver keeps for itself where NVML cannot be asked, by the card's memory: the largest of the readings that
 # are known (8 to 24 GB: 253 to 510 MiB; 40 GB and more: 479 to 696 MiB).
@@ -123,13 +123,14 @@ def check_fit(
     context_tokens: int = 0,
     num_chats: int = 1,
     kernel: str | None = None,
+    without: Sequence[str] = (),
 ) -> FitReport:
     """The verdict for `checkpoint` on `cards`: on the first where it fits alone, else split by layers over several.
 
     `context_tokens` 0 is the model's own limit, up to 4096. Steps are captured where that fits, else not; the kernel
-    is then the fastest that fits, a leaner one where only that fits. Raises InputError for a context or a number of
-    chats that cannot be and for a `kernel` that does not take the checkpoint, CheckpointError for one whose parts
-    contradict each other, EngineError where no kernel takes it on these cards.
+    is then the fastest that fits, a leaner one where only that fits, and none of `without`. Raises InputError for a
+    context or a number of chats that cannot be and for a `kernel` that does not take the checkpoint, CheckpointError
+    for one whose parts contradict each other, EngineError where no kernel takes it on these cards.
     """
     context_tokens = checked_context(checkpoint, context_tokens)
     if not 1 <= num_chats <= MAX_CHATS:
@@ -137,7 +138,7 @@ def check_fit(
     shapes = {captured: read_shape(checkpoint, merged=captured) for captured in (True, False)}
     refused: list[FitReport] = []
     for group in _groups(cards):
-        names = _kernels(checkpoint, group, kernel)
+        names = [name for name in _kernels(checkpoint, group, kernel) if name not in without]
         for name in names:
             if len(group) == 1 and name in CAPTURED:
                 report = _report(checkpoint, shapes[True], group, name, context_tokens, num_chats, captured=True)
@@ -161,9 +162,10 @@ def require_fit(
     num_chats: int,
     kernel: str | None,
     force: bool,
+    without: Sequence[str] = (),
 ) -> FitReport:
     """The verdict at the moment of a load. Raises EngineError where it is no, unless the load is forced."""
-    report = check_fit(checkpoint, [card], context_tokens, num_chats, kernel)
+    report = check_fit(checkpoint, [card], context_tokens, num_chats, kernel, without)
     if not report.fits and not force:
         raise EngineError(f"load_{report.reason}", **report.params)
     return report

@@ -40,6 +40,8 @@ class Recipe:
     context_tokens: int = 256
     vocabulary: int = 384
     model_type: str = "llama"
+    # Matrices of one layer that share an input have its order in common, as they have when they were quantized on it.
+    one_order: bool = False
     # How auto-gptq wrote in 2023: the file's name, quantize_config.json alone, zero biases, no num_key_value_heads.
     old_layout: bool = False
     seed: int = 0
@@ -53,7 +55,7 @@ def make_checkpoint(folder: Path, recipe: Recipe | None = None) -> dict[str, np.
     tensors: dict[str, np.ndarray] = {}
     dense: dict[str, np.ndarray] = {}
     for name, (rows, columns) in matrix_sizes(recipe).items():
-        parts, dense[name] = make_matrix(random, recipe, rows, columns)
+        parts, dense[name] = make_matrix(random, recipe, rows, columns, input_of(name))
         tensors |= {f"{name}.{part}": value for part, value in parts.items()}
     for name, shape in plain_sizes(recipe).items():
         value = np.ones(shape) if name.endswith("norm.weight") else random.normal(0, 0.5, shape)
@@ -91,8 +93,14 @@ def plain_sizes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
     }
 
 
+def input_of(name: str) -> str:
+    """What a matrix is multiplied with: query, key and value have one input, gate and up another."""
+    owner, _, own = name.rpartition(".")
+    return owner + {"o_proj": ".attended", "down_proj": ".gated"}.get(own, "")
+
+
 def make_matrix(
-    random: np.random.Generator, recipe: Recipe, rows: int, columns: int
+    random: np.random.Generator, recipe: Recipe, rows: int, columns: int, its_input: str = ""
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """One matrix of random codes: its packed parts, and the matrix that they stand for, [columns, rows]."""
     levels = 2**recipe.bits
@@ -105,7 +113,8 @@ def make_matrix(
         zeros = random.integers(1, levels, (groups, columns), dtype=np.int64)
     g_idx = np.arange(rows, dtype=np.int32) // group_size
     if recipe.act_order:
-        g_idx = random.permutation(g_idx).astype(np.int32)
+        by = np.random.default_rng(list(its_input.encode())) if recipe.one_order else random
+        g_idx = by.permutation(g_idx).astype(np.int32)
     dense = scales[g_idx].astype(np.float32) * (codes - zeros[g_idx])
     parts = {
         "qweight": pack(codes, recipe.bits),

@@ -64,7 +64,7 @@ def test_a_longer_context_never_makes_a_model_fit() -> None:
     assert len(set(verdicts)) == 2
 
 
-@pytest.mark.parametrize("kernel", ["exllama_v2", "marlin", "triton"])
+@pytest.mark.parametrize("kernel", ["deck", "exllama_v2", "marlin", "triton"])
 @pytest.mark.parametrize("chats", [1, 3])
 def test_the_largest_context_fits_and_one_token_more_does_not(kernel: str, chats: int) -> None:
     small = card(7000)
@@ -79,19 +79,27 @@ def test_the_largest_context_is_never_above_the_models_own_limit() -> None:
 
 
 def test_a_leaner_kernel_is_taken_only_where_the_faster_does_not_fit() -> None:
-    fast = check_fit(known(SMALL), [card(80_000)])
+    """On a card that is too old for the engine's own kernel, which is the fastest and the leanest."""
+    fast = check_fit(known(SMALL), [card(80_000, capability=(7, 5))])
     assert fast.kernel == "exllama_v2"
     reserved = card(8000).reserved_mib
     enough = needed_mib(fast) + reserved
-    assert check_fit(known(SMALL), [card(enough)]).kernel == "exllama_v2"
-    less = check_fit(known(SMALL), [card(enough - 1)])
+    assert check_fit(known(SMALL), [card(enough, capability=(7, 5))]).kernel == "exllama_v2"
+    less = check_fit(known(SMALL), [card(enough - 1, capability=(7, 5))])
     assert less.fits
     assert less.kernel == "marlin"
 
 
 def test_without_a_compiler_only_what_needs_none_is_counted_on() -> None:
-    report = check_fit(known(SMALL), [card(24_576, has_compiler=False)])
+    report = check_fit(known(SMALL), [card(24_576, has_compiler=False, capability=(7, 5))])
     assert report.kernel == "triton"
+
+
+def test_a_kernel_that_was_refused_is_not_planned_with() -> None:
+    cards = [card(24_576)]
+    assert check_fit(known(SMALL), cards).kernel == "deck"
+    assert check_fit(known(SMALL), cards, without=["deck"]).kernel == "exllama_v2"
+    assert check_fit(known(SMALL), cards, without=["deck", "exllama_v2", "marlin"]).kernel == "triton"
 
 
 def test_what_does_not_fit_says_what_would_make_it_fit() -> None:

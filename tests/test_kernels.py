@@ -11,6 +11,7 @@ import torch
 from core.checkpoint import Checkpoint, Quantization, read_checkpoint
 from core.engine.kernels import KERNELS, Device, Kernel, can_run, choose_kernel, matrix_shapes
 from core.engine.loader import load_model
+from core.engine.packing import BLOCK, TILE
 from core.engine.quantized import CLASSES
 from core.errors import EngineError
 from core.model_files import TensorInfo
@@ -18,6 +19,7 @@ from core.text import catalogue
 from tests.checkpoints import Recipe, make_checkpoint
 
 AMPERE = Device("cuda", (8, 6), has_compiler=True)
+TURING = Device("cuda", (7, 5), has_compiler=True)
 CPU = Device("cpu")
 LLAMA2_7B = ((4096, 4096), (4096, 11008), (11008, 4096))
 FALCON_7B = ((4544, 4672), (4544, 18176), (18176, 4544))
@@ -47,15 +49,19 @@ def kernel_called(name: str) -> Kernel:
 @pytest.mark.parametrize(
     ("model", "device", "wanted"),
     [
-        (checkpoint(), AMPERE, ("exllama_v2", "exllama_v2")),
-        (checkpoint(act_order=True, symmetric=False), AMPERE, ("exllama_v2", "exllama_v2")),
-        (checkpoint(group_size=-1), AMPERE, ("exllama_v2", "exllama_v2")),
+        (checkpoint(), AMPERE, ("deck", "deck")),
+        (checkpoint(act_order=True, symmetric=False), AMPERE, ("deck", "deck")),
+        (checkpoint(group_size=-1), AMPERE, ("deck", "deck")),
+        (checkpoint(), TURING, ("exllama_v2", "exllama_v2")),
+        (checkpoint(act_order=True, symmetric=False), TURING, ("exllama_v2", "exllama_v2")),
+        (checkpoint(group_size=-1), TURING, ("exllama_v2", "exllama_v2")),
         (checkpoint(bits=8), AMPERE, ("marlin", "marlin")),
         (checkpoint(bits=8, symmetric=False), AMPERE, ("triton", "triton")),
         (checkpoint(group_size=256), AMPERE, ("triton", "triton")),
         (checkpoint(bits=2), AMPERE, ("triton", "triton")),
         (checkpoint(bits=3), AMPERE, ("torch", "torch")),
-        (checkpoint(), Device("cuda", (9, 0), False), ("triton", "no_compiler")),
+        (checkpoint(), Device("cuda", (9, 0), False), ("deck", "deck")),
+        (checkpoint(), Device("cuda", (7, 5), False), ("triton", "no_compiler")),
         (checkpoint(bits=8), Device("cuda", (9, 0), False), ("triton", "no_compiler")),
         (checkpoint(bits=8), Device("cuda", (7, 0), True), ("triton", "triton")),
         (checkpoint(), Device("cuda", (7, 0), True), ("exllama_v2", "exllama_v2")),
@@ -92,7 +98,7 @@ def test_a_compiler_is_asked_for_only_where_one_would_help(
 
 
 def test_every_reason_has_a_sentence() -> None:
-    reasons = {kernel.name for kernel in KERNELS} | {"no_compiler", "asked_for"}
+    reasons = {kernel.name for kernel in KERNELS} | {"no_compiler", "asked_for", "leaner", "faster_refused"}
     for language in ("en", "zh"):
         assert {f"kernel.{reason}" for reason in reasons} <= set(catalogue(language))
 
@@ -107,7 +113,7 @@ def test_a_kernel_that_cannot_run_here_is_refused_with_those_that_can(name: str)
     with pytest.raises(EngineError) as caught:
         choose_kernel(checkpoint(), AMPERE, name)
     assert caught.value.key == "kernel_refused"
-    assert caught.value.params["able"] == "exllama_v2, marlin, triton, torch"
+    assert caught.value.params["able"] == "deck, exllama_v2, marlin, triton, torch"
 
 
 @pytest.mark.parametrize("device", [AMPERE, CPU], ids=["cuda", "cpu"])
@@ -121,11 +127,11 @@ def test_a_group_size_that_nothing_takes_is_refused_before_the_load(device: Devi
 
 
 def test_a_last_group_that_is_shorter_needs_a_kernel_that_takes_it() -> None:
-    """Falcon's 4544 inputs are 35 and a half groups of 128: three kernels want whole groups, and failed in the load."""
+    """Falcon's 4544 inputs are 35 and a half groups of 128: most kernels want whole groups, and failed in the load."""
     falcon = checkpoint(shapes=FALCON_7B)
     assert choose_kernel(falcon, AMPERE)[0].name == "triton"
     assert choose_kernel(falcon, CPU)[0].name == "dense"
-    assert choose_kernel(checkpoint(group_size=64, shapes=FALCON_7B), AMPERE)[0].name == "exllama_v2"
+    assert choose_kernel(checkpoint(group_size=64, shapes=FALCON_7B), AMPERE)[0].name == "deck"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +169,9 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    "kernel", [kernel for kernel in KERNELS if kernel.name in CLASSES], ids=lambda kernel: kernel.name
+)
 def test_no_kernel_is_given_what_its_own_class_refuses(kernel: Kernel) -> None:
     device = Device(kernel.device, (9, 0), has_compiler=True)
     taken = [model for model in COMBINATIONS if can_run(kernel, model, device)]
@@ -183,7 +191,17 @@ def test_no_kernel_is_given_what_its_own_class_refuses(kernel: Kernel) -> None:
         assert is_taken, (quantization, rows, columns, error)
 
 
+def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None:
+    taken = [model for model in COMBINATIONS if can_run(kernel_called("deck"), model, AMPERE)]
+    assert taken
+    for model in taken:
+        ((rows, columns),) = matrix_shapes(model)
+        group_size = model.quantization.group_size
+        assert columns % TILE == 0 and rows % BLOCK == 0
+        assert group_size < 0 or (rows % group_size == 0 and group_size % 32 == 0)
+
+
 def test_what_a_kernel_needs_of_the_gpu_is_asked() -> None:
-    for name, capability in (("exllama_v2", (5, 2)), ("marlin", (7, 0)), ("triton", (6, 1))):
+    for name, capability in (("deck", (7, 5)), ("exllama_v2", (5, 2)), ("marlin", (7, 0)), ("triton", (6, 1))):
         assert not can_run(kernel_called(name), checkpoint(), Device("cuda", capability, has_compiler=True))
         assert can_run(kernel_called(name), checkpoint(), AMPERE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,23 +32,40 @@ TOLERANCE = 0.05
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a layer's attention asks for: how it scales, how far it looks back, its heads and their size."""
+
+    scale: float
+    window: int
+    heads: tuple[int, int]
+    dim: int
+
+
 class CapturedCache:
     """The slots' cache as a captured pass sees it: places are tensors, written and read by kernels of our own."""
 
     def __init__(self, cache: SlotCache) -> None:
         self._cache = cache
-        self._slots = self._columns = self._bounds = torch.empty(0)
+        self.context_tokens, self.num_slots = cache.context_tokens, cache.num_slots
+        self.slots = self.columns = self._bounds = torch.empty(0)
+        # What each layer's attention asked for when it was last called.
+        self.asked: dict[int, Asked] = {}
 
     def aim(self, slots: torch.Tensor, columns: torch.Tensor, bounds: torch.Tensor) -> None:
         """The next pass writes `columns` [rows, tokens] of `slots` [rows]. `bounds` [rows]: where a single token's
         view ends, or where a chunk begins."""
-        self._slots, self._columns, self._bounds = slots, columns, bounds
+        self.slots, self.columns, self._bounds = slots, columns, bounds
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values, [slots, kv heads, columns, dim]."""
+        return self._cache.keys[index], self._cache.values[index]
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._cache.keys[layer_idx], self._cache.values[layer_idx]
-        triton_ops.keep(key, value, keys, values, self._slots, self._columns)
+        triton_ops.keep(key, value, keys, values, self.slots, self.columns)
         return keys, values
 
     def attend(
@@ -68,7 +86,10 @@ class CapturedCache:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         attend = triton_ops.attend_one if query.shape[2] == 1 else triton_ops.attend_chunk
         window = sliding_window or NO_WINDOW
-        return attend(query, keys, values, self._slots, self._bounds, scale, window), None
+        index = getattr(module, "layer_idx", None)
+        if index is not None:
+            self.asked[index] = Asked(scale, window, (query.shape[1], keys.shape[1]), query.shape[3])
+        return attend(query, keys, values, self.slots, self._bounds, scale, window), None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -117,7 +138,15 @@ class GraphSteps:
 
     runs_ahead = True
 
-    def __init__(self, model: SlotModel, chunk_tokens: int, cuda: Cuda | None = None) -> None:
+    def __init__(
+        self,
+        model: SlotModel,
+        chunk_tokens: int,
+        cuda: Cuda | None = None,
+        fuse: Callable[[CapturedCache, Callable[[], object]], object] | None = None,
+    ) -> None:
+        """`fuse` may replace parts of the model before it is captured; it is given the cache, and what runs the model
+        for a new token of one or two slots."""
         self._model = model
         self.cuda = cuda or Cuda()
         self.num_slots = model.cache.num_slots
@@ -135,6 +164,8 @@ class GraphSteps:
         model.use_attention(ATTENTION)
         self._reads = [_Read(self, tokens) for tokens in chunk_sizes(chunk_tokens)]
         self._writes = [_Write(self, rows) for rows in batch_sizes(self.num_slots)]
+        if fuse:
+            fuse(self.cache, self._sample)
         self._capture()
         self.settings.fill_(1.0)
         self.seen.zero_()
@@ -151,12 +182,24 @@ class GraphSteps:
                 step.compute()
         wanted = [step.compute().float() for step in checked]
         pool = self.cuda.new_pool()
-        logits = {step: step.capture(pool) for step in steps}
+        for step in steps:
+            step.capture(pool)
         for step, plain in zip(checked, wanted, strict=True):
             step.replay()
             tolerance = TOLERANCE * float(plain.std())
-            if not torch.allclose(logits[step].float(), plain, atol=tolerance, rtol=0.0, equal_nan=True):
+            if not torch.allclose(step.logits.float(), plain, atol=tolerance, rtol=0.0, equal_nan=True):
                 raise EngineError("captured_differs")
+
+    def _sample(self) -> torch.Tensor:
+        """A new token of up to two slots, after a few others, run plainly."""
+        slots, read = range(min(2, self.num_slots)), self._reads[0]
+        count = min(read.num_tokens, self.context_tokens - 1)
+        for slot in slots:
+            read.aim(slot, [(slot + 1) * place % self.vocabulary for place in range(count - slot)], 0, True)
+            read.compute()
+        write = next(write for write in self._writes if write.num_rows >= len(slots))
+        write.aim(slots)
+        return write.compute()
 
     def begin(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
         self.settings[slot].copy_(torch.tensor([float(getattr(sampling, name)) for name in SETTINGS]))
@@ -185,6 +228,8 @@ class _Step(ABC):
     """One step that can be run plainly, captured, and from then on replayed: `compute` works from GPU memory alone."""
 
     replay: Callable[[], None]
+    # Where a replay leaves the logits of its rows.
+    logits: torch.Tensor
 
     def __init__(self, steps: GraphSteps) -> None:
         self._steps = steps
@@ -193,10 +238,9 @@ class _Step(ABC):
     def compute(self) -> torch.Tensor:
         """Run the step, kernel by kernel; its logits."""
 
-    def capture(self, pool: Any) -> torch.Tensor:
-        """Record the step; where a replay leaves its logits."""
-        self.replay, logits = self._steps.cuda.record(self.compute, pool)
-        return logits
+    def capture(self, pool: Any) -> None:
+        """Record the step."""
+        self.replay, self.logits = self._steps.cuda.record(self.compute, pool)
 
 
 class _Write(_Step):
@@ -222,11 +266,14 @@ class _Write(_Step):
         steps.draw(logits, self._rows, self._one, self._drawn)
         return logits
 
-    def run(self, slots: Sequence[int]) -> Drawn:
+    def aim(self, slots: Sequence[int]) -> None:
         now = [*slots, *[self._nobody] * (self.num_rows - len(slots))]
         if now != self._now:
             self._rows.copy_(torch.tensor(now))
             self._now = now
+
+    def run(self, slots: Sequence[int]) -> Drawn:
+        self.aim(slots)
         self.replay()
         return self._steps.cuda.copy(self._drawn[: len(slots)])
 
@@ -254,8 +301,11 @@ class _Read(_Step):
         steps.draw(logits, rows, begin + count - steps.positions[rows], self._drawn)
         return logits
 
-    def run(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> Drawn | None:
+    def aim(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> None:
         rest = [0] * (self.num_tokens - len(chunk))
         self._what.copy_(torch.tensor([slot, begin, len(chunk), int(is_last), *chunk, *rest]))
+
+    def run(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> Drawn | None:
+        self.aim(slot, chunk, begin, is_last)
         self.replay()
         return self._steps.cuda.copy(self._drawn) if is_last else None

@@ -1,7 +1,8 @@
 """Which matrix kernel runs a checkpoint, chosen by rule and said with its reason; knows no torch, loads nothing.
 
-What each kernel takes is gptqmodel 7.6's own list. A choice is never left to that library: its automatic one
-picks a kernel on compute capability 9.0 that downloads sources while a model loads.
+"deck" is the engine's own (core/engine/deck.py); what each other kernel takes is gptqmodel 7.6's own list. A choice is
+never left to that library: its automatic one picks a kernel on compute capability 9.0 that downloads sources while a
+model loads.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class Kernel:
 # What compiling a kernel takes: CUDA's compiler, a C++ one, and what runs them.
 COMPILERS = ("nvcc", "c++", "ninja")
 ALL_GROUPS = (-1, 16, 32, 64, 128, 256, 512, 1024)
-# Fastest for one chat first. Marlin comes after ExLlamaV2: leaner, slower for one chat, and the only one here that
-# decodes 8 bit without writing the matrix out.
+# Fastest first. The engine's own needs the tensor cores of compute capability 8.0 and takes 4 bit; Marlin is the only
+# one here that decodes 8 bit without writing the matrix out.
 KERNELS = (
+    Kernel("deck", "cuda", (4,), (-1, 32, 64, 128), min_capability=(8, 0), multiple=64),
     Kernel("exllama_v2", "cuda", (4,), (-1, 32, 64, 128), needs_compiler=True, min_capability=(6, 0),
            multiple=32),
     Kernel("marlin", "cuda", (4, 8), (-1, 32, 64, 128), takes_asymmetric=False, needs_compiler=True,

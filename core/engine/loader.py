@@ -6,7 +6,7 @@ transformers' loader is not used: it leaves a missing matrix at random values wi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,9 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from core.checkpoint import Checkpoint
 from core.engine import attention
 from core.engine.kernels import Kernel
-from core.engine.merged import Merging, make_parts
+from core.engine.merged import Members, Merging, make_parts
 from core.engine.quantized import MatrixMaker, Tensors
-from core.engine.shape import PARTS, MatrixGroup, merged_matrices, read_shape
+from core.engine.shape import PARTS, MatrixGroup, mergeable_matrices, merged_matrices, read_shape
 from core.errors import CheckpointError, EngineError
 
 REQUIRED_PARTS = {"qweight", "qzeros", "scales"}
@@ -166,8 +166,10 @@ def fill(
     merged: bool,
 ) -> None:
     """Put every tensor into the model, in the order of the files; a matrix is finished as soon as it is whole."""
-    groups = {name: group for group in merged_matrices(checkpoint) for name in group.sizes} if merged else {}
-    merging = {id(group): Merging(group) for group in groups.values()}
+    own = maker.kernel == "deck"
+    found = same_order(checkpoint) if own else merged_matrices(checkpoint)
+    groups = {name: group for group in found for name in group.sizes} if merged else {}
+    merging = {id(group): Members(group) if own else Merging(group) for group in groups.values()}
     waiting = {name: num_parts(checkpoint, name) for name in matrices if name not in groups}
     parts: dict[str, Tensors] = {name: {} for name in waiting}
     tied = tied_names(model)
@@ -176,7 +178,7 @@ def fill(
         if owner in groups and part in PARTS:
             group = groups[owner]
             if merging[id(group)].put(owner, part, tensor):
-                put_merged(model, group, maker.make(drop_zero_bias(merging.pop(id(group)).tensors)))
+                put_merged(model, group, make_group(maker, merging.pop(id(group))))
         elif owner in parts and part in PARTS:
             parts[owner][part] = tensor
             if len(parts[owner]) == waiting[owner]:
@@ -184,6 +186,31 @@ def fill(
         elif name not in tied and not IGNORED.search(name):
             put_tensor(model, name, tensor.to(maker.device), maker.dtype)
     model.tie_weights()
+
+
+def same_order(checkpoint: Checkpoint) -> list[MatrixGroup]:
+    """The groups of matrices that have their inputs in one order, as those have that were quantized on one input."""
+    if not checkpoint.quantization.act_order:
+        return merged_matrices(checkpoint)
+    groups = mergeable_matrices(checkpoint)
+    wanted = {f"{name}.g_idx" for group in groups for name in group.sizes}
+    orders: dict[str, torch.Tensor] = {}
+    for file in {info.file for name, info in checkpoint.tensors.items() if name in wanted}:
+        with safe_open(checkpoint.folder / file, framework="pt") as source:
+            orders |= {name: source.get_tensor(name) for name in wanted if checkpoint.tensors[name].file == file}
+    return [group for group in groups if all_equal([orders[f"{name}.g_idx"] for name in group.sizes])]
+
+
+def all_equal(tensors: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, tensors[0]) for tensor in tensors)
+
+
+def make_group(maker: MatrixMaker, merging: Merging | Members) -> nn.Module:
+    """The one module of a group whose tensors are all there."""
+    if isinstance(merging, Merging):
+        return maker.make(drop_zero_bias(merging.tensors))
+    has_bias = any("bias" in drop_zero_bias(tensors) for tensors in merging.tensors)
+    return maker.make_of(merging.tensors if has_bias else [drop_zero_bias(one) for one in merging.tensors])
 
 
 def put_merged(model: PreTrainedModel, group: MatrixGroup, merged: nn.Module) -> None:

@@ -39,6 +39,21 @@ class Merging:
         return self._left == 0
 
 
+class Members:
+    """The tensors of a group's members as they are read, for a kernel that puts them beside each other itself."""
+
+    def __init__(self, group: MatrixGroup) -> None:
+        self._left = group.num_parts
+        self.tensors: list[Tensors] = [{} for _ in group.sizes]
+        self._index = {name: index for index, name in enumerate(group.sizes)}
+
+    def put(self, name: str, part: str, tensor: torch.Tensor) -> bool:
+        """Take one member's `part`; True when that was the last one missing."""
+        self.tensors[self._index[name]][part] = tensor
+        self._left -= 1
+        return self._left == 0
+
+
 class MergedPart(nn.Module):
     """One projection of several that are one matrix. They are called in order, the first one first, as models do."""
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.budget import find_card, limited_to, settle
+from core.engine.kernel_check import check_kernel
 from core.engine.kernels import KERNELS, Device, Kernel, choose_kernel, has_compiler
 from core.engine.loader import load_model
 from core.engine.messages import Generate, Load, ModelFacts, Sampling, Stage
@@ -32,7 +33,7 @@ from core.engine.scheduler import Scheduler
 from core.engine.steps import Drawn, EagerSteps, Steps
 from core.engine.vocabulary import find_end_tokens, read_tokenizer
 from core.errors import EngineError
-from core.fit import FitReport, require_fit
+from core.fit import Card, FitReport, require_fit
 from core.gpu import read_snapshot
 
 log = logging.getLogger(__name__)
@@ -85,14 +86,10 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
         kernel, reason, plan, captured = *choose_kernel(checkpoint, device, command.kernel), None, False
     else:
-        card, force = find_card(gpus, device), command.force
-        report = require_fit(checkpoint, card, context_tokens, command.num_slots, command.kernel, force)
-        kernel, reason = planned_kernel(checkpoint, device, command, report)
-        plan, captured = report.plan, report.captured and has_c_compiler()
+        card = find_card(gpus, device)
         use_capturable_stream()
-    if kernel.needs_compiler:
-        progress("compile", STAGE_BEGIN["compile"])
-        compile_kernel(kernel, choose_dtype(checkpoint, kernel, device))
+        kernel, reason, report = ready_kernel(checkpoint, card, device, context_tokens, command, progress)
+        plan, captured = report.plan, report.captured and has_c_compiler()
     chunk_tokens = CHUNK_TOKENS[device.kind]
     with torch.inference_mode(), limited_to(plan, command.force) if plan else nullcontext():
         model = read_weights(checkpoint, kernel, device, captured, progress)
@@ -143,12 +140,34 @@ def find_device() -> Device:
     return Device("cuda", torch.cuda.get_device_capability(0), has_compiler())
 
 
-def planned_kernel(checkpoint: Checkpoint, device: Device, command: Load, report: FitReport) -> tuple[Kernel, str]:
-    """The kernel of the plan, and why: the fastest there is, or a leaner one because the fastest does not fit."""
-    fastest, reason = choose_kernel(checkpoint, device, command.kernel)
-    if fastest.name == report.kernel:
-        return fastest, reason
-    return next(kernel for kernel in KERNELS if kernel.name == report.kernel), "leaner"
+def ready_kernel(
+    checkpoint: Checkpoint, card: Card, device: Device, context_tokens: int, command: Load, progress: Progress
+) -> tuple[Kernel, str, FitReport]:
+    """The fastest kernel that fits, compiled and checked, why it, and the plan.
+
+    One that cannot be compiled here or computes something wrong is left out, unless it was asked for by name.
+    """
+    refused: list[str] = []
+    while True:
+        report = require_fit(
+            checkpoint, card, context_tokens, command.num_slots, command.kernel, command.force, refused
+        )
+        kernel = next(kernel for kernel in KERNELS if kernel.name == report.kernel)
+        dtype = choose_dtype(checkpoint, kernel, device)
+        try:
+            progress("compile", STAGE_BEGIN["compile"])
+            if kernel.needs_compiler:
+                compile_kernel(kernel, dtype)
+            check_kernel(kernel, checkpoint.quantization, dtype, torch.device("cuda:0"))
+        except EngineError as error:
+            if command.kernel is not None:
+                raise
+            log.warning("%s is not used: %s", kernel.name, error)
+            refused.append(kernel.name)
+        else:
+            fastest, reason = choose_kernel(checkpoint, device, command.kernel)
+            is_best = fastest.name == kernel.name
+            return kernel, reason if is_best else "leaner" if fastest.name not in refused else "faster_refused", report
 
 
 def compile_kernel(kernel: Kernel, dtype: torch.dtype) -> None:
@@ -209,13 +228,18 @@ def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -
     log that says why."""
     from triton.errors import TritonError  # type: ignore[import-not-found]
 
+    from core.engine.fused_layer import fuse_head, fuse_layers
     from core.engine.fusing import fuse
-    from core.engine.graphs import GraphSteps
+    from core.engine.graphs import CapturedCache, GraphSteps
+
+    def fuse_steps(cache: CapturedCache, run_step: Callable[[], object]) -> None:
+        num_layers, has_head = fuse_layers(model, cache, run_step), fuse_head(model)
+        log.info("fused: %d layers%s", num_layers, ", the head" if has_head else "")
 
     attention_before = model.config._attn_implementation
     log.info("fused: %s", ", ".join(fuse(model)))
     try:
-        return GraphSteps(slots, chunk_tokens)
+        return GraphSteps(slots, chunk_tokens, fuse=fuse_steps)
     except (RuntimeError, TypeError, TritonError, EngineError) as error:
         log.warning("the steps are not captured: %s: %s", type(error).__name__, error)
     slots.use_attention(attention_before)

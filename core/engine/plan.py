@@ -24,6 +24,10 @@ SEGMENT_BYTES = 20 * MIB
 SMALL_SEGMENT_BYTES = 2 * MIB
 # gptqmodel's ExllamaV2Linear.scratch_space_fixed rounds each of its two terms up by this much.
 EXLLAMA_PAD_BYTES = 128
+# The engine's own kernel writes a matrix out for a chunk in pieces of this: enough outputs at once for a large card.
+DECK_WRITTEN_BYTES = 192 * MIB
+# How many columns of the cache one block of threads looks at, in that kernel's attention (cuda/rows.cu).
+ATTENTION_SEGMENT = 128
 # What NVML counts for a captured step, by layer: 50 KiB on an H200 with 7B and 13B, whose layers are 13 kernels.
 LAYER_GRAPH_BYTES = 64 * 1024
 # Marlin sums in float32 in a tile for each multiprocessor: SMs * 64 * 256 values; 170 SMs is the largest card's.
@@ -86,7 +90,7 @@ def make_plan(
         activations = captured_activation_bytes(shape, kernel, chunk_tokens, num_slots)
     return MemoryPlan(
         weights=weight_bytes(shape, kernel),
-        scratch=scratch_bytes(shape, kernel, chunk_tokens),
+        scratch=scratch_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots),
         kv_cache=kv_cache_bytes(shape, context_tokens, num_slots),
         activations=activations,
         pool=pool_bytes(max(activations, plain)) if captured else 0,
@@ -142,6 +146,7 @@ def weight_bytes(shape: ModelShape, kernel: str) -> int:
 def matrix_bytes(matrix: Matrix, kernel: str) -> int:
     """One quantized matrix: codes [in * bits / 32, out], zeros [groups, out * bits / 32], scales [groups, out].
 
+    The engine's own kernel keeps codes and scales, zeros only where they are not all 8.
     ExLlamaV2, Triton and Torch keep the checkpoint's own parts; ExLlamaV2 adds a permutation and its inverse (2 bytes
     an input) with act-order. Marlin drops the zeros, and the group index unless groups are in act-order.
     """
@@ -150,6 +155,10 @@ def matrix_bytes(matrix: Matrix, kernel: str) -> int:
     scales = blocks(matrix.groups * matrix.columns * HALF_BYTES)
     index = blocks(matrix.rows * INT_BYTES)
     bias = blocks(matrix.columns * HALF_BYTES) if matrix.has_bias else 0
+    if kernel == "deck":
+        # Scales and zeros in half precision; an order and where it puts each input.
+        ordered = 2 * index if matrix.act_order and matrix.groups > 1 else 0
+        return codes + scales * (1 if matrix.symmetric else 2) + ordered + bias
     if kernel == "marlin":
         ordered = 2 * index if matrix.act_order and matrix.groups > 1 else 0
         return codes + scales + ordered + bias + BLOCK_BYTES * 2
@@ -157,14 +166,30 @@ def matrix_bytes(matrix: Matrix, kernel: str) -> int:
     return codes + zeros + scales + index + permutation + bias
 
 
-def scratch_bytes(shape: ModelShape, kernel: str, chunk_tokens: int) -> int:
-    """ExLlamaV2 writes a matrix out in half precision for long inputs, into one scratch for all matrices."""
+def scratch_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, context_tokens: int, num_slots: int) -> int:
+    """What a kernel keeps beside the weights, for all of them: room to write a matrix out in half precision.
+
+    ExLlamaV2 takes that for the largest whole and a product in float32; the engine's own for a piece, and what its
+    attention's blocks of threads tell each other.
+    """
+    if kernel == "deck":
+        largest = max((matrix.rows * matrix.columns * HALF_BYTES for matrix, _ in shape.matrices), default=0)
+        return blocks(min(largest, DECK_WRITTEN_BYTES)) + attention_bytes(shape, context_tokens, num_slots)
     if kernel != "exllama_v2":
         return 0
     return max(
         matrix.rows * matrix.columns * HALF_BYTES + matrix.columns * chunk_tokens * FLOAT_BYTES + 2 * EXLLAMA_PAD_BYTES
         for matrix, _ in shape.matrices
     )
+
+
+def attention_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
+    """For each head of each slot and each segment of the context a sum of values, its weight and its largest score, in
+    float32; and a counter a head."""
+    heads = num_slots * shape.num_heads
+    segments = context_tokens // ATTENTION_SEGMENT + 1
+    sums = blocks(heads * segments * shape.head_dim * FLOAT_BYTES)
+    return sums + 2 * blocks(heads * segments * FLOAT_BYTES) + blocks(heads * INT_BYTES)
 
 
 def kv_cache_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
@@ -220,8 +245,11 @@ def transient_bytes(matrix: Matrix, kernel: str, rows: int) -> int:
     if kernel == "torch":
         # Codes as 4-byte words, and the result, while it is being written out.
         return written_out + 2 * matrix.rows * matrix.columns * INT_BYTES
+    reordered = rows * matrix.rows * HALF_BYTES if matrix.act_order else 0
+    if kernel == "deck":
+        return reordered
     if kernel == "marlin":
-        return MARLIN_REDUCE_BYTES + (rows * matrix.rows * HALF_BYTES if matrix.act_order else 0)
+        return MARLIN_REDUCE_BYTES + reordered
     return 0
 
 
@@ -262,9 +290,9 @@ def graph_bytes(shape: ModelShape, num_slots: int, chunk_tokens: int) -> int:
 
 
 def loading_bytes(shape: ModelShape, kernel: str, merged: bool) -> int:
-    """What finishing a matrix needs for a moment: Marlin writes each one's codes anew, from a staging buffer, and what
-    is merged is read first and then put where it stays."""
-    if kernel != "marlin" and not merged:
+    """What finishing a matrix needs for a moment: Marlin and the engine's own kernel write its codes anew, from a
+    staging buffer, and what is merged is read first and then put where it stays."""
+    if kernel not in ("marlin", "deck") and not merged:
         return 0
     return max(blocks(matrix.rows * matrix.columns * matrix.bits // 8) for matrix, _ in shape.matrices)
 

@@ -6,7 +6,7 @@ module of ours, because its wrapper costs more than the matrix for one token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,10 @@ from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 from torch import nn
 
 from core.checkpoint import Quantization
+from core.engine.deck import DeckLinear, kernels_for
+from core.engine.packing import BLOCK, SYMMETRIC_WORDS, TILE, PackedMatrix, by_tile, input_order, unpack
+from core.engine.plan import DECK_WRITTEN_BYTES, HALF_BYTES
+from core.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
 CLASSES: dict[str, type[GPTQQuantLinear]] = {
@@ -37,8 +41,8 @@ CLASSES: dict[str, type[GPTQQuantLinear]] = {
 class MatrixMaker:
     """Makes the modules of one model. ExLlamaV2's matrices share one scratch space, as large as the largest needs.
 
-    Marlin writes each matrix anew. Its codes come through one staging buffer, and what it does not keep stays where it
-    was read: freed pieces between what stays would be lost to everything larger.
+    Marlin and the engine's own kernel write each matrix anew. Its codes come through one staging buffer, and what is
+    not kept stays where it was read: freed pieces between what stays would be lost to everything larger.
     """
 
     kernel: str
@@ -47,11 +51,12 @@ class MatrixMaker:
     device: torch.device
     scratch: ScratchSpace | None = None
     staging: torch.Tensor | None = None
+    written: torch.Tensor | None = None
 
     @property
     def reading_device(self) -> torch.device:
         """Where a matrix's tensors are read to, before `make`."""
-        return torch.device("cpu") if self.kernel == "marlin" else self.device
+        return torch.device("cpu") if self.kernel in ("marlin", "deck") else self.device
 
     def reserve(self, shapes: set[tuple[int, int]], max_rows: int) -> None:
         """Allocate what the kernel needs beside the weights, for the largest of `shapes` (in, out)."""
@@ -61,12 +66,17 @@ class MatrixMaker:
                 for in_features, out_features in shapes
             )
             self.scratch = ScratchSpace(scratch_bytes=num_bytes, dev=self.device)
-        elif self.kernel == "marlin":
+        elif self.kernel in ("marlin", "deck"):
             words = max(rows * columns for rows, columns in shapes) * self.quantization.bits // 32
             self.staging = torch.empty(words, dtype=torch.int32, device=self.device)
+        if self.kernel == "deck":
+            largest = min(DECK_WRITTEN_BYTES, max(rows * columns for rows, columns in shapes) * HALF_BYTES)
+            self.written = torch.empty(largest // HALF_BYTES, dtype=self.dtype, device=self.device)
 
     def make(self, tensors: Tensors) -> nn.Module:
         """The module for one matrix from its qweight, qzeros, scales, and where there are any g_idx and bias."""
+        if self.kernel == "deck":
+            return self.make_of([tensors])
         module = self._fill(self._staged(tensors))
         if isinstance(module, ExllamaV2Linear):
             module.post_init(self.scratch)
@@ -77,6 +87,31 @@ class MatrixMaker:
         else:
             module.post_init()
         return module
+
+    def make_of(self, members: Sequence[Tensors]) -> nn.Module:
+        """One module for the matrices `members`, which share their input, for the engine's own kernel."""
+        staging, written = self.staging, self.written
+        assert staging is not None and written is not None
+        symmetric = self.quantization.symmetric
+        kernels = kernels_for(self.dtype, self.quantization.group_size, not symmetric, self.device)
+        words = [tensors["qweight"] for tensors in members]
+        tiles, offset = sum(word.shape[1] for word in words) // TILE, int(self.quantization.format == "gptq")
+        codes = torch.empty((tiles, words[0].shape[0] * 8 // BLOCK, 32, 4), dtype=torch.int32, device=self.device)
+        scales = [by_tile(tensors["scales"].to(self.device), self.dtype) for tensors in members]
+        zeros = None
+        if symmetric:
+            check_symmetric(members, self.quantization.format)
+        else:
+            zeros = [by_tile(unpack(one["qzeros"].to(self.device), 1) + offset & 15, self.dtype) for one in members]
+        order = input_order(members[0].get("g_idx"))
+        order = None if order is None else order.to(self.device)
+        first_tile = 0
+        for word in words:
+            kernels.pack(staging[: word.numel()].view(word.shape).copy_(word), order, codes, first_tile)
+            first_tile += word.shape[1] // TILE
+        bias = torch.cat([one["bias"] for one in members]) if "bias" in members[0] else None
+        matrix = PackedMatrix(codes, torch.cat(scales), None if zeros is None else torch.cat(zeros), order)
+        return DeckLinear(matrix, None if bias is None else bias.to(self.device, self.dtype), kernels, written)
 
     def _staged(self, tensors: Tensors) -> Tensors:
         if self.staging is None:
@@ -124,6 +159,14 @@ class MatrixMaker:
         elif module.REQUIRES_FORMAT_V2:
             convert_gptq_v1_to_v2_format_module(module, bits=bits, pack_dtype=torch.int32)
         return module.eval()
+
+
+def check_symmetric(members: Sequence[Tensors], quantization_format: str) -> None:
+    """Raise CheckpointError where a matrix that says it is symmetric has zeros elsewhere than in the middle."""
+    wanted = SYMMETRIC_WORDS[quantization_format]
+    found = [int(zeros[zeros != wanted][0]) for tensors in members if (zeros := tensors["qzeros"]).ne(wanted).any()]
+    if found:
+        raise CheckpointError("zeros_not_symmetric", found=f"{found[0] & 0xFFFFFFFF:#010x}")
 
 
 def set_tensor(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:

@@ -32,6 +32,7 @@ class Matrix:
     groups: int
     act_order: bool
     has_bias: bool
+    symmetric: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,13 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
 def merged_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
     """The groups of matrices that the engine keeps as one: query, key and value; gate and up.
 
-    Not in act-order: there each matrix may have its inputs in an order of its own.
+    Not in act-order: there each matrix may have its inputs in an order of its own, which only its tensors tell.
     """
-    if checkpoint.quantization.act_order:
-        return []
+    return [] if checkpoint.quantization.act_order else mergeable_matrices(checkpoint)
+
+
+def mergeable_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
+    """The groups of matrices that are alike but, perhaps, for the order of their inputs."""
     groups = []
     for name in checkpoint.tensors:
         owner, _, last = name.removesuffix(".qweight").rpartition(".")
@@ -145,7 +149,11 @@ def _matrices(checkpoint: Checkpoint, merged: bool) -> list[Matrix]:
         group = groups_of.get(name.removesuffix(".qweight"))
         if group is None or name == f"{next(iter(group.sizes))}.qweight":
             columns = group.columns if group else columns
-            found.append(Matrix(rows, columns, quantization.bits, groups, quantization.act_order, has_bias))
+            found.append(
+                Matrix(
+                    rows, columns, quantization.bits, groups, quantization.act_order, has_bias, quantization.symmetric
+                )
+            )
     return found
 
 

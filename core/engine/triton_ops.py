@@ -319,16 +319,17 @@ def _draw(logits, scratch, rows, settings, seeds, seen, tokens, positions, step,
     is_greedy = temperature < 1e-5
     divisor = tl.where(is_greedy, 1.0, temperature)
     scores = scratch + row * size
-    top, broken = float("-inf"), 0
+    tops, broken = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
     for at in range(0, size, BLOCK):
         places = at + tl.arange(0, BLOCK)
         score = tl.load(logits + row * size + places, mask=places < size, other=float("-inf")).to(tl.float32)
         is_seen = tl.load(seen + slot * size + places, mask=places < size, other=0) > 0
         score = tl.where(is_seen, tl.where(score > 0, score / penalty, score * penalty), score) / divisor
-        broken += tl.sum((score != score).to(tl.int32), 0)
-        top = tl.maximum(top, tl.max(score, 0))
+        broken = broken | (score != score).to(tl.int32)
+        tops = tl.maximum(tops, score)
         tl.store(scores + places, score, mask=places < size)
     tl.debug_barrier()
+    top, is_broken = tl.max(tops, 0), tl.max(broken, 0) > 0
     border = float("-inf")
     if is_greedy:
         border = top
@@ -351,20 +352,22 @@ def _draw(logits, scratch, rows, settings, seeds, seen, tokens, positions, step,
         if min_p > 0:
             border = tl.minimum(tl.maximum(border, top + tl.log(min_p)), top)
     key = tl.load(seeds + slot) + position.to(tl.int64) * 0x1E3779B97F4A7C15
-    best, token = float("-inf"), 0
+    bests, spots = tl.full([BLOCK], float("-inf"), tl.float32), tl.zeros([BLOCK], tl.int32)
     for at in range(0, size, BLOCK):
         places = at + tl.arange(0, BLOCK)
         score = tl.load(scores + places, mask=places < size, other=float("-inf"))
-        luck = tl.where(is_greedy, 0.0, -tl.log(-tl.log(tl.maximum(tl.rand(key, places), 1e-10))))
-        score = tl.where(score >= border, score + luck, float("-inf"))
-        value, place = tl.max(score, 0), tl.argmax(score, 0)
-        token = tl.where(value > best, at + place, token)
-        best = tl.maximum(best, value)
+        score = tl.where(score >= border, score, float("-inf"))
+        if not is_greedy:
+            score += -tl.log(-tl.log(tl.maximum(tl.rand(key, places), 1e-10)))
+        spots = tl.where(score > bests, places, spots)
+        bests = tl.maximum(bests, score)
+    # Of equals the first.
+    token = tl.min(tl.where(bests == tl.max(bests, 0), spots, size - 1), 0)
     if slot < num_slots:
         tl.store(seen + slot * size + token, 1)
         tl.store(tokens + slot, token.to(tl.int64))
         tl.store(positions + slot, position)
-    tl.store(drawn + row, tl.where(broken > 0, -1, token).to(tl.int64))
+    tl.store(drawn + row, tl.where(is_broken, -1, token).to(tl.int64))
 
 
 def draw_all(

@@ -1,0 +1,427 @@
+// Products of few rows with 4-bit matrices, or with half-precision ones, on tensor cores; and a matrix written out.
+// Knows no model. Compiled for one group size: HALVES is how many 32 inputs share a scale (0: all do), ZEROS whether
+// zeros are stored (else 8).
+//
+// A tile is 16 outputs. 64 inputs of a tile are 512 bytes, 16 for each of a warp's 32 lanes: 4 words for 4 products of
+// m16n8k16, whose A is the weights and whose B the activations. Inputs are taken in an order in which 8 that one lane
+// needs lie beside each other: lane 4g+t takes, of each 32, inputs 8t..8t+7, for outputs g and g+8.
+// The inputs are summed in PARTS parts, then the parts in order, however many rows there are: what comes out for a row
+// does not depend on the others.
+
+#define HEAD_PARTS 8
+enum { PLAIN, ADDED, GATED };
+
+#if BF16
+#define TYPES "bf16.bf16"
+#else
+#define TYPES "f16.f16"
+#endif
+
+__device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// What turns the bits of codes into codes less their zero: for outputs g (even words) and g+8 (odd ones).
+struct Zero {
+    u32 even, odd;
+};
+__device__ __forceinline__ Zero zero_of(float even, float odd);
+__device__ __forceinline__ Zero zero_of(u32 pair) { return zero_of(low(pair), high(pair)); }
+
+#if BF16
+// 128 + code has the code in its last bits.
+__device__ __forceinline__ u32 minus(u32 bits, u32 zero) {
+    u32 r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(bits), "r"(0x3f803f80u), "r"(zero));
+    return r;
+}
+__device__ __forceinline__ Zero zero_of(float even, float odd) {
+    return {twice(to_half(-128.0f - even)), twice(to_half(-128.0f - odd))};
+}
+__device__ __forceinline__ void codes_of(u32 word, Zero zero, u32* a) {
+    a[0] = minus((word & 0x000f000f) | 0x43004300, zero.even);
+    a[1] = minus((word >> 4 & 0x000f000f) | 0x43004300, zero.odd);
+    a[2] = minus((word >> 8 & 0x000f000f) | 0x43004300, zero.even);
+    a[3] = minus((word >> 12 & 0x000f000f) | 0x43004300, zero.odd);
+}
+#else
+// 1024 + code has the code in its last bits, 1024 + 16 * code four bits higher.
+__device__ __forceinline__ u32 masked(u32 word, u32 mask) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(word), "r"(mask), "r"(0x64006400u));
+    return r;
+}
+__device__ __forceinline__ Zero zero_of(float even, float odd) {
+    return {twice(to_half(-1024.0f - even)), twice(to_half(-64.0f - odd))};
+}
+__device__ __forceinline__ u32 plus(u32 bits, u32 zero) {
+    u32 r;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(bits), "r"(zero));
+    return r;
+}
+__device__ __forceinline__ u32 sixteenth_plus(u32 bits, u32 zero) {
+    u32 r;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(bits), "r"(0x2c002c00u), "r"(zero));
+    return r;
+}
+__device__ __forceinline__ void codes_of(u32 word, Zero zero, u32* a) {
+    const u32 shifted = word >> 8;
+    a[0] = plus(masked(word, 0x000f000f), zero.even);
+    a[1] = sixteenth_plus(masked(word, 0x00f000f0), zero.odd);
+    a[2] = plus(masked(shifted, 0x000f000f), zero.even);
+    a[3] = sixteenth_plus(masked(shifted, 0x00f000f0), zero.odd);
+}
+#endif
+
+// 4-bit codes with their scales. `scales`, and `zeros` where there are any: [tiles][groups][8] pairs, of outputs g and
+// g+8.
+struct Packed {
+    const uint4* codes;
+    const u32* scales;
+    const u32* zeros;
+    int blocks, groups;
+};
+
+// How many blocks of 64 inputs are taken at once, whole groups where those are not larger, and how many scales that is.
+#define UNIT (HALVES > 2 ? HALVES / 2 : 1)
+#define SCALES (HALVES == 1 ? 2 : 1)
+#define EACH (2 * UNIT / SCALES)
+#if HALVES
+#define GROUP_OF(unit) ((unit) * SCALES)
+#else
+#define GROUP_OF(unit) 0
+#endif
+
+// The weights on their way from memory, for one warp: every lane fetches into shared memory what it will read itself.
+// Each turn is a unit of CT tiles. The turns go on from one tile to the block's next.
+template <int CT, int DEPTH>
+struct Arriving {
+    uint4 codes[DEPTH][UNIT * CT][32];
+    u32 scales[DEPTH][SCALES * CT][32];
+#if ZEROS
+    u32 zeros[DEPTH][SCALES * CT][32];
+#endif
+};
+
+__device__ __forceinline__ void fetch16(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+}
+__device__ __forceinline__ void fetch4(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+}
+
+// x [rows, inputs] -> out [rows, outputs]: PLAIN; plus `added`; or GATED, silu of the first half of the outputs times the
+// second, each put where `places` says, if there are any.
+// NT * 8 rows at most. A warp takes one part of the inputs of CT tiles, a block all parts; then its next CT tiles.
+// NORMED: x is one row, taken through RMSNorm (`norm`, `eps`) and put where `x_places` says, if there are any, first.
+template <int PARTS, int NT, int CT, int DEPTH, int FINISH, bool NORMED>
+__device__ __forceinline__ void multiply_packed(const Packed weights, const u16* x, int x_row, u16* out, int out_row,
+                                                const u16* bias, const u16* added, const int* places, int rows,
+                                                int tiles, const u16* norm, const int* x_places, float eps) {
+    constexpr int COLUMNS = CT * 16, ROWS = NT * 8;
+    // Two sets of sums take turns, so that one barrier a turn is enough; large ones have room for one set only.
+    constexpr int SETS = ROWS * COLUMNS > 512 ? 1 : 2;
+    extern __shared__ uint4 shared[];
+    Arriving<CT, DEPTH>& arriving = ((Arriving<CT, DEPTH>*)shared)[threadIdx.x / 32];
+    float* sums = (float*)((Arriving<CT, DEPTH>*)shared + PARTS);  // [SETS][PARTS][ROWS][COLUMNS]
+    u16* normed = (u16*)(sums + SETS * PARTS * ROWS * COLUMNS);
+    const int lane = threadIdx.x % 32, part = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int units = weights.blocks / UNIT, begin = units * part / PARTS, end = units * (part + 1) / PARTS;
+    const int num_turns = (tiles + CT - 1) / CT;
+    auto tile_of = [&](int turn, int c) {
+        return min(FINISH == GATED ? turn * CT / 2 + c / 2 + c % 2 * (tiles / 2) : turn * CT + c, tiles - 1);
+    };
+
+    int coming_turn = blockIdx.x, coming = begin, slot = 0;
+    const uint4* from_codes[CT];
+    const u32* from_scales[CT];
+#if ZEROS
+    const u32* from_zeros[CT];
+#endif
+    auto aim = [&]() {
+#pragma unroll
+        for (int c = 0; c < CT; c++) {
+            const int tile = tile_of(coming_turn, c);
+            from_codes[c] = weights.codes + ((i64)tile * weights.blocks + begin * UNIT) * 32 + lane;
+            from_scales[c] = weights.scales + ((i64)tile * weights.groups + GROUP_OF(begin)) * 8 + g;
+#if ZEROS
+            from_zeros[c] = weights.zeros + ((i64)tile * weights.groups + GROUP_OF(begin)) * 8 + g;
+#endif
+        }
+    };
+    auto fetch = [&](int into) {
+        if (coming_turn < num_turns) {
+#pragma unroll
+            for (int c = 0; c < CT; c++) {
+#pragma unroll
+                for (int b = 0; b < UNIT; b++) fetch16(&arriving.codes[into][b * CT + c][lane], from_codes[c] + b * 32);
+                from_codes[c] += UNIT * 32;
+#pragma unroll
+                for (int i = 0; i < SCALES; i++) {
+                    fetch4(&arriving.scales[into][i * CT + c][lane], from_scales[c] + i * 8);
+#if ZEROS
+                    fetch4(&arriving.zeros[into][i * CT + c][lane], from_zeros[c] + i * 8);
+#endif
+                }
+#if HALVES
+                from_scales[c] += SCALES * 8;
+#if ZEROS
+                from_zeros[c] += SCALES * 8;
+#endif
+#endif
+            }
+            if (++coming == end) {
+                coming = begin, coming_turn += gridDim.x;
+                if (coming_turn < num_turns) aim();
+            }
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+    if (begin < end) {
+        aim();
+#pragma unroll
+        for (int u = 0; u < DEPTH; u++) fetch(u);
+    }
+    let_next_come();
+    wait_for_previous();
+
+    if (NORMED) {
+        const float by = norm_of(x, weights.blocks * 64, eps, sums);
+        put_normed(x, weights.blocks * 64, by, norm, x_places, normed);
+        __syncthreads();
+        x = normed;
+    }
+    // Rows that are not there read the last one's inputs: what they get is written nowhere.
+    const uint4* from_x[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+        from_x[n] = (const uint4*)(x + min(n * 8 + g, rows - 1) * x_row + begin * UNIT * 64 + t * 8);
+    uint4 next[2];
+    if (NT == 1 && begin < end) next[0] = from_x[0][0], next[1] = from_x[0][4];
+    int side = 0;
+    for (int turn = blockIdx.x; turn < num_turns; turn += gridDim.x, side = SETS - 1 - side) {
+        float total[CT][NT][4] = {};
+        int at = 0;
+        for (int unit = begin; unit < end; unit++) {
+            asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
+            // Two sums take turns: one product need not wait for the one before.
+            float sum[2][CT][NT][4] = {};
+#pragma unroll
+            for (int b = 0; b < UNIT; b++) {
+                uint4 now[CT];
+#pragma unroll
+                for (int c = 0; c < CT; c++) now[c] = arriving.codes[slot][b * CT + c][lane];
+                const int after = b + 1 == UNIT && unit + 1 == end ? 0 : at + 8;
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int half = b * 2 + h;
+                    uint4 with[NT];
+#pragma unroll
+                    for (int n = 0; n < NT; n++) with[n] = NT == 1 ? next[h] : from_x[n][at + h * 4];
+                    if (NT == 1) next[h] = from_x[0][after + h * 4];
+#pragma unroll
+                    for (int c = 0; c < CT; c++) {
+#if ZEROS
+                        const Zero less = zero_of(arriving.zeros[slot][half / EACH * CT + c][lane]);
+#else
+                        const Zero less = zero_of(8.0f, 8.0f);
+#endif
+                        u32 a[4];
+                        codes_of(h ? now[c].z : now[c].x, less, a);
+#pragma unroll
+                        for (int n = 0; n < NT; n++) multiply_add(sum[0][c][n], a, with[n].x, with[n].y);
+                        codes_of(h ? now[c].w : now[c].y, less, a);
+#pragma unroll
+                        for (int n = 0; n < NT; n++) multiply_add(sum[1][c][n], a, with[n].z, with[n].w);
+                        if ((half + 1) % EACH == 0) {
+                            const u32 scale = arriving.scales[slot][half / EACH * CT + c][lane];
+#pragma unroll
+                            for (int n = 0; n < NT; n++)
+#pragma unroll
+                                for (int i = 0; i < 4; i++) {
+                                    const float both = sum[0][c][n][i] + sum[1][c][n][i];
+                                    total[c][n][i] += both * (i < 2 ? low(scale) : high(scale));
+                                    sum[0][c][n][i] = sum[1][c][n][i] = 0.0f;
+                                }
+                        }
+                    }
+                }
+                at = after;
+            }
+            fetch(slot);
+            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+        }
+        // total[.][.][0..3]: outputs g, g, g+8, g+8 of rows 2t, 2t+1, 2t, 2t+1.
+        float* all = sums + side * PARTS * ROWS * COLUMNS;
+#pragma unroll
+        for (int c = 0; c < CT; c++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    all[(part * ROWS + n * 8 + t * 2 + i % 2) * COLUMNS + c * 16 + g + i / 2 * 8] = total[c][n][i];
+        __syncthreads();
+        constexpr int WIDE = FINISH == GATED ? COLUMNS / 2 : COLUMNS;
+        for (int at = threadIdx.x; at < rows * WIDE; at += PARTS * 32) {
+            const int row = at / WIDE, place = at % WIDE, output = turn * WIDE + place;
+            auto value = [&](int column, int of) {
+                float whole = 0.0f;
+#pragma unroll
+                for (int one = 0; one < PARTS; one++) whole += all[(one * ROWS + row) * COLUMNS + column];
+                return round_half(bias ? whole + to_float(bias[of]) : whole);
+            };
+            if (FINISH == GATED) {
+                if (output >= tiles * 8) continue;
+                const int column = place / 16 * 32 + place % 16;
+                const float gate = value(column, output), up = value(column + 16, output + tiles * 8);
+                const int place_out = places ? places[output] : output;
+                out[row * out_row + place_out] = to_half(round_half(gate / (1.0f + __expf(-gate))) * up);
+            } else {
+                if (output >= tiles * 16) continue;
+                const float whole = value(place, output);
+                out[row * out_row + output] =
+                    FINISH == ADDED ? to_half(whole + to_float(added[row * out_row + output])) : to_half(whole);
+            }
+        }
+        if (SETS == 1) __syncthreads();
+    }
+}
+
+#define PACKED(NAME, PARTS, NT, CT, DEPTH, FINISH, NORMED, MIN_BLOCKS)                                                \
+    extern "C" __global__ void __launch_bounds__(PARTS * 32, MIN_BLOCKS)                                              \
+        NAME(const uint4* codes, const u32* scales, const u32* zeros, const u16* x, u16* out, const u16* bias,        \
+             const u16* added, const int* places, int x_row, int out_row, int rows, int tiles, int blocks,            \
+             int groups, const u16* norm, const int* x_places, float eps) {                                           \
+        multiply_packed<PARTS, NT, CT, DEPTH, FINISH, NORMED>(Packed{codes, scales, zeros, blocks, groups}, x, x_row,  \
+                                                              out, out_row, bias, added, places, rows, tiles, norm,   \
+                                                              x_places, eps);                                         \
+    }
+
+VARIANTS
+
+// A half-precision matrix [outputs, inputs] as it is, for the head: the same parts, and the same order of sums.
+template <int NT, int AHEAD>
+__device__ __forceinline__ void multiply_plain(const u16* weights, const u16* x, int x_row, u16* out, int out_row,
+                                               int rows, int outputs, int blocks) {
+    constexpr int ROWS = NT * 8;
+    extern __shared__ float sums[];  // [HEAD_PARTS][ROWS][16]
+    const int lane = threadIdx.x % 32, part = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int begin = blocks * part / HEAD_PARTS, end = blocks * (part + 1) / HEAD_PARTS;
+    const u16 *line[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        line[i] = weights + (i64)min((int)blockIdx.x * 16 + g + i * 8, outputs - 1) * blocks * 64 + t * 8;
+    uint4 ahead[AHEAD][2][2];
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                if (begin + u < end) ahead[u][i][h] = read_weights(line[i] + (begin + u) * 64 + h * 32);
+    let_next_come();
+    wait_for_previous();
+    float total[NT][4] = {};
+    for (int base = begin; base < end; base += AHEAD) {
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            const int block = base + u;
+            if (block >= end) break;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const uint4 even = ahead[u][0][h], odd = ahead[u][1][h];
+                if (block + AHEAD < end) {
+                    ahead[u][0][h] = read_weights(line[0] + (block + AHEAD) * 64 + h * 32);
+                    ahead[u][1][h] = read_weights(line[1] + (block + AHEAD) * 64 + h * 32);
+                }
+                const u32 first[4] = {even.x, odd.x, even.y, odd.y}, second[4] = {even.z, odd.z, even.w, odd.w};
+#pragma unroll
+                for (int n = 0; n < NT; n++) {
+                    const uint4 with = n * 8 + g < rows
+                                           ? read16(x + (i64)(n * 8 + g) * x_row + block * 64 + h * 32 + t * 8)
+                                           : make_uint4(0, 0, 0, 0);
+                    multiply_add(total[n], first, with.x, with.y);
+                    multiply_add(total[n], second, with.z, with.w);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[(part * ROWS + n * 8 + t * 2 + i % 2) * 16 + g + i / 2 * 8] = total[n][i];
+    __syncthreads();
+    for (int at = threadIdx.x; at < rows * 16; at += 256) {
+        const int output = blockIdx.x * 16 + at % 16;
+        float whole = 0.0f;
+#pragma unroll
+        for (int one = 0; one < HEAD_PARTS; one++) whole += sums[(one * ROWS + at / 16) * 16 + at % 16];
+        if (output < outputs) out[(i64)(at / 16) * out_row + output] = to_half(whole);
+    }
+}
+
+#define HEAD(NAME, NT, AHEAD)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                                 \
+        NAME(const u16* weights, const u16* x, u16* out, int x_row, int out_row, int rows, int outputs, int blocks) { \
+        multiply_plain<NT, AHEAD>(weights, x, x_row, out, out_row, rows, outputs, blocks);                            \
+    }
+HEAD(head_8, 1, 2)
+HEAD(head_16, 2, 2)
+HEAD(head_32, 4, 2)
+
+// Tiles from `first_tile` on, written out as [outputs, inputs] in half precision: a block a tile.
+extern "C" __global__ void __launch_bounds__(256)
+    write_out(const uint4* codes, const u32* scales, const u32* zeros, u16* out, int first_tile, int blocks, int groups) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, tile = first_tile + blockIdx.x;
+    wait_for_previous();
+    for (int block = threadIdx.x / 32; block < blocks; block += 8) {
+        const uint4 now = read_weights(codes + ((i64)tile * blocks + block) * 32 + lane);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const i64 at = ((i64)tile * groups + (HALVES ? (block * 2 + h) / (HALVES ? HALVES : 1) : 0)) * 8 + g;
+            const u32 scale = __ldg(scales + at);
+#if ZEROS
+            const Zero zero = zero_of(__ldg(zeros + at));
+#else
+            const Zero zero = zero_of(8.0f, 8.0f);
+#endif
+            u32 first[4], second[4];
+            codes_of(h ? now.z : now.x, zero, first);
+            codes_of(h ? now.w : now.y, zero, second);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float by = i ? high(scale) : low(scale);
+                const u32 codes_here[4] = {first[i], first[i + 2], second[i], second[i + 2]};
+                u32 done[4];
+#pragma unroll
+                for (int w = 0; w < 4; w++) done[w] = pack(low(codes_here[w]) * by, high(codes_here[w]) * by);
+                u16* to = out + ((i64)blockIdx.x * 16 + g + i * 8) * blocks * 64 + block * 64 + h * 32 + t * 8;
+                *(uint4*)to = make_uint4(done[0], done[1], done[2], done[3]);
+            }
+        }
+    }
+    let_next_come();
+}
+
+// A checkpoint's words [inputs / 8, outputs], 8 codes of one output each, as codes in the order above: a block of threads
+// for 64 inputs of a tile. `order` [inputs] says which input each place takes; none: in order.
+extern "C" __global__ void __launch_bounds__(128)
+    pack(const u32* words, const int* order, u32* codes, int blocks, int outputs, int first_tile) {
+    const int word = threadIdx.x % 4, lane = threadIdx.x / 4, g = lane / 4, t = lane % 4;
+    const int input = blockIdx.x * 64 + word / 2 * 32 + t * 8 + word % 2 * 4;
+    u32 packed = 0;
+#pragma unroll
+    for (int place = 0; place < 4; place++) {
+        const int from = order ? order[input + place] : input + place;
+#pragma unroll
+        for (int side = 0; side < 2; side++) {
+            const u32 code = words[(i64)(from / 8) * outputs + blockIdx.y * 16 + side * 8 + g] >> from % 8 * 4 & 15;
+            packed |= code << (side * 4 + place / 2 * 8 + place % 2 * 16);
+        }
+    }
+    codes[((i64)(first_tile + blockIdx.y) * blocks + blockIdx.x) * 128 + threadIdx.x] = packed;
+}

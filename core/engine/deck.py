@@ -1,0 +1,247 @@
+"""A 4-bit matrix for the kernels of cuda/matrices.cu: few rows on tensor cores from the codes, many written out first.
+
+Knows no model. What comes out for a row is the same whatever rows are beside it, up to MAX_CODE_ROWS of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from core.engine.nvrtc import CudaKernel, CudaModule
+from core.engine.packing import BLOCK, TILE, PackedMatrix
+
+SOURCES = Path(__file__).parent / "cuda"
+NUM_THREADS = 256
+PACK_THREADS = 128
+HEAD_PARTS = 8
+# How many inputs of one row a block keeps normed in shared memory.
+MAX_NORMED = 8192
+FINISHES = ("plain", "added", "gated")
+# Up to here reading the codes again for every 32 rows costs less than writing the matrix out.
+MAX_CODE_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How a kernel takes up to 8 * `row_tiles` rows: `tiles` of outputs and `depth` units on their way for each warp.
+    `blocks` of 8 warps are on a multiprocessor at least, half as many of 16."""
+
+    row_tiles: int
+    tiles: int
+    depth: int
+    blocks: int
+    normed: bool = False
+
+
+# Found by trying on an H200.
+VARIANTS = {
+    "narrow": Variant(1, 1, 4, 4),
+    # Many outputs: two tiles share the inputs.
+    "wide": Variant(1, 2, 2, 3),
+    # One row, through RMSNorm first.
+    "normed": Variant(1, 2, 2, 3, normed=True),
+    "rows16": Variant(2, 2, 3, 2),
+    "rows32": Variant(4, 1, 4, 2),
+    "rows32wide": Variant(4, 2, 2, 2),
+}
+HEAD_ROWS = (8, 16, 32)
+# From this many inputs on, and for few outputs, 16 warps share a tile's inputs: what one does takes too long.
+LONG_INPUTS = 8192
+# What 16 warps of every variant need of shared memory.
+SHARED_BYTES_16 = 220_000
+
+
+def choose_variant(rows: int, is_wide: bool, finish: str) -> str:
+    """The variant for up to 32 rows. A gated product takes a gate's tile with its partner."""
+    if rows > 16:
+        return "rows32wide" if finish == "gated" else "rows32"
+    if rows > 8:
+        return "rows16"
+    return "wide" if finish == "gated" or is_wide else "narrow"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    kernel: CudaKernel
+    threads: int
+    tiles: int  # that a block of threads takes at once
+    most_blocks: int  # that are on the GPU at once
+
+
+class Norm(NamedTuple):
+    """RMSNorm before a product: its weight, where the matrix wants each input (None: in order), and its epsilon."""
+
+    weight: torch.Tensor
+    places: torch.Tensor | None
+    eps: float
+
+
+class DeckKernels:
+    """The compiled products for one type and group size on one GPU."""
+
+    def __init__(self, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> None:
+        self._how = (dtype, 0 if group_size < 0 else group_size // 32, has_zeros, device)
+        properties = torch.cuda.get_device_properties(device)
+        self._wide_tiles = 4 * properties.multi_processor_count
+        self._takes_16 = properties.shared_memory_per_block_optin >= SHARED_BYTES_16
+        self._launches: dict[int, dict[tuple[str, str], Launch]] = {}
+        module = self._compile(8)
+        self._write_out, self._pack = module.kernel("write_out"), module.kernel("pack")
+        self._heads = {rows: module.kernel(f"head_{rows}", HEAD_PARTS * rows * TILE * 4) for rows in HEAD_ROWS}
+
+    def _compile(self, parts: int) -> CudaModule:
+        """All variants for `parts` warps a block."""
+        dtype, halves, has_zeros, device = self._how
+        made = {
+            (finish, name): variant
+            for name, variant in VARIANTS.items()
+            for finish in FINISHES
+            if (finish != "gated" or variant.tiles % 2 == 0) and not (finish == "added" and variant.normed)
+        }
+        lines = [
+            f"PACKED({finish}_{name}, {parts}, {one.row_tiles}, {one.tiles}, {depth_of(one, parts)}, {finish.upper()}, "
+            f"{str(one.normed).lower()}, {one.blocks * 8 // parts})"
+            for (finish, name), one in made.items()
+        ]
+        source = read_source("matrices.cu").replace("\nVARIANTS\n", "\n" + "\n".join(lines) + "\n")
+        defines = {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
+        module = CudaModule(source, defines, device)
+        self._launches[parts] = {}
+        for (finish, name), variant in made.items():
+            kernel = module.kernel(f"{finish}_{name}", shared_bytes(variant, parts, halves, has_zeros))
+            most = kernel.most_blocks(parts * 32)
+            self._launches[parts][finish, name] = Launch(kernel, parts * 32, variant.tiles, most)
+        return module
+
+    def _launch(self, matrix: PackedMatrix, rows: int, finish: str, is_normed: bool) -> Launch:
+        """How many parts there are follows from the matrix alone, so that sums do not depend on the number of rows."""
+        is_wide = matrix.codes.shape[0] >= self._wide_tiles
+        parts = 16 if self._takes_16 and (not is_wide or matrix.inputs >= LONG_INPUTS) else 8
+        if parts not in self._launches:
+            self._compile(parts)
+        name = "normed" if is_normed else choose_variant(rows, is_wide, finish)
+        return self._launches[parts][finish, name]
+
+    def multiply(
+        self,
+        matrix: PackedMatrix,
+        x: torch.Tensor,
+        finish: str = "plain",
+        bias: torch.Tensor | None = None,
+        added: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
+        norm: Norm | None = None,
+    ) -> torch.Tensor:
+        """x [rows, inputs], in the matrix's order, -> [rows, outputs]; "added": plus `added` of that shape; "gated":
+        the first half of the outputs through silu, times the second, each put at its `places`.
+
+        `out` takes the result where it is given, as rows of a larger tensor. `norm` is for one row of at most
+        MAX_NORMED inputs, which then come in the model's order.
+        """
+        outputs = matrix.outputs // 2 if finish == "gated" else matrix.outputs
+        out = torch.empty((x.shape[0], outputs), dtype=x.dtype, device=x.device) if out is None else out
+        tiles, blocks = matrix.codes.shape[:2]
+        for begin in range(0, x.shape[0], HEAD_ROWS[-1]):
+            rows = min(HEAD_ROWS[-1], x.shape[0] - begin)
+            launch = self._launch(matrix, rows, finish, norm is not None)
+            launch.kernel(
+                (min(-(-tiles // launch.tiles), launch.most_blocks), 1, 1), launch.threads, matrix.codes, matrix.scales,
+                matrix.zeros, x[begin:], out[begin:], bias, None if added is None else added[begin:], places,
+                x.stride(0), out.stride(0), rows, tiles, blocks, matrix.groups, *(norm or (None, None, 0.0)),
+            )  # fmt: skip
+        return out
+
+    def multiply_head(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, inputs] -> [rows, outputs] over a half-precision `weight` [outputs, inputs]."""
+        out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+        for begin in range(0, x.shape[0], HEAD_ROWS[-1]):
+            rows = min(HEAD_ROWS[-1], x.shape[0] - begin)
+            kernel = self._heads[next(most for most in HEAD_ROWS if most >= rows)]
+            kernel((-(-weight.shape[0] // TILE), 1, 1), NUM_THREADS, weight, x[begin:], out[begin:], x.stride(0),
+                   weight.shape[0], rows, weight.shape[0], weight.shape[1] // BLOCK)  # fmt: skip
+        return out
+
+    def write_out(self, matrix: PackedMatrix, first_tile: int, num_tiles: int, out: torch.Tensor) -> torch.Tensor:
+        """Tiles of the matrix as [outputs, inputs] in half precision, in the first places of `out`."""
+        blocks = matrix.codes.shape[1]
+        self._write_out((num_tiles, 1, 1), NUM_THREADS, matrix.codes, matrix.scales, matrix.zeros, out, first_tile,
+                        blocks, matrix.groups)  # fmt: skip
+        return out[: num_tiles * TILE * matrix.inputs].view(num_tiles * TILE, matrix.inputs)
+
+    def pack(self, words: torch.Tensor, order: torch.Tensor | None, codes: torch.Tensor, first_tile: int) -> None:
+        """Put a checkpoint's words [inputs / 8, outputs] into `codes` from a tile on, in core/engine/packing.py's
+        order."""
+        blocks, outputs = codes.shape[1], words.shape[1]
+        self._pack((blocks, outputs // TILE, 1), PACK_THREADS, words, order, codes, blocks, outputs, first_tile)
+
+
+def depth_of(variant: Variant, parts: int) -> int:
+    """With 16 warps less need be on its way for each, where that is not little already."""
+    return 3 if parts == 16 and variant.depth == 4 and variant.row_tiles == 1 else variant.depth
+
+
+def shared_bytes(variant: Variant, parts: int, halves: int, has_zeros: bool) -> int:
+    """What a block keeps in shared memory: the weights on their way, and one or two sets of sums (cuda/matrices.cu)."""
+    unit, scales = max(1, halves // 2), 2 if halves == 1 else 1
+    arriving = depth_of(variant, parts) * variant.tiles * (unit * 512 + scales * 128 * (1 + has_zeros))
+    each = variant.row_tiles * 8 * variant.tiles * TILE
+    sums = parts * each * 4 * (1 if each > 512 else 2)
+    return parts * arriving + sums + (MAX_NORMED * 2 if variant.normed else 0)
+
+
+def read_source(name: str) -> str:
+    return "\n".join((SOURCES / file).read_text("utf-8") for file in ("common.cuh", name))
+
+
+def places_of(order: torch.Tensor) -> torch.Tensor:
+    """Where each input goes, for an `order` that says which input each place takes."""
+    places = torch.empty_like(order)
+    places[order.long()] = torch.arange(order.numel(), dtype=order.dtype, device=order.device)
+    return places
+
+
+@cache
+def kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> DeckKernels:
+    return DeckKernels(dtype, group_size, has_zeros, device)
+
+
+class DeckLinear(nn.Module):
+    """The matrix as a module. `written` is half-precision room for as much of it as is written out at once; all
+    matrices of a model share it. `places` [inputs] is the matrix's order turned around: where each input goes."""
+
+    def __init__(
+        self, matrix: PackedMatrix, bias: torch.Tensor | None, kernels: DeckKernels, written: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.matrix, self.bias, self.kernels, self._written = matrix, bias, kernels, written
+        self.out_features = matrix.outputs
+        self.places = None if matrix.order is None else places_of(matrix.order)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        rows = x.reshape(-1, x.shape[-1])
+        rows = rows if self.matrix.order is None else rows.index_select(1, self.matrix.order)
+        if rows.shape[0] <= MAX_CODE_ROWS:
+            out = self.kernels.multiply(self.matrix, rows, "plain", self.bias)
+        else:
+            out = self._multiply_written(rows)
+        return out.view(*x.shape[:-1], self.out_features)
+
+    def _multiply_written(self, rows: torch.Tensor) -> torch.Tensor:
+        tiles, step = self.matrix.codes.shape[0], self._written.numel() // (self.matrix.inputs * TILE)
+        if step >= tiles:
+            out = rows @ self.kernels.write_out(self.matrix, 0, tiles, self._written).t()
+            return out if self.bias is None else out.add_(self.bias)
+        out = torch.empty((rows.shape[0], self.out_features), dtype=rows.dtype, device=rows.device)
+        for begin in range(0, tiles, step):
+            count = min(step, tiles - begin)
+            weight = self.kernels.write_out(self.matrix, begin, count, self._written)
+            torch.mm(rows, weight.t(), out=out[:, begin * TILE : (begin + count) * TILE])
+        return out if self.bias is None else out.add_(self.bias)

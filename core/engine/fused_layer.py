@@ -1,0 +1,227 @@
+"""A decoder layer's step for one new token a row, in a few kernels; knows no family of models.
+
+A layer is taken by what it has, and by what comes out: for rows of one token as the model itself calls it, the result
+must be the layer's own. Everything else still goes through the layer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from core.engine.deck import MAX_CODE_ROWS, MAX_NORMED, DeckLinear, Norm
+from core.engine.fusing import FusedMlp, FusedNorm
+from core.engine.graphs import Asked, CapturedCache
+from core.engine.merged import MergedPart
+from core.engine.packing import BLOCK
+from core.engine.rows import DIMS, RowKernels
+
+log = logging.getLogger(__name__)
+# Of the result's length: what half precision rounds in another order over one layer stays below.
+TOLERANCE = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The pieces of a decoder layer. `qkv` is one matrix, or one each for query, key and value."""
+
+    before: FusedNorm
+    qkv: tuple[DeckLinear, ...]
+    out: DeckLinear
+    between: FusedNorm
+    both: DeckLinear
+    down: DeckLinear
+
+
+class FusedLayer(nn.Module):
+    """In place of `layer`: rows of one token in a few kernels, everything else through the layer itself."""
+
+    def __init__(self, layer: nn.Module, parts: Parts, rows: RowKernels, asked: Asked, index: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self._parts, self._rows, self._asked, self._index = parts, rows, asked, index
+
+    def __getattr__(self, name: str) -> Any:
+        """Models ask their layers for what they are, such as the kind of their attention."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """[rows, tokens, hidden] -> the same shape."""
+        cache = kwargs.get("past_key_values")
+        is_step = hidden_states.shape[1] == 1 and hidden_states.shape[0] <= MAX_CODE_ROWS
+        if not is_step or not isinstance(cache, CapturedCache):
+            return self.layer(hidden_states, *args, **kwargs)
+        return self.step(hidden_states[:, 0], kwargs["position_embeddings"], cache).unsqueeze(1)
+
+    def step(
+        self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: CapturedCache
+    ) -> torch.Tensor:
+        """[rows, hidden] -> [rows, hidden]."""
+        parts, asked = self._parts, self._asked
+        qkv = torch.empty(
+            (hidden.shape[0], sum(one.out_features for one in parts.qkv)), dtype=hidden.dtype, device=hidden.device
+        )
+        begin = 0
+        for one in parts.qkv:
+            end = begin + one.out_features
+            self._after_norm(one, hidden, parts.before, "plain", out=qkv[:, begin:end])
+            begin = end
+        attended = self._rows.attend(qkv, angles, cache.layer(self._index), cache.slots, cache.columns, asked.scale,
+                                     asked.window, parts.out.places)  # fmt: skip
+        hidden = parts.out.kernels.multiply(parts.out.matrix, attended, "added", parts.out.bias, hidden)
+        gated = self._after_norm(parts.both, hidden, parts.between, "gated", places=parts.down.places)
+        return parts.down.kernels.multiply(parts.down.matrix, gated, "added", parts.down.bias, hidden)
+
+    def _after_norm(
+        self, linear: DeckLinear, hidden: torch.Tensor, norm: FusedNorm, finish: str, **more: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A product of the normed rows; of one row in one kernel."""
+        matrix, multiply = linear.matrix, linear.kernels.multiply
+        if hidden.shape[0] == 1 and matrix.inputs <= MAX_NORMED:
+            before = Norm(norm.weight, linear.places, norm.eps)
+            return multiply(matrix, hidden, finish, linear.bias, norm=before, **more)
+        normed = self._rows.norm(hidden, norm.weight, norm.eps, linear.places)
+        return multiply(matrix, normed, finish, linear.bias, **more)
+
+
+class FusedHead(nn.Module):
+    """The head for few rows in the same order of sums however many there are; many rows as before."""
+
+    def __init__(self, head: nn.Linear, like: DeckLinear) -> None:
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self._kernels = like.kernels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, tokens, hidden] -> [rows, tokens, vocabulary]."""
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape[0] > MAX_CODE_ROWS:
+            return nn.functional.linear(x, self.weight)
+        return self._kernels.multiply_head(self.weight, rows).view(*x.shape[:-1], -1)
+
+
+def find_parts(layer: nn.Module) -> Parts | None:
+    """The pieces of a decoder layer that is made as most are, of matrices for the engine's own kernel."""
+    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    before, between = getattr(layer, "input_layernorm", None), getattr(layer, "post_attention_layernorm", None)
+    out = getattr(attention, "o_proj", None)
+    if not isinstance(before, FusedNorm) or not isinstance(between, FusedNorm) or not isinstance(out, DeckLinear):
+        return None
+    qkv = matrices_of(attention)
+    if (
+        not qkv
+        or not isinstance(mlp, FusedMlp)
+        or not isinstance(mlp.both, DeckLinear)
+        or not isinstance(mlp.down, DeckLinear)
+    ):
+        return None
+    return Parts(before, qkv, out, between, mlp.both, mlp.down)
+
+
+def matrices_of(attention: nn.Module | None) -> tuple[DeckLinear, ...]:
+    """Query, key and value: one matrix where they are merged; none where they are made in another way, or where their
+    inputs come in different orders."""
+    found = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+    merged = [one.merged for one in found if isinstance(one, MergedPart)]
+    if len(merged) == 3 and all(one is merged[0] for one in merged):
+        found = merged[:1]
+    plain = tuple(one for one in found if isinstance(one, DeckLinear))
+    is_alike = len(plain) == len(found) and (len(plain) == 1 or all(one.places is None for one in plain))
+    return plain if is_alike else ()
+
+
+@dataclass(slots=True)
+class Seen:
+    """One call of a layer: what it was given and what came out."""
+
+    hidden: torch.Tensor
+    kwargs: dict[str, Any]
+    output: Any = None
+
+
+@contextmanager
+def watched(layers: Sequence[nn.Module]) -> Iterator[dict[int, Seen]]:
+    """Notes how the model calls its layers while the block runs, by the layer's place in `layers`."""
+    calls: dict[int, Seen] = {}
+    hooks = []
+    for index, layer in enumerate(layers):
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> None:
+            calls[index] = Seen((args[0] if args else kwargs["hidden_states"]).clone(), kwargs)
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any, index: int = index) -> None:
+            calls[index].output = output.clone() if isinstance(output, torch.Tensor) else output
+
+        hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(layer.register_forward_hook(after))
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def fuse_head(model: PreTrainedModel) -> bool:
+    """Put `FusedHead` in place of the model's head where that takes it."""
+    head = model.get_output_embeddings()
+    like = next((module for module in model.modules() if isinstance(module, DeckLinear)), None)
+    if like is None or not isinstance(head, nn.Linear) or head.bias is not None:
+        return False
+    if head.in_features % BLOCK or head.weight.dtype != like.matrix.scales.dtype:
+        return False
+    name = next(name for name, module in model.named_modules() if module is head)
+    put(model, name, FusedHead(head, like))
+    return True
+
+
+def fuse_layers(model: PreTrainedModel, cache: CapturedCache, run_step: Callable[[], object]) -> int:
+    """Replace the decoder layers that can be; how many were.
+
+    `run_step` runs the model for one new token of some slots, after a few others, over `cache` (a CapturedCache).
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FusedLayer):
+            put(model, name, module.layer)
+    names = [name for name, module in model.named_modules() if find_parts(module) is not None]
+    layers = [model.get_submodule(name) for name in names]
+    if not layers:
+        return 0
+    with watched(layers) as calls:
+        run_step()
+    rows: RowKernels | None = None
+    fused: dict[str, FusedLayer] = {}
+    for place, (name, layer) in enumerate(zip(names, layers, strict=True)):
+        seen, parts, index = calls.get(place), find_parts(layer), int(getattr(layer.self_attn, "layer_idx", -1))
+        asked = cache.asked.get(index)
+        if seen is None or parts is None or asked is None or not isinstance(seen.output, torch.Tensor):
+            return 0
+        if asked.dim not in DIMS or "position_embeddings" not in seen.kwargs:
+            return 0
+        rows = rows or RowKernels(
+            seen.hidden.dtype, asked.heads, asked.dim, cache.context_tokens, cache.num_slots, seen.hidden.device
+        )
+        one = FusedLayer(layer, parts, rows, asked, index)
+        got = one(seen.hidden, **{name: value for name, value in seen.kwargs.items() if name != "hidden_states"})
+        difference = float((got.float() - seen.output.float()).norm() / seen.output.float().norm())
+        if not difference <= TOLERANCE:
+            log.info("layer %d is not fused: differs by %g", index, difference)
+            return 0
+        fused[name] = one
+    for name, one in fused.items():
+        put(model, name, one)
+    return len(fused)
+
+
+def put(model: PreTrainedModel, name: str, module: nn.Module) -> None:
+    owner, _, attribute = name.rpartition(".")
+    model.get_submodule(owner)._modules[attribute] = module

@@ -1,0 +1,148 @@
+"""The order of codes that the engine's own kernels read, and what they are launched with."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.checkpoint import Quantization
+from core.engine.deck import (
+    FINISHES,
+    SHARED_BYTES_16,
+    VARIANTS,
+    choose_variant,
+    places_of,
+    read_source,
+    shared_bytes,
+)
+from core.engine.kernel_check import known_matrix, to_words
+from core.engine.nvrtc import compiled
+from core.engine.packing import (
+    BLOCK,
+    SYMMETRIC_WORDS,
+    TILE,
+    by_tile,
+    input_order,
+    pack_codes,
+    unpack,
+)
+from core.engine.quantized import check_symmetric
+from core.engine.rows import queries_together
+from core.errors import CheckpointError
+from tests.checkpoints import pack
+
+INPUTS, OUTPUTS = 192, 48
+# What every card of compute capability 8.6 lets a block of threads have.
+SHARED_BYTES_86 = 99 * 1024
+
+
+@pytest.fixture
+def codes() -> torch.Tensor:
+    return torch.randint(0, 16, (INPUTS, OUTPUTS), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def test_codes_come_out_of_words_as_they_went_in(codes: torch.Tensor) -> None:
+    words = to_words(codes.long(), 4)
+    assert torch.equal(words, torch.from_numpy(pack(codes.long().numpy(), 4)))
+    assert torch.equal(unpack(words, 0), codes)
+    assert torch.equal(unpack(words.t().contiguous(), 1), codes.t())
+
+
+def test_each_lane_finds_the_codes_of_its_products(codes: torch.Tensor) -> None:
+    """As m16n8k16 wants its first matrix: in register 0 outputs g, in 1 outputs g + 8, then both for later inputs; an
+    input pair in each. The inputs of one lane lie beside each other, eight of each 32."""
+    packed = pack_codes(codes)
+    assert packed.shape == (OUTPUTS // TILE, INPUTS // BLOCK, 32, 4)
+    for tile, block, lane, word in [
+        tuple(random.Random(seed).randrange(size) for size in packed.shape) for seed in range(200)
+    ]:
+        value = int(packed[tile, block, lane, word]) & 0xFFFFFFFF
+        first = block * BLOCK + word // 2 * 32 + lane % 4 * 8 + word % 2 * 4
+        for register in range(4):
+            pair = [value >> shift + 4 * register & 15 for shift in (0, 16)]
+            output = tile * TILE + lane // 4 + register % 2 * 8
+            begin = first + register // 2 * 2
+            assert pair == codes[begin : begin + 2, output].tolist()
+
+
+def test_scales_of_outputs_that_one_lane_has_lie_beside_each_other() -> None:
+    scales = torch.arange(2 * OUTPUTS).view(2, OUTPUTS).half()
+    tiled = by_tile(scales, torch.float16)
+    assert tiled.shape == (OUTPUTS // TILE, 2, 8, 2)
+    assert tiled[1, 1, 3].tolist() == [OUTPUTS + TILE + 3, OUTPUTS + TILE + 11]
+
+
+def test_inputs_are_sorted_by_group_and_their_places_found_again() -> None:
+    groups = torch.tensor([1, 0, 2, 1, 0, 2], dtype=torch.int32)
+    order = input_order(groups)
+    assert order is not None and groups[order.long()].tolist() == [0, 0, 1, 1, 2, 2]
+    x, put = torch.arange(6), torch.zeros(6, dtype=torch.long)
+    put[places_of(order).long()] = x
+    assert torch.equal(put, x[order.long()])
+    assert input_order(torch.tensor([0, 0, 1, 1])) is None and input_order(None) is None
+
+
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
+def test_a_matrix_that_only_says_it_is_symmetric_is_refused(layout: str) -> None:
+    """Marlin would compute with zeros of 8 whatever the file says."""
+    quantization = Quantization(4, 128, False, True, layout)
+    tensors, _ = known_matrix(quantization)
+    assert set(tensors["qzeros"].unique().tolist()) == {SYMMETRIC_WORDS[layout] - (2**32 if layout == "x" else 0)}
+    check_symmetric([tensors], layout)
+    tensors["qzeros"][1, 3] ^= 1
+    with pytest.raises(CheckpointError) as caught:
+        check_symmetric([tensors], layout)
+    assert caught.value.key == "zeros_not_symmetric"
+
+
+@pytest.mark.parametrize("halves", [0, 1, 2, 4])
+@pytest.mark.parametrize("has_zeros", [False, True])
+def test_what_a_block_wants_of_shared_memory_is_there(halves: int, has_zeros: bool) -> None:
+    for variant in VARIANTS.values():
+        assert shared_bytes(variant, 8, halves, has_zeros) <= SHARED_BYTES_86
+        assert shared_bytes(variant, 16, halves, has_zeros) <= SHARED_BYTES_16
+
+
+def test_every_number_of_rows_has_a_variant_that_takes_it() -> None:
+    for rows in range(1, 33):
+        for finish in FINISHES:
+            for is_wide in (True, False):
+                variant = VARIANTS[choose_variant(rows, is_wide, finish)]
+                assert variant.row_tiles * 8 >= rows and not variant.normed
+                assert finish != "gated" or variant.tiles % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "wanted"), [(32, 32, 1), (64, 8, 4), (28, 4, 7), (24, 8, 3), (71, 1, 1), (12, 2, 3)]
+)
+def test_queries_of_one_key_are_shared_out_evenly(heads: int, kv_heads: int, wanted: int) -> None:
+    assert queries_together(heads, kv_heads) == wanted
+
+
+def test_the_kernels_sources_are_there() -> None:
+    for name, kernels in {"matrices.cu": ["write_out", "pack", "head_8"], "rows.cu": ["norm_rows", "attend"]}.items():
+        source = read_source(name)
+        assert all(f" {kernel}(" in source or f"HEAD({kernel}," in source for kernel in kernels)
+        assert source.index("#define BF16") if "#define BF16" in source else source.startswith("// What the kernels")
+
+
+def test_what_was_compiled_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second start of a model finds its kernels; without the library, as on a machine that has none."""
+
+    class Library:
+        """NVRTC's version, and nothing that compiles."""
+
+        def nvrtcVersion(self, major: object, minor: object) -> int:
+            return 0
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("core.engine.nvrtc.library", Library)
+    monkeypatch.setattr("core.engine.nvrtc._compile", lambda source, options: b"code of " + source.encode())
+    assert compiled("a", {"X": 1}, (9, 0)) == b"code of a"
+    monkeypatch.setattr("core.engine.nvrtc._compile", lambda source, options: b"other")
+    assert compiled("a", {"X": 1}, (9, 0)) == b"code of a"
+    assert compiled("a", {"X": 2}, (9, 0)) == b"other"
+    assert compiled("a", {"X": 1}, (8, 6)) == b"other"
