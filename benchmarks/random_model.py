@@ -27,7 +27,7 @@ BLOCK_BYTES = 64 * 2**20
 def make_random_model(folder: Path, recipe: Recipe, hollow: bool = False) -> None:
     """Like the tests' maker, but with random words for codes, written as they are made.
 
-    `hollow`: all weights are zeros, a hole in the file: the same memory, and no time or room on disk.
+    `hollow`: all weights but their zero points are zeros, holes in the file: the same memory, and no time or room.
     """
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(recipe.seed)
@@ -44,6 +44,10 @@ def make_random_model(folder: Path, recipe: Recipe, hollow: bool = False) -> Non
         file.write(len(text).to_bytes(8, "little") + text)
         if hollow:
             file.truncate(8 + len(text) + offset)
+            for name, _, shape in specs:
+                if name.endswith(".qzeros"):
+                    file.seek(8 + len(text) + header[name]["data_offsets"][0])
+                    write_tensor(file, name, shape, recipe, block, random)
             specs = []
         for name, _, shape in specs:
             write_tensor(file, name, shape, recipe, block, random)
