@@ -167,7 +167,10 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A further piece of the answer; never half a character. `num_tokens` counts the whole answer so far."""
+    """A further piece of the answer; never half a character, and empty where tokens made no text yet.
+
+    `num_tokens` counts the whole answer so far.
+    """
 
     request: int
     text: str
