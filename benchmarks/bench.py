@@ -138,18 +138,20 @@ class Bench:
         peers: dict[str, Measured] = {}
         folder = str(self._checkpoint.folder)
         self._add_peer(peers, "generate", "benchmarks.generate", [folder], max_chats=sys.maxsize)
-        if self._checkpoint.folder.name != starter.NAME or not context_tokens:
-            return peers
+        if self._checkpoint.folder.name == starter.NAME and context_tokens:
+            self._add_llama_cpp(peers, context_tokens)
+        return peers
+
+    def _add_llama_cpp(self, peers: dict[str, Measured], context_tokens: int) -> None:
         if not llama_cpp.is_installed():
             self._note("llama_cpp", command=f"{sys.executable} -m pip install llama-cpp-python")
-            return peers
+            return
         try:
             file = llama_cpp.find_model(lambda _: None)
         except DeckError as error:
             self._note("missing", name=NAMES["llama_cpp"], why=error.sentence(self._terminal.language))
-            return peers
+            return
         self._add_peer(peers, "llama_cpp", "benchmarks.llama_cpp", [str(file), str(context_tokens)], max_chats=1)
-        return peers
 
     def _add_peer(
         self, peers: dict[str, Measured], name: str, module: str, arguments: list[str], max_chats: int

@@ -107,7 +107,7 @@ def watch_all(answers: list[Answer]) -> Decoded:
     took_s, drawn = time.perf_counter() - begin_s, count(answers) - begin
     for answer in answers:
         wait(answer)
-    return Decoded(drawn / took_s, drawn, all(answer.reason == "length" for answer in answers))
+    return Decoded(drawn / took_s if drawn else 0.0, drawn, all(answer.reason == "length" for answer in answers))
 
 
 def count(answers: list[Answer]) -> int:
