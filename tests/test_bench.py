@@ -294,3 +294,10 @@ def test_an_unknown_model_is_refused_by_name(folder: Path, monkeypatch: pytest.M
     monkeypatch.setenv("LLAMADECK_MODELS", str(folder.parent))
     with pytest.raises(InputError):
         bench.main(["nothing"], Terminal("en", io.StringIO()))
+
+
+def test_where_there_is_no_model_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path))
+    with pytest.raises(InputError) as caught:
+        bench.main([], Terminal("en", io.StringIO()))
+    assert "./llamadeck starter" in caught.value.sentence("zh")

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from core.engine.messages import Event, Sampling
 from core.engine.process import Worker
 from core.engine.runner import Runner
 from core.engine.spare import MAX_DEATHS, MIN_AVAILABLE_BYTES, Spare
-from core.engine.worker import NICENESS
+from core.engine.worker import NICENESS, check_untouched
 from tests.checkpoints import Recipe, make_checkpoint
 
 WAIT_S = 120.0
@@ -252,3 +253,10 @@ def test_a_load_may_come_while_the_spare_still_imports(folder: Path) -> None:
         assert runner.wait_while_loading(WAIT_S).phase == "ready", runner.state
     finally:
         runner.close()
+
+
+def test_a_spare_whose_imports_touched_a_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_untouched()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(SystemExit):
+        check_untouched()

@@ -73,17 +73,22 @@ def main(fd: int, is_spare: bool = False) -> None:
     pipe = Connection(fd)
     inbox: queue.SimpleQueue[Command | Prepared] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(pipe, inbox), daemon=True).start()
+    preparing = threading.Thread(target=prepare, args=(inbox,), name="prepare", daemon=True)
     if is_spare:
-        threading.Thread(target=prepare, args=(inbox,), name="prepare", daemon=True).start()
+        preparing.start()
     command = inbox.get()
     if isinstance(command, Prepared):
         check_untouched()
         pipe.send(command)
         command = inbox.get()
-    elif is_spare:
-        hurry()
+    if is_spare:
+        take_priority_back()
     assert isinstance(command, Load), command
     try:
+        read_checkpoint(command.folder)  # What cannot be loaded is said before seconds go into imports.
+        pipe.send(LoadProgress("start", 0.02))
+        if is_spare:
+            preparing.join()
         scheduler, facts = open_scheduler(command, pipe)
         serve(scheduler, pipe, inbox, facts)
     except DeckError as error:
@@ -127,11 +132,12 @@ def check_untouched() -> None:
         sys.exit(1)
 
 
-def hurry() -> None:
-    """A load has come while the imports run: from now on they are what a person waits for, if the system allows it."""
+def take_priority_back() -> None:
+    """A load has come, which a person waits for: every thread is as important as this one, if the system allows it."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
     for thread in os.listdir("/proc/self/task"):
         with suppress(PermissionError, ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, int(thread), NICENESS)
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
 
 def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared]) -> None:
@@ -144,9 +150,7 @@ def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared]) -> No
 
 
 def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, ModelFacts]:
-    """Load the model, with progress from the first moment: importing torch takes seconds."""
-    read_checkpoint(command.folder)  # What cannot be loaded is said before seconds go into imports.
-    pipe.send(LoadProgress("start", 0.02))
+    """Load the model; importing the libraries takes seconds, unless a spare has done it."""
     import gptqmodel  # noqa: F401
 
     pipe.send(LoadProgress("start", 0.1))
