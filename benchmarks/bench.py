@@ -36,7 +36,7 @@ from benchmarks.prompts import Prompts
 from benchmarks.report import NAMES, Findings, Note, as_object, table_lines
 from core import library, starter
 from core.checkpoint import Checkpoint
-from core.errors import DeckError, InputError
+from core.errors import DeckError, EngineError, InputError
 from core.settings import ROOT
 from core.terminal import Terminal
 from core.text import translate
@@ -123,7 +123,7 @@ class Bench:
 
     def _load_one_chat(self, engine: Engine) -> list[float]:
         """Load for one chat with room for the longest prompt. What the first load compiles and reads from the disk is
-        there at the second one, which is what counts."""
+        there at the further ones, which are what counts."""
         context_tokens = min(self._limit, max(ON_GPU.lengths) + SPARE_TOKENS)
         self._say("load")
         times = [engine.load(self._checkpoint.folder, context_tokens, 1)]
@@ -215,5 +215,7 @@ class Bench:
 def measure_copying() -> float:
     """Bytes a second, read and write counted, measured before anything else uses the memory."""
     command = [sys.executable, "-m", "benchmarks.copy_speed"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    return float(done.stdout)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        raise EngineError("bench_copy", why=(done.stderr.strip().splitlines() or ["?"])[-1][:200])
+    return float(done.stdout.split()[-1])

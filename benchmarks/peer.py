@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -73,12 +74,18 @@ class Peer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._said.seek(0)
-            raise Unable((self._said.read().strip().splitlines() or ["?"])[-1][:200])
+            raise Unable(self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise Unable(answer["error"])
         return answer
+
+    def _last_words(self) -> str:
+        """How the process ended: the signal that killed it, else the last line that it wrote."""
+        exit_code = self._process.wait()
+        self._said.seek(0)
+        said = (self._said.read().strip().splitlines() or [f"exit code {exit_code}"])[-1][:200]
+        return signal.Signals(-exit_code).name if exit_code < 0 else said
 
 
 def serve(start: Callable[[], Answerer]) -> None:

@@ -76,12 +76,11 @@ def first_token_row(found: dict[str, Rounds], num_tokens: int) -> dict[str, Any]
 
 def decode_row(findings: Findings, num_chats: int, extent: Extent) -> dict[str, Any]:
     rates = {name: measured(rounds.decoded.get(num_chats, [])) for name, rounds in findings.found.items()}
-    row: dict[str, Any] = {
-        "chats": num_chats,
-        "prompt_tokens": extent.prompt_tokens,
-        "new_tokens": extent.new_tokens,
-    }
-    row |= {f"{name}_tokens_per_s": spread(each) for name, each in rates.items() if each}
+    row: dict[str, Any] = {"chats": num_chats, "prompt_tokens": extent.prompt_tokens}
+    for name, each in rates.items():
+        if each:
+            row[f"{name}_tokens_per_s"] = spread(each)
+            row[f"{name}_counted_tokens"] = max(one.num_tokens for one in findings.found[name].decoded[num_chats])
     if "engine_tokens_per_s" not in row:
         return row
     rate = row["engine_tokens_per_s"]["median"]

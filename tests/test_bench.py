@@ -39,6 +39,7 @@ from core.errors import EngineError, InputError
 from core.model_files import TensorInfo
 from core.terminal import Terminal
 from tests.checkpoints import Recipe, make_checkpoint
+from tests.fake_peer import DEADLY_TOKENS
 
 FACTS = ModelFacts("tiny", "Llama", "CPU (1)", "aten_int4", "aten_int4", 4096, 1, 1.5, 100_000_000, 1000)
 EXTENT = Extent({512: 2}, (1, 8), prompt_tokens=128, new_tokens=64, rounds=2)
@@ -86,6 +87,7 @@ def test_the_object_has_every_figure_with_its_unit() -> None:
     assert "llama_cpp_ms" not in first
     one, eight = result["decode"]
     assert one["engine_tokens_per_s"]["median"] == 45.0
+    assert (one["engine_counted_tokens"], eight["engine_counted_tokens"]) == (64, 512)
     assert one["times_generate"] == 1.5
     assert one["share_of_llama_cpp_percent"] == 75
     # 45 times 100 MB a second, of 10 GB; eight chats share one reading of the weights.
@@ -241,6 +243,9 @@ def test_a_peer_answers_in_the_tokens_that_it_was_asked_for(checkpoint: Checkpoi
         with pytest.raises(Unable, match="too many"):
             peer.decode(3, 100, 5)
         assert peer.first_token_s(100) == 1.0
+        # llama.cpp built for another processor than it runs on ends like this, and says nothing.
+        with pytest.raises(Unable, match="SIGSEGV"):
+            peer.decode(1, 100, DEADLY_TOKENS)
     finally:
         peer.close()
 
