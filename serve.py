@@ -29,6 +29,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
             runner().load(find(name).folder, force="LLAMADECK_LOAD_ANYWAY" in os.environ)
         except DeckError as error:
             log.error("%s", error)
+    runner().keep_spare()
     monitor()
     yield
     await asyncio.to_thread(end)
@@ -42,7 +43,7 @@ def end() -> None:
         chat_store().close()
     except DeckError as error:
         log.error("%s", error)
-    runner().unload()
+    runner().close()
 
 
 logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

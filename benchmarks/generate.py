@@ -1,17 +1,17 @@
 """The baseline of the benchmark: transformers' own loader and generate() over gptqmodel, as their manuals say.
 
-`python -m benchmarks.generate FOLDER NEW_TOKENS RUNS`, the prompt on standard input; prints one JSON object last.
+`python -m benchmarks.generate FOLDER`; speaks as benchmarks/peer.py says.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+from benchmarks.peer import Answerer, serve
 from core.checkpoint import read_checkpoint
 from core.engine.kernels import choose_kernel
 from core.engine.worker import ENVIRONMENT
@@ -27,36 +27,39 @@ BACKENDS = {
 }
 
 
-def main(folder: str, new_tokens: int, runs: int) -> None:
+def start(folder: str) -> Answerer:
     os.environ.update(ENVIRONMENT)
-    from pathlib import Path
-
     import torch
     from transformers import AutoModelForCausalLM, GPTQConfig
 
     from core.engine.opening import find_device
-    from core.engine.vocabulary import read_tokenizer
 
     checkpoint = read_checkpoint(Path(folder))
     kernel, _ = choose_kernel(checkpoint, find_device())
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     settings = GPTQConfig(bits=checkpoint.quantization.bits, backend=BACKENDS[kernel.name])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, device_map=device)
-    tokens = torch.tensor([read_tokenizer(Path(folder)).encode(sys.stdin.read(), add_special_tokens=False).ids])
-    tokens = tokens.to(device)
 
-    def seconds(count: int) -> float:
-        begin = time.perf_counter()
-        model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, pad_token_id=0,
-                       max_new_tokens=count, min_new_tokens=count)  # fmt: skip
-        return time.perf_counter() - begin
+    def answer(prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+        tokens = torch.tensor(prompts, device=device)
+        times: list[float] = []
 
-    seconds(4)
-    first_s = statistics.median(seconds(1) for _ in range(3))
-    rates = [(new_tokens - 1) / (seconds(new_tokens) - first_s) for _ in range(runs)]
-    print(json.dumps({"generate_tokens_per_s": round(statistics.median(rates), 2),
-                      "generate_first_token_ms": round(first_s * 1000, 1)}))  # fmt: skip
+        def look(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+            if device != "cpu":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter())
+            return torch.zeros(len(prompts), dtype=torch.bool, device=device)
+
+        begin_s = time.perf_counter()
+        output = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, pad_token_id=0,
+                                max_new_tokens=new_tokens, min_new_tokens=new_tokens,
+                                stopping_criteria=[look])  # fmt: skip
+        drawn = (output.shape[1] - tokens.shape[1]) * len(prompts)
+        return {"first_token_s": times[0] - begin_s, "decode_s": times[-1] - times[0], "num_tokens": drawn}
+
+    answer([[5] * 8], 4)
+    return answer
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    serve(lambda: start(sys.argv[1]))

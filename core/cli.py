@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         "verify": lambda: models(known, terminal),
         "delete": lambda: models(known, terminal),
         "test": lambda: test(others, terminal),
-        "bench": lambda: bench(others),
+        "bench": lambda: bench(others, terminal),
     }
     try:
         return commands[known.command]()
@@ -237,10 +237,10 @@ def test(arguments: Sequence[str], terminal: Terminal) -> int:
     return tests_run.main(arguments, terminal)
 
 
-def bench(arguments: Sequence[str]) -> int:
+def bench(arguments: Sequence[str], terminal: Terminal) -> int:
     from benchmarks import bench as benchmark
 
-    return benchmark.main(arguments)
+    return benchmark.main(arguments, terminal)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from core.engine.messages import (
     LoadProgress,
     MemoryFacts,
     ModelFacts,
+    Prepared,
     Reason,
     Sampling,
     Stage,
@@ -183,6 +184,9 @@ class FakeWorker:
 
 if __name__ == "__main__":
     try:
-        FakeWorker(Connection(int(sys.argv[1]))).run()
+        pipe = Connection(int(sys.argv[1]))
+        if sys.argv[2:] == ["spare"]:
+            pipe.send(Prepared())
+        FakeWorker(pipe).run()
     except (EOFError, OSError):
         pass

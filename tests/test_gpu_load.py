@@ -76,3 +76,16 @@ def test_a_load_that_cannot_be_honoured_is_refused_with_the_numbers_and_can_be_f
     finally:
         del hog
         torch.cuda.empty_cache()
+
+
+def test_a_spare_worker_holds_no_memory_of_a_gpu_and_loads_as_any_other(runner: Runner, folder: Path) -> None:
+    runner.keep_spare(quiet_s=0.0)
+    try:
+        assert runner.wait_for_spare(LOAD_S), "the imports touched the GPU, or the host has no memory to spare"
+        assert runner._spare._worker is not None
+        waiting = runner._spare._worker.pid
+        assert waiting not in [process.pid for gpu in read_snapshot().gpus for process in gpu.processes]
+        assert load(runner, folder).phase == "ready"
+        assert runner.worker_pid == waiting
+    finally:
+        runner.close()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from core.engine.messages import Sampling
-from core.engine.runner import Runner, death_reason
+from core.engine.process import death_reason
+from core.engine.runner import Runner
 from core.errors import EngineError
 from tests.checkpoints import Recipe, make_checkpoint
 

@@ -103,7 +103,7 @@ def _facts(facts: ModelFacts) -> list[tuple[str, str]]:
         ("weights", memory_size(facts.weights_bytes)),
         ("cache", memory_size(facts.cache_bytes)),
         ("context", tr("load.context_value", tokens=f"{facts.context_tokens:,}")),
-        ("load_s", tr("load.seconds_value", seconds=f"{facts.load_s:.1f}")),
+        ("load_s", tr("load.seconds_value", seconds=f"{runner().state.ready_after_s:.1f}")),
         *([("memory", _memory(facts.memory))] if facts.memory else []),
     ]
 

@@ -99,6 +99,11 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepared:
+    """A spare worker has imported everything that a load needs, and waits for one."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadProgress:
     """`fraction` of the whole load, 0 to 1, never falling."""
 
@@ -162,7 +167,10 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A further piece of the answer; never half a character. `num_tokens` counts the whole answer so far."""
+    """A further piece of the answer; never half a character, and empty where tokens made no text yet.
+
+    `num_tokens` counts the whole answer so far.
+    """
 
     request: int
     text: str
@@ -203,12 +211,15 @@ class Failed:
 
 
 Command = Load | Generate | Cancel
-Event = LoadProgress | Loaded | LoadFailed | Began | Text | Finished | Failed
+Event = Prepared | LoadProgress | Loaded | LoadFailed | Began | Text | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What the engine is doing, as pages read it. `model` is the name of what is loaded or being loaded."""
+    """What the engine is doing, as pages read it. `model` is the name of what is loaded or being loaded.
+
+    `ready_after_s` is how long its load took from the click, the start of the process with it.
+    """
 
     phase: Literal["empty", "loading", "ready", "failed"] = "empty"
     model: str | None = None
@@ -216,3 +227,4 @@ class EngineState:
     fraction: float = 0.0
     facts: ModelFacts | None = None
     error: DeckError | None = None
+    ready_after_s: float = 0.0

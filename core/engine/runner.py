@@ -1,28 +1,21 @@
 """The one engine of this process: starts, feeds and ends the worker process; knows nothing of torch, chats and pages.
 
-Everything here may be called from any thread. The worker is a plain child process that speaks over a socket pair, so
-that it does not import the script that happens to run in this process, and its death is an end of file.
+Everything here may be called from any thread.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import signal
-import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable
+import time
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from core.engine.answer import Answer
 from core.engine.messages import (
     Began,
     Cancel,
-    Command,
     EngineState,
     Event,
     Failed,
@@ -35,11 +28,11 @@ from core.engine.messages import (
     Sampling,
     Text,
 )
+from core.engine.process import Worker, death_reason
+from core.engine.spare import QUIET_S, Spare
 from core.errors import DeckError, EngineError
-from core.settings import ROOT
 
 log = logging.getLogger(__name__)
-WORKER_END_S = 5.0
 
 
 class Runner:
@@ -50,9 +43,11 @@ class Runner:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._state = EngineState()
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
         self._answers: dict[int, Answer] = {}
         self._numbers = itertools.count(1)
+        self._asked_s = 0.0
+        self._spare = Spare(self._start_spare, self._is_quiet)
 
     @property
     def state(self) -> EngineState:
@@ -84,9 +79,10 @@ class Runner:
         the fastest that fits; `force` loads on a GPU although the plan says that it does not fit.
         """
         with self._lock:
+            self._asked_s = time.monotonic()
             self._end_worker(EngineError("answer_model_unloaded"))
             self._set(EngineState("loading", folder.name))
-            self._worker = _Worker(self._worker_module, self._take, self._worker_ended)
+            self._worker = self._spare.take() or Worker(self._worker_module, self._take, self._worker_ended)
             self._worker.send(Load(folder, context_tokens, num_slots, kernel, force))
 
     def unload(self) -> None:
@@ -94,6 +90,22 @@ class Runner:
         with self._lock:
             self._end_worker(EngineError("answer_model_unloaded"))
             self._set(EngineState())
+
+    def keep_spare(self, quiet_s: float = QUIET_S) -> None:
+        """From now on keep a worker waiting that has imported what a load needs, so that loads begin at once.
+
+        It is started when nothing has loaded or answered for `quiet_s`.
+        """
+        self._spare.keep(quiet_s)
+
+    def wait_for_spare(self, timeout_s: float) -> bool:
+        """Wait until a worker waits with everything imported; False where there is none within `timeout_s`."""
+        return self._spare.wait(timeout_s)
+
+    def close(self) -> None:
+        """End everything that was started. A later load still works, with a worker of its own."""
+        self._spare.close()
+        self.unload()
 
     def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
         """Begin to answer `prompt`; the answer waits its turn where the model is busy.
@@ -120,11 +132,17 @@ class Runner:
             if self._worker is not None:
                 self._worker.send(Cancel(request))
 
+    def _start_spare(self) -> Worker:
+        return Worker(self._worker_module, self._take, self._worker_ended, is_spare=True)
+
+    def _is_quiet(self) -> bool:
+        return self._state.phase != "loading" and not self._answers
+
     def _set(self, state: EngineState) -> None:
         self._state = state
         self._changed.notify_all()
 
-    def _take(self, worker: _Worker, event: Event) -> None:
+    def _take(self, worker: Worker, event: Event) -> None:
         with self._lock:
             if worker is not self._worker:
                 return
@@ -132,7 +150,11 @@ class Runner:
                 case LoadProgress():
                     self._set(replace(self._state, stage=event.stage, fraction=event.fraction))
                 case Loaded():
-                    self._set(EngineState("ready", event.facts.name, facts=event.facts, fraction=1.0))
+                    took_s = time.monotonic() - self._asked_s
+                    ready = EngineState(
+                        "ready", event.facts.name, facts=event.facts, fraction=1.0, ready_after_s=took_s
+                    )
+                    self._set(ready)
                 case LoadFailed():
                     log.error("load of %s failed: %s", self._state.model, event.error)
                     self._end_worker(event.error)
@@ -148,7 +170,7 @@ class Runner:
             del self._answers[event.request]
         answer.take(event)
 
-    def _worker_ended(self, worker: _Worker) -> None:
+    def _worker_ended(self, worker: Worker) -> None:
         """The worker's side of the pipe closed although nobody asked for it."""
         exit_code = worker.wait()
         with self._lock:
@@ -166,65 +188,3 @@ class Runner:
         answers, self._answers = self._answers, {}
         for answer in answers.values():
             answer.take(Failed(answer.request, error))
-
-
-class _Worker:
-    """One worker process and the thread that listens to it."""
-
-    def __init__(
-        self, module: str, on_event: Callable[[_Worker, Event], None], on_end: Callable[[_Worker], None]
-    ) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-            )
-        self._pipe = Connection(ours.detach())
-        self._sending = threading.Lock()
-        self._on_event, self._on_end = on_event, on_end
-        threading.Thread(target=self._listen, name="engine-listener", daemon=True).start()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def send(self, command: Command) -> None:
-        """Hand over a command; a worker that is gone is the listener's business, not the sender's."""
-        try:
-            with self._sending:
-                self._pipe.send(command)
-        except (OSError, ValueError):
-            log.debug("the engine's process is gone; %s was not sent", type(command).__name__)
-
-    def end(self) -> None:
-        """End the process for good, gently first, and wait until it is gone."""
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self._process.wait(WORKER_END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def wait(self) -> int:
-        return self._process.wait()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                event = self._pipe.recv()
-            except (EOFError, OSError):
-                break
-            self._on_event(self, event)
-        self._on_end(self)
-
-
-def death_reason(exit_code: int) -> EngineError:
-    """What a person should read when the worker ended with `exit_code` (negative: minus the signal's number)."""
-    if exit_code == -signal.SIGKILL:
-        return EngineError("worker_killed")
-    name = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-    return EngineError("worker_died", how=name)

@@ -49,6 +49,8 @@ class Sequence:
     num_reused: int = 0
     unsent: str = ""
     sent_s: float = 0.0
+    # How many tokens were told of: some are no text by themselves.
+    num_told: int = 0
     # Tokens that were asked for and not yet looked at.
     num_flying: int = 0
 
@@ -231,9 +233,9 @@ class Scheduler:
         self._emit(Failed(sequence.command.request, error))
 
     def _send_text(self, sequence: Sequence) -> None:
-        if sequence.unsent:
+        if sequence.unsent or sequence.num_drawn > sequence.num_told:
             self._emit(Text(sequence.command.request, sequence.unsent, sequence.num_drawn))
-        sequence.unsent, sequence.sent_s = "", time.perf_counter()
+        sequence.unsent, sequence.sent_s, sequence.num_told = "", time.perf_counter(), sequence.num_drawn
 
     def _finish(self, slot: Slot, reason: Reason) -> None:
         sequence, slot.sequence = slot.sequence, None

@@ -1,17 +1,19 @@
 """The engine's process: takes commands from a pipe, loads one model, answers until the pipe closes.
 
-It is the only process that imports torch. It knows no chat and no page. Run as `python -m core.engine.worker FD`,
-where FD is an inherited socket to the dashboard.
+It is the only process that imports torch. It knows no chat and no page. Run as `python -m core.engine.worker FD
+[spare]`, where FD is an inherited socket to the dashboard. A spare imports what a load needs before it is asked.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import queue
 import signal
 import sys
 import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ from core.engine.messages import (
     LoadFailed,
     LoadProgress,
     ModelFacts,
+    Prepared,
 )
 from core.errors import DeckError, EngineError
 from core.settings import cache_dir
@@ -55,9 +58,11 @@ ENVIRONMENT = {
 }
 # Pages share the processor with the engine, and they are what a person waits for.
 NICENESS = 5
+# What is done before anybody asks for it gives way to everything.
+SPARE_NICENESS = 19
 
 
-def main(fd: int) -> None:
+def main(fd: int, is_spare: bool = False) -> None:
     """Serve one dashboard over the socket `fd`, until it closes."""
     # Ctrl-C reaches the whole process group; the dashboard decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -66,11 +71,24 @@ def main(fd: int) -> None:
     # Libraries print banners; what an operator needs goes through the log, to stderr.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     pipe = Connection(fd)
-    inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Command | Prepared] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(pipe, inbox), daemon=True).start()
+    preparing = threading.Thread(target=prepare, args=(inbox,), name="prepare", daemon=True)
+    if is_spare:
+        preparing.start()
     command = inbox.get()
+    if isinstance(command, Prepared):
+        check_untouched()
+        pipe.send(command)
+        command = inbox.get()
+    if is_spare:
+        take_priority_back()
     assert isinstance(command, Load), command
     try:
+        read_checkpoint(command.folder)  # What cannot be loaded is said before seconds go into imports.
+        pipe.send(LoadProgress("start", 0.02))
+        if is_spare:
+            preparing.join()
         scheduler, facts = open_scheduler(command, pipe)
         serve(scheduler, pipe, inbox, facts)
     except DeckError as error:
@@ -82,7 +100,47 @@ def main(fd: int) -> None:
         pipe.send(LoadFailed(EngineError("load_fault", model=command.folder.name, why=describe(error))))
 
 
-def listen(pipe: Connection, inbox: queue.SimpleQueue[Command]) -> None:
+def prepare(inbox: queue.SimpleQueue[Command | Prepared]) -> None:
+    """Import everything on a thread of low priority: a process could not take its own back, its threads can have it."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SPARE_NICENESS)
+    try:
+        import_libraries()
+    except Exception:
+        log.exception("a spare worker could not be prepared")
+        return  # A load says it again, to the person who asked for it.
+    inbox.put(Prepared())
+
+
+def import_libraries() -> None:
+    """What any load needs, and what only captured steps need where they can be; none of it touches a GPU."""
+    import gptqmodel  # noqa: F401
+
+    import core.engine.opening
+    import core.engine.scheduler  # noqa: F401
+
+    if importlib.util.find_spec("triton") is not None:
+        import core.engine.fusing
+        import core.engine.graphs  # noqa: F401
+
+
+def check_untouched() -> None:
+    """End a spare that has begun to use a GPU: it would hold memory there, beside the model that is loaded."""
+    from torch import cuda
+
+    if cuda.is_initialized():
+        log.error("the libraries have begun to use the GPU while they were imported; this spare worker ends")
+        sys.exit(1)
+
+
+def take_priority_back() -> None:
+    """A load has come, which a person waits for: every thread is as important as this one, if the system allows it."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(PermissionError, ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
+
+
+def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared]) -> None:
     """Pass on what the dashboard says; when it is gone, so is this process."""
     while True:
         try:
@@ -92,9 +150,7 @@ def listen(pipe: Connection, inbox: queue.SimpleQueue[Command]) -> None:
 
 
 def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, ModelFacts]:
-    """Load the model, with progress from the first moment: importing torch takes seconds."""
-    read_checkpoint(command.folder)  # What cannot be loaded is said before seconds go into imports.
-    pipe.send(LoadProgress("start", 0.02))
+    """Load the model; importing the libraries takes seconds, unless a spare has done it."""
     import gptqmodel  # noqa: F401
 
     pipe.send(LoadProgress("start", 0.1))
@@ -107,7 +163,9 @@ def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, ModelFac
     return scheduler, engine.facts
 
 
-def serve(scheduler: Scheduler, pipe: Connection, inbox: queue.SimpleQueue[Command], facts: ModelFacts) -> None:
+def serve(
+    scheduler: Scheduler, pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared], facts: ModelFacts
+) -> None:
     """Answer for ever. A fault while computing ends the process: a GPU's state cannot be trusted after one."""
     while True:
         while scheduler.is_idle or not inbox.empty():
@@ -122,7 +180,7 @@ def serve(scheduler: Scheduler, pipe: Connection, inbox: queue.SimpleQueue[Comma
             sys.exit(1)
 
 
-def obey(scheduler: Scheduler, pipe: Connection, command: Command) -> None:
+def obey(scheduler: Scheduler, pipe: Connection, command: Command | Prepared) -> None:
     match command:
         case Generate():
             try:
@@ -152,4 +210,4 @@ def describe(error: Exception) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), is_spare=sys.argv[2:] == ["spare"])

@@ -1,0 +1,122 @@
+"""LlamaDeck's engine as a chat sees it: through the runner, with a spare worker ready; for the benchmark."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from benchmarks.measuring import Decoded
+from benchmarks.prompts import Prompts
+from benchmarks.steady_memory import process_mib
+from core.engine.answer import Answer
+from core.engine.messages import ModelFacts, Sampling
+from core.engine.runner import Runner
+from core.errors import EngineError
+
+LOAD_S = 1800.0
+SPARE_S = 60.0
+LOOK_S = 0.002
+# Answers that end by themselves too early are asked for with other prompts, this often in all.
+TRIES = 4
+
+
+class Engine:
+    """One runner, which loads one model after another."""
+
+    def __init__(self, prompts: Prompts) -> None:
+        self._prompts = prompts
+        self._runner = Runner()
+        self._runner.keep_spare(quiet_s=0.0)
+        self.max_chats = 0
+        self.had_spare = self._runner.wait_for_spare(SPARE_S)
+
+    def load(self, folder: Path, context_tokens: int, num_chats: int) -> float:
+        """Seconds from the click until the model is ready. Raises DeckError where it cannot be loaded."""
+        self._runner.unload()
+        self._runner.load(folder, context_tokens, num_chats)
+        state = self._runner.wait_while_loading(LOAD_S)
+        if state.phase != "ready":
+            raise state.error or EngineError("nothing_loaded")
+        self.max_chats = num_chats
+        # The next spare imports now, not beside what is measured.
+        self.had_spare = self.had_spare and self._runner.wait_for_spare(SPARE_S)
+        return state.ready_after_s
+
+    @property
+    def facts(self) -> ModelFacts:
+        facts = self._runner.state.facts
+        if facts is None:
+            raise self._runner.state.error or EngineError("nothing_loaded")
+        return facts
+
+    def first_token_s(self, num_tokens: int) -> float:
+        """From the question to the end of an answer of one token."""
+        prompt, begin_s = self._prompts.take(num_tokens), time.perf_counter()
+        wait(self._runner.generate(prompt, greedy(1)))
+        return time.perf_counter() - begin_s
+
+    def decode(self, num_chats: int, prompt_tokens: int, new_tokens: int) -> Decoded:
+        """How fast `num_chats` are written at once, while all of them are: from when the last one began until the
+        first one ends."""
+        best = Decoded(0.0, 0, False)
+        for _ in range(TRIES):
+            prompts = [self._prompts.take(prompt_tokens) for _ in range(num_chats)]
+            answers = [self._runner.generate(prompt, greedy(new_tokens)) for prompt in prompts]
+            decoded = watch_one(answers[0]) if num_chats == 1 else watch_all(answers)
+            best = max(best, decoded, key=lambda one: (one.is_whole, one.num_tokens))
+            # A rate over half of the tokens is one; that some were missing is said.
+            if best.is_whole or best.num_tokens >= num_chats * new_tokens / 2:
+                break
+        return best
+
+    def memory_mib(self) -> tuple[str, int]:
+        """What the worker holds: the GPU's memory by NVML where it says so, else the host's."""
+        pid = self._runner.worker_pid
+        assert pid is not None
+        of_gpu = process_mib(pid)
+        return ("gpu", of_gpu) if of_gpu else ("host", resident_mib(pid))
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def greedy(new_tokens: int) -> Sampling:
+    return Sampling(temperature=0.0, max_new_tokens=new_tokens)
+
+
+def wait(answer: Answer) -> None:
+    answer.wait()
+    if answer.error is not None:
+        raise answer.error
+
+
+def watch_one(answer: Answer) -> Decoded:
+    """By the engine's own clock, which leaves out the first token."""
+    wait(answer)
+    stats = answer.stats
+    assert stats is not None
+    return Decoded(stats.decode_tokens_per_s, stats.num_tokens, answer.reason == "length")
+
+
+def watch_all(answers: list[Answer]) -> Decoded:
+    """Tokens of all answers while all of them are being written."""
+    while any(answer.phase in ("queued", "reading") for answer in answers):
+        time.sleep(LOOK_S)
+    begin_s, begin = time.perf_counter(), count(answers)
+    while all(answer.is_running for answer in answers):
+        time.sleep(LOOK_S)
+    took_s, drawn = time.perf_counter() - begin_s, count(answers) - begin
+    for answer in answers:
+        wait(answer)
+    return Decoded(drawn / took_s if drawn else 0.0, drawn, all(answer.reason == "length" for answer in answers))
+
+
+def count(answers: list[Answer]) -> int:
+    return sum(answer.num_tokens for answer in answers)
+
+
+def resident_mib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) // 1024
+    return 0

@@ -1,0 +1,103 @@
+"""Another engine in a process of its own, asked line by line, so that its rounds can alternate with ours.
+
+A program on the other side calls `serve`. It gets {"prompts": [[token, ...], ...], "new_tokens": n} and answers
+{"first_token_s": s, "decode_s": s, "num_tokens": n of all answers}, or {"error": text}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from benchmarks.measuring import Decoded, Unable
+from benchmarks.prompts import Prompts
+from core.settings import ROOT
+
+END_S = 10.0
+
+Answerer = Callable[[list[list[int]], int], dict[str, Any]]
+
+
+class Peer:
+    """Starts `python -m MODULE ARGUMENTS`; ready when the constructor returns. Raises Unable where it ends before."""
+
+    def __init__(self, module: str, arguments: list[str], prompts: Prompts, max_chats: int) -> None:
+        self._prompts, self.max_chats = prompts, max_chats
+        self._said = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
+        try:
+            self._read()
+        except Unable:
+            self.close()
+            raise
+
+    def first_token_s(self, num_tokens: int) -> float:
+        seconds: float = self._ask(1, num_tokens, 1)["first_token_s"]
+        return seconds
+
+    def decode(self, num_chats: int, prompt_tokens: int, new_tokens: int) -> Decoded:
+        """All chats in one batch, all of the same length; the first tokens are the prompt's work."""
+        answer = self._ask(num_chats, prompt_tokens, new_tokens)
+        drawn = answer["num_tokens"]
+        return Decoded((drawn - num_chats) / answer["decode_s"], drawn, drawn == num_chats * new_tokens)
+
+    def close(self) -> None:
+        """End the process; the end of its input is enough."""
+        with suppress(OSError):
+            self._process.communicate(timeout=END_S)
+        self._process.kill()
+        self._process.wait()
+        self._said.close()
+
+    def _ask(self, num_chats: int, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
+        prompts = [self._prompts.take(prompt_tokens) for _ in range(num_chats)]
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            print(json.dumps({"prompts": prompts, "new_tokens": new_tokens}), file=self._process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise Unable(self._last_words())
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise Unable(answer["error"])
+        return answer
+
+    def _last_words(self) -> str:
+        """How the process ended: the signal that killed it, else the last line that it wrote."""
+        exit_code = self._process.wait()
+        self._said.seek(0)
+        said = (self._said.read().strip().splitlines() or [f"exit code {exit_code}"])[-1][:200]
+        return signal.Signals(-exit_code).name if exit_code < 0 else said
+
+
+def serve(start: Callable[[], Answerer]) -> None:
+    """Answer on standard output until standard input ends. What libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    answerer = start()
+    print("{}", file=answers, flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer = answerer(command["prompts"], command["new_tokens"])
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        print(json.dumps(answer), file=answers, flush=True)
