@@ -13,6 +13,7 @@ import streamlit as st
 from core.api.routes import make_routes
 from core.errors import DeckError
 from core.library import find
+from core.serving import tune_server
 from ui.resources import api_keys, characters, chat_store, downloads, monitor, recorder, runner
 from ui.routing import use_router
 
@@ -31,7 +32,9 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
         except DeckError as error:
             log.error("%s", error)
     monitor()
+    tuning = asyncio.create_task(tune_server())
     yield
+    tuning.cancel()
     await asyncio.to_thread(end)
 
 

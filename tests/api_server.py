@@ -31,6 +31,8 @@ def api_server(
     """The server's address. `folder` is where its keys lie; characters are those that ship."""
     routes = make_routes(engine, Characters(), KeyStore(folder / "keys.json"), needs_key, **limits)
     listening = socket.create_server(("127.0.0.1", 0))
+    # As core/serving.py does for the dashboard's: else each answer takes 40 ms more.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(Starlette(routes=routes), log_level="error", timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],), name="api-server")

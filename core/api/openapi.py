@@ -20,6 +20,7 @@ VERSION = "1"
 REQUESTS: tuple[type[Strict], ...] = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 TEXT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}
 OPTIONAL_TEXT = {"type": ["string", "null"]}
+EVENTS = {"description": "Server-sent events: the data of each is a piece of the answer as JSON, of the last [DONE]."}
 # What any route may answer beside what it is for.
 FAILURES = {
     "400": "What was sent cannot be answered; `param` names what is wrong.",
@@ -78,7 +79,7 @@ def _paths() -> dict[str, Any]:
 def _route(operation: str, summary: str, answer: str | None, request: str | None = None) -> dict[str, Any]:
     content = {"text/plain": {"schema": TEXT}} if answer is None else _json(answer)
     if operation in ("chat", "complete"):
-        content = content | {"text/event-stream": {"schema": TEXT}}
+        content = content | {"text/event-stream": {"schema": EVENTS}}
     failures = {status: {"description": text, "content": _json("Error")} for status, text in FAILURES.items()}
     route: dict[str, Any] = {
         "operationId": operation,
