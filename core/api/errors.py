@@ -9,7 +9,7 @@ from core.errors import DeckError
 
 # Seconds after which it makes sense to ask again: when an answer has ended, when a model is loaded.
 BUSY_RETRY_S = 2
-LOAD_RETRY_S = 10
+LOAD_RETRY_S = 5
 
 
 class ApiError(DeckError):
