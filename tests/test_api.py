@@ -200,6 +200,7 @@ def test_a_client_that_leaves_ends_the_computing(url: str, runner: Runner, strea
             with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
                 assert next(response.iter_lines()).startswith("data: ")
                 answer = runner.running_answers[0]
+                assert not answer.is_for_page
         else:
             with pytest.raises(httpx2.ReadTimeout):
                 client.post(f"{url}/v1/chat/completions", json=body, timeout=1.0)

@@ -143,6 +143,7 @@ def begin(engine: Engine, asks: Sequence[Ask], loaded: Loaded) -> list[Choice]:
     for number, ask in enumerate(asks):
         for place in range(ask.num_choices):
             answer = engine.generate(ask.prompt, ask.sampling_of(place), ask.continues)
+            answer.is_for_page = False
             choices.append(Choice(ask, answer, number))
     if engine.state.model != loaded.name:
         # Another model took its place meanwhile, and would read a prompt that was made for the first.

@@ -28,6 +28,8 @@ class Answer:
         self.reason: Reason | None = None
         self.error: DeckError | None = None
         self.stats: AnswerStats | None = None
+        # Not where somebody else asked, such as a client of the API: then pages need not follow it.
+        self.is_for_page = True
         self._cancel = cancel
         self._changed = threading.Condition()
         self._listeners: list[Callable[[], None]] = []
