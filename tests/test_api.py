@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,10 @@ import httpx2
 import openai
 import pytest
 
+from core.engine.answer import Answer
+from core.engine.messages import EngineState, Sampling
 from core.engine.runner import Runner
+from core.errors import EngineError
 from tests.api_server import MODEL, api_server, loaded_runner
 
 WAIT_S = 30.0
@@ -208,7 +213,9 @@ def test_a_client_that_leaves_ends_the_computing(url: str, runner: Runner, strea
     if answer is not None:
         assert answer.wait(WAIT_S) and answer.reason == "cancelled"
     until_idle(runner)
-    assert 'route="/v1/chat/completions",status="499"}' in httpx2.get(f"{url}/metrics").text
+    left, deadline_s = 'route="/v1/chat/completions",status="499"}', time.monotonic() + WAIT_S
+    while left not in httpx2.get(f"{url}/metrics").text:
+        assert time.monotonic() < deadline_s, "it was never noticed"
 
 
 def test_more_than_may_wait_are_sent_away_with_a_time(url: str, client: openai.OpenAI, runner: Runner) -> None:
@@ -258,32 +265,63 @@ def test_metrics_tell_what_happened(url: str) -> None:
     assert after[f'llamadeck_model_loaded{{model="{MODEL}"}}'] == 1
 
 
+def test_metrics_have_the_form_that_prometheus_reads(url: str) -> None:
+    lines = httpx2.get(f"{url}/metrics").text.splitlines()
+    kinds = {line.split()[2] for line in lines if line.startswith("# TYPE ")}
+    for line in lines:
+        if not line.startswith("#"):
+            found = re.fullmatch(r'([a-z_]+?)(_bucket|_sum|_count)?(\{([a-z]+="[^"]*",?)+\})? [0-9.]+', line)
+            assert found is not None and {found[1], found[1] + (found[2] or "")} & kinds, line
+    counts = [int(line.split()[1]) for line in lines if "_bucket{" in line]
+    assert counts == sorted(counts) and len(counts) > 5
+
+
 def figures(url: str) -> dict[str, float]:
     lines = httpx2.get(f"{url}/metrics").text.splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
-def test_while_nothing_is_loaded_and_while_a_load_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "3")
-    runner = Runner("tests.fake_worker")
-    body = {"messages": asked("hi")}
-    with api_server(runner, home) as url:
-        for code in ("model_not_loaded", "model_loading"):
-            refused = httpx2.post(f"{url}/v1/chat/completions", json=body)
+class Still:
+    """An engine in one state, in which nothing can be answered."""
+
+    def __init__(self, state: EngineState) -> None:
+        self.state = state
+        self.running_answers: list[Answer] = []
+
+    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
+        raise EngineError("nothing_loaded")
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (EngineState(), "model_not_loaded"),
+        (EngineState("loading", "some-model", fraction=0.42), "model_loading"),
+        (EngineState("failed", "some-model", error=EngineError("worker_killed")), "model_not_loaded"),
+    ],
+)
+def test_while_nothing_is_loaded_and_while_a_load_runs(home: Path, state: EngineState, code: str) -> None:
+    with api_server(Still(state), home) as url:
+        for path, body in [("chat/completions", {"messages": asked("hi")}), ("completions", {"prompt": "x"}),
+                           ("tokenize", {"prompt": "x"}), ("detokenize", {"tokens": [1]})]:  # fmt: skip
+            refused = httpx2.post(f"{url}/v1/{path}", json=body)
             assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
             assert refused.json()["error"]["code"] == code
-            assert httpx2.get(f"{url}/v1/models").json() == {"object": "list", "data": []}
-            assert httpx2.get(f"{url}/v1/models/{MODEL}").status_code == 503
-            assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
-            assert "llamadeck_model_loaded{" not in httpx2.get(f"{url}/metrics").text
-            if code == "model_not_loaded":
-                runner.load(home / "models" / MODEL)
+        assert ("(42 %)" in refused.json()["error"]["message"]) == (code == "model_loading")
+        assert httpx2.get(f"{url}/v1/models").json() == {"object": "list", "data": []}
+        assert httpx2.get(f"{url}/v1/models/some-model").status_code == 503
+        assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
+        assert "llamadeck_model_loaded{" not in httpx2.get(f"{url}/metrics").text
+
+
+def test_an_engine_that_dies_is_an_error_and_the_server_goes_on(home: Path) -> None:
+    with loaded_runner(home / "models") as runner, api_server(runner, home) as url:
+        died = httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("die one two three four")})
+        assert died.status_code == 500 and died.json()["error"]["type"] == "server_error"
+        assert httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("hi")}).status_code == 503
+        runner.load(home / "models" / MODEL)
         assert runner.wait_while_loading(WAIT_S).phase == "ready"
-        assert httpx2.post(f"{url}/v1/chat/completions", json=body).status_code == 200
-        httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("die one two three four")})
-        refused = httpx2.post(f"{url}/v1/chat/completions", json=body)
-        assert refused.status_code == 503
-    runner.unload()
+        assert httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("hi")}).status_code == 200
 
 
 def test_an_unload_ends_answers_with_a_sentence(home: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_character_does_not_complete_texts(url: str) -> None:
 
 
 def test_paths_and_methods_that_are_none(url: str) -> None:
-    for path in ("/v1/", "/v1/embeddings", "/v1/chat", "/v1/../v1/x", "/v1/models/%2e%2e/%2e%2e/etc/passwd"):
+    for path in ("/v1", "/v1/", "/v1/embeddings", "/v1/chat", "/v1/../v1/x", "/v1/models/%2e%2e/%2e%2e/etc/passwd"):
         assert error(httpx2.get(url + path))["code"] in ("unknown_url", "model_not_found")
     response = httpx2.get(url + CHAT)
     assert response.status_code == 405 and response.headers["allow"] == "POST"

@@ -101,8 +101,10 @@ def make_routes(
         "/metrics": {"GET": show_metrics},
         "/openapi.json": {"GET": openapi},
         # Else the dashboard's own page would answer a mistyped path.
+        "/v1": {},
         "/v1/{rest:path}": {},
     }
     routes: list[BaseRoute] = [Route("/health", Endpoint("/health", {"GET": health}, None, metrics, body_s))]
-    routes += [Route(path, Endpoint(path, handlers, guard, metrics, body_s)) for path, handlers in paths.items()]
+    for path, handlers in paths.items():
+        routes.append(Route(path, Endpoint(path.replace(":path", ""), handlers, guard, metrics, body_s)))
     return routes
