@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager
 
 import streamlit as st
 
+from core.api.routes import make_routes
 from core.errors import DeckError
 from core.library import find
-from ui.resources import chat_store, downloads, monitor, recorder, runner
+from core.serving import tune_server
+from ui.resources import api_keys, characters, chat_store, downloads, monitor, recorder, runner
 from ui.routing import use_router
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,9 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
             log.error("%s", error)
     runner().keep_spare()
     monitor()
+    tuning = asyncio.create_task(tune_server())
     yield
+    tuning.cancel()
     await asyncio.to_thread(end)
 
 
@@ -46,6 +50,11 @@ def end() -> None:
     runner().close()
 
 
+def needs_key() -> bool:
+    """Whether others than this machine can reach the server: LLAMADECK_LISTENS says loopback or network."""
+    return os.environ.get("LLAMADECK_LISTENS", "loopback") != "loopback"
+
+
 logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 use_router()
-app = st.App("Home.py", lifespan=lifespan)
+app = st.App("Home.py", lifespan=lifespan, routes=make_routes(runner(), characters(), api_keys(), needs_key))

@@ -1,11 +1,11 @@
 """A worker with no model: the engine's messages from a small script, so that pages can be tried in moments.
 
 Start it through Runner(worker_module="tests.fake_worker"), or the dashboard with
-LLAMADECK_WORKER=tests.fake_worker. LLAMADECK_FAKE_LOAD_S is how long a load takes. A model whose name
-contains "refused" fails to load, one with "dies" kills the worker. An answer repeats the question; words in
-it change that: "words=200" says how many words, "wait=0.05" the seconds between two, "sample" answers with
-every kind of Markdown, "fail" and "die" break off, "forever" never ends by itself; the question "settings" is
-answered with the generation settings that came with it.
+LLAMADECK_WORKER=tests.fake_worker. LLAMADECK_FAKE_LOAD_S is how long a load takes, LLAMADECK_FAKE_WORD_S a word.
+A model whose name contains "refused" fails to load, one with "dies" kills the worker. An answer repeats the
+question; words in it change that: "words=200" says how many words, "wait=0.05" the seconds between two, "sample"
+answers with every kind of Markdown, "fail" and "die" break off, "forever" never ends by itself; the question
+"settings" is answered with the generation settings that came with it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Script:
         question = re.split(r"\[/INST\]|<\|im_end\|>", question)[0].strip()
         self.request = request
         self.prompt_tokens = len(prompt.split())
-        self.wait_s = float(_setting(question, "wait", "0.01"))
+        self.wait_s = float(_setting(question, "wait", os.environ.get("LLAMADECK_FAKE_WORD_S", "0.01")))
         self.words = [repr(sampling)] if question == "settings" else _words(question)
         self.ends_with = next((word for word in ("fail", "die") if word in question.split()), "end")
         self.said = 0

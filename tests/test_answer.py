@@ -145,3 +145,13 @@ def test_the_rate_is_that_of_the_tokens_after_the_first() -> None:
 )
 def test_a_message_crosses_a_pipe_unchanged(message: Event | Generate) -> None:
     assert pickle.loads(pickle.dumps(message)) == message
+
+
+def test_a_listener_is_called_at_once_and_at_every_change_until_the_end(answer: Answer) -> None:
+    answer.take(Began(4, prompt_tokens=5, reused_tokens=1))
+    seen: list[tuple[str, str]] = []
+    answer.listen(lambda: seen.append((answer.phase, answer.text)))
+    answer.take(Text(4, "Par", 1))
+    answer.take(Finished(4, "end", STATS))
+    answer.take(Text(4, "is", 2))
+    assert seen == [("reading", ""), ("writing", "Par"), ("done", "Par")]

@@ -24,9 +24,13 @@ Shown = tuple[str, str | None, frozenset[int]]
 
 
 def shown_now() -> Shown:
-    """What of the engine's state decides how a page looks; progress and text have fragments of their own."""
+    """What of the engine's state decides how a page looks; progress and text have fragments of their own.
+
+    Answers that no page asked for come and go with every call of the API: pages stay as they are.
+    """
     state = runner().state
-    return state.phase, state.model, frozenset(answer.request for answer in runner().running_answers)
+    shown = frozenset(answer.request for answer in runner().running_answers if answer.is_for_page)
+    return state.phase, state.model, shown
 
 
 def sidebar_status() -> None:
@@ -39,7 +43,7 @@ def sidebar_status() -> None:
 def _status(shown: Shown) -> None:
     if shown_now() != shown:
         st.rerun()
-    state, num_running = runner().state, len(shown[2])
+    state, num_running = runner().state, len(runner().running_answers)
     with st.container(border=True, gap="xsmall"):
         st.markdown(_status_line(state, num_running))
         if state.model is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from core.access.keys import KeyStore
 from core.chat.asking import Asker
 from core.chat.presets import Presets
 from core.chat.recorder import Recorder
@@ -103,3 +104,8 @@ def characters() -> Characters:
 def thumbnails() -> Thumbnails:
     """Small pictures of the characters."""
     return Thumbnails()
+
+
+@st.cache_resource(show_spinner=False)
+def api_keys() -> KeyStore:
+    return KeyStore()

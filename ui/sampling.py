@@ -8,11 +8,10 @@ from typing import Any, Protocol
 
 import streamlit as st
 
-from core.chat.presets import check_values, combine, model_preset, set_model_preset
+from core.chat.presets import check_values, combine, model_preset, read_recommended, set_model_preset
 from core.chat.records import Chat, ChatInfo
 from core.engine.messages import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.errors import DeckError
-from core.model_files import read_json
 from core.settings import models_dir
 from ui.errors import show_error
 from ui.i18n import text, tr
@@ -25,22 +24,13 @@ STEP = 0.05
 SLIDER_ENDS = {"temperature": 2.0, "repetition_penalty": 2.0}
 # JavaScript's whole numbers end here; a larger seed can be given in the command line.
 MAX_WIDGET_SEED = min(MAX_SEED, 2**53 - 1)
-# What a checkpoint may recommend in its generation_config.json.
-RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 PRESET_KEY, NAME_KEY, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
 
 
 def recommended() -> dict[str, Any]:
     """What the loaded model recommends for itself, as far as it makes sense."""
     model = runner().state.model
-    try:
-        found = (read_json(models_dir() / model / "generation_config.json") if model else None) or {}
-        values = {name: found[name] for name in RECOMMENDED if found.get(name) is not None}
-        if "top_k" in values:
-            values["top_k"] = int(values["top_k"])
-        return check_values(values)
-    except (DeckError, TypeError, ValueError):
-        return {}
+    return read_recommended(models_dir() / model) if model else {}
 
 
 def preset_of(info: ChatInfo) -> str:

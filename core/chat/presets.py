@@ -13,7 +13,7 @@ import yaml
 from core.atomic import write_atomically
 from core.engine.messages import MAX_STOP_STRINGS, Sampling
 from core.errors import DeckError, InputError
-from core.model_files import printable, quoted, regular_size
+from core.model_files import printable, quoted, read_json, regular_size
 from core.preferences import Preferences
 from core.settings import data_dir
 
@@ -21,6 +21,8 @@ SHIPPED = Path(__file__).with_name("presets.yaml")
 MAX_FILE_BYTES = 100_000
 MAX_NAME_CHARS = 60
 PREFERENCE_GROUP = "preset"
+# What a checkpoint may recommend in its generation_config.json.
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,18 @@ def combine(*layers: Mapping[str, Any]) -> Sampling:
     for layer in layers:
         values |= check_values(layer)
     return Sampling(**{**values, "stop": tuple(values.get("stop", ()))})
+
+
+def read_recommended(folder: Path) -> dict[str, Any]:
+    """What the checkpoint in `folder` recommends for itself, as far as it makes sense."""
+    try:
+        found = read_json(folder / "generation_config.json") or {}
+        values = {name: found[name] for name in RECOMMENDED if found.get(name) is not None}
+        if "top_k" in values:
+            values["top_k"] = int(values["top_k"])
+        return check_values(values)
+    except (DeckError, TypeError, ValueError):
+        return {}
 
 
 def model_preset(preferences: Preferences, model: str) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from core.errors import CheckpointError
+from core.errors import CheckpointError, InputError
 from core.model_files import printable
 
 # Rather too many: a prompt that is cut a little early is answered, one that is too long is not.
@@ -33,11 +34,27 @@ class TokenCounter:
     def count(self, text: str) -> int:
         return self._cached(text) if len(text) <= MAX_CACHED_CHARS else self._count(text)
 
-    def _count(self, text: str) -> int:
-        text = printable(text)
+    def encode(self, text: str) -> list[int] | None:
+        """The tokens that `count` counts; None where that is an estimate."""
+        return None if self._tokenizer is None else self._ids(text)
+
+    def decode(self, tokens: Sequence[int]) -> str | None:
+        """The text of `tokens`, with the special ones; None without tokenizer.json. Raises InputError."""
         if self._tokenizer is None:
-            return -(-len(text.encode()) // BYTES_PER_TOKEN)
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            return None
+        last = self._tokenizer.get_vocab_size() - 1
+        if not all(0 <= token <= last for token in tokens):
+            raise InputError("prompt_token", limit=last)
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+    def _count(self, text: str) -> int:
+        if self._tokenizer is None:
+            return -(-len(printable(text).encode()) // BYTES_PER_TOKEN)
+        return len(self._ids(text))
+
+    def _ids(self, text: str) -> list[int]:
+        assert self._tokenizer is not None
+        return list(self._tokenizer.encode(printable(text), add_special_tokens=False).ids)
 
 
 def read_counter(folder: Path) -> TokenCounter:

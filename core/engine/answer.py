@@ -28,8 +28,11 @@ class Answer:
         self.reason: Reason | None = None
         self.error: DeckError | None = None
         self.stats: AnswerStats | None = None
+        # Not where somebody else asked, such as a client of the API: then pages need not follow it.
+        self.is_for_page = True
         self._cancel = cancel
         self._changed = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
 
     @property
     def is_running(self) -> bool:
@@ -50,6 +53,12 @@ class Answer:
         with self._changed:
             return self._changed.wait_for(lambda: len(self.text) > num_chars or not self.is_running, timeout_s)
 
+    def listen(self, call: Callable[[], None]) -> None:
+        """Call `call` now and after every change, in the thread that brings it, which must not be held up."""
+        with self._changed:
+            self._listeners.append(call)
+            call()
+
     def take(self, event: Event) -> None:
         """Take in what the engine said about this answer; what comes after its end is ignored."""
         with self._changed:
@@ -69,3 +78,5 @@ class Answer:
                 case Failed():
                     self.reason, self.error, self.phase = "failed", event.error, "done"
             self._changed.notify_all()
+            for call in self._listeners:
+                call()

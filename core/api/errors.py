@@ -1,0 +1,77 @@
+"""What an error is for a client: its HTTP status and OpenAI's words for it; knows no request and no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import DeckError
+
+# Seconds after which it makes sense to ask again: when an answer has ended, when a model is loaded.
+BUSY_RETRY_S = 2
+LOAD_RETRY_S = 5
+
+
+class ApiError(DeckError):
+    """A request that is not answered, in the words that its sender reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """`param` names the field that is to blame, where the error does not say it itself by the value `field`."""
+
+    status: int
+    type: str
+    code: str | None = None
+    param: str | None = None
+    retry_s: int | None = None
+
+
+INVALID, AUTHENTICATION, SERVER = "invalid_request_error", "authentication_error", "server_error"
+CONTEXT = Shape(400, INVALID, "context_length_exceeded", "messages")
+NOT_LOADED = Shape(503, SERVER, "model_not_loaded", "model", LOAD_RETRY_S)
+FAULT = Shape(500, SERVER, "internal_error")
+
+# Errors that are named here are the sender's, or pass; every other one is ours.
+SHAPES = {
+    "api_key_missing": Shape(401, AUTHENTICATION, "invalid_api_key"),
+    "api_key_wrong": Shape(401, AUTHENTICATION, "invalid_api_key"),
+    "api_path": Shape(404, INVALID, "unknown_url"),
+    "api_method": Shape(405, INVALID, "method_not_allowed"),
+    "api_body_slow": Shape(408, INVALID, "request_timeout"),
+    "api_body_large": Shape(413, INVALID, "request_too_large"),
+    "api_content_type": Shape(415, INVALID, "unsupported_content_type"),
+    "api_json": Shape(400, INVALID, "invalid_json"),
+    "api_field": Shape(400, INVALID, "invalid_value"),
+    "api_refused": Shape(400, INVALID, "unsupported_parameter"),
+    "api_part": Shape(400, INVALID, "unsupported_content", "messages"),
+    "api_model": Shape(404, INVALID, "model_not_found", "model"),
+    "api_character_completion": Shape(400, INVALID, "unsupported_model", "model"),
+    "api_no_tokenizer": Shape(400, INVALID, "tokenizer_unavailable", "model"),
+    "api_token": Shape(400, INVALID, "invalid_value", "tokens"),
+    "api_busy": Shape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
+    "api_loading": Shape(503, SERVER, "model_loading", "model", LOAD_RETRY_S),
+    "api_fault": FAULT,
+    "api_too_long": CONTEXT,
+    "message_too_long": CONTEXT,
+    "character_too_long": CONTEXT,
+    "prompt_too_long": Shape(400, INVALID, "context_length_exceeded"),
+    "prompt_empty": Shape(400, INVALID, "invalid_value"),
+    "prompt_token": Shape(400, INVALID, "invalid_value", "prompt"),
+    "chat_template": Shape(400, INVALID, "chat_template", "messages"),
+    "chat_template_open": Shape(400, INVALID, "chat_template", "messages"),
+    "nothing_loaded": NOT_LOADED,
+    "answer_model_unloaded": NOT_LOADED,
+    "stop_strings": Shape(400, INVALID, "invalid_value", "stop"),
+}
+
+
+def shape_of(error: DeckError) -> Shape:
+    return SHAPES.get(error.key, FAULT)
+
+
+def body_of(error: DeckError, language: str) -> dict[str, Any]:
+    """The error as OpenAI writes it, in the reader's language."""
+    shape = shape_of(error)
+    field = error.params.get("field", shape.param)
+    return {"error": {"message": error.sentence(language), "type": shape.type, "param": field, "code": shape.code}}

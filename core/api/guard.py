@@ -1,0 +1,44 @@
+"""Who may use the API: a key, or a program on this machine where nobody else can reach it; knows no route."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable
+
+from starlette.requests import Request
+
+from core.access.keys import KeyStore
+from core.api.errors import ApiError
+
+
+class Guard:
+    """`needs_key` says whether anybody but this machine can reach the server."""
+
+    def __init__(self, keys: KeyStore, needs_key: Callable[[], bool]) -> None:
+        self._keys, self._needs_key = keys, needs_key
+
+    async def check(self, request: Request) -> None:
+        """Raise ApiError where the request brings no key, or one that opens nothing, and needs one."""
+        # The name of another machine on loopback: a forwarded port, or a page that made its name point here.
+        if not self._needs_key() and is_loopback(request.headers.get("host", "")):
+            return
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not text.strip():
+            raise ApiError("api_key_missing")
+        key = self._keys.find(text.strip())
+        if key is None:
+            raise ApiError("api_key_wrong")
+        if self._keys.is_new_day(key):
+            await asyncio.to_thread(self._keys.note_use, key)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine by itself, with or without a port."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

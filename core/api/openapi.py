@@ -1,0 +1,133 @@
+"""The API's own description, OpenAPI 3.1: requests from the types that check them, answers as they are written."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from core.api.schema import (
+    REFUSED,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Strict,
+    TokenizeRequest,
+)
+
+VERSION = "1"
+REQUESTS: tuple[type[Strict], ...] = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+TEXT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}
+OPTIONAL_TEXT = {"type": ["string", "null"]}
+EVENTS = {"description": "Server-sent events: the data of each is a piece of the answer as JSON, of the last [DONE]."}
+# What any route may answer beside what it is for.
+FAILURES = {
+    "400": "What was sent cannot be answered; `param` names what is wrong.",
+    "401": "No key, or one that opens nothing.",
+    "404": "No such model; or no such path.",
+    "405": "Another method is wanted.",
+    "408": "The body did not come in time.",
+    "413": "The body is too large.",
+    "415": "The body is no JSON.",
+    "429": "Too many answers are waiting; Retry-After says when to ask again.",
+    "500": "The engine failed.",
+    "503": "No model is loaded, or it is being loaded; Retry-After says when to ask again.",
+}
+
+
+@cache
+def describe() -> dict[str, Any]:
+    """The whole description."""
+    _, definitions = models_json_schema(
+        [(kind, "validation") for kind in REQUESTS], ref_template="#/components/schemas/{model}"
+    )
+    schemas: dict[str, Any] = {**definitions["$defs"], **_answers()}
+    for name in ("ChatRequest", "CompletionRequest"):
+        schemas[name]["properties"] |= {
+            field: {"enum": list(values), "description": "Not supported: only what asks for nothing is taken."}
+            for field, values in REFUSED.items()
+        }
+    key = {"type": "http", "scheme": "bearer", "description": "A key from the page Settings."}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "LlamaDeck", "version": VERSION, "description": "The loaded model, as OpenAI's API."},
+        "servers": [{"url": "/"}],
+        "security": [{"key": []}, {}],
+        "paths": _paths(),
+        "components": {"schemas": schemas, "securitySchemes": {"key": key}},
+    }
+
+
+def _paths() -> dict[str, Any]:
+    name = {"name": "id", "in": "path", "required": True, "schema": TEXT | {"minLength": 1}}
+    return {
+        "/v1/models": {"get": _route("listModels", "The loaded model and the characters.", "ModelList")},
+        "/v1/models/{id}": {"get": _route("getModel", "One of them.", "Model") | {"parameters": [name]}},
+        "/v1/chat/completions": {
+            "post": _route("chat", "The model's answer to messages, or a character's.", "ChatCompletion", "ChatRequest")
+        },
+        "/v1/completions": {"post": _route("complete", "How a text goes on.", "TextCompletion", "CompletionRequest")},
+        "/v1/tokenize": {"post": _route("tokenize", "A text's tokens.", "Tokenized", "TokenizeRequest")},
+        "/v1/detokenize": {"post": _route("detokenize", "Tokens' text.", "Detokenized", "DetokenizeRequest")},
+        "/health": {"get": _route("health", "Whether the server is alive; needs no key.", "Health") | {"security": []}},
+        "/metrics": {"get": _route("metrics", "Figures for Prometheus.", None)},
+        "/openapi.json": {"get": _route("describe", "This description.", "Description")},
+    }
+
+
+def _route(operation: str, summary: str, answer: str | None, request: str | None = None) -> dict[str, Any]:
+    content = {"text/plain": {"schema": TEXT}} if answer is None else _json(answer)
+    if operation in ("chat", "complete"):
+        content = content | {"text/event-stream": {"schema": EVENTS}}
+    failures = {status: {"description": text, "content": _json("Error")} for status, text in FAILURES.items()}
+    route: dict[str, Any] = {
+        "operationId": operation,
+        "summary": summary,
+        "responses": {"200": {"description": summary, "content": content}, **failures},
+    }
+    if request is not None:
+        route["requestBody"] = {"required": True, "content": _json(request)}
+    return route
+
+
+def _json(schema: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def _answers() -> dict[str, Any]:
+    error = _object(message=TEXT, type=TEXT, param=OPTIONAL_TEXT, code=OPTIONAL_TEXT)
+    model = _object(id=TEXT, object={"const": "model"}, created=NUMBER, owned_by=TEXT, max_model_len=NUMBER)
+    model["properties"]["parent"] = TEXT | {"description": "A character's: the model that speaks for it."}
+    usage = _object(
+        prompt_tokens=NUMBER,
+        completion_tokens=NUMBER,
+        total_tokens=NUMBER,
+        prompt_tokens_details=_object(cached_tokens=NUMBER),
+    )
+    ends = {"index": NUMBER, "logprobs": {"type": "null"}, "finish_reason": {"enum": ["stop", "length"]}}
+    message = _object(role={"const": "assistant"}, content=TEXT)
+    head = {"id": TEXT, "created": NUMBER, "model": TEXT, "usage": usage}
+    return {
+        "Error": _object(error=error),
+        "Model": model,
+        "ModelList": _object(object={"const": "list"}, data=_list(model)),
+        "ChatCompletion": _object(
+            object={"const": "chat.completion"}, choices=_list(_object(message=message, **ends)), **head
+        ),
+        "TextCompletion": _object(
+            object={"const": "text_completion"}, choices=_list(_object(text=TEXT, **ends)), **head
+        ),
+        "Tokenized": _object(count=NUMBER, max_model_len=NUMBER, tokens={"type": ["array", "null"], "items": NUMBER}),
+        "Detokenized": _object(prompt=TEXT),
+        "Health": _object(status={"const": "ok"}),
+        "Description": _object(openapi=TEXT, paths={"type": "object"}),
+    }

@@ -1,0 +1,208 @@
+"""What a client may send, as types that check it and that describe it; knows no model and no engine.
+
+What is not named here is ignored, so that clients of other servers work; what would change an answer and cannot be
+done is refused (REFUSED).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+
+from core.api.errors import ApiError
+from core.engine.messages import MAX_STOP_STRINGS, SAMPLING_RANGES
+
+# A chat's own marks (Style.stop_strings) take the rest.
+MAX_STOP = MAX_STOP_STRINGS - 2
+MAX_CHOICES = 16
+MAX_INT64 = 2**63 - 1
+TEXT: dict[str, Any] = {"type": "string"}
+IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+PROMPT_SCHEMA: dict[str, Any] = {
+    "description": "A text, the ids of its tokens, or several of either.",
+    "anyOf": [
+        TEXT,
+        {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MAX_CHOICES},
+        IDS,
+        {"type": "array", "items": IDS, "minItems": 1, "maxItems": MAX_CHOICES},
+    ],
+}
+STOP_SCHEMA: dict[str, Any] = {
+    "description": "Where the answer ends; the text itself is left out.",
+    "anyOf": [
+        TEXT | {"minLength": 1},
+        {"type": "array", "items": TEXT | {"minLength": 1}, "maxItems": MAX_STOP},
+        {"type": "null"},
+    ],
+}
+# Each with the values that ask for nothing.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (None, 0, 0.0),
+    "frequency_penalty": (None, 0, 0.0),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "best_of": (None, 1),
+    "suffix": (None, ""),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "web_search_options": (None,),
+}
+
+
+class Strict(BaseModel):
+    """No number is read from a text, no truth from a number."""
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
+
+
+class StreamOptions(Strict):
+    include_usage: bool | None = None
+
+
+class TextPart(Strict):
+    type: str
+    text: str | None = None
+
+
+def _as_parts(value: object) -> object:
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise ValueError("a text or a list of text parts is wanted")
+    return value
+
+
+CONTENT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        TEXT,
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"type": {"const": "text"}, "text": TEXT},
+                "required": ["type", "text"],
+            },
+        },
+    ]
+}
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[TextPart], BeforeValidator(_as_parts), WithJsonSchema(CONTENT_SCHEMA)]
+
+    @property
+    def text(self) -> str:
+        """Raises ApiError for a part that is no text."""
+        for part in self.content:
+            if part.type != "text" or part.text is None:
+                raise ApiError("api_part", kind=part.type)
+        return "".join(part.text or "" for part in self.content)
+
+
+def _as_stop(value: object) -> tuple[str, ...]:
+    words = [value] if isinstance(value, str) else value if value is not None else []
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise ValueError("a text or a list of texts that are not empty is wanted")
+    if len(words) > MAX_STOP:
+        raise ValueError(f"at most {MAX_STOP} texts are taken")
+    return tuple(words)
+
+
+def _as_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+    prompts = [value] if isinstance(value, str) or is_ids(value) else value
+    if not isinstance(prompts, list) or not prompts:
+        raise ValueError("a text, a list of token ids, or a list of either is wanted")
+    if len(prompts) > MAX_CHOICES:
+        raise ValueError(f"at most {MAX_CHOICES} prompts are taken")
+    if all(isinstance(one, str) for one in prompts):
+        return tuple(prompts)
+    if not all(is_ids(one) for one in prompts):
+        raise ValueError("every prompt has to be a text, or every one a list of token ids")
+    return tuple(tuple(one) for one in prompts)
+
+
+def is_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one <= MAX_INT64 for one in value)
+
+
+Stop = Annotated[tuple[str, ...], PlainValidator(_as_stop), WithJsonSchema(STOP_SCHEMA)]
+Prompts = Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_as_prompts), WithJsonSchema(PROMPT_SCHEMA)]
+Tokens = Annotated[int, Field(ge=1, le=int(SAMPLING_RANGES["max_new_tokens"][1]))]
+
+
+def _within(name: str) -> Any:
+    low, high = SAMPLING_RANGES[name]
+    return Field(ge=low, le=high)
+
+
+class Sampled(Strict):
+    """What both kinds of requests share. What is left out is as the model recommends."""
+
+    model: str | None = Field(None, description="The loaded model's name, which is also what is meant without one.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, _within("temperature")] | None = None
+    top_p: Annotated[float, _within("top_p")] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=int(SAMPLING_RANGES["top_k"][1]))] | None = None
+    min_p: Annotated[float, _within("min_p")] | None = None
+    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    seed: Annotated[int, Field(ge=-MAX_INT64 - 1, le=MAX_INT64)] | None = None
+    stop: Stop = ()
+
+
+class ChatRequest(Sampled):
+    """`model` may name a character: it answers as on the page Chat."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Tokens | None = None
+    continue_final_message: bool | None = Field(
+        None, description="The answer goes on from the last message, which is the assistant's."
+    )
+
+
+class CompletionRequest(Sampled):
+    prompt: Prompts
+    echo: bool | None = None
+
+
+class TokenizeRequest(Strict):
+    """The tokens of a text, or of messages in the model's own form."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+
+
+class DetokenizeRequest(Strict):
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0, le=MAX_INT64)]]
+
+
+Request = TypeVar("Request", bound=Strict)
+
+
+def read_body(kind: type[Request], body: bytes) -> Request:
+    """The request in `body`. Raises ApiError that names the first field that is wrong."""
+    try:
+        request = kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        if first["type"] == "json_invalid":
+            raise ApiError("api_json", why=first["msg"]) from None
+        field = ".".join(map(str, first["loc"])) or "body"
+        raise ApiError("api_field", field=field, why=first["msg"].removeprefix("Value error, ")) from None
+    for name, value in (request.model_extra or {}).items():
+        if not any(type(value) is type(one) and value == one for one in REFUSED.get(name, (value,))):
+            raise ApiError("api_refused", field=name)
+    return request
