@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.budget import find_card, limited_to, settle
 from core.engine.kernels import KERNELS, Device, Kernel, choose_kernel, has_compiler
+from core.engine.lean import make_lean
 from core.engine.loader import load_model
 from core.engine.messages import Generate, Load, ModelFacts, Sampling, Stage
 from core.engine.model import SlotModel
@@ -95,12 +96,12 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
         compile_kernel(kernel, choose_dtype(checkpoint, kernel, device))
     chunk_tokens = CHUNK_TOKENS[device.kind]
     with torch.inference_mode(), limited_to(plan, command.force) if plan else nullcontext():
-        model = read_weights(checkpoint, kernel, device, captured, progress)
+        model = read_weights(checkpoint, kernel, device, captured or device.kind == "cpu", progress)
         progress("prepare", STAGE_BEGIN["prepare"])
         slots = SlotModel(model, command.num_slots, context_tokens)
         check_numbers(slots, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
-        steps = capture_steps(slots, model, chunk_tokens) if captured else EagerSteps(slots)
+        steps = capture_steps(slots, model, chunk_tokens) if captured else make_eager(slots, model)
         warm_up(steps, chunk_tokens, checkpoint.name)
         rehearse(steps, tokenizer, chunk_tokens)
         memory = settle(plan, command.force) if plan else None
@@ -222,6 +223,10 @@ def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -
     gc.collect()
     torch.cuda.empty_cache()
     return EagerSteps(slots)
+
+
+def make_eager(slots: SlotModel, model: PreTrainedModel) -> Steps:
+    return EagerSteps(slots, make_lean(model, slots) if slots.device.type == "cpu" else None)
 
 
 def check_numbers(slots: SlotModel, name: str) -> None:

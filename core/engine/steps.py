@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from core.engine.lean import LeanPass
 from core.engine.messages import Sampling
 from core.engine.model import SlotModel
 from core.engine.sampling import draw
@@ -62,12 +63,13 @@ class _Row:
 
 
 class EagerSteps:
-    """Steps as plain passes over the model, each finished before the next."""
+    """Steps as plain passes over the model, each finished before the next; tokens come by a lean pass if there is one."""
 
     runs_ahead = False
 
-    def __init__(self, model: SlotModel) -> None:
+    def __init__(self, model: SlotModel, lean: LeanPass | None = None) -> None:
         self._model = model
+        self._lean = lean
         self.num_slots = model.cache.num_slots
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
@@ -88,6 +90,14 @@ class EagerSteps:
         return Known([self._draw(slot, logits[0])])
 
     def write(self, slots: Sequence[int]) -> Drawn:
+        if self._lean is None:
+            logits = self._write_between(slots)
+        else:
+            rows = [self._rows[slot] for slot in slots]
+            logits = self._lean.forward(slots, [row.token for row in rows], [row.position for row in rows])
+        return Known([self._draw(slot, row) for slot, row in zip(slots, logits, strict=True)])
+
+    def _write_between(self, slots: Sequence[int]) -> torch.Tensor:
         between = range(slots[0], slots[-1] + 1)
         rows = [self._rows[slot] if slot in slots else None for slot in between]
         # Rows between that are not being written compute along; what they write goes where nobody reads.
@@ -99,7 +109,7 @@ class EagerSteps:
             max(row.position for row in rows if row) + 1,
             torch.tensor([[row.position if row else unread] for row in rows], device=device),
         )
-        return Known([self._draw(slot, logits[slot - slots[0]]) for slot in slots])
+        return logits[[slot - slots[0] for slot in slots]]
 
     def _draw(self, slot: int, logits: torch.Tensor) -> int | None:
         row = self._rows[slot]
