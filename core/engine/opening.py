@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.budget import find_card, limited_to, settle
+from core.engine.cores import leave_one_core
 from core.engine.kernels import KERNELS, Device, Kernel, choose_kernel, has_compiler
 from core.engine.lean import make_lean
 from core.engine.loader import load_model
@@ -82,8 +83,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     gpus = read_snapshot().gpus
     device = find_device()
     if device.kind == "cpu":
-        # One core stays free for the pages: threads that wait for one another all stop when one of them is displaced.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+        leave_one_core()
         kernel, reason, plan, captured = *choose_kernel(checkpoint, device, command.kernel), None, False
     else:
         card, force = find_card(gpus, device), command.force

@@ -6,10 +6,12 @@ The plain way, for a CPU and for what cannot be captured. core/engine/graphs.py 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 
+from core.engine.cores import every_idle_core
 from core.engine.lean import LeanPass
 from core.engine.messages import Sampling
 from core.engine.model import SlotModel
@@ -63,7 +65,7 @@ class _Row:
 
 
 class EagerSteps:
-    """Steps as plain passes over the model, each finished before the next; tokens come by a lean pass if there is one."""
+    """Steps as plain passes over the model, each finished before the next; tokens by a lean pass if there is one."""
 
     runs_ahead = False
 
@@ -83,7 +85,8 @@ class EagerSteps:
         end, device = begin + len(chunk), self._model.device
         tokens = torch.tensor([chunk], device=device)
         positions = torch.arange(begin, end, device=device).unsqueeze(0)
-        logits = self._model.forward(tokens, positions, slot, end)
+        with every_idle_core() if device.type == "cpu" else nullcontext():
+            logits = self._model.forward(tokens, positions, slot, end)
         if not is_last:
             return None
         self._rows[slot].position = end - 1
@@ -112,8 +115,8 @@ class EagerSteps:
         return logits[[slot - slots[0] for slot in slots]]
 
     def _draw(self, slot: int, logits: torch.Tensor) -> int | None:
-        row = self._rows[slot]
-        if logits.isnan().any():
+        row, logits = self._rows[slot], logits.float()
+        if logits.max().isnan():  # Where one is none, neither is the largest.
             return None
         is_penalized = row.sampling.repetition_penalty != 1.0
         seen = torch.tensor(sorted(row.seen) if is_penalized else [], dtype=torch.long, device=logits.device)
