@@ -21,7 +21,7 @@ from core.engine.loader import load_model
 from core.engine.messages import Load, Sampling
 from core.engine.model import SlotModel
 from core.engine.opening import OpenEngine, open_engine
-from core.engine.steps import Steps
+from core.engine.steps import EagerSteps, Steps
 from tests.checkpoints import Recipe, make_checkpoint
 
 CPU = torch.device("cpu")
@@ -57,6 +57,20 @@ def load(folder: Path, merged: bool) -> PreTrainedModel:
     checkpoint = read_checkpoint(folder)
     kernel, _ = choose_kernel(checkpoint, Device("cpu"))
     return load_model(checkpoint, kernel, CPU, torch.bfloat16, 64, lambda _: None, merged)
+
+
+def ask(steps: Steps, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    """The first tokens of the greedy answers to prompts that are read one after another and answered together."""
+    answers = []
+    for slot, prompt in enumerate(prompts):
+        steps.begin(slot, Sampling(temperature=0.0), 0, prompt)
+        first = steps.read(slot, prompt, 0, is_last=True)
+        assert first is not None
+        answers.append(first.take())
+    for _ in range(num_tokens - 1):
+        for answer, token in zip(answers, steps.write(range(len(prompts))).take(), strict=True):
+            answer.append(token)
+    return answers
 
 
 # Which models --------------------------------------------------------------------------------------------------------
@@ -126,6 +140,20 @@ def test_matrices_side_by_side_and_lean_give_what_the_plain_model_gives(tmp_path
             assert torch.equal(wanted[0], got[slot])
 
 
+def test_steps_with_a_lean_pass_draw_what_plain_ones_draw(tmp_path: Path) -> None:
+    """Also where a prompt is read again for its last token alone, and where a chat between two others has ended."""
+    make_checkpoint(tmp_path / "model")
+    model = load(tmp_path / "model", merged=True)
+    slots = SlotModel(model, 3, 64)
+    drawn = []
+    for steps in (EagerSteps(slots), EagerSteps(slots, make_lean(model, slots))):
+        answers = ask(steps, [[5, 300, 17], [42], [260, 9, 101, 7]], 6)
+        again = steps.read(0, [17], 2, is_last=True)
+        assert again is not None
+        drawn.append([*answers, again.take(), *(steps.write([0, 2]).take() for _ in range(3))])
+    assert drawn[0] == drawn[1]
+
+
 def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "model")
     model = load(tmp_path / "model", merged=True)
@@ -138,20 +166,6 @@ def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def starter(starter_folder: Path) -> OpenEngine:
     return open_engine(Load(starter_folder, 512, num_slots=3), lambda stage, fraction: None)
-
-
-def ask(steps: Steps, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    """The first tokens of the greedy answers to prompts that are read one after another and answered together."""
-    answers = []
-    for slot, prompt in enumerate(prompts):
-        steps.begin(slot, Sampling(temperature=0.0), 0, prompt)
-        first = steps.read(slot, prompt, 0, is_last=True)
-        assert first is not None
-        answers.append(first.take())
-    for _ in range(num_tokens - 1):
-        for answer, token in zip(answers, steps.write(range(len(prompts))).take(), strict=True):
-            answer.append(token)
-    return answers
 
 
 def encode(engine: OpenEngine, text: str) -> list[int]:

@@ -82,15 +82,21 @@ class EagerSteps:
         self._rows[slot] = _Row(sampling, generator, tokens)
 
     def read(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> Drawn | None:
-        end, device = begin + len(chunk), self._model.device
-        tokens = torch.tensor([chunk], device=device)
-        positions = torch.arange(begin, end, device=device).unsqueeze(0)
-        with every_idle_core() if device.type == "cpu" else nullcontext():
-            logits = self._model.forward(tokens, positions, slot, end)
+        end = begin + len(chunk)
+        logits = self._read(slot, chunk, begin, end)
         if not is_last:
             return None
         self._rows[slot].position = end - 1
         return Known([self._draw(slot, logits[0])])
+
+    def _read(self, slot: int, chunk: Sequence[int], begin: int, end: int) -> torch.Tensor:
+        if self._lean is not None and len(chunk) == 1:
+            return self._lean.forward([slot], chunk, [begin])
+        device = self._model.device
+        tokens = torch.tensor([chunk], device=device)
+        positions = torch.arange(begin, end, device=device).unsqueeze(0)
+        with every_idle_core() if device.type == "cpu" else nullcontext():
+            return self._model.forward(tokens, positions, slot, end)
 
     def write(self, slots: Sequence[int]) -> Drawn:
         if self._lean is None:
