@@ -1,7 +1,8 @@
 """Attention over the slots' cache, as a function that transformers' model classes call; knows no model and no request.
 
 transformers' own repeats shared heads for every query and makes a mask of a whole chunk; both cost memory that grows
-with the context. Here queries that share a head become rows of one product, and a chunk uses the causal kernels.
+with the context. Here queries that share a head become rows of one product on a GPU, and a chunk uses the causal
+kernels.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ def attend(
     """
     refuse_additions(extras)
     num_rows, num_heads, num_tokens, head_dim = query.shape
-    if num_tokens == 1:
+    if num_tokens == 1 and not query.is_cpu:
         packed = query.reshape(num_rows, key.shape[1], num_heads // key.shape[1], head_dim)
         output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
         return output.reshape(num_rows, 1, num_heads, -1), None
-    bias = causal_lower_right(num_tokens, key.shape[2]) if mask is None else mask
+    # One token sees everything where nothing says otherwise: for a CPU the same call as transformers' own, to the bit.
+    bias = causal_lower_right(num_tokens, key.shape[2]) if mask is None and num_tokens > 1 else mask
     shares_heads = key.shape[1] != num_heads
     output = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shares_heads)
     return output.transpose(1, 2).contiguous(), None

@@ -23,8 +23,10 @@ from transformers import PreTrainedModel
 
 from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.budget import find_card, limited_to, settle
+from core.engine.cores import leave_one_core
 from core.engine.kernel_check import check_kernel
 from core.engine.kernels import KERNELS, Device, Kernel, choose_kernel, has_compiler
+from core.engine.lean import make_lean
 from core.engine.loader import load_model
 from core.engine.messages import Generate, Load, ModelFacts, Sampling, Stage
 from core.engine.model import SlotModel
@@ -82,8 +84,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     gpus = read_snapshot().gpus
     device = find_device()
     if device.kind == "cpu":
-        # One core stays free for the pages: threads that wait for one another all stop when one of them is displaced.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+        leave_one_core()
         kernel, reason, plan, captured = *choose_kernel(checkpoint, device, command.kernel), None, False
     else:
         card = find_card(gpus, device)
@@ -92,12 +93,12 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
         plan, captured = report.plan, report.captured and has_c_compiler()
     chunk_tokens = CHUNK_TOKENS[device.kind]
     with torch.inference_mode(), limited_to(plan, command.force) if plan else nullcontext():
-        model = read_weights(checkpoint, kernel, device, captured, progress)
+        model = read_weights(checkpoint, kernel, device, captured or device.kind == "cpu", progress)
         progress("prepare", STAGE_BEGIN["prepare"])
         slots = SlotModel(model, command.num_slots, context_tokens)
         check_numbers(slots, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
-        steps = capture_steps(slots, model, chunk_tokens) if captured else EagerSteps(slots)
+        steps = capture_steps(slots, model, chunk_tokens) if captured else make_eager(slots, model)
         warm_up(steps, chunk_tokens, checkpoint.name)
         rehearse(steps, tokenizer, chunk_tokens)
         memory = settle(plan, command.force) if plan else None
@@ -246,6 +247,10 @@ def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -
     gc.collect()
     torch.cuda.empty_cache()
     return EagerSteps(slots)
+
+
+def make_eager(slots: SlotModel, model: PreTrainedModel) -> Steps:
+    return EagerSteps(slots, make_lean(model, slots) if slots.device.type == "cpu" else None)
 
 
 def check_numbers(slots: SlotModel, name: str) -> None:

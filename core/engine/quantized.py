@@ -195,17 +195,28 @@ class CpuInt4Linear(nn.Module):
         order = source.ret_idx.long()
         is_in_order = bool((order == torch.arange(order.numel())).all())
         self.register_buffer("order", None if is_in_order else order, persistent=False)
-        self._matmul: Callable[..., torch.Tensor] = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+        self._multiply = self.rows_function()
+
+    def rows_function(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The product for rows, [rows, in] -> [rows, out], as a function of its own: looking a tensor up in a module
+        costs as much as a small operation."""
+        matmul = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+        weight, group_size, scales_and_zeros = self.weight, self.group_size, self.scales_and_zeros
+        order, bias = self.order, self.bias
+
+        def multiply(rows: torch.Tensor) -> torch.Tensor:
+            if order is not None:
+                rows = rows[:, order]
+            out: torch.Tensor = matmul(rows, weight, group_size, scales_and_zeros)
+            if bias is not None:
+                out += bias
+            return out
+
+        return multiply
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out], both bfloat16."""
-        rows = x.reshape(-1, x.shape[-1])
-        if self.order is not None:
-            rows = rows[:, self.order]
-        out = self._matmul(rows, self.weight, self.group_size, self.scales_and_zeros)
-        if self.bias is not None:
-            out += self.bias
-        return out.view(*x.shape[:-1], self.out_features)
+        return self._multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.out_features)
 
 
 def make_dense(source: GPTQQuantLinear, dtype: torch.dtype) -> nn.Linear:

@@ -6,10 +6,13 @@ The plain way, for a CPU and for what cannot be captured. core/engine/graphs.py 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 
+from core.engine.cores import every_idle_core
+from core.engine.lean import LeanPass
 from core.engine.messages import Sampling
 from core.engine.model import SlotModel
 from core.engine.sampling import draw
@@ -62,12 +65,13 @@ class _Row:
 
 
 class EagerSteps:
-    """Steps as plain passes over the model, each finished before the next."""
+    """Steps as plain passes over the model, each finished before the next; tokens by a lean pass if there is one."""
 
     runs_ahead = False
 
-    def __init__(self, model: SlotModel) -> None:
+    def __init__(self, model: SlotModel, lean: LeanPass | None = None) -> None:
         self._model = model
+        self._lean = lean
         self.num_slots = model.cache.num_slots
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
@@ -78,16 +82,31 @@ class EagerSteps:
         self._rows[slot] = _Row(sampling, generator, tokens)
 
     def read(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> Drawn | None:
-        end, device = begin + len(chunk), self._model.device
-        tokens = torch.tensor([chunk], device=device)
-        positions = torch.arange(begin, end, device=device).unsqueeze(0)
-        logits = self._model.forward(tokens, positions, slot, end)
+        end = begin + len(chunk)
+        logits = self._read(slot, chunk, begin, end)
         if not is_last:
             return None
         self._rows[slot].position = end - 1
         return Known([self._draw(slot, logits[0])])
 
+    def _read(self, slot: int, chunk: Sequence[int], begin: int, end: int) -> torch.Tensor:
+        if self._lean is not None and len(chunk) == 1:
+            return self._lean.forward([slot], chunk, [begin])
+        device = self._model.device
+        tokens = torch.tensor([chunk], device=device)
+        positions = torch.arange(begin, end, device=device).unsqueeze(0)
+        with every_idle_core() if device.type == "cpu" else nullcontext():
+            return self._model.forward(tokens, positions, slot, end)
+
     def write(self, slots: Sequence[int]) -> Drawn:
+        if self._lean is None:
+            logits = self._write_between(slots)
+        else:
+            rows = [self._rows[slot] for slot in slots]
+            logits = self._lean.forward(slots, [row.token for row in rows], [row.position for row in rows])
+        return Known([self._draw(slot, row) for slot, row in zip(slots, logits, strict=True)])
+
+    def _write_between(self, slots: Sequence[int]) -> torch.Tensor:
         between = range(slots[0], slots[-1] + 1)
         rows = [self._rows[slot] if slot in slots else None for slot in between]
         # Rows between that are not being written compute along; what they write goes where nobody reads.
@@ -99,11 +118,11 @@ class EagerSteps:
             max(row.position for row in rows if row) + 1,
             torch.tensor([[row.position if row else unread] for row in rows], device=device),
         )
-        return Known([self._draw(slot, logits[slot - slots[0]]) for slot in slots])
+        return logits[[slot - slots[0] for slot in slots]]
 
     def _draw(self, slot: int, logits: torch.Tensor) -> int | None:
-        row = self._rows[slot]
-        if logits.isnan().any():
+        row, logits = self._rows[slot], logits.float()
+        if logits.max().isnan():  # Where one is none, neither is the largest.
             return None
         is_penalized = row.sampling.repetition_penalty != 1.0
         seen = torch.tensor(sorted(row.seen) if is_penalized else [], dtype=torch.long, device=logits.device)
