@@ -9,11 +9,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import streamlit as st
+from starlette.middleware import Middleware
 
+from core.access.exposure import is_network, note_listening
+from core.access.gate import Gate
 from core.errors import DeckError
 from core.library import find
-from ui.resources import chat_store, downloads, monitor, recorder, runner
+from core.settings import ROOT
+from ui.resources import access, chat_file, downloads, monitor, recorder, runner
 from ui.routing import use_router
+from ui.single_sign_on import sign_on
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ def end() -> None:
     downloads().close()
     try:
         recorder().close()
-        chat_store().close()
+        chat_file().close()
     except DeckError as error:
         log.error("%s", error)
     runner().unload()
@@ -47,4 +52,9 @@ def end() -> None:
 
 logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 use_router()
-app = st.App("Home.py", lifespan=lifespan)
+# What the server really listens on, whoever started it and how: without an address that is every network.
+note_listening(st.get_option("server.address"))
+guard = {"access": access(), "sign_on": sign_on(), "logo": (ROOT / "ui" / "logo.svg").read_text("utf-8")}
+if is_network() and not guard["sign_on"] and not guard["access"].has_password:
+    log.error("%s", DeckError("exposed", host=st.get_option("server.address") or "0.0.0.0"))
+app = st.App("Home.py", lifespan=lifespan, middleware=[Middleware(Gate, **guard)])

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
+from core.access.exposure import is_loopback, note_listening
 from core.errors import DeckError, InputError
 from core.settings import DEFAULT_HOST, DEFAULT_PORT, ROOT
 from core.terminal import Terminal
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         "delete": lambda: models(known, terminal),
         "test": lambda: test(others, terminal),
         "bench": lambda: bench(others),
+        "password": lambda: password(known, terminal),
+        "doctor": lambda: doctor(known, terminal),
     }
     try:
         return commands[known.command]()
@@ -65,6 +68,7 @@ def make_parser(terminal: Terminal) -> argparse.ArgumentParser:
         commands.add_parser("character", help=terminal.text("help_character"), allow_abbrev=False), terminal
     )
     add_model_commands(commands, terminal)
+    add_operating_commands(commands, terminal)
     for name in PASSED_ON:
         commands.add_parser(name, help=terminal.text(f"help_{name}"), add_help=False, allow_abbrev=False)
     return parser
@@ -86,6 +90,16 @@ def add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     for name in ("verify", "delete"):
         parsers[name].add_argument("name", metavar="NAME", help=terminal.text("help_model_name"))
     parsers["delete"].add_argument("--yes", action="store_true", help=terminal.text("help_delete_yes"))
+
+
+def add_operating_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], terminal: Terminal) -> None:
+    """The commands for whoever runs this as a service."""
+    password_parser = commands.add_parser("password", help=terminal.text("help_password"), allow_abbrev=False)
+    password_parser.add_argument("--remove", action="store_true", help=terminal.text("help_password_remove"))
+    doctor_parser = commands.add_parser("doctor", help=terminal.text("help_doctor"), allow_abbrev=False)
+    doctor_parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+    for name, default in (("port", str(DEFAULT_PORT)), ("host", DEFAULT_HOST)):
+        doctor_parser.add_argument(f"--{name}", default=default, help=terminal.text(f"help_{name}", default=default))
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
@@ -119,8 +133,10 @@ def run(host: str, port_text: str, model: str | None, force: bool, terminal: Ter
     """Start the dashboard in this process's place, with a model on disk if that can be had."""
     port = parse_port(port_text)
     check_address(host, port)
+    check_exposure(host)
     ensure_model(model, terminal)
     environment = dict(os.environ)
+    note_listening(host, environment)
     for name in ("LLAMADECK_LOAD", "LLAMADECK_LOAD_ANYWAY"):
         environment.pop(name, None)
     if model:
@@ -160,6 +176,19 @@ def check_address(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise DeckError("port_taken", port=port) from None
         raise InputError("bad_host", host=host) from None
+
+
+def check_exposure(host: str) -> None:
+    """Raise where others could reach the dashboard and nothing would ask them who they are."""
+    from core.access.access import VARIABLE
+    from core.access.password import check_new
+    from core.access.secret_file import SecretFile
+    from core.access.single_sign_on import is_set_up
+
+    if given := os.environ.get(VARIABLE):
+        check_new(given)
+    elif not is_loopback(host) and not SecretFile().read().password and not is_set_up():
+        raise DeckError("exposed", host=host)
 
 
 def url_of(host: str, port: int) -> str:
@@ -229,6 +258,18 @@ def models(known: argparse.Namespace, terminal: Terminal) -> int:
 
     run_command = {"models": models_command.run_models, "verify": models_command.run_verify}
     return run_command.get(known.command, models_command.run_delete)(known, terminal)
+
+
+def password(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core.access import password_command
+
+    return password_command.run(known.remove, terminal)
+
+
+def doctor(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core.doctor import command
+
+    return command.run(known.host, parse_port(known.port), known.json, terminal)
 
 
 def test(arguments: Sequence[str], terminal: Terminal) -> int:

@@ -1,4 +1,4 @@
-"""Two things that only the browser can do: put a text on the clipboard, bring a place of the page into view."""
+"""What only the browser can do: put a text on the clipboard, bring a place of the page into view, sign out."""
 
 from __future__ import annotations
 
@@ -46,10 +46,17 @@ export default function ({ parentElement }) {
     setTimeout(() => place.scrollIntoView({ block: "center" }), 400);
 }
 """
+# The cookie is hidden from scripts: the server takes it away, then asks anew.
+LEAVE = """
+export default function () {
+    fetch("/sign-out", { method: "POST", redirect: "manual" }).finally(() => window.location.assign("/"));
+}
+"""
 _copy = st.components.v2.component(
     "llamadeck_copy", html="<button hidden></button><span hidden></span>", css=COPY_STYLE, js=COPY
 )
 _scroll = st.components.v2.component("llamadeck_scroll", html="<i></i>", js=SCROLL)
+_leave = st.components.v2.component("llamadeck_leave", html="<i></i>", js=LEAVE)
 
 
 def copy_to_clipboard(text: str, key: str, copy: str, copied: str) -> None:
@@ -60,3 +67,8 @@ def copy_to_clipboard(text: str, key: str, copy: str, copied: str) -> None:
 def scroll_here(key: str) -> None:
     """Bring this place of the page into view, once for each key."""
     _scroll(key=key)
+
+
+def leave(key: str) -> None:
+    """Sign out, now, and go to where people sign in."""
+    _leave(key=key)
