@@ -15,6 +15,7 @@ from core.access.exposure import is_network, note_listening
 from core.access.gate import Gate
 from core.errors import DeckError
 from core.library import find
+from core.logs import set_up_logs
 from core.settings import ROOT
 from ui.resources import access, chat_file, downloads, monitor, recorder, runner
 from ui.routing import use_router
@@ -35,7 +36,9 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
         except DeckError as error:
             log.error("%s", error)
     monitor()
+    log.info("started")
     yield
+    log.info("ending")
     await asyncio.to_thread(end)
 
 
@@ -50,7 +53,7 @@ def end() -> None:
     runner().unload()
 
 
-logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+set_up_logs()
 use_router()
 # What the server really listens on, whoever started it and how: without an address that is every network.
 note_listening(st.get_option("server.address"))

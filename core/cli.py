@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 
 from core.access.exposure import is_loopback, note_listening
 from core.errors import DeckError, InputError
+from core.listening import check_address, parse_port, url_of
+from core.logs import level_in
 from core.settings import DEFAULT_HOST, DEFAULT_PORT, ROOT
 from core.terminal import Terminal
 
-PORTS = range(1, 65536)
 PASSED_ON = ("test", "bench")
 
 
@@ -134,6 +133,7 @@ def run(host: str, port_text: str, model: str | None, force: bool, terminal: Ter
     port = parse_port(port_text)
     check_address(host, port)
     check_exposure(host)
+    level_in()
     ensure_model(model, terminal)
     environment = dict(os.environ)
     note_listening(host, environment)
@@ -154,30 +154,6 @@ def dashboard_command(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "ui.start", *arguments]
 
 
-def parse_port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) in PORTS):
-        raise InputError("bad_port", port=text, first=PORTS[0], last=PORTS[-1])
-    return int(text)
-
-
-def check_address(host: str, port: int) -> None:
-    """Raise where the dashboard could not listen; Streamlit itself would end with a traceback."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except PermissionError:
-        raise InputError("port_forbidden", port=port) from None
-    except (socket.gaierror, UnicodeError):
-        raise InputError("bad_host", host=host) from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise DeckError("port_taken", port=port) from None
-        raise InputError("bad_host", host=host) from None
-
-
 def check_exposure(host: str) -> None:
     """Raise where others could reach the dashboard and nothing would ask them who they are."""
     from core.access.access import VARIABLE
@@ -189,12 +165,6 @@ def check_exposure(host: str) -> None:
         check_new(given)
     elif not is_loopback(host) and not SecretFile().read().password and not is_set_up():
         raise DeckError("exposed", host=host)
-
-
-def url_of(host: str, port: int) -> str:
-    """The address to open on this machine."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def ensure_model(name: str | None, terminal: Terminal) -> None:

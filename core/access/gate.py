@@ -7,6 +7,7 @@ request is let in, a header says to whom it belongs (`PERSON_HEADER`), and nobod
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from core.access.sign_in_page import POLICY, SIGN_IN, SIGN_OUT, SignInPage
 from core.errors import DeckError
 from core.text import translate
 
+log = logging.getLogger(__name__)
 COOKIE = "llamadeck_session"
 # The API checks its keys itself.
 API_PREFIX, API_PATHS = "/v1/", frozenset({"/metrics", "/health", "/openapi.json"})
@@ -194,6 +196,7 @@ class Gate:
             return answer
         if not is_right:
             return page(401, self._page.sign_in(language, wanted, True, translate(language, "access.wrong")))
+        log.info("%r signed in", client_of(request))
         answer = redirect(wanted)
         answer.set_cookie(COOKIE, self._access.sessions.begin(), max_age=SESSION_S, path="/", httponly=True,
                           samesite="lax", secure=is_secure(request))  # fmt: skip

@@ -20,14 +20,25 @@ def secrets_files() -> list[Path]:
 
 
 def is_set_up() -> bool:
-    """Whether people can sign in through a provider. A file that cannot be read sets nothing up."""
+    """Whether people can sign in through a provider."""
+    return bool(provider_names(_read_secrets().get("auth", {})))
+
+
+def is_limited() -> bool:
+    """Whether only those on a list may come in, and not whoever a provider knows."""
+    section = _read_secrets().get("access", {})
+    return isinstance(section, Mapping) and section.get("allow") is not None
+
+
+def _read_secrets() -> dict[str, Any]:
+    """A file that cannot be read sets nothing up."""
     merged: dict[str, Any] = {}
     for path in secrets_files():
         try:
             merged |= tomllib.loads(path.read_text("utf-8"))
         except (OSError, ValueError):
             continue
-    return bool(provider_names(merged.get("auth", {})))
+    return merged
 
 
 def provider_names(auth: Mapping[str, Any]) -> list[str]:
