@@ -11,7 +11,7 @@ from core.errors import InputError
 VARIABLE = "LLAMADECK_LOG"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # Only this program's own words become more: what libraries say at their lower levels may quote addresses and headers.
-OURS = ("core", "ui", "serve", "__main__")
+OURS = ("core", "ui", "serve", "llamadeck", "__main__")
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 

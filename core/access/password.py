@@ -45,10 +45,9 @@ def is_password(text: str, record: str) -> bool:
 
 def _scrypt(text: str, salt: bytes, log2_n: int, r: int, p: int) -> bytes:
     memory_bytes = 128 * r * (2**log2_n + p + 2)
-    return hashlib.scrypt(
-        _normal(text).encode("utf-8", "surrogatepass"),
-        salt=salt, n=2**log2_n, r=r, p=p, maxmem=2 * memory_bytes, dklen=HASH_BYTES,
-    )  # fmt: skip
+    # scrypt fills a short text up with zeros, so that one with a zero at its end would be the same: it gets 32 bytes.
+    digest = hashlib.sha256(_normal(text).encode("utf-8", "surrogatepass")).digest()
+    return hashlib.scrypt(digest, salt=salt, n=2**log2_n, r=r, p=p, maxmem=2 * memory_bytes, dklen=HASH_BYTES)
 
 
 def _normal(text: str) -> str:
