@@ -322,7 +322,7 @@ def test_on_loopback_nothing_is_asked(app: Gate, host: str) -> None:
 @pytest.mark.usefixtures("on_loopback")
 @pytest.mark.parametrize(
     "change",
-    [{"host": "evil.example:6006"}, {"host": "localhost.evil.example"}, {"host": ""}, {"host": "127.0.0.1.evil.example"},
+    [{"host": "evil.example:6006"}, {"host": "localhost.evil.example"}, {"host": ""}, {"host": "127.0.0.1.evil"},
      {"client": ("192.0.2.7", 1)}, {"server": ("192.0.2.2", 6006)}, {"client": None}, {"server": ("/run/deck", None)}],
 )  # fmt: skip
 def test_a_name_that_was_pointed_at_loopback_is_asked(app: Gate, change: dict[str, Any]) -> None:
@@ -417,8 +417,8 @@ def test_the_page_speaks_the_browsers_language(app: Gate, accepted: str, languag
     assert f"<h1>{words[language]}</h1>" in ask(app, "/", PAGE | {"accept-language": accepted}).text
 
 
-@pytest.mark.parametrize("wanted", ["//evil.example", "/\\evil.example", "http://evil.example", "evil", "", "/a\r\nx: y",
-                                    "/a b", '/"><script>', "/" + "x" * 2000, "\\\\evil", "/\t/evil.example"])  # fmt: skip
+@pytest.mark.parametrize("wanted", ["//evil.example", "/\\evil.example", "http://evil.example", "evil", "", "/a\r\nx:",
+                                    "/a b", '/"><script>', "/" + "x" * 2000, "\\\\evil", "/\t/evil.org"])  # fmt: skip
 def test_no_link_leads_from_the_sign_in_page_elsewhere(app: Gate, wanted: str) -> None:
     assert local_path(wanted) == "/"
     assert sign_in(app, next=wanted).headers["location"] == "/"

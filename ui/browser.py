@@ -48,8 +48,10 @@ export default function ({ parentElement }) {
 """
 # The cookie is hidden from scripts: the server takes it away, then asks anew.
 LEAVE = """
-export default function () {
-    fetch("/sign-out", { method: "POST", redirect: "manual" }).finally(() => window.location.assign("/"));
+export default function ({ data }) {
+    if (data.now) {
+        fetch("/sign-out", { method: "POST", redirect: "manual" }).finally(() => window.location.assign("/"));
+    }
 }
 """
 _copy = st.components.v2.component(
@@ -69,6 +71,9 @@ def scroll_here(key: str) -> None:
     _scroll(key=key)
 
 
-def leave(key: str) -> None:
-    """Sign out, now, and go to where people sign in."""
-    _leave(key=key)
+def leave(key: str, now: bool) -> None:
+    """Sign out and go to where people sign in, once `now` is true.
+
+    Draw it before that too: a browser whose session has ended on the server can load nothing more to do this with.
+    """
+    _leave(key=key, data={"now": now})

@@ -34,8 +34,7 @@ def draw_access() -> None:
                 st.button(tr("settings.sign_out_all"), key="settings_sign_out_all", icon=":material/devices_off:",
                           help=tr("settings.sign_out_all_help"), on_click=_sign_out_everywhere)  # fmt: skip
     _draw_password()
-    if st.session_state.pop(LEAVES_KEY, False):
-        leave("settings_leave")
+    leave("settings_leave", now=st.session_state.pop(LEAVES_KEY, False))
 
 
 def _draw_person() -> None:
@@ -62,18 +61,19 @@ def _draw_password() -> None:
             st.success(tr(f"settings.done_{done}"), icon=":material/check_circle:")
         if (error := st.session_state.pop(ERROR_KEY, None)) is not None:
             show_error(error)
-        if has_password:
-            _draw_field("settings.password_current", CURRENT_KEY, "current-password")
-        _draw_field("settings.password_new", NEW_KEY, "new-password")
-        _draw_field("settings.password_again", AGAIN_KEY, "new-password")
-        with st.container(horizontal=True):
-            name = "settings.password_change" if has_password else "settings.password_set"
-            st.button(tr(name), key="settings_password_set", type="primary", on_click=_set_password)
+        with st.form("settings_password", clear_on_submit=True, border=False):
             if has_password:
-                is_open = is_network()
-                st.button(tr("settings.password_remove"), key="settings_password_remove", disabled=is_open,
-                          help=tr("settings.password_remove_open") if is_open else None,
-                          on_click=_remove_password)  # fmt: skip
+                _draw_field("settings.password_current", CURRENT_KEY, "current-password")
+            _draw_field("settings.password_new", NEW_KEY, "new-password")
+            _draw_field("settings.password_again", AGAIN_KEY, "new-password")
+            with st.container(horizontal=True):
+                name = "settings.password_change" if has_password else "settings.password_set"
+                st.form_submit_button(tr(name), key="settings_password_set", type="primary", on_click=_set_password)
+                if has_password:
+                    is_open = is_network()
+                    st.form_submit_button(tr("settings.password_remove"), key="settings_password_remove",
+                                          disabled=is_open, on_click=_remove_password,
+                                          help=tr("settings.password_remove_open") if is_open else None)  # fmt: skip
 
 
 def _draw_field(label: str, key: str, autocomplete: str) -> None:
@@ -90,7 +90,7 @@ def _remove_password() -> None:
 
 
 def _change(done: str, check: Callable[[], None], change: Callable[[], None]) -> None:
-    """Change the password if the current one was given; what was typed does not stay in the page."""
+    """Change the password if the current one was given."""
     had_session = _has_session()
     try:
         check()
@@ -101,9 +101,6 @@ def _change(done: str, check: Callable[[], None], change: Callable[[], None]) ->
     else:
         st.session_state[DONE_KEY] = done
         st.session_state[LEAVES_KEY] = had_session
-    for key in (CURRENT_KEY, NEW_KEY, AGAIN_KEY):
-        if key in st.session_state:
-            st.session_state[key] = ""
 
 
 def _require_same(new: str, again: str) -> None:
