@@ -164,7 +164,7 @@ def check_exposure(host: str) -> None:
     if given := os.environ.get(VARIABLE):
         check_new(given)
     elif not is_loopback(host) and not SecretFile().read().password and not is_set_up():
-        raise DeckError("exposed", host=host)
+        raise InputError("exposed", host=host)
 
 
 def ensure_model(name: str | None, terminal: Terminal) -> None:

@@ -61,7 +61,7 @@ def _draw_password() -> None:
             st.success(tr(f"settings.done_{done}"), icon=":material/check_circle:")
         if (error := st.session_state.pop(ERROR_KEY, None)) is not None:
             show_error(error)
-        with st.form("settings_password", clear_on_submit=True, border=False):
+        with st.form(key="settings_password", clear_on_submit=True, border=False):
             if has_password:
                 _draw_field("settings.password_current", CURRENT_KEY, "current-password")
             _draw_field("settings.password_new", NEW_KEY, "new-password")
