@@ -1,4 +1,4 @@
-"""Who looks at this page, as the gate let them in; draws one thing only: the refusal where there is no gate."""
+"""Who looks at this page, as the gate let them in; draws nothing."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ class SignInPage:
                 f" required autofocus><button>{_text(language, 'button')}</button></form>"
             )
         links = "".join(self._link(language, name) for name in self._providers)
-        return self._page(language, "title", "lead", alert, form + links)
+        lead = "lead" if has_password else "lead_people"
+        return self._page(language, "title", lead, alert, form + links)
 
     def closed(self, language: str) -> str:
         """The page of a server that others can reach although nothing was set to ask them for."""
@@ -77,8 +78,10 @@ class SignInPage:
         return self._page(language, "title", "", alert, f'<a href="/auth/logout">{_text(language, "other")}</a>')
 
     def _link(self, language: str, provider: str) -> str:
-        name = provider_name(provider, language)
-        return f'<a href="{SIGN_IN}/{quote(provider, safe="")}">{_text(language, "provider", name=name)}</a>'
+        """Streamlit calls the only provider "default"."""
+        is_only = provider == "default"
+        said = _text(language, "provider_own") if is_only else _text(language, "provider", name=provider.capitalize())
+        return f'<a href="{SIGN_IN}/{quote(provider, safe="")}">{said}</a>'
 
     def _page(self, language: str, title: str, lead: str, alert: str, body: str) -> str:
         said = f"<p>{_text(language, lead)}</p>" if lead else ""
@@ -91,11 +94,6 @@ class SignInPage:
             f'<link rel="icon" href="data:image/svg+xml;base64,{self._logo}"><style>{STYLE}</style></head>'
             f"<body><main>{logo}<h1>{_text(language, title)}</h1>{said}{body}</main></body></html>"
         )
-
-
-def provider_name(name: str, language: str) -> str:
-    """A provider as people read it; Streamlit calls the only one "default"."""
-    return translate(language, "access.provider_default") if name == "default" else name.capitalize()
 
 
 def _text(language: str, key: str, **params: str) -> str:
