@@ -3,11 +3,12 @@
 import streamlit as st
 
 from core.settings import ROOT
+from ui.browser import watch_session
 from ui.download_jobs import sidebar_downloads
 from ui.engine import sidebar_status
 from ui.home import draw_home
 from ui.i18n import choose_language, tr
-from ui.people import has_passed_gate
+from ui.people import has_passed_gate, has_signed_in
 from ui.routing import follow, note_page
 
 st.set_page_config(page_title="LlamaDeck", page_icon=str(ROOT / "ui" / "logo.svg"), layout="centered")
@@ -32,5 +33,7 @@ with st.sidebar:
     sidebar_status()
     sidebar_downloads()
     choose_language()
+    if has_signed_in():
+        watch_session("watch_session")
 note_page(page.url_path)
 page.run()

@@ -83,10 +83,9 @@ def test_signing_out_everywhere_ends_what_is_open_elsewhere(browser: Browser, ur
         expect(key(one, "settings_sign_out_all")).to_be_visible(timeout=WAIT_MS)
     key(page, "settings_sign_out_all").get_by_role("button").click()
     expect(page.locator("#password")).to_be_visible(timeout=WAIT_MS)
-    # The other one's websocket ends with the next thing that its page asks for.
+    # The other one's websocket ends with the next thing that its page asks for, and its page notices.
     if not opened.value.is_closed():
         opened.value.wait_for_event("close", timeout=WAIT_MS)
-    other.reload()
     expect(other.locator("#password")).to_be_visible(timeout=WAIT_MS)
     for one in (context, elsewhere):
         one.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.access.gate import person_in
+from core.access.gate import COOKIE, person_in
 
 
 def person() -> str:
@@ -15,3 +15,8 @@ def person() -> str:
 def has_passed_gate() -> bool:
     """Whether the gate let this page's browser in. A script that runs without a browser, in a test, has no headers."""
     return not st.context.headers or person_in(st.context.headers) is not None
+
+
+def has_signed_in() -> bool:
+    """Whether somebody signed in here, so that it can end."""
+    return bool(person()) or COOKIE in st.context.cookies
