@@ -44,6 +44,13 @@ def sign_in(page: Page, password: str = PASSWORD) -> None:
     page.get_by_role("button", name="Sign in").click()
 
 
+def open_settings(page: Page, url: str, password: str = PASSWORD) -> None:
+    """Sign in and wait until the page can notice that it was signed out: a browser loads that only while it is in."""
+    page.goto(f"{url}/sign-in?next=/Settings")
+    sign_in(page, password)
+    page.wait_for_function("window.llamadeckWatch", timeout=WAIT_MS)
+
+
 def set_cookie(context: BrowserContext, url: str, value: str) -> None:
     context.add_cookies([{"name": COOKIE, "value": value, "url": url}])
 
@@ -65,8 +72,7 @@ def test_the_right_password_leads_to_the_page_that_was_asked_for(context: Browse
 
 def test_signing_out_leads_back_to_the_sign_in_page(context: BrowserContext, url: str) -> None:
     page = context.new_page()
-    page.goto(f"{url}/Settings")
-    sign_in(page)
+    open_settings(page, url)
     key(page, "settings_sign_out").get_by_role("button").click(timeout=WAIT_MS)
     expect(page.locator("#password")).to_be_visible(timeout=WAIT_MS)
     page.goto(f"{url}/Chat")
@@ -77,10 +83,8 @@ def test_signing_out_everywhere_ends_what_is_open_elsewhere(browser: Browser, ur
     context, elsewhere = browser.new_context(locale="en-US"), browser.new_context(locale="en-US")
     page, other = context.new_page(), elsewhere.new_page()
     for one in (page, other):
-        one.goto(f"{url}/sign-in?next=/Settings")
         with one.expect_websocket(timeout=WAIT_MS) as opened:
-            sign_in(one)
-        expect(key(one, "settings_sign_out_all")).to_be_visible(timeout=WAIT_MS)
+            open_settings(one, url)
     key(page, "settings_sign_out_all").get_by_role("button").click()
     expect(page.locator("#password")).to_be_visible(timeout=WAIT_MS)
     # The other one's websocket ends with the next thing that its page asks for, and its page notices.
@@ -126,15 +130,12 @@ def test_a_page_cannot_open_a_websocket_without_signing_in(context: BrowserConte
 
 def test_another_password_needs_the_current_one_and_signs_everybody_out(context: BrowserContext, url: str) -> None:
     page = context.new_page()
-    page.goto(f"{url}/Settings")
-    sign_in(page)
+    open_settings(page, url)
     change_password(page, "not the current", "another password")
     expect(page.get_by_text("That is not the current password")).to_be_visible(timeout=WAIT_MS)
     change_password(page, PASSWORD, "another password")
     expect(page.locator("#password")).to_be_visible(timeout=WAIT_MS)
-    sign_in(page, "another password")
-    expect(page.get_by_test_id("stSidebarNav")).to_be_visible(timeout=WAIT_MS)
-    page.goto(f"{url}/Settings")
+    open_settings(page, url, "another password")
     change_password(page, "another password", PASSWORD)
     expect(page.locator("#password")).to_be_visible(timeout=WAIT_MS)
 
