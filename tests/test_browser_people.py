@@ -70,17 +70,15 @@ def sign_in(context: BrowserContext, url: str, name: str) -> Page:
     return page
 
 
-def chats_of(page: Page, url: str) -> list[str]:
-    """The titles in the list of chats."""
+def expect_chats(page: Page, url: str, titles: list[str]) -> None:
+    """The list of chats holds these and no others."""
     page.goto(f"{url}/Chat")
-    buttons = page.locator("[class*='st-key-chat_open_']")
-    expect(buttons.first).to_be_visible(timeout=30_000)
-    return buttons.locator("p").all_inner_texts()
+    expect(page.locator("[class*='st-key-chat_open_'] p")).to_have_text(titles, timeout=30_000)
 
 
 def test_each_sees_only_their_own_chats(people: dict[str, Page], url: str) -> None:
-    assert chats_of(people["ann"], url) == ["Ann's chat"]
-    assert chats_of(people["bob"], url) == ["Bob's chat"]
+    expect_chats(people["ann"], url, ["Ann's chat"])
+    expect_chats(people["bob"], url, ["Bob's chat"])
 
 
 def test_the_number_of_anothers_chat_in_the_address_opens_nothing(people: dict[str, Page], url: str) -> None:
@@ -97,12 +95,12 @@ def test_the_number_of_anothers_chat_in_the_address_opens_nothing(people: dict[s
 
 def test_a_search_finds_only_ones_own(people: dict[str, Page], url: str) -> None:
     page = people["ann"]
-    chats_of(page, url)
+    expect_chats(page, url, ["Ann's chat"])
     key(page, "chat_search").get_by_role("textbox").fill("secret")
     page.keyboard.press("Enter")
-    hits = page.locator("[class*='st-key-chat_hit_']")
-    expect(hits.first).to_be_visible(timeout=30_000)
-    assert hits.locator("p").all_inner_texts() == ["Ann's chat"]
+    hits = page.locator("[class*='st-key-chat_hit_'] p")
+    expect(hits.first).to_have_text("Ann's chat", timeout=30_000)
+    assert "Bob" not in page.get_by_test_id("stSidebar").inner_text()
 
 
 def test_settings_say_who_is_signed_in_and_have_no_password(people: dict[str, Page], url: str) -> None:

@@ -118,7 +118,7 @@ def test_ports() -> None:
 
 def test_a_hub_that_does_not_answer_is_a_warning() -> None:
     assert verdict(surroundings.check_hub(f"http://127.0.0.1:{free_port()}")) == ("warn", "hub_none")
-    assert verdict(surroundings.check_hub("nonsense")) == ("warn", "hub_none")
+    assert verdict(surroundings.check_hub("nonsense")) == ("warn", "hub_endpoint")
 
 
 def test_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import urllib3
 
 from core.doctor.finding import Finding, found
-from core.errors import DeckError
-from core.hub.endpoints import default_endpoint, host_name
+from core.errors import DeckError, InputError
+from core.hub.endpoints import checked_endpoint, default_endpoint, host_name
 from core.listening import check_address, url_of
 from core.settings import cache_dir, data_dir, models_dir
 
@@ -69,7 +69,9 @@ def check_hub(endpoint: str) -> Finding:
     """Whether the endpoint that is set answers at all; no token goes there."""
     name = host_name(endpoint)
     try:
-        _ask(endpoint)
+        _ask(checked_endpoint(endpoint))
+    except InputError as error:
+        return Finding("hub", "warn", f"error.{error.key}", error.params)
     except (urllib3.exceptions.HTTPError, ValueError) as error:
         return found("hub", "warn", "hub_none", host=name, why=type(error).__name__)
     return found("hub", "ok", "hub_ok", host=name)
