@@ -3,15 +3,20 @@
 import streamlit as st
 
 from core.settings import ROOT
+from ui.browser import watch_session
 from ui.download_jobs import sidebar_downloads
 from ui.engine import sidebar_status
 from ui.home import draw_home
 from ui.i18n import choose_language, tr
+from ui.people import has_passed_gate, has_signed_in
 from ui.routing import follow, note_page
 
 st.set_page_config(page_title="LlamaDeck", page_icon=str(ROOT / "ui" / "logo.svg"), layout="centered")
 st.logo(str(ROOT / "ui" / "wordmark.svg"), icon_image=str(ROOT / "ui" / "logo.svg"), size="large")
 
+if not has_passed_gate():
+    st.error(tr("settings.no_gate"), icon=":material/lock:")
+    st.stop()
 page = st.navigation(
     [
         st.Page(draw_home, title=tr("nav.home"), icon=":material/home:", url_path="home", default=True),
@@ -20,6 +25,7 @@ page = st.navigation(
         st.Page("pages/3_Chat.py", title=tr("nav.chat"), icon=":material/chat:"),
         st.Page("pages/4_Characters.py", title=tr("nav.characters"), icon=":material/theater_comedy:"),
         st.Page("pages/5_GPU_Monitor.py", title=tr("nav.gpu_monitor"), icon=":material/monitor_heart:"),
+        st.Page("pages/6_Settings.py", title=tr("nav.settings"), icon=":material/settings:"),
     ]
 )
 follow()
@@ -27,5 +33,7 @@ with st.sidebar:
     sidebar_status()
     sidebar_downloads()
     choose_language()
+    if has_signed_in():
+        watch_session("watch_session")
 note_page(page.url_path)
 page.run()

@@ -9,13 +9,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import streamlit as st
+from starlette.middleware import Middleware
 
+from core.access.exposure import is_loopback_only, is_network, note_listening
+from core.access.gate import Gate
 from core.api.routes import make_routes
 from core.errors import DeckError
 from core.library import find
+from core.logs import set_up_logs
 from core.serving import tune_server
-from ui.resources import api_keys, characters, chat_store, downloads, monitor, recorder, runner
+from core.settings import ROOT
+from ui.resources import access, api_keys, characters, chat_file, downloads, monitor, recorder, runner
 from ui.routing import use_router
+from ui.single_sign_on import sign_on
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +40,9 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     runner().keep_spare()
     monitor()
     tuning = asyncio.create_task(tune_server())
+    log.info("started")
     yield
+    log.info("ending")
     tuning.cancel()
     await asyncio.to_thread(end)
 
@@ -44,17 +52,27 @@ def end() -> None:
     downloads().close()
     try:
         recorder().close()
-        chat_store().close()
+        chat_file().close()
     except DeckError as error:
         log.error("%s", error)
     runner().close()
 
 
 def needs_key() -> bool:
-    """Whether others than this machine can reach the server: LLAMADECK_LISTENS says loopback or network."""
-    return os.environ.get("LLAMADECK_LISTENS", "loopback") != "loopback"
+    """Whether an API request must bring a key: not from this machine alone, unless people sign on here too."""
+    return not is_loopback_only() or guard["sign_on"] is not None
 
 
-logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+set_up_logs()
 use_router()
-app = st.App("Home.py", lifespan=lifespan, routes=make_routes(runner(), characters(), api_keys(), needs_key))
+# What the server really listens on, whoever started it and how: without an address that is every network.
+note_listening(st.get_option("server.address"))
+guard = {"access": access(), "sign_on": sign_on(), "logo": (ROOT / "ui" / "logo.svg").read_text("utf-8")}
+if is_network() and not guard["sign_on"] and not guard["access"].has_password:
+    log.error("%s", DeckError("exposed", host=st.get_option("server.address") or "0.0.0.0"))
+app = st.App(
+    "Home.py",
+    lifespan=lifespan,
+    routes=make_routes(runner(), characters(), api_keys(), needs_key),
+    middleware=[Middleware(Gate, **guard)],
+)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 
+from core.access.exposure import is_loopback, note_listening
 from core.errors import DeckError, InputError
+from core.listening import check_address, parse_port, url_of
+from core.logs import level_in
 from core.settings import DEFAULT_HOST, DEFAULT_PORT, ROOT
 from core.terminal import Terminal
 
-PORTS = range(1, 65536)
 PASSED_ON = ("test", "bench")
 
 
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         "delete": lambda: models(known, terminal),
         "test": lambda: test(others, terminal),
         "bench": lambda: bench(others, terminal),
+        "password": lambda: password(known, terminal),
+        "doctor": lambda: doctor(known, terminal),
     }
     try:
         return commands[known.command]()
@@ -65,6 +67,7 @@ def make_parser(terminal: Terminal) -> argparse.ArgumentParser:
         commands.add_parser("character", help=terminal.text("help_character"), allow_abbrev=False), terminal
     )
     add_model_commands(commands, terminal)
+    add_operating_commands(commands, terminal)
     for name in PASSED_ON:
         commands.add_parser(name, help=terminal.text(f"help_{name}"), add_help=False, allow_abbrev=False)
     return parser
@@ -86,6 +89,16 @@ def add_model_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     for name in ("verify", "delete"):
         parsers[name].add_argument("name", metavar="NAME", help=terminal.text("help_model_name"))
     parsers["delete"].add_argument("--yes", action="store_true", help=terminal.text("help_delete_yes"))
+
+
+def add_operating_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser], terminal: Terminal) -> None:
+    """The commands for whoever runs this as a service."""
+    password_parser = commands.add_parser("password", help=terminal.text("help_password"), allow_abbrev=False)
+    password_parser.add_argument("--remove", action="store_true", help=terminal.text("help_password_remove"))
+    doctor_parser = commands.add_parser("doctor", help=terminal.text("help_doctor"), allow_abbrev=False)
+    doctor_parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+    for name, default in (("port", str(DEFAULT_PORT)), ("host", DEFAULT_HOST)):
+        doctor_parser.add_argument(f"--{name}", default=default, help=terminal.text(f"help_{name}", default=default))
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
@@ -119,8 +132,11 @@ def run(host: str, port_text: str, model: str | None, force: bool, terminal: Ter
     """Start the dashboard in this process's place, with a model on disk if that can be had."""
     port = parse_port(port_text)
     check_address(host, port)
+    check_exposure(host)
+    level_in()
     ensure_model(model, terminal)
     environment = dict(os.environ)
+    note_listening(host, environment)
     for name in ("LLAMADECK_LOAD", "LLAMADECK_LOAD_ANYWAY"):
         environment.pop(name, None)
     if model:
@@ -138,34 +154,17 @@ def dashboard_command(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "ui.start", *arguments]
 
 
-def parse_port(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and int(text) in PORTS):
-        raise InputError("bad_port", port=text, first=PORTS[0], last=PORTS[-1])
-    return int(text)
+def check_exposure(host: str) -> None:
+    """Raise where others could reach the dashboard and nothing would ask them who they are."""
+    from core.access.access import VARIABLE
+    from core.access.password import check_new
+    from core.access.secret_file import SecretFile
+    from core.access.single_sign_on import is_set_up
 
-
-def check_address(host: str, port: int) -> None:
-    """Raise where the dashboard could not listen; Streamlit itself would end with a traceback."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except PermissionError:
-        raise InputError("port_forbidden", port=port) from None
-    except (socket.gaierror, UnicodeError):
-        raise InputError("bad_host", host=host) from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise DeckError("port_taken", port=port) from None
-        raise InputError("bad_host", host=host) from None
-
-
-def url_of(host: str, port: int) -> str:
-    """The address to open on this machine."""
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+    if given := os.environ.get(VARIABLE):
+        check_new(given)
+    elif not is_loopback(host) and not SecretFile().read().password and not is_set_up():
+        raise InputError("exposed", host=host)
 
 
 def ensure_model(name: str | None, terminal: Terminal) -> None:
@@ -229,6 +228,18 @@ def models(known: argparse.Namespace, terminal: Terminal) -> int:
 
     run_command = {"models": models_command.run_models, "verify": models_command.run_verify}
     return run_command.get(known.command, models_command.run_delete)(known, terminal)
+
+
+def password(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core.access import password_command
+
+    return password_command.run(known.remove, terminal)
+
+
+def doctor(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core.doctor import command
+
+    return command.run(known.host, parse_port(known.port), known.json, terminal)
 
 
 def test(arguments: Sequence[str], terminal: Terminal) -> int:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+VERSION = "0.7"
 DEFAULT_PORT = 6006
 DEFAULT_HOST = "127.0.0.1"
 

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from playwright.sync_api import Locator, Page
 
@@ -38,6 +39,10 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
         try:
             with urllib.request.urlopen(f"{url}/_stcore/health", timeout=5):
                 return
+        except urllib.error.HTTPError as error:
+            # It is there, and asks who we are.
+            assert error.code == 401
+            return
         except (urllib.error.URLError, ConnectionError):
             assert process.poll() is None, "the dashboard ended while starting"
             time.sleep(0.25)  # Another process's port has no event to wait for.
@@ -45,11 +50,13 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def dashboard(environment: Mapping[str, str]) -> Iterator[str]:
+def dashboard(
+    environment: Mapping[str, str], host: str = "127.0.0.1", log: IO[bytes] | int = subprocess.DEVNULL
+) -> Iterator[str]:
     """The address of a dashboard that runs in `environment`, without what the command does before."""
     port = free_port()
-    command = [sys.executable, "-m", "ui.start", "--server.port", str(port), "--server.address", "127.0.0.1"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "ui.start", "--server.port", str(port), "--server.address", host]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_healthy(url, process)

@@ -253,7 +253,7 @@ def test_a_later_migration_runs_once_and_keeps_what_is_there(tmp_path: Path) -> 
         database = Database(path, migrations=later)
         with database.read() as db:
             assert db.execute("SELECT title, colour FROM chats").fetchall() == [("Is it kept?", "grey")]
-            assert db.execute("PRAGMA user_version").fetchone() == (2,)
+            assert db.execute("PRAGMA user_version").fetchone() == (len(later),)
             assert db.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
         database.close()
     assert opening_fails(path) == "chat_store_newer"

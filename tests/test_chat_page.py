@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.chat.records import CopiedChat, CopiedMessage
+from core.chat.schema import MIGRATIONS
 from tests.checkpoints import Recipe, make_checkpoint
 from tests.test_pages import (
     TEMPLATE,
@@ -78,8 +79,8 @@ def add_chat(num_messages: int) -> int:
 def restart() -> None:
     """What a new process finds: everything that is not on the disk is gone."""
     resources.recorder().close()
-    resources.chat_store().close()
-    for accessor in (resources.asker, resources.recorder, resources.chat_store):
+    resources.chat_file().close()
+    for accessor in (resources.asker, resources.recorder, resources.chat_file):
         accessor.clear()  # type: ignore[attr-defined]
 
 
@@ -311,7 +312,7 @@ def test_a_history_that_cannot_be_used_is_a_sentence(models: Path, tmp_path: Pat
     tab = open_tab("3_Chat")
     assert "newer" in tab.error[0].value and not open_tab().exception
     with sqlite3.connect(path) as db:
-        db.execute(f"PRAGMA user_version = {json.dumps(1)}")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
     db.close()
     assert not run(tab).error
 

@@ -52,7 +52,7 @@ def models(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LLAMADECK_CHARACTERS", str(tmp_path / "characters"))
     yield folder
     resources.recorder().close()
-    resources.chat_store().close()
+    resources.chat_file().close()
     resources.runner().unload()
     st.cache_resource.clear()
 

@@ -1,4 +1,5 @@
-"""Two things that only the browser can do: put a text on the clipboard, bring a place of the page into view."""
+"""What only the browser can do: put a text on the clipboard, bring a place of the page into view, sign out,
+and notice that somebody was signed out."""
 
 from __future__ import annotations
 
@@ -46,10 +47,31 @@ export default function ({ parentElement }) {
     setTimeout(() => place.scrollIntoView({ block: "center" }), 400);
 }
 """
+# The cookie is hidden from scripts: the server takes it away, then asks anew.
+LEAVE = """
+export default function ({ data }) {
+    if (data.now) {
+        fetch("/sign-out", { method: "POST", redirect: "manual" }).finally(() => window.location.assign("/"));
+    }
+}
+"""
+# Streamlit itself would say "Connection failed with status 401". One timer a tab, whatever is drawn anew.
+WATCH = """
+export default function () {
+    window.llamadeckWatch ??= setInterval(async () => {
+        const answer = await fetch("/sign-in", { method: "HEAD", redirect: "manual" }).catch(() => null);
+        if (answer?.status === 401) {
+            window.location.reload();
+        }
+    }, 5000);
+}
+"""
 _copy = st.components.v2.component(
     "llamadeck_copy", html="<button hidden></button><span hidden></span>", css=COPY_STYLE, js=COPY
 )
 _scroll = st.components.v2.component("llamadeck_scroll", html="<i></i>", js=SCROLL)
+_watch = st.components.v2.component("llamadeck_watch", html="<i></i>", js=WATCH)
+_leave = st.components.v2.component("llamadeck_leave", html="<i></i>", js=LEAVE)
 
 
 def copy_to_clipboard(text: str, key: str, copy: str, copied: str) -> None:
@@ -60,3 +82,16 @@ def copy_to_clipboard(text: str, key: str, copy: str, copied: str) -> None:
 def scroll_here(key: str) -> None:
     """Bring this place of the page into view, once for each key."""
     _scroll(key=key)
+
+
+def leave(key: str, now: bool) -> None:
+    """Sign out and go to where people sign in, once `now` is true.
+
+    Draw it before that too: a browser whose session has ended on the server can load nothing more to do this with.
+    """
+    _leave(key=key, data={"now": now})
+
+
+def watch_session(key: str) -> None:
+    """Lead to where people sign in once the session of this browser has ended."""
+    _watch(key=key)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from core.access.access import Access
 from core.access.keys import KeyStore
 from core.chat.asking import Asker
 from core.chat.presets import Presets
@@ -23,6 +24,7 @@ from core.monitor import Monitor
 from core.personas.store import Characters
 from core.personas.thumbnails import Thumbnails
 from core.preferences import Preferences
+from ui.people import person
 
 
 @st.cache_resource(show_spinner=False)
@@ -43,19 +45,31 @@ def token_rate() -> TokenRate:
 
 
 @st.cache_resource(show_spinner=False)
-def chat_store() -> ChatStore:
+def access() -> Access:
+    """What guards this installation."""
+    return Access()
+
+
+@st.cache_resource(show_spinner=False)
+def chat_file() -> ChatStore:
     """The chat history. Raises ChatStoreError where its file cannot be used; the next call tries again."""
     return ChatStore()
 
 
+def chat_store() -> ChatStore:
+    """The chats of whoever looks at this page."""
+    return chat_file().of(person())
+
+
 @st.cache_resource(show_spinner=False)
 def recorder() -> Recorder:
-    return Recorder(chat_store())
+    return Recorder(chat_file().of_all())
 
 
 @st.cache_resource(show_spinner=False)
 def asker() -> Asker:
-    return Asker(chat_store(), recorder(), runner().generate)
+    """Asks in any chat whose number it is given: pages read it from `chat_store` first, which has their own only."""
+    return Asker(chat_file().of_all(), recorder(), runner().generate)
 
 
 @st.cache_resource(show_spinner=False)

@@ -7,6 +7,8 @@ import sys
 
 from streamlit.web import cli
 
+from ui.slow_clients import limit_slow_clients
+
 
 def end(number: int, frame: object) -> None:
     """The server raises the signal again when it has shut down; Streamlit alone would then say "Aborted!"."""
@@ -16,4 +18,5 @@ def end(number: int, frame: object) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    limit_slow_clients()
     cli.main(["run", "serve.py", *sys.argv[1:]])

@@ -29,6 +29,26 @@ def require_chat(db: sqlite3.Connection, chat: int) -> None:
         raise ChatStoreError("chat_gone")
 
 
+def require_own_chat(db: sqlite3.Connection, chat: int, owner: str | None) -> None:
+    """Raise where a chat, deleted or not, is another one's, as if it were not there. None is whoever may see all."""
+    if owner is None:
+        return
+    if db.execute("SELECT 1 FROM chats WHERE id = ? AND owner = ?", (chat, owner)).fetchone() is None:
+        raise ChatStoreError("chat_gone")
+
+
+def require_own_message(db: sqlite3.Connection, message: int, owner: str | None) -> None:
+    """The same for the chat of a message."""
+    if owner is None:
+        return
+    found = db.execute(
+        "SELECT 1 FROM messages JOIN chats ON chats.id = messages.chat WHERE messages.id = ? AND owner = ?",
+        (message, owner),
+    ).fetchone()
+    if found is None:
+        raise ChatStoreError("message_gone")
+
+
 def find_shown(db: sqlite3.Connection, message: int) -> tuple[int, Tree]:
     """The chat of a message and its tree. Raises where the message is gone, or is not on the path shown."""
     chat = chat_of(db, message)
@@ -206,13 +226,13 @@ def reopen(db: sqlite3.Connection, message: int) -> None:
     db.execute("UPDATE messages SET state = 'writing' WHERE id = ?", (message,))
 
 
-def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float) -> int:
-    """Write a whole chat with its versions as a new one."""
+def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: str) -> int:
+    """Write a whole chat with its versions as a new one of `owner`."""
     cursor = db.execute(
-        "INSERT INTO chats (created_s, changed_s, is_pinned, mode, character, title_is_own, title, settings, draft)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO chats (created_s, changed_s, is_pinned, mode, character, title_is_own, title, settings, draft,"
+        " owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (chat.created_s or now_s, now_s, chat.is_pinned, chat.mode, printable(chat.character), chat.title_is_own,
-         printable(chat.title), json.dumps(chat.settings), printable(chat.draft)),
+         printable(chat.title), json.dumps(chat.settings), printable(chat.draft), owner),
     )  # fmt: skip
     number = int(cursor.lastrowid or 0)
     ids: list[int] = []

@@ -13,11 +13,11 @@ from core.chat.records import Chat, ChatInfo, Message
 INFO_COLUMNS = "id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft"
 
 
-def list_chats(db: sqlite3.Connection, limit: int, offset: int) -> list[ChatInfo]:
+def list_chats(db: sqlite3.Connection, owner: str, limit: int, offset: int) -> list[ChatInfo]:
     rows = db.execute(
-        f"SELECT {INFO_COLUMNS} FROM chats WHERE deleted_s IS NULL"
+        f"SELECT {INFO_COLUMNS} FROM chats WHERE owner = ? AND deleted_s IS NULL"
         " ORDER BY is_pinned DESC, changed_s DESC, id DESC LIMIT ? OFFSET ?",
-        (limit, offset),
+        (owner, limit, offset),
     )
     return [_info(row) for row in rows]
 

@@ -50,7 +50,10 @@ FIRST = (
     "CREATE INDEX messages_in_writing ON messages (state) WHERE state = 'writing'",
     "CREATE UNIQUE INDEX one_version_shown ON messages (chat, ifnull(parent, 0)) WHERE is_shown",
 )
-MIGRATIONS: tuple[Sequence[str], ...] = (FIRST,)
+# Whose a chat is: of the people who signed in through a provider each sees only their own. "" is whoever uses this
+# machine itself or gave its password, and had all chats before.
+OWNERS = ("ALTER TABLE chats ADD COLUMN owner TEXT NOT NULL DEFAULT ''",)
+MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS)
 
 
 def version_of(db: sqlite3.Connection) -> int:

@@ -17,8 +17,8 @@ SNIPPET_CHARS = 120
 LEAD_CHARS = 30
 
 
-def find_messages(db: sqlite3.Connection, text: str, limit: int) -> list[Hit]:
-    """At most `limit` hits, those in titles first, then the newest message first."""
+def find_messages(db: sqlite3.Connection, owner: str, text: str, limit: int) -> list[Hit]:
+    """At most `limit` hits in the chats of `owner`, those in titles first, then the newest message first."""
     words = [word.casefold() for word in text.split()][:MAX_WORDS]
     if not words:
         return []
@@ -29,14 +29,15 @@ def find_messages(db: sqlite3.Connection, text: str, limit: int) -> list[Hit]:
 
     db.create_function("holds", 1, holds, deterministic=True)
     titles = db.execute(
-        "SELECT id, title, NULL, NULL, changed_s, title FROM chats WHERE deleted_s IS NULL AND holds(title)"
-        " ORDER BY changed_s DESC, id DESC LIMIT ?",
-        (limit,),
+        "SELECT id, title, NULL, NULL, changed_s, title FROM chats"
+        " WHERE owner = ? AND deleted_s IS NULL AND holds(title) ORDER BY changed_s DESC, id DESC LIMIT ?",
+        (owner, limit),
     ).fetchall()
     messages = db.execute(
         "SELECT chats.id, title, messages.id, role, messages.created_s, text"
         " FROM messages JOIN chats ON chats.id = messages.chat"
-        " WHERE deleted_s IS NULL AND removed IS NULL AND holds(text) ORDER BY messages.id DESC",
+        " WHERE owner = ? AND deleted_s IS NULL AND removed IS NULL AND holds(text) ORDER BY messages.id DESC",
+        (owner,),
     )
     found = [_hit(row, words[0]) for row in titles]
     for row in messages:

@@ -2,6 +2,8 @@
 
 Each change is one transaction about ids, and on the disk when it returns. No change ever writes a whole chat back, so
 a second tab or a page of yesterday cannot overwrite one. All may be called from any thread.
+
+A store shows the chats of one owner; those of others are to it as if they were not there.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,10 +36,11 @@ T = TypeVar("T")
 
 
 class ChatStore:
-    """The chats of this installation. Raises ChatStoreError, in the constructor too, with nothing changed."""
+    """The chats of the owner "". Raises ChatStoreError, in the constructor too, with nothing changed."""
 
     def __init__(self, path: Path | None = None, busy_s: float = BUSY_S, now: Callable[[], float] = time.time) -> None:
         self._now = now
+        self._owner: str | None = ""
         self._database = Database(path or data_dir() / "chats.sqlite3", busy_s)
         try:
             self._settle()
@@ -45,6 +50,19 @@ class ChatStore:
 
     def close(self) -> None:
         self._database.close()
+
+    def of(self, owner: str) -> ChatStore:
+        """The chats of another owner, in the same file."""
+        return self._with_owner(owner)
+
+    def of_all(self) -> ChatStore:
+        """For what goes on with answers that their owners began: it can read and write every chat, but lists none."""
+        return self._with_owner(None)
+
+    def _with_owner(self, owner: str | None) -> ChatStore:
+        store = copy(self)
+        store._owner = owner
+        return store
 
     def _settle(self) -> None:
         """Put in order what a killed process left; another one that is at work is left alone."""
@@ -72,41 +90,42 @@ class ChatStore:
     def add(self, chat: CopiedChat) -> int:
         """Write a chat that comes from outside as a new one."""
         with self._database.change() as db:
-            return changes.insert_chat(db, chat, self._now())
+            return changes.insert_chat(db, chat, self._now(), self._owner or "")
 
     def chats(self, limit: int = PAGE_CHATS, offset: int = 0) -> list[ChatInfo]:
         """Pinned chats first, then those that changed last."""
         with self._database.read() as db:
-            return list_chats(db, limit, offset)
+            return list_chats(db, self._owner or "", limit, offset)
 
     def count(self) -> int:
         with self._database.read() as db:
-            return int(db.execute("SELECT count(*) FROM chats WHERE deleted_s IS NULL").fetchone()[0])
+            counted = db.execute("SELECT count(*) FROM chats WHERE owner = ? AND deleted_s IS NULL", (self._owner,))
+            return int(counted.fetchone()[0])
 
     def info(self, chat: int) -> ChatInfo:
-        with self._database.read() as db:
+        with self._reading(chat) as db:
             return read_info(db, chat)
 
     def read(self, chat: int) -> Chat:
         """A chat with the messages that are shown."""
-        with self._database.read() as db:
+        with self._reading(chat) as db:
             return read_chat(db, chat)
 
     def copy(self, chat: int) -> CopiedChat:
         """A chat with all versions, to export; what was deleted from it is not in it."""
-        with self._database.read() as db:
+        with self._reading(chat) as db:
             return copy_of(db, chat)
 
     def branch(self, message: int) -> int:
         """A new chat with what was said up to and with a message; the old one stays as it is."""
-        with self._database.change() as db:
+        with self._changing(message) as db:
             chat, _ = changes.find_shown(db, message)
-            return changes.insert_chat(db, path_of(read_chat(db, chat), message), self._now())
+            return changes.insert_chat(db, path_of(read_chat(db, chat), message), self._now(), self._owner or "")
 
     def rename(self, chat: int, title: str) -> None:
         """Give a chat a title of its own; an empty one brings back the proposed one."""
         title = shortened(" ".join(printable(title).split()), MAX_OWN_TITLE_CHARS)
-        with self._database.change() as db:
+        with self._changing_chat(chat) as db:
             changes.require_chat(db, chat)
             db.execute("UPDATE chats SET title = ?, title_is_own = ? WHERE id = ?", (title, bool(title), chat))
             changes.retitle(db, chat)
@@ -129,19 +148,19 @@ class ChatStore:
         self._set(chat, "deleted_s = ?", self._now())
 
     def restore_chat(self, chat: int) -> None:
-        with self._database.change() as db:
+        with self._changing_chat(chat) as db:
             if not db.execute("UPDATE chats SET deleted_s = NULL WHERE id = ?", (chat,)).rowcount:
                 raise ChatStoreError("chat_gone")
 
     def _set(self, chat: int, columns: str, *values: object) -> None:
-        with self._database.change() as db:
+        with self._changing_chat(chat) as db:
             changes.require_chat(db, chat)
             db.execute(f"UPDATE chats SET {columns} WHERE id = ?", (*values, chat))
 
     def search(self, text: str, limit: int = PAGE_HITS) -> list[Hit]:
         """Messages and titles that hold every word of `text`, newest first, in any language and letter case."""
         with self._database.read() as db:
-            return find_messages(db, text, limit)
+            return find_messages(db, self._owner or "", text, limit)
 
     # Messages -------------------------------------------------------------------------------------------------------
 
@@ -150,55 +169,81 @@ class ChatStore:
 
         Raises ChatStoreError "chat_moved_on" where the chat went on meanwhile.
         """
-        return self._change(lambda db: changes.append(db, chat, after, "user", text, "done", self._now()))
+        return self._change_chat(chat, lambda db: changes.append(db, chat, after, "user", text, "done", self._now()))
 
     def append_text(self, chat: int, text: str) -> int:
         """The text that a new notebook begins with."""
-        return self._change(lambda db: changes.append(db, chat, None, "text", text, "done", self._now()))
+        return self._change_chat(chat, lambda db: changes.append(db, chat, None, "text", text, "done", self._now()))
 
     def begin_answer(self, chat: int, after: int | None, text: str = "") -> int:
         """Begin the answer to `after`; `text` is what it begins with."""
-        return self._change(lambda db: changes.append(db, chat, after, "assistant", text, "writing", self._now()))
+        return self._change_chat(
+            chat, lambda db: changes.append(db, chat, after, "assistant", text, "writing", self._now())
+        )
 
     def begin_version(self, message: int, text: str = "") -> int:
         """Begin an answer anew; the old one stays as a version, with what followed it."""
-        return self._change(lambda db: changes.add_version(db, message, text, "writing", self._now()))
+        return self._change(message, lambda db: changes.add_version(db, message, text, "writing", self._now()))
 
     def add_version(self, message: int, text: str) -> int:
         """Say something else in a message's place; the old one stays as a version, with what followed it."""
-        return self._change(lambda db: changes.add_version(db, message, text, "done", self._now()))
+        return self._change(message, lambda db: changes.add_version(db, message, text, "done", self._now()))
 
     def reopen_answer(self, message: int) -> None:
         """Let the last answer, or a notebook's text, grow on."""
-        self._change(lambda db: changes.reopen(db, message))
+        self._change(message, lambda db: changes.reopen(db, message))
 
     def grow_answer(self, message: int, text: str) -> None:
         """Write what an answer says by now."""
-        self._change(lambda db: changes.grow(db, message, text))
+        self._change(message, lambda db: changes.grow(db, message, text))
 
     def finish_answer(self, message: int, text: str, state: State, stats: dict[str, Any]) -> None:
-        self._change(lambda db: changes.write_answer(db, message, text, state, stats))
+        self._change(message, lambda db: changes.write_answer(db, message, text, state, stats))
 
     def edit(self, message: int, text: str) -> int:
         """Change a message's words; what follows stays, and the old words are a version. The new version's id."""
-        return self._change(lambda db: changes.edit(db, message, text, self._now()))
+        return self._change(message, lambda db: changes.edit(db, message, text, self._now()))
 
     def delete(self, message: int) -> None:
         """Take out one message, the version that is shown."""
-        self._change(lambda db: changes.remove_alone(db, message, self._now()))
+        self._change(message, lambda db: changes.remove_alone(db, message, self._now()))
 
     def delete_from(self, message: int) -> None:
         """Take out a message with all of its versions and what follows."""
-        self._change(lambda db: changes.remove_from(db, message, self._now()))
+        self._change(message, lambda db: changes.remove_from(db, message, self._now()))
 
     def restore(self, message: int) -> None:
         """Take back the `delete` or `delete_from` of that message."""
-        self._change(lambda db: changes.restore(db, message, self._now()))
+        self._change(message, lambda db: changes.restore(db, message, self._now()))
 
     def show(self, message: int) -> None:
         """Show a version, or what a search found: it and all above it are chosen."""
-        self._change(lambda db: changes.choose(db, message))
+        self._change(message, lambda db: changes.choose(db, message))
 
-    def _change(self, change: Callable[[sqlite3.Connection], T]) -> T:
+    # Whose it is ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self, chat: int) -> Iterator[sqlite3.Connection]:
+        with self._database.read() as db:
+            changes.require_own_chat(db, chat, self._owner)
+            yield db
+
+    @contextmanager
+    def _changing_chat(self, chat: int) -> Iterator[sqlite3.Connection]:
         with self._database.change() as db:
+            changes.require_own_chat(db, chat, self._owner)
+            yield db
+
+    @contextmanager
+    def _changing(self, message: int) -> Iterator[sqlite3.Connection]:
+        with self._database.change() as db:
+            changes.require_own_message(db, message, self._owner)
+            yield db
+
+    def _change_chat(self, chat: int, change: Callable[[sqlite3.Connection], T]) -> T:
+        with self._changing_chat(chat) as db:
+            return change(db)
+
+    def _change(self, message: int, change: Callable[[sqlite3.Connection], T]) -> T:
+        with self._changing(message) as db:
             return change(db)

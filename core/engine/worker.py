@@ -31,6 +31,7 @@ from core.engine.messages import (
     Prepared,
 )
 from core.errors import DeckError, EngineError
+from core.logs import set_up_logs
 from core.settings import cache_dir
 
 if TYPE_CHECKING:
@@ -209,5 +210,5 @@ def describe(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logs()
     main(int(sys.argv[1]), is_spare=sys.argv[2:] == ["spare"])

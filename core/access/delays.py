@@ -1,0 +1,96 @@
+"""How long somebody who gave a wrong password has to wait before the next try; knows no password and never sleeps.
+
+A try counts as failed from its beginning, so that many at once are no way round; the right password takes that back.
+Whoever has to wait is told so at once: a flood holds no thread and no memory.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FORGET_S = 3600.0
+MAX_CLIENTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """`free` failures cost nothing, the next one `first_s`, each further one twice as much up to `longest_s`."""
+
+    free: int
+    first_s: float
+    longest_s: float
+
+    def pause_s(self, num_failures: int) -> float:
+        if num_failures < self.free:
+            return 0.0
+        return float(min(self.longest_s, self.first_s * 2 ** min(num_failures - self.free, 30)))
+
+
+# A person mistypes; a program guesses. From many addresses at once a program still gets one guess in 4 s, while the
+# person whose password it is waits no longer than that.
+ONE_CLIENT = Steps(free=4, first_s=1.0, longest_s=900.0)
+ALL_CLIENTS = Steps(free=50, first_s=0.25, longest_s=4.0)
+
+
+@dataclass(slots=True)
+class Failures:
+    count: int = 0
+    last_s: float = 0.0
+
+    def wait_s(self, steps: Steps, now_s: float) -> float:
+        if now_s - self.last_s > FORGET_S:
+            self.count = 0
+        return max(0.0, self.last_s + steps.pause_s(self.count) - now_s) if self.count else 0.0
+
+    def add(self, now_s: float) -> None:
+        self.count, self.last_s = self.count + 1, now_s
+
+
+class Delays:
+    """Failures by client and of all together; of clients that failed longest ago none is kept beyond MAX_CLIENTS."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._clients: OrderedDict[str, Failures] = OrderedDict()
+        self._all = Failures()
+
+    def begin(self, client: str) -> float:
+        """The seconds until `client` may try; 0 means now, and then a try has begun."""
+        name, now_s = group_of(client), self._clock()
+        with self._lock:
+            failures = self._clients.get(name) or Failures()
+            wait_s = max(failures.wait_s(ONE_CLIENT, now_s), self._all.wait_s(ALL_CLIENTS, now_s))
+            if wait_s > 0:
+                return wait_s
+            failures.add(now_s)
+            self._all.add(now_s)
+            self._clients[name] = failures
+            self._clients.move_to_end(name)
+            if len(self._clients) > MAX_CLIENTS:
+                self._clients.popitem(last=False)
+            return 0.0
+
+    def succeeded(self, client: str) -> None:
+        """The try of `client` was right: its failures are forgotten."""
+        with self._lock:
+            self._clients.pop(group_of(client), None)
+            self._all.count = max(0, self._all.count - 1)
+
+
+def group_of(client: str) -> str:
+    """Who counts as one: an IPv4 address; of IPv6 the 64 bits that one customer gets."""
+    try:
+        address = ipaddress.ip_address(client)
+    except ValueError:
+        return client[:64]
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+    return str(address)

@@ -1,0 +1,48 @@
+"""Checks of who can reach LlamaDeck and read its secrets; prints none of them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.access.access import VARIABLE
+from core.access.exposure import is_loopback
+from core.access.secret_file import SecretFile
+from core.access.single_sign_on import is_limited, is_set_up, secrets_files
+from core.doctor.finding import Finding, found
+from core.settings import data_dir
+
+# The password's hash; tokens of hubs; keys of the API; chats.
+SECRET_FILES = ("access.json", "secrets.json", "keys.json", "chats.sqlite3")
+
+
+def check_guard(host: str) -> Iterator[Finding]:
+    yield check_access(host)
+    yield check_secrets([*(data_dir() / name for name in SECRET_FILES), *secrets_files()])
+
+
+def check_access(host: str) -> Finding:
+    if is_set_up():
+        is_well = is_limited()
+        return found("access", "ok" if is_well else "warn", "access_people" if is_well else "access_everybody")
+    if os.environ.get(VARIABLE) or SecretFile().read().password:
+        return found("access", "ok", "access_password")
+    if is_loopback(host):
+        return found("access", "ok", "access_loopback")
+    return found("access", "fail", "access_open", host=host)
+
+
+def check_secrets(files: list[Path]) -> Finding:
+    open_files = [str(path) for path in files if _is_open(path)]
+    if open_files:
+        return found("secrets", "fail", "secrets_open", files=" ".join(open_files))
+    return found("secrets", "ok", "secrets_ok")
+
+
+def _is_open(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    except OSError:
+        return False

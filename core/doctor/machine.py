@@ -1,0 +1,102 @@
+"""Checks of what models run on: Python, .venv, driver, torch, compilers, kernels; imports torch in no process but one
+of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from core.doctor.finding import Finding, found
+from core.engine.kernels import COMPILERS, KERNELS
+from core.errors import DeckError
+from core.gpu import GpuSnapshot
+from core.settings import ROOT
+from core.stamp import is_complete
+
+OLDEST_PYTHON = (3, 11)
+TORCH_S = 120.0
+# Prints what the engine's process would see.
+ASK_TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))"
+C_COMPILERS = ("cc", "gcc", "clang")
+
+
+def check_machine(gpus: GpuSnapshot) -> Iterator[Finding]:
+    yield check_python(sys.version_info[:2])
+    yield check_venv(Path(sys.prefix))
+    yield check_driver(gpus)
+    yield check_torch(bool(gpus.gpus))
+    yield check_compilers(bool(gpus.gpus), frozenset(name for name in (*COMPILERS, *C_COMPILERS) if shutil.which(name)))
+    yield check_kernels(bool(gpus.gpus), kernel_folder())
+
+
+def check_python(version: tuple[int, ...]) -> Finding:
+    is_old = version < OLDEST_PYTHON
+    shown = f"Python {platform.python_version()}" if not is_old else f"Python {'.'.join(map(str, version))}"
+    return found("python", "fail" if is_old else "ok", "python_old" if is_old else "python_ok", version=shown)
+
+
+def check_venv(prefix: Path) -> Finding:
+    is_right = prefix.resolve() == (ROOT / ".venv").resolve() and is_complete(ROOT)
+    return found("venv", "ok" if is_right else "warn", "venv_ok" if is_right else "venv_other", path=str(prefix))
+
+
+def check_driver(gpus: GpuSnapshot) -> Finding:
+    if not gpus.gpus:
+        error = gpus.error or DeckError("gpu_none_found")
+        return Finding("driver", "warn", f"error.{error.key}", error.params)
+    names = ", ".join(gpu.name or "?" for gpu in gpus.gpus)
+    driver, cuda = gpus.driver_version or "?", gpus.cuda_version or "?"
+    return found("driver", "ok", "driver_ok", driver=driver, cuda=cuda, gpus=names)
+
+
+def check_torch(has_gpu: bool, python: str = sys.executable) -> Finding:
+    try:
+        asked = subprocess.run([python, "-c", ASK_TORCH], capture_output=True, text=True, timeout=TORCH_S, check=True)
+        version, cuda, sees_gpu = json.loads(asked.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        why = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+        return found("torch", "fail", "torch_broken", why=why[:200])
+    except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
+        return found("torch", "fail", "torch_broken", why=type(error).__name__)
+    if cuda is None:
+        return found(
+            "torch", "fail" if has_gpu else "ok", "torch_cpu_only" if has_gpu else "torch_cpu", version=version
+        )
+    if has_gpu and not sees_gpu:
+        return found("torch", "fail", "torch_no_gpu", version=version, cuda=cuda)
+    key = "torch_gpu" if sees_gpu else "torch_cpu"
+    return found("torch", "ok", key, version=version, **({"cuda": cuda} if sees_gpu else {}))
+
+
+def check_compilers(has_gpu: bool, there: frozenset[str]) -> Finding:
+    names = ", ".join(sorted(there))
+    if not has_gpu:
+        return found("compiler", "ok", "compiler_not_needed")
+    if not there & set(C_COMPILERS):
+        return found("compiler", "warn", "compiler_no_c")
+    if set(COMPILERS) - there:
+        return found("compiler", "warn", "compiler_no_cuda", names=names)
+    return found("compiler", "ok", "compiler_ok", names=names)
+
+
+def kernel_folder() -> Path:
+    """Where gptqmodel keeps what it compiled, one folder a kernel."""
+    given = os.environ.get("GPTQMODEL_TORCH_EXTENSIONS_DIR")
+    return Path(given) if given else Path.home() / ".cache" / "gptqmodel" / "torch_extensions"
+
+
+def check_kernels(has_gpu: bool, folder: Path) -> Finding:
+    if not has_gpu:
+        return found("kernels", "ok", "kernels_not_needed")
+    wanted = [kernel.name.replace("_v2", "v2") for kernel in KERNELS if kernel.needs_compiler]
+    built = sorted({library.relative_to(folder).parts[0] for library in folder.glob("*/**/*.so")})
+    names = [name for name in built if name.startswith(tuple(wanted))]
+    if not names:
+        return found("kernels", "warn", "kernels_none")
+    return found("kernels", "ok", "kernels_ok", names=", ".join(names))

@@ -1,0 +1,134 @@
+"""Two people who sign in through a provider, in real browsers: each sees their own chats, and nobody else's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from core.chat.records import CopiedChat, CopiedMessage
+from core.chat.store import ChatStore
+from tests.dashboard import dashboard, key
+from tests.oidc_standin import OidcStandin, oidc_provider
+
+ALLOW = '[access]\nallow = ["*@example.org"]\n'
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[OidcStandin]:
+    with oidc_provider() as standin:
+        yield standin
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def url(provider: OidcStandin, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A dashboard with one chat from the time when nobody signed in."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".streamlit").mkdir()
+    (home / ".streamlit" / "secrets.toml").write_text(provider.secrets_toml(ALLOW), "utf-8")
+    store = ChatStore(data / "chats.sqlite3")
+    store.add(chat("From before"))
+    store.close()
+    models = tmp_path_factory.mktemp("models")
+    environment = os.environ | {"HOME": str(home), "LLAMADECK_DATA": str(data), "LLAMADECK_MODELS": str(models)}
+    with dashboard(environment) as address:
+        yield address
+
+
+def chat(title: str) -> CopiedChat:
+    return CopiedChat((CopiedMessage(None, "user", f"{title}: a secret of mine", 0.0),), title, True)
+
+
+@pytest.fixture(scope="module")
+def people(browser: Browser, url: str, provider: OidcStandin, data: Path) -> Iterator[dict[str, Page]]:
+    """Ann and Bob, each signed in with a browser and with one chat of their own."""
+    contexts = {name: browser.new_context() for name in ("ann", "bob")}
+    pages = {name: sign_in(context, url, name) for name, context in contexts.items()}
+    store = ChatStore(data / "chats.sqlite3")
+    for name in pages:
+        store.of(f"{provider.url} {name}").add(chat(f"{name.title()}'s chat"))
+    store.close()
+    yield pages
+    for context in contexts.values():
+        context.close()
+
+
+def sign_in(context: BrowserContext, url: str, name: str) -> Page:
+    page = context.new_page()
+    page.goto(url)
+    page.get_by_role("link", name="Sign in with your account").click()
+    page.locator(f"#{name}").click()
+    return page
+
+
+def expect_chats(page: Page, url: str, titles: list[str]) -> None:
+    """The list of chats holds these and no others."""
+    page.goto(f"{url}/Chat")
+    expect(page.locator("[class*='st-key-chat_open_'] p")).to_have_text(titles, timeout=30_000)
+
+
+def test_each_sees_only_their_own_chats(people: dict[str, Page], url: str) -> None:
+    expect_chats(people["ann"], url, ["Ann's chat"])
+    expect_chats(people["bob"], url, ["Bob's chat"])
+
+
+def test_the_number_of_anothers_chat_in_the_address_opens_nothing(people: dict[str, Page], url: str) -> None:
+    for name, page in people.items():
+        own = {"ann": 2, "bob": 3}[name]
+        for number in (1, 2, 3):
+            page.goto(f"{url}/Chat?chat={number}")
+            if number == own:
+                expect(page.get_by_text("a secret of mine")).to_be_visible(timeout=30_000)
+            else:
+                expect(page.get_by_text("This chat is no longer here")).to_be_visible(timeout=30_000)
+                assert page.get_by_text("a secret of mine").count() == 0
+
+
+def test_a_search_finds_only_ones_own(people: dict[str, Page], url: str) -> None:
+    page = people["ann"]
+    expect_chats(page, url, ["Ann's chat"])
+    key(page, "chat_search").get_by_role("textbox").fill("secret")
+    page.keyboard.press("Enter")
+    hits = page.locator("[class*='st-key-chat_hit_'] p")
+    expect(hits.first).to_have_text("Ann's chat", timeout=30_000)
+    assert "Bob" not in page.get_by_test_id("stSidebar").inner_text()
+
+
+def test_settings_say_who_is_signed_in_and_have_no_password(people: dict[str, Page], url: str) -> None:
+    page = people["bob"]
+    page.goto(f"{url}/Settings")
+    expect(page.get_by_text("bob@example.org")).to_be_visible(timeout=30_000)
+    expect(key(page, "settings_sign_out")).to_be_visible()
+    assert key(page, "settings_password_set").count() == 0
+
+
+def test_whoever_is_not_on_the_list_stays_outside(browser: Browser, url: str) -> None:
+    with browser.new_context() as context:
+        page = sign_in(context, url, "eve")
+        expect(page.get_by_role("alert")).to_contain_text("eve@example.net may not use this LlamaDeck")
+        status = page.request.get(f"{url}/_stcore/health").status
+        assert status == 401
+
+
+def test_signing_out_leads_to_where_people_sign_in(browser: Browser, url: str) -> None:
+    with browser.new_context() as context:
+        page = sign_in(context, url, "ann")
+        page.goto(f"{url}/Settings")
+        key(page, "settings_sign_out").get_by_role("button").click()
+        expect(page.get_by_role("link", name="Sign in with your account")).to_be_visible(timeout=30_000)
+        assert [cookie["name"] for cookie in context.cookies() if cookie["name"] == "_streamlit_user"] == []
+
+
+@pytest.mark.parametrize("cookie", ["", "forged", "eyJzdWIiOiJhbm4ifQ.aSabcd.c2lnbmF0dXJl", "\xff" * 10])
+def test_no_cookie_of_ones_own_making_opens_anything(url: str, cookie: str) -> None:
+    headers = {"cookie": f"_streamlit_user={cookie}".encode("latin-1"), "x-llamadeck-person": "x ann"}
+    assert httpx2.get(f"{url}/_stcore/health", headers=headers).status_code == 401

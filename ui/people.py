@@ -1,0 +1,22 @@
+"""Who looks at this page, as the gate let them in; draws nothing."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.access.gate import COOKIE, person_in
+
+
+def person() -> str:
+    """Whose chats this page shows: "" for whoever is local or gave the password, else who signed in by a provider."""
+    return person_in(st.context.headers) or ""
+
+
+def has_passed_gate() -> bool:
+    """Whether the gate let this page's browser in. A script that runs without a browser, in a test, has no headers."""
+    return not st.context.headers or person_in(st.context.headers) is not None
+
+
+def has_signed_in() -> bool:
+    """Whether somebody signed in here, so that it can end."""
+    return bool(person()) or COOKIE in st.context.cookies

@@ -1,0 +1,105 @@
+"""Signing in through a provider (OIDC) as Streamlit does it: reads its cookie and begins its way; draws nothing.
+
+Streamlit checks its cookie only when a page's websocket opens. The gate asks here for every request, by the same
+functions, so nothing is served before somebody has signed in. What is in secrets.toml:
+
+    [auth]                       # Streamlit's own section, see its documentation of st.login
+    redirect_uri = "https://chat.example.org/oauth2callback"
+    cookie_secret = "…"
+    client_id = "…"
+    client_secret = "…"
+    server_metadata_url = "https://accounts.example.org/.well-known/openid-configuration"
+
+    [access]                     # ours: who of the provider's people may come in; without it all of them
+    allow = ["ann@example.org", "*@example.net"]
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from streamlit.auth_util import (
+    encode_provider_token,
+    get_cookie_with_chunks,
+    get_origin_from_redirect_uri,
+    get_secrets_auth_section,
+)
+from streamlit.runtime.secrets import secrets_singleton
+from streamlit.web.server.server_util import AUTH_COOKIE_NAME, get_cookie_secret
+from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
+
+from core.access.single_sign_on import provider_names
+
+log = logging.getLogger(__name__)
+
+
+class StreamlitSignOn:
+    """What the gate needs to know of it."""
+
+    def __init__(self) -> None:
+        self._auth = get_secrets_auth_section().to_dict()
+        allowed = secrets_singleton.get("access", {}).get("allow")
+        self._allowed = None if allowed is None else [str(one).lower() for one in allowed]
+
+    @property
+    def providers(self) -> Sequence[str]:
+        return provider_names(self._auth)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether only those on a list may come in."""
+        return self._allowed is not None
+
+    def person(self, cookies: Mapping[str, str]) -> str | None:
+        """Issuer and subject: the only two claims that together name one person for good, as OIDC says."""
+        claims = read_claims(cookies)
+        if not claims.get("is_logged_in") or not claims.get("sub"):
+            return None
+        return f"{claims.get('iss') or claims.get('provider')} {claims['sub']}"
+
+    def is_invited(self, cookies: Mapping[str, str]) -> bool:
+        """An address that the provider has not checked is nobody's."""
+        if self._allowed is None:
+            return True
+        claims = read_claims(cookies)
+        email = str(claims.get("email", "")).lower()
+        is_checked = claims.get("email_verified") in (True, "true")
+        return is_checked and any(fnmatchcase(email, pattern) for pattern in self._allowed)
+
+    def name(self, cookies: Mapping[str, str]) -> str:
+        claims = read_claims(cookies)
+        return str(claims.get("email") or claims.get("name") or claims.get("sub", ""))[:100]
+
+    def start(self, provider: str) -> str:
+        return f"/auth/login?provider={encode_provider_token(provider)}"
+
+
+def sign_on() -> StreamlitSignOn | None:
+    """Signing in through a provider, where secrets.toml sets it up."""
+    if not secrets_singleton.load_if_toml_exists():
+        return None
+    found = StreamlitSignOn() if provider_names(get_secrets_auth_section().to_dict()) else None
+    if found is not None and not found.is_limited:
+        log.warning("secrets.toml names nobody in [access] allow: whoever the provider signs in may come in")
+    return found
+
+
+def read_claims(cookies: Mapping[str, str]) -> dict[str, Any]:
+    """What the provider said of the person, from Streamlit's signed cookie; nothing where that is forged or old."""
+    secret = get_cookie_secret()
+
+    def read_part(name: str) -> bytes | None:
+        value = cookies.get(name)
+        return decode_signed_value(secret, name, value.encode("latin-1", "replace")) if value else None
+
+    try:
+        signed = get_cookie_with_chunks(read_part, AUTH_COOKIE_NAME)
+        claims = json.loads(signed) if signed else {}
+    except ValueError:
+        return {}
+    is_ours = isinstance(claims, dict) and claims.get("origin") == get_origin_from_redirect_uri()
+    return claims if is_ours else {}
