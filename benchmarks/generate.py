@@ -32,10 +32,10 @@ def start(folder: str) -> Answerer:
     import torch
     from transformers import AutoModelForCausalLM, GPTQConfig
 
-    from core.engine.opening import find_device
+    from core.engine.opening import find_devices
 
     checkpoint = read_checkpoint(Path(folder))
-    kernel, _ = choose_kernel(checkpoint, find_device())
+    kernel, _ = choose_kernel(checkpoint, find_devices()[0])
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     settings = GPTQConfig(bits=checkpoint.quantization.bits, backend=BACKENDS[kernel.name])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, device_map=device)

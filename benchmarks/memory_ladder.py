@@ -168,10 +168,11 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     from core.engine.kernels import KERNELS as ALL
     from core.engine.kernels import can_run
     from core.engine.loader import load_model
-    from core.engine.opening import choose_dtype, find_device, use_capturable_stream
+    from core.engine.opening import choose_dtype, find_devices, use_capturable_stream
+    from core.engine.split import Places
     from core.engine.vocabulary import read_tokenizer
 
-    checkpoint, device = read_checkpoint(folder / name), find_device()
+    checkpoint, device = read_checkpoint(folder / name), find_devices()[0]
     kernel = next(one for one in ALL if one.name == kernel_name)
     if not can_run(kernel, checkpoint, device):
         return []
@@ -183,8 +184,8 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     cap(rungs[0][0].allocated)
     with torch.inference_mode():
         dtype = choose_dtype(checkpoint, kernel, device)
-        place = torch.device("cuda:0")
-        model = load_model(checkpoint, kernel, place, dtype, GPU_CHUNK_TOKENS, lambda _: None, captured)
+        places = Places((torch.device("cuda:0"),))
+        model = load_model(checkpoint, kernel, places, dtype, GPU_CHUNK_TOKENS, lambda _: None, captured)
     loading_mib = torch.cuda.max_memory_reserved() / MIB
     planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB
     held_mib = torch.cuda.memory_allocated() / MIB

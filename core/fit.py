@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from core.checkpoint import Checkpoint
 from core.engine.kernels import KERNELS, Device, can_run
-from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan, split_plan
+from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan, split_plan, sum_plans
 from core.engine.shape import ModelShape, read_shape
 from core.errors import DeckError, EngineError, InputError
 from core.gpu import Gpu
@@ -73,10 +73,7 @@ class FitReport:
 
     @property
     def plan(self) -> MemoryPlan:
-        total = self.plans[0]
-        for plan in self.plans[1:]:
-            total = total + plan
-        return total
+        return sum_plans(self.plans)
 
     @property
     def available_mib(self) -> int:
@@ -157,7 +154,7 @@ def check_fit(
 
 def require_fit(
     checkpoint: Checkpoint,
-    card: Card,
+    cards: Sequence[Card],
     context_tokens: int,
     num_chats: int,
     kernel: str | None,
@@ -165,7 +162,7 @@ def require_fit(
     without: Sequence[str] = (),
 ) -> FitReport:
     """The verdict at the moment of a load. Raises EngineError where it is no, unless the load is forced."""
-    report = check_fit(checkpoint, [card], context_tokens, num_chats, kernel, without)
+    report = check_fit(checkpoint, cards, context_tokens, num_chats, kernel, without)
     if not report.fits and not force:
         raise EngineError(f"load_{report.reason}", **report.params)
     return report

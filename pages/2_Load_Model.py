@@ -3,7 +3,7 @@
 import streamlit as st
 
 from core.errors import DeckError
-from ui.cards import choose_card
+from ui.cards import choose_cards
 from ui.errors import show_error
 from ui.i18n import tr
 from ui.library import models
@@ -27,9 +27,9 @@ if state.model is not None and state.model not in [entry.name for entry in entri
     draw_state(state)
 if runner().running_answers:
     st.caption(tr("load.ends_answers"))
-card = choose_card() if entries else None
+cards = choose_cards() if entries else ()
 for entry in entries:
-    draw_entry(entry, state, card)
+    draw_entry(entry, state, cards)
 if not entries:
     with st.container(border=True):
         st.markdown(tr("load.none"))

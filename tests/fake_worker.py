@@ -87,7 +87,7 @@ def _pretended_memory(checkpoint: Checkpoint, command: Load) -> MemoryFacts | No
     if not gpus:
         return None
     card, force = card_from_gpu(gpus[0]), command.force
-    report = require_fit(checkpoint, card, command.context_tokens, command.num_slots, command.kernel, force)
+    report = require_fit(checkpoint, [card], command.context_tokens, command.num_slots, command.kernel, force)
     return MemoryFacts(report.plan, report.plan.allocated - 30 * MIB, None, force)
 
 

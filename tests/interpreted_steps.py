@@ -22,6 +22,7 @@ from core.engine.loader import load_model
 from core.engine.messages import Sampling
 from core.engine.model import SlotModel
 from core.engine.sampling import cut, penalize
+from core.engine.split import Places
 from core.engine.steps import Drawn, EagerSteps, Known, Steps
 from tests.checkpoints import Recipe, make_checkpoint
 
@@ -59,7 +60,9 @@ def inference() -> Any:
 def load(folder: Path, recipe: Recipe, merged: bool) -> Any:
     make_checkpoint(folder, recipe)
     dense = next(kernel for kernel in KERNELS if kernel.name == "dense")
-    return load_model(read_checkpoint(folder), dense, torch.device("cpu"), torch.float32, 64, lambda _: None, merged)
+    return load_model(
+        read_checkpoint(folder), dense, Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None, merged
+    )
 
 
 def play(steps: Steps, num_steps: int = 6) -> list[list[int | None]]:

@@ -328,15 +328,15 @@ def test_a_text_config_that_is_no_object_is_not_looked_into() -> None:
 @pytest.mark.parametrize(("total_mib", "key"), [(3000, "load_too_large"), (5600, "load_context_too_long")])
 def test_a_load_that_does_not_fit_is_refused_with_its_numbers_unless_forced(total_mib: int, key: str) -> None:
     with pytest.raises(EngineError) as refused:
-        require_fit(known(SMALL), card(total_mib), 4096, 1, None, force=False)
+        require_fit(known(SMALL), [card(total_mib)], 4096, 1, None, force=False)
     assert refused.value.key == key
     assert refused.value.params["needed"] > refused.value.params["available"]
     assert f"{refused.value.params['needed']} MiB" in str(refused.value)
-    assert not require_fit(known(SMALL), card(total_mib), 4096, 1, None, force=True).fits
+    assert not require_fit(known(SMALL), [card(total_mib)], 4096, 1, None, force=True).fits
 
 
 def test_a_load_that_fits_takes_the_kernel_of_the_verdict() -> None:
-    report = require_fit(known(SMALL), card(24000), 4096, 1, None, force=False)
+    report = require_fit(known(SMALL), [card(24000)], 4096, 1, None, force=False)
     assert report.fits and report.kernel == check_fit(known(SMALL), [card(24000)], 4096, 1).kernel
 
 

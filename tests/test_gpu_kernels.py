@@ -11,7 +11,8 @@ from core.checkpoint import read_checkpoint
 from core.engine.kernels import KERNELS, Device, can_run, choose_kernel
 from core.engine.loader import load_model
 from core.engine.model import SlotModel
-from core.engine.opening import choose_dtype, find_device
+from core.engine.opening import choose_dtype, find_devices
+from core.engine.split import Places
 from tests.checkpoints import Recipe, make_checkpoint
 from tests.reference import reference_logits
 
@@ -42,14 +43,14 @@ GPU_KERNELS = [kernel for kernel in KERNELS if kernel.device == "cuda"]
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_a_kernel_computes_what_the_packed_matrices_stand_for(tmp_path: Path, kernel, recipe: Recipe) -> None:
     dense = make_checkpoint(tmp_path, recipe)
-    checkpoint, device = read_checkpoint(tmp_path), find_device()
+    checkpoint, device = read_checkpoint(tmp_path), find_devices()[0]
     if not can_run(kernel, checkpoint, device):
         pytest.skip(f"{kernel.name} does not take this")
     tokens = torch.tensor([[5, 300, 17, 42, 260, 9, 101]])
     wanted = reference_logits(tmp_path, dense, tokens)
     with torch.inference_mode():
         dtype = choose_dtype(checkpoint, kernel, device)
-        model = load_model(checkpoint, kernel, torch.device("cuda:0"), dtype, 512, lambda _: None)
+        model = load_model(checkpoint, kernel, Places((torch.device("cuda:0"),)), dtype, 512, lambda _: None)
         slots = SlotModel(model, num_slots=1, context_tokens=32)
         got = slots.forward(tokens.cuda(), torch.arange(7, device="cuda").unsqueeze(0), 0, 7).float().cpu()
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
@@ -58,5 +59,7 @@ def test_a_kernel_computes_what_the_packed_matrices_stand_for(tmp_path: Path, ke
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_every_layout_has_a_kernel_that_needs_no_compiler(tmp_path: Path, recipe: Recipe) -> None:
     make_checkpoint(tmp_path, recipe)
-    kernel, _ = choose_kernel(read_checkpoint(tmp_path), Device("cuda", find_device().capability, has_compiler=False))
+    kernel, _ = choose_kernel(
+        read_checkpoint(tmp_path), Device("cuda", find_devices()[0].capability, has_compiler=False)
+    )
     assert not kernel.needs_compiler

@@ -13,6 +13,7 @@ from core.engine.kernels import KERNELS, Device, Kernel, can_run, choose_kernel,
 from core.engine.loader import load_model
 from core.engine.packing import BLOCK, TILE
 from core.engine.quantized import CLASSES
+from core.engine.split import Places
 from core.errors import EngineError
 from core.model_files import TensorInfo
 from core.text import catalogue
@@ -144,7 +145,7 @@ def test_a_model_with_a_shorter_last_group_loads_on_a_cpu(tmp_path: Path, recipe
     model = read_checkpoint(tmp_path)
     kernel, _ = choose_kernel(model, CPU)
     with torch.inference_mode():
-        loaded = load_model(model, kernel, torch.device("cpu"), torch.bfloat16, 64, lambda _: None)
+        loaded = load_model(model, kernel, Places((torch.device("cpu"),)), torch.bfloat16, 64, lambda _: None)
         assert torch.isfinite(loaded(torch.tensor([[5, 6, 7]])).logits).all()
 
 

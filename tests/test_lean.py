@@ -21,6 +21,7 @@ from core.engine.loader import load_model
 from core.engine.messages import Load, Sampling
 from core.engine.model import SlotModel
 from core.engine.opening import OpenEngine, open_engine
+from core.engine.split import Places
 from core.engine.steps import EagerSteps, Steps
 from tests.checkpoints import Recipe, make_checkpoint
 
@@ -56,7 +57,7 @@ def make_model(family: str, **settings: Any) -> PreTrainedModel:
 def load(folder: Path, merged: bool) -> PreTrainedModel:
     checkpoint = read_checkpoint(folder)
     kernel, _ = choose_kernel(checkpoint, Device("cpu"))
-    return load_model(checkpoint, kernel, CPU, torch.bfloat16, 64, lambda _: None, merged)
+    return load_model(checkpoint, kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None, merged)
 
 
 def ask(steps: Steps, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
@@ -178,7 +179,7 @@ PROMPT = "<|im_start|>user\nTell me about the ocean and the stars.<|im_end|>\n<|
 def test_the_starters_greedy_answer_is_that_of_transformers_generate(starter: OpenEngine, starter_folder: Path) -> None:
     """200 tokens of transformers' own generate(), attention and cache over the same quantized matrices."""
     kernel = next(kernel for kernel in KERNELS if kernel.name == "aten_int4")
-    model: Any = load_model(read_checkpoint(starter_folder), kernel, CPU, torch.bfloat16, 64, lambda _: None)
+    model: Any = load_model(read_checkpoint(starter_folder), kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
     model.set_attn_implementation("sdpa")
     prompt = encode(starter, PROMPT)
     tokens = torch.tensor([prompt])

@@ -13,6 +13,7 @@ from core.checkpoint import read_checkpoint
 from core.engine.kernels import Device, choose_kernel
 from core.engine.loader import load_model
 from core.engine.model import SlotModel
+from core.engine.split import Places
 from core.errors import CheckpointError, DeckError, EngineError
 from tests.checkpoints import Recipe, make_checkpoint
 from tests.reference import reference_logits
@@ -42,7 +43,7 @@ def load(folder: Path) -> torch.nn.Module:
     checkpoint = read_checkpoint(folder)
     kernel, _ = choose_kernel(checkpoint, Device("cpu"))
     with torch.inference_mode():
-        return load_model(checkpoint, kernel, CPU, torch.bfloat16, 64, lambda _: None)
+        return load_model(checkpoint, kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())

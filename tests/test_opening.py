@@ -15,6 +15,7 @@ from core.engine.kernels import KERNELS, Device
 from core.engine.loader import load_model
 from core.engine.model import SlotModel
 from core.engine.opening import DEFAULT_CONTEXT_TOKENS, check_numbers, choose_context, choose_dtype, warm_up
+from core.engine.split import Places
 from core.engine.steps import EagerSteps
 from core.engine.vocabulary import TURN_ENDS, find_end_tokens, read_tokenizer
 from core.errors import CheckpointError, EngineError
@@ -195,7 +196,9 @@ def test_broken_generation_settings_are_refused_in_words(folder: Path) -> None:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @torch.inference_mode()
 def test_weights_that_compute_no_numbers_refuse_the_load(folder: Path, broken: float) -> None:
-    model = load_model(read_checkpoint(folder), KERNEL["dense"], torch.device("cpu"), torch.float32, 64, lambda _: None)
+    model = load_model(
+        read_checkpoint(folder), KERNEL["dense"], Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None
+    )
     slots = SlotModel(model, num_slots=2, context_tokens=32)
     check_numbers(slots, "tiny")
     warm_up(EagerSteps(slots), 8, "tiny")

@@ -15,6 +15,7 @@ from core.engine.loader import load_model
 from core.engine.messages import Began, Event, Failed, Finished, Generate, Sampling, Text
 from core.engine.model import SlotModel
 from core.engine.scheduler import Scheduler
+from core.engine.split import Places
 from core.engine.steps import EagerSteps
 from core.engine.vocabulary import read_tokenizer
 from tests.checkpoints import make_checkpoint
@@ -35,7 +36,9 @@ def model(folder: Path) -> Iterator[torch.nn.Module]:
     """In float32: in bfloat16 the order of a sum, which a batch changes, can decide between two close tokens."""
     dense = next(kernel for kernel in KERNELS if kernel.name == "dense")
     with torch.inference_mode():
-        yield load_model(read_checkpoint(folder), dense, torch.device("cpu"), torch.float32, 64, lambda _: None)
+        yield load_model(
+            read_checkpoint(folder), dense, Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None
+        )
 
 
 class Desk:

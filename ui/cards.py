@@ -1,6 +1,8 @@
-"""Which card a page reckons with: a GPU of this machine as it is now, or one of the usual cards; knows no model."""
+"""Which cards a page reckons with: this machine's GPUs as they are now, or one of the usual cards; knows no model."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import streamlit as st
 
@@ -14,6 +16,7 @@ from ui.resources import monitor, runner
 KEY = "plan_card"
 HERE = "here"
 FIRST_READING_S = 2.0
+Cards = tuple[Card, ...]
 
 
 def reading() -> GpuSnapshot | None:
@@ -22,7 +25,7 @@ def reading() -> GpuSnapshot | None:
 
 
 def usable_gpus() -> list[Gpu]:
-    """The GPUs that a model can be loaded on, in NVML's order: the engine takes the first."""
+    """The GPUs that a model can be loaded on, in NVML's order."""
     latest = reading()
     gpus = latest.gpus if latest else ()
     return [gpu for gpu in gpus if gpu.error is None and gpu.total_mib and gpu.free_mib is not None]
@@ -34,25 +37,31 @@ def own_pids() -> frozenset[int]:
     return frozenset() if pid is None else frozenset({pid})
 
 
-def card_here() -> Card | None:
-    """The GPU that a load takes, as it is now; None where models run on the CPU."""
-    gpus = usable_gpus()
-    return card_from_gpu(gpus[0], own_pids(), has_compiler()) if gpus else None
+def cards_here() -> Cards:
+    """The GPUs that a load can take, as they are now; none where models run on the CPU."""
+    pids, compiler = own_pids(), has_compiler()
+    return tuple(card_from_gpu(gpu, pids, compiler) for gpu in usable_gpus())
 
 
-def choose_card() -> Card | None:
-    """The choice of a card to plan for. None: the CPU of this machine, where it has no GPU."""
-    here = card_here()
+def choose_cards() -> Cards:
+    """The choice of what to plan for. None: the CPU of this machine, where it has no GPU."""
+    here = cards_here()
     names = dict.fromkeys(card.name for card in known_gpus() if not card.is_rare)
     labels = {name: _card_label(name, here) for name in [HERE, *names]}
     chosen = st.selectbox(tr("gauge.card"), list(labels), key=KEY, persist_state="session",
                           format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
-    if chosen == HERE and here is None:
+    if chosen == HERE and not here:
         st.caption(tr("gauge.cpu"))
-    return here if chosen == HERE else card_from_table(lookup(chosen))
+    return here if chosen == HERE else (card_from_table(lookup(chosen)),)
 
 
-def _card_label(name: str, here: Card | None) -> str:
+def names_of(cards: Cards) -> str:
+    """What to call the cards together, as in "2 × NVIDIA A40"; "" for none."""
+    counts = Counter(card.name for card in cards)
+    return " + ".join(f"{count} × {one}" if count > 1 else one for one, count in counts.items())
+
+
+def _card_label(name: str, here: Cards) -> str:
     if name == HERE:
-        return tr("gauge.this_cpu") if here is None else tr("gauge.this_gpu", name=here.name)
+        return tr("gauge.this_gpu", name=names_of(here)) if here else tr("gauge.this_cpu")
     return tr("gauge.other_card", name=name, gib=f"{lookup(name).total_mib / 1024:.0f}")

@@ -11,10 +11,11 @@ import streamlit as st
 from core import catalogue
 from core.checkpoint import Checkpoint
 from core.errors import DeckError
-from core.fit import Card, FitReport
+from core.fit import FitReport
 from core.hub.address import Address
 from core.hub.branches import Branch
 from core.recommend import best_choice
+from ui.cards import Cards, names_of
 from ui.disk import size_words
 from ui.gauge import verdict
 from ui.i18n import tr
@@ -34,9 +35,9 @@ def known_branches(address: Address) -> tuple[Branch, ...]:
     return tuple(Branch(entry.branch, checkpoint=catalogue.checkpoint(entry)) for entry in entries)
 
 
-def choose_branch(address: Address, branches: Sequence[Branch], card: Card | None) -> Branch:
+def choose_branch(address: Address, branches: Sequence[Branch], cards: Cards) -> Branch:
     """The table. The branch that the address names is chosen at first, else the one to recommend, else the first."""
-    reports = [_report(branch, card) for branch in branches]
+    reports = [_report(branch, cards) for branch in branches]
     best = recommended(branches, reports)
     rows = [_row(branch, report, place == best)
             for place, (branch, report) in enumerate(zip(branches, reports, strict=True))]  # fmt: skip
@@ -45,7 +46,7 @@ def choose_branch(address: Address, branches: Sequence[Branch], card: Card | Non
     event = st.dataframe(
         pd.DataFrame(rows).fillna(""),
         hide_index=True,
-        key=f"branches_{address}_{card.name if card else 'cpu'}",
+        key=f"branches_{address}_{names_of(cards) or 'cpu'}",
         on_select="rerun",
         selection_mode="single-row-required",
         selection_default={"selection": {"rows": [first]}},
@@ -67,8 +68,8 @@ def recommended(branches: Sequence[Branch], reports: Sequence[Report]) -> int | 
     return None if best is None else judged[best][0]
 
 
-def _report(branch: Branch, card: Card | None) -> Report:
-    return verdict(branch.checkpoint, card, 0, CHATS) if branch.checkpoint and card else None
+def _report(branch: Branch, cards: Cards) -> Report:
+    return verdict(branch.checkpoint, cards, 0, CHATS) if branch.checkpoint and cards else None
 
 
 def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:

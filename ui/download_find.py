@@ -16,7 +16,7 @@ from core.hub.search import FoundModel, search_models
 from core.hub.source import Kind, Source
 from core.hub.tokens import token_for
 from core.recommended import recommended_models
-from ui.cards import choose_card
+from ui.cards import choose_cards
 from ui.disk import size_words
 from ui.download_repository import draw_repository
 from ui.download_source import choose_source
@@ -33,7 +33,7 @@ def draw_find() -> None:
     with left:
         place = choose_source()
     with right:
-        card = choose_card()
+        cards = choose_cards()
     if place is None:
         return
     try:
@@ -44,7 +44,7 @@ def draw_find() -> None:
         show_error(error)
         return
     if source is not None:
-        draw_repository(source, card)
+        draw_repository(source, cards)
 
 
 def _search_box() -> str:

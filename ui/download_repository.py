@@ -9,13 +9,14 @@ import streamlit as st
 
 from core.checkpoint import Checkpoint
 from core.errors import DeckError
-from core.fit import Card, FitReport
+from core.fit import FitReport
 from core.hub.address import Address
 from core.hub.branches import Branch
 from core.hub.endpoints import host_name
 from core.hub.source import Source, folder_name
 from core.hub.tokens import token_for
 from core.library import disk_usage
+from ui.cards import Cards, names_of
 from ui.catalogue import CHATS, NEEDS_TOKEN, choose_branch, known_branches
 from ui.disk import size_words
 from ui.download_source import draw_token
@@ -33,7 +34,7 @@ SECTION_KEY = "download_section"
 REFUSED_KEY = "download_refused"
 
 
-def draw_repository(source: Source, card: Card | None) -> None:
+def draw_repository(source: Source, cards: Cards) -> None:
     """Everything about `source`: its page, its branches, the chosen one's verdict, what a download would fetch."""
     st.markdown(f"**{escape(source.address.repo)}** · [{escape(host_name(source.endpoint))}]({page_url(source)})")
     key = ("branches", source.kind, source.endpoint, str(source.address))
@@ -45,11 +46,11 @@ def draw_repository(source: Source, card: Card | None) -> None:
         if (error := failed(key)) is not None:
             _draw_help(source, error)
         return
-    chosen = choose_branch(source.address, branches, card)
+    chosen = choose_branch(source.address, branches, cards)
     if chosen.checkpoint is not None:
-        if card is not None:
+        if cards:
             st.caption(tr("download.assumes"))
-        _draw_chosen(replace(source, address=Address(source.address.repo, chosen.name)), chosen.checkpoint, card)
+        _draw_chosen(replace(source, address=Address(source.address.repo, chosen.name)), chosen.checkpoint, cards)
     elif chosen.error is not None:
         show_error(chosen.error)
         _draw_help(source, chosen.error.key)
@@ -78,10 +79,10 @@ def _draw_help(source: Source, error: str) -> None:
         st.caption(tr("find.other_source"))
 
 
-def _draw_chosen(source: Source, checkpoint: Checkpoint, card: Card | None) -> None:
+def _draw_chosen(source: Source, checkpoint: Checkpoint, cards: Cards) -> None:
     st.markdown(f"**{escape(source.name)}**")
-    if card is not None:
-        redraw_alone(draw_choice, checkpoint, card, f"catalogue_{source.name}")
+    if cards:
+        redraw_alone(draw_choice, checkpoint, cards, f"catalogue_{source.name}")
     try:
         folder = folder_name(source)
         names = [entry.name for entry in models()]
@@ -97,7 +98,7 @@ def _draw_chosen(source: Source, checkpoint: Checkpoint, card: Card | None) -> N
         ):
             _draw_running()
         else:
-            _draw_plan(source, folder, free, checkpoint, card)
+            _draw_plan(source, folder, free, checkpoint, cards)
 
 
 def _draw_here(folder: str) -> None:
@@ -111,12 +112,12 @@ def _draw_running() -> None:
     st.button(tr("find.show_downloads"), key="find_show", icon=":material/list:", on_click=show_section, args=("jobs",))
 
 
-def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, card: Card | None) -> None:
+def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, cards: Cards) -> None:
     """What will be fetched, and whether there is room for it."""
     size = checkpoint.size_bytes
-    report = verdict(checkpoint, card, 0, CHATS) if card is not None else None
-    if card is not None and isinstance(report, FitReport) and not report.fits:
-        st.warning(tr("find.fits_not", card=card.name), icon=":material/warning:")
+    report = verdict(checkpoint, cards, 0, CHATS) if cards else None
+    if cards and isinstance(report, FitReport) and not report.fits:
+        st.warning(tr("find.fits_not", card=names_of(cards)), icon=":material/warning:")
     if free < size:
         st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")
     with st.container(gap="xsmall"):

@@ -9,8 +9,9 @@ import streamlit as st
 from core.checkpoint import Checkpoint
 from core.engine.plan import MIB
 from core.errors import DeckError
-from core.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, Card, FitReport, check_fit
+from core.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
 from ui.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar
+from ui.cards import Cards
 from ui.errors import show_error
 from ui.i18n import text, tr
 
@@ -45,27 +46,33 @@ def _with_commas(number: int) -> str:
     return f"{number:,}"
 
 
-def verdict(checkpoint: Checkpoint, card: Card, context_tokens: int, num_chats: int) -> FitReport | DeckError:
-    """Whether it fits, or why that cannot be said: no kernel takes it, its configuration is broken."""
+def verdict(checkpoint: Checkpoint, cards: Cards, context_tokens: int, num_chats: int) -> FitReport | DeckError:
+    """Whether it fits one of `cards` or several, or why that cannot be said: no kernel takes it, its configuration is
+    broken."""
     try:
-        return check_fit(checkpoint, [card], context_tokens, num_chats)
+        return check_fit(checkpoint, cards, context_tokens, num_chats)
     except DeckError as error:
         return error
 
 
-def draw_verdict(report: FitReport | DeckError, card: Card) -> None:
+def draw_verdict(report: FitReport | DeckError) -> None:
     """The bar, the sentence and what would make it fit."""
     if isinstance(report, DeckError):
         show_error(report)
         return
     spoken = text(f"fit.{report.reason}", **_readable(report.params))
-    draw_bar(parts(report, card), card.total_mib, spoken)
+    draw_bar(parts(report), sum(card.total_mib for card in report.cards), spoken)
     mark = ":green[:material/check_circle:]" if report.fits else ":red[:material/error:]"
     st.markdown(f"{mark} {sentence(report)}")
     for name, params in report.remedies:
         st.markdown(f"- {tr(f'fit.{name}', **_readable(params))}")
     longest = f"{report.max_context:,}" if report.max_context else "-"
     st.caption(tr("gauge.assumes", kernel=report.kernel, longest=longest))
+    if len(report.cards) > 1:
+        shares = zip(report.cards, report.plans, strict=True)
+        lines = [tr("gauge.share", card=card.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
+                    available=f"{card.available_mib:,}") for card, plan in shares]  # fmt: skip
+        st.caption("  \n".join([tr("gauge.split"), *lines]))
 
 
 def sentence(report: FitReport) -> str:
@@ -76,12 +83,12 @@ def _readable(params: dict[str, str | int | float]) -> dict[str, str | int | flo
     return {name: value if isinstance(value, str) else f"{value:,}" for name, value in params.items()}
 
 
-def parts(report: FitReport, card: Card) -> list[Part]:
-    """The card from left to right: what is taken, what the model takes, what is left."""
-    plan = report.plan
+def parts(report: FitReport) -> list[Part]:
+    """The card, or several as one, from left to right: what is taken, what the model takes, what is left."""
+    plan, total_mib = report.plan, sum(card.total_mib for card in report.cards)
     weights, cache, context = plan.weights / MIB, plan.kv_cache / MIB, plan.context / MIB
     return [
-        Part(tr("gauge.part_others"), card.total_mib - card.available_mib, SLATE),
+        Part(tr("gauge.part_others"), total_mib - report.available_mib, SLATE),
         Part(tr("gauge.part_weights"), weights, PRIMARY),
         Part(tr("gauge.part_cache"), cache, INDIGO),
         Part(tr("gauge.part_scratch"), report.needed_mib - weights - cache - context, ORANGE),
@@ -90,7 +97,7 @@ def parts(report: FitReport, card: Card) -> list[Part]:
     ]
 
 
-def draw_choice(checkpoint: Checkpoint, card: Card, key: str) -> None:
+def draw_choice(checkpoint: Checkpoint, cards: Cards, key: str) -> None:
     """The sliders and the verdict under them, for a model that is not on disk."""
     context_tokens, num_chats = sliders(checkpoint, key)
-    draw_verdict(verdict(checkpoint, card, context_tokens, num_chats), card)
+    draw_verdict(verdict(checkpoint, cards, context_tokens, num_chats))

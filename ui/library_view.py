@@ -8,13 +8,13 @@ import streamlit as st
 
 from core import keeping
 from core.errors import DeckError
-from core.fit import Card, FitReport
+from core.fit import FitReport
 from core.hub.endpoints import host_name
 from core.keeping import Verification
 from core.library import FolderFacts, LibraryEntry, disk_usage, facts
 from core.lookups import Lookup
 from core.settings import models_dir
-from ui.cards import choose_card
+from ui.cards import Cards, choose_cards, names_of
 from ui.disk import draw_disk, size_words
 from ui.errors import sentence, show_error
 from ui.fragment import redraw_every
@@ -43,21 +43,21 @@ def draw_library() -> None:
         return
     if error := st.session_state.pop(ERROR_KEY, None):
         show_error(error)
-    card = choose_card() if entries else None
+    cards = choose_cards() if entries else ()
     for entry in entries:
-        _draw_entry(entry, card)
+        _draw_entry(entry, cards)
     if not entries:
         st.info(tr("library.none"), icon=":material/folder_open:")
     _draw_import()
 
 
-def _draw_entry(entry: LibraryEntry, card: Card | None) -> None:
+def _draw_entry(entry: LibraryEntry, cards: Cards) -> None:
     folder = models_dir() / entry.name
     with st.container(border=True, key=f"library_{entry.name}"):
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(entry.name)}**")
             if entry.checkpoint is not None:
-                st.markdown(" ".join([*_quantization_badges(entry), *_verdict_badge(entry, card)]))
+                st.markdown(" ".join([*_quantization_badges(entry), *_verdict_badge(entry, cards)]))
             try:
                 st.caption(" · ".join(_origin_words(folder, facts(folder))))
             except DeckError as error:
@@ -73,13 +73,13 @@ def _quantization_badges(entry: LibraryEntry) -> list[str]:
     return [f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint.quantization)]
 
 
-def _verdict_badge(entry: LibraryEntry, card: Card | None) -> list[str]:
+def _verdict_badge(entry: LibraryEntry, cards: Cards) -> list[str]:
     """Whether it fits the card, for one chat with the default context; nothing where there is no card."""
-    if card is None or entry.checkpoint is None:
+    if not cards or entry.checkpoint is None:
         return []
-    report = verdict(entry.checkpoint, card, 0, CHATS)
+    report = verdict(entry.checkpoint, cards, 0, CHATS)
     fits = isinstance(report, FitReport) and report.fits
-    words = tr("library.fits" if fits else "library.fits_not", card=card.name)
+    words = tr("library.fits" if fits else "library.fits_not", card=names_of(cards))
     return [f":{'green' if fits else 'red'}-badge[{words}]"]
 
 

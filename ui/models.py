@@ -6,9 +6,9 @@ import streamlit as st
 
 from core.checkpoint import Checkpoint, Quantization
 from core.engine.messages import EngineState, MemoryFacts, ModelFacts
-from core.fit import Card, FitReport
+from core.fit import FitReport
 from core.library import LibraryEntry
-from ui.cards import card_here
+from ui.cards import Cards, cards_here, names_of
 from ui.engine import Shown, load, loading_progress, shown_now
 from ui.errors import show_error
 from ui.fragment import redraw_alone
@@ -31,7 +31,7 @@ def memory_size(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
 
 
-def draw_entry(entry: LibraryEntry, state: EngineState, card: Card | None) -> None:
+def draw_entry(entry: LibraryEntry, state: EngineState, cards: Cards) -> None:
     """One folder under models/: a model, whether it fits, its button, what the engine does; or why it is none."""
     with st.container(border=True):
         if entry.checkpoint is None:
@@ -46,20 +46,20 @@ def draw_entry(entry: LibraryEntry, state: EngineState, card: Card | None) -> No
         if state.model == entry.name:
             draw_state(state)
         if state.model != entry.name or state.phase == "failed":
-            redraw_alone(_draw_choice, entry, entry.checkpoint, card, shown_now())
+            redraw_alone(_draw_choice, entry, entry.checkpoint, cards, shown_now())
 
 
-def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, card: Card | None, shown: Shown) -> None:
-    """The sliders, the verdict for `card`, and the button, which goes by the card that is really here."""
+def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, cards: Cards, shown: Shown) -> None:
+    """The sliders, the verdict for `cards`, and the button, which goes by those that are really here."""
     if shown_now() != shown:
         st.rerun()
     context_tokens, num_chats = sliders(checkpoint, entry.name)
-    here = card_here()
+    here = cards_here()
     report = verdict(checkpoint, here, context_tokens, num_chats) if here else None
-    if card is not None and card.name != (here and here.name):
-        draw_verdict(verdict(checkpoint, card, context_tokens, num_chats), card)
-    elif here is not None and report is not None:
-        draw_verdict(report, here)
+    if cards and names_of(cards) != names_of(here):
+        draw_verdict(verdict(checkpoint, cards, context_tokens, num_chats))
+    elif report is not None:
+        draw_verdict(report)
     if isinstance(report, FitReport) and not report.fits:
         with st.popover(tr("load.anyway"), icon=":material/warning:"):
             st.markdown(sentence(report))

@@ -5,13 +5,15 @@ It is handed to transformers' model classes as `past_key_values`; they only call
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 
 class SlotCache:
-    """Keys and values of every layer, [num_slots, num_kv_heads, context_tokens + 1, head_dim], allocated at once.
+    """Keys and values of every layer, [num_slots, num_kv_heads, context_tokens + 1, head_dim], allocated at once, each
+    on its layer's one of `devices`.
 
     Before a forward pass `aim` says which rows it writes, and where: `rows` is a slice of slots, `columns` is
     [rows, new tokens], and `length` is how much of the rows the pass looks at. The last column is never read.
@@ -19,25 +21,24 @@ class SlotCache:
 
     def __init__(
         self,
-        num_layers: int,
         num_slots: int,
         num_kv_heads: int,
         context_tokens: int,
         head_dim: int,
         dtype: torch.dtype,
-        device: torch.device,
+        devices: Sequence[torch.device],
     ) -> None:
         shape = (num_slots, num_kv_heads, context_tokens + 1, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for device in devices]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for device in devices]
         self.context_tokens = context_tokens
         self.unread_column = context_tokens
         self.num_slots = num_slots
         self._rows = slice(0, 1)
         self._length = 0
         self._is_slice = True
-        self._row_index = torch.zeros(0, dtype=torch.long, device=device)
-        self._columns = torch.zeros(0, dtype=torch.long, device=device)
+        # By device: the rows' indices and the columns.
+        self._targets: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def num_bytes(self) -> int:
@@ -45,10 +46,12 @@ class SlotCache:
 
     def aim(self, rows: slice, columns: torch.Tensor, length: int) -> None:
         """Point the next forward pass at `rows`, writing at `columns` ([rows, new tokens])."""
-        self._rows, self._length, self._columns = rows, length, columns
+        self._rows, self._length = rows, length
         # One row always writes the last columns of what it looks at: a slice, which costs less than an index.
         self._is_slice = columns.shape[0] == 1
-        self._row_index = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
+        row_index = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
+        devices = dict.fromkeys(keys.device for keys in self.keys)
+        self._targets = {device: (row_index.to(device), columns.to(device)) for device in devices}
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -61,8 +64,9 @@ class SlotCache:
             values[:, :, begin : self._length] = value
         else:
             # Indices around a slice put the indexed dimensions first: [rows, new tokens, kv heads, head dim].
-            keys[self._row_index, :, self._columns] = key.transpose(1, 2)
-            values[self._row_index, :, self._columns] = value.transpose(1, 2)
+            row_index, columns = self._targets[keys.device]
+            keys[row_index, :, columns] = key.transpose(1, 2)
+            values[row_index, :, columns] = value.transpose(1, 2)
         return keys[:, :, : self._length], values[:, :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

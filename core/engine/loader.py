@@ -21,7 +21,8 @@ from core.engine import attention
 from core.engine.kernels import Kernel
 from core.engine.merged import Members, Merging, make_parts
 from core.engine.quantized import MatrixMaker, Tensors
-from core.engine.shape import PARTS, MatrixGroup, mergeable_matrices, merged_matrices, read_shape
+from core.engine.shape import LAYER, PARTS, MatrixGroup, mergeable_matrices, merged_matrices, read_shape
+from core.engine.split import Places, embedding_name, join
 from core.errors import CheckpointError, EngineError
 
 REQUIRED_PARTS = {"qweight", "qzeros", "scales"}
@@ -33,13 +34,13 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 def load_model(
     checkpoint: Checkpoint,
     kernel: Kernel,
-    device: torch.device,
+    places: Places,
     dtype: torch.dtype,
     max_rows: int,
     on_bytes: Callable[[int], None],
     merged: bool = False,
 ) -> PreTrainedModel:
-    """The model with every weight on `device`; `on_bytes` hears how many bytes each tensor had.
+    """The model with every weight at its place; `on_bytes` hears how many bytes each tensor had.
 
     `merged` keeps matrices that share their input as one.
 
@@ -49,14 +50,18 @@ def load_model(
     model = build_empty(checkpoint, dtype)
     matrices = quantized_names(checkpoint)
     check_names(checkpoint, model, matrices)
-    maker = MatrixMaker(kernel.name, checkpoint.quantization, dtype, device)
-    maker.reserve({(matrix.rows, matrix.columns) for matrix, _ in read_shape(checkpoint, merged).matrices}, max_rows)
+    makers = {device: MatrixMaker(kernel.name, checkpoint.quantization, dtype, device) for device in places.devices}
+    shapes = {(matrix.rows, matrix.columns) for matrix, _ in read_shape(checkpoint, merged).matrices}
+    for maker in makers.values():
+        maker.reserve(shapes, max_rows)
     try:
-        fill(model, checkpoint, matrices, maker, on_bytes, merged)
+        fill(model, checkpoint, matrices, makers, places, on_bytes, merged)
     except (SafetensorError, OSError) as error:
         raise CheckpointError("corrupt_weights", folder=checkpoint.name, file=str(error)) from error
-    put_buffers(model, device)
-    model.kernel_scratch = maker.scratch  # The kernel keeps a bare pointer into it.
+    put_buffers(model, places)
+    join(model, places)
+    # The kernel keeps a bare pointer into it.
+    model.kernel_scratch = [maker.scratch for maker in makers.values()]
     return model.eval().requires_grad_(False)
 
 
@@ -161,20 +166,26 @@ def fill(
     model: PreTrainedModel,
     checkpoint: Checkpoint,
     matrices: set[str],
-    maker: MatrixMaker,
+    makers: dict[torch.device, MatrixMaker],
+    places: Places,
     on_bytes: Callable[[int], None],
     merged: bool,
 ) -> None:
     """Put every tensor into the model, in the order of the files; a matrix is finished as soon as it is whole."""
-    own = maker.kernel == "deck"
+    embedding, first = embedding_name(model), makers[places.first]
+    own = first.kernel == "deck"
+    # What goes to several devices is read to where none of them is.
+    reading_device = torch.device("cpu") if places.is_split else first.reading_device
     found = same_order(checkpoint) if own else merged_matrices(checkpoint)
     groups = {name: group for group in found for name in group.sizes} if merged else {}
     merging = {id(group): Members(group) if own else Merging(group) for group in groups.values()}
     waiting = {name: num_parts(checkpoint, name) for name in matrices if name not in groups}
     parts: dict[str, Tensors] = {name: {} for name in waiting}
     tied = tied_names(model)
-    for name, tensor in read_tensors(checkpoint, maker.reading_device, on_bytes):
+    for name, read in read_tensors(checkpoint, reading_device, on_bytes):
         owner, _, part = name.rpartition(".")
+        maker = makers[places.of(name, embedding)]
+        tensor = read.to(maker.reading_device)
         if owner in groups and part in PARTS:
             group = groups[owner]
             if merging[id(group)].put(owner, part, tensor):
@@ -218,9 +229,14 @@ def put_merged(model: PreTrainedModel, group: MatrixGroup, merged: nn.Module) ->
         put_module(model, name, part)
 
 
-def put_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Move what a model works out for itself, such as the rotary frequencies: only weights began without memory."""
-    for module in model.modules():
+def put_buffers(model: PreTrainedModel, places: Places) -> None:
+    """Move what a model works out for itself, such as the rotary frequencies: only weights began without memory.
+
+    Outside of the layers such things are asked for before the first one.
+    """
+    for owner, module in model.named_modules():
+        layer = LAYER.match(f"{owner}.")
+        device = places.first if layer is None else places.of_layer(int(layer[1]))
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta and buffer.device != device:
                 module._buffers[name] = buffer.to(device)

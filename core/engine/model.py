@@ -31,14 +31,15 @@ class SlotModel:
         probe = _ShapeProbe()
         token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         try:
-            self._run(token, token, 1, probe)
+            self.logits_device = self._run(token, token, 1, probe).device
         except (AttributeError, TypeError, NotImplementedError) as error:
             raise EngineError("architecture_cache", architecture=type(self._model).__name__) from error
         shapes = set(probe.shapes.values())
         if len(shapes) != 1 or sorted(probe.shapes) != list(range(len(probe.shapes))):
             raise EngineError("architecture_cache", architecture=type(self._model).__name__)
         num_kv_heads, head_dim = shapes.pop()
-        return SlotCache(len(probe.shapes), num_slots, num_kv_heads, context_tokens, head_dim, probe.dtype, self.device)
+        devices = [probe.devices[index] for index in range(len(probe.devices))]
+        return SlotCache(num_slots, num_kv_heads, context_tokens, head_dim, probe.dtype, devices)
 
     def forward(
         self,
@@ -115,6 +116,7 @@ class _ShapeProbe:
 
     def __init__(self) -> None:
         self.shapes: dict[int, tuple[int, int]] = {}
+        self.devices: dict[int, torch.device] = {}
         self.dtype = torch.float32
 
     def update(
@@ -123,6 +125,7 @@ class _ShapeProbe:
         if key.shape != value.shape:
             raise NotImplementedError("keys and values of different shapes")
         self.shapes[layer_idx] = (key.shape[1], key.shape[3])
+        self.devices[layer_idx] = key.device
         self.dtype = key.dtype
         return key, value
 

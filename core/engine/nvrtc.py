@@ -111,7 +111,6 @@ class CudaModule:
             self._handle = ctypes.c_void_p()
             _check(library().cuModuleLoadData(ctypes.byref(self._handle), code), "cuModuleLoadData")
         self._device = device
-        self._can_overlap = torch.cuda.get_device_capability(device) >= (9, 0)
 
     def kernel(self, name: str, shared_bytes: int = 0) -> CudaKernel:
         """The kernel `name`, launched with `shared_bytes` of dynamic shared memory."""
@@ -119,31 +118,34 @@ class CudaModule:
         _check(library().cuModuleGetFunction(ctypes.byref(function), self._handle, name.encode()), name)
         if shared_bytes > PLAIN_SHARED_BYTES:
             _check(library().cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED_SIZE, shared_bytes), name)
-        return CudaKernel(function, name, shared_bytes, self._can_overlap)
+        return CudaKernel(function, name, shared_bytes, self._device)
 
 
 class CudaKernel:
     """One kernel. Where the GPU can, its blocks may come while the kernel before still runs: each waits by itself
     (wait_for_previous in cuda/common.cuh) before it touches what others write."""
 
-    def __init__(self, function: ctypes.c_void_p, name: str, shared_bytes: int, can_overlap: bool) -> None:
-        self._function, self._name, self._shared_bytes = function, name, shared_bytes
+    def __init__(self, function: ctypes.c_void_p, name: str, shared_bytes: int, device: torch.device) -> None:
+        self._function, self._name, self._shared_bytes, self._device = function, name, shared_bytes, device
         self._attribute = _Attribute(PROGRAMMATIC_SERIALIZATION, value=_Value(flag=1))
-        self._num_attributes = int(can_overlap)
+        self._num_attributes = int(torch.cuda.get_device_capability(device) >= (9, 0))
 
     def most_blocks(self, num_threads: int) -> int:
         """How many blocks of `num_threads` the GPU holds at once."""
         each = ctypes.c_int()
         arguments = (self._function, num_threads, ctypes.c_size_t(self._shared_bytes))
         _check(library().cuOccupancyMaxActiveBlocksPerMultiprocessor(ctypes.byref(each), *arguments), self._name)
-        return max(1, each.value) * int(torch.cuda.get_device_properties().multi_processor_count)
+        return max(1, each.value) * int(torch.cuda.get_device_properties(self._device).multi_processor_count)
 
     def __call__(self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument) -> None:
-        """Launch into torch's current stream. Tensors go as pointers, None as no pointer, numbers as int or float."""
+        """Launch into the current stream of the kernel's GPU, which is torch's current one.
+
+        Tensors go as pointers, None as no pointer, numbers as int or float.
+        """
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         launch = _Launch(
-            *grid, num_threads, 1, 1, self._shared_bytes, torch.cuda.current_stream().cuda_stream,
+            *grid, num_threads, 1, 1, self._shared_bytes, torch.cuda.current_stream(self._device).cuda_stream,
             ctypes.pointer(self._attribute), self._num_attributes,
         )  # fmt: skip
         _check(library().cuLaunchKernelEx(ctypes.byref(launch), self._function, pointers, None), self._name)

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from core.checkpoint import Checkpoint, read_checkpoint
-from core.engine.budget import find_card, limited_to, settle
+from core.engine.budget import find_cards, limited_to, settle
 from core.engine.cores import leave_one_core
 from core.engine.kernel_check import check_kernel
 from core.engine.kernels import KERNELS, Device, Kernel, choose_kernel, has_compiler
@@ -30,12 +30,13 @@ from core.engine.lean import make_lean
 from core.engine.loader import load_model
 from core.engine.messages import Generate, Load, ModelFacts, Sampling, Stage
 from core.engine.model import SlotModel
-from core.engine.plan import GPU_CHUNK_TOKENS
+from core.engine.plan import GPU_CHUNK_TOKENS, MemoryPlan
 from core.engine.scheduler import Scheduler
+from core.engine.split import Places
 from core.engine.steps import Drawn, EagerSteps, Steps
 from core.engine.vocabulary import find_end_tokens, read_tokenizer
 from core.errors import EngineError
-from core.fit import Card, FitReport, require_fit
+from core.fit import Card, require_fit
 from core.gpu import read_snapshot
 
 log = logging.getLogger(__name__)
@@ -82,26 +83,27 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     tokenizer = read_tokenizer(checkpoint.folder)
     end_tokens = find_end_tokens(checkpoint, tokenizer)
     gpus = read_snapshot().gpus
-    device = find_device()
-    if device.kind == "cpu":
+    devices = find_devices()
+    if devices[0].kind == "cpu":
         leave_one_core()
-        kernel, reason, plan, captured = *choose_kernel(checkpoint, device, command.kernel), None, False
+        ready = Ready(
+            *choose_kernel(checkpoint, devices[0], command.kernel), Places((torch.device("cpu"),)), devices[0]
+        )
     else:
-        card = find_card(gpus, device)
-        use_capturable_stream()
-        kernel, reason, report = ready_kernel(checkpoint, card, device, context_tokens, command, progress)
-        plan, captured = report.plan, report.captured and has_c_compiler()
-    chunk_tokens = CHUNK_TOKENS[device.kind]
-    with torch.inference_mode(), limited_to(plan, command.force) if plan else nullcontext():
-        model = read_weights(checkpoint, kernel, device, captured or device.kind == "cpu", progress)
+        ready = ready_kernel(checkpoint, find_cards(gpus, devices), devices, context_tokens, command, progress)
+    kernel, places, plans = ready.kernel, ready.places, ready.plans
+    chunk_tokens = CHUNK_TOKENS[ready.device.kind]
+    with torch.inference_mode(), limited_to(plans, places.devices, command.force) if plans else nullcontext():
+        merged = ready.captured or ready.device.kind == "cpu"
+        model = read_weights(checkpoint, ready, merged, progress)
         progress("prepare", STAGE_BEGIN["prepare"])
         slots = SlotModel(model, command.num_slots, context_tokens)
         check_numbers(slots, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
-        steps = capture_steps(slots, model, chunk_tokens) if captured else make_eager(slots, model)
+        steps = capture_steps(slots, model, chunk_tokens) if ready.captured else make_eager(slots, model)
         warm_up(steps, chunk_tokens, checkpoint.name)
         rehearse(steps, tokenizer, chunk_tokens)
-        memory = settle(plan, command.force) if plan else None
+        memory = settle(plans, places.devices, command.force) if plans else None
     return OpenEngine(
         steps=steps,
         tokenizer=tokenizer,
@@ -110,9 +112,9 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
         facts=ModelFacts(
             name=checkpoint.name,
             architecture=checkpoint.architecture,
-            device=device_name(slots.device),
+            device=device_name(places),
             kernel=kernel.name,
-            kernel_reason=reason,
+            kernel_reason=ready.reason,
             context_tokens=context_tokens,
             num_slots=command.num_slots,
             load_s=time.perf_counter() - begin_s,
@@ -134,32 +136,54 @@ def choose_context(checkpoint: Checkpoint, asked_tokens: int) -> int:
     return asked_tokens
 
 
-def find_device() -> Device:
-    """The first GPU that CUDA shows, else the CPU."""
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a load goes by: the kernel and why it, where the model lies, the weakest of its devices, and on GPUs a plan
+    for each and whether steps are captured."""
+
+    kernel: Kernel
+    reason: str
+    places: Places
+    device: Device
+    plans: tuple[MemoryPlan, ...] = ()
+    captured: bool = False
+
+
+def find_devices() -> list[Device]:
+    """The GPUs that CUDA shows, else the CPU."""
     if not torch.cuda.is_available():
-        return Device("cpu")
-    return Device("cuda", torch.cuda.get_device_capability(0), has_compiler())
+        return [Device("cpu")]
+    compiler = has_compiler()
+    capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
+    return [Device("cuda", capability, compiler) for capability in capabilities]
 
 
 def ready_kernel(
-    checkpoint: Checkpoint, card: Card, device: Device, context_tokens: int, command: Load, progress: Progress
-) -> tuple[Kernel, str, FitReport]:
-    """The fastest kernel that fits, compiled and checked, why it, and the plan.
+    checkpoint: Checkpoint,
+    cards: Sequence[Card],
+    devices: Sequence[Device],
+    context_tokens: int,
+    command: Load,
+    progress: Progress,
+) -> Ready:
+    """The fastest kernel that fits, compiled and checked, on the card where the model fits, or on several.
 
     One that cannot be compiled here or computes something wrong is left out, unless it was asked for by name.
     """
     refused: list[str] = []
     while True:
         report = require_fit(
-            checkpoint, card, context_tokens, command.num_slots, command.kernel, command.force, refused
+            checkpoint, cards, context_tokens, command.num_slots, command.kernel, command.force, refused
         )
+        chosen = [next(index for index, one in enumerate(cards) if one is card) for card in report.cards]
+        places = Places(
+            tuple(torch.device("cuda", index) for index in chosen), tuple(plan.num_layers for plan in report.plans)
+        )
+        device = min((devices[index] for index in chosen), key=lambda one: one.capability)
         kernel = next(kernel for kernel in KERNELS if kernel.name == report.kernel)
-        dtype = choose_dtype(checkpoint, kernel, device)
         try:
             progress("compile", STAGE_BEGIN["compile"])
-            if kernel.needs_compiler:
-                compile_kernel(kernel, dtype)
-            check_kernel(kernel, checkpoint.quantization, dtype, torch.device("cuda:0"))
+            prepare_kernel(kernel, checkpoint, device, places)
         except EngineError as error:
             if command.kernel is not None:
                 raise
@@ -167,8 +191,20 @@ def ready_kernel(
             refused.append(kernel.name)
         else:
             fastest, reason = choose_kernel(checkpoint, device, command.kernel)
-            is_best = fastest.name == kernel.name
-            return kernel, reason if is_best else "leaner" if fastest.name not in refused else "faster_refused", report
+            if fastest.name != kernel.name:
+                reason = "faster_refused" if fastest.name in refused else "leaner"
+            return Ready(kernel, reason, places, device, report.plans, report.captured and has_c_compiler())
+
+
+def prepare_kernel(kernel: Kernel, checkpoint: Checkpoint, device: Device, places: Places) -> None:
+    """Compile a kernel where that is needed, and check it on every GPU. Raises EngineError where it is of no use."""
+    dtype = choose_dtype(checkpoint, kernel, device)
+    if kernel.needs_compiler:
+        compile_kernel(kernel, dtype)
+    for place in reversed(places.devices):
+        torch.cuda.set_device(place)
+        use_capturable_stream(place)
+        check_kernel(kernel, checkpoint.quantization, dtype, place)
 
 
 def compile_kernel(kernel: Kernel, dtype: torch.dtype) -> None:
@@ -181,14 +217,14 @@ def compile_kernel(kernel: Kernel, dtype: torch.dtype) -> None:
         raise EngineError("kernel_compile", kernel=kernel.name, why=why().splitlines()[0][:200])
 
 
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()})"
+def device_name(places: Places) -> str:
+    if places.first.type == "cpu":
+        return f"CPU ({torch.get_num_threads()})"
+    return " + ".join(torch.cuda.get_device_name(device) for device in places.devices)
 
 
-def read_weights(
-    checkpoint: Checkpoint, kernel: Kernel, device: Device, merged: bool, progress: Progress
-) -> PreTrainedModel:
-    """The model on its device, with progress by bytes."""
+def read_weights(checkpoint: Checkpoint, ready: Ready, merged: bool, progress: Progress) -> PreTrainedModel:
+    """The model on its devices, with progress by bytes."""
     begin, end, total, done = STAGE_BEGIN["read"], STAGE_BEGIN["prepare"], checkpoint.size_bytes, 0
     progress("read", begin)
 
@@ -197,10 +233,9 @@ def read_weights(
         done += num_bytes
         progress("read", begin + (end - begin) * done / total)
 
-    dtype = choose_dtype(checkpoint, kernel, device)
-    place = torch.device("cuda:0" if device.kind == "cuda" else "cpu")
+    dtype, rows = choose_dtype(checkpoint, ready.kernel, ready.device), CHUNK_TOKENS[ready.device.kind]
     try:
-        return load_model(checkpoint, kernel, place, dtype, CHUNK_TOKENS[device.kind], on_bytes, merged)
+        return load_model(checkpoint, ready.kernel, ready.places, dtype, rows, on_bytes, merged)
     except MemoryError as error:
         raise EngineError("out_of_memory", model=checkpoint.name, mib=checkpoint.size_bytes >> 20) from error
 
@@ -214,9 +249,9 @@ def choose_dtype(checkpoint: Checkpoint, kernel: Kernel, device: Device) -> torc
     return torch.bfloat16 if named == "bfloat16" and is_new_enough else torch.float16
 
 
-def use_capturable_stream() -> None:
-    """Let this thread's work run on a stream that can be captured: the usual default stream cannot."""
-    torch.cuda.set_stream(torch.cuda.ExternalStream(PER_THREAD_STREAM))
+def use_capturable_stream(device: torch.device | None = None) -> None:
+    """Let this thread's work on a GPU run on a stream that can be captured: the usual default stream cannot."""
+    torch.cuda.set_stream(torch.cuda.ExternalStream(PER_THREAD_STREAM, device))
 
 
 def has_c_compiler() -> bool:

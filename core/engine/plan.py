@@ -47,6 +47,8 @@ class MemoryPlan:
     graphs: int
     context: int
     loading: int
+    # Of a model that is split: how many of its layers lie on this GPU.
+    num_layers: int = 0
 
     @property
     def running(self) -> int:
@@ -69,7 +71,7 @@ class MemoryPlan:
         return MemoryPlan(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     def parts_mib(self) -> dict[str, float]:
-        return {field.name: getattr(self, field.name) / MIB for field in fields(self)}
+        return {field.name: getattr(self, field.name) / MIB for field in fields(self) if field.name != "num_layers"}
 
 
 def make_plan(
@@ -112,17 +114,22 @@ def split_plan(
 ) -> tuple[MemoryPlan, ...]:
     """One plan a GPU for a model split by layers: each GPU takes layers, in order, until it is full.
 
-    The embedding lies on the first GPU and the head on the last; what no GPU has room for counts on the last.
+    The embedding lies on the first GPU and the head on the last, unless they are one; what no GPU has room for counts
+    on the last. A step is plain.
     """
     whole = make_plan(shape, kernel, (0, 0), context_tokens, num_slots, chunk_tokens)
     plain = sum(blocks(count * HALF_BYTES) for count in shape.plain_elements)
-    layer = (whole.weights - plain) // shape.num_layers
+    layer = -(-(whole.weights - plain) // shape.num_layers)
     layer_cache = whole.kv_cache // shape.num_layers
+    vocabularies = [count for count in shape.plain_elements if count == shape.vocabulary * shape.hidden]
+    embedding = blocks(vocabularies[0] * HALF_BYTES) if vocabularies else plain
     plans: list[MemoryPlan] = []
     left = shape.num_layers
     for index, (capability, available) in enumerate(zip(capabilities, available_bytes, strict=True)):
         is_last = index == len(capabilities) - 1
-        ends = plain // 2 if index == 0 or is_last else 0
+        # Norms are small: whoever has an end has room for all of them.
+        ends = plain - max(0, len(vocabularies) - 1) * embedding if index == 0 else 0
+        ends = max(ends, plain - embedding) if is_last else ends
         empty = replace(
             whole,
             weights=ends,
@@ -133,8 +140,15 @@ def split_plan(
         room = max(0, (available - empty.total) // (layer + layer_cache))
         count = left if is_last else min(left, room)
         left -= count
-        plans.append(replace(empty, weights=ends + count * layer, kv_cache=count * layer_cache))
+        plans.append(replace(empty, weights=ends + count * layer, kv_cache=count * layer_cache, num_layers=count))
     return tuple(plans)
+
+
+def sum_plans(plans: Sequence[MemoryPlan]) -> MemoryPlan:
+    total = plans[0]
+    for plan in plans[1:]:
+        total = total + plan
+    return total
 
 
 def weight_bytes(shape: ModelShape, kernel: str) -> int:

@@ -78,7 +78,7 @@ class EagerSteps:
         self._rows: dict[int, _Row] = {}
 
     def begin(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
-        generator = torch.Generator(self._model.device).manual_seed(seed)
+        generator = torch.Generator(self._model.logits_device).manual_seed(seed)
         self._rows[slot] = _Row(sampling, generator, tokens)
 
     def read(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> Drawn | None:

@@ -200,7 +200,7 @@ def fault_of(error: Exception, facts: ModelFacts) -> EngineError:
     from core.engine.budget import out_of_memory
 
     if isinstance(error, OutOfMemoryError) and facts.memory is not None:
-        return out_of_memory(facts.memory.plan, is_forced=facts.memory.is_forced)
+        return out_of_memory(facts.memory.plan.allocated, is_forced=facts.memory.is_forced)
     return EngineError("engine_fault", why=describe(error))
 
 
