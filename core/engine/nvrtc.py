@@ -138,7 +138,7 @@ class CudaKernel:
         return max(1, each.value) * int(torch.cuda.get_device_properties(self._device).multi_processor_count)
 
     def __call__(self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument) -> None:
-        """Launch into the current stream of the kernel's GPU, which is torch's current one.
+        """Launch into the current stream of the kernel's GPU.
 
         Tensors go as pointers, None as no pointer, numbers as int or float.
         """
@@ -148,7 +148,9 @@ class CudaKernel:
             *grid, num_threads, 1, 1, self._shared_bytes, torch.cuda.current_stream(self._device).cuda_stream,
             ctypes.pointer(self._attribute), self._num_attributes,
         )  # fmt: skip
-        _check(library().cuLaunchKernelEx(ctypes.byref(launch), self._function, pointers, None), self._name)
+        # A stream's number means one of the GPU that is current, and a kernel belongs to its own.
+        with torch.cuda.device(self._device):
+            _check(library().cuLaunchKernelEx(ctypes.byref(launch), self._function, pointers, None), self._name)
 
 
 def _value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_float | ctypes.c_longlong:
