@@ -22,13 +22,15 @@ log = logging.getLogger(__name__)
 async def lifespan(_: st.App) -> AsyncIterator[None]:
     """LLAMADECK_LOAD names a model to load at start, LLAMADECK_LOAD_ANYWAY does so whatever the verdict is.
 
-    Pages show how it goes. At the end answers are written down and the engine ends.
+    Else what was chosen before on another server is connected. Pages show how it goes. At the end answers are written
+    down and the engine ends.
     """
     if name := os.environ.get("LLAMADECK_LOAD"):
         try:
             runner().load(find(name).folder, force="LLAMADECK_LOAD_ANYWAY" in os.environ)
         except DeckError as error:
             log.error("%s", error)
+    runner().follow_choice()
     monitor()
     yield
     await asyncio.to_thread(end)
@@ -42,7 +44,7 @@ def end() -> None:
         chat_store().close()
     except DeckError as error:
         log.error("%s", error)
-    runner().unload()
+    runner().close()
 
 
 logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

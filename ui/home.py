@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.errors import DeckError
 from ui.chat_list import chat_links, recent_chats
-from ui.engine import loading_progress
+from ui.engine import loading_progress, reconnect_button
 from ui.errors import show_error
 from ui.fragment import redraw_every
 from ui.i18n import tr
@@ -35,13 +35,19 @@ def draw_home() -> None:
 def _draw_engine() -> None:
     state = runner().state
     if state.phase == "ready":
-        st.success(tr("home.ready", name=state.model or ""), icon=":material/check_circle:")
+        name = state.model or ""
+        ready = tr("home.ready", name=name) if state.server is None else tr("home.ready_there", name=name,
+                   server=state.server)  # fmt: skip
+        st.success(ready, icon=":material/check_circle:")
     elif state.phase == "loading":
         with st.container(border=True):
-            st.markdown(tr("engine.loading_model", name=state.model or ""))
+            if state.server is None:
+                st.markdown(tr("engine.loading_model", name=state.model or ""))
             loading_progress()
     elif state.error is not None:
         show_error(state.error)
+        if state.server is not None:
+            reconnect_button()
 
 
 def _draw_steps() -> None:

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import streamlit as st
 
 from core.chat.presets import check_values, combine, model_preset, set_model_preset
+from core.chat.reader import folder_of
 from core.chat.records import Chat, ChatInfo
 from core.engine.messages import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.errors import DeckError
 from core.model_files import read_json
-from core.settings import models_dir
 from ui.errors import show_error
 from ui.i18n import text, tr
 from ui.resources import preferences, presets, runner
@@ -32,9 +32,9 @@ PRESET_KEY, NAME_KEY, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_
 
 def recommended() -> dict[str, Any]:
     """What the loaded model recommends for itself, as far as it makes sense."""
-    model = runner().state.model
+    folder = folder_of(runner().state)
     try:
-        found = (read_json(models_dir() / model / "generation_config.json") if model else None) or {}
+        found = (read_json(folder / "generation_config.json") if folder else None) or {}
         values = {name: found[name] for name in RECOMMENDED if found.get(name) is not None}
         if "top_k" in values:
             values["top_k"] = int(values["top_k"])
