@@ -59,7 +59,7 @@ class RemoteEngine:
     def running_answers(self) -> list[Answer]:
         """The answers that are waited for or being written, oldest first."""
         with self._lock:
-            return list(self._answers.values())
+            return [answer for answer in self._answers.values() if answer.is_running]
 
     def connect(self, choice: Choice) -> None:
         """Begin to use the chosen model, in place of whatever is connected; `state` tells how it goes."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from core.engine.messages import Conversation, Sampling
@@ -21,26 +20,27 @@ MAX_STOP_STRINGS = 4
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What one kind of server takes beyond OpenAI's own API; `settings` says by which name it takes ours.
+    """What one kind of server takes beyond OpenAI's own API; `settings` are pairs of our name and its.
 
     `can_continue`: it goes on from the last message's words. `count_path`: where it counts as vLLM's /tokenize does.
     """
 
     software: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: tuple[tuple[str, str], ...] = ()
     can_continue: bool = False
     count_path: str = ""
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        return tuple(name for name in Sampling.names() if name not in COMMON and name not in self.settings)
+        taken = {*COMMON, *(ours for ours, _ in self.settings)}
+        return tuple(name for name in Sampling.names() if name not in taken)
 
 
 OPENAI = Dialect()
-SAME_NAMES = {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repetition_penalty"}
+SAME_NAMES = tuple((name, name) for name in ("top_k", "min_p", "repetition_penalty"))
 VLLM = Dialect("vLLM", SAME_NAMES, can_continue=True, count_path="/tokenize")
 LLAMADECK = Dialect("LlamaDeck", SAME_NAMES, can_continue=True, count_path="/v1/tokenize")
-LLAMA_CPP = Dialect("llama.cpp", {"top_k": "top_k", "min_p": "min_p", "repetition_penalty": "repeat_penalty"})
+LLAMA_CPP = Dialect("llama.cpp", (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty")))
 # By whom a model is "owned" in the list; "me" is llama-cpp-python.
 BY_OWNER = {"vllm": VLLM, "llamadeck": LLAMADECK, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP}
 
@@ -85,7 +85,7 @@ def request_for(
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_new_tokens,
         "seed": sampling.seed,
-    } | {theirs: getattr(sampling, ours) for ours, theirs in dialect.settings.items()}
+    } | {theirs: getattr(sampling, ours) for ours, theirs in dialect.settings}
     if sampling.stop:
         body["stop"] = list(sampling.stop if dialect is not OPENAI else sampling.stop[:MAX_STOP_STRINGS])
     if not isinstance(prompt, Conversation):

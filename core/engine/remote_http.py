@@ -119,17 +119,19 @@ class Server:
             raise EngineError("remote_redirect", server=self.name, place=host_name(place))
         if status in (401, 403):
             raise EngineError("remote_key", server=self.name)
+        found: Any = None
         try:
             async with asyncio.timeout(self.limits.whole_s):
-                why = message_of(json.loads(await self._read(response)))
+                found = json.loads(await self._read(response))
         except (ValueError, RecursionError, TimeoutError, EngineError, httpx2.TransportError):
-            why = ""
-        if status in (404, 405, 501) and not why:
+            pass  # What no words explain, the status does.
+        is_ours = isinstance(found, dict) and isinstance(found.get("error"), dict)
+        if status in (404, 405, 501) and not is_ours:
             raise EngineError("remote_no_route", server=self.name, path=path)
         if status == 429:
             raise EngineError("remote_busy", server=self.name)
         key = "remote_refused" if 400 <= status < 500 else "remote_fault"
-        raise EngineError(key, server=self.name, status=status, why=why or response.reason_phrase or "-")
+        raise EngineError(key, server=self.name, status=status, why=message_of(found) or response.reason_phrase or "-")
 
     async def _read(self, response: httpx2.Response) -> bytes:
         body = bytearray()
