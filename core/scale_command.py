@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 from argparse import Namespace
+from pathlib import Path
 
 from core.engine.choice import Choice, read_choice, write_choice
 from core.engine.remote_address import keep_key
@@ -42,16 +43,15 @@ def find_plan(known: Namespace) -> ScalePlan:
     checkpoint = find_checkpoint(known.target, None)
     if known.start and (checkpoint.path is None or known.gpu):
         raise InputError("scale_start", model=checkpoint.name)
-    tensor, pipeline = (
-        None if text is None else parse_whole(name, text, 1, MAX_GPUS)
-        for name, text in (
-            ("--tensor-parallel", known.tensor_parallel),
-            ("--pipeline-parallel", known.pipeline_parallel),
-        )
-    )
+    tensor = _whole("--tensor-parallel", known.tensor_parallel)
+    pipeline = _whole("--pipeline-parallel", known.pipeline_parallel)
     hosts = known.hosts or []
     cards = _cards(known.gpu, tensor, pipeline, max(1, len(hosts)))
     return make_scale_plan(checkpoint, cards, hosts, tensor, pipeline, parse_context(known.context) or 0)
+
+
+def _whole(name: str, text: str | None) -> int | None:
+    return None if text is None else parse_whole(name, text, 1, MAX_GPUS)
 
 
 def _cards(gpu: str | None, tensor: int | None, pipeline: int | None, num_hosts: int) -> list[Card]:

@@ -71,7 +71,10 @@ class ScalePlan:
             options["distributed-executor-backend"] = "ray"
         arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
         # Captured steps gain nothing on a CPU, where vLLM compiles for minutes first.
-        return ["vllm", "serve", self.path, *arguments, *(["--enforce-eager"] if self.is_cpu else [])]
+        # A repository that is not here, and its branch.
+        path, _, revision = (self.path, "", "") if os.path.isabs(self.path) else self.path.partition(":")
+        arguments += ["--revision", revision] if revision else []
+        return ["vllm", "serve", path, *arguments, *(["--enforce-eager"] if self.is_cpu else [])]
 
     def ray_commands(self) -> list[tuple[str, list[str]]]:
         """What is to be run on which host before: the first is the head, which the others join."""
