@@ -24,9 +24,8 @@ _writing = threading.Lock()
 
 def checked_address(text: str) -> str:
     """What a person typed as the server's base, without "/v1". Raises InputError for what is no web address."""
-    found = text.strip().rstrip("/")
-    if "://" not in found:
-        found = f"http://{found}"
+    found = text.strip()
+    found = (found if "://" in found else f"http://{found}").rstrip("/")
     parts = urllib.parse.urlsplit(found) if origin(found) else None
     if parts is None or parts.query or parts.fragment or len(found) > MAX_ADDRESS_CHARS or not found.isprintable():
         raise InputError("remote_address", address=quote(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -39,7 +40,7 @@ class Counting:
     def guess(prompt: str | tuple[int, ...], bytes_per_token: float = BYTES_PER_TOKEN) -> int:
         if not isinstance(prompt, str):
             return len(prompt)
-        return int(-(-len(prompt.encode("utf-8", "replace")) // bytes_per_token))
+        return math.ceil(round(len(prompt.encode("utf-8", "replace")) / bytes_per_token, 6))
 
     def count(self, text: str) -> int:
         """The tokens of a piece of a prompt, estimated."""

@@ -168,10 +168,10 @@ class Server:
                 break
             held, wait_s = held + chunk, self.limits.stall_s
             *lines, held = held.split(b"\n")
-            if len(held) > self.limits.line_bytes:
-                raise EngineError("remote_too_much", server=self.name)
             for line in lines:
                 yield line.removesuffix(b"\r")
+            if len(held) > self.limits.line_bytes:
+                raise EngineError("remote_too_much", server=self.name)
         yield held
 
     def _parse(self, data: bytes) -> Any:
