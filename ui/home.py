@@ -21,7 +21,8 @@ GPU_POLL_S = 2.0
 
 def draw_home() -> None:
     st.title(tr("app.name"))
-    st.markdown(tr("home.tagline"))
+    server = runner().state.server
+    st.markdown(tr("home.tagline") if server is None else tr("home.tagline_there", server=server))
     _draw_engine()
     redraw_every(GPU_POLL_S, draw_gpu_bars)
     st.subheader(tr("home.steps"))

@@ -83,7 +83,7 @@ def _draw_connected(facts: ModelFacts, remote: RemoteFacts) -> None:
         "software": escape(remote.software) or tr("remote.software_unknown"),
         "context": tr("load.context_value", tokens=f"{facts.context_tokens:,}"),
     }
-    with st.grid("auto", min_column_width=110):
+    with st.grid("auto", min_column_width=160):
         for name, value in rows.items():
             st.markdown(f":small[:gray[{tr(f'remote.fact_{name}')}]]  \n**{value}**")
     for note in _notes(remote):

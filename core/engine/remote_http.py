@@ -7,7 +7,9 @@ once, whatever it waits for.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import threading
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -196,4 +198,6 @@ def _why(error: BaseException) -> str:
     """The readable end of what the client says, which wraps one error into another."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return printable(str(getattr(error, "strerror", None) or str(error) or type(error).__name__)[:MAX_WHY_CHARS])
+    number = getattr(error, "errno", None)
+    words = os.strerror(number) if isinstance(number, int) and number in errno.errorcode else str(error)
+    return printable((words or type(error).__name__)[:MAX_WHY_CHARS])
