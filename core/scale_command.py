@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from core.engine.choice import Choice, read_choice, write_choice
-from core.engine.remote_address import keep_key
+from core.engine.remote_address import keep_key, key_of
 from core.engine.remote_http import Limits
 from core.engine.remote_link import list_models
 from core.errors import DeckError, EngineError, InputError
@@ -88,20 +88,21 @@ def serve(plan: ScalePlan, port: int, terminal: Terminal) -> None:
         raise
     start_ray(plan, folder, terminal)
     address = f"http://127.0.0.1:{port}"
-    choice, key = Choice(address, plan.model), secrets.token_urlsafe(24)
+    # The same each time: a dashboard that lost this server finds it again.
+    choice, key = Choice(address, plan.model), key_of(address) or secrets.token_urlsafe(24)
     with VllmServer(folder, plan.serve_command(port), plan.environment() | {"VLLM_API_KEY": key}) as server:
         terminal.say("scale_starting", log=str(server.log_path))
         server.wait_until_healthy(lambda: is_served(address, key, plan.model), terminal)
         keep_key(address, key)
-        before = read_choice()
         write_choice(choice)
         terminal.say("scale_connected", address=address)
         try:
             server.wait()
-        finally:
+        except KeyboardInterrupt:
             # A dashboard must not look for what is gone; what a person chose meanwhile stays.
             if read_choice() == choice:
-                write_choice(before)
+                write_choice(None)
+            raise
 
 
 def start_ray(plan: ScalePlan, folder: Path, terminal: Terminal) -> None:

