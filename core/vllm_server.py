@@ -8,16 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from core.errors import EngineError
 from core.pip_install import InstallError, pip_install, run_step
-from core.settings import cache_dir
+from core.settings import cache_dir, data_dir
 from core.setup import lock
 from core.terminal import Terminal
 from core.torch_build import pip_attempts
@@ -98,7 +96,9 @@ class VllmServer:
 
     def __init__(self, folder: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """`command` as core/vllm_plan.py writes it, run by the virtual environment in `folder`."""
-        self._log: IO[bytes] = tempfile.NamedTemporaryFile(prefix="llamadeck-vllm-", suffix=".log", delete=False)
+        self.log_path = data_dir() / "vllm.log"
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._log = self.log_path.open("wb")
         names = f"{folder / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
         # A group of its own, so that none of its many processes outlives it.
         self._process = subprocess.Popen(
@@ -109,10 +109,6 @@ class VllmServer:
             start_new_session=True,
             env={**os.environ, "PATH": names, **environment},
         )
-
-    @property
-    def log_path(self) -> Path:
-        return Path(self._log.name)
 
     @property
     def pid(self) -> int:

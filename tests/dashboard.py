@@ -38,7 +38,7 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
         try:
             with urllib.request.urlopen(f"{url}/_stcore/health", timeout=5):
                 return
-        except (urllib.error.URLError, ConnectionError):
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
             assert process.poll() is None, "the dashboard ended while starting"
             time.sleep(0.25)  # Another process's port has no event to wait for.
     raise AssertionError("the dashboard never answered")
