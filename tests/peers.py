@@ -42,7 +42,9 @@ def install_llama_cpp(terminal: Terminal) -> None:
     run_step([sys.executable, "-m", "venv", "--clear", str(folder)], terminal.text("setup_step_venv"), terminal)
     os.environ["CMAKE_ARGS"] = CMAKE_ARGS
     try:
-        pip_install(folder / "bin" / "python", [LLAMA_CPP], terminal.text("test_step_llama_cpp"), terminal)
+        # pip would take a wheel that was built before, however it was built.
+        arguments = ["--no-cache-dir", LLAMA_CPP]
+        pip_install(folder / "bin" / "python", arguments, terminal.text("test_step_llama_cpp"), terminal)
     finally:
         del os.environ["CMAKE_ARGS"]
     source = folder / "source"
