@@ -80,7 +80,9 @@ def show(plan: ScalePlan, port: int, out: Terminal) -> None:
 
 def serve(plan: ScalePlan, port: int, terminal: Terminal) -> None:
     """Run vLLM until it ends or Ctrl-C, with the dashboard connected to it."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Also where a shell told this process to let Ctrl-C pass.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         folder = ensure_venv(plan.is_cpu, terminal, with_ray=len(plan.hosts) > 1)
     except InstallError as error:
