@@ -131,8 +131,9 @@ class VllmServer:
     def why(self) -> str:
         """The last error in its log, else its last line."""
         text = self.log_path.read_text("utf-8", errors="replace")
-        errors = re.findall(r"^.*\b(?:\w*Error|Exception): (.+)$", text, re.MULTILINE)
-        return (errors[-1] if errors else self.last_line())[:MAX_LINE_CHARS]
+        # What pydantic has to say stands in the line after.
+        errors = re.findall(r"^.*\b(?:\w*Error|Exception): (.+(?:\n  \w.*)?)$", text, re.MULTILINE)
+        return " ".join((errors[-1] if errors else self.last_line()).split())[:MAX_LINE_CHARS]
 
     def wait_until_healthy(self, is_healthy: Callable[[], bool], terminal: Terminal) -> None:
         """Wait, telling what it is at. Raises EngineError where it ends before."""
