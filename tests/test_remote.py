@@ -346,6 +346,25 @@ def test_a_server_that_comes_back_is_found_by_itself(engine: RemoteEngine) -> No
         assert ask(engine).text == "Hello from there"
 
 
+def test_a_server_that_writes_one_answer_at_a_time_is_asked_nothing_meanwhile(
+    engine: RemoteEngine, server: OpenAiStandin
+) -> None:
+    """llama-cpp-python breaks off an answer when any other request comes, and be it for the list of models."""
+    server.behaviour.models = [{"id": "small", "owned_by": "me"}]
+    server.behaviour.silent_after = 1
+    connect(engine, server)
+    first = engine.generate(QUESTION, Sampling())
+    assert first.wait_for_text(1, WAIT_S)
+    num_asked = len(server.requests)
+    second = engine.generate(QUESTION, Sampling())
+    # Many looks would have come by now.
+    assert not second.wait(10 * QUICK.check_s) and second.phase == "queued"
+    assert len(server.requests) == num_asked
+    server.behaviour.silent_after = None
+    first.cancel()
+    assert second.wait(WAIT_S) and second.text == "Hello from there" and second.reason == "end"
+
+
 def test_a_wrong_key_is_not_tried_again_until_somebody_says_so(hasty: RemoteEngine, server: OpenAiStandin) -> None:
     server.behaviour.key = "right"
     connect(hasty, server)

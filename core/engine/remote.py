@@ -87,7 +87,8 @@ class RemoteEngine:
         new about. Raises EngineError while there is no connection and for what the server cannot do."""
         link, state = self._link, self._state
         if link is None or link.model is None or state.phase != "ready" or state.facts is None:
-            raise state.error or EngineError("nothing_loaded")
+            # Not the state's own: whoever raises an error writes into it.
+            raise EngineError(state.error.key, **state.error.params) if state.error else EngineError("nothing_loaded")
         prompt_tokens = link.counting.count_prompt(prompt)
         room = max(1, state.facts.context_tokens - prompt_tokens)
         asked = replace(
@@ -182,7 +183,8 @@ class _Asking:
     async def run(self) -> None:
         server, answer, request = self.link.server, self.answer, self.answer.request
         try:
-            await self._read()
+            async with self.link.answering():
+                await self._read()
             answer.take(Finished(request, self.incoming.reason or "end", self.incoming.stats()))
             self.link.counting.learn(self.prompt, self.incoming.prompt_tokens)
         except asyncio.CancelledError:

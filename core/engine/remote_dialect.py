@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.engine.messages import Conversation, Sampling
@@ -23,12 +23,14 @@ class Dialect:
     """What one kind of server takes beyond OpenAI's own API; `settings` are pairs of our name and its.
 
     `can_continue`: it goes on from the last message's words. `count_path`: where it counts as vLLM's /tokenize does.
+    `is_single`: a second request, whatever for, breaks off the answer that it is writing.
     """
 
     software: str = ""
     settings: tuple[tuple[str, str], ...] = ()
     can_continue: bool = False
     count_path: str = ""
+    is_single: bool = False
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -41,8 +43,9 @@ SAME_NAMES = tuple((name, name) for name in ("top_k", "min_p", "repetition_penal
 VLLM = Dialect("vLLM", SAME_NAMES, can_continue=True, count_path="/tokenize")
 LLAMADECK = Dialect("LlamaDeck", SAME_NAMES, can_continue=True, count_path="/v1/tokenize")
 LLAMA_CPP = Dialect("llama.cpp", (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty")))
-# By whom a model is "owned" in the list; "me" is llama-cpp-python.
-BY_OWNER = {"vllm": VLLM, "llamadeck": LLAMADECK, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP}
+LLAMA_CPP_PYTHON = replace(LLAMA_CPP, software="llama-cpp-python", is_single=True)
+# By whom a model is "owned" in the list.
+BY_OWNER = {"vllm": VLLM, "llamadeck": LLAMADECK, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,8 @@ class Server:
         self._client = httpx2.AsyncClient(
             headers={"User-Agent": "llamadeck"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx2.Timeout(self.limits.connect_s, read=self.limits.first_s),
-            limits=httpx2.Limits(max_connections=None),
+            # uvicorn closes what was idle for 5 s, and a request that comes just then is lost.
+            limits=httpx2.Limits(max_connections=None, keepalive_expiry=2.0),
             follow_redirects=False,
             # A proxy cannot reach what only this machine sees.
             trust_env=not (address.startswith("http:") and is_private_way(address)),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from core.engine.choice import Choice
@@ -68,12 +69,34 @@ class Link:
         self.counting = Counting(server, lambda: self.model)
         self._on_found, self._on_lost = on_found, on_lost
         self._wake = asyncio.Event()
+        self._num_running, self._is_idle = 0, asyncio.Event()
+        self._is_idle.set()
+        self._turn = asyncio.Lock()
 
     def start(self) -> None:
         self._watching = asyncio.run_coroutine_threadsafe(self._watch(), loop())
 
     def stop(self) -> None:
         self._watching.cancel()
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Around each answer, which waits for its turn where the server writes one at a time.
+
+        While one is written nobody looks at the server: its end shows how it is, and some would break it off.
+        """
+        self._num_running += 1
+        self._is_idle.clear()
+        try:
+            if self.model is not None and self.model.dialect.is_single:
+                async with self._turn:
+                    yield
+            else:
+                yield
+        finally:
+            self._num_running -= 1
+            if self._num_running == 0:
+                self._is_idle.set()
 
     def look_now(self) -> None:
         """For the loop's own thread."""
@@ -84,6 +107,7 @@ class Link:
         try:
             while True:
                 self._wake.clear()
+                await self._is_idle.wait()
                 is_final = False
                 try:
                     self.model = self._pick(await _models(self.server))
