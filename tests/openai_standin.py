@@ -52,8 +52,7 @@ class OpenAiStandin:
         self.closing = threading.Event()
         # Set when a client has let go of an answer that was silent.
         self.was_left = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"standin": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"standin": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -71,6 +70,12 @@ class OpenAiStandin:
 
     def asked(self, path: str) -> list[Request]:
         return [request for request in self.requests if request.path == path]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # As many may knock at once as a real server lets.
+    request_queue_size = 128
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -404,6 +404,7 @@ def test_many_answers_come_side_by_side_and_none_is_mixed_up(engine: RemoteEngin
     connect(engine, server)
     answers = [engine.generate(QUESTION, Sampling()) for _ in range(16)]
     assert all(answer.wait(WAIT_S) for answer in answers)
+    assert [str(answer.error) for answer in answers] == ["None"] * 16
     assert {answer.text for answer in answers} == {"".join(server.behaviour.words)}
 
 
