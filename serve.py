@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 async def lifespan(_: st.App) -> AsyncIterator[None]:
     """LLAMADECK_LOAD names a model to load at start, LLAMADECK_LOAD_ANYWAY does so whatever the verdict is.
 
-    Pages show how it goes. At the end answers are written down and the engine ends.
+    Else what was chosen before on another server is connected. Pages show how it goes. At the end answers are written
+    down and the engine ends.
     """
     if name := os.environ.get("LLAMADECK_LOAD"):
         try:
@@ -38,6 +39,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
         except DeckError as error:
             log.error("%s", error)
     runner().keep_spare()
+    runner().follow_choice()
     monitor()
     tuning = asyncio.create_task(tune_server())
     log.info("started")

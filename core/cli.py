@@ -15,6 +15,7 @@ from core.settings import DEFAULT_HOST, DEFAULT_PORT, ROOT
 from core.terminal import Terminal
 
 PASSED_ON = ("test", "bench")
+SCALE_PORT = 8000
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         "characters": lambda: characters(known, terminal),
         "character": lambda: character(known, terminal),
         "download": lambda: download(known, terminal),
+        "scale": lambda: scale(known, terminal),
         "models": lambda: models(known, terminal),
         "verify": lambda: models(known, terminal),
         "delete": lambda: models(known, terminal),
@@ -68,6 +70,7 @@ def make_parser(terminal: Terminal) -> argparse.ArgumentParser:
     )
     add_model_commands(commands, terminal)
     add_operating_commands(commands, terminal)
+    add_scale_arguments(commands.add_parser("scale", help=terminal.text("help_scale"), allow_abbrev=False), terminal)
     for name in PASSED_ON:
         commands.add_parser(name, help=terminal.text(f"help_{name}"), add_help=False, allow_abbrev=False)
     return parser
@@ -115,6 +118,17 @@ def add_fit_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> No
 def add_gpus_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
     parser.add_argument("--known", action="store_true", help=terminal.text("help_gpus_known"))
     parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+
+
+def add_scale_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
+    parser.add_argument("target", metavar="MODEL", help=terminal.text("help_scale_target"))
+    for name, metavar in (("tensor-parallel", "N"), ("pipeline-parallel", "M"), ("context", "N"), ("gpu", "NAME")):
+        help_text = terminal.text(f"help_scale_{name.replace('-', '_')}")
+        parser.add_argument(f"--{name}", metavar=metavar, help=help_text)
+    parser.add_argument("--hosts", metavar="HOST", nargs="+", help=terminal.text("help_scale_hosts"))
+    port_help = terminal.text("help_scale_port", default=SCALE_PORT)
+    parser.add_argument("--port", default=str(SCALE_PORT), help=port_help)
+    parser.add_argument("--start", action="store_true", help=terminal.text("help_scale_start"))
 
 
 def add_character_arguments(parser: argparse.ArgumentParser, terminal: Terminal) -> None:
@@ -221,6 +235,15 @@ def download(known: argparse.Namespace, terminal: Terminal) -> int:
     from core import download_command
 
     return download_command.run(known, terminal)
+
+
+def scale(known: argparse.Namespace, terminal: Terminal) -> int:
+    from core import scale_command
+
+    port = parse_port(known.port)
+    if known.start:
+        check_address(DEFAULT_HOST, port)
+    return scale_command.run(known, port, terminal)
 
 
 def models(known: argparse.Namespace, terminal: Terminal) -> int:

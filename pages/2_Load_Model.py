@@ -1,4 +1,4 @@
-"""Load Model: the models on disk, the one that is loaded, and the way from one to the other."""
+"""Load Model: the models on disk and those of other servers, the one that answers, and the way to another."""
 
 import streamlit as st
 
@@ -9,29 +9,44 @@ from ui.i18n import tr
 from ui.library import models
 from ui.markdown import escape
 from ui.models import draw_entry, draw_state
+from ui.remote import choose_place, draw_remote
 from ui.resources import runner
 from ui.routing import DOWNLOAD_PAGE, go_to, require_router
 
-require_router()
-st.title(tr("nav.load_model"))
 
-state = runner().state
-try:
-    # What can be loaded comes first; what cannot stands below with its reason.
-    entries = sorted(models(), key=lambda entry: entry.checkpoint is None)
-except DeckError as error:
-    show_error(error)
-    entries = []
-if state.model is not None and state.model not in [entry.name for entry in entries]:
-    st.markdown(f"**{escape(state.model)}**")
-    draw_state(state)
-if runner().running_answers:
-    st.caption(tr("load.ends_answers"))
-cards = choose_cards() if entries else ()
-for entry in entries:
-    draw_entry(entry, state, cards)
-if not entries:
+def draw_here() -> None:
+    state = runner().state
+    if state.server is not None and state.model is not None:
+        st.info(tr("load.is_elsewhere", name=state.model, server=state.server), icon=":material/lan:")
+    try:
+        # What can be loaded comes first; what cannot stands below with its reason.
+        entries = sorted(models(), key=lambda entry: entry.checkpoint is None)
+    except DeckError as error:
+        show_error(error)
+        entries = []
+    is_here = state.server is None and state.model is not None
+    if is_here and state.model not in [entry.name for entry in entries]:
+        st.markdown(f"**{escape(state.model or '')}**")
+        draw_state(state)
+    if runner().running_answers:
+        st.caption(tr("load.ends_answers"))
+    cards = choose_cards() if entries else ()
+    for entry in entries:
+        draw_entry(entry, state, cards)
+    if not entries:
+        draw_none()
+
+
+def draw_none() -> None:
     with st.container(border=True):
         st.markdown(tr("load.none"))
         st.button(tr("load.get"), key="load_get", icon=":material/download:", type="primary",
                   on_click=go_to, args=(DOWNLOAD_PAGE,))  # fmt: skip
+
+
+require_router()
+st.title(tr("nav.load_model"))
+if choose_place() == "server":
+    draw_remote()
+else:
+    draw_here()

@@ -11,13 +11,13 @@ from ui.chat_composer import draw_composer, fitted_prompt
 from ui.chat_head import draw_head
 from ui.chat_list import chat_list
 from ui.chat_messages import draw_line, draw_transcript
-from ui.engine import not_ready_notice
+from ui.engine import not_ready_notice, way_to_model
 from ui.errors import show_error
 from ui.i18n import tr
 from ui.notebook import draw_notebook
 from ui.portraits import faces_of
 from ui.resources import runner
-from ui.routing import LOAD_PAGE, go_to, has_arrived, require_router
+from ui.routing import has_arrived, require_router
 
 require_router()
 
@@ -62,8 +62,7 @@ def say_what_is_missing(current: Chat) -> None:
     if last is None or error is None or (last.key, last.params) != (error.key, error.params):
         not_ready_notice()
     else:
-        st.button(tr("engine.go_load"), icon=":material/deployed_code:", type="primary", key="go_load",
-                  on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
+        way_to_model()
 
 
 def draw_input(current: Chat, prompt: Prompt | DeckError | None) -> None:

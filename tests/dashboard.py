@@ -43,7 +43,7 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
             # It is there, and asks who we are.
             assert error.code == 401
             return
-        except (urllib.error.URLError, ConnectionError):
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
             assert process.poll() is None, "the dashboard ended while starting"
             time.sleep(0.25)  # Another process's port has no event to wait for.
     raise AssertionError("the dashboard never answered")

@@ -17,6 +17,8 @@ from core.settings import ROOT
 from core.setup import lock
 from core.stamp import REQUIREMENTS
 from core.terminal import Terminal
+from core.vllm_server import ensure_venv
+from tests.peers import install_llama_cpp
 
 TEST_REQUIREMENTS = "requirements-test.txt"
 # The version that comes with the pinned torch on a GPU host.
@@ -30,6 +32,8 @@ def main(pytest_arguments: Sequence[str], terminal: Terminal) -> int:
         install_packages(terminal)
         install_triton(terminal)
         install_chromium(terminal)
+        ensure_venv(is_cpu=True, terminal=terminal)
+        install_llama_cpp(terminal)
     except InstallError as error:
         terminal.write(error.last_lines())
         raise

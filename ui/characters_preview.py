@@ -10,15 +10,15 @@ import streamlit as st
 
 from core.chat.context import Pieces
 from core.chat.modes import Names, Style, choose_mode
-from core.chat.template import ChatTemplate, Turn, read_template
-from core.chat.tokens import TokenCounter, read_counter
+from core.chat.reader import Counter, read_reader
+from core.chat.template import ChatTemplate, Turn
+from core.chat.tokens import TokenCounter
 from core.errors import DeckError
 from core.personas.character import Character
 from core.personas.lorebook import Said
 from core.personas.prompt import Pieces as PersonaPieces
 from core.personas.prompt import Setting, build_pieces, greetings
 from core.personas.user import UserPersona, read_persona
-from core.settings import models_dir
 from ui.errors import show_error
 from ui.i18n import text, tr
 from ui.markdown import escape
@@ -35,16 +35,15 @@ class Reader:
 
     model: str
     template: ChatTemplate
-    counter: TokenCounter
+    counter: Counter
 
 
 def loaded_reader() -> Reader:
     """Raises DeckError for a model whose tokenizer or template cannot be read."""
-    state = runner().state
-    if state.phase != "ready" or state.model is None:
+    found = read_reader(runner())
+    if found is None:
         return Reader("", NO_TEMPLATE, TokenCounter(None))
-    folder = models_dir() / state.model
-    return Reader(state.model, read_template(folder), read_counter(folder))
+    return Reader(found.model, found.template, found.counter)
 
 
 def draw_preview(character: Character) -> str:

@@ -90,7 +90,12 @@ def _draw_figures(chat: Chat, fitted: Fitted, context: int) -> None:
     """How many tokens are taken; on a touch what of."""
     answer = recorder().answer(chat.messages[-1].id) if chat.messages else None
     used = fitted.prompt_tokens + (answer.num_tokens if answer else 0)
-    full = f":orange[{used:,}]" if used > WARN_SHARE * context else f"{used:,}"
+    facts = runner().state.facts
+    is_estimate = facts is not None and facts.remote is not None and not facts.remote.counts_tokens
+    shown = f"≈ {used:,}" if is_estimate else f"{used:,}"
+    full = f":orange[{shown}]" if used > WARN_SHARE * context else shown
     about = tr("chat.context_help", prompt=f"{fitted.prompt_tokens:,}", history=f"{fitted.history_tokens:,}",
                room=f"{max(0, context - used):,}", context=f"{context:,}")  # fmt: skip
+    if is_estimate:
+        about = f"{about}\n\n{tr('remote.counts_about')}"
     st.caption(f":material/data_usage: {full} / {context:,}", help=about, width="content")

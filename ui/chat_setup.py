@@ -7,21 +7,19 @@ from pathlib import Path
 from core.cast import Cast
 from core.chat.asking import Prompt, Setup, prepare, prepare_text, turns_of
 from core.chat.modes import Style, choose_mode
+from core.chat.reader import Counter, Reader, read_reader
 from core.chat.records import Chat, ChatInfo, Mode
 from core.chat.template import ChatTemplate
-from core.chat.tokens import TokenCounter, read_counter
 from core.errors import DeckError, EngineError
 from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona
-from core.settings import models_dir
 from ui.resources import characters, chat_template, runner
 from ui.sampling import sampling_of
 
 
-def loaded_folder() -> Path | None:
-    """The folder of the model that answers now."""
-    state = runner().state
-    return models_dir() / state.model if state.phase == "ready" and state.model is not None else None
+def reader() -> Reader | None:
+    """The template and the counter of the model that answers now. Raises DeckError where they cannot be read."""
+    return read_reader(runner(), template_of)
 
 
 def template_of(folder: Path) -> ChatTemplate:
@@ -34,13 +32,13 @@ def template_of(folder: Path) -> ChatTemplate:
 
 def default_mode(has_character: bool) -> Mode:
     """The mode of a new chat, by the loaded model and by whether a character speaks."""
-    folder = loaded_folder()
-    if folder is None:
-        return "chat-instruct" if has_character else "instruct"
     try:
-        return choose_mode(template_of(folder), folder.name, has_character)
+        found = reader()
     except DeckError:
         return "instruct"
+    if found is None:
+        return "chat-instruct" if has_character else "instruct"
+    return choose_mode(found.template, found.model, has_character)
 
 
 def find_character(name: str) -> tuple[str, Character] | None:
@@ -62,7 +60,7 @@ def persona() -> UserPersona:
         return UserPersona()
 
 
-def cast_of(info: ChatInfo, counter: TokenCounter | None = None, greeting: str = "") -> Cast:
+def cast_of(info: ChatInfo, counter: Counter | None = None, greeting: str = "") -> Cast:
     found = find_character(info.character)
     return Cast(
         character=found[1] if found else None,
@@ -76,15 +74,16 @@ def cast_of(info: ChatInfo, counter: TokenCounter | None = None, greeting: str =
 
 def setup_of(chat: Chat) -> Setup:
     """How `chat` is asked. Raises EngineError where no model is loaded, DeckError where its files cannot be used."""
-    folder, facts = loaded_folder(), runner().state.facts
-    if folder is None or facts is None:
+    found, facts = reader(), runner().state.facts
+    if found is None or facts is None:
         raise EngineError("nothing_loaded")
-    counter = read_counter(folder)
+    counter = found.counter
     first = chat.messages[0] if chat.messages else None
     cast = cast_of(chat.info, counter, first.text if first and first.role == "assistant" else "")
-    style = Style(chat.info.mode, template_of(folder), cast.names, counter.opening)
+    style = Style(chat.info.mode, found.template, cast.names, counter.opening)
     sampling = sampling_of(chat.info)
-    return Setup(folder.name, style, counter.count, facts.context_tokens, sampling, cast.compose)
+    context_tokens, compose = facts.context_tokens, cast.compose
+    return Setup(found.model, style, counter.count, context_tokens, sampling, compose, found.count_prompt)
 
 
 def prompt_of(chat: Chat) -> Prompt:

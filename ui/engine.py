@@ -21,6 +21,7 @@ REST_POLL_S = 4.0
 NAME_CHARS = 44
 
 Shown = tuple[str, str | None, frozenset[int]]
+SERVER_PHASES = {"loading": "connecting", "failed": "lost"}
 
 
 def shown_now() -> Shown:
@@ -36,7 +37,8 @@ def shown_now() -> Shown:
 def sidebar_status() -> None:
     """The engine's state in a few words. It also brings the whole page up to date when that state changes."""
     phase, _, running = shown = shown_now()
-    poll_s = LOADING_POLL_S if phase == "loading" else ANSWERING_POLL_S if running else REST_POLL_S
+    is_lost = phase == "failed" and runner().state.server is not None
+    poll_s = LOADING_POLL_S if phase == "loading" else ANSWERING_POLL_S if running or is_lost else REST_POLL_S
     redraw_every(poll_s, _status, shown)
 
 
@@ -48,7 +50,9 @@ def _status(shown: Shown) -> None:
         st.markdown(_status_line(state, num_running))
         if state.model is not None:
             _draw_name(state.model)
-        if state.phase == "loading":
+        if state.server is not None:
+            st.caption(tr("engine.on_server", server=shortened(state.server, NAME_CHARS)))
+        if state.phase == "loading" and state.server is None:
             st.progress(state.fraction)
 
 
@@ -66,7 +70,8 @@ def _status_line(state: EngineState, num_running: int) -> str:
         "ready": ":green[:material/check_circle:]",
         "failed": ":red[:material/error:]",
     }[state.phase]
-    return f"{icon} {tr(f'engine.{state.phase}')}"
+    name = SERVER_PHASES.get(state.phase, state.phase) if state.server is not None else state.phase
+    return f"{icon} {tr(f'engine.{name}')}"
 
 
 def loading_progress() -> None:
@@ -76,6 +81,9 @@ def loading_progress() -> None:
 
 def _progress() -> None:
     state = runner().state
+    if state.server is not None:
+        st.markdown(f":shimmer[{tr('engine.connecting_to', server=state.server)}]")
+        return
     stage = state.stage if state.phase == "loading" else "warm_up"
     percent = int(state.fraction * 100)
     st.progress(state.fraction, text=tr(f"engine.stage_{stage}") + f" · {percent} %")
@@ -89,15 +97,30 @@ def not_ready_notice(last: Answer | None = None) -> None:
     state = runner().state
     with st.container(border=True):
         if state.phase == "loading":
-            st.markdown(tr("engine.loading_model", name=state.model or ""))
+            if state.server is None:
+                st.markdown(tr("engine.loading_model", name=state.model or ""))
             loading_progress()
             return
         if state.error is None:
             st.markdown(tr("engine.nothing_loaded"))
         elif last is None or last.error is not state.error:
             show_error(state.error)
-        st.button(tr("engine.go_load"), icon=":material/deployed_code:", type="primary", key="go_load",
-                  on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
+        way_to_model()
+
+
+def way_to_model() -> None:
+    """What brings a model: to look for a lost server again, or the page that loads one."""
+    is_lost = runner().state.server is not None
+    with st.container(horizontal=True):
+        if is_lost:
+            reconnect_button()
+        st.button(tr("engine.go_load"), icon=":material/deployed_code:", key="go_load",
+                  type="secondary" if is_lost else "primary", on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
+
+
+def reconnect_button() -> None:
+    st.button(tr("engine.reconnect"), key="engine_reconnect", icon=":material/refresh:", type="primary",
+              on_click=runner().reconnect)  # fmt: skip
 
 
 def load(name: str, context_tokens: int = 0, num_slots: int = 1, force: bool = False) -> None:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.errors import DeckError
 from ui.chat_list import chat_links, recent_chats
-from ui.engine import loading_progress
+from ui.engine import loading_progress, reconnect_button
 from ui.errors import show_error
 from ui.fragment import redraw_every
 from ui.i18n import tr
@@ -21,7 +21,8 @@ GPU_POLL_S = 2.0
 
 def draw_home() -> None:
     st.title(tr("app.name"))
-    st.markdown(tr("home.tagline"))
+    server = runner().state.server
+    st.markdown(tr("home.tagline") if server is None else tr("home.tagline_there", server=server))
     _draw_engine()
     redraw_every(GPU_POLL_S, draw_gpu_bars)
     st.subheader(tr("home.steps"))
@@ -35,13 +36,19 @@ def draw_home() -> None:
 def _draw_engine() -> None:
     state = runner().state
     if state.phase == "ready":
-        st.success(tr("home.ready", name=state.model or ""), icon=":material/check_circle:")
+        name = state.model or ""
+        ready = tr("home.ready", name=name) if state.server is None else tr("home.ready_there", name=name,
+                   server=state.server)  # fmt: skip
+        st.success(ready, icon=":material/check_circle:")
     elif state.phase == "loading":
         with st.container(border=True):
-            st.markdown(tr("engine.loading_model", name=state.model or ""))
+            if state.server is None:
+                st.markdown(tr("engine.loading_model", name=state.model or ""))
             loading_progress()
     elif state.error is not None:
         show_error(state.error)
+        if state.server is not None:
+            reconnect_button()
 
 
 def _draw_steps() -> None:

@@ -115,7 +115,7 @@ def _draw_buttons(entry: LibraryEntry) -> None:
 
 def is_loaded(name: str) -> bool:
     state = runner().state
-    return state.model == name and state.phase in ("loading", "ready")
+    return state.server is None and state.model == name and state.phase in ("loading", "ready")
 
 
 def _verify(name: str) -> None:

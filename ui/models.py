@@ -43,9 +43,10 @@ def draw_entry(entry: LibraryEntry, state: EngineState, cards: Cards) -> None:
             st.markdown(f"**{escape(entry.name)}**")
             st.markdown(_badges(entry.checkpoint))
             st.caption(_details(entry.checkpoint))
-        if state.model == entry.name:
+        is_it = state.server is None and state.model == entry.name
+        if is_it:
             draw_state(state)
-        if state.model != entry.name or state.phase == "failed":
+        if not is_it or state.phase == "failed":
             redraw_alone(_draw_choice, entry, entry.checkpoint, cards, shown_now())
 
 

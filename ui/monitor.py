@@ -53,7 +53,10 @@ def draw_gpu_bars() -> None:
     for gpu in gpus:
         st.caption(escape(gpu_label(gpu)))
         _draw_memory(gpu)
-    if not gpus:
+    server = runner().state.server
+    if server is not None:
+        st.caption(tr("monitor.elsewhere", server=server))
+    elif not gpus:
         st.caption(tr("gauge.cpu"))
 
 
@@ -114,6 +117,9 @@ def _draw_engine(latest: GpuSnapshot) -> None:
         st.caption(tr("engine.nothing_loaded"))
         return
     st.markdown(tr("monitor.rate", name=facts.name, rate=f"{rate:.1f}", answers=len(running)))
+    if facts.remote is not None:
+        st.caption(tr("monitor.elsewhere", server=facts.remote.server))
+        return
     gpu = next((gpu for gpu in latest.gpus if _own_mib(gpu)), None)
     if gpu is None:
         st.caption(tr("monitor.not_on_gpu", device=facts.device))

@@ -14,6 +14,7 @@ from core.chat.presets import Presets
 from core.chat.recorder import Recorder
 from core.chat.store import ChatStore
 from core.chat.template import ChatTemplate, read_template
+from core.engine.engines import Engines
 from core.engine.rate import TokenRate
 from core.engine.runner import Runner
 from core.hub.branches import BranchReader
@@ -28,9 +29,9 @@ from ui.people import person
 
 
 @st.cache_resource(show_spinner=False)
-def runner() -> Runner:
-    """The engine. LLAMADECK_WORKER names another worker module, for tests without a model."""
-    return Runner(os.environ.get("LLAMADECK_WORKER", "core.engine.worker"))
+def runner() -> Engines:
+    """The engine, here or elsewhere. LLAMADECK_WORKER names another worker module, for tests without a model."""
+    return Engines(Runner(os.environ.get("LLAMADECK_WORKER", "core.engine.worker")))
 
 
 @st.cache_resource(show_spinner=False, on_release=Monitor.stop)

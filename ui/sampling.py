@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import streamlit as st
 
 from core.chat.presets import check_values, combine, model_preset, read_recommended, set_model_preset
+from core.chat.reader import folder_of
 from core.chat.records import Chat, ChatInfo
 from core.engine.messages import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.errors import DeckError
-from core.settings import models_dir
 from ui.errors import show_error
 from ui.i18n import text, tr
 from ui.resources import preferences, presets, runner
@@ -29,8 +29,8 @@ PRESET_KEY, NAME_KEY, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_
 
 def recommended() -> dict[str, Any]:
     """What the loaded model recommends for itself, as far as it makes sense."""
-    model = runner().state.model
-    return read_recommended(models_dir() / model) if model else {}
+    folder = folder_of(runner().state)
+    return read_recommended(folder) if folder else {}
 
 
 def preset_of(info: ChatInfo) -> str:

@@ -100,7 +100,8 @@ def render_messages(messages: Sequence[Message], loaded: Loaded) -> str:
 def check_length(prompt: str | tuple[int, ...], loaded: Loaded) -> None:
     """Raises ApiError where the prompt leaves no room for an answer; an estimate is left to the engine."""
     is_text = isinstance(prompt, str)
-    tokens = loaded.counter.count(prompt) if isinstance(prompt, str) else len(prompt)
+    count = loaded.count_prompt or loaded.counter.count
+    tokens = count(prompt) if isinstance(prompt, str) else len(prompt)
     if tokens >= loaded.context_tokens and (loaded.counter.is_exact or not is_text):
         raise ApiError("api_too_long", tokens=tokens, limit=loaded.context_tokens)
 
@@ -121,7 +122,8 @@ def _as_character(
     )
     mode = choose_mode(loaded.template, loaded.name, has_character=True)
     style = Style(mode, loaded.template, cast.names, loaded.counter.opening)
-    setup = Setup(loaded.name, style, loaded.counter.count, loaded.context_tokens, sampling, cast.compose)
+    count, count_prompt = loaded.counter.count, loaded.count_prompt
+    setup = Setup(loaded.name, style, count, loaded.context_tokens, sampling, cast.compose, count_prompt)
     prompt = _prepare_whole(said, setup, start)
     return Ask(
         prompt.fitted.prompt,

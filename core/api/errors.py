@@ -62,6 +62,27 @@ SHAPES = {
     "chat_template_open": Shape(400, INVALID, "chat_template", "messages"),
     "nothing_loaded": NOT_LOADED,
     "answer_model_unloaded": NOT_LOADED,
+    # Of a model on another server.
+    "remote_no_continue": Shape(400, INVALID, "unsupported_parameter", "continue_final_message"),
+    "remote_refused": Shape(400, INVALID, "refused_by_server"),
+    "remote_busy": Shape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
+    **{
+        key: Shape(502, SERVER, "server_unavailable", "model", LOAD_RETRY_S)
+        for key in (
+            "remote_unreachable",
+            "remote_silent",
+            "remote_broken",
+            "remote_key",
+            "remote_no_model",
+            "remote_fault",
+            "remote_error",
+            "remote_garbled",
+            "remote_too_much",
+            "remote_no_route",
+            "remote_redirect",
+            "remote_not_openai",
+        )
+    },
     "stop_strings": Shape(400, INVALID, "invalid_value", "stop"),
 }
 

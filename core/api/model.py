@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any, Protocol
 
 from core.api.errors import ApiError
 from core.chat.presets import read_recommended
+from core.chat.reader import Counter, read_reader
 from core.chat.template import ChatTemplate, read_template
-from core.chat.tokens import TokenCounter, read_counter
+from core.chat.tokens import read_counter
 from core.engine.answer import Answer
+from core.engine.engines import Engines
 from core.engine.messages import EngineState, Sampling
 from core.errors import DeckError, EngineError
 from core.model_files import printable
@@ -39,15 +41,19 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The model that answers. `recommended` are its own generation settings, `made_s` when its folder was changed."""
+    """The model that answers. `recommended` are its own generation settings, `made_s` when its folder was changed.
+
+    `count_prompt` counts whole prompts where `counter` only estimates pieces.
+    """
 
     name: str
     context_tokens: int
     num_slots: int
     template: ChatTemplate
-    counter: TokenCounter
+    counter: Counter
     recommended: dict[str, Any]
     made_s: int
+    count_prompt: Callable[[str], int] | None = None
 
 
 def read_loaded(engine: Engine) -> Loaded:
@@ -56,7 +62,12 @@ def read_loaded(engine: Engine) -> Loaded:
     if state.phase == "loading":
         raise ApiError("api_loading", name=state.model or "", percent=int(state.fraction * 100))
     if state.phase != "ready" or state.model is None or state.facts is None:
-        raise EngineError("nothing_loaded")
+        lost = state.error if state.server is not None else None
+        raise EngineError(lost.key, **lost.params) if lost else EngineError("nothing_loaded")
+    facts = state.facts
+    if isinstance(engine, Engines) and facts.remote is not None and (reader := read_reader(engine)) is not None:
+        context, slots, count = facts.context_tokens, facts.num_slots, reader.count_prompt
+        return Loaded(reader.model, context, slots, reader.template, reader.counter, {}, 0, count)
     folder = models_dir() / state.model
     counter = read_counter(folder)
     try:
@@ -65,7 +76,6 @@ def read_loaded(engine: Engine) -> Loaded:
     except OSError:
         # The folder was taken away under a loaded model, which goes on answering.
         changed_ns, template, values = 0, ChatTemplate(None, "", ""), {}
-    facts = state.facts
     return Loaded(state.model, facts.context_tokens, facts.num_slots, template, counter, values, changed_ns // 10**9)
 
 

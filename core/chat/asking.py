@@ -38,7 +38,10 @@ class Composed:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How the model is asked in one chat. `compose` makes pieces of what was said; its flag: the context is full."""
+    """How the model is asked in one chat. `compose` makes pieces of what was said; its flag: the context is full.
+
+    `count_prompt` counts whole prompts where `count_tokens` only estimates pieces.
+    """
 
     model: str
     style: Style
@@ -46,6 +49,7 @@ class Setup:
     context_tokens: int
     sampling: Sampling
     compose: Callable[[Sequence[Turn], bool], Composed]
+    count_prompt: Callable[[str], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,8 @@ def prepare_text(text: str, setup: Setup) -> Prompt:
 
 def _fit(pieces: Pieces, setup: Setup) -> Fitted:
     longest = setup.sampling.max_new_tokens
-    return fit(pieces, setup.style.render, setup.count_tokens, setup.context_tokens, longest)
+    render, count = setup.style.render, setup.count_tokens
+    return fit(pieces, render, count, setup.context_tokens, longest, setup.count_prompt)
 
 
 class Asker:

@@ -66,11 +66,14 @@ def fit(
     count_tokens: Callable[[str], int],
     context_tokens: int,
     answer_tokens: int,
+    count_prompt: Callable[[str], int] | None = None,
 ) -> Fitted:
     """The longest prompt that leaves room for an answer of `answer_tokens`, at most half of the context.
 
+    `count_prompt` counts whole prompts where pieces are only estimated.
     Raises ContextError "message_too_long" or "character_too_long" where what must stay is too much already.
     """
+    count_prompt = count_prompt or count_tokens
     limit = context_tokens - min(answer_tokens, int(context_tokens * MAX_ANSWER_SHARE))
     costs = [count_tokens(turn["content"]) for turn in pieces.history]
     measured: dict[tuple[int, int], tuple[str, int]] = {}
@@ -80,7 +83,7 @@ def fit(
         if place not in measured:
             kept = replace(pieces, history=pieces.history[first:], examples=pieces.examples[:num_examples])
             prompt = render(kept)
-            measured[place] = prompt, count_tokens(prompt)
+            measured[place] = prompt, count_prompt(prompt)
         return measured[place]
 
     last = max(0, len(costs) - 1)

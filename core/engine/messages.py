@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from core.errors import DeckError, InputError
 
 # Why an answer ended: the model's own end, a stop string, the asked-for length, a full context, or a person.
 Reason = Literal["end", "stop", "length", "context", "cancelled", "failed"]
-Stage = Literal["start", "compile", "read", "prepare", "warm_up"]
+Stage = Literal["start", "compile", "read", "prepare", "warm_up", "connect"]
 
 # What each setting may be; the same ranges guard the page's widgets, the command line and the engine.
 SAMPLING_RANGES: dict[str, tuple[float, float]] = {
@@ -58,6 +59,24 @@ def _check_range(name: str, value: object, low: float, high: float, is_whole: bo
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         key = "setting_whole" if is_whole else "setting_range"
         raise InputError(key, name=name, value=str(value), low=low, high=high)
+
+
+class Conversation(str):
+    """A chat as its turns, for a server that puts them into its model's template itself.
+
+    As a text it is what a person reads. `turns` are pairs of a role and its words; `is_open` where the last of them
+    is to be gone on with.
+    """
+
+    turns: tuple[tuple[str, str], ...]
+    is_open: bool
+
+    def __new__(cls, turns: Iterable[tuple[str, str]], is_open: bool) -> Conversation:
+        turns = tuple(turns)
+        text = "\n\n".join(f"{role}: {words}" for role, words in turns)
+        made = super().__new__(cls, text if is_open else f"{text}\n\nassistant:")
+        made.turns, made.is_open = turns, is_open
+        return made
 
 
 # Dashboard to worker ------------------------------------------------------------------------------------------------
@@ -126,10 +145,27 @@ class MemoryFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteFacts:
+    """What is known of a model on another server. `server` is its host as sentences call it.
+
+    `is_context_told`, `is_context_chosen`: the length of the context comes from the server, or from a person; else it
+    is assumed. `ignored` are the settings that the server does not take.
+    """
+
+    server: str
+    software: str
+    is_context_told: bool
+    is_context_chosen: bool
+    counts_tokens: bool
+    can_continue: bool
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What was loaded, and how: shown to people and printed by the benchmark.
 
-    `captured`: its steps are CUDA graphs. `memory` is None on a CPU.
+    `captured`: its steps are CUDA graphs. `memory` is None on a CPU. `remote` is None where this machine runs it.
     """
 
     name: str
@@ -144,6 +180,7 @@ class ModelFacts:
     cache_bytes: int
     captured: bool = False
     memory: MemoryFacts | None = None
+    remote: RemoteFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +256,7 @@ class EngineState:
     """What the engine is doing, as pages read it. `model` is the name of what is loaded or being loaded.
 
     `ready_after_s` is how long its load took from the click, the start of the process with it.
+    `server` is the host of a model that runs elsewhere, None for this machine's own.
     """
 
     phase: Literal["empty", "loading", "ready", "failed"] = "empty"
@@ -228,3 +266,4 @@ class EngineState:
     facts: ModelFacts | None = None
     error: DeckError | None = None
     ready_after_s: float = 0.0
+    server: str | None = None

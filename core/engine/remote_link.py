@@ -1,0 +1,159 @@
+"""The connection to one model of another server: looked at every few seconds, lost and found; knows no answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from core.engine.choice import Choice
+from core.engine.messages import ModelFacts, RemoteFacts
+from core.engine.remote_count import Counting
+from core.engine.remote_dialect import RemoteModel, read_models
+from core.engine.remote_http import Limits, Server, loop, wait_for
+from core.errors import EngineError
+
+# Where neither the server nor a person says how long the context is.
+ASSUMED_CONTEXT_TOKENS = 4096
+# A server has a queue of its own.
+NUM_SLOTS = 64
+# What trying again does not cure.
+FINAL = ("remote_key", "remote_not_openai", "remote_redirect", "remote_no_route")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds between two looks at a server: while it is there, and after it was lost, growing up to the last."""
+
+    check_s: float = 10.0
+    retry_s: float = 1.0
+    longest_s: float = 30.0
+
+
+def list_models(address: str, key: str | None = None, limits: Limits | None = None) -> tuple[RemoteModel, ...]:
+    """The models of the server at `address`. Raises EngineError."""
+
+    async def ask() -> tuple[RemoteModel, ...]:
+        server = Server(address, key, limits)
+        try:
+            return await _models(server)
+        finally:
+            await server.close()
+
+    return wait_for(ask())
+
+
+async def _models(server: Server) -> tuple[RemoteModel, ...]:
+    try:
+        return read_models(await server.ask("/v1/models"), server.name)
+    except EngineError as error:
+        if error.key in ("remote_garbled", "remote_no_route", "remote_too_much"):
+            raise EngineError("remote_not_openai", server=server.name) from None
+        raise
+
+
+class Link:
+    """One server that is looked at every few seconds, and what is known of its model."""
+
+    def __init__(
+        self,
+        choice: Choice,
+        server: Server,
+        pace: Pace,
+        on_found: Callable[[Link, RemoteModel], None],
+        on_lost: Callable[[Link, EngineError], None],
+    ) -> None:
+        self.choice, self.server, self._pace = choice, server, pace
+        self.model: RemoteModel | None = None
+        self.counting = Counting(server, lambda: self.model)
+        self._on_found, self._on_lost = on_found, on_lost
+        self._wake = asyncio.Event()
+        self._num_running, self._is_idle = 0, asyncio.Event()
+        self._is_idle.set()
+        self._turn = asyncio.Lock()
+
+    def start(self) -> None:
+        self._watching = asyncio.run_coroutine_threadsafe(self._watch(), loop())
+
+    def stop(self) -> None:
+        self._watching.cancel()
+
+    @asynccontextmanager
+    async def answering(self) -> AsyncIterator[None]:
+        """Around each answer, which waits for its turn where the server writes one at a time.
+
+        While one is written nobody looks at the server: its end shows how it is, and some would break it off.
+        """
+        self._num_running += 1
+        self._is_idle.clear()
+        try:
+            if self.model is not None and self.model.dialect.is_single:
+                async with self._turn:
+                    yield
+            else:
+                yield
+        finally:
+            self._num_running -= 1
+            if self._num_running == 0:
+                self._is_idle.set()
+
+    def look_now(self) -> None:
+        """For the loop's own thread."""
+        self._wake.set()
+
+    async def _watch(self) -> None:
+        pause_s = self._pace.retry_s
+        try:
+            while True:
+                self._wake.clear()
+                await self._is_idle.wait()
+                is_final = False
+                try:
+                    self.model = self._pick(await _models(self.server))
+                    pause_s, wait_s = self._pace.retry_s, self._pace.check_s
+                    self._on_found(self, self.model)
+                except EngineError as error:
+                    self._on_lost(self, error)
+                    is_final = error.key in FINAL
+                    pause_s, wait_s = min(2 * pause_s, self._pace.longest_s), pause_s
+                try:
+                    async with asyncio.timeout(None if is_final else wait_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
+        finally:
+            await self.server.close()
+
+    def _pick(self, models: tuple[RemoteModel, ...]) -> RemoteModel:
+        for model in models:
+            if model.name == self.choice.model:
+                return model
+        names = ", ".join(model.name for model in models[:3]) or "-"
+        raise EngineError("remote_no_model", server=self.server.name, model=self.choice.model, names=names)
+
+
+def facts_of(model: RemoteModel, choice: Choice, server: str) -> ModelFacts:
+    dialect = model.dialect
+    context = model.context_tokens or choice.context_tokens or ASSUMED_CONTEXT_TOKENS
+    return ModelFacts(
+        name=model.name,
+        architecture="",
+        device=server,
+        kernel="remote",
+        kernel_reason="remote",
+        context_tokens=context,
+        num_slots=NUM_SLOTS,
+        load_s=0.0,
+        weights_bytes=0,
+        cache_bytes=0,
+        remote=RemoteFacts(
+            server=server,
+            software=dialect.software,
+            is_context_told=model.context_tokens is not None,
+            is_context_chosen=model.context_tokens is None and choice.context_tokens is not None,
+            counts_tokens=bool(dialect.count_path),
+            can_continue=dialect.can_continue,
+            ignored=dialect.ignored,
+        ),
+    )
