@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,14 @@ def test_signing_out_ends_one_session_for_every_process(access: Access, file: Se
     other = Access(SecretFile(file.path), {}, now=clock)
     for sessions in (access.sessions, other.sessions):
         assert not sessions.is_valid(one) and sessions.is_valid(two)
+
+
+def test_two_who_leave_at_once_have_both_left(access: Access) -> None:
+    access.set_password(PASSWORD)
+    tokens = [access.sessions.begin() for _ in range(20)]
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(access.sessions.end, tokens))
+    assert not any(map(access.sessions.is_valid, tokens))
 
 
 def test_what_has_expired_is_not_kept_as_ended(access: Access, file: SecretFile, clock: Clock) -> None:
