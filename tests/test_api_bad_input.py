@@ -126,6 +126,13 @@ def test_what_asks_for_nothing_and_what_is_unknown_passes(url: str) -> None:
     assert httpx2.post(url + CHAT, json=HELLO | asks_nothing).status_code == 200
 
 
+def test_more_answers_than_there_can_be_are_not_asked_for_again(url: str) -> None:
+    """The server once said that it was busy, whatever was going on, and clients asked again until they gave up."""
+    response = httpx2.post(url + COMPLETIONS, json={"prompt": ["x"] * 16, "n": 16})
+    assert response.status_code == 400 and "retry-after" not in response.headers
+    assert error(response)["param"] == "n" and "256 answers" in error(response)["message"]
+
+
 def test_pictures_are_refused_in_words(url: str) -> None:
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "http://x/y.png"}}]
     response = httpx2.post(url + CHAT, json={"messages": [{"role": "user", "content": parts}]})
