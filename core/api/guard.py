@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable
 
 from starlette.requests import Request
 
+from core.access.exposure import is_local_name
 from core.access.keys import KeyStore
 from core.api.errors import ApiError
 
@@ -21,7 +21,7 @@ class Guard:
     async def check(self, request: Request) -> None:
         """Raise ApiError where the request brings no key, or one that opens nothing, and needs one."""
         # The name of another machine on loopback: a forwarded port, or a page that made its name point here.
-        if not self._needs_key() and is_loopback(request.headers.get("host", "")):
+        if not self._needs_key() and is_local_name(request.headers.get("host", "")):
             return
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
@@ -31,14 +31,3 @@ class Guard:
             raise ApiError("api_key_wrong")
         if self._keys.is_new_day(key):
             await asyncio.to_thread(self._keys.note_use, key)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine by itself, with or without a port."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
