@@ -62,13 +62,11 @@ class StreamlitSignOn:
         return f"{claims.get('iss') or claims.get('provider')} {claims['sub']}"
 
     def is_invited(self, cookies: Mapping[str, str]) -> bool:
-        """An address that the provider has not checked is nobody's."""
-        if self._allowed is None:
-            return True
-        claims = read_claims(cookies)
-        email = str(claims.get("email", "")).lower()
-        is_checked = claims.get("email_verified") in (True, "true")
-        return is_checked and any(fnmatchcase(email, pattern) for pattern in self._allowed)
+        return self.is_on_list(checked_address(read_claims(cookies)))
+
+    def is_on_list(self, address: str) -> bool:
+        """Whether whoever has this mail address may come in."""
+        return self._allowed is None or any(fnmatchcase(address, pattern) for pattern in self._allowed if address)
 
     def name(self, cookies: Mapping[str, str]) -> str:
         claims = read_claims(cookies)
@@ -86,6 +84,11 @@ def sign_on() -> StreamlitSignOn | None:
     if found is not None and not found.is_limited:
         log.warning("secrets.toml names nobody in [access] allow: whoever the provider signs in may come in")
     return found
+
+
+def checked_address(claims: Mapping[str, Any]) -> str:
+    """The mail address in small letters; one that the provider has not checked is nobody's."""
+    return str(claims.get("email") or "").lower() if claims.get("email_verified") in (True, "true") else ""
 
 
 def read_claims(cookies: Mapping[str, str]) -> dict[str, Any]:
