@@ -78,6 +78,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, HELLO | {"max_completion_tokens": 10**30}, "max_completion_tokens"),
     (CHAT, HELLO | {"n": 17}, "n"),
     (CHAT, HELLO | {"seed": 2**63}, "seed"),
+    (CHAT, {"messages": HELLO["messages"] * 10_001}, "messages"),
     (CHAT, HELLO | {"stop": ""}, "stop"),
     (CHAT, HELLO | {"stop": ["x"] * 15}, "stop"),
     (CHAT, HELLO | {"stop": {"x": 1}}, "stop"),
