@@ -132,6 +132,8 @@ def test_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("redirect_uri", "client_id", "client_secret", "server_metadata_url")
     whole = "[auth]\n" + "".join(f'{name} = "x"\n' for name in names) + 'cookie_secret = "%s"\n'
     secrets.write_text(whole % ("x" * 32), "utf-8")
+    assert verdict(guarded.check_access("0.0.0.0")) == ("warn", "access_nobody")
+    secrets.write_text(whole % ("x" * 32) + '[access]\nallow = ["*"]\n', "utf-8")
     assert verdict(guarded.check_access("0.0.0.0")) == ("warn", "access_everybody")
     secrets.write_text(whole % ("x" * 32) + '[access]\nallow = ["ann@example.org"]\n', "utf-8")
     assert verdict(guarded.check_access("0.0.0.0")) == ("ok", "access_people")
