@@ -77,7 +77,7 @@ def test_a_torch_that_cannot_be_imported_is_quoted(tmp_path: Path) -> None:
     [
         (False, set(), ("ok", "compiler_not_needed")),
         (True, set(), ("warn", "compiler_no_c")),
-        (True, {"gcc", "c++"}, ("warn", "compiler_no_cuda")),
+        (True, {"gcc", "c++"}, ("ok", "compiler_no_cuda")),
         (True, {"gcc", "c++", "nvcc", "ninja"}, ("ok", "compiler_ok")),
     ],
 )
@@ -87,11 +87,14 @@ def test_compilers(has_gpu: bool, there: set[str], expected: tuple[str, str]) ->
 
 def test_kernels(tmp_path: Path) -> None:
     assert verdict(machine.check_kernels(False, tmp_path)) == ("ok", "kernels_not_needed")
-    assert verdict(machine.check_kernels(True, tmp_path / "nothing")) == ("warn", "kernels_none")
-    for name in ("exllamav2", "marlin_fp16", "pack_block_cpu"):
-        (tmp_path / name / "abc").mkdir(parents=True)
-        (tmp_path / name / "abc" / "kernel.so").touch()
-    assert machine.check_kernels(True, tmp_path).params == {"names": "exllamav2, marlin_fp16"}
+    assert verdict(machine.check_kernels(True, tmp_path / "nothing")) == ("ok", "kernels_none")
+    own, library = tmp_path / "own", tmp_path / "library"
+    for folder in (own / "exllamav2", library / "marlin_fp16", library / "pack_block_cpu"):
+        (folder / "abc").mkdir(parents=True)
+        (folder / "abc" / "kernel.so").touch()
+    assert machine.check_kernels(True, own, library).params == {"names": "exllamav2, marlin_fp16"}
+    (own / "0a1b.cubin").touch()
+    assert machine.check_kernels(True, own, library).params == {"names": "deck, exllamav2, marlin_fp16"}
 
 
 def test_disks(tmp_path: Path) -> None:
