@@ -138,6 +138,14 @@ def test_a_key_opens_nothing_once_its_owner_is_off_the_list(url: str, data: Path
     assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
 
 
+def test_people_bring_in_no_folder_by_its_path_on_the_server(people: dict[str, Page], url: str) -> None:
+    page = people["ann"]
+    page.goto(f"{url}/Download")
+    key(page, "download_section").get_by_text("Library", exact=True).click(timeout=30_000)
+    expect(page.get_by_text("There is no model")).to_be_visible(timeout=30_000)
+    assert key(page, "library_copy").count() == 0
+
+
 def test_whoever_is_not_on_the_list_stays_outside(browser: Browser, url: str) -> None:
     with browser.new_context() as context:
         page = sign_in(context, url, "eve")
