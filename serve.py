@@ -13,6 +13,7 @@ from starlette.middleware import Middleware
 
 from core.access.exposure import is_loopback_only, is_network, note_listening
 from core.access.gate import Gate
+from core.access.keys import Key
 from core.api.routes import make_routes
 from core.errors import DeckError
 from core.library import find
@@ -65,6 +66,11 @@ def needs_key() -> bool:
     return not is_loopback_only() or guard["sign_on"] is not None
 
 
+def is_welcome(key: Key) -> bool:
+    """Whether whoever made a key may still come in; somebody taken off the list keeps no way in by it."""
+    return not key.owner or (guard["sign_on"] is not None and guard["sign_on"].is_on_list(key.address))
+
+
 set_up_logs()
 use_router()
 # What the server really listens on, whoever started it and how: without an address that is every network.
@@ -75,6 +81,6 @@ if is_network() and not guard["sign_on"] and not guard["access"].has_password:
 app = st.App(
     "Home.py",
     lifespan=lifespan,
-    routes=make_routes(runner(), characters(), api_keys(), needs_key),
+    routes=make_routes(runner(), characters(), api_keys(), needs_key, is_welcome),
     middleware=[Middleware(Gate, **guard)],
 )

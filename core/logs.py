@@ -12,6 +12,8 @@ VARIABLE = "LLAMADECK_LOG"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 # Only this program's own words become more: what libraries say at their lower levels may quote addresses and headers.
 OURS = ("core", "ui", "serve", "llamadeck", "__main__")
+# At every load these tell of parts that this build of torch lacks and that nobody asked for.
+CHATTY = ("torchao", "torch.utils._pytree")
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -26,6 +28,8 @@ def level_in(environment: Mapping[str, str] = os.environ) -> int:
 def set_up_logs() -> None:
     """Once at the start of a process; a wrong word is said in the log and counts as none."""
     logging.basicConfig(level=logging.WARNING, format=FORMAT)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         level = level_in()
     except InputError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from core.access.delays import MAX_CLIENTS, ONE_CLIENT, Delays, group_of
 from core.access.password import hash_password, is_password
 from core.access.secret_file import SecretFile
 from core.access.sessions import SESSION_S, Sessions
+from core.access.single_sign_on import allow_list, is_on_list
 from core.errors import DeckError, InputError
 
 PASSWORD = "correct horse 电池"
@@ -168,6 +170,14 @@ def test_signing_out_ends_one_session_for_every_process(access: Access, file: Se
         assert not sessions.is_valid(one) and sessions.is_valid(two)
 
 
+def test_two_who_leave_at_once_have_both_left(access: Access) -> None:
+    access.set_password(PASSWORD)
+    tokens = [access.sessions.begin() for _ in range(20)]
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(access.sessions.end, tokens))
+    assert not any(map(access.sessions.is_valid, tokens))
+
+
 def test_what_has_expired_is_not_kept_as_ended(access: Access, file: SecretFile, clock: Clock) -> None:
     access.set_password(PASSWORD)
     access.sessions.end(access.sessions.begin())
@@ -305,3 +315,27 @@ def test_a_wrong_password_is_in_the_log_by_its_address_only(access: Access, capl
 def test_the_file_on_the_disk_is_whole_json(access: Access, file: SecretFile) -> None:
     access.set_password(PASSWORD)
     assert set(json.loads(file.path.read_text("utf-8"))) == {"password", "secret", "ended"}
+
+
+# People of a provider -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "address", "expected"),
+    [
+        ({"allow": ["Ann@example.org"]}, "ann@example.org", True),
+        ({"allow": "ann@example.org"}, "ann@example.org", True),
+        ({"allow": ["*@example.net"]}, "bob@example.net", True),
+        ({"allow": ["*@example.net"]}, "bob@example.net.evil", False),
+        ({"allow": ["*@example.net"]}, "", False),
+        ({"allow": ["*"]}, "", True),
+        ({"allow": []}, "ann@example.org", False),
+        ({"allow": 5}, "ann@example.org", False),
+        ({}, "ann@example.org", False),
+        (None, "ann@example.org", False),
+        ("allow", "ann@example.org", False),
+    ],
+)
+def test_only_who_is_on_the_list_may_come_in(section: object, address: str, expected: bool) -> None:
+    """Without a list whoever the provider knew once came in: half the world, of a large one."""
+    assert is_on_list(address, allow_list(section)) == expected

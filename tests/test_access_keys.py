@@ -92,6 +92,23 @@ def test_a_name_is_taken_once(path: Path) -> None:
     assert caught.value.key == "key_name_taken"
 
 
+def test_people_have_keys_of_their_own_and_the_password_shows_all(path: Path) -> None:
+    store = KeyStore(path)
+    for owner, address in (("", ""), ("https://id ann", "ann@example.org"), ("https://id bob", "bob@example.org")):
+        store.make("notebook", owner, address)
+    assert [key.address for key in store.of("https://id ann")] == ["ann@example.org"]
+    assert store.of("https://id eve") == ()
+    assert store.of("") == store.keys() and len(store.keys()) == 3
+
+
+def test_keys_from_before_there_were_owners_are_the_passwords(path: Path) -> None:
+    text = KeyStore(path).make("notebook")
+    kept = json.loads(path.read_text("utf-8"))["keys"][0]
+    path.write_text(json.dumps({"keys": [{name: kept[name] for name in kept if name not in ("owner", "address")}]}))
+    found = KeyStore(path).find(text)
+    assert found is not None and found.owner == ""
+
+
 def test_there_is_an_end_to_keys(path: Path) -> None:
     store = KeyStore(path)
     store.make("first")

@@ -13,6 +13,11 @@ import httpx2
 import openai
 import pytest
 
+from core.api.answering import begin
+from core.api.asking import Ask
+from core.api.model import Loaded
+from core.chat.template import ChatTemplate
+from core.chat.tokens import TokenCounter
 from core.engine.answer import Answer
 from core.engine.messages import EngineState, Sampling
 from core.engine.runner import Runner
@@ -312,6 +317,30 @@ def test_while_nothing_is_loaded_and_while_a_load_runs(home: Path, state: Engine
         assert httpx2.get(f"{url}/v1/models/some-model").status_code == 503
         assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
         assert "llamadeck_model_loaded{" not in httpx2.get(f"{url}/metrics").text
+
+
+class Failing:
+    """An engine that takes one prompt and no more."""
+
+    def __init__(self) -> None:
+        self.cancelled: list[int] = []
+        self.state = EngineState("ready", MODEL)
+        self.running_answers: list[Answer] = []
+
+    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
+        if self.running_answers:
+            raise EngineError("nothing_loaded")
+        self.running_answers.append(Answer(1, self.cancelled.append))
+        return self.running_answers[0]
+
+
+def test_where_not_all_answers_can_begin_none_goes_on() -> None:
+    """Nobody would read the first, and it would keep its place in the engine to the end of the context."""
+    engine = Failing()
+    loaded = Loaded(MODEL, 1024, 1, ChatTemplate(None, "", ""), TokenCounter(None), {}, 0)
+    with pytest.raises(EngineError):
+        begin(engine, [Ask("x", Sampling(), num_choices=2)], loaded)
+    assert engine.cancelled == [1]
 
 
 def test_an_engine_that_dies_is_an_error_and_the_server_goes_on(home: Path) -> None:

@@ -78,6 +78,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, HELLO | {"max_completion_tokens": 10**30}, "max_completion_tokens"),
     (CHAT, HELLO | {"n": 17}, "n"),
     (CHAT, HELLO | {"seed": 2**63}, "seed"),
+    (CHAT, {"messages": HELLO["messages"] * 10_001}, "messages"),
     (CHAT, HELLO | {"stop": ""}, "stop"),
     (CHAT, HELLO | {"stop": ["x"] * 15}, "stop"),
     (CHAT, HELLO | {"stop": {"x": 1}}, "stop"),
@@ -124,6 +125,13 @@ def test_what_asks_for_nothing_and_what_is_unknown_passes(url: str) -> None:
     asks_nothing = {"presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "tools": [], "n": None,
                     "response_format": {"type": "text"}, "stop": None, "user": "me", "other": [1]}  # fmt: skip
     assert httpx2.post(url + CHAT, json=HELLO | asks_nothing).status_code == 200
+
+
+def test_more_answers_than_there_can_be_are_not_asked_for_again(url: str) -> None:
+    """The server once said that it was busy, whatever was going on, and clients asked again until they gave up."""
+    response = httpx2.post(url + COMPLETIONS, json={"prompt": ["x"] * 16, "n": 16})
+    assert response.status_code == 400 and "retry-after" not in response.headers
+    assert error(response)["param"] == "n" and "256 answers" in error(response)["message"]
 
 
 def test_pictures_are_refused_in_words(url: str) -> None:

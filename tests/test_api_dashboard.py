@@ -45,8 +45,8 @@ def key(environment: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def url(environment: dict[str, str], key: str) -> Iterator[str]:
-    """A dashboard that says of itself that others can reach it."""
-    with dashboard(environment | {"LLAMADECK_LISTENS": "network"}) as url:
+    """A dashboard that others can reach: its pages ask for the password, its API for keys."""
+    with dashboard(environment | {"LLAMADECK_PASSWORD": "correct horse"}, host="0.0.0.0") as url:
         yield url
 
 
@@ -64,8 +64,10 @@ def test_the_openai_client_talks_to_the_dashboards_port(client: openai.OpenAI, u
     ]
     stream = client.chat.completions.create(model="Ada", messages=PARIS, stream=True)
     assert sum(bool(piece.choices[0].delta.content) for piece in stream) > 5
-    assert httpx2.get(f"{url}/_stcore/health").text == "ok"
-    assert "<title>Streamlit</title>" in httpx2.get(url).text
+    headers = {"authorization": f"Bearer {client.api_key}", "accept": "text/html"}
+    assert httpx2.get(url, headers=headers).status_code == 401, "a key opens no page"
+    entered = httpx2.post(f"{url}/sign-in", data={"password": "correct horse"})
+    assert "<title>Streamlit</title>" in httpx2.get(url, headers={"cookie": entered.headers["set-cookie"]}).text
 
 
 def test_pieces_are_not_kept_back_to_be_compressed(url: str, key: str) -> None:

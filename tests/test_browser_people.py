@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from core.access.keys import KeyStore
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
 from tests.dashboard import dashboard, key
@@ -109,6 +110,40 @@ def test_settings_say_who_is_signed_in_and_have_no_password(people: dict[str, Pa
     expect(page.get_by_text("bob@example.org")).to_be_visible(timeout=30_000)
     expect(key(page, "settings_sign_out")).to_be_visible()
     assert key(page, "settings_password_set").count() == 0
+
+
+def make_key(page: Page, url: str, name: str) -> str:
+    page.goto(f"{url}/Settings")
+    key(page, "api_key_name").get_by_role("textbox").fill(name)
+    key(page, "api_key_make").get_by_role("button").click()
+    return page.locator("code", has_text="ld-").inner_text(timeout=30_000).strip()
+
+
+def test_each_sees_and_revokes_only_their_own_keys(people: dict[str, Page], url: str, data: Path) -> None:
+    """Everybody once saw the keys of all, and could revoke them."""
+    texts = {name: make_key(page, url, f"{name}'s program") for name, page in people.items()}
+    for name, page in people.items():
+        page.goto(f"{url}/Settings")
+        expect(page.locator("[class*='st-key-api_key_'] strong")).to_have_text([f"{name}'s program"], timeout=30_000)
+    for name, text in texts.items():
+        response = httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {text}"})
+        assert response.status_code == 200
+        found = KeyStore(data / "keys.json").find(text)
+        assert found is not None and found.address == f"{name}@example.org"
+
+
+def test_a_key_opens_nothing_once_its_owner_is_off_the_list(url: str, data: Path) -> None:
+    text = KeyStore(data / "keys.json").make("program", f"{url} eve", "eve@example.net")
+    response = httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {text}"})
+    assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_people_bring_in_no_folder_by_its_path_on_the_server(people: dict[str, Page], url: str) -> None:
+    page = people["ann"]
+    page.goto(f"{url}/Download")
+    key(page, "download_section").get_by_text("Library", exact=True).click(timeout=30_000)
+    expect(page.get_by_text("There is no model")).to_be_visible(timeout=30_000)
+    assert key(page, "library_copy").count() == 0
 
 
 def test_whoever_is_not_on_the_list_stays_outside(browser: Browser, url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +152,17 @@ def test_the_real_tokenizer_counts_without_adding(starter_folder: Path) -> None:
     counter = read_counter(starter_folder)
     assert counter.opening == "" and counter.count("<|im_start|>user\nHello<|im_end|>") == 5
     assert counter.count("word " * 20_000) > 20_000
+
+
+def test_a_long_text_is_counted_while_others_go_on(starter_folder: Path) -> None:
+    """One request with megabytes of text once held every page and every other client for seconds."""
+    counter, turns = read_counter(starter_folder), 0
+    counting = threading.Thread(target=counter.count, args=("hello world " * 100_000,))
+    counting.start()
+    while counting.is_alive():
+        counting.join(0.001)
+        turns += 1
+    assert turns > 10
 
 
 def test_a_model_without_tokenizer_json_is_estimated_from_above(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from core.checkpoint import read_checkpoint
 from core.engine import attention
-from core.engine.cores import every_idle_core, num_running
+from core.engine.cores import every_idle_core, leave_one_core, num_running
 from core.engine.kernels import KERNELS, Device, choose_kernel
 from core.engine.lean import make_lean
 from core.engine.loader import load_model
@@ -39,9 +39,13 @@ SIZES = {
 
 
 @pytest.fixture(autouse=True)
-def without_gradients() -> Iterator[None]:
+def as_in_the_worker() -> Iterator[None]:
+    """No gradients, and the worker's number of threads: with more, they wait for one another at every small matrix."""
+    num_before = torch.get_num_threads()
+    leave_one_core()
     with torch.inference_mode():
         yield
+    torch.set_num_threads(num_before)
 
 
 def make_model(family: str, **settings: Any) -> PreTrainedModel:

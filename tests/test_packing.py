@@ -129,15 +129,15 @@ def test_the_kernels_sources_are_there() -> None:
         assert source.index("#define BF16") if "#define BF16" in source else source.startswith("// What the kernels")
 
 
+class Library:
+    """NVRTC's version, and nothing that compiles."""
+
+    def nvrtcVersion(self, major: object, minor: object) -> int:
+        return 0
+
+
 def test_what_was_compiled_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second start of a model finds its kernels; without the library, as on a machine that has none."""
-
-    class Library:
-        """NVRTC's version, and nothing that compiles."""
-
-        def nvrtcVersion(self, major: object, minor: object) -> int:
-            return 0
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("core.engine.nvrtc.library", Library)
     monkeypatch.setattr("core.engine.nvrtc._compile", lambda source, options: b"code of " + source.encode())
@@ -146,3 +146,11 @@ def test_what_was_compiled_is_taken_from_the_cache(tmp_path: Path, monkeypatch: 
     assert compiled("a", {"X": 1}, (9, 0)) == b"code of a"
     assert compiled("a", {"X": 2}, (9, 0)) == b"other"
     assert compiled("a", {"X": 1}, (8, 6)) == b"other"
+
+
+def test_a_cache_that_cannot_be_written_stops_no_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("core.engine.nvrtc.library", Library)
+    monkeypatch.setattr("core.engine.nvrtc._compile", lambda source, options: b"code")
+    assert compiled("a", {}, (9, 0)) == b"code"

@@ -73,6 +73,11 @@ def test_a_day_of_use_is_shown(store: KeyStore) -> None:
     assert f"上次使用 {store.keys()[0].used}" in words(open_part("zh-CN"))
 
 
+def test_whoever_runs_it_sees_whose_a_key_is(store: KeyStore) -> None:
+    store.make("phone", "https://id.example ann", "ann@example.org")
+    assert "never used · ann@example.org" in words(open_part())
+
+
 @pytest.mark.parametrize(("locale", "sentence"), [("en-US", "already"), ("zh-CN", "已有名为")])
 def test_a_name_that_is_taken_is_said(store: KeyStore, locale: str, sentence: str) -> None:
     store.make("phone")

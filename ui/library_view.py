@@ -23,6 +23,7 @@ from ui.i18n import tr
 from ui.library import models
 from ui.markdown import escape
 from ui.models import quantization_words
+from ui.people import person
 from ui.resources import lookups, runner
 from ui.routing import LOAD_PAGE, go_to
 
@@ -48,7 +49,9 @@ def draw_library() -> None:
         _draw_entry(entry, cards)
     if not entries:
         st.info(tr("library.none"), icon=":material/folder_open:")
-    _draw_import()
+    # A path on the server is a question for whoever runs it, not for everybody whom a provider knows.
+    if not person():
+        _draw_import()
 
 
 def _draw_entry(entry: LibraryEntry, cards: Cards) -> None:

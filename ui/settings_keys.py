@@ -12,8 +12,10 @@ from core.settings import DEFAULT_HOST, DEFAULT_PORT
 from ui.errors import show_error
 from ui.i18n import tr
 from ui.markdown import escape
+from ui.people import person
 from ui.resources import api_keys
 from ui.routing import has_arrived
+from ui.single_sign_on import checked_address
 
 NAME_KEY, MADE_KEY, ERROR_KEY = "api_key_name", "api_key_made", "api_key_error"
 EXAMPLE = """curl {base}/chat/completions \\
@@ -35,7 +37,7 @@ def draw_keys() -> None:
     if error := st.session_state.pop(ERROR_KEY, None):
         show_error(error)
     try:
-        keys = api_keys().keys()
+        keys = api_keys().of(person())
     except DeckError as error:
         show_error(error)
         return
@@ -61,7 +63,8 @@ def _draw_form() -> None:
 
 def _make() -> None:
     try:
-        st.session_state[MADE_KEY] = api_keys().make(str(st.session_state.get(NAME_KEY) or ""))
+        name, address = str(st.session_state.get(NAME_KEY) or ""), checked_address(st.user.to_dict())
+        st.session_state[MADE_KEY] = api_keys().make(name, person(), address if person() else "")
     except DeckError as error:
         st.session_state[ERROR_KEY] = error
 
@@ -86,7 +89,9 @@ def _draw_key(key: Key) -> None:
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(key.name)}**  :gray[…{escape(key.end)}]")
             used = tr("keys.used", day=key.used) if key.used else tr("keys.unused")
-            st.caption(f"{tr('keys.made_on', day=key.made)} · {used}")
+            # Whoever gave the password sees everybody's.
+            whose = "" if key.owner == person() else f" · {escape(key.address or key.owner)}"
+            st.caption(f"{tr('keys.made_on', day=key.made)} · {used}{whose}")
         with st.popover(tr("keys.revoke"), icon=":material/block:"):
             st.markdown(tr("keys.revoke_text", name=key.name))
             st.button(tr("keys.revoke_yes"), key=f"api_key_revoke_{key.id}", type="primary", on_click=_revoke,

@@ -10,7 +10,7 @@ functions, so nothing is served before somebody has signed in. What is in secret
     client_secret = "…"
     server_metadata_url = "https://accounts.example.org/.well-known/openid-configuration"
 
-    [access]                     # ours: who of the provider's people may come in; without it all of them
+    [access]                     # ours: who of the provider's people may come in; without it nobody, by "*" all of them
     allow = ["ann@example.org", "*@example.net"]
 """
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from streamlit.auth_util import (
@@ -32,7 +31,7 @@ from streamlit.runtime.secrets import secrets_singleton
 from streamlit.web.server.server_util import AUTH_COOKIE_NAME, get_cookie_secret
 from streamlit.web.server.starlette.starlette_app_utils import decode_signed_value
 
-from core.access.single_sign_on import provider_names
+from core.access.single_sign_on import ANYBODY, allow_list, is_on_list, provider_names
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +41,11 @@ class StreamlitSignOn:
 
     def __init__(self) -> None:
         self._auth = get_secrets_auth_section().to_dict()
-        allowed = secrets_singleton.get("access", {}).get("allow")
-        self._allowed = None if allowed is None else [str(one).lower() for one in allowed]
+        self.allowed = allow_list(secrets_singleton.get("access"))
 
     @property
     def providers(self) -> Sequence[str]:
         return provider_names(self._auth)
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether only those on a list may come in."""
-        return self._allowed is not None
 
     def person(self, cookies: Mapping[str, str]) -> str | None:
         """Issuer and subject: the only two claims that together name one person for good, as OIDC says."""
@@ -62,13 +55,11 @@ class StreamlitSignOn:
         return f"{claims.get('iss') or claims.get('provider')} {claims['sub']}"
 
     def is_invited(self, cookies: Mapping[str, str]) -> bool:
-        """An address that the provider has not checked is nobody's."""
-        if self._allowed is None:
-            return True
-        claims = read_claims(cookies)
-        email = str(claims.get("email", "")).lower()
-        is_checked = claims.get("email_verified") in (True, "true")
-        return is_checked and any(fnmatchcase(email, pattern) for pattern in self._allowed)
+        return self.is_on_list(checked_address(read_claims(cookies)))
+
+    def is_on_list(self, address: str) -> bool:
+        """Whether whoever has this mail address may come in."""
+        return is_on_list(address, self.allowed)
 
     def name(self, cookies: Mapping[str, str]) -> str:
         claims = read_claims(cookies)
@@ -83,9 +74,16 @@ def sign_on() -> StreamlitSignOn | None:
     if not secrets_singleton.load_if_toml_exists():
         return None
     found = StreamlitSignOn() if provider_names(get_secrets_auth_section().to_dict()) else None
-    if found is not None and not found.is_limited:
-        log.warning("secrets.toml names nobody in [access] allow: whoever the provider signs in may come in")
+    if found is not None and not found.allowed:
+        log.error("secrets.toml names nobody in [access] allow: nobody may come in through the provider")
+    elif found is not None and ANYBODY in found.allowed:
+        log.warning("secrets.toml has %r in [access] allow: whoever the provider signs in may come in", ANYBODY)
     return found
+
+
+def checked_address(claims: Mapping[str, Any]) -> str:
+    """The mail address in small letters; one that the provider has not checked is nobody's."""
+    return str(claims.get("email") or "").lower() if claims.get("email_verified") in (True, "true") else ""
 
 
 def read_claims(cookies: Mapping[str, str]) -> dict[str, Any]:

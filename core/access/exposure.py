@@ -56,7 +56,7 @@ def is_local(scope: MutableMapping[str, Any]) -> bool:
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     hosts = [value for name, value in headers if name == b"host"]
     is_direct = not any(name in PROXY_HEADERS for name, _ in headers)
-    return is_direct and len(hosts) == 1 and _is_local_name(hosts[0].decode("latin-1"))
+    return is_direct and len(hosts) == 1 and is_local_name(hosts[0].decode("latin-1"))
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def request_is_local(is_local: bool) -> Iterator[None]:
         _is_request_local.reset(token)
 
 
-def _is_local_name(host: str) -> bool:
+def is_local_name(host: str) -> bool:
     """Whether a Host header names this machine: localhost, *.localhost or a loopback address, with any port."""
     name = host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
     name = name.strip("[]").rstrip(".").lower()

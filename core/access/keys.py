@@ -31,6 +31,8 @@ MAX_KEY_CHARS = 200
 class Key:
     """What is known of a key once it was shown. `end` is its last characters; days are ISO, `used` empty for never.
 
+    `owner` is who made it, as the gate names people, and `address` their mail address; both are empty for whoever is
+    local or gave the password.
     A key is 256 random bits, so that a plain hash tells as little of it as a slow one would.
     """
 
@@ -40,6 +42,8 @@ class Key:
     sha256: str
     made: str
     used: str = ""
+    owner: str = ""
+    address: str = ""
 
 
 class KeyStore:
@@ -60,7 +64,11 @@ class KeyStore:
         with self._lock:
             return self._read()
 
-    def make(self, name: str) -> str:
+    def of(self, owner: str) -> tuple[Key, ...]:
+        """The keys that `owner` may see and revoke: their own; "" all. Raises DeckError as `keys` does."""
+        return tuple(key for key in self.keys() if owner in ("", key.owner))
+
+    def make(self, name: str, owner: str = "", address: str = "") -> str:
         """A new key called `name`: this is the only time that it can be read. Raises InputError, DeckError."""
         name = " ".join(name.split())
         if not name or len(name) > MAX_NAME_CHARS or not name.isprintable():
@@ -68,12 +76,14 @@ class KeyStore:
         text = PREFIX + secrets.token_urlsafe(NUM_BYTES)
         with self._lock:
             keys = self._read()
-            if any(key.name.casefold() == name.casefold() for key in keys):
+            own = [key for key in keys if key.owner == owner]
+            if any(key.name.casefold() == name.casefold() for key in own):
                 raise InputError("key_name_taken", name=quoted(name))
-            if len(keys) >= MAX_KEYS:
+            if len(own) >= MAX_KEYS:
                 raise InputError("key_too_many", limit=MAX_KEYS)
             made = self._today().isoformat()
-            self._write((*keys, Key(secrets.token_hex(8), name, text[-SHOWN_CHARS:], hash_of(text), made)))
+            key = Key(secrets.token_hex(8), name, text[-SHOWN_CHARS:], hash_of(text), made, "", owner, address)
+            self._write((*keys, key))
         return text
 
     def revoke(self, key_id: str) -> None:

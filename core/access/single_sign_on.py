@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from core.settings import ROOT
 COMMON = ("redirect_uri", "cookie_secret")
 OF_PROVIDER = ("client_id", "client_secret", "server_metadata_url")
 MIN_SECRET_CHARS = 32
+ANYBODY = "*"
 
 
 def secrets_files() -> list[Path]:
@@ -24,10 +26,24 @@ def is_set_up() -> bool:
     return bool(provider_names(_read_secrets().get("auth", {})))
 
 
-def is_limited() -> bool:
-    """Whether only those on a list may come in, and not whoever a provider knows."""
-    section = _read_secrets().get("access", {})
-    return isinstance(section, Mapping) and section.get("allow") is not None
+def people_allowed() -> tuple[str, ...]:
+    """Who of the provider's people may come in; see `allow_list`."""
+    return allow_list(_read_secrets().get("access", {}))
+
+
+def allow_list(section: object) -> tuple[str, ...]:
+    """Of the section [access] the mail addresses or patterns of those who may come in; without any it is nobody.
+
+    A large provider knows half the world: only "*" lets in whoever it signs in, also somebody without an address.
+    """
+    allow = section.get("allow", ()) if isinstance(section, Mapping) else ()
+    listed = [allow] if isinstance(allow, str) else allow if isinstance(allow, Sequence) else ()
+    return tuple(str(one).lower() for one in listed)
+
+
+def is_on_list(address: str, allowed: Sequence[str]) -> bool:
+    """Whether whoever has this mail address, in small letters, may come in."""
+    return ANYBODY in allowed or bool(address) and any(fnmatchcase(address, pattern) for pattern in allowed)
 
 
 def _read_secrets() -> dict[str, Any]:

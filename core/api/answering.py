@@ -14,6 +14,7 @@ from core.api.asking import Ask
 from core.api.errors import ApiError
 from core.api.model import Engine, Loaded
 from core.engine.answer import Answer
+from core.errors import DeckError
 
 # So many of the API's answers may wait for a slot.
 MAX_WAITING = 64
@@ -28,8 +29,10 @@ class Places:
 
     @contextmanager
     def take(self, wanted: int, loaded: Loaded) -> Iterator[None]:
-        """Raises ApiError where there are not so many left."""
+        """Raises ApiError where there are not so many left, or never will be."""
         limit = loaded.num_slots + self._max_waiting
+        if wanted > limit:
+            raise ApiError("api_many", wanted=wanted, limit=limit)
         if self._num_taken + wanted > limit:
             raise ApiError("api_busy", limit=limit)
         self._num_taken += wanted
@@ -139,15 +142,18 @@ def _num_tokens(answer: Answer) -> int:
 
 def begin(engine: Engine, asks: Sequence[Ask], loaded: Loaded) -> list[Choice]:
     """Ask the engine; not for the event loop, which a load would hold up. Raises EngineError, ApiError."""
-    choices = []
-    for number, ask in enumerate(asks):
-        for place in range(ask.num_choices):
-            answer = engine.generate(ask.prompt, ask.sampling_of(place), ask.continues)
-            answer.is_for_page = False
-            choices.append(Choice(ask, answer, number))
-    if engine.state.model != loaded.name:
-        # Another model took its place meanwhile, and would read a prompt that was made for the first.
+    choices: list[Choice] = []
+    try:
+        for number, ask in enumerate(asks):
+            for place in range(ask.num_choices):
+                answer = engine.generate(ask.prompt, ask.sampling_of(place), ask.continues)
+                answer.is_for_page = False
+                choices.append(Choice(ask, answer, number))
+        if engine.state.model != loaded.name:
+            # Another model took its place meanwhile, and would read a prompt that was made for the first.
+            raise ApiError("api_loading", name=engine.state.model or "", percent=0)
+    except DeckError:
         for choice in choices:
             choice.answer.cancel()
-        raise ApiError("api_loading", name=engine.state.model or "", percent=0)
+        raise
     return choices

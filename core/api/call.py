@@ -11,9 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from core.access.requests import language_of
 from core.api.errors import ApiError, body_of, shape_of
 from core.errors import DeckError
-from core.text import guess_language
 
 # A context of 128k tokens is under 1 MB of text; JSON may write each of its characters as six.
 MAX_BODY_BYTES = 4 * 2**20
@@ -45,7 +45,7 @@ class Call:
 
     @property
     def language(self) -> str:
-        return guess_language(self.request.headers.get("accept-language"))
+        return language_of(self.request)
 
     async def body(self) -> bytes:
         """The whole body, which has to be JSON. Raises ApiError for one that is too large or too slow, ClientGone."""

@@ -48,7 +48,7 @@ SHAPES = {
     "api_model": Shape(404, INVALID, "model_not_found", "model"),
     "api_character_completion": Shape(400, INVALID, "unsupported_model", "model"),
     "api_no_tokenizer": Shape(400, INVALID, "tokenizer_unavailable", "model"),
-    "api_token": Shape(400, INVALID, "invalid_value", "tokens"),
+    "api_many": Shape(400, INVALID, "invalid_value", "n"),
     "api_busy": Shape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
     "api_loading": Shape(503, SERVER, "model_loading", "model", LOAD_RETRY_S),
     "api_fault": FAULT,

@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Callable
 
 from starlette.requests import Request
 
-from core.access.keys import KeyStore
+from core.access.exposure import is_local_name
+from core.access.keys import Key, KeyStore
 from core.api.errors import ApiError
 
 
 class Guard:
-    """`needs_key` says whether anybody but this machine can reach the server."""
+    """`needs_key` says whether anybody but this machine can reach the server, `is_welcome` whether a key's owner may
+    still come in."""
 
-    def __init__(self, keys: KeyStore, needs_key: Callable[[], bool]) -> None:
-        self._keys, self._needs_key = keys, needs_key
+    def __init__(self, keys: KeyStore, needs_key: Callable[[], bool], is_welcome: Callable[[Key], bool]) -> None:
+        self._keys, self._needs_key, self._is_welcome = keys, needs_key, is_welcome
 
     async def check(self, request: Request) -> None:
         """Raise ApiError where the request brings no key, or one that opens nothing, and needs one."""
         # The name of another machine on loopback: a forwarded port, or a page that made its name point here.
-        if not self._needs_key() and is_loopback(request.headers.get("host", "")):
+        if not self._needs_key() and is_local_name(request.headers.get("host", "")):
             return
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
             raise ApiError("api_key_missing")
         key = self._keys.find(text.strip())
-        if key is None:
+        if key is None or not self._is_welcome(key):
             raise ApiError("api_key_wrong")
         if self._keys.is_new_day(key):
             await asyncio.to_thread(self._keys.note_use, key)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a Host header names this machine by itself, with or without a port."""
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from core.access.keys import KeyStore
+from core.access.keys import Key, KeyStore
 from core.api import metrics as prometheus
 from core.api.answering import MAX_WAITING, Places
 from core.api.call import BODY_S, CLIENT_GONE, Call, ClientGone
@@ -70,14 +70,16 @@ def make_routes(
     characters: Listing,
     keys: KeyStore,
     needs_key: Callable[[], bool],
+    is_welcome: Callable[[Key], bool] = lambda key: True,
     max_waiting: int = MAX_WAITING,
     body_s: float = BODY_S,
 ) -> list[BaseRoute]:
-    """All routes. Without a key none answers, but /health that it is alive, where `needs_key` says so.
+    """All routes. Without a key none answers, but /health that it is alive, where `needs_key` says so; a key opens
+    nothing while its owner is not welcome.
 
     Beside the slots of the engine `max_waiting` answers may wait; a request's body may take `body_s` to come.
     """
-    metrics, guard = Metrics(), Guard(keys, needs_key)
+    metrics, guard = Metrics(), Guard(keys, needs_key, is_welcome)
     completions = Completions(engine, characters, metrics, Places(max_waiting))
     models = Models(engine, characters)
 

@@ -16,6 +16,8 @@ from core.engine.messages import MAX_STOP_STRINGS, SAMPLING_RANGES
 # A chat's own marks (Style.stop_strings) take the rest.
 MAX_STOP = MAX_STOP_STRINGS - 2
 MAX_CHOICES = 16
+# Far more than a context holds: reading so many is the event loop's work, and no other client is answered meanwhile.
+MAX_MESSAGES = 10_000
 MAX_INT64 = 2**63 - 1
 TEXT: dict[str, Any] = {"type": "string"}
 IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -161,10 +163,13 @@ class Sampled(Strict):
     stop: Stop = ()
 
 
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
 class ChatRequest(Sampled):
     """`model` may name a character: it answers as on the page Chat."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Messages
     max_completion_tokens: Tokens | None = None
     continue_final_message: bool | None = Field(
         None, description="The answer goes on from the last message, which is the assistant's."
@@ -181,7 +186,7 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    messages: Messages | None = None
 
 
 class DetokenizeRequest(Strict):

@@ -10,7 +10,7 @@ from pathlib import Path
 from core.access.access import VARIABLE
 from core.access.exposure import is_loopback
 from core.access.secret_file import SecretFile
-from core.access.single_sign_on import is_limited, is_set_up, secrets_files
+from core.access.single_sign_on import ANYBODY, is_set_up, people_allowed, secrets_files
 from core.doctor.finding import Finding, found
 from core.settings import data_dir
 
@@ -25,8 +25,10 @@ def check_guard(host: str) -> Iterator[Finding]:
 
 def check_access(host: str) -> Finding:
     if is_set_up():
-        is_well = is_limited()
-        return found("access", "ok" if is_well else "warn", "access_people" if is_well else "access_everybody")
+        allowed = people_allowed()
+        if not allowed or ANYBODY in allowed:
+            return found("access", "warn", "access_everybody" if allowed else "access_nobody")
+        return found("access", "ok", "access_people")
     if os.environ.get(VARIABLE) or SecretFile().read().password:
         return found("access", "ok", "access_password")
     if is_loopback(host):

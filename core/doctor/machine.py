@@ -16,7 +16,7 @@ from core.doctor.finding import Finding, found
 from core.engine.kernels import COMPILERS, KERNELS
 from core.errors import DeckError
 from core.gpu import GpuSnapshot
-from core.settings import ROOT
+from core.settings import ROOT, cache_dir
 from core.stamp import is_complete
 
 OLDEST_PYTHON = (3, 11)
@@ -32,7 +32,7 @@ def check_machine(gpus: GpuSnapshot) -> Iterator[Finding]:
     yield check_driver(gpus)
     yield check_torch(bool(gpus.gpus))
     yield check_compilers(bool(gpus.gpus), frozenset(name for name in (*COMPILERS, *C_COMPILERS) if shutil.which(name)))
-    yield check_kernels(bool(gpus.gpus), kernel_folder())
+    yield check_kernels(bool(gpus.gpus), cache_dir() / "kernels", library_folder())
 
 
 def check_python(version: tuple[int, ...]) -> Finding:
@@ -81,22 +81,22 @@ def check_compilers(has_gpu: bool, there: frozenset[str]) -> Finding:
     if not there & set(C_COMPILERS):
         return found("compiler", "warn", "compiler_no_c")
     if set(COMPILERS) - there:
-        return found("compiler", "warn", "compiler_no_cuda", names=names)
+        return found("compiler", "ok", "compiler_no_cuda", names=names)
     return found("compiler", "ok", "compiler_ok", names=names)
 
 
-def kernel_folder() -> Path:
-    """Where gptqmodel keeps what it compiled, one folder a kernel."""
+def library_folder() -> Path:
+    """Where gptqmodel keeps what it compiled by itself, one folder a kernel."""
     given = os.environ.get("GPTQMODEL_TORCH_EXTENSIONS_DIR")
     return Path(given) if given else Path.home() / ".cache" / "gptqmodel" / "torch_extensions"
 
 
-def check_kernels(has_gpu: bool, folder: Path) -> Finding:
+def check_kernels(has_gpu: bool, *folders: Path) -> Finding:
+    """`folders` hold the machine code of our own kernel, and a folder for each other kernel."""
     if not has_gpu:
         return found("kernels", "ok", "kernels_not_needed")
-    wanted = [kernel.name.replace("_v2", "v2") for kernel in KERNELS if kernel.needs_compiler]
-    built = sorted({library.relative_to(folder).parts[0] for library in folder.glob("*/**/*.so")})
-    names = [name for name in built if name.startswith(tuple(wanted))]
-    if not names:
-        return found("kernels", "warn", "kernels_none")
-    return found("kernels", "ok", "kernels_ok", names=", ".join(names))
+    wanted = tuple(kernel.name.replace("_v2", "v2") for kernel in KERNELS if kernel.needs_compiler)
+    built = {library.relative_to(folder).parts[0] for folder in folders for library in folder.glob("*/**/*.so")}
+    names = ["deck"] if any(any(folder.glob("*.cubin")) for folder in folders) else []
+    names += sorted(name for name in built if name.startswith(wanted))
+    return found("kernels", "ok", "kernels_ok" if names else "kernels_none", names=", ".join(names))

@@ -11,6 +11,7 @@ import urllib3
 
 from core.doctor.finding import Finding, found
 from core.errors import DeckError, InputError
+from core.host_memory import available_bytes
 from core.hub.endpoints import checked_endpoint, default_endpoint, host_name
 from core.listening import check_address, url_of
 from core.settings import cache_dir, data_dir, models_dir
@@ -24,7 +25,7 @@ def check_surroundings(host: str, port: int) -> Iterator[Finding]:
     yield check_disk("models", models_dir(), "LLAMADECK_MODELS", MODEL_BYTES)
     yield check_disk("data", data_dir(), "LLAMADECK_DATA", LEAST_BYTES)
     yield check_disk("cache", cache_dir(), "XDG_CACHE_HOME", LEAST_BYTES)
-    yield check_memory(Path("/proc/meminfo"))
+    yield check_memory(available_bytes())
     yield check_port(host, port)
     yield check_hub(default_endpoint())
 
@@ -47,12 +48,10 @@ def check_disk(check: str, folder: Path, variable: str, wanted_bytes: int) -> Fi
     return found(check, "ok", "disk_ok", path=str(folder), free=_gib(free))
 
 
-def check_memory(meminfo: Path) -> Finding:
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-    free, total = (int(lines[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
-    is_low = free < LOAD_BYTES
-    return found("memory", "warn" if is_low else "ok", "memory_low" if is_low else "memory_ok",
-                 free=_gib(free), total=_gib(total))  # fmt: skip
+def check_memory(free_bytes: int) -> Finding:
+    is_low = free_bytes < LOAD_BYTES
+    key = "memory_low" if is_low else "memory_ok"
+    return found("memory", "warn" if is_low else "ok", key, free=_gib(free_bytes))
 
 
 def check_port(host: str, port: int) -> Finding:

@@ -49,8 +49,11 @@ class _Launch(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL:
-    """NVRTC and CUDA's driver, through the library of torch that is linked with both."""
-    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
+    """NVRTC and CUDA's driver, through the library of torch that is linked with both. Raises CudaCodeError."""
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
+    except OSError as error:
+        raise CudaCodeError(str(error)) from error
 
 
 def compiled(source: str, defines: Mapping[str, str | int], capability: tuple[int, int]) -> bytes:
@@ -67,7 +70,10 @@ def compiled(source: str, defines: Mapping[str, str | int], capability: tuple[in
     if file.exists():
         return file.read_bytes()
     code = _compile(source, options)
-    write_atomically(file, code)
+    try:
+        write_atomically(file, code)
+    except OSError as error:
+        log.warning("%s was not written, so the next load compiles it again: %s", file, error)
     return code
 
 
