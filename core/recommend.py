@@ -18,8 +18,8 @@ def best_choice(choices: Sequence[Choice]) -> int | None:
     """The place of the one to recommend in `choices`; None where none fits.
 
     Of those that fit: first the fastest kernel, because every token waits for it, so that 4 bit comes before 8 bit
-    where the card has ExLlamaV2; then those whose full context fits; then the finest quantization (more bits, smaller
-    groups, act-order); then the smaller download; then the one that is listed first.
+    where the card has a kernel for that alone; then those whose full context fits; then the finest quantization (more
+    bits, smaller groups, act-order); then the smaller download; then the one that is listed first.
     """
     ranked = [
         (_rank(checkpoint, report), -place)

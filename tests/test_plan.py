@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
@@ -107,10 +107,11 @@ def test_several_gpus_hold_every_layer_once(rooms_gib: tuple[int, ...]) -> None:
     assert sum(plan.kv_cache for plan in plans) == whole.kv_cache
     assert sum(plan.weights for plan in plans) == pytest.approx(whole.weights, abs=shape.num_layers)
     # Only the last may hold more than it has room for: what is left over must count somewhere.
+    assert sum(plan.num_layers for plan in plans) == shape.num_layers
     assert all(plan.kv_cache == 0 or plan.total <= room for plan, room in zip(plans[:-1], rooms[:-1], strict=True))
 
 
 def test_every_part_of_a_plan_has_a_name_in_both_languages() -> None:
     for language in ("en", "zh"):
-        for field in fields(MemoryPlan):
-            assert f"cli.fit_part_{field.name}" in texts(language)
+        for name in plan_of(shape_of("7B")).parts_mib():
+            assert f"cli.fit_part_{name}" in texts(language)

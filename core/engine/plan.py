@@ -118,21 +118,18 @@ def split_plan(
     on the last. A step is plain.
     """
     whole = make_plan(shape, kernel, (0, 0), context_tokens, num_slots, chunk_tokens)
-    plain = sum(blocks(count * HALF_BYTES) for count in shape.plain_elements)
-    layer = -(-(whole.weights - plain) // shape.num_layers)
+    ends = [blocks(count * HALF_BYTES) for count in shape.plain_elements if count == shape.vocabulary * shape.hidden]
+    # Norms and all else are the layers'.
+    layer = -(-(whole.weights - sum(ends)) // shape.num_layers)
     layer_cache = whole.kv_cache // shape.num_layers
-    vocabularies = [count for count in shape.plain_elements if count == shape.vocabulary * shape.hidden]
-    embedding = blocks(vocabularies[0] * HALF_BYTES) if vocabularies else plain
     plans: list[MemoryPlan] = []
     left = shape.num_layers
     for index, (capability, available) in enumerate(zip(capabilities, available_bytes, strict=True)):
         is_last = index == len(capabilities) - 1
-        # Norms are small: whoever has an end has room for all of them.
-        ends = plain - max(0, len(vocabularies) - 1) * embedding if index == 0 else 0
-        ends = max(ends, plain - embedding) if is_last else ends
+        end = sum(ends[:1]) * (index == 0) + sum(ends[1:]) * is_last
         empty = replace(
             whole,
-            weights=ends,
+            weights=end,
             kv_cache=0,
             workspace=workspace_bytes(capability),
             context=context_bytes(capability),
@@ -140,7 +137,7 @@ def split_plan(
         room = max(0, (available - empty.total) // (layer + layer_cache))
         count = left if is_last else min(left, room)
         left -= count
-        plans.append(replace(empty, weights=ends + count * layer, kv_cache=count * layer_cache, num_layers=count))
+        plans.append(replace(empty, weights=end + count * layer, kv_cache=count * layer_cache, num_layers=count))
     return tuple(plans)
 
 
