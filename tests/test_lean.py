@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from core.checkpoint import read_checkpoint
 from core.engine import attention
-from core.engine.cores import every_idle_core, leave_one_core, num_running
+from core.engine.cores import leave_one_core
 from core.engine.kernels import KERNELS, Device, choose_kernel
 from core.engine.lean import make_lean
 from core.engine.loader import load_model
@@ -211,25 +211,3 @@ def test_a_prompt_gives_the_same_numbers_on_one_core_and_on_two(tmp_path: Path) 
         logits.append(slots.forward(tokens, positions, 0, 100).clone())
     torch.set_num_threads(num_before)
     assert torch.equal(*logits)
-
-
-@pytest.mark.parametrize(
-    ("written", "wanted"), [("0.2 0.1 0.1 1/80 112", 1), ("9.0 5.1 3.2 12/183 4", 12)], ids=["idle", "busy"]
-)
-def test_the_kernel_tells_how_many_threads_want_a_core(tmp_path: Path, written: str, wanted: int) -> None:
-    (tmp_path / "loadavg").write_text(written)
-    assert num_running(tmp_path / "loadavg") == wanted
-
-
-@pytest.mark.parametrize("written", ["", "x", "0.1 0.1 0.1 y/z 1", None])
-def test_where_the_kernel_does_not_tell_the_machine_counts_as_busy(tmp_path: Path, written: str | None) -> None:
-    if written is not None:
-        (tmp_path / "loadavg").write_text(written)
-    assert num_running(tmp_path / "loadavg") > 1
-
-
-def test_all_cores_are_given_back() -> None:
-    num_before = torch.get_num_threads()
-    with every_idle_core():
-        assert torch.get_num_threads() >= num_before
-    assert torch.get_num_threads() == num_before

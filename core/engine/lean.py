@@ -17,7 +17,6 @@ from torch.nn.functional import embedding, linear, scaled_dot_product_attention,
 from transformers import PreTrainedModel
 
 from core.engine.cache import SlotCache
-from core.engine.cores import every_idle_core
 from core.engine.merged import MergedPart
 from core.engine.model import SlotModel
 from core.engine.quantized import CpuInt4Linear
@@ -81,10 +80,7 @@ class LeanPass:
             hidden = hidden + layer.output(self._attend(number, layer, layer.norm(hidden), cos, sin, places))
             gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, -1)
             hidden = hidden + layer.down(silu(gate) * up)
-        hidden = self._norm(hidden)
-        # The one large matrix. To displace a thread within it delays a token once; within a layer, at every matrix.
-        with every_idle_core():
-            return self._head(hidden)
+        return self._head(self._norm(hidden))
 
     def _angles(self, hidden: torch.Tensor, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of every slot, [slots, 1, head dim]; sin with the sign that turning a half around gives it."""

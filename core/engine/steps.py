@@ -6,12 +6,11 @@ The plain way, for a CPU and for what cannot be captured. core/engine/graphs.py 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 
-from core.engine.cores import every_idle_core
+from core.engine.cores import IdleCores
 from core.engine.lean import LeanPass
 from core.engine.messages import Sampling
 from core.engine.model import SlotModel
@@ -72,6 +71,7 @@ class EagerSteps:
     def __init__(self, model: SlotModel, lean: LeanPass | None = None) -> None:
         self._model = model
         self._lean = lean
+        self._cores = IdleCores() if model.device.type == "cpu" else None
         self.num_slots = model.cache.num_slots
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
@@ -82,6 +82,7 @@ class EagerSteps:
         self._rows[slot] = _Row(sampling, generator, tokens)
 
     def read(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> Drawn | None:
+        self._look_for_cores()
         end = begin + len(chunk)
         logits = self._read(slot, chunk, begin, end)
         if not is_last:
@@ -95,16 +96,20 @@ class EagerSteps:
         device = self._model.device
         tokens = torch.tensor([chunk], device=device)
         positions = torch.arange(begin, end, device=device).unsqueeze(0)
-        with every_idle_core() if device.type == "cpu" else nullcontext():
-            return self._model.forward(tokens, positions, slot, end)
+        return self._model.forward(tokens, positions, slot, end)
 
     def write(self, slots: Sequence[int]) -> Drawn:
+        self._look_for_cores()
         if self._lean is None:
             logits = self._write_between(slots)
         else:
             rows = [self._rows[slot] for slot in slots]
             logits = self._lean.forward(slots, [row.token for row in rows], [row.position for row in rows])
         return Known([self._draw(slot, row) for slot, row in zip(slots, logits, strict=True)])
+
+    def _look_for_cores(self) -> None:
+        if self._cores is not None:
+            self._cores.adapt()
 
     def _write_between(self, slots: Sequence[int]) -> torch.Tensor:
         between = range(slots[0], slots[-1] + 1)
