@@ -414,6 +414,7 @@ extern "C" __global__ void __launch_bounds__(128)
     const int word = threadIdx.x % 4, lane = threadIdx.x / 4, g = lane / 4, t = lane % 4;
     const int input = blockIdx.x * 64 + word / 2 * 32 + t * 8 + word % 2 * 4;
     u32 packed = 0;
+    wait_for_previous();
 #pragma unroll
     for (int place = 0; place < 4; place++) {
         const int from = order ? order[input + place] : input + place;
