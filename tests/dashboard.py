@@ -13,13 +13,15 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
-
-from playwright.sync_api import Locator, Page
+from typing import IO, TYPE_CHECKING
 
 from core import catalogue
 from core.model_files import TensorInfo
 from core.settings import ROOT
+
+if TYPE_CHECKING:
+    # What tests need is installed by what also starts dashboards.
+    from playwright.sync_api import Locator, Page
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
