@@ -150,3 +150,12 @@ def test_without_a_network_the_dashboard_starts_without_a_model_and_ends_by_sign
     rest, _ = process.communicate()
     assert process.returncode == 0
     assert "Traceback" not in said + rest
+
+
+def test_what_installs_the_tests_packages_imports_none_of_them() -> None:
+    """On a clean machine ./llamadeck test ended with a traceback: a helper of the browser tests came in by the way."""
+    lines = (ROOT / "requirements-test.txt").read_text("utf-8").splitlines()
+    names = [line.partition("==")[0].replace("-", "_") for line in lines if "==" in line]
+    assert "playwright" in names
+    code = f"import sys; sys.modules.update(dict.fromkeys({names!r})); import tests.run"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
