@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
 
 from core import starter
+from core.engine.runner import Runner
+from tests.api_server import loaded_runner
 from tests.dashboard import CHROMIUM, FLAGS
 
 # The same examples in every run, none kept on disk, and no time limits: a busy machine is no counterexample.
@@ -28,3 +30,20 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def api_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a server of the API, with room for its models and data."""
+    home = tmp_path_factory.mktemp("api")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMADECK_MODELS", str(home / "models"))
+        patch.setenv("LLAMADECK_DATA", str(home / "data"))
+        yield home
+
+
+@pytest.fixture(scope="module")
+def api_runner(api_home: Path) -> Iterator[Runner]:
+    """The stand-in worker behind it, loaded."""
+    with loaded_runner(api_home / "models") as runner:
+        yield runner

@@ -28,23 +28,8 @@ WAIT_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("api")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLAMADECK_MODELS", str(home / "models"))
-        patch.setenv("LLAMADECK_DATA", str(home / "data"))
-        yield home
-
-
-@pytest.fixture(scope="module")
-def runner(home: Path) -> Iterator[Runner]:
-    with loaded_runner(home / "models") as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def url(home: Path, runner: Runner) -> Iterator[str]:
-    with api_server(runner, home, max_waiting=9) as url:
+def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
+    with api_server(api_runner, api_home, max_waiting=9) as url:
         yield url
 
 
@@ -136,8 +121,8 @@ def test_settings_reach_the_engine(client: openai.OpenAI) -> None:
     )
 
 
-def test_what_is_left_out_is_as_the_model_recommends(client: openai.OpenAI, home: Path) -> None:
-    recommendation = home / "models" / MODEL / "generation_config.json"
+def test_what_is_left_out_is_as_the_model_recommends(client: openai.OpenAI, api_home: Path) -> None:
+    recommendation = api_home / "models" / MODEL / "generation_config.json"
     recommendation.write_text('{"temperature": 0.31, "top_k": 12}', "utf-8")
     try:
         said = client.chat.completions.create(model=MODEL, messages=asked("settings")).choices[0].message.content
@@ -203,27 +188,27 @@ def test_many_at_once_each_get_their_own_answer(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_the_computing(url: str, runner: Runner, stream: bool) -> None:
+def test_a_client_that_leaves_ends_the_computing(url: str, api_runner: Runner, stream: bool) -> None:
     body = {"messages": asked("forever"), "stream": stream}
     with httpx2.Client(timeout=WAIT_S) as client:
         if stream:
             with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
                 assert next(response.iter_lines()).startswith("data: ")
-                answer = runner.running_answers[0]
+                answer = api_runner.running_answers[0]
                 assert not answer.is_for_page
         else:
             with pytest.raises(httpx2.ReadTimeout):
                 client.post(f"{url}/v1/chat/completions", json=body, timeout=1.0)
-            answer = runner.running_answers[0] if runner.running_answers else None
+            answer = api_runner.running_answers[0] if api_runner.running_answers else None
     if answer is not None:
         assert answer.wait(WAIT_S) and answer.reason == "cancelled"
-    until_idle(runner)
+    until_idle(api_runner)
     left, deadline_s = 'route="/v1/chat/completions",status="499"}', time.monotonic() + WAIT_S
     while left not in httpx2.get(f"{url}/metrics").text:
         assert time.monotonic() < deadline_s, "it was never noticed"
 
 
-def test_more_than_may_wait_are_sent_away_with_a_time(url: str, client: openai.OpenAI, runner: Runner) -> None:
+def test_more_than_may_wait_are_sent_away_with_a_time(url: str, client: openai.OpenAI, api_runner: Runner) -> None:
     """The server of these tests lets ten answers in: one slot and nine that wait."""
     held = [client.chat.completions.create(model=MODEL, messages=asked("forever"), stream=True) for _ in range(10)]
     try:
@@ -235,7 +220,7 @@ def test_more_than_may_wait_are_sent_away_with_a_time(url: str, client: openai.O
     finally:
         for stream in held:
             stream.close()
-    until_idle(runner)
+    until_idle(api_runner)
     patient = client.with_options(max_retries=5)
     assert patient.chat.completions.create(model=MODEL, messages=asked("hi")).choices[0].message.content
 
@@ -305,8 +290,8 @@ class Still:
         (EngineState("failed", "some-model", error=EngineError("worker_killed")), "model_not_loaded"),
     ],
 )
-def test_while_nothing_is_loaded_and_while_a_load_runs(home: Path, state: EngineState, code: str) -> None:
-    with api_server(Still(state), home) as url:
+def test_while_nothing_is_loaded_and_while_a_load_runs(api_home: Path, state: EngineState, code: str) -> None:
+    with api_server(Still(state), api_home) as url:
         for path, body in [("chat/completions", {"messages": asked("hi")}), ("completions", {"prompt": "x"}),
                            ("tokenize", {"prompt": "x"}), ("detokenize", {"tokens": [1]})]:  # fmt: skip
             refused = httpx2.post(f"{url}/v1/{path}", json=body)
@@ -343,18 +328,18 @@ def test_where_not_all_answers_can_begin_none_goes_on() -> None:
     assert engine.cancelled == [1]
 
 
-def test_an_engine_that_dies_is_an_error_and_the_server_goes_on(home: Path) -> None:
-    with loaded_runner(home / "models") as runner, api_server(runner, home) as url:
+def test_an_engine_that_dies_is_an_error_and_the_server_goes_on(api_home: Path) -> None:
+    with loaded_runner(api_home / "models") as runner, api_server(runner, api_home) as url:
         died = httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("die one two three four")})
         assert died.status_code == 500 and died.json()["error"]["type"] == "server_error"
         assert httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("hi")}).status_code == 503
-        runner.load(home / "models" / MODEL)
+        runner.load(api_home / "models" / MODEL)
         assert runner.wait_while_loading(WAIT_S).phase == "ready"
         assert httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("hi")}).status_code == 200
 
 
-def test_an_unload_ends_answers_with_a_sentence(home: Path) -> None:
-    with loaded_runner(home / "models") as runner, api_server(runner, home) as url:
+def test_an_unload_ends_answers_with_a_sentence(api_home: Path) -> None:
+    with loaded_runner(api_home / "models") as runner, api_server(runner, api_home) as url:
         with httpx2.stream(
             "POST", f"{url}/v1/chat/completions", json={"messages": asked("forever"), "stream": True}
         ) as (response):

@@ -15,7 +15,7 @@ import pytest
 
 from core.access.keys import KeyStore
 from core.engine.runner import Runner
-from tests.api_server import MODEL, api_server, loaded_runner
+from tests.api_server import MODEL, api_server
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -24,23 +24,8 @@ BODY_S = 1.0
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    home = tmp_path_factory.mktemp("api_bad")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLAMADECK_MODELS", str(home / "models"))
-        patch.setenv("LLAMADECK_DATA", str(home / "data"))
-        yield home
-
-
-@pytest.fixture(scope="module")
-def runner(home: Path) -> Iterator[Runner]:
-    with loaded_runner(home / "models") as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def url(home: Path, runner: Runner) -> Iterator[str]:
-    with api_server(runner, home, body_s=BODY_S) as url:
+def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
+    with api_server(api_runner, api_home, body_s=BODY_S) as url:
         yield url
 
 
@@ -156,8 +141,8 @@ def test_a_prompt_beyond_the_context(url: str) -> None:
             assert error(response)["code"] == "context_length_exceeded"
 
 
-def test_a_template_that_refuses_says_so_in_its_own_words(url: str, home: Path) -> None:
-    template = home / "models" / MODEL / "chat_template.jinja"
+def test_a_template_that_refuses_says_so_in_its_own_words(url: str, api_home: Path) -> None:
+    template = api_home / "models" / MODEL / "chat_template.jinja"
     template.write_text(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system texts!') }}{% endif %}"
         "{{ m.content }}{% endfor %}",
@@ -243,10 +228,10 @@ def test_errors_are_in_the_readers_language(url: str) -> None:
     assert "没有内容" in error(response)["message"]
 
 
-def test_where_others_can_reach_the_server_a_key_is_needed(home: Path, runner: Runner, tmp_path: Path) -> None:
+def test_where_others_can_reach_the_server_a_key_is_needed(api_home: Path, api_runner: Runner, tmp_path: Path) -> None:
     keys = KeyStore(tmp_path / "keys.json")
     text = keys.make("notebook")
-    with api_server(runner, tmp_path, needs_key=lambda: True) as url:
+    with api_server(api_runner, tmp_path, needs_key=lambda: True) as url:
         for path in ("/v1/models", "/v1/models/Ada", "/metrics", "/openapi.json", "/v1/nothing"):
             response = httpx2.get(url + path)
             assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer"

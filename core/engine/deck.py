@@ -111,6 +111,7 @@ class DeckKernels:
         ]
         source = read_source("matrices.cu").replace("\nVARIANTS\n", "\n" + "\n".join(lines) + "\n")
         defines = {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
+        defines["HEAD_PARTS"] = HEAD_PARTS
         module = CudaModule(source, defines, device)
         self._launches[parts] = {}
         for (finish, name), variant in made.items():

@@ -187,23 +187,23 @@ def fuse_head(model: PreTrainedModel) -> bool:
 def fuse_layers(model: PreTrainedModel, cache: CapturedCache, run_step: Callable[[], object]) -> int:
     """Replace the decoder layers that can be; how many were.
 
-    `run_step` runs the model for one new token of some slots, after a few others, over `cache` (a CapturedCache).
+    `run_step` runs the model for one new token of some slots, after a few others, over `cache`.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, FusedLayer):
             put(model, name, module.layer)
-    names = [name for name, module in model.named_modules() if find_parts(module) is not None]
-    layers = [model.get_submodule(name) for name in names]
+    found = {name: parts for name, module in model.named_modules() if (parts := find_parts(module)) is not None}
+    layers = [model.get_submodule(name) for name in found]
     if not layers:
         return 0
     with watched(layers) as calls:
         run_step()
     rows: RowKernels | None = None
     fused: dict[str, FusedLayer] = {}
-    for place, (name, layer) in enumerate(zip(names, layers, strict=True)):
-        seen, parts, index = calls.get(place), find_parts(layer), int(getattr(layer.self_attn, "layer_idx", -1))
+    for place, ((name, parts), layer) in enumerate(zip(found.items(), layers, strict=True)):
+        seen, index = calls.get(place), int(getattr(layer.self_attn, "layer_idx", -1))
         asked = cache.asked.get(index)
-        if seen is None or parts is None or asked is None or not isinstance(seen.output, torch.Tensor):
+        if seen is None or asked is None or not isinstance(seen.output, torch.Tensor):
             return 0
         if asked.dim not in DIMS or "position_embeddings" not in seen.kwargs:
             return 0

@@ -220,8 +220,8 @@ def make_group(maker: MatrixMaker, merging: Merging | Members) -> nn.Module:
     """The one module of a group whose tensors are all there."""
     if isinstance(merging, Merging):
         return maker.make(drop_zero_bias(merging.tensors))
-    has_bias = any("bias" in drop_zero_bias(tensors) for tensors in merging.tensors)
-    return maker.make_of(merging.tensors if has_bias else [drop_zero_bias(one) for one in merging.tensors])
+    dropped = [drop_zero_bias(tensors) for tensors in merging.tensors]
+    return maker.make_of(merging.tensors if any("bias" in tensors for tensors in dropped) else dropped)
 
 
 def put_merged(model: PreTrainedModel, group: MatrixGroup, merged: nn.Module) -> None:

@@ -184,14 +184,19 @@ def scratch_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, context_tok
     attention's blocks of threads tell each other.
     """
     if kernel == "deck":
-        largest = max((matrix.rows * matrix.columns * HALF_BYTES for matrix, _ in shape.matrices), default=0)
-        return blocks(min(largest, DECK_WRITTEN_BYTES)) + attention_bytes(shape, context_tokens, num_slots)
+        largest = max((matrix.rows * matrix.columns for matrix, _ in shape.matrices), default=0)
+        return blocks(written_bytes(largest)) + attention_bytes(shape, context_tokens, num_slots)
     if kernel != "exllama_v2":
         return 0
     return max(
         matrix.rows * matrix.columns * HALF_BYTES + matrix.columns * chunk_tokens * FLOAT_BYTES + 2 * EXLLAMA_PAD_BYTES
         for matrix, _ in shape.matrices
     )
+
+
+def written_bytes(num_elements: int) -> int:
+    """The room in which the engine's own kernel writes out matrices of at most `num_elements`, piece by piece."""
+    return min(num_elements * HALF_BYTES, DECK_WRITTEN_BYTES)
 
 
 def attention_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:

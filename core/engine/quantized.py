@@ -23,7 +23,7 @@ from torch import nn
 from core.checkpoint import Quantization
 from core.engine.deck import DeckLinear, kernels_for
 from core.engine.packing import BLOCK, SYMMETRIC_WORDS, TILE, PackedMatrix, by_tile, input_order, unpack
-from core.engine.plan import DECK_WRITTEN_BYTES, HALF_BYTES
+from core.engine.plan import HALF_BYTES, written_bytes
 from core.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
@@ -70,8 +70,8 @@ class MatrixMaker:
             words = max(rows * columns for rows, columns in shapes) * self.quantization.bits // 32
             self.staging = torch.empty(words, dtype=torch.int32, device=self.device)
         if self.kernel == "deck":
-            largest = min(DECK_WRITTEN_BYTES, max(rows * columns for rows, columns in shapes) * HALF_BYTES)
-            self.written = torch.empty(largest // HALF_BYTES, dtype=self.dtype, device=self.device)
+            num_bytes = written_bytes(max(rows * columns for rows, columns in shapes))
+            self.written = torch.empty(num_bytes // HALF_BYTES, dtype=self.dtype, device=self.device)
 
     def make(self, tensors: Tensors) -> nn.Module:
         """The module for one matrix from its qweight, qzeros, scales, and where there are any g_idx and bias."""

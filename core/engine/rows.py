@@ -29,7 +29,7 @@ def queries_together(num_heads: int, num_kv_heads: int) -> int:
 
 @cache
 def module_for(dtype: torch.dtype, dim: int, queries: int, device: torch.device) -> CudaModule:
-    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries}
+    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "SEGMENT": ATTENTION_SEGMENT}
     return CudaModule(read_source("rows.cu"), defines, device)
 
 

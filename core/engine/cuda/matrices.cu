@@ -1,6 +1,6 @@
 // Products of few rows with 4-bit matrices, or with half-precision ones, on tensor cores; and a matrix written out.
 // Knows no model. Compiled for one group size: HALVES is how many 32 inputs share a scale (0: all do), ZEROS whether
-// zeros are stored (else 8).
+// zeros are stored (else 8). HEAD_PARTS: into how many parts a block sums the head's inputs.
 //
 // A tile is 16 outputs. 64 inputs of a tile are 512 bytes, 16 for each of a warp's 32 lanes: 4 words for 4 products of
 // m16n8k16, whose A is the weights and whose B the activations. Inputs are taken in an order in which 8 that one lane
@@ -8,7 +8,6 @@
 // The inputs are summed in PARTS parts, then the parts in order, however many rows there are: what comes out for a row
 // does not depend on the others.
 
-#define HEAD_PARTS 8
 enum { PLAIN, ADDED, GATED };
 
 #if BF16

@@ -1,5 +1,5 @@
 // What a decoding step does to rows beside its matrices: norms, and attention over the slots' cache. Knows no model.
-// DIM is the size of a head, QUERIES how many of its queries a block takes together.
+// DIM is the size of a head, QUERIES how many of its queries a block takes together, SEGMENT how many columns at a time.
 
 // RMSNorm, a block a row.
 extern "C" __global__ void __launch_bounds__(256)
@@ -14,7 +14,6 @@ extern "C" __global__ void __launch_bounds__(256)
 
 #define LANES (DIM / 8)
 #define TOGETHER (256 / LANES)
-#define SEGMENT 128
 #define TURNS (SEGMENT / TOGETHER)
 #define BATCH (QUERIES > 2 ? (TURNS < 4 ? TURNS : 4) : (TURNS < 8 ? TURNS : 8))
 
