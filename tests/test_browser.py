@@ -235,10 +235,11 @@ def test_a_first_visit_to_a_page_other_than_home_has_its_frame(browser: Browser,
 
 
 def test_a_question_sent_while_an_answer_runs_is_asked_after_it(page: Page) -> None:
+    """What the model says next depends on how far the letter came: to the bare question it sometimes wrote another."""
     open_new_chat(page)
     ask(page, LONG_QUESTION)
     expect(last_answer(page)).to_contain_text(LONG_BEGINS, timeout=ANSWER_MS)
-    ask(page, "What is the capital of France?")
+    ask(page, "Forget that. What is the capital of France?")
     expect(page.get_by_text("What is the capital of France?")).to_be_visible(timeout=ANSWER_MS)
     key(page, "chat_stop").get_by_role("button").click()
     expect(page.get_by_test_id("stChatMessage")).to_have_count(4, timeout=ANSWER_MS)
