@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from core.engine.process import Worker
 from core.engine.runner import Runner
 from core.engine.spare import MAX_DEATHS, MIN_AVAILABLE_BYTES, Spare
 from core.engine.worker import NICENESS, check_untouched
+from core.settings import ROOT
 from tests.checkpoints import Recipe, make_checkpoint
 
 WAIT_S = 120.0
@@ -253,6 +256,11 @@ def test_a_load_may_come_while_the_spare_still_imports(folder: Path) -> None:
         assert runner.wait_while_loading(WAIT_S).phase == "ready", runner.state
     finally:
         runner.close()
+
+
+def test_what_a_spare_imports_leaves_the_gpu_alone() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.watched_imports"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_spare_whose_imports_touched_a_gpu_ends(monkeypatch: pytest.MonkeyPatch) -> None:

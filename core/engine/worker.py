@@ -114,7 +114,7 @@ def prepare(inbox: queue.SimpleQueue[Command | Prepared]) -> None:
 
 def import_libraries() -> None:
     """What any load needs, and what only captured steps need where they can be; none of it touches a GPU."""
-    import gptqmodel  # noqa: F401
+    import_gptqmodel()
 
     import core.engine.opening
     import core.engine.scheduler  # noqa: F401
@@ -122,6 +122,13 @@ def import_libraries() -> None:
     if importlib.util.find_spec("triton") is not None:
         import core.engine.fusing
         import core.engine.graphs  # noqa: F401
+
+
+def import_gptqmodel() -> None:
+    """Without torchao, which transformers imports where it can: that asks the GPU what it is, and so begins to use it.
+    It is for quantizations that are no GPTQ; gptqmodel and transformers do without it."""
+    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]
+    import gptqmodel  # noqa: F401
 
 
 def check_untouched() -> None:
@@ -152,8 +159,7 @@ def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared]) -> No
 
 def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, ModelFacts]:
     """Load the model; importing the libraries takes seconds, unless a spare has done it."""
-    import gptqmodel  # noqa: F401
-
+    import_gptqmodel()
     pipe.send(LoadProgress("start", 0.1))
     from core.engine.opening import open_engine
     from core.engine.scheduler import Scheduler
