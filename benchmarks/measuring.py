@@ -16,6 +16,14 @@ class Unable(Exception):
     """An engine cannot do what it was asked; its own words."""
 
 
+class TooSlow(Unable):
+    """An engine was ended because it took longer than `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"it took longer than {seconds:g} s")
+        self.seconds = seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """A rate over all chats together. `is_whole`: every answer became as long as was asked."""
@@ -49,8 +57,8 @@ class Extent:
 # Rounds cost seconds on a CPU, and its figures jump about; a GPU's do not.
 ON_CPU = Extent({512: 3, 4096: 1}, (1, 4), prompt_tokens=128, new_tokens=128, rounds=5)
 ON_GPU = Extent({512: 5, 4096: 3}, (1, 8, 32), prompt_tokens=512, new_tokens=256, rounds=3)
-# generate() writes a dozen tokens a second on a card that can do hundreds.
-GENERATE_ON_GPU = Extent({512: 3, 4096: 1}, (1, 8, 32), prompt_tokens=512, new_tokens=24, rounds=2)
+# generate() writes a dozen tokens a second on a card that can do hundreds, and five of a 70B: a minute for all of it.
+GENERATE_ON_GPU = Extent({512: 2, 4096: 1}, (1, 8, 32), prompt_tokens=512, new_tokens=16, rounds=2)
 QUICK = Extent({512: 1}, (1, 2), prompt_tokens=32, new_tokens=16, rounds=1)
 
 
@@ -60,27 +68,36 @@ class Rounds:
 
     first_token_s: dict[int, list[float]] = field(default_factory=dict)
     decoded: dict[int, list[Decoded]] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    failures: list[Unable] = field(default_factory=list)
 
 
-def measure_first_tokens(engines: Mapping[str, Measured], found: Mapping[str, Rounds], lengths: dict[int, int]) -> None:
+# Hears of a figure when it is known: the engine's name, prompt length or number of chats, seconds or tokens a second.
+Tell = Callable[[str, int, float], None]
+
+
+def measure_first_tokens(
+    engines: Mapping[str, Measured], found: Mapping[str, Rounds], lengths: dict[int, int], tell: Tell
+) -> None:
     """Time to the first token of each length, in turns, into `found`."""
     for num_tokens, rounds in lengths.items():
 
         def measure(name: str, engine: Measured, num_tokens: int = num_tokens) -> None:
-            found[name].first_token_s.setdefault(num_tokens, []).append(engine.first_token_s(num_tokens))
+            took_s = engine.first_token_s(num_tokens)
+            found[name].first_token_s.setdefault(num_tokens, []).append(took_s)
+            tell(name, num_tokens, took_s)
 
         take_turns(engines, found, rounds, measure)
 
 
 def measure_decoding(
-    engines: Mapping[str, Measured], found: Mapping[str, Rounds], num_chats: int, extent: Extent
+    engines: Mapping[str, Measured], found: Mapping[str, Rounds], num_chats: int, extent: Extent, tell: Tell
 ) -> None:
     """Decoding of `num_chats` at once, in turns, into `found`."""
 
     def measure(name: str, engine: Measured) -> None:
         decoded = engine.decode(num_chats, extent.prompt_tokens, extent.new_tokens)
         found[name].decoded.setdefault(num_chats, []).append(decoded)
+        tell(name, num_chats, decoded.tokens_per_s)
 
     able = {name: engine for name, engine in engines.items() if num_chats <= engine.max_chats}
     take_turns(able, found, extent.rounds, measure)
@@ -99,7 +116,7 @@ def take_turns(
             try:
                 measure(name, engine)
             except Unable as error:
-                found[name].failures.append(str(error))
+                found[name].failures.append(error)
                 del left[name]
 
 

@@ -7,29 +7,44 @@ A program on the other side calls `serve`. It gets {"prompts": [[token, ...], ..
 from __future__ import annotations
 
 import json
+import math
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measuring import Decoded, Unable
+from benchmarks.measuring import Decoded, TooSlow, Unable
 from benchmarks.prompts import Prompts
 from core.settings import ROOT
 
-END_S = 10.0
-
 Answerer = Callable[[list[list[int]], int], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds for its start, for one answer, and for all answers together; a peer that needs more is ended."""
+
+    start_s: float = 600.0
+    answer_s: float = 120.0
+    all_answers_s: float = math.inf
 
 
 class Peer:
     """Starts `python -m MODULE ARGUMENTS`; ready when the constructor returns. Raises Unable where it ends before."""
 
-    def __init__(self, module: str, arguments: list[str], prompts: Prompts, max_chats: int) -> None:
-        self._prompts, self.max_chats = prompts, max_chats
+    def __init__(
+        self, module: str, arguments: list[str], prompts: Prompts, max_chats: int, limits: Limits = Limits()
+    ) -> None:
+        self._prompts, self.max_chats, self._limits = prompts, max_chats, limits
+        self._left_s = limits.all_answers_s
+        self._too_slow: TooSlow | None = None
         self._said = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -40,8 +55,8 @@ class Peer:
             text=True,
         )
         try:
-            self._read()
-        except Unable:
+            self._read(limits.start_s, limits.start_s)
+        except BaseException:
             self.close()
             raise
 
@@ -56,11 +71,11 @@ class Peer:
         return Decoded((drawn - num_chats) / answer["decode_s"], drawn, drawn == num_chats * new_tokens)
 
     def close(self) -> None:
-        """End the process; the end of its input is enough."""
-        with suppress(OSError):
-            self._process.communicate(timeout=END_S)
+        """End the process, whatever it does: it has nothing to keep."""
         self._process.kill()
-        self._process.wait()
+        # What a dead process did not take is still in the buffer.
+        with suppress(OSError), self._process:
+            pass
         self._said.close()
 
     def _ask(self, num_chats: int, prompt_tokens: int, new_tokens: int) -> dict[str, Any]:
@@ -68,10 +83,22 @@ class Peer:
         assert self._process.stdin is not None
         with suppress(OSError):
             print(json.dumps({"prompts": prompts, "new_tokens": new_tokens}), file=self._process.stdin, flush=True)
-        return self._read()
+        begin_s, limits = time.perf_counter(), self._limits
+        try:
+            if self._left_s < limits.answer_s:
+                return self._read(self._left_s, limits.all_answers_s)
+            return self._read(limits.answer_s, limits.answer_s)
+        finally:
+            self._left_s -= time.perf_counter() - begin_s
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, timeout_s: float, limit_s: float) -> dict[str, Any]:
+        """The next line, which a peer writes at once; one that has none after `timeout_s` is ended for `limit_s`."""
         assert self._process.stdout is not None
+        if self._too_slow is None and not select.select([self._process.stdout], [], [], max(0.0, timeout_s))[0]:
+            self._too_slow = TooSlow(limit_s)
+            self._process.kill()
+        if self._too_slow is not None:
+            raise self._too_slow
         line = self._process.stdout.readline()
         if not line:
             raise Unable(self._last_words())

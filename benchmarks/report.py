@@ -44,6 +44,20 @@ class Findings:
     notes: list[Note] = field(default_factory=list)
 
 
+def unmeasured(found: dict[str, Rounds], extent: Extent) -> list[Note]:
+    """What `extent` asks for and was not measured, of every engine that can do all of it."""
+    notes = []
+    for name in ("engine", "generate"):
+        rounds = found.get(name, Rounds())
+        tokens = [str(length) for length in extent.lengths if length not in rounds.first_token_s]
+        chats = [str(number) for number in extent.chats if number not in rounds.decoded]
+        if tokens:
+            notes.append(Note("no_first_token", {"name": NAMES[name], "tokens": ", ".join(tokens)}))
+        if chats:
+            notes.append(Note("no_decode", {"name": NAMES[name], "chats": ", ".join(chats)}))
+    return notes
+
+
 def as_object(findings: Findings, extent: Extent) -> dict[str, Any]:
     facts, (place, used_mib) = findings.facts, findings.memory
     return {

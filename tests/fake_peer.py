@@ -11,6 +11,7 @@ from benchmarks.peer import Answerer, serve
 
 MAX_CHATS = 2
 DEADLY_TOKENS = 13
+ENDLESS_TOKENS = 14
 
 
 def start(decode_s: float) -> Answerer:
@@ -19,6 +20,8 @@ def start(decode_s: float) -> Answerer:
             raise ValueError("too many chats")
         if new_tokens == DEADLY_TOKENS:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if new_tokens == ENDLESS_TOKENS:
+            signal.pause()
         print("what a library says")
         return {"first_token_s": 1.0, "decode_s": decode_s, "num_tokens": len(prompts) * new_tokens}
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from benchmarks.measuring import (
     Extent,
     Measured,
     Rounds,
+    TooSlow,
     Unable,
     bytes_a_token,
     fitting,
@@ -29,17 +33,19 @@ from benchmarks.measuring import (
     measure_first_tokens,
     spread,
 )
-from benchmarks.peer import Peer
+from benchmarks.peer import Limits, Peer
 from benchmarks.prompts import QUESTION, Prompts
 from benchmarks.report import Findings, Note, as_object, table_lines
 from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.answer import Answer
-from core.engine.messages import AnswerStats, Failed, Finished, ModelFacts, Text
+from core.engine.messages import AnswerStats, Failed, Finished, MemoryFacts, ModelFacts, Text
+from core.engine.plan import MemoryPlan
 from core.errors import EngineError, InputError
 from core.model_files import TensorInfo
+from core.settings import ROOT
 from core.terminal import Terminal
 from tests.checkpoints import Recipe, make_checkpoint
-from tests.fake_peer import DEADLY_TOKENS
+from tests.fake_peer import DEADLY_TOKENS, ENDLESS_TOKENS
 
 FACTS = ModelFacts("tiny", "Llama", "CPU (1)", "aten_int4", "aten_int4", 4096, 1, 1.5, 100_000_000, 1000)
 EXTENT = Extent({512: 2}, (1, 8), prompt_tokens=128, new_tokens=64, rounds=2)
@@ -181,19 +187,23 @@ def test_engines_take_turns_and_one_that_fails_has_no_more() -> None:
     turns: list[str] = []
     engines = {"a": Player("a", turns), "b": Player("b", turns, able=1)}
     found = {"a": Rounds(), "b": Rounds()}
-    measure_first_tokens(engines, found, {512: 3})
+    told: list[tuple[str, int, float]] = []
+    measure_first_tokens(engines, found, {512: 3}, lambda *figure: told.append(figure))
     assert turns == ["a", "b", "a", "a"]
+    assert told == [(name, 512, 1.0) for name in turns]
     assert found["a"].first_token_s == {512: [1.0, 1.0, 1.0]}
     assert found["b"].first_token_s == {512: [1.0]}
-    assert found["b"].failures == ["out of memory"]
+    assert [str(error) for error in found["b"].failures] == ["out of memory"]
 
 
 def test_an_engine_is_not_asked_for_more_chats_than_it_can() -> None:
     turns: list[str] = []
     engines = {"a": Player("a", turns), "b": Player("b", turns, max_chats=1)}
     found = {"a": Rounds(), "b": Rounds()}
-    measure_decoding(engines, found, 8, EXTENT)
+    told: list[tuple[str, int, float]] = []
+    measure_decoding(engines, found, 8, EXTENT, lambda *figure: told.append(figure))
     assert turns == ["a", "a"]
+    assert told == [("a", 8, 10.0)] * 2
     assert found["b"] == Rounds()
 
 
@@ -250,6 +260,34 @@ def test_a_peer_answers_in_the_tokens_that_it_was_asked_for(checkpoint: Checkpoi
         peer.close()
 
 
+def test_a_peer_that_takes_too_long_to_start_is_ended(checkpoint: Checkpoint) -> None:
+    with pytest.raises(TooSlow, match="longer than 0 s"):
+        Peer("tests.fake_peer", ["0.5"], Prompts(checkpoint), 1, Limits(start_s=0.0))
+
+
+def test_a_peer_that_takes_too_long_for_an_answer_is_ended_and_says_so_ever_after(checkpoint: Checkpoint) -> None:
+    peer = Peer("tests.fake_peer", ["0.5"], Prompts(checkpoint), 1, Limits(answer_s=0.1))
+    try:
+        for new_tokens in (ENDLESS_TOKENS, 5):
+            with pytest.raises(TooSlow, match="longer than 0.1 s"):
+                peer.decode(1, 100, new_tokens)
+        assert peer._process.wait() == -signal.SIGKILL
+    finally:
+        peer.close()
+
+
+def test_all_answers_of_a_peer_together_have_a_limit_too(checkpoint: Checkpoint) -> None:
+    peer = Peer("tests.fake_peer", ["0.5"], Prompts(checkpoint), 1, Limits(all_answers_s=30.0))
+    try:
+        assert peer.first_token_s(100) == 1.0
+        assert peer._left_s < 30.0
+        peer._left_s = 0.0
+        with pytest.raises(TooSlow, match="longer than 30 s"):
+            peer.decode(1, 100, ENDLESS_TOKENS)
+    finally:
+        peer.close()
+
+
 def test_without_llama_cpp_the_run_says_how_to_add_it(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     peers: dict[str, Measured] = {}
@@ -269,6 +307,113 @@ def test_what_a_context_leaves_out_is_noted(checkpoint: Checkpoint) -> None:
         ("shorter", {"asked": 600, "tokens": 599}),
         ("range", {"tokens": 4096, "limit": 600}),
     ]
+
+
+# A run that ends before its time -------------------------------------------------------------------------------------
+
+
+class FakeEngine(Player):
+    """An engine on a GPU that is loaded at once and ends with `error` where several chats are asked for."""
+
+    error: BaseException = KeyboardInterrupt()
+
+    def __init__(self, prompts: Prompts) -> None:
+        super().__init__("engine", [])
+        self.facts = replace(FACTS, memory=MemoryFacts(MemoryPlan(*[2**20] * 9), 2**20, None, False))
+        self.had_spare, self.contexts = True, list[int]()
+
+    def load(self, folder: Path, context_tokens: int, num_chats: int) -> float:
+        self.contexts.append(context_tokens)
+        return 2.0
+
+    def decode(self, num_chats: int, prompt_tokens: int, new_tokens: int) -> Decoded:
+        if num_chats > 1:
+            raise self.error
+        return super().decode(num_chats, prompt_tokens, new_tokens)
+
+    def memory_mib(self) -> tuple[str, int]:
+        return "gpu", 700
+
+    def close(self) -> None:
+        pass
+
+
+class FailingEngine(FakeEngine):
+    error = EngineError("worker_killed")
+
+
+@pytest.mark.parametrize(
+    ("make_engine", "said_of_the_end"),
+    [
+        (FakeEngine, "Stopped before everything was measured."),
+        (FailingEngine, f"Ended before everything was measured: {FailingEngine.error}"),
+    ],
+)
+def test_a_run_that_ends_early_has_what_there_was_and_says_what_is_missing(
+    checkpoint: Checkpoint, make_engine: type[FakeEngine], said_of_the_end: str
+) -> None:
+    said = io.StringIO()
+    with ExitStack() as ends:
+        run = bench.Bench(checkpoint, False, Terminal("en", said), ends, make_engine)
+        assert not run.run()
+    lines = table_lines(as_object(run.findings, run.extent), run.findings, Terminal("en", io.StringIO()))
+    assert any("1000 (1000–1000)" in line for line in lines) and any("10.0 (10.0–10.0)" in line for line in lines)
+    assert lines[-4] == said_of_the_end
+    assert lines[-3:] == [
+        "Not measured: LlamaDeck, chats at once: 8, 32.",
+        "Not measured: generate(), first token of 512.",
+        "Not measured: generate(), chats at once: 1, 8, 32.",
+    ]
+    figures = [line.strip() for line in said.getvalue().splitlines() if line.startswith("  ")]
+    assert "ready 2.0 s after the click" in figures
+    assert figures.count("LlamaDeck, first token of 512: 1000.0 ms") == ON_GPU.lengths[512]
+    assert "LlamaDeck, chats at once: 1: 10.0 tokens/s" in figures
+
+
+def test_a_peer_that_is_too_slow_is_noted_once_in_both_languages(checkpoint: Checkpoint) -> None:
+    with ExitStack() as ends:
+        run = bench.Bench(checkpoint, False, Terminal("en", io.StringIO()), ends)
+        run._found["generate"] = Rounds(failures=[TooSlow(120.0), TooSlow(120.0)])
+        run._note_gaps()
+    (note,) = run._notes
+    assert note.sentence("en").startswith("generate() has figures missing") and "120 s" in note.sentence("en")
+    assert "120" in note.sentence("zh")
+
+
+@pytest.mark.parametrize(("limit", "reserved"), [(600, 600), (4096, 4096), (100_000, 4160)])
+def test_the_first_loads_have_room_for_the_longest_prompt_and_its_answer(
+    checkpoint: Checkpoint, limit: int, reserved: int
+) -> None:
+    asked = replace(checkpoint, config=checkpoint.config | {"max_position_embeddings": limit})
+    with ExitStack() as ends:
+        run = bench.Bench(asked, False, Terminal("en", io.StringIO()), ends)
+        engine = FakeEngine(run._prompts)
+        run._load_one_chat(engine)
+    assert engine.contexts == [reserved] * 3
+    assert max(fitting(ON_GPU, limit).lengths) < reserved
+
+
+def test_a_terminated_run_prints_its_table(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "core.cli", "bench", "tiny", "--quick", "--json"],
+        cwd=ROOT,
+        env=os.environ | {"LLAMADECK_MODELS": str(folder.parent), "LC_ALL": "C"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "LlamaDeck, first token of 512" in line:
+            process.terminate()
+            break
+    printed, rest = process.communicate()
+    assert process.returncode == 1, rest
+    assert "Traceback" not in rest
+    result = json.loads(printed)
+    assert result["first_token"][0]["engine_ms"]["median"] > 0
+    assert "Stopped before everything was measured." in result["notes"]
+    assert any(note.startswith("Not measured: generate()") for note in result["notes"])
 
 
 # The whole ----------------------------------------------------------------------------------------------------------
@@ -293,6 +438,7 @@ def test_a_quick_run_of_a_real_model(
         assert row["engine_tokens_per_s"]["median"] > 0 and row["generate_tokens_per_s"]["median"] > 0
         assert row["share_of_copy_percent"] >= 0
     assert "Writing" in said.getvalue()
+    assert "generate(), chats at once: 2:" in said.getvalue()
 
 
 def test_an_unknown_model_is_refused_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
