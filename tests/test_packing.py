@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,21 @@ def test_what_was_compiled_is_taken_from_the_cache(tmp_path: Path, monkeypatch: 
     assert compiled("a", {"X": 1}, (9, 0)) == b"code of a"
     assert compiled("a", {"X": 2}, (9, 0)) == b"other"
     assert compiled("a", {"X": 1}, (8, 6)) == b"other"
+
+
+@pytest.mark.parametrize("damage", [lambda kept: b"", lambda kept: kept[:-1], lambda kept: b"x" + kept[1:]])
+def test_what_is_damaged_in_the_cache_is_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("core.engine.nvrtc.library", Library)
+    monkeypatch.setattr("core.engine.nvrtc._compile", lambda source, options: b"code")
+    assert compiled("a", {}, (9, 0)) == b"code"
+    (file,) = tmp_path.rglob("*.cubin")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert compiled("a", {}, (9, 0)) == b"code"
+    assert file.read_bytes() == whole
 
 
 def test_a_cache_that_cannot_be_written_stops_no_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

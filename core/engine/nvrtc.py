@@ -23,6 +23,7 @@ MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 # What a block may have of shared memory without asking for more.
 PLAIN_SHARED_BYTES = 48 * 1024
+DIGEST_BYTES = 32
 Argument: TypeAlias = "torch.Tensor | int | float | ctypes.c_longlong | None"
 
 
@@ -67,14 +68,30 @@ def compiled(source: str, defines: Mapping[str, str | int], capability: tuple[in
     library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     key = hashlib.sha256("\0".join([source, *options, f"{major.value}.{minor.value}"]).encode()).hexdigest()
     file = cache_dir() / "kernels" / f"{key}.cubin"
-    if file.exists():
-        return file.read_bytes()
+    kept = _read_whole(file)
+    if kept is not None:
+        return kept
     code = _compile(source, options)
     try:
-        write_atomically(file, code)
+        write_atomically(file, code + _digest(code))
     except OSError as error:
         log.warning("%s was not written, so the next load compiles it again: %s", file, error)
     return code
+
+
+def _read_whole(file: Path) -> bytes | None:
+    """The code in a file of the cache, which ends with its digest. None for a damaged one: the driver refuses that, or
+    ends the process."""
+    try:
+        kept = file.read_bytes()
+    except OSError:
+        return None
+    code = kept[:-DIGEST_BYTES]
+    return code if _digest(code) == kept[-DIGEST_BYTES:] else None
+
+
+def _digest(code: bytes) -> bytes:
+    return hashlib.sha256(code).digest()
 
 
 def _compile(source: str, options: Sequence[str]) -> bytes:
