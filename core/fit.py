@@ -169,6 +169,7 @@ def require_fit(
 
 
 def checked_context(checkpoint: Checkpoint, context_tokens: int) -> int:
+    """The context to reserve; 0 asks for the usual one. Raises InputError for one that the model was not made for."""
     limit = checkpoint.max_context_tokens
     if context_tokens == 0:
         return min(limit, DEFAULT_CONTEXT_TOKENS)

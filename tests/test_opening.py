@@ -14,11 +14,12 @@ from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine.kernels import KERNELS, Device
 from core.engine.loader import load_model
 from core.engine.model import SlotModel
-from core.engine.opening import DEFAULT_CONTEXT_TOKENS, check_numbers, choose_context, choose_dtype, warm_up
+from core.engine.opening import check_numbers, choose_dtype, warm_up
 from core.engine.split import Places
 from core.engine.steps import EagerSteps
 from core.engine.vocabulary import TURN_ENDS, find_end_tokens, read_tokenizer
-from core.errors import CheckpointError, EngineError
+from core.errors import CheckpointError, EngineError, InputError
+from core.fit import DEFAULT_CONTEXT_TOKENS, checked_context
 from tests.checkpoints import Recipe, make_checkpoint
 
 KERNEL = {kernel.name: kernel for kernel in KERNELS}
@@ -43,18 +44,18 @@ def with_config(folder: Path, **changes: Any) -> Checkpoint:
 
 @pytest.mark.parametrize(("limit", "wanted"), [(2048, 2048), (4096, 4096), (131072, DEFAULT_CONTEXT_TOKENS)])
 def test_unless_asked_a_context_is_the_models_own_up_to_a_usual_size(folder: Path, limit: int, wanted: int) -> None:
-    assert choose_context(with_config(folder, max_position_embeddings=limit), 0) == wanted
+    assert checked_context(with_config(folder, max_position_embeddings=limit), 0) == wanted
 
 
 @pytest.mark.parametrize("asked", [1, 2048, 4096])
 def test_any_context_that_the_model_was_made_for_can_be_asked_for(folder: Path, asked: int) -> None:
-    assert choose_context(with_config(folder, max_position_embeddings=4096), asked) == asked
+    assert checked_context(with_config(folder, max_position_embeddings=4096), asked) == asked
 
 
 @pytest.mark.parametrize("asked", [-1, 4097, 10**12])
 def test_a_context_beyond_that_is_refused_with_the_limit(folder: Path, asked: int) -> None:
-    with pytest.raises(EngineError) as caught:
-        choose_context(with_config(folder, max_position_embeddings=4096), asked)
+    with pytest.raises(InputError) as caught:
+        checked_context(with_config(folder, max_position_embeddings=4096), asked)
     assert caught.value.key == "context_range"
     assert caught.value.params == {"model": "model", "asked": asked, "limit": 4096}
 

@@ -36,11 +36,10 @@ from core.engine.split import Places
 from core.engine.steps import Drawn, EagerSteps, Steps
 from core.engine.vocabulary import find_end_tokens, read_tokenizer
 from core.errors import EngineError
-from core.fit import Card, require_fit
+from core.fit import Card, checked_context, require_fit
 from core.gpu import read_snapshot
 
 log = logging.getLogger(__name__)
-DEFAULT_CONTEXT_TOKENS = 4096
 # CUDA's default stream of the calling thread, which is also where ExLlamaV2 runs as core/engine/worker.py builds it.
 PER_THREAD_STREAM = 2
 # How much of a prompt is read between two looks at everything else.
@@ -79,7 +78,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     """Load what `command` names. Raises DeckError with the reason where that cannot be done."""
     begin_s = time.perf_counter()
     checkpoint = read_checkpoint(command.folder)
-    context_tokens = choose_context(checkpoint, command.context_tokens)
+    context_tokens = checked_context(checkpoint, command.context_tokens)
     tokenizer = read_tokenizer(checkpoint.folder)
     end_tokens = find_end_tokens(checkpoint, tokenizer)
     gpus = read_snapshot().gpus
@@ -124,16 +123,6 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
             memory=memory,
         ),
     )
-
-
-def choose_context(checkpoint: Checkpoint, asked_tokens: int) -> int:
-    """The context to reserve. Raises EngineError for one that the model was not made for."""
-    limit = checkpoint.max_context_tokens
-    if asked_tokens == 0:
-        return min(limit, DEFAULT_CONTEXT_TOKENS)
-    if not 0 < asked_tokens <= limit:
-        raise EngineError("context_range", model=checkpoint.name, asked=asked_tokens, limit=limit)
-    return asked_tokens
 
 
 @dataclass(frozen=True, slots=True)
