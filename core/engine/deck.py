@@ -51,10 +51,12 @@ VARIANTS = {
     "rows32wide": Variant(4, 2, 2, 2),
 }
 HEAD_ROWS = (8, 16, 32)
-# From this many inputs on, and for few outputs, 16 warps share a tile's inputs: what one does takes too long.
+# What one row is multiplied with. From this many inputs on, and for few outputs, 16 warps share a tile's inputs then:
+# what one does takes too long. More rows are multiplied faster by two blocks of 8.
+FOR_ONE_ROW = ("narrow", "wide", "normed")
 LONG_INPUTS = 8192
-# What 16 warps of every variant need of shared memory.
-SHARED_BYTES_16 = 220_000
+# What 16 warps of those need of shared memory.
+SHARED_BYTES_16 = 160_000
 
 
 def choose_variant(rows: int, is_wide: bool, finish: str) -> str:
@@ -95,39 +97,40 @@ class DeckKernels:
         self._write_out, self._pack = module.kernel("write_out"), module.kernel("pack")
         self._heads = {rows: module.kernel(f"head_{rows}", HEAD_PARTS * rows * TILE * 4) for rows in HEAD_ROWS}
 
-    def _compile(self, parts: int) -> CudaModule:
-        """All variants for `parts` warps a block."""
+    def _compile(self, warps: int) -> CudaModule:
+        """The variants for `warps` warps a block."""
         dtype, halves, has_zeros, device = self._how
         made = {
             (finish, name): variant
             for name, variant in VARIANTS.items()
             for finish in FINISHES
             if (finish != "gated" or variant.tiles % 2 == 0) and not (finish == "added" and variant.normed)
+            if warps == 8 or name in FOR_ONE_ROW
         }
         lines = [
-            f"PACKED({finish}_{name}, {parts}, {one.row_tiles}, {one.tiles}, {depth_of(one, parts)}, {finish.upper()}, "
-            f"{str(one.normed).lower()}, {one.blocks * 8 // parts})"
+            f"PACKED({finish}_{name}, {warps}, {one.row_tiles}, {one.tiles}, {depth_of(one, warps)}, {finish.upper()}, "
+            f"{str(one.normed).lower()}, {one.blocks * 8 // warps})"
             for (finish, name), one in made.items()
         ]
         source = read_source("matrices.cu").replace("\nVARIANTS\n", "\n" + "\n".join(lines) + "\n")
         defines = {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
         defines["HEAD_PARTS"] = HEAD_PARTS
         module = CudaModule(source, defines, device)
-        self._launches[parts] = {}
+        self._launches[warps] = {}
         for (finish, name), variant in made.items():
-            kernel = module.kernel(f"{finish}_{name}", shared_bytes(variant, parts, halves, has_zeros))
-            most = kernel.most_blocks(parts * 32)
-            self._launches[parts][finish, name] = Launch(kernel, parts * 32, variant.tiles, most)
+            kernel = module.kernel(f"{finish}_{name}", shared_bytes(variant, warps, halves, has_zeros))
+            most = kernel.most_blocks(warps * 32)
+            self._launches[warps][finish, name] = Launch(kernel, warps * 32, variant.tiles, most)
         return module
 
     def _launch(self, matrix: PackedMatrix, rows: int, finish: str, is_normed: bool) -> Launch:
-        """How many parts there are follows from the matrix alone, so that sums do not depend on the number of rows."""
         is_wide = matrix.codes.shape[0] >= self._wide_tiles
-        parts = 16 if self._takes_16 and (not is_wide or matrix.inputs >= LONG_INPUTS) else 8
-        if parts not in self._launches:
-            self._compile(parts)
+        is_long = not is_wide or matrix.inputs >= LONG_INPUTS
+        warps = 16 if rows == 1 and is_long and self._takes_16 else 8
+        if warps not in self._launches:
+            self._compile(warps)
         name = "normed" if is_normed else choose_variant(rows, is_wide, finish)
-        return self._launches[parts][finish, name]
+        return self._launches[warps][finish, name]
 
     def multiply(
         self,
@@ -183,18 +186,18 @@ class DeckKernels:
         self._pack((blocks, outputs // TILE, 1), PACK_THREADS, words, order, codes, blocks, outputs, first_tile)
 
 
-def depth_of(variant: Variant, parts: int) -> int:
+def depth_of(variant: Variant, warps: int) -> int:
     """With 16 warps less need be on its way for each, where that is not little already."""
-    return 3 if parts == 16 and variant.depth == 4 and variant.row_tiles == 1 else variant.depth
+    return 3 if warps == 16 and variant.depth == 4 else variant.depth
 
 
-def shared_bytes(variant: Variant, parts: int, halves: int, has_zeros: bool) -> int:
+def shared_bytes(variant: Variant, warps: int, halves: int, has_zeros: bool) -> int:
     """What a block keeps in shared memory: the weights on their way, and one or two sets of sums (cuda/matrices.cu)."""
     unit, scales = max(1, halves // 2), 2 if halves == 1 else 1
-    arriving = depth_of(variant, parts) * variant.tiles * (unit * 512 + scales * 128 * (1 + has_zeros))
+    arriving = depth_of(variant, warps) * variant.tiles * (unit * 512 + scales * 128 * (1 + has_zeros))
     each = variant.row_tiles * 8 * variant.tiles * TILE
-    sums = parts * each * 4 * (1 if each > 512 else 2)
-    return parts * arriving + sums + (MAX_NORMED * 2 if variant.normed else 0)
+    sums = warps * each * 4 * (1 if each > 512 else 2)
+    return warps * arriving + sums + (MAX_NORMED * 2 if variant.normed else 0)
 
 
 def read_source(name: str) -> str:

@@ -5,8 +5,10 @@
 // A tile is 16 outputs. 64 inputs of a tile are 512 bytes, 16 for each of a warp's 32 lanes: 4 words for 4 products of
 // m16n8k16, whose A is the weights and whose B the activations. Inputs are taken in an order in which 8 that one lane
 // needs lie beside each other: lane 4g+t takes, of each 32, inputs 8t..8t+7, for outputs g and g+8.
-// The inputs are summed in PARTS parts, then the parts in order, however many rows there are: what comes out for a row
-// does not depend on the others.
+// The inputs are summed in SUMS parts; neighbours are added, then the pairs in order. What comes out for a row depends
+// neither on how many rows there are nor on how many warps share the work.
+
+#define SUMS 16
 
 enum { PLAIN, ADDED, GATED };
 
@@ -115,21 +117,21 @@ __device__ __forceinline__ void fetch4(void* to, const void* from) {
 
 // x [rows, inputs] -> out [rows, outputs]: PLAIN; plus `added`; or GATED, silu of the first half of the outputs times the
 // second, each put where `places` says, if there are any.
-// NT * 8 rows at most. A warp takes one part of the inputs of CT tiles, a block all parts; then its next CT tiles.
+// NT * 8 rows at most. A warp takes its share of the inputs of CT tiles, a block all of them; then its next CT tiles.
 // NORMED: x is one row, taken through RMSNorm (`norm`, `eps`) and put where `x_places` says, if there are any, first.
-template <int PARTS, int NT, int CT, int DEPTH, int FINISH, bool NORMED>
+template <int WARPS, int NT, int CT, int DEPTH, int FINISH, bool NORMED>
 __device__ __forceinline__ void multiply_packed(const Packed weights, const u16* x, int x_row, u16* out, int out_row,
                                                 const u16* bias, const u16* added, const int* places, int rows,
                                                 int tiles, const u16* norm, const int* x_places, float eps) {
-    constexpr int COLUMNS = CT * 16, ROWS = NT * 8;
+    constexpr int COLUMNS = CT * 16, ROWS = NT * 8, EACH_SUMS = SUMS / WARPS;
     // Two sets of sums take turns, so that one barrier a turn is enough; large ones have room for one set only.
     constexpr int SETS = ROWS * COLUMNS > 512 ? 1 : 2;
     extern __shared__ uint4 shared[];
     Arriving<CT, DEPTH>& arriving = ((Arriving<CT, DEPTH>*)shared)[threadIdx.x / 32];
-    float* sums = (float*)((Arriving<CT, DEPTH>*)shared + PARTS);  // [SETS][PARTS][ROWS][COLUMNS]
-    u16* normed = (u16*)(sums + SETS * PARTS * ROWS * COLUMNS);
+    float* sums = (float*)((Arriving<CT, DEPTH>*)shared + WARPS);  // [SETS][WARPS][ROWS][COLUMNS]
+    u16* normed = (u16*)(sums + SETS * WARPS * ROWS * COLUMNS);
     const int lane = threadIdx.x % 32, part = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int units = weights.blocks / UNIT, begin = units * part / PARTS, end = units * (part + 1) / PARTS;
+    const int units = weights.blocks / UNIT, begin = units * part / WARPS, end = units * (part + 1) / WARPS;
     const int num_turns = (tiles + CT - 1) / CT;
     auto tile_of = [&](int turn, int c) {
         return min(FINISH == GATED ? turn * CT / 2 + c / 2 + c % 2 * (tiles / 2) : turn * CT + c, tiles - 1);
@@ -203,74 +205,83 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     if (NT == 1 && begin < end) next[0] = from_x[0][0], next[1] = from_x[0][4];
     int side = 0;
     for (int turn = blockIdx.x; turn < num_turns; turn += gridDim.x, side = SETS - 1 - side) {
-        float total[CT][NT][4] = {};
-        int at = 0;
-        for (int unit = begin; unit < end; unit++) {
-            asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
-            // Two sums take turns: one product need not wait for the one before.
-            float sum[2][CT][NT][4] = {};
+        float* all = sums + side * WARPS * ROWS * COLUMNS;
+        int at = 0, unit = begin;
+#pragma unroll 1
+        for (int sum_of = 0; sum_of < EACH_SUMS; sum_of++) {
+            const int till = units * (part * EACH_SUMS + sum_of + 1) / SUMS;
+            float total[CT][NT][4] = {};
+            for (; unit < till; unit++) {
+                asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
+                // Two sums take turns: one product need not wait for the one before.
+                float sum[2][CT][NT][4] = {};
 #pragma unroll
-            for (int b = 0; b < UNIT; b++) {
-                uint4 now[CT];
+                for (int b = 0; b < UNIT; b++) {
+                    uint4 now[CT];
 #pragma unroll
-                for (int c = 0; c < CT; c++) now[c] = arriving.codes[slot][b * CT + c][lane];
-                const int after = b + 1 == UNIT && unit + 1 == end ? 0 : at + 8;
+                    for (int c = 0; c < CT; c++) now[c] = arriving.codes[slot][b * CT + c][lane];
+                    const int after = b + 1 == UNIT && unit + 1 == end ? 0 : at + 8;
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const int half = b * 2 + h;
-                    uint4 with[NT];
+                    for (int h = 0; h < 2; h++) {
+                        const int half = b * 2 + h;
+                        uint4 with[NT];
 #pragma unroll
-                    for (int n = 0; n < NT; n++) with[n] = NT == 1 ? next[h] : from_x[n][at + h * 4];
-                    if (NT == 1) next[h] = from_x[0][after + h * 4];
+                        for (int n = 0; n < NT; n++) with[n] = NT == 1 ? next[h] : from_x[n][at + h * 4];
+                        if (NT == 1) next[h] = from_x[0][after + h * 4];
 #pragma unroll
-                    for (int c = 0; c < CT; c++) {
+                        for (int c = 0; c < CT; c++) {
 #if ZEROS
-                        const Zero less = zero_of(arriving.zeros[slot][half / EACH * CT + c][lane]);
+                            const Zero less = zero_of(arriving.zeros[slot][half / EACH * CT + c][lane]);
 #else
-                        const Zero less = zero_of(8.0f, 8.0f);
+                            const Zero less = zero_of(8.0f, 8.0f);
 #endif
-                        u32 a[4];
-                        codes_of(h ? now[c].z : now[c].x, less, a);
+                            u32 a[4];
+                            codes_of(h ? now[c].z : now[c].x, less, a);
 #pragma unroll
-                        for (int n = 0; n < NT; n++) multiply_add(sum[0][c][n], a, with[n].x, with[n].y);
-                        codes_of(h ? now[c].w : now[c].y, less, a);
+                            for (int n = 0; n < NT; n++) multiply_add(sum[0][c][n], a, with[n].x, with[n].y);
+                            codes_of(h ? now[c].w : now[c].y, less, a);
 #pragma unroll
-                        for (int n = 0; n < NT; n++) multiply_add(sum[1][c][n], a, with[n].z, with[n].w);
-                        if ((half + 1) % EACH == 0) {
-                            const u32 scale = arriving.scales[slot][half / EACH * CT + c][lane];
+                            for (int n = 0; n < NT; n++) multiply_add(sum[1][c][n], a, with[n].z, with[n].w);
+                            if ((half + 1) % EACH == 0) {
+                                const u32 scale = arriving.scales[slot][half / EACH * CT + c][lane];
 #pragma unroll
-                            for (int n = 0; n < NT; n++)
+                                for (int n = 0; n < NT; n++)
 #pragma unroll
-                                for (int i = 0; i < 4; i++) {
-                                    const float both = sum[0][c][n][i] + sum[1][c][n][i];
-                                    total[c][n][i] += both * (i < 2 ? low(scale) : high(scale));
-                                    sum[0][c][n][i] = sum[1][c][n][i] = 0.0f;
-                                }
+                                    for (int i = 0; i < 4; i++) {
+                                        const float both = sum[0][c][n][i] + sum[1][c][n][i];
+                                        total[c][n][i] += both * (i < 2 ? low(scale) : high(scale));
+                                        sum[0][c][n][i] = sum[1][c][n][i] = 0.0f;
+                                    }
+                            }
                         }
                     }
+                    at = after;
                 }
-                at = after;
+                fetch(slot);
+                slot = slot + 1 == DEPTH ? 0 : slot + 1;
             }
-            fetch(slot);
-            slot = slot + 1 == DEPTH ? 0 : slot + 1;
+            // total[.][.][0..3]: outputs g, g, g+8, g+8 of rows 2t, 2t+1, 2t, 2t+1.
+#pragma unroll
+            for (int c = 0; c < CT; c++)
+#pragma unroll
+                for (int n = 0; n < NT; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        float& kept = all[(part * ROWS + n * 8 + t * 2 + i % 2) * COLUMNS + c * 16 + g + i / 2 * 8];
+                        kept = sum_of ? kept + total[c][n][i] : total[c][n][i];
+                    }
         }
-        // total[.][.][0..3]: outputs g, g, g+8, g+8 of rows 2t, 2t+1, 2t, 2t+1.
-        float* all = sums + side * PARTS * ROWS * COLUMNS;
-#pragma unroll
-        for (int c = 0; c < CT; c++)
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    all[(part * ROWS + n * 8 + t * 2 + i % 2) * COLUMNS + c * 16 + g + i / 2 * 8] = total[c][n][i];
         __syncthreads();
         constexpr int WIDE = FINISH == GATED ? COLUMNS / 2 : COLUMNS;
-        for (int at = threadIdx.x; at < rows * WIDE; at += PARTS * 32) {
+        for (int at = threadIdx.x; at < rows * WIDE; at += WARPS * 32) {
             const int row = at / WIDE, place = at % WIDE, output = turn * WIDE + place;
             auto value = [&](int column, int of) {
                 float whole = 0.0f;
 #pragma unroll
-                for (int one = 0; one < PARTS; one++) whole += all[(one * ROWS + row) * COLUMNS + column];
+                for (int one = 0; one < WARPS; one += 2 / EACH_SUMS) {
+                    const float* own = all + (one * ROWS + row) * COLUMNS + column;
+                    whole += EACH_SUMS == 1 ? own[0] + own[ROWS * COLUMNS] : own[0];
+                }
                 return round_half(bias ? whole + to_float(bias[of]) : whole);
             };
             if (FINISH == GATED) {
@@ -290,12 +301,12 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     }
 }
 
-#define PACKED(NAME, PARTS, NT, CT, DEPTH, FINISH, NORMED, MIN_BLOCKS)                                                \
-    extern "C" __global__ void __launch_bounds__(PARTS * 32, MIN_BLOCKS)                                              \
+#define PACKED(NAME, WARPS, NT, CT, DEPTH, FINISH, NORMED, MIN_BLOCKS)                                                \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)                                              \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const u16* x, u16* out, const u16* bias,        \
              const u16* added, const int* places, int x_row, int out_row, int rows, int tiles, int blocks,            \
              int groups, const u16* norm, const int* x_places, float eps) {                                           \
-        multiply_packed<PARTS, NT, CT, DEPTH, FINISH, NORMED>(Packed{codes, scales, zeros, blocks, groups}, x, x_row,  \
+        multiply_packed<WARPS, NT, CT, DEPTH, FINISH, NORMED>(Packed{codes, scales, zeros, blocks, groups}, x, x_row,  \
                                                               out, out_row, bias, added, places, rows, tiles, norm,   \
                                                               x_places, eps);                                         \
     }
