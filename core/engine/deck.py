@@ -114,7 +114,7 @@ class DeckKernels:
         ]
         source = read_source("matrices.cu").replace("\nVARIANTS\n", "\n" + "\n".join(lines) + "\n")
         defines = {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
-        defines["HEAD_PARTS"] = HEAD_PARTS
+        defines |= {"HEAD_PARTS": HEAD_PARTS, "MAX_NORMED": MAX_NORMED}
         module = CudaModule(source, defines, device)
         self._launches[warps] = {}
         for (finish, name), variant in made.items():

@@ -21,7 +21,7 @@ from core.engine.fusing import FusedMlp, FusedNorm
 from core.engine.graphs import Asked, CapturedCache
 from core.engine.merged import MergedPart
 from core.engine.packing import BLOCK
-from core.engine.rows import DIMS, RowKernels
+from core.engine.rows import DIMS, MAX_ROW, RowKernels
 
 log = logging.getLogger(__name__)
 # Of the result's length: what each type rounds in another order over one layer stays below.
@@ -120,6 +120,7 @@ def find_parts(layer: nn.Module) -> Parts | None:
     qkv = matrices_of(attention)
     if (
         not qkv
+        or before.weight.numel() > MAX_ROW
         or not isinstance(mlp, FusedMlp)
         or not isinstance(mlp.both, DeckLinear)
         or not isinstance(mlp.down, DeckLinear)

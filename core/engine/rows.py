@@ -18,6 +18,9 @@ from core.engine.plan import ATTENTION_SEGMENT
 DIMS = (64, 128, 256)
 MAX_QUERIES = 4
 MAX_ODD_QUERIES = 7
+# The longest row that is normed, and by how many threads.
+MAX_ROW = 32768
+NORM_THREADS = 512
 
 
 def queries_together(num_heads: int, num_kv_heads: int) -> int:
@@ -30,6 +33,7 @@ def queries_together(num_heads: int, num_kv_heads: int) -> int:
 @cache
 def module_for(dtype: torch.dtype, dim: int, queries: int, device: torch.device) -> CudaModule:
     defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "SEGMENT": ATTENTION_SEGMENT}
+    defines["MAX_ROW"] = MAX_ROW
     return CudaModule(read_source("rows.cu"), defines, device)
 
 
@@ -62,7 +66,7 @@ class RowKernels:
     ) -> torch.Tensor:
         """x [rows, size] divided by its root mean square, times `weight`; each value at its `places`."""
         out = torch.empty_like(x)
-        self._norm((x.shape[0], 1, 1), NUM_THREADS, x, weight, out, places, x.stride(0), x.shape[1], eps)
+        self._norm((x.shape[0], 1, 1), NORM_THREADS, x, weight, out, places, x.stride(0), x.shape[1], eps)
         return out
 
     def attend(

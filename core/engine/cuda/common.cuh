@@ -40,47 +40,80 @@ __device__ __forceinline__ void unpack8(uint4 v, float* to) {
     }
 }
 
-// 1 / the root mean square of a row (arXiv 1910.07467), summed by the block's first 256 threads: in one order always.
-__device__ __forceinline__ float norm_of(const u16* row, int size, float eps, float* parts) {
-    float sum = 0.0f;
-    if (threadIdx.x < 256) {
-        for (int at = threadIdx.x * 8; at < size; at += 2048) {
-            float values[8];
-            unpack8(*(const uint4*)(row + at), values);
+__device__ __forceinline__ void add_squares(uint4 of, float& sum) {
+    float values[8];
+    unpack8(of, values);
 #pragma unroll
-            for (int i = 0; i < 8; i++) sum += values[i] * values[i];
-        }
-#pragma unroll
-        for (int by = 16; by; by /= 2) sum += __shfl_xor_sync(~0u, sum, by);
-        if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
-    }
-    __syncthreads();
-    sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum += parts[i];
-    return rsqrtf(sum / size + eps);
+    for (int i = 0; i < 8; i++) sum += values[i] * values[i];
 }
 
-// The row times `by` and `weight`, put where `places` says, if there are any.
-__device__ __forceinline__ void put_normed(const u16* row, int size, float by, const u16* weight, const int* places,
-                                           u16* to) {
-    for (int at = threadIdx.x * 8; at < size; at += blockDim.x * 8) {
-        float values[8], times[8];
-        unpack8(*(const uint4*)(row + at), values);
-        unpack8(*(const uint4*)(weight + at), times);
-        u32 done[4];
+__device__ __forceinline__ float sum_of_warp(float sum) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            done[i] = pack(round_half(values[2 * i] * by) * times[2 * i],
-                           round_half(values[2 * i + 1] * by) * times[2 * i + 1]);
-        if (places) {
+    for (int by = 16; by; by /= 2) sum += __shfl_xor_sync(~0u, sum, by);
+    return sum;
+}
+
+// 8 values of a row times `by` and their weights, put where `places` says, if there are any.
+__device__ __forceinline__ void put_normed(uint4 row, float by, uint4 weight, int at, const int* places, u16* to) {
+    float values[8], times[8];
+    unpack8(row, values);
+    unpack8(weight, times);
+    u32 done[4];
 #pragma unroll
-            for (int i = 0; i < 8; i++) to[places[at + i]] = (u16)(done[i / 2] >> i % 2 * 16);
-        } else {
-            *(uint4*)(to + at) = make_uint4(done[0], done[1], done[2], done[3]);
-        }
+    for (int i = 0; i < 4; i++)
+        done[i] = pack(round_half(values[2 * i] * by) * times[2 * i], round_half(values[2 * i + 1] * by) * times[2 * i + 1]);
+    if (places) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) to[places[at + i]] = (u16)(done[i / 2] >> i % 2 * 16);
+    } else {
+        *(uint4*)(to + at) = make_uint4(done[0], done[1], done[2], done[3]);
     }
 }
+
+// RMSNorm of a row (arXiv 1910.07467) of at most MOST values by a block of THREADS, 256 or 512: its weights are read
+// before, and its values once. 512 sums, each of every 512th eight values, are added 32 by 32, then the 16 that come out
+// in order, which `sums` has room for: so whoever does it gets the same.
+template <int THREADS, int MOST>
+struct Norm {
+    static constexpr int EACH = MOST / 8 / THREADS, TURNS = 512 / THREADS;
+    uint4 weights[EACH];
+
+    __device__ __forceinline__ void read(const u16* weight, int size) {
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int at = (i * THREADS + threadIdx.x) * 8;
+            if (at < size) weights[i] = *(const uint4*)(weight + at);
+        }
+    }
+
+    __device__ __forceinline__ void apply(const u16* row, int size, float eps, float* sums, const int* places,
+                                          u16* to) const {
+        uint4 values[EACH];
+        float sum[TURNS] = {};
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int at = (i * THREADS + threadIdx.x) * 8;
+            values[i] = at < size ? *(const uint4*)(row + at) : make_uint4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; i++) add_squares(values[i], sum[i % TURNS]);
+#pragma unroll
+        for (int turn = 0; turn < TURNS; turn++) {
+            const float whole = sum_of_warp(sum[turn]);
+            if (threadIdx.x % 32 == 0) sums[(turn * THREADS + threadIdx.x) / 32] = whole;
+        }
+        __syncthreads();
+        float whole = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 16; i++) whole += sums[i];
+        const float by = rsqrtf(whole / size + eps);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int at = (i * THREADS + threadIdx.x) * 8;
+            if (at < size) put_normed(values[i], by, weights[i], at, places, to);
+        }
+    }
+};
 
 // Weights are read once: past the first cache, in whole lines.
 __device__ __forceinline__ uint4 read_weights(const void* from) {

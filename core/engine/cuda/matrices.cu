@@ -1,6 +1,7 @@
 // Products of few rows with 4-bit matrices, or with half-precision ones, on tensor cores; and a matrix written out.
 // Knows no model. Compiled for one group size: HALVES is how many 32 inputs share a scale (0: all do), ZEROS whether
-// zeros are stored (else 8). HEAD_PARTS: into how many parts a block sums the head's inputs.
+// zeros are stored (else 8). HEAD_PARTS: into how many parts a block sums the head's inputs. MAX_NORMED: the longest row
+// that is normed on the way.
 //
 // A tile is 16 outputs. 64 inputs of a tile are 512 bytes, 16 for each of a warp's 32 lanes: 4 words for 4 products of
 // m16n8k16, whose A is the weights and whose B the activations. Inputs are taken in an order in which 8 that one lane
@@ -188,11 +189,12 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         for (int u = 0; u < DEPTH; u++) fetch(u);
     }
     let_next_come();
+    Norm<WARPS * 32, NORMED ? MAX_NORMED : WARPS * 256> before;
+    if (NORMED) before.read(norm, weights.blocks * 64);
     wait_for_previous();
 
     if (NORMED) {
-        const float by = norm_of(x, weights.blocks * 64, eps, sums);
-        put_normed(x, weights.blocks * 64, by, norm, x_places, normed);
+        before.apply(x, weights.blocks * 64, eps, sums, x_places, normed);
         __syncthreads();
         x = normed;
     }

@@ -1,15 +1,15 @@
 // What a decoding step does to rows beside its matrices: norms, and attention over the slots' cache. Knows no model.
 // DIM is the size of a head, QUERIES how many of its queries a block takes together, SEGMENT how many columns at a time.
 
-// RMSNorm, a block a row.
-extern "C" __global__ void __launch_bounds__(256)
+// RMSNorm, a block a row of at most MAX_ROW values.
+extern "C" __global__ void __launch_bounds__(512)
     norm_rows(const u16* x, const u16* weight, u16* out, const int* places, int x_row, int size, float eps) {
-    __shared__ float parts[8];
-    const u16* row = x + (i64)blockIdx.x * x_row;
+    __shared__ float sums[16];
     let_next_come();
+    Norm<512, MAX_ROW> norm;
+    norm.read(weight, size);
     wait_for_previous();
-    const float by = norm_of(row, size, eps, parts);
-    put_normed(row, size, by, weight, places, out + (i64)blockIdx.x * size);
+    norm.apply(x + (i64)blockIdx.x * x_row, size, eps, sums, places, out + (i64)blockIdx.x * size);
 }
 
 #define LANES (DIM / 8)
