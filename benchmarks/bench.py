@@ -13,8 +13,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 
 from benchmarks import llama_cpp
@@ -40,6 +40,7 @@ from benchmarks.report import NAMES, Findings, Note, as_object, table_lines, unm
 from core import library, starter
 from core.checkpoint import Checkpoint
 from core.errors import DeckError, EngineError, InputError
+from core.interrupts import Interrupts
 from core.settings import ROOT
 from core.terminal import Terminal
 from core.text import translate
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str], terminal: Terminal) -> int:
     parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
     parser.add_argument("--quick", action="store_true", help=text("help_quick"))
     options = parser.parse_args(arguments)
-    with ExitStack() as ends, interrupted_by_signals():
+    with ExitStack() as ends, Interrupts(signal.SIGINT, signal.SIGTERM):
         bench = Bench(choose_model(options.model), options.quick, terminal, ends)
         is_whole = bench.run()
         # Before anything is ended, which takes seconds that there may not be.
@@ -70,21 +71,6 @@ def main(arguments: Sequence[str], terminal: Terminal) -> int:
         for line in lines:
             out.write(line)
     return 0 if is_whole else 1
-
-
-@contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C, and that counts also where a shell told this process to let it pass."""
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def choose_model(name: str | None) -> Checkpoint:
@@ -121,19 +107,18 @@ class Bench:
 
         Raises DeckError where the model cannot be loaded at all.
         """
-        engine = self._begin()
+        engine, is_whole = self._begin(), False
         try:
             self._measure_all(engine)
+            is_whole = True
         except KeyboardInterrupt:
             self._note("stopped")
         except DeckError as error:
             self._note("failed", why=error.sentence(self._terminal.language))
-        else:
-            self._note_gaps()
-            return True
         self._note_gaps()
-        self._notes += unmeasured(self._found, self.extent)
-        return False
+        if not is_whole:
+            self._notes += unmeasured(self._found, self.extent)
+        return is_whole
 
     def _begin(self) -> Engine:
         self._say("copy")

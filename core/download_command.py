@@ -6,7 +6,6 @@ import shlex
 import signal
 import sys
 from argparse import Namespace
-from types import FrameType
 
 from core import catalogue
 from core.errors import DeckError, InputError
@@ -14,6 +13,7 @@ from core.hub.address import Address, parse_address
 from core.hub.downloads import Downloads, Job, JobState
 from core.hub.endpoints import MODELSCOPE, checked_endpoint
 from core.hub.source import Source
+from core.interrupts import Interrupts
 from core.model_files import printable
 from core.settings import models_dir
 from core.terminal import Terminal
@@ -27,10 +27,10 @@ def run(known: Namespace, terminal: Terminal) -> int:
     """Fetch the model that the arguments name. Ctrl-C keeps what was fetched; the exit code is then 1."""
     downloads = Downloads()
     try:
-        with CtrlC() as ctrl_c:
+        with Interrupts(signal.SIGINT) as interrupts:
             job = downloads.add(find_source(known))
             terminal.say("download_begins", model=job.source.name, host=job.source.host, folder=str(folder_of(job)))
-            watch(job, terminal, ctrl_c)
+            watch(job, terminal, interrupts)
     except KeyboardInterrupt:
         downloads.close()
         terminal.say("download_stopped", command=f"./llamadeck {shlex.join(sys.argv[1:])}")
@@ -63,30 +63,12 @@ def find_source(known: Namespace) -> Source:
     return Source(address, checked_endpoint(known.endpoint))
 
 
-class CtrlC:
-    """Ctrl-C raises KeyboardInterrupt, and is remembered: what is raised while Python frees an object gets lost."""
-
-    def __init__(self) -> None:
-        self.has_come = False
-
-    def __enter__(self) -> CtrlC:
-        self._before = signal.signal(signal.SIGINT, self._come)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
-
-    def _come(self, number: int, frame: FrameType | None) -> None:
-        self.has_come = True
-        raise KeyboardInterrupt
-
-
-def watch(job: Job, terminal: Terminal, ctrl_c: CtrlC) -> None:
+def watch(job: Job, terminal: Terminal, interrupts: Interrupts) -> None:
     """Show the job's progress until it rests. Raises KeyboardInterrupt for a Ctrl-C, also for one that got lost."""
     said: DeckError | None = None
     interval_s = REDRAW_S if sys.stderr.isatty() else LINE_S
     while not job.wait(interval_s):
-        if ctrl_c.has_come:
+        if interrupts.has_come:
             raise KeyboardInterrupt
         state = job.snapshot()
         if state.notice is not None and (said is None or state.notice.key != said.key):

@@ -17,6 +17,7 @@ from core.errors import DeckError, EngineError, InputError
 from core.fit import Card
 from core.fit_command import find_cards, find_checkpoint, parse_context, parse_whole
 from core.gpu import read_snapshot
+from core.interrupts import Interrupts
 from core.pip_install import InstallError
 from core.terminal import Terminal
 from core.vllm_plan import ScalePlan, make_scale_plan
@@ -35,7 +36,8 @@ def run(known: Namespace, port: int, terminal: Terminal) -> int:
         terminal.say("scale_fits_not", needed=plan.needed_mib, budget=plan.budget_mib)
         return DOES_NOT_FIT
     if known.start:
-        serve(plan, port, terminal)
+        with Interrupts(signal.SIGINT, signal.SIGTERM):
+            serve(plan, port, terminal)
     return 0
 
 
@@ -80,9 +82,6 @@ def show(plan: ScalePlan, port: int, out: Terminal) -> None:
 
 def serve(plan: ScalePlan, port: int, terminal: Terminal) -> None:
     """Run vLLM until it ends or Ctrl-C, with the dashboard connected to it."""
-    # Also where a shell told this process to let Ctrl-C pass.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
     try:
         folder = ensure_venv(plan.is_cpu, terminal, with_ray=len(plan.hosts) > 1)
     except InstallError as error:
@@ -114,10 +113,6 @@ def start_ray(plan: ScalePlan, folder: Path, terminal: Terminal) -> None:
         found = subprocess.run([str(folder / "bin" / command[0]), *command[1:]], capture_output=True, text=True)
         if found.returncode:
             raise EngineError("scale_ray_failed", why=(found.stderr or found.stdout).strip()[-300:])
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def is_served(address: str, key: str, model: str) -> bool:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from core.download_command import CtrlC, size_text, time_text, watch
+from core.download_command import size_text, time_text, watch
+from core.interrupts import Interrupts
 from core.settings import ROOT
 from core.terminal import Terminal
 from tests.hub_models import FOLDER, MIB, REPO, WEIGHTS, hashes, make_model
@@ -190,11 +191,11 @@ class Freed:
 def test_a_ctrl_c_that_python_drops_still_stops_the_download() -> None:
     """Once in many runs a download went on after it, to its end: what is raised while an object is freed is only
     printed."""
-    with CtrlC() as ctrl_c:
+    with Interrupts(signal.SIGINT) as interrupts:
         Freed()
-        assert ctrl_c.has_come
+        assert interrupts.has_come
         with pytest.raises(KeyboardInterrupt):
-            watch(Stalled(), Terminal(), ctrl_c)  # type: ignore[arg-type]
+            watch(Stalled(), Terminal(), interrupts)  # type: ignore[arg-type]
 
 
 def test_a_second_process_says_who_has_the_model(tmp_path: Path, hub: HubStandin, models: Path) -> None:

@@ -1,0 +1,28 @@
+"""Signals that end a command as Ctrl-C does, in one way for all commands; knows no command."""
+
+from __future__ import annotations
+
+import signal
+
+
+class Interrupts:
+    """Within it each of `numbers` raises KeyboardInterrupt, also where a shell told this process to let it pass.
+
+    That one came is remembered: what is raised while Python frees an object gets lost.
+    """
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._numbers = numbers
+        self.has_come = False
+
+    def __enter__(self) -> Interrupts:
+        self._before = {number: signal.signal(number, self._come) for number in self._numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _come(self, number: int, frame: object) -> None:
+        self.has_come = True
+        raise KeyboardInterrupt
