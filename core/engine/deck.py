@@ -114,7 +114,8 @@ class DeckKernels:
         ]
         source = read_source("matrices.cu").replace("\nVARIANTS\n", "\n" + "\n".join(lines) + "\n")
         defines = {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
-        defines |= {"HEAD_PARTS": HEAD_PARTS, "MAX_NORMED": MAX_NORMED}
+        # All but the products is there once.
+        defines |= {"HEAD_PARTS": HEAD_PARTS if warps == 8 else 0, "MAX_NORMED": MAX_NORMED}
         module = CudaModule(source, defines, device)
         self._launches[warps] = {}
         for (finish, name), variant in made.items():

@@ -1,7 +1,7 @@
 // Products of few rows with 4-bit matrices, or with half-precision ones, on tensor cores; and a matrix written out.
 // Knows no model. Compiled for one group size: HALVES is how many 32 inputs share a scale (0: all do), ZEROS whether
-// zeros are stored (else 8). HEAD_PARTS: into how many parts a block sums the head's inputs. MAX_NORMED: the longest row
-// that is normed on the way.
+// zeros are stored (else 8). HEAD_PARTS: into how many parts a block sums the head's inputs, 0 where only the products
+// are wanted. MAX_NORMED: the longest row that is normed on the way.
 //
 // A tile is 16 outputs. 64 inputs of a tile are 512 bytes, 16 for each of a warp's 32 lanes: 4 words for 4 products of
 // m16n8k16, whose A is the weights and whose B the activations. Inputs are taken in an order in which 8 that one lane
@@ -315,6 +315,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 
 VARIANTS
 
+#if HEAD_PARTS
 // A half-precision matrix [outputs, inputs] as it is, for the head: the same parts, and the same order of sums.
 template <int NT, int AHEAD>
 __device__ __forceinline__ void multiply_plain(const u16* weights, const u16* x, int x_row, u16* out, int out_row,
@@ -438,3 +439,4 @@ extern "C" __global__ void __launch_bounds__(128)
     }
     codes[((i64)(first_tile + blockIdx.y) * blocks + blockIdx.x) * 128 + threadIdx.x] = packed;
 }
+#endif
