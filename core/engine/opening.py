@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from core.checkpoint import Checkpoint, read_checkpoint
+from core.engine import written
 from core.engine.budget import find_cards, limited_to, settle
 from core.engine.cores import leave_one_core
 from core.engine.kernel_check import check_kernel
@@ -42,8 +43,8 @@ from core.gpu import read_snapshot
 log = logging.getLogger(__name__)
 # CUDA's default stream of the calling thread, which is also where ExLlamaV2 runs as core/engine/worker.py builds it.
 PER_THREAD_STREAM = 2
-# How much of a prompt is read between two looks at everything else.
-CHUNK_TOKENS = {"cuda": GPU_CHUNK_TOKENS, "cpu": 64}
+# On a CPU a piece that stops the other chats for as long: read by its matrix units, or without them.
+CPU_CHUNK_TOKENS = {True: 256, False: 64}
 # Where each stage begins in the whole load; importing the libraries has been done by then.
 STAGE_BEGIN: dict[Stage, float] = {
     "start": 0.0,
@@ -91,7 +92,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     else:
         ready = ready_kernel(checkpoint, find_cards(gpus, devices), devices, context_tokens, command, progress)
     kernel, places, plans = ready.kernel, ready.places, ready.plans
-    chunk_tokens = CHUNK_TOKENS[ready.device.kind]
+    chunk_tokens = chunk_tokens_of(ready.device)
     with torch.inference_mode(), limited_to(plans, places.devices, command.force) if plans else nullcontext():
         merged = ready.captured or ready.device.kind == "cpu"
         model = read_weights(checkpoint, ready, merged, progress)
@@ -222,11 +223,16 @@ def read_weights(checkpoint: Checkpoint, ready: Ready, merged: bool, progress: P
         done += num_bytes
         progress("read", begin + (end - begin) * done / total)
 
-    dtype, rows = choose_dtype(checkpoint, ready.kernel, ready.device), CHUNK_TOKENS[ready.device.kind]
+    dtype, rows = choose_dtype(checkpoint, ready.kernel, ready.device), chunk_tokens_of(ready.device)
     try:
         return load_model(checkpoint, ready.kernel, ready.places, dtype, rows, on_bytes, merged)
     except MemoryError as error:
         raise EngineError("out_of_memory", model=checkpoint.name, mib=checkpoint.size_bytes >> 20) from error
+
+
+def chunk_tokens_of(device: Device) -> int:
+    """How much of a prompt is read at once, between two steps of the answers that are being written."""
+    return GPU_CHUNK_TOKENS if device.kind == "cuda" else CPU_CHUNK_TOKENS[written.is_supported()]
 
 
 def choose_dtype(checkpoint: Checkpoint, kernel: Kernel, device: Device) -> torch.dtype:

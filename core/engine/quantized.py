@@ -24,6 +24,7 @@ from core.checkpoint import Quantization
 from core.engine.deck import DeckLinear, kernels_for
 from core.engine.packing import BLOCK, SYMMETRIC_WORDS, TILE, PackedMatrix, by_tile, input_order, unpack
 from core.engine.plan import HALF_BYTES, written_bytes
+from core.engine.written import MIN_ROWS, many_rows
 from core.errors import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
@@ -203,11 +204,15 @@ class CpuInt4Linear(nn.Module):
         matmul = torch.ops.aten._weight_int4pack_mm_for_cpu.default
         weight, group_size, scales_and_zeros = self.weight, self.group_size, self.scales_and_zeros
         order, bias = self.order, self.bias
+        multiply_many = many_rows(weight, scales_and_zeros, group_size)
 
         def multiply(rows: torch.Tensor) -> torch.Tensor:
             if order is not None:
                 rows = rows[:, order]
-            out: torch.Tensor = matmul(rows, weight, group_size, scales_and_zeros)
+            if multiply_many is not None and rows.shape[0] >= MIN_ROWS:
+                out = multiply_many(rows)
+            else:
+                out = matmul(rows, weight, group_size, scales_and_zeros)
             if bias is not None:
                 out += bias
             return out
