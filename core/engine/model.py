@@ -72,7 +72,10 @@ class SlotModel:
         return self._call(tokens, positions, dict.fromkeys(layer_types) if layer_types else None, cache, logits_of)
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, cache: Any) -> torch.Tensor:
-        return self._call(tokens, positions, self._masks(positions, length), cache, 1)
+        num_new = tokens.shape[1]
+        # By its place: a slice of a longer row is not contiguous, and a CPU copies the whole head to multiply it.
+        logits_of = 1 if num_new == 1 else torch.tensor([num_new - 1], device=tokens.device)
+        return self._call(tokens, positions, self._masks(positions, length), cache, logits_of)
 
     def _call(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any, logits_of: int | torch.Tensor
