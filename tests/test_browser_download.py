@@ -80,9 +80,9 @@ def begin_download(page: Page) -> None:
     field = key(page, "find_text").get_by_role("searchbox")
     field.fill("tiny")
     field.press("Enter")
-    expect(page.locator("strong", has_text=REPO).first).to_be_visible(timeout=WAIT_MS)
-    expect(key(page, "find_download")).to_be_visible(timeout=WAIT_MS)
-    click(page, "find_download")
+    # While the search goes on, the page still has the button of the model that was shown before.
+    expect(key(page, f"find_download_{FOLDER}")).to_be_visible(timeout=WAIT_MS)
+    click(page, f"find_download_{FOLDER}")
     expect(card(page)).to_contain_text(re.compile(r"Downloading.*left", re.DOTALL), timeout=WAIT_MS)
 
 
@@ -136,11 +136,14 @@ def test_a_running_download_can_be_cancelled_on_second_thought(
     open_page(page, url)
     begin_download(page)
     shown = card(page).get_by_test_id("stProgress").inner_text()
+    card(page).get_by_text("Files").click()
+    expect(card(page).get_by_text("tokenizer.json")).to_be_visible(timeout=WAIT_MS)
     card(page).get_by_role("button", name="Cancel").click()
     expect(page.get_by_text("Cancel this download?")).to_be_visible()
-    # The card is drawn again and again meanwhile; the question stays.
+    # What moves is drawn again and again meanwhile, and the page when a file or a phase ends: what is open stays open.
     expect(card(page).get_by_test_id("stProgress")).not_to_have_text(shown, timeout=WAIT_MS)
     expect(page.get_by_text("Cancel this download?")).to_be_visible()
+    expect(card(page).get_by_text("tokenizer.json")).to_be_visible(timeout=WAIT_MS)
     click(page, f"job_cancel_{FOLDER}")
     expect(card(page)).to_contain_text("Cancelled", timeout=WAIT_MS)
     expect(key(page, "sidebar_downloads")).to_have_count(0, timeout=WAIT_MS)

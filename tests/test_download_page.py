@@ -84,12 +84,25 @@ def has(tab: AppTest, key: str) -> bool:
     return key in [button.key for button in tab.button]
 
 
+def _download_keys(tab: AppTest) -> list[str]:
+    return [button.key for button in tab.button if str(button.key).startswith("find_download_")]
+
+
+def can_begin(tab: AppTest) -> bool:
+    return bool(_download_keys(tab))
+
+
+def begin(tab: AppTest) -> AppTest:
+    (key,) = _download_keys(tab)
+    return click(tab, key)
+
+
 def phases() -> list[str]:
     return [job.snapshot().phase for job in resources.downloads().jobs]
 
 
 def download(tab: AppTest, name: str = f"{REPO}:{FINE}") -> AppTest:
-    click(search(tab, name), "find_download")
+    begin(search(tab, name))
     return until(tab, lambda: phases()[-1] == "done")
 
 
@@ -139,14 +152,14 @@ def test_a_branch_that_cannot_be_run_says_why_and_has_no_button(models: Path, hu
         "gguf": "⚠️ cannot be run",
         FINE: "✅ recommended",
     }
-    assert "has no config.json" in tab.error[0].value and not has(tab, "find_download")
+    assert "has no config.json" in tab.error[0].value and not can_begin(tab)
 
 
 def test_what_does_not_fit_can_be_downloaded_all_the_same(models: Path) -> None:
     tab = open_page()
     tab.selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
     plan_for(tab, "RTX 4090")
-    assert "does not fit on RTX 4090" in tab.warning[0].value and has(tab, "find_download")
+    assert "does not fit on RTX 4090" in tab.warning[0].value and can_begin(tab)
     assert "recommended" not in " ".join(tab.dataframe[0].value["Verdict"])
 
 
@@ -216,10 +229,10 @@ def test_names_are_told_from_words_to_search() -> None:
 def test_a_gated_repository_asks_for_a_token_and_opens_with_it(models: Path, hub: HubStandin, tmp_path: Path) -> None:
     hub.behaviour.gated, hub.behaviour.tokens, hub.behaviour.accepted = {"closed/Secret-GPTQ"}, {"hf_ok"}, {"hf_ok"}
     tab = plan_for(search(open_page(), "closed/Secret-GPTQ"), "RTX 4090")
-    assert "accepted its terms" in tab.error[0].value and not has(tab, "find_download")
+    assert "accepted its terms" in tab.error[0].value and not can_begin(tab)
     tab.text_input(key="download_token").set_value("hf_ok")
     click(tab, "token_keep")
-    until(tab, lambda: has(tab, "find_download"))
+    until(tab, lambda: can_begin(tab))
     assert token_for(hub.url) == "hf_ok" and "hf_ok" not in words(tab)
     assert stat.S_IMODE((tmp_path / "data" / "secrets.json").stat().st_mode) == 0o600
 
@@ -249,12 +262,12 @@ def test_a_model_is_downloaded_verified_and_loaded(models: Path, hub: HubStandin
 def test_what_is_on_disk_is_not_offered_for_download(models: Path) -> None:
     tab = download(open_page())
     show(tab, "find")
-    assert "On disk already" in words(tab) and has(tab, "find_load") and not has(tab, "find_download")
+    assert "On disk already" in words(tab) and has(tab, "find_load") and not can_begin(tab)
 
 
 def test_a_download_can_be_paused_resumed_and_is_shown_in_the_sidebar(models: Path, hub: HubStandin) -> None:
     hub.behaviour.rate_bytes_s = 20_000
-    tab = click(search(open_page(), REPO), "find_download")
+    tab = begin(search(open_page(), REPO))
     until(tab, lambda: phases() == ["running"])
     go(tab, "5_GPU_Monitor")
     assert has(tab, "sidebar_downloads")
@@ -269,7 +282,7 @@ def test_a_download_can_be_paused_resumed_and_is_shown_in_the_sidebar(models: Pa
 
 def test_a_download_of_an_earlier_process_is_there_paused(models: Path, hub: HubStandin) -> None:
     hub.behaviour.rate_bytes_s = 20_000
-    tab = click(search(open_page(), REPO), "find_download")
+    tab = begin(search(open_page(), REPO))
     until(tab, lambda: phases() == ["running"])
     resources.downloads().close()
     st.cache_resource.clear()
@@ -281,7 +294,7 @@ def test_a_download_of_an_earlier_process_is_there_paused(models: Path, hub: Hub
 
 def test_a_cancelled_download_leaves_nothing(models: Path, hub: HubStandin) -> None:
     hub.behaviour.rate_bytes_s = 20_000
-    tab = click(search(open_page(), REPO), "find_download")
+    tab = begin(search(open_page(), REPO))
     until(tab, lambda: phases() == ["running"])
     click(tab, "job_cancel_some_tiny-GPTQ")
     until(tab, lambda: phases() in ([], ["cancelled"]))
@@ -295,13 +308,13 @@ def test_a_finished_download_can_be_taken_off_the_list(models: Path) -> None:
 
 def test_a_model_that_was_deleted_can_be_downloaded_again(models: Path) -> None:
     tab = click(show(download(open_page()), "library"), f"library_delete_{FOLDER}")
-    assert has(show(tab, "find"), "find_download")
+    assert can_begin(show(tab, "find"))
 
 
 def test_a_download_that_fails_says_why_and_can_be_resumed(models: Path, hub: HubStandin) -> None:
     tab = search(open_page(), REPO)
     hub.behaviour.statuses["/resolve/"] = 403
-    click(tab, "find_download")
+    begin(tab)
     until(tab, lambda: phases() == ["failed"])
     assert tab.error and has(tab, "job_resume_some_tiny-GPTQ")
     hub.behaviour.statuses.clear()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import streamlit as st
 
 from core.errors import DeckError
 from core.hub.downloads import Job
 from core.hub.endpoints import host_name
-from core.hub.progress import JobState
+from core.hub.progress import JobState, Phase
 from ui.disk import size_words
 from ui.engine import load
 from ui.errors import sentence, show_error
@@ -56,31 +59,44 @@ def draw_jobs() -> None:
     if not jobs:
         st.info(tr("jobs.none"), icon=":material/download:")
     for job in reversed(jobs):
-        if job.snapshot().phase in MOVING:
-            redraw_every(POLL_S, _draw_job, job)
-        else:
-            with st.container():
-                _draw_job(job)
+        _draw_job(job)
 
 
 def _draw_job(job: Job) -> None:
+    """A card. What moves is drawn in fragments inside it, the rest by the page, with the same parts in every phase: a
+    question or a list that somebody has opened stays open."""
     state = job.snapshot()
     with st.container(border=True, key=f"job_{job.id}"):
         st.markdown(f"**{escape(job.source.name)}**")
-        st.markdown(
-            f"{ICONS[state.phase]} {tr(f'jobs.phase_{state.phase}')} · {escape(host_name(job.source.endpoint))}"
-        )
-        if state.total_bytes and state.phase not in ("done", "cancelled"):
-            st.progress(min(1.0, state.done_bytes / state.total_bytes), text=progress_words(state))
-        if state.notice is not None:
-            st.caption(f":material/info: {sentence(state.notice)}")
-        if state.error is not None:
-            show_error(state.error)
+        _keep_drawn(state.phase, _draw_state, job, state.phase)
         if refused := st.session_state.pop(f"{ERROR_KEY}_{job.id}", None):
             show_error(refused)
-        _draw_buttons(job, state)
-        if state.files and state.phase != "cancelled":
-            _draw_files(state)
+        _draw_buttons(job, state.phase)
+        if state.phase != "cancelled":
+            with st.expander(tr("jobs.files")):
+                _keep_drawn(state.phase, _draw_files, job)
+
+
+def _keep_drawn(phase: Phase, draw: Callable[..., None], *args: Any) -> None:
+    if phase in MOVING:
+        redraw_every(POLL_S, draw, *args)
+    else:
+        with st.container():
+            draw(*args)
+
+
+def _draw_state(job: Job, drawn: Phase) -> None:
+    """How far it is; in another phase than the page was drawn for, the card has other buttons."""
+    state = job.snapshot()
+    if state.phase != drawn:
+        st.rerun()
+    st.markdown(f"{ICONS[state.phase]} {tr(f'jobs.phase_{state.phase}')} · {escape(host_name(job.source.endpoint))}")
+    if state.total_bytes and state.phase not in ("done", "cancelled"):
+        st.progress(min(1.0, state.done_bytes / state.total_bytes), text=progress_words(state))
+    if state.notice is not None:
+        st.caption(f":material/info: {sentence(state.notice)}")
+    if state.error is not None:
+        show_error(state.error)
 
 
 def progress_words(state: JobState) -> str:
@@ -100,25 +116,29 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _draw_buttons(job: Job, state: JobState) -> None:
+def _draw_buttons(job: Job, phase: Phase) -> None:
     with st.container(horizontal=True):
-        if state.phase == "done":
+        if phase == "done":
             st.button(tr("jobs.load"), key=f"job_load_{job.id}", icon=":material/play_arrow:", type="primary",
                       on_click=_load, args=(job.folder_name,))  # fmt: skip
-        elif state.phase in ("paused", "failed"):
+        elif phase in ("paused", "failed"):
             st.button(tr("jobs.resume"), key=f"job_resume_{job.id}", icon=":material/play_arrow:", type="primary",
                       on_click=downloads().resume, args=(job.id,))  # fmt: skip
-        elif state.phase in ("queued", "looking", "running"):
+        elif phase in ("queued", "looking", "running"):
             st.button(tr("jobs.pause"), key=f"job_pause_{job.id}", icon=":material/pause:",
                       on_click=downloads().pause, args=(job.id,))  # fmt: skip
-        if state.phase in ("done", "cancelled"):
+        if phase in ("done", "cancelled"):
             st.button(tr("jobs.dismiss"), key=f"job_dismiss_{job.id}", icon=":material/close:",
                       on_click=downloads().forget, args=(job.id,))  # fmt: skip
         else:
             with st.popover(tr("jobs.cancel"), icon=":material/delete:"):
-                st.markdown(tr("jobs.cancel_question", size=size_words(state.done_bytes)))
+                _keep_drawn(phase, _draw_question, job)
                 st.button(tr("jobs.cancel_yes"), key=f"job_cancel_{job.id}", type="primary",
                           on_click=_cancel, args=(job.id,))  # fmt: skip
+
+
+def _draw_question(job: Job) -> None:
+    st.markdown(tr("jobs.cancel_question", size=size_words(job.snapshot().done_bytes)))
 
 
 def _cancel(job_id: str) -> None:
@@ -133,15 +153,19 @@ def _load(folder: str) -> None:
     go_to(LOAD_PAGE)
 
 
-def _draw_files(state: JobState) -> None:
+def _draw_files(job: Job) -> None:
+    state = job.snapshot()
+    if not state.files:
+        st.caption(tr("jobs.files_unknown"))
+        return
     num_done = sum(file.phase == "done" for file in state.files)
-    with st.expander(tr("jobs.files", done=num_done, count=len(state.files))):
-        for file in sorted(state.files, key=lambda file: -file.size_bytes):
-            # In a download that rests, a file that is half there waits.
-            phase = file.phase if state.phase in MOVING or file.phase == "done" else "waiting"
-            mark = FILE_ICONS[phase]
-            sizes = tr("jobs.bytes", done=size_words(file.done_bytes), total=size_words(file.size_bytes))
-            st.markdown(f"{mark} {escape(file.name)} :small[:gray[{sizes}]]")
+    st.caption(tr("jobs.files_done", done=num_done, count=len(state.files)))
+    for file in sorted(state.files, key=lambda file: -file.size_bytes):
+        # In a download that rests, a file that is half there waits.
+        phase = file.phase if state.phase in MOVING or file.phase == "done" else "waiting"
+        mark = FILE_ICONS[phase]
+        sizes = tr("jobs.bytes", done=size_words(file.done_bytes), total=size_words(file.size_bytes))
+        st.markdown(f"{mark} {escape(file.name)} :small[:gray[{sizes}]]")
 
 
 def sidebar_downloads() -> None:

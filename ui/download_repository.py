@@ -121,7 +121,7 @@ def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, c
     if free < size:
         st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")
     with st.container(gap="xsmall"):
-        st.button(tr("find.download", size=size_words(size)), key="find_download", icon=":material/download:",
+        st.button(tr("find.download", size=size_words(size)), key=f"find_download_{folder}", icon=":material/download:",
                   type="primary", width="stretch", on_click=_begin, args=(source,))  # fmt: skip
         st.caption(tr("find.plan", folder=folder, free=size_words(free)))
     if error := st.session_state.pop(REFUSED_KEY, None):
