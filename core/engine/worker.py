@@ -47,9 +47,10 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     "GPTQMODEL_CPU_WORKERS": "2",
-    # Threads that spin for long while they wait for one another starve each other as soon as anything else wants a
-    # core: on two cores with one of them busy a token takes 46 ms with this count and over 140 ms with the default.
-    "GOMP_SPINCOUNT": "2000",
+    # Threads that wait for one another: a pause between two matrices is shorter than this count, so that a token needs
+    # no waking up (20 ms with 2000 on two cores, 16 with this). Longer would starve the others as soon as anything
+    # else wants a core, in the 0.2 s until core/engine/cores.py looks; from then on one thread computes there.
+    "GOMP_SPINCOUNT": "10000",
     # Without a stream of its own in its calls, ExLlamaV2 runs on the default stream, which cannot be captured. Built
     # so, that is the calling thread's; in a folder of its own, because others build it the usual way.
     "NVCC_APPEND_FLAGS": "--default-stream per-thread",
