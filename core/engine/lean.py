@@ -210,7 +210,7 @@ def _side_by_side(modules: list[nn.Module]) -> Function:
 
 def _matrix(module: nn.Module) -> Function:
     if isinstance(module, CpuInt4Linear):
-        return module.rows_function()
+        return module.multiply_rows
     if isinstance(module, nn.Linear):
         weight, bias = module.weight, module.bias
         return lambda x: linear(x, weight, bias)

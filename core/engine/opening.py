@@ -43,8 +43,8 @@ from core.gpu import read_snapshot
 log = logging.getLogger(__name__)
 # CUDA's default stream of the calling thread, which is also where ExLlamaV2 runs as core/engine/worker.py builds it.
 PER_THREAD_STREAM = 2
-# On a CPU a piece that stops the other chats for as long: read by its matrix units, or without them.
-CPU_CHUNK_TOKENS = {True: 256, False: 64}
+# On a CPU a piece stops the other chats for about as long with its matrix units as a smaller one without them.
+CPU_CHUNK_TOKENS, SLOW_CPU_CHUNK_TOKENS = 256, 64
 # Where each stage begins in the whole load; importing the libraries has been done by then.
 STAGE_BEGIN: dict[Stage, float] = {
     "start": 0.0,
@@ -232,7 +232,9 @@ def read_weights(checkpoint: Checkpoint, ready: Ready, merged: bool, progress: P
 
 def chunk_tokens_of(device: Device) -> int:
     """How much of a prompt is read at once, between two steps of the answers that are being written."""
-    return GPU_CHUNK_TOKENS if device.kind == "cuda" else CPU_CHUNK_TOKENS[written.is_supported()]
+    if device.kind == "cuda":
+        return GPU_CHUNK_TOKENS
+    return CPU_CHUNK_TOKENS if written.is_supported() else SLOW_CPU_CHUNK_TOKENS
 
 
 def choose_dtype(checkpoint: Checkpoint, kernel: Kernel, device: Device) -> torch.dtype:

@@ -196,9 +196,9 @@ class CpuInt4Linear(nn.Module):
         order = source.ret_idx.long()
         is_in_order = bool((order == torch.arange(order.numel())).all())
         self.register_buffer("order", None if is_in_order else order, persistent=False)
-        self._multiply = self.rows_function()
+        self.multiply_rows = self._rows_function()
 
-    def rows_function(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _rows_function(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The product for rows, [rows, in] -> [rows, out], as a function of its own: looking a tensor up in a module
         costs as much as a small operation."""
         matmul = torch.ops.aten._weight_int4pack_mm_for_cpu.default
@@ -221,7 +221,7 @@ class CpuInt4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out], both bfloat16."""
-        return self._multiply(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.out_features)
+        return self.multiply_rows(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.out_features)
 
 
 def make_dense(source: GPTQQuantLinear, dtype: torch.dtype) -> nn.Linear:

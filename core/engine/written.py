@@ -34,8 +34,7 @@ def many_rows(weight: torch.Tensor, scales_and_zeros: torch.Tensor, group_size: 
     if weight.shape[0] % TILE or not is_supported():
         return None
     tiles = _tiles(weight)
-    scales = scales_and_zeros[..., 0].contiguous()
-    zeros = scales_and_zeros[..., 1].contiguous() if scales_and_zeros[..., 1].any() else None
+    has_zeros = bool(scales_and_zeros[..., 1].any())
     num_tiles, num_inputs, _ = tiles.shape
     step = max(1, PIECE_BYTES // (num_inputs * TILE * BFLOAT16_BYTES))
 
@@ -43,11 +42,12 @@ def many_rows(weight: torch.Tensor, scales_and_zeros: torch.Tensor, group_size: 
         out = rows.new_empty((rows.shape[0], num_tiles * TILE))
         for first in range(0, num_tiles, step):
             columns = slice(first * TILE, (first + step) * TILE)
+            scales = scales_and_zeros[:, None, columns, 0].contiguous()
             written = _write_out(tiles[first : first + step]).view(scales.shape[0], group_size, -1)
-            if zeros is None:
-                written *= scales[:, None, columns]
+            if has_zeros:
+                written = torch.addcmul(scales_and_zeros[:, None, columns, 1], written, scales)
             else:
-                written = torch.addcmul(zeros[:, None, columns], written, scales[:, None, columns])
+                written *= scales
             out[:, columns] = rows @ written.view(num_inputs, -1)
         return out
 
