@@ -32,13 +32,16 @@ from core.engine.packing import (
     unpack,
 )
 from core.engine.quantized import check_symmetric
-from core.engine.rows import queries_together
+from core.engine.rows import MAX_QUERIES, SHARES, choose_ahead, choose_blocks, queries_together
+from core.engine.rows import shared_bytes as attention_bytes
 from core.errors import CheckpointError
 from tests.checkpoints import pack
 
 INPUTS, OUTPUTS = 192, 48
 # What every card of compute capability 8.6 lets a block of threads have.
 SHARED_BYTES_86 = 99 * 1024
+# What all blocks on a multiprocessor of 9.0 have together.
+SHARED_BYTES_90 = 228 * 1024
 
 
 @pytest.fixture
@@ -117,14 +120,34 @@ def test_every_number_of_rows_has_a_variant_that_takes_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "wanted"), [(32, 32, 1), (64, 8, 4), (28, 4, 7), (24, 8, 3), (71, 1, 1), (12, 2, 3)]
+    ("heads", "kv_heads", "dim", "wanted"),
+    [(32, 32, 128, 1), (64, 8, 128, 8), (28, 4, 128, 7), (24, 8, 64, 3), (71, 1, 64, 1), (16, 2, 256, 2)],
 )
-def test_queries_of_one_key_are_shared_out_evenly(heads: int, kv_heads: int, wanted: int) -> None:
-    assert queries_together(heads, kv_heads) == wanted
+def test_queries_of_one_key_are_shared_out_evenly(heads: int, kv_heads: int, dim: int, wanted: int) -> None:
+    assert queries_together(heads, kv_heads, dim) == wanted
+
+
+@pytest.mark.parametrize("dim", MAX_QUERIES)
+@pytest.mark.parametrize("blocks", SHARES)
+def test_what_attention_wants_of_shared_memory_is_there(dim: int, blocks: int) -> None:
+    """On a card with little, columns are on their way once at least; on one with much, two blocks fit."""
+    most = MAX_QUERIES[dim]
+    assert choose_ahead(dim, most, blocks, 0) == 1
+    assert attention_bytes(dim, most, blocks, 1) <= SHARED_BYTES_86
+    for queries in (1, most):
+        ahead = choose_ahead(dim, queries, blocks, SHARED_BYTES_90 // 2 - 1024)
+        assert 2 * (attention_bytes(dim, queries, blocks, ahead) + 1024) <= SHARED_BYTES_90
+        assert dim > 128 or ahead > 1
+
+
+def test_few_rows_share_their_columns_among_blocks_and_many_do_not() -> None:
+    most_blocks = {8: 198, 4: 198, 2: 264, 1: 264}
+    chosen = [choose_blocks(8 * rows, most_blocks) for rows in (1, 3, 4, 6, 7, 16, 17, 64)]
+    assert chosen == [8, 8, 4, 4, 2, 2, 1, 1]
 
 
 def test_the_kernels_sources_are_there() -> None:
-    for name, kernels in {"matrices.cu": ["write_out", "pack", "head_8"], "rows.cu": ["norm_rows", "attend"]}.items():
+    for name, kernels in {"matrices.cu": ["write_out", "pack", "head_8"], "rows.cu": ["norm_rows"]}.items():
         source = read_source(name)
         assert all(f" {kernel}(" in source or f"HEAD({kernel}," in source for kernel in kernels)
         assert source.startswith("// What the kernels")

@@ -201,8 +201,8 @@ def shared_bytes(variant: Variant, warps: int, halves: int, has_zeros: bool) -> 
     return warps * arriving + sums + (MAX_NORMED * 2 if variant.normed else 0)
 
 
-def read_source(name: str) -> str:
-    return "\n".join((SOURCES / file).read_text("utf-8") for file in ("common.cuh", name))
+def read_source(*names: str) -> str:
+    return "\n".join((SOURCES / file).read_text("utf-8") for file in ("common.cuh", *names))
 
 
 def places_of(order: torch.Tensor) -> torch.Tensor:

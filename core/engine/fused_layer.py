@@ -21,7 +21,7 @@ from core.engine.fusing import FusedMlp, FusedNorm
 from core.engine.graphs import Asked, CapturedCache
 from core.engine.merged import MergedPart
 from core.engine.packing import BLOCK
-from core.engine.rows import DIMS, MAX_ROW, RowKernels
+from core.engine.rows import MAX_QUERIES, MAX_ROW, RowKernels
 
 log = logging.getLogger(__name__)
 # Of the result's length: what each type rounds in another order over one layer stays below.
@@ -206,11 +206,9 @@ def fuse_layers(model: PreTrainedModel, cache: CapturedCache, run_step: Callable
         asked = cache.asked.get(index)
         if seen is None or asked is None or not isinstance(seen.output, torch.Tensor):
             return 0
-        if asked.dim not in DIMS or "position_embeddings" not in seen.kwargs:
+        if asked.dim not in MAX_QUERIES or "position_embeddings" not in seen.kwargs:
             return 0
-        rows = rows or RowKernels(
-            seen.hidden.dtype, asked.heads, asked.dim, cache.context_tokens, cache.num_slots, seen.hidden.device
-        )
+        rows = rows or RowKernels(seen.hidden.dtype, asked.heads, asked.dim, cache.num_slots, seen.hidden.device)
         one = FusedLayer(layer, parts, rows, asked, index)
         got = one(seen.hidden, **{name: value for name, value in seen.kwargs.items() if name != "hidden_states"})
         difference = float((got.float() - seen.output.float()).norm() / seen.output.float().norm())

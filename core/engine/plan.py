@@ -26,8 +26,8 @@ SMALL_SEGMENT_BYTES = 2 * MIB
 EXLLAMA_PAD_BYTES = 128
 # The engine's own kernel writes a matrix out for a chunk in pieces of this: enough outputs at once for a large card.
 DECK_WRITTEN_BYTES = 192 * MIB
-# How many columns of the cache one block of threads looks at, in that kernel's attention (cuda/rows.cu).
-ATTENTION_SEGMENT = 128
+# Into how many parts the columns of a slot are shared out, in that kernel's attention (PARTS in cuda/attention.cu).
+ATTENTION_PARTS = 8
 # What NVML counts for a captured step, by layer: 50 KiB on an H200 with 7B and 13B, whose layers are 13 kernels.
 LAYER_GRAPH_BYTES = 64 * 1024
 # Marlin sums in float32 in a tile for each multiprocessor: SMs * 64 * 256 values; 170 SMs is the largest card's.
@@ -92,7 +92,7 @@ def make_plan(
         activations = captured_activation_bytes(shape, kernel, chunk_tokens, num_slots)
     return MemoryPlan(
         weights=weight_bytes(shape, kernel),
-        scratch=scratch_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots),
+        scratch=scratch_bytes(shape, kernel, chunk_tokens, num_slots),
         kv_cache=kv_cache_bytes(shape, context_tokens, num_slots),
         activations=activations,
         pool=pool_bytes(max(activations, plain)) if captured else 0,
@@ -177,7 +177,7 @@ def matrix_bytes(matrix: Matrix, kernel: str) -> int:
     return codes + zeros + scales + index + permutation + bias
 
 
-def scratch_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, context_tokens: int, num_slots: int) -> int:
+def scratch_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, num_slots: int) -> int:
     """What a kernel keeps beside the weights, for all of them: room to write a matrix out in half precision.
 
     ExLlamaV2 takes that for the largest whole and a product in float32; the engine's own for a piece, and what its
@@ -185,7 +185,7 @@ def scratch_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, context_tok
     """
     if kernel == "deck":
         largest = max((matrix.rows * matrix.columns for matrix, _ in shape.matrices), default=0)
-        return blocks(written_bytes(largest)) + attention_bytes(shape, context_tokens, num_slots)
+        return blocks(written_bytes(largest)) + attention_bytes(shape, num_slots)
     if kernel != "exllama_v2":
         return 0
     return max(
@@ -199,13 +199,12 @@ def written_bytes(num_elements: int) -> int:
     return min(num_elements * HALF_BYTES, DECK_WRITTEN_BYTES)
 
 
-def attention_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
-    """For each head of each slot and each segment of the context a sum of values, its weight and its largest score, in
-    float32; and a counter a head."""
+def attention_bytes(shape: ModelShape, num_slots: int) -> int:
+    """For each head of each slot and each part of its columns a sum of values, its weight and its largest score, in
+    float32, where blocks of threads cannot read one another's; and a counter a head."""
     heads = num_slots * shape.num_heads
-    segments = context_tokens // ATTENTION_SEGMENT + 1
-    sums = blocks(heads * segments * shape.head_dim * FLOAT_BYTES)
-    return sums + 2 * blocks(heads * segments * FLOAT_BYTES) + blocks(heads * INT_BYTES)
+    sums = blocks(heads * ATTENTION_PARTS * shape.head_dim * FLOAT_BYTES)
+    return sums + 2 * blocks(heads * ATTENTION_PARTS * FLOAT_BYTES) + blocks(heads * INT_BYTES)
 
 
 def kv_cache_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:

@@ -70,6 +70,19 @@ __device__ __forceinline__ void put_normed(uint4 row, float by, uint4 weight, in
     }
 }
 
+#if BF16
+#define TYPES "bf16.bf16"
+#else
+#define TYPES "f16.f16"
+#endif
+
+// A product of tensor cores: m16n8k16.
+__device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // RMSNorm of a row (arXiv 1910.07467) of at most MOST values by a block of THREADS, 256 or 512: its weights are read
 // before, and its values once. 512 sums, each of every 512th eight values, are added 32 by 32, then the 16 that come out
 // in order, which `sums` has room for: so whoever does it gets the same.

@@ -13,18 +13,6 @@
 
 enum { PLAIN, ADDED, GATED };
 
-#if BF16
-#define TYPES "bf16.bf16"
-#else
-#define TYPES "f16.f16"
-#endif
-
-__device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // What turns the bits of codes into codes less their zero: for outputs g (even words) and g+8 (odd ones).
 struct Zero {
     u32 even, odd;

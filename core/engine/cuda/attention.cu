@@ -1,0 +1,364 @@
+// Attention of one new token a row over the slots' cache, on tensor cores. Knows no model.
+// DIM is the size of a head, QUERIES how many of its queries a block takes together, 8 at most. CLUSTERS: whether
+// blocks can read one another's shared memory.
+
+#define ATTEND_WARPS 4
+#define ATTEND_THREADS (ATTEND_WARPS * 32)
+// How many columns a warp takes at a time, and how many a block.
+#define COLUMNS 16
+#define SEGMENT (ATTEND_WARPS * COLUMNS)
+// Every PARTSth segment belongs to one part. Parts are summed by themselves (arXiv 2311.01282), then in their order,
+// whoever takes them: what comes out does not depend on how many blocks there are, and so not on the other rows.
+#define PARTS 8
+#define STEPS (DIM / 32)
+#define CHUNKS (DIM / 64)
+#define PIECES (DIM / 8)
+
+// A warp's columns on their way. They are fetched in whole lines: in halves of lines memory is a sixth slower. Lane 4g+t
+// reads of each 32 places of a key 8t..8t+7, of columns g and g+8; of each 64 places of a value 8g..8g+7, of columns 2t,
+// 2t+1, 2t+8 and 2t+9. A piece of 8 places lies where 8 lanes that read together find theirs in different banks.
+struct Columns {
+    uint4 keys[COLUMNS][PIECES], values[COLUMNS][PIECES];
+
+    __device__ __forceinline__ uint4& key(int column, int piece) { return keys[column][piece ^ column % 2 * 4]; }
+    __device__ __forceinline__ uint4& value(int column, int piece) { return values[column][piece ^ column / 2 % 4 * 2]; }
+};
+
+// Of scores the largest, what their powers come to, and values weighted by those.
+struct Sum {
+    float top, total, value;
+};
+
+// A block's, of BLOCKS that share the parts.
+template <int BLOCKS, int AHEAD>
+struct Room {
+    Columns coming[ATTEND_WARPS][AHEAD];
+    uint4 heads[QUERIES + 2][PIECES];  // The queries and the new key, turned, and the new value.
+    // A part's values are its first warp's until all are added.
+    float values[ATTEND_WARPS - 1][QUERIES * DIM], parts[PARTS / BLOCKS][QUERIES * DIM];
+    float tops[ATTEND_WARPS][QUERIES], part_tops[PARTS / BLOCKS][QUERIES];
+    float totals[ATTEND_WARPS][QUERIES], part_totals[PARTS / BLOCKS][QUERIES];
+};
+
+// What `of` gives for 0 to `count`, added in that order.
+template <int MOST, class Of>
+__device__ __forceinline__ Sum add_up(int count, Of of) {
+    Sum all[MOST], sum = {-1e30f, 0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < MOST; i++) all[i] = i < count ? of(i) : Sum{-1e30f, 0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < MOST; i++) sum.top = fmaxf(sum.top, all[i].top);
+#pragma unroll
+    for (int i = 0; i < MOST; i++) {
+        const float by = exp2f(all[i].top - sum.top);
+        sum.total = __fmaf_rn(by, all[i].total, sum.total);
+        sum.value = __fmaf_rn(by, all[i].value, sum.value);
+    }
+    return sum;
+}
+
+// What is not there comes as zeros.
+__device__ __forceinline__ void fetch16_if(bool is_there, void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(is_there ? 16 : 0)
+                 : "memory");
+}
+
+// 8x8 values, of which a lane 4g+t has those at 2t and 2t+1 of line g, with lines and places exchanged.
+__device__ __forceinline__ u32 transposed(u32 pair) {
+    u32 r;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(pair));
+    return r;
+}
+
+#if CLUSTERS
+__device__ __forceinline__ void meet_cluster() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+__device__ __forceinline__ float of_block(int rank, const float& own) {
+    u32 at;
+    float v;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(&own)), "r"(rank));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
+    return v;
+}
+#endif
+
+// 8 places of a head, turned by its position (arXiv 2104.09864): the partner of a place is half a head away.
+__device__ __forceinline__ uint4 turned(uint4 own, uint4 partner, uint4 cos, uint4 sin, bool is_first_half) {
+    float a[8], b[8], c[8], d[8];
+    unpack8(own, a), unpack8(partner, b), unpack8(cos, c), unpack8(sin, d);
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float pair[2];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const int at = 2 * i + j;
+            pair[j] = __fmaf_rn(a[at], c[at], __fmul_rn(is_first_half ? -b[at] : b[at], d[at]));
+        }
+        words[i] = pack(pair[0], pair[1]);
+    }
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// One new token of each row: its query and key are turned, key and value go into the slot's cache at `columns`, and the
+// query looks at the columns up to there, `window` of them at most. A row with a column below 0 gets zeros.
+// BLOCKS share a row's parts, in turn, and each has a warp's columns AHEAD times on their way.
+// qkv [rows, (heads + 2 kv heads) * DIM]; each value of the result is put where `places` says. Without clusters:
+// parts [rows, heads, PARTS, DIM], tops and totals without DIM, and a counter a row and head.
+template <int BLOCKS, int AHEAD>
+__device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values,
+                                       const i64* slots, const i64* columns, float* parts, float* tops, float* totals,
+                                       u32* ended, u16* out, const int* places, i64 slot_size, i64 head_size,
+                                       int angle_row, float scale, int window, int heads, int kv_heads) {
+    constexpr int SIZE = QUERIES * DIM, TURNS = ((QUERIES + 2) * PIECES + ATTEND_THREADS - 1) / ATTEND_THREADS;
+    extern __shared__ uint4 shared[];
+    Room<BLOCKS, AHEAD>& room = *(Room<BLOCKS, AHEAD>*)shared;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int rank = blockIdx.x, row = blockIdx.z, head = blockIdx.y * QUERIES, kv_head = head / (heads / kv_heads);
+    auto put = [&](int at, float value) {
+        const int place = head * DIM + at;
+        out[(i64)row * heads * DIM + (places ? places[place] : place)] = to_half(value);
+    };
+    // Where a row stands, the angles and what the cache held before this step were there before the step's first kernel.
+    const int column = (int)columns[row];
+    if (column < 0) {
+        let_next_come();
+        wait_for_previous();
+        if (rank == 0)
+            for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) put(at, 0.0f);
+        return;
+    }
+    const int begin = max(0, column + 1 - window), first = begin / SEGMENT, last = column / SEGMENT - first;
+    const i64 own = slots[row] * slot_size + kv_head * head_size;
+    const u16* here = qkv + (i64)row * (heads + 2 * kv_heads) * DIM;
+    keys += own, values += own;
+
+    int coming = rank;
+    auto fetch = [&](int into) {
+        if (coming <= last) {
+            Columns& to = room.coming[warp][into];
+            const int base = (first + coming) * SEGMENT + warp * COLUMNS;
+#pragma unroll
+            for (int i = 0; i < COLUMNS * PIECES / 32; i++) {
+                const int one = i * 32 / PIECES + lane / PIECES, piece = lane % PIECES, at = base + one;
+                const bool is_seen = at >= begin && at < column;
+                fetch16_if(is_seen, &to.key(one, piece), keys + (i64)at * DIM + piece * 8);
+                fetch16_if(is_seen, &to.value(one, piece), values + (i64)at * DIM + piece * 8);
+            }
+            const int next_part = coming % PARTS + BLOCKS;
+            coming = coming + PARTS <= last ? coming + PARTS : next_part < PARTS ? next_part : last + 1;
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+#pragma unroll
+    for (int u = 0; u < AHEAD; u++) fetch(u);
+    // Each thread turns some pieces of the heads, for all warps; all come at once.
+    uint4 own_piece[TURNS], partner[TURNS], piece_cos[TURNS], piece_sin[TURNS];
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int piece = (i * ATTEND_THREADS + threadIdx.x) % PIECES;
+        piece_cos[i] = *(const uint4*)(cos + (i64)row * angle_row + piece * 8);
+        piece_sin[i] = *(const uint4*)(sin + (i64)row * angle_row + piece * 8);
+    }
+    let_next_come();
+    wait_for_previous();
+
+    // The new column is the last segment's.
+    const bool has_fresh = last % BLOCKS == rank;
+    const int num_pieces = (QUERIES + (has_fresh ? 2 : 0)) * PIECES;
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int at = i * ATTEND_THREADS + threadIdx.x, piece = at % PIECES, which = at / PIECES;
+        if (at >= num_pieces) break;
+        const int of = which < QUERIES ? head + which : heads + (which - QUERIES) * kv_heads + kv_head;
+        own_piece[i] = read16(here + of * DIM + piece * 8);
+        partner[i] = read16(here + of * DIM + (piece ^ PIECES / 2) * 8);
+    }
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int at = i * ATTEND_THREADS + threadIdx.x, piece = at % PIECES, which = at / PIECES;
+        if (at >= num_pieces) break;
+        const bool is_value = which == QUERIES + 1;
+        const uint4 done = is_value ? own_piece[i]
+                                    : turned(own_piece[i], partner[i], piece_cos[i], piece_sin[i], piece < PIECES / 2);
+        room.heads[which][piece] = done;
+        if (which >= QUERIES && head % (heads / kv_heads) == 0)
+            *(uint4*)((is_value ? values : keys) + (i64)column * DIM + piece * 8) = done;
+    }
+    __syncthreads();
+    // A query's places in a lane as a key's. Where there is no query g, what comes out is for nobody.
+    uint4 query[STEPS];
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) query[s] = room.heads[min(g, QUERIES - 1)][s * 4 + t];
+    int slot = 0;
+#pragma unroll 1
+    for (int part = rank; part < PARTS && part <= last; part += BLOCKS) {
+        // Of queries 2t and 2t+1. sum[c * 4 + j]: places c * 64 + g * 8 + 2j of both, then the next one of both.
+        float top[2] = {-1e30f, -1e30f}, total[2] = {}, sum[CHUNKS * 4][4] = {};
+#pragma unroll 1
+        for (int segment = part; segment <= last; segment += PARTS) {
+            asm volatile("cp.async.wait_group %0;" ::"n"(AHEAD - 1) : "memory");
+            __syncwarp();
+            Columns& now = room.coming[warp][slot];
+            const int base = (first + segment) * SEGMENT + warp * COLUMNS;
+            const int fresh = column - base;
+            if (segment == last && fresh >= 0 && fresh < COLUMNS) {
+                for (int piece = lane; piece < PIECES; piece += 32) {
+                    now.key(fresh, piece) = room.heads[QUERIES][piece];
+                    now.value(fresh, piece) = room.heads[QUERIES + 1][piece];
+                }
+                __syncwarp();
+            }
+
+            // score[0..3]: queries 2t and 2t+1 at column g, then at g+8. Two sums take turns.
+            float score[4] = {}, others[4] = {};
+#pragma unroll
+            for (int s = 0; s < STEPS; s++) {
+                const uint4 low_key = now.key(g, s * 4 + t), high_key = now.key(g + 8, s * 4 + t);
+                const u32 even[4] = {low_key.x, high_key.x, low_key.y, high_key.y};
+                const u32 odd[4] = {low_key.z, high_key.z, low_key.w, high_key.w};
+                multiply_add(score, even, query[s].x, query[s].y);
+                multiply_add(others, odd, query[s].z, query[s].w);
+            }
+            float shrink[2];
+#pragma unroll
+            for (int q = 0; q < 2; q++) {
+                float new_top = top[q];
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    const int at = base + c * 8 + g;
+                    float& one = score[c * 2 + q];
+                    one = at >= begin && at <= column ? (one + others[c * 2 + q]) * (scale * 1.4426950408889634f) : -1e30f;
+                    new_top = fmaxf(new_top, one);
+                }
+#pragma unroll
+                for (int by = 4; by < 32; by *= 2) new_top = fmaxf(new_top, __shfl_xor_sync(~0u, new_top, by));
+                shrink[q] = exp2f(top[q] - new_top);
+                top[q] = new_top, total[q] *= shrink[q];
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    float& one = score[c * 2 + q];
+                    one = one > -1e29f ? round_half(exp2f(one - new_top)) : 0.0f;
+                    total[q] += one;
+                }
+            }
+            const u32 low_weights = transposed(pack(score[0], score[1])), high_weights = transposed(pack(score[2], score[3]));
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                u32 words[4][4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const uint4 one = now.value(t * 2 + i % 2 + i / 2 * 8, c * 8 + g);
+                    words[i][0] = one.x, words[i][1] = one.y, words[i][2] = one.z, words[i][3] = one.w;
+                }
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    float* to = sum[c * 4 + j];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) to[i] *= shrink[i % 2];
+                    const u32 pairs[4] = {
+                        __byte_perm(words[0][j], words[1][j], 0x5410), __byte_perm(words[0][j], words[1][j], 0x7632),
+                        __byte_perm(words[2][j], words[3][j], 0x5410), __byte_perm(words[2][j], words[3][j], 0x7632)};
+                    multiply_add(to, pairs, low_weights, high_weights);
+                }
+            }
+            __syncwarp();
+            fetch(slot);
+            slot = slot + 1 == AHEAD ? 0 : slot + 1;
+        }
+
+        float* part_values = room.parts[part / BLOCKS];
+        float* warp_values = warp ? room.values[warp - 1] : part_values;
+#pragma unroll
+        for (int q = 0; q < 2; q++) {
+#pragma unroll
+            for (int by = 4; by < 32; by *= 2) total[q] += __shfl_xor_sync(~0u, total[q], by);
+            const int of = t * 2 + q;
+            if (of >= QUERIES) continue;
+            if (g == 0) room.tops[warp][of] = top[q], room.totals[warp][of] = total[q];
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const float *a = sum[c * 4 + i * 2], *b = sum[c * 4 + i * 2 + 1];
+                    *(float4*)(warp_values + of * DIM + c * 64 + g * 8 + i * 4) = make_float4(a[q], a[2 + q], b[q], b[2 + q]);
+                }
+        }
+        __syncthreads();
+        for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) {
+            const int q = at / DIM;
+            const Sum one = add_up<ATTEND_WARPS>(ATTEND_WARPS, [&](int w) {
+                return Sum{room.tops[w][q], room.totals[w][q], w ? room.values[w - 1][at] : part_values[at]};
+            });
+            if (BLOCKS > 1 && !CLUSTERS) {
+                const i64 place = ((i64)row * heads + head + q) * PARTS + part;
+                parts[place * DIM + at % DIM] = one.value;
+                if (at % DIM == 0) tops[place] = one.top, totals[place] = one.total;
+            } else {
+                part_values[at] = one.value;
+                if (at % DIM == 0) room.part_tops[part / BLOCKS][q] = one.top, room.part_totals[part / BLOCKS][q] = one.total;
+            }
+        }
+        __syncthreads();
+    }
+
+    const int count = min(PARTS, last + 1);
+    if (BLOCKS == 1) {
+        for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) {
+            const Sum sum = add_up<PARTS>(count, [&](int p) {
+                return Sum{room.part_tops[p][at / DIM], room.part_totals[p][at / DIM], room.parts[p][at]};
+            });
+            put(at, sum.value / sum.total);
+        }
+        return;
+    }
+#if CLUSTERS
+    meet_cluster();
+    for (int at = rank * ATTEND_THREADS + threadIdx.x; at < SIZE; at += BLOCKS * ATTEND_THREADS) {
+        const Sum sum = add_up<PARTS>(count, [&](int p) {
+            const int here = p / BLOCKS, q = at / DIM;
+            return Sum{of_block(p % BLOCKS, room.part_tops[here][q]), of_block(p % BLOCKS, room.part_totals[here][q]),
+                       of_block(p % BLOCKS, room.parts[here][at])};
+        });
+        put(at, sum.value / sum.total);
+    }
+    meet_cluster();  // What others still read must not go.
+#else
+    if (rank > last) return;
+    __shared__ bool is_last;
+    if (threadIdx.x == 0) {
+        u32* counter = ended + (i64)row * gridDim.y + blockIdx.y;
+        __threadfence();
+        is_last = atomicAdd(counter, 1) == min(BLOCKS - 1, last);
+        if (is_last) *counter = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    if (!is_last) return;
+    for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) {
+        const Sum sum = add_up<PARTS>(count, [&](int p) {
+            const i64 place = ((i64)row * heads + head + at / DIM) * PARTS + p;
+            return Sum{__ldcg(tops + place), __ldcg(totals + place), __ldcg(parts + place * DIM + at % DIM)};
+        });
+        put(at, sum.value / sum.total);
+    }
+#endif
+}
+
+#if CLUSTERS
+#define TOGETHER(BLOCKS) __cluster_dims__(BLOCKS, 1, 1)
+#else
+#define TOGETHER(BLOCKS)
+#endif
+#define ATTEND(BLOCKS, AHEAD)                                                                                         \
+    extern "C" __global__ void TOGETHER(BLOCKS) __launch_bounds__(ATTEND_THREADS)                                     \
+        attend_##BLOCKS(const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots,     \
+                        const i64* columns, float* parts, float* tops, float* totals, u32* ended, u16* out,           \
+                        const int* places, i64 slot_size, i64 head_size, int angle_row, float scale, int window,      \
+                        int heads, int kv_heads) {                                                                    \
+        attend<BLOCKS, AHEAD>(qkv, cos, sin, keys, values, slots, columns, parts, tops, totals, ended, out, places,   \
+                              slot_size, head_size, angle_row, scale, window, heads, kv_heads);                       \
+    }
+ATTENDS
