@@ -100,7 +100,7 @@ __device__ __forceinline__ void fetch16(void* to, const void* from) {
                  : "memory");
 }
 __device__ __forceinline__ void fetch4(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
                  : "memory");
 }
 
@@ -191,8 +191,12 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #pragma unroll
     for (int n = 0; n < NT; n++)
         from_x[n] = (const uint4*)(x + min(n * 8 + g, rows - 1) * x_row + begin * UNIT * 64 + t * 8);
-    uint4 next[2];
-    if (NT == 1 && begin < end) next[0] = from_x[0][0], next[1] = from_x[0][4];
+    // Inputs come a step before they are needed.
+    uint4 next[2][NT];
+    if (begin < end) {
+#pragma unroll
+        for (int n = 0; n < NT; n++) next[0][n] = from_x[n][0], next[1][n] = from_x[n][4];
+    }
     int side = 0;
     for (int turn = blockIdx.x; turn < num_turns; turn += gridDim.x, side = SETS - 1 - side) {
         float* all = sums + side * WARPS * ROWS * COLUMNS;
@@ -216,8 +220,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                         const int half = b * 2 + h;
                         uint4 with[NT];
 #pragma unroll
-                        for (int n = 0; n < NT; n++) with[n] = NT == 1 ? next[h] : from_x[n][at + h * 4];
-                        if (NT == 1) next[h] = from_x[0][after + h * 4];
+                        for (int n = 0; n < NT; n++) with[n] = next[h][n], next[h][n] = from_x[n][after + h * 4];
 #pragma unroll
                         for (int c = 0; c < CT; c++) {
 #if ZEROS
