@@ -121,7 +121,15 @@ def test_every_number_of_rows_has_a_variant_that_takes_it() -> None:
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "wanted"),
-    [(32, 32, 128, 1), (64, 8, 128, 8), (28, 4, 128, 7), (24, 8, 64, 3), (71, 1, 64, 1), (16, 2, 256, 2)],
+    [
+        (32, 32, 128, 1),
+        (64, 8, 128, 8),
+        (28, 4, 128, 7),
+        (24, 8, 64, 3),
+        (71, 1, 64, 1),
+        (12, 2, 128, 6),
+        (16, 2, 256, 2),
+    ],
 )
 def test_queries_of_one_key_are_shared_out_evenly(heads: int, kv_heads: int, dim: int, wanted: int) -> None:
     assert queries_together(heads, kv_heads, dim) == wanted
@@ -147,7 +155,8 @@ def test_few_rows_share_their_columns_among_blocks_and_many_do_not() -> None:
 
 
 def test_the_kernels_sources_are_there() -> None:
-    for name, kernels in {"matrices.cu": ["write_out", "pack", "head_8"], "rows.cu": ["norm_rows"]}.items():
+    sources = {"matrices.cu": ["write_out", "pack", "head_8"], "rows.cu": ["norm_rows"], "attention.cu": ["attend"]}
+    for name, kernels in sources.items():
         source = read_source(name)
         assert all(f" {kernel}(" in source or f"HEAD({kernel}," in source for kernel in kernels)
         assert source.startswith("// What the kernels")

@@ -59,11 +59,6 @@ LONG_INPUTS = 8192
 SHARED_BYTES_16 = 160_000
 
 
-def is_made(finish: str, variant: Variant) -> bool:
-    """A gate's tile needs room for its partner; what comes after a norm has nothing added."""
-    return (finish != "gated" or variant.tiles % 2 == 0) and not (finish == "added" and variant.normed)
-
-
 def choose_variant(rows: int, is_wide: bool, finish: str) -> str:
     """The variant for up to 32 rows. A gated product takes a gate's tile with its partner."""
     if rows > 16:
@@ -109,7 +104,7 @@ class DeckKernels:
             (finish, name): variant
             for name, variant in VARIANTS.items()
             for finish in FINISHES
-            if is_made(finish, variant)
+            if (finish != "gated" or variant.tiles % 2 == 0) and not (finish == "added" and variant.normed)
             if warps == 8 or name in FOR_ONE_ROW
         }
         lines = [

@@ -26,7 +26,7 @@ SMALL_SEGMENT_BYTES = 2 * MIB
 EXLLAMA_PAD_BYTES = 128
 # The engine's own kernel writes a matrix out for a chunk in pieces of this: enough outputs at once for a large card.
 DECK_WRITTEN_BYTES = 192 * MIB
-# Into how many parts the columns of a slot are shared out, in that kernel's attention (PARTS in cuda/attention.cu).
+# Into how many parts the columns of a slot are shared out, in that kernel's attention (cuda/attention.cu).
 ATTENTION_PARTS = 8
 # What NVML counts for a captured step, by layer: 50 KiB on an H200 with 7B and 13B, whose layers are 13 kernels.
 LAYER_GRAPH_BYTES = 64 * 1024

@@ -18,7 +18,7 @@ from core.engine.plan import ATTENTION_PARTS, FLOAT_BYTES, HALF_BYTES
 # Sizes of a head, and how many of its queries are taken together at most: what a block has room for.
 MAX_QUERIES = {64: 8, 128: 8, 256: 2}
 ATTEND_WARPS = 4
-# How many columns of the cache a warp takes at a time.
+# How many columns of the cache a warp takes at a time: the lines of a product on tensor cores.
 COLUMNS = 16
 # How many blocks share the columns of a row's head.
 SHARES = (8, 4, 2, 1)
@@ -62,8 +62,9 @@ def module_for(
     """The kernels: one for each number of blocks that share, with how often a warp's columns are on their way."""
     lines = (f"ATTEND({blocks}, {times})" for blocks, times in ahead)
     source = read_source("rows.cu", "attention.cu").replace("\nATTENDS\n", "\n" + "\n".join(lines) + "\n")
-    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "MAX_ROW": MAX_ROW}
-    return CudaModule(source, defines | {"CLUSTERS": int(clusters)}, device)
+    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "CLUSTERS": int(clusters)}
+    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "PARTS": ATTENTION_PARTS, "MAX_ROW": MAX_ROW}
+    return CudaModule(source, defines, device)
 
 
 class RowKernels:

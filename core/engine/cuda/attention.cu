@@ -1,15 +1,11 @@
 // Attention of one new token a row over the slots' cache, on tensor cores. Knows no model.
 // DIM is the size of a head, QUERIES how many of its queries a block takes together, 8 at most. CLUSTERS: whether
-// blocks can read one another's shared memory.
-
-#define ATTEND_WARPS 4
-#define ATTEND_THREADS (ATTEND_WARPS * 32)
-// How many columns a warp takes at a time, and how many a block.
-#define COLUMNS 16
-#define SEGMENT (ATTEND_WARPS * COLUMNS)
+// blocks can read one another's shared memory. A block's ATTEND_WARPS take COLUMNS at a time each, as products have lines.
 // Every PARTSth segment belongs to one part. Parts are summed by themselves (arXiv 2311.01282), then in their order,
 // whoever takes them: what comes out does not depend on how many blocks there are, and so not on the other rows.
-#define PARTS 8
+
+#define ATTEND_THREADS (ATTEND_WARPS * 32)
+#define SEGMENT (ATTEND_WARPS * COLUMNS)
 #define STEPS (DIM / 32)
 #define CHUNKS (DIM / 64)
 #define PIECES (DIM / 8)
@@ -304,26 +300,25 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         __syncthreads();
     }
 
-    const int count = min(PARTS, last + 1);
-    if (BLOCKS == 1) {
-        for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) {
-            const Sum sum = add_up<PARTS>(count, [&](int p) {
-                return Sum{room.part_tops[p][at / DIM], room.part_totals[p][at / DIM], room.parts[p][at]};
-            });
+    auto finish = [&](int from, int step, auto part_of) {
+        for (int at = from; at < SIZE; at += step) {
+            const Sum sum = add_up<PARTS>(min(PARTS, last + 1), [&](int p) { return part_of(p, at); });
             put(at, sum.value / sum.total);
         }
+    };
+    if (BLOCKS == 1) {
+        finish(threadIdx.x, ATTEND_THREADS, [&](int p, int at) {
+            return Sum{room.part_tops[p][at / DIM], room.part_totals[p][at / DIM], room.parts[p][at]};
+        });
         return;
     }
 #if CLUSTERS
     meet_cluster();
-    for (int at = rank * ATTEND_THREADS + threadIdx.x; at < SIZE; at += BLOCKS * ATTEND_THREADS) {
-        const Sum sum = add_up<PARTS>(count, [&](int p) {
-            const int here = p / BLOCKS, q = at / DIM;
-            return Sum{of_block(p % BLOCKS, room.part_tops[here][q]), of_block(p % BLOCKS, room.part_totals[here][q]),
-                       of_block(p % BLOCKS, room.parts[here][at])};
-        });
-        put(at, sum.value / sum.total);
-    }
+    finish(rank * ATTEND_THREADS + threadIdx.x, BLOCKS * ATTEND_THREADS, [&](int p, int at) {
+        const int here = p / BLOCKS, q = at / DIM;
+        return Sum{of_block(p % BLOCKS, room.part_tops[here][q]), of_block(p % BLOCKS, room.part_totals[here][q]),
+                   of_block(p % BLOCKS, room.parts[here][at])};
+    });
     meet_cluster();  // What others still read must not go.
 #else
     if (rank > last) return;
@@ -337,13 +332,10 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     }
     __syncthreads();
     if (!is_last) return;
-    for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) {
-        const Sum sum = add_up<PARTS>(count, [&](int p) {
-            const i64 place = ((i64)row * heads + head + at / DIM) * PARTS + p;
-            return Sum{__ldcg(tops + place), __ldcg(totals + place), __ldcg(parts + place * DIM + at % DIM)};
-        });
-        put(at, sum.value / sum.total);
-    }
+    finish(threadIdx.x, ATTEND_THREADS, [&](int p, int at) {
+        const i64 place = ((i64)row * heads + head + at / DIM) * PARTS + p;
+        return Sum{__ldcg(tops + place), __ldcg(totals + place), __ldcg(parts + place * DIM + at % DIM)};
+    });
 #endif
 }
 

@@ -1,6 +1,4 @@
-// RMSNorm of rows that several rows' products begin with. Knows no model.
-
-// RMSNorm, a block a row of at most MAX_ROW values.
+// RMSNorm of several rows, a block a row of at most MAX_ROW values. Knows no model.
 extern "C" __global__ void __launch_bounds__(512)
     norm_rows(const u16* x, const u16* weight, u16* out, const int* places, int x_row, int size, float eps) {
     __shared__ float sums[16];
