@@ -53,6 +53,15 @@ __device__ __forceinline__ Sum add_up(int count, Of of) {
     return sum;
 }
 
+// Every `step`th value from `from` on of the result: what `part_of` gives for the parts up to `last`, put together.
+template <class Put, class PartOf>
+__device__ __forceinline__ void finish(int from, int step, int last, Put put, PartOf part_of) {
+    for (int at = from; at < QUERIES * DIM; at += step) {
+        const Sum sum = add_up<PARTS>(min(PARTS, last + 1), [&](int p) { return part_of(p, at); });
+        put(at, sum.value / sum.total);
+    }
+}
+
 // What is not there comes as zeros.
 __device__ __forceinline__ void fetch16_if(bool is_there, void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)),
@@ -300,21 +309,15 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         __syncthreads();
     }
 
-    auto finish = [&](int from, int step, auto part_of) {
-        for (int at = from; at < SIZE; at += step) {
-            const Sum sum = add_up<PARTS>(min(PARTS, last + 1), [&](int p) { return part_of(p, at); });
-            put(at, sum.value / sum.total);
-        }
-    };
     if (BLOCKS == 1) {
-        finish(threadIdx.x, ATTEND_THREADS, [&](int p, int at) {
+        finish(threadIdx.x, ATTEND_THREADS, last, put, [&](int p, int at) {
             return Sum{room.part_tops[p][at / DIM], room.part_totals[p][at / DIM], room.parts[p][at]};
         });
         return;
     }
 #if CLUSTERS
     meet_cluster();
-    finish(rank * ATTEND_THREADS + threadIdx.x, BLOCKS * ATTEND_THREADS, [&](int p, int at) {
+    finish(rank * ATTEND_THREADS + threadIdx.x, BLOCKS * ATTEND_THREADS, last, put, [&](int p, int at) {
         const int here = p / BLOCKS, q = at / DIM;
         return Sum{of_block(p % BLOCKS, room.part_tops[here][q]), of_block(p % BLOCKS, room.part_totals[here][q]),
                    of_block(p % BLOCKS, room.parts[here][at])};
@@ -332,7 +335,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     }
     __syncthreads();
     if (!is_last) return;
-    finish(threadIdx.x, ATTEND_THREADS, [&](int p, int at) {
+    finish(threadIdx.x, ATTEND_THREADS, last, put, [&](int p, int at) {
         const i64 place = ((i64)row * heads + head + at / DIM) * PARTS + p;
         return Sum{__ldcg(tops + place), __ldcg(totals + place), __ldcg(parts + place * DIM + at % DIM)};
     });
