@@ -1,4 +1,4 @@
-"""A 4-bit matrix for the kernels of cuda/matrices.cu: few rows on tensor cores from the codes, many written out first.
+"""A 4-bit matrix for the kernels of cuda/matrices.cu: few rows on tensor cores from the codes.
 
 Knows no model. What comes out for a row is the same whatever rows are beside it, up to MAX_CODE_ROWS of them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ HEAD_PARTS = 8
 # How many inputs of one row a block keeps normed in shared memory.
 MAX_NORMED = 8192
 FINISHES = ("plain", "added", "gated")
-# Up to here reading the codes again for every 32 rows costs less than writing the matrix out.
+# Up to here rows of several chats are multiplied by these kernels, which read the codes again for every 32.
 MAX_CODE_ROWS = 64
 
 
@@ -112,7 +112,7 @@ class DeckKernels:
             f"{str(one.normed).lower()}, {one.blocks * 8 // warps})"
             for (finish, name), one in made.items()
         ]
-        source = read_source("matrices.cu").replace("\nVARIANTS\n", "\n" + "\n".join(lines) + "\n")
+        source = read_source("codes.cuh", "matrices.cu").replace("\nVARIANTS\n", "\n" + "\n".join(lines) + "\n")
         defines = {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
         # All but the products is there once.
         defines |= {"HEAD_PARTS": HEAD_PARTS if warps == 8 else 0, "MAX_NORMED": MAX_NORMED}
@@ -222,36 +222,32 @@ def kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: to
     return DeckKernels(dtype, group_size, has_zeros, device)
 
 
-class DeckLinear(nn.Module):
-    """The matrix as a module. `written` is half-precision room for as much of it as is written out at once; all
-    matrices of a model share it. `places` [inputs] is the matrix's order turned around: where each input goes."""
+class ManyRows(Protocol):
+    """Rows of prompts times a matrix (core/engine/prompts.py). `least_rows`: how many of one prompt it takes at
+    least."""
 
-    def __init__(
-        self, matrix: PackedMatrix, bias: torch.Tensor | None, kernels: DeckKernels, written: torch.Tensor
-    ) -> None:
+    least_rows: int
+
+    def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [rows, inputs], in the model's order -> [rows, outputs]."""
+
+
+class DeckLinear(nn.Module):
+    """The matrix as a module. `many` multiplies prompts, for all matrices of a model. `places` [inputs] is the
+    matrix's order turned around: where each input goes."""
+
+    def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None, kernels: DeckKernels, many: ManyRows) -> None:
         super().__init__()
-        self.matrix, self.bias, self.kernels, self._written = matrix, bias, kernels, written
+        self.matrix, self.bias, self.kernels, self._many = matrix, bias, kernels, many
         self.out_features = matrix.outputs
         self.places = None if matrix.order is None else places_of(matrix.order)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., inputs] -> [..., outputs]."""
+        """[..., inputs] -> [..., outputs]. Rows of several chats come out the same however many there are."""
         rows = x.reshape(-1, x.shape[-1])
-        rows = rows if self.matrix.order is None else rows.index_select(1, self.matrix.order)
-        if rows.shape[0] <= MAX_CODE_ROWS:
-            out = self.kernels.multiply(self.matrix, rows, "plain", self.bias)
+        if x.shape[-2] >= self._many.least_rows or rows.shape[0] > MAX_CODE_ROWS:
+            out = self._many.multiply(self.matrix, rows, self.bias)
         else:
-            out = self._multiply_written(rows)
+            rows = rows if self.matrix.order is None else rows.index_select(1, self.matrix.order)
+            out = self.kernels.multiply(self.matrix, rows, "plain", self.bias)
         return out.view(*x.shape[:-1], self.out_features)
-
-    def _multiply_written(self, rows: torch.Tensor) -> torch.Tensor:
-        tiles, step = self.matrix.codes.shape[0], self._written.numel() // (self.matrix.inputs * TILE)
-        if step >= tiles:
-            out = rows @ self.kernels.write_out(self.matrix, 0, tiles, self._written).t()
-            return out if self.bias is None else out.add_(self.bias)
-        out = torch.empty((rows.shape[0], self.out_features), dtype=rows.dtype, device=rows.device)
-        for begin in range(0, tiles, step):
-            count = min(step, tiles - begin)
-            weight = self.kernels.write_out(self.matrix, begin, count, self._written)
-            torch.mm(rows, weight.t(), out=out[:, begin * TILE : (begin + count) * TILE])
-        return out if self.bias is None else out.add_(self.bias)

@@ -26,6 +26,10 @@ SMALL_SEGMENT_BYTES = 2 * MIB
 EXLLAMA_PAD_BYTES = 128
 # The engine's own kernel writes a matrix out for a chunk in pieces of this: enough outputs at once for a large card.
 DECK_WRITTEN_BYTES = 192 * MIB
+# Where it reads the codes instead, blocks of threads add up sums of 128 rows and 256 outputs for one another, one a
+# multiprocessor: 132 is the largest card's of compute capability 9.0.
+PROMPT_BLOCKS = 132
+PROMPT_SUM_BYTES = 128 * 256 * FLOAT_BYTES
 # Into how many parts the columns of a slot are shared out, in that kernel's attention (cuda/attention.cu).
 ATTENTION_PARTS = 8
 # What NVML counts for a captured step, by layer: 50 KiB on an H200 with 7B and 13B, whose layers are 13 kernels.
@@ -92,7 +96,7 @@ def make_plan(
         activations = captured_activation_bytes(shape, kernel, chunk_tokens, num_slots)
     return MemoryPlan(
         weights=weight_bytes(shape, kernel),
-        scratch=scratch_bytes(shape, kernel, chunk_tokens, num_slots),
+        scratch=scratch_bytes(shape, kernel, capability, chunk_tokens, num_slots),
         kv_cache=kv_cache_bytes(shape, context_tokens, num_slots),
         activations=activations,
         pool=pool_bytes(max(activations, plain)) if captured else 0,
@@ -130,6 +134,7 @@ def split_plan(
         empty = replace(
             whole,
             weights=end,
+            scratch=scratch_bytes(shape, kernel, capability, chunk_tokens, num_slots),
             kv_cache=0,
             workspace=workspace_bytes(capability),
             context=context_bytes(capability),
@@ -177,21 +182,33 @@ def matrix_bytes(matrix: Matrix, kernel: str) -> int:
     return codes + zeros + scales + index + permutation + bias
 
 
-def scratch_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, num_slots: int) -> int:
+def scratch_bytes(
+    shape: ModelShape, kernel: str, capability: tuple[int, int], chunk_tokens: int, num_slots: int
+) -> int:
     """What a kernel keeps beside the weights, for all of them: room to write a matrix out in half precision.
 
-    ExLlamaV2 takes that for the largest whole and a product in float32; the engine's own for a piece, and what its
-    attention's blocks of threads tell each other.
+    ExLlamaV2 takes that for the largest whole and a product in float32; the engine's own for a piece, or for the sums
+    that its blocks of threads add up for one another, and what those of its attention do.
     """
     if kernel == "deck":
-        largest = max((matrix.rows * matrix.columns for matrix, _ in shape.matrices), default=0)
-        return blocks(written_bytes(largest)) + attention_bytes(shape, num_slots)
+        if takes_prompts_from_codes(capability):
+            shared = PROMPT_BLOCKS * PROMPT_SUM_BYTES + blocks(PROMPT_BLOCKS * INT_BYTES)
+        else:
+            shared = blocks(
+                written_bytes(max((matrix.rows * matrix.columns for matrix, _ in shape.matrices), default=0))
+            )
+        return shared + attention_bytes(shape, num_slots)
     if kernel != "exllama_v2":
         return 0
     return max(
         matrix.rows * matrix.columns * HALF_BYTES + matrix.columns * chunk_tokens * FLOAT_BYTES + 2 * EXLLAMA_PAD_BYTES
         for matrix, _ in shape.matrices
     )
+
+
+def takes_prompts_from_codes(capability: tuple[int, int]) -> bool:
+    """Whether the GPU has the tensor cores for which the engine's own kernel need not write a matrix out."""
+    return capability == (9, 0)
 
 
 def written_bytes(num_elements: int) -> int:
@@ -260,9 +277,10 @@ def transient_bytes(matrix: Matrix, kernel: str, rows: int) -> int:
     if kernel == "torch":
         # Codes as 4-byte words, and the result, while it is being written out.
         return written_out + 2 * matrix.rows * matrix.columns * INT_BYTES
-    reordered = rows * matrix.rows * HALF_BYTES if matrix.act_order else 0
     if kernel == "deck":
-        return reordered
+        # Rows as its products take them.
+        return rows * matrix.rows * HALF_BYTES
+    reordered = rows * matrix.rows * HALF_BYTES if matrix.act_order else 0
     if kernel == "marlin":
         return MARLIN_REDUCE_BYTES + reordered
     return 0

@@ -21,9 +21,9 @@ from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 from torch import nn
 
 from core.checkpoint import Quantization
-from core.engine.deck import DeckLinear, kernels_for
+from core.engine.deck import DeckLinear, ManyRows, kernels_for
 from core.engine.packing import BLOCK, SYMMETRIC_WORDS, TILE, PackedMatrix, by_tile, input_order, unpack
-from core.engine.plan import HALF_BYTES, written_bytes
+from core.engine.prompts import many_rows_for
 from core.engine.written import MIN_ROWS, many_rows
 from core.errors import CheckpointError
 
@@ -52,7 +52,7 @@ class MatrixMaker:
     device: torch.device
     scratch: ScratchSpace | None = None
     staging: torch.Tensor | None = None
-    written: torch.Tensor | None = None
+    many: ManyRows | None = None
 
     @property
     def reading_device(self) -> torch.device:
@@ -71,8 +71,13 @@ class MatrixMaker:
             words = max(rows * columns for rows, columns in shapes) * self.quantization.bits // 32
             self.staging = torch.empty(words, dtype=torch.int32, device=self.device)
         if self.kernel == "deck":
-            num_bytes = written_bytes(max(rows * columns for rows, columns in shapes))
-            self.written = torch.empty(num_bytes // HALF_BYTES, dtype=self.dtype, device=self.device)
+            largest, how = max(rows * columns for rows, columns in shapes), self._how
+            self.many = many_rows_for(kernels_for(*how), largest, *how)
+
+    @property
+    def _how(self) -> tuple[torch.dtype, int, bool, torch.device]:
+        """What the engine's own kernels are compiled for."""
+        return self.dtype, self.quantization.group_size, not self.quantization.symmetric, self.device
 
     def make(self, tensors: Tensors) -> nn.Module:
         """The module for one matrix from its qweight, qzeros, scales, and where there are any g_idx and bias."""
@@ -91,16 +96,15 @@ class MatrixMaker:
 
     def make_of(self, members: Sequence[Tensors]) -> nn.Module:
         """One module for the matrices `members`, which share their input, for the engine's own kernel."""
-        staging, written = self.staging, self.written
-        assert staging is not None and written is not None
-        symmetric = self.quantization.symmetric
-        kernels = kernels_for(self.dtype, self.quantization.group_size, not symmetric, self.device)
+        staging, many = self.staging, self.many
+        assert staging is not None and many is not None
+        kernels = kernels_for(*self._how)
         words = [tensors["qweight"] for tensors in members]
         tiles, offset = sum(word.shape[1] for word in words) // TILE, int(self.quantization.format == "gptq")
         codes = torch.empty((tiles, words[0].shape[0] * 8 // BLOCK, 32, 4), dtype=torch.int32, device=self.device)
         scales = [by_tile(tensors["scales"].to(self.device), self.dtype) for tensors in members]
         zeros = None
-        if symmetric:
+        if self.quantization.symmetric:
             check_symmetric(members, self.quantization.format)
         else:
             zeros = [by_tile(unpack(one["qzeros"].to(self.device), 1) + offset & 15, self.dtype) for one in members]
@@ -112,7 +116,7 @@ class MatrixMaker:
             first_tile += word.shape[1] // TILE
         bias = torch.cat([one["bias"] for one in members]) if "bias" in members[0] else None
         matrix = PackedMatrix(codes, torch.cat(scales), None if zeros is None else torch.cat(zeros), order)
-        return DeckLinear(matrix, None if bias is None else bias.to(self.device, self.dtype), kernels, written)
+        return DeckLinear(matrix, None if bias is None else bias.to(self.device, self.dtype), kernels, many)
 
     def _staged(self, tensors: Tensors) -> Tensors:
         if self.staging is None:

@@ -76,19 +76,6 @@ __device__ __forceinline__ u32 transposed(u32 pair) {
     return r;
 }
 
-#if CLUSTERS
-__device__ __forceinline__ void meet_cluster() {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-__device__ __forceinline__ float of_block(int rank, const float& own) {
-    u32 at;
-    float v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(&own)), "r"(rank));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
-    return v;
-}
-#endif
-
 // 8 places of a head, turned by its position (arXiv 2104.09864): the partner of a place is half a head away.
 __device__ __forceinline__ uint4 turned(uint4 own, uint4 partner, uint4 cos, uint4 sin, bool is_first_half) {
     float a[8], b[8], c[8], d[8];

@@ -137,6 +137,16 @@ __device__ __forceinline__ uint4 read_weights(const void* from) {
     return v;
 }
 
+// Brought into shared memory while the thread goes on.
+__device__ __forceinline__ void fetch16(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+}
+__device__ __forceinline__ void fetch4(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+}
+
 __device__ __forceinline__ uint4 read16(const void* from) {
     uint4 v;
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"

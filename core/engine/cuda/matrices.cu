@@ -13,58 +13,6 @@
 
 enum { PLAIN, ADDED, GATED };
 
-// What turns the bits of codes into codes less their zero: for outputs g (even words) and g+8 (odd ones).
-struct Zero {
-    u32 even, odd;
-};
-__device__ __forceinline__ Zero zero_of(float even, float odd);
-__device__ __forceinline__ Zero zero_of(u32 pair) { return zero_of(low(pair), high(pair)); }
-
-#if BF16
-// 128 + code has the code in its last bits.
-__device__ __forceinline__ u32 minus(u32 bits, u32 zero) {
-    u32 r;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(bits), "r"(0x3f803f80u), "r"(zero));
-    return r;
-}
-__device__ __forceinline__ Zero zero_of(float even, float odd) {
-    return {twice(to_half(-128.0f - even)), twice(to_half(-128.0f - odd))};
-}
-__device__ __forceinline__ void codes_of(u32 word, Zero zero, u32* a) {
-    a[0] = minus((word & 0x000f000f) | 0x43004300, zero.even);
-    a[1] = minus((word >> 4 & 0x000f000f) | 0x43004300, zero.odd);
-    a[2] = minus((word >> 8 & 0x000f000f) | 0x43004300, zero.even);
-    a[3] = minus((word >> 12 & 0x000f000f) | 0x43004300, zero.odd);
-}
-#else
-// 1024 + code has the code in its last bits, 1024 + 16 * code four bits higher.
-__device__ __forceinline__ u32 masked(u32 word, u32 mask) {
-    u32 r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(word), "r"(mask), "r"(0x64006400u));
-    return r;
-}
-__device__ __forceinline__ Zero zero_of(float even, float odd) {
-    return {twice(to_half(-1024.0f - even)), twice(to_half(-64.0f - odd))};
-}
-__device__ __forceinline__ u32 plus(u32 bits, u32 zero) {
-    u32 r;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(bits), "r"(zero));
-    return r;
-}
-__device__ __forceinline__ u32 sixteenth_plus(u32 bits, u32 zero) {
-    u32 r;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(bits), "r"(0x2c002c00u), "r"(zero));
-    return r;
-}
-__device__ __forceinline__ void codes_of(u32 word, Zero zero, u32* a) {
-    const u32 shifted = word >> 8;
-    a[0] = plus(masked(word, 0x000f000f), zero.even);
-    a[1] = sixteenth_plus(masked(word, 0x00f000f0), zero.odd);
-    a[2] = plus(masked(shifted, 0x000f000f), zero.even);
-    a[3] = sixteenth_plus(masked(shifted, 0x00f000f0), zero.odd);
-}
-#endif
-
 // 4-bit codes with their scales. `scales`, and `zeros` where there are any: [tiles][groups][8] pairs, of outputs g and
 // g+8.
 struct Packed {
@@ -94,15 +42,6 @@ struct Arriving {
     u32 zeros[DEPTH][SCALES * CT][32];
 #endif
 };
-
-__device__ __forceinline__ void fetch16(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
-                 : "memory");
-}
-__device__ __forceinline__ void fetch4(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
-                 : "memory");
-}
 
 // x [rows, inputs] -> out [rows, outputs]: PLAIN; plus `added`; or GATED, silu of the first half of the outputs times the
 // second, each put where `places` says, if there are any.
@@ -242,7 +181,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #pragma unroll
                                     for (int i = 0; i < 4; i++) {
                                         const float both = sum[0][c][n][i] + sum[1][c][n][i];
-                                        total[c][n][i] += both * (i < 2 ? low(scale) : high(scale));
+                                        total[c][n][i] = __fmaf_rn(both, i < 2 ? low(scale) : high(scale), total[c][n][i]);
                                         sum[0][c][n][i] = sum[1][c][n][i] = 0.0f;
                                     }
                             }

@@ -1,0 +1,53 @@
+// 4-bit codes as tensor cores take them: 8 of a word, 4 of two outputs each, as wgmma's and mma's A.
+
+// What turns the bits of codes into codes less their zero: for outputs g (even words) and g+8 (odd ones).
+struct Zero {
+    u32 even, odd;
+};
+__device__ __forceinline__ Zero zero_of(float even, float odd);
+__device__ __forceinline__ Zero zero_of(u32 pair) { return zero_of(low(pair), high(pair)); }
+
+#if BF16
+// 128 + code has the code in its last bits.
+__device__ __forceinline__ u32 minus(u32 bits, u32 zero) {
+    u32 r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(bits), "r"(0x3f803f80u), "r"(zero));
+    return r;
+}
+__device__ __forceinline__ Zero zero_of(float even, float odd) {
+    return {twice(to_half(-128.0f - even)), twice(to_half(-128.0f - odd))};
+}
+__device__ __forceinline__ void codes_of(u32 word, Zero zero, u32* a) {
+    a[0] = minus((word & 0x000f000f) | 0x43004300, zero.even);
+    a[1] = minus((word >> 4 & 0x000f000f) | 0x43004300, zero.odd);
+    a[2] = minus((word >> 8 & 0x000f000f) | 0x43004300, zero.even);
+    a[3] = minus((word >> 12 & 0x000f000f) | 0x43004300, zero.odd);
+}
+#else
+// 1024 + code has the code in its last bits, 1024 + 16 * code four bits higher.
+__device__ __forceinline__ u32 masked(u32 word, u32 mask) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(word), "r"(mask), "r"(0x64006400u));
+    return r;
+}
+__device__ __forceinline__ Zero zero_of(float even, float odd) {
+    return {twice(to_half(-1024.0f - even)), twice(to_half(-64.0f - odd))};
+}
+__device__ __forceinline__ u32 plus(u32 bits, u32 zero) {
+    u32 r;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(bits), "r"(zero));
+    return r;
+}
+__device__ __forceinline__ u32 sixteenth_plus(u32 bits, u32 zero) {
+    u32 r;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(bits), "r"(0x2c002c00u), "r"(zero));
+    return r;
+}
+__device__ __forceinline__ void codes_of(u32 word, Zero zero, u32* a) {
+    const u32 shifted = word >> 8;
+    a[0] = plus(masked(word, 0x000f000f), zero.even);
+    a[1] = sixteenth_plus(masked(word, 0x00f000f0), zero.odd);
+    a[2] = plus(masked(shifted, 0x000f000f), zero.even);
+    a[3] = sixteenth_plus(masked(shifted, 0x00f000f0), zero.odd);
+}
+#endif

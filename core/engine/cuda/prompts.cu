@@ -1,0 +1,274 @@
+// Products of many rows with 4-bit matrices on the tensor cores of compute capability 9.0. Knows no model. Compiled for
+// one group size, as matrices.cu, whose order of codes this reads: a lane's words are its part of wgmma's A.
+//
+// The matrix's outputs are the product's M and the rows its N. `arrange` puts the rows as the product reads them: 128
+// rows of 64 inputs are a piece of 16 KiB, K-major in wgmma's layout for swizzles of 128 bytes, and within each 16
+// inputs those that a lane's word holds are where A has them. Of a block of threads one warpgroup brings pieces and
+// codes, two multiply: while one turns codes into numbers, the tensor cores are the other's.
+
+#define ROWS 128
+#define PIECE (ROWS * 64)
+#define WARPS 8
+// What two warpgroups have summed: 128 numbers for each of their threads.
+#define PART (WARPS * 32 * 128)
+#define SCALES (HALVES == 1 ? 2 : 1)
+
+// A row's 32 inputs each: as 4 pieces of 8 in the product's order.
+extern "C" __global__ void __launch_bounds__(256)
+    arrange(const u16* x, const int* order, uint4* out, int x_row, int rows, int blocks) {
+    const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 2), half = at % (blocks * 2);
+    let_next_come();
+    wait_for_previous();
+    if (row >= rows) return;
+    const u16* from = x + (i64)row * x_row;
+    u32 words[4][4];
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        if (order) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int place = half * 32 + t * 8 + i * 2;
+                words[t][i] = (u32)from[order[place]] | (u32)from[order[place + 1]] << 16;
+            }
+        } else {
+            const uint4 v = *(const uint4*)(from + half * 32 + t * 8);
+            words[t][0] = v.x, words[t][1] = v.y, words[t][2] = v.z, words[t][3] = v.w;
+        }
+    }
+    uint4* to = out + ((i64)(row / ROWS) * blocks + half / 2) * (PIECE / 8) + row % ROWS * 8;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        to[(half % 2 * 4 + i) ^ row % 8] = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
+}
+
+// MT * 64 outputs for each of two warpgroups, for NT * 128 rows.
+template <int MT, int NT, int STAGES>
+struct Stages {
+    static constexpr int TILES = MT * 8, PITCH = MT * 64 + 8;
+    uint4 x[STAGES][NT][PIECE / 8];
+    uint4 codes[STAGES][TILES][32];
+    u32 scales[STAGES][SCALES][TILES][8];
+#if ZEROS
+    u32 zeros[STAGES][SCALES][TILES][8];
+#endif
+    u16 done[2][NT * ROWS][PITCH];
+    i64 full[STAGES], empty[STAGES];
+};
+
+#if BF16
+#define WGMMA "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+#else
+#define WGMMA "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+#endif
+__device__ __forceinline__ void multiply_group(float* c, const u32* a, unsigned long long with) {
+    asm volatile(WGMMA
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
+                 "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
+                 "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
+                 : F16(0), F16(16), F16(32), F16(48)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(with));
+}
+
+__device__ __forceinline__ u32 times(u32 a, u32 b) {
+    u32 r;
+#if BF16
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+#else
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+#endif
+    return r;
+}
+
+// What a block of threads does: first its equal share of the blocks of inputs of the units from `whole` on, then its
+// units of those before. Where a unit's inputs are shared, the one that has the first of them adds the others' sums.
+struct Share {
+    int whole, blocks, rest, next_whole, at, last, unit, begin, end;
+
+    __device__ __forceinline__ Share(int units, int whole, int blocks)
+        : whole(whole), blocks(blocks), rest((units - whole) * blocks), next_whole(blockIdx.x) {
+        at = start(blockIdx.x), last = start(blockIdx.x + 1);
+    }
+    __device__ __forceinline__ int start(int of) const { return (int)((i64)rest * of / gridDim.x); }
+    __device__ __forceinline__ bool next() {
+        if (at < last) {
+            unit = whole + at / blocks, begin = at % blocks, end = min(blocks, begin + last - at);
+            at += end - begin;
+            return true;
+        }
+        if (next_whole >= whole) return false;
+        unit = next_whole, begin = 0, end = blocks;
+        next_whole += gridDim.x;
+        return true;
+    }
+    // Whether the share of `other`, a later one, begins in this unit.
+    __device__ __forceinline__ bool goes_on(int other) const {
+        return end < blocks && other < gridDim.x && start(other) < (unit - whole + 1) * blocks;
+    }
+};
+
+// x, arranged -> out [rows, outputs]. `sums` has PART floats for each block of threads, `are_there` a zero.
+template <int MT, int NT, int STAGES>
+__device__ __forceinline__ void multiply_many(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
+                                              u16* out, const u16* bias, float4* sums, u32* are_there, int out_row,
+                                              int rows, int tiles, int blocks, int groups, int whole) {
+    typedef Stages<MT, NT, STAGES> Room;
+    constexpr int TILES = Room::TILES;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    Room& room = *(Room*)(shared + (1024 - shared_at(shared) % 1024) % 1024);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
+    const int row_tiles = (rows + NT * ROWS - 1) / (NT * ROWS), units = (tiles + TILES - 1) / TILES * row_tiles;
+    if (threadIdx.x == 0) {
+        // A stage is full when the codes of 128 threads are there and the pieces are; empty when every warp has read it.
+        for (int s = 0; s < STAGES; s++) make_barrier(&room.full[s], 129), make_barrier(&room.empty[s], WARPS);
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    __syncthreads();
+    let_next_come();
+    wait_for_previous();
+    int stage = 0, parity = 0;
+    if (warp >= WARPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        const int part = warp - WARPS;
+        for (Share share(units, whole, blocks); share.next();) {
+            const int first = share.unit / row_tiles * TILES;
+            const int piece = share.unit % row_tiles * NT, num_pieces = min(NT, (rows + ROWS - 1) / ROWS - piece);
+            const uint4* from_x = x + (i64)piece * blocks * (PIECE / 8);
+            for (int block = share.begin; block < share.end; block++) {
+                wait_for(&room.empty[stage], parity ^ 1);
+                if (threadIdx.x == WARPS * 32) {
+                    expect_bytes(&room.full[stage], num_pieces * PIECE * 2);
+                    for (int n = 0; n < num_pieces; n++)
+                        fetch_bytes(room.x[stage][n], from_x + ((i64)n * blocks + block) * (PIECE / 8), PIECE * 2,
+                                    &room.full[stage]);
+                }
+#pragma unroll
+                for (int i = part; i < TILES; i += 4)
+                    fetch16(&room.codes[stage][i][lane],
+                            codes + ((i64)min(first + i, tiles - 1) * blocks + block) * 32 + lane);
+                if (part == 0 && lane < TILES * 2) {
+                    const i64 tile = min(first + lane / 2, tiles - 1);
+#pragma unroll
+                    for (int i = 0; i < SCALES; i++) {
+                        const i64 from = (tile * groups + (HALVES ? (block * 2 + i) / (HALVES ? HALVES : 1) : 0)) * 8;
+                        fetch16(&room.scales[stage][i][lane / 2][lane % 2 * 4], scales + from + lane % 2 * 4);
+#if ZEROS
+                        fetch16(&room.zeros[stage][i][lane / 2][lane % 2 * 4], zeros + from + lane % 2 * 4);
+#endif
+                    }
+                }
+                arrive_when_fetched(&room.full[stage]);
+                if (++stage == STAGES) stage = 0, parity ^= 1;
+            }
+        }
+        return;
+    }
+
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    const int team = warp / 4, part = warp % 4;
+    for (Share share(units, whole, blocks); share.next();) {
+        float sum[NT][MT][64] = {};
+        for (int block = share.begin; block < share.end; block++) {
+            wait_for(&room.full[stage], parity);
+            u32 a[4][MT][4];
+#pragma unroll
+            for (int m = 0; m < MT; m++) {
+                const int tile = (team * MT + m) * 4 + part;
+                const uint4 now = room.codes[stage][tile][lane];
+                const u32 words[4] = {now.x, now.y, now.z, now.w};
+#pragma unroll
+                for (int step = 0; step < 4; step++) {
+                    const int set = SCALES == 1 ? 0 : step / 2;
+#if ZEROS
+                    const Zero less = zero_of(room.zeros[stage][set][tile][g]);
+#else
+                    const Zero less = zero_of(8.0f, 8.0f);
+#endif
+                    const u32 scale = room.scales[stage][set][tile][g];
+                    const u32 even = twice((u16)scale), odd = twice((u16)(scale >> 16));
+                    u32* to = a[step][m];
+                    codes_of(words[step], less, to);
+                    to[0] = times(to[0], even), to[2] = times(to[2], even);
+                    to[1] = times(to[1], odd), to[3] = times(to[3], odd);
+                }
+            }
+            const unsigned long long with = matrix_at(room.x[stage]);
+            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+            for (int step = 0; step < 4; step++)
+#pragma unroll
+                for (int n = 0; n < NT; n++)
+#pragma unroll
+                    for (int m = 0; m < MT; m++) multiply_group(sum[n][m], a[step][m], with + n * (PIECE / 8) + step * 2);
+            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            __syncwarp();
+            if (lane == 0) arrive_at(&room.empty[stage]);
+            if (++stage == STAGES) stage = 0, parity ^= 1;
+        }
+
+        if (share.begin) {
+            float4* to = sums + blockIdx.x * (PART / 4) + threadIdx.x;
+#pragma unroll
+            for (int i = 0; i < NT * MT * 16; i++) {
+                const float* from = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
+                to[i * 256] = make_float4(from[0], from[1], from[2], from[3]);
+            }
+            __threadfence();
+            asm volatile("bar.sync 3, 256;" ::: "memory");
+            if (threadIdx.x == 0) set_for_all(are_there + blockIdx.x, 1);
+            continue;
+        }
+        for (int other = blockIdx.x + 1; share.goes_on(other); other++) {
+            while (!seen_of_all(are_there + other)) {
+            }
+            const float4* from = sums + other * (PART / 4) + threadIdx.x;
+#pragma unroll
+            for (int i = 0; i < NT * MT * 16; i++) {
+                float* to = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
+                const float4 more = __ldcg(from + i * 256);
+                to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
+            }
+            asm volatile("bar.sync 3, 256;" ::: "memory");
+            if (threadIdx.x == 0) set_for_all(are_there + other, 0);
+        }
+
+        // sum[.][4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
+        const int first = share.unit / row_tiles * TILES + team * MT * 4, first_row = share.unit % row_tiles * NT * ROWS;
+        asm volatile("bar.sync %0, 128;" ::"r"(team + 1) : "memory");
+#pragma unroll
+        for (int m = 0; m < MT; m++) {
+            float more[2] = {};
+            if (bias && first + m * 4 + part < tiles) {
+                const u16* from = bias + (first + m * 4 + part) * 16 + g;
+                more[0] = to_float(from[0]), more[1] = to_float(from[8]);
+            }
+#pragma unroll
+            for (int j = 0; j < NT * 16; j += 2) {
+                const float* from = sum[j / 16][m] + j % 16 * 4;
+                u32 r[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) r[i] = pack(from[i * 2] + more[i % 2], from[i * 2 + 1] + more[i % 2]);
+                u16* to = &room.done[team][(j + lane / 16) * 8 + lane % 8][(m * 4 + part) * 16 + lane / 8 % 2 * 8];
+                asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_at(to)),
+                             "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                             : "memory");
+            }
+        }
+        asm volatile("bar.sync %0, 128;" ::"r"(team + 1) : "memory");
+        for (int at = threadIdx.x % 128; at < NT * ROWS * MT * 8; at += 128) {
+            const int row = at / (MT * 8), piece = at % (MT * 8);
+            if (first_row + row < rows && first + piece / 2 < tiles)
+                *(uint4*)(out + (i64)(first_row + row) * out_row + first * 16 + piece * 8) =
+                    *(const uint4*)&room.done[team][row][piece * 8];
+        }
+    }
+}
+
+#define PRODUCT(NAME, MT, NT, STAGES)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(384, 1)                                                              \
+        NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,      \
+             float4* sums, u32* are_there, int out_row, int rows, int tiles, int blocks, int groups, int whole) {     \
+        multiply_many<MT, NT, STAGES>(codes, scales, zeros, x, out, bias, sums, are_there, out_row, rows, tiles,      \
+                                      blocks, groups, whole);                                                         \
+    }
+PRODUCTS
