@@ -56,6 +56,16 @@ def test_weights_are_the_bytes_that_the_published_shapes_make(
     assert marlin_mib - ROUNDING_MIB <= found_mib <= marlin_mib + 2 * index_mib + ROUNDING_MIB
 
 
+def test_an_h100_needs_no_room_for_a_matrix_written_out() -> None:
+    """132 blocks of threads add up 128 rows of 256 outputs in float32; other cards write a matrix out, by 192 MiB."""
+    rooms = [
+        make_plan(shape_of("70B"), "deck", capability, 2048, 1, CHUNK_TOKENS).scratch
+        for capability in ((9, 0), (8, 9), (12, 0))
+    ]
+    assert rooms[1] == rooms[2]
+    assert (rooms[1] - rooms[0]) / MIB == pytest.approx(192 - 132 * 128 * 256 * 4 / MIB, abs=0.01)
+
+
 def test_three_bits_take_three_quarters_of_four() -> None:
     """70B with 3 bit and groups of 128 holds 26717.5 MiB once loaded."""
     shape = shape_of("70B", "gptq-3bit-128g-actorder_True")

@@ -23,7 +23,8 @@ HEAD_PARTS = 8
 # How many inputs of one row a block keeps normed in shared memory.
 MAX_NORMED = 8192
 FINISHES = ("plain", "added", "gated")
-# Up to here rows of several chats are multiplied by these kernels, which read the codes again for every 32.
+# Up to here rows of several chats are multiplied by these kernels, which read the codes again for every 32: that costs
+# less than writing a matrix out, so prompts are as well where it would be.
 MAX_CODE_ROWS = 64
 
 
@@ -243,7 +244,7 @@ class DeckLinear(nn.Module):
         self.places = None if matrix.order is None else places_of(matrix.order)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., inputs] -> [..., outputs]. Rows of several chats come out the same however many there are."""
+        """[..., inputs] -> [..., outputs]. Rows of up to MAX_CODE_ROWS chats are the same however many there are."""
         rows = x.reshape(-1, x.shape[-1])
         if x.shape[-2] >= self._many.least_rows or rows.shape[0] > MAX_CODE_ROWS:
             out = self._many.multiply(self.matrix, rows, self.bias)

@@ -29,7 +29,8 @@ DECK_WRITTEN_BYTES = 192 * MIB
 # Where it reads the codes instead, blocks of threads add up sums of 128 rows and 256 outputs for one another, one a
 # multiprocessor: 132 is the largest card's of compute capability 9.0.
 PROMPT_BLOCKS = 132
-PROMPT_SUM_BYTES = 128 * 256 * FLOAT_BYTES
+PROMPT_PIECE_ROWS = 128
+PROMPT_SUM_BYTES = PROMPT_PIECE_ROWS * 256 * FLOAT_BYTES
 # Into how many parts the columns of a slot are shared out, in that kernel's attention (cuda/attention.cu).
 ATTENTION_PARTS = 8
 # What NVML counts for a captured step, by layer: 50 KiB on an H200 with 7B and 13B, whose layers are 13 kernels.
@@ -185,10 +186,11 @@ def matrix_bytes(matrix: Matrix, kernel: str) -> int:
 def scratch_bytes(
     shape: ModelShape, kernel: str, capability: tuple[int, int], chunk_tokens: int, num_slots: int
 ) -> int:
-    """What a kernel keeps beside the weights, for all of them: room to write a matrix out in half precision.
+    """What a kernel keeps beside the weights, for all of them.
 
-    ExLlamaV2 takes that for the largest whole and a product in float32; the engine's own for a piece, or for the sums
-    that its blocks of threads add up for one another, and what those of its attention do.
+    ExLlamaV2: room to write the largest matrix out in half precision, and for a product in float32. The engine's own:
+    room for a piece of one, or for the sums that its blocks of threads add up for one another, and what those of its
+    attention do.
     """
     if kernel == "deck":
         if takes_prompts_from_codes(capability):
@@ -278,8 +280,8 @@ def transient_bytes(matrix: Matrix, kernel: str, rows: int) -> int:
         # Codes as 4-byte words, and the result, while it is being written out.
         return written_out + 2 * matrix.rows * matrix.columns * INT_BYTES
     if kernel == "deck":
-        # Rows as its products take them.
-        return rows * matrix.rows * HALF_BYTES
+        # Rows as its products take them, whole pieces of them; at most, where only an order changes.
+        return -(-rows // PROMPT_PIECE_ROWS) * PROMPT_PIECE_ROWS * matrix.rows * HALF_BYTES
     reordered = rows * matrix.rows * HALF_BYTES if matrix.act_order else 0
     if kernel == "marlin":
         return MARLIN_REDUCE_BYTES + reordered

@@ -10,13 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from core.engine.deck import MAX_CODE_ROWS, DeckKernels, ManyRows, read_source
+from core.engine.deck import HEAD_ROWS, MAX_CODE_ROWS, DeckKernels, ManyRows, read_source
 from core.engine.nvrtc import CudaModule
 from core.engine.packing import BLOCK, TILE, PackedMatrix
-from core.engine.plan import PROMPT_BLOCKS, PROMPT_SUM_BYTES, takes_prompts_from_codes, written_bytes
+from core.engine.plan import PROMPT_BLOCKS, PROMPT_PIECE_ROWS, PROMPT_SUM_BYTES, takes_prompts_from_codes, written_bytes
 
-# Rows of one piece of a prompt, and how many threads read an arranged piece, or arrange one.
-PIECE_ROWS = 128
 PRODUCT_THREADS, ARRANGE_THREADS = 384, 256
 # Inputs of a row that one thread arranges.
 ARRANGED_INPUTS = 32
@@ -27,7 +25,7 @@ MIN_SHARE = 4
 
 
 class Product(NamedTuple):
-    """A block of threads multiplies 2 * 64 * `tiles` outputs with `pieces` of rows; `stages` of 64 inputs are under
+    """A block of threads multiplies 128 * `tiles` outputs with `pieces` of 128 rows; `stages` of 64 inputs are under
     way."""
 
     tiles: int
@@ -39,7 +37,7 @@ class Product(NamedTuple):
         return 128 * self.tiles
 
 
-# By up to how many rows; found by trying on an H100. What is written out twice as often is read half as often.
+# For one piece, and for more: twice the rows for each code that is made a number. Found by trying on an H100.
 FEW, MANY = Product(2, 1, 6), Product(1, 2, 4)
 
 
@@ -61,7 +59,10 @@ class PromptKernels:
 
     def __init__(self, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> None:
         halves = 0 if group_size < 0 else group_size // 32
-        lines = (f"PRODUCT({name(one)}, {one.tiles}, {one.pieces}, {one.stages})" for one in (FEW, MANY))
+        lines = (
+            f"PRODUCT({name(one)}, {one.tiles}, {one.pieces}, {one.stages}, {shared_bytes(one, halves, has_zeros)})"
+            for one in (FEW, MANY)
+        )
         source = read_source("hopper.cuh", "codes.cuh", "prompts.cu").replace(
             "\nPRODUCTS\n", "\n" + "\n".join(lines) + "\n"
         )
@@ -81,8 +82,8 @@ def shared_bytes(product: Product, halves: int, has_zeros: bool) -> int:
     """What a block keeps in shared memory: `Stages` of cuda/prompts.cu, from the next 1024 bytes on."""
     scales = (2 if halves == 1 else 1) * (1 + has_zeros)
     codes = 8 * product.tiles * (512 + scales * 32)
-    stage = product.pieces * PIECE_ROWS * BLOCK * 2 + codes + 16
-    done = 2 * product.pieces * PIECE_ROWS * (product.tiles * 64 + 8) * 2
+    stage = product.pieces * PROMPT_PIECE_ROWS * BLOCK * 2 + codes + 16
+    done = 2 * product.pieces * PROMPT_PIECE_ROWS * (product.tiles * 64 + 8) * 2
     return product.stages * stage + done + 1024
 
 
@@ -92,9 +93,11 @@ def kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: to
 
 
 class FromCodes:
-    """The matrices of a model as they are. `sums` is room for what blocks of threads add up for one another."""
+    """The matrices of a model as they are. What blocks of threads add up for one another is kept here, so all that is
+    multiplied must be in one stream."""
 
-    least_rows = 33
+    # Fewer are read once by the kernels for few rows.
+    least_rows = HEAD_ROWS[-1] + 1
 
     def __init__(self, kernels: PromptKernels, device: torch.device) -> None:
         self._kernels = kernels
@@ -103,8 +106,8 @@ class FromCodes:
 
     def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         rows, (tiles, blocks) = x.shape[0], matrix.codes.shape[:2]
-        pieces = -(-rows // PIECE_ROWS)
-        arranged = torch.empty((pieces * PIECE_ROWS, matrix.inputs), dtype=x.dtype, device=x.device)
+        pieces = -(-rows // PROMPT_PIECE_ROWS)
+        arranged = torch.empty((pieces * PROMPT_PIECE_ROWS, matrix.inputs), dtype=x.dtype, device=x.device)
         threads = rows * matrix.inputs // ARRANGED_INPUTS
         self._kernels.arrange((-(-threads // ARRANGE_THREADS), 1, 1), ARRANGE_THREADS, x, matrix.order, arranged,
                               x.stride(0), rows, blocks)  # fmt: skip

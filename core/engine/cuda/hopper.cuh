@@ -1,5 +1,5 @@
-// What only compute capability 9.0 has: barriers that copies complete, warpgroups' products, blocks that read one
-// another's shared memory.
+// What there is from compute capability 9.0 on: barriers that copies complete, blocks that read one another's shared
+// memory; and the operands of wgmma, which only 9.0 has.
 
 __device__ __forceinline__ u32 shared_at(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 

@@ -10,10 +10,10 @@
 #define PIECE (ROWS * 64)
 #define WARPS 8
 // What two warpgroups have summed: 128 numbers for each of their threads.
-#define PART (WARPS * 32 * 128)
+#define SUMS (WARPS * 32 * 128)
 #define SCALES (HALVES == 1 ? 2 : 1)
 
-// A row's 32 inputs each: as 4 pieces of 8 in the product's order.
+// A row's 32 inputs each, in the product's order.
 extern "C" __global__ void __launch_bounds__(256)
     arrange(const u16* x, const int* order, uint4* out, int x_row, int rows, int blocks) {
     const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 2), half = at % (blocks * 2);
@@ -106,7 +106,7 @@ struct Share {
     }
 };
 
-// x, arranged -> out [rows, outputs]. `sums` has PART floats for each block of threads, `are_there` a zero.
+// x, arranged -> out [rows, outputs]. `sums` has SUMS floats for each block of threads, `are_there` a zero.
 template <int MT, int NT, int STAGES>
 __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
                                               u16* out, const u16* bias, float4* sums, u32* are_there, int out_row,
@@ -207,7 +207,7 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
         }
 
         if (share.begin) {
-            float4* to = sums + blockIdx.x * (PART / 4) + threadIdx.x;
+            float4* to = sums + blockIdx.x * (SUMS / 4) + threadIdx.x;
 #pragma unroll
             for (int i = 0; i < NT * MT * 16; i++) {
                 const float* from = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
@@ -221,7 +221,7 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
         for (int other = blockIdx.x + 1; share.goes_on(other); other++) {
             while (!seen_of_all(are_there + other)) {
             }
-            const float4* from = sums + other * (PART / 4) + threadIdx.x;
+            const float4* from = sums + other * (SUMS / 4) + threadIdx.x;
 #pragma unroll
             for (int i = 0; i < NT * MT * 16; i++) {
                 float* to = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
@@ -256,15 +256,16 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
         }
         asm volatile("bar.sync %0, 128;" ::"r"(team + 1) : "memory");
         for (int at = threadIdx.x % 128; at < NT * ROWS * MT * 8; at += 128) {
-            const int row = at / (MT * 8), piece = at % (MT * 8);
-            if (first_row + row < rows && first + piece / 2 < tiles)
-                *(uint4*)(out + (i64)(first_row + row) * out_row + first * 16 + piece * 8) =
-                    *(const uint4*)&room.done[team][row][piece * 8];
+            const int row = at / (MT * 8), eight = at % (MT * 8);
+            if (first_row + row < rows && first + eight / 2 < tiles)
+                *(uint4*)(out + (i64)(first_row + row) * out_row + first * 16 + eight * 8) =
+                    *(const uint4*)&room.done[team][row][eight * 8];
         }
     }
 }
 
-#define PRODUCT(NAME, MT, NT, STAGES)                                                                                 \
+#define PRODUCT(NAME, MT, NT, STAGES, BYTES)                                                                          \
+    static_assert(sizeof(Stages<MT, NT, STAGES>) + 1024 == BYTES, "what a block of threads has room for");            \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                              \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,      \
              float4* sums, u32* are_there, int out_row, int rows, int tiles, int blocks, int groups, int whole) {     \
