@@ -6,6 +6,7 @@ By an NVRTC of CUDA 12.4: what an older one takes, the newer ones that come with
 from __future__ import annotations
 
 import ctypes
+import locale
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -97,3 +98,12 @@ def test_the_attention_of_new_tokens_compiles(
     monkeypatch.setattr(Compiled, "capability", capability)
     for clusters in {False, capability >= (9, 0)}:
         RowKernels(dtype, heads, dim, 2, torch.device("cpu"), clusters=clusters)
+
+
+def test_text_is_read_after_compiling_as_before() -> None:
+    """NVRTC 12.4 leaves the thread that calls it with the locale "C": the tests after these read files as ASCII."""
+    before = locale.getpreferredencoding(False)
+    nvrtc.compiled('extern "C" __global__ void nothing() {}', {}, (9, 0))
+    with pytest.raises(nvrtc.CudaCodeError, match="error"):
+        nvrtc.compiled("no kernel", {}, (9, 0))
+    assert locale.getpreferredencoding(False) == before

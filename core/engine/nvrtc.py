@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import TypeAlias
@@ -72,7 +73,9 @@ def compiled(source: str, defines: Mapping[str, str | int], capability: tuple[in
     kept = _read_whole(file)
     if kept is not None:
         return kept
-    code = _compile(source, options)
+    # In a thread that ends: NVRTC 12.4 leaves its caller's with the locale "C", in which Python reads files as ASCII.
+    with ThreadPoolExecutor(1) as threads:
+        code = threads.submit(_compile, source, options).result()
     try:
         write_atomically(file, code + _digest(code))
     except OSError as error:
