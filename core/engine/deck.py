@@ -5,6 +5,7 @@ Knows no model. What comes out for a row is the same whatever rows are beside it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,7 +90,7 @@ class DeckKernels:
     """The compiled products for one type and group size on one GPU."""
 
     def __init__(self, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> None:
-        self._how = (dtype, 0 if group_size < 0 else group_size // 32, has_zeros, device)
+        self._how = (dtype, halves_of(group_size), has_zeros, device)
         properties = torch.cuda.get_device_properties(device)
         self._wide_tiles = 4 * properties.multi_processor_count
         self._takes_16 = properties.shared_memory_per_block_optin >= SHARED_BYTES_16
@@ -113,8 +114,8 @@ class DeckKernels:
             f"{str(one.normed).lower()}, {one.blocks * 8 // warps})"
             for (finish, name), one in made.items()
         ]
-        source = read_source("codes.cuh", "matrices.cu").replace("\nVARIANTS\n", "\n" + "\n".join(lines) + "\n")
-        defines = {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
+        source = read_source("codes.cuh", "matrices.cu", VARIANTS=lines)
+        defines = defines_for(dtype, halves, has_zeros)
         # All but the products is there once.
         defines |= {"HEAD_PARTS": HEAD_PARTS if warps == 8 else 0, "MAX_NORMED": MAX_NORMED}
         module = CudaModule(source, defines, device)
@@ -207,8 +208,22 @@ def shared_bytes(variant: Variant, warps: int, halves: int, has_zeros: bool) -> 
     return warps * arriving + sums + (MAX_NORMED * 2 if variant.normed else 0)
 
 
-def read_source(*names: str) -> str:
-    return "\n".join((SOURCES / file).read_text("utf-8") for file in ("common.cuh", *names))
+def read_source(*names: str, **made: Iterable[str]) -> str:
+    """The files' text after what all share, with the lines that are `made` in place of the line that names them."""
+    source = "\n".join((SOURCES / file).read_text("utf-8") for file in ("common.cuh", *names))
+    for name, lines in made.items():
+        source = source.replace(f"\n{name}\n", "\n" + "\n".join(lines) + "\n")
+    return source
+
+
+def halves_of(group_size: int) -> int:
+    """How many 32 inputs share a scale; 0: all do."""
+    return 0 if group_size < 0 else group_size // 32
+
+
+def defines_for(dtype: torch.dtype, halves: int, has_zeros: bool) -> dict[str, int]:
+    """What the products of 4-bit matrices are compiled for."""
+    return {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
 
 
 def places_of(order: torch.Tensor) -> torch.Tensor:

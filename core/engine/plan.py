@@ -196,9 +196,8 @@ def scratch_bytes(
         if takes_prompts_from_codes(capability):
             shared = PROMPT_BLOCKS * PROMPT_SUM_BYTES + blocks(PROMPT_BLOCKS * INT_BYTES)
         else:
-            shared = blocks(
-                written_bytes(max((matrix.rows * matrix.columns for matrix, _ in shape.matrices), default=0))
-            )
+            largest = max((matrix.rows * matrix.columns for matrix, _ in shape.matrices), default=0)
+            shared = blocks(written_bytes(largest))
         return shared + attention_bytes(shape, num_slots)
     if kernel != "exllama_v2":
         return 0

@@ -10,7 +10,16 @@ from typing import NamedTuple
 
 import torch
 
-from core.engine.deck import HEAD_ROWS, MAX_CODE_ROWS, DeckKernels, ManyRows, read_source
+from core.engine.deck import (
+    HEAD_ROWS,
+    MAX_CODE_ROWS,
+    DeckKernels,
+    ManyRows,
+    defines_for,
+    halves_of,
+    kernels_for,
+    read_source,
+)
 from core.engine.nvrtc import CudaModule
 from core.engine.packing import BLOCK, TILE, PackedMatrix
 from core.engine.plan import PROMPT_BLOCKS, PROMPT_PIECE_ROWS, PROMPT_SUM_BYTES, takes_prompts_from_codes, written_bytes
@@ -58,16 +67,13 @@ class PromptKernels:
     """The compiled products for one type and group size on one GPU."""
 
     def __init__(self, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> None:
-        halves = 0 if group_size < 0 else group_size // 32
+        halves = halves_of(group_size)
         lines = (
             f"PRODUCT({name(one)}, {one.tiles}, {one.pieces}, {one.stages}, {shared_bytes(one, halves, has_zeros)})"
             for one in (FEW, MANY)
         )
-        source = read_source("hopper.cuh", "codes.cuh", "prompts.cu").replace(
-            "\nPRODUCTS\n", "\n" + "\n".join(lines) + "\n"
-        )
-        defines = {"BF16": int(dtype == torch.bfloat16), "HALVES": halves, "ZEROS": int(has_zeros)}
-        module = CudaModule(source, defines, device)
+        source = read_source("hopper.cuh", "codes.cuh", "prompts.cu", PRODUCTS=lines)
+        module = CudaModule(source, defines_for(dtype, halves, has_zeros), device)
         self.arrange = module.kernel("arrange")
         self.products = {one: module.kernel(name(one), shared_bytes(one, halves, has_zeros)) for one in (FEW, MANY)}
         found = torch.cuda.get_device_properties(device).multi_processor_count
@@ -88,7 +94,7 @@ def shared_bytes(product: Product, halves: int, has_zeros: bool) -> int:
 
 
 @cache
-def kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> PromptKernels:
+def prompt_kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> PromptKernels:
     return PromptKernels(dtype, group_size, has_zeros, device)
 
 
@@ -146,9 +152,9 @@ class WrittenOut:
 
 
 def many_rows_for(
-    kernels: DeckKernels, num_elements: int, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device
+    num_elements: int, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device
 ) -> ManyRows:
     """What multiplies the prompts of a model whose largest matrix has `num_elements`."""
     if takes_prompts_from_codes(torch.cuda.get_device_capability(device)):
-        return FromCodes(kernels_for(dtype, group_size, has_zeros, device), device)
-    return WrittenOut(kernels, num_elements, dtype, device)
+        return FromCodes(prompt_kernels_for(dtype, group_size, has_zeros, device), device)
+    return WrittenOut(kernels_for(dtype, group_size, has_zeros, device), num_elements, dtype, device)

@@ -71,8 +71,7 @@ class MatrixMaker:
             words = max(rows * columns for rows, columns in shapes) * self.quantization.bits // 32
             self.staging = torch.empty(words, dtype=torch.int32, device=self.device)
         if self.kernel == "deck":
-            largest, how = max(rows * columns for rows, columns in shapes), self._how
-            self.many = many_rows_for(kernels_for(*how), largest, *how)
+            self.many = many_rows_for(max(rows * columns for rows, columns in shapes), *self._how)
 
     @property
     def _how(self) -> tuple[torch.dtype, int, bool, torch.device]:

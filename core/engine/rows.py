@@ -61,7 +61,7 @@ def module_for(
 ) -> CudaModule:
     """The kernels: one for each number of blocks that share, with how often a warp's columns are on their way."""
     lines = (f"ATTEND({blocks}, {times})" for blocks, times in ahead)
-    source = read_source("hopper.cuh", "rows.cu", "attention.cu").replace("\nATTENDS\n", "\n" + "\n".join(lines) + "\n")
+    source = read_source("hopper.cuh", "rows.cu", "attention.cu", ATTENDS=lines)
     defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "CLUSTERS": int(clusters)}
     defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "PARTS": ATTENTION_PARTS, "MAX_ROW": MAX_ROW}
     return CudaModule(source, defines, device)

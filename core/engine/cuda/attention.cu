@@ -64,8 +64,8 @@ __device__ __forceinline__ void finish(int from, int step, int last, Put put, Pa
 
 // What is not there comes as zeros.
 __device__ __forceinline__ void fetch16_if(bool is_there, void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)),
-                 "l"(from), "r"(is_there ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_at(to)), "l"(from),
+                 "r"(is_there ? 16 : 0)
                  : "memory");
 }
 

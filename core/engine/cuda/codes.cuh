@@ -1,4 +1,9 @@
-// 4-bit codes as tensor cores take them: 8 of a word, 4 of two outputs each, as wgmma's and mma's A.
+// 4-bit codes as tensor cores take them: 8 of a word, 4 of two outputs each, as wgmma's and mma's A. HALVES is how many
+// 32 inputs share a scale (0: all do).
+
+// How many scales a block of 64 inputs has, and which is that of the given 32 inputs.
+#define SCALES (HALVES == 1 ? 2 : 1)
+__device__ __forceinline__ int group_of(int half) { return HALVES ? half / (HALVES ? HALVES : 1) : 0; }
 
 // What turns the bits of codes into codes less their zero: for outputs g (even words) and g+8 (odd ones).
 struct Zero {

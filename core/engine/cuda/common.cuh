@@ -137,13 +137,15 @@ __device__ __forceinline__ uint4 read_weights(const void* from) {
     return v;
 }
 
+__device__ __forceinline__ u32 shared_at(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
 // Brought into shared memory while the thread goes on.
 __device__ __forceinline__ void fetch16(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_at(to)), "l"(from)
                  : "memory");
 }
 __device__ __forceinline__ void fetch4(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from)
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"(shared_at(to)), "l"(from)
                  : "memory");
 }
 

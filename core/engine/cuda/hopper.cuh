@@ -1,8 +1,6 @@
 // What there is from compute capability 9.0 on: barriers that copies complete, blocks that read one another's shared
 // memory; and the operands of wgmma, which only 9.0 has.
 
-__device__ __forceinline__ u32 shared_at(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-
 __device__ __forceinline__ void make_barrier(i64* barrier, int count) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_at(barrier)), "r"(count) : "memory");
 }
@@ -34,6 +32,11 @@ __device__ __forceinline__ void arrive_when_fetched(i64* barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_at(barrier)) : "memory");
 }
 
+// `threads` of a block wait for one another, by one of its barriers of hardware.
+__device__ __forceinline__ void meet(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // A number that blocks tell one another, after what they wrote before.
 __device__ __forceinline__ void set_for_all(u32* to, u32 what) {
     asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(to), "r"(what) : "memory");
@@ -60,7 +63,3 @@ __device__ __forceinline__ float of_block(int rank, const float& own) {
 __device__ __forceinline__ unsigned long long matrix_at(const void* p) {
     return (shared_at(p) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
-
-// 16 of a product's sums.
-#define F4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define F16(i) F4(i), F4(i + 4), F4(i + 8), F4(i + 12)

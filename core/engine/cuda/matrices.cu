@@ -24,7 +24,6 @@ struct Packed {
 
 // How many blocks of 64 inputs are taken at once, whole groups where those are not larger, and how many scales that is.
 #define UNIT (HALVES > 2 ? HALVES / 2 : 1)
-#define SCALES (HALVES == 1 ? 2 : 1)
 #define EACH (2 * UNIT / SCALES)
 #if HALVES
 #define GROUP_OF(unit) ((unit) * SCALES)
@@ -325,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(256)
         const uint4 now = read_weights(codes + ((i64)tile * blocks + block) * 32 + lane);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const i64 at = ((i64)tile * groups + (HALVES ? (block * 2 + h) / (HALVES ? HALVES : 1) : 0)) * 8 + g;
+            const i64 at = ((i64)tile * groups + group_of(block * 2 + h)) * 8 + g;
             const u32 scale = __ldg(scales + at);
 #if ZEROS
             const Zero zero = zero_of(__ldg(zeros + at));

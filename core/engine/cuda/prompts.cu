@@ -11,7 +11,6 @@
 #define WARPS 8
 // What two warpgroups have summed: 128 numbers for each of their threads.
 #define SUMS (WARPS * 32 * 128)
-#define SCALES (HALVES == 1 ? 2 : 1)
 
 // A row's 32 inputs each, in the product's order.
 extern "C" __global__ void __launch_bounds__(256)
@@ -55,6 +54,9 @@ struct Stages {
     i64 full[STAGES], empty[STAGES];
 };
 
+// 16 of a product's sums.
+#define F4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define F16(i) F4(i), F4(i + 4), F4(i + 8), F4(i + 12)
 #if BF16
 #define WGMMA "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
 #else
@@ -149,7 +151,7 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
                     const i64 tile = min(first + lane / 2, tiles - 1);
 #pragma unroll
                     for (int i = 0; i < SCALES; i++) {
-                        const i64 from = (tile * groups + (HALVES ? (block * 2 + i) / (HALVES ? HALVES : 1) : 0)) * 8;
+                        const i64 from = (tile * groups + group_of(block * 2 + i)) * 8;
                         fetch16(&room.scales[stage][i][lane / 2][lane % 2 * 4], scales + from + lane % 2 * 4);
 #if ZEROS
                         fetch16(&room.zeros[stage][i][lane / 2][lane % 2 * 4], zeros + from + lane % 2 * 4);
@@ -211,10 +213,10 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
 #pragma unroll
             for (int i = 0; i < NT * MT * 16; i++) {
                 const float* from = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
-                to[i * 256] = make_float4(from[0], from[1], from[2], from[3]);
+                to[i * WARPS * 32] = make_float4(from[0], from[1], from[2], from[3]);
             }
             __threadfence();
-            asm volatile("bar.sync 3, 256;" ::: "memory");
+            meet(3, WARPS * 32);
             if (threadIdx.x == 0) set_for_all(are_there + blockIdx.x, 1);
             continue;
         }
@@ -225,16 +227,16 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
 #pragma unroll
             for (int i = 0; i < NT * MT * 16; i++) {
                 float* to = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
-                const float4 more = __ldcg(from + i * 256);
+                const float4 more = __ldcg(from + i * WARPS * 32);
                 to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
             }
-            asm volatile("bar.sync 3, 256;" ::: "memory");
+            meet(3, WARPS * 32);
             if (threadIdx.x == 0) set_for_all(are_there + other, 0);
         }
 
         // sum[.][4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
         const int first = share.unit / row_tiles * TILES + team * MT * 4, first_row = share.unit % row_tiles * NT * ROWS;
-        asm volatile("bar.sync %0, 128;" ::"r"(team + 1) : "memory");
+        meet(team + 1, 128);
 #pragma unroll
         for (int m = 0; m < MT; m++) {
             float more[2] = {};
@@ -254,7 +256,7 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
                              : "memory");
             }
         }
-        asm volatile("bar.sync %0, 128;" ::"r"(team + 1) : "memory");
+        meet(team + 1, 128);
         for (int at = threadIdx.x % 128; at < NT * ROWS * MT * 8; at += 128) {
             const int row = at / (MT * 8), eight = at % (MT * 8);
             if (first_row + row < rows && first + eight / 2 < tiles)
