@@ -15,7 +15,8 @@ from core.engine.deck import (
     FOR_ONE_ROW,
     SHARED_BYTES_16,
     VARIANTS,
-    choose_variant,
+    bytes_an_input,
+    choose_variants,
     places_of,
     read_source,
     shared_bytes,
@@ -40,6 +41,7 @@ from tests.checkpoints import pack
 INPUTS, OUTPUTS = 192, 48
 # What every card of compute capability 8.6 lets a block of threads have.
 SHARED_BYTES_86 = 99 * 1024
+SHARED_BYTES_90 = 227 * 1024
 # What all blocks on a multiprocessor of 9.0 have together.
 SHARED_BYTES_90 = 228 * 1024
 
@@ -106,7 +108,13 @@ def test_a_matrix_that_only_says_it_is_symmetric_is_refused(layout: str) -> None
 @pytest.mark.parametrize("halves", [0, 1, 2, 4])
 @pytest.mark.parametrize("has_zeros", [False, True])
 def test_what_a_block_wants_of_shared_memory_is_there(halves: int, has_zeros: bool) -> None:
-    assert all(shared_bytes(variant, 8, halves, has_zeros) <= SHARED_BYTES_86 for variant in VARIANTS.values())
+    """Small cards have room for a variant for each number of rows; those of 9.0 for all."""
+    room = {name: shared_bytes(variant, 8, halves, has_zeros) for name, variant in VARIANTS.items()}
+    for rows in (1, 9, 17):
+        for finish in FINISHES:
+            assert any(room[name] <= SHARED_BYTES_86 for name in choose_variants(rows, True, finish))
+    assert all(room[name] <= SHARED_BYTES_86 for name in FOR_ONE_ROW)
+    assert max(room.values()) <= SHARED_BYTES_90
     assert all(shared_bytes(VARIANTS[name], 16, halves, has_zeros) <= SHARED_BYTES_16 for name in FOR_ONE_ROW)
 
 
@@ -114,9 +122,22 @@ def test_every_number_of_rows_has_a_variant_that_takes_it() -> None:
     for rows in range(1, 33):
         for finish in FINISHES:
             for is_wide in (True, False):
-                variant = VARIANTS[choose_variant(rows, is_wide, finish)]
-                assert variant.row_tiles * 8 >= rows and not variant.normed
-                assert finish != "gated" or variant.tiles % 2 == 0
+                for variant in map(VARIANTS.__getitem__, choose_variants(rows, is_wide, finish)):
+                    assert variant.row_tiles * 8 >= rows and not variant.normed
+                    assert finish != "gated" or variant.tiles % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "finish", "wanted"),
+    [
+        pytest.param(4096, "added", "rows32", id="too few for more tiles at once"),
+        pytest.param(12288, "plain", "rows32_3", id="two turns rather than three"),
+        pytest.param(57344, "gated", "rows32_4", id="enough for all"),
+    ],
+)
+def test_as_many_tiles_share_the_rows_as_leave_work_for_all(outputs: int, finish: str, wanted: str) -> None:
+    names = choose_variants(32, True, finish)
+    assert min(names, key=lambda name: bytes_an_input(VARIANTS[name], outputs // TILE, 132)) == wanted
 
 
 @pytest.mark.parametrize(

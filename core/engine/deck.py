@@ -50,7 +50,10 @@ VARIANTS = {
     "normed": Variant(1, 1, 4, 4, normed=True),
     "normed_wide": Variant(1, 2, 2, 3, normed=True),
     "rows16": Variant(2, 2, 3, 2),
+    # More tiles share the rows, which are read again for every turn, where that leaves enough turns for all blocks.
     "rows32": Variant(4, 2, 3, 1),
+    "rows32_3": Variant(4, 3, 3, 1),
+    "rows32_4": Variant(4, 4, 3, 1),
 }
 HEAD_ROWS = (8, 16, 32)
 # What one row is multiplied with. From this many inputs on, and for few outputs, 16 warps share a tile's inputs then:
@@ -61,20 +64,27 @@ LONG_INPUTS = 8192
 SHARED_BYTES_16 = 160_000
 
 
-def choose_variant(rows: int, is_wide: bool, finish: str) -> str:
-    """The variant for up to 32 rows. A gated product takes a gate's tile with its partner."""
+def choose_variants(rows: int, is_wide: bool, finish: str) -> tuple[str, ...]:
+    """The variants for up to 32 rows. A gated product takes a gate's tile with its partner."""
     if rows > 16:
-        return "rows32"
+        return ("rows32", "rows32_4") if finish == "gated" else ("rows32", "rows32_3", "rows32_4")
     if rows > 8:
-        return "rows16"
-    return "wide" if finish == "gated" or is_wide else "narrow"
+        return ("rows16",)
+    return ("wide",) if finish == "gated" or is_wide else ("narrow",)
+
+
+def bytes_an_input(variant: Variant, tiles: int, most_blocks: int) -> int:
+    """What the busiest of `most_blocks` blocks of threads reads for an input: in each turn the rows, and the codes of
+    its tiles."""
+    turns = -(-tiles // (variant.tiles * most_blocks))
+    return turns * (variant.row_tiles * 8 * 2 + variant.tiles * TILE // 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
     kernel: CudaKernel
+    variant: Variant
     threads: int
-    tiles: int  # that a block of threads takes at once
     most_blocks: int  # that are on the GPU at once
 
 
@@ -93,7 +103,7 @@ class DeckKernels:
         self._how = (dtype, halves_of(group_size), has_zeros, device)
         properties = torch.cuda.get_device_properties(device)
         self._wide_tiles = 4 * properties.multi_processor_count
-        self._takes_16 = properties.shared_memory_per_block_optin >= SHARED_BYTES_16
+        self._shared_bytes = properties.shared_memory_per_block_optin
         self._launches: dict[int, dict[tuple[str, str], Launch]] = {}
         module = self._compile(8)
         self._write_out, self._pack = module.kernel("write_out"), module.kernel("pack")
@@ -108,6 +118,7 @@ class DeckKernels:
             for finish in FINISHES
             if (finish != "gated" or variant.tiles % 2 == 0) and not (finish == "added" and variant.normed)
             if warps == 8 or name in FOR_ONE_ROW
+            if shared_bytes(variant, warps, halves, has_zeros) <= self._shared_bytes
         }
         lines = [
             f"PACKED({finish}_{name}, {warps}, {one.row_tiles}, {one.tiles}, {depth_of(one, warps)}, {finish.upper()}, "
@@ -123,21 +134,26 @@ class DeckKernels:
         for (finish, name), variant in made.items():
             kernel = module.kernel(f"{finish}_{name}", shared_bytes(variant, warps, halves, has_zeros))
             most = kernel.most_blocks(warps * 32)
-            self._launches[warps][finish, name] = Launch(kernel, warps * 32, variant.tiles, most)
+            self._launches[warps][finish, name] = Launch(kernel, variant, warps * 32, most)
         return module
 
     def _launch(self, matrix: PackedMatrix, rows: int, finish: str, is_normed: bool) -> Launch:
         is_wide = matrix.codes.shape[0] >= self._wide_tiles
         is_long = not is_wide or matrix.inputs >= LONG_INPUTS
-        warps = 16 if rows == 1 and is_long and self._takes_16 else 8
+        warps = 16 if rows == 1 and is_long and self._shared_bytes >= SHARED_BYTES_16 else 8
         if warps not in self._launches:
             self._compile(warps)
         launches = self._launches[warps]
         if not is_normed:
-            return launches[finish, choose_variant(rows, is_wide, finish)]
+            names = choose_variants(rows, is_wide, finish)
+            tiles = matrix.codes.shape[0]
+            return min(
+                (launches[finish, name] for name in names if (finish, name) in launches),
+                key=lambda one: bytes_an_input(one.variant, tiles, one.most_blocks),
+            )
         # Where two tiles at once are more than one turn for each block, single ones are shared out more evenly.
         wide = launches[finish, "normed_wide"]
-        is_one_turn = matrix.codes.shape[0] <= wide.tiles * wide.most_blocks
+        is_one_turn = matrix.codes.shape[0] <= wide.variant.tiles * wide.most_blocks
         return wide if finish == "gated" or is_one_turn else launches[finish, "normed"]
 
     def multiply(
@@ -164,9 +180,9 @@ class DeckKernels:
             rows = min(HEAD_ROWS[-1], x.shape[0] - begin)
             launch = self._launch(matrix, rows, finish, norm is not None)
             launch.kernel(
-                (min(-(-tiles // launch.tiles), launch.most_blocks), 1, 1), launch.threads, matrix.codes, matrix.scales,
-                matrix.zeros, x[begin:], out[begin:], bias, None if added is None else added[begin:], places,
-                x.stride(0), out.stride(0), rows, tiles, blocks, matrix.groups, *(norm or (None, None, 0.0)),
+                (min(-(-tiles // launch.variant.tiles), launch.most_blocks), 1, 1), launch.threads, matrix.codes,
+                matrix.scales, matrix.zeros, x[begin:], out[begin:], bias, None if added is None else added[begin:],
+                places, x.stride(0), out.stride(0), rows, tiles, blocks, matrix.groups, *(norm or (None, None, 0.0)),
             )  # fmt: skip
         return out
 

@@ -145,8 +145,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
             float total[CT][NT][4] = {};
             for (; unit < till; unit++) {
                 asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
-                // Two sums take turns: one product need not wait for the one before.
-                float sum[2][CT][NT][4] = {};
+                float sum[CT][NT][4] = {};
 #pragma unroll
                 for (int b = 0; b < UNIT; b++) {
                     uint4 now[CT];
@@ -169,19 +168,19 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                             u32 a[4];
                             codes_of(h ? now[c].z : now[c].x, less, a);
 #pragma unroll
-                            for (int n = 0; n < NT; n++) multiply_add(sum[0][c][n], a, with[n].x, with[n].y);
+                            for (int n = 0; n < NT; n++) multiply_add(sum[c][n], a, with[n].x, with[n].y);
                             codes_of(h ? now[c].w : now[c].y, less, a);
 #pragma unroll
-                            for (int n = 0; n < NT; n++) multiply_add(sum[1][c][n], a, with[n].z, with[n].w);
+                            for (int n = 0; n < NT; n++) multiply_add(sum[c][n], a, with[n].z, with[n].w);
                             if ((half + 1) % EACH == 0) {
                                 const u32 scale = arriving.scales[slot][half / EACH * CT + c][lane];
 #pragma unroll
                                 for (int n = 0; n < NT; n++)
 #pragma unroll
                                     for (int i = 0; i < 4; i++) {
-                                        const float both = sum[0][c][n][i] + sum[1][c][n][i];
-                                        total[c][n][i] = __fmaf_rn(both, i < 2 ? low(scale) : high(scale), total[c][n][i]);
-                                        sum[0][c][n][i] = sum[1][c][n][i] = 0.0f;
+                                        total[c][n][i] =
+                                            __fmaf_rn(sum[c][n][i], i < 2 ? low(scale) : high(scale), total[c][n][i]);
+                                        sum[c][n][i] = 0.0f;
                                     }
                             }
                         }
