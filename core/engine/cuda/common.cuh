@@ -140,13 +140,25 @@ __device__ __forceinline__ uint4 read_weights(const void* from) {
 __device__ __forceinline__ u32 shared_at(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // Brought into shared memory while the thread goes on.
-__device__ __forceinline__ void fetch16(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_at(to)), "l"(from)
-                 : "memory");
+__device__ __forceinline__ void fetch16(u32 to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
-__device__ __forceinline__ void fetch4(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"(shared_at(to)), "l"(from)
+__device__ __forceinline__ void fetch16(void* to, const void* from) { fetch16(shared_at(to), from); }
+__device__ __forceinline__ void fetch4(u32 to, const void* from) {
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ uint4 fetched16(u32 at) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(at)
                  : "memory");
+    return v;
+}
+__device__ __forceinline__ u32 fetched4(u32 at) {
+    u32 v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+    return v;
 }
 
 __device__ __forceinline__ uint4 read16(const void* from) {

@@ -31,16 +31,18 @@ struct Packed {
 #define GROUP_OF(unit) 0
 #endif
 
-// The weights on their way from memory, for one warp: every lane fetches into shared memory what it will read itself.
-// Each turn is a unit of CT tiles. The turns go on from one tile to the block's next.
-template <int CT, int DEPTH>
-struct Arriving {
-    uint4 codes[DEPTH][UNIT * CT][32];
-    u32 scales[DEPTH][SCALES * CT][32];
-#if ZEROS
-    u32 zeros[DEPTH][SCALES * CT][32];
-#endif
-};
+// Read where `is_read`; else `v` stays what it was. On what a multiprocessor's power is spent decides how fast its clock
+// may run, so what nobody needs is not read.
+__device__ __forceinline__ void read_some(uint4& v, const uint4* from, bool is_shared, bool is_read) {
+    if (is_shared)
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];}"
+                     : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                     : "r"(shared_at(from)), "r"((u32)is_read));
+    else
+        asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4];}"
+                     : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                     : "l"(from), "r"((u32)is_read));
+}
 
 // x [rows, inputs] -> out [rows, outputs]: PLAIN; plus `added`; or GATED, silu of the first half of the outputs times the
 // second, each put where `places` says, if there are any.
@@ -50,56 +52,56 @@ template <int WARPS, int NT, int CT, int DEPTH, int FINISH, bool NORMED>
 __device__ __forceinline__ void multiply_packed(const Packed weights, const u16* x, int x_row, u16* out, int out_row,
                                                 const u16* bias, const u16* added, const int* places, int rows,
                                                 int tiles, const u16* norm, const int* x_places, float eps) {
+    // 16 warps are for one row, and so is a norm: of the tensor cores' eight columns only the first counts.
+    constexpr bool ONE = WARPS == 16 || NORMED;
     constexpr int COLUMNS = CT * 16, ROWS = NT * 8, EACH_SUMS = SUMS / WARPS;
     // Two sets of sums take turns, so that one barrier a turn is enough; large ones have room for one set only.
     constexpr int SETS = ROWS * COLUMNS > 512 ? 1 : 2;
+    // A unit of CT tiles on its way from memory, for one warp: the codes, 512 bytes each 64 inputs of a tile, then the
+    // scales, then the zeros, 128 bytes each. Every lane fetches into shared memory what it will read itself.
+    constexpr int SCALES_AT = UNIT * CT * 512, ZEROS_AT = SCALES_AT + SCALES * CT * 128;
+    constexpr int ARRIVING = ZEROS_AT + ZEROS * SCALES * CT * 128;
     extern __shared__ uint4 shared[];
-    Arriving<CT, DEPTH>& arriving = ((Arriving<CT, DEPTH>*)shared)[threadIdx.x / 32];
-    float* sums = (float*)((Arriving<CT, DEPTH>*)shared + WARPS);  // [SETS][WARPS][ROWS][COLUMNS]
+    float* sums = (float*)((char*)shared + WARPS * DEPTH * ARRIVING);  // [SETS][WARPS][ROWS][COLUMNS]
     u16* normed = (u16*)(sums + SETS * WARPS * ROWS * COLUMNS);
-    const int lane = threadIdx.x % 32, part = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int lane = threadIdx.x % 32, part = __shfl_sync(~0u, threadIdx.x / 32, 0), g = lane / 4, t = lane % 4;
     const int units = weights.blocks / UNIT, begin = units * part / WARPS, end = units * (part + 1) / WARPS;
     const int num_turns = (tiles + CT - 1) / CT;
     auto tile_of = [&](int turn, int c) {
         return min(FINISH == GATED ? turn * CT / 2 + c / 2 + c % 2 * (tiles / 2) : turn * CT + c, tiles - 1);
     };
 
-    int coming_turn = blockIdx.x, coming = begin, slot = 0;
-    const uint4* from_codes[CT];
-    const u32* from_scales[CT];
-#if ZEROS
-    const u32* from_zeros[CT];
-#endif
+    int coming_turn = blockIdx.x, coming = begin;
+    const u32 own = shared_at(shared) + part * DEPTH * ARRIVING;
+    u32 slot = 0;
+    u32 from_codes[CT], from_scales[CT];  // bytes
     auto aim = [&]() {
 #pragma unroll
         for (int c = 0; c < CT; c++) {
             const int tile = tile_of(coming_turn, c);
-            from_codes[c] = weights.codes + ((i64)tile * weights.blocks + begin * UNIT) * 32 + lane;
-            from_scales[c] = weights.scales + ((i64)tile * weights.groups + GROUP_OF(begin)) * 8 + g;
-#if ZEROS
-            from_zeros[c] = weights.zeros + ((i64)tile * weights.groups + GROUP_OF(begin)) * 8 + g;
-#endif
+            from_codes[c] = (u32)(tile * weights.blocks + begin * UNIT) * 512 + lane * 16;
+            from_scales[c] = (u32)(tile * weights.groups + GROUP_OF(begin)) * 32 + g * 4;
         }
     };
-    auto fetch = [&](int into) {
+    auto fetch = [&](u32 into) {
         if (coming_turn < num_turns) {
+            const u32 to_codes = own + into + lane * 16, to_scales = own + into + lane * 4 + SCALES_AT;
 #pragma unroll
             for (int c = 0; c < CT; c++) {
 #pragma unroll
-                for (int b = 0; b < UNIT; b++) fetch16(&arriving.codes[into][b * CT + c][lane], from_codes[c] + b * 32);
-                from_codes[c] += UNIT * 32;
+                for (int b = 0; b < UNIT; b++)
+                    fetch16(to_codes + (b * CT + c) * 512, (const char*)weights.codes + from_codes[c] + b * 512);
 #pragma unroll
                 for (int i = 0; i < SCALES; i++) {
-                    fetch4(&arriving.scales[into][i * CT + c][lane], from_scales[c] + i * 8);
+                    fetch4(to_scales + (i * CT + c) * 128, (const char*)weights.scales + from_scales[c] + i * 32);
 #if ZEROS
-                    fetch4(&arriving.zeros[into][i * CT + c][lane], from_zeros[c] + i * 8);
+                    fetch4(to_scales + (ZEROS_AT - SCALES_AT) + (i * CT + c) * 128,
+                           (const char*)weights.zeros + from_scales[c] + i * 32);
 #endif
                 }
+                from_codes[c] += UNIT * 512;
 #if HALVES
-                from_scales[c] += SCALES * 8;
-#if ZEROS
-                from_zeros[c] += SCALES * 8;
-#endif
+                from_scales[c] += SCALES * 32;
 #endif
             }
             if (++coming == end) {
@@ -112,7 +114,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     if (begin < end) {
         aim();
 #pragma unroll
-        for (int u = 0; u < DEPTH; u++) fetch(u);
+        for (int u = 0; u < DEPTH; u++) fetch(u * ARRIVING);
     }
     let_next_come();
     Norm<WARPS * 32, NORMED ? MAX_NORMED : WARPS * 256> before;
@@ -130,38 +132,52 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     for (int n = 0; n < NT; n++)
         from_x[n] = (const uint4*)(x + min(n * 8 + g, rows - 1) * x_row + begin * UNIT * 64 + t * 8);
     // Inputs come a step before they are needed.
-    uint4 next[2][NT];
+    uint4 next[2][NT] = {};
+    auto read_x = [&](uint4& to, const uint4* from) {
+        if (ONE) read_some(to, from, NORMED, g == 0);
+        else to = *from;
+    };
+    const uint4* x_at[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) x_at[n] = from_x[n];
     if (begin < end) {
 #pragma unroll
-        for (int n = 0; n < NT; n++) next[0][n] = from_x[n][0], next[1][n] = from_x[n][4];
+        for (int n = 0; n < NT; n++) read_x(next[0][n], from_x[n]), read_x(next[1][n], from_x[n] + 4);
     }
     int side = 0;
     for (int turn = blockIdx.x; turn < num_turns; turn += gridDim.x, side = SETS - 1 - side) {
         float* all = sums + side * WARPS * ROWS * COLUMNS;
-        int at = 0, unit = begin;
+        int unit = begin;
 #pragma unroll 1
         for (int sum_of = 0; sum_of < EACH_SUMS; sum_of++) {
             const int till = units * (part * EACH_SUMS + sum_of + 1) / SUMS;
             float total[CT][NT][4] = {};
             for (; unit < till; unit++) {
                 asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
+                const u32 codes_at = own + slot + lane * 16, scales_at = own + slot + lane * 4 + SCALES_AT;
+                const uint4* after[NT];
+#pragma unroll
+                for (int n = 0; n < NT; n++) after[n] = unit + 1 == end ? from_x[n] : x_at[n] + UNIT * 8;
                 float sum[CT][NT][4] = {};
 #pragma unroll
                 for (int b = 0; b < UNIT; b++) {
                     uint4 now[CT];
 #pragma unroll
-                    for (int c = 0; c < CT; c++) now[c] = arriving.codes[slot][b * CT + c][lane];
-                    const int after = b + 1 == UNIT && unit + 1 == end ? 0 : at + 8;
+                    for (int c = 0; c < CT; c++) now[c] = fetched16(codes_at + (b * CT + c) * 512);
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const int half = b * 2 + h;
+                        auto then = [&](int n) { return (b + 1 < UNIT ? x_at[n] + b * 8 + 8 : after[n]) + h * 4; };
                         uint4 with[NT];
 #pragma unroll
-                        for (int n = 0; n < NT; n++) with[n] = next[h][n], next[h][n] = from_x[n][after + h * 4];
+                        for (int n = 0; n < NT; n++) {
+                            with[n] = next[h][n];
+                            if (!ONE) read_x(next[h][n], then(n));
+                        }
 #pragma unroll
                         for (int c = 0; c < CT; c++) {
 #if ZEROS
-                            const Zero less = zero_of(arriving.zeros[slot][half / EACH * CT + c][lane]);
+                            const Zero less = zero_of(fetched4(scales_at + (ZEROS_AT - SCALES_AT) + (half / EACH * CT + c) * 128));
 #else
                             const Zero less = zero_of(8.0f, 8.0f);
 #endif
@@ -173,22 +189,25 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #pragma unroll
                             for (int n = 0; n < NT; n++) multiply_add(sum[c][n], a, with[n].z, with[n].w);
                             if ((half + 1) % EACH == 0) {
-                                const u32 scale = arriving.scales[slot][half / EACH * CT + c][lane];
+                                const u32 scale = fetched4(scales_at + (half / EACH * CT + c) * 128);
 #pragma unroll
                                 for (int n = 0; n < NT; n++)
 #pragma unroll
-                                    for (int i = 0; i < 4; i++) {
+                                    for (int i = 0; i < 4; i += ONE ? 2 : 1) {
                                         total[c][n][i] =
                                             __fmaf_rn(sum[c][n][i], i < 2 ? low(scale) : high(scale), total[c][n][i]);
                                         sum[c][n][i] = 0.0f;
                                     }
+                                if (ONE) sum[c][0][1] = sum[c][0][3] = 0.0f;
                             }
                         }
+                        if (ONE) read_x(next[h][0], then(0));
                     }
-                    at = after;
                 }
+#pragma unroll
+                for (int n = 0; n < NT; n++) x_at[n] = after[n];
                 fetch(slot);
-                slot = slot + 1 == DEPTH ? 0 : slot + 1;
+                slot = slot == (DEPTH - 1) * ARRIVING ? 0 : slot + ARRIVING;
             }
             // total[.][.][0..3]: outputs g, g, g+8, g+8 of rows 2t, 2t+1, 2t, 2t+1.
 #pragma unroll
