@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.engine.deck import DeckKernels
+from core.engine.deck import DeckKernels, Norm, places_of
 from core.engine.packing import BLOCK, TILE, PackedMatrix
 from core.engine.plan import takes_prompts_from_codes
 from core.engine.prompts import FromCodes, PromptKernels, WrittenOut
+from core.engine.rows import RowKernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,6 +53,51 @@ def test_rows_from_codes_are_those_of_the_matrix_written_out(
             x = torch.randn((rows, shape[0]), device=DEVICE, generator=random).to(dtype)
             wanted = multiply(matrix, x, written, added)
             assert far(from_codes.multiply(matrix, x, added), wanted) < TOLERANCES[dtype]
+
+
+@needs_tensor_cores
+@pytest.mark.parametrize("rows", [33, 300])
+@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_order"), KINDS)
+def test_rows_are_normed_and_gated_on_the_way_and_added_to(
+    dtype: torch.dtype, group_size: int, has_zeros: bool, has_order: bool, rows: int
+) -> None:
+    random = torch.Generator(DEVICE).manual_seed(1)
+    matrix = make_matrix(1024, 4112, dtype, group_size, has_zeros, has_order, random)
+    places = None if matrix.order is None else places_of(matrix.order)
+    many = FromCodes(PromptKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
+    x, weight, both, added = (
+        torch.randn(shape, device=DEVICE, generator=random).to(dtype)
+        for shape in ((rows, 1024), (1024,), (rows, 2048), (rows, 4112))
+    )
+    normed = torch.nn.functional.rms_norm(x, (1024,), weight, 1e-5)
+    arranged = many.arrange_normed(matrix, x, Norm(weight, places, 1e-5))
+    wanted = many.multiply(matrix, normed, None)
+    assert far(many.multiply_arranged(matrix, arranged, rows, None), wanted.float()) < 2 * TOLERANCES[dtype]
+    gate, up = both.chunk(2, -1)
+    wanted = many.multiply(matrix, torch.nn.functional.silu(gate) * up, None) + added
+    got = many.multiply_arranged(matrix, many.arrange_gated(matrix, both, places), rows, None, added)
+    assert far(got, wanted.float()) < 2 * TOLERANCES[dtype]
+
+
+@needs_tensor_cores
+@pytest.mark.parametrize(("heads", "dim"), [((8, 8), 128), ((16, 2), 128), ((7, 1), 64)])
+def test_queries_are_turned_and_keys_and_values_kept(heads: tuple[int, int], dim: int) -> None:
+    from core.engine import triton_ops
+
+    random = torch.Generator(DEVICE).manual_seed(1)
+    (num_heads, num_kv_heads), tokens, slots = heads, 70, torch.tensor([1], device=DEVICE)
+    qkv = torch.randn((tokens, (num_heads + 2 * num_kv_heads) * dim), device=DEVICE, generator=random).half()
+    angle = torch.rand((1, tokens, dim // 2), device=DEVICE, generator=random).repeat(1, 1, 2) * 6
+    cos, sin = angle.cos().half(), angle.sin().half()
+    columns = torch.where(torch.arange(tokens, device=DEVICE) < 60, torch.arange(tokens, device=DEVICE) + 5, -1)[None]
+    caches = [torch.zeros((2, 2, num_kv_heads, 81, dim), dtype=torch.float16, device=DEVICE) for _ in range(2)]
+    by_head = qkv.clone().view(tokens, -1, dim).transpose(0, 1)[None]
+    query, key = triton_ops.rotate(by_head[:, :num_heads], by_head[:, num_heads:-num_kv_heads], cos, sin)
+    triton_ops.keep(key, by_head[:, -num_kv_heads:], *caches[0], slots, columns)
+    rows = RowKernels(torch.float16, heads, dim, 2, DEVICE)
+    got = rows.turn(qkv, (cos, sin), (caches[1][0], caches[1][1]), slots, columns)
+    assert far(got, query.float()) < TOLERANCES[torch.float16]
+    assert far(caches[1], caches[0].float()) < TOLERANCES[torch.float16]
 
 
 @pytest.mark.parametrize("outputs_at_once", [64, 1296])

@@ -270,15 +270,15 @@ class DeckLinear(nn.Module):
 
     def __init__(self, matrix: PackedMatrix, bias: torch.Tensor | None, kernels: DeckKernels, many: ManyRows) -> None:
         super().__init__()
-        self.matrix, self.bias, self.kernels, self._many = matrix, bias, kernels, many
+        self.matrix, self.bias, self.kernels, self.many = matrix, bias, kernels, many
         self.out_features = matrix.outputs
         self.places = None if matrix.order is None else places_of(matrix.order)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., inputs] -> [..., outputs]. Rows of up to MAX_CODE_ROWS chats are the same however many there are."""
         rows = x.reshape(-1, x.shape[-1])
-        if x.shape[-2] >= self._many.least_rows or rows.shape[0] > MAX_CODE_ROWS:
-            out = self._many.multiply(self.matrix, rows, self.bias)
+        if x.shape[-2] >= self.many.least_rows or rows.shape[0] > MAX_CODE_ROWS:
+            out = self.many.multiply(self.matrix, rows, self.bias)
         else:
             rows = rows if self.matrix.order is None else rows.index_select(1, self.matrix.order)
             out = self.kernels.multiply(self.matrix, rows, "plain", self.bias)

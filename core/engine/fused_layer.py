@@ -1,7 +1,7 @@
-"""A decoder layer's step for one new token a row, in a few kernels; knows no family of models.
+"""A decoder layer's step for one new token a row, and for a piece of a prompt, in a few kernels; knows no family.
 
-A layer is taken by what it has, and by what comes out: for rows of one token as the model itself calls it, the result
-must be the layer's own. Everything else still goes through the layer.
+A layer is taken by what it has, and by what comes out: as the model itself calls it, the result must be the layer's
+own. Everything else still goes through the layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from core.engine.fusing import FusedMlp, FusedNorm
 from core.engine.graphs import Asked, CapturedCache
 from core.engine.merged import MergedPart
 from core.engine.packing import BLOCK
+from core.engine.prompts import FromCodes
 from core.engine.rows import MAX_QUERIES, MAX_ROW, RowKernels
+from core.engine.triton_ops import attend_chunk
 
 log = logging.getLogger(__name__)
 # Of the result's length: what each type rounds in another order over one layer stays below.
@@ -41,12 +43,14 @@ class Parts:
 
 
 class FusedLayer(nn.Module):
-    """In place of `layer`: rows of one token in a few kernels, everything else through the layer itself."""
+    """In place of `layer`: rows of one token in a few kernels, and where it `reads` pieces of prompts; everything else
+    through the layer itself."""
 
     def __init__(self, layer: nn.Module, parts: Parts, rows: RowKernels, asked: Asked, index: int) -> None:
         super().__init__()
         self.layer = layer
         self._parts, self._rows, self._asked, self._index = parts, rows, asked, index
+        self.reads = False
 
     def __getattr__(self, name: str) -> Any:
         """Models ask their layers for what they are, such as the kind of their attention."""
@@ -58,10 +62,13 @@ class FusedLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[rows, tokens, hidden] -> the same shape."""
         cache = kwargs.get("past_key_values")
-        is_step = hidden_states.shape[1] == 1 and hidden_states.shape[0] <= MAX_CODE_ROWS
-        if not is_step or not isinstance(cache, CapturedCache):
-            return self.layer(hidden_states, *args, **kwargs)
-        return self.step(hidden_states[:, 0], kwargs["position_embeddings"], cache).unsqueeze(1)
+        rows, tokens = hidden_states.shape[:2]
+        if isinstance(cache, CapturedCache):
+            if tokens == 1 and rows <= MAX_CODE_ROWS:
+                return self.step(hidden_states[:, 0], kwargs["position_embeddings"], cache).unsqueeze(1)
+            if self.reads and rows == 1 and tokens >= FromCodes.least_rows:
+                return self.read(hidden_states[0], kwargs["position_embeddings"], cache).unsqueeze(0)
+        return self.layer(hidden_states, *args, **kwargs)
 
     def step(
         self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: CapturedCache
@@ -81,6 +88,45 @@ class FusedLayer(nn.Module):
         hidden = parts.out.kernels.multiply(parts.out.matrix, attended, "added", parts.out.bias, hidden)
         gated = self._after_norm(parts.both, hidden, parts.between, "gated", places=parts.down.places)
         return parts.down.kernels.multiply(parts.down.matrix, gated, "added", parts.down.bias, hidden)
+
+    def can_read(self) -> bool:
+        """Whether its matrices multiply prompts from their codes."""
+        parts = self._parts
+        is_normed = parts.before.weight.numel() <= MAX_ROW
+        return len(parts.qkv) == 1 and is_normed and isinstance(parts.down.many, FromCodes)
+
+    def read(
+        self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: CapturedCache
+    ) -> torch.Tensor:
+        """[tokens, hidden] of one chat -> [tokens, hidden]."""
+        parts, many = self._parts, self._parts.down.many
+        assert isinstance(many, FromCodes)
+        hidden = self._read_attention(many, hidden, angles, cache)
+        # What a function of its own needs is gone when it ends, as the plan has it.
+        gated = self._read_gated(many, hidden)
+        return many.multiply_arranged(parts.down.matrix, gated, hidden.shape[0], parts.down.bias, hidden)
+
+    def _read_attention(
+        self,
+        many: FromCodes,
+        hidden: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        cache: CapturedCache,
+    ) -> torch.Tensor:
+        parts, asked, (keys, values) = self._parts, self._asked, cache.layer(self._index)
+        qkv = self._read_normed(many, parts.qkv[0], hidden, parts.before)
+        query = self._rows.turn(qkv, angles, (keys, values), cache.slots, cache.columns)
+        attended = attend_chunk(query, keys, values, cache.slots, cache.bounds, asked.scale, asked.window)
+        arranged = many.arrange(parts.out.matrix, attended.view(hidden.shape[0], -1))
+        return many.multiply_arranged(parts.out.matrix, arranged, hidden.shape[0], parts.out.bias, hidden)
+
+    def _read_gated(self, many: FromCodes, hidden: torch.Tensor) -> torch.Tensor:
+        both = self._read_normed(many, self._parts.both, hidden, self._parts.between)
+        return many.arrange_gated(self._parts.down.matrix, both, self._parts.down.places)
+
+    def _read_normed(self, many: FromCodes, linear: DeckLinear, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
+        arranged = many.arrange_normed(linear.matrix, hidden, Norm(norm.weight, linear.places, norm.eps))
+        return many.multiply_arranged(linear.matrix, arranged, hidden.shape[0], linear.bias)
 
     def _after_norm(
         self, linear: DeckLinear, hidden: torch.Tensor, norm: FusedNorm, finish: str, **more: torch.Tensor | None
@@ -219,6 +265,32 @@ def fuse_layers(model: PreTrainedModel, cache: CapturedCache, run_step: Callable
     for name, one in fused.items():
         put(model, name, one)
     return len(fused)
+
+
+def fuse_reading(model: PreTrainedModel, run_read: Callable[[], object]) -> int:
+    """Let the layers that can be read pieces of prompts in a few kernels too; how many do.
+
+    `run_read` runs the model for a piece of a prompt of some slot.
+    """
+    layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
+    if not layers or not all(layer.can_read() for layer in layers):
+        return 0
+    with watched(layers) as calls:
+        run_read()
+    for place, layer in enumerate(layers):
+        seen = calls.get(place)
+        if seen is None or not isinstance(seen.output, torch.Tensor):
+            return 0
+        layer.reads = True
+        got = layer(seen.hidden, **{name: value for name, value in seen.kwargs.items() if name != "hidden_states"})
+        layer.reads = False
+        difference = float((got.float() - seen.output.float()).norm() / seen.output.float().norm())
+        if not difference <= TOLERANCES.get(got.dtype, 0.0):
+            log.info("layer %d does not read in few kernels: differs by %g", place, difference)
+            return 0
+    for layer in layers:
+        layer.reads = True
+    return len(layers)
 
 
 def put(model: PreTrainedModel, name: str, module: nn.Module) -> None:

@@ -26,6 +26,8 @@ from core.errors import EngineError
 ATTENTION = "llamadeck_captured"
 NO_WINDOW = 2**30
 WARM_UPS = 2
+# Which of the chunks' lengths stands for all of them where a part of the model is replaced: 128 tokens.
+SAMPLED_READ = 3
 # In units of the logits' spread. Both run the same kernels; only what adds up in no fixed order may differ.
 TOLERANCE = 0.05
 # What a slot's row of settings holds.
@@ -48,14 +50,14 @@ class CapturedCache:
     def __init__(self, cache: SlotCache) -> None:
         self._cache = cache
         self.context_tokens, self.num_slots = cache.context_tokens, cache.num_slots
-        self.slots = self.columns = self._bounds = torch.empty(0)
+        self.slots = self.columns = self.bounds = torch.empty(0)
         # What each layer's attention asked for when it was last called.
         self.asked: dict[int, Asked] = {}
 
     def aim(self, slots: torch.Tensor, columns: torch.Tensor, bounds: torch.Tensor) -> None:
         """The next pass writes `columns` [rows, tokens] of `slots` [rows]. `bounds` [rows]: where a single token's
         view ends, or where a chunk begins."""
-        self.slots, self.columns, self._bounds = slots, columns, bounds
+        self.slots, self.columns, self.bounds = slots, columns, bounds
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer's keys and values, [slots, kv heads, columns, dim]."""
@@ -89,7 +91,7 @@ class CapturedCache:
         index = getattr(module, "layer_idx", None)
         if index is not None:
             self.asked[index] = Asked(scale, window, (query.shape[1], keys.shape[1]), query.shape[3])
-        return attend(query, keys, values, self.slots, self._bounds, scale, window), None
+        return attend(query, keys, values, self.slots, self.bounds, scale, window), None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -143,10 +145,10 @@ class GraphSteps:
         model: SlotModel,
         chunk_tokens: int,
         cuda: Cuda | None = None,
-        fuse: Callable[[CapturedCache, Callable[[], object]], object] | None = None,
+        fuse: Callable[[CapturedCache, Callable[[], object], Callable[[], object]], object] | None = None,
     ) -> None:
         """`fuse` may replace parts of the model before it is captured; it is given the cache, and what runs the model
-        for a new token of one or two slots."""
+        for a new token of one or two slots, and for a piece of a prompt."""
         self._model = model
         self.cuda = cuda or Cuda()
         self.num_slots = model.cache.num_slots
@@ -165,7 +167,7 @@ class GraphSteps:
         self._reads = [_Read(self, tokens) for tokens in chunk_sizes(chunk_tokens)]
         self._writes = [_Write(self, rows) for rows in batch_sizes(self.num_slots)]
         if fuse:
-            fuse(self.cache, self._sample)
+            fuse(self.cache, self._sample, self._sample_prompt)
         self._capture()
         self.settings.fill_(1.0)
         self.seen.zero_()
@@ -200,6 +202,15 @@ class GraphSteps:
         write = next(write for write in self._writes if write.num_rows >= len(slots))
         write.aim(slots)
         return write.compute()
+
+    def _sample_prompt(self) -> torch.Tensor:
+        """The second piece of a prompt, run plainly; half of a context that is not long enough for two."""
+        read, half = self._reads[min(SAMPLED_READ, len(self._reads) - 1)], self.context_tokens // 2
+        count = max(1, min(read.num_tokens, half))
+        for begin in (0, count):
+            read.aim(0, [(begin + place) * 7 % self.vocabulary for place in range(count)], begin, True)
+            logits = read.compute()
+        return logits
 
     def begin(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
         self.settings[slot].copy_(torch.tensor([float(getattr(sampling, name)) for name in SETTINGS]))

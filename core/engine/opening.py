@@ -261,13 +261,14 @@ def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -
     log that says why."""
     from triton.errors import TritonError  # type: ignore[import-not-found]
 
-    from core.engine.fused_layer import fuse_head, fuse_layers
+    from core.engine.fused_layer import fuse_head, fuse_layers, fuse_reading
     from core.engine.fusing import fuse
     from core.engine.graphs import CapturedCache, GraphSteps
 
-    def fuse_steps(cache: CapturedCache, run_step: Callable[[], object]) -> None:
+    def fuse_steps(cache: CapturedCache, run_step: Callable[[], object], run_read: Callable[[], object]) -> None:
         num_layers, has_head = fuse_layers(model, cache, run_step), fuse_head(model)
-        log.info("fused: %d layers%s", num_layers, ", the head" if has_head else "")
+        num_reading = fuse_reading(model, run_read)
+        log.info("fused: %d layers, %d for prompts%s", num_layers, num_reading, ", the head" if has_head else "")
 
     attention_before = model.config._attn_implementation
     log.info("fused: %s", ", ".join(fuse(model)))

@@ -15,6 +15,7 @@ from core.engine.deck import (
     MAX_CODE_ROWS,
     DeckKernels,
     ManyRows,
+    Norm,
     defines_for,
     halves_of,
     kernels_for,
@@ -25,8 +26,10 @@ from core.engine.packing import BLOCK, TILE, PackedMatrix
 from core.engine.plan import PROMPT_BLOCKS, PROMPT_PIECE_ROWS, PROMPT_SUM_BYTES, takes_prompts_from_codes, written_bytes
 
 PRODUCT_THREADS, ARRANGE_THREADS = 384, 256
-# Inputs of a row that one thread arranges.
-ARRANGED_INPUTS = 32
+# Inputs of a row that one thread arranges, and that one thread takes through a gate first.
+ARRANGED_INPUTS, GATED_INPUTS = 32, 8
+# The widest row that is normed on the way.
+MAX_ROW, NORM_THREADS = 32768, 512
 # A last round that keeps this share of the multiprocessors busy is not worth sharing out.
 ENOUGH = 0.9
 # Blocks of inputs that a share has at least.
@@ -73,8 +76,9 @@ class PromptKernels:
             for one in (FEW, MANY)
         )
         source = read_source("hopper.cuh", "codes.cuh", "prompts.cu", PRODUCTS=lines)
-        module = CudaModule(source, defines_for(dtype, halves, has_zeros), device)
+        module = CudaModule(source, defines_for(dtype, halves, has_zeros) | {"MAX_ROW": MAX_ROW}, device)
         self.arrange = module.kernel("arrange")
+        self.arrange_normed, self.arrange_gated = module.kernel("arrange_normed"), module.kernel("arrange_gated")
         self.products = {one: module.kernel(name(one), shared_bytes(one, halves, has_zeros)) for one in (FEW, MANY)}
         found = torch.cuda.get_device_properties(device).multi_processor_count
         self.multiprocessors = min(PROMPT_BLOCKS, int(found))
@@ -111,19 +115,53 @@ class FromCodes:
         self._are_there = torch.zeros(PROMPT_BLOCKS, dtype=torch.int32, device=device)
 
     def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        rows, (tiles, blocks) = x.shape[0], matrix.codes.shape[:2]
-        pieces = -(-rows // PROMPT_PIECE_ROWS)
-        arranged = torch.empty((pieces * PROMPT_PIECE_ROWS, matrix.inputs), dtype=x.dtype, device=x.device)
+        return self.multiply_arranged(matrix, self.arrange(matrix, x), x.shape[0], bias)
+
+    def arrange(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, inputs], in the model's order, as the matrix's product takes it."""
+        rows, arranged = x.shape[0], self._room(matrix, x)
         threads = rows * matrix.inputs // ARRANGED_INPUTS
         self._kernels.arrange((-(-threads // ARRANGE_THREADS), 1, 1), ARRANGE_THREADS, x, matrix.order, arranged,
-                              x.stride(0), rows, blocks)  # fmt: skip
-        out = torch.empty((rows, matrix.outputs), dtype=x.dtype, device=x.device)
+                              x.stride(0), rows, matrix.inputs // BLOCK)  # fmt: skip
+        return arranged
+
+    def arrange_normed(self, matrix: PackedMatrix, x: torch.Tensor, norm: Norm) -> torch.Tensor:
+        """The same through RMSNorm first."""
+        arranged = self._room(matrix, x)
+        self._kernels.arrange_normed((x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.places, arranged,
+                                     x.stride(0), matrix.inputs // BLOCK, norm.eps)  # fmt: skip
+        return arranged
+
+    def arrange_gated(self, matrix: PackedMatrix, both: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
+        """both [rows, 2 * inputs]: the same of silu of the first half times the second."""
+        arranged = self._room(matrix, both)
+        threads = both.shape[0] * matrix.inputs // GATED_INPUTS
+        self._kernels.arrange_gated((-(-threads // ARRANGE_THREADS), 1, 1), ARRANGE_THREADS, both, places, arranged,
+                                    both.shape[0], matrix.inputs // BLOCK)  # fmt: skip
+        return arranged
+
+    def _room(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
+        rows = -(-x.shape[0] // PROMPT_PIECE_ROWS) * PROMPT_PIECE_ROWS
+        return torch.empty((rows, matrix.inputs), dtype=x.dtype, device=x.device)
+
+    def multiply_arranged(
+        self,
+        matrix: PackedMatrix,
+        arranged: torch.Tensor,
+        rows: int,
+        bias: torch.Tensor | None,
+        added: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[rows, outputs], plus `added` of that shape."""
+        tiles, blocks = matrix.codes.shape[:2]
+        pieces = -(-rows // PROMPT_PIECE_ROWS)
+        out = torch.empty((rows, matrix.outputs), dtype=arranged.dtype, device=arranged.device)
         product = FEW if pieces == 1 else MANY
         units = -(-matrix.outputs // product.outputs) * -(-pieces // product.pieces)
         grid, whole = share_out(units, blocks, self._kernels.multiprocessors)
         self._kernels.products[product](
-            (grid, 1, 1), PRODUCT_THREADS, matrix.codes, matrix.scales, matrix.zeros, arranged, out, bias, self._sums,
-            self._are_there, out.stride(0), rows, tiles, blocks, matrix.groups, whole,
+            (grid, 1, 1), PRODUCT_THREADS, matrix.codes, matrix.scales, matrix.zeros, arranged, out, bias, added,
+            self._sums, self._are_there, out.stride(0), rows, tiles, blocks, matrix.groups, whole,
         )  # fmt: skip
         return out
 

@@ -25,6 +25,7 @@ SHARES = (8, 4, 2, 1)
 # The longest row that is normed, and by how many threads.
 MAX_ROW = 32768
 NORM_THREADS = 512
+TURN_THREADS = 256
 
 
 def queries_together(num_heads: int, num_kv_heads: int, dim: int) -> int:
@@ -90,7 +91,7 @@ class RowKernels:
         room = properties.shared_memory_per_multiprocessor // 2 - 1024
         ahead = tuple((blocks, choose_ahead(dim, self._queries, blocks, room)) for blocks in shares)
         module = module_for(dtype, dim, self._queries, ahead, clusters, device)
-        self._norm = module.kernel("norm_rows")
+        self._norm, self._turn = module.kernel("norm_rows"), module.kernel("turn_rows")
         self._attend = {
             blocks: module.kernel(f"attend_{blocks}", shared_bytes(dim, self._queries, blocks, times))
             for blocks, times in ahead
@@ -141,3 +142,28 @@ class RowKernels:
             cos.stride(0) if cos.shape[0] > 1 else 0, float(scale), window, self.num_heads, self.num_kv_heads,
         )  # fmt: skip
         return out
+
+    def turn(
+        self,
+        qkv: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        cache: tuple[torch.Tensor, torch.Tensor],
+        slots: torch.Tensor,
+        columns: torch.Tensor,
+    ) -> torch.Tensor:
+        """qkv [tokens, (heads + 2 kv heads) * dim] of new tokens of one chat -> its queries [1, heads, tokens, dim],
+        turned where they lie.
+
+        Angles are [1, tokens, dim]; keys, turned, and values go into `cache` as in `attend`, at `columns` [1, tokens].
+        """
+        tokens, (cos, sin), (keys, values) = qkv.shape[0], angles, cache
+        heads = self.num_heads + 2 * self.num_kv_heads
+        # A thread takes 8 places of a query's or key's half, with those of the other, or 8 of a value.
+        threads = tokens * (heads * self.dim // 16 + self.num_kv_heads * self.dim // 16)
+        self._turn(
+            (-(-threads // TURN_THREADS), 1, 1), TURN_THREADS, qkv, cos, sin, keys, values, slots, columns,
+            c_longlong(keys.stride(0)), c_longlong(keys.stride(1)), cos.stride(1), tokens, self.num_heads,
+            self.num_kv_heads,
+        )  # fmt: skip
+        queries = qkv.view(tokens, heads, self.dim)[:, : self.num_heads]
+        return queries.transpose(0, 1).unsqueeze(0)

@@ -344,3 +344,35 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                               slot_size, head_size, angle_row, scale, window, heads, kv_heads);                       \
     }
 ATTENDS
+
+// New tokens of one chat, each a row: queries are turned where they lie, keys are turned into the slot's cache at
+// `columns`, values put there. A token with a column below 0 keeps nothing. A thread takes 8 places and their partners,
+// or 8 of a value.
+extern "C" __global__ void __launch_bounds__(256)
+    turn_rows(u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots, const i64* columns,
+              i64 slot_size, i64 head_size, int angle_row, int rows, int heads, int kv_heads) {
+    constexpr int HALF = DIM / 2, OF_HEAD = HALF / 8;
+    const int turning = (heads + kv_heads) * OF_HEAD, each = turning + kv_heads * OF_HEAD * 2;
+    const int at = blockIdx.x * 256 + threadIdx.x, row = at / each, own = at % each;
+    let_next_come();
+    wait_for_previous();
+    if (row >= rows) return;
+    u16* from = qkv + (i64)row * (heads + 2 * kv_heads) * DIM;
+    const i64 column = columns[row], to = slots[0] * slot_size + column * DIM;
+    if (own >= turning) {
+        const int head = (own - turning) / (OF_HEAD * 2), place = (own - turning) % (OF_HEAD * 2) * 8;
+        if (column >= 0)
+            *(uint4*)(values + to + head * head_size + place) =
+                *(const uint4*)(from + (heads + kv_heads + head) * DIM + place);
+        return;
+    }
+    const int head = own / OF_HEAD, place = own % OF_HEAD * 8;
+    from += head * DIM + place;
+    const u16 *c = cos + row * angle_row + place, *s = sin + row * angle_row + place;
+    const uint4 first = *(const uint4*)from, second = *(const uint4*)(from + HALF);
+    const uint4 first_done = turned(first, second, *(const uint4*)c, *(const uint4*)s, true);
+    const uint4 second_done = turned(second, first, *(const uint4*)(c + HALF), *(const uint4*)(s + HALF), false);
+    u16* into = head < heads ? from : keys + to + (head - heads) * head_size + place;
+    if (head >= heads && column < 0) return;
+    *(uint4*)into = first_done, *(uint4*)(into + HALF) = second_done;
+}

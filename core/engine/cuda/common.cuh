@@ -53,8 +53,8 @@ __device__ __forceinline__ float sum_of_warp(float sum) {
     return sum;
 }
 
-// 8 values of a row times `by` and their weights, put where `places` says, if there are any.
-__device__ __forceinline__ void put_normed(uint4 row, float by, uint4 weight, int at, const int* places, u16* to) {
+// 8 values of a row times `by` and their weights.
+__device__ __forceinline__ uint4 normed8(uint4 row, float by, uint4 weight) {
     float values[8], times[8];
     unpack8(row, values);
     unpack8(weight, times);
@@ -62,11 +62,17 @@ __device__ __forceinline__ void put_normed(uint4 row, float by, uint4 weight, in
 #pragma unroll
     for (int i = 0; i < 4; i++)
         done[i] = pack(round_half(values[2 * i] * by) * times[2 * i], round_half(values[2 * i + 1] * by) * times[2 * i + 1]);
+    return make_uint4(done[0], done[1], done[2], done[3]);
+}
+
+// 8 values of a row, each where `places` says, if there are any.
+__device__ __forceinline__ void put8(uint4 values, int at, const int* places, u16* to) {
     if (places) {
+        const u32 words[4] = {values.x, values.y, values.z, values.w};
 #pragma unroll
-        for (int i = 0; i < 8; i++) to[places[at + i]] = (u16)(done[i / 2] >> i % 2 * 16);
+        for (int i = 0; i < 8; i++) to[places[at + i]] = (u16)(words[i / 2] >> i % 2 * 16);
     } else {
-        *(uint4*)(to + at) = make_uint4(done[0], done[1], done[2], done[3]);
+        *(uint4*)(to + at) = values;
     }
 }
 
@@ -85,7 +91,7 @@ __device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32
 
 // RMSNorm of a row (arXiv 1910.07467) of at most MOST values by a block of THREADS, 256 or 512: its weights are read
 // before, and its values once. 512 sums, each of every 512th eight values, are added 32 by 32, then the 16 that come out
-// in order, which `sums` has room for: so whoever does it gets the same.
+// in order, which `sums` has room for: so whoever does it gets the same. `put` takes 8 that come out, and where from.
 template <int THREADS, int MOST>
 struct Norm {
     static constexpr int EACH = MOST / 8 / THREADS, TURNS = 512 / THREADS;
@@ -99,8 +105,8 @@ struct Norm {
         }
     }
 
-    __device__ __forceinline__ void apply(const u16* row, int size, float eps, float* sums, const int* places,
-                                          u16* to) const {
+    template <class Put>
+    __device__ __forceinline__ void apply(const u16* row, int size, float eps, float* sums, Put put) const {
         uint4 values[EACH];
         float sum[TURNS] = {};
 #pragma unroll
@@ -123,7 +129,7 @@ struct Norm {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             const int at = (i * THREADS + threadIdx.x) * 8;
-            if (at < size) put_normed(values[i], by, weights[i], at, places, to);
+            if (at < size) put(at, normed8(values[i], by, weights[i]));
         }
     }
 };

@@ -122,7 +122,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     wait_for_previous();
 
     if (NORMED) {
-        before.apply(x, weights.blocks * 64, eps, sums, x_places, normed);
+        before.apply(x, weights.blocks * 64, eps, sums, [&](int at, uint4 done) { put8(done, at, x_places, normed); });
         __syncthreads();
         x = normed;
     }

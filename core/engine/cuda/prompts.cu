@@ -12,6 +12,25 @@
 // What two warpgroups have summed: 128 numbers for each of their threads.
 #define SUMS (WARPS * 32 * 128)
 
+// Where a row's input is, in the product's order: of 8 that lie beside each other, each pair in another eight.
+__device__ __forceinline__ i64 arranged_at(int row, int place, int blocks) {
+    const int pair = place % 64 / 32 * 4 + place % 8 / 2, t = place % 32 / 8;
+    return ((i64)(row / ROWS) * blocks + place / 64) * PIECE + row % ROWS * 64 + (pair ^ row % 8) * 8 + t * 2 + place % 2;
+}
+// 8 inputs of a row, or each where `places` says, if there are any.
+__device__ __forceinline__ void arrange8(uint4 values, int row, int at, const int* places, int blocks, u16* out) {
+    const u32 words[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (places) {
+            out[arranged_at(row, places[at + i * 2], blocks)] = (u16)words[i];
+            out[arranged_at(row, places[at + i * 2 + 1], blocks)] = (u16)(words[i] >> 16);
+        } else {
+            *(u32*)(out + arranged_at(row, at + i * 2, blocks)) = words[i];
+        }
+    }
+}
+
 // A row's 32 inputs each, in the product's order.
 extern "C" __global__ void __launch_bounds__(256)
     arrange(const u16* x, const int* order, uint4* out, int x_row, int rows, int blocks) {
@@ -38,6 +57,43 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int i = 0; i < 4; i++)
         to[(half % 2 * 4 + i) ^ row % 8] = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
+}
+
+// Rows through RMSNorm, a block each.
+extern "C" __global__ void __launch_bounds__(512)
+    arrange_normed(const u16* x, const u16* weight, const int* places, u16* out, int x_row, int blocks, float eps) {
+    __shared__ float sums[16];
+    let_next_come();
+    Norm<512, MAX_ROW> norm;
+    norm.read(weight, blocks * 64);
+    wait_for_previous();
+    norm.apply(x + (i64)blockIdx.x * x_row, blocks * 64, eps, sums,
+               [&](int at, uint4 done) { arrange8(done, blockIdx.x, at, places, blocks, out); });
+}
+
+// both [rows, gates and what they open], a thread 8 of each.
+extern "C" __global__ void __launch_bounds__(256)
+    arrange_gated(const u16* both, const int* places, u16* out, int rows, int blocks) {
+    const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 8), place = at % (blocks * 8) * 8;
+    let_next_come();
+    wait_for_previous();
+    if (row >= rows) return;
+    const u16* from = both + (i64)row * blocks * 128 + place;
+    float gates[8], ups[8];
+    unpack8(*(const uint4*)from, gates);
+    unpack8(*(const uint4*)(from + blocks * 64), ups);
+    u32 done[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float pair[2];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const float gate = gates[i * 2 + j];
+            pair[j] = round_half(gate / (1.0f + __expf(-gate))) * ups[i * 2 + j];
+        }
+        done[i] = pack(pair[0], pair[1]);
+    }
+    arrange8(make_uint4(done[0], done[1], done[2], done[3]), row, place, places, blocks, out);
 }
 
 // MT * 64 outputs for each of two warpgroups, for NT * 128 rows.
@@ -108,10 +164,12 @@ struct Share {
     }
 };
 
-// x, arranged -> out [rows, outputs]. `sums` has SUMS floats for each block of threads, `are_there` a zero.
+// x, arranged -> out [rows, outputs], plus `added` of that shape where there is any. `sums` has SUMS floats for each
+// block of threads, `are_there` a zero.
 template <int MT, int NT, int STAGES>
 __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
-                                              u16* out, const u16* bias, float4* sums, u32* are_there, int out_row,
+                                              u16* out, const u16* bias, const u16* added, float4* sums,
+                                              u32* are_there, int out_row,
                                               int rows, int tiles, int blocks, int groups, int whole) {
     typedef Stages<MT, NT, STAGES> Room;
     constexpr int TILES = Room::TILES;
@@ -259,9 +317,19 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
         meet(team + 1, 128);
         for (int at = threadIdx.x % 128; at < NT * ROWS * MT * 8; at += 128) {
             const int row = at / (MT * 8), eight = at % (MT * 8);
-            if (first_row + row < rows && first + eight / 2 < tiles)
-                *(uint4*)(out + (i64)(first_row + row) * out_row + first * 16 + eight * 8) =
-                    *(const uint4*)&room.done[team][row][eight * 8];
+            if (first_row + row >= rows || first + eight / 2 >= tiles) continue;
+            const i64 to = (i64)(first_row + row) * out_row + first * 16 + eight * 8;
+            uint4 value = *(const uint4*)&room.done[team][row][eight * 8];
+            if (added) {
+                float whole[8], more[8];
+                unpack8(value, whole);
+                unpack8(*(const uint4*)(added + to), more);
+                u32 done[4];
+#pragma unroll
+                for (int i = 0; i < 4; i++) done[i] = pack(whole[i * 2] + more[i * 2], whole[i * 2 + 1] + more[i * 2 + 1]);
+                value = make_uint4(done[0], done[1], done[2], done[3]);
+            }
+            *(uint4*)(out + to) = value;
         }
     }
 }
@@ -270,8 +338,9 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
     static_assert(sizeof(Stages<MT, NT, STAGES>) + 1024 == BYTES, "what a block of threads has room for");            \
     extern "C" __global__ void __launch_bounds__(384, 1)                                                              \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,      \
-             float4* sums, u32* are_there, int out_row, int rows, int tiles, int blocks, int groups, int whole) {     \
-        multiply_many<MT, NT, STAGES>(codes, scales, zeros, x, out, bias, sums, are_there, out_row, rows, tiles,      \
-                                      blocks, groups, whole);                                                         \
+             const u16* added, float4* sums, u32* are_there, int out_row, int rows, int tiles, int blocks,            \
+             int groups, int whole) {                                                                                 \
+        multiply_many<MT, NT, STAGES>(codes, scales, zeros, x, out, bias, added, sums, are_there, out_row, rows,      \
+                                      tiles, blocks, groups, whole);                                                  \
     }
 PRODUCTS

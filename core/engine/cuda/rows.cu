@@ -6,5 +6,6 @@ extern "C" __global__ void __launch_bounds__(512)
     Norm<512, MAX_ROW> norm;
     norm.read(weight, size);
     wait_for_previous();
-    norm.apply(x + (i64)blockIdx.x * x_row, size, eps, sums, places, out + (i64)blockIdx.x * size);
+    u16* to = out + (i64)blockIdx.x * size;
+    norm.apply(x + (i64)blockIdx.x * x_row, size, eps, sums, [&](int at, uint4 done) { put8(done, at, places, to); });
 }
