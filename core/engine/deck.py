@@ -20,9 +20,12 @@ from core.engine.packing import BLOCK, TILE, PackedMatrix
 SOURCES = Path(__file__).parent / "cuda"
 NUM_THREADS = 256
 PACK_THREADS = 128
+# How many inputs of a row a block sums.
+SUMMED_TOGETHER = 2048
 HEAD_PARTS = 8
-# How many inputs of one row a block keeps normed in shared memory.
+# How many inputs of one row a block keeps normed in shared memory; where it is not normed, of how many runs the sums.
 MAX_NORMED = 8192
+MAX_RUNS = 1024
 FINISHES = ("plain", "added", "gated")
 # Up to here rows of several chats are multiplied by these kernels, which read the codes again for every 32: that costs
 # less than writing a matrix out, so prompts are as well where it would be.
@@ -87,6 +90,11 @@ class Launch:
     threads: int
     most_blocks: int  # that are on the GPU at once
 
+    @property
+    def is_for_one(self) -> bool:
+        """Whether it takes one row, and finds its sums itself."""
+        return self.variant.normed or self.threads > NUM_THREADS
+
 
 class Norm(NamedTuple):
     """RMSNorm before a product: its weight, where the matrix wants each input (None: in order), and its epsilon."""
@@ -107,6 +115,8 @@ class DeckKernels:
         self._launches: dict[int, dict[tuple[str, str], Launch]] = {}
         module = self._compile(8)
         self._write_out, self._pack = module.kernel("write_out"), module.kernel("pack")
+        self._sum_rows = module.kernel("sum_rows")
+        self.run = run_of(halves_of(group_size))
         self._heads = {rows: module.kernel(f"head_{rows}", HEAD_PARTS * rows * TILE * 4) for rows in HEAD_ROWS}
 
     def _compile(self, warps: int) -> CudaModule:
@@ -140,7 +150,8 @@ class DeckKernels:
     def _launch(self, matrix: PackedMatrix, rows: int, finish: str, is_normed: bool) -> Launch:
         is_wide = matrix.codes.shape[0] >= self._wide_tiles
         is_long = not is_wide or matrix.inputs >= LONG_INPUTS
-        warps = 16 if rows == 1 and is_long and self._shared_bytes >= SHARED_BYTES_16 else 8
+        has_room = self._shared_bytes >= SHARED_BYTES_16 and matrix.inputs <= MAX_RUNS * self.run
+        warps = 16 if rows == 1 and is_long and has_room else 8
         if warps not in self._launches:
             self._compile(warps)
         launches = self._launches[warps]
@@ -166,12 +177,13 @@ class DeckKernels:
         places: torch.Tensor | None = None,
         out: torch.Tensor | None = None,
         norm: Norm | None = None,
+        sums: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """x [rows, inputs], in the matrix's order, -> [rows, outputs]; "added": plus `added` of that shape; "gated":
         the first half of the outputs through silu, times the second, each put at its `places`.
 
         `out` takes the result where it is given, as rows of a larger tensor. `norm` is for one row of at most
-        MAX_NORMED inputs, which then come in the model's order.
+        MAX_NORMED inputs, which then come in the model's order. `sums`: what `sum_rows` finds of x, where it is known.
         """
         outputs = matrix.outputs // 2 if finish == "gated" else matrix.outputs
         out = torch.empty((x.shape[0], outputs), dtype=x.dtype, device=x.device) if out is None else out
@@ -179,12 +191,22 @@ class DeckKernels:
         for begin in range(0, x.shape[0], HEAD_ROWS[-1]):
             rows = min(HEAD_ROWS[-1], x.shape[0] - begin)
             launch = self._launch(matrix, rows, finish, norm is not None)
+            if sums is None and not launch.is_for_one:
+                sums = self.sum_rows(x)
             launch.kernel(
                 (min(-(-tiles // launch.variant.tiles), launch.most_blocks), 1, 1), launch.threads, matrix.codes,
                 matrix.scales, matrix.zeros, x[begin:], out[begin:], bias, None if added is None else added[begin:],
                 places, x.stride(0), out.stride(0), rows, tiles, blocks, matrix.groups, *(norm or (None, None, 0.0)),
+                None if sums is None else sums[:, begin:], 0 if sums is None else sums.stride(0),
             )  # fmt: skip
         return out
+
+    def sum_rows(self, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, inputs] -> the sums of each row's runs, [runs, rows that have room], for the products of several."""
+        sums = room_for_sums(x, self.run)
+        parts = -(-x.shape[1] // SUMMED_TOGETHER)
+        self._sum_rows((x.shape[0], parts, 1), NUM_THREADS, x, sums, x.stride(0), x.shape[1], sums.stride(0))
+        return sums
 
     def multiply_head(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """x [rows, inputs] -> [rows, outputs] over a half-precision `weight` [outputs, inputs]."""
@@ -219,9 +241,11 @@ def shared_bytes(variant: Variant, warps: int, halves: int, has_zeros: bool) -> 
     """What a block keeps in shared memory: the weights on their way, and one or two sets of sums (cuda/matrices.cu)."""
     unit, scales = max(1, halves // 2), 2 if halves == 1 else 1
     arriving = depth_of(variant, warps) * variant.tiles * (unit * 512 + scales * 128 * (1 + has_zeros))
-    each = variant.row_tiles * 8 * variant.tiles * TILE
+    is_for_one = variant.normed or warps == 16
+    each = (1 if is_for_one else variant.row_tiles * 8) * variant.tiles * TILE
     sums = warps * each * 4 * (1 if each > 512 else 2)
-    return warps * arriving + sums + (MAX_NORMED * 2 if variant.normed else 0)
+    starts = 16 * (MAX_NORMED // run_of(halves) if variant.normed else MAX_RUNS if is_for_one else 0)
+    return warps * arriving + sums + starts + (MAX_NORMED * 2 if variant.normed else 0)
 
 
 def read_source(*names: str, **made: Iterable[str]) -> str:
@@ -235,6 +259,18 @@ def read_source(*names: str, **made: Iterable[str]) -> str:
 def halves_of(group_size: int) -> int:
     """How many 32 inputs share a scale; 0: all do."""
     return 0 if group_size < 0 else group_size // 32
+
+
+def run_of(halves: int) -> int:
+    """How many inputs' products are added before they are scaled: a group's, or of a column with one scale 64."""
+    return 32 * halves or BLOCK
+
+
+def room_for_sums(x: torch.Tensor, run: int) -> torch.Tensor:
+    """Room for the sums of x's [rows, inputs] runs, [runs, rows]; what takes up to 8, 16 or 32 rows reads as many."""
+    rows = x.shape[0]
+    rows = 8 if rows <= 8 else 16 if rows <= 16 else -(-rows // HEAD_ROWS[-1]) * HEAD_ROWS[-1]
+    return torch.empty((x.shape[1] // run, rows), dtype=torch.float32, device=x.device)
 
 
 def defines_for(dtype: torch.dtype, halves: int, has_zeros: bool) -> dict[str, int]:

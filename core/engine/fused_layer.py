@@ -136,8 +136,8 @@ class FusedLayer(nn.Module):
         if hidden.shape[0] == 1 and matrix.inputs <= MAX_NORMED:
             before = Norm(norm.weight, linear.places, norm.eps)
             return multiply(matrix, hidden, finish, linear.bias, norm=before, **more)
-        normed = self._rows.norm(hidden, norm.weight, norm.eps, linear.places)
-        return multiply(matrix, normed, finish, linear.bias, **more)
+        normed, sums = self._rows.norm(hidden, norm.weight, norm.eps, linear.kernels.run, linear.places)
+        return multiply(matrix, normed, finish, linear.bias, sums=sums, **more)
 
 
 class FusedHead(nn.Module):

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from core.engine.deck import read_source
+from core.engine.deck import read_source, room_for_sums
 from core.engine.nvrtc import CudaModule
 from core.engine.plan import ATTENTION_PARTS, FLOAT_BYTES, HALF_BYTES
 
@@ -109,12 +109,14 @@ class RowKernels:
         self._ended = torch.zeros(num_slots * self.num_heads, dtype=torch.int32, device=device)
 
     def norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, places: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """x [rows, size] divided by its root mean square, times `weight`; each value at its `places`."""
-        out = torch.empty_like(x)
-        self._norm((x.shape[0], 1, 1), NORM_THREADS, x, weight, out, places, x.stride(0), x.shape[1], eps)
-        return out
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, run: int, places: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [rows, size] divided by its root mean square, times `weight`; each value at its `places`. With it the sums
+        in runs of `run`, as DeckKernels.sum_rows finds them."""
+        out, sums = torch.empty_like(x), room_for_sums(x, run)
+        self._norm((x.shape[0], 1, 1), NORM_THREADS, x, weight, out, places, x.stride(0), x.shape[1], eps, sums,
+                   sums.stride(0), run)  # fmt: skip
+        return out, sums
 
     def attend(
         self,

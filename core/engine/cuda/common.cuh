@@ -78,15 +78,42 @@ __device__ __forceinline__ void put8(uint4 values, int at, const int* places, u1
 
 #if BF16
 #define TYPES "bf16.bf16"
+#define ONES 0x3f803f80u
 #else
 #define TYPES "f16.f16"
+#define ONES 0x3c003c00u
 #endif
 
-// A product of tensor cores: m16n8k16.
-__device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// A product of tensor cores, m16n8k16, added to `from`.
+__device__ __forceinline__ void multiply_from(float* c, const u32* a, u32 b0, u32 b1, const float* from) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+                 : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(from[0]), "f"(from[1]),
+                   "f"(from[2]), "f"(from[3]));
+}
+__device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) { multiply_from(c, a, b0, b1, c); }
+
+// The sums of 256 values in runs of 32, 64, 128 or 256, by a warp whose lanes hold 8 each, in order: every lane gets that
+// of its own run. Whoever does it gets the same.
+__device__ __forceinline__ float sum_of_run(uint4 values, int run) {
+    const u32 a[4] = {values.x, values.y, values.z, values.w};
+    float sums[4] = {};
+    multiply_add(sums, a, ONES, ONES);
+    float sum = sums[0] + sums[2];
+#pragma unroll
+    for (int lanes = 4; lanes < 32; lanes *= 2)
+        if (lanes * 8 < run) sum += __shfl_xor_sync(~0u, sum, lanes);
+    return sum;
+}
+
+// The sums of a row's runs by a block of THREADS, put as sums[of run * step].
+template <int THREADS>
+__device__ __forceinline__ void sum_runs(const u16* row, int size, int run, float* sums, int step) {
+    for (int base = threadIdx.x / 32 * 256; base < size; base += THREADS * 8) {
+        const int at = base + threadIdx.x % 32 * 8;
+        const float sum = sum_of_run(at < size ? *(const uint4*)(row + at) : make_uint4(0, 0, 0, 0), run);
+        if (at < size && at % run == 0) sums[(i64)(at / run) * step] = sum;
+    }
 }
 
 // RMSNorm of a row (arXiv 1910.07467) of at most MOST values by a block of THREADS, 256 or 512: its weights are read

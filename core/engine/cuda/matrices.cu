@@ -8,8 +8,32 @@
 // needs lie beside each other: lane 4g+t takes, of each 32, inputs 8t..8t+7, for outputs g and g+8.
 // The inputs are summed in SUMS parts; neighbours are added, then the pairs in order. What comes out for a row depends
 // neither on how many rows there are nor on how many warps share the work.
+// Few rows are multiplied by codes as they lie: in the last bits of a half they are a number already, code * 2^-24, or
+// 2^-20 four bits higher; in those of a bfloat16, 128 + code. What is too much of a run of inputs that share a scale (or of
+// 64, if all do) is what that is for a zero, times the run's inputs' sum, and products are added to that: so nothing has
+// to be taken from each code. The sums come with the rows, [runs][sums_row]; of one row a block makes them itself.
 
 #define SUMS 16
+
+#if BF16
+#define EVEN 1.0f
+#define ODD 1.0f
+#define OFFSET 128.0f
+__device__ __forceinline__ void plain_codes_of(u32 word, u32* a) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = (word >> i * 4 & 0x000f000f) | 0x43004300;
+}
+#else
+// What a code of output g is worth, and one of output g+8.
+#define EVEN 5.9604644775390625e-8f
+#define ODD 9.5367431640625e-7f
+#define OFFSET 0.0f
+__device__ __forceinline__ void plain_codes_of(u32 word, u32* a) {
+    const u32 shifted = word >> 8;
+    a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0;
+    a[2] = shifted & 0x000f000f, a[3] = shifted & 0x00f000f0;
+}
+#endif
 
 enum { PLAIN, ADDED, GATED };
 
@@ -30,6 +54,8 @@ struct Packed {
 #else
 #define GROUP_OF(unit) 0
 #endif
+// How many inputs' products are added before they are scaled.
+#define RUN (64 * UNIT / SCALES)
 
 // Read where `is_read`; else `v` stays what it was. On what a multiprocessor's power is spent decides how fast its clock
 // may run, so what nobody needs is not read.
@@ -48,13 +74,15 @@ __device__ __forceinline__ void read_some(uint4& v, const uint4* from, bool is_s
 // second, each put where `places` says, if there are any.
 // NT * 8 rows at most. A warp takes its share of the inputs of CT tiles, a block all of them; then its next CT tiles.
 // NORMED: x is one row, taken through RMSNorm (`norm`, `eps`) and put where `x_places` says, if there are any, first.
+// `run_sums`: of several rows, else none.
 template <int WARPS, int NT, int CT, int DEPTH, int FINISH, bool NORMED>
 __device__ __forceinline__ void multiply_packed(const Packed weights, const u16* x, int x_row, u16* out, int out_row,
                                                 const u16* bias, const u16* added, const int* places, int rows,
-                                                int tiles, const u16* norm, const int* x_places, float eps) {
+                                                int tiles, const u16* norm, const int* x_places, float eps,
+                                                const float* run_sums, int sums_row) {
     // 16 warps are for one row, and so is a norm: of the tensor cores' eight columns only the first counts.
     constexpr bool ONE = WARPS == 16 || NORMED;
-    constexpr int COLUMNS = CT * 16, ROWS = NT * 8, EACH_SUMS = SUMS / WARPS;
+    constexpr int COLUMNS = CT * 16, ROWS = ONE ? 1 : NT * 8, EACH_SUMS = SUMS / WARPS;
     // Two sets of sums take turns, so that one barrier a turn is enough; large ones have room for one set only.
     constexpr int SETS = ROWS * COLUMNS > 512 ? 1 : 2;
     // A unit of CT tiles on its way from memory, for one warp: the codes, 512 bytes each 64 inputs of a tile, then the
@@ -63,7 +91,8 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     constexpr int ARRIVING = ZEROS_AT + ZEROS * SCALES * CT * 128;
     extern __shared__ uint4 shared[];
     float* sums = (float*)((char*)shared + WARPS * DEPTH * ARRIVING);  // [SETS][WARPS][ROWS][COLUMNS]
-    u16* normed = (u16*)(sums + SETS * WARPS * ROWS * COLUMNS);
+    float4* starts = (float4*)(sums + SETS * WARPS * ROWS * COLUMNS);  // of one row's runs
+    u16* normed = (u16*)(starts + MAX_NORMED / RUN);
     const int lane = threadIdx.x % 32, part = __shfl_sync(~0u, threadIdx.x / 32, 0), g = lane / 4, t = lane % 4;
     const int units = weights.blocks / UNIT, begin = units * part / WARPS, end = units * (part + 1) / WARPS;
     const int num_turns = (tiles + CT - 1) / CT;
@@ -126,6 +155,29 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         __syncthreads();
         x = normed;
     }
+    if (ONE) {
+        // Each warp its own part's, 2048 inputs at a time: they are long in coming.
+        const int till = end * UNIT * 64;
+        for (int base = begin * UNIT * 64 + lane * 8; base - lane * 8 < till; base += 2048) {
+            uint4 values[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                values[i] = base + i * 256 < till ? *(const uint4*)(x + base + i * 256) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int input = base + i * 256;
+                if (input - lane * 8 >= till) break;
+                const float sum = sum_of_run(values[i], RUN);
+#if ZEROS
+                const float even = sum, odd = sum;
+#else
+                const float even = (-8.0f - OFFSET) * EVEN * sum, odd = (-8.0f - OFFSET) * ODD * sum;
+#endif
+                if (input < till && input % RUN == 0) starts[input / RUN] = make_float4(even, even, odd, odd);
+            }
+        }
+        __syncwarp();
+    }
     // Rows that are not there read the last one's inputs: what they get is written nowhere.
     const uint4* from_x[NT];
 #pragma unroll
@@ -140,6 +192,14 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     const uint4* x_at[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++) x_at[n] = from_x[n];
+    // So do the sums of a run, of rows 2t and 2t+1.
+    float2 next_sums[NT];
+    auto read_sums = [&](int run) {
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+            if (!ONE) next_sums[n] = *(const float2*)(run_sums + (i64)run * sums_row + n * 8 + t * 2);
+    };
+    if (begin < end) read_sums(begin * SCALES);
     if (begin < end) {
 #pragma unroll
         for (int n = 0; n < NT; n++) read_x(next[0][n], from_x[n]), read_x(next[1][n], from_x[n] + 4);
@@ -158,7 +218,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                 const uint4* after[NT];
 #pragma unroll
                 for (int n = 0; n < NT; n++) after[n] = unit + 1 == end ? from_x[n] : x_at[n] + UNIT * 8;
-                float sum[CT][NT][4] = {};
+                float sum[CT][NT][4], start[NT][4];
 #pragma unroll
                 for (int b = 0; b < UNIT; b++) {
                     uint4 now[CT];
@@ -166,7 +226,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                     for (int c = 0; c < CT; c++) now[c] = fetched16(codes_at + (b * CT + c) * 512);
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
-                        const int half = b * 2 + h;
+                        const int half = b * 2 + h, run = half / EACH;
                         auto then = [&](int n) { return (b + 1 < UNIT ? x_at[n] + b * 8 + 8 : after[n]) + h * 4; };
                         uint4 with[NT];
 #pragma unroll
@@ -174,31 +234,59 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                             with[n] = next[h][n];
                             if (!ONE) read_x(next[h][n], then(n));
                         }
-#pragma unroll
-                        for (int c = 0; c < CT; c++) {
-#if ZEROS
-                            const Zero less = zero_of(fetched4(scales_at + (ZEROS_AT - SCALES_AT) + (half / EACH * CT + c) * 128));
-#else
-                            const Zero less = zero_of(8.0f, 8.0f);
-#endif
-                            u32 a[4];
-                            codes_of(h ? now[c].z : now[c].x, less, a);
-#pragma unroll
-                            for (int n = 0; n < NT; n++) multiply_add(sum[c][n], a, with[n].x, with[n].y);
-                            codes_of(h ? now[c].w : now[c].y, less, a);
-#pragma unroll
-                            for (int n = 0; n < NT; n++) multiply_add(sum[c][n], a, with[n].z, with[n].w);
-                            if ((half + 1) % EACH == 0) {
-                                const u32 scale = fetched4(scales_at + (half / EACH * CT + c) * 128);
+                        if (half % EACH == 0) {
+                            if (ONE) {
+                                const float4 one = starts[unit * SCALES + run];
+                                start[0][0] = one.x, start[0][1] = one.y, start[0][2] = one.z, start[0][3] = one.w;
+                            } else {
 #pragma unroll
                                 for (int n = 0; n < NT; n++)
 #pragma unroll
-                                    for (int i = 0; i < 4; i += ONE ? 2 : 1) {
+                                    for (int i = 0; i < 4; i++) {
+                                        const float sum_of = i % 2 ? next_sums[n].y : next_sums[n].x;
+#if ZEROS
+                                        start[n][i] = sum_of;
+#else
+                                        start[n][i] = (-8.0f - OFFSET) * (i < 2 ? EVEN : ODD) * sum_of;
+#endif
+                                    }
+                                read_sums(run + 1 < SCALES ? unit * SCALES + run + 1
+                                                           : (unit + 1 == end ? begin : unit + 1) * SCALES);
+                            }
+                        }
+#pragma unroll
+                        for (int c = 0; c < CT; c++) {
+                            u32 a[4];
+                            plain_codes_of(h ? now[c].z : now[c].x, a);
+                            if (half % EACH == 0) {
+#if ZEROS
+                                const u32 zero = fetched4(scales_at + (ZEROS_AT - SCALES_AT) + (run * CT + c) * 128);
+                                const float even = (-OFFSET - low(zero)) * EVEN, odd = (-OFFSET - high(zero)) * ODD;
+#pragma unroll
+                                for (int n = 0; n < NT; n++) {
+                                    const float from[4] = {even * start[n][0], even * start[n][1], odd * start[n][2],
+                                                           odd * start[n][3]};
+                                    multiply_from(sum[c][n], a, with[n].x, with[n].y, from);
+                                }
+#else
+#pragma unroll
+                                for (int n = 0; n < NT; n++) multiply_from(sum[c][n], a, with[n].x, with[n].y, start[n]);
+#endif
+                            } else {
+#pragma unroll
+                                for (int n = 0; n < NT; n++) multiply_add(sum[c][n], a, with[n].x, with[n].y);
+                            }
+                            plain_codes_of(h ? now[c].w : now[c].y, a);
+#pragma unroll
+                            for (int n = 0; n < NT; n++) multiply_add(sum[c][n], a, with[n].z, with[n].w);
+                            if ((half + 1) % EACH == 0) {
+                                const u32 scale = fetched4(scales_at + (run * CT + c) * 128);
+#pragma unroll
+                                for (int n = 0; n < NT; n++)
+#pragma unroll
+                                    for (int i = 0; i < 4; i += ONE ? 2 : 1)
                                         total[c][n][i] =
                                             __fmaf_rn(sum[c][n][i], i < 2 ? low(scale) : high(scale), total[c][n][i]);
-                                        sum[c][n][i] = 0.0f;
-                                    }
-                                if (ONE) sum[c][0][1] = sum[c][0][3] = 0.0f;
                             }
                         }
                         if (ONE) read_x(next[h][0], then(0));
@@ -210,12 +298,13 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                 slot = slot == (DEPTH - 1) * ARRIVING ? 0 : slot + ARRIVING;
             }
             // total[.][.][0..3]: outputs g, g, g+8, g+8 of rows 2t, 2t+1, 2t, 2t+1.
+            if (ONE && t) continue;
 #pragma unroll
             for (int c = 0; c < CT; c++)
 #pragma unroll
                 for (int n = 0; n < NT; n++)
 #pragma unroll
-                    for (int i = 0; i < 4; i++) {
+                    for (int i = 0; i < 4; i += ONE ? 2 : 1) {
                         float& kept = all[(part * ROWS + n * 8 + t * 2 + i % 2) * COLUMNS + c * 16 + g + i / 2 * 8];
                         kept = sum_of ? kept + total[c][n][i] : total[c][n][i];
                     }
@@ -231,6 +320,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                     const float* own = all + (one * ROWS + row) * COLUMNS + column;
                     whole += EACH_SUMS == 1 ? own[0] + own[ROWS * COLUMNS] : own[0];
                 }
+                whole *= column & 8 ? 1 / ODD : 1 / EVEN;
                 return round_half(bias ? whole + to_float(bias[of]) : whole);
             };
             if (FINISH == GATED) {
@@ -254,15 +344,25 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)                                              \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const u16* x, u16* out, const u16* bias,        \
              const u16* added, const int* places, int x_row, int out_row, int rows, int tiles, int blocks,            \
-             int groups, const u16* norm, const int* x_places, float eps) {                                           \
+             int groups, const u16* norm, const int* x_places, float eps, const float* run_sums, int sums_row) {      \
         multiply_packed<WARPS, NT, CT, DEPTH, FINISH, NORMED>(Packed{codes, scales, zeros, blocks, groups}, x, x_row,  \
                                                               out, out_row, bias, added, places, rows, tiles, norm,   \
-                                                              x_places, eps);                                         \
+                                                              x_places, eps, run_sums, sums_row);                     \
     }
 
 VARIANTS
 
 #if HEAD_PARTS
+// What products of several rows need beside them: each row's sums in runs, [runs][sums_row]. A block a row and part.
+extern "C" __global__ void __launch_bounds__(256) sum_rows(const u16* x, float* run_sums, int x_row, int size, int sums_row) {
+    const int parts = gridDim.y, all = (size + 255) / 256, part = blockIdx.y;
+    const int begin = all * part / parts * 256, end = min(size, all * (part + 1) / parts * 256);
+    let_next_come();
+    wait_for_previous();
+    sum_runs<256>(x + (i64)blockIdx.x * x_row + begin, end - begin, RUN,
+                  run_sums + (i64)(begin / RUN) * sums_row + blockIdx.x, sums_row);
+}
+
 // A half-precision matrix [outputs, inputs] as it is, for the head: the same parts, and the same order of sums.
 template <int NT, int AHEAD>
 __device__ __forceinline__ void multiply_plain(const u16* weights, const u16* x, int x_row, u16* out, int out_row,
