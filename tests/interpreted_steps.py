@@ -92,9 +92,22 @@ def play(steps: Steps, num_steps: int = 6) -> list[list[int | None]]:
 def test_captured_steps_say_what_plain_ones_say(tmp_path: Path, recipe: Recipe) -> None:
     plain = play(EagerSteps(SlotModel(load(tmp_path, recipe, merged=False), 3, 256)))
     model = load(tmp_path, recipe, merged=True)
-    assert fuse(model) == ["FusedMlp", "FusedNorm", "rotate"]
+    assert fuse(model) == ["FusedMlp", "FusedNorm", "FusedRotation", "rotate"]
     assert play(GraphSteps(SlotModel(model, 3, 256), CHUNK_TOKENS, NoCuda())) == plain
     assert len({tuple(answer) for answer in plain}) == 3
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 3])
+def test_steps_are_captured_for_however_few_chats(tmp_path: Path, num_slots: int) -> None:
+    """What the layers are replaced by is tried with a token of up to two chats. Where there were no more, the step for
+    them wrote the next token when it was recorded and checked: that differed, so the model was run without graphs."""
+    model = load(tmp_path, Recipe(num_layers=1), merged=True)
+
+    def try_out(cache: object, run_step: Callable[[], object], run_read: Callable[[], object]) -> None:
+        run_step()
+        run_read()
+
+    GraphSteps(SlotModel(model, num_slots, 256), CHUNK_TOKENS, NoCuda(), try_out)
 
 
 def test_rms_norm_and_the_gate_are_the_plain_sums() -> None:
@@ -104,6 +117,21 @@ def test_rms_norm_and_the_gate_are_the_plain_sums() -> None:
     both = torch.randn(3, 200).half()
     gated = torch.nn.functional.silu(both[:, :100].float()).half() * both[:, 100:]
     assert torch.equal(triton_ops.silu_times(both), gated)
+
+
+def test_angles_are_right_far_into_a_text() -> None:
+    positions, frequencies = torch.tensor([[0, 1, 131071]]), 10000.0 ** -(torch.arange(24) / 24)
+    cos, sin = triton_ops.angles(positions, frequencies, 1.5, torch.float16)
+    # The model's own: a float32 holds the angle.
+    wanted = (positions[0, :, None].float() * frequencies).double().repeat(1, 2)
+    assert torch.allclose(cos[0].double(), wanted.cos() * 1.5, atol=1e-3)
+    assert torch.allclose(sin[0].double(), wanted.sin() * 1.5, atol=1e-3)
+
+
+def test_what_a_slot_writes_next_is_looked_up() -> None:
+    tokens, positions = torch.tensor([11, 12, 13]), torch.tensor([4, 0, 9])
+    found = triton_ops.look_up(torch.tensor([1, 0, 2]), tokens, positions, nobody=2)
+    assert [one.tolist() for one in found] == [[12, 11, 13], [0, 4, 9], [0, 4, -1], [1, 5, 0]]
 
 
 @pytest.mark.parametrize(("num_kv_heads", "window"), [(1, 70), (8, 2**30)])

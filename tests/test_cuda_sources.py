@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.engine import deck, nvrtc, prompts, rows
+from core.engine import deck, drawing, nvrtc, prompts, rows
 from core.engine.deck import DeckKernels
+from core.engine.drawing import MAX_SCORES, DrawKernel
 from core.engine.prompts import PromptKernels
 from core.engine.rows import RowKernels
 
@@ -54,7 +55,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(nvrtc, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: Compiled.capability)
-    for module in (deck, prompts, rows):
+    for module in (deck, drawing, prompts, rows):
         monkeypatch.setattr(module, "CudaModule", Compiled)
     rows.module_for.cache_clear()
     yield
@@ -98,6 +99,11 @@ def test_the_attention_of_new_tokens_compiles(
     monkeypatch.setattr(Compiled, "capability", capability)
     for clusters in {False, capability >= (9, 0)}:
         RowKernels(dtype, heads, dim, 2, torch.device("cpu"), clusters=clusters)
+
+
+@pytest.mark.parametrize(("dtype", "vocabulary"), [(torch.float16, 500), (torch.bfloat16, MAX_SCORES * 4096)])
+def test_drawing_compiles(dtype: torch.dtype, vocabulary: int) -> None:
+    DrawKernel(dtype, vocabulary, torch.device("cpu"))
 
 
 def test_text_is_read_after_compiling_as_before() -> None:

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 # In units of the original's spread: half precision's own rounding over one operation stays below.
 TOLERANCE = 0.01
 NUM_SAMPLES = 3
+# Kinds of rotary embedding whose frequencies do not change with the text's length.
+FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 class FusedNorm(nn.Module):
@@ -46,12 +48,24 @@ class FusedMlp(nn.Module):
         return out
 
 
+class FusedRotation(nn.Module):
+    """The angles of the rotary embedding in one kernel, where they depend on the position alone."""
+
+    def __init__(self, frequencies: torch.Tensor, scaling: float) -> None:
+        super().__init__()
+        self._frequencies, self._scaling = frequencies.float(), scaling
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return triton_ops.angles(position_ids, self._frequencies, self._scaling, x.dtype)
+
+
 def fuse(model: PreTrainedModel) -> list[str]:
     """Replace what can be replaced; the names of what was, each once."""
     done = []
     for name, module in list(model.named_modules()):
         fused = _fused(module)
-        if fused is not None and agree(module, fused, _sample(module, model)):
+        sample = _sample_angles(model) if isinstance(fused, FusedRotation) else _sample(module, model)
+        if fused is not None and agree(module, fused, sample):
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, fused)
             done.append(type(fused).__name__)
@@ -64,6 +78,9 @@ def _fused(module: nn.Module) -> nn.Module | None:
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and isinstance(eps, float):
         return FusedNorm(weight, eps)
+    frequencies, scaling = getattr(module, "inv_freq", None), getattr(module, "attention_scaling", None)
+    if getattr(module, "rope_type", None) in FIXED_ROPES and isinstance(frequencies, torch.Tensor):
+        return FusedRotation(frequencies, float(scaling)) if isinstance(scaling, float | int) else None
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if isinstance(gate, MergedPart) and isinstance(up, MergedPart) and isinstance(down, nn.Module):
         return FusedMlp(gate.merged, down)
@@ -76,6 +93,13 @@ def _sample(module: nn.Module, model: PreTrainedModel) -> tuple[torch.Tensor, ..
     generator = torch.Generator("cpu").manual_seed(0)
     sample = torch.randn((1, NUM_SAMPLES, size), generator=generator)
     return (sample.to(model.device, model.dtype),)
+
+
+def _sample_angles(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
+    """Positions from the first to the last that the model is made for."""
+    most = int(getattr(model.config.get_text_config(), "max_position_embeddings", 4096))
+    positions = torch.linspace(0, most - 1, 16, device=model.device).long().unsqueeze(0)
+    return torch.empty(0, dtype=model.dtype, device=model.device), positions
 
 
 def agree(original: Callable[..., object], fused: Callable[..., object], sample: tuple[torch.Tensor, ...]) -> bool:

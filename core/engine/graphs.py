@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from core.engine import triton_ops
 from core.engine.attention import refuse_additions
 from core.engine.cache import SlotCache
+from core.engine.drawing import drawing_for
 from core.engine.messages import Sampling
 from core.engine.model import SlotModel
 from core.engine.plan import batch_sizes, chunk_sizes
@@ -182,11 +183,22 @@ class GraphSteps:
         for step in steps:
             for _ in range(WARM_UPS):
                 step.compute()
-        wanted = [step.compute().float() for step in checked]
+        # A step of real slots goes on from where the last one came.
+        tokens, positions = self.tokens.clone(), self.positions.clone()
+
+        def go_back() -> None:
+            self.tokens.copy_(tokens)
+            self.positions.copy_(positions)
+
+        wanted = []
+        for step in checked:
+            go_back()
+            wanted.append(step.compute().float())
         pool = self.cuda.new_pool()
         for step in steps:
             step.capture(pool)
         for step, plain in zip(checked, wanted, strict=True):
+            go_back()
             step.replay()
             tolerance = TOLERANCE * float(plain.std())
             if not torch.allclose(step.logits.float(), plain, atol=tolerance, rtol=0.0, equal_nan=True):
@@ -231,8 +243,12 @@ class GraphSteps:
         return self._model.run_captured(tokens, positions, self.cache, logits_of)
 
     def draw(self, logits: torch.Tensor, rows: torch.Tensor, step: torch.Tensor, drawn: torch.Tensor) -> None:
-        triton_ops.draw_all(logits, self.scratch, rows, self.settings, self.seeds, self.seen, self.tokens,
-                            self.positions, step, drawn)  # fmt: skip
+        kernel = drawing_for(logits.dtype, self.vocabulary, logits.device)
+        by_slot = (self.settings, self.seeds, self.seen, self.tokens, self.positions)
+        if kernel:
+            kernel(logits, rows, *by_slot, step, drawn)
+        else:
+            triton_ops.draw_all(logits, self.scratch, rows, *by_slot, step, drawn)
 
 
 class _Step(ABC):
@@ -269,11 +285,9 @@ class _Write(_Step):
 
     def compute(self) -> torch.Tensor:
         steps = self._steps
-        is_slot = self._rows < self._nobody
-        positions = steps.positions[self._rows]
-        columns = torch.where(is_slot, positions, -1)
-        steps.cache.aim(self._rows, columns.unsqueeze(1), columns + 1)
-        logits = steps.run_model(steps.tokens[self._rows].unsqueeze(1), positions.unsqueeze(1), 1)
+        tokens, positions, columns, ends = triton_ops.look_up(self._rows, steps.tokens, steps.positions, self._nobody)
+        steps.cache.aim(self._rows, columns.unsqueeze(1), ends)
+        logits = steps.run_model(tokens.unsqueeze(1), positions.unsqueeze(1), 1)
         steps.draw(logits, self._rows, self._one, self._drawn)
         return logits
 

@@ -43,6 +43,54 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 @triton.jit
+def _angles(positions, frequencies, cos, sin, scaling, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    places = tl.arange(0, BLOCK)
+    inside = places < HALF
+    angles = tl.load(positions + row).to(tl.float32) * tl.load(frequencies + places, mask=inside, other=0.0)
+    one, other = tl.cos(angles) * scaling, tl.sin(angles) * scaling
+    for half in range(2):
+        to = row * 2 * HALF + half * HALF + places
+        tl.store(cos + to, one.to(cos.dtype.element_ty), mask=inside)
+        tl.store(sin + to, other.to(sin.dtype.element_ty), mask=inside)
+
+
+def angles(
+    positions: torch.Tensor, frequencies: torch.Tensor, scaling: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of `positions` [rows, tokens] times `frequencies` [half of a head], for both halves of a head
+    (arXiv 2104.09864): [rows, tokens, head]."""
+    half = frequencies.shape[0]
+    cos, sin = torch.empty((2, *positions.shape, 2 * half), dtype=dtype, device=positions.device)
+    _angles[(positions.numel(),)](positions.contiguous(), frequencies, cos, sin, scaling, HALF=half,
+                                  BLOCK=triton.next_power_of_2(half), num_warps=1)  # fmt: skip
+    return cos, sin
+
+
+@triton.jit
+def _look_up(rows, tokens, positions, found, num_rows, nobody):
+    row = tl.program_id(0)
+    slot = tl.load(rows + row)
+    position = tl.load(positions + slot)
+    column = tl.where(slot < nobody, position, -1)
+    tl.store(found + row, tl.load(tokens + slot))
+    tl.store(found + num_rows + row, position)
+    tl.store(found + 2 * num_rows + row, column)
+    tl.store(found + 3 * num_rows + row, column + 1)
+
+
+def look_up(
+    rows: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, nobody: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For `rows` [rows], which are slots: each one's last token and its position, the column to write, -1 for `nobody`,
+    and where what it sees ends."""
+    found = torch.empty((4, rows.shape[0]), dtype=torch.long, device=rows.device)
+    _look_up[(rows.shape[0],)](rows, tokens, positions, found, rows.shape[0], nobody, num_warps=1)
+    token, position, column, end = found
+    return token, position, column, end
+
+
+@triton.jit
 def _silu_times(both, out, size, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

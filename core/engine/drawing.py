@@ -1,0 +1,61 @@
+"""The kernel of cuda/draw.cu, which draws each row's next token; knows no model and no request.
+
+What it cannot take goes through core/engine/triton_ops.py's, which takes an order of magnitude longer for one row.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+
+from core.engine.deck import read_source
+from core.engine.nvrtc import CudaCodeError, CudaModule
+
+log = logging.getLogger(__name__)
+# How many neighbours on the GPU share a row, and how many threads each has.
+DRAW_BLOCKS = 8
+DRAW_THREADS = 512
+# A thread holds more scores badly.
+MAX_SCORES = 64
+
+
+class DrawKernel:
+    """For logits of one type over one vocabulary, on a GPU whose blocks read one another's shared memory."""
+
+    def __init__(self, dtype: torch.dtype, vocabulary: int, device: torch.device) -> None:
+        scores = -(-vocabulary // (DRAW_BLOCKS * DRAW_THREADS))
+        defines = {"BF16": int(dtype == torch.bfloat16), "SCORES": scores, "DRAW_BLOCKS": DRAW_BLOCKS}
+        module = CudaModule(read_source("hopper.cuh", "draw.cu"), defines, device)
+        self._draw = module.kernel("draw")
+
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        settings: torch.Tensor,
+        seeds: torch.Tensor,
+        seen: torch.Tensor,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        step: torch.Tensor,
+        drawn: torch.Tensor,
+    ) -> None:
+        """As `draw_all` of core/engine/triton_ops.py, without its scratch."""
+        self._draw((DRAW_BLOCKS, logits.shape[0], 1), DRAW_THREADS, logits, rows, settings, seeds, seen, tokens,
+                   positions, step, drawn, logits.shape[1], seeds.shape[0] - 1)  # fmt: skip
+
+
+@cache
+def drawing_for(dtype: torch.dtype, vocabulary: int, device: torch.device) -> DrawKernel | None:
+    """The kernel for such logits, or None where it takes none."""
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return None
+    if vocabulary > MAX_SCORES * DRAW_BLOCKS * DRAW_THREADS or torch.cuda.get_device_capability(device) < (9, 0):
+        return None
+    try:
+        return DrawKernel(dtype, vocabulary, device)
+    except CudaCodeError as error:
+        log.warning("tokens are drawn the slower way: %s", error)
+        return None
