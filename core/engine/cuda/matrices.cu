@@ -9,8 +9,8 @@
 // The inputs are summed in SUMS parts; neighbours are added, then the pairs in order. What comes out for a row depends
 // neither on how many rows there are nor on how many warps share the work.
 // Few rows are multiplied by codes as they lie: in the last bits of a half they are a number already, code * 2^-24, or
-// 2^-20 four bits higher; in those of a bfloat16, 128 + code. What is too much of a run of inputs that share a scale (or of
-// 64, if all do) is what that is for a zero, times the run's inputs' sum, and products are added to that: so nothing has
+// 2^-20 four bits higher; in those of a bfloat16, 128 + code. So a run's product (inputs that share a scale, or 64 if all do)
+// is too large by what a zero is so, times the sum of the run's inputs. Its sum starts from that, negative, and nothing has
 // to be taken from each code. The sums come with the rows, [runs][sums_row]; of one row a block makes them itself.
 
 #define SUMS 16
@@ -57,8 +57,8 @@ struct Packed {
 // How many inputs' products are added before they are scaled.
 #define RUN (64 * UNIT / SCALES)
 
-// Read where `is_read`; else `v` stays what it was. On what a multiprocessor's power is spent decides how fast its clock
-// may run, so what nobody needs is not read.
+// Read where `is_read`; else `v` stays what it was. A GPU at the limit of its power lowers its clock, so what nobody needs
+// is not read.
 __device__ __forceinline__ void read_some(uint4& v, const uint4* from, bool is_shared, bool is_read) {
     if (is_shared)
         asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];}"
@@ -103,7 +103,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     int coming_turn = blockIdx.x, coming = begin;
     const u32 own = shared_at(shared) + part * DEPTH * ARRIVING;
     u32 slot = 0;
-    u32 from_codes[CT], from_scales[CT];  // bytes
+    u32 from_codes[CT], from_scales[CT];  // in bytes: a matrix has less than 4 GiB
     auto aim = [&]() {
 #pragma unroll
         for (int c = 0; c < CT; c++) {
@@ -199,8 +199,8 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         for (int n = 0; n < NT; n++)
             if (!ONE) next_sums[n] = *(const float2*)(run_sums + (i64)run * sums_row + n * 8 + t * 2);
     };
-    if (begin < end) read_sums(begin * SCALES);
     if (begin < end) {
+        read_sums(begin * SCALES);
 #pragma unroll
         for (int n = 0; n < NT; n++) read_x(next[0][n], from_x[n]), read_x(next[1][n], from_x[n] + 4);
     }
