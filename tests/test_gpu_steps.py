@@ -59,8 +59,8 @@ def inference() -> Iterator[None]:
         yield
 
 
-def open_steps(folder: Path) -> Any:
-    engine = open_engine(Load(folder, CONTEXT_TOKENS, CHATS, "deck"), lambda *_: None)
+def open_steps(folder: Path, chats: int = CHATS) -> Any:
+    engine = open_engine(Load(folder, CONTEXT_TOKENS, chats, "deck"), lambda *_: None)
     assert engine.facts.captured and engine.facts.kernel == "deck"
     return engine.steps
 
@@ -99,6 +99,17 @@ def test_a_captured_step_computes_the_model(
     for slot in range(CHATS):
         wanted = reference_logits(tmp_path, dense, torch.tensor([[*prompt(slot), first[slot]]]))[0]
         assert (got[slot] - wanted).abs().max() < TOLERANCES[dtype] * wanted.std()
+
+
+@pytest.mark.parametrize("chats", [1, 2])
+def test_a_model_for_one_or_two_chats_is_captured(tmp_path: Path, chats: int) -> None:
+    """What is told of it in tests/interpreted_steps.py."""
+    make_checkpoint(tmp_path, RECIPES["group 128"])
+    steps = open_steps(tmp_path, chats)
+    steps.begin(0, GREEDY, 1, prompt(0))
+    together = [*steps.read(0, prompt(0), 0, True).take(), *steps.write([0]).take()]
+    steps.begin(0, GREEDY, 1, prompt(0))
+    assert together == [*steps.read(0, prompt(0), 0, True).take(), *steps.write([0]).take()]
 
 
 @pytest.mark.parametrize("name", ["group 64, shared heads", "act-order"])
