@@ -1,6 +1,6 @@
 """The kernel of cuda/draw.cu, which draws each row's next token; knows no model and no request.
 
-What it cannot take goes through core/engine/triton_ops.py's, which takes an order of magnitude longer for one row.
+What it cannot take goes through core/engine/triton_ops.py's, where one multiprocessor reads a row again and again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 # How many neighbours on the GPU share a row, and how many threads each has.
 DRAW_BLOCKS = 8
 DRAW_THREADS = 512
-# A thread holds more scores badly.
+# More than that are too many for a thread's registers.
 MAX_SCORES = 64
 
 
@@ -26,7 +26,8 @@ class DrawKernel:
 
     def __init__(self, dtype: torch.dtype, vocabulary: int, device: torch.device) -> None:
         scores = -(-vocabulary // (DRAW_BLOCKS * DRAW_THREADS))
-        defines = {"BF16": int(dtype == torch.bfloat16), "SCORES": scores, "DRAW_BLOCKS": DRAW_BLOCKS}
+        defines = {"BF16": int(dtype == torch.bfloat16), "SCORES": scores}
+        defines |= {"DRAW_BLOCKS": DRAW_BLOCKS, "DRAW_THREADS": DRAW_THREADS}
         module = CudaModule(read_source("hopper.cuh", "draw.cu"), defines, device)
         self._draw = module.kernel("draw")
 

@@ -4,7 +4,6 @@
 
 typedef unsigned char u8;
 
-#define DRAW_THREADS 512
 // Borders tried at once, one less than the parts that they make; and how often, for 27 bisections.
 #define BORDERS 7
 #define PASSES 9
