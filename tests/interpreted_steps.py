@@ -16,6 +16,7 @@ import torch
 
 from core.checkpoint import read_checkpoint
 from core.engine import triton_ops
+from core.engine.drawing import BySlot
 from core.engine.fused_layer import FusedLayer, fuse_reading
 from core.engine.fusing import fuse
 from core.engine.graphs import Cuda, GraphSteps
@@ -247,6 +248,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> 
     seen[0, :30] = 1
     tokens, positions, drawn = torch.zeros(2).long(), torch.tensor([position, 0]), torch.zeros(1).long()
     one, rows, seeds = torch.ones(1).long(), torch.zeros(1).long(), torch.tensor([seed, 0])
-    triton_ops.draw_all(logits, torch.empty(1, 500), rows, settings, seeds, seen, tokens, positions, one, drawn)
+    slots = BySlot(settings, seeds, seen, tokens, positions)
+    triton_ops.draw_all(logits, torch.empty(1, 500), rows, slots, one, drawn)
     assert positions[0] == position + 1
     return int(drawn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.engine.drawing import drawing_for
+from core.engine.drawing import SETTINGS, BySlot, drawing_for
 from core.engine.messages import Sampling
 
 pytestmark = [
@@ -13,7 +13,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 SLOTS, DRAWS = 5, 40
-SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 SAMPLINGS = (
     Sampling(temperature=0.0),
     Sampling(temperature=0.0, repetition_penalty=1.3),
@@ -24,21 +23,16 @@ SAMPLINGS = (
 )
 
 
-class Slots:
-    """What the slots of an engine have on the GPU, one more for rows that stand for nobody."""
-
-    def __init__(self, vocabulary: int) -> None:
-        generator = torch.Generator("cuda").manual_seed(vocabulary)
-        samplings = [SAMPLINGS[slot % len(SAMPLINGS)] for slot in range(SLOTS)] + [SAMPLINGS[3]]
-        rows = [[float(getattr(one, name)) for name in SETTINGS] for one in samplings]
-        self.settings = torch.tensor(rows, device="cuda")
-        self.seeds = torch.randint(-(2**62), 2**62, (SLOTS + 1,), device="cuda", generator=generator)
-        self.seen = (torch.rand((SLOTS + 1, vocabulary), device="cuda", generator=generator) < 0.1).to(torch.uint8)
-        self.tokens = torch.zeros(SLOTS + 1, dtype=torch.long, device="cuda")
-        self.positions = torch.arange(SLOTS + 1, device="cuda")
-
-    def all(self) -> tuple[torch.Tensor, ...]:
-        return self.settings, self.seeds, self.seen, self.tokens, self.positions
+def make_slots(vocabulary: int) -> BySlot:
+    generator = torch.Generator("cuda").manual_seed(vocabulary)
+    samplings = [SAMPLINGS[slot % len(SAMPLINGS)] for slot in range(SLOTS)] + [SAMPLINGS[3]]
+    return BySlot(
+        settings=torch.tensor([[float(getattr(one, name)) for name in SETTINGS] for one in samplings], device="cuda"),
+        seeds=torch.randint(-(2**62), 2**62, (SLOTS + 1,), device="cuda", generator=generator),
+        seen=(torch.rand((SLOTS + 1, vocabulary), device="cuda", generator=generator) < 0.1).to(torch.uint8),
+        tokens=torch.zeros(SLOTS + 1, dtype=torch.long, device="cuda"),
+        positions=torch.arange(SLOTS + 1, device="cuda"),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -49,7 +43,7 @@ def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
     kernel = drawing_for(dtype, vocabulary, torch.device("cuda", 0))
     if kernel is None:
         pytest.skip("this GPU draws with the other kernel alone")
-    one, other = Slots(vocabulary), Slots(vocabulary)
+    one, other = make_slots(vocabulary), make_slots(vocabulary)
     for sampling in SAMPLINGS:
         one.settings[1] = other.settings[1] = torch.tensor([float(getattr(sampling, name)) for name in SETTINGS])
         num_same = 0
@@ -59,8 +53,8 @@ def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
             logits = (torch.randn((len(rows), vocabulary), device="cuda", generator=generator) * 3).to(dtype)
             got, wanted = torch.zeros((2, len(rows)), dtype=torch.long, device="cuda")
             step = torch.ones(1, dtype=torch.long, device="cuda")
-            kernel(logits, rows, *one.all(), step, got)
-            draw_all(logits, torch.empty_like(logits, dtype=torch.float32), rows, *other.all(), step, wanted)
+            kernel(logits, rows, one, step, got)
+            draw_all(logits, torch.empty_like(logits, dtype=torch.float32), rows, other, step, wanted)
             num_same += int((got == wanted).sum())
             assert torch.equal(one.tokens[rows[:-1]], got[:-1])
             assert torch.equal(one.positions, other.positions)
@@ -73,11 +67,11 @@ def test_what_is_no_number_draws_nothing() -> None:
     kernel = drawing_for(torch.float16, 32000, torch.device("cuda", 0))
     if kernel is None:
         pytest.skip("this GPU draws with the other kernel alone")
-    slots = Slots(32000)
+    slots = make_slots(32000)
     logits = torch.randn((2, 32000), device="cuda").half()
     logits[1, 31999] = float("nan")
     drawn = torch.zeros(2, dtype=torch.long, device="cuda")
     rows, step = torch.tensor([0, 2], device="cuda"), torch.ones(1, dtype=torch.long, device="cuda")
-    kernel(logits, rows, *slots.all(), step, drawn)
+    kernel(logits, rows, slots, step, drawn)
     assert drawn[1] == -1
     assert drawn[0] == logits[0].argmax()

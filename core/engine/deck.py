@@ -108,7 +108,8 @@ class DeckKernels:
     """The compiled products for one type and group size on one GPU."""
 
     def __init__(self, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> None:
-        self._how = (dtype, halves_of(group_size), has_zeros, device)
+        halves = halves_of(group_size)
+        self._how, self.run = (dtype, halves, has_zeros, device), run_of(halves)
         properties = torch.cuda.get_device_properties(device)
         self._wide_tiles = 4 * properties.multi_processor_count
         self._shared_bytes = properties.shared_memory_per_block_optin
@@ -116,7 +117,6 @@ class DeckKernels:
         module = self._compile(8)
         self._write_out, self._pack = module.kernel("write_out"), module.kernel("pack")
         self._sum_rows = module.kernel("sum_rows")
-        self.run = run_of(halves_of(group_size))
         self._heads = {rows: module.kernel(f"head_{rows}", HEAD_PARTS * rows * TILE * 4) for rows in HEAD_ROWS}
 
     def _compile(self, warps: int) -> CudaModule:

@@ -91,9 +91,7 @@ class FusedLayer(nn.Module):
 
     def can_read(self) -> bool:
         """Whether its matrices multiply prompts from their codes."""
-        parts = self._parts
-        is_normed = parts.before.weight.numel() <= MAX_ROW
-        return len(parts.qkv) == 1 and is_normed and isinstance(parts.down.many, FromCodes)
+        return len(self._parts.qkv) == 1 and isinstance(self._parts.down.many, FromCodes)
 
     def read(
         self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: CapturedCache
@@ -257,14 +255,19 @@ def fuse_layers(model: PreTrainedModel, cache: CapturedCache, run_step: Callable
         rows = rows or RowKernels(seen.hidden.dtype, asked.heads, asked.dim, cache.num_slots, seen.hidden.device)
         one = FusedLayer(layer, parts, rows, asked, index)
         got = one(seen.hidden, **{name: value for name, value in seen.kwargs.items() if name != "hidden_states"})
-        difference = float((got.float() - seen.output.float()).norm() / seen.output.float().norm())
-        if not difference <= TOLERANCES.get(got.dtype, 0.0):
-            log.info("layer %d is not fused: differs by %g", index, difference)
+        if not is_alike(got, seen.output):
+            log.info("layer %d is not fused", index)
             return 0
         fused[name] = one
     for name, one in fused.items():
         put(model, name, one)
     return len(fused)
+
+
+def is_alike(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    difference = float((got.float() - wanted.float()).norm() / wanted.float().norm())
+    log.debug("differs by %g", difference)
+    return difference <= TOLERANCES.get(got.dtype, 0.0)
 
 
 def fuse_reading(model: PreTrainedModel, run_read: Callable[[], object]) -> int:
@@ -284,10 +287,9 @@ def fuse_reading(model: PreTrainedModel, run_read: Callable[[], object]) -> int:
         got = layer.forward(*args, **kwargs)
         layer.reads = False
         place = layers.index(layer)
-        difference = float((got.float() - output.float()).norm() / output.float().norm())
-        agrees[place] = agrees.get(place, True) and difference <= TOLERANCES.get(got.dtype, 0.0)
+        agrees[place] = agrees.get(place, True) and is_alike(got, output)
         if not agrees[place]:
-            log.info("layer %d does not read in few kernels: differs by %g", place, difference)
+            log.info("layer %d does not read in few kernels", place)
 
     hooks = [layer.register_forward_hook(compare, with_kwargs=True) for layer in layers]
     try:

@@ -64,8 +64,10 @@ def fuse(model: PreTrainedModel) -> list[str]:
     done = []
     for name, module in list(model.named_modules()):
         fused = _fused(module)
+        if fused is None:
+            continue
         sample = _sample_angles(model) if isinstance(fused, FusedRotation) else _sample(module, model)
-        if fused is not None and agree(module, fused, sample):
+        if agree(module, fused, sample):
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, fused)
             done.append(type(fused).__name__)

@@ -17,7 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from core.engine import triton_ops
 from core.engine.attention import refuse_additions
 from core.engine.cache import SlotCache
-from core.engine.drawing import drawing_for
+from core.engine.drawing import SETTINGS, BySlot, drawing_for
 from core.engine.messages import Sampling
 from core.engine.model import SlotModel
 from core.engine.plan import batch_sizes, chunk_sizes
@@ -31,8 +31,6 @@ WARM_UPS = 2
 SAMPLED_READ = 3
 # In units of the logits' spread. Both run the same kernels; only what adds up in no fixed order may differ.
 TOLERANCE = 0.05
-# What a slot's row of settings holds.
-SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,11 +242,11 @@ class GraphSteps:
 
     def draw(self, logits: torch.Tensor, rows: torch.Tensor, step: torch.Tensor, drawn: torch.Tensor) -> None:
         kernel = drawing_for(logits.dtype, self.vocabulary, logits.device)
-        by_slot = (self.settings, self.seeds, self.seen, self.tokens, self.positions)
+        slots = BySlot(self.settings, self.seeds, self.seen, self.tokens, self.positions)
         if kernel:
-            kernel(logits, rows, *by_slot, step, drawn)
+            kernel(logits, rows, slots, step, drawn)
         else:
-            triton_ops.draw_all(logits, self.scratch, rows, *by_slot, step, drawn)
+            triton_ops.draw_all(logits, self.scratch, rows, slots, step, drawn)
 
 
 class _Step(ABC):

@@ -24,12 +24,11 @@ from core.engine.deck import (
 from core.engine.nvrtc import CudaModule
 from core.engine.packing import BLOCK, TILE, PackedMatrix
 from core.engine.plan import PROMPT_BLOCKS, PROMPT_PIECE_ROWS, PROMPT_SUM_BYTES, takes_prompts_from_codes, written_bytes
+from core.engine.rows import MAX_ROW, NORM_THREADS
 
 PRODUCT_THREADS, ARRANGE_THREADS = 384, 256
 # Inputs of a row that one thread arranges, and that one thread takes through a gate first.
 ARRANGED_INPUTS, GATED_INPUTS = 32, 8
-# The widest row that is normed on the way.
-MAX_ROW, NORM_THREADS = 32768, 512
 # A last round that keeps this share of the multiprocessors busy is not worth sharing out.
 ENOUGH = 0.9
 # Blocks of inputs that a share has at least.

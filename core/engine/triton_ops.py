@@ -12,13 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
+from core.engine.drawing import BISECTIONS, LOGIT_RANGE, BySlot
+
 ATTEND_KEYS = 64
 READ_QUERIES = 64
 MAX_SPLITS = 32
 SAMPLE_BLOCK = 8192
-# Between these logits below the largest, top-p's border is looked for; e^-40 is nothing.
-LOGIT_RANGE = 40.0
-BISECTIONS = 27
 
 
 @triton.jit
@@ -422,23 +421,18 @@ def draw_all(
     logits: torch.Tensor,
     scratch: torch.Tensor,
     rows: torch.Tensor,
-    settings: torch.Tensor,
-    seeds: torch.Tensor,
-    seen: torch.Tensor,
-    tokens: torch.Tensor,
-    positions: torch.Tensor,
+    slots: BySlot,
     step: torch.Tensor,
     drawn: torch.Tensor,
 ) -> None:
     """Draw the next token of every row, as core/engine/sampling.py does, and note it as its slot's.
 
-    logits [rows, vocabulary], scratch the same in float32, rows [rows] the slots. By slot, with one more for rows that
-    stand for nobody: settings [slots + 1, 5] (temperature, top-p, top-k, min-p, penalty), seeds, tokens, positions
-    [slots + 1], seen [slots + 1, vocabulary]. positions grow by `step` [1]. drawn [rows] gets the tokens, -1 where the
-    logits hold no numbers. Chance is Philox by seed and position: the same whatever else is in the batch.
+    logits [rows, vocabulary], scratch the same in float32, rows [rows] which of the slots. Their positions grow by
+    `step` [1]. drawn [rows] gets the tokens, -1 where the logits hold no numbers. Chance is Philox by seed and
+    position: the same whatever else is in the batch.
     """
     size = logits.shape[1]
     block = min(SAMPLE_BLOCK, triton.next_power_of_2(size))
     _draw[(logits.shape[0],)](
-        logits, scratch, rows, settings, seeds, seen, tokens, positions, step, drawn, size, seeds.shape[0] - 1,
+        logits, scratch, rows, *slots, step, drawn, size, slots.seeds.shape[0] - 1,
         STEPS=BISECTIONS, RANGE=LOGIT_RANGE, BLOCK=block, num_warps=16)  # fmt: skip

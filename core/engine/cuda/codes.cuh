@@ -12,21 +12,40 @@ struct Zero {
 __device__ __forceinline__ Zero zero_of(float even, float odd);
 __device__ __forceinline__ Zero zero_of(u32 pair) { return zero_of(low(pair), high(pair)); }
 
+// As they lie: in the last bits of a half they are a number already, code * 2^-24, or 2^-20 four bits higher; in those of a
+// bfloat16, 128 + code. EVEN and ODD: what a code of output g is worth, and one of output g+8; OFFSET: what is added.
 #if BF16
-// 128 + code has the code in its last bits.
+#define EVEN 1.0f
+#define ODD 1.0f
+#define OFFSET 128.0f
+__device__ __forceinline__ void plain_codes_of(u32 word, u32* a) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = (word >> i * 4 & 0x000f000f) | 0x43004300;
+}
+#else
+#define EVEN 5.9604644775390625e-8f
+#define ODD 9.5367431640625e-7f
+#define OFFSET 0.0f
+__device__ __forceinline__ void plain_codes_of(u32 word, u32* a) {
+    const u32 shifted = word >> 8;
+    a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0;
+    a[2] = shifted & 0x000f000f, a[3] = shifted & 0x00f000f0;
+}
+#endif
+
+#if BF16
 __device__ __forceinline__ u32 minus(u32 bits, u32 zero) {
     u32 r;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(bits), "r"(0x3f803f80u), "r"(zero));
     return r;
 }
 __device__ __forceinline__ Zero zero_of(float even, float odd) {
-    return {twice(to_half(-128.0f - even)), twice(to_half(-128.0f - odd))};
+    return {twice(to_half(-OFFSET - even)), twice(to_half(-OFFSET - odd))};
 }
 __device__ __forceinline__ void codes_of(u32 word, Zero zero, u32* a) {
-    a[0] = minus((word & 0x000f000f) | 0x43004300, zero.even);
-    a[1] = minus((word >> 4 & 0x000f000f) | 0x43004300, zero.odd);
-    a[2] = minus((word >> 8 & 0x000f000f) | 0x43004300, zero.even);
-    a[3] = minus((word >> 12 & 0x000f000f) | 0x43004300, zero.odd);
+    plain_codes_of(word, a);
+#pragma unroll
+    for (int i = 0; i < 4; i++) a[i] = minus(a[i], i % 2 ? zero.odd : zero.even);
 }
 #else
 // 1024 + code has the code in its last bits, 1024 + 16 * code four bits higher.

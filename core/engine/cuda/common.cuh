@@ -40,6 +40,13 @@ __device__ __forceinline__ void unpack8(uint4 v, float* to) {
     }
 }
 
+__device__ __forceinline__ uint4 pack8(const float* values) {
+    return make_uint4(pack(values[0], values[1]), pack(values[2], values[3]), pack(values[4], values[5]),
+                      pack(values[6], values[7]));
+}
+
+__device__ __forceinline__ float silu_times(float gate, float up) { return round_half(gate / (1.0f + __expf(-gate))) * up; }
+
 __device__ __forceinline__ void add_squares(uint4 of, float& sum) {
     float values[8];
     unpack8(of, values);
@@ -58,11 +65,9 @@ __device__ __forceinline__ uint4 normed8(uint4 row, float by, uint4 weight) {
     float values[8], times[8];
     unpack8(row, values);
     unpack8(weight, times);
-    u32 done[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        done[i] = pack(round_half(values[2 * i] * by) * times[2 * i], round_half(values[2 * i + 1] * by) * times[2 * i + 1]);
-    return make_uint4(done[0], done[1], done[2], done[3]);
+    for (int i = 0; i < 8; i++) values[i] = round_half(values[i] * by) * times[i];
+    return pack8(values);
 }
 
 // 8 values of a row, each where `places` says, if there are any.

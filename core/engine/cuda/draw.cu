@@ -4,11 +4,10 @@
 
 typedef unsigned char u8;
 
-// Borders tried at once, one less than the parts that they make; and how often, for 27 bisections.
+// Borders tried at once, one less than the parts that they make: as good as 3 bisections. A score RANGE below the highest is
+// worth nothing.
 #define BORDERS 7
-#define PASSES 9
-// A score this far below the highest is worth nothing.
-#define RANGE 40.0f
+#define PASSES (BISECTIONS / 3)
 #define LOWEST __int_as_float(0xff800000)
 
 struct DrawRoom {
@@ -37,7 +36,7 @@ __device__ __forceinline__ void share(float* values, bool is_sum, DrawRoom& room
         room.whole[side][threadIdx.x] = whole;
     }
     meet_cluster();
-    if (threadIdx.x < 64) {
+    if (threadIdx.x < (BORDERS + 1) * DRAW_BLOCKS) {
         const int k = min(threadIdx.x / DRAW_BLOCKS, COUNT - 1);
         float all = of_block(threadIdx.x % DRAW_BLOCKS, room.whole[side][k]);
 #pragma unroll

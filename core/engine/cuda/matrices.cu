@@ -8,32 +8,14 @@
 // needs lie beside each other: lane 4g+t takes, of each 32, inputs 8t..8t+7, for outputs g and g+8.
 // The inputs are summed in SUMS parts; neighbours are added, then the pairs in order. What comes out for a row depends
 // neither on how many rows there are nor on how many warps share the work.
-// Few rows are multiplied by codes as they lie: in the last bits of a half they are a number already, code * 2^-24, or
-// 2^-20 four bits higher; in those of a bfloat16, 128 + code. So a run's product (inputs that share a scale, or 64 if all do)
-// is too large by what a zero is so, times the sum of the run's inputs. Its sum starts from that, negative, and nothing has
-// to be taken from each code. The sums come with the rows, [runs][sums_row]; of one row a block makes them itself.
+// Few rows are multiplied by codes as they lie. So a run's product (inputs that share a scale, or 64 if all do) is too large
+// by what a zero is so, times the sum of the run's inputs. Its sum starts from that, negative, and nothing has to be taken
+// from each code. The sums come with the rows, [runs][sums_row]; of one row a block makes them itself.
 
 #define SUMS 16
 
-#if BF16
-#define EVEN 1.0f
-#define ODD 1.0f
-#define OFFSET 128.0f
-__device__ __forceinline__ void plain_codes_of(u32 word, u32* a) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = (word >> i * 4 & 0x000f000f) | 0x43004300;
-}
-#else
-// What a code of output g is worth, and one of output g+8.
-#define EVEN 5.9604644775390625e-8f
-#define ODD 9.5367431640625e-7f
-#define OFFSET 0.0f
-__device__ __forceinline__ void plain_codes_of(u32 word, u32* a) {
-    const u32 shifted = word >> 8;
-    a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0;
-    a[2] = shifted & 0x000f000f, a[3] = shifted & 0x00f000f0;
-}
-#endif
+// What a run's sum starts from: its inputs' sum for each zero, less than nothing. `worth`: of a code.
+__device__ __forceinline__ float start_of(float zero, float worth, float sum) { return (-OFFSET - zero) * worth * sum; }
 
 enum { PLAIN, ADDED, GATED };
 
@@ -55,7 +37,7 @@ struct Packed {
 #define GROUP_OF(unit) 0
 #endif
 // How many inputs' products are added before they are scaled.
-#define RUN (64 * UNIT / SCALES)
+#define RUN (HALVES ? HALVES * 32 : 64)
 
 // Read where `is_read`; else `v` stays what it was. A GPU at the limit of its power lowers its clock, so what nobody needs
 // is not read.
@@ -171,7 +153,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #if ZEROS
                 const float even = sum, odd = sum;
 #else
-                const float even = (-8.0f - OFFSET) * EVEN * sum, odd = (-8.0f - OFFSET) * ODD * sum;
+                const float even = start_of(8.0f, EVEN, sum), odd = start_of(8.0f, ODD, sum);
 #endif
                 if (input < till && input % RUN == 0) starts[input / RUN] = make_float4(even, even, odd, odd);
             }
@@ -247,7 +229,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #if ZEROS
                                         start[n][i] = sum_of;
 #else
-                                        start[n][i] = (-8.0f - OFFSET) * (i < 2 ? EVEN : ODD) * sum_of;
+                                        start[n][i] = start_of(8.0f, i < 2 ? EVEN : ODD, sum_of);
 #endif
                                     }
                                 read_sums(run + 1 < SCALES ? unit * SCALES + run + 1
@@ -261,11 +243,12 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                             if (half % EACH == 0) {
 #if ZEROS
                                 const u32 zero = fetched4(scales_at + (ZEROS_AT - SCALES_AT) + (run * CT + c) * 128);
-                                const float even = (-OFFSET - low(zero)) * EVEN, odd = (-OFFSET - high(zero)) * ODD;
 #pragma unroll
                                 for (int n = 0; n < NT; n++) {
-                                    const float from[4] = {even * start[n][0], even * start[n][1], odd * start[n][2],
-                                                           odd * start[n][3]};
+                                    float from[4];
+#pragma unroll
+                                    for (int i = 0; i < 4; i++)
+                                        from[i] = start_of(i < 2 ? low(zero) : high(zero), i < 2 ? EVEN : ODD, start[n][i]);
                                     multiply_from(sum[c][n], a, with[n].x, with[n].y, from);
                                 }
 #else
@@ -328,7 +311,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                 const int column = place / 16 * 32 + place % 16;
                 const float gate = value(column, output), up = value(column + 16, output + tiles * 8);
                 const int place_out = places ? places[output] : output;
-                out[row * out_row + place_out] = to_half(round_half(gate / (1.0f + __expf(-gate))) * up);
+                out[row * out_row + place_out] = to_half(silu_times(gate, up));
             } else {
                 if (output >= tiles * 16) continue;
                 const float whole = value(place, output);

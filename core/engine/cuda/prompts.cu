@@ -82,18 +82,9 @@ extern "C" __global__ void __launch_bounds__(256)
     float gates[8], ups[8];
     unpack8(*(const uint4*)from, gates);
     unpack8(*(const uint4*)(from + blocks * 64), ups);
-    u32 done[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float pair[2];
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            const float gate = gates[i * 2 + j];
-            pair[j] = round_half(gate / (1.0f + __expf(-gate))) * ups[i * 2 + j];
-        }
-        done[i] = pack(pair[0], pair[1]);
-    }
-    arrange8(make_uint4(done[0], done[1], done[2], done[3]), row, place, places, blocks, out);
+    for (int i = 0; i < 8; i++) ups[i] = silu_times(gates[i], ups[i]);
+    arrange8(pack8(ups), row, place, places, blocks, out);
 }
 
 // MT * 64 outputs for each of two warpgroups, for NT * 128 rows.
@@ -324,10 +315,9 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
                 float whole[8], more[8];
                 unpack8(value, whole);
                 unpack8(*(const uint4*)(added + to), more);
-                u32 done[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) done[i] = pack(whole[i * 2] + more[i * 2], whole[i * 2 + 1] + more[i * 2 + 1]);
-                value = make_uint4(done[0], done[1], done[2], done[3]);
+                for (int i = 0; i < 8; i++) whole[i] += more[i];
+                value = pack8(whole);
             }
             *(uint4*)(out + to) = value;
         }
