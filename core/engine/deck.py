@@ -47,9 +47,9 @@ class Variant:
 # Found by trying on an H200 and an H100.
 VARIANTS = {
     "narrow": Variant(1, 1, 4, 4),
-    # Many outputs: two tiles share the inputs.
+    # Where there are more than PAIRED_TILES for each multiprocessor, two share the inputs.
     "wide": Variant(1, 2, 2, 3),
-    # One row, through RMSNorm first: a tile at a time, or two.
+    # One row, through RMSNorm first.
     "normed": Variant(1, 1, 4, 4, normed=True),
     "normed_wide": Variant(1, 2, 2, 3, normed=True),
     "rows16": Variant(2, 2, 3, 2),
@@ -59,10 +59,11 @@ VARIANTS = {
     "rows32_4": Variant(4, 4, 3, 1),
 }
 HEAD_ROWS = (8, 16, 32)
-# What one row is multiplied with. From this many inputs on, and for few outputs, 16 warps share a tile's inputs then:
-# what one does takes too long. More rows are multiplied faster by two blocks of 8.
+PAIRED_TILES = 2
+# What one row is multiplied with. From this many inputs on, and for fewer tiles than that for each multiprocessor, 16
+# warps share a tile's inputs then: what one does takes too long. More rows are multiplied faster by two blocks of 8.
 FOR_ONE_ROW = ("narrow", "wide", "normed", "normed_wide")
-LONG_INPUTS = 8192
+LONG_INPUTS, FEW_TILES = 5120, 4
 # What 16 warps of those need of shared memory.
 SHARED_BYTES_16 = 160_000
 
@@ -111,7 +112,7 @@ class DeckKernels:
         halves = halves_of(group_size)
         self._how, self.run = (dtype, halves, has_zeros, device), run_of(halves)
         properties = torch.cuda.get_device_properties(device)
-        self._wide_tiles = 4 * properties.multi_processor_count
+        self._multiprocessors = properties.multi_processor_count
         self._shared_bytes = properties.shared_memory_per_block_optin
         self._launches: dict[int, dict[tuple[str, str], Launch]] = {}
         module = self._compile(8)
@@ -148,24 +149,21 @@ class DeckKernels:
         return module
 
     def _launch(self, matrix: PackedMatrix, rows: int, finish: str, is_normed: bool) -> Launch:
-        is_wide = matrix.codes.shape[0] >= self._wide_tiles
-        is_long = not is_wide or matrix.inputs >= LONG_INPUTS
+        tiles = matrix.codes.shape[0]
+        is_wide = tiles > PAIRED_TILES * self._multiprocessors
+        is_long = tiles < FEW_TILES * self._multiprocessors or matrix.inputs >= LONG_INPUTS
         has_room = self._shared_bytes >= SHARED_BYTES_16 and matrix.inputs <= MAX_RUNS * self.run
         warps = 16 if rows == 1 and is_long and has_room else 8
         if warps not in self._launches:
             self._compile(warps)
         launches = self._launches[warps]
-        if not is_normed:
-            names = choose_variants(rows, is_wide, finish)
-            tiles = matrix.codes.shape[0]
-            return min(
-                (launches[finish, name] for name in names if (finish, name) in launches),
-                key=lambda one: bytes_an_input(one.variant, tiles, one.most_blocks),
-            )
-        # Where two tiles at once are more than one turn for each block, single ones are shared out more evenly.
-        wide = launches[finish, "normed_wide"]
-        is_one_turn = matrix.codes.shape[0] <= wide.variant.tiles * wide.most_blocks
-        return wide if finish == "gated" or is_one_turn else launches[finish, "normed"]
+        if is_normed:
+            return launches[finish, "normed_wide" if finish == "gated" or is_wide else "normed"]
+        names = choose_variants(rows, is_wide, finish)
+        return min(
+            (launches[finish, name] for name in names if (finish, name) in launches),
+            key=lambda one: bytes_an_input(one.variant, tiles, one.most_blocks),
+        )
 
     def multiply(
         self,
