@@ -17,6 +17,8 @@ from core.engine.deck import (
     VARIANTS,
     bytes_an_input,
     choose_variants,
+    choose_warps,
+    has_many_tiles,
     places_of,
     read_source,
     room_for_sums,
@@ -137,6 +139,29 @@ def test_every_number_of_rows_has_a_variant_that_takes_it() -> None:
                 for variant in map(VARIANTS.__getitem__, choose_variants(rows, is_wide, finish)):
                     assert variant.row_tiles * 8 >= rows and not variant.normed
                     assert finish != "gated" or variant.tiles % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "one", "more"),
+    [
+        pytest.param(4096, 11008, (16, "narrow"), "deep", id="down of 7B"),
+        pytest.param(12288, 4096, (8, "wide"), "wide", id="query, key and value of 7B"),
+        pytest.param(6144, 4096, (16, "wide"), "deep", id="query, key and value of Llama-3 8B"),
+        pytest.param(5120, 5120, (16, "wide"), "deep", id="out of 13B"),
+        pytest.param(8192, 28672, (16, "wide"), "deep", id="down of 70B"),
+        pytest.param(10240, 8192, (16, "wide"), "wide", id="query, key and value of 70B"),
+    ],
+)
+def test_two_tiles_share_their_inputs_where_that_was_fastest(
+    outputs: int, inputs: int, one: tuple[int, str], more: str
+) -> None:
+    """One row of 13B went through two rounds of single tiles of which the second was a fifth full: 381 tokens a second
+    where two tiles at once make 417."""
+    tiles = outputs // TILE
+    names = {rows: choose_variants(rows, has_many_tiles(tiles, rows, 132), "plain") for rows in (1, 2, 8)}
+    assert (choose_warps(tiles, inputs, 1, 132), *names[1]) == one
+    assert names[2] == names[8] == (more,)
+    assert choose_warps(tiles, inputs, 2, 132) == 8
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,10 @@ class Variant:
 # Found by trying on an H200 and an H100.
 VARIANTS = {
     "narrow": Variant(1, 1, 4, 4),
-    # Where there are more than PAIRED_TILES for each multiprocessor, two share the inputs.
+    # Many tiles: two share the inputs.
     "wide": Variant(1, 2, 2, 3),
+    # Several rows are read again for each tile, so two share them where tiles are few as well, with more on its way.
+    "deep": Variant(1, 2, 3, 2),
     # One row, through RMSNorm first.
     "normed": Variant(1, 1, 4, 4, normed=True),
     "normed_wide": Variant(1, 2, 2, 3, normed=True),
@@ -59,22 +61,36 @@ VARIANTS = {
     "rows32_4": Variant(4, 4, 3, 1),
 }
 HEAD_ROWS = (8, 16, 32)
-PAIRED_TILES = 2
-# What one row is multiplied with. From this many inputs on, and for fewer tiles than that for each multiprocessor, 16
-# warps share a tile's inputs then: what one does takes too long. More rows are multiplied faster by two blocks of 8.
+# More tiles than these for each multiprocessor are many: for one row, and for more.
+MANY_TILES_OF_ONE, MANY_TILES = 2, 4
+# From so many inputs on, what one of 8 warps does for one row takes too long.
+LONG_INPUTS = 5120
+# What one row is multiplied with, by 16 warps too.
 FOR_ONE_ROW = ("narrow", "wide", "normed", "normed_wide")
-LONG_INPUTS, FEW_TILES = 5120, 4
 # What 16 warps of those need of shared memory.
 SHARED_BYTES_16 = 160_000
 
 
+def has_many_tiles(tiles: int, rows: int, multiprocessors: int) -> bool:
+    return tiles > (MANY_TILES_OF_ONE if rows == 1 else MANY_TILES) * multiprocessors
+
+
+def choose_warps(tiles: int, inputs: int, rows: int, multiprocessors: int) -> int:
+    """How many warps share a tile's inputs: 16 for one row, where they are long or tiles few. More rows are multiplied
+    faster by two blocks of 8."""
+    return 16 if rows == 1 and (inputs >= LONG_INPUTS or tiles <= MANY_TILES * multiprocessors) else 8
+
+
 def choose_variants(rows: int, is_wide: bool, finish: str) -> tuple[str, ...]:
-    """The variants for up to 32 rows. A gated product takes a gate's tile with its partner."""
+    """The variants for up to 32 rows of a matrix that `is_wide` or not. A gated product takes a gate's tile with its
+    partner."""
     if rows > 16:
         return ("rows32", "rows32_4") if finish == "gated" else ("rows32", "rows32_3", "rows32_4")
     if rows > 8:
         return ("rows16",)
-    return ("wide",) if finish == "gated" or is_wide else ("narrow",)
+    if finish == "gated" or is_wide:
+        return ("wide",)
+    return ("deep",) if rows > 1 else ("narrow",)
 
 
 def bytes_an_input(variant: Variant, tiles: int, most_blocks: int) -> int:
@@ -150,10 +166,9 @@ class DeckKernels:
 
     def _launch(self, matrix: PackedMatrix, rows: int, finish: str, is_normed: bool) -> Launch:
         tiles = matrix.codes.shape[0]
-        is_wide = tiles > PAIRED_TILES * self._multiprocessors
-        is_long = tiles < FEW_TILES * self._multiprocessors or matrix.inputs >= LONG_INPUTS
+        is_wide = has_many_tiles(tiles, rows, self._multiprocessors)
         has_room = self._shared_bytes >= SHARED_BYTES_16 and matrix.inputs <= MAX_RUNS * self.run
-        warps = 16 if rows == 1 and is_long and has_room else 8
+        warps = choose_warps(tiles, matrix.inputs, rows, self._multiprocessors) if has_room else 8
         if warps not in self._launches:
             self._compile(warps)
         launches = self._launches[warps]
