@@ -52,7 +52,7 @@ VARIANTS = {
     # Several rows are read again for each tile, so two share them where tiles are few as well, with more on its way.
     "deep": Variant(1, 2, 3, 2),
     # One row, through RMSNorm first.
-    "normed": Variant(1, 1, 4, 4, normed=True),
+    "normed_narrow": Variant(1, 1, 4, 4, normed=True),
     "normed_wide": Variant(1, 2, 2, 3, normed=True),
     "rows16": Variant(2, 2, 3, 2),
     # More tiles share the rows, which are read again for every turn, where that leaves enough turns for all blocks.
@@ -66,7 +66,7 @@ MANY_TILES_OF_ONE, MANY_TILES = 2, 4
 # From so many inputs on, what one of 8 warps does for one row takes too long.
 LONG_INPUTS = 5120
 # What one row is multiplied with, by 16 warps too.
-FOR_ONE_ROW = ("narrow", "wide", "normed", "normed_wide")
+FOR_ONE_ROW = ("narrow", "wide", "normed_narrow", "normed_wide")
 # What 16 warps of those need of shared memory.
 SHARED_BYTES_16 = 160_000
 
@@ -172,11 +172,10 @@ class DeckKernels:
         if warps not in self._launches:
             self._compile(warps)
         launches = self._launches[warps]
-        if is_normed:
-            return launches[finish, "normed_wide" if finish == "gated" or is_wide else "normed"]
-        names = choose_variants(rows, is_wide, finish)
+        before = "normed_" if is_normed else ""
+        made = [(finish, before + name) for name in choose_variants(rows, is_wide, finish)]
         return min(
-            (launches[finish, name] for name in names if (finish, name) in launches),
+            (launches[one] for one in made if one in launches),
             key=lambda one: bytes_an_input(one.variant, tiles, one.most_blocks),
         )
 
