@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from core.errors import DeckError
 from core.terminal import Terminal
 
 LINES_SHOWN = 15
+# A person's pip may be told, in pip.conf too, to install elsewhere, to leave dependencies out, or to fetch again what is
+# there, torch included; in .venv none of that can work. The index, proxies and certificates stay as they are set.
+PLAIN = dict.fromkeys(("PIP_USER", "PIP_NO_DEPS", "PIP_UPGRADE", "PIP_IGNORE_INSTALLED", "PIP_FORCE_REINSTALL"), "0")
 DISK_FULL = r"No space left on device|Disk quota exceeded"
 NO_NETWORK = (
     r"NewConnection|NameResolution|ConnectTimeout|ReadTimeout|Read timed out|ProxyError"
@@ -39,17 +43,27 @@ def pip_install(
 ) -> None:
     """`pip install` under `python`; see `run_step`."""
     options = ["--quiet", "--disable-pip-version-check", "--no-input"]
-    run_step([str(python), "-m", "pip", "install", *options, *arguments], title, terminal, inherited)
+    run_step(
+        [str(python), "-m", "pip", "install", *options, *arguments], title, terminal, inherited, os.environ | PLAIN
+    )
 
 
-def run_step(command: Sequence[str], title: str, terminal: Terminal, inherited: Sequence[int] = ()) -> None:
+def run_step(
+    command: Sequence[str],
+    title: str,
+    terminal: Terminal,
+    inherited: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run `command`, telling for how long it has been at work; raises InstallError with its output.
 
-    `inherited`: file descriptors that it keeps open.
+    `inherited`: file descriptors that it keeps open; without an `environment` it gets this process's.
     """
     start = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, pass_fds=inherited) as process:
+        with subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, pass_fds=inherited, env=environment
+        ) as process:
             while process.returncode is None:
                 terminal.passing(f"  {title} … {time.monotonic() - start:.0f} s")
                 try:

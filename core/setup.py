@@ -28,7 +28,17 @@ from core.stamp import (
     write_stamp,
 )
 from core.terminal import Terminal
-from core.torch_build import TorchBuild, find_host_torch, has_gpu, pip_attempts, requirements_for, torch_pin
+from core.torch_build import (
+    TorchBuild,
+    find_host_torch,
+    has_gpu,
+    host_pin,
+    pip_attempts,
+    requirements_for,
+    torch_pin,
+)
+
+CONSTRAINTS = "constraints.txt"
 
 
 def can_update(stamp: Stamp | None, root: Path, host: TorchBuild | None) -> bool:
@@ -106,8 +116,16 @@ class Builder:
         torch = self.reuse_torch(self.host) if self.host else self.install_torch(torch_pin(requirements))
         wanted = self.venv / REQUIREMENTS
         wanted.write_text(requirements_for(requirements, torch), "utf-8")
-        self.pip("setup_step_packages", ["-r", str(wanted)])
+        self.pip("setup_step_packages", ["-r", str(wanted), *self.hold(torch)])
         return torch
+
+    def hold(self, torch: TorchBuild) -> list[str]:
+        """What makes pip fail, instead of fetching another torch, where a package asks for another than the host's."""
+        if torch.source != "host":
+            return []
+        constraints = self.venv / CONSTRAINTS
+        constraints.write_text(f"{host_pin(torch)}\n", "utf-8")
+        return ["-c", str(constraints)]
 
     def reuse_torch(self, host: TorchBuild) -> TorchBuild:
         """Put the folder that holds the machine's torch behind .venv's own packages.
@@ -117,7 +135,7 @@ class Builder:
         """
         path = self.venv / "lib" / f"python{PYTHON}" / "site-packages" / "llamadeck-torch.pth"
         path.write_text(f"{host.folder}\n", "utf-8")
-        self.terminal.say("setup_host_torch", version=host.version)
+        self.terminal.say("setup_host_torch", version=host.built)
         return host
 
     def install_torch(self, pin: str) -> TorchBuild:

@@ -16,18 +16,20 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 class TorchBuild:
     """Where the torch of a finished .venv comes from.
 
-    "host": the `version` that lies in the site-packages `folder` of the Python that made the .venv;
+    "host": the torch in the site-packages `folder` of the Python that made the .venv, `version` by its metadata, which
+    is what pip goes by, and `built` by its own torch/version.py: that one often has a "+cu130" that the other lacks;
     "cpu": a CPU build, taken because no GPU was there; "pip": what pip picks by itself.
     """
 
     source: Literal["host", "cpu", "pip"]
     version: str = ""
     folder: str = ""
+    built: str = ""
 
     def is_good(self, gpu: bool) -> bool:
         """Whether a .venv that was made with this build can still be used; `gpu`: a GPU is there now."""
         if self.source == "host":
-            return cuda_torch_in(Path(self.folder)) == self.version
+            return cuda_torch_in(Path(self.folder)) == self.built != ""
         return not (self.source == "cpu" and gpu)
 
 
@@ -44,8 +46,10 @@ def find_host_torch() -> TorchBuild | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     folder = Path(str(torch.locate_file(""))).resolve()
-    version = cuda_torch_in(folder)
-    return TorchBuild("host", version, str(folder)) if version and is_new_enough(version) else None
+    built, version = cuda_torch_in(folder), torch.metadata["Version"]  # which is None where the metadata was lost
+    if not built or not version or not is_new_enough(version):
+        return None
+    return TorchBuild("host", version, str(folder), built)
 
 
 def cuda_torch_in(folder: Path) -> str | None:
@@ -94,4 +98,8 @@ def requirements_for(requirements: str, torch: TorchBuild) -> str:
     """The text of requirements.txt, its pin of torch set to a build that is reused: pip leaves that alone."""
     if torch.source != "host":
         return requirements
-    return requirements.replace(torch_pin(requirements), f"torch=={torch.version}", 1)
+    return requirements.replace(torch_pin(requirements), host_pin(torch), 1)
+
+
+def host_pin(torch: TorchBuild) -> str:
+    return f"torch=={torch.version}"

@@ -27,7 +27,7 @@ from core.torch_build import (
     torch_pin,
 )
 
-HOST = TorchBuild("host", "2.11.0+cu130", "/somewhere/site-packages")
+HOST = TorchBuild("host", "2.11.0", "/somewhere/site-packages", "2.11.0+cu130")
 REQUIREMENTS = "# comment\nalpha==1.0\ntorch==1.0 # a reason\n"
 BLOCKING_BACKEND = """
 import os, zipfile
@@ -60,14 +60,15 @@ def test_only_torch_from_2_8_on_is_reused(version: str, expected: bool) -> None:
     assert is_new_enough(version) is expected
 
 
-def make_torch(folder: Path, version: str, cuda: str | None) -> None:
+def make_torch(folder: Path, version: str, cuda: str | None, installed_as: str | None = None) -> None:
+    """A torch that calls itself `version`, and that pip knows as `installed_as`, by itself the same."""
     (folder / "torch").mkdir(parents=True, exist_ok=True)
     (folder / "torch" / "__init__.py").write_text("")
     lines = [f"__version__ = '{version}'", "from typing import Optional", f"cuda: Optional[str] = {cuda!r}"]
     (folder / "torch" / "version.py").write_text("\n".join(lines) + "\nhip: Optional[str] = None\n")
-    info = folder / f"torch-{version}.dist-info"
+    info = folder / f"torch-{installed_as or version}.dist-info"
     info.mkdir(exist_ok=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {installed_as or version}\n")
     (info / "RECORD").write_text("torch/__init__.py,,\ntorch/version.py,,\n")
 
 
@@ -94,7 +95,7 @@ def test_without_a_gpu_the_other_index_is_asked_only_after_pips_own_sources() ->
 
 def test_a_reused_torch_takes_the_place_of_the_pin() -> None:
     assert torch_pin(REQUIREMENTS) == "torch==1.0"
-    assert requirements_for(REQUIREMENTS, HOST) == "# comment\nalpha==1.0\ntorch==2.11.0+cu130 # a reason\n"
+    assert requirements_for(REQUIREMENTS, HOST) == "# comment\nalpha==1.0\ntorch==2.11.0 # a reason\n"
     assert requirements_for(REQUIREMENTS, TorchBuild("cpu")) == REQUIREMENTS
 
 
@@ -216,11 +217,12 @@ class Machine:
     def require(self, text: str) -> None:
         (self.root / "requirements.txt").write_text(text)
 
-    def add_wheel(self, name: str, version: str) -> None:
+    def add_wheel(self, name: str, version: str, *needs: str) -> None:
         info = f"{name}-{version}.dist-info"
         with zipfile.ZipFile(self.packages / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
             wheel.writestr(f"{name}/__init__.py", "")
-            wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+            wheel.writestr(f"{info}/METADATA", "\n".join([*lines, *(f"Requires-Dist: {need}" for need in needs), ""]))
             wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", "")
 
@@ -234,14 +236,15 @@ class Machine:
         self.require(REQUIREMENTS + "slow @ " + source.as_uri() + "\n")
         os.mkfifo(self.gate)
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, **variables: str) -> subprocess.Popen[str]:
         command = [str(self.python), "-m", "core.setup"]
+        environment = self.environment | variables
         return subprocess.Popen(
-            command, cwd=self.root, env=self.environment, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+            command, cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True, encoding="utf-8"
         )
 
-    def setup(self) -> tuple[int, str]:
-        process = self.start()
+    def setup(self, **variables: str) -> tuple[int, str]:
+        process = self.start(**variables)
         _, said = process.communicate()
         return process.returncode, said
 
@@ -288,17 +291,59 @@ def test_the_command_prepares_itself_and_then_brings_itself_up_to_date(machine: 
     assert not is_complete(machine.root)
 
 
-def test_a_cuda_torch_of_the_outer_python_is_used_and_left_alone(machine: Machine) -> None:
-    make_torch(machine.outer_packages, "2.11.0+cu130", "13.0")
-    code, said = machine.setup()
+@pytest.mark.parametrize(
+    ("built", "installed_as"),
+    [
+        ("2.11.0+cu130", "2.11.0"),  # PyPI's
+        ("2.11.0+cu130", "2.11.0+cu130"),  # PyTorch's own index
+        ("2.10.0a0+b558c986e8.nv25.08", "2.10.0a0+b558c986e8.nv25.8"),  # NVIDIA's containers
+        ("2.9.1", "2.9.1"),  # conda-forge's
+    ],
+)
+def test_a_cuda_torch_of_the_outer_python_is_used_and_left_alone(
+    machine: Machine, built: str, installed_as: str
+) -> None:
+    """Also where the index has the same and a newer one, a package wants one, and pip.conf says to fetch all anew."""
+    make_torch(machine.outer_packages, built, "13.0", installed_as)
+    for version in ("2.9.1", "2.11.0", "2.11.0+cu130", "2.13.0"):
+        machine.add_wheel("torch", version)
+    machine.add_wheel("alpha", "1.0", "torch>=2.8")
+    config = machine.root.parent / "pip.conf"
+    config.write_text("[install]\nupgrade = true\nignore-installed = true\n")
+    code, said = machine.setup(PIP_CONFIG_FILE=str(config))
     assert code == 0, said
     assert machine.inside("import torch; print(torch.__file__)").startswith(str(machine.outer_packages))
     assert machine.inside("import alpha; print(alpha.__file__)").startswith(str(machine.root))
+    assert not list((machine.root / ".venv").rglob("torch-*.dist-info"))
     stamp = read_stamp(machine.root / ".venv")
-    assert stamp and stamp.torch == TorchBuild("host", "2.11.0+cu130", str(machine.outer_packages))
+    assert stamp and stamp.torch == TorchBuild("host", installed_as, str(machine.outer_packages), built)
     assert stamp.torch.is_good(gpu=True)
     shutil.rmtree(machine.outer_packages / "torch")
     assert not stamp.torch.is_good(gpu=True)
+
+
+@pytest.mark.parametrize("installed_as", ["2.11.0", "2.11.0+cu130"])
+def test_a_package_that_wants_another_torch_does_not_replace_the_hosts(machine: Machine, installed_as: str) -> None:
+    make_torch(machine.outer_packages, "2.11.0+cu130", "13.0", installed_as)
+    machine.add_wheel("torch", "2.12.0")
+    machine.add_wheel("alpha", "1.0", "beta")
+    machine.add_wheel("beta", "1.0", "torch>=2.12")
+    code, said = machine.setup()
+    assert code == 1
+    assert f"torch=={installed_as}" in said
+    assert not list((machine.root / ".venv").rglob("torch-*.dist-info"))
+    assert not is_complete(machine.root)
+
+
+def test_a_torch_whose_metadata_was_lost_is_not_reused(machine: Machine) -> None:
+    """pip does not see it, and would fetch another on top."""
+    make_torch(machine.outer_packages, "2.11.0+cu130", "13.0")
+    next(machine.outer_packages.glob("torch-*")).joinpath("METADATA").unlink()
+    code, said = machine.setup()
+    assert code == 0, said
+    stamp = read_stamp(machine.root / ".venv")
+    assert stamp and stamp.torch.source != "host"
+    assert machine.inside("import torch; print(torch.__file__)").startswith(str(machine.root))
 
 
 def test_a_killed_setup_leaves_nothing_that_passes_for_finished(machine: Machine) -> None:
