@@ -15,8 +15,8 @@ from core.errors import DeckError
 from core.terminal import Terminal
 
 LINES_SHOWN = 15
-# A person's pip may be told, in pip.conf too, to install elsewhere, to leave dependencies out, or to fetch again what is
-# there, torch included; in .venv none of that can work. The index, proxies and certificates stay as they are set.
+# A person's pip may be told, in pip.conf too, to install elsewhere, to leave dependencies out, or to fetch again what
+# is there, torch included; in .venv none of that can work. The index, proxies and certificates stay as they are set.
 PLAIN = dict.fromkeys(("PIP_USER", "PIP_NO_DEPS", "PIP_UPGRADE", "PIP_IGNORE_INSTALLED", "PIP_FORCE_REINSTALL"), "0")
 DISK_FULL = r"No space left on device|Disk quota exceeded"
 NO_NETWORK = (
