@@ -30,8 +30,8 @@ HEADER_MISSING = r"fatal error: \S+\.h: No such file"
 class InstallError(DeckError):
     """A step of an installation failed; `log` is what it wrote."""
 
-    def __init__(self, key: str, log: str) -> None:
-        super().__init__(key)
+    def __init__(self, key: str, log: str, **params: str | int | float) -> None:
+        super().__init__(key, **params)
         self.log = log
 
     def last_lines(self) -> str:

@@ -7,6 +7,7 @@ for nobody can tell what is missing in it.
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.driver import OLDEST_DRIVERS, Driver, read_driver
 from core.errors import DeckError
 from core.pip_install import InstallError, pip_install, run_step
 from core.settings import ROOT
@@ -22,8 +24,11 @@ from core.stamp import (
     REQUIREMENTS,
     STAMP,
     Stamp,
+    find_packages,
     is_complete,
+    missing_packages,
     read_stamp,
+    site_packages,
     wanted_stamp,
     write_stamp,
 )
@@ -31,19 +36,24 @@ from core.terminal import Terminal
 from core.torch_build import (
     TorchBuild,
     find_host_torch,
-    has_gpu,
-    host_pin,
+    installed_torch,
     pip_attempts,
     requirements_for,
     torch_pin,
+    wheels_for,
 )
 
-CONSTRAINTS = "constraints.txt"
+CONSTRAINTS, LOCK = "constraints.txt", ".venv.lock"
+# By which path a virtual environment was made.
+OWNER = "llamadeck-owner"
+NAMES_SHOWN = 5
 
 
-def can_update(stamp: Stamp | None, root: Path, host: TorchBuild | None) -> bool:
+def can_update(stamp: Stamp | None, root: Path, host: TorchBuild | None, driver: Driver | None) -> bool:
     """Whether pip can bring a finished .venv up to date, instead of making it anew."""
     if stamp is None or (stamp.python, stamp.root) != (PYTHON, str(root)):
+        return False
+    if not stamp.torch.is_good(driver, site_packages(root / ".venv")):
         return False
     return stamp.torch == host if host else stamp.torch.source != "host"
 
@@ -51,7 +61,7 @@ def can_update(stamp: Stamp | None, root: Path, host: TorchBuild | None) -> bool
 @contextmanager
 def lock(root: Path, terminal: Terminal) -> Iterator[int]:
     """One setup at a time. pip inherits the lock, so it also covers a pip whose setup was killed."""
-    descriptor = os.open(root / ".venv.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(root / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,13 +78,52 @@ def prepare(root: Path, terminal: Terminal) -> None:
     with lock(root, terminal) as held:
         if is_complete(root):
             return
-        venv, host = root / ".venv", find_host_torch()
+        venv, driver, host = root / ".venv", read_driver(), find_host_torch()
+        check_own(venv)
+        if host and driver and not host.is_good(driver, Path(host.folder)):
+            terminal.say("setup_host_torch_driver", torch=host.built, **driver_params(driver))
+            host = None
         old = read_stamp(venv)
         (venv / STAMP).unlink(missing_ok=True)
-        builder = Builder(root, host, terminal, held)
-        torch = builder.update() if can_update(old, root, host) else builder.make()
-        write_stamp(venv, wanted_stamp(root, torch))
+        builder = Builder(root, host, driver, terminal, held)
+        torch = builder.update(old) if old and can_update(old, root, host, driver) else builder.make()
+        write_stamp(venv, wanted_stamp(root, torch, find_packages(venv)))
         terminal.say("setup_done")
+
+
+def check_own(venv: Path) -> None:
+    """Raise DeckError where `venv` is a link to a folder that was not filled through it, such as another clone's.
+
+    A link to a larger disk is fine.
+    """
+    if not venv.is_symlink():
+        return
+    target = Path(os.path.realpath(venv))
+    target.mkdir(parents=True, exist_ok=True)
+    stamp, owner = read_stamp(venv), target / OWNER
+    is_own = stamp is not None and stamp.root == str(venv.parent)
+    is_own = is_own or (owner.is_file() and owner.read_text("utf-8", "replace") == str(venv))
+    if not is_own and set(os.listdir(target)) - {LOCK}:
+        raise DeckError("setup_venv_link", path=str(venv), target=str(target))
+
+
+def make_venv(venv: Path, terminal: Terminal, held: Sequence[int] = ()) -> None:
+    """An empty virtual environment, whatever was in it before. Raises DeckError, OSError."""
+    check_own(venv)
+    # Python's venv empties what a link leads to, and then refuses to fill it.
+    command = [sys.executable, "-m", "venv", "--clear", os.path.realpath(venv)]
+    run_step(command, terminal.text("setup_step_venv"), terminal, held)
+    (venv / OWNER).write_text(str(venv), "utf-8")
+
+
+def driver_params(driver: Driver) -> dict[str, str]:
+    """How sentences name a driver."""
+    return {
+        "driver": driver.version or "?",
+        "cuda": "{}.{}".format(*driver.cuda) if driver.cuda else "?",
+        "needed": str(OLDEST_DRIVERS[13]),
+        "oldest": str(OLDEST_DRIVERS[12]),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +132,7 @@ class Builder:
 
     root: Path
     host: TorchBuild | None
+    driver: Driver | None
     terminal: Terminal
     held: int
 
@@ -97,35 +147,43 @@ class Builder:
             import ensurepip  # noqa: F401  Debian ships Python without it, and a .venv without pip is no use
         except ImportError:
             raise DeckError("setup_no_venv", version=PYTHON) from None
-        command = [sys.executable, "-m", "venv", "--clear", str(self.venv)]
-        run_step(command, self.terminal.text("setup_step_venv"), self.terminal, [self.held])
+        make_venv(self.venv, self.terminal, [self.held])
         return self.install()
 
-    def update(self) -> TorchBuild:
+    def update(self, old: Stamp) -> TorchBuild:
         """Install into .venv as it is; where the old and the new packages are at odds, make it anew."""
-        self.terminal.say("setup_update")
+        missing = missing_packages(self.venv, old)
+        if missing:
+            self.terminal.say("setup_repair", names=", ".join(sorted(missing)[:NAMES_SHOWN]))
+        else:
+            self.terminal.say("setup_update")
         try:
-            return self.install()
+            torch = self.install()
+            self.repair(missing)
+            return torch
         except InstallError as error:
             if error.key != "setup_failed":
                 raise
             return self.make()
 
+    def repair(self, missing: set[str]) -> None:
+        """Install the packages again that `missing` was part of: pip takes them for installed."""
+        broken = []
+        for package in importlib.metadata.distributions(path=[str(site_packages(self.venv))]):
+            if any(path.parts[0] in missing for path in package.files or ()):
+                broken.append(f"{package.metadata['Name']}=={package.version}")
+        if broken:
+            self.pip("setup_step_repair", ["--force-reinstall", "--no-deps", *broken])
+
     def install(self) -> TorchBuild:
         requirements = (self.root / REQUIREMENTS).read_text("utf-8")
         torch = self.reuse_torch(self.host) if self.host else self.install_torch(torch_pin(requirements))
-        wanted = self.venv / REQUIREMENTS
+        wanted, constraints = self.venv / REQUIREMENTS, self.venv / CONSTRAINTS
         wanted.write_text(requirements_for(requirements, torch), "utf-8")
-        self.pip("setup_step_packages", ["-r", str(wanted), *self.hold(torch)])
+        # pip shall fail rather than fetch another torch, where a package asks for another than the one that is there.
+        constraints.write_text(f"torch=={torch.version}\n", "utf-8")
+        self.pip("setup_step_packages", ["-r", str(wanted), "-c", str(constraints)])
         return torch
-
-    def hold(self, torch: TorchBuild) -> list[str]:
-        """What makes pip fail, instead of fetching another torch, where a package asks for another than the host's."""
-        if torch.source != "host":
-            return []
-        constraints = self.venv / CONSTRAINTS
-        constraints.write_text(f"{host_pin(torch)}\n", "utf-8")
-        return ["-c", str(constraints)]
 
     def reuse_torch(self, host: TorchBuild) -> TorchBuild:
         """Put the folder that holds the machine's torch behind .venv's own packages.
@@ -133,24 +191,53 @@ class Builder:
         --system-site-packages would not do: a Python that is itself in a virtual environment passes on only
         what the Python underneath has.
         """
-        path = self.venv / "lib" / f"python{PYTHON}" / "site-packages" / "llamadeck-torch.pth"
+        path = site_packages(self.venv) / "llamadeck-torch.pth"
         path.write_text(f"{host.folder}\n", "utf-8")
         self.terminal.say("setup_host_torch", version=host.built)
         return host
 
     def install_torch(self, pin: str) -> TorchBuild:
-        *tries, (last, last_arguments) = pip_attempts(pin, has_gpu())
-        for torch, arguments in tries:
+        """The first build that can be had and runs here. Raises InstallError."""
+        self.tell_driver()
+        attempts = pip_attempts(pin, self.driver, self.terminal.language)
+        failed = InstallError("setup_failed", "")
+        for number, (torch, arguments) in enumerate(attempts):
             try:
                 self.pip("setup_step_torch", arguments)
-                return torch
             except InstallError as error:
-                if error.key == "setup_disk_full":
+                failed = error
+                # Without a network to pip's own sources no other place helps.
+                if error.key == "setup_disk_full" or (error.key == "setup_no_network" and number == 0 and self.driver):
                     raise
-                if error.key == "setup_no_network":
-                    break
-        self.pip("setup_step_torch", last_arguments)
-        return last
+                continue
+            found = installed_torch(torch, site_packages(self.venv))
+            if self.driver is None or found.is_good(self.driver, site_packages(self.venv)):
+                return found
+            failed = InstallError("setup_no_package", "")
+        if self.driver is None or failed.key == "setup_failed":
+            raise failed
+        tags = " / ".join(dict.fromkeys(wheel.tag for wheel in wheels_for(self.driver) if wheel.tag))
+        told = driver_params(self.driver)
+        raise InstallError(
+            "setup_no_build",
+            failed.log,
+            tags=tags,
+            driver=told["driver"],
+            cuda=told["cuda"],
+            needed=told["needed"],
+        )
+
+    def tell_driver(self) -> None:
+        """Which build is taken for which driver, and why none is."""
+        if self.driver is None:
+            return
+        wheels, told = wheels_for(self.driver), driver_params(self.driver)
+        if not wheels:
+            self.terminal.say("setup_no_cuda", **told)
+        elif self.driver.cuda is None:
+            self.terminal.say("setup_driver_silent", build="{}.{}".format(*wheels[0].cuda), **told)
+        else:
+            self.terminal.say("setup_driver", build="{}.{}".format(*wheels[0].cuda), **told)
 
     def pip(self, title: str, arguments: Sequence[str]) -> None:
         python = self.venv / "bin" / "python"

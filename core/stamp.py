@@ -12,8 +12,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from core.driver import read_driver
 from core.settings import ROOT
-from core.torch_build import TorchBuild, has_gpu
+from core.torch_build import TorchBuild
 
 REQUIREMENTS = "requirements.txt"
 STAMP = "llamadeck.json"
@@ -22,18 +23,22 @@ PYTHON = "{}.{}".format(*sys.version_info)
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a finished .venv was made from; `root` because the scripts of a moved .venv do not start."""
+    """What a finished .venv was made from; `root` because the scripts of a moved .venv do not start.
+
+    `packages`: what can be imported from it, by the names in its site-packages.
+    """
 
     requirements: str
     python: str
     root: str
     torch: TorchBuild
+    packages: tuple[str, ...] = ()
 
 
-def wanted_stamp(root: Path, torch: TorchBuild) -> Stamp:
+def wanted_stamp(root: Path, torch: TorchBuild, packages: tuple[str, ...] = ()) -> Stamp:
     """The stamp that a .venv made now by the running Python would get."""
     digest = hashlib.sha256((root / REQUIREMENTS).read_bytes()).hexdigest()
-    return Stamp(digest, PYTHON, str(root), torch)
+    return Stamp(digest, PYTHON, str(root), torch, packages)
 
 
 def read_stamp(venv: Path) -> Stamp | None:
@@ -42,8 +47,9 @@ def read_stamp(venv: Path) -> Stamp | None:
         return None
     try:
         data = json.loads((venv / STAMP).read_text("utf-8"))
-        return Stamp(**(data | {"torch": TorchBuild(**data["torch"])}))
-    except (OSError, ValueError, TypeError, KeyError):
+        packages = tuple(data.get("packages", ()))
+        return Stamp(**(data | {"torch": TorchBuild(**data["torch"]), "packages": packages}))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
@@ -53,10 +59,35 @@ def write_stamp(venv: Path, stamp: Stamp) -> None:
     os.replace(part, venv / STAMP)
 
 
+def site_packages(venv: Path, python: str = PYTHON) -> Path:
+    return venv / "lib" / f"python{python}" / "site-packages"
+
+
+def find_packages(venv: Path) -> tuple[str, ...]:
+    """What lies in its site-packages, without what only tells of it and changes its name with every version, and
+    without what pip left of another version, which it calls "~name"."""
+    try:
+        names = os.listdir(site_packages(venv))
+    except OSError:
+        return ()
+    return tuple(sorted(name for name in names if name[0] not in "~_." and not name.endswith((".dist-info", ".pth"))))
+
+
+def missing_packages(venv: Path, stamp: Stamp) -> set[str]:
+    """What was taken out of a finished .venv by hand, or by a disk that was cleaned up."""
+    return set(stamp.packages) - set(find_packages(venv))
+
+
 def is_complete(root: Path) -> bool:
-    """Whether .venv is finished and made from what is wanted now."""
-    stamp = read_stamp(root / ".venv")
-    return stamp is not None and stamp == wanted_stamp(root, stamp.torch) and stamp.torch.is_good(has_gpu())
+    """Whether .venv is finished, made from what is wanted now, still whole, and its torch runs under the driver."""
+    venv = root / ".venv"
+    stamp = read_stamp(venv)
+    return (
+        stamp is not None
+        and stamp == wanted_stamp(root, stamp.torch, stamp.packages)
+        and not missing_packages(venv, stamp)
+        and stamp.torch.is_good(read_driver(), site_packages(venv))
+    )
 
 
 if __name__ == "__main__":

@@ -7,16 +7,15 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from core.errors import EngineError
-from core.pip_install import InstallError, pip_install, run_step
+from core.pip_install import InstallError, pip_install
 from core.settings import cache_dir, data_dir
-from core.setup import lock
+from core.setup import check_own, lock, make_venv
 from core.terminal import Terminal
 from core.torch_build import pip_attempts
 
@@ -51,9 +50,9 @@ def ensure_venv(is_cpu: bool, terminal: Terminal, with_ray: bool = False) -> Pat
         done = stamp.read_text("utf-8") if stamp.exists() else ""
         if wanted == done or (not with_ray and package(is_cpu) in done):
             return folder
+        check_own(folder)
         stamp.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "venv", "--clear", str(folder)]
-        run_step(command, terminal.text("setup_step_venv"), terminal, [held])
+        make_venv(folder, terminal, [held])
         python = folder / "bin" / "python"
         index = _install_cpu_torch(python, terminal, held) if is_cpu else []
         pip_install(python, [*wanted.split(" "), *index], terminal.text("scale_step_vllm"), terminal, [held])
@@ -65,16 +64,16 @@ def ensure_venv(is_cpu: bool, terminal: Terminal, with_ray: bool = False) -> Pat
 
 def _install_cpu_torch(python: Path, terminal: Terminal, held: int) -> list[str]:
     """Torch's CPU build, from pip's own sources or else from torch's; what pip was told of those, for the rest."""
-    (_, own), (_, theirs), _ = pip_attempts(TORCH, gpu=False)
-    title = terminal.text("setup_step_torch")
-    try:
-        pip_install(python, own, title, terminal, [held])
-        return []
-    except InstallError as error:
-        if error.key != "setup_no_package":
-            raise
-    pip_install(python, theirs, title, terminal, [held])
-    return theirs[1:]
+    tries = [arguments for torch, arguments in pip_attempts(TORCH, None, terminal.language) if torch.source == "cpu"]
+    for arguments in tries:
+        try:
+            pip_install(python, arguments, terminal.text("setup_step_torch"), terminal, [held])
+            return arguments[1:]
+        except InstallError as error:
+            is_elsewhere = arguments is not tries[0] and error.key == "setup_no_network"
+            if arguments is tries[-1] or not (is_elsewhere or error.key == "setup_no_package"):
+                raise
+    return []
 
 
 def _repair(folder: Path) -> None:

@@ -10,23 +10,35 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from core.driver import Driver
 from core.pip_install import failure_key
 from core.settings import ROOT
 from core.setup import can_update
-from core.stamp import Stamp, is_complete, read_stamp, wanted_stamp, write_stamp
+from core.stamp import PYTHON, Stamp, is_complete, read_stamp, wanted_stamp, write_stamp
 from core.torch_build import (
-    CPU_INDEX,
+    INDEX,
+    MIRROR_INDEX,
+    MIRROR_LINKS,
+    Found,
     TorchBuild,
-    cuda_torch_in,
     is_new_enough,
     pip_attempts,
     requirements_for,
+    runs_on,
+    torch_in,
     torch_pin,
+    wheels_for,
 )
+from tests.nvml_standin import Standin
 
+pytest_plugins = ("tests.nvml_standin",)
+
+NOWHERE = "http://127.0.0.1:9"
+PYTHON_FOLDER = f"python{PYTHON}"
 HOST = TorchBuild("host", "2.11.0", "/somewhere/site-packages", "2.11.0+cu130")
 REQUIREMENTS = "# comment\nalpha==1.0\ntorch==1.0 # a reason\n"
 BLOCKING_BACKEND = """
@@ -75,28 +87,93 @@ def make_torch(folder: Path, version: str, cuda: str | None, installed_as: str |
 def test_a_cuda_build_is_told_from_a_cpu_build_without_importing_it(tmp_path: Path) -> None:
     make_torch(tmp_path / "gpu", "2.11.0+cu130", "13.0")
     make_torch(tmp_path / "cpu", "2.11.0+cpu", None)
-    assert cuda_torch_in(tmp_path / "gpu") == "2.11.0+cu130"
-    assert cuda_torch_in(tmp_path / "cpu") is None
-    assert cuda_torch_in(tmp_path / "nothing") is None
+    assert torch_in(tmp_path / "gpu") == Found("2.11.0+cu130", (13, 0))
+    assert torch_in(tmp_path / "cpu") == Found("2.11.0+cpu", None)
+    assert torch_in(tmp_path / "nothing") is None
+    (tmp_path / "cpu" / "torch" / "version.py").write_text("git_version = 'abc'\n")
+    assert torch_in(tmp_path / "cpu") is None
 
 
-def test_with_a_gpu_pip_decides_alone() -> None:
-    assert pip_attempts("torch==2.13.0", gpu=True, platform="linux") == [(TorchBuild("pip"), ["torch==2.13.0"])]
+A40, VOLTA, BLACKWELL = (8, 6), (7, 0), (12, 0)
 
 
-def test_without_a_gpu_the_other_index_is_asked_only_after_pips_own_sources() -> None:
-    attempts = [arguments for _, arguments in pip_attempts("torch==2.13.0", gpu=False, platform="linux")]
-    assert attempts == [
-        ["torch==2.13.0+cpu"],
-        ["torch==2.13.0+cpu", "--extra-index-url", CPU_INDEX],
-        ["torch==2.13.0"],
-    ]
+@pytest.mark.parametrize(
+    ("cuda", "driver", "expected"),
+    [
+        ((13, 0), Driver((12, 2), "535.183.01", (A40,)), False),
+        ((12, 8), Driver((12, 2), "535.183.01", (A40,)), True),
+        ((12, 6), Driver((11, 4), "470.256.02", (A40,)), False),
+        ((13, 2), Driver((13, 0), "580.65.06", (A40,)), True),
+        ((12, 6), Driver((13, 0), "580.65.06", (A40,)), True),
+        ((12, 6), Driver((13, 0), "580.65.06", (BLACKWELL,)), False),
+        ((12, 8), Driver((12, 8), "570.86.10", (BLACKWELL,)), True),
+        ((13, 0), Driver((13, 0), "580.65.06", (VOLTA,)), False),
+        ((13, 0), Driver((13, 0), "580.65.06", (VOLTA, A40)), True),
+        ((13, 0), Driver(), True),
+    ],
+    ids=str,
+)
+def test_a_driver_runs_its_own_major_version_and_older_ones_on_gpus_that_these_know(
+    cuda: tuple[int, int], driver: Driver, expected: bool
+) -> None:
+    assert runs_on(cuda, driver) is expected
 
 
-def test_a_reused_torch_takes_the_place_of_the_pin() -> None:
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        (Driver((12, 2), "535.183.01", (A40,)), ["cu126", "cu128"]),
+        (Driver((12, 4), "550.54.15", (A40,)), ["cu126", "cu128"]),
+        (Driver((12, 8), "570.86.10", (A40,)), ["cu126", "cu128"]),
+        (Driver((12, 8), "570.86.10", (BLACKWELL,)), ["cu128"]),
+        (Driver((13, 0), "580.65.06", (A40,)), ["", "cu130", "cu126", "cu128"]),
+        (Driver((13, 0), "580.65.06", (BLACKWELL,)), ["", "cu130", "cu128"]),
+        (Driver((13, 0), "580.65.06", (VOLTA,)), ["cu126"]),
+        (Driver((13, 0), "580.65.06", (VOLTA, A40)), ["cu126", "", "cu130", "cu128"]),
+        (Driver((13, 0), "580.65.06"), ["", "cu130", "cu126", "cu128"]),
+        (Driver((11, 4), "470.256.02", (A40,)), []),
+        (Driver((11, 4), "470.256.02", ((3, 5),)), []),
+        (Driver(), ["cu126"]),
+    ],
+    ids=str,
+)
+def test_the_driver_and_its_gpus_decide_which_builds_can_be_asked_for(driver: Driver, expected: list[str]) -> None:
+    assert [wheel.tag for wheel in wheels_for(driver)] == expected
+
+
+def asked(driver: Driver | None, language: str = "en") -> list[list[str]]:
+    return [arguments for _, arguments in pip_attempts("torch==2.13.0", driver, language, platform="linux")]
+
+
+def test_under_a_new_driver_pip_is_asked_for_its_own_pick_first() -> None:
+    assert asked(Driver((13, 0), "580.65.06", (A40,)))[:2] == [["torch==2.13.0"], ["torch==2.13.0+cu130"]]
+
+
+def test_under_an_older_driver_each_place_is_asked_for_the_pinned_torch_before_an_older_one() -> None:
+    own, official, mirrors, older, *_ = asked(Driver((12, 2), "535.183.01", (A40,)))
+    assert own == ["torch==2.13.0+cu126"]
+    assert official == [*own, "--retries", "1", "--extra-index-url", f"{INDEX}/cu126"]
+    links = ["--find-links", f"{MIRROR_LINKS}/cu126/"]
+    assert mirrors == [*own, "--retries", "1", "--extra-index-url", f"{MIRROR_INDEX}/cu126", *links]
+    assert older == ["torch==2.11.0+cu128"]
+
+
+@pytest.mark.parametrize("driver", [None, Driver((11, 4), "470.256.02", (A40,))], ids=["no GPU", "too old a driver"])
+def test_where_no_cuda_build_can_run_the_cpus_is_asked_for_in_pips_own_sources_first(driver: Driver | None) -> None:
+    cpu = "torch==2.13.0+cpu"
+    assert asked(driver)[0] == [cpu]
+    assert asked(driver)[1] == [cpu, "--retries", "1", "--extra-index-url", f"{INDEX}/cpu"]
+    assert asked(driver)[-1] == ["torch==2.13.0"]
+
+
+def test_who_reads_chinese_gets_the_mirrors_before_the_official_index() -> None:
+    places = [arguments[4] for arguments in asked(None, "zh") if len(arguments) > 4]
+    assert places == [f"{MIRROR_INDEX}/cpu", f"{INDEX}/cpu"]
+
+
+def test_the_torch_that_is_there_takes_the_place_of_the_pin() -> None:
     assert torch_pin(REQUIREMENTS) == "torch==1.0"
     assert requirements_for(REQUIREMENTS, HOST) == "# comment\nalpha==1.0\ntorch==2.11.0 # a reason\n"
-    assert requirements_for(REQUIREMENTS, TorchBuild("cpu")) == REQUIREMENTS
 
 
 def test_requirements_name_torch_so_that_its_pin_is_found() -> None:
@@ -104,17 +181,39 @@ def test_requirements_name_torch_so_that_its_pin_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("torch", "gpu", "expected"),
+    ("cuda", "driver", "expected"),
     [
-        (TorchBuild("cpu"), False, True),
-        (TorchBuild("cpu"), True, False),
-        (TorchBuild("pip"), True, True),
-        (HOST, True, False),
+        (None, None, True),
+        (None, Driver((12, 2), "535.183.01", (A40,)), False),
+        (None, Driver((11, 4), "470.256.02", (A40,)), True),
+        ("13.0", Driver((13, 0), "580.65.06", (A40,)), True),
+        ("13.0", Driver((12, 8), "570.86.10", (A40,)), False),
+        ("13.0", Driver((12, 8), "570.86.10", (BLACKWELL,)), False),
+        ("12.6", Driver((13, 0), "580.65.06", (A40,)), True),
+        ("12.6", Driver((12, 8), "570.86.10", (BLACKWELL,)), False),
+        ("13.0", Driver(), True),
+        ("13.0", None, True),
     ],
-    ids=["cpu build", "a GPU came", "pip's own pick", "the machine's torch has gone"],
+    ids=str,
 )
-def test_a_finished_venv_is_used_as_long_as_its_torch_is_right(torch: TorchBuild, gpu: bool, expected: bool) -> None:
-    assert torch.is_good(gpu) is expected
+@pytest.mark.parametrize("source", ["pip", "host"])
+def test_a_finished_venv_is_used_as_long_as_its_torch_runs_under_the_driver(
+    tmp_path: Path, source: Literal["pip", "host"], cuda: str | None, driver: Driver | None, expected: bool
+) -> None:
+    make_torch(tmp_path, "2.11.0", cuda)
+    build = TorchBuild(source, "2.11.0", str(tmp_path) if source == "host" else "", "2.11.0")
+    if source == "host" and cuda is None:
+        expected = False  # what was a CUDA build is another one now
+    assert build.is_good(driver, tmp_path) is expected
+
+
+def test_a_host_torch_that_has_gone_or_changed_is_not_good(tmp_path: Path) -> None:
+    build = TorchBuild("host", "2.11.0", str(tmp_path), "2.11.0+cu130")
+    assert not build.is_good(None, tmp_path)
+    make_torch(tmp_path, "2.12.0+cu130", "13.0")
+    assert not build.is_good(None, tmp_path)
+    make_torch(tmp_path, "2.11.0+cu130", "13.0")
+    assert build.is_good(None, tmp_path)
 
 
 def add_python(venv: Path) -> None:
@@ -155,14 +254,17 @@ def test_a_venv_whose_python_was_removed_is_not_finished(tmp_path: Path) -> None
 
 def test_pip_works_in_place_only_on_the_same_python_folder_and_torch(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text(REQUIREMENTS)
-    own, reused = wanted_stamp(tmp_path, TorchBuild("cpu")), wanted_stamp(tmp_path, HOST)
-    assert can_update(own, tmp_path, None)
-    assert can_update(reused, tmp_path, HOST)
-    assert not can_update(None, tmp_path, None)
-    assert not can_update(own, tmp_path, HOST)
-    assert not can_update(reused, tmp_path, None)
-    assert not can_update(own, tmp_path / "elsewhere", None)
-    assert not can_update(Stamp(own.requirements, "2.7", own.root, own.torch), tmp_path, None)
+    make_torch(tmp_path / "host", "2.11.0+cu130", "13.0", "2.11.0")
+    host = TorchBuild("host", "2.11.0", str(tmp_path / "host"), "2.11.0+cu130")
+    own, reused = wanted_stamp(tmp_path, TorchBuild("cpu")), wanted_stamp(tmp_path, host)
+    assert can_update(own, tmp_path, None, None)
+    assert can_update(reused, tmp_path, host, None)
+    assert not can_update(None, tmp_path, None, None)
+    assert not can_update(own, tmp_path, host, None)
+    assert not can_update(reused, tmp_path, None, None)
+    assert not can_update(own, tmp_path / "elsewhere", None, None)
+    assert not can_update(Stamp(own.requirements, "2.7", own.root, own.torch), tmp_path, None, None)
+    assert not can_update(reused, tmp_path, host, Driver((12, 8), "570.86.10"))
 
 
 @pytest.mark.parametrize(
@@ -217,14 +319,17 @@ class Machine:
     def require(self, text: str) -> None:
         (self.root / "requirements.txt").write_text(text)
 
-    def add_wheel(self, name: str, version: str, *needs: str) -> None:
+    def add_wheel(self, name: str, version: str, *needs: str, text: str = "", file: str = "__init__") -> None:
         info = f"{name}-{version}.dist-info"
         with zipfile.ZipFile(self.packages / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
-            wheel.writestr(f"{name}/__init__.py", "")
+            wheel.writestr(f"{name}/{file}.py", text)
             lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
             wheel.writestr(f"{info}/METADATA", "\n".join([*lines, *(f"Requires-Dist: {need}" for need in needs), ""]))
             wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
             wheel.writestr(f"{info}/RECORD", "")
+
+    def add_torch(self, version: str, cuda: str | None) -> None:
+        self.add_wheel("torch", version, text=f"__version__ = {version!r}\ncuda = {cuda!r}\n", file="version")
 
     def require_a_slow_package(self) -> None:
         """Its build stops at the gate, a named pipe, until somebody opens the other end and closes it."""
@@ -297,7 +402,6 @@ def test_the_command_prepares_itself_and_then_brings_itself_up_to_date(machine: 
         ("2.11.0+cu130", "2.11.0"),  # PyPI's
         ("2.11.0+cu130", "2.11.0+cu130"),  # PyTorch's own index
         ("2.10.0a0+b558c986e8.nv25.08", "2.10.0a0+b558c986e8.nv25.8"),  # NVIDIA's containers
-        ("2.9.1", "2.9.1"),  # conda-forge's
     ],
 )
 def test_a_cuda_torch_of_the_outer_python_is_used_and_left_alone(
@@ -317,9 +421,9 @@ def test_a_cuda_torch_of_the_outer_python_is_used_and_left_alone(
     assert not list((machine.root / ".venv").rglob("torch-*.dist-info"))
     stamp = read_stamp(machine.root / ".venv")
     assert stamp and stamp.torch == TorchBuild("host", installed_as, str(machine.outer_packages), built)
-    assert stamp.torch.is_good(gpu=True)
+    assert stamp.torch.is_good(None, Path())
     shutil.rmtree(machine.outer_packages / "torch")
-    assert not stamp.torch.is_good(gpu=True)
+    assert not stamp.torch.is_good(None, Path())
 
 
 @pytest.mark.parametrize("installed_as", ["2.11.0", "2.11.0+cu130"])
@@ -376,3 +480,121 @@ def test_of_two_starts_at_once_one_works_and_the_other_waits(machine: Machine) -
     assert second.communicate()[1] == ""
     assert second.returncode == 0
     assert json.loads((machine.root / ".venv" / "llamadeck.json").read_text())["root"] == str(machine.root)
+
+
+A40_UNDER = """
+driver = {driver}
+nvml = 12.{driver}
+cuda = {cuda}
+[gpu]
+name = NVIDIA A40
+capability = {capability}
+"""
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "capability", "expected"),
+    [
+        ("535.183.01", "12020", "8 6", "2.13.0+cu126"),
+        ("570.86.10", "12080", "12 0", "2.11.0+cu128"),
+        ("580.65.06", "13000", "9 0", "2.13.0+cu130"),
+        ("470.256.02", "11040", "8 6", "2.13.0+cpu"),
+        ("535.183.01", "!3", "8 6", "2.13.0+cu126"),
+    ],
+)
+def test_the_set_up_asks_for_the_torch_that_the_driver_runs(
+    machine: Machine, nvml_standin: Standin, driver: str, cuda: str, capability: str, expected: str
+) -> None:
+    """Also where the machine has a torch, which is reused only if the driver runs it."""
+    make_torch(
+        machine.outer_packages, "2.12.0+cu132" if driver < "580" else "2.12.0", "13.2" if driver < "580" else None
+    )
+    for tag, built in (("cu126", "12.6"), ("cu130", "13.0"), ("cpu", None)):
+        machine.add_torch(f"2.13.0+{tag}", built)
+    machine.add_torch("2.13.0", "13.0")
+    machine.add_torch("2.11.0+cu128", "12.8")
+    machine.add_wheel("alpha", "1.0", "torch>=2.8")
+    machine.require(REQUIREMENTS.replace("1.0 # a reason", "2.13.0"))
+    nvml_standin.write(A40_UNDER.format(driver=driver, cuda=cuda, capability=capability))
+    code, said = machine.setup(**nvml_standin.environment({}))
+    assert code == 0, said
+    stamp = read_stamp(machine.root / ".venv")
+    assert stamp and stamp.torch.version == expected, said
+    assert ("2.12.0+cu132 of this machine's Python does not run here" in said) is (driver < "580")
+    assert ("Update the driver to 580" in said) is (driver == "470.256.02")
+    code, said = machine.setup(**nvml_standin.environment({}))
+    assert (code, said) == (0, "")
+
+
+def test_a_driver_that_became_older_has_the_venv_made_anew_and_a_newer_one_does_not(
+    machine: Machine, nvml_standin: Standin
+) -> None:
+    machine.add_torch("2.13.0+cu130", "13.0")
+    machine.add_torch("2.13.0+cu126", "12.6")
+    machine.require("torch==2.13.0\n")
+    versions = []
+    for driver, cuda in (("580.65.06", 13000), ("570.86.10", 12080), ("580.65.06", 13000)):
+        nvml_standin.write(A40_UNDER.format(driver=driver, cuda=cuda, capability="8 6"))
+        code, said = machine.setup(**nvml_standin.environment({}))
+        assert code == 0, said
+        stamp = read_stamp(machine.root / ".venv")
+        assert stamp
+        versions.append(stamp.torch.version)
+    assert versions == ["2.13.0+cu130", "2.13.0+cu126", "2.13.0+cu126"]
+    assert said == ""
+
+
+def test_where_no_source_has_a_build_for_the_driver_the_sentence_says_what_to_do(
+    machine: Machine, nvml_standin: Standin
+) -> None:
+    machine.add_torch("2.13.0", "13.0")
+    machine.require("torch==2.13.0\n")
+    nvml_standin.write(A40_UNDER.format(driver="535.183.01", cuda=12020, capability="8 6"))
+    code, said = machine.setup(**nvml_standin.environment({}), http_proxy=NOWHERE, https_proxy=NOWHERE)
+    assert code == 1
+    assert "535.183.01" in said and "cu126" in said and "update the driver to 580" in said
+    assert not is_complete(machine.root)
+
+
+def test_a_venv_that_is_a_link_to_another_clones_is_left_alone(machine: Machine, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "llamadeck.json").write_text("{}")
+    (theirs / "llamadeck-owner").write_text(str(theirs))
+    (machine.root / ".venv").symlink_to(theirs)
+    code, said = machine.setup()
+    assert code == 1
+    assert str(theirs) in said and "Traceback" not in said
+    assert sorted(path.name for path in theirs.iterdir()) == ["llamadeck-owner", "llamadeck.json"]
+
+
+def test_a_venv_that_is_a_link_to_a_larger_disk_is_filled_and_made_anew_there(machine: Machine, tmp_path: Path) -> None:
+    larger = tmp_path / "larger disk" / "venv"
+    (machine.root / ".venv").symlink_to(larger)
+    code, said = machine.setup()
+    assert code == 0, said
+    assert (larger / "llamadeck.json").exists()
+    (larger / "llamadeck.json").unlink()
+    code, said = machine.setup()
+    assert code == 0, said
+    assert (machine.root / ".venv").is_symlink()
+    assert machine.inside("import alpha, torch; print('all there')") == "all there"
+
+
+def test_packages_that_were_removed_from_a_finished_venv_are_put_back(machine: Machine) -> None:
+    machine.add_wheel("beta", "2.0")
+    machine.require(REQUIREMENTS + "beta==2.0\n")
+    assert machine.setup()[0] == 0
+    packages = machine.root / ".venv" / "lib" / PYTHON_FOLDER / "site-packages"
+    untouched = machine.root / ".venv" / "still the same"
+    untouched.touch()
+    shutil.rmtree(packages / "alpha")
+    for path in packages.glob("beta*"):
+        shutil.rmtree(path)
+    assert not is_complete(machine.root)
+    code, said = machine.setup()
+    assert code == 0, said
+    assert "alpha, beta" in said
+    assert machine.inside("import alpha, beta; print('all there')") == "all there"
+    assert untouched.exists()
+    assert machine.setup() == (0, "")
