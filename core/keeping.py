@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from core.atomic import sync
+from core.atomic import remove, sync
 from core.checkpoint import is_plain_name, read_checkpoint
 from core.errors import CheckpointError, DeckError, InputError
 from core.hub.hashing import is_right_file
@@ -109,8 +108,7 @@ def _report_after(report: Report, before_bytes: int, total_bytes: int, done_byte
 def remove_leftovers(base: Path, prefix: str) -> None:
     """Remove what deletions left, of this process and of those that were killed."""
     for path in base.glob(f"{prefix}*"):
-        with suppress(FileNotFoundError):
-            shutil.rmtree(path)
+        remove(path)
 
 
 def _copy_model(source: Path, target: Path, report: Report) -> None:
@@ -123,7 +121,7 @@ def _copy_model(source: Path, target: Path, report: Report) -> None:
         raise DeckError("import_space", folder=printable(str(source)), needed_mib=needed_mib, free_mib=free_mib)
     work = target.with_name(f"{IMPORTING}{target.name}")
     try:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work)
         work.mkdir()
         done_bytes = 0
         for path in files:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core import starter_source
-from core.atomic import sync
+from core.atomic import remove, sync
 from core.errors import StarterError
 from core.library import is_model_folder
 from core.pip_install import DISK_FULL
@@ -160,7 +160,7 @@ def make_entry(entry: Path, overall: Overall, make: Maker) -> None:
         manifest = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(folder.iterdir())}
         (work / "entry" / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
         sync_tree(work / "entry")
-        shutil.rmtree(entry, ignore_errors=True)
+        remove(entry)
         os.rename(work / "entry", entry)
         sync(entry.parent)
     finally:

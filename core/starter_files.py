@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.atomic import sync
+from core.atomic import remove, sync
 from core.errors import StarterError
 
 PARTIAL = ".partial-"
@@ -61,7 +61,7 @@ def remove_partials(folder: Path, prefix: str) -> None:
     """Remove what interrupted builds left; only for the holder of the folder's lock."""
     for path in folder.iterdir():
         if path.name.startswith(prefix):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.pip_install import pip_install, run_step
+from core.pip_install import pip_install
 from core.settings import cache_dir
+from core.setup import make_venv
 from core.starter_source import GGUF_NAME, fetch
 from core.terminal import Terminal
 from tests.dashboard import free_port
@@ -39,7 +39,7 @@ def install_llama_cpp(terminal: Terminal) -> None:
     folder = llama_cpp_folder()
     if (folder / GGUF_NAME).exists():
         return
-    run_step([sys.executable, "-m", "venv", "--clear", str(folder)], terminal.text("setup_step_venv"), terminal)
+    make_venv(folder, terminal)
     os.environ["CMAKE_ARGS"] = CMAKE_ARGS
     try:
         # pip would take a wheel that was built before, however it was built.

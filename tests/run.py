@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core import starter
+from core.atomic import remove
 from core.errors import DeckError
 from core.pip_install import InstallError, pip_install, run_step
 from core.settings import ROOT
@@ -87,7 +88,7 @@ def install_triton(terminal: Terminal) -> None:
     if folder.is_dir():
         return
     unfinished = folder.with_suffix(".new")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    remove(unfinished)
     arguments = ["--no-deps", "--target", str(unfinished), TRITON]
     with lock(ROOT, terminal) as held:
         pip_install(Path(sys.executable), arguments, terminal.text("test_step_triton"), terminal, [held])

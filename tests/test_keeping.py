@@ -118,6 +118,30 @@ def test_what_a_link_inside_of_a_model_points_to_stays(models: Path, tmp_path: P
     assert hashes(outside) == before
 
 
+@pytest.mark.parametrize("kind", ["a link to a folder", "a link to nothing", "a file"])
+def test_a_leftover_that_is_no_folder_goes_and_what_it_leads_to_stays(models: Path, tmp_path: Path, kind: str) -> None:
+    """It must not end every further deletion either."""
+    outside, leftover = make(tmp_path / "outside"), models / ".deleting-old-1"
+    before = hashes(outside)
+    if kind == "a file":
+        leftover.touch()
+    else:
+        leftover.symlink_to(outside if kind == "a link to a folder" else tmp_path / "nothing")
+    make(models / "tiny")
+    delete("tiny")
+    assert list(models.iterdir()) == []
+    assert hashes(outside) == before
+
+
+def test_an_import_is_not_written_where_a_leftover_link_leads(models: Path, tmp_path: Path) -> None:
+    outside = make(tmp_path / "outside")
+    before = hashes(outside)
+    (models / ".importing-source").symlink_to(outside)
+    import_folder(make(tmp_path / "source"), lambda done, total: None)
+    assert [path.name for path in models.iterdir()] == ["source"]
+    assert hashes(outside) == before
+
+
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../precious", "/etc", ".hidden", "tiny/", "tiny/..", "nul\0", "tiny/x"]
 )

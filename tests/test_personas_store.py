@@ -215,6 +215,20 @@ def test_the_trash_keeps_the_last_ones(store: Characters, monkeypatch: pytest.Mo
         store.restore(trashed[0])
 
 
+def test_a_trash_that_is_a_link_is_shortened_by_what_was_put_there_alone(
+    store: Characters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.personas.store.MAX_TRASH", 1)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "photographs").mkdir(parents=True)
+    store.folder.mkdir(exist_ok=True)
+    (store.folder / ".trash").symlink_to(elsewhere)
+    trashed = [store.delete(store.add(ROSA)) for _ in range(3)]
+    assert sorted(path.name for path in elsewhere.iterdir()) == [trashed[-1], "photographs"]
+    with pytest.raises(CharacterError):
+        store.restore("photographs")
+
+
 def test_a_picture_may_be_changed_and_taken_away(store: Characters) -> None:
     key = store.add(ROSA)
     assert store.picture(key) == draw_portrait("Rosa")

@@ -209,6 +209,18 @@ def test_a_build_that_fails_leaves_nothing_and_the_next_one_works(places: Path, 
     assert starter.build(ignore, make=FakeMaker()).is_dir()
 
 
+@pytest.mark.parametrize("where", ["a leftover", "the finished build"])
+def test_a_link_in_the_cache_is_replaced_and_what_it_leads_to_stays(places: Path, tmp_path: Path, where: str) -> None:
+    base, outside = entry().parent, tmp_path / "outside"
+    base.mkdir(parents=True)
+    outside.mkdir()
+    (outside / "precious").touch()
+    (base / f".partial-{os.getpid()}" if where == "a leftover" else entry()).symlink_to(outside)
+    assert starter.build(ignore, make=FakeMaker()).is_dir()
+    assert names(outside) == {"precious"}
+    assert not entry().is_symlink()
+
+
 def test_leftovers_of_interrupted_builds_are_removed_by_the_next(places: Path) -> None:
     stale = [models_dir() / f".{starter.NAME}{PARTIAL}1" / "new", cache_dir() / "starter" / f"{PARTIAL}1" / "entry"]
     for folder in stale:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.atomic import sync
+from core.atomic import remove, sync
 from core.errors import DeckError, InputError
 from core.hub.record import Record, read_record, write_record
 from core.hub.source import RemoteFile, Source, folder_name
@@ -158,8 +158,8 @@ def remember(place: Place, source: Source) -> None:
 
 def discard(place: Place) -> None:
     """Remove the unfinished folder with all that is in it."""
-    with os_errors_explained(place.models), suppress(FileNotFoundError):
-        shutil.rmtree(place.unfinished)
+    with os_errors_explained(place.models):
+        remove(place.unfinished)
 
 
 def has_bytes(place: Place) -> bool:
@@ -193,7 +193,7 @@ def _move_in(place: Place, record: Record) -> None:
     sync(place.finished)
     write_record(place.finished, record)
     sync(place.finished)
-    shutil.rmtree(place.unfinished)
+    remove(place.unfinished)
 
 
 def check_room(models: Path, missing_bytes: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from core.atomic import write_atomically
+from core.atomic import remove, write_atomically
 from core.errors import DeckError
 from core.model_files import printable
 from core.personas.character import Character, CharacterError, check_name
@@ -23,6 +23,8 @@ from core.personas.parse import MAX_TEXT_BYTES, write_yaml
 from core.personas.pictures import as_png
 
 TRASH = ".trash"
+# time.time_ns() in 20 digits.
+TRASHED = re.compile("[0-9]{20}")
 MAX_TRASH = 100
 CHANGING = threading.RLock()
 
@@ -152,13 +154,14 @@ class Characters(Listing):
             path.rename(target)
 
     def _trash(self) -> list[str]:
-        """What is in the trash, oldest first."""
+        """What delete() put into the trash, oldest first. The folder may be a link to one that holds other things."""
         trash = self.folder / TRASH
-        return sorted(os.listdir(trash)) if trash.is_dir() else []
+        return sorted(filter(TRASHED.fullmatch, os.listdir(trash))) if trash.is_dir() else []
 
     def _shorten_trash(self) -> None:
         for name in self._trash()[:-MAX_TRASH]:
-            shutil.rmtree(self.folder / TRASH / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove(self.folder / TRASH / name)
 
 
 @contextlib.contextmanager
