@@ -6,13 +6,14 @@ import shlex
 import signal
 import sys
 from argparse import Namespace
+from dataclasses import replace
 
 from core import catalogue
 from core.errors import DeckError, InputError
-from core.hub.address import Address, parse_address
+from core.hub.address import Address
 from core.hub.downloads import Downloads, Job, JobState
 from core.hub.endpoints import MODELSCOPE, checked_endpoint
-from core.hub.source import Source
+from core.hub.source import Source, read_source
 from core.interrupts import Interrupts
 from core.model_files import printable
 from core.settings import models_dir
@@ -50,17 +51,16 @@ def folder_of(job: Job) -> str:
 
 def find_source(known: Namespace) -> Source:
     """What the arguments name. A catalogue entry needs no owner. Raises InputError."""
-    address = parse_address(known.target, known.revision)
-    if "/" not in address.repo:
+    chosen = known.endpoint or (MODELSCOPE if known.source == "modelscope" else None)
+    source = read_source(known.target, known.source, checked_endpoint(chosen), known.revision)
+    if "/" not in source.address.repo:
         try:
             entry = catalogue.find(known.target, known.revision)
-            address = Address(entry.repo, entry.branch)
+            return replace(source, address=Address(entry.repo, entry.branch))
         except InputError as error:
             if error.key != "unknown_catalogue":
                 raise
-    if known.source == "modelscope":
-        return Source(address, checked_endpoint(known.endpoint or MODELSCOPE), "modelscope")
-    return Source(address, checked_endpoint(known.endpoint))
+    return source
 
 
 def watch(job: Job, terminal: Terminal, interrupts: Interrupts) -> None:

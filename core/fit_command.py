@@ -19,7 +19,9 @@ from core.errors import CheckpointError, EngineError, InputError
 from core.fit import MAX_CHATS, Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card
 from core.gpu import read_snapshot
 from core.gpu_table import lookup
-from core.hub.address import parse_address, quote
+from core.hub.address import quote
+from core.hub.endpoints import checked_endpoint
+from core.hub.source import read_source
 from core.model_files import printable
 from core.settings import models_dir
 from core.terminal import Terminal, table
@@ -110,13 +112,14 @@ def find_checkpoint(target: str, revision: str | None) -> Checkpoint:
     except InputError as error:
         if error.key != "unknown_catalogue":
             raise
-    address = parse_address(target, revision)
-    if "/" not in address.repo:
-        raise InputError("unknown_target", name=quote(target), near=near_targets(address.repo))
+    source = read_source(target, "huggingface", checked_endpoint(None), revision)
+    if "/" not in source.address.repo:
+        raise InputError("unknown_target", name=quote(target), near=near_targets(source.address.repo))
     # The HTTP client takes longer to import than a verdict takes to compute.
-    from core.hub.metadata import read_remote
+    from core.hub.branches import read_remote
+    from core.hub.tokens import token_for
 
-    return read_remote(address.repo, address.revision, token=os.environ.get("HF_TOKEN"))
+    return read_remote(source, token_for(source.endpoint))
 
 
 def find_folder(target: str) -> Path | None:

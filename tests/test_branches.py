@@ -10,11 +10,12 @@ import pytest
 
 from core.checkpoint import read_checkpoint
 from core.errors import DeckError, InputError
-from core.hub.address import Address
+from core.fit_command import find_checkpoint
+from core.hub.address import Address, parse_modelscope
 from core.hub.branches import Branch, BranchReader
 from core.hub.downloads import Downloads
 from core.hub.metadata import open_client
-from core.hub.modelscope import list_files, parse_page
+from core.hub.modelscope import list_files
 from core.hub.source import Source
 from tests.checkpoints import Recipe, make_checkpoint
 from tests.hub_standin import HubStandin
@@ -177,12 +178,28 @@ def test_a_repository_that_modelscope_has_not_is_a_sentence(modelscope: ModelSco
         ("www.modelscope.cn/models/a/b/files?x=1", Address("a/b", "main")),
         ("https://www.modelscope.cn/models/a/b/resolve/v1.0/config.json", Address("a/b", "v1.0")),
         ("https://huggingface.co/a/b", None),
+        ("https://www.modelscope.cn/models/a/b/file/view/master/config.json?status=1", Address("a/b", "main")),
+        ("https://www.modelscope.cn/models/a/b/file/view/feature/x/config.json", Address("a/b", "feature/x")),
+        ("https://www.modelscope.cn/models/a/b/tree/feature/x", Address("a/b", "feature/x")),
+        ("https://modelscope.cn/models/a/b/files?version=v2.0", Address("a/b", "v2.0")),
+        ("https://modelscope.cn/models/a/b/summary#top", Address("a/b", "main")),
+        ("https://www.modelscope.cn/a/b.git", Address("a/b", "main")),
+        ("modelscope.ai/models/a/b/", Address("a/b", "main")),
+        ("https://www.modelscope.cn/datasets/a/b", None),
         ("https://modelscope.cn.evil.org/models/a/b", None),
         ("a/b", None),
     ],
 )
 def test_an_address_copied_from_modelscope_is_known_as_one(text: str, address: Address | None) -> None:
-    assert parse_page(text) == address
+    assert parse_modelscope(text) == address
+
+
+def test_the_verdict_reads_a_page_of_modelscope(
+    modelscope: ModelScopeStandin, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    monkeypatch.setattr("core.hub.source.MODELSCOPE", modelscope.url)
+    found = find_checkpoint(f"https://www.modelscope.cn/models/{REPO}", None)
+    assert found.name == REPO and found.quantization.bits == 4
 
 
 def test_a_model_is_downloaded_from_modelscope_and_is_the_same(

@@ -219,6 +219,15 @@ def test_two_different_branches_are_a_contradiction() -> None:
 def test_an_address_on_the_hub_is_taken_apart() -> None:
     assert parse_address("https://hf.co/a/b/tree/refs%2Fpr%2F1") == Address("a/b", "refs/pr/1")
     assert parse_address("a/b:refs/pr/1") == Address("a/b", "refs/pr/1")
+    assert parse_address("https://huggingface.co/a/b/tree/feature/a") == Address("a/b", "feature/a")
+    assert parse_address("https://hf.co/a/b/tree/feature/a/?x=1#y") == Address("a/b", "feature/a")
+    assert parse_address("https://hf.co/a/b/commits/feature/a") == Address("a/b", "feature/a")
+    assert parse_address("https://hf.co/a/b/blob/feature/a/config.json") == Address("a/b", "feature/a")
+    assert parse_address("https://hf.co/a/b/resolve/main/more/config.json?download=true") == Address("a/b", "main")
+    assert parse_address("https://hf.co/a/b/tree/main/more") == Address("a/b", "main")
+    assert parse_address(f"https://hf.co/a/b/commit/{'0a' * 20}") == Address("a/b", "0a" * 20)
+    assert parse_address("https://hf.co/a/b/discussions/1") == Address("a/b", "main")
+    assert parse_address("https://hf.co/a/b.git") == Address("a/b", "main")
     assert str(parse_address("gpt2")) == "gpt2"
 
 

@@ -12,12 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from core.download_command import size_text, time_text, watch
+from core.download_command import find_source, size_text, time_text, watch
+from core.errors import InputError
+from core.hub.endpoints import HUGGINGFACE, MODELSCOPE
 from core.interrupts import Interrupts
 from core.settings import ROOT
 from core.terminal import Terminal
@@ -259,6 +262,35 @@ def test_twenty_kills_lose_at_most_a_mebibyte_each(tmp_path: Path, hub: HubStand
     assert hashes(models / FOLDER) == hashes(origin)
     assert [path.name for path in models.iterdir()] == [FOLDER]
     assert sent_bytes(hub) <= size + NUM_KILLS * MIB
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "revision", "expected"),
+    [
+        ("https://www.modelscope.cn/models/a/b", "huggingface", None, ("a/b", MODELSCOPE, "modelscope")),
+        ("https://www.modelscope.cn/models/a/b", "modelscope", None, ("a/b", MODELSCOPE, "modelscope")),
+        ("https://modelscope.cn/models/a/b/files", "modelscope", "v2", ("a/b:v2", MODELSCOPE, "modelscope")),
+        ("a/b", "modelscope", "v2", ("a/b:v2", MODELSCOPE, "modelscope")),
+        (
+            "https://hf-mirror.com/a/b/tree/feature/x",
+            "huggingface",
+            None,
+            ("a/b:feature/x", HUGGINGFACE, "huggingface"),
+        ),
+    ],
+)
+def test_an_address_means_the_same_on_the_command_line_as_on_the_page(
+    target: str, source: str, revision: str | None, expected: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    found = find_source(Namespace(target=target, source=source, revision=revision, endpoint=None))
+    assert (found.name, found.endpoint, found.kind) == expected
+
+
+def test_a_page_of_modelscope_that_names_another_branch_than_the_option_is_refused() -> None:
+    page = "https://modelscope.cn/models/a/b/tree/v1"
+    with pytest.raises(InputError, match="v1"):
+        find_source(Namespace(target=page, source="huggingface", revision="v2", endpoint=None))
 
 
 def test_sizes_and_times_are_written_as_people_do() -> None:

@@ -15,10 +15,13 @@ import pytest
 from huggingface_hub import HfApi, hf_hub_download
 from safetensors.numpy import load_file, save_file
 
-from core.checkpoint import read_checkpoint
+from core.checkpoint import Checkpoint, read_checkpoint
 from core.errors import CheckpointError, DeckError, InputError
-from core.hub import metadata
-from core.hub.metadata import FIRST_BYTES, MAX_HEADER_BYTES, read_remote
+from core.hub import branches
+from core.hub.address import Address
+from core.hub.endpoints import checked_endpoint
+from core.hub.metadata import FIRST_BYTES, MAX_HEADER_BYTES
+from core.hub.source import Source
 from tests.checkpoints import Recipe, make_checkpoint
 from tests.hub_standin import HubStandin
 
@@ -47,6 +50,10 @@ def folder(tmp_path: Path) -> Path:
 def hub(tmp_path: Path, folder: Path) -> Iterator[HubStandin]:
     with HubStandin(tmp_path / "hub") as standin:
         yield standin
+
+
+def read_remote(repo: str, revision: str = "main", endpoint: str | None = None, token: str | None = None) -> Checkpoint:
+    return branches.read_remote(Source(Address(repo, revision), checked_endpoint(endpoint)), token)
 
 
 def refusal(hub: HubStandin, repo: str = REPO, revision: str = "main", token: str | None = None) -> DeckError:
@@ -411,4 +418,4 @@ def test_the_hubs_own_client_takes_the_standin_for_the_hub(hub: HubStandin, fold
 
 def test_the_default_endpoint_is_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    assert metadata.checked_endpoint(None) == "https://huggingface.co"
+    assert checked_endpoint(None) == "https://huggingface.co"

@@ -9,11 +9,9 @@ import streamlit as st
 
 from core import catalogue
 from core.errors import DeckError
-from core.hub.address import Address, check_address, parse_address
-from core.hub.endpoints import MODELSCOPE
-from core.hub.modelscope import parse_page
+from core.hub.address import Address, check_address, parse_address, parse_modelscope
 from core.hub.search import FoundModel, search_models
-from core.hub.source import Kind, Source
+from core.hub.source import Kind, Source, read_source
 from core.hub.tokens import token_for
 from core.recommended import recommended_models
 from ui.cards import choose_cards
@@ -59,8 +57,8 @@ def _search_box() -> str:
 
 def _wanted(query: str, kind: Kind, endpoint: str) -> Source | None:
     """The repository that the page is to show: the one that was named, chosen from the results, or from the lists."""
-    if page := parse_page(query):
-        return Source(page, endpoint if kind == "modelscope" else MODELSCOPE, "modelscope")
+    if parse_modelscope(query):
+        return read_source(query, kind, endpoint)
     address = named_address(query)
     if address is None:
         address = _suggested(kind) if not query else _found(query, kind, endpoint)

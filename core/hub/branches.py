@@ -93,6 +93,18 @@ def _open_hub(client: httpx2.Client, source: Source) -> Repository:
     return open_repository(Repository(client, source.endpoint, source.address))
 
 
+def read_remote(source: Source, token: str | None = None) -> Checkpoint:
+    """The checkpoint at `source`, as read_checkpoint reads it from a folder, without path.
+
+    Only its endpoint is shown the `token`: a redirect to another host goes without. Raises InputError for names that
+    are none or not there, CheckpointError for a repository that this program cannot run, DeckError where the hub cannot
+    be asked or refuses.
+    """
+    check_address(source.address)
+    with open_client(token) as client:
+        return read_repository(OPEN[source.kind](client, source))
+
+
 OPEN: dict[str, Callable[[httpx2.Client, Source], Repository]] = {
     "huggingface": _open_hub,
     "modelscope": open_modelscope,

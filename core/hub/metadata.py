@@ -18,8 +18,8 @@ import httpx2
 
 from core.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, parse_index, parse_quantization
 from core.errors import CheckpointError, DeckError, InputError
-from core.hub.address import DEFAULT_REVISION, Address, check_address, quote
-from core.hub.endpoints import checked_endpoint, host_name
+from core.hub.address import Address, quote
+from core.hub.endpoints import host_name
 from core.hub.retry import PassingError, parse_retry_after
 from core.hub.tokens import TOKEN
 from core.model_files import MAX_CONFIG_BYTES, TensorInfo, parse_header
@@ -52,26 +52,6 @@ class Repository:
     @property
     def host(self) -> str:
         return host_name(self.endpoint)
-
-
-def read_remote(
-    repo: str,
-    revision: str = DEFAULT_REVISION,
-    endpoint: str | None = None,
-    token: str | None = None,
-) -> Checkpoint:
-    """The checkpoint in `repo` ("owner/name") at `revision`, as read_checkpoint reads it from a folder, without path.
-
-    `endpoint` is the Hub's address, by default $HF_ENDPOINT or huggingface.co. Only it is shown the `token`: a
-    redirect to another host goes without. Raises InputError for names that are none or not there, CheckpointError
-    for a repository that this program cannot run, DeckError where the Hub cannot be asked or refuses.
-    """
-    address = Address(repo, revision)
-    check_address(address)
-    endpoint = checked_endpoint(endpoint)
-    with open_client(token) as client:
-        source = open_repository(Repository(client, endpoint, address))
-        return read_repository(source)
 
 
 def open_client(token: str | None) -> httpx2.Client:

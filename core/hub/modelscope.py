@@ -7,7 +7,6 @@ An unknown revision is no error there: the answer is 200 without files.
 
 from __future__ import annotations
 
-import re
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -15,26 +14,12 @@ from typing import Any
 import httpx2
 
 from core.errors import DeckError, InputError
-from core.hub.address import DEFAULT_REVISION, Address, quote
+from core.hub.address import DEFAULT_REVISION, MODELSCOPE_MAIN, quote
 from core.hub.metadata import Repository, ask_hub
 from core.hub.source import RemoteFile, Source
 from core.model_files import is_whole
 
-MAIN_BRANCH = "master"
 COMMIT_CHARS = 40
-PAGE = re.compile(
-    r"(?:https?://)?(?:www\.)?modelscope\.(?:cn|ai)/models/(?P<repo>[^/?#]+/[^/?#]+)"
-    r"(?:/resolve/(?P<revision>[^/?#]+))?(?:[/?#].*)?",
-    re.IGNORECASE,
-)
-
-
-def parse_page(text: str) -> Address | None:
-    """The repository whose page's address was copied from a browser, or None for what is no page of ModelScope."""
-    found = PAGE.fullmatch(text.strip())
-    if found is None:
-        return None
-    return Address(urllib.parse.unquote(found["repo"]), urllib.parse.unquote(found["revision"] or DEFAULT_REVISION))
 
 
 def open_modelscope(client: httpx2.Client, source: Source) -> Repository:
@@ -67,12 +52,12 @@ def list_branches(client: httpx2.Client, source: Source) -> tuple[str, ...]:
     listed = revisions.get("Branches") if isinstance(revisions, dict) else None
     entries = listed if isinstance(listed, list) else []
     names = [str(entry.get("Revision")) for entry in entries if isinstance(entry, dict)]
-    return tuple(sorted(names, key=lambda name: (name != MAIN_BRANCH, name)))
+    return tuple(sorted(names, key=lambda name: (name != MODELSCOPE_MAIN, name)))
 
 
 def branch_name(revision: str) -> str:
     """What the Hub calls main is master here."""
-    return MAIN_BRANCH if revision == DEFAULT_REVISION else revision
+    return MODELSCOPE_MAIN if revision == DEFAULT_REVISION else revision
 
 
 def _ask(client: httpx2.Client, source: Source, route: str) -> dict[str, Any]:

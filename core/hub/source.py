@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import InputError
-from core.hub.address import DEFAULT_REVISION, Address, check_address, quote
-from core.hub.endpoints import host_name
+from core.hub.address import DEFAULT_REVISION, Address, check_address, parse_address, parse_modelscope, quote
+from core.hub.endpoints import MODELSCOPE, host_name
 
 Kind = Literal["huggingface", "modelscope"]
 # What stands for "the branch that everybody gets" at each kind of hub.
@@ -64,6 +64,21 @@ class RemoteFile:
         """Whether both stand for the same bytes, wherever they are fetched from."""
         known = (self.size_bytes, self.sha256, self.git_sha1) == (other.size_bytes, other.sha256, other.git_sha1)
         return known and bool(self.sha256 or self.git_sha1)
+
+
+def read_source(text: str, kind: Kind, endpoint: str, revision: str | None = None) -> Source:
+    """The repository that was typed or pasted, for pages and commands alike, at the place that was chosen.
+
+    The address of one of ModelScope's pages names its place by itself. Raises InputError where `text` names another
+    revision than `revision`.
+    """
+    page = parse_modelscope(text)
+    if page is None:
+        return Source(parse_address(text, revision), endpoint, kind)
+    if revision and page.revision not in (revision, DEFAULT_REVISION):
+        raise InputError("two_revisions", first=quote(page.revision), second=quote(revision))
+    address = Address(page.repo, revision or page.revision)
+    return Source(address, endpoint if kind == "modelscope" else MODELSCOPE, "modelscope")
 
 
 def folder_name(source: Source) -> str:
