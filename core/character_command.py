@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from core.atomic import write_atomically
 from core.errors import DeckError, InputError
 from core.hub.address import quote
 from core.model_files import printable
+from core.output import write_bytes
 from core.personas import cards
 from core.personas.listing import Entry
 from core.personas.store import Characters
@@ -27,7 +27,7 @@ def list_all(known: Namespace, terminal: Terminal) -> int:
     entries = Characters().entries()
     out = terminal.to_stdout()
     if known.json:
-        print(json.dumps({"characters": [as_object(entry) for entry in entries]}, ensure_ascii=False, indent=1))
+        out.write(json.dumps({"characters": [as_object(entry) for entry in entries]}, ensure_ascii=False, indent=1))
         return DONE
     head = [out.text(f"characters_{name}") for name in ("name", "tags", "file")]
     for line in table([head, *map(row, entries)], left=(0, 1, 2)) if entries else [out.text("characters_none")]:
@@ -73,7 +73,7 @@ def export(known: Namespace, terminal: Terminal) -> int:
     picture = characters.picture(entry.key) if kind == "png" else b""
     content = cards.write(characters.character(entry.key), picture, kind)
     if known.out == STDOUT:
-        sys.stdout.buffer.write(content)
+        write_bytes(content)
         return DONE
     path = out_path(known.out, entry.key + cards.SUFFIXES[kind])
     try:

@@ -11,6 +11,7 @@ from core.access.exposure import is_loopback, note_listening
 from core.errors import DeckError, InputError
 from core.listening import check_address, parse_port, url_of
 from core.logs import level_in
+from core.output import OutputError, guarded
 from core.settings import DEFAULT_HOST, DEFAULT_PORT, ROOT
 from core.terminal import Terminal
 
@@ -277,5 +278,9 @@ def bench(arguments: Sequence[str], terminal: Terminal) -> int:
     return benchmark.main(arguments, terminal)
 
 
+def say_unwritten(error: OutputError) -> None:
+    Terminal().error(DeckError("output_failed", reason=error.reason))
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guarded(lambda: main(sys.argv[1:]), say_unwritten))

@@ -46,7 +46,7 @@ def run(known: Namespace, terminal: Terminal) -> int:
         return BAD_INPUT
     out = terminal.to_stdout()
     if known.json:
-        print(json.dumps(as_object(report), ensure_ascii=False, indent=1))
+        out.write(json.dumps(as_object(report), ensure_ascii=False, indent=1))
     else:
         show(report, out)
         if known.vram_mib:

@@ -25,7 +25,7 @@ def run_models(known: Namespace, terminal: Terminal) -> int:
     out = terminal.to_stdout()
     entries = scan()
     if known.json:
-        print(json.dumps({"models": [as_object(entry) for entry in entries]}, ensure_ascii=False, indent=1))
+        out.write(json.dumps({"models": [as_object(entry) for entry in entries]}, ensure_ascii=False, indent=1))
         return DONE
     if not entries:
         out.say("models_none", folder=str(models_dir()))

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from core.driver import OLDEST_DRIVERS, Driver, read_driver
 from core.errors import DeckError
+from core.output import guarded
 from core.pip_install import InstallError, pip_install, run_step
 from core.settings import ROOT
 from core.stamp import (
@@ -265,4 +266,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main, lambda error: None))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from core.errors import DeckError
+from core.output import write_text
 from core.text import guess_language, translate
 
 BAR_CELLS = 24
@@ -21,7 +22,8 @@ def terminal_language(environment: Mapping[str, str] = os.environ) -> str:
 
 
 class Terminal:
-    """Writes lines; on a real terminal also one passing line at the bottom that the next one replaces."""
+    """Writes lines; on a real terminal also one passing line at the bottom that the next one replaces. Raises
+    OutputError where that cannot be."""
 
     def __init__(self, language: str | None = None, stream: TextIO | None = None) -> None:
         self.language = language or terminal_language()
@@ -46,12 +48,12 @@ class Terminal:
 
     def write(self, line: str) -> None:
         self._erase()
-        print(line, file=self._stream, flush=True)
+        write_text(self._stream, f"{line}\n")
 
     def passing(self, line: str) -> None:
         if self._is_tty:
             self._erase()
-            print(line, end="", file=self._stream, flush=True)
+            write_text(self._stream, line)
             self._has_passing = True
 
     def steps(self, section: str) -> Callable[[str, float], None]:
@@ -70,7 +72,7 @@ class Terminal:
 
     def _erase(self) -> None:
         if self._has_passing:
-            print("\r\x1b[K", end="", file=self._stream)
+            write_text(self._stream, "\r\x1b[K")
             self._has_passing = False
 
 
