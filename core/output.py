@@ -41,6 +41,8 @@ def write_text(stream: TextIO, text: str) -> None:
     except OSError as error:
         if stream is sys.stdout or error.errno == errno.EPIPE:
             raise OutputError(error) from error
+        if stream is sys.stderr:
+            _drop(2)
 
 
 def write_bytes(content: bytes) -> None:
@@ -65,7 +67,7 @@ def guarded(main: Callable[[], int], say: Callable[[OutputError], None]) -> int:
             # argparse writes its help without a flush.
             write_text(sys.stdout, "")
     except OutputError as error:
-        _drop_output()
+        _drop(1)
         if error.is_closed_pipe:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGPIPE)
@@ -92,8 +94,8 @@ def _open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _drop_output() -> None:
+def _drop(number: int) -> None:
     """Let Python's own flush at the end find a place for what could not be written."""
     opened = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(opened, 1)
+    os.dup2(opened, number)
     os.close(opened)
