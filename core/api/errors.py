@@ -65,6 +65,7 @@ SHAPES = {
     "chat_template_output": Shape(400, INVALID, "chat_template", "messages"),
     "chat_template_ended": Shape(400, INVALID, "chat_template", "messages"),
     "chat_template_busy": Shape(503, SERVER, "chat_template", "messages", BUSY_RETRY_S),
+    "tokenizer_text": Shape(400, INVALID, "tokenizer", "messages"),
     "nothing_loaded": NOT_LOADED,
     "answer_model_unloaded": NOT_LOADED,
     # Of a model on another server.
