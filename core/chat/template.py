@@ -87,7 +87,7 @@ class ChatTemplate:
         if self.source is None:
             return render_llama2(turns)
         values = {
-            "messages": turns,
+            "messages": [turn | {"content": printable(turn["content"])} for turn in turns],
             "add_generation_prompt": add_generation_prompt,
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,

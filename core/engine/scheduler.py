@@ -20,6 +20,7 @@ from core.engine.detokenize import TextStream
 from core.engine.messages import MAX_SEED, AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
 from core.engine.steps import Drawn, Steps
 from core.errors import EngineError
+from core.model_files import printable
 from core.panics import panics_as_errors, why_of
 
 # Pieces of text go out at most this often: faster than a page shows them, slower than a fast card writes them.
@@ -95,7 +96,7 @@ class Scheduler:
     def submit(self, command: Generate) -> None:
         """Queue a request; one that cannot be answered fails at once, with its reason."""
         if isinstance(command.prompt, str):
-            tokens = list(self._tokenizer.encode(command.prompt, add_special_tokens=False).ids)
+            tokens = list(self._tokenizer.encode(printable(command.prompt), add_special_tokens=False).ids)
         else:
             tokens = list(command.prompt)
         limit = self._steps.context_tokens
