@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from core.panics import panics_as_errors
 from core.settings import ROOT
 from ui.browser import watch_session
 from ui.download_jobs import sidebar_downloads
@@ -36,4 +37,5 @@ with st.sidebar:
     if has_signed_in():
         watch_session("watch_session")
 note_page(page.url_path)
-page.run()
+with panics_as_errors():
+    page.run()

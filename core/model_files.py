@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from core.errors import CheckpointError
+from core.plain_json import load_json
 
-# A header lists every tensor of a file; 70B's is 0.3 MB. The format itself allows 100 MB.
-MAX_HEADER_BYTES = 100_000_000
+# A header lists every tensor of a file; 405B's shards have less than 1 MB. The Hub itself reads no more than this.
+MAX_HEADER_BYTES = 25_000_000
 MAX_CONFIG_BYTES = 10_000_000
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
                "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
@@ -63,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = json.loads(text)
+        value = load_json(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError("bad_json", file=printable(path.name), folder=path.parent.name) from error
     if not isinstance(value, dict):
@@ -85,7 +86,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else size
             if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError("corrupt_weights", folder=folder, file=name)
-            header = json.loads(file.read(header_bytes).decode("utf-8"))
+            header = load_json(file.read(header_bytes).decode("utf-8"))
         tensors, end = parse_header(path.name, header, 8 + header_bytes)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -139,8 +140,16 @@ def quoted(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without what no page can show: a name on disk may be no UTF-8, JSON may hold half characters."""
-    return text.encode("utf-8", "replace").decode()
+    """`text` as it can be shown, written and tokenized: half characters become a mark, two halves one character.
+
+    A name on disk may be no UTF-8, JSON may hold half characters, a client may cut a text in the middle of one.
+    """
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        return joined.encode("utf-8", "replace").decode()
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:

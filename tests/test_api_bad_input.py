@@ -16,6 +16,7 @@ import pytest
 from core.access.keys import KeyStore
 from core.engine.runner import Runner
 from tests.api_server import MODEL, api_server
+from tests.damaged import TOO_HARD, damage, giving_up
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -271,3 +272,25 @@ def received(connection: socket.socket) -> bytes:
     except ConnectionResetError:
         pass
     return parts
+
+
+def test_a_text_that_the_tokenizer_panics_at_is_refused_in_the_apis_own_shape(url: str, api_home: Path) -> None:
+    path = api_home / "models" / MODEL / "tokenizer.json"
+    whole = path.read_bytes()
+    damage(path.parent, giving_up)
+    hard, easy = ({"messages": [{"role": "user", "content": text}]} for text in (TOO_HARD, "hello"))
+    try:
+        for route, body in (
+            ("/v1/chat/completions", hard),
+            ("/v1/chat/completions", hard | {"stream": True}),
+            ("/v1/chat/completions", hard | {"model": "Ada"}),
+            ("/v1/completions", {"prompt": TOO_HARD}),
+            ("/v1/tokenize", {"prompt": TOO_HARD}),
+            ("/v1/tokenize", hard),
+        ):
+            response = httpx2.post(url + route, json=body)
+            assert response.status_code == 400, (route, response.text)
+            assert response.json()["error"]["code"] == "tokenizer"
+        assert httpx2.post(url + "/v1/chat/completions", json=easy | {"max_tokens": 2}).status_code == 200
+    finally:
+        path.write_bytes(whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.schema import MIGRATIONS
 from tests.checkpoints import Recipe, make_checkpoint
+from tests.damaged import TOO_HARD, damage, giving_up
 from tests.test_pages import (
     TEMPLATE,
     WAIT_S,
@@ -333,3 +335,21 @@ def test_fifty_thousand_characters_are_shown(models: Path) -> None:
     resources.chat_store().add(CopiedChat(messages, "w" * 200))
     tab = open_tab("3_Chat", query={"chat": "1"})
     assert len(tab.chat_message) == 2
+
+
+def test_a_question_that_the_tokenizer_panics_at_is_a_sentence_and_comes_back(models: Path, checkpoint: Path) -> None:
+    (models / "tiny").unlink()
+    shutil.copytree(checkpoint, models / "tiny")
+    damage(models / "tiny", giving_up)
+    tab = ask(open_chat(), TOO_HARD)
+    assert not tab.exception and "retry-limit" in tab.error[0].value
+    assert tab.chat_input(key="chat_input").value == TOO_HARD
+
+
+def test_a_question_comes_back_from_whatever_nobody_foresaw(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = open_chat()
+    with monkeypatch.context() as patch:
+        patch.setattr("ui.chat_asking.prepare", lambda *_, **__: {}["a bug"])
+        ask(tab, "My only copy.")
+    assert "KeyError" in tab.error[0].value
+    assert tab.chat_input(key="chat_input").value == "My only copy."

@@ -311,3 +311,11 @@ def test_greetings_are_flipped_through_with_the_users_name() -> None:
     assert greetings(ROSA, setting()) == ("Hi Sam, I am Rosa.", "Oh, Sam!")
     assert greetings(Character("A", greeting="{{user}}", your_name="Kim"), setting()) == ("Kim",)
     assert greetings(Character("A", greeting="{{user}}"), setting(user=UserPersona())) == ("You",)
+
+
+@pytest.mark.parametrize("macro", ["{{original}}", "{{user}}", "<user>", "{{reverse:{{original}}}}"])
+def test_macros_do_not_make_gigabytes_of_a_card(macro: str) -> None:
+    """A card's system text may be the user's own a million times."""
+    macros = Macros("Ada", "u" * 200, Random(0), datetime.now(), original="o" * 100_000)
+    expanded = macros.expand(macro * 200_000)
+    assert 8_000_000 <= len(expanded) < 14_000_000

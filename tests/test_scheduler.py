@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core.checkpoint import read_checkpoint
+from core.engine.detokenize import TextStream
 from core.engine.kernels import KERNELS
 from core.engine.loader import load_model
 from core.engine.messages import Began, Event, Failed, Finished, Generate, Sampling, Text
@@ -246,3 +247,27 @@ def test_a_prompt_that_cannot_be_answered_fails_at_once(folder: Path, model, pro
     assert isinstance(event, Failed)
     assert event.error.key == key
     assert desk.scheduler.is_idle
+
+
+def test_an_answer_that_the_tokenizer_panics_at_fails_alone(folder, model) -> None:
+    """The panic ended the process, and with it every other chat's answer."""
+
+    class Panicking:
+        """Turns three tokens into text and then panics."""
+
+        num_left = 3
+
+        def decode(self, tokens: list[int], **_: object) -> str:
+            self.num_left -= 1
+            if self.num_left < 0:
+                raise type("PanicException", (BaseException,), {})("index out of bounds")
+            return "x" * len(tokens)
+
+    desk = Desk(folder, model)
+    desk.ask(1)
+    desk.ask(2)
+    desk.scheduler._waiting[0].stream = TextStream(Panicking(), ())  # type: ignore[arg-type]
+    desk.run()
+    (failed,) = [event for event in desk.events if isinstance(event, Failed)]
+    assert failed.request == 1 and "index out of bounds" in str(failed.error)
+    assert [event.request for event in desk.events if isinstance(event, Finished)] == [2]

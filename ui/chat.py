@@ -6,6 +6,7 @@ again. A new chat is this tab's alone until something is said in it: empty chats
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -17,9 +18,11 @@ import streamlit as st
 from core.chat.database import ChatStoreError
 from core.chat.records import Chat, ChatInfo, Message, Mode
 from core.errors import DeckError
+from core.panics import panics_as_errors, why_of
 from ui.chat_setup import cast_of, default_mode
 from ui.resources import asker, chat_store, recorder
 
+log = logging.getLogger(__name__)
 PARAM, NEW, CHARACTER = "chat", "new", "character"
 # This tab's chat: its id, or NEW_ID for one that is not in the history yet.
 CHAT_KEY, NEW_ID = "chat_number", 0
@@ -50,9 +53,13 @@ def told(step: Callable[..., None]) -> Callable[..., None]:
         st.session_state.pop(ERROR_KEY, None)
         st.session_state.pop(NOTICE_KEY, None)
         try:
-            step(*args, **values)
+            with panics_as_errors():
+                step(*args, **values)
         except DeckError as error:
             st.session_state[ERROR_KEY] = error
+        except Exception as error:  # A click's edge: the page goes on, and what was typed is not lost with it.
+            log.exception("%s failed", step)
+            st.session_state[ERROR_KEY] = DeckError("page_fault", why=f"{type(error).__name__}: {why_of(error)}")
 
     return run
 

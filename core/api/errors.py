@@ -60,6 +60,12 @@ SHAPES = {
     "prompt_token": Shape(400, INVALID, "invalid_value", "prompt"),
     "chat_template": Shape(400, INVALID, "chat_template", "messages"),
     "chat_template_open": Shape(400, INVALID, "chat_template", "messages"),
+    "chat_template_time": Shape(400, INVALID, "chat_template", "messages"),
+    "chat_template_memory": Shape(400, INVALID, "chat_template", "messages"),
+    "chat_template_output": Shape(400, INVALID, "chat_template", "messages"),
+    "chat_template_ended": Shape(400, INVALID, "chat_template", "messages"),
+    "chat_template_busy": Shape(503, SERVER, "chat_template", "messages", BUSY_RETRY_S),
+    "tokenizer_text": Shape(400, INVALID, "tokenizer", "messages"),
     "nothing_loaded": NOT_LOADED,
     "answer_model_unloaded": NOT_LOADED,
     # Of a model on another server.

@@ -22,6 +22,7 @@ from core.api.model import Engine
 from core.api.models import Models
 from core.api.openapi import describe
 from core.errors import DeckError
+from core.panics import panics_as_errors
 from core.personas.listing import Listing
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope, receive, send, self._body_s)
         try:
-            await self._handle(call)
+            with panics_as_errors():
+                await self._handle(call)
         except ClientGone:
             call.status = CLIENT_GONE
         except DeckError as error:

@@ -6,11 +6,11 @@ has not noticed what another tab did changes nothing.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
+from core.chat.columns import to_column
 from core.chat.database import ChatStoreError
 from core.chat.records import CopiedChat, Role, State
 from core.chat.titles import propose_title
@@ -211,7 +211,7 @@ def grow(db: sqlite3.Connection, message: int, text: str) -> None:
 def write_answer(db: sqlite3.Connection, message: int, text: str, state: State, stats: dict[str, Any] | None) -> None:
     written = db.execute(
         "UPDATE messages SET text = ?, state = ?, stats = coalesce(?, stats) WHERE id = ? AND state = 'writing'",
-        (printable(text), state, None if stats is None else json.dumps(stats), message),
+        (printable(text), state, None if stats is None else to_column(stats), message),
     ).rowcount
     if not written:
         raise ChatStoreError("message_gone")
@@ -232,7 +232,7 @@ def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: s
         "INSERT INTO chats (created_s, changed_s, is_pinned, mode, character, title_is_own, title, settings, draft,"
         " owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (chat.created_s or now_s, now_s, chat.is_pinned, chat.mode, printable(chat.character), chat.title_is_own,
-         printable(chat.title), json.dumps(chat.settings), printable(chat.draft), owner),
+         printable(chat.title), to_column(chat.settings), printable(chat.draft), owner),
     )  # fmt: skip
     number = int(cursor.lastrowid or 0)
     ids: list[int] = []
@@ -242,7 +242,7 @@ def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: s
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (number, None if message.parent is None else ids[message.parent], message.is_shown, message.role,
              "stopped" if message.state == "writing" else message.state, message.created_s or now_s,
-             json.dumps(message.stats), printable(message.text)),
+             to_column(message.stats), printable(message.text)),
         )  # fmt: skip
         ids.append(int(row.lastrowid or 0))
     return number

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 
 from core.chat.changes import read_tree
+from core.chat.columns import from_column
 from core.chat.reading import read_info
 from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage
 from core.chat.tree import Tree
@@ -19,7 +19,7 @@ def copy_of(db: sqlite3.Connection, chat: int) -> CopiedChat:
     messages: list[CopiedMessage] = []
     for number, parent, is_shown in _living(tree):
         _, role, text, created_s, state, stats = rows[number]
-        messages.append(CopiedMessage(parent, role, text, created_s, state, json.loads(stats), is_shown))
+        messages.append(CopiedMessage(parent, role, text, created_s, state, from_column(stats), is_shown))
     return _with_messages(info, messages)
 
 

@@ -91,7 +91,10 @@ class Database:
             os.close(self._presence)
 
     def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+        # A row whose text is no UTF-8 is read with marks in it; else no chat of the file could be listed.
+        db.text_factory = lambda text: text.decode("utf-8", "replace")
+        return db
 
     def _prepare(self, migrations: Sequence[Sequence[str]]) -> None:
         with self._told():

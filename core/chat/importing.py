@@ -5,7 +5,6 @@ A file is only text to judge: whatever is wrong with it is a ChatFileError with 
 
 from __future__ import annotations
 
-import json
 from types import NoneType
 from typing import Any
 
@@ -17,9 +16,12 @@ from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage
 from core.chat.stats import error_of
 from core.chat.titles import shortened
 from core.errors import InputError
+from core.plain_json import check_num_values, load_json
 
 MAX_FILE_BYTES = 50_000_000
 MAX_MESSAGES = 50_000
+# A message of any program has at most 60; a file of nothing but brackets would become gigabytes.
+MAX_VALUES = 3_000_000
 MAX_NAME_CHARS = 200
 MIB = 1024 * 1024
 # What pages show of an answer; anything else is left behind.
@@ -39,8 +41,10 @@ def read_chat_file(data: bytes) -> CopiedChat:
     if len(data) > MAX_FILE_BYTES:
         raise ChatFileError("chat_file_large", mib=len(data) // MIB, limit=MAX_FILE_BYTES // MIB)
     try:
-        chat = _recognise(data.decode("utf-8-sig"))
-    except (UnicodeDecodeError, RecursionError) as error:
+        text = data.decode("utf-8-sig")
+        check_num_values(text, MAX_VALUES)
+        chat = _recognise(text)
+    except (ValueError, RecursionError) as error:
         raise ChatFileError("chat_file_unknown") from error
     if not chat.messages:
         raise ChatFileError("chat_file_empty")
@@ -51,7 +55,7 @@ def read_chat_file(data: bytes) -> CopiedChat:
 
 def _recognise(text: str) -> CopiedChat:
     try:
-        whole = json.loads(text)
+        whole = load_json(text, max_values=len(text))
     except ValueError:
         return from_sillytavern(_lines(text))
     if not isinstance(whole, dict):
@@ -71,7 +75,7 @@ def _lines(text: str) -> list[dict[str, Any]]:
     for line in text.split("\n"):
         if line.strip():
             try:
-                lines.append(json.loads(line))
+                lines.append(load_json(line, max_values=len(line)))
             except ValueError as error:
                 raise ChatFileError("chat_file_unknown") from error
     if not lines or not all(isinstance(line, dict) for line in lines):

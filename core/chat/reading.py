@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from typing import Any
 
 from core.chat.changes import read_tree
+from core.chat.columns import from_column
 from core.chat.database import ChatStoreError
 from core.chat.records import Chat, ChatInfo, Message
 
@@ -39,11 +39,11 @@ def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
     for node in tree.path():
         id, role, text, created_s, state, stats = rows[node.id]
         versions = tuple(sibling.id for sibling in tree.siblings(id))
-        messages.append(Message(id, role, text, created_s, state, json.loads(stats), versions))
+        messages.append(Message(id, role, text, created_s, state, from_column(stats), versions))
     return Chat(info, tuple(messages))
 
 
 def _info(row: tuple[Any, ...]) -> ChatInfo:
     id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft = row
     return ChatInfo(id, title, bool(title_is_own), created_s, changed_s, bool(is_pinned), mode, character,
-                    json.loads(settings), draft)  # fmt: skip
+                    from_column(settings), draft)  # fmt: skip

@@ -23,20 +23,22 @@ def find_messages(db: sqlite3.Connection, owner: str, text: str, limit: int) -> 
     if not words:
         return []
 
-    def holds(found: str) -> bool:
-        folded = found.casefold()
+    def holds(found: bytes) -> bool:
+        folded = found.decode("utf-8", "replace").casefold()
         return all(word in folded for word in words)
 
     db.create_function("holds", 1, holds, deterministic=True)
     titles = db.execute(
         "SELECT id, title, NULL, NULL, changed_s, title FROM chats"
-        " WHERE owner = ? AND deleted_s IS NULL AND holds(title) ORDER BY changed_s DESC, id DESC LIMIT ?",
+        " WHERE owner = ? AND deleted_s IS NULL AND holds(CAST(title AS BLOB))"
+        " ORDER BY changed_s DESC, id DESC LIMIT ?",
         (owner, limit),
     ).fetchall()
     messages = db.execute(
         "SELECT chats.id, title, messages.id, role, messages.created_s, text"
         " FROM messages JOIN chats ON chats.id = messages.chat"
-        " WHERE owner = ? AND deleted_s IS NULL AND removed IS NULL AND holds(text) ORDER BY messages.id DESC",
+        " WHERE owner = ? AND deleted_s IS NULL AND removed IS NULL AND holds(CAST(text AS BLOB))"
+        " ORDER BY messages.id DESC",
         (owner,),
     )
     found = [_hit(row, words[0]) for row in titles]

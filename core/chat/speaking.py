@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from core.chat.context import Pieces, join_texts
-from core.chat.template import ChatTemplate, TemplateError, Turn
+from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
 
 Voice = Literal["assistant", "user"]
 
@@ -35,6 +35,8 @@ def render_turns(template: ChatTemplate, pieces: Pieces, names: Speakers, system
     for turns in _attempts(system, spoken):
         try:
             rendered = _render(template, turns, pieces)
+        except TemplateLimitError:
+            raise
         except TemplateError as error:
             refusal = refusal or error
             continue

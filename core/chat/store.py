@@ -8,7 +8,6 @@ A store shows the chats of one owner; those of others are to it as if they were 
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.chat import changes
+from core.chat.columns import to_column
 from core.chat.copies import copy_of, path_of
 from core.chat.database import BUSY_S, ChatStoreError, Database
 from core.chat.reading import list_chats, read_chat, read_info
@@ -134,7 +134,7 @@ class ChatStore:
         self._set(chat, "is_pinned = ?", is_pinned)
 
     def set_settings(self, chat: int, settings: dict[str, Any]) -> None:
-        self._set(chat, "settings = ?", json.dumps(settings))
+        self._set(chat, "settings = ?", to_column(settings))
 
     def set_mode(self, chat: int, mode: Mode, character: str) -> None:
         self._set(chat, "mode = ?, character = ?", mode, printable(character))

@@ -1,42 +1,35 @@
 """From a chat's turns to the text that a model was trained on; knows no tokenizer, no engine and no page.
 
-A checkpoint's own Jinja template is rendered in a sandbox, as transformers does, so that the dashboard needs no torch.
+A checkpoint's own Jinja template is a stranger's program: it is rendered in a process of its own, within limits, and in
+a sandbox there, as transformers does. The dashboard needs no torch for it.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from datetime import datetime
-from functools import lru_cache
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
+from core.confined import Confined, LimitReached, Limits, Refused
 from core.errors import DeckError
 from core.model_files import printable, read_json, read_text
 
 LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
-MAX_WHY_CHARS = 200
+# A real template takes 0.2 ms and 1 MiB for a short chat, 20 ms and 10 MiB for 1,000 messages.
+LIMITS = Limits(cpu_s=2.0, memory_mib=512, wait_s=20.0)
+MAX_PROCESSES = 4
+# A prompt is what was said beside the words of the template, which may say a text twice, or in JSON: a letter takes 12.
+MAX_OWN_CHARS, MAX_TURN_CHARS, MAX_GROWTH = 2**18, 2**10, 16
+# Larger chats have a process of their own, so that a short one does not wait for them.
+LARGE_TURNS, LARGE_CHARS = 200, 100_000
+# How long a chat is not tried again that is as large as one that reached a limit, for so many templates.
+PAUSE_S, MAX_PAUSED = 60.0, 16
 # Stands where a text is to grow on: no template trims, splits or writes otherwise a character of private use.
 OPEN_END = "\ue0c5\ue0d1"
-# What a template can raise beside its own refusal: it is a program that a checkpoint's author wrote.
-TEMPLATE_FAULTS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 class Turn(TypedDict):
@@ -46,17 +39,29 @@ class Turn(TypedDict):
     content: str
 
 
+# How many turns a chat has, and how many characters.
+Size = tuple[int, int]
+
+
 class TemplateError(DeckError):
     """A checkpoint's chat template cannot be used for this chat."""
 
 
+class TemplateLimitError(TemplateError):
+    """A template was stopped at a limit; other forms of the same chat would not fare better."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """`source` is Jinja, or None for a checkpoint that has no template: then Llama-2's own format is used."""
+    """`source` is Jinja, or None for a checkpoint that has no template: then Llama-2's own format is used.
+
+    `model` is whose template it is, for sentences.
+    """
 
     source: str | None
     bos_token: str
     eos_token: str
+    model: str = field(default="", compare=False)
 
     def render(self, turns: list[Turn]) -> str:
         """The prompt for the assistant's next turn, with its special tokens written out.
@@ -81,19 +86,35 @@ class ChatTemplate:
     def _render(self, turns: list[Turn], add_generation_prompt: bool) -> str:
         if self.source is None:
             return render_llama2(turns)
+        values = {
+            "messages": [turn | {"content": printable(turn["content"])} for turn in turns],
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            # Templates ask "is not none", which what is left out would be.
+            "tools": None,
+            "documents": None,
+        }
+        size = _size(turns)
         try:
-            return _compile(self.source).render(
-                messages=turns,
-                add_generation_prompt=add_generation_prompt,
-                bos_token=self.bos_token,
-                eos_token=self.eos_token,
-                # Templates ask "is not none", which what is left out would be.
-                tools=None,
-                documents=None,
-            )
-        except TEMPLATE_FAULTS as error:
-            why = str(error) or type(error).__name__
-            raise TemplateError("chat_template", why=printable(why[:MAX_WHY_CHARS])) from error
+            return _renderer.render(self.source, values, size)
+        except Refused as error:
+            raise TemplateError("chat_template", why=printable(str(error))) from error
+        except LimitReached as error:
+            raise self._limit_error(error, size) from error
+
+    def _limit_error(self, error: LimitReached, size: Size) -> TemplateLimitError:
+        model = printable(self.model) or "?"
+        match error.kind:
+            case "time":
+                return TemplateLimitError("chat_template_time", model=model, limit=f"{LIMITS.cpu_s:g}")
+            case "memory":
+                return TemplateLimitError("chat_template_memory", model=model, limit=LIMITS.memory_mib)
+            case "output":
+                return TemplateLimitError("chat_template_output", model=model, limit=f"{_max_chars(size):,}")
+            case "ended":
+                return TemplateLimitError("chat_template_ended", model=model)
+        return TemplateLimitError("chat_template_busy", model=model, limit=f"{LIMITS.wait_s:g}")
 
 
 def read_template(folder: Path) -> ChatTemplate:
@@ -104,6 +125,7 @@ def read_template(folder: Path) -> ChatTemplate:
         source=_read_source(folder, config),
         bos_token=_token_text(config.get("bos_token") or special.get("bos_token")),
         eos_token=_token_text(config.get("eos_token") or special.get("eos_token")),
+        model=folder.name,
     )
 
 
@@ -145,41 +167,55 @@ def _token_text(token: object) -> str:
     return token if isinstance(token, str) else ""
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; for a prompt its body is rendered as it is."""
+class _Renderer:
+    """The processes that render, and which chats they could not.
 
-    tags = {"generation"}
+    What was stopped at a limit is not tried again for a while with a chat as large or larger: else each message, and
+    each look at a page that counts tokens, would wait for the limit.
+    """
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self._confined = Confined("core.chat.template_child", limits, MAX_PROCESSES)
+        self._lock = threading.Lock()
+        self._paused: OrderedDict[str, tuple[Size, float, LimitReached]] = OrderedDict()
+
+    def render(self, source: str, values: dict[str, Any], size: Size) -> str:
+        """Raises LimitReached, or Refused with the template's words."""
+        num_turns, num_chars = size
+        key = (source, num_turns > LARGE_TURNS or num_chars > LARGE_CHARS)
+        self._check(source, size)
+        try:
+            return self._confined.ask(key, source, values, _max_chars(size), lambda: self._check(source, size))
+        except LimitReached as error:
+            # A process that had no turn says nothing about the chat.
+            if error.kind != "busy":
+                self._pause(source, size, error)
+            raise
+
+    def close(self) -> None:
+        self._confined.close()
+
+    def _check(self, source: str, size: Size) -> None:
+        with self._lock:
+            least, until_s, error = self._paused.get(source, ((0, 0), 0.0, None))
+        if error is not None and time.monotonic() < until_s and size[0] >= least[0] and size[1] >= least[1]:
+            raise LimitReached(error.kind)
+
+    def _pause(self, source: str, size: Size, error: LimitReached) -> None:
+        with self._lock:
+            self._paused[source] = (size, time.monotonic() + PAUSE_S, error)
+            self._paused.move_to_end(source)
+            while len(self._paused) > MAX_PAUSED:
+                self._paused.popitem(last=False)
 
 
-@lru_cache(16)
-def _compile(source: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = _now
-    return environment.from_string(source)
+_renderer = _Renderer()
 
 
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes for HTML, which would change what the model reads."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+def _size(turns: Sequence[Turn]) -> Size:
+    return len(turns), sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
 
 
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+def _max_chars(size: Size) -> int:
+    num_turns, num_chars = size
+    return MAX_OWN_CHARS + num_turns * MAX_TURN_CHARS + num_chars * MAX_GROWTH

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 
-from core.errors import CheckpointError, InputError
-from core.model_files import printable
+from core.errors import CheckpointError, DeckError, InputError
+from core.model_files import printable, regular_size
+from core.panics import panics_as_errors, why_of
 
 # Rather too many: a prompt that is cut a little early is answered, one that is too long is not.
 BYTES_PER_TOKEN = 3
 MAX_CACHED_TEXTS = 8192
 # What is cached is short; a whole prompt is counted once.
 MAX_CACHED_CHARS = 20_000
+# The largest vocabularies, of 260,000 tokens, take 35 MB.
+MAX_TOKENIZER_BYTES = 256 * 2**20
+Result = TypeVar("Result")
+
+
+class TokenizerError(DeckError):
+    """A model's tokenizer cannot take a text, or the tokens of one."""
 
 
 class TokenCounter:
     """Counts as the engine does: special tokens that are written out are one token each, none is added.
 
     `opening` is what the tokenizer puts before a text that has no template, such as "<s>". `is_exact` is False for a
-    model without tokenizer.json: then the count is an upper estimate.
+    model without tokenizer.json: then the count is an upper estimate. `model` is whose tokenizer it is, for sentences.
+    All raise TokenizerError where the tokenizer fails.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, model: str = "") -> None:
         self._tokenizer = tokenizer
+        self._model = model
         self.is_exact = tokenizer is not None
         self.opening = _opening(tokenizer) if tokenizer else ""
         self._cached = lru_cache(MAX_CACHED_TEXTS)(self._count)
@@ -42,10 +53,11 @@ class TokenCounter:
         """The text of `tokens`, with the special ones; None without tokenizer.json. Raises InputError."""
         if self._tokenizer is None:
             return None
-        last = self._tokenizer.get_vocab_size() - 1
+        tokenizer = self._tokenizer
+        last = tokenizer.get_vocab_size() - 1
         if not all(0 <= token <= last for token in tokens):
             raise InputError("prompt_token", limit=last)
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=False))
+        return self._guarded(lambda: str(tokenizer.decode(list(tokens), skip_special_tokens=False)))
 
     def _count(self, text: str) -> int:
         if self._tokenizer is None:
@@ -54,9 +66,18 @@ class TokenCounter:
 
     def _ids(self, text: str) -> list[int]:
         assert self._tokenizer is not None
+        encode = self._tokenizer.encode_batch_fast
         # As a batch: `encode` holds Python's lock, and with it every page, for the seconds that megabytes of text take.
-        (found,) = self._tokenizer.encode_batch_fast([printable(text)], add_special_tokens=False)
+        (found,) = self._guarded(lambda: encode([printable(text)], add_special_tokens=False))
         return list(found.ids)
+
+    def _guarded(self, work: Callable[[], Result]) -> Result:
+        """A file that can be read may still hold what fails with some texts, and some libraries panic at them."""
+        try:
+            with panics_as_errors():
+                return work()
+        except Exception as error:  # The tokenizer library raises bare exceptions.
+            raise TokenizerError("tokenizer_text", model=printable(self._model) or "?", why=why_of(error)) from error
 
 
 def read_counter(folder: Path) -> TokenCounter:
@@ -64,23 +85,27 @@ def read_counter(folder: Path) -> TokenCounter:
     path = folder / "tokenizer.json"
     try:
         status = path.stat()
+        size = regular_size(path)
     except FileNotFoundError:
         return TokenCounter(None)
     except OSError as error:
         raise CheckpointError("tokenizer", folder=printable(folder.name), why=error.strerror or str(error)) from error
+    if size > MAX_TOKENIZER_BYTES:
+        raise CheckpointError("config_too_large", file=path.name, folder=printable(folder.name))
     return _read(path, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(4)
 def _read(path: Path, mtime_ns: int, size: int) -> TokenCounter:
+    folder = printable(path.parent.name)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        with panics_as_errors():
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return TokenCounter(tokenizer, path.parent.name)
     except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
-        why = printable(str(error).split("\n")[0])
-        raise CheckpointError("tokenizer", folder=printable(path.parent.name), why=why) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return TokenCounter(tokenizer)
+        raise CheckpointError("tokenizer", folder=folder, why=printable(why_of(error))) from error
 
 
 def _opening(tokenizer: Tokenizer) -> str:

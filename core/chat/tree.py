@@ -35,12 +35,15 @@ class Tree:
 
     def walk(self) -> list[Node]:
         """The shown nodes from the first on, those that were removed alone among them."""
-        found: list[Node] = []
+        found: dict[int, Node] = {}
         last: int | None = None
         while node := next((node for node in self._children.get(last, []) if node.is_shown), None):
-            found.append(node)
+            # A damaged file may lead in a circle.
+            if node.id in found:
+                break
+            found[node.id] = node
             last = node.id
-        return found
+        return list(found.values())
 
     def path(self) -> list[Node]:
         """The nodes that a person sees, oldest first."""
@@ -60,8 +63,9 @@ class Tree:
 
     def ancestors(self, number: int) -> list[Node]:
         """A node and those above it, the node first."""
-        found, last = [], self._nodes.get(number)
-        while last is not None:
-            found.append(last)
+        found: dict[int, Node] = {}
+        last = self._nodes.get(number)
+        while last is not None and last.id not in found:
+            found[last.id] = last
             last = self._nodes.get(last.parent) if last.parent is not None else None
-        return found
+        return list(found.values())

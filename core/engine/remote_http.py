@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import os
 import threading
 import urllib.parse
@@ -23,6 +22,7 @@ import httpx2
 from core.errors import EngineError
 from core.hub.endpoints import host_name, is_private_way
 from core.model_files import printable
+from core.plain_json import load_json
 
 MAX_WHY_CHARS = 300
 Result = TypeVar("Result")
@@ -125,7 +125,7 @@ class Server:
         found: Any = None
         try:
             async with asyncio.timeout(self.limits.whole_s):
-                found = json.loads(await self._read(response))
+                found = load_json(await self._read(response))
         except (ValueError, RecursionError, TimeoutError, EngineError, httpx2.TransportError):
             pass  # What no words explain, the status does.
         is_ours = isinstance(found, dict) and isinstance(found.get("error"), dict)
@@ -179,7 +179,7 @@ class Server:
 
     def _parse(self, data: bytes) -> Any:
         try:
-            return json.loads(data)
+            return load_json(data)
         except (ValueError, RecursionError):
             raise EngineError("remote_garbled", server=self.name) from None
 

@@ -20,6 +20,8 @@ from core.engine.detokenize import TextStream
 from core.engine.messages import MAX_SEED, AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
 from core.engine.steps import Drawn, Steps
 from core.errors import EngineError
+from core.model_files import printable
+from core.panics import panics_as_errors, why_of
 
 # Pieces of text go out at most this often: faster than a page shows them, slower than a fast card writes them.
 FLUSH_S = 0.03
@@ -94,7 +96,7 @@ class Scheduler:
     def submit(self, command: Generate) -> None:
         """Queue a request; one that cannot be answered fails at once, with its reason."""
         if isinstance(command.prompt, str):
-            tokens = list(self._tokenizer.encode(command.prompt, add_special_tokens=False).ids)
+            tokens = list(self._tokenizer.encode(printable(command.prompt), add_special_tokens=False).ids)
         else:
             tokens = list(command.prompt)
         limit = self._steps.context_tokens
@@ -216,7 +218,8 @@ class Scheduler:
         if token in self._end_tokens:
             self._finish(slot, "end")
             return
-        sequence.unsent += sequence.stream.push(token)
+        if not self._take_text(slot, sequence, lambda: sequence.stream.push(token)):
+            return
         if sequence.stream.stopped:
             self._finish(slot, "stop")
         elif sequence.num_drawn >= sampling.max_new_tokens:
@@ -225,6 +228,16 @@ class Scheduler:
             self._finish(slot, "context")
         elif sequence.num_drawn == 1 or time.perf_counter() - sequence.sent_s >= FLUSH_S:
             self._send_text(sequence)
+
+    def _take_text(self, slot: Slot, sequence: Sequence, decode: Callable[[], str]) -> bool:
+        """Take what tokens say. Where the tokenizer fails, that ends this answer and no other one: False."""
+        try:
+            with panics_as_errors():
+                sequence.unsent += decode()
+                return True
+        except Exception as error:  # The tokenizer library raises bare exceptions, and panics.
+            self._fail(slot, EngineError("tokenizer_decode", why=why_of(error)))
+            return False
 
     def _fail(self, slot: Slot, error: EngineError) -> None:
         sequence, slot.sequence, slot.held = slot.sequence, None, []
@@ -238,10 +251,11 @@ class Scheduler:
         sequence.unsent, sequence.sent_s, sequence.num_told = "", time.perf_counter(), sequence.num_drawn
 
     def _finish(self, slot: Slot, reason: Reason) -> None:
-        sequence, slot.sequence = slot.sequence, None
+        sequence = slot.sequence
         assert sequence is not None
-        if not sequence.stream.stopped:
-            sequence.unsent += sequence.stream.flush()
+        if not sequence.stream.stopped and not self._take_text(slot, sequence, sequence.stream.flush):
+            return
+        slot.sequence = None
         self._send_text(sequence)
         self._emit(Finished(sequence.command.request, reason, self._stats(sequence)))
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from core.checkpoint import Checkpoint, read_json
 from core.errors import CheckpointError
+from core.panics import panics_as_errors, why_of
 
 # How a chat model's turn may end, beside what its files say; only names that its vocabulary has are used.
 TURN_ENDS = (
@@ -26,12 +27,13 @@ TURN_ENDS = (
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The checkpoint's tokenizer, from its tokenizer.json, else converted by transformers from an older form."""
     try:
-        if (folder / "tokenizer.json").is_file():
-            return uncut(Tokenizer.from_file(str(folder / "tokenizer.json")))
-        converted = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        backend = getattr(converted, "backend_tokenizer", None)
+        with panics_as_errors():
+            if (folder / "tokenizer.json").is_file():
+                return uncut(Tokenizer.from_file(str(folder / "tokenizer.json")))
+            converted = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            backend = getattr(converted, "backend_tokenizer", None)
     except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
-        raise CheckpointError("tokenizer", folder=folder.name, why=str(error).split("\n")[0]) from error
+        raise CheckpointError("tokenizer", folder=folder.name, why=why_of(error)) from error
     if backend is None:
         raise CheckpointError("tokenizer", folder=folder.name, why=type(converted).__name__)
     return uncut(cast(Tokenizer, backend))

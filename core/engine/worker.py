@@ -32,6 +32,7 @@ from core.engine.messages import (
 )
 from core.errors import DeckError, EngineError
 from core.logs import set_up_logs
+from core.panics import panics_as_errors
 from core.settings import cache_dir
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def main(fd: int, is_spare: bool = False) -> None:
         pipe.send(LoadProgress("start", 0.02))
         if is_spare:
             preparing.join()
-        scheduler, facts = open_scheduler(command, pipe)
+        with panics_as_errors():
+            scheduler, facts = open_scheduler(command, pipe)
         serve(scheduler, pipe, inbox, facts)
     except DeckError as error:
         pipe.send(LoadFailed(error))
@@ -179,7 +181,8 @@ def serve(
         while scheduler.is_idle or not inbox.empty():
             obey(scheduler, pipe, inbox.get())
         try:
-            scheduler.step()
+            with panics_as_errors():
+                scheduler.step()
         except Exception as error:
             log.exception("the engine failed")
             fault = fault_of(error, facts)
@@ -192,7 +195,8 @@ def obey(scheduler: Scheduler, pipe: Connection, command: Command | Prepared) ->
     match command:
         case Generate():
             try:
-                scheduler.submit(command)
+                with panics_as_errors():
+                    scheduler.submit(command)
             except Exception as error:
                 log.exception("request %d failed", command.request)
                 pipe.send(Failed(command.request, EngineError("engine_fault", why=describe(error))))

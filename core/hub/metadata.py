@@ -7,7 +7,6 @@ client that it needs takes a tenth of a second to import.
 from __future__ import annotations
 
 import difflib
-import json
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,11 +21,10 @@ from core.hub.address import Address, quote
 from core.hub.endpoints import host_name
 from core.hub.retry import PassingError, parse_retry_after
 from core.hub.tokens import TOKEN
-from core.model_files import MAX_CONFIG_BYTES, TensorInfo, parse_header
+from core.model_files import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header, printable
+from core.plain_json import load_json
 
 TIMEOUT_S = 15.0
-# As large as the Hub itself reads; 405B's shards have less than 1 MB.
-MAX_HEADER_BYTES = 25_000_000
 # The whole header of every Llama-2, so that one request is enough.
 FIRST_BYTES = 512 * 1024
 NUM_SUGGESTIONS = 3
@@ -73,7 +71,7 @@ def open_repository(source: Repository) -> Repository:
     revision = urllib.parse.quote(address.revision, safe="")
     info = ask_hub(source, f"/api/models/{address.repo}/revision/{revision}")
     commit, siblings = info.get("sha"), info.get("siblings")
-    if not isinstance(commit, str) or not isinstance(siblings, list):
+    if not isinstance(commit, str) or printable(commit) != commit or not isinstance(siblings, list):
         raise DeckError("hub_answer", host=source.host)
     names = [str(sibling.get("rfilename")) for sibling in siblings if isinstance(sibling, dict)]
     files = tuple(sorted(name for name in names if is_plain_name(name)))
@@ -139,7 +137,7 @@ def parse_object(data: bytes) -> dict[str, Any] | None:
 def parse_json(data: bytes) -> object:
     """The value that `data` stands for; None also for what is no JSON."""
     try:
-        return json.loads(data)
+        return load_json(data)
     except (ValueError, RecursionError):
         return None
 
@@ -168,7 +166,7 @@ def read_header(source: Repository, file: str) -> dict[str, TensorInfo]:
     try:
         if len(data) < data_begin:
             raise ValueError("the header is too long, or the file ends in it")
-        tensors, end = parse_header(file, json.loads(data[8:data_begin].decode("utf-8")), data_begin)
+        tensors, end = parse_header(file, load_json(data[8:data_begin].decode("utf-8")), data_begin)
         if size not in (None, end):
             raise ValueError("the file is longer or shorter than its header says")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -76,11 +76,12 @@ def _commit(latest: object, entries: list[dict[str, Any]]) -> str | None:
     """The full commit. Often only its first characters are told, and in full beside the files that it changed."""
     told = latest if isinstance(latest, dict) else {}
     full, short = told.get("Id"), told.get("ShortId")
-    if isinstance(full, str) and len(full) == COMMIT_CHARS:
+    if isinstance(full, str) and len(full) == COMMIT_CHARS and full.isprintable():
         return full
     if not isinstance(short, str) or not short:
         return None
-    revisions = [revision for entry in entries if isinstance(revision := entry.get("Revision"), str)]
+    told_beside = (entry.get("Revision") for entry in entries)
+    revisions = [revision for revision in told_beside if isinstance(revision, str) and revision.isprintable()]
     return next((revision for revision in revisions if revision.startswith(short)), None)
 
 

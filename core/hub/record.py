@@ -16,7 +16,7 @@ from core.checkpoint import is_plain_name
 from core.errors import CheckpointError
 from core.hub.address import Address
 from core.hub.source import DEFAULT_BRANCHES, RemoteFile, Source
-from core.model_files import is_whole, read_json
+from core.model_files import is_whole, printable, read_json
 
 FILE = ".llamadeck.json"
 
@@ -53,7 +53,7 @@ def read_record(folder: Path) -> Record | None:
     try:
         value = read_json(folder / FILE)
         return None if value is None else _parse(value)
-    except (CheckpointError, KeyError, TypeError, ValueError):
+    except (CheckpointError, AttributeError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -76,6 +76,6 @@ def _parse_file(entry: dict[str, Any]) -> RemoteFile:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or printable(value) != value:
         raise TypeError("not a text")
     return value

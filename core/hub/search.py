@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import urllib.parse
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ from core.errors import DeckError, InputError
 from core.hub.address import DEFAULT_REVISION, REPO, Address
 from core.hub.endpoints import checked_endpoint
 from core.hub.metadata import Repository, open_client, read_bytes
-from core.model_files import DTYPE_BYTES, is_whole
+from core.model_files import DTYPE_BYTES, is_whole, printable
+from core.plain_json import load_json
 
 NUM_RESULTS = 40
 MAX_QUERY_CHARS = 200
@@ -60,7 +60,7 @@ def search_route(text: str) -> str:
 def parse_results(data: bytes, host: str) -> tuple[FoundModel, ...]:
     """The results in the server's answer. What is no model of it is left out."""
     try:
-        listed = json.loads(data)
+        listed = load_json(data)
     except (ValueError, RecursionError):
         listed = None
     if not isinstance(listed, list):
@@ -80,7 +80,7 @@ def _model(entry: dict[str, Any]) -> FoundModel:
         downloads=downloads if is_whole(downloads) else 0,
         size_bytes=weights_size(entry.get("safetensors")),
         license_name=_license(tags if isinstance(tags, list) else []),
-        modified=modified[:10] if isinstance(modified, str) else "",
+        modified=printable(modified[:10]) if isinstance(modified, str) else "",
         is_gated=bool(entry.get("gated")),
     )
 
@@ -98,4 +98,4 @@ def weights_size(safetensors: object) -> int | None:
 
 def _license(tags: list[Any]) -> str:
     named = (tag for tag in tags if isinstance(tag, str) and tag.startswith("license:"))
-    return next(named, "").removeprefix("license:")[:40]
+    return printable(next(named, "").removeprefix("license:")[:40])

@@ -49,12 +49,12 @@ def split_decorators(content: str) -> tuple[dict[str, str], str]:
     """
     found: dict[str, str] = {}
     lines = content.splitlines(keepends=True)
-    is_open = False
-    while lines:
-        match = LINE.fullmatch(lines[0])
-        if match is None and lines[0].strip():
+    is_open, num_read = False, 0
+    for line in lines:
+        match = LINE.fullmatch(line)
+        if match is None and line.strip():
             break
-        lines.pop(0)
+        num_read += 1
         if match is None:
             continue
         mark, name, value = match[1], match[2].lower(), (match[3] or "").strip()
@@ -63,4 +63,4 @@ def split_decorators(content: str) -> tuple[dict[str, str], str]:
         is_open = not (name in KNOWN and KNOWN[name](value))
         if not is_open:
             found.setdefault(name, value)
-    return found, "".join(lines).rstrip("\r\n") if found or is_open else content
+    return found, "".join(lines[num_read:]).rstrip("\r\n") if found or is_open else content

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
-
-import regex  # type: ignore[import-untyped]
 
 from core.personas.lore_entry import Entry, number, read_entries
 from core.personas.macros import Macros
+from core.personas.patterns import Pattern, Patterns
 
 # How many of the last messages are looked at where the lorebook does not say.
 DEFAULT_SCAN_DEPTH = 10
-# A pattern from a stranger may take for ever: after this long it is nowhere, and after so many of them all others are.
-PATTERN_TIMEOUT_S = 0.05
-MAX_SLOW_PATTERNS = 10
 # How far entries call up others that call up others.
 MAX_RECURSIONS = 10
 Role = Literal["system", "user", "assistant"]
@@ -48,12 +44,12 @@ class Lore:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What entries are matched against. `slow` collects the patterns that were given up."""
+    """What entries are matched against, those with patterns by `patterns`."""
 
     messages: Sequence[Said]
     macros: Macros
     greeting_index: int = 0
-    slow: set[str] = field(default_factory=set)
+    patterns: Patterns = field(default_factory=lambda: Patterns(()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +71,7 @@ class Text:
 def activate(book: Mapping[str, Any], chat: Chat, count_tokens: Callable[[str], int]) -> list[Lore]:
     """The entries that this chat calls up, in the order of insertion, within the lorebook's own token budget."""
     entries = read_entries(book)
+    chat = replace(chat, patterns=Patterns(one for entry in entries if entry.is_enabled for one in _patterns(entry)))
     depth = int(number(book.get("scan_depth"), DEFAULT_SCAN_DEPTH))
     text = Text(chat.messages)
     active = {index for index, entry in enumerate(entries) if _is_active(entry, chat, depth, text)}
@@ -126,7 +123,7 @@ def _matches(entry: Entry, chat: Chat, text: Text, depth: int) -> bool:
     own_depth = entry.number("scan_depth")
     count = depth if own_depth is None else own_depth
     if entry.uses_regex:
-        return any(_finds(pattern, text.last(count, is_case_sensitive=True), entry, chat) for pattern in entry.keys)
+        return any(chat.patterns.finds(one, text.last(count, is_case_sensitive=True)) for one in _patterns(entry))
     said = text.last(count, is_case_sensitive=entry.is_case_sensitive)
 
     def has_any(keys: Sequence[str]) -> bool:
@@ -140,21 +137,16 @@ def _matches(entry: Entry, chat: Chat, text: Text, depth: int) -> bool:
     return is_called and (not additional or has_any(additional)) and not has_any(excluded)
 
 
-def _finds(pattern: str, text: str, entry: Entry, chat: Chat) -> bool:
-    """Whether the pattern, which may be written as /pattern/flags, is in `text`; a wrong one is nowhere."""
-    if pattern in chat.slow or len(chat.slow) >= MAX_SLOW_PATTERNS:
-        return False
-    flags, whole = (0 if entry.is_case_sensitive else regex.IGNORECASE), pattern
-    begin, slash, end = pattern.rpartition("/")
-    if slash and begin.startswith("/") and set(end) <= set("gimsuy"):
-        pattern, flags = begin[1:], (regex.IGNORECASE if "i" in end else 0) | (regex.DOTALL if "s" in end else 0)
-    try:
-        return regex.search(pattern, text, flags=flags, timeout=PATTERN_TIMEOUT_S) is not None
-    except TimeoutError:
-        chat.slow.add(whole)
-    except (regex.error, RecursionError, OverflowError, MemoryError):
-        pass
-    return False
+def _patterns(entry: Entry) -> list[Pattern]:
+    """The keys of an entry that uses patterns; one may be written as /pattern/flags."""
+    return [_pattern(key, not entry.is_case_sensitive) for key in entry.keys] if entry.uses_regex else []
+
+
+def _pattern(key: str, ignores_case: bool) -> Pattern:
+    begin, slash, flags = key.rpartition("/")
+    if slash and begin.startswith("/") and set(flags) <= set("gimsuy"):
+        return Pattern(begin[1:], "i" in flags, "s" in flags)
+    return Pattern(key, ignores_case)
 
 
 def _lore(entry: Entry, chat: Chat) -> Lore:

@@ -11,6 +11,8 @@ TOKENS = re.compile(r"(\{\{|\}\}|<(?:user|bot|char)>)", re.IGNORECASE)
 # Deeper braces are text: nobody means them.
 MAX_DEPTH = 16
 MAX_SIDES = 10**12
+# What the macros of a text may come to: {{original}} a million times is a gigabyte. Those beyond stay as they are.
+MAX_EXPANDED_CHARS = 8_000_000
 UNESCAPED_COMMA = re.compile(r"(?<!\\),")
 
 
@@ -32,15 +34,19 @@ class Macros:
     def expand(self, text: str, *, for_matching: bool = False) -> str:
         """`text` as the model reads it, or as a lorebook's keys are looked for in it: there hidden keys show."""
         parts: list[list[str]] = [[]]
+        room = MAX_EXPANDED_CHARS
         # Cards written on Windows have its line ends, which models have not seen.
         for index, token in enumerate(TOKENS.split(text.replace("\r\n", "\n"))):
             if token == "{{" and len(parts) <= MAX_DEPTH:
                 parts.append([])
             elif token == "}}" and len(parts) > 1:
                 body = "".join(parts.pop())
-                parts[-1].append(self._value(body, index, for_matching))
-            elif index % 2 and token.startswith("<"):
+                value = self._value(body, index, for_matching) if room > 0 else "{{" + body + "}}"
+                room -= len(value)
+                parts[-1].append(value)
+            elif index % 2 and token.startswith("<") and room > 0:
                 parts[-1].append(self.user if token.lower() == "<user>" else self.char)
+                room -= len(parts[-1][-1])
             else:
                 parts[-1].append(token)
         return "{{".join("".join(part) for part in parts)

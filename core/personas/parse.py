@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 import yaml
 
 from core.personas.character import CharacterError
+from core.plain_json import check_num_values
 
 MAX_TEXT_BYTES = 32 * 2**20
 # What one file may hold when it is written out; YAML's aliases can make very much of very little.
 MAX_DEPTH = 64
 MAX_VALUES = 200_000
+MAX_DIGITS = 1000
 MAX_WHY_CHARS = 160
 # Line breaks to YAML, which it would read as spaces or as another line break.
 OTHER_BREAKS = re.compile("[\r\x85\u2028\u2029]")
@@ -35,7 +37,8 @@ def decode_text(file: str, content: bytes) -> str:
 def parse_json(file: str, text: str) -> dict[str, Any]:
     """The object in `text`. Raises CharacterError for all else, and for numbers that JSON does not have."""
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        check_num_values(text, 2 * MAX_VALUES)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise CharacterError("card_bad_json", file=file, why=_why(error)) from None
     return _checked_object(file, value)
@@ -154,6 +157,12 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"{text[:20]} is too large a number")
     return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"{text[:20]}… has {len(text):,} digits")
+    return int(text)
 
 
 def _why(error: Exception) -> str:

@@ -1,0 +1,229 @@
+"""A stranger's work in processes of its own, with limits to time, memory and words; knows not what is worked on.
+
+A chat template is a program and a pattern may unroll to gigabytes: neither can be ended inside of this process. A child
+process can. It is started once and kept, because a start takes a tenth of a second and a question 0.1 ms.
+"""
+
+from __future__ import annotations
+
+import logging
+import marshal
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from core.confined_child import FAILED, HEAD, MAX_WHY_CHARS, MEMORY, OUTPUT
+from core.settings import ROOT
+
+log = logging.getLogger(__name__)
+# What a child is told of this process's surroundings: passwords and tokens are none of its business.
+KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
+CHUNK_BYTES = 2**20
+
+Kind = Literal["time", "memory", "output", "ended", "busy"]
+
+
+class LimitReached(Exception):
+    """Work that was given up. "ended": its process crashed; "busy": it had no turn, or the machine stood still."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class Refused(Exception):
+    """The child's own words about what it was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """For one question: processor time, memory beside what Python itself takes, and time by the clock.
+
+    The processor's time ends the work. The clock only ends what does not move, on a machine that stands still.
+    """
+
+    cpu_s: float
+    memory_mib: int
+    wait_s: float
+
+
+class Confined:
+    """The child processes of one module, one for each key, at most `max_processes`. Any thread may ask.
+
+    Questions of one key wait for each other, those of different keys do not: what hangs keeps its own key waiting.
+    """
+
+    def __init__(self, module: str, limits: Limits, max_processes: int) -> None:
+        self.limits = limits
+        self._module, self._max_processes = module, max_processes
+        self._choosing = threading.Lock()
+        self._children: OrderedDict[Hashable, _Child] = OrderedDict()
+
+    def ask(
+        self, key: Hashable, opening: Any, question: Any, max_chars: int, check: Callable[[], None] = lambda: None
+    ) -> str:
+        """The answer to `question`, at most `max_chars` long. A child that is new is told `opening` first.
+
+        Both are plain values. `check` is called when it is this question's turn, and may raise what ends it.
+        Raises LimitReached, or Refused with the child's words.
+        """
+        deadline_s = time.monotonic() + self.limits.wait_s
+        with self._child(key) as child:
+            if not child.lock.acquire(timeout=self.limits.wait_s):
+                raise LimitReached("busy")
+            try:
+                check()
+                return child.ask(opening, question, max_chars, deadline_s)
+            finally:
+                child.lock.release()
+
+    def close(self) -> None:
+        """End the children that are idle; those at work end with what they do, or with this process."""
+        with self._choosing:
+            for key in [key for key, child in self._children.items() if child.num_users == 0]:
+                self._children.pop(key).end()
+
+    @contextmanager
+    def _child(self, key: Hashable) -> Iterator[_Child]:
+        """The child of `key`, which is not taken away while it is in use. Raises LimitReached where all are."""
+        with self._choosing:
+            if key not in self._children:
+                idle = [other for other, child in self._children.items() if child.num_users == 0]
+                if len(self._children) >= self._max_processes:
+                    if not idle:
+                        raise LimitReached("busy")
+                    self._children.pop(idle[0]).end()
+                self._children[key] = _Child(self._module, self.limits)
+            self._children.move_to_end(key)
+            child = self._children[key]
+            child.num_users += 1
+        try:
+            yield child
+        finally:
+            with self._choosing:
+                child.num_users -= 1
+
+
+class _Child:
+    """One process, started when it is asked; whatever goes wrong with it, the next question gets a new one."""
+
+    def __init__(self, module: str, limits: Limits) -> None:
+        self.lock = threading.Lock()
+        self.num_users = 0
+        self._module, self._limits = module, limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: socket.socket | None = None
+
+    def ask(self, opening: Any, question: Any, max_chars: int, deadline_s: float) -> str:
+        try:
+            if self._process is None or self._process.poll() is not None:
+                self.end()
+                self._begin()
+                self._send(opening, deadline_s)
+            self._send([max_chars, question], deadline_s)
+            kind, text = self._receive(max_chars, deadline_s)
+        except TimeoutError:
+            self.end()
+            raise LimitReached("busy") from None
+        except (OSError, EOFError):
+            raise LimitReached(self._cause_of_death()) from None
+        except BaseException:
+            # The answer to this question must not be taken for that of the next one.
+            self.end()
+            raise
+        if kind == MEMORY:
+            # It holds what it could not finish.
+            self.end()
+            raise LimitReached("memory")
+        if kind == OUTPUT:
+            raise LimitReached("output")
+        if kind == FAILED:
+            raise Refused(text)
+        return text
+
+    def end(self) -> None:
+        """Kill the process and wait until it is gone, which is at once: it holds nothing that must be written down."""
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = None
+        if pipe is not None:
+            pipe.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _begin(self) -> None:
+        try:
+            self._start()
+        except OSError as error:
+            # No memory or no descriptor is left for a process: nobody's fault who is asked about here.
+            log.error("no process of %s could be started: %s", self._module, error)
+            raise LimitReached("busy") from error
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            numbers = (theirs.fileno(), self._limits.memory_mib, self._limits.cpu_s)
+            self._pipe = ours
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self._module, *map(str, numbers)],
+                pass_fds=[theirs.fileno()],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
+            )
+
+    def _cause_of_death(self) -> Kind:
+        process, self._process = self._process, None
+        self.end()
+        if process is None:
+            return "ended"
+        try:
+            code = process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code == -signal.SIGPROF:
+            return "time"
+        log.warning("a process of %s ended with exit code %d", self._module, code)
+        return "ended"
+
+    def _send(self, value: Any, deadline_s: float) -> None:
+        data = marshal.dumps(value)
+        assert self._pipe is not None
+        self._pipe.settimeout(_left(deadline_s))
+        self._pipe.sendall(HEAD.pack(len(data)) + data)
+
+    def _receive(self, max_chars: int, deadline_s: float) -> tuple[bytes, str]:
+        (length,) = HEAD.unpack(self._read(HEAD.size, deadline_s))
+        # A template that got out of its sandbox could say anything.
+        if not 0 < length <= 1 + 4 * max(max_chars, MAX_WHY_CHARS):
+            raise EOFError
+        data = self._read(length, deadline_s)
+        return bytes(data[:1]), data[1:].decode("utf-8", "replace")
+
+    def _read(self, count: int, deadline_s: float) -> bytearray:
+        assert self._pipe is not None
+        data = bytearray()
+        while len(data) < count:
+            self._pipe.settimeout(_left(deadline_s))
+            chunk = self._pipe.recv(min(count - len(data), CHUNK_BYTES))
+            if not chunk:
+                raise EOFError
+            data += chunk
+        return data
+
+
+def _left(deadline_s: float) -> float:
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s

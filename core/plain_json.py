@@ -1,0 +1,35 @@
+"""JSON of strangers as plain values, counted before anything is built; knows not what the values mean."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# A text as a whole, or what begins or goes on with a value outside of one. Nothing in it is ever tried twice.
+TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{,]', re.DOTALL)
+MAX_VALUES = 1_000_000
+# Numbers beyond what a file's size or a count can be are read as floats, which no place takes for one of these.
+MAX_WHOLE_DIGITS = 18
+
+
+def load_json(data: str | bytes, max_values: int = MAX_VALUES) -> Any:
+    """The value in `data`. Raises ValueError or RecursionError for what is no JSON, and for more than `max_values`."""
+    text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
+    check_num_values(text, max_values)
+    return json.loads(text, parse_int=_whole)
+
+
+def check_num_values(text: str, limit: int) -> None:
+    """Raises ValueError for more values than `limit`: a megabyte of brackets would become thirty in memory."""
+    if len(text) <= limit:
+        return
+    num_values = 0
+    for token in TOKEN.finditer(text):
+        num_values += text[token.start()] != '"'
+        if num_values > limit:
+            raise ValueError(f"more than {limit:,} values")
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_WHOLE_DIGITS else float(digits)
