@@ -74,8 +74,8 @@ def make_routes(
     max_waiting: int = MAX_WAITING,
     body_s: float = BODY_S,
 ) -> list[BaseRoute]:
-    """All routes. Where `needs_key` says so, without a key none answers, but /health that the server is alive and /ready
-    whether its engine answers; a key opens nothing while its owner is not welcome.
+    """All routes. Where `needs_key` says so, none answers without a key, but /health that the server is alive and
+    /ready whether its engine answers; a key opens nothing while its owner is not welcome.
 
     Beside the slots of the engine `max_waiting` answers may wait; a request's body may take `body_s` to come.
     """

@@ -27,8 +27,8 @@ from core.errors import EngineError
 from core.settings import ROOT
 
 log = logging.getLogger(__name__)
-# How long a worker may take to end by itself, and to be gone once it was killed.
-WORKER_END_S, KILL_S = 5.0, 5.0
+# How long a worker may take to end when it is asked to, by itself after it has hung up, and once it was killed.
+WORKER_END_S, LINGER_S, KILL_S = 2.0, 5.0, 5.0
 # So many heartbeats (core/engine/pulse.py) may be late.
 SILENT_S = 4.0
 # What may wait for a worker that does not read. Prompts are most of it.
@@ -138,7 +138,7 @@ class Worker:
 
     def end_reason(self) -> EngineError:
         """Why it ended, after its side of the pipe closed; a process that goes on all the same is ended."""
-        exit_code = None if self._is_garbled else self._exit_code(WORKER_END_S)
+        exit_code = None if self._is_garbled else self._exit_code(LINGER_S)
         if exit_code is not None:
             return death_reason(exit_code)
         return EngineError("worker_garbled")
