@@ -61,16 +61,16 @@ class TokenDecoder:
         if len(waiting) <= MAX_WAITING:
             return ""
         text = self._further_text()
-        num_held = min(len(text) - len(text.rstrip(BROKEN)), MAX_UNFINISHED)
         self._tokens = waiting[-MAX_UNFINISHED - 1 :]
         self._num_done = 1
-        # The same bytes stand at the end, however the tail begins without what came before it.
+        # It ends with the same bytes, and so with as many broken characters, however it begins without what came before.
         tail = self._tokenizer.decode(self._tokens)
+        num_held = min(_num_broken_at_end(text), _num_broken_at_end(tail))
         self._done = tail[: len(tail) - num_held]
         certain = text[: len(text) - num_held]
-        whole = certain.rstrip(BROKEN)
-        given_out = self._after_broken(whole)
-        self._num_broken += len(certain) - len(whole)
+        num_broken = _num_broken_at_end(certain)
+        given_out = self._after_broken(certain[: len(certain) - num_broken])
+        self._num_broken += num_broken
         return given_out
 
     def _after_broken(self, text: str) -> str:
@@ -86,6 +86,10 @@ class TokenDecoder:
             return text[len(self._done) :]
         # A run of byte tokens is decoded as a whole: one broken character would take back those before it.
         return self._tokenizer.decode(self._tokens[self._num_done :])
+
+
+def _num_broken_at_end(text: str) -> int:
+    return len(text) - len(text.rstrip(BROKEN))
 
 
 def _silent_tokens(tokenizer: Tokenizer, tokens: list[int]) -> set[int]:
