@@ -63,7 +63,7 @@ class TokenDecoder:
         text = self._further_text()
         self._tokens = waiting[-MAX_UNFINISHED - 1 :]
         self._num_done = 1
-        # It ends with the same bytes, and so with as many broken characters, however it begins without what came before.
+        # It ends with the same bytes, and so with as many broken characters, however it begins.
         tail = self._tokenizer.decode(self._tokens)
         num_held = min(_num_broken_at_end(text), _num_broken_at_end(tail))
         self._done = tail[: len(tail) - num_held]

@@ -52,8 +52,8 @@ class Runner:
         self._leaving: list[Worker] = []
         # Counts loads and unloads: whoever waited for something looks whether another one came meanwhile.
         self._turn = 0
+        # Never changed, always replaced: whoever reads it needs no lock.
         self._answers: dict[int, Answer] = {}
-        self._running: tuple[Answer, ...] = ()
         self._numbers = itertools.count(1)
         self._asked_s = 0.0
         self._spare = Spare(self._start_spare, self._is_quiet)
@@ -65,7 +65,7 @@ class Runner:
     @property
     def running_answers(self) -> list[Answer]:
         """The answers that are queued or being written, oldest first."""
-        return list(self._running)
+        return list(self._answers.values())
 
     @property
     def worker_pid(self) -> int | None:
@@ -139,7 +139,7 @@ class Runner:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
             self._worker.send(Generate(answer.request, prompt, sampling, continues))
-            self._set_answers(self._answers | {answer.request: answer})
+            self._answers = self._answers | {answer.request: answer}
             return answer
 
     def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:
@@ -166,7 +166,7 @@ class Runner:
         return Worker(self._worker_module, self._take, self._worker_ended, is_spare=True)
 
     def _is_quiet(self) -> bool:
-        return self._state.phase != "loading" and not self._running
+        return self._state.phase != "loading" and not self._answers
 
     # What follows needs the lock ------------------------------------------------------------------------------------
 
@@ -174,11 +174,8 @@ class Runner:
         self._state = state
         self._changed.notify_all()
 
-    def _set_answers(self, answers: dict[int, Answer]) -> None:
-        self._answers, self._running = answers, tuple(answers.values())
-
     def _forget(self, request: int) -> None:
-        self._set_answers({number: answer for number, answer in self._answers.items() if number != request})
+        self._answers = {number: answer for number, answer in self._answers.items() if number != request}
 
     # What follows must not have it ----------------------------------------------------------------------------------
 
@@ -191,15 +188,15 @@ class Runner:
             if of is not None and of is not self._worker:
                 return -1
             self._turn += 1
-            turn, ended = self._turn, self._running
+            turn = self._turn
             if self._worker is not None:
                 self._leaving.append(self._worker)
             self._worker = None
-            self._set_answers({})
+            ended, self._answers = self._answers, {}
             self._asked_s = time.monotonic()
             self._set(state)
         error = state.error or EngineError("answer_model_unloaded")
-        for answer in ended:
+        for answer in ended.values():
             answer.take(Failed(answer.request, error))
         return turn
 

@@ -63,9 +63,9 @@ class Hasher:
         self._thread.join()
 
     def _run(self) -> None:
-        digest, buffer = new_digest(self._file), memoryview(bytearray(BLOCK_BYTES))
         done = synced = 0
         try:
+            digest, buffer = new_digest(self._file), memoryview(bytearray(BLOCK_BYTES))
             while done < self._file.size_bytes:
                 count = os.preadv(self._descriptor, [buffer[: self._wait_for_more(done)]], done)
                 if not count:
