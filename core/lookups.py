@@ -60,7 +60,9 @@ class Lookups:
         """The lookup for `key`, which begins now if nobody began it before."""
         with self._lock:
             if key not in self._lookups:
-                for old in list(self._lookups)[: len(self._lookups) + 1 - MAX_LOOKUPS]:
+                # Not what is under way: it would be begun again beside itself by whoever asks next.
+                done = [old for old, lookup in self._lookups.items() if lookup.is_done]
+                for old in done[: max(0, len(self._lookups) + 1 - MAX_LOOKUPS)]:
                     del self._lookups[old]
                 self._lookups[key] = Lookup(work)
             return self._lookups[key]

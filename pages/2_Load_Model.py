@@ -4,6 +4,7 @@ import streamlit as st
 
 from core.errors import DeckError
 from ui.cards import choose_cards
+from ui.engine import silence_notice
 from ui.errors import show_error
 from ui.i18n import tr
 from ui.library import models
@@ -28,6 +29,7 @@ def draw_here() -> None:
     if is_here and state.model not in [entry.name for entry in entries]:
         st.markdown(f"**{escape(state.model or '')}**")
         draw_state(state)
+    silence_notice()
     if runner().running_answers:
         st.caption(tr("load.ends_answers"))
     cards = choose_cards() if entries else ()

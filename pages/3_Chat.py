@@ -11,7 +11,7 @@ from ui.chat_composer import draw_composer, fitted_prompt
 from ui.chat_head import draw_head
 from ui.chat_list import chat_list
 from ui.chat_messages import draw_line, draw_transcript
-from ui.engine import not_ready_notice, way_to_model
+from ui.engine import not_ready_notice, silence_notice, way_to_model
 from ui.errors import show_error
 from ui.i18n import tr
 from ui.notebook import draw_notebook
@@ -38,6 +38,7 @@ def draw_page() -> None:
             draw_line(line, faces)
         elif not current.messages and is_ready:
             draw_ideas()
+    silence_notice()
     if not is_ready:
         say_what_is_missing(current)
     if error := st.session_state.get(chat.ERROR_KEY):

@@ -38,6 +38,7 @@ from core.engine.messages import (
     Text,
 )
 from core.engine.plan import MIB
+from core.engine.pulse import Outlet, Pulse
 from core.errors import DeckError, EngineError
 from core.fit import card_from_gpu, require_fit
 from core.gpu import read_snapshot
@@ -102,16 +103,16 @@ def _words(question: str) -> list[str]:
 
 
 class FakeWorker:
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, connection: Connection, outlet: Outlet) -> None:
+        self._connection, self._pipe = connection, outlet
         self._scripts: dict[int, Script] = {}
 
     def run(self) -> None:
         while True:
             due_s = min((script.next_s for script in self._scripts.values()), default=None)
             wait_s = None if due_s is None else max(0.0, due_s - time.monotonic())
-            if self._pipe.poll(wait_s):
-                self._obey(self._pipe.recv())
+            if self._connection.poll(wait_s):
+                self._obey(self._connection.recv())
             for script in list(self._scripts.values()):
                 if script.next_s <= time.monotonic():
                     self._say(script)
@@ -185,8 +186,10 @@ class FakeWorker:
 if __name__ == "__main__":
     try:
         pipe = Connection(int(sys.argv[1]))
+        outlet = Outlet(pipe)
+        Pulse(outlet).start()
         if sys.argv[2:] == ["spare"]:
-            pipe.send(Prepared())
-        FakeWorker(pipe).run()
+            outlet.send(Prepared())
+        FakeWorker(pipe, outlet).run()
     except (EOFError, OSError):
         pass

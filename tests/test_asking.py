@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -118,11 +119,10 @@ def test_without_a_model_nothing_is_said(desk: Desk) -> None:
 
 
 def test_what_the_history_refuses_is_not_computed(desk: Desk) -> None:
-    answer = desk.send("hello", "hi")
-    desk.asker.regenerate(desk.chat, answer, setup())
-    with pytest.raises(ChatStoreError):
-        desk.asker.reply(desk.chat, desk.last() or 0, setup())
-    assert desk.engine.cancelled == [2]
+    desk.send("hello", "hi")
+    with pytest.raises(ChatStoreError, match="went on"):
+        desk.asker.reply(desk.chat, desk.store.read(desk.chat).messages[0].id, setup())
+    assert desk.engine.cancelled == [1]
 
 
 def test_a_question_too_long_is_an_error_and_leaves_the_chat_alone(desk: Desk) -> None:
@@ -187,6 +187,71 @@ def test_stop_ends_an_answer_and_a_line(desk: Desk) -> None:
     desk.asker.impersonate(desk.chat, setup())
     desk.asker.stop(desk.chat)
     assert not desk.asker.is_busy(desk.chat)
+
+
+def test_a_second_tab_cannot_begin_a_line_or_an_answer_beside_one(desk: Desk) -> None:
+    """The second took the first's place in the list of what can be stopped: the first ran to its end."""
+    answer = desk.send("hello", "hi")
+    desk.asker.impersonate(desk.chat, setup())
+    begin = (
+        lambda: desk.asker.impersonate(desk.chat, setup()),
+        lambda: desk.asker.send(desk.chat, "more", answer, setup()),
+        lambda: desk.asker.regenerate(desk.chat, answer, setup()),
+        lambda: desk.asker.go_on(desk.chat, answer, setup()),
+        lambda: desk.asker.ask_anew(desk.chat, answer - 1, "other", setup()),
+    )
+    for one in begin:
+        with pytest.raises(ChatStoreError, match="still being written"):
+            one()
+    assert len(desk.engine.answers) == 2
+    desk.asker.stop(desk.chat)
+    assert not any(one.is_running for one in desk.engine.answers) and desk.texts() == ["hello", "hi"]
+    assert desk.asker.take_line(desk.chat) == ""
+    desk.finish(desk.asker.regenerate(desk.chat, answer, setup()), "hi again")
+
+
+def test_no_line_is_begun_while_an_answer_is_written(desk: Desk) -> None:
+    message = desk.asker.send(desk.chat, "hello", None, setup())
+    with pytest.raises(ChatStoreError, match="still being written"):
+        desk.asker.impersonate(desk.chat, setup())
+    desk.finish(message, "hi")
+    assert desk.asker.impersonate(desk.chat, setup()).answer.is_running
+
+
+def test_of_many_tabs_that_begin_at_one_moment_one_does(desk: Desk) -> None:
+    desk.send("hello", "hi")
+    tabs, at_once = 8, threading.Barrier(8)
+    refused: list[str] = []
+
+    def begin() -> None:
+        at_once.wait(WAIT_S)
+        try:
+            desk.asker.impersonate(desk.chat, setup())
+        except ChatStoreError as error:
+            refused.append(error.key)
+
+    threads = [threading.Thread(target=begin) for _ in range(tabs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert refused == ["chat_is_writing"] * (tabs - 1) and len(desk.engine.answers) == 2
+
+
+def test_a_chat_that_was_refused_can_be_asked_again(desk: Desk) -> None:
+    desk.engine.is_loaded = False
+    with pytest.raises(EngineError):
+        desk.asker.send(desk.chat, "hello", None, setup())
+    desk.engine.is_loaded = True
+    desk.send("hello", "hi")
+    assert desk.texts() == ["hello", "hi"]
+
+
+def test_what_was_written_is_not_remembered_for_ever(desk: Desk) -> None:
+    for _ in range(20):
+        desk.chat = desk.store.create("instruct")
+        desk.send("hello", "hi")
+    assert len(desk.asker._writing) == 1
 
 
 def test_a_notebook_goes_on_and_each_step_can_be_taken_back(desk: Desk) -> None:

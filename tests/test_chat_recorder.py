@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.chat.recorder import Recorder
+from core.chat.recorder import END_S, Recorder
 from core.chat.stats import error_of
 from core.chat.store import ChatStore
 from core.engine.answer import Answer
@@ -188,3 +188,88 @@ def test_a_message_can_grow_on_at_once(store: WatchedStore, recorder: Recorder, 
         if number < 2:
             store.reopen_answer(message)
     assert store.read(chat).messages[-1].text == "0 1 2 "
+
+
+def test_a_text_that_cannot_be_made_is_kept_as_it_came(store: WatchedStore, recorder: Recorder, engine: Engine) -> None:
+    """The thread ended with the exception: the message stayed "writing", and its answer ran on with nobody."""
+    chat, message = begin(store)
+    answer = engine.answer()
+
+    def fail(text: str) -> str:
+        raise RecursionError("a template's fault")
+
+    recorder.follow(message, answer, text_of=fail)
+    write(answer, "Hello")
+    assert store.grown.wait(WAIT_S) and recorder.text(message) == "Hello"
+    end(answer)
+    assert recorder.wait(message, WAIT_S)
+    last = store.read(chat).messages[-1]
+    assert (last.text, last.state) == ("Hello", "done")
+
+
+def test_any_fault_of_the_disk_is_a_problem_that_may_pass(
+    store: WatchedStore, recorder: Recorder, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.chat.recorder.RETRY_S", 0.02)
+    chat, message = begin(store)
+    answer, is_broken = engine.answer(), threading.Event()
+    finish_answer, failed = store.finish_answer, threading.Event()
+
+    def fail(*values: object) -> None:
+        if not is_broken.is_set():
+            failed.set()
+            raise MemoryError
+        finish_answer(*values)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "finish_answer", fail)
+    recorder.follow(message, answer)
+    write(answer, "Hello")
+    end(answer)
+    assert failed.wait(WAIT_S)
+    assert not recorder.wait(message, 0.05)
+    assert "MemoryError" in str(recorder.problem(message))
+    is_broken.set()
+    assert recorder.wait(message, WAIT_S)
+    assert store.read(chat).messages[-1].state == "done"
+
+
+def test_closing_gives_all_answers_together_one_time_limit(
+    store: WatchedStore, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_s: list[float] = []
+
+    class Slow:
+        """Stands in for the thread of an answer whose disk does not respond."""
+
+        def start(self) -> None: ...
+
+        def join(self, timeout_s: float) -> None:
+            waited_s.append(timeout_s)
+            clock["s"] += timeout_s
+
+    clock = {"s": 100.0}
+    monkeypatch.setattr("core.chat.recorder.time.monotonic", lambda: clock["s"])
+    recorder = Recorder(store)
+    for _ in range(3):
+        _, message = begin(store)
+        answer = engine.answer()
+        monkeypatch.setattr("core.chat.recorder.threading.Thread", lambda **_: Slow())
+        recorder.follow(message, answer)
+        monkeypatch.undo()
+        monkeypatch.setattr("core.chat.recorder.time.monotonic", lambda: clock["s"])
+    recorder.close()
+    assert waited_s == [END_S, 0.0, 0.0] and engine.cancelled == [1, 2, 3]
+
+
+def test_an_answer_for_which_there_is_no_thread_is_not_waited_for(
+    store: WatchedStore, recorder: Recorder, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    _, message = begin(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError):
+            recorder.follow(message, engine.answer())
+    assert recorder.answer(message) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -143,6 +144,94 @@ def test_the_whole_characters_before_a_half_one_are_not_lost_at_the_end() -> Non
     whole = tokenizer.decode([0, 2, 1])
     assert whole.endswith(BROKEN) and " " in whole
     assert text_of(tokenizer, [0, 2, 1]) == whole.rstrip(BROKEN)
+
+
+# Runs that never become a character ---------------------------------------------------------------------------------
+
+
+class Counting:
+    """A tokenizer that counts the tokens it decodes."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self.num_decoded = tokenizer, 0
+
+    def decode(self, tokens: list[int]) -> str:
+        self.num_decoded += len(tokens)
+        return self._tokenizer.decode(tokens)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+def straddling() -> tuple[Tokenizer, list[int]]:
+    """Tokens that each hold the end of a character and the beginning of the next: "你" a thousand and one times."""
+    tokenizer = Tokenizer(models.BPE({"ä": 0, "½łä": 1, "½ł": 2}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, [0, *[1] * 1000, 2]
+
+
+BROKEN_BYTE = next(token for token in range(VOCABULARY) if BYTE_LEVEL.decode([token]) == BROKEN)
+LONG_RUNS = {
+    "bytes of no character": (BYTE_LEVEL, [BROKEN_BYTE] * 1000),
+    "byte tokens of no character": (BYTE_FALLBACK, [BYTE_FALLBACK.token_to_id("<0x80>")] * 1000),
+    "beginnings of characters": (BYTE_FALLBACK, in_bytes("好")[:2] * 500),
+    "whole characters after half a one": (BYTE_FALLBACK, in_bytes("好")[:1] + in_bytes("好") * 330),
+    "special tokens": (BYTE_FALLBACK, words("</s>", "<s>") * 500),
+    "tokens that nobody knows": (BYTE_LEVEL, [VOCABULARY + 5] * 1000),
+    "spaces before anything": (BYTE_FALLBACK, words("▁") * 1000),
+    "marks on one letter": (BYTE_FALLBACK, words("a") + in_bytes("\u0301") * 500),
+    "an emoji that goes on": (BYTE_FALLBACK, in_bytes("👩\u200d") * 140),
+    "characters across tokens": straddling(),
+}
+
+
+@pytest.mark.parametrize("name", LONG_RUNS)
+def test_each_token_of_an_answer_costs_the_same_however_long_it_waits(name: str) -> None:
+    """Each byte that never became a character was decoded with all before it, in the loop that all chats share."""
+    tokenizer, tokens = LONG_RUNS[name]
+    counting = Counting(tokenizer)
+    stream = TextStream(cast(Tokenizer, counting), ())
+    text = "".join(map(stream.push, tokens)) + stream.flush()
+    assert counting.num_decoded < 30 * len(tokens)
+    whole = tokenizer.decode(tokens)
+    if BROKEN not in whole:
+        assert text == whole
+    if tokenizer is not BYTE_FALLBACK:
+        assert text == whole.rstrip(BROKEN)
+
+
+@PROPERTY
+@given(tokens=some.lists(some.sampled_from([*in_bytes("aé你😀"), *words("a", "</s>"), 31999]), max_size=60))
+def test_whatever_bytes_come_nothing_raises_and_the_letter_at_the_end_is_shown(tokens: list[int]) -> None:
+    assert text_of(BYTE_FALLBACK, [*tokens, *words("b")]).endswith("b")
+
+
+@PROPERTY
+@given(tokens=some.lists(some.integers(0, VOCABULARY + 5), min_size=12, max_size=80))
+def test_a_long_run_of_any_tokens_is_the_text_as_a_whole(tokens: list[int]) -> None:
+    given_out, rest = pieces(BYTE_LEVEL, tokens)
+    assert "".join(given_out) + rest == BYTE_LEVEL.decode(tokens).rstrip(BROKEN)
+    assert not any(piece.endswith(BROKEN) for piece in [*given_out, rest])
+
+
+@PROPERTY
+@given(tokens=some.lists(some.sampled_from(BYTE_LEVEL.encode("你😀é").ids + [BROKEN_BYTE]), min_size=12, max_size=80))
+def test_a_long_run_of_parts_of_characters_is_the_text_as_a_whole(tokens: list[int]) -> None:
+    given_out, rest = pieces(BYTE_LEVEL, tokens)
+    assert "".join(given_out) + rest == BYTE_LEVEL.decode(tokens).rstrip(BROKEN)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
+def test_what_says_nothing_between_the_bytes_of_a_character_does_not_break_it(count: int) -> None:
+    first, *others = in_bytes("你")
+    assert text_of(BYTE_FALLBACK, [*words("a"), first, *words("</s>") * count, *others]) == "a你"
+    assert text_of(BYTE_FALLBACK, [*words("a"), first, *[31999] * count, *others, *words("b")]) == "a你b"
+
+
+@pytest.mark.parametrize("count", [9, 20, 101])
+def test_a_character_after_a_long_run_of_broken_bytes_is_shown(count: int) -> None:
+    tokens = BYTE_LEVEL.encode("你", add_special_tokens=False).ids
+    assert text_of(BYTE_LEVEL, [BROKEN_BYTE] * count + tokens) == BROKEN * count + "你"
 
 
 # Spaces and special tokens ------------------------------------------------------------------------------------------

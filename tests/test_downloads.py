@@ -631,3 +631,32 @@ def test_any_thread_may_steer(downloads: Downloads, hub: HubStandin, models: Pat
         downloads.pause(name)
         downloads.cancel(name)
         downloads.forget(name)
+
+
+def test_a_job_whose_end_goes_wrong_as_well_does_not_end_the_queue(
+    downloads: Downloads, hub: HubStandin, models: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cleans up after a fault may fail itself; the queue's thread ended, and nothing was fetched any more."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("core.hub.job.Fetch", fail)
+        patch.setattr("core.hub.job.has_bytes", fail)
+        state = fetch(downloads, hub)
+    assert state.phase == "failed" and "RuntimeError: a fault" in str(state.error)
+    assert_is_whole(models, origin, fetch(downloads, hub))
+
+
+def test_a_hash_that_cannot_be_computed_fails_the_download_and_says_why(
+    downloads: Downloads, hub: HubStandin, models: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no such hash")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("core.hub.hashing.new_digest", fail)
+        state = fetch(downloads, hub)
+    assert state.phase == "failed" and "no such hash" in str(state.error)
+    assert_is_whole(models, origin, fetch(downloads, hub))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.chat.template import Turn
 from core.engine.choice import Choice, choice_path, read_choice, write_choice
 from core.engine.engines import Engines
 from core.engine.messages import Conversation, Sampling
+from core.engine.process import Worker
 from core.engine.remote import RemoteEngine
 from core.engine.remote_link import Pace
 from core.engine.runner import Runner
@@ -133,3 +135,68 @@ def test_two_chats_that_read_alike_are_counted_apart(engines: Engines, server: O
     engines.remote.count_prompt(one)
     engines.remote.count_prompt(other)
     assert len(server.asked("/tokenize")) == 2
+
+
+def test_a_choice_that_cannot_be_taken_up_does_not_end_the_thread_that_follows(
+    engines: Engines, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Event()
+
+    def fail(choice: Choice) -> None:
+        tried.set()
+        raise RecursionError
+
+    engines.follow_choice()
+    with monkeypatch.context() as patch:
+        patch.setattr(engines.remote, "connect", fail)
+        write_choice(Choice(server.url, "small"))
+        assert tried.wait(WAIT_S)
+    write_choice(Choice(server.url, "small", 1024))
+    wait_until(lambda: engines.state.phase == "ready")
+
+
+def test_the_way_out_is_open_while_another_tab_ends_an_engine_that_hangs(
+    engines: Engines, server: OpenAiStandin, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.load(folder)
+    assert engines.wait_while_loading(WAIT_S).phase == "ready"
+    ends, may_end = threading.Event(), threading.Event()
+    end = Worker.end
+
+    def slow(worker: Worker) -> None:
+        ends.set()
+        may_end.wait(WAIT_S)
+        end(worker)
+
+    monkeypatch.setattr(Worker, "end", slow)
+    unloading = threading.Thread(target=engines.unload)
+    unloading.start()
+    assert ends.wait(WAIT_S)
+    # Nothing of this waits for the process.
+    assert engines.state.phase == "empty" and engines.running_answers == [] and engines.silent_s == 0.0
+    engines._take_up(None)
+    connecting = threading.Thread(target=engines.connect, args=(Choice(server.url, "small"),))
+    connecting.start()
+    wait_until(lambda: engines.state.phase == "ready" and engines.state.server is not None)
+    may_end.set()
+    for thread in (unloading, connecting):
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+def test_a_model_on_another_server_has_no_silence_of_this_machines_engine(
+    engines: Engines, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.connect(Choice(server.url, "small"))
+    monkeypatch.setattr(Runner, "silent_s", 9.0)
+    assert engines.silent_s == 0.0
+    engines.unload()
+    assert engines.silent_s == 9.0
+
+
+def test_a_chat_that_was_meant_for_a_server_can_be_read_by_this_machines_engine(engines: Engines, folder: Path) -> None:
+    """A model was loaded here meanwhile: the worker could not read that kind of text, and heard nothing any more."""
+    engines.load(folder)
+    assert engines.wait_while_loading(WAIT_S).phase == "ready"
+    answer = engines.generate(Conversation([("user", "hello")], is_open=False), Sampling())
+    assert answer.wait(WAIT_S) and answer.reason == "end" and "hello" in answer.text

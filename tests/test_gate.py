@@ -168,7 +168,9 @@ def test_what_is_no_page_is_refused(app: Gate, path: str) -> None:
         assert (reply.status, reply.text) == (401, "Sign in first.\n")
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/metrics", "/health", "/openapi.json"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/chat/completions", "/metrics", "/health", "/ready", "/openapi.json"]
+)
 def test_the_api_asks_for_its_keys_itself(app: Gate, path: str) -> None:
     assert ask(app, path, method="POST").text == "None False"
 

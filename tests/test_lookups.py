@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from core.errors import DeckError, InputError
 from core.hub.branches import Branch
 from core.lookups import MAX_LOOKUPS, Lookup, Lookups
@@ -52,6 +54,20 @@ def test_the_oldest_answers_are_dropped_when_there_are_many() -> None:
         lookups.get(number, lambda _: 0)
     assert lookups.get(0, lambda _: 0) is not first
     assert lookups.get(MAX_LOOKUPS, lambda _: 1).wait(WAIT_S) and lookups.get(MAX_LOOKUPS, lambda _: 1).result == 0
+
+
+def test_what_is_under_way_is_never_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be begun again beside itself by whoever asks next."""
+    monkeypatch.setattr("core.lookups.MAX_LOOKUPS", 4)
+    lookups, go = Lookups(), threading.Event()
+    running = [lookups.get(("slow", number), lambda _: go.wait(WAIT_S)) for number in range(6)]
+    for number in range(6):
+        assert lookups.get(("quick", number), lambda _: 0).wait(WAIT_S)
+    assert [lookups.get(("slow", number), lambda _: 1) for number in range(6)] == running
+    go.set()
+    assert all(lookup.wait(WAIT_S) for lookup in running)
+    lookups.get("next", lambda _: 0)
+    assert lookups.known(("slow", 0)) is None
 
 
 def test_work_tells_how_far_it_is() -> None:

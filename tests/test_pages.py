@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from core.chat.records import Message
+from core.engine import process
 from core.engine.answer import Answer
+from core.engine.pulse import BEAT_S
 from core.settings import ROOT
 from tests.checkpoints import make_checkpoint
 from ui import resources
@@ -403,3 +407,73 @@ def test_the_dashboards_process_never_imports_torch(models: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert done.stdout.strip().splitlines()[-1:] == ["[]"], done.stderr
+
+
+# An engine that hangs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hanging(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The process of an engine that has a model and is stopped, and counts as silent."""
+    monkeypatch.setattr(process, "SILENT_S", 3 * BEAT_S)
+    engine = resources.runner()
+    engine.load(models / "tiny")
+    assert engine.wait_while_loading(WAIT_S).phase == "ready" and engine.worker_pid is not None
+    pid = engine.worker_pid
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: engine.silent_s)
+    yield pid
+    if engine.worker_pid == pid:
+        os.kill(pid, signal.SIGCONT)
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    end_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("page", "locale", "words"),
+    [("2_Load_Model", "en-US", "has not answered for"), ("2_Load_Model", "zh-CN", "秒没有响应"),
+     ("3_Chat", "en-US", "has not answered for")],
+)  # fmt: skip
+def test_a_page_says_that_the_engine_hangs_and_unload_ends_it(hanging: int, page: str, locale: str, words: str) -> None:
+    tab = open_tab(page, locale)
+    assert words in tab.warning[0].value
+    status = [one.value for one in (*tab.sidebar.markdown, *tab.sidebar.caption)]
+    assert any("hangs" in value or "无响应" in value for value in status)
+    click(tab, "engine_unload_page")
+    assert resources.runner().state.phase == "empty" and not tab.warning
+    with pytest.raises(ProcessLookupError):
+        os.kill(hanging, 0)
+
+
+def test_the_sidebar_of_every_page_has_the_way_out(hanging: int) -> None:
+    tab = open_tab("4_Characters")
+    click(tab, "engine_unload_sidebar")
+    assert resources.runner().state.phase == "empty"
+    assert "engine_unload_sidebar" not in [button.key for button in tab.button]
+
+
+def test_when_the_engine_goes_on_so_do_the_pages(hanging: int) -> None:
+    tab = open_tab("3_Chat")
+    ask(tab, "hello")
+    assert tab.warning and last_answer().phase == "queued"
+    os.kill(hanging, signal.SIGCONT)
+    wait_until(lambda: not resources.runner().silent_s and last_message().state == "done")
+    run(tab)
+    assert not tab.warning and last_message().text.strip() == "You said: hello"
+
+
+def test_stop_works_while_the_engine_hangs(hanging: int) -> None:
+    tab = open_tab("3_Chat")
+    ask(tab, "forever")
+    finish(click(tab, "chat_stop"))
+    assert last_message().state == "stopped" and resources.runner().running_answers == []
+
+
+def test_home_does_not_call_an_engine_ready_that_hangs(hanging: int) -> None:
+    tab = open_tab()
+    assert not tab.success and "has not answered for" in tab.warning[0].value

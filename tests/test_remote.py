@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,8 @@ from core.engine.choice import Choice
 from core.engine.messages import Conversation, Sampling
 from core.engine.remote import RemoteEngine
 from core.engine.remote_address import keep_key
-from core.engine.remote_http import Limits
-from core.engine.remote_link import Pace, list_models
+from core.engine.remote_http import Limits, Server, loop
+from core.engine.remote_link import Link, Pace, list_models
 from core.errors import EngineError
 from tests.openai_standin import OpenAiStandin
 
@@ -427,3 +428,48 @@ def test_models_are_listed_with_what_the_server_tells(server: OpenAiStandin) -> 
         ("b", None, ""),
     ]
     assert json.dumps(server.requests[0].body) == "null"
+
+
+def test_a_look_that_goes_wrong_in_an_unknown_way_is_not_the_last(
+    engine: RemoteEngine, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that looks ended with the exception: the state was "loading" for ever."""
+    monkeypatch.setattr("core.engine.remote_link.read_models", lambda *_: 1 // 0)
+    connect(engine, server)
+    assert engine.state.phase == "failed" and "ZeroDivisionError" in str(engine.state.error)
+    monkeypatch.undo()
+    wait_until(lambda: engine.state.phase == "ready")
+    assert ask(engine).text == "Hello from there"
+
+
+def test_a_listener_that_fails_does_not_end_the_looks(
+    engine: RemoteEngine, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.engine.remote.facts_of", lambda *_: 1 // 0)
+    connect(engine, server)
+    assert engine.state.phase == "failed"
+    monkeypatch.undo()
+    wait_until(lambda: engine.state.phase == "ready")
+
+
+def test_a_connection_that_is_let_go_before_its_first_look_leaves_nothing_open(server: OpenAiStandin) -> None:
+    """Nobody closed the client of a watch that was cancelled before it began."""
+    held = threading.Event()
+    # The loop is held up meanwhile, so that nothing begins before it is let go of.
+    loop().call_soon_threadsafe(held.wait, WAIT_S)
+    link = Link(Choice(server.url, "small"), Server(server.url), QUICK, lambda *_: None, lambda *_: None)
+    link.start()
+    link.stop()
+    held.set()
+    wait_until(lambda: link.server._client.is_closed)
+    assert server.asked("/v1/models") == []
+
+
+def test_what_is_answered_is_read_without_a_lock(engine: RemoteEngine, server: OpenAiStandin) -> None:
+    connect(engine, server)
+    seen: list[object] = []
+    with engine._lock:
+        reading = threading.Thread(target=lambda: seen.append((engine.state.phase, engine.running_answers)))
+        reading.start()
+        reading.join(WAIT_S)
+    assert seen == [("ready", [])]

@@ -209,6 +209,32 @@ def test_a_host_that_can_start_no_process_gets_none(starter: Starter) -> None:
     assert spare.take() is None
 
 
+def test_any_fault_in_starting_one_is_survived_a_few_times(starter: Starter, caplog: pytest.LogCaptureFixture) -> None:
+    spare = Spare(starter.start, lambda: 1 // 0 > 0, lambda: PLENTY)
+    spare.keep(quiet_s=0.0)
+    assert spare._keeper is not None
+    spare._keeper.join(WAIT_S)
+    assert not spare._keeper.is_alive() and spare.take() is None and starter.workers == []
+    assert caplog.text.count("division") == MAX_DEATHS
+
+
+def test_a_process_that_takes_long_to_start_holds_no_load_and_no_end_up(starter: Starter) -> None:
+    starts, may_start = threading.Event(), threading.Event()
+
+    def start() -> Worker:
+        starts.set()
+        assert may_start.wait(WAIT_S)
+        return starter.start()
+
+    spare = Spare(start, starter.ask_quiet, lambda: PLENTY)
+    spare.keep(quiet_s=0.0)
+    assert starts.wait(WAIT_S)
+    assert spare.take() is None
+    spare.close()
+    may_start.set()
+    assert starter.ended.acquire(timeout=WAIT_S) and spare.take() is None
+
+
 def test_the_engine_is_quiet_when_it_neither_loads_nor_answers(runner: Runner, folder: Path) -> None:
     assert runner._is_quiet()
     runner.load(folder)

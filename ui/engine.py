@@ -20,7 +20,8 @@ ANSWERING_POLL_S = 1.0
 REST_POLL_S = 4.0
 NAME_CHARS = 44
 
-Shown = tuple[str, str | None, frozenset[int]]
+Shown = tuple[str, str | None, frozenset[int], bool]
+SILENT_ICON = ":orange[:material/hourglass_disabled:] "
 SERVER_PHASES = {"loading": "connecting", "failed": "lost"}
 
 
@@ -31,29 +32,37 @@ def shown_now() -> Shown:
     """
     state = runner().state
     shown = frozenset(answer.request for answer in runner().running_answers if answer.is_for_page)
-    return state.phase, state.model, shown
+    return state.phase, state.model, shown, runner().silent_s > 0
 
 
 def sidebar_status() -> None:
     """The engine's state in a few words. It also brings the whole page up to date when that state changes."""
-    phase, _, running = shown = shown_now()
+    phase, _, running, is_silent = shown = shown_now()
     is_lost = phase == "failed" and runner().state.server is not None
-    poll_s = LOADING_POLL_S if phase == "loading" else ANSWERING_POLL_S if running or is_lost else REST_POLL_S
+    is_moving = bool(running) or is_lost or is_silent
+    poll_s = LOADING_POLL_S if phase == "loading" else ANSWERING_POLL_S if is_moving else REST_POLL_S
     redraw_every(poll_s, _status, shown)
 
 
 def _status(shown: Shown) -> None:
     if shown_now() != shown:
         st.rerun()
-    state, num_running = runner().state, len(runner().running_answers)
+    state, num_running, silent_s = runner().state, len(runner().running_answers), runner().silent_s
     with st.container(border=True, gap="xsmall"):
-        st.markdown(_status_line(state, num_running))
+        st.markdown(SILENT_ICON + tr("engine.silent") if silent_s else _status_line(state, num_running))
         if state.model is not None:
             _draw_name(state.model)
         if state.server is not None:
             st.caption(tr("engine.on_server", server=shortened(state.server, NAME_CHARS)))
         if state.phase == "loading" and state.server is None:
             st.progress(state.fraction)
+        if silent_s:
+            st.caption(tr("engine.silent_short", seconds=round(silent_s)))
+            _unload_button("sidebar")
+
+
+def _unload_button(place: str) -> None:
+    st.button(tr("load.unload"), key=f"engine_unload_{place}", icon=":material/eject:", on_click=runner().unload)
 
 
 def _draw_name(name: str) -> None:
@@ -87,6 +96,19 @@ def _progress() -> None:
     stage = state.stage if state.phase == "loading" else "warm_up"
     percent = int(state.fraction * 100)
     st.progress(state.fraction, text=tr(f"engine.stage_{stage}") + f" · {percent} %")
+
+
+def silence_notice() -> None:
+    """Where the engine is needed and has not answered for a while: that it hangs, and the way out. Else nothing."""
+    if runner().silent_s:
+        redraw_every(ANSWERING_POLL_S, _silence)
+
+
+def _silence() -> None:
+    # Once it goes on, the sidebar brings the page up to date.
+    if silent_s := runner().silent_s:
+        st.warning(tr("engine.silent_for", seconds=round(silent_s)), icon=":material/hourglass_disabled:")
+        _unload_button("page")
 
 
 def not_ready_notice(last: Answer | None = None) -> None:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.errors import DeckError
 from ui.chat_list import chat_links, recent_chats
-from ui.engine import loading_progress, reconnect_button
+from ui.engine import loading_progress, reconnect_button, silence_notice
 from ui.errors import show_error
 from ui.fragment import redraw_every
 from ui.i18n import tr
@@ -35,7 +35,9 @@ def draw_home() -> None:
 
 def _draw_engine() -> None:
     state = runner().state
-    if state.phase == "ready":
+    if runner().silent_s:
+        silence_notice()
+    elif state.phase == "ready":
         name = state.model or ""
         ready = tr("home.ready", name=name) if state.server is None else tr("home.ready_there", name=name,
                    server=state.server)  # fmt: skip

@@ -30,7 +30,7 @@ from core.text import translate
 log = logging.getLogger(__name__)
 COOKIE = "llamadeck_session"
 # The API checks its keys itself.
-API_PREFIX, API_PATHS = "/v1/", frozenset({"/v1", "/metrics", "/health", "/openapi.json"})
+API_PREFIX, API_PATHS = "/v1/", frozenset({"/v1", "/metrics", "/health", "/ready", "/openapi.json"})
 SIGN_ON_PATHS = frozenset({"/auth/login", "/auth/logout", "/oauth2callback"})
 # Of Streamlit's own paths none is a page that a person opens.
 NO_PAGES = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")

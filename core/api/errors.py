@@ -68,6 +68,7 @@ SHAPES = {
     "tokenizer_text": Shape(400, INVALID, "tokenizer", "messages"),
     "nothing_loaded": NOT_LOADED,
     "answer_model_unloaded": NOT_LOADED,
+    "engine_silent": Shape(503, SERVER, "engine_silent", "model", LOAD_RETRY_S),
     # Of a model on another server.
     "remote_no_continue": Shape(400, INVALID, "unsupported_parameter", "continue_final_message"),
     "remote_refused": Shape(400, INVALID, "refused_by_server"),

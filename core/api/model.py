@@ -34,6 +34,9 @@ class Engine(Protocol):
     @property
     def running_answers(self) -> Sequence[Answer]: ...
 
+    @property
+    def silent_s(self) -> float: ...
+
     def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
         """Raises EngineError where no model is loaded."""
         ...

@@ -71,6 +71,7 @@ def _paths() -> dict[str, Any]:
         "/v1/tokenize": {"post": _route("tokenize", "A text's tokens.", "Tokenized", "TokenizeRequest")},
         "/v1/detokenize": {"post": _route("detokenize", "Tokens' text.", "Detokenized", "DetokenizeRequest")},
         "/health": {"get": _route("health", "Whether the server is alive; needs no key.", "Health") | {"security": []}},
+        "/ready": {"get": _ready()},
         "/metrics": {"get": _route("metrics", "Figures for Prometheus.", None)},
         "/openapi.json": {"get": _route("describe", "This description.", "Description")},
     }
@@ -89,6 +90,15 @@ def _route(operation: str, summary: str, answer: str | None, request: str | None
     if request is not None:
         route["requestBody"] = {"required": True, "content": _json(request)}
     return route
+
+
+def _ready() -> dict[str, Any]:
+    route = _route("ready", "Whether a model is loaded and its engine answers; needs no key.", "Readiness")
+    route["responses"]["503"] = {
+        "description": "It does not: no model, one that is being loaded or failed, or an engine that hangs.",
+        "content": _json("Readiness"),
+    }
+    return route | {"security": []}
 
 
 def _json(schema: str) -> dict[str, Any]:
@@ -129,5 +139,9 @@ def _answers() -> dict[str, Any]:
         "Tokenized": _object(count=NUMBER, max_model_len=NUMBER, tokens={"type": ["array", "null"], "items": NUMBER}),
         "Detokenized": _object(prompt=TEXT),
         "Health": _object(status={"const": "ok"}),
+        "Readiness": _object(
+            status={"enum": ["ready", "empty", "loading", "failed", "silent"]},
+            silent_s={"type": "number", "minimum": 0, "description": "For how long the engine has not answered."},
+        ),
         "Description": _object(openapi=TEXT, paths={"type": "object"}),
     }

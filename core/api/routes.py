@@ -76,8 +76,8 @@ def make_routes(
     max_waiting: int = MAX_WAITING,
     body_s: float = BODY_S,
 ) -> list[BaseRoute]:
-    """All routes. Without a key none answers, but /health that it is alive, where `needs_key` says so; a key opens
-    nothing while its owner is not welcome.
+    """All routes. Where `needs_key` says so, none answers without a key, but /health that the server is alive and
+    /ready whether its engine answers; a key opens nothing while its owner is not welcome.
 
     Beside the slots of the engine `max_waiting` answers may wait; a request's body may take `body_s` to come.
     """
@@ -87,6 +87,11 @@ def make_routes(
 
     async def health(call: Call) -> None:
         await call.json({"status": "ok"})
+
+    async def ready(call: Call) -> None:
+        silent_s = engine.silent_s
+        status = "silent" if silent_s else engine.state.phase
+        await call.json({"status": status, "silent_s": round(silent_s, 1)}, 200 if status == "ready" else 503)
 
     async def show_metrics(call: Call) -> None:
         text = metrics.text(engine.state, engine.running_answers)
@@ -108,7 +113,10 @@ def make_routes(
         "/v1": {},
         "/v1/{rest:path}": {},
     }
-    routes: list[BaseRoute] = [Route("/health", Endpoint("/health", {"GET": health}, None, metrics, body_s))]
+    routes: list[BaseRoute] = [
+        Route("/health", Endpoint("/health", {"GET": health}, None, metrics, body_s)),
+        Route("/ready", Endpoint("/ready", {"GET": ready}, None, metrics, body_s)),
+    ]
     for path, handlers in paths.items():
         routes.append(Route(path, Endpoint(path.replace(":path", ""), handlers, guard, metrics, body_s)))
     return routes

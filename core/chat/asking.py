@@ -5,7 +5,9 @@ Knows neither pages nor characters: whoever calls says by a Setup how the model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,7 +21,6 @@ from core.chat.store import ChatStore
 from core.chat.template import Turn
 from core.engine.answer import Answer
 from core.engine.messages import Sampling
-from core.errors import DeckError
 
 
 class Generate(Protocol):
@@ -115,6 +116,9 @@ class Asker:
 
     def __init__(self, store: ChatStore, recorder: Recorder, generate: Generate) -> None:
         self._store, self._recorder, self._generate = store, recorder, generate
+        self._lock = threading.Lock()
+        # The chats in which somebody begins something at this moment; the message that is written in a chat; the line.
+        self._beginning: set[int] = set()
         self._writing: dict[int, int] = {}
         self._lines: dict[int, Line] = {}
 
@@ -176,17 +180,22 @@ class Asker:
         """Begin to write what the person might say next."""
         prompt = prepare(turns_of(self._store.read(chat).messages), setup, voice="user", start=start)
         style, pieces = setup.style, prompt.pieces
-        line = self._lines[chat] = Line(self._ask(prompt, setup), lambda text: style.tidy(text, pieces))
-        return line
+        with self._alone(chat):
+            line = Line(self._ask(prompt, setup), lambda text: style.tidy(text, pieces))
+            with self._lock:
+                self._lines[chat] = line
+            return line
 
     def line(self, chat: int) -> Line | None:
         return self._lines.get(chat)
 
     def take_line(self, chat: int) -> str | None:
         """What the model wrote for the person, once it is finished; only one tab gets it."""
-        line = self._lines.get(chat)
-        if line is None or line.answer.is_running or self._lines.pop(chat, None) is None:
-            return None
+        with self._lock:
+            line = self._lines.get(chat)
+            if line is None or line.answer.is_running:
+                return None
+            del self._lines[chat]
         return line.text
 
     def writing(self, chat: int) -> int | None:
@@ -205,6 +214,24 @@ class Asker:
         if (line := self._lines.get(chat)) is not None:
             line.answer.cancel()
 
+    @contextmanager
+    def _alone(self, chat: int) -> Iterator[None]:
+        """While something begins in a chat: two tabs cannot begin two things, of which `stop` would know one.
+
+        Raises ChatStoreError where something is being written there.
+        """
+        with self._lock:
+            if chat in self._beginning or self.is_busy(chat):
+                raise ChatStoreError("chat_is_writing")
+            self._beginning.add(chat)
+            for other in [one for one in self._writing if self.writing(one) is None]:
+                del self._writing[other]
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._beginning.discard(chat)
+
     def _split(self, chat: int, message: int) -> tuple[tuple[Message, ...], Message]:
         """What stands before a message, and the message. Raises where it is not shown any more."""
         messages = self._store.read(chat).messages
@@ -220,13 +247,15 @@ class Asker:
         return self._generate(prompt.fitted.prompt, replace(setup.sampling, stop=stop), continues=continues)
 
     def _begin(self, chat: int, prompt: Prompt, setup: Setup, begin: Callable[[], int]) -> int:
-        answer = self._ask(prompt, setup)
-        try:
-            message = begin()
-        except DeckError:
-            answer.cancel()
-            raise
         style, pieces = setup.style, prompt.pieces
-        self._writing[chat] = message
-        self._recorder.follow(message, answer, setup.model, lambda text: style.tidy(text, pieces))
+        with self._alone(chat):
+            answer = self._ask(prompt, setup)
+            try:
+                message = begin()
+                self._recorder.follow(message, answer, setup.model, lambda text: style.tidy(text, pieces))
+            except BaseException:  # Whatever it is: nobody would follow the answer.
+                answer.cancel()
+                raise
+            with self._lock:
+                self._writing[chat] = message
         return message

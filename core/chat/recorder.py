@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from core.chat.database import ChatStoreError
@@ -39,7 +40,11 @@ class Recorder:
         job = _Job(self._store, message, answer, model, text_of, self._closing, self._forget)
         with self._lock:
             self._jobs[message] = job
-        job.thread.start()
+        try:
+            job.thread.start()
+        except RuntimeError:  # No more threads: whoever asks hears of it, and nobody waits for the job.
+            self._forget(job)
+            raise
 
     def answer(self, message: int) -> Answer | None:
         """The answer that is being written as `message`."""
@@ -49,7 +54,7 @@ class Recorder:
     def text(self, message: int) -> str | None:
         """What `message` says right now, newer than the store; None where it is not being written."""
         job = self._jobs.get(message)
-        return None if job is None else job.text_of(job.answer.text)
+        return None if job is None else job.text()
 
     def problem(self, message: int) -> DeckError | None:
         """Why the answer cannot be written to the disk at present; it is tried again until it can."""
@@ -76,7 +81,9 @@ class Recorder:
             jobs = list(self._jobs.values())
         for job in jobs:
             job.answer.cancel()
-            job.thread.join(END_S)
+        end_s = time.monotonic() + END_S
+        for job in jobs:
+            job.thread.join(max(0.0, end_s - time.monotonic()))
 
     def _forget(self, job: _Job) -> None:
         with self._lock:
@@ -99,7 +106,7 @@ class _Job:
         on_end: Callable[[_Job], None],
     ) -> None:
         self._store, self.message, self._model = store, message, model
-        self.answer, self.text_of = answer, text_of
+        self.answer, self._text_of = answer, text_of
         self._closing, self._on_end = closing, on_end
         self._written: str | None = None
         self.problem: DeckError | None = None
@@ -128,16 +135,27 @@ class _Job:
             if self.problem is None:
                 log.error("an answer cannot be written to the history: %s", error)
             self.problem = error
+        except Exception as error:  # The thread's edge: what is written later may go well.
+            log.exception("an answer cannot be written to the history")
+            self.problem = DeckError("record_fault", why=type(error).__name__)
         else:
             self.problem = None
         return True
 
+    def text(self) -> str:
+        """What the message says now: the answer as the chat shows it, and as it came where that fails."""
+        try:
+            return self._text_of(self.answer.text)
+        except Exception:
+            log.exception("an answer's text is kept as it came")
+            return self.answer.text
+
     def _grow(self) -> None:
-        text = self.text_of(self.answer.text)
+        text = self.text()
         if text != self._written:
             self._store.grow_answer(self.message, text)
             self._written = text
 
     def _finish(self) -> None:
-        text = self.text_of(self.answer.text)
+        text = self.text()
         self._store.finish_answer(self.message, text, state_of(self.answer), stats_of(self.answer, self._model))

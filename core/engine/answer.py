@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from core.engine.messages import AnswerStats, Began, Event, Failed, Finished, Reason, Text
 from core.errors import DeckError
 
+log = logging.getLogger(__name__)
 Phase = Literal["queued", "reading", "writing", "done"]
 
 
@@ -79,4 +81,7 @@ class Answer:
                     self.reason, self.error, self.phase = "failed", event.error, "done"
             self._changed.notify_all()
             for call in self._listeners:
-                call()
+                try:
+                    call()
+                except Exception:  # What one of them cannot take, the others and the engine's thread can.
+                    log.exception("somebody who listens to an answer")

@@ -9,6 +9,10 @@ from tokenizers import Tokenizer
 
 # What decoding makes of bytes that are no character, or not one yet.
 BROKEN = "\N{REPLACEMENT CHARACTER}"
+# So many tokens wait for the rest of a character before it is looked whether they still can become one.
+MAX_WAITING = 8
+# A character has four bytes at the most, so that its last byte comes after three tokens that hold the others.
+MAX_UNFINISHED = 3
 
 
 class TokenDecoder:
@@ -25,21 +29,56 @@ class TokenDecoder:
         self._tokens = list(before)
         self._num_done = len(before)
         self._done = tokenizer.decode(before)
+        # So many broken characters came before what waits; they are shown once something whole follows.
+        self._num_broken = 0
 
     def push(self, token: int) -> str:
         """The further text now that `token` came; empty while a character is incomplete."""
         self._tokens.append(token)
         text = self._further_text()
         if not text or text.endswith(BROKEN):
-            return ""
+            is_long = len(self._tokens) - self._num_done > MAX_WAITING
+            return self._shorten() if is_long else ""
         self._tokens = self._tokens[self._num_done :]
         self._num_done = len(self._tokens)
         self._done = self._tokenizer.decode(self._tokens)
-        return text
+        return self._after_broken(text)
 
     def flush(self) -> str:
         """What waits at the end, without the character that never became whole."""
-        return self._further_text().rstrip(BROKEN)
+        return self._after_broken(self._further_text().rstrip(BROKEN))
+
+    def _shorten(self) -> str:
+        """Let go of all that waits but the tokens that may still become a character, and give out what is certain.
+
+        Else each token of a run that never becomes one would be decoded together with all before it.
+        """
+        done, waiting = self._tokens[: self._num_done], self._tokens[self._num_done :]
+        # Special tokens and those that the tokenizer does not know say nothing, between the bytes of a character too.
+        silent = _silent_tokens(self._tokenizer, waiting)
+        waiting = [token for token in waiting if token not in silent]
+        self._tokens = done + waiting
+        if len(waiting) <= MAX_WAITING:
+            return ""
+        text = self._further_text()
+        self._tokens = waiting[-MAX_UNFINISHED - 1 :]
+        self._num_done = 1
+        # It ends with the same bytes, and so with as many broken characters, however it begins.
+        tail = self._tokenizer.decode(self._tokens)
+        num_held = min(_num_broken_at_end(text), _num_broken_at_end(tail))
+        self._done = tail[: len(tail) - num_held]
+        certain = text[: len(text) - num_held]
+        num_broken = _num_broken_at_end(certain)
+        given_out = self._after_broken(certain[: len(certain) - num_broken])
+        self._num_broken += num_broken
+        return given_out
+
+    def _after_broken(self, text: str) -> str:
+        """`text` with the broken characters that came before it, if it is any."""
+        if not text:
+            return ""
+        broken, self._num_broken = self._num_broken, 0
+        return BROKEN * broken + text
 
     def _further_text(self) -> str:
         text = self._tokenizer.decode(self._tokens)
@@ -47,6 +86,18 @@ class TokenDecoder:
             return text[len(self._done) :]
         # A run of byte tokens is decoded as a whole: one broken character would take back those before it.
         return self._tokenizer.decode(self._tokens[self._num_done :])
+
+
+def _num_broken_at_end(text: str) -> int:
+    return len(text) - len(text.rstrip(BROKEN))
+
+
+def _silent_tokens(tokenizer: Tokenizer, tokens: list[int]) -> set[int]:
+    """Which of `tokens` decoding leaves out wherever they stand."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {
+        token for token in tokens if tokenizer.id_to_token(token) is None or (token in added and added[token].special)
+    }
 
 
 class TextStream:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from core.engine.answer import Answer
@@ -45,6 +46,11 @@ class Engines:
         return self._active.running_answers
 
     @property
+    def silent_s(self) -> float:
+        """For how long this machine's engine has not answered, see Runner.silent_s; another server is asked itself."""
+        return self.local.silent_s if self._choice is None else 0.0
+
+    @property
     def worker_pid(self) -> int | None:
         """The process on this machine by which NVML tells the engine's memory from others'."""
         return self.local.worker_pid
@@ -60,19 +66,22 @@ class Engines:
         """Load on this machine, see Runner.load."""
         with self._lock:
             self._leave_remote()
-            self.local.load(folder, context_tokens, num_slots, kernel, force)
+            start = self.local.begin_load(folder, context_tokens, num_slots, kernel, force)
+        start()
 
     def unload(self) -> None:
         """Let go of the model, wherever it is. Running answers keep what was written."""
         with self._lock:
             self._leave_remote()
-            self.local.unload()
+            end = self.local.begin_unload()
+        end()
 
     def connect(self, choice: Choice) -> None:
         """Use a model of another server from now on, also after the next start."""
         with self._lock:
             write_choice(choice)
-            self._connect(choice)
+            end = self._connect(choice)
+        end()
 
     def reconnect(self) -> None:
         """Look for the lost server now."""
@@ -102,16 +111,18 @@ class Engines:
         self._stop.set()
         with self._lock:
             self.remote.disconnect()
-            self.local.close()
+        self.local.close()
 
     @property
     def _active(self) -> Runner | RemoteEngine:
         return self.local if self._choice is None else self.remote
 
-    def _connect(self, choice: Choice) -> None:
-        self.local.unload()
+    def _connect(self, choice: Choice) -> Callable[[], None]:
+        """What it returns waits for the end of this machine's engine."""
+        end = self.local.begin_unload()
         self.remote.connect(choice)
         self._choice = choice
+        return end
 
     def _leave_remote(self) -> None:
         if read_choice() is not None:
@@ -126,11 +137,15 @@ class Engines:
             changed_ns = _changed_ns()
             if changed_ns != seen:
                 seen = changed_ns
-                self._take_up(read_choice())
+                try:
+                    self._take_up(read_choice())
+                except Exception:  # The thread's edge: the next choice is taken up all the same.
+                    log.exception("the choice of another process was not taken up")
             if self._stop.wait(LOOK_S):
                 return
 
     def _take_up(self, choice: Choice | None) -> None:
+        end: Callable[[], None] | None = None
         with self._lock:
             if self._stop.is_set():
                 return
@@ -139,10 +154,12 @@ class Engines:
                 if self.remote.state.phase == "failed":
                     self.remote.reconnect()
             elif choice is not None:
-                self._connect(choice)
+                end = self._connect(choice)
             elif self._choice is not None:
                 self._choice = None
                 self.remote.disconnect()
+        if end is not None:
+            end()
 
 
 def _changed_ns() -> int | None:

@@ -123,6 +123,14 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The worker's process lives. `stuck_s` is how long its main thread has been at one step of its answers where that
+    is longer than any takes, else 0."""
+
+    stuck_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class LoadProgress:
     """`fraction` of the whole load, 0 to 1, never falling."""
 
@@ -248,7 +256,7 @@ class Failed:
 
 
 Command = Load | Generate | Cancel
-Event = Prepared | LoadProgress | Loaded | LoadFailed | Began | Text | Finished | Failed
+Event = Prepared | Heartbeat | LoadProgress | Loaded | LoadFailed | Began | Text | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

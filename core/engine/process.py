@@ -1,32 +1,48 @@
 """One worker process as the dashboard sees it: started, spoken to, listened to, ended; knows no model and no answer.
 
 It is a plain child process that speaks over a socket pair, so that it does not import the script that happens to run
-in this process, and its death is an end of file.
+in this process, and its death is an end of file. A worker may stop reading at any time (a GPU that hangs, swapping, a
+dead network disk): only a thread of its own writes to it, and only whoever ends it waits for it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 
-from core.engine.messages import Command, Event, Prepared
+from core.engine.messages import Command, Event, Generate, Heartbeat, Prepared
 from core.errors import EngineError
 from core.settings import ROOT
 
 log = logging.getLogger(__name__)
-WORKER_END_S = 5.0
+# How long a worker may take to end when it is asked to, by itself after it has hung up, and once it was killed.
+WORKER_END_S, LINGER_S, KILL_S = 2.0, 5.0, 5.0
+# So many heartbeats (core/engine/pulse.py) may be late.
+SILENT_S = 4.0
+# What may wait for a worker that does not read. Prompts are most of it.
+MAX_WAITING_BYTES = 64 * 2**20
+# No event is a hundredth as long.
+MAX_EVENT_BYTES = 64 * 2**20
 
 
 class Worker:
-    """A worker process and the thread that listens to it. A spare one prepares itself before it is asked for anything.
+    """A worker process, the thread that writes to it and the one that listens.
 
-    `settled` is set when the process has all that a load imports, or has ended.
+    A spare one prepares itself before it is asked for anything. `settled` is set when the process has all that a load
+    imports, or has ended; `has_ended` once nothing more will come from it. `on_event` and `on_end` are called in the
+    thread that listens.
     """
 
     def __init__(
@@ -36,7 +52,8 @@ class Worker:
         on_end: Callable[[Worker], None],
         is_spare: bool = False,
     ) -> None:
-        ours, theirs = socket.socketpair()
+        """Raises OSError where no process can be started, RuntimeError where no thread can."""
+        self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(theirs.fileno()), *(["spare"] if is_spare else [])],
@@ -44,11 +61,23 @@ class Worker:
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
             )
-        self.settled = threading.Event()
-        self._pipe = Connection(ours.detach())
-        self._sending = threading.Lock()
+        self.settled, self.has_ended = threading.Event(), False
+        self._pipe = Connection(os.dup(self._socket.fileno()))
         self._on_event, self._on_end = on_event, on_end
-        threading.Thread(target=self._listen, name="engine-listener", daemon=True).start()
+        self._changed = threading.Condition()
+        self._commands: deque[tuple[int | None, bytes]] = deque()
+        self._waiting_bytes, self._is_closed = 0, False
+        # By time.monotonic(): its last sign of life, since when it does not read a command, since when it is stuck.
+        self._sign_s, self._unread_s, self._stuck_s = time.monotonic(), _NEVER, _NEVER
+        self._is_garbled = False
+        self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
+        try:
+            self._writer.start()
+            threading.Thread(target=self._listen, name="engine-listener", daemon=True).start()
+        except RuntimeError:
+            self._process.kill()
+            self._close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -58,39 +87,145 @@ class Worker:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def silent_s(self) -> float:
+        """How long it has not done what a worker does: give signs of life, read commands, finish steps. 0: it does."""
+        now_s = time.monotonic()
+        late_s = max(now_s - self._sign_s, now_s - self._unread_s)
+        return max(0.0, now_s - self._stuck_s, late_s if late_s >= SILENT_S else 0.0)
+
     def send(self, command: Command) -> None:
-        """Hand over a command; a worker that is gone is the listener's business, not the sender's."""
-        try:
-            with self._sending:
-                self._pipe.send(command)
-        except (OSError, ValueError):
-            log.debug("the engine's process is gone; %s was not sent", type(command).__name__)
+        """Hand over a command and wait for nothing; a worker that is gone is the listener's business.
+
+        Raises EngineError for a prompt where too much waits already that the worker does not read.
+        """
+        data = bytes(ForkingPickler.dumps(command))
+        request = command.request if isinstance(command, Generate) else None
+        with self._changed:
+            if request is not None and self._commands and self._waiting_bytes + len(data) > MAX_WAITING_BYTES:
+                raise EngineError("engine_silent", seconds=max(1, round(self.silent_s)))
+            self._commands.append((request, data))
+            self._waiting_bytes += len(data)
+            self._changed.notify_all()
+
+    def withdraw(self, request: int) -> bool:
+        """Take back a prompt that still waits to be written; False where the worker has it, or part of it."""
+        with self._changed:
+            for place, (waiting, data) in enumerate(self._commands):
+                if waiting == request:
+                    del self._commands[place]
+                    self._waiting_bytes -= len(data)
+                    return True
+        return False
 
     def end(self) -> None:
-        """End the process for good, gently first, and wait until it is gone."""
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self._process.wait(WORKER_END_S)
-        except subprocess.TimeoutExpired:
+        """End the process for good and wait until it is gone; at once where it does not answer anyway.
+
+        Several threads may end the same one. A process that the system does not let go of is left behind after a while.
+        """
+        if self.silent_s:
             self._process.kill()
-            self._process.wait()
+        else:
+            self._process.terminate()
+        if self._exit_code(WORKER_END_S) is None:
+            self._process.kill()
+            if self._exit_code(KILL_S) is None:
+                log.error("the engine's process %d cannot be killed: the system waits for a disk or a GPU", self.pid)
+        self._close()
 
     def wait(self) -> int:
         return self._process.wait()
 
-    def _listen(self) -> None:
-        while True:
+    def end_reason(self) -> EngineError:
+        """Why it ended, after its side of the pipe closed; a process that goes on all the same is ended."""
+        exit_code = None if self._is_garbled else self._exit_code(LINGER_S)
+        if exit_code is not None:
+            return death_reason(exit_code)
+        return EngineError("worker_garbled")
+
+    def _exit_code(self, wait_s: float) -> int | None:
+        try:
+            return self._process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _close(self) -> None:
+        """Let both threads go, whatever they wait for."""
+        with self._changed:
+            self._is_closed = True
+            self._commands.clear()
+            self._changed.notify_all()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    # The thread that writes ----------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        while (data := self._next()) is not None:
+            self._unread_s = time.monotonic()
             try:
-                event = self._pipe.recv()
-            except (EOFError, OSError):
-                break
-            if isinstance(event, Prepared):
-                self.settled.set()
-            else:
-                self._on_event(self, event)
-        self._on_end(self)
+                self._pipe.send_bytes(data)
+            except (OSError, ValueError):
+                log.debug("the engine's process is gone; a command was not sent")
+                return
+            self._unread_s = _NEVER
+
+    def _next(self) -> bytes | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._commands or self._is_closed)
+            if self._is_closed:
+                return None
+            _, data = self._commands.popleft()
+            self._waiting_bytes -= len(data)
+            return data
+
+    # The thread that listens ---------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._tell(self._receive())
+        except (EOFError, OSError):
+            pass
+        except Exception:  # Whatever it is that cannot be read, nothing that follows can be trusted either.
+            log.exception("the engine's process said something that cannot be understood")
+            self._is_garbled = True
+        self.has_ended = True
+        try:
+            self._on_end(self)
+        except Exception:  # The thread's edge.
+            log.exception("the end of the engine's process was not noted")
         self.settled.set()
+        self._let_go()
+
+    def _receive(self) -> Event:
+        event = pickle.loads(self._pipe.recv_bytes(MAX_EVENT_BYTES))
+        if not isinstance(event, Event):
+            raise TypeError(type(event).__name__)
+        return event
+
+    def _tell(self, event: Event) -> None:
+        self._sign_s = time.monotonic()
+        match event:
+            case Heartbeat():
+                self._stuck_s = self._sign_s - event.stuck_s if event.stuck_s else _NEVER
+            case Prepared():
+                self.settled.set()
+            case _:
+                try:
+                    self._on_event(self, event)
+                except Exception:  # What one event brings about is not to end the ear for all others.
+                    log.exception("%s of the engine's process", type(event).__name__)
+
+    def _let_go(self) -> None:
+        """Give the files back, once the other thread does not use them any more."""
+        self._close()
+        self._writer.join()
+        self._pipe.close()
+        self._socket.close()
+
+
+_NEVER = float("inf")
 
 
 def death_reason(exit_code: int) -> EngineError:

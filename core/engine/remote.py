@@ -46,6 +46,7 @@ class RemoteEngine:
         self._changed = threading.Condition(self._lock)
         self._state = EngineState()
         self._link: Link | None = None
+        # Never changed, always replaced: whoever reads it needs no lock.
         self._answers: dict[int, Answer] = {}
         # Only the loop's own thread looks at these.
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -58,8 +59,7 @@ class RemoteEngine:
     @property
     def running_answers(self) -> list[Answer]:
         """The answers that are waited for or being written, oldest first."""
-        with self._lock:
-            return [answer for answer in self._answers.values() if answer.is_running]
+        return [answer for answer in self._answers.values() if answer.is_running]
 
     def connect(self, choice: Choice) -> None:
         """Begin to use the chosen model, in place of whatever is connected; `state` tells how it goes."""
@@ -102,7 +102,7 @@ class RemoteEngine:
             if link is not self._link:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
-            self._answers[answer.request] = answer
+            self._answers = self._answers | {answer.request: answer}
         asking = _Asking(link, answer, incoming, prompt, path, body)
         loop().call_soon_threadsafe(self._begin, asking)
         return answer
@@ -166,7 +166,7 @@ class RemoteEngine:
         asking.answer.take(Finished(request, "cancelled", asking.incoming.stats()))
         del self._tasks[request]
         with self._lock:
-            self._answers.pop(request, None)
+            self._answers = {number: answer for number, answer in self._answers.items() if number != request}
 
 
 @dataclass(frozen=True, slots=True)

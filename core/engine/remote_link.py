@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from core.engine.remote_dialect import RemoteModel, read_models
 from core.engine.remote_http import Limits, Server, loop, wait_for
 from core.errors import EngineError
 
+log = logging.getLogger(__name__)
 # Where neither the server nor a person says how long the context is.
 ASSUMED_CONTEXT_TOKENS = 4096
 # A server has a queue of its own.
@@ -72,12 +74,25 @@ class Link:
         self._num_running, self._is_idle = 0, asyncio.Event()
         self._is_idle.set()
         self._turn = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
+        self._is_stopped = False
 
     def start(self) -> None:
-        self._watching = asyncio.run_coroutine_threadsafe(self._watch(), loop())
+        loop().call_soon_threadsafe(self._begin)
 
     def stop(self) -> None:
-        self._watching.cancel()
+        """Look no more and let go of the server, whether or not the first look has begun."""
+        loop().call_soon_threadsafe(self._end)
+
+    def _begin(self) -> None:
+        if not self._is_stopped:
+            self._watching = loop().create_task(self._watch())
+
+    def _end(self) -> None:
+        self._is_stopped = True
+        if self._watching is not None:
+            self._watching.cancel()
+        self._closing = loop().create_task(self.server.close())
 
     @asynccontextmanager
     async def answering(self) -> AsyncIterator[None]:
@@ -104,26 +119,33 @@ class Link:
 
     async def _watch(self) -> None:
         pause_s = self._pace.retry_s
+        while True:
+            self._wake.clear()
+            await self._is_idle.wait()
+            error = await self._look()
+            if error is None:
+                pause_s, wait_s = self._pace.retry_s, self._pace.check_s
+            else:
+                pause_s, wait_s = min(2 * pause_s, self._pace.longest_s), pause_s
+            try:
+                async with asyncio.timeout(None if error is not None and error.key in FINAL else wait_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _look(self) -> EngineError | None:
+        """See whether the server has the model, and tell; what is wrong, if something is."""
         try:
-            while True:
-                self._wake.clear()
-                await self._is_idle.wait()
-                is_final = False
-                try:
-                    self.model = self._pick(await _models(self.server))
-                    pause_s, wait_s = self._pace.retry_s, self._pace.check_s
-                    self._on_found(self, self.model)
-                except EngineError as error:
-                    self._on_lost(self, error)
-                    is_final = error.key in FINAL
-                    pause_s, wait_s = min(2 * pause_s, self._pace.longest_s), pause_s
-                try:
-                    async with asyncio.timeout(None if is_final else wait_s):
-                        await self._wake.wait()
-                except TimeoutError:
-                    continue
-        finally:
-            await self.server.close()
+            self.model = self._pick(await _models(self.server))
+            self._on_found(self, self.model)
+            return None
+        except EngineError as error:
+            found = error
+        except Exception as error:  # The task's edge: the next look may go well.
+            log.exception("a look at %s failed", self.server.name)
+            found = EngineError("remote_broken", server=self.server.name, why=type(error).__name__)
+        self._on_lost(self, found)
+        return found
 
     def _pick(self, models: tuple[RemoteModel, ...]) -> RemoteModel:
         for model in models:

@@ -1,6 +1,7 @@
 """The one engine of this process: starts, feeds and ends the worker process; knows nothing of torch, chats and pages.
 
-Everything here may be called from any thread.
+Everything here may be called from any thread. Its lock is held for moments only: a worker is let go of under it, and
+is started, written to and ended without it. What pages and gauges read needs no lock.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from core.engine.answer import Answer
 from core.engine.messages import (
+    AnswerStats,
     Began,
     Cancel,
     EngineState,
@@ -28,7 +32,7 @@ from core.engine.messages import (
     Sampling,
     Text,
 )
-from core.engine.process import Worker, death_reason
+from core.engine.process import Worker
 from core.engine.spare import QUIET_S, Spare
 from core.errors import DeckError, EngineError
 
@@ -44,6 +48,11 @@ class Runner:
         self._changed = threading.Condition(self._lock)
         self._state = EngineState()
         self._worker: Worker | None = None
+        # Let go of, and perhaps not gone yet: what they hold of a GPU is not free before.
+        self._leaving: list[Worker] = []
+        # Counts loads and unloads: whoever waited for something looks whether another one came meanwhile.
+        self._turn = 0
+        # Never changed, always replaced: whoever reads it needs no lock.
         self._answers: dict[int, Answer] = {}
         self._numbers = itertools.count(1)
         self._asked_s = 0.0
@@ -56,14 +65,19 @@ class Runner:
     @property
     def running_answers(self) -> list[Answer]:
         """The answers that are queued or being written, oldest first."""
-        with self._lock:
-            return list(self._answers.values())
+        return list(self._answers.values())
 
     @property
     def worker_pid(self) -> int | None:
         """The engine's process, by which NVML tells its memory from others'."""
         worker = self._worker
         return None if worker is None else worker.pid
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the engine has not answered, 0 while it does. It may go on by itself; unload() ends it."""
+        worker = self._worker
+        return 0.0 if worker is None else worker.silent_s
 
     def load(
         self,
@@ -78,18 +92,23 @@ class Runner:
         `context_tokens` 0 takes the model's own limit, up to what the engine takes by default. `kernel` None takes
         the fastest that fits; `force` loads on a GPU although the plan says that it does not fit.
         """
-        with self._lock:
-            self._asked_s = time.monotonic()
-            self._end_worker(EngineError("answer_model_unloaded"))
-            self._set(EngineState("loading", folder.name))
-            self._worker = self._spare.take() or Worker(self._worker_module, self._take, self._worker_ended)
-            self._worker.send(Load(folder, context_tokens, num_slots, kernel, force))
+        self.begin_load(folder, context_tokens, num_slots, kernel, force)()
+
+    def begin_load(
+        self, folder: Path, context_tokens: int, num_slots: int, kernel: str | None, force: bool
+    ) -> Callable[[], None]:
+        """The part of `load` that waits for nothing. What it returns does the rest."""
+        turn = self._let_go(EngineState("loading", folder.name))
+        return partial(self._start, turn, Load(folder, context_tokens, num_slots, kernel, force))
 
     def unload(self) -> None:
         """End the worker process: all of its memory comes back. Running answers keep what was written."""
-        with self._lock:
-            self._end_worker(EngineError("answer_model_unloaded"))
-            self._set(EngineState())
+        self.begin_unload()()
+
+    def begin_unload(self) -> Callable[[], None]:
+        """The part of `unload` that waits for nothing. What it returns does the rest."""
+        self._let_go(EngineState())
+        return self._end_leaving
 
     def keep_spare(self, quiet_s: float = QUIET_S) -> None:
         """From now on keep a worker waiting that has imported what a load needs, so that loads begin at once.
@@ -111,14 +130,16 @@ class Runner:
         """Begin to answer `prompt`; the answer waits its turn where the model is busy.
 
         `continues` where the prompt ends inside the answer, after whose last word the text goes on. Raises EngineError
-        when no model is loaded.
+        when no model is loaded, or when the engine hangs and no more prompts can wait for it.
         """
+        # Plain text: a chat that was meant for another server is a kind of text that the worker does not know.
+        prompt = str(prompt) if isinstance(prompt, str) else prompt
         with self._lock:
             if self._state.phase != "ready" or self._worker is None:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
-            self._answers[answer.request] = answer
             self._worker.send(Generate(answer.request, prompt, sampling, continues))
+            self._answers = self._answers | {answer.request: answer}
             return answer
 
     def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:
@@ -129,8 +150,17 @@ class Runner:
 
     def _cancel(self, request: int) -> None:
         with self._lock:
-            if self._worker is not None:
-                self._worker.send(Cancel(request))
+            worker, answer = self._worker, self._answers.get(request)
+            if worker is None or answer is None:
+                return
+            is_withdrawn = worker.withdraw(request)
+            if not is_withdrawn:
+                worker.send(Cancel(request))
+            if not is_withdrawn and not worker.silent_s:
+                return  # It says itself how far it came.
+            self._forget(request)
+        stats = AnswerStats(answer.prompt_tokens, 0, answer.num_tokens, 0.0, 0.0, 0.0, 0)
+        answer.take(Finished(request, "cancelled", stats))
 
     def _start_spare(self) -> Worker:
         return Worker(self._worker_module, self._take, self._worker_ended, is_spare=True)
@@ -138,53 +168,118 @@ class Runner:
     def _is_quiet(self) -> bool:
         return self._state.phase != "loading" and not self._answers
 
+    # What follows needs the lock ------------------------------------------------------------------------------------
+
     def _set(self, state: EngineState) -> None:
         self._state = state
         self._changed.notify_all()
 
-    def _take(self, worker: Worker, event: Event) -> None:
-        with self._lock:
-            if worker is not self._worker:
-                return
-            match event:
-                case LoadProgress():
-                    self._set(replace(self._state, stage=event.stage, fraction=event.fraction))
-                case Loaded():
-                    took_s = time.monotonic() - self._asked_s
-                    ready = EngineState(
-                        "ready", event.facts.name, facts=event.facts, fraction=1.0, ready_after_s=took_s
-                    )
-                    self._set(ready)
-                case LoadFailed():
-                    log.error("load of %s failed: %s", self._state.model, event.error)
-                    self._end_worker(event.error)
-                    self._set(EngineState("failed", self._state.model, error=event.error))
-                case Began() | Text() | Finished() | Failed():
-                    self._take_answer(event)
+    def _forget(self, request: int) -> None:
+        self._answers = {number: answer for number, answer in self._answers.items() if number != request}
 
-    def _take_answer(self, event: Began | Text | Finished | Failed) -> None:
-        answer = self._answers.get(event.request)
+    # What follows must not have it ----------------------------------------------------------------------------------
+
+    def _let_go(self, state: EngineState, of: Worker | None = None) -> int:
+        """Take away the worker and its answers and show `state` instead; only that of one worker, where one is given.
+
+        The number of this turn, -1 where that worker had been let go of before.
+        """
+        with self._lock:
+            if of is not None and of is not self._worker:
+                return -1
+            self._turn += 1
+            turn = self._turn
+            if self._worker is not None:
+                self._leaving.append(self._worker)
+            self._worker = None
+            ended, self._answers = self._answers, {}
+            self._asked_s = time.monotonic()
+            self._set(state)
+        error = state.error or EngineError("answer_model_unloaded")
+        for answer in ended.values():
+            answer.take(Failed(answer.request, error))
+        return turn
+
+    def _start(self, turn: int, command: Load) -> None:
+        """Start the worker of a load, unless another load or an unload came after it."""
+        self._end_leaving()
+        try:
+            worker = self._spare.take() or Worker(self._worker_module, self._take, self._worker_ended)
+        except (OSError, RuntimeError) as error:
+            log.error("no process can be started for the engine: %s", error)
+            with self._lock:
+                if turn == self._turn:
+                    failure = EngineError("worker_start", why=str(error))
+                    self._set(EngineState("failed", command.folder.name, error=failure))
+            return
+        with self._lock:
+            is_wanted = turn == self._turn
+            if is_wanted:
+                self._worker = worker
+                worker.send(command)
+        if not is_wanted:
+            worker.end()
+        elif worker.has_ended:
+            # It may have said so before it was known as the engine's.
+            self._worker_ended(worker)
+
+    def _end_leaving(self) -> None:
+        """Wait until all that was let go of is gone."""
+        leaving = tuple(self._leaving)
+        for worker in leaving:
+            worker.end()
+        with self._lock:
+            self._leaving = [worker for worker in self._leaving if worker not in leaving]
+
+    def _take(self, worker: Worker, event: Event) -> None:
+        match event:
+            case LoadProgress() | Loaded():
+                self._take_progress(worker, event)
+            case LoadFailed():
+                log.error("load of %s failed: %s", self._state.model, event.error)
+                self._fail(worker, event.error)
+            case Began() | Text() | Finished() | Failed():
+                self._take_answer(worker, event)
+
+    def _take_progress(self, worker: Worker, event: LoadProgress | Loaded) -> None:
+        try:
+            with self._lock:
+                if worker is self._worker:
+                    self._set(self._after(event))
+        except Exception:  # Else it would load for ever.
+            log.exception("an event of a load")
+            self._fail(worker, EngineError("worker_garbled"))
+
+    def _after(self, event: LoadProgress | Loaded) -> EngineState:
+        if isinstance(event, LoadProgress):
+            return replace(self._state, stage=event.stage, fraction=event.fraction)
+        took_s = time.monotonic() - self._asked_s
+        return EngineState("ready", event.facts.name, facts=event.facts, fraction=1.0, ready_after_s=took_s)
+
+    def _take_answer(self, worker: Worker, event: Began | Text | Finished | Failed) -> None:
+        with self._lock:
+            answer = self._answers.get(event.request) if worker is self._worker else None
+            if answer is not None and isinstance(event, (Finished, Failed)):
+                self._forget(event.request)
         if answer is None:
             return
-        if isinstance(event, (Finished, Failed)):
-            del self._answers[event.request]
-        answer.take(event)
+        try:
+            answer.take(event)
+        except Exception as error:  # One answer's damage is not the others'.
+            log.exception("an event of an answer")
+            answer.cancel()
+            with self._lock:
+                self._forget(event.request)
+            answer.take(Failed(event.request, EngineError("engine_fault", why=type(error).__name__)))
 
     def _worker_ended(self, worker: Worker) -> None:
         """The worker's side of the pipe closed although nobody asked for it."""
-        exit_code = worker.wait()
-        with self._lock:
-            if worker is not self._worker:
-                return
-            error = death_reason(exit_code)
-            log.error("the engine's process ended while %s: %s", self._state.phase, error)
-            self._end_worker(error)
-            self._set(EngineState("failed", self._state.model, error=error))
+        if worker is not self._worker:
+            return
+        error = worker.end_reason()
+        log.error("the engine's process ended while %s: %s", self._state.phase, error)
+        self._fail(worker, error)
 
-    def _end_worker(self, error: DeckError) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.end()
-        answers, self._answers = self._answers, {}
-        for answer in answers.values():
-            answer.take(Failed(answer.request, error))
+    def _fail(self, worker: Worker, error: DeckError) -> None:
+        if self._let_go(EngineState("failed", self._state.model, error=error), worker) >= 0:
+            self._end_leaving()

@@ -70,23 +70,29 @@ class Spare:
 
     def _keep(self, quiet_s: float) -> None:
         num_quiet = 0
-        with self._changed:
-            while not self._is_closed:
-                self._bury()
-                if self._deaths >= MAX_DEATHS:
-                    return
+        while not self._is_closed and self._deaths < MAX_DEATHS:
+            try:
+                with self._changed:
+                    self._bury()
+                    is_missing = self._worker is None and self._deaths < MAX_DEATHS
                 num_quiet = num_quiet + 1 if self._is_quiet() else 0
-                if self._worker is None and num_quiet * LOOK_S > quiet_s and self._has_room():
+                if is_missing and num_quiet * LOOK_S > quiet_s and self._has_room():
                     self._begin()
-                self._changed.wait(LOOK_S)
+            except Exception as error:  # The thread's edge: loads then start workers of their own.
+                self._deaths += 1
+                log.warning("no spare worker could be started: %s", error)
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed, LOOK_S)
 
     def _begin(self) -> None:
-        try:
-            self._worker = self._start()
-        except OSError as error:
-            self._deaths += 1
-            log.warning("no spare worker could be started: %s", error)
-        self._changed.notify_all()
+        """Not under the lock, which a load and the way out need: a process may take long to start."""
+        worker = self._start()
+        with self._changed:
+            if not self._is_closed:
+                self._worker = worker
+            self._changed.notify_all()
+        if self._is_closed:
+            worker.end()
 
     def _has_room(self) -> bool:
         return self._memory_bytes() >= MIN_AVAILABLE_BYTES

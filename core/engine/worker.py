@@ -30,6 +30,7 @@ from core.engine.messages import (
     ModelFacts,
     Prepared,
 )
+from core.engine.pulse import CPU_STEP_S, GPU_STEP_S, Outlet, Pulse
 from core.errors import DeckError, EngineError
 from core.logs import set_up_logs
 from core.panics import panics_as_errors
@@ -73,9 +74,12 @@ def main(fd: int, is_spare: bool = False) -> None:
     os.nice(NICENESS)
     # Libraries print banners; what an operator needs goes through the log, to stderr.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    pipe = Connection(fd)
+    connection = Connection(fd)
+    pipe = Outlet(connection)
+    pulse = Pulse(pipe)
+    pulse.start()
     inbox: queue.SimpleQueue[Command | Prepared] = queue.SimpleQueue()
-    threading.Thread(target=listen, args=(pipe, inbox), daemon=True).start()
+    threading.Thread(target=listen, args=(connection, inbox), name="listen", daemon=True).start()
     preparing = threading.Thread(target=prepare, args=(inbox,), name="prepare", daemon=True)
     if is_spare:
         preparing.start()
@@ -94,7 +98,7 @@ def main(fd: int, is_spare: bool = False) -> None:
             preparing.join()
         with panics_as_errors():
             scheduler, facts = open_scheduler(command, pipe)
-        serve(scheduler, pipe, inbox, facts)
+        serve(scheduler, pipe, inbox, facts, pulse)
     except DeckError as error:
         pipe.send(LoadFailed(error))
     except MemoryError:
@@ -152,15 +156,18 @@ def take_priority_back() -> None:
 
 
 def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared]) -> None:
-    """Pass on what the dashboard says; when it is gone, so is this process."""
-    while True:
-        try:
+    """Pass on what the dashboard says; when it is gone or cannot be understood any more, so is this process."""
+    try:
+        while True:
             inbox.put(pipe.recv())
-        except (EOFError, OSError):
-            os._exit(0)
+    except (EOFError, OSError):
+        os._exit(0)
+    except Exception:  # An answer would be waited for that nobody writes.
+        log.exception("a command cannot be understood; the engine ends")
+        os._exit(1)
 
 
-def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, ModelFacts]:
+def open_scheduler(command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
     """Load the model; importing the libraries takes seconds, unless a spare has done it."""
     import_gptqmodel()
     pipe.send(LoadProgress("start", 0.1))
@@ -174,14 +181,17 @@ def open_scheduler(command: Load, pipe: Connection) -> tuple[Scheduler, ModelFac
 
 
 def serve(
-    scheduler: Scheduler, pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared], facts: ModelFacts
+    scheduler: Scheduler, pipe: Outlet, inbox: queue.SimpleQueue[Command | Prepared], facts: ModelFacts, pulse: Pulse
 ) -> None:
     """Answer for ever. A fault while computing ends the process: a GPU's state cannot be trusted after one."""
+    pulse.longest_s = CPU_STEP_S if facts.memory is None else GPU_STEP_S
     while True:
         while scheduler.is_idle or not inbox.empty():
-            obey(scheduler, pipe, inbox.get())
+            command = inbox.get()
+            with pulse.step():
+                obey(scheduler, pipe, command)
         try:
-            with panics_as_errors():
+            with pulse.step(), panics_as_errors():
                 scheduler.step()
         except Exception as error:
             log.exception("the engine failed")
@@ -191,7 +201,7 @@ def serve(
             sys.exit(1)
 
 
-def obey(scheduler: Scheduler, pipe: Connection, command: Command | Prepared) -> None:
+def obey(scheduler: Scheduler, pipe: Outlet, command: Command | Prepared) -> None:
     match command:
         case Generate():
             try:

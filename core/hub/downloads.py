@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from core.hub.source import Source, folder_name
 from core.hub.tokens import token_for as stored_token
 from core.settings import models_dir
 
+log = logging.getLogger(__name__)
 __all__ = ["Downloads", "FileState", "Job", "JobState"]
 CLOSE_S = 5.0
 
@@ -111,7 +113,11 @@ class Downloads:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            job.run()
+            try:
+                job.run()
+            except Exception as error:  # The thread's edge: the queue goes on with the next model.
+                log.exception("download of %s", job.source.name)
+                job.give_up(error)
 
     def _next(self) -> Job | None:
         """The first job that waits for its turn; None when all is to end."""

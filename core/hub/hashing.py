@@ -35,7 +35,7 @@ class Hasher:
         self._changed = threading.Condition()
         self._ends = False
         self._right: bool | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
         self._thread.start()
 
@@ -63,9 +63,9 @@ class Hasher:
         self._thread.join()
 
     def _run(self) -> None:
-        digest, buffer = new_digest(self._file), memoryview(bytearray(BLOCK_BYTES))
         done = synced = 0
         try:
+            digest, buffer = new_digest(self._file), memoryview(bytearray(BLOCK_BYTES))
             while done < self._file.size_bytes:
                 count = os.preadv(self._descriptor, [buffer[: self._wait_for_more(done)]], done)
                 if not count:
@@ -77,7 +77,7 @@ class Hasher:
                     synced = done
             os.fsync(self._descriptor)
             self._right = is_digest(self._file, digest)
-        except OSError as error:
+        except Exception as error:  # The thread's edge: is_right() raises it.
             self._error = error
 
     def _wait_for_more(self, done: int) -> int:

@@ -120,9 +120,14 @@ class Job:
             self._end_stopped()
         except DeckError as error:
             self._fail(error)
-        except Exception as error:  # The thread's edge: the queue goes on with the next model.
+        except Exception as error:  # Whatever it is becomes a sentence on the page.
             log.exception("download of %s", self.source.name)
-            self._fail(DeckError("download_fault", model=self.source.name, why=f"{type(error).__name__}: {error}"))
+            self._fail(self._fault(error))
+
+    def give_up(self, error: Exception) -> None:
+        """Show a job as failed whose end went wrong as well; what it fetched stays."""
+        self._error = self._fault(error)
+        self._rest("failed")
 
     def on_phase(self, phase: Phase) -> None:
         with self._lock:
@@ -142,6 +147,9 @@ class Job:
     def _fetch(self) -> None:
         token = self._token_for(self.source.endpoint)
         Fetch(self.source, self._place, token, self._limits, self._stop, self._speed, self).run()
+
+    def _fault(self, error: Exception) -> DeckError:
+        return DeckError("download_fault", model=self.source.name, why=f"{type(error).__name__}: {error}")
 
     def _end_stopped(self) -> None:
         try:
