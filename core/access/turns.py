@@ -41,7 +41,8 @@ class Client:
 
 @dataclass(eq=False, slots=True)
 class Turn:
-    """One try. Once `is_now` the password may be looked at; when it `is_over` without that, it was given up."""
+    """One try. Once `is_now` the password may be looked at; when it `is_over` without that, it was given up. `group` is
+    the part of the queue in which it waits, None where it never did."""
 
     name: str
     group: str | None
@@ -59,9 +60,10 @@ class Turns:
     ) -> None:
         self._clock, self._choose = clock, choose
         self._lock = threading.Lock()
-        self._delays, self._all = Delays(clock), Failures()
+        # Those of who tries apart are kept by themselves: no number of strangers makes them forgotten.
+        self._apart, self._delays, self._all = Delays(clock), Delays(clock), Failures()
         self._known: OrderedDict[str, float] = OrderedDict()
-        self._served: OrderedDict[str, float] = OrderedDict()
+        self._served: OrderedDict[str | None, float] = OrderedDict()
         self._waiting: list[Turn] = []
         self._looking: Turn | None = None
 
@@ -72,7 +74,7 @@ class Turns:
             is_known = self._is_known(address)
             if client.device:
                 return self._begin_apart(f"device {client.device}", address)
-            if is_known and self._delays.may_try_freely(address):
+            if is_known and self._apart.may_try_freely(address):
                 return self._begin_apart(address, address)
             name = f"page {client.page}" if client.page else address
             if (wait_s := self._delays.begin(name, is_shared=is_known and not client.page)) > 0:
@@ -102,7 +104,7 @@ class Turns:
         """The password was looked at."""
         with self._lock:
             if is_right:
-                self._delays.succeeded(turn.name)
+                (self._apart if turn.group is None else self._delays).succeeded(turn.name)
                 self._known[turn.address] = self._clock()
                 self._known.move_to_end(turn.address)
                 if len(self._known) > MAX_KNOWN:
@@ -114,7 +116,7 @@ class Turns:
                 self._advance()
 
     def _begin_apart(self, name: str, address: str) -> Turn:
-        if (wait_s := self._delays.begin(name)) > 0:
+        if (wait_s := self._apart.begin(name)) > 0:
             raise TooManyTries(wait_s)
         return Turn(name, None, address, is_now=True)
 
@@ -127,12 +129,12 @@ class Turns:
         now_s = self._clock()
         if (wait_s := self._all.wait_s(ALL_CLIENTS, now_s)) > 0:
             return wait_s
-        served = {str(turn.group): self._served.get(str(turn.group), -1.0) for turn in self._waiting}
+        served = {turn.group: self._served.get(turn.group, -1.0) for turn in self._waiting}
         first_s = min(served.values())
-        turn = self._choose([turn for turn in self._waiting if served[str(turn.group)] == first_s])
+        turn = self._choose([turn for turn in self._waiting if served[turn.group] == first_s])
         self._waiting.remove(turn)
-        self._served[str(turn.group)] = now_s
-        self._served.move_to_end(str(turn.group))
+        self._served[turn.group] = now_s
+        self._served.move_to_end(turn.group)
         if len(self._served) > MAX_CLIENTS:
             self._served.popitem(last=False)
         self._all.add(now_s)
