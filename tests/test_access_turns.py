@@ -157,7 +157,9 @@ def test_the_queue_has_an_end_and_the_longest_part_of_it_gives_way(turns: Turns)
     refused = 0
     for number in range(1, 500):
         try:
-            waiting.append(turns.begin(changing(number) if number % 2 else Client(f"192.0.2.{number % 9}", page=f"{number}")))
+            waiting.append(
+                turns.begin(changing(number) if number % 2 else Client(f"192.0.2.{number % 9}", page=f"{number}"))
+            )
         except TooManyTries:
             refused += 1
     kept = [turn for turn in waiting if not turn.is_over]

@@ -16,9 +16,10 @@ from starlette.responses import PlainTextResponse
 from core.access import exposure, gate, password
 from core.access.access import Access
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK, is_loopback, is_loopback_only, note_listening
-from core.access.gate import COOKIE, MARK, PERSON_HEADER, Gate, person_in
+from core.access.gate import COOKIE, Gate
 from core.access.headers import HEADERS
 from core.access.requests import comes_from_elsewhere, language_of, local_path
+from core.access.scopes import MARK, PERSON_HEADER, person_in
 from core.access.secret_file import SecretFile
 
 PASSWORD = "correct horse battery"

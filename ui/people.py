@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.access.gate import COOKIES, person_in
+from core.access.gate import COOKIES
+from core.access.scopes import person_in
 
 
 def person() -> str:

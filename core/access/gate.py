@@ -12,12 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
@@ -39,8 +38,10 @@ from core.access.requests import (
     is_secure,
     language_of,
     local_path,
+    root_of_page,
     was_sent_to,
 )
+from core.access.scopes import below_base, marked, path_of, unmarked, with_host_of_origin
 from core.access.sessions import SESSION_S
 from core.access.sign_in_page import POLICY, SIGN_IN, SIGN_OUT, SignInPage
 from core.access.stamps import Stamp
@@ -64,10 +65,6 @@ NO_PAGES = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
 MAX_FORM_BYTES, FORM_S = 4096, 10.0
 POLICY_VIOLATION = 1008
 WARN_S = 60.0
-
-# A page that finds this process's mark in the header knows that the gate wrote it.
-PERSON_HEADER = "x-llamadeck-person"
-MARK = secrets.token_urlsafe(16)
 
 
 class SignOn(Protocol):
@@ -94,12 +91,6 @@ class SignOn(Protocol):
 
     def start(self, provider: str) -> str:
         """The path at which signing in through `provider` begins."""
-
-
-def person_in(headers: Mapping[str, str]) -> str | None:
-    """Whom the gate let in with these headers, "" for whoever is local or gave the password; None without a gate."""
-    mark, _, person = headers.get(PERSON_HEADER, "").partition(" ")
-    return unquote(person) if secrets.compare_digest(mark.encode(), MARK.encode()) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +138,7 @@ class Gate:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = [pair for pair in scope["headers"] if pair[0] != PERSON_HEADER.encode()]
-        scope = {**scope, "headers": headers}
+        scope = unmarked(scope)
         if scope["type"] == "http" and scope["path"] in self._bases:
             await redirect(quote(scope["path"].rpartition("/")[2]) + "/")(scope, receive, send)
             return
@@ -225,8 +215,8 @@ class Gate:
             await send({"type": "websocket.close", "code": POLICY_VIOLATION})
             return
         watch = Watch(lambda: self._is_still(request, visitor))
-        let_in = with_host_of_origin(marked(scope, visitor.person))
-        await self._app(let_in, watch.receiving(receive, send), watch.sending(send))
+        scope = with_host_of_origin(marked(scope, visitor.person))
+        await self._app(scope, watch.receiving(receive, send), watch.sending(send))
 
     def _visitor(self, request: HTTPConnection) -> Visitor | None:
         """To whom a request belongs; None for nobody who may come in."""
@@ -284,7 +274,7 @@ class Gate:
 
     def _sign_in_page(self, request: Request, status: int, wanted: str, alert: str = "", ticket: str = "") -> Response:
         given = (ticket or self._access.pages.make()) if self._access.has_password else None
-        root = from_here(request, "/")
+        root = root_of_page(request)
         return page(status, self._page.sign_in(language_of(request), root, local_path(wanted), given, alert))
 
     async def _own(self, request: Request) -> Response | None:
@@ -387,29 +377,6 @@ def set_cookie(answer: Response, request: Request, name: str, value: str, max_ag
     answer.set_cookie(name, value, max_age=max_age_s, path=None, httponly=True, samesite="lax", secure=secure)
 
 
-def path_of(url: str) -> str:
-    """The path of a public address without a slash at its end; "" for none."""
-    return unquote(urlsplit(url).path).rstrip("/")
-
-
-def below_base(scope: Scope, bases: Sequence[str]) -> Scope:
-    """A request below one of these paths as if the proxy had taken the path away."""
-    for base in bases:
-        if scope["path"].startswith(f"{base}/"):
-            path = scope["path"].removeprefix(base)
-            return {**scope, "path": path, "raw_path": quote(path).encode()}
-    return scope
-
-
-def with_host_of_origin(scope: Scope) -> Scope:
-    """The Host of the page that opens a websocket."""
-    origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
-    if origin is None:
-        return scope
-    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
-    return {**scope, "headers": [*headers, (b"host", origin.partition(b"://")[2])]}
-
-
 def is_api(path: str) -> bool:
     """Whether a path is the API's, which asks for keys. One that goes up again (/v1/../) is none of it."""
     goes_up = {".", ".."} & set(path.replace("\\", "/").split("/"))
@@ -419,11 +386,6 @@ def is_api(path: str) -> bool:
 def asks_for_more(request: Request) -> bool:
     """Whether a request changes something, or wants a script to read the answer; a link, or asking first, does not."""
     return request.method not in SAFE_METHODS or ("origin" in request.headers and request.method != "OPTIONS")
-
-
-def marked(scope: Scope, person: str) -> Scope:
-    header = (PERSON_HEADER.encode(), f"{MARK} {quote(person)}".encode())
-    return {**scope, "headers": [*scope["headers"], header]}
 
 
 async def read_form(request: Request) -> dict[str, str] | None:

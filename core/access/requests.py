@@ -46,7 +46,10 @@ def comes_from_elsewhere(request: HTTPConnection, at: Origin | None = None) -> b
 
 
 def was_sent_to(request: HTTPConnection, origin: Origin) -> bool:
-    """Whether a request was sent to `origin`, by what it says itself or a proxy told."""
+    """Whether a request was sent to `origin`, by what it says itself or a proxy told. That a proxy speaks http is not
+    believed: it may not be the one that the browser speaks to."""
+    if origin.scheme == "http" and is_https_told(request.headers):
+        return False
     return any(place.is_of(origin) for place in places_told(request.headers))
 
 
@@ -74,6 +77,14 @@ def from_here(request: HTTPConnection, path: str) -> str:
     """A path on this server as a browser finds it from the address that it asked for, whatever a proxy took away."""
     raw: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
     return ("../" * (raw.count(b"/") - 1) or "./") + path.lstrip("/")
+
+
+def root_of_page(request: HTTPConnection) -> str:
+    """Leads from a page to where we begin. At the beginning itself a proxy may have taken a whole path away, and the
+    browser's address then ends without a slash: some proxies tell that path."""
+    prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    is_told = request.scope["path"] == "/" and prefix and local_path(prefix) == prefix
+    return f"{prefix}/" if is_told else from_here(request, "/")
 
 
 def local_path(wanted: str) -> str:
