@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from core.access.exposure import is_loopback_only, is_network, note_listening
 from core.access.gate import Gate
 from core.access.keys import Key
+from core.access.public import cors_origins, public_urls
 from core.api.routes import make_routes
 from core.errors import DeckError
 from core.library import find
@@ -62,8 +63,8 @@ def end() -> None:
 
 
 def needs_key() -> bool:
-    """Whether an API request must bring a key: not from this machine alone, unless people sign on here too."""
-    return not is_loopback_only() or guard["sign_on"] is not None
+    """Whether an API request must bring a key: not from this machine alone, unless pages ask who people are."""
+    return not is_loopback_only() or guard["sign_on"] is not None or guard["access"].has_password
 
 
 def is_welcome(key: Key) -> bool:
@@ -75,7 +76,10 @@ set_up_logs()
 use_router()
 # What the server really listens on, whoever started it and how: without an address that is every network.
 note_listening(st.get_option("server.address"))
-guard = {"access": access(), "sign_on": sign_on(), "logo": (ROOT / "ui" / "logo.svg").read_text("utf-8")}
+guard = {
+    "access": access(), "sign_on": sign_on(), "logo": (ROOT / "ui" / "logo.svg").read_text("utf-8"),
+    "public_urls": public_urls(), "cors_origins": cors_origins(),
+}  # fmt: skip
 if is_network() and not guard["sign_on"] and not guard["access"].has_password:
     log.error("%s", DeckError("exposed", host=st.get_option("server.address") or "0.0.0.0"))
 app = st.App(

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     if others and known.command not in PASSED_ON:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     commands: dict[str, Callable[[], int]] = {
-        "run": lambda: run(known.host, known.port, known.model, known.force, terminal),
+        "run": lambda: run(known, terminal),
         "starter": lambda: starter(terminal),
         "fit": lambda: fit(known, terminal),
         "gpus": lambda: gpus(known, terminal),
@@ -61,6 +61,9 @@ def make_parser(terminal: Terminal) -> argparse.ArgumentParser:
         run_parser.add_argument(f"--{name}", default=default, help=terminal.text(f"help_{name}", default=default))
     run_parser.add_argument("--model", metavar="NAME", help=terminal.text("help_model"))
     run_parser.add_argument("--force", action="store_true", help=terminal.text("help_force"))
+    for name, metavar in (("public-url", "URL"), ("cors-origin", "ORIGIN")):
+        help_text = terminal.text(f"help_{name.replace('-', '_')}")
+        run_parser.add_argument(f"--{name}", metavar=metavar, action="append", default=[], help=help_text)
     commands.add_parser("starter", help=terminal.text("help_starter"), allow_abbrev=False)
     for name, add_arguments in (("fit", add_fit_arguments), ("gpus", add_gpus_arguments)):
         add_arguments(commands.add_parser(name, help=terminal.text(f"help_{name}"), allow_abbrev=False), terminal)
@@ -143,22 +146,29 @@ def add_character_arguments(parser: argparse.ArgumentParser, terminal: Terminal)
         exporting.add_argument(f"--{option}", metavar=metavar, help=terminal.text(f"help_character_{option}"))
 
 
-def run(host: str, port_text: str, model: str | None, force: bool, terminal: Terminal) -> int:
+def run(known: argparse.Namespace, terminal: Terminal) -> int:
     """Start the dashboard in this process's place, with a model on disk if that can be had."""
-    port = parse_port(port_text)
+    from core.access.public import CORS_ORIGINS, PUBLIC_URLS, cors_origins, public_urls
+
+    host, port, model = known.host, parse_port(known.port), known.model
+    environment = dict(os.environ)
+    for variable, given in ((PUBLIC_URLS, known.public_url), (CORS_ORIGINS, known.cors_origin)):
+        if given:
+            environment[variable] = " ".join(given)
+    urls, _ = public_urls(environment), cors_origins(environment)
     check_address(host, port)
     check_exposure(host)
     level_in()
     ensure_model(model, terminal)
-    environment = dict(os.environ)
     note_listening(host, environment)
     for name in ("LLAMADECK_LOAD", "LLAMADECK_LOAD_ANYWAY"):
         environment.pop(name, None)
     if model:
         environment["LLAMADECK_LOAD"] = model
-    if force:
+    if known.force:
         environment["LLAMADECK_LOAD_ANYWAY"] = "1"
-    terminal.say("address", url=url_of(host, port))
+    for url in (*urls, url_of(host, port)):
+        terminal.say("address", url=url)
     os.chdir(ROOT)
     os.execve(sys.executable, dashboard_command(host, port), environment)
 

@@ -274,14 +274,6 @@ def test_whoever_has_to_wait_is_not_even_compared(access: Access, clock: Clock) 
     assert access.try_password(PASSWORD, "192.0.2.2")
 
 
-def test_many_addresses_together_are_slowed_down_a_little(clock: Clock) -> None:
-    delays = Delays(clock)
-    for number in range(200):
-        clock.now_s += delays.begin(f"192.0.2.{number}")
-    wait_s = delays.begin("198.51.100.1")
-    assert 0 < wait_s <= 4
-
-
 def test_the_memory_of_failures_has_an_end(clock: Clock) -> None:
     delays = Delays(clock)
     for number in range(MAX_CLIENTS + 500):

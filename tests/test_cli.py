@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from core.access.public import cors_origins, public_urls
 from core.cli import dashboard_command, parse_port, url_of
 from core.errors import InputError
 from core.settings import ROOT
@@ -55,6 +57,8 @@ def call(tmp_path: Path, *arguments: str, language: str = "C.UTF-8") -> tuple[in
         (["run", "--port", "http"], "http is no port"),
         (["run", "--host", "no.such.host.invalid"], "no.such.host.invalid is no address of this machine"),
         (["run", "--host", "192.0.2.1"], "192.0.2.1 is no address of this machine"),
+        (["run", "--public-url", "deck.example.org"], "deck.example.org is no address of web pages"),
+        (["run", "--cors-origin", "https://app.example", "--cors-origin", "app"], "app is no origin"),
     ],
 )
 def test_bad_input_ends_with_exit_code_2_and_names_the_value(tmp_path: Path, arguments: list[str], quoted: str) -> None:
@@ -117,6 +121,16 @@ def test_the_address_is_one_that_opens_on_this_machine() -> None:
     assert url_of("127.0.0.1", 6006) == "http://127.0.0.1:6006"
     assert url_of("0.0.0.0", 80) == "http://127.0.0.1:80"
     assert url_of("::", 80) == "http://[::1]:80"
+
+
+def test_public_addresses_and_origins_come_from_the_environment_too() -> None:
+    given = {"LLAMADECK_PUBLIC_URLS": "https://a.example/deck, https://b.example:8443", "LLAMADECK_CORS_ORIGINS":
+             "https://App.example:443 null *"}  # fmt: skip
+    assert public_urls(given) == ("https://a.example/deck", "https://b.example:8443") and public_urls({}) == ()
+    assert cors_origins(given) == ("https://app.example", "null", "*") and cors_origins({}) == ()
+    for wrong in ("x", "https://a.example/?q", "https://a.example/#x", "ftp://a.example"):
+        with pytest.raises(InputError, match=re.escape(wrong)):
+            public_urls({"LLAMADECK_PUBLIC_URLS": wrong})
 
 
 def test_the_dashboard_gets_the_address_as_options() -> None:

@@ -123,6 +123,26 @@ def test_a_hub_that_does_not_answer_is_a_warning() -> None:
     assert verdict(surroundings.check_hub("nonsense")) == ("warn", "hub_endpoint")
 
 
+@pytest.mark.parametrize(("told", "expected"), [("", []), ("nonsense", [("fail", "public_url")])])
+def test_a_public_address(told: str, expected: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_PUBLIC_URLS", told)
+    assert [verdict(one) for one in surroundings.check_public()] == expected
+
+
+def test_a_public_address_leads_here_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_PUBLIC_URLS", f"http://127.0.0.1:{free_port()}/deck/, https://deck.example.org")
+    asked: list[str] = []
+
+    def answer(url: str) -> tuple[int, bytes]:
+        asked.append(url)
+        return (401, b"Sign in first.\n") if "/deck/" in url else (200, b"<html>")
+
+    monkeypatch.setattr(surroundings, "_ask", answer)
+    found = [verdict(one) for one in surroundings.check_public()]
+    assert found == [("ok", "public_ok"), ("warn", "public_none")]
+    assert [url.partition("//")[2].partition("/")[2] for url in asked] == ["deck/_stcore/health", "_stcore/health"]
+
+
 def test_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))

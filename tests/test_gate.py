@@ -16,9 +16,10 @@ from starlette.responses import PlainTextResponse
 from core.access import exposure, gate, password
 from core.access.access import Access
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK, is_loopback, is_loopback_only, note_listening
-from core.access.gate import COOKIE, MARK, PERSON_HEADER, Gate, person_in
+from core.access.gate import COOKIE, Gate
 from core.access.headers import HEADERS
 from core.access.requests import comes_from_elsewhere, language_of, local_path
+from core.access.scopes import MARK, PERSON_HEADER, person_in
 from core.access.secret_file import SecretFile
 
 PASSWORD = "correct horse battery"
@@ -48,6 +49,10 @@ class People:
     """Signing on where the cookie "who" is the person's name; those whose name ends with a star are not invited."""
 
     providers: Sequence[str] = ("default",)
+    origin = "https://deck.example.org:8443"
+
+    def session(self, cookies: Mapping[str, str]) -> str:
+        return f"session of {cookies['who']}"
 
     def person(self, cookies: Mapping[str, str]) -> str | None:
         return cookies.get("who")
@@ -156,7 +161,7 @@ def cookie_of(reply: Reply) -> dict[str, str]:
                                   "/auth/login", "/oauth2callback", "/sign-in/default"])  # fmt: skip
 def test_a_page_asks_who_this_is(app: Gate, path: str) -> None:
     reply = ask(app, path, PAGE)
-    assert reply.status == 401 and 'action="/sign-in"' in reply.text
+    assert reply.status == 401 and re.search(r'action="[./]+/sign-in"', reply.text)
     assert reply.headers["cache-control"] == "no-store"
 
 
@@ -180,9 +185,9 @@ def test_the_right_password_opens_and_leads_on(app: Gate) -> None:
     wanted = re.search(r'name="next" value="([^"]*)"', page.text)
     assert wanted is not None
     reply = sign_in(app, next=wanted[1])
-    assert (reply.status, reply.headers["location"]) == (303, "/Chat?chat=3")
+    assert (reply.status, reply.headers["location"]) == (303, "./Chat?chat=3")
     assert ask(app, "/Chat", cookie_of(reply)).text == "'' False"
-    assert ask(app, "/sign-in?next=/Chat", cookie_of(reply)).headers["location"] == "/Chat"
+    assert ask(app, "/sign-in?next=/Chat", cookie_of(reply)).headers["location"] == "./Chat"
 
 
 def test_a_wrong_password_opens_nothing(app: Gate) -> None:
@@ -194,8 +199,9 @@ def test_a_wrong_password_opens_nothing(app: Gate) -> None:
 
 def test_the_cookie_is_hidden_from_scripts_and_other_sites_and_ends(app: Gate) -> None:
     parts = sign_in(app).headers["set-cookie"].split("; ")
-    assert {"HttpOnly", "SameSite=lax", "Path=/", f"Max-Age={7 * 24 * 3600}"} <= set(parts)
-    assert "Secure" not in parts
+    assert {"HttpOnly", "SameSite=lax", f"Max-Age={7 * 24 * 3600}"} <= set(parts)
+    # A browser that is told no path takes the one below which it signed in.
+    assert "Secure" not in parts and not any(part.startswith(("Path", "Domain")) for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -271,14 +277,21 @@ def test_a_form_of_nonsense_is_a_wrong_password(app: Gate, body: bytes) -> None:
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://deck.example.org:81", "null", "http://[", "x",
                                     "https://deck.example.org.evil.example"])  # fmt: skip
-def test_no_other_site_signs_anybody_in_or_out_or_opens_a_socket(app: Gate, origin: str) -> None:
+def test_no_other_site_signs_anybody_out_or_opens_a_socket(app: Gate, origin: str) -> None:
     cookie = cookie_of(sign_in(app))
     away = {"origin": origin}
-    assert sign_in(app, away).status == 403
     assert ask(app, "/sign-out", cookie | away, "POST").status == 403
     assert ask(app, "/_stcore/upload_file/a/b", cookie | away, "PUT").status == 403
     assert talk(app, cookie | away, ["hello"]) == [1008]
     assert ask(app, "/", cookie).status == 200
+
+
+@pytest.mark.parametrize("headers", [{"origin": "null"}, {"origin": "http://["}, {"origin": "x"},
+                                     {"origin": "https://evil.example", "sec-fetch-site": "cross-site"},
+                                     {"origin": "https://deck.example.org", "sec-fetch-site": "same-site"},
+                                     {"sec-fetch-site": "cross-site"}])  # fmt: skip
+def test_no_page_that_is_known_to_be_elsewhere_signs_anybody_in(app: Gate, headers: dict[str, str]) -> None:
+    assert sign_in(app, headers).status == 403
 
 
 @pytest.mark.parametrize("origin", ["http://deck.example.org", "http://deck.example.org:80", "HTTP://DECK.example.org"])
@@ -310,15 +323,28 @@ HERE = {"client": ("127.0.0.1", 50000), "server": ("127.0.0.1", 6006), "host": "
 
 
 @pytest.fixture
+def unguarded(tmp_path: Path) -> Gate:
+    """With no password, so that nothing is asked on this machine."""
+    return Gate(says_who, Access(SecretFile(tmp_path / "none.json"), {}))
+
+
+@pytest.fixture
 def on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(LISTENS, LOOPBACK)
 
 
 @pytest.mark.usefixtures("on_loopback")
 @pytest.mark.parametrize("host", ["localhost", "localhost:6006", "127.0.0.1:6006", "[::1]:6006", "a.localhost:1"])
-def test_on_loopback_nothing_is_asked(app: Gate, host: str) -> None:
-    assert ask(app, "/", place=HERE | {"host": host}).text == "'' True"
-    assert ask(app, "/v1/models", place=HERE | {"host": host}).text == "None True"
+def test_on_loopback_nothing_is_asked(unguarded: Gate, host: str) -> None:
+    assert ask(unguarded, "/", place=HERE | {"host": host}).text == "'' True"
+    assert ask(unguarded, "/v1/models", place=HERE | {"host": host}).text == "None True"
+
+
+@pytest.mark.usefixtures("on_loopback")
+def test_where_a_password_is_set_it_is_asked_for_on_this_machine_too(app: Gate) -> None:
+    """A proxy on this machine that leaves no trace once counted as this machine, and a password did not help."""
+    assert ask(app, "/", PAGE, place=HERE).status == 401
+    assert ask(app, "/", cookie_of(sign_in(app, place=HERE)), place=HERE).text == "'' True"
 
 
 @pytest.mark.usefixtures("on_loopback")
@@ -327,24 +353,39 @@ def test_on_loopback_nothing_is_asked(app: Gate, host: str) -> None:
     [{"host": "evil.example:6006"}, {"host": "localhost.evil.example"}, {"host": ""}, {"host": "127.0.0.1.evil"},
      {"client": ("192.0.2.7", 1)}, {"server": ("192.0.2.2", 6006)}, {"client": None}, {"server": ("/run/deck", None)}],
 )  # fmt: skip
-def test_a_name_that_was_pointed_at_loopback_is_asked(app: Gate, change: dict[str, Any]) -> None:
+def test_a_name_that_was_pointed_at_loopback_is_asked(unguarded: Gate, app: Gate, change: dict[str, Any]) -> None:
     assert ask(app, "/", PAGE, place=HERE | change).status == 401
-    assert ask(app, "/v1/models", place=HERE | change).text == "None False"
+    assert ask(unguarded, "/", PAGE, place=HERE | change).status == 403
+    assert ask(unguarded, "/v1/models", place=HERE | change).text == "None False"
 
 
 @pytest.mark.usefixtures("on_loopback")
-@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host"])
-def test_what_a_proxy_passes_on_is_asked(app: Gate, header: str) -> None:
+@pytest.mark.parametrize("header", ["x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host", "via", "cf-ray",
+                                    "x-forwarded-proto", "x-forwarded-port", "true-client-ip", "x-envoy-peer-metadata",
+                                    "x-amzn-trace-id", "cdn-loop", "fly-client-ip", "x-original-host", "tailscale-user",
+                                    "x-forwarded-server", "x-client-ip"])  # fmt: skip
+def test_what_a_proxy_passes_on_is_asked(unguarded: Gate, app: Gate, header: str) -> None:
     assert ask(app, "/", PAGE | {header: "127.0.0.1"}, place=HERE).status == 401
+    assert ask(unguarded, "/", PAGE | {header: "127.0.0.1"}, place=HERE).status == 403
+    assert ask(unguarded, "/v1/models", {header: "127.0.0.1"}, place=HERE).text == "None False"
 
 
 @pytest.mark.usefixtures("on_loopback")
-def test_a_page_elsewhere_reaches_no_loopback_api_without_a_key(app: Gate) -> None:
-    away = {"origin": "http://evil.example"}
+@pytest.mark.parametrize("header", ["x-forwarded-prefix", "x-forwarded-context", "x-proxycontextpath", "accept"])
+def test_a_path_that_was_taken_away_says_nothing_of_who_asks(unguarded: Gate, header: str) -> None:
+    """Jupyter tells it to what its own user runs beside it."""
+    assert ask(unguarded, "/", PAGE | {header: "/proxy/6006"}, place=HERE).text == "'' True"
+
+
+@pytest.mark.usefixtures("on_loopback")
+def test_a_page_elsewhere_reaches_no_loopback_api_without_a_key(unguarded: Gate) -> None:
+    app, away = unguarded, {"origin": "http://evil.example"}
     for method in ("POST", "GET"):
         assert ask(app, "/v1/chat/completions", away, method, place=HERE).status == 403
     assert ask(app, "/v1/models", {"sec-fetch-site": "cross-site"}, "POST", place=HERE).status == 403
-    assert ask(app, "/v1/models", away | {"authorization": "Bearer x"}, place=HERE).status == 200
+    # With one it counts as from elsewhere: the API sees whether the key is right. Any made-up one once was enough.
+    for away_too in (away, {"origin": "null"}, {"origin": "http://127.0.0.1:7000"}):
+        assert ask(app, "/v1/models", away_too | {"authorization": "Bearer x"}, place=HERE).text == "None False"
     assert ask(app, "/v1/models", away, "OPTIONS", place=HERE).status == 200
     assert ask(app, "/health", {"sec-fetch-site": "cross-site"}, place=HERE).status == 200
 
@@ -379,7 +420,7 @@ def test_who_signed_on_gets_in_under_their_own_name(access: Access, monkeypatch:
         assert ask(app, "/", PAGE, place=place).status == 401
         assert ask(app, "/", {"cookie": "who=ann"}, place=place).text.startswith("'ann' ")
     assert talk(app, {"cookie": "who=ann"}, ["hello"]) == ["accept", "'ann' hello"]
-    assert ask(app, "/sign-in/default").headers["location"] == "/auth/login?provider=default"
+    assert ask(app, "/sign-in/default").headers["location"] == "../auth/login?provider=default"
     assert ask(app, "/auth/login?x=1").text == "None False"
 
 
@@ -393,7 +434,7 @@ def test_who_is_not_invited_is_told_so(access: Access) -> None:
 def test_the_password_opens_beside_a_provider(access: Access) -> None:
     app = Gate(says_who, access, People())
     page = ask(app, "/", PAGE).text
-    assert 'href="/sign-in/default"' in page and 'type="password"' in page
+    assert 'href="./sign-in/default"' in page and 'type="password"' in page
     assert ask(app, "/", cookie_of(sign_in(app))).text.startswith("'' ")
 
 
@@ -423,7 +464,7 @@ def test_the_page_speaks_the_browsers_language(app: Gate, accepted: str, languag
                                     "/a b", '/"><script>', "/" + "x" * 2000, "\\\\evil", "/\t/evil.org"])  # fmt: skip
 def test_no_link_leads_from_the_sign_in_page_elsewhere(app: Gate, wanted: str) -> None:
     assert local_path(wanted) == "/"
-    assert sign_in(app, next=wanted).headers["location"] == "/"
+    assert sign_in(app, next=wanted).headers["location"] == "./"
 
 
 def test_a_host_with_a_path_in_it_moves_no_path(app: Gate) -> None:

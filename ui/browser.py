@@ -47,11 +47,14 @@ export default function ({ parentElement }) {
     setTimeout(() => place.scrollIntoView({ block: "center" }), 400);
 }
 """
-# The cookie is hidden from scripts: the server takes it away, then asks anew.
+# The cookie is hidden from scripts: the server takes it away, then asks anew. Addresses are relative to the page's: a
+# proxy may serve it below a path of its own.
 LEAVE = """
 export default function ({ data }) {
-    if (data.now) {
-        fetch("/sign-out", { method: "POST", redirect: "manual" }).finally(() => window.location.assign("/"));
+    if (data.now && data.provider) {
+        window.location.assign("auth/logout");
+    } else if (data.now) {
+        fetch("sign-out", { method: "POST", redirect: "manual" }).finally(() => window.location.assign("./"));
     }
 }
 """
@@ -59,7 +62,7 @@ export default function ({ data }) {
 WATCH = """
 export default function () {
     window.llamadeckWatch ??= setInterval(async () => {
-        const answer = await fetch("/sign-in", { method: "HEAD", redirect: "manual" }).catch(() => null);
+        const answer = await fetch("sign-in", { method: "HEAD", redirect: "manual" }).catch(() => null);
         if (answer?.status === 401) {
             window.location.reload();
         }
@@ -84,12 +87,12 @@ def scroll_here(key: str) -> None:
     _scroll(key=key)
 
 
-def leave(key: str, now: bool) -> None:
-    """Sign out and go to where people sign in, once `now` is true.
+def leave(key: str, now: bool, provider: bool = False) -> None:
+    """Sign out, of a `provider` or of the password, and go to where people sign in, once `now` is true.
 
     Draw it before that too: a browser whose session has ended on the server can load nothing more to do this with.
     """
-    _leave(key=key, data={"now": now})
+    _leave(key=key, data={"now": now, "provider": provider})
 
 
 def watch_session(key: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.access.gate import COOKIE, person_in
+from core.access.gate import COOKIES
+from core.access.scopes import person_in
 
 
 def person() -> str:
@@ -19,4 +20,4 @@ def has_passed_gate() -> bool:
 
 def has_signed_in() -> bool:
     """Whether somebody signed in here, so that it can end."""
-    return bool(person()) or COOKIE in st.context.cookies
+    return bool(person()) or any(name in st.context.cookies for name in COOKIES)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from core.access.access import VARIABLE, TooManyTries
 from core.access.exposure import is_network
-from core.access.gate import COOKIE
+from core.access.gate import COOKIES
 from core.errors import DeckError, InputError
 from ui.browser import leave
 from ui.errors import show_error
@@ -43,12 +43,12 @@ def _draw_person() -> None:
     """Whoever signed in through a provider changes nothing about the password: it opens the chats of others."""
     with st.container(border=True):
         st.markdown(tr("settings.who_person", name=str(st.user.get("email") or st.user.get("name") or person())))
-        if st.button(tr("settings.sign_out"), key="settings_sign_out", icon=":material/logout:"):
-            st.logout()
+        st.button(tr("settings.sign_out"), key="settings_sign_out", icon=":material/logout:", on_click=_leave)
+    leave("settings_leave", now=st.session_state.pop(LEAVES_KEY, False), provider=True)
 
 
 def _has_session() -> bool:
-    return access().sessions.is_valid(st.context.cookies.get(COOKIE, ""))
+    return any(access().sessions.is_valid(st.context.cookies.get(name, "")) for name in COOKIES)
 
 
 def _draw_password() -> None:
@@ -102,7 +102,8 @@ def _change(done: str, check: Callable[[], None], change: Callable[[], None]) ->
         st.session_state[ERROR_KEY] = error
     else:
         st.session_state[DONE_KEY] = done
-        st.session_state[LEAVES_KEY] = had_session
+        # Whoever was asked for nothing before is asked now.
+        st.session_state[LEAVES_KEY] = had_session or access().has_password
 
 
 def _require_same(new: str, again: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
 import streamlit as st
 
@@ -48,10 +48,9 @@ def draw_keys() -> None:
 
 
 def base_address() -> str:
-    """What a client is told: the address at which this page was opened, and the API's path."""
-    parts = urlsplit(str(st.context.url or ""))
-    place = f"{parts.scheme}://{parts.netloc}" if parts.netloc else f"http://{DEFAULT_HOST}:{DEFAULT_PORT}"
-    return f"{place}/v1"
+    """What a client is told: the address below which this page was opened, and the API's path."""
+    url = str(st.context.url or "") or f"http://{DEFAULT_HOST}:{DEFAULT_PORT}/"
+    return urljoin(url, "v1")
 
 
 def _draw_form() -> None:

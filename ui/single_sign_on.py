@@ -16,6 +16,7 @@ functions, so nothing is served before somebody has signed in. What is in secret
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,15 @@ class StreamlitSignOn:
     @property
     def providers(self) -> Sequence[str]:
         return provider_names(self._auth)
+
+    @property
+    def origin(self) -> str:
+        return get_origin_from_redirect_uri() or ""
+
+    def session(self, cookies: Mapping[str, str]) -> str:
+        """By its hash: the cookie itself must not lie on a disk."""
+        parts = sorted(f"{name}={value}" for name, value in cookies.items() if is_auth_cookie(name))
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
 
     def person(self, cookies: Mapping[str, str]) -> str | None:
         """Issuer and subject: the only two claims that together name one person for good, as OIDC says."""
@@ -79,6 +89,11 @@ def sign_on() -> StreamlitSignOn | None:
     elif found is not None and ANYBODY in found.allowed:
         log.warning("secrets.toml has %r in [access] allow: whoever the provider signs in may come in", ANYBODY)
     return found
+
+
+def is_auth_cookie(name: str) -> bool:
+    """Whether a cookie is Streamlit's own of who signed in, or one of the pieces of a long one."""
+    return name == AUTH_COOKIE_NAME or name.removeprefix(f"{AUTH_COOKIE_NAME}_").isdigit()
 
 
 def checked_address(claims: Mapping[str, Any]) -> str:

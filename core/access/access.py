@@ -5,29 +5,26 @@ Knows no request and no page.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 
-from core.access.delays import Delays
 from core.access.password import check_new, hash_password, is_password
 from core.access.secret_file import SecretFile
 from core.access.sessions import Sessions
+from core.access.stamps import Stamps
+from core.access.turns import Client, TooManyTries, Turn, Turns
 from core.errors import DeckError, InputError
 
 log = logging.getLogger(__name__)
 VARIABLE = "LLAMADECK_PASSWORD"
-BUSY_WAIT_S = 1.0
-
-
-class TooManyTries(Exception):
-    """The password is not even looked at for another `wait_s` seconds."""
-
-    def __init__(self, wait_s: float) -> None:
-        super().__init__(wait_s)
-        self.wait_s = wait_s
+# As long as browsers keep a cookie at most; as long as a sign-in page may lie open.
+DEVICE_S, PAGE_S = 400 * 24 * 3600, 24 * 3600
+# So long a form waits for its turn: shorter than what browsers and proxies wait for an answer.
+PATIENCE_S = 9.0
 
 
 class Access:
@@ -43,9 +40,9 @@ class Access:
     ) -> None:
         self._file = file or SecretFile()
         self._from_environment = ""
-        self._delays = Delays(clock)
+        self._turns, self._clock = Turns(clock), clock
         # One guess at a time: a hash takes a core and 32 MiB.
-        self._hashing = threading.Lock()
+        self._hashing = ThreadPoolExecutor(1, "password")
         if given := environment.pop(VARIABLE, ""):
             try:
                 check_new(given)
@@ -53,6 +50,9 @@ class Access:
             except InputError as error:
                 log.error("%s is not used: %s", VARIABLE, error)
         self.sessions = Sessions(self._file, self._record, now)
+        # What a browser keeps from the day it signed in, and what a form brings from the page that it was filled in on.
+        self.devices = Stamps(self._file, "llamadeck device", DEVICE_S, now=now)
+        self.pages = Stamps(self._file, "llamadeck sign-in page", PAGE_S, now=now)
 
     @property
     def has_password(self) -> bool:
@@ -64,18 +64,45 @@ class Access:
         return bool(self._from_environment)
 
     def try_password(self, text: str, client: str) -> bool:
-        """Whether `text` is the password, for a client's address. Takes about 0.2 s; raises TooManyTries at once."""
-        if not self._hashing.acquire(blocking=False):
-            raise TooManyTries(BUSY_WAIT_S)
+        """Whether `text` is the password, for somebody who is in already and called `client`. Takes about 0.2 s; raises
+        TooManyTries at once."""
+        turn = self._turns.begin(Client(client, device=client))
+        return self._look(turn, client, self._hashing.submit(is_password, text, self._record()).result())
+
+    async def try_password_in_turn(self, text: str, client: Client) -> bool:
+        """Whether `text` is the password, for a client that may have to wait. Raises TooManyTries."""
+        turn = self._turns.begin(client)
         try:
-            if (wait_s := self._delays.begin(client)) > 0:
-                raise TooManyTries(wait_s)
-            is_right = is_password(text, self._record())
+            await self._wait_for(turn)
+        except BaseException:
+            self._turns.give_up(turn)
+            raise
+        is_right = False
+        try:
+            looking = self._hashing.submit(is_password, text, self._record())
+            is_right = await asyncio.wrap_future(looking)
         finally:
-            self._hashing.release()
-        if is_right:
-            self._delays.succeeded(client)
-        else:
+            self._look(turn, client.address, is_right)
+        return is_right
+
+    async def _wait_for(self, turn: Turn) -> None:
+        changed = asyncio.Event()
+        turn.on_change = changed.set
+        deadline_s = self._clock() + PATIENCE_S
+        while not turn.is_now:
+            left_s = deadline_s - self._clock()
+            if turn.is_over or left_s <= 0:
+                raise TooManyTries(self._turns.advance())
+            try:
+                async with asyncio.timeout(min(left_s, self._turns.advance())):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+            changed.clear()
+
+    def _look(self, turn: Turn, client: str, is_right: bool) -> bool:
+        self._turns.finish(turn, is_right)
+        if not is_right:
             log.warning("a wrong password came from %r", client)
         return is_right
 

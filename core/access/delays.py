@@ -1,13 +1,11 @@
 """How long somebody who gave a wrong password has to wait before the next try; knows no password and never sleeps.
 
 A try counts as failed from its beginning, so that many at once are no way round; the right password takes that back.
-Whoever has to wait is told so at once: a flood holds no thread and no memory.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -31,8 +29,7 @@ class Steps:
         return float(min(self.longest_s, self.first_s * 2 ** min(num_failures - self.free, 30)))
 
 
-# A person mistypes; a program guesses. From many addresses at once a program still gets one guess in 4 s, while the
-# person whose password it is waits no longer than that.
+# A person mistypes; a program guesses. From many addresses at once a program still gets one guess in 4 s.
 ONE_CLIENT = Steps(free=4, first_s=1.0, longest_s=900.0)
 ALL_CLIENTS = Steps(free=50, first_s=0.25, longest_s=4.0)
 
@@ -50,37 +47,45 @@ class Failures:
     def add(self, now_s: float) -> None:
         self.count, self.last_s = self.count + 1, now_s
 
+    def take_back(self) -> None:
+        self.count = max(0, self.count - 1)
+
 
 class Delays:
-    """Failures by client and of all together; of clients that failed longest ago none is kept beyond MAX_CLIENTS."""
+    """Failures by client; of those that failed longest ago none is kept beyond MAX_CLIENTS. For one thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
         self._clients: OrderedDict[str, Failures] = OrderedDict()
-        self._all = Failures()
 
-    def begin(self, client: str) -> float:
-        """The seconds until `client` may try; 0 means now, and then a try has begun."""
-        name, now_s = group_of(client), self._clock()
-        with self._lock:
-            failures = self._clients.get(name) or Failures()
-            wait_s = max(failures.wait_s(ONE_CLIENT, now_s), self._all.wait_s(ALL_CLIENTS, now_s))
-            if wait_s > 0:
-                return wait_s
-            failures.add(now_s)
-            self._all.add(now_s)
-            self._clients[name] = failures
-            self._clients.move_to_end(name)
-            if len(self._clients) > MAX_CLIENTS:
-                self._clients.popitem(last=False)
-            return 0.0
+    def begin(self, client: str, is_shared: bool = False) -> float:
+        """The seconds until `client` may try; 0 means now, and then a try has begun. Where the name `is_shared` by
+        many, its failures are nobody's in particular, and none has to wait for them."""
+        now_s = self._clock()
+        failures = self._clients.get(client) or Failures()
+        wait_s = 0.0 if is_shared else failures.wait_s(ONE_CLIENT, now_s)
+        if wait_s > 0:
+            return wait_s
+        failures.add(now_s)
+        self._clients[client] = failures
+        self._clients.move_to_end(client)
+        if len(self._clients) > MAX_CLIENTS:
+            self._clients.popitem(last=False)
+        return 0.0
+
+    def may_try_freely(self, client: str) -> bool:
+        """Whether `client` has failed less often than a person who mistypes."""
+        failures = self._clients.get(client)
+        return failures is None or failures.wait_s(ONE_CLIENT, self._clock()) == 0 and failures.count < ONE_CLIENT.free
+
+    def take_back(self, client: str) -> None:
+        """The try of `client` was not looked at."""
+        if (failures := self._clients.get(client)) is not None:
+            failures.take_back()
 
     def succeeded(self, client: str) -> None:
         """The try of `client` was right: its failures are forgotten."""
-        with self._lock:
-            self._clients.pop(group_of(client), None)
-            self._all.count = max(0, self._all.count - 1)
+        self._clients.pop(client, None)
 
 
 def group_of(client: str) -> str:

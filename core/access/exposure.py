@@ -3,13 +3,15 @@
 Three things make a request local, and all have to hold. The server listens on loopback only. The connection itself is
 a loopback one, whatever was configured. And the request names this machine and passed no proxy: a page whose DNS name
 was pointed at 127.0.0.1 (DNS rebinding) still sends its own name as Host, and a host that puts its public address in
-front of our loopback port sends that one.
+front of our loopback port sends that one. A proxy on this machine that leaves no trace cannot be told from this
+machine: so the gate asks everybody once there is a password.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -17,7 +19,13 @@ from contextvars import ContextVar
 from typing import Any
 
 LISTENS, LOOPBACK, NETWORK = "LLAMADECK_LISTENS", "loopback", "network"
-PROXY_HEADERS = {b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"}
+# What proxies, tunnels and clouds add to what they pass on. Two that only name a path tell nothing of where a request
+# came from, and Jupyter adds them to those of its own user.
+PROXY_HEADERS = re.compile(
+    rb"forwarded|via|cdn-loop|true-client-ip|x-client-ip|x-cluster-client-ip|x-nginx-proxy|x-cloud-trace-context"
+    rb"|x-forwarded-(?!(?:prefix|context)$).*|(?:x-real|x-original|x-envoy|x-amzn?|x-azure|x-arr|x-vercel|x-appengine"
+    rb"|x-proxyuser|x-coder|cf|fly|fastly|tailscale|ngrok|cloudfront)-.*"
+)
 
 _is_request_local: ContextVar[bool] = ContextVar("is_request_local", default=True)
 
@@ -55,7 +63,7 @@ def is_local(scope: MutableMapping[str, Any]) -> bool:
         return False
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     hosts = [value for name, value in headers if name == b"host"]
-    is_direct = not any(name in PROXY_HEADERS for name, _ in headers)
+    is_direct = not any(PROXY_HEADERS.fullmatch(name) for name, _ in headers)
     return is_direct and len(hosts) == 1 and is_local_name(hosts[0].decode("latin-1"))
 
 

@@ -2,6 +2,9 @@
 
 Every request and websocket is refused unless a rule lets it in, so a route that is added later is guarded too. Where a
 request is let in, a header says to whom it belongs (`PERSON_HEADER`), and nobody else can send that one.
+
+The right password is taken from whatever origin: behind many proxies nobody here can tell which one is ours. The
+session remembers the origin that it was given to, and every later request and websocket must come from that one.
 """
 
 from __future__ import annotations
@@ -9,38 +12,59 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, quote
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from core.access.access import Access, TooManyTries
-from core.access.exposure import is_local, request_is_local
-from core.access.headers import with_security_headers
-from core.access.requests import client_of, comes_from_elsewhere, is_secure, language_of, local_path
+from core.access.access import DEVICE_S, Access
+from core.access.exposure import is_local, is_local_name, request_is_local
+from core.access.headers import with_relative_location, with_security_headers
+from core.access.origins import Origin, parse_origin
+from core.access.requests import (
+    FOREIGN_SITES,
+    SAFE_METHODS,
+    client_of,
+    comes_from_elsewhere,
+    cookies_named,
+    from_here,
+    is_link,
+    is_secure,
+    language_of,
+    local_path,
+    root_of_page,
+    was_sent_to,
+)
+from core.access.scopes import below_base, marked, path_of, unmarked, with_host_of_origin
 from core.access.sessions import SESSION_S
 from core.access.sign_in_page import POLICY, SIGN_IN, SIGN_OUT, SignInPage
+from core.access.stamps import Stamp
+from core.access.turns import Client, TooManyTries
+from core.access.watch import Watch
 from core.errors import DeckError
 from core.text import translate
 
 log = logging.getLogger(__name__)
-COOKIE = "llamadeck_session"
+COOKIE, DEVICE_COOKIE = "llamadeck_session", "llamadeck_device"
+# A page that came over http cannot replace a cookie that is for https only: theirs have a name of their own.
+SECURE_PREFIX = "__Secure-"
+COOKIES = (COOKIE, SECURE_PREFIX + COOKIE)
+DEVICE_COOKIES = (DEVICE_COOKIE, SECURE_PREFIX + DEVICE_COOKIE)
 # The API checks its keys itself.
 API_PREFIX, API_PATHS = "/v1/", frozenset({"/v1", "/metrics", "/health", "/ready", "/openapi.json"})
-SIGN_ON_PATHS = frozenset({"/auth/login", "/auth/logout", "/oauth2callback"})
+SIGN_ON_OUT = "/auth/logout"
+SIGN_ON_PATHS = frozenset({"/auth/login", SIGN_ON_OUT, "/oauth2callback"})
 # Of Streamlit's own paths none is a page that a person opens.
 NO_PAGES = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_FORM_BYTES, FORM_S = 4096, 10.0
 POLICY_VIOLATION = 1008
-
-# A page that finds this process's mark in the header knows that the gate wrote it.
-PERSON_HEADER = "x-llamadeck-person"
-MARK = secrets.token_urlsafe(16)
+WARN_S = 60.0
 
 
 class SignOn(Protocol):
@@ -48,6 +72,13 @@ class SignOn(Protocol):
 
     @property
     def providers(self) -> Sequence[str]: ...
+
+    @property
+    def origin(self) -> str:
+        """The origin to which the provider sends people back; the only one at which they are signed in."""
+
+    def session(self, cookies: Mapping[str, str]) -> str:
+        """A name for what the cookies hold, so that it can be ended."""
 
     def person(self, cookies: Mapping[str, str]) -> str | None:
         """Whose signed cookie this is: a name that no two people share. None without a valid one."""
@@ -62,97 +93,189 @@ class SignOn(Protocol):
         """The path at which signing in through `provider` begins."""
 
 
-def person_in(headers: Mapping[str, str]) -> str | None:
-    """Whom the gate let in with these headers, "" for whoever is local or gave the password; None without a gate."""
-    mark, _, person = headers.get(PERSON_HEADER, "").partition(" ")
-    return unquote(person) if secrets.compare_digest(mark.encode(), MARK.encode()) else None
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody who may come in: `person` as pages know them, and the session by which they are let in, if any."""
+
+    person: str
+    session: Stamp | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.session.origin if self.session else None
 
 
 class Gate:
-    """Lets in: this machine where only it can reach us and nobody signs on, who gave the password, who signed on."""
+    """Lets in: who gave the password, who signed on; where there is neither, this machine if only it can reach us.
 
-    def __init__(self, app: ASGIApp, access: Access, sign_on: SignOn | None = None, logo: str = "") -> None:
+    `public_urls` are the only addresses at which others may sign in, where there are any; a path in one is taken from
+    requests whose proxy left it there. `cors_origins` are those whose pages may use the API, with a key.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        sign_on: SignOn | None = None,
+        logo: str = "",
+        public_urls: Sequence[str] = (),
+        cors_origins: Collection[str] = (),
+    ) -> None:
         self._app, self._access, self._sign_on = app, access, sign_on
         self._page = SignInPage(logo, sign_on.providers if sign_on else ())
+        self._public = frozenset(origin for url in public_urls if (origin := parse_origin(url)) is not None)
+        self._bases = sorted({base for url in public_urls if (base := path_of(url))}, key=len, reverse=True)
+        self._cors_origins = frozenset(cors_origins)
+        self._api: ASGIApp = app
+        if cors_origins:
+            self._api = CORSMiddleware(
+                app, self._cors_origins, ("GET", "POST"), ("*",), expose_headers=("Retry-After",),
+                allow_private_network=True,
+            )  # fmt: skip
+        self._warned_s = -WARN_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != PERSON_HEADER.encode()]}
+        scope = unmarked(scope)
+        if scope["type"] == "http" and scope["path"] in self._bases:
+            await redirect(quote(scope["path"].rpartition("/")[2]) + "/")(scope, receive, send)
+            return
+        scope = below_base(scope, self._bases)
         with request_is_local(is_local(scope)):
             if scope["type"] == "websocket":
                 await self._websocket(scope, receive, send)
             else:
-                await self._http(scope, receive, with_security_headers(send))
+                send = with_relative_location(with_security_headers(send), from_here(HTTPConnection(scope), "/"))
+                await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         if (own := await self._own(request)) is not None:
             await own(scope, receive, send)
-            return
-        if is_api(scope["path"]):
-            # No page elsewhere has a key. Where none is asked for, on loopback, it must not get in without one.
-            if asks_for_more(request) and comes_from_elsewhere(request) and "authorization" not in request.headers:
-                await plain(403, "Requests from pages of other sites need a key.")(scope, receive, send)
-                return
-            await self._app(scope, receive, send)
-            return
-        if self._sign_on is not None and scope["path"] in SIGN_ON_PATHS:
-            await self._app(scope, receive, send)
-            return
-        person = self._person(request)
-        if person is None:
-            await self._refusal(request)(scope, receive, send)
-        elif request.method not in SAFE_METHODS and comes_from_elsewhere(request):
-            await plain(403, "Requests from pages of other sites are refused.")(scope, receive, send)
+        elif is_api(scope["path"]):
+            await self._call_api(request, send)
+        elif self._sign_on is not None and scope["path"] in SIGN_ON_PATHS:
+            await self._pass_to_sign_on(request, send)
         else:
-            await self._app(marked(scope, person), receive, send)
+            await self._show(request, send)
+
+    async def _call_api(self, request: Request, send: Send) -> None:
+        """A page elsewhere needs a key also where nobody else does, on loopback; the API itself sees whether it is
+        right. Only of an origin that was named will a browser let a page read the answer."""
+        is_elsewhere = asks_for_more(request) and self._is_elsewhere(request, None)
+        if is_elsewhere and "authorization" not in request.headers and not self._may_call(request):
+            answer = plain(403, "Requests from pages of other sites need a key.")
+            await answer(request.scope, request.receive, send)
+            return
+        with request_is_local(is_local(request.scope) and not is_elsewhere):
+            await self._api(request.scope, request.receive, send)
+
+    def _may_call(self, request: Request) -> bool:
+        return "*" in self._cors_origins or request.headers.get("origin") in self._cors_origins
+
+    async def _pass_to_sign_on(self, request: Request, send: Send) -> None:
+        if request.scope["path"] == SIGN_ON_OUT:
+            if request.headers.get("sec-fetch-site") in FOREIGN_SITES:
+                await plain(403, "Sign out on this server's own page.")(request.scope, request.receive, send)
+                return
+            await asyncio.to_thread(self._end_sign_on, request)
+        await self._app(request.scope, request.receive, send)
+
+    def _end_sign_on(self, request: Request) -> None:
+        """The cookie goes by the provider's way out; what was opened with it ends too, and a copy is worth nothing."""
+        if self._sign_on is not None and self._sign_on.person(request.cookies):
+            try:
+                expires_s = time.time() + DEVICE_S
+                self._access.sessions.note_end(self._sign_on.session(request.cookies), expires_s)
+            except DeckError as error:
+                log.error("%s", error)
+
+    async def _show(self, request: Request, send: Send) -> None:
+        """A page, or a part of one."""
+        visitor = self._visitor(request)
+        if visitor is None or is_elsewhere_by_its_address(request, visitor):
+            await self._refusal(request)(request.scope, request.receive, send)
+        elif self._is_elsewhere(request, visitor.origin) and not is_link(request):
+            self._warn(request)
+            await plain(403, "Requests from pages of other sites are refused.")(request.scope, request.receive, send)
+        else:
+            watch = Watch(lambda: self._is_still(request, visitor))
+            await self._app(marked(request.scope, visitor.person), request.receive, watch.sending(send))
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A socket is asked again with each message: one that was opened before signing out ends with the next."""
+        """Streamlit holds the Origin against Host, which a proxy may have changed: it gets the one that was checked."""
         request = HTTPConnection(scope)
-        person = None if comes_from_elsewhere(request) else self._person(request)
-        if person is None:
+        visitor = self._visitor(request)
+        if visitor is None or self._is_elsewhere(request, visitor.origin):
+            if visitor is not None:
+                self._warn(request)
             await receive()
             await send({"type": "websocket.close", "code": POLICY_VIOLATION})
             return
+        watch = Watch(lambda: self._is_still(request, visitor))
+        scope = with_host_of_origin(marked(scope, visitor.person))
+        await self._app(scope, watch.receiving(receive, send), watch.sending(send))
 
-        async def receive_while_let_in() -> Message:
-            message = await receive()
-            if message["type"] == "websocket.receive" and self._person(request) != person:
-                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
-                return {"type": "websocket.disconnect", "code": POLICY_VIOLATION}
-            return message
-
-        await self._app(marked(scope, person), receive_while_let_in, send)
-
-    def _person(self, request: HTTPConnection) -> str | None:
+    def _visitor(self, request: HTTPConnection) -> Visitor | None:
         """To whom a request belongs; None for nobody who may come in."""
         if self._sign_on is not None:
             person = self._sign_on.person(request.cookies)
             if person and self._sign_on.is_invited(request.cookies):
-                return person
-        elif is_local(request.scope):
-            return ""
-        return "" if self._access.sessions.is_valid(request.cookies.get(COOKIE, "")) else None
+                name = self._sign_on.session(request.cookies)
+                if not self._access.sessions.has_ended(name):
+                    return Visitor(person, Stamp(name, math.inf, parse_origin(self._sign_on.origin)))
+        elif is_local(request.scope) and not self._access.has_password:
+            return Visitor("")
+        tokens = cookies_named(request, COOKIES)
+        sessions = [session for token in tokens if (session := self._access.sessions.read(token)) is not None]
+        fitting = [session for session in sessions if not self._is_elsewhere(request, session.origin)]
+        return next((Visitor("", session) for session in (*fitting, *sessions)), None)
+
+    def _is_still(self, request: HTTPConnection, visitor: Visitor) -> bool:
+        """Whether whoever was let in would be let in now."""
+        now = self._visitor(request)
+        return now is not None and now.person == visitor.person
+
+    def _is_elsewhere(self, request: HTTPConnection, at: Origin | None) -> bool:
+        """Whether a page of another origin than ours sent a request; `at` is that of the session, where it is known."""
+        origin = parse_origin(request.headers.get("origin", ""))
+        if origin is None or not self._public:
+            return comes_from_elsewhere(request, at)
+        is_ours = origin in self._public or (is_local_name(origin.host) and was_sent_to(request, origin))
+        return not is_ours or comes_from_elsewhere(request, at or origin)
+
+    def _warn(self, request: HTTPConnection) -> None:
+        """Say at most once a minute whose requests are refused: a page that is ours would stay empty."""
+        if time.monotonic() - self._warned_s > WARN_S:
+            self._warned_s = time.monotonic()
+            log.warning(
+                "refused a page of %.300r, sent to %.300r: behind a proxy of this machine set a password",
+                request.headers.get("origin", ""), request.headers.get("host", ""),
+            )  # fmt: skip
 
     def _refusal(self, request: Request) -> Response:
         path = request.scope["path"]
-        is_page = "text/html" in request.headers.get("accept", "") and not path.startswith(NO_PAGES)
-        if not is_page or request.method not in SAFE_METHODS:
+        if not is_page(request) or request.method not in SAFE_METHODS:
             return plain(401, "Sign in first.")
-        query = request.scope["query_string"].decode("latin-1")
+        query = quote(request.scope["query_string"], safe="/?:@!$&'()*+,;=%~-._")
         return self._asking_page(request, quote(path, safe="/") + (f"?{query}" if query else ""))
 
     def _asking_page(self, request: Request, wanted: str) -> Response:
         """The page that asks who this is, and then leads to `wanted`; or the one that says why nobody is asked."""
         language = language_of(request)
-        if self._sign_on is not None and self._sign_on.person(request.cookies):
-            return page(403, self._page.not_invited(language, self._sign_on.name(request.cookies)))
+        cookies = request.cookies
+        if self._sign_on and self._sign_on.person(cookies) and not self._sign_on.is_invited(cookies):
+            return page(403, self._page.not_invited(language, from_here(request, "/"), self._sign_on.name(cookies)))
         if self._sign_on is None and not self._access.has_password:
             return page(403, self._page.closed(language))
-        return page(401, self._page.sign_in(language, local_path(wanted), self._access.has_password))
+        return self._sign_in_page(request, 401, wanted)
+
+    def _sign_in_page(self, request: Request, status: int, wanted: str, alert: str = "", ticket: str = "") -> Response:
+        given = (ticket or self._access.pages.make()) if self._access.has_password else None
+        root = root_of_page(request)
+        return page(status, self._page.sign_in(language_of(request), root, local_path(wanted), given, alert))
 
     async def _own(self, request: Request) -> Response | None:
         """The answer where the path is one of the gate's own."""
@@ -161,7 +284,9 @@ class Gate:
             return await self._sign_in(request)
         if path == SIGN_IN and request.method in SAFE_METHODS:
             wanted = local_path(request.query_params.get("next", "/"))
-            return redirect(wanted) if self._person(request) is not None else self._asking_page(request, wanted)
+            visitor = self._visitor(request)
+            is_in = visitor is not None and not is_elsewhere_by_its_address(request, visitor)
+            return redirect(wanted) if is_in else self._asking_page(request, wanted)
         if path == SIGN_OUT and request.method == "POST":
             return await self._sign_out(request)
         if path in (SIGN_IN, SIGN_OUT):
@@ -172,7 +297,9 @@ class Gate:
         return None
 
     async def _sign_in(self, request: Request) -> Response:
-        if comes_from_elsewhere(request):
+        """Refused only where the browser says that a page elsewhere sends it; what it gives is for its origin alone."""
+        origin = parse_origin(request.headers.get("origin", ""))
+        if self._is_elsewhere(request, origin):
             return plain(403, "Sign in on this server's own page.")
         try:
             async with asyncio.timeout(FORM_S):
@@ -186,34 +313,68 @@ class Gate:
         language, wanted = language_of(request), local_path(form.get("next", "/"))
         if not self._access.has_password:
             return self._asking_page(request, wanted)
+        ticket = form.get("page", "")
+        shown = self._access.pages.read(ticket)
+        client = Client(client_of(request), self._device(request, origin), shown.id if shown else "")
+        ticket = ticket if shown else ""
         try:
-            is_right = await asyncio.to_thread(self._access.try_password, form.get("password", ""), client_of(request))
+            is_right = await self._access.try_password_in_turn(form.get("password", ""), client)
         except TooManyTries as error:
             seconds = math.ceil(error.wait_s)
             alert = translate(language, "access.wait", seconds=seconds)
-            answer = page(429, self._page.sign_in(language, wanted, True, alert))
+            answer = self._sign_in_page(request, 429, wanted, alert, ticket)
             answer.headers["retry-after"] = str(seconds)
             return answer
         if not is_right:
-            return page(401, self._page.sign_in(language, wanted, True, translate(language, "access.wrong")))
+            return self._sign_in_page(request, 401, wanted, translate(language, "access.wrong"), ticket)
         log.info("%r signed in", client_of(request))
         answer = redirect(wanted)
-        answer.set_cookie(COOKIE, self._access.sessions.begin(), max_age=SESSION_S, path="/", httponly=True,
-                          samesite="lax", secure=is_secure(request))  # fmt: skip
+        if not client.device:
+            set_cookie(answer, request, DEVICE_COOKIE, self._access.devices.make(origin), DEVICE_S)
+        was_told = origin is not None and was_sent_to(request, origin)
+        set_cookie(answer, request, COOKIE, self._access.sessions.begin(origin, was_told), SESSION_S)
         return answer
+
+    def _device(self, request: Request, origin: Origin | None) -> str:
+        """The id of a browser that signed in before; a page elsewhere must not use up its tries."""
+        stamps = [self._access.devices.read(text) for text in cookies_named(request, DEVICE_COOKIES)]
+        return next((stamp.id for stamp in stamps if stamp is not None and stamp.origin == origin), "")
 
     async def _sign_out(self, request: Request) -> Response:
         """Also where nobody is signed in: then there is nothing to end, and the cookie goes."""
-        if comes_from_elsewhere(request):
+        visitor = self._visitor(request)
+        if self._is_elsewhere(request, visitor.origin if visitor else None):
             return plain(403, "Sign out on this server's own page.")
         answer = redirect("/")
         try:
-            await asyncio.to_thread(self._access.sessions.end, request.cookies.get(COOKIE, ""))
+            for token in cookies_named(request, COOKIES):
+                await asyncio.to_thread(self._access.sessions.end, token)
         except DeckError as error:
-            language = language_of(request)
-            answer = page(500, self._page.sign_in(language, "/", True, error.sentence(language)))
-        answer.delete_cookie(COOKIE, path="/", httponly=True, samesite="lax", secure=is_secure(request))
+            answer = self._sign_in_page(request, 500, "/", error.sentence(language_of(request)))
+        set_cookie(answer, request, COOKIE, "", 0)
         return answer
+
+
+def is_elsewhere_by_its_address(request: HTTPConnection, visitor: Visitor) -> bool:
+    """Whether a person opens a page at another address than they signed in at, such as another port of this machine's
+    name: the cookie comes along, and the page's websocket would be refused. Known only where addresses are told."""
+    session = visitor.session
+    if session is None or session.origin is None or not session.was_told:
+        return False
+    return is_page(request) and is_link(request) and not was_sent_to(request, session.origin)
+
+
+def is_page(request: HTTPConnection) -> bool:
+    """Whether a person waits for a page to look at."""
+    return "text/html" in request.headers.get("accept", "") and not request.scope["path"].startswith(NO_PAGES)
+
+
+def set_cookie(answer: Response, request: Request, name: str, value: str, max_age_s: int) -> None:
+    """Without a path of its own: it then holds below the address that the form was sent to, whatever a proxy took away
+    from that one. Nothing but a browser knows it."""
+    secure = is_secure(request)
+    name = SECURE_PREFIX + name if secure else name
+    answer.set_cookie(name, value, max_age=max_age_s, path=None, httponly=True, samesite="lax", secure=secure)
 
 
 def is_api(path: str) -> bool:
@@ -225,11 +386,6 @@ def is_api(path: str) -> bool:
 def asks_for_more(request: Request) -> bool:
     """Whether a request changes something, or wants a script to read the answer; a link, or asking first, does not."""
     return request.method not in SAFE_METHODS or ("origin" in request.headers and request.method != "OPTIONS")
-
-
-def marked(scope: Scope, person: str) -> Scope:
-    header = (PERSON_HEADER.encode(), f"{MARK} {quote(person)}".encode())
-    return {**scope, "headers": [*scope["headers"], header]}
 
 
 async def read_form(request: Request) -> dict[str, str] | None:

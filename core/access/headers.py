@@ -36,3 +36,21 @@ def with_security_headers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+def with_relative_location(send: Send, root: str) -> Send:
+    """`send`, which leads on below the address that the browser asked for: a proxy may have taken a path from it.
+
+    `root` leads from that address to where we begin. No Host is believed for it."""
+
+    async def send_with_location(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [
+                (name, root.encode() + value[1:])
+                if name.lower() == b"location" and value.startswith(b"/") and value[1:2] not in (b"/", b"\\")
+                else (name, value)
+                for name, value in message.get("headers", [])
+            ]
+        await send(message)
+
+    return send_with_location

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+from collections.abc import Container
+from urllib.parse import quote
 
 from starlette.requests import HTTPConnection
 
+from core.access.origins import Origin, is_https_told, parse_origin, places_told
 from core.text import LANGUAGES
 
-MAX_NEXT_CHARS = 1000
-DEFAULT_PORTS = {"http": 80, "https": 443}
+MAX_NEXT_CHARS, MAX_COOKIES = 1000, 32
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+FOREIGN_SITES = frozenset({"cross-site", "same-site"})
 
 
 def language_of(request: HTTPConnection) -> str:
@@ -24,34 +27,72 @@ def language_of(request: HTTPConnection) -> str:
     return next((name for _, name in sorted(wanted, key=lambda one: one[0]) if name in LANGUAGES), "en")
 
 
-def comes_from_elsewhere(request: HTTPConnection) -> bool:
+def comes_from_elsewhere(request: HTTPConnection, at: Origin | None = None) -> bool:
     """Whether a page of another origin sent this request.
 
-    The Origin that a browser adds is held against the Host that it asked for; neither can be set by a page. Programs
-    send no Origin, and no page makes them send a cookie.
+    The Origin that a browser adds is held against `at`, the origin that the session was given to, or else against the
+    places that the request was sent to. A page can set none of these. Programs send no Origin, and no page makes them
+    send a cookie.
     """
-    origin = request.headers.get("origin")
-    if origin is None:
-        return request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
-    try:
-        parts = urlsplit(origin)
-        place = (parts.hostname, parts.port or DEFAULT_PORTS.get(parts.scheme))
-        host = urlsplit(f"//{request.headers.get('host', '')}")
-        return place != (host.hostname, host.port or DEFAULT_PORTS.get(parts.scheme))
-    except ValueError:
+    text, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if site in FOREIGN_SITES:
         return True
+    if text is None or (text == "null" and site == "same-origin"):
+        return False
+    origin = parse_origin(text)
+    if origin is None:
+        return True
+    return origin != at if at is not None else not was_sent_to(request, origin)
+
+
+def was_sent_to(request: HTTPConnection, origin: Origin) -> bool:
+    """Whether a request was sent to `origin`, by what it says itself or a proxy told. That a proxy speaks http is not
+    believed: it may not be the one that the browser speaks to."""
+    if origin.scheme == "http" and is_https_told(request.headers):
+        return False
+    return any(place.is_of(origin) for place in places_told(request.headers))
+
+
+def is_link(request: HTTPConnection) -> bool:
+    """Whether a person follows a link, or types an address: pages elsewhere may lead here, and read nothing of it."""
+    is_navigation = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
+    return request.scope["method"] in SAFE_METHODS and is_navigation and "origin" not in request.headers
 
 
 def is_secure(request: HTTPConnection) -> bool:
     """Whether the browser spoke https, to us or to a proxy that stands before us."""
-    return request.scope["scheme"] in ("https", "wss") or request.headers.get("origin", "").startswith("https://")
+    if (origin := parse_origin(request.headers.get("origin", ""))) is not None:
+        return origin.scheme == "https"
+    return request.scope["scheme"] in ("https", "wss") or is_https_told(request.headers)
+
+
+def cookies_named(request: HTTPConnection, names: Container[str]) -> list[str]:
+    """The values of all cookies with these names, the nearest path's first: of two with one name, the usual reader
+    shows one, and a page of a neighbouring name can add a second."""
+    pairs = (part.strip().partition("=") for text in request.headers.getlist("cookie") for part in text.split(";"))
+    return [value for name, _, value in pairs if name in names][:MAX_COOKIES]
+
+
+def from_here(request: HTTPConnection, path: str) -> str:
+    """A path on this server as a browser finds it from the address that it asked for, whatever a proxy took away."""
+    raw: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
+    return ("../" * (raw.count(b"/") - 1) or "./") + path.lstrip("/")
+
+
+def root_of_page(request: HTTPConnection) -> str:
+    """Leads from a page to where we begin. At the beginning itself a proxy may have taken a whole path away, and the
+    browser's address then ends without a slash: some proxies tell that path."""
+    prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    is_told = request.scope["path"] == "/" and prefix and local_path(prefix) == prefix
+    return f"{prefix}/" if is_told else from_here(request, "/")
 
 
 def local_path(wanted: str) -> str:
     """`wanted` where it is a path on this server, else "/": a link must not lead from the sign-in page elsewhere."""
     is_path = wanted.startswith("/") and not wanted.startswith("//") and len(wanted) <= MAX_NEXT_CHARS
     is_plain = wanted.isascii() and wanted.isprintable() and not any(letter in wanted for letter in '\\ "<>')
-    return wanted if is_path and is_plain else "/"
+    goes_up = {".", ".."} & set(wanted.partition("?")[0].partition("#")[0].lower().replace("%2e", ".").split("/"))
+    return wanted if is_path and is_plain and not goes_up else "/"
 
 
 def client_of(request: HTTPConnection) -> str:

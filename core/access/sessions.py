@@ -1,24 +1,21 @@
 """Who has signed in: signed tokens that expire and can be ended before; knows no password and no request.
 
-A token holds an id and its expiry, signed with a key made of the installation's secret and of the password that holds
-now. So another password ends every session, also one set by another process, and nothing is kept for those that live.
+A token is signed with a key made of the installation's secret and of the password that holds now. So another password
+ends every session, also one set by another process, and nothing is kept for those that live.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import threading
 import time
 from collections.abc import Callable
 
-from itsdangerous import BadSignature, Signer
-
+from core.access.origins import Origin
 from core.access.secret_file import SecretFile
+from core.access.stamps import Stamp, Stamps
 
 SESSION_S = 7 * 24 * 3600
-ID_BYTES = 16
-MAX_TOKEN_CHARS = 256
 
 
 class Sessions:
@@ -26,42 +23,36 @@ class Sessions:
 
     def __init__(self, file: SecretFile, password_now: Callable[[], str], now: Callable[[], float] = time.time) -> None:
         self._file, self._password_now, self._now = file, password_now, now
+        self._stamps = Stamps(file, "llamadeck session", SESSION_S, password_now, now)
         self._ending = threading.Lock()
 
-    def begin(self) -> str:
-        """The token of a new session."""
-        value = f"{secrets.token_urlsafe(ID_BYTES)}~{int(self._now()) + SESSION_S}"
-        return self._signer().sign(value).decode()
+    def begin(self, origin: Origin | None = None, was_told: bool = False) -> str:
+        """The token of a new session, which is worth something at `origin` alone where that is known."""
+        return self._stamps.make(origin, was_told)
+
+    def read(self, token: str) -> Stamp | None:
+        """The session of `token`, where somebody signed in with it, and is still signed in."""
+        stamp = self._stamps.read(token) if token and self._password_now() else None
+        return None if stamp is None or self.has_ended(stamp.id) else stamp
 
     def is_valid(self, token: str) -> bool:
-        """Whether somebody signed in with `token`, and is still signed in."""
-        return self._read(token) is not None
+        return self.read(token) is not None
 
     def end(self, token: str) -> None:
         """Sign out: the token is worth nothing from now on, also where somebody copied it."""
-        if (found := self._read(token)) is not None:
-            session, expires_s = found
-            # Of two who leave at once, neither takes the other's end out again.
-            with self._ending:
-                alive = {name: expiry for name, expiry in self._file.read().ended.items() if expiry > self._now()}
-                self._file.change(ended=alive | {session: expires_s})
+        if (stamp := self.read(token)) is not None:
+            self.note_end(stamp.id, stamp.expires_s)
+
+    def note_end(self, name: str, expires_s: float) -> None:
+        """Remember until `expires_s` that the session called `name` has ended. Raises DeckError."""
+        # Of two who leave at once, neither takes the other's end out again.
+        with self._ending:
+            alive = {name: expiry for name, expiry in self._file.read().ended.items() if expiry > self._now()}
+            self._file.change(ended=alive | {name: expires_s})
+
+    def has_ended(self, name: str) -> bool:
+        return name in self._file.read().ended
 
     def end_all(self) -> None:
         """Sign out everywhere."""
         self._file.change(secret=secrets.token_hex(32), ended={})
-
-    def _read(self, token: str) -> tuple[str, float] | None:
-        """The id and the expiry of a session that lives."""
-        if not token or len(token) > MAX_TOKEN_CHARS or not self._password_now():
-            return None
-        try:
-            session, _, expiry = self._signer().unsign(token).decode("ascii").rpartition("~")
-            expires_s = float(expiry)
-        except (BadSignature, ValueError):
-            return None
-        is_over = expires_s <= self._now() or session in self._file.read().ended
-        return None if is_over else (session, expires_s)
-
-    def _signer(self) -> Signer:
-        key = f"{self._file.secret()}\n{self._password_now()}"
-        return Signer(key, salt="llamadeck session", key_derivation="hmac", digest_method=hashlib.sha256)

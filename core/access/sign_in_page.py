@@ -52,19 +52,21 @@ class SignInPage:
         self._logo = base64.b64encode(logo.encode()).decode()
         self._providers = providers
 
-    def sign_in(self, language: str, next_path: str, has_password: bool, alert: str = "") -> str:
-        """The page that asks; `alert` is a whole sentence on why the last try was none."""
+    def sign_in(self, language: str, root: str, next_path: str, ticket: str | None, alert: str = "") -> str:
+        """The page that asks; `root` leads from its address to where we begin, `ticket` says which page it is, or is
+        None where there is no password, `alert` is a whole sentence on why the last try was none."""
         form = ""
-        if has_password:
+        if ticket is not None:
             form = (
-                f'<form method="post" action="{SIGN_IN}">'
+                f'<form method="post" action="{escape(root + SIGN_IN[1:])}">'
                 f'<input type="hidden" name="next" value="{escape(next_path)}">'
+                f'<input type="hidden" name="page" value="{escape(ticket)}">'
                 f'<label for="password">{_text(language, "password")}</label>'
                 '<input type="password" id="password" name="password" autocomplete="current-password" maxlength="256"'
                 f" required autofocus><button>{_text(language, 'button')}</button></form>"
             )
-        links = "".join(self._link(language, name) for name in self._providers)
-        lead = "lead" if has_password else "lead_people"
+        links = "".join(self._link(language, root, name) for name in self._providers)
+        lead = "lead" if ticket is not None else "lead_people"
         return self._page(language, "title", lead, alert, form + links)
 
     def closed(self, language: str) -> str:
@@ -72,16 +74,17 @@ class SignInPage:
         commands = "<p><code>./llamadeck password</code></p>"
         return self._page(language, "closed_title", "closed_lead", "", commands)
 
-    def not_invited(self, language: str, person: str) -> str:
+    def not_invited(self, language: str, root: str, person: str) -> str:
         """The page for somebody whom a provider knows, but who is not on this installation's list."""
         alert = translate(language, "access.not_invited", person=person)
-        return self._page(language, "title", "", alert, f'<a href="/auth/logout">{_text(language, "other")}</a>')
+        link = f'<a href="{escape(root)}auth/logout">{_text(language, "other")}</a>'
+        return self._page(language, "title", "", alert, link)
 
-    def _link(self, language: str, provider: str) -> str:
+    def _link(self, language: str, root: str, provider: str) -> str:
         """Streamlit calls the only provider "default"."""
         is_only = provider == "default"
         said = _text(language, "provider_own") if is_only else _text(language, "provider", name=provider.capitalize())
-        return f'<a href="{SIGN_IN}/{quote(provider, safe="")}">{said}</a>'
+        return f'<a href="{escape(root + SIGN_IN[1:])}/{quote(provider, safe="")}">{said}</a>'
 
     def _page(self, language: str, title: str, lead: str, alert: str, body: str) -> str:
         said = f"<p>{_text(language, lead)}</p>" if lead else ""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,6 +21,8 @@ MAX_BODY_BYTES = 4 * 2**20
 BODY_S = 30.0
 # What others write into their logs for a client that went away; it is never sent.
 CLIENT_GONE = 499
+# How often a stream asks whether its key still opens anything.
+RECHECK_S = 1.0
 SSE_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -34,7 +37,8 @@ class ClientGone(Exception):
 
 
 class Call:
-    """`status` is what was answered, None before. `is_streaming` once events go out: then no status can be sent."""
+    """`status` is what was answered, None before. `is_streaming` once events go out: then no status can be sent.
+    `recheck` raises ApiError where the request would be refused by now, such as for a key that was revoked."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, body_s: float = BODY_S) -> None:
         self.request = Request(scope, receive)
@@ -42,6 +46,8 @@ class Call:
         self.is_streaming = False
         self._scope, self._receive, self._send = scope, receive, send
         self._body_s = body_s
+        self.recheck: Callable[[], Awaitable[None]] | None = None
+        self._checked_s = time.monotonic()
 
     @property
     def language(self) -> str:
@@ -72,6 +78,8 @@ class Call:
         return bytes(body)
 
     async def json(self, content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        if status == 200:
+            await self._check_again()
         await self.text(to_json(content), "application/json", status, headers)
 
     async def text(self, text: str, kind: str, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
@@ -100,11 +108,20 @@ class Call:
         headers = [(name.encode(), value.encode()) for name, value in SSE_HEADERS.items()]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
+    async def _check_again(self) -> None:
+        now_s = time.monotonic()
+        if self.recheck is not None and now_s - self._checked_s > RECHECK_S:
+            recheck, self.recheck, self._checked_s = self.recheck, None, now_s
+            await recheck()
+            self.recheck = recheck
+
     async def event(self, data: str) -> None:
+        await self._check_again()
         await self._send_part(f"data: {data}\n\n")
 
     async def sign_of_life(self) -> None:
         """A line that clients skip, so that nobody on the way takes a long wait for a dead connection."""
+        await self._check_again()
         await self._send_part(": waiting\n\n")
 
     async def end_stream(self) -> None:

@@ -54,8 +54,9 @@ class Endpoint:
             self._metrics.count_request(self._name, call.status or CLIENT_GONE)
 
     async def _handle(self, call: Call) -> None:
-        if self._guard is not None:
-            await self._guard.check(call.request)
+        if (guard := self._guard) is not None:
+            await guard.check(call.request)
+            call.recheck = lambda: guard.check(call.request)
         method = call.request.method
         handler = self._handlers.get("GET" if method == "HEAD" else method)
         if handler is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import urllib3
 
+from core.access.public import public_urls
 from core.doctor.finding import Finding, found
 from core.errors import DeckError, InputError
 from core.host_memory import available_bytes
@@ -27,6 +28,7 @@ def check_surroundings(host: str, port: int) -> Iterator[Finding]:
     yield check_disk("cache", cache_dir(), "XDG_CACHE_HOME", LEAST_BYTES)
     yield check_memory(available_bytes())
     yield check_port(host, port)
+    yield from check_public()
     yield check_hub(default_endpoint())
 
 
@@ -62,6 +64,18 @@ def check_port(host: str, port: int) -> Finding:
             return found("port", "ok", "port_ours", port=port)
         return Finding("port", "fail", f"error.{error.key}", error.params)
     return found("port", "ok", "port_free", port=port, host=host)
+
+
+def check_public() -> Iterator[Finding]:
+    """The addresses that are named as those at which people open the dashboard; most have none."""
+    try:
+        urls = public_urls()
+    except InputError as error:
+        yield Finding("public", "fail", f"error.{error.key}", error.params)
+        return
+    for url in urls:
+        is_ours = _is_llamadeck(f"{url.rstrip('/')}/_stcore/health")
+        yield found("public", "ok" if is_ours else "warn", "public_ok" if is_ours else "public_none", url=url)
 
 
 def check_hub(endpoint: str) -> Finding:

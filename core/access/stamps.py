@@ -1,0 +1,72 @@
+"""Signed texts that a browser keeps for us: an id, when it expires, and the origin that it was given to.
+
+Nothing is kept here of those that live; knows no password and no request.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from itsdangerous import BadSignature, Signer
+
+from core.access.origins import Origin, parse_origin
+from core.access.secret_file import SecretFile
+
+ID_BYTES = 16
+MAX_STAMP_CHARS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """`origin` is None where the browser did not say it. `was_told` is whether the request itself was sent there, as
+    far as it was told: then every other request to this origin tells the same."""
+
+    id: str
+    expires_s: float
+    origin: Origin | None = None
+    was_told: bool = False
+
+
+class Stamps:
+    """Of one kind, named by `salt`. `key` gives what must still be as it was, such as the password's hash."""
+
+    def __init__(
+        self,
+        file: SecretFile,
+        salt: str,
+        life_s: float,
+        key: Callable[[], str] = lambda: "",
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._file, self._salt, self._life_s, self._key, self._now = file, salt, life_s, key, now
+
+    def make(self, origin: Origin | None = None, was_told: bool = False) -> str:
+        fields = [secrets.token_urlsafe(ID_BYTES), str(int(self._now() + self._life_s))]
+        if origin is not None:
+            fields += [base64.urlsafe_b64encode(str(origin).encode()).decode().rstrip("="), "t" if was_told else ""]
+        return self._signer().sign("~".join(fields)).decode()
+
+    def read(self, text: str) -> Stamp | None:
+        """What `text` says, where we signed it and it has not expired."""
+        if not text or len(text) > MAX_STAMP_CHARS:
+            return None
+        try:
+            name, expires, *place = self._signer().unsign(text).decode("ascii").split("~")
+            stamp = Stamp(name, float(expires), *_read_place(*place))
+        except (BadSignature, ValueError, TypeError):
+            return None
+        return None if stamp.expires_s <= self._now() else stamp
+
+    def _signer(self) -> Signer:
+        key = f"{self._file.secret()}\n{self._key()}"
+        return Signer(key, salt=self._salt, key_derivation="hmac", digest_method=hashlib.sha256)
+
+
+def _read_place(origin: str = "", told: str = "") -> tuple[Origin | None, bool]:
+    text = base64.urlsafe_b64decode(origin + "=" * (-len(origin) % 4)).decode()
+    return parse_origin(text), told == "t"

@@ -1,0 +1,158 @@
+"""Who may try a password, and when: whoever guesses must not keep the owner out. Knows no password and no request.
+
+A browser that signed in before tries apart from all others: it brings a signed text that no guesser has. So does, a few
+times, whoever comes from an address from which the right password came. All others wait in a queue, out of which one is
+let every few seconds once there were many failures. A browser that was shown the sign-in page waits in its address's
+part of the queue, programs that were not in a part of their own; the part that was served longest ago comes next.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from core.access.delays import ALL_CLIENTS, MAX_CLIENTS, Delays, Failures, group_of
+
+MAX_WAITING, MAX_WAITING_TOGETHER = 64, 16
+# How long an address counts as one from which the right password came.
+KNOWN_S, MAX_KNOWN = 30 * 24 * 3600.0, 1000
+
+
+class TooManyTries(Exception):
+    """The password is not even looked at for another `wait_s` seconds."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(wait_s)
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who tries: an address, the id of the browser that signed in before, the id of the page that was shown to it."""
+
+    address: str
+    device: str = ""
+    page: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Turn:
+    """One try. Once `is_now` the password may be looked at; when it `is_over` without that, it was given up. `group` is
+    the part of the queue in which it waits, None where it never did."""
+
+    name: str
+    group: str | None
+    address: str
+    is_now: bool = False
+    is_over: bool = False
+    on_change: Callable[[], None] = field(default=lambda: None, repr=False)
+
+
+class Turns:
+    """All may be called from any thread. Whoever waits calls `advance` as often as it says."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, choose: Callable[[list[Turn]], Turn] = random.choice
+    ) -> None:
+        self._clock, self._choose = clock, choose
+        self._lock = threading.Lock()
+        # Those of who tries apart are kept by themselves: no number of strangers makes them forgotten.
+        self._apart, self._delays, self._all = Delays(clock), Delays(clock), Failures()
+        self._known: OrderedDict[str, float] = OrderedDict()
+        self._served: OrderedDict[str | None, float] = OrderedDict()
+        self._waiting: list[Turn] = []
+        self._looking: Turn | None = None
+
+    def begin(self, client: Client) -> Turn:
+        """A try of `client`. Raises TooManyTries where it failed too often itself, or too many wait."""
+        with self._lock:
+            address = group_of(client.address)
+            is_known = self._is_known(address)
+            if client.device:
+                return self._begin_apart(f"device {client.device}", address)
+            if is_known and self._apart.may_try_freely(address):
+                return self._begin_apart(address, address)
+            name = f"page {client.page}" if client.page else address
+            if (wait_s := self._delays.begin(name, is_shared=is_known and not client.page)) > 0:
+                raise TooManyTries(wait_s)
+            turn = Turn(name, address if client.page else "", address)
+            self._waiting.append(turn)
+            self._shorten()
+            if turn.is_over:
+                raise TooManyTries(ALL_CLIENTS.longest_s)
+            self._advance()
+            return turn
+
+    def advance(self) -> float:
+        """Let the next one try where it is time; the seconds until that has to be asked again."""
+        with self._lock:
+            return self._advance()
+
+    def give_up(self, turn: Turn) -> None:
+        """Nobody waits for this turn any longer; what was not looked at is no failure."""
+        with self._lock:
+            if turn in self._waiting:
+                self._drop(turn)
+            elif self._looking is turn:
+                self._looking = None
+
+    def finish(self, turn: Turn, is_right: bool) -> None:
+        """The password was looked at."""
+        with self._lock:
+            if is_right:
+                (self._apart if turn.group is None else self._delays).succeeded(turn.name)
+                self._known[turn.address] = self._clock()
+                self._known.move_to_end(turn.address)
+                if len(self._known) > MAX_KNOWN:
+                    self._known.popitem(last=False)
+            if self._looking is turn:
+                self._looking = None
+                if is_right:
+                    self._all.take_back()
+                self._advance()
+
+    def _begin_apart(self, name: str, address: str) -> Turn:
+        if (wait_s := self._apart.begin(name)) > 0:
+            raise TooManyTries(wait_s)
+        return Turn(name, None, address, is_now=True)
+
+    def _is_known(self, address: str) -> bool:
+        return address in self._known and self._clock() - self._known[address] < KNOWN_S
+
+    def _advance(self) -> float:
+        if not self._waiting or self._looking is not None:
+            return ALL_CLIENTS.longest_s
+        now_s = self._clock()
+        if (wait_s := self._all.wait_s(ALL_CLIENTS, now_s)) > 0:
+            return wait_s
+        served = {turn.group: self._served.get(turn.group, -1.0) for turn in self._waiting}
+        first_s = min(served.values())
+        turn = self._choose([turn for turn in self._waiting if served[turn.group] == first_s])
+        self._waiting.remove(turn)
+        self._served[turn.group] = now_s
+        self._served.move_to_end(turn.group)
+        if len(self._served) > MAX_CLIENTS:
+            self._served.popitem(last=False)
+        self._all.add(now_s)
+        self._looking, turn.is_now = turn, True
+        turn.on_change()
+        return ALL_CLIENTS.longest_s
+
+    def _shorten(self) -> None:
+        """Of the largest part of the queue, anyone goes where it, or the queue, is too long."""
+        parts: dict[str | None, list[Turn]] = {}
+        for turn in self._waiting:
+            parts.setdefault(turn.group, []).append(turn)
+        largest = max(parts.values(), key=len)
+        if len(self._waiting) > MAX_WAITING or len(largest) > MAX_WAITING_TOGETHER:
+            self._drop(self._choose(largest))
+
+    def _drop(self, turn: Turn) -> None:
+        self._waiting.remove(turn)
+        self._delays.take_back(turn.name)
+        turn.is_over = True
+        turn.on_change()

@@ -1,0 +1,67 @@
+"""What was opened before somebody signed out ends with that: a websocket, a long download; knows no request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from starlette.types import Message, Receive, Send
+
+POLICY_VIOLATION = 1008
+# How often a socket is looked at on which nothing happens, and at most one on which much does.
+IDLE_S, BUSY_S = 2.0, 0.25
+
+
+class Watch:
+    """`is_still` says whether whoever opened it would be let in now."""
+
+    def __init__(self, is_still: Callable[[], bool]) -> None:
+        self._is_still = is_still
+        self._looked_s = time.monotonic()
+        self._is_over = False
+
+    def receiving(self, receive: Receive, send: Send) -> Receive:
+        """`receive` of a websocket, which closes it once it is over."""
+
+        async def receive_while_let_in() -> Message:
+            coming = asyncio.ensure_future(receive())
+            try:
+                while not self._is_over:
+                    done, _ = await asyncio.wait({coming}, timeout=IDLE_S)
+                    if done and coming.result()["type"] != "websocket.receive":
+                        return coming.result()
+                    if not self._is_still():
+                        await self._close(send)
+                    elif done:
+                        return coming.result()
+            finally:
+                coming.cancel()
+            return {"type": "websocket.disconnect", "code": POLICY_VIOLATION}
+
+        return receive_while_let_in
+
+    def sending(self, send: Send) -> Send:
+        """`send`, which lets nothing more out once it is over. A response is then cut off: the server closes what is
+        not whole."""
+
+        async def send_while_let_in(message: Message) -> None:
+            kind = message["type"]
+            if not self._is_over and kind in ("websocket.send", "http.response.body"):
+                now_s = time.monotonic()
+                if now_s - self._looked_s > BUSY_S:
+                    self._looked_s = now_s
+                    if not self._is_still():
+                        await self._close(send if kind == "websocket.send" else None)
+            if not self._is_over:
+                await send(message)
+            elif kind == "websocket.send":
+                raise OSError("signed out")
+
+        return send_while_let_in
+
+    async def _close(self, send: Send | None) -> None:
+        if not self._is_over:
+            self._is_over = True
+            if send is not None:
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION})
