@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from pathlib import Path
+
+PREFIX = ".new-"
+# No write takes this long: what is older was left by a process that was killed.
+LEFT_S = 3600.0
 
 
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
@@ -13,7 +18,7 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> Non
     Raises OSError; then the old file is as it was and nothing new lies beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PREFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), mode)
@@ -21,7 +26,7 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> Non
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
@@ -33,3 +38,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def clear_left(folder: Path) -> None:
+    """Remove what writes that were killed left in `folder`: it may hold secrets that have been taken back since."""
+    try:
+        for entry in os.scandir(folder):
+            if entry.name.startswith(PREFIX) and time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_S:
+                os.unlink(entry)
+    except OSError:
+        # Somebody else removed it, or may not.
+        return

@@ -195,7 +195,8 @@ class Gate:
             answer.headers["retry-after"] = str(seconds)
             return answer
         if not is_right:
-            return page(401, self._page.sign_in(language, wanted, True, translate(language, "access.wrong")))
+            alert = translate(language, "access.damaged" if self._access.is_damaged else "access.wrong")
+            return page(401, self._page.sign_in(language, wanted, True, alert))
         log.info("%r signed in", client_of(request))
         answer = redirect(wanted)
         answer.set_cookie(COOKIE, self._access.sessions.begin(), max_age=SESSION_S, path="/", httponly=True,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
 import time
 from collections.abc import Callable
 
@@ -26,7 +25,6 @@ class Sessions:
 
     def __init__(self, file: SecretFile, password_now: Callable[[], str], now: Callable[[], float] = time.time) -> None:
         self._file, self._password_now, self._now = file, password_now, now
-        self._ending = threading.Lock()
 
     def begin(self) -> str:
         """The token of a new session."""
@@ -41,10 +39,7 @@ class Sessions:
         """Sign out: the token is worth nothing from now on, also where somebody copied it."""
         if (found := self._read(token)) is not None:
             session, expires_s = found
-            # Of two who leave at once, neither takes the other's end out again.
-            with self._ending:
-                alive = {name: expiry for name, expiry in self._file.read().ended.items() if expiry > self._now()}
-                self._file.change(ended=alive | {session: expires_s})
+            self._file.end_session(session, expires_s, self._now())
 
     def end_all(self) -> None:
         """Sign out everywhere."""

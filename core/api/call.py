@@ -34,11 +34,15 @@ class ClientGone(Exception):
 
 
 class Call:
-    """`status` is what was answered, None before. `is_streaming` once events go out: then no status can be sent."""
+    """`status` is what was answered, None before. `is_streaming` once events go out: then no status can be sent.
+
+    `owner` is whose key the request brought, "" where it needed none.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, body_s: float = BODY_S) -> None:
         self.request = Request(scope, receive)
         self.status: int | None = None
+        self.owner = ""
         self.is_streaming = False
         self._scope, self._receive, self._send = scope, receive, send
         self._body_s = body_s

@@ -53,7 +53,7 @@ class Endpoint:
 
     async def _handle(self, call: Call) -> None:
         if self._guard is not None:
-            await self._guard.check(call.request)
+            call.owner = await self._guard.check(call.request)
         method = call.request.method
         handler = self._handlers.get("GET" if method == "HEAD" else method)
         if handler is not None:
