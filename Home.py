@@ -11,6 +11,7 @@ from ui.home import draw_home
 from ui.i18n import choose_language, tr
 from ui.people import has_passed_gate, has_signed_in
 from ui.routing import follow, note_page
+from ui.settings_files import sidebar_files
 
 st.set_page_config(page_title="LlamaDeck", page_icon=str(ROOT / "ui" / "logo.svg"), layout="centered")
 st.logo(str(ROOT / "ui" / "wordmark.svg"), icon_image=str(ROOT / "ui" / "logo.svg"), size="large")
@@ -33,6 +34,7 @@ follow()
 with st.sidebar:
     sidebar_status()
     sidebar_downloads()
+    sidebar_files()
     choose_language()
     if has_signed_in():
         watch_session("watch_session")

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
+
+PREFIX = ".new-"
+# No write takes this long: what is older was left by a process that was killed.
+LEFT_S = 3600.0
 
 
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
@@ -15,7 +20,7 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> Non
     Raises OSError; then the old file is as it was and nothing new lies beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PREFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), mode)
@@ -23,7 +28,7 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> Non
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
@@ -47,3 +52,14 @@ def remove(path: Path) -> None:
             path.unlink()
         else:
             shutil.rmtree(path)
+
+
+def clear_left(folder: Path) -> None:
+    """Remove what writes that were killed left in `folder`: it may hold secrets that have been taken back since."""
+    try:
+        for entry in os.scandir(folder):
+            if entry.name.startswith(PREFIX) and time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_S:
+                os.unlink(entry)
+    except OSError:
+        # Somebody else removed it, or may not.
+        return

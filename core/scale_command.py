@@ -9,7 +9,7 @@ import subprocess
 from argparse import Namespace
 from pathlib import Path
 
-from core.engine.choice import Choice, read_choice, write_choice
+from core.engine.choice import Choice, forget_choice, write_choice
 from core.engine.remote_address import keep_key, key_of
 from core.engine.remote_http import Limits
 from core.engine.remote_link import list_models
@@ -101,8 +101,7 @@ def serve(plan: ScalePlan, port: int, terminal: Terminal) -> None:
             server.wait()
         except KeyboardInterrupt:
             # A dashboard must not look for what is gone; what a person chose meanwhile stays.
-            if read_choice() == choice:
-                write_choice(None)
+            forget_choice(choice)
             raise
 
 

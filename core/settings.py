@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -19,6 +20,14 @@ def models_dir() -> Path:
 def data_dir() -> Path:
     """The folder for what this program writes about its user: settings, later chats and secrets."""
     return Path(os.environ.get("LLAMADECK_DATA", ROOT / "data"))
+
+
+def person_dir(owner: str) -> Path:
+    """The folder for what is one person's alone. `owner` is who signed in, as the gate names people: any text, so that
+    no folder is named by it; "" is whoever is local or gave the password, from before there were others."""
+    if not owner:
+        return data_dir()
+    return data_dir() / "people" / hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def characters_dir() -> Path:

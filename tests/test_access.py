@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from core.access import password
 from core.access.access import Access, TooManyTries
 from core.access.delays import MAX_CLIENTS, ONE_CLIENT, Delays, group_of
 from core.access.password import hash_password, is_password
-from core.access.secret_file import SecretFile
+from core.access.secret_file import CLOSED, SecretFile
 from core.access.sessions import SESSION_S, Sessions
 from core.access.single_sign_on import allow_list, is_on_list
 from core.errors import DeckError, InputError
+from core.json_file import FileDamaged
 
 PASSWORD = "correct horse 电池"
 
@@ -113,13 +115,34 @@ def test_another_process_sets_the_password_of_a_running_one(access: Access, file
 def test_a_damaged_file_lets_nobody_in_and_is_not_quoted(
     file: SecretFile, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A password that cannot be read was once taken for none: on this machine everybody was let in."""
     file.path.parent.mkdir()
     file.path.write_text(content, "utf-8")
     access = Access(file, {})
-    assert not access.has_password and not access.sessions.is_valid("x~9999999999.y")
+    assert access.has_password and access.is_damaged
+    assert not access.sessions.is_valid("x~9999999999.y")
+    assert not access.try_password(CLOSED, "192.0.2.1") and not access.try_password("", "192.0.2.1")
     assert "is not used" in caplog.text and "{{" not in caplog.text
+    with pytest.raises(FileDamaged):
+        access.set_password(PASSWORD)
+    assert file.path.read_text("utf-8") == content
+    aside = access.set_damaged_aside()
+    assert aside is not None and aside.read_text("utf-8") == content
     access.set_password(PASSWORD)
-    assert access.try_password(PASSWORD, "192.0.2.1")
+    assert access.try_password(PASSWORD, "192.0.2.1") and access.set_damaged_aside() is None
+
+
+def test_a_session_that_ends_here_does_not_live_again_where_another_ends(file: SecretFile) -> None:
+    """Both once read who had ended, and the second to write took the first one's end out again."""
+    one, other = Access(file, {}), Access(SecretFile(file.path), {})
+    one.set_password(PASSWORD)
+    first, second = one.sessions.begin(), one.sessions.begin()
+    with one._file.file.change():
+        ending = threading.Thread(target=other.sessions.end, args=(second,))
+        ending.start()
+    one.sessions.end(first)
+    ending.join(10)
+    assert not one.sessions.is_valid(first) and not one.sessions.is_valid(second)
 
 
 def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import threading
 from datetime import date
 from pathlib import Path
 
@@ -120,7 +121,9 @@ def test_there_is_an_end_to_keys(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"keys": 1}', '{"keys": [1]}', '{"keys": [{"id": 1}]}',
-                                     '{"keys": [{"id": "1"}]}', "[" * 100_000, "\ufffe"])  # fmt: skip
+                                     '{"keys": [{"id": "1"}]}', "[" * 100_000, "\ufffe", "null",
+                                     '{"keys": [], "keys": []}',
+                                     '{"keys": [{"id":"","name":"","end":"","sha256":"密","made":""}]}'])  # fmt: skip
 def test_a_broken_file_opens_nothing_and_is_not_written_over(path: Path, content: str) -> None:
     store = KeyStore(path)
     text = store.make("notebook")
@@ -130,3 +133,30 @@ def test_a_broken_file_opens_nothing_and_is_not_written_over(path: Path, content
         store.make("another")
     assert caught.value.key == "keys_file"
     assert path.read_text("utf-8") == content
+
+
+def test_a_key_that_one_process_uses_while_another_revokes_it_stays_revoked(path: Path) -> None:
+    """The first once wrote back the list that it had read before."""
+    one, other = KeyStore(path), KeyStore(path)
+    first, second = one.make("first"), one.make("second")
+    used, gone = one.find(first), one.find(second)
+    assert used is not None and gone is not None
+    with other.file.change() as change:
+        noting = threading.Thread(target=one.note_use, args=(used,))
+        noting.start()
+        change.value = tuple(key for key in change.value if key != gone)
+    noting.join(10)
+    assert one.find(second) is None and [bool(key.used) for key in KeyStore(path).keys()] == [True]
+
+
+def test_what_another_version_says_of_a_key_stays(path: Path) -> None:
+    text = KeyStore(path).make("notebook")
+    content = json.loads(path.read_text("utf-8"))
+    content["keys"][0]["limit"] = {"tokens": 5}
+    path.write_text(json.dumps(content | {"made_by": "0.9"}), "utf-8")
+    store = KeyStore(path)
+    found = store.find(text)
+    assert found is not None
+    store.note_use(found)
+    now = json.loads(path.read_text("utf-8"))
+    assert now["made_by"] == "0.9" and now["keys"][0]["limit"] == {"tokens": 5} and now["keys"][0]["used"]

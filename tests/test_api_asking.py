@@ -17,6 +17,7 @@ from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
 from core.engine.messages import Sampling
 from core.personas.character import Character
+from core.personas.user import UserPersona, persona_file, save_persona
 
 CHATML = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
@@ -115,3 +116,13 @@ def test_seeds_are_one_for_each_choice_and_never_out_of_range() -> None:
     ask = ask_chat(chat(("user", "1"), seed=2**63 - 1, n=3), loaded(), None)
     assert [ask.sampling_of(choice).seed for choice in range(3)] == [2**63 - 1, 0, 1]
     assert ask_chat(chat(("user", "1")), loaded(), None).sampling_of(1).seed is None
+
+
+def test_a_character_answers_the_owner_of_the_key_and_nobody_else() -> None:
+    save_persona(UserPersona("Kim", "A cook."))
+    save_persona(UserPersona("Ann", "A spy."), "id ann")
+    for owner, there, absent in (("", "Kim", "spy"), ("id ann", "A spy.", "Kim"), ("id bob", "You", "spy")):
+        prompt = str(ask_chat(chat(("user", "1")), loaded(), ADA, owner).prompt)
+        assert there in prompt and absent not in prompt
+    persona_file("id ann").path.write_text("- damaged")
+    assert "You" in str(ask_chat(chat(("user", "1")), loaded(), ADA, "id ann").prompt)

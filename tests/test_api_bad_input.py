@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from core.access.keys import KeyStore
+from core.api.asking import ask_chat
 from core.engine.runner import Runner
 from tests.api_server import MODEL, api_server
 from tests.damaged import TOO_HARD, damage, giving_up
@@ -227,6 +228,26 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(url: str) ->
 def test_errors_are_in_the_readers_language(url: str) -> None:
     response = httpx2.get(f"{url}/v1/nothing", headers={"accept-language": "zh-CN,zh;q=0.9"})
     assert "没有内容" in error(response)["message"]
+
+
+def test_a_character_sees_who_made_the_key(
+    api_home: Path, api_runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two keys of two people, both once spoke as whoever had described themselves."""
+    keys, owners = KeyStore(tmp_path / "keys.json"), []
+    texts = {owner: keys.make("notebook", owner) for owner in ("id ann", "id bob", "")}
+
+    def ask(request: Any, loaded: Any, character: Any, owner: str) -> Any:
+        owners.append(owner)
+        return ask_chat(request, loaded, character, owner)
+
+    monkeypatch.setattr("core.api.completions.ask_chat", ask)
+    body = {"model": "Ada", "messages": [{"role": "user", "content": "hello"}]}
+    with api_server(api_runner, tmp_path, needs_key=lambda: True) as url:
+        for text in texts.values():
+            response = httpx2.post(url + CHAT, json=body, headers={"authorization": f"Bearer {text}"}, timeout=30)
+            assert response.status_code == 200
+    assert owners == list(texts)
 
 
 def test_where_others_can_reach_the_server_a_key_is_needed(api_home: Path, api_runner: Runner, tmp_path: Path) -> None:

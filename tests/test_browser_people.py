@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from core.access.keys import KeyStore
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
+from core.personas.user import read_persona
 from tests.dashboard import dashboard, key
 from tests.oidc_standin import OidcStandin, oidc_provider
 
@@ -136,6 +137,28 @@ def test_a_key_opens_nothing_once_its_owner_is_off_the_list(url: str, data: Path
     text = KeyStore(data / "keys.json").make("program", f"{url} eve", "eve@example.net")
     response = httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {text}"})
     assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_each_describes_themselves_and_the_other_sees_nothing_of_it(
+    people: dict[str, Page], url: str, provider: OidcStandin, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ann's name and description were once on Bob's page, in his prompts and in what his key asked."""
+    for name, page in people.items():
+        page.goto(f"{url}/Characters")
+        key(page, "characters_user").get_by_role("button").click(timeout=30_000)
+        field = key(page, "characters_user_name").get_by_role("textbox")
+        expect(field).to_have_value("", timeout=30_000)
+        field.fill(f"{name.title()} the second")
+        key(page, "characters_user_save").get_by_role("button").click()
+        expect(page.get_by_text("Saved. New answers")).to_be_visible(timeout=30_000)
+    monkeypatch.setenv("LLAMADECK_DATA", str(data))
+    for name, page in people.items():
+        page.goto(f"{url}/Characters")
+        key(page, "characters_user").get_by_role("button").click(timeout=30_000)
+        field = key(page, "characters_user_name").get_by_role("textbox")
+        expect(field).to_have_value(f"{name.title()} the second", timeout=30_000)
+        assert read_persona(f"{provider.url} {name}").name == f"{name.title()} the second"
+    assert read_persona().name == ""
 
 
 def test_people_bring_in_no_folder_by_its_path_on_the_server(people: dict[str, Page], url: str) -> None:

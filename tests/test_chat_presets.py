@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.chat.presets import (
-    PresetError,
     Presets,
     check_values,
     combine,
@@ -22,6 +21,7 @@ from core.chat.presets import (
 from core.chat.records import MODES
 from core.engine.messages import SAMPLING_RANGES, Sampling
 from core.errors import InputError
+from core.json_file import FileError
 from core.preferences import Preferences
 from core.text import LANGUAGES, catalogue
 
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_list_of_presets_is_left_alone(path: Path, content: st
         lambda: presets.delete("mine"),
     ]
     for operation in operations:
-        with pytest.raises(PresetError) as caught:
+        with pytest.raises(FileError) as caught:
             operation()
         assert caught.value.key == "presets_damaged" and str(path) in str(caught.value)
     assert path.read_text() == content and len(presets.shipped()) >= 5
@@ -120,15 +120,15 @@ def test_a_file_that_is_no_list_of_presets_is_left_alone(path: Path, content: st
 
 def test_files_that_cannot_be_read_or_written_are_told_of(path: Path) -> None:
     path.mkdir(parents=True)
-    with pytest.raises(PresetError) as caught:
+    with pytest.raises(FileError) as caught:
         Presets(path).own()
     assert caught.value.key == "presets_unreadable"
     path.rmdir()
     path.parent.rmdir()
     path.parent.write_text("a file in the folder's place")
-    with pytest.raises(PresetError):
+    with pytest.raises(FileError):
         Presets(path).save("mine", {})
-    with pytest.raises(PresetError) as caught:
+    with pytest.raises(FileError) as caught:
         Presets(Path(os.devnull) / "presets.yaml").save("mine", {})
     assert caught.value.key in ("presets_unwritable", "presets_unreadable")
 

@@ -14,13 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import DeckError
+from core.json_file import FileDamaged
 from core.personas.character import Character, CharacterError
 from core.personas.formats import read_card
 from core.personas.names import MAX_STEM_BYTES, file_stem, same_name
 from core.personas.png import SIGNATURE
 from core.personas.portrait import draw_portrait
 from core.personas.store import Characters
-from core.personas.user import UserPersona, read_persona, read_picture, save_persona, save_picture
+from core.personas.user import (
+    UserPersona,
+    read_persona,
+    read_picture,
+    require_persona,
+    save_persona,
+    save_picture,
+)
 from core.settings import ROOT
 from tests.cards import PICTURE, V2, WEBUI
 
@@ -290,7 +298,7 @@ for act in (
     lambda: store.add(replace(long, name="New"), PICTURE),
     lambda: store.set_picture("Rosa", PICTURE),
     lambda: store.rename("Rosa", "x" * 190),
-    lambda: save_persona(UserPersona("Sam", "x" * 5000), store.folder),
+    lambda: save_persona(UserPersona("Sam", "x" * 5000)),
 ):
     try:
         act()
@@ -300,9 +308,10 @@ for act in (
 """
 
 
-def test_a_full_disk_leaves_everything_as_it_was(store: Characters) -> None:
+def test_a_full_disk_leaves_everything_as_it_was(store: Characters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_DATA", str(store.folder))
     store.add(replace(ROSA, context="y" * 900), PICTURE)
-    save_persona(UserPersona("Sam", "short"), store.folder)
+    save_persona(UserPersona("Sam", "short"))
     before = files(store.folder)
     run = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(store.folder)], cwd=ROOT, capture_output=True, encoding="utf-8"
@@ -332,27 +341,48 @@ def test_a_portrait_is_always_the_same_for_a_name() -> None:
         assert draw_portrait(name).startswith(SIGNATURE)
 
 
-def test_a_persona_is_there_after_a_restart(tmp_path: Path) -> None:
-    assert (read_persona(tmp_path), read_picture(tmp_path)) == (UserPersona(), None)
-    save_persona(UserPersona(" Sam\n", "Likes tea.\nAnd rain."), tmp_path)
-    save_picture(PICTURE, tmp_path)
-    assert read_persona(tmp_path) == UserPersona("Sam", "Likes tea.\nAnd rain.")
-    assert read_picture(tmp_path) == PICTURE
-    save_picture(None, tmp_path)
-    assert read_picture(tmp_path) is None
+@pytest.mark.parametrize("owner", ["", "https://id.example.org ann", "../../etc", "\ud800", "x" * 5000])
+def test_a_persona_is_there_after_a_restart(owner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
+    assert (read_persona(owner), read_picture(owner)) == (UserPersona(), None)
+    save_persona(UserPersona(" Sam\n", "Likes tea.\nAnd rain."), owner)
+    save_picture(PICTURE, owner)
+    assert read_persona(owner) == UserPersona("Sam", "Likes tea.\nAnd rain.")
+    assert read_picture(owner) == PICTURE
+    save_picture(None, owner)
+    assert read_picture(owner) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_a_bad_persona_is_said_and_stays(tmp_path: Path) -> None:
+def test_people_are_each_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ann said of herself was once in Bob's prompts."""
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
+    (tmp_path / "persona.yaml").write_text("name: From before\n", "utf-8")
+    save_persona(UserPersona("Ann", "A spy."), "id ann")
+    save_picture(PICTURE, "id ann")
+    assert read_persona() == UserPersona("From before") and read_persona("id bob") == UserPersona()
+    assert read_picture() is None and read_picture("id bob") is None
+    assert read_persona("id ann") == UserPersona("Ann", "A spy.")
+
+
+def test_a_bad_persona_is_said_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
     with pytest.raises(CharacterError):
-        save_persona(UserPersona("x" * 300), tmp_path)
+        save_persona(UserPersona("x" * 300))
     with pytest.raises(CharacterError):
-        save_picture(b"no", tmp_path)
+        save_picture(b"no")
     assert files(tmp_path) == {}
     (tmp_path / "persona.yaml").write_text("- a")
-    with pytest.raises(CharacterError):
-        read_persona(tmp_path)
-    (tmp_path / "persona.yaml").write_text("name: 5\nuser_bio: [a]\n")
-    assert read_persona(tmp_path) == UserPersona("5")
+    with pytest.raises(FileDamaged):
+        require_persona()
+    with pytest.raises(FileDamaged):
+        save_persona(UserPersona("Sam"))
+    assert read_persona() == UserPersona() and (tmp_path / "persona.yaml").read_text() == "- a"
+    (tmp_path / "persona.yaml").write_text("name: 5\nuser_bio: [a]\npronouns: they\n")
+    assert read_persona() == UserPersona("5")
+    save_persona(UserPersona("Sam", "half \ud800"))
+    assert read_persona() == UserPersona("Sam", "half ?")
+    assert "pronouns: they" in (tmp_path / "persona.yaml").read_text()
 
 
 def test_a_card_with_a_taken_name_leaves_the_old_one(store: Characters) -> None:

@@ -11,6 +11,7 @@ import pytest
 from core.errors import DeckError, InputError
 from core.hub.endpoints import MIRROR, checked_endpoint, host_name, origin
 from core.hub.tokens import forget_token, is_from_environment, store_token, token_for
+from core.json_file import FileDamaged
 
 HUB = "https://huggingface.co"
 LOCAL = "http://127.0.0.1:8080"
@@ -84,8 +85,10 @@ def test_a_broken_file_is_no_token_and_stays_out_of_the_log(
     with caplog.at_level(logging.WARNING):
         assert token_for(HUB) is None
     assert "secrets.json is not used" in caplog.text and "hf_secret" not in caplog.text
-    store_token(HUB, "hf_new")
-    assert token_for(HUB) == "hf_new"
+    content = (data / "secrets.json").read_bytes()
+    with pytest.raises(FileDamaged) as caught:
+        store_token(HUB, "hf_new")
+    assert "hf_secret" not in str(caught.value) and (data / "secrets.json").read_bytes() == content
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from ui.errors import sentence, show_error
 from ui.fragment import redraw_every
 from ui.i18n import tr
 from ui.markdown import escape, shortened
+from ui.people import person
 from ui.resources import characters, thumbnails
 
 SEARCH_KEY, TAGS_KEY, PAGE_KEY = "characters_search", "characters_tags", "characters_page"
@@ -62,6 +63,8 @@ def _draw_head() -> None:
             draw_import()
         st.button(tr("characters.user"), key="characters_user", icon=":material/person:",
                   on_click=show, args=("user",))  # fmt: skip
+    if person():
+        st.caption(tr("characters.shared"))
     if has_changes(None):
         st.caption(f":orange[:material/edit:] {tr('characters.new_unsaved')}")
 

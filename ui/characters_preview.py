@@ -22,6 +22,7 @@ from core.personas.user import UserPersona, read_persona
 from ui.errors import show_error
 from ui.i18n import text, tr
 from ui.markdown import escape
+from ui.people import person
 from ui.resources import runner
 
 SAID_KEY = "characters_said"
@@ -54,7 +55,7 @@ def draw_preview(character: Character) -> str:
     said = str(st.session_state.get(SAID_KEY) or text("characters.said"))
     try:
         reader = loaded_reader()
-        prompt = render_prompt(character, _user(), said, reader)
+        prompt = render_prompt(character, read_persona(person()), said, reader)
     except DeckError as error:
         show_error(error)
         return ""
@@ -90,14 +91,6 @@ def _chat_pieces(pieces: PersonaPieces, spoken: list[Said]) -> Pieces:
         examples=tuple(tuple(Turn(role=one.role, content=one.text) for one in block) for block in pieces.examples),
         after=pieces.post_history,
     )
-
-
-def _user() -> UserPersona:
-    """The stored persona; a broken file is said where it is edited."""
-    try:
-        return read_persona()
-    except DeckError:
-        return UserPersona()
 
 
 def fence(words: str) -> str:

@@ -8,12 +8,13 @@ import streamlit as st
 
 from core.errors import DeckError
 from core.personas.thumbnails import make_thumbnail
-from core.personas.user import UserPersona, read_persona, read_picture, save_persona, save_picture
+from core.personas.user import UserPersona, read_picture, require_persona, save_persona, save_picture
 from ui.characters import ERROR_KEY, back_button, draw_messages, say, show
 from ui.characters_draft import PictureChoice
 from ui.characters_picture import draw_picture_choice
 from ui.errors import show_error
 from ui.i18n import tr
+from ui.people import person
 
 DRAFT_KEY, NAME_KEY, ABOUT_KEY = "characters_user_draft", "characters_user_name", "characters_user_about"
 
@@ -30,7 +31,7 @@ def draw_user() -> None:
     back_button()
     draw_messages()
     st.header(tr("characters.user"))
-    st.caption(tr("characters.user_help"))
+    st.caption(tr("characters.user_help") + (f" {tr('characters.user_yours')}" if person() else ""))
     try:
         draft = _draft()
     except DeckError as error:
@@ -52,14 +53,14 @@ def draw_user() -> None:
 def _draft() -> UserDraft:
     """Raises DeckError for a file that cannot be read."""
     if DRAFT_KEY not in st.session_state:
-        st.session_state[DRAFT_KEY] = UserDraft(read_persona())
+        st.session_state[DRAFT_KEY] = UserDraft(require_persona(person()))
     draft: UserDraft = st.session_state[DRAFT_KEY]
     return draft
 
 
 def _stored_picture() -> bytes | None:
     try:
-        picture = read_picture()
+        picture = read_picture(person())
         return make_thumbnail("persona.png", picture) if picture is not None else None
     except DeckError as error:
         show_error(error)
@@ -75,9 +76,9 @@ def _save() -> None:
     _collect()
     draft: UserDraft = st.session_state[DRAFT_KEY]
     try:
-        save_persona(draft.now)
+        save_persona(draft.now, person())
         if draft.picture.is_changed:
-            save_picture(draft.picture.new)
+            save_picture(draft.picture.new, person())
     except DeckError as error:
         st.session_state[ERROR_KEY] = error
         return

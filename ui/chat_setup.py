@@ -12,7 +12,8 @@ from core.chat.records import Chat, ChatInfo, Mode
 from core.chat.template import ChatTemplate
 from core.errors import DeckError, EngineError
 from core.personas.character import Character
-from core.personas.user import UserPersona, read_persona
+from core.personas.user import read_persona
+from ui.people import person
 from ui.resources import characters, chat_template, runner
 from ui.sampling import sampling_of
 
@@ -52,19 +53,11 @@ def find_character(name: str) -> tuple[str, Character] | None:
     return (entry.key, entry.character) if entry.character is not None else None
 
 
-def persona() -> UserPersona:
-    try:
-        return read_persona()
-    except DeckError:
-        # The page of characters says what is wrong with it.
-        return UserPersona()
-
-
 def cast_of(info: ChatInfo, counter: Counter | None = None, greeting: str = "") -> Cast:
     found = find_character(info.character)
     return Cast(
         character=found[1] if found else None,
-        user=persona(),
+        user=read_persona(person()),
         count_tokens=counter.count if counter else len,
         system=str(info.settings.get("system", "")),
         seed=str(info.settings.get("seed", info.id)),

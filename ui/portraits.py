@@ -10,6 +10,7 @@ from core.errors import DeckError
 from core.personas.thumbnails import make_thumbnail
 from core.personas.user import PICTURE, read_picture
 from ui.chat_setup import find_character
+from ui.people import person
 from ui.resources import characters, thumbnails
 
 ICONS = {"user": ":material/person:", "assistant": ":material/smart_toy:", "text": ":material/edit_note:"}
@@ -30,7 +31,7 @@ class Faces:
 def faces_of(info: ChatInfo) -> Faces:
     """A picture that cannot be read is none: the page of characters says why."""
     try:
-        picture = read_picture()
+        picture = read_picture(person())
         user = _small(PICTURE, picture) if picture else None
     except DeckError:
         user = None

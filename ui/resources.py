@@ -25,6 +25,7 @@ from core.monitor import Monitor
 from core.personas.store import Characters
 from core.personas.thumbnails import Thumbnails
 from core.preferences import Preferences
+from core.settings import person_dir
 from ui.people import person
 
 
@@ -73,9 +74,14 @@ def asker() -> Asker:
     return Asker(chat_file().of_all(), recorder(), runner().generate)
 
 
-@st.cache_resource(show_spinner=False)
 def presets() -> Presets:
-    return Presets()
+    """Those that ship, and the own ones of whoever looks at this page."""
+    return _presets(person())
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def _presets(owner: str) -> Presets:
+    return Presets(person_dir(owner) / "presets.yaml")
 
 
 @st.cache_resource(show_spinner=False, max_entries=8)
@@ -84,9 +90,14 @@ def chat_template(folder: str, changed_ns: int) -> ChatTemplate:
     return read_template(Path(folder))
 
 
-@st.cache_resource(show_spinner=False)
 def preferences() -> Preferences:
-    return Preferences()
+    """What whoever looks at this page chose once."""
+    return _preferences(person())
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def _preferences(owner: str) -> Preferences:
+    return Preferences(person_dir(owner) / "settings.json")
 
 
 @st.cache_resource(show_spinner=False, on_release=Downloads.close)

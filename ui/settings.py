@@ -11,6 +11,7 @@ from core.text import LANGUAGES
 from ui.i18n import KEY, language, remember_language, tr
 from ui.markdown import escape
 from ui.settings_access import draw_access
+from ui.settings_files import draw_files
 from ui.settings_keys import draw_keys
 
 LANGUAGE_KEY = "settings_language"
@@ -24,6 +25,7 @@ def draw_settings() -> None:
     st.subheader(tr("settings.access"))
     draw_access()
     draw_keys()
+    draw_files()
     st.subheader(tr("settings.about"))
     _draw_about()
 

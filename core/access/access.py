@@ -11,9 +11,10 @@ import os
 import time
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from core.access.password import check_new, hash_password, is_password
-from core.access.secret_file import SecretFile
+from core.access.secret_file import CLOSED, SecretFile
 from core.access.sessions import Sessions
 from core.access.stamps import Stamps
 from core.access.turns import Client, TooManyTries, Turn, Turns
@@ -115,6 +116,15 @@ class Access:
     def remove_password(self) -> None:
         self._require_own()
         self._file.change(password="", ended={})
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the file cannot be used, so that no password opens anything."""
+        return self._record() == CLOSED
+
+    def set_damaged_aside(self) -> Path | None:
+        """Where a damaged file lies now, for whoever owns this machine; None where it was whole. Raises FileError."""
+        return self._file.set_damaged_aside()
 
     def _record(self) -> str:
         return self._from_environment or self._file.read().password

@@ -326,7 +326,8 @@ class Gate:
             answer.headers["retry-after"] = str(seconds)
             return answer
         if not is_right:
-            return self._sign_in_page(request, 401, wanted, translate(language, "access.wrong"), ticket)
+            alert = translate(language, "access.damaged" if self._access.is_damaged else "access.wrong")
+            return self._sign_in_page(request, 401, wanted, alert, ticket)
         log.info("%r signed in", client_of(request))
         answer = redirect(wanted)
         if not client.device:

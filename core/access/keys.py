@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import logging
+import re
 import secrets
-import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from core.atomic import write_atomically
 from core.errors import DeckError, InputError
-from core.model_files import printable, quoted
+from core.json_file import Fault, JsonFile, texts_by_name
+from core.model_files import quoted
 from core.settings import data_dir
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ SHOWN_CHARS = 4
 MAX_NAME_CHARS = 60
 MAX_KEYS = 100
 MAX_KEY_CHARS = 200
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Key:
     """What is known of a key once it was shown. `end` is its last characters; days are ISO, `used` empty for never.
 
     `owner` is who made it, as the gate names people, and `address` their mail address; both are empty for whoever is
-    local or gave the password.
+    local or gave the password. `rest` is what another version of this program keeps of it.
     A key is 256 random bits, so that a plain hash tells as little of it as a slow one would.
     """
 
@@ -44,6 +46,7 @@ class Key:
     used: str = ""
     owner: str = ""
     address: str = ""
+    rest: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
 
 class KeyStore:
@@ -53,16 +56,18 @@ class KeyStore:
     """
 
     def __init__(self, path: Path | None = None, today: Callable[[], date] = date.today) -> None:
-        self._path = path or data_dir() / "keys.json"
+        self.file: JsonFile[tuple[Key, ...]] = JsonFile(
+            path or data_dir() / "keys.json", _parse, _dump, (), mode=0o600, fields=("keys",),
+            sentences=dict.fromkeys(("damaged", "unreadable", "unwritable"), "keys_file"),
+            write=lambda path, text, mode: write_atomically(path, text, mode),
+        )  # fmt: skip
         self._today = today
-        self._lock = threading.Lock()
-        self._stamp: tuple[int, int, int] | None = None
-        self._keys: tuple[Key, ...] = ()
+        # What failed last while a use was noted, so that the log says it once.
+        self._failed = ""
 
     def keys(self) -> tuple[Key, ...]:
         """Oldest first. Raises DeckError for a file that cannot be used."""
-        with self._lock:
-            return self._read()
+        return self.file.read()
 
     def of(self, owner: str) -> tuple[Key, ...]:
         """The keys that `owner` may see and revoke: their own; "" all. Raises DeckError as `keys` does."""
@@ -74,37 +79,28 @@ class KeyStore:
         if not name or len(name) > MAX_NAME_CHARS or not name.isprintable():
             raise InputError("key_name", name=quoted(name), limit=MAX_NAME_CHARS)
         text = PREFIX + secrets.token_urlsafe(NUM_BYTES)
-        with self._lock:
-            keys = self._read()
-            own = [key for key in keys if key.owner == owner]
+        with self.file.change() as change:
+            own = [key for key in change.value if key.owner == owner]
             if any(key.name.casefold() == name.casefold() for key in own):
                 raise InputError("key_name_taken", name=quoted(name))
             if len(own) >= MAX_KEYS:
                 raise InputError("key_too_many", limit=MAX_KEYS)
             made = self._today().isoformat()
             key = Key(secrets.token_hex(8), name, text[-SHOWN_CHARS:], hash_of(text), made, "", owner, address)
-            self._write((*keys, key))
+            change.value = (*change.value, key)
         return text
 
     def revoke(self, key_id: str) -> None:
         """From now on the key opens nothing; one that is gone already is no error. Raises DeckError."""
-        with self._lock:
-            keys = self._read()
-            kept = tuple(key for key in keys if key.id != key_id)
-            if kept != keys:
-                self._write(kept)
+        with self.file.change() as change:
+            change.value = tuple(key for key in change.value if key.id != key_id)
 
     def find(self, text: str) -> Key | None:
         """The key that `text` is; the time that it takes tells nothing of any other. None also where the file fails."""
         if len(text) > MAX_KEY_CHARS:
             return None
         digest = hash_of(text)
-        try:
-            keys = self.keys()
-        except DeckError as error:
-            log.error("%s", error)
-            return None
-        found = [key for key in keys if hmac.compare_digest(key.sha256, digest)]
+        found = [key for key in self.file.read_or_empty() if hmac.compare_digest(key.sha256, digest)]
         return found[0] if found else None
 
     def is_new_day(self, key: Key) -> bool:
@@ -113,43 +109,39 @@ class KeyStore:
 
     def note_use(self, key: Key) -> None:
         """Write down that `key` was used today. What cannot be written is left: a request is not to fail by it."""
-        with self._lock:
-            try:
-                used = replace(key, used=self._today().isoformat())
-                self._write(tuple(used if one.id == key.id else one for one in self._read()))
-            except DeckError as error:
+        day = self._today().isoformat()
+        try:
+            with self.file.change() as change:
+                change.value = tuple(replace(one, used=day) if one.id == key.id else one for one in change.value)
+            self._failed = ""
+        except DeckError as error:
+            if str(error) != self._failed:
                 log.warning("%s", error)
-
-    def _read(self) -> tuple[Key, ...]:
-        try:
-            status = self._path.stat()
-            stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if stamp != self._stamp:
-                values = json.loads(self._path.read_text("utf-8"))["keys"]
-                self._keys, self._stamp = tuple(_key(value) for value in values), stamp
-        except FileNotFoundError:
-            self._keys, self._stamp = (), None
-        except OSError as error:
-            raise DeckError("keys_file", file=str(self._path), why=error.strerror or str(error)) from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            # The kind only: what an error says could quote the file.
-            raise DeckError("keys_file", file=str(self._path), why=type(error).__name__) from error
-        return self._keys
-
-    def _write(self, keys: tuple[Key, ...]) -> None:
-        content = json.dumps({"keys": [asdict(key) for key in keys]}, ensure_ascii=False, indent=1) + "\n"
-        try:
-            write_atomically(self._path, content, mode=0o600)
-        except OSError as error:
-            raise DeckError("keys_file", file=printable(str(self._path)), why=error.strerror or str(error)) from error
+            self._failed = str(error)
 
 
 def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
-def _key(value: dict[str, str]) -> Key:
-    """Raises TypeError, KeyError for anything else than what `_write` writes."""
-    if not all(isinstance(text, str) for text in value.values()):
+def _parse(value: Any) -> tuple[Key, ...]:
+    """Raises TypeError, KeyError for anything else than what `_dump` makes."""
+    if not isinstance(value["keys"], list):
         raise TypeError
-    return Key(**value)
+    return tuple(map(_key, value["keys"]))
+
+
+def _key(value: Any) -> Key:
+    known = {one.name for one in fields(Key)} - {"rest"}
+    if not isinstance(value, dict):
+        raise TypeError
+    rest = {name: kept for name, kept in value.items() if name not in known}
+    key = Key(**texts_by_name({name: text for name, text in value.items() if name in known}), rest=rest)
+    if not SHA256.fullmatch(key.sha256):
+        raise Fault("a hash that is none")
+    return key
+
+
+def _dump(keys: tuple[Key, ...]) -> dict[str, Any]:
+    return {"keys": [{**{name: text for name, text in asdict(key).items() if name != "rest"}, **key.rest}
+                     for key in keys]}  # fmt: skip

@@ -14,6 +14,8 @@ from core.terminal import Terminal
 def run(is_removal: bool, terminal: Terminal) -> int:
     """A running dashboard notices; everybody who is signed in has to sign in again."""
     access = Access(environment={})
+    if (aside := access.set_damaged_aside()) is not None:
+        terminal.say("password_aside", file=str(aside))
     if is_removal:
         access.remove_password()
         terminal.say("password_removed")

@@ -5,23 +5,22 @@ Another process may change the file, such as `./llamadeck password`: it is read 
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
-import os
+import math
 import secrets
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from core.atomic import write_atomically
 from core.errors import DeckError
+from core.json_file import JsonFile
 from core.settings import data_dir
 
 log = logging.getLogger(__name__)
 SECRET_BYTES = 32
+# What no text is the password of.
+CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,68 +38,63 @@ class SecretFile:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or data_dir() / "access.json"
-        self._lock = threading.Lock()
-        self._seen: tuple[int, int, int] | None = None
-        self._kept = Kept()
+        self.file = JsonFile(
+            self.path, _parse, asdict, Kept(), mode=0o600, fields=("password", "secret", "ended"),
+            sentences={"unwritable": "access_write"},
+        )  # fmt: skip
+        # For where none can be written.
+        self._own_secret = secrets.token_hex(SECRET_BYTES)
 
     def read(self) -> Kept:
-        """What is kept; nothing where the file is missing or damaged, and then nobody is let in by it."""
-        with self._lock:
-            return self._read()
+        """What is kept. A file that cannot be used lets nobody in: its password is one that no text is."""
+        kept = self.file.read_or_empty()
+        if not kept.password and self.path.is_file() and self.file.problem() is not None:
+            return Kept(password=CLOSED)
+        return kept
 
     def secret(self) -> str:
         """The signing secret, made where there is none. One that cannot be written lasts as long as this process."""
         if secret := self.read().secret:
             return secret
-        made = Kept(secret=secrets.token_hex(SECRET_BYTES))
         try:
-            self.change(secret=made.secret)
+            with self.file.change() as change:
+                if not change.value.secret:
+                    change.value = replace(change.value, secret=self._own_secret)
         except DeckError as error:
             log.warning("%s", error)
-            with self._lock:
-                self._kept = replace(self._kept, secret=made.secret)
-        return self.read().secret
+        return self.read().secret or self._own_secret
 
     def change(
         self, password: str | None = None, secret: str | None = None, ended: Mapping[str, float] | None = None
     ) -> None:
-        """Write what is given, and let the rest be. Raises DeckError where it cannot be written; nothing changed."""
-        try:
-            with self._lock, self._alone():
-                now = self._read()
-                content = {
-                    "password": now.password if password is None else password,
-                    "secret": now.secret if secret is None else secret,
-                    "ended": dict(now.ended if ended is None else ended),
-                }
-                write_atomically(self.path, json.dumps(content, indent=1) + "\n", mode=0o600)
-        except OSError as error:
-            raise DeckError("access_write", file=str(self.path), why=error.strerror or type(error).__name__) from error
+        """Write what is given, and let the rest be. Raises FileError where it cannot be written; nothing changed."""
+        with self.file.change() as change:
+            now = change.value
+            change.value = replace(
+                now,
+                password=now.password if password is None else password,
+                secret=now.secret if secret is None else secret,
+                ended=now.ended if ended is None else ended,
+            )
 
-    def _read(self) -> Kept:
-        """The log names the kind of an error only: its text could quote the file."""
-        try:
-            state = self.path.stat()
-            seen = (state.st_mtime_ns, state.st_size, state.st_ino)
-            if seen != self._seen:
-                content = json.loads(self.path.read_text("utf-8"))
-                ended = {str(session): float(expiry) for session, expiry in content["ended"].items()}
-                self._kept, self._seen = Kept(str(content["password"]), str(content["secret"]), ended), seen
-        except FileNotFoundError:
-            if self._seen is not None:
-                self._kept, self._seen = Kept(), None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            log.error("%s is not used: %s", self.path, type(error).__name__)
-            self._kept, self._seen = Kept(), None
-        return self._kept
+    def end_session(self, session: str, expires_s: float, now_s: float) -> None:
+        """Note that `session` ended before its time, and forget those whose time has come. Raises FileError."""
+        with self.file.change() as change:
+            alive = {name: expiry for name, expiry in change.value.ended.items() if expiry > now_s}
+            change.value = replace(change.value, ended=alive | {session: expires_s})
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Between reading and writing, no other process changes the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+    def set_damaged_aside(self) -> Path | None:
+        """Where a damaged file lies now, None where it was whole. Raises FileError."""
+        return self.file.set_aside()
+
+
+def _parse(value: Any) -> Kept:
+    """Raises TypeError, KeyError, AttributeError for anything else than what is written there."""
+    password, secret, ended = value["password"], value["secret"], value["ended"]
+    if not isinstance(password, str) or not isinstance(secret, str) or not all(map(_is_time, ended.values())):
+        raise TypeError
+    return Kept(password, secret, ended)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,7 +7,6 @@ ends every session, also one set by another process, and nothing is kept for tho
 from __future__ import annotations
 
 import secrets
-import threading
 import time
 from collections.abc import Callable
 
@@ -24,7 +23,6 @@ class Sessions:
     def __init__(self, file: SecretFile, password_now: Callable[[], str], now: Callable[[], float] = time.time) -> None:
         self._file, self._password_now, self._now = file, password_now, now
         self._stamps = Stamps(file, "llamadeck session", SESSION_S, password_now, now)
-        self._ending = threading.Lock()
 
     def begin(self, origin: Origin | None = None, was_told: bool = False) -> str:
         """The token of a new session, which is worth something at `origin` alone where that is known."""
@@ -45,10 +43,7 @@ class Sessions:
 
     def note_end(self, name: str, expires_s: float) -> None:
         """Remember until `expires_s` that the session called `name` has ended. Raises DeckError."""
-        # Of two who leave at once, neither takes the other's end out again.
-        with self._ending:
-            alive = {name: expiry for name, expiry in self._file.read().ended.items() if expiry > self._now()}
-            self._file.change(ended=alive | {name: expires_s})
+        self._file.end_session(name, expires_s, self._now())
 
     def has_ended(self, name: str) -> bool:
         return name in self._file.read().ended

@@ -16,7 +16,6 @@ from core.chat.modes import Names, Style, choose_mode
 from core.chat.presets import combine
 from core.chat.template import Turn
 from core.engine.messages import MAX_SEED, Sampling
-from core.errors import DeckError
 from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona
 
@@ -54,8 +53,8 @@ class Ask:
         return text.removeprefix(mark).lstrip()
 
 
-def ask_chat(request: ChatRequest, loaded: Loaded, character: Character | None) -> Ask:
-    """The model's answer to the messages, or the character's. Raises DeckError."""
+def ask_chat(request: ChatRequest, loaded: Loaded, character: Character | None, owner: str = "") -> Ask:
+    """The model's answer to the messages, or the character's to the persona of `owner`. Raises DeckError."""
     longest = request.max_completion_tokens or request.max_tokens or loaded.context_tokens
     sampling = _sampling(request, loaded, longest)
     start = ""
@@ -65,7 +64,8 @@ def ask_chat(request: ChatRequest, loaded: Loaded, character: Character | None) 
             raise ApiError("api_field", field="continue_final_message", why="the last message is not the assistant's")
         start = messages.pop().text
     if character is not None:
-        return _as_character(messages, start, sampling, request.n or 1, loaded, character)
+        user = read_persona(owner)
+        return _as_character(messages, start, sampling, request.n or 1, loaded, character, user)
     mode = choose_mode(loaded.template, loaded.name, has_character=False)
     if mode == "notebook":
         return _as_dialogue(messages, start, sampling, request.n or 1, loaded)
@@ -107,13 +107,19 @@ def check_length(prompt: str | tuple[int, ...], loaded: Loaded) -> None:
 
 
 def _as_character(
-    messages: list[Message], start: str, sampling: Sampling, num_choices: int, loaded: Loaded, character: Character
+    messages: list[Message],
+    start: str,
+    sampling: Sampling,
+    num_choices: int,
+    loaded: Loaded,
+    character: Character,
+    user: UserPersona,
 ) -> Ask:
     """As the page Chat asks a character, but that no message is ever left out."""
     head, said = _split(messages)
     cast = Cast(
         character=character,
-        user=_persona(),
+        user=user,
         count_tokens=loaded.counter.count,
         system=head,
         # A client's chat has no number; its first message stays the same all along.
@@ -201,11 +207,3 @@ def _echo(prompt: str | tuple[int, ...], loaded: Loaded) -> str:
     if text is None:
         raise ApiError("api_no_tokenizer", name=loaded.name)
     return text
-
-
-def _persona() -> UserPersona:
-    try:
-        return read_persona()
-    except DeckError:
-        # The page of characters says what is wrong with it.
-        return UserPersona()

@@ -38,15 +38,18 @@ class ClientGone(Exception):
 
 class Call:
     """`status` is what was answered, None before. `is_streaming` once events go out: then no status can be sent.
-    `recheck` raises ApiError where the request would be refused by now, such as for a key that was revoked."""
+    `recheck` raises ApiError where the request would be refused by now, such as for a key that was revoked. `owner` is
+    whose key the request brought, "" where it needed none.
+    """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, body_s: float = BODY_S) -> None:
         self.request = Request(scope, receive)
         self.status: int | None = None
+        self.owner = ""
         self.is_streaming = False
         self._scope, self._receive, self._send = scope, receive, send
         self._body_s = body_s
-        self.recheck: Callable[[], Awaitable[None]] | None = None
+        self.recheck: Callable[[], Awaitable[object]] | None = None
         self._checked_s = time.monotonic()
 
     @property

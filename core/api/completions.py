@@ -32,7 +32,7 @@ class Completions:
         def ask() -> tuple[Loaded, list[Ask]]:
             loaded = read_loaded(self._engine)
             character = find_character(request.model, loaded, self._characters)
-            return loaded, [ask_chat(request, loaded, character)]
+            return loaded, [ask_chat(request, loaded, character, call.owner)]
 
         loaded, asks = await asyncio.to_thread(ask)
         await self._answer(call, request, loaded, asks, Reply("chat", request.model or loaded.name))

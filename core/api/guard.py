@@ -19,11 +19,12 @@ class Guard:
     def __init__(self, keys: KeyStore, needs_key: Callable[[], bool], is_welcome: Callable[[Key], bool]) -> None:
         self._keys, self._needs_key, self._is_welcome = keys, needs_key, is_welcome
 
-    async def check(self, request: Request) -> None:
-        """Raise ApiError where the request brings no key, or one that opens nothing, and needs one."""
+    async def check(self, request: Request) -> str:
+        """Who asks: the owner of the key; "" where none is needed. Raises ApiError where the request brings no key, or
+        one that opens nothing, and needs one."""
         # The name of another machine on loopback: a forwarded port, or a page that made its name point here.
         if not self._needs_key() and is_local_name(request.headers.get("host", "")):
-            return
+            return ""
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
             raise ApiError("api_key_missing")
@@ -32,3 +33,4 @@ class Guard:
             raise ApiError("api_key_wrong")
         if self._keys.is_new_day(key):
             await asyncio.to_thread(self._keys.note_use, key)
+        return key.owner

@@ -55,7 +55,7 @@ class Endpoint:
 
     async def _handle(self, call: Call) -> None:
         if (guard := self._guard) is not None:
-            await guard.check(call.request)
+            call.owner = await guard.check(call.request)
             call.recheck = lambda: guard.check(call.request)
         method = call.request.method
         handler = self._handlers.get("GET" if method == "HEAD" else method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import Any
 
 import yaml
 
-from core.atomic import write_atomically
 from core.engine.messages import MAX_STOP_STRINGS, Sampling
 from core.errors import DeckError, InputError
-from core.model_files import printable, quoted, read_json, regular_size
+from core.json_file import Codec, Fault, JsonFile
+from core.model_files import quoted, read_json
 from core.preferences import Preferences
 from core.settings import data_dir
 
 SHIPPED = Path(__file__).with_name("presets.yaml")
-MAX_FILE_BYTES = 100_000
+MAX_FILE_CHARS = 100_000
 MAX_NAME_CHARS = 60
 PREFERENCE_GROUP = "preset"
+OwnValues = Mapping[str, dict[str, Any]]
 # What a checkpoint may recommend in its generation_config.json.
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -34,23 +34,18 @@ class Preset:
     is_own: bool = False
 
 
-class PresetError(DeckError):
-    """A person's presets cannot be read or written."""
-
-
 class Presets:
-    """All presets, by name. The file is read anew each time: it is small, and people edit it."""
+    """All presets, by name: those that ship, and one person's own in presets.yaml in their folder."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or data_dir() / "presets.yaml"
-        self._lock = threading.Lock()
+        self.file = _file(path or data_dir() / "presets.yaml")
 
     def shipped(self) -> list[Preset]:
-        return [Preset(name, values) for name, values in _read(SHIPPED).items()]
+        return [Preset(name, values) for name, values in _shipped.read().items()]
 
     def own(self) -> list[Preset]:
-        """A person's own. Raises PresetError for a file that cannot be used."""
-        return [Preset(name, values, is_own=True) for name, values in _read(self._path).items()]
+        """A person's own. Raises FileError for a file that cannot be used."""
+        return [Preset(name, values, is_own=True) for name, values in self.file.read().items()]
 
     def get(self, name: str) -> Preset:
         """Raises InputError where there is none of that name."""
@@ -62,31 +57,23 @@ class Presets:
     def save(self, name: str, values: Mapping[str, Any]) -> None:
         """Keep `values` as a person's own preset, in place of an own one of that name.
 
-        Raises InputError for a name or a value that cannot be, PresetError where the file cannot be used or written.
+        Raises InputError for a name or a value that cannot be, FileError where the file cannot be used or written.
         """
         name = _checked_name(name)
         if any(preset.name.casefold() == name.casefold() for preset in self.shipped()):
             raise InputError("preset_name_taken", name=quoted(name))
         checked = check_values(values)
-        with self._lock:
-            self._write(_read(self._path) | {name: checked})
+        with self.file.change() as change:
+            change.value = {**change.value, name: checked}
 
     def delete(self, name: str) -> Preset:
         """Remove a person's own preset; what is returned can be saved again."""
-        with self._lock:
-            kept = _read(self._path)
-            if name not in kept:
+        with self.file.change() as change:
+            if name not in change.value:
                 raise InputError("preset_unknown", name=quoted(name))
-            values = kept.pop(name)
-            self._write(kept)
+            values = change.value[name]
+            change.value = {one: kept for one, kept in change.value.items() if one != name}
         return Preset(name, values, is_own=True)
-
-    def _write(self, presets: dict[str, dict[str, Any]]) -> None:
-        try:
-            write_atomically(self._path, yaml.safe_dump(presets, allow_unicode=True, sort_keys=False))
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise PresetError("presets_unwritable", path=printable(str(self._path)), why=why) from error
 
 
 def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,24 +120,40 @@ def set_model_preset(preferences: Preferences, model: str, name: str | None) -> 
     preferences.set(PREFERENCE_GROUP, model, name or "")
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
-    shown = printable(str(path))
-    try:
-        if regular_size(path) > MAX_FILE_BYTES:
-            raise PresetError("presets_damaged", path=shown)
-        found = yaml.safe_load(path.read_text("utf-8"))
-        presets = {} if found is None else found
-        return {_checked_name(name): check_values(values) for name, values in presets.items()}
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise PresetError("presets_unreadable", path=shown, why=error.strerror or str(error)) from error
-    except (InputError, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise PresetError("presets_damaged", path=shown) from error
-
-
 def _checked_name(name: str) -> str:
     """A preset's name on one line. Raises InputError."""
     if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME_CHARS or not name.isprintable():
         raise InputError("preset_name", name=quoted(name), limit=MAX_NAME_CHARS)
     return name.strip()
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes no name twice: one of the two presets would be lost by the next change."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) != len(names):
+            raise Fault("a name stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
+    if len(text) > MAX_FILE_CHARS:
+        raise Fault(f"more than {MAX_FILE_CHARS} characters")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError from error
+
+
+def _parse(value: Any) -> OwnValues:
+    return {_checked_name(name): check_values(values) for name, values in ({} if value is None else value).items()}
+
+
+def _file(path: Path) -> JsonFile[OwnValues]:
+    sentences = {kind: f"presets_{kind}" for kind in ("damaged", "unreadable", "unwritable")}
+    return JsonFile(path, _parse, dict, {}, codec=YAML, sentences=sentences)
+
+
+YAML = Codec(_load_yaml, lambda values: yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
+_shipped = _file(SHIPPED)

@@ -13,6 +13,7 @@ from core.access.secret_file import SecretFile
 from core.access.single_sign_on import ANYBODY, is_set_up, people_allowed, secrets_files
 from core.doctor.finding import Finding, found
 from core.settings import data_dir
+from core.stores import all_problems
 
 # The password's hash; tokens of hubs; keys of the API; chats.
 SECRET_FILES = ("access.json", "secrets.json", "keys.json", "chats.sqlite3")
@@ -21,6 +22,8 @@ SECRET_FILES = ("access.json", "secrets.json", "keys.json", "chats.sqlite3")
 def check_guard(host: str) -> Iterator[Finding]:
     yield check_access(host)
     yield check_secrets([*(data_dir() / name for name in SECRET_FILES), *secrets_files()])
+    for file, problem in all_problems():
+        yield found("files", "fail", "file_problem", file=str(file.path), why=str(problem.params.get("why", "")))
 
 
 def check_access(host: str) -> Finding:

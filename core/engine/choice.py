@@ -5,12 +5,15 @@ The file may be changed by another process (`./llamadeck scale`), which a runnin
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from core.atomic import write_atomically
+from core.json_file import FileError, JsonFile
+from core.model_files import is_whole
 from core.settings import data_dir
 
 log = logging.getLogger(__name__)
@@ -29,23 +32,13 @@ def choice_path() -> Path:
     return data_dir() / "engine.json"
 
 
+def choice_file() -> JsonFile[Choice | None]:
+    return _file(choice_path())
+
+
 def read_choice() -> Choice | None:
     """None for this machine's own engine, and where the file cannot be used, which the log says."""
-    try:
-        found = json.loads(choice_path().read_text("utf-8"))
-        if not found:
-            return None
-        choice = Choice(**found)
-        texts_are_right = isinstance(choice.address, str) and isinstance(choice.model, str)
-        context = choice.context_tokens
-        if not texts_are_right or not (context is None or (isinstance(context, int) and context > 0)):
-            raise ValueError("wrong types")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        log.warning("%s is not used: %s", choice_path(), error)
-        return None
-    return choice
+    return choice_file().read_or_empty()
 
 
 def write_choice(choice: Choice | None) -> None:
@@ -53,6 +46,40 @@ def write_choice(choice: Choice | None) -> None:
     if choice is None and not choice_path().exists():
         return
     try:
-        write_atomically(choice_path(), json.dumps(asdict(choice) if choice else {}, indent=1) + "\n")
-    except OSError as error:
-        log.warning("could not write %s: %s", choice_path(), error.strerror or error)
+        with choice_file().change() as change:
+            change.value = choice
+    except FileError as error:
+        log.warning("%s", error)
+
+
+def forget_choice(choice: Choice) -> None:
+    """Choose this machine's own engine, unless something else was chosen meanwhile."""
+    try:
+        with choice_file().change() as change:
+            change.value = None if change.value == choice else change.value
+    except FileError as error:
+        log.warning("%s", error)
+
+
+@lru_cache(8)
+def _file(path: Path) -> JsonFile[Choice | None]:
+    return JsonFile(path, _parse, _dump, None)
+
+
+def _parse(value: Any) -> Choice | None:
+    """Raises TypeError, ValueError for anything else than what `_dump` makes."""
+    if not isinstance(value, dict):
+        raise TypeError
+    if not value:
+        return None
+    names = {field.name for field in fields(Choice)}
+    choice = Choice(**{name: kept for name, kept in value.items() if name in names})
+    if not isinstance(choice.address, str) or not isinstance(choice.model, str):
+        raise TypeError
+    if choice.context_tokens is not None and not (is_whole(choice.context_tokens) and choice.context_tokens > 0):
+        raise ValueError
+    return choice
+
+
+def _dump(choice: Choice | None) -> Mapping[str, Any]:
+    return asdict(choice) if choice else {}

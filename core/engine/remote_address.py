@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import re
-import threading
 import urllib.parse
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from core.atomic import write_atomically
-from core.errors import DeckError, InputError
+from core.errors import InputError
 from core.hub.address import quote
 from core.hub.endpoints import host_name, origin
+from core.json_file import Fault, JsonFile, texts_by_name
 from core.settings import data_dir
 
-log = logging.getLogger(__name__)
 MAX_ADDRESS_CHARS = 500
 # The printable characters of ASCII without the space: a header can carry no others.
 KEY = re.compile(r"[!-~]{1,4096}")
-_writing = threading.Lock()
 
 
 def checked_address(text: str) -> str:
@@ -36,40 +34,34 @@ def checked_address(text: str) -> str:
 
 def key_of(address: str) -> str | None:
     """The key that is kept for exactly this address."""
-    return _stored().get(address)
+    return keys_file().read_or_empty().get(address)
 
 
 def keep_key(address: str, key: str | None) -> None:
-    """Keep `key` for `address`, or forget the one that is kept. Raises InputError for what no header can carry."""
+    """Keep `key` for `address`, or forget the one that is kept. Raises InputError for what no header can carry,
+    FileError where the file cannot be used."""
     key = (key or "").strip()
     if key and not KEY.fullmatch(key):
         raise InputError("remote_key_text")
-    with _writing:
-        keys = _stored()
-        if keys.get(address, "") == key:
-            return
-        keys.pop(address, None)
-        _write(keys | ({address: key} if key else {}))
+    if not key and address not in keys_file().read_or_empty():
+        return
+    with keys_file().change() as change:
+        kept = {place: one for place, one in change.value.items() if place != address}
+        change.value = kept | ({address: key} if key else {})
 
 
-def _path() -> Path:
-    return data_dir() / "engine_keys.json"
+def keys_file() -> JsonFile[Mapping[str, str]]:
+    """The kept keys by address."""
+    return _file(data_dir() / "engine_keys.json")
 
 
-def _stored() -> dict[str, str]:
-    """The log names the kind of an error only: its text could quote the file."""
-    try:
-        keys = json.loads(_path().read_text("utf-8"))
-        return {str(address): str(key) for address, key in keys.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        log.warning("%s is not used: %s", _path(), type(error).__name__)
-        return {}
+@lru_cache(8)
+def _file(path: Path) -> JsonFile[Mapping[str, str]]:
+    return JsonFile(path, _parse, dict, {}, mode=0o600, sentences={"unwritable": "remote_key_write"})
 
 
-def _write(keys: dict[str, str]) -> None:
-    try:
-        write_atomically(_path(), json.dumps(keys, indent=1) + "\n", mode=0o600)
-    except OSError as error:
-        raise DeckError("remote_key_write", file=str(_path()), why=error.strerror or type(error).__name__) from error
+def _parse(value: Any) -> Mapping[str, str]:
+    keys = texts_by_name(value)
+    if not all(KEY.fullmatch(key) for key in keys.values()):
+        raise Fault("a key that no header can carry")
+    return keys

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import re
-import threading
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from core.atomic import write_atomically
-from core.errors import DeckError, InputError
+from core.errors import InputError
 from core.hub.endpoints import default_endpoint, host_name, is_private_way, origin
+from core.json_file import Fault, JsonFile, texts_by_name
 from core.settings import data_dir
 
-log = logging.getLogger(__name__)
 # The printable characters of ASCII without the space: a header can carry no others.
 TOKEN = re.compile(r"[!-~]+")
 MAX_TOKEN_CHARS = 4096
-_writing = threading.Lock()
 
 
 def token_for(endpoint: str) -> str | None:
@@ -31,7 +29,7 @@ def token_for(endpoint: str) -> str | None:
         return None
     if place == origin(default_endpoint()) and (token := os.environ.get("HF_TOKEN", "").strip()):
         return token
-    return _stored().get(place)
+    return tokens_file().read_or_empty().get(place)
 
 
 def is_from_environment(endpoint: str) -> bool:
@@ -40,7 +38,8 @@ def is_from_environment(endpoint: str) -> bool:
 
 
 def store_token(endpoint: str, token: str) -> None:
-    """Keep `token` for the origin of `endpoint`. Raises InputError where it is none or could be read on its way."""
+    """Keep `token` for the origin of `endpoint`. Raises InputError where it is none or could be read on its way,
+    FileError where the file cannot be used."""
     place, token = origin(endpoint), token.strip()
     if place is None:
         raise InputError("hub_endpoint", endpoint=host_name(endpoint))
@@ -48,36 +47,32 @@ def store_token(endpoint: str, token: str) -> None:
         raise InputError("token_plain_http", host=host_name(endpoint))
     if not TOKEN.fullmatch(token) or len(token) > MAX_TOKEN_CHARS:
         raise InputError("hub_token_text")
-    with _writing:
-        _write(_stored() | {place: token})
+    with tokens_file().change() as change:
+        change.value = {**change.value, place: token}
 
 
 def forget_token(endpoint: str) -> None:
-    """Take out the stored token of the origin of `endpoint`, if there is one."""
-    with _writing:
-        tokens = _stored()
-        if tokens.pop(origin(endpoint) or "", None) is not None:
-            _write(tokens)
+    """Take out the stored token of the origin of `endpoint`, if there is one. Raises FileError."""
+    place = origin(endpoint) or ""
+    if place not in tokens_file().read_or_empty():
+        return
+    with tokens_file().change() as change:
+        change.value = {name: token for name, token in change.value.items() if name != place}
 
 
-def _path() -> Path:
-    return data_dir() / "secrets.json"
+def tokens_file() -> JsonFile[Mapping[str, str]]:
+    """The stored tokens by origin."""
+    return _file(data_dir() / "secrets.json")
 
 
-def _stored() -> dict[str, str]:
-    """The stored tokens by origin. The log names the kind of an error only: its text could quote the file."""
-    try:
-        tokens = json.loads(_path().read_text("utf-8"))["tokens"]
-        return {str(place): str(token) for place, token in tokens.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        log.warning("%s is not used: %s", _path(), type(error).__name__)
-        return {}
+@lru_cache(8)
+def _file(path: Path) -> JsonFile[Mapping[str, str]]:
+    return JsonFile(path, _parse, lambda tokens: {"tokens": tokens}, {}, mode=0o600, fields=("tokens",),
+                    sentences={"unwritable": "token_write"})  # fmt: skip
 
 
-def _write(tokens: dict[str, str]) -> None:
-    try:
-        write_atomically(_path(), json.dumps({"tokens": tokens}, indent=1) + "\n", mode=0o600)
-    except OSError as error:
-        raise DeckError("token_write", file=str(_path()), why=error.strerror or type(error).__name__) from error
+def _parse(value: Any) -> Mapping[str, str]:
+    tokens = texts_by_name(value["tokens"])
+    if not all(TOKEN.fullmatch(token) for token in tokens.values()):
+        raise Fault("a token that no header can carry")
+    return tokens
