@@ -24,6 +24,7 @@ from benchmarks.measuring import (
     ON_CPU,
     ON_GPU,
     QUICK,
+    QUICK_ON_GPU,
     Extent,
     Measured,
     Rounds,
@@ -143,7 +144,8 @@ class Bench:
 
     def _measure_all(self, engine: Engine) -> None:
         is_gpu = engine.facts.memory is not None
-        asked = QUICK if self._is_quick else ON_GPU if is_gpu else ON_CPU
+        quick, full = (QUICK_ON_GPU, ON_GPU) if is_gpu else (QUICK, ON_CPU)
+        asked = quick if self._is_quick else full
         self.extent = fitting(asked, self._limit)
         self._note_lengths(asked)
         peers: dict[str, Measured] = {} if is_gpu else self._start_peers(engine.facts.context_tokens)

@@ -60,6 +60,8 @@ ON_GPU = Extent({512: 5, 4096: 3}, (1, 8, 32), prompt_tokens=512, new_tokens=256
 # generate() writes a dozen tokens a second on a card that can do hundreds, and five of a 70B: a minute for all of it.
 GENERATE_ON_GPU = Extent({512: 2, 4096: 1}, (1, 8, 32), prompt_tokens=512, new_tokens=16, rounds=2)
 QUICK = Extent({512: 1}, (1, 2), prompt_tokens=32, new_tokens=16, rounds=1)
+# A card writes 16 tokens of a small model before anybody has looked twice.
+QUICK_ON_GPU = Extent({512: 1}, (1, 2), prompt_tokens=32, new_tokens=256, rounds=1)
 
 
 @dataclass(slots=True)
