@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from core.access.exposure import is_loopback, note_listening
+from core.access.given import Given, hand_over, take_given
 from core.errors import DeckError, InputError
 from core.listening import check_address, parse_port, url_of
 from core.logs import level_in
@@ -151,13 +152,14 @@ def run(known: argparse.Namespace, terminal: Terminal) -> int:
     from core.access.public import CORS_ORIGINS, PUBLIC_URLS, cors_origins, public_urls
 
     host, port, model = known.host, parse_port(known.port), known.model
+    secret = take_given()
     environment = dict(os.environ)
     for variable, given in ((PUBLIC_URLS, known.public_url), (CORS_ORIGINS, known.cors_origin)):
         if given:
             environment[variable] = " ".join(given)
     urls, _ = public_urls(environment), cors_origins(environment)
     check_address(host, port)
-    check_exposure(host)
+    check_exposure(host, secret)
     level_in()
     ensure_model(model, terminal)
     note_listening(host, environment)
@@ -167,6 +169,8 @@ def run(known: argparse.Namespace, terminal: Terminal) -> int:
         environment["LLAMADECK_LOAD"] = model
     if known.force:
         environment["LLAMADECK_LOAD_ANYWAY"] = "1"
+    if secret.text:
+        hand_over(secret, environment)
     for url in (*urls, url_of(host, port)):
         terminal.say("address", url=url)
     os.chdir(ROOT)
@@ -179,15 +183,14 @@ def dashboard_command(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "ui.start", *arguments]
 
 
-def check_exposure(host: str) -> None:
+def check_exposure(host: str, given: Given) -> None:
     """Raise where others could reach the dashboard and nothing would ask them who they are."""
-    from core.access.access import VARIABLE
     from core.access.password import check_new
     from core.access.secret_file import SecretFile
     from core.access.single_sign_on import is_set_up
 
-    if given := os.environ.get(VARIABLE):
-        check_new(given)
+    if given.text or given.file:
+        check_new(given.text)
     elif not is_loopback(host) and not SecretFile().read().password and not is_set_up():
         raise InputError("exposed", host=host)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from core.access import password
 from core.access.access import Access, TooManyTries
 from core.access.delays import MAX_CLIENTS, ONE_CLIENT, Delays, group_of
+from core.access.given import Given, hand_over, take_given
 from core.access.password import hash_password, is_password
 from core.access.secret_file import CLOSED, SecretFile
 from core.access.sessions import SESSION_S, Sessions
@@ -170,6 +171,29 @@ def test_the_environments_password_stands_above_the_file_and_does_not_stay_there
 def test_a_short_password_of_the_environment_is_none(file: SecretFile, caplog: pytest.LogCaptureFixture) -> None:
     assert not Access(file, {"LLAMADECK_PASSWORD": "sesame"}).has_password
     assert "LLAMADECK_PASSWORD is not used" in caplog.text and "sesame" not in caplog.text
+
+
+def test_a_file_may_hold_the_password(file: SecretFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = tmp_path / "given"
+    given.write_text(f"{PASSWORD}\n")
+    environment = {"LLAMADECK_PASSWORD_FILE": str(given)}
+    access = Access(file, environment)
+    assert environment == {}
+    assert access.try_password(PASSWORD, "192.0.2.1")
+    with pytest.raises(DeckError, match="LLAMADECK_PASSWORD_FILE"):
+        access.remove_password()
+    given.write_text("\n")
+    assert not Access(file, {"LLAMADECK_PASSWORD_FILE": str(given)}).has_password
+    assert not Access(file, {"LLAMADECK_PASSWORD_FILE": str(tmp_path / "none")}).has_password
+    assert caplog.text.count("LLAMADECK_PASSWORD_FILE") == 2 and str(tmp_path / "none") in caplog.text
+
+
+def test_the_password_is_handed_over_once_and_is_in_no_environment() -> None:
+    environment: dict[str, str] = {}
+    hand_over(Given(PASSWORD), environment)
+    assert PASSWORD not in str(environment)
+    assert take_given(environment) == Given(PASSWORD)
+    assert environment == {}
 
 
 # Sessions -------------------------------------------------------------------------------------------------------------

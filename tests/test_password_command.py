@@ -85,6 +85,18 @@ def test_a_short_password_and_a_wrong_level_of_the_environment_are_bad_input(
     assert code == 2 and "6 characters" in said and "sesame" not in said
 
 
+@pytest.mark.parametrize(("content", "expected"), [(None, "No such file"), ("", "0 characters")])
+def test_a_password_file_that_holds_none_is_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, expected: str
+) -> None:
+    given = tmp_path / "given"
+    if content is not None:
+        given.write_text(content)
+    monkeypatch.setenv("LLAMADECK_PASSWORD_FILE", str(given))
+    code, said = call(tmp_path, "run", "--host", "0.0.0.0", "--port", str(free_port()))
+    assert code == 2 and expected in said
+
+
 def test_no_code_that_comes_with_a_model_can_be_switched_on() -> None:
     """Every use of trust_remote_code says False, plainly: no option, variable or page leads to it."""
     uses = 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from core.access.access import VARIABLE, TooManyTries
+from core.access.access import TooManyTries
 from core.access.exposure import is_network
 from core.access.gate import COOKIES
 from core.errors import DeckError, InputError
@@ -56,7 +56,7 @@ def _draw_password() -> None:
     with st.container(border=True):
         st.markdown(f"**{tr('settings.password')}**")
         if access().is_from_environment:
-            st.markdown(tr("settings.password_given", name=VARIABLE))
+            st.markdown(tr("settings.password_given", name=access().variable))
             return
         st.caption(tr("settings.password_there" if has_password else "settings.password_none"))
         if done := st.session_state.pop(DONE_KEY, None):

@@ -13,6 +13,7 @@ from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from core.access.given import VARIABLE, take_given
 from core.access.password import check_new, hash_password, is_password
 from core.access.secret_file import CLOSED, SecretFile
 from core.access.sessions import Sessions
@@ -21,7 +22,6 @@ from core.access.turns import Client, TooManyTries, Turn, Turns
 from core.errors import DeckError, InputError
 
 log = logging.getLogger(__name__)
-VARIABLE = "LLAMADECK_PASSWORD"
 # As long as browsers keep a cookie at most; as long as a sign-in page may lie open.
 DEVICE_S, PAGE_S = 400 * 24 * 3600, 24 * 3600
 # So long a form waits for its turn: shorter than what browsers and proxies wait for an answer.
@@ -29,8 +29,8 @@ PATIENCE_S = 9.0
 
 
 class Access:
-    """$LLAMADECK_PASSWORD, for containers, stands above the file; it is taken out of the environment and only its hash
-    stays in memory, so that no process that is started later sees it."""
+    """The password of the environment, for containers, stands above the file. It is taken out of what later processes
+    get, and only its hash stays in memory; core/access/given.py says who can read it nevertheless."""
 
     def __init__(
         self,
@@ -44,12 +44,15 @@ class Access:
         self._turns, self._clock = Turns(clock), clock
         # One guess at a time: a hash takes a core and 32 MiB.
         self._hashing = ThreadPoolExecutor(1, "password")
-        if given := environment.pop(VARIABLE, ""):
-            try:
-                check_new(given)
-                self._from_environment = hash_password(given)
-            except InputError as error:
-                log.error("%s is not used: %s", VARIABLE, error)
+        self.variable = VARIABLE
+        try:
+            given = take_given(environment)
+            if given.text or given.file:
+                self.variable = given.variable
+                check_new(given.text)
+                self._from_environment = hash_password(given.text)
+        except InputError as error:
+            log.error("%s is not used: %s", self.variable, error)
         self.sessions = Sessions(self._file, self._record, now)
         # What a browser keeps from the day it signed in, and what a form brings from the page that it was filled in on.
         self.devices = Stamps(self._file, "llamadeck device", DEVICE_S, now=now)
@@ -131,4 +134,4 @@ class Access:
 
     def _require_own(self) -> None:
         if self.is_from_environment:
-            raise DeckError("password_from_environment", name=VARIABLE)
+            raise DeckError("password_from_environment", name=self.variable)

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.access.access import VARIABLE
 from core.access.exposure import is_loopback
+from core.access.given import FILE_VARIABLE, VARIABLE
 from core.access.secret_file import SecretFile
 from core.access.single_sign_on import ANYBODY, is_set_up, people_allowed, secrets_files
 from core.doctor.finding import Finding, found
@@ -32,7 +32,7 @@ def check_access(host: str) -> Finding:
         if not allowed or ANYBODY in allowed:
             return found("access", "warn", "access_everybody" if allowed else "access_nobody")
         return found("access", "ok", "access_people")
-    if os.environ.get(VARIABLE) or SecretFile().read().password:
+    if os.environ.get(VARIABLE) or os.environ.get(FILE_VARIABLE) or SecretFile().read().password:
         return found("access", "ok", "access_password")
     if is_loopback(host):
         return found("access", "ok", "access_loopback")

@@ -1,0 +1,56 @@
+"""The password that whoever starts LlamaDeck gives by the environment; checks none and keeps none.
+
+A process's first environment can be read in /proc as long as it lives, whatever is taken out of it later, and
+`docker inspect` shows a container's. So a file is the better way. `./llamadeck run`, which starts the dashboard in its
+own place, hands the variable's value over by a pipe: before that it is in the environment of the command alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+from core.access.password import MAX_CHARS
+from core.errors import InputError
+
+VARIABLE, FILE_VARIABLE = "LLAMADECK_PASSWORD", "LLAMADECK_PASSWORD_FILE"
+PIPE = re.compile(r"/dev/fd/(\d+)")
+MAX_BYTES = 4 * MAX_CHARS + 2
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A password, the variable that it came by, and the file that one names; the text is "" where none was given."""
+
+    text: str = ""
+    variable: str = VARIABLE
+    file: str = ""
+
+
+def take_given(environment: MutableMapping[str, str] = os.environ) -> Given:
+    """Take the password out of `environment`, for good. Raises InputError for a file that cannot be read."""
+    text, file = environment.pop(VARIABLE, ""), environment.pop(FILE_VARIABLE, "")
+    if not file:
+        return Given(text)
+    handed = PIPE.fullmatch(file)
+    try:
+        with os.fdopen(int(handed[1]), "rb") if handed else open(file, "rb") as stream:
+            text = stream.read(MAX_BYTES).decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise InputError("password_file", name=FILE_VARIABLE, path=file, reason=error.strerror or str(error)) from error
+    text = text.removesuffix("\n").removesuffix("\r")
+    return Given(text) if handed else Given(text, FILE_VARIABLE, file)
+
+
+def hand_over(given: Given, environment: MutableMapping[str, str]) -> None:
+    """Let the process that takes this one's place have the password, and nobody who reads its environment."""
+    if given.file:
+        environment[FILE_VARIABLE] = given.file
+        return
+    reader, writer = os.pipe()
+    os.write(writer, given.text.encode("utf-8", "surrogateescape"))
+    os.close(writer)
+    os.set_inheritable(reader, True)
+    environment[FILE_VARIABLE] = f"/dev/fd/{reader}"
