@@ -18,7 +18,7 @@ from core.driver import Driver
 from core.pip_install import failure_key
 from core.settings import ROOT
 from core.setup import can_update
-from core.stamp import PYTHON, Stamp, is_complete, read_stamp, wanted_stamp, write_stamp
+from core.stamp import PYTHON, Stamp, is_complete, mark_damaged, read_stamp, wanted_stamp, write_stamp
 from core.torch_build import (
     INDEX,
     MIRROR_INDEX,
@@ -596,5 +596,11 @@ def test_packages_that_were_removed_from_a_finished_venv_are_put_back(machine: M
     assert code == 0, said
     assert "alpha, beta" in said
     assert machine.inside("import alpha, beta; print('all there')") == "all there"
-    assert untouched.exists()
     assert machine.setup() == (0, "")
+    (packages / "beta" / "__init__.py").unlink()
+    mark_damaged(machine.root / ".venv")  # as a command does that comes upon it
+    code, said = machine.setup()
+    assert code == 0, said
+    assert "missing (beta)" in said
+    assert (packages / "beta" / "__init__.py").exists()
+    assert untouched.exists()
