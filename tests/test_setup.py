@@ -414,7 +414,9 @@ def test_a_cuda_torch_of_the_outer_python_is_used_and_left_alone(
     machine.add_wheel("alpha", "1.0", "torch>=2.8")
     config = machine.root.parent / "pip.conf"
     config.write_text("[install]\nupgrade = true\nignore-installed = true\n")
-    code, said = machine.setup(PIP_CONFIG_FILE=str(config))
+    constraint = machine.root.parent / "constraint.txt"
+    constraint.write_text("alpha==0.9\n")  # as NVIDIA's containers have one for their own packages
+    code, said = machine.setup(PIP_CONFIG_FILE=str(config), PIP_CONSTRAINT=str(constraint))
     assert code == 0, said
     assert machine.inside("import torch; print(torch.__file__)").startswith(str(machine.outer_packages))
     assert machine.inside("import alpha; print(alpha.__file__)").startswith(str(machine.root))
