@@ -12,6 +12,7 @@ from core.access.given import Given, hand_over, take_given
 from core.errors import DeckError, InputError
 from core.listening import check_address, parse_port, url_of
 from core.logs import level_in
+from core.machine_faults import explained
 from core.output import OutputError, guarded
 from core.settings import DEFAULT_HOST, DEFAULT_PORT, ROOT
 from core.terminal import Terminal
@@ -296,4 +297,4 @@ def say_unwritten(error: OutputError) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(sys.argv[1:]), say_unwritten))
+    sys.exit(guarded(lambda: explained(lambda: main(sys.argv[1:])), say_unwritten))

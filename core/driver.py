@@ -22,6 +22,7 @@ Version: TypeAlias = tuple[int, int]
 WSL = Path("/usr/lib/wsl/lib")
 NVML, CUDA = "libnvidia-ml.so.1", "libcuda.so.1"
 SMI_S = 20
+CAPABILITIES = ("--query-gpu=compute_cap", "--format=csv,noheader")
 # The oldest driver for each major version of CUDA. It runs all minor versions of that, and of what came before.
 OLDEST_DRIVERS = {13: 580, 12: 525, 11: 450}
 
@@ -43,7 +44,7 @@ def read_driver(devices: Path = Path("/dev")) -> Driver | None:
             return _ask_nvml(started)
     if not has_gpu(devices):
         return None
-    return _ask_smi() or Driver(_ask_cuda())
+    return _ask_smi() or _ask_cuda()
 
 
 def has_gpu(devices: Path = Path("/dev")) -> bool:
@@ -91,38 +92,50 @@ def _ask_nvml(library: ctypes.CDLL) -> Driver | None:
         ask = getattr(library, name, None)
         if ask is not None and not ask(ctypes.byref(number)) and number.value > 0:
             return Driver(_split(number.value), version, tuple(capabilities))
-    return Driver(cuda_of(version) or _ask_cuda(), version, tuple(capabilities))
+    return Driver(cuda_of(version) or _ask_cuda().cuda, version, tuple(capabilities))
 
 
 def _ask_smi() -> Driver | None:
     """By nvidia-smi, whose table has both versions in its head."""
-    import subprocess
-
     command = _find_smi()
     if command is None:
         return None
-    try:
-        told = subprocess.run([command], capture_output=True, text=True, errors="replace", timeout=SMI_S).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
+    told = _output_of(command)
     cuda = re.search(r"CUDA[A-Z ]* Version\s*:\s*(\d+)\.(\d+)", told, re.IGNORECASE)
     version = re.search(r"Driver Version\s*:\s*([\d.]+)", told)
     if not cuda and not version:
         return None
     known = (int(cuda[1]), int(cuda[2])) if cuda else cuda_of(version[1] if version else "")
-    return Driver(known, version[1] if version else "")
+    found = re.findall(r"^(\d+)\.(\d+)\s*$", _output_of(command, *CAPABILITIES), re.MULTILINE)
+    return Driver(known, version[1] if version else "", tuple((int(major), int(minor)) for major, minor in found))
 
 
-def _ask_cuda() -> Version | None:
+def _output_of(*command: str) -> str:
+    import subprocess
+
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SMI_S).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _ask_cuda() -> Driver:
     """By the library that torch itself asks; a container may have that one alone."""
     import ctypes
 
-    number = ctypes.c_int()
-    for library in (CUDA, str(WSL / CUDA)):
+    number, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    for name in (CUDA, str(WSL / CUDA)):
         with suppress(OSError, AttributeError):
-            if not ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(number)) and number.value > 0:
-                return _split(number.value)
-    return None
+            library = ctypes.CDLL(name)
+            if library.cuDriverGetVersion(ctypes.byref(number)) or number.value <= 0:
+                continue
+            cuda, capabilities = _split(number.value), []
+            if not library.cuInit(0) and not library.cuDeviceGetCount(ctypes.byref(number)):
+                for index in range(number.value):
+                    if not library.cuDeviceComputeCapability(ctypes.byref(major), ctypes.byref(minor), index):
+                        capabilities.append((major.value, minor.value))
+            return Driver(cuda, "", tuple(capabilities))
+    return Driver()
 
 
 def _find_smi() -> str | None:

@@ -15,6 +15,8 @@ from core.errors import DeckError
 from core.terminal import Terminal
 
 LINES_SHOWN = 15
+# A container of NVIDIA's holds pip to its own packages by PIP_CONSTRAINT, which have nothing to do with those in .venv.
+FOREIGN = ("PIP_CONSTRAINT",)
 # A person's pip may be told, in pip.conf too, to install elsewhere, to leave dependencies out, or to fetch again what
 # is there, torch included; in .venv none of that can work. The index, proxies and certificates stay as they are set.
 PLAIN = dict.fromkeys(("PIP_USER", "PIP_NO_DEPS", "PIP_UPGRADE", "PIP_IGNORE_INSTALLED", "PIP_FORCE_REINSTALL"), "0")
@@ -43,9 +45,8 @@ def pip_install(
 ) -> None:
     """`pip install` under `python`; see `run_step`."""
     options = ["--quiet", "--disable-pip-version-check", "--no-input"]
-    run_step(
-        [str(python), "-m", "pip", "install", *options, *arguments], title, terminal, inherited, os.environ | PLAIN
-    )
+    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN} | PLAIN
+    run_step([str(python), "-m", "pip", "install", *options, *arguments], title, terminal, inherited, environment)
 
 
 def run_step(

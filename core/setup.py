@@ -21,6 +21,7 @@ from core.output import guarded
 from core.pip_install import InstallError, pip_install, run_step
 from core.settings import ROOT
 from core.stamp import (
+    DAMAGED,
     PYTHON,
     REQUIREMENTS,
     STAMP,
@@ -117,6 +118,16 @@ def make_venv(venv: Path, terminal: Terminal, held: Sequence[int] = ()) -> None:
     (venv / OWNER).write_text(str(venv), "utf-8")
 
 
+def broken_packages(venv: Path) -> list[tuple[str, str]]:
+    """Name and version of what is installed there and lacks files that it came with."""
+    found = []
+    for package in importlib.metadata.distributions(path=[str(site_packages(venv))]):
+        files = [file for file in package.files or () if file.suffix != ".pyc"]
+        if not all(os.path.lexists(str(package.locate_file(file))) for file in files):
+            found.append((package.metadata["Name"], package.version))
+    return found
+
+
 def driver_params(driver: Driver) -> dict[str, str]:
     """How sentences name a driver."""
     return {
@@ -153,28 +164,23 @@ class Builder:
 
     def update(self, old: Stamp) -> TorchBuild:
         """Install into .venv as it is; where the old and the new packages are at odds, make it anew."""
-        missing = missing_packages(self.venv, old)
-        if missing:
-            self.terminal.say("setup_repair", names=", ".join(sorted(missing)[:NAMES_SHOWN]))
+        broken = broken_packages(self.venv)
+        missing = sorted(missing_packages(self.venv, old) | {name for name, _ in broken})
+        if missing or old.requirements == DAMAGED:
+            self.terminal.say("setup_repair", names=", ".join(missing[:NAMES_SHOWN]) or "?")
         else:
             self.terminal.say("setup_update")
         try:
             torch = self.install()
-            self.repair(missing)
+            if broken:
+                # pip takes them for installed.
+                wanted = [f"{name}=={version}" for name, version in broken]
+                self.pip("setup_step_repair", ["--force-reinstall", "--no-deps", *wanted])
             return torch
         except InstallError as error:
             if error.key != "setup_failed":
                 raise
             return self.make()
-
-    def repair(self, missing: set[str]) -> None:
-        """Install the packages again that `missing` was part of: pip takes them for installed."""
-        broken = []
-        for package in importlib.metadata.distributions(path=[str(site_packages(self.venv))]):
-            if any(path.parts[0] in missing for path in package.files or ()):
-                broken.append(f"{package.metadata['Name']}=={package.version}")
-        if broken:
-            self.pip("setup_step_repair", ["--force-reinstall", "--no-deps", *broken])
 
     def install(self) -> TorchBuild:
         requirements = (self.root / REQUIREMENTS).read_text("utf-8")

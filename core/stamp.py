@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from core.driver import read_driver
@@ -18,6 +20,7 @@ from core.torch_build import TorchBuild
 
 REQUIREMENTS = "requirements.txt"
 STAMP = "llamadeck.json"
+DAMAGED = "damaged"
 PYTHON = "{}.{}".format(*sys.version_info)
 
 
@@ -59,6 +62,14 @@ def write_stamp(venv: Path, stamp: Stamp) -> None:
     os.replace(part, venv / STAMP)
 
 
+def mark_damaged(venv: Path) -> None:
+    """Have the next start put back what is missing from a finished .venv, where this process may write there."""
+    stamp = read_stamp(venv)
+    if stamp is not None:
+        with suppress(OSError):
+            write_stamp(venv, replace(stamp, requirements=DAMAGED))
+
+
 def site_packages(venv: Path, python: str = PYTHON) -> Path:
     return venv / "lib" / f"python{python}" / "site-packages"
 
@@ -70,7 +81,8 @@ def find_packages(venv: Path) -> tuple[str, ...]:
         names = os.listdir(site_packages(venv))
     except OSError:
         return ()
-    return tuple(sorted(name for name in names if name[0] not in "~_." and not name.endswith((".dist-info", ".pth"))))
+    changing = re.compile(r"[~_.].*|.*\.(?:dist-info|pth|so)")
+    return tuple(sorted(name for name in names if not changing.fullmatch(name)))
 
 
 def missing_packages(venv: Path, stamp: Stamp) -> set[str]:

@@ -22,6 +22,7 @@ from core import starter_source
 from core.atomic import remove, sync
 from core.errors import StarterError
 from core.library import is_model_folder
+from core.machine_faults import fault_in_log
 from core.pip_install import DISK_FULL
 from core.settings import ROOT, cache_dir, models_dir
 from core.starter_build import EXPECTED
@@ -242,6 +243,8 @@ def messages(lines: Iterator[bytes] | Sequence[bytes]) -> Iterator[dict[str, Any
 def build_failure(returncode: int, log: Path) -> StarterError:
     if re.search(DISK_FULL, log.read_text("utf-8", errors="replace")):
         return disk_full(log.parent, BUILD_BYTES)
+    if fault := fault_in_log(log.read_text("utf-8", errors="replace")):
+        return StarterError(fault.key, **fault.params)
     how = signal.Signals(-returncode).name if returncode < 0 else f"exit code {returncode}"
     return StarterError("starter_died", how=how, log=str(log))
 

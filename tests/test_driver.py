@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ found = read_driver(pathlib.Path({devices!r}))
 print(json.dumps(found and dataclasses.asdict(found)))
 """
 SMI = """#!/bin/sh
+[ "$1" = "--query-gpu=compute_cap" ] && printf '8.6\\n9.0\\n[N/A]\\n' && exit
 cat <<'END'
 +-----------------------------------------------------------------------------------------+
 | NVIDIA-SMI 550.54.15              Driver Version: 550.54.15      CUDA {what}Version: 12.4     |
@@ -89,7 +92,7 @@ def test_nvidia_smi_is_asked_where_the_library_is_missing(
     smi.write_text(SMI.format(what=what))
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert read(no_nvml) == Driver((12, 4), "550.54.15")
+    assert read(no_nvml) == Driver((12, 4), "550.54.15", ((8, 6), (9, 0)))
 
 
 def test_a_broken_nvidia_smi_still_means_a_gpu(
@@ -103,6 +106,29 @@ def test_a_broken_nvidia_smi_still_means_a_gpu(
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     found = read(no_nvml)
     assert found is not None and (found.version, found.capabilities) == ("", ())
+
+
+CUDA_LIBRARY = """
+int cuDriverGetVersion(int *out) { *out = 12080; return 0; }
+int cuInit(unsigned flags) { return flags; }
+int cuDeviceGetCount(int *out) { *out = 2; return 0; }
+int cuDeviceComputeCapability(int *major, int *minor, int device) { *major = 12; *minor = device; return 0; }
+"""
+
+
+def test_a_container_that_has_cudas_library_alone_tells_by_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvml_library: Path
+) -> None:
+    """NVIDIA_DRIVER_CAPABILITIES=compute leaves out NVML and nvidia-smi."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler is not None  # nvml_library needs one, too
+    (tmp_path / "cuda.c").write_text(CUDA_LIBRARY)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so", tmp_path / "cuda.c"], check=True)
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(driver, "NVML", "libnothing-like-nvml.so.1")
+    monkeypatch.setattr(driver, "CUDA", str(tmp_path / "libcuda.so"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert read_driver(tmp_path) == Driver((12, 8), "", ((12, 0), (12, 1)))
 
 
 def test_windows_own_folder_is_searched_under_wsl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from core.driver import Driver
 from core.pip_install import failure_key
 from core.settings import ROOT
 from core.setup import can_update
-from core.stamp import PYTHON, Stamp, is_complete, read_stamp, wanted_stamp, write_stamp
+from core.stamp import PYTHON, Stamp, is_complete, mark_damaged, read_stamp, wanted_stamp, write_stamp
 from core.torch_build import (
     INDEX,
     MIRROR_INDEX,
@@ -414,7 +414,9 @@ def test_a_cuda_torch_of_the_outer_python_is_used_and_left_alone(
     machine.add_wheel("alpha", "1.0", "torch>=2.8")
     config = machine.root.parent / "pip.conf"
     config.write_text("[install]\nupgrade = true\nignore-installed = true\n")
-    code, said = machine.setup(PIP_CONFIG_FILE=str(config))
+    constraint = machine.root.parent / "constraint.txt"
+    constraint.write_text("alpha==0.9\n")  # as NVIDIA's containers have one for their own packages
+    code, said = machine.setup(PIP_CONFIG_FILE=str(config), PIP_CONSTRAINT=str(constraint))
     assert code == 0, said
     assert machine.inside("import torch; print(torch.__file__)").startswith(str(machine.outer_packages))
     assert machine.inside("import alpha; print(alpha.__file__)").startswith(str(machine.root))
@@ -596,5 +598,11 @@ def test_packages_that_were_removed_from_a_finished_venv_are_put_back(machine: M
     assert code == 0, said
     assert "alpha, beta" in said
     assert machine.inside("import alpha, beta; print('all there')") == "all there"
-    assert untouched.exists()
     assert machine.setup() == (0, "")
+    (packages / "beta" / "__init__.py").unlink()
+    mark_damaged(machine.root / ".venv")  # as a command does that comes upon it
+    code, said = machine.setup()
+    assert code == 0, said
+    assert "missing (beta)" in said
+    assert (packages / "beta" / "__init__.py").exists()
+    assert untouched.exists()

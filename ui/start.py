@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from streamlit.web import cli
-
-from ui.slow_clients import limit_slow_clients
+from core.machine_faults import explained
 
 
 def end(number: int, frame: object) -> None:
@@ -15,8 +13,17 @@ def end(number: int, frame: object) -> None:
     sys.exit(0)
 
 
-if __name__ == "__main__":
+def main() -> int:
+    from streamlit.web import cli
+
+    from ui.slow_clients import limit_slow_clients
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     limit_slow_clients()
     cli.main(["run", "serve.py", *sys.argv[1:]])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(explained(main))

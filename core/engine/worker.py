@@ -33,6 +33,7 @@ from core.engine.messages import (
 from core.engine.pulse import CPU_STEP_S, GPU_STEP_S, Outlet, Pulse
 from core.errors import DeckError, EngineError
 from core.logs import set_up_logs
+from core.machine_faults import fault_of_machine
 from core.panics import panics_as_errors
 from core.settings import cache_dir
 
@@ -101,11 +102,10 @@ def main(fd: int, is_spare: bool = False) -> None:
         serve(scheduler, pipe, inbox, facts, pulse)
     except DeckError as error:
         pipe.send(LoadFailed(error))
-    except MemoryError:
-        pipe.send(LoadFailed(EngineError("out_of_memory", model=command.folder.name, mib=0)))
     except Exception as error:
         log.exception("loading %s failed", command.folder)
-        pipe.send(LoadFailed(EngineError("load_fault", model=command.folder.name, why=describe(error))))
+        unknown = EngineError("load_fault", model=command.folder.name, why=describe(error))
+        pipe.send(LoadFailed(fault_of_machine(error) or unknown))
 
 
 def prepare(inbox: queue.SimpleQueue[Command | Prepared]) -> None:
