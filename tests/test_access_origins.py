@@ -214,6 +214,13 @@ def test_behind_every_proxy_the_password_opens_and_only_its_own_pages_come_in(ap
     assert talk(app, given, ["hello"]) == [1008]
 
 
+def test_a_browser_that_leaves_origin_out_says_it_by_the_referer(app: Gate) -> None:
+    headers = {"host": "127.0.0.1:6006", "referer": "https://deck.example.org:8443/sign-in?next=/Chat"}
+    given = cookies(sign_in(app, headers, place(headers)))
+    assert talk(app, given | {"origin": "https://deck.example.org:8443"}, ["hello"]) == ["accept", "'' hello"]
+    assert talk(app, given | {"origin": "https://evil.example"}, ["hello"]) == [1008]
+
+
 @pytest.mark.parametrize("way", EVERY)
 def test_what_a_neighbours_page_embeds_does_not_come_with_the_cookie(app: Gate, way: str) -> None:
     """A picture or a script of ours in a page of the same site is asked for with the cookie, and without an Origin."""

@@ -298,7 +298,8 @@ class Gate:
 
     async def _sign_in(self, request: Request) -> Response:
         """Refused only where the browser says that a page elsewhere sends it; what it gives is for its origin alone."""
-        origin = parse_origin(request.headers.get("origin", ""))
+        # Where a browser leaves out the one, it sends the other to its own page's server.
+        origin = parse_origin(request.headers.get("origin") or request.headers.get("referer", ""))
         if self._is_elsewhere(request, origin):
             return plain(403, "Sign in on this server's own page.")
         try:
