@@ -168,7 +168,7 @@ def browser(way: str, **more: str) -> dict[str, str]:
 
 
 def cookies(reply: Reply) -> dict[str, str]:
-    """What a browser sends next; a Reply holds the last Set-Cookie, the session's."""
+    """What a browser sends next."""
     return {"cookie": reply.headers["set-cookie"].split(";")[0]}
 
 
@@ -381,16 +381,21 @@ def test_a_path_of_nonsense_comes_back_as_text_only(app: Gate, path: str) -> Non
 # What was open --------------------------------------------------------------------------------------------------------
 
 
-def test_two_browsers_devices_are_told_apart_by_their_cookies(app: Gate, access: Access) -> None:
-    given = {"origin": "https://deck.example.org:8443"}
-    stamp = access.devices.make(parse_origin(given["origin"]))
+def test_a_browser_that_signed_in_before_does_not_wait_with_those_who_guess(app: Gate) -> None:
+    given = {"origin": "https://deck.example.org:8443", "host": "127.0.0.1:6006"}
+    page = ask(app, "/Chat", PAGE | cookies(sign_in(app, given, AWAY | {"client": ("192.0.2.8", 1)})))
+    mine = cookies(page)
+    assert mine["cookie"].startswith(f"{SECURE_PREFIX}{DEVICE_COOKIE}=")
+    assert {"Secure", "HttpOnly", "SameSite=lax"} <= set(page.headers["set-cookie"].split("; "))
     for _ in range(6):
         sign_in(app, given, password="wrong password")
     assert sign_in(app, given).status == 429
-    mine = {"cookie": f"{SECURE_PREFIX}{DEVICE_COOKIE}={stamp}"}
     # A neighbour's page, which comes with the cookie but from its own origin, uses up nothing.
     assert sign_in(app, mine | {"origin": "https://evil.example"}).status == 429
-    assert sign_in(app, given | mine).status == 303
+    reply = sign_in(app, given | mine)
+    assert reply.status == 303
+    known = {"cookie": f"{mine['cookie']}; {cookies(reply)['cookie']}"}
+    assert "set-cookie" not in ask(app, "/Chat", PAGE | known).headers
 
 
 @pytest.mark.parametrize("path", ["/auth/logout", "/auth/logout?x=1"])

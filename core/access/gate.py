@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.access.access import DEVICE_S, Access
 from core.access.exposure import is_local, is_local_name, request_is_local
-from core.access.headers import with_relative_location, with_security_headers
+from core.access.headers import with_header, with_relative_location, with_security_headers
 from core.access.origins import Origin, parse_origin
 from core.access.requests import (
     FOREIGN_SITES,
@@ -42,9 +42,9 @@ from core.access.requests import (
     was_sent_to,
 )
 from core.access.scopes import below_base, marked, path_of, unmarked, with_host_of_origin
-from core.access.sessions import SESSION_S
+from core.access.sessions import SESSION_S, Sessions
 from core.access.sign_in_page import POLICY, SIGN_IN, SIGN_OUT, SignInPage
-from core.access.stamps import Stamp
+from core.access.stamps import Stamp, Stamps
 from core.access.turns import Client, TooManyTries
 from core.access.watch import Watch
 from core.errors import DeckError
@@ -180,7 +180,12 @@ class Gate:
             if request.headers.get("sec-fetch-site") in FOREIGN_SITES:
                 await plain(403, "Sign out on this server's own page.")(request.scope, request.receive, send)
                 return
-            await asyncio.to_thread(self._end_sign_on, request)
+            try:
+                await self._app(request.scope, request.receive, send)
+            finally:
+                # After the way out: a page that notices the end first would turn back before its cookie is gone.
+                await asyncio.to_thread(self._end_sign_on, request)
+            return
         await self._app(request.scope, request.receive, send)
 
     def _end_sign_on(self, request: Request) -> None:
@@ -202,7 +207,19 @@ class Gate:
             await plain(403, "Requests from pages of other sites are refused.")(request.scope, request.receive, send)
         else:
             watch = Watch(lambda: self._is_still(request, visitor))
-            await self._app(marked(request.scope, visitor.person), request.receive, watch.sending(send))
+            send = watch.sending(self._with_device(request, visitor, send))
+            await self._app(marked(request.scope, visitor.person), request.receive, send)
+
+    def _with_device(self, request: Request, visitor: Visitor, send: Send) -> Send:
+        """`send`, which with a page gives a browser that signed in by the password what makes it known next time."""
+        origin = visitor.origin
+        devices = known(request, DEVICE_COOKIES, self._access.devices, origin)
+        if visitor.person or visitor.session is None or not is_page(request) or devices:
+            return send
+        secure = is_secure(request) if origin is None else origin.scheme == "https"
+        given = Response()
+        set_cookie(given, DEVICE_COOKIE, self._access.devices.make(origin), DEVICE_S, secure)
+        return with_header(send, b"set-cookie", given.headers["set-cookie"].encode())
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Streamlit holds the Origin against Host, which a proxy may have changed: it gets the one that was checked."""
@@ -331,16 +348,15 @@ class Gate:
             return self._sign_in_page(request, 401, wanted, alert, ticket)
         log.info("%r signed in", client_of(request))
         answer = redirect(wanted)
-        if not client.device:
-            set_cookie(answer, request, DEVICE_COOKIE, self._access.devices.make(origin), DEVICE_S)
         was_told = origin is not None and was_sent_to(request, origin)
-        set_cookie(answer, request, COOKIE, self._access.sessions.begin(origin, was_told), SESSION_S)
+        token = self._access.sessions.begin(origin, was_told)
+        set_cookie(answer, COOKIE, token, SESSION_S, is_secure(request) if origin is None else origin.scheme == "https")
         return answer
 
     def _device(self, request: Request, origin: Origin | None) -> str:
-        """The id of a browser that signed in before; a page elsewhere must not use up its tries."""
-        stamps = [self._access.devices.read(text) for text in cookies_named(request, DEVICE_COOKIES)]
-        return next((stamp.id for stamp in stamps if stamp is not None and stamp.origin == origin), "")
+        """The id of a browser that signed in before, or still is; a page elsewhere must not use up its tries."""
+        devices = known(request, DEVICE_COOKIES, self._access.devices, origin)
+        return next(iter(devices or known(request, COOKIES, self._access.sessions, origin)), "")
 
     async def _sign_out(self, request: Request) -> Response:
         """Also where nobody is signed in: then there is nothing to end, and the cookie goes."""
@@ -353,8 +369,14 @@ class Gate:
                 await asyncio.to_thread(self._access.sessions.end, token)
         except DeckError as error:
             answer = self._sign_in_page(request, 500, "/", error.sentence(language_of(request)))
-        set_cookie(answer, request, COOKIE, "", 0)
+        set_cookie(answer, COOKIE, "", 0, is_secure(request))
         return answer
+
+
+def known(request: HTTPConnection, names: Collection[str], kind: Stamps | Sessions, origin: Origin | None) -> list[str]:
+    """The ids in cookies with these names that we gave to a browser at this origin."""
+    stamps = [kind.read(text) for text in cookies_named(request, names)]
+    return [stamp.id for stamp in stamps if stamp is not None and stamp.origin == origin]
 
 
 def is_elsewhere_by_its_address(request: HTTPConnection, visitor: Visitor) -> bool:
@@ -371,10 +393,9 @@ def is_page(request: HTTPConnection) -> bool:
     return "text/html" in request.headers.get("accept", "") and not request.scope["path"].startswith(NO_PAGES)
 
 
-def set_cookie(answer: Response, request: Request, name: str, value: str, max_age_s: int) -> None:
-    """Without a path of its own: it then holds below the address that the form was sent to, whatever a proxy took away
-    from that one. Nothing but a browser knows it."""
-    secure = is_secure(request)
+def set_cookie(answer: Response, name: str, value: str, max_age_s: int, secure: bool) -> None:
+    """Without a path of its own: it then holds below the address that was asked for, whatever a proxy took away from
+    that one. Nothing but a browser knows it."""
     name = SECURE_PREFIX + name if secure else name
     answer.set_cookie(name, value, max_age=max_age_s, path=None, httponly=True, samesite="lax", secure=secure)
 
