@@ -340,6 +340,27 @@ def test_the_path_is_taken_where_it_is_told_and_the_address_may_end_without_a_sl
         assert 'action="./sign-in"' in ask(app, "/", PAGE | {"x-forwarded-prefix": wrong}).text
 
 
+INDEX = b"<html><head><title>x</title></head></html>"
+
+
+async def shows_a_page(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    length = str(len(INDEX)).encode()
+    assert scope["path"] != "/" or b"accept-encoding" not in dict(scope["headers"])
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": INDEX})
+
+
+def test_a_page_goes_to_the_address_with_a_slash_where_a_path_was_taken_away(access: Access) -> None:
+    """Jupyter passes /proxy/6006 on as /, and everything that the page then asks for is outside of the path."""
+    app = Gate(shows_a_page, access)
+    headers = cookies(sign_in(app)) | PAGE | {"accept-encoding": "gzip"}
+    reply = ask(app, "/", headers | {"x-forwarded-prefix": "/proxy/6006"})
+    assert 'location.pathname==="/proxy/6006"&&location.replace("/proxy/6006/"' in reply.text
+    assert reply.headers["content-length"] == str(len(reply.text)) and reply.text.endswith("</html>")
+    for path, more in (("/Chat", {"x-forwarded-prefix": "/proxy/6006"}), ("/x", {"x-forwarded-prefix": "//x"})):
+        assert ask(app, path, headers | more).text == INDEX.decode()
+
+
 async def leads_on(scope: dict[str, Any], receive: Any, send: Any) -> None:
     location = dict(scope["headers"])[b"x-location"]
     await send({"type": "http.response.start", "status": 307, "headers": [(b"Location", location)]})

@@ -38,12 +38,14 @@ from core.access.requests import (
     is_secure,
     language_of,
     local_path,
+    prefix_told,
     root_of_page,
     was_sent_to,
 )
 from core.access.scopes import below_base, marked, path_of, unmarked, with_host_of_origin
 from core.access.sessions import SESSION_S, Sessions
 from core.access.sign_in_page import POLICY, SIGN_IN, SIGN_OUT, SignInPage
+from core.access.slash import uncompressed, with_slash
 from core.access.stamps import Stamp, Stamps
 from core.access.turns import Client, TooManyTries
 from core.access.watch import Watch
@@ -208,7 +210,10 @@ class Gate:
         else:
             watch = Watch(lambda: self._is_still(request, visitor))
             send = watch.sending(self._with_device(request, visitor, send))
-            await self._app(marked(request.scope, visitor.person), request.receive, send)
+            scope = marked(request.scope, visitor.person)
+            if scope["path"] == "/" and is_page(request) and (prefix := prefix_told(request)):
+                scope, send = uncompressed(scope), with_slash(send, prefix)
+            await self._app(scope, request.receive, send)
 
     def _with_device(self, request: Request, visitor: Visitor, send: Send) -> Send:
         """`send`, which with a page gives a browser that signed in by the password what makes it known next time."""

@@ -79,12 +79,17 @@ def from_here(request: HTTPConnection, path: str) -> str:
     return ("../" * (raw.count(b"/") - 1) or "./") + path.lstrip("/")
 
 
-def root_of_page(request: HTTPConnection) -> str:
-    """Leads from a page to where we begin. At the beginning itself a proxy may have taken a whole path away, and the
-    browser's address then ends without a slash: some proxies tell that path."""
+def prefix_told(request: HTTPConnection) -> str:
+    """The path that a proxy says it took away, without a slash at its end; "" where none does, or not as it should."""
     prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
-    is_told = request.scope["path"] == "/" and prefix and local_path(prefix) == prefix
-    return f"{prefix}/" if is_told else from_here(request, "/")
+    return prefix if prefix and local_path(prefix) == prefix else ""
+
+
+def root_of_page(request: HTTPConnection) -> str:
+    """Leads from a page to where we begin. At the beginning itself the browser's address may end without a slash, if a
+    proxy took a whole path away."""
+    prefix = prefix_told(request) if request.scope["path"] == "/" else ""
+    return f"{prefix}/" if prefix else from_here(request, "/")
 
 
 def local_path(wanted: str) -> str:
