@@ -16,11 +16,12 @@ from starlette.requests import HTTPConnection
 from core.access import password
 from core.access.access import Access
 from core.access.exposure import LISTENS, NETWORK
-from core.access.gate import COOKIE, DEVICE_COOKIE, SECURE_PREFIX, Gate
+from core.access.gate import Gate
 from core.access.origins import Origin, parse_forwarded, parse_origin, parse_place, places_told
 from core.access.requests import comes_from_elsewhere, cookies_named, from_here, local_path
 from core.access.scopes import marked
 from core.access.secret_file import SecretFile
+from core.access.visitors import COOKIE, DEVICE_COOKIE, SECURE_PREFIX
 from tests.test_gate import AWAY, HERE, PAGE, PASSWORD, People, Reply, ask, form, make_scope, says_who, sign_in, talk
 
 

@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from core.access.access import Access
-from core.access.gate import COOKIE, SECURE_PREFIX
 from core.access.secret_file import SecretFile
+from core.access.visitors import COOKIE, SECURE_PREFIX
 from tests.dashboard import CHROMIUM, FLAGS, dashboard, key
 from tests.oidc_standin import oidc_provider
 from tests.proxy_standin import WAYS, Proxy, proxy

@@ -13,6 +13,8 @@ from core.text import LANGUAGES
 MAX_NEXT_CHARS, MAX_COOKIES = 1000, 32
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+# Of Streamlit's own paths none is a page that a person opens.
+NO_PAGES = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
 
 
 def language_of(request: HTTPConnection) -> str:
@@ -57,6 +59,11 @@ def is_link(request: HTTPConnection) -> bool:
     """Whether a person follows a link, or types an address: pages elsewhere may lead here, and read nothing of it."""
     is_navigation = request.headers.get("sec-fetch-mode", "navigate") == "navigate"
     return request.scope["method"] in SAFE_METHODS and is_navigation and "origin" not in request.headers
+
+
+def is_page(request: HTTPConnection) -> bool:
+    """Whether a person waits for a page to look at."""
+    return "text/html" in request.headers.get("accept", "") and not request.scope["path"].startswith(NO_PAGES)
 
 
 def is_secure(request: HTTPConnection) -> bool:
