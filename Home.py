@@ -9,7 +9,7 @@ from ui.download_jobs import sidebar_downloads
 from ui.engine import sidebar_status
 from ui.home import draw_home
 from ui.i18n import choose_language, tr
-from ui.people import has_passed_gate, has_signed_in
+from ui.people import has_passed_gate
 from ui.routing import follow, note_page
 from ui.settings_files import sidebar_files
 
@@ -36,8 +36,7 @@ with st.sidebar:
     sidebar_downloads()
     sidebar_files()
     choose_language()
-    if has_signed_in():
-        watch_session("watch_session")
+    watch_session("watch_session")
 note_page(page.url_path)
 with panics_as_errors():
     page.run()

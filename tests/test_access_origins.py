@@ -16,11 +16,12 @@ from starlette.requests import HTTPConnection
 from core.access import password
 from core.access.access import Access
 from core.access.exposure import LISTENS, NETWORK
-from core.access.gate import COOKIE, DEVICE_COOKIE, SECURE_PREFIX, Gate
+from core.access.gate import Gate
 from core.access.origins import Origin, parse_forwarded, parse_origin, parse_place, places_told
 from core.access.requests import comes_from_elsewhere, cookies_named, from_here, local_path
 from core.access.scopes import marked
 from core.access.secret_file import SecretFile
+from core.access.visitors import COOKIE, DEVICE_COOKIE, SECURE_PREFIX
 from tests.test_gate import AWAY, HERE, PAGE, PASSWORD, People, Reply, ask, form, make_scope, says_who, sign_in, talk
 
 
@@ -168,7 +169,7 @@ def browser(way: str, **more: str) -> dict[str, str]:
 
 
 def cookies(reply: Reply) -> dict[str, str]:
-    """What a browser sends next; a Reply holds the last Set-Cookie, the session's."""
+    """What a browser sends next."""
     return {"cookie": reply.headers["set-cookie"].split(";")[0]}
 
 
@@ -212,6 +213,13 @@ def test_behind_every_proxy_the_password_opens_and_only_its_own_pages_come_in(ap
         assert ask(app, "/sign-out", away, "POST", place=at).status == 403, neighbour
     assert ask(app, "/sign-out", given, "POST", place=at).status == 303
     assert talk(app, given, ["hello"]) == [1008]
+
+
+def test_a_browser_that_leaves_origin_out_says_it_by_the_referer(app: Gate) -> None:
+    headers = {"host": "127.0.0.1:6006", "referer": "https://deck.example.org:8443/sign-in?next=/Chat"}
+    given = cookies(sign_in(app, headers, place(headers)))
+    assert talk(app, given | {"origin": "https://deck.example.org:8443"}, ["hello"]) == ["accept", "'' hello"]
+    assert talk(app, given | {"origin": "https://evil.example"}, ["hello"]) == [1008]
 
 
 @pytest.mark.parametrize("way", EVERY)
@@ -333,6 +341,27 @@ def test_the_path_is_taken_where_it_is_told_and_the_address_may_end_without_a_sl
         assert 'action="./sign-in"' in ask(app, "/", PAGE | {"x-forwarded-prefix": wrong}).text
 
 
+INDEX = b"<html><head><title>x</title></head></html>"
+
+
+async def shows_a_page(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    length = str(len(INDEX)).encode()
+    assert scope["path"] != "/" or b"accept-encoding" not in dict(scope["headers"])
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    await send({"type": "http.response.body", "body": INDEX})
+
+
+def test_a_page_goes_to_the_address_with_a_slash_where_a_path_was_taken_away(access: Access) -> None:
+    """Jupyter passes /proxy/6006 on as /, and everything that the page then asks for is outside of the path."""
+    app = Gate(shows_a_page, access)
+    headers = cookies(sign_in(app)) | PAGE | {"accept-encoding": "gzip"}
+    reply = ask(app, "/", headers | {"x-forwarded-prefix": "/proxy/6006"})
+    assert 'location.pathname==="/proxy/6006"&&location.replace("/proxy/6006/"' in reply.text
+    assert reply.headers["content-length"] == str(len(reply.text)) and reply.text.endswith("</html>")
+    for path, more in (("/Chat", {"x-forwarded-prefix": "/proxy/6006"}), ("/x", {"x-forwarded-prefix": "//x"})):
+        assert ask(app, path, headers | more).text == INDEX.decode()
+
+
 async def leads_on(scope: dict[str, Any], receive: Any, send: Any) -> None:
     location = dict(scope["headers"])[b"x-location"]
     await send({"type": "http.response.start", "status": 307, "headers": [(b"Location", location)]})
@@ -374,16 +403,21 @@ def test_a_path_of_nonsense_comes_back_as_text_only(app: Gate, path: str) -> Non
 # What was open --------------------------------------------------------------------------------------------------------
 
 
-def test_two_browsers_devices_are_told_apart_by_their_cookies(app: Gate, access: Access) -> None:
-    given = {"origin": "https://deck.example.org:8443"}
-    stamp = access.devices.make(parse_origin(given["origin"]))
+def test_a_browser_that_signed_in_before_does_not_wait_with_those_who_guess(app: Gate) -> None:
+    given = {"origin": "https://deck.example.org:8443", "host": "127.0.0.1:6006"}
+    page = ask(app, "/Chat", PAGE | cookies(sign_in(app, given, AWAY | {"client": ("192.0.2.8", 1)})))
+    mine = cookies(page)
+    assert mine["cookie"].startswith(f"{SECURE_PREFIX}{DEVICE_COOKIE}=")
+    assert {"Secure", "HttpOnly", "SameSite=lax"} <= set(page.headers["set-cookie"].split("; "))
     for _ in range(6):
         sign_in(app, given, password="wrong password")
     assert sign_in(app, given).status == 429
-    mine = {"cookie": f"{SECURE_PREFIX}{DEVICE_COOKIE}={stamp}"}
     # A neighbour's page, which comes with the cookie but from its own origin, uses up nothing.
     assert sign_in(app, mine | {"origin": "https://evil.example"}).status == 429
-    assert sign_in(app, given | mine).status == 303
+    reply = sign_in(app, given | mine)
+    assert reply.status == 303
+    known = {"cookie": f"{mine['cookie']}; {cookies(reply)['cookie']}"}
+    assert "set-cookie" not in ask(app, "/Chat", PAGE | known).headers
 
 
 @pytest.mark.parametrize("path", ["/auth/logout", "/auth/logout?x=1"])

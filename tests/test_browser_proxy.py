@@ -12,9 +12,10 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from core.access.access import Access
-from core.access.gate import COOKIE, SECURE_PREFIX
 from core.access.secret_file import SecretFile
+from core.access.visitors import COOKIE, SECURE_PREFIX
 from tests.dashboard import CHROMIUM, FLAGS, dashboard, key
+from tests.oidc_standin import oidc_provider
 from tests.proxy_standin import WAYS, Proxy, proxy
 
 PASSWORD, WAIT_MS = "correct horse battery", 30_000
@@ -115,7 +116,12 @@ def test_below_a_path_that_is_taken_away_everything_stays_there(page: Page, belo
     assert page.url == f"{address}/Settings"
     assert {one["path"] for one in page.context.cookies() if COOKIE in one["name"]} == {PATH}
     expect(page.locator("code").first).to_have_text(f"{address}/v1", timeout=WAIT_MS)
-    import_character(page, address, "Guest below")
+    import_character(page, address, "Below")
+    page.goto(f"{address}/Characters?character=Below")
+    key(page, "character_export").get_by_role("button").first.click(timeout=WAIT_MS)
+    with page.expect_download(timeout=WAIT_MS) as download:
+        key(page, "character_export_yaml").get_by_role("button").click(timeout=WAIT_MS)
+    assert "name: Below" in Path(download.value.path()).read_text("utf-8")
     page.goto(f"{address}/Characters/")
     expect(page.locator("img[src*='/media/']").first).to_be_visible(timeout=WAIT_MS)
     assert page.url == f"{address}/Characters"
@@ -126,3 +132,28 @@ def test_below_a_path_that_is_taken_away_everything_stays_there(page: Page, belo
     # What the frontend tries on its way to find out where it is.
     outside = {head["target"] for head in below.seen if not head["target"].startswith(f"{PATH}/")}
     assert not any("sign" in target or "media" in target or "upload" in target for target in outside)
+
+
+def test_signing_in_through_a_provider_comes_back_below_the_path(page: Page, home: Path, tmp_path: Path) -> None:
+    """Streamlit's own way back leads to /, and its way out to /auth/logout: outside of the path."""
+    with oidc_provider() as provider, proxy(0, WAYS[3], home, PATH) as before:
+        address = f"https://{NAME}:{before.port}{PATH}"
+        secrets = provider.secrets_toml('[access]\nallow = ["*@example.org"]\n')
+        (tmp_path / ".streamlit").mkdir()
+        own = "http://127.0.0.1:{port}/oauth2callback"
+        (tmp_path / ".streamlit" / "secrets.toml").write_text(
+            secrets.replace(own, f"{address}/oauth2callback"), "utf-8"
+        )
+        folders = {f"LLAMADECK_{name.upper()}": str(tmp_path / name) for name in ("models", "data", "characters")}
+        with dashboard(os.environ | folders | {"HOME": str(tmp_path)}) as url:
+            before.upstream_port = urlsplit(url).port or 0
+            page.goto(f"{address}/Settings")
+            page.get_by_role("link", name="Sign in with your account").click()
+            page.locator("#ann").click()
+            expect(page.get_by_test_id("stSidebarNav")).to_be_visible(timeout=WAIT_MS)
+            assert page.url == f"{address}/"
+            page.goto(f"{address}/Settings")
+            expect(page.get_by_text("ann@example.org")).to_be_visible(timeout=WAIT_MS)
+            key(page, "settings_sign_out").get_by_role("button").click()
+            expect(page.get_by_role("link", name="Sign in with your account")).to_be_visible(timeout=WAIT_MS)
+            assert page.url == f"{address}/"

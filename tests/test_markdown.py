@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from core.hub.address import Address
+from core.hub.source import Source
+from ui.download_repository import page_url
 from ui.markdown import answer_markdown, escape, shortened
 
 
@@ -59,3 +62,13 @@ def test_a_picture_becomes_a_link() -> None:
 def test_a_long_line_is_cut_with_an_ellipsis() -> None:
     assert shortened("a b\nc", 10) == "a b c"
     assert shortened("abcdefgh", 5) == "abcd…"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url"),
+    [("https://huggingface.co", "https://huggingface.co/a/b"), ("http://[::1]:8080/x", "http://[::1]:8080/x/a/b"),
+     ("https://h/a)b(c", "https://h/a%29b%28c/a/b"), ("https://h/ <b>\"'", "https://h/%20%3Cb%3E%22%27/a/b"),
+     ("https://镜像.example", "https://%E9%95%9C%E5%83%8F.example/a/b")],
+)  # fmt: skip
+def test_an_address_in_a_link_does_not_end_the_link(endpoint: str, url: str) -> None:
+    assert page_url(Source(Address("a/b", "main"), endpoint)) == url

@@ -96,5 +96,5 @@ def leave(key: str, now: bool, provider: bool = False) -> None:
 
 
 def watch_session(key: str) -> None:
-    """Lead to where people sign in once the session of this browser has ended."""
+    """Lead to where people sign in once the session of this browser has ended, or there is a password now."""
     _watch(key=key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from urllib.parse import quote
 
 import streamlit as st
 
@@ -59,8 +60,9 @@ def draw_repository(source: Source, cards: Cards) -> None:
 
 
 def page_url(source: Source) -> str:
+    """Without a letter that would end a link in Markdown: an endpoint is what somebody typed."""
     base = source.endpoint + ("/models" if source.kind == "modelscope" else "")
-    return f"{base}/{source.address.repo}"
+    return quote(f"{base}/{source.address.repo}", safe=":/@%[]~")
 
 
 def _needs_token(branches: Sequence[Branch]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.access.gate import COOKIES
 from core.access.scopes import person_in
 
 
@@ -16,8 +15,3 @@ def person() -> str:
 def has_passed_gate() -> bool:
     """Whether the gate let this page's browser in. A script that runs without a browser, in a test, has no headers."""
     return not st.context.headers or person_in(st.context.headers) is not None
-
-
-def has_signed_in() -> bool:
-    """Whether somebody signed in here, so that it can end."""
-    return bool(person()) or any(name in st.context.cookies for name in COOKIES)

@@ -9,7 +9,7 @@ import streamlit as st
 
 from core.access.access import TooManyTries
 from core.access.exposure import is_network
-from core.access.gate import COOKIES
+from core.access.visitors import COOKIES
 from core.errors import DeckError, InputError
 from ui.browser import leave
 from ui.errors import show_error

@@ -14,8 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 from urllib.parse import parse_qsl, quote
 
 from starlette.middleware.cors import CORSMiddleware
@@ -24,85 +22,53 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.access.access import DEVICE_S, Access
-from core.access.exposure import is_local, is_local_name, request_is_local
-from core.access.headers import with_relative_location, with_security_headers
-from core.access.origins import Origin, parse_origin
+from core.access.exposure import is_local, request_is_local
+from core.access.headers import with_header, with_relative_location, with_security_headers
+from core.access.origins import parse_origin
 from core.access.requests import (
     FOREIGN_SITES,
     SAFE_METHODS,
     client_of,
-    comes_from_elsewhere,
     cookies_named,
     from_here,
     is_link,
+    is_page,
     is_secure,
     language_of,
     local_path,
+    prefix_told,
     root_of_page,
     was_sent_to,
 )
 from core.access.scopes import below_base, marked, path_of, unmarked, with_host_of_origin
 from core.access.sessions import SESSION_S
 from core.access.sign_in_page import POLICY, SIGN_IN, SIGN_OUT, SignInPage
-from core.access.stamps import Stamp
+from core.access.slash import uncompressed, with_slash
 from core.access.turns import Client, TooManyTries
+from core.access.visitors import (
+    COOKIE,
+    COOKIES,
+    DEVICE_COOKIE,
+    SECURE_PREFIX,
+    SignOn,
+    Visitor,
+    Visitors,
+    is_elsewhere_by_its_address,
+)
 from core.access.watch import Watch
 from core.errors import DeckError
 from core.text import translate
 
 log = logging.getLogger(__name__)
-COOKIE, DEVICE_COOKIE = "llamadeck_session", "llamadeck_device"
-# A page that came over http cannot replace a cookie that is for https only: theirs have a name of their own.
-SECURE_PREFIX = "__Secure-"
-COOKIES = (COOKIE, SECURE_PREFIX + COOKIE)
-DEVICE_COOKIES = (DEVICE_COOKIE, SECURE_PREFIX + DEVICE_COOKIE)
 # The API checks its keys itself.
 API_PREFIX, API_PATHS = "/v1/", frozenset({"/v1", "/metrics", "/health", "/ready", "/openapi.json"})
 SIGN_ON_OUT = "/auth/logout"
+# Longer than Streamlit's cookie is good for.
+SIGN_ON_S = 32 * 24 * 3600
 SIGN_ON_PATHS = frozenset({"/auth/login", SIGN_ON_OUT, "/oauth2callback"})
-# Of Streamlit's own paths none is a page that a person opens.
-NO_PAGES = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
 MAX_FORM_BYTES, FORM_S = 4096, 10.0
 POLICY_VIOLATION = 1008
 WARN_S = 60.0
-
-
-class SignOn(Protocol):
-    """Signing in through somebody who knows people (OIDC), as the dashboard's framework does it."""
-
-    @property
-    def providers(self) -> Sequence[str]: ...
-
-    @property
-    def origin(self) -> str:
-        """The origin to which the provider sends people back; the only one at which they are signed in."""
-
-    def session(self, cookies: Mapping[str, str]) -> str:
-        """A name for what the cookies hold, so that it can be ended."""
-
-    def person(self, cookies: Mapping[str, str]) -> str | None:
-        """Whose signed cookie this is: a name that no two people share. None without a valid one."""
-
-    def is_invited(self, cookies: Mapping[str, str]) -> bool:
-        """Whether the person of the cookie may use this installation."""
-
-    def name(self, cookies: Mapping[str, str]) -> str:
-        """What to call the person of the cookie."""
-
-    def start(self, provider: str) -> str:
-        """The path at which signing in through `provider` begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """Somebody who may come in: `person` as pages know them, and the session by which they are let in, if any."""
-
-    person: str
-    session: Stamp | None = None
-
-    @property
-    def origin(self) -> Origin | None:
-        return self.session.origin if self.session else None
 
 
 class Gate:
@@ -123,7 +89,7 @@ class Gate:
     ) -> None:
         self._app, self._access, self._sign_on = app, access, sign_on
         self._page = SignInPage(logo, sign_on.providers if sign_on else ())
-        self._public = frozenset(origin for url in public_urls if (origin := parse_origin(url)) is not None)
+        self._visitors = Visitors(access, sign_on, public_urls)
         self._bases = sorted({base for url in public_urls if (base := path_of(url))}, key=len, reverse=True)
         self._cors_origins = frozenset(cors_origins)
         self._api: ASGIApp = app
@@ -164,7 +130,7 @@ class Gate:
     async def _call_api(self, request: Request, send: Send) -> None:
         """A page elsewhere needs a key also where nobody else does, on loopback; the API itself sees whether it is
         right. Only of an origin that was named will a browser let a page read the answer."""
-        is_elsewhere = asks_for_more(request) and self._is_elsewhere(request, None)
+        is_elsewhere = asks_for_more(request) and self._visitors.is_elsewhere(request, None)
         if is_elsewhere and "authorization" not in request.headers and not self._may_call(request):
             answer = plain(403, "Requests from pages of other sites need a key.")
             await answer(request.scope, request.receive, send)
@@ -180,71 +146,63 @@ class Gate:
             if request.headers.get("sec-fetch-site") in FOREIGN_SITES:
                 await plain(403, "Sign out on this server's own page.")(request.scope, request.receive, send)
                 return
-            await asyncio.to_thread(self._end_sign_on, request)
+            try:
+                await self._app(request.scope, request.receive, send)
+            finally:
+                # After the way out: a page that notices the end first would turn back before its cookie is gone.
+                await asyncio.to_thread(self._end_sign_on, request)
+            return
         await self._app(request.scope, request.receive, send)
 
     def _end_sign_on(self, request: Request) -> None:
         """The cookie goes by the provider's way out; what was opened with it ends too, and a copy is worth nothing."""
         if self._sign_on is not None and self._sign_on.person(request.cookies):
             try:
-                expires_s = time.time() + DEVICE_S
+                expires_s = time.time() + SIGN_ON_S
                 self._access.sessions.note_end(self._sign_on.session(request.cookies), expires_s)
             except DeckError as error:
                 log.error("%s", error)
 
     async def _show(self, request: Request, send: Send) -> None:
         """A page, or a part of one."""
-        visitor = self._visitor(request)
+        visitor = self._visitors.find(request)
         if visitor is None or is_elsewhere_by_its_address(request, visitor):
             await self._refusal(request)(request.scope, request.receive, send)
-        elif self._is_elsewhere(request, visitor.origin) and not is_link(request):
+        elif self._visitors.is_elsewhere(request, visitor.origin) and not is_link(request):
             self._warn(request)
             await plain(403, "Requests from pages of other sites are refused.")(request.scope, request.receive, send)
         else:
-            watch = Watch(lambda: self._is_still(request, visitor))
-            await self._app(marked(request.scope, visitor.person), request.receive, watch.sending(send))
+            watch = Watch(lambda: self._visitors.is_still(request, visitor))
+            send = watch.sending(self._with_device(request, visitor, send))
+            scope = marked(request.scope, visitor.person)
+            if scope["path"] == "/" and is_page(request) and (prefix := prefix_told(request)):
+                scope, send = uncompressed(scope), with_slash(send, prefix)
+            await self._app(scope, request.receive, send)
+
+    def _with_device(self, request: Request, visitor: Visitor, send: Send) -> Send:
+        """`send`, which with a page gives a browser that signed in by the password what makes it known next time."""
+        origin = visitor.origin
+        devices = self._visitors.devices(request, origin)
+        if visitor.person or visitor.session is None or not is_page(request) or devices:
+            return send
+        secure = is_secure(request) if origin is None else origin.scheme == "https"
+        given = Response()
+        set_cookie(given, DEVICE_COOKIE, self._access.devices.make(origin), DEVICE_S, secure)
+        return with_header(send, b"set-cookie", given.headers["set-cookie"].encode())
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Streamlit holds the Origin against Host, which a proxy may have changed: it gets the one that was checked."""
         request = HTTPConnection(scope)
-        visitor = self._visitor(request)
-        if visitor is None or self._is_elsewhere(request, visitor.origin):
+        visitor = self._visitors.find(request)
+        if visitor is None or self._visitors.is_elsewhere(request, visitor.origin):
             if visitor is not None:
                 self._warn(request)
             await receive()
             await send({"type": "websocket.close", "code": POLICY_VIOLATION})
             return
-        watch = Watch(lambda: self._is_still(request, visitor))
+        watch = Watch(lambda: self._visitors.is_still(request, visitor))
         scope = with_host_of_origin(marked(scope, visitor.person))
         await self._app(scope, watch.receiving(receive, send), watch.sending(send))
-
-    def _visitor(self, request: HTTPConnection) -> Visitor | None:
-        """To whom a request belongs; None for nobody who may come in."""
-        if self._sign_on is not None:
-            person = self._sign_on.person(request.cookies)
-            if person and self._sign_on.is_invited(request.cookies):
-                name = self._sign_on.session(request.cookies)
-                if not self._access.sessions.has_ended(name):
-                    return Visitor(person, Stamp(name, math.inf, parse_origin(self._sign_on.origin)))
-        elif is_local(request.scope) and not self._access.has_password:
-            return Visitor("")
-        tokens = cookies_named(request, COOKIES)
-        sessions = [session for token in tokens if (session := self._access.sessions.read(token)) is not None]
-        fitting = [session for session in sessions if not self._is_elsewhere(request, session.origin)]
-        return next((Visitor("", session) for session in (*fitting, *sessions)), None)
-
-    def _is_still(self, request: HTTPConnection, visitor: Visitor) -> bool:
-        """Whether whoever was let in would be let in now."""
-        now = self._visitor(request)
-        return now is not None and now.person == visitor.person
-
-    def _is_elsewhere(self, request: HTTPConnection, at: Origin | None) -> bool:
-        """Whether a page of another origin than ours sent a request; `at` is that of the session, where it is known."""
-        origin = parse_origin(request.headers.get("origin", ""))
-        if origin is None or not self._public:
-            return comes_from_elsewhere(request, at)
-        is_ours = origin in self._public or (is_local_name(origin.host) and was_sent_to(request, origin))
-        return not is_ours or comes_from_elsewhere(request, at or origin)
 
     def _warn(self, request: HTTPConnection) -> None:
         """Say at most once a minute whose requests are refused: a page that is ours would stay empty."""
@@ -284,7 +242,7 @@ class Gate:
             return await self._sign_in(request)
         if path == SIGN_IN and request.method in SAFE_METHODS:
             wanted = local_path(request.query_params.get("next", "/"))
-            visitor = self._visitor(request)
+            visitor = self._visitors.find(request)
             is_in = visitor is not None and not is_elsewhere_by_its_address(request, visitor)
             return redirect(wanted) if is_in else self._asking_page(request, wanted)
         if path == SIGN_OUT and request.method == "POST":
@@ -298,8 +256,9 @@ class Gate:
 
     async def _sign_in(self, request: Request) -> Response:
         """Refused only where the browser says that a page elsewhere sends it; what it gives is for its origin alone."""
-        origin = parse_origin(request.headers.get("origin", ""))
-        if self._is_elsewhere(request, origin):
+        # Where a browser leaves out the one, it sends the other to its own page's server.
+        origin = parse_origin(request.headers.get("origin") or request.headers.get("referer", ""))
+        if self._visitors.is_elsewhere(request, origin):
             return plain(403, "Sign in on this server's own page.")
         try:
             async with asyncio.timeout(FORM_S):
@@ -315,7 +274,7 @@ class Gate:
             return self._asking_page(request, wanted)
         ticket = form.get("page", "")
         shown = self._access.pages.read(ticket)
-        client = Client(client_of(request), self._device(request, origin), shown.id if shown else "")
+        client = Client(client_of(request), self._visitors.device(request, origin), shown.id if shown else "")
         ticket = ticket if shown else ""
         try:
             is_right = await self._access.try_password_in_turn(form.get("password", ""), client)
@@ -330,21 +289,15 @@ class Gate:
             return self._sign_in_page(request, 401, wanted, alert, ticket)
         log.info("%r signed in", client_of(request))
         answer = redirect(wanted)
-        if not client.device:
-            set_cookie(answer, request, DEVICE_COOKIE, self._access.devices.make(origin), DEVICE_S)
         was_told = origin is not None and was_sent_to(request, origin)
-        set_cookie(answer, request, COOKIE, self._access.sessions.begin(origin, was_told), SESSION_S)
+        token = self._access.sessions.begin(origin, was_told)
+        set_cookie(answer, COOKIE, token, SESSION_S, is_secure(request) if origin is None else origin.scheme == "https")
         return answer
-
-    def _device(self, request: Request, origin: Origin | None) -> str:
-        """The id of a browser that signed in before; a page elsewhere must not use up its tries."""
-        stamps = [self._access.devices.read(text) for text in cookies_named(request, DEVICE_COOKIES)]
-        return next((stamp.id for stamp in stamps if stamp is not None and stamp.origin == origin), "")
 
     async def _sign_out(self, request: Request) -> Response:
         """Also where nobody is signed in: then there is nothing to end, and the cookie goes."""
-        visitor = self._visitor(request)
-        if self._is_elsewhere(request, visitor.origin if visitor else None):
+        visitor = self._visitors.find(request)
+        if self._visitors.is_elsewhere(request, visitor.origin if visitor else None):
             return plain(403, "Sign out on this server's own page.")
         answer = redirect("/")
         try:
@@ -352,28 +305,13 @@ class Gate:
                 await asyncio.to_thread(self._access.sessions.end, token)
         except DeckError as error:
             answer = self._sign_in_page(request, 500, "/", error.sentence(language_of(request)))
-        set_cookie(answer, request, COOKIE, "", 0)
+        set_cookie(answer, COOKIE, "", 0, is_secure(request))
         return answer
 
 
-def is_elsewhere_by_its_address(request: HTTPConnection, visitor: Visitor) -> bool:
-    """Whether a person opens a page at another address than they signed in at, such as another port of this machine's
-    name: the cookie comes along, and the page's websocket would be refused. Known only where addresses are told."""
-    session = visitor.session
-    if session is None or session.origin is None or not session.was_told:
-        return False
-    return is_page(request) and is_link(request) and not was_sent_to(request, session.origin)
-
-
-def is_page(request: HTTPConnection) -> bool:
-    """Whether a person waits for a page to look at."""
-    return "text/html" in request.headers.get("accept", "") and not request.scope["path"].startswith(NO_PAGES)
-
-
-def set_cookie(answer: Response, request: Request, name: str, value: str, max_age_s: int) -> None:
-    """Without a path of its own: it then holds below the address that the form was sent to, whatever a proxy took away
-    from that one. Nothing but a browser knows it."""
-    secure = is_secure(request)
+def set_cookie(answer: Response, name: str, value: str, max_age_s: int, secure: bool) -> None:
+    """Without a path of its own: it then holds below the address that was asked for, whatever a proxy took away from
+    that one. Nothing but a browser knows it."""
     name = SECURE_PREFIX + name if secure else name
     answer.set_cookie(name, value, max_age=max_age_s, path=None, httponly=True, samesite="lax", secure=secure)
 

@@ -38,6 +38,17 @@ def with_security_headers(send: Send) -> Send:
     return send_with_headers
 
 
+def with_header(send: Send, name: bytes, value: bytes) -> Send:
+    """`send`, which adds a header to the response."""
+
+    async def send_with_header(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (name, value)]
+        await send(message)
+
+    return send_with_header
+
+
 def with_relative_location(send: Send, root: str) -> Send:
     """`send`, which leads on below the address that the browser asked for: a proxy may have taken a path from it.
 

@@ -13,6 +13,8 @@ from core.text import LANGUAGES
 MAX_NEXT_CHARS, MAX_COOKIES = 1000, 32
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+# Of Streamlit's own paths none is a page that a person opens.
+NO_PAGES = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
 
 
 def language_of(request: HTTPConnection) -> str:
@@ -59,6 +61,11 @@ def is_link(request: HTTPConnection) -> bool:
     return request.scope["method"] in SAFE_METHODS and is_navigation and "origin" not in request.headers
 
 
+def is_page(request: HTTPConnection) -> bool:
+    """Whether a person waits for a page to look at."""
+    return "text/html" in request.headers.get("accept", "") and not request.scope["path"].startswith(NO_PAGES)
+
+
 def is_secure(request: HTTPConnection) -> bool:
     """Whether the browser spoke https, to us or to a proxy that stands before us."""
     if (origin := parse_origin(request.headers.get("origin", ""))) is not None:
@@ -79,12 +86,17 @@ def from_here(request: HTTPConnection, path: str) -> str:
     return ("../" * (raw.count(b"/") - 1) or "./") + path.lstrip("/")
 
 
-def root_of_page(request: HTTPConnection) -> str:
-    """Leads from a page to where we begin. At the beginning itself a proxy may have taken a whole path away, and the
-    browser's address then ends without a slash: some proxies tell that path."""
+def prefix_told(request: HTTPConnection) -> str:
+    """The path that a proxy says it took away, without a slash at its end; "" where none does, or not as it should."""
     prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
-    is_told = request.scope["path"] == "/" and prefix and local_path(prefix) == prefix
-    return f"{prefix}/" if is_told else from_here(request, "/")
+    return prefix if prefix and local_path(prefix) == prefix else ""
+
+
+def root_of_page(request: HTTPConnection) -> str:
+    """Leads from a page to where we begin. At the beginning itself the browser's address may end without a slash, if a
+    proxy took a whole path away."""
+    prefix = prefix_told(request) if request.scope["path"] == "/" else ""
+    return f"{prefix}/" if prefix else from_here(request, "/")
 
 
 def local_path(wanted: str) -> str:

@@ -1,0 +1,122 @@
+"""To whom a request belongs, and whether a page of ours sent it: the cookies that say so; signs nobody in or out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from starlette.requests import HTTPConnection
+
+from core.access.access import Access
+from core.access.exposure import is_local, is_local_name
+from core.access.origins import Origin, parse_origin, parse_origins
+from core.access.requests import comes_from_elsewhere, cookies_named, is_link, is_page, was_sent_to
+from core.access.sessions import Sessions
+from core.access.stamps import Stamp, Stamps
+
+COOKIE, DEVICE_COOKIE = "llamadeck_session", "llamadeck_device"
+# A page that came over http cannot replace a cookie that is for https only: theirs have a name of their own.
+SECURE_PREFIX = "__Secure-"
+COOKIES = (COOKIE, SECURE_PREFIX + COOKIE)
+DEVICE_COOKIES = (DEVICE_COOKIE, SECURE_PREFIX + DEVICE_COOKIE)
+
+
+class SignOn(Protocol):
+    """Signing in through somebody who knows people (OIDC), as the dashboard's framework does it."""
+
+    @property
+    def providers(self) -> Sequence[str]: ...
+
+    @property
+    def origin(self) -> str:
+        """The origin to which the provider sends people back; the only one at which they are signed in."""
+
+    def session(self, cookies: Mapping[str, str]) -> str:
+        """A name for what the cookies hold, so that it can be ended."""
+
+    def person(self, cookies: Mapping[str, str]) -> str | None:
+        """Whose signed cookie this is: a name that no two people share. None without a valid one."""
+
+    def is_invited(self, cookies: Mapping[str, str]) -> bool:
+        """Whether the person of the cookie may use this installation."""
+
+    def name(self, cookies: Mapping[str, str]) -> str:
+        """What to call the person of the cookie."""
+
+    def start(self, provider: str) -> str:
+        """The path at which signing in through `provider` begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody who may come in: `person` as pages know them, and the session by which they are let in, if any."""
+
+    person: str
+    session: Stamp | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.session.origin if self.session else None
+
+
+class Visitors:
+    """`public_urls` are the only addresses at which others are let in, where there are any."""
+
+    def __init__(self, access: Access, sign_on: SignOn | None, public_urls: Sequence[str]) -> None:
+        self._access, self._sign_on = access, sign_on
+        # Where the provider leads people back to is one of them, whether it is named or not.
+        addresses = [*public_urls, sign_on.origin] if sign_on and public_urls else public_urls
+        self._public = frozenset(parse_origins(addresses))
+
+    def find(self, request: HTTPConnection) -> Visitor | None:
+        """To whom a request belongs; None for nobody who may come in."""
+        if self._sign_on is not None:
+            person = self._sign_on.person(request.cookies)
+            if person and self._sign_on.is_invited(request.cookies):
+                name = self._sign_on.session(request.cookies)
+                if not self._access.sessions.has_ended(name):
+                    return Visitor(person, Stamp(name, math.inf, parse_origin(self._sign_on.origin)))
+        elif is_local(request.scope) and not self._access.has_password:
+            return Visitor("")
+        tokens = cookies_named(request, COOKIES)
+        sessions = [session for token in tokens if (session := self._access.sessions.read(token)) is not None]
+        fitting = [session for session in sessions if not self.is_elsewhere(request, session.origin)]
+        return next((Visitor("", session) for session in (*fitting, *sessions)), None)
+
+    def is_still(self, request: HTTPConnection, visitor: Visitor) -> bool:
+        """Whether whoever was let in would be let in now."""
+        now = self.find(request)
+        return now is not None and now.person == visitor.person
+
+    def is_elsewhere(self, request: HTTPConnection, at: Origin | None) -> bool:
+        """Whether a page of another origin than ours sent a request; `at` is that of the session, where it is known."""
+        origin = parse_origin(request.headers.get("origin", ""))
+        if origin is None or not self._public:
+            return comes_from_elsewhere(request, at)
+        is_ours = origin in self._public or (is_local_name(origin.host) and was_sent_to(request, origin))
+        return not is_ours or comes_from_elsewhere(request, at or origin)
+
+    def device(self, request: HTTPConnection, origin: Origin | None) -> str:
+        """The id of a browser that signed in before, or still is; a page elsewhere must not use up its tries."""
+        return next(iter(self.devices(request, origin) or known(request, COOKIES, self._access.sessions, origin)), "")
+
+    def devices(self, request: HTTPConnection, origin: Origin | None) -> list[str]:
+        """The ids that a browser at this origin was given when it signed in."""
+        return known(request, DEVICE_COOKIES, self._access.devices, origin)
+
+
+def known(request: HTTPConnection, names: Collection[str], kind: Stamps | Sessions, origin: Origin | None) -> list[str]:
+    """The ids in cookies with these names that we gave to a browser at this origin."""
+    stamps = [kind.read(text) for text in cookies_named(request, names)]
+    return [stamp.id for stamp in stamps if stamp is not None and stamp.origin == origin]
+
+
+def is_elsewhere_by_its_address(request: HTTPConnection, visitor: Visitor) -> bool:
+    """Whether a person opens a page at another address than they signed in at, such as another port of this machine's
+    name: the cookie comes along, and the page's websocket would be refused. Known only where addresses are told."""
+    session = visitor.session
+    if session is None or session.origin is None or not session.was_told:
+        return False
+    return is_page(request) and is_link(request) and not was_sent_to(request, session.origin)
