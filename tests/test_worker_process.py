@@ -221,6 +221,23 @@ def test_a_worker_is_silent_while_it_is_stopped_and_no_longer(runner: Runner, so
     until(lambda: not runner.silent_s)
 
 
+def test_a_worker_that_stands_still_while_it_loads_is_silent(odd: Callable[[str], Runner], soon: None) -> None:
+    runner = odd("frozen")
+    until(lambda: runner.silent_s)
+    assert runner.state.phase == "loading"
+    assert in_time(runner.unload)
+
+
+def test_a_library_that_takes_long_to_come_is_no_silence(odd: Callable[[str], Runner], soon: None) -> None:
+    """With the interpreter's lock held no heartbeat comes, but the process works."""
+    runner = odd("slow_library")
+    until(lambda: runner.state.fraction == 0.5)
+    worker = runner._worker
+    assert worker is not None
+    until(lambda: time.monotonic() - worker._sign_s > 2 * process.SILENT_S or runner.silent_s)
+    assert runner.silent_s == 0.0
+
+
 def test_a_worker_that_never_beats_is_silent(odd: Callable[[str], Runner], soon: None) -> None:
     runner = odd("mute")
     assert runner.wait_while_loading(WAIT_S).phase == "ready"
