@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from core.engine import process
 from core.engine.answer import Answer
-from core.engine.messages import EngineState, Event, Sampling, Text
+from core.engine.messages import Cancel, EngineState, Event, Finished, Sampling, Text
 from core.engine.process import Worker
 from core.engine.pulse import BEAT_S, Outlet, Pulse
 from core.engine.runner import Runner
+from core.engine.scheduler import Scheduler
+from core.engine.worker import obey
 from core.errors import EngineError
 from tests.checkpoints import Recipe, make_checkpoint
 
@@ -273,6 +276,29 @@ def test_the_real_worker_beats_before_anything_is_loaded(soon: None) -> None:
     worker._pipe.send_bytes(b"no command")
     assert ended.wait(WAIT_S)
     assert worker.end_reason().params == {"how": "exit code 1"}
+
+
+class Desk:
+    """Stands in for a scheduler that knows one request, and for the pipe."""
+
+    def __init__(self) -> None:
+        self.requests = [1]
+        self.cancelled: list[int] = []
+        self.sent: list[Event] = []
+
+    def cancel(self, request: int) -> None:
+        self.cancelled.append(request)
+
+    def send(self, event: Event) -> None:
+        self.sent.append(event)
+
+
+def test_stop_ends_an_answer_that_the_worker_has_lost_as_well() -> None:
+    desk = Desk()
+    for request in (1, 2):
+        obey(cast(Scheduler, desk), cast(Outlet, desk), Cancel(request))
+    assert desk.cancelled == [1]
+    assert [(event.request, event.reason) for event in desk.sent if isinstance(event, Finished)] == [(2, "cancelled")]
 
 
 # What cannot be understood ------------------------------------------------------------------------------------------
