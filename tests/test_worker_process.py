@@ -320,6 +320,19 @@ def test_a_worker_that_makes_no_sense_while_it_loads_is_ended_and_the_next_load_
     assert runner.wait_while_loading(WAIT_S).phase == "ready"
 
 
+def test_a_spare_that_makes_no_sense_is_ended_and_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "LINGER_S", 0.0)
+    runner = Runner(FAKE)
+    spare = runner._spare._worker = runner._start_spare()
+    assert spare.settled.wait(WAIT_S)
+    monkeypatch.setattr(Worker, "_receive", lambda _: 1 // 0)
+    until(lambda: not spare.is_alive)
+    assert runner._spare.take() is None and runner.state == EngineState()
+    assert "cannot be understood" in caplog.text
+
+
 def test_half_a_message_and_then_the_end_is_the_end(odd: Callable[[str], Runner]) -> None:
     state = odd("half").wait_while_loading(WAIT_S)
     assert state.phase == "failed" and state.error is not None
