@@ -6,6 +6,7 @@ Each loads at once where nothing else is said, beats, and answers the prompt N w
 from __future__ import annotations
 
 import os
+import re
 import signal
 import struct
 import sys
@@ -71,6 +72,12 @@ def before_loaded(odd: str, connection: Connection, outlet: Outlet) -> None:
         case "damaged":
             connection.send(Loaded(None))  # type: ignore[arg-type]
             forever()
+        case "frozen":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "slow_library":
+            # As a library that is read with the interpreter's lock held: work, and no heartbeat.
+            outlet.send(LoadProgress("read", 0.5))
+            re.match(r"(a+)+$", "a" * 36 + "b")
         case "flood":
             while True:
                 outlet.send(LoadProgress("read", 0.5))

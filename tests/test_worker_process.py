@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from core.engine import process
 from core.engine.answer import Answer
-from core.engine.messages import EngineState, Event, Sampling, Text
+from core.engine.messages import Cancel, EngineState, Event, Finished, Sampling, Text
 from core.engine.process import Worker
 from core.engine.pulse import BEAT_S, Outlet, Pulse
 from core.engine.runner import Runner
+from core.engine.scheduler import Scheduler
+from core.engine.worker import obey
 from core.errors import EngineError
 from tests.checkpoints import Recipe, make_checkpoint
 
@@ -221,6 +224,23 @@ def test_a_worker_is_silent_while_it_is_stopped_and_no_longer(runner: Runner, so
     until(lambda: not runner.silent_s)
 
 
+def test_a_worker_that_stands_still_while_it_loads_is_silent(odd: Callable[[str], Runner], soon: None) -> None:
+    runner = odd("frozen")
+    until(lambda: runner.silent_s)
+    assert runner.state.phase == "loading"
+    assert in_time(runner.unload)
+
+
+def test_a_library_that_takes_long_to_come_is_no_silence(odd: Callable[[str], Runner], soon: None) -> None:
+    """With the interpreter's lock held no heartbeat comes, but the process works."""
+    runner = odd("slow_library")
+    until(lambda: runner.state.fraction == 0.5)
+    worker = runner._worker
+    assert worker is not None
+    until(lambda: time.monotonic() - worker._sign_s > 2 * process.SILENT_S or runner.silent_s)
+    assert runner.silent_s == 0.0
+
+
 def test_a_worker_that_never_beats_is_silent(odd: Callable[[str], Runner], soon: None) -> None:
     runner = odd("mute")
     assert runner.wait_while_loading(WAIT_S).phase == "ready"
@@ -258,6 +278,29 @@ def test_the_real_worker_beats_before_anything_is_loaded(soon: None) -> None:
     assert worker.end_reason().params == {"how": "exit code 1"}
 
 
+class Desk:
+    """Stands in for a scheduler that knows one request, and for the pipe."""
+
+    def __init__(self) -> None:
+        self.requests = [1]
+        self.cancelled: list[int] = []
+        self.sent: list[Event] = []
+
+    def cancel(self, request: int) -> None:
+        self.cancelled.append(request)
+
+    def send(self, event: Event) -> None:
+        self.sent.append(event)
+
+
+def test_stop_ends_an_answer_that_the_worker_has_lost_as_well() -> None:
+    desk = Desk()
+    for request in (1, 2):
+        obey(cast(Scheduler, desk), cast(Outlet, desk), Cancel(request))
+    assert desk.cancelled == [1]
+    assert [(event.request, event.reason) for event in desk.sent if isinstance(event, Finished)] == [(2, "cancelled")]
+
+
 # What cannot be understood ------------------------------------------------------------------------------------------
 
 
@@ -275,6 +318,19 @@ def test_a_worker_that_makes_no_sense_while_it_loads_is_ended_and_the_next_load_
     until(lambda: not is_running(pid))
     runner.load(Path("sane"))
     assert runner.wait_while_loading(WAIT_S).phase == "ready"
+
+
+def test_a_spare_that_makes_no_sense_is_ended_and_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "LINGER_S", 0.0)
+    runner = Runner(FAKE)
+    spare = runner._spare._worker = runner._start_spare()
+    assert spare.settled.wait(WAIT_S)
+    monkeypatch.setattr(Worker, "_receive", lambda _: 1 // 0)
+    until(lambda: not spare.is_alive)
+    assert runner._spare.take() is None and runner.state == EngineState()
+    assert "cannot be understood" in caplog.text
 
 
 def test_half_a_message_and_then_the_end_is_the_end(odd: Callable[[str], Runner]) -> None:

@@ -21,16 +21,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
-from core.engine.messages import Command, Event, Generate, Heartbeat, Prepared
+from core.engine.messages import Command, Event, Generate, Heartbeat, Loaded, Prepared
 from core.errors import EngineError
 from core.settings import ROOT
 
 log = logging.getLogger(__name__)
 # How long a worker may take to end when it is asked to, by itself after it has hung up, and once it was killed.
 WORKER_END_S, LINGER_S, KILL_S = 2.0, 5.0, 5.0
-# So many heartbeats (core/engine/pulse.py) may be late.
-SILENT_S = 4.0
+# Heartbeats (core/engine/pulse.py) may be late for so long.
+SILENT_S = 3.0
 # What may wait for a worker that does not read. Prompts are most of it.
 MAX_WAITING_BYTES = 64 * 2**20
 # No event is a hundredth as long.
@@ -69,6 +70,8 @@ class Worker:
         self._waiting_bytes, self._is_closed = 0, False
         # By time.monotonic(): its last sign of life, since when it does not read a command, since when it is stuck.
         self._sign_s, self._unread_s, self._stuck_s = time.monotonic(), _NEVER, _NEVER
+        # While it loads: how much it has worked, and when that was last seen to grow.
+        self._is_loaded, self._work, self._worked_s = False, 0, -_NEVER
         self._is_garbled = False
         self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
         try:
@@ -89,9 +92,16 @@ class Worker:
 
     @property
     def silent_s(self) -> float:
-        """How long it has not done what a worker does: give signs of life, read commands, finish steps. 0: it does."""
+        """How long it has not done what a worker does: give signs of life, read commands, finish steps. 0: it does.
+
+        While it loads, a library that comes slowly from a disk keeps the heartbeats waiting: then work counts as well.
+        """
         now_s = time.monotonic()
         late_s = max(now_s - self._sign_s, now_s - self._unread_s)
+        if late_s >= SILENT_S and not self._is_loaded:
+            if (work := _work_of(self.pid)) != self._work:
+                self._work, self._worked_s = work, now_s
+            late_s = min(late_s, now_s - self._worked_s)
         return max(0.0, now_s - self._stuck_s, late_s if late_s >= SILENT_S else 0.0)
 
     def send(self, command: Command) -> None:
@@ -212,6 +222,7 @@ class Worker:
             case Prepared():
                 self.settled.set()
             case _:
+                self._is_loaded = self._is_loaded or isinstance(event, Loaded)
                 try:
                     self._on_event(self, event)
                 except Exception:  # What one event brings about is not to end the ear for all others.
@@ -226,6 +237,15 @@ class Worker:
 
 
 _NEVER = float("inf")
+
+
+def _work_of(pid: int) -> int:
+    """A figure that grows while a process computes or its memory is read from a disk."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return sum(int(fields[place]) for place in (7, 9, 11, 12))  # Minor and major page faults, user and system time.
 
 
 def death_reason(exit_code: int) -> EngineError:

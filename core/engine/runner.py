@@ -274,9 +274,10 @@ class Runner:
 
     def _worker_ended(self, worker: Worker) -> None:
         """The worker's side of the pipe closed although nobody asked for it."""
-        if worker is not self._worker:
-            return
         error = worker.end_reason()
+        if worker is not self._worker:
+            worker.end()  # A spare one: nobody can speak to it any more.
+            return
         log.error("the engine's process ended while %s: %s", self._state.phase, error)
         self._fail(worker, error)
 

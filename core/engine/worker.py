@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 
 from core.checkpoint import read_checkpoint
 from core.engine.messages import (
+    AnswerStats,
     Cancel,
     Command,
     Failed,
+    Finished,
     Generate,
     Load,
     Loaded,
@@ -210,8 +212,11 @@ def obey(scheduler: Scheduler, pipe: Outlet, command: Command | Prepared) -> Non
             except Exception as error:
                 log.exception("request %d failed", command.request)
                 pipe.send(Failed(command.request, EngineError("engine_fault", why=describe(error))))
-        case Cancel():
+        case Cancel() if command.request in scheduler.requests:
             scheduler.cancel(command.request)
+        case Cancel():
+            # It has ended already, or was never known: whoever waits for it is to wait no longer.
+            pipe.send(Finished(command.request, "cancelled", AnswerStats(0, 0, 0, 0.0, 0.0, 0.0, 0)))
 
 
 def fault_of(error: Exception, facts: ModelFacts) -> EngineError:
