@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import streamlit as st
 from starlette.middleware import Middleware
+from streamlit.runtime import get_instance
 
 from core.access.exposure import is_loopback_only, is_network, note_listening
 from core.access.gate import Gate
@@ -23,6 +24,7 @@ from core.serving import tune_server
 from core.settings import ROOT
 from ui.resources import access, api_keys, characters, chat_file, downloads, monitor, recorder, runner
 from ui.routing import use_router
+from ui.sessions import end_sessions_in_time
 from ui.single_sign_on import sign_on
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     Else what was chosen before on another server is connected. Pages show how it goes. At the end answers are written
     down and the engine ends.
     """
+    end_sessions_in_time(get_instance())
     if name := os.environ.get("LLAMADECK_LOAD"):
         try:
             runner().load(find(name).folder, force="LLAMADECK_LOAD_ANYWAY" in os.environ)

@@ -187,6 +187,7 @@ BROKEN = {
     "empty": b"",
     "zeros": b"\0" * 4096,
     "cut off": b'{"a": 1, "b',
+    "its first sectors zeroed": b"\0" * 4096 + b'": 1, "b": 2}',
     "two documents": b'{"a": 1}{"a": 1}',
     "tail of the longer old one": b'{"a": 1}\n"b": 2}',
     "a list": b"[]",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from core.hub.address import Address
 from core.hub.source import Source
 from ui.download_repository import page_url
-from ui.markdown import answer_markdown, escape, shortened
+from ui.markdown import answer_markdown, escape, has_bad_scheme, shortened
 
 
 @pytest.mark.parametrize("text", ["a_b_c", "*a*", "`x`", "$5 and $6", "[a](b)", "<b>", "# a", "~~a~~", "a|b", "a\\b"])
@@ -72,3 +75,120 @@ def test_a_long_line_is_cut_with_an_ellipsis() -> None:
 )  # fmt: skip
 def test_an_address_in_a_link_does_not_end_the_link(endpoint: str, url: str) -> None:
     assert page_url(Source(Address("a/b", "main"), endpoint)) == url
+
+
+def targets(text: str) -> list[str]:
+    """Where links and pictures in `text` lead, by a parser that refuses none."""
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    parser.validateLink = lambda url: True  # type: ignore[method-assign]
+    found, waiting = [], parser.parse(text)
+    while waiting:
+        token = waiting.pop()
+        waiting += token.children or []
+        found += [str(token.attrs[name]) for name in ("href", "src") if name in token.attrs]
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[c](data:text/html,<b>1</b>)",
+        "[c](DaTa:text/html;base64,PGI+MTwvYj4=)",
+        "[c](javascript:alert(1)) [d](vbscript:x) [e](file:///etc/passwd) [f](blob:http://x/1)",
+        "[c]( \n data:text/html,1 )",
+        '[c](data:text/html,1 "a title")',
+        "[c](<data:text/html,a b>)",
+        "[c](&#100;ata:text/html,1) [d](&#x64;ata:x) [e](data&colon;x) [f](&#0000100;ata:x)",
+        "[c](data\\:text/html,1) [d](dat&Tab;a:x) [e](&NewLine;data:x)",
+        "[c](data:x)(data:y)(javascript:z)",
+        "[a [c](data:x) b](data:y)",
+        "[![c](data:image/svg+xml,<svg/onload=alert(1)>)](data:text/html,1)",
+        "[c][x]\n\n[x]: data:text/html,1",
+        "[c][x]\n\n[x]:\n  <data:text/html,1>\n  'title'",
+        "> [x]\n>\n> [x]:\n> javascript:alert(1)",
+        "- [x]\n- [x]: vbscript:1",
+        "[x][a b]\n\n[a\nb]: data:1",
+        "<data:text/html,1> <javascript:alert(1)> <x-call:1>",
+        "# [c](data:x)\n| a |\n|---|\n| [c](data:x) |",
+        "*[c](data:x)* ~~[d](data:x)~~ **[e](ms-msdt:/id)**",
+        "\\\\[c](data:x) \\[d](data:x)",
+        "[c](data:(a(b)c)) [d](data:\\)x)",
+        "a ` b\n \n[c](data:x) `",
+        "`a\n- [c](javascript:alert(1))`",
+        "\\`[c](data:x)`",
+        "text\n    ```\n[c](data:x)",
+        "``` a`b\n[c](data:x)",
+        "> ```\n[c](data:x)",
+        "- ```\n\n[c](data:x)",
+        "``\n# [c](data:x)``",
+    ],
+)
+def test_a_link_to_anything_but_a_page_or_a_mail_loses_its_address(text: str) -> None:
+    """Such an address is a program, a page of its own making, or opens another program."""
+    assert targets(text), "it is a link before"
+    assert [target for target in targets(answer_markdown(text)) if has_bad_scheme(target)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "![x](https://e.org/?q=secret)",
+        "\\\\![x](https://e.org/?q=secret)",
+        "`a\n- ![x](https://e.org/?q=secret)`",
+        "a ` b\n \n![x](https://e.org/?q=secret) `",
+        "![x]\n\n[x]: https://e.org/?q=secret",
+        "[![x](https://e.org/?q=secret)](https://e.org)",
+    ],
+)
+def test_no_picture_is_fetched_however_it_is_written(text: str) -> None:
+    shown = MarkdownIt("commonmark").render(answer_markdown(text))
+    assert "<img" in MarkdownIt("commonmark").render(text) and "<img" not in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a](https://e.org) [b](/path?x=a:b) [c](#part) [d](mailto:a@b.org) [e](tel:+49) [f](HTTP://e.org)",
+        "<https://e.org> <a@b.org>",
+        "[a][x]\n\n[x]: https://e.org/a:b 'data: javascript:'",
+        "Note: data: is a scheme, javascript: too; std::vector<int> a < b: c",
+        "[x] (data:y) and a[b] = c",
+        "```md\n[c](data:text/html,1) ![x](y)\n[x]: javascript:1\n<data:x>\n```",
+        "Write `[c](data:text/html,1)` or ``![x](data:`)``.",
+        "- a\n\n  ```\n  ![x](y)\n  ```",
+        "[c](data:text/html,",
+    ],
+)
+def test_what_leads_to_a_page_and_what_is_code_stays(text: str) -> None:
+    shown = answer_markdown(text)
+    assert MarkdownIt("commonmark").render(shown) == MarkdownIt("commonmark").render(text)
+
+
+def test_a_link_keeps_its_words_and_a_growing_answer_shows_no_link_before_it_is_whole() -> None:
+    text = "See [the page](data:text/html,<b>1</b>) and (more)."
+    assert answer_markdown(text) == "See [the page] and (more)."
+    for length in range(len(text)):
+        assert not any(map(has_bad_scheme, targets(answer_markdown(text[:length]))))
+
+
+PARTS = st.sampled_from(["[a]", "(", ")", "](", "]:", "data:x", "java", "script:", "<", ">", "`", "```", "\n", "\n\n",
+                         " ", "!", "\\", "- ", "> ", "&#58;", "'", '"', "https://e.org", "    "])  # fmt: skip
+
+
+@given(st.lists(PARTS, max_size=14))
+def test_whatever_the_pieces_nothing_bad_is_left_to_click(pieces: list[str]) -> None:
+    shown = answer_markdown("".join(pieces))
+    assert not any(map(has_bad_scheme, targets(shown)))
+    assert "<img" not in MarkdownIt("commonmark", {"html": False}).render(shown)
+
+
+@pytest.mark.parametrize(
+    "piece", ["[c](data:", "]:", "<", "](<data:", "![[", "[c](data:x)", "` ", "\\", "> ", "*a **b "]
+)
+def test_an_endless_answer_is_shown_all_the_same(piece: str) -> None:
+    shown = answer_markdown(piece * 2000 + "`![x](y)`")
+    assert len(shown) < 100_000 and "`![x](y)`" in shown.replace("\\", "")
+
+
+def test_what_is_too_long_to_look_at_is_shown_letter_by_letter() -> None:
+    assert answer_markdown("[c](data:x)" * 50_000) == escape("[c](data:x)" * 50_000)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
+from collections.abc import Iterator, Sequence
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#$~|])")
 # A fence runs to its end or, while an answer grows, to the end of the text; a span stays in its paragraph.
@@ -11,6 +16,30 @@ CODE = re.compile(
     r"|(?<!`)(?P<tick>`+)(?!`)(?:(?!\n\n).)+?(?<!`)(?P=tick)(?!`))",
     re.MULTILINE | re.DOTALL,
 )
+MONEY, PICTURE = (re.compile(rf"(?P<before>(?<!\\)\\*)(?P<mark>{mark})") for mark in (r"\$", r"!\["))
+# What an address holds up to the end of its scheme, each letter of which may be written as ten (&#0000100;).
+ADDRESS = r"(?P<address>[^\s<>]{0,400})"
+# Where an address may begin: in a link or a picture, in what a reference means, in angle brackets. A quotation's mark
+# may stand before it on a line of its own.
+INLINE, DEFINITION, AUTOLINK = (
+    re.compile(opening + ADDRESS + ")") for opening in (r"\((?=[\s>]*<?", r"\]:(?=[\s>]*<?", r"<(?=")
+)
+SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+# A browser reads past these, wherever in a scheme they stand.
+UNSEEN = re.compile(r"[\x00-\x20\x7f-\xa0\xad\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
+# Else no scheme begins here.
+FIRST = re.compile(rf"[a-z&\\]|{UNSEEN.pattern}", re.IGNORECASE)
+ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
+# What may be opened by a click. All else is a program (javascript:), a page made of the address itself (data:), or
+# another program's (file:, ms-msdt:).
+SCHEMES = ("http", "https", "mailto", "tel")
+TITLE = re.compile(r"""\s*(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\((?:\\.|[^()\\])*\))?\s*\)""", re.DOTALL)
+# Longer ones are shown letter by letter; those between have no parser's opinion, whose time grows with the square.
+MAX_CHARS, MAX_PARSED_CHARS = 300_000, 20_000
+# As many brackets may be open in an address.
+MAX_OPEN = 32
+# Deeper than anybody writes; the parser looks no deeper.
+MAX_NESTING = 200
 
 
 def escape(text: str) -> str:
@@ -25,15 +54,99 @@ def shortened(text: str, num_chars: int) -> str:
 
 
 def answer_markdown(text: str) -> str:
-    """A model's Markdown: money stays money, no picture is fetched from elsewhere, code is left alone."""
+    """A model's Markdown: money stays money, no picture is fetched from elsewhere, a link leads to a page or a mail
+    address and to nothing else; code is left alone.
+
+    What is code here may be none to the page, by rules that are many. Where that would matter a parser decides.
+    """
+    if len(text) > MAX_CHARS:
+        return escape(text)
     pieces, done = [], 0
     for code in CODE.finditer(text):
         pieces += [_prose(text[done : code.start()]), code.group()]
         done = code.end()
-    return "".join([*pieces, _prose(text[done:])])
+    shown = "".join([*pieces, _prose(text[done:])])
+    if not _needs_parser(shown):
+        return shown
+    if len(text) > MAX_PARSED_CHARS:
+        return _prose(text)
+    if _is_harmless(shown):
+        return shown
+    shown = _prose(text)
+    return shown if _is_harmless(shown) else escape(text)
+
+
+def has_bad_scheme(address: str) -> bool:
+    """Whether a click on this address, as it stands in Markdown or as it is read from there, would open something else
+    than a page or a mail."""
+    if not FIRST.match(address):
+        return False
+    plain = UNSEEN.sub("", ESCAPED.sub(r"\1", html.unescape(address)))
+    scheme = SCHEME.match(plain)
+    return scheme is not None and scheme[1].lower() not in SCHEMES
 
 
 def _prose(text: str) -> str:
-    text = re.sub(r"(?<!\\)\$", r"\\$", text)
+    text = _escape_unescaped(MONEY, text)
     # A picture's address could carry what was said to a stranger's server; as a link it waits for a click.
-    return text.replace("![", "\\![")
+    text = _escape_unescaped(PICTURE, text)
+    text = _without_bad_links(text)
+    text = DEFINITION.sub(lambda found: r"]\:" if has_bad_scheme(found["address"]) else found[0], text)
+    return AUTOLINK.sub(lambda found: "&lt;" if has_bad_scheme(found["address"]) else found[0], text)
+
+
+def _escape_unescaped(mark: re.Pattern[str], text: str) -> str:
+    """A backslash before each `mark` with an even number of them before it: the others are escaped already."""
+    return mark.sub(lambda one: one[0] if len(one["before"]) % 2 else rf"{one['before']}\{one['mark']}", text)
+
+
+def _without_bad_links(text: str) -> str:
+    """`text` where links to what must not be opened have lost their address."""
+    pieces, done, at = [], 0, 0
+    while (at := text.find("](", at) + 1) > 0:
+        while (found := INLINE.match(text, at)) is not None and has_bad_scheme(found["address"]):
+            pieces.append(text[done:at])
+            done = at
+            if (end := _end_of_link(text, found.start("address"))) is None:
+                # No whole link yet, or none at all.
+                pieces.append("\\")
+                break
+            # What follows could be the address now.
+            done = at = end
+    return "".join([*pieces, text[done:]])
+
+
+def _end_of_link(text: str, at: int) -> int | None:
+    """Where the link ends whose address begins at `at`; None where it is no whole link."""
+    begin, depth = at, 0
+    if text[at - 1] == "<":
+        end = text.find(">", at)
+        at = end + 1 if end >= 0 else len(text)
+    else:
+        while at < len(text) and not text[at].isspace() and (text[at] != ")" or depth) and depth <= MAX_OPEN:
+            depth += (text[at] == "(") - (text[at] == ")")
+            at += 2 if text[at] == "\\" else 1
+    closing = TITLE.match(text, at)
+    return closing.end() if closing and at > begin else None
+
+
+def _needs_parser(shown: str) -> bool:
+    """Whether anything is left that would be bad if it were no code."""
+    openings = (one for kind in (INLINE, DEFINITION, AUTOLINK) for one in kind.finditer(shown))
+    is_picture = any(len(one["before"]) % 2 == 0 for one in PICTURE.finditer(shown))
+    return is_picture or any(has_bad_scheme(one["address"]) for one in openings)
+
+
+def _is_harmless(shown: str) -> bool:
+    parser = MarkdownIt("commonmark", {"maxNesting": MAX_NESTING}).enable(["table", "strikethrough"])
+    parser.validateLink = lambda url: True  # type: ignore[method-assign]
+    for token in _all(parser.parse(shown)):
+        if token.type == "image" or (token.type == "link_open" and has_bad_scheme(str(token.attrs.get("href", "")))):
+            return False
+    return True
+
+
+def _all(tokens: Sequence[Token]) -> Iterator[Token]:
+    for token in tokens:
+        yield token
+        yield from _all(token.children or ())

@@ -21,6 +21,8 @@ from core.errors import DeckError
 from core.model_files import printable
 
 BUSY_S = 5.0
+# Connections that wait for the next reader: each keeps two files open.
+MAX_IDLE = 4
 PRIMARY_CODE = 0xFF
 
 
@@ -29,7 +31,7 @@ class ChatStoreError(DeckError):
 
 
 class Database:
-    """One writing connection behind a lock, and as many reading ones as threads read at once.
+    """One writing connection behind a lock, and as many reading ones as threads read at once; few of them are kept.
 
     `is_alone` says that no other process has the file open: then nobody else is writing an answer into it.
     Raises ChatStoreError where the file cannot be used; then it is as it was.
@@ -80,7 +82,10 @@ class Database:
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-                self._idle.append(db)
+                if len(self._idle) < MAX_IDLE:
+                    self._idle.append(db)
+                else:
+                    db.close()
 
     def close(self) -> None:
         """Let go of the file, at the end of the process: nothing is written or read after it."""
