@@ -116,7 +116,9 @@ def prepare(inbox: queue.SimpleQueue[Command | Prepared]) -> None:
     except Exception:
         log.exception("a spare worker could not be prepared")
         return  # A load says it again, to the person who asked for it.
-    inbox.put(Prepared())
+    from core.engine.gpu_check import look
+
+    inbox.put(look())
 
 
 def import_libraries() -> None:
