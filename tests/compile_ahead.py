@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,8 @@ import torch
 MODEL_HEADS = [((8, 8), 64), ((8, 2), 64), ((8, 1), 64), ((4, 2), 128)]
 ATTENTION_HEADS = [((8, 8), 128), ((16, 2), 128), ((32, 2), 128), ((7, 1), 64), ((12, 4), 64), ((4, 2), 256)]
 VOCABULARIES = (384, 500, 32000, 151936, 262144)
+# The tests go first, and what they need next before what they need last.
+NICENESS, LIBRARY_NICENESS = 5, 15
 DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -47,6 +50,7 @@ def few_rows(make: Callable[..., object], *kind: object) -> None:
 
 
 def compile_library(name: str) -> None:
+    os.nice(LIBRARY_NICENESS)
     torch.zeros(1, device="cuda")
     if name == "marlin":
         from gptqmodel.utils.marlin import marlin_runtime_available
@@ -63,6 +67,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) == 1:
         compile_library(arguments[0])
         return
+    os.nice(NICENESS)
     share, of = map(int, arguments)
     for make in own_kernels(torch.device("cuda", 0))[share::of]:
         make()

@@ -22,7 +22,7 @@ from core.settings import ROOT
 LIBRARIES = ("exllama_v2", "marlin")
 # Two loads of one test at most.
 NUM_RUNNERS = 4
-MAX_COMPILERS = 10
+MAX_COMPILERS = 12
 
 
 class GpuSession:

@@ -102,7 +102,7 @@ REPORTS: dict[str, tuple[GpuSnapshot, InstalledTorch, CudaDriver | None, dict[st
         ("214", "CUDA_ERROR_ECC_UNCORRECTABLE", "nvidia-smi")),
     "a V100 with torch for CUDA 13": (
         seen(card("Tesla V100-SXM2-32GB", 7, 0)), CU130, None, {}, "gpu_older_than_torch",
-        ("7.0", "2.11.0+cu130", "cu126")),
+        ("7.0", "2.11.0+cu130", "CUDA 12.6")),
     "a GTX 1050 with torch 2.8 for CUDA 12.8": (
         seen(card("NVIDIA GeForce GTX 1050", 6, 1), driver="550.163.01", cuda="12.4"),
         replace(CU128, architectures=("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")),
