@@ -13,21 +13,22 @@ import pwd
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.cuda_driver import NO_DEVICE, CudaDriver
+from core.driver import OLDEST_DRIVERS, Driver
 from core.errors import DeckError, GpuUseError
 from core.gpu import Gpu, GpuSnapshot
 from core.nvml import UNNAMED
+from core.torch_build import runs_on, torch_in
 
 DEVICES = Path("/dev")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 # Set to 1 by ./llamadeck run --cpu.
 CPU_VARIABLE = "LLAMADECK_CPU"
-# The oldest driver that runs each CUDA: within one major version newer ones run as well (NVIDIA's CUDA compatibility).
-OLDEST_DRIVERS = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 # The oldest CUDA that any torch is built for which this program can use.
 OLDEST_CUDA = 12
 # What NVML answers where a driver is there and broken. Without one, and without a GPU, the CPU is the usual place.
@@ -65,12 +66,8 @@ def installed_torch() -> InstalledTorch | None:
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return None
-    try:
-        text = Path(found.origin).with_name("version.py").read_text("utf-8", "replace")
-    except OSError:
-        return None
-    values = dict(re.findall(r"""^(__version__|cuda)\b[^=\n]*=\s*['"]([^'"]*)['"]""", text, re.MULTILINE))
-    return InstalledTorch(values.get("__version__", "?"), values.get("cuda"))
+    there = torch_in(Path(found.origin).parents[1])
+    return InstalledTorch(there.built, there.cuda and "{}.{}".format(*there.cuda)) if there else None
 
 
 def find_gpu_error(
@@ -99,7 +96,11 @@ def find_gpu_error(
     closed = closed_device(gpus, devices) if driver is None or driver.code else None
     if closed is not None:
         return _no_permission(closed, names_of(well))
-    return _driver_error(snapshot, well, torch, driver) or _build_error(well, torch)
+    return (
+        _start_error(snapshot, well, driver)
+        or _version_error(snapshot, well, torch, driver)
+        or _build_error(well, torch)
+    )
 
 
 def find_nvml_error(snapshot: GpuSnapshot, environment: Mapping[str, str] = os.environ) -> GpuUseError | None:
@@ -132,14 +133,12 @@ def usable_gpus(gpus: Sequence[Gpu], torch: InstalledTorch | None) -> list[Gpu]:
 
 
 def has_code(torch: InstalledTorch, capability: Capability | None) -> bool:
-    """Whether `torch` has code for a GPU of this compute capability; where its architectures are not known, by its
-    CUDA: 13 compiles for 7.5 and newer only, and none before 12.8 for 10.0 and newer."""
+    """Whether `torch` has code for a GPU of this compute capability, by its CUDA where that is all that is known."""
     if capability is None:
         return True
     if torch.architectures:
         return any(_runs_on(architecture, capability) for architecture in torch.architectures)
-    cuda = _numbers(torch.cuda)
-    return not (cuda >= (13,) and capability < (7, 5)) and not ((0,) < cuda < (12, 8) and capability >= (10, 0))
+    return torch.cuda is None or runs_on(_numbers(torch.cuda), Driver(capabilities=(capability,)))
 
 
 def has_nvidia_card(devices: Path = PCI_DEVICES) -> bool:
@@ -160,26 +159,31 @@ def closed_device(gpus: Iterable[Gpu], devices: Path = DEVICES) -> Path | None:
     return next((path for path in there if not os.access(path, os.R_OK | os.W_OK)), None)
 
 
-def _driver_error(
+def _start_error(snapshot: GpuSnapshot, gpus: list[Gpu], driver: CudaDriver | None) -> GpuUseError | None:
+    """Why CUDA does not start, where it was asked."""
+    if driver is None or driver.code in (0, NO_DEVICE):
+        return None
+    if driver.code is None:
+        return GpuUseError("gpu_no_libcuda", gpus=names_of(gpus))
+    key = CUDA_ERRORS.get(driver.code, "gpu_cuda_failed")
+    return GpuUseError(key, gpus=names_of(gpus), code=driver.code, name=driver.name or "?",
+                       driver=snapshot.driver_version or "?")  # fmt: skip
+
+
+def _version_error(
     snapshot: GpuSnapshot, gpus: list[Gpu], torch: InstalledTorch, driver: CudaDriver | None
 ) -> GpuUseError | None:
-    names = names_of(gpus)
-    if driver is not None and driver.code is None:
-        return GpuUseError("gpu_no_libcuda", gpus=names)
-    if driver is not None and driver.code not in (0, NO_DEVICE):
-        key = CUDA_ERRORS.get(driver.code or 0, "gpu_cuda_failed")
-        return GpuUseError(key, gpus=names, code=driver.code or 0, name=driver.name or "?",
-                           driver=snapshot.driver_version or "?")  # fmt: skip
+    """Whether the driver is too old for this torch, or CUDA counts no GPU although nothing is known against it."""
     runs, built = (driver and driver.cuda) or snapshot.cuda_version, torch.cuda or ""
-    major, needed = _numbers(built)[0], _numbers(runs)[0]
-    if runs and needed < major:
-        key = "gpu_driver_old" if needed >= OLDEST_CUDA else "gpu_driver_too_old"
+    runs_major, built_major = _numbers(runs)[0], _numbers(built)[0]
+    if runs and runs_major < built_major:
+        key = "gpu_driver_old" if runs_major >= OLDEST_CUDA else "gpu_driver_too_old"
         return GpuUseError(
-            key, gpus=names, driver=snapshot.driver_version or "?", runs=runs, version=torch.version, built=built,
-            needed=OLDEST_DRIVERS.get(major, "?"), oldest=OLDEST_DRIVERS[OLDEST_CUDA],
+            key, gpus=names_of(gpus), driver=snapshot.driver_version or "?", runs=runs, version=torch.version,
+            built=built, needed=OLDEST_DRIVERS.get(built_major, "?"), oldest=OLDEST_DRIVERS[OLDEST_CUDA],
         )  # fmt: skip
     if driver is not None and not driver.num_gpus:
-        return GpuUseError("gpu_cuda_none", gpus=names)
+        return GpuUseError("gpu_cuda_none", gpus=names_of(gpus))
     return None
 
 
@@ -197,19 +201,15 @@ def build_error(names: str, capability: Capability, torch: InstalledTorch) -> Gp
 
 
 def _no_permission(path: Path, names: str) -> GpuUseError:
-    try:
-        status = path.stat()
-        mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
-    except OSError:
-        mode, uid, gid = 0, 0, 0
-    owner = f"{_name(pwd.getpwuid, uid)}:{_name(grp.getgrgid, gid)}"
-    return GpuUseError("gpu_device_closed", gpus=names, file=str(path), owner=owner, mode=f"{mode:o}",
-                       user=_name(pwd.getpwuid, os.geteuid()))  # fmt: skip
+    status = path.stat()
+    owner = f"{_name(pwd.getpwuid, status.st_uid)}:{_name(grp.getgrgid, status.st_gid)}"
+    return GpuUseError("gpu_device_closed", gpus=names, file=str(path), owner=owner,
+                       mode=f"{stat.S_IMODE(status.st_mode):o}", user=_name(pwd.getpwuid, os.geteuid()))  # fmt: skip
 
 
-def _name(look_up: object, number: int) -> str:
+def _name(look_up: Callable[[int], Sequence[Any]], number: int) -> str:
     try:
-        return str(look_up(number)[0])  # type: ignore[operator]
+        return str(look_up(number)[0])
     except KeyError:
         return str(number)
 
@@ -241,8 +241,9 @@ def _runs_on(architecture: str, capability: Capability) -> bool:
     return own <= capability and (match[1] == "compute" or own[0] == capability[0])
 
 
-def _numbers(version: str | None) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version or "")[:2]) or (0,)
+def _numbers(version: str | None) -> tuple[int, int]:
+    major, minor, *_ = [*map(int, re.findall(r"\d+", version or "")), 0, 0]
+    return major, minor
 
 
 def _as_use_error(error: DeckError) -> GpuUseError:

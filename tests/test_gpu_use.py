@@ -68,12 +68,12 @@ def failed(code: int, name: str = "CUDA_ERROR") -> CudaDriver:
 REPORTS: dict[str, tuple[GpuSnapshot, InstalledTorch, CudaDriver | None, dict[str, str], str, tuple[str, ...]]] = {
     "a rented A40, driver 535, and pip's own torch": (
         seen(driver="535.104.05", cuda="12.2"), CU130, None, {}, "gpu_driver_old",
-        ("NVIDIA A40", "535.104.05", "12.2", "13.0", "580.65.06", "./llamadeck run")),
+        ("NVIDIA A40", "535.104.05", "12.2", "13.0", "580 or later", "./llamadeck run")),
     "the same, asked of CUDA itself, which starts": (
         seen(driver="535.104.05", cuda="12.2"), CU130, CudaDriver(0, "", 1, "12.2"), {}, "gpu_driver_old", ("12.2",)),
     "a GTX 1050 Ti with driver 470": (
         seen(card("NVIDIA GeForce GTX 1050 Ti", 6, 1), driver="470.223.02", cuda="11.4"), CU126, None, {},
-        "gpu_driver_too_old", ("470.223.02", "11.4", "525.60.13")),
+        "gpu_driver_too_old", ("470.223.02", "11.4", "older than 525")),
     "Torch not compiled with CUDA enabled": (
         seen(), CPU_BUILD, None, {}, "gpu_cpu_build", ("2.13.0+cpu", "NVIDIA A40")),
     "CUDA_VISIBLE_DEVICES left empty by a launcher": (
@@ -232,11 +232,11 @@ def test_a_card_without_its_driver_is_seen_on_the_bus(tmp_path: Path) -> None:
         ('__version__ = "2.9.1"\ncuda = "12.8"\nhip = None\n', InstalledTorch("2.9.1", "12.8")),
         ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\n", InstalledTorch("2.13.0+cpu", None)),
         ("__version__ = '2.9.0+rocm6.4'\ncuda = None\nhip = '6.4'\n", InstalledTorch("2.9.0+rocm6.4", None)),
-        ("", InstalledTorch("?", None)),
+        ("", None),
     ],
 )
 def test_the_installed_torch_is_read_and_not_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, wanted: InstalledTorch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, wanted: InstalledTorch | None
 ) -> None:
     folder = tmp_path / "torch"
     folder.mkdir()
