@@ -113,17 +113,20 @@ def find_nvml_error(snapshot: GpuSnapshot, environment: Mapping[str, str] = os.e
 
 
 def visible_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """Those that CUDA_VISIBLE_DEVICES leaves, which counts by PCI bus here: up to the first name that is none."""
-    wish = environment.get("CUDA_VISIBLE_DEVICES")
-    if wish is None:
-        return list(gpus)
-    seen: list[Gpu] = []
-    for name in wish.split(","):
-        named = [gpu for gpu in gpus if _is_called(gpu, name.strip())]
-        if not named or named[0] in seen:
-            break
-        seen += named
-    return seen
+    """Those that CUDA shows a process: whole GPUs, or one instance of MIG.
+
+    CUDA_VISIBLE_DEVICES counts by PCI bus here, and is read up to the first name that is none.
+    """
+    seen: list[Gpu] = list(gpus)
+    if (wish := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        seen = []
+        for name in wish.split(","):
+            named = [gpu for gpu in gpus if _is_called(gpu, name.strip())]
+            if not named or named[0] in seen:
+                break
+            seen += named
+    whole = [gpu for gpu in seen if not gpu.mig_enabled]
+    return whole or sorted(seen, key=lambda gpu: gpu.error is not None)[:1]
 
 
 def usable_gpus(gpus: Sequence[Gpu], torch: InstalledTorch | None) -> list[Gpu]:

@@ -41,7 +41,7 @@ pytest_plugins = ("tests.nvml_standin",)
 
 A40 = Gpu(0, uuid="GPU-a4000000-0001", name="NVIDIA A40", total_mib=46068, free_mib=45000, compute_capability=(8, 6))
 OTHER_A40 = replace(A40, index=1, uuid="GPU-a4000000-0002")
-MIG = replace(A40, mig_index=0, uuid="MIG-10000000-0001", name="NVIDIA H100 80GB HBM3 MIG 3g.40gb")
+MIG = replace(A40, mig_index=0, mig_enabled=True, uuid="MIG-10000000-0001", name="NVIDIA H100 80GB HBM3 MIG 3g.40gb")
 # What pip picks by itself, and the builds for older drivers.
 CU130 = InstalledTorch("2.11.0+cu130", "13.0")
 CU128 = InstalledTorch("2.8.0+cu128", "12.8")
@@ -116,6 +116,12 @@ REPORTS: dict[str, tuple[GpuSnapshot, InstalledTorch, CudaDriver | None, dict[st
     "a GPU that fell off the bus": (
         seen(replace(A40, error=DeckError("gpu_lost", index=0, name="NVIDIA A40"))), CU130, None, {}, "gpu_lost",
         ("bus", "Restart")),
+    "a pod on a host with driver 570, whose owner cannot update it": (
+        seen(driver="570.195.03", cuda="12.8"), InstalledTorch("2.9.1+cu130", "13.0"), None, {}, "gpu_driver_old",
+        ("570.195.03", "580", "where you cannot")),
+    "three GPUs under WSL: error 2": (
+        seen(driver="526.98", cuda="12.0"), CU126, replace(failed(2, "CUDA_ERROR_OUT_OF_MEMORY"), cuda="12.0"), {},
+        "gpu_cuda_failed", ("2", "CUDA_ERROR_OUT_OF_MEMORY")),
     "a driver that was updated beneath its module": (
         GpuSnapshot(0.0, error=DeckError("gpu_version_mismatch")), CU130, None, {}, "gpu_version_mismatch",
         ("Restart the machine",)),
@@ -168,6 +174,15 @@ def test_what_may_work_is_not_called_broken(case: tuple[Any, ...]) -> None:
 def test_cuda_shows_gpus_up_to_the_first_name_that_is_none(value: str | None, wanted: list[int]) -> None:
     environment = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
     assert [gpu.index for gpu in visible_gpus([A40, OTHER_A40], environment)] == wanted
+
+
+def test_a_process_is_shown_one_instance_of_mig() -> None:
+    """Three instances were once reckoned with as three GPUs that a model can be split over."""
+    uncut = replace(A40, index=1, mig_enabled=True, error=DeckError("gpu_mig_empty", index=1, name="NVIDIA A100"))
+    others = [replace(MIG, mig_index=index, uuid=f"MIG-10000000-000{index + 1}") for index in (1, 2)]
+    assert visible_gpus([uncut, MIG, *others], {}) == [MIG]
+    assert visible_gpus([MIG, *others], {"CUDA_VISIBLE_DEVICES": "MIG-10000000-0003"}) == [others[1]]
+    assert visible_gpus([MIG, OTHER_A40], {}) == [OTHER_A40]
 
 
 @pytest.mark.parametrize("value", ["MIG-10000000-0001", "0", "MIG-GPU-10000000-0000/1/0"])
