@@ -89,7 +89,7 @@ def choose_cards() -> Cards:
     labels = {name: _card_label(name, here) for name in [HERE, *names]}
     chosen = st.selectbox(tr("gauge.card"), list(labels), key=KEY, persist_state="session",
                           format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
-    if not here:
+    if not here and (chosen == HERE or gpu_error() is not None):
         draw_place()
     return here if chosen == HERE else (card_from_table(lookup(chosen)),)
 
