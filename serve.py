@@ -18,6 +18,7 @@ from core.access.keys import Key
 from core.access.public import cors_origins, public_urls
 from core.api.routes import make_routes
 from core.errors import DeckError
+from core.gpu_use import is_cpu_chosen
 from core.library import find
 from core.logs import set_up_logs
 from core.serving import tune_server
@@ -40,7 +41,8 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     end_sessions_in_time(get_instance())
     if name := os.environ.get("LLAMADECK_LOAD"):
         try:
-            runner().load(find(name).folder, force="LLAMADECK_LOAD_ANYWAY" in os.environ)
+            is_forced = "LLAMADECK_LOAD_ANYWAY" in os.environ
+            runner().load(find(name).folder, force=is_forced, on_cpu=is_cpu_chosen())
         except DeckError as error:
             log.error("%s", error)
     runner().keep_spare()

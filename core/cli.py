@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from core.access.exposure import is_loopback, note_listening
 from core.access.given import Given, hand_over, take_given
 from core.errors import DeckError, InputError
+from core.gpu_use import CPU_VARIABLE
 from core.listening import check_address, parse_port, url_of
 from core.logs import level_in
 from core.machine_faults import explained
@@ -66,6 +67,7 @@ def make_parser(terminal: Terminal) -> argparse.ArgumentParser:
     for name, metavar in (("public-url", "URL"), ("cors-origin", "ORIGIN")):
         help_text = terminal.text(f"help_{name.replace('-', '_')}")
         run_parser.add_argument(f"--{name}", metavar=metavar, action="append", default=[], help=help_text)
+    run_parser.add_argument("--cpu", action="store_true", help=terminal.text("help_cpu"))
     commands.add_parser("starter", help=terminal.text("help_starter"), allow_abbrev=False)
     for name, add_arguments in (("fit", add_fit_arguments), ("gpus", add_gpus_arguments)):
         add_arguments(commands.add_parser(name, help=terminal.text(f"help_{name}"), allow_abbrev=False), terminal)
@@ -170,6 +172,8 @@ def run(known: argparse.Namespace, terminal: Terminal) -> int:
         environment["LLAMADECK_LOAD"] = model
     if known.force:
         environment["LLAMADECK_LOAD_ANYWAY"] = "1"
+    if known.cpu:
+        environment[CPU_VARIABLE] = "1"
     if secret.text:
         hand_over(secret, environment)
     for url in (*urls, url_of(host, port)):

@@ -38,6 +38,10 @@ class EngineError(DeckError):
     """A load or an answer failed in the engine."""
 
 
+class GpuUseError(EngineError):
+    """There is a GPU, and torch cannot use it: a load goes to the CPU by choice alone."""
+
+
 class StarterError(DeckError):
     """The starter model could not be made."""
 

@@ -19,6 +19,7 @@ from core.errors import CheckpointError, EngineError, InputError
 from core.fit import MAX_CHATS, Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card
 from core.gpu import read_snapshot
 from core.gpu_table import lookup
+from core.gpu_use import find_gpu_error, installed_torch, usable_gpus
 from core.hub.address import quote
 from core.hub.endpoints import checked_endpoint
 from core.hub.source import read_source
@@ -27,7 +28,7 @@ from core.settings import models_dir
 from core.terminal import Terminal, table
 from core.text import translate
 
-FITS, BAD_INPUT, DOES_NOT_FIT = 0, 2, 3
+FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
 # What most cards that people rent by their memory have, or more.
 ASSUMED_CAPABILITY = (8, 6)
 MAX_VRAM_MIB = 10_000_000
@@ -38,19 +39,25 @@ NUM_SUGGESTIONS = 3
 
 
 def run(known: Namespace, terminal: Terminal) -> int:
-    """Print the verdict. The exit code: 0 fits, 3 does not, 2 for a model that this program cannot run at all."""
+    """Print the verdict. The exit code: 0 fits, 3 does not, 2 for a model that this program cannot run at all, 1 for
+    GPUs of this machine that cannot be used, whatever their memory."""
     try:
         report = verdict(known)
     except (CheckpointError, EngineError) as error:
         terminal.error(error)
         return BAD_INPUT
+    unused = None if known.gpu or known.vram_mib else find_gpu_error(read_snapshot(), installed_torch())
     out = terminal.to_stdout()
     if known.json:
-        out.write(json.dumps(as_object(report), ensure_ascii=False, indent=1))
+        reason = {} if unused is None else {"unused": str(unused)}
+        out.write(json.dumps(as_object(report) | reason, ensure_ascii=False, indent=1))
     else:
         show(report, out)
         if known.vram_mib:
             out.say("fit_assumed", capability="{}.{}".format(*ASSUMED_CAPABILITY))
+    if unused is not None:
+        terminal.error(unused)
+        return UNUSABLE
     return FITS if report.fits else DOES_NOT_FIT
 
 
@@ -91,10 +98,12 @@ def find_cards(gpu: str | None, vram_mib: str | None) -> list[Card]:
     if vram_mib is not None:
         total_mib = parse_whole("--vram-mib", vram_mib, 1, MAX_VRAM_MIB)
         return [empty_card(f"GPU ({total_mib} MiB)", total_mib, ASSUMED_CAPABILITY)]
-    readable = [one for one in read_snapshot().gpus if one.error is None and one.total_mib]
+    gpus = read_snapshot().gpus
+    readable = [one for one in gpus if one.error is None and one.total_mib]
     if not readable:
         raise InputError("no_gpu_to_ask")
-    return [card_from_gpu(one, has_compiler=has_compiler()) for one in readable]
+    meant = usable_gpus(gpus, installed_torch()) or readable
+    return [card_from_gpu(one, has_compiler=has_compiler()) for one in meant]
 
 
 def find_checkpoint(target: str, revision: str | None) -> Checkpoint:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from core.cuda_driver import cuda_version
 from core.errors import DeckError
 from core.nvml import UNNAMED, Nvml, ask, device_error, start_error
 
@@ -115,15 +116,10 @@ def _read_all(nvml: Nvml, pynvml: ModuleType, now: float) -> GpuSnapshot:
     return GpuSnapshot(
         time_s=now,
         driver_version=ask(pynvml, "nvmlSystemGetDriverVersion"),
-        cuda_version=_cuda_version(ask(pynvml, "nvmlSystemGetCudaDriverVersion")),
+        cuda_version=cuda_version(ask(pynvml, "nvmlSystemGetCudaDriverVersion")),
         gpus=tuple(gpus),
         error=None if gpus else DeckError("gpu_none_found"),
     )
-
-
-def _cuda_version(number: int | None) -> str | None:
-    """NVML's 12040 as "12.4": the newest CUDA that the driver can run."""
-    return None if number is None else f"{number // 1000}.{number % 1000 // 10}"
 
 
 def _read_device(nvml: Nvml, pynvml: ModuleType, index: int) -> list[Gpu]:

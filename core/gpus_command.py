@@ -7,8 +7,10 @@ from argparse import Namespace
 from dataclasses import asdict
 from typing import Any
 
+from core.errors import DeckError
 from core.gpu import Gpu, GpuSnapshot, read_snapshot
 from core.gpu_table import KnownGpu, known_gpus
+from core.gpu_use import find_gpu_error, installed_torch
 from core.terminal import Terminal, table
 
 DONE, FAILED = 0, 1
@@ -29,6 +31,8 @@ def run(known: Namespace, terminal: Terminal) -> int:
         _print([json.dumps(as_object(snapshot), ensure_ascii=False, indent=1)], out)
     elif snapshot.error is None:
         _print(gpu_lines(snapshot, out), out)
+        if error := find_gpu_error(snapshot, installed_torch()):
+            terminal.error(error)
     if snapshot.error is not None:
         terminal.error(snapshot.error)
         return FAILED
@@ -36,13 +40,19 @@ def run(known: Namespace, terminal: Terminal) -> int:
 
 
 def as_object(snapshot: GpuSnapshot) -> dict[str, Any]:
-    """The snapshot for programs. `error` is a sentence or null, for the machine and for each GPU."""
+    """The snapshot for programs. `error` is a sentence or null, for the machine and for each GPU; `unused` says why a
+    model could not be loaded on any of them."""
     return {
         "driver": snapshot.driver_version,
         "cuda": snapshot.cuda_version,
         "error": snapshot.error and str(snapshot.error),
+        "unused": _sentence(find_gpu_error(snapshot, installed_torch())),
         "gpus": [gpu_object(gpu) for gpu in snapshot.gpus],
     }
+
+
+def _sentence(error: DeckError | None) -> str | None:
+    return None if error is None else str(error)
 
 
 def gpu_object(gpu: Gpu) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from core import starter
 from core.engine.runner import Runner
+from tests import gpu_session
 from tests.api_server import loaded_runner
 from tests.dashboard import CHROMIUM, FLAGS
 
@@ -16,6 +17,28 @@ from tests.dashboard import CHROMIUM, FLAGS
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("same", deadline=None, derandomize=True, database=None, suppress_health_check=SLOW)
 settings.load_profile("same")
+GPU_SESSION = pytest.StashKey[gpu_session.GpuSession | None]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu_session.order(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if not session.config.option.collectonly:
+        session.stash[GPU_SESSION] = gpu_session.begin(session.items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (begun := session.stash.get(GPU_SESSION, None)) is not None:
+        begun.end()
+
+
+@pytest.fixture(scope="session")
+def gpu_tests(request: pytest.FixtureRequest) -> gpu_session.GpuSession:
+    begun = request.session.stash[GPU_SESSION]
+    assert begun is not None
+    return begun
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,7 @@ def _setting(question: str, name: str, default: str) -> str:
 def _pretended_memory(checkpoint: Checkpoint, command: Load) -> MemoryFacts | None:
     """On the first GPU that NVML shows, the verdict of the real worker, and 30 MiB less than the plan as used."""
     gpus = [gpu for gpu in read_snapshot().gpus if gpu.error is None and gpu.total_mib]
-    if not gpus:
+    if not gpus or command.on_cpu:
         return None
     card, force = card_from_gpu(gpus[0]), command.force
     report = require_fit(checkpoint, [card], command.context_tokens, command.num_slots, command.kernel, force)

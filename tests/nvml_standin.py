@@ -48,6 +48,18 @@ class Standin:
         else:
             # A file that is no library hides a real driver's: to a reader there is no library at all.
             (folder / LIBRARY).write_bytes(b"")
+        self.write_torch("2.13.0+cu126", "12.6")
+
+    def write_torch(self, version: str, cuda: str | None) -> None:
+        """Let the installed torch say this of itself. It is a folder before the real one, and cannot be used."""
+        torch = self.folder / "site" / "torch"
+        torch.mkdir(parents=True, exist_ok=True)
+        (torch / "__init__.py").write_text("raise ImportError('a stand-in')\n", "utf-8")
+        (torch / "version.py").write_text(f"__version__ = {version!r}\ncuda: str | None = {cuda!r}\n", "utf-8")
+
+    def use_real_torch(self) -> None:
+        """Let the installed torch be the one that is."""
+        shutil.rmtree(self.folder / "site")
 
     def use(self, name: str) -> None:
         """Answer from now on as tests/nvml/<name>.ini says."""
@@ -64,6 +76,8 @@ class Standin:
         environment = dict(os.environ if base is None else base)
         searched = [str(self.folder), environment.get("LD_LIBRARY_PATH", "")]
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, searched))
+        packages = [str(self.folder / "site"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, packages))
         environment["LLAMADECK_NVML_SCENARIO"] = str(self.scenario)
         return environment
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from core import cli
 from core.access.public import cors_origins, public_urls
 from core.cli import dashboard_command, parse_port, url_of
 from core.errors import InputError
@@ -173,3 +174,14 @@ def test_what_installs_the_tests_packages_imports_none_of_them() -> None:
     assert "playwright" in names
     code = f"import sys; sys.modules.update(dict.fromkeys({names!r})); import tests.run"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("options", [["--cpu"], []])
+def test_the_choice_of_the_cpu_reaches_the_dashboard(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, str] = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "execve", lambda program, arguments, environment: started.update(environment))
+    monkeypatch.setattr(cli, "ensure_model", lambda name, terminal: None)
+    monkeypatch.delenv("LLAMADECK_CPU", raising=False)
+    cli.main(["run", "--port", str(free_port()), *options])
+    assert started.get("LLAMADECK_CPU") == ("1" if options else None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from core.cuda_driver import CudaDriver
 from core.doctor import guarded, machine, surroundings
 from core.doctor.command import line
 from core.doctor.finding import Finding
@@ -63,6 +64,27 @@ def test_a_driver_and_none() -> None:
 )
 def test_torch(tmp_path: Path, said: str, has_gpu: bool, expected: tuple[str, str]) -> None:
     assert verdict(machine.check_torch(has_gpu, fake_python(tmp_path, f"echo '{said}'"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "driver", "expected"),
+    [
+        ('["2.13.0+cpu", null, false]', CudaDriver(0, "", 1, "12.2"), ("fail", "gpu_cpu_build")),
+        ('["2.13.0+cu130", "13.0", false]', CudaDriver(0, "", 1, "12.2"), ("fail", "gpu_driver_old")),
+        ('["2.13.0+cu126", "12.6", false]', CudaDriver(803), ("fail", "gpu_cuda_mismatch")),
+        ('["2.13.0+cu126", "12.6", false]', CudaDriver(0, "", 1, "12.2"), ("fail", "torch_no_gpu")),
+        ('["2.8.0+cu128", "12.8", true, "sm_90", "sm_120"]', None, ("fail", "gpu_older_than_torch")),
+        # Whether the driver is too old, torch knows best.
+        ('["2.13.0+cu130", "13.0", true, "sm_80"]', None, ("ok", "torch_gpu")),
+    ],
+)
+def test_why_torch_cannot_use_a_gpu_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, driver: CudaDriver | None, expected: tuple[str, str]
+) -> None:
+    gpu = Gpu(0, name="NVIDIA A40", total_mib=46068, compute_capability=(8, 6))
+    monkeypatch.setattr(machine, "ask_cuda_apart", lambda: driver)
+    python = fake_python(tmp_path, f"echo '{said}'")
+    assert verdict(machine.check_torch(True, python, GpuSnapshot(0.0, "535.1", "12.2", (gpu,)))) == expected
 
 
 def test_a_torch_that_cannot_be_imported_is_quoted(tmp_path: Path) -> None:

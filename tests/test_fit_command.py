@@ -301,3 +301,22 @@ def test_a_name_with_an_owner_is_a_folder_only_where_there_is_one(
 
 def test_columns_stand_under_each_other_in_chinese_too() -> None:
     assert table([["权重", "1"], ["KV", "22"]]) == ["权重   1", "KV    22"]
+
+
+def test_gpus_that_torch_cannot_use_are_said_with_the_verdict(on_gpus: Command, nvml_standin: Standin) -> None:
+    """Their memory is still told, and the card by its name has its own answer."""
+    nvml_standin.use("driver_535")
+    nvml_standin.write_torch("2.11.0+cu130", "13.0")
+    reason = "driver 535.104.05 runs CUDA up to 12.2"
+    code, out, said = on_gpus("fit", SMALL)
+    assert code == 1 and "fits on NVIDIA A40" in out and reason in said
+    code, found = on_gpus.json("fit", SMALL)
+    assert code == 1 and found["fits"] and reason in found["unused"]
+    code, found = on_gpus.json("fit", SMALL, "--gpu", "A40")
+    assert code == 0 and "unused" not in found
+    code, out, said = on_gpus("gpus")
+    assert code == 0 and "NVIDIA A40" in out and reason in said
+    code, found = on_gpus.json("gpus")
+    assert code == 0 and reason in found["unused"]
+    nvml_standin.write_torch("2.11.0+cu126", "12.6")
+    assert on_gpus.json("gpus")[1]["unused"] is None

@@ -142,3 +142,74 @@ def test_a_gpu_that_hides_half_of_itself_breaks_no_page(nvml_standin: Standin) -
     nvml_standin.use("half_supported")
     code = "tell([words(open_tab(page)) for page in (None, *PAGES)])"
     assert all(told(nvml_standin, code))
+
+
+@pytest.mark.parametrize(
+    ("locale", "sentence"),
+    [
+        ("en-US", "driver 535.104.05 runs CUDA up to 12.2, and torch 2.11.0+cu130 here was built for CUDA 13.0"),
+        ("zh-CN", "驱动 535.104.05 最高支持 CUDA 12.2，而这里的 torch 2.11.0+cu130 是为 CUDA 13.0 构建的"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_said_before_a_click(nvml_standin: Standin, locale: str, sentence: str) -> None:
+    """The verdict once said that the model fits the card, and the load then went to the CPU."""
+    nvml_standin.use("driver_535")
+    nvml_standin.write_torch("2.11.0+cu130", "13.0")
+    code = f"""
+pages = {{name: open_tab(name, {locale!r}) for name in (None, "2_Load_Model", "3_Chat", "5_GPU_Monitor")}}
+said, tab = [words(page) for page in pages.values()], pages["2_Load_Model"]
+in_popover = [button.key for block in tab.get("popover") for button in block.get("button")]
+tab.selectbox(key="plan_card").set_value("A40")
+run(tab)
+planned = words(tab)
+click(tab, "load_on_cpu_7B")
+state = resources.runner().wait_while_loading(WAIT_S)
+tell([said, in_popover, planned, state.phase, state.facts.memory is None])
+"""
+    pages, in_popover, planned, phase, is_on_cpu = told(nvml_standin, code)
+    plain = [page.replace("\\", "") for page in pages]
+    assert [sentence in page for page in plain] == [True, True, True, True]
+    assert not any("MiB" in page for page in plain[1:3])
+    assert in_popover == ["load_on_cpu_70B", "load_on_cpu_7B"] and "A40" in planned and "MiB" in planned
+    assert (phase, is_on_cpu) == ("ready", True)
+
+
+def test_what_the_engine_itself_found_goes_before_what_is_sure_without_it(nvml_standin: Standin) -> None:
+    """A library of cuda-compat lets an old driver run CUDA 13; a GPU that no longer answers is said all the same."""
+    nvml_standin.use("driver_535")
+    nvml_standin.write_torch("2.11.0+cu130", "13.0")
+    code = """
+from core.engine.messages import Prepared
+from core.errors import GpuUseError
+from core.gpu_use import InstalledTorch
+known = InstalledTorch("2.11.0+cu130", "13.0", ("sm_80",))
+seen = []
+def look():
+    tab = open_tab("2_Load_Model")
+    seen.append(words(tab) + str(len(tab.get("popover"))))
+for prepared in (
+    Prepared(known), Prepared(known, GpuUseError("gpu_cuda_unknown", gpus="A40", code=999)),
+    Prepared(InstalledTorch("2.11.0+cu130", "13.0", ("sm_90",))),
+):
+    resources.runner().local._hear_spare(prepared)
+    look()
+tell(seen)
+"""
+    works, fails, has_no_code = told(nvml_standin, code)
+    assert "7B fits on NVIDIA A40" in works and works.endswith("0")
+    assert "error 999" in fails and "fits on" not in fails and fails.endswith("2")
+    assert "fits on" not in has_no_code
+
+
+def test_whoever_starts_with_cpu_has_chosen_it(nvml_standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_CPU", "1")
+    code = """
+tab = open_tab("2_Load_Model")
+seen, popovers = words(tab), len(tab.get("popover"))
+load(tab, "7B")
+state = resources.runner().state
+tell([seen, popovers, state.phase, state.facts.memory is None])
+"""
+    seen, popovers, phase, is_on_cpu = told(nvml_standin, code)
+    assert "started with --cpu" in seen and "fits on" not in seen and popovers == 0
+    assert (phase, is_on_cpu) == ("ready", True)

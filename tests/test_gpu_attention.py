@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.engine.rows import SHARES, RowKernels
+from tests.compile_ahead import ATTENTION_HEADS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,9 +29,7 @@ def turned(head: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Te
 
 @pytest.mark.parametrize("clusters", [True, False])
 @pytest.mark.parametrize("window", [1 << 30, 100])
-@pytest.mark.parametrize(
-    ("heads", "dim"), [((8, 8), 128), ((16, 2), 128), ((32, 2), 128), ((7, 1), 64), ((12, 4), 64), ((4, 2), 256)]
-)
+@pytest.mark.parametrize(("heads", "dim"), ATTENTION_HEADS)
 def test_attention_is_right_and_the_same_however_many_blocks_share_it(
     heads: tuple[int, int], dim: int, window: int, clusters: bool
 ) -> None:

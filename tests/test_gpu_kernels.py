@@ -13,6 +13,7 @@ from core.engine.loader import load_model
 from core.engine.model import SlotModel
 from core.engine.opening import choose_dtype, find_devices
 from core.engine.split import Places
+from core.gpu import read_snapshot
 from tests.checkpoints import Recipe, make_checkpoint
 from tests.reference import reference_logits
 
@@ -43,7 +44,7 @@ GPU_KERNELS = [kernel for kernel in KERNELS if kernel.device == "cuda"]
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_a_kernel_computes_what_the_packed_matrices_stand_for(tmp_path: Path, kernel, recipe: Recipe) -> None:
     dense = make_checkpoint(tmp_path, recipe)
-    checkpoint, device = read_checkpoint(tmp_path), find_devices()[0]
+    checkpoint, device = read_checkpoint(tmp_path), find_devices(read_snapshot())[0]
     if not can_run(kernel, checkpoint, device):
         pytest.skip(f"{kernel.name} does not take this")
     tokens = torch.tensor([[5, 300, 17, 42, 260, 9, 101]])
@@ -60,6 +61,6 @@ def test_a_kernel_computes_what_the_packed_matrices_stand_for(tmp_path: Path, ke
 def test_every_layout_has_a_kernel_that_needs_no_compiler(tmp_path: Path, recipe: Recipe) -> None:
     make_checkpoint(tmp_path, recipe)
     kernel, _ = choose_kernel(
-        read_checkpoint(tmp_path), Device("cuda", find_devices()[0].capability, has_compiler=False)
+        read_checkpoint(tmp_path), Device("cuda", find_devices(read_snapshot())[0].capability, has_compiler=False)
     )
     assert not kernel.needs_compiler

@@ -51,12 +51,14 @@ def prompt(slot: int) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def inference() -> Iterator[None]:
-    """An engine has its process to itself; here one follows another."""
+    """An engine has its process to itself; here one follows another, and other tests come after."""
     gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1.0)
     with torch.inference_mode():
         yield
+    modeling_llama.apply_rotary_pos_emb = ROTATION
+    torch.cuda.set_stream(torch.cuda.default_stream())
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def open_steps(folder: Path, chats: int = CHATS) -> Any:

@@ -119,7 +119,7 @@ def finish(tab: AppTest, number: int = 1) -> AppTest:
 
 def words(tab: AppTest) -> str:
     """Everything that a person can read on the page."""
-    kinds = (tab.title, tab.header, tab.markdown, tab.text, tab.caption, tab.error, tab.success, tab.info)
+    kinds = (tab.title, tab.header, tab.markdown, tab.text, tab.caption, tab.error, tab.success, tab.info, tab.warning)
     return "\n".join(str(element.value) for kind in kinds for element in kind)
 
 

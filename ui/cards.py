@@ -7,9 +7,20 @@ from collections import Counter
 import streamlit as st
 
 from core.engine.kernels import has_compiler
+from core.errors import GpuUseError
 from core.fit import Card, card_from_gpu, card_from_table
 from core.gpu import Gpu, GpuSnapshot
 from core.gpu_table import known_gpus, lookup
+from core.gpu_use import (
+    find_gpu_error,
+    find_nvml_error,
+    has_nvidia_card,
+    installed_torch,
+    is_cpu_chosen,
+    usable_gpus,
+)
+from core.gpu_use import names_of as names_of_gpus
+from ui.errors import sentence, show_error
 from ui.i18n import tr
 from ui.resources import monitor, runner
 
@@ -24,11 +35,21 @@ def reading() -> GpuSnapshot | None:
     return monitor().latest(FIRST_READING_S)
 
 
-def usable_gpus() -> list[Gpu]:
-    """The GPUs that a model can be loaded on, in NVML's order."""
+def readable_gpus() -> list[Gpu]:
+    """The GPUs whose memory can be read, in NVML's order."""
     latest = reading()
     gpus = latest.gpus if latest else ()
     return [gpu for gpu in gpus if gpu.error is None and gpu.total_mib and gpu.free_mib is not None]
+
+
+def gpu_error() -> GpuUseError | None:
+    """Why a load could not use the GPUs here: as the last worker found it, else as far as it is sure without one."""
+    latest, word = reading(), runner().gpu_word
+    if latest is None or is_cpu_chosen():
+        return None
+    if word is None:
+        return find_gpu_error(latest, installed_torch())
+    return find_nvml_error(latest) or word.gpu_error
 
 
 def own_pids() -> frozenset[int]:
@@ -39,8 +60,26 @@ def own_pids() -> frozenset[int]:
 
 def cards_here() -> Cards:
     """The GPUs that a load can take, as they are now; none where models run on the CPU."""
-    pids, compiler = own_pids(), has_compiler()
-    return tuple(card_from_gpu(gpu, pids, compiler) for gpu in usable_gpus())
+    latest, word, pids, compiler = reading(), runner().gpu_word, own_pids(), has_compiler()
+    if latest is None or is_cpu_chosen() or gpu_error() is not None:
+        return ()
+    usable = usable_gpus(latest.gpus, word.torch if word else installed_torch())
+    return tuple(card_from_gpu(gpu, pids, compiler) for gpu in usable)
+
+
+def draw_place() -> None:
+    """Where there is no GPU to use: why, and that models run on the CPU. What the engine's own error says is not said
+    twice."""
+    latest, error, told = reading(), gpu_error(), runner().state.error
+    if error is not None:
+        if told is None or (told.key, told.params) != (error.key, error.params):
+            show_error(error)
+    elif is_cpu_chosen():
+        st.caption(tr("gauge.cpu_chosen"))
+    elif latest is not None and latest.error is not None and has_nvidia_card():
+        st.warning(sentence(latest.error), icon=":material/warning:")
+    else:
+        st.caption(tr("gauge.cpu"))
 
 
 def choose_cards() -> Cards:
@@ -50,8 +89,8 @@ def choose_cards() -> Cards:
     labels = {name: _card_label(name, here) for name in [HERE, *names]}
     chosen = st.selectbox(tr("gauge.card"), list(labels), key=KEY, persist_state="session",
                           format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
-    if chosen == HERE and not here:
-        st.caption(tr("gauge.cpu"))
+    if not here and (chosen == HERE or gpu_error() is not None):
+        draw_place()
     return here if chosen == HERE else (card_from_table(lookup(chosen)),)
 
 
@@ -63,5 +102,8 @@ def names_of(cards: Cards) -> str:
 
 def _card_label(name: str, here: Cards) -> str:
     if name == HERE:
-        return tr("gauge.this_gpu", name=names_of(here)) if here else tr("gauge.this_cpu")
+        if here:
+            return tr("gauge.this_gpu", name=names_of(here))
+        gpus = readable_gpus() if gpu_error() else []
+        return tr("gauge.this_gpu_unused", name=names_of_gpus(gpus)) if gpus else tr("gauge.this_cpu")
     return tr("gauge.other_card", name=name, gib=f"{lookup(name).total_mib / 1024:.0f}")

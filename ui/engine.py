@@ -6,7 +6,9 @@ import streamlit as st
 
 from core.engine.answer import Answer
 from core.engine.messages import EngineState
+from core.gpu_use import is_cpu_chosen
 from core.settings import models_dir
+from ui.cards import gpu_error
 from ui.errors import show_error
 from ui.fragment import redraw_every
 from ui.i18n import tr
@@ -125,6 +127,8 @@ def not_ready_notice(last: Answer | None = None) -> None:
             return
         if state.error is None:
             st.markdown(tr("engine.nothing_loaded"))
+            if (unused := gpu_error()) is not None:
+                show_error(unused)
         elif last is None or last.error is not state.error:
             show_error(state.error)
         way_to_model()
@@ -145,6 +149,7 @@ def reconnect_button() -> None:
               on_click=runner().reconnect)  # fmt: skip
 
 
-def load(name: str, context_tokens: int = 0, num_slots: int = 1, force: bool = False) -> None:
+def load(name: str, context_tokens: int = 0, num_slots: int = 1, force: bool = False, on_cpu: bool = False) -> None:
     """Begin to load a model of the library, in place of whatever is loaded; Runner.load says what the values are."""
-    runner().load(models_dir() / name, context_tokens, num_slots, force=force)
+    on_cpu = on_cpu or is_cpu_chosen()
+    runner().load(models_dir() / name, context_tokens, num_slots, force=force, on_cpu=on_cpu)

@@ -8,7 +8,7 @@ from core.checkpoint import Checkpoint, Quantization
 from core.engine.messages import EngineState, MemoryFacts, ModelFacts
 from core.fit import FitReport
 from core.library import LibraryEntry
-from ui.cards import Cards, cards_here, names_of
+from ui.cards import Cards, cards_here, gpu_error, names_of
 from ui.engine import Shown, load, loading_progress, shown_now
 from ui.errors import show_error
 from ui.fragment import redraw_alone
@@ -66,6 +66,13 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, cards: Cards, show
             st.markdown(sentence(report))
             st.markdown(tr("load.anyway_text"))
             _load_button("load.anyway_yes", entry.name, context_tokens, num_chats, force=True)
+    elif gpu_error() is not None:
+        with st.container(horizontal=True):
+            _load_button("load.load", entry.name, context_tokens, num_chats)
+            with st.popover(tr("load.on_cpu"), icon=":material/memory:"):
+                st.markdown(tr("load.on_cpu_text"))
+                st.button(tr("load.on_cpu_yes"), key=f"load_on_cpu_{entry.name}", icon=":material/play_arrow:",
+                          on_click=load, args=(entry.name, context_tokens, num_chats, False, True))  # fmt: skip
     else:
         _load_button("load.load", entry.name, context_tokens, num_chats)
 

@@ -9,9 +9,9 @@ import streamlit as st
 from core.engine.plan import MIB, MemoryPlan
 from core.gpu import Gpu, GpuProcess, GpuSnapshot
 from ui.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
-from ui.cards import own_pids, reading, usable_gpus
+from ui.cards import cards_here, draw_place, gpu_error, own_pids, readable_gpus, reading
 from ui.charts import draw_charts, gpu_label
-from ui.errors import sentence
+from ui.errors import sentence, show_error
 from ui.i18n import text, tr
 from ui.markdown import escape
 from ui.resources import monitor, runner, token_rate
@@ -37,6 +37,9 @@ def draw_monitor(window_s: int) -> None:
         return
     if latest.error is not None:
         st.info(sentence(latest.error), icon=":material/info:")
+    error = gpu_error()
+    if error is not None and latest.gpus:
+        show_error(error)
     for place, gpu in enumerate(latest.gpus):
         _draw_gpu(gpu, place)
     if latest.gpus:
@@ -49,15 +52,14 @@ def draw_monitor(window_s: int) -> None:
 
 def draw_gpu_bars() -> None:
     """For Home: each card and what it holds."""
-    gpus = usable_gpus()
-    for gpu in gpus:
+    for gpu in readable_gpus():
         st.caption(escape(gpu_label(gpu)))
         _draw_memory(gpu)
     server = runner().state.server
     if server is not None:
         st.caption(tr("monitor.elsewhere", server=server))
-    elif not gpus:
-        st.caption(tr("gauge.cpu"))
+    elif not cards_here():
+        draw_place()
 
 
 def _draw_gpu(gpu: Gpu, place: int) -> None:

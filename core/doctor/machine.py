@@ -12,17 +12,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from core.cuda_driver import CudaDriver, ask_cuda_apart
 from core.doctor.finding import Finding, found
 from core.engine.kernels import COMPILERS, KERNELS
 from core.errors import DeckError
 from core.gpu import GpuSnapshot
+from core.gpu_use import InstalledTorch, find_gpu_error
 from core.settings import ROOT, cache_dir
 from core.stamp import is_complete
 
 OLDEST_PYTHON = (3, 11)
 TORCH_S = 120.0
 # Prints what the engine's process would see.
-ASK_TORCH = "import json, torch; print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available()]))"
+ASK_TORCH = """
+import json, torch
+flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or ""
+print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available(), *flags.split()]))
+"""
 C_COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -30,7 +36,7 @@ def check_machine(gpus: GpuSnapshot) -> Iterator[Finding]:
     yield check_python(sys.version_info[:2])
     yield check_venv(Path(sys.prefix))
     yield check_driver(gpus)
-    yield check_torch(bool(gpus.gpus))
+    yield check_torch(bool(gpus.gpus), gpus=gpus)
     yield check_compilers(bool(gpus.gpus), frozenset(name for name in (*COMPILERS, *C_COMPILERS) if shutil.which(name)))
     yield check_kernels(bool(gpus.gpus), cache_dir() / "kernels", library_folder())
 
@@ -55,15 +61,22 @@ def check_driver(gpus: GpuSnapshot) -> Finding:
     return found("driver", "ok", "driver_ok", driver=driver, cuda=cuda, gpus=names)
 
 
-def check_torch(has_gpu: bool, python: str = sys.executable) -> Finding:
+def check_torch(has_gpu: bool, python: str = sys.executable, gpus: GpuSnapshot | None = None) -> Finding:
+    """What torch is and sees; with `gpus` given also why it can use none of them."""
     try:
         asked = subprocess.run([python, "-c", ASK_TORCH], capture_output=True, text=True, timeout=TORCH_S, check=True)
-        version, cuda, sees_gpu = json.loads(asked.stdout.splitlines()[-1])
+        version, cuda, sees_gpu, *architectures = json.loads(asked.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         why = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
         return found("torch", "fail", "torch_broken", why=why[:200])
     except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
         return found("torch", "fail", "torch_broken", why=type(error).__name__)
+    if gpus is not None:
+        known = InstalledTorch(version, cuda, tuple(architectures) or None)
+        driver = CudaDriver(0, num_gpus=1, cuda=cuda) if sees_gpu else ask_cuda_apart() if has_gpu else None
+        unused = find_gpu_error(gpus, known, driver)
+        if unused is not None:
+            return Finding("torch", "fail", f"error.{unused.key}", unused.params)
     if cuda is None:
         return found(
             "torch", "fail" if has_gpu else "ok", "torch_cpu_only" if has_gpu else "torch_cpu", version=version

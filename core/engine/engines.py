@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.engine.answer import Answer
 from core.engine.choice import Choice, choice_path, read_choice, write_choice
-from core.engine.messages import EngineState, Sampling
+from core.engine.messages import EngineState, Prepared, Sampling
 from core.engine.remote import RemoteEngine
 from core.engine.runner import Runner
 
@@ -55,6 +55,11 @@ class Engines:
         """The process on this machine by which NVML tells the engine's memory from others'."""
         return self.local.worker_pid
 
+    @property
+    def gpu_word(self) -> Prepared | None:
+        """See Runner.gpu_word."""
+        return self.local.gpu_word
+
     def load(
         self,
         folder: Path,
@@ -62,11 +67,12 @@ class Engines:
         num_slots: int = 1,
         kernel: str | None = None,
         force: bool = False,
+        on_cpu: bool = False,
     ) -> None:
         """Load on this machine, see Runner.load."""
         with self._lock:
             self._leave_remote()
-            start = self.local.begin_load(folder, context_tokens, num_slots, kernel, force)
+            start = self.local.begin_load(folder, context_tokens, num_slots, kernel, force, on_cpu)
         start()
 
     def unload(self) -> None:

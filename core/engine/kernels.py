@@ -17,11 +17,15 @@ from core.errors import EngineError
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model is to run. `capability` is CUDA's compute capability; `has_compiler` means nvcc and a C++ one."""
+    """Where a model is to run. `capability` is CUDA's compute capability; `has_compiler` means nvcc and a C++ one.
+
+    `has_code`: whether torch was built for it.
+    """
 
     kind: Literal["cuda", "cpu"]
     capability: tuple[int, int] = (0, 0)
     has_compiler: bool = False
+    has_code: bool = True
 
 
 @dataclass(frozen=True, slots=True)

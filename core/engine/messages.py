@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from core.engine.plan import MemoryPlan
-from core.errors import DeckError, InputError
+from core.errors import DeckError, GpuUseError, InputError
+from core.gpu_use import InstalledTorch
 
 # Why an answer ended: the model's own end, a stop string, the asked-for length, a full context, or a person.
 Reason = Literal["end", "stop", "length", "context", "cancelled", "failed"]
@@ -86,7 +87,8 @@ class Conversation(str):
 class Load:
     """Load the checkpoint in `folder` with room for `num_slots` chats of `context_tokens` each.
 
-    `kernel` None takes the fastest that fits. `force` loads on a GPU although the plan says that it does not fit.
+    `kernel` None takes the fastest that fits. `force` loads on a GPU although the plan says that it does not fit;
+    `on_cpu` leaves the GPUs alone.
     """
 
     folder: Path
@@ -94,6 +96,7 @@ class Load:
     num_slots: int
     kernel: str | None = None
     force: bool = False
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,13 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A spare worker has imported everything that a load needs, and waits for one."""
+    """A spare worker has imported everything that a load needs, and waits for one.
+
+    `torch` is what it imported, `gpu_error` why a load could not use the GPUs here.
+    """
+
+    torch: InstalledTorch | None = None
+    gpu_error: GpuUseError | None = None
 
 
 @dataclass(frozen=True, slots=True)

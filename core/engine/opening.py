@@ -25,6 +25,7 @@ from core.checkpoint import Checkpoint, read_checkpoint
 from core.engine import written
 from core.engine.budget import find_cards, limited_to, settle
 from core.engine.cores import leave_one_core
+from core.engine.gpu_check import known_torch, require_no_gpu
 from core.engine.kernel_check import check_kernel
 from core.engine.kernels import KERNELS, Device, Kernel, choose_kernel, has_compiler
 from core.engine.lean import make_lean
@@ -38,7 +39,8 @@ from core.engine.steps import Drawn, EagerSteps, Steps
 from core.engine.vocabulary import find_end_tokens, read_tokenizer
 from core.errors import EngineError
 from core.fit import Card, checked_context, require_fit
-from core.gpu import read_snapshot
+from core.gpu import GpuSnapshot, read_snapshot
+from core.gpu_use import build_error, has_code
 
 log = logging.getLogger(__name__)
 # CUDA's default stream of the calling thread, which is also where ExLlamaV2 runs as core/engine/worker.py builds it.
@@ -82,15 +84,15 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     context_tokens = checked_context(checkpoint, command.context_tokens)
     tokenizer = read_tokenizer(checkpoint.folder)
     end_tokens = find_end_tokens(checkpoint, tokenizer)
-    gpus = read_snapshot().gpus
-    devices = find_devices()
+    snapshot = read_snapshot()
+    devices = [Device("cpu")] if command.on_cpu else find_devices(snapshot)
     if devices[0].kind == "cpu":
         leave_one_core()
         ready = Ready(
             *choose_kernel(checkpoint, devices[0], command.kernel), Places((torch.device("cpu"),)), devices[0]
         )
     else:
-        ready = ready_kernel(checkpoint, find_cards(gpus, devices), devices, context_tokens, command, progress)
+        ready = ready_kernel(checkpoint, find_cards(snapshot.gpus, devices), devices, context_tokens, command, progress)
     kernel, places, plans = ready.kernel, ready.places, ready.plans
     chunk_tokens = chunk_tokens_of(ready.device)
     with torch.inference_mode(), limited_to(plans, places.devices, command.force) if plans else nullcontext():
@@ -139,13 +141,18 @@ class Ready:
     captured: bool = False
 
 
-def find_devices() -> list[Device]:
-    """The GPUs that CUDA shows, else the CPU."""
+def find_devices(snapshot: GpuSnapshot) -> list[Device]:
+    """The GPUs that CUDA shows; the CPU where there is none. Raises GpuUseError where torch can use none of them."""
     if not torch.cuda.is_available():
+        require_no_gpu(snapshot)
         return [Device("cpu")]
-    compiler = has_compiler()
+    compiler, known = has_compiler(), known_torch()
     capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
-    return [Device("cuda", capability, compiler) for capability in capabilities]
+    devices = [Device("cuda", one, compiler, has_code(known, one)) for one in capabilities]
+    if not any(device.has_code for device in devices):
+        names = [torch.cuda.get_device_name(index) for index in range(len(devices))]
+        raise build_error(", ".join(names), max(capabilities), known)
+    return devices
 
 
 def ready_kernel(
@@ -161,9 +168,10 @@ def ready_kernel(
     One that cannot be compiled here or computes something wrong is left out, unless it was asked for by name.
     """
     refused: list[str] = []
+    able = [card for card, device in zip(cards, devices, strict=True) if device.has_code]
     while True:
         report = require_fit(
-            checkpoint, cards, context_tokens, command.num_slots, command.kernel, command.force, refused
+            checkpoint, able, context_tokens, command.num_slots, command.kernel, command.force, refused
         )
         chosen = [next(index for index, one in enumerate(cards) if one is card) for card in report.cards]
         places = Places(

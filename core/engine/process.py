@@ -52,6 +52,7 @@ class Worker:
         on_event: Callable[[Worker, Event], None],
         on_end: Callable[[Worker], None],
         is_spare: bool = False,
+        on_prepared: Callable[[Prepared], None] = lambda _: None,
     ) -> None:
         """Raises OSError where no process can be started, RuntimeError where no thread can."""
         self._socket, theirs = socket.socketpair()
@@ -64,7 +65,7 @@ class Worker:
             )
         self.settled, self.has_ended = threading.Event(), False
         self._pipe = Connection(os.dup(self._socket.fileno()))
-        self._on_event, self._on_end = on_event, on_end
+        self._on_event, self._on_end, self._on_prepared = on_event, on_end, on_prepared
         self._changed = threading.Condition()
         self._commands: deque[tuple[int | None, bytes]] = deque()
         self._waiting_bytes, self._is_closed = 0, False
@@ -220,6 +221,7 @@ class Worker:
             case Heartbeat():
                 self._stuck_s = self._sign_s - event.stuck_s if event.stuck_s else _NEVER
             case Prepared():
+                self._on_prepared(event)
                 self.settled.set()
             case _:
                 self._is_loaded = self._is_loaded or isinstance(event, Loaded)

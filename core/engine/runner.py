@@ -29,12 +29,13 @@ from core.engine.messages import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    Prepared,
     Sampling,
     Text,
 )
 from core.engine.process import Worker
 from core.engine.spare import QUIET_S, Spare
-from core.errors import DeckError, EngineError
+from core.errors import DeckError, EngineError, GpuUseError
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Runner:
         self._answers: dict[int, Answer] = {}
         self._numbers = itertools.count(1)
         self._asked_s = 0.0
+        self._gpu_word: Prepared | None = None
         self._spare = Spare(self._start_spare, self._is_quiet)
 
     @property
@@ -79,6 +81,11 @@ class Runner:
         worker = self._worker
         return 0.0 if worker is None else worker.silent_s
 
+    @property
+    def gpu_word(self) -> Prepared | None:
+        """What the last worker that looked says of torch and the GPUs; None where none has."""
+        return self._gpu_word
+
     def load(
         self,
         folder: Path,
@@ -86,20 +93,22 @@ class Runner:
         num_slots: int = 1,
         kernel: str | None = None,
         force: bool = False,
+        on_cpu: bool = False,
     ) -> None:
         """Begin to load the checkpoint in `folder`, in place of whatever is loaded; `state` tells how it goes.
 
         `context_tokens` 0 takes the model's own limit, up to what the engine takes by default. `kernel` None takes
-        the fastest that fits; `force` loads on a GPU although the plan says that it does not fit.
+        the fastest that fits; `force` loads on a GPU although the plan says that it does not fit; `on_cpu` leaves the
+        GPUs alone.
         """
-        self.begin_load(folder, context_tokens, num_slots, kernel, force)()
+        self.begin_load(folder, context_tokens, num_slots, kernel, force, on_cpu)()
 
     def begin_load(
-        self, folder: Path, context_tokens: int, num_slots: int, kernel: str | None, force: bool
+        self, folder: Path, context_tokens: int, num_slots: int, kernel: str | None, force: bool, on_cpu: bool
     ) -> Callable[[], None]:
         """The part of `load` that waits for nothing. What it returns does the rest."""
         turn = self._let_go(EngineState("loading", folder.name))
-        return partial(self._start, turn, Load(folder, context_tokens, num_slots, kernel, force))
+        return partial(self._start, turn, Load(folder, context_tokens, num_slots, kernel, force, on_cpu))
 
     def unload(self) -> None:
         """End the worker process: all of its memory comes back. Running answers keep what was written."""
@@ -163,7 +172,10 @@ class Runner:
         answer.take(Finished(request, "cancelled", stats))
 
     def _start_spare(self) -> Worker:
-        return Worker(self._worker_module, self._take, self._worker_ended, is_spare=True)
+        return Worker(self._worker_module, self._take, self._worker_ended, True, self._hear_spare)
+
+    def _hear_spare(self, prepared: Prepared) -> None:
+        self._gpu_word = prepared
 
     def _is_quiet(self) -> bool:
         return self._state.phase != "loading" and not self._answers
@@ -237,6 +249,8 @@ class Runner:
                 self._take_progress(worker, event)
             case LoadFailed():
                 log.error("load of %s failed: %s", self._state.model, event.error)
+                if isinstance(event.error, GpuUseError):
+                    self._note_gpu(event.error)
                 self._fail(worker, event.error)
             case Began() | Text() | Finished() | Failed():
                 self._take_answer(worker, event)
@@ -254,7 +268,13 @@ class Runner:
         if isinstance(event, LoadProgress):
             return replace(self._state, stage=event.stage, fraction=event.fraction)
         took_s = time.monotonic() - self._asked_s
+        if event.facts.memory is not None:
+            self._note_gpu(None)
         return EngineState("ready", event.facts.name, facts=event.facts, fraction=1.0, ready_after_s=took_s)
+
+    def _note_gpu(self, error: GpuUseError | None) -> None:
+        """What a load has just found out about the GPUs."""
+        self._gpu_word = replace(self._gpu_word or Prepared(), gpu_error=error)
 
     def _take_answer(self, worker: Worker, event: Began | Text | Finished | Failed) -> None:
         with self._lock:

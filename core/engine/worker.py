@@ -115,10 +115,12 @@ def prepare(inbox: queue.SimpleQueue[Command | Prepared]) -> None:
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SPARE_NICENESS)
     try:
         import_libraries()
+        from core.engine.gpu_check import look
+
+        inbox.put(look())
     except Exception:
+        # A load says it again, to the person who asked for it.
         log.exception("a spare worker could not be prepared")
-        return  # A load says it again, to the person who asked for it.
-    inbox.put(Prepared())
 
 
 def import_libraries() -> None:
