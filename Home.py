@@ -9,7 +9,7 @@ from ui.download_jobs import sidebar_downloads
 from ui.engine import sidebar_status
 from ui.home import draw_home
 from ui.i18n import choose_language, tr
-from ui.people import has_passed_gate
+from ui.people import begin_run, has_passed_gate
 from ui.routing import follow, note_page
 from ui.settings_files import sidebar_files
 
@@ -19,6 +19,7 @@ st.logo(str(ROOT / "ui" / "wordmark.svg"), icon_image=str(ROOT / "ui" / "logo.sv
 if not has_passed_gate():
     st.error(tr("settings.no_gate"), icon=":material/lock:")
     st.stop()
+begin_run()
 page = st.navigation(
     [
         st.Page(draw_home, title=tr("nav.home"), icon=":material/home:", url_path="home", default=True),

@@ -7,6 +7,7 @@ from core.chat.records import Chat
 from core.chat.stats import error_of
 from core.errors import DeckError
 from ui import chat, chat_asking
+from ui.browser import keep_typed
 from ui.chat_composer import draw_composer, fitted_prompt
 from ui.chat_head import draw_head
 from ui.chat_list import chat_list
@@ -37,7 +38,7 @@ def draw_page() -> None:
         if line is not None:
             draw_line(line, faces)
         elif not current.messages and is_ready:
-            draw_ideas()
+            draw_ideas(chat.tag_of(current.info))
     silence_notice()
     if not is_ready:
         say_what_is_missing(current)
@@ -48,12 +49,12 @@ def draw_page() -> None:
         chat_list(current.info.id)
 
 
-def draw_ideas() -> None:
+def draw_ideas(tag: str) -> None:
     st.markdown(tr("chat.greeting"))
     with st.container(horizontal=True):
         for name in ("explain", "write", "plan"):
-            st.button(tr(f"chat.idea_{name}"), key=f"chat_idea_{name}", on_click=chat_asking.ask,
-                      args=(tr(f"chat.idea_{name}"),))  # fmt: skip
+            st.button(tr(f"chat.idea_{name}"), key=f"chat_idea_{name}_{tag}", on_click=chat_asking.ask,
+                      args=(tag, tr(f"chat.idea_{name}")))  # fmt: skip
 
 
 def say_what_is_missing(current: Chat) -> None:
@@ -73,8 +74,11 @@ def draw_input(current: Chat, prompt: Prompt | DeckError | None) -> None:
     if current.info.mode == "notebook":
         return
     # Drawn outside st.bottom, where Streamlit pins it anyway: only then does the page follow a growing answer.
+    # One for all chats: another one would lose the focus. What is typed in each is kept apart by the browser.
+    tag = chat.tag_of(current.info)
     st.chat_input(tr("chat.placeholder") if is_ready else tr("chat.placeholder_empty"), key=chat.INPUT_KEY,
-                  disabled=not is_ready, on_submit=chat_asking.submit)  # fmt: skip
+                  disabled=not is_ready, on_submit=chat_asking.submit, args=(tag,))  # fmt: skip
+    keep_typed(chat.INPUT_KEY, tag, chat.born_tag(current.info), st.session_state.get(chat.FILLED_KEY, 0))
 
 
 is_ready = runner().state.phase == "ready"

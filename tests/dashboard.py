@@ -105,6 +105,6 @@ def write_header(path: Path, tensors: Mapping[str, TensorInfo], file_bytes: int)
         file.truncate(8 + len(text) + file_bytes - begin)
 
 
-def key(page: Page, name: str) -> Locator:
-    """The element that a page's code gave the key `name`, whatever the language."""
-    return page.locator(f".st-key-{name}")
+def key(page: Page | Locator, name: str) -> Locator:
+    """The element that a page's code gave the key `name`, most often with what it is drawn for behind it."""
+    return page.locator(f'.st-key-{name}, [class*=" st-key-{name}_"], [class^="st-key-{name}_"]')

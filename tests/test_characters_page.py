@@ -13,12 +13,16 @@ from streamlit.testing.v1 import AppTest
 
 from core.personas.cards import FORMATS, write
 from core.personas.character import Character
+from core.personas.pictures import as_png
+from core.personas.portrait import draw_portrait
 from core.personas.store import Characters
-from core.personas.user import UserPersona, read_persona, read_picture
+from core.personas.user import UserPersona, read_persona, read_picture, save_persona
 from core.settings import ROOT
 from tests.cards import PICTURE, V2
 from tests.checkpoints import make_checkpoint
+from tests.widgets import has, named
 from ui import resources
+from ui.characters_draft import DRAFTS_KEY
 from ui.characters_import import import_file
 from ui.characters_preview import Reader, loaded_reader, render_prompt
 
@@ -63,15 +67,14 @@ def go(tab: AppTest, page: str) -> AppTest:
 
 
 def click(tab: AppTest, key: str) -> AppTest:
-    tab.button(key=key).click()
+    named(tab.button, key).click()
     return run(tab)
 
 
 def write_into(tab: AppTest, name: str, words: str) -> AppTest:
     """Type into a field of the form."""
     key = f"character_field_{name}"
-    kind = "text_input" if any(field.key == key for field in tab.text_input) else "text_area"
-    getattr(tab, kind)(key=key).set_value(words)
+    named(tab.text_input if has(tab.text_input, key) else tab.text_area, key).set_value(words)
     return run(tab)
 
 
@@ -87,7 +90,7 @@ def opened(tab: AppTest) -> list[str]:
 
 
 def has_button(tab: AppTest, key: str) -> bool:
-    return any(button.key == key for button in tab.button)
+    return has(tab.button, key)
 
 
 def edit(store: Characters, character: Character = ADA) -> AppTest:
@@ -152,7 +155,7 @@ def test_a_detail_shows_the_character_and_offers_every_format(store: Characters)
     tab = open_tab(character="Ada")
     assert tab.header[0].value == "Ada"
     assert "Hi {{user}}" in words(tab)
-    assert {button.key for button in tab.download_button} == {f"character_export_{kind}" for kind in FORMATS}
+    assert {button.key for button in tab.download_button} == {f"character_export_{kind}_Ada" for kind in FORMATS}
 
 
 def test_an_address_of_nobody_is_a_sentence(store: Characters) -> None:
@@ -179,7 +182,7 @@ def test_names_that_cannot_be_are_sentences_and_nothing_is_lost(store: Character
         write_into(tab, "context", "all my work")
         click(tab, "character_save")
         assert said in tab.error[0].value
-        assert tab.text_area(key="character_field_context").value == "all my work"
+        assert named(tab.text_area, "character_field_context").value == "all my work"
     assert len(store.entries()) == 1
 
 
@@ -187,13 +190,13 @@ def test_what_is_typed_is_there_after_other_pages_and_other_characters(store: Ch
     store.add(BOB)
     tab = write_into(edit(store), "context", "{{char}} sings.")
     go(go(tab, "5_GPU_Monitor"), "4_Characters")
-    assert tab.text_area(key="character_field_context").value == "{{char}} sings."
+    assert named(tab.text_area, "character_field_context").value == "{{char}} sings."
     click(tab, "characters_back")
     assert "Unsaved changes" in words(tab)
     click(click(tab, "character_open_Bob"), "character_edit")
-    assert tab.text_input(key="character_field_name").value == "Bob"
+    assert named(tab.text_input, "character_field_name").value == "Bob"
     click(click(click(tab, "characters_back"), "character_open_Ada"), "character_edit")
-    assert tab.text_area(key="character_field_context").value == "{{char}} sings."
+    assert named(tab.text_area, "character_field_context").value == "{{char}} sings."
     click(tab, "character_save")
     assert store.character("Ada") == replace(ADA, context="{{char}} sings.")
 
@@ -202,7 +205,7 @@ def test_discarded_changes_can_be_had_back(store: Characters) -> None:
     tab = click(write_into(edit(store), "context", "new"), "character_discard")
     assert "discarded" in words(tab)
     click(tab, "characters_undo_button")
-    assert tab.text_area(key="character_field_context").value == "new"
+    assert named(tab.text_area, "character_field_context").value == "new"
     assert store.character("Ada") == ADA
 
 
@@ -222,14 +225,14 @@ def test_a_save_elsewhere_can_be_taken(store: Characters) -> None:
     tab = write_into(edit(store), "context", "mine")
     store.save("Ada", replace(ADA, context="theirs"))
     click(run(tab), "character_take_theirs")
-    assert tab.text_area(key="character_field_context").value == "theirs"
+    assert named(tab.text_area, "character_field_context").value == "theirs"
     assert "saved elsewhere" not in words(tab)
 
 
 def test_a_form_without_changes_follows_the_file(store: Characters) -> None:
     tab = edit(store)
     store.save("Ada", replace(ADA, context="theirs"))
-    assert run(tab).text_area(key="character_field_context").value == "theirs"
+    assert named(run(tab).text_area, "character_field_context").value == "theirs"
 
 
 def test_a_character_that_was_deleted_elsewhere_can_be_saved_as_a_new_one(store: Characters) -> None:
@@ -254,11 +257,11 @@ def test_a_disk_that_takes_nothing_leaves_the_form_as_it_is(store: Characters) -
 
 def test_one_text_becomes_parts_and_back(store: Characters) -> None:
     tab = edit(store, BOB)
-    tab.segmented_control(key="character_field_shape").set_value("text")
-    assert run(tab).text_area(key="character_field_context").value == "builds\n\n{{char}}'s personality: calm"
-    tab.segmented_control(key="character_field_shape").set_value("parts")
+    named(tab.segmented_control, "character_field_shape").set_value("text")
+    assert named(run(tab).text_area, "character_field_context").value == "builds\n\n{{char}}'s personality: calm"
+    named(tab.segmented_control, "character_field_shape").set_value("parts")
     run(tab)
-    assert tab.text_area(key="character_field_personality").value == "calm"
+    assert named(tab.text_area, "character_field_personality").value == "calm"
     click(tab, "character_save")
     assert store.character("Bob") == BOB
 
@@ -266,7 +269,7 @@ def test_one_text_becomes_parts_and_back(store: Characters) -> None:
 def test_greetings_are_added_and_removed(store: Characters) -> None:
     tab = edit(store, replace(ADA, alternate_greetings=("one", "two")))
     click(tab, "character_add_greeting")
-    tab.text_area(key="character_field_greeting_2").set_value("three")
+    named(tab.text_area, "character_field_greeting_2").set_value("three")
     click(run(tab), "character_remove_greeting_0")
     click(tab, "character_save")
     assert store.character("Ada").alternate_greetings == ("two", "three")
@@ -274,16 +277,16 @@ def test_greetings_are_added_and_removed(store: Characters) -> None:
 
 def test_tags_are_chosen_or_made(store: Characters) -> None:
     tab = edit(store)
-    tab.multiselect(key="character_field_tags").set_value(["maths", "new one"])
+    named(tab.multiselect, "character_field_tags").set_value(["maths", "new one"])
     click(run(tab), "character_save")
     assert store.character("Ada").tags == ("maths", "new one")
 
 
 def test_a_picture_is_taken_shown_and_removed(store: Characters) -> None:
     tab = edit(store)
-    tab.file_uploader(key="character_field_picture_upload_0").set_value([("p.png", b"nonsense", "image/png")])
+    named(tab.file_uploader, "character_field_picture_upload_0").set_value([("p.png", b"nonsense", "image/png")])
     assert "p.png" in run(tab).error[0].value
-    tab.file_uploader(key="character_field_picture_upload_1").set_value([("p.png", PICTURE, "image/png")])
+    named(tab.file_uploader, "character_field_picture_upload_1").set_value([("p.png", PICTURE, "image/png")])
     click(run(tab), "character_save")
     assert store.need("Ada").picture_path is not None
     click(click(tab, "character_edit"), "character_field_picture_remove")
@@ -294,11 +297,11 @@ def test_a_picture_is_taken_shown_and_removed(store: Characters) -> None:
 def test_a_lorebook_is_changed_by_its_form_and_keeps_what_it_does_not_know(store: Characters) -> None:
     tab = edit(store, replace(ADA, lorebook=BOOK, extensions={"depth_prompt": 1}))
     assert r"depth\_prompt, extensions, oddity, strange" in words(tab)
-    tab.text_area(key="character_lore_0_content").set_value("Bees hum.")
-    run(tab).multiselect(key="character_lore_0_keys").set_value(["bee", "honey"])
-    run(tab).number_input(key="character_lore_token_budget").set_value(100)
+    named(tab.text_area, "character_lore_0_content").set_value("Bees hum.")
+    named(run(tab).multiselect, "character_lore_0_keys").set_value(["bee", "honey"])
+    named(run(tab).number_input, "character_lore_token_budget").set_value(100)
     click(run(tab), "lorebook_add")
-    tab.text_area(key="character_lore_2_content").set_value("New.")
+    named(tab.text_area, "character_lore_2_content").set_value("New.")
     click(run(tab), "character_save")
     saved = store.character("Ada").lorebook
     assert saved["entries"][0] == BOOK["entries"][0] | {"content": "Bees hum.", "keys": ["bee", "honey"]}  # type: ignore[index,operator]
@@ -390,11 +393,11 @@ def test_a_loaded_model_counts_by_its_own_tokenizer(store: Characters, tmp_path:
 
 def test_the_users_own_persona_is_saved(store: Characters) -> None:
     tab = click(open_tab(), "characters_user")
-    tab.text_input(key="characters_user_name").set_value("Kim")
-    run(tab).text_area(key="characters_user_about").set_value("A cook.")
-    run(tab).file_uploader(key="characters_user_picture_upload_0").set_value([("me.png", PICTURE, "image/png")])
+    named(tab.text_input, "characters_user_name").set_value("Kim")
+    named(run(tab).text_area, "characters_user_about").set_value("A cook.")
+    named(run(tab).file_uploader, "characters_user_picture_upload_0").set_value([("me.png", PICTURE, "image/png")])
     go(go(run(tab), "5_GPU_Monitor"), "4_Characters")
-    assert tab.text_area(key="characters_user_about").value == "A cook."
+    assert named(tab.text_area, "characters_user_about").value == "A cook."
     click(tab, "characters_user_save")
     assert read_persona() == UserPersona("Kim", "A cook.")
     assert read_picture() == PICTURE
@@ -405,3 +408,55 @@ def test_a_broken_persona_is_not_written_over(store: Characters, tmp_path: Path)
     tab = click(open_tab(), "characters_user")
     assert "persona.yaml" in tab.error[0].value
     assert not has_button(tab, "characters_user_save")
+
+
+def test_a_delete_button_of_an_old_page_deletes_no_other_character(store: Characters) -> None:
+    tab = open_tab(character=store.add(ADA))
+    store.delete("Ada")
+    store.add(replace(ADA, context="theirs"))
+    assert "was not deleted" in click(tab, "character_delete").error[0].value
+    assert store.character("Ada").context == "theirs"
+
+
+def test_a_new_picture_is_not_put_on_what_another_tab_saved(store: Characters) -> None:
+    tab = edit(store)
+    named(tab.file_uploader, "character_field_picture_upload_0").set_value([("p.png", PICTURE, "image/png")])
+    run(tab)
+    store.save("Ada", replace(ADA, context="theirs"))
+    click(tab, "character_save")
+    assert store.need("Ada").picture_path is None and has_button(tab, "character_keep_mine")
+    click(tab, "character_keep_mine")
+    assert store.picture("Ada") == PICTURE
+
+
+def test_a_picture_is_not_put_over_the_one_of_another_tab(store: Characters) -> None:
+    other = as_png("other", draw_portrait("other"))
+    tab = edit(store)
+    named(tab.file_uploader, "character_field_picture_upload_0").set_value([("p.png", PICTURE, "image/png")])
+    run(tab)
+    store.set_picture("Ada", other)
+    assert "Picture" in words(click(tab, "character_save")) and store.picture("Ada") == other
+    click(tab, "character_keep_mine")
+    assert store.picture("Ada") == PICTURE
+
+
+def test_two_clicks_on_a_greetings_button_remove_one_greeting(store: Characters) -> None:
+    """The second comes from the page before the first: in that place stands another greeting by now."""
+    tab = edit(store, replace(ADA, alternate_greetings=("one", "two", "three")))
+    draft = next(iter(tab.session_state[DRAFTS_KEY].values()))
+    places = draft.places
+    click(tab, f"character_remove_greeting_0_{places}")
+    assert draft.now.alternate_greetings == ("two", "three") and draft.places != places
+    with pytest.raises(KeyError):
+        tab.button(key=f"character_remove_greeting_0_{places}")
+
+
+def test_a_persona_that_another_tab_saved_is_not_written_over_unseen(store: Characters) -> None:
+    tab = click(open_tab(), "characters_user")
+    named(tab.text_area, "characters_user_about").set_value("Mine.")
+    run(tab)
+    save_persona(UserPersona("Kim", "Theirs."))
+    click(tab, "characters_user_save")
+    assert "saved elsewhere" in tab.error[0].value and read_persona() == UserPersona("Kim", "Theirs.")
+    click(tab, "characters_user_save")
+    assert read_persona() == UserPersona("", "Mine.")

@@ -28,6 +28,7 @@ from tests.test_pages import (
     run,
     words,
 )
+from tests.widgets import has, named
 from ui import resources
 from ui.chat import EDIT_KEY
 
@@ -118,14 +119,14 @@ def test_a_base_model_opens_as_a_notebook_that_goes_on_and_back(models: Path, ch
             (models / "base" / path.name).symlink_to(path)
     tab = open_chat("base")
     assert tab.header[0].value == "New notebook" and not tab.chat_input
-    tab.text_area(key="notebook_text").set_value("words=3 ")
+    named(tab.text_area, "notebook_text").set_value("words=3 ")
     click(run(tab), "notebook_go")
     finish(tab)
-    assert tab.text_area(key="notebook_text").value == "words=3 one two three "
+    assert named(tab.text_area, "notebook_text").value == "words=3 one two three "
     click(tab, "notebook_undo")
-    assert tab.text_area(key="notebook_text").value == "words=3 "
+    assert named(tab.text_area, "notebook_text").value == "words=3 "
     click(tab, "notebook_redo")
-    assert tab.text_area(key="notebook_text").value == "words=3 one two three "
+    assert named(tab.text_area, "notebook_text").value == "words=3 one two three "
 
 
 def test_chats_and_the_question_that_waits_are_there_after_a_restart(models: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_question_that_waits_can_be_taken_back(models: Path) -> None:
     tab = ask(open_chat(), "forever")
     click(ask(tab, "my next question"), "chat_take_back")
     assert resources.chat_store().info(1).draft == "" and "Asked as soon as" not in words(tab)
-    assert tab.chat_input(key="chat_input").value == "my next question"
+    assert named(tab.chat_input, "chat_input").value == "my next question"
 
 
 def test_what_another_tab_said_meanwhile_is_not_talked_over(models: Path) -> None:
@@ -153,41 +154,41 @@ def test_what_another_tab_said_meanwhile_is_not_talked_over(models: Path) -> Non
     finish(ask(second, "two"))
     ask(first, "three")
     assert "went on meanwhile" in first.error[0].value and len(history()) == 4
-    assert first.chat_input(key="chat_input").value == "three"
+    assert named(first.chat_input, "chat_input").value == "three"
     finish(ask(first, "three"))
     assert len(history()) == 6
 
 
 def test_a_preset_is_a_chats_own_and_can_be_the_models(models: Path) -> None:
     tab = open_chat()
-    tab.selectbox(key="sampling_preset").set_value("precise")
-    assert run(tab).slider(key="sampling_temperature").value == 0.3
+    named(tab.selectbox, "sampling_preset").set_value("precise")
+    assert named(run(tab).slider, "sampling_temperature").value == 0.3
     finish(ask(tab, "settings"))
     assert last_message().text.startswith("Sampling(temperature=0.3, top_p=0.85, top_k=40")
-    assert click(tab, "chat_new").slider(key="sampling_temperature").value == 0.7
+    assert named(click(tab, "chat_new").slider, "sampling_temperature").value == 0.7
     click(click(tab, "chat_open_1"), "sampling_default")
-    assert click(tab, "chat_new").slider(key="sampling_temperature").value == 0.3
+    assert named(click(tab, "chat_new").slider, "sampling_temperature").value == 0.3
 
 
 def test_settings_can_be_saved_under_a_name_and_the_deletion_taken_back(models: Path) -> None:
     tab = open_chat()
-    tab.slider(key="sampling_temperature").set_value(1.2)
-    run(tab).text_input(key="sampling_name").set_value("mine")
+    named(tab.slider, "sampling_temperature").set_value(1.2)
+    named(run(tab).text_input, "sampling_name").set_value("mine")
     click(tab, "sampling_save")
-    assert tab.selectbox(key="sampling_preset").value == "mine"
+    assert named(tab.selectbox, "sampling_preset").value == "mine"
     assert resources.presets().get("mine").values["temperature"] == 1.2
     click(tab, "sampling_delete")
-    assert tab.slider(key="sampling_temperature").value == 1.2
-    assert tab.text_input(key="sampling_name").value == "mine"
-    assert click(tab, "sampling_save").selectbox(key="sampling_preset").value == "mine"
+    assert named(tab.slider, "sampling_temperature").value == 1.2
+    assert named(tab.text_input, "sampling_name").value == "mine"
+    assert named(click(tab, "sampling_save").selectbox, "sampling_preset").value == "mine"
 
 
 def test_an_impossible_value_is_refused_with_its_range(models: Path) -> None:
     tab = open_chat()
-    tab.number_input(key="sampling_top_k").set_value(-3)
+    named(tab.number_input, "sampling_top_k").set_value(-3)
     run(tab)
     assert "0" in tab.error[0].value and "1000000" in tab.error[0].value.replace(",", "")
-    assert tab.number_input(key="sampling_top_k").value == 0
+    assert named(tab.number_input, "sampling_top_k").value == 0
 
 
 def test_an_edited_message_stays_in_its_place_and_a_question_can_be_asked_anew(models: Path) -> None:
@@ -220,7 +221,7 @@ def test_an_answer_has_versions_to_flip_through_and_can_go_on(models: Path) -> N
 
 def test_a_reply_starts_with_given_words_once(models: Path) -> None:
     tab = open_chat()
-    tab.text_area(key="chat_start").set_value("Sure: ")
+    named(tab.text_area, "chat_start").set_value("Sure: ")
     finish(ask(run(tab), "hello"))
     assert history()[-1][1] == "Sure:You said: hello "
     finish(ask(tab, "again"))
@@ -234,15 +235,15 @@ def test_my_line_is_written_into_the_input(models: Path) -> None:
     if line := resources.asker().line(1):  # Else it was finished at once.
         assert line.answer.wait(WAIT_S)
         run(tab)
-    assert tab.chat_input(key="chat_input").value == "You said:" and len(history()) == 2
+    assert named(tab.chat_input, "chat_input").value == "You said:" and len(history()) == 2
 
 
 def test_a_chat_is_renamed_pinned_and_its_deletion_undone(models: Path) -> None:
     tab = open_chat()
     finish(ask(tab, "hello"))
     finish(ask(click(tab, "chat_new"), "second"))
-    click(tab, "chat_open_1").text_input(key="chat_title").set_value("My *own* title")
-    run(tab).toggle(key="chat_pin").set_value(True)
+    named(click(tab, "chat_open_1").text_input, "chat_title").set_value("My *own* title")
+    named(run(tab).toggle, "chat_pin").set_value(True)
     run(tab)
     assert tab.header[0].value == "My \\*own\\* title"
     assert [info.title for info in resources.chat_store().chats()] == ["My *own* title", "second"]
@@ -256,7 +257,7 @@ def test_speed_under_answers_can_be_switched_off(models: Path) -> None:
     tab = open_chat()
     finish(ask(tab, "hello"))
     assert "tokens/s" in words(tab)
-    tab.toggle(key="chat_speed").set_value(False)
+    named(tab.toggle, "chat_speed").set_value(False)
     assert "tokens/s" not in words(run(tab)) and "tokens/s" not in words(open_tab("3_Chat", query={"chat": "1"}))
 
 
@@ -265,7 +266,7 @@ def test_search_finds_a_message_and_leads_to_it(models: Path) -> None:
     tab = open_tab("3_Chat")
     assert tab.header[0].value == "New chat"
     tab.text_input(key="chat_search").set_value("SEVEN")
-    click(run(tab), "chat_hit_0")
+    click(run(tab), "chat_hit")
     assert tab.query_params["chat"] == [str(number)] or tab.query_params["chat"] == str(number)
     assert "message 7 seven" in [text.value for text in [*tab.text, *tab.markdown]]
     tab.text_input(key="chat_search").set_value("nothing like it")
@@ -293,7 +294,7 @@ def test_the_page_shows_where_the_models_memory_begins(models: Path) -> None:
     add_chat(100)
     tab = open_chat("tiny", chat="1")
     for _ in range(5):
-        if "chat_earlier" in [button.key for button in tab.button]:
+        if has(tab.button, "chat_earlier"):
             click(tab, "chat_earlier")
     assert "memory begins here" in words(tab) and "/ 2,048" in words(tab)
 
@@ -301,7 +302,7 @@ def test_the_page_shows_where_the_models_memory_begins(models: Path) -> None:
 def test_a_question_too_long_is_a_sentence_and_comes_back(models: Path) -> None:
     tab = ask(open_chat(), "long " * 2500)
     assert "tokens long" in tab.error[0].value and resources.chat_store().count() == 0
-    assert tab.chat_input(key="chat_input").value == "long " * 2500
+    assert named(tab.chat_input, "chat_input").value == "long " * 2500
 
 
 def test_a_history_that_cannot_be_used_is_a_sentence(models: Path, tmp_path: Path) -> None:
@@ -343,7 +344,7 @@ def test_a_question_that_the_tokenizer_panics_at_is_a_sentence_and_comes_back(mo
     damage(models / "tiny", giving_up)
     tab = ask(open_chat(), TOO_HARD)
     assert not tab.exception and "retry-limit" in tab.error[0].value
-    assert tab.chat_input(key="chat_input").value == TOO_HARD
+    assert named(tab.chat_input, "chat_input").value == TOO_HARD
 
 
 def test_a_question_comes_back_from_whatever_nobody_foresaw(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,4 +353,90 @@ def test_a_question_comes_back_from_whatever_nobody_foresaw(models: Path, monkey
         patch.setattr("ui.chat_asking.prepare", lambda *_, **__: {}["a bug"])
         ask(tab, "My only copy.")
     assert "KeyError" in tab.error[0].value
-    assert tab.chat_input(key="chat_input").value == "My only copy."
+    assert named(tab.chat_input, "chat_input").value == "My only copy."
+
+
+# One thing's in another's -----------------------------------------------------------------------------------------
+
+
+def test_settings_that_two_tabs_change_at_once_all_stay(models: Path) -> None:
+    finish(ask(open_chat(), "hello"))
+    one, other = (open_tab("3_Chat", query={"chat": "1"}) for _ in range(2))
+    named(one.slider, "sampling_temperature").set_value(1.2)
+    named(other.number_input, "sampling_top_k").set_value(7)
+    run(one)
+    run(other)
+    assert resources.chat_store().info(1).settings["sampling"] == {"temperature": 1.2, "top_k": 7}
+
+
+def test_another_mode_leaves_the_character_that_another_tab_chose(ada: str) -> None:
+    finish(ask(open_chat(), "hello"))
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    resources.chat_store().set_character(1, "Ada")
+    named(tab.selectbox, "chat_mode").set_value("chat")
+    run(tab)
+    info = resources.chat_store().info(1)
+    assert (info.mode, info.character) == ("chat", "Ada")
+
+
+def test_a_title_that_another_tab_gave_is_not_written_over(models: Path) -> None:
+    finish(ask(open_chat(), "hello"))
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    resources.chat_store().rename(1, "Theirs")
+    named(tab.text_input, "chat_title").set_value("Mine")
+    assert "not written over it: Mine" in run(tab).error[0].value
+    assert resources.chat_store().info(1).title == "Theirs"
+    named(tab.text_input, "chat_title").set_value("Mine, knowing theirs")
+    run(tab)
+    assert resources.chat_store().info(1).title == "Mine, knowing theirs"
+
+
+@pytest.mark.parametrize("step", ["sampling_save", "sampling_delete"])
+def test_a_preset_that_another_tab_saved_is_neither_written_over_nor_deleted(models: Path, step: str) -> None:
+    resources.presets().save("mine", {"temperature": 0.9})
+    resources.chat_store().create("instruct", settings={"preset": "mine"})
+    tab = open_chat(chat="1")
+    named(tab.text_input, "sampling_name").set_value("mine")
+    run(tab)
+    resources.presets().save("mine", {"temperature": 0.1})
+    assert "saved or changed elsewhere" in click(tab, step).error[0].value
+    assert resources.presets().get("mine").values == {"temperature": 0.1}
+    assert resources.chat_store().info(1).settings == {"preset": "mine"}
+
+
+def test_what_a_new_chat_was_given_is_in_no_other_new_chat(ada: str) -> None:
+    tab = open_chat(chat="new")
+    named(tab.text_area, "chat_system").set_value("Of the first.")
+    named(tab.selectbox, "chat_character").set_value("Ada")
+    finish(ask(run(tab), "hello"))
+    assert resources.chat_store().info(1).settings["system"] == "Of the first."
+    finish(ask(click(tab, "chat_new"), "hello again"))
+    info = resources.chat_store().info(2)
+    assert info.character == "" and "system" not in info.settings
+
+
+def test_a_step_of_a_chat_that_was_left_is_taken_in_it(models: Path) -> None:
+    """The browser sends both at once where the page is slow: the way to another chat, and what was typed before it."""
+    finish(ask(open_chat(), "first"))
+    ask(open_tab("3_Chat", query={"chat": "new"}), "second")
+    resources.recorder().wait(last_message(2).id, WAIT_S)
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    named(tab.chat_input, "chat_input").set_value("for the first")
+    named(tab.text_area, "chat_system").set_value("Of the first.")
+    tab.button(key="chat_open_2").click()
+    finish(run(tab))
+    assert [one.text for one in resources.chat_store().read(1).messages if one.role == "user"] == [
+        "first", "for the first"]  # fmt: skip
+    assert resources.chat_store().info(1).settings["system"] == "Of the first."
+    assert "system" not in resources.chat_store().info(2).settings
+    assert len(resources.chat_store().read(2).messages) == 2
+
+
+def test_a_tab_that_somebody_else_goes_on_with_holds_nothing_of_the_one_before(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab = open_chat(chat="new")
+    named(tab.text_area, "chat_system").set_value("Of Ann alone.")
+    run(tab)
+    monkeypatch.setattr("ui.people.person", lambda: "bob")
+    assert named(run(tab).text_area, "chat_system").value == ""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -621,3 +622,47 @@ Changes.TestCase.settings = settings(
     max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestChanges = Changes.TestCase
+
+
+def test_a_title_is_not_written_over_one_that_was_not_seen(store: ChatStore) -> None:
+    chat = store.create("instruct")
+    store.rename(chat, "theirs", expected="")
+    with pytest.raises(ChatStoreError) as caught:
+        store.rename(chat, "mine", expected="")
+    assert caught.value.key == "chat_changed" and store.info(chat).title == "theirs"
+    store.rename(chat, "theirs", expected="")
+
+
+def test_settings_are_changed_from_what_holds_now(store: ChatStore) -> None:
+    chat = store.create("instruct", settings={"a": 1})
+    store.change_settings(chat, lambda settings: settings | {"b": 2})
+
+    def refuse(settings: dict[str, Any]) -> dict[str, Any]:
+        raise ChatStoreError("chat_changed", text="x")
+
+    with pytest.raises(ChatStoreError):
+        store.change_settings(chat, refuse)
+    assert store.info(chat).settings == {"a": 1, "b": 2}
+
+
+def test_a_mode_leaves_the_character_and_a_character_takes_its_mode(store: ChatStore) -> None:
+    chat = store.create("instruct")
+    modes = []
+    for character in ("Ada", ""):
+        store.set_character(chat, character)
+        modes.append((store.info(chat).mode, store.info(chat).character))
+    store.set_character(chat, "Ada")
+    store.set_mode(chat, "chat")
+    assert (store.info(chat).mode, store.info(chat).character) == ("chat", "Ada")
+    store.set_character(chat, "Bob")
+    assert modes == [("chat-instruct", "Ada"), ("instruct", "")] and store.info(chat).mode == "chat"
+
+
+def test_what_is_noted_down_is_dropped_only_as_it_was_sent(store: ChatStore) -> None:
+    chat = store.create("instruct")
+    store.add_draft(chat, "one")
+    store.add_draft(chat, "two")
+    store.drop_draft(chat, "one")
+    assert store.info(chat).draft == "one\n\ntwo"
+    store.drop_draft(chat, "one\n\ntwo")
+    assert store.info(chat).draft == ""

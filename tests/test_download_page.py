@@ -15,6 +15,7 @@ from core.library import read_entry
 from tests.checkpoints import Recipe, make_checkpoint
 from tests.hub_standin import HubStandin
 from tests.test_pages import click, go, open_tab, run, words
+from tests.widgets import named
 from ui import resources
 from ui.download_find import named_address
 from ui.download_jobs import duration
@@ -230,7 +231,7 @@ def test_a_gated_repository_asks_for_a_token_and_opens_with_it(models: Path, hub
     hub.behaviour.gated, hub.behaviour.tokens, hub.behaviour.accepted = {"closed/Secret-GPTQ"}, {"hf_ok"}, {"hf_ok"}
     tab = plan_for(search(open_page(), "closed/Secret-GPTQ"), "RTX 4090")
     assert "accepted its terms" in tab.error[0].value and not can_begin(tab)
-    tab.text_input(key="download_token").set_value("hf_ok")
+    named(tab.text_input, "download_token").set_value("hf_ok")
     click(tab, "token_keep")
     until(tab, lambda: can_begin(tab))
     assert token_for(hub.url) == "hf_ok" and "hf_ok" not in words(tab)
@@ -240,10 +241,22 @@ def test_a_gated_repository_asks_for_a_token_and_opens_with_it(models: Path, hub
 def test_what_is_no_token_is_not_kept(models: Path, hub: HubStandin) -> None:
     hub.behaviour.gated = {"closed/Secret-GPTQ"}
     tab = search(open_page(), "closed/Secret-GPTQ")
-    tab.text_input(key="download_token").set_value("two words")
+    named(tab.text_input, "download_token").set_value("two words")
     click(tab, "token_keep")
     assert any("no token has" in error.value for error in tab.error)
     assert token_for(hub.url) is None
+
+
+def test_a_token_that_was_typed_for_one_server_is_not_kept_for_another(models: Path, hub: HubStandin) -> None:
+    hub.behaviour.gated = {"closed/Secret-GPTQ"}
+    tab = search(open_page(), "closed/Secret-GPTQ")
+    named(tab.text_input, "download_token").set_value("hf_of_the_first")
+    other = hub.url.replace("127.0.0.1", "localhost")
+    tab.text_input(key="download_own").set_value(other)
+    until(tab, lambda: other in named(tab.text_input, "download_token").key)
+    assert named(tab.text_input, "download_token").value == ""
+    click(tab, "token_keep")
+    assert token_for(other) is None and token_for(hub.url) is None
 
 
 # Downloads -----------------------------------------------------------------------------------------------------------
@@ -390,3 +403,19 @@ def test_a_folder_that_is_no_model_can_be_deleted(models: Path) -> None:
     tab = show(open_page("zh-CN"), "library")
     assert "config.json" in tab.error[0].value and not has(tab, "library_load_broken")
     assert click(tab, "library_delete_broken") and not (models / "broken").exists()
+
+
+def test_a_folder_that_is_another_by_now_is_not_deleted(models: Path) -> None:
+    tab = show(download(open_page()), "library")
+    (models / FOLDER / "config.json").touch()
+    click(tab, f"library_delete_{FOLDER}")
+    assert "are others than those" in tab.error[0].value and (models / FOLDER).exists()
+    click(tab, f"library_delete_{FOLDER}")
+    assert not (models / FOLDER).exists()
+
+
+def test_a_folder_that_was_replaced_is_no_longer_called_verified(models: Path) -> None:
+    tab = show(download(open_page()), "library")
+    until(click(tab, f"library_verify_{FOLDER}"), lambda: bool(tab.success))
+    (models / FOLDER / "model.safetensors").touch()
+    assert not run(tab).success

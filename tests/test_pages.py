@@ -21,6 +21,7 @@ from core.engine.answer import Answer
 from core.engine.pulse import BEAT_S
 from core.settings import ROOT
 from tests.checkpoints import make_checkpoint
+from tests.widgets import named
 from ui import resources
 
 PAGES = ["1_Download", "2_Load_Model", "3_Chat", "4_Characters", "5_GPU_Monitor"]
@@ -84,13 +85,13 @@ def go(tab: AppTest, page: str) -> AppTest:
     return run(tab)
 
 
-def click(tab: AppTest, key: str) -> AppTest:
-    tab.button(key=key).click()
+def click(tab: AppTest, name: str) -> AppTest:
+    named(tab.button, name).click()
     return run(tab)
 
 
 def ask(tab: AppTest, text: str) -> AppTest:
-    tab.chat_input(key="chat_input").set_value(text)
+    named(tab.chat_input, "chat_input").set_value(text)
     return run(tab)
 
 
@@ -152,11 +153,11 @@ def test_a_chosen_language_is_remembered_for_browsers_of_that_locale(models: Pat
 def test_a_switch_of_language_keeps_chat_settings_and_page(models: Path) -> None:
     tab = load(open_tab(), "tiny")
     finish(ask(go(tab, "3_Chat"), "hello"))
-    tab.slider(key="sampling_temperature").set_value(1.5)
+    named(tab.slider, "sampling_temperature").set_value(1.5)
     run(tab).segmented_control(key="language").set_value("zh")
     run(tab)
     assert tab.header[0].value == "hello"
-    assert tab.slider(key="sampling_temperature").value == 1.5
+    assert named(tab.slider, "sampling_temperature").value == 1.5
     assert "You said: hello" in words(tab)
 
 
@@ -237,6 +238,23 @@ def test_loading_another_model_takes_the_place_of_the_first(models: Path) -> Non
     assert resources.runner().state.phase == "empty" and not tab.success
 
 
+def test_unload_on_an_old_page_leaves_what_another_tab_loaded(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    make_checkpoint(models / "other")
+    load(open_tab(), "other")
+    assert "other" in words(click(tab, "load_unload"))
+    assert (resources.runner().state.model, resources.runner().state.phase) == ("other", "ready")
+
+
+def test_a_load_takes_the_sliders_as_they_are_and_not_as_they_were_drawn(models: Path) -> None:
+    tab = open_tab("2_Load_Model")
+    named(tab.select_slider, "gauge_chats_tiny").set_value(4)
+    click(tab, "load_tiny")
+    resources.runner().wait_while_loading(WAIT_S)
+    facts = resources.runner().state.facts
+    assert facts is not None and facts.num_slots == 4
+
+
 def test_a_refused_load_says_why_and_another_one_works(models: Path) -> None:
     tab = load(open_tab(), "refused")
     assert tab.error[0].value == "No model is loaded. Load one first."
@@ -247,12 +265,12 @@ def test_a_refused_load_says_why_and_another_one_works(models: Path) -> None:
 def test_a_model_whose_folder_is_gone_still_shows_that_it_is_loaded(models: Path) -> None:
     tab = load(open_tab(), "tiny")
     (models / "tiny").unlink()
-    assert run(tab).success and tab.button(key="load_unload")
+    assert run(tab).success and named(tab.button, "load_unload")
 
 
 def test_chat_without_a_model_leads_to_load_model(models: Path) -> None:
     tab = open_tab("3_Chat")
-    assert tab.chat_input(key="chat_input").disabled
+    assert named(tab.chat_input, "chat_input").disabled
     assert click(tab, "go_load").title[0].value == "Load model"
 
 
@@ -295,7 +313,7 @@ def test_an_engine_killed_in_the_middle_of_an_answer_loses_nothing_and_loads_aga
     finish(ask(go(tab, "3_Chat"), "please die after some words"))
     assert "You said: please die" in words(tab)
     assert [error.value.split(",")[0] for error in tab.error] == ["The engine's process was killed"]
-    assert tab.chat_input(key="chat_input").disabled and "Failed" in words(tab)
+    assert named(tab.chat_input, "chat_input").disabled and "Failed" in words(tab)
     finish(ask(go(load(tab, "tiny"), "3_Chat"), "hello again"))
     assert "You said: hello again" in words(tab)
 
@@ -351,16 +369,17 @@ def test_two_chats_are_answered_at_once_and_can_be_switched_and_deleted(models: 
 
 def test_the_generation_settings_reach_the_engine_and_stay_over_a_switch_of_pages(models: Path) -> None:
     tab = load(open_tab(), "tiny")
-    go(tab, "3_Chat").slider(key="sampling_temperature").set_value(0.25)
-    tab.number_input(key="sampling_seed").set_value(7)
-    tab.number_input(key="sampling_max_new_tokens").set_value(64)
+    named(go(tab, "3_Chat").slider, "sampling_temperature").set_value(0.25)
+    named(tab.number_input, "sampling_seed").set_value(7)
+    named(tab.number_input, "sampling_max_new_tokens").set_value(64)
     run(tab)
     go(go(tab, "1_Download"), "3_Chat")
     finish(ask(tab, "settings"))
     assert last_message().text.startswith("Sampling(temperature=0.25, top_p=0.9, top_k=0")
     assert "max_new_tokens=64, seed=7" in last_message().text
     click(tab, "sampling_reset")
-    assert tab.slider(key="sampling_temperature").value == 0.7 and tab.number_input(key="sampling_seed").value is None
+    assert named(tab.slider, "sampling_temperature").value == 0.7
+    assert named(tab.number_input, "sampling_seed").value is None
 
 
 def test_money_stays_money_and_code_stays_code(models: Path) -> None:

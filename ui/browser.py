@@ -51,10 +51,59 @@ export default function ({ parentElement }) {
 # proxy may serve it below a path of its own.
 LEAVE = """
 export default function ({ data }) {
+    if (data.now) {
+        sessionStorage.clear();
+    }
     if (data.now && data.provider) {
         window.location.assign("auth/logout");
     } else if (data.now) {
         fetch("sign-out", { method: "POST", redirect: "manual" }).finally(() => window.location.assign("./"));
+    }
+}
+"""
+# What is typed and not sent stays in its tab, each thing's for itself: the one field has its text exchanged where
+# another thing is shown. A step later the field may be empty, as it was sent, and that is kept as well. `filled` counts
+# the texts that the server put in: those stay.
+TYPED = """
+const fieldOf = ({ key }) => document.querySelector(`.st-key-${CSS.escape(key)} textarea`);
+const placeOf = (key, thing) => `${key} ${thing}`;
+const keepShown = () => {
+    const shown = window.llamadeckShown, field = fieldOf(shown);
+    if (field?.value) {
+        sessionStorage.setItem(placeOf(shown.key, shown.thing), field.value);
+    } else if (field) {
+        sessionStorage.removeItem(placeOf(shown.key, shown.thing));
+    }
+};
+const put = (shown, isExchange, tries) => {
+    const field = fieldOf(shown), text = sessionStorage.getItem(placeOf(shown.key, shown.thing)) ?? "";
+    if (window.llamadeckShown !== shown) {
+        return;
+    }
+    if (!field && tries) {
+        setTimeout(put, 50, shown, isExchange, tries - 1);
+    } else if (field && field.value !== text && (isExchange || !field.value)) {
+        Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(field, text);
+        field.dispatchEvent(new Event("input", { bubbles: true }));
+    }
+};
+export default function ({ parentElement, data }) {
+    if (!window.llamadeckShown) {
+        document.addEventListener("input", keepShown);
+        document.addEventListener("keyup", () => setTimeout(keepShown, 50));
+        document.addEventListener("click", () => setTimeout(keepShown, 50));
+    }
+    const before = parentElement.llamadeckShown;
+    parentElement.llamadeckShown = window.llamadeckShown = data;
+    if (!before) {
+        put(data, false, 40);
+    } else if (before.filled !== data.filled) {
+        keepShown();
+    } else if (before.thing === data.born) {
+        sessionStorage.removeItem(placeOf(data.key, data.born));
+        keepShown();
+    } else if (before.thing !== data.thing) {
+        put(data, true, 40);
     }
 }
 """
@@ -73,6 +122,7 @@ _copy = st.components.v2.component(
     "llamadeck_copy", html="<button hidden></button><span hidden></span>", css=COPY_STYLE, js=COPY
 )
 _scroll = st.components.v2.component("llamadeck_scroll", html="<i></i>", js=SCROLL)
+_typed = st.components.v2.component("llamadeck_typed", html="<i></i>", js=TYPED)
 _watch = st.components.v2.component("llamadeck_watch", html="<i></i>", js=WATCH)
 _leave = st.components.v2.component("llamadeck_leave", html="<i></i>", js=LEAVE)
 
@@ -85,6 +135,14 @@ def copy_to_clipboard(text: str, key: str, copy: str, copied: str) -> None:
 def scroll_here(key: str) -> None:
     """Bring this place of the page into view, once for each key."""
     _scroll(key=key)
+
+
+def keep_typed(key: str, thing: str, born: str, filled: int) -> None:
+    """Keep what is typed and not sent in the field `key` for each `thing` that it is for; `born` was its name before.
+
+    `filled` is another number where the field was filled just now.
+    """
+    _typed(key=f"{key}_typed", data={"key": key, "thing": thing, "born": born, "filled": filled})
 
 
 def leave(key: str, now: bool, provider: bool = False) -> None:

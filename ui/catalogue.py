@@ -14,6 +14,7 @@ from core.errors import DeckError
 from core.fit import FitReport
 from core.hub.address import Address
 from core.hub.branches import Branch
+from core.hub.source import Source
 from core.recommend import best_choice
 from ui.cards import Cards, names_of
 from ui.disk import size_words
@@ -35,18 +36,21 @@ def known_branches(address: Address) -> tuple[Branch, ...]:
     return tuple(Branch(entry.branch, checkpoint=catalogue.checkpoint(entry)) for entry in entries)
 
 
-def choose_branch(address: Address, branches: Sequence[Branch], cards: Cards) -> Branch:
+def choose_branch(source: Source, branches: Sequence[Branch], cards: Cards) -> Branch:
     """The table. The branch that the address names is chosen at first, else the one to recommend, else the first."""
+    address = source.address
     reports = [_report(branch, cards) for branch in branches]
     best = recommended(branches, reports)
     rows = [_row(branch, report, place == best)
             for place, (branch, report) in enumerate(zip(branches, reports, strict=True))]  # fmt: skip
     named = [place for place, branch in enumerate(branches) if branch.name == address.revision != "main"]
     first = named[0] if named else best or 0
+    # A row is chosen by its place: where the branches are others, or in another order, the table is another one.
+    names = hash(tuple(branch.name for branch in branches))
     event = st.dataframe(
         pd.DataFrame(rows).fillna(""),
         hide_index=True,
-        key=f"branches_{address}_{names_of(cards) or 'cpu'}",
+        key=f"branches_{address}_{names_of(cards) or 'cpu'}_{source.kind}_{source.endpoint}_{names}",
         on_select="rerun",
         selection_mode="single-row-required",
         selection_default={"selection": {"rows": [first]}},

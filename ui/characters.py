@@ -6,7 +6,8 @@ The address names the character (?character=Ada), so that a reloaded or reopened
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
 import streamlit as st
@@ -34,6 +35,7 @@ class Undo:
     done: str
     name: str
     take_back: Callable[[], Any]
+    number: int = field(default_factory=count().__next__)
 
 
 def current_view(has_arrived: bool) -> View:
@@ -97,19 +99,23 @@ def draw_messages() -> None:
         return
     with st.container(border=True, horizontal=True, vertical_alignment="center", key="characters_undo_bar"):
         st.markdown(tr(f"characters.{undo.done}", name=undo.name), width="stretch")
-        st.button(tr("characters.undo"), key="characters_undo_button", icon=":material/undo:", on_click=_undo)
-        st.button("", key="characters_undo_close", icon=":material/close:", type="tertiary",
-                  help=tr("characters.dismiss"), on_click=_forget_undo)  # fmt: skip
+        st.button(tr("characters.undo"), key=f"characters_undo_button_{undo.number}", icon=":material/undo:",
+                  on_click=_undo, args=(undo,))  # fmt: skip
+        st.button("", key=f"characters_undo_close_{undo.number}", icon=":material/close:", type="tertiary",
+                  help=tr("characters.dismiss"), on_click=_forget_undo, args=(undo,))  # fmt: skip
 
 
-def _undo() -> None:
-    undo: Undo | None = st.session_state.pop(UNDO_KEY, None)
-    if undo is not None:
+def _undo(undo: Undo) -> None:
+    if _forget_undo(undo):
         attempt(undo.take_back)
 
 
-def _forget_undo() -> None:
-    st.session_state.pop(UNDO_KEY, None)
+def _forget_undo(undo: Undo) -> bool:
+    """Whether it was still to be had: what was done after it has an undo of its own."""
+    if st.session_state.get(UNDO_KEY) is not undo:
+        return False
+    del st.session_state[UNDO_KEY]
+    return True
 
 
 def back_button() -> None:

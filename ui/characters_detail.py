@@ -88,14 +88,15 @@ def _origin_words(character: Character) -> list[str]:
 
 def _draw_buttons(entry: Entry, character: Character) -> None:
     with st.container(horizontal=True):
-        if st.button(tr("characters.chat_with", name=character.called[:40]), key="character_chat", type="primary",
-                     icon=":material/chat:"):  # fmt: skip
+        if st.button(tr("characters.chat_with", name=character.called[:40]), key=f"character_chat_{entry.key}",
+                     type="primary", icon=":material/chat:"):  # fmt: skip
             st.switch_page(CHAT_PAGE, query_params=ARRIVES | {"character": entry.key})
         words = "characters.go_on_editing" if has_changes(entry.key) else "characters.edit"
-        st.button(tr(words), key="character_edit", icon=":material/edit:", on_click=show, args=("form", entry.key))
-        st.button(tr("characters.duplicate"), key="character_duplicate", icon=":material/content_copy:",
+        st.button(tr(words), key=f"character_edit_{entry.key}", icon=":material/edit:", on_click=show,
+                  args=("form", entry.key))  # fmt: skip
+        st.button(tr("characters.duplicate"), key=f"character_duplicate_{entry.key}", icon=":material/content_copy:",
                   on_click=_duplicate, args=(entry.key,))  # fmt: skip
-        with st.popover(tr("characters.export"), icon=":material/download:", key="character_export"):
+        with st.popover(tr("characters.export"), icon=":material/download:", key=f"character_export_{entry.key}"):
             for kind in FORMATS:
                 _draw_export(entry, character, kind)
         _delete_button(entry)
@@ -113,7 +114,8 @@ def _draw_export(entry: Entry, character: Character, kind: Format) -> None:
         return write(character, picture, kind)
 
     st.download_button(tr(f"characters.as_{kind}"), content, file_name=name, mime=MIME[kind], width="stretch",
-                       key=f"character_export_{kind}", on_click="ignore", icon=":material/download:")  # fmt: skip
+                       key=f"character_export_{kind}_{entry.key}", on_click="ignore",
+                       icon=":material/download:")  # fmt: skip
 
 
 def _duplicate(key: str) -> None:
@@ -124,12 +126,12 @@ def _duplicate(key: str) -> None:
 
 
 def _delete_button(entry: Entry) -> None:
-    st.button(tr("characters.delete"), key="character_delete", icon=":material/delete:",
-              on_click=_delete, args=(entry.key, entry.name))  # fmt: skip
+    st.button(tr("characters.delete"), key=f"character_delete_{entry.key}", icon=":material/delete:",
+              on_click=_delete, args=(entry.key, entry.name, entry.character))  # fmt: skip
 
 
-def _delete(key: str, name: str) -> None:
-    trashed = attempt(lambda: characters().delete(key))
+def _delete(key: str, name: str, seen: Character | None) -> None:
+    trashed = attempt(lambda: characters().delete(key, seen))
     if trashed is None:
         return
     draft = drafts().pop(key, None)

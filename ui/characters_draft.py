@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import count
 from typing import Any
 
 import streamlit as st
@@ -14,6 +15,7 @@ import streamlit as st
 from core.errors import DeckError
 from core.personas.character import Character, CharacterError, compose_context
 from core.personas.fields import read_name
+from core.personas.listing import Stamp
 from core.personas.lore_editing import book_values, change_book, change_entry, entry_indexes, entry_values
 from core.personas.pictures import as_png
 from core.personas.thumbnails import make_thumbnail
@@ -21,14 +23,16 @@ from ui import characters as page
 from ui.resources import characters
 
 DRAFTS_KEY = "characters_drafts"
-# Every widget of the form begins so; all are forgotten when the draft changes behind them.
+# Every widget of the form begins so.
 FIELD, LORE = "character_field_", "character_lore_"
 TEXT_FIELDS = ("name", "context", "description", "personality", "scenario", "greeting", "example_dialogue",
                "your_name", "system_prompt", "post_history_instructions", "nickname", "creator", "creator_notes",
                "version")  # fmt: skip
 PARTS = ("description", "personality", "scenario")
-GREETING = f"{FIELD}greeting_"
 NEW_CHARACTER = Character("")
+# A character and its picture, as the files held them at one time.
+Theirs = tuple[Character, Stamp]
+_numbers = count(1)
 
 
 @dataclass
@@ -61,11 +65,18 @@ class PictureChoice:
 
 @dataclass
 class Draft:
-    """A form's content. `key` and `base` say which file it was read from and what was in it; a new one has none."""
+    """A form's content. `key` and `base` say which file it was read from and what was in it; a new one has none.
+
+    `number` is this draft's alone: what a button does is for the draft that it was drawn for. The keys of its widgets
+    end with an edition, which is another one when the draft changes behind them: none of them shows or sends what
+    belongs to another draft, or to an older state of this one.
+    """
 
     key: str | None
     base: Character
     now: Character
+    # What the picture's file was when the draft was begun.
+    picture_stamp: Stamp = None
     picture: PictureChoice = field(default_factory=PictureChoice)
     # Whether one free text says who the character is, or a description, a personality and a scenario.
     is_one_text: bool = True
@@ -73,11 +84,35 @@ class Draft:
     taken_together: tuple[str, dict[str, str]] | None = None
     # The lorebook that the table was drawn with; the table's own changes are counted from it.
     table_book: Mapping[str, Any] = field(default_factory=dict)
-    table_number: int = 0
+    number: int = field(default_factory=_numbers.__next__)
+    edition: int = field(default_factory=_numbers.__next__)
+    lore_edition: int = field(default_factory=_numbers.__next__)
+    table_edition: int = field(default_factory=_numbers.__next__)
+    # Another one when entries or greetings have other places than before.
+    places: int = field(default_factory=_numbers.__next__)
 
     @property
     def is_changed(self) -> bool:
         return self.now != self.base or self.picture.is_changed
+
+    def field_key(self, name: str) -> str:
+        return f"{FIELD}{name}_{self.edition}"
+
+    def lore_key(self, name: str, index: int | None = None) -> str:
+        """The key of a field of the lorebook, or of one of its entries."""
+        return f"{LORE}{name if index is None else f'{index}_{name}'}_{self.lore_edition}"
+
+    def table_key(self) -> str:
+        return f"lorebook_table_{self.table_edition}"
+
+    def renew(self) -> None:
+        """Let all widgets be drawn from the draft again."""
+        self.edition, self.places = next(_numbers), next(_numbers)
+        self.renew_lore()
+        self.table_book, self.table_edition = self.now.lorebook, next(_numbers)
+
+    def renew_lore(self) -> None:
+        self.lore_edition = next(_numbers)
 
 
 def drafts() -> dict[str | None, Draft]:
@@ -89,10 +124,11 @@ def drafts() -> dict[str | None, Draft]:
 def draft_of(key: str | None) -> Draft:
     """The draft of a character, begun now where there is none. Raises DeckError for a file that is gone or broken."""
     if key not in drafts():
-        forget_widgets()
+        entry = characters().need(key) if key is not None else None
         read = characters().character(key) if key is not None else NEW_CHARACTER
         in_parts = not read.context and any(getattr(read, part) for part in PARTS)
-        drafts()[key] = Draft(key, read, read, is_one_text=not in_parts, table_book=read.lorebook)
+        stamp = entry.picture_stamp if entry is not None else None
+        drafts()[key] = Draft(key, read, read, stamp, is_one_text=not in_parts, table_book=read.lorebook)
     return drafts()[key]
 
 
@@ -101,38 +137,41 @@ def has_changes(key: str | None) -> bool:
     return draft is not None and draft.is_changed
 
 
-def forget_widgets(prefix: str = "") -> None:
-    """Let the form's widgets be drawn from the draft again."""
-    for name in list(st.session_state):
-        if str(name).startswith((prefix,) if prefix else (FIELD, LORE)):
-            del st.session_state[name]
+def find(number: int) -> Draft | None:
+    """The draft that a widget was drawn for; None where it is gone."""
+    return next((draft for draft in drafts().values() if draft.number == number), None)
 
 
-def collect(key: str | None) -> Draft | None:
+def collect(number: int) -> Draft | None:
     """Take over what the form's widgets hold: for their on_change, and before a draft is saved.
 
     Gives the draft; None where the same click has ended it already: callbacks come in any order.
     """
-    draft = drafts().get(key)
+    draft = find(number)
     if draft is None:
         return None
     state = st.session_state
     changes: dict[str, Any] = {}
     for name in TEXT_FIELDS:
-        old, typed = getattr(draft.now, name), str(state.get(FIELD + name) or "")
-        if FIELD + name in state and not _is_same(old, typed):
+        key, old = draft.field_key(name), getattr(draft.now, name)
+        if key in state and not _is_same(old, typed := str(state[key] or "")):
             changes[name] = read_name(typed) if name == "name" else typed
-    if FIELD + "tags" in state:
-        tags = tuple(dict.fromkeys(tag.strip() for tag in state[FIELD + "tags"] if tag.strip()))
+    if (key := draft.field_key("tags")) in state:
+        tags = tuple(dict.fromkeys(tag.strip() for tag in state[key] if tag.strip()))
         if tags != tuple(dict.fromkeys(draft.now.tags)):
             changes["tags"] = tags
-    others = tuple(
-        old if _is_same(old, str(state.get(f"{GREETING}{i}", old))) else str(state[f"{GREETING}{i}"])
-        for i, old in enumerate(draft.now.alternate_greetings)
-    )
-    draft.now = replace(draft.now, **changes, alternate_greetings=others)
+    others = []
+    for place, old in enumerate(draft.now.alternate_greetings):
+        typed = str(state.get(draft.field_key(f"greeting_{place}"), old) or "")
+        others.append(old if _is_same(old, typed) else typed)
+    draft.now = replace(draft.now, **changes, alternate_greetings=tuple(others))
     _collect_book(draft)
     return draft
+
+
+def take(number: int) -> None:
+    """For a field's on_change."""
+    collect(number)
 
 
 def _is_same(old: str, typed: str) -> bool:
@@ -143,12 +182,13 @@ def _is_same(old: str, typed: str) -> bool:
 def _collect_book(draft: Draft) -> None:
     book, state = draft.now.lorebook, st.session_state
     old = book_values(book)
-    changes = {name: state[LORE + name] for name in old if LORE + name in state and state[LORE + name] != old[name]}
+    typed = {name: state.get(draft.lore_key(name), value) for name, value in old.items()}
+    changes = {name: value for name, value in typed.items() if value != old[name]}
     if changes:
         book = change_book(book, changes)
     for index in entry_indexes(book):
         old = entry_values(book, index)
-        typed = {name: state.get(f"{LORE}{index}_{name}", value) for name, value in old.items()}
+        typed = {name: state.get(draft.lore_key(name, index), value) for name, value in old.items()}
         changed = {name: value for name, value in typed.items() if value != old[name]}
         if changed:
             book = change_entry(book, index, changed)
@@ -159,14 +199,13 @@ def _collect_book(draft: Draft) -> None:
 def set_book(draft: Draft, book: Mapping[str, Any]) -> None:
     """Change the lorebook other than by its table, which is drawn anew then."""
     draft.now = replace(draft.now, lorebook=book)
-    draft.table_book = book
-    draft.table_number += 1
+    draft.table_book, draft.table_edition = book, next(_numbers)
 
 
-def take_table(key: str | None, table: str) -> None:
+def take_table(number: int, places: int, table: str) -> None:
     """Take over what was changed in the table with the lorebook, a widget by the name of `table`."""
-    draft, edits = collect(key), st.session_state.get(table)
-    if draft is None or edits is None:
+    draft, edits = collect(number), st.session_state.get(table)
+    if draft is None or edits is None or draft.places != places:
         return
     book, indexes = draft.now.lorebook, entry_indexes(draft.table_book)
     for row, changes in edits["edited_rows"].items():
@@ -175,17 +214,21 @@ def take_table(key: str | None, table: str) -> None:
         book = change_entry(book, indexes[int(row)], {name: value or [] if name == "keys" else value
                                                       for name, value in kept.items()})  # fmt: skip
     draft.now = replace(draft.now, lorebook=book)
-    forget_widgets(LORE)
+    draft.renew_lore()
 
 
-def set_shape(key: str | None, is_one_text: bool) -> None:
+def set_shape(number: int, is_one_text: bool) -> None:
     """Describe the character by one free text, or in three parts. What is written stays, in the other shape."""
-    draft = collect(key)
+    draft = collect(number)
     if draft is None or is_one_text == draft.is_one_text:
         return
     draft.is_one_text = is_one_text
-    forget_widgets()
-    if is_one_text:
+    _reshape(draft)
+    draft.renew()
+
+
+def _reshape(draft: Draft) -> None:
+    if draft.is_one_text:
         parts = {part: str(getattr(draft.now, part)) for part in PARTS}
         together = draft.now.context or compose_context(**parts)
         draft.taken_together = (together, parts)
@@ -198,34 +241,35 @@ def set_shape(key: str | None, is_one_text: bool) -> None:
     draft.now = replace(draft.now, context="", **parts)
 
 
-def their_version(draft: Draft) -> Character | None:
-    """What the file holds where it is no longer what the draft was begun with. Raises DeckError where it is gone."""
+def their_version(draft: Draft) -> Theirs | None:
+    """What the files hold where that is no longer what the draft was begun with. Raises DeckError where it is gone."""
     if draft.key is None:
         return None
-    read = characters().character(draft.key)
-    return read if read != draft.base else None
+    theirs = characters().character(draft.key), characters().need(draft.key).picture_stamp
+    # Another picture is in the way of a picture only.
+    is_same = theirs == (draft.base, draft.picture_stamp) if draft.picture.is_changed else theirs[0] == draft.base
+    return None if is_same else theirs
 
 
 def changed_fields(old: Character, new: Character) -> list[str]:
     return [one.name for one in fields(Character) if getattr(old, one.name) != getattr(new, one.name)]
 
 
-def save(key: str | None, *, over: bool = False) -> None:
-    """Write the draft and show the character. `over`: also over what somebody else has written meanwhile."""
-    draft = collect(key)
+def save(number: int, over: Theirs | None = None) -> None:
+    """Write the draft and show the character. `over`: also over what somebody else has written meanwhile, as shown."""
+    draft = collect(number)
     if draft is None:
         return
     try:
-        if over and key is not None:
-            draft.base = characters().character(key)
+        if over is not None:
+            draft.base, draft.picture_stamp = over
         saved_key = _write(draft)
     except DeckError as error:
         # The form itself says that another tab has saved.
         if not (isinstance(error, CharacterError) and error.key == "character_changed"):
             st.session_state[page.ERROR_KEY] = error
         return
-    del drafts()[key]
-    forget_widgets()
+    del drafts()[draft.key]
     page.say("saved", name=draft.now.name)
     page.show("detail", saved_key)
 
@@ -239,39 +283,39 @@ def _write(draft: Draft) -> str:
         store.save(draft.key, draft.now, expected=draft.base)
         draft.base = draft.now = store.character(draft.key)
     if picture.is_changed:
-        store.set_picture(draft.key, picture.new)
+        store.set_picture(draft.key, picture.new, expected=(draft.base, draft.picture_stamp))
     return draft.key
 
 
-def save_as_new(key: str) -> None:
+def save_as_new(number: int) -> None:
     """The file is gone: write the draft as a new character."""
-    draft = collect(key)
+    draft = collect(number)
     if draft is None:
         return
     new_key = page.attempt(lambda: characters().add(draft.now, draft.picture.new))
     if new_key is not None:
-        del drafts()[key]
-        forget_widgets()
+        del drafts()[draft.key]
         page.say("saved", name=draft.now.name)
         page.show("detail", new_key)
 
 
-def take_theirs(key: str | None) -> None:
-    drafts().pop(key, None)
-    forget_widgets()
+def take_theirs(number: int) -> None:
+    if (draft := find(number)) is not None:
+        del drafts()[draft.key]
 
 
-def discard(key: str | None) -> None:
+def discard(number: int) -> None:
     """Leave the form without saving; what was typed can be had back."""
-    draft = collect(key)
-    drafts().pop(key, None)
-    forget_widgets()
-    page.show("detail" if key is not None else "gallery", key)
-    if draft is not None and draft.is_changed:
+    draft = collect(number)
+    if draft is None:
+        return
+    del drafts()[draft.key]
+    page.show("detail" if draft.key is not None else "gallery", draft.key)
+    if draft.is_changed:
         page.offer_undo("discarded", draft.now.name, lambda: _bring_back(draft))
 
 
 def _bring_back(draft: Draft) -> None:
-    forget_widgets()
+    draft.renew()
     drafts()[draft.key] = draft
     page.show("form", draft.key)

@@ -12,18 +12,17 @@ from core.personas.lore_editing import foreign_keys
 from core.personas.names import same_name
 from ui.characters import back_button, draw_messages
 from ui.characters_draft import (
-    FIELD,
-    GREETING,
     PARTS,
     Draft,
+    Theirs,
     changed_fields,
     collect,
     discard,
     draft_of,
-    forget_widgets,
     save,
     save_as_new,
     set_shape,
+    take,
     take_theirs,
     their_version,
 )
@@ -62,10 +61,10 @@ def draw_form(key: str | None) -> None:
 def _draw_bottom(draft: Draft, length: str) -> None:
     """Always in the same place: a button that moves while a field is left is not hit."""
     with st.bottom.container(horizontal=True, vertical_alignment="center"):
-        st.button(tr("characters.save"), key="character_save", type="primary", icon=":material/save:",
-                  on_click=save, args=(draft.key,))  # fmt: skip
-        st.button(tr("characters.discard"), key="character_discard", icon=":material/close:",
-                  on_click=discard, args=(draft.key,))  # fmt: skip
+        st.button(tr("characters.save"), key=f"character_save_{draft.number}", type="primary", icon=":material/save:",
+                  on_click=save, args=(draft.number,))  # fmt: skip
+        st.button(tr("characters.discard"), key=f"character_discard_{draft.number}", icon=":material/close:",
+                  on_click=discard, args=(draft.number,))  # fmt: skip
         unsaved = f":orange[:material/edit:] {tr('characters.unsaved')}"
         st.caption(" · ".join(words for words in (unsaved if draft.is_changed else "", length) if words))
 
@@ -73,47 +72,46 @@ def _draw_bottom(draft: Draft, length: str) -> None:
 def _draw_conflict(draft: Draft) -> bool:
     """What became of the file meanwhile. True where the draft was begun anew: nothing in it was changed."""
     try:
-        theirs = their_version(draft)
+        theirs: Theirs | None = their_version(draft)
     except DeckError as error:
         show_error(error)
-        st.button(tr("characters.save_as_new"), key="character_save_as_new", icon=":material/save:",
-                  on_click=save_as_new, args=(draft.key,))  # fmt: skip
+        st.button(tr("characters.save_as_new"), key=f"character_save_as_new_{draft.number}", icon=":material/save:",
+                  on_click=save_as_new, args=(draft.number,))  # fmt: skip
         return False
     if theirs is None:
         return False
     if not draft.is_changed:
-        take_theirs(draft.key)
+        take_theirs(draft.number)
         return True
     with st.container(border=True, key="character_conflict"):
-        names = ", ".join(tr(f"characters.{name}") for name in changed_fields(draft.base, theirs))
+        fields = [*changed_fields(draft.base, theirs[0]), *(["picture"] if theirs[1] != draft.picture_stamp else [])]
+        names = ", ".join(tr(f"characters.{name}") for name in fields)
         st.markdown(f":orange[:material/warning:] {tr('characters.conflict')}")
         st.caption(f"{tr('characters.conflict_fields')} {names}")
         with st.container(horizontal=True):
-            st.button(tr("characters.keep_mine"), key="character_keep_mine", on_click=_keep_mine, args=(draft.key,))
-            st.button(tr("characters.take_theirs"), key="character_take_theirs", on_click=take_theirs,
-                      args=(draft.key,))  # fmt: skip
+            st.button(tr("characters.keep_mine"), key=f"character_keep_mine_{draft.number}", on_click=save,
+                      args=(draft.number, theirs))  # fmt: skip
+            st.button(tr("characters.take_theirs"), key=f"character_take_theirs_{draft.number}", on_click=take_theirs,
+                      args=(draft.number,))  # fmt: skip
     return False
-
-
-def _keep_mine(key: str) -> None:
-    save(key, over=True)
 
 
 def _text(draft: Draft, name: str, *, is_long: bool = True, placeholder: str = "") -> None:
     """One field of the character."""
-    st.session_state.setdefault(FIELD + name, getattr(draft.now, name))
+    key = draft.field_key(name)
+    st.session_state.setdefault(key, getattr(draft.now, name))
     label, help_text = tr(f"characters.{name}"), tr(f"characters.{name}_help")
     if is_long:
-        st.text_area(label, key=FIELD + name, help=help_text, height=HEIGHTS.get(name, DEFAULT_HEIGHT),
-                     placeholder=placeholder, on_change=collect, args=(draft.key,))  # fmt: skip
+        st.text_area(label, key=key, help=help_text, height=HEIGHTS.get(name, DEFAULT_HEIGHT),
+                     placeholder=placeholder, on_change=take, args=(draft.number,))  # fmt: skip
     else:
-        st.text_input(label, key=FIELD + name, help=help_text, placeholder=placeholder, live=True,
-                      on_change=collect, args=(draft.key,))  # fmt: skip
+        st.text_input(label, key=key, help=help_text, placeholder=placeholder, live=True,
+                      on_change=take, args=(draft.number,))  # fmt: skip
 
 
 def _draw_who(draft: Draft) -> None:
     _text(draft, "name", is_long=False, placeholder=tr("characters.name_example"))
-    draw_picture_choice(draft.picture, FIELD + "picture", _own_picture(draft), draft.now.name)
+    draw_picture_choice(draft.picture, "character_field_picture", draft.number, _own_picture(draft), draft.now.name)
     _draw_tags(draft)
     _draw_shape(draft)
     for name in ("context",) if draft.is_one_text else PARTS:
@@ -138,54 +136,57 @@ def _draw_tags(draft: Draft) -> None:
         show_error(error)
         known = set()
     own = list(dict.fromkeys(draft.now.tags))
-    st.session_state.setdefault(FIELD + "tags", own)
-    options = sorted(known.union(own, st.session_state[FIELD + "tags"]), key=same_name)
-    st.multiselect(tr("characters.tags"), options, key=FIELD + "tags", accept_new_options=True,
-                   placeholder=tr("characters.tags_hint"), format_func=escape, on_change=collect,
-                   args=(draft.key,))  # fmt: skip
+    key = draft.field_key("tags")
+    st.session_state.setdefault(key, own)
+    options = sorted(known.union(own, st.session_state[key]), key=same_name)
+    st.multiselect(tr("characters.tags"), options, key=key, accept_new_options=True,
+                   placeholder=tr("characters.tags_hint"), format_func=escape, on_change=take,
+                   args=(draft.number,))  # fmt: skip
 
 
 def _draw_shape(draft: Draft) -> None:
     shapes = {name: tr(f"characters.shape_{name}") for name in (ONE_TEXT, "parts")}
-    shape_key = FIELD + "shape"
+    shape_key = draft.field_key("shape")
     st.session_state.setdefault(shape_key, ONE_TEXT if draft.is_one_text else "parts")
     st.segmented_control(tr("characters.shape"), list(shapes), key=shape_key, format_func=shapes.__getitem__,
-                         required=True, on_change=_take_shape, args=(draft.key,))  # fmt: skip
+                         required=True, on_change=_take_shape, args=(draft.number, shape_key))  # fmt: skip
 
 
-def _take_shape(key: str | None) -> None:
-    if shape := st.session_state.get(FIELD + "shape"):
-        set_shape(key, shape == ONE_TEXT)
+def _take_shape(number: int, key: str) -> None:
+    if shape := st.session_state.get(key):
+        set_shape(number, shape == ONE_TEXT)
 
 
 def _draw_talk(draft: Draft) -> None:
     _text(draft, "greeting")
-    for number, greeting in enumerate(draft.now.alternate_greetings):
-        name = f"{GREETING}{number}"
-        st.session_state.setdefault(name, greeting)
+    for place, greeting in enumerate(draft.now.alternate_greetings):
+        key = draft.field_key(f"greeting_{place}")
+        st.session_state.setdefault(key, greeting)
         with st.container(gap="xsmall"):
-            st.text_area(tr("characters.other_greeting", number=number + 2), key=name, on_change=collect,
-                         args=(draft.key,), height=DEFAULT_HEIGHT)  # fmt: skip
-            st.button(tr("characters.remove_greeting"), key=f"character_remove_greeting_{number}", type="tertiary",
-                      icon=":material/delete:", on_click=_remove_greeting, args=(draft.key, number))  # fmt: skip
-    st.button(tr("characters.add_greeting"), key="character_add_greeting", icon=":material/add:",
-              on_click=_add_greeting, args=(draft.key,))  # fmt: skip
+            st.text_area(tr("characters.other_greeting", number=place + 2), key=key, on_change=take,
+                         args=(draft.number,), height=DEFAULT_HEIGHT)  # fmt: skip
+            st.button(tr("characters.remove_greeting"), key=f"character_remove_greeting_{place}_{draft.places}",
+                      type="tertiary", icon=":material/delete:", on_click=_remove_greeting,
+                      args=(draft.number, draft.places, place))  # fmt: skip
+    st.button(tr("characters.add_greeting"), key=f"character_add_greeting_{draft.number}", icon=":material/add:",
+              on_click=_add_greeting, args=(draft.number,))  # fmt: skip
     _text(draft, "example_dialogue", placeholder=tr("characters.example_example"))
 
 
-def _add_greeting(key: str | None) -> None:
-    draft = collect(key)
+def _add_greeting(number: int) -> None:
+    draft = collect(number)
     if draft is not None:
         draft.now = replace(draft.now, alternate_greetings=(*draft.now.alternate_greetings, ""))
 
 
-def _remove_greeting(key: str | None, number: int) -> None:
-    draft = collect(key)
-    if draft is None:
+def _remove_greeting(number: int, places: int, place: int) -> None:
+    """The places of those below it are others then: a second click that was meant for one of them finds nothing."""
+    draft = collect(number)
+    if draft is None or draft.places != places:
         return
     others = draft.now.alternate_greetings
-    draft.now = replace(draft.now, alternate_greetings=others[:number] + others[number + 1 :])
-    forget_widgets(GREETING)
+    draft.now = replace(draft.now, alternate_greetings=others[:place] + others[place + 1 :])
+    draft.renew()
 
 
 def _draw_rules(draft: Draft) -> None:

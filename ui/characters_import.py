@@ -52,15 +52,15 @@ def _add(file: str, card: Card) -> Result:
 
 def draw_import() -> None:
     number = st.session_state.setdefault(COUNT_KEY, 0)
-    st.file_uploader(tr("characters.import_label"), key=f"{UPLOAD}{number}", accept_multiple_files=True,
-                     max_upload_size=MAX_CHARX_BYTES // 2**20, on_change=_import)  # fmt: skip
+    key = f"{UPLOAD}{number}"
+    st.file_uploader(tr("characters.import_label"), key=key, accept_multiple_files=True,
+                     max_upload_size=MAX_CHARX_BYTES // 2**20, on_change=_import, args=(number, key))  # fmt: skip
     st.caption(tr("characters.import_help"))
 
 
-def _import() -> None:
+def _import(number: int, key: str) -> None:
     """Read every file and empty the field, so that no file is read twice."""
-    number = st.session_state[COUNT_KEY]
-    uploads = st.session_state.get(f"{UPLOAD}{number}") or []
+    uploads = st.session_state.get(key) or []
     st.session_state[RESULTS_KEY] = [import_file(upload.name, upload.getvalue()) for upload in uploads]
     st.session_state[COUNT_KEY] = number + 1
 
@@ -70,33 +70,33 @@ def draw_results() -> None:
     if not results:
         return
     with st.container(border=True, key="characters_results_box"):
-        for number, result in enumerate(results):
+        for number in range(len(results)):
             with st.container(gap="xsmall"):
-                _draw_result(number, result)
+                _draw_result(results, number)
         st.button(tr("characters.dismiss"), key="characters_results_close", type="tertiary", icon=":material/close:",
                   on_click=st.session_state.pop, args=(RESULTS_KEY, None))  # fmt: skip
 
 
-def _draw_result(number: int, result: Result) -> None:
+def _draw_result(results: list[Result], number: int) -> None:
+    result, batch = results[number], st.session_state[COUNT_KEY]
     if result.error is None:
         with st.container(horizontal=True, vertical_alignment="center"):
             words = tr("characters.imported", name=result.name, file=result.file)
             st.markdown(f":green[:material/check_circle:] {words}", width="stretch")
-            st.button(tr("characters.look"), key=f"characters_result_{number}", on_click=show,
+            st.button(tr("characters.look"), key=f"characters_result_{number}_{batch}", on_click=show,
                       args=("detail", result.key))  # fmt: skip
     else:
         st.markdown(f":red[:material/error:] {sentence(result.error)}")
     for notice in result.notices:
         st.caption(f":material/info: {sentence(notice)}")
     if result.card is not None:
-        st.button(tr("characters.import_both"), key=f"characters_both_{number}", icon=":material/content_copy:",
-                  on_click=_import_both, args=(number,))  # fmt: skip
+        st.button(tr("characters.import_both"), key=f"characters_both_{number}_{batch}", icon=":material/content_copy:",
+                  on_click=_import_both, args=(results, number))  # fmt: skip
 
 
-def _import_both(number: int) -> None:
+def _import_both(results: list[Result], number: int) -> None:
     """Add a card under the next free name beside the one that has its name."""
-    results: list[Result] = st.session_state.get(RESULTS_KEY, [])
-    if number >= len(results) or (card := results[number].card) is None:
+    if (card := results[number].card) is None:
         return
     try:
         name = characters().free_name(card.character.name)

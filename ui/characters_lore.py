@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -16,11 +17,11 @@ from core.personas.lore_editing import (
     entry_values,
     remove_entry,
 )
-from ui.characters_draft import LORE, Draft, collect, forget_widgets, set_book, take_table
+from ui.characters_draft import Draft, collect, set_book, take, take_table
 from ui.i18n import text, tr
 from ui.markdown import escape, shortened
 
-CHOICE_KEY = "character_lore_choice"
+CHOICE = "character_lore_choice"
 TEXT_CHARS, KEYS_CHARS = 90, 40
 MAX_NUMBER = 10**15
 ROW_HEIGHT, MAX_HEIGHT = 35, 300
@@ -36,9 +37,9 @@ def draw_lorebook(draft: Draft) -> None:
     if indexes:
         _draw_table(draft)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.button(tr("characters.lore_add"), key="lorebook_add", icon=":material/add:", on_click=_add,
-                  args=(draft.key,))  # fmt: skip
-        index = _choose(book, indexes) if indexes else None
+        st.button(tr("characters.lore_add"), key=f"lorebook_add_{draft.number}", icon=":material/add:",
+                  on_click=_add, args=(draft.number,))  # fmt: skip
+        index = _choose(draft, indexes) if indexes else None
     if index is not None:
         _draw_entry(draft, index)
     if indexes:
@@ -48,7 +49,7 @@ def draw_lorebook(draft: Draft) -> None:
 def _draw_table(draft: Draft) -> None:
     book = draft.table_book
     rows = [_row(entry_values(book, index)) for index in entry_indexes(book)]
-    key = f"lorebook_table_{draft.table_number}"
+    key = draft.table_key()
     columns = st.column_config
     st.data_editor(
         pd.DataFrame(rows),
@@ -64,7 +65,7 @@ def _draw_table(draft: Draft) -> None:
                                                     min_value=-MAX_NUMBER, max_value=MAX_NUMBER),
         },
         on_change=take_table,
-        args=(draft.key, key),
+        args=(draft.number, draft.places, key),
     )  # fmt: skip
 
 
@@ -73,12 +74,13 @@ def _row(values: Mapping[str, Any]) -> dict[str, Any]:
     return shown | {"content": shortened(values["content"], TEXT_CHARS)}
 
 
-def _choose(book: Mapping[str, Any], indexes: list[int]) -> int:
+def _choose(draft: Draft, indexes: list[int]) -> int:
     """The entry that the form below shows."""
-    if st.session_state.get(CHOICE_KEY) not in indexes:
-        st.session_state[CHOICE_KEY] = indexes[0]
+    book, key = draft.now.lorebook, draft.field_key(CHOICE)
+    if st.session_state.get(key) not in indexes:
+        st.session_state[key] = indexes[0]
     names = {index: _entry_name(number, entry_values(book, index)) for number, index in enumerate(indexes, start=1)}
-    chosen = st.selectbox(tr("characters.lore_choose"), indexes, key=CHOICE_KEY, format_func=names.__getitem__)
+    chosen = st.selectbox(tr("characters.lore_choose"), indexes, key=key, format_func=names.__getitem__)
     return int(chosen)
 
 
@@ -91,14 +93,14 @@ def _draw_entry(draft: Draft, index: int) -> None:
     values = entry_values(draft.now.lorebook, index)
 
     def field(widget: Callable[..., Any], name: str, **options: Any) -> None:
-        key = f"{LORE}{index}_{name}"
+        key = draft.lore_key(name, index)
         st.session_state.setdefault(key, values[name])
-        widget(tr(f"characters.lore_{name}"), key=key, on_change=collect, args=(draft.key,), **options)
+        widget(tr(f"characters.lore_{name}"), key=key, on_change=take, args=(draft.number,), **options)
 
     with st.container(border=True, key="lorebook_entry"):
         field(st.text_input, "name")
         for name in ("keys", "secondary_keys"):
-            held = st.session_state.get(f"{LORE}{index}_{name}", values[name])
+            held = st.session_state.get(draft.lore_key(name, index), values[name])
             options = list(dict.fromkeys([*values[name], *held]))
             field(st.multiselect, name, options=options, accept_new_options=True, format_func=escape,
                   help=tr(f"characters.lore_{name}_help"), placeholder=tr("characters.tags_hint"))  # fmt: skip
@@ -115,34 +117,36 @@ def _draw_entry(draft: Draft, index: int) -> None:
         with right:
             places = {name: text(f"characters.lore_{name}") for name in ("before_char", "after_char")}
             field(st.selectbox, "position", options=list(places), format_func=places.__getitem__)
-        with st.popover(tr("characters.lore_remove"), icon=":material/delete:"):
+        mark = f"{index}_{draft.places}"
+        with st.popover(tr("characters.lore_remove"), icon=":material/delete:", key=f"lorebook_ask_{mark}"):
             st.markdown(tr("characters.lore_remove_question"))
-            st.button(tr("characters.lore_remove_yes"), key="lorebook_remove", type="primary", on_click=_remove,
-                      args=(draft.key, index))  # fmt: skip
+            st.button(tr("characters.lore_remove_yes"), key=f"lorebook_remove_{mark}", type="primary",
+                      on_click=_remove, args=(draft.number, draft.places, index))  # fmt: skip
 
 
 def _draw_settings(draft: Draft) -> None:
     values = book_values(draft.now.lorebook)
     for name, value in values.items():
-        st.session_state.setdefault(LORE + name, value)
+        st.session_state.setdefault(draft.lore_key(name), value)
     with st.expander(tr("characters.lore_settings"), icon=":material/tune:", key="lorebook_settings"):
         for name in ("scan_depth", "token_budget"):
-            st.number_input(tr(f"characters.lore_{name}"), min_value=0, max_value=MAX_NUMBER, step=1, key=LORE + name,
-                            help=tr(f"characters.lore_{name}_help"), placeholder=tr("characters.lore_default"),
-                            on_change=collect, args=(draft.key,))  # fmt: skip
-        st.checkbox(tr("characters.lore_recursive_scanning"), key=LORE + "recursive_scanning", on_change=collect,
-                    help=tr("characters.lore_recursive_scanning_help"), args=(draft.key,))  # fmt: skip
+            st.number_input(tr(f"characters.lore_{name}"), min_value=0, max_value=MAX_NUMBER, step=1,
+                            key=draft.lore_key(name), help=tr(f"characters.lore_{name}_help"), on_change=take,
+                            placeholder=tr("characters.lore_default"), args=(draft.number,))  # fmt: skip
+        st.checkbox(tr("characters.lore_recursive_scanning"), key=draft.lore_key("recursive_scanning"), on_change=take,
+                    help=tr("characters.lore_recursive_scanning_help"), args=(draft.number,))  # fmt: skip
 
 
-def _add(key: str | None) -> None:
-    draft = collect(key)
+def _add(number: int) -> None:
+    draft = collect(number)
     if draft is not None:
         set_book(draft, add_entry(draft.now.lorebook))
-        st.session_state[CHOICE_KEY] = len(draft.now.lorebook["entries"]) - 1
+        st.session_state[draft.field_key(CHOICE)] = len(draft.now.lorebook["entries"]) - 1
 
 
-def _remove(key: str | None, index: int) -> None:
-    draft = collect(key)
-    if draft is not None:
-        forget_widgets(LORE)
-        set_book(draft, remove_entry(draft.now.lorebook, index))
+def _remove(number: int, places: int, index: int) -> None:
+    """The indexes of those after it are others then: a second click finds nothing."""
+    draft = collect(number)
+    if draft is not None and draft.places == places:
+        draft.now = replace(draft.now, lorebook=remove_entry(draft.now.lorebook, index))
+        draft.renew()

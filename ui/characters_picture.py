@@ -16,11 +16,12 @@ WIDTH = 132
 FORMATS = ["png", "jpg", "jpeg", "webp", "gif", "bmp"]
 
 
-def draw_picture_choice(choice: PictureChoice, key: str, own: bytes | None, name: str) -> None:
-    """`own` is the stored picture, made small, None where there is none: then one is drawn for `name`."""
+def draw_picture_choice(choice: PictureChoice, key: str, number: int, own: bytes | None, name: str) -> None:
+    """`number` is the draft's that `choice` belongs to. `own` is the stored picture, made small, None where there is
+    none: then one is drawn for `name`."""
     shown = choice.thumbnail or (None if choice.is_removed else own)
     # After each upload the field is another one, and so is empty again.
-    upload_key = f"{key}_upload_{choice.num_uploads}"
+    upload_key = f"{key}_upload_{choice.num_uploads}_{number}"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.image(shown or _drawn(name), width=WIDTH, alt=tr("characters.picture"))
         with st.container(gap="xsmall", width=320):
@@ -28,7 +29,7 @@ def draw_picture_choice(choice: PictureChoice, key: str, own: bytes | None, name
                              on_change=_take, args=(choice, upload_key), help=tr("characters.picture_help"),
                              type=FORMATS)  # fmt: skip
             if shown is not None:
-                st.button(tr("characters.picture_remove"), key=f"{key}_remove", icon=":material/hide_image:",
+                st.button(tr("characters.picture_remove"), key=f"{key}_remove_{number}", icon=":material/hide_image:",
                           type="tertiary", on_click=choice.remove)  # fmt: skip
     if choice.error is not None:
         show_error(choice.error)

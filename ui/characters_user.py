@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 
 import streamlit as st
 
@@ -16,15 +17,26 @@ from ui.errors import show_error
 from ui.i18n import tr
 from ui.people import person
 
-DRAFT_KEY, NAME_KEY, ABOUT_KEY = "characters_user_draft", "characters_user_name", "characters_user_about"
+DRAFT_KEY, NAME, ABOUT = "characters_user_draft", "characters_user_name", "characters_user_about"
+_numbers = count(1)
 
 
 @dataclass
 class UserDraft:
-    """What the form holds until it is saved."""
+    """What the form holds until it is saved, begun with what was stored then. `number` is this draft's alone."""
 
+    base: UserPersona
+    base_picture: bytes | None
     now: UserPersona
     picture: PictureChoice = field(default_factory=PictureChoice)
+    number: int = field(default_factory=_numbers.__next__)
+
+    @property
+    def is_changed(self) -> bool:
+        return self.now != self.base or self.picture.is_changed
+
+    def keys(self) -> tuple[str, str]:
+        return f"{NAME}_{self.number}", f"{ABOUT}_{self.number}"
 
 
 def draw_user() -> None:
@@ -38,23 +50,27 @@ def draw_user() -> None:
         # It is not written over: there may be more in it than can be read.
         show_error(error)
         return
-    st.session_state.setdefault(NAME_KEY, draft.now.name)
-    st.session_state.setdefault(ABOUT_KEY, draft.now.description)
-    st.text_input(tr("characters.user_name"), key=NAME_KEY, live=True, on_change=_collect)
-    draw_picture_choice(draft.picture, "characters_user_picture", _stored_picture(), draft.now.name)
-    st.text_area(tr("characters.user_about"), key=ABOUT_KEY, height=180, on_change=_collect,
+    name_key, about_key = draft.keys()
+    st.session_state.setdefault(name_key, draft.now.name)
+    st.session_state.setdefault(about_key, draft.now.description)
+    st.text_input(tr("characters.user_name"), key=name_key, live=True, on_change=_collect, args=(draft,))
+    draw_picture_choice(draft.picture, "characters_user_picture", draft.number, _stored_picture(), draft.now.name)
+    st.text_area(tr("characters.user_about"), key=about_key, height=180, on_change=_collect, args=(draft,),
                  placeholder=tr("characters.user_about_example"))  # fmt: skip
     with st.bottom.container(horizontal=True):
-        st.button(tr("characters.save"), key="characters_user_save", type="primary", icon=":material/save:",
-                  on_click=_save)  # fmt: skip
-        st.button(tr("characters.discard"), key="characters_user_discard", icon=":material/close:", on_click=_discard)
+        st.button(tr("characters.save"), key=f"characters_user_save_{draft.number}", type="primary",
+                  icon=":material/save:", on_click=_save, args=(draft,))  # fmt: skip
+        st.button(tr("characters.discard"), key=f"characters_user_discard_{draft.number}", icon=":material/close:",
+                  on_click=_discard, args=(draft,))  # fmt: skip
 
 
 def _draft() -> UserDraft:
     """Raises DeckError for a file that cannot be read."""
-    if DRAFT_KEY not in st.session_state:
-        st.session_state[DRAFT_KEY] = UserDraft(require_persona(person()))
-    draft: UserDraft = st.session_state[DRAFT_KEY]
+    draft: UserDraft | None = st.session_state.get(DRAFT_KEY)
+    if draft is None or not draft.is_changed:
+        stored = require_persona(person())
+        if draft is None or stored != draft.base:
+            draft = st.session_state[DRAFT_KEY] = UserDraft(stored, _picture_now(), stored)
     return draft
 
 
@@ -67,26 +83,45 @@ def _stored_picture() -> bytes | None:
         return None
 
 
-def _collect() -> None:
-    draft = st.session_state.setdefault(DRAFT_KEY, UserDraft(UserPersona()))
-    draft.now = UserPersona(str(st.session_state[NAME_KEY] or ""), str(st.session_state[ABOUT_KEY] or ""))
-
-
-def _save() -> None:
-    _collect()
-    draft: UserDraft = st.session_state[DRAFT_KEY]
+def _picture_now() -> bytes | None:
+    """What the picture's file holds; one that cannot be read is said where it is shown."""
     try:
+        return read_picture(person())
+    except DeckError:
+        return None
+
+
+def _collect(draft: UserDraft) -> None:
+    name, about = (str(st.session_state.get(key) or "") for key in draft.keys())
+    draft.now = UserPersona(name, about)
+
+
+def _save(draft: UserDraft) -> None:
+    """Write what was typed. Over what somebody else has saved meanwhile only the second time, after it was said."""
+    if st.session_state.get(DRAFT_KEY) is not draft:
+        return
+    _collect(draft)
+    try:
+        _require_same(draft)
         save_persona(draft.now, person())
         if draft.picture.is_changed:
             save_picture(draft.picture.new, person())
     except DeckError as error:
         st.session_state[ERROR_KEY] = error
         return
-    _discard()
+    _discard(draft)
     say("user_saved")
 
 
-def _discard() -> None:
-    for key in (DRAFT_KEY, NAME_KEY, ABOUT_KEY):
-        st.session_state.pop(key, None)
-    show("gallery")
+def _require_same(draft: UserDraft) -> None:
+    stored, picture = require_persona(person()), _picture_now()
+    is_other = stored not in (draft.base, draft.now) or (draft.picture.is_changed and picture != draft.base_picture)
+    if is_other:
+        draft.base, draft.base_picture = stored, picture
+        raise DeckError("persona_changed")
+
+
+def _discard(draft: UserDraft) -> None:
+    if st.session_state.get(DRAFT_KEY) is draft:
+        del st.session_state[DRAFT_KEY]
+        show("gallery")

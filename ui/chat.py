@@ -2,6 +2,9 @@
 
 The address names the chat (?chat=3, ?chat=new, ?chat=new&character=Ada), so that a reloaded or reopened tab finds it
 again. A new chat is this tab's alone until something is said in it: empty chats are not kept.
+
+What a button or a field does is for the chat that it was drawn for, whichever the tab shows by then: it is given the
+chat's tag, as its key is.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ PARAM, NEW, CHARACTER = "chat", "new", "character"
 # This tab's chat: its id, or NEW_ID for one that is not in the history yet.
 CHAT_KEY, NEW_ID = "chat_number", 0
 NEW_KEY, SEEN_KEY, NOTICE_KEY, ERROR_KEY = "chat_new_values", "chat_seen", "chat_notice", "chat_error"
-INPUT_KEY, START_KEY = "chat_input", "chat_start"
+INPUT_KEY, FILLED_KEY = "chat_input", "chat_filled"
+# The tags of this tab's new chats by the number that they have in the history.
+BORN_KEY = "chat_born"
 # Of the chat that is shown: the message being edited, copied or found, and how many more than the last few are drawn.
 EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY = "chat_editing", "chat_copying", "chat_found", "chat_shown"
 MAX_NUMBER_DIGITS = 15
@@ -80,6 +85,50 @@ def chosen_number() -> int:
     return next((info.id for info in chat_store().chats() if asker().is_busy(info.id)), NEW_ID)
 
 
+def tag_of(info: ChatInfo) -> str:
+    """What the keys of widgets call a chat: its number; each new one has a name of its own."""
+    return str(info.id) if info.id != NEW_ID else new_tag()
+
+
+def fill_input(text: str) -> None:
+    """Put a text into the input of the chat that is shown."""
+    st.session_state[INPUT_KEY] = text
+    st.session_state[FILLED_KEY] = st.session_state.get(FILLED_KEY, 0) + 1
+
+
+def born_tag(info: ChatInfo) -> str:
+    """What the chat was called while it was this tab's new one."""
+    return _born().get(info.id, tag_of(info))
+
+
+def number_of(tag: str) -> int:
+    """The number that the chat of a `tag` has by now; NEW_ID for this tab's new one. Raises ChatStoreError."""
+    if tag.isdecimal():
+        return int(tag)
+    for number, born in _born().items():
+        if born == tag:
+            return number
+    if tag != new_tag():
+        raise ChatStoreError("chat_gone")
+    return NEW_ID
+
+
+def chat_of(tag: str) -> Chat:
+    """The chat of a `tag` as it is now. Raises ChatStoreError where it is gone."""
+    number = number_of(tag)
+    return new_chat() if number == NEW_ID else read_chat(number)
+
+
+def info_of(tag: str) -> ChatInfo:
+    number = number_of(tag)
+    return new_chat_info() if number == NEW_ID else chat_store().info(number)
+
+
+def _born() -> dict[int, str]:
+    born: dict[int, str] = st.session_state.setdefault(BORN_KEY, {})
+    return born
+
+
 def current_chat() -> Chat:
     """This tab's chat, a new one where the history does not have it. Raises ChatStoreError for a history unread."""
     number = chosen_number()
@@ -126,6 +175,9 @@ def arrive(has_arrived: bool) -> Chat:
         begin_new(character)
     chat = current_chat()
     if not is_gone():
+        if st.session_state.get(CHAT_KEY) != chat.info.id:
+            # By the address, such as the browser's way back.
+            forget_view()
         st.session_state[CHAT_KEY] = chat.info.id
     if has_arrived and chat.info.id != NEW_ID:
         name_in_address(chat.info.id)
@@ -144,15 +196,20 @@ def name_in_address(number: int) -> None:
 def show_chat(number: int) -> None:
     """Make the chat `number` this tab's."""
     st.session_state[CHAT_KEY] = number
-    for key in (EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY, START_KEY):
-        st.session_state.pop(key, None)
+    forget_view()
     name_in_address(number)
 
 
-def last_seen() -> int | None:
-    """The last message of this tab's chat when it was drawn: what was said after it, nobody here has read."""
-    number, last = st.session_state.get(SEEN_KEY, (NEW_ID, None))
-    return last if number == chosen_number() else None
+def forget_view() -> None:
+    """Another chat is seen from its end, without what was said about the one before."""
+    for key in (EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY, ERROR_KEY):
+        st.session_state.pop(key, None)
+
+
+def last_seen(number: int) -> int | None:
+    """The last message of a chat when this tab drew it: what was said after it, nobody here has read."""
+    seen, last = st.session_state.get(SEEN_KEY, (NEW_ID, None))
+    return last if seen == number else None
 
 
 def is_busy(chat: Chat) -> bool:
@@ -180,11 +237,19 @@ def begin_new(character: str = "") -> None:
     show_chat(NEW_ID)
 
 
-def new_chat() -> Chat:
+def new_tag() -> str:
+    return f"{NEW}_{new_values()['settings']['seed']}"
+
+
+def new_chat_info() -> ChatInfo:
     values = new_values()
     mode: Mode = values["mode"] or default_mode(bool(values["character"]))
-    info = ChatInfo(NEW_ID, "", False, 0.0, 0.0, False, mode, values["character"], values["settings"], "")
-    greetings = cast_of(info).greetings() if mode != "notebook" else ()
+    return ChatInfo(NEW_ID, "", False, 0.0, 0.0, False, mode, values["character"], values["settings"], "")
+
+
+def new_chat() -> Chat:
+    values, info = new_values(), new_chat_info()
+    greetings = cast_of(info).greetings() if info.mode != "notebook" else ()
     if not greetings:
         return Chat(info, ())
     # Their ids are below 0: the greetings to flip through, of which one will be the first message.
@@ -202,22 +267,46 @@ def keep(chat: Chat) -> Chat:
     number = chat_store().create(info.mode, info.character, info.settings, greetings)
     if chat.messages and (place := new_values()["greeting"]):
         chat_store().show(chat_store().read(number).messages[0].versions[min(place, len(greetings) - 1)])
+    _born()[number] = tag_of(info)
+    is_shown = chosen_number() == NEW_ID
     st.session_state.pop(NEW_KEY, None)
-    st.session_state[KEPT_KEY] = (number, time.monotonic())
-    show_chat(number)
     kept = chat_store().read(number)
-    st.session_state[SEEN_KEY] = (number, kept.messages[-1].id if kept.messages else None)
+    if is_shown:
+        st.session_state[KEPT_KEY] = (number, time.monotonic())
+        show_chat(number)
+        st.session_state[SEEN_KEY] = (number, kept.messages[-1].id if kept.messages else None)
     return kept
 
 
-def change_settings(info: ChatInfo, **values: object) -> None:
+def change_settings(tag: str, **values: object) -> None:
     """Set some of a chat's settings; None takes one away, and what is given of "sampling" joins what is there."""
-    settings = dict(chat_store().info(info.id).settings if info.id != NEW_ID else new_values()["settings"])
-    for name, value in values.items():
-        old = settings.pop(name, None)
-        if value is not None:
-            settings[name] = {**(old or {}), **value} if isinstance(value, dict) else value
-    if info.id == NEW_ID:
-        new_values()["settings"] = settings
+
+    def change(settings: dict[str, Any]) -> dict[str, Any]:
+        changed = dict(settings)
+        for name, value in values.items():
+            old = changed.pop(name, None)
+            if value is not None:
+                changed[name] = {**(old or {}), **value} if isinstance(value, dict) else value
+        return changed
+
+    _change_settings(tag, change)
+
+
+def change_system(tag: str, text: str, expected: str) -> None:
+    """Give a chat instructions. `expected` are those that were seen: raises ChatStoreError where others hold by now."""
+
+    def change(settings: dict[str, Any]) -> dict[str, Any]:
+        if settings.get("system", "") not in (expected, text):
+            raise ChatStoreError("chat_changed", text=text)
+        others = {name: value for name, value in settings.items() if name != "system"}
+        return others | ({"system": text} if text else {})
+
+    _change_settings(tag, change)
+
+
+def _change_settings(tag: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    number = number_of(tag)
+    if number == NEW_ID:
+        new_values()["settings"] = change(new_values()["settings"])
     else:
-        chat_store().set_settings(info.id, settings)
+        chat_store().change_settings(number, change)

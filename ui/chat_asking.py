@@ -13,11 +13,11 @@ from ui.chat import (
     INPUT_KEY,
     NEW_ID,
     NOTICE_KEY,
-    START_KEY,
     Notice,
     begin_new,
+    chat_of,
     chosen_number,
-    current_chat,
+    fill_input,
     is_busy,
     keep,
     last_seen,
@@ -26,39 +26,47 @@ from ui.chat import (
     told,
 )
 from ui.chat_setup import setup_of
+from ui.identity import held, let_go
 from ui.resources import asker, chat_store, runner
 
+# What an answer is to begin with: typed beside the input, for a chat's next question alone.
+START = "chat_start"
 
-def submit() -> None:
+
+def submit(tag: str) -> None:
     """Ask what was typed, or keep it until the answer before it is finished; put it back where that fails."""
     text = st.session_state[INPUT_KEY] or ""
-    if text.strip() and not ask(text):
-        st.session_state[INPUT_KEY] = text
+    if text.strip() and not ask(tag, text):
+        fill_input(text)
 
 
-def ask(text: str) -> bool:
-    """Ask `text` in this tab's chat, or note it down while that is busy; False where it was not taken."""
+def ask(tag: str, text: str) -> bool:
+    """Ask `text` in a chat, or note it down while that is busy; False where it was not taken."""
     asked: list[int] = []
-    told(lambda: asked.append(_ask(text)))()
+    told(lambda: asked.append(_ask(tag, text)))()
     return bool(asked)
 
 
-def _ask(text: str) -> int:
-    chat, after = current_chat(), last_seen()
-    text = f"{chat.info.draft}\n\n{text}" if chat.info.draft else text
+def _ask(tag: str, text: str) -> int:
+    chat = chat_of(tag)
+    after = last_seen(chat.info.id)
     if is_busy(chat):
-        chat_store().set_draft(chat.info.id, text)
+        chat_store().add_draft(chat.info.id, text)
         return NEW_ID
-    setup, start = setup_of(chat), st.session_state.get(START_KEY) or ""
+    noted = chat.info.draft
+    text = f"{noted}\n\n{text}" if noted else text
+    setup, start = setup_of(chat), held(START, tag)
     if chat.info.id == NEW_ID:
         # What cannot be asked leaves no empty chat behind.
         prepare([*turns_of(chat.messages), Turn(role="user", content=text)], setup, start=start)
         chat = keep(chat)
         after = chat.messages[-1].id if chat.messages else None
     message = asker().send(chat.info.id, text, after, setup, start)
-    if chat.info.draft:
-        chat_store().set_draft(chat.info.id, "")
-    show_chat(chat.info.id)
+    if noted:
+        chat_store().drop_draft(chat.info.id, noted)
+    let_go(START, tag)
+    if chosen_number() == chat.info.id:
+        show_chat(chat.info.id)
     return message
 
 
@@ -69,23 +77,30 @@ def ask_noted(chat: Chat) -> Chat:
     last = chat.messages[-1] if chat.messages else None
     try:
         asker().send(chat.info.id, chat.info.draft, last.id if last else None, setup_of(chat))
-        chat_store().set_draft(chat.info.id, "")
+        chat_store().drop_draft(chat.info.id, chat.info.draft)
     except DeckError as error:
         if error.key != "chat_moved_on":
             st.session_state[ERROR_KEY] = error
-            take_noted(chat.info.id)
+            _take_noted(chat.info.id)
     return read_chat(chat.info.id)
 
 
+@told
 def take_noted(number: int) -> None:
-    """Bring what was noted down back into the input."""
-    st.session_state[INPUT_KEY] = chat_store().info(number).draft
-    chat_store().set_draft(number, "")
+    _take_noted(number)
+
+
+def _take_noted(number: int) -> None:
+    """Bring what was noted down back into the chat's input. Another tab may have had it before."""
+    info = chat_store().info(number)
+    if info.draft:
+        fill_input(info.draft)
+        chat_store().drop_draft(number, info.draft)
 
 
 @told
-def write_my_line() -> None:
-    chat = current_chat()
+def write_my_line(tag: str) -> None:
+    chat = chat_of(tag)
     setup = setup_of(chat)
     asker().impersonate(keep(chat).info.id, setup)
 
@@ -96,7 +111,7 @@ def take_line(number: int) -> Line | None:
     if (text := asker().take_line(number)) is None:
         return line
     if text.strip():
-        st.session_state[INPUT_KEY] = text.strip()
+        fill_input(text.strip())
     if line is not None and line.answer.error is not None:
         st.session_state[ERROR_KEY] = line.answer.error
     return None

@@ -8,12 +8,13 @@ from core.chat.asking import Prompt
 from core.chat.context import Fitted
 from core.chat.records import Chat
 from core.errors import DeckError
-from ui.chat import NEW_ID, NOTICE_KEY, START_KEY, Notice, is_busy
-from ui.chat_asking import stop, undo, write_my_line
+from ui.chat import NEW_ID, NOTICE_KEY, Notice, is_busy, tag_of
+from ui.chat_asking import START, stop, undo, write_my_line
 from ui.chat_setup import prompt_of
 from ui.errors import sentence
 from ui.fragment import redraw_every
 from ui.i18n import tr
+from ui.identity import held, key_of, take_held
 from ui.resources import recorder, runner
 
 COUNTER_POLL_S = 0.5
@@ -48,11 +49,12 @@ def draw_composer(chat: Chat, prompt: Prompt | DeckError | None) -> None:
     is_chat = chat.info.mode != "notebook"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if busy and is_chat:
-            st.button(tr("chat.stop"), key="chat_stop", icon=":material/stop_circle:", on_click=stop,
+            st.button(tr("chat.stop"), key=f"chat_stop_{chat.info.id}", icon=":material/stop_circle:", on_click=stop,
                       args=(chat.info.id,))  # fmt: skip
         elif prompt is not None and is_chat:
             _draw_extras(chat)
-        if notice := st.session_state.get(NOTICE_KEY):
+        notice: Notice | None = st.session_state.get(NOTICE_KEY)
+        if notice is not None and (notice.kind == "chat" or notice.chat == chat.info.id):
             draw_notice(notice)
         if busy:
             redraw_every(COUNTER_POLL_S, _draw_counter, chat, prompt)
@@ -61,18 +63,23 @@ def draw_composer(chat: Chat, prompt: Prompt | DeckError | None) -> None:
 
 
 def draw_notice(notice: Notice) -> None:
-    """What was deleted, to be taken back."""
-    st.button(tr(f"chat.undo_{notice.kind}"), key="chat_undo", icon=":material/undo:", type="tertiary",
+    """What was deleted, to be taken back; a message only in its own chat."""
+    key = f"chat_undo_{notice.kind}_{notice.number}"
+    st.button(tr(f"chat.undo_{notice.kind}"), key=key, icon=":material/undo:", type="tertiary",
               on_click=undo, args=(notice,))  # fmt: skip
 
 
 def _draw_extras(chat: Chat) -> None:
-    start = st.session_state.get(START_KEY)
-    with st.popover(":material/add:", type="tertiary" if not start else "secondary", help=tr("chat.extras")):
-        st.text_area(tr("chat.start"), key=START_KEY, height=80, placeholder=tr("chat.start_placeholder"),
-                     help=tr("chat.start_help"), persist_state="session")  # fmt: skip
-        st.button(tr("chat.my_line"), key="chat_my_line", icon=":material/record_voice_over:",
-                  help=tr("chat.my_line_help"), disabled=not chat.messages, on_click=write_my_line)  # fmt: skip
+    tag = tag_of(chat.info)
+    start = held(START, tag)
+    with st.popover(":material/add:", key=f"chat_extras_{tag}", type="tertiary" if not start else "secondary",
+                    help=tr("chat.extras")):  # fmt: skip
+        key = key_of(START, tag, start)
+        st.text_area(tr("chat.start"), key=key, height=80, placeholder=tr("chat.start_placeholder"),
+                     help=tr("chat.start_help"), on_change=take_held, args=(START, tag, key))  # fmt: skip
+        st.button(tr("chat.my_line"), key=f"chat_my_line_{tag}", icon=":material/record_voice_over:",
+                  help=tr("chat.my_line_help"), disabled=not chat.messages, on_click=write_my_line,
+                  args=(tag,))  # fmt: skip
 
 
 def _draw_counter(chat: Chat, prompt: Prompt | DeckError | None) -> None:

@@ -6,6 +6,7 @@ import re
 
 import streamlit as st
 
+from core.chat.database import ChatStoreError
 from core.chat.exporting import to_json, to_markdown
 from core.chat.records import MODES, Chat, ChatInfo
 from core.errors import DeckError
@@ -13,8 +14,11 @@ from ui.chat import (
     NEW_ID,
     begin_new,
     change_settings,
-    current_chat,
+    change_system,
+    info_of,
     new_values,
+    number_of,
+    tag_of,
     told,
 )
 from ui.chat_asking import delete_chat
@@ -22,14 +26,15 @@ from ui.chat_messages import shows_speed
 from ui.chat_setup import cast_of, find_character
 from ui.fragment import redraw_alone
 from ui.i18n import text, tr
+from ui.identity import key_of, known_value, note_stored
 from ui.markdown import escape
 from ui.portraits import Faces
 from ui.resources import characters, chat_store, preferences
 from ui.sampling import sampling_form
 
 FACE_PX = 44
-CHARACTER_KEY, MODE_KEY, SYSTEM_KEY = "chat_character", "chat_mode", "chat_system"
-TITLE_KEY, PIN_KEY, SPEED_KEY = "chat_title", "chat_pin", "chat_speed"
+CHARACTER, MODE, SYSTEM = "chat_character", "chat_mode", "chat_system"
+TITLE, PIN, SPEED = "chat_title", "chat_pin", "chat_speed"
 FILE_NAME = re.compile(r"[^\w\- ]+")
 MAX_FILE_CHARS = 60
 MARKDOWN, JSON = "text/markdown", "application/json"
@@ -44,7 +49,7 @@ def title_of(info: ChatInfo) -> str:
 
 
 def draw_head(chat: Chat, faces: Faces) -> None:
-    info = chat.info
+    info, tag = chat.info, tag_of(chat.info)
     with st.container(horizontal=True, vertical_alignment="center"):
         if faces.char:
             st.image(faces.char, width=FACE_PX)
@@ -52,15 +57,33 @@ def draw_head(chat: Chat, faces: Faces) -> None:
     with st.container(horizontal=True, gap="small"):
         st.button(tr("chat.new"), key="chat_new", icon=":material/add:", disabled=info.id == NEW_ID,
                   on_click=begin_new)  # fmt: skip
-        with st.popover(_who(info), key="chat_who", icon=":material/theater_comedy:"):
-            _draw_who(chat)
-        with st.popover(tr("chat.settings"), key="chat_settings", icon=":material/tune:"):
-            redraw_alone(sampling_form, current_chat, told(change_settings))
+        with st.popover(_who(info), key=f"chat_who_{tag}", icon=":material/theater_comedy:"):
+            _draw_who(chat, tag)
+        with st.popover(tr("chat.settings"), key=f"chat_settings_{tag}", icon=":material/tune:"):
+            redraw_alone(_draw_sampling, tag)
         if info.id != NEW_ID:
-            with st.popover(":material/more_horiz:", key="chat_whole", help=tr("chat.this_chat")):
+            with st.popover(":material/more_horiz:", key=f"chat_whole_{tag}", help=tr("chat.this_chat")):
                 _draw_whole(chat)
     if info.character and find_character(info.character) is None:
         st.warning(tr("chat.character_gone", name=info.character), icon=":material/person_off:")
+
+
+def _draw_sampling(tag: str) -> None:
+    """The chat as it is now: this part of the page may be drawn again alone, and the chat be gone by then."""
+    try:
+        sampling_form(tag, ChatSettings())
+    except ChatStoreError:
+        st.rerun()
+
+
+class ChatSettings:
+    """Where the form finds and keeps a chat's settings."""
+
+    def info(self, tag: str) -> ChatInfo:
+        return info_of(tag)
+
+    def change(self, tag: str, **values: object) -> None:
+        told(change_settings)(tag, **values)
 
 
 def _who(info: ChatInfo) -> str:
@@ -71,62 +94,63 @@ def _who(info: ChatInfo) -> str:
 # Who speaks ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_who(chat: Chat) -> None:
+def _draw_who(chat: Chat, tag: str) -> None:
     info = chat.info
-    _choose_character(info)
-    _choose_mode(chat)
+    _choose_character(info, tag)
+    _choose_mode(chat, tag)
     if info.mode != "notebook":
-        st.session_state[SYSTEM_KEY] = info.settings.get("system", "")
-        st.text_area(tr("chat.system"), key=SYSTEM_KEY, height=100, placeholder=tr("chat.system_placeholder"),
-                     help=tr("chat.system_help"), on_change=_keep_system, args=(info,))  # fmt: skip
+        system = str(info.settings.get("system", ""))
+        key = key_of(SYSTEM, tag, system)
+        st.text_area(tr("chat.system"), key=key, height=100, placeholder=tr("chat.system_placeholder"),
+                     help=tr("chat.system_help"), on_change=_keep_system, args=(tag, key, system))  # fmt: skip
 
 
-def _choose_character(info: ChatInfo) -> None:
+def _choose_character(info: ChatInfo, tag: str) -> None:
     try:
         entries = [entry for entry in characters().entries() if entry.character is not None]
     except DeckError:
         entries = []
     names = {"": text("chat.no_character"), **{entry.key: entry.name for entry in entries}}
     found = find_character(info.character)
-    st.session_state[CHARACTER_KEY] = found[0] if found and found[0] in names else ""
-    st.selectbox(tr("chat.character"), list(names), key=CHARACTER_KEY, format_func=lambda key: names.get(key, key),
-                 on_change=_set_character, args=(info,))  # fmt: skip
+    key = key_of(CHARACTER, tag, found[0] if found and found[0] in names else "")
+    st.selectbox(tr("chat.character"), list(names), key=key, format_func=lambda name: names.get(name, name),
+                 on_change=_set_character, args=(tag, key))  # fmt: skip
 
 
-def _choose_mode(chat: Chat) -> None:
+def _choose_mode(chat: Chat, tag: str) -> None:
     # A notebook has one text and a chat has messages: neither becomes the other.
     is_notebook = chat.info.mode == "notebook"
     is_open = chat.info.id == NEW_ID or not chat.messages
     modes = [mode for mode in MODES if is_open or (mode == "notebook") == is_notebook]
-    st.session_state[MODE_KEY] = chat.info.mode
-    st.selectbox(tr("chat.mode"), modes, key=MODE_KEY, format_func=lambda mode: text(f"mode.{mode}"),
-                 on_change=_set_mode, args=(chat.info,))  # fmt: skip
+    key = key_of(MODE, tag, chat.info.mode)
+    st.selectbox(tr("chat.mode"), modes, key=key, format_func=lambda mode: text(f"mode.{mode}"),
+                 on_change=_set_mode, args=(tag, key))  # fmt: skip
     st.caption(tr(f"mode.{chat.info.mode}_help"))
 
 
 @told
-def _set_character(info: ChatInfo) -> None:
-    key = st.session_state[CHARACTER_KEY]
-    if info.id == NEW_ID:
-        new_values().update(character=key, greeting=0, mode=None)
+def _set_character(tag: str, key: str) -> None:
+    character, number = st.session_state[key], number_of(tag)
+    if number == NEW_ID:
+        new_values().update(character=character, greeting=0, mode=None)
     else:
-        # A person's own choice of plain lines or of a notebook stays; else the model's format follows the character.
-        mode = info.mode if info.mode in ("chat", "notebook") else "chat-instruct" if key else "instruct"
-        chat_store().set_mode(info.id, mode, key)
+        chat_store().set_character(number, character)
 
 
 @told
-def _set_mode(info: ChatInfo) -> None:
-    mode = st.session_state[MODE_KEY]
-    if info.id == NEW_ID:
+def _set_mode(tag: str, key: str) -> None:
+    mode, number = st.session_state[key], number_of(tag)
+    if number == NEW_ID:
         new_values()["mode"] = mode
     else:
-        chat_store().set_mode(info.id, mode, info.character)
+        chat_store().set_mode(number, mode)
 
 
 @told
-def _keep_system(info: ChatInfo) -> None:
-    change_settings(info, system=st.session_state[SYSTEM_KEY].strip() or None)
+def _keep_system(tag: str, key: str, drawn: str) -> None:
+    system = st.session_state[key].strip()
+    change_system(tag, system, known_value(SYSTEM, tag, drawn))
+    note_stored(SYSTEM, tag, system)
 
 
 # The whole chat -----------------------------------------------------------------------------------------------------
@@ -134,19 +158,20 @@ def _keep_system(info: ChatInfo) -> None:
 
 def _draw_whole(chat: Chat) -> None:
     info = chat.info
-    st.session_state[TITLE_KEY], st.session_state[PIN_KEY] = info.title, info.is_pinned
-    st.text_input(tr("chat.rename"), key=TITLE_KEY, help=tr("chat.rename_help"), on_change=_rename,
-                  args=(info.id,))  # fmt: skip
-    st.toggle(tr("chat.pin"), key=PIN_KEY, on_change=_pin, args=(info.id,))
-    st.session_state[SPEED_KEY] = shows_speed()
-    st.toggle(tr("chat.show_speed"), key=SPEED_KEY, on_change=_set_speed)
+    title_key, pin_key = key_of(TITLE, info.id, info.title), key_of(PIN, info.id, info.is_pinned)
+    st.text_input(tr("chat.rename"), key=title_key, help=tr("chat.rename_help"), on_change=_rename,
+                  args=(info.id, title_key, info.title))  # fmt: skip
+    st.toggle(tr("chat.pin"), key=pin_key, on_change=_pin, args=(info.id, pin_key))
+    # It is every chat's; each still has a toggle of its own, like what is beside it.
+    speed_key = key_of(SPEED, info.id, shows_speed())
+    st.toggle(tr("chat.show_speed"), key=speed_key, on_change=_set_speed, args=(speed_key,))
     st.download_button(tr("chat.export_markdown"), lambda: _markdown(info), _file_name(info, "md"), MARKDOWN,
-                       key="chat_export_markdown", help=tr("chat.export_markdown_help"), on_click="ignore",
+                       key=f"chat_export_markdown_{info.id}", help=tr("chat.export_markdown_help"), on_click="ignore",
                        icon=":material/article:", width="stretch")  # fmt: skip
     st.download_button(tr("chat.export_json"), lambda: to_json(chat_store().copy(info.id)), _file_name(info, "json"),
-                       JSON, key="chat_export_json", help=tr("chat.export_json_help"),
+                       JSON, key=f"chat_export_json_{info.id}", help=tr("chat.export_json_help"),
                        on_click="ignore", icon=":material/data_object:", width="stretch")  # fmt: skip
-    st.button(tr("chat.delete"), key="chat_delete", icon=":material/delete:", width="stretch",
+    st.button(tr("chat.delete"), key=f"chat_delete_{info.id}", icon=":material/delete:", width="stretch",
               on_click=delete_chat, args=(info.id,))  # fmt: skip
 
 
@@ -160,14 +185,15 @@ def _markdown(info: ChatInfo) -> str:
 
 
 @told
-def _rename(number: int) -> None:
-    chat_store().rename(number, st.session_state[TITLE_KEY])
+def _rename(number: int, key: str, drawn: str) -> None:
+    chat_store().rename(number, st.session_state[key], known_value(TITLE, number, drawn))
+    note_stored(TITLE, number, chat_store().info(number).title)
 
 
 @told
-def _pin(number: int) -> None:
-    chat_store().pin(number, st.session_state[PIN_KEY])
+def _pin(number: int, key: str) -> None:
+    chat_store().pin(number, st.session_state[key])
 
 
-def _set_speed() -> None:
-    preferences().set("chat", "speed", "on" if st.session_state[SPEED_KEY] else "off")
+def _set_speed(key: str) -> None:
+    preferences().set("chat", "speed", "on" if st.session_state[key] else "off")

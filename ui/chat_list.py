@@ -71,9 +71,10 @@ def _show_more(num_shown: int) -> None:
 def _draw_hits(hits: Sequence[Hit]) -> None:
     if not hits:
         st.caption(tr("chat.search_none"))
-    for place, hit in enumerate(hits):
+    for hit in hits:
         with st.container(gap="xxsmall"):
-            st.button(escape(shortened(hit.title or text("chat.new_title"), TITLE_CHARS)), key=f"chat_hit_{place}",
+            st.button(escape(shortened(hit.title or text("chat.new_title"), TITLE_CHARS)),
+                      key=f"chat_hit_{hit.chat}_{hit.message or 0}",
                       icon=":material/chat_bubble:" if hit.message else ":material/title:", type="tertiary",
                       wrap=False, on_click=_open_hit, args=(hit,))  # fmt: skip
             if hit.message is not None:

@@ -33,7 +33,7 @@ def draw_transcript(chat: Chat, faces: Faces, begins_at: int) -> None:
     """The messages with what can be done with them. `begins_at` is the first one that the model still reads."""
     first = max(0, len(chat.messages) - _num_shown(chat))
     if first:
-        st.button(tr("chat.earlier", count=first), key="chat_earlier", type="tertiary", width="stretch",
+        st.button(tr("chat.earlier", count=first), key=f"chat_earlier_{chat.info.id}", type="tertiary", width="stretch",
                   icon=":material/expand_less:", on_click=_show_more, args=(len(chat.messages) - first,))  # fmt: skip
     busy = is_busy(chat)
     for place, message in enumerate(chat.messages[first:], first):
@@ -73,9 +73,9 @@ def _draw_message(chat: Chat, message: Message, faces: Faces, is_last: bool) -> 
         if message.role == "user":
             with st.container(horizontal=True, gap="small", wrap=False):
                 _draw_question(message)
-                draw_actions(message, is_last)
+                draw_actions(chat, message, is_last)
         else:
-            _draw_answer(message, is_last)
+            _draw_answer(chat, message, is_last)
 
 
 def _draw_question(message: Message) -> None:
@@ -86,13 +86,13 @@ def _draw_question(message: Message) -> None:
         st.text(message.text, width="stretch")
 
 
-def _draw_answer(message: Message, is_last: bool) -> None:
+def _draw_answer(chat: Chat, message: Message, is_last: bool) -> None:
     if message.text:
         st.markdown(answer_markdown(message.text))
     if (error := error_of(message.stats)) is not None and message.state == "failed":
         show_error(error)
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
-        draw_actions(message, is_last)
+        draw_actions(chat, message, is_last)
         if footnotes := list(_footnotes(message)):
             st.caption(" · ".join(footnotes), width="content")
 
@@ -161,5 +161,5 @@ def _draw_noted(chat: Chat, faces: Faces) -> None:
         st.text(chat.info.draft)
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(tr("chat.queued"), width="content")
-            st.button(tr("chat.take_back"), key="chat_take_back", type="tertiary", on_click=take_noted,
+            st.button(tr("chat.take_back"), key=f"chat_take_back_{chat.info.id}", type="tertiary", on_click=take_noted,
                       args=(chat.info.id,))  # fmt: skip

@@ -93,10 +93,11 @@ def _found(query: str, kind: Kind, endpoint: str) -> Address | None:
 
 
 def _choose_model(models: Sequence[FoundModel], key: str) -> FoundModel:
+    # A row is chosen by its place among these models.
     event = st.dataframe(
         pd.DataFrame([_row(model) for model in models]),
         hide_index=True,
-        key=key,
+        key=f"{key}_{hash(tuple(model.repo for model in models))}",
         on_select="rerun",
         selection_mode="single-row-required",
         height=min(38 + 35 * len(models), 260),

@@ -73,7 +73,7 @@ def _draw_job(job: Job) -> None:
             show_error(refused)
         _draw_buttons(job, state.phase)
         if state.phase != "cancelled":
-            with st.expander(tr("jobs.files")):
+            with st.expander(tr("jobs.files"), key=f"job_files_{job.id}"):
                 _keep_drawn(state.phase, _draw_files, job)
 
 
@@ -131,7 +131,7 @@ def _draw_buttons(job: Job, phase: Phase) -> None:
             st.button(tr("jobs.dismiss"), key=f"job_dismiss_{job.id}", icon=":material/close:",
                       on_click=downloads().forget, args=(job.id,))  # fmt: skip
         else:
-            with st.popover(tr("jobs.cancel"), icon=":material/delete:"):
+            with st.popover(tr("jobs.cancel"), icon=":material/delete:", key=f"job_ask_{job.id}"):
                 _keep_drawn(phase, _draw_question, job)
                 st.button(tr("jobs.cancel_yes"), key=f"job_cancel_{job.id}", type="primary",
                           on_click=_cancel, args=(job.id,))  # fmt: skip

@@ -47,7 +47,7 @@ def draw_repository(source: Source, cards: Cards) -> None:
         if (error := failed(key)) is not None:
             _draw_help(source, error)
         return
-    chosen = choose_branch(source.address, branches, cards)
+    chosen = choose_branch(source, branches, cards)
     if chosen.checkpoint is not None:
         if cards:
             st.caption(tr("download.assumes"))
@@ -123,19 +123,20 @@ def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, c
     if free < size:
         st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")
     with st.container(gap="xsmall"):
-        st.button(tr("find.download", size=size_words(size)), key=f"find_download_{folder}", icon=":material/download:",
-                  type="primary", width="stretch", on_click=_begin, args=(source,))  # fmt: skip
+        st.button(tr("find.download", size=size_words(size)), icon=":material/download:", type="primary",
+                  key=f"find_download_{folder}_{source.kind}_{source.endpoint}", width="stretch",
+                  on_click=_begin, args=(source, folder))  # fmt: skip
         st.caption(tr("find.plan", folder=folder, free=size_words(free)))
-    if error := st.session_state.pop(REFUSED_KEY, None):
+    if error := st.session_state.pop(f"{REFUSED_KEY}_{folder}", None):
         show_error(error)
 
 
-def _begin(source: Source) -> None:
+def _begin(source: Source, folder: str) -> None:
     try:
         downloads().add(source)
         show_section("jobs")
     except DeckError as error:
-        st.session_state[REFUSED_KEY] = error
+        st.session_state[f"{REFUSED_KEY}_{folder}"] = error
 
 
 def show_section(name: str) -> None:

@@ -16,7 +16,7 @@ from ui.resources import lookups, preferences
 
 ENDPOINTS = {"huggingface": HUGGINGFACE, "mirror": MIRROR, "modelscope": MODELSCOPE}
 OWN = "own"
-KEY, OWN_KEY, TOKEN_KEY, ERROR_KEY = "download_source", "download_own", "download_token", "download_token_error"
+KEY, OWN_KEY, TOKEN, ERROR_KEY = "download_source", "download_own", "download_token", "download_token_error"
 GROUP = "download"
 
 
@@ -31,7 +31,8 @@ def choose_source() -> tuple[Kind, str] | None:
     # What the environment names comes before what was typed here once.
     named = os.environ.get("HF_ENDPOINT") or preferences().get(GROUP, "own")
     st.session_state.setdefault(OWN_KEY, named or default_endpoint())
-    text = st.text_input(tr("find.own"), key=OWN_KEY, placeholder=MIRROR, persist_state="session", on_change=_remember)
+    text = st.text_input(tr("find.own"), key=OWN_KEY, placeholder=MIRROR, persist_state="session",
+                         on_change=_remember_own)  # fmt: skip
     try:
         return "huggingface", checked_endpoint(text)
     except DeckError as error:
@@ -50,14 +51,17 @@ def _chosen() -> str:
 
 def _remember() -> None:
     preferences().set(GROUP, "source", st.session_state[KEY])
-    if own := st.session_state.get(OWN_KEY):
+
+
+def _remember_own() -> None:
+    if own := st.session_state[OWN_KEY]:
         preferences().set(GROUP, "own", own)
 
 
 def draw_token(endpoint: str, is_open: bool = False) -> None:
     """Where a token for `endpoint` is given, and how one is forgotten; the token itself is never shown."""
-    host = host_name(endpoint)
-    with st.expander(tr("find.token"), expanded=is_open, icon=":material/key:"):
+    host, key = host_name(endpoint), f"{TOKEN}_{endpoint}"
+    with st.expander(tr("find.token"), key=f"download_token_for_{endpoint}", expanded=is_open, icon=":material/key:"):
         if token_for(endpoint) is not None:
             st.markdown(tr("find.token_is_environment" if is_from_environment(endpoint) else "find.token_is_stored",
                            host=host))  # fmt: skip
@@ -65,27 +69,28 @@ def draw_token(endpoint: str, is_open: bool = False) -> None:
             st.markdown(tr("find.token_none", host=host))
         if is_from_environment(endpoint):
             return
-        with st.form(key="download_token_form", border=False, clear_on_submit=True):
-            st.text_input(tr("find.token_field", host=host), type="password", key=TOKEN_KEY)
+        with st.form(key=f"download_token_form_{endpoint}", border=False, clear_on_submit=True):
+            st.text_input(tr("find.token_field", host=host), type="password", key=key)
             with st.container(horizontal=True):
-                st.form_submit_button(tr("find.token_keep"), key="token_keep", on_click=_keep, args=(endpoint,))
+                st.form_submit_button(tr("find.token_keep"), key=f"token_keep_{endpoint}", on_click=_keep,
+                                      args=(endpoint, key))  # fmt: skip
                 if token_for(endpoint) is not None:
-                    st.form_submit_button(tr("find.token_forget"), key="token_forget", on_click=_forget,
+                    st.form_submit_button(tr("find.token_forget"), key=f"token_forget_{endpoint}", on_click=_forget,
                                           args=(endpoint,))  # fmt: skip
-        if error := st.session_state.pop(ERROR_KEY, None):
+        if error := st.session_state.pop(f"{ERROR_KEY}_{endpoint}", None):
             show_error(error)
 
 
-def _keep(endpoint: str) -> None:
+def _keep(endpoint: str, key: str) -> None:
     try:
-        store_token(endpoint, st.session_state[TOKEN_KEY])
+        store_token(endpoint, st.session_state[key])
         lookups().forget_errors()
     except DeckError as error:
-        st.session_state[ERROR_KEY] = error
+        st.session_state[f"{ERROR_KEY}_{endpoint}"] = error
 
 
 def _forget(endpoint: str) -> None:
     try:
         forget_token(endpoint)
     except DeckError as error:
-        st.session_state[ERROR_KEY] = error
+        st.session_state[f"{ERROR_KEY}_{endpoint}"] = error

@@ -10,6 +10,8 @@ from core.model_files import unreadable
 from core.settings import models_dir
 from ui.resources import library_entry
 
+Fingerprint = tuple[tuple[bytes, int, int], ...]
+
 
 def models() -> list[LibraryEntry]:
     """Every model folder by name, as core.library.scan gives them, without reading an unchanged one again.
@@ -27,7 +29,7 @@ def models() -> list[LibraryEntry]:
     return [library_entry(os.fsencode(folder), fingerprint(folder)) for folder in folders]
 
 
-def fingerprint(folder: Path) -> tuple[tuple[bytes, int, int], ...]:
+def fingerprint(folder: Path) -> Fingerprint:
     """Name, size and time of every file in `folder`: what changes when a checkpoint does."""
     try:
         with os.scandir(os.fsencode(folder)) as files:

@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from core import keeping
-from core.errors import DeckError
+from core.errors import DeckError, InputError
 from core.fit import FitReport
 from core.hub.endpoints import host_name
 from core.keeping import Verification
@@ -20,7 +20,7 @@ from ui.errors import sentence, show_error
 from ui.fragment import redraw_every
 from ui.gauge import verdict
 from ui.i18n import tr
-from ui.library import models
+from ui.library import Fingerprint, fingerprint, models
 from ui.markdown import escape
 from ui.models import quantization_words
 from ui.people import person
@@ -56,6 +56,7 @@ def draw_library() -> None:
 
 def _draw_entry(entry: LibraryEntry, cards: Cards) -> None:
     folder = models_dir() / entry.name
+    seen = fingerprint(folder)
     with st.container(border=True, key=f"library_{entry.name}"):
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(entry.name)}**")
@@ -67,8 +68,8 @@ def _draw_entry(entry: LibraryEntry, cards: Cards) -> None:
                 show_error(error)
         if entry.error is not None:
             show_error(entry.error)
-        _draw_verification(entry.name)
-        _draw_buttons(entry)
+        _draw_verification(entry.name, seen)
+        _draw_buttons(entry, seen)
 
 
 def _quantization_badges(entry: LibraryEntry) -> list[str]:
@@ -99,7 +100,7 @@ def _origin_words(folder: Path, found: FolderFacts) -> list[str]:
     return words
 
 
-def _draw_buttons(entry: LibraryEntry) -> None:
+def _draw_buttons(entry: LibraryEntry, seen: Fingerprint) -> None:
     name = entry.name
     with st.container(horizontal=True):
         if entry.checkpoint is not None:
@@ -107,13 +108,13 @@ def _draw_buttons(entry: LibraryEntry) -> None:
                       on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
         st.button(tr("library.verify"), key=f"library_verify_{name}", icon=":material/fact_check:",
                   on_click=_verify, args=(name,))  # fmt: skip
-        with st.popover(tr("library.delete"), icon=":material/delete:"):
+        with st.popover(tr("library.delete"), icon=":material/delete:", key=f"library_ask_{name}"):
             if is_loaded(name):
                 st.markdown(tr("library.delete_loaded", name=name))
                 return
             st.markdown(tr("library.delete_question", folder=str(models_dir() / name)))
             st.button(tr("library.delete_yes"), key=f"library_delete_{name}", type="primary",
-                      on_click=_delete, args=(name,))  # fmt: skip
+                      on_click=_delete, args=(name, seen))  # fmt: skip
 
 
 def is_loaded(name: str) -> bool:
@@ -122,23 +123,27 @@ def is_loaded(name: str) -> bool:
 
 
 def _verify(name: str) -> None:
-    lookups().forget(("verify", name))
-    lookups().get(("verify", name), lambda report: keeping.verify(name, report))
+    """What is found holds for the files as they are now: of others nothing is known."""
+    key = ("verify", name, fingerprint(models_dir() / name))
+    lookups().forget(key)
+    lookups().get(key, lambda report: keeping.verify(name, report))
 
 
-def _delete(name: str) -> None:
-    """The page may be old: whether the model is loaded is asked again."""
+def _delete(name: str, seen: Fingerprint) -> None:
+    """The page may be old: whether the model is loaded, and is still the one that was shown, is asked again."""
     if is_loaded(name):
         return
     try:
+        if fingerprint(models_dir() / name) not in ((), seen):
+            raise InputError("library_other", name=name)
         keeping.delete(name)
-        lookups().forget(("verify", name))
+        lookups().forget(("verify", name, seen))
     except DeckError as error:
         st.session_state[ERROR_KEY] = error
 
 
-def _draw_verification(name: str) -> None:
-    lookup = lookups().known(("verify", name))
+def _draw_verification(name: str, seen: Fingerprint) -> None:
+    lookup = lookups().known(("verify", name, seen))
     if lookup is None:
         return
     if not lookup.is_done:

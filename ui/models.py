@@ -12,7 +12,7 @@ from ui.cards import Cards, cards_here, gpu_error, names_of
 from ui.engine import Shown, load, loading_progress, shown_now
 from ui.errors import show_error
 from ui.fragment import redraw_alone
-from ui.gauge import draw_verdict, sentence, sliders, verdict
+from ui.gauge import chosen_now, draw_verdict, sentence, sliders, verdict
 from ui.i18n import tr
 from ui.markdown import escape
 from ui.resources import runner
@@ -62,38 +62,52 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, cards: Cards, show
     elif report is not None:
         draw_verdict(report)
     if isinstance(report, FitReport) and not report.fits:
-        with st.popover(tr("load.anyway"), icon=":material/warning:"):
+        with st.popover(tr("load.anyway"), icon=":material/warning:", key=f"load_ask_{entry.name}"):
             st.markdown(sentence(report))
             st.markdown(tr("load.anyway_text"))
-            _load_button("load.anyway_yes", entry.name, context_tokens, num_chats, force=True)
+            st.button(tr("load.anyway_yes"), key=f"force_load_{entry.name}", icon=":material/play_arrow:",
+                      on_click=_load, args=(entry.name, (context_tokens, num_chats), True))  # fmt: skip
     elif gpu_error() is not None:
         with st.container(horizontal=True):
-            _load_button("load.load", entry.name, context_tokens, num_chats)
-            with st.popover(tr("load.on_cpu"), icon=":material/memory:"):
+            _load_button(entry.name, (context_tokens, num_chats))
+            with st.popover(tr("load.on_cpu"), icon=":material/memory:", key=f"load_ask_cpu_{entry.name}"):
                 st.markdown(tr("load.on_cpu_text"))
                 st.button(tr("load.on_cpu_yes"), key=f"load_on_cpu_{entry.name}", icon=":material/play_arrow:",
-                          on_click=load, args=(entry.name, context_tokens, num_chats, False, True))  # fmt: skip
+                          on_click=_load, args=(entry.name, (context_tokens, num_chats), False, True))  # fmt: skip
     else:
-        _load_button("load.load", entry.name, context_tokens, num_chats)
+        _load_button(entry.name, (context_tokens, num_chats))
 
 
-def _load_button(text: str, name: str, context_tokens: int, num_chats: int, force: bool = False) -> None:
-    st.button(tr(text), key=f"load_{name}", icon=":material/play_arrow:", on_click=load,
-              args=(name, context_tokens, num_chats, force))  # fmt: skip
+def _load_button(name: str, drawn: tuple[int, int]) -> None:
+    st.button(tr("load.load"), key=f"load_{name}", icon=":material/play_arrow:", on_click=_load, args=(name, drawn))
+
+
+def _load(name: str, drawn: tuple[int, int], force: bool = False, on_cpu: bool = False) -> None:
+    """Load with what the sliders say by now. Only what was drawn as too large is loaded all the same."""
+    context_tokens, num_chats = now = chosen_now(name, drawn)
+    load(name, context_tokens, num_chats, force and now == drawn, on_cpu)
+
+
+def unload(seen: EngineState) -> None:
+    """Let go of the model that was shown; another tab may have loaded another one since."""
+    state = runner().state
+    if (state.model, state.server) == (seen.model, seen.server):
+        runner().unload()
 
 
 def draw_state(state: EngineState) -> None:
     """What the engine does with its model: loads it, has it, or failed to."""
     if state.phase == "loading":
         loading_progress()
-        st.button(tr("load.cancel"), key="load_cancel", icon=":material/close:", on_click=runner().unload)
+        st.button(tr("load.cancel"), key=f"load_cancel_{state.model}", icon=":material/close:", on_click=unload,
+                  args=(state,))  # fmt: skip
     elif state.phase == "ready" and state.facts is not None:
-        _draw_loaded(state.facts)
+        _draw_loaded(state, state.facts)
     elif state.error is not None:
         show_error(state.error)
 
 
-def _draw_loaded(facts: ModelFacts) -> None:
+def _draw_loaded(state: EngineState, facts: ModelFacts) -> None:
     kernel = tr("load.kernel_line", kernel=facts.kernel, reason=tr(f"kernel.{facts.kernel_reason}"))
     st.success(kernel, title=tr("load.success"), icon=":material/check_circle:")
     with st.grid("auto", min_column_width=110):
@@ -102,7 +116,8 @@ def _draw_loaded(facts: ModelFacts) -> None:
     with st.container(horizontal=True):
         st.button(tr("load.chat"), key="load_chat", icon=":material/chat:", type="primary",
                   on_click=go_to, args=(CHAT_PAGE,))  # fmt: skip
-        st.button(tr("load.unload"), key="load_unload", icon=":material/eject:", on_click=runner().unload)
+        st.button(tr("load.unload"), key=f"load_unload_{state.model}", icon=":material/eject:", on_click=unload,
+                  args=(state,))  # fmt: skip
 
 
 def _facts(facts: ModelFacts) -> list[tuple[str, str]]:

@@ -6,29 +6,31 @@ import streamlit as st
 
 from core.chat.records import Chat, Message
 from core.chat.stats import error_of
-from ui.chat import NEW_ID, current_chat, is_busy, keep, told
+from ui.chat import NEW_ID, chat_of, is_busy, keep, tag_of, told
 from ui.chat_asking import stop
 from ui.chat_messages import POLL_S
 from ui.chat_setup import setup_of
 from ui.errors import show_error
 from ui.fragment import redraw_every
 from ui.i18n import tr
+from ui.identity import key_of
 from ui.resources import asker, chat_store, recorder, runner
 
-TEXT_KEY = "notebook_text"
+TEXT = "notebook_text"
 HEIGHT_PX = 440
 
 
 def draw_notebook(chat: Chat) -> None:
     """The text, to write in while the model rests and to read while it writes."""
-    page = chat.messages[-1] if chat.messages else None
+    page, tag = chat.messages[-1] if chat.messages else None, tag_of(chat.info)
+    key = ""
     if page is not None and page.state == "writing":
         redraw_every(POLL_S, _draw_growing, page)
     else:
-        st.session_state[TEXT_KEY] = page.text if page else ""
-        st.text_area(tr("mode.notebook"), key=TEXT_KEY, height=HEIGHT_PX, label_visibility="collapsed",
-                     placeholder=tr("chat.notebook_placeholder"), on_change=_keep_text)  # fmt: skip
-    _draw_buttons(chat, page)
+        key = key_of(TEXT, tag, page.text if page else "")
+        st.text_area(tr("mode.notebook"), key=key, height=HEIGHT_PX, label_visibility="collapsed",
+                     placeholder=tr("chat.notebook_placeholder"), on_change=_keep_text, args=(tag, key))  # fmt: skip
+    _draw_buttons(chat, page, tag, key)
     if page is not None and page.state == "failed" and (error := error_of(page.stats)):
         show_error(error)
 
@@ -43,33 +45,33 @@ def _draw_growing(page: Message) -> None:
         st.rerun()
 
 
-def _draw_buttons(chat: Chat, page: Message | None) -> None:
+def _draw_buttons(chat: Chat, page: Message | None, tag: str, key: str) -> None:
     busy = chat.info.id != NEW_ID and is_busy(chat)
     place = page.versions.index(page.id) if page else 0
     count = len(page.versions) if page else 1
     with st.container(horizontal=True, vertical_alignment="center"):
         if busy:
-            st.button(tr("chat.stop"), key="chat_stop", icon=":material/stop_circle:", on_click=stop,
+            st.button(tr("chat.stop"), key=f"chat_stop_{tag}", icon=":material/stop_circle:", on_click=stop,
                       args=(chat.info.id,))  # fmt: skip
         else:
-            st.button(tr("chat.write_on"), key="notebook_go", icon=":material/play_arrow:", type="primary",
-                      disabled=runner().state.phase != "ready", on_click=_write_on)  # fmt: skip
-        st.button(tr("chat.undo"), key="notebook_undo", icon=":material/undo:", disabled=busy or place == 0,
-                  on_click=_step, args=(-1,))  # fmt: skip
-        st.button(tr("chat.redo"), key="notebook_redo", icon=":material/redo:",
-                  disabled=busy or place == count - 1, on_click=_step, args=(1,))  # fmt: skip
+            st.button(tr("chat.write_on"), key=f"notebook_go_{tag}", icon=":material/play_arrow:", type="primary",
+                      disabled=runner().state.phase != "ready", on_click=_write_on, args=(tag, key))  # fmt: skip
+        st.button(tr("chat.undo"), key=f"notebook_undo_{tag}", icon=":material/undo:", disabled=busy or place == 0,
+                  on_click=_step, args=(tag, -1))  # fmt: skip
+        st.button(tr("chat.redo"), key=f"notebook_redo_{tag}", icon=":material/redo:",
+                  disabled=busy or place == count - 1, on_click=_step, args=(tag, 1))  # fmt: skip
 
 
 @told
-def _keep_text() -> None:
+def _keep_text(tag: str, key: str) -> None:
     # While the model writes there is nothing to type in: this is the text that it was just given.
-    if not is_busy(current_chat()):
-        _kept(st.session_state[TEXT_KEY])
+    if not is_busy(chat_of(tag)):
+        _kept(tag, st.session_state[key])
 
 
-def _kept(text: str) -> Chat:
-    """The chat, in which `text` is now a version of its own."""
-    chat = keep(current_chat())
+def _kept(tag: str, text: str) -> Chat:
+    """The chat, in which `text` is now a version of its own: what another tab wrote meanwhile is the one before it."""
+    chat = keep(chat_of(tag))
     if chat.messages:
         chat_store().edit(chat.messages[-1].id, text)
     elif text:
@@ -78,17 +80,16 @@ def _kept(text: str) -> Chat:
 
 
 @told
-def _write_on() -> None:
-    chat = current_chat()
-    setup = setup_of(chat)
-    kept = _kept(st.session_state[TEXT_KEY])
-    asker().write_on(kept.info.id, st.session_state[TEXT_KEY], setup)
+def _write_on(tag: str, key: str) -> None:
+    setup = setup_of(chat_of(tag))
+    kept = _kept(tag, st.session_state[key])
+    asker().write_on(kept.info.id, st.session_state[key], setup)
 
 
 @told
-def _step(by: int) -> None:
+def _step(tag: str, by: int) -> None:
     """Show the text as it was one change before or after this one."""
-    page = current_chat().messages[-1]
+    page = chat_of(tag).messages[-1]
     place = page.versions.index(page.id) + by
     if 0 <= place < len(page.versions):
         chat_store().show(page.versions[place])

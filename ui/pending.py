@@ -26,7 +26,8 @@ def answer(key: Hashable, work: Work, waiting: str) -> Any:
         return None
     if lookup.error is not None:
         show_error(lookup.error)
-        st.button(tr("find.again"), key="find_again", icon=":material/refresh:", on_click=lookups().forget, args=(key,))
+        st.button(tr("find.again"), key=f"find_again_{key}", icon=":material/refresh:",
+                  on_click=lookups().forget, args=(key,))  # fmt: skip
         return None
     return lookup.result
 

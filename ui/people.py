@@ -6,10 +6,19 @@ import streamlit as st
 
 from core.access.scopes import person_in
 
+PERSON_KEY = "person"
+
 
 def person() -> str:
     """Whose chats this page shows: "" for whoever is local or gave the password, else who signed in by a provider."""
     return person_in(st.context.headers) or ""
+
+
+def begin_run() -> None:
+    """Forget what the tab holds of another person: where somebody else signs in, it goes on with the session it had."""
+    if st.session_state.setdefault(PERSON_KEY, person()) != person():
+        st.session_state.clear()
+        st.session_state[PERSON_KEY] = person()
 
 
 def has_passed_gate() -> bool:

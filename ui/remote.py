@@ -17,12 +17,13 @@ from ui.errors import show_error
 from ui.fragment import redraw_every
 from ui.i18n import text, tr
 from ui.markdown import escape
+from ui.models import unload
 from ui.resources import lookups, preferences, runner
 from ui.routing import CHAT_PAGE, go_to
 
 PLACES = ("here", "server")
 PLACE_KEY, ADDRESS_KEY, KEY_KEY = "load_place", "remote_address", "remote_key"
-MODEL_KEY, CONTEXT_KEY = "remote_model", "remote_context"
+MODEL, CONTEXT = "remote_model", "remote_context"
 # What this tab looks at: an address that was checked, or why what was typed is none.
 ASKED_KEY, ERROR_KEY = "remote_asked", "remote_error"
 GROUP = "engine"
@@ -64,18 +65,18 @@ def _draw_state(state: EngineState) -> None:
     st.markdown(f"**{escape(state.model or '')}**")
     if state.phase == "loading":
         loading_progress()
-        _disconnect_button("remote.cancel")
+        _disconnect_button("remote.cancel", state)
     elif state.phase == "ready" and state.facts is not None and state.facts.remote is not None:
-        _draw_connected(state.facts, state.facts.remote)
+        _draw_connected(state, state.facts, state.facts.remote)
     elif state.error is not None:
         show_error(state.error)
         st.caption(tr("remote.looks_again"))
         with st.container(horizontal=True):
             reconnect_button()
-            _disconnect_button("remote.disconnect")
+            _disconnect_button("remote.disconnect", state)
 
 
-def _draw_connected(facts: ModelFacts, remote: RemoteFacts) -> None:
+def _draw_connected(state: EngineState, facts: ModelFacts, remote: RemoteFacts) -> None:
     st.success(tr("remote.memory_there", server=remote.server), title=tr("remote.connected"),
                icon=":material/check_circle:")  # fmt: skip
     rows = {
@@ -91,7 +92,7 @@ def _draw_connected(facts: ModelFacts, remote: RemoteFacts) -> None:
     with st.container(horizontal=True):
         st.button(tr("load.chat"), key="load_chat", icon=":material/chat:", type="primary",
                   on_click=go_to, args=(CHAT_PAGE,))  # fmt: skip
-        _disconnect_button("remote.disconnect")
+        _disconnect_button("remote.disconnect", state)
 
 
 def _notes(remote: RemoteFacts) -> list[str]:
@@ -109,8 +110,9 @@ def _notes(remote: RemoteFacts) -> list[str]:
     return notes
 
 
-def _disconnect_button(words: str) -> None:
-    st.button(tr(words), key="remote_disconnect", icon=":material/link_off:", on_click=runner().unload)
+def _disconnect_button(words: str, state: EngineState) -> None:
+    st.button(tr(words), key=f"remote_disconnect_{state.server}_{state.model}", icon=":material/link_off:",
+              on_click=unload, args=(state,))  # fmt: skip
 
 
 # Another one --------------------------------------------------------------------------------------------------------
@@ -120,17 +122,19 @@ def _draw_form() -> None:
     choice = runner().choice
     if ADDRESS_KEY not in st.session_state:
         st.session_state[ADDRESS_KEY] = choice.address if choice else preferences().get(GROUP, "address") or ""
+    address = _typed_address()
+    has_key = address is not None and key_of(address) is not None
     with st.form(key="remote_form", border=False):
         st.text_input(tr("remote.address"), key=ADDRESS_KEY, placeholder=EXAMPLE, help=tr("remote.address_help"),
                       persist_state="session")  # fmt: skip
         st.text_input(tr("remote.key"), key=KEY_KEY, type="password", help=tr("remote.key_help"),
-                      placeholder=text("remote.key_kept") if _has_key() else "")  # fmt: skip
+                      placeholder=text("remote.key_kept") if has_key else "")  # fmt: skip
         with st.container(horizontal=True):
             st.form_submit_button(tr("remote.find"), key="remote_find", icon=":material/lan:", on_click=_find,
                                   type="primary" if choice is None else "secondary")  # fmt: skip
-            if _has_key():
-                st.form_submit_button(tr("remote.forget_key"), key="remote_forget", type="tertiary",
-                                      on_click=_forget)  # fmt: skip
+            if has_key:
+                st.form_submit_button(tr("remote.forget_key", server=host_name(address)), type="tertiary",
+                                      key=f"remote_forget_{address}", on_click=_forget, args=(address,))  # fmt: skip
 
 
 def _typed_address() -> str | None:
@@ -138,11 +142,6 @@ def _typed_address() -> str | None:
         return checked_address(st.session_state.get(ADDRESS_KEY) or "")
     except DeckError:
         return None
-
-
-def _has_key() -> bool:
-    address = _typed_address()
-    return address is not None and key_of(address) is not None
 
 
 def _find() -> None:
@@ -163,10 +162,10 @@ def _find() -> None:
     lookups().get(_lookup_key(address), lambda report: list_models(address, key_of(address)))
 
 
-def _forget() -> None:
+def _forget(address: str) -> None:
+    """Of the address that the button named, whatever was typed since."""
     try:
-        if (address := _typed_address()) is not None:
-            keep_key(address, None)
+        keep_key(address, None)
     except DeckError as error:
         st.session_state[ERROR_KEY] = error
 
@@ -199,20 +198,26 @@ def _draw_models(address: str, models: tuple[RemoteModel, ...]) -> None:
     """The choice among the models, and what their server does not tell."""
     by_name = {model.name: model for model in models}
     with st.container(border=True):
-        name = st.selectbox(tr("remote.model", server=host_name(address)), list(by_name), key=MODEL_KEY)
+        name = st.selectbox(tr("remote.model", server=host_name(address)), list(by_name), key=f"{MODEL}_{address}")
         model = by_name.get(name, models[0])
-        context: int | None = None
         if model.context_tokens is None:
-            context = st.number_input(tr("remote.context"), SMALLEST_CONTEXT, LARGEST_CONTEXT, ASSUMED_CONTEXT_TOKENS,
-                                      key=CONTEXT_KEY, help=tr("remote.context_help"))  # fmt: skip
+            st.number_input(tr("remote.context"), SMALLEST_CONTEXT, LARGEST_CONTEXT, ASSUMED_CONTEXT_TOKENS,
+                            key=_context_key(address, model), help=tr("remote.context_help"))  # fmt: skip
         else:
             st.caption(tr("model.context", tokens=f"{model.context_tokens:,}"))
         if runner().running_answers:
             st.caption(tr("load.ends_answers"))
-        st.button(tr("remote.use"), key="remote_use", type="primary", icon=":material/link:", on_click=_use,
-                  args=(Choice(address, model.name, context),))  # fmt: skip
+        st.button(tr("remote.use"), key=f"remote_use_{address}", type="primary", icon=":material/link:",
+                  on_click=_use, args=(address, by_name))  # fmt: skip
 
 
-def _use(choice: Choice) -> None:
-    runner().connect(choice)
+def _context_key(address: str, model: RemoteModel) -> str:
+    return f"{CONTEXT}_{address}_{model.name}"
+
+
+def _use(address: str, models: dict[str, RemoteModel]) -> None:
+    """The model, and its context where the server tells none, as they are chosen by now."""
+    model = models[st.session_state[f"{MODEL}_{address}"]]
+    context = st.session_state.get(_context_key(address, model)) if model.context_tokens is None else None
+    runner().connect(Choice(address, model.name, context))
     st.session_state.pop(ASKED_KEY, None)

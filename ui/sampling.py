@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -10,11 +9,12 @@ import streamlit as st
 
 from core.chat.presets import check_values, combine, model_preset, read_recommended, set_model_preset
 from core.chat.reader import folder_of
-from core.chat.records import Chat, ChatInfo
+from core.chat.records import ChatInfo
 from core.engine.messages import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.errors import DeckError
 from ui.errors import show_error
 from ui.i18n import text, tr
+from ui.identity import held, hold, key_of, let_go, take_held
 from ui.resources import preferences, presets, runner
 
 SLIDERS = ("temperature", "top_p", "min_p", "repetition_penalty")
@@ -24,7 +24,7 @@ STEP = 0.05
 SLIDER_ENDS = {"temperature": 2.0, "repetition_penalty": 2.0}
 # JavaScript's whole numbers end here; a larger seed can be given in the command line.
 MAX_WIDGET_SEED = min(MAX_SEED, 2**53 - 1)
-PRESET_KEY, NAME_KEY, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
+PRESET, NAME, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
 
 
 def recommended() -> dict[str, Any]:
@@ -52,33 +52,37 @@ def sampling_of(info: ChatInfo) -> Sampling:
     return combine(recommended(), preset_values(preset_of(info)), info.settings.get("sampling", {}))
 
 
-class Change(Protocol):
-    """Sets some of a chat's settings; None takes one away, and what is given of "sampling" joins what is there."""
+class Store(Protocol):
+    """Where the settings of a chat are kept, which is called by its tag."""
 
-    def __call__(self, info: ChatInfo, **values: object) -> None: ...
+    def info(self, tag: str) -> ChatInfo:
+        """Raises DeckError where the chat is gone."""
+
+    def change(self, tag: str, **values: object) -> None:
+        """Set some of its settings; None takes one away, and what is given of "sampling" joins what is there."""
 
 
-def sampling_form(chat_now: Callable[[], Chat], change_settings: Change) -> None:
-    """The preset and its parameters. `chat_now` reads the chat anew, `change_settings` keeps what is chosen."""
-    info = chat_now().info
-    _preset_choice(info, change_settings)
-    if error := st.session_state.pop(ERROR_KEY, None):
+def sampling_form(tag: str, store: Store) -> None:
+    """The preset and its parameters of the chat that is called `tag`. Raises DeckError where it is gone."""
+    info = store.info(tag)
+    _preset_choice(tag, info, store)
+    if error := st.session_state.pop(f"{ERROR_KEY}_{tag}", None):
         show_error(error)
     values = asdict(sampling_of(info))
     left, right = st.columns(2)
     for index, name in enumerate(SLIDERS):
         with (left, right)[index % 2]:
-            _slider(name, values[name], info, change_settings)
+            _slider(name, values[name], tag, store)
     with left:
-        _number("top_k", values["top_k"], info, change_settings)
-        _number("seed", values["seed"], info, change_settings, placeholder=tr("sampling.seed_random"))
+        _number("top_k", values["top_k"], tag, store)
+        _number("seed", values["seed"], tag, store, placeholder=tr("sampling.seed_random"))
     with right:
-        _number("max_new_tokens", values["max_new_tokens"], info, change_settings)
-        _stop_strings(values["stop"], info, change_settings)
+        _number("max_new_tokens", values["max_new_tokens"], tag, store)
+        _stop_strings(values["stop"], tag, store)
     own = info.settings.get("sampling", {})
-    st.button(tr("sampling.reset"), key="sampling_reset", icon=":material/restart_alt:", type="tertiary",
-              disabled=not own, on_click=change_settings, args=(info,), kwargs={"sampling": None})  # fmt: skip
-    _keeping(info, values, change_settings)
+    st.button(tr("sampling.reset"), key=f"sampling_reset_{tag}", icon=":material/restart_alt:", type="tertiary",
+              disabled=not own, on_click=store.change, args=(tag,), kwargs={"sampling": None})  # fmt: skip
+    _keeping(tag, info, store)
 
 
 def preset_label(name: str) -> str:
@@ -88,7 +92,7 @@ def preset_label(name: str) -> str:
     return text(f"preset.{name}") if name in shipped else name
 
 
-def _preset_choice(info: ChatInfo, change_settings: Change) -> None:
+def _preset_choice(tag: str, info: ChatInfo, store: Store) -> None:
     try:
         own = presets().own()
     except DeckError as error:
@@ -96,89 +100,95 @@ def _preset_choice(info: ChatInfo, change_settings: Change) -> None:
         own = []
     names = ["", *(preset.name for preset in [*presets().shipped(), *own])]
     chosen = preset_of(info)
-    st.session_state[PRESET_KEY] = chosen if chosen in names else ""
+    key = key_of(PRESET, tag, chosen if chosen in names else "")
 
     def choose() -> None:
-        change_settings(info, preset=st.session_state[PRESET_KEY], sampling=None)
+        store.change(tag, preset=st.session_state[key], sampling=None)
 
-    st.selectbox(tr("sampling.preset"), names, key=PRESET_KEY, format_func=preset_label, on_change=choose)
+    st.selectbox(tr("sampling.preset"), names, key=key, format_func=preset_label, on_change=choose)
     if chosen and chosen in {preset.name for preset in presets().shipped()}:
         st.caption(tr(f"preset.{chosen}_help"))
 
 
-def _change(name: str, info: ChatInfo, change_settings: Change) -> None:
+def _change(name: str, key: str, tag: str, store: Store) -> None:
     """Keep one changed value in the chat; one that cannot be is refused with its range."""
-    value = st.session_state[f"sampling_{name}"]
+    value = st.session_state[key]
     if name == "stop":
         value = [one.replace("\\n", "\n") for one in value]
     try:
         checked = check_values({name: value}) if value is not None or name == "seed" else {}
     except DeckError as error:
-        st.session_state[ERROR_KEY] = error
+        st.session_state[f"{ERROR_KEY}_{tag}"] = error
         return
-    change_settings(info, sampling=checked)
+    store.change(tag, sampling=checked)
 
 
-def _slider(name: str, value: float, info: ChatInfo, change_settings: Change) -> None:
+def _slider(name: str, value: float, tag: str, store: Store) -> None:
     low, high = SAMPLING_RANGES[name]
-    key, end = f"sampling_{name}", max(SLIDER_ENDS.get(name, high), value)
-    st.session_state[key] = float(value)
+    key, end = key_of(f"sampling_{name}", tag, float(value)), max(SLIDER_ENDS.get(name, high), value)
     st.slider(tr(f"sampling.{name}"), float(low), float(end), step=STEP, key=key, help=tr(f"sampling.{name}_help"),
-              on_change=_change, args=(name, info, change_settings))  # fmt: skip
+              on_change=_change, args=(name, key, tag, store))  # fmt: skip
 
 
-def _number(
-    name: str, value: int | None, info: ChatInfo, change_settings: Change, placeholder: str | None = None
-) -> None:
+def _number(name: str, value: int | None, tag: str, store: Store, placeholder: str | None = None) -> None:
     # Without limits of the widget's own: it would put a wrong value right without a word.
-    key = f"sampling_{name}"
-    st.session_state[key] = None if value is None else min(value, MAX_WIDGET_SEED)
+    key = key_of(f"sampling_{name}", tag, None if value is None else min(value, MAX_WIDGET_SEED))
     st.number_input(tr(f"sampling.{name}"), value=None, step=1, key=key, placeholder=placeholder,
                     help=tr(f"sampling.{name}_help"), on_change=_change,
-                    args=(name, info, change_settings))  # fmt: skip
+                    args=(name, key, tag, store))  # fmt: skip
 
 
-def _stop_strings(value: tuple[str, ...], info: ChatInfo, change_settings: Change) -> None:
-    key = "sampling_stop"
+def _stop_strings(value: tuple[str, ...], tag: str, store: Store) -> None:
     shown = [one.replace("\n", "\\n") for one in value]
-    st.session_state[key] = shown
+    key = key_of("sampling_stop", tag, shown)
     st.multiselect(tr("sampling.stop"), shown, key=key, accept_new_options=True,
                    placeholder=tr("sampling.stop_placeholder"), help=tr("sampling.stop_help"),
-                   on_change=_change, args=("stop", info, change_settings))  # fmt: skip
+                   on_change=_change, args=("stop", key, tag, store))  # fmt: skip
 
 
-def _keeping(info: ChatInfo, values: dict[str, Any], change_settings: Change) -> None:
+def _keeping(tag: str, info: ChatInfo, store: Store) -> None:
     """Save as a preset of one's own, delete one, make one the default of the loaded model."""
-    chosen, model = preset_of(info), runner().state.model
+    chosen, model, seen = preset_of(info), runner().state.model, own_values()
+    key = key_of(NAME, tag, held(NAME, tag))
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.text_input(tr("sampling.save_name"), key=NAME_KEY, placeholder=tr("sampling.save_placeholder"))
-        st.button(tr("sampling.save"), key="sampling_save", icon=":material/save:", on_click=_save,
-                  args=(info, values, change_settings))  # fmt: skip
-    if chosen and all(preset.name != chosen for preset in presets().shipped()):
-        st.button(tr("sampling.delete", name=preset_label(chosen)), key="sampling_delete", type="tertiary",
-                  icon=":material/delete:", on_click=_delete, args=(info, chosen, change_settings))  # fmt: skip
+        st.text_input(tr("sampling.save_name"), key=key, placeholder=tr("sampling.save_placeholder"),
+                      on_change=take_held, args=(NAME, tag, key))  # fmt: skip
+        st.button(tr("sampling.save"), key=f"sampling_save_{tag}", icon=":material/save:", on_click=_save,
+                  args=(tag, key, seen, store))  # fmt: skip
+    if chosen in seen:
+        st.button(tr("sampling.delete", name=preset_label(chosen)), key=f"sampling_delete_{tag}", type="tertiary",
+                  icon=":material/delete:", on_click=_delete, args=(tag, chosen, seen, store))  # fmt: skip
     if model and (model_preset(preferences(), model) or "") != chosen:
-        st.button(tr("sampling.make_default", name=preset_label(chosen), model=model), key="sampling_default",
+        st.button(tr("sampling.make_default", name=preset_label(chosen), model=model), key=f"sampling_default_{tag}",
                   type="tertiary", icon=":material/bookmark:", on_click=set_model_preset,
                   args=(preferences(), model, chosen))  # fmt: skip
 
 
-def _save(info: ChatInfo, values: dict[str, Any], change_settings: Change) -> None:
-    name = st.session_state[NAME_KEY].strip()
-    kept = {key: value for key, value in values.items() if key != "seed"}
+def own_values() -> dict[str, dict[str, Any]]:
+    """The values of a person's own presets by name; none where their file cannot be used, which is said above."""
     try:
-        presets().save(name, kept)
-        change_settings(info, preset=name, sampling=None)
-        st.session_state[NAME_KEY] = ""
+        return {preset.name: preset.values for preset in presets().own()}
+    except DeckError:
+        return {}
+
+
+def _save(tag: str, key: str, seen: dict[str, dict[str, Any]], store: Store) -> None:
+    """Keep what holds in the chat now, with what was changed by the same click."""
+    name = st.session_state[key].strip()
+    try:
+        values = asdict(sampling_of(store.info(tag)))
+        presets().save(name, {name: value for name, value in values.items() if name != "seed"}, seen)
+        store.change(tag, preset=name, sampling=None)
+        let_go(NAME, tag)
     except DeckError as error:
-        st.session_state[ERROR_KEY] = error
+        st.session_state[f"{ERROR_KEY}_{tag}"] = error
 
 
-def _delete(info: ChatInfo, name: str, change_settings: Change) -> None:
+def _delete(tag: str, name: str, seen: dict[str, dict[str, Any]], store: Store) -> None:
     """The values stay in the chat, so that saving them again takes the deletion back."""
     try:
-        gone = presets().delete(name)
-        change_settings(info, preset="", sampling={**gone.values, **info.settings.get("sampling", {})})
-        st.session_state[NAME_KEY] = name
+        gone = presets().delete(name, seen)
+        store.change(tag, preset="", sampling={**gone.values, **store.info(tag).settings.get("sampling", {})})
+        hold(NAME, tag, name)
     except DeckError as error:
-        st.session_state[ERROR_KEY] = error
+        st.session_state[f"{ERROR_KEY}_{tag}"] = error

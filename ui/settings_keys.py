@@ -91,7 +91,7 @@ def _draw_key(key: Key) -> None:
             # Whoever gave the password sees everybody's.
             whose = "" if key.owner == person() else f" · {escape(key.address or key.owner)}"
             st.caption(f"{tr('keys.made_on', day=key.made)} · {used}{whose}")
-        with st.popover(tr("keys.revoke"), icon=":material/block:"):
+        with st.popover(tr("keys.revoke"), icon=":material/block:", key=f"api_key_ask_{key.id}"):
             st.markdown(tr("keys.revoke_text", name=key.name))
             st.button(tr("keys.revoke_yes"), key=f"api_key_revoke_{key.id}", type="primary", on_click=_revoke,
                       args=(key.id,))  # fmt: skip

@@ -54,9 +54,10 @@ class Presets:
                 return preset
         raise InputError("preset_unknown", name=quoted(name))
 
-    def save(self, name: str, values: Mapping[str, Any]) -> None:
+    def save(self, name: str, values: Mapping[str, Any], seen: OwnValues | None = None) -> None:
         """Keep `values` as a person's own preset, in place of an own one of that name.
 
+        `seen` are the own presets that the person was shown: one that is another by now is not written over.
         Raises InputError for a name or a value that cannot be, FileError where the file cannot be used or written.
         """
         name = _checked_name(name)
@@ -64,16 +65,25 @@ class Presets:
             raise InputError("preset_name_taken", name=quoted(name))
         checked = check_values(values)
         with self.file.change() as change:
+            if change.value.get(name) != checked:
+                _require_seen(name, change.value, seen)
             change.value = {**change.value, name: checked}
 
-    def delete(self, name: str) -> Preset:
-        """Remove a person's own preset; what is returned can be saved again."""
+    def delete(self, name: str, seen: OwnValues | None = None) -> Preset:
+        """Remove a person's own preset; what is returned can be saved again. `seen` as for save()."""
         with self.file.change() as change:
             if name not in change.value:
                 raise InputError("preset_unknown", name=quoted(name))
+            _require_seen(name, change.value, seen)
             values = change.value[name]
             change.value = {one: kept for one, kept in change.value.items() if one != name}
         return Preset(name, values, is_own=True)
+
+
+def _require_seen(name: str, kept: OwnValues, seen: OwnValues | None) -> None:
+    """Raise where somebody else saved or changed the preset since it was `seen`."""
+    if seen is not None and kept.get(name) != seen.get(name):
+        raise InputError("preset_changed", name=quoted(name))
 
 
 def check_values(values: Mapping[str, Any]) -> dict[str, Any]:

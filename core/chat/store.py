@@ -122,11 +122,15 @@ class ChatStore:
             chat, _ = changes.find_shown(db, message)
             return changes.insert_chat(db, path_of(read_chat(db, chat), message), self._now(), self._owner or "")
 
-    def rename(self, chat: int, title: str) -> None:
-        """Give a chat a title of its own; an empty one brings back the proposed one."""
+    def rename(self, chat: int, title: str, expected: str | None = None) -> None:
+        """Give a chat a title of its own; an empty one brings back the proposed one.
+
+        `expected` is the title that was seen: raises ChatStoreError "chat_changed" where it is another one by now.
+        """
         title = shortened(" ".join(printable(title).split()), MAX_OWN_TITLE_CHARS)
         with self._changing_chat(chat) as db:
-            changes.require_chat(db, chat)
+            if read_info(db, chat).title not in (expected, title) and expected is not None:
+                raise ChatStoreError("chat_changed", text=title)
             db.execute("UPDATE chats SET title = ?, title_is_own = ? WHERE id = ?", (title, bool(title), chat))
             changes.retitle(db, chat)
 
@@ -136,12 +140,40 @@ class ChatStore:
     def set_settings(self, chat: int, settings: dict[str, Any]) -> None:
         self._set(chat, "settings = ?", to_column(settings))
 
-    def set_mode(self, chat: int, mode: Mode, character: str) -> None:
-        self._set(chat, "mode = ?, character = ?", mode, printable(character))
+    def change_settings(self, chat: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Make new settings of those that hold now: what another tab sets at the same time stays."""
+        with self._changing_chat(chat) as db:
+            settings = change(read_info(db, chat).settings)
+            db.execute("UPDATE chats SET settings = ? WHERE id = ?", (to_column(settings), chat))
+
+    def set_mode(self, chat: int, mode: Mode, character: str | None = None) -> None:
+        """Put a chat to the model in another mode; without a `character` the one who speaks stays."""
+        if character is None:
+            self._set(chat, "mode = ?", mode)
+        else:
+            self._set(chat, "mode = ?, character = ?", mode, printable(character))
+
+    def set_character(self, chat: int, character: str) -> None:
+        """Let another one speak. A person's own choice of plain lines or of a notebook stays; else the model's format
+        follows the character."""
+        with self._changing_chat(chat) as db:
+            mode = read_info(db, chat).mode
+            if mode not in ("chat", "notebook"):
+                mode = "chat-instruct" if character else "instruct"
+            db.execute("UPDATE chats SET mode = ?, character = ? WHERE id = ?", (mode, printable(character), chat))
 
     def set_draft(self, chat: int, text: str) -> None:
         """What was typed and not sent."""
         self._set(chat, "draft = ?", printable(text))
+
+    def add_draft(self, chat: int, text: str) -> None:
+        """Note down `text` below what was typed and not sent."""
+        text = printable(text)
+        self._set(chat, "draft = CASE draft WHEN '' THEN ? ELSE draft || char(10, 10) || ? END", text, text)
+
+    def drop_draft(self, chat: int, text: str) -> None:
+        """Forget what was typed, where it is still this `text`: what came to it stays."""
+        self._set(chat, "draft = CASE draft WHEN ? THEN '' ELSE draft END", text)
 
     def delete_chat(self, chat: int) -> None:
         """Put a chat out of sight; for a week `restore_chat` takes that back."""

@@ -29,6 +29,10 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NUM_SUGGESTIONS = 3
 
 
+# What tells one state of a file from another: its time and size; None where there is no file.
+Stamp = tuple[int, int] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One file of the folder: a character, or the reason why it is none. `key` is what addresses it."""
@@ -42,6 +46,13 @@ class Entry:
     @property
     def name(self) -> str:
         return self.character.name if self.character is not None else printable(self.key)
+
+    @property
+    def picture_stamp(self) -> Stamp:
+        try:
+            return _stamp(self.picture_path) if self.picture_path is not None else None
+        except OSError:
+            return None
 
 
 class Listing:
@@ -125,13 +136,17 @@ class Listing:
     def _character(self, path: Path) -> Character | DeckError:
         """What the file holds; read again only when it has changed."""
         try:
-            status = path.stat()
+            stamp = _stamp(path)
         except OSError as error:
             return unreadable(path, error)
-        stamp = (status.st_mtime_ns, status.st_size)
         if path not in self._read or self._read[path][0] != stamp:
             self._read[path] = (stamp, _read_file(path))
         return self._read[path][1]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
 
 
 def _keys(names: list[str]) -> list[str]:

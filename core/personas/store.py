@@ -17,7 +17,7 @@ from core.model_files import printable
 from core.personas.character import Character, CharacterError, check_name
 from core.personas.fields import read_name
 from core.personas.formats import write_file
-from core.personas.listing import TEXT_SUFFIXES, Listing, all_stems
+from core.personas.listing import TEXT_SUFFIXES, Listing, Stamp, all_stems
 from core.personas.names import file_stem, same_name
 from core.personas.parse import MAX_TEXT_BYTES, write_yaml
 from core.personas.pictures import as_png
@@ -62,10 +62,16 @@ class Characters(Listing):
             if not is_yaml:
                 self._unlink(entry.text_path)
 
-    def set_picture(self, key: str, picture: bytes | None) -> None:
-        """Give a character this picture, in any usual format; None for the drawn one. Raises DeckError."""
+    def set_picture(self, key: str, picture: bytes | None, expected: tuple[Character, Stamp] | None = None) -> None:
+        """Give a character this picture, in any usual format; None for the drawn one. Raises DeckError.
+
+        `expected` is the character, and the stamp of the picture, that the new one was chosen for.
+        """
         with CHANGING:
-            old = self.need(key).picture_path
+            entry = self.need(key)
+            if expected is not None and (entry.character, entry.picture_stamp) != expected:
+                raise CharacterError("character_changed", name=entry.name)
+            old = entry.picture_path
             new = self.folder / f"{key}.png" if picture is not None else None
             if picture is not None:
                 self._write(f"{key}.png", as_png(printable(key), picture))
@@ -102,10 +108,15 @@ class Characters(Listing):
         numbers = (f"{name} ({number})" for number in range(2, len(taken) + 3))
         return next(numbered for numbered in numbers if same_name(numbered) not in taken)
 
-    def delete(self, key: str) -> str:
-        """Put a character into the trash; answers what restore() takes. Raises DeckError."""
+    def delete(self, key: str, expected: Character | None = None) -> str:
+        """Put a character into the trash; answers what restore() takes. Raises DeckError.
+
+        `expected` is what was seen: where something else stands in its place by now, that stays.
+        """
         with CHANGING:
             entry = self.need(key)
+            if expected is not None and entry.character != expected:
+                raise CharacterError("character_other", name=entry.name)
             name = f"{time.time_ns():020d}"
             for path in (entry.text_path, entry.picture_path):
                 if path is not None:

@@ -1,0 +1,84 @@
+"""Which thing a widget edits, as its key says it; draws nothing and stores nothing.
+
+A browser takes no new value for a widget that it does not show, such as one in a closed popover: it sends the old one
+with its next step, as if a person had chosen it. So a widget never gets another thing's value, or another value from
+outside: for each of them it is another widget. A callback is given the thing and the key that its widget was drawn for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import streamlit as st
+
+DRAWN_KEY, COUNT_KEY, HELD_KEY = "drawn_widgets", "drawn_count", "held_texts"
+
+
+class Drawn(NamedTuple):
+    """The widget of one name that was drawn last. `value` is what is stored, as this tab knows it."""
+
+    thing: str
+    key: str
+    value: Any
+
+
+def key_of(name: str, thing: object, value: Any) -> str:
+    """The key of the widget that shows `value`, which is the `name` of `thing`.
+
+    It begins with both, and stays the same while nothing but the widget itself changes the value.
+    """
+    state, thing = st.session_state, str(thing)
+    last = _drawn().get(name)
+    if last is not None and last.thing == thing and last.key in state and state[last.key] == value:
+        key = last.key
+    else:
+        number = state[COUNT_KEY] = state.get(COUNT_KEY, 0) + 1
+        key = "_".join([name, thing, *([] if last is None else [str(number)])])
+        state[key] = value
+    _drawn()[name] = Drawn(thing, key, value)
+    return key
+
+
+def known_value(name: str, thing: object, drawn: Any) -> Any:
+    """What this tab saw or stored last as the `name` of `thing`, at least what the widget was `drawn` with."""
+    last = _drawn().get(name)
+    return last.value if last is not None and last.thing == str(thing) else drawn
+
+
+def note_stored(name: str, thing: object, value: Any) -> None:
+    """This tab has stored `value` itself: a second change, before the page is drawn again, goes on from it."""
+    last = _drawn().get(name)
+    if last is not None and last.thing == str(thing):
+        _drawn()[name] = last._replace(value=value)
+
+
+def _drawn() -> dict[str, Drawn]:
+    drawn: dict[str, Drawn] = st.session_state.setdefault(DRAWN_KEY, {})
+    return drawn
+
+
+# Texts that are held by a tab until they are used ---------------------------------------------------------------------
+
+
+def held(name: str, thing: object) -> str:
+    """The text typed as the `name` of `thing` and not used yet."""
+    return _held().get((name, str(thing)), "")
+
+
+def hold(name: str, thing: object, text: str) -> None:
+    _held()[name, str(thing)] = text
+
+
+def let_go(name: str, thing: object) -> None:
+    """It was used: its field is empty the next time it is drawn."""
+    _held().pop((name, str(thing)), None)
+
+
+def take_held(name: str, thing: object, key: str) -> None:
+    """For the on_change of the field with this key."""
+    hold(name, thing, str(st.session_state[key] or ""))
+
+
+def _held() -> dict[tuple[str, str], str]:
+    texts: dict[tuple[str, str], str] = st.session_state.setdefault(HELD_KEY, {})
+    return texts
