@@ -107,7 +107,7 @@ def read_recommended(folder: Path) -> dict[str, Any]:
         if "top_k" in values:
             values["top_k"] = int(values["top_k"])
         return check_values(values)
-    except (DeckError, TypeError, ValueError):
+    except (DeckError, TypeError, ValueError, OverflowError):
         return {}
 
 
