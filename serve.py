@@ -17,6 +17,7 @@ from core.access.gate import Gate
 from core.access.keys import Key
 from core.access.public import cors_origins, public_urls
 from core.api.routes import make_routes
+from core.chat.template import warm_renderer
 from core.errors import DeckError
 from core.gpu_use import is_cpu_chosen
 from core.library import find
@@ -49,6 +50,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     runner().follow_choice()
     monitor()
     tuning = asyncio.create_task(tune_server())
+    await asyncio.to_thread(warm_renderer)
     log.info("started")
     yield
     log.info("ending")

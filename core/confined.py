@@ -67,6 +67,14 @@ class Confined:
         self._module, self._max_processes = module, max_processes
         self._choosing = threading.Lock()
         self._children: OrderedDict[Hashable, _Child] = OrderedDict()
+        self._spare: _Child | None = None
+
+    def warm(self) -> None:
+        """Start a child that the first new key gets, so that nobody waits for its start."""
+        with self._choosing:
+            if self._spare is None:
+                self._spare = _Child(self._module, self.limits)
+                self._spare.begin()
 
     def ask(
         self, key: Hashable, opening: Any, question: Any, max_chars: int, check: Callable[[], None] = lambda: None
@@ -91,6 +99,9 @@ class Confined:
         with self._choosing:
             for key in [key for key, child in self._children.items() if child.num_users == 0]:
                 self._children.pop(key).end()
+            if self._spare is not None:
+                self._spare.end()
+                self._spare = None
 
     @contextmanager
     def _child(self, key: Hashable) -> Iterator[_Child]:
@@ -102,7 +113,8 @@ class Confined:
                     if not idle:
                         raise LimitReached("busy")
                     self._children.pop(idle[0]).end()
-                self._children[key] = _Child(self._module, self.limits)
+                self._children[key] = self._spare or _Child(self._module, self.limits)
+                self._spare = None
             self._children.move_to_end(key)
             child = self._children[key]
             child.num_users += 1
@@ -122,13 +134,16 @@ class _Child:
         self._module, self._limits = module, limits
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: socket.socket | None = None
+        # Whether it was told what comes first.
+        self._is_opened = False
 
     def ask(self, opening: Any, question: Any, max_chars: int, deadline_s: float) -> str:
         try:
             if self._process is None or self._process.poll() is not None:
-                self.end()
-                self._begin()
+                self.begin()
+            if not self._is_opened:
                 self._send(opening, deadline_s)
+                self._is_opened = True
             self._send([max_chars, question], deadline_s)
             kind, text = self._receive(max_chars, deadline_s)
         except TimeoutError:
@@ -154,13 +169,16 @@ class _Child:
         """Kill the process and wait until it is gone, which is at once: it holds nothing that must be written down."""
         process, pipe = self._process, self._pipe
         self._process = self._pipe = None
+        self._is_opened = False
         if pipe is not None:
             pipe.close()
         if process is not None:
             process.kill()
             process.wait()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Start the process. Raises LimitReached where there can be none."""
+        self.end()
         try:
             self._start()
         except OSError as error:

@@ -220,6 +220,16 @@ def test_a_template_sees_nothing_of_our_surroundings(monkeypatch: pytest.MonkeyP
     assert b"open sesame" not in environment and b"LLAMADECK" not in environment
 
 
+def test_the_first_chat_finds_a_process_ready() -> None:
+    templates._renderer.warm()
+    templates._renderer.warm()
+    assert len(started) == 1
+    assert ChatTemplate(SAID, "", "", "m").render(ask()) == "[user]hi"
+    assert len(started) == 1
+    assert ChatTemplate(SAID + "!", "", "", "other").render(ask()) == "[user]hi!"
+    assert len(started) == 2
+
+
 def test_a_process_that_is_killed_is_replaced() -> None:
     template = ChatTemplate(SAID, "", "", "m")
     assert template.render(ask()) == "[user]hi"

@@ -10,6 +10,9 @@ from core.chat.reading import read_info
 from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage
 from core.chat.tree import Tree
 
+# A message that a damaged file names and does not hold; those around it are copied.
+LOST = (0, "assistant", "", 0.0, "stopped", "{}")
+
 
 def copy_of(db: sqlite3.Connection, chat: int) -> CopiedChat:
     """The chat with all versions. What was deleted stays out: an export may be for somebody else."""
@@ -18,7 +21,7 @@ def copy_of(db: sqlite3.Connection, chat: int) -> CopiedChat:
     rows = {row[0]: row for row in db.execute(f"SELECT {columns} FROM messages WHERE chat = ?", (chat,))}
     messages: list[CopiedMessage] = []
     for number, parent, is_shown in _living(tree):
-        _, role, text, created_s, state, stats = rows[number]
+        _, role, text, created_s, state, stats = rows.get(number, LOST)
         messages.append(CopiedMessage(parent, role, text, created_s, state, from_column(stats), is_shown))
     return _with_messages(info, messages)
 

@@ -144,6 +144,9 @@ class Database:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ChatStoreError("chat_store_full", path=path) from error
             raise ChatStoreError("chat_store_failed", path=path, why=error.strerror or str(error)) from error
+        except UnicodeDecodeError as error:
+            # What SQLite says of a damaged file quotes the damage.
+            raise ChatStoreError("chat_store_damaged", path=path) from error
         except sqlite3.Error as error:
             match getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE:
                 case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:

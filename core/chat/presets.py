@@ -12,7 +12,7 @@ import yaml
 from core.engine.messages import MAX_STOP_STRINGS, Sampling
 from core.errors import DeckError, InputError
 from core.json_file import Codec, Fault, JsonFile
-from core.model_files import quoted, read_json
+from core.model_files import printable, quoted, read_json
 from core.preferences import Preferences
 from core.settings import data_dir
 
@@ -94,7 +94,9 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
     stop = values.get("stop", ())
     if not isinstance(stop, (list, tuple)):
         raise InputError("stop_strings", count=1, limit=MAX_STOP_STRINGS)
-    checked = asdict(Sampling(**{**values, "stop": tuple(stop)}))
+    # YAML may hold half characters, which no tokenizer takes.
+    words = tuple(printable(word) if isinstance(word, str) else word for word in stop)
+    checked = asdict(Sampling(**{**values, "stop": words}))
     return {name: list(checked[name]) if name == "stop" else checked[name] for name in values}
 
 
@@ -117,7 +119,7 @@ def read_recommended(folder: Path) -> dict[str, Any]:
         if "top_k" in values:
             values["top_k"] = int(values["top_k"])
         return check_values(values)
-    except (DeckError, TypeError, ValueError):
+    except (DeckError, TypeError, ValueError, OverflowError):
         return {}
 
 

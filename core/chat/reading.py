@@ -37,6 +37,9 @@ def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
     rows = {row[0]: row for row in found}
     messages = []
     for node in tree.path():
+        if node.id not in rows:
+            # A damaged index still names it.
+            continue
         id, role, text, created_s, state, stats = rows[node.id]
         versions = tuple(sibling.id for sibling in tree.siblings(id))
         messages.append(Message(id, role, text, created_s, state, from_column(stats), versions))

@@ -55,7 +55,8 @@ def _is_reachable(db: sqlite3.Connection, message: int) -> bool:
     above = db.execute(
         "WITH RECURSIVE above(id, parent, removed) AS ("
         " SELECT id, parent, removed FROM messages WHERE id = ?"
-        " UNION ALL SELECT m.id, m.parent, m.removed FROM messages m JOIN above ON m.id = above.parent)"
+        # UNION passes over what was there before: a damaged file may lead in a circle.
+        " UNION SELECT m.id, m.parent, m.removed FROM messages m JOIN above ON m.id = above.parent)"
         " SELECT count(*) FROM above WHERE removed = 'cut'",
         (message,),
     )

@@ -192,6 +192,13 @@ class _Renderer:
                 self._pause(source, size, error)
             raise
 
+    def warm(self) -> None:
+        """Have a process ready for the first chat."""
+        try:
+            self._confined.warm()
+        except LimitReached:
+            pass  # The first chat says it.
+
     def close(self) -> None:
         self._confined.close()
 
@@ -210,6 +217,11 @@ class _Renderer:
 
 
 _renderer = _Renderer()
+
+
+def warm_renderer() -> None:
+    """Have a process ready that renders, so that the first answer does not wait for it."""
+    _renderer.warm()
 
 
 def _size(turns: Sequence[Turn]) -> Size:

@@ -118,8 +118,7 @@ class Server:
         if status == 200:
             return
         if response.is_redirect:
-            place = urllib.parse.urljoin(self.address, response.headers.get("Location", ""))
-            raise EngineError("remote_redirect", server=self.name, place=host_name(place))
+            raise EngineError("remote_redirect", server=self.name, place=self._place(response))
         if status in (401, 403):
             raise EngineError("remote_key", server=self.name)
         found: Any = None
@@ -135,6 +134,14 @@ class Server:
             raise EngineError("remote_busy", server=self.name)
         key = "remote_refused" if 400 <= status < 500 else "remote_fault"
         raise EngineError(key, server=self.name, status=status, why=message_of(found) or response.reason_phrase or "-")
+
+    def _place(self, response: httpx2.Response) -> str:
+        """Where a redirect leads, as a sentence names it."""
+        told = response.headers.get("Location", "")
+        try:
+            return host_name(urllib.parse.urljoin(self.address, told))
+        except ValueError:  # Brackets that hold no address.
+            return printable(told[:MAX_WHY_CHARS])
 
     async def _read(self, response: httpx2.Response) -> bytes:
         body = bytearray()

@@ -85,13 +85,20 @@ def _tree(repository: Repository) -> Iterator[dict[str, Any]]:
         with ask(repository, f"{route}?{query}") as response:
             entries = parse_json(read_body(response, MAX_PAGE_BYTES))
             # Only the query of the next page's address is used: a mirror may name a host that is not its own.
-            query = urllib.parse.urlsplit(response.links.get("next", {}).get("url", "")).query or None
+            query = _query(response.links.get("next", {}).get("url", ""), repository.host)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DeckError("hub_answer", host=repository.host)
         yield from (entry for entry in entries if entry.get("type") != "directory")
         if query is None:
             return
     raise DeckError("hub_answer", host=repository.host)
+
+
+def _query(address: str, host: str) -> str | None:
+    try:
+        return urllib.parse.urlsplit(address).query or None
+    except ValueError as error:  # Brackets that hold no address.
+        raise DeckError("hub_answer", host=host) from error
 
 
 def _remote_file(repository: Repository, entry: dict[str, Any]) -> RemoteFile:

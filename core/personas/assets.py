@@ -18,13 +18,15 @@ EMBEDDED = ("embeded://", "embedded://")
 DEFAULT_URI = "ccdefault:"
 # What a character's file keeps of a CHARX, as text within it.
 MAX_KEPT_BYTES = 16 * 2**20
+# A card may name its files as often as it likes: so many icons are looked at for the main one, and so many files kept.
+MAX_ICONS, MAX_KEPT = 16, 1000
 
 
 def main_icon(file: str, data: Mapping[str, Any], charx: Charx | None) -> bytes | None:
     """The card's main picture as PNG, where the card itself holds it and it is one."""
     icons = [asset for asset in _assets(data) if asset.get("type") == "icon"]
     icons.sort(key=lambda asset: asset.get("name") != "main")
-    for asset in icons:
+    for asset in icons[:MAX_ICONS]:
         try:
             content = _content(str(asset.get("uri", "")), charx)
             if content is not None:
@@ -42,7 +44,7 @@ def keep_embedded(
 
     The main icon is the character's picture, so it is only named.
     """
-    kept, left, room = [], 0, MAX_KEPT_BYTES
+    kept, left, room, num_kept = [], 0, MAX_KEPT_BYTES, 0
     assets = data.get("assets")
     is_main = has_picture
     for asset in assets if isinstance(assets, list) else []:
@@ -52,12 +54,13 @@ def keep_embedded(
         elif is_main and asset.get("type") == "icon" and asset.get("name") == "main":
             is_main = False
             kept.append(asset | {"uri": DEFAULT_URI})
-        elif charx.size_bytes(path) > room:
+        elif charx.size_bytes(path) > room or num_kept == MAX_KEPT:
             left += 1
             kept.append(asset)
         else:
             content = charx.read(path, room)
             room -= len(content)
+            num_kept += 1
             kept.append(asset | {"uri": "data:application/octet-stream;base64," + base64.b64encode(content).decode()})
     notices: list[DeckError] = []
     if left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -16,7 +17,23 @@ MAX_ENTRIES = 5_000
 MAX_UNPACKED_BYTES = 2**30
 MAX_RATIO = 200
 CARD = "card.json"
-FAULTS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, LookupError)
+# Each entry has this mark in the list at the zip's end. What the list says of itself is not believed.
+ENTRY_MARK = b"PK\x01\x02"
+# Others unpack a whole piece at once, however much that is, and no program writes a CHARX with them.
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+CHUNK_BYTES = 2**16
+FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +52,24 @@ class Charx:
         return self.zip.getinfo(name).file_size if name in self.zip.NameToInfo else 0
 
     def read(self, name: str, limit_bytes: int = MAX_TEXT_BYTES) -> bytes:
-        """An entry's bytes. Raises CharacterError for one that is missing, damaged or larger than the limit."""
+        """An entry's bytes. Raises CharacterError for one that is missing, damaged or larger than the limit.
+
+        Unpacked piece by piece: an entry may unpack to more than the zip says of it.
+        """
         if name not in self.zip.NameToInfo:
             raise CharacterError("charx_missing", file=self.file, name=name)
         if self.size_bytes(name) > limit_bytes:
             raise CharacterError("card_too_large", file=self.file, limit_mib=limit_bytes // 2**20)
+        content = bytearray()
         try:
-            return self.zip.read(name)
+            with self.zip.open(name) as entry:
+                while len(content) <= limit_bytes and (chunk := entry.read(CHUNK_BYTES)):
+                    content += chunk
         except FAULTS:
             raise CharacterError("charx_damaged", file=self.file) from None
+        if len(content) > limit_bytes:
+            raise CharacterError("card_too_large", file=self.file, limit_mib=limit_bytes // 2**20)
+        return bytes(content)
 
 
 def open_charx(file: str, content: bytes) -> Charx:
@@ -51,6 +77,9 @@ def open_charx(file: str, content: bytes) -> Charx:
     limits. `file` is the name that a sentence quotes."""
     if len(content) > MAX_CHARX_BYTES:
         raise CharacterError("card_too_large", file=file, limit_mib=MAX_CHARX_BYTES // 2**20)
+    count = content.count(ENTRY_MARK)
+    if count > MAX_ENTRIES:
+        raise CharacterError("charx_bomb", file=file, count=count, size_mib=len(content) // 2**20)
     try:
         opened = zipfile.ZipFile(io.BytesIO(content))
     except FAULTS:
@@ -62,4 +91,6 @@ def open_charx(file: str, content: bytes) -> Charx:
         raise CharacterError("charx_bomb", file=file, count=len(entries), size_mib=unpacked // 2**20)
     if any(entry.flag_bits & 1 for entry in entries):
         raise CharacterError("charx_encrypted", file=file)
+    if any(entry.compress_type not in PACKINGS for entry in entries):
+        raise CharacterError("charx_damaged", file=file)
     return Charx(file, opened)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 
 from PIL import Image, ImageOps
 
@@ -13,8 +15,25 @@ from core.personas.png import MAX_PIXELS, MAX_PNG_BYTES, SIGNATURE, check_png
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # What a picture that is no PNG is made smaller to: a camera's would be 30 MB as PNG.
 MAX_SIDE = 1024
-# Pillow raises these for files that are damaged, besides its own UnidentifiedImageError, an OSError.
-FAULTS = (OSError, SyntaxError, ValueError, EOFError, OverflowError, Image.DecompressionBombError)
+# A JPEG of few bytes may have its pixels written anew thousands of times; cameras and programs do so ten times.
+SCAN_MARK, MAX_SCANS = b"\xff\xda", 500
+# Pillow raises these for files that are damaged, besides its own UnidentifiedImageError, an OSError: its readers take
+# what a file says of itself for granted.
+FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def as_png(file: str, content: bytes) -> bytes:
@@ -33,6 +52,8 @@ def as_png(file: str, content: bytes) -> bytes:
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
             width, height = picture.size
+            if picture.format == "JPEG" and content.count(SCAN_MARK) > MAX_SCANS:
+                raise ValueError("too many scans")
             if width * height <= MAX_PIXELS:
                 return _small_png(picture)
     except FAULTS:
@@ -41,8 +62,9 @@ def as_png(file: str, content: bytes) -> bytes:
 
 
 def _small_png(picture: Image.Image) -> bytes:
+    # Made smaller first: a JPEG is then not even read in full, and turning needs a second picture of its size.
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
     upright = ImageOps.exif_transpose(picture)
-    upright.thumbnail((MAX_SIDE, MAX_SIDE))
     small = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
     written = io.BytesIO()
     small.save(written, "PNG", optimize=True)

@@ -10,11 +10,12 @@ from typing import Any
 from core.atomic import write_atomically
 from core.errors import DeckError
 from core.json_file import Codec, JsonFile
-from core.model_files import printable
+from core.model_files import printable, regular_size
 from core.personas.character import CharacterError
 from core.personas.fields import read_name
 from core.personas.parse import parse_yaml, write_yaml
 from core.personas.pictures import as_png
+from core.personas.png import MAX_PNG_BYTES
 from core.settings import person_dir
 
 FILE, PICTURE = "persona.yaml", "persona.png"
@@ -62,6 +63,8 @@ def read_picture(owner: str = "") -> bytes | None:
     """The picture of `owner` as PNG, None where there is none."""
     path = person_dir(owner) / PICTURE
     try:
+        if regular_size(path) > MAX_PNG_BYTES:
+            raise CharacterError("card_too_large", file=PICTURE, limit_mib=MAX_PNG_BYTES // 2**20)
         return path.read_bytes()
     except FileNotFoundError:
         return None
