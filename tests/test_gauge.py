@@ -90,7 +90,7 @@ tell([words(tab), [button.key for block in tab.get("popover") for button in bloc
 """
     seen, in_popover = told(nvml_standin, code)
     assert "70B does not fit on NVIDIA GeForce RTX 4090" in seen and "Take a GPU with at least" in seen
-    assert in_popover == ["load_70B"]
+    assert in_popover == ["force_load_70B"]
 
 
 def test_a_card_to_plan_for_changes_the_verdict_and_not_the_button(nvml_standin: Standin) -> None:
@@ -103,7 +103,7 @@ tell([words(tab), [button.key for block in tab.get("popover") for button in bloc
 """
     seen, in_popover = told(nvml_standin, code)
     assert "70B fits on H200" in seen
-    assert in_popover == ["load_70B"]
+    assert in_popover == ["force_load_70B"]
 
 
 @pytest.mark.parametrize(("locale", "sentence"), [("en-US", "models run on the CPU"), ("zh-CN", "模型在 CPU 上运行")])
