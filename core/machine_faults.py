@@ -1,6 +1,6 @@
 """What an exception says of this machine, whatever was asked of it: too little memory, or parts of .venv that are gone.
 
-Libraries raise for the first what they like; these are the words of CPython, the loader, the C++ library, NumPy and torch.
+Libraries raise what they like for the first; these are the words of CPython, the loader, C++, NumPy and torch.
 """
 
 from __future__ import annotations
