@@ -1,6 +1,6 @@
 """What an exception says of this machine, whatever was asked of it: too little memory, or parts of .venv that are gone.
 
-Libraries raise for the first what they like; these are the words of CPython, the loader, the C++ library and torch.
+Libraries raise what they like for the first; these are the words of CPython, the loader, C++, NumPy and torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.terminal import Terminal
 
 NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|enforce fail at alloc_cpu|failed to map segment|bad_alloc"
-    r"|can't start new thread|not enough memory|^MemoryError",
+    r"|can't start new thread|not enough memory|unable to allocate|^MemoryError",
     re.IGNORECASE | re.MULTILINE,
 )
 MISSING = re.compile(r"^(?:ModuleNotFound|Import)Error: (.+)$", re.MULTILINE)
@@ -26,7 +26,7 @@ MAX_CHARS = 200
 
 def fault_of_machine(error: BaseException) -> DeckError | None:
     """The sentence for what `error`, or what it came from, says of the machine; None where it says nothing of that."""
-    return fault_in_log("\n".join(f"{type(one).__name__}: {one}" for one in _chain(error)))
+    return fault_in_log("\n".join(f"{type(one).__name__}: {one}".rstrip(": ") for one in _chain(error)))
 
 
 def fault_in_log(text: str) -> DeckError | None:

@@ -32,6 +32,7 @@ def numpys() -> ImportError:
         (RuntimeError("can't start new thread"), "no_memory"),
         (OSError(12, "Cannot allocate memory"), "no_memory"),
         (RuntimeError("std::bad_alloc"), "no_memory"),
+        (MemoryError("Unable to allocate 3.38 MiB for an array with shape (576, 1536)"), "no_memory"),
         (numpys(), "no_memory"),
         (ModuleNotFoundError("No module named 'starlette'"), "venv_broken"),
         (ImportError("libcudart.so.12: cannot open shared object file: No such file or directory"), "venv_broken"),
@@ -49,6 +50,9 @@ def test_what_a_process_wrote_tells_the_same() -> None:
     log = "Traceback (most recent call last):\n  File \"x.py\", line 1\nModuleNotFoundError: No module named 'gguf'\n"
     fault = fault_in_log(log)
     assert fault is not None and (fault.key, fault.params["why"]) == ("venv_broken", "No module named 'gguf'")
+    numpy_log = "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 3.38 MiB for an array\n"
+    fault = fault_in_log(numpy_log)
+    assert fault is not None and fault.key == "no_memory"
     assert fault_in_log("INFO: ModuleNotFoundError was seen\nall is well\n") is None
 
 
