@@ -222,6 +222,15 @@ def test_a_browser_that_leaves_origin_out_says_it_by_the_referer(app: Gate) -> N
     assert talk(app, given | {"origin": "https://evil.example"}, ["hello"]) == [1008]
 
 
+def test_a_proxy_that_hides_the_referrer_does_not_hide_the_origin(app: Gate) -> None:
+    """With such a policy browsers say "Origin: null" with a form; what the page itself says comes after it."""
+    assert '<meta name="referrer" content="same-origin">' in ask(app, "/", PAGE).text
+    null = {"origin": "null", "sec-fetch-site": "same-origin"}
+    given = cookies(sign_in(app, null))
+    assert ask(app, "/x", given | null, "POST").status == 200
+    assert ask(app, "/x", given | {"origin": "null"}, "POST").status == 403
+
+
 @pytest.mark.parametrize("way", EVERY)
 def test_what_a_neighbours_page_embeds_does_not_come_with_the_cookie(app: Gate, way: str) -> None:
     """A picture or a script of ours in a page of the same site is asked for with the cookie, and without an Origin."""
