@@ -22,7 +22,7 @@ from core.access.requests import comes_from_elsewhere, cookies_named, from_here,
 from core.access.scopes import marked
 from core.access.secret_file import SecretFile
 from core.access.visitors import COOKIE, DEVICE_COOKIE, SECURE_PREFIX
-from tests.test_gate import AWAY, HERE, PAGE, PASSWORD, People, Reply, ask, form, make_scope, says_who, sign_in, talk
+from tests.gate_client import AWAY, HERE, PAGE, PASSWORD, People, Reply, ask, form, make_scope, says_who, sign_in, talk
 
 
 @pytest.fixture(autouse=True)
