@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from core.access.delays import ALL_CLIENTS, ONE_CLIENT
+from core.access import access as access_module
+from core.access import password
+from core.access import turns as turns_module
+from core.access.access import Access
+from core.access.delays import ALL_CLIENTS, ONE_CLIENT, Steps
+from core.access.secret_file import SecretFile
 from core.access.turns import MAX_WAITING, MAX_WAITING_TOGETHER, Client, TooManyTries, Turn, Turns
 
 HOUR_S, GUESSES_A_SECOND, PATIENCE_S = 3600, 20, 9.0
@@ -192,3 +199,47 @@ def test_failures_of_an_address_that_many_share_are_nobodys(turns: Turns, clock:
         turns.advance()
         turns.finish(turn, False)
     turns.begin(Client(PROXY))
+
+
+# Waiting --------------------------------------------------------------------------------------------------------------
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Access:
+    monkeypatch.setattr(password, "LOG2_N", 4)
+    made = Access(SecretFile(tmp_path / "access.json"), {})
+    made.set_password(PASSWORD)
+    return made
+
+
+def test_who_has_to_wait_for_others_waits_and_is_not_refused(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "ALL_CLIENTS", Steps(free=0, first_s=0.02, longest_s=0.02))
+
+    async def run() -> list[bool]:
+        others = [access.try_password_in_turn("a guess", changing(number)) for number in range(6)]
+        return await asyncio.gather(*others, access.try_password_in_turn(PASSWORD, Client(PROXY, page="owner")))
+
+    assert asyncio.run(run()) == [False] * 6 + [True]
+
+
+def test_who_waits_too_long_is_told_so_and_leaves_the_queue(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "ALL_CLIENTS", Steps(free=0, first_s=600.0, longest_s=600.0))
+    monkeypatch.setattr(access_module, "PATIENCE_S", 0.05)
+
+    async def run() -> None:
+        assert not await access.try_password_in_turn("a guess", changing(1))
+        with pytest.raises(TooManyTries) as caught:
+            await access.try_password_in_turn(PASSWORD, changing(2))
+        assert 0 < caught.value.wait_s <= 600
+        monkeypatch.setattr(access_module, "PATIENCE_S", 600.0)
+        waiting = asyncio.ensure_future(access.try_password_in_turn(PASSWORD, changing(3)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        # A browser that signed in before waits for none of them.
+        assert await access.try_password_in_turn(PASSWORD, Client(PROXY, device="laptop"))
+
+    asyncio.run(run())
+    assert not access._turns._waiting

@@ -93,6 +93,8 @@ class SignInPage:
         return (
             f'<!doctype html><html lang="{"zh-CN" if language == "zh" else "en"}"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            # A proxy that adds "no-referrer" would have browsers say "Origin: null" with the form.
+            '<meta name="referrer" content="same-origin">'
             f"<title>LlamaDeck · {_text(language, title)}</title>"
             f'<link rel="icon" href="data:image/svg+xml;base64,{self._logo}"><style>{STYLE}</style></head>'
             f"<body><main>{logo}<h1>{_text(language, title)}</h1>{said}{body}</main></body></html>"
