@@ -18,6 +18,7 @@ from core.access.keys import Key
 from core.access.public import cors_origins, public_urls
 from core.api.routes import make_routes
 from core.chat.template import warm_renderer
+from core.confined import end_all
 from core.errors import DeckError
 from core.gpu_use import is_cpu_chosen
 from core.library import find
@@ -67,6 +68,7 @@ def end() -> None:
     except DeckError as error:
         log.error("%s", error)
     runner().close()
+    end_all()
 
 
 def needs_key() -> bool:
