@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import streamlit as st
@@ -31,6 +32,7 @@ from ui.sessions import end_sessions_in_time
 from ui.single_sign_on import sign_on
 
 log = logging.getLogger(__name__)
+NUM_WAITING = 32
 
 
 @asynccontextmanager
@@ -50,6 +52,8 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     runner().keep_spare()
     runner().follow_choice()
     monitor()
+    # They wait for files, templates and locks more than they compute: by default there are 4 more than cores.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_WAITING, "asyncio"))
     tuning = asyncio.create_task(tune_server())
     await asyncio.to_thread(warm_renderer)
     log.info("started")
