@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import streamlit as st
@@ -18,6 +19,7 @@ from core.access.keys import Key
 from core.access.public import cors_origins, public_urls
 from core.api.routes import make_routes
 from core.chat.template import warm_renderer
+from core.confined import end_all
 from core.errors import DeckError
 from core.gpu_use import is_cpu_chosen
 from core.library import find
@@ -30,6 +32,7 @@ from ui.sessions import end_sessions_in_time
 from ui.single_sign_on import sign_on
 
 log = logging.getLogger(__name__)
+NUM_WAITING = 32
 
 
 @asynccontextmanager
@@ -49,6 +52,8 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     runner().keep_spare()
     runner().follow_choice()
     monitor()
+    # They wait for files, templates and locks more than they compute: by default there are 4 more than cores.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_WAITING, "asyncio"))
     tuning = asyncio.create_task(tune_server())
     await asyncio.to_thread(warm_renderer)
     log.info("started")
@@ -67,6 +72,7 @@ def end() -> None:
     except DeckError as error:
         log.error("%s", error)
     runner().close()
+    end_all()
 
 
 def needs_key() -> bool:

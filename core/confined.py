@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,15 @@ class Limits:
     wait_s: float
 
 
+_all: weakref.WeakSet[Confined] = weakref.WeakSet()
+
+
+def end_all() -> None:
+    """End every child of this process: for its end. They would end with it, a moment later."""
+    for confined in list(_all):
+        confined.close()
+
+
 class Confined:
     """The child processes of one module, one for each key, at most `max_processes`. Any thread may ask.
 
@@ -68,6 +78,7 @@ class Confined:
         self._choosing = threading.Lock()
         self._children: OrderedDict[Hashable, _Child] = OrderedDict()
         self._spare: _Child | None = None
+        _all.add(self)
 
     def warm(self) -> None:
         """Start a child that the first new key gets, so that nobody waits for its start."""
@@ -95,13 +106,13 @@ class Confined:
                 child.lock.release()
 
     def close(self) -> None:
-        """End the children that are idle; those at work end with what they do, or with this process."""
+        """End all children; what they are at work on is given up."""
         with self._choosing:
-            for key in [key for key, child in self._children.items() if child.num_users == 0]:
-                self._children.pop(key).end()
-            if self._spare is not None:
-                self._spare.end()
-                self._spare = None
+            children = [*self._children.values(), *([self._spare] if self._spare is not None else [])]
+            self._children.clear()
+            self._spare = None
+        for child in children:
+            child.kill()
 
     @contextmanager
     def _child(self, key: Hashable) -> Iterator[_Child]:
@@ -164,6 +175,13 @@ class _Child:
         if kind == FAILED:
             raise Refused(text)
         return text
+
+    def kill(self) -> None:
+        """End the process, from any thread: whoever waits for its answer sees that it is gone."""
+        process = self._process
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def end(self) -> None:
         """Kill the process and wait until it is gone, which is at once: it holds nothing that must be written down."""

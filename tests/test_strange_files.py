@@ -19,11 +19,13 @@ from PIL import Image
 
 from core.chat.exporting import to_json
 from core.chat.importing import read_chat_file
-from core.chat.presets import read_recommended
+from core.chat.presets import check_values, read_recommended
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
 from core.checkpoint import read_checkpoint
+from core.engine.vocabulary import find_end_tokens, read_tokenizer
 from core.errors import CheckpointError, DeckError
+from core.hub.look import next_page
 from core.hub.record import FILE, read_record
 from core.hub.search import parse_results
 from core.model_files import printable, read_header, read_json
@@ -397,3 +399,25 @@ def test_bytes_of_the_history_that_are_turned_over_end_in_a_sentence(tmp_path: P
             pass
         finally:
             store.close()
+
+
+# What servers and settings say ----------------------------------------------------------------------------------------
+
+
+def test_the_address_of_a_next_page_that_is_none_is_a_sentence() -> None:
+    """Brackets that hold no address ended a download with a traceback."""
+    assert next_page("https://hub.example/api?cursor=2", "hub.example") == "cursor=2"
+    with pytest.raises(DeckError) as caught:
+        next_page("http://[::1", "hub.example")
+    assert "hub.example" in str(caught.value)
+
+
+def test_half_a_character_in_a_stop_string_is_a_mark() -> None:
+    """A preset's YAML may write one, and no tokenizer takes it."""
+    assert check_values({"stop": ["a\ud83d", "b"]}) == {"stop": ["a?", "b"]}
+
+
+def test_a_models_end_that_is_no_word_ends_nothing(folder: Path) -> None:
+    for odd in (["</s>"], {"content": ["x"]}, {"content": {}}, 5, None):
+        write(folder / "tokenizer_config.json", json.dumps({"eos_token": odd}))
+        assert 2 in find_end_tokens(read_checkpoint(folder), read_tokenizer(folder))

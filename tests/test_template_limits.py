@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from core.chat.context import Pieces
 from core.chat.modes import Names
 from core.chat.speaking import render_turns
 from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
-from core.confined import Confined, LimitReached, Limits, Refused
+from core.confined import Confined, LimitReached, Limits, Refused, end_all
 
 SAID = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -257,6 +258,18 @@ def test_children_are_limited_in_number_and_end_when_they_are_let_go() -> None:
         confined.ask(number, SAID, {"messages": ask()}, 100)
     assert [process.poll() is None for process in started] == [False, False, True, True]
     confined.close()
+    assert all(process.poll() is not None for process in started)
+
+
+def test_at_the_end_a_child_that_computes_is_ended_too() -> None:
+    confined = Confined("core.chat.template_child", Limits(60.0, 96, 60.0), 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(confined.ask, "k", ENDLESS, {"messages": ask()}, 100)
+        while not started or not asked.running():
+            time.sleep(0.01)
+        end_all()
+        with pytest.raises(LimitReached):
+            asked.result()
     assert all(process.poll() is not None for process in started)
 
 

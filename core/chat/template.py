@@ -19,8 +19,8 @@ from core.errors import DeckError
 from core.model_files import printable, read_json, read_text
 
 LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
-# A real template takes 0.2 ms and 1 MiB for a short chat, 20 ms and 10 MiB for 1,000 messages.
-LIMITS = Limits(cpu_s=2.0, memory_mib=512, wait_s=20.0)
+# A real template takes 0.2 ms and 1 MiB for a short chat, 20 ms and 10 MiB for 1,000 messages, 0.5 s for 10,000.
+LIMITS = Limits(cpu_s=1.5, memory_mib=512, wait_s=20.0)
 MAX_PROCESSES = 4
 # A prompt is what was said beside the words of the template, which may say a text twice, or in JSON: a letter takes 12.
 MAX_OWN_CHARS, MAX_TURN_CHARS, MAX_GROWTH = 2**18, 2**10, 16

@@ -56,4 +56,4 @@ def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[i
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
     named = (read_json(checkpoint.folder / "tokenizer_config.json") or {}).get("eos_token")
     words = (*TURN_ENDS, named.get("content") if isinstance(named, dict) else named)
-    return frozenset(ends | {special[word] for word in words if word in special})
+    return frozenset(ends | {special[word] for word in words if isinstance(word, str) and word in special})

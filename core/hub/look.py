@@ -85,7 +85,7 @@ def _tree(repository: Repository) -> Iterator[dict[str, Any]]:
         with ask(repository, f"{route}?{query}") as response:
             entries = parse_json(read_body(response, MAX_PAGE_BYTES))
             # Only the query of the next page's address is used: a mirror may name a host that is not its own.
-            query = _query(response.links.get("next", {}).get("url", ""), repository.host)
+            query = next_page(response.links.get("next", {}).get("url", ""), repository.host)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DeckError("hub_answer", host=repository.host)
         yield from (entry for entry in entries if entry.get("type") != "directory")
@@ -94,7 +94,8 @@ def _tree(repository: Repository) -> Iterator[dict[str, Any]]:
     raise DeckError("hub_answer", host=repository.host)
 
 
-def _query(address: str, host: str) -> str | None:
+def next_page(address: str, host: str) -> str | None:
+    """The query in the address of the next page; None where there is none. Raises DeckError for what is no address."""
     try:
         return urllib.parse.urlsplit(address).query or None
     except ValueError as error:  # Brackets that hold no address.
