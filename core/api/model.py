@@ -37,7 +37,9 @@ class Engine(Protocol):
     @property
     def silent_s(self) -> float: ...
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
+    def generate(
+        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+    ) -> Answer:
         """Raises EngineError where no model is loaded."""
         ...
 

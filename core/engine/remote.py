@@ -82,9 +82,12 @@ class RemoteEngine:
             self._end(EngineError("answer_model_unloaded"))
             self._set(EngineState())
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
+    def generate(
+        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+    ) -> Answer:
         """Begin to answer `prompt`: a Conversation, or a text or tokens to go on with, which `continues` says nothing
-        new about. Raises EngineError while there is no connection and for what the server cannot do."""
+        new about; nor does `client` where the server has a queue of its own. Raises EngineError while there is no
+        connection and for what the server cannot do."""
         link, state = self._link, self._state
         if link is None or link.model is None or state.phase != "ready" or state.facts is None:
             # Not the state's own: whoever raises an error writes into it.
