@@ -40,6 +40,8 @@ class Turns(Generic[Item]):
 
     def take(self) -> Item:
         """The next one, which waits no more. Raises LookupError where nobody waits."""
+        if not self._lines:
+            raise LookupError("nobody waits")
         client = self._next_client()
         others_wait = len(self._lines) > 1
         self._num_pages_first = self._num_pages_first + 1 if client == PAGES and others_wait else 0
