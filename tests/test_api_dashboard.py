@@ -99,7 +99,9 @@ def test_a_stream_does_not_keep_the_process_from_its_end(environment: dict[str, 
         stream = client.stream("POST", f"{url}/v1/chat/completions", json=FOREVER)
         lines = stream.__enter__().iter_lines()
         assert next(lines).startswith("data: ")
+    *_, last, mark = [line for line in lines if line]
     client.close()
+    assert "server_ending" in last and mark == "data: [DONE]", "it ends in words"
 
 
 def test_what_the_web_server_is_told() -> None:

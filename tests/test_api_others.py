@@ -105,6 +105,7 @@ def test_content_of_the_assistant_may_be_null_or_missing(url: str) -> None:
         ({"rep_pen": 1.2, "repetition_penalty": 1.1, "rep_pen_range": 0}, "repetition_penalty=1.1,"),
         ({"stopping_strings": ["A"]}, "stop=('A',)"),
         ({"stop_sequence": "A", "stop": ["B"]}, "stop=('B',)"),
+        ({"stop": ["A", "", "B"]}, "stop=('A', 'B')"),
         ({"temperature": 1}, "temperature=1"),
     ],
 )
@@ -183,6 +184,7 @@ STREAMLIT = Starlette(routes=[Route("/_stcore/x", own), Route("/own", own), Rout
         ("HEAD", "/lmstudio/tags", "*/*", 404),
         ("POST", "/anything/else", "text/html", 404),
         ("POST", "/Chat", "*/*", 405),
+        ("POST", "/", "*/*", 405),
         ("GET", "/own", "*/*", 404),
     ],
 )

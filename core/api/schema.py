@@ -50,11 +50,11 @@ PROMPT_SCHEMA: dict[str, Any] = {
         {"type": "array", "items": IDS, "minItems": 1, "maxItems": MAX_CHOICES},
     ],
 }
-STOP_TEXT = TEXT | {"minLength": 1, "maxLength": MAX_STOP_CHARS}
+STOP_TEXT = TEXT | {"maxLength": MAX_STOP_CHARS}
 STOP_SCHEMA: dict[str, Any] = {
     "description": "Where the answer ends; the text itself is left out.",
     "anyOf": [
-        STOP_TEXT,
+        STOP_TEXT | {"minLength": 1},
         {"type": "array", "items": STOP_TEXT, "maxItems": MAX_STOP},
         {"type": "null"},
     ],
@@ -115,9 +115,11 @@ def _text_of(part: object) -> str:
 
 
 def _as_stop(value: object) -> tuple[str, ...]:
-    words = [value] if isinstance(value, str) else value if value is not None else []
-    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
-        raise ValueError("a text or a list of texts that are not empty is wanted")
+    words = [value] if isinstance(value, str) and value else value if value is not None else []
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("a text that is not empty, or a list of texts, is wanted")
+    # Some editors send an empty one among others.
+    words = [word for word in words if word]
     if len(words) > MAX_STOP:
         raise ValueError(f"at most {MAX_STOP} texts are taken")
     if any(len(word) > MAX_STOP_CHARS for word in words):

@@ -44,7 +44,7 @@ class Strays:
         await self._app(scope, receive, send_unless_stray)
         if is_stray:
             call = Call(scope, receive, send, asyncio.Event())
-            if scope["path"] in self._pages:
+            if scope["path"].rstrip("/") in self._pages:
                 allowed = ", ".join(READING)
                 error = ApiError("api_method", method=scope["method"][:20], allowed=allowed)
                 await call.refuse(error, {"allow": allowed})
