@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import asyncio.selector_events
 import logging
+import resource
 import signal
 import socket
 import time
@@ -20,6 +21,7 @@ END_S = 3
 POLL_S = 0.1
 # A connection that asks for nothing for so long is closed, and one on which nobody takes the rest of an answer.
 IDLE_S = 30.0
+MAX_FILES = 2**16
 # What is read of a connection at once. A body in chunks of one byte takes 20 µs of the event loop for each of them, and
 # a quarter of a megabyte, as it is without this, a second.
 RECEIVE_BYTES = 2**14
@@ -34,6 +36,7 @@ async def tune_server(end: Callable[[], None]) -> None:
     if not isinstance(server, uvicorn.Server):
         log.warning("the web server is not the usual one; small answers may be slow")
         return
+    allow_connections()
     await tune(server)
     idle = Idle()
     looked_s = time.monotonic()
@@ -43,6 +46,14 @@ async def tune_server(end: Callable[[], None]) -> None:
             looked_s = time.monotonic()
             idle.close_old(server.server_state.connections)
     end()
+
+
+def allow_connections() -> None:
+    """As many open files as this process may have: the usual 1024 are soon taken by connections that do nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Idle:

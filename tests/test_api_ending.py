@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from core.engine.runner import Runner
 from core.serving import Idle
+from core.settings import ROOT
 from tests.api_server import api_server
 from tests.test_api_bad_input import error
 
@@ -118,3 +121,13 @@ def test_a_connection_that_asks_for_nothing_twice_is_closed_and_no_other() -> No
     assert [one.transport.is_aborted for one in connections] == [True, False, False, True, False, False]
     idle.close_old(connections)
     assert asked.transport.is_aborted and not busy.transport.is_aborted and not socket.transport.is_aborted
+
+
+def test_as_many_files_may_be_open_as_the_system_lets() -> None:
+    """In a process of its own: a limit that was raised stays."""
+    script = (
+        "import resource as r; from core.serving import allow_connections; hard = r.getrlimit(r.RLIMIT_NOFILE)[1];"
+        "r.setrlimit(r.RLIMIT_NOFILE, (256, min(hard, 4000))); allow_connections(); print(r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=WAIT_S)
+    assert done.stdout.strip() == "(4000, 4000)", done.stderr
