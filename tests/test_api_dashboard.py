@@ -67,7 +67,7 @@ def test_the_openai_client_talks_to_the_dashboards_port(client: openai.OpenAI, u
     headers = {"authorization": f"Bearer {client.api_key}", "accept": "text/html"}
     assert httpx2.get(url, headers=headers).status_code == 401, "a key opens no page"
     entered = httpx2.post(f"{url}/sign-in", data={"password": "correct horse"})
-    assert "<title>Streamlit</title>" in httpx2.get(url, headers={"cookie": entered.headers["set-cookie"]}).text
+    assert "<title>Streamlit</title>" in httpx2.get(url, cookies=entered.cookies).text
 
 
 def test_pieces_are_not_kept_back_to_be_compressed(url: str, key: str) -> None:

@@ -281,7 +281,7 @@ def test_an_answer_that_the_tokenizer_panics_at_fails_alone(folder, model) -> No
     desk = Desk(folder, model)
     desk.ask(1)
     desk.ask(2)
-    desk.scheduler._waiting[0].stream = TextStream(Panicking(), ())  # type: ignore[arg-type]
+    next(iter(desk.scheduler._waiting)).stream = TextStream(Panicking(), ())  # type: ignore[arg-type]
     desk.run()
     (failed,) = [event for event in desk.events if isinstance(event, Failed)]
     assert failed.request == 1 and "index out of bounds" in str(failed.error)

@@ -118,13 +118,12 @@ def _as_stop(value: object) -> tuple[str, ...]:
     words = [value] if isinstance(value, str) and value else value if value is not None else []
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError("a text that is not empty, or a list of texts, is wanted")
-    # Some editors send an empty one among others.
-    words = [word for word in words if word]
     if len(words) > MAX_STOP:
         raise ValueError(f"at most {MAX_STOP} texts are taken")
     if any(len(word) > MAX_STOP_CHARS for word in words):
         raise ValueError(f"a text of at most {MAX_STOP_CHARS} characters is wanted")
-    return tuple(words)
+    # Some editors send an empty one among others.
+    return tuple(word for word in words if word)
 
 
 def _as_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
