@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.turns import MAX_PAGES_FIRST, PAGES, Turns
+from core.engine.turns import MAX_PAGES_FIRST, PAGES, Turns, Turnstile
 
 
 def order(turns: Turns[str]) -> list[str]:
@@ -93,3 +94,45 @@ def test_each_is_taken_once_in_the_order_of_its_line_and_nobody_waits_too_long(c
     others = len(set(clients) - {PAGES}) * (MAX_PAGES_FIRST + 1)
     for client in set(clients) - {PAGES}:
         assert next(place for place, (one, _) in enumerate(taken) if one == client) < others
+
+
+def test_a_turnstile_lets_through_by_turns_and_no_more_than_its_width() -> None:
+    """A server that writes one answer at a time is given the page's before those of clients that waited longer."""
+
+    async def run() -> list[str]:
+        stile, said, hold = Turnstile(), list[str](), asyncio.Event()
+
+        async def go(name: str, client: str) -> None:
+            async with stile.inside(client):
+                said.append(name)
+                await hold.wait()
+
+        tasks = []
+        for name, client in (("a0", "a"), ("a1", "a"), ("b0", "b"), ("a2", "a"), ("left", "b"), ("page", PAGES)):
+            tasks.append(asyncio.create_task(go(name, client)))
+            await asyncio.sleep(0)
+        tasks[4].cancel()
+        assert said == ["a0"]
+        hold.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with stile.inside():
+            return said
+
+    assert asyncio.run(run()) == ["a0", "page", "a1", "b0", "a2"]
+
+
+def test_who_leaves_when_the_turn_has_come_hands_it_on() -> None:
+    async def run() -> bool:
+        stile = Turnstile()
+        async with stile.inside("a"):
+            leaving = asyncio.create_task(stile.inside("b").__aenter__())
+            following = asyncio.create_task(stile.inside("c").__aenter__())
+            await asyncio.sleep(0)
+        # Its turn has come, and it has not noticed yet.
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        await asyncio.wait_for(following, 10)
+        return True
+
+    assert asyncio.run(run())

@@ -5,8 +5,10 @@ Knows no model and no pipe.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -62,3 +64,42 @@ class Turns(Generic[Item]):
         if PAGES in self._lines and (self._num_pages_first < MAX_PAGES_FIRST or len(self._lines) == 1):
             return PAGES
         return next(client for client in self._lines if client != PAGES)
+
+
+class Turnstile:
+    """Lets so many through at once as `width` says, the others by turns. For one event loop."""
+
+    def __init__(self, width: int = 1) -> None:
+        self.width = width
+        self._num_inside = 0
+        self._turns: Turns[asyncio.Future[None]] = Turns()
+
+    @asynccontextmanager
+    async def inside(self, client: str = PAGES) -> AsyncIterator[None]:
+        await self._enter(client)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _enter(self, client: str) -> None:
+        if self._num_inside < self.width:
+            self._num_inside += 1
+            return
+        mine = asyncio.get_running_loop().create_future()
+        self._turns.add(mine, client)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.cancelled():
+                self._turns.remove(mine, client)
+            else:
+                # The turn had come already: it is the next one's.
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self._num_inside -= 1
+        while len(self._turns) and self._num_inside < self.width:
+            self._num_inside += 1
+            self._turns.take().set_result(None)
