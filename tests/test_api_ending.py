@@ -17,7 +17,7 @@ from core.engine.runner import Runner
 from core.serving import Idle
 from core.settings import ROOT
 from tests.api_server import api_server
-from tests.test_api_bad_input import error
+from tests.test_api_bad_input import error, raw
 
 CHAT = "/v1/chat/completions"
 FOREVER = {"messages": [{"role": "user", "content": "forever"}]}
@@ -72,6 +72,14 @@ def test_an_answer_that_is_waited_for_is_an_error_with_a_status(url: str, ending
     asking.join(WAIT_S)
     assert got[0].status_code == 503 and int(got[0].headers["retry-after"]) > 0
     assert error(got[0])["code"] == "server_ending"
+
+
+def test_a_body_that_is_still_coming_is_answered(url: str, ending: Ending) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with raw(url, head + b'Content-Length: 100\r\n\r\n{"prompt": "') as connection:
+        assert httpx2.get(f"{url}/v1/models").status_code == 200  # By now the server waits for the rest.
+        ending.set_from_elsewhere()
+        assert b"503" in connection.recv(65536).splitlines()[0]
 
 
 def test_what_is_asked_meanwhile_is_refused_and_health_goes_on(url: str, ending: Ending) -> None:

@@ -192,22 +192,31 @@ class Call:
             raise ClientGone from None
 
     async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What `work` comes to; it is cancelled, and ClientGone raised, when the client goes. The body was read.
-
-        Raises ApiError when the process is about to end.
-        """
+        """What `work` comes to; it is cancelled, and ClientGone raised, when the client goes. The body was read."""
         doing, leaving = asyncio.create_task(work), asyncio.create_task(self._gone())
-        ending = asyncio.create_task(self._ending.wait())
         try:
-            await asyncio.wait({doing, leaving, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if doing.done():
-                return doing.result()
-            if leaving.done():
+            await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
                 raise ClientGone
-            raise ApiError("api_ending")
+            return doing.result()
         finally:
-            for task in (doing, leaving, ending):
-                task.cancel()
+            leaving.cancel()
+            doing.cancel()
+
+    async def unless_ending(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work`; it is cancelled, and ApiError raised, when the process is about to end, unless an answer that is
+        no stream goes out already."""
+        doing, ending = asyncio.create_task(work), asyncio.create_task(self._ending.wait())
+        try:
+            await asyncio.wait({doing, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done() and (self.status is None or self.is_streaming):
+                raise ApiError("api_ending")
+            await doing
+        finally:
+            ending.cancel()
+            doing.cancel()
+            # What it was about to send comes before anything else, or not at all.
+            await asyncio.wait({doing})
 
     async def _gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

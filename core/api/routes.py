@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.routing import BaseRoute, Route
@@ -28,7 +29,7 @@ from core.panics import panics_as_errors
 from core.personas.listing import Listing
 
 log = logging.getLogger(__name__)
-Handler = Callable[[Call], Awaitable[None]]
+Handler = Callable[[Call], Coroutine[Any, Any, None]]
 
 
 class Endpoint:
@@ -60,11 +61,11 @@ class Endpoint:
             caller = await guard.check(call.request)
             call.client, call.owner = caller.client, caller.owner
             call.recheck = lambda: guard.check(call.request)
-            if self._ending.is_set():
-                raise ApiError("api_ending")
         method = call.request.method
         handler = self._handlers.get("GET" if method == "HEAD" else method)
-        if handler is not None:
+        if handler is not None and self._guard is not None:
+            await call.unless_ending(handler(call))
+        elif handler is not None:
             await handler(call)
         elif self._handlers:
             allowed = ", ".join(self._handlers)
