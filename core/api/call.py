@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -59,7 +59,7 @@ class Call:
         self.status: int | None = None
         self.owner = ""
         self.is_streaming = False
-        self._scope, self._receive, self._send = scope, receive, send
+        self._scope, self._receive, self._send_on = scope, receive, send
         self._ending, self._stall_s = ending, stall_s
         self._is_body_read = False
         self.recheck: Callable[[], Awaitable[object]] | None = None
@@ -184,10 +184,14 @@ class Call:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_part(self, text: str) -> None:
+        body = text.encode("utf-8", "replace")
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _send(self, message: MutableMapping[str, Any]) -> None:
+        """Hand over to the server, which waits while the client takes nothing. Raises ClientGone."""
         try:
             async with asyncio.timeout(self._stall_s):
-                await self._send({"type": "http.response.body", "body": text.encode("utf-8", "replace"),
-                                  "more_body": True})  # fmt: skip
+                await self._send_on(message)
         except TimeoutError:
             raise ClientGone from None
 

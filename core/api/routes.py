@@ -44,17 +44,23 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(scope, receive, send, self._ending)
         try:
+            await self._answer(call)
+        except ClientGone:
+            call.status = CLIENT_GONE
+        finally:
+            self._metrics.count_request(self._name, call.status or CLIENT_GONE)
+
+    async def _answer(self, call: Call) -> None:
+        try:
             with panics_as_errors():
                 await self._handle(call)
         except ClientGone:
-            call.status = CLIENT_GONE
+            raise
         except DeckError as error:
             await call.refuse(error)
         except Exception:  # A request's edge: nothing of ours is shown to a client.
             log.exception("%s failed", self._name)
             await call.refuse(ApiError("api_fault"))
-        finally:
-            self._metrics.count_request(self._name, call.status or CLIENT_GONE)
 
     async def _handle(self, call: Call) -> None:
         if (guard := self._guard) is not None:

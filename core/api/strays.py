@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.api.call import Call
+from core.api.call import Call, ClientGone
 from core.api.errors import ApiError
 
 # The dashboard's own machinery, which has no pages and whose programs know what they ask for.
@@ -43,13 +44,16 @@ class Strays:
 
         await self._app(scope, receive, send_unless_stray)
         if is_stray:
-            call = Call(scope, receive, send, asyncio.Event())
-            if scope["path"].rstrip("/") in self._pages:
-                allowed = ", ".join(READING)
-                error = ApiError("api_method", method=scope["method"][:20], allowed=allowed)
-                await call.refuse(error, {"allow": allowed})
-            else:
-                await call.refuse(ApiError("api_path", path=unquote(scope["path"])[:MAX_PATH_CHARS]))
+            with suppress(ClientGone):
+                await self._refuse(Call(scope, receive, send, asyncio.Event()))
+
+    async def _refuse(self, call: Call) -> None:
+        path, method = call.request.scope["path"], call.request.method
+        if path.rstrip("/") in self._pages:
+            allowed = ", ".join(READING)
+            await call.refuse(ApiError("api_method", method=method[:20], allowed=allowed), {"allow": allowed})
+        else:
+            await call.refuse(ApiError("api_path", path=unquote(path)[:MAX_PATH_CHARS]))
 
     def _is_for_page(self, scope: Scope) -> bool:
         is_browser = "text/html" in Headers(scope=scope).get("accept", "")
