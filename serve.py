@@ -18,6 +18,7 @@ from core.access.gate import Gate
 from core.access.keys import Key
 from core.access.public import cors_origins, public_urls
 from core.api.routes import make_routes
+from core.api.strays import Strays
 from core.chat.template import warm_renderer
 from core.confined import end_all
 from core.errors import DeckError
@@ -27,7 +28,7 @@ from core.logs import set_up_logs
 from core.serving import tune_server
 from core.settings import ROOT
 from ui.resources import access, api_keys, characters, chat_file, downloads, monitor, recorder, runner
-from ui.routing import use_router
+from ui.routing import PATHS, use_router
 from ui.sessions import end_sessions_in_time
 from ui.single_sign_on import sign_on
 
@@ -54,7 +55,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     monitor()
     # They wait for files, templates and locks more than they compute: by default there are 4 more than cores.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_WAITING, "asyncio"))
-    tuning = asyncio.create_task(tune_server())
+    tuning = asyncio.create_task(tune_server(ending.set))
     await asyncio.to_thread(warm_renderer)
     log.info("started")
     yield
@@ -89,6 +90,7 @@ set_up_logs()
 use_router()
 # What the server really listens on, whoever started it and how: without an address that is every network.
 note_listening(st.get_option("server.address"))
+ending = asyncio.Event()
 guard = {
     "access": access(), "sign_on": sign_on(), "logo": (ROOT / "ui" / "logo.svg").read_text("utf-8"),
     "public_urls": public_urls(), "cors_origins": cors_origins(),
@@ -98,6 +100,6 @@ if is_network() and not guard["sign_on"] and not guard["access"].has_password:
 app = st.App(
     "Home.py",
     lifespan=lifespan,
-    routes=make_routes(runner(), characters(), api_keys(), needs_key, is_welcome),
-    middleware=[Middleware(Gate, **guard)],
+    routes=make_routes(runner(), characters(), api_keys(), needs_key, is_welcome, ending=ending),
+    middleware=[Middleware(Gate, **guard), Middleware(Strays, pages=PATHS)],
 )

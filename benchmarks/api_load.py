@@ -2,8 +2,10 @@
 
 Run as `python -m benchmarks.api_load [--minutes 5] [--json]`. It starts a dashboard of its own with the starter model
 and 8 chats at once, on loopback. The open dashboards are raw websockets that redraw their parts as a browser does; the
-person is headless Chromium, whose switches of pages are timed. It fails (exit code 1) where anything was wrong that no
-client caused: an error, an answer lost or mixed up, memory that grew by over 10 %, a page that took over 1 s.
+person is headless Chromium, whose switches of pages are timed. Then one key asks for all that it can, 80 at once, a
+second one for one answer after another, and the person on the page Chat: how long these two wait. It fails (exit code
+1) where anything was wrong that no client caused: an error, an answer lost or mixed up, memory that grew by over 10 %,
+a page that took over 1 s, the second key refused or waiting as if it had no turns.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import httpx2
 from playwright.sync_api import Page, sync_playwright
 
 from benchmarks.api_clients import Tally, ask_on
+from benchmarks.api_shares import Crowd
 from benchmarks.open_dashboards import OpenDashboard
 from benchmarks.pages import CHROMIUM, FLAGS, LOAD_MS, PAGES, press, switch_ms, wait_for
 from core import starter
@@ -37,7 +40,14 @@ NUM_DASHBOARDS, NUM_CLIENTS = 20, 8
 # The place of 8 in the slider of chats at once.
 CHATS_STEPS = 5
 MODEL = "starter"
-PAUSE_MS, SETTLE_S = 2000, 10.0
+PAUSE_MS, SETTLE_S, SHARE_S = 2000, 10.0, 120.0
+# Of fewer a median says nothing.
+MIN_ANSWERS = 5
+FIRST_WORD = """() => {
+    const messages = [...document.querySelectorAll('[data-testid="stChatMessage"]')].slice(1);
+    const isWord = text => text.trim() && !/Waiting for its turn|Reading the question/.test(text);
+    return messages.some(one => isWord(one.innerText));
+}"""
 MAX_PAGE_MS, MAX_GROWTH = 1000, 0.10
 # Pages and libraries that are used for the first time take memory once.
 WARM_UP_SHARE = 0.3
@@ -127,6 +137,34 @@ def settled(url: str) -> dict[str, float]:
         time.sleep(0.2)
 
 
+def ask_first_s(page: Page) -> float:
+    """Seconds from a question on the page Chat to the first word of its answer, in a chat of its own."""
+    page.goto(f"{page.url.partition('/Chat')[0].rstrip('/')}/Chat?chat=new")
+    field = page.get_by_test_id("stChatInputTextArea")
+    field.fill("Say hello.")
+    begin_s = time.monotonic()
+    field.press("Enter")
+    page.wait_for_function(FIRST_WORD, timeout=LOAD_MS)
+    took_s = time.monotonic() - begin_s
+    page.get_by_text("Stop answering").wait_for(state="hidden", timeout=LOAD_MS)
+    return took_s
+
+
+def share(page: Page, url: str, home: Path, seconds: float) -> tuple[Crowd, list[float]]:
+    """What the two keys saw, and how long the person waited for first words meanwhile."""
+    page.goto(url)
+    crowd = Crowd(url, home / "data")
+    crowd.start()
+    page.wait_for_timeout(SETTLE_S * 1000)
+    crowd.begin_anew()
+    waited_s = []
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        waited_s.append(ask_first_s(page))
+    crowd.stop()
+    return crowd, waited_s
+
+
 def run(seconds: float) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as home, dashboard(Path(home)) as (url, pid), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -141,8 +179,37 @@ def run(seconds: float) -> dict[str, object]:
         took_ms, held_mib = watch(page, pid, seconds)
         load.stop()
         counted = settled(url)
+        crowd, waited_s = share(page, url, Path(home), min(seconds, SHARE_S))
         browser.close()
-    return summary(load, took_ms, held_mib, counted)
+    found, shares = summary(load, took_ms, held_mib, counted), shares_summary(crowd, waited_s)
+    return found | shares | {"problems": [*_list(found["problems"]), *_list(shares["problems"])]}
+
+
+def _list(problems: object) -> list[object]:
+    assert isinstance(problems, list)
+    return problems
+
+
+def shares_summary(crowd: Crowd, waited_s: list[float]) -> dict[str, object]:
+    greedy, modest = crowd.greedy, crowd.modest
+    problems = [f"the second key: {count} × status {one}" for one, count in modest.statuses.items() if one != 200]
+    if not modest.first_s or not greedy.first_s:
+        problems.append("a key got no answer at all")
+    elif (
+        len(modest.first_s) >= MIN_ANSWERS and statistics.median(modest.first_s) > statistics.median(greedy.first_s) / 4
+    ):
+        problems.append("the second key waited as if it had no turns")
+    return {
+        "greedy_answers": len(greedy.first_s),
+        "greedy_refused": greedy.statuses[429],
+        "greedy_first_text_median_s": round(statistics.median(greedy.first_s), 2) if greedy.first_s else None,
+        "modest_answers": len(modest.first_s),
+        "modest_first_text_median_s": round(statistics.median(modest.first_s), 2) if modest.first_s else None,
+        "chat_answers": len(waited_s),
+        "chat_first_word_median_s": round(statistics.median(waited_s), 2),
+        "chat_first_word_max_s": round(max(waited_s), 2),
+        "problems": problems,
+    }
 
 
 def summary(load: Load, took_ms: list[float], held_mib: list[float], counted: dict[str, float]) -> dict[str, object]:

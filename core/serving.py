@@ -3,25 +3,77 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.selector_events
 import logging
+import resource
 import signal
 import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import uvicorn
 
 log = logging.getLogger(__name__)
-# An API client's stream could last for ever, and with it the end of the process.
+# A client that does not read could hold up the end of the process for ever.
 END_S = 3
-POLL_S = 0.05
+POLL_S = 0.1
+# A connection that asks for nothing for so long is closed, and one on which nobody takes the rest of an answer.
+IDLE_S = 30.0
+MAX_FILES = 2**16
+# What is read of a connection at once. A body in chunks of one byte takes 20 µs of the event loop for each of them, and
+# a quarter of a megabyte, as it is without this, a second.
+RECEIVE_BYTES = 2**14
 
 
-async def tune_server() -> None:
-    """Find the server of this process, and tune it once it listens."""
+async def tune_server(end: Callable[[], None]) -> None:
+    """Find the server of this process, tune it once it listens, and call `end` when it has to end.
+
+    It waits for what is being answered, and tells nobody that it does.
+    """
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if isinstance(server, uvicorn.Server):
-        await tune(server)
-    else:
+    if not isinstance(server, uvicorn.Server):
         log.warning("the web server is not the usual one; small answers may be slow")
+        return
+    allow_connections()
+    await tune(server)
+    idle = Idle()
+    looked_s = time.monotonic()
+    while not server.should_exit:
+        await asyncio.sleep(POLL_S)
+        if time.monotonic() - looked_s > IDLE_S:
+            looked_s = time.monotonic()
+            idle.close_old(server.server_state.connections)
+    end()
+
+
+def allow_connections() -> None:
+    """As many open files as this process may have: the usual 1024 are soon taken by connections that do nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Idle:
+    """Connections that were waiting for a request, or closing, when they were looked at last."""
+
+    def __init__(self) -> None:
+        self._seen: WeakKeyDictionary[Any, object] = WeakKeyDictionary()
+
+    def close_old(self, connections: Iterable[Any]) -> None:
+        """Close those that wait as they did the last time. The server itself closes only what has asked before."""
+        # A websocket has no cycle of request and answer, and may be silent for as long as it likes.
+        for connection in [one for one in connections if hasattr(one, "cycle")]:
+            cycle, transport = connection.cycle, connection.transport
+            if not (transport.is_closing() or cycle is None or cycle.response_complete):
+                self._seen.pop(connection, None)
+            elif connection in self._seen and self._seen[connection] is cycle:
+                # Not `close`: that waits until the other side has taken everything.
+                transport.abort()
+            else:
+                self._seen[connection] = cycle
 
 
 async def tune(server: uvicorn.Server) -> None:
@@ -32,6 +84,7 @@ async def tune(server: uvicorn.Server) -> None:
     acknowledgement of the first, which takes 40 ms. New connections inherit the option from the socket that listens.
     """
     server.config.timeout_graceful_shutdown = END_S
+    asyncio.selector_events._SelectorTransport.max_size = RECEIVE_BYTES  # type: ignore[attr-defined]
     while not server.started:
         if server.should_exit:
             return

@@ -280,7 +280,9 @@ class Still:
         self.state = state
         self.running_answers: list[Answer] = []
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
+    def generate(
+        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+    ) -> Answer:
         raise EngineError("nothing_loaded")
 
 
@@ -314,7 +316,9 @@ class Failing:
         self.state = EngineState("ready", MODEL)
         self.running_answers: list[Answer] = []
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
+    def generate(
+        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+    ) -> Answer:
         if self.running_answers:
             raise EngineError("nothing_loaded")
         self.running_answers.append(Answer(1, self.cancelled.append))

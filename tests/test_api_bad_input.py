@@ -39,8 +39,7 @@ def error(response: httpx2.Response) -> dict[str, Any]:
     return dict(body["error"])
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[" * 100_000, b'{"messages": "\xff"}', b"NaN",
-                                  b'{"messages": [{"role": "user", "content": "\\ud800"}]}'])  # fmt: skip
+@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[" * 100_000, b'{"messages": "\xff"}', b"NaN"])
 def test_what_is_no_json(url: str, body: bytes) -> None:
     response = httpx2.post(url + CHAT, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400

@@ -67,7 +67,7 @@ def test_the_openai_client_talks_to_the_dashboards_port(client: openai.OpenAI, u
     headers = {"authorization": f"Bearer {client.api_key}", "accept": "text/html"}
     assert httpx2.get(url, headers=headers).status_code == 401, "a key opens no page"
     entered = httpx2.post(f"{url}/sign-in", data={"password": "correct horse"})
-    assert "<title>Streamlit</title>" in httpx2.get(url, headers={"cookie": entered.headers["set-cookie"]}).text
+    assert "<title>Streamlit</title>" in httpx2.get(url, cookies=entered.cookies).text
 
 
 def test_pieces_are_not_kept_back_to_be_compressed(url: str, key: str) -> None:
@@ -99,7 +99,9 @@ def test_a_stream_does_not_keep_the_process_from_its_end(environment: dict[str, 
         stream = client.stream("POST", f"{url}/v1/chat/completions", json=FOREVER)
         lines = stream.__enter__().iter_lines()
         assert next(lines).startswith("data: ")
+    *_, last, mark = [line for line in lines if line]
     client.close()
+    assert "server_ending" in last and mark == "data: [DONE]", "it ends in words"
 
 
 def test_what_the_web_server_is_told() -> None:

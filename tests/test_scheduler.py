@@ -52,8 +52,9 @@ class Desk:
             slots = SlotModel(model, num_slots, context)
         self.scheduler = Scheduler(EagerSteps(slots), self.tokenizer, frozenset(ends), chunk, self.events.append)
 
-    def ask(self, request: int, prompt: str | tuple[int, ...] = PROMPT, **sampling) -> None:
-        self.scheduler.submit(Generate(request, prompt, Sampling(**{**GREEDY, "max_new_tokens": 12, **sampling})))
+    def ask(self, request: int, prompt: str | tuple[int, ...] = PROMPT, client: str = "", **sampling) -> None:
+        settings = Sampling(**{**GREEDY, "max_new_tokens": 12, **sampling})
+        self.scheduler.submit(Generate(request, prompt, settings, client=client))
 
     def run(self) -> None:
         for _ in range(2000):
@@ -156,6 +157,20 @@ def test_requests_beyond_the_slots_wait_their_turn(folder: Path, model) -> None:
     ends = [event.request for event in desk.events if isinstance(event, Finished)]
     begins = [event.request for event in desk.events if isinstance(event, Began)]
     assert ends == begins == [1, 2, 3]
+
+
+def test_a_page_does_not_wait_for_the_many_requests_of_a_client(folder: Path, model) -> None:
+    """One program's requests once stood before everybody else's: in the order in which they came."""
+    desk = Desk(folder, model, num_slots=1)
+    for request in (1, 2, 3, 4):
+        desk.ask(request, client="key one", max_new_tokens=2)
+    desk.scheduler.step()
+    desk.ask(5, client="key two", max_new_tokens=2)
+    desk.ask(6, max_new_tokens=2)
+    desk.scheduler.cancel(3)
+    desk.run()
+    begins = [event.request for event in desk.events if isinstance(event, Began)]
+    assert begins == [1, 6, 2, 5, 4]
 
 
 def test_a_long_prompt_does_not_keep_another_answer_waiting(folder: Path, model) -> None:
@@ -266,7 +281,7 @@ def test_an_answer_that_the_tokenizer_panics_at_fails_alone(folder, model) -> No
     desk = Desk(folder, model)
     desk.ask(1)
     desk.ask(2)
-    desk.scheduler._waiting[0].stream = TextStream(Panicking(), ())  # type: ignore[arg-type]
+    next(iter(desk.scheduler._waiting)).stream = TextStream(Panicking(), ())  # type: ignore[arg-type]
     desk.run()
     (failed,) = [event for event in desk.events if isinstance(event, Failed)]
     assert failed.request == 1 and "index out of bounds" in str(failed.error)

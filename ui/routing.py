@@ -10,7 +10,11 @@ from __future__ import annotations
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
+from core.settings import ROOT
+
 DOWNLOAD_PAGE, LOAD_PAGE, CHAT_PAGE = "pages/1_Download.py", "pages/2_Load_Model.py", "pages/3_Chat.py"
+# The addresses of Home.py and the pages; "" is also "/".
+PATHS = frozenset({"", "/home", *(f"/{path.stem.partition('_')[2]}" for path in (ROOT / "pages").glob("*.py"))})
 PAGE_KEY, ARRIVED_KEY, NEXT_KEY = "page", "page_has_changed", "page_to_go_to"
 
 

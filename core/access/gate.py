@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.access.access import DEVICE_S, Access
+from core.access.api_paths import is_api
 from core.access.exposure import is_local, request_is_local
 from core.access.headers import with_header, with_relative_location, with_security_headers
 from core.access.origins import parse_origin
@@ -60,8 +61,6 @@ from core.errors import DeckError
 from core.text import translate
 
 log = logging.getLogger(__name__)
-# The API checks its keys itself.
-API_PREFIX, API_PATHS = "/v1/", frozenset({"/v1", "/metrics", "/health", "/ready", "/openapi.json"})
 SIGN_ON_OUT = "/auth/logout"
 # Longer than Streamlit's cookie is good for.
 SIGN_ON_S = 32 * 24 * 3600
@@ -314,12 +313,6 @@ def set_cookie(answer: Response, name: str, value: str, max_age_s: int, secure: 
     that one. Nothing but a browser knows it."""
     name = SECURE_PREFIX + name if secure else name
     answer.set_cookie(name, value, max_age=max_age_s, path=None, httponly=True, samesite="lax", secure=secure)
-
-
-def is_api(path: str) -> bool:
-    """Whether a path is the API's, which asks for keys. One that goes up again (/v1/../) is none of it."""
-    goes_up = {".", ".."} & set(path.replace("\\", "/").split("/"))
-    return path in API_PATHS or (path.startswith(API_PREFIX) and not goes_up)
 
 
 def asks_for_more(request: Request) -> bool:

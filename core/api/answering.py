@@ -6,6 +6,7 @@ The engine's listener thread only wakes the event loop: no thread waits for an a
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,30 +17,33 @@ from core.api.model import Engine, Loaded
 from core.engine.answer import Answer
 from core.errors import DeckError
 
-# So many of the API's answers may wait for a slot.
+# So many answers of each client may wait for a slot.
 MAX_WAITING = 64
 
 
 class Places:
-    """How many answers the API may have at once; who comes when all are taken is sent away. For the event loop."""
+    """How many answers each client of the API may have at once; what others have takes nothing from it, as the engine
+    answers by turns. For the event loop."""
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
         self._max_waiting = max_waiting
-        self._num_taken = 0
+        self._num_taken: Counter[str] = Counter()
 
     @contextmanager
-    def take(self, wanted: int, loaded: Loaded) -> Iterator[None]:
-        """Raises ApiError where there are not so many left, or never will be."""
+    def take(self, wanted: int, loaded: Loaded, client: str) -> Iterator[None]:
+        """Raises ApiError where the client has not so many left, or never will have."""
         limit = loaded.num_slots + self._max_waiting
         if wanted > limit:
             raise ApiError("api_many", wanted=wanted, limit=limit)
-        if self._num_taken + wanted > limit:
+        if self._num_taken[client] + wanted > limit:
             raise ApiError("api_busy", limit=limit)
-        self._num_taken += wanted
+        self._num_taken[client] += wanted
         try:
             yield
         finally:
-            self._num_taken -= wanted
+            self._num_taken[client] -= wanted
+            if not self._num_taken[client]:
+                del self._num_taken[client]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +144,13 @@ def _num_tokens(answer: Answer) -> int:
     return answer.num_tokens if answer.stats is None else answer.stats.num_tokens
 
 
-def begin(engine: Engine, asks: Sequence[Ask], loaded: Loaded) -> list[Choice]:
+def begin(engine: Engine, asks: Sequence[Ask], loaded: Loaded, client: str = "") -> list[Choice]:
     """Ask the engine; not for the event loop, which a load would hold up. Raises EngineError, ApiError."""
     choices: list[Choice] = []
     try:
         for number, ask in enumerate(asks):
             for place in range(ask.num_choices):
-                answer = engine.generate(ask.prompt, ask.sampling_of(place), ask.continues)
+                answer = engine.generate(ask.prompt, ask.sampling_of(place), ask.continues, client)
                 answer.is_for_page = False
                 choices.append(Choice(ask, answer, number))
         if engine.state.model != loaded.name:

@@ -8,19 +8,24 @@ from typing import Any
 
 from core.api.errors import ApiError
 from core.api.model import Loaded
-from core.api.schema import ChatRequest, CompletionRequest, Message, Sampled
+from core.api.schema import ALL_THERE_IS, ChatRequest, CompletionRequest, Message, Sampled
 from core.cast import Cast
 from core.chat.asking import Prompt, Setup, prepare
 from core.chat.context import ContextError, Pieces, join_texts
 from core.chat.modes import Names, Style, choose_mode
 from core.chat.presets import combine
 from core.chat.template import Turn
-from core.engine.messages import MAX_SEED, Sampling
+from core.engine.messages import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona
 
 # As OpenAI has it, where a completion does not say how long it may be.
 COMPLETION_TOKENS = 16
+# Texts of more than so many contexts are refused before a template or a tokenizer works on them; those of so many
+# characters never are, as they cost little. One that is long is counted piece by piece, no further than it must be.
+FAR_CONTEXTS = 4
+FEW_CHARS = 2**16
+PIECE_CHARS = 2**15
 GIVEN = ("temperature", "top_p", "min_p", "repetition_penalty")
 
 
@@ -55,14 +60,14 @@ class Ask:
 
 def ask_chat(request: ChatRequest, loaded: Loaded, character: Character | None, owner: str = "") -> Ask:
     """The model's answer to the messages, or the character's to the persona of `owner`. Raises DeckError."""
-    longest = request.max_completion_tokens or request.max_tokens or loaded.context_tokens
-    sampling = _sampling(request, loaded, longest)
+    check_size([message.content for message in request.messages], loaded)
+    sampling = _sampling(request, loaded, request.max_completion_tokens or request.max_tokens or ALL_THERE_IS)
     start = ""
     messages = list(request.messages)
     if request.continue_final_message:
         if messages[-1].role != "assistant":
             raise ApiError("api_field", field="continue_final_message", why="the last message is not the assistant's")
-        start = messages.pop().text
+        start = messages.pop().content
     if character is not None:
         user = read_persona(owner)
         return _as_character(messages, start, sampling, request.n or 1, loaded, character, user)
@@ -80,6 +85,7 @@ def ask_chat(request: ChatRequest, loaded: Loaded, character: Character | None, 
 
 def ask_completions(request: CompletionRequest, loaded: Loaded) -> list[Ask]:
     """One for each prompt, which goes on as it is. Raises DeckError."""
+    check_size([prompt for prompt in request.prompt if isinstance(prompt, str)], loaded)
     sampling = _sampling(request, loaded, request.max_tokens or COMPLETION_TOKENS)
     asks = []
     for given in request.prompt:
@@ -94,7 +100,23 @@ def ask_completions(request: CompletionRequest, loaded: Loaded) -> list[Ask]:
 
 def render_messages(messages: Sequence[Message], loaded: Loaded) -> str:
     """The prompt for messages in the model's own form. Raises DeckError."""
+    check_size([message.content for message in messages], loaded)
     return loaded.template.render([_turn(message) for message in messages])
+
+
+def check_size(texts: Sequence[str], loaded: Loaded) -> None:
+    """Raises ApiError where texts are far longer than the context, so that nobody has to work on all of them.
+
+    What is too long, but not far, is known once the prompt is made: some templates leave out parts of messages.
+    """
+    if sum(map(len, texts)) <= FEW_CHARS:
+        return
+    num_tokens = 0
+    for text in texts:
+        for begin in range(0, len(text), PIECE_CHARS):
+            num_tokens += loaded.counter.count(text[begin : begin + PIECE_CHARS])
+            if num_tokens > FAR_CONTEXTS * loaded.context_tokens:
+                raise ApiError("api_far_too_long", limit=loaded.context_tokens)
 
 
 def check_length(prompt: str | tuple[int, ...], loaded: Loaded) -> None:
@@ -187,7 +209,7 @@ def _split(messages: list[Message]) -> tuple[str, list[Turn]]:
 
 
 def _turn(message: Message) -> Turn:
-    return Turn(role="system" if message.role == "developer" else message.role, content=message.text)
+    return Turn(role="system" if message.role == "developer" else message.role, content=message.content)
 
 
 def _sampling(request: Sampled, loaded: Loaded, longest: int) -> Sampling:
@@ -197,6 +219,8 @@ def _sampling(request: Sampled, loaded: Loaded, longest: int) -> Sampling:
         values["top_k"] = max(0, request.top_k)
     if request.seed is not None:
         values["seed"] = request.seed & MAX_SEED
+    most = min(loaded.context_tokens, int(SAMPLING_RANGES["max_new_tokens"][1]))
+    longest = most if longest == ALL_THERE_IS else min(longest, most)
     return combine(loaded.recommended, values, {"max_new_tokens": longest, "stop": request.stop})
 
 

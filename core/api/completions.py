@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from core.api.answering import Choices, Places, begin
 from core.api.asking import Ask, ask_chat, ask_completions
-from core.api.call import Call, to_json
+from core.api.call import DONE, Call, to_json
 from core.api.errors import ApiError
+from core.api.intake import Intake
 from core.api.metrics import Metrics
 from core.api.model import Engine, Loaded, find_character, read_loaded
 from core.api.replies import Reply
-from core.api.schema import ChatRequest, CompletionRequest, Sampled, read_body
+from core.api.schema import ChatRequest, CompletionRequest, Sampled
 from core.personas.listing import Listing
 
 # How long a stream waits for its turn before it says that it is one: until then an error still has a status.
@@ -20,52 +22,64 @@ PATIENCE_S = 5.0
 SIGN_OF_LIFE_S = 15.0
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is left of a request once its prompts are made: its texts are not kept while they are answered."""
+
+    loaded: Loaded
+    asks: Sequence[Ask]
+    reply: Reply
+    is_stream: bool
+    includes_usage: bool
+
+
 class Completions:
     """Handlers of requests for answers; each of them raises DeckError or ClientGone."""
 
-    def __init__(self, engine: Engine, characters: Listing, metrics: Metrics, places: Places) -> None:
-        self._engine, self._characters, self._metrics, self._places = engine, characters, metrics, places
+    def __init__(self, engine: Engine, characters: Listing, metrics: Metrics, intake: Intake, places: Places) -> None:
+        self._engine, self._characters, self._metrics = engine, characters, metrics
+        self._intake, self._places = intake, places
 
     async def chat(self, call: Call) -> None:
-        request = read_body(ChatRequest, await call.body())
-
-        def ask() -> tuple[Loaded, list[Ask]]:
+        def read(request: ChatRequest) -> Order:
             loaded = read_loaded(self._engine)
             character = find_character(request.model, loaded, self._characters)
-            return loaded, [ask_chat(request, loaded, character, call.owner)]
+            asks = [ask_chat(request, loaded, character, call.owner)]
+            return _order(request, loaded, asks, Reply("chat", request.model or loaded.name))
 
-        loaded, asks = await asyncio.to_thread(ask)
-        await self._answer(call, request, loaded, asks, Reply("chat", request.model or loaded.name))
+        await self._answer(call, await self._intake.take(call, ChatRequest, read))
 
     async def complete(self, call: Call) -> None:
-        request = read_body(CompletionRequest, await call.body())
-
-        def ask() -> tuple[Loaded, list[Ask]]:
+        def read(request: CompletionRequest) -> Order:
             loaded = read_loaded(self._engine)
             if find_character(request.model, loaded, self._characters) is not None:
                 raise ApiError("api_character_completion", name=request.model or "")
-            return loaded, ask_completions(request, loaded)
+            return _order(request, loaded, ask_completions(request, loaded), Reply("completion", loaded.name))
 
-        loaded, asks = await asyncio.to_thread(ask)
-        await self._answer(call, request, loaded, asks, Reply("completion", loaded.name))
+        await self._answer(call, await self._intake.take(call, CompletionRequest, read))
 
-    async def _answer(self, call: Call, request: Sampled, loaded: Loaded, asks: Sequence[Ask], reply: Reply) -> None:
+    async def _answer(self, call: Call, order: Order) -> None:
         begin_s = asyncio.get_running_loop().time()
-        with self._places.take(sum(ask.num_choices for ask in asks), loaded):
-            with Choices(await asyncio.to_thread(begin, self._engine, asks, loaded)) as choices:
+        with self._places.take(sum(ask.num_choices for ask in order.asks), order.loaded, call.client):
+            begun = await self._intake.run(lambda: begin(self._engine, order.asks, order.loaded, call.client))
+            with Choices(begun) as choices:
                 try:
-                    if request.stream:
-                        includes_usage = bool(request.stream_options and request.stream_options.include_usage)
-                        await call.unless_gone(_stream(call, choices, reply, includes_usage))
+                    if order.is_stream:
+                        await call.unless_gone(_stream(call, choices, order.reply, order.includes_usage))
                     else:
                         await call.unless_gone(choices.all_done())
                         texts = [(choice.text()[0], choice.answer.reason) for choice in choices.choices]
-                        await call.json(reply.whole(texts, choices.usage()))
+                        await call.json(order.reply.whole(texts, choices.usage()))
                 finally:
                     usage = choices.usage()
                     self._metrics.count_tokens(usage.prompt, usage.completion)
                     if choices.first_text_s is not None:
                         self._metrics.observe_first_token(choices.first_text_s - begin_s)
+
+
+def _order(request: Sampled, loaded: Loaded, asks: Sequence[Ask], reply: Reply) -> Order:
+    includes_usage = bool(request.stream_options and request.stream_options.include_usage)
+    return Order(loaded, asks, reply, bool(request.stream), includes_usage)
 
 
 async def _stream(call: Call, choices: Choices, reply: Reply, includes_usage: bool) -> None:
@@ -91,7 +105,7 @@ async def _stream(call: Call, choices: Choices, reply: Reply, includes_usage: bo
                 await _send(call, reply.end(index, choice.answer.reason), includes_usage)
     if includes_usage:
         await call.event(to_json(reply.usage(choices.usage())))
-    await call.event("[DONE]")
+    await call.event(DONE)
     await call.end_stream()
 
 

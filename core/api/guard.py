@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from core.access.exposure import is_local_name
 from core.access.keys import Key, KeyStore
+from core.access.requests import client_of
 from core.api.errors import ApiError
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`client` is the key, else the address: who has turns and a share. `owner` is whose key it is, "" where none was
+    needed."""
+
+    client: str
+    owner: str = ""
 
 
 class Guard:
@@ -19,18 +30,21 @@ class Guard:
     def __init__(self, keys: KeyStore, needs_key: Callable[[], bool], is_welcome: Callable[[Key], bool]) -> None:
         self._keys, self._needs_key, self._is_welcome = keys, needs_key, is_welcome
 
-    async def check(self, request: Request) -> str:
-        """Who asks: the owner of the key; "" where none is needed. Raises ApiError where the request brings no key, or
-        one that opens nothing, and needs one."""
+    async def check(self, request: Request) -> Caller:
+        """Who asks. Raises ApiError where the request brings no key, or one that opens nothing, and needs one."""
         # The name of another machine on loopback: a forwarded port, or a page that made its name point here.
-        if not self._needs_key() and is_local_name(request.headers.get("host", "")):
-            return ""
+        is_let_in = not self._needs_key() and is_local_name(request.headers.get("host", ""))
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not text.strip():
+            if is_let_in:
+                return Caller(f"address {client_of(request)}")
             raise ApiError("api_key_missing")
         key = self._keys.find(text.strip())
         if key is None or not self._is_welcome(key):
+            # Most programs want a key of whatever kind, so that people make one up.
+            if is_let_in:
+                return Caller(f"address {client_of(request)}")
             raise ApiError("api_key_wrong")
         if self._keys.is_new_day(key):
             await asyncio.to_thread(self._keys.note_use, key)
-        return key.owner
+        return Caller(f"key {key.id}", "" if is_let_in else key.owner)

@@ -23,6 +23,8 @@ from core.personas.listing import Entry, Listing
 from core.settings import models_dir
 
 OWNER = "llamadeck"
+# No file has a longer name.
+MAX_NAME_CHARS, MAX_SHOWN_CHARS = 255, 100
 
 
 class Engine(Protocol):
@@ -37,7 +39,9 @@ class Engine(Protocol):
     @property
     def silent_s(self) -> float: ...
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
+    def generate(
+        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+    ) -> Answer:
         """Raises EngineError where no model is loaded."""
         ...
 
@@ -91,6 +95,8 @@ def find_character(name: str | None, loaded: Loaded, characters: Listing) -> Cha
     """The character that a request's `model` means; None for the loaded model. Raises ApiError for any other name."""
     if name is None or name == loaded.name:
         return None
+    if len(name) > MAX_NAME_CHARS:
+        raise ApiError("api_model", name=f"{printable(name[:MAX_SHOWN_CHARS])}…", loaded=loaded.name)
     try:
         character = characters.find(name).character
     except DeckError:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from core.api.asking import render_messages
-from core.api.call import Call
+from core.api.asking import check_size, render_messages
+from core.api.call import Call, to_json
 from core.api.errors import ApiError
+from core.api.intake import Intake
 from core.api.model import Engine, Loaded, find_character, list_models, read_loaded
-from core.api.schema import DetokenizeRequest, TokenizeRequest, read_body
+from core.api.schema import DetokenizeRequest, TokenizeRequest
 from core.errors import DeckError
 from core.model_files import printable
 from core.personas.listing import Listing
@@ -19,8 +19,8 @@ from core.personas.names import same_name
 class Models:
     """Handlers; each of them raises DeckError."""
 
-    def __init__(self, engine: Engine, characters: Listing) -> None:
-        self._engine, self._characters = engine, characters
+    def __init__(self, engine: Engine, characters: Listing, intake: Intake) -> None:
+        self._engine, self._characters, self._intake = engine, characters, intake
 
     async def list(self, call: Call) -> None:
         """Nothing is listed while nothing can answer."""
@@ -29,7 +29,7 @@ class Models:
             return list_models(read_loaded(self._engine), self._characters)
 
         try:
-            found = await asyncio.to_thread(find)
+            found = await self._intake.run(find)
         except DeckError as error:
             if error.key not in ("nothing_loaded", "api_loading"):
                 raise
@@ -46,34 +46,36 @@ class Models:
                     return one
             raise ApiError("api_model", name=printable(call.request.path_params["id"]), loaded=loaded.name)
 
-        await call.json(await asyncio.to_thread(find))
+        await call.json(await self._intake.run(find))
 
     async def tokenize(self, call: Call) -> None:
         """As vLLM answers; `tokens` is null, and the count an upper estimate, for a model without tokenizer.json."""
-        request = read_body(TokenizeRequest, await call.body())
-        if (request.prompt is None) == (request.messages is None):
-            raise ApiError("api_field", field="prompt", why="either prompt or messages is wanted")
 
-        def count() -> dict[str, Any]:
+        def count(request: TokenizeRequest) -> str:
+            if (request.prompt is None) == (request.messages is None):
+                raise ApiError("api_field", field="prompt", why="either prompt or messages is wanted")
             loaded = self._loaded(request.model)
-            text = request.prompt if request.messages is None else render_messages(request.messages, loaded)
-            tokens = loaded.counter.encode(text or "")
-            number = loaded.counter.count(text or "") if tokens is None else len(tokens)
-            return {"count": number, "max_model_len": loaded.context_tokens, "tokens": tokens}
+            if request.prompt is None:
+                text = render_messages(request.messages or [], loaded)
+            else:
+                check_size([request.prompt], loaded)
+                text = request.prompt
+            tokens = loaded.counter.encode(text)
+            number = loaded.counter.count(text) if tokens is None else len(tokens)
+            # Written here: on the event loop a long list would hold up everybody.
+            return to_json({"count": number, "max_model_len": loaded.context_tokens, "tokens": tokens})
 
-        await call.json(await asyncio.to_thread(count))
+        await call.text(await self._intake.take(call, TokenizeRequest, count), "application/json")
 
     async def detokenize(self, call: Call) -> None:
-        request = read_body(DetokenizeRequest, await call.body())
-
-        def decode() -> dict[str, Any]:
+        def decode(request: DetokenizeRequest) -> str:
             loaded = self._loaded(request.model)
             text = loaded.counter.decode(request.tokens)
             if text is None:
                 raise ApiError("api_no_tokenizer", name=loaded.name)
-            return {"prompt": text}
+            return to_json({"prompt": text})
 
-        await call.json(await asyncio.to_thread(decode))
+        await call.text(await self._intake.take(call, DetokenizeRequest, decode), "application/json")
 
     def _loaded(self, model: str | None) -> Loaded:
         loaded = read_loaded(self._engine)

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from core.api import unsupported
 from core.api.schema import (
-    REFUSED,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -17,6 +17,10 @@ from core.api.schema import (
 )
 
 VERSION = "1"
+ABOUT = (
+    "The loaded model, as OpenAI's API. What is below /v1 is there without /v1 as well. Fields that are not named are "
+    "ignored; samplers have one order, repetition_penalty looks at the whole text."
+)
 REQUESTS: tuple[type[Strict], ...] = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 TEXT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}
 OPTIONAL_TEXT = {"type": ["string", "null"]}
@@ -44,14 +48,11 @@ def describe() -> dict[str, Any]:
     )
     schemas: dict[str, Any] = {**definitions["$defs"], **_answers()}
     for name in ("ChatRequest", "CompletionRequest"):
-        schemas[name]["properties"] |= {
-            field: {"enum": list(values), "description": "Not supported: only what asks for nothing is taken."}
-            for field, values in REFUSED.items()
-        }
+        schemas[name]["properties"] |= unsupported.describe()
     key = {"type": "http", "scheme": "bearer", "description": "A key from the page Settings."}
     return {
         "openapi": "3.1.0",
-        "info": {"title": "LlamaDeck", "version": VERSION, "description": "The loaded model, as OpenAI's API."},
+        "info": {"title": "LlamaDeck", "version": VERSION, "description": ABOUT},
         "servers": [{"url": "/"}],
         "security": [{"key": []}, {}],
         "paths": _paths(),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from core.access.api_paths import OTHERS_PATHS, OTHERS_PREFIXES
 from core.access.keys import Key, KeyStore
 from core.api import metrics as prometheus
 from core.api.answering import MAX_WAITING, Places
-from core.api.call import BODY_S, CLIENT_GONE, Call, ClientGone
+from core.api.call import CLIENT_GONE, Call, ClientGone
 from core.api.completions import Completions
 from core.api.errors import ApiError
 from core.api.guard import Guard
+from core.api.intake import BODY_S, Intake
 from core.api.metrics import Metrics
 from core.api.model import Engine
 from core.api.models import Models
@@ -26,40 +29,49 @@ from core.panics import panics_as_errors
 from core.personas.listing import Listing
 
 log = logging.getLogger(__name__)
-Handler = Callable[[Call], Awaitable[None]]
+Handler = Callable[[Call], Coroutine[Any, Any, None]]
 
 
 class Endpoint:
     """One path as an ASGI app: everything that a request can end with is decided here."""
 
     def __init__(
-        self, name: str, handlers: Mapping[str, Handler], guard: Guard | None, metrics: Metrics, body_s: float
+        self, name: str, handlers: Mapping[str, Handler], guard: Guard | None, metrics: Metrics, ending: asyncio.Event
     ) -> None:
         self._name, self._handlers, self._guard = name, handlers, guard
-        self._metrics, self._body_s = metrics, body_s
+        self._metrics, self._ending = metrics, ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(scope, receive, send, self._body_s)
+        call = Call(scope, receive, send, self._ending)
+        try:
+            await self._answer(call)
+        except ClientGone:
+            call.status = CLIENT_GONE
+        finally:
+            self._metrics.count_request(self._name, call.status or CLIENT_GONE)
+
+    async def _answer(self, call: Call) -> None:
         try:
             with panics_as_errors():
                 await self._handle(call)
         except ClientGone:
-            call.status = CLIENT_GONE
+            raise
         except DeckError as error:
             await call.refuse(error)
         except Exception:  # A request's edge: nothing of ours is shown to a client.
             log.exception("%s failed", self._name)
             await call.refuse(ApiError("api_fault"))
-        finally:
-            self._metrics.count_request(self._name, call.status or CLIENT_GONE)
 
     async def _handle(self, call: Call) -> None:
         if (guard := self._guard) is not None:
-            call.owner = await guard.check(call.request)
+            caller = await guard.check(call.request)
+            call.client, call.owner = caller.client, caller.owner
             call.recheck = lambda: guard.check(call.request)
         method = call.request.method
         handler = self._handlers.get("GET" if method == "HEAD" else method)
-        if handler is not None:
+        if handler is not None and self._guard is not None:
+            await call.unless_ending(handler(call))
+        elif handler is not None:
             await handler(call)
         elif self._handlers:
             allowed = ", ".join(self._handlers)
@@ -76,15 +88,18 @@ def make_routes(
     is_welcome: Callable[[Key], bool] = lambda key: True,
     max_waiting: int = MAX_WAITING,
     body_s: float = BODY_S,
+    ending: asyncio.Event | None = None,
 ) -> list[BaseRoute]:
     """All routes. Where `needs_key` says so, none answers without a key, but /health that the server is alive and
     /ready whether its engine answers; a key opens nothing while its owner is not welcome.
 
-    Beside the slots of the engine `max_waiting` answers may wait; a request's body may take `body_s` to come.
+    Beside the slots of the engine `max_waiting` answers of each client may wait; a request's body may take `body_s` to
+    come. Once `ending` is set all that is being answered ends with an error that says so.
     """
-    metrics, guard = Metrics(), Guard(keys, needs_key, is_welcome)
-    completions = Completions(engine, characters, metrics, Places(max_waiting))
-    models = Models(engine, characters)
+    metrics, guard, intake = Metrics(), Guard(keys, needs_key, is_welcome), Intake(body_s)
+    ending = ending or asyncio.Event()
+    completions = Completions(engine, characters, metrics, intake, Places(max_waiting))
+    models = Models(engine, characters, intake)
 
     async def health(call: Call) -> None:
         await call.json({"status": "ok"})
@@ -99,25 +114,30 @@ def make_routes(
         await call.text(text, prometheus.CONTENT_TYPE)
 
     async def openapi(call: Call) -> None:
-        await call.json(await asyncio.to_thread(describe))
+        await call.json(await intake.run(describe))
 
-    paths: dict[str, dict[str, Handler]] = {
-        "/v1/models": {"GET": models.list},
-        "/v1/models/{id:path}": {"GET": models.get},
-        "/v1/chat/completions": {"POST": completions.chat},
-        "/v1/completions": {"POST": completions.complete},
-        "/v1/tokenize": {"POST": models.tokenize},
-        "/v1/detokenize": {"POST": models.detokenize},
-        "/metrics": {"GET": show_metrics},
-        "/openapi.json": {"GET": openapi},
-        # Else the dashboard's own page would answer a mistyped path.
-        "/v1": {},
-        "/v1/{rest:path}": {},
+    served: dict[str, dict[str, Handler]] = {
+        "/models": {"GET": models.list},
+        "/models/{id:path}": {"GET": models.get},
+        "/chat/completions": {"POST": completions.chat},
+        "/completions": {"POST": completions.complete},
+        "/tokenize": {"POST": models.tokenize},
+        "/detokenize": {"POST": models.detokenize},
+    }
+    paths: dict[str, tuple[str, dict[str, Handler]]] = {
+        "/metrics": ("/metrics", {"GET": show_metrics}),
+        "/openapi.json": ("/openapi.json", {"GET": openapi}),
+        # Many clients are given an address without /v1.
+        **{f"{prefix}{path}": (f"/v1{path}", handlers) for path, handlers in served.items() for prefix in ("/v1", "")},
+        # Else the dashboard's own page would answer a mistyped path, and whoever looks for another server.
+        **{path: ("/v1/{rest}", {}) for path in ("/v1", "/v1/{rest:path}")},
+        **{path: ("other", {}) for path in sorted(OTHERS_PATHS)},
+        **{f"{prefix}{{rest:path}}": ("other", {}) for prefix in OTHERS_PREFIXES},
     }
     routes: list[BaseRoute] = [
-        Route("/health", Endpoint("/health", {"GET": health}, None, metrics, body_s)),
-        Route("/ready", Endpoint("/ready", {"GET": ready}, None, metrics, body_s)),
+        Route("/health", Endpoint("/health", {"GET": health}, None, metrics, ending)),
+        Route("/ready", Endpoint("/ready", {"GET": ready}, None, metrics, ending)),
     ]
-    for path, handlers in paths.items():
-        routes.append(Route(path, Endpoint(path.replace(":path", ""), handlers, guard, metrics, body_s)))
+    for path, (name, handlers) in paths.items():
+        routes.append(Route(path, Endpoint(name.replace(":path", ""), handlers, guard, metrics, ending)))
     return routes

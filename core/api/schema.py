@@ -1,24 +1,44 @@
 """What a client may send, as types that check it and that describe it; knows no model and no engine.
 
 What is not named here is ignored, so that clients of other servers work; what would change an answer and cannot be
-done is refused (REFUSED).
+done is refused (unsupported.py).
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 
 from core.api.errors import ApiError
+from core.api.json_text import read_json
+from core.api.unsupported import check_supported, with_our_names
 from core.engine.messages import MAX_STOP_STRINGS, SAMPLING_RANGES
 
 # A chat's own marks (Style.stop_strings) take the rest.
 MAX_STOP = MAX_STOP_STRINGS - 2
+MAX_STOP_CHARS = 1000
 MAX_CHOICES = 16
-# Far more than a context holds: reading so many is the event loop's work, and no other client is answered meanwhile.
+# Far more than a context holds.
 MAX_MESSAGES = 10_000
 MAX_INT64 = 2**63 - 1
+# How long an answer may be; one that is longer than the context is cut to it.
+ALL_THERE_IS, MAX_LENGTH = -1, 2**31 - 1
+LENGTH_SCHEMA: dict[str, Any] = {
+    "description": "-1: all that there is room for.",
+    "anyOf": [{"const": ALL_THERE_IS}, {"type": "integer", "minimum": 1, "maximum": MAX_LENGTH}],
+}
+MAX_SHOWN_CHARS = 200
 TEXT: dict[str, Any] = {"type": "string"}
 IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 PROMPT_SCHEMA: dict[str, Any] = {
@@ -30,32 +50,14 @@ PROMPT_SCHEMA: dict[str, Any] = {
         {"type": "array", "items": IDS, "minItems": 1, "maxItems": MAX_CHOICES},
     ],
 }
+STOP_TEXT = TEXT | {"maxLength": MAX_STOP_CHARS}
 STOP_SCHEMA: dict[str, Any] = {
     "description": "Where the answer ends; the text itself is left out.",
     "anyOf": [
-        TEXT | {"minLength": 1},
-        {"type": "array", "items": TEXT | {"minLength": 1}, "maxItems": MAX_STOP},
+        STOP_TEXT | {"minLength": 1},
+        {"type": "array", "items": STOP_TEXT, "maxItems": MAX_STOP},
         {"type": "null"},
     ],
-}
-# Each with the values that ask for nothing.
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (None, 0, 0.0),
-    "frequency_penalty": (None, 0, 0.0),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "best_of": (None, 1),
-    "suffix": (None, ""),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "web_search_options": (None,),
 }
 
 
@@ -69,20 +71,8 @@ class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
-class TextPart(Strict):
-    type: str
-    text: str | None = None
-
-
-def _as_parts(value: object) -> object:
-    if isinstance(value, str):
-        return [{"type": "text", "text": value}]
-    if not isinstance(value, list):
-        raise ValueError("a text or a list of text parts is wanted")
-    return value
-
-
 CONTENT_SCHEMA: dict[str, Any] = {
+    "description": "Null, or nothing, for the assistant only.",
     "anyOf": [
         TEXT,
         {
@@ -93,30 +83,47 @@ CONTENT_SCHEMA: dict[str, Any] = {
                 "required": ["type", "text"],
             },
         },
-    ]
+        {"type": "null"},
+    ],
 }
 
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_as_parts), WithJsonSchema(CONTENT_SCHEMA)]
+    content: Annotated[str, WithJsonSchema(CONTENT_SCHEMA)] = Field(None, validate_default=True)
 
-    @property
-    def text(self) -> str:
-        """Raises ApiError for a part that is no text."""
-        for part in self.content:
-            if part.type != "text" or part.text is None:
-                raise ApiError("api_part", kind=part.type)
-        return "".join(part.text or "" for part in self.content)
+    @field_validator("content", mode="plain")
+    @classmethod
+    def read_content(cls, value: object, info: ValidationInfo) -> str:
+        """One text, however many parts it came in. Raises ApiError for a part that is none."""
+        if isinstance(value, str):
+            return value
+        if value is None and info.data.get("role") == "assistant":
+            return ""
+        if not isinstance(value, list):
+            raise ValueError("a text or a list of text parts is wanted")
+        return "".join(map(_text_of, value))
+
+
+def _text_of(part: object) -> str:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise ValueError('every part has to be an object with a "type"')
+    text = part.get("text")
+    if part["type"] != "text" or not isinstance(text, str):
+        raise ApiError("api_part", kind=part["type"][:MAX_SHOWN_CHARS])
+    return text
 
 
 def _as_stop(value: object) -> tuple[str, ...]:
-    words = [value] if isinstance(value, str) else value if value is not None else []
-    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
-        raise ValueError("a text or a list of texts that are not empty is wanted")
+    words = [value] if isinstance(value, str) and value else value if value is not None else []
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("a text that is not empty, or a list of texts, is wanted")
     if len(words) > MAX_STOP:
         raise ValueError(f"at most {MAX_STOP} texts are taken")
-    return tuple(words)
+    if any(len(word) > MAX_STOP_CHARS for word in words):
+        raise ValueError(f"a text of at most {MAX_STOP_CHARS} characters is wanted")
+    # Some editors send an empty one among others.
+    return tuple(word for word in words if word)
 
 
 def _as_prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
@@ -136,9 +143,15 @@ def is_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one <= MAX_INT64 for one in value)
 
 
+def _as_length(value: int) -> int:
+    if value != ALL_THERE_IS and not 1 <= value <= MAX_LENGTH:
+        raise ValueError(f"a number from 1 to {MAX_LENGTH} is wanted, or {ALL_THERE_IS} for all that there is room for")
+    return value
+
+
 Stop = Annotated[tuple[str, ...], PlainValidator(_as_stop), WithJsonSchema(STOP_SCHEMA)]
 Prompts = Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_as_prompts), WithJsonSchema(PROMPT_SCHEMA)]
-Tokens = Annotated[int, Field(ge=1, le=int(SAMPLING_RANGES["max_new_tokens"][1]))]
+Tokens = Annotated[int, AfterValidator(_as_length), WithJsonSchema(LENGTH_SCHEMA)]
 
 
 def _within(name: str) -> Any:
@@ -200,14 +213,17 @@ Request = TypeVar("Request", bound=Strict)
 def read_body(kind: type[Request], body: bytes) -> Request:
     """The request in `body`. Raises ApiError that names the first field that is wrong."""
     try:
-        request = kind.model_validate_json(body)
+        value = read_json(body)
+    except ValueError as error:
+        raise ApiError("api_json", why=str(error)[:MAX_SHOWN_CHARS]) from None
+    if not isinstance(value, dict):
+        raise ApiError("api_field", field="body", why="an object is wanted")
+    if issubclass(kind, Sampled):
+        value = with_our_names(value)
+        check_supported(value)
+    try:
+        return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        if first["type"] == "json_invalid":
-            raise ApiError("api_json", why=first["msg"]) from None
-        field = ".".join(map(str, first["loc"])) or "body"
+        field = ".".join(map(str, first["loc"]))[:MAX_SHOWN_CHARS]
         raise ApiError("api_field", field=field, why=first["msg"].removeprefix("Value error, ")) from None
-    for name, value in (request.model_extra or {}).items():
-        if not any(type(value) is type(one) and value == one for one in REFUSED.get(name, (value,))):
-            raise ApiError("api_refused", field=name)
-    return request

@@ -93,9 +93,11 @@ class Engines:
         """Look for the lost server now."""
         self.remote.reconnect()
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
-        """Begin to answer `prompt`. Raises EngineError where no model can."""
-        return self._active.generate(prompt, sampling, continues)
+    def generate(
+        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+    ) -> Answer:
+        """Begin to answer `prompt`, see Runner.generate. Raises EngineError where no model can."""
+        return self._active.generate(prompt, sampling, continues, client)
 
     def keep_spare(self) -> None:
         """Have a worker of this machine's engine ready for the next load; see Runner.keep_spare."""

@@ -104,12 +104,14 @@ class Generate:
     """Answer `prompt`, which is text with its special tokens written out, or token ids.
 
     `continues`: the prompt ends inside the answer, so that what comes is written as going on from its last token.
+    `client` is for whom it is, see core/engine/turns.py: "" for the pages.
     """
 
     request: int
     prompt: str | tuple[int, ...]
     sampling: Sampling
     continues: bool = False
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,9 +82,12 @@ class RemoteEngine:
             self._end(EngineError("answer_model_unloaded"))
             self._set(EngineState())
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
+    def generate(
+        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+    ) -> Answer:
         """Begin to answer `prompt`: a Conversation, or a text or tokens to go on with, which `continues` says nothing
-        new about. Raises EngineError while there is no connection and for what the server cannot do."""
+        new about. `client` is for whom it is, see Runner.generate. Raises EngineError while there is no connection and
+        for what the server cannot do."""
         link, state = self._link, self._state
         if link is None or link.model is None or state.phase != "ready" or state.facts is None:
             # Not the state's own: whoever raises an error writes into it.
@@ -103,7 +106,7 @@ class RemoteEngine:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
             self._answers = self._answers | {answer.request: answer}
-        asking = _Asking(link, answer, incoming, prompt, path, body)
+        asking = _Asking(link, answer, incoming, prompt, path, body, client)
         loop().call_soon_threadsafe(self._begin, asking)
         return answer
 
@@ -179,11 +182,12 @@ class _Asking:
     prompt: str | tuple[int, ...]
     path: str
     body: dict[str, Any]
+    client: str
 
     async def run(self) -> None:
         server, answer, request = self.link.server, self.answer, self.answer.request
         try:
-            async with self.link.answering():
+            async with self.link.answering(self.client):
                 await self._read()
             answer.take(Finished(request, self.incoming.reason or "end", self.incoming.stats()))
             self.link.counting.learn(self.prompt, self.incoming.prompt_tokens)

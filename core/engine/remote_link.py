@@ -13,12 +13,13 @@ from core.engine.messages import ModelFacts, RemoteFacts
 from core.engine.remote_count import Counting
 from core.engine.remote_dialect import RemoteModel, read_models
 from core.engine.remote_http import Limits, Server, loop, wait_for
+from core.engine.turns import Turnstile
 from core.errors import EngineError
 
 log = logging.getLogger(__name__)
 # Where neither the server nor a person says how long the context is.
 ASSUMED_CONTEXT_TOKENS = 4096
-# A server has a queue of its own.
+# A server has a queue of its own, and is given so many answers to write at once.
 NUM_SLOTS = 64
 # What trying again does not cure.
 FINAL = ("remote_key", "remote_not_openai", "remote_redirect", "remote_no_route")
@@ -73,7 +74,7 @@ class Link:
         self._wake = asyncio.Event()
         self._num_running, self._is_idle = 0, asyncio.Event()
         self._is_idle.set()
-        self._turn = asyncio.Lock()
+        self._turnstile = Turnstile(NUM_SLOTS)
         self._watching: asyncio.Task[None] | None = None
         self._is_stopped = False
 
@@ -95,18 +96,17 @@ class Link:
         self._closing = loop().create_task(self.server.close())
 
     @asynccontextmanager
-    async def answering(self) -> AsyncIterator[None]:
-        """Around each answer, which waits for its turn where the server writes one at a time.
+    async def answering(self, client: str = "") -> AsyncIterator[None]:
+        """Around each answer of a client ("" for the pages), which waits for its turn while as many are written as the
+        server is given at once.
 
         While one is written nobody looks at the server: its end shows how it is, and some would break it off.
         """
         self._num_running += 1
         self._is_idle.clear()
         try:
-            if self.model is not None and self.model.dialect.is_single:
-                async with self._turn:
-                    yield
-            else:
+            self._turnstile.width = 1 if self.model is not None and self.model.dialect.is_single else NUM_SLOTS
+            async with self._turnstile.inside(client):
                 yield
         finally:
             self._num_running -= 1

@@ -135,8 +135,11 @@ class Runner:
         self._spare.close()
         self.unload()
 
-    def generate(self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False) -> Answer:
-        """Begin to answer `prompt`; the answer waits its turn where the model is busy.
+    def generate(
+        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+    ) -> Answer:
+        """Begin to answer `prompt`; the answer waits its turn where the model is busy: pages go first ("" for
+        `client`), then the clients of the API by turns.
 
         `continues` where the prompt ends inside the answer, after whose last word the text goes on. Raises EngineError
         when no model is loaded, or when the engine hangs and no more prompts can wait for it.
@@ -147,7 +150,7 @@ class Runner:
             if self._state.phase != "ready" or self._worker is None:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
-            self._worker.send(Generate(answer.request, prompt, sampling, continues))
+            self._worker.send(Generate(answer.request, prompt, sampling, continues, client))
             self._answers = self._answers | {answer.request: answer}
             return answer
 

@@ -1,8 +1,8 @@
 """The engine's loop: who is read, who is written, one small step at a time; knows no pipe, no file and no page.
 
 A step reads one chunk of one prompt and draws one token for every answer that is being written, so that nobody waits
-for somebody else's long prompt. Requests beyond the slots wait in the order in which they came. On a GPU the next step
-is under way before the last one's tokens are looked at; what an answer that ended got too much is dropped.
+for somebody else's long prompt. Requests beyond the slots wait for their turn (turns.py). On a GPU the next step is
+under way before the last one's tokens are looked at; what an answer that ended got too much is dropped.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from core.engine.detokenize import TextStream
 from core.engine.messages import MAX_SEED, AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
 from core.engine.steps import Drawn, Steps
+from core.engine.turns import Turns
 from core.errors import EngineError
 from core.model_files import printable
 from core.panics import panics_as_errors, why_of
@@ -78,7 +79,7 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
         self._emit = emit
         self._slots = [Slot(index) for index in range(steps.num_slots)]
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: Turns[Sequence] = Turns()
         self._next_read = 0
         # Whose tokens a step that was begun will bring.
         self._flying: deque[tuple[Drawn, list[tuple[Slot, Sequence]]]] = deque()
@@ -107,7 +108,7 @@ class Scheduler:
         elif not 0 <= min(tokens) <= max(tokens) < self._steps.vocabulary:
             self._emit(Failed(command.request, EngineError("prompt_token", limit=self._steps.vocabulary - 1)))
         else:
-            self._waiting.append(self._make_sequence(command, tokens))
+            self._waiting.add(self._make_sequence(command, tokens), command.client)
 
     def cancel(self, request: int) -> None:
         """End a request now; what was written so far has been sent."""
@@ -115,7 +116,7 @@ class Scheduler:
             if slot.sequence is not None and slot.sequence.command.request == request:
                 self._finish(slot, "cancelled")
         for sequence in [one for one in self._waiting if one.command.request == request]:
-            self._waiting.remove(sequence)
+            self._waiting.remove(sequence, sequence.command.client)
             self._emit(Finished(request, "cancelled", self._stats(sequence)))
 
     @torch.inference_mode()
@@ -145,7 +146,7 @@ class Scheduler:
     def _admit(self) -> None:
         free = [slot for slot in self._slots if slot.sequence is None]
         while free and self._waiting:
-            sequence = self._waiting.popleft()
+            sequence = self._waiting.take()
             slot = max(free, key=lambda slot: (common_prefix(slot.held, sequence.tokens), -len(slot.held)))
             free.remove(slot)
             # The last token is always read again: its logits are what the answer begins with.

@@ -1,0 +1,103 @@
+"""Requests that have a body: read within bounds, and worked on beside the event loop; of the large ones few at a time.
+
+The loop counts what comes (json_text.py) and never parses it. What a request asks for is made in threads of the API's
+own, so that it can use up no other's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from core.api.call import Call
+from core.api.errors import ApiError
+from core.api.json_text import MAX_VALUES, Structure
+from core.api.schema import Strict, read_body
+
+Request = TypeVar("Request", bound=Strict)
+Result = TypeVar("Result")
+# A body may take so long to come, and one that is large so long until there is room for it.
+BODY_S, ROOM_S = 30.0, 30.0
+# Most requests are smaller. Of larger bodies so many are held at once, with all that is made of them; of one client
+# no more than half, so that nobody who sends slowly shuts out the others.
+LARGE_BYTES = 2**16
+MAX_LARGE, MAX_LARGE_OF_ONE = 4, 2
+NUM_THREADS = 8
+
+
+def give_back_memory() -> None:
+    """Let the system have what is free: the C library keeps it, a hundred megabytes after a few large requests."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
+class Intake:
+    """Takes requests in, for the event loop."""
+
+    def __init__(self, body_s: float = BODY_S) -> None:
+        self._body_s = body_s
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "api")
+        self._rooms = asyncio.Semaphore(MAX_LARGE)
+        self._rooms_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        # A parser holds Python's lock to its end: between two of them others must get it.
+        self._parsing = threading.Lock()
+
+    async def take(self, call: Call, kind: type[Request], work: Callable[[Request], Result]) -> Result:
+        """What `work` makes, in a thread, of the request that the body is. Raises ApiError, ClientGone, and as `work`
+        does."""
+        call.check_kind()
+        async with AsyncExitStack() as held:
+            # Handed over, so that it is gone before the memory is given back.
+            return await self.run(partial(self._make, kind, work, await self._read(call, held)))
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """What `work` comes to, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _make(self, kind: type[Request], work: Callable[[Request], Result], body: bytes) -> Result:
+        with self._parsing:
+            request = read_body(kind, body)
+        return work(request)
+
+    async def _read(self, call: Call, held: AsyncExitStack) -> bytes:
+        """The whole body; a large one with room for it, which `held` gives back."""
+        body, structure, is_large = bytearray(), Structure(), False
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._body_s) as limit:
+                async for piece in call.pieces():
+                    structure.take(piece)
+                    if structure.num_values > MAX_VALUES:
+                        raise ApiError("api_values", limit=MAX_VALUES)
+                    if not is_large and len(body) + len(piece) > LARGE_BYTES:
+                        is_large, left_s = True, (limit.when() or 0.0) - loop.time()
+                        # While there is no room the client is not to blame.
+                        limit.reschedule(None)
+                        await held.enter_async_context(self._room(call.client))
+                        limit.reschedule(loop.time() + left_s)
+                    body += piece
+        except TimeoutError:
+            raise ApiError("api_body_slow", seconds=int(self._body_s)) from None
+        return bytes(body)
+
+    @asynccontextmanager
+    async def _room(self, client: str) -> AsyncIterator[None]:
+        own = self._rooms_of.setdefault(client, asyncio.Semaphore(MAX_LARGE_OF_ONE))
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(ROOM_S):
+                    for rooms in (own, self._rooms):
+                        await held.enter_async_context(rooms)
+            except TimeoutError:
+                raise ApiError("api_large_busy", limit=MAX_LARGE) from None
+            try:
+                yield
+            finally:
+                asyncio.get_running_loop().run_in_executor(self._threads, give_back_memory)

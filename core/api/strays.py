@@ -1,0 +1,68 @@
+"""The ASGI middleware behind the gate: a program that asks for a path which is none hears so in the API's own shape.
+
+The dashboard answers every path with its page, which a browser's script then finds to be none; a program would take it
+for what it asked. Knows which paths are pages, and no page.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from contextlib import suppress
+from urllib.parse import unquote
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.api.call import Call, ClientGone
+from core.api.errors import ApiError
+
+# The dashboard's own machinery, which has no pages and whose programs know what they ask for.
+MACHINERY = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/", "/auth/", "/oauth2callback")
+READING = ("GET", "HEAD")
+MAX_PATH_CHARS = 200
+
+
+class Strays:
+    """`pages` are the paths at which the dashboard's page is the answer, whoever asks."""
+
+    def __init__(self, app: ASGIApp, pages: Collection[str]) -> None:
+        self._app, self._pages = app, pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(MACHINERY) or self._is_for_page(scope):
+            await self._app(scope, receive, send)
+            return
+        is_stray = False
+
+        async def send_unless_stray(message: Message) -> None:
+            nonlocal is_stray
+            if message["type"] == "http.response.start":
+                is_stray = _is_no_answer(message)
+            if not is_stray:
+                await send(message)
+
+        await self._app(scope, receive, send_unless_stray)
+        if is_stray:
+            with suppress(ClientGone):
+                await self._refuse(Call(scope, receive, send, asyncio.Event()))
+
+    async def _refuse(self, call: Call) -> None:
+        path, method = call.request.scope["path"], call.request.method
+        if path.rstrip("/") in self._pages:
+            allowed = ", ".join(READING)
+            await call.refuse(ApiError("api_method", method=method[:20], allowed=allowed), {"allow": allowed})
+        else:
+            await call.refuse(ApiError("api_path", path=unquote(path)[:MAX_PATH_CHARS]))
+
+    def _is_for_page(self, scope: Scope) -> bool:
+        is_browser = "text/html" in Headers(scope=scope).get("accept", "")
+        return scope["method"] in READING and (is_browser or scope["path"].rstrip("/") in self._pages)
+
+
+def _is_no_answer(message: Message) -> bool:
+    """Whether a response is the page that stands for all paths, or a framework's bare words for an error."""
+    kind = Headers(raw=message.get("headers", [])).get("content-type", "")
+    return (message["status"] == 200 and kind.startswith("text/html")) or (
+        message["status"] in (404, 405) and kind.startswith("text/plain")
+    )

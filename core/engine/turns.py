@@ -1,0 +1,105 @@
+"""Who is next of those that wait for the engine: people on the pages, then clients of the API by turns.
+
+Knows no model and no pipe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+# What the pages ask is nobody else's: a person waits for it.
+PAGES = ""
+# So many of the pages' may go before a waiting client of the API: a page that asks without end must not shut it out.
+MAX_PAGES_FIRST = 4
+
+
+class Turns(Generic[Item]):
+    """A queue with a line for each client, `PAGES` being the first of them.
+
+    Each client that waits has one turn, then the next one, whatever else it has in its line; one that comes anew
+    stands behind those that wait already. Within a line who came first goes first.
+    """
+
+    def __init__(self) -> None:
+        # In the order of their turns; none is empty.
+        self._lines: OrderedDict[str, deque[Item]] = OrderedDict()
+        self._num_pages_first = 0
+
+    def __len__(self) -> int:
+        return sum(len(line) for line in self._lines.values())
+
+    def __iter__(self) -> Iterator[Item]:
+        for line in self._lines.values():
+            yield from line
+
+    def add(self, item: Item, client: str = PAGES) -> None:
+        self._lines.setdefault(client, deque()).append(item)
+
+    def take(self) -> Item:
+        """The next one, which waits no more. Raises LookupError where nobody waits."""
+        if not self._lines:
+            raise LookupError("nobody waits")
+        client = self._next_client()
+        others_wait = len(self._lines) > 1
+        self._num_pages_first = self._num_pages_first + 1 if client == PAGES and others_wait else 0
+        line = self._lines.pop(client)
+        item = line.popleft()
+        if line:
+            self._lines[client] = line
+        return item
+
+    def remove(self, item: Item, client: str = PAGES) -> None:
+        """Raises LookupError or ValueError where it does not wait in the line of `client`."""
+        line = self._lines[client]
+        line.remove(item)
+        if not line:
+            del self._lines[client]
+
+    def _next_client(self) -> str:
+        if PAGES in self._lines and (self._num_pages_first < MAX_PAGES_FIRST or len(self._lines) == 1):
+            return PAGES
+        return next(client for client in self._lines if client != PAGES)
+
+
+class Turnstile:
+    """Lets so many through at once as `width` says, the others by turns. For one event loop."""
+
+    def __init__(self, width: int = 1) -> None:
+        self.width = width
+        self._num_inside = 0
+        self._turns: Turns[asyncio.Future[None]] = Turns()
+
+    @asynccontextmanager
+    async def inside(self, client: str = PAGES) -> AsyncIterator[None]:
+        await self._enter(client)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _enter(self, client: str) -> None:
+        if self._num_inside < self.width:
+            self._num_inside += 1
+            return
+        mine = asyncio.get_running_loop().create_future()
+        self._turns.add(mine, client)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if mine.cancelled():
+                self._turns.remove(mine, client)
+            else:
+                # The turn had come already: it is the next one's.
+                self._leave()
+            raise
+
+    def _leave(self) -> None:
+        self._num_inside -= 1
+        while len(self._turns) and self._num_inside < self.width:
+            self._num_inside += 1
+            self._turns.take().set_result(None)
