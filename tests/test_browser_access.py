@@ -73,7 +73,7 @@ def test_the_right_password_leads_to_the_page_that_was_asked_for(context: Browse
 def test_signing_out_leads_back_to_the_sign_in_page(context: BrowserContext, url: str) -> None:
     page = context.new_page()
     open_settings(page, url)
-    key(page, "settings_sign_out").get_by_role("button").click(timeout=WAIT_MS)
+    page.get_by_role("button", name="Sign out", exact=True).click(timeout=WAIT_MS)
     expect(page.locator("#password")).to_be_visible(timeout=WAIT_MS)
     page.goto(f"{url}/Chat")
     expect(page.locator("#password")).to_be_visible()

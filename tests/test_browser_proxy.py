@@ -126,7 +126,7 @@ def test_below_a_path_that_is_taken_away_everything_stays_there(page: Page, belo
     expect(page.locator("img[src*='/media/']").first).to_be_visible(timeout=WAIT_MS)
     assert page.url == f"{address}/Characters"
     page.goto(f"{address}/Settings")
-    key(page, "settings_sign_out").get_by_role("button").click(timeout=WAIT_MS)
+    page.get_by_role("button", name="Sign out", exact=True).click(timeout=WAIT_MS)
     expect(page.locator("#password")).to_be_visible(timeout=WAIT_MS)
     assert page.url == f"{address}/"
     # What the frontend tries on its way to find out where it is.
@@ -154,6 +154,6 @@ def test_signing_in_through_a_provider_comes_back_below_the_path(page: Page, hom
             assert page.url == f"{address}/"
             page.goto(f"{address}/Settings")
             expect(page.get_by_text("ann@example.org")).to_be_visible(timeout=WAIT_MS)
-            key(page, "settings_sign_out").get_by_role("button").click()
+            page.get_by_role("button", name="Sign out", exact=True).click(timeout=WAIT_MS)
             expect(page.get_by_role("link", name="Sign in with your account")).to_be_visible(timeout=WAIT_MS)
             assert page.url == f"{address}/"
