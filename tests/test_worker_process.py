@@ -398,12 +398,16 @@ def test_a_callers_fault_does_not_end_the_ear(caplog: pytest.LogCaptureFixture) 
     def end(_: Worker) -> None:
         raise ValueError("an end's fault")
 
-    worker = Worker(FAKE, take, end)
+    def hear(_: Event) -> None:
+        raise ValueError("a spare's fault")
+
+    worker = Worker(FAKE, take, end, is_spare=True, on_prepared=hear)
+    assert worker.settled.wait(WAIT_S) and "a spare's fault" in caplog.text
     worker._tell(Text(1, "a", 1))
     worker._tell(Text(1, "b", 2))
     worker.end()
-    assert worker.settled.wait(WAIT_S)
-    assert len(heard) == 2 and "an end's fault" in caplog.text
+    until(lambda: "an end's fault" in caplog.text)
+    assert len(heard) == 2
 
 
 # The end ------------------------------------------------------------------------------------------------------------

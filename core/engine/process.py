@@ -217,18 +217,19 @@ class Worker:
 
     def _tell(self, event: Event) -> None:
         self._sign_s = time.monotonic()
-        match event:
-            case Heartbeat():
-                self._stuck_s = self._sign_s - event.stuck_s if event.stuck_s else _NEVER
-            case Prepared():
-                self._on_prepared(event)
-                self.settled.set()
-            case _:
-                self._is_loaded = self._is_loaded or isinstance(event, Loaded)
-                try:
+        try:
+            match event:
+                case Heartbeat():
+                    self._stuck_s = self._sign_s - event.stuck_s if event.stuck_s else _NEVER
+                case Prepared():
+                    self._on_prepared(event)
+                case _:
+                    self._is_loaded = self._is_loaded or isinstance(event, Loaded)
                     self._on_event(self, event)
-                except Exception:  # What one event brings about is not to end the ear for all others.
-                    log.exception("%s of the engine's process", type(event).__name__)
+        except Exception:  # What one event brings about is not to end the ear for all others.
+            log.exception("%s of the engine's process", type(event).__name__)
+        if isinstance(event, Prepared):
+            self.settled.set()
 
     def _let_go(self) -> None:
         """Give the files back, once the other thread does not use them any more."""
