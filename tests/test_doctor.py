@@ -194,6 +194,15 @@ def test_secrets_that_others_can_read(tmp_path: Path) -> None:
     assert verdict(guarded.check_secrets([path])) == ("fail", "secrets_open")
 
 
+def test_a_damaged_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
+    assert [finding.check for finding in guarded.check_guard("127.0.0.1")] == ["access", "secrets"]
+    (tmp_path / "keys.json").write_text('{"keys": [', "utf-8")
+    finding = list(guarded.check_guard("127.0.0.1"))[-1]
+    assert verdict(finding) == ("fail", "file_problem")
+    assert str(tmp_path / "keys.json") in finding.text("zh") and "line 1" in finding.text("en")
+
+
 def test_lines_are_aligned_in_both_languages() -> None:
     finding = machine.check_compilers(False, frozenset())
     assert line(finding, "en") == "ok    Compiler        None is needed without a GPU."

@@ -96,6 +96,13 @@ def test_a_wrong_password_opens_nothing(app: Gate) -> None:
         assert "That is not the password" in reply.text and PASSWORD not in reply.text
 
 
+def test_a_damaged_file_is_said_where_people_sign_in(app: Gate, access: Access, tmp_path: Path) -> None:
+    (tmp_path / "access.json").write_text("{", "utf-8")
+    reply = sign_in(app, password=PASSWORD)
+    assert reply.status == 401 and "set-cookie" not in reply.headers and "./llamadeck password" in reply.text
+    assert ask(app, "/").status == 401
+
+
 def test_the_cookie_is_hidden_from_scripts_and_other_sites_and_ends(app: Gate) -> None:
     parts = sign_in(app).headers["set-cookie"].split("; ")
     assert {"HttpOnly", "SameSite=lax", f"Max-Age={7 * 24 * 3600}"} <= set(parts)

@@ -66,6 +66,19 @@ def test_a_terminal_is_asked_twice_and_shows_nothing(tmp_path: Path, again: str,
     assert access(tmp_path).has_password == (code == 0)
 
 
+def test_a_damaged_file_stays_until_there_is_a_password_to_put_in_its_place(tmp_path: Path) -> None:
+    """Without a file this machine's programs would be let in: so a mistyped password must not move it away."""
+    path = tmp_path / "data" / "access.json"
+    path.parent.mkdir()
+    path.write_text('{"password": "scrypt$', "utf-8")
+    assert pipe(tmp_path, "short\n")[0] == 2
+    assert path.read_text("utf-8") == '{"password": "scrypt$' and access(tmp_path).is_damaged
+    code, said = pipe(tmp_path, "correct horse battery\n")
+    (aside,) = path.parent.glob("access.json.damaged-*")
+    assert code == 0 and str(aside) in said and aside.read_text("utf-8") == '{"password": "scrypt$'
+    assert access(tmp_path).try_password("correct horse battery", "192.0.2.1")
+
+
 def test_without_a_password_no_network_is_listened_on(tmp_path: Path) -> None:
     code, said = call(tmp_path, "run", "--host", "0.0.0.0", "--port", str(free_port()))
     assert code == 2

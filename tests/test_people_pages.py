@@ -15,6 +15,7 @@ from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona, save_persona
 from tests.checkpoints import make_checkpoint
 from tests.test_pages import click, go, load, open_tab, run
+from tests.widgets import named
 from ui import resources
 from ui.chat_setup import prompt_of
 
@@ -52,7 +53,7 @@ def words(tab: AppTest) -> str:
 
 def describe(text: str) -> AppTest:
     tab = click(go(open_tab(), "4_Characters"), "characters_user")
-    tab.text_area(key="characters_user_about").set_value(text)
+    named(tab.text_area, "characters_user_about").set_value(text)
     return click(run(tab), "characters_user_save")
 
 
@@ -62,12 +63,12 @@ def test_each_describes_only_themselves(be: Be) -> None:
     for person, text in ((ANN, "A spy."), (BOB, "A baker.")):
         be(person)
         tab = click(go(open_tab(), "4_Characters"), "characters_user")
-        assert tab.text_area(key="characters_user_about").value == ""
+        assert named(tab.text_area, "characters_user_about").value == ""
         assert "Yours alone" in words(tab)
         describe(text)
     be(ANN)
     tab = click(go(open_tab(), "4_Characters"), "characters_user")
-    assert tab.text_area(key="characters_user_about").value == "A spy."
+    assert named(tab.text_area, "characters_user_about").value == "A spy."
     assert read_persona(BOB).description == "A baker." and read_persona().name == "Before"
 
 

@@ -14,14 +14,17 @@ from core.terminal import Terminal
 def run(is_removal: bool, terminal: Terminal) -> int:
     """A running dashboard notices; everybody who is signed in has to sign in again."""
     access = Access(environment={})
+    password = "" if is_removal else ask_twice(terminal) if sys.stdin.isatty() else read_line()
+    if not is_removal:
+        # A damaged file shuts everybody out: it stays until there is a password to put in its place.
+        check_new(password)
     if (aside := access.set_damaged_aside()) is not None:
         terminal.say("password_aside", file=str(aside))
     if is_removal:
         access.remove_password()
-        terminal.say("password_removed")
-        return 0
-    access.set_password(ask_twice(terminal) if sys.stdin.isatty() else read_line())
-    terminal.say("password_set")
+    else:
+        access.set_password(password)
+    terminal.say("password_removed" if is_removal else "password_set")
     return 0
 
 

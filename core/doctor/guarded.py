@@ -15,8 +15,8 @@ from core.doctor.finding import Finding, found
 from core.settings import data_dir
 from core.stores import all_problems
 
-# The password's hash; tokens of hubs; keys of the API; chats.
-SECRET_FILES = ("access.json", "secrets.json", "keys.json", "chats.sqlite3")
+# The password's hash; tokens of hubs; keys of the API and to other servers; chats.
+SECRET_FILES = ("access.json", "secrets.json", "keys.json", "engine_keys.json", "chats.sqlite3")
 
 
 def check_guard(host: str) -> Iterator[Finding]:
