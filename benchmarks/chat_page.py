@@ -100,20 +100,20 @@ def measure(page: Page, url: str, num_messages: int, rounds: int) -> dict[str, l
         page.get_by_text("Edit", exact=True).wait_for()
         options = "document.querySelectorAll('li, [role=option], [role=menuitem]')"
         edit = f"[...{options}].find(one => one.innerText.includes('Edit')).click()"
-        times["click: edit"].append(timed(page, edit, "document.querySelector('.st-key-chat_edit_cancel')"))
-        page.locator(".st-key-chat_edit_cancel button").click()
-        page.locator(".st-key-chat_edit_cancel").wait_for(state="detached")
+        times["click: edit"].append(timed(page, edit, "document.querySelector('[class*=st-key-chat_edit_cancel]')"))
+        page.locator("[class*=st-key-chat_edit_cancel] button").click()
+        page.locator("[class*=st-key-chat_edit_cancel]").wait_for(state="detached")
     page.get_by_role("button", name="Generation").click()
-    slider = page.locator(".st-key-sampling_temperature").get_by_role("slider")
-    reset = page.locator(".st-key-sampling_reset button")
+    slider = page.locator("[class*=st-key-sampling_temperature]").get_by_role("slider")
+    reset = page.locator("[class*=st-key-sampling_reset] button")
     for _ in range(rounds):
         page.wait_for_timeout(PAUSE_MS)
         before = page.evaluate("performance.now()")
         slider.press("ArrowRight")
-        page.wait_for_function("!document.querySelector('.st-key-sampling_reset button').disabled")
+        page.wait_for_function("!document.querySelector('[class*=st-key-sampling_reset] button').disabled")
         times["slider"].append(page.evaluate("performance.now()") - before)
         reset.click()
-        page.wait_for_function("document.querySelector('.st-key-sampling_reset button').disabled")
+        page.wait_for_function("document.querySelector('[class*=st-key-sampling_reset] button').disabled")
     return times
 
 

@@ -179,5 +179,5 @@ def test_a_search_leads_to_its_message(page: Page) -> None:
     search = key(page, "chat_search").get_by_role("textbox")
     search.fill("NEEDLE")
     search.press("Enter")
-    press(page, "chat_hit")
+    key(page, "chat_hit").get_by_role("button").first.click()
     expect(messages(page).first).to_contain_text("a needle", timeout=WAIT_MS)

@@ -440,3 +440,13 @@ def test_a_tab_that_somebody_else_goes_on_with_holds_nothing_of_the_one_before(
     run(tab)
     monkeypatch.setattr("ui.people.person", lambda: "bob")
     assert named(run(tab).text_area, "chat_system").value == ""
+
+
+def test_a_question_at_the_address_of_a_deleted_chat_begins_another_that_is_shown(models: Path) -> None:
+    finish(ask(open_chat(), "first"))
+    resources.chat_store().delete_chat(1)
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    finish(ask(tab, "a new one"), 2)
+    assert "You said: a new one" in words(tab) and tab.query_params["chat"] == "2"
+    resources.chat_store().restore_chat(1)
+    assert len(resources.chat_store().read(1).messages) == 2

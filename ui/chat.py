@@ -268,7 +268,7 @@ def keep(chat: Chat) -> Chat:
     if chat.messages and (place := new_values()["greeting"]):
         chat_store().show(chat_store().read(number).messages[0].versions[min(place, len(greetings) - 1)])
     _born()[number] = tag_of(info)
-    is_shown = chosen_number() == NEW_ID
+    is_shown = is_gone() or chosen_number() == NEW_ID
     st.session_state.pop(NEW_KEY, None)
     kept = chat_store().read(number)
     if is_shown:
