@@ -146,7 +146,7 @@ def wait_for(url: str) -> str:
         try:
             urllib.request.urlopen(f"{url}/_stcore/health", timeout=5).close()
             return url
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:
             time.sleep(0.1)
     raise SystemExit(f"the dashboard did not answer within {START_S} s")
 
