@@ -174,3 +174,17 @@ def test_nothing_is_wider_than_a_phone(
     expect(key(page, "remote_disconnect")).to_be_visible(timeout=WAIT_MS)
     assert page.get_by_test_id("stMain").evaluate("element => element.scrollWidth <= element.clientWidth")
     context.close()
+
+
+def test_a_context_given_for_one_model_is_not_anothers(page: Page, address: str, server: OpenAiStandin) -> None:
+    server.behaviour.models = [{"id": "first", "owned_by": "me"}, {"id": "second", "owned_by": "me"}]
+    open_form(page, address)
+    find(page, server.url)
+    field = key(page, "remote_context").get_by_role("spinbutton")
+    field.fill("9000")
+    field.press("Enter")
+    key(page, "remote_model").get_by_role("combobox").click()
+    page.get_by_role("option", name="second").click()
+    key(page, "remote_use").get_by_role("button").click()
+    expect(page.get_by_text("Connected", exact=True)).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_text("4,096")).to_be_visible(timeout=WAIT_MS)
