@@ -36,7 +36,7 @@ POLL_S = 0.01
 SETTLED_NS = 100_000_000
 # A file system without locks, as some network file systems are.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
-FAULTS = (ValueError, TypeError, KeyError, AttributeError, RecursionError, DeckError)
+FAULTS = (ValueError, OverflowError, TypeError, KeyError, AttributeError, RecursionError, DeckError)
 WORDS: Mapping[type[Exception], str] = {UnicodeDecodeError: "not UTF-8", RecursionError: "nested too deeply"}
 _without_locks = threading.Lock()
 
