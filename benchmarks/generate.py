@@ -15,6 +15,7 @@ from benchmarks.peer import Answerer, serve
 from core.checkpoint import read_checkpoint
 from core.engine.kernels import KERNELS, can_run
 from core.engine.worker import ENVIRONMENT
+from core.gpu import read_snapshot
 
 # The names of our kernels in gptqmodel; one that it has none for on a CPU is its portable one, and in place of the
 # engine's own it takes its fastest.
@@ -36,7 +37,9 @@ def start(folder: str) -> Answerer:
     from core.engine.opening import find_devices
 
     checkpoint = read_checkpoint(Path(folder))
-    kernel = next(one for one in KERNELS if one.name in BACKENDS and can_run(one, checkpoint, find_devices()[0]))
+    kernel = next(
+        one for one in KERNELS if one.name in BACKENDS and can_run(one, checkpoint, find_devices(read_snapshot())[0])
+    )
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     settings = GPTQConfig(bits=checkpoint.quantization.bits, backend=BACKENDS[kernel.name])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, device_map=device)

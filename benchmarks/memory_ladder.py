@@ -24,6 +24,7 @@ from core.checkpoint import read_checkpoint
 from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan
 from core.engine.shape import read_shape
 from core.engine.worker import ENVIRONMENT
+from core.gpu import read_snapshot
 
 KERNELS = ("deck", "exllama_v2", "marlin", "triton")
 CONTEXTS = (2048, 4096)
@@ -172,7 +173,7 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     from core.engine.split import Places
     from core.engine.vocabulary import read_tokenizer
 
-    checkpoint, device = read_checkpoint(folder / name), find_devices()[0]
+    checkpoint, device = read_checkpoint(folder / name), find_devices(read_snapshot())[0]
     kernel = next(one for one in ALL if one.name == kernel_name)
     if not can_run(kernel, checkpoint, device):
         return []
