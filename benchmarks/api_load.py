@@ -100,7 +100,7 @@ def load_model(page: Page) -> None:
     for _ in range(CHATS_STEPS):
         slider.press("ArrowRight")
     page.wait_for_timeout(PAUSE_MS)
-    press(page, f"load_{MODEL}")
+    press(page, f"load_model_{MODEL}")
     page.get_by_text("Successfully loaded").wait_for(timeout=LOAD_MS)
 
 

@@ -86,7 +86,7 @@ def keep_loading(page: Page, model: str) -> str | None:
     if is_(page, "Ready"):
         press(page, "load_unload")
         page.get_by_text("No model loaded").wait_for()
-    press(page, f"load_{model}")
+    press(page, f"load_model_{model}")
     page.get_by_text("Starting the engine").wait_for()
     page.wait_for_timeout(PAUSE_MS)
     return "Load model"

@@ -71,7 +71,7 @@ def make_ready(page: Page) -> None:
     """The starter loaded, by hand of the Load Model page where it is not."""
     go(page, "Load model")
     expect(page.get_by_text(starter.NAME).first).to_be_visible()
-    button = key(page, f"load_{starter.NAME}").get_by_role("button")
+    button = key(page, f"load_model_{starter.NAME}").get_by_role("button")
     loaded = page.get_by_text("Successfully loaded")
     expect(button.or_(loaded).first).to_be_visible(timeout=LOAD_MS)
     if button.is_visible():
@@ -106,7 +106,7 @@ def choose_settings(page: Page, longest_answer: int) -> None:
 
 def test_a_load_shows_its_stages_and_survives_leaving_the_page(page: Page) -> None:
     go(page, "Load model")
-    key(page, f"load_{starter.NAME}").get_by_role("button").click()
+    key(page, f"load_model_{starter.NAME}").get_by_role("button").click()
     expect(page.get_by_text(re.compile(r"\d+ %")).first).to_be_visible(timeout=20_000)
     go(page, "Home")
     expect(page.get_by_role("heading", name="LlamaDeck")).to_be_visible()

@@ -87,7 +87,7 @@ def begin_download(page: Page) -> None:
 
 
 def card(page: Page) -> Locator:
-    return key(page, f"job_{FOLDER}")
+    return key(page, f"job_entry_{FOLDER}")
 
 
 def test_a_model_is_found_paused_resumed_after_a_kill_and_loaded(

@@ -81,7 +81,7 @@ def test_moving_a_slider_moves_the_bar_and_the_sentence(page: Page, address: str
 def test_a_model_that_does_not_fit_can_be_loaded_only_on_purpose(page: Page, address: str) -> None:
     open_page(page, address, "Load_Model")
     expect(bar(page, "70B does not fit")).to_be_visible()
-    expect(key(page, "load_70B")).to_have_count(0)
+    expect(key(page, "load_model_70B")).to_have_count(0)
     expect(key(page, "force_load_70B")).to_have_count(0)
     page.get_by_role("button", name="Load anyway").click()
     key(page, "force_load_70B").get_by_role("button").click()
@@ -103,7 +103,7 @@ def test_the_monitor_moves_without_drawing_a_chart_anew_while_an_answer_is_writt
     page: Page, address: str, standin: Standin
 ) -> None:
     open_page(page, address, "Load_Model")
-    key(page, "load_tiny").get_by_role("button").click()
+    key(page, "load_model_tiny").get_by_role("button").click()
     expect(page.get_by_text("Successfully loaded")).to_be_visible(timeout=WAIT_MS)
     page.get_by_test_id("stSidebarNav").get_by_role("link", name="Chat").click()
     field = page.get_by_test_id("stChatInputTextArea")

@@ -379,6 +379,14 @@ def test_a_deleted_model_is_gone_and_a_loaded_one_stays(models: Path) -> None:
     assert not (models / "tiny").exists() and "no model on disk yet" in tab.info[0].value
 
 
+def test_folders_may_be_called_as_other_things_in_the_library_are(models: Path) -> None:
+    names = ("tiny", "verify_tiny", "ask_tiny", "path")
+    for name in names:
+        make_checkpoint(models / name)
+    tab = show(open_page(), "library")
+    assert not tab.exception and all(has(tab, f"library_verify_{name}") for name in names)
+
+
 @pytest.mark.parametrize("button", ["library_copy", "library_link"])
 def test_a_folder_from_elsewhere_is_brought_in(models: Path, tmp_path: Path, button: str) -> None:
     make_checkpoint(tmp_path / "elsewhere" / "mine")

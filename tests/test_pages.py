@@ -97,7 +97,7 @@ def ask(tab: AppTest, text: str) -> AppTest:
 
 def load(tab: AppTest, name: str) -> AppTest:
     """Load a model by its button, and see the page as it is when that has ended."""
-    click(go(tab, "2_Load_Model"), f"load_{name}")
+    click(go(tab, "2_Load_Model"), f"load_model_{name}")
     resources.runner().wait_while_loading(WAIT_S)
     return run(tab)
 
@@ -200,13 +200,13 @@ def test_a_repaired_folder_becomes_a_model(models: Path, checkpoint: Path) -> No
     for path in checkpoint.iterdir():
         (models / "broken" / path.name).write_bytes(path.read_bytes())
     assert not run(tab).error
-    assert tab.button(key="load_broken")
+    assert tab.button(key="load_model_broken")
 
 
 def test_a_folder_whose_name_is_no_utf8_is_shown_and_harms_nothing(models: Path) -> None:
     os.mkdir(os.fsencode(models) + b"/bad\xff")
     tab = open_tab("2_Load_Model")
-    assert len(tab.error) == 2 and tab.button(key="load_tiny")
+    assert len(tab.error) == 2 and tab.button(key="load_model_tiny")
     assert len(open_tab().error) == 0
 
 
@@ -218,7 +218,7 @@ def test_a_models_folder_that_is_a_file_is_a_sentence(models: Path, monkeypatch:
 
 def test_a_load_names_its_stage_and_then_says_that_it_succeeded(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "60")
-    tab = click(open_tab("2_Load_Model"), "load_tiny")
+    tab = click(open_tab("2_Load_Model"), "load_model_tiny")
     assert any("Starting the engine" in bar.text for bar in tab.progress)
     assert any("Starting the engine" in bar.text for bar in go(tab, "3_Chat").progress)
     assert "Loading" in words(tab)
@@ -233,9 +233,19 @@ def test_a_load_names_its_stage_and_then_says_that_it_succeeded(models: Path, mo
 def test_loading_another_model_takes_the_place_of_the_first(models: Path) -> None:
     tab = load(load(open_tab(), "tiny"), LONG_NAME)
     assert resources.runner().state.model == LONG_NAME
-    assert len(tab.success) == 1 and tab.button(key="load_tiny")
+    assert len(tab.success) == 1 and tab.button(key="load_model_tiny")
     click(tab, "load_unload")
     assert resources.runner().state.phase == "empty" and not tab.success
+
+
+def test_models_may_be_called_as_other_things_on_the_page_are(models: Path, checkpoint: Path) -> None:
+    """A folder named chat once had the key of the button that leads to the chat, and the page ended with an error."""
+    names = ("chat", "place", "ask_tiny", "unload_tiny", "model_tiny")
+    for name in names:
+        (models / name).symlink_to(checkpoint)
+    tab = load(open_tab(), "tiny")
+    assert tab.success and all(tab.button(key=f"load_model_{name}") for name in names)
+    assert not go(tab, "1_Download").exception
 
 
 def test_unload_on_an_old_page_leaves_what_another_tab_loaded(models: Path) -> None:
@@ -249,7 +259,7 @@ def test_unload_on_an_old_page_leaves_what_another_tab_loaded(models: Path) -> N
 def test_a_load_takes_the_sliders_as_they_are_and_not_as_they_were_drawn(models: Path) -> None:
     tab = open_tab("2_Load_Model")
     named(tab.select_slider, "gauge_chats_tiny").set_value(4)
-    click(tab, "load_tiny")
+    click(tab, "load_model_tiny")
     resources.runner().wait_while_loading(WAIT_S)
     facts = resources.runner().state.facts
     assert facts is not None and facts.num_slots == 4

@@ -153,7 +153,7 @@ def test_a_model_of_this_machine_takes_the_place_of_the_servers(
     use(page, server.url)
     key(page, "load_place").get_by_text("This machine").click()
     expect(page.get_by_text("answers now. Loading a model here lets go of it.")).to_be_visible(timeout=WAIT_MS)
-    key(page, "load_tiny").get_by_role("button").click()
+    key(page, "load_model_tiny").get_by_role("button").click()
     expect(page.get_by_text("Successfully loaded")).to_be_visible(timeout=WAIT_MS)
     expect(page.get_by_text("lets go of it")).to_have_count(0)
 

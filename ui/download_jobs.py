@@ -66,7 +66,7 @@ def _draw_job(job: Job) -> None:
     """A card. What moves is drawn in fragments inside it, the rest by the page, with the same parts in every phase: a
     question or a list that somebody has opened stays open."""
     state = job.snapshot()
-    with st.container(border=True, key=f"job_{job.id}"):
+    with st.container(border=True, key=f"job_entry_{job.id}"):
         st.markdown(f"**{escape(job.source.name)}**")
         _keep_drawn(state.phase, _draw_state, job, state.phase)
         if refused := st.session_state.pop(f"{ERROR_KEY}_{job.id}", None):

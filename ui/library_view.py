@@ -57,7 +57,7 @@ def draw_library() -> None:
 def _draw_entry(entry: LibraryEntry, cards: Cards) -> None:
     folder = models_dir() / entry.name
     seen = fingerprint(folder)
-    with st.container(border=True, key=f"library_{entry.name}"):
+    with st.container(border=True, key=f"library_entry_{entry.name}"):
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(entry.name)}**")
             if entry.checkpoint is not None:

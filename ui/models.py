@@ -70,7 +70,7 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, cards: Cards, show
     elif gpu_error() is not None:
         with st.container(horizontal=True):
             _load_button(entry.name, (context_tokens, num_chats))
-            with st.popover(tr("load.on_cpu"), icon=":material/memory:", key=f"load_ask_cpu_{entry.name}"):
+            with st.popover(tr("load.on_cpu"), icon=":material/memory:", key=f"load_cpu_ask_{entry.name}"):
                 st.markdown(tr("load.on_cpu_text"))
                 st.button(tr("load.on_cpu_yes"), key=f"load_on_cpu_{entry.name}", icon=":material/play_arrow:",
                           on_click=_load, args=(entry.name, (context_tokens, num_chats), False, True))  # fmt: skip
@@ -79,7 +79,9 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, cards: Cards, show
 
 
 def _load_button(name: str, drawn: tuple[int, int]) -> None:
-    st.button(tr("load.load"), key=f"load_{name}", icon=":material/play_arrow:", on_click=_load, args=(name, drawn))
+    # Folders have any name: the keys of what else there is on the page begin otherwise, whatever "name" is.
+    st.button(tr("load.load"), key=f"load_model_{name}", icon=":material/play_arrow:", on_click=_load,
+              args=(name, drawn))  # fmt: skip
 
 
 def _load(name: str, drawn: tuple[int, int], force: bool = False, on_cpu: bool = False) -> None:
