@@ -17,7 +17,7 @@ from core.checkpoint import read_checkpoint
 from core.errors import DeckError, InputError
 from core.hub.address import Address
 from core.hub.downloads import Downloads, Job, JobState
-from core.hub.place import Place, held, os_errors_explained
+from core.hub.place import Place, discard, held, os_errors_explained
 from core.hub.record import FILE, read_record
 from core.hub.source import Source
 from tests.hub_models import FOLDER, MIB, QUICK, REPO, WEIGHTS, hashes, make_model, source_at
@@ -420,6 +420,49 @@ def test_a_paused_job_is_cancelled_too(patient: Downloads, hub: HubStandin, mode
     patient.cancel(job.id)
     assert job.snapshot().phase == "cancelled"
     assert list(models.iterdir()) == []
+
+
+def test_whoever_looks_does_not_wait_for_a_cancel(
+    patient: Downloads, hub: HubStandin, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pages once waited until the files of the cancelled model were removed."""
+    job = begun(patient, hub, models)
+    patient.pause(job.id)
+    finish(job)
+    seen: list[list[str]] = []
+
+    def look_and_discard(place: Place) -> None:
+        looking = threading.Thread(target=lambda: seen.append([one.snapshot().phase for one in patient.jobs]))
+        looking.start()
+        looking.join(LONG_S)
+        discard(place)
+
+    monkeypatch.setattr("core.hub.job.discard", look_and_discard)
+    patient.cancel(job.id)
+    assert seen == [["pausing"]] and job.snapshot().phase == "cancelled"
+    assert list(models.iterdir()) == []
+
+
+@pytest.mark.parametrize("phase", ["paused", "queued"])
+def test_a_cancel_that_cannot_remove_leaves_the_job_as_it_was(
+    patient: Downloads, hub: HubStandin, models: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    make_model(hub.root / "some/other" / "main", 1, seed=1)
+    begun(patient, hub, models)
+    job = patient.add(source_at(hub, "some/other"))
+    if phase == "paused":
+        patient.pause(job.id)
+
+    def refuse(_: Place) -> None:
+        raise DeckError("unreadable", file=str(models), why="Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("core.hub.job.discard", refuse)
+        with pytest.raises(DeckError):
+            patient.cancel(job.id)
+    assert job.snapshot().phase == phase
+    patient.cancel(job.id)
+    assert job.snapshot().phase == "cancelled"
 
 
 def test_an_unfinished_job_is_there_in_the_next_process(

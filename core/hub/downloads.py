@@ -82,8 +82,15 @@ class Downloads:
     def cancel(self, job_id: str) -> None:
         """Stop the job and remove what was fetched. Raises DeckError where that cannot be removed."""
         with self._changed:
-            if job_id in self._jobs:
-                self._jobs[job_id].stop("cancel")
+            job = self._jobs.get(job_id)
+        if job is None:
+            return
+        try:
+            job.stop("cancel")
+        finally:
+            with self._changed:
+                # What cannot be removed waits for its turn again.
+                self._changed.notify_all()
 
     def forget(self, job_id: str) -> None:
         """Take a job off the list that is done, failed or cancelled. What a failed one fetched stays on disk."""

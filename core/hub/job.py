@@ -83,15 +83,24 @@ class Job:
         Raises DeckError where it cannot be removed, such as while another process fetches the same model.
         """
         with self._lock:
-            if self._phase in AT_WORK:
+            before = self._phase
+            if before in AT_WORK:
                 self._stop.request(reason)
                 self._phase = "pausing"
                 return
-            if reason == "cancel" and self._phase != "done":
-                self._discard()
-                self._rest("cancelled")
-            elif self._phase == "queued":
-                self._rest("paused")
+            if reason == "pause" or before == "done":
+                if before == "queued":
+                    self._rest("paused")
+                return
+            self._phase = "pausing"
+        try:
+            # Gigabytes take a while to be removed: whoever looks at the job does not wait for that.
+            self._discard()
+        except BaseException:
+            with self._lock:
+                self._phase = before
+            raise
+        self._rest("cancelled")
 
     def requeue(self) -> None:
         """Let a job that rests wait for its turn again."""
