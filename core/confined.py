@@ -83,9 +83,11 @@ class Confined:
     def warm(self) -> None:
         """Start a child that the first new key gets, so that nobody waits for its start."""
         with self._choosing:
-            if self._spare is None:
-                self._spare = _Child(self._module, self.limits)
-                self._spare.begin()
+            if self._spare is not None:
+                return
+            spare = self._spare = _Child(self._module, self.limits)
+        with spare.lock:
+            spare.begin_unless_alive()
 
     def ask(
         self, key: Hashable, opening: Any, question: Any, max_chars: int, check: Callable[[], None] = lambda: None
@@ -118,22 +120,31 @@ class Confined:
     def _child(self, key: Hashable) -> Iterator[_Child]:
         """The child of `key`, which is not taken away while it is in use. Raises LimitReached where all are."""
         with self._choosing:
-            if key not in self._children:
-                idle = [other for other, child in self._children.items() if child.num_users == 0]
-                if len(self._children) >= self._max_processes:
-                    if not idle:
-                        raise LimitReached("busy")
-                    self._children.pop(idle[0]).end()
-                self._children[key] = self._spare or _Child(self._module, self.limits)
-                self._spare = None
+            gone = self._make_room(key)
             self._children.move_to_end(key)
             child = self._children[key]
             child.num_users += 1
         try:
+            if gone is not None:
+                gone.end()
             yield child
         finally:
             with self._choosing:
                 child.num_users -= 1
+
+    def _make_room(self, key: Hashable) -> _Child | None:
+        """See that there is a child of `key`; the one that had to go for it, which its caller ends without the lock."""
+        if key in self._children:
+            return None
+        gone: _Child | None = None
+        if len(self._children) >= self._max_processes:
+            idle = [other for other, child in self._children.items() if child.num_users == 0]
+            if not idle:
+                raise LimitReached("busy")
+            gone = self._children.pop(idle[0])
+        self._children[key] = self._spare or _Child(self._module, self.limits)
+        self._spare = None
+        return gone
 
 
 class _Child:
@@ -150,8 +161,7 @@ class _Child:
 
     def ask(self, opening: Any, question: Any, max_chars: int, deadline_s: float) -> str:
         try:
-            if self._process is None or self._process.poll() is not None:
-                self.begin()
+            self.begin_unless_alive()
             if not self._is_opened:
                 self._send(opening, deadline_s)
                 self._is_opened = True
@@ -194,8 +204,10 @@ class _Child:
             process.kill()
             process.wait()
 
-    def begin(self) -> None:
-        """Start the process. Raises LimitReached where there can be none."""
+    def begin_unless_alive(self) -> None:
+        """Start the process where there is none. Raises LimitReached where there can be none."""
+        if self._process is not None and self._process.poll() is None:
+            return
         self.end()
         try:
             self._start()

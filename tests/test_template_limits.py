@@ -18,7 +18,7 @@ from core.chat.context import Pieces
 from core.chat.modes import Names
 from core.chat.speaking import render_turns
 from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
-from core.confined import Confined, LimitReached, Limits, Refused, end_all
+from core.confined import Confined, LimitReached, Limits, Refused, _Child, end_all
 
 SAID = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -259,6 +259,23 @@ def test_children_are_limited_in_number_and_end_when_they_are_let_go() -> None:
     assert [process.poll() is None for process in started] == [False, False, True, True]
     confined.close()
     assert all(process.poll() is not None for process in started)
+
+
+def test_nobody_waits_for_the_end_of_a_child_that_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may not let go of a process for a while; those who ask others go on meanwhile."""
+    confined = Confined("core.chat.template_child", Limits(1.0, 96, 30.0), 1)
+    confined.ask("first", SAID, {"messages": ask()}, 100)
+    end, others_wait = _Child.end, []
+
+    def end_and_look(child: _Child) -> None:
+        others_wait.append(confined._choosing.locked())
+        end(child)
+
+    monkeypatch.setattr(_Child, "end", end_and_look)
+    assert confined.ask("second", SAID, {"messages": ask()}, 100) == "[user]hi"
+    assert others_wait and not any(others_wait)
+    assert started[0].poll() is not None
+    confined.close()
 
 
 def test_at_the_end_a_child_that_computes_is_ended_too() -> None:
