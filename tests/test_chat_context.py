@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,15 @@ def test_the_real_tokenizer_counts_without_adding(starter_folder: Path) -> None:
     counter = read_counter(starter_folder)
     assert counter.opening == "" and counter.count("<|im_start|>user\nHello<|im_end|>") == 5
     assert counter.count("word " * 20_000) > 20_000
+
+
+def test_a_text_is_counted_once_and_is_not_kept_for_that(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, counted = read_counter(folder), []
+    monkeypatch.setattr(counter, "_count", lambda text: counted.append(len(text)) or len(text))
+    text = "Llamas " * 100
+    before = sys.getrefcount(text)
+    assert [counter.count(text), counter.count(text), counter.count("Llamas")] == [700, 700, 6]
+    assert counted == [700, 6] and sys.getrefcount(text) == before
 
 
 def test_a_long_text_is_counted_while_others_go_on(starter_folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +18,8 @@ from core.panics import panics_as_errors, why_of
 
 # Rather too many: a prompt that is cut a little early is answered, one that is too long is not.
 BYTES_PER_TOKEN = 3
-MAX_CACHED_TEXTS = 8192
-# What is cached is short; a whole prompt is counted once.
-MAX_CACHED_CHARS = 20_000
+# So many texts are not counted again. They are known by their digests: they themselves would be hundreds of megabytes.
+MAX_KNOWN, DIGEST_BYTES = 8192, 16
 # The largest vocabularies, of 260,000 tokens, take 35 MB.
 MAX_TOKENIZER_BYTES = 256 * 2**20
 Result = TypeVar("Result")
@@ -40,10 +42,20 @@ class TokenCounter:
         self._model = model
         self.is_exact = tokenizer is not None
         self.opening = _opening(tokenizer) if tokenizer else ""
-        self._cached = lru_cache(MAX_CACHED_TEXTS)(self._count)
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, int] = OrderedDict()
 
     def count(self, text: str) -> int:
-        return self._cached(text) if len(text) <= MAX_CACHED_CHARS else self._count(text)
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+        with self._lock:
+            count = self._known.pop(digest, None)
+        if count is None:
+            count = self._count(text)
+        with self._lock:
+            self._known[digest] = count
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+        return count
 
     def encode(self, text: str) -> list[int] | None:
         """The tokens that `count` counts; None where that is an estimate."""
