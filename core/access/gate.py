@@ -56,7 +56,7 @@ from core.access.visitors import (
     Visitors,
     is_elsewhere_by_its_address,
 )
-from core.access.watch import Watch
+from core.access.watch import POLICY_VIOLATION, Watch
 from core.errors import DeckError
 from core.text import translate
 
@@ -66,7 +66,6 @@ SIGN_ON_OUT = "/auth/logout"
 SIGN_ON_S = 32 * 24 * 3600
 SIGN_ON_PATHS = frozenset({"/auth/login", SIGN_ON_OUT, "/oauth2callback"})
 MAX_FORM_BYTES, FORM_S = 4096, 10.0
-POLICY_VIOLATION = 1008
 WARN_S = 60.0
 
 
@@ -184,9 +183,8 @@ class Gate:
         devices = self._visitors.devices(request, origin)
         if visitor.person or visitor.session is None or not is_page(request) or devices:
             return send
-        secure = is_secure(request) if origin is None else origin.scheme == "https"
         given = Response()
-        set_cookie(given, DEVICE_COOKIE, self._access.devices.make(origin), DEVICE_S, secure)
+        set_cookie(given, DEVICE_COOKIE, self._access.devices.make(origin), DEVICE_S, is_secure(request, origin))
         return with_header(send, b"set-cookie", given.headers["set-cookie"].encode())
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -290,7 +288,7 @@ class Gate:
         answer = redirect(wanted)
         was_told = origin is not None and was_sent_to(request, origin)
         token = self._access.sessions.begin(origin, was_told)
-        set_cookie(answer, COOKIE, token, SESSION_S, is_secure(request) if origin is None else origin.scheme == "https")
+        set_cookie(answer, COOKIE, token, SESSION_S, is_secure(request, origin))
         return answer
 
     async def _sign_out(self, request: Request) -> Response:

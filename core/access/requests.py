@@ -66,9 +66,9 @@ def is_page(request: HTTPConnection) -> bool:
     return "text/html" in request.headers.get("accept", "") and not request.scope["path"].startswith(NO_PAGES)
 
 
-def is_secure(request: HTTPConnection) -> bool:
-    """Whether the browser spoke https, to us or to a proxy that stands before us."""
-    if (origin := parse_origin(request.headers.get("origin", ""))) is not None:
+def is_secure(request: HTTPConnection, at: Origin | None = None) -> bool:
+    """Whether the browser spoke https, to us or to a proxy that stands before us; `at`: its page's origin."""
+    if (origin := at or parse_origin(request.headers.get("origin", ""))) is not None:
         return origin.scheme == "https"
     return request.scope["scheme"] in ("https", "wss") or is_https_told(request.headers)
 

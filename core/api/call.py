@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ STALL_S = 60.0
 # What others write into their logs for a client that went away; it is never sent.
 CLIENT_GONE = 499
 DONE = "[DONE]"
-MAX_SHOWN_CHARS = 200
+MAX_SHOWN_CHARS, MAX_METHOD_CHARS = 200, 20
 # How often a stream asks whether its key still opens anything.
 RECHECK_S = 1.0
 SSE_HEADERS = {
@@ -130,6 +130,16 @@ class Call:
             await self._refuse_early(to_json(body), shape.status, headers)
             return
         await self.json(body, shape.status, headers)
+
+    async def refuse_path(self) -> None:
+        """There is nothing at the path that was asked for."""
+        await self.refuse(ApiError("api_path", path=self.request.scope["path"][:MAX_SHOWN_CHARS]))
+
+    async def refuse_method(self, methods: Iterable[str]) -> None:
+        """What is at the path takes other `methods`."""
+        allowed = ", ".join(methods)
+        error = ApiError("api_method", method=self.request.method[:MAX_METHOD_CHARS], allowed=allowed)
+        await self.refuse(error, {"allow": allowed})
 
     def _has_more(self) -> bool:
         """Whether more of a body may come than a server throws away without noticing."""

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
-from urllib.parse import unquote
 
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
@@ -74,10 +73,9 @@ class Endpoint:
         elif handler is not None:
             await handler(call)
         elif self._handlers:
-            allowed = ", ".join(self._handlers)
-            await call.refuse(ApiError("api_method", method=method[:20], allowed=allowed), {"allow": allowed})
+            await call.refuse_method(self._handlers)
         else:
-            raise ApiError("api_path", path=unquote(call.request.url.path)[:200])
+            await call.refuse_path()
 
 
 def make_routes(

@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection
 from contextlib import suppress
-from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from core.access.requests import NO_PAGES
 from core.api.call import Call, ClientGone
-from core.api.errors import ApiError
 
 # The dashboard's own machinery, which has no pages and whose programs know what they ask for.
-MACHINERY = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/", "/auth/", "/oauth2callback")
+MACHINERY = (*NO_PAGES, "/auth/", "/oauth2callback")
 READING = ("GET", "HEAD")
-MAX_PATH_CHARS = 200
 
 
 class Strays:
@@ -48,12 +46,10 @@ class Strays:
                 await self._refuse(Call(scope, receive, send, asyncio.Event()))
 
     async def _refuse(self, call: Call) -> None:
-        path, method = call.request.scope["path"], call.request.method
-        if path.rstrip("/") in self._pages:
-            allowed = ", ".join(READING)
-            await call.refuse(ApiError("api_method", method=method[:20], allowed=allowed), {"allow": allowed})
+        if call.request.scope["path"].rstrip("/") in self._pages:
+            await call.refuse_method(READING)
         else:
-            await call.refuse(ApiError("api_path", path=unquote(path)[:MAX_PATH_CHARS]))
+            await call.refuse_path()
 
     def _is_for_page(self, scope: Scope) -> bool:
         is_browser = "text/html" in Headers(scope=scope).get("accept", "")
