@@ -12,9 +12,9 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
+from core.driver import CUDA, split_version
 from core.settings import ROOT
 
-LIBRARY = "libcuda.so.1"
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 # A driver that hangs is waited for no longer.
 ASK_S = 20.0
@@ -34,7 +34,7 @@ class CudaDriver:
 def ask_cuda() -> CudaDriver:
     """Start CUDA in this process and say how that went."""
     try:
-        library = ctypes.CDLL(LIBRARY)
+        library = ctypes.CDLL(CUDA)
         code = int(library.cuInit(0))
     except (OSError, AttributeError):
         return CudaDriver(None)
@@ -59,7 +59,7 @@ def ask_cuda_apart() -> CudaDriver | None:
 
 def cuda_version(number: int | None) -> str | None:
     """CUDA's 12040 as "12.4"."""
-    return f"{number // 1000}.{number % 1000 // 10}" if number else None
+    return "{}.{}".format(*split_version(number)) if number else None
 
 
 if __name__ == "__main__":

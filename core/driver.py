@@ -91,7 +91,7 @@ def _ask_nvml(library: ctypes.CDLL) -> Driver | None:
         # Old drivers lack the second version, which counts libraries of a newer CUDA that lie beside the driver's own.
         ask = getattr(library, name, None)
         if ask is not None and not ask(ctypes.byref(number)) and number.value > 0:
-            return Driver(_split(number.value), version, tuple(capabilities))
+            return Driver(split_version(number.value), version, tuple(capabilities))
     return Driver(cuda_of(version) or _ask_cuda().cuda, version, tuple(capabilities))
 
 
@@ -129,7 +129,7 @@ def _ask_cuda() -> Driver:
             library = ctypes.CDLL(name)
             if library.cuDriverGetVersion(ctypes.byref(number)) or number.value <= 0:
                 continue
-            cuda, capabilities = _split(number.value), []
+            cuda, capabilities = split_version(number.value), []
             if not library.cuInit(0) and not library.cuDeviceGetCount(ctypes.byref(number)):
                 for index in range(number.value):
                     if not library.cuDeviceComputeCapability(ctypes.byref(major), ctypes.byref(minor), index):
@@ -142,6 +142,6 @@ def _find_smi() -> str | None:
     return shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=str(WSL))
 
 
-def _split(number: int) -> Version:
+def split_version(number: int) -> Version:
     """12020 is CUDA 12.2."""
     return number // 1000, number % 1000 // 10

@@ -87,7 +87,7 @@ class Choices:
     def __exit__(self, *_: object) -> None:
         for choice in self.choices:
             if choice.answer.is_running:
-                # Not here: the engine may be held by a load for seconds. Nobody waits for it.
+                # Not here: nobody waits for it.
                 self._loop.run_in_executor(None, choice.answer.cancel)
 
     def _wake(self) -> None:
@@ -145,7 +145,7 @@ def _num_tokens(answer: Answer) -> int:
 
 
 def begin(engine: Engine, asks: Sequence[Ask], loaded: Loaded, client: str = "") -> list[Choice]:
-    """Ask the engine; not for the event loop, which a load would hold up. Raises EngineError, ApiError."""
+    """Ask the engine; not for the event loop, as a long prompt takes a while. Raises EngineError, ApiError."""
     choices: list[Choice] = []
     try:
         for number, ask in enumerate(asks):

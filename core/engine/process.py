@@ -36,6 +36,7 @@ SILENT_S = 3.0
 MAX_WAITING_BYTES = 64 * 2**20
 # No event is a hundredth as long.
 MAX_EVENT_BYTES = 64 * 2**20
+NEVER = float("inf")
 
 
 class Worker:
@@ -70,9 +71,9 @@ class Worker:
         self._commands: deque[tuple[int | None, bytes]] = deque()
         self._waiting_bytes, self._is_closed = 0, False
         # By time.monotonic(): its last sign of life, since when it does not read a command, since when it is stuck.
-        self._sign_s, self._unread_s, self._stuck_s = time.monotonic(), _NEVER, _NEVER
+        self._sign_s, self._unread_s, self._stuck_s = time.monotonic(), NEVER, NEVER
         # While it loads: how much it has worked, and when that was last seen to grow.
-        self._is_loaded, self._work, self._worked_s = False, 0, -_NEVER
+        self._is_loaded, self._work, self._worked_s = False, 0, -NEVER
         self._is_garbled = False
         self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
         try:
@@ -179,7 +180,7 @@ class Worker:
             except (OSError, ValueError):
                 log.debug("the engine's process is gone; a command was not sent")
                 return
-            self._unread_s = _NEVER
+            self._unread_s = NEVER
 
     def _next(self) -> bytes | None:
         with self._changed:
@@ -220,7 +221,7 @@ class Worker:
         try:
             match event:
                 case Heartbeat():
-                    self._stuck_s = self._sign_s - event.stuck_s if event.stuck_s else _NEVER
+                    self._stuck_s = self._sign_s - event.stuck_s if event.stuck_s else NEVER
                 case Prepared():
                     self._on_prepared(event)
                 case _:
@@ -237,9 +238,6 @@ class Worker:
         self._writer.join()
         self._pipe.close()
         self._socket.close()
-
-
-_NEVER = float("inf")
 
 
 def _work_of(pid: int) -> int:

@@ -9,9 +9,8 @@ from typing import Any
 from core.errors import DeckError, InputError
 from core.hub.address import DEFAULT_REVISION, REPO, Address
 from core.hub.endpoints import checked_endpoint
-from core.hub.metadata import Repository, open_client, read_bytes
+from core.hub.metadata import Repository, open_client, parse_json, read_bytes
 from core.model_files import DTYPE_BYTES, is_whole, printable
-from core.plain_json import load_json
 
 NUM_RESULTS = 40
 MAX_QUERY_CHARS = 200
@@ -59,10 +58,7 @@ def search_route(text: str) -> str:
 
 def parse_results(data: bytes, host: str) -> tuple[FoundModel, ...]:
     """The results in the server's answer. What is no model of it is left out."""
-    try:
-        listed = load_json(data)
-    except (ValueError, RecursionError):
-        listed = None
+    listed = parse_json(data)
     if not isinstance(listed, list):
         raise DeckError("hub_answer", host=host)
     found = [_model(entry) for entry in listed if isinstance(entry, dict) and _is_name(entry.get("id"))]
