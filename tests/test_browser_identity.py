@@ -233,7 +233,7 @@ def test_what_another_tab_set_is_not_set_back_by_a_closed_popover(house: House, 
         expect(key(popover(tab, name), field)).to_be_visible()
         tab.keyboard.press("Escape")
     house.store.rename(chat, "By the other tab")
-    house.store.set_settings(chat, {"system": "By the other tab.", "sampling": {"seed": 7}})
+    house.store.change_settings(chat, lambda _: {"system": "By the other tab.", "sampling": {"seed": 7}})
     say(tab, "first")
     say(tab, "second")
     info = house.store.read(chat).info
@@ -245,7 +245,7 @@ def test_instructions_that_another_tab_changed_are_not_written_over(house: House
     chat = make_chat(house, "both write")
     open_chat(tab, house, chat)
     field = key(popover(tab, "chat_who"), "chat_system").locator("textarea")
-    house.store.set_settings(chat, {"system": "Theirs."})
+    house.store.change_settings(chat, lambda _: {"system": "Theirs."})
     type_into(field, "Mine.", "Control+Enter")
     expect(tab.get_by_text("was not written over it: Mine.")).to_be_visible()
     assert house.store.read(chat).info.settings == {"system": "Theirs."}

@@ -183,7 +183,7 @@ def test_a_chat_cut_short_comes_back_with_all_versions(store: ChatStore) -> None
 def test_a_branch_copies_the_way_up_to_a_message(store: ChatStore) -> None:
     chat = store.create("chat", "Ada", {"preset": "x"})
     ids = say(store, chat, "q1", "a1", "q2")
-    store.set_draft(chat, "typed")
+    store.add_draft(chat, "typed")
     branch = store.branch(ids[1])
     say(store, branch, "elsewhere")
     assert texts(store, branch) == ["q1", "a1", "elsewhere"] and texts(store, chat) == ["q1", "a1", "q2"]
@@ -283,7 +283,7 @@ def test_a_deleted_chat_takes_nothing_until_it_is_back(store: ChatStore) -> None
         lambda: store.append_user(chat, "x", ids[-1]),
         lambda: store.edit(ids[0], "x"),
         lambda: store.rename(chat, "x"),
-        lambda: store.set_draft(chat, "x"),
+        lambda: store.add_draft(chat, "x"),
         lambda: store.delete_chat(chat),
         lambda: store.read(chat),
         lambda: store.info(chat),
@@ -391,9 +391,9 @@ def test_a_proposed_title_follows_what_is_shown(store: ChatStore) -> None:
 
 def test_settings_and_drafts_are_each_kept(store: ChatStore) -> None:
     chat = store.create("instruct")
-    store.set_settings(chat, {"sampling": {"temperature": 0.1}})
-    store.set_mode(chat, "chat-instruct", "Ada")
-    store.set_draft(chat, "not sent yet")
+    store.change_settings(chat, lambda _: {"sampling": {"temperature": 0.1}})
+    store.set_character(chat, "Ada")
+    store.add_draft(chat, "not sent yet")
     info = store.info(chat)
     assert info.settings == {"sampling": {"temperature": 0.1}} and info.draft == "not sent yet"
     assert (info.mode, info.character) == ("chat-instruct", "Ada")

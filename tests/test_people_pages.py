@@ -86,7 +86,7 @@ def test_the_preview_and_the_prompt_of_a_chat_know_only_who_looks(be: Be, places
         be(person)
         store = resources.chat_store()
         chat = store.add(CopiedChat((CopiedMessage(None, "user", "Hi", 0.0),), "One", True))
-        store.set_mode(chat, "chat-instruct", "Ada")
+        store.set_character(chat, "Ada")
         assert ("A spy." in str(prompt_of(store.read(chat)).fitted.prompt)) == there
 
 

@@ -137,21 +137,15 @@ class ChatStore:
     def pin(self, chat: int, is_pinned: bool) -> None:
         self._set(chat, "is_pinned = ?", is_pinned)
 
-    def set_settings(self, chat: int, settings: dict[str, Any]) -> None:
-        self._set(chat, "settings = ?", to_column(settings))
-
     def change_settings(self, chat: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Make new settings of those that hold now: what another tab sets at the same time stays."""
         with self._changing_chat(chat) as db:
             settings = change(read_info(db, chat).settings)
             db.execute("UPDATE chats SET settings = ? WHERE id = ?", (to_column(settings), chat))
 
-    def set_mode(self, chat: int, mode: Mode, character: str | None = None) -> None:
-        """Put a chat to the model in another mode; without a `character` the one who speaks stays."""
-        if character is None:
-            self._set(chat, "mode = ?", mode)
-        else:
-            self._set(chat, "mode = ?, character = ?", mode, printable(character))
+    def set_mode(self, chat: int, mode: Mode) -> None:
+        """Put a chat to the model in another mode; who speaks stays."""
+        self._set(chat, "mode = ?", mode)
 
     def set_character(self, chat: int, character: str) -> None:
         """Let another one speak. A person's own choice of plain lines or of a notebook stays; else the model's format
@@ -161,10 +155,6 @@ class ChatStore:
             if mode not in ("chat", "notebook"):
                 mode = "chat-instruct" if character else "instruct"
             db.execute("UPDATE chats SET mode = ?, character = ? WHERE id = ?", (mode, printable(character), chat))
-
-    def set_draft(self, chat: int, text: str) -> None:
-        """What was typed and not sent."""
-        self._set(chat, "draft = ?", printable(text))
 
     def add_draft(self, chat: int, text: str) -> None:
         """Note down `text` below what was typed and not sent."""
