@@ -51,19 +51,16 @@ def test_a_driver_and_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "has_gpu", "expected"),
+    ("said", "expected"),
     [
-        ('["2.13.0", "12.8", true]', True, ("ok", "torch_gpu")),
-        ('["2.13.0", "12.8", false]', True, ("fail", "torch_no_gpu")),
-        ('["2.13.0", "12.8", false]', False, ("ok", "torch_cpu")),
-        ('["2.13.0+cpu", null, false]', False, ("ok", "torch_cpu")),
-        ('["2.13.0+cpu", null, false]', True, ("fail", "torch_cpu_only")),
-        ("nonsense", False, ("fail", "torch_broken")),
-        ("", False, ("fail", "torch_broken")),
+        ('["2.13.0", "12.8", false]', ("ok", "torch_cpu")),
+        ('["2.13.0+cpu", null, false]', ("ok", "torch_cpu")),
+        ("nonsense", ("fail", "torch_broken")),
+        ("", ("fail", "torch_broken")),
     ],
 )
-def test_torch(tmp_path: Path, said: str, has_gpu: bool, expected: tuple[str, str]) -> None:
-    assert verdict(machine.check_torch(has_gpu, fake_python(tmp_path, f"echo '{said}'"))) == expected
+def test_torch_without_a_gpu(tmp_path: Path, said: str, expected: tuple[str, str]) -> None:
+    assert verdict(machine.check_torch(GpuSnapshot(0.0), fake_python(tmp_path, f"echo '{said}'"))) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,14 +81,14 @@ def test_why_torch_cannot_use_a_gpu_is_said(
     gpu = Gpu(0, name="NVIDIA A40", total_mib=46068, compute_capability=(8, 6))
     monkeypatch.setattr(machine, "ask_cuda_apart", lambda: driver)
     python = fake_python(tmp_path, f"echo '{said}'")
-    assert verdict(machine.check_torch(True, python, GpuSnapshot(0.0, "535.1", "12.2", (gpu,)))) == expected
+    assert verdict(machine.check_torch(GpuSnapshot(0.0, "535.1", "12.2", (gpu,)), python)) == expected
 
 
 def test_a_torch_that_cannot_be_imported_is_quoted(tmp_path: Path) -> None:
     python = fake_python(tmp_path, "echo 'Traceback' >&2; echo 'ImportError: libcudart.so.12' >&2; exit 1")
-    finding = machine.check_torch(False, python)
+    finding = machine.check_torch(GpuSnapshot(0.0), python)
     assert verdict(finding) == ("fail", "torch_broken") and "libcudart" in finding.text("en")
-    assert verdict(machine.check_torch(False, "/no/such/python")) == ("fail", "torch_broken")
+    assert verdict(machine.check_torch(GpuSnapshot(0.0), "/no/such/python")) == ("fail", "torch_broken")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def check_machine(gpus: GpuSnapshot) -> Iterator[Finding]:
     yield check_python(sys.version_info[:2])
     yield check_venv(Path(sys.prefix))
     yield check_driver(gpus)
-    yield check_torch(bool(gpus.gpus), gpus=gpus)
+    yield check_torch(gpus)
     yield check_compilers(bool(gpus.gpus), frozenset(name for name in (*COMPILERS, *C_COMPILERS) if shutil.which(name)))
     yield check_kernels(bool(gpus.gpus), cache_dir() / "kernels", library_folder())
 
@@ -61,8 +61,9 @@ def check_driver(gpus: GpuSnapshot) -> Finding:
     return found("driver", "ok", "driver_ok", driver=driver, cuda=cuda, gpus=names)
 
 
-def check_torch(has_gpu: bool, python: str = sys.executable, gpus: GpuSnapshot | None = None) -> Finding:
-    """What torch is and sees; with `gpus` given also why it can use none of them."""
+def check_torch(gpus: GpuSnapshot, python: str = sys.executable) -> Finding:
+    """What torch is and sees, and why it can use none of the `gpus`."""
+    has_gpu = bool(gpus.gpus)
     try:
         asked = subprocess.run([python, "-c", ASK_TORCH], capture_output=True, text=True, timeout=TORCH_S, check=True)
         version, cuda, sees_gpu, *architectures = json.loads(asked.stdout.splitlines()[-1])
@@ -71,16 +72,11 @@ def check_torch(has_gpu: bool, python: str = sys.executable, gpus: GpuSnapshot |
         return found("torch", "fail", "torch_broken", why=why[:200])
     except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
         return found("torch", "fail", "torch_broken", why=type(error).__name__)
-    if gpus is not None:
-        known = InstalledTorch(version, cuda, tuple(architectures) or None)
-        driver = CudaDriver(0, num_gpus=1, cuda=cuda) if sees_gpu else ask_cuda_apart() if has_gpu else None
-        unused = find_gpu_error(gpus, known, driver)
-        if unused is not None:
-            return Finding("torch", "fail", f"error.{unused.key}", unused.params)
-    if cuda is None:
-        return found(
-            "torch", "fail" if has_gpu else "ok", "torch_cpu_only" if has_gpu else "torch_cpu", version=version
-        )
+    known = InstalledTorch(version, cuda, tuple(architectures) or None)
+    driver = CudaDriver(0, num_gpus=1, cuda=cuda) if sees_gpu else ask_cuda_apart() if has_gpu else None
+    unused = find_gpu_error(gpus, known, driver)
+    if unused is not None:
+        return Finding("torch", "fail", f"error.{unused.key}", unused.params)
     if has_gpu and not sees_gpu:
         return found("torch", "fail", "torch_no_gpu", version=version, cuda=cuda)
     key = "torch_gpu" if sees_gpu else "torch_cpu"
