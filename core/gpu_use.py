@@ -129,9 +129,14 @@ def visible_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str] = os.enviro
     return whole or sorted(seen, key=lambda gpu: gpu.error is not None)[:1]
 
 
+def readable_gpus(gpus: Iterable[Gpu]) -> list[Gpu]:
+    """The GPUs whose memory can be read."""
+    return [gpu for gpu in gpus if gpu.error is None and gpu.total_mib and gpu.free_mib is not None]
+
+
 def usable_gpus(gpus: Sequence[Gpu], torch: InstalledTorch | None) -> list[Gpu]:
     """The GPUs that can be read, that CUDA shows, and that this torch has code for."""
-    readable = [gpu for gpu in visible_gpus(gpus) if gpu.error is None and gpu.total_mib and gpu.free_mib is not None]
+    readable = readable_gpus(visible_gpus(gpus))
     return [gpu for gpu in readable if torch is None or has_code(torch, gpu.compute_capability)]
 
 

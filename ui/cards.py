@@ -17,6 +17,7 @@ from core.gpu_use import (
     has_nvidia_card,
     installed_torch,
     is_cpu_chosen,
+    readable_gpus,
     usable_gpus,
 )
 from core.gpu_use import names_of as names_of_gpus
@@ -35,11 +36,10 @@ def reading() -> GpuSnapshot | None:
     return monitor().latest(FIRST_READING_S)
 
 
-def readable_gpus() -> list[Gpu]:
+def gpus_here() -> list[Gpu]:
     """The GPUs whose memory can be read, in NVML's order."""
     latest = reading()
-    gpus = latest.gpus if latest else ()
-    return [gpu for gpu in gpus if gpu.error is None and gpu.total_mib and gpu.free_mib is not None]
+    return readable_gpus(latest.gpus if latest else ())
 
 
 def gpu_error() -> GpuUseError | None:
@@ -104,6 +104,6 @@ def _card_label(name: str, here: Cards) -> str:
     if name == HERE:
         if here:
             return tr("gauge.this_gpu", name=names_of(here))
-        gpus = readable_gpus() if gpu_error() else []
+        gpus = gpus_here() if gpu_error() else []
         return tr("gauge.this_gpu_unused", name=names_of_gpus(gpus)) if gpus else tr("gauge.this_cpu")
     return tr("gauge.other_card", name=name, gib=f"{lookup(name).total_mib / 1024:.0f}")

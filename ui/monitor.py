@@ -9,7 +9,7 @@ import streamlit as st
 from core.engine.plan import MIB, MemoryPlan
 from core.gpu import Gpu, GpuProcess, GpuSnapshot
 from ui.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
-from ui.cards import cards_here, draw_place, gpu_error, own_pids, readable_gpus, reading
+from ui.cards import cards_here, draw_place, gpu_error, gpus_here, own_pids, reading
 from ui.charts import draw_charts, gpu_label
 from ui.errors import sentence, show_error
 from ui.i18n import text, tr
@@ -52,7 +52,7 @@ def draw_monitor(window_s: int) -> None:
 
 def draw_gpu_bars() -> None:
     """For Home: each card and what it holds."""
-    for gpu in readable_gpus():
+    for gpu in gpus_here():
         st.caption(escape(gpu_label(gpu)))
         _draw_memory(gpu)
     server = runner().state.server
