@@ -99,6 +99,9 @@ class Turns:
                 self._drop(turn)
             elif self._looking is turn:
                 self._looking = None
+                self._delays.take_back(turn.name)
+                self._all.take_back()
+                self._advance()
 
     def finish(self, turn: Turn, is_right: bool) -> None:
         """The password was looked at."""
