@@ -169,11 +169,6 @@ def collect(number: int) -> Draft | None:
     return draft
 
 
-def take(number: int) -> None:
-    """For a field's on_change."""
-    collect(number)
-
-
 def _is_same(old: str, typed: str) -> bool:
     """A field in a browser knows one kind of line end; a file's own kind is no change."""
     return old == typed or "\n".join(old.splitlines()) == typed

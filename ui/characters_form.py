@@ -22,7 +22,6 @@ from ui.characters_draft import (
     save,
     save_as_new,
     set_shape,
-    take,
     take_theirs,
     their_version,
 )
@@ -103,10 +102,10 @@ def _text(draft: Draft, name: str, *, is_long: bool = True, placeholder: str = "
     label, help_text = tr(f"characters.{name}"), tr(f"characters.{name}_help")
     if is_long:
         st.text_area(label, key=key, help=help_text, height=HEIGHTS.get(name, DEFAULT_HEIGHT),
-                     placeholder=placeholder, on_change=take, args=(draft.number,))  # fmt: skip
+                     placeholder=placeholder, on_change=collect, args=(draft.number,))  # fmt: skip
     else:
         st.text_input(label, key=key, help=help_text, placeholder=placeholder, live=True,
-                      on_change=take, args=(draft.number,))  # fmt: skip
+                      on_change=collect, args=(draft.number,))  # fmt: skip
 
 
 def _draw_who(draft: Draft) -> None:
@@ -140,7 +139,7 @@ def _draw_tags(draft: Draft) -> None:
     st.session_state.setdefault(key, own)
     options = sorted(known.union(own, st.session_state[key]), key=same_name)
     st.multiselect(tr("characters.tags"), options, key=key, accept_new_options=True,
-                   placeholder=tr("characters.tags_hint"), format_func=escape, on_change=take,
+                   placeholder=tr("characters.tags_hint"), format_func=escape, on_change=collect,
                    args=(draft.number,))  # fmt: skip
 
 
@@ -163,7 +162,7 @@ def _draw_talk(draft: Draft) -> None:
         key = draft.field_key(f"greeting_{place}")
         st.session_state.setdefault(key, greeting)
         with st.container(gap="xsmall"):
-            st.text_area(tr("characters.other_greeting", number=place + 2), key=key, on_change=take,
+            st.text_area(tr("characters.other_greeting", number=place + 2), key=key, on_change=collect,
                          args=(draft.number,), height=DEFAULT_HEIGHT)  # fmt: skip
             st.button(tr("characters.remove_greeting"), key=f"character_remove_greeting_{place}_{draft.places}",
                       type="tertiary", icon=":material/delete:", on_click=_remove_greeting,
