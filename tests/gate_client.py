@@ -125,4 +125,5 @@ def sign_in(app: Gate, headers: Mapping[str, str] = {}, place: Mapping[str, Any]
 
 
 def cookie_of(reply: Reply) -> dict[str, str]:
+    """What a browser sends next."""
     return {"cookie": reply.headers["set-cookie"].split(";")[0]}

@@ -22,7 +22,20 @@ from core.access.requests import comes_from_elsewhere, cookies_named, from_here,
 from core.access.scopes import marked
 from core.access.secret_file import SecretFile
 from core.access.visitors import COOKIE, DEVICE_COOKIE, SECURE_PREFIX
-from tests.gate_client import AWAY, HERE, PAGE, PASSWORD, People, Reply, ask, form, make_scope, says_who, sign_in, talk
+from tests.gate_client import (
+    AWAY,
+    HERE,
+    PAGE,
+    PASSWORD,
+    People,
+    ask,
+    cookie_of,
+    form,
+    make_scope,
+    says_who,
+    sign_in,
+    talk,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -168,11 +181,6 @@ def browser(way: str, **more: str) -> dict[str, str]:
     return {"origin": origin, **headers, **more}
 
 
-def cookies(reply: Reply) -> dict[str, str]:
-    """What a browser sends next."""
-    return {"cookie": reply.headers["set-cookie"].split(";")[0]}
-
-
 @pytest.mark.parametrize("way", TOLD)
 def test_a_page_of_ours_is_known_where_it_is_told(way: str) -> None:
     origin, headers = TOLD[way]
@@ -200,8 +208,8 @@ def test_behind_every_proxy_the_password_opens_and_only_its_own_pages_come_in(ap
     reply = sign_in(app, browser(way), at)
     assert reply.status == 303
     assert ("Secure" in reply.headers["set-cookie"]) == origin.startswith("https")
-    given = browser(way) | cookies(reply)
-    page = headers | cookies(reply)
+    given = browser(way) | cookie_of(reply)
+    page = headers | cookie_of(reply)
     assert ask(app, "/Chat", page | PAGE, place=at).text == "'' False"
     assert ask(app, "/media/x.png", page | {"sec-fetch-site": "same-origin"}, place=at).text == "'' False"
     assert ask(app, "/_stcore/upload_file/a/b", given, "PUT", place=at).text == "'' False"
@@ -217,7 +225,7 @@ def test_behind_every_proxy_the_password_opens_and_only_its_own_pages_come_in(ap
 
 def test_a_browser_that_leaves_origin_out_says_it_by_the_referer(app: Gate) -> None:
     headers = {"host": "127.0.0.1:6006", "referer": "https://deck.example.org:8443/sign-in?next=/Chat"}
-    given = cookies(sign_in(app, headers, place(headers)))
+    given = cookie_of(sign_in(app, headers, place(headers)))
     assert talk(app, given | {"origin": "https://deck.example.org:8443"}, ["hello"]) == ["accept", "'' hello"]
     assert talk(app, given | {"origin": "https://evil.example"}, ["hello"]) == [1008]
 
@@ -226,7 +234,7 @@ def test_a_proxy_that_hides_the_referrer_does_not_hide_the_origin(app: Gate) -> 
     """With such a policy browsers say "Origin: null" with a form; what the page itself says comes after it."""
     assert '<meta name="referrer" content="same-origin">' in ask(app, "/", PAGE).text
     null = {"origin": "null", "sec-fetch-site": "same-origin"}
-    given = cookies(sign_in(app, null))
+    given = cookie_of(sign_in(app, null))
     assert ask(app, "/x", given | null, "POST").status == 200
     assert ask(app, "/x", given | {"origin": "null"}, "POST").status == 403
 
@@ -236,7 +244,7 @@ def test_what_a_neighbours_page_embeds_does_not_come_with_the_cookie(app: Gate, 
     """A picture or a script of ours in a page of the same site is asked for with the cookie, and without an Origin."""
     _, headers = EVERY[way]
     at = place(headers)
-    given = headers | cookies(sign_in(app, browser(way), at))
+    given = headers | cookie_of(sign_in(app, browser(way), at))
     for site in ("same-site", "cross-site"):
         embedded = given | {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
         assert ask(app, "/media/x.png", embedded, place=at).status == 403
@@ -248,18 +256,18 @@ def test_what_a_neighbours_page_embeds_does_not_come_with_the_cookie(app: Gate, 
 def test_another_port_of_the_same_name_is_asked_for_the_password_again(app: Gate) -> None:
     """Cookies know no ports: the page would come, and its websocket would be refused for ever."""
     here, there = {"host": "localhost:6006"}, {"host": "localhost:6007"}
-    given = cookies(sign_in(app, {"origin": "http://localhost:6006"} | here, place(here)))
+    given = cookie_of(sign_in(app, {"origin": "http://localhost:6006"} | here, place(here)))
     assert ask(app, "/", given | here | PAGE, place=place(here)).status == 200
     assert ask(app, "/", given | there | PAGE, place=place(there)).status == 401
     assert ask(app, "/sign-in?next=/Chat", given | there | PAGE, place=place(there)).status == 401
-    second = cookies(sign_in(app, {"origin": "http://localhost:6007"} | there, place(there)))
+    second = cookie_of(sign_in(app, {"origin": "http://localhost:6007"} | there, place(there)))
     both = {"cookie": f"{given['cookie']}; {second['cookie']}"}
     for at in (here, there):
         assert talk(app, both | at | {"origin": f"http://{at['host']}"}, ["hello"]) == ["accept", "'' hello"]
 
 
 def test_a_cookie_of_the_same_name_that_a_neighbour_adds_shuts_nobody_out(app: Gate) -> None:
-    given = cookies(sign_in(app))["cookie"]
+    given = cookie_of(sign_in(app))["cookie"]
     for tossed in (f"{COOKIE}=x; {given}", f"{given}; {COOKIE}=x", f"{COOKIE}=; {COOKIE}=a~9999999999.b; {given}"):
         assert ask(app, "/", {"cookie": tossed}).status == 200
     scope = make_scope("http", "/", {"cookie": f"a=1; {COOKIE}=x;{COOKIE}=y; {COOKIE}x=z"}, "GET", AWAY)
@@ -286,7 +294,7 @@ def test_the_websocket_gets_the_host_that_streamlit_compares(access: Access) -> 
 
     gate = Gate(app, access)
     way = browser("nginx's bare proxy_pass")
-    talk(gate, way | cookies(sign_in(gate, way, place(way))), [])
+    talk(gate, way | cookie_of(sign_in(gate, way, place(way))), [])
     assert seen == ["https://deck.example.org:8443 deck.example.org:8443"]
 
 
@@ -304,7 +312,7 @@ def test_with_public_urls_only_their_pages_are_ours(access: Access) -> None:
     for way in ("nginx's bare proxy_pass", "nginx with $http_host"):
         reply = sign_in(app, browser(way), place(EVERY[way][1]))
         assert reply.status == 303
-        assert talk(app, browser(way) | cookies(reply), ["hello"]) == ["accept", "'' hello"]
+        assert talk(app, browser(way) | cookie_of(reply), ["hello"]) == ["accept", "'' hello"]
     assert sign_in(app, browser("RunPod"), place(EVERY["RunPod"][1])).status == 403
     assert sign_in(app, browser("ssh -L"), place(EVERY["ssh -L"][1])).status == 303, "of this machine itself"
     assert sign_in(app, {"host": "x", "origin": "http://localhost:7"}, place({"host": "x"})).status == 403
@@ -318,8 +326,8 @@ def test_a_path_that_the_proxy_leaves_there_is_taken_away_here(access: Access) -
     assert page.status == 401 and 'action="./sign-in"' in page.text and 'value="/Chat?chat=3"' in page.text
     reply = ask(app, f"{base}/sign-in", {"origin": "https://deck.example.org"}, "POST", form(password=PASSWORD))
     assert (reply.status, reply.headers["location"]) == (303, "./")
-    assert ask(app, f"{base}/Chat", cookies(reply)).text == "'' False"
-    assert ask(app, "/Chat", cookies(reply)).text == "'' False", "where it was taken away"
+    assert ask(app, f"{base}/Chat", cookie_of(reply)).text == "'' False"
+    assert ask(app, "/Chat", cookie_of(reply)).text == "'' False", "where it was taken away"
     assert ask(app, base, PAGE).headers["location"] == "6006/"
     assert ask(app, f"{base}x/Chat", PAGE).status == 401
 
@@ -363,7 +371,7 @@ async def shows_a_page(scope: dict[str, Any], receive: Any, send: Any) -> None:
 def test_a_page_goes_to_the_address_with_a_slash_where_a_path_was_taken_away(access: Access) -> None:
     """Jupyter passes /proxy/6006 on as /, and everything that the page then asks for is outside of the path."""
     app = Gate(shows_a_page, access)
-    headers = cookies(sign_in(app)) | PAGE | {"accept-encoding": "gzip"}
+    headers = cookie_of(sign_in(app)) | PAGE | {"accept-encoding": "gzip"}
     reply = ask(app, "/", headers | {"x-forwarded-prefix": "/proxy/6006"})
     assert 'location.pathname==="/proxy/6006"&&location.replace("/proxy/6006/"' in reply.text
     assert reply.headers["content-length"] == str(len(reply.text)) and reply.text.endswith("</html>")
@@ -385,7 +393,7 @@ async def leads_on(scope: dict[str, Any], receive: Any, send: Any) -> None:
 def test_what_leads_to_a_path_of_ours_leads_there_from_below(access: Access, location: str, expected: str) -> None:
     """Streamlit's own redirects, such as after signing in through a provider, begin with a slash."""
     app = Gate(leads_on, access)
-    given = cookies(sign_in(app))
+    given = cookie_of(sign_in(app))
     assert ask(app, "/auth/x", given | {"x-location": location}).headers["location"] == expected
 
 
@@ -414,8 +422,8 @@ def test_a_path_of_nonsense_comes_back_as_text_only(app: Gate, path: str) -> Non
 
 def test_a_browser_that_signed_in_before_does_not_wait_with_those_who_guess(app: Gate) -> None:
     given = {"origin": "https://deck.example.org:8443", "host": "127.0.0.1:6006"}
-    page = ask(app, "/Chat", PAGE | cookies(sign_in(app, given, AWAY | {"client": ("192.0.2.8", 1)})))
-    mine = cookies(page)
+    page = ask(app, "/Chat", PAGE | cookie_of(sign_in(app, given, AWAY | {"client": ("192.0.2.8", 1)})))
+    mine = cookie_of(page)
     assert mine["cookie"].startswith(f"{SECURE_PREFIX}{DEVICE_COOKIE}=")
     assert {"Secure", "HttpOnly", "SameSite=lax"} <= set(page.headers["set-cookie"].split("; "))
     for _ in range(6):
@@ -425,7 +433,7 @@ def test_a_browser_that_signed_in_before_does_not_wait_with_those_who_guess(app:
     assert sign_in(app, mine | {"origin": "https://evil.example"}).status == 429
     reply = sign_in(app, given | mine)
     assert reply.status == 303
-    known = {"cookie": f"{mine['cookie']}; {cookies(reply)['cookie']}"}
+    known = {"cookie": f"{mine['cookie']}; {cookie_of(reply)['cookie']}"}
     assert "set-cookie" not in ask(app, "/Chat", PAGE | known).headers
 
 
@@ -476,7 +484,7 @@ def test_a_page_that_was_not_named_may_not_and_no_page_may_use_pages(access: Acc
     away = {"origin": "https://evil.example"}
     assert "access-control-allow-origin" not in ask(app, "/v1/models", away | PREFLIGHT, "OPTIONS").headers
     assert ask(app, "/v1/models", away).status == 403
-    given = cookies(sign_in(app)) | {"origin": "https://app.example"}
+    given = cookie_of(sign_in(app)) | {"origin": "https://app.example"}
     reply = ask(app, "/media/x.png", given)
     assert reply.status == 403 and "access-control-allow-origin" not in reply.headers
     assert ask(app, "/sign-in", given | PREFLIGHT, "OPTIONS").headers.get("access-control-allow-origin") is None

@@ -34,6 +34,7 @@ from core.personas.pictures import as_png
 from core.personas.png import SIGNATURE
 from core.personas.thumbnails import make_thumbnail
 from core.plain_json import check_num_values, load_json
+from tests.cards import chunk
 from tests.checkpoints import make_checkpoint
 
 MIB = 2**20
@@ -120,10 +121,6 @@ def test_a_card_that_names_one_icon_without_end_is_read_at_once(monkeypatch: pyt
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(width: int, height: int, *more: bytes, pixels: bytes = b"\0" * 10, colour: int = 6) -> bytes:
@@ -321,8 +318,8 @@ def test_nothing_that_is_stored_with_half_characters_fails_later(tmp_path: Path)
     store = ChatStore(tmp_path / "chats.sqlite3")
     settings = {"system": half, "sampling": {"stop": [half]}}
     number = store.add(CopiedChat((message,), half, character=half, settings=settings, draft=half))
-    store.set_settings(number, settings)
-    store.set_draft(number, half)
+    store.change_settings(number, lambda _: settings)
+    store.add_draft(number, half)
     store.rename(number, half)
     answer = store.begin_answer(number, store.read(number).messages[-1].id, half)
     store.finish_answer(answer, half, "done", {"model": half})

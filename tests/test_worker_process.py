@@ -24,6 +24,7 @@ from core.engine.scheduler import Scheduler
 from core.engine.worker import obey
 from core.errors import EngineError
 from tests.checkpoints import Recipe, make_checkpoint
+from tests.test_spare import is_running
 
 WAIT_S = 60.0
 FAKE, ODD = "tests.fake_worker", "tests.odd_worker"
@@ -88,14 +89,6 @@ def stopped(runner: Runner) -> Iterator[int]:
     finally:
         if is_running(pid):
             os.kill(pid, signal.SIGCONT)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def in_time(call: Callable[[], object]) -> bool:
