@@ -226,7 +226,15 @@ def test_json_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch, tmp
         assert peak_mib(work) < 10
 
 
-@pytest.mark.parametrize("text", ['{"a":' + "[" * 20_000 + "]" * 20_000 + "}", '{"a": "' + "\\\\" * 1_000_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":' + "[" * 20_000 + "]" * 20_000 + "}",
+        '{"a": "' + "\\\\" * 1_000_000,
+        '{"a": ' + '"\\' * 2_000_000,
+        '{"a": "' + '\\"' * 2_000_000 + "\\",
+    ],
+)
 def test_json_that_is_deep_or_has_no_end_is_a_sentence(text: str) -> None:
     for work in (lambda: read_card("x.json", text.encode()), lambda: read_chat_file(text.encode())):
         with pytest.raises(DeckError):
