@@ -6,8 +6,9 @@ import json
 import re
 from typing import Any
 
-# A text as a whole, or what begins or goes on with a value outside of one. Nothing in it is ever tried twice.
-TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[{,]', re.DOTALL)
+# A text, or what begins or goes on with a value outside of one. Nothing is ever tried twice: a text that has no end is
+# taken to the end of all, else it would be looked for again from each of its escaped quotes, for days.
+TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
 MAX_VALUES = 1_000_000
 # Numbers beyond what a file's size or a count can be are read as floats, which no place takes for one of these.
 MAX_WHOLE_DIGITS = 18

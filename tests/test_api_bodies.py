@@ -20,7 +20,7 @@ from core.api import models
 from core.api.asking import FEW_CHARS, PIECE_CHARS, check_size
 from core.api.call import Call
 from core.api.errors import ApiError
-from core.api.intake import LARGE_BYTES, MAX_LARGE, MAX_LARGE_OF_ONE, Intake
+from core.api.intake import LARGE_BYTES, MAX_LARGE, MAX_LARGE_OF_ONE, NUM_THREADS, Intake
 from core.api.json_text import MAX_VALUES, Structure, mend, read_json
 from core.api.model import Loaded
 from core.api.schema import TokenizeRequest
@@ -231,6 +231,31 @@ def test_of_large_bodies_few_are_held_at_once_and_of_one_client_fewer() -> None:
         assert len(done) == 2 + len(greedy)
 
     assert MAX_LARGE > MAX_LARGE_OF_ONE
+    asyncio.run(run())
+
+
+def test_what_is_short_waits_for_no_prompt_that_takes_long() -> None:
+    """Eight chats whose template hangs had all the threads there are, and the list of models waited for them."""
+    begun, end = threading.Semaphore(0), threading.Event()
+
+    def hang(request: TokenizeRequest) -> None:
+        begun.release()
+        end.wait(WAIT_S)
+
+    async def run() -> None:
+        took = Intake()
+        calls = [Pieces(f"{number}", [b'{"prompt": "x"}']) for number in range(2 * NUM_THREADS)]
+        for call in calls:
+            call.go_on.set()
+        tasks = [asyncio.create_task(took.take(call, TokenizeRequest, hang)) for call in calls]  # type: ignore[arg-type]
+        try:
+            for _ in range(NUM_THREADS):
+                assert await asyncio.to_thread(begun.acquire, timeout=WAIT_S)
+            assert await took.run(lambda: not end.is_set())
+        finally:
+            end.set()
+            await asyncio.gather(*tasks)
+
     asyncio.run(run())
 
 

@@ -321,6 +321,14 @@ def test_a_matrix_of_no_two_sides_is_refused(shape: tuple[int, ...]) -> None:
         read_shape(replace(found, tensors=tensors))
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "1" * 10, "٣"], ids=["thousands", "ten", "arabic"])
+def test_a_layers_number_of_thousands_of_digits_is_none(number: str) -> None:
+    """Python refuses to read it, with an error that no page expects."""
+    found = known(SMALL)
+    more = {f"model.layers.{number}.x": replace(found.tensors["model.norm.weight"], shape=(0,))}
+    assert read_shape(replace(found, tensors=found.tensors | more)).num_layers == 32
+
+
 def test_a_text_config_that_is_no_object_is_not_looked_into() -> None:
     assert read_shape(with_config(text_config=[1])) == read_shape(known(SMALL))
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, hf_hub_download
@@ -20,7 +21,7 @@ from core.errors import CheckpointError, DeckError, InputError
 from core.hub import branches
 from core.hub.address import Address
 from core.hub.endpoints import checked_endpoint
-from core.hub.metadata import FIRST_BYTES, MAX_HEADER_BYTES
+from core.hub.metadata import FIRST_BYTES, MAX_HEADER_BYTES, file_size
 from core.hub.source import Source
 from tests.checkpoints import Recipe, make_checkpoint
 from tests.hub_standin import HubStandin
@@ -165,6 +166,13 @@ def test_a_header_longer_than_the_first_range_takes_one_request_more(
         f"bytes=0-{FIRST_BYTES - 1}",
         f"bytes=0-{8 + len(header) - 1}",
     ]
+
+
+@pytest.mark.parametrize("told", ["9" * 5000, "-1", "", "٣"], ids=["thousands", "negative", "nothing", "arabic"])
+def test_a_size_that_is_none_is_not_told(told: str) -> None:
+    """Python refuses to read thousands of digits, with an error that no page expects."""
+    for status, name, text in ((200, b"content-length", told), (206, b"content-range", f"bytes 0-1/{told}")):
+        assert file_size(httpx2.Response(status, headers=[(name, text.encode())])) is None
 
 
 @pytest.mark.parametrize("header_bytes", [MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1])

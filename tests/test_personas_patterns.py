@@ -88,6 +88,35 @@ def test_a_book_full_of_them_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asked == [300, *[1] * MAX_BAD, 0]
 
 
+def test_a_book_whose_patterns_each_take_long_is_not_tried_to_its_end(
+    own_process: Confined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred lists of a thousand words reach a limit together and none alone: each text waited for all of them."""
+    asked: list[int] = []
+    ask = searched._ask
+
+    def count(text: str, patterns: list[Pattern]) -> str:
+        asked.append(len(patterns))
+        return ask(text, patterns)
+
+    monkeypatch.setattr(searched, "_ask", count)
+    monkeypatch.setattr(searched, "ALONE_S", -1.0)
+    patterns = Patterns([TOWER, Pattern("b{9000000}")])
+    assert not patterns.finds(TOWER, SAID) and not patterns.finds(TOWER, "again")
+    assert asked == [2, 0]
+
+
+def test_texts_that_were_looked_at_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searched, "_ask", lambda text, patterns: "+" * len(patterns))
+    patterns = Patterns([TOWER])
+    tracemalloc.start()
+    try:
+        assert all(patterns.finds(TOWER, f"{number}" * 100_000) for number in range(10, 200))
+        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
 def test_flags_are_those_of_the_key() -> None:
     entry = {"content": "x", "use_regex": True}
     for key, said, is_found in (

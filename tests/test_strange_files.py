@@ -30,6 +30,7 @@ from core.hub.record import FILE, read_record
 from core.hub.search import parse_results
 from core.model_files import printable, read_header, read_json
 from core.personas.cards import read_card
+from core.personas.character import CharacterError
 from core.personas.pictures import as_png
 from core.personas.png import SIGNATURE
 from core.personas.thumbnails import make_thumbnail
@@ -141,6 +142,15 @@ def jpeg_with_scans(count: int) -> bytes:
     return content[:last] + content[last:-2] * count + content[-2:]
 
 
+def mpo_with_scans(count: int) -> bytes:
+    """A JPEG that says it holds a second picture."""
+    ifd = struct.pack("<HHHI4sHHIIHHII", 3, 0xB000, 7, 4, b"0100", 0xB001, 4, 1, 2, 0xB002, 7, 32, 50)
+    pictures = struct.pack("<IIIHH", 0x030000, 100, 0, 0, 0) * 2
+    marks = b"MPF\0II*\0" + struct.pack("<I", 8) + ifd + bytes(4) + pictures
+    content = jpeg_with_scans(count)
+    return content[:2] + b"\xff\xe2" + struct.pack(">H", len(marks) + 2) + marks + content[2:]
+
+
 def gif(width: int, height: int) -> bytes:
     written = io.BytesIO()
     Image.new("P", (8, 8)).save(written, "GIF")
@@ -179,6 +189,7 @@ PICTURES: dict[str, bytes] = {
     "a BMP of two thousand million a side": bmp(2**31 - 1, 2**31 - 1),
     "a WebP of 16,383 a side": webp(16383, 16383),
     "a JPEG that is written anew without end": jpeg_with_scans(20_000),
+    "a JPEG with another in it that is written anew without end": mpo_with_scans(20_000),
 }
 
 
@@ -189,6 +200,23 @@ def test_a_picture_takes_no_more_than_it_may_whatever_it_says(content: bytes) ->
 
     assert peak_mib(use) < 90
     assert peak_mib(lambda: read_card("x.png", content)) < 90
+
+
+def test_a_jpeg_with_another_in_it_is_no_way_round_the_limit_of_scans() -> None:
+    with Image.open(io.BytesIO(mpo_with_scans(3))) as opened:
+        assert opened.format == "MPO"
+    assert as_png("x", mpo_with_scans(3)).startswith(SIGNATURE)
+    with pytest.raises(CharacterError):
+        as_png("x", mpo_with_scans(1000))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_picture_of_a_palette_that_is_not_there_is_a_sentence(bits: int) -> None:
+    """Pillow asserts that there is one, and the gallery showed a traceback."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, 3, 0, 0, 0))
+    content = SIGNATURE + head + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    with pytest.raises(CharacterError):
+        make_thumbnail("x", content)
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------
@@ -223,7 +251,15 @@ def test_json_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch, tmp
         assert peak_mib(work) < 10
 
 
-@pytest.mark.parametrize("text", ['{"a":' + "[" * 20_000 + "]" * 20_000 + "}", '{"a": "' + "\\\\" * 1_000_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":' + "[" * 20_000 + "]" * 20_000 + "}",
+        '{"a": "' + "\\\\" * 1_000_000,
+        '{"a": ' + '"\\' * 2_000_000,
+        '{"a": "' + '\\"' * 2_000_000 + "\\",
+    ],
+)
 def test_json_that_is_deep_or_has_no_end_is_a_sentence(text: str) -> None:
     for work in (lambda: read_card("x.json", text.encode()), lambda: read_chat_file(text.encode())):
         with pytest.raises(DeckError):

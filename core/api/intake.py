@@ -30,6 +30,8 @@ BODY_S, ROOM_S = 30.0, 30.0
 LARGE_BYTES = 2**16
 MAX_LARGE, MAX_LARGE_OF_ONE = 4, 2
 NUM_THREADS = 8
+# What makes no prompt, such as the list of models, does not wait for prompts whose template or tokenizer takes seconds.
+NUM_SHORT_THREADS = 4
 
 
 def give_back_memory() -> None:
@@ -44,6 +46,7 @@ class Intake:
     def __init__(self, body_s: float = BODY_S) -> None:
         self._body_s = body_s
         self._threads = ThreadPoolExecutor(NUM_THREADS, "api")
+        self._short_threads = ThreadPoolExecutor(NUM_SHORT_THREADS, "api-short")
         self._rooms = asyncio.Semaphore(MAX_LARGE)
         self._rooms_of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         # A parser holds Python's lock to its end: between two of them others must get it.
@@ -55,11 +58,11 @@ class Intake:
         call.check_kind()
         async with AsyncExitStack() as held:
             # Handed over, so that it is gone before the memory is given back.
-            return await self.run(partial(self._make, kind, work, await self._read(call, held)))
+            return await _in(self._threads, partial(self._make, kind, work, await self._read(call, held)))
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` comes to, in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        """What `work` comes to, in a thread. It is short, and waits for no request that is being taken."""
+        return await _in(self._short_threads, work)
 
     def _make(self, kind: type[Request], work: Callable[[Request], Result], body: bytes) -> Result:
         with self._parsing:
@@ -101,3 +104,7 @@ class Intake:
                 yield
             finally:
                 asyncio.get_running_loop().run_in_executor(self._threads, give_back_memory)
+
+
+async def _in(threads: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(threads, work)

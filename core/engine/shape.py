@@ -18,8 +18,9 @@ MAX_NUMBER = 2**31
 PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 # What a model multiplies the same input with, in the order in which it calls them.
 MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# A layer's number in the name of a tensor of the language model itself.
-LAYER = re.compile(r"(?:(?:model|transformer|language_model)\.)*(?:layers|h)\.(\d+)\.")
+# A layer's number in the name of a tensor of the language model itself. Of more digits it is none, and Python reads no
+# number of thousands.
+LAYER = re.compile(r"(?:(?:model|transformer|language_model)\.)*(?:layers|h)\.([0-9]{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ client that it needs takes a tenth of a second to import.
 from __future__ import annotations
 
 import difflib
+import re
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ TIMEOUT_S = 15.0
 # The whole header of every Llama-2, so that one request is enough.
 FIRST_BYTES = 512 * 1024
 NUM_SUGGESTIONS = 3
+# A file's size as a header tells it; one of more digits is none, and Python reads no number of thousands.
+SIZE = re.compile("[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,7 @@ def file_size(response: httpx2.Response) -> int | None:
         told = response.headers.get("Content-Range", "").rpartition("/")[2]
     else:
         told = response.headers.get("Content-Length", "")
-    return int(told) if told.isascii() and told.isdigit() else None
+    return int(told) if SIZE.fullmatch(told) else None
 
 
 def file_route(source: Repository, file: str) -> str:

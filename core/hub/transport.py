@@ -28,7 +28,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 MAX_REDIRECTS = 8
 # As many connections to a host as files are fetched at once are kept for the next file.
 MAX_IDLE = 4
-CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 
 
 class Transport:

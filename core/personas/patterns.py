@@ -7,6 +7,7 @@ is looked for.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -22,6 +23,8 @@ NUM_PROCESSES = 2
 MAX_PATTERN_CHARS = 10_000
 # A book with so many patterns that reach a limit is out for harm: its others are not tried. So many are remembered.
 MAX_BAD, MAX_UNUSABLE = 3, 1000
+# Where all of a book together reach a limit, each is tried alone for so long; those that had no turn are nowhere.
+ALONE_S = 5.0
 FOUND, ABSENT, SLOW = "+", "-", "s"
 
 
@@ -38,12 +41,14 @@ class Patterns:
 
     def __init__(self, patterns: Iterable[Pattern]) -> None:
         self._patterns = list(dict.fromkeys(one for one in patterns if len(one.text) <= MAX_PATTERN_CHARS))
-        self._found: dict[str, frozenset[Pattern]] = {}
+        # By the texts' hashes: a long chat is looked at as it was before each of its answers, which is gigabytes.
+        self._found: dict[tuple[int, int], frozenset[Pattern]] = {}
 
     def finds(self, pattern: Pattern, text: str) -> bool:
-        if text not in self._found:
-            self._found[text] = self._search(text)
-        return pattern in self._found[text]
+        key = hash(text), len(text)
+        if key not in self._found:
+            self._found[key] = self._search(text)
+        return pattern in self._found[key]
 
     def _search(self, text: str) -> frozenset[Pattern]:
         """Those in `text`. A pattern that was slow once is not looked for again."""
@@ -63,12 +68,15 @@ class Patterns:
         return usable if len(self._patterns) - len(usable) < MAX_BAD else []
 
     def _one_by_one(self, text: str, patterns: list[Pattern]) -> str:
-        answers = ""
+        answers, until_s = "", time.monotonic() + ALONE_S
         if len(patterns) == 1:
             _unusable.add(patterns[0])
             return ABSENT
         for one in patterns:
             if not self._usable() or answers.count(SLOW) >= MAX_SLOW:
+                break
+            if time.monotonic() > until_s:
+                self._patterns = patterns[: len(answers)]
                 break
             try:
                 answers += _ask(text, [one])

@@ -21,6 +21,7 @@ SCAN_MARK, MAX_SCANS = b"\xff\xda", 500
 # what a file says of itself for granted.
 FAULTS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
@@ -52,7 +53,8 @@ def as_png(file: str, content: bytes) -> bytes:
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
             width, height = picture.size
-            if picture.format == "JPEG" and content.count(SCAN_MARK) > MAX_SCANS:
+            # With a list of further pictures in it, a JPEG is an MPO to Pillow.
+            if picture.format in ("JPEG", "MPO") and content.count(SCAN_MARK) > MAX_SCANS:
                 raise ValueError("too many scans")
             if width * height <= MAX_PIXELS:
                 return _small_png(picture)
