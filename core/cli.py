@@ -80,7 +80,9 @@ def make_parser(terminal: Terminal) -> argparse.ArgumentParser:
     add_operating_commands(commands, terminal)
     add_scale_arguments(commands.add_parser("scale", help=terminal.text("help_scale"), allow_abbrev=False), terminal)
     for name in PASSED_ON:
-        commands.add_parser(name, help=terminal.text(f"help_{name}"), add_help=False, allow_abbrev=False)
+        about = terminal.text(f"help_{name}")
+        # What takes the arguments explains them itself, but pytest does so only after all that comes before it.
+        commands.add_parser(name, help=about, description=about, add_help=name == "test", allow_abbrev=False)
     return parser
 
 

@@ -79,7 +79,9 @@ def folder_of(name: str) -> Path:
     names = [entry.name for entry in scan()]
     if name not in names or not is_plain_name(name):
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
-        raise InputError("unknown_model", name=printable(name), near=", ".join(near) or "-")
+        if not near:
+            raise InputError("unknown_model_of_none", name=printable(name))
+        raise InputError("unknown_model", name=printable(name), near=", ".join(near))
     return models_dir() / name
 
 

@@ -188,6 +188,14 @@ def test_a_file_may_hold_the_password(file: SecretFile, tmp_path: Path, caplog: 
     assert caplog.text.count("LLAMADECK_PASSWORD_FILE") == 2 and str(tmp_path / "none") in caplog.text
 
 
+@pytest.mark.parametrize("content", [f"\ufeff{PASSWORD}", f"\ufeff{PASSWORD}\r\n", f"{PASSWORD}\r\n"])
+def test_a_file_of_the_password_may_begin_and_end_as_editors_write_it(tmp_path: Path, content: str) -> None:
+    """With the mark that Windows' editors put before UTF-8, nobody could sign in."""
+    given = tmp_path / "given"
+    given.write_bytes(content.encode())
+    assert take_given({"LLAMADECK_PASSWORD_FILE": str(given)}).text == PASSWORD
+
+
 def test_the_password_is_handed_over_once_and_is_in_no_environment() -> None:
     environment: dict[str, str] = {}
     hand_over(Given(PASSWORD), environment)

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from core.access.keys import KeyStore
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
-from core.personas.user import read_persona
+from core.personas.user import UserPersona, read_persona, save_persona
 from tests.dashboard import dashboard, key
 from tests.oidc_standin import OidcStandin, oidc_provider
 
@@ -93,6 +93,25 @@ def test_the_number_of_anothers_chat_in_the_address_opens_nothing(people: dict[s
             else:
                 expect(page.get_by_text("This chat is no longer here")).to_be_visible(timeout=30_000)
                 assert page.get_by_text("a secret of mine").count() == 0
+
+
+def test_each_exports_their_own_chat_under_their_own_name(
+    people: dict[str, Page], url: str, provider: OidcStandin, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is made after the page has run: it once was looked for among the chats of nobody, and never came."""
+    monkeypatch.setenv("LLAMADECK_DATA", str(data))
+    save_persona(UserPersona(name="Bob of the export"), f"{provider.url} bob")
+    page = people["bob"]
+    page.goto(f"{url}/Chat?chat=3")
+    texts = {}
+    key(page, "chat_whole").get_by_role("button").click(timeout=30_000)
+    for kind in ("markdown", "json"):
+        with page.expect_download() as download:
+            key(page, f"chat_export_{kind}").get_by_role("button").click(timeout=30_000)
+        texts[kind] = Path(download.value.path()).read_text("utf-8")
+    assert "## Bob of the export" in texts["markdown"] and "Bob's chat: a secret of mine" in texts["markdown"]
+    assert "Bob's chat: a secret of mine" in texts["json"]
+    save_persona(UserPersona(), f"{provider.url} bob")
 
 
 def test_a_search_finds_only_ones_own(people: dict[str, Page], url: str) -> None:

@@ -76,6 +76,25 @@ def test_an_unknown_model_is_bad_input_and_the_names_near_it_are_said(tmp_path: 
     assert "Llama-2-7B-Chat-GPTQ" in said
 
 
+@pytest.mark.parametrize("command", ["verify", "delete"])
+def test_where_there_is_no_model_at_all_no_name_is_near(tmp_path: Path, command: str) -> None:
+    """It once said "Perhaps one of these: -."."""
+    code, said = call(tmp_path, command, "Llama")
+    assert code == 2
+    assert "There is no model called Llama: models/ holds none yet." in said
+
+
+@pytest.mark.parametrize("asked", ["--help", "-h"])
+def test_help_of_the_checks_runs_none_of_them(
+    asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It once installed what they need and ran three of them, up to pytest's own help."""
+    monkeypatch.setattr(cli, "test", lambda *_: pytest.fail("the checks run"))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["test", asked])
+    assert "further arguments go to pytest" in capsys.readouterr().out
+
+
 def test_a_taken_port_is_a_failure_that_names_the_port_and_the_option(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

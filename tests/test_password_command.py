@@ -98,13 +98,20 @@ def test_a_short_password_and_a_wrong_level_of_the_environment_are_bad_input(
     assert code == 2 and "6 characters" in said and "sesame" not in said
 
 
-@pytest.mark.parametrize(("content", "expected"), [(None, "No such file"), ("", "0 characters")])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "No such file"), (b"", "0 characters"), (b"\xef\xbb\xbf\n", "0 characters"),
+        ("correct horse".encode("utf-16"), "not UTF-8"), ("richtiges Pf\xe4rd".encode("latin-1"), "not UTF-8"),
+        ("\u99ac".encode() * 1000, "343 characters"),
+    ],
+)  # fmt: skip
 def test_a_password_file_that_holds_none_is_bad_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, expected: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, expected: str
 ) -> None:
     given = tmp_path / "given"
     if content is not None:
-        given.write_text(content)
+        given.write_bytes(content)
     monkeypatch.setenv("LLAMADECK_PASSWORD_FILE", str(given))
     code, said = call(tmp_path, "run", "--host", "0.0.0.0", "--port", str(free_port()))
     assert code == 2 and expected in said

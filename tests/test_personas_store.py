@@ -278,6 +278,12 @@ def test_names_near_an_unknown_one_are_said(store: Characters) -> None:
     assert key_of(caught) == "unknown_character"
 
 
+def test_where_there_are_no_characters_no_name_is_near(store: Characters) -> None:
+    with pytest.raises(CharacterError) as caught:
+        store.find("Rosa")
+    assert key_of(caught) == "unknown_character_of_none"
+
+
 FULL_DISK = """
 import resource, signal, sys
 from dataclasses import replace

@@ -9,6 +9,7 @@ import streamlit as st
 from core.chat.database import ChatStoreError
 from core.chat.exporting import to_json, to_markdown
 from core.chat.records import MODES, Chat, ChatInfo
+from core.chat.store import ChatStore
 from core.errors import DeckError
 from ui.chat import (
     NEW_ID,
@@ -28,6 +29,7 @@ from ui.fragment import redraw_alone
 from ui.i18n import text, tr
 from ui.identity import key_of, known_value, note_stored
 from ui.markdown import escape
+from ui.people import person
 from ui.portraits import Faces
 from ui.resources import characters, chat_store, preferences
 from ui.sampling import sampling_form
@@ -165,10 +167,12 @@ def _draw_whole(chat: Chat) -> None:
     # It is every chat's; each still has a toggle of its own, like what is beside it.
     speed_key = key_of(SPEED, info.id, shows_speed())
     st.toggle(tr("chat.show_speed"), key=speed_key, on_change=_set_speed, args=(speed_key,))
-    st.download_button(tr("chat.export_markdown"), lambda: _markdown(info), _file_name(info, "md"), MARKDOWN,
-                       key=f"chat_export_markdown_{info.id}", help=tr("chat.export_markdown_help"), on_click="ignore",
-                       icon=":material/article:", width="stretch")  # fmt: skip
-    st.download_button(tr("chat.export_json"), lambda: to_json(chat_store().copy(info.id)), _file_name(info, "json"),
+    # A file is made when it is asked for, outside of the page: nothing there says any more whose page it was.
+    store, owner = chat_store(), person()
+    st.download_button(tr("chat.export_markdown"), lambda: _markdown(store, info, owner), _file_name(info, "md"),
+                       MARKDOWN, key=f"chat_export_markdown_{info.id}", help=tr("chat.export_markdown_help"),
+                       on_click="ignore", icon=":material/article:", width="stretch")  # fmt: skip
+    st.download_button(tr("chat.export_json"), lambda: to_json(store.copy(info.id)), _file_name(info, "json"),
                        JSON, key=f"chat_export_json_{info.id}", help=tr("chat.export_json_help"),
                        on_click="ignore", icon=":material/data_object:", width="stretch")  # fmt: skip
     st.button(tr("chat.delete"), key=f"chat_delete_{info.id}", icon=":material/delete:", width="stretch",
@@ -179,9 +183,9 @@ def _file_name(info: ChatInfo, ending: str) -> str:
     return (FILE_NAME.sub("", title_of(info))[:MAX_FILE_CHARS].strip() or "chat") + f".{ending}"
 
 
-def _markdown(info: ChatInfo) -> str:
-    names = cast_of(info).names
-    return to_markdown(chat_store().read(info.id), names.user, names.char)
+def _markdown(store: ChatStore, info: ChatInfo, owner: str) -> str:
+    names = cast_of(info, owner=owner).names
+    return to_markdown(store.read(info.id), names.user, names.char)
 
 
 @told

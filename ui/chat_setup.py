@@ -53,11 +53,12 @@ def find_character(name: str) -> tuple[str, Character] | None:
     return (entry.key, entry.character) if entry.character is not None else None
 
 
-def cast_of(info: ChatInfo, counter: Counter | None = None, greeting: str = "") -> Cast:
+def cast_of(info: ChatInfo, counter: Counter | None = None, greeting: str = "", owner: str | None = None) -> Cast:
+    """Who speaks in a chat. `owner` is whose chat it is where no page runs that would say so."""
     found = find_character(info.character)
     return Cast(
         character=found[1] if found else None,
-        user=read_persona(person()),
+        user=read_persona(person() if owner is None else owner),
         count_tokens=counter.count if counter else len,
         system=str(info.settings.get("system", "")),
         seed=str(info.settings.get("seed", info.id)),

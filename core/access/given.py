@@ -7,6 +7,7 @@ own place, hands the variable's value over by a pipe: before that it is in the e
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import MutableMapping
@@ -17,7 +18,8 @@ from core.errors import InputError
 
 VARIABLE, FILE_VARIABLE = "LLAMADECK_PASSWORD", "LLAMADECK_PASSWORD_FILE"
 PIPE = re.compile(r"/dev/fd/(\d+)")
-MAX_BYTES = 4 * MAX_CHARS + 2
+# With what an editor may put before it, and the end of its line.
+MAX_BYTES = 3 + 4 * MAX_CHARS + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,20 @@ def take_given(environment: MutableMapping[str, str] = os.environ) -> Given:
     handed = PIPE.fullmatch(file)
     try:
         with os.fdopen(int(handed[1]), "rb") if handed else open(file, "rb") as stream:
-            text = stream.read(MAX_BYTES).decode("utf-8", "surrogateescape")
+            content = stream.read(MAX_BYTES)
+        text = content.decode("utf-8", "surrogateescape") if handed else _read_text(content)
     except OSError as error:
         raise InputError("password_file", name=FILE_VARIABLE, path=file, reason=error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("password_file_coded", name=FILE_VARIABLE, path=file) from error
     text = text.removesuffix("\n").removesuffix("\r")
     return Given(text) if handed else Given(text, FILE_VARIABLE, file)
+
+
+def _read_text(content: bytes) -> str:
+    """What an editor wrote, without the mark that some put before it: nobody can type that, and no letter that is not
+    UTF-8. Raises UnicodeDecodeError for such a one, but not for the last one of a text that was cut off."""
+    return codecs.getincrementaldecoder("utf-8-sig")().decode(content, final=len(content) < MAX_BYTES)
 
 
 def hand_over(given: Given, environment: MutableMapping[str, str]) -> None:

@@ -93,7 +93,9 @@ class Listing:
             raise CharacterError("character_several", name=name, files=keys)
         names = [entry.name for entry in entries]
         near = difflib.get_close_matches(name, names, NUM_SUGGESTIONS, 0.3) or names[:NUM_SUGGESTIONS]
-        raise CharacterError("unknown_character", name=name, near=", ".join(near) or "-")
+        if not near:
+            raise CharacterError("unknown_character_of_none", name=name)
+        raise CharacterError("unknown_character", name=name, near=", ".join(near))
 
     def picture(self, key: str) -> bytes:
         """The character's picture as PNG, one drawn for its name where it has none. Raises DeckError."""
