@@ -254,6 +254,20 @@ def test_instructions_that_another_tab_changed_are_not_written_over(house: House
     until(lambda: house.store.read(chat).info.settings == {"system": "Both."}, tab)
 
 
+def test_instructions_keep_the_focus_where_a_space_at_their_end_is_not_stored(house: House, tab: Page) -> None:
+    """The field was another one then, and the next words went to the page, where a letter is a command."""
+    a = make_chat(house, "alpha focused")
+    open_chat(tab, house, a)
+    field = popover(tab, "chat_who").locator("textarea")
+    field.click()
+    tab.keyboard.type("Speak like a pirate. ")
+    tab.keyboard.press("Control+Enter")
+    until(lambda: house.store.read(a).info.settings.get("system") == "Speak like a pirate.", tab)
+    tab.keyboard.type("Ahoy")
+    tab.keyboard.press("Control+Enter")
+    until(lambda: house.store.read(a).info.settings.get("system") == "Speak like a pirate. Ahoy", tab)
+
+
 def test_what_is_typed_stays_in_its_chat_and_comes_back_there(house: House, tab: Page) -> None:
     a, b = make_chat(house, "alpha typed"), make_chat(house, "beta typed")
     open_chat(tab, house, a)
