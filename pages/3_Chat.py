@@ -78,7 +78,7 @@ def draw_input(current: Chat, prompt: Prompt | DeckError | None) -> None:
     tag = chat.tag_of(current.info)
     st.chat_input(tr("chat.placeholder") if is_ready else tr("chat.placeholder_empty"), key=chat.INPUT_KEY,
                   disabled=not is_ready, on_submit=chat_asking.submit, args=(tag,))  # fmt: skip
-    keep_typed(chat.INPUT_KEY, tag, chat.born_tag(current.info), st.session_state.get(chat.FILLED_KEY, 0))
+    keep_typed(chat.INPUT_KEY, tag, chat.born_tag(current.info), chat.place_of(current.info), chat.filled())
 
 
 is_ready = runner().state.phase == "ready"

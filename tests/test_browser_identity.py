@@ -254,6 +254,20 @@ def test_instructions_that_another_tab_changed_are_not_written_over(house: House
     until(lambda: house.store.read(chat).info.settings == {"system": "Both."}, tab)
 
 
+def test_instructions_keep_the_focus_where_a_space_at_their_end_is_not_stored(house: House, tab: Page) -> None:
+    """The field was another one then, and the next words went to the page, where a letter is a command."""
+    a = make_chat(house, "alpha focused")
+    open_chat(tab, house, a)
+    field = popover(tab, "chat_who").locator("textarea")
+    field.click()
+    tab.keyboard.type("Speak like a pirate. ")
+    tab.keyboard.press("Control+Enter")
+    until(lambda: house.store.read(a).info.settings.get("system") == "Speak like a pirate.", tab)
+    tab.keyboard.type("Ahoy")
+    tab.keyboard.press("Control+Enter")
+    until(lambda: house.store.read(a).info.settings.get("system") == "Speak like a pirate. Ahoy", tab)
+
+
 def test_what_is_typed_stays_in_its_chat_and_comes_back_there(house: House, tab: Page) -> None:
     a, b = make_chat(house, "alpha typed"), make_chat(house, "beta typed")
     open_chat(tab, house, a)
@@ -270,6 +284,44 @@ def test_what_is_typed_stays_in_its_chat_and_comes_back_there(house: House, tab:
     show(tab, a, "alpha typed")
     expect(field).to_have_value("")
     assert [one.text for one in house.store.read(b).messages if one.role == "user"] == ["beta typed", "only for B"]
+
+
+def test_what_is_typed_in_a_new_chat_waits_there_over_other_chats_and_a_reload(house: House, tab: Page) -> None:
+    """A new chat's name is another one after each of these, and the text once was gone with the old one."""
+    a = make_chat(house, "alpha waiting")
+    open_chat(tab, house, "new")
+    field = tab.get_by_test_id("stChatInputTextArea")
+    field.fill("not sent yet")
+    show(tab, a, "alpha waiting")
+    expect(field).to_have_value("")
+    press(tab, "chat_new")
+    expect(field).to_have_value("not sent yet")
+    tab.reload()
+    expect(field).to_have_value("not sent yet")
+    field.press("Enter")
+    expect(tab.get_by_test_id("stChatMessage").last).to_contain_text("You said: not sent yet")
+    press(tab, "chat_new")
+    expect(tab.get_by_test_id("stChatMessage")).to_have_count(0)
+    expect(field).to_have_value("")
+
+
+def test_what_is_put_into_the_input_leaves_what_was_typed_there(house: House, tab: Page) -> None:
+    """A question that was taken back once took the place of the next one, half typed."""
+    a = make_chat(house, "alpha taken back")
+    open_chat(tab, house, a)
+    field = tab.get_by_test_id("stChatInputTextArea")
+    type_into(field, "forever")
+    expect(key(tab, "chat_stop").get_by_role("button")).to_be_visible()
+    type_into(field, "the next question")
+    expect(key(tab, "chat_take_back").get_by_role("button")).to_be_visible()
+    field.press_sequentially("half typed")
+    press(tab, "chat_take_back")
+    expect(field).to_have_value("the next question\n\nhalf typed")
+    tab.reload()
+    expect(field).to_have_value("the next question\n\nhalf typed")
+    field.fill("")
+    press(tab, "chat_stop")
+    expect(key(tab, "chat_stop")).to_have_count(0)
 
 
 def test_the_beginning_of_an_answer_is_for_one_answer_of_its_chat(house: House, tab: Page) -> None:

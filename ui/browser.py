@@ -63,20 +63,20 @@ export default function ({ data }) {
 """
 # What is typed and not sent stays in its tab, each thing's for itself: the one field has its text exchanged where
 # another thing is shown. A step later the field may be empty, as it was sent, and that is kept as well. `filled` counts
-# the texts that the server put in: those stay.
+# the texts that the server put in: those stay, and before what was typed meanwhile.
 TYPED = """
 const fieldOf = ({ key }) => document.querySelector(`.st-key-${CSS.escape(key)} textarea`);
-const placeOf = (key, thing) => `${key} ${thing}`;
+const placeOf = ({ key, place }) => `${key} ${place}`;
 const keepShown = () => {
     const shown = window.llamadeckShown, field = fieldOf(shown);
     if (field?.value) {
-        sessionStorage.setItem(placeOf(shown.key, shown.thing), field.value);
+        sessionStorage.setItem(placeOf(shown), field.value);
     } else if (field) {
-        sessionStorage.removeItem(placeOf(shown.key, shown.thing));
+        sessionStorage.removeItem(placeOf(shown));
     }
 };
 const put = (shown, isExchange, tries) => {
-    const field = fieldOf(shown), text = sessionStorage.getItem(placeOf(shown.key, shown.thing)) ?? "";
+    const field = fieldOf(shown), text = sessionStorage.getItem(placeOf(shown)) ?? "";
     if (window.llamadeckShown !== shown) {
         return;
     }
@@ -86,6 +86,14 @@ const put = (shown, isExchange, tries) => {
         Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(field, text);
         field.dispatchEvent(new Event("input", { bubbles: true }));
     }
+};
+const join = (shown) => {
+    const typed = sessionStorage.getItem(placeOf(shown)) ?? "", { text } = shown;
+    const isOther = typed.trim() && typed.trim() !== text.trim();
+    sessionStorage.setItem(placeOf(shown), isOther ? `${text}\\n\\n${typed}` : text);
+    put(shown, true, 40);
+    // The page itself may put its text in after that.
+    setTimeout(put, 200, shown, true, 0);
 };
 export default function ({ parentElement, data }) {
     if (!window.llamadeckShown) {
@@ -98,9 +106,9 @@ export default function ({ parentElement, data }) {
     if (!before) {
         put(data, false, 40);
     } else if (before.filled !== data.filled) {
-        keepShown();
+        join(data);
     } else if (before.thing === data.born) {
-        sessionStorage.removeItem(placeOf(data.key, data.born));
+        sessionStorage.removeItem(placeOf(before));
         keepShown();
     } else if (before.thing !== data.thing) {
         put(data, true, 40);
@@ -137,12 +145,15 @@ def scroll_here(key: str) -> None:
     _scroll(key=key)
 
 
-def keep_typed(key: str, thing: str, born: str, filled: int) -> None:
+def keep_typed(key: str, thing: str, born: str, place: str, filled: tuple[int, str]) -> None:
     """Keep what is typed and not sent in the field `key` for each `thing` that it is for; `born` was its name before.
 
-    `filled` is another number where the field was filled just now.
+    It is kept by the name of its `place`, which a reloaded tab knows again. `filled` has another number where the field
+    was filled just now, with this text.
     """
-    _typed(key=f"{key}_typed", data={"key": key, "thing": thing, "born": born, "filled": filled})
+    number, text = filled
+    data = {"key": key, "thing": thing, "born": born, "place": place, "filled": number, "text": text}
+    _typed(key=f"{key}_typed", data=data)
 
 
 def leave(key: str, now: bool, provider: bool = False) -> None:

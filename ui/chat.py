@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import wraps
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import streamlit as st
@@ -23,6 +24,7 @@ from core.chat.records import Chat, ChatInfo, Message, Mode
 from core.errors import DeckError
 from core.panics import panics_as_errors, why_of
 from ui.chat_setup import cast_of, default_mode
+from ui.people import person
 from ui.resources import asker, chat_store, recorder
 
 log = logging.getLogger(__name__)
@@ -93,7 +95,23 @@ def tag_of(info: ChatInfo) -> str:
 def fill_input(text: str) -> None:
     """Put a text into the input of the chat that is shown."""
     st.session_state[INPUT_KEY] = text
-    st.session_state[FILLED_KEY] = st.session_state.get(FILLED_KEY, 0) + 1
+    st.session_state[FILLED_KEY] = (filled()[0] + 1, text)
+
+
+def filled() -> tuple[int, str]:
+    """How often the input was filled, and with what at last."""
+    found: tuple[int, str] = st.session_state.get(FILLED_KEY, (0, ""))
+    return found
+
+
+def place_of(info: ChatInfo) -> str:
+    """Where the browser keeps what is typed in a chat. A new chat's tag is another one after a reload.
+
+    So all new chats are one place, but each person's own: somebody else may sign in in the same tab.
+    """
+    if info.id != NEW_ID:
+        return tag_of(info)
+    return f"{NEW}_{sha256(person().encode()).hexdigest()[:16]}"
 
 
 def born_tag(info: ChatInfo) -> str:

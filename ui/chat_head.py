@@ -102,7 +102,7 @@ def _draw_who(chat: Chat, tag: str) -> None:
     _choose_mode(chat, tag)
     if info.mode != "notebook":
         system = str(info.settings.get("system", ""))
-        key = key_of(SYSTEM, tag, system)
+        key = key_of(SYSTEM, tag, system, str.strip)
         st.text_area(tr("chat.system"), key=key, height=100, placeholder=tr("chat.system_placeholder"),
                      help=tr("chat.system_help"), on_change=_keep_system, args=(tag, key, system))  # fmt: skip
 

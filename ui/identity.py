@@ -7,6 +7,7 @@ outside: for each of them it is another widget. A callback is given the thing an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import streamlit as st
@@ -22,14 +23,15 @@ class Drawn(NamedTuple):
     value: Any
 
 
-def key_of(name: str, thing: object, value: Any) -> str:
+def key_of(name: str, thing: object, value: Any, kept: Callable[[Any], Any] | None = None) -> str:
     """The key of the widget that shows `value`, which is the `name` of `thing`.
 
-    It begins with both, and stays the same while nothing but the widget itself changes the value.
+    It begins with both, and stays the same while nothing but the widget itself changes the value. `kept` is what is
+    stored of what was typed, where that is not all of it: another widget would lose the focus in the midst of typing.
     """
     state, thing = st.session_state, str(thing)
     last = _drawn().get(name)
-    if last is not None and last.thing == thing and last.key in state and state[last.key] == value:
+    if last is not None and last.thing == thing and last.key in state and _shows(state[last.key], value, kept):
         key = last.key
     else:
         number = state[COUNT_KEY] = state.get(COUNT_KEY, 0) + 1
@@ -37,6 +39,10 @@ def key_of(name: str, thing: object, value: Any) -> str:
         state[key] = value
     _drawn()[name] = Drawn(thing, key, value)
     return key
+
+
+def _shows(typed: Any, value: Any, kept: Callable[[Any], Any] | None) -> bool:
+    return bool((typed if kept is None else kept(typed)) == value)
 
 
 def known_value(name: str, thing: object, drawn: Any) -> Any:
