@@ -247,7 +247,7 @@ def test_instructions_that_another_tab_changed_are_not_written_over(house: House
     field = key(popover(tab, "chat_who"), "chat_system").locator("textarea")
     house.store.change_settings(chat, lambda _: {"system": "Theirs."})
     type_into(field, "Mine.", "Control+Enter")
-    expect(tab.get_by_text("was not written over it: Mine.")).to_be_visible()
+    expect(tab.get_by_text("was not written over it (Mine.).")).to_be_visible()
     assert house.store.read(chat).info.settings == {"system": "Theirs."}
     expect(field).to_have_value("Theirs.")
     type_into(field, "Both.", "Control+Enter")

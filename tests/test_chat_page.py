@@ -384,7 +384,7 @@ def test_a_title_that_another_tab_gave_is_not_written_over(models: Path) -> None
     tab = open_tab("3_Chat", query={"chat": "1"})
     resources.chat_store().rename(1, "Theirs")
     named(tab.text_input, "chat_title").set_value("Mine")
-    assert "not written over it: Mine" in run(tab).error[0].value
+    assert "not written over it (Mine" in run(tab).error[0].value
     assert resources.chat_store().info(1).title == "Theirs"
     named(tab.text_input, "chat_title").set_value("Mine, knowing theirs")
     run(tab)

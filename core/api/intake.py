@@ -99,7 +99,7 @@ class Intake:
                     for rooms in (own, self._rooms):
                         await held.enter_async_context(rooms)
             except TimeoutError:
-                raise ApiError("api_large_busy", limit=MAX_LARGE) from None
+                raise ApiError("api_large_busy") from None
             try:
                 yield
             finally:

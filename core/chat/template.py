@@ -114,7 +114,7 @@ class ChatTemplate:
                 return TemplateLimitError("chat_template_output", model=model, limit=f"{_max_chars(size):,}")
             case "ended":
                 return TemplateLimitError("chat_template_ended", model=model)
-        return TemplateLimitError("chat_template_busy", model=model, limit=f"{LIMITS.wait_s:g}")
+        return TemplateLimitError("chat_template_busy", model=model)
 
 
 def read_template(folder: Path) -> ChatTemplate:
