@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from core.confined_child import FAILED, HEAD, MAX_WHY_CHARS, MEMORY, OUTPUT
@@ -28,7 +29,9 @@ from core.settings import ROOT
 log = logging.getLogger(__name__)
 # What a child is told of this process's surroundings: passwords and tokens are none of its business.
 KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
-CHUNK_BYTES = 2**20
+CHUNK_BYTES, MIB = 2**20, 2**20
+# What a child may hold while it waits; a usual one holds a quarter of it.
+KEPT_MIB = 128
 
 Kind = Literal["time", "memory", "output", "ended", "busy"]
 
@@ -176,9 +179,10 @@ class _Child:
             # The answer to this question must not be taken for that of the next one.
             self.end()
             raise
-        if kind == MEMORY:
-            # It holds what it could not finish.
+        if kind == MEMORY or self._resident_mib() > KEPT_MIB:
+            # It holds what it could not finish, or did not give back.
             self.end()
+        if kind == MEMORY:
             raise LimitReached("memory")
         if kind == OUTPUT:
             raise LimitReached("output")
@@ -228,6 +232,15 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
             )
+
+    def _resident_mib(self) -> int:
+        """What the process holds; 0 where the system does not say."""
+        assert self._process is not None
+        try:
+            pages = Path(f"/proc/{self._process.pid}/statm").read_text("ascii").split()[1]
+        except OSError:
+            return 0
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") // MIB
 
     def _cause_of_death(self) -> Kind:
         process, self._process = self._process, None
