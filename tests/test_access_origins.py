@@ -21,7 +21,7 @@ from core.access.origins import Origin, parse_forwarded, parse_origin, parse_pla
 from core.access.requests import comes_from_elsewhere, cookies_named, from_here, local_path
 from core.access.scopes import marked
 from core.access.secret_file import SecretFile
-from core.access.visitors import COOKIE, DEVICE_COOKIE, SECURE_PREFIX
+from core.access.visitors import COOKIE, DEVICE_COOKIE, SECURE_PREFIX, is_session_cookie
 from tests.gate_client import (
     AWAY,
     HERE,
@@ -264,6 +264,26 @@ def test_another_port_of_the_same_name_is_asked_for_the_password_again(app: Gate
     both = {"cookie": f"{given['cookie']}; {second['cookie']}"}
     for at in (here, there):
         assert talk(app, both | at | {"origin": f"http://{at['host']}"}, ["hello"]) == ["accept", "'' hello"]
+        assert ask(app, "/", both | at | PAGE, place=place(at)).status == 200
+
+
+def test_signing_in_at_one_port_of_a_name_signs_out_at_no_other(app: Gate, tmp_path: Path) -> None:
+    """A browser keeps one cookie of a name: two machines at the near ends of two tunnels signed each other out."""
+    other = Access(SecretFile(tmp_path / "other.json"), {})
+    other.set_password(PASSWORD)
+    jar: dict[str, str] = {}
+    for gate, port in ((app, 6006), (Gate(says_who, other), 6007)):
+        at = {"host": f"localhost:{port}", "origin": f"http://localhost:{port}"}
+        name, _, value = cookie_of(sign_in(gate, at, place(at)))["cookie"].partition("=")
+        jar[name] = value
+    kept = {"cookie": "; ".join(f"{name}={value}" for name, value in jar.items())}
+    here = {"host": "localhost:6006"}
+    assert ask(app, "/", kept | here | PAGE, place=place(here)).status == 200
+    away = ask(app, "/sign-out", kept | here | {"origin": "http://localhost:6006"}, "POST", place=place(here))
+    assert away.headers["set-cookie"].startswith(f'{COOKIE}_6006=""') and "6007" not in away.headers["set-cookie"]
+    there = {"host": "localhost:6007"}
+    assert ask(app, "/", kept | here | PAGE, place=place(here)).status == 401
+    assert ask(Gate(says_who, other), "/", kept | there | PAGE, place=place(there)).status == 200
 
 
 def test_a_cookie_of_the_same_name_that_a_neighbour_adds_shuts_nobody_out(app: Gate) -> None:
@@ -271,7 +291,7 @@ def test_a_cookie_of_the_same_name_that_a_neighbour_adds_shuts_nobody_out(app: G
     for tossed in (f"{COOKIE}=x; {given}", f"{given}; {COOKIE}=x", f"{COOKIE}=; {COOKIE}=a~9999999999.b; {given}"):
         assert ask(app, "/", {"cookie": tossed}).status == 200
     scope = make_scope("http", "/", {"cookie": f"a=1; {COOKIE}=x;{COOKIE}=y; {COOKIE}x=z"}, "GET", AWAY)
-    assert cookies_named(HTTPConnection(scope), (COOKIE,)) == ["x", "y"]
+    assert cookies_named(HTTPConnection(scope), is_session_cookie) == [(COOKIE, "x"), (COOKIE, "y")]
 
 
 def test_a_session_from_before_origins_were_remembered_is_held_against_the_host(app: Gate, access: Access) -> None:
@@ -424,7 +444,7 @@ def test_a_browser_that_signed_in_before_does_not_wait_with_those_who_guess(app:
     given = {"origin": "https://deck.example.org:8443", "host": "127.0.0.1:6006"}
     page = ask(app, "/Chat", PAGE | cookie_of(sign_in(app, given, AWAY | {"client": ("192.0.2.8", 1)})))
     mine = cookie_of(page)
-    assert mine["cookie"].startswith(f"{SECURE_PREFIX}{DEVICE_COOKIE}=")
+    assert mine["cookie"].startswith(f"{SECURE_PREFIX}{DEVICE_COOKIE}_8443=")
     assert {"Secure", "HttpOnly", "SameSite=lax"} <= set(page.headers["set-cookie"].split("; "))
     for _ in range(6):
         sign_in(app, given, password="wrong password")

@@ -82,7 +82,7 @@ def test_the_password_opens_the_page_and_its_websocket(page: Page, port: int, ho
     with proxy(port, way, home) as before:
         address = f"https://{NAME}:{before.port}"
         sign_in(page, f"{address}/Characters")
-        cookie = next(one for one in page.context.cookies() if one["name"] == SECURE_PREFIX + COOKIE)
+        cookie = next(one for one in page.context.cookies() if one["name"] == f"{SECURE_PREFIX}{COOKIE}_{before.port}")
         assert cookie["secure"] and cookie["httpOnly"] and cookie["path"] == "/"
         expect(key(page, "characters_import")).to_be_visible(timeout=WAIT_MS)
 

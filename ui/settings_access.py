@@ -9,7 +9,7 @@ import streamlit as st
 
 from core.access.access import TooManyTries
 from core.access.exposure import is_network
-from core.access.visitors import COOKIES
+from core.access.visitors import is_session_cookie
 from core.errors import DeckError, InputError
 from ui.browser import leave
 from ui.errors import show_error
@@ -48,7 +48,7 @@ def _draw_person() -> None:
 
 
 def _has_session() -> bool:
-    return any(access().sessions.is_valid(st.context.cookies.get(name, "")) for name in COOKIES)
+    return any(access().sessions.is_valid(text) for name, text in st.context.cookies.items() if is_session_cookie(name))
 
 
 def _draw_password() -> None:

@@ -48,13 +48,14 @@ from core.access.slash import uncompressed, with_slash
 from core.access.turns import Client, TooManyTries
 from core.access.visitors import (
     COOKIE,
-    COOKIES,
     DEVICE_COOKIE,
     SECURE_PREFIX,
     SignOn,
     Visitor,
     Visitors,
+    cookie_name,
     is_elsewhere_by_its_address,
+    is_session_cookie,
 )
 from core.access.watch import POLICY_VIOLATION, Watch
 from core.errors import DeckError
@@ -184,7 +185,8 @@ class Gate:
         if visitor.person or visitor.session is None or not is_page(request) or devices:
             return send
         given = Response()
-        set_cookie(given, DEVICE_COOKIE, self._access.devices.make(origin), DEVICE_S, is_secure(request, origin))
+        name = cookie_name(DEVICE_COOKIE, origin, is_secure(request, origin))
+        set_cookie(given, name, self._access.devices.make(origin), DEVICE_S)
         return with_header(send, b"set-cookie", given.headers["set-cookie"].encode())
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -288,28 +290,32 @@ class Gate:
         answer = redirect(wanted)
         was_told = origin is not None and was_sent_to(request, origin)
         token = self._access.sessions.begin(origin, was_told)
-        set_cookie(answer, COOKIE, token, SESSION_S, is_secure(request, origin))
+        set_cookie(answer, cookie_name(COOKIE, origin, is_secure(request, origin)), token, SESSION_S)
         return answer
 
     async def _sign_out(self, request: Request) -> Response:
-        """Also where nobody is signed in: then there is nothing to end, and the cookie goes."""
+        """Also where nobody is signed in: then there is nothing to end, and the cookie goes. Those of other ports are
+        another LlamaDeck's, unless we know their sessions: then they end too."""
         visitor = self._visitors.find(request)
         if self._visitors.is_elsewhere(request, visitor.origin if visitor else None):
             return plain(403, "Sign out on this server's own page.")
-        answer = redirect("/")
+        answer, sessions = redirect("/"), self._access.sessions
+        own = parse_origin(request.headers.get("origin", "")) or (visitor.origin if visitor else None)
+        ours = [(name, token) for name, token in cookies_named(request, is_session_cookie) if sessions.is_valid(token)]
         try:
-            for token in cookies_named(request, COOKIES):
-                await asyncio.to_thread(self._access.sessions.end, token)
+            for _, token in ours:
+                await asyncio.to_thread(sessions.end, token)
         except DeckError as error:
             answer = self._sign_in_page(request, 500, "/", error.sentence(language_of(request)))
-        set_cookie(answer, COOKIE, "", 0, is_secure(request))
+        for name in {cookie_name(COOKIE, own, is_secure(request)), *(name for name, _ in ours)}:
+            set_cookie(answer, name, "", 0)
         return answer
 
 
-def set_cookie(answer: Response, name: str, value: str, max_age_s: int, secure: bool) -> None:
+def set_cookie(answer: Response, name: str, value: str, max_age_s: int) -> None:
     """Without a path of its own: it then holds below the address that was asked for, whatever a proxy took away from
     that one. Nothing but a browser knows it."""
-    name = SECURE_PREFIX + name if secure else name
+    secure = name.startswith(SECURE_PREFIX)
     answer.set_cookie(name, value, max_age=max_age_s, path=None, httponly=True, samesite="lax", secure=secure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable
 from urllib.parse import quote
 
 from starlette.requests import HTTPConnection
@@ -73,11 +73,11 @@ def is_secure(request: HTTPConnection, at: Origin | None = None) -> bool:
     return request.scope["scheme"] in ("https", "wss") or is_https_told(request.headers)
 
 
-def cookies_named(request: HTTPConnection, names: Container[str]) -> list[str]:
-    """The values of all cookies with these names, the nearest path's first: of two with one name, the usual reader
-    shows one, and a page of a neighbouring name can add a second."""
+def cookies_named(request: HTTPConnection, is_one: Callable[[str], object]) -> list[tuple[str, str]]:
+    """The names and values of all cookies whose names are meant, the nearest path's first: of two with one name, the
+    usual reader shows one, and a page of a neighbouring name can add a second."""
     pairs = (part.strip().partition("=") for text in request.headers.getlist("cookie") for part in text.split(";"))
-    return [value for name, _, value in pairs if name in names][:MAX_COOKIES]
+    return [(name, value) for name, _, value in pairs if is_one(name)][:MAX_COOKIES]
 
 
 def from_here(request: HTTPConnection, path: str) -> str:

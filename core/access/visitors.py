@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from starlette.requests import HTTPConnection
 
 from core.access.access import Access
 from core.access.exposure import is_local, is_local_name
-from core.access.origins import Origin, parse_origin, parse_origins
+from core.access.origins import DEFAULT_PORTS, Origin, parse_origin, parse_origins
 from core.access.requests import comes_from_elsewhere, cookies_named, is_link, is_page, was_sent_to
 from core.access.sessions import Sessions
 from core.access.stamps import Stamp, Stamps
@@ -19,8 +20,8 @@ from core.access.stamps import Stamp, Stamps
 COOKIE, DEVICE_COOKIE = "llamadeck_session", "llamadeck_device"
 # A page that came over http cannot replace a cookie that is for https only: theirs have a name of their own.
 SECURE_PREFIX = "__Secure-"
-COOKIES = (COOKIE, SECURE_PREFIX + COOKIE)
-DEVICE_COOKIES = (DEVICE_COOKIE, SECURE_PREFIX + DEVICE_COOKIE)
+is_session_cookie = re.compile(rf"(?:{SECURE_PREFIX})?{COOKIE}(?:_\d{{1,5}})?").fullmatch
+is_device_cookie = re.compile(rf"(?:{SECURE_PREFIX})?{DEVICE_COOKIE}(?:_\d{{1,5}})?").fullmatch
 
 
 class SignOn(Protocol):
@@ -80,15 +81,19 @@ class Visitors:
                     return Visitor(person, Stamp(name, math.inf, parse_origin(self._sign_on.origin)))
         elif is_local(request.scope) and not self._access.has_password:
             return Visitor("")
-        tokens = cookies_named(request, COOKIES)
-        sessions = [session for token in tokens if (session := self._access.sessions.read(token)) is not None]
+        tokens = cookies_named(request, is_session_cookie)
+        sessions = [session for _, token in tokens if (session := self._access.sessions.read(token)) is not None]
         fitting = [session for session in sessions if not self.is_elsewhere(request, session.origin)]
+        # A link says nothing of its origin: of several ports of one host, the session of the one that it leads to.
+        fitting.sort(key=lambda session: session.origin is None or not was_sent_to(request, session.origin))
         return next((Visitor("", session) for session in (*fitting, *sessions)), None)
 
     def is_still(self, request: HTTPConnection, visitor: Visitor) -> bool:
-        """Whether whoever was let in would be let in now."""
+        """Whether whoever was let in would be let in now, by the same session: another port's opens nothing here."""
         now = self.find(request)
-        return now is not None and now.person == visitor.person
+        if now is None or now.person != visitor.person:
+            return False
+        return now.session is None or visitor.session is None or now.session.id == visitor.session.id
 
     def is_elsewhere(self, request: HTTPConnection, at: Origin | None) -> bool:
         """Whether a page of another origin than ours sent a request; `at` is that of the session, where it is known."""
@@ -100,16 +105,27 @@ class Visitors:
 
     def device(self, request: HTTPConnection, origin: Origin | None) -> str:
         """The id of a browser that signed in before, or still is; a page elsewhere must not use up its tries."""
-        return next(iter(self.devices(request, origin) or known(request, COOKIES, self._access.sessions, origin)), "")
+        return next(
+            iter(self.devices(request, origin) or known(request, is_session_cookie, self._access.sessions, origin)), ""
+        )
 
     def devices(self, request: HTTPConnection, origin: Origin | None) -> list[str]:
         """The ids that a browser at this origin was given when it signed in."""
-        return known(request, DEVICE_COOKIES, self._access.devices, origin)
+        return known(request, is_device_cookie, self._access.devices, origin)
 
 
-def known(request: HTTPConnection, names: Collection[str], kind: Stamps | Sessions, origin: Origin | None) -> list[str]:
-    """The ids in cookies with these names that we gave to a browser at this origin."""
-    stamps = [kind.read(text) for text in cookies_named(request, names)]
+def cookie_name(kind: str, origin: Origin | None, secure: bool) -> str:
+    """Cookies know no ports: each port has a name of its own, so that signing in at one of a host signs out at no
+    other, where another LlamaDeck may be, as at the near ends of two tunnels."""
+    port = "" if origin is None or origin.port == DEFAULT_PORTS[origin.scheme] else f"_{origin.port}"
+    return f"{SECURE_PREFIX if secure else ''}{kind}{port}"
+
+
+def known(
+    request: HTTPConnection, is_one: Callable[[str], object], kind: Stamps | Sessions, origin: Origin | None
+) -> list[str]:
+    """The ids in cookies with such names that we gave to a browser at this origin."""
+    stamps = [kind.read(text) for _, text in cookies_named(request, is_one)]
     return [stamp.id for stamp in stamps if stamp is not None and stamp.origin == origin]
 
 
