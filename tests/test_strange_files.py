@@ -22,7 +22,7 @@ from core.chat.importing import read_chat_file
 from core.chat.presets import check_values, read_recommended
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
-from core.chat.tokens import read_counter
+from core.chat.tokens import TokenizerError, read_counter
 from core.checkpoint import read_checkpoint
 from core.engine.vocabulary import find_end_tokens, read_tokenizer
 from core.errors import CheckpointError, DeckError
@@ -471,3 +471,18 @@ def test_a_tokenizer_that_makes_thousands_of_letters_of_one_is_refused(tmp_path:
     path.write_text(json.dumps(values | {"normalizer": {"type": "Sequence", "normalizers": [once] * 4}}), "utf-8")
     with pytest.raises(CheckpointError, match="replacements"):
         read_counter(tmp_path / "tiny")
+
+
+def test_tokens_that_are_megabytes_of_text_are_not_written_out(tmp_path: Path) -> None:
+    """The library ends the process where it finds no memory: a token may be 100,000 letters, and be asked for often."""
+    make_checkpoint(tmp_path / "tiny")
+    path = tmp_path / "tiny" / "tokenizer.json"
+    values = json.loads(path.read_text("utf-8"))
+    word = {"id": 3, "content": "Q" * 100_000, "special": True, "normalized": False}
+    sides = {"single_word": False, "lstrip": False, "rstrip": False}
+    path.write_text(json.dumps(values | {"added_tokens": [*values["added_tokens"], word | sides]}), "utf-8")
+    counter = read_counter(tmp_path / "tiny")
+    (token,) = counter.encode("Q" * 100_000) or ()
+    assert counter.decode([1] * 200_000) == "<s>" * 200_000
+    with pytest.raises(TokenizerError):
+        counter.decode([token] * 20_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,9 @@ MAX_TOKENIZER_BYTES = 256 * 2**20
 # Into how many characters all replacements of a tokenizer may turn one: its author may write ten for each, ten times
 # over, and a page would end at the first long word. Those of real tokenizers put one in the place of one.
 MAX_GROWTH = 64
+# A quarter of a million tokens, the most that a request can hold, have a few megabytes of text. One token of a
+# stranger's may be a megabyte, and the library ends the process where it finds no memory.
+MAX_DECODED_CHARS = 64 * 2**20
 Result = TypeVar("Result")
 
 
@@ -61,6 +65,10 @@ class TokenCounter:
         last = tokenizer.get_vocab_size() - 1
         if not all(0 <= token <= last for token in tokens):
             raise InputError("prompt_token", limit=last)
+        written = (len(tokenizer.id_to_token(token) or "") * count for token, count in Counter(tokens).items())
+        if sum(written) > MAX_DECODED_CHARS:
+            why = f"more than {MAX_DECODED_CHARS:,} characters"
+            raise TokenizerError("tokenizer_text", model=printable(self._model) or "?", why=why)
         return self._guarded(lambda: str(tokenizer.decode(list(tokens), skip_special_tokens=False)))
 
     def _count(self, text: str) -> int:
