@@ -57,6 +57,14 @@ def test_a_lone_backtick_opens_no_code() -> None:
     assert answer_markdown("a ` b $1\n\nc ` $2") == "a ` b \\$1\n\nc ` \\$2"
 
 
+def test_a_span_of_code_is_no_longer_than_any_that_is_meant() -> None:
+    """Else for each backtick that has no partner the rest of a paragraph is looked through: 5 s for 300,000 letters."""
+    assert answer_markdown(f"`{'a' * 4000}$`") == f"`{'a' * 4000}$`"
+    assert answer_markdown(f"`{'a' * 6000}$`") == f"`{'a' * 6000}\\$`"
+    runs = "".join("`" * length + "a" for length in range(1, 770))
+    assert answer_markdown(runs) == runs
+
+
 def test_a_picture_becomes_a_link() -> None:
     """A picture is fetched as soon as it is shown, and its address can say what was said in the chat."""
     assert answer_markdown("see ![x](https://example.org/?q=secret)") == "see \\![x](https://example.org/?q=secret)"

@@ -22,6 +22,7 @@ from core.chat.importing import read_chat_file
 from core.chat.presets import check_values, read_recommended
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
+from core.chat.tokens import TokenizerError, read_counter
 from core.checkpoint import read_checkpoint
 from core.engine.vocabulary import find_end_tokens, read_tokenizer
 from core.errors import CheckpointError, DeckError
@@ -454,3 +455,31 @@ def test_a_models_end_that_is_no_word_ends_nothing(folder: Path) -> None:
     for odd in (["</s>"], {"content": ["x"]}, {"content": {}}, 5, None):
         write(folder / "tokenizer_config.json", json.dumps({"eos_token": odd}))
         assert 2 in find_end_tokens(read_checkpoint(folder), read_tokenizer(folder))
+
+
+def test_a_tokenizer_that_makes_thousands_of_letters_of_one_is_refused(tmp_path: Path) -> None:
+    """Four replacements of a letter by ten made fifty million tokens of a word of 5,000, in the pages' own process."""
+    make_checkpoint(tmp_path / "tiny")
+    path = tmp_path / "tiny" / "tokenizer.json"
+    values = json.loads(path.read_text("utf-8"))
+    once = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    path.write_text(json.dumps(values | {"normalizer": once}), "utf-8")
+    assert read_counter(tmp_path / "tiny").count("a") == 10
+    path.write_text(json.dumps(values | {"normalizer": {"type": "Sequence", "normalizers": [once] * 4}}), "utf-8")
+    with pytest.raises(CheckpointError, match="replacements"):
+        read_counter(tmp_path / "tiny")
+
+
+def test_tokens_that_are_megabytes_of_text_are_not_written_out(tmp_path: Path) -> None:
+    """The library ends the process where it finds no memory: a token may be 100,000 letters, and be asked for often."""
+    make_checkpoint(tmp_path / "tiny")
+    path = tmp_path / "tiny" / "tokenizer.json"
+    values = json.loads(path.read_text("utf-8"))
+    word = {"id": 3, "content": "Q" * 100_000, "special": True, "normalized": False}
+    sides = {"single_word": False, "lstrip": False, "rstrip": False}
+    path.write_text(json.dumps(values | {"added_tokens": [*values["added_tokens"], word | sides]}), "utf-8")
+    counter = read_counter(tmp_path / "tiny")
+    (token,) = counter.encode("Q" * 100_000) or ()
+    assert counter.decode([1] * 200_000) == "<s>" * 200_000
+    with pytest.raises(TokenizerError):
+        counter.decode([token] * 20_000)

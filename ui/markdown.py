@@ -10,10 +10,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#$~|])")
-# A fence runs to its end or, while an answer grows, to the end of the text; a span stays in its paragraph.
+# A fence runs to its end or, while an answer grows, to the end of the text; a span stays in its paragraph, and is no
+# longer than any that is meant: for each mark that has no end all of the rest is looked through.
 CODE = re.compile(
     r"(^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)"
-    r"|(?<!`)(?P<tick>`+)(?!`)(?:(?!\n\n).)+?(?<!`)(?P=tick)(?!`))",
+    r"|(?<!`)(?P<tick>`+)(?!`)(?:(?!\n\n).){1,5000}?(?<!`)(?P=tick)(?!`))",
     re.MULTILINE | re.DOTALL,
 )
 MONEY, PICTURE = (re.compile(rf"(?P<before>(?<!\\)\\*)(?P<mark>{mark})") for mark in (r"\$", r"!\["))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -22,6 +23,12 @@ BYTES_PER_TOKEN = 3
 MAX_KNOWN, DIGEST_BYTES = 8192, 16
 # The largest vocabularies, of 260,000 tokens, take 35 MB.
 MAX_TOKENIZER_BYTES = 256 * 2**20
+# Into how many characters all replacements of a tokenizer may turn one: its author may write ten for each, ten times
+# over, and a page would end at the first long word. Those of real tokenizers put one in the place of one.
+MAX_GROWTH = 64
+# A quarter of a million tokens, the most that a request can hold, have a few megabytes of text. One token of a
+# stranger's may be a megabyte, and the library ends the process where it finds no memory.
+MAX_DECODED_CHARS = 64 * 2**20
 Result = TypeVar("Result")
 
 
@@ -69,6 +76,10 @@ class TokenCounter:
         last = tokenizer.get_vocab_size() - 1
         if not all(0 <= token <= last for token in tokens):
             raise InputError("prompt_token", limit=last)
+        written = (len(tokenizer.id_to_token(token) or "") * count for token, count in Counter(tokens).items())
+        if sum(written) > MAX_DECODED_CHARS:
+            why = f"more than {MAX_DECODED_CHARS:,} characters"
+            raise TokenizerError("tokenizer_text", model=printable(self._model) or "?", why=why)
         return self._guarded(lambda: str(tokenizer.decode(list(tokens), skip_special_tokens=False)))
 
     def _count(self, text: str) -> int:
@@ -115,9 +126,33 @@ def _read(path: Path, mtime_ns: int, size: int) -> TokenCounter:
             tokenizer = Tokenizer.from_file(str(path))
             tokenizer.no_truncation()
             tokenizer.no_padding()
+            _check_growth(tokenizer)
             return TokenCounter(tokenizer, path.parent.name)
     except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
         raise CheckpointError("tokenizer", folder=folder, why=printable(why_of(error))) from error
+
+
+def _check_growth(tokenizer: Tokenizer) -> None:
+    """Raises ValueError for a tokenizer whose replacements make far more of a text than it is."""
+    for part in (tokenizer.normalizer, tokenizer.decoder):
+        growth = 1
+        # The library tells what a part is made of by its state for pickling; the vocabulary is not in it.
+        for content in () if part is None else _replacements(json.loads(part.__getstate__())):
+            growth *= max(1, len(content))
+            if growth > MAX_GROWTH:
+                raise ValueError("its replacements make far more of a text than it is")
+
+
+def _replacements(part: Any) -> Iterator[str]:
+    """What is put in the place of something else, anywhere in a part of a tokenizer."""
+    if isinstance(part, dict):
+        if part.get("type") == "Replace" and isinstance(part.get("content"), str):
+            yield part["content"]
+        for inner in part.values():
+            yield from _replacements(inner)
+    elif isinstance(part, list):
+        for inner in part:
+            yield from _replacements(inner)
 
 
 def _opening(tokenizer: Tokenizer) -> str:
