@@ -241,6 +241,42 @@ def test_what_another_tab_set_is_not_set_back_by_a_closed_popover(house: House, 
     assert info.settings == {"system": "By the other tab.", "sampling": {"seed": 7}}
 
 
+def expect_defaults(page: Page) -> None:
+    """A slider that the browser was never given a value for stands at its lowest, and the next step stores that."""
+    form = popover(page, "chat_settings")
+    expect(key(form, "sampling_temperature")).to_contain_text("0.70")
+    expect(key(form, "sampling_max_new_tokens").locator("input")).to_have_value("1024")
+    page.keyboard.press("Escape")
+    expect(form).to_have_count(0)
+
+
+def test_a_popover_that_is_opened_long_after_it_was_drawn_shows_what_is_stored(house: House, tab: Page) -> None:
+    open_chat(tab, house, "new")
+    say(tab, "the first question")
+    expect_defaults(tab)
+    say(tab, "the second question")
+    newest = max(info.id for info in house.store.chats(1))
+    assert "sampling" not in house.store.read(newest).info.settings
+
+
+def test_a_field_that_is_left_by_a_link_to_another_page_is_whole_when_its_page_is_back(house: House, tab: Page) -> None:
+    """The fields beside it once came back empty, and were stored so."""
+    a = make_chat(house, "alpha left")
+    open_chat(tab, house, a)
+    popover(tab, "chat_who").locator("textarea").fill("Be kind.")
+    for name in ("Settings", "Chat"):
+        link = tab.get_by_test_id("stSidebarNav").get_by_role("link", name=name)
+        # A click that leaves a field may be lost to what the page draws then; the next one is not.
+        until(lambda link=link, name=name: link.click() is None and f"/{name}" in tab.url, tab)  # type: ignore[misc]
+    expect(tab.get_by_test_id("stChatInputTextArea")).to_be_enabled()
+    expect(popover(tab, "chat_who").locator("textarea")).to_have_value("Be kind.")
+    tab.keyboard.press("Escape")
+    expect_defaults(tab)
+    say(tab, "more")
+    settings = house.store.read(a).info.settings
+    assert settings["system"] == "Be kind." and "sampling" not in settings
+
+
 def test_instructions_that_another_tab_changed_are_not_written_over(house: House, tab: Page) -> None:
     chat = make_chat(house, "both write")
     open_chat(tab, house, chat)

@@ -132,6 +132,12 @@ def draft_of(key: str | None) -> Draft:
     return drafts()[key]
 
 
+def renew_drafts() -> None:
+    """On arrival from another page: the browser has forgotten its fields, where the server may not have."""
+    for draft in drafts().values():
+        draft.renew()
+
+
 def has_changes(key: str | None) -> bool:
     draft = drafts().get(key)
     return draft is not None and draft.is_changed

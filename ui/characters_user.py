@@ -74,6 +74,13 @@ def _draft() -> UserDraft:
     return draft
 
 
+def renew_user_draft() -> None:
+    """On arrival from another page: the browser has forgotten its fields, where the server may not have."""
+    draft: UserDraft | None = st.session_state.get(DRAFT_KEY)
+    if draft is not None:
+        draft.number = next(_numbers)
+
+
 def _stored_picture() -> bytes | None:
     try:
         picture = read_picture(person())
@@ -92,8 +99,8 @@ def _picture_now() -> bytes | None:
 
 
 def _collect(draft: UserDraft) -> None:
-    name, about = (str(st.session_state.get(key) or "") for key in draft.keys())
-    draft.now = UserPersona(name, about)
+    seen = zip(draft.keys(), (draft.now.name, draft.now.description), strict=True)
+    draft.now = UserPersona(*(str(st.session_state.get(key, old) or "") for key, old in seen))
 
 
 def _save(draft: UserDraft) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 DRAWN_KEY, COUNT_KEY, HELD_KEY = "drawn_widgets", "drawn_count", "held_texts"
 
@@ -33,12 +34,26 @@ def key_of(name: str, thing: object, value: Any, kept: Callable[[Any], Any] | No
     last = _drawn().get(name)
     if last is not None and last.thing == thing and last.key in state and _shows(state[last.key], value, kept):
         key = last.key
+        if not _is_sent(key):
+            # Streamlit gives a value to the browser in the run in which it is set; one that comes later saw none of it.
+            state[key] = value
     else:
         number = state[COUNT_KEY] = state.get(COUNT_KEY, 0) + 1
         key = "_".join([name, thing, *([] if last is None else [str(number)])])
         state[key] = value
     _drawn()[name] = Drawn(thing, key, value)
     return key
+
+
+def _is_sent(key: str) -> bool:
+    """Whether the browser told the value of this widget with the step that this run is for.
+
+    It does not know one that it has not shown yet, such as one in a closed popover, or one of a page that was left.
+    """
+    if (run := get_script_run_ctx()) is None:
+        return False
+    session = run.session_state._state
+    return session._key_id_mapper.get_id_from_key(key, "") in session._new_widget_state
 
 
 def _shows(typed: Any, value: Any, kept: Callable[[Any], Any] | None) -> bool:

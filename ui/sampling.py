@@ -120,7 +120,16 @@ def _change(name: str, key: str, tag: str, store: Store) -> None:
     except DeckError as error:
         st.session_state[f"{ERROR_KEY}_{tag}"] = error
         return
-    store.change(tag, sampling=checked)
+    if not _is_held(checked, tag, store):
+        store.change(tag, sampling=checked)
+
+
+def _is_held(values: dict[str, Any], tag: str, store: Store) -> bool:
+    """Whether `values` hold in the chat anyway. A browser that shows a field late tells its value as if it were new."""
+    try:
+        return bool(values.items() <= asdict(sampling_of(store.info(tag))).items())
+    except DeckError:
+        return False
 
 
 def _slider(name: str, value: float, tag: str, store: Store) -> None:
