@@ -322,6 +322,30 @@ def test_what_is_typed_stays_in_its_chat_and_comes_back_there(house: House, tab:
     assert [one.text for one in house.store.read(b).messages if one.role == "user"] == ["beta typed", "only for B"]
 
 
+def test_a_change_of_a_message_that_was_left_unfinished_goes_on(house: House, tab: Page) -> None:
+    """Another chat closes the editor; when it was opened again, what had been typed was gone."""
+    a, b = make_chat(house, "alpha edited"), make_chat(house, "beta edited")
+    open_chat(tab, house, a)
+    edit_last(tab, "About alpha edited.").fill("Half of it")
+    show(tab, b, "beta edited")
+    show(tab, a, "alpha edited")
+    field = edit_last(tab, "Half of it")
+    press(tab, "chat_edit_cancel")
+    expect(field).to_have_count(0)
+    edit_last(tab, "About alpha edited.")
+    press(tab, "chat_edit_cancel")
+    assert [one.text for one in house.store.read(a).messages] == ["alpha edited", "About alpha edited."]
+
+
+def edit_last(page: Page, text: str) -> Locator:
+    """The field in which the chat's last message is changed, with the text that it begins with."""
+    last = page.get_by_test_id("stChatMessage").last
+    press(last, "message_menu")
+    page.get_by_text("Edit", exact=True).click()
+    expect(last.get_by_role("textbox")).to_have_value(text)
+    return last.get_by_role("textbox")
+
+
 def test_what_is_typed_in_a_new_chat_waits_there_over_other_chats_and_a_reload(house: House, tab: Page) -> None:
     """A new chat's name is another one after each of these, and the text once was gone with the old one."""
     a = make_chat(house, "alpha waiting")

@@ -45,7 +45,7 @@ def draw_actions(chat: Chat, message: Message, is_last: bool) -> None:
     if is_last and runner().state.phase == "ready":
         _for_last(chat.info.id, message)
     st.menu_button(":material/more_horiz:", _options(is_last), key=f"message_menu_{message.id}", type="tertiary",
-                   format_func=_label, on_click=_choose, args=(chat.info.id, message.id))  # fmt: skip
+                   format_func=_label, on_click=_choose, args=(chat.info.id, message.id, message.text))  # fmt: skip
     if st.session_state.get(COPY_KEY) == message.id:
         copy_to_clipboard(message.text, f"copy_{message.id}", text("chat.do_copy"), text("chat.copied"))
 
@@ -105,15 +105,17 @@ def _answer(name: str, number: int, message: int) -> None:
 
 
 @told
-def _choose(chat: int, message: int) -> None:
+def _choose(chat: int, message: int, words: str) -> None:
     option = st.session_state[f"message_menu_{message}"]
     st.session_state.pop(COPY_KEY, None)
     match option:
         case "copy":
             st.session_state[COPY_KEY] = message
         case "edit" if st.session_state.get(EDIT_KEY) != message:
-            # With its words as they are now: it may have gone on since it was edited before.
-            st.session_state.pop(f"chat_edit_{message}", None)
+            # A change that was left unfinished goes on, unless the message has got other words since.
+            if st.session_state.get(f"chat_edited_{message}", words) != words:
+                st.session_state.pop(f"chat_edit_{message}", None)
+            st.session_state[f"chat_edited_{message}"] = words
             st.session_state[EDIT_KEY] = message
         case "branch":
             show_chat(chat_store().branch(message))
@@ -166,5 +168,6 @@ def _save(message: int) -> None:
 
 
 def _leave(message: int) -> None:
+    st.session_state.pop(f"chat_edit_{message}", None)
     if st.session_state.get(EDIT_KEY) == message:
         del st.session_state[EDIT_KEY]

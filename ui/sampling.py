@@ -100,10 +100,13 @@ def _preset_choice(tag: str, info: ChatInfo, store: Store) -> None:
         own = []
     names = ["", *(preset.name for preset in [*presets().shipped(), *own])]
     chosen = preset_of(info)
-    key = key_of(PRESET, tag, chosen if chosen in names else "")
+    shown = chosen if chosen in names else ""
+    key = key_of(PRESET, tag, shown)
 
     def choose() -> None:
-        store.change(tag, preset=st.session_state[key], sampling=None)
+        # A browser that shows the choice late tells it as if it were new.
+        if (now := st.session_state[key]) != shown:
+            store.change(tag, preset=now, sampling=None)
 
     st.selectbox(tr("sampling.preset"), names, key=key, format_func=preset_label, on_change=choose)
     if chosen and chosen in {preset.name for preset in presets().shipped()}:
