@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+import pytest
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 
-from core.access.exposure import is_loopback_only
+from core.access import password
+from core.access.access import Access
+from core.access.exposure import LISTENS, NETWORK, is_loopback_only
 from core.access.gate import Gate
 from core.access.scopes import person_in
+from core.access.secret_file import SecretFile
 
 PASSWORD = "correct horse battery"
 AWAY = {"client": ("192.0.2.7", 50000), "server": ("192.0.2.2", 6006), "host": "deck.example.org"}
@@ -127,3 +132,24 @@ def sign_in(app: Gate, headers: Mapping[str, str] = {}, place: Mapping[str, Any]
 def cookie_of(reply: Reply) -> dict[str, str]:
     """What a browser sends next."""
     return {"cookie": reply.headers["set-cookie"].split(";")[0]}
+
+
+# Fixtures -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(password, "LOG2_N", 4)
+    monkeypatch.setenv(LISTENS, NETWORK)
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> Access:
+    access = Access(SecretFile(tmp_path / "access.json"), {})
+    access.set_password(PASSWORD)
+    return access
+
+
+@pytest.fixture
+def app(access: Access) -> Gate:
+    return Gate(says_who, access)

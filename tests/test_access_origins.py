@@ -13,9 +13,8 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
-from core.access import password
 from core.access.access import Access
-from core.access.exposure import LISTENS, NETWORK
+from core.access.exposure import LISTENS
 from core.access.gate import Gate
 from core.access.origins import Origin, parse_forwarded, parse_origin, parse_place, places_told
 from core.access.requests import comes_from_elsewhere, cookies_named, from_here, local_path
@@ -28,33 +27,19 @@ from tests.gate_client import (
     PAGE,
     PASSWORD,
     People,
+    access,
+    app,
     ask,
     cookie_of,
     form,
     make_scope,
     says_who,
+    settings,
     sign_in,
     talk,
 )
 
-
-@pytest.fixture(autouse=True)
-def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(password, "LOG2_N", 4)
-    monkeypatch.setenv(LISTENS, NETWORK)
-
-
-@pytest.fixture
-def access(tmp_path: Path) -> Access:
-    access = Access(SecretFile(tmp_path / "access.json"), {})
-    access.set_password(PASSWORD)
-    return access
-
-
-@pytest.fixture
-def app(access: Access) -> Gate:
-    return Gate(says_who, access)
-
+__all__ = ["access", "app", "settings"]
 
 # Texts ----------------------------------------------------------------------------------------------------------------
 

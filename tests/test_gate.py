@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.requests import HTTPConnection
 
-from core.access import exposure, gate, password
+from core.access import exposure, gate
 from core.access.access import Access
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK, is_loopback, is_loopback_only, note_listening
 from core.access.gate import Gate
@@ -25,32 +25,18 @@ from tests.gate_client import (
     PAGE,
     PASSWORD,
     People,
+    access,
+    app,
     ask,
     cookie_of,
     make_scope,
     says_who,
+    settings,
     sign_in,
     talk,
 )
 
-
-@pytest.fixture(autouse=True)
-def settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(password, "LOG2_N", 4)
-    monkeypatch.setenv(LISTENS, NETWORK)
-
-
-@pytest.fixture
-def access(tmp_path: Path) -> Access:
-    access = Access(SecretFile(tmp_path / "access.json"), {})
-    access.set_password(PASSWORD)
-    return access
-
-
-@pytest.fixture
-def app(access: Access) -> Gate:
-    return Gate(says_who, access)
-
+__all__ = ["access", "app", "settings"]
 
 # Who passes -----------------------------------------------------------------------------------------------------------
 
