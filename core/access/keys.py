@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from core.atomic import write_atomically
 from core.errors import DeckError, InputError
 from core.json_file import Fault, JsonFile, texts_by_name
 from core.model_files import quoted
@@ -58,6 +59,8 @@ class KeyStore:
         self.file: JsonFile[tuple[Key, ...]] = JsonFile(
             path or data_dir() / "keys.json", _parse, _dump, (), mode=0o600, fields=("keys",),
             sentences=dict.fromkeys(("damaged", "unreadable", "unwritable"), "keys_file"),
+            # Looked up at each write: whoever tries two processes at once puts a slower one in its place.
+            write=lambda path, text, mode: write_atomically(path, text, mode),
         )  # fmt: skip
         self._today = today
         # What failed last while a use was noted, so that the log says it once.
