@@ -95,10 +95,12 @@ def test_an_unknown_name_is_answered_with_near_ones(models: Path) -> None:
     assert str(caught.value.params["near"]).count(", ") == 2
 
 
-def test_in_an_empty_library_nothing_is_near(models: Path) -> None:
+def test_in_an_empty_library_it_is_said_how_to_get_a_model(models: Path) -> None:
+    """It was asked once whether "-" was meant."""
     with pytest.raises(InputError) as caught:
         find("any")
-    assert caught.value.params == {"name": "any", "near": "-"}
+    assert caught.value.key == "unknown_model_of_none" and caught.value.params == {"name": "any"}
+    assert "./llamadeck download" in caught.value.sentence("zh")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../models", "/etc", "whole/", ".hidden", "nul\0"])
