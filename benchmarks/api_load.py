@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
-from playwright.sync_api import Error, Page, sync_playwright
+from playwright.sync_api import Error, Page, Playwright, sync_playwright
 
 from benchmarks.api_clients import Tally, ask_on
 from benchmarks.api_shares import Crowd
@@ -169,22 +169,26 @@ def share(page: Page, url: str, home: Path, seconds: float) -> tuple[Crowd, list
     return crowd, waited_s
 
 
+def person(playwright: Playwright, url: str) -> Page:
+    """The page of a person who loaded the model and has been to each page once."""
+    page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_context(locale="en-US").new_page()
+    page.goto(url)
+    page.locator("h1").wait_for()
+    load_model(page)
+    for name in PAGES:
+        switch_ms(page, name)
+    return page
+
+
 def run(seconds: float) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as home, dashboard(Path(home)) as (url, pid), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_context(locale="en-US").new_page()
-        page.goto(url)
-        page.locator("h1").wait_for()
-        load_model(page)
-        for name in PAGES:
-            switch_ms(page, name)
+        page = person(playwright, url)
         load = Load(url)
         load.start()
         took_ms, held_mib = watch(page, pid, seconds)
         load.stop()
         counted = settled(url)
         crowd, waited_s = share(page, url, Path(home), min(seconds, SHARE_S))
-        browser.close()
     found, shares = summary(load, took_ms, held_mib, counted), shares_summary(crowd, waited_s)
     return found | shares | {"problems": [*_list(found["problems"]), *_list(shares["problems"])]}
 

@@ -26,8 +26,7 @@ from pathlib import Path
 import httpx2
 from playwright.sync_api import sync_playwright
 
-from benchmarks.api_load import Load, dashboard, load_model, settled, summary, watch
-from benchmarks.pages import CHROMIUM, FLAGS, PAGES, switch_ms
+from benchmarks.api_load import Load, dashboard, person, settled, summary, watch
 from core.engine.process import SILENT_S
 
 WORKER = "core.engine.worker"
@@ -108,13 +107,7 @@ class Probes:
 
 def run(count: int, longest_s: float, seed: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as home, dashboard(Path(home)) as (url, pid), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_context(locale="en-US").new_page()
-        page.goto(url)
-        page.locator("h1").wait_for()
-        load_model(page)
-        for name in PAGES:
-            switch_ms(page, name)
+        page = person(playwright, url)
         load, probes = Load(url), Probes(url)
         pauses = Pauses(worker_of(pid), count, longest_s, seed)
         load.start()
@@ -124,7 +117,6 @@ def run(count: int, longest_s: float, seed: int) -> dict[str, object]:
             pauses.join()
             load.stop()
         counted = settled(url)
-        browser.close()
     found = summary(load, took_ms, held_mib, counted)
     return found | of_pauses(pauses, probes, found)
 

@@ -18,7 +18,6 @@ from ui.identity import held, hold, key_of, let_go, take_held
 from ui.resources import preferences, presets, runner
 
 SLIDERS = ("temperature", "top_p", "min_p", "repetition_penalty")
-NUMBERS = ("top_k", "max_new_tokens", "seed")
 STEP = 0.05
 # Beyond this nobody has asked for anything sensible, and a slider would be too coarse.
 SLIDER_ENDS = {"temperature": 2.0, "repetition_penalty": 2.0}
