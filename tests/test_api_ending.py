@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+from core.engine.answer import Answer
 from core.engine.runner import Runner
 from core.serving import Idle
 from core.settings import ROOT
@@ -87,6 +90,39 @@ def test_what_is_asked_meanwhile_is_refused_and_health_goes_on(url: str, ending:
     refused = httpx2.post(url + CHAT, json=FOREVER)
     assert refused.status_code == 503 and error(refused)["code"] == "server_ending"
     assert httpx2.get(f"{url}/health").json() == {"status": "ok"}
+
+
+class SlowToBegin:
+    """The engine, in which a prompt takes until `go_on` is set."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.is_asked, self.go_on = threading.Event(), threading.Event()
+        self.answers: list[Answer] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def generate(self, *asked: Any) -> Answer:
+        self.is_asked.set()
+        assert self.go_on.wait(WAIT_S)
+        self.answers.append(self._runner.generate(*asked))
+        return self.answers[-1]
+
+
+def test_an_answer_that_begins_when_nobody_waits_any_more_is_stopped(api_home: Path, api_runner: Runner) -> None:
+    """A request was cut off while its prompt was still being made: the answer ran to its end for nobody."""
+    ending, engine = Ending(), SlowToBegin(api_runner)
+    with api_server(engine, api_home, ending=ending) as url, ThreadPoolExecutor(1) as asking:
+        asked = asking.submit(httpx2.post, url + CHAT, json=FOREVER, timeout=WAIT_S)
+        assert engine.is_asked.wait(WAIT_S)
+        ending.set_from_elsewhere()
+        assert error(asked.result(WAIT_S))["code"] == "server_ending"
+        engine.go_on.set()
+        assert httpx2.get(f"{url}/v1/models").status_code == 503
+        while not engine.answers:
+            engine.go_on.wait(0.01)
+        assert engine.answers[0].wait(WAIT_S) and engine.answers[0].reason == "cancelled"
 
 
 class Transport:

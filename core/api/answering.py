@@ -157,7 +157,12 @@ def begin(engine: Engine, asks: Sequence[Ask], loaded: Loaded, client: str = "")
             # Another model took its place meanwhile, and would read a prompt that was made for the first.
             raise ApiError("api_loading", name=engine.state.model or "", percent=0)
     except DeckError:
-        for choice in choices:
-            choice.answer.cancel()
+        cancel(choices)
         raise
     return choices
+
+
+def cancel(choices: Sequence[Choice]) -> None:
+    """Not for the event loop."""
+    for choice in choices:
+        choice.answer.cancel()

@@ -220,6 +220,9 @@ class Call:
     async def unless_ending(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work`; it is cancelled, and ApiError raised, when the process is about to end, unless an answer that is
         no stream goes out already."""
+        if self._ending.is_set():
+            work.close()
+            raise ApiError("api_ending")
         doing, ending = asyncio.create_task(work), asyncio.create_task(self._ending.wait())
         try:
             await asyncio.wait({doing, ending}, return_when=asyncio.FIRST_COMPLETED)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.api.answering import Choices, Places, begin
+from core.api.answering import Choices, Places, begin, cancel
 from core.api.asking import Ask, ask_chat, ask_completions
 from core.api.call import DONE, Call, to_json
 from core.api.errors import ApiError
@@ -61,7 +61,7 @@ class Completions:
     async def _answer(self, call: Call, order: Order) -> None:
         begin_s = asyncio.get_running_loop().time()
         with self._places.take(sum(ask.num_choices for ask in order.asks), order.loaded, call.client):
-            begun = await self._intake.run(lambda: begin(self._engine, order.asks, order.loaded, call.client))
+            begun = await self._intake.run(lambda: begin(self._engine, order.asks, order.loaded, call.client), cancel)
             with Choices(begun) as choices:
                 try:
                     if order.is_stream:

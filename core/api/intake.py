@@ -58,11 +58,26 @@ class Intake:
         call.check_kind()
         async with AsyncExitStack() as held:
             # Handed over, so that it is gone before the memory is given back.
-            return await _in(self._threads, partial(self._make, kind, work, await self._read(call, held)))
+            make = partial(self._make, kind, work, await self._read(call, held))
+            return await asyncio.get_running_loop().run_in_executor(self._threads, make)
 
-    async def run(self, work: Callable[[], Result]) -> Result:
-        """What `work` comes to, in a thread. It is short, and waits for no request that is being taken."""
-        return await _in(self._short_threads, work)
+    async def run(self, work: Callable[[], Result], undo: Callable[[Result], None] | None = None) -> Result:
+        """What `work` comes to, in a thread. It is short, and waits for no request that is being taken.
+
+        A thread cannot be cancelled: where nobody waits for the result any more, `undo` gets it, in a thread too.
+        """
+        loop = asyncio.get_running_loop()
+        working = loop.run_in_executor(self._short_threads, work)
+
+        def take_back(worked: asyncio.Future[Result]) -> None:
+            if undo is not None and worked.exception() is None:
+                loop.run_in_executor(self._short_threads, undo, worked.result())
+
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            working.add_done_callback(take_back)
+            raise
 
     def _make(self, kind: type[Request], work: Callable[[Request], Result], body: bytes) -> Result:
         with self._parsing:
@@ -104,7 +119,3 @@ class Intake:
                 yield
             finally:
                 asyncio.get_running_loop().run_in_executor(self._threads, give_back_memory)
-
-
-async def _in(threads: ThreadPoolExecutor, work: Callable[[], Result]) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(threads, work)
