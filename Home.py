@@ -2,16 +2,16 @@
 
 import streamlit as st
 
-from core.panics import panics_as_errors
-from core.settings import ROOT
-from ui.browser import watch_session
-from ui.download_jobs import sidebar_downloads
-from ui.engine import sidebar_status
+from core.common.panics import panics_as_errors
+from core.common.paths import ROOT
+from ui.download.jobs import sidebar_downloads
 from ui.home import draw_home
-from ui.i18n import choose_language, tr
-from ui.people import begin_run, has_passed_gate
-from ui.routing import follow, note_page
-from ui.settings_files import sidebar_files
+from ui.settings.files import sidebar_files
+from ui.shared.browser import watch_session
+from ui.shared.engine_status import sidebar_status
+from ui.shared.i18n import choose_language, tr
+from ui.shared.people import begin_run, has_passed_gate
+from ui.shared.routing import follow, note_page
 
 st.set_page_config(page_title="LlamaDeck", page_icon=str(ROOT / "ui" / "logo.svg"), layout="centered")
 st.logo(str(ROOT / "ui" / "wordmark.svg"), icon_image=str(ROOT / "ui" / "logo.svg"), size="large")

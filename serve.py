@@ -20,17 +20,17 @@ from core.access.public import cors_origins, public_urls
 from core.api.routes import make_routes
 from core.api.strays import Strays
 from core.chat.template import warm_renderer
-from core.confined import end_all
-from core.errors import DeckError
-from core.gpu_use import is_cpu_chosen
-from core.library import find
-from core.logs import set_up_logs
-from core.serving import tune_server
-from core.settings import ROOT
-from ui.resources import access, api_keys, characters, chat_file, downloads, monitor, recorder, runner
-from ui.routing import PATHS, use_router
-from ui.sessions import end_sessions_in_time
-from ui.single_sign_on import sign_on
+from core.common.errors import DeckError
+from core.common.logs import set_up_logs
+from core.common.paths import ROOT
+from core.common.sandbox import end_all
+from core.gpu.torch_support import is_cpu_chosen
+from core.library.scan import find
+from core.server.uvicorn_tuning import tune_server
+from ui.server.sessions import end_sessions_in_time
+from ui.server.single_sign_on import sign_on
+from ui.shared.resources import access, api_keys, characters, chat_file, downloads, monitor, recorder, runner
+from ui.shared.routing import PATHS, use_router
 
 log = logging.getLogger(__name__)
 NUM_WAITING = 32

@@ -32,9 +32,9 @@ from benchmarks.api_clients import Tally, ask_on
 from benchmarks.api_shares import Crowd
 from benchmarks.open_dashboards import OpenDashboard
 from benchmarks.pages import CHROMIUM, FLAGS, LOAD_MS, PAGES, press, switch_ms, wait_for
-from core import starter
-from core.settings import ROOT
-from tests.dashboard import free_port
+from core.common.paths import ROOT
+from core.starter import build as starter
+from tests.support.dashboard import free_port
 
 NUM_DASHBOARDS, NUM_CLIENTS = 20, 8
 # The place of 8 in the slider of chats at once.
@@ -83,7 +83,7 @@ def dashboard(home: Path) -> Iterator[tuple[str, int]]:
     (home / "models" / MODEL).symlink_to(starter.ensure_cached(lambda stage, fraction: None))
     environment = os.environ | {"LLAMADECK_MODELS": str(home / "models"), "LLAMADECK_DATA": str(home / "data")}
     port = free_port()
-    command = [sys.executable, "-m", "ui.start", "--server.port", str(port), "--server.address", "127.0.0.1"]
+    command = [sys.executable, "-m", "ui.server.start", "--server.port", str(port), "--server.address", "127.0.0.1"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     try:
         yield wait_for(f"http://127.0.0.1:{port}"), process.pid

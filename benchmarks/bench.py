@@ -38,13 +38,14 @@ from benchmarks.measuring import (
 from benchmarks.peer import Limits, Peer
 from benchmarks.prompts import Prompts
 from benchmarks.report import NAMES, Findings, Note, as_object, table_lines, unmeasured
-from core import library, starter
-from core.checkpoint import Checkpoint
-from core.errors import DeckError, EngineError, InputError
-from core.interrupts import Interrupts
-from core.settings import ROOT
-from core.terminal import Terminal
-from core.text import translate
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import DeckError, EngineError, InputError
+from core.common.i18n import translate
+from core.common.paths import ROOT
+from core.common.signals import Interrupts
+from core.common.terminal import Terminal
+from core.library import scan as library
+from core.starter import build as starter
 
 LIBRARIES = ("torch", "transformers", "gptqmodel")
 # Room for an answer behind the longest prompt.

@@ -22,9 +22,9 @@ from playwright.sync_api import Page, sync_playwright
 from benchmarks.pages import CHROMIUM, FLAGS, choose_model, wait_for
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
-from core.errors import DeckError
-from core.settings import ROOT
-from tests.dashboard import free_port
+from core.common.errors import DeckError
+from core.common.paths import ROOT
+from tests.support.dashboard import free_port
 
 QUESTION = "Tell me something about the sea, please, with **names** and numbers such as $5 or 40 miles. "
 ANSWER = "The sea is wide.\n\n1. First the `tide`\n2. then the wind\n\n```python\nprint('sea')\n```\n\nSo it goes on. "
@@ -61,10 +61,10 @@ def fill(data: Path, num_messages: int) -> None:
 
 @contextmanager
 def dashboard(data: Path, model: str) -> Iterator[str]:
-    environment = {**os.environ, "LLAMADECK_DATA": str(data), "LLAMADECK_WORKER": "tests.fake_worker",
+    environment = {**os.environ, "LLAMADECK_DATA": str(data), "LLAMADECK_WORKER": "tests.support.fake_worker",
                    "LLAMADECK_LOAD": model}  # fmt: skip
     port = str(free_port())
-    command = [sys.executable, "-m", "ui.start", "--server.port", port, "--server.address", "127.0.0.1"]
+    command = [sys.executable, "-m", "ui.server.start", "--server.port", port, "--server.address", "127.0.0.1"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     try:
         yield wait_for(f"http://127.0.0.1:{port}")

@@ -16,14 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from core.settings import ROOT
+from core.common.paths import ROOT
 
 ROUNDS = 5
 MIB = 1 << 20
 SERVER = """
 import sys
 from pathlib import Path
-from tests.hub_standin import HubStandin
+from tests.support.hub_standin import HubStandin
 with HubStandin(Path(sys.argv[1])) as hub:
     print(hub.url, flush=True)
     sys.stdin.read()
@@ -33,12 +33,12 @@ import json, resource, sys, time
 from pathlib import Path
 from core.hub.metadata import Repository, open_client
 from core.hub.address import Address
-from core.hub.part import PartFetcher
-from core.hub.place import Place
+from core.hub.file_download import PartFetcher
+from core.hub.folders import Place
 from core.hub.progress import FileProgress, Speed
 from core.hub.retry import Limits
 from core.hub.source import RemoteFile
-from core.hub.stop import Stop
+from core.hub.cancellation import Stop
 from core.hub.transport import Transport
 url, path, size, sha256, folder = sys.argv[1:]
 place = Place(Path(folder), "benchmark")

@@ -8,10 +8,10 @@ from pathlib import Path
 from benchmarks.measuring import Decoded
 from benchmarks.prompts import Prompts
 from benchmarks.steady_memory import process_mib
+from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.messages import ModelFacts, Sampling
+from core.engine.protocol import ModelFacts, Sampling
 from core.engine.runner import Runner
-from core.errors import EngineError
 
 LOAD_S = 1800.0
 SPARE_S = 60.0

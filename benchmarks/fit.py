@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from core import catalogue
-from core.fit import Card, card_from_table, check_fit
-from core.gpu_table import lookup
+from core.gpu.known_gpus import lookup
+from core.library import catalogue
+from core.memory.fit import Card, card_from_table, check_fit
 
 
 def main(arguments: Sequence[str]) -> int:

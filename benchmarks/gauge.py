@@ -13,8 +13,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from tests.dashboard import CHROMIUM, FLAGS, dashboard, make_hollow_model
-from tests.nvml_standin import Standin, compile_library
+from tests.support.dashboard import CHROMIUM, FLAGS, dashboard, make_hollow_model
+from tests.support.nvml_standin import Standin, compile_library
 
 MODEL = "7B"
 PAUSE_MS = 400

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer import Answerer, serve
-from core.checkpoint import read_checkpoint
-from core.engine.kernels import KERNELS, can_run
-from core.engine.worker import ENVIRONMENT
-from core.gpu import read_snapshot
+from core.checkpoint.checkpoint import read_checkpoint
+from core.gpu.snapshot import read_snapshot
+from core.memory.kernels.registry import KERNELS, can_run
+from core.worker.main import ENVIRONMENT
 
 # The names of our kernels in gptqmodel; one that it has none for on a CPU is its portable one, and in place of the
 # engine's own it takes its fastest.
@@ -34,7 +34,7 @@ def start(folder: str) -> Answerer:
     import torch
     from transformers import AutoModelForCausalLM, GPTQConfig
 
-    from core.engine.opening import find_devices
+    from core.worker.load import find_devices
 
     checkpoint = read_checkpoint(Path(folder))
     kernel = next(

@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from core.chat.context import Pieces, fit
 from core.chat.modes import Names, Style
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
 from core.chat.template import ChatTemplate, Turn, read_template
 from core.chat.tokens import TokenCounter, read_counter
-from core.errors import DeckError
-from core.library import scan
+from core.chat.truncation import Pieces, fit
+from core.common.errors import DeckError
+from core.library.scan import scan
 
 LONG_MESSAGES, NUM_CHATS, CHAT_MESSAGES = 500, 95, 100
 WORDS = "river stone lamp window answer morning quiet garden letter silver 今天 天气 回答 模型 the a of and is".split()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peer import Answerer, serve
-from core import starter_source
-from core.settings import cache_dir
+from core.common.paths import cache_dir
+from core.starter import source as starter_source
 
 
 def is_installed() -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from core.checkpoint import Checkpoint
+from core.checkpoint.checkpoint import Checkpoint
 
 EMBEDDING = "embed_tokens.weight"
 

@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint import read_checkpoint
-from core.engine.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan
-from core.engine.shape import read_shape
-from core.engine.worker import ENVIRONMENT
-from core.gpu import read_snapshot
+from core.checkpoint.checkpoint import read_checkpoint
+from core.gpu.snapshot import read_snapshot
+from core.memory.model_shape import read_shape
+from core.memory.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan
+from core.worker.main import ENVIRONMENT
 
 KERNELS = ("deck", "exllama_v2", "marlin", "triton")
 CONTEXTS = (2048, 4096)
@@ -166,12 +166,12 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     """One model with one kernel: loaded once, under the smallest rung's cap, then every rung with its own."""
     import torch
 
-    from core.engine.kernels import KERNELS as ALL
-    from core.engine.kernels import can_run
-    from core.engine.loader import load_model
-    from core.engine.opening import choose_dtype, find_devices, use_capturable_stream
-    from core.engine.split import Places
-    from core.engine.vocabulary import read_tokenizer
+    from core.memory.kernels.registry import KERNELS as ALL
+    from core.memory.kernels.registry import can_run
+    from core.worker.load import choose_dtype, find_devices, use_capturable_stream
+    from core.worker.model.device_map import Places
+    from core.worker.model.loader import load_model
+    from core.worker.tokenizer import read_tokenizer
 
     checkpoint, device = read_checkpoint(folder / name), find_devices(read_snapshot())[0]
     kernel = next(one for one in ALL if one.name == kernel_name)
@@ -222,13 +222,13 @@ def fill(
     import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from core.engine import attention
-    from core.engine.graphs import ATTENTION
-    from core.engine.messages import Generate, Sampling
-    from core.engine.model import SlotModel
-    from core.engine.opening import capture_steps
-    from core.engine.scheduler import Scheduler
-    from core.engine.steps import EagerSteps
+    from core.engine.protocol import Generate, Sampling
+    from core.worker.decode.cuda_graphs import ATTENTION
+    from core.worker.decode.steps import EagerSteps
+    from core.worker.load import capture_steps
+    from core.worker.model import attention
+    from core.worker.model.model_runner import SlotModel
+    from core.worker.scheduler import Scheduler
 
     gc.collect()
     cap(num_bytes)

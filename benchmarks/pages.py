@@ -22,9 +22,9 @@ from contextlib import contextmanager
 
 from playwright.sync_api import Page, sync_playwright
 
-from core.errors import DeckError
-from core.library import find, scan
-from core.settings import ROOT
+from core.common.errors import DeckError
+from core.common.paths import ROOT
+from core.library.scan import find, scan
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

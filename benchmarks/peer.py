@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.measuring import Decoded, TooSlow, Unable
 from benchmarks.prompts import Prompts
-from core.settings import ROOT
+from core.common.paths import ROOT
 
 Answerer = Callable[[list[list[int]], int], dict[str, Any]]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
-from core import starter
-from core.settings import ROOT
-from tests.dashboard import CHROMIUM, FLAGS, dashboard, key, make_hollow_model
-from tests.hub_standin import HubStandin
-from tests.nvml_standin import SOURCES, Standin, compile_library
+from core.common.paths import ROOT
+from core.starter import build as starter
+from tests.support.dashboard import CHROMIUM, FLAGS, dashboard, key, make_hollow_model
+from tests.support.hub_standin import HubStandin
+from tests.support.nvml_standin import SOURCES, Standin, compile_library
 
 WAIT_MS = 60_000
 # A table is a canvas, and bars and menus move into their places: when they are there cannot be waited for.
@@ -87,7 +87,7 @@ def take_chat(home: Path) -> bytes:
 
 
 def take_characters(home: Path) -> bytes:
-    with open_page(home, "Characters", 1180, 900, LLAMADECK_WORKER="tests.fake_worker") as page:
+    with open_page(home, "Characters", 1180, 900, LLAMADECK_WORKER="tests.support.fake_worker") as page:
         expect(page.get_by_text("Wren").first).to_be_visible(timeout=WAIT_MS)
         page.wait_for_timeout(STILL_MS)
         return page.screenshot()
@@ -99,7 +99,7 @@ def take_download(home: Path) -> bytes:
         make_hollow_model(home / "hub" / REPO / branch, f"{REPO}:{branch}")
     with HubStandin(home / "hub") as hub:
         hub.behaviour.rate_bytes_s = RATE_BYTES_S
-        settings = {"LLAMADECK_WORKER": "tests.fake_worker", "HF_ENDPOINT": hub.url}
+        settings = {"LLAMADECK_WORKER": "tests.support.fake_worker", "HF_ENDPOINT": hub.url}
         with open_page(home, "Download", 1180, 900, **settings) as page:
             choose(page, "catalogue_repo", REPO)
             choose(page, "plan_card", "RTX 4090")
@@ -123,7 +123,7 @@ def take_fit(home: Path) -> bytes:
     standin = Standin(home / "driver", compile_library(home / "library"))
     driver, first, _ = (SOURCES / "two_4090.ini").read_text("utf-8").split("[gpu]")
     standin.write(f"{driver}[gpu]{first}")
-    settings: Mapping[str, str] = standin.environment({"LLAMADECK_WORKER": "tests.fake_worker"})
+    settings: Mapping[str, str] = standin.environment({"LLAMADECK_WORKER": "tests.support.fake_worker"})
     with open_page(home, "Load_Model", 1180, 1140, **settings) as page:
         expect(page.get_by_role("img", name="does not fit on NVIDIA GeForce RTX 4090")).to_be_visible(timeout=WAIT_MS)
         page.wait_for_timeout(STILL_MS)

@@ -7,12 +7,12 @@ import itertools
 from tokenizers import Tokenizer
 
 from core.chat.template import read_template
-from core.checkpoint import Checkpoint
-from core.engine.shape import read_shape
-from core.settings import ROOT
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.paths import ROOT
+from core.memory.model_shape import read_shape
 
 QUESTION = "Tell me a very long story about a fox who travels around the world and writes a diary."
-FILLER = ROOT / "core" / "starter_texts.txt"
+FILLER = ROOT / "core" / "starter" / "starter_texts.txt"
 # Tokens of a model without a readable tokenizer: any, but none of the first, which have special meanings.
 FIRST_TOKEN, LAST_TOKEN = 5, 500
 # How far one prompt's beginning lies from the last one's in the filler.

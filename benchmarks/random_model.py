@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.checkpoints import Recipe, input_of, make_tokenizer, matrix_sizes, plain_sizes, write_config
+from tests.support.checkpoints import Recipe, input_of, make_tokenizer, matrix_sizes, plain_sizes, write_config
 
 LLAMA2 = {
     "7B": Recipe(hidden=4096, intermediate=11008, num_layers=32, num_heads=32, num_kv_heads=32),

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.measuring import Decoded, Extent, Rounds, spread
-from core.engine.messages import ModelFacts
-from core.engine.plan import MIB
-from core.terminal import Terminal, table
-from core.text import translate
+from core.common.i18n import translate
+from core.common.terminal import Terminal, table
+from core.engine.protocol import ModelFacts
+from core.memory.plan import MIB
 
 NAMES = {"engine": "LlamaDeck", "generate": "generate()", "llama_cpp": "llama.cpp"}
 

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.engine.messages import MemoryFacts, Sampling
-from core.engine.plan import MIB
+from core.common.errors import EngineError
+from core.engine.protocol import MemoryFacts, Sampling
 from core.engine.runner import Runner
-from core.errors import EngineError
-from core.gpu import read_snapshot
+from core.gpu.snapshot import read_snapshot
+from core.memory.plan import MIB
 
 KERNELS = ("deck", "exllama_v2", "marlin", "triton")
 LOAD_S = 1800.0

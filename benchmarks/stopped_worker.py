@@ -29,7 +29,7 @@ from playwright.sync_api import sync_playwright
 from benchmarks.api_load import Load, dashboard, person, settled, summary, watch
 from core.engine.process import SILENT_S
 
-WORKER = "core.engine.worker"
+WORKER = "core.worker.main"
 SHORTEST_S, BETWEEN_S = 0.2, (0.3, 2.0)
 PROBE_S, MAX_HEALTH_MS = 0.1, 1000
 # From here on a pause has to be noticed.

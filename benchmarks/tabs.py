@@ -23,7 +23,7 @@ import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-from tests.dashboard import dashboard
+from tests.support.dashboard import dashboard
 
 PAGES = ("", "Download", "Load_Model", "Chat", "Characters", "GPU_Monitor", "Settings")
 MAX_GROWTH = 10

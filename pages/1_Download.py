@@ -2,12 +2,12 @@
 
 import streamlit as st
 
-from ui.download_find import draw_find
-from ui.download_jobs import draw_jobs, shown_now
-from ui.download_repository import SECTION_KEY
-from ui.i18n import tr
-from ui.library_view import draw_library
-from ui.routing import require_router
+from ui.download.jobs import draw_jobs, shown_now
+from ui.download.library import draw_library
+from ui.download.repository import SECTION_KEY
+from ui.download.search import draw_find
+from ui.shared.i18n import tr
+from ui.shared.routing import require_router
 
 require_router()
 st.title(tr("nav.download"))

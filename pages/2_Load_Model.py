@@ -2,17 +2,17 @@
 
 import streamlit as st
 
-from core.errors import DeckError
-from ui.cards import choose_cards
-from ui.engine import silence_notice
-from ui.errors import show_error
-from ui.i18n import tr
-from ui.library import models
-from ui.markdown import escape
-from ui.models import draw_entry, draw_state
-from ui.remote import choose_place, draw_remote
-from ui.resources import runner
-from ui.routing import DOWNLOAD_PAGE, go_to, require_router
+from core.common.errors import DeckError
+from ui.load.entries import draw_entry, draw_state
+from ui.load.entries_cache import models
+from ui.load.gpu_choice import choose_cards
+from ui.load.remote import choose_place, draw_remote
+from ui.shared.engine_status import silence_notice
+from ui.shared.errors import show_error
+from ui.shared.i18n import tr
+from ui.shared.markdown import escape
+from ui.shared.resources import runner
+from ui.shared.routing import DOWNLOAD_PAGE, go_to, require_router
 
 
 def draw_here() -> None:

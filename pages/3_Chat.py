@@ -2,23 +2,24 @@
 
 import streamlit as st
 
-from core.chat.asking import Prompt
 from core.chat.records import Chat
+from core.chat.service import Prompt
 from core.chat.stats import error_of
-from core.errors import DeckError
-from ui import chat, chat_asking
-from ui.browser import keep_typed
-from ui.chat_composer import draw_composer, fitted_prompt
-from ui.chat_head import draw_head
-from ui.chat_list import chat_list
-from ui.chat_messages import draw_line, draw_transcript
-from ui.engine import not_ready_notice, silence_notice, way_to_model
-from ui.errors import show_error
-from ui.i18n import tr
-from ui.notebook import draw_notebook
-from ui.portraits import faces_of
-from ui.resources import runner
-from ui.routing import has_arrived, require_router
+from core.common.errors import DeckError
+from ui.chat import actions as chat_asking
+from ui.chat import session as chat
+from ui.chat.composer import draw_composer, fitted_prompt
+from ui.chat.header import draw_head
+from ui.chat.history import chat_list
+from ui.chat.notebook import draw_notebook
+from ui.chat.portraits import faces_of
+from ui.chat.transcript import draw_line, draw_transcript
+from ui.shared.browser import keep_typed
+from ui.shared.engine_status import not_ready_notice, silence_notice, way_to_model
+from ui.shared.errors import show_error
+from ui.shared.i18n import tr
+from ui.shared.resources import runner
+from ui.shared.routing import has_arrived, require_router
 
 require_router()
 

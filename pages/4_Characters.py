@@ -2,14 +2,14 @@
 
 import streamlit as st
 
-from ui.characters import current_view
-from ui.characters_detail import draw_detail
-from ui.characters_draft import renew_drafts
-from ui.characters_form import draw_form
-from ui.characters_gallery import draw_gallery
-from ui.characters_user import draw_user, renew_user_draft
-from ui.i18n import tr
-from ui.routing import has_arrived, require_router
+from ui.characters.detail import draw_detail
+from ui.characters.draft import renew_drafts
+from ui.characters.form import draw_form
+from ui.characters.gallery import draw_gallery
+from ui.characters.persona import draw_user, renew_user_draft
+from ui.characters.view import current_view
+from ui.shared.i18n import tr
+from ui.shared.routing import has_arrived, require_router
 
 require_router()
 part, key = current_view(has_arrived())

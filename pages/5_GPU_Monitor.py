@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from ui.fragment import redraw_every
-from ui.i18n import tr
-from ui.monitor import POLL_S, choose_window, draw_monitor
-from ui.routing import require_router
+from ui.monitor.page import POLL_S, choose_window, draw_monitor
+from ui.shared.fragment import redraw_every
+from ui.shared.i18n import tr
+from ui.shared.routing import require_router
 
 require_router()
 st.title(tr("nav.gpu_monitor"))

@@ -1,7 +1,7 @@
 """Settings: language, access, what this installation is."""
 
-from ui.routing import require_router
-from ui.settings import draw_settings
+from ui.settings.page import draw_settings
+from ui.shared.routing import require_router
 
 require_router()
 draw_settings()

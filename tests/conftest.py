@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from playwright.sync_api import Browser, sync_playwright
 
-from core import starter
 from core.engine.runner import Runner
-from tests import gpu_session
-from tests.api_server import loaded_runner
-from tests.dashboard import CHROMIUM, FLAGS
+from core.starter import build as starter
+from tests.support import gpu_session
+from tests.support.api_server import loaded_runner
+from tests.support.dashboard import CHROMIUM, FLAGS
 
 # The same examples in every run, none kept on disk, and no time limits: a busy machine is no counterexample.
 SLOW = [HealthCheck.too_slow]

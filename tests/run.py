@@ -10,16 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core import starter
-from core.atomic import remove
-from core.errors import DeckError
-from core.pip_install import InstallError, pip_install, run_step
-from core.settings import ROOT
-from core.setup import lock
-from core.stamp import REQUIREMENTS
-from core.terminal import Terminal
-from core.vllm_server import ensure_venv
-from tests.peers import install_llama_cpp
+from core.bootstrap.pip import InstallError, pip_install, run_step
+from core.bootstrap.stamp import REQUIREMENTS
+from core.bootstrap.venv import lock
+from core.common.errors import DeckError
+from core.common.files import remove
+from core.common.paths import ROOT
+from core.common.terminal import Terminal
+from core.starter import build as starter
+from core.vllm.server import ensure_venv
+from tests.support.peers import install_llama_cpp
 
 TEST_REQUIREMENTS = "requirements-test.txt"
 # The version that comes with the pinned torch on a GPU host.
@@ -51,7 +51,7 @@ def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     return [
         ("ruff check", ["ruff", "check"]),
         ("ruff format", ["ruff", "format", "--check"]),
-        ("mypy", ["mypy", "core"]),
+        ("mypy", ["mypy", "core", "cli"]),
         ("pytest", ["pytest", *pytest_arguments]),
     ]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.errors import DeckError
-from ui.chat_list import chat_links, recent_chats
-from ui.engine import loading_progress, reconnect_button, silence_notice
-from ui.errors import show_error
-from ui.fragment import redraw_every
-from ui.i18n import tr
-from ui.library import models
-from ui.monitor import draw_gpu_bars
-from ui.resources import runner
-from ui.routing import CHAT_PAGE, DOWNLOAD_PAGE, LOAD_PAGE, go_to
+from core.common.errors import DeckError
+from ui.chat.history import chat_links, recent_chats
+from ui.load.entries_cache import models
+from ui.monitor.page import draw_gpu_bars
+from ui.shared.engine_status import loading_progress, reconnect_button, silence_notice
+from ui.shared.errors import show_error
+from ui.shared.fragment import redraw_every
+from ui.shared.i18n import tr
+from ui.shared.resources import runner
+from ui.shared.routing import CHAT_PAGE, DOWNLOAD_PAGE, LOAD_PAGE, go_to
 
 RECENT_CHATS = 5
 GPU_POLL_S = 2.0

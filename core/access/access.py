@@ -19,7 +19,7 @@ from core.access.secret_file import CLOSED, SecretFile
 from core.access.sessions import Sessions
 from core.access.stamps import Stamps
 from core.access.turns import Client, TooManyTries, Turn, Turns
-from core.errors import DeckError, InputError
+from core.common.errors import DeckError, InputError
 
 log = logging.getLogger(__name__)
 # As long as browsers keep a cookie at most; as long as a sign-in page may lie open.

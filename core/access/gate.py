@@ -58,8 +58,8 @@ from core.access.visitors import (
     is_session_cookie,
 )
 from core.access.watch import POLICY_VIOLATION, Watch
-from core.errors import DeckError
-from core.text import translate
+from core.common.errors import DeckError
+from core.common.i18n import translate
 
 log = logging.getLogger(__name__)
 SIGN_ON_OUT = "/auth/logout"

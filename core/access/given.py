@@ -14,7 +14,7 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 from core.access.password import MAX_CHARS
-from core.errors import InputError
+from core.common.errors import InputError
 
 VARIABLE, FILE_VARIABLE = "LLAMADECK_PASSWORD", "LLAMADECK_PASSWORD_FILE"
 PIPE = re.compile(r"/dev/fd/(\d+)")

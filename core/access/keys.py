@@ -13,11 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from core.atomic import write_atomically
-from core.errors import DeckError, InputError
-from core.json_file import Fault, JsonFile, texts_by_name
-from core.model_files import quoted
-from core.settings import data_dir
+from core.checkpoint.headers import quoted
+from core.common.errors import DeckError, InputError
+from core.common.files import write_atomically
+from core.common.json_file import Fault, JsonFile, texts_by_name
+from core.common.paths import data_dir
 
 log = logging.getLogger(__name__)
 PREFIX = "ld-"

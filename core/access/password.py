@@ -8,7 +8,7 @@ import hmac
 import os
 import unicodedata
 
-from core.errors import InputError
+from core.common.errors import InputError
 
 MIN_CHARS, MAX_CHARS = 8, 256
 # 32 MiB and about 0.2 s a guess on a 2026 core: OWASP's scrypt setting for this amount of memory.

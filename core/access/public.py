@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from core.access.origins import parse_origin
-from core.errors import InputError
+from core.common.errors import InputError
 
 PUBLIC_URLS, CORS_ORIGINS = "LLAMADECK_PUBLIC_URLS", "LLAMADECK_CORS_ORIGINS"
 ANY_ORIGIN, NO_ORIGIN = "*", "null"

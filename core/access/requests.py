@@ -8,7 +8,7 @@ from urllib.parse import quote
 from starlette.requests import HTTPConnection
 
 from core.access.origins import Origin, is_https_told, parse_origin, places_told
-from core.text import LANGUAGES
+from core.common.i18n import LANGUAGES
 
 MAX_NEXT_CHARS, MAX_COOKIES = 1000, 32
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

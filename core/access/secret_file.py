@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from core.errors import DeckError
-from core.json_file import JsonFile
-from core.settings import data_dir
+from core.common.errors import DeckError
+from core.common.json_file import JsonFile
+from core.common.paths import data_dir
 
 log = logging.getLogger(__name__)
 SECRET_BYTES = 32

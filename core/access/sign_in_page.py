@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
 
-from core.text import translate
+from core.common.i18n import translate
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from core.api.answering import Choices, Places, begin, cancel
-from core.api.asking import Ask, ask_chat, ask_completions
-from core.api.call import DONE, Call, to_json
 from core.api.errors import ApiError
+from core.api.generation import Choices, Places, begin, cancel
+from core.api.http_call import DONE, Call, to_json
 from core.api.intake import Intake
 from core.api.metrics import Metrics
-from core.api.model import Engine, Loaded, find_character, read_loaded
-from core.api.replies import Reply
+from core.api.prompts import Ask, ask_chat, ask_completions
+from core.api.responses import Reply
 from core.api.schema import ChatRequest, CompletionRequest, Sampled
+from core.api.served_model import Engine, Loaded, find_character, read_loaded
 from core.personas.listing import Listing
 
 # How long a stream waits for its turn before it says that it is one: until then an error still has a status.

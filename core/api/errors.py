@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import DeckError
+from core.common.errors import DeckError
 
 # Seconds after which it makes sense to ask again: when an answer has ended, when a model is loaded.
 BUSY_RETRY_S = 2

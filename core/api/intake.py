@@ -16,8 +16,8 @@ from functools import partial
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from core.api.call import Call
 from core.api.errors import ApiError
+from core.api.http_call import Call
 from core.api.json_text import MAX_VALUES, Structure
 from core.api.schema import Strict, read_body
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from core.engine.answer import Answer
-from core.engine.messages import EngineState
+from core.engine.protocol import EngineState
 
 CONTENT_TYPE = "text/plain; version=0.0.4"
 FIRST_TOKEN_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)

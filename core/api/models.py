@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.api.asking import check_size, render_messages
-from core.api.call import Call, to_json
 from core.api.errors import ApiError
+from core.api.http_call import Call, to_json
 from core.api.intake import Intake
-from core.api.model import Engine, Loaded, find_character, list_models, read_loaded
+from core.api.prompts import check_size, render_messages
 from core.api.schema import DetokenizeRequest, TokenizeRequest
-from core.errors import DeckError
-from core.model_files import printable
+from core.api.served_model import Engine, Loaded, find_character, list_models, read_loaded
+from core.checkpoint.headers import printable
+from core.common.errors import DeckError
 from core.personas.listing import Listing
 from core.personas.names import same_name
 

@@ -13,18 +13,18 @@ from starlette.types import Receive, Scope, Send
 from core.access.api_paths import OTHERS_PATHS, OTHERS_PREFIXES
 from core.access.keys import Key, KeyStore
 from core.api import metrics as prometheus
-from core.api.answering import MAX_WAITING, Places
-from core.api.call import CLIENT_GONE, Call, ClientGone
+from core.api.auth import Guard
 from core.api.completions import Completions
 from core.api.errors import ApiError
-from core.api.guard import Guard
+from core.api.generation import MAX_WAITING, Places
+from core.api.http_call import CLIENT_GONE, Call, ClientGone
 from core.api.intake import BODY_S, Intake
 from core.api.metrics import Metrics
-from core.api.model import Engine
 from core.api.models import Models
 from core.api.openapi import describe
-from core.errors import DeckError
-from core.panics import panics_as_errors
+from core.api.served_model import Engine
+from core.common.errors import DeckError
+from core.common.panics import panics_as_errors
 from core.personas.listing import Listing
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.access.requests import NO_PAGES
-from core.api.call import Call, ClientGone
+from core.api.http_call import Call, ClientGone
 
 # The dashboard's own machinery, which has no pages and whose programs know what they ask for.
 MACHINERY = (*NO_PAGES, "/auth/", "/oauth2callback")

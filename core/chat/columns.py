@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from core.model_files import printable
+from core.checkpoint.headers import printable
 
 
 def to_column(values: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ from core.chat.presets import check_values
 from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage
 from core.chat.stats import error_of
 from core.chat.titles import shortened
-from core.errors import InputError
-from core.plain_json import check_num_values, load_json
+from core.common.errors import InputError
+from core.common.plain_json import check_num_values, load_json
 
 MAX_FILE_BYTES = 50_000_000
 MAX_MESSAGES = 50_000

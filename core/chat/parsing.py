@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from core.chat.records import CopiedMessage
-from core.errors import DeckError
-from core.model_files import quoted
+from core.checkpoint.headers import quoted
+from core.common.errors import DeckError
 
 T = TypeVar("T")
 # Times beyond are milliseconds, or nonsense.

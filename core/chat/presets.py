@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from core.engine.messages import MAX_STOP_STRINGS, Sampling
-from core.errors import DeckError, InputError
-from core.json_file import Codec, Fault, JsonFile
-from core.model_files import printable, quoted, read_json
-from core.preferences import Preferences
-from core.settings import data_dir
+from core.checkpoint.headers import printable, quoted, read_json
+from core.common.errors import DeckError, InputError
+from core.common.json_file import Codec, Fault, JsonFile
+from core.common.paths import data_dir
+from core.common.preferences import Preferences
+from core.engine.protocol import MAX_STOP_STRINGS, Sampling
 
 SHIPPED = Path(__file__).with_name("presets.yaml")
 MAX_FILE_CHARS = 100_000

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from core.chat.database import ChatStoreError
 from core.chat.stats import state_of, stats_of
 from core.chat.store import ChatStore
+from core.common.errors import DeckError
 from core.engine.answer import Answer
-from core.errors import DeckError
 
 log = logging.getLogger(__name__)
 # Twice as often as promised: a write that has to wait for another one is still within the second.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from core.chat.records import State
+from core.common.errors import DeckError
+from core.common.i18n import LANGUAGES, catalogue
 from core.engine.answer import Answer
-from core.errors import DeckError
-from core.text import LANGUAGES, catalogue
 
 
 def state_of(answer: Answer) -> State:

@@ -16,16 +16,16 @@ from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.chat import changes
+from core.chat import mutations as changes
 from core.chat.columns import to_column
-from core.chat.copies import copy_of, path_of
+from core.chat.copying import copy_of, path_of
 from core.chat.database import BUSY_S, ChatStoreError, Database
-from core.chat.reading import list_chats, read_chat, read_info
+from core.chat.queries import list_chats, read_chat, read_info
 from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, Hit, Mode, State
 from core.chat.searching import find_messages
 from core.chat.titles import shortened
-from core.model_files import printable
-from core.settings import data_dir
+from core.checkpoint.headers import printable
+from core.common.paths import data_dir
 
 # How long a deleted chat can still be taken back.
 KEEP_DELETED_S = 7 * 24 * 3600.0

@@ -1,4 +1,4 @@
-"""Renders one chat template in a process of its own, in Jinja's sandbox as transformers does; see core/confined.py."""
+"""Renders a chat template in a process of its own, in Jinja's sandbox like transformers (core/common/sandbox.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from core.confined_child import serve
+from core.common.sandbox_child import serve
 
 
 def prepare(source: str) -> Callable[[dict[str, Any]], str]:

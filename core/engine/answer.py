@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-from core.engine.messages import AnswerStats, Began, Event, Failed, Finished, Reason, Text
-from core.errors import DeckError
+from core.common.errors import DeckError
+from core.engine.protocol import AnswerStats, Began, Event, Failed, Finished, Reason, Text
 
 log = logging.getLogger(__name__)
 Phase = Literal["queued", "reading", "writing", "done"]

@@ -23,14 +23,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
-from core.engine.messages import Command, Event, Generate, Heartbeat, Loaded, Prepared
-from core.errors import EngineError
-from core.settings import ROOT
+from core.common.errors import EngineError
+from core.common.paths import ROOT
+from core.engine.protocol import Command, Event, Generate, Heartbeat, Loaded, Prepared
 
 log = logging.getLogger(__name__)
 # How long a worker may take to end when it is asked to, by itself after it has hung up, and once it was killed.
 WORKER_END_S, LINGER_S, KILL_S = 2.0, 5.0, 5.0
-# Heartbeats (core/engine/pulse.py) may be late for so long.
+# Heartbeats (core/worker/heartbeat.py) may be late for so long.
 SILENT_S = 3.0
 # What may wait for a worker that does not read. Prompts are most of it.
 MAX_WAITING_BYTES = 64 * 2**20

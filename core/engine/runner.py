@@ -15,8 +15,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from core.common.errors import DeckError, EngineError, GpuUseError
 from core.engine.answer import Answer
-from core.engine.messages import (
+from core.engine.process import Worker
+from core.engine.protocol import (
     AnswerStats,
     Began,
     Cancel,
@@ -33,9 +35,7 @@ from core.engine.messages import (
     Sampling,
     Text,
 )
-from core.engine.process import Worker
-from core.engine.spare import QUIET_S, Spare
-from core.errors import DeckError, EngineError, GpuUseError
+from core.engine.warm_worker import QUIET_S, Spare
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 class Runner:
     """Loads one model at a time and answers with it. `state` is what pages show."""
 
-    def __init__(self, worker_module: str = "core.engine.worker") -> None:
+    def __init__(self, worker_module: str = "core.worker.main") -> None:
         self._worker_module = worker_module
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)

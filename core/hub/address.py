@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote
 
-from core.errors import InputError
-from core.model_files import MAX_QUOTE_CHARS, printable
+from core.checkpoint.headers import MAX_QUOTE_CHARS, printable
+from core.common.errors import InputError
 
 DEFAULT_REVISION, MODELSCOPE_MAIN = "main", "master"
 # Hosts that people paste without the https:// in front.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import httpx2
 
-from core.checkpoint import Checkpoint
-from core.errors import DeckError
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import DeckError
 from core.hub.address import DEFAULT_REVISION, Address, check_address
 from core.hub.metadata import Repository, ask_hub, open_client, open_repository, read_repository
 from core.hub.modelscope import list_branches, open_modelscope

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import urllib.parse
 
-from core.errors import InputError
+from core.common.errors import InputError
 from core.hub.address import quote
 
 HUGGINGFACE = "https://huggingface.co"

@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from core.checkpoint.headers import regular_size
+from core.hub.cancellation import Stop
 from core.hub.source import RemoteFile
-from core.hub.stop import Stop
-from core.model_files import regular_size
 
 BLOCK_BYTES = 1 << 20
 # How much a reboot can take from a part; a killed process takes nothing that was written.

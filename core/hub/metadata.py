@@ -16,14 +16,14 @@ from typing import Any
 
 import httpx2
 
-from core.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, parse_index, parse_quantization
-from core.errors import CheckpointError, DeckError, InputError
+from core.checkpoint.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, parse_index, parse_quantization
+from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header, printable
+from core.common.errors import CheckpointError, DeckError, InputError
+from core.common.plain_json import load_json
 from core.hub.address import Address, quote
 from core.hub.endpoints import host_name
 from core.hub.retry import PassingError, parse_retry_after
 from core.hub.tokens import TOKEN
-from core.model_files import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header, printable
-from core.plain_json import load_json
 
 TIMEOUT_S = 15.0
 # The whole header of every Llama-2, so that one request is enough.

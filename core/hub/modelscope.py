@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx2
 
-from core.errors import DeckError, InputError
+from core.checkpoint.headers import is_whole
+from core.common.errors import DeckError, InputError
 from core.hub.address import DEFAULT_REVISION, MODELSCOPE_MAIN, quote
 from core.hub.metadata import Repository, ask_hub
 from core.hub.source import RemoteFile, Source
-from core.model_files import is_whole
 
 COMMIT_CHARS = 40
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from core.errors import DeckError
+from core.common.errors import DeckError
 
 Phase = Literal["queued", "looking", "running", "pausing", "paused", "checking", "done", "failed", "cancelled"]
 FilePhase = Literal["waiting", "running", "checking", "done"]

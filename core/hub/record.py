@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from core.atomic import write_atomically
-from core.checkpoint import is_plain_name
-from core.errors import CheckpointError
+from core.checkpoint.checkpoint import is_plain_name
+from core.checkpoint.headers import is_whole, printable, read_json
+from core.common.errors import CheckpointError
+from core.common.files import write_atomically
 from core.hub.address import Address
 from core.hub.source import DEFAULT_BRANCHES, RemoteFile, Source
-from core.model_files import is_whole, printable, read_json
 
 FILE = ".llamadeck.json"
 

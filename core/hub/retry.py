@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from core.errors import DeckError
+from core.common.errors import DeckError
 
 # The longest that a server's Retry-After is obeyed; one that says more is asked again then.
 MAX_RETRY_AFTER_S = 300.0

@@ -6,11 +6,11 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-from core.errors import DeckError, InputError
+from core.checkpoint.headers import DTYPE_BYTES, is_whole, printable
+from core.common.errors import DeckError, InputError
 from core.hub.address import DEFAULT_REVISION, REPO, Address
 from core.hub.endpoints import checked_endpoint
 from core.hub.metadata import Repository, open_client, parse_json, read_bytes
-from core.model_files import DTYPE_BYTES, is_whole, printable
 
 NUM_RESULTS = 40
 MAX_QUERY_CHARS = 200

@@ -5,11 +5,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from core.checkpoint import QUANTIZE_CONFIG, is_plain_name
-from core.errors import CheckpointError
+from core.checkpoint.checkpoint import QUANTIZE_CONFIG, is_plain_name
+from core.checkpoint.headers import MAX_CONFIG_BYTES
+from core.common.errors import CheckpointError
 from core.hub.address import quote
 from core.hub.source import RemoteFile
-from core.model_files import MAX_CONFIG_BYTES
 
 # Configurations, tokenizers, chat templates and what says how a model may be used.
 SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".md")

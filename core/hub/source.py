@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from core.errors import InputError
+from core.common.errors import InputError
 from core.hub.address import DEFAULT_REVISION, Address, check_address, parse_address, parse_modelscope, quote
 from core.hub.endpoints import MODELSCOPE, host_name
 

@@ -9,10 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.errors import InputError
+from core.common.errors import InputError
+from core.common.json_file import Fault, JsonFile, texts_by_name
+from core.common.paths import data_dir
 from core.hub.endpoints import default_endpoint, host_name, is_private_way, origin
-from core.json_file import Fault, JsonFile, texts_by_name
-from core.settings import data_dir
 
 # The printable characters of ASCII without the space: a header can carry no others.
 TOKEN = re.compile(r"[!-~]+")

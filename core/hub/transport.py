@@ -15,12 +15,12 @@ from contextlib import contextmanager, suppress
 import httpx2
 import urllib3
 
-from core.errors import DeckError
+from core.common.errors import DeckError
+from core.hub.cancellation import Stop
 from core.hub.endpoints import host_name, origin
 from core.hub.metadata import Repository, refusal
 from core.hub.retry import Limits, PassingError, parse_retry_after
 from core.hub.source import RemoteFile
-from core.hub.stop import Stop
 
 # What is in memory at once of a file, and with that what a killed process can have read and not written.
 CHUNK_BYTES = 256 * 1024

@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Any
 
-from core.errors import DeckError
+from core.common.errors import DeckError
 from core.personas.character import CharacterError
 from core.personas.charx import Charx
 from core.personas.pictures import as_png

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.errors import InputError
+from core.common.errors import InputError
 
 MAX_NAME_CHARS = 200
 

@@ -10,8 +10,9 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.errors import DeckError
-from core.model_files import printable, regular_size
+from core.checkpoint.headers import printable, regular_size
+from core.common.errors import DeckError
+from core.common.paths import characters_dir
 from core.personas.cards import read_text
 from core.personas.character import Character, CharacterError
 from core.personas.fields import read_name
@@ -21,7 +22,6 @@ from core.personas.parse import MAX_TEXT_BYTES
 from core.personas.pictures import as_png
 from core.personas.png import MAX_PNG_BYTES
 from core.personas.portrait import draw_portrait
-from core.settings import characters_dir
 
 # In the order in which text-generation-webui looks for them; ours are written as .yaml.
 TEXT_SUFFIXES = (".yml", ".yaml", ".json")

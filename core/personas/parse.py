@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 import yaml
 
+from core.common.plain_json import check_num_values
 from core.personas.character import CharacterError
-from core.plain_json import check_num_values
 
 MAX_TEXT_BYTES = 32 * 2**20
 # What one file may hold when it is written out; YAML's aliases can make very much of very little.

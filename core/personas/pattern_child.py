@@ -8,7 +8,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
-from core.confined_child import serve
+from core.common.sandbox_child import serve
 
 FOUND, ABSENT, SLOW = "+", "-", "s"
 # More than any book has; the library's own cache holds 500.

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from core.confined import Confined, LimitReached, Limits, Refused
+from core.common.sandbox import Confined, LimitReached, Limits, Refused
 
 # A pattern from a stranger may take for ever: after this long it is nowhere, and after so many of them all others are.
 TIMEOUT_S, MAX_SLOW = 0.05, 10

@@ -9,7 +9,7 @@ from threading import Lock
 
 from PIL import Image, ImageOps
 
-from core.errors import DeckError
+from core.common.errors import DeckError
 from core.personas.character import CharacterError
 from core.personas.listing import Entry, Listing
 from core.personas.pictures import FAULTS

@@ -7,16 +7,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.atomic import write_atomically
-from core.errors import DeckError
-from core.json_file import Codec, JsonFile
-from core.model_files import printable, regular_size
+from core.checkpoint.headers import printable, regular_size
+from core.common.errors import DeckError
+from core.common.files import write_atomically
+from core.common.json_file import Codec, JsonFile
+from core.common.paths import person_dir
 from core.personas.character import CharacterError
 from core.personas.fields import read_name
 from core.personas.parse import parse_yaml, write_yaml
 from core.personas.pictures import as_png
 from core.personas.png import MAX_PNG_BYTES
-from core.settings import person_dir
 
 FILE, PICTURE = "persona.yaml", "persona.png"
 MAX_NAME_CHARS = 200

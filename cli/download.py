@@ -1,0 +1,101 @@
+"""The command `download`: one model into models/, with its progress on the terminal; knows no page."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from argparse import Namespace
+from dataclasses import replace
+
+from core.checkpoint.headers import printable
+from core.common.errors import DeckError, InputError
+from core.common.paths import models_dir
+from core.common.signals import Interrupts
+from core.common.terminal import Terminal
+from core.hub.address import Address
+from core.hub.endpoints import MODELSCOPE, checked_endpoint
+from core.hub.queue import Downloads, Job, JobState
+from core.hub.source import Source, read_source
+from core.library import catalogue
+
+DONE, FAILED = 0, 1
+# How often progress is shown: on a terminal one line is replaced, elsewhere each is a line more.
+REDRAW_S, LINE_S = 0.2, 5.0
+
+
+def run(known: Namespace, terminal: Terminal) -> int:
+    """Fetch the model that the arguments name. Ctrl-C keeps what was fetched; the exit code is then 1."""
+    downloads = Downloads()
+    try:
+        with Interrupts(signal.SIGINT) as interrupts:
+            job = downloads.add(find_source(known))
+            terminal.say("download_begins", model=job.source.name, host=job.source.host, folder=str(folder_of(job)))
+            watch(job, terminal, interrupts)
+    except KeyboardInterrupt:
+        downloads.close()
+        terminal.say("download_stopped", command=f"./llamadeck {shlex.join(sys.argv[1:])}")
+        return FAILED
+    finally:
+        downloads.close()
+    state = job.snapshot()
+    if state.error is not None:
+        raise state.error
+    terminal.say("download_done", folder=str(folder_of(job)), size=size_text(state.total_bytes))
+    return DONE
+
+
+def folder_of(job: Job) -> str:
+    return printable(str(models_dir() / job.folder_name))
+
+
+def find_source(known: Namespace) -> Source:
+    """What the arguments name. A catalogue entry needs no owner. Raises InputError."""
+    chosen = known.endpoint or (MODELSCOPE if known.source == "modelscope" else None)
+    source = read_source(known.target, known.source, checked_endpoint(chosen), known.revision)
+    if "/" not in source.address.repo:
+        try:
+            entry = catalogue.find(known.target, known.revision)
+            return replace(source, address=Address(entry.repo, entry.branch))
+        except InputError as error:
+            if error.key != "unknown_catalogue":
+                raise
+    return source
+
+
+def watch(job: Job, terminal: Terminal, interrupts: Interrupts) -> None:
+    """Show the job's progress until it rests. Raises KeyboardInterrupt for a Ctrl-C, also for one that got lost."""
+    said: DeckError | None = None
+    interval_s = REDRAW_S if sys.stderr.isatty() else LINE_S
+    while not job.wait(interval_s):
+        if interrupts.has_come:
+            raise KeyboardInterrupt
+        state = job.snapshot()
+        if state.notice is not None and (said is None or state.notice.key != said.key):
+            terminal.write(state.notice.sentence(terminal.language))
+        said = state.notice
+        fraction = state.done_bytes / state.total_bytes if state.total_bytes else 0.0
+        terminal.step(progress_text(state, terminal), fraction)
+
+
+def progress_text(state: JobState, terminal: Terminal) -> str:
+    """What stands beside the bar: "1.2 GB of 3.9 GB, 45.1 MB/s, 1:02 left", or what is done where no bytes come."""
+    if state.phase != "running" or state.left_s is None:
+        return terminal.text(f"download_phase_{state.phase}")
+    done, total, speed = (size_text(value) for value in (state.done_bytes, state.total_bytes, state.speed_bytes_s))
+    return terminal.text("download_progress", done=done, total=total, speed=speed, left=time_text(state.left_s))
+
+
+def size_text(num_bytes: float) -> str:
+    """In the units that the Hub's pages have, powers of ten."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"
+
+
+def time_text(seconds: float) -> str:
+    """As a clock shows it: "0:05", "12:30", "3:00:00"."""
+    minutes, rest = divmod(min(round(seconds), 359_999), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

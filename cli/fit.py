@@ -1,0 +1,226 @@
+"""The command `fit`: finds the model and the cards that are meant and prints the verdict; knows no page, no torch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint.checkpoint import Checkpoint, is_plain_name, read_checkpoint
+from core.checkpoint.headers import printable
+from core.common.errors import CheckpointError, EngineError, InputError
+from core.common.i18n import translate
+from core.common.paths import models_dir
+from core.common.terminal import Terminal, table
+from core.gpu.known_gpus import lookup
+from core.gpu.snapshot import read_snapshot
+from core.gpu.torch_support import find_gpu_error, installed_torch, usable_gpus
+from core.hub.address import quote
+from core.hub.endpoints import checked_endpoint
+from core.hub.source import read_source
+from core.library import catalogue
+from core.memory.fit import MAX_CHATS, Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card
+from core.memory.kernels.registry import has_compiler
+from core.memory.plan import MIB, MemoryPlan
+
+FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
+# What most cards that people rent by their memory have, or more.
+ASSUMED_CAPABILITY = (8, 6)
+MAX_VRAM_MIB = 10_000_000
+WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+# How a folder is written that is not in models/: whatever else has a slash may be a repository.
+FOLDER_STARTS = ("/", "./", "../")
+NUM_SUGGESTIONS = 3
+
+
+def run(known: Namespace, terminal: Terminal) -> int:
+    """Print the verdict. The exit code: 0 fits, 3 does not, 2 for a model that this program cannot run at all, 1 for
+    GPUs of this machine that cannot be used, whatever their memory."""
+    try:
+        report = verdict(known)
+    except (CheckpointError, EngineError) as error:
+        terminal.error(error)
+        return BAD_INPUT
+    unused = None if known.gpu or known.vram_mib else find_gpu_error(read_snapshot(), installed_torch())
+    out = terminal.to_stdout()
+    if known.json:
+        reason = {} if unused is None else {"unused": str(unused)}
+        out.write(json.dumps(as_object(report) | reason, ensure_ascii=False, indent=1))
+    else:
+        show(report, out)
+        if known.vram_mib:
+            out.say("fit_assumed", capability="{}.{}".format(*ASSUMED_CAPABILITY))
+    if unused is not None:
+        terminal.error(unused)
+        return UNUSABLE
+    return FITS if report.fits else DOES_NOT_FIT
+
+
+def verdict(known: Namespace) -> FitReport:
+    """What check_fit says about the command's arguments. Raises DeckError for what is wrong with them."""
+    num_chats = parse_whole("--chats", known.chats, 1, MAX_CHATS)
+    context_tokens = parse_context(known.context)
+    cards = find_cards(known.gpu, known.vram_mib)
+    checkpoint = find_checkpoint(known.target, known.revision)
+    if context_tokens == 0:
+        limit = checkpoint.max_context_tokens
+        raise InputError("context_range", model=checkpoint.name, asked=0, limit=limit)
+    return check_fit(checkpoint, cards, context_tokens or 0, num_chats, known.kernel)
+
+
+def parse_context(text: str | None) -> int | None:
+    """A context in tokens, whose range is the model's to say; None where none was asked for."""
+    if text is None:
+        return None
+    if not WHOLE.fullmatch(text):
+        raise InputError("not_whole", name="--context", value=quote(text))
+    return int(text)
+
+
+def parse_whole(name: str, text: str | None, low: int, high: int) -> int:
+    """The number after the option `name`, `low` where it was left out."""
+    if text is None:
+        return low
+    if not WHOLE.fullmatch(text) or not low <= int(text) <= high:
+        raise InputError("setting_whole", name=name, value=quote(text), low=low, high=high)
+    return int(text)
+
+
+def find_cards(gpu: str | None, vram_mib: str | None) -> list[Card]:
+    """The card that was named, else the GPUs of this machine that can be read. Raises InputError for none."""
+    if gpu is not None:
+        return [card_from_table(lookup(gpu))]
+    if vram_mib is not None:
+        total_mib = parse_whole("--vram-mib", vram_mib, 1, MAX_VRAM_MIB)
+        return [empty_card(f"GPU ({total_mib} MiB)", total_mib, ASSUMED_CAPABILITY)]
+    gpus = read_snapshot().gpus
+    readable = [one for one in gpus if one.error is None and one.total_mib]
+    if not readable:
+        raise InputError("no_gpu_to_ask")
+    meant = usable_gpus(gpus, installed_torch()) or readable
+    return [card_from_gpu(one, has_compiler=has_compiler()) for one in meant]
+
+
+def find_checkpoint(target: str, revision: str | None) -> Checkpoint:
+    """The model that `target` names: a folder, else a catalogue entry, else a repository on the Hub.
+
+    With a `revision` a repository is meant, also where models/ has a folder of that name.
+    """
+    folder = find_folder(target)
+    if folder is not None and not (revision and is_plain_name(target)):
+        if revision:
+            raise InputError("revision_of_folder", folder=printable(target))
+        return read_checkpoint(folder)
+    try:
+        return catalogue.checkpoint(catalogue.find(target, revision))
+    except InputError as error:
+        if error.key != "unknown_catalogue":
+            raise
+    source = read_source(target, "huggingface", checked_endpoint(None), revision)
+    if "/" not in source.address.repo:
+        raise InputError("unknown_target", name=quote(target), near=near_targets(source.address.repo))
+    # The HTTP client takes longer to import than a verdict takes to compute.
+    from core.hub.branches import read_remote
+    from core.hub.tokens import token_for
+
+    return read_remote(source, token_for(source.endpoint))
+
+
+def find_folder(target: str) -> Path | None:
+    """The folder that `target` names, or None where it can only be a repository's name."""
+    path = os.path.expanduser(target)
+    if path in (".", "..") or path.startswith(FOLDER_STARTS):
+        return Path(os.path.abspath(path))
+    places = [models_dir() / path, Path(os.path.abspath(path))] if path.strip() else []
+    return next((place for place in places if os.path.isdir(place)), None)
+
+
+def near_targets(name: str) -> str:
+    """The names of folders and catalogue entries that are spelled most like `name`."""
+    models = models_dir()
+    folders = sorted(os.listdir(models)) if os.path.isdir(models) else []
+    names = {each.rpartition("/")[2].casefold(): each for each in [entry.repo for entry in catalogue.entries()]}
+    names |= {printable(each).casefold(): printable(each) for each in folders if not each.startswith(".")}
+    near = difflib.get_close_matches(name[:100].casefold(), names, NUM_SUGGESTIONS, cutoff=0.3)
+    return ", ".join(names[each] for each in near or list(names)[:NUM_SUGGESTIONS])
+
+
+def parts_mib(plan: MemoryPlan) -> dict[str, float]:
+    """The plan's parts, which add up to its total: of what a load needs for a moment, only what is more than after."""
+    return plan.parts_mib() | {"loading": (plan.total - plan.running) / MIB}
+
+
+def sum_parts(report: FitReport) -> dict[str, float]:
+    """The parts over all GPUs; they add up to report.needed_mib."""
+    each = [parts_mib(plan) for plan in report.plans]
+    return {name: sum(parts[name] for parts in each) for name in each[0]}
+
+
+def as_object(report: FitReport) -> dict[str, Any]:
+    """The verdict for programs; with several GPUs `gpus` has one entry for each that takes a part."""
+    found: dict[str, Any] = {
+        "fits": report.fits,
+        "needed_mib": round(report.needed_mib, 2),
+        "available_mib": report.available_mib,
+        "margin_mib": round(report.margin_mib, 2),
+        "parts": _rounded(sum_parts(report)),
+        "kernel": report.kernel,
+        "captured": report.captured,
+        "max_context": report.max_context,
+        "reason": translate("en", f"fit.{report.reason}", **report.params),
+        "remedies": [translate("en", f"fit.{key}", **params) for key, params in report.remedies],
+        "context_tokens": report.context_tokens,
+        "chats": report.num_chats,
+        "model": report.params["model"],
+        "card": report.params["card"],
+    }
+    if len(report.cards) > 1:
+        found["gpus"] = [
+            {
+                "card": card.name,
+                "needed_mib": round(plan.total / MIB, 2),
+                "available_mib": card.available_mib,
+                "parts": _rounded(parts_mib(plan)),
+            }
+            for plan, card in zip(report.plans, report.cards, strict=True)
+        ]
+    return found
+
+
+def show(report: FitReport, out: Terminal) -> None:
+    """The verdict for people: the sentence, the parts, what follows from them, and what would make it fit."""
+    out.write(translate(out.language, f"fit.{report.reason}", **report.params))
+    several = [parts_mib(plan) for plan in report.plans] if len(report.plans) > 1 else []
+    if several:
+        out.say("fit_several", count=len(several))
+    columns = [sum_parts(report), *several]
+    rows = [
+        [out.text(f"fit_part_{name}"), *(f"{parts[name]:.0f}" for parts in columns)]
+        for name in columns[0]
+        if any(parts[name] > 0 for parts in columns)
+    ]
+    available = [report.available_mib, *(card.available_mib for card in report.cards if several)]
+    needed = [math.ceil(report.needed_mib), *(math.ceil(plan.total / MIB) for plan in report.plans if several)]
+    rows.append([out.text("fit_needed"), *(f"{number}" for number in needed)])
+    rows.append([out.text("fit_available"), *(f"{number}" for number in available)])
+    margins = [has - takes for has, takes in zip(available, needed, strict=True)]
+    rows.append([out.text("fit_margin"), *(f"{number}" for number in margins)])
+    head = ["MiB", "=" if several else "", *(card.name for card in report.cards if several)]
+    for line in table([head, *rows]):
+        out.write(f"  {line}")
+    key = "fit_kernel" if report.max_context else "fit_no_context"
+    values: dict[str, str | int] = {"kernel": report.kernel}
+    if report.max_context:
+        values |= {"max_context": report.max_context, "chats": report.num_chats}
+    out.say(key, **values)
+    for name, params in report.remedies:
+        out.write("- " + translate(out.language, f"fit.{name}", **params))
+
+
+def _rounded(parts: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in parts.items()}

@@ -1,0 +1,113 @@
+"""The command `gpus`: what NVML says of this machine's GPUs, or the cards that are known by name; knows no model."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import asdict
+from typing import Any
+
+from core.common.errors import DeckError
+from core.common.terminal import Terminal, table
+from core.gpu.known_gpus import KnownGpu, known_gpus
+from core.gpu.snapshot import Gpu, GpuSnapshot, read_snapshot
+from core.gpu.torch_support import find_gpu_error, installed_torch
+
+DONE, FAILED = 0, 1
+COLUMNS = ("index", "name", "total", "free", "reserved", "capability", "utilization", "temperature", "power")
+KNOWN_COLUMNS = ("name", "total", "capability", "bandwidth")
+UNTOLD = "-"
+
+
+def run(known: Namespace, terminal: Terminal) -> int:
+    """Print the list. The exit code is 1 where there is no GPU or no driver."""
+    out = terminal.to_stdout()
+    if known.known:
+        cards = known_gpus()
+        lines = [json.dumps(known_object(cards), indent=1)] if known.json else known_lines(cards, out)
+        return _print(lines, out)
+    snapshot = read_snapshot()
+    if known.json:
+        _print([json.dumps(as_object(snapshot), ensure_ascii=False, indent=1)], out)
+    elif snapshot.error is None:
+        _print(gpu_lines(snapshot, out), out)
+        if error := find_gpu_error(snapshot, installed_torch()):
+            terminal.error(error)
+    if snapshot.error is not None:
+        terminal.error(snapshot.error)
+        return FAILED
+    return DONE
+
+
+def as_object(snapshot: GpuSnapshot) -> dict[str, Any]:
+    """The snapshot for programs. `error` is a sentence or null, for the machine and for each GPU; `unused` says why a
+    model could not be loaded on any of them."""
+    return {
+        "driver": snapshot.driver_version,
+        "cuda": snapshot.cuda_version,
+        "error": snapshot.error and str(snapshot.error),
+        "unused": _sentence(find_gpu_error(snapshot, installed_torch())),
+        "gpus": [gpu_object(gpu) for gpu in snapshot.gpus],
+    }
+
+
+def _sentence(error: DeckError | None) -> str | None:
+    return None if error is None else str(error)
+
+
+def gpu_object(gpu: Gpu) -> dict[str, Any]:
+    return asdict(gpu) | {
+        "compute_capability": gpu.compute_capability and _dotted(gpu.compute_capability),
+        "error": gpu.error and str(gpu.error),
+    }
+
+
+def known_object(cards: tuple[KnownGpu, ...]) -> dict[str, Any]:
+    rows = [
+        {
+            "name": card.name,
+            "total_mib": card.total_mib,
+            "compute_capability": _dotted(card.compute_capability),
+            "bandwidth_gb_s": card.bandwidth_gb_s,
+        }
+        for card in cards
+    ]
+    return {"known": rows}
+
+
+def gpu_lines(snapshot: GpuSnapshot, out: Terminal) -> list[str]:
+    """The versions, a row for each GPU, and below it the sentences of those that are broken."""
+    versions = out.text("gpus_versions", driver=snapshot.driver_version or "?", cuda=snapshot.cuda_version or "?")
+    head = [out.text(f"gpus_{name}") for name in COLUMNS]
+    broken = [gpu.error.sentence(out.language) for gpu in snapshot.gpus if gpu.error is not None]
+    return [versions, *table([head, *map(gpu_row, snapshot.gpus)], left=(0, 1)), *broken]
+
+
+def gpu_row(gpu: Gpu) -> list[str]:
+    capability = gpu.compute_capability and _dotted(gpu.compute_capability)
+    power = None if gpu.power_w is None else f"{gpu.power_w:.0f}"
+    numbers = (gpu.total_mib, gpu.free_mib, gpu.reserved_mib, capability)
+    readings = (gpu.utilization_percent, gpu.temperature_c, power)
+    return [gpu.label, gpu.name or UNTOLD, *(_told(value) for value in (*numbers, *readings))]
+
+
+def known_lines(cards: tuple[KnownGpu, ...], out: Terminal) -> list[str]:
+    head = [out.text(f"gpus_{name}") for name in KNOWN_COLUMNS]
+    rows = [
+        [card.name, str(card.total_mib), _dotted(card.compute_capability), f"{card.bandwidth_gb_s:g}"] for card in cards
+    ]
+    return table([head, *rows])
+
+
+def _told(value: object) -> str:
+    return UNTOLD if value is None else str(value)
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
+
+
+def _print(lines: list[str], out: Terminal) -> int:
+    for line in lines:
+        out.write(line)
+    return DONE

@@ -1,0 +1,168 @@
+"""Answers for one request, from the queue to the last word; knows their text and no HTTP.
+
+The engine's listener thread only wakes the event loop: no thread waits for an answer, however many there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from core.api.errors import ApiError
+from core.api.prompts import Ask
+from core.api.served_model import Engine, Loaded
+from core.common.errors import DeckError
+from core.engine.answer import Answer
+
+# So many answers of each client may wait for a slot.
+MAX_WAITING = 64
+
+
+class Places:
+    """How many answers each client of the API may have at once; what others have takes nothing from it, as the engine
+    answers by turns. For the event loop."""
+
+    def __init__(self, max_waiting: int = MAX_WAITING) -> None:
+        self._max_waiting = max_waiting
+        self._num_taken: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, wanted: int, loaded: Loaded, client: str) -> Iterator[None]:
+        """Raises ApiError where the client has not so many left, or never will have."""
+        limit = loaded.num_slots + self._max_waiting
+        if wanted > limit:
+            raise ApiError("api_many", wanted=wanted, limit=limit)
+        if self._num_taken[client] + wanted > limit:
+            raise ApiError("api_busy", limit=limit)
+        self._num_taken[client] += wanted
+        try:
+            yield
+        finally:
+            self._num_taken[client] -= wanted
+            if not self._num_taken[client]:
+                del self._num_taken[client]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer and what it was asked for. `prompt` is the number of its prompt among the request's."""
+
+    ask: Ask
+    answer: Answer
+    prompt: int
+
+    def text(self) -> tuple[str, bool]:
+        """What is certain of its message, and whether that is all."""
+        is_done = not self.answer.is_running
+        return self.ask.said(self.answer.text, is_done), is_done
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """In tokens; those that were `cached` are prompt tokens that the engine had read before."""
+
+    prompt: int
+    completion: int
+    cached: int
+
+
+class Choices:
+    """All answers of one request. Leave it as a context: what still runs is stopped then."""
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self.choices = tuple(choices)
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        # By the event loop's clock.
+        self.first_text_s: float | None = None
+        for choice in self.choices:
+            choice.answer.listen(self._wake)
+
+    def __enter__(self) -> Choices:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for choice in self.choices:
+            if choice.answer.is_running:
+                # Not here: nobody waits for it.
+                self._loop.run_in_executor(None, choice.answer.cancel)
+
+    def _wake(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._changed.set)
+        except RuntimeError:
+            pass  # The loop is closed: nobody listens any more.
+
+    async def change(self, timeout_s: float | None = None) -> bool:
+        """Wait until something is new since the last call; False when `timeout_s` passed before."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        self._changed.clear()
+        if self.first_text_s is None and any(choice.answer.text for choice in self.choices):
+            self.first_text_s = self._loop.time()
+        return True
+
+    async def first_sign(self, timeout_s: float) -> None:
+        """Wait until one has begun, at most `timeout_s`. Raises the error of one that failed."""
+        deadline_s = self._loop.time() + timeout_s
+        while all(choice.answer.phase == "queued" for choice in self.choices):
+            if not await self.change(max(0.0, deadline_s - self._loop.time())):
+                break
+        self.raise_failed()
+        self._changed.set()
+
+    async def all_done(self) -> None:
+        """Wait for the end of all. Raises the error of the first that fails."""
+        while any(choice.answer.is_running for choice in self.choices):
+            await self.change()
+            self.raise_failed()
+        self.raise_failed()
+
+    def raise_failed(self) -> None:
+        for choice in self.choices:
+            if choice.answer.error is not None:
+                raise choice.answer.error
+
+    def usage(self) -> Usage:
+        """A prompt counts once, however many answers it gets."""
+        prompts = {choice.prompt: choice.answer for choice in self.choices}
+        return Usage(
+            sum(answer.prompt_tokens for answer in prompts.values()),
+            sum(_num_tokens(choice.answer) for choice in self.choices),
+            sum(answer.stats.reused_tokens for answer in prompts.values() if answer.stats is not None),
+        )
+
+
+def _num_tokens(answer: Answer) -> int:
+    """Tokens without a text of their own, such as the last one, are in the engine's own count only."""
+    return answer.num_tokens if answer.stats is None else answer.stats.num_tokens
+
+
+def begin(engine: Engine, asks: Sequence[Ask], loaded: Loaded, client: str = "") -> list[Choice]:
+    """Ask the engine; not for the event loop, as a long prompt takes a while. Raises EngineError, ApiError."""
+    choices: list[Choice] = []
+    try:
+        for number, ask in enumerate(asks):
+            for place in range(ask.num_choices):
+                answer = engine.generate(ask.prompt, ask.sampling_of(place), ask.continues, client)
+                answer.is_for_page = False
+                choices.append(Choice(ask, answer, number))
+        if engine.state.model != loaded.name:
+            # Another model took its place meanwhile, and would read a prompt that was made for the first.
+            raise ApiError("api_loading", name=engine.state.model or "", percent=0)
+    except DeckError:
+        cancel(choices)
+        raise
+    return choices
+
+
+def cancel(choices: Sequence[Choice]) -> None:
+    """Not for the event loop."""
+    for choice in choices:
+        choice.answer.cancel()

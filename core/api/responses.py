@@ -1,0 +1,72 @@
+"""Answers as OpenAI writes them, whole and in pieces; knows no connection and no engine."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from core.api.generation import Usage
+from core.engine.protocol import Reason
+
+# A stop string and the model's own end are one thing for OpenAI, and so are a full context and the asked-for length.
+FINISH: dict[Reason | None, str] = {"length": "length", "context": "length"}
+OBJECTS = {"chat": "chat.completion", "completion": "text_completion"}
+PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What all pieces of one reply share."""
+
+    kind: Literal["chat", "completion"]
+    model: str
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, texts: list[tuple[str, Reason | None]], usage: Usage) -> dict[str, Any]:
+        choices = [self._choice(index, text, reason) for index, (text, reason) in enumerate(texts)]
+        return self._head(OBJECTS[self.kind]) | {"choices": choices, "usage": usage_body(usage)}
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """What a chat's stream says before the first word of a choice."""
+        return self._piece(index, {"role": "assistant", "content": ""}) if self.kind == "chat" else None
+
+    def piece(self, index: int, text: str) -> dict[str, Any]:
+        return self._piece(index, {"content": text}, text)
+
+    def end(self, index: int, reason: Reason | None) -> dict[str, Any]:
+        return self._piece(index, {}, "", finish_of(reason))
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        return self._head(self._piece_object) | {"choices": [], "usage": usage_body(usage)}
+
+    @property
+    def _piece_object(self) -> str:
+        return "chat.completion.chunk" if self.kind == "chat" else OBJECTS[self.kind]
+
+    def _piece(self, index: int, delta: dict[str, str], text: str = "", finish: str | None = None) -> dict[str, Any]:
+        content = {"delta": delta} if self.kind == "chat" else {"text": text}
+        choice = {"index": index, **content, "logprobs": None, "finish_reason": finish}
+        return self._head(self._piece_object) | {"choices": [choice]}
+
+    def _choice(self, index: int, text: str, reason: Reason | None) -> dict[str, Any]:
+        content = {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
+        return {"index": index, **content, "logprobs": None, "finish_reason": finish_of(reason)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": PREFIXES[self.kind] + self.id, "object": kind, "created": self.created_s, "model": self.model}
+
+
+def finish_of(reason: Reason | None) -> str:
+    return FINISH.get(reason, "stop")
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+    }

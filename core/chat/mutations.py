@@ -1,0 +1,248 @@
+"""Changes to a chat's messages, each inside its caller's transaction; knows SQL and the tree, no page and no engine.
+
+Every change names the message that it is about, and is refused where that message is not shown any more: a page that
+has not noticed what another tab did changes nothing.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import Any
+
+from core.chat.columns import to_column
+from core.chat.database import ChatStoreError
+from core.chat.records import CopiedChat, Role, State
+from core.chat.titles import propose_title
+from core.chat.tree import Node, Tree
+from core.checkpoint.headers import printable
+
+
+def read_tree(db: sqlite3.Connection, chat: int) -> Tree:
+    rows = db.execute("SELECT id, parent, is_shown, removed FROM messages WHERE chat = ?", (chat,))
+    return Tree(Node(id, parent, bool(is_shown), removed) for id, parent, is_shown, removed in rows)
+
+
+def require_chat(db: sqlite3.Connection, chat: int) -> None:
+    """Raise where there is no such chat, or it was deleted."""
+    if db.execute("SELECT 1 FROM chats WHERE id = ? AND deleted_s IS NULL", (chat,)).fetchone() is None:
+        raise ChatStoreError("chat_gone")
+
+
+def require_own_chat(db: sqlite3.Connection, chat: int, owner: str | None) -> None:
+    """Raise where a chat, deleted or not, is another one's, as if it were not there. None is whoever may see all."""
+    if owner is None:
+        return
+    if db.execute("SELECT 1 FROM chats WHERE id = ? AND owner = ?", (chat, owner)).fetchone() is None:
+        raise ChatStoreError("chat_gone")
+
+
+def require_own_message(db: sqlite3.Connection, message: int, owner: str | None) -> None:
+    """The same for the chat of a message."""
+    if owner is None:
+        return
+    found = db.execute(
+        "SELECT 1 FROM messages JOIN chats ON chats.id = messages.chat WHERE messages.id = ? AND owner = ?",
+        (message, owner),
+    ).fetchone()
+    if found is None:
+        raise ChatStoreError("message_gone")
+
+
+def find_shown(db: sqlite3.Connection, message: int) -> tuple[int, Tree]:
+    """The chat of a message and its tree. Raises where the message is gone, or is not on the path shown."""
+    chat = chat_of(db, message)
+    tree = read_tree(db, chat)
+    if all(node.id != message for node in tree.path()):
+        raise ChatStoreError("message_changed")
+    return chat, tree
+
+
+def chat_of(db: sqlite3.Connection, message: int) -> int:
+    row = db.execute("SELECT chat FROM messages WHERE id = ?", (message,)).fetchone()
+    if row is None:
+        raise ChatStoreError("message_gone")
+    chat = int(row[0])
+    require_chat(db, chat)
+    return chat
+
+
+def require_at_rest(db: sqlite3.Connection, messages: Iterable[int]) -> None:
+    """Raise where an answer among `messages` is still being written."""
+    for message in messages:
+        if db.execute("SELECT state FROM messages WHERE id = ?", (message,)).fetchone()[0] == "writing":
+            raise ChatStoreError("chat_is_writing")
+
+
+def append(
+    db: sqlite3.Connection, chat: int, after: int | None, role: Role, text: str, state: State, now_s: float
+) -> int:
+    """Add a message below `after`, the last one that the caller saw. Raises where the chat went on meanwhile."""
+    require_chat(db, chat)
+    tree = read_tree(db, chat)
+    path = tree.path()
+    if after != (path[-1].id if path else None):
+        raise ChatStoreError("chat_moved_on")
+    if after is not None:
+        require_at_rest(db, [after])
+    return insert(db, chat, tree.tail(), role, text, state, now_s)
+
+
+def insert(
+    db: sqlite3.Connection, chat: int, parent: int | None, role: Role, text: str, state: State, now_s: float
+) -> int:
+    """Add a message and show it in place of its versions."""
+    hide_versions(db, chat, parent)
+    cursor = db.execute(
+        "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, text) VALUES (?, ?, 1, ?, ?, ?, ?)",
+        (chat, parent, role, state, now_s, printable(text)),
+    )
+    touch(db, chat, now_s)
+    return int(cursor.lastrowid or 0)
+
+
+def add_version(db: sqlite3.Connection, message: int, text: str, state: State, now_s: float) -> int:
+    """A further version of a message, shown in its place; what follows the old one stays with that."""
+    chat, tree = find_shown(db, message)
+    require_at_rest(db, [node.id for node in tree.path()])
+    role = db.execute("SELECT role FROM messages WHERE id = ?", (message,)).fetchone()[0]
+    return insert(db, chat, tree[message].parent, role, text, state, now_s)
+
+
+def edit(db: sqlite3.Connection, message: int, text: str, now_s: float) -> int:
+    """A further version of a message that takes over what follows; the old text stays as a version."""
+    chat, tree = find_shown(db, message)
+    require_at_rest(db, [message])
+    role, state, old = db.execute("SELECT role, state, text FROM messages WHERE id = ?", (message,)).fetchone()
+    if old == printable(text):
+        return message
+    number = insert(db, chat, tree[message].parent, role, text, "done" if state == "failed" else state, now_s)
+    db.execute("UPDATE messages SET parent = ? WHERE parent = ?", (number, message))
+    retitle(db, chat)
+    return number
+
+
+def remove_alone(db: sqlite3.Connection, message: int, now_s: float) -> None:
+    """Take one message out: its neighbouring version comes in its place, or what follows moves up."""
+    chat, tree = find_shown(db, message)
+    require_at_rest(db, [message])
+    if any(node.removed != "cut" for node in tree.children(message)):
+        db.execute("UPDATE messages SET removed = 'alone', removed_by = id WHERE id = ?", (message,))
+    else:
+        remove(db, [message], message)
+        others = [node.id for node in tree.siblings(message) if node.id != message]
+        if others:
+            nearest = max([other for other in others if other < message] or others[:1])
+            db.execute("UPDATE messages SET is_shown = 1 WHERE id = ?", (nearest,))
+    touch(db, chat, now_s)
+
+
+def remove_from(db: sqlite3.Connection, message: int, now_s: float) -> None:
+    """End the chat before a message: it goes with all of its versions and what follows them."""
+    chat, tree = find_shown(db, message)
+    require_at_rest(db, [node.id for node in tree.path()])
+    remove(db, [node.id for node in tree.siblings(message)], message)
+    touch(db, chat, now_s)
+
+
+def remove(db: sqlite3.Connection, messages: Iterable[int], removed_by: int) -> None:
+    db.executemany(
+        "UPDATE messages SET removed = 'cut', removed_by = ?, is_shown = 0 WHERE id = ?",
+        [(removed_by, message) for message in messages],
+    )
+
+
+def restore(db: sqlite3.Connection, message: int, now_s: float) -> None:
+    """Take back the removal of a message; where the chat went on in its place, that stays as a version."""
+    chat = chat_of(db, message)
+    undone = db.execute(
+        "UPDATE messages SET removed = NULL, removed_by = NULL WHERE removed_by = ?", (message,)
+    ).rowcount
+    if not undone:
+        raise ChatStoreError("message_gone")
+    show(db, chat, read_tree(db, chat)[message])
+    touch(db, chat, now_s)
+
+
+def choose(db: sqlite3.Connection, message: int) -> None:
+    """Show a message: it and all above it are chosen among their versions."""
+    chat = chat_of(db, message)
+    above = read_tree(db, chat).ancestors(message)
+    if any(node.removed == "cut" for node in above) or above[0].removed:
+        raise ChatStoreError("message_gone")
+    for node in above:
+        if not node.is_shown:
+            show(db, chat, node)
+
+
+def show(db: sqlite3.Connection, chat: int, node: Node) -> None:
+    hide_versions(db, chat, node.parent)
+    db.execute("UPDATE messages SET is_shown = 1 WHERE id = ?", (node.id,))
+
+
+def hide_versions(db: sqlite3.Connection, chat: int, parent: int | None) -> None:
+    db.execute("UPDATE messages SET is_shown = 0 WHERE chat = ? AND parent IS ? AND is_shown", (chat, parent))
+
+
+def touch(db: sqlite3.Connection, chat: int, now_s: float) -> None:
+    """Note that something was said or taken back, in the time and in the title."""
+    db.execute("UPDATE chats SET changed_s = ? WHERE id = ?", (now_s, chat))
+    retitle(db, chat)
+
+
+def retitle(db: sqlite3.Connection, chat: int) -> None:
+    """Propose a title from the first thing that a person is seen to say, where they gave none of their own."""
+    if db.execute("SELECT title_is_own FROM chats WHERE id = ?", (chat,)).fetchone()[0]:
+        return
+    title = ""
+    for node in read_tree(db, chat).path():
+        role, text = db.execute("SELECT role, text FROM messages WHERE id = ?", (node.id,)).fetchone()
+        if role != "assistant":
+            title = propose_title(text)
+            break
+    db.execute("UPDATE chats SET title = ? WHERE id = ?", (title, chat))
+
+
+def grow(db: sqlite3.Connection, message: int, text: str) -> None:
+    """The text that an answer has by now. Raises where nobody waits for it any more."""
+    write_answer(db, message, text, "writing", None)
+
+
+def write_answer(db: sqlite3.Connection, message: int, text: str, state: State, stats: dict[str, Any] | None) -> None:
+    written = db.execute(
+        "UPDATE messages SET text = ?, state = ?, stats = coalesce(?, stats) WHERE id = ? AND state = 'writing'",
+        (printable(text), state, None if stats is None else to_column(stats), message),
+    ).rowcount
+    if not written:
+        raise ChatStoreError("message_gone")
+
+
+def reopen(db: sqlite3.Connection, message: int) -> None:
+    """Let the last answer, or a notebook's text, grow on."""
+    _, tree = find_shown(db, message)
+    if tree.path()[-1].id != message:
+        raise ChatStoreError("chat_moved_on")
+    require_at_rest(db, [message])
+    db.execute("UPDATE messages SET state = 'writing' WHERE id = ?", (message,))
+
+
+def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: str) -> int:
+    """Write a whole chat with its versions as a new one of `owner`."""
+    cursor = db.execute(
+        "INSERT INTO chats (created_s, changed_s, is_pinned, mode, character, title_is_own, title, settings, draft,"
+        " owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (chat.created_s or now_s, now_s, chat.is_pinned, chat.mode, printable(chat.character), chat.title_is_own,
+         printable(chat.title), to_column(chat.settings), printable(chat.draft), owner),
+    )  # fmt: skip
+    number = int(cursor.lastrowid or 0)
+    ids: list[int] = []
+    for message in chat.messages:
+        row = db.execute(
+            "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, stats, text)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, None if message.parent is None else ids[message.parent], message.is_shown, message.role,
+             "stopped" if message.state == "writing" else message.state, message.created_s or now_s,
+             to_column(message.stats), printable(message.text)),
+        )  # fmt: skip
+        ids.append(int(row.lastrowid or 0))
+    return number

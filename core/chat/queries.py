@@ -1,0 +1,52 @@
+"""Chats and messages read from the history's tables; changes nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from core.chat.columns import from_column
+from core.chat.database import ChatStoreError
+from core.chat.mutations import read_tree
+from core.chat.records import Chat, ChatInfo, Message
+
+INFO_COLUMNS = "id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft"
+
+
+def list_chats(db: sqlite3.Connection, owner: str, limit: int, offset: int) -> list[ChatInfo]:
+    rows = db.execute(
+        f"SELECT {INFO_COLUMNS} FROM chats WHERE owner = ? AND deleted_s IS NULL"
+        " ORDER BY is_pinned DESC, changed_s DESC, id DESC LIMIT ? OFFSET ?",
+        (owner, limit, offset),
+    )
+    return [_info(row) for row in rows]
+
+
+def read_info(db: sqlite3.Connection, chat: int) -> ChatInfo:
+    row = db.execute(f"SELECT {INFO_COLUMNS} FROM chats WHERE id = ? AND deleted_s IS NULL", (chat,)).fetchone()
+    if row is None:
+        raise ChatStoreError("chat_gone")
+    return _info(row)
+
+
+def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
+    info, tree = read_info(db, chat), read_tree(db, chat)
+    found = db.execute(
+        "SELECT id, role, text, created_s, state, stats FROM messages WHERE chat = ? AND is_shown", (chat,)
+    )
+    rows = {row[0]: row for row in found}
+    messages = []
+    for node in tree.path():
+        if node.id not in rows:
+            # A damaged index still names it.
+            continue
+        id, role, text, created_s, state, stats = rows[node.id]
+        versions = tuple(sibling.id for sibling in tree.siblings(id))
+        messages.append(Message(id, role, text, created_s, state, from_column(stats), versions))
+    return Chat(info, tuple(messages))
+
+
+def _info(row: tuple[Any, ...]) -> ChatInfo:
+    id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft = row
+    return ChatInfo(id, title, bool(title_is_own), created_s, changed_s, bool(is_pinned), mode, character,
+                    from_column(settings), draft)  # fmt: skip

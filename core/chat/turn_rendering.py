@@ -1,0 +1,113 @@
+"""Turns through a model's own template, whatever that template refuses; knows no tokenizer and no store.
+
+Templates differ in what they take: some refuse a system text or leave it out, most refuse two turns of one speaker in
+a row, many an answer before the first question. What a template takes is found by trying, mildest change first.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
+from core.chat.truncation import Pieces, join_texts
+
+Voice = Literal["assistant", "user"]
+
+
+class Speakers(Protocol):
+    """Who speaks, for example dialogue."""
+
+    @property
+    def user(self) -> str: ...
+
+    @property
+    def char(self) -> str: ...
+
+
+def render_turns(template: ChatTemplate, pieces: Pieces, names: Speakers, system: str) -> str:
+    """The prompt for `pieces`, with `system` in the place of their own. Raises TemplateError."""
+    system = join_texts(system, _examples(pieces, names))
+    spoken = merge([turn for turn in pieces.history if turn["content"].strip()])
+    if pieces.voice == "assistant":
+        spoken = _with_question(spoken, pieces.after)
+    refusal: TemplateError | None = None
+    found = ""
+    for turns in _attempts(system, spoken):
+        try:
+            rendered = _render(template, turns, pieces)
+        except TemplateLimitError:
+            raise
+        except TemplateError as error:
+            refusal = refusal or error
+            continue
+        if system in rendered:
+            return rendered
+        found = found or rendered
+    if not found and refusal is not None:
+        raise refusal
+    return found
+
+
+def turn_end(template: ChatTemplate) -> str:
+    """What the template writes after a user's words: where a model that writes them should stop."""
+    try:
+        _, after = template.render_open([Turn(role="user", content="x")])
+    except TemplateError:
+        return ""
+    lines = after.strip().splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def merge(turns: list[Turn]) -> list[Turn]:
+    """Turns of one speaker in a row as one turn: a question that was never answered, and the next one."""
+    merged: list[Turn] = []
+    for turn in turns:
+        if merged and merged[-1]["role"] == turn["role"]:
+            both = (merged[-1]["content"], turn["content"])
+            merged[-1] = Turn(role=turn["role"], content="\n\n".join(text for text in both if text))
+        else:
+            merged.append(turn)
+    return merged
+
+
+def _attempts(system: str, spoken: list[Turn]) -> list[list[Turn]]:
+    """The same chat in the forms that templates take."""
+    head = [Turn(role="system", content=system)] if system else []
+    asked_first = spoken
+    if not spoken or spoken[0]["role"] == "assistant":
+        asked_first = [Turn(role="user", content=""), *spoken]
+    attempts = [[*head, *spoken]] + [[*head, *asked_first]] * (asked_first is not spoken)
+    if system:
+        first = Turn(role="user", content=join_texts(system, asked_first[0]["content"]))
+        attempts.append([first, *asked_first[1:]])
+    return attempts
+
+
+def _render(template: ChatTemplate, turns: list[Turn], pieces: Pieces) -> str:
+    """The prompt that ends where `voice` goes on. Raises TemplateError."""
+    start = pieces.start.rstrip(" ")
+    if pieces.voice == "user":
+        return template.render_open(merge([*turns, Turn(role="user", content=start)]))[0]
+    if not start.strip():
+        return template.render(turns)
+    try:
+        return template.render_open([*turns, Turn(role="assistant", content=start)])[0]
+    except TemplateError:
+        return template.render(turns) + start
+
+
+def _with_question(spoken: list[Turn], after: str) -> list[Turn]:
+    """An answer needs a question before it; the character's last word goes into that."""
+    if not spoken or spoken[-1]["role"] != "user":
+        return [*spoken, Turn(role="user", content=after.strip())]
+    question = spoken[-1]["content"]
+    return [*spoken[:-1], Turn(role="user", content=join_texts(question, after) if after.strip() else question)]
+
+
+def _examples(pieces: Pieces, names: Speakers) -> str:
+    speakers = {"user": names.user, "assistant": names.char}
+    blocks = [
+        "\n".join(f"{speakers[turn['role']]}: {turn['content'].strip()}" for turn in example)
+        for example in pieces.examples
+    ]
+    return join_texts("Example dialogue:", *blocks) if blocks else ""

@@ -1,0 +1,164 @@
+"""The files in a model's folder, read without trust: small JSON files and the headers of safetensors files.
+
+Knows no quantization and no model. Whatever is wrong is a CheckpointError with a sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from core.common.errors import CheckpointError
+from core.common.plain_json import load_json
+
+# A header lists every tensor of a file; 405B's shards have less than 1 MB. The Hub itself reads no more than this.
+MAX_HEADER_BYTES = 25_000_000
+MAX_CONFIG_BYTES = 10_000_000
+DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
+               "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+# More than any model's tensors have; a product over more could take for ever.
+MAX_DIMENSIONS = 8
+# How much of a value from a file is quoted in a sentence.
+MAX_QUOTE_CHARS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: safetensors' name of its type, its shape, and where its bytes lie in the file."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+
+def read_text(path: Path) -> str | None:
+    """The text in a small file, or None where there is no such file."""
+    folder, name = path.parent.name, printable(path.name)
+    try:
+        if regular_size(path) > MAX_CONFIG_BYTES:
+            raise CheckpointError("config_too_large", file=name, folder=folder)
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError("bad_json", file=name, folder=folder) from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a small file, or None where there is no such file."""
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        value = load_json(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError("bad_json", file=printable(path.name), folder=path.parent.name) from error
+    if not isinstance(value, dict):
+        raise CheckpointError("bad_json", file=printable(path.name), folder=path.parent.name)
+    return value
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Every tensor of a safetensors file by name. The file is checked against its header, to the byte.
+
+    Layout: 8 bytes little-endian length, a JSON header of that length, then the tensors' bytes without a gap
+    (https://github.com/huggingface/safetensors#format).
+    """
+    folder, name = path.parent.name, printable(path.name)
+    try:
+        size = regular_size(path)
+        with path.open("rb") as file:
+            start = file.read(8)
+            header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
+                raise CheckpointError("corrupt_weights", folder=folder, file=name)
+            header = load_json(file.read(header_bytes).decode("utf-8"))
+        tensors, end = parse_header(path.name, header, 8 + header_bytes)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError("corrupt_weights", folder=folder, file=name) from error
+    if end > size:
+        raise CheckpointError("truncated", folder=folder, file=name, actual=size, expected=end)
+    if end < size:
+        raise CheckpointError("corrupt_weights", folder=folder, file=name)
+    return tensors
+
+
+def parse_header(file: str, header: dict[str, Any], data_begin: int) -> tuple[dict[str, TensorInfo], int]:
+    """The tensors that a safetensors header lists, and where their bytes end, counted from the file's start.
+
+    ValueError, TypeError, KeyError or AttributeError for what safetensors itself would refuse.
+    """
+    metadata = header.get("__metadata__") or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("the metadata are not texts by name")
+    tensors = {name: parse_entry(file, entry, data_begin) for name, entry in header.items() if name != "__metadata__"}
+    end = data_begin
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != end:
+            raise ValueError(f"tensors overlap or leave a gap at {end}")
+        end = tensor.end
+    return tensors, end
+
+
+def parse_entry(file: str, entry: dict[str, Any], data_begin: int) -> TensorInfo:
+    """One tensor of a header; raises as parse_header does."""
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    numbers = [*shape, begin, end]
+    if len(shape) > MAX_DIMENSIONS or not all(is_whole(number) and number >= 0 for number in numbers):
+        raise ValueError("sizes and offsets are whole numbers, and not negative")
+    info = TensorInfo(file, entry["dtype"], tuple(shape), data_begin + begin, data_begin + end)
+    if info.num_bytes != math.prod(shape) * DTYPE_BYTES[info.dtype]:
+        raise ValueError("a tensor does not have the bytes of its shape")
+    return info
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether JSON's `value` is a whole number; Python takes its true for 1 and its 4.0 for 4."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def quoted(value: object) -> str:
+    """A JSON value as a sentence quotes it: text as it is; all else, and digits in text, as JSON has it."""
+    text = value if isinstance(value, str) and not value.isdecimal() else json.dumps(value)
+    return printable(text[:MAX_QUOTE_CHARS])
+
+
+def printable(text: str) -> str:
+    """`text` as it can be shown, written and tokenized: half characters become a mark, two halves one character.
+
+    A name on disk may be no UTF-8, JSON may hold half characters, a client may cut a text in the middle of one.
+    """
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        return joined.encode("utf-8", "replace").decode()
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError("unreadable", file=printable(str(path)), why=error.strerror or str(error))
+
+
+def regular_size(path: Path) -> int:
+    """The bytes of a regular file. Raises OSError for other kinds: a pipe or a device may never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return status.st_size

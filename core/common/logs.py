@@ -1,0 +1,98 @@
+"""How much is said on stderr: $LLAMADECK_LOG is debug, info, warning (as without it) or error; knows no message."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from core.common.errors import InputError
+
+VARIABLE = "LLAMADECK_LOG"
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# Only this program's own words become more: what libraries say at their lower levels may quote addresses and headers.
+OURS = ("cli", "core", "ui", "serve", "llamadeck", "__main__")
+# At every load these tell of parts that this build of torch lacks and that nobody asked for.
+CHATTY = ("torchao", "torch.utils._pytree")
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# So often the same fault is said in so many seconds; a loop that fails at each turn would fill the disk.
+MOST_TIMES, WINDOW_S = 3, 60.0
+MAX_FAULTS = 256
+_NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
+
+
+def level_in(environment: Mapping[str, str] = os.environ) -> int:
+    """The level that is wished for. Raises InputError for a word that is none."""
+    word = environment.get(VARIABLE, "").strip().lower() or "warning"
+    if word not in LEVELS:
+        raise InputError("bad_log_level", level=word, levels=", ".join(LEVELS))
+    return LEVELS[word]
+
+
+@dataclass(slots=True)
+class _Said:
+    began_s: float
+    times: int = 0
+    left_out: int = 0
+
+
+class OnceAMinute(logging.Filter):
+    """Lets the same warning or error through a few times a minute; the next one says how many were left out.
+
+    Two are the same that come from one line of code with one text, whatever numbers and values it quotes.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._said: dict[tuple[object, ...], _Said] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        key, now_s = _identity(record), self._clock()
+        with self._lock:
+            said = self._said.get(key)
+            if said is None or now_s - said.began_s >= WINDOW_S:
+                left_out = said.left_out if said is not None else 0
+                self._said.pop(key, None)
+                said = self._said[key] = _Said(now_s)
+                if len(self._said) > MAX_FAULTS:
+                    del self._said[next(iter(self._said))]
+                if left_out:
+                    record.msg = f"{record.msg} [{left_out} more of these were left out]"
+            said.times += 1
+            said.left_out += said.times > MOST_TIMES
+            return said.times <= MOST_TIMES
+
+
+def _identity(record: logging.LogRecord) -> tuple[object, ...]:
+    kind = record.exc_info[0] if record.exc_info else None
+    text = _NUMBER.sub("", str(record.msg)[:300])
+    return record.name, record.levelno, record.pathname, record.lineno, text, kind
+
+
+def set_up_logs() -> None:
+    """Once at the start of a process; a wrong word is said in the log and counts as none."""
+    logging.basicConfig(level=logging.WARNING, format=FORMAT)
+    sparing = OnceAMinute()
+    for handler in logging.root.handlers:
+        handler.addFilter(sparing)
+    # Libraries that write their own lines, such as the web server: what passes by the root's handler.
+    for logger in list(logging.root.manager.loggerDict.values()):
+        if isinstance(logger, logging.Logger) and not logger.propagate:
+            logger.addFilter(sparing)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        level = level_in()
+    except InputError as error:
+        logging.getLogger(__name__).error("%s", error)
+        return
+    for name in OURS:
+        logging.getLogger(name).setLevel(level)

@@ -1,0 +1,41 @@
+"""Where things lie on disk, and the few things that a person chose once; knows nothing of what they mean to a page."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = "0.7"
+DEFAULT_PORT = 6006
+DEFAULT_HOST = "127.0.0.1"
+
+
+def models_dir() -> Path:
+    """The folder with one folder a model."""
+    return Path(os.environ.get("LLAMADECK_MODELS", ROOT / "models"))
+
+
+def data_dir() -> Path:
+    """The folder for what this program writes about its user: settings, later chats and secrets."""
+    return Path(os.environ.get("LLAMADECK_DATA", ROOT / "data"))
+
+
+def person_dir(owner: str) -> Path:
+    """The folder for what is one person's alone. `owner` is who signed in, as the gate names people: any text, so that
+    no folder is named by it; "" is whoever is local or gave the password, from before there were others."""
+    if not owner:
+        return data_dir()
+    return data_dir() / "people" / hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def characters_dir() -> Path:
+    """The folder with one YAML file and a picture a character."""
+    return Path(os.environ.get("LLAMADECK_CHARACTERS", ROOT / "characters"))
+
+
+def cache_dir() -> Path:
+    """The folder for what can be made again: the starter's finished build."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "llamadeck"

@@ -1,0 +1,92 @@
+"""Sentences and running steps on a terminal, in its language; knows not what the steps do."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import TextIO
+
+from core.common.errors import DeckError
+from core.common.i18n import guess_language, translate
+from core.common.output import write_text
+
+BAR_CELLS = 24
+
+
+def terminal_language(environment: Mapping[str, str] = os.environ) -> str:
+    """The language of the person at this terminal, by the usual variables in their usual order."""
+    names = ("LC_ALL", "LC_MESSAGES", "LANG")
+    return guess_language(next((environment[name] for name in names if environment.get(name)), None))
+
+
+class Terminal:
+    """Writes lines; on a real terminal also one passing line at the bottom that the next one replaces. Raises
+    OutputError where that cannot be."""
+
+    def __init__(self, language: str | None = None, stream: TextIO | None = None) -> None:
+        self.language = language or terminal_language()
+        self._stream = stream or sys.stderr
+        self._is_tty = self._stream.isatty()
+        self._has_passing = False
+        self._last_step = ("", -1)
+
+    def to_stdout(self) -> Terminal:
+        """The same for what a command was asked for, which a shell can pipe on."""
+        return Terminal(self.language, sys.stdout)
+
+    def text(self, key: str, **params: str | int | float) -> str:
+        return translate(self.language, f"cli.{key}", **params)
+
+    def say(self, key: str, **params: str | int | float) -> None:
+        """One sentence of the section "cli"."""
+        self.write(self.text(key, **params))
+
+    def error(self, error: DeckError) -> None:
+        self.write(f"llamadeck: {error.sentence(self.language)}")
+
+    def write(self, line: str) -> None:
+        self._erase()
+        write_text(self._stream, f"{line}\n")
+
+    def passing(self, line: str) -> None:
+        if self._is_tty:
+            self._erase()
+            write_text(self._stream, line)
+            self._has_passing = True
+
+    def steps(self, section: str) -> Callable[[str, float], None]:
+        """Shows the progress of work whose steps have their names in a section of the locale files."""
+        return lambda step, fraction: self.step(translate(self.language, f"{section}.{step}"), fraction)
+
+    def step(self, name: str, fraction: float) -> None:
+        """A long step's progress, 0 to 1: a bar on a terminal, elsewhere a line each quarter."""
+        percent = round(100 * min(max(fraction, 0.0), 1.0))
+        if self._is_tty:
+            full = percent * BAR_CELLS // 100
+            self.passing(f"[{'#' * full}{'.' * (BAR_CELLS - full)}] {percent:3d} %  {name}")
+        elif self._last_step != (name, percent // 25):
+            self._last_step = (name, percent // 25)
+            self.write(f"{percent:3d} %  {name}")
+
+    def _erase(self) -> None:
+        if self._has_passing:
+            write_text(self._stream, "\r\x1b[K")
+            self._has_passing = False
+
+
+def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:
+    """`rows` as lines with aligned columns: those in `left` begin at their left edge, numbers end at their right."""
+    widths = [max(width(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        padding = [" " * (size - width(cell)) for cell, size in zip(row, widths, strict=True)]
+        pairs = enumerate(zip(row, padding, strict=True))
+        lines.append("  ".join(cell + pad if column in left else pad + cell for column, (cell, pad) in pairs).rstrip())
+    return lines
+
+
+def width(text: str) -> int:
+    """The columns that `text` takes on a terminal, where a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

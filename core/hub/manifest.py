@@ -1,0 +1,121 @@
+"""What a download would fetch: asks a hub for a model's files, checks them, and writes nothing."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx2
+
+from core.checkpoint.checkpoint import Checkpoint, is_plain_name
+from core.checkpoint.headers import is_whole
+from core.common.errors import CheckpointError, DeckError
+from core.hub import modelscope
+from core.hub.address import quote
+from core.hub.metadata import (
+    Repository,
+    ask,
+    file_route,
+    open_client,
+    open_repository,
+    parse_json,
+    read_body,
+    read_repository,
+    weight_files,
+)
+from core.hub.selection import check_configs, check_names, select
+from core.hub.source import RemoteFile, Source
+
+MAX_PAGE_BYTES = 20_000_000
+MAX_PAGES = 100
+SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA1 = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model at one commit: what to fetch, and the checkpoint that it will be."""
+
+    repository: Repository
+    files: tuple[RemoteFile, ...]
+    checkpoint: Checkpoint
+
+    @property
+    def commit(self) -> str:
+        return self.repository.commit
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+def look(source: Source, token: str | None) -> Found:
+    """The model at `source` as it is now.
+
+    Raises InputError for names that are not there, CheckpointError for what this program cannot run or what no
+    honest repository lists, PassingError where the network or the hub fails, DeckError where it refuses.
+    """
+    with open_client(token) as client:
+        repository, files = list_files(client, source)
+        check_names(source.name, (file.name for file in files))
+        check_configs(source.name, files)
+        checkpoint = read_repository(repository)
+        return Found(repository, select(source.name, files, weight_files(repository)), checkpoint)
+
+
+def list_files(client: httpx2.Client, source: Source) -> tuple[Repository, tuple[RemoteFile, ...]]:
+    """The repository pinned to its commit, and all its files with sizes and hashes."""
+    if source.kind == "modelscope":
+        commit, files = modelscope.list_files(client, source)
+        names = tuple(sorted(file.name for file in files if is_plain_name(file.name)))
+        return Repository(client, source.endpoint + "/models", source.address, commit, names), files
+    repository = open_repository(Repository(client, source.endpoint, source.address))
+    return repository, tuple(_remote_file(repository, entry) for entry in _tree(repository))
+
+
+def _tree(repository: Repository) -> Iterator[dict[str, Any]]:
+    """Every file of the repository as the Hub lists them, which is page by page."""
+    commit = urllib.parse.quote(repository.commit, safe="")
+    route = f"/api/models/{repository.address.repo}/tree/{commit}"
+    query: str | None = "recursive=true"
+    for _ in range(MAX_PAGES):
+        with ask(repository, f"{route}?{query}") as response:
+            entries = parse_json(read_body(response, MAX_PAGE_BYTES))
+            # Only the query of the next page's address is used: a mirror may name a host that is not its own.
+            query = next_page(response.links.get("next", {}).get("url", ""), repository.host)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise DeckError("hub_answer", host=repository.host)
+        yield from (entry for entry in entries if entry.get("type") != "directory")
+        if query is None:
+            return
+    raise DeckError("hub_answer", host=repository.host)
+
+
+def next_page(address: str, host: str) -> str | None:
+    """The query in the address of the next page; None where there is none. Raises DeckError for what is no address."""
+    try:
+        return urllib.parse.urlsplit(address).query or None
+    except ValueError as error:  # Brackets that hold no address.
+        raise DeckError("hub_answer", host=host) from error
+
+
+def _remote_file(repository: Repository, entry: dict[str, Any]) -> RemoteFile:
+    """One file of the tree. Those in the large file storage have the sha256 of their bytes, others git's own hash."""
+    name, size, oid, lfs = entry.get("path"), entry.get("size"), entry.get("oid"), entry.get("lfs")
+    if not isinstance(name, str) or not is_whole(size) or size < 0:
+        raise DeckError("hub_answer", host=repository.host)
+    check_names(repository.name, [name])
+    if entry.get("type") != "file":
+        raise CheckpointError("hub_file_name", repo=repository.name, file=quote(name))
+    file = RemoteFile(name, size, None, None, file_route(repository, name))
+    if not isinstance(lfs, dict):
+        return replace(file, git_sha1=oid if isinstance(oid, str) and SHA1.fullmatch(oid) else None)
+    sha256 = lfs.get("oid") or lfs.get("sha256")
+    stored = lfs.get("size", size)
+    if not is_whole(stored) or stored < 0:
+        raise DeckError("hub_answer", host=repository.host)
+    known = sha256 if isinstance(sha256, str) and SHA256.fullmatch(sha256) else None
+    return replace(file, size_bytes=stored, sha256=known)

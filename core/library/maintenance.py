@@ -1,0 +1,145 @@
+"""What is done with the models on disk: checked again, deleted, imported; never writes outside models/."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from core.checkpoint.checkpoint import is_plain_name, read_checkpoint
+from core.checkpoint.headers import printable
+from core.common.errors import CheckpointError, DeckError, InputError
+from core.common.files import remove, sync
+from core.common.paths import models_dir
+from core.hub.folders import MARGIN_BYTES, os_errors_explained
+from core.hub.hashing import is_right_file
+from core.hub.record import read_record
+from core.library.scan import folder_of
+
+DELETING = ".deleting-"
+IMPORTING = ".importing-"
+# Gets the bytes that are done and the bytes in all; what it raises ends the work.
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What a check found. Without a record only the structure could be checked, not the bytes."""
+
+    name: str
+    checked_bytes: int
+    has_record: bool
+    problems: tuple[DeckError, ...]
+
+    @property
+    def is_right(self) -> bool:
+        return not self.problems
+
+
+def verify(name: str, report: Report) -> Verification:
+    """Hold every file of a model against the sizes and hashes that its hub gave, or else against its own headers.
+
+    Raises InputError for a model that is not there, DeckError where a file cannot be read.
+    """
+    folder = folder_of(name)
+    problems: list[DeckError] = []
+    record = read_record(folder)
+    done_bytes, total_bytes = 0, record.size_bytes if record else 0
+    for file in record.files if record else ():
+        path = folder / file.name
+        with os_errors_explained(folder):
+            right = is_right_file(path, file, partial(_report_after, report, done_bytes, total_bytes))
+        if not right:
+            key = "verify_wrong" if path.exists() else "verify_missing"
+            problems.append(CheckpointError(key, folder=name, file=file.name))
+        done_bytes += file.size_bytes
+        report(done_bytes, total_bytes)
+    if not problems:
+        try:
+            read_checkpoint(folder)
+        except CheckpointError as error:
+            problems.append(error)
+    return Verification(name, done_bytes, record is not None, tuple(problems))
+
+
+def delete(name: str) -> None:
+    """Remove a model's folder; of a linked one only the link. It is gone at once, also if the process is killed.
+
+    Raises InputError for a model that is not there, DeckError where it cannot be removed.
+    """
+    folder = folder_of(name)
+    with os_errors_explained(folder):
+        if folder.is_symlink():
+            folder.unlink()
+        else:
+            os.rename(folder, folder.with_name(f"{DELETING}{name}-{os.getpid()}"))
+        sync(folder.parent)
+        remove_leftovers(folder.parent, DELETING)
+
+
+def import_folder(path: Path, report: Report, link: bool = False) -> str:
+    """Copy the model in the folder `path` into models/, or link it; returns the model's name there.
+
+    Raises InputError where that name is taken, CheckpointError for a folder that holds no model, DeckError where
+    models/ cannot be written.
+    """
+    source = Path(os.path.abspath(path.expanduser()))
+    name = read_checkpoint(source).name
+    base = models_dir()
+    target = base / name
+    if name.startswith(".") or not is_plain_name(name) or os.path.lexists(target):
+        raise InputError("import_name", folder=printable(name))
+    with os_errors_explained(base):
+        base.mkdir(parents=True, exist_ok=True)
+        if link:
+            target.symlink_to(source, target_is_directory=True)
+        else:
+            _copy_model(source, target, report)
+    return name
+
+
+def _report_after(report: Report, before_bytes: int, total_bytes: int, done_bytes: int) -> None:
+    report(before_bytes + done_bytes, total_bytes)
+
+
+def remove_leftovers(base: Path, prefix: str) -> None:
+    """Remove what deletions left, of this process and of those that were killed."""
+    for path in base.glob(f"{prefix}*"):
+        remove(path)
+
+
+def _copy_model(source: Path, target: Path, report: Report) -> None:
+    """The files at the folder's top, which is all that a model is; seen in models/ when the last one is there."""
+    files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith(".new-"))
+    total_bytes = sum(path.stat().st_size for path in files)
+    free_bytes = shutil.disk_usage(target.parent).free
+    if free_bytes < total_bytes + MARGIN_BYTES:
+        needed_mib, free_mib = (total_bytes + MARGIN_BYTES) >> 20, free_bytes >> 20
+        raise DeckError("import_space", folder=printable(str(source)), needed_mib=needed_mib, free_mib=free_mib)
+    work = target.with_name(f"{IMPORTING}{target.name}")
+    try:
+        remove(work)
+        work.mkdir()
+        done_bytes = 0
+        for path in files:
+            done_bytes = _copy_file(path, work / path.name, done_bytes, total_bytes, report)
+        sync(work)
+        os.rename(work, target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _copy_file(source: Path, target: Path, done_bytes: int, total_bytes: int, report: Report) -> int:
+    """Returns the bytes that are done in all."""
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while block := reader.read(1 << 20):
+            writer.write(block)
+            done_bytes += len(block)
+            report(done_bytes, total_bytes)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return done_bytes

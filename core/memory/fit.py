@@ -1,0 +1,300 @@
+"""Does a model fit: the plan's sum against what is free, the largest context, and what would make it fit.
+
+Pure arithmetic over core/memory/plan.py; knows no torch, no NVML and no page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import DeckError, EngineError, InputError
+from core.gpu.known_gpus import KnownGpu
+from core.gpu.snapshot import Gpu
+from core.memory.kernels.registry import KERNELS, Device, can_run
+from core.memory.model_shape import ModelShape, read_shape
+from core.memory.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan, split_plan, sum_plans
+
+DEFAULT_CONTEXT_TOKENS = 4096
+# The kernels whose calls can be captured in CUDA graphs, all of them held against plain runs.
+CAPTURED = ("deck", "exllama_v2", "marlin", "triton")
+MAX_CHATS = 64
+# What the driver keeps for itself where NVML cannot be asked, by the card's memory: the largest of the readings that
+# are known (8 to 24 GB: 253 to 510 MiB; 40 GB and more: 479 to 696 MiB).
+RESERVED_MIB = 510
+RESERVED_LARGE_MIB = 700
+LARGE_MIB = 32_000
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The memory of one GPU, real or only named, in MiB.
+
+    `others_mib` is what other processes hold, `returning_mib` what the model about to be unloaded will give back.
+    """
+
+    name: str
+    total_mib: int
+    capability: tuple[int, int]
+    reserved_mib: int = 0
+    others_mib: int = 0
+    returning_mib: int = 0
+    has_compiler: bool = True
+
+    @property
+    def available_mib(self) -> int:
+        return max(0, self.total_mib - self.reserved_mib - self.others_mib + self.returning_mib)
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """The verdict with every number that it rests on.
+
+    `captured`: the steps are captured in CUDA graphs, which is much faster and takes some memory more.
+
+    `reason` is the name of a sentence in the section "fit" of the locale files, `params` what it quotes. `plans` has
+    one plan for each of `cards`; `plan` adds them up. `max_context` is the longest that fits, 0 where not even the
+    weights do. `remedies` are further sentences: what would make it fit.
+    """
+
+    fits: bool
+    kernel: str
+    cards: tuple[Card, ...]
+    plans: tuple[MemoryPlan, ...]
+    captured: bool
+    context_tokens: int
+    num_chats: int
+    max_context: int
+    reason: str
+    params: dict[str, str | int | float]
+    remedies: tuple[tuple[str, dict[str, str | int | float]], ...] = ()
+
+    @property
+    def plan(self) -> MemoryPlan:
+        return sum_plans(self.plans)
+
+    @property
+    def available_mib(self) -> int:
+        return sum(card.available_mib for card in self.cards)
+
+    @property
+    def needed_mib(self) -> float:
+        return sum(plan.total for plan in self.plans) / MIB
+
+    @property
+    def margin_mib(self) -> float:
+        return self.available_mib - self.needed_mib
+
+    @property
+    def lacking_mib(self) -> float:
+        """What is too few, GPU by GPU: what one has left does not help another that is full."""
+        pairs = zip(self.plans, self.cards, strict=True)
+        return sum(max(0.0, plan.total / MIB - card.available_mib) for plan, card in pairs)
+
+
+def card_from_gpu(gpu: Gpu, own_pids: frozenset[int] = frozenset(), has_compiler: bool = True) -> Card:
+    """A card as NVML sees it now. What the processes `own_pids` hold counts as coming back when they are unloaded."""
+    total, free = gpu.total_mib or 0, gpu.free_mib or 0
+    reserved = gpu.reserved_mib or 0
+    returning = sum(process.used_mib or 0 for process in gpu.processes if process.pid in own_pids)
+    others = max(0, total - reserved - free)
+    capability = gpu.compute_capability or (0, 0)
+    return Card(gpu.name or gpu.label, total, capability, reserved, others, min(returning, others), has_compiler)
+
+
+def card_from_table(known: KnownGpu) -> Card:
+    """A card that somebody thinks of renting: empty, with what a driver keeps of one of its size."""
+    return empty_card(known.name, known.total_mib, known.compute_capability)
+
+
+def empty_card(name: str, total_mib: int, capability: tuple[int, int]) -> Card:
+    """A card that nothing runs on; `total_mib` is as NVML reports it."""
+    return Card(name, total_mib, capability, RESERVED_LARGE_MIB if total_mib >= LARGE_MIB else RESERVED_MIB)
+
+
+def check_fit(
+    checkpoint: Checkpoint,
+    cards: Sequence[Card],
+    context_tokens: int = 0,
+    num_chats: int = 1,
+    kernel: str | None = None,
+    without: Sequence[str] = (),
+) -> FitReport:
+    """The verdict for `checkpoint` on `cards`: on the first where it fits alone, else split by layers over several.
+
+    `context_tokens` 0 is the model's own limit, up to 4096. Steps are captured where that fits, else not; the kernel
+    is then the fastest that fits, a leaner one where only that fits, and none of `without`. Raises InputError for a
+    context or a number of chats that cannot be and for a `kernel` that does not take the checkpoint, CheckpointError
+    for one whose parts contradict each other, EngineError where no kernel takes it on these cards.
+    """
+    context_tokens = checked_context(checkpoint, context_tokens)
+    if not 1 <= num_chats <= MAX_CHATS:
+        raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
+    shapes = {captured: read_shape(checkpoint, merged=captured) for captured in (True, False)}
+    refused: list[FitReport] = []
+    for group in _groups(cards):
+        names = [name for name in _kernels(checkpoint, group, kernel) if name not in without]
+        for name in names:
+            if len(group) == 1 and name in CAPTURED:
+                report = _report(checkpoint, shapes[True], group, name, context_tokens, num_chats, captured=True)
+                if report.fits:
+                    return replace(report, max_context=_longest(checkpoint, shapes[False], group, names, num_chats))
+        for name in names:
+            report = _report(checkpoint, shapes[False], group, name, context_tokens, num_chats)
+            if report.fits:
+                return report
+            refused.append(report)
+    if not refused:
+        raise _no_kernel(checkpoint, cards, kernel)
+    best = max(refused, key=lambda report: (report.max_context, -report.lacking_mib))
+    return _with_remedies(shapes[False], cards, best)
+
+
+def require_fit(
+    checkpoint: Checkpoint,
+    cards: Sequence[Card],
+    context_tokens: int,
+    num_chats: int,
+    kernel: str | None,
+    force: bool,
+    without: Sequence[str] = (),
+) -> FitReport:
+    """The verdict at the moment of a load. Raises EngineError where it is no, unless the load is forced."""
+    report = check_fit(checkpoint, cards, context_tokens, num_chats, kernel, without)
+    if not report.fits and not force:
+        raise EngineError(f"load_{report.reason}", **report.params)
+    return report
+
+
+def checked_context(checkpoint: Checkpoint, context_tokens: int) -> int:
+    """The context to reserve; 0 asks for the usual one. Raises InputError for one that the model was not made for."""
+    limit = checkpoint.max_context_tokens
+    if context_tokens == 0:
+        return min(limit, DEFAULT_CONTEXT_TOKENS)
+    if not 0 < context_tokens <= limit:
+        raise InputError("context_range", model=checkpoint.name, asked=context_tokens, limit=limit)
+    return context_tokens
+
+
+def _groups(cards: Sequence[Card]) -> list[Sequence[Card]]:
+    """Each card by itself, then the two with the most room, the three, ...: one that is full should not take a part."""
+    by_room = sorted(range(len(cards)), key=lambda index: -cards[index].available_mib)
+    several: list[Sequence[Card]] = [
+        [cards[index] for index in sorted(by_room[:count])] for count in range(2, len(cards) + 1)
+    ]
+    return [*([card] for card in cards), *several]
+
+
+def _kernels(checkpoint: Checkpoint, cards: Sequence[Card], wanted: str | None) -> list[str]:
+    """The kernels that take the checkpoint on every one of `cards`, fastest first; only `wanted` if one is."""
+    devices = [Device("cuda", card.capability, card.has_compiler) for card in cards]
+    able = [one.name for one in KERNELS if all(can_run(one, checkpoint, device) for device in devices)]
+    if wanted is not None:
+        return [name for name in able if name == wanted]
+    # Torch writes every matrix out for every token: it is for what no other kernel takes.
+    return [name for name in able if name != "torch" or able == ["torch"]]
+
+
+def _no_kernel(checkpoint: Checkpoint, cards: Sequence[Card], wanted: str | None) -> DeckError:
+    """Why there is nothing to say of a model: the kernel that was asked for does not take it here, or none does."""
+    able = {name: name for card in cards for name in _kernels(checkpoint, [card], None)}
+    if wanted is not None and able:
+        return InputError("kernel_refused", kernel=wanted, model=checkpoint.name, able=", ".join(able))
+    return EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization.label)
+
+
+def _plans(
+    shape: ModelShape,
+    cards: Sequence[Card],
+    kernel: str,
+    context_tokens: int,
+    num_chats: int,
+    captured: bool = False,
+) -> tuple[MemoryPlan, ...]:
+    if len(cards) == 1:
+        capability = cards[0].capability
+        return (make_plan(shape, kernel, capability, context_tokens, num_chats, GPU_CHUNK_TOKENS, captured),)
+    return split_plan(
+        shape,
+        kernel,
+        [card.capability for card in cards],
+        [card.available_mib * MIB for card in cards],
+        context_tokens,
+        num_chats,
+        GPU_CHUNK_TOKENS,
+    )
+
+
+def _fits(plans: Sequence[MemoryPlan], cards: Sequence[Card]) -> bool:
+    return all(plan.total <= card.available_mib * MIB for plan, card in zip(plans, cards, strict=True))
+
+
+def _report(
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    cards: Sequence[Card],
+    kernel: str,
+    context_tokens: int,
+    num_chats: int,
+    captured: bool = False,
+) -> FitReport:
+    plans = _plans(shape, cards, kernel, context_tokens, num_chats, captured)
+    fits = _fits(plans, cards)
+    # What is captured has its longest context worked out once it is known to fit.
+    max_context = 0 if captured else _longest(checkpoint, shape, cards, [kernel], num_chats)
+    reason = "fits" if fits else "context_too_long" if max_context else "too_large"
+    report = FitReport(fits, kernel, tuple(cards), plans, captured, context_tokens, num_chats, max_context, reason, {})
+    needed = math.ceil(report.needed_mib)
+    params: dict[str, str | int | float] = {
+        "model": checkpoint.name,
+        "card": " + ".join(card.name for card in cards),
+        "needed": needed,
+        "available": report.available_mib,
+        "margin": report.available_mib - needed if fits else math.ceil(report.lacking_mib),
+        "context": context_tokens,
+        "max_context": max_context,
+        "chats": num_chats,
+    }
+    return replace(report, params=params)
+
+
+def _longest(
+    checkpoint: Checkpoint, shape: ModelShape, cards: Sequence[Card], kernels: Sequence[str], num_chats: int
+) -> int:
+    """The longest context that any of `kernels` leaves room for, uncaptured."""
+    limit = checkpoint.max_context_tokens
+    return max(_max_context(shape, cards, kernel, num_chats, limit) for kernel in kernels)
+
+
+def _max_context(shape: ModelShape, cards: Sequence[Card], kernel: str, num_chats: int, limit: int) -> int:
+    """The longest context that fits, up to the model's own `limit`: the plan only grows with it."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _fits(_plans(shape, cards, kernel, middle, num_chats), cards):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _with_remedies(shape: ModelShape, cards: Sequence[Card], report: FitReport) -> FitReport:
+    """What would make it fit: a shorter context, fewer chats, what others hold given back, or a larger card."""
+    remedies: list[tuple[str, dict[str, str | int | float]]] = []
+    if report.max_context:
+        remedies.append(("shorter_context", {"context": report.max_context}))
+    if report.num_chats > 1 and _any_fits(shape, _groups(cards), report, 1):
+        remedies.append(("one_chat", {"context": report.context_tokens}))
+    others_mib = sum(card.others_mib - card.returning_mib for card in report.cards)
+    alone = [replace(card, others_mib=0, returning_mib=0) for card in report.cards]
+    if others_mib > 0 and _any_fits(shape, [alone], report, report.num_chats):
+        remedies.append(("end_others", {"others": others_mib}))
+    remedies.append(("larger_card", {"needed": math.ceil(report.needed_mib)}))
+    return replace(report, remedies=tuple(remedies))
+
+
+def _any_fits(shape: ModelShape, groups: Sequence[Sequence[Card]], report: FitReport, num_chats: int) -> bool:
+    """Whether `num_chats` of the report's context would fit on one of `groups` with its kernel."""
+    return any(_fits(_plans(shape, group, report.kernel, report.context_tokens, num_chats), group) for group in groups)

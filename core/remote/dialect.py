@@ -1,0 +1,116 @@
+"""What servers of OpenAI's API differ in: their lists of models, and what a request may ask of them; asks none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.checkpoint.headers import printable
+from core.common.errors import EngineError
+from core.engine.protocol import Conversation, Sampling
+
+# What every server takes, by our names for it.
+COMMON = ("temperature", "top_p", "max_new_tokens", "seed", "stop")
+MAX_MODELS = 1000
+MAX_ID_CHARS = 500
+MAX_CONTEXT_TOKENS = 100_000_000
+# OpenAI refuses more; beyond it we look for them ourselves.
+MAX_STOP_STRINGS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What one kind of server takes beyond OpenAI's own API; `settings` are pairs of our name and its.
+
+    `can_continue`: it goes on from the last message's words. `count_path`: where it counts as vLLM's /tokenize does.
+    `is_single`: a second request, whatever for, breaks off the answer that it is writing.
+    """
+
+    software: str = ""
+    settings: tuple[tuple[str, str], ...] = ()
+    can_continue: bool = False
+    count_path: str = ""
+    is_single: bool = False
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        taken = {*COMMON, *(ours for ours, _ in self.settings)}
+        return tuple(name for name in Sampling.names() if name not in taken)
+
+
+OPENAI = Dialect()
+SAME_NAMES = tuple((name, name) for name in ("top_k", "min_p", "repetition_penalty"))
+VLLM = Dialect("vLLM", SAME_NAMES, can_continue=True, count_path="/tokenize")
+LLAMADECK = Dialect("LlamaDeck", SAME_NAMES, can_continue=True, count_path="/v1/tokenize")
+LLAMA_CPP = Dialect("llama.cpp", (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty")))
+LLAMA_CPP_PYTHON = replace(LLAMA_CPP, software="llama-cpp-python", is_single=True)
+# By whom a model is "owned" in the list.
+BY_OWNER = {"vllm": VLLM, "llamadeck": LLAMADECK, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """One model of a server's list. `context_tokens` is None where the server does not tell."""
+
+    name: str
+    context_tokens: int | None
+    dialect: Dialect
+
+
+def read_models(found: Any, server: str) -> tuple[RemoteModel, ...]:
+    """The models of what /v1/models answered. Raises EngineError for what is no such list."""
+    entries = found.get("data") if isinstance(found, dict) else None
+    if not isinstance(entries, list):
+        raise EngineError("remote_not_openai", server=server)
+    models = [_read_model(entry) for entry in entries[:MAX_MODELS] if isinstance(entry, dict)]
+    return tuple(model for model in models if model is not None)
+
+
+def _read_model(entry: dict[str, Any]) -> RemoteModel | None:
+    name, context, owner = entry.get("id"), entry.get("max_model_len"), entry.get("owned_by")
+    if not isinstance(name, str) or not name or len(name) > MAX_ID_CHARS or printable(name) != name:
+        return None
+    is_told = isinstance(context, int) and not isinstance(context, bool) and 0 < context <= MAX_CONTEXT_TOKENS
+    dialect = BY_OWNER.get(owner, OPENAI) if isinstance(owner, str) else OPENAI
+    return RemoteModel(name, context if is_told else None, dialect)
+
+
+def request_for(
+    model: RemoteModel, server: str, prompt: str | tuple[int, ...], sampling: Sampling
+) -> tuple[str, dict[str, Any]]:
+    """The path and the body that ask for `prompt`. Raises EngineError for what the server cannot do."""
+    dialect = model.dialect
+    body: dict[str, Any] = {
+        "model": model.name,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_new_tokens,
+        "seed": sampling.seed,
+    } | {theirs: getattr(sampling, ours) for ours, theirs in dialect.settings}
+    if sampling.stop:
+        body["stop"] = list(sampling.stop if dialect is not OPENAI else sampling.stop[:MAX_STOP_STRINGS])
+    if not isinstance(prompt, Conversation):
+        return "/v1/completions", body | {"prompt": prompt if isinstance(prompt, str) else list(prompt)}
+    if prompt.is_open:
+        if not dialect.can_continue:
+            raise EngineError("remote_no_continue", server=server)
+        body |= {"add_generation_prompt": False, "continue_final_message": True}
+    return "/v1/chat/completions", body | {"messages": messages_of(prompt)}
+
+
+def count_request(model: RemoteModel, prompt: str) -> dict[str, Any]:
+    """What asks how many tokens `prompt` is, special tokens and all."""
+    if not isinstance(prompt, Conversation):
+        return {"model": model.name, "prompt": prompt}
+    return {
+        "model": model.name,
+        "messages": messages_of(prompt),
+        "add_generation_prompt": not prompt.is_open,
+        "continue_final_message": prompt.is_open,
+    }
+
+
+def messages_of(prompt: Conversation) -> list[dict[str, str]]:
+    return [{"role": role, "content": printable(words)} for role, words in prompt.turns]

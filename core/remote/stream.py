@@ -1,0 +1,108 @@
+"""One answer out of a server's events: its words up to a stop string, its tokens, why it ended; asks no server.
+
+What a server says is believed as far as it can be: types are checked, and nothing grows without end.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from core.checkpoint.headers import printable
+from core.common.errors import EngineError
+from core.engine.detokenize import find_stop, held_back
+from core.engine.protocol import AnswerStats, Reason, Sampling
+from core.remote.http import message_of
+
+# No tokenizer's token is longer than this, but for a few of blanks.
+MAX_TOKEN_CHARS = 64
+MAX_TOKENS = 1_000_000_000
+
+
+class Incoming:
+    """The answer as it comes. `reason` is None until the server has said why it ended, or a stop string came."""
+
+    def __init__(self, server: str, sampling: Sampling, prompt_tokens: int, is_clipped: bool) -> None:
+        """`prompt_tokens` is our own count; `is_clipped`: less was asked for than a person wanted, to fit."""
+        self._server, self._sampling, self._is_clipped = server, sampling, is_clipped
+        self._held, self._num_chars = "", 0
+        self._began_s = time.monotonic()
+        self._first_s: float | None = None
+        self.prompt_tokens, self.reused_tokens, self.num_tokens = prompt_tokens, 0, 0
+        self.reason: Reason | None = None
+
+    def take(self, event: Any) -> str:
+        """The further text that is certain with `event`. Raises EngineError for an error that the server reports."""
+        if not isinstance(event, dict):
+            raise EngineError("remote_garbled", server=self._server)
+        if event.get("error"):
+            raise EngineError("remote_error", server=self._server, why=message_of(event) or "-")
+        text, finish = self._choice(event)
+        if text:
+            self._first_s = self._first_s or time.monotonic()
+            self.num_tokens += 1
+            self._num_chars += len(text)
+            if self._num_chars > MAX_TOKEN_CHARS * (self._sampling.max_new_tokens + 64):
+                raise EngineError("remote_too_much", server=self._server)
+        self._count(event.get("usage"))
+        self._held += printable(text)
+        begin = find_stop(self._held, self._sampling.stop)
+        if begin is not None:
+            self.reason, self._held = "stop", self._held[:begin]
+            return self.flush()
+        if finish is not None:
+            self.reason = self._reason(finish, event)
+            return self.flush()
+        return self._release(len(self._held) - held_back(self._held, self._sampling.stop))
+
+    def flush(self) -> str:
+        """What was held back because it might have become a stop string."""
+        return self._release(len(self._held))
+
+    def stats(self) -> AnswerStats:
+        now_s = time.monotonic()
+        first_s = self._first_s or now_s
+        return AnswerStats(
+            prompt_tokens=self.prompt_tokens,
+            reused_tokens=self.reused_tokens,
+            num_tokens=self.num_tokens,
+            queued_s=0.0,
+            prefill_s=first_s - self._began_s,
+            decode_s=now_s - first_s,
+            seed=self._sampling.seed or 0,
+        )
+
+    def _choice(self, event: dict[str, Any]) -> tuple[str, str | None]:
+        """The words and the reason of an end that an event holds; the last one, with the usage, holds neither."""
+        choices = event.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else {}
+        if not isinstance(choice, dict):
+            raise EngineError("remote_garbled", server=self._server)
+        delta = choice.get("delta")
+        text = delta.get("content") if isinstance(delta, dict) else choice.get("text")
+        finish = choice.get("finish_reason")
+        return text if isinstance(text, str) else "", finish if isinstance(finish, str) and finish else None
+
+    def _reason(self, finish: str, event: dict[str, Any]) -> Reason:
+        if finish == "length":
+            return "context" if self._is_clipped else "length"
+        # vLLM names the stop string that it found.
+        return "stop" if isinstance(event["choices"][0].get("stop_reason"), str) else "end"
+
+    def _count(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        self.prompt_tokens = _whole(usage.get("prompt_tokens"), self.prompt_tokens)
+        self.num_tokens = _whole(usage.get("completion_tokens"), self.num_tokens)
+        details = usage.get("prompt_tokens_details")
+        if isinstance(details, dict):
+            self.reused_tokens = _whole(details.get("cached_tokens"), self.reused_tokens)
+
+    def _release(self, length: int) -> str:
+        text, self._held = self._held[:length], self._held[length:]
+        return text
+
+
+def _whole(value: Any, otherwise: int) -> int:
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return value if is_whole else otherwise

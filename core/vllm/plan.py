@@ -1,0 +1,201 @@
+"""How vLLM serves a checkpoint: over how many GPUs, with which options; pure arithmetic over core/memory/plan.py.
+
+What vLLM takes beside the weights is estimated; vLLM itself measures at its start, and says then what fits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import InputError
+from core.memory.fit import Card, checked_context
+from core.memory.model_shape import ModelShape, read_shape
+from core.memory.plan import MIB, make_plan
+
+# vLLM reads at most so many tokens of prompts in one step on large cards.
+CHUNK_TOKENS = 8192
+# Its captured steps for up to 512 chats, and what its allocator leaves unused.
+GRAPHS_MIB = 1536
+# --gpu-memory-utilization: vLLM's own default, which leaves room for what it does not count.
+MOST_UTILIZATION = 0.92
+# vLLM 0.32: AutoGPTQConfig.TYPE_MAP; act-order over groups was taken out (gptq_utils.py).
+BITS = (4, 8)
+MARLIN_CAPABILITY = (8, 0)
+CPU_CACHE_GIB = 4
+RAY_PORT = 6379
+
+
+@dataclass(frozen=True, slots=True)
+class ScalePlan:
+    """`needed_mib` of `budget_mib` on each GPU; both are 0 on a CPU. `utilization` is None on a CPU."""
+
+    model: str
+    path: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    context_tokens: int
+    quantization: str
+    utilization: float | None = None
+    needed_mib: int = 0
+    budget_mib: int = 0
+    hosts: tuple[str, ...] = ()
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.utilization is None
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_mib <= self.budget_mib
+
+    def serve_command(self, port: int) -> list[str]:
+        """`vllm serve` for the first host."""
+        options = {
+            "served-model-name": self.model,
+            "host": "127.0.0.1",
+            "port": str(port),
+            "max-model-len": str(self.context_tokens),
+            "quantization": self.quantization,
+        }
+        if self.tensor_parallel > 1:
+            options["tensor-parallel-size"] = str(self.tensor_parallel)
+        if self.pipeline_parallel > 1:
+            options["pipeline-parallel-size"] = str(self.pipeline_parallel)
+        if self.utilization is not None:
+            options["gpu-memory-utilization"] = f"{self.utilization:.2f}"
+        if len(self.hosts) > 1:
+            options["distributed-executor-backend"] = "ray"
+        arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+        # Captured steps gain nothing on a CPU, where vLLM compiles for minutes first.
+        # A repository that is not here, and its branch.
+        path, _, revision = (self.path, "", "") if os.path.isabs(self.path) else self.path.partition(":")
+        arguments += ["--revision", revision] if revision else []
+        return ["vllm", "serve", path, *arguments, *(["--enforce-eager"] if self.is_cpu else [])]
+
+    def ray_commands(self) -> list[tuple[str, list[str]]]:
+        """What is to be run on which host before: the first is the head, which the others join."""
+        if len(self.hosts) < 2:
+            return []
+        head, *others = self.hosts
+        begin = ["ray", "start", "--head", f"--node-ip-address={head}", f"--port={RAY_PORT}"]
+        join = ["ray", "start", f"--address={head}:{RAY_PORT}"]
+        return [(head, begin), *((other, [*join, f"--node-ip-address={other}"]) for other in others)]
+
+    def environment(self) -> dict[str, str]:
+        """What vLLM is told beside its options: no word about its use to anybody, and nothing fetched for a model
+        that is here."""
+        quiet = {"VLLM_NO_USAGE_STATS": "1"} | ({"HF_HUB_OFFLINE": "1"} if os.path.isabs(self.path) else {})
+        if self.is_cpu:
+            return quiet | {"VLLM_CPU_KVCACHE_SPACE": str(CPU_CACHE_GIB)}
+        return quiet | ({"VLLM_HOST_IP": self.hosts[0]} if len(self.hosts) > 1 else {})
+
+
+def make_scale_plan(
+    checkpoint: Checkpoint,
+    cards: Sequence[Card],
+    hosts: Sequence[str] = (),
+    tensor_parallel: int | None = None,
+    pipeline_parallel: int | None = None,
+    context_tokens: int = 0,
+) -> ScalePlan:
+    """The fewest of `cards`, those of one host, that hold the model with one whole context; `hosts` all have the same.
+
+    Where it fits on none, the plan for all of them, which says so. No cards: a CPU. Raises InputError for what vLLM
+    does not take and for a split that the model does not allow.
+    """
+    check_vllm_takes(checkpoint)
+    context_tokens = checked_context(checkpoint, context_tokens)
+    shape = read_shape(checkpoint)
+    path = str(checkpoint.path) if checkpoint.path is not None else checkpoint.name
+    splits = list(_splits(shape, checkpoint, len(cards), max(1, len(hosts)), tensor_parallel, pipeline_parallel))
+    if not cards:
+        tensor, pipeline = splits[0]
+        return ScalePlan(checkpoint.name, path, tensor, pipeline, context_tokens, "gptq", hosts=tuple(hosts))
+    plans = [
+        _plan(checkpoint, shape, path, cards, tuple(hosts), tensor, pipeline, context_tokens)
+        for tensor, pipeline in splits
+    ]
+    return next((plan for plan in plans if plan.fits), plans[-1])
+
+
+def check_vllm_takes(checkpoint: Checkpoint) -> None:
+    """Raise InputError for a quantization that vLLM refuses."""
+    found = checkpoint.quantization
+    ordered = found.act_order and found.group_size > 0
+    if found.bits not in BITS or not found.symmetric or ordered:
+        raise InputError("scale_quantization", model=checkpoint.name, quantization=found.label)
+
+
+def _splits(
+    shape: ModelShape,
+    checkpoint: Checkpoint,
+    num_cards: int,
+    num_hosts: int,
+    tensor: int | None,
+    pipeline: int | None,
+) -> Iterator[tuple[int, int]]:
+    """(tensor, pipeline) parallel sizes to try, fewest GPUs first; what a person asked for is the only one.
+
+    As vLLM recommends: tensors over the GPUs of a host, layers over hosts; layers also where heads do not divide.
+    """
+    if tensor is not None and not can_split(shape, checkpoint, tensor):
+        raise InputError("scale_heads", model=checkpoint.name, value=tensor, heads=shape.num_heads)
+    if pipeline is not None and pipeline > shape.num_layers:
+        raise InputError("scale_layers", model=checkpoint.name, value=pipeline, layers=shape.num_layers)
+    if tensor is not None or pipeline is not None or not num_cards:
+        found = (tensor or 1, pipeline or num_hosts)
+        if num_cards and found[0] * found[1] > num_cards * num_hosts:
+            raise InputError("scale_too_few", wanted=found[0] * found[1], there=num_cards * num_hosts)
+        yield found
+        return
+    for count in range(1, num_cards + 1):
+        if can_split(shape, checkpoint, count):
+            yield count, num_hosts
+        elif count == num_cards:
+            yield 1, count * num_hosts
+
+
+def can_split(shape: ModelShape, checkpoint: Checkpoint, count: int) -> bool:
+    """Whether vLLM can split each matrix over `count` GPUs: by heads, and by whole groups of its rows."""
+    group = max(1, checkpoint.quantization.group_size)
+    rows = (shape.num_heads * shape.head_dim, shape.intermediate)
+    by_heads = shape.num_heads % count == 0
+    by_kv_heads = shape.num_kv_heads % count == 0 or count % shape.num_kv_heads == 0
+    return by_heads and by_kv_heads and all(size % count == 0 and size // count % group == 0 for size in rows)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    path: str,
+    cards: Sequence[Card],
+    hosts: tuple[str, ...],
+    tensor: int,
+    pipeline: int,
+    context_tokens: int,
+) -> ScalePlan:
+    per_host = max(1, math.ceil(tensor * pipeline / max(1, len(hosts))))
+    used = sorted(cards, key=lambda card: -card.available_mib)[:per_host]
+    least = min(used, key=lambda card: card.available_mib / card.total_mib)
+    whole = make_plan(shape, "marlin", least.capability, context_tokens, 1, CHUNK_TOKENS)
+    cache = whole.kv_cache / pipeline / min(tensor, shape.num_kv_heads)
+    weights = whole.weights / tensor / pipeline
+    needed = (weights + cache + whole.activations / tensor + whole.workspace + whole.context) / MIB + GRAPHS_MIB
+    utilization = min(MOST_UTILIZATION, math.floor(100 * least.available_mib / least.total_mib) / 100)
+    takes_marlin = least.capability >= MARLIN_CAPABILITY
+    return ScalePlan(
+        checkpoint.name,
+        path,
+        tensor,
+        pipeline,
+        context_tokens,
+        "gptq_marlin" if takes_marlin else "gptq",
+        utilization,
+        math.ceil(needed),
+        math.floor(utilization * min(card.total_mib for card in used)),
+        hosts,
+    )

@@ -1,0 +1,229 @@
+"""One token for each of some chats on a CPU, by a pass with nothing in it but the model's own operations.
+
+For a small model most of a token's time is Python between the operations, not the operations. Knows no family of
+models: one is taken by the parts that it has, and only where this pass gives the same numbers as its own, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
+from transformers import PreTrainedModel
+
+from core.worker.model.backends.gptqmodel import CpuInt4Linear
+from core.worker.model.kv_cache import SlotCache
+from core.worker.model.merged_linear import MergedPart
+from core.worker.model.model_runner import SlotModel
+
+log = logging.getLogger(__name__)
+# What a layer, its attention and its MLP are made of here; one that has anything else keeps its own pass.
+LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+ATTENTION_PARTS = {*PROJECTIONS, "o_proj", "q_norm", "k_norm"}
+MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+# Tokens of the text that both passes are held against each other on, and how many of them are written one by one.
+NUM_SAMPLES = 12
+NUM_WRITTEN = 4
+
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(slots=True)
+class _Layer:
+    """A layer's operations. `inputs` gives query, key and value side by side, `gate_up` gate and up."""
+
+    norm: Function
+    inputs: Function
+    query_norm: Function | None
+    key_norm: Function | None
+    output: Function
+    mlp_norm: Function
+    gate_up: Function
+    down: Function
+    scaling: float
+
+
+class LeanPass:
+    """A model's forward pass for one new token a chat, over the slots' cache.
+
+    Raises AttributeError, TypeError or NotImplementedError for a model that is made in another way.
+    """
+
+    def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
+        refuse_config(model.config)
+        body: Any = model.base_model
+        if len(body.layers) != len(cache.keys):
+            raise NotImplementedError("layers without a cache of their own")
+        self._embeddings: torch.Tensor = model.get_input_embeddings().weight
+        self._rotary = body.rotary_emb
+        self._layers = [_read_layer(layer) for layer in body.layers]
+        self._norm = _norm(body.norm)
+        self._head = _head(model.get_output_embeddings(), body.norm.weight.shape[0])
+        _, self._num_kv_heads, _, self._head_dim = cache.keys[0].shape
+        # One row of each layer's cache for each slot: making such a view costs more than the addition beside it.
+        rows = [slice(slot, slot + 1) for slot in range(cache.num_slots)]
+        self._keys = [[keys[row] for keys in cache.keys] for row in rows]
+        self._values = [[values[row] for values in cache.values] for row in rows]
+
+    def forward(self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Logits [slots, vocabulary] for what follows `tokens`, one of each slot, at `positions`."""
+        hidden = embedding(torch.tensor(tokens), self._embeddings)
+        cos, sin = self._angles(hidden, positions)
+        places = [(row, slot, positions[row]) for row, slot in enumerate(slots)]
+        for number, layer in enumerate(self._layers):
+            hidden = hidden + layer.output(self._attend(number, layer, layer.norm(hidden), cos, sin, places))
+            gate, up = layer.gate_up(layer.mlp_norm(hidden)).chunk(2, -1)
+            hidden = hidden + layer.down(silu(gate) * up)
+        return self._head(self._norm(hidden))
+
+    def _angles(self, hidden: torch.Tensor, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of every slot, [slots, 1, head dim]; sin with the sign that turning a half around gives it."""
+        cos, sin = self._rotary(hidden, torch.tensor([positions]))
+        half = self._head_dim // 2
+        if cos.shape[-1] != self._head_dim:
+            raise NotImplementedError("heads that are turned in part")
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+        return cos[0].unsqueeze(1), sin[0].unsqueeze(1)
+
+    def _attend(
+        self,
+        number: int,
+        layer: _Layer,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        places: list[tuple[int, int, int]],
+    ) -> torch.Tensor:
+        heads = layer.inputs(hidden).view(len(places), -1, self._head_dim)
+        num_kv = self._num_kv_heads
+        turned, value = heads[:, :-num_kv], heads[:, -num_kv:]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            normed = layer.query_norm(turned[:, :-num_kv]), layer.key_norm(turned[:, -num_kv:])
+            turned = torch.cat(normed, 1)
+        turned = turned * cos + turned.roll(self._head_dim // 2, -1) * sin
+        query, key = turned[:, :-num_kv], turned[:, -num_kv:]
+        # Each chat by itself, over as much as it has: its numbers are then the same whoever is beside it.
+        outputs = []
+        for row, slot, position in places:
+            keys, values = self._keys[slot][number], self._values[slot][number]
+            keys.select(2, position).copy_(key[row])
+            values.select(2, position).copy_(value[row])
+            outputs.append(
+                scaled_dot_product_attention(
+                    query[row].view(1, -1, 1, self._head_dim),
+                    keys.narrow(2, 0, position + 1),
+                    values.narrow(2, 0, position + 1),
+                    scale=layer.scaling,
+                    enable_gqa=True,
+                ).view(1, -1)
+            )
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def make_lean(model: PreTrainedModel, slots: SlotModel) -> LeanPass | None:
+    """A lean pass over the slots' cache, whose first row is overwritten; None where the model has no such pass."""
+    try:
+        lean = LeanPass(model, slots.cache)
+        is_same = agrees(lean, slots)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        log.info("no lean pass: %s", error)
+        return None
+    if not is_same:
+        log.info("no lean pass: it gives other numbers than %s", type(model).__name__)
+        return None
+    return lean
+
+
+def agrees(lean: LeanPass, slots: SlotModel) -> bool:
+    """Whether both passes give the same logits after a short text, and leave the same cache."""
+    count = min(NUM_SAMPLES, slots.cache.context_tokens)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(slots.vocabulary, (count,), generator=generator).tolist()
+    num_read = max(0, count - NUM_WRITTEN)
+    if num_read:
+        read = torch.tensor([tokens[:num_read]]), torch.arange(num_read).unsqueeze(0)
+        slots.forward(*read, 0, num_read)
+    for position in range(num_read, count):
+        place = torch.tensor([[position]])
+        wanted = slots.forward(torch.tensor([[tokens[position]]]), place, 0, position + 1)
+        kept = [tensor[0, :, position].clone() for tensor in slots.cache.keys + slots.cache.values]
+        got = lean.forward([0], [tokens[position]], [position])
+        written = [tensor[0, :, position] for tensor in slots.cache.keys + slots.cache.values]
+        if not torch.equal(wanted, got) or not all(map(torch.equal, kept, written)):
+            return False
+    return True
+
+
+def refuse_config(config: Any) -> None:
+    """Raise NotImplementedError for what a short text would not show: a model that looks back only so far."""
+    if getattr(config, "sliding_window", None) or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise NotImplementedError("a sliding window")
+    if config._attn_implementation == "eager":
+        raise NotImplementedError("an attention of its own")
+
+
+def _read_layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    for module, parts in ((layer, LAYER_PARTS), (attention, ATTENTION_PARTS), (mlp, MLP_PARTS)):
+        others = {name for name, _ in module.named_children()} - parts
+        if others:
+            raise NotImplementedError(f"{type(module).__name__} with {', '.join(sorted(others))}")
+    is_normed = hasattr(attention, "q_norm")
+    return _Layer(
+        norm=_norm(layer.input_layernorm),
+        inputs=_side_by_side([getattr(attention, name) for name in PROJECTIONS]),
+        query_norm=_norm(attention.q_norm) if is_normed else None,
+        key_norm=_norm(attention.k_norm) if is_normed else None,
+        output=_matrix(attention.o_proj),
+        mlp_norm=_norm(layer.post_attention_layernorm),
+        gate_up=_side_by_side([mlp.gate_proj, mlp.up_proj]),
+        down=_matrix(mlp.down_proj),
+        scaling=attention.scaling,
+    )
+
+
+def _norm(module: Any) -> Function:
+    weight, eps = module.weight, getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    shape = tuple(weight.shape)
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        # Rounded before it is multiplied by the weight, as transformers' models do.
+        return torch.rms_norm(x, shape, None, eps) * weight
+
+    return norm
+
+
+def _side_by_side(modules: list[nn.Module]) -> Function:
+    """The outputs of several matrices for the same input, beside each other."""
+    first = modules[0]
+    if isinstance(first, MergedPart):
+        return _matrix(first.merged)
+    functions = [_matrix(module) for module in modules]
+    return lambda x: torch.cat([function(x) for function in functions], -1)
+
+
+def _matrix(module: nn.Module) -> Function:
+    if isinstance(module, CpuInt4Linear):
+        return module.multiply_rows
+    if isinstance(module, nn.Linear):
+        weight, bias = module.weight, module.bias
+        return lambda x: linear(x, weight, bias)
+    raise NotImplementedError(f"matrices as {type(module).__name__}")
+
+
+def _head(module: Any, size: int) -> Function:
+    """The last matrix. A plain one is read 1.6 times as fast as a matrix by a vector, where that rounds alike."""
+    function = _matrix(module)
+    if not isinstance(module, nn.Linear) or module.bias is not None:
+        return function
+    weight = module.weight
+    sample = torch.randn((1, size), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    if not torch.equal(torch.mv(weight, sample[0]), function(sample)[0]):
+        return function
+    return lambda x: torch.mv(weight, x[0]).unsqueeze(0) if x.shape[0] == 1 else function(x)

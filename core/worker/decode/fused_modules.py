@@ -1,0 +1,144 @@
+"""Puts fused operations into a transformers model in place of its own, each only where it computes the same.
+
+Knows no family of models: a module is taken by what it has, and by what comes out for the same input.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from triton.errors import TritonError  # type: ignore[import-not-found]
+
+from core.worker.kernels import triton_ops
+from core.worker.model.merged_linear import MergedPart
+
+log = logging.getLogger(__name__)
+# In units of the original's spread: half precision's own rounding over one operation stays below.
+TOLERANCE = 0.01
+NUM_SAMPLES = 3
+# Kinds of rotary embedding whose frequencies do not change with the text's length.
+FIXED_ROPES = ("default", "linear", "llama3", "yarn")
+
+
+class FusedNorm(nn.Module):
+    """RMSNorm in one kernel."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return triton_ops.rms_norm(x, self.weight, self.eps)
+
+
+class FusedMlp(nn.Module):
+    """A gated MLP whose gate and up are one matrix: two products and one kernel between them."""
+
+    def __init__(self, both: nn.Module, down: nn.Module) -> None:
+        super().__init__()
+        self.both, self.down = both, down
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down(triton_ops.silu_times(self.both(x)))
+        return out
+
+
+class FusedRotation(nn.Module):
+    """The angles of the rotary embedding in one kernel, where they depend on the position alone."""
+
+    def __init__(self, frequencies: torch.Tensor, scaling: float) -> None:
+        super().__init__()
+        self._frequencies, self._scaling = frequencies.float(), scaling
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return triton_ops.angles(position_ids, self._frequencies, self._scaling, x.dtype)
+
+
+def fuse(model: PreTrainedModel) -> list[str]:
+    """Replace what can be replaced; the names of what was, each once."""
+    done = []
+    for name, module in list(model.named_modules()):
+        fused = _fused(module)
+        if fused is None:
+            continue
+        sample = _sample_angles(model) if isinstance(fused, FusedRotation) else _sample(module, model)
+        if agree(module, fused, sample):
+            owner, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(owner), attribute, fused)
+            done.append(type(fused).__name__)
+    if _fuse_rotation(model):
+        done.append("rotate")
+    return sorted(set(done))
+
+
+def _fused(module: nn.Module) -> nn.Module | None:
+    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and isinstance(eps, float):
+        return FusedNorm(weight, eps)
+    frequencies, scaling = getattr(module, "inv_freq", None), getattr(module, "attention_scaling", None)
+    if getattr(module, "rope_type", None) in FIXED_ROPES and isinstance(frequencies, torch.Tensor):
+        return FusedRotation(frequencies, float(scaling)) if isinstance(scaling, float | int) else None
+    gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
+    if isinstance(gate, MergedPart) and isinstance(up, MergedPart) and isinstance(down, nn.Module):
+        return FusedMlp(gate.merged, down)
+    return None
+
+
+def _sample(module: nn.Module, model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
+    weight = getattr(module, "weight", None)
+    size = weight.shape[-1] if isinstance(weight, torch.Tensor) else model.config.get_text_config().hidden_size
+    generator = torch.Generator("cpu").manual_seed(0)
+    sample = torch.randn((1, NUM_SAMPLES, size), generator=generator)
+    return (sample.to(model.device, model.dtype),)
+
+
+def _sample_angles(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
+    """Positions from the first to the last that the model is made for."""
+    most = int(getattr(model.config.get_text_config(), "max_position_embeddings", 4096))
+    positions = torch.linspace(0, most - 1, 16, device=model.device).long().unsqueeze(0)
+    return torch.empty(0, dtype=model.dtype, device=model.device), positions
+
+
+def agree(original: Callable[..., object], fused: Callable[..., object], sample: tuple[torch.Tensor, ...]) -> bool:
+    """Whether both give the same for `sample`, but for rounding. One that cannot be run does not agree."""
+    try:
+        wanted, got = _outputs(original, sample), _outputs(fused, sample)
+    except (TypeError, ValueError, RuntimeError, AttributeError, TritonError) as error:
+        log.info("%s is not fused: %s", type(original).__name__, error)
+        return False
+    return len(wanted) == len(got) and all(
+        one.shape == other.shape and bool((one - other).abs().max() <= TOLERANCE * one.std())
+        for one, other in zip(wanted, got, strict=True)
+    )
+
+
+def _outputs(run: Callable[..., object], sample: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    result = run(*(tensor.clone() for tensor in sample))
+    found = result if isinstance(result, tuple) else (result,)
+    return [tensor.float() for tensor in found if isinstance(tensor, torch.Tensor)]
+
+
+def _fuse_rotation(model: PreTrainedModel) -> bool:
+    """Put `rotate` where the model's file has its own function of the usual name. One process runs one model."""
+    source = sys.modules[type(model).__module__]
+    original = getattr(source, "apply_rotary_pos_emb", None)
+    if original is None:
+        return False
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    generator = torch.Generator("cpu").manual_seed(0)
+    shapes = ((1, heads, NUM_SAMPLES, dim), (1, kv_heads, NUM_SAMPLES, dim), *[(1, NUM_SAMPLES, dim)] * 2)
+    made = [torch.randn(shape, generator=generator).to(model.device, model.dtype) for shape in shapes]
+    # Both halves of a head turn by the same angles.
+    angles = [torch.cat((angle[..., : dim // 2],) * 2, -1) for angle in made[2:]]
+    if not agree(original, triton_ops.rotate, (*made[:2], *angles)):
+        return False
+    source.apply_rotary_pos_emb = triton_ops.rotate  # type: ignore[attr-defined]
+    return True

@@ -1,0 +1,42 @@
+"""What this process's torch has to do with the GPUs here: said before a load, and where a load finds no CUDA."""
+
+from __future__ import annotations
+
+import torch
+
+from core.common.errors import GpuUseError
+from core.engine.protocol import Prepared
+from core.gpu.cuda_driver import ask_cuda, ask_cuda_apart
+from core.gpu.snapshot import GpuSnapshot, read_snapshot
+from core.gpu.torch_support import InstalledTorch, find_gpu_error, names_of
+
+
+def known_torch() -> InstalledTorch:
+    """Read from torch as it was imported; the GPU is not touched."""
+    told = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
+    return InstalledTorch(torch.__version__, torch.version.cuda, tuple(told.split()) if told else None)
+
+
+def look() -> Prepared:
+    """What a load in this process would find, without CUDA being started here."""
+    snapshot, known = read_snapshot(), known_torch()
+    is_asked = bool(snapshot.gpus) and known.cuda is not None
+    return Prepared(known, find_gpu_error(snapshot, known, ask_cuda_apart() if is_asked else None))
+
+
+def require_no_gpu(snapshot: GpuSnapshot) -> None:
+    """Raise GpuUseError where NVML shows a GPU, for a torch that shows none."""
+    known = known_torch()
+    if error := find_gpu_error(snapshot, known, ask_cuda() if known.cuda else None):
+        raise error
+    if snapshot.gpus:
+        raise GpuUseError("gpu_unseen", gpus=names_of(snapshot.gpus), version=known.version, why=_why())
+
+
+def _why() -> str:
+    """What torch itself says of CUDA."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().splitlines()[0][:200]
+    return "-"

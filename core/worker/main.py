@@ -1,0 +1,242 @@
+"""The engine's process: takes commands from a pipe, loads one model, answers until the pipe closes.
+
+It is the only process that imports torch. It knows no chat and no page. Run as `python -m core.worker.main FD
+[spare]`, where FD is an inherited socket to the dashboard. A spare imports what a load needs before it is asked.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from core.bootstrap.machine_faults import fault_of_machine
+from core.checkpoint.checkpoint import read_checkpoint
+from core.common.errors import DeckError, EngineError
+from core.common.logs import set_up_logs
+from core.common.panics import panics_as_errors
+from core.common.paths import cache_dir
+from core.engine.protocol import (
+    AnswerStats,
+    Cancel,
+    Command,
+    Failed,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    LoadFailed,
+    LoadProgress,
+    ModelFacts,
+    Prepared,
+)
+from core.worker.heartbeat import CPU_STEP_S, GPU_STEP_S, Outlet, Pulse
+
+if TYPE_CHECKING:
+    from core.worker.scheduler import Scheduler
+
+log = logging.getLogger("llamadeck.worker")
+
+# Read by libraries when they are imported. Nothing is ever fetched by a load; gptqmodel's thread pools need telling
+# that two workers will do, or they fail on a machine of two cores.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    "GPTQMODEL_CPU_WORKERS": "2",
+    # Threads that wait for one another: a pause between two matrices is shorter than this count, so that a token needs
+    # no waking up (20 ms with 2000 on two cores, 16 with this). Longer would starve the others as soon as anything
+    # else wants a core, in the 0.2 s until decode/cpu_threads.py looks; from then on one thread computes there.
+    "GOMP_SPINCOUNT": "10000",
+    # Without a stream of its own in its calls, ExLlamaV2 runs on the default stream, which cannot be captured. Built
+    # so, that is the calling thread's; in a folder of its own, because others build it the usual way.
+    "NVCC_APPEND_FLAGS": "--default-stream per-thread",
+    "GPTQMODEL_EXLLAMAV2_BUILD_ROOT": str(cache_dir() / "kernels" / "exllamav2"),
+    # Fixed segments leave 5 to 10 % of the memory in pieces that nothing else fits into.
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+}
+# Pages share the processor with the engine, and they are what a person waits for.
+NICENESS = 5
+# What is done before anybody asks for it gives way to everything.
+SPARE_NICENESS = 19
+
+
+def main(fd: int, is_spare: bool = False) -> None:
+    """Serve one dashboard over the socket `fd`, until it closes."""
+    # Ctrl-C reaches the whole process group; the dashboard decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(ENVIRONMENT)
+    os.nice(NICENESS)
+    # Libraries print banners; what an operator needs goes through the log, to stderr.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    connection = Connection(fd)
+    pipe = Outlet(connection)
+    pulse = Pulse(pipe)
+    pulse.start()
+    inbox: queue.SimpleQueue[Command | Prepared] = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(connection, inbox), name="listen", daemon=True).start()
+    preparing = threading.Thread(target=prepare, args=(inbox,), name="prepare", daemon=True)
+    if is_spare:
+        preparing.start()
+    command = inbox.get()
+    if isinstance(command, Prepared):
+        check_untouched()
+        pipe.send(command)
+        command = inbox.get()
+    if is_spare:
+        take_priority_back()
+    assert isinstance(command, Load), command
+    try:
+        read_checkpoint(command.folder)  # What cannot be loaded is said before seconds go into imports.
+        pipe.send(LoadProgress("start", 0.02))
+        if is_spare:
+            preparing.join()
+        with panics_as_errors():
+            scheduler, facts = open_scheduler(command, pipe)
+        serve(scheduler, pipe, inbox, facts, pulse)
+    except DeckError as error:
+        pipe.send(LoadFailed(error))
+    except Exception as error:
+        log.exception("loading %s failed", command.folder)
+        unknown = EngineError("load_fault", model=command.folder.name, why=describe(error))
+        pipe.send(LoadFailed(fault_of_machine(error) or unknown))
+
+
+def prepare(inbox: queue.SimpleQueue[Command | Prepared]) -> None:
+    """Import everything on a thread of low priority: a process could not take its own back, its threads can have it."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SPARE_NICENESS)
+    try:
+        import_libraries()
+        from core.worker.gpu_check import look
+
+        inbox.put(look())
+    except Exception:
+        # A load says it again, to the person who asked for it.
+        log.exception("a spare worker could not be prepared")
+
+
+def import_libraries() -> None:
+    """What any load needs, and what only captured steps need where they can be; none of it touches a GPU."""
+    import_gptqmodel()
+
+    import core.worker.load
+    import core.worker.scheduler  # noqa: F401
+
+    if importlib.util.find_spec("triton") is not None:
+        import core.worker.decode.cuda_graphs
+        import core.worker.decode.fused_modules  # noqa: F401
+
+
+def import_gptqmodel() -> None:
+    """Without torchao, which transformers imports where it can: that asks the GPU what it is, and so begins to use it.
+    It is for quantizations that are no GPTQ; gptqmodel and transformers do without it."""
+    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]
+    import gptqmodel  # noqa: F401
+
+
+def check_untouched() -> None:
+    """End a spare that has begun to use a GPU: it would hold memory there, beside the model that is loaded."""
+    from torch import cuda
+
+    if cuda.is_initialized():
+        log.error("the libraries have begun to use the GPU while they were imported; this spare worker ends")
+        sys.exit(1)
+
+
+def take_priority_back() -> None:
+    """A load has come, which a person waits for: every thread is as important as this one, if the system allows it."""
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(PermissionError, ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
+
+
+def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared]) -> None:
+    """Pass on what the dashboard says; when it is gone or cannot be understood any more, so is this process."""
+    try:
+        while True:
+            inbox.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(0)
+    except Exception:  # An answer would be waited for that nobody writes.
+        log.exception("a command cannot be understood; the engine ends")
+        os._exit(1)
+
+
+def open_scheduler(command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
+    """Load the model; importing the libraries takes seconds, unless a spare has done it."""
+    import_gptqmodel()
+    pipe.send(LoadProgress("start", 0.1))
+    from core.worker.load import open_engine
+    from core.worker.scheduler import Scheduler
+
+    engine = open_engine(command, lambda stage, fraction: pipe.send(LoadProgress(stage, fraction)))
+    pipe.send(Loaded(engine.facts))
+    scheduler = Scheduler(engine.steps, engine.tokenizer, engine.end_tokens, engine.chunk_tokens, pipe.send)
+    return scheduler, engine.facts
+
+
+def serve(
+    scheduler: Scheduler, pipe: Outlet, inbox: queue.SimpleQueue[Command | Prepared], facts: ModelFacts, pulse: Pulse
+) -> None:
+    """Answer for ever. A fault while computing ends the process: a GPU's state cannot be trusted after one."""
+    pulse.longest_s = CPU_STEP_S if facts.memory is None else GPU_STEP_S
+    while True:
+        while scheduler.is_idle or not inbox.empty():
+            command = inbox.get()
+            with pulse.step():
+                obey(scheduler, pipe, command)
+        try:
+            with pulse.step(), panics_as_errors():
+                scheduler.step()
+        except Exception as error:
+            log.exception("the engine failed")
+            fault = fault_of(error, facts)
+            for request in scheduler.requests:
+                pipe.send(Failed(request, fault))
+            sys.exit(1)
+
+
+def obey(scheduler: Scheduler, pipe: Outlet, command: Command | Prepared) -> None:
+    match command:
+        case Generate():
+            try:
+                with panics_as_errors():
+                    scheduler.submit(command)
+            except Exception as error:
+                log.exception("request %d failed", command.request)
+                pipe.send(Failed(command.request, EngineError("engine_fault", why=describe(error))))
+        case Cancel() if command.request in scheduler.requests:
+            scheduler.cancel(command.request)
+        case Cancel():
+            # It has ended already, or was never known: whoever waits for it is to wait no longer.
+            pipe.send(Finished(command.request, "cancelled", AnswerStats(0, 0, 0, 0.0, 0.0, 0.0, 0)))
+
+
+def fault_of(error: Exception, facts: ModelFacts) -> EngineError:
+    """What to say of an answer that broke off; running out of the GPU's memory says what had been planned."""
+    from torch.cuda import OutOfMemoryError
+
+    from core.worker.memory_guard import out_of_memory
+
+    if isinstance(error, OutOfMemoryError) and facts.memory is not None:
+        return out_of_memory(facts.memory.plan.allocated, is_forced=facts.memory.is_forced)
+    return EngineError("engine_fault", why=describe(error))
+
+
+def describe(error: Exception) -> str:
+    """The first line of what a library said, short enough for a page."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:200]
+
+
+if __name__ == "__main__":
+    set_up_logs()
+    main(int(sys.argv[1]), is_spare=sys.argv[2:] == ["spare"])

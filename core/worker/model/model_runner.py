@@ -1,0 +1,139 @@
+"""A loaded model with its KV cache: tokens and positions in, logits out; knows no request, no text and no sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from core.common.errors import EngineError
+from core.worker.model.kv_cache import SlotCache
+
+
+class SlotModel:
+    """Runs transformers' model over a cache with one row a chat slot."""
+
+    def __init__(self, model: PreTrainedModel, num_slots: int, context_tokens: int) -> None:
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self.dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else parameter.dtype
+        self.vocabulary = model.get_input_embeddings().num_embeddings
+        self._model = model
+        self._config = model.config
+        self._is_eager = model.config._attn_implementation == "eager"
+        # On a GPU a chunk's attention is causal without a mask, by kernels that need no memory for one.
+        self._needs_mask = self._is_eager or self.device.type == "cpu"
+        self.cache = self._make_cache(num_slots, context_tokens)
+
+    def _make_cache(self, num_slots: int, context_tokens: int) -> SlotCache:
+        """A cache in the shape that the model itself writes: asked of it, for one token, not of its configuration."""
+        probe = _ShapeProbe()
+        token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        try:
+            self.logits_device = self._run(token, token, 1, probe).device
+        except (AttributeError, TypeError, NotImplementedError) as error:
+            raise EngineError("architecture_cache", architecture=type(self._model).__name__) from error
+        shapes = set(probe.shapes.values())
+        if len(shapes) != 1 or sorted(probe.shapes) != list(range(len(probe.shapes))):
+            raise EngineError("architecture_cache", architecture=type(self._model).__name__)
+        num_kv_heads, head_dim = shapes.pop()
+        devices = [probe.devices[index] for index in range(len(probe.devices))]
+        return SlotCache(num_slots, num_kv_heads, context_tokens, head_dim, probe.dtype, devices)
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        first_slot: int,
+        length: int,
+        targets: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits [rows, vocabulary] for what follows the last token of each row.
+
+        `tokens` and `positions` are [rows, new tokens]; row r is slot `first_slot` + r. `length` is how much of the
+        cache is looked at: beyond the largest position. `targets` are the cache's columns to write, where they are
+        not the positions.
+        """
+        rows = slice(first_slot, first_slot + tokens.shape[0])
+        self.cache.aim(rows, positions if targets is None else targets, length)
+        return self._run(tokens, positions, length, self.cache)
+
+    def use_attention(self, name: str) -> None:
+        """Call the attention registered with transformers as `name` from now on."""
+        self._config._attn_implementation = name
+
+    def run_captured(
+        self, tokens: torch.Tensor, positions: torch.Tensor, cache: Any, logits_of: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [rows, vocabulary] over a cache whose attention needs no mask: of the last token, or of the one that
+        `logits_of` [1] counts to."""
+        layer_types = getattr(self._config, "layer_types", None)
+        return self._call(tokens, positions, dict.fromkeys(layer_types) if layer_types else None, cache, logits_of)
+
+    def _run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, cache: Any) -> torch.Tensor:
+        num_new = tokens.shape[1]
+        # By its place: a slice of a longer row is not contiguous, and a CPU copies the whole head to multiply it.
+        logits_of = 1 if num_new == 1 else torch.tensor([num_new - 1], device=tokens.device)
+        return self._call(tokens, positions, self._masks(positions, length), cache, logits_of)
+
+    def _call(
+        self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any, logits_of: int | torch.Tensor
+    ) -> torch.Tensor:
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=logits_of,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -1]
+
+    def _masks(self, positions: torch.Tensor, length: int) -> torch.Tensor | None | dict[str, torch.Tensor | None]:
+        """What each new token may look at, [rows, 1, new tokens, length]; models of mixed layers take one a kind."""
+        keys = torch.arange(length, device=positions.device)
+        seen = keys <= positions[:, None, :, None]
+        # The one token of one row sees everything that is looked at.
+        sees_all = positions.shape == (1, 1) and not self._is_eager
+        needs_mask = self._needs_mask or positions.shape[1] == 1
+        full = self._as_mask(seen) if needs_mask and not sees_all else None
+        window = getattr(self._config, "sliding_window", None)
+        near = self._as_mask(seen & (keys > positions[:, None, :, None] - window)) if window else full
+        layer_types = getattr(self._config, "layer_types", None)
+        if layer_types:
+            kinds = {"full_attention": full, "sliding_attention": near}
+            return {kind: kinds[kind] for kind in set(layer_types)}
+        return near
+
+    def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
+        if not self._is_eager:
+            return allowed
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill_(~allowed, lowest)
+
+
+class _ShapeProbe:
+    """Stands in for a cache during one pass and notes what each layer would write."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, tuple[int, int]] = {}
+        self.devices: dict[int, torch.device] = {}
+        self.dtype = torch.float32
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if key.shape != value.shape:
+            raise NotImplementedError("keys and values of different shapes")
+        self.shapes[layer_idx] = (key.shape[1], key.shape[3])
+        self.devices[layer_idx] = key.device
+        self.dtype = key.dtype
+        return key, value
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0

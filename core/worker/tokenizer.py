@@ -1,0 +1,59 @@
+"""A checkpoint's tokenizer, and which of its tokens end an answer; knows no model and no text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from core.checkpoint.checkpoint import Checkpoint, read_json
+from core.common.errors import CheckpointError
+from core.common.panics import panics_as_errors, why_of
+
+# How a chat model's turn may end, beside what its files say; only names that its vocabulary has are used.
+TURN_ENDS = (
+    "</s>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The checkpoint's tokenizer, from its tokenizer.json, else converted by transformers from an older form."""
+    try:
+        with panics_as_errors():
+            if (folder / "tokenizer.json").is_file():
+                return uncut(Tokenizer.from_file(str(folder / "tokenizer.json")))
+            converted = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            backend = getattr(converted, "backend_tokenizer", None)
+    except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
+        raise CheckpointError("tokenizer", folder=folder.name, why=why_of(error)) from error
+    if backend is None:
+        raise CheckpointError("tokenizer", folder=folder.name, why=type(converted).__name__)
+    return uncut(cast(Tokenizer, backend))
+
+
+def uncut(tokenizer: Tokenizer) -> Tokenizer:
+    """A file may tell to cut or to pad every text, as for training; a prompt is taken as it is."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an answer: what the files name, and the usual ends of a turn that the vocabulary has."""
+    ends: set[int] = set()
+    generation = read_json(checkpoint.folder / "generation_config.json") or {}
+    for source in (checkpoint.config, generation):
+        named = source.get("eos_token_id")
+        ends.update(one for one in (named if isinstance(named, list) else [named]) if type(one) is int)
+    special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    named = (read_json(checkpoint.folder / "tokenizer_config.json") or {}).get("eos_token")
+    words = (*TURN_ENDS, named.get("content") if isinstance(named, dict) else named)
+    return frozenset(ends | {special[word] for word in words if isinstance(word, str) and word in special})

@@ -1,0 +1,131 @@
+"""The API with the real engine and the starter model: what is said, counted, stopped, repeated, left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from core.engine.runner import Runner
+from tests.support.api_server import LOAD_S, api_server
+
+WAIT_S = 120.0
+FRANCE: list = [{"role": "user", "content": "What is the capital of France?"}]
+WORDS = ("sun", "river", "bread", "stone", "music", "winter", "paper", "horse")
+
+
+@pytest.fixture(scope="module")
+def runner(starter_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+    home = tmp_path_factory.mktemp("api_engine")
+    (home / "models").mkdir()
+    (home / "models" / "starter").symlink_to(starter_folder, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMADECK_MODELS", str(home / "models"))
+        patch.setenv("LLAMADECK_DATA", str(home / "data"))
+        runner = Runner()
+        runner.load(home / "models" / "starter", context_tokens=256, num_slots=4)
+        assert runner.wait_while_loading(LOAD_S).phase == "ready", runner.state
+        yield runner
+        runner.unload()
+
+
+@pytest.fixture(scope="module")
+def url(runner: Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with api_server(runner, tmp_path_factory.mktemp("api_keys")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=WAIT_S)
+
+
+def test_it_knows_the_capital_of_france(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(model="starter", messages=FRANCE, temperature=0, max_tokens=40)
+    said = done.choices[0].message.content or ""
+    assert "Paris" in said and said == said.lstrip()
+    assert done.choices[0].finish_reason == "stop" and done.usage is not None
+    again = client.chat.completions.create(model="starter", messages=FRANCE, temperature=0, max_tokens=40, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in again) == said
+
+
+def test_tokens_are_counted_as_the_engine_counts(client: openai.OpenAI, url: str) -> None:
+    done = client.chat.completions.create(model="starter", messages=FRANCE, max_tokens=7, seed=1)
+    assert done.choices[0].finish_reason == "length" and done.usage is not None
+    assert done.usage.completion_tokens == 7
+    counted = httpx2.post(f"{url}/v1/tokenize", json={"messages": FRANCE}).json()
+    assert done.usage.prompt_tokens == counted["count"]
+
+
+def test_a_seed_repeats_and_its_choices_differ(client: openai.OpenAI) -> None:
+    first, second = (
+        client.completions.create(model="starter", prompt="Once upon a time", seed=5, n=2, temperature=1.5)
+        for _ in range(2)
+    )
+    texts = [choice.text for choice in first.choices]
+    assert texts == [choice.text for choice in second.choices]
+    assert texts[0] != texts[1]
+
+
+def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
+    whole = client.completions.create(model="starter", prompt="1, 2, 3, 4, 5,", temperature=0, max_tokens=30)
+    assert "8" in whole.choices[0].text
+    cut = client.completions.create(model="starter", prompt="1, 2, 3, 4, 5,", temperature=0, max_tokens=30, stop="8")
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.choices[0].text == whole.choices[0].text.partition("8")[0]
+
+
+def test_an_answer_goes_on_from_given_words(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(
+        model="starter",
+        messages=[*FRANCE, {"role": "assistant", "content": "The capital of France is"}],
+        temperature=0,
+        max_tokens=4,
+        extra_body={"continue_final_message": True},
+    )
+    assert (done.choices[0].message.content or "").startswith(" Paris")
+
+
+def test_a_full_context_ends_an_answer_as_its_length_does(client: openai.OpenAI) -> None:
+    done = client.completions.create(model="starter", prompt=[5] * 249, max_tokens=100, temperature=0)
+    assert done.choices[0].finish_reason == "length" and done.usage is not None
+    assert done.usage.total_tokens <= 257
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="starter", prompt=[5] * 256)
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="starter", prompt=[49152], stream=True)
+    assert caught.value.param == "prompt"
+
+
+def test_answers_that_are_written_side_by_side_are_not_mixed_up(client: openai.OpenAI) -> None:
+    """Eight clients at four slots, each with a word of its own that the model goes on to repeat."""
+
+    def ask(word: str, stream: bool) -> str:
+        prompt = f"{word}, " * 12 + word + ","
+        if not stream:
+            done = client.completions.create(model="starter", prompt=prompt, temperature=0, max_tokens=12)
+            return done.choices[0].text
+        pieces = client.completions.create(model="starter", prompt=prompt, temperature=0, max_tokens=12, stream=True)
+        return "".join(piece.choices[0].text for piece in pieces)
+
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(ask, WORDS, [True, False] * 4))
+    found = [{one for one in WORDS if one in text} for text in said]
+    assert found == [{word} for word in WORDS], said
+
+
+def test_clients_that_leave_free_the_engine(client: openai.OpenAI, runner: Runner) -> None:
+    for _ in range(6):
+        stream = client.completions.create(model="starter", prompt="Numbers: 1 2 3", max_tokens=200, stream=True)
+        next(iter(stream))
+        stream.close()
+    for answer in runner.running_answers:
+        assert answer.wait(WAIT_S)
+        assert answer.reason == "cancelled"
+    done = client.chat.completions.create(model="starter", messages=FRANCE, temperature=0, max_tokens=5)
+    assert done.choices[0].message.content

@@ -1,0 +1,183 @@
+"""The chat page in a real browser, with the engine's stand-in: what only a browser can try."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, expect
+
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.dashboard import dashboard, key
+from tests.ui.test_pages import TEMPLATE
+
+WAIT_MS = 20_000
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("chat")
+    make_checkpoint(folder / "models" / "tiny", Recipe(context_tokens=4096))
+    (folder / "models" / "tiny" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    (folder / "characters").mkdir()
+    card = "name: Ada\ngreeting: Good morning.\nalternate_greetings: [Good evening.]\ncontext: Ada knows machines.\n"
+    (folder / "characters" / "Ada.yaml").write_text(card, "utf-8")
+    environment = {
+        **os.environ,
+        "LLAMADECK_MODELS": str(folder / "models"),
+        "LLAMADECK_DATA": str(folder / "data"),
+        "LLAMADECK_CHARACTERS": str(folder / "characters"),
+        "LLAMADECK_WORKER": "tests.support.fake_worker",
+        "LLAMADECK_LOAD": "tiny",
+    }
+    with dashboard(environment) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    context = browser.new_context(locale="en-US", permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    open_chat(page, address, "chat=new")
+    yield page
+    context.close()
+
+
+def open_chat(page: Page, address: str, query: str) -> None:
+    page.goto(f"{address}/Chat?{query}")
+    expect(page.get_by_test_id("stChatInputTextArea")).to_be_enabled(timeout=WAIT_MS)
+
+
+def press(page: Page, name: str) -> None:
+    key(page, name).get_by_role("button").click()
+
+
+def ask(page: Page, text: str) -> None:
+    field = page.get_by_test_id("stChatInputTextArea")
+    field.fill(text)
+    field.press("Enter")
+
+
+def say(page: Page, text: str) -> None:
+    """Ask, and wait for the whole answer."""
+    ask(page, text)
+    expect(messages(page).last).to_contain_text(f"You said: {text}", timeout=WAIT_MS)
+    expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
+
+
+def messages(page: Page) -> Locator:
+    return page.get_by_test_id("stChatMessage")
+
+
+def choose(page: Page, place: int, action: str) -> None:
+    """Something from the menu below a message."""
+    messages(page).nth(place).locator('[class*="st-key-message_menu"]').get_by_role("button").click()
+    page.get_by_text(action, exact=True).click()
+
+
+def test_an_answer_is_copied_as_it_was_written(page: Page) -> None:
+    say(page, "it costs $5 and $6")
+    choose(page, 1, "Copy")
+    expect(page.get_by_text("✓ Copied")).to_be_visible(timeout=WAIT_MS)
+    assert page.evaluate("navigator.clipboard.readText()") == "You said: it costs $5 and $6 "
+
+
+def test_a_message_is_edited_in_its_place(page: Page) -> None:
+    say(page, "hello")
+    choose(page, 1, "Edit")
+    messages(page).nth(1).get_by_role("textbox").fill("My own words")
+    press(page, "chat_edit_save")
+    expect(messages(page).nth(1)).to_contain_text("My own words", timeout=WAIT_MS)
+    expect(messages(page).nth(1)).to_contain_text("2/2")
+
+
+def test_a_deleted_message_comes_back(page: Page) -> None:
+    say(page, "first")
+    say(page, "second")
+    choose(page, 2, "Delete from here on")
+    expect(messages(page)).to_have_count(2, timeout=WAIT_MS)
+    press(page, "chat_undo")
+    expect(messages(page)).to_have_count(4, timeout=WAIT_MS)
+    expect(messages(page).last).to_contain_text("You said: second")
+
+
+def test_a_branch_is_a_chat_of_its_own(page: Page) -> None:
+    say(page, "trunk")
+    say(page, "leaf")
+    before = page.url
+    choose(page, 1, "Branch from here")
+    expect(messages(page)).to_have_count(2, timeout=WAIT_MS)
+    assert page.url != before
+    say(page, "other leaf")
+    page.goto(before)
+    expect(messages(page).last).to_contain_text("You said: leaf", timeout=WAIT_MS)
+
+
+def test_an_answer_anew_is_a_version_to_flip_back_from(page: Page) -> None:
+    say(page, "hello")
+    press(page, "chat_regenerate")
+    expect(messages(page).last).to_contain_text("2/2", timeout=WAIT_MS)
+    messages(page).last.locator('[class*="st-key-version_before"]').get_by_role("button").click()
+    expect(messages(page).last).to_contain_text("1/2", timeout=WAIT_MS)
+
+
+def test_a_character_greets_and_its_greetings_flip(page: Page, address: str) -> None:
+    open_chat(page, address, "chat=new&character=Ada")
+    expect(messages(page).last).to_contain_text("Good morning.", timeout=WAIT_MS)
+    page.locator('[class*="st-key-version_after"]').get_by_role("button").click()
+    expect(messages(page).last).to_contain_text("Good evening.", timeout=WAIT_MS)
+    ask(page, "hello")
+    expect(messages(page)).to_have_count(3, timeout=WAIT_MS)
+    expect(messages(page).first).to_contain_text("Good evening.")
+    expect(page).to_have_url(re.compile(r"chat=\d+$"))
+
+
+def test_my_line_comes_into_the_input(page: Page) -> None:
+    say(page, "hello")
+    page.get_by_test_id("stBottom").get_by_test_id("stPopover").get_by_role("button").click()
+    press(page, "chat_my_line")
+    expect(page.get_by_test_id("stChatInputTextArea")).to_have_value("You said:", timeout=WAIT_MS)
+
+
+def test_several_chats_are_answered_at_once_and_each_shows_it(page: Page) -> None:
+    ask(page, "forever one")
+    expect(key(page, "chat_stop")).to_be_visible(timeout=WAIT_MS)
+    first = page.url
+    press(page, "chat_new")
+    expect(messages(page)).to_have_count(0, timeout=WAIT_MS)
+    ask(page, "forever two")
+    expect(messages(page).last).to_contain_text("one two three", timeout=WAIT_MS)
+    for url in (page.url, first):
+        page.goto(url)
+        press(page, "chat_stop")
+        expect(messages(page).last).to_contain_text("Stopped", timeout=WAIT_MS)
+
+
+def test_an_export_is_the_whole_chat_and_comes_back_in(page: Page, tmp_path: Path) -> None:
+    say(page, "to be exported")
+    press(page, "chat_whole")
+    with page.expect_download() as download:
+        press(page, "chat_export_json")
+    path = tmp_path / "chat.json"
+    download.value.save_as(path)
+    assert [one["text"] for one in json.loads(path.read_text("utf-8"))["messages"]][0] == "to be exported"
+    page.keyboard.press("Escape")
+    before = page.url
+    page.get_by_test_id("stSidebar").get_by_test_id("stPopover").get_by_role("button").click()
+    page.locator("input[type=file]").set_input_files(path)
+    expect(page).not_to_have_url(before, timeout=WAIT_MS)
+    expect(messages(page).first).to_contain_text("to be exported", timeout=WAIT_MS)
+
+
+def test_a_search_leads_to_its_message(page: Page) -> None:
+    say(page, "a needle")
+    press(page, "chat_new")
+    search = key(page, "chat_search").get_by_role("textbox")
+    search.fill("NEEDLE")
+    search.press("Enter")
+    key(page, "chat_hit").get_by_role("button").first.click()
+    expect(messages(page).first).to_contain_text("a needle", timeout=WAIT_MS)

@@ -1,0 +1,55 @@
+"""Who speaks: from a character and what was said to a prompt's pieces."""
+
+from __future__ import annotations
+
+from core.chat.character_prompt import Cast, with_lore
+from core.chat.modes import Names
+from core.chat.template import Turn
+from core.personas.character import Character
+from core.personas.lorebook import Lore
+from core.personas.user import UserPersona
+
+ADA = Character(
+    "Ada",
+    greeting="",
+    alternate_greetings=("Hello {{user}}.", "I am {{char}}."),
+    context="{{char}} knows machines.",
+    example_dialogue="<START>\n{{user}}: What?\n{{char}}: This.",
+    post_history_instructions="Stay {{char}}.",
+)
+SAID = [Turn(role="user", content="one"), Turn(role="assistant", content="two"), Turn(role="user", content="three")]
+
+
+def test_without_a_character_there_is_only_the_chats_own_system_text() -> None:
+    cast = Cast(None, UserPersona("Kim", "a sailor"), system=" Be brief. ")
+    composed = cast.compose(SAID)
+    assert composed.pieces.system == "Be brief." and composed.pieces.history == tuple(SAID)
+    assert composed.places == (0, 1, 2) and cast.greetings() == ()
+    assert cast.names == Names("Kim", "Assistant")
+
+
+def test_a_character_brings_system_text_examples_and_a_last_word() -> None:
+    cast = Cast(ADA, UserPersona("Kim", "{{user}} is a sailor."), system="Be brief.")
+    pieces = cast.compose(SAID).pieces
+    assert pieces.system == "Be brief.\n\nAda knows machines.\n\nKim is a sailor."
+    assert pieces.after == "Stay Ada."
+    assert [[turn["content"] for turn in example] for example in pieces.examples] == [["What?", "This."]]
+    assert cast.names == Names("Kim", "Ada")
+
+
+def test_empty_greetings_are_not_offered() -> None:
+    assert Cast(ADA, UserPersona()).greetings() == ("Hello You.", "I am Ada.")
+
+
+def test_the_same_chat_gives_the_same_prompt() -> None:
+    character = Character("Ada", context="{{random:a,b,c,d,e,f,g,h}} {{pick:a,b,c,d,e,f,g,h}}")
+    made = {Cast(character, UserPersona(), seed="7").compose(SAID).pieces.system for _ in range(20)}
+    assert len(made) == 1
+
+
+def test_lore_stands_as_many_messages_before_the_end_as_it_says() -> None:
+    lore = [Lore("deep", "in_chat", 2), Lore("last", "in_chat", 0, "assistant"), Lore("old", "in_chat", 99)]
+    turns, places = with_lore(SAID, lore)
+    assert [turn["content"] for turn in turns] == ["old", "one", "deep", "two", "three", "last"]
+    assert places == (None, 0, None, 1, 2, None)
+    assert [turn["role"] for turn in turns] == ["user", "user", "user", "assistant", "user", "assistant"]

@@ -1,0 +1,211 @@
+"""What a model gets to read in each mode: templates that refuse things, answers that go on, our own lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from core.chat.modes import Names, Style, choose_mode, notebook_pieces
+from core.chat.records import Mode
+from core.chat.template import ChatTemplate, TemplateError, Turn
+from core.chat.truncation import Pieces
+from tests.chat.test_template import CHATML, DEFAULT_SYSTEM, GEMMA, LLAMA3, MISTRAL, PHI, QWEN3
+
+# Old Mistral's: no system text at all, questions and answers strictly in turn.
+STRICT = """{{ bos_token }}{% for message in messages %}
+{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{%- if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}
+{%- elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}
+{%- else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
+# Leaves a system text out without a word.
+DEAF = """{% for message in messages if message.role != 'system' %}<{{ message.role }}>{{ message.content }}</>
+{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
+LLAMA2_HF = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}
+{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}
+{% set system_message = false %}{% endif %}{% for message in loop_messages %}
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}
+{% if loop.index0 == 0 and system_message != false %}
+{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}
+{% else %}{% set content = message['content'] %}{% endif %}
+{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content | trim + ' [/INST]' }}
+{% elif message['role'] == 'assistant' %}{{ ' ' + content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"""
+SOURCES: dict[str, str | None] = {
+    "Llama-2": None, "Llama-2 in Jinja": LLAMA2_HF, "ChatML": CHATML, "default system": DEFAULT_SYSTEM,
+    "Llama-3": LLAMA3, "Mistral": MISTRAL, "strict": STRICT, "Gemma": GEMMA, "Phi": PHI, "Qwen3": QWEN3, "deaf": DEAF,
+}  # fmt: skip
+NAMES = Names("Tom", "Ada")
+GREETING, ASK, SAY, MORE = (
+    Turn(role="assistant", content="Greetings, I am Ada."),
+    Turn(role="user", content="Who are you?"),
+    Turn(role="assistant", content="I am a mathematician."),
+    Turn(role="user", content="What do you count?"),
+)
+HISTORIES = {
+    "nothing": (),
+    "a greeting": (GREETING,),
+    "a question": (ASK,),
+    "a greeting and a question": (GREETING, ASK),
+    "three turns": (ASK, SAY, MORE),
+    "a greeting and three turns": (GREETING, ASK, SAY, MORE),
+    "two questions": (ASK, MORE),
+    "an answer last": (ASK, SAY),
+    "an empty answer": (ASK, Turn(role="assistant", content=""), MORE),
+    "memory that begins with an answer": (SAY, MORE),
+}
+
+
+def style(source: str | None, mode: Mode = "instruct") -> Style:
+    return Style(mode, ChatTemplate(source, "<s>", "</s>"), NAMES, "<s>")
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+@pytest.mark.parametrize("system", ["", "Ada likes numbers."])
+def test_every_template_takes_every_chat(source: str | None, history: tuple[Turn, ...], system: str) -> None:
+    """All of it is there, once and in its order, and the model is asked to answer."""
+    prompt = style(source).render(Pieces(history, system, after="Stay calm."))
+    said = [*([system] if system else []), *(turn["content"] for turn in history if turn["content"])]
+    places = [prompt.index(text) for text in said]
+    if source not in (MISTRAL,):
+        assert places == sorted(places)
+    assert all(prompt.count(text) == 1 for text in said) and "Stay calm." in prompt
+    assert prompt.count("<s>") <= max(1, prompt.count("[INST]"))
+    assert not prompt.rstrip().endswith(("</s>", "<|im_end|>", "<end_of_turn>"))
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+def test_an_answer_goes_on_inside_its_turn(source: str | None, history: tuple[Turn, ...]) -> None:
+    prompt = style(source).render(Pieces(history, "Ada likes numbers.", start="I count the \n stars and "))
+    assert prompt.endswith("I count the \n stars and")
+    assert "\ue0c5" not in prompt
+
+
+@pytest.mark.parametrize("source", [CHATML, LLAMA3, MISTRAL, GEMMA, PHI, QWEN3])
+def test_going_on_is_as_in_transformers(source: str) -> None:
+    turns = [ASK, Turn(role="assistant", content="I count")]
+    (expected,), _ = render_jinja_template(
+        [turns], chat_template=source, continue_final_message=True, bos_token="<s>", eos_token="</s>"
+    )
+    assert style(source).render(Pieces((ASK,), start="I count")) == expected
+
+
+def test_llama_2_goes_on_without_its_end() -> None:
+    prompt = style(None).render(Pieces((ASK, SAY, MORE), "Be kind.", start="I count "))
+    assert prompt == (
+        "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWho are you? [/INST] I am a mathematician. </s>"
+        "<s>[INST] What do you count? [/INST] I count"
+    )
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
+def test_the_model_can_write_our_line(source: str | None) -> None:
+    """It goes on inside a turn of ours, and stops where the template would close that."""
+    prompt = style(source).render(Pieces((ASK, SAY), voice="user", start="And what"))
+    assert prompt.endswith("And what") and prompt.index("mathematician") < prompt.index("And what")
+    ends = style(source).stop_strings("user")
+    assert len(ends) == 1 and ends[0].strip() == ends[0]
+    assert style(None).stop_strings("user") == ("[/INST]",)
+    empty = style(source).render(Pieces((ASK, SAY), voice="user"))
+    assert prompt.startswith(empty.rstrip())
+
+
+def test_a_template_that_takes_nothing_is_quoted() -> None:
+    with pytest.raises(TemplateError, match="not today"):
+        style("{{ raise_exception('not today') }}").render(Pieces((ASK,), "x", start="y"))
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate("{{ messages | length }}", "", "").render_open([ASK])
+    assert caught.value.key == "chat_template_open" and "模板" in caught.value.sentence("zh")
+
+
+def test_a_template_that_leaves_the_answer_out_is_helped() -> None:
+    prompt = style("{% for m in messages if m.role == 'user' %}[{{ m.content }}]{% endfor %}:").render(
+        Pieces((ASK,), start="I count")
+    )
+    assert prompt == "[Who are you?]:I count"
+
+
+def test_examples_are_told_and_the_last_word_stands_by_the_question() -> None:
+    prompt = style(CHATML).render(Pieces((ASK,), "Ada.", ((MORE, SAY), (ASK,)), after="Be short."))
+    assert prompt == (
+        "<|im_start|>system\nAda.\n\nExample dialogue:\n\nTom: What do you count?\nAda: I am a mathematician.\n\n"
+        "Tom: Who are you?<|im_end|>\n<|im_start|>user\nWho are you?\n\nBe short.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+# Plain dialogue -----------------------------------------------------------------------------------------------------
+
+
+def test_plain_dialogue_is_lines_under_names() -> None:
+    plain = style(None, "chat")
+    assert plain.render(Pieces((GREETING, ASK), "Ada counts.", ((MORE, SAY),))) == (
+        "<s>Ada counts.\n\nTom: What do you count?\nAda: I am a mathematician.\n\n"
+        "Ada: Greetings, I am Ada.\nTom: Who are you?\nAda:"
+    )
+    assert plain.render(Pieces((ASK,), after="Short.", start="I am ")) == "<s>Tom: Who are you?\nShort.\nAda: I am"
+    assert plain.render(Pieces((ASK, SAY), voice="user", after="Short.")).endswith("Ada: I am a mathematician.\nTom:")
+    assert plain.render(Pieces(())) == "<s>Ada:"
+    assert plain.stop_strings(own=("END", "\nTom:")) == ("\nTom:", "\nAda:", "END")
+    assert len(plain.stop_strings(own=tuple(f"stop {number}" for number in range(16)))) == 16
+
+
+def test_a_name_cannot_break_the_dialogue() -> None:
+    assert Names.of(" Tom\nAda: ", "") == Names("Tom Ada:", "Assistant")
+    assert Names.of("", "").user == "You"
+
+
+def test_chat_instruct_is_told_who_it_is() -> None:
+    prompt = style(CHATML, "chat-instruct").render(Pieces((GREETING, ASK), "Ada counts."))
+    assert "Speak only as Ada.\n\nAda counts." in prompt and prompt.endswith("<|im_start|>assistant\n")
+    assert style(CHATML, "chat-instruct").stop_strings() == ("\nTom:", "\nAda:")
+    assert style(CHATML).stop_strings() == ()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "answer", "message"),
+    [
+        (Pieces((ASK,)), " Ada: Hello", "Hello"),
+        (Pieces((ASK,)), " Hello\n", "Hello\n"),
+        (Pieces((ASK,), start="Well, "), " Ada: no", "Well, Ada: no"),
+        (Pieces((ASK, SAY), voice="user"), "Tom: Why?", "Why?"),
+    ],
+)
+def test_an_answer_loses_the_name_before_it(pieces: Pieces, answer: str, message: str) -> None:
+    assert style(None, "chat").tidy(answer, pieces) == message
+
+
+def test_a_notebook_is_its_own_prompt() -> None:
+    text = "Once upon a time\r\n\n there was 从前"
+    notebook, pieces = style(CHATML, "notebook"), notebook_pieces(text)
+    assert notebook.render(pieces) == "<s>" + text
+    assert notebook.tidy(" and so on", pieces) == text + " and so on"
+    assert notebook.stop_strings() == () and notebook.render(notebook_pieces("")) == "<s>"
+
+
+@pytest.mark.parametrize(
+    ("source", "model", "has_character", "mode"),
+    [
+        (CHATML, "anything", False, "instruct"),
+        (CHATML, "anything", True, "chat-instruct"),
+        (None, "TheBloke_Llama-2-7B-Chat-GPTQ", False, "instruct"),
+        (None, "llama-2-13b-chat", True, "chat-instruct"),
+        (None, "gemma-2b-it-GPTQ", False, "instruct"),
+        (None, "TheBloke_Llama-2-7B-GPTQ", True, "chat"),
+        (None, "TheBloke_Llama-2-7B-GPTQ", False, "notebook"),
+        (None, "Switch-Bit", False, "notebook"),
+    ],
+)
+def test_a_sensible_mode_is_chosen(source: str | None, model: str, has_character: bool, mode: Mode) -> None:
+    assert choose_mode(ChatTemplate(source, "", ""), model, has_character) == mode
+
+
+def test_all_modes_take_all_histories() -> None:
+    renders: list[Callable[[Pieces], str]] = [
+        style(source, mode).render for source in SOURCES.values() for mode in ("chat", "chat-instruct", "notebook")
+    ]
+    for render in renders:
+        for history in HISTORIES.values():
+            prompt = render(Pieces(history, "Ada."))
+            assert all(turn["content"] in prompt for turn in history)

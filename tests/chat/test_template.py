@@ -1,0 +1,396 @@
+"""Chat templates: every construct of the wild renders as in transformers, and Llama-2's own format is Meta's."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from core.chat.template import ChatTemplate, TemplateError, Turn, read_template, render_llama2
+from core.common.errors import CheckpointError
+
+CHATML = """
+{%- for message in messages %}
+    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+DEFAULT_SYSTEM = """
+{%- if messages[0].role != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}
+{%- for message in messages %}
+{% generation %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endgeneration %}
+{%- endfor %}
+{%- if add_generation_prompt is defined and add_generation_prompt %}<|im_start|>assistant
+{% endif %}
+"""
+
+LLAMA3 = """
+{{- bos_token }}
+{%- if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = '' %}
+{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
+{%- if tools is not none %}{{ 'Environment: ipython\\n' + tools | tojson(indent=4) }}{% endif %}
+{{- 'Today: ' + date_string + '\\n\\n' + system_message + '<|eot_id|>' }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
+"""
+
+MISTRAL = """
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content'] %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{%- set user_messages = loop_messages | selectattr('role', 'equalto', 'user') | list %}
+{{- bos_token }}
+{%- set ns = namespace(index=0) %}
+{%- for message in loop_messages %}
+    {%- if (message['role'] == 'user') != (ns.index % 2 == 0) %}
+        {{- raise_exception('After the optional system message, roles must alternate user/assistant/…') }}
+    {%- endif %}
+    {%- set ns.index = ns.index + 1 %}
+{%- endfor %}
+{%- for message in loop_messages %}
+    {%- if message['role'] == 'user' %}
+        {%- if tools is not none and message == user_messages[-1] %}{{ '[AVAILABLE_TOOLS]' }}{% endif %}
+        {%- if loop.last and system_message is defined %}
+            {{- '[INST] ' + system_message + '\\n\\n' + message['content'] + '[/INST]' }}
+        {%- else %}
+            {{- '[INST] ' + message['content'] + '[/INST]' }}
+        {%- endif %}
+    {%- elif message['role'] == 'assistant' %}
+        {{- ' ' + message['content'] | trim + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+GEMMA = """
+{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{% for message in messages %}
+{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}
+{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
+"""
+
+PHI = """{% for message in messages %}{% if message['role'] in ['system', 'user', 'assistant'] and message.content %}
+<|{{ message['role'] }}|>
+{{ message['content'] }}<|end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>
+{% else %}{{ eos_token }}{% endif %}"""
+
+QWEN3 = """
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == 'user' and message.content is string
+            and not (message.content.startswith('<tool_response>') and message.content.endswith('</tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' and '</think>' in content %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}
+"""
+
+CONSTRUCTS = """
+{%- macro line(role, text='-') %}{{ role | upper }}: {{ text | replace('\\n', ' ') }}{% endmacro %}
+{%- for message in messages %}
+{%- if loop.index0 > 3 %}{% break %}{% endif %}
+{%- if message.role == 'system' %}{% continue %}{% endif %}
+{{ loop.index }}/{{ loop.length }} {{ loop.cycle('odd', 'even') }} {{ line(message.role, message.content) }}
+{%- if not loop.first and loop.previtem.role != message.role %} changed{% endif %}
+{%- endfor %}
+{{ messages | map(attribute='role') | join(',') }} {{ messages | tojson }}
+{{ {'b': '<&>é"', 'a': 1} | tojson(sort_keys=true, separators=(',', ':')) }}
+{{ {'b': 'é'} | tojson(ensure_ascii=true, indent=2) }}
+{{ dict(a=1).get('a') }} {{ 'a' ~ 1 }} {{ (messages | last).content[:5] }} {{ undefined_name }}{{ none }}
+{%- set counts = namespace(n=0) %}{% for message in messages if message.role == 'user' %}
+{%- set counts.n = counts.n + 1 %}{% endfor %} {{ counts.n }} {{ tools is none }} {{ documents is none }}
+{{- documents is defined }} {# a comment #}
+"""
+
+TEMPLATES = {
+    "ChatML": CHATML,
+    "default system text": DEFAULT_SYSTEM,
+    "Llama-3": LLAMA3,
+    "Mistral": MISTRAL,
+    "Gemma": GEMMA,
+    "Phi": PHI,
+    "Qwen3": QWEN3,
+    "every construct": CONSTRUCTS,
+}
+SYSTEM = Turn(role="system", content="You are brief. ")
+ASK = Turn(role="user", content="  Hi <b> & 你好 😀\n{{ 7 * 7 }} ")
+SAY = Turn(role="assistant", content=" <think>hm</think>\n\nHello! ")
+ASK_MORE = Turn(role="user", content='And "you"?')
+CHATS = {
+    "one question": [ASK],
+    "system text": [SYSTEM, ASK],
+    "three turns": [ASK, SAY, ASK_MORE],
+    "system text and three turns": [SYSTEM, ASK, SAY, ASK_MORE],
+}
+
+
+def rendered_by_transformers(source: str, turns: list[Turn]) -> str:
+    (text,), _ = render_jinja_template(
+        [turns], chat_template=source, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
+    )
+    return text
+
+
+@pytest.mark.parametrize("turns", CHATS.values(), ids=CHATS.keys())
+@pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_a_template_renders_as_in_transformers(source: str, turns: list[Turn]) -> None:
+    if source == GEMMA and turns[0]["role"] == "system":
+        with pytest.raises(TemplateError, match="System role not supported"):
+            ChatTemplate(source, "<s>", "</s>").render(turns)
+        return
+    text = ChatTemplate(source, "<s>", "</s>").render(turns)
+    assert text == rendered_by_transformers(source, turns)
+    assert "你好" in text and "<b> & " in text
+
+
+def test_what_a_person_types_is_no_template() -> None:
+    assert "{{ 7 * 7 }}" in ChatTemplate(CHATML, "", "").render([ASK])
+
+
+def test_a_template_without_tools_is_told_that_there_are_none() -> None:
+    """Left undefined, `tools is not none` was true, and Mistral's template announced tools that nobody gave."""
+    assert "[AVAILABLE_TOOLS]" not in ChatTemplate(MISTRAL, "<s>", "</s>").render([ASK])
+
+
+def test_a_template_may_ask_for_the_date() -> None:
+    assert datetime.now().strftime("%Y") in ChatTemplate(LLAMA3, "<s>", "").render([ASK])
+
+
+def test_a_templates_own_refusal_is_quoted() -> None:
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate(MISTRAL, "<s>", "</s>").render([ASK, ASK_MORE])
+    assert caught.value.key == "chat_template"
+    assert "roles must alternate" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for %}",
+        "{% nonsense %}",
+        "{{ 'open",
+        "{% generation %}",
+        "{{ missing.attribute.of.it }}",
+        "{{ messages[9].content }}",
+        "{{ 1 / 0 }}",
+        "{{ 'a' + 1 }}",
+        "{{ 'x' | nofilter }}",
+        "{{ range(10 ** 9) | list }}",
+        "{{ (2.0 ** 9999) }}",
+        "{{ '%d' % 'x' }}",
+        "{{ strftime_now(5) }}",
+        "{{ missing | tojson }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append('x') }}",
+        "{{ messages[0].update(role='x') }}",
+        "{% include 'other' %}",
+        "{% import 'os' as os %}",
+        "{{ raise_exception('') }}",
+        "{{ raise_exception() }}",
+        "{% if 1 %}" * 120 + "{% endif %}" * 120,
+        "{% for a in [1] %}" * 25 + "{% endfor %}" * 25,
+        "(" * 5 + "{{ " + "(" * 400 + "1" + ")" * 400 + " }}",
+    ],
+    ids=lambda source: source[:40],
+)
+def test_a_template_that_fails_says_so_and_nothing_worse(source: str) -> None:
+    """A division by zero, endless recursion and too deep nesting once came through as tracebacks."""
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate(source, "", "").render([ASK])
+    assert 0 < len(str(caught.value.params["why"])) <= 200
+
+
+def test_an_error_of_a_megabyte_is_cut() -> None:
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate("{{ raise_exception('x' * 1000000) }}", "", "").render([ASK])
+    assert len(str(caught.value)) < 400
+
+
+def test_a_template_cannot_change_the_chat() -> None:
+    turns = [Turn(role="user", content="Hi")]
+    with pytest.raises(TemplateError):
+        ChatTemplate("{{ messages.clear() }}", "", "").render(turns)
+    assert turns == [{"role": "user", "content": "Hi"}]
+
+
+# Where a template is found ------------------------------------------------------------------------------------------
+
+
+def write_settings(folder: Path, **settings: Any) -> None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_a_folder_without_any_template_gets_llama_2s_format(tmp_path: Path) -> None:
+    assert read_template(tmp_path) == ChatTemplate(None, "", "")
+    assert read_template(tmp_path).render([Turn(role="user", content="Hi")]) == "<s>[INST] Hi [/INST]"
+
+
+def test_the_tokenizers_settings_hold_the_template(tmp_path: Path) -> None:
+    write_settings(tmp_path, chat_template=CHATML, bos_token="<s>", eos_token="<|im_end|>")
+    assert read_template(tmp_path) == ChatTemplate(CHATML, "<s>", "<|im_end|>")
+
+
+def test_special_tokens_may_be_objects_or_lie_in_their_own_file(tmp_path: Path) -> None:
+    write_settings(tmp_path, bos_token={"__type": "AddedToken", "content": "<s>", "lstrip": False}, eos_token=None)
+    (tmp_path / "special_tokens_map.json").write_text('{"bos_token": "other", "eos_token": {"content": "</s>"}}')
+    template = read_template(tmp_path)
+    assert (template.bos_token, template.eos_token) == ("<s>", "</s>")
+
+
+@pytest.mark.parametrize("token", [None, 5, [], {}, {"content": None}, True])
+def test_a_special_token_that_is_no_text_is_none(tmp_path: Path, token: Any) -> None:
+    write_settings(tmp_path, bos_token=token, chat_template=MISTRAL)
+    assert read_template(tmp_path).bos_token == ""
+
+
+def test_a_template_file_of_its_own_goes_first(tmp_path: Path) -> None:
+    write_settings(tmp_path, chat_template="old")
+    (tmp_path / "chat_template.jinja").write_text("{{ '新' }}", "utf-8")
+    assert read_template(tmp_path).render([ASK]) == "新"
+
+
+def test_a_json_file_of_its_own_is_read_as_well(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
+    assert read_template(tmp_path).source == CHATML
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        ([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}], "D"),
+        ([{"name": "chat", "template": "C"}], "C"),
+        ([{"name": ["x"], "template": "L"}, "text", None], "L"),
+        ([], None),
+        ([{"name": "default"}], None),
+        ([{"name": "default", "template": 5}], None),
+        ({"default": "D"}, None),
+        ("", None),
+        (" \n", None),
+        (5, None),
+    ],
+)
+def test_of_several_named_templates_the_default_is_taken(tmp_path: Path, found: Any, wanted: str | None) -> None:
+    """With no default among them the model was spoken to in Llama-2's format; a name that was a list raised."""
+    write_settings(tmp_path, chat_template=found)
+    assert read_template(tmp_path).source == wanted
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]", b"null"])
+def test_settings_that_cannot_be_read_are_refused_in_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_template(tmp_path)
+    assert caught.value.key == "bad_json"
+
+
+def test_a_template_file_that_cannot_be_read_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    """It was passed over in silence, and the model was spoken to in another format than its own."""
+    write_settings(tmp_path, chat_template=CHATML)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError):
+        read_template(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.jinja").mkdir()
+    with pytest.raises(CheckpointError):
+        read_template(tmp_path)
+
+
+def test_an_empty_template_file_gives_way_to_the_settings(tmp_path: Path) -> None:
+    write_settings(tmp_path, chat_template=CHATML)
+    (tmp_path / "chat_template.jinja").write_text("")
+    assert read_template(tmp_path).source == CHATML
+
+
+# Llama-2's own format -----------------------------------------------------------------------------------------------
+
+
+def meta_format(turns: list[tuple[str, str]]) -> str:
+    """What Meta's reference encodes, written out: questions and answers in turn, a system text at most in front."""
+    if turns[0][0] == "system":
+        head = f"<<SYS>>\n{turns[0][1]}\n<</SYS>>\n\n" + turns[1][1]
+        turns = [("user", head), *turns[2:]]
+    contents = [content.strip() for _, content in turns]
+    pairs = zip(contents[:-1:2], contents[1::2], strict=True)
+    return "".join(f"<s>[INST] {ask} [/INST] {say} </s>" for ask, say in pairs) + f"<s>[INST] {contents[-1]} [/INST]"
+
+
+def test_llama_2s_strings_are_exact() -> None:
+    system = Turn(role="system", content="Be kind.")
+    ask, say, more = (
+        Turn(role="user", content="Hi"),
+        Turn(role="assistant", content="Hello."),
+        Turn(role="user", content="Bye"),
+    )
+    assert render_llama2([ask]) == "<s>[INST] Hi [/INST]"
+    assert render_llama2([system, ask]) == "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]"
+    assert render_llama2([system, ask, say, more]) == (
+        "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST] Hello. </s><s>[INST] Bye [/INST]"
+    )
+
+
+@pytest.mark.parametrize("turns", CHATS.values(), ids=CHATS.keys())
+def test_llama_2s_format_is_metas_also_in_its_white_space(turns: list[Turn]) -> None:
+    """Meta strips system text and question together: what stands before a first question's words stays there."""
+    assert render_llama2(turns) == meta_format([(turn["role"], turn["content"]) for turn in turns])
+
+
+def test_a_system_text_comes_into_the_first_question_alone() -> None:
+    text = render_llama2([SYSTEM, ASK, SAY, ASK_MORE])
+    assert text.count("<<SYS>>") == 1
+    assert text.index("<<SYS>>") < text.index("Hi")
+
+
+def test_an_empty_system_text_leaves_no_trace() -> None:
+    assert render_llama2([Turn(role="system", content=""), ASK_MORE]) == '<s>[INST] And "you"? [/INST]'
+
+
+def test_a_chat_that_begins_with_a_greeting_still_begins_like_one() -> None:
+    """The greeting stood before the first <s>, and the system text came after it."""
+    greeting = Turn(role="assistant", content="I am Ada.")
+    assert render_llama2([Turn(role="system", content="You are Ada."), greeting, ASK_MORE]) == (
+        '<s>[INST] <<SYS>>\nYou are Ada.\n<</SYS>> [/INST] I am Ada. </s><s>[INST] And "you"? [/INST]'
+    )
+
+
+def test_nothing_said_is_nothing_rendered() -> None:
+    assert render_llama2([]) == ""
+    assert render_llama2([SYSTEM]) == ""

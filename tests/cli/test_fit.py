@@ -1,0 +1,322 @@
+"""The commands `fit` and `gpus`: what they print, their exit codes, and one clear sentence for all bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cli.fit import as_object, find_folder, near_targets
+from core.common.paths import ROOT
+from core.common.terminal import table
+from core.gpu.known_gpus import lookup
+from core.library import catalogue
+from core.memory.fit import card_from_table, check_fit
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.hub_standin import HubStandin
+
+if TYPE_CHECKING:
+    from tests.support.nvml_standin import Standin
+
+pytest_plugins = ("tests.support.nvml_standin",)
+
+SMALL = "TheBloke/Llama-2-7B-Chat-GPTQ"
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+class Command:
+    """The command line in a process of its own, with models of its own and nothing but a closed port for a network."""
+
+    def __init__(self, base: dict[str, str], models: Path) -> None:
+        self.models = models
+        models.mkdir(parents=True)
+        kept = {name: value for name, value in base.items() if name.lower() not in PROXIES}
+        self.environment = kept | {
+            "LLAMADECK_MODELS": str(models),
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "LC_ALL": "C.UTF-8",
+        }
+
+    def __call__(self, *arguments: str, **changes: str) -> tuple[int, str, str]:
+        process = subprocess.run(
+            [sys.executable, "-m", "cli.main", *arguments],
+            cwd=ROOT,
+            env=self.environment | changes,
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert "Traceback" not in process.stderr
+        return process.returncode, process.stdout.strip(), process.stderr.strip()
+
+    def json(self, *arguments: str) -> tuple[int, Any]:
+        code, out, _ = self(*arguments, "--json")
+        return code, json.loads(out)
+
+    def refused(self, *arguments: str) -> str:
+        """The one sentence with which exit code 2 comes."""
+        code, out, said = self(*arguments)
+        assert (code, out) == (2, "")
+        assert said.count("\n") == 0 and "{" not in said
+        return said
+
+
+@pytest.fixture
+def command(tmp_path: Path, no_nvml: Standin) -> Command:
+    return Command(no_nvml.environment(), tmp_path / "models")
+
+
+@pytest.fixture
+def on_gpus(tmp_path: Path, nvml_standin: Standin) -> Command:
+    """The same on a machine whose GPUs the stand-in plays; no compiler is found there."""
+    return Command(nvml_standin.environment() | {"PATH": str(tmp_path / "nothing")}, tmp_path / "models")
+
+
+def test_what_fits_ends_with_0_and_every_number(command: Command) -> None:
+    code, found = command.json("fit", SMALL, "--gpu", "RTX 3060 12GB")
+    assert code == 0
+    assert found["fits"] is True
+    assert sum(found["parts"].values()) == pytest.approx(found["needed_mib"], abs=0.1)
+    assert found["margin_mib"] == pytest.approx(found["available_mib"] - found["needed_mib"], abs=0.02)
+    assert set(found["parts"]) >= {"weights", "kv_cache", "scratch", "activations", "context"}
+    assert found["parts"]["kv_cache"] == pytest.approx(2048.5)
+    assert (found["kernel"], found["max_context"], found["context_tokens"]) == ("deck", 4096, 4096)
+    assert found["reason"].startswith(f"{SMALL} fits on RTX 3060 12GB")
+    assert "gpus" not in found
+
+
+def test_what_does_not_fit_ends_with_3_and_says_what_would(command: Command) -> None:
+    code, out, _ = command("fit", "Llama-2-70B-Chat-GPTQ", "--gpu", "4090")
+    assert code == 3
+    assert "does not fit on RTX 4090" in out
+    assert "No context fits" in out
+    assert "- Take a GPU with at least" in out
+
+
+def test_a_table_of_the_parts_stands_under_the_sentence(command: Command) -> None:
+    code, out, _ = command("fit", SMALL, "--vram-mib", "12288", "--context", "1024", "--chats", "2")
+    assert code == 0
+    lines = out.splitlines()
+    assert "1024 tokens (chats at once: 2)" in lines[0]
+    rows = {line[:30].strip(): line.split()[-1] for line in lines if line.startswith("  ")}
+    assert rows["KV cache"] == "1025"
+    parts = sum(int(value) for name, value in rows.items() if name not in ("MiB", "Needed", "Available", "Margin"))
+    assert parts == pytest.approx(int(rows["Needed"]), abs=len(rows))
+    assert int(rows["Available"]) - int(rows["Needed"]) == pytest.approx(int(rows["Margin"]), abs=1)
+    assert "capability 8.6 is assumed" in out
+
+
+def test_a_chinese_terminal_reads_chinese_and_the_json_stays_english(command: Command) -> None:
+    code, out, _ = command("fit", SMALL, "--gpu", "A40", LC_ALL="zh_CN.UTF-8")
+    assert code == 0
+    assert "可以放进 A40" in out
+    _, out, _ = command("fit", SMALL, "--gpu", "A40", "--json", LC_ALL="zh_CN.UTF-8")
+    assert " fits on A40" in json.loads(out)["reason"]
+
+
+def test_a_folder_is_found_by_name_and_by_path_before_the_network_is(command: Command, tmp_path: Path) -> None:
+    make_checkpoint(command.models / "mine", Recipe(context_tokens=256))
+    for target in ("mine", str(command.models / "mine")):
+        code, found = command.json("fit", target, "--gpu", "A40")
+        assert (code, found["model"], found["max_context"]) == (0, "mine", 256)
+    make_checkpoint(tmp_path / "other")
+    assert command("fit", str(tmp_path / "other"), "--gpu", "A40")[0] == 0
+
+
+def test_a_repository_is_read_from_the_hubs_metadata(command: Command, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hub" / "some" / "tiny-GPTQ" / "dev")
+    with HubStandin(tmp_path / "hub") as hub:
+        command.environment["HF_ENDPOINT"] = hub.url
+        for arguments in (["some/tiny-GPTQ:dev"], ["some/tiny-GPTQ", "--revision", "dev"]):
+            code, found = command.json("fit", *arguments, "--gpu", "A40")
+            assert (code, found["model"]) == (0, "some/tiny-GPTQ:dev")
+        assert "some/other" in command.refused("fit", "some/other", "--gpu", "A40")
+
+
+def test_no_network_is_a_failure_and_not_bad_input(command: Command) -> None:
+    code, _, said = command("fit", "some/tiny-GPTQ", "--gpu", "A40")
+    assert code == 1
+    assert "127.0.0.1:9" in said
+
+
+def test_a_repository_without_a_gptq_config_is_bad_input(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "some" / "plain" / "main"
+    make_checkpoint(folder)
+    change(folder, quantization_config=None)
+    with HubStandin(tmp_path / "hub") as hub:
+        command.environment["HF_ENDPOINT"] = hub.url
+        assert "GPTQ" in command.refused("fit", "some/plain", "--gpu", "A40")
+
+
+def change(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--gpu", "RTX 3061"], ["RTX 3061", "RTX 3060"]),
+        (["--gpu", ""], ["RTX 4090"]),
+        (["--gpu", "A40", "--context", "-4"], ["-4", "4096"]),
+        (["--gpu", "A40", "--context", "0"], ["0", "4096"]),
+        (["--gpu", "A40", "--context", "4097"], ["4097", "4096"]),
+        (["--gpu", "A40", "--context", "many"], ["--context", "many"]),
+        (["--gpu", "A40", "--context", "1e3"], ["1e3"]),
+        (["--gpu", "A40", "--context", "9" * 5000], ["--context"]),
+        (["--gpu", "A40", "--chats", "0"], ["--chats", "64"]),
+        (["--gpu", "A40", "--chats", "٣"], ["--chats"]),
+        (["--vram-mib", "24 GB"], ["--vram-mib", "24 GB"]),
+        (["--vram-mib", "-1"], ["--vram-mib", "-1"]),
+        (["--gpu", "A40", "--kernel", "fast"], ["fast", "deck, exllama_v2, marlin, triton"]),
+        (["--gpu", "A40", "--revision", "gptq-4bit-32g"], ["gptq-4bit-32g", "gptq-4bit-32g-actorder_True"]),
+        ([], ["--gpu", "--vram-mib"]),
+    ],
+)
+def test_bad_input_gets_one_sentence_that_names_it(command: Command, arguments: list[str], named: list[str]) -> None:
+    said = command.refused("fit", SMALL, *arguments)
+    assert [word for word in named if word not in said] == []
+
+
+def test_three_bits_on_a_kernel_that_has_none_is_bad_input(command: Command) -> None:
+    target = "Llama-2-70B-Chat-GPTQ:gptq-3bit-128g-actorder_True"
+    said = command.refused("fit", target, "--gpu", "A40", "--kernel", "marlin")
+    assert "marlin" in said and "torch" in said
+
+
+@pytest.mark.parametrize("target", ["Llama-2-7B-Caht", "", "-", "~no-such-user", "\udcff"])
+def test_a_target_that_is_nothing_is_bad_input_with_names_near_it(command: Command, target: str) -> None:
+    assert "Llama-2" in command.refused("fit", "--gpu", "A40", "--", target)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"quantization_config": None}, "not quantized"),
+        ({"num_hidden_layers": 3}, "3 layers"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers"),
+        ({"vocab_size": 385}, "vocab_size is 385"),
+        ({"quantization_config": {"bits": 8, "group_size": 32}}, "bits is 8"),
+        ({"quantization_config": {"bits": 4, "group_size": 64}}, "group_size is 64"),
+        ({"quantization_config": {"bits": "4", "group_size": 32}}, "bits"),
+    ],
+)
+def test_a_bad_folder_is_bad_input(command: Command, changes: dict[str, Any], named: str) -> None:
+    make_checkpoint(command.models / "mine")
+    change(command.models / "mine", **changes)
+    said = command.refused("fit", "mine", "--gpu", "A40")
+    assert "mine" in said and named in said
+
+
+def test_a_folder_has_no_revision(command: Command) -> None:
+    assert "--revision" in command.refused("fit", "./models", "--gpu", "A40", "--revision", "main")
+    assert "no_such" in command.refused("fit", "./no_such", "--gpu", "A40")
+
+
+def test_the_gpus_of_this_machine_are_asked_when_none_is_named(on_gpus: Command, nvml_standin: Standin) -> None:
+    code, found = on_gpus.json("fit", SMALL)
+    assert (code, found["card"], found["available_mib"]) == (0, "NVIDIA A40", 45458)
+    assert found["kernel"] == "deck"
+    nvml_standin.use("two_4090")
+    assert on_gpus.json("fit", SMALL)[1]["available_mib"] == 24564 - 513 - 431
+    nvml_standin.use("driver_not_loaded")
+    assert "--gpu" in on_gpus.refused("fit", SMALL)
+
+
+def test_several_gpus_have_their_parts_each(on_gpus: Command, nvml_standin: Standin) -> None:
+    gpu = "[gpu]\nname = RTX 3090\ntotal = 24576\nreserved = 452\nused = {used}\ncapability = 8 6\n"
+    nvml_standin.write(f"driver = 580.1\ncuda = 13000\n\n{gpu.format(used=0)}\n{gpu.format(used=100)}")
+    code, found = on_gpus.json("fit", "Llama-2-70B-Chat-GPTQ", "--context", "2048")
+    assert code == 0
+    assert [one["available_mib"] for one in found["gpus"]] == [24124, 24024]
+    for name, mib in found["parts"].items():
+        assert sum(one["parts"][name] for one in found["gpus"]) == pytest.approx(mib, abs=0.02)
+    assert "Split by layers over 2 GPUs" in on_gpus("fit", "Llama-2-70B-Chat-GPTQ", "--context", "2048")[1]
+
+
+def test_a_broken_gpu_is_a_row_and_the_others_are_listed(on_gpus: Command, nvml_standin: Standin) -> None:
+    nvml_standin.use("lost_gpu")
+    code, out, _ = on_gpus("gpus")
+    assert code == 0
+    assert "Driver 580.159.03, CUDA 13.0" in out
+    rows = [line.split() for line in out.splitlines() if line[:1].isdigit()]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert rows[0][2:] == ["-"] * 7
+    assert rows[2][5:9] == ["24576", "23100", "452", "8.6"]
+    assert "fallen off the bus" in out and "no power" in out
+    code, found = on_gpus.json("gpus")
+    assert [one["error"] is None for one in found["gpus"]] == [False, False, True]
+    assert (found["gpus"][2]["total_mib"], found["gpus"][2]["compute_capability"]) == (24576, "8.6")
+
+
+def test_without_a_driver_the_list_is_a_sentence_and_a_failure(command: Command) -> None:
+    code, out, said = command("gpus")
+    assert (code, out) == (1, "")
+    assert "libnvidia-ml.so.1" in said
+    code, found = command.json("gpus")
+    assert code == 1
+    assert found["gpus"] == [] and "libnvidia-ml.so.1" in found["error"]
+
+
+def test_the_known_cards_are_listed_without_a_driver(command: Command) -> None:
+    code, out, _ = command("gpus", "--known")
+    assert code == 0
+    assert any(line.split() == ["A40", "46068", "8.6", "696"] for line in out.splitlines())
+    names = [card["name"] for card in command.json("gpus", "--known")[1]["known"]]
+    assert [lookup(name).name for name in names if "RTX" in name] == [name for name in names if "RTX" in name]
+
+
+def test_the_commands_import_nothing_heavy() -> None:
+    code = "import sys, cli.fit, cli.gpus; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "core.memory.fit" in loaded
+    assert not loaded & {"torch", "numpy", "httpx2", "streamlit", "transformers"}
+
+
+def test_every_catalogue_entry_gets_an_answer_without_a_network() -> None:
+    card = card_from_table(lookup("RTX 3060 12GB"))
+    for entry in catalogue.entries():
+        found = as_object(check_fit(catalogue.checkpoint(entry), [card]))
+        assert found["model"] == entry.name
+        assert found["needed_mib"] > entry.file_bytes / 2**20 * 0.9
+
+
+def test_a_name_with_an_owner_is_a_folder_only_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path))
+    assert find_folder("some/model") is None
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    assert find_folder("some/model") == tmp_path / "some" / "model"
+    assert find_folder("") is None
+    assert find_folder("a" * 5000) is None
+    assert find_folder("~") == Path(os.path.expanduser("~"))
+    assert near_targets("somme").split(", ")[0] == "some"
+
+
+def test_columns_stand_under_each_other_in_chinese_too() -> None:
+    assert table([["权重", "1"], ["KV", "22"]]) == ["权重   1", "KV    22"]
+
+
+def test_gpus_that_torch_cannot_use_are_said_with_the_verdict(on_gpus: Command, nvml_standin: Standin) -> None:
+    """Their memory is still told, and the card by its name has its own answer."""
+    nvml_standin.use("driver_535")
+    nvml_standin.write_torch("2.11.0+cu130", "13.0")
+    reason = "driver 535.104.05 runs CUDA up to 12.2"
+    code, out, said = on_gpus("fit", SMALL)
+    assert code == 1 and "fits on NVIDIA A40" in out and reason in said
+    code, found = on_gpus.json("fit", SMALL)
+    assert code == 1 and found["fits"] and reason in found["unused"]
+    code, found = on_gpus.json("fit", SMALL, "--gpu", "A40")
+    assert code == 0 and "unused" not in found
+    code, out, said = on_gpus("gpus")
+    assert code == 0 and "NVIDIA A40" in out and reason in said
+    code, found = on_gpus.json("gpus")
+    assert code == 0 and reason in found["unused"]
+    nvml_standin.write_torch("2.11.0+cu126", "12.6")
+    assert on_gpus.json("gpus")[1]["unused"] is None

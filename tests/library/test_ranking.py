@@ -1,0 +1,86 @@
+"""Which quantization is recommended for a card, and the list of newer models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import DeckError
+from core.gpu.known_gpus import lookup
+from core.hub.address import REPO
+from core.library import catalogue
+from core.library.ranking import best_choice
+from core.library.recommended import recommended_models
+from core.memory.fit import FitReport, card_from_table, check_fit
+
+
+def choices(repo: str, card: str, has_compiler: bool = True) -> list[tuple[Checkpoint, FitReport | DeckError]]:
+    planned = replace(card_from_table(lookup(card)), has_compiler=has_compiler)
+    found = [catalogue.checkpoint(entry) for entry in catalogue.entries() if entry.repo == repo]
+    return [(checkpoint, check_fit(checkpoint, [planned])) for checkpoint in found]
+
+
+def best(repo: str, card: str, has_compiler: bool = True) -> str | None:
+    listed = choices(repo, card, has_compiler)
+    place = best_choice(listed)
+    return None if place is None else listed[place][0].name.rpartition(":")[2]
+
+
+def test_where_all_fit_the_finest_on_the_fastest_kernel_is_recommended() -> None:
+    assert best("TheBloke/Llama-2-7B-Chat-GPTQ", "RTX 4090") == "gptq-4bit-32g-actorder_True"
+    assert best("TheBloke/Llama-2-70B-Chat-GPTQ", "H100") == "gptq-4bit-32g-actorder_True"
+
+
+def test_four_bit_on_the_fast_kernel_comes_before_eight_bit_on_another() -> None:
+    assert best("TheBloke/Llama-2-13B-chat-GPTQ", "A40") == "gptq-4bit-32g-actorder_True"
+
+
+def test_without_a_fast_kernel_more_bits_come_first() -> None:
+    """On a card that is too old for the engine's own."""
+    found = best("TheBloke/Llama-2-13B-chat-GPTQ", "Quadro RTX 8000", has_compiler=False)
+    assert found == "gptq-8bit-64g-actorder_True"
+
+
+def test_nothing_is_recommended_where_nothing_fits() -> None:
+    assert best("TheBloke/Llama-2-70B-Chat-GPTQ", "RTX 4090") is None
+    assert best_choice([]) is None
+
+
+def test_what_fits_is_recommended_before_what_is_finer_and_does_not() -> None:
+    listed = choices("TheBloke/Llama-2-7B-Chat-GPTQ", "RTX 4090")
+    refused = [
+        (checkpoint, replace(report, fits=False))
+        if isinstance(report, FitReport) and checkpoint.quantization.group_size == 32
+        else (checkpoint, report)
+        for checkpoint, report in listed
+    ]
+    place = best_choice(refused)
+    assert place is not None and refused[place][0].quantization.group_size == 64
+
+
+def test_a_full_context_comes_before_a_finer_quantization() -> None:
+    listed = [
+        (checkpoint, replace(report, max_context=4096 if checkpoint.quantization.group_size == 128 else 4095))
+        for checkpoint, report in choices("TheBloke/Llama-2-7B-Chat-GPTQ", "RTX 4090")
+        if isinstance(report, FitReport)
+    ]
+    place = best_choice(listed)
+    assert place is not None
+    assert (listed[place][0].quantization.group_size, listed[place][0].quantization.act_order) == (128, True)
+
+
+def test_a_checkpoint_that_no_kernel_takes_is_not_recommended() -> None:
+    listed = choices("TheBloke/Llama-2-7B-Chat-GPTQ", "RTX 4090")
+    place = best_choice([(checkpoint, DeckError("no_kernel")) for checkpoint, _ in listed[1:]] + listed[:1])
+    assert place == len(listed) - 1
+
+
+def test_the_newer_models_are_names_that_the_hub_can_have() -> None:
+    models = recommended_models()
+    assert len(models) == len({model.repo for model in models}) == 10
+    assert all(REPO.fullmatch(model.repo) and "/" in model.repo for model in models)
+    assert [model.billions for model in models] == sorted(model.billions for model in models)
+
+
+def test_the_newer_models_are_all_gptq() -> None:
+    assert all("gptq" in model.repo.lower() for model in recommended_models())

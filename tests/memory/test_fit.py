@@ -1,0 +1,355 @@
+"""The verdict: what fits, at which context, on which cards, and which contradictions a checkpoint's shape tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import CheckpointError, EngineError, InputError
+from core.common.i18n import catalogue as texts
+from core.common.i18n import translate
+from core.gpu.known_gpus import lookup
+from core.gpu.snapshot import Gpu, GpuProcess
+from core.library import catalogue
+from core.memory.fit import Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card, require_fit
+from core.memory.model_shape import read_shape
+from core.memory.plan import MIB
+
+if TYPE_CHECKING:
+    from tests.support.nvml_standin import Probe, Standin
+
+pytest_plugins = ("tests.support.nvml_standin",)
+
+AMPERE = (8, 6)
+SMALL = "Llama-2-7B-Chat-GPTQ"
+LARGE = "Llama-2-70B-Chat-GPTQ"
+
+
+def known(name: str, branch: str = "main") -> Checkpoint:
+    return catalogue.checkpoint(catalogue.find(name, branch))
+
+
+def card(total_mib: int, **changes: Any) -> Card:
+    return replace(empty_card("card", total_mib, AMPERE), **changes)
+
+
+def needed_mib(report: FitReport) -> int:
+    """The whole MiB that a card must have available for this verdict's plan."""
+    (plan,) = report.plans
+    return -(-plan.total // MIB)
+
+
+def test_the_margin_is_what_is_available_less_what_is_needed() -> None:
+    for total_mib in (4096, 8192, 24576):
+        report = check_fit(known(SMALL), [card(total_mib)])
+        assert report.available_mib == card(total_mib).available_mib
+        assert report.margin_mib == pytest.approx(report.available_mib - report.needed_mib)
+        assert report.fits == (report.margin_mib >= 0)
+
+
+def test_more_memory_never_makes_a_model_not_fit() -> None:
+    for chats in (1, 4):
+        verdicts = [check_fit(known(SMALL), [card(mib)], 2048, chats).fits for mib in range(3000, 16000, 250)]
+        assert verdicts == sorted(verdicts)
+        assert len(set(verdicts)) == 2
+
+
+def test_a_longer_context_never_makes_a_model_fit() -> None:
+    verdicts = [check_fit(known(SMALL), [card(6144)], context).fits for context in range(64, 4097, 64)]
+    assert verdicts == sorted(verdicts, reverse=True)
+    assert len(set(verdicts)) == 2
+
+
+@pytest.mark.parametrize("kernel", ["deck", "exllama_v2", "marlin", "triton"])
+@pytest.mark.parametrize("chats", [1, 3])
+def test_the_largest_context_fits_and_one_token_more_does_not(kernel: str, chats: int) -> None:
+    small = card(7000)
+    found = check_fit(known(SMALL), [small], 4096, chats, kernel).max_context
+    assert 0 < found < 4096
+    assert check_fit(known(SMALL), [small], found, chats, kernel).fits
+    assert not check_fit(known(SMALL), [small], found + 1, chats, kernel).fits
+
+
+def test_the_largest_context_is_never_above_the_models_own_limit() -> None:
+    assert check_fit(known(SMALL), [card(80_000)], 100).max_context == 4096
+
+
+def test_a_leaner_kernel_is_taken_only_where_the_faster_does_not_fit() -> None:
+    """On a card that is too old for the engine's own kernel, which is the fastest and the leanest."""
+    fast = check_fit(known(SMALL), [card(80_000, capability=(7, 5))])
+    assert fast.kernel == "exllama_v2"
+    reserved = card(8000).reserved_mib
+    enough = needed_mib(fast) + reserved
+    assert check_fit(known(SMALL), [card(enough, capability=(7, 5))]).kernel == "exllama_v2"
+    less = check_fit(known(SMALL), [card(enough - 1, capability=(7, 5))])
+    assert less.fits
+    assert less.kernel == "marlin"
+
+
+def test_without_a_compiler_only_what_needs_none_is_counted_on() -> None:
+    report = check_fit(known(SMALL), [card(24_576, has_compiler=False, capability=(7, 5))])
+    assert report.kernel == "triton"
+
+
+def test_a_kernel_that_was_refused_is_not_planned_with() -> None:
+    cards = [card(24_576)]
+    assert check_fit(known(SMALL), cards).kernel == "deck"
+    assert check_fit(known(SMALL), cards, without=["deck"]).kernel == "exllama_v2"
+    assert check_fit(known(SMALL), cards, without=["deck", "exllama_v2", "marlin"]).kernel == "triton"
+
+
+def test_what_does_not_fit_says_what_would_make_it_fit() -> None:
+    report = check_fit(known(SMALL), [card(8192)], 4096, 4)
+    assert report.reason == "context_too_long"
+    remedies = dict(report.remedies)
+    assert list(remedies) == ["shorter_context", "one_chat", "larger_card"]
+    assert check_fit(known(SMALL), [card(8192)], int(remedies["shorter_context"]["context"]), 4).fits
+    assert check_fit(known(SMALL), [card(8192)], int(remedies["one_chat"]["context"]), 1).fits
+    larger = card(int(remedies["larger_card"]["needed"]) + card(8192).reserved_mib)
+    assert check_fit(known(SMALL), [larger], 4096, 4, report.kernel).fits
+
+
+def test_weights_alone_too_large_leave_no_context() -> None:
+    report = check_fit(known(LARGE), [card(24_576)])
+    assert (report.fits, report.reason, report.max_context) == (False, "too_large", 0)
+    assert [name for name, _ in report.remedies] == ["larger_card"]
+
+
+def test_what_others_hold_counts_and_ending_them_is_a_remedy_only_where_that_helps() -> None:
+    free = check_fit(known(SMALL), [card(8192)])
+    busy = check_fit(known(SMALL), [card(8192, others_mib=4000)])
+    assert free.fits and not busy.fits
+    assert busy.available_mib == free.available_mib - 4000
+    assert ("end_others", {"others": 4000}) in busy.remedies
+    hopeless = check_fit(known(LARGE), [card(24_576, others_mib=4000)])
+    assert "end_others" not in dict(hopeless.remedies)
+
+
+def test_what_the_loaded_model_gives_back_counts_as_free() -> None:
+    held = card(8192, others_mib=6000, returning_mib=5900)
+    assert check_fit(known(SMALL), [held]).available_mib == card(8192).available_mib - 100
+    assert check_fit(known(SMALL), [held], 1024).fits
+
+
+def test_a_card_smaller_than_what_its_driver_keeps_has_nothing_available() -> None:
+    report = check_fit(known(SMALL), [card(100)])
+    assert (report.available_mib, report.fits) == (0, False)
+
+
+def test_two_cards_of_24_gb_take_70b_and_one_does_not() -> None:
+    one = card_from_table(lookup("RTX 3090"))
+    assert not check_fit(known(LARGE), [one]).fits
+    both = check_fit(known(LARGE), [one, one])
+    assert both.fits
+    assert len(both.plans) == 2
+    assert both.available_mib == 2 * one.available_mib
+    assert both.needed_mib == pytest.approx(both.plan.total / MIB, rel=0.001)
+    assert all(plan.total <= one.available_mib * MIB for plan in both.plans)
+
+
+def test_the_largest_context_over_several_cards_is_exact_too() -> None:
+    cards = [card(19_400), card(21_400)]
+    found = check_fit(known(LARGE), cards, 4096, 4).max_context
+    assert 0 < found < 4096
+    assert check_fit(known(LARGE), cards, found, 4).fits
+    assert not check_fit(known(LARGE), cards, found + 1, 4).fits
+
+
+def test_a_card_that_is_full_takes_no_part() -> None:
+    """The split once went over all cards: a third one without room for CUDA's context made two good ones not fit."""
+    good, full = card(24_576), card(24_576, others_mib=24_000)
+    for cards in ([good, good, full], [full, good, good], [good, full, good]):
+        report = check_fit(known(LARGE), cards)
+        assert report.fits
+        assert report.cards == (good, good)
+
+
+def test_a_model_that_fits_one_of_several_cards_stays_whole() -> None:
+    report = check_fit(known(SMALL), [card(4096), card(24_576, name="large")])
+    assert [one.name for one in report.cards] == ["large"]
+
+
+def test_a_kernel_that_was_asked_for_is_taken_where_another_card_takes_it() -> None:
+    old = card(24_576, capability=(6, 1))
+    report = check_fit(known(SMALL), [old, card(24_576, name="new")], kernel="marlin")
+    assert [one.name for one in report.cards] == ["new"]
+
+
+def test_three_bits_have_no_marlin() -> None:
+    checkpoint = known(LARGE, "gptq-3bit-128g-actorder_True")
+    with pytest.raises(InputError, match="marlin.*torch"):
+        check_fit(checkpoint, [card(80_000)], kernel="marlin")
+    assert check_fit(checkpoint, [card(80_000)]).kernel == "torch"
+
+
+def test_a_group_size_that_no_kernel_takes_is_said() -> None:
+    found = known(SMALL)
+    odd = replace(found, quantization=replace(found.quantization, group_size=48), tensors=without(found, "scales"))
+    with pytest.raises(EngineError, match="group 48"):
+        check_fit(replace(odd, tensors=without(odd, "qzeros")), [card(24_576)])
+
+
+@pytest.mark.parametrize("context", [-1, 4097, 10**15])
+def test_a_context_that_the_model_cannot_have_is_refused_with_its_limit(context: int) -> None:
+    with pytest.raises(InputError, match=f"4096.*{context}"):
+        check_fit(known(SMALL), [card(24_576)], context)
+
+
+@pytest.mark.parametrize("chats", [0, -1, 65])
+def test_a_number_of_chats_that_cannot_be_is_refused(chats: int) -> None:
+    with pytest.raises(InputError, match=str(chats)):
+        check_fit(known(SMALL), [card(24_576)], 2048, chats)
+
+
+def all_sentences() -> Iterator[tuple[str, dict[str, str | int | float]]]:
+    reports = [
+        check_fit(known(SMALL), [card(24_576)]),
+        check_fit(known(SMALL), [card(8192)], 4096, 4),
+        check_fit(known(SMALL), [card(8192, others_mib=4000)]),
+        check_fit(known(LARGE), [card(24_576)]),
+    ]
+    for report in reports:
+        yield report.reason, report.params
+        yield from report.remedies
+
+
+def test_every_reason_and_remedy_is_a_whole_sentence_in_both_languages() -> None:
+    seen = {name for name, _ in all_sentences()}
+    reasons = {"fits", "context_too_long", "too_large"}
+    assert seen == reasons | {"shorter_context", "one_chat", "end_others", "larger_card"}
+    for name, params in all_sentences():
+        for language in ("en", "zh"):
+            assert f"fit.{name}" in texts(language)
+            sentence = translate(language, f"fit.{name}", **params)
+            assert sentence[-1] in ".。" and "{" not in sentence
+
+
+def test_the_numbers_in_a_sentence_agree_with_each_other() -> None:
+    for total_mib in range(6000, 9000, 111):
+        params = check_fit(known(SMALL), [card(total_mib)]).params
+        assert params["margin"] == abs(int(params["available"]) - int(params["needed"]))
+
+
+def test_a_snapshot_becomes_a_card(nvml_standin: Standin, probe: Probe) -> None:
+    nvml_standin.use("two_4090")
+    desktop, full = (gpu_from(entry) for entry in probe.snapshot()["gpus"])
+    first, second = card_from_gpu(desktop), card_from_gpu(full)
+    assert (first.total_mib, first.reserved_mib, first.others_mib) == (24564, 513, 431)
+    assert first.available_mib == desktop.free_mib
+    assert second.available_mib == full.free_mib == 500
+    assert second.capability == (8, 9)
+
+
+def test_what_our_own_process_holds_comes_back(nvml_standin: Standin, probe: Probe) -> None:
+    nvml_standin.use("two_4090")
+    full = gpu_from(probe.snapshot()["gpus"][1])
+    ours = card_from_gpu(full, frozenset({999999903}))
+    assert ours.returning_mib == 18200
+    assert ours.available_mib == 500 + 18200
+
+
+def test_an_old_driver_that_tells_no_reserve_counts_it_with_the_others(nvml_standin: Standin, probe: Probe) -> None:
+    nvml_standin.use("half_supported")
+    gpu = gpu_from(probe.snapshot()["gpus"][0])
+    found = card_from_gpu(gpu)
+    assert found.reserved_mib == 0
+    assert found.available_mib == gpu.free_mib
+
+
+def gpu_from(entry: dict[str, Any]) -> Gpu:
+    """A probe's JSON as the value that it was."""
+    processes = tuple(GpuProcess(**process) for process in entry["processes"])
+    capability = entry["compute_capability"] and tuple(entry["compute_capability"])
+    return Gpu(**entry | {"processes": processes, "compute_capability": capability})
+
+
+def without(checkpoint: Checkpoint, part: str) -> dict[str, Any]:
+    return {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(f".{part}")}
+
+
+def with_config(**changes: Any) -> Checkpoint:
+    found = known(SMALL)
+    return replace(found, config=found.config | changes)
+
+
+def test_no_catalogue_entry_contradicts_its_tensors() -> None:
+    layers = {"7B": 32, "13B": 40, "70B": 80}
+    for entry in catalogue.entries():
+        assert read_shape(catalogue.checkpoint(entry)).num_layers == layers[entry.size]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_hidden_layers": 31}, ["31 layers", "32"]),
+        ({"num_hidden_layers": 33}, ["33 layers", "32"]),
+        ({"vocab_size": 32001}, ["vocab_size", "32001", "embed_tokens"]),
+        ({"hidden_size": 5120}, ["hidden_size", "5120", "embed_tokens"]),
+        ({"num_key_value_heads": 8}, ["num_key_value_heads", "8", "k_proj"]),
+        ({"intermediate_size": 11000}, ["intermediate_size", "11000", "gate_proj"]),
+        ({"num_hidden_layers": "32"}, ["num_hidden_layers"]),
+        ({"hidden_size": True}, ["hidden_size"]),
+        ({"vocab_size": 10**400}, ["vocab_size"]),
+        ({"num_attention_heads": None}, ["num_attention_heads"]),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors_is_refused(changes: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_shape(with_config(**changes))
+    assert all(word in str(caught.value) for word in named)
+
+
+@pytest.mark.parametrize(("name", "value"), [("bits", 8), ("bits", 3), ("group_size", 64), ("group_size", -1)])
+def test_a_quantization_that_contradicts_the_tensors_is_refused(name: str, value: int) -> None:
+    found = known(SMALL)
+    wrong: dict[str, Any] = {name: value}
+    with pytest.raises(CheckpointError, match=rf"{name} is {value}.*has the shape"):
+        read_shape(replace(found, quantization=replace(found.quantization, **wrong)))
+
+
+@pytest.mark.parametrize("shape", [(), (4096,), (1, 2, 3)])
+def test_a_matrix_of_no_two_sides_is_refused(shape: tuple[int, ...]) -> None:
+    """A qweight of one side once ended in an IndexError."""
+    found = known(SMALL)
+    name = "model.layers.0.mlp.down_proj.qweight"
+    tensors = found.tensors | {name: replace(found.tensors[name], shape=shape)}
+    with pytest.raises(CheckpointError, match="down_proj.qweight"):
+        read_shape(replace(found, tensors=tensors))
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1" * 10, "٣"], ids=["thousands", "ten", "arabic"])
+def test_a_layers_number_of_thousands_of_digits_is_none(number: str) -> None:
+    """Python refuses to read it, with an error that no page expects."""
+    found = known(SMALL)
+    more = {f"model.layers.{number}.x": replace(found.tensors["model.norm.weight"], shape=(0,))}
+    assert read_shape(replace(found, tensors=found.tensors | more)).num_layers == 32
+
+
+def test_a_text_config_that_is_no_object_is_not_looked_into() -> None:
+    assert read_shape(with_config(text_config=[1])) == read_shape(known(SMALL))
+
+
+@pytest.mark.parametrize(("total_mib", "key"), [(3000, "load_too_large"), (5600, "load_context_too_long")])
+def test_a_load_that_does_not_fit_is_refused_with_its_numbers_unless_forced(total_mib: int, key: str) -> None:
+    with pytest.raises(EngineError) as refused:
+        require_fit(known(SMALL), [card(total_mib)], 4096, 1, None, force=False)
+    assert refused.value.key == key
+    assert refused.value.params["needed"] > refused.value.params["available"]
+    assert f"{refused.value.params['needed']} MiB" in str(refused.value)
+    assert not require_fit(known(SMALL), [card(total_mib)], 4096, 1, None, force=True).fits
+
+
+def test_a_load_that_fits_takes_the_kernel_of_the_verdict() -> None:
+    report = require_fit(known(SMALL), [card(24000)], 4096, 1, None, force=False)
+    assert report.fits and report.kernel == check_fit(known(SMALL), [card(24000)], 4096, 1).kernel
+
+
+def test_steps_are_captured_where_there_is_room_and_never_decide_whether_it_fits() -> None:
+    smallest = next(mib for mib in range(5000, 8000, 10) if check_fit(known(SMALL), [card(mib)]).fits)
+    tight, roomy = (check_fit(known(SMALL), [card(mib)]) for mib in (smallest, smallest + 500))
+    assert roomy.captured and roomy.plan.graphs > 0 and roomy.plan.pool > 0
+    assert tight.fits and not tight.captured and tight.plan.graphs == tight.plan.pool == 0

@@ -1,0 +1,202 @@
+"""This machine's engine and another server's as one: which of them answers, and what is kept of the choice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from core.chat.model_prompt import read_reader
+from core.chat.modes import Names, Style
+from core.chat.template import Turn
+from core.chat.truncation import Pieces
+from core.engine.process import Worker
+from core.engine.protocol import Conversation, Sampling
+from core.engine.runner import Runner
+from core.remote.connection import Pace
+from core.remote.engine import RemoteEngine
+from core.remote.router import Engines
+from core.remote.selection import Choice, choice_path, read_choice, write_choice
+from tests.support.checkpoints import make_checkpoint
+from tests.support.openai_standin import OpenAiStandin
+
+WAIT_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "models"))
+    make_checkpoint(tmp_path / "models" / "tiny")
+    return tmp_path / "models" / "tiny"
+
+
+@pytest.fixture
+def engines() -> Iterator[Engines]:
+    made = Engines(Runner("tests.support.fake_worker"), RemoteEngine(pace=Pace(0.1, 0.05, 0.1)))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def server() -> Iterator[OpenAiStandin]:
+    with OpenAiStandin() as standin:
+        yield standin
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """For what another thread does with no event to wait for."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_the_one_that_was_chosen_last_answers_and_the_other_is_let_go(
+    engines: Engines, server: OpenAiStandin, folder: Path
+) -> None:
+    engines.load(folder)
+    assert engines.wait_while_loading(WAIT_S).model == "tiny"
+    pid = engines.worker_pid
+    running = engines.generate("forever", Sampling())
+    engines.connect(Choice(server.url, "small"))
+    assert engines.wait_while_loading(WAIT_S).model == "small" and engines.worker_pid is None
+    assert running.wait(WAIT_S) and running.error is not None and running.error.key == "answer_model_unloaded"
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+    answer = engines.generate("Once", Sampling())
+    assert answer.wait(WAIT_S) and answer.text == "Hello from there"
+    engines.load(folder)
+    assert engines.wait_while_loading(WAIT_S).server is None and engines.choice is None and read_choice() is None
+
+
+def test_a_choice_outlives_the_process(engines: Engines, server: OpenAiStandin) -> None:
+    engines.connect(Choice(server.url, "small", 2048))
+    engines.close()
+    again = Engines(Runner("tests.support.fake_worker"))
+    again.follow_choice()
+    wait_until(lambda: again.state.phase == "ready")
+    assert again.state.facts is not None and again.state.facts.context_tokens == 2048
+    again.unload()
+    assert again.state.phase == "empty" and read_choice() is None
+    again.close()
+
+
+def test_what_another_process_chooses_is_taken_up_and_given_back(engines: Engines, server: OpenAiStandin) -> None:
+    engines.follow_choice()
+    write_choice(Choice(server.url, "small"))
+    wait_until(lambda: engines.state.phase == "ready")
+    assert engines.state.server == f"127.0.0.1:{server.port}"
+    write_choice(None)
+    wait_until(lambda: engines.state.phase == "empty")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"address": 5, "model": "x"}', '{"x": 1}', "null", '"text"',
+                                  '{"address": "http://h", "model": "m", "context_tokens": "many"}'])  # fmt: skip
+def test_a_choice_that_cannot_be_read_is_none(text: str) -> None:
+    choice_path().parent.mkdir(parents=True)
+    choice_path().write_text(text, "utf-8")
+    assert read_choice() is None
+
+
+def test_a_chat_over_a_server_is_put_to_it_as_turns_and_a_notebook_as_text(
+    engines: Engines, server: OpenAiStandin
+) -> None:
+    assert read_reader(engines) is None
+    engines.connect(Choice(server.url, "small"))
+    engines.wait_while_loading(WAIT_S)
+    reader = read_reader(engines)
+    assert reader is not None and reader.folder is None and reader.counter.is_exact
+    names = Names("Kim", "Ada")
+    pieces = Pieces((Turn(role="user", content="Hi"),), system="Be kind.", start="Well")
+    prompt = Style("chat-instruct", reader.template, names).render(pieces)
+    assert isinstance(prompt, Conversation) and prompt.is_open
+    assert [role for role, _ in prompt.turns] == ["system", "user", "assistant"]
+    assert prompt.turns[0][1].endswith("Be kind.") and prompt.turns[2][1] == "Well"
+    assert reader.count_prompt(prompt) == server.behaviour.count
+    line = Style("instruct", reader.template, names).render(Pieces(pieces.history, voice="user"))
+    assert isinstance(line, Conversation) and line.is_open and line.turns[-1][0] == "user"
+    plain = Style("chat", reader.template, names).render(pieces)
+    assert not isinstance(plain, Conversation) and plain.endswith("Ada: Well")
+
+
+def test_two_chats_that_read_alike_are_counted_apart(engines: Engines, server: OpenAiStandin) -> None:
+    engines.connect(Choice(server.url, "small"))
+    engines.wait_while_loading(WAIT_S)
+    one = Conversation([("user", "a\n\nassistant: b")], is_open=True)
+    other = Conversation([("user", "a"), ("assistant", "b")], is_open=True)
+    assert one == other
+    engines.remote.count_prompt(one)
+    engines.remote.count_prompt(other)
+    assert len(server.asked("/tokenize")) == 2
+
+
+def test_a_choice_that_cannot_be_taken_up_does_not_end_the_thread_that_follows(
+    engines: Engines, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Event()
+
+    def fail(choice: Choice) -> None:
+        tried.set()
+        raise RecursionError
+
+    engines.follow_choice()
+    with monkeypatch.context() as patch:
+        patch.setattr(engines.remote, "connect", fail)
+        write_choice(Choice(server.url, "small"))
+        assert tried.wait(WAIT_S)
+    write_choice(Choice(server.url, "small", 1024))
+    wait_until(lambda: engines.state.phase == "ready")
+
+
+def test_the_way_out_is_open_while_another_tab_ends_an_engine_that_hangs(
+    engines: Engines, server: OpenAiStandin, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.load(folder)
+    assert engines.wait_while_loading(WAIT_S).phase == "ready"
+    ends, may_end = threading.Event(), threading.Event()
+    end = Worker.end
+
+    def slow(worker: Worker) -> None:
+        ends.set()
+        may_end.wait(WAIT_S)
+        end(worker)
+
+    monkeypatch.setattr(Worker, "end", slow)
+    unloading = threading.Thread(target=engines.unload)
+    unloading.start()
+    assert ends.wait(WAIT_S)
+    # Nothing of this waits for the process.
+    assert engines.state.phase == "empty" and engines.running_answers == [] and engines.silent_s == 0.0
+    engines._take_up(None)
+    connecting = threading.Thread(target=engines.connect, args=(Choice(server.url, "small"),))
+    connecting.start()
+    wait_until(lambda: engines.state.phase == "ready" and engines.state.server is not None)
+    may_end.set()
+    for thread in (unloading, connecting):
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+def test_a_model_on_another_server_has_no_silence_of_this_machines_engine(
+    engines: Engines, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.connect(Choice(server.url, "small"))
+    monkeypatch.setattr(Runner, "silent_s", 9.0)
+    assert engines.silent_s == 0.0
+    engines.unload()
+    assert engines.silent_s == 9.0
+
+
+def test_a_chat_that_was_meant_for_a_server_can_be_read_by_this_machines_engine(engines: Engines, folder: Path) -> None:
+    """A model was loaded here meanwhile: the worker could not read that kind of text, and heard nothing any more."""
+    engines.load(folder)
+    assert engines.wait_while_loading(WAIT_S).phase == "ready"
+    answer = engines.generate(Conversation([("user", "hello")], is_open=False), Sampling())
+    assert answer.wait(WAIT_S) and answer.reason == "end" and "hello" in answer.text

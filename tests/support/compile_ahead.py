@@ -1,0 +1,78 @@
+"""Compiles kernels into the caches that the GPU tests read, in a process of its own; knows no test.
+
+`python -m tests.support.compile_ahead 2 8` takes the third of eight shares of the engine's own kernels. With
+`marlin` or `exllama_v2` it compiles that one, and then waits until its input ends, so that what it holds of the GPU
+stays the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+
+import torch
+
+# Heads, key heads and a head's size: of the models that are loaded, and of those whose attention alone is tried.
+MODEL_HEADS = [((8, 8), 64), ((8, 2), 64), ((8, 1), 64), ((4, 2), 128)]
+ATTENTION_HEADS = [((8, 8), 128), ((16, 2), 128), ((32, 2), 128), ((7, 1), 64), ((12, 4), 64), ((4, 2), 256)]
+VOCABULARIES = (384, 500, 32000, 151936, 262144)
+# The tests go first, and what they need next before what they need last.
+NICENESS, LIBRARY_NICENESS = 5, 15
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+def own_kernels(device: torch.device) -> list[Callable[[], object]]:
+    """Each kind of kernel that the tests use, as what makes it; those that take long come first."""
+    from core.worker.kernels.decode_attention import SHARES, RowKernels
+    from core.worker.kernels.sampling_kernel import drawing_for
+    from core.worker.kernels.w4_prefill import PromptKernels
+    from core.worker.kernels.w4_small_batch import DeckKernels
+
+    is_hopper = torch.cuda.get_device_capability(device) >= (9, 0)
+    kinds = list(product(DTYPES, (128, 64, 32, -1), (False, True)))
+    made: list[Callable[[], object]] = [partial(few_rows, DeckKernels, *kind, device) for kind in kinds]
+    if is_hopper:
+        made += [partial(PromptKernels, *kind, device) for kind in kinds]
+    made += [partial(RowKernels, dtype, *heads, 4, device) for dtype in DTYPES for heads in MODEL_HEADS]
+    made += [partial(RowKernels, torch.float16, *heads, 4, device) for heads in ATTENTION_HEADS]
+    for heads, blocks, clusters in product(ATTENTION_HEADS, SHARES, (True, False) if is_hopper else (False,)):
+        made.append(partial(RowKernels, torch.float16, *heads, 4, device, (blocks,), clusters))
+    made += [partial(drawing_for, dtype, vocabulary, device) for dtype in DTYPES for vocabulary in VOCABULARIES]
+    return made
+
+
+def few_rows(make: Callable[..., object], *kind: object) -> None:
+    """With 8 warps and with 16, which one row is multiplied with."""
+    made = make(*kind)
+    made._compile(16)  # type: ignore[attr-defined]
+
+
+def compile_library(name: str) -> None:
+    os.nice(LIBRARY_NICENESS)
+    torch.zeros(1, device="cuda")
+    if name == "marlin":
+        from gptqmodel.utils.marlin import marlin_runtime_available
+
+        marlin_runtime_available(torch.float16)
+    else:
+        from gptqmodel.utils.exllamav2 import exllamav2_gptq_runtime_available
+
+        exllamav2_gptq_runtime_available()
+    sys.stdin.read()
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) == 1:
+        compile_library(arguments[0])
+        return
+    os.nice(NICENESS)
+    share, of = map(int, arguments)
+    for make in own_kernels(torch.device("cuda", 0))[share::of]:
+        make()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

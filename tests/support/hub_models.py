@@ -1,0 +1,39 @@
+"""What the tests of downloads share: a model that is large enough to be cut, and short patience."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from core.hub.address import parse_address
+from core.hub.retry import Limits
+from core.hub.source import Source
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.hub_standin import HubStandin
+
+REPO = "some/tiny-GPTQ"
+FOLDER = "some_tiny-GPTQ"
+WEIGHTS = "model.safetensors"
+MIB = 1 << 20
+# A person waits a minute for a network that comes back; a test does not.
+QUICK = Limits(connect_s=5.0, stall_s=0.3, tries=4, look_tries=2, first_wait_s=0.01, longest_wait_s=0.02)
+
+
+def make_model(folder: Path, num_mib: int = 3, seed: int = 0) -> None:
+    """A checkpoint whose weights have `num_mib` MiB and a little more, of which most is filling."""
+    make_checkpoint(folder, Recipe(num_layers=1, seed=seed))
+    filling = np.random.default_rng(seed).integers(0, 256, num_mib * MIB, dtype=np.uint8)
+    save_file(load_file(folder / WEIGHTS) | {"filling": filling}, folder / WEIGHTS)
+
+
+def source_at(hub: HubStandin, name: str = REPO) -> Source:
+    return Source(parse_address(name), hub.url)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file that is no record, by name."""
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

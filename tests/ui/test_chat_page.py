@@ -1,0 +1,452 @@
+"""The chat page in the ways that people use it: characters, settings, the list, the notebook, what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core.chat.records import CopiedChat, CopiedMessage
+from core.chat.schema import MIGRATIONS
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.damaged import TOO_HARD, damage, giving_up
+from tests.support.widgets import has, named
+from tests.ui.test_pages import (
+    TEMPLATE,
+    WAIT_S,
+    ask,
+    click,
+    finish,
+    last_answer,
+    last_message,
+    load,
+    models,
+    open_tab,
+    run,
+    words,
+)
+from ui.chat.session import EDIT_KEY
+from ui.shared import resources
+
+__all__ = ["models"]
+ADA = """name: Ada
+greeting: Good morning, {{user}}.
+alternate_greetings: [Good evening.]
+context: Ada knows machines.
+"""
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with room for a character."""
+    folder = tmp_path_factory.mktemp("roomy") / "tiny"
+    make_checkpoint(folder, Recipe(context_tokens=2048))
+    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    return folder
+
+
+@pytest.fixture
+def ada(models: Path, tmp_path: Path) -> str:
+    folder = tmp_path / "characters"
+    folder.mkdir()
+    (folder / "Ada.yaml").write_text(ADA, "utf-8")
+    return "Ada"
+
+
+def open_chat(model: str = "tiny", **query: str) -> AppTest:
+    load(open_tab(), model)
+    return open_tab("3_Chat", query=query)
+
+
+def history() -> list[tuple[str, str]]:
+    return [(message.role, message.text) for message in resources.chat_store().read(1).messages]
+
+
+def add_chat(num_messages: int) -> int:
+    messages = [
+        CopiedMessage(
+            place - 1 if place else None,
+            "assistant" if place % 2 else "user",
+            f"message {place}" + " seven" * (place == 7),
+            1.0,
+        )
+        for place in range(num_messages)
+    ]
+    return resources.chat_store().add(CopiedChat(tuple(messages), "long"))
+
+
+def restart() -> None:
+    """What a new process finds: everything that is not on the disk is gone."""
+    resources.recorder().close()
+    resources.chat_file().close()
+    for accessor in (resources.asker, resources.recorder, resources.chat_file):
+        accessor.clear()  # type: ignore[attr-defined]
+
+
+def test_a_character_of_the_address_greets_and_nothing_is_kept_yet(ada: str) -> None:
+    tab = open_chat("tiny", chat="new", character=ada)
+    assert tab.header[0].value == "Ada" and "Good morning, You." in words(tab)
+    assert resources.chat_store().count() == 0 and "character" not in tab.query_params
+
+
+def test_another_greeting_can_be_chosen_and_is_the_first_message(ada: str) -> None:
+    tab = click(open_chat("tiny", chat="new", character=ada), "version_after_-1")
+    assert "Good evening." in words(tab)
+    finish(ask(tab, "hello"))
+    assert history()[:2] == [("assistant", "Good evening."), ("user", "hello")]
+    info = resources.chat_store().info(1)
+    assert (info.mode, info.character) == ("chat-instruct", "Ada")
+    assert len(resources.chat_store().read(1).messages[0].versions) == 2
+
+
+def test_a_character_that_is_gone_is_said_and_the_chat_goes_on(ada: str, tmp_path: Path) -> None:
+    tab = open_chat("tiny", chat="new", character=ada)
+    finish(ask(tab, "hello"))
+    (tmp_path / "characters" / "Ada.yaml").unlink()
+    assert "Ada is not in your collection" in run(tab).warning[0].value
+    finish(ask(tab, "still there?"))
+    assert history()[-1] == ("assistant", "You said: still there? ")
+
+
+def test_a_base_model_opens_as_a_notebook_that_goes_on_and_back(models: Path, checkpoint: Path) -> None:
+    (models / "base").mkdir()
+    for path in checkpoint.iterdir():
+        if "template" not in path.name:
+            (models / "base" / path.name).symlink_to(path)
+    tab = open_chat("base")
+    assert tab.header[0].value == "New notebook" and not tab.chat_input
+    named(tab.text_area, "notebook_text").set_value("words=3 ")
+    click(run(tab), "notebook_go")
+    finish(tab)
+    assert named(tab.text_area, "notebook_text").value == "words=3 one two three "
+    click(tab, "notebook_undo")
+    assert named(tab.text_area, "notebook_text").value == "words=3 "
+    click(tab, "notebook_redo")
+    assert named(tab.text_area, "notebook_text").value == "words=3 one two three "
+
+
+def test_chats_and_the_question_that_waits_are_there_after_a_restart(models: Path) -> None:
+    tab = ask(open_chat(), "forever")
+    assert last_answer().wait_for_text(20, WAIT_S)
+    ask(tab, "my next question")
+    restart()
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    finish(tab)
+    assert [text for role, text in history() if role == "user"] == ["forever", "my next question"]
+    assert history()[-1][1] == "You said: my next question "
+
+
+def test_a_question_that_waits_can_be_taken_back(models: Path) -> None:
+    tab = ask(open_chat(), "forever")
+    click(ask(tab, "my next question"), "chat_take_back")
+    assert resources.chat_store().info(1).draft == "" and "Asked as soon as" not in words(tab)
+    assert named(tab.chat_input, "chat_input").value == "my next question"
+
+
+def test_what_another_tab_said_meanwhile_is_not_talked_over(models: Path) -> None:
+    first = open_chat()
+    finish(ask(first, "one"))
+    second = open_tab("3_Chat", query={"chat": "1"})
+    finish(ask(second, "two"))
+    ask(first, "three")
+    assert "went on meanwhile" in first.error[0].value and len(history()) == 4
+    assert named(first.chat_input, "chat_input").value == "three"
+    finish(ask(first, "three"))
+    assert len(history()) == 6
+
+
+def test_a_preset_is_a_chats_own_and_can_be_the_models(models: Path) -> None:
+    tab = open_chat()
+    named(tab.selectbox, "sampling_preset").set_value("precise")
+    assert named(run(tab).slider, "sampling_temperature").value == 0.3
+    finish(ask(tab, "settings"))
+    assert last_message().text.startswith("Sampling(temperature=0.3, top_p=0.85, top_k=40")
+    assert named(click(tab, "chat_new").slider, "sampling_temperature").value == 0.7
+    click(click(tab, "chat_open_1"), "sampling_default")
+    assert named(click(tab, "chat_new").slider, "sampling_temperature").value == 0.3
+
+
+def test_settings_can_be_saved_under_a_name_and_the_deletion_taken_back(models: Path) -> None:
+    tab = open_chat()
+    named(tab.slider, "sampling_temperature").set_value(1.2)
+    named(run(tab).text_input, "sampling_name").set_value("mine")
+    click(tab, "sampling_save")
+    assert named(tab.selectbox, "sampling_preset").value == "mine"
+    assert resources.presets().get("mine").values["temperature"] == 1.2
+    click(tab, "sampling_delete")
+    assert named(tab.slider, "sampling_temperature").value == 1.2
+    assert named(tab.text_input, "sampling_name").value == "mine"
+    assert named(click(tab, "sampling_save").selectbox, "sampling_preset").value == "mine"
+
+
+def test_an_impossible_value_is_refused_with_its_range(models: Path) -> None:
+    tab = open_chat()
+    named(tab.number_input, "sampling_top_k").set_value(-3)
+    run(tab)
+    assert "0" in tab.error[0].value and "1000000" in tab.error[0].value.replace(",", "")
+    assert named(tab.number_input, "sampling_top_k").value == 0
+
+
+def test_an_edited_message_stays_in_its_place_and_a_question_can_be_asked_anew(models: Path) -> None:
+    tab = open_chat()
+    finish(ask(tab, "hello"))
+    question = resources.chat_store().read(1).messages[0].id
+    tab.session_state[EDIT_KEY] = question
+    run(tab).text_area(key=f"chat_edit_{question}").set_value("good day")
+    click(tab, "chat_edit_save")
+    assert [text for _, text in history()] == ["good day", "You said: hello "]
+    question = resources.chat_store().read(1).messages[0].id
+    tab.session_state[EDIT_KEY] = question
+    run(tab).text_area(key=f"chat_edit_{question}").set_value("bye")
+    finish(click(tab, "chat_edit_ask"))
+    assert [text for _, text in history()] == ["bye", "You said: bye "]
+    assert "2/2" in words(tab) or "3/3" in words(tab)
+
+
+def test_an_answer_has_versions_to_flip_through_and_can_go_on(models: Path) -> None:
+    tab = open_chat()
+    finish(ask(tab, "hello"))
+    first = last_message().id
+    finish(click(tab, "chat_regenerate"))
+    assert "2/2" in words(tab)
+    click(tab, f"version_before_{last_message().id}")
+    assert last_message().id == first and "1/2" in words(tab)
+    finish(click(tab, "chat_go_on"))
+    assert last_message().id == first and last_message().text == "You said: helloYou said: hello "
+
+
+def test_a_reply_starts_with_given_words_once(models: Path) -> None:
+    tab = open_chat()
+    named(tab.text_area, "chat_start").set_value("Sure: ")
+    finish(ask(run(tab), "hello"))
+    assert history()[-1][1] == "Sure:You said: hello "
+    finish(ask(tab, "again"))
+    assert history()[-1][1] == "You said: again "
+
+
+def test_my_line_is_written_into_the_input(models: Path) -> None:
+    tab = open_chat()
+    finish(ask(tab, "hello"))
+    click(tab, "chat_my_line")
+    if line := resources.asker().line(1):  # Else it was finished at once.
+        assert line.answer.wait(WAIT_S)
+        run(tab)
+    assert named(tab.chat_input, "chat_input").value == "You said:" and len(history()) == 2
+
+
+def test_a_chat_is_renamed_pinned_and_its_deletion_undone(models: Path) -> None:
+    tab = open_chat()
+    finish(ask(tab, "hello"))
+    finish(ask(click(tab, "chat_new"), "second"))
+    named(click(tab, "chat_open_1").text_input, "chat_title").set_value("My *own* title")
+    named(run(tab).toggle, "chat_pin").set_value(True)
+    run(tab)
+    assert tab.header[0].value == "My \\*own\\* title"
+    assert [info.title for info in resources.chat_store().chats()] == ["My *own* title", "second"]
+    click(tab, "chat_delete")
+    assert tab.header[0].value == "New chat" and resources.chat_store().count() == 1
+    click(tab, "chat_undo")
+    assert tab.header[0].value == "My \\*own\\* title" and resources.chat_store().count() == 2
+
+
+def test_speed_under_answers_can_be_switched_off(models: Path) -> None:
+    tab = open_chat()
+    finish(ask(tab, "hello"))
+    assert "tokens/s" in words(tab)
+    named(tab.toggle, "chat_speed").set_value(False)
+    assert "tokens/s" not in words(run(tab)) and "tokens/s" not in words(open_tab("3_Chat", query={"chat": "1"}))
+
+
+def test_search_finds_a_message_and_leads_to_it(models: Path) -> None:
+    number = add_chat(60)
+    tab = open_tab("3_Chat")
+    assert tab.header[0].value == "New chat"
+    tab.text_input(key="chat_search").set_value("SEVEN")
+    click(run(tab), "chat_hit")
+    assert tab.query_params["chat"] == [str(number)] or tab.query_params["chat"] == str(number)
+    assert "message 7 seven" in [text.value for text in [*tab.text, *tab.markdown]]
+    tab.text_input(key="chat_search").set_value("nothing like it")
+    assert "Nothing found" in words(run(tab))
+
+
+def test_a_long_chat_shows_its_end_and_more_on_request(models: Path) -> None:
+    add_chat(100)
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    assert len(tab.chat_message) == 20
+    assert len(click(tab, "chat_earlier").chat_message) == 40
+
+
+def test_a_long_list_pages(models: Path) -> None:
+    for _ in range(60):
+        add_chat(1)
+    tab = open_tab("3_Chat")
+    opened = [button.key for button in tab.button if str(button.key).startswith("chat_open")]
+    assert len(opened) == 25
+    click(tab, "chat_list_more")
+    assert len([button for button in tab.button if str(button.key).startswith("chat_open")]) == 50
+
+
+def test_the_page_shows_where_the_models_memory_begins(models: Path) -> None:
+    add_chat(100)
+    tab = open_chat("tiny", chat="1")
+    for _ in range(5):
+        if has(tab.button, "chat_earlier"):
+            click(tab, "chat_earlier")
+    assert "memory begins here" in words(tab) and "/ 2,048" in words(tab)
+
+
+def test_a_question_too_long_is_a_sentence_and_comes_back(models: Path) -> None:
+    tab = ask(open_chat(), "long " * 2500)
+    assert "tokens long" in tab.error[0].value and resources.chat_store().count() == 0
+    assert named(tab.chat_input, "chat_input").value == "long " * 2500
+
+
+def test_a_history_that_cannot_be_used_is_a_sentence(models: Path, tmp_path: Path) -> None:
+    open_tab("3_Chat")
+    restart()
+    path = tmp_path / "data" / "chats.sqlite3"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 999")
+    db.close()
+    tab = open_tab("3_Chat")
+    assert "newer" in tab.error[0].value and not open_tab().exception
+    with sqlite3.connect(path) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    db.close()
+    assert not run(tab).error
+
+
+def test_an_import_says_what_is_wrong_and_takes_the_rest(models: Path) -> None:
+    tab = open_tab("3_Chat")
+    old = {"internal": [["hi", "hello there"]], "visible": [["hi", "hello there"]]}
+    tab.file_uploader(key="chat_import_files_0").set_value(
+        [("good.json", json.dumps(old).encode(), "application/json"), ("bad.json", b"[1, 2]", "application/json")]
+    )
+    run(tab)
+    assert tab.header[0].value == "hi" and "no chat that LlamaDeck reads" in tab.error[0].value
+    assert history() == [("user", "hi"), ("assistant", "hello there")]
+
+
+def test_fifty_thousand_characters_are_shown(models: Path) -> None:
+    messages = (CopiedMessage(None, "user", "word " * 10_000, 1.0), CopiedMessage(0, "assistant", "x" * 50_000, 1.0))
+    resources.chat_store().add(CopiedChat(messages, "w" * 200))
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    assert len(tab.chat_message) == 2
+
+
+def test_a_question_that_the_tokenizer_panics_at_is_a_sentence_and_comes_back(models: Path, checkpoint: Path) -> None:
+    (models / "tiny").unlink()
+    shutil.copytree(checkpoint, models / "tiny")
+    damage(models / "tiny", giving_up)
+    tab = ask(open_chat(), TOO_HARD)
+    assert not tab.exception and "retry-limit" in tab.error[0].value
+    assert named(tab.chat_input, "chat_input").value == TOO_HARD
+
+
+def test_a_question_comes_back_from_whatever_nobody_foresaw(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = open_chat()
+    with monkeypatch.context() as patch:
+        patch.setattr("ui.chat.actions.prepare", lambda *_, **__: {}["a bug"])
+        ask(tab, "My only copy.")
+    assert "KeyError" in tab.error[0].value
+    assert named(tab.chat_input, "chat_input").value == "My only copy."
+
+
+# One thing's in another's -----------------------------------------------------------------------------------------
+
+
+def test_settings_that_two_tabs_change_at_once_all_stay(models: Path) -> None:
+    finish(ask(open_chat(), "hello"))
+    one, other = (open_tab("3_Chat", query={"chat": "1"}) for _ in range(2))
+    named(one.slider, "sampling_temperature").set_value(1.2)
+    named(other.number_input, "sampling_top_k").set_value(7)
+    run(one)
+    run(other)
+    assert resources.chat_store().info(1).settings["sampling"] == {"temperature": 1.2, "top_k": 7}
+
+
+def test_another_mode_leaves_the_character_that_another_tab_chose(ada: str) -> None:
+    finish(ask(open_chat(), "hello"))
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    resources.chat_store().set_character(1, "Ada")
+    named(tab.selectbox, "chat_mode").set_value("chat")
+    run(tab)
+    info = resources.chat_store().info(1)
+    assert (info.mode, info.character) == ("chat", "Ada")
+
+
+def test_a_title_that_another_tab_gave_is_not_written_over(models: Path) -> None:
+    finish(ask(open_chat(), "hello"))
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    resources.chat_store().rename(1, "Theirs")
+    named(tab.text_input, "chat_title").set_value("Mine")
+    assert "not written over it (Mine" in run(tab).error[0].value
+    assert resources.chat_store().info(1).title == "Theirs"
+    named(tab.text_input, "chat_title").set_value("Mine, knowing theirs")
+    run(tab)
+    assert resources.chat_store().info(1).title == "Mine, knowing theirs"
+
+
+@pytest.mark.parametrize("step", ["sampling_save", "sampling_delete"])
+def test_a_preset_that_another_tab_saved_is_neither_written_over_nor_deleted(models: Path, step: str) -> None:
+    resources.presets().save("mine", {"temperature": 0.9})
+    resources.chat_store().create("instruct", settings={"preset": "mine"})
+    tab = open_chat(chat="1")
+    named(tab.text_input, "sampling_name").set_value("mine")
+    run(tab)
+    resources.presets().save("mine", {"temperature": 0.1})
+    assert "saved or changed elsewhere" in click(tab, step).error[0].value
+    assert resources.presets().get("mine").values == {"temperature": 0.1}
+    assert resources.chat_store().info(1).settings == {"preset": "mine"}
+
+
+def test_what_a_new_chat_was_given_is_in_no_other_new_chat(ada: str) -> None:
+    tab = open_chat(chat="new")
+    named(tab.text_area, "chat_system").set_value("Of the first.")
+    named(tab.selectbox, "chat_character").set_value("Ada")
+    finish(ask(run(tab), "hello"))
+    assert resources.chat_store().info(1).settings["system"] == "Of the first."
+    finish(ask(click(tab, "chat_new"), "hello again"))
+    info = resources.chat_store().info(2)
+    assert info.character == "" and "system" not in info.settings
+
+
+def test_a_step_of_a_chat_that_was_left_is_taken_in_it(models: Path) -> None:
+    """The browser sends both at once where the page is slow: the way to another chat, and what was typed before it."""
+    finish(ask(open_chat(), "first"))
+    ask(open_tab("3_Chat", query={"chat": "new"}), "second")
+    resources.recorder().wait(last_message(2).id, WAIT_S)
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    named(tab.chat_input, "chat_input").set_value("for the first")
+    named(tab.text_area, "chat_system").set_value("Of the first.")
+    tab.button(key="chat_open_2").click()
+    finish(run(tab))
+    assert [one.text for one in resources.chat_store().read(1).messages if one.role == "user"] == [
+        "first", "for the first"]  # fmt: skip
+    assert resources.chat_store().info(1).settings["system"] == "Of the first."
+    assert "system" not in resources.chat_store().info(2).settings
+    assert len(resources.chat_store().read(2).messages) == 2
+
+
+def test_a_tab_that_somebody_else_goes_on_with_holds_nothing_of_the_one_before(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tab = open_chat(chat="new")
+    named(tab.text_area, "chat_system").set_value("Of Ann alone.")
+    run(tab)
+    monkeypatch.setattr("ui.shared.people.person", lambda: "bob")
+    assert named(run(tab).text_area, "chat_system").value == ""
+
+
+def test_a_question_at_the_address_of_a_deleted_chat_begins_another_that_is_shown(models: Path) -> None:
+    finish(ask(open_chat(), "first"))
+    resources.chat_store().delete_chat(1)
+    tab = open_tab("3_Chat", query={"chat": "1"})
+    finish(ask(tab, "a new one"), 2)
+    assert "You said: a new one" in words(tab) and tab.query_params["chat"] == "2"
+    resources.chat_store().restore_chat(1)
+    assert len(resources.chat_store().read(1).messages) == 2

@@ -1,0 +1,215 @@
+"""The verdict on the pages Load Model, Download and Home, with GPUs of the stand-in driver."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.dashboard import make_hollow_model
+from ui.load.bar import Part, bar_html
+from ui.load.gauge import context_choices
+
+if TYPE_CHECKING:
+    from tests.support.nvml_standin import Standin
+
+pytest_plugins = ("tests.support.nvml_standin",)
+
+# Each page runs in a process of its own, because a process keeps the driver's library that it has loaded once.
+PRELUDE = """
+import json, re, serve
+from tests.ui.test_pages import *
+def read(tab):
+    html = "".join(element.proto.body for element in tab.get("html"))
+    rows = re.sub("<tr>", chr(10), re.sub("</t[dh]><t[dh][^>]*>", " | ", html))
+    return words(tab) + chr(10) + re.sub("<[^>]+>", "", rows)
+def tell(value):
+    resources.runner().unload()
+    resources.monitor().stop()
+    print(json.dumps(value))
+"""
+
+
+@pytest.fixture(scope="session")
+def hollow_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hollow")
+    for size in ("7B", "70B"):
+        make_hollow_model(folder / size, f"TheBloke/Llama-2-{size}-Chat-GPTQ")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(hollow_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_MODELS", str(hollow_models))
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
+
+
+def told(standin: Standin, code: str) -> Any:
+    """What `code` hands to tell()."""
+    return json.loads(standin.run(PRELUDE + code).splitlines()[-1])
+
+
+@pytest.mark.parametrize("limit", [1, 31, 256, 2048, 4096, 5000, 131_072])
+def test_the_contexts_to_choose_from_hold_the_models_limit_and_the_default(limit: int) -> None:
+    choices = context_choices(limit)
+    assert choices == sorted(set(choices)) and choices[-1] == limit and min(limit, 4096) in choices
+    assert choices[0] > 0 and len(choices) < 40
+
+
+def test_a_bar_that_is_too_long_is_hatched_beyond_the_cards_end() -> None:
+    parts = [Part("weights", 150.0, 0), Part("<cache>", 50.0, 2)]
+    assert "left:50.000%" in bar_html(parts, 100.0, "too much")
+    assert "left:" not in bar_html(parts, 200.0, "just right")
+    assert "&lt;cache&gt;" in bar_html(parts, 200.0, "") and "<cache>" not in bar_html(parts, 200.0, "")
+
+
+def test_a_model_that_fits_is_loaded_with_the_sliders_values(nvml_standin: Standin) -> None:
+    code = """
+tab = open_tab("2_Load_Model")
+tab.select_slider(key="gauge_context_7B").set_value(2048)
+tab.select_slider(key="gauge_chats_7B").set_value(4)
+run(tab)
+seen = words(tab)
+load(tab, "7B")
+facts = resources.runner().state.facts
+tell([seen, facts.context_tokens, facts.num_slots])
+"""
+    seen, context_tokens, num_slots = told(nvml_standin, code)
+    assert "fits on NVIDIA A40" in seen and "context of 2,048 tokens (chats at once: 4)" in seen
+    assert (context_tokens, num_slots) == (2048, 4)
+
+
+def test_a_model_that_does_not_fit_is_not_loaded_by_accident(nvml_standin: Standin) -> None:
+    nvml_standin.use("two_4090")
+    code = """
+tab = open_tab("2_Load_Model")
+tell([words(tab), [button.key for block in tab.get("popover") for button in block.get("button")]])
+"""
+    seen, in_popover = told(nvml_standin, code)
+    assert "70B does not fit on NVIDIA GeForce RTX 4090" in seen and "Take a GPU with at least" in seen
+    assert in_popover == ["force_load_70B"]
+
+
+def test_a_card_to_plan_for_changes_the_verdict_and_not_the_button(nvml_standin: Standin) -> None:
+    nvml_standin.use("two_4090")
+    code = """
+tab = open_tab("2_Load_Model")
+tab.selectbox(key="plan_card").set_value("H200")
+run(tab)
+tell([words(tab), [button.key for block in tab.get("popover") for button in block.get("button")]])
+"""
+    seen, in_popover = told(nvml_standin, code)
+    assert "70B fits on H200" in seen
+    assert in_popover == ["force_load_70B"]
+
+
+@pytest.mark.parametrize(("locale", "sentence"), [("en-US", "models run on the CPU"), ("zh-CN", "模型在 CPU 上运行")])
+def test_without_a_gpu_models_are_for_the_cpu_and_a_card_can_be_planned_for(
+    no_nvml: Standin, locale: str, sentence: str
+) -> None:
+    code = f"""
+tab = open_tab("2_Load_Model", {locale!r})
+before = words(tab)
+tab.selectbox(key="plan_card").set_value("A40")
+run(tab)
+tell([before, words(tab), len(tab.get("popover")), words(open_tab(None, {locale!r}))])
+"""
+    before, after, num_popovers, home = told(no_nvml, code)
+    assert sentence in before and "MiB" not in before and sentence in home
+    assert "A40" in after and "MiB" in after and num_popovers == 0
+
+
+def test_the_catalogue_has_a_verdict_beside_each_branch(nvml_standin: Standin) -> None:
+    code = """
+tab = open_tab("1_Download")
+tab.selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
+run(tab)
+before = tab.dataframe[0].value.to_dict("records")
+tab.selectbox(key="plan_card").set_value("RTX 4090")
+run(tab)
+tell([before, tab.dataframe[0].value.to_dict("records"), words(tab)])
+"""
+    on_a40, on_4090, seen = told(nvml_standin, code)
+    assert {row["Branch"]: row["Verdict"] for row in on_a40}["main"] == "✅ fits"
+    assert {row["Verdict"] for row in on_4090} == {"❌ does not fit"}
+    assert "does not fit on RTX 4090" in seen
+
+
+def test_a_gpu_that_hides_half_of_itself_breaks_no_page(nvml_standin: Standin) -> None:
+    nvml_standin.use("half_supported")
+    code = "tell([words(open_tab(page)) for page in (None, *PAGES)])"
+    assert all(told(nvml_standin, code))
+
+
+@pytest.mark.parametrize(
+    ("locale", "sentence"),
+    [
+        ("en-US", "driver 535.104.05 runs CUDA up to 12.2, and torch 2.11.0+cu130 here was built for CUDA 13.0"),
+        ("zh-CN", "驱动 535.104.05 最高支持 CUDA 12.2，而这里的 torch 2.11.0+cu130 是为 CUDA 13.0 构建的"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_said_before_a_click(nvml_standin: Standin, locale: str, sentence: str) -> None:
+    """The verdict once said that the model fits the card, and the load then went to the CPU."""
+    nvml_standin.use("driver_535")
+    nvml_standin.write_torch("2.11.0+cu130", "13.0")
+    code = f"""
+pages = {{name: open_tab(name, {locale!r}) for name in (None, "2_Load_Model", "3_Chat", "5_GPU_Monitor")}}
+said, tab = [words(page) for page in pages.values()], pages["2_Load_Model"]
+in_popover = [button.key for block in tab.get("popover") for button in block.get("button")]
+tab.selectbox(key="plan_card").set_value("A40")
+run(tab)
+planned = words(tab)
+click(tab, "load_on_cpu_7B")
+state = resources.runner().wait_while_loading(WAIT_S)
+tell([said, in_popover, planned, state.phase, state.facts.memory is None])
+"""
+    pages, in_popover, planned, phase, is_on_cpu = told(nvml_standin, code)
+    plain = [page.replace("\\", "") for page in pages]
+    assert [sentence in page for page in plain] == [True, True, True, True]
+    assert not any("MiB" in page for page in plain[1:3])
+    assert in_popover == ["load_on_cpu_70B", "load_on_cpu_7B"] and "A40" in planned and "MiB" in planned
+    assert (phase, is_on_cpu) == ("ready", True)
+
+
+def test_what_the_engine_itself_found_goes_before_what_is_sure_without_it(nvml_standin: Standin) -> None:
+    """A library of cuda-compat lets an old driver run CUDA 13; a GPU that no longer answers is said all the same."""
+    nvml_standin.use("driver_535")
+    nvml_standin.write_torch("2.11.0+cu130", "13.0")
+    code = """
+from core.engine.protocol import Prepared
+from core.common.errors import GpuUseError
+from core.gpu.torch_support import InstalledTorch
+known = InstalledTorch("2.11.0+cu130", "13.0", ("sm_80",))
+seen = []
+def look():
+    tab = open_tab("2_Load_Model")
+    seen.append(words(tab) + str(len(tab.get("popover"))))
+for prepared in (
+    Prepared(known), Prepared(known, GpuUseError("gpu_cuda_unknown", gpus="A40", code=999)),
+    Prepared(InstalledTorch("2.11.0+cu130", "13.0", ("sm_90",))),
+):
+    resources.runner().local._hear_spare(prepared)
+    look()
+tell(seen)
+"""
+    works, fails, has_no_code = told(nvml_standin, code)
+    assert "7B fits on NVIDIA A40" in works and works.endswith("0")
+    assert "error 999" in fails and "fits on" not in fails and fails.endswith("2")
+    assert "fits on" not in has_no_code
+
+
+def test_whoever_starts_with_cpu_has_chosen_it(nvml_standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_CPU", "1")
+    code = """
+tab = open_tab("2_Load_Model")
+seen, popovers = words(tab), len(tab.get("popover"))
+load(tab, "7B")
+state = resources.runner().state
+tell([seen, popovers, state.phase, state.facts.memory is None])
+"""
+    seen, popovers, phase, is_on_cpu = told(nvml_standin, code)
+    assert "started with --cpu" in seen and "fits on" not in seen and popovers == 0
+    assert (phase, is_on_cpu) == ("ready", True)

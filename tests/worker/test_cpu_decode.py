@@ -1,0 +1,213 @@
+"""The lean pass of a CPU gives the numbers of the model's own pass to the bit, for every family and layout that it
+takes; a model that it does not take keeps its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from core.checkpoint.checkpoint import read_checkpoint
+from core.engine.protocol import Load, Sampling
+from core.memory.kernels.registry import KERNELS, Device, choose_kernel
+from core.worker.decode.cpu_decode import make_lean
+from core.worker.decode.cpu_threads import leave_one_core
+from core.worker.decode.steps import EagerSteps, Steps
+from core.worker.load import OpenEngine, open_engine
+from core.worker.model import attention
+from core.worker.model.device_map import Places
+from core.worker.model.loader import load_model
+from core.worker.model.model_runner import SlotModel
+from tests.support.checkpoints import Recipe, make_checkpoint
+
+CPU = torch.device("cpu")
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 384,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.fixture(autouse=True)
+def as_in_the_worker() -> Iterator[None]:
+    """No gradients, and the worker's number of threads: with more, they wait for one another at every small matrix."""
+    num_before = torch.get_num_threads()
+    leave_one_core()
+    with torch.inference_mode():
+        yield
+    torch.set_num_threads(num_before)
+
+
+def make_model(family: str, **settings: Any) -> PreTrainedModel:
+    """A model with random weights and biases; norms at other weights than the ones that they begin with."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **(SIZES | settings))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention.register())
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape) * (1 if parameter.dim() == 1 else 0.2))
+    return model.eval()
+
+
+def load(folder: Path, merged: bool) -> PreTrainedModel:
+    checkpoint = read_checkpoint(folder)
+    kernel, _ = choose_kernel(checkpoint, Device("cpu"))
+    return load_model(checkpoint, kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None, merged)
+
+
+def ask(steps: Steps, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    """The first tokens of the greedy answers to prompts that are read one after another and answered together."""
+    answers = []
+    for slot, prompt in enumerate(prompts):
+        steps.begin(slot, Sampling(temperature=0.0), 0, prompt)
+        first = steps.read(slot, prompt, 0, is_last=True)
+        assert first is not None
+        answers.append(first.take())
+    for _ in range(num_tokens - 1):
+        for answer, token in zip(answers, steps.write(range(len(prompts))).take(), strict=True):
+            answer.append(token)
+    return answers
+
+
+# Which models --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "family_and_settings",
+    [
+        ("llama", {}),
+        ("llama", {"attention_bias": True, "tie_word_embeddings": True}),
+        ("llama", {"num_key_value_heads": 4}),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}),
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+    ],
+    ids=lambda pair: "-".join([pair[0], *pair[1]]),
+)
+def test_families_that_are_made_alike_are_taken(family_and_settings: tuple[str, dict]) -> None:
+    family, settings = family_and_settings
+    model = make_model(family, **settings)
+    assert make_lean(model, SlotModel(model, 2, 64)) is not None
+
+
+@pytest.mark.parametrize(
+    "family_and_settings",
+    [
+        ("mistral", {"sliding_window": 8}),
+        ("gemma", {}),
+        ("phi3", {"pad_token_id": 0}),
+        ("olmo2", {}),
+        ("llama", {"hidden_act": "gelu"}),
+    ],
+    ids=lambda pair: "-".join([pair[0], *pair[1]]),
+)
+def test_a_model_that_is_made_in_another_way_keeps_its_own_pass(family_and_settings: tuple[str, dict]) -> None:
+    family, settings = family_and_settings
+    model = make_model(family, **settings)
+    assert make_lean(model, SlotModel(model, 2, 64)) is None
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(), Recipe(act_order=True), Recipe(symmetric=False), Recipe(bits=8), Recipe(old_layout=True)],
+    ids=["4 bit", "act-order", "asymmetric", "8 bit", "old layout"],
+)
+def test_matrices_side_by_side_and_lean_give_what_the_plain_model_gives(tmp_path: Path, recipe: Recipe) -> None:
+    """Three chats of different lengths, each token to the bit."""
+    make_checkpoint(tmp_path / "model", replace(recipe, hidden=128, intermediate=256))
+    plain = SlotModel(load(tmp_path / "model", merged=False), 3, 64)
+    model = load(tmp_path / "model", merged=True)
+    slots = SlotModel(model, 3, 64)
+    lean = make_lean(model, slots)
+    assert lean is not None
+    lengths = (3, 11, 40)
+    generator = torch.Generator().manual_seed(1)
+    for slot, length in enumerate(lengths):
+        tokens = torch.randint(384, (1, length), generator=generator)
+        positions = torch.arange(length).unsqueeze(0)
+        assert torch.equal(*(one.forward(tokens, positions, slot, length) for one in (plain, slots)))
+    for step in range(4):
+        tokens = torch.randint(384, (3,), generator=generator).tolist()
+        got = lean.forward(range(3), tokens, [length + step for length in lengths])
+        for slot, length in enumerate(lengths):
+            place = torch.tensor([[length + step]])
+            wanted = plain.forward(torch.tensor([[tokens[slot]]]), place, slot, length + step + 1)
+            assert torch.equal(wanted[0], got[slot])
+
+
+def test_steps_with_a_lean_pass_draw_what_plain_ones_draw(tmp_path: Path) -> None:
+    """Also where a prompt is read again for its last token alone, and where a chat between two others has ended."""
+    make_checkpoint(tmp_path / "model")
+    model = load(tmp_path / "model", merged=True)
+    slots = SlotModel(model, 3, 64)
+    drawn = []
+    for steps in (EagerSteps(slots), EagerSteps(slots, make_lean(model, slots))):
+        answers = ask(steps, [[5, 300, 17], [42], [260, 9, 101, 7]], 6)
+        again = steps.read(0, [17], 2, is_last=True)
+        assert again is not None
+        drawn.append([*answers, again.take(), *(steps.write([0, 2]).take() for _ in range(3))])
+    assert drawn[0] == drawn[1]
+
+
+def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model")
+    model = load(tmp_path / "model", merged=True)
+    assert make_lean(model, SlotModel(model, 1, 1)) is not None
+
+
+# The starter ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def starter(starter_folder: Path) -> OpenEngine:
+    return open_engine(Load(starter_folder, 512, num_slots=3), lambda stage, fraction: None)
+
+
+def encode(engine: OpenEngine, text: str) -> list[int]:
+    return list(engine.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+PROMPT = "<|im_start|>user\nTell me about the ocean and the stars.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_starters_greedy_answer_is_that_of_transformers_generate(starter: OpenEngine, starter_folder: Path) -> None:
+    """200 tokens of transformers' own generate(), attention and cache over the same quantized matrices."""
+    kernel = next(kernel for kernel in KERNELS if kernel.name == "aten_int4")
+    model: Any = load_model(read_checkpoint(starter_folder), kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
+    model.set_attn_implementation("sdpa")
+    prompt = encode(starter, PROMPT)
+    tokens = torch.tensor([prompt])
+    wanted = model.generate(tokens, attention_mask=torch.ones_like(tokens), do_sample=False, eos_token_id=None,
+                            pad_token_id=0, max_new_tokens=200)  # fmt: skip
+    assert ask(starter.steps, [prompt], 200) == [wanted[0, len(prompt) :].tolist()]
+
+
+def test_the_starters_answer_does_not_depend_on_what_runs_beside_it(starter: OpenEngine) -> None:
+    before, after = encode(starter, "The quick brown fox"), encode(starter, PROMPT.replace("ocean", "rain"))
+    (alone,) = ask(starter.steps, [encode(starter, PROMPT)], 48)
+    assert ask(starter.steps, [before, encode(starter, PROMPT), after], 48)[1] == alone
+
+
+# Cores ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_gives_the_same_numbers_on_one_core_and_on_two(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", Recipe(hidden=256, intermediate=512))
+    slots = SlotModel(load(tmp_path / "model", merged=True), 1, 128)
+    tokens, positions = torch.randint(384, (1, 100)), torch.arange(100).unsqueeze(0)
+    num_before, logits = torch.get_num_threads(), []
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        logits.append(slots.forward(tokens, positions, 0, 100).clone())
+    torch.set_num_threads(num_before)
+    assert torch.equal(*logits)

@@ -1,0 +1,119 @@
+"""The engine's own kernels compile for the GPUs they are for, which needs no GPU.
+
+By an NVRTC of CUDA 12.4: what an older one takes, the newer ones that come with torch take as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import locale
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.worker.kernels import decode_attention as rows
+from core.worker.kernels import nvrtc
+from core.worker.kernels import sampling_kernel as drawing
+from core.worker.kernels import w4_prefill as prompts
+from core.worker.kernels import w4_small_batch as deck
+from core.worker.kernels.decode_attention import RowKernels
+from core.worker.kernels.sampling_kernel import MAX_SCORES, DrawKernel
+from core.worker.kernels.w4_prefill import PromptKernels
+from core.worker.kernels.w4_small_batch import DeckKernels
+
+package = pytest.importorskip("nvidia.cuda_nvrtc", reason="there is one for Linux on x86 only")
+
+
+class Gpu:
+    """What kernels ask of a GPU before they are compiled."""
+
+    multi_processor_count = 132
+    shared_memory_per_block_optin = 227 * 1024
+    shared_memory_per_multiprocessor = 228 * 1024
+
+
+class Compiled:
+    """A module that is compiled and goes nowhere."""
+
+    capability = (9, 0)
+
+    def __init__(self, source: str, defines: Mapping[str, str | int], device: torch.device) -> None:
+        code = nvrtc.compiled(source, defines, self.capability)
+        assert code.startswith(b"\x7fELF")
+        self._code = code
+
+    def kernel(self, name: str, shared_bytes: int = 0) -> Compiled:
+        assert name.encode() in self._code
+        return self
+
+    def most_blocks(self, num_threads: int) -> int:
+        return 132
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    library = ctypes.CDLL(str(Path(package.__path__[0]) / "lib" / "libnvrtc.so.12"))
+    monkeypatch.setattr(nvrtc, "library", lambda: library)
+    monkeypatch.setattr(nvrtc, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: Compiled.capability)
+    for module in (deck, drawing, prompts, rows):
+        monkeypatch.setattr(module, "CudaModule", Compiled)
+    rows.module_for.cache_clear()
+    yield
+    rows.module_for.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "group_size", "has_zeros"),
+    [
+        ((8, 0), torch.float16, 128, False),
+        ((8, 9), torch.bfloat16, 32, True),
+        ((9, 0), torch.float16, 128, False),
+        ((9, 0), torch.bfloat16, -1, True),
+    ],
+)
+def test_the_products_compile(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, group_size: int, has_zeros: bool
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    kernels = DeckKernels(dtype, group_size, has_zeros, torch.device("cpu"))
+    # Those of one row are compiled when it comes.
+    kernels._compile(16)
+    if capability == (9, 0):
+        PromptKernels(dtype, group_size, has_zeros, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize(
+    ("dtype", "heads", "dim"),
+    [
+        (torch.float16, (32, 32), 128),
+        (torch.bfloat16, (64, 8), 128),
+        (torch.float16, (7, 1), 64),
+        (torch.bfloat16, (4, 2), 256),
+    ],
+)
+def test_the_attention_of_new_tokens_compiles(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, heads: tuple[int, int], dim: int
+) -> None:
+    """The end of an attention was a function that CUDA 12.4 does not take, so models were loaded with slow steps."""
+    monkeypatch.setattr(Compiled, "capability", capability)
+    for clusters in {False, capability >= (9, 0)}:
+        RowKernels(dtype, heads, dim, 2, torch.device("cpu"), clusters=clusters)
+
+
+@pytest.mark.parametrize(("dtype", "vocabulary"), [(torch.float16, 500), (torch.bfloat16, MAX_SCORES * 4096)])
+def test_drawing_compiles(dtype: torch.dtype, vocabulary: int) -> None:
+    DrawKernel(dtype, vocabulary, torch.device("cpu"))
+
+
+def test_text_is_read_after_compiling_as_before() -> None:
+    """NVRTC 12.4 leaves the thread that calls it with the locale "C": the tests after these read files as ASCII."""
+    before = locale.getpreferredencoding(False)
+    nvrtc.compiled('extern "C" __global__ void nothing() {}', {}, (9, 0))
+    with pytest.raises(nvrtc.CudaCodeError, match="error"):
+        nvrtc.compiled("no kernel", {}, (9, 0))
+    assert locale.getpreferredencoding(False) == before

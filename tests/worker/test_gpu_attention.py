@@ -1,0 +1,81 @@
+"""On a GPU: attention of one new token over a cache, held against float32. Run with `pytest -m gpu` on a GPU host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.worker.kernels.decode_attention import SHARES, RowKernels
+from tests.support.compile_ahead import ATTENTION_HEADS
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+CONTEXT_TOKENS = 1200
+# Where each row's new token stands: alone, at a border of what a block takes at once, beyond it, far on.
+COLUMNS = (0, 63, 64, 700, 1111)
+NOBODY = -1
+# Of values around 1: half precision rounds the weights of up to 1112 of them.
+TOLERANCE = 0.01
+
+
+def turned(head: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """[..., dim] turned as arXiv 2104.09864 says, in float32, rounded to half precision."""
+    half = head.shape[-1] // 2
+    partner = torch.cat((-head[..., half:], head[..., :half]), -1).float()
+    return (head.float() * cos.float() + partner * sin.float()).half()
+
+
+@pytest.mark.parametrize("clusters", [True, False])
+@pytest.mark.parametrize("window", [1 << 30, 100])
+@pytest.mark.parametrize(("heads", "dim"), ATTENTION_HEADS)
+def test_attention_is_right_and_the_same_however_many_blocks_share_it(
+    heads: tuple[int, int], dim: int, window: int, clusters: bool
+) -> None:
+    if clusters and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("blocks cannot read one another's shared memory")
+    device, rows, (num_heads, num_kv_heads) = torch.device("cuda:0"), len(COLUMNS) + 1, heads
+    random = torch.Generator(device).manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=torch.float16, device=device, generator=random)
+
+    qkv = draw(rows, (num_heads + 2 * num_kv_heads) * dim)
+    angle = torch.rand(rows, 1, dim // 2, device=device, generator=random).repeat(1, 1, 2) * 6
+    cos, sin = angle.cos().half(), angle.sin().half()
+    before = draw(2, rows, num_kv_heads, CONTEXT_TOKENS + 1, dim)
+    columns = torch.tensor([*COLUMNS, NOBODY], device=device).unsqueeze(1)
+    # Where a chat has not come to yet anything may stand.
+    for row, column in enumerate((*COLUMNS, NOBODY)):
+        before[:, row, :, max(0, column) :] = torch.nan
+    slots = torch.arange(rows, device=device).flip(0)
+    before = before.flip(1)
+
+    results = []
+    for blocks in SHARES:
+        kernels = RowKernels(torch.float16, heads, dim, rows, device, (blocks,), clusters)
+        keys, values = before.clone()
+        got = kernels.attend(qkv, (cos, sin), (keys, values), slots, columns, dim**-0.5, window)
+        alone = kernels.attend(
+            qkv[3:4], (cos[3:4], sin[3:4]), (keys, values), slots[3:4], columns[3:4], dim**-0.5, window
+        )
+        assert torch.equal(alone[0], got[3])
+        results.append((got, keys, values))
+    got, keys, values = results[0]
+    assert all(torch.equal(got, other) for other, _, _ in results)
+
+    assert not got[-1].any()
+    new = qkv.view(rows, -1, dim)
+    for row, column in enumerate(COLUMNS):
+        slot, begin = int(slots[row]), max(0, column + 1 - window)
+        query, key = turned(new[row, : num_heads + num_kv_heads], cos[row], sin[row]).split([num_heads, num_kv_heads])
+        value = new[row, num_heads + num_kv_heads :]
+        assert (keys[slot, :, column] - key).abs().max() < TOLERANCE
+        assert torch.equal(values[slot, :, column], value)
+        seen_keys = torch.cat((before[0, slot, :, begin:column], key.unsqueeze(1)), 1).float()
+        seen_values = torch.cat((before[1, slot, :, begin:column], value.unsqueeze(1)), 1).float()
+        each = num_heads // num_kv_heads
+        scores = query.float().unsqueeze(1) @ seen_keys.repeat_interleave(each, 0).transpose(1, 2)
+        wanted = (scores * dim**-0.5).softmax(-1) @ seen_values.repeat_interleave(each, 0)
+        assert (got[row].view(num_heads, dim) - wanted.squeeze(1)).abs().max() < TOLERANCE

@@ -1,0 +1,77 @@
+"""On a GPU: the kernel that draws tokens, beside the one for every GPU. Run with `pytest -m gpu` on a GPU host."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.engine.protocol import Sampling
+from core.worker.kernels.sampling_kernel import SETTINGS, BySlot, drawing_for
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+SLOTS, DRAWS = 5, 40
+SAMPLINGS = (
+    Sampling(temperature=0.0),
+    Sampling(temperature=0.0, repetition_penalty=1.3),
+    Sampling(temperature=1.0, top_p=1.0),
+    Sampling(temperature=0.7, top_p=0.9),
+    Sampling(temperature=1.0, top_p=1.0, top_k=7),
+    Sampling(temperature=1.3, top_p=0.9, top_k=40, min_p=0.05, repetition_penalty=1.3),
+)
+
+
+def make_slots(vocabulary: int) -> BySlot:
+    generator = torch.Generator("cuda").manual_seed(vocabulary)
+    samplings = [SAMPLINGS[slot % len(SAMPLINGS)] for slot in range(SLOTS)] + [SAMPLINGS[3]]
+    return BySlot(
+        settings=torch.tensor([[float(getattr(one, name)) for name in SETTINGS] for one in samplings], device="cuda"),
+        seeds=torch.randint(-(2**62), 2**62, (SLOTS + 1,), device="cuda", generator=generator),
+        seen=(torch.rand((SLOTS + 1, vocabulary), device="cuda", generator=generator) < 0.1).to(torch.uint8),
+        tokens=torch.zeros(SLOTS + 1, dtype=torch.long, device="cuda"),
+        positions=torch.arange(SLOTS + 1, device="cuda"),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [500, 32000, 151936, 262144])
+def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
+    from core.worker.kernels.triton_ops import draw_all
+
+    kernel = drawing_for(dtype, vocabulary, torch.device("cuda", 0))
+    if kernel is None:
+        pytest.skip("this GPU draws with the other kernel alone")
+    one, other = make_slots(vocabulary), make_slots(vocabulary)
+    for sampling in SAMPLINGS:
+        one.settings[1] = other.settings[1] = torch.tensor([float(getattr(sampling, name)) for name in SETTINGS])
+        num_same = 0
+        for draw in range(DRAWS):
+            generator = torch.Generator("cuda").manual_seed(draw)
+            rows = torch.tensor([1, 3, 4, SLOTS], device="cuda")
+            logits = (torch.randn((len(rows), vocabulary), device="cuda", generator=generator) * 3).to(dtype)
+            got, wanted = torch.zeros((2, len(rows)), dtype=torch.long, device="cuda")
+            step = torch.ones(1, dtype=torch.long, device="cuda")
+            kernel(logits, rows, one, step, got)
+            draw_all(logits, torch.empty_like(logits, dtype=torch.float32), rows, other, step, wanted)
+            num_same += int((got == wanted).sum())
+            assert torch.equal(one.tokens[rows[:-1]], got[:-1])
+            assert torch.equal(one.positions, other.positions)
+            other.seen.copy_(one.seen)
+        # Where the border of top-p falls between two sums' roundings, one more score may be in.
+        assert num_same >= 4 * DRAWS - 3
+
+
+def test_what_is_no_number_draws_nothing() -> None:
+    kernel = drawing_for(torch.float16, 32000, torch.device("cuda", 0))
+    if kernel is None:
+        pytest.skip("this GPU draws with the other kernel alone")
+    slots = make_slots(32000)
+    logits = torch.randn((2, 32000), device="cuda").half()
+    logits[1, 31999] = float("nan")
+    drawn = torch.zeros(2, dtype=torch.long, device="cuda")
+    rows, step = torch.tensor([0, 2], device="cuda"), torch.ones(1, dtype=torch.long, device="cuda")
+    kernel(logits, rows, slots, step, drawn)
+    assert drawn[1] == -1
+    assert drawn[0] == logits[0].argmax()

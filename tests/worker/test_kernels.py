@@ -1,0 +1,208 @@
+"""The choice of a kernel: what is chosen where and why, held against what gptqmodel's own classes say they take."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.checkpoint.checkpoint import Checkpoint, Quantization, read_checkpoint
+from core.checkpoint.headers import TensorInfo
+from core.common.errors import EngineError
+from core.common.i18n import catalogue
+from core.memory.kernels.registry import KERNELS, Device, Kernel, can_run, choose_kernel, matrix_shapes
+from core.worker.kernels.packing import BLOCK, TILE
+from core.worker.model.backends.gptqmodel import CLASSES
+from core.worker.model.device_map import Places
+from core.worker.model.loader import load_model
+from tests.support.checkpoints import Recipe, make_checkpoint
+
+AMPERE = Device("cuda", (8, 6), has_compiler=True)
+TURING = Device("cuda", (7, 5), has_compiler=True)
+CPU = Device("cpu")
+LLAMA2_7B = ((4096, 4096), (4096, 11008), (11008, 4096))
+FALCON_7B = ((4544, 4672), (4544, 18176), (18176, 4544))
+
+
+def checkpoint(
+    bits: int = 4,
+    group_size: int = 128,
+    act_order: bool = False,
+    symmetric: bool = True,
+    shapes: tuple[tuple[int, int], ...] = LLAMA2_7B,
+) -> Checkpoint:
+    """A checkpoint with matrices of the given (in, out) features and no files behind it."""
+    tensors = {
+        f"layers.{index}.qweight": TensorInfo("f", "I32", (rows * bits // 32, columns), 0, rows * columns * bits // 8)
+        for index, (rows, columns) in enumerate(shapes)
+    }
+    quantization = Quantization(bits, group_size, act_order, symmetric, "gptq")
+    return Checkpoint("some", {}, quantization, tensors)
+
+
+def kernel_called(name: str) -> Kernel:
+    (found,) = [kernel for kernel in KERNELS if kernel.name == name]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "wanted"),
+    [
+        (checkpoint(), AMPERE, ("deck", "deck")),
+        (checkpoint(act_order=True, symmetric=False), AMPERE, ("deck", "deck")),
+        (checkpoint(group_size=-1), AMPERE, ("deck", "deck")),
+        (checkpoint(), TURING, ("exllama_v2", "exllama_v2")),
+        (checkpoint(act_order=True, symmetric=False), TURING, ("exllama_v2", "exllama_v2")),
+        (checkpoint(group_size=-1), TURING, ("exllama_v2", "exllama_v2")),
+        (checkpoint(bits=8), AMPERE, ("marlin", "marlin")),
+        (checkpoint(bits=8, symmetric=False), AMPERE, ("triton", "triton")),
+        (checkpoint(group_size=256), AMPERE, ("triton", "triton")),
+        (checkpoint(bits=2), AMPERE, ("triton", "triton")),
+        (checkpoint(bits=3), AMPERE, ("torch", "torch")),
+        (checkpoint(), Device("cuda", (9, 0), False), ("deck", "deck")),
+        (checkpoint(), Device("cuda", (7, 5), False), ("triton", "no_compiler")),
+        (checkpoint(bits=8), Device("cuda", (9, 0), False), ("triton", "no_compiler")),
+        (checkpoint(bits=8), Device("cuda", (7, 0), True), ("triton", "triton")),
+        (checkpoint(), Device("cuda", (7, 0), True), ("exllama_v2", "exllama_v2")),
+        (checkpoint(), CPU, ("aten_int4", "aten_int4")),
+        (checkpoint(act_order=True, symmetric=False, group_size=32), CPU, ("aten_int4", "aten_int4")),
+        (checkpoint(group_size=-1), CPU, ("dense", "dense")),
+        (checkpoint(group_size=16), CPU, ("dense", "dense")),
+        (checkpoint(bits=3), CPU, ("dense", "dense")),
+    ],
+)
+def test_the_fastest_kernel_that_takes_a_model_is_chosen(
+    model: Checkpoint, device: Device, wanted: tuple[str, str]
+) -> None:
+    kernel, reason = choose_kernel(model, device)
+    assert (kernel.name, reason) == wanted
+
+
+@pytest.mark.parametrize(
+    ("model", "capability", "wanted"),
+    [
+        (checkpoint(bits=2), (8, 6), ("triton", "triton")),
+        (checkpoint(group_size=16), (8, 6), ("triton", "triton")),
+        (checkpoint(bits=3), (8, 6), ("torch", "torch")),
+        (checkpoint(), (6, 1), ("torch", "no_compiler")),
+    ],
+)
+def test_a_compiler_is_asked_for_only_where_one_would_help(
+    model: Checkpoint, capability: tuple[int, int], wanted: tuple[str, str]
+) -> None:
+    """Every choice of Triton without a compiler once blamed the compiler, also for 2 bit, which no other takes;
+    and an old card, where ExLlamaV2 needs the compiler, was told that nothing else takes the model."""
+    kernel, reason = choose_kernel(model, Device("cuda", capability, has_compiler=False))
+    assert (kernel.name, reason) == wanted
+
+
+def test_every_reason_has_a_sentence() -> None:
+    reasons = {kernel.name for kernel in KERNELS} | {"no_compiler", "asked_for", "leaner", "faster_refused"}
+    for language in ("en", "zh"):
+        assert {f"kernel.{reason}" for reason in reasons} <= set(catalogue(language))
+
+
+def test_a_kernel_that_is_asked_for_is_taken(tmp_path: Path) -> None:
+    kernel, reason = choose_kernel(checkpoint(), AMPERE, "marlin")
+    assert (kernel.name, reason) == ("marlin", "asked_for")
+
+
+@pytest.mark.parametrize("name", ["aten_int4", "machete", ""])
+def test_a_kernel_that_cannot_run_here_is_refused_with_those_that_can(name: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        choose_kernel(checkpoint(), AMPERE, name)
+    assert caught.value.key == "kernel_refused"
+    assert caught.value.params["able"] == "deck, exllama_v2, marlin, triton, torch"
+
+
+@pytest.mark.parametrize("device", [AMPERE, CPU], ids=["cuda", "cpu"])
+@pytest.mark.parametrize("group_size", [48, 8, 2048, 10**30])
+def test_a_group_size_that_nothing_takes_is_refused_before_the_load(device: Device, group_size: int) -> None:
+    """On a CPU the written-out form was taken to run everything; gptqmodel then refused in the middle of the load."""
+    with pytest.raises(EngineError) as caught:
+        choose_kernel(checkpoint(group_size=group_size), device)
+    assert caught.value.key == "no_kernel"
+    assert str(group_size) in str(caught.value.params["quantization"])
+
+
+def test_a_last_group_that_is_shorter_needs_a_kernel_that_takes_it() -> None:
+    """Falcon's 4544 inputs are 35 and a half groups of 128: most kernels want whole groups, and failed in the load."""
+    falcon = checkpoint(shapes=FALCON_7B)
+    assert choose_kernel(falcon, AMPERE)[0].name == "triton"
+    assert choose_kernel(falcon, CPU)[0].name == "dense"
+    assert choose_kernel(checkpoint(group_size=64, shapes=FALCON_7B), AMPERE)[0].name == "deck"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(hidden=96, group_size=64), Recipe(intermediate=96, group_size=64), Recipe(group_size=128)],
+    ids=["inputs", "only down_proj", "one group longer than the matrix"],
+)
+def test_a_model_with_a_shorter_last_group_loads_on_a_cpu(tmp_path: Path, recipe: Recipe) -> None:
+    make_checkpoint(tmp_path, recipe)
+    model = read_checkpoint(tmp_path)
+    kernel, _ = choose_kernel(model, CPU)
+    with torch.inference_mode():
+        loaded = load_model(model, kernel, Places((torch.device("cpu"),)), torch.bfloat16, 64, lambda _: None)
+        assert torch.isfinite(loaded(torch.tensor([[5, 6, 7]])).logits).all()
+
+
+def test_the_sides_of_every_matrix_are_read_from_its_packed_shape(tmp_path: Path) -> None:
+    for bits in (2, 3, 4, 8):
+        make_checkpoint(tmp_path / str(bits), Recipe(bits=bits))
+        assert matrix_shapes(read_checkpoint(tmp_path / str(bits))) == {(64, 64), (64, 32), (64, 128), (128, 64)}
+
+
+def test_a_packed_matrix_of_an_odd_shape_is_left_to_the_loader() -> None:
+    model = checkpoint()
+    model.tensors["odd.qweight"] = TensorInfo("f", "I32", (4, 4, 4), 0, 256)
+    assert matrix_shapes(model) == set(LLAMA2_7B)
+
+
+SIDES = (64, 96, 128, 144, 192, 320, 4544, 4672)
+COMBINATIONS = [
+    checkpoint(bits, group_size, act_order, symmetric, ((rows, columns),))
+    for bits, group_size, act_order, symmetric, rows, columns in itertools.product(
+        (2, 3, 4, 8), (-1, 16, 32, 64, 128, 1024), (False, True), (False, True), SIDES, SIDES
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernel for kernel in KERNELS if kernel.name in CLASSES], ids=lambda kernel: kernel.name
+)
+def test_no_kernel_is_given_what_its_own_class_refuses(kernel: Kernel) -> None:
+    device = Device(kernel.device, (9, 0), has_compiler=True)
+    taken = [model for model in COMBINATIONS if can_run(kernel, model, device)]
+    assert taken
+    for model in taken:
+        ((rows, columns),) = matrix_shapes(model)
+        quantization = model.quantization
+        is_taken, error = CLASSES[kernel.name]._validate(
+            bits=quantization.bits,
+            group_size=quantization.group_size,
+            desc_act=quantization.act_order,
+            sym=quantization.symmetric,
+            in_features=rows,
+            out_features=columns,
+            pack_dtype=torch.int32,
+        )
+        assert is_taken, (quantization, rows, columns, error)
+
+
+def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None:
+    taken = [model for model in COMBINATIONS if can_run(kernel_called("deck"), model, AMPERE)]
+    assert taken
+    for model in taken:
+        ((rows, columns),) = matrix_shapes(model)
+        group_size = model.quantization.group_size
+        assert columns % TILE == 0 and rows % BLOCK == 0
+        assert group_size < 0 or (rows % group_size == 0 and group_size % 32 == 0)
+
+
+def test_what_a_kernel_needs_of_the_gpu_is_asked() -> None:
+    for name, capability in (("deck", (7, 5)), ("exllama_v2", (5, 2)), ("marlin", (7, 0)), ("triton", (6, 1))):
+        assert not can_run(kernel_called(name), checkpoint(), Device("cuda", capability, has_compiler=True))
+        assert can_run(kernel_called(name), checkpoint(), AMPERE)

@@ -1,0 +1,211 @@
+"""What is decided before weights are read: context, number type, tokenizer, and where an answer ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer
+
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from core.common.errors import CheckpointError, EngineError, InputError
+from core.memory.fit import DEFAULT_CONTEXT_TOKENS, checked_context
+from core.memory.kernels.registry import KERNELS, Device
+from core.worker.decode.steps import EagerSteps
+from core.worker.load import check_numbers, choose_dtype, warm_up
+from core.worker.model.device_map import Places
+from core.worker.model.loader import load_model
+from core.worker.model.model_runner import SlotModel
+from core.worker.tokenizer import TURN_ENDS, find_end_tokens, read_tokenizer
+from tests.support.checkpoints import Recipe, make_checkpoint
+
+KERNEL = {kernel.name: kernel for kernel in KERNELS}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_checkpoint(tmp_path / "model", Recipe(num_layers=1))
+    return tmp_path / "model"
+
+
+def with_config(folder: Path, **changes: Any) -> Checkpoint:
+    """The checkpoint in `folder` with keys of its config.json set; `...` takes one out."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    return read_checkpoint(folder)
+
+
+# The context --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("limit", "wanted"), [(2048, 2048), (4096, 4096), (131072, DEFAULT_CONTEXT_TOKENS)])
+def test_unless_asked_a_context_is_the_models_own_up_to_a_usual_size(folder: Path, limit: int, wanted: int) -> None:
+    assert checked_context(with_config(folder, max_position_embeddings=limit), 0) == wanted
+
+
+@pytest.mark.parametrize("asked", [1, 2048, 4096])
+def test_any_context_that_the_model_was_made_for_can_be_asked_for(folder: Path, asked: int) -> None:
+    assert checked_context(with_config(folder, max_position_embeddings=4096), asked) == asked
+
+
+@pytest.mark.parametrize("asked", [-1, 4097, 10**12])
+def test_a_context_beyond_that_is_refused_with_the_limit(folder: Path, asked: int) -> None:
+    with pytest.raises(InputError) as caught:
+        checked_context(with_config(folder, max_position_embeddings=4096), asked)
+    assert caught.value.key == "context_range"
+    assert caught.value.params == {"model": "model", "asked": asked, "limit": 4096}
+
+
+# The number type ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("named", "kernel", "device", "wanted"),
+    [
+        ("bfloat16", "aten_int4", Device("cpu"), torch.bfloat16),
+        ("float16", "dense", Device("cpu"), torch.bfloat16),
+        ("float16", "marlin", Device("cuda", (8, 6)), torch.float16),
+        ("bfloat16", "marlin", Device("cuda", (8, 6)), torch.bfloat16),
+        ("bfloat16", "marlin", Device("cuda", (7, 5)), torch.float16),
+        ("bfloat16", "exllama_v2", Device("cuda", (9, 0)), torch.float16),
+        ("float32", "triton", Device("cuda", (9, 0)), torch.float16),
+        (..., "triton", Device("cuda", (9, 0)), torch.float16),
+        (None, "torch", Device("cuda", (9, 0)), torch.float16),
+        (["bfloat16"], "torch", Device("cuda", (9, 0)), torch.float16),
+    ],
+)
+def test_the_number_type_is_the_models_where_gpu_and_kernel_have_it(
+    folder: Path, named: Any, kernel: str, device: Device, wanted: torch.dtype
+) -> None:
+    assert choose_dtype(with_config(folder, torch_dtype=named), KERNEL[kernel], device) == wanted
+
+
+def test_the_newer_name_of_the_number_type_goes_first(folder: Path) -> None:
+    checkpoint = with_config(folder, dtype="bfloat16", torch_dtype="float16")
+    assert choose_dtype(checkpoint, KERNEL["triton"], Device("cuda", (9, 0))) == torch.bfloat16
+
+
+# The tokenizer ------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_gives_back_what_it_is_given(folder: Path) -> None:
+    tokenizer = read_tokenizer(folder)
+    text = "What is the capital of France? 你好 😀\n"
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_special_tokens_that_are_written_out_are_one_token_each(folder: Path) -> None:
+    tokenizer = read_tokenizer(folder)
+    assert tokenizer.encode("<s>[INST] Hi [/INST]", add_special_tokens=False).ids[0] == tokenizer.token_to_id("<s>")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}},
+        {"padding": {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                     "pad_type_id": 0, "pad_token": "<unk>"}},
+    ],
+    ids=["truncation", "padding"],
+)  # fmt: skip
+def test_a_prompt_is_neither_cut_nor_filled_up(folder: Path, settings: dict) -> None:
+    """A tokenizer.json keeps the settings of whoever saved it last, often those of a training run. With them a long
+    chat lost its end in silence, or a short one got a tail of padding; transformers resets both before each use."""
+    text = "What is the capital of France?"
+    wanted = read_tokenizer(folder).encode(text, add_special_tokens=False).ids
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    assert read_tokenizer(folder).encode(text, add_special_tokens=False).ids == wanted
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"{}", b"[]", b"null", b"\xff", b'{"version": "1.0"}', b'{"model": {"type": "Nonsense"}}',
+     b"version https://git-lfs.github.com/spec/v1"],
+)  # fmt: skip
+def test_a_tokenizer_file_that_cannot_be_read_is_refused_in_words(folder: Path, content: bytes) -> None:
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_tokenizer(folder)
+    assert caught.value.key == "tokenizer"
+    assert caught.value.params["folder"] == "model"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_in_words(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        read_tokenizer(folder)
+    assert caught.value.key == "tokenizer"
+
+
+def test_code_that_comes_with_a_tokenizer_is_not_run(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    settings = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError):
+        read_tokenizer(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+# The end of an answer -----------------------------------------------------------------------------------------------
+
+
+def ends(folder: Path, **changes: Any) -> set[int]:
+    """What ends an answer beside </s>, which every tokenizer here has as token 2."""
+    checkpoint = with_config(folder, **changes)
+    found = find_end_tokens(checkpoint, read_tokenizer(folder))
+    assert 2 in found
+    return set(found) - {2}
+
+
+@pytest.mark.parametrize(
+    ("named", "wanted"),
+    [(7, {7}), ([7, 8], {7, 8}), ([7, None, "9"], {7}), (None, set()), (..., set()), ("7", set()), ({"a": 7}, set())],
+)
+def test_the_configs_end_tokens_are_taken(folder: Path, named: Any, wanted: set[int]) -> None:
+    assert ends(folder, eos_token_id=named) == wanted
+
+
+def test_the_generation_settings_end_tokens_are_taken_as_well(folder: Path) -> None:
+    (folder / "generation_config.json").write_text('{"eos_token_id": [11, 12]}')
+    assert ends(folder, eos_token_id=7) == {7, 11, 12}
+
+
+@pytest.mark.parametrize("name", sorted(set(TURN_ENDS) - {"</s>"}))
+def test_a_turns_end_that_the_vocabulary_has_ends_the_answer(folder: Path, name: str) -> None:
+    """A model trained on ChatML over Llama names </s> as its end in config.json, and says <|im_end|>."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(name, special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert ends(folder) == {tokenizer.token_to_id(name)}
+
+
+def test_broken_generation_settings_are_refused_in_words(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError) as caught:
+        ends(folder)
+    assert caught.value.params["file"] == "generation_config.json"
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@torch.inference_mode()
+def test_weights_that_compute_no_numbers_refuse_the_load(folder: Path, broken: float) -> None:
+    model = load_model(
+        read_checkpoint(folder), KERNEL["dense"], Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None
+    )
+    slots = SlotModel(model, num_slots=2, context_tokens=32)
+    check_numbers(slots, "tiny")
+    warm_up(EagerSteps(slots), 8, "tiny")
+    model.get_output_embeddings().weight[7] = broken
+    with pytest.raises(EngineError, match="no usable numbers"):
+        check_numbers(slots, "tiny")
+    model.get_output_embeddings().weight[7] = float("nan")
+    with pytest.raises(EngineError, match="no usable numbers"):
+        warm_up(EagerSteps(slots), 8, "tiny")

@@ -1,0 +1,150 @@
+"""Which kernel a load ends up with and where the model then lies, decided without a GPU; and the check of a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.checkpoint.checkpoint import Checkpoint, Quantization, read_checkpoint
+from core.common.errors import EngineError
+from core.engine.protocol import Load
+from core.memory.fit import Card, check_fit, empty_card
+from core.memory.kernels.registry import KERNELS, Device, Kernel
+from core.memory.plan import MIB
+from core.worker import load as opening
+from core.worker.kernels.nvrtc import CudaCodeError
+from core.worker.load import Ready, ready_kernel
+from core.worker.model import kernel_check
+from core.worker.model.backends.gptqmodel import MatrixMaker
+from core.worker.model.device_map import Places
+from core.worker.model.kernel_check import check_kernel, known_matrix
+from core.worker.model.loader import same_order
+from tests.support.checkpoints import Recipe, make_checkpoint
+
+HOPPER = Device("cuda", (9, 0), has_compiler=True)
+LARGE = empty_card("large", 80_000, (9, 0))
+CPU = torch.device("cpu")
+KERNEL = {kernel.name: kernel for kernel in KERNELS}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    sizes = {"hidden": 2048, "intermediate": 4096, "num_heads": 16, "num_kv_heads": 16, "num_layers": 6}
+    make_checkpoint(tmp_path, Recipe(group_size=128, **sizes))
+    return read_checkpoint(tmp_path)
+
+
+class Preparation:
+    """Stands in for compiling and checking; refuses the kernels named."""
+
+    def __init__(self, *refused: str) -> None:
+        self._refused, self.asked = refused, list[str]()
+
+    def __call__(self, kernel: Kernel, checkpoint: Checkpoint, device: Device, places: Places) -> None:
+        self.asked.append(kernel.name)
+        if kernel.name in self._refused:
+            raise EngineError("kernel_wrong", kernel=kernel.name, difference=1.0)
+
+
+def ready(checkpoint: Checkpoint, cards: list[Card], kernel: str | None = None) -> Ready:
+    command = Load(checkpoint.folder, 256, 1, kernel)
+    return ready_kernel(checkpoint, cards, [HOPPER] * len(cards), 256, command, lambda *_: None)
+
+
+def test_a_kernel_that_fails_its_check_is_not_used(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    preparation = Preparation("deck", "exllama_v2")
+    monkeypatch.setattr(opening, "prepare_kernel", preparation)
+    found = ready(checkpoint, [LARGE])
+    assert (found.kernel.name, found.reason) == ("marlin", "faster_refused")
+    assert preparation.asked == ["deck", "exllama_v2", "marlin"]
+
+
+def test_one_that_was_asked_for_is_not_replaced(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "prepare_kernel", Preparation("deck"))
+    with pytest.raises(EngineError) as caught:
+        ready(checkpoint, [LARGE], "deck")
+    assert caught.value.key == "kernel_wrong"
+
+
+def test_where_every_kernel_fails_the_load_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "prepare_kernel", Preparation("deck", "exllama_v2", "marlin", "triton", "torch"))
+    with pytest.raises(EngineError) as caught:
+        ready(checkpoint, [LARGE])
+    assert caught.value.key == "no_kernel"
+
+
+def test_a_model_goes_where_it_fits(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine once took the first GPU, full or not."""
+    monkeypatch.setattr(opening, "prepare_kernel", Preparation())
+    full = replace(LARGE, others_mib=79_000)
+    assert ready(checkpoint, [LARGE, replace(LARGE)]).places.devices == (torch.device("cuda", 0),)
+    assert ready(checkpoint, [full, LARGE]).places.devices == (torch.device("cuda", 1),)
+
+
+def test_what_no_gpu_has_room_for_is_split_by_layers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "prepare_kernel", Preparation())
+    refused = check_fit(checkpoint, [empty_card("tiny", 800, (9, 0))], 256, kernel="deck")
+    room_mib = int((refused.plan.total - refused.plan.weights / 3) / MIB)
+    small = replace(LARGE, total_mib=room_mib, reserved_mib=0)
+    found = ready(checkpoint, [small, replace(small)], "deck")
+    assert found.places.devices == (torch.device("cuda", 0), torch.device("cuda", 1))
+    assert sum(found.places.num_layers) == 6 and all(found.places.num_layers)
+    assert not found.captured and len(found.plans) == 2
+    assert all(plan.total <= room_mib * MIB for plan in found.plans)
+
+
+def test_each_tensor_has_its_place() -> None:
+    first, last = torch.device("cuda", 0), torch.device("cuda", 1)
+    places = Places((first, last), (2, 1))
+    names = {
+        "model.embed_tokens.weight": first,
+        "model.layers.0.mlp.down_proj.qweight": first,
+        "model.layers.1.input_layernorm.weight": first,
+        "model.layers.2.self_attn.q_proj.scales": last,
+        "model.norm.weight": last,
+        "lm_head.weight": last,
+    }
+    assert {name: places.of(name, "model.embed_tokens") for name in names} == names
+    alone = Places((last,))
+    assert {alone.of(name, "model.embed_tokens") for name in names} == {last}
+
+
+@pytest.mark.parametrize("one_order", [True, False])
+def test_matrices_are_merged_where_their_inputs_come_in_one_order(tmp_path: Path, one_order: bool) -> None:
+    make_checkpoint(tmp_path, Recipe(hidden=256, act_order=True, one_order=one_order))
+    groups = same_order(read_checkpoint(tmp_path))
+    names = sorted(sorted(name.rpartition(".")[2] for name in group.sizes) for group in groups)
+    assert names == ([["gate_proj", "up_proj"]] * 2 + [["k_proj", "q_proj", "v_proj"]] * 2 if one_order else [])
+
+
+@pytest.mark.parametrize("quantization", [
+    Quantization(4, 32, False, True, "gptq"),
+    Quantization(4, 128, True, False, "gptq"),
+    Quantization(4, 64, False, False, "gptq_v2"),
+    Quantization(8, 128, False, True, "gptq"),
+    Quantization(3, -1, False, True, "gptq"),
+], ids=lambda one: one.label)  # fmt: skip
+def test_the_check_holds_a_kernel_against_the_matrix(quantization: Quantization) -> None:
+    check_kernel(KERNEL["dense"], quantization, torch.bfloat16, CPU)
+
+
+def test_a_kernel_that_computes_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantization = Quantization(4, 128, False, True, "gptq")
+    tensors, dense = known_matrix(quantization)
+    monkeypatch.setattr(kernel_check, "known_matrix", lambda _: (tensors, dense.roll(1, 1)))
+    with pytest.raises(EngineError) as caught:
+        check_kernel(KERNEL["dense"], quantization, torch.bfloat16, CPU)
+    assert caught.value.key == "kernel_wrong"
+
+
+def test_a_kernel_that_cannot_be_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise CudaCodeError("pack: CUDA's error 400")
+
+    monkeypatch.setattr(MatrixMaker, "make", fail)
+    with pytest.raises(EngineError) as caught:
+        check_kernel(KERNEL["dense"], Quantization(4, 128, False, True, "gptq"), torch.bfloat16, CPU)
+    assert caught.value.key == "kernel_code" and caught.value.params["why"] == "pack: CUDA's error 400"

@@ -1,0 +1,160 @@
+"""Loading: every layout and bit width gives the matrices that its packing stands for, and nothing is left to chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from core.checkpoint.checkpoint import read_checkpoint
+from core.common.errors import CheckpointError, DeckError, EngineError
+from core.memory.kernels.registry import Device, choose_kernel
+from core.worker.model.device_map import Places
+from core.worker.model.loader import load_model
+from core.worker.model.model_runner import SlotModel
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.reference import reference_logits
+
+CPU = torch.device("cpu")
+# bfloat16 keeps 8 bits, a relative error of 0.4 % an operation; over two layers that stays under 8 % of the spread.
+TOLERANCE = 0.08
+
+RECIPES = {
+    "4 bit": Recipe(),
+    "old layout": Recipe(old_layout=True),
+    "act-order": Recipe(act_order=True),
+    "asymmetric": Recipe(symmetric=False),
+    "act-order, asymmetric, group 64": Recipe(act_order=True, symmetric=False, group_size=64),
+    "no groups": Recipe(group_size=-1),
+    "group 16": Recipe(group_size=16),
+    "2 bit": Recipe(bits=2),
+    "3 bit": Recipe(bits=3),
+    "3 bit asymmetric": Recipe(bits=3, symmetric=False),
+    "8 bit": Recipe(bits=8),
+    "8 bit act-order": Recipe(bits=8, act_order=True),
+    "no grouped heads": Recipe(num_kv_heads=4),
+}
+
+
+def load(folder: Path) -> torch.nn.Module:
+    checkpoint = read_checkpoint(folder)
+    kernel, _ = choose_kernel(checkpoint, Device("cpu"))
+    with torch.inference_mode():
+        return load_model(checkpoint, kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+def test_a_loaded_model_computes_what_its_packed_matrices_stand_for(tmp_path: Path, recipe: Recipe) -> None:
+    dense = make_checkpoint(tmp_path / "model", recipe)
+    tokens = torch.tensor([[5, 300, 17, 42, 260, 9, 101]])
+    wanted = reference_logits(tmp_path / "model", dense, tokens)
+    with torch.inference_mode():
+        slots = SlotModel(load(tmp_path / "model"), num_slots=1, context_tokens=32)
+        got = slots.forward(tokens, torch.arange(7).unsqueeze(0), 0, 7).float()
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
+    assert wanted.std() > 0.1
+
+
+def test_a_model_of_another_family_loads_as_well(tmp_path: Path) -> None:
+    dense = make_checkpoint(tmp_path / "model", Recipe(model_type="mistral"))
+    tokens = torch.tensor([[5, 300, 17]])
+    wanted = reference_logits(tmp_path / "model", dense, tokens)
+    with torch.inference_mode():
+        slots = SlotModel(load(tmp_path / "model"), num_slots=1, context_tokens=32)
+        got = slots.forward(tokens, torch.arange(3).unsqueeze(0), 0, 3).float()
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+def change_tensors(folder: Path, change: dict[str, np.ndarray | None]) -> None:
+    """Write the weights anew with some tensors replaced, added or (None) left out."""
+    path = next(folder.glob("*.safetensors"))
+    tensors = {**load_file(path), **change}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"model.layers.1.mlp.up_proj.scales": None}, "missing_weight"),
+        ({"model.norm.weight": None}, "missing_weight"),
+        ({"model.layers.7.mlp.up_proj.qweight": np.zeros((8, 128), np.int32)}, "unexpected_weight"),
+        ({"model.extra.weight": np.zeros(3, np.float16)}, "unexpected_weight"),
+        ({"model.norm.weight": np.ones(65, np.float16)}, "weight_shape"),
+        ({"model.layers.0.mlp.up_proj.qzeros": np.zeros((4, 16), np.int32)}, "weight_shape"),
+    ],
+    ids=[
+        "scales missing",
+        "norm missing",
+        "layer too many",
+        "tensor too many",
+        "norm too long",
+        "groups too many",
+    ],
+)
+def test_a_weight_missing_unexpected_or_of_another_shape_refuses_the_load(
+    tmp_path: Path, change: dict[str, np.ndarray | None], key: str
+) -> None:
+    make_checkpoint(tmp_path / "model")
+    change_tensors(tmp_path / "model", change)
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "model")
+    assert caught.value.key == key
+
+
+def test_tied_embeddings_need_no_head_of_their_own(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
+    change_tensors(tmp_path / "model", {"lm_head.weight": None})
+    model = load(tmp_path / "model")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_stored_rotary_frequencies_of_older_checkpoints_are_ignored(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model")
+    change_tensors(tmp_path / "model", {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)})
+    assert load(tmp_path / "model") is not None
+
+
+def bias_of(module: torch.nn.Module) -> torch.Tensor | None:
+    """The bias of a matrix, also of one that is kept together with others."""
+    return getattr(module, "merged", module).bias
+
+
+def test_a_bias_of_zeros_is_dropped_and_any_other_is_kept(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", Recipe(old_layout=True))
+    name = "model.layers.0.self_attn.q_proj"
+    assert bias_of(load(tmp_path / "model").get_submodule(name)) is None
+    change_tensors(tmp_path / "model", {f"{name}.bias": np.full(64, 0.5, np.float16)})
+    assert bias_of(load(tmp_path / "model").get_submodule(name)) is not None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ('"model_type": "llama"', '"model_type": "warpdrive"', EngineError),
+        ('"model_type": "llama"', '"model_type": "t5"', DeckError),
+        ('"num_hidden_layers": 2', '"num_hidden_layers": "two"', DeckError),
+        ('"hidden_size": 64', '"hidden_size": 96', CheckpointError),
+        ('"num_hidden_layers": 2', '"num_hidden_layers": 3', CheckpointError),
+    ],
+    ids=[
+        "unknown family",
+        "no causal model",
+        "number as text",
+        "contradicts the tensors",
+        "more layers than tensors",
+    ],
+)
+def test_a_configuration_that_cannot_be_this_model_is_refused_in_words(
+    tmp_path: Path, old: str, new: str, error: type[DeckError]
+) -> None:
+    make_checkpoint(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace(old, new))
+    with pytest.raises(error):
+        load(tmp_path / "model")

@@ -1,0 +1,262 @@
+"""The order of codes that the engine's own kernels read, and what they are launched with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.checkpoint.checkpoint import Quantization
+from core.common.errors import CheckpointError
+from core.worker.kernels.decode_attention import MAX_QUERIES, SHARES, choose_ahead, choose_blocks, queries_together
+from core.worker.kernels.decode_attention import shared_bytes as attention_bytes
+from core.worker.kernels.nvrtc import compiled
+from core.worker.kernels.packing import (
+    BLOCK,
+    SYMMETRIC_WORDS,
+    TILE,
+    by_tile,
+    input_order,
+    pack_codes,
+    unpack,
+)
+from core.worker.kernels.w4_small_batch import (
+    FINISHES,
+    FOR_ONE_ROW,
+    SHARED_BYTES_16,
+    VARIANTS,
+    bytes_an_input,
+    choose_variants,
+    choose_warps,
+    has_many_tiles,
+    places_of,
+    read_source,
+    room_for_sums,
+    run_of,
+    shared_bytes,
+)
+from core.worker.model.backends.gptqmodel import check_symmetric
+from core.worker.model.kernel_check import known_matrix, to_words
+from tests.support.checkpoints import pack
+
+INPUTS, OUTPUTS = 192, 48
+# What every card of compute capability 8.6 lets a block of threads have.
+SHARED_BYTES_86 = 99 * 1024
+SHARED_BYTES_90 = 227 * 1024
+# What all blocks on a multiprocessor of 9.0 have together.
+ALL_SHARED_BYTES_90 = 228 * 1024
+
+
+@pytest.fixture
+def codes() -> torch.Tensor:
+    return torch.randint(0, 16, (INPUTS, OUTPUTS), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def test_codes_come_out_of_words_as_they_went_in(codes: torch.Tensor) -> None:
+    words = to_words(codes.long(), 4)
+    assert torch.equal(words, torch.from_numpy(pack(codes.long().numpy(), 4)))
+    assert torch.equal(unpack(words, 0), codes)
+    assert torch.equal(unpack(words.t().contiguous(), 1), codes.t())
+
+
+def test_each_lane_finds_the_codes_of_its_products(codes: torch.Tensor) -> None:
+    """As m16n8k16 wants its first matrix: in register 0 outputs g, in 1 outputs g + 8, then both for later inputs; an
+    input pair in each. The inputs of one lane lie beside each other, eight of each 32."""
+    packed = pack_codes(codes)
+    assert packed.shape == (OUTPUTS // TILE, INPUTS // BLOCK, 32, 4)
+    for tile, block, lane, word in [
+        tuple(random.Random(seed).randrange(size) for size in packed.shape) for seed in range(200)
+    ]:
+        value = int(packed[tile, block, lane, word]) & 0xFFFFFFFF
+        first = block * BLOCK + word // 2 * 32 + lane % 4 * 8 + word % 2 * 4
+        for register in range(4):
+            pair = [value >> shift + 4 * register & 15 for shift in (0, 16)]
+            output = tile * TILE + lane // 4 + register % 2 * 8
+            begin = first + register // 2 * 2
+            assert pair == codes[begin : begin + 2, output].tolist()
+
+
+def test_scales_of_outputs_that_one_lane_has_lie_beside_each_other() -> None:
+    scales = torch.arange(2 * OUTPUTS).view(2, OUTPUTS).half()
+    tiled = by_tile(scales, torch.float16)
+    assert tiled.shape == (OUTPUTS // TILE, 2, 8, 2)
+    assert tiled[1, 1, 3].tolist() == [OUTPUTS + TILE + 3, OUTPUTS + TILE + 11]
+
+
+def test_inputs_are_sorted_by_group_and_their_places_found_again() -> None:
+    groups = torch.tensor([1, 0, 2, 1, 0, 2], dtype=torch.int32)
+    order = input_order(groups)
+    assert order is not None and groups[order.long()].tolist() == [0, 0, 1, 1, 2, 2]
+    x, put = torch.arange(6), torch.zeros(6, dtype=torch.long)
+    put[places_of(order).long()] = x
+    assert torch.equal(put, x[order.long()])
+    assert input_order(torch.tensor([0, 0, 1, 1])) is None and input_order(None) is None
+
+
+@pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
+def test_a_matrix_that_only_says_it_is_symmetric_is_refused(layout: str) -> None:
+    """Marlin would compute with zeros of 8 whatever the file says."""
+    quantization = Quantization(4, 128, False, True, layout)
+    tensors, _ = known_matrix(quantization)
+    assert set(tensors["qzeros"].unique().tolist()) == {SYMMETRIC_WORDS[layout]}
+    check_symmetric([tensors], layout)
+    tensors["qzeros"][1, 3] ^= 1
+    with pytest.raises(CheckpointError) as caught:
+        check_symmetric([tensors], layout)
+    assert caught.value.key == "zeros_not_symmetric"
+
+
+@pytest.mark.parametrize("halves", [0, 1, 2, 4])
+@pytest.mark.parametrize("has_zeros", [False, True])
+def test_what_a_block_wants_of_shared_memory_is_there(halves: int, has_zeros: bool) -> None:
+    """Small cards have room for a variant for each number of rows; those of 9.0 for all."""
+    room = {name: shared_bytes(variant, 8, halves, has_zeros) for name, variant in VARIANTS.items()}
+    for rows in (1, 9, 17):
+        for finish in FINISHES:
+            assert any(room[name] <= SHARED_BYTES_86 for name in choose_variants(rows, True, finish))
+    assert all(room[name] <= SHARED_BYTES_86 for name in FOR_ONE_ROW)
+    assert max(room.values()) <= SHARED_BYTES_90
+    assert all(shared_bytes(VARIANTS[name], 16, halves, has_zeros) <= SHARED_BYTES_16 for name in FOR_ONE_ROW)
+
+
+def test_the_sums_that_a_variant_reads_have_room() -> None:
+    """A kernel for 32 rows reads the sums of 32, however few there are; the next rows of many come 32 further on."""
+    for rows in range(2, 65):
+        room = room_for_sums(torch.empty(rows, 256), 64).shape[1]
+        for begin in range(0, rows, 32):
+            names = choose_variants(min(32, rows - begin), True, "plain")
+            assert begin + 8 * max(VARIANTS[name].row_tiles for name in names) <= room
+    assert [run_of(halves) for halves in (0, 1, 2, 4)] == [64, 32, 64, 128]
+
+
+def test_every_number_of_rows_has_a_variant_that_takes_it() -> None:
+    for rows in range(1, 33):
+        for finish in FINISHES:
+            for is_wide in (True, False):
+                for variant in map(VARIANTS.__getitem__, choose_variants(rows, is_wide, finish)):
+                    assert variant.row_tiles * 8 >= rows and not variant.normed
+                    assert finish != "gated" or variant.tiles % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "one", "more"),
+    [
+        pytest.param(4096, 11008, (16, "narrow"), "deep", id="down of 7B"),
+        pytest.param(12288, 4096, (8, "wide"), "wide", id="query, key and value of 7B"),
+        pytest.param(6144, 4096, (16, "wide"), "deep", id="query, key and value of Llama-3 8B"),
+        pytest.param(5120, 5120, (16, "wide"), "deep", id="out of 13B"),
+        pytest.param(8192, 28672, (16, "wide"), "deep", id="down of 70B"),
+        pytest.param(10240, 8192, (16, "wide"), "wide", id="query, key and value of 70B"),
+    ],
+)
+def test_two_tiles_share_their_inputs_where_that_was_fastest(
+    outputs: int, inputs: int, one: tuple[int, str], more: str
+) -> None:
+    """One row of 13B went through two rounds of single tiles of which the second was a fifth full: 381 tokens a second
+    where two tiles at once make 417."""
+    tiles = outputs // TILE
+    names = {rows: choose_variants(rows, has_many_tiles(tiles, rows, 132), "plain") for rows in (1, 2, 8)}
+    assert (choose_warps(tiles, inputs, 1, 132), *names[1]) == one
+    assert names[2] == names[8] == (more,)
+    assert choose_warps(tiles, inputs, 2, 132) == 8
+
+
+@pytest.mark.parametrize(
+    ("outputs", "finish", "wanted"),
+    [
+        pytest.param(4096, "added", "rows32", id="too few for more tiles at once"),
+        pytest.param(12288, "plain", "rows32_3", id="two turns rather than three"),
+        pytest.param(57344, "gated", "rows32_4", id="enough for all"),
+    ],
+)
+def test_as_many_tiles_share_the_rows_as_leave_work_for_all(outputs: int, finish: str, wanted: str) -> None:
+    names = choose_variants(32, True, finish)
+    assert min(names, key=lambda name: bytes_an_input(VARIANTS[name], outputs // TILE, 132)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "wanted"),
+    [
+        (32, 32, 128, 1),
+        (64, 8, 128, 8),
+        (28, 4, 128, 7),
+        (24, 8, 64, 3),
+        (71, 1, 64, 1),
+        (12, 2, 128, 6),
+        (16, 2, 256, 2),
+    ],
+)
+def test_queries_of_one_key_are_shared_out_evenly(heads: int, kv_heads: int, dim: int, wanted: int) -> None:
+    assert queries_together(heads, kv_heads, dim) == wanted
+
+
+@pytest.mark.parametrize("dim", MAX_QUERIES)
+@pytest.mark.parametrize("blocks", SHARES)
+def test_what_attention_wants_of_shared_memory_is_there(dim: int, blocks: int) -> None:
+    """On a card with little, columns are on their way once at least; on one with much, two blocks fit."""
+    most = MAX_QUERIES[dim]
+    assert choose_ahead(dim, most, blocks, 0) == 1
+    assert attention_bytes(dim, most, blocks, 1) <= SHARED_BYTES_86
+    for queries in (1, most):
+        ahead = choose_ahead(dim, queries, blocks, ALL_SHARED_BYTES_90 // 2 - 1024)
+        assert 2 * (attention_bytes(dim, queries, blocks, ahead) + 1024) <= ALL_SHARED_BYTES_90
+        assert dim > 128 or ahead > 1
+
+
+def test_few_rows_share_their_columns_among_blocks_and_many_do_not() -> None:
+    most_blocks = {8: 198, 4: 198, 2: 264, 1: 264}
+    chosen = [choose_blocks(8 * rows, most_blocks) for rows in (1, 3, 4, 6, 7, 16, 17, 64)]
+    assert chosen == [8, 8, 4, 4, 2, 2, 1, 1]
+
+
+def test_the_kernels_sources_are_there() -> None:
+    sources = {"matrices.cu": ["write_out", "pack", "head_8"], "rows.cu": ["norm_rows"], "attention.cu": ["attend"]}
+    for name, kernels in sources.items():
+        source = read_source(name)
+        assert all(f" {kernel}(" in source or f"HEAD({kernel}," in source for kernel in kernels)
+        assert source.startswith("// What the kernels")
+
+
+class Library:
+    """NVRTC's version, and nothing that compiles."""
+
+    def nvrtcVersion(self, major: object, minor: object) -> int:
+        return 0
+
+
+def test_what_was_compiled_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second start of a model finds its kernels; without the library, as on a machine that has none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("core.worker.kernels.nvrtc.library", Library)
+    monkeypatch.setattr("core.worker.kernels.nvrtc._compile", lambda source, options: b"code of " + source.encode())
+    assert compiled("a", {"X": 1}, (9, 0)) == b"code of a"
+    monkeypatch.setattr("core.worker.kernels.nvrtc._compile", lambda source, options: b"other")
+    assert compiled("a", {"X": 1}, (9, 0)) == b"code of a"
+    assert compiled("a", {"X": 2}, (9, 0)) == b"other"
+    assert compiled("a", {"X": 1}, (8, 6)) == b"other"
+
+
+@pytest.mark.parametrize("damage", [lambda kept: b"", lambda kept: kept[:-1], lambda kept: b"x" + kept[1:]])
+def test_what_is_damaged_in_the_cache_is_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("core.worker.kernels.nvrtc.library", Library)
+    monkeypatch.setattr("core.worker.kernels.nvrtc._compile", lambda source, options: b"code")
+    assert compiled("a", {}, (9, 0)) == b"code"
+    (file,) = tmp_path.rglob("*.cubin")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert compiled("a", {}, (9, 0)) == b"code"
+    assert file.read_bytes() == whole
+
+
+def test_a_cache_that_cannot_be_written_stops_no_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("core.worker.kernels.nvrtc.library", Library)
+    monkeypatch.setattr("core.worker.kernels.nvrtc._compile", lambda source, options: b"code")
+    assert compiled("a", {}, (9, 0)) == b"code"

@@ -1,0 +1,48 @@
+"""How a product of many rows is shared out among blocks of threads, and what one needs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.memory.plan import PROMPT_SUM_BYTES
+from core.worker.kernels.w4_prefill import FEW, MANY, MIN_SHARE, Product, share_out, shared_bytes
+
+# What a block of threads may have at most on compute capability 9.0.
+MOST_SHARED_BYTES = 227 * 1024
+
+
+@given(st.integers(1, 2000), st.integers(1, 500), st.integers(1, 200))
+def test_what_is_shared_keeps_the_gpu_busy_and_is_worth_it(units: int, blocks: int, multiprocessors: int) -> None:
+    grid, whole = share_out(units, blocks, multiprocessors)
+    assert 1 <= grid <= multiprocessors
+    assert 0 <= whole <= units
+    if whole < units:
+        # Whole rounds for all, and a share for each: one that had none would be waited for without end.
+        assert whole % grid == 0
+        assert (units - whole) * blocks >= MIN_SHARE * grid
+
+
+@pytest.mark.parametrize(
+    ("units", "blocks", "expected"),
+    [
+        pytest.param(264, 64, (132, 264), id="two full rounds"),
+        pytest.param(128, 64, (128, 128), id="nearly a round"),
+        pytest.param(160, 128, (132, 132), id="a round, and 28 units for all"),
+        pytest.param(64, 64, (132, 0), id="half a round for all"),
+        pytest.param(1, 8, (2, 0), id="too little for all"),
+        pytest.param(133, 64, (132, 133), id="a round, and too little for all"),
+    ],
+)
+def test_a_last_round_is_shared_where_it_is_short(units: int, blocks: int, expected: tuple[int, int]) -> None:
+    assert share_out(units, blocks, 132) == expected
+
+
+@pytest.mark.parametrize("product", [FEW, MANY])
+@pytest.mark.parametrize("halves", [0, 1, 2, 4])
+@pytest.mark.parametrize("has_zeros", [False, True])
+def test_a_block_of_threads_has_room(product: Product, halves: int, has_zeros: bool) -> None:
+    assert shared_bytes(product, halves, has_zeros) <= MOST_SHARED_BYTES
+    # What it adds up for another is as much for either product.
+    assert product.outputs * product.pieces * 128 * 4 == PROMPT_SUM_BYTES

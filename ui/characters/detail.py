@@ -1,0 +1,167 @@
+"""One character to read: what it is, the way to chat with it, edit, copy, export, delete. Edits nothing itself."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.checkpoint.headers import printable
+from core.common.errors import DeckError
+from core.personas.cards import FORMATS, SUFFIXES, Format, write
+from core.personas.character import Character
+from core.personas.listing import Entry
+from core.personas.lore_editing import entry_indexes
+from core.personas.names import file_stem
+from core.personas.portrait import draw_portrait
+from ui.characters.draft import drafts, has_changes
+from ui.characters.preview import draw_preview, fence
+from ui.characters.view import attempt, back_button, draw_messages, offer_undo, say, show
+from ui.shared.errors import show_error
+from ui.shared.i18n import tr
+from ui.shared.markdown import answer_markdown, escape
+from ui.shared.resources import characters, thumbnails
+from ui.shared.routing import CHAT_PAGE
+
+MIME = {"yaml": "application/yaml", "json": "application/json", "v2": "application/json", "png": "image/png"}
+SECTIONS = ("context", "description", "personality", "scenario", "example_dialogue", "system_prompt",
+            "post_history_instructions")  # fmt: skip
+ARRIVES = {"chat": "new"}
+
+
+def draw_detail(key: str) -> None:
+    back_button()
+    draw_messages()
+    try:
+        entry = characters().need(key)
+    except DeckError as error:
+        show_error(error)
+        return
+    if entry.character is None:
+        _draw_broken(entry)
+        return
+    _draw_head(entry, entry.character)
+    _draw_texts(entry, entry.character)
+    draw_preview(entry.character)
+
+
+def _draw_broken(entry: Entry) -> None:
+    st.header(escape(entry.text_path.name))
+    if entry.error is not None:
+        show_error(entry.error)
+    st.caption(tr("characters.broken_help", path=printable(str(entry.text_path))))
+    _delete_button(entry)
+
+
+def _draw_head(entry: Entry, character: Character) -> None:
+    left, right = st.columns([1, 2])
+    with left:
+        st.image(_picture(entry), width=220, alt=character.name)
+    with right:
+        with st.container(gap="xsmall"):
+            st.header(escape(character.name))
+            if badges := [f":primary-badge[{escape(tag)}]" for tag in character.tags]:
+                st.markdown(" ".join(badges))
+            if words := _origin_words(character):
+                st.caption(" · ".join(words))
+        if character.creator_notes:
+            st.markdown(fence(character.creator_notes))
+        _draw_buttons(entry, character)
+    try:
+        characters().picture(entry.key)
+    except DeckError as error:
+        show_error(error)
+
+
+def _picture(entry: Entry) -> bytes:
+    return thumbnails().get(characters(), entry).result()
+
+
+def _origin_words(character: Character) -> list[str]:
+    words = []
+    if character.nickname:
+        words.append(tr("characters.is_called", name=character.called))
+    if character.creator:
+        words.append(tr("characters.by", name=character.creator))
+    if character.version:
+        words.append(tr("characters.version_is", version=character.version))
+    return words
+
+
+def _draw_buttons(entry: Entry, character: Character) -> None:
+    with st.container(horizontal=True):
+        if st.button(tr("characters.chat_with", name=character.called[:40]), key=f"character_chat_{entry.key}",
+                     type="primary", icon=":material/chat:"):  # fmt: skip
+            st.switch_page(CHAT_PAGE, query_params=ARRIVES | {"character": entry.key})
+        words = "characters.go_on_editing" if has_changes(entry.key) else "characters.edit"
+        st.button(tr(words), key=f"character_edit_{entry.key}", icon=":material/edit:", on_click=show,
+                  args=("form", entry.key))  # fmt: skip
+        st.button(tr("characters.duplicate"), key=f"character_duplicate_{entry.key}", icon=":material/content_copy:",
+                  on_click=_duplicate, args=(entry.key,))  # fmt: skip
+        with st.popover(tr("characters.export"), icon=":material/download:", key=f"character_export_{entry.key}"):
+            for kind in FORMATS:
+                _draw_export(entry, character, kind)
+        _delete_button(entry)
+
+
+def _draw_export(entry: Entry, character: Character, kind: Format) -> None:
+    name = file_stem(character.name) + (".v2.json" if kind == "v2" else SUFFIXES[kind])
+
+    def content() -> bytes:
+        """Made when it is asked for: a picture takes a while. A card goes out whatever has become of its picture."""
+        try:
+            picture = characters().picture(entry.key) if kind == "png" else b""
+        except DeckError:
+            picture = draw_portrait(entry.name)
+        return write(character, picture, kind)
+
+    st.download_button(tr(f"characters.as_{kind}"), content, file_name=name, mime=MIME[kind], width="stretch",
+                       key=f"character_export_{kind}_{entry.key}", on_click="ignore",
+                       icon=":material/download:")  # fmt: skip
+
+
+def _duplicate(key: str) -> None:
+    new = attempt(lambda: characters().duplicate(key))
+    if new is not None:
+        say("duplicated", name=new)
+        show("detail", new)
+
+
+def _delete_button(entry: Entry) -> None:
+    st.button(tr("characters.delete"), key=f"character_delete_{entry.key}", icon=":material/delete:",
+              on_click=_delete, args=(entry.key, entry.name, entry.character))  # fmt: skip
+
+
+def _delete(key: str, name: str, seen: Character | None) -> None:
+    trashed = attempt(lambda: characters().delete(key, seen))
+    if trashed is None:
+        return
+    draft = drafts().pop(key, None)
+    show("gallery")
+
+    def bring_back() -> None:
+        restored = characters().restore(trashed)
+        if draft is not None and restored == key:
+            drafts()[key] = draft
+        show("detail", restored)
+
+    offer_undo("deleted", name, bring_back)
+
+
+def _draw_texts(entry: Entry, character: Character) -> None:
+    if character.greetings != ("",):
+        st.subheader(tr("characters.greeting"))
+        with st.chat_message("assistant", avatar=_picture(entry)):
+            st.markdown(answer_markdown(readable(character.greeting, character)) or tr("characters.empty"))
+        for number, greeting in enumerate(character.alternate_greetings):
+            with st.expander(tr("characters.other_greeting", number=number + 2)):
+                st.markdown(answer_markdown(readable(greeting, character)))
+    for name in SECTIONS:
+        if words := str(getattr(character, name)).strip():
+            with st.expander(tr(f"characters.{name}"), expanded=name in ("context", "description")):
+                st.markdown(fence(words))
+    if count := len(entry_indexes(character.lorebook)):
+        st.caption(f":material/menu_book: {tr('characters.lore_count', count=count)}")
+
+
+def readable(words: str, character: Character) -> str:
+    """A greeting for the eye; a chat expands the rest."""
+    return words.replace("{{char}}", character.called)

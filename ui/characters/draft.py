@@ -1,0 +1,322 @@
+"""A character that is being written, with what was read before; outlives reruns and switches of pages. Draws nothing.
+
+Widgets are only views of it: their values go into the draft whenever they change, and come from it when they are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
+from typing import Any
+
+import streamlit as st
+
+from core.common.errors import DeckError
+from core.personas.character import Character, CharacterError, compose_context
+from core.personas.fields import read_name
+from core.personas.listing import Stamp
+from core.personas.lore_editing import book_values, change_book, change_entry, entry_indexes, entry_values
+from core.personas.pictures import as_png
+from core.personas.thumbnails import make_thumbnail
+from ui.characters import view as page
+from ui.shared.resources import characters
+
+DRAFTS_KEY = "characters_drafts"
+# Every widget of the form begins so.
+FIELD, LORE = "character_field_", "character_lore_"
+TEXT_FIELDS = ("name", "context", "description", "personality", "scenario", "greeting", "example_dialogue",
+               "your_name", "system_prompt", "post_history_instructions", "nickname", "creator", "creator_notes",
+               "version")  # fmt: skip
+PARTS = ("description", "personality", "scenario")
+NEW_CHARACTER = Character("")
+# A character and its picture, as the files held them at one time.
+Theirs = tuple[Character, Stamp]
+_numbers = count(1)
+
+
+@dataclass
+class PictureChoice:
+    """The picture that a form was given: a new one, none any more, or neither, which leaves it as it is."""
+
+    new: bytes | None = None
+    thumbnail: bytes | None = None
+    is_removed: bool = False
+    error: DeckError | None = None
+    num_uploads: int = 0
+
+    @property
+    def is_changed(self) -> bool:
+        return self.new is not None or self.is_removed
+
+    def take(self, file: str, content: bytes) -> None:
+        """Take what was uploaded, or keep the reason why it is no picture."""
+        self.num_uploads += 1
+        try:
+            png = as_png(file, content)
+            self.new, self.thumbnail, self.error = png, make_thumbnail(file, png), None
+            self.is_removed = False
+        except DeckError as error:
+            self.error = error
+
+    def remove(self) -> None:
+        self.new, self.thumbnail, self.error, self.is_removed = None, None, None, True
+
+
+@dataclass
+class Draft:
+    """A form's content. `key` and `base` say which file it was read from and what was in it; a new one has none.
+
+    `number` is this draft's alone: what a button does is for the draft that it was drawn for. The keys of its widgets
+    end with an edition, which is another one when the draft changes behind them: none of them shows or sends what
+    belongs to another draft, or to an older state of this one.
+    """
+
+    key: str | None
+    base: Character
+    now: Character
+    # What the picture's file was when the draft was begun.
+    picture_stamp: Stamp = None
+    picture: PictureChoice = field(default_factory=PictureChoice)
+    # Whether one free text says who the character is, or a description, a personality and a scenario.
+    is_one_text: bool = True
+    # What the parts were when they became one text, so that they can be taken apart again: (text, parts).
+    taken_together: tuple[str, dict[str, str]] | None = None
+    # The lorebook that the table was drawn with; the table's own changes are counted from it.
+    table_book: Mapping[str, Any] = field(default_factory=dict)
+    number: int = field(default_factory=_numbers.__next__)
+    edition: int = field(default_factory=_numbers.__next__)
+    lore_edition: int = field(default_factory=_numbers.__next__)
+    table_edition: int = field(default_factory=_numbers.__next__)
+    # Another one when entries or greetings have other places than before.
+    places: int = field(default_factory=_numbers.__next__)
+
+    @property
+    def is_changed(self) -> bool:
+        return self.now != self.base or self.picture.is_changed
+
+    def field_key(self, name: str) -> str:
+        return f"{FIELD}{name}_{self.edition}"
+
+    def lore_key(self, name: str, index: int | None = None) -> str:
+        """The key of a field of the lorebook, or of one of its entries."""
+        return f"{LORE}{name if index is None else f'{index}_{name}'}_{self.lore_edition}"
+
+    def table_key(self) -> str:
+        return f"lorebook_table_{self.table_edition}"
+
+    def renew(self) -> None:
+        """Let all widgets be drawn from the draft again."""
+        self.edition, self.places = next(_numbers), next(_numbers)
+        self.renew_lore()
+        self.table_book, self.table_edition = self.now.lorebook, next(_numbers)
+
+    def renew_lore(self) -> None:
+        self.lore_edition = next(_numbers)
+
+
+def drafts() -> dict[str | None, Draft]:
+    """This tab's drafts by the character's key; None for the new character."""
+    found: dict[str | None, Draft] = st.session_state.setdefault(DRAFTS_KEY, {})
+    return found
+
+
+def draft_of(key: str | None) -> Draft:
+    """The draft of a character, begun now where there is none. Raises DeckError for a file that is gone or broken."""
+    if key not in drafts():
+        entry = characters().need(key) if key is not None else None
+        read = characters().character(key) if key is not None else NEW_CHARACTER
+        in_parts = not read.context and any(getattr(read, part) for part in PARTS)
+        stamp = entry.picture_stamp if entry is not None else None
+        drafts()[key] = Draft(key, read, read, stamp, is_one_text=not in_parts, table_book=read.lorebook)
+    return drafts()[key]
+
+
+def renew_drafts() -> None:
+    """On arrival from another page: the browser has forgotten its fields, where the server may not have."""
+    for draft in drafts().values():
+        draft.renew()
+
+
+def has_changes(key: str | None) -> bool:
+    draft = drafts().get(key)
+    return draft is not None and draft.is_changed
+
+
+def find(number: int) -> Draft | None:
+    """The draft that a widget was drawn for; None where it is gone."""
+    return next((draft for draft in drafts().values() if draft.number == number), None)
+
+
+def collect(number: int) -> Draft | None:
+    """Take over what the form's widgets hold: for their on_change, and before a draft is saved.
+
+    Gives the draft; None where the same click has ended it already: callbacks come in any order.
+    """
+    draft = find(number)
+    if draft is None:
+        return None
+    state = st.session_state
+    changes: dict[str, Any] = {}
+    for name in TEXT_FIELDS:
+        key, old = draft.field_key(name), getattr(draft.now, name)
+        if key in state and not _is_same(old, typed := str(state[key] or "")):
+            changes[name] = read_name(typed) if name == "name" else typed
+    if (key := draft.field_key("tags")) in state:
+        tags = tuple(dict.fromkeys(tag.strip() for tag in state[key] if tag.strip()))
+        if tags != tuple(dict.fromkeys(draft.now.tags)):
+            changes["tags"] = tags
+    others = []
+    for place, old in enumerate(draft.now.alternate_greetings):
+        typed = str(state.get(draft.field_key(f"greeting_{place}"), old) or "")
+        others.append(old if _is_same(old, typed) else typed)
+    draft.now = replace(draft.now, **changes, alternate_greetings=tuple(others))
+    _collect_book(draft)
+    return draft
+
+
+def _is_same(old: str, typed: str) -> bool:
+    """A field in a browser knows one kind of line end; a file's own kind is no change."""
+    return old == typed or "\n".join(old.splitlines()) == typed
+
+
+def _collect_book(draft: Draft) -> None:
+    book, state = draft.now.lorebook, st.session_state
+    old = book_values(book)
+    typed = {name: state.get(draft.lore_key(name), value) for name, value in old.items()}
+    changes = {name: value for name, value in typed.items() if value != old[name]}
+    if changes:
+        book = change_book(book, changes)
+    for index in entry_indexes(book):
+        old = entry_values(book, index)
+        typed = {name: state.get(draft.lore_key(name, index), value) for name, value in old.items()}
+        changed = {name: value for name, value in typed.items() if value != old[name]}
+        if changed:
+            book = change_entry(book, index, changed)
+    if book != draft.now.lorebook:
+        set_book(draft, book)
+
+
+def set_book(draft: Draft, book: Mapping[str, Any]) -> None:
+    """Change the lorebook other than by its table, which is drawn anew then."""
+    draft.now = replace(draft.now, lorebook=book)
+    draft.table_book, draft.table_edition = book, next(_numbers)
+
+
+def take_table(number: int, places: int, table: str) -> None:
+    """Take over what was changed in the table with the lorebook, a widget by the name of `table`."""
+    draft, edits = collect(number), st.session_state.get(table)
+    if draft is None or edits is None or draft.places != places:
+        return
+    book, indexes = draft.now.lorebook, entry_indexes(draft.table_book)
+    for row, changes in edits["edited_rows"].items():
+        # A cell that was emptied is None.
+        kept = {name: value for name, value in changes.items() if value is not None or name == "keys"}
+        book = change_entry(book, indexes[int(row)], {name: value or [] if name == "keys" else value
+                                                      for name, value in kept.items()})  # fmt: skip
+    draft.now = replace(draft.now, lorebook=book)
+    draft.renew_lore()
+
+
+def set_shape(number: int, is_one_text: bool) -> None:
+    """Describe the character by one free text, or in three parts. What is written stays, in the other shape."""
+    draft = collect(number)
+    if draft is None or is_one_text == draft.is_one_text:
+        return
+    draft.is_one_text = is_one_text
+    _reshape(draft)
+    draft.renew()
+
+
+def _reshape(draft: Draft) -> None:
+    if draft.is_one_text:
+        parts = {part: str(getattr(draft.now, part)) for part in PARTS}
+        together = draft.now.context or compose_context(**parts)
+        draft.taken_together = (together, parts)
+        draft.now = replace(draft.now, context=together, description="", personality="", scenario="")
+        return
+    together, parts = draft.taken_together or ("", {})
+    if not parts or draft.now.context != together:
+        # It was changed since, or never was in parts.
+        parts = {"description": draft.now.context or draft.now.description}
+    draft.now = replace(draft.now, context="", **parts)
+
+
+def their_version(draft: Draft) -> Theirs | None:
+    """What the files hold where that is no longer what the draft was begun with. Raises DeckError where it is gone."""
+    if draft.key is None:
+        return None
+    theirs = characters().character(draft.key), characters().need(draft.key).picture_stamp
+    # Another picture is in the way of a picture only.
+    is_same = theirs == (draft.base, draft.picture_stamp) if draft.picture.is_changed else theirs[0] == draft.base
+    return None if is_same else theirs
+
+
+def changed_fields(old: Character, new: Character) -> list[str]:
+    return [one.name for one in fields(Character) if getattr(old, one.name) != getattr(new, one.name)]
+
+
+def save(number: int, over: Theirs | None = None) -> None:
+    """Write the draft and show the character. `over`: also over what somebody else has written meanwhile, as shown."""
+    draft = collect(number)
+    if draft is None:
+        return
+    try:
+        if over is not None:
+            draft.base, draft.picture_stamp = over
+        saved_key = _write(draft)
+    except DeckError as error:
+        # The form itself says that another tab has saved.
+        if not (isinstance(error, CharacterError) and error.key == "character_changed"):
+            st.session_state[page.ERROR_KEY] = error
+        return
+    del drafts()[draft.key]
+    page.say("saved", name=draft.now.name)
+    page.show("detail", saved_key)
+
+
+def _write(draft: Draft) -> str:
+    """Raises DeckError; the draft keeps what is not on disk yet."""
+    store, picture = characters(), draft.picture
+    if draft.key is None:
+        return store.add(draft.now, picture.new)
+    if draft.now != draft.base:
+        store.save(draft.key, draft.now, expected=draft.base)
+        draft.base = draft.now = store.character(draft.key)
+    if picture.is_changed:
+        store.set_picture(draft.key, picture.new, expected=(draft.base, draft.picture_stamp))
+    return draft.key
+
+
+def save_as_new(number: int) -> None:
+    """The file is gone: write the draft as a new character."""
+    draft = collect(number)
+    if draft is None:
+        return
+    new_key = page.attempt(lambda: characters().add(draft.now, draft.picture.new))
+    if new_key is not None:
+        del drafts()[draft.key]
+        page.say("saved", name=draft.now.name)
+        page.show("detail", new_key)
+
+
+def take_theirs(number: int) -> None:
+    if (draft := find(number)) is not None:
+        del drafts()[draft.key]
+
+
+def discard(number: int) -> None:
+    """Leave the form without saving; what was typed can be had back."""
+    draft = collect(number)
+    if draft is None:
+        return
+    del drafts()[draft.key]
+    page.show("detail" if draft.key is not None else "gallery", draft.key)
+    if draft.is_changed:
+        page.offer_undo("discarded", draft.now.name, lambda: _bring_back(draft))
+
+
+def _bring_back(draft: Draft) -> None:
+    draft.renew()
+    drafts()[draft.key] = draft
+    page.show("form", draft.key)

@@ -1,0 +1,175 @@
+"""All characters as pictures: search, tags, pages; what is no character says why. Opens them."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+
+import streamlit as st
+
+from core.common.errors import DeckError
+from core.personas.listing import Entry
+from core.personas.names import same_name
+from ui.characters.draft import has_changes
+from ui.characters.importing import draw_import, draw_results
+from ui.characters.view import draw_messages, show
+from ui.shared.errors import sentence, show_error
+from ui.shared.fragment import redraw_every
+from ui.shared.i18n import tr
+from ui.shared.markdown import escape, shortened
+from ui.shared.people import person
+from ui.shared.resources import characters, thumbnails
+
+SEARCH_KEY, TAGS_KEY, PAGE_KEY = "characters_search", "characters_tags", "characters_page"
+PER_PAGE = 12
+NUM_TAGS = 10
+CARD_WIDTH = 164
+ABOUT_CHARS, NAME_CHARS, TAG_CHARS = 56, 40, 24
+# Nothing flashes where pictures are made in this time; longer ones come when they are ready.
+MOMENT_S, POLL_S = 0.25, 0.4
+# One grey point, as large as a picture is.
+WAITING = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNoaGioBwAEhAIAJTM0+wAAAABJRU5ErkJggg=="
+)
+
+
+def draw_gallery() -> None:
+    _draw_head()
+    draw_messages()
+    draw_results()
+    try:
+        entries = characters().entries()
+    except DeckError as error:
+        show_error(error)
+        return
+    if not entries:
+        _draw_empty()
+        return
+    found = _search(entries)
+    if not found:
+        st.info(tr("characters.nothing"), icon=":material/search_off:")
+        st.button(tr("characters.show_all"), key="characters_show_all", on_click=_show_all)
+        return
+    _draw_cards(_page(found))
+
+
+def _draw_head() -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(tr("characters.new"), key="characters_new", icon=":material/add:", type="primary",
+                  on_click=show, args=("form",))  # fmt: skip
+        with st.popover(tr("characters.import"), icon=":material/upload:", key="characters_import"):
+            draw_import()
+        st.button(tr("characters.user"), key="characters_user", icon=":material/person:",
+                  on_click=show, args=("user",))  # fmt: skip
+    if person():
+        st.caption(tr("characters.shared"))
+    if has_changes(None):
+        st.caption(f":orange[:material/edit:] {tr('characters.new_unsaved')}")
+
+
+def _draw_empty() -> None:
+    with st.container(border=True):
+        st.markdown(tr("characters.none"))
+        st.caption(tr("characters.where"))
+
+
+def _search(entries: Sequence[Entry]) -> list[Entry]:
+    """What the words and the tags leave of them."""
+    query = st.text_input(tr("characters.search"), key=SEARCH_KEY, type="search", icon=":material/search:", live=True,
+                          placeholder=tr("characters.search_hint"), label_visibility="collapsed",
+                          persist_state="session", on_change=_first_page)  # fmt: skip
+    words = same_name(str(query or "")).split()
+    found = [entry for entry in entries if all(word in _searched(entry) for word in words)]
+    chosen = _choose_tags(entries)
+    return [entry for entry in found if chosen <= _tags(entry)]
+
+
+def _choose_tags(entries: Sequence[Entry]) -> set[str]:
+    counted = Counter(tag for entry in entries for tag in _tags(entry))
+    chosen = [tag for tag in st.session_state.get(TAGS_KEY) or [] if tag in counted]
+    st.session_state[TAGS_KEY] = chosen
+    common = sorted(counted, key=lambda tag: (-counted[tag], tag))[:NUM_TAGS]
+    options = [*common, *(tag for tag in chosen if tag not in common)]
+    if options:
+        st.pills(tr("characters.tags"), options, selection_mode="multi", key=TAGS_KEY, persist_state="session",
+                 format_func=lambda tag: escape(shortened(tag, TAG_CHARS)), label_visibility="collapsed",
+                 on_change=_first_page)  # fmt: skip
+    return set(st.session_state.get(TAGS_KEY) or [])
+
+
+def _tags(entry: Entry) -> set[str]:
+    return {same_name(tag) for tag in entry.character.tags} if entry.character is not None else set()
+
+
+def _searched(entry: Entry) -> str:
+    """The texts that a search looks through."""
+    one = entry.character
+    texts = [] if one is None else [*one.tags, one.nickname, one.creator, one.creator_notes, one.about]
+    return same_name("\n".join([entry.name, entry.key, *texts]))
+
+
+def _show_all() -> None:
+    st.session_state[SEARCH_KEY], st.session_state[TAGS_KEY] = "", []
+
+
+def _first_page() -> None:
+    st.session_state[PAGE_KEY] = 1
+
+
+def _page(found: Sequence[Entry]) -> Sequence[Entry]:
+    num_pages = -(-len(found) // PER_PAGE)
+    number = min(int(st.session_state.get(PAGE_KEY) or 1), num_pages)
+    st.session_state[PAGE_KEY] = number
+    if num_pages > 1:
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            st.caption(tr("characters.count", count=len(found)))
+            number = st.pagination(num_pages, key=PAGE_KEY, persist_state="session", max_visible_pages=5)
+    return found[(number - 1) * PER_PAGE : number * PER_PAGE]
+
+
+def _draw_cards(entries: Sequence[Entry]) -> None:
+    pictures = [thumbnails().get(characters(), entry) for entry in entries]
+    wait(pictures, MOMENT_S)
+    with st.container(horizontal=True, key="characters_cards"):
+        for entry, picture in zip(entries, pictures, strict=True):
+            _draw_card(entry, picture)
+    if not all(picture.done() for picture in pictures):
+        redraw_every(POLL_S, _watch, pictures)
+
+
+def _watch(pictures: Sequence[Future[bytes]]) -> None:
+    if all(picture.done() for picture in pictures):
+        st.rerun()
+
+
+def _draw_card(entry: Entry, picture: Future[bytes]) -> None:
+    with st.container(border=True, width=CARD_WIDTH, height="stretch", gap="xsmall", key=f"character_card_{entry.key}"):
+        if entry.character is None:
+            _draw_broken(entry)
+            return
+        st.image(picture.result() if picture.done() else WAITING, width="stretch", alt=entry.name)
+        st.button(escape(shortened(entry.name, NAME_CHARS)), key=f"character_open_{entry.key}", width="stretch",
+                  wrap=False, help=escape(entry.name) if len(entry.name) > NAME_CHARS // 2 else None,
+                  on_click=show, args=("detail", entry.key))  # fmt: skip
+        st.caption(escape(shortened(about_words(entry), ABOUT_CHARS)))
+        if has_changes(entry.key):
+            st.markdown(f":orange-badge[:material/edit: {tr('characters.unsaved')}]")
+
+
+def about_words(entry: Entry) -> str:
+    """What a character is, in its maker's words for people, else the beginning of those for the model."""
+    one = entry.character
+    if one is None:
+        return ""
+    words = one.creator_notes or one.about
+    return words.replace("{{char}}", one.called).replace("{{user}}", "…")
+
+
+def _draw_broken(entry: Entry) -> None:
+    st.markdown(f":red[:material/error:] **{escape(shortened(entry.text_path.name, NAME_CHARS))}**")
+    if entry.error is not None:
+        st.caption(sentence(entry.error))
+    st.button(tr("characters.look"), key=f"character_open_{entry.key}", width="stretch",
+              on_click=show, args=("detail", entry.key))  # fmt: skip

@@ -1,0 +1,153 @@
+"""A lorebook in the form: its entries as a table, one of them as a form, its own settings. Knows no prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from core.personas.lore_editing import (
+    add_entry,
+    book_values,
+    can_change_entries,
+    entry_indexes,
+    entry_values,
+    remove_entry,
+)
+from ui.characters.draft import Draft, collect, set_book, take_table
+from ui.shared.i18n import text, tr
+from ui.shared.markdown import escape, shortened
+
+CHOICE = "character_lore_choice"
+TEXT_CHARS, KEYS_CHARS = 90, 40
+MAX_NUMBER = 10**15
+ROW_HEIGHT, MAX_HEIGHT = 35, 300
+
+
+def draw_lorebook(draft: Draft) -> None:
+    st.caption(tr("characters.lore_help"))
+    book = draft.now.lorebook
+    if not can_change_entries(book):
+        st.info(tr("characters.lore_foreign"), icon=":material/info:")
+        return
+    indexes = entry_indexes(book)
+    if indexes:
+        _draw_table(draft)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.button(tr("characters.lore_add"), key=f"lorebook_add_{draft.number}", icon=":material/add:",
+                  on_click=_add, args=(draft.number,))  # fmt: skip
+        index = _choose(draft, indexes) if indexes else None
+    if index is not None:
+        _draw_entry(draft, index)
+    if indexes:
+        _draw_settings(draft)
+
+
+def _draw_table(draft: Draft) -> None:
+    book = draft.table_book
+    rows = [_row(entry_values(book, index)) for index in entry_indexes(book)]
+    key = draft.table_key()
+    columns = st.column_config
+    st.data_editor(
+        pd.DataFrame(rows),
+        key=key,
+        hide_index=True,
+        height=min(MAX_HEIGHT, ROW_HEIGHT * (len(rows) + 1) + 3),
+        column_config={
+            "enabled": columns.CheckboxColumn(text("characters.lore_enabled"), width=70),
+            "keys": columns.ListColumn(text("characters.lore_keys"), width="medium"),
+            "content": columns.TextColumn(text("characters.lore_content"), disabled=True),
+            "constant": columns.CheckboxColumn(text("characters.lore_constant"), width=80),
+            "insertion_order": columns.NumberColumn(text("characters.lore_order"), step=1, width=70,
+                                                    min_value=-MAX_NUMBER, max_value=MAX_NUMBER),
+        },
+        on_change=take_table,
+        args=(draft.number, draft.places, key),
+    )  # fmt: skip
+
+
+def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {name: values[name] for name in ("enabled", "keys", "content", "constant", "insertion_order")}
+    return shown | {"content": shortened(values["content"], TEXT_CHARS)}
+
+
+def _choose(draft: Draft, indexes: list[int]) -> int:
+    """The entry that the form below shows."""
+    book, key = draft.now.lorebook, draft.field_key(CHOICE)
+    if st.session_state.get(key) not in indexes:
+        st.session_state[key] = indexes[0]
+    names = {index: _entry_name(number, entry_values(book, index)) for number, index in enumerate(indexes, start=1)}
+    chosen = st.selectbox(tr("characters.lore_choose"), indexes, key=key, format_func=names.__getitem__)
+    return int(chosen)
+
+
+def _entry_name(number: int, values: Mapping[str, Any]) -> str:
+    words = values["name"] or ", ".join(values["keys"]) or values["content"] or text("characters.lore_new")
+    return f"{number} · {shortened(words, KEYS_CHARS)}"
+
+
+def _draw_entry(draft: Draft, index: int) -> None:
+    values = entry_values(draft.now.lorebook, index)
+
+    def field(widget: Callable[..., Any], name: str, **options: Any) -> None:
+        key = draft.lore_key(name, index)
+        st.session_state.setdefault(key, values[name])
+        widget(tr(f"characters.lore_{name}"), key=key, on_change=collect, args=(draft.number,), **options)
+
+    with st.container(border=True, key="lorebook_entry"):
+        field(st.text_input, "name")
+        for name in ("keys", "secondary_keys"):
+            held = st.session_state.get(draft.lore_key(name, index), values[name])
+            options = list(dict.fromkeys([*values[name], *held]))
+            field(st.multiselect, name, options=options, accept_new_options=True, format_func=escape,
+                  help=tr(f"characters.lore_{name}_help"), placeholder=tr("characters.tags_hint"))  # fmt: skip
+        field(st.text_area, "content", height=140)
+        with st.container(horizontal=True):
+            for name in ("enabled", "constant", "case_sensitive", "use_regex"):
+                field(st.checkbox, name, help=tr(f"characters.lore_{name}_help"))
+        numbers = {"step": 1, "min_value": -MAX_NUMBER, "max_value": MAX_NUMBER}
+        left, middle, right = st.columns(3)
+        with left:
+            field(st.number_input, "insertion_order", help=tr("characters.lore_order_help"), **numbers)
+        with middle:
+            field(st.number_input, "priority", help=tr("characters.lore_priority_help"), **numbers)
+        with right:
+            places = {name: text(f"characters.lore_{name}") for name in ("before_char", "after_char")}
+            field(st.selectbox, "position", options=list(places), format_func=places.__getitem__)
+        mark = f"{index}_{draft.places}"
+        with st.popover(tr("characters.lore_remove"), icon=":material/delete:", key=f"lorebook_ask_{mark}"):
+            st.markdown(tr("characters.lore_remove_question"))
+            st.button(tr("characters.lore_remove_yes"), key=f"lorebook_remove_{mark}", type="primary",
+                      on_click=_remove, args=(draft.number, draft.places, index))  # fmt: skip
+
+
+def _draw_settings(draft: Draft) -> None:
+    values = book_values(draft.now.lorebook)
+    for name, value in values.items():
+        st.session_state.setdefault(draft.lore_key(name), value)
+    with st.expander(tr("characters.lore_settings"), icon=":material/tune:", key="lorebook_settings"):
+        for name in ("scan_depth", "token_budget"):
+            st.number_input(tr(f"characters.lore_{name}"), min_value=0, max_value=MAX_NUMBER, step=1,
+                            key=draft.lore_key(name), help=tr(f"characters.lore_{name}_help"), on_change=collect,
+                            placeholder=tr("characters.lore_default"), args=(draft.number,))  # fmt: skip
+        st.checkbox(tr("characters.lore_recursive_scanning"), key=draft.lore_key("recursive_scanning"),
+                    help=tr("characters.lore_recursive_scanning_help"), on_change=collect,
+                    args=(draft.number,))  # fmt: skip
+
+
+def _add(number: int) -> None:
+    draft = collect(number)
+    if draft is not None:
+        set_book(draft, add_entry(draft.now.lorebook))
+        st.session_state[draft.field_key(CHOICE)] = len(draft.now.lorebook["entries"]) - 1
+
+
+def _remove(number: int, places: int, index: int) -> None:
+    """The indexes of those after it are others then: a second click finds nothing."""
+    draft = collect(number)
+    if draft is not None and draft.places == places:
+        draft.now = replace(draft.now, lorebook=remove_entry(draft.now.lorebook, index))
+        draft.renew()

@@ -1,0 +1,46 @@
+"""The picture in a form: what it is now, a new one, none; knows not whose it is."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import streamlit as st
+
+from core.personas.png import MAX_PNG_BYTES
+from core.personas.portrait import draw_portrait
+from ui.characters.draft import PictureChoice
+from ui.shared.errors import show_error
+from ui.shared.i18n import tr
+
+WIDTH = 132
+FORMATS = ["png", "jpg", "jpeg", "webp", "gif", "bmp"]
+
+
+def draw_picture_choice(choice: PictureChoice, key: str, number: int, own: bytes | None, name: str) -> None:
+    """`number` is the draft's that `choice` belongs to. `own` is the stored picture, made small, None where there is
+    none: then one is drawn for `name`."""
+    shown = choice.thumbnail or (None if choice.is_removed else own)
+    # After each upload the field is another one, and so is empty again.
+    upload_key = f"{key}_upload_{choice.num_uploads}_{number}"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.image(shown or _drawn(name), width=WIDTH, alt=tr("characters.picture"))
+        with st.container(gap="xsmall", width=320):
+            st.file_uploader(tr("characters.picture"), key=upload_key, max_upload_size=MAX_PNG_BYTES // 2**20,
+                             on_change=_take, args=(choice, upload_key), help=tr("characters.picture_help"),
+                             type=FORMATS)  # fmt: skip
+            if shown is not None:
+                st.button(tr("characters.picture_remove"), key=f"{key}_remove_{number}", icon=":material/hide_image:",
+                          type="tertiary", on_click=choice.remove)  # fmt: skip
+    if choice.error is not None:
+        show_error(choice.error)
+
+
+@lru_cache(32)
+def _drawn(name: str) -> bytes:
+    return draw_portrait(name)
+
+
+def _take(choice: PictureChoice, upload_key: str) -> None:
+    upload = st.session_state.get(upload_key)
+    if upload is not None:
+        choice.take(upload.name, upload.getvalue())

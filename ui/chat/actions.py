@@ -1,0 +1,140 @@
+"""What is asked in this tab's chat, now or once it is at rest, and what is taken back; draws nothing."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.chat.records import Chat
+from core.chat.service import Line, prepare, turns_of
+from core.chat.template import Turn
+from core.common.errors import DeckError
+from ui.chat.session import (
+    ERROR_KEY,
+    INPUT_KEY,
+    NEW_ID,
+    NOTICE_KEY,
+    Notice,
+    begin_new,
+    chat_of,
+    chosen_number,
+    fill_input,
+    is_busy,
+    keep,
+    last_seen,
+    read_chat,
+    show_chat,
+    told,
+)
+from ui.chat.setup import setup_of
+from ui.shared.identity import held, let_go
+from ui.shared.resources import asker, chat_store, runner
+
+# What an answer is to begin with: typed beside the input, for a chat's next question alone.
+START = "chat_start"
+
+
+def submit(tag: str) -> None:
+    """Ask what was typed, or keep it until the answer before it is finished; put it back where that fails."""
+    text = st.session_state[INPUT_KEY] or ""
+    if text.strip() and not ask(tag, text):
+        fill_input(text)
+
+
+def ask(tag: str, text: str) -> bool:
+    """Ask `text` in a chat, or note it down while that is busy; False where it was not taken."""
+    asked: list[int] = []
+    told(lambda: asked.append(_ask(tag, text)))()
+    return bool(asked)
+
+
+def _ask(tag: str, text: str) -> int:
+    chat = chat_of(tag)
+    after = last_seen(chat.info.id)
+    if is_busy(chat):
+        chat_store().add_draft(chat.info.id, text)
+        return NEW_ID
+    noted = chat.info.draft
+    text = f"{noted}\n\n{text}" if noted else text
+    setup, start = setup_of(chat), held(START, tag)
+    if chat.info.id == NEW_ID:
+        # What cannot be asked leaves no empty chat behind.
+        prepare([*turns_of(chat.messages), Turn(role="user", content=text)], setup, start=start)
+        chat = keep(chat)
+        after = chat.messages[-1].id if chat.messages else None
+    message = asker().send(chat.info.id, text, after, setup, start)
+    if noted:
+        chat_store().drop_draft(chat.info.id, noted)
+    let_go(START, tag)
+    if chosen_number() == chat.info.id:
+        show_chat(chat.info.id)
+    return message
+
+
+def ask_noted(chat: Chat) -> Chat:
+    """Ask what was typed while the chat's last answer was being written, now that it is finished."""
+    if not chat.info.draft or is_busy(chat) or runner().state.phase != "ready":
+        return chat
+    last = chat.messages[-1] if chat.messages else None
+    try:
+        asker().send(chat.info.id, chat.info.draft, last.id if last else None, setup_of(chat))
+        chat_store().drop_draft(chat.info.id, chat.info.draft)
+    except DeckError as error:
+        if error.key != "chat_moved_on":
+            st.session_state[ERROR_KEY] = error
+            _take_noted(chat.info.id)
+    return read_chat(chat.info.id)
+
+
+@told
+def take_noted(number: int) -> None:
+    _take_noted(number)
+
+
+def _take_noted(number: int) -> None:
+    """Bring what was noted down back into the chat's input. Another tab may have had it before."""
+    info = chat_store().info(number)
+    if info.draft:
+        fill_input(info.draft)
+        chat_store().drop_draft(number, info.draft)
+
+
+@told
+def write_my_line(tag: str) -> None:
+    chat = chat_of(tag)
+    setup = setup_of(chat)
+    asker().impersonate(keep(chat).info.id, setup)
+
+
+def take_line(number: int) -> Line | None:
+    """The line that the model is writing for the person; a finished one goes into the input."""
+    line = asker().line(number)
+    if (text := asker().take_line(number)) is None:
+        return line
+    if text.strip():
+        fill_input(text.strip())
+    if line is not None and line.answer.error is not None:
+        st.session_state[ERROR_KEY] = line.answer.error
+    return None
+
+
+@told
+def stop(number: int) -> None:
+    asker().stop(number)
+
+
+@told
+def delete_chat(number: int) -> None:
+    asker().stop(number)
+    chat_store().delete_chat(number)
+    if chosen_number() == number:
+        begin_new()
+    st.session_state[NOTICE_KEY] = Notice("chat", number, number)
+
+
+@told
+def undo(notice: Notice) -> None:
+    if notice.kind == "chat":
+        chat_store().restore_chat(notice.number)
+        show_chat(notice.number)
+    else:
+        chat_store().restore(notice.number)

@@ -1,0 +1,108 @@
+"""What is around the chat's input: stop, the extras, how full the context is, undo; knows no messages."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.chat.records import Chat
+from core.chat.service import Prompt
+from core.chat.truncation import Fitted
+from core.common.errors import DeckError
+from ui.chat.actions import START, stop, undo, write_my_line
+from ui.chat.session import NEW_ID, NOTICE_KEY, Notice, is_busy, tag_of
+from ui.chat.setup import prompt_of
+from ui.shared.errors import sentence
+from ui.shared.fragment import redraw_every
+from ui.shared.i18n import tr
+from ui.shared.identity import held, key_of, take_held
+from ui.shared.resources import recorder, runner
+
+COUNTER_POLL_S = 0.5
+# From here on the context is nearly full.
+WARN_SHARE = 0.85
+FITTED_KEY = "chat_fitted"
+
+
+def fitted_prompt(chat: Chat) -> Prompt | DeckError | None:
+    """What the model would read now, or why it cannot; None without a model. Worked out once for each state."""
+    state = runner().state
+    if state.phase != "ready":
+        return None
+    messages = tuple((one.id, len(one.text)) for one in chat.messages if one.state != "writing")
+    key = (state.facts, chat.info, messages)
+    if st.session_state.get(FITTED_KEY, (None,))[0] != key:
+        at_rest = Chat(chat.info, tuple(one for one in chat.messages if one.state != "writing"))
+        found: Prompt | DeckError
+        try:
+            found = prompt_of(at_rest)
+        except DeckError as error:
+            found = error
+        st.session_state[FITTED_KEY] = (key, found)
+    prompt: Prompt | DeckError = st.session_state[FITTED_KEY][1]
+    return prompt
+
+
+def draw_composer(chat: Chat, prompt: Prompt | DeckError | None) -> None:
+    """The row above the input. Its places are always the same: an input that moves loses its focus."""
+    busy = chat.info.id != NEW_ID and is_busy(chat)
+    # A notebook has buttons of its own.
+    is_chat = chat.info.mode != "notebook"
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        if busy and is_chat:
+            st.button(tr("chat.stop"), key=f"chat_stop_{chat.info.id}", icon=":material/stop_circle:", on_click=stop,
+                      args=(chat.info.id,))  # fmt: skip
+        elif prompt is not None and is_chat:
+            _draw_extras(chat)
+        notice: Notice | None = st.session_state.get(NOTICE_KEY)
+        if notice is not None and (notice.kind == "chat" or notice.chat == chat.info.id):
+            draw_notice(notice)
+        if busy:
+            redraw_every(COUNTER_POLL_S, _draw_counter, chat, prompt)
+        else:
+            _draw_counter(chat, prompt)
+
+
+def draw_notice(notice: Notice) -> None:
+    """What was deleted, to be taken back; a message only in its own chat."""
+    key = f"chat_undo_{notice.kind}_{notice.number}"
+    st.button(tr(f"chat.undo_{notice.kind}"), key=key, icon=":material/undo:", type="tertiary",
+              on_click=undo, args=(notice,))  # fmt: skip
+
+
+def _draw_extras(chat: Chat) -> None:
+    tag = tag_of(chat.info)
+    start = held(START, tag)
+    with st.popover(":material/add:", key=f"chat_extras_{tag}", type="tertiary" if not start else "secondary",
+                    help=tr("chat.extras")):  # fmt: skip
+        key = key_of(START, tag, start)
+        st.text_area(tr("chat.start"), key=key, height=80, placeholder=tr("chat.start_placeholder"),
+                     help=tr("chat.start_help"), on_change=take_held, args=(START, tag, key))  # fmt: skip
+        st.button(tr("chat.my_line"), key=f"chat_my_line_{tag}", icon=":material/record_voice_over:",
+                  help=tr("chat.my_line_help"), disabled=not chat.messages, on_click=write_my_line,
+                  args=(tag,))  # fmt: skip
+
+
+def _draw_counter(chat: Chat, prompt: Prompt | DeckError | None) -> None:
+    facts = runner().state.facts
+    if prompt is None or facts is None:
+        return
+    with st.container(horizontal=True, horizontal_alignment="right"):
+        if isinstance(prompt, DeckError):
+            st.caption(f":red[:material/error:] {tr('chat.context_over')}", help=sentence(prompt), width="content")
+        else:
+            _draw_figures(chat, prompt.fitted, facts.context_tokens)
+
+
+def _draw_figures(chat: Chat, fitted: Fitted, context: int) -> None:
+    """How many tokens are taken; on a touch what of."""
+    answer = recorder().answer(chat.messages[-1].id) if chat.messages else None
+    used = fitted.prompt_tokens + (answer.num_tokens if answer else 0)
+    facts = runner().state.facts
+    is_estimate = facts is not None and facts.remote is not None and not facts.remote.counts_tokens
+    shown = f"≈ {used:,}" if is_estimate else f"{used:,}"
+    full = f":orange[{shown}]" if used > WARN_SHARE * context else shown
+    about = tr("chat.context_help", prompt=f"{fitted.prompt_tokens:,}", history=f"{fitted.history_tokens:,}",
+               room=f"{max(0, context - used):,}", context=f"{context:,}")  # fmt: skip
+    if is_estimate:
+        about = f"{about}\n\n{tr('remote.counts_about')}"
+    st.caption(f":material/data_usage: {full} / {context:,}", help=about, width="content")

@@ -1,0 +1,173 @@
+"""What can be done with one message: the quiet row below it, the menu, editing in place; knows no drawing of text."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.chat.records import Chat, Message
+from ui.chat.session import (
+    COPY_KEY,
+    EDIT_KEY,
+    NEW_ID,
+    NOTICE_KEY,
+    Notice,
+    is_busy,
+    new_values,
+    number_of,
+    read_chat,
+    show_chat,
+    tag_of,
+    told,
+)
+from ui.chat.setup import setup_of
+from ui.shared.browser import copy_to_clipboard
+from ui.shared.i18n import text, tr
+from ui.shared.resources import asker, chat_store, runner
+
+LONG_EDIT_CHARS, LONG_EDIT_PX = 1500, 420
+ICONS = {
+    "copy": "content_copy",
+    "edit": "edit",
+    "branch": "call_split",
+    "delete": "delete",
+    "delete_from": "delete_sweep",
+    "regenerate": "refresh",
+    "go_on": "play_arrow",
+}
+
+
+def draw_actions(chat: Chat, message: Message, is_last: bool) -> None:
+    """In the row that is open: a message's versions, what suits the last answer, and a menu of the rest."""
+    if len(message.versions) > 1:
+        _versions(tag_of(chat.info), message)
+    if message.id < NEW_ID:
+        return
+    if is_last and runner().state.phase == "ready":
+        _for_last(chat.info.id, message)
+    st.menu_button(":material/more_horiz:", _options(is_last), key=f"message_menu_{message.id}", type="tertiary",
+                   format_func=_label, on_click=_choose, args=(chat.info.id, message.id, message.text))  # fmt: skip
+    if st.session_state.get(COPY_KEY) == message.id:
+        copy_to_clipboard(message.text, f"copy_{message.id}", text("chat.do_copy"), text("chat.copied"))
+
+
+def _options(is_last: bool) -> list[str]:
+    return ["copy", "edit", "branch", "delete"] + ([] if is_last else ["delete_from"])
+
+
+def _label(option: str) -> str:
+    return f":material/{ICONS[option]}: {text(f'chat.do_{option}')}"
+
+
+def _versions(tag: str, message: Message) -> None:
+    place = message.versions.index(message.id)
+    last = len(message.versions) - 1
+    # The greetings of each new chat have the same numbers.
+    name = str(message.id) if message.id > NEW_ID else f"{message.id}_{tag}"
+    st.button(":material/chevron_left:", key=f"version_before_{name}", type="tertiary", disabled=place == 0,
+              help=tr("chat.version_before"), on_click=show_version,
+              args=(tag, message.versions[max(0, place - 1)]))  # fmt: skip
+    st.caption(f"{place + 1}/{last + 1}", width="content")
+    st.button(":material/chevron_right:", key=f"version_after_{name}", type="tertiary", disabled=place == last,
+              help=tr("chat.version_after"), on_click=show_version,
+              args=(tag, message.versions[min(last, place + 1)]))  # fmt: skip
+
+
+def _for_last(chat: int, message: Message) -> None:
+    """A question without an answer can be answered; an answer can be written anew or go on."""
+    names = ["reply"] if message.role == "user" else ["regenerate", *(["go_on"] if message.text.strip() else [])]
+    for name in names:
+        icon = f":material/{ICONS.get(name, 'refresh')}:"
+        st.button("", icon=icon, key=f"chat_{name}_{message.id}", type="tertiary", help=tr(f"chat.do_{name}"),
+                  on_click=_answer, args=(name, chat, message.id))  # fmt: skip
+
+
+@told
+def show_version(tag: str, message: int) -> None:
+    """Show a message's version, or one of the greetings of a new chat, which may be kept by now."""
+    if message > NEW_ID:
+        chat_store().show(message)
+    elif (number := number_of(tag)) == NEW_ID:
+        new_values()["greeting"] = -message - 1
+    else:
+        chat_store().show(read_chat(number).messages[0].versions[-message - 1])
+
+
+@told
+def _answer(name: str, number: int, message: int) -> None:
+    chat = read_chat(number)
+    setup = setup_of(chat)
+    if name == "reply":
+        asker().reply(chat.info.id, message, setup)
+    elif name == "go_on":
+        asker().go_on(chat.info.id, message, setup)
+    else:
+        asker().regenerate(chat.info.id, message, setup)
+
+
+@told
+def _choose(chat: int, message: int, words: str) -> None:
+    option = st.session_state[f"message_menu_{message}"]
+    st.session_state.pop(COPY_KEY, None)
+    match option:
+        case "copy":
+            st.session_state[COPY_KEY] = message
+        case "edit" if st.session_state.get(EDIT_KEY) != message:
+            # A change that was left unfinished goes on, unless the message has got other words since.
+            if st.session_state.get(f"chat_edited_{message}", words) != words:
+                st.session_state.pop(f"chat_edit_{message}", None)
+            st.session_state[f"chat_edited_{message}"] = words
+            st.session_state[EDIT_KEY] = message
+        case "branch":
+            show_chat(chat_store().branch(message))
+            st.toast(tr("chat.branched"), icon=":material/call_split:")
+        case "delete" | "delete_from":
+            _delete(option, chat, message)
+
+
+def _delete(option: str, chat: int, message: int) -> None:
+    if option == "delete":
+        chat_store().delete(message)
+    else:
+        chat_store().delete_from(message)
+    st.session_state[NOTICE_KEY] = Notice("message", message, chat)
+
+
+def is_edited(message: Message) -> bool:
+    return bool(st.session_state.get(EDIT_KEY) == message.id)
+
+
+def draw_editor(chat: Chat, message: Message) -> None:
+    """The message's words to change, in its place. A question can also be asked anew."""
+    key = f"chat_edit_{message.id}"
+    height = LONG_EDIT_PX if len(message.text) > LONG_EDIT_CHARS else "content"
+    st.text_area(tr("chat.do_edit"), message.text, height, key=key, label_visibility="collapsed",
+                 persist_state="session")  # fmt: skip
+    can_ask = message.role == "user" and runner().state.phase == "ready" and not is_busy(chat)
+    with st.container(horizontal=True):
+        if can_ask:
+            st.button(tr("chat.edit_ask"), key=f"chat_edit_ask_{message.id}", type="primary", icon=":material/send:",
+                      help=tr("chat.edit_ask_help"), on_click=_ask_anew,
+                      args=(chat.info.id, message.id))  # fmt: skip
+        st.button(tr("chat.edit_save"), key=f"chat_edit_save_{message.id}", type="secondary" if can_ask else "primary",
+                  help=tr("chat.edit_save_help"), on_click=_save, args=(message.id,))  # fmt: skip
+        st.button(tr("chat.edit_cancel"), key=f"chat_edit_cancel_{message.id}", type="tertiary", on_click=_leave,
+                  args=(message.id,))  # fmt: skip
+
+
+@told
+def _ask_anew(number: int, message: int) -> None:
+    chat = read_chat(number)
+    asker().ask_anew(number, message, st.session_state[f"chat_edit_{message}"], setup_of(chat))
+    _leave(message)
+
+
+@told
+def _save(message: int) -> None:
+    chat_store().edit(message, st.session_state[f"chat_edit_{message}"])
+    _leave(message)
+
+
+def _leave(message: int) -> None:
+    st.session_state.pop(f"chat_edit_{message}", None)
+    if st.session_state.get(EDIT_KEY) == message:
+        del st.session_state[EDIT_KEY]

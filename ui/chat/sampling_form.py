@@ -1,0 +1,205 @@
+"""A chat's generation settings: the preset, the form of its parameters, and what holds in the end."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import streamlit as st
+
+from core.chat.model_prompt import folder_of
+from core.chat.presets import check_values, combine, model_preset, read_recommended, set_model_preset
+from core.chat.records import ChatInfo
+from core.common.errors import DeckError
+from core.engine.protocol import MAX_SEED, SAMPLING_RANGES, Sampling
+from ui.shared.errors import show_error
+from ui.shared.i18n import text, tr
+from ui.shared.identity import held, hold, key_of, let_go, take_held
+from ui.shared.resources import preferences, presets, runner
+
+SLIDERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+STEP = 0.05
+# Beyond this nobody has asked for anything sensible, and a slider would be too coarse.
+SLIDER_ENDS = {"temperature": 2.0, "repetition_penalty": 2.0}
+# JavaScript's whole numbers end here; a larger seed can be given in the command line.
+MAX_WIDGET_SEED = min(MAX_SEED, 2**53 - 1)
+PRESET, NAME, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
+
+
+def recommended() -> dict[str, Any]:
+    """What the loaded model recommends for itself, as far as it makes sense."""
+    folder = folder_of(runner().state)
+    return read_recommended(folder) if folder else {}
+
+
+def preset_of(info: ChatInfo) -> str:
+    """The name of the chat's preset, else the model's default; empty for the model's own recommendation."""
+    model = runner().state.model
+    return str(info.settings.get("preset", (model_preset(preferences(), model) if model else None) or ""))
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """A preset's values; nothing where it was deleted meanwhile."""
+    try:
+        return presets().get(name).values if name else {}
+    except DeckError:
+        return {}
+
+
+def sampling_of(info: ChatInfo) -> Sampling:
+    """What holds in a chat: the model's recommendation, the preset, the chat's own. Raises InputError."""
+    return combine(recommended(), preset_values(preset_of(info)), info.settings.get("sampling", {}))
+
+
+class Store(Protocol):
+    """Where the settings of a chat are kept, which is called by its tag."""
+
+    def info(self, tag: str) -> ChatInfo:
+        """Raises DeckError where the chat is gone."""
+
+    def change(self, tag: str, **values: object) -> None:
+        """Set some of its settings; None takes one away, and what is given of "sampling" joins what is there."""
+
+
+def sampling_form(tag: str, store: Store) -> None:
+    """The preset and its parameters of the chat that is called `tag`. Raises DeckError where it is gone."""
+    info = store.info(tag)
+    _preset_choice(tag, info, store)
+    if error := st.session_state.pop(f"{ERROR_KEY}_{tag}", None):
+        show_error(error)
+    values = asdict(sampling_of(info))
+    left, right = st.columns(2)
+    for index, name in enumerate(SLIDERS):
+        with (left, right)[index % 2]:
+            _slider(name, values[name], tag, store)
+    with left:
+        _number("top_k", values["top_k"], tag, store)
+        _number("seed", values["seed"], tag, store, placeholder=tr("sampling.seed_random"))
+    with right:
+        _number("max_new_tokens", values["max_new_tokens"], tag, store)
+        _stop_strings(values["stop"], tag, store)
+    own = info.settings.get("sampling", {})
+    st.button(tr("sampling.reset"), key=f"sampling_reset_{tag}", icon=":material/restart_alt:", type="tertiary",
+              disabled=not own, on_click=store.change, args=(tag,), kwargs={"sampling": None})  # fmt: skip
+    _keeping(tag, info, store)
+
+
+def preset_label(name: str) -> str:
+    if not name:
+        return text("sampling.model_own")
+    shipped = {preset.name for preset in presets().shipped()}
+    return text(f"preset.{name}") if name in shipped else name
+
+
+def _preset_choice(tag: str, info: ChatInfo, store: Store) -> None:
+    try:
+        own = presets().own()
+    except DeckError as error:
+        show_error(error)
+        own = []
+    names = ["", *(preset.name for preset in [*presets().shipped(), *own])]
+    chosen = preset_of(info)
+    shown = chosen if chosen in names else ""
+    key = key_of(PRESET, tag, shown)
+
+    def choose() -> None:
+        # A browser that shows the choice late tells it as if it were new.
+        if (now := st.session_state[key]) != shown:
+            store.change(tag, preset=now, sampling=None)
+
+    st.selectbox(tr("sampling.preset"), names, key=key, format_func=preset_label, on_change=choose)
+    if chosen and chosen in {preset.name for preset in presets().shipped()}:
+        st.caption(tr(f"preset.{chosen}_help"))
+
+
+def _change(name: str, key: str, tag: str, store: Store) -> None:
+    """Keep one changed value in the chat; one that cannot be is refused with its range."""
+    value = st.session_state[key]
+    if name == "stop":
+        value = [one.replace("\\n", "\n") for one in value]
+    try:
+        checked = check_values({name: value}) if value is not None or name == "seed" else {}
+    except DeckError as error:
+        st.session_state[f"{ERROR_KEY}_{tag}"] = error
+        return
+    if not _is_held(checked, tag, store):
+        store.change(tag, sampling=checked)
+
+
+def _is_held(values: dict[str, Any], tag: str, store: Store) -> bool:
+    """Whether `values` hold in the chat anyway. A browser that shows a field late tells its value as if it were new."""
+    try:
+        return bool(values.items() <= asdict(sampling_of(store.info(tag))).items())
+    except DeckError:
+        return False
+
+
+def _slider(name: str, value: float, tag: str, store: Store) -> None:
+    low, high = SAMPLING_RANGES[name]
+    key, end = key_of(f"sampling_{name}", tag, float(value)), max(SLIDER_ENDS.get(name, high), value)
+    st.slider(tr(f"sampling.{name}"), float(low), float(end), step=STEP, key=key, help=tr(f"sampling.{name}_help"),
+              on_change=_change, args=(name, key, tag, store))  # fmt: skip
+
+
+def _number(name: str, value: int | None, tag: str, store: Store, placeholder: str | None = None) -> None:
+    # Without limits of the widget's own: it would put a wrong value right without a word.
+    key = key_of(f"sampling_{name}", tag, None if value is None else min(value, MAX_WIDGET_SEED))
+    st.number_input(tr(f"sampling.{name}"), value=None, step=1, key=key, placeholder=placeholder,
+                    help=tr(f"sampling.{name}_help"), on_change=_change,
+                    args=(name, key, tag, store))  # fmt: skip
+
+
+def _stop_strings(value: tuple[str, ...], tag: str, store: Store) -> None:
+    shown = [one.replace("\n", "\\n") for one in value]
+    key = key_of("sampling_stop", tag, shown)
+    st.multiselect(tr("sampling.stop"), shown, key=key, accept_new_options=True,
+                   placeholder=tr("sampling.stop_placeholder"), help=tr("sampling.stop_help"),
+                   on_change=_change, args=("stop", key, tag, store))  # fmt: skip
+
+
+def _keeping(tag: str, info: ChatInfo, store: Store) -> None:
+    """Save as a preset of one's own, delete one, make one the default of the loaded model."""
+    chosen, model, seen = preset_of(info), runner().state.model, own_values()
+    key = key_of(NAME, tag, held(NAME, tag))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.text_input(tr("sampling.save_name"), key=key, placeholder=tr("sampling.save_placeholder"),
+                      on_change=take_held, args=(NAME, tag, key))  # fmt: skip
+        st.button(tr("sampling.save"), key=f"sampling_save_{tag}", icon=":material/save:", on_click=_save,
+                  args=(tag, key, seen, store))  # fmt: skip
+    if chosen in seen:
+        st.button(tr("sampling.delete", name=preset_label(chosen)), key=f"sampling_delete_{tag}", type="tertiary",
+                  icon=":material/delete:", on_click=_delete, args=(tag, chosen, seen, store))  # fmt: skip
+    if model and (model_preset(preferences(), model) or "") != chosen:
+        st.button(tr("sampling.make_default", name=preset_label(chosen), model=model), key=f"sampling_default_{tag}",
+                  type="tertiary", icon=":material/bookmark:", on_click=set_model_preset,
+                  args=(preferences(), model, chosen))  # fmt: skip
+
+
+def own_values() -> dict[str, dict[str, Any]]:
+    """The values of a person's own presets by name; none where their file cannot be used, which is said above."""
+    try:
+        return {preset.name: preset.values for preset in presets().own()}
+    except DeckError:
+        return {}
+
+
+def _save(tag: str, key: str, seen: dict[str, dict[str, Any]], store: Store) -> None:
+    """Keep what holds in the chat now, with what was changed by the same click."""
+    name = st.session_state[key].strip()
+    try:
+        values = asdict(sampling_of(store.info(tag)))
+        presets().save(name, {name: value for name, value in values.items() if name != "seed"}, seen)
+        store.change(tag, preset=name, sampling=None)
+        let_go(NAME, tag)
+    except DeckError as error:
+        st.session_state[f"{ERROR_KEY}_{tag}"] = error
+
+
+def _delete(tag: str, name: str, seen: dict[str, dict[str, Any]], store: Store) -> None:
+    """The values stay in the chat, so that saving them again takes the deletion back."""
+    try:
+        gone = presets().delete(name, seen)
+        store.change(tag, preset="", sampling={**gone.values, **store.info(tag).settings.get("sampling", {})})
+        hold(NAME, tag, name)
+    except DeckError as error:
+        st.session_state[f"{ERROR_KEY}_{tag}"] = error

@@ -1,0 +1,165 @@
+"""How a chat's messages are drawn, the one that grows among them; asks and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import streamlit as st
+
+from core.chat.records import Chat, Message
+from core.chat.service import Line
+from core.chat.stats import error_of, stats_of
+from core.engine.answer import Answer
+from ui.chat.actions import take_noted
+from ui.chat.message_actions import draw_actions, draw_editor, is_edited
+from ui.chat.portraits import Faces
+from ui.chat.session import FOUND_KEY, MORE_KEY, is_busy
+from ui.shared.browser import scroll_here
+from ui.shared.errors import show_error
+from ui.shared.fragment import redraw_every
+from ui.shared.i18n import tr
+from ui.shared.markdown import answer_markdown
+from ui.shared.resources import preferences, recorder
+
+POLL_S, FOREIGN_POLL_S = 0.1, 1.0
+# A long chat opens with its end: so many messages are drawn at once, and as many more with each step back.
+PAGE_MESSAGES = 20
+# A person's own text beyond this scrolls in a window of its own.
+LONG_CHARS, LONG_PX = 3000, 320
+
+
+def draw_transcript(chat: Chat, faces: Faces, begins_at: int) -> None:
+    """The messages with what can be done with them. `begins_at` is the first one that the model still reads."""
+    first = max(0, len(chat.messages) - _num_shown(chat))
+    if first:
+        st.button(tr("chat.earlier", count=first), key=f"chat_earlier_{chat.info.id}", type="tertiary", width="stretch",
+                  icon=":material/expand_less:", on_click=_show_more, args=(len(chat.messages) - first,))  # fmt: skip
+    busy = is_busy(chat)
+    for place, message in enumerate(chat.messages[first:], first):
+        if place == begins_at > 0:
+            with st.container(horizontal_alignment="center"):
+                st.caption(f":material/psychology: {tr('chat.memory_begins')}", help=tr("chat.memory_help"),
+                           width="content")  # fmt: skip
+        is_last = place == len(chat.messages) - 1
+        if message.state == "writing":
+            poll_s = FOREIGN_POLL_S if recorder().answer(message.id) is None else POLL_S
+            redraw_every(poll_s, _draw_growing, chat, message, faces)
+        else:
+            _draw_message(chat, message, faces, is_last and not busy)
+    if chat.info.draft and busy:
+        _draw_noted(chat, faces)
+
+
+def _num_shown(chat: Chat) -> int:
+    wanted = PAGE_MESSAGES + int(st.session_state.get(MORE_KEY, 0))
+    if (found := st.session_state.get(FOUND_KEY)) is not None:
+        places = [place for place, one in enumerate(chat.messages) if one.id == found]
+        wanted = max(wanted, len(chat.messages) - places[0] + 2) if places else wanted
+    return wanted
+
+
+def _show_more(num_shown: int) -> None:
+    st.session_state[MORE_KEY] = num_shown
+
+
+def _draw_message(chat: Chat, message: Message, faces: Faces, is_last: bool) -> None:
+    with st.chat_message(message.role, avatar=faces.of(message.role)):
+        if is_edited(message):
+            draw_editor(chat, message)
+            return
+        if st.session_state.get(FOUND_KEY) == message.id:
+            scroll_here(f"found_{message.id}")
+        if message.role == "user":
+            with st.container(horizontal=True, gap="small", wrap=False):
+                _draw_question(message)
+                draw_actions(chat, message, is_last)
+        else:
+            _draw_answer(chat, message, is_last)
+
+
+def _draw_question(message: Message) -> None:
+    if len(message.text) > LONG_CHARS:
+        with st.container(height=LONG_PX, border=False):
+            st.text(message.text)
+    else:
+        st.text(message.text, width="stretch")
+
+
+def _draw_answer(chat: Chat, message: Message, is_last: bool) -> None:
+    if message.text:
+        st.markdown(answer_markdown(message.text))
+    if (error := error_of(message.stats)) is not None and message.state == "failed":
+        show_error(error)
+    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+        draw_actions(chat, message, is_last)
+        if footnotes := list(_footnotes(message)):
+            st.caption(" · ".join(footnotes), width="content")
+
+
+def _footnotes(message: Message) -> Iterable[str]:
+    stats = message.stats
+    reason = "cancelled" if message.state == "stopped" else stats.get("reason")
+    if reason in ("cancelled", "length", "context"):
+        yield tr(f"chat.ended_{reason}")
+    elif reason in ("end", "stop") and not message.text:
+        yield tr("chat.ended_empty")
+    if stats.get("tokens") and shows_speed():
+        yield from _figures(stats)
+
+
+def _figures(stats: dict[str, Any]) -> Iterable[str]:
+    yield tr("chat.token" if stats["tokens"] == 1 else "chat.tokens", count=stats["tokens"])
+    if stats.get("tokens_per_s"):
+        yield tr("chat.speed", rate=f"{stats['tokens_per_s']:.1f}")
+    if stats.get("first_token_s") is not None:
+        yield tr("chat.first_token", seconds=f"{stats['first_token_s']:.2f}")
+
+
+def shows_speed() -> bool:
+    return preferences().get("chat", "speed") != "off"
+
+
+def _draw_growing(chat: Chat, message: Message, faces: Faces) -> None:
+    """The answer that is being written. Its end is the business of the whole page."""
+    answer, said = recorder().answer(message.id), recorder().text(message.id)
+    with st.chat_message(message.role, avatar=faces.of(message.role)):
+        if answer is None or said is None:
+            st.markdown(answer_markdown(message.text))
+        else:
+            _draw_written(answer, said)
+            if problem := recorder().problem(message.id):
+                show_error(problem)
+    if answer is None or not answer.is_running:
+        st.rerun()
+
+
+def _draw_written(answer: Answer, said: str) -> None:
+    if said:
+        st.markdown(answer_markdown(said))
+    if answer.is_running and not answer.text:
+        st.markdown(f":shimmer[{tr(f'chat.phase_{answer.phase}')}]")
+    if not answer.is_running and answer.num_tokens and shows_speed():
+        st.caption(" · ".join(_figures(stats_of(answer, ""))))
+
+
+def draw_line(line: Line, faces: Faces) -> None:
+    """What the model is writing for the person."""
+    redraw_every(POLL_S, _draw_line, line, faces)
+
+
+def _draw_line(line: Line, faces: Faces) -> None:
+    with st.chat_message("user", avatar=faces.of("user")):
+        st.text(line.text)
+        st.markdown(f":shimmer[{tr('chat.writing_line')}]")
+    if not line.answer.is_running:
+        st.rerun()
+
+
+def _draw_noted(chat: Chat, faces: Faces) -> None:
+    with st.chat_message("user", avatar=faces.of("user")):
+        st.text(chat.info.draft)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(tr("chat.queued"), width="content")
+            st.button(tr("chat.take_back"), key=f"chat_take_back_{chat.info.id}", type="tertiary", on_click=take_noted,
+                      args=(chat.info.id,))  # fmt: skip

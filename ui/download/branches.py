@@ -1,0 +1,111 @@
+"""The branches of one repository as a table, with the verdict beside each; reads no repository and fetches nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import DeckError
+from core.hub.address import Address
+from core.hub.branches import Branch
+from core.hub.source import Source
+from core.library import catalogue
+from core.library.ranking import best_choice
+from core.memory.fit import FitReport
+from ui.download.disk import size_words
+from ui.load.gauge import verdict
+from ui.load.gpu_choice import Cards, names_of
+from ui.shared.i18n import tr
+
+CHATS = 1
+VERDICT_WIDTH = 135
+# What somebody who may not see a repository is told; the Hub says of a private one that it is not there.
+NEEDS_TOKEN = ("hub_gated", "hub_token", "hub_unknown_repo")
+Report = FitReport | DeckError | None
+
+
+def known_branches(address: Address) -> tuple[Branch, ...]:
+    """The repository's branches as they are known without a network; nothing for others and for a branch unknown."""
+    entries = [entry for entry in catalogue.entries() if entry.repo.casefold() == address.repo.casefold()]
+    if address.revision not in [entry.branch for entry in entries]:
+        return ()
+    return tuple(Branch(entry.branch, checkpoint=catalogue.checkpoint(entry)) for entry in entries)
+
+
+def choose_branch(source: Source, branches: Sequence[Branch], cards: Cards) -> Branch:
+    """The table. The branch that the address names is chosen at first, else the one to recommend, else the first."""
+    address = source.address
+    reports = [_report(branch, cards) for branch in branches]
+    best = recommended(branches, reports)
+    rows = [_row(branch, report, place == best)
+            for place, (branch, report) in enumerate(zip(branches, reports, strict=True))]  # fmt: skip
+    named = [place for place, branch in enumerate(branches) if branch.name == address.revision != "main"]
+    first = named[0] if named else best or 0
+    # A row is chosen by its place: where the branches are others, or in another order, the table is another one.
+    names = hash(tuple(branch.name for branch in branches))
+    event = st.dataframe(
+        pd.DataFrame(rows).fillna(""),
+        hide_index=True,
+        key=f"branches_{address}_{names_of(cards) or 'cpu'}_{source.kind}_{source.endpoint}_{names}",
+        on_select="rerun",
+        selection_mode="single-row-required",
+        selection_default={"selection": {"rows": [first]}},
+        # The table makes a column as wide as most of its cells are: the longest word here is in one of them only.
+        column_config={tr("download.column_fits"): st.column_config.TextColumn(width=VERDICT_WIDTH)},
+    )
+    chosen = event["selection"]["rows"]
+    return branches[chosen[0] if chosen and chosen[0] < len(branches) else first]
+
+
+def recommended(branches: Sequence[Branch], reports: Sequence[Report]) -> int | None:
+    """The place of the branch to recommend, by core.library.ranking's rule; None where none fits."""
+    judged = [
+        (place, (branch.checkpoint, report))
+        for place, (branch, report) in enumerate(zip(branches, reports, strict=True))
+        if branch.checkpoint is not None and report is not None
+    ]
+    best = best_choice([choice for _, choice in judged])
+    return None if best is None else judged[best][0]
+
+
+def _report(branch: Branch, cards: Cards) -> Report:
+    return verdict(branch.checkpoint, cards, 0, CHATS) if branch.checkpoint and cards else None
+
+
+def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:
+    row = {tr("download.column_branch"): branch.name}
+    if report is not None or branch.error is not None:
+        row[tr("download.column_fits")] = _verdict_words(branch, report, is_best)
+    if branch.checkpoint is not None:
+        row |= _quantization_cells(branch.checkpoint)
+    if isinstance(report, FitReport):
+        row |= {
+            tr("download.column_longest"): f"{report.max_context:,}",
+            tr("download.column_needed"): f"{math.ceil(report.needed_mib):,} MiB",
+            tr("download.column_kernel"): report.kernel,
+        }
+    return row
+
+
+def _quantization_cells(checkpoint: Checkpoint) -> dict[str, str]:
+    quantization = checkpoint.quantization
+    return {
+        tr("download.column_file"): size_words(checkpoint.size_bytes),
+        tr("download.column_bits"): str(quantization.bits),
+        tr("download.column_group"): "-" if quantization.group_size < 0 else str(quantization.group_size),
+        tr("download.column_act_order"): tr("download.yes" if quantization.act_order else "download.no"),
+    }
+
+
+def _verdict_words(branch: Branch, report: Report, is_best: bool) -> str:
+    if is_best:
+        return f"✅ {tr('download.recommended')}"
+    if branch.error is not None and branch.error.key in NEEDS_TOKEN:
+        return f"🔒 {tr('download.locked')}"
+    if not isinstance(report, FitReport):
+        return f"⚠️ {tr('download.unusable')}"
+    return f"✅ {tr('download.fits')}" if report.fits else f"❌ {tr('download.fits_not')}"

@@ -1,0 +1,144 @@
+"""One repository on the page Download: its branches, the verdict, and the button that begins to fetch one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from urllib.parse import quote
+
+import streamlit as st
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import DeckError
+from core.hub.address import Address
+from core.hub.branches import Branch
+from core.hub.endpoints import host_name
+from core.hub.source import Source, folder_name
+from core.hub.tokens import token_for
+from core.library.scan import disk_usage
+from core.memory.fit import FitReport
+from ui.download.branches import CHATS, NEEDS_TOKEN, choose_branch, known_branches
+from ui.download.disk import size_words
+from ui.download.source import draw_token
+from ui.load.entries_cache import models
+from ui.load.gauge import draw_choice, verdict
+from ui.load.gpu_choice import Cards, names_of
+from ui.shared.errors import show_error
+from ui.shared.fragment import redraw_alone
+from ui.shared.i18n import tr
+from ui.shared.markdown import escape
+from ui.shared.pending import answer, failed
+from ui.shared.resources import branch_reader, downloads
+from ui.shared.routing import LOAD_PAGE, go_to
+
+SECTION_KEY = "download_section"
+REFUSED_KEY = "download_refused"
+
+
+def draw_repository(source: Source, cards: Cards) -> None:
+    """Everything about `source`: its page, its branches, the chosen one's verdict, what a download would fetch."""
+    st.markdown(f"**{escape(source.address.repo)}** · [{escape(host_name(source.endpoint))}]({page_url(source)})")
+    key = ("branches", source.kind, source.endpoint, str(source.address))
+    branches = known_branches(source.address) if source.kind == "huggingface" else ()
+    if not branches:
+        waiting = tr("find.reading", host=host_name(source.endpoint))
+        branches = answer(key, lambda _: branch_reader().read(source, token_for(source.endpoint)), waiting)
+    if branches is None:
+        if (error := failed(key)) is not None:
+            _draw_help(source, error)
+        return
+    chosen = choose_branch(source, branches, cards)
+    if chosen.checkpoint is not None:
+        if cards:
+            st.caption(tr("download.assumes"))
+        _draw_chosen(replace(source, address=Address(source.address.repo, chosen.name)), chosen.checkpoint, cards)
+    elif chosen.error is not None:
+        show_error(chosen.error)
+        _draw_help(source, chosen.error.key)
+    if _needs_token(branches) and chosen.checkpoint is not None:
+        draw_token(source.endpoint)
+
+
+def page_url(source: Source) -> str:
+    """Without a letter that would end a link in Markdown: an endpoint is what somebody typed."""
+    base = source.endpoint + ("/models" if source.kind == "modelscope" else "")
+    return quote(f"{base}/{source.address.repo}", safe=":/@%[]~")
+
+
+def _needs_token(branches: Sequence[Branch]) -> bool:
+    return any(branch.error is not None and branch.error.key in NEEDS_TOKEN for branch in branches)
+
+
+def _draw_help(source: Source, error: str) -> None:
+    """What to do about a server that could not be asked or that refuses."""
+    if error in NEEDS_TOKEN:
+        if error == "hub_gated":
+            st.link_button(
+                tr("find.accept", host=host_name(source.endpoint)), page_url(source), icon=":material/open_in_new:"
+            )
+        draw_token(source.endpoint, is_open=error != "hub_unknown_repo")
+    elif error == "hub_unreachable":
+        st.caption(tr("find.other_source"))
+
+
+def _draw_chosen(source: Source, checkpoint: Checkpoint, cards: Cards) -> None:
+    st.markdown(f"**{escape(source.name)}**")
+    if cards:
+        redraw_alone(draw_choice, checkpoint, cards, f"catalogue_{source.name}")
+    try:
+        folder = folder_name(source)
+        names = [entry.name for entry in models()]
+        free = disk_usage().free_bytes
+    except DeckError as error:
+        show_error(error)
+        return
+    with st.container(border=True):
+        if folder in names:
+            _draw_here(folder)
+        elif any(
+            job.folder_name == folder and job.snapshot().phase not in ("done", "cancelled") for job in downloads().jobs
+        ):
+            _draw_running()
+        else:
+            _draw_plan(source, folder, free, checkpoint, cards)
+
+
+def _draw_here(folder: str) -> None:
+    st.markdown(f":green[:material/check_circle:] {tr('find.is_here', folder=folder)}")
+    st.button(tr("find.load"), key="find_load", icon=":material/deployed_code:", type="primary",
+              on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
+
+
+def _draw_running() -> None:
+    st.markdown(f":primary[:material/downloading:] {tr('find.is_running')}")
+    st.button(tr("find.show_downloads"), key="find_show", icon=":material/list:", on_click=show_section, args=("jobs",))
+
+
+def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, cards: Cards) -> None:
+    """What will be fetched, and whether there is room for it."""
+    size = checkpoint.size_bytes
+    report = verdict(checkpoint, cards, 0, CHATS) if cards else None
+    if cards and isinstance(report, FitReport) and not report.fits:
+        st.warning(tr("find.fits_not", card=names_of(cards)), icon=":material/warning:")
+    if free < size:
+        st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")
+    with st.container(gap="xsmall"):
+        st.button(tr("find.download", size=size_words(size)), icon=":material/download:", type="primary",
+                  key=f"find_download_{folder}_{source.kind}_{source.endpoint}", width="stretch",
+                  on_click=_begin, args=(source, folder))  # fmt: skip
+        st.caption(tr("find.plan", folder=folder, free=size_words(free)))
+    if error := st.session_state.pop(f"{REFUSED_KEY}_{folder}", None):
+        show_error(error)
+
+
+def _begin(source: Source, folder: str) -> None:
+    try:
+        downloads().add(source)
+        show_section("jobs")
+    except DeckError as error:
+        st.session_state[f"{REFUSED_KEY}_{folder}"] = error
+
+
+def show_section(name: str) -> None:
+    """For a button's on_click: show another part of the page Download."""
+    st.session_state[SECTION_KEY] = name

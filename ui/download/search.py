@@ -1,0 +1,129 @@
+"""The part "Find" of the page Download: the search, its results, and the lists to begin with; fetches no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from core.common.errors import DeckError
+from core.hub.address import Address, check_address, parse_address, parse_modelscope
+from core.hub.search import FoundModel, search_models
+from core.hub.source import Kind, Source, read_source
+from core.hub.tokens import token_for
+from core.library import catalogue
+from core.library.recommended import recommended_models
+from ui.download.disk import size_words
+from ui.download.repository import draw_repository
+from ui.download.source import choose_source
+from ui.load.gpu_choice import choose_cards
+from ui.shared.errors import show_error
+from ui.shared.i18n import text, tr
+from ui.shared.pending import answer
+
+TEXT_KEY = "find_text"
+
+
+def draw_find() -> None:
+    query = _search_box()
+    left, right = st.columns(2)
+    with left:
+        place = choose_source()
+    with right:
+        cards = choose_cards()
+    if place is None:
+        return
+    try:
+        source = _wanted(query, *place)
+        if source is not None:
+            check_address(source.address)
+    except DeckError as error:
+        show_error(error)
+        return
+    if source is not None:
+        draw_repository(source, cards)
+
+
+def _search_box() -> str:
+    """What is searched for: what was typed when Enter or the button was pressed last."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        query = st.text_input(tr("find.search"), key=TEXT_KEY, type="search", icon=":material/search:",
+                             placeholder=tr("find.placeholder"), persist_state="session")  # fmt: skip
+        # Leaving the field is what takes the query over; the button is where people look for that.
+        st.button(tr("find.go"), key="find_go")
+    return str(query or "").strip()
+
+
+def _wanted(query: str, kind: Kind, endpoint: str) -> Source | None:
+    """The repository that the page is to show: the one that was named, chosen from the results, or from the lists."""
+    if parse_modelscope(query):
+        return read_source(query, kind, endpoint)
+    address = named_address(query)
+    if address is None:
+        address = _suggested(kind) if not query else _found(query, kind, endpoint)
+    return None if address is None else Source(address, endpoint, kind)
+
+
+def named_address(query: str) -> Address | None:
+    """The repository that `query` names by itself: owner/name, name:branch, an address; None for words to search."""
+    if "/" not in query and ":" not in query:
+        return None
+    address = parse_address(query)
+    if "/" in address.repo:
+        return address
+    short = f"/{address.repo.casefold()}"
+    known = [entry.repo for entry in catalogue.entries() if entry.repo.casefold().endswith(short)]
+    return Address(known[0], address.revision) if known else address
+
+
+def _found(query: str, kind: Kind, endpoint: str) -> Address | None:
+    """The chosen one of the results, which come from the network."""
+    if kind == "modelscope":
+        st.info(tr("find.modelscope_by_name"), icon=":material/info:")
+        return None
+    key = ("search", endpoint, query.casefold())
+    models = answer(key, lambda _: search_models(query, endpoint, token_for(endpoint)), tr("find.searching"))
+    if models is None:
+        return None
+    if not models:
+        st.info(tr("find.nothing", text=query), icon=":material/search_off:")
+        return None
+    return Address(_choose_model(models, f"found_{endpoint}_{query}").repo, "main")
+
+
+def _choose_model(models: Sequence[FoundModel], key: str) -> FoundModel:
+    # A row is chosen by its place among these models.
+    event = st.dataframe(
+        pd.DataFrame([_row(model) for model in models]),
+        hide_index=True,
+        key=f"{key}_{hash(tuple(model.repo for model in models))}",
+        on_select="rerun",
+        selection_mode="single-row-required",
+        height=min(38 + 35 * len(models), 260),
+    )
+    rows = event["selection"]["rows"]
+    return models[rows[0] if rows and rows[0] < len(models) else 0]
+
+
+def _row(model: FoundModel) -> dict[str, object]:
+    return {
+        tr("find.column_repo"): f"🔒 {model.repo}" if model.is_gated else model.repo,
+        tr("find.column_downloads"): model.downloads,
+        tr("find.column_size"): "-" if model.size_bytes is None else size_words(model.size_bytes),
+        tr("find.column_license"): model.license_name or "-",
+        tr("find.column_modified"): model.modified or "-",
+    }
+
+
+def _suggested(kind: Kind) -> Address | None:
+    """The lists: Llama-2, which is known without a network, then newer models; ModelScope has names of its own."""
+    newer = {model.repo: model for model in recommended_models() if kind == "huggingface" or model.on_modelscope}
+    known = list(dict.fromkeys(entry.repo for entry in catalogue.entries())) if kind == "huggingface" else []
+    labels = {repo: repo for repo in known}
+    labels |= {repo: text("find.newer", repo=repo, license=model.license_name) for repo, model in newer.items()}
+    chosen = st.selectbox(tr("download.repository"), list(labels), index=0 if known else None,
+                          key="catalogue_repo" if known else "modelscope_repo", persist_state="session",
+                          format_func=labels.__getitem__, help=tr("find.lists_help"),
+                          placeholder=tr("find.choose"))  # fmt: skip
+    return Address(chosen, "main") if chosen else None

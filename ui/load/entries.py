@@ -1,0 +1,158 @@
+"""How models on disk and the loaded one are drawn on Load Model; decides nothing."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.checkpoint.checkpoint import Checkpoint, Quantization
+from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
+from core.library.scan import LibraryEntry
+from core.memory.fit import FitReport
+from ui.load.gauge import chosen_now, draw_verdict, sentence, sliders, verdict
+from ui.load.gpu_choice import Cards, cards_here, gpu_error, names_of
+from ui.shared.engine_status import Shown, load, loading_progress, shown_now
+from ui.shared.errors import show_error
+from ui.shared.fragment import redraw_alone
+from ui.shared.i18n import tr
+from ui.shared.markdown import escape
+from ui.shared.resources import runner
+from ui.shared.routing import CHAT_PAGE, go_to
+
+MB, GB, MIB, GIB = 10**6, 10**9, 2**20, 2**30
+
+
+def file_size(num_bytes: int) -> str:
+    """As the Hub and disks count: powers of 1000."""
+    return f"{num_bytes / GB:.2f} GB" if num_bytes >= GB else f"{num_bytes / MB:.0f} MB"
+
+
+def memory_size(num_bytes: int) -> str:
+    """As GPUs count: powers of 1024."""
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
+
+
+def draw_entry(entry: LibraryEntry, state: EngineState, cards: Cards) -> None:
+    """One folder under models/: a model, whether it fits, its button, what the engine does; or why it is none."""
+    with st.container(border=True):
+        if entry.checkpoint is None:
+            st.markdown(f":material/folder_off: **{escape(entry.name)}**")
+            if entry.error is not None:
+                show_error(entry.error)
+            return
+        with st.container(gap="xsmall"):
+            st.markdown(f"**{escape(entry.name)}**")
+            st.markdown(_badges(entry.checkpoint))
+            st.caption(_details(entry.checkpoint))
+        is_it = state.server is None and state.model == entry.name
+        if is_it:
+            draw_state(state)
+        if not is_it or state.phase == "failed":
+            redraw_alone(_draw_choice, entry, entry.checkpoint, cards, shown_now())
+
+
+def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, cards: Cards, shown: Shown) -> None:
+    """The sliders, the verdict for `cards`, and the button, which goes by those that are really here."""
+    if shown_now() != shown:
+        st.rerun()
+    context_tokens, num_chats = sliders(checkpoint, entry.name)
+    here = cards_here()
+    report = verdict(checkpoint, here, context_tokens, num_chats) if here else None
+    if cards and names_of(cards) != names_of(here):
+        draw_verdict(verdict(checkpoint, cards, context_tokens, num_chats))
+    elif report is not None:
+        draw_verdict(report)
+    if isinstance(report, FitReport) and not report.fits:
+        with st.popover(tr("load.anyway"), icon=":material/warning:", key=f"load_ask_{entry.name}"):
+            st.markdown(sentence(report))
+            st.markdown(tr("load.anyway_text"))
+            st.button(tr("load.anyway_yes"), key=f"force_load_{entry.name}", icon=":material/play_arrow:",
+                      on_click=_load, args=(entry.name, (context_tokens, num_chats), True))  # fmt: skip
+    elif gpu_error() is not None:
+        with st.container(horizontal=True):
+            _load_button(entry.name, (context_tokens, num_chats))
+            with st.popover(tr("load.on_cpu"), icon=":material/memory:", key=f"load_cpu_ask_{entry.name}"):
+                st.markdown(tr("load.on_cpu_text"))
+                st.button(tr("load.on_cpu_yes"), key=f"load_on_cpu_{entry.name}", icon=":material/play_arrow:",
+                          on_click=_load, args=(entry.name, (context_tokens, num_chats), False, True))  # fmt: skip
+    else:
+        _load_button(entry.name, (context_tokens, num_chats))
+
+
+def _load_button(name: str, drawn: tuple[int, int]) -> None:
+    # Folders have any name: the keys of what else there is on the page begin otherwise, whatever "name" is.
+    st.button(tr("load.load"), key=f"load_model_{name}", icon=":material/play_arrow:", on_click=_load,
+              args=(name, drawn))  # fmt: skip
+
+
+def _load(name: str, drawn: tuple[int, int], force: bool = False, on_cpu: bool = False) -> None:
+    """Load with what the sliders say by now. Only what was drawn as too large is loaded all the same."""
+    context_tokens, num_chats = now = chosen_now(name, drawn)
+    load(name, context_tokens, num_chats, force and now == drawn, on_cpu)
+
+
+def unload(seen: EngineState) -> None:
+    """Let go of the model that was shown; another tab may have loaded another one since."""
+    state = runner().state
+    if (state.model, state.server) == (seen.model, seen.server):
+        runner().unload()
+
+
+def draw_state(state: EngineState) -> None:
+    """What the engine does with its model: loads it, has it, or failed to."""
+    if state.phase == "loading":
+        loading_progress()
+        st.button(tr("load.cancel"), key=f"load_cancel_{state.model}", icon=":material/close:", on_click=unload,
+                  args=(state,))  # fmt: skip
+    elif state.phase == "ready" and state.facts is not None:
+        _draw_loaded(state, state.facts)
+    elif state.error is not None:
+        show_error(state.error)
+
+
+def _draw_loaded(state: EngineState, facts: ModelFacts) -> None:
+    kernel = tr("load.kernel_line", kernel=facts.kernel, reason=tr(f"kernel.{facts.kernel_reason}"))
+    st.success(kernel, title=tr("load.success"), icon=":material/check_circle:")
+    with st.grid("auto", min_column_width=110):
+        for name, value in _facts(facts):
+            st.markdown(f":small[:gray[{tr(f'load.fact_{name}')}]]  \n**{value}**")
+    with st.container(horizontal=True):
+        st.button(tr("load.chat"), key="load_chat", icon=":material/chat:", type="primary",
+                  on_click=go_to, args=(CHAT_PAGE,))  # fmt: skip
+        st.button(tr("load.unload"), key=f"load_unload_{state.model}", icon=":material/eject:", on_click=unload,
+                  args=(state,))  # fmt: skip
+
+
+def _facts(facts: ModelFacts) -> list[tuple[str, str]]:
+    return [
+        ("device", escape(facts.device)),
+        ("weights", memory_size(facts.weights_bytes)),
+        ("cache", memory_size(facts.cache_bytes)),
+        ("context", tr("load.context_value", tokens=f"{facts.context_tokens:,}")),
+        ("load_s", tr("load.seconds_value", seconds=f"{runner().state.ready_after_s:.1f}")),
+        *([("memory", _memory(facts.memory))] if facts.memory else []),
+    ]
+
+
+def _memory(memory: MemoryFacts) -> str:
+    """What was really taken, of what was planned; the CUDA context as planned where NVML does not tell it."""
+    plan, context = memory.plan, memory.context_bytes
+    taken = memory.peak_bytes + (plan.context if context is None else context)
+    return tr("load.memory_value", taken=f"{taken / MIB:,.0f}", planned=f"{plan.total / MIB:,.0f}")
+
+
+def _badges(checkpoint: Checkpoint) -> str:
+    return " ".join(f":gray-badge[{text}]" for text in quantization_words(checkpoint.quantization))
+
+
+def quantization_words(quantization: Quantization) -> list[str]:
+    group = quantization.group_size
+    words = [tr("model.bits", bits=quantization.bits)]
+    words.append(tr("model.no_groups") if group < 0 else tr("model.group", size=group))
+    if quantization.act_order:
+        words.append(tr("model.act_order"))
+    return words
+
+
+def _details(checkpoint: Checkpoint) -> str:
+    context = tr("model.context", tokens=f"{checkpoint.max_context_tokens:,}")
+    return " · ".join([file_size(checkpoint.size_bytes), escape(checkpoint.architecture), context])

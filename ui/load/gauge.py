@@ -1,0 +1,110 @@
+"""The verdict on a page: the card as a bar, the sentence with its reason, the sliders for context and chats."""
+
+from __future__ import annotations
+
+import math
+
+import streamlit as st
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import DeckError
+from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
+from core.memory.plan import MIB
+from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar
+from ui.load.gpu_choice import Cards
+from ui.shared.errors import show_error
+from ui.shared.i18n import text, tr
+
+CHATS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, MAX_CHATS)
+CONTEXT_STEPS = 32
+SMALLEST_STEP = 32
+
+
+def context_choices(limit: int) -> list[int]:
+    """About 32 contexts up to the model's own limit, with the default and the limit among them."""
+    step = max(SMALLEST_STEP, limit // CONTEXT_STEPS)
+    return sorted({*range(step, limit, step), min(limit, DEFAULT_CONTEXT_TOKENS), limit})
+
+
+def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
+    """The context in tokens and the chats at once that a person chose for this model."""
+    limit = checkpoint.max_context_tokens
+    choices, default = context_choices(limit), min(limit, DEFAULT_CONTEXT_TOKENS)
+    left, right = st.columns(2)
+    context_tokens = default
+    with left:
+        if len(choices) > 1:
+            context_tokens = st.select_slider(tr("gauge.context"), choices, default, format_func=_with_commas,
+                                              key=f"gauge_context_{key}", persist_state="session")  # fmt: skip
+    with right:
+        num_chats = st.select_slider(tr("gauge.chats"), CHATS, CHATS[0], key=f"gauge_chats_{key}",
+                                     help=tr("gauge.chats_help"), persist_state="session")  # fmt: skip
+    return context_tokens, num_chats
+
+
+def chosen_now(key: str, drawn: tuple[int, int]) -> tuple[int, int]:
+    """What the sliders of `key` say in a callback, which knows what they said when it was `drawn`."""
+    names = (f"gauge_context_{key}", f"gauge_chats_{key}")
+    context_tokens, num_chats = (st.session_state.get(name, old) for name, old in zip(names, drawn, strict=True))
+    return context_tokens, num_chats
+
+
+def _with_commas(number: int) -> str:
+    return f"{number:,}"
+
+
+def verdict(checkpoint: Checkpoint, cards: Cards, context_tokens: int, num_chats: int) -> FitReport | DeckError:
+    """Whether it fits one of `cards` or several, or why that cannot be said: no kernel takes it, its configuration is
+    broken."""
+    try:
+        return check_fit(checkpoint, cards, context_tokens, num_chats)
+    except DeckError as error:
+        return error
+
+
+def draw_verdict(report: FitReport | DeckError) -> None:
+    """The bar, the sentence and what would make it fit."""
+    if isinstance(report, DeckError):
+        show_error(report)
+        return
+    spoken = text(f"fit.{report.reason}", **_readable(report.params))
+    draw_bar(parts(report), sum(card.total_mib for card in report.cards), spoken)
+    mark = ":green[:material/check_circle:]" if report.fits else ":red[:material/error:]"
+    st.markdown(f"{mark} {sentence(report)}")
+    for name, params in report.remedies:
+        st.markdown(f"- {tr(f'fit.{name}', **_readable(params))}")
+    longest = f"{report.max_context:,}" if report.max_context else "-"
+    st.caption(tr("gauge.assumes", kernel=report.kernel, longest=longest))
+    if len(report.cards) > 1:
+        shares = zip(report.cards, report.plans, strict=True)
+        lines = [tr("gauge.share", card=card.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
+                    available=f"{card.available_mib:,}") for card, plan in shares]  # fmt: skip
+        st.caption("  \n".join([tr("gauge.split"), *lines]))
+
+
+def sentence(report: FitReport) -> str:
+    return tr(f"fit.{report.reason}", **_readable(report.params))
+
+
+def _readable(params: dict[str, str | int | float]) -> dict[str, str | int | float]:
+    return {name: value if isinstance(value, str) else f"{value:,}" for name, value in params.items()}
+
+
+def parts(report: FitReport) -> list[Part]:
+    """The card, or several as one, from left to right: what is taken, what the model takes, what is left."""
+    plan, total_mib = report.plan, sum(card.total_mib for card in report.cards)
+    weights, cache, context = plan.weights / MIB, plan.kv_cache / MIB, plan.context / MIB
+    return [
+        Part(tr("gauge.part_others"), total_mib - report.available_mib, SLATE),
+        Part(tr("gauge.part_weights"), weights, PRIMARY),
+        Part(tr("gauge.part_cache"), cache, INDIGO),
+        Part(tr("gauge.part_scratch"), report.needed_mib - weights - cache - context, ORANGE),
+        Part(tr("gauge.part_context"), context, GREEN),
+        Part(tr("gauge.part_left"), max(0, math.floor(report.margin_mib)), None),
+    ]
+
+
+def draw_choice(checkpoint: Checkpoint, cards: Cards, key: str) -> None:
+    """The sliders and the verdict under them, for a model that is not on disk."""
+    context_tokens, num_chats = sliders(checkpoint, key)
+    draw_verdict(verdict(checkpoint, cards, context_tokens, num_chats))

@@ -1,0 +1,109 @@
+"""Which cards a page reckons with: this machine's GPUs as they are now, or one of the usual cards; knows no model."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import streamlit as st
+
+from core.common.errors import GpuUseError
+from core.gpu.known_gpus import known_gpus, lookup
+from core.gpu.snapshot import Gpu, GpuSnapshot
+from core.gpu.torch_support import (
+    find_gpu_error,
+    find_nvml_error,
+    has_nvidia_card,
+    installed_torch,
+    is_cpu_chosen,
+    readable_gpus,
+    usable_gpus,
+)
+from core.gpu.torch_support import names_of as names_of_gpus
+from core.memory.fit import Card, card_from_gpu, card_from_table
+from core.memory.kernels.registry import has_compiler
+from ui.shared.errors import sentence, show_error
+from ui.shared.i18n import tr
+from ui.shared.resources import monitor, runner
+
+KEY = "plan_card"
+HERE = "here"
+FIRST_READING_S = 2.0
+Cards = tuple[Card, ...]
+
+
+def reading() -> GpuSnapshot | None:
+    """The newest reading of the GPUs; the very first one is waited for."""
+    return monitor().latest(FIRST_READING_S)
+
+
+def gpus_here() -> list[Gpu]:
+    """The GPUs whose memory can be read, in NVML's order."""
+    latest = reading()
+    return readable_gpus(latest.gpus if latest else ())
+
+
+def gpu_error() -> GpuUseError | None:
+    """Why a load could not use the GPUs here: as the last worker found it, else as far as it is sure without one."""
+    latest, word = reading(), runner().gpu_word
+    if latest is None or is_cpu_chosen():
+        return None
+    if word is None:
+        return find_gpu_error(latest, installed_torch())
+    return find_nvml_error(latest) or word.gpu_error
+
+
+def own_pids() -> frozenset[int]:
+    """The engine's process, whose memory comes back before another model is loaded."""
+    pid = runner().worker_pid
+    return frozenset() if pid is None else frozenset({pid})
+
+
+def cards_here() -> Cards:
+    """The GPUs that a load can take, as they are now; none where models run on the CPU."""
+    latest, word, pids, compiler = reading(), runner().gpu_word, own_pids(), has_compiler()
+    if latest is None or is_cpu_chosen() or gpu_error() is not None:
+        return ()
+    usable = usable_gpus(latest.gpus, word.torch if word else installed_torch())
+    return tuple(card_from_gpu(gpu, pids, compiler) for gpu in usable)
+
+
+def draw_place() -> None:
+    """Where there is no GPU to use: why, and that models run on the CPU. What the engine's own error says is not said
+    twice."""
+    latest, error, told = reading(), gpu_error(), runner().state.error
+    if error is not None:
+        if told is None or (told.key, told.params) != (error.key, error.params):
+            show_error(error)
+    elif is_cpu_chosen():
+        st.caption(tr("gauge.cpu_chosen"))
+    elif latest is not None and latest.error is not None and has_nvidia_card():
+        st.warning(sentence(latest.error), icon=":material/warning:")
+    else:
+        st.caption(tr("gauge.cpu"))
+
+
+def choose_cards() -> Cards:
+    """The choice of what to plan for. None: the CPU of this machine, where it has no GPU."""
+    here = cards_here()
+    names = dict.fromkeys(card.name for card in known_gpus() if not card.is_rare)
+    labels = {name: _card_label(name, here) for name in [HERE, *names]}
+    chosen = st.selectbox(tr("gauge.card"), list(labels), key=KEY, persist_state="session",
+                          format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
+    if not here and (chosen == HERE or gpu_error() is not None):
+        draw_place()
+    return here if chosen == HERE else (card_from_table(lookup(chosen)),)
+
+
+def names_of(cards: Cards) -> str:
+    """What to call the cards together, as in "2 × NVIDIA A40"; "" for none."""
+    counts = Counter(card.name for card in cards)
+    return " + ".join(f"{count} × {one}" if count > 1 else one for one, count in counts.items())
+
+
+def _card_label(name: str, here: Cards) -> str:
+    if name == HERE:
+        if here:
+            return tr("gauge.this_gpu", name=names_of(here))
+        gpus = gpus_here() if gpu_error() else []
+        return tr("gauge.this_gpu_unused", name=names_of_gpus(gpus)) if gpus else tr("gauge.this_cpu")
+    return tr("gauge.other_card", name=name, gib=f"{lookup(name).total_mib / 1024:.0f}")

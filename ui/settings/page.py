@@ -1,0 +1,51 @@
+"""The page Settings: language, access, what this installation is; each section in words of its own."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import streamlit as st
+
+from core.common.i18n import LANGUAGES
+from core.common.paths import VERSION, cache_dir, characters_dir, data_dir, models_dir
+from ui.settings.access import draw_access
+from ui.settings.api_keys import draw_keys
+from ui.settings.files import draw_files
+from ui.shared.i18n import KEY, language, remember_language, tr
+from ui.shared.markdown import escape
+
+LANGUAGE_KEY = "settings_language"
+SHOWN_PACKAGES = ("streamlit", "torch", "transformers", "gptqmodel")
+
+
+def draw_settings() -> None:
+    st.title(tr("nav.settings"))
+    st.subheader(tr("settings.language"))
+    _draw_language()
+    st.subheader(tr("settings.access"))
+    draw_access()
+    draw_keys()
+    draw_files()
+    st.subheader(tr("settings.about"))
+    _draw_about()
+
+
+def _draw_language() -> None:
+    # The sidebar's choice may have changed meanwhile.
+    st.session_state[LANGUAGE_KEY] = language()
+    st.selectbox(tr("settings.language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, key=LANGUAGE_KEY,
+                 label_visibility="collapsed", on_change=_choose_language)  # fmt: skip
+    st.caption(tr("settings.language_text"))
+
+
+def _choose_language() -> None:
+    st.session_state[KEY] = st.session_state[LANGUAGE_KEY]
+    remember_language()
+
+
+def _draw_about() -> None:
+    packages = " · ".join(f"{name} {version(name)}" for name in SHOWN_PACKAGES)
+    folders = {"models": models_dir(), "data": data_dir(), "characters": characters_dir(), "cache": cache_dir()}
+    lines = [f"**{tr('settings.version')}**: LlamaDeck {VERSION} · {packages}"]
+    lines += [f"**{tr(f'settings.{name}')}**: {escape(str(folder))}" for name, folder in folders.items()]
+    st.markdown("  \n".join(lines))

@@ -1,0 +1,59 @@
+"""The reader's language: which one, the choice in the sidebar, and tr(); knows no text itself."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.common.i18n import LANGUAGES, guess_language, translate
+from ui.shared.markdown import escape
+from ui.shared.resources import preferences
+
+KEY = "language"
+
+
+def language() -> str:
+    """This tab's language: chosen here, else remembered for browsers of this locale, else guessed from it."""
+    chosen = st.session_state.get(KEY)
+    if chosen not in LANGUAGES:
+        remembered = preferences().get("languages", browser_locale())
+        chosen = remembered if remembered in LANGUAGES else guess_language(browser_locale())
+        st.session_state[KEY] = chosen
+    return chosen
+
+
+def tr(key: str, **params: str | int | float) -> str:
+    """The text of `key` in the reader's language, as Markdown; texts put in are shown letter by letter."""
+    return translate(language(), key, **escaped(params))
+
+
+def text(key: str, **params: str | int | float) -> str:
+    """The text of `key` in the reader's language, for where no Markdown is read: charts, HTML, what is spoken."""
+    return translate(language(), key, **params)
+
+
+def escaped(params: dict[str, str | int | float]) -> dict[str, str | int | float]:
+    return {name: escape(value) if isinstance(value, str) else value for name, value in params.items()}
+
+
+def browser_locale() -> str:
+    return str(st.context.locale or "")
+
+
+def choose_language() -> None:
+    """The choice of language; everything else on the page stays as it is."""
+    language()
+    st.segmented_control(
+        tr("language.label"),
+        list(LANGUAGES),
+        format_func=LANGUAGES.__getitem__,
+        key=KEY,
+        required=True,
+        persist_state="session",
+        label_visibility="collapsed",
+        on_change=remember_language,
+        width="stretch",
+    )
+
+
+def remember_language() -> None:
+    preferences().set("languages", browser_locale(), language())

@@ -1,0 +1,137 @@
+"""What all pages and tabs of this process share; the only cached accessors, each one line. Draws nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import streamlit as st
+
+from core.access.access import Access
+from core.access.keys import KeyStore
+from core.chat.presets import Presets
+from core.chat.recorder import Recorder
+from core.chat.service import Asker
+from core.chat.store import ChatStore
+from core.chat.template import ChatTemplate, read_template
+from core.common.background import Lookups
+from core.common.paths import person_dir
+from core.common.preferences import Preferences
+from core.engine.rate import TokenRate
+from core.engine.runner import Runner
+from core.gpu.monitor import Monitor
+from core.hub.branches import BranchReader
+from core.hub.queue import Downloads
+from core.library.scan import LibraryEntry, read_entry
+from core.personas.store import Characters
+from core.personas.thumbnails import Thumbnails
+from core.remote.router import Engines
+from ui.shared.people import person
+
+
+@st.cache_resource(show_spinner=False)
+def runner() -> Engines:
+    """The engine, here or elsewhere. LLAMADECK_WORKER names another worker module, for tests without a model."""
+    return Engines(Runner(os.environ.get("LLAMADECK_WORKER", "core.worker.main")))
+
+
+@st.cache_resource(show_spinner=False, on_release=Monitor.stop)
+def monitor() -> Monitor:
+    """The readings of the GPUs, which begin with the first use."""
+    return Monitor().start()
+
+
+@st.cache_resource(show_spinner=False)
+def token_rate() -> TokenRate:
+    return TokenRate()
+
+
+@st.cache_resource(show_spinner=False)
+def access() -> Access:
+    """What guards this installation."""
+    return Access()
+
+
+@st.cache_resource(show_spinner=False)
+def chat_file() -> ChatStore:
+    """The chat history. Raises ChatStoreError where its file cannot be used; the next call tries again."""
+    return ChatStore()
+
+
+def chat_store() -> ChatStore:
+    """The chats of whoever looks at this page."""
+    return chat_file().of(person())
+
+
+@st.cache_resource(show_spinner=False)
+def recorder() -> Recorder:
+    return Recorder(chat_file().of_all())
+
+
+@st.cache_resource(show_spinner=False)
+def asker() -> Asker:
+    """Asks in any chat whose number it is given: pages read it from `chat_store` first, which has their own only."""
+    return Asker(chat_file().of_all(), recorder(), runner().generate)
+
+
+def presets() -> Presets:
+    """Those that ship, and the own ones of whoever looks at this page."""
+    return _presets(person())
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def _presets(owner: str) -> Presets:
+    return Presets(person_dir(owner) / "presets.yaml")
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def chat_template(folder: str, changed_ns: int) -> ChatTemplate:
+    """The template of the model in `folder`, read anew when the folder was `changed_ns`."""
+    return read_template(Path(folder))
+
+
+def preferences() -> Preferences:
+    """What whoever looks at this page chose once."""
+    return _preferences(person())
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def _preferences(owner: str) -> Preferences:
+    return Preferences(person_dir(owner) / "settings.json")
+
+
+@st.cache_resource(show_spinner=False, on_release=Downloads.close)
+def downloads() -> Downloads:
+    return Downloads()
+
+
+@st.cache_resource(show_spinner=False)
+def lookups() -> Lookups:
+    return Lookups()
+
+
+@st.cache_resource(show_spinner=False)
+def branch_reader() -> BranchReader:
+    return BranchReader()
+
+
+@st.cache_resource(show_spinner=False, max_entries=256)
+def library_entry(folder: bytes, fingerprint: tuple[tuple[bytes, int, int], ...]) -> LibraryEntry:
+    """The model in `folder`, read anew when its `fingerprint` (names, sizes, times of its files) changes."""
+    return read_entry(Path(os.fsdecode(folder)))
+
+
+@st.cache_resource(show_spinner=False)
+def characters() -> Characters:
+    return Characters()
+
+
+@st.cache_resource(show_spinner=False)
+def thumbnails() -> Thumbnails:
+    """Small pictures of the characters."""
+    return Thumbnails()
+
+
+@st.cache_resource(show_spinner=False)
+def api_keys() -> KeyStore:
+    return KeyStore()

@@ -1,0 +1,52 @@
+"""Makes Home.py the router from the first visit on, and knows which page a tab came from; draws nothing.
+
+Streamlit takes a folder named pages for its older kind of app until Home.py has run once in the process. A
+first visit to /Chat, such as by a tab that was open while the dashboard was started anew, would show that page
+without its frame.
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
+
+from core.common.paths import ROOT
+
+DOWNLOAD_PAGE, LOAD_PAGE, CHAT_PAGE = "pages/1_Download.py", "pages/2_Load_Model.py", "pages/3_Chat.py"
+# The addresses of Home.py and the pages; "" is also "/".
+PATHS = frozenset({"", "/home", *(f"/{path.stem.partition('_')[2]}" for path in (ROOT / "pages").glob("*.py"))})
+PAGE_KEY, ARRIVED_KEY, NEXT_KEY = "page", "page_has_changed", "page_to_go_to"
+
+
+def use_router() -> None:
+    """What st.navigation does as well, but only once Home.py runs."""
+    PagesManager.uses_pages_directory = False
+
+
+def require_router() -> None:
+    """At the top of a page: where it was run without Home.py, begin again with it."""
+    if PagesManager.uses_pages_directory:
+        use_router()
+        st.rerun()
+
+
+def go_to(page: str) -> None:
+    """For a button's on_click: show `page` instead of the one the button is on."""
+    st.session_state[NEXT_KEY] = page
+
+
+def follow() -> None:
+    """In Home.py, before anything of a page is drawn: go where the person asked to go."""
+    if page := st.session_state.pop(NEXT_KEY, None):
+        st.switch_page(page)
+
+
+def note_page(name: str) -> None:
+    """Remember which page this run is for."""
+    st.session_state[ARRIVED_KEY] = st.session_state.get(PAGE_KEY) != name
+    st.session_state[PAGE_KEY] = name
+
+
+def has_arrived() -> bool:
+    """Whether the tab's run before this one was for another page."""
+    return st.session_state.get(ARRIVED_KEY, True)
