@@ -10,8 +10,9 @@ from benchmarks.prompts import Prompts
 from benchmarks.steady_memory import process_mib
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import ModelFacts, Sampling
+from core.engine.protocol import ModelFacts
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 
 LOAD_S = 1800.0
 SPARE_S = 60.0

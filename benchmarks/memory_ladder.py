@@ -222,7 +222,8 @@ def fill(
     import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from core.engine.protocol import Generate, Sampling
+    from core.engine.protocol import Generate
+    from core.engine.sampling_params import Sampling
     from core.worker.decode.cuda_graphs import ATTENTION
     from core.worker.decode.steps import EagerSteps
     from core.worker.load import capture_steps

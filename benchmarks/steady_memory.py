@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.common.errors import EngineError
-from core.engine.protocol import MemoryFacts, Sampling
+from core.engine.protocol import MemoryFacts
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import read_snapshot
 from core.memory.plan import MIB
 

@@ -15,7 +15,7 @@ from core.chat.presets import combine
 from core.chat.service import Prompt, Setup, prepare
 from core.chat.template import Turn
 from core.chat.truncation import ContextError, Pieces, join_texts
-from core.engine.protocol import MAX_SEED, SAMPLING_RANGES, Sampling
+from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona
 

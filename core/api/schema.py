@@ -23,7 +23,7 @@ from pydantic import (
 from core.api.errors import ApiError
 from core.api.json_text import read_json
 from core.api.unsupported import check_supported, with_our_names
-from core.engine.protocol import MAX_STOP_STRINGS, SAMPLING_RANGES
+from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
 
 # A chat's own marks (Style.stop_strings) take the rest.
 MAX_STOP = MAX_STOP_STRINGS - 2

@@ -17,7 +17,8 @@ from core.checkpoint.headers import printable
 from core.common.errors import DeckError, EngineError
 from core.common.paths import models_dir
 from core.engine.answer import Answer
-from core.engine.protocol import EngineState, Sampling
+from core.engine.protocol import EngineState
+from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.listing import Entry, Listing
 from core.remote.router import Engines

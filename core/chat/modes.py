@@ -16,7 +16,7 @@ from core.chat.records import Mode
 from core.chat.template import ChatTemplate, Turn
 from core.chat.truncation import Pieces, join_texts
 from core.chat.turn_rendering import Voice, render_turns, turn_end
-from core.engine.protocol import MAX_STOP_STRINGS
+from core.engine.sampling_params import MAX_STOP_STRINGS
 
 # What the makers of models put into a name to say that it was taught to chat.
 TAUGHT = re.compile(r"(?:^|[^a-z])(?:chat|instruct|it|vicuna|zephyr|assistant)(?:[^a-z]|$)", re.IGNORECASE)

@@ -14,7 +14,7 @@ from core.common.errors import DeckError, InputError
 from core.common.json_file import Codec, Fault, JsonFile
 from core.common.paths import data_dir
 from core.common.preferences import Preferences
-from core.engine.protocol import MAX_STOP_STRINGS, Sampling
+from core.engine.sampling_params import MAX_STOP_STRINGS, Sampling
 
 SHIPPED = Path(__file__).with_name("presets.yaml")
 MAX_FILE_CHARS = 100_000

@@ -20,7 +20,7 @@ from core.chat.template import Turn
 from core.chat.truncation import Fitted, Pieces, fit
 from core.chat.turn_rendering import Voice
 from core.engine.answer import Answer
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 
 
 class Generate(Protocol):

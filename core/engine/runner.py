@@ -32,9 +32,9 @@ from core.engine.protocol import (
     LoadFailed,
     LoadProgress,
     Prepared,
-    Sampling,
     Text,
 )
+from core.engine.sampling_params import Sampling
 from core.engine.warm_worker import QUIET_S, Spare
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from typing import Any
 
 from core.checkpoint.headers import printable
 from core.common.errors import EngineError
-from core.engine.protocol import Conversation, Sampling
+from core.engine.protocol import Conversation
+from core.engine.sampling_params import Sampling
 
 # What every server takes, by our names for it.
 COMMON = ("temperature", "top_p", "max_new_tokens", "seed", "stop")

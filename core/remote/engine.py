@@ -16,14 +16,8 @@ from typing import Any
 
 from core.common.errors import DeckError, EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import (
-    Began,
-    EngineState,
-    Failed,
-    Finished,
-    Sampling,
-    Text,
-)
+from core.engine.protocol import Began, EngineState, Failed, Finished, Text
+from core.engine.sampling_params import Sampling
 from core.remote.address import key_of
 from core.remote.connection import Link, Pace, facts_of
 from core.remote.dialect import RemoteModel, request_for

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.engine.answer import Answer
-from core.engine.protocol import EngineState, Prepared, Sampling
+from core.engine.protocol import EngineState, Prepared
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from core.remote.engine import RemoteEngine
 from core.remote.selection import Choice, choice_path, read_choice, write_choice
 

@@ -11,7 +11,8 @@ from typing import Any
 from core.checkpoint.headers import printable
 from core.common.errors import EngineError
 from core.engine.detokenize import find_stop, held_back
-from core.engine.protocol import AnswerStats, Reason, Sampling
+from core.engine.protocol import AnswerStats, Reason
+from core.engine.sampling_params import Sampling
 from core.remote.http import message_of
 
 # No tokenizer's token is longer than this, but for a few of blanks.

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import EngineError
-from core.engine.protocol import Generate, Load, ModelFacts, Sampling, Stage
+from core.engine.protocol import Generate, Load, ModelFacts, Stage
+from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import GpuSnapshot, read_snapshot
 from core.gpu.torch_support import build_error, has_code
 from core.memory.fit import Card, checked_context, require_fit

@@ -21,7 +21,8 @@ from core.common.errors import EngineError
 from core.common.panics import panics_as_errors, why_of
 from core.engine.detokenize import TextStream
 from core.engine.fair_queue import Turns
-from core.engine.protocol import MAX_SEED, AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
+from core.engine.protocol import AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
+from core.engine.sampling_params import MAX_SEED
 from core.worker.decode.steps import Drawn, Steps
 
 # Pieces of text go out at most this often: faster than a page shows them, slower than a fast card writes them.

@@ -17,8 +17,9 @@ from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import EngineState, ModelFacts, Sampling
+from core.engine.protocol import EngineState, ModelFacts
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from tests.support.api_server import MODEL, api_server
 
 CHAT = "/v1/chat/completions"

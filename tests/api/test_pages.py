@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import streamlit as st
 
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 from tests.support.api_server import LOAD_S, MODEL
 from tests.support.checkpoints import make_checkpoint
 from tests.ui.test_pages import open_tab, run, words

@@ -15,7 +15,7 @@ from core.api.served_model import Loaded
 from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
 from core.chat.truncation import ContextError
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona, persona_file, save_persona
 

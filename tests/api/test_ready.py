@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from core.engine import process
-from core.engine.protocol import Sampling
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from core.worker.heartbeat import BEAT_S
 from tests.support.api_server import api_server, loaded_runner
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from core.engine.protocol import Conversation, Sampling
+from core.engine.protocol import Conversation
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from core.remote.connection import Pace
 from core.remote.engine import RemoteEngine
 from core.remote.router import Engines

@@ -20,8 +20,9 @@ from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import EngineState, Sampling
+from core.engine.protocol import EngineState
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from tests.support.api_server import MODEL, api_server, loaded_runner
 
 WAIT_S = 30.0

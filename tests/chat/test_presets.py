@@ -23,7 +23,7 @@ from core.common.errors import InputError
 from core.common.i18n import LANGUAGES, catalogue
 from core.common.json_file import FileError
 from core.common.preferences import Preferences
-from core.engine.protocol import SAMPLING_RANGES, Sampling
+from core.engine.sampling_params import SAMPLING_RANGES, Sampling
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from core.chat.template import ChatTemplate, Turn
 from core.chat.truncation import ContextError, Pieces
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import AnswerStats, Finished, Sampling, Text
+from core.engine.protocol import AnswerStats, Finished, Text
+from core.engine.sampling_params import Sampling
 
 TEMPLATE = ChatTemplate(
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"

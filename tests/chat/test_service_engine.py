@@ -14,8 +14,8 @@ from core.chat.store import ChatStore
 from core.chat.template import Turn, read_template
 from core.chat.tokens import read_counter
 from core.chat.truncation import Fitted, Pieces, fit
-from core.engine.protocol import Sampling
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 
 CONTEXT_TOKENS = 512
 WAIT_S = 120.0

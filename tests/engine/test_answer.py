@@ -9,7 +9,8 @@ import pytest
 
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Sampling, Text
+from core.engine.protocol import AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
+from core.engine.sampling_params import Sampling
 
 STATS = AnswerStats(prompt_tokens=5, reused_tokens=1, num_tokens=3, queued_s=0.0, prefill_s=0.5, decode_s=2.0, seed=9)
 LONG_S = 60.0

@@ -18,8 +18,9 @@ from core.common.errors import EngineError
 from core.engine import process
 from core.engine.answer import Answer
 from core.engine.process import Worker
-from core.engine.protocol import Cancel, EngineState, Event, Finished, Sampling, Text
+from core.engine.protocol import Cancel, EngineState, Event, Finished, Text
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from core.worker.heartbeat import BEAT_S, Outlet, Pulse
 from core.worker.main import obey
 from core.worker.scheduler import Scheduler

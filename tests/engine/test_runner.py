@@ -12,8 +12,8 @@ import pytest
 
 from core.common.errors import EngineError
 from core.engine.process import death_reason
-from core.engine.protocol import Sampling
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 LOAD_S = 120.0

@@ -17,8 +17,9 @@ import torch
 
 from core.common.paths import ROOT
 from core.engine.process import Worker
-from core.engine.protocol import Event, Sampling
+from core.engine.protocol import Event
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from core.engine.warm_worker import MAX_DEATHS, MIN_AVAILABLE_BYTES, Spare
 from core.worker.main import NICENESS, check_untouched
 from tests.support.checkpoints import Recipe, make_checkpoint

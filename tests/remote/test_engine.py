@@ -14,7 +14,8 @@ from core.chat.recorder import Recorder
 from core.chat.store import ChatStore
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import Conversation, Sampling
+from core.engine.protocol import Conversation
+from core.engine.sampling_params import Sampling
 from core.remote.address import keep_key
 from core.remote.connection import Link, Pace, list_models
 from core.remote.engine import RemoteEngine

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from core.common.errors import EngineError
-from core.engine.protocol import Conversation, Sampling
+from core.engine.protocol import Conversation
+from core.engine.sampling_params import Sampling
 from core.remote.address import keep_key
 from core.remote.connection import Pace, list_models
 from core.remote.engine import RemoteEngine

@@ -16,8 +16,9 @@ from core.chat.modes import Names, Style
 from core.chat.template import Turn
 from core.chat.truncation import Pieces
 from core.engine.process import Worker
-from core.engine.protocol import Conversation, Sampling
+from core.engine.protocol import Conversation
 from core.engine.runner import Runner
+from core.engine.sampling_params import Sampling
 from core.remote.connection import Pace
 from core.remote.engine import RemoteEngine
 from core.remote.router import Engines

@@ -19,7 +19,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from core.common.paths import ROOT
-from core.engine.protocol import Conversation, Sampling
+from core.engine.protocol import Conversation
+from core.engine.sampling_params import Sampling
 from core.remote.engine import RemoteEngine
 from core.remote.selection import Choice
 from core.starter.build import NAME

@@ -34,10 +34,10 @@ from core.engine.protocol import (
     ModelFacts,
     Prepared,
     Reason,
-    Sampling,
     Stage,
     Text,
 )
+from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import read_snapshot
 from core.memory.fit import card_from_gpu, require_fit
 from core.memory.plan import MIB

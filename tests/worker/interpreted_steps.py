@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import KERNELS
 from core.worker.decode.cuda_graphs import Cuda, GraphSteps
 from core.worker.decode.fused_decoder_layer import FusedLayer, fuse_reading

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from core.checkpoint.checkpoint import read_checkpoint
-from core.engine.protocol import Load, Sampling
+from core.engine.protocol import Load
+from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import KERNELS, Device, choose_kernel
 from core.worker.decode.cpu_decode import make_lean
 from core.worker.decode.cpu_threads import leave_one_core

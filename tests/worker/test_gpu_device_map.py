@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import KERNELS
 from core.worker.decode.steps import EagerSteps
 from core.worker.load import use_capturable_stream

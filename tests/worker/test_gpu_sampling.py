@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 from core.worker.kernels.sampling_kernel import SETTINGS, BySlot, drawing_for
 
 pytestmark = [

@@ -17,7 +17,8 @@ import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
-from core.engine.protocol import Load, Sampling
+from core.engine.protocol import Load
+from core.engine.sampling_params import Sampling
 from core.worker.load import open_engine
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from core.common.errors import InputError
-from core.engine.protocol import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
+from core.engine.sampling_params import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
 from core.worker.decode.sampling import SORTED_HEAD, cut, draw, penalize
 
 NOTHING_SEEN = torch.tensor([], dtype=torch.long)

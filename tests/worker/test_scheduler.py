@@ -11,7 +11,8 @@ import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.detokenize import TextStream
-from core.engine.protocol import Began, Event, Failed, Finished, Generate, Sampling, Text
+from core.engine.protocol import Began, Event, Failed, Finished, Generate, Text
+from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import KERNELS
 from core.worker.decode.steps import EagerSteps
 from core.worker.model.device_map import Places

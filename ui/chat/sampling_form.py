@@ -11,7 +11,7 @@ from core.chat.model_prompt import folder_of
 from core.chat.presets import check_values, combine, model_preset, read_recommended, set_model_preset
 from core.chat.records import ChatInfo
 from core.common.errors import DeckError
-from core.engine.protocol import MAX_SEED, SAMPLING_RANGES, Sampling
+from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES, Sampling
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 from ui.shared.identity import held, hold, key_of, let_go, take_held

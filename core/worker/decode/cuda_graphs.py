@@ -15,7 +15,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from core.common.errors import EngineError
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 from core.memory.plan import batch_sizes, chunk_sizes
 from core.worker.decode.steps import Drawn
 from core.worker.kernels import triton_ops

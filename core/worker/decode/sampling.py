@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 
 # Sorting a vocabulary of 50,000 costs milliseconds on a CPU; the likeliest this many almost always hold top-p's mass,
 # and mostly the likeliest few do.

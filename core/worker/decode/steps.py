@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from core.engine.protocol import Sampling
+from core.engine.sampling_params import Sampling
 from core.worker.decode.cpu_decode import LeanPass
 from core.worker.decode.cpu_threads import IdleCores
 from core.worker.decode.sampling import draw
