@@ -14,7 +14,8 @@ from core.api.metrics import Metrics
 from core.api.prompts import Ask, ask_chat, ask_completions
 from core.api.responses import Reply
 from core.api.schema import ChatRequest, CompletionRequest, Sampled
-from core.api.served_model import Engine, Loaded, find_character, read_loaded
+from core.api.served_model import Loaded, find_character, read_loaded
+from core.engine.interface import Engine
 from core.personas.listing import Listing
 
 # How long a stream waits for its turn before it says that it is one: until then an error still has a status.

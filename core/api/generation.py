@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from core.api.errors import ApiError
 from core.api.prompts import Ask
-from core.api.served_model import Engine, Loaded
+from core.api.served_model import Loaded
 from core.common.errors import DeckError
 from core.engine.answer import Answer
+from core.engine.interface import Engine
 
 # So many answers of each client may wait for a slot.
 MAX_WAITING = 64

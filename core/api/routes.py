@@ -22,9 +22,9 @@ from core.api.intake import BODY_S, Intake
 from core.api.metrics import Metrics
 from core.api.models import Models
 from core.api.openapi import describe
-from core.api.served_model import Engine
 from core.common.errors import DeckError
 from core.common.panics import panics_as_errors
+from core.engine.interface import Engine
 from core.personas.listing import Listing
 
 log = logging.getLogger(__name__)

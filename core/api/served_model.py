@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from core.api.errors import ApiError
 from core.chat.model_prompt import Counter, read_reader
@@ -16,35 +16,13 @@ from core.chat.tokens import read_counter
 from core.checkpoint.headers import printable
 from core.common.errors import DeckError, EngineError
 from core.common.paths import models_dir
-from core.engine.answer import Answer
-from core.engine.protocol import EngineState
-from core.engine.sampling_params import Sampling
+from core.engine.interface import Engine
 from core.personas.character import Character
 from core.personas.listing import Entry, Listing
-from core.remote.router import Engines
 
 OWNER = "llamadeck"
 # No file has a longer name.
 MAX_NAME_CHARS, MAX_SHOWN_CHARS = 255, 100
-
-
-class Engine(Protocol):
-    """What is asked of Runner."""
-
-    @property
-    def state(self) -> EngineState: ...
-
-    @property
-    def running_answers(self) -> Sequence[Answer]: ...
-
-    @property
-    def silent_s(self) -> float: ...
-
-    def generate(
-        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
-    ) -> Answer:
-        """Raises EngineError where no model is loaded."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +51,7 @@ def read_loaded(engine: Engine) -> Loaded:
         lost = state.error if state.server is not None else None
         raise EngineError(lost.key, **lost.params) if lost else EngineError("nothing_loaded")
     facts = state.facts
-    if isinstance(engine, Engines) and facts.remote is not None and (reader := read_reader(engine)) is not None:
+    if facts.remote is not None and (reader := read_reader(engine)) is not None:
         context, slots, count = facts.context_tokens, facts.num_slots, reader.count_prompt
         return Loaded(reader.model, context, slots, reader.template, reader.counter, {}, 0, count)
     folder = models_dir() / state.model

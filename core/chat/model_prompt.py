@@ -10,8 +10,8 @@ from typing import Protocol
 from core.chat.template import ChatTemplate, Turn, read_template
 from core.chat.tokens import read_counter
 from core.common.paths import models_dir
+from core.engine.interface import Engine
 from core.engine.protocol import Conversation, EngineState
-from core.remote.router import Engines
 
 
 class Counter(Protocol):
@@ -73,13 +73,14 @@ def folder_of(state: EngineState) -> Path | None:
     return models_dir() / state.model if state.model is not None and state.server is None else None
 
 
-def read_reader(engines: Engines, template_of: Callable[[Path], ChatTemplate] = read_template) -> Reader | None:
+def read_reader(engine: Engine, template_of: Callable[[Path], ChatTemplate] = read_template) -> Reader | None:
     """None where no model can answer now. Raises DeckError for a tokenizer or template that cannot be read."""
-    state = engines.state
+    state = engine.state
     if state.phase != "ready" or state.model is None or state.facts is None:
         return None
     if state.facts.remote is not None:
-        remote = engines.remote
+        if (remote := engine.server_counter) is None:
+            return None
         counter = RemoteCounter(remote.count, state.facts.remote.counts_tokens)
         # A template that is there and empty: the model was taught to chat.
         return Reader(state.model, None, ConversationTemplate("", "", ""), counter, remote.count_prompt)

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from core.chat.database import ChatStoreError
 from core.chat.modes import Style, begun, notebook_pieces
@@ -20,13 +19,8 @@ from core.chat.template import Turn
 from core.chat.truncation import Fitted, Pieces, fit
 from core.chat.turn_rendering import Voice
 from core.engine.answer import Answer
+from core.engine.interface import Engine
 from core.engine.sampling_params import Sampling
-
-
-class Generate(Protocol):
-    """Runner.generate. Raises EngineError where no model is loaded."""
-
-    def __call__(self, prompt: str, sampling: Sampling, continues: bool = False) -> Answer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +108,8 @@ class Asker:
     The engine is asked before the history is written: where it refuses, nothing was said.
     """
 
-    def __init__(self, store: ChatStore, recorder: Recorder, generate: Generate) -> None:
-        self._store, self._recorder, self._generate = store, recorder, generate
+    def __init__(self, store: ChatStore, recorder: Recorder, engine: Engine) -> None:
+        self._store, self._recorder, self._engine = store, recorder, engine
         self._lock = threading.Lock()
         # The chats in which somebody begins something at this moment; the message that is written in a chat; the line.
         self._beginning: set[int] = set()
@@ -244,7 +238,7 @@ class Asker:
         pieces = prompt.pieces
         stop = setup.style.stop_strings(pieces.voice, setup.sampling.stop)
         continues = bool(pieces.start.strip()) or (setup.style.mode == "notebook" and bool(pieces.history))
-        return self._generate(prompt.fitted.prompt, replace(setup.sampling, stop=stop), continues=continues)
+        return self._engine.generate(prompt.fitted.prompt, replace(setup.sampling, stop=stop), continues=continues)
 
     def _begin(self, chat: int, prompt: Prompt, setup: Setup, begin: Callable[[], int]) -> int:
         style, pieces = setup.style, prompt.pieces

@@ -82,6 +82,11 @@ class Runner:
         return 0.0 if worker is None else worker.silent_s
 
     @property
+    def server_counter(self) -> None:
+        """This machine has the tokenizers of its models."""
+        return None
+
+    @property
     def gpu_word(self) -> Prepared | None:
         """What the last worker that looked says of torch and the GPUs; None where none has."""
         return self._gpu_word
@@ -138,12 +143,8 @@ class Runner:
     def generate(
         self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
     ) -> Answer:
-        """Begin to answer `prompt`; the answer waits its turn where the model is busy: pages go first ("" for
-        `client`), then the clients of the API by turns.
-
-        `continues` where the prompt ends inside the answer, after whose last word the text goes on. Raises EngineError
-        when no model is loaded, or when the engine hangs and no more prompts can wait for it.
-        """
+        """See Engine.generate. Raises EngineError when no model is loaded, or when the engine hangs and no more prompts
+        can wait for it."""
         # Plain text: a chat that was meant for another server is a kind of text that the worker does not know.
         prompt = str(prompt) if isinstance(prompt, str) else prompt
         with self._lock:

@@ -55,6 +55,15 @@ class RemoteEngine:
         """The answers that are waited for or being written, oldest first."""
         return [answer for answer in self._answers.values() if answer.is_running]
 
+    @property
+    def silent_s(self) -> float:
+        """A server that does not answer is lost, which `state` says."""
+        return 0.0
+
+    @property
+    def server_counter(self) -> RemoteEngine:
+        return self
+
     def connect(self, choice: Choice) -> None:
         """Begin to use the chosen model, in place of whatever is connected; `state` tells how it goes."""
         with self._lock:
@@ -79,9 +88,9 @@ class RemoteEngine:
     def generate(
         self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
     ) -> Answer:
-        """Begin to answer `prompt`: a Conversation, or a text or tokens to go on with, which `continues` says nothing
-        new about. `client` is for whom it is, see Runner.generate. Raises EngineError while there is no connection and
-        for what the server cannot do."""
+        """See Engine.generate. `continues` has no effect: a Conversation says itself whether its last turn is open, and
+        any other prompt is gone on with. Raises EngineError while there is no connection and for what the server
+        cannot do."""
         link, state = self._link, self._state
         if link is None or link.model is None or state.phase != "ready" or state.facts is None:
             # Not the state's own: whoever raises an error writes into it.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.engine.answer import Answer
+from core.engine.interface import Engine, PromptCounter
 from core.engine.protocol import EngineState, Prepared
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
@@ -48,8 +49,11 @@ class Engines:
 
     @property
     def silent_s(self) -> float:
-        """For how long this machine's engine has not answered, see Runner.silent_s; another server is asked itself."""
-        return self.local.silent_s if self._choice is None else 0.0
+        return self._active.silent_s
+
+    @property
+    def server_counter(self) -> PromptCounter | None:
+        return self._active.server_counter
 
     @property
     def worker_pid(self) -> int | None:
@@ -97,7 +101,7 @@ class Engines:
     def generate(
         self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
     ) -> Answer:
-        """Begin to answer `prompt`, see Runner.generate. Raises EngineError where no model can."""
+        """See Engine.generate."""
         return self._active.generate(prompt, sampling, continues, client)
 
     def keep_spare(self) -> None:
@@ -123,7 +127,7 @@ class Engines:
         self.local.close()
 
     @property
-    def _active(self) -> Runner | RemoteEngine:
+    def _active(self) -> Engine:
         return self.local if self._choice is None else self.remote
 
     def _connect(self, choice: Choice) -> Callable[[], None]:

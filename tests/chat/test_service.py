@@ -63,7 +63,7 @@ class Desk:
         self.store = ChatStore(path)
         self.recorder = Recorder(self.store)
         self.engine = Engine()
-        self.asker = Asker(self.store, self.recorder, self.engine.generate)
+        self.asker = Asker(self.store, self.recorder, self.engine)
         self.chat = self.store.create("instruct")
 
     def send(self, text: str, answer: str, start: str = "") -> int:

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 
 from core.access.keys import KeyStore
 from core.api.routes import make_routes
-from core.api.served_model import Engine
+from core.engine.interface import Engine
 from core.engine.runner import Runner
 from core.personas.store import Characters
 from tests.support.checkpoints import Recipe, make_checkpoint

@@ -71,7 +71,7 @@ def recorder() -> Recorder:
 @st.cache_resource(show_spinner=False)
 def asker() -> Asker:
     """Asks in any chat whose number it is given: pages read it from `chat_store` first, which has their own only."""
-    return Asker(chat_file().of_all(), recorder(), runner().generate)
+    return Asker(chat_file().of_all(), recorder(), runner())
 
 
 def presets() -> Presets:
