@@ -33,21 +33,21 @@ import json, resource, sys, time
 from pathlib import Path
 from core.hub.metadata import Repository, open_client
 from core.hub.address import Address
-from core.hub.file_download import PartFetcher
-from core.hub.folders import Place
+from core.hub.file_download import FileDownload
+from core.hub.folders import ModelFolders
 from core.hub.progress import FileProgress, Speed
-from core.hub.retry import Limits
+from core.hub.retry import TransferLimits
 from core.hub.source import RemoteFile
-from core.hub.cancellation import Stop
+from core.hub.cancellation import CancelToken
 from core.hub.transport import Transport
 url, path, size, sha256, folder = sys.argv[1:]
-place = Place(Path(folder), "benchmark")
-place.unfinished.mkdir()
+folders = ModelFolders(Path(folder), "benchmark")
+folders.unfinished.mkdir()
 file = RemoteFile("model.safetensors", int(size), sha256, None, path)
-limits = Limits()
+limits = TransferLimits()
 with open_client(None) as client:
     transport = Transport(Repository(client, url, Address("a/b", "main")), url, None, limits)
-    fetcher = PartFetcher(place, transport, limits, Stop(), Speed())
+    fetcher = FileDownload(folders, transport, limits, CancelToken(), Speed())
     begin = time.perf_counter()
     fetcher.fetch(file, FileProgress(file.name, file.size_bytes))
     seconds = time.perf_counter() - begin

@@ -14,8 +14,10 @@ from core.common.paths import models_dir
 from core.common.signals import Interrupts
 from core.common.terminal import Terminal
 from core.hub.address import Address
+from core.hub.download_job import DownloadJob
 from core.hub.endpoints import MODELSCOPE, checked_endpoint
-from core.hub.queue import Downloads, Job, JobState
+from core.hub.progress import JobState
+from core.hub.queue import DownloadQueue
 from core.hub.source import Source, read_source
 from core.library import catalogue
 
@@ -26,7 +28,7 @@ REDRAW_S, LINE_S = 0.2, 5.0
 
 def run(known: Namespace, terminal: Terminal) -> int:
     """Fetch the model that the arguments name. Ctrl-C keeps what was fetched; the exit code is then 1."""
-    downloads = Downloads()
+    downloads = DownloadQueue()
     try:
         with Interrupts(signal.SIGINT) as interrupts:
             job = downloads.add(find_source(known))
@@ -45,7 +47,7 @@ def run(known: Namespace, terminal: Terminal) -> int:
     return DONE
 
 
-def folder_of(job: Job) -> str:
+def folder_of(job: DownloadJob) -> str:
     return printable(str(models_dir() / job.folder_name))
 
 
@@ -63,7 +65,7 @@ def find_source(known: Namespace) -> Source:
     return source
 
 
-def watch(job: Job, terminal: Terminal, interrupts: Interrupts) -> None:
+def watch(job: DownloadJob, terminal: Terminal, interrupts: Interrupts) -> None:
     """Show the job's progress until it rests. Raises KeyboardInterrupt for a Ctrl-C, also for one that got lost."""
     said: DeckError | None = None
     interval_s = REDRAW_S if sys.stderr.isatty() else LINE_S

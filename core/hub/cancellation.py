@@ -1,4 +1,4 @@
-"""The wish to end running work, heard at once by threads that wait or read; knows not what they do."""
+"""Cancellation of running work, heard at once by threads that wait or read."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from typing import Literal
 Reason = Literal["pause", "cancel"]
 
 
-class Stopped(Exception):
-    """The work was told to stop."""
+class Cancelled(Exception):
+    """The work was cancelled or paused."""
 
 
-class Stop:
-    """One wish for all threads of a job; a cancel replaces a pause."""
+class CancelToken:
+    """One request for all threads of a job: a pause or a cancel, which replaces a pause."""
 
     def __init__(self) -> None:
         self.reason: Reason | None = None
         self._event = threading.Event()
         self._lock = threading.Lock()
-        self._hang_ups: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
 
     def request(self, reason: Reason) -> None:
         with self._lock:
             if self.reason is None or reason == "cancel":
                 self.reason = reason
             self._event.set()
-            for hang_up in self._hang_ups:
-                hang_up()
+            for callback in self._callbacks:
+                callback()
 
-    def check(self) -> None:
-        """Raise Stopped where a stop was asked for."""
+    def raise_if_cancelled(self) -> None:
+        """Raise Cancelled after a request."""
         if self._event.is_set():
-            raise Stopped
+            raise Cancelled
 
     def wait(self, seconds: float) -> None:
-        """Wait, at most until a stop is asked for, which raises Stopped."""
+        """Wait, at most until a request, which raises Cancelled."""
         self._event.wait(seconds)
-        self.check()
+        self.raise_if_cancelled()
 
     @contextmanager
-    def hanging_up(self, hang_up: Callable[[], None]) -> Iterator[None]:
-        """Inside of this a stop calls `hang_up`, which ends a read that another thread waits in."""
+    def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Inside of this context a request calls `callback`, which ends a read that another thread waits in."""
         with self._lock:
-            self.check()
-            self._hang_ups.append(hang_up)
+            self.raise_if_cancelled()
+            self._callbacks.append(callback)
         try:
             yield
         finally:
             with self._lock:
-                self._hang_ups.remove(hang_up)
+                self._callbacks.remove(callback)

@@ -1,4 +1,4 @@
-"""One model's download as others see and steer it: its phase, its progress, its end; knows no queue and no page."""
+"""One model's download as others see and steer it: its phase, its progress, its end."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.common.errors import DeckError
-from core.hub.cancellation import Reason, Stop, Stopped
-from core.hub.folders import discard, has_bytes, held, place_of
-from core.hub.model_download import Fetch
+from core.hub.cancellation import Cancelled, CancelToken, Reason
+from core.hub.folders import discard, has_bytes, locked, model_folders
+from core.hub.model_download import ModelDownload
 from core.hub.progress import FileProgress, JobState, Phase, Speed
 from core.hub.record import read_record
-from core.hub.retry import Limits
+from core.hub.retry import TransferLimits
 from core.hub.source import Source
 
 log = logging.getLogger(__name__)
-# Phases in which a thread works for the job, and those in which nothing happens until somebody asks for it.
-AT_WORK = ("looking", "running", "pausing", "checking")
-AT_REST = ("paused", "done", "failed", "cancelled")
+# Phases in which a thread works for the job, and those that last until somebody asks for another.
+ACTIVE_PHASES = ("looking", "running", "pausing", "checking")
+INACTIVE_PHASES = ("paused", "done", "failed", "cancelled")
 TokenFor = Callable[[str], str | None]
 
 
-class Job:
+class DownloadJob:
     """One download. Any thread may ask for a snapshot; what it shows as done is never taken back.
 
     Raises InputError where the model's folder belongs to another model.
     """
 
-    def __init__(self, models: Path, source: Source, token_for: TokenFor, limits: Limits) -> None:
+    def __init__(self, models: Path, source: Source, token_for: TokenFor, limits: TransferLimits) -> None:
         self.source = source
-        self._place = place_of(models, source)
+        self._folders = model_folders(models, source)
         self._token_for = token_for
         self._limits = limits
         self._lock = threading.RLock()
         self._rests = threading.Event()
-        self._stop = Stop()
+        self._cancel = CancelToken()
         self._speed = Speed()
         self._phase: Phase = "queued"
         self._error: DeckError | None = None
         self._notice: DeckError | None = None
         self._news: DeckError | None = None
         self._shown_bytes = 0
-        record = read_record(self._place.unfinished)
+        record = read_record(self._folders.unfinished)
         self._files = tuple(FileProgress(file.name, file.size_bytes) for file in record.files) if record else ()
         for progress, file in zip(self._files, record.files if record else (), strict=True):
-            progress.reached(self._place.done_bytes(file))
+            progress.reached(self._folders.done_bytes(file))
 
     @property
     def id(self) -> str:
-        return self._place.name
+        return self._folders.name
 
     @property
     def folder_name(self) -> str:
         """The model's name under models/ when it is done."""
-        return self._place.name
+        return self._folders.name
 
     @property
     def phase(self) -> Phase:
@@ -84,8 +84,8 @@ class Job:
         """
         with self._lock:
             before = self._phase
-            if before in AT_WORK:
-                self._stop.request(reason)
+            if before in ACTIVE_PHASES:
+                self._cancel.request(reason)
                 self._phase = "pausing"
                 return
             if reason == "pause" or before == "done":
@@ -106,7 +106,7 @@ class Job:
         """Let a job that rests wait for its turn again."""
         with self._lock:
             if self._phase in ("paused", "failed", "cancelled"):
-                self._stop, self._speed = Stop(), Speed()
+                self._cancel, self._speed = CancelToken(), Speed()
                 self._error = self._notice = None
                 self._rests.clear()
                 self._phase = "queued"
@@ -116,16 +116,16 @@ class Job:
         self._rest("paused")
 
     def run(self) -> None:
-        """Do the work, from looking to the finished folder. All that can go wrong becomes the job's state."""
+        """Do the work, from the manifest to the finished folder. Every error becomes the job's state."""
         with self._lock:
             if self._phase != "queued":
                 return
             self._phase = "looking"
         try:
-            with held(self._place):
+            with locked(self._folders):
                 self._fetch()
             self._rest("done")
-        except Stopped:
+        except Cancelled:
             self._end_stopped()
         except DeckError as error:
             self._fail(error)
@@ -134,7 +134,7 @@ class Job:
             self._fail(self._fault(error))
 
     def give_up(self, error: Exception) -> None:
-        """Show a job as failed whose end went wrong as well; what it fetched stays."""
+        """Mark the job as failed after run() itself raised; fetched files stay."""
         self._error = self._fault(error)
         self._rest("failed")
 
@@ -155,14 +155,14 @@ class Job:
 
     def _fetch(self) -> None:
         token = self._token_for(self.source.endpoint)
-        Fetch(self.source, self._place, token, self._limits, self._stop, self._speed, self).run()
+        ModelDownload(self.source, self._folders, token, self._limits, self._cancel, self._speed, self).run()
 
     def _fault(self, error: Exception) -> DeckError:
         return DeckError("download_fault", model=self.source.name, why=f"{type(error).__name__}: {error}")
 
     def _end_stopped(self) -> None:
         try:
-            if self._stop.reason == "cancel":
+            if self._cancel.reason == "cancel":
                 self._discard()
                 self._rest("cancelled")
             else:
@@ -174,15 +174,15 @@ class Job:
         """A model that was refused before a byte of it was kept leaves nothing behind."""
         self._error = error
         try:
-            if not has_bytes(self._place):
+            if not has_bytes(self._folders):
                 self._discard()
         except DeckError as another:
             log.warning("%s: %s", self.source.name, another)
         self._rest("failed")
 
     def _discard(self) -> None:
-        with held(self._place):
-            discard(self._place)
+        with locked(self._folders):
+            discard(self._folders)
 
     def _rest(self, phase: Phase) -> None:
         with self._lock:

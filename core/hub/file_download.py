@@ -1,8 +1,7 @@
-"""One file of a model, from the place where its part ends until it is whole and right; knows not the other files.
+"""One file's download: it goes on where the file's part ends, until the whole file has the right hash.
 
-A part is appended to in pieces of at most 256 KiB, each written before the next is read, so that is what a killed
-process loses of what it had read. What was written is the kernel's and survives the process; a reboot may take what
-was not flushed, which the hash's thread does every 64 MiB.
+Appends chunks of at most 256 KiB, each written before the next is read. A kill loses at most one chunk: written bytes
+belong to the operating system. A reboot can lose what was not flushed; the hash thread flushes every 64 MiB.
 """
 
 from __future__ import annotations
@@ -14,37 +13,39 @@ from functools import partial
 from pathlib import Path
 
 from core.common.errors import DeckError
-from core.hub.cancellation import Stop
-from core.hub.folders import Place, check_room, is_whole, os_errors_explained
+from core.hub.cancellation import CancelToken
+from core.hub.folders import ModelFolders, check_room, is_whole, os_errors_explained
 from core.hub.hashing import SYNC_BYTES, Hasher
 from core.hub.progress import FileProgress, Speed
-from core.hub.retry import Limits, PassingError, Patience, waiting_notice
+from core.hub.retry import RetryPolicy, TransferLimits, TransientError, waiting_notice
 from core.hub.source import RemoteFile
 from core.hub.transport import Transport
 
-# Fewer new bytes than that are no progress: a server may send a few and hang up, for ever.
+# Fewer new bytes count as no progress: a server could send a few and hang up, for ever.
 PROGRESS_BYTES = 64 * 1024
-# A whole file that is wrong is fetched anew once.
+# A file with the wrong hash is fetched once more.
 MAX_WRONG = 2
 
 
-class PartFetcher:
-    """Fetches files of one place over one transport. Several threads may use it, each for another file."""
+class FileDownload:
+    """Downloads files of one model over one transport. Several threads may use it, each for another file."""
 
-    def __init__(self, place: Place, transport: Transport, limits: Limits, stop: Stop, speed: Speed) -> None:
-        self._place = place
+    def __init__(
+        self, folders: ModelFolders, transport: Transport, limits: TransferLimits, cancel: CancelToken, speed: Speed
+    ) -> None:
+        self._folders = folders
         self._transport = transport
         self._limits = limits
-        self._stop = stop
+        self._cancel = cancel
         self._speed = speed
 
     def fetch(self, file: RemoteFile, progress: FileProgress) -> None:
         """Fetch what is missing of `file`; afterwards it lies whole in the unfinished folder.
 
-        Raises Stopped, and DeckError where the disk, the network or the server does not allow it; the part is kept.
+        Raises Cancelled, and DeckError where the disk, the network or the server does not allow it; the part is kept.
         """
-        part, whole = self._place.part(file), self._place.whole(file)
-        with os_errors_explained(self._place.unfinished):
+        part, whole = self._folders.part(file), self._folders.whole(file)
+        with os_errors_explained(self._folders.unfinished):
             if not is_whole(whole, file):
                 for _ in range(MAX_WRONG):
                     if self._fetch_part(part, file, progress):
@@ -63,7 +64,7 @@ class PartFetcher:
             try:
                 self._append(descriptor, file, progress, hasher)
                 progress.phase = "checking"
-                return hasher.is_right(self._stop)
+                return hasher.is_right(self._cancel)
             finally:
                 hasher.abandon()
 
@@ -72,7 +73,7 @@ class PartFetcher:
         if have > file.size_bytes:
             os.ftruncate(descriptor, 0)
             have = 0
-        patience = Patience(self._limits, self._limits.tries, partial(self._wait, progress))
+        retries = RetryPolicy(self._limits, self._limits.tries, partial(self._wait, progress))
         while True:
             hasher.available(have)
             progress.reached(have)
@@ -80,7 +81,7 @@ class PartFetcher:
                 return
             began_at = have
             try:
-                with self._transport.read(file, have, self._stop) as chunks:
+                with self._transport.read(file, have, self._cancel) as chunks:
                     for chunk in chunks:
                         have += self._write(descriptor, have, chunk[: file.size_bytes - have])
                         hasher.available(have)
@@ -89,25 +90,25 @@ class PartFetcher:
                         if have == file.size_bytes:
                             break
                     else:
-                        raise PassingError("hub_cut", host=self._transport.host)
-            except PassingError as error:
+                        raise TransientError("hub_cut", host=self._transport.host)
+            except TransientError as error:
                 if have - began_at >= PROGRESS_BYTES:
-                    patience.progressed()
-                patience.failed(error)
+                    retries.record_progress()
+                retries.record_failure(error)
 
     def _write(self, descriptor: int, at: int, chunk: bytes) -> int:
         """Write all of `chunk`; returns its length. Looks now and then whether the disk is about to be full."""
         if at // SYNC_BYTES != (at + len(chunk)) // SYNC_BYTES:
-            check_room(self._place.models, len(chunk))
+            check_room(self._folders.models, len(chunk))
         left = memoryview(chunk)
         while left:
             left = left[os.pwrite(descriptor, left, at + len(chunk) - len(left)) :]
         self._speed.count(len(chunk))
         return len(chunk)
 
-    def _wait(self, progress: FileProgress, error: PassingError, seconds: float) -> None:
+    def _wait(self, progress: FileProgress, error: TransientError, seconds: float) -> None:
         progress.notice = waiting_notice(error, seconds)
-        self._stop.wait(seconds)
+        self._cancel.wait(seconds)
 
 
 @contextmanager

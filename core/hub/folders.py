@@ -1,4 +1,4 @@
-"""The two folders of a model that is fetched, the unfinished and the finished one; knows no network.
+"""The two folders of a model that is being downloaded: the unfinished and the finished one.
 
 Until every file is there and right, a model lies in models/.download-FOLDER, which the library does not see; then the
 whole folder is renamed. Where models/FOLDER is there already, of text-generation-webui or of an older revision, its
@@ -33,8 +33,8 @@ LOCK_TRIES, LOCK_PAUSE_S = 10, 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the model called `name` is fetched to."""
+class ModelFolders:
+    """Where the model called `name` is downloaded to."""
 
     models: Path
     name: str
@@ -61,37 +61,41 @@ class Place:
         return min(_size(self.part(file)), file.size_bytes)
 
 
-def place_of(models: Path, source: Source) -> Place:
+def model_folders(models: Path, source: Source) -> ModelFolders:
     """Where `source` goes. Raises InputError where its folder belongs to another model, or is none of ours to fill."""
-    place = Place(models, folder_name(source))
-    for folder in (place.unfinished, place.finished):
+    folders = ModelFolders(models, folder_name(source))
+    for folder in (folders.unfinished, folders.finished):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise InputError("download_folder", folder=str(folder))
         record = read_record(folder)
         if record is not None and not record.source.is_same_model(source):
-            raise InputError("download_other", folder=place.name, model=source.name, other=record.source.name)
-    return place
+            raise InputError("download_other", folder=folders.name, model=source.name, other=record.source.name)
+    return folders
 
 
-def unfinished_places(models: Path) -> list[Place]:
-    """The downloads that began here and did not end, by name."""
+def unfinished_models(models: Path) -> list[ModelFolders]:
+    """The models whose download began here and did not end, by name."""
     try:
         names = sorted(entry.name for entry in os.scandir(models) if entry.is_dir(follow_symlinks=False))
     except OSError:
         return []
-    return [Place(models, name[len(PREFIX) :]) for name in names if name.startswith(PREFIX) and printable(name) == name]
+    return [
+        ModelFolders(models, name[len(PREFIX) :])
+        for name in names
+        if name.startswith(PREFIX) and printable(name) == name
+    ]
 
 
 @contextmanager
-def held(place: Place) -> Iterator[None]:
-    """Hold the lock of an unfinished folder: no other process, and no other job of this one, fetches into it.
+def locked(folders: ModelFolders) -> Iterator[None]:
+    """Hold the lock of an unfinished folder: no other process, and no other job of this process, downloads into it.
 
     The lock ends with the process that holds it, however that ends. Raises DeckError where another holds it.
     """
-    path = place.models / f"{PREFIX}{place.name}{LOCK}"
-    with os_errors_explained(place.models):
-        place.models.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path, place)
+    path = folders.models / f"{PREFIX}{folders.name}{LOCK}"
+    with os_errors_explained(folders.models):
+        folders.models.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path, folders)
     try:
         yield
     finally:
@@ -101,7 +105,7 @@ def held(place: Place) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(path: Path, place: Place) -> int:
+def _lock(path: Path, folders: ModelFolders) -> int:
     for _ in range(LOCK_TRIES):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -115,14 +119,14 @@ def _lock(path: Path, place: Place) -> int:
         os.close(descriptor)
     with suppress(OSError):
         holder = path.read_text("ascii", "replace")
-        raise DeckError("download_elsewhere", folder=place.name, pid=printable(holder[:20]))
-    raise DeckError("download_elsewhere", folder=place.name, pid="?")
+        raise DeckError("download_elsewhere", folder=folders.name, pid=printable(holder[:20]))
+    raise DeckError("download_elsewhere", folder=folders.name, pid="?")
 
 
-def is_held(place: Place) -> bool:
-    """Whether somebody fetches into this place just now."""
+def is_locked(folders: ModelFolders) -> bool:
+    """Whether somebody downloads into these folders now."""
     try:
-        with open(place.models / f"{PREFIX}{place.name}{LOCK}", "rb") as lock:
+        with open(folders.models / f"{PREFIX}{folders.name}{LOCK}", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -131,69 +135,71 @@ def is_held(place: Place) -> bool:
     return False
 
 
-def begin(place: Place, record: Record) -> bool:
+def begin(folders: ModelFolders, record: Record) -> bool:
     """Make the unfinished folder for `record`. Parts and files of other bytes go; returns whether there were any."""
-    with os_errors_explained(place.models):
-        place.unfinished.mkdir(parents=True, exist_ok=True)
-        before = read_record(place.unfinished)
+    with os_errors_explained(folders.models):
+        folders.unfinished.mkdir(parents=True, exist_ok=True)
+        before = read_record(folders.unfinished)
         old = {} if before is None else {file.name: file for file in before.files}
         wanted = {file.name: file for file in record.files}
         changed = [file for name, file in old.items() if name not in wanted or not wanted[name].is_same(file)]
         # Parts that no record tells of could be of anything.
         changed += [file for name, file in wanted.items() if name not in old]
-        found = [path for file in changed for path in (place.part(file), place.whole(file)) if os.path.lexists(path)]
+        found = [
+            path for file in changed for path in (folders.part(file), folders.whole(file)) if os.path.lexists(path)
+        ]
         for path in found:
             os.unlink(path)
-        write_record(place.unfinished, record)
+        write_record(folders.unfinished, record)
         return bool(found)
 
 
-def remember(place: Place, source: Source) -> None:
+def remember(folders: ModelFolders, source: Source) -> None:
     """Write down that `source` is to be fetched, so that a process that starts later knows of it."""
-    with os_errors_explained(place.models):
-        place.unfinished.mkdir(parents=True, exist_ok=True)
-        if read_record(place.unfinished) is None:
-            write_record(place.unfinished, Record(source))
+    with os_errors_explained(folders.models):
+        folders.unfinished.mkdir(parents=True, exist_ok=True)
+        if read_record(folders.unfinished) is None:
+            write_record(folders.unfinished, Record(source))
 
 
-def discard(place: Place) -> None:
+def discard(folders: ModelFolders) -> None:
     """Remove the unfinished folder with all that is in it."""
-    with os_errors_explained(place.models):
-        remove(place.unfinished)
+    with os_errors_explained(folders.models):
+        remove(folders.unfinished)
 
 
-def has_bytes(place: Place) -> bool:
+def has_bytes(folders: ModelFolders) -> bool:
     """Whether anything was fetched that a later try can use."""
-    record = read_record(place.unfinished)
-    return record is not None and any(place.done_bytes(file) for file in record.files)
+    record = read_record(folders.unfinished)
+    return record is not None and any(folders.done_bytes(file) for file in record.files)
 
 
-def finish(place: Place, record: Record) -> None:
-    """Put the model in its place. Every file in the unfinished folder is right and flushed."""
-    with os_errors_explained(place.models):
-        if place.finished.is_dir():
-            _move_in(place, record)
+def finish(folders: ModelFolders, record: Record) -> None:
+    """Turn the unfinished folder into the finished one. Every file in it is right and flushed."""
+    with os_errors_explained(folders.models):
+        if folders.finished.is_dir():
+            _move_in(folders, record)
         else:
-            sync(place.unfinished)
-            os.rename(place.unfinished, place.finished)
-        sync(place.models)
+            sync(folders.unfinished)
+            os.rename(folders.unfinished, folders.finished)
+        sync(folders.models)
 
 
-def _move_in(place: Place, record: Record) -> None:
+def _move_in(folders: ModelFolders, record: Record) -> None:
     """Files go into a folder that is there. What stood there and was not ours, such as an edited config, is kept."""
-    before = read_record(place.finished)
+    before = read_record(folders.finished)
     ours = {file.name for file in before.files} if before is not None else set()
     for file in record.files:
-        fetched, target = place.whole(file), place.finished / file.name
+        fetched, target = folders.whole(file), folders.finished / file.name
         if not fetched.exists():
             continue
         if file.name not in ours and target.is_file() and not file.name.endswith(".safetensors"):
-            os.replace(target, place.finished / f"{file.name}.before")
+            os.replace(target, folders.finished / f"{file.name}.before")
         os.replace(fetched, target)
-    sync(place.finished)
-    write_record(place.finished, record)
-    sync(place.finished)
-    remove(place.unfinished)
+    sync(folders.finished)
+    write_record(folders.finished, record)
+    sync(folders.finished)
+    remove(folders.unfinished)
 
 
 def check_room(models: Path, missing_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether a file's bytes are the right ones: read from disk in a thread of its own, behind whoever writes them.
+"""Checks a file's hash in a thread of its own, which reads from disk behind the thread that writes.
 
 What a part holds is trusted only as the place to go on from. Its bytes are trusted when the whole file's hash is
 right, and that hash is computed from the file's first byte on, also after a resume: hashlib cannot save the state of
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from core.checkpoint.headers import regular_size
-from core.hub.cancellation import Stop
+from core.hub.cancellation import CancelToken
 from core.hub.source import RemoteFile
 
 BLOCK_BYTES = 1 << 20
@@ -46,11 +46,11 @@ class Hasher:
             if size >= self._wanted:
                 self._changed.notify()
 
-    def is_right(self, stop: Stop) -> bool:
-        """Wait until the whole file is hashed and flushed. Raises OSError where it cannot be read, and Stopped."""
+    def is_right(self, cancel: CancelToken) -> bool:
+        """Wait until the whole file is hashed and flushed. Raises OSError where it cannot be read, and Cancelled."""
         while self._thread.is_alive():
             self._thread.join(POLL_S)
-            stop.check()
+            cancel.raise_if_cancelled()
         if self._error is not None:
             raise self._error
         return self._right is True

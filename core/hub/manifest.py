@@ -1,4 +1,4 @@
-"""What a download would fetch: asks a hub for a model's files, checks them, and writes nothing."""
+"""A model's manifest: the files that a download would fetch, as the hub lists them, checked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Manifest:
     """A model at one commit: what to fetch, and the checkpoint that it will be."""
 
     repository: Repository
@@ -52,18 +52,18 @@ class Found:
         return sum(file.size_bytes for file in self.files)
 
 
-def look(source: Source, token: str | None) -> Found:
+def read_manifest(source: Source, token: str | None) -> Manifest:
     """The model at `source` as it is now.
 
     Raises InputError for names that are not there, CheckpointError for what this program cannot run or what no
-    honest repository lists, PassingError where the network or the hub fails, DeckError where it refuses.
+    honest repository lists, TransientError where the network or the hub fails, DeckError where it refuses.
     """
     with open_client(token) as client:
         repository, files = list_files(client, source)
         check_names(source.name, (file.name for file in files))
         check_configs(source.name, files)
         checkpoint = read_repository(repository)
-        return Found(repository, select(source.name, files, weight_files(repository)), checkpoint)
+        return Manifest(repository, select(source.name, files, weight_files(repository)), checkpoint)
 
 
 def list_files(client: httpx2.Client, source: Source) -> tuple[Repository, tuple[RemoteFile, ...]]:

@@ -22,7 +22,7 @@ from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
 from core.hub.address import Address, quote
 from core.hub.endpoints import host_name
-from core.hub.retry import PassingError, parse_retry_after
+from core.hub.retry import TransientError, parse_retry_after
 from core.hub.tokens import TOKEN
 
 TIMEOUT_S = 15.0
@@ -221,13 +221,13 @@ def ask(source: Repository, route: str, **headers: str) -> Iterator[httpx2.Respo
             yield response
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         why = str(error) or type(error).__name__
-        raise PassingError("hub_unreachable", host=source.host, why=why) from error
+        raise TransientError("hub_unreachable", host=source.host, why=why) from error
 
 
 def refusal(source: Repository, status: int, headers: Mapping[str, str]) -> DeckError:
     """What an answer that is none means. The Hub says it in X-Error-Code, because 401 also stands for "not there".
 
-    A PassingError where the same request may succeed later. `headers` takes names in any case.
+    A TransientError where the same request may succeed later. `headers` takes names in any case.
     """
     repo = source.address.repo
     code, message = headers.get("X-Error-Code", ""), headers.get("X-Error-Message", "")
@@ -242,9 +242,9 @@ def refusal(source: Repository, status: int, headers: Mapping[str, str]) -> Deck
         return InputError("hub_unknown_repo", repo=repo, host=source.host)
     wait_s = parse_retry_after(headers.get("Retry-After"))
     if status == 429:
-        return PassingError("hub_busy", host=source.host).after(wait_s)
+        return TransientError("hub_busy", host=source.host).after(wait_s)
     if status >= 500 or status == 408:
-        return PassingError("hub_failed", host=source.host, status=status).after(wait_s)
+        return TransientError("hub_failed", host=source.host, status=status).after(wait_s)
     return DeckError("hub_failed", host=source.host, status=status)
 
 

@@ -1,4 +1,4 @@
-"""The queue of downloads: one model at a time, kept over pages, restarts and kills; knows not how one is fetched."""
+"""The queue of downloads: one model at a time. It outlives pages, restarts and kills."""
 
 from __future__ import annotations
 
@@ -8,46 +8,44 @@ from pathlib import Path
 
 from core.common.errors import InputError
 from core.common.paths import models_dir
-from core.hub.download_job import AT_REST, Job, TokenFor
+from core.hub.download_job import INACTIVE_PHASES, DownloadJob, TokenFor
 from core.hub.endpoints import checked_endpoint
-from core.hub.folders import is_held, place_of, remember, unfinished_places
-from core.hub.progress import FileState, JobState
+from core.hub.folders import is_locked, model_folders, remember, unfinished_models
 from core.hub.record import read_record
-from core.hub.retry import Limits
+from core.hub.retry import TransferLimits
 from core.hub.source import Source, folder_name
 from core.hub.tokens import token_for as stored_token
 
 log = logging.getLogger(__name__)
-__all__ = ["Downloads", "FileState", "Job", "JobState"]
 CLOSE_S = 5.0
 
 
-class Downloads:
+class DownloadQueue:
     """All downloads of this process, and those that earlier ones left. Any thread may call it.
 
     Methods that take a job's id do nothing for one that is not there: another tab may have taken it off the list.
     """
 
     def __init__(
-        self, models: Path | None = None, token_for: TokenFor = stored_token, limits: Limits | None = None
+        self, models: Path | None = None, token_for: TokenFor = stored_token, limits: TransferLimits | None = None
     ) -> None:
         self._models = models or models_dir()
         self._token_for = token_for
-        self._limits = limits or Limits()
+        self._limits = limits or TransferLimits()
         self._changed = threading.Condition(threading.RLock())
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, DownloadJob] = {}
         self._forgotten: set[str] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     @property
-    def jobs(self) -> tuple[Job, ...]:
+    def jobs(self) -> tuple[DownloadJob, ...]:
         """In the order of adding. What other processes left unfinished is there too, paused."""
         with self._changed:
             self._find_unfinished()
             return tuple(self._jobs.values())
 
-    def add(self, source: Source) -> Job:
+    def add(self, source: Source) -> DownloadJob:
         """Queue a model; one that is queued or running already is that job.
 
         Raises InputError for names that are none, or where its folder belongs to another model; DeckError where
@@ -57,12 +55,12 @@ class Downloads:
         name = folder_name(source)
         with self._changed:
             there = self._jobs.get(name)
-            if there is not None and there.phase not in AT_REST:
+            if there is not None and there.phase not in INACTIVE_PHASES:
                 if not there.source.is_same_model(source):
                     raise InputError("download_other", folder=name, model=source.name, other=there.source.name)
                 return there
-            job = Job(self._models, source, self._token_for, self._limits)
-            remember(place_of(self._models, source), source)
+            job = DownloadJob(self._models, source, self._token_for, self._limits)
+            remember(model_folders(self._models, source), source)
             self._jobs.pop(name, None)
             self._jobs[name] = job
             self._wake()
@@ -96,7 +94,7 @@ class Downloads:
         """Take a job off the list that is done, failed or cancelled. What a failed one fetched stays on disk."""
         with self._changed:
             job = self._jobs.get(job_id)
-            if job is not None and job.phase in AT_REST and job.phase != "paused":
+            if job is not None and job.phase in INACTIVE_PHASES and job.phase != "paused":
                 del self._jobs[job_id]
                 self._forgotten.add(job_id)
 
@@ -126,7 +124,7 @@ class Downloads:
                 log.exception("download of %s", job.source.name)
                 job.give_up(error)
 
-    def _next(self) -> Job | None:
+    def _next(self) -> DownloadJob | None:
         """The first job that waits for its turn; None when all is to end."""
         with self._changed:
             while not self._closed:
@@ -137,15 +135,15 @@ class Downloads:
             return None
 
     def _find_unfinished(self) -> None:
-        places = {place.name: place for place in unfinished_places(self._models)}
-        gone = [name for name, job in self._jobs.items() if job.phase == "paused" and name not in places]
+        unfinished = {folders.name: folders for folders in unfinished_models(self._models)}
+        gone = [name for name, job in self._jobs.items() if job.phase == "paused" and name not in unfinished]
         for name in gone:  # Another process has finished or removed it.
             del self._jobs[name]
-        for name, place in places.items():
-            if name in self._jobs or name in self._forgotten or is_held(place):
+        for name, folders in unfinished.items():
+            if name in self._jobs or name in self._forgotten or is_locked(folders):
                 continue
-            record = read_record(place.unfinished)
+            record = read_record(folders.unfinished)
             if record is not None and folder_name(record.source) == name:
-                job = Job(self._models, record.source, self._token_for, self._limits)
+                job = DownloadJob(self._models, record.source, self._token_for, self._limits)
                 job.park()
                 self._jobs[name] = job

@@ -1,4 +1,4 @@
-"""What may pass by itself, and how long to wait for it; knows not what is tried."""
+"""Which failures are tried again, how often, and after which wait."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ from core.common.errors import DeckError
 MAX_RETRY_AFTER_S = 300.0
 
 
-class PassingError(DeckError):
-    """The network or a server failed in a way that may pass. `wait_s` is what the server asks to wait."""
+class TransientError(DeckError):
+    """A failure of the network or a server that may pass. `wait_s` is what the server asks to wait."""
 
     wait_s: float | None = None
 
-    def after(self, wait_s: float | None) -> PassingError:
+    def after(self, wait_s: float | None) -> TransientError:
         self.wait_s = wait_s
         return self
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TransferLimits:
     """How long a connection is given, and how often one without progress is tried anew."""
 
     connect_s: float = 15.0
     stall_s: float = 30.0
     tries: int = 8
-    # Asking for the list of files: whoever has no network at all should learn it soon.
-    look_tries: int = 3
+    # For the manifest: whoever has no network at all should learn it soon.
+    manifest_tries: int = 3
     first_wait_s: float = 1.0
-    longest_wait_s: float = 60.0
+    max_wait_s: float = 60.0
 
 
-class Patience:
+class RetryPolicy:
     """Counts failures since the last progress and waits longer after each, at once after progress."""
 
-    def __init__(self, limits: Limits, tries: int, wait: Callable[[PassingError, float], None]) -> None:
+    def __init__(self, limits: TransferLimits, tries: int, wait: Callable[[TransientError, float], None]) -> None:
         self._limits = limits
         self._tries = tries
         self._wait = wait
         self._failures = 0
 
-    def progressed(self) -> None:
+    def record_progress(self) -> None:
         self._failures = -1
 
-    def failed(self, error: PassingError) -> None:
+    def record_failure(self, error: TransientError) -> None:
         """Wait before the next try. Raises `error` where it was the last."""
         self._failures += 1
         if self._failures >= self._tries:
             raise error
         self._wait(error, self._pause_s(error))
 
-    def _pause_s(self, error: PassingError) -> float:
+    def _pause_s(self, error: TransientError) -> float:
         if error.wait_s is not None:
             return error.wait_s
         if self._failures < 1:
             return 0.0
-        return min(self._limits.first_wait_s * 2.0 ** (self._failures - 1), self._limits.longest_wait_s)
+        return min(self._limits.first_wait_s * 2.0 ** (self._failures - 1), self._limits.max_wait_s)
 
 
-def waiting_notice(error: PassingError, seconds: float) -> DeckError:
+def waiting_notice(error: TransientError, seconds: float) -> DeckError:
     """The sentence for a wait of `seconds` after `error`."""
     host, rounded = error.params.get("host", "?"), math.ceil(seconds)
     if error.key == "hub_busy":

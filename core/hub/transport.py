@@ -1,7 +1,6 @@
-"""Bytes of a repository's files from any place on, over HTTP; knows not where they go or whether they are right.
+"""Bytes of a repository's files from any offset on, over HTTP.
 
-Weights go through urllib3 and not through httpx2, which is asked for metadata: urllib3 hands over what the socket
-has, at three times the speed.
+Weights go through urllib3, metadata through httpx2: urllib3 hands over what the socket has, at three times the speed.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import httpx2
 import urllib3
 
 from core.common.errors import DeckError
-from core.hub.cancellation import Stop
+from core.hub.cancellation import CancelToken
 from core.hub.endpoints import host_name, origin
 from core.hub.metadata import Repository, refusal
-from core.hub.retry import Limits, PassingError, parse_retry_after
+from core.hub.retry import TransferLimits, TransientError, parse_retry_after
 from core.hub.source import RemoteFile
 
 # What is in memory at once of a file, and with that what a killed process can have read and not written.
@@ -34,7 +33,7 @@ CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
 class Transport:
     """The connections to one hub; threads share it. `token` is shown to the endpoint's own origin and to no other."""
 
-    def __init__(self, repository: Repository, endpoint: str, token: str | None, limits: Limits) -> None:
+    def __init__(self, repository: Repository, endpoint: str, token: str | None, limits: TransferLimits) -> None:
         self._repository = repository
         self._endpoint = endpoint
         self._token = token
@@ -52,16 +51,16 @@ class Transport:
             pool.clear()
 
     @contextmanager
-    def read(self, file: RemoteFile, begin: int, stop: Stop) -> Iterator[Iterator[bytes]]:
+    def read(self, file: RemoteFile, begin: int, cancel: CancelToken) -> Iterator[Iterator[bytes]]:
         """The bytes of `file` from `begin` on, as they come; they may end too early, and be more than `file` has.
 
-        Raises PassingError where the network or the server fails, DeckError where the server refuses, and Stopped.
+        Raises TransientError where the network or the server fails, DeckError where the server refuses, and Cancelled.
         """
         url = self._endpoint + file.url_path
         with _network_errors(host_name(url)), self._ask(url, begin) as response:
-            with stop.hanging_up(lambda: _hang_up(response)):
+            with cancel.on_cancel(lambda: _hang_up(response)):
                 skipped = self._first_byte(response, file, begin)
-                yield _chunks(response, begin - skipped, stop)
+                yield _chunks(response, begin - skipped, cancel)
 
     @contextmanager
     def _ask(self, url: str, begin: int) -> Iterator[urllib3.BaseHTTPResponse]:
@@ -122,7 +121,7 @@ class Transport:
         if response.status == 404:
             raise DeckError("hub_failed", host=host_name(url), status=response.status)
         wait_s = parse_retry_after(response.headers.get("Retry-After"))
-        raise PassingError("hub_failed", host=host_name(url), status=response.status).after(wait_s)
+        raise TransientError("hub_failed", host=host_name(url), status=response.status).after(wait_s)
 
     def _first_byte(self, response: urllib3.BaseHTTPResponse, file: RemoteFile, begin: int) -> int:
         """Where the response's bytes begin in the file: a server may ignore the range and send all of it."""
@@ -134,13 +133,13 @@ class Transport:
         return begin
 
 
-def _chunks(response: urllib3.BaseHTTPResponse, skip: int, stop: Stop) -> Iterator[bytes]:
+def _chunks(response: urllib3.BaseHTTPResponse, skip: int, cancel: CancelToken) -> Iterator[bytes]:
     """What comes, without the first `skip` bytes."""
     while chunk := response.read1(CHUNK_BYTES):
-        stop.check()
+        cancel.raise_if_cancelled()
         yield chunk[skip:]
         skip = max(0, skip - len(chunk))
-    stop.check()
+    cancel.raise_if_cancelled()
 
 
 def _hang_up(response: urllib3.BaseHTTPResponse) -> None:
@@ -156,7 +155,7 @@ def _network_errors(host: str) -> Iterator[None]:
     except urllib3.exceptions.LocationValueError as error:
         raise DeckError("hub_redirects", host=host) from error
     except urllib3.exceptions.HTTPError as error:
-        raise PassingError("hub_broken", host=host, why=_why(error)) from error
+        raise TransientError("hub_broken", host=host, why=_why(error)) from error
 
 
 def _why(error: BaseException) -> str:

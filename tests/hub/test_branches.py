@@ -15,7 +15,7 @@ from core.hub.address import Address, parse_modelscope
 from core.hub.branches import Branch, BranchReader
 from core.hub.metadata import open_client
 from core.hub.modelscope import list_files
-from core.hub.queue import Downloads
+from core.hub.queue import DownloadQueue
 from core.hub.source import Source
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
@@ -205,7 +205,7 @@ def test_the_verdict_reads_a_page_of_modelscope(
 def test_a_model_is_downloaded_from_modelscope_and_is_the_same(
     modelscope: ModelScopeStandin, root: Path, tmp_path: Path
 ) -> None:
-    downloads = Downloads(tmp_path / "models", lambda _: None)
+    downloads = DownloadQueue(tmp_path / "models", lambda _: None)
     job = downloads.add(on_modelscope(modelscope))
     assert job.wait(30) and job.snapshot().phase == "done"
     downloads.close()

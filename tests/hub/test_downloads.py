@@ -16,8 +16,10 @@ import pytest
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError, InputError
 from core.hub.address import Address
-from core.hub.folders import Place, discard, held, os_errors_explained
-from core.hub.queue import Downloads, Job, JobState
+from core.hub.download_job import DownloadJob
+from core.hub.folders import ModelFolders, discard, locked, os_errors_explained
+from core.hub.progress import JobState
+from core.hub.queue import DownloadQueue
 from core.hub.record import FILE, read_record
 from core.hub.source import Source
 from tests.support.hub_models import FOLDER, MIB, QUICK, REPO, WEIGHTS, hashes, make_model, source_at
@@ -56,18 +58,18 @@ def models(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def downloads(models: Path) -> Iterator[Downloads]:
-    made = Downloads(models, lambda endpoint: None, QUICK)
+def downloads(models: Path) -> Iterator[DownloadQueue]:
+    made = DownloadQueue(models, lambda endpoint: None, QUICK)
     yield made
     made.close()
 
 
-def finish(job: Job) -> JobState:
+def finish(job: DownloadJob) -> JobState:
     assert job.wait(LONG_S), job.snapshot()
     return job.snapshot()
 
 
-def fetch(downloads: Downloads, hub: HubStandin, name: str = REPO) -> JobState:
+def fetch(downloads: DownloadQueue, hub: HubStandin, name: str = REPO) -> JobState:
     return finish(downloads.add(source_at(hub, name)))
 
 
@@ -100,7 +102,7 @@ def assert_is_whole(models: Path, origin: Path, state: JobState) -> None:
 
 
 def test_a_model_arrives_whole_and_says_where_it_came_from(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     state = fetch(downloads, hub)
     assert_is_whole(models, origin, state)
@@ -113,7 +115,7 @@ def test_a_model_arrives_whole_and_says_where_it_came_from(
     assert all(request.headers["Accept-Encoding"] == "identity" for request in hub.requests)
 
 
-def test_only_what_runs_is_fetched(downloads: Downloads, hub: HubStandin, models: Path, origin: Path) -> None:
+def test_only_what_runs_is_fetched(downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path) -> None:
     wanted = set(hashes(origin))
     for name in ("pytorch_model.bin", "old.pt", "model.gguf", "model.onnx", ".gitattributes", "picture.png"):
         (origin / name).write_bytes(b"x")
@@ -126,25 +128,25 @@ def test_only_what_runs_is_fetched(downloads: Downloads, hub: HubStandin, models
     assert set(hashes(models / FOLDER)) == wanted
 
 
-def test_a_branch_gets_a_folder_of_its_own(downloads: Downloads, hub: HubStandin, models: Path) -> None:
+def test_a_branch_gets_a_folder_of_its_own(downloads: DownloadQueue, hub: HubStandin, models: Path) -> None:
     make_model(hub.root / REPO / "gptq%2F8bit", 1, seed=1)
     assert fetch(downloads, hub, f"{REPO}:gptq/8bit").phase == "done"
     assert hashes(models / f"{FOLDER}_gptq_8bit") == hashes(hub.root / REPO / "gptq%2F8bit")
 
 
 def test_the_list_of_files_is_read_to_its_last_page_from_the_chosen_endpoint(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     hub.behaviour.page_entries = 1
     assert_is_whole(models, origin, fetch(downloads, hub))
 
 
-def test_an_empty_file_is_fetched_too(downloads: Downloads, hub: HubStandin, models: Path, origin: Path) -> None:
+def test_an_empty_file_is_fetched_too(downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path) -> None:
     (origin / "LICENSE").write_bytes(b"")
     assert_is_whole(models, origin, fetch(downloads, hub))
 
 
-def test_models_come_one_after_the_other(downloads: Downloads, hub: HubStandin, models: Path) -> None:
+def test_models_come_one_after_the_other(downloads: DownloadQueue, hub: HubStandin, models: Path) -> None:
     make_model(hub.root / "some/other" / "main", 1, seed=1)
     hub.behaviour.stalls = [0]
     first, second = downloads.add(source_at(hub)), downloads.add(source_at(hub, "some/other"))
@@ -160,7 +162,7 @@ def test_models_come_one_after_the_other(downloads: Downloads, hub: HubStandin, 
 
 @pytest.mark.parametrize("tells_commits", [True, False])
 def test_a_model_comes_from_modelscope(
-    downloads: Downloads, models: Path, origin: Path, tmp_path: Path, tells_commits: bool
+    downloads: DownloadQueue, models: Path, origin: Path, tmp_path: Path, tells_commits: bool
 ) -> None:
     shutil.copytree(origin, tmp_path / "modelscope" / REPO / "master")
     with ModelScopeStandin(tmp_path / "modelscope") as server:
@@ -178,7 +180,7 @@ def test_a_model_comes_from_modelscope(
     "cuts", [[0], [1], [100], [65_536], [1_000_003], [3 * MIB], [0, 0, 70_000, 0, 0, 200_000, 1, 0]]
 )
 def test_a_connection_may_drop_anywhere_and_nothing_is_fetched_twice(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path, cuts: list[int]
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path, cuts: list[int]
 ) -> None:
     hub.behaviour.cuts = list(cuts)
     state = fetch(downloads, hub)
@@ -188,7 +190,7 @@ def test_a_connection_may_drop_anywhere_and_nothing_is_fetched_twice(
 
 
 def test_connections_that_all_die_after_a_mebibyte_are_no_obstacle(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     hub.behaviour.cut_every = MIB
     assert_is_whole(models, origin, fetch(downloads, hub))
@@ -197,7 +199,7 @@ def test_connections_that_all_die_after_a_mebibyte_are_no_obstacle(
 
 
 def test_a_network_that_never_comes_back_fails_in_words_and_keeps_the_part(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     hub.behaviour.cuts = [MIB, *[0] * 20]
     job = downloads.add(source_at(hub))
@@ -212,7 +214,7 @@ def test_a_network_that_never_comes_back_fails_in_words_and_keeps_the_part(
 
 
 def test_a_server_that_ignores_ranges_sends_again_what_is_thrown_away(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     hub.behaviour.ignores_ranges = True
     hub.behaviour.cuts = [0, MIB, 2 * MIB]
@@ -221,18 +223,18 @@ def test_a_server_that_ignores_ranges_sends_again_what_is_thrown_away(
 
 @pytest.mark.parametrize("false_length", [-MIB, -1, 1, MIB])
 def test_a_wrong_content_length_is_not_believed(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path, false_length: int
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path, false_length: int
 ) -> None:
     hub.behaviour.false_lengths = [0, false_length]
     assert_is_whole(models, origin, fetch(downloads, hub))
 
 
-def test_wrong_bytes_are_fetched_anew(downloads: Downloads, hub: HubStandin, models: Path, origin: Path) -> None:
+def test_wrong_bytes_are_fetched_anew(downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path) -> None:
     hub.behaviour.num_wrong = 1
     assert_is_whole(models, origin, fetch(downloads, hub))
 
 
-def test_bytes_that_stay_wrong_never_become_a_model(downloads: Downloads, hub: HubStandin, models: Path) -> None:
+def test_bytes_that_stay_wrong_never_become_a_model(downloads: DownloadQueue, hub: HubStandin, models: Path) -> None:
     hub.behaviour.num_wrong = 100
     state = fetch(downloads, hub)
     assert state.phase == "failed" and state.error is not None and state.error.key == "download_wrong"
@@ -240,7 +242,7 @@ def test_bytes_that_stay_wrong_never_become_a_model(downloads: Downloads, hub: H
     assert not (models / PART).exists()
 
 
-def test_a_small_file_is_held_against_gits_hash(downloads: Downloads, hub: HubStandin, models: Path) -> None:
+def test_a_small_file_is_held_against_gits_hash(downloads: DownloadQueue, hub: HubStandin, models: Path) -> None:
     name = "tokenizer_config.json"
     hub.behaviour.bodies = {name: (hub.root / REPO / "main" / name).read_bytes()[::-1]}
     error = fetch(downloads, hub).error
@@ -249,7 +251,7 @@ def test_a_small_file_is_held_against_gits_hash(downloads: Downloads, hub: HubSt
 
 
 def test_a_stalled_read_is_a_broken_connection(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     hub.behaviour.stalls = [0, MIB, 100_000]
     assert_is_whole(models, origin, fetch(downloads, hub))
@@ -258,7 +260,7 @@ def test_a_stalled_read_is_a_broken_connection(
 
 @pytest.mark.parametrize(("status", "key"), [(429, "retry_busy"), (503, "retry_failed")])
 def test_retry_after_is_obeyed_and_said(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path, status: int, key: str
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path, status: int, key: str
 ) -> None:
     hub.behaviour.busy = [(status, "1")]
     job = downloads.add(source_at(hub))
@@ -270,20 +272,20 @@ def test_retry_after_is_obeyed_and_said(
     assert state.notice is None
 
 
-def test_a_hub_that_is_busy_when_asked_for_the_files_is_asked_again(downloads: Downloads, hub: HubStandin) -> None:
+def test_a_hub_that_is_busy_when_asked_for_the_files_is_asked_again(downloads: DownloadQueue, hub: HubStandin) -> None:
     hub.behaviour.statuses = {"/api/models": 503}
     state = fetch(downloads, hub)
     assert state.error is not None and state.error.key == "hub_failed"
-    assert len([path for path in hub.paths if "/api/models" in path]) == QUICK.look_tries
+    assert len([path for path in hub.paths if "/api/models" in path]) == QUICK.manifest_tries
 
 
-def test_a_hub_that_is_not_there_is_said_and_nothing_is_left(downloads: Downloads, models: Path) -> None:
+def test_a_hub_that_is_not_there_is_said_and_nothing_is_left(downloads: DownloadQueue, models: Path) -> None:
     state = finish(downloads.add(Source(Address(REPO, "main"), "http://127.0.0.1:9")))
     assert state.error is not None and state.error.key == "hub_unreachable"
     assert list(models.iterdir()) == []
 
 
-def test_done_bytes_never_go_back(downloads: Downloads, hub: HubStandin) -> None:
+def test_done_bytes_never_go_back(downloads: DownloadQueue, hub: HubStandin) -> None:
     hub.behaviour.num_wrong = 1
     hub.behaviour.cut_every = 300_000
     job = downloads.add(source_at(hub))
@@ -295,7 +297,7 @@ def test_done_bytes_never_go_back(downloads: Downloads, hub: HubStandin) -> None
 
 
 def test_the_proxy_of_the_environment_is_used(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy gets whole addresses, which the stand-in answers as if they were its own."""
     monkeypatch.setenv("http_proxy", hub.url.replace("//", "//user:p%40ss@"))
@@ -326,17 +328,19 @@ def test_what_a_disk_refuses_is_said(tmp_path: Path, number: int, key: str) -> N
 # Who may have it -----------------------------------------------------------------------------------------------------
 
 
-def test_a_token_opens_a_gated_repository(hub: HubStandin, models: Path, origin: Path, downloads: Downloads) -> None:
+def test_a_token_opens_a_gated_repository(
+    hub: HubStandin, models: Path, origin: Path, downloads: DownloadQueue
+) -> None:
     hub.behaviour.gated, hub.behaviour.tokens, hub.behaviour.accepted = {REPO}, {"hf_a", "hf_b"}, {"hf_b"}
     refused = [(None, "hub_gated"), ("hf_a", "hub_gated"), ("hf_wrong", "hub_token"), ("a b", "hub_token_text")]
     for token, key in refused:
-        with_token = Downloads(models, lambda endpoint, shown=token: shown, QUICK)
+        with_token = DownloadQueue(models, lambda endpoint, shown=token: shown, QUICK)
         error = fetch(with_token, hub).error
         assert error is not None and error.key == key
         assert token is None or token not in str(error)
         assert list(models.iterdir()) == []
         with_token.close()
-    accepted = Downloads(models, lambda endpoint: "hf_b", QUICK)
+    accepted = DownloadQueue(models, lambda endpoint: "hf_b", QUICK)
     assert_is_whole(models, origin, fetch(accepted, hub))
     accepted.close()
 
@@ -346,7 +350,7 @@ def test_a_token_is_shown_to_the_endpoint_only(hub: HubStandin, models: Path, or
     with HubStandin(hub.root) as store:
         hub.behaviour.store = store.url
         asked: list[str] = []
-        downloads = Downloads(models, lambda endpoint: asked.append(endpoint) or "hf_b", QUICK)
+        downloads = DownloadQueue(models, lambda endpoint: asked.append(endpoint) or "hf_b", QUICK)
         hub.behaviour.cuts = store.behaviour.cuts = [MIB]
         assert_is_whole(models, origin, fetch(downloads, hub))
         downloads.close()
@@ -357,7 +361,7 @@ def test_a_token_is_shown_to_the_endpoint_only(hub: HubStandin, models: Path, or
         assert not [request for request in store.requests if "hf_b" in str(request.headers)]
 
 
-def test_a_missing_branch_is_answered_with_near_ones(downloads: Downloads, hub: HubStandin, models: Path) -> None:
+def test_a_missing_branch_is_answered_with_near_ones(downloads: DownloadQueue, hub: HubStandin, models: Path) -> None:
     error = fetch(downloads, hub, f"{REPO}:mian").error
     assert isinstance(error, InputError)
     assert (error.key, error.params["near"]) == ("unknown_branch", "main")
@@ -366,7 +370,7 @@ def test_a_missing_branch_is_answered_with_near_ones(downloads: Downloads, hub: 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b/c", "/", "a/..", "some/x:..", "a/b:" + "x" * 230, "a b/c"])
 def test_names_that_are_none_are_refused_at_once(
-    downloads: Downloads, hub: HubStandin, models: Path, name: str
+    downloads: DownloadQueue, hub: HubStandin, models: Path, name: str
 ) -> None:
     with pytest.raises(InputError):
         downloads.add(source_at(hub, name))
@@ -376,7 +380,7 @@ def test_names_that_are_none_are_refused_at_once(
 # Pause, resume, cancel -----------------------------------------------------------------------------------------------
 
 
-def begun(downloads: Downloads, hub: HubStandin, models: Path, at: int = MIB) -> Job:
+def begun(downloads: DownloadQueue, hub: HubStandin, models: Path, at: int = MIB) -> DownloadJob:
     """A download that has fetched `at` bytes and then hears nothing."""
     hub.behaviour.stalls = [at]
     job = downloads.add(source_at(hub))
@@ -385,15 +389,15 @@ def begun(downloads: Downloads, hub: HubStandin, models: Path, at: int = MIB) ->
 
 
 @pytest.fixture
-def patient(models: Path) -> Iterator[Downloads]:
+def patient(models: Path) -> Iterator[DownloadQueue]:
     """Downloads that wait for a silent server longer than a test does."""
-    made = Downloads(models, lambda endpoint: None)
+    made = DownloadQueue(models, lambda endpoint: None)
     yield made
     made.close()
 
 
 def test_a_pause_is_heard_while_the_network_is_silent(
-    patient: Downloads, hub: HubStandin, models: Path, origin: Path
+    patient: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     job = begun(patient, hub, models)
     patient.pause(job.id)
@@ -404,7 +408,7 @@ def test_a_pause_is_heard_while_the_network_is_silent(
     assert sent_bytes(hub) == (origin / WEIGHTS).stat().st_size
 
 
-def test_a_cancel_leaves_nothing(patient: Downloads, hub: HubStandin, models: Path) -> None:
+def test_a_cancel_leaves_nothing(patient: DownloadQueue, hub: HubStandin, models: Path) -> None:
     job = begun(patient, hub, models)
     patient.cancel(job.id)
     assert finish(job).phase == "cancelled"
@@ -413,7 +417,7 @@ def test_a_cancel_leaves_nothing(patient: Downloads, hub: HubStandin, models: Pa
     assert patient.jobs == ()
 
 
-def test_a_paused_job_is_cancelled_too(patient: Downloads, hub: HubStandin, models: Path) -> None:
+def test_a_paused_job_is_cancelled_too(patient: DownloadQueue, hub: HubStandin, models: Path) -> None:
     job = begun(patient, hub, models)
     patient.pause(job.id)
     finish(job)
@@ -423,7 +427,7 @@ def test_a_paused_job_is_cancelled_too(patient: Downloads, hub: HubStandin, mode
 
 
 def test_whoever_looks_does_not_wait_for_a_cancel(
-    patient: Downloads, hub: HubStandin, models: Path, monkeypatch: pytest.MonkeyPatch
+    patient: DownloadQueue, hub: HubStandin, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All pages once waited until the files of the cancelled model were removed."""
     job = begun(patient, hub, models)
@@ -431,11 +435,11 @@ def test_whoever_looks_does_not_wait_for_a_cancel(
     finish(job)
     seen: list[list[str]] = []
 
-    def look_and_discard(place: Place) -> None:
+    def look_and_discard(folders: ModelFolders) -> None:
         looking = threading.Thread(target=lambda: seen.append([one.snapshot().phase for one in patient.jobs]))
         looking.start()
         looking.join(LONG_S)
-        discard(place)
+        discard(folders)
 
     monkeypatch.setattr("core.hub.download_job.discard", look_and_discard)
     patient.cancel(job.id)
@@ -445,7 +449,7 @@ def test_whoever_looks_does_not_wait_for_a_cancel(
 
 @pytest.mark.parametrize("phase", ["paused", "queued"])
 def test_a_cancel_that_cannot_remove_leaves_the_job_as_it_was(
-    patient: Downloads, hub: HubStandin, models: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+    patient: DownloadQueue, hub: HubStandin, models: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     make_model(hub.root / "some/other" / "main", 1, seed=1)
     begun(patient, hub, models)
@@ -453,7 +457,7 @@ def test_a_cancel_that_cannot_remove_leaves_the_job_as_it_was(
     if phase == "paused":
         patient.pause(job.id)
 
-    def refuse(_: Place) -> None:
+    def refuse(_: ModelFolders) -> None:
         raise DeckError("unreadable", file=str(models), why="Permission denied")
 
     with monkeypatch.context() as patch:
@@ -466,13 +470,13 @@ def test_a_cancel_that_cannot_remove_leaves_the_job_as_it_was(
 
 
 def test_an_unfinished_job_is_there_in_the_next_process(
-    patient: Downloads, hub: HubStandin, models: Path, origin: Path
+    patient: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     make_model(hub.root / "some/other" / "main", 1, seed=1)
     begun(patient, hub, models)
     patient.add(source_at(hub, "some/other"))
     patient.close()
-    later = Downloads(models, lambda endpoint: None, QUICK)
+    later = DownloadQueue(models, lambda endpoint: None, QUICK)
     states = {job.id: job.snapshot() for job in later.jobs}
     assert {name: state.phase for name, state in states.items()} == {FOLDER: "paused", "some_other": "paused"}
     assert states[FOLDER].done_bytes > MIB and states[FOLDER].total_bytes > 3 * MIB
@@ -485,7 +489,7 @@ def test_an_unfinished_job_is_there_in_the_next_process(
 
 
 def test_a_part_whose_bytes_went_bad_is_found_out(
-    patient: Downloads, hub: HubStandin, models: Path, origin: Path
+    patient: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     """A power cut can leave zeros in a part: its length is trusted, its bytes are not."""
     job = begun(patient, hub, models)
@@ -497,7 +501,9 @@ def test_a_part_whose_bytes_went_bad_is_found_out(
     assert_is_whole(models, origin, finish(job))
 
 
-def test_a_part_that_is_too_long_begins_anew(patient: Downloads, hub: HubStandin, models: Path, origin: Path) -> None:
+def test_a_part_that_is_too_long_begins_anew(
+    patient: DownloadQueue, hub: HubStandin, models: Path, origin: Path
+) -> None:
     job = begun(patient, hub, models)
     patient.pause(job.id)
     finish(job)
@@ -507,8 +513,10 @@ def test_a_part_that_is_too_long_begins_anew(patient: Downloads, hub: HubStandin
     assert_is_whole(models, origin, finish(job))
 
 
-def test_only_one_process_fetches_a_model(downloads: Downloads, hub: HubStandin, models: Path, origin: Path) -> None:
-    with held(Place(models, FOLDER)):
+def test_only_one_process_fetches_a_model(
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
+) -> None:
+    with locked(ModelFolders(models, FOLDER)):
         state = fetch(downloads, hub)
         assert state.error is not None
         assert (state.error.key, state.error.params["pid"]) == ("download_elsewhere", str(os.getpid()))
@@ -517,11 +525,11 @@ def test_only_one_process_fetches_a_model(downloads: Downloads, hub: HubStandin,
 
 
 def test_a_job_that_another_process_has_finished_is_not_shown_any_more(
-    patient: Downloads, hub: HubStandin, models: Path
+    patient: DownloadQueue, hub: HubStandin, models: Path
 ) -> None:
     begun(patient, hub, models)
     patient.close()
-    first, second = (Downloads(models, lambda endpoint: None, QUICK) for _ in range(2))
+    first, second = (DownloadQueue(models, lambda endpoint: None, QUICK) for _ in range(2))
     assert [job.id for job in second.jobs] == [FOLDER]
     assert fetch(first, hub).phase == "done"
     assert second.jobs == ()
@@ -532,7 +540,7 @@ def test_a_job_that_another_process_has_finished_is_not_shown_any_more(
 
 
 def test_a_complete_folder_of_another_program_is_adopted_without_fetching(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     make_model(models / FOLDER)
     (models / FOLDER / "settings.yaml").write_text("its own")
@@ -544,7 +552,7 @@ def test_a_complete_folder_of_another_program_is_adopted_without_fetching(
 
 
 def test_what_a_person_edited_is_kept_beside_the_true_file(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     make_model(models / FOLDER)
     (models / FOLDER / "config.json").write_text('{"edited": true}')
@@ -555,7 +563,7 @@ def test_what_a_person_edited_is_kept_beside_the_true_file(
 
 
 def test_a_damaged_file_of_a_finished_model_is_fetched_again(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     assert fetch(downloads, hub).phase == "done"
     with (models / FOLDER / WEIGHTS).open("r+b") as weights:
@@ -566,7 +574,7 @@ def test_a_damaged_file_of_a_finished_model_is_fetched_again(
 
 
 def test_a_changed_model_is_noticed_and_only_what_changed_is_fetched(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     assert fetch(downloads, hub).phase == "done"
     (origin / "README.md").write_text("new")
@@ -580,7 +588,7 @@ def test_a_changed_model_is_noticed_and_only_what_changed_is_fetched(
 
 
 def test_a_model_that_changes_while_it_is_fetched_is_noticed(
-    patient: Downloads, hub: HubStandin, models: Path, origin: Path
+    patient: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     job = begun(patient, hub, models)
     patient.pause(job.id)
@@ -594,7 +602,7 @@ def test_a_model_that_changes_while_it_is_fetched_is_noticed(
 
 
 def test_a_commit_that_goes_while_it_is_fetched_is_looked_for_anew(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path
 ) -> None:
     hub.behaviour.busy = [(503, "1")]
     job = downloads.add(source_at(hub))
@@ -604,7 +612,7 @@ def test_a_commit_that_goes_while_it_is_fetched_is_looked_for_anew(
     assert_is_whole(models, origin, finish(job))
 
 
-def test_a_folder_of_another_repository_is_not_touched(downloads: Downloads, hub: HubStandin, models: Path) -> None:
+def test_a_folder_of_another_repository_is_not_touched(downloads: DownloadQueue, hub: HubStandin, models: Path) -> None:
     make_model(hub.root / "some/tiny" / "GPTQ", 1)
     make_model(hub.root / "some/tiny_GPTQ" / "main", 1)
     assert fetch(downloads, hub, "some/tiny:GPTQ").phase == "done"
@@ -615,7 +623,9 @@ def test_a_folder_of_another_repository_is_not_touched(downloads: Downloads, hub
     assert hashes(models / "some_tiny_GPTQ") == before
 
 
-def test_nothing_is_written_through_a_link(downloads: Downloads, hub: HubStandin, models: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link(
+    downloads: DownloadQueue, hub: HubStandin, models: Path, tmp_path: Path
+) -> None:
     models.mkdir()
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -627,7 +637,7 @@ def test_nothing_is_written_through_a_link(downloads: Downloads, hub: HubStandin
 
 
 def test_a_part_that_is_a_link_is_not_followed(
-    downloads: Downloads, hub: HubStandin, models: Path, tmp_path: Path, patient: Downloads
+    downloads: DownloadQueue, hub: HubStandin, models: Path, tmp_path: Path, patient: DownloadQueue
 ) -> None:
     job = begun(patient, hub, models)
     patient.pause(job.id)
@@ -642,17 +652,17 @@ def test_a_part_that_is_a_link_is_not_followed(
     assert victim.read_text() == "precious"
 
 
-def test_a_damaged_record_is_no_obstacle(patient: Downloads, hub: HubStandin, models: Path, origin: Path) -> None:
+def test_a_damaged_record_is_no_obstacle(patient: DownloadQueue, hub: HubStandin, models: Path, origin: Path) -> None:
     begun(patient, hub, models)
     patient.close()
     (models / f".download-{FOLDER}" / FILE).write_text(json.dumps({"files": [{"name": "../../x"}]}))
-    later = Downloads(models, lambda endpoint: None, QUICK)
+    later = DownloadQueue(models, lambda endpoint: None, QUICK)
     assert later.jobs == ()
     assert_is_whole(models, origin, fetch(later, hub))
     later.close()
 
 
-def test_any_thread_may_steer(downloads: Downloads, hub: HubStandin, models: Path, origin: Path) -> None:
+def test_any_thread_may_steer(downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path) -> None:
     hub.behaviour.cut_every = 100_000
     job = downloads.add(source_at(hub))
 
@@ -677,7 +687,7 @@ def test_any_thread_may_steer(downloads: Downloads, hub: HubStandin, models: Pat
 
 
 def test_a_job_whose_end_goes_wrong_as_well_does_not_end_the_queue(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cleans up after a fault may fail itself; the queue's thread ended, and nothing was fetched any more."""
 
@@ -685,7 +695,7 @@ def test_a_job_whose_end_goes_wrong_as_well_does_not_end_the_queue(
         raise RuntimeError("a fault")
 
     with monkeypatch.context() as patch:
-        patch.setattr("core.hub.download_job.Fetch", fail)
+        patch.setattr("core.hub.download_job.ModelDownload", fail)
         patch.setattr("core.hub.download_job.has_bytes", fail)
         state = fetch(downloads, hub)
     assert state.phase == "failed" and "RuntimeError: a fault" in str(state.error)
@@ -693,7 +703,7 @@ def test_a_job_whose_end_goes_wrong_as_well_does_not_end_the_queue(
 
 
 def test_a_hash_that_cannot_be_computed_fails_the_download_and_says_why(
-    downloads: Downloads, hub: HubStandin, models: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+    downloads: DownloadQueue, hub: HubStandin, models: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ValueError("no such hash")

@@ -1,4 +1,4 @@
-"""Speed, time, patience: what people see of a download's progress, and how long failures are waited for."""
+"""Speed, time, tries: what people see of a download's progress, and how long failures are waited for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.hub.cancellation import Stop, Stopped
+from core.hub.cancellation import Cancelled, CancelToken
 from core.hub.progress import WINDOW_S, FileProgress, Speed
-from core.hub.retry import MAX_RETRY_AFTER_S, Limits, PassingError, Patience, parse_retry_after, waiting_notice
+from core.hub.retry import (
+    MAX_RETRY_AFTER_S,
+    RetryPolicy,
+    TransferLimits,
+    TransientError,
+    parse_retry_after,
+    waiting_notice,
+)
 
 
 class Clock:
@@ -50,27 +57,27 @@ def test_what_was_shown_is_never_taken_back(steps: list[int]) -> None:
     assert (progress.state.done_bytes, progress.state.phase) == (200, "done")
 
 
-def waits(limits: Limits, failures: list[float | None], progress_at: int = -1) -> list[float]:
+def waits(limits: TransferLimits, failures: list[float | None], progress_at: int = -1) -> list[float]:
     found: list[float] = []
-    patience = Patience(limits, limits.tries, lambda error, seconds: found.append(seconds))
+    retries = RetryPolicy(limits, limits.tries, lambda error, seconds: found.append(seconds))
     for number, asked in enumerate(failures):
         if number == progress_at:
-            patience.progressed()
-        patience.failed(PassingError("hub_busy", host="x").after(asked))
+            retries.record_progress()
+        retries.record_failure(TransientError("hub_busy", host="x").after(asked))
     return found
 
 
 def test_waits_become_longer_and_are_as_long_as_the_server_asks() -> None:
-    limits = Limits(tries=9, first_wait_s=1, longest_wait_s=10)
+    limits = TransferLimits(tries=9, first_wait_s=1, max_wait_s=10)
     assert waits(limits, [None] * 6) == [1, 2, 4, 8, 10, 10]
     assert waits(limits, [None, 33, None]) == [1, 33, 4]
     assert waits(limits, [None] * 4, progress_at=2) == [1, 2, 0, 1]
 
 
-def test_patience_ends_after_so_many_failures_without_progress() -> None:
-    with pytest.raises(PassingError):
-        waits(Limits(tries=3), [0, 0, 0])
-    assert waits(Limits(tries=3), [0, 0, 0, 0], progress_at=2) == [0, 0, 0, 0]
+def test_tries_end_after_so_many_failures_without_progress() -> None:
+    with pytest.raises(TransientError):
+        waits(TransferLimits(tries=3), [0, 0, 0])
+    assert waits(TransferLimits(tries=3), [0, 0, 0, 0], progress_at=2) == [0, 0, 0, 0]
 
 
 def test_retry_after_is_seconds_or_a_date() -> None:
@@ -90,37 +97,37 @@ def test_any_retry_after_is_harmless(text: str | None) -> None:
 @pytest.mark.parametrize(
     ("error", "key"),
     [
-        (PassingError("hub_busy", host="h"), "retry_busy"),
-        (PassingError("hub_cut", host="h"), "retry_cut"),
-        (PassingError("hub_failed", host="h", status=503), "retry_failed"),
-        (PassingError("hub_unreachable", host="h", why="no route"), "retry_failed"),
+        (TransientError("hub_busy", host="h"), "retry_busy"),
+        (TransientError("hub_cut", host="h"), "retry_cut"),
+        (TransientError("hub_failed", host="h", status=503), "retry_failed"),
+        (TransientError("hub_unreachable", host="h", why="no route"), "retry_failed"),
     ],
 )
-def test_a_wait_is_said_with_its_seconds(error: PassingError, key: str) -> None:
+def test_a_wait_is_said_with_its_seconds(error: TransientError, key: str) -> None:
     notice = waiting_notice(error, 1.2)
     assert (notice.key, notice.params["seconds"]) == (key, 2)
     assert "{" not in notice.sentence("en") + notice.sentence("zh")
 
 
-def test_a_stop_is_heard_by_those_who_wait_and_read() -> None:
-    stop, hung_up = Stop(), threading.Event()
+def test_a_cancellation_is_heard_by_those_who_wait_and_read() -> None:
+    cancel, hung_up = CancelToken(), threading.Event()
     reading = threading.Event()
 
     def read() -> None:
-        with stop.hanging_up(hung_up.set):
+        with cancel.on_cancel(hung_up.set):
             reading.set()
             hung_up.wait(10)
 
     thread = threading.Thread(target=read)
     thread.start()
     assert reading.wait(10)
-    stop.request("pause")
+    cancel.request("pause")
     assert hung_up.wait(10)
     thread.join()
-    with pytest.raises(Stopped):
-        stop.wait(60)
-    with pytest.raises(Stopped), stop.hanging_up(hung_up.set):
-        raise AssertionError("nothing begins after a stop")
-    stop.request("cancel")
-    stop.request("pause")
-    assert stop.reason == "cancel"
+    with pytest.raises(Cancelled):
+        cancel.wait(60)
+    with pytest.raises(Cancelled), cancel.on_cancel(hung_up.set):
+        raise AssertionError("nothing begins after a cancellation")
+    cancel.request("cancel")
+    cancel.request("pause")
+    assert cancel.reason == "cancel"

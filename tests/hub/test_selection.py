@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import is_plain_name
 from core.common.errors import CheckpointError, DeckError
-from core.hub.manifest import look
-from core.hub.queue import Downloads
+from core.hub.manifest import read_manifest
+from core.hub.queue import DownloadQueue
 from core.hub.selection import check_names, is_small, select
 from core.hub.source import RemoteFile
 from tests.support.hub_models import FOLDER, QUICK, REPO, WEIGHTS, hashes, make_model, source_at
@@ -44,7 +44,7 @@ def hub(tmp_path: Path, origin: Path) -> Iterator[HubStandin]:
 
 def refusal(hub: HubStandin, tmp_path: Path) -> DeckError:
     """The error of a download, which has left nothing on disk and fetched no weights."""
-    downloads = Downloads(tmp_path / "models", lambda endpoint: None, QUICK)
+    downloads = DownloadQueue(tmp_path / "models", lambda endpoint: None, QUICK)
     job = downloads.add(source_at(hub))
     assert job.wait(30)
     downloads.close()
@@ -141,7 +141,7 @@ def test_only_the_shards_of_the_index_are_fetched(hub: HubStandin, tmp_path: Pat
     (origin / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (origin / "consolidated.safetensors").write_bytes(b"the same in another layout")
     (origin / "pytorch_model.bin.index.json").write_text("{}")
-    found = look(source_at(hub), None)
+    found = read_manifest(source_at(hub), None)
     names = {file.name for file in found.files}
     assert names == set(hashes(origin)) - {"consolidated.safetensors", "pytorch_model.bin.index.json"}
     assert [file.name for file in found.files][-2:] == shards

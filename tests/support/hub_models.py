@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from core.hub.address import parse_address
-from core.hub.retry import Limits
+from core.hub.retry import TransferLimits
 from core.hub.source import Source
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
@@ -19,7 +19,7 @@ FOLDER = "some_tiny-GPTQ"
 WEIGHTS = "model.safetensors"
 MIB = 1 << 20
 # A person waits a minute for a network that comes back; a test does not.
-QUICK = Limits(connect_s=5.0, stall_s=0.3, tries=4, look_tries=2, first_wait_s=0.01, longest_wait_s=0.02)
+QUICK = TransferLimits(connect_s=5.0, stall_s=0.3, tries=4, manifest_tries=2, first_wait_s=0.01, max_wait_s=0.02)
 
 
 def make_model(folder: Path, num_mib: int = 3, seed: int = 0) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.hub.download_job import DownloadJob
 from core.hub.endpoints import host_name
 from core.hub.progress import JobState, Phase
-from core.hub.queue import Job
 from ui.download.disk import size_words
 from ui.shared.engine_status import load
 from ui.shared.errors import sentence, show_error
@@ -62,7 +62,7 @@ def draw_jobs() -> None:
         _draw_job(job)
 
 
-def _draw_job(job: Job) -> None:
+def _draw_job(job: DownloadJob) -> None:
     """A card. What moves is drawn in fragments inside it, the rest by the page, with the same parts in every phase: a
     question or a list that somebody has opened stays open."""
     state = job.snapshot()
@@ -85,7 +85,7 @@ def _keep_drawn(phase: Phase, draw: Callable[..., None], *args: Any) -> None:
             draw(*args)
 
 
-def _draw_state(job: Job, drawn: Phase) -> None:
+def _draw_state(job: DownloadJob, drawn: Phase) -> None:
     """How far it is; in another phase than the page was drawn for, the card has other buttons."""
     state = job.snapshot()
     if state.phase != drawn:
@@ -116,7 +116,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _draw_buttons(job: Job, phase: Phase) -> None:
+def _draw_buttons(job: DownloadJob, phase: Phase) -> None:
     with st.container(horizontal=True):
         if phase == "done":
             st.button(tr("jobs.load"), key=f"job_load_{job.id}", icon=":material/play_arrow:", type="primary",
@@ -137,7 +137,7 @@ def _draw_buttons(job: Job, phase: Phase) -> None:
                           on_click=_cancel, args=(job.id,))  # fmt: skip
 
 
-def _draw_question(job: Job) -> None:
+def _draw_question(job: DownloadJob) -> None:
     st.markdown(tr("jobs.cancel_question", size=size_words(job.snapshot().done_bytes)))
 
 
@@ -153,7 +153,7 @@ def _load(folder: str) -> None:
     go_to(LOAD_PAGE)
 
 
-def _draw_files(job: Job) -> None:
+def _draw_files(job: DownloadJob) -> None:
     state = job.snapshot()
     if not state.files:
         st.caption(tr("jobs.files_unknown"))

@@ -21,7 +21,7 @@ from core.engine.rate import TokenRate
 from core.engine.runner import Runner
 from core.gpu.monitor import Monitor
 from core.hub.branches import BranchReader
-from core.hub.queue import Downloads
+from core.hub.queue import DownloadQueue
 from core.library.scan import LibraryEntry, read_entry
 from core.personas.store import Characters
 from core.personas.thumbnails import Thumbnails
@@ -100,9 +100,9 @@ def _preferences(owner: str) -> Preferences:
     return Preferences(person_dir(owner) / "settings.json")
 
 
-@st.cache_resource(show_spinner=False, on_release=Downloads.close)
-def downloads() -> Downloads:
-    return Downloads()
+@st.cache_resource(show_spinner=False, on_release=DownloadQueue.close)
+def downloads() -> DownloadQueue:
+    return DownloadQueue()
 
 
 @st.cache_resource(show_spinner=False)
