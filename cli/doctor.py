@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 
 from core.common.i18n import translate
+from core.common.paths import DEFAULT_HOST, DEFAULT_PORT
 from core.common.terminal import Terminal, width
 from core.doctor.check_result import Finding
 from core.doctor.environment_checks import check_surroundings
 from core.doctor.machine_checks import check_machine
 from core.doctor.security_checks import check_guard
 from core.gpu.snapshot import read_snapshot
+from core.server.listening import parse_port
 
 
-def run(host: str, port: int, is_json: bool, terminal: Terminal) -> int:
+def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
+    parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+    for name, default in (("port", str(DEFAULT_PORT)), ("host", DEFAULT_HOST)):
+        parser.add_argument(f"--{name}", default=default, help=terminal.text(f"help_{name}", default=default))
+
+
+def run(arguments: Namespace, terminal: Terminal) -> int:
     """1 where a check failed, else 0; also where some of them warn."""
     output, found = terminal.to_stdout(), []
-    for finding in findings(host, port):
+    for finding in findings(arguments.host, parse_port(arguments.port)):
         found.append(finding)
-        if not is_json:
+        if not arguments.json:
             output.write(line(finding, terminal.language))
-    if is_json:
+    if arguments.json:
         rows = [{"check": one.check, "status": one.status, "text": one.text(terminal.language)} for one in found]
         output.write(json.dumps({"checks": rows}, ensure_ascii=False, indent=1))
     return 1 if any(finding.status == "fail" for finding in found) else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
 from core.checkpoint.headers import printable
@@ -21,43 +21,51 @@ from core.hub.queue import DownloadQueue
 from core.hub.source import Source, read_source
 from core.library import catalogue
 
-DONE, FAILED = 0, 1
 # How often progress is shown: on a terminal one line is replaced, elsewhere each is a line more.
 REDRAW_S, LINE_S = 0.2, 5.0
 
 
-def run(known: Namespace, terminal: Terminal) -> int:
+def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
+    parser.add_argument("target", metavar="NAME[:BRANCH]", help=terminal.text("help_download_target"))
+    for name, metavar in (("revision", "R"), ("endpoint", "URL")):
+        parser.add_argument(f"--{name}", metavar=metavar, help=terminal.text(f"help_download_{name}"))
+    sources = ("huggingface", "modelscope")
+    source_help = terminal.text("help_download_source")
+    parser.add_argument("--source", choices=sources, default=sources[0], help=source_help)
+
+
+def run(arguments: Namespace, terminal: Terminal) -> int:
     """Fetch the model that the arguments name. Ctrl-C keeps what was fetched; the exit code is then 1."""
     downloads = DownloadQueue()
     try:
         with Interrupts(signal.SIGINT) as interrupts:
-            job = downloads.add(find_source(known))
+            job = downloads.add(find_source(arguments))
             terminal.say("download_begins", model=job.source.name, host=job.source.host, folder=str(folder_of(job)))
             watch(job, terminal, interrupts)
     except KeyboardInterrupt:
         downloads.close()
         terminal.say("download_stopped", command=f"./llamadeck {shlex.join(sys.argv[1:])}")
-        return FAILED
+        return 1
     finally:
         downloads.close()
     state = job.snapshot()
     if state.error is not None:
         raise state.error
     terminal.say("download_done", folder=str(folder_of(job)), size=size_text(state.total_bytes))
-    return DONE
+    return 0
 
 
 def folder_of(job: DownloadJob) -> str:
     return printable(str(models_dir() / job.folder_name))
 
 
-def find_source(known: Namespace) -> Source:
+def find_source(arguments: Namespace) -> Source:
     """What the arguments name. A catalogue entry needs no owner. Raises InputError."""
-    chosen = known.endpoint or (MODELSCOPE if known.source == "modelscope" else None)
-    source = read_source(known.target, known.source, checked_endpoint(chosen), known.revision)
+    chosen = arguments.endpoint or (MODELSCOPE if arguments.source == "modelscope" else None)
+    source = read_source(arguments.target, arguments.source, checked_endpoint(chosen), arguments.revision)
     if "/" not in source.address.repo:
         try:
-            entry = catalogue.find(known.target, known.revision)
+            entry = catalogue.find(arguments.target, arguments.revision)
             return replace(source, address=Address(entry.repo, entry.branch))
         except InputError as error:
             if error.key != "unknown_catalogue":

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,33 @@ FOLDER_STARTS = ("/", "./", "../")
 NUM_SUGGESTIONS = 3
 
 
-def run(known: Namespace, terminal: Terminal) -> int:
+def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
+    """Numbers are read as text, so that a wrong one gets a sentence of ours."""
+    parser.add_argument("target", metavar="TARGET", help=terminal.text("help_fit_target"))
+    gpus = parser.add_mutually_exclusive_group()
+    gpus.add_argument("--gpu", metavar="NAME", help=terminal.text("help_fit_gpu"))
+    gpus.add_argument("--vram-mib", metavar="N", help=terminal.text("help_fit_vram_mib"))
+    for name, metavar in (("revision", "R"), ("context", "N"), ("chats", "N"), ("kernel", "K")):
+        parser.add_argument(f"--{name}", metavar=metavar, help=terminal.text(f"help_fit_{name}"))
+    parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+
+
+def run(arguments: Namespace, terminal: Terminal) -> int:
     """Print the verdict. The exit code: 0 fits, 3 does not, 2 for a model that this program cannot run at all, 1 for
     GPUs of this machine that cannot be used, whatever their memory."""
     try:
-        report = verdict(known)
+        report = verdict(arguments)
     except (CheckpointError, EngineError) as error:
         terminal.error(error)
         return BAD_INPUT
-    unused = None if known.gpu or known.vram_mib else find_gpu_error(read_snapshot(), installed_torch())
+    unused = None if arguments.gpu or arguments.vram_mib else find_gpu_error(read_snapshot(), installed_torch())
     out = terminal.to_stdout()
-    if known.json:
+    if arguments.json:
         reason = {} if unused is None else {"unused": str(unused)}
         out.write(json.dumps(as_object(report) | reason, ensure_ascii=False, indent=1))
     else:
         show(report, out)
-        if known.vram_mib:
+        if arguments.vram_mib:
             out.say("fit_assumed", capability="{}.{}".format(*ASSUMED_CAPABILITY))
     if unused is not None:
         terminal.error(unused)
@@ -61,16 +72,16 @@ def run(known: Namespace, terminal: Terminal) -> int:
     return FITS if report.fits else DOES_NOT_FIT
 
 
-def verdict(known: Namespace) -> FitReport:
+def verdict(arguments: Namespace) -> FitReport:
     """What check_fit says about the command's arguments. Raises DeckError for what is wrong with them."""
-    num_chats = parse_whole("--chats", known.chats, 1, MAX_CHATS)
-    context_tokens = parse_context(known.context)
-    cards = find_cards(known.gpu, known.vram_mib)
-    checkpoint = find_checkpoint(known.target, known.revision)
+    num_chats = parse_whole("--chats", arguments.chats, 1, MAX_CHATS)
+    context_tokens = parse_context(arguments.context)
+    cards = find_cards(arguments.gpu, arguments.vram_mib)
+    checkpoint = find_checkpoint(arguments.target, arguments.revision)
     if context_tokens == 0:
         limit = checkpoint.max_context_tokens
         raise InputError("context_range", model=checkpoint.name, asked=0, limit=limit)
-    return check_fit(checkpoint, cards, context_tokens or 0, num_chats, known.kernel)
+    return check_fit(checkpoint, cards, context_tokens or 0, num_chats, arguments.kernel)
 
 
 def parse_context(text: str | None) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
 
@@ -13,21 +13,25 @@ from core.gpu.known_gpus import KnownGpu, known_gpus
 from core.gpu.snapshot import Gpu, GpuSnapshot, read_snapshot
 from core.gpu.torch_support import find_gpu_error, installed_torch
 
-DONE, FAILED = 0, 1
 COLUMNS = ("index", "name", "total", "free", "reserved", "capability", "utilization", "temperature", "power")
 KNOWN_COLUMNS = ("name", "total", "capability", "bandwidth")
 UNTOLD = "-"
 
 
-def run(known: Namespace, terminal: Terminal) -> int:
+def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
+    parser.add_argument("--known", action="store_true", help=terminal.text("help_gpus_known"))
+    parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
+
+
+def run(arguments: Namespace, terminal: Terminal) -> int:
     """Print the list. The exit code is 1 where there is no GPU or no driver."""
     out = terminal.to_stdout()
-    if known.known:
+    if arguments.known:
         cards = known_gpus()
-        lines = [json.dumps(known_object(cards), indent=1)] if known.json else known_lines(cards, out)
+        lines = [json.dumps(known_object(cards), indent=1)] if arguments.json else known_lines(cards, out)
         return _print(lines, out)
     snapshot = read_snapshot()
-    if known.json:
+    if arguments.json:
         _print([json.dumps(as_object(snapshot), ensure_ascii=False, indent=1)], out)
     elif snapshot.error is None:
         _print(gpu_lines(snapshot, out), out)
@@ -35,8 +39,8 @@ def run(known: Namespace, terminal: Terminal) -> int:
             terminal.error(error)
     if snapshot.error is not None:
         terminal.error(snapshot.error)
-        return FAILED
-    return DONE
+        return 1
+    return 0
 
 
 def as_object(snapshot: GpuSnapshot) -> dict[str, Any]:
@@ -110,4 +114,4 @@ def _dotted(capability: tuple[int, int]) -> str:
 def _print(lines: list[str], out: Terminal) -> int:
     for line in lines:
         out.write(line)
-    return DONE
+    return 0

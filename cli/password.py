@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from argparse import ArgumentParser, Namespace
 
 from core.access.access import Access
 from core.access.password import MAX_CHARS, check_new
@@ -11,20 +12,24 @@ from core.common.errors import InputError
 from core.common.terminal import Terminal
 
 
-def run(is_removal: bool, terminal: Terminal) -> int:
+def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
+    parser.add_argument("--remove", action="store_true", help=terminal.text("help_password_remove"))
+
+
+def run(arguments: Namespace, terminal: Terminal) -> int:
     """A running dashboard notices; everybody who is signed in has to sign in again."""
     access = Access(environment={})
-    password = "" if is_removal else ask_twice(terminal) if sys.stdin.isatty() else read_line()
-    if not is_removal:
+    password = "" if arguments.remove else ask_twice(terminal) if sys.stdin.isatty() else read_line()
+    if not arguments.remove:
         # A damaged file shuts everybody out: it stays until there is a password to put in its place.
         check_new(password)
     if (aside := access.set_damaged_aside()) is not None:
         terminal.say("password_aside", file=str(aside))
-    if is_removal:
+    if arguments.remove:
         access.remove_password()
     else:
         access.set_password(password)
-    terminal.say("password_removed" if is_removal else "password_set")
+    terminal.say("password_removed" if arguments.remove else "password_set")
     return 0
 
 

@@ -6,12 +6,13 @@ import secrets
 import shlex
 import signal
 import subprocess
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cli.fit import find_cards, find_checkpoint, parse_context, parse_whole
 from core.bootstrap.pip import InstallError
 from core.common.errors import DeckError, EngineError, InputError
+from core.common.paths import DEFAULT_HOST
 from core.common.signals import Interrupts
 from core.common.terminal import Terminal
 from core.gpu.snapshot import read_snapshot
@@ -20,36 +21,52 @@ from core.remote.address import keep_key, key_of
 from core.remote.connection import list_models
 from core.remote.http import Limits
 from core.remote.selection import Choice, forget_choice, write_choice
+from core.server.listening import check_address, parse_port
 from core.vllm.plan import ScalePlan, make_scale_plan
 from core.vllm.server import VllmServer, ensure_venv
 
+DEFAULT_PORT = 8000
 MAX_GPUS = 1024
 DOES_NOT_FIT = 3
 ASK = Limits(connect_s=1.0, whole_s=5.0)
 
 
-def run(known: Namespace, port: int, terminal: Terminal) -> int:
+def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
+    parser.add_argument("target", metavar="MODEL", help=terminal.text("help_scale_target"))
+    for name, metavar in (("tensor-parallel", "N"), ("pipeline-parallel", "M"), ("context", "N"), ("gpu", "NAME")):
+        help_text = terminal.text(f"help_scale_{name.replace('-', '_')}")
+        parser.add_argument(f"--{name}", metavar=metavar, help=help_text)
+    parser.add_argument("--hosts", metavar="HOST", nargs="+", help=terminal.text("help_scale_hosts"))
+    port_help = terminal.text("help_scale_port", default=DEFAULT_PORT)
+    parser.add_argument("--port", default=str(DEFAULT_PORT), help=port_help)
+    parser.add_argument("--start", action="store_true", help=terminal.text("help_scale_start"))
+
+
+def run(arguments: Namespace, terminal: Terminal) -> int:
     """The exit code: 0 printed, 1 when what was served has ended, 3 where the plan says that it does not fit."""
-    plan = find_plan(known)
+    port = parse_port(arguments.port)
+    if arguments.start:
+        check_address(DEFAULT_HOST, port)
+    plan = find_plan(arguments)
     show(plan, port, terminal.to_stdout())
     if not plan.is_cpu and not plan.fits:
         terminal.say("scale_fits_not", needed=plan.needed_mib, budget=plan.budget_mib)
         return DOES_NOT_FIT
-    if known.start:
+    if arguments.start:
         with Interrupts(signal.SIGINT, signal.SIGTERM):
             serve(plan, port, terminal)
     return 0
 
 
-def find_plan(known: Namespace) -> ScalePlan:
-    checkpoint = find_checkpoint(known.target, None)
-    if known.start and (checkpoint.path is None or known.gpu):
+def find_plan(arguments: Namespace) -> ScalePlan:
+    checkpoint = find_checkpoint(arguments.target, None)
+    if arguments.start and (checkpoint.path is None or arguments.gpu):
         raise InputError("scale_start", model=checkpoint.name)
-    tensor = _whole("--tensor-parallel", known.tensor_parallel)
-    pipeline = _whole("--pipeline-parallel", known.pipeline_parallel)
-    hosts = known.hosts or []
-    cards = _cards(known.gpu, tensor, pipeline, max(1, len(hosts)))
-    return make_scale_plan(checkpoint, cards, hosts, tensor, pipeline, parse_context(known.context) or 0)
+    tensor = _whole("--tensor-parallel", arguments.tensor_parallel)
+    pipeline = _whole("--pipeline-parallel", arguments.pipeline_parallel)
+    hosts = arguments.hosts or []
+    cards = _cards(arguments.gpu, tensor, pipeline, max(1, len(hosts)))
+    return make_scale_plan(checkpoint, cards, hosts, tensor, pipeline, parse_context(arguments.context) or 0)
 
 
 def _whole(name: str, text: str | None) -> int | None:

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from cli import main as cli
-from cli.main import dashboard_command, parse_port, url_of
+from cli import run, test
+from cli.run import dashboard_command
 from core.access.public import cors_origins, public_urls
 from core.common.errors import InputError
 from core.common.paths import ROOT
 from core.common.terminal import terminal_language
+from core.server.listening import parse_port, url_of
 
 
 def free_port() -> int:
@@ -89,7 +91,7 @@ def test_help_of_the_checks_runs_none_of_them(
     asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It once installed what they need and ran three of them, up to pytest's own help."""
-    monkeypatch.setattr(cli, "test", lambda *_: pytest.fail("the checks run"))
+    monkeypatch.setattr(test, "run", lambda *_: pytest.fail("the checks run"))
     with pytest.raises(SystemExit, match="0"):
         cli.main(["test", asked])
     assert "further arguments go to pytest" in capsys.readouterr().out
@@ -200,7 +202,7 @@ def test_the_choice_of_the_cpu_reaches_the_dashboard(options: list[str], monkeyp
     started: dict[str, str] = {}
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(os, "execve", lambda program, arguments, environment: started.update(environment))
-    monkeypatch.setattr(cli, "ensure_model", lambda name, terminal: None)
+    monkeypatch.setattr(run, "ensure_model", lambda name, terminal: None)
     monkeypatch.delenv("LLAMADECK_CPU", raising=False)
     cli.main(["run", "--port", str(free_port()), *options])
     assert started.get("LLAMADECK_CPU") == ("1" if options else None)
