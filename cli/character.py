@@ -5,12 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError, InputError
 from core.common.files import write_atomically
 from core.common.output import write_bytes
 from core.common.terminal import Terminal
-from core.hub.address import quote
+from core.common.values import printable, quoted_text
 from core.personas import cards
 from core.personas.store import Characters
 
@@ -77,7 +76,7 @@ def export(arguments: Namespace, terminal: Terminal) -> int:
 def known_format(text: str | None) -> cards.Format:
     """The format that was asked for, YAML where none was. Raises InputError."""
     if text is not None and text not in cards.FORMATS:
-        raise InputError("character_format", value=quote(text), formats=", ".join(cards.FORMATS))
+        raise InputError("character_format", value=quoted_text(text), formats=", ".join(cards.FORMATS))
     return text or "yaml"
 
 

@@ -6,8 +6,8 @@ import json
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from core.checkpoint.headers import printable
 from core.common.terminal import Terminal, table
+from core.common.values import printable
 from core.personas.listing import Entry
 from core.personas.store import Characters
 

@@ -8,11 +8,11 @@ import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError, InputError
 from core.common.paths import models_dir
 from core.common.signals import Interrupts
 from core.common.terminal import Terminal
+from core.common.values import printable
 from core.hub.address import Address
 from core.hub.download_job import DownloadJob
 from core.hub.endpoints import MODELSCOPE, checked_endpoint

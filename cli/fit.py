@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint.checkpoint import Checkpoint, is_plain_name, read_checkpoint
-from core.checkpoint.headers import printable
 from core.common.errors import CheckpointError, EngineError, InputError
 from core.common.i18n import translate
 from core.common.paths import models_dir
 from core.common.terminal import Terminal, table
+from core.common.values import printable, quoted_text
 from core.gpu.known_gpus import lookup
 from core.gpu.snapshot import read_snapshot
 from core.gpu.torch_support import find_gpu_error, installed_torch, usable_gpus
-from core.hub.address import quote
 from core.hub.endpoints import checked_endpoint
 from core.hub.source import read_source
 from core.library import catalogue
@@ -89,7 +88,7 @@ def parse_context(text: str | None) -> int | None:
     if text is None:
         return None
     if not WHOLE.fullmatch(text):
-        raise InputError("not_whole", name="--context", value=quote(text))
+        raise InputError("not_whole", name="--context", value=quoted_text(text))
     return int(text)
 
 
@@ -98,7 +97,7 @@ def parse_whole(name: str, text: str | None, low: int, high: int) -> int:
     if text is None:
         return low
     if not WHOLE.fullmatch(text) or not low <= int(text) <= high:
-        raise InputError("setting_whole", name=name, value=quote(text), low=low, high=high)
+        raise InputError("setting_whole", name=name, value=quoted_text(text), low=low, high=high)
     return int(text)
 
 
@@ -134,7 +133,7 @@ def find_checkpoint(target: str, revision: str | None) -> Checkpoint:
             raise
     source = read_source(target, "huggingface", checked_endpoint(None), revision)
     if "/" not in source.address.repo:
-        raise InputError("unknown_target", name=quote(target), near=near_targets(source.address.repo))
+        raise InputError("unknown_target", name=quoted_text(target), near=near_targets(source.address.repo))
     # The HTTP client takes longer to import than a verdict takes to compute.
     from core.hub.branches import read_remote
     from core.hub.tokens import token_for

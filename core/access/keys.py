@@ -13,11 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.headers import quoted
 from core.common.errors import DeckError, InputError
 from core.common.files import write_atomically
 from core.common.json_file import Fault, JsonFile, texts_by_name
 from core.common.paths import data_dir
+from core.common.values import quoted_json
 
 log = logging.getLogger(__name__)
 PREFIX = "ld-"
@@ -78,12 +78,12 @@ class KeyStore:
         """A new key called `name`: this is the only time that it can be read. Raises InputError, DeckError."""
         name = " ".join(name.split())
         if not name or len(name) > MAX_NAME_CHARS or not name.isprintable():
-            raise InputError("key_name", name=quoted(name), limit=MAX_NAME_CHARS)
+            raise InputError("key_name", name=quoted_json(name), limit=MAX_NAME_CHARS)
         text = PREFIX + secrets.token_urlsafe(NUM_BYTES)
         with self.file.change() as change:
             own = [key for key in change.value if key.owner == owner]
             if any(key.name.casefold() == name.casefold() for key in own):
-                raise InputError("key_name_taken", name=quoted(name))
+                raise InputError("key_name_taken", name=quoted_json(name))
             if len(own) >= MAX_KEYS:
                 raise InputError("key_too_many", limit=MAX_KEYS)
             made = self._today().isoformat()

@@ -10,8 +10,8 @@ from core.api.intake import Intake
 from core.api.prompts import check_size, render_messages
 from core.api.schema import DetokenizeRequest, TokenizeRequest
 from core.api.served_model import Loaded, find_character, list_models, read_loaded
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError
+from core.common.values import printable
 from core.engine.interface import Engine
 from core.personas.listing import Listing
 from core.personas.names import same_name

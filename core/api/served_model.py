@@ -13,9 +13,9 @@ from core.chat.model_prompt import Counter, read_reader
 from core.chat.presets import read_recommended
 from core.chat.template import ChatTemplate, read_template
 from core.chat.tokens import read_counter
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError, EngineError
 from core.common.paths import models_dir
+from core.common.values import printable
 from core.engine.interface import Engine
 from core.personas.character import Character
 from core.personas.listing import Entry, Listing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from core.checkpoint.headers import printable
+from core.common.values import printable
 
 
 def to_column(values: dict[str, Any]) -> str:

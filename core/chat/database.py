@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.chat.schema import MIGRATIONS, is_foreign, migrate, version_of
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError
+from core.common.values import printable
 
 BUSY_S = 5.0
 # Connections that wait for the next reader: each keeps two files open.

@@ -15,7 +15,7 @@ from core.chat.database import ChatStoreError
 from core.chat.records import CopiedChat, Role, State
 from core.chat.titles import propose_title
 from core.chat.tree import Node, Tree
-from core.checkpoint.headers import printable
+from core.common.values import printable
 
 
 def read_tree(db: sqlite3.Connection, chat: int) -> Tree:

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from core.chat.records import CopiedMessage
-from core.checkpoint.headers import quoted
 from core.common.errors import DeckError
+from core.common.values import quoted_json
 
 T = TypeVar("T")
 # Times beyond are milliseconds, or nonsense.
@@ -31,7 +31,7 @@ def get(values: dict[str, Any], name: str, kind: type[T]) -> T:
 def require(value: object, known: Sequence[str], name: str) -> Any:
     """One of the `known` words. Raises ChatFileError for any other."""
     if value not in known:
-        raise ChatFileError("chat_file_damaged", name=f"{name} = {quoted(value)}")
+        raise ChatFileError("chat_file_damaged", name=f"{name} = {quoted_json(value)}")
     return value
 
 

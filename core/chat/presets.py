@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from core.checkpoint.headers import printable, quoted, read_json
+from core.checkpoint.headers import read_json
 from core.common.errors import DeckError, InputError
 from core.common.json_file import Codec, Fault, JsonFile
 from core.common.paths import data_dir
 from core.common.preferences import Preferences
+from core.common.values import printable, quoted_json
 from core.engine.sampling_params import MAX_STOP_STRINGS, Sampling
 
 SHIPPED = Path(__file__).with_name("presets.yaml")
@@ -52,7 +53,7 @@ class Presets:
         for preset in [*self.shipped(), *self.own()]:
             if preset.name == name:
                 return preset
-        raise InputError("preset_unknown", name=quoted(name))
+        raise InputError("preset_unknown", name=quoted_json(name))
 
     def save(self, name: str, values: Mapping[str, Any], seen: OwnValues | None = None) -> None:
         """Keep `values` as a person's own preset, in place of an own one of that name.
@@ -62,7 +63,7 @@ class Presets:
         """
         name = _checked_name(name)
         if any(preset.name.casefold() == name.casefold() for preset in self.shipped()):
-            raise InputError("preset_name_taken", name=quoted(name))
+            raise InputError("preset_name_taken", name=quoted_json(name))
         checked = check_values(values)
         with self.file.change() as change:
             if change.value.get(name) != checked:
@@ -73,7 +74,7 @@ class Presets:
         """Remove a person's own preset; what is returned can be saved again. `seen` as for save()."""
         with self.file.change() as change:
             if name not in change.value:
-                raise InputError("preset_unknown", name=quoted(name))
+                raise InputError("preset_unknown", name=quoted_json(name))
             _require_seen(name, change.value, seen)
             values = change.value[name]
             change.value = {one: kept for one, kept in change.value.items() if one != name}
@@ -83,14 +84,14 @@ class Presets:
 def _require_seen(name: str, kept: OwnValues, seen: OwnValues | None) -> None:
     """Raise where somebody else saved or changed the preset since it was `seen`."""
     if seen is not None and kept.get(name) != seen.get(name):
-        raise InputError("preset_changed", name=quoted(name))
+        raise InputError("preset_changed", name=quoted_json(name))
 
 
 def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Some of Sampling's settings, each in its range, as YAML and JSON can hold them. Raises InputError."""
     for name in values:
         if name not in Sampling.names():
-            raise InputError("setting_unknown", name=quoted(name), known=", ".join(Sampling.names()))
+            raise InputError("setting_unknown", name=quoted_json(name), known=", ".join(Sampling.names()))
     stop = values.get("stop", ())
     if not isinstance(stop, (list, tuple)):
         raise InputError("stop_strings", count=1, limit=MAX_STOP_STRINGS)
@@ -135,7 +136,7 @@ def set_model_preset(preferences: Preferences, model: str, name: str | None) -> 
 def _checked_name(name: str) -> str:
     """A preset's name on one line. Raises InputError."""
     if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME_CHARS or not name.isprintable():
-        raise InputError("preset_name", name=quoted(name), limit=MAX_NAME_CHARS)
+        raise InputError("preset_name", name=quoted_json(name), limit=MAX_NAME_CHARS)
     return name.strip()
 
 

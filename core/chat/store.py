@@ -24,8 +24,8 @@ from core.chat.queries import list_chats, read_chat, read_info
 from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, Hit, Mode, State
 from core.chat.searching import find_messages
 from core.chat.titles import shortened
-from core.checkpoint.headers import printable
 from core.common.paths import data_dir
+from core.common.values import printable
 
 # How long a deleted chat can still be taken back.
 KEEP_DELETED_S = 7 * 24 * 3600.0

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from core.checkpoint.headers import printable, read_json, read_text
+from core.checkpoint.headers import read_json, read_text
 from core.common.errors import DeckError
 from core.common.sandbox import Confined, LimitReached, Limits, Refused
+from core.common.values import printable
 
 LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
 # A real template takes 0.2 ms and 1 MiB for a short chat, 20 ms and 10 MiB for 1,000 messages, 0.5 s for 10,000.

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
-from core.checkpoint.headers import printable, regular_size
 from core.common.errors import CheckpointError, DeckError, InputError
+from core.common.files import regular_size
 from core.common.panics import panics_as_errors, why_of
+from core.common.values import printable
 
 # Rather too many: a prompt that is cut a little early is answered, one that is too long is not.
 BYTES_PER_TOKEN = 3

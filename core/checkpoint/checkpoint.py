@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.headers import TensorInfo, is_whole, printable, quoted, read_header, read_json
+from core.checkpoint.headers import TensorInfo, read_header, read_json
 from core.common.errors import CheckpointError
+from core.common.values import is_whole, printable, quoted_json
 
 BITS = (2, 3, 4, 8)
 QUANTIZE_CONFIG = "quantize_config.json"
@@ -60,8 +61,8 @@ class Checkpoint:
     def architecture(self) -> str:
         named = self.config.get("architectures")
         if isinstance(named, list) and named:
-            return quoted(named[0])
-        return quoted(self.config.get("model_type", "?"))
+            return quoted_json(named[0])
+        return quoted_json(self.config.get("model_type", "?"))
 
     @property
     def size_bytes(self) -> int:
@@ -104,15 +105,15 @@ def parse_quantization(name: str, found: object) -> Quantization:
     """What `found` in the configuration of the model `name` says. Raises CheckpointError for what cannot run."""
     if not isinstance(found, dict):
         raise CheckpointError("not_quantized", folder=name)
-    method = quoted(found.get("quant_method") or "gptq").lower()
+    method = quoted_json(found.get("quant_method") or "gptq").lower()
     if method != "gptq":
         raise CheckpointError("other_quantization", folder=name, method=method)
     bits, group_size = found.get("bits"), found.get("group_size", -1)
     if not is_whole(bits) or bits not in BITS:
-        raise CheckpointError("bits", folder=name, bits=quoted(bits))
+        raise CheckpointError("bits", folder=name, bits=quoted_json(bits))
     if not is_whole(group_size) or not (group_size == -1 or group_size > 0):
-        raise CheckpointError("group_size", folder=name, group_size=quoted(group_size))
-    format_name = quoted(found.get("checkpoint_format") or found.get("format") or "gptq").lower()
+        raise CheckpointError("group_size", folder=name, group_size=quoted_json(group_size))
+    format_name = quoted_json(found.get("checkpoint_format") or found.get("format") or "gptq").lower()
     if format_name not in ("gptq", "gptq_v2"):
         raise CheckpointError("format", folder=name, format=format_name)
     return Quantization(

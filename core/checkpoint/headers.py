@@ -1,21 +1,20 @@
 """The files in a model's folder, read without trust: small JSON files and the headers of safetensors files.
 
-Knows no quantization and no model. Whatever is wrong is a CheckpointError with a sentence.
+Whatever is wrong is a CheckpointError with a sentence.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from core.common.errors import CheckpointError
+from core.common.files import regular_size
 from core.common.plain_json import load_json
+from core.common.values import is_whole, printable
 
 # A header lists every tensor of a file; 405B's shards have less than 1 MB. The Hub itself reads no more than this.
 MAX_HEADER_BYTES = 25_000_000
@@ -24,8 +23,6 @@ DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16"
                "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
 # More than any model's tensors have; a product over more could take for ever.
 MAX_DIMENSIONS = 8
-# How much of a value from a file is quoted in a sentence.
-MAX_QUOTE_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,37 +125,5 @@ def parse_entry(file: str, entry: dict[str, Any], data_begin: int) -> TensorInfo
     return info
 
 
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether JSON's `value` is a whole number; Python takes its true for 1 and its 4.0 for 4."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def quoted(value: object) -> str:
-    """A JSON value as a sentence quotes it: text as it is; all else, and digits in text, as JSON has it."""
-    text = value if isinstance(value, str) and not value.isdecimal() else json.dumps(value)
-    return printable(text[:MAX_QUOTE_CHARS])
-
-
-def printable(text: str) -> str:
-    """`text` as it can be shown, written and tokenized: half characters become a mark, two halves one character.
-
-    A name on disk may be no UTF-8, JSON may hold half characters, a client may cut a text in the middle of one.
-    """
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        joined = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-        return joined.encode("utf-8", "replace").decode()
-
-
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError("unreadable", file=printable(str(path)), why=error.strerror or str(error))
-
-
-def regular_size(path: Path) -> int:
-    """The bytes of a regular file. Raises OSError for other kinds: a pipe or a device may never end."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    return status.st_size

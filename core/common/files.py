@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 import time
 from contextlib import suppress
@@ -63,3 +65,11 @@ def clear_left(folder: Path) -> None:
     except OSError:
         # Somebody else removed it, or may not.
         return
+
+
+def regular_size(path: Path) -> int:
+    """The bytes of a regular file. Raises OSError for other kinds: a pipe or a device may never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return status.st_size

@@ -22,9 +22,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError
 from core.common.files import clear_left, sync, write_atomically
+from core.common.values import printable
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")

@@ -13,8 +13,9 @@ from core.access.public import public_urls
 from core.common.errors import DeckError, InputError
 from core.common.host_memory import available_bytes
 from core.common.paths import cache_dir, data_dir, models_dir
+from core.common.urls import host_name
 from core.doctor.check_result import Finding, found
-from core.hub.endpoints import checked_endpoint, default_endpoint, host_name
+from core.hub.endpoints import checked_endpoint, default_endpoint
 from core.server.listening import check_address, url_of
 
 GIB, MIB = 2**30, 2**20

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote
 
-from core.checkpoint.headers import MAX_QUOTE_CHARS, printable
 from core.common.errors import InputError
+from core.common.values import quoted_text
 
 DEFAULT_REVISION, MODELSCOPE_MAIN = "main", "master"
 # Hosts that people paste without the https:// in front.
@@ -52,7 +52,7 @@ def parse_address(text: str, revision: str | None = None) -> Address:
     url = URL.match(text)
     repo, named = _from_path(url["path"]) if url else _from_name(text)
     if named and revision and named != revision:
-        raise InputError("two_revisions", first=quote(named), second=quote(revision))
+        raise InputError("two_revisions", first=quoted_text(named), second=quoted_text(revision))
     return Address(repo, revision or named or DEFAULT_REVISION)
 
 
@@ -73,14 +73,9 @@ def check_address(address: Address) -> None:
     """Raise InputError for names that the Hub gives to nothing."""
     repo, revision = address.repo, address.revision
     if not REPO.fullmatch(repo) or ".." in repo or len(repo) > MAX_NAME_CHARS:
-        raise InputError("repo_name", name=quote(repo))
+        raise InputError("repo_name", name=quoted_text(repo))
     if not REVISION.fullmatch(revision) or revision in (".", "..") or len(revision) > MAX_NAME_CHARS:
-        raise InputError("revision_name", name=quote(revision))
-
-
-def quote(text: str) -> str:
-    """`text` as a sentence quotes it: what was typed or pasted may be long and no text at all."""
-    return printable(text.strip()[:MAX_QUOTE_CHARS])
+        raise InputError("revision_name", name=quoted_text(revision))
 
 
 def _from_path(path: str) -> tuple[str, str]:

@@ -17,9 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError, InputError
 from core.common.files import remove, sync
+from core.common.values import printable
 from core.hub.record import Record, read_record, write_record
 from core.hub.source import RemoteFile, Source, folder_name
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from core.checkpoint.headers import regular_size
+from core.common.files import regular_size
 from core.hub.cancellation import CancelToken
 from core.hub.source import RemoteFile
 

@@ -11,10 +11,9 @@ from typing import Any
 import httpx2
 
 from core.checkpoint.checkpoint import Checkpoint, is_plain_name
-from core.checkpoint.headers import is_whole
 from core.common.errors import CheckpointError, DeckError
+from core.common.values import is_whole, quoted_text
 from core.hub import modelscope
-from core.hub.address import quote
 from core.hub.metadata import (
     Repository,
     ask,
@@ -109,7 +108,7 @@ def _remote_file(repository: Repository, entry: dict[str, Any]) -> RemoteFile:
         raise DeckError("hub_answer", host=repository.host)
     check_names(repository.name, [name])
     if entry.get("type") != "file":
-        raise CheckpointError("hub_file_name", repo=repository.name, file=quote(name))
+        raise CheckpointError("hub_file_name", repo=repository.name, file=quoted_text(name))
     file = RemoteFile(name, size, None, None, file_route(repository, name))
     if not isinstance(lfs, dict):
         return replace(file, git_sha1=oid if isinstance(oid, str) and SHA1.fullmatch(oid) else None)

@@ -17,11 +17,12 @@ from typing import Any
 import httpx2
 
 from core.checkpoint.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, parse_index, parse_quantization
-from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header, printable
+from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
-from core.hub.address import Address, quote
-from core.hub.endpoints import host_name
+from core.common.urls import host_name
+from core.common.values import printable, quoted_text
+from core.hub.address import Address
 from core.hub.retry import TransientError, parse_retry_after
 from core.hub.tokens import TOKEN
 
@@ -105,7 +106,7 @@ def weight_files(source: Repository) -> list[str]:
             raise CheckpointError("hub_damaged", repo=source.name, file=index_name)
         missing = [name for name in shards if name not in source.files]
         if missing:
-            raise CheckpointError("hub_damaged", repo=source.name, file=quote(missing[0]))
+            raise CheckpointError("hub_damaged", repo=source.name, file=quoted_text(missing[0]))
         return shards
     files = [name for name in source.files if name.endswith(".safetensors")]
     if not files:
@@ -237,7 +238,7 @@ def refusal(source: Repository, status: int, headers: Mapping[str, str]) -> Deck
         return DeckError("hub_token", host=source.host)
     if code == "RevisionNotFound":
         near = near_branches(source)
-        return InputError("unknown_branch", repo=repo, branch=quote(source.address.revision), near=near)
+        return InputError("unknown_branch", repo=repo, branch=quoted_text(source.address.revision), near=near)
     if code == "RepoNotFound" or status == 401 or (status == 404 and not source.commit):
         return InputError("hub_unknown_repo", repo=repo, host=source.host)
     wait_s = parse_retry_after(headers.get("Retry-After"))
@@ -257,4 +258,4 @@ def near_branches(source: Repository) -> str:
     listed = branches if isinstance(branches, list) else []
     names = [str(branch.get("name")) for branch in listed if isinstance(branch, dict)]
     near = difflib.get_close_matches(source.address.revision, names, NUM_SUGGESTIONS, cutoff=0.3)
-    return ", ".join(quote(name) for name in near or names[:NUM_SUGGESTIONS]) or "-"
+    return ", ".join(quoted_text(name) for name in near or names[:NUM_SUGGESTIONS]) or "-"

@@ -13,9 +13,9 @@ from typing import Any
 
 import httpx2
 
-from core.checkpoint.headers import is_whole
 from core.common.errors import DeckError, InputError
-from core.hub.address import DEFAULT_REVISION, MODELSCOPE_MAIN, quote
+from core.common.values import is_whole, quoted_text
+from core.hub.address import DEFAULT_REVISION, MODELSCOPE_MAIN
 from core.hub.metadata import Repository, ask_hub
 from core.hub.source import RemoteFile, Source
 
@@ -39,8 +39,8 @@ def list_files(client: httpx2.Client, source: Source) -> tuple[str, tuple[Remote
     data = _ask(client, source, f"repo/files?{query}")
     listed = data.get("Files")
     if not isinstance(listed, list):
-        near = ", ".join(quote(name) for name in list_branches(client, source)) or "-"
-        raise InputError("unknown_branch", repo=source.address.repo, branch=quote(revision), near=near)
+        near = ", ".join(quoted_text(name) for name in list_branches(client, source)) or "-"
+        raise InputError("unknown_branch", repo=source.address.repo, branch=quoted_text(revision), near=near)
     entries = [entry for entry in listed if isinstance(entry, dict) and entry.get("Type") == "blob"]
     commit = _commit(data.get("LatestCommitter"), entries) or revision
     return commit, tuple(_remote_files(source, commit, entries))

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint.checkpoint import is_plain_name
-from core.checkpoint.headers import is_whole, printable, read_json
+from core.checkpoint.headers import read_json
 from core.common.errors import CheckpointError
 from core.common.files import write_atomically
+from core.common.values import is_whole, printable
 from core.hub.address import Address
 from core.hub.source import DEFAULT_BRANCHES, RemoteFile, Source
 

@@ -6,8 +6,9 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
-from core.checkpoint.headers import DTYPE_BYTES, is_whole, printable
+from core.checkpoint.headers import DTYPE_BYTES
 from core.common.errors import DeckError, InputError
+from core.common.values import is_whole, printable
 from core.hub.address import DEFAULT_REVISION, REPO, Address
 from core.hub.endpoints import checked_endpoint
 from core.hub.metadata import Repository, open_client, parse_json, read_bytes

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from core.checkpoint.checkpoint import QUANTIZE_CONFIG, is_plain_name
 from core.checkpoint.headers import MAX_CONFIG_BYTES
 from core.common.errors import CheckpointError
-from core.hub.address import quote
+from core.common.values import quoted_text
 from core.hub.source import RemoteFile
 
 # Configurations, tokenizers, chat templates and what says how a model may be used.
@@ -29,7 +29,7 @@ def check_names(repo: str, names: Iterable[str]) -> None:
         parts = name.split("/")
         is_honest = name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(parts)
         if not is_honest or any(len(part.encode("utf-8", "replace")) > MAX_NAME_BYTES for part in parts):
-            raise CheckpointError("hub_file_name", repo=repo, file=quote(name))
+            raise CheckpointError("hub_file_name", repo=repo, file=quoted_text(name))
 
 
 def check_configs(repo: str, files: Iterable[RemoteFile]) -> None:
@@ -38,7 +38,7 @@ def check_configs(repo: str, files: Iterable[RemoteFile]) -> None:
         is_config = file.name in CONFIGS or file.name.endswith(INDEX)
         if (is_config and file.size_bytes > MAX_CONFIG_BYTES) or (is_small(file.name) and _is_too_large(file)):
             size_mb = round(file.size_bytes / 1e6)
-            raise CheckpointError("hub_file_size", repo=repo, file=quote(file.name), size_mb=size_mb)
+            raise CheckpointError("hub_file_size", repo=repo, file=quoted_text(file.name), size_mb=size_mb)
 
 
 def select(repo: str, files: Iterable[RemoteFile], weights: Sequence[str]) -> tuple[RemoteFile, ...]:
@@ -51,7 +51,7 @@ def select(repo: str, files: Iterable[RemoteFile], weights: Sequence[str]) -> tu
     for file in wanted:
         other = seen.setdefault(unicodedata.normalize("NFC", file.name).casefold(), file.name)
         if other != file.name:
-            raise CheckpointError("hub_same_names", repo=repo, first=quote(other), second=quote(file.name))
+            raise CheckpointError("hub_same_names", repo=repo, first=quoted_text(other), second=quoted_text(file.name))
     return tuple(sorted(wanted, key=lambda file: (file.name in weights, file.name)))
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.common.errors import InputError
-from core.hub.address import DEFAULT_REVISION, Address, check_address, parse_address, parse_modelscope, quote
-from core.hub.endpoints import MODELSCOPE, host_name
+from core.common.urls import host_name
+from core.common.values import quoted_text
+from core.hub.address import DEFAULT_REVISION, Address, check_address, parse_address, parse_modelscope
+from core.hub.endpoints import MODELSCOPE
 
 Kind = Literal["huggingface", "modelscope"]
 # What stands for "the branch that everybody gets" at each kind of hub.
@@ -76,7 +78,7 @@ def read_source(text: str, kind: Kind, endpoint: str, revision: str | None = Non
     if page is None:
         return Source(parse_address(text, revision), endpoint, kind)
     if revision and page.revision not in (revision, DEFAULT_REVISION):
-        raise InputError("two_revisions", first=quote(page.revision), second=quote(revision))
+        raise InputError("two_revisions", first=quoted_text(page.revision), second=quoted_text(revision))
     address = Address(page.repo, revision or page.revision)
     return Source(address, endpoint if kind == "modelscope" else MODELSCOPE, "modelscope")
 
@@ -90,5 +92,5 @@ def folder_name(source: Source) -> str:
     repo = source.address.repo.replace("/", "_")
     name = f"{repo}_{UNSAFE.sub('_', source.branch)}" if source.branch else repo
     if len(name.encode()) > MAX_FOLDER_BYTES:
-        raise InputError("folder_name_long", name=quote(name))
+        raise InputError("folder_name_long", name=quoted_text(name))
     return name

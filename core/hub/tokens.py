@@ -12,7 +12,8 @@ from typing import Any
 from core.common.errors import InputError
 from core.common.json_file import Fault, JsonFile, texts_by_name
 from core.common.paths import data_dir
-from core.hub.endpoints import default_endpoint, host_name, is_private_way, origin
+from core.common.urls import host_name, is_private_way, origin
+from core.hub.endpoints import default_endpoint
 
 # The printable characters of ASCII without the space: a header can carry no others.
 TOKEN = re.compile(r"[!-~]+")

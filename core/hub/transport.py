@@ -15,8 +15,8 @@ import httpx2
 import urllib3
 
 from core.common.errors import DeckError
+from core.common.urls import host_name, origin
 from core.hub.cancellation import CancelToken
-from core.hub.endpoints import host_name, origin
 from core.hub.metadata import Repository, refusal
 from core.hub.retry import TransferLimits, TransientError, parse_retry_after
 from core.hub.source import RemoteFile

@@ -20,7 +20,8 @@ from typing import Any
 from core.checkpoint.checkpoint import Checkpoint, Quantization
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
 from core.common.errors import InputError
-from core.hub.address import Address, parse_address, quote
+from core.common.values import quoted_text
+from core.hub.address import Address, parse_address
 
 TABLE = Path(__file__).with_name("catalogue.csv")
 WEIGHTS_FILE = "model.safetensors"
@@ -101,12 +102,12 @@ def find(text: str, revision: str | None = None) -> CatalogueEntry:
     found = [entry for entry in entries() if wanted in (entry.repo.casefold(), _short(entry.repo))]
     if not found:
         names = {_short(entry.repo): entry.repo for entry in entries()}
-        raise InputError("unknown_catalogue", name=quote(address.repo), near=_near(_short(wanted), names))
+        raise InputError("unknown_catalogue", name=quoted_text(address.repo), near=_near(_short(wanted), names))
     branches = {entry.branch.casefold(): entry for entry in found}
     entry = branches.get(address.revision.casefold())
     if entry is None:
         near = _near(address.revision.casefold(), {key: entry.branch for key, entry in branches.items()})
-        raise InputError("unknown_branch", repo=found[0].repo, branch=quote(address.revision), near=near)
+        raise InputError("unknown_branch", repo=found[0].repo, branch=quoted_text(address.revision), near=near)
     return entry
 
 

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from core.checkpoint.checkpoint import is_plain_name, read_checkpoint
-from core.checkpoint.headers import printable
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.files import remove, sync
 from core.common.paths import models_dir
+from core.common.values import printable
 from core.hub.folders import MARGIN_BYTES, os_errors_explained
 from core.hub.hashing import is_right_file
 from core.hub.record import read_record

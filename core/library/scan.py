@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.checkpoint.checkpoint import Checkpoint, is_plain_name, read_checkpoint
-from core.checkpoint.headers import printable, unreadable
+from core.checkpoint.headers import unreadable
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.paths import models_dir
+from core.common.values import printable
 from core.hub.record import Record, read_record
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.headers import is_whole
 from core.common.errors import CheckpointError
+from core.common.values import is_whole
 
 # No model's number is larger; a config that says so would only make sums that nobody can read.
 MAX_NUMBER = 2**31

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from core.checkpoint.headers import printable, regular_size
 from core.common.errors import DeckError
+from core.common.files import regular_size
+from core.common.values import printable
 from core.personas.assets import keep_embedded, main_icon
 from core.personas.character import Character, CharacterError, check_name
 from core.personas.charx import CARD, MAX_CHARX_BYTES, open_charx

@@ -10,9 +10,10 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.checkpoint.headers import printable, regular_size
 from core.common.errors import DeckError
+from core.common.files import regular_size
 from core.common.paths import characters_dir
+from core.common.values import printable
 from core.personas.cards import read_text
 from core.personas.character import Character, CharacterError
 from core.personas.fields import read_name

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError
 from core.common.files import remove, write_atomically
+from core.common.values import printable
 from core.personas.character import Character, CharacterError, check_name
 from core.personas.fields import read_name
 from core.personas.formats import write_file

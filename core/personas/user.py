@@ -7,11 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.headers import printable, regular_size
 from core.common.errors import DeckError
-from core.common.files import write_atomically
+from core.common.files import regular_size, write_atomically
 from core.common.json_file import Codec, JsonFile
 from core.common.paths import person_dir
+from core.common.values import printable
 from core.personas.character import CharacterError
 from core.personas.fields import read_name
 from core.personas.parse import parse_yaml, write_yaml

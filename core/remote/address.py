@@ -12,8 +12,8 @@ from typing import Any
 from core.common.errors import InputError
 from core.common.json_file import Fault, JsonFile, texts_by_name
 from core.common.paths import data_dir
-from core.hub.address import quote
-from core.hub.endpoints import host_name, origin
+from core.common.urls import host_name, origin
+from core.common.values import quoted_text
 
 MAX_ADDRESS_CHARS = 500
 # The printable characters of ASCII without the space: a header can carry no others.
@@ -26,7 +26,7 @@ def checked_address(text: str) -> str:
     found = (found if "://" in found else f"http://{found}").rstrip("/")
     parts = urllib.parse.urlsplit(found) if origin(found) else None
     if parts is None or parts.query or parts.fragment or len(found) > MAX_ADDRESS_CHARS or not found.isprintable():
-        raise InputError("remote_address", address=quote(text))
+        raise InputError("remote_address", address=quoted_text(text))
     if "@" in parts.netloc:
         raise InputError("remote_login", server=host_name(found))
     return found.removesuffix("/v1").rstrip("/")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.checkpoint.headers import printable
 from core.common.errors import EngineError
+from core.common.values import printable
 from core.engine.protocol import Conversation
 from core.engine.sampling_params import Sampling
 

@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from core.checkpoint.headers import printable
 from core.common.errors import EngineError
 from core.common.plain_json import load_json
-from core.hub.endpoints import host_name, is_private_way
+from core.common.urls import host_name, is_private_way
+from core.common.values import printable
 
 MAX_WHY_CHARS = 300
 Result = TypeVar("Result")

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.headers import is_whole
 from core.common.json_file import FileError, JsonFile
 from core.common.paths import data_dir
+from core.common.values import is_whole
 
 log = logging.getLogger(__name__)
 

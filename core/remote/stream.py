@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from core.checkpoint.headers import printable
 from core.common.errors import EngineError
+from core.common.values import printable
 from core.engine.detokenize import find_stop, held_back
 from core.engine.protocol import AnswerStats, Reason
 from core.engine.sampling_params import Sampling

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from tokenizers import Tokenizer
 
-from core.checkpoint.headers import printable
 from core.common.errors import EngineError
 from core.common.panics import panics_as_errors, why_of
+from core.common.values import printable
 from core.engine.detokenize import TextStream
 from core.engine.fair_queue import Turns
 from core.engine.protocol import AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text

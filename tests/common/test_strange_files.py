@@ -24,9 +24,10 @@ from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
 from core.chat.tokens import TokenizerError, read_counter
 from core.checkpoint.checkpoint import read_checkpoint
-from core.checkpoint.headers import printable, read_header, read_json
+from core.checkpoint.headers import read_header, read_json
 from core.common.errors import CheckpointError, DeckError
 from core.common.plain_json import check_num_values, load_json
+from core.common.values import printable
 from core.hub.manifest import next_page
 from core.hub.record import FILE, read_record
 from core.hub.search import parse_results

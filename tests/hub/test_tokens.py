@@ -10,7 +10,8 @@ import pytest
 
 from core.common.errors import DeckError, InputError
 from core.common.json_file import FileDamaged
-from core.hub.endpoints import MIRROR, checked_endpoint, host_name, origin
+from core.common.urls import host_name, origin
+from core.hub.endpoints import MIRROR, checked_endpoint
 from core.hub.tokens import forget_token, is_from_environment, store_token, token_for
 
 HUB = "https://huggingface.co"

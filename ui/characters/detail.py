@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError
+from core.common.values import printable
 from core.personas.cards import FORMATS, SUFFIXES, Format, write
 from core.personas.character import Character
 from core.personas.listing import Entry

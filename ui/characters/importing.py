@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import streamlit as st
 
-from core.checkpoint.headers import printable
 from core.common.errors import DeckError
+from core.common.values import printable
 from core.personas.cards import Card, read_card
 from core.personas.charx import MAX_CHARX_BYTES
 from ui.characters.view import show

@@ -8,8 +8,8 @@ from typing import Any
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.common.urls import host_name
 from core.hub.download_job import DownloadJob
-from core.hub.endpoints import host_name
 from core.hub.progress import JobState, Phase
 from ui.download.disk import size_words
 from ui.shared.engine_status import load

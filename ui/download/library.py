@@ -9,7 +9,7 @@ import streamlit as st
 from core.common.background import Lookup
 from core.common.errors import DeckError, InputError
 from core.common.paths import models_dir
-from core.hub.endpoints import host_name
+from core.common.urls import host_name
 from core.library import maintenance as keeping
 from core.library.maintenance import Verification
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts

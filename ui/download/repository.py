@@ -10,9 +10,9 @@ import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError
+from core.common.urls import host_name
 from core.hub.address import Address
 from core.hub.branches import Branch
-from core.hub.endpoints import host_name
 from core.hub.source import Source, folder_name
 from core.hub.tokens import token_for
 from core.library.scan import disk_usage

@@ -7,7 +7,8 @@ import os
 import streamlit as st
 
 from core.common.errors import DeckError
-from core.hub.endpoints import HUGGINGFACE, MIRROR, MODELSCOPE, checked_endpoint, default_endpoint, host_name
+from core.common.urls import host_name
+from core.hub.endpoints import HUGGINGFACE, MIRROR, MODELSCOPE, checked_endpoint, default_endpoint
 from core.hub.source import Kind
 from core.hub.tokens import forget_token, is_from_environment, store_token, token_for
 from ui.shared.errors import show_error

@@ -6,8 +6,8 @@ import streamlit as st
 
 from core.common.background import Lookup
 from core.common.errors import DeckError
+from core.common.urls import host_name, is_private_way
 from core.engine.protocol import EngineState, ModelFacts, RemoteFacts
-from core.hub.endpoints import host_name, is_private_way
 from core.remote.address import checked_address, keep_key, key_of
 from core.remote.connection import ASSUMED_CONTEXT_TOKENS, list_models
 from core.remote.dialect import RemoteModel
