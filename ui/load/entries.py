@@ -9,10 +9,11 @@ from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
 from ui.load.gauge import chosen_now, draw_verdict, sentence, sliders, verdict
-from ui.load.gpu_choice import Cards, cards_here, gpu_error, names_of
+from ui.load.gpu_choice import Cards, cards_here, names_of
 from ui.shared.engine_status import Shown, load, loading_progress, shown_now
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_alone
+from ui.shared.gpus import gpu_error
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.resources import runner

@@ -6,50 +6,24 @@ from collections import Counter
 
 import streamlit as st
 
-from core.common.errors import GpuUseError
 from core.gpu.known_gpus import known_gpus, lookup
-from core.gpu.snapshot import Gpu, GpuSnapshot
 from core.gpu.torch_support import (
-    find_gpu_error,
-    find_nvml_error,
     has_nvidia_card,
     installed_torch,
     is_cpu_chosen,
-    readable_gpus,
     usable_gpus,
 )
 from core.gpu.torch_support import names_of as names_of_gpus
 from core.memory.fit import Card, card_from_gpu, card_from_table
 from core.memory.kernels.registry import has_compiler
 from ui.shared.errors import sentence, show_error
+from ui.shared.gpus import gpu_error, gpus_here, reading
 from ui.shared.i18n import tr
-from ui.shared.resources import monitor, runner
+from ui.shared.resources import runner
 
 KEY = "plan_card"
 HERE = "here"
-FIRST_READING_S = 2.0
 Cards = tuple[Card, ...]
-
-
-def reading() -> GpuSnapshot | None:
-    """The newest reading of the GPUs; the very first one is waited for."""
-    return monitor().latest(FIRST_READING_S)
-
-
-def gpus_here() -> list[Gpu]:
-    """The GPUs whose memory can be read, in NVML's order."""
-    latest = reading()
-    return readable_gpus(latest.gpus if latest else ())
-
-
-def gpu_error() -> GpuUseError | None:
-    """Why a load could not use the GPUs here: as the last worker found it, else as far as it is sure without one."""
-    latest, word = reading(), runner().gpu_word
-    if latest is None or is_cpu_chosen():
-        return None
-    if word is None:
-        return find_gpu_error(latest, installed_torch())
-    return find_nvml_error(latest) or word.gpu_error
 
 
 def own_pids() -> frozenset[int]:

@@ -9,9 +9,10 @@ import streamlit as st
 from core.gpu.snapshot import Gpu, GpuProcess, GpuSnapshot
 from core.memory.plan import MIB, MemoryPlan
 from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
-from ui.load.gpu_choice import cards_here, draw_place, gpu_error, gpus_here, own_pids, reading
+from ui.load.gpu_choice import cards_here, draw_place, own_pids
 from ui.monitor.charts import draw_charts, gpu_label
 from ui.shared.errors import sentence, show_error
+from ui.shared.gpus import gpu_error, gpus_here, reading
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape
 from ui.shared.resources import monitor, runner, token_rate

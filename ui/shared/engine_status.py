@@ -8,9 +8,9 @@ from core.common.paths import models_dir
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
 from core.gpu.torch_support import is_cpu_chosen
-from ui.load.gpu_choice import gpu_error
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
+from ui.shared.gpus import gpu_error
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import runner
