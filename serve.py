@@ -23,7 +23,7 @@ from core.chat.template import warm_renderer
 from core.common.errors import DeckError
 from core.common.logs import set_up_logs
 from core.common.paths import ROOT
-from core.common.sandbox import end_all
+from core.common.sandbox import close_all
 from core.gpu.torch_support import is_cpu_chosen
 from core.library.scan import find
 from core.server.uvicorn_tuning import tune_server
@@ -73,7 +73,7 @@ def end() -> None:
     except DeckError as error:
         log.error("%s", error)
     runner().close()
-    end_all()
+    close_all()
 
 
 def needs_key() -> bool:

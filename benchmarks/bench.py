@@ -42,7 +42,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError, EngineError, InputError
 from core.common.i18n import translate
 from core.common.paths import ROOT
-from core.common.signals import Interrupts
+from core.common.signals import StopSignals
 from core.common.terminal import Terminal
 from core.library import scan as library
 from core.starter import build as starter
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str], terminal: Terminal) -> int:
     parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
     parser.add_argument("--quick", action="store_true", help=text("help_quick"))
     options = parser.parse_args(arguments)
-    with ExitStack() as ends, Interrupts(signal.SIGINT, signal.SIGTERM):
+    with ExitStack() as ends, StopSignals(signal.SIGINT, signal.SIGTERM):
         bench = Bench(choose_model(options.model), options.quick, terminal, ends)
         is_whole = bench.run()
         # Before anything is ended, which takes seconds that there may not be.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from core.common.errors import DeckError, InputError
 from core.common.paths import models_dir
-from core.common.signals import Interrupts
+from core.common.signals import StopSignals
 from core.common.terminal import Terminal
 from core.common.values import printable
 from core.hub.address import Address
@@ -38,10 +38,10 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     """Fetch the model that the arguments name. Ctrl-C keeps what was fetched; the exit code is then 1."""
     downloads = DownloadQueue()
     try:
-        with Interrupts(signal.SIGINT) as interrupts:
+        with StopSignals(signal.SIGINT) as stop_signals:
             job = downloads.add(find_source(arguments))
             terminal.say("download_begins", model=job.source.name, host=job.source.host, folder=str(folder_of(job)))
-            watch(job, terminal, interrupts)
+            watch(job, terminal, stop_signals)
     except KeyboardInterrupt:
         downloads.close()
         terminal.say("download_stopped", command=f"./llamadeck {shlex.join(sys.argv[1:])}")
@@ -73,12 +73,12 @@ def find_source(arguments: Namespace) -> Source:
     return source
 
 
-def watch(job: DownloadJob, terminal: Terminal, interrupts: Interrupts) -> None:
+def watch(job: DownloadJob, terminal: Terminal, stop_signals: StopSignals) -> None:
     """Show the job's progress until it rests. Raises KeyboardInterrupt for a Ctrl-C, also for one that got lost."""
     said: DeckError | None = None
     interval_s = REDRAW_S if sys.stderr.isatty() else LINE_S
     while not job.wait(interval_s):
-        if interrupts.has_come:
+        if stop_signals.has_come:
             raise KeyboardInterrupt
         state = job.snapshot()
         if state.notice is not None and (said is None or state.notice.key != said.key):

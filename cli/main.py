@@ -7,9 +7,9 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
 
-from core.bootstrap.machine_faults import explained
+from core.bootstrap.machine_faults import explain_faults
 from core.common.errors import DeckError, InputError
-from core.common.output import OutputError, guarded
+from core.common.output import OutputError, exit_code_of
 from core.common.terminal import Terminal
 
 # In the order of --help. Each is a module in cli/ with add_arguments(parser, terminal) and
@@ -61,4 +61,4 @@ def say_unwritten(error: OutputError) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: explained(lambda: main(sys.argv[1:])), say_unwritten))
+    sys.exit(exit_code_of(lambda: explain_faults(lambda: main(sys.argv[1:])), say_unwritten))

@@ -13,7 +13,7 @@ from core.access.public import CORS_ORIGINS, PUBLIC_URLS, cors_origins, public_u
 from core.access.secret_file import SecretFile
 from core.access.single_sign_on import is_set_up
 from core.common.errors import DeckError, InputError
-from core.common.logs import level_in
+from core.common.logs import log_level
 from core.common.paths import DEFAULT_HOST, DEFAULT_PORT, ROOT
 from core.common.terminal import Terminal
 from core.gpu.torch_support import CPU_VARIABLE
@@ -44,7 +44,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     urls, _ = public_urls(environment), cors_origins(environment)
     check_address(host, port)
     check_exposure(host, secret)
-    level_in()
+    log_level()
     ensure_model(model, terminal)
     note_listening(host, environment)
     for name in ("LLAMADECK_LOAD", "LLAMADECK_LOAD_ANYWAY"):

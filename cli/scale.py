@@ -13,7 +13,7 @@ from cli.fit import find_cards, find_checkpoint, parse_context, parse_whole
 from core.bootstrap.pip import InstallError
 from core.common.errors import DeckError, EngineError, InputError
 from core.common.paths import DEFAULT_HOST
-from core.common.signals import Interrupts
+from core.common.signals import StopSignals
 from core.common.terminal import Terminal
 from core.gpu.snapshot import read_snapshot
 from core.memory.fit import Card
@@ -53,7 +53,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
         terminal.say("scale_fits_not", needed=plan.needed_mib, budget=plan.budget_mib)
         return DOES_NOT_FIT
     if arguments.start:
-        with Interrupts(signal.SIGINT, signal.SIGTERM):
+        with StopSignals(signal.SIGINT, signal.SIGTERM):
             serve(plan, port, terminal)
     return 0
 

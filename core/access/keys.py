@@ -15,7 +15,7 @@ from typing import Any
 
 from core.common.errors import DeckError, InputError
 from core.common.files import write_atomically
-from core.common.json_file import Fault, JsonFile, texts_by_name
+from core.common.json_file import InvalidContent, JsonFile, texts_by_name
 from core.common.paths import data_dir
 from core.common.values import quoted_json
 
@@ -139,7 +139,7 @@ def _key(value: Any) -> Key:
     rest = {name: kept for name, kept in value.items() if name not in known}
     key = Key(**texts_by_name({name: text for name, text in value.items() if name in known}), rest=rest)
     if not SHA256.fullmatch(key.sha256):
-        raise Fault("a hash that is none")
+        raise InvalidContent("a hash that is none")
     return key
 
 

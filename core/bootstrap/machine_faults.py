@@ -38,7 +38,7 @@ def fault_in_log(text: str) -> DeckError | None:
     return None
 
 
-def explained(main: Callable[[], int], terminal: Terminal | None = None) -> int:
+def explain_faults(main: Callable[[], int], terminal: Terminal | None = None) -> int:
     """What `main` returns; 1 after a sentence where this machine is at fault. A broken .venv is put right at the next
     start."""
     try:

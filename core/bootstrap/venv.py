@@ -41,7 +41,7 @@ from core.bootstrap.torch_build import (
     wheels_for,
 )
 from core.common.errors import DeckError
-from core.common.output import guarded
+from core.common.output import exit_code_of
 from core.common.paths import ROOT
 from core.common.terminal import Terminal
 
@@ -272,4 +272,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main, lambda error: None))
+    sys.exit(exit_code_of(main, lambda error: None))

@@ -11,7 +11,7 @@ import yaml
 
 from core.checkpoint.headers import read_json
 from core.common.errors import DeckError, InputError
-from core.common.json_file import Codec, Fault, JsonFile
+from core.common.json_file import Codec, InvalidContent, JsonFile
 from core.common.paths import data_dir
 from core.common.preferences import Preferences
 from core.common.values import printable, quoted_json
@@ -146,13 +146,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(names)) != len(names):
-            raise Fault("a name stands there twice")
+            raise InvalidContent("a name stands there twice")
         return super().construct_mapping(node, deep)
 
 
 def _load_yaml(text: str) -> Any:
     if len(text) > MAX_FILE_CHARS:
-        raise Fault(f"more than {MAX_FILE_CHARS} characters")
+        raise InvalidContent(f"more than {MAX_FILE_CHARS} characters")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

@@ -16,12 +16,12 @@ from typing import Any, Literal, TypedDict
 
 from core.checkpoint.headers import read_json, read_text
 from core.common.errors import DeckError
-from core.common.sandbox import Confined, LimitReached, Limits, Refused
+from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits
 from core.common.values import printable
 
 LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
 # A real template takes 0.2 ms and 1 MiB for a short chat, 20 ms and 10 MiB for 1,000 messages, 0.5 s for 10,000.
-LIMITS = Limits(cpu_s=1.5, memory_mib=512, wait_s=20.0)
+LIMITS = SandboxLimits(cpu_s=1.5, memory_mib=512, wait_s=20.0)
 MAX_PROCESSES = 4
 # A prompt is what was said beside the words of the template, which may say a text twice, or in JSON: a letter takes 12.
 MAX_OWN_CHARS, MAX_TURN_CHARS, MAX_GROWTH = 2**18, 2**10, 16
@@ -99,7 +99,7 @@ class ChatTemplate:
         size = _size(turns)
         try:
             return _renderer.render(self.source, values, size)
-        except Refused as error:
+        except SandboxError as error:
             raise TemplateError("chat_template", why=printable(str(error))) from error
         except LimitReached as error:
             raise self._limit_error(error, size) from error
@@ -175,18 +175,18 @@ class _Renderer:
     each look at a page that counts tokens, would wait for the limit.
     """
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
-        self._confined = Confined("core.chat.template_child", limits, MAX_PROCESSES)
+    def __init__(self, limits: SandboxLimits = LIMITS) -> None:
+        self._sandbox = Sandbox("core.chat.template_child", limits, MAX_PROCESSES)
         self._lock = threading.Lock()
         self._paused: OrderedDict[str, tuple[Size, float, LimitReached]] = OrderedDict()
 
     def render(self, source: str, values: dict[str, Any], size: Size) -> str:
-        """Raises LimitReached, or Refused with the template's words."""
+        """Raises LimitReached, or SandboxError with the template's words."""
         num_turns, num_chars = size
         key = (source, num_turns > LARGE_TURNS or num_chars > LARGE_CHARS)
         self._check(source, size)
         try:
-            return self._confined.ask(key, source, values, _max_chars(size), lambda: self._check(source, size))
+            return self._sandbox.ask(key, source, values, _max_chars(size), lambda: self._check(source, size))
         except LimitReached as error:
             # A process that had no turn says nothing about the chat.
             if error.kind != "busy":
@@ -196,12 +196,12 @@ class _Renderer:
     def warm(self) -> None:
         """Have a process ready for the first chat."""
         try:
-            self._confined.warm()
+            self._sandbox.warm()
         except LimitReached:
             pass  # The first chat says it.
 
     def close(self) -> None:
-        self._confined.close()
+        self._sandbox.close()
 
     def _check(self, source: str, size: Size) -> None:
         with self._lock:

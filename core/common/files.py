@@ -13,7 +13,7 @@ from pathlib import Path
 
 PREFIX = ".new-"
 # No write takes this long: what is older was left by a process that was killed.
-LEFT_S = 3600.0
+LEFTOVER_AGE_S = 3600.0
 
 
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o644) -> None:
@@ -56,11 +56,12 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
 
 
-def clear_left(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what writes that were killed left in `folder`: it may hold secrets that have been taken back since."""
     try:
         for entry in os.scandir(folder):
-            if entry.name.startswith(PREFIX) and time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_S:
+            age_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if entry.name.startswith(PREFIX) and age_s > LEFTOVER_AGE_S:
                 os.unlink(entry)
     except OSError:
         # Somebody else removed it, or may not.

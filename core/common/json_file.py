@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
 from core.common.errors import DeckError
-from core.common.files import clear_left, sync, write_atomically
+from core.common.files import remove_leftovers, sync, write_atomically
 from core.common.values import printable
 
 log = logging.getLogger(__name__)
@@ -36,14 +36,14 @@ POLL_S = 0.01
 SETTLED_NS = 100_000_000
 # A file system without locks, as some network file systems are.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
-FAULTS = (ValueError, OverflowError, TypeError, KeyError, AttributeError, RecursionError, DeckError)
+PARSE_ERRORS = (ValueError, OverflowError, TypeError, KeyError, AttributeError, RecursionError, DeckError)
 WORDS: Mapping[type[Exception], str] = {UnicodeDecodeError: "not UTF-8", RecursionError: "nested too deeply"}
 _without_locks = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """How a file's text becomes plain values, and back. `load` raises one of FAULTS for what is no such text."""
+    """How a file's text becomes plain values, and back. `load` raises one of PARSE_ERRORS for what is no such text."""
 
     load: Callable[[str], Any]
     dump: Callable[[Any], str]
@@ -64,7 +64,7 @@ class Change(Generic[Value]):
     value: Value
 
 
-class Fault(ValueError):
+class InvalidContent(ValueError):
     """What is wrong with a file's text, in words that quote none of it."""
 
 
@@ -80,7 +80,7 @@ class _Seen(Generic[Value]):
 
 
 class JsonFile(Generic[Value]):
-    """`parse` makes a value of what the file holds and raises one of FAULTS for anything else; `dump` is its reverse.
+    """`parse` makes a value of what the file holds, or raises one of PARSE_ERRORS; `dump` is its reverse.
 
     `empty` is the value of a missing file. Where `fields` names those that `dump` writes, others in the file are kept.
     A value is shared by all who read it: it is replaced, never changed. `sentences` are a store's own ones for
@@ -186,15 +186,15 @@ class JsonFile(Generic[Value]):
         content, stamp = _content(self.path)
         try:
             if len(content) > MAX_BYTES:
-                raise Fault(f"more than {MAX_BYTES // 2**20} MiB")
+                raise InvalidContent(f"more than {MAX_BYTES // 2**20} MiB")
             if not content.strip(b"\0"):
                 # What a power cut leaves of a file that was written without care.
-                raise Fault("it holds nothing")
+                raise InvalidContent("it holds nothing")
             found = self._codec.load(content.decode("utf-8").removeprefix("\ufeff"))
             value = self._parse(found)
             rest = {name: kept for name, kept in found.items() if name not in self._fields} if self._fields else {}
             return _Seen(stamp, value, rest=rest)
-        except FAULTS as error:
+        except PARSE_ERRORS as error:
             return _Seen(stamp, self._empty, _kind(error))
 
     def _whole(self, seen: _Seen[Value]) -> Value:
@@ -211,7 +211,7 @@ class JsonFile(Generic[Value]):
             values = {**self._dump(value), **rest} if self._fields else self._dump(value)
             self._write_whole(path, self._codec.dump(values), mode or self._mode)
             sync(path.parent)
-            clear_left(path.parent)
+            remove_leftovers(path.parent)
         except OSError as error:
             raise self._error("unwritable", _why(error)) from error
 
@@ -294,7 +294,7 @@ def _why(error: OSError) -> str:
 def _kind(error: Exception) -> str:
     """What is wrong and where, without a word of the file: it may hold secrets."""
     mark = getattr(error, "problem_mark", None) or getattr(error.__cause__, "problem_mark", None)
-    if isinstance(error, Fault):
+    if isinstance(error, InvalidContent):
         return str(error)
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}, column {error.colno}"
@@ -327,16 +327,16 @@ def texts_by_name(value: Any) -> dict[str, str]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise Fault("a name stands there twice")
+        raise InvalidContent("a name stands there twice")
     return values
 
 
 def _no_number(text: str) -> NoReturn:
-    raise Fault(f"{text} is no number")
+    raise InvalidContent(f"{text} is no number")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise Fault("too large a number")
+        raise InvalidContent("too large a number")
     return value

@@ -25,7 +25,7 @@ MAX_FAULTS = 256
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
-def level_in(environment: Mapping[str, str] = os.environ) -> int:
+def log_level(environment: Mapping[str, str] = os.environ) -> int:
     """The level that is wished for. Raises InputError for a word that is none."""
     word = environment.get(VARIABLE, "").strip().lower() or "warning"
     if word not in LEVELS:
@@ -34,13 +34,13 @@ def level_in(environment: Mapping[str, str] = os.environ) -> int:
 
 
 @dataclass(slots=True)
-class _Said:
+class _Repeats:
     began_s: float
     times: int = 0
     left_out: int = 0
 
 
-class OnceAMinute(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets the same warning or error through a few times a minute; the next one says how many were left out.
 
     Two are the same that come from one line of code with one text, whatever numbers and values it quotes.
@@ -50,7 +50,7 @@ class OnceAMinute(logging.Filter):
         super().__init__()
         self._clock = clock
         self._lock = threading.Lock()
-        self._said: dict[tuple[object, ...], _Said] = {}
+        self._said: dict[tuple[object, ...], _Repeats] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
@@ -61,7 +61,7 @@ class OnceAMinute(logging.Filter):
             if said is None or now_s - said.began_s >= WINDOW_S:
                 left_out = said.left_out if said is not None else 0
                 self._said.pop(key, None)
-                said = self._said[key] = _Said(now_s)
+                said = self._said[key] = _Repeats(now_s)
                 if len(self._said) > MAX_FAULTS:
                     del self._said[next(iter(self._said))]
                 if left_out:
@@ -80,7 +80,7 @@ def _identity(record: logging.LogRecord) -> tuple[object, ...]:
 def set_up_logs() -> None:
     """Once at the start of a process; a wrong word is said in the log and counts as none."""
     logging.basicConfig(level=logging.WARNING, format=FORMAT)
-    sparing = OnceAMinute()
+    sparing = RepeatFilter()
     for handler in logging.root.handlers:
         handler.addFilter(sparing)
     # Libraries that write their own lines, such as the web server: what passes by the root's handler.
@@ -90,7 +90,7 @@ def set_up_logs() -> None:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        level = level_in()
+        level = log_level()
     except InputError as error:
         logging.getLogger(__name__).error("%s", error)
         return

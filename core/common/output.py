@@ -24,7 +24,7 @@ class OutputError(Exception):
         self.reason = os.strerror(error.errno or errno.EIO)
 
 
-class Closed(io.TextIOBase):
+class ClosedOutput(io.TextIOBase):
     """Stands for a standard output that was closed (`>&-`): to Python that would be None, and a word to it no error."""
 
     def write(self, text: str) -> int:
@@ -57,7 +57,7 @@ def write_bytes(content: bytes) -> None:
         raise OutputError(error) from error
 
 
-def guarded(main: Callable[[], int], say: Callable[[OutputError], None]) -> int:
+def exit_code_of(main: Callable[[], int], say: Callable[[OutputError], None]) -> int:
     """What `main` returns; where its output cannot be written, the end that a shell expects, or 1 after `say`."""
     _open_standard_streams()
     try:
@@ -84,7 +84,7 @@ def _open_standard_streams() -> None:
             opened = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(opened, True)
     if sys.stdout is None:
-        sys.stdout = Closed()
+        sys.stdout = ClosedOutput()
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  as long as the process
     if sys.stdin is None:

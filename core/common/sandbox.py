@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.common.paths import ROOT
-from core.common.sandbox_child import FAILED, HEAD, MAX_WHY_CHARS, MEMORY, OUTPUT
+from core.common.sandbox_child import FAILED, HEADER, MAX_WHY_CHARS, MEMORY, OUTPUT
 
 log = logging.getLogger(__name__)
 # What a child is told of this process's surroundings: passwords and tokens are none of its business.
-KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
+PASSED_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 CHUNK_BYTES, MIB = 2**20, 2**20
 # What a child may hold while it waits; a usual one holds a quarter of it.
 KEPT_MIB = 128
@@ -44,12 +44,12 @@ class LimitReached(Exception):
         self.kind = kind
 
 
-class Refused(Exception):
+class SandboxError(Exception):
     """The child's own words about what it was given."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SandboxLimits:
     """For one question: processor time, memory beside what Python itself takes, and time by the clock.
 
     The processor's time ends the work. The clock only ends what does not move, on a machine that stands still.
@@ -60,22 +60,22 @@ class Limits:
     wait_s: float
 
 
-_all: weakref.WeakSet[Confined] = weakref.WeakSet()
+_all: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 
 
-def end_all() -> None:
+def close_all() -> None:
     """End every child of this process: for its end. They would end with it, a moment later."""
-    for confined in list(_all):
-        confined.close()
+    for sandbox in list(_all):
+        sandbox.close()
 
 
-class Confined:
+class Sandbox:
     """The child processes of one module, one for each key, at most `max_processes`. Any thread may ask.
 
     Questions of one key wait for each other, those of different keys do not: what hangs keeps its own key waiting.
     """
 
-    def __init__(self, module: str, limits: Limits, max_processes: int) -> None:
+    def __init__(self, module: str, limits: SandboxLimits, max_processes: int) -> None:
         self.limits = limits
         self._module, self._max_processes = module, max_processes
         self._choosing = threading.Lock()
@@ -98,7 +98,7 @@ class Confined:
         """The answer to `question`, at most `max_chars` long. A child that is new is told `opening` first.
 
         Both are plain values. `check` is called when it is this question's turn, and may raise what ends it.
-        Raises LimitReached, or Refused with the child's words.
+        Raises LimitReached, or SandboxError with the child's words.
         """
         deadline_s = time.monotonic() + self.limits.wait_s
         with self._child(key) as child:
@@ -153,7 +153,7 @@ class Confined:
 class _Child:
     """One process, started when it is asked; whatever goes wrong with it, the next question gets a new one."""
 
-    def __init__(self, module: str, limits: Limits) -> None:
+    def __init__(self, module: str, limits: SandboxLimits) -> None:
         self.lock = threading.Lock()
         self.num_users = 0
         self._module, self._limits = module, limits
@@ -187,7 +187,7 @@ class _Child:
         if kind == OUTPUT:
             raise LimitReached("output")
         if kind == FAILED:
-            raise Refused(text)
+            raise SandboxError(text)
         return text
 
     def kill(self) -> None:
@@ -230,7 +230,7 @@ class _Child:
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
-                env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
+                env={name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ},
             )
 
     def _resident_mib(self) -> int:
@@ -261,10 +261,10 @@ class _Child:
         data = marshal.dumps(value)
         assert self._pipe is not None
         self._pipe.settimeout(_left(deadline_s))
-        self._pipe.sendall(HEAD.pack(len(data)) + data)
+        self._pipe.sendall(HEADER.pack(len(data)) + data)
 
     def _receive(self, max_chars: int, deadline_s: float) -> tuple[bytes, str]:
-        (length,) = HEAD.unpack(self._read(HEAD.size, deadline_s))
+        (length,) = HEADER.unpack(self._read(HEADER.size, deadline_s))
         # A template that got out of its sandbox could say anything.
         if not 0 < length <= 1 + 4 * max(max_chars, MAX_WHY_CHARS):
             raise EOFError

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # The length of what follows. An answer's first byte says what it is.
-HEAD = struct.Struct(">Q")
+HEADER = struct.Struct(">Q")
 DONE, FAILED, MEMORY, OUTPUT = b"+", b"!", b"M", b"O"
 MAX_WHY_CHARS = 200
 MIB = 2**20
@@ -38,7 +38,7 @@ def serve(prepare: Callable[[Any], Work]) -> None:
                 kind, text = _answer(work, question, max_chars)
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 data = text.encode("utf-8", "replace")
-                stream.write(HEAD.pack(1 + len(data)) + kind + data)
+                stream.write(HEADER.pack(1 + len(data)) + kind + data)
                 stream.flush()
 
 
@@ -60,10 +60,10 @@ def _words(error: Exception) -> str:
 
 
 def _read(stream: Any) -> Any:
-    head = stream.read(HEAD.size)
-    if len(head) < HEAD.size:
+    head = stream.read(HEADER.size)
+    if len(head) < HEADER.size:
         raise EOFError
-    (length,) = HEAD.unpack(head)
+    (length,) = HEADER.unpack(head)
     return marshal.loads(stream.read(length))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 
-class Interrupts:
+class StopSignals:
     """Within it each of `numbers` raises KeyboardInterrupt, also where a shell told this process to let it pass.
 
     That one came is remembered: what is raised while Python frees an object gets lost.
@@ -15,7 +15,7 @@ class Interrupts:
         self._numbers = numbers
         self.has_come = False
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> StopSignals:
         self._before = {number: signal.signal(number, self._come) for number in self._numbers}
         return self
 

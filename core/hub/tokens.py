@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.common.errors import InputError
-from core.common.json_file import Fault, JsonFile, texts_by_name
+from core.common.json_file import InvalidContent, JsonFile, texts_by_name
 from core.common.paths import data_dir
 from core.common.urls import host_name, is_private_way, origin
 from core.hub.endpoints import default_endpoint
@@ -75,5 +75,5 @@ def _file(path: Path) -> JsonFile[Mapping[str, str]]:
 def _parse(value: Any) -> Mapping[str, str]:
     tokens = texts_by_name(value["tokens"])
     if not all(TOKEN.fullmatch(token) for token in tokens.values()):
-        raise Fault("a token that no header can carry")
+        raise InvalidContent("a token that no header can carry")
     return tokens

@@ -12,12 +12,12 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from core.common.sandbox import Confined, LimitReached, Limits, Refused
+from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits
 
 # A pattern from a stranger may take for ever: after this long it is nowhere, and after so many of them all others are.
 TIMEOUT_S, MAX_SLOW = 0.05, 10
 # What all patterns of a book may take, which are compiled with the first text. A usual one takes 0.3 ms and 20 KiB.
-LIMITS = Limits(cpu_s=1.0, memory_mib=192, wait_s=20.0)
+LIMITS = SandboxLimits(cpu_s=1.0, memory_mib=192, wait_s=20.0)
 NUM_PROCESSES = 2
 # No person wrote a longer one.
 MAX_PATTERN_CHARS = 10_000
@@ -106,7 +106,7 @@ class _Unusable:
 
 
 _unusable = _Unusable()
-_confined = Confined("core.personas.pattern_child", LIMITS, NUM_PROCESSES)
+_sandbox = Sandbox("core.personas.pattern_child", LIMITS, NUM_PROCESSES)
 
 
 def _ask(text: str, patterns: list[Pattern]) -> str:
@@ -117,6 +117,6 @@ def _ask(text: str, patterns: list[Pattern]) -> str:
     key = hash(patterns[0]) % NUM_PROCESSES
     try:
         settings, question = (TIMEOUT_S, MAX_SLOW), (text, [tuple(one) for one in patterns])
-        return _confined.ask(key, settings, question, len(patterns))
-    except Refused:
+        return _sandbox.ask(key, settings, question, len(patterns))
+    except SandboxError:
         return ABSENT * len(patterns)

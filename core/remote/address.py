@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.common.errors import InputError
-from core.common.json_file import Fault, JsonFile, texts_by_name
+from core.common.json_file import InvalidContent, JsonFile, texts_by_name
 from core.common.paths import data_dir
 from core.common.urls import host_name, origin
 from core.common.values import quoted_text
@@ -63,5 +63,5 @@ def _file(path: Path) -> JsonFile[Mapping[str, str]]:
 def _parse(value: Any) -> Mapping[str, str]:
     keys = texts_by_name(value)
     if not all(KEY.fullmatch(key) for key in keys.values()):
-        raise Fault("a key that no header can carry")
+        raise InvalidContent("a key that no header can carry")
     return keys

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from core.bootstrap.machine_faults import explained, fault_in_log, fault_of_machine
+from core.bootstrap.machine_faults import explain_faults, fault_in_log, fault_of_machine
 from core.common.errors import DeckError
 from core.common.paths import ROOT
 from core.common.terminal import Terminal
@@ -62,20 +62,20 @@ def test_only_faults_of_the_machine_are_explained() -> None:
     def fail() -> int:
         raise MemoryError
 
-    assert explained(fail, Terminal("en", out)) == 1
+    assert explain_faults(fail, Terminal("en", out)) == 1
     assert "too little memory" in out.getvalue()
 
     def break_down() -> int:
         raise RuntimeError("a fault of ours")
 
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        explained(break_down, Terminal("en", out))
+        explain_faults(break_down, Terminal("en", out))
 
     def refuse() -> int:
         raise DeckError("gpu_no_driver")
 
     with pytest.raises(DeckError):
-        explained(refuse, Terminal("en", out))
+        explain_faults(refuse, Terminal("en", out))
 
 
 @pytest.mark.parametrize("package", ["starlette", "tokenizers", "httpx2"])
@@ -86,7 +86,7 @@ import sys
 sys.modules[{package!r}] = None
 from core.bootstrap import machine_faults
 machine_faults.mark_damaged = print
-sys.exit(machine_faults.explained(lambda: __import__({package!r})))
+sys.exit(machine_faults.explain_faults(lambda: __import__({package!r})))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={"LC_ALL": "C.UTF-8"}

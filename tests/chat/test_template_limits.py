@@ -18,7 +18,7 @@ from core.chat.modes import Names
 from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
 from core.chat.truncation import Pieces
 from core.chat.turn_rendering import render_turns
-from core.common.sandbox import Confined, LimitReached, Limits, Refused, _Child, end_all
+from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits, _Child, close_all
 
 SAID = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -104,7 +104,7 @@ started: list[subprocess.Popen[bytes]] = []
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Processes of the test's own, with limits that are reached soon."""
-    renderer = templates._Renderer(Limits(cpu_s=0.25, memory_mib=96, wait_s=30.0))
+    renderer = templates._Renderer(SandboxLimits(cpu_s=0.25, memory_mib=96, wait_s=30.0))
     monkeypatch.setattr(templates, "_renderer", renderer)
     start = subprocess.Popen
     monkeypatch.setattr(
@@ -256,60 +256,60 @@ def test_a_process_that_is_killed_is_replaced() -> None:
 
 def test_a_process_that_does_not_read_is_given_up_and_replaced() -> None:
     """Stopped, it neither reads nor answers; the clock ends it, and says that it was not the template."""
-    confined = Confined("core.chat.template_child", Limits(1.0, 96, wait_s=1.0), 1)
-    assert confined.ask("k", SAID, {"messages": ask()}, 100) == "[user]hi"
+    sandbox = Sandbox("core.chat.template_child", SandboxLimits(1.0, 96, wait_s=1.0), 1)
+    assert sandbox.ask("k", SAID, {"messages": ask()}, 100) == "[user]hi"
     os.kill(started[0].pid, 19)  # SIGSTOP
     with pytest.raises(LimitReached) as caught:
-        confined.ask("k", SAID, {"messages": ask("x" * 4_000_000)}, 100)
+        sandbox.ask("k", SAID, {"messages": ask("x" * 4_000_000)}, 100)
     assert caught.value.kind == "busy"
     assert started[0].poll() is not None
-    confined.close()
+    sandbox.close()
 
 
 def test_children_are_limited_in_number_and_end_when_they_are_let_go() -> None:
-    confined = Confined("core.chat.template_child", Limits(1.0, 96, 30.0), 2)
+    sandbox = Sandbox("core.chat.template_child", SandboxLimits(1.0, 96, 30.0), 2)
     for number in range(4):
-        confined.ask(number, SAID, {"messages": ask()}, 100)
+        sandbox.ask(number, SAID, {"messages": ask()}, 100)
     assert [process.poll() is None for process in started] == [False, False, True, True]
-    confined.close()
+    sandbox.close()
     assert all(process.poll() is not None for process in started)
 
 
 def test_nobody_waits_for_the_end_of_a_child_that_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system may not let go of a process for a while; those who ask others go on meanwhile."""
-    confined = Confined("core.chat.template_child", Limits(1.0, 96, 30.0), 1)
-    confined.ask("first", SAID, {"messages": ask()}, 100)
+    sandbox = Sandbox("core.chat.template_child", SandboxLimits(1.0, 96, 30.0), 1)
+    sandbox.ask("first", SAID, {"messages": ask()}, 100)
     end, others_wait = _Child.end, []
 
     def end_and_look(child: _Child) -> None:
-        others_wait.append(confined._choosing.locked())
+        others_wait.append(sandbox._choosing.locked())
         end(child)
 
     monkeypatch.setattr(_Child, "end", end_and_look)
-    assert confined.ask("second", SAID, {"messages": ask()}, 100) == "[user]hi"
+    assert sandbox.ask("second", SAID, {"messages": ask()}, 100) == "[user]hi"
     assert others_wait and not any(others_wait)
     assert started[0].poll() is not None
-    confined.close()
+    sandbox.close()
 
 
 def test_at_the_end_a_child_that_computes_is_ended_too() -> None:
-    confined = Confined("core.chat.template_child", Limits(60.0, 96, 60.0), 1)
+    sandbox = Sandbox("core.chat.template_child", SandboxLimits(60.0, 96, 60.0), 1)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(confined.ask, "k", ENDLESS, {"messages": ask()}, 100)
+        asked = pool.submit(sandbox.ask, "k", ENDLESS, {"messages": ask()}, 100)
         while not started or not asked.running():
             time.sleep(0.01)
-        end_all()
+        close_all()
         with pytest.raises(LimitReached):
             asked.result()
     assert all(process.poll() is not None for process in started)
 
 
 def test_a_childs_own_words_are_cut_and_it_goes_on() -> None:
-    confined = Confined("core.chat.template_child", Limits(1.0, 96, 30.0), 1)
-    with pytest.raises(Refused) as caught:
-        confined.ask("k", "{{ raise_exception('\ud800' ~ messages) }}", {"messages": "x" * 9000}, 100)
+    sandbox = Sandbox("core.chat.template_child", SandboxLimits(1.0, 96, 30.0), 1)
+    with pytest.raises(SandboxError) as caught:
+        sandbox.ask("k", "{{ raise_exception('\ud800' ~ messages) }}", {"messages": "x" * 9000}, 100)
     assert 0 < len(str(caught.value)) <= 200
-    with pytest.raises(Refused):
-        confined.ask("k", "", {"messages": "y"}, 100)
+    with pytest.raises(SandboxError):
+        sandbox.ask("k", "", {"messages": "y"}, 100)
     assert len(started) == 1
-    confined.close()
+    sandbox.close()

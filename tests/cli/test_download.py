@@ -21,7 +21,7 @@ import pytest
 from cli.download import find_source, size_text, time_text, watch
 from core.common.errors import InputError
 from core.common.paths import ROOT
-from core.common.signals import Interrupts
+from core.common.signals import StopSignals
 from core.common.terminal import Terminal
 from core.hub.endpoints import HUGGINGFACE, MODELSCOPE
 from tests.support.hub_models import FOLDER, MIB, REPO, WEIGHTS, hashes, make_model
@@ -194,11 +194,11 @@ class Freed:
 def test_a_ctrl_c_that_python_drops_still_stops_the_download() -> None:
     """Once in many runs a download went on after it, to its end: what is raised while an object is freed is only
     printed."""
-    with Interrupts(signal.SIGINT) as interrupts:
+    with StopSignals(signal.SIGINT) as stop_signals:
         Freed()
-        assert interrupts.has_come
+        assert stop_signals.has_come
         with pytest.raises(KeyboardInterrupt):
-            watch(Stalled(), Terminal(), interrupts)  # type: ignore[arg-type]
+            watch(Stalled(), Terminal(), stop_signals)  # type: ignore[arg-type]
 
 
 def test_a_second_process_says_who_has_the_model(tmp_path: Path, hub: HubStandin, models: Path) -> None:

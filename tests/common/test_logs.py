@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.common.logs import MAX_FAULTS, MOST_TIMES, WINDOW_S, OnceAMinute
+from core.common.logs import MAX_FAULTS, MOST_TIMES, WINDOW_S, RepeatFilter
 from core.common.paths import ROOT
 
 
@@ -21,7 +21,7 @@ class Journal:
         self.now_s = 1000.0
         self._stream = io.StringIO()
         handler = logging.StreamHandler(self._stream)
-        handler.addFilter(OnceAMinute(lambda: self.now_s))
+        handler.addFilter(RepeatFilter(lambda: self.now_s))
         self.log = logging.Logger("tests.journal")
         self.log.addHandler(handler)
 
@@ -85,7 +85,7 @@ def test_words_with_a_percent_sign_are_said_as_they_are(journal: Journal) -> Non
 
 
 def test_only_so_many_faults_are_remembered(journal: Journal) -> None:
-    sparing = OnceAMinute(lambda: 0.0)
+    sparing = RepeatFilter(lambda: 0.0)
     for number in range(3 * MAX_FAULTS):
         sparing.filter(logging.LogRecord("a", logging.ERROR, "file", number, "x", (), None))
     assert len(sparing._said) == MAX_FAULTS

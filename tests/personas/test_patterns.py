@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from core.common.sandbox import Confined, Limits
+from core.common.sandbox import Sandbox, SandboxLimits
 from core.personas import patterns as searched
 from core.personas.decorators import split_decorators
 from core.personas.patterns import MAX_BAD, MAX_PATTERN_CHARS, Pattern, Patterns
@@ -35,13 +35,13 @@ UNROLLED = [
 
 
 @pytest.fixture(autouse=True)
-def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Confined]:
+def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     """With limits that are reached soon, and nothing remembered."""
-    confined = Confined("core.personas.pattern_child", Limits(cpu_s=0.4, memory_mib=64, wait_s=30.0), 2)
-    monkeypatch.setattr(searched, "_confined", confined)
+    sandbox = Sandbox("core.personas.pattern_child", SandboxLimits(cpu_s=0.4, memory_mib=64, wait_s=30.0), 2)
+    monkeypatch.setattr(searched, "_sandbox", sandbox)
     monkeypatch.setattr(searched, "_unusable", searched._Unusable())
-    yield confined
-    confined.close()
+    yield sandbox
+    sandbox.close()
 
 
 @pytest.mark.parametrize("text", UNROLLED)
@@ -67,7 +67,7 @@ def test_a_pattern_that_is_wrong_or_endless_is_nowhere(text: str) -> None:
     assert patterns.finds(TOWER, SAID)
 
 
-def test_what_cannot_be_used_is_not_compiled_again(own_process: Confined, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_used_is_not_compiled_again(own_process: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Patterns([Pattern("b{9000000}")]).finds(Pattern("b{9000000}"), SAID)
     monkeypatch.setattr(own_process, "ask", lambda *_: pytest.fail("it was tried again"))
     assert not Patterns([Pattern("b{9000000}")]).finds(Pattern("b{9000000}"), "another text")
@@ -89,7 +89,7 @@ def test_a_book_full_of_them_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_book_whose_patterns_each_take_long_is_not_tried_to_its_end(
-    own_process: Confined, monkeypatch: pytest.MonkeyPatch
+    own_process: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two hundred lists of a thousand words reach a limit together and none alone: each text waited for all of them."""
     asked: list[int] = []
@@ -131,7 +131,7 @@ def test_flags_are_those_of_the_key() -> None:
     assert not lore([entry | {"keys": ["A"], "case_sensitive": True}], ["a"])
 
 
-def test_all_patterns_of_a_book_are_looked_for_at_once(own_process: Confined, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_patterns_of_a_book_are_looked_for_at_once(own_process: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one, a book of 500 would wait for 500 answers of another process."""
     asked: list[object] = []
     ask = own_process.ask

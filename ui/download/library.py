@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from core.common.background import Lookup
+from core.common.background import Task
 from core.common.errors import DeckError, InputError
 from core.common.paths import models_dir
 from core.common.urls import host_name
@@ -24,7 +24,7 @@ from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.people import person
-from ui.shared.resources import lookups, runner
+from ui.shared.resources import runner, tasks
 from ui.shared.routing import LOAD_PAGE, go_to
 
 POLL_S = 0.5
@@ -125,8 +125,8 @@ def is_loaded(name: str) -> bool:
 def _verify(name: str) -> None:
     """What is found holds for the files as they are now: of others nothing is known."""
     key = ("verify", name, fingerprint(models_dir() / name))
-    lookups().forget(key)
-    lookups().get(key, lambda report: keeping.verify(name, report))
+    tasks().forget(key)
+    tasks().get(key, lambda report: keeping.verify(name, report))
 
 
 def _delete(name: str, seen: Fingerprint) -> None:
@@ -137,21 +137,21 @@ def _delete(name: str, seen: Fingerprint) -> None:
         if fingerprint(models_dir() / name) not in ((), seen):
             raise InputError("library_other", name=name)
         keeping.delete(name)
-        lookups().forget(("verify", name, seen))
+        tasks().forget(("verify", name, seen))
     except DeckError as error:
         st.session_state[ERROR_KEY] = error
 
 
 def _draw_verification(name: str, seen: Fingerprint) -> None:
-    lookup = lookups().known(("verify", name, seen))
-    if lookup is None:
+    task = tasks().known(("verify", name, seen))
+    if task is None:
         return
-    if not lookup.is_done:
-        redraw_every(POLL_S, _watch, lookup, "library.verifying")
-    elif lookup.error is not None:
-        show_error(lookup.error)
+    if not task.is_done:
+        redraw_every(POLL_S, _watch, task, "library.verifying")
+    elif task.error is not None:
+        show_error(task.error)
     else:
-        _draw_result(lookup.result)
+        _draw_result(task.result)
 
 
 def _draw_result(found: Verification) -> None:
@@ -162,35 +162,35 @@ def _draw_result(found: Verification) -> None:
         st.error(sentence(problem), icon=":material/error:")
 
 
-def _watch(lookup: Lookup, words: str) -> None:
-    if lookup.is_done:
+def _watch(task: Task, words: str) -> None:
+    if task.is_done:
         st.rerun()
-    done, total = lookup.progress
+    done, total = task.progress
     sizes = tr("jobs.bytes", done=size_words(done), total=size_words(total))
     st.progress(min(1.0, done / total) if total else 0.0, text=f"{tr(words)} · {sizes}" if total else tr(words))
 
 
 def _draw_import() -> None:
     """Copy a folder from elsewhere, or link it, which takes no room."""
-    lookup = lookups().known(IMPORT)
-    if lookup is not None and not lookup.is_done:
-        redraw_every(POLL_S, _watch, lookup, "library.importing")
+    task = tasks().known(IMPORT)
+    if task is not None and not task.is_done:
+        redraw_every(POLL_S, _watch, task, "library.importing")
         return
-    with st.expander(tr("library.bring_in"), expanded=lookup is not None, icon=":material/drive_folder_upload:"):
+    with st.expander(tr("library.bring_in"), expanded=task is not None, icon=":material/drive_folder_upload:"):
         st.markdown(tr("library.bring_in_text", folder=str(models_dir().resolve())))
         with st.form(key="library_import_form", border=False):
             st.text_input(tr("library.path"), key=PATH_KEY, placeholder=EXAMPLE)
             with st.container(horizontal=True):
                 st.form_submit_button(tr("library.copy"), key="library_copy", on_click=_bring_in, args=(False,))
                 st.form_submit_button(tr("library.link"), key="library_link", on_click=_bring_in, args=(True,))
-        if lookup is not None and lookup.error is not None:
-            show_error(lookup.error)
-        elif lookup is not None:
-            st.success(tr("library.brought_in", name=lookup.result), icon=":material/check_circle:")
+        if task is not None and task.error is not None:
+            show_error(task.error)
+        elif task is not None:
+            st.success(tr("library.brought_in", name=task.result), icon=":material/check_circle:")
 
 
 def _bring_in(link: bool) -> None:
     path = str(st.session_state.get(PATH_KEY) or "").strip()
-    lookups().forget(IMPORT)
+    tasks().forget(IMPORT)
     if path:
-        lookups().get(IMPORT, lambda report: keeping.import_folder(Path(path), report, link)).wait(0.25)
+        tasks().get(IMPORT, lambda report: keeping.import_folder(Path(path), report, link)).wait(0.25)

@@ -13,7 +13,7 @@ from core.hub.source import Kind
 from core.hub.tokens import forget_token, is_from_environment, store_token, token_for
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
-from ui.shared.resources import lookups, preferences
+from ui.shared.resources import preferences, tasks
 
 ENDPOINTS = {"huggingface": HUGGINGFACE, "mirror": MIRROR, "modelscope": MODELSCOPE}
 OWN = "own"
@@ -85,7 +85,7 @@ def draw_token(endpoint: str, is_open: bool = False) -> None:
 def _keep(endpoint: str, key: str) -> None:
     try:
         store_token(endpoint, st.session_state[key])
-        lookups().forget_errors()
+        tasks().forget_errors()
     except DeckError as error:
         st.session_state[f"{ERROR_KEY}_{endpoint}"] = error
 

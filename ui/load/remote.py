@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.common.background import Lookup
+from core.common.background import Task
 from core.common.errors import DeckError
 from core.common.urls import host_name, is_private_way
 from core.engine.protocol import EngineState, ModelFacts, RemoteFacts
@@ -18,7 +18,7 @@ from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape
-from ui.shared.resources import lookups, preferences, runner
+from ui.shared.resources import preferences, runner, tasks
 from ui.shared.routing import CHAT_PAGE, go_to
 
 PLACES = ("here", "server")
@@ -53,9 +53,9 @@ def draw_remote() -> None:
     if error := st.session_state.get(ERROR_KEY):
         show_error(error)
     address = st.session_state.get(ASKED_KEY)
-    lookup = lookups().known(_lookup_key(address)) if address else None
-    if lookup is not None:
-        _draw_found(address, lookup)
+    task = tasks().known(_task_key(address)) if address else None
+    if task is not None:
+        _draw_found(address, task)
 
 
 # The model in use ---------------------------------------------------------------------------------------------------
@@ -158,8 +158,8 @@ def _find() -> None:
         return
     preferences().set(GROUP, "address", address)
     st.session_state[ASKED_KEY] = address
-    lookups().forget(_lookup_key(address))
-    lookups().get(_lookup_key(address), lambda report: list_models(address, key_of(address)))
+    tasks().forget(_task_key(address))
+    tasks().get(_task_key(address), lambda report: list_models(address, key_of(address)))
 
 
 def _forget(address: str) -> None:
@@ -170,26 +170,26 @@ def _forget(address: str) -> None:
         st.session_state[ERROR_KEY] = error
 
 
-def _lookup_key(address: str) -> tuple[str, str]:
+def _task_key(address: str) -> tuple[str, str]:
     return "remote", address
 
 
-def _draw_found(address: str, lookup: Lookup) -> None:
-    if not lookup.is_done:
-        redraw_every(POLL_S, _draw_waiting, address, lookup)
+def _draw_found(address: str, task: Task) -> None:
+    if not task.is_done:
+        redraw_every(POLL_S, _draw_waiting, address, task)
         return
     if key_of(address) and not is_private_way(address):
         st.warning(tr("remote.key_open", server=host_name(address)), icon=":material/lock_open:")
-    if lookup.error is not None:
-        show_error(lookup.error)
-    elif not lookup.result:
+    if task.error is not None:
+        show_error(task.error)
+    elif not task.result:
         st.info(tr("remote.no_models", server=host_name(address)), icon=":material/info:")
     else:
-        _draw_models(address, lookup.result)
+        _draw_models(address, task.result)
 
 
-def _draw_waiting(address: str, lookup: Lookup) -> None:
-    if lookup.is_done:
+def _draw_waiting(address: str, task: Task) -> None:
+    if task.is_done:
         st.rerun()
     st.markdown(f":shimmer[{tr('remote.asking', server=host_name(address))}]")
 

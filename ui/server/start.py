@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from core.bootstrap.machine_faults import explained
+from core.bootstrap.machine_faults import explain_faults
 
 
 def end(number: int, frame: object) -> None:
@@ -26,4 +26,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(explained(main))
+    sys.exit(explain_faults(main))

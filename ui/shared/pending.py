@@ -7,11 +7,11 @@ from typing import Any
 
 import streamlit as st
 
-from core.common.background import Lookup, Work
+from core.common.background import Task, Work
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
-from ui.shared.resources import lookups
+from ui.shared.resources import tasks
 
 # So long a page waits itself: a near server answers in it, and nothing flashes.
 MOMENT_S = 0.25
@@ -20,25 +20,25 @@ POLL_S = 0.4
 
 def answer(key: Hashable, work: Work, waiting: str) -> Any:
     """What `work` gives, or None while it is on its way or where it failed, which is shown then."""
-    lookup = lookups().get(key, work)
-    if not lookup.wait(MOMENT_S):
-        redraw_every(POLL_S, _watch, lookup, waiting)
+    task = tasks().get(key, work)
+    if not task.wait(MOMENT_S):
+        redraw_every(POLL_S, _watch, task, waiting)
         return None
-    if lookup.error is not None:
-        show_error(lookup.error)
+    if task.error is not None:
+        show_error(task.error)
         st.button(tr("find.again"), key=f"find_again_{key}", icon=":material/refresh:",
-                  on_click=lookups().forget, args=(key,))  # fmt: skip
+                  on_click=tasks().forget, args=(key,))  # fmt: skip
         return None
-    return lookup.result
+    return task.result
 
 
 def failed(key: Hashable) -> str | None:
     """The key of the error of a question that failed."""
-    lookup = lookups().known(key)
-    return lookup.error.key if lookup and lookup.is_done and lookup.error else None
+    task = tasks().known(key)
+    return task.error.key if task and task.is_done and task.error else None
 
 
-def _watch(lookup: Lookup, waiting: str) -> None:
-    if lookup.is_done:
+def _watch(task: Task, waiting: str) -> None:
+    if task.is_done:
         st.rerun()
     st.caption(f":material/hourglass_top: {waiting}")

@@ -14,7 +14,7 @@ from core.chat.recorder import Recorder
 from core.chat.service import Asker
 from core.chat.store import ChatStore
 from core.chat.template import ChatTemplate, read_template
-from core.common.background import Lookups
+from core.common.background import TaskPool
 from core.common.paths import person_dir
 from core.common.preferences import Preferences
 from core.engine.rate import TokenRate
@@ -106,8 +106,8 @@ def downloads() -> DownloadQueue:
 
 
 @st.cache_resource(show_spinner=False)
-def lookups() -> Lookups:
-    return Lookups()
+def tasks() -> TaskPool:
+    return TaskPool()
 
 
 @st.cache_resource(show_spinner=False)
