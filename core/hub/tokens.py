@@ -1,13 +1,14 @@
-"""Access tokens, one a server: from the environment or data/secrets.json (mode 0600); never shows or sends one."""
+"""Access tokens, one a server, from the environment, data/secrets.json (mode 0600) or `hf auth login`; never shown."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.common.errors import InputError
 from core.common.json_file import InvalidContent, JsonFile, texts_by_name
@@ -15,27 +16,59 @@ from core.common.paths import data_dir
 from core.common.urls import host_name, is_private_way, origin
 from core.hub.endpoints import default_endpoint
 
+log = logging.getLogger(__name__)
+Keeper = Literal["environment", "stored", "login"]
 # The printable characters of ASCII without the space: a header can carry no others.
 TOKEN = re.compile(r"[!-~]+")
 MAX_TOKEN_CHARS = 4096
 
 
 def token_for(endpoint: str) -> str | None:
-    """The token to show to `endpoint`: $HF_TOKEN if that is its server, else the one stored for exactly this origin.
+    """The token to show to `endpoint`; None where there is none.
 
-    None where there is none, and for plain http to another machine, where everybody on the way could read it.
+    $HF_TOKEN and the token of `hf auth login` belong to the default endpoint, a stored token to exactly its origin.
+    None also for plain http to another machine, where everybody on the way could read it.
     """
+    return find_token(endpoint)[0]
+
+
+def token_keeper(endpoint: str) -> Keeper | None:
+    """Who keeps the token of `endpoint`: only a stored one can be forgotten here."""
+    return find_token(endpoint)[1]
+
+
+def find_token(endpoint: str) -> tuple[str, Keeper] | tuple[None, None]:
     place = origin(endpoint)
     if place is None or not is_private_way(endpoint):
+        return None, None
+    is_default = place == origin(default_endpoint())
+    if is_default and (token := os.environ.get("HF_TOKEN", "").strip()):
+        return token, "environment"
+    if (stored := tokens_file().read_or_empty().get(place)) is not None:
+        return stored, "stored"
+    if is_default and (kept := login_token()) is not None:
+        return kept, "login"
+    return None, None
+
+
+def login_token() -> str | None:
+    """The token that `hf auth login` keeps, renewed by huggingface_hub where it has a time limit.
+
+    Looks for its file first ($HF_TOKEN_PATH, or "token" in $HF_HOME): importing the rest takes 0.17 s.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN or not os.path.isfile(constants.HF_TOKEN_PATH):
         return None
-    if place == origin(default_endpoint()) and (token := os.environ.get("HF_TOKEN", "").strip()):
-        return token
-    return tokens_file().read_or_empty().get(place)
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import OIDCError
 
-
-def is_from_environment(endpoint: str) -> bool:
-    """Whether $HF_TOKEN is the token of `endpoint`, so that there is nothing here to forget."""
-    return origin(endpoint) == origin(default_endpoint()) and bool(os.environ.get("HF_TOKEN", "").strip())
+    try:
+        token = (get_token() or "").strip()
+    except (OSError, ValueError, OIDCError) as error:
+        log.warning("the token of hf auth login cannot be read: %s", type(error).__name__)
+        return None
+    return token if TOKEN.fullmatch(token) and len(token) <= MAX_TOKEN_CHARS else None
 
 
 def store_token(endpoint: str, token: str) -> None:

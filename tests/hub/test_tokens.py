@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import _login, constants
+from huggingface_hub.utils import _auth
 
 from core.common.errors import DeckError, InputError
 from core.common.json_file import FileDamaged
 from core.common.urls import host_name, origin
 from core.hub.endpoints import MIRROR, checked_endpoint
-from core.hub.tokens import forget_token, is_from_environment, store_token, token_for
+from core.hub.tokens import forget_token, store_token, token_for, token_keeper
 
 HUB = "https://huggingface.co"
 LOCAL = "http://127.0.0.1:8080"
@@ -23,6 +28,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "stored_tokens"))
     return tmp_path / "data"
 
 
@@ -48,11 +55,53 @@ def test_a_forgotten_token_is_gone_from_the_file(data: Path) -> None:
 
 def test_the_environments_token_is_for_the_endpoint_it_belongs_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_env")
-    assert token_for(HUB) == "hf_env" and is_from_environment(HUB)
+    assert token_for(HUB) == "hf_env" and token_keeper(HUB) == "environment"
     assert token_for(MIRROR) is None
     monkeypatch.setenv("HF_ENDPOINT", LOCAL)
     assert token_for(LOCAL) == "hf_env"
-    assert token_for(HUB) is None and not is_from_environment(HUB)
+    assert token_for(HUB) is None and token_keeper(HUB) is None
+
+
+def log_in(token: str) -> None:
+    """What `hf auth login` does with a token, without asking the Hub whose it is."""
+    _auth._save_token(token, "mine")
+    _login._set_active_token("mine", add_to_git_credential=False)
+
+
+def test_the_token_of_hf_auth_login_is_used_where_none_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert token_for(HUB) is None and token_keeper(HUB) is None
+    log_in("hf_login")
+    assert token_for(HUB) == "hf_login" and token_keeper(HUB) == "login"
+    assert token_for(MIRROR) is None
+    store_token(HUB, "hf_given")
+    assert token_for(HUB) == "hf_given" and token_keeper(HUB) == "stored"
+    monkeypatch.setenv("HF_TOKEN", "hf_env")
+    assert token_keeper(HUB) == "environment"
+    monkeypatch.delenv("HF_TOKEN")
+    forget_token(HUB)
+    monkeypatch.setenv("HF_ENDPOINT", LOCAL)
+    assert token_for(HUB) is None and token_for(LOCAL) == "hf_login"
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    assert token_for(LOCAL) is None
+
+
+@pytest.mark.parametrize("kept", [b"", b"two words", b"\xff\xfe", b"x" * 5000])
+def test_what_is_no_token_in_the_logins_file_is_none(kept: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    Path(constants.HF_TOKEN_PATH).write_bytes(kept)
+    assert token_for(HUB) is None and token_keeper(HUB) is None
+    assert "two words" not in caplog.text
+
+
+def test_looking_for_a_login_imports_little(tmp_path: Path) -> None:
+    code = "import sys; from core.hub.tokens import token_for; token_for('https://huggingface.co'); print(*sys.modules)"
+    environment = os.environ | {"HF_TOKEN_PATH": str(tmp_path / "none")}
+    modules = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert not {"httpx2", "huggingface_hub.utils"} & set(modules.stdout.split())
+    (tmp_path / "token").write_text("hf_kept")
+    code = "from core.hub.tokens import token_for; print(token_for('https://huggingface.co'))"
+    environment["HF_TOKEN_PATH"] = str(tmp_path / "token")
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "hf_kept"
 
 
 def test_no_token_goes_to_another_machine_in_the_clear(monkeypatch: pytest.MonkeyPatch) -> None:

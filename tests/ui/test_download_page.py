@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
+from huggingface_hub import constants
 from streamlit.testing.v1 import AppTest
 
 from core.hub.tokens import token_for
@@ -236,6 +237,22 @@ def test_a_gated_repository_asks_for_a_token_and_opens_with_it(models: Path, hub
     until(tab, lambda: can_begin(tab))
     assert token_for(hub.url) == "hf_ok" and "hf_ok" not in words(tab)
     assert stat.S_IMODE((tmp_path / "data" / "secrets.json").stat().st_mode) == 0o600
+
+
+def test_the_page_says_where_a_token_comes_from(
+    models: Path, hub: HubStandin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.behaviour.gated, hub.behaviour.tokens = {"closed/Secret-GPTQ"}, {"hf_login", "hf_given"}
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    (tmp_path / "token").write_text("hf_login")
+    tab = search(open_page(), "closed/Secret-GPTQ")
+    assert "hf auth login" in words(tab) and "hf_login" not in words(tab)
+    assert any(request.headers.get("Authorization") == "Bearer hf_login" for request in hub.requests)
+    named(tab.text_input, "download_token").set_value("hf_given")
+    click(tab, "token_keep")
+    until(tab, lambda: "is kept here" in words(tab))
+    assert any(request.headers.get("Authorization") == "Bearer hf_given" for request in hub.requests)
+    assert (tmp_path / "token").read_text() == "hf_login"
 
 
 def test_what_is_no_token_is_not_kept(models: Path, hub: HubStandin) -> None:

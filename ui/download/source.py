@@ -1,4 +1,4 @@
-"""From which server models come: the choice on the page, the token for it; asks no server."""
+"""From which server models come: the choice on the page and the token for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.common.errors import DeckError
 from core.common.urls import host_name
 from core.hub.endpoints import HUGGINGFACE, MIRROR, MODELSCOPE, checked_endpoint, default_endpoint
 from core.hub.source import Kind
-from core.hub.tokens import forget_token, is_from_environment, store_token, token_for
+from core.hub.tokens import forget_token, store_token, token_keeper
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
 from ui.shared.resources import preferences, tasks
@@ -61,21 +61,17 @@ def _remember_own() -> None:
 
 def draw_token(endpoint: str, is_open: bool = False) -> None:
     """Where a token for `endpoint` is given, and how one is forgotten; the token itself is never shown."""
-    host, key = host_name(endpoint), f"{TOKEN}_{endpoint}"
+    host, key, keeper = host_name(endpoint), f"{TOKEN}_{endpoint}", token_keeper(endpoint)
     with st.expander(tr("find.token"), key=f"download_token_for_{endpoint}", expanded=is_open, icon=":material/key:"):
-        if token_for(endpoint) is not None:
-            st.markdown(tr("find.token_is_environment" if is_from_environment(endpoint) else "find.token_is_stored",
-                           host=host))  # fmt: skip
-        else:
-            st.markdown(tr("find.token_none", host=host))
-        if is_from_environment(endpoint):
+        st.markdown(tr(f"find.token_is_{keeper}" if keeper else "find.token_none", host=host))
+        if keeper == "environment":
             return
         with st.form(key=f"download_token_form_{endpoint}", border=False, clear_on_submit=True):
             st.text_input(tr("find.token_field", host=host), type="password", key=key)
             with st.container(horizontal=True):
                 st.form_submit_button(tr("find.token_keep"), key=f"token_keep_{endpoint}", on_click=_keep,
                                       args=(endpoint, key))  # fmt: skip
-                if token_for(endpoint) is not None:
+                if keeper == "stored":
                     st.form_submit_button(tr("find.token_forget"), key=f"token_forget_{endpoint}", on_click=_forget,
                                           args=(endpoint,))  # fmt: skip
         if error := st.session_state.pop(f"{ERROR_KEY}_{endpoint}", None):
