@@ -50,7 +50,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
             runner().load(find(name).folder, force=is_forced, on_cpu=is_cpu_chosen())
         except DeckError as error:
             log.error("%s", error)
-    runner().keep_spare()
+    runner().local.warm_worker.start()
     runner().follow_choice()
     monitor()
     # They wait for files, templates and locks more than they compute: by default there are 4 more than cores.

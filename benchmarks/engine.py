@@ -1,4 +1,4 @@
-"""LlamaDeck's engine as a chat sees it: through the runner, with a spare worker ready; for the benchmark."""
+"""LlamaDeck's engine as a chat sees it: through the runner, with a warm worker ready; for the benchmark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 
 LOAD_S = 1800.0
-SPARE_S = 60.0
+WARM_S = 60.0
 LOOK_S = 0.002
 # Answers that end by themselves too early are asked for with other prompts, this often in all.
 TRIES = 4
@@ -27,9 +27,9 @@ class Engine:
     def __init__(self, prompts: Prompts) -> None:
         self._prompts = prompts
         self._runner = Runner()
-        self._runner.keep_spare(quiet_s=0.0)
+        self._runner.warm_worker.start(idle_s=0.0)
         self.max_chats = 0
-        self.had_spare = self._runner.wait_for_spare(SPARE_S)
+        self.had_spare = self._runner.warm_worker.wait(WARM_S)
 
     def load(self, folder: Path, context_tokens: int, num_chats: int) -> float:
         """Seconds from the click until the model is ready. Raises DeckError where it cannot be loaded."""
@@ -39,8 +39,8 @@ class Engine:
         if state.phase != "ready":
             raise state.error or EngineError("nothing_loaded")
         self.max_chats = num_chats
-        # The next spare imports now, not beside what is measured.
-        self.had_spare = self.had_spare and self._runner.wait_for_spare(SPARE_S)
+        # The next warm worker imports now, not beside what is measured.
+        self.had_spare = self.had_spare and self._runner.warm_worker.wait(WARM_S)
         return state.ready_after_s
 
     @property

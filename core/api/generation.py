@@ -80,7 +80,7 @@ class Choices:
         # By the event loop's clock.
         self.first_text_s: float | None = None
         for choice in self.choices:
-            choice.answer.listen(self._wake)
+            choice.answer.add_listener(self._wake)
 
     def __enter__(self) -> Choices:
         return self

@@ -1,4 +1,4 @@
-"""One answer as a job that outlives the page that asked for it; knows nothing of models and pipes."""
+"""One answer, which grows while the engine writes it and outlives the page that asked for it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Literal
 
 from core.common.errors import DeckError
-from core.engine.protocol import AnswerStats, Began, Event, Failed, Finished, Reason, Text
+from core.engine.protocol import AnswerStats, Event, Failed, Finished, PromptStarted, Reason, TextChunk
 
 log = logging.getLogger(__name__)
 Phase = Literal["queued", "reading", "writing", "done"]
 
 
 class Answer:
-    """Text that grows while the engine writes it. Every attribute may be read from any thread at any time.
+    """Every attribute may be read from any thread at any time.
 
-    `phase` goes queued -> reading (the prompt) -> writing -> done; `reason` says why it ended, and `error` what went
-    wrong when the reason is "failed". What was written stays in `text` whatever happens.
+    `phase` goes queued -> reading (the prompt) -> writing -> done. `reason` says why the answer ended; `error` is set
+    where the reason is "failed". What was written stays in `text` whatever happens.
     """
 
     def __init__(self, request: int, cancel: Callable[[int], None]) -> None:
@@ -30,7 +30,7 @@ class Answer:
         self.reason: Reason | None = None
         self.error: DeckError | None = None
         self.stats: AnswerStats | None = None
-        # Not where somebody else asked, such as a client of the API: then pages need not follow it.
+        # False where a client of the API asked: pages need not follow such an answer.
         self.is_for_page = True
         self._cancel = cancel
         self._changed = threading.Condition()
@@ -55,26 +55,22 @@ class Answer:
         with self._changed:
             return self._changed.wait_for(lambda: len(self.text) > num_chars or not self.is_running, timeout_s)
 
-    def listen(self, call: Callable[[], None]) -> None:
-        """Call `call` now and after every change, in the thread that brings it, which must not be held up."""
+    def add_listener(self, call: Callable[[], None]) -> None:
+        """Call `call` now and after every change, in the thread that brings the change. `call` must not wait."""
         with self._changed:
             self._listeners.append(call)
             call()
 
-    def take(self, event: Event) -> None:
-        """Take in what the engine said about this answer; what comes after its end is ignored."""
+    def apply(self, event: Event) -> None:
+        """Take in an event of this answer. Events after its end are ignored."""
         with self._changed:
             if not self.is_running:
                 return
             match event:
-                case Began():
+                case PromptStarted():
                     self.phase, self.prompt_tokens = "reading", event.prompt_tokens
-                case Text():
-                    self.phase, self.text, self.num_tokens = (
-                        "writing",
-                        self.text + event.text,
-                        event.num_tokens,
-                    )
+                case TextChunk():
+                    self.phase, self.text, self.num_tokens = "writing", self.text + event.text, event.num_tokens
                 case Finished():
                     self.reason, self.stats, self.phase = event.reason, event.stats, "done"
                 case Failed():
@@ -83,5 +79,5 @@ class Answer:
             for call in self._listeners:
                 try:
                     call()
-                except Exception:  # What one of them cannot take, the others and the engine's thread can.
-                    log.exception("somebody who listens to an answer")
+                except Exception:  # A listener's fault is not to reach the others and the engine's thread.
+                    log.exception("a listener of an answer failed")

@@ -18,7 +18,7 @@ PAGES = ""
 MAX_PAGES_FIRST = 4
 
 
-class Turns(Generic[Item]):
+class FairQueue(Generic[Item]):
     """A queue with a line for each client, `PAGES` being the first of them.
 
     Each client that waits has one turn, then the next one, whatever else it has in its line; one that comes anew
@@ -72,7 +72,7 @@ class Turnstile:
     def __init__(self, width: int = 1) -> None:
         self.width = width
         self._num_inside = 0
-        self._turns: Turns[asyncio.Future[None]] = Turns()
+        self._turns: FairQueue[asyncio.Future[None]] = FairQueue()
 
     @asynccontextmanager
     async def inside(self, client: str = PAGES) -> AsyncIterator[None]:

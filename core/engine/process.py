@@ -25,7 +25,7 @@ from pathlib import Path
 
 from core.common.errors import EngineError
 from core.common.paths import ROOT
-from core.engine.protocol import Command, Event, Generate, Heartbeat, Loaded, Prepared
+from core.engine.protocol import Command, Event, Generate, Heartbeat, ImportsDone, Loaded
 
 log = logging.getLogger(__name__)
 # How long a worker may take to end when it is asked to, by itself after it has hung up, and once it was killed.
@@ -39,39 +39,38 @@ MAX_EVENT_BYTES = 64 * 2**20
 NEVER = float("inf")
 
 
-class Worker:
+class WorkerProcess:
     """A worker process, the thread that writes to it and the one that listens.
 
-    A spare one prepares itself before it is asked for anything. `settled` is set when the process has all that a load
-    imports, or has ended; `has_ended` once nothing more will come from it. `on_event` and `on_end` are called in the
-    thread that listens.
+    A warm one imports what a load needs before it is asked for anything. `settled` is set once it has, or has ended;
+    `has_ended` once nothing more will come from it. `on_event` and `on_end` are called in the thread that listens.
     """
 
     def __init__(
         self,
         module: str,
-        on_event: Callable[[Worker, Event], None],
-        on_end: Callable[[Worker], None],
-        is_spare: bool = False,
-        on_prepared: Callable[[Prepared], None] = lambda _: None,
+        on_event: Callable[[WorkerProcess, Event], None],
+        on_end: Callable[[WorkerProcess], None],
+        is_warm: bool = False,
+        on_imports_done: Callable[[ImportsDone], None] = lambda _: None,
     ) -> None:
         """Raises OSError where no process can be started, RuntimeError where no thread can."""
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno()), *(["spare"] if is_spare else [])],
+                [sys.executable, "-m", module, str(theirs.fileno()), *(["warm"] if is_warm else [])],
                 pass_fds=[theirs.fileno()],
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
             )
         self.settled, self.has_ended = threading.Event(), False
         self._pipe = Connection(os.dup(self._socket.fileno()))
-        self._on_event, self._on_end, self._on_prepared = on_event, on_end, on_prepared
+        self._on_event, self._on_end, self._on_imports_done = on_event, on_end, on_imports_done
         self._changed = threading.Condition()
         self._commands: deque[tuple[int | None, bytes]] = deque()
         self._waiting_bytes, self._is_closed = 0, False
         # By time.monotonic(): its last sign of life, since when it does not read a command, since when it is stuck.
-        self._sign_s, self._unread_s, self._stuck_s = time.monotonic(), NEVER, NEVER
+        self.last_sign_s, self._unread_s, self._stuck_s = time.monotonic(), NEVER, NEVER
         # While it loads: how much it has worked, and when that was last seen to grow.
         self._is_loaded, self._work, self._worked_s = False, 0, -NEVER
         self._is_garbled = False
@@ -99,7 +98,7 @@ class Worker:
         While it loads, a library that comes slowly from a disk keeps the heartbeats waiting: then work counts as well.
         """
         now_s = time.monotonic()
-        late_s = max(now_s - self._sign_s, now_s - self._unread_s)
+        late_s = max(now_s - self.last_sign_s, now_s - self._unread_s)
         if late_s >= SILENT_S and not self._is_loaded:
             if (work := _work_of(self.pid)) != self._work:
                 self._work, self._worked_s = work, now_s
@@ -217,19 +216,19 @@ class Worker:
         return event
 
     def _tell(self, event: Event) -> None:
-        self._sign_s = time.monotonic()
+        self.last_sign_s = time.monotonic()
         try:
             match event:
                 case Heartbeat():
-                    self._stuck_s = self._sign_s - event.stuck_s if event.stuck_s else NEVER
-                case Prepared():
-                    self._on_prepared(event)
+                    self._stuck_s = self.last_sign_s - event.stuck_s if event.stuck_s else NEVER
+                case ImportsDone():
+                    self._on_imports_done(event)
                 case _:
                     self._is_loaded = self._is_loaded or isinstance(event, Loaded)
                     self._on_event(self, event)
         except Exception:  # What one event brings about is not to end the ear for all others.
             log.exception("%s of the engine's process", type(event).__name__)
-        if isinstance(event, Prepared):
+        if isinstance(event, ImportsDone):
             self.settled.set()
 
     def _let_go(self) -> None:

@@ -78,8 +78,8 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A spare worker has imported everything that a load needs, and waits for one.
+class ImportsDone:
+    """A warm worker has imported everything that a load needs, and waits for one.
 
     `torch` is what it imported, `gpu_error` why a load could not use the GPUs here.
     """
@@ -168,7 +168,7 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
+class PromptStarted:
     """The prompt is being read: `prompt_tokens` in all, of which `reused_tokens` were still in the cache."""
 
     request: int
@@ -177,7 +177,7 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextChunk:
     """A further piece of the answer; never half a character, and empty where tokens made no text yet.
 
     `num_tokens` counts the whole answer so far.
@@ -222,7 +222,7 @@ class Failed:
 
 
 Command = Load | Generate | Cancel
-Event = Prepared | Heartbeat | LoadProgress | Loaded | LoadFailed | Began | Text | Finished | Failed
+Event = ImportsDone | Heartbeat | LoadProgress | Loaded | LoadFailed | PromptStarted | TextChunk | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

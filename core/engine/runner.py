@@ -1,14 +1,12 @@
-"""The one engine of this process: starts, feeds and ends the worker process; knows nothing of torch, chats and pages.
+"""This machine's engine: starts, feeds and ends the worker process.
 
-Everything here may be called from any thread. Its lock is held for moments only: a worker is let go of under it, and
-is started, written to and ended without it. What pages and gauges read needs no lock.
+Every method may be called from any thread. The lock is held for moments only: a worker is detached under it, and is
+started and ended without it. What pages and gauges read needs no lock.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,57 +15,49 @@ from pathlib import Path
 
 from core.common.errors import DeckError, EngineError, GpuUseError
 from core.engine.answer import Answer
-from core.engine.process import Worker
+from core.engine.engine_base import EngineBase
+from core.engine.process import WorkerProcess
 from core.engine.protocol import (
     AnswerStats,
-    Began,
     Cancel,
     EngineState,
     Event,
     Failed,
     Finished,
     Generate,
+    ImportsDone,
     Load,
     Loaded,
     LoadFailed,
     LoadProgress,
-    Prepared,
-    Text,
+    PromptStarted,
+    TextChunk,
 )
 from core.engine.sampling_params import Sampling
-from core.engine.warm_worker import QUIET_S, Spare
+from core.engine.warm_worker import WarmWorker
 
 log = logging.getLogger(__name__)
 
 
-class Runner:
-    """Loads one model at a time and answers with it. `state` is what pages show."""
+class Runner(EngineBase):
+    """Loads one model at a time and answers with it. `warm_worker` makes loads begin at once, if it is started."""
 
     def __init__(self, worker_module: str = "core.worker.main") -> None:
+        super().__init__()
         self._worker_module = worker_module
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._state = EngineState()
-        self._worker: Worker | None = None
-        # Let go of, and perhaps not gone yet: what they hold of a GPU is not free before.
-        self._leaving: list[Worker] = []
-        # Counts loads and unloads: whoever waited for something looks whether another one came meanwhile.
+        self._worker: WorkerProcess | None = None
+        # Detached, and perhaps not gone yet: what these hold of a GPU is not free before.
+        self._leaving: list[WorkerProcess] = []
+        # Counts loads and unloads: who waited for something sees whether another one came meanwhile.
         self._turn = 0
-        # Never changed, always replaced: whoever reads it needs no lock.
-        self._answers: dict[int, Answer] = {}
-        self._numbers = itertools.count(1)
-        self._asked_s = 0.0
-        self._gpu_word: Prepared | None = None
-        self._spare = Spare(self._start_spare, self._is_quiet)
+        self._load_began_s = 0.0
+        self._gpu_report: ImportsDone | None = None
+        self.warm_worker = WarmWorker(self._start_warm_worker, lambda: self.is_idle)
 
     @property
-    def state(self) -> EngineState:
-        return self._state
-
-    @property
-    def running_answers(self) -> list[Answer]:
-        """The answers that are queued or being written, oldest first."""
-        return list(self._answers.values())
+    def is_idle(self) -> bool:
+        """Nothing loads or answers."""
+        return self._state.phase != "loading" and not self._answers
 
     @property
     def worker_pid(self) -> int | None:
@@ -77,7 +67,7 @@ class Runner:
 
     @property
     def silent_s(self) -> float:
-        """For how long the engine has not answered, 0 while it does. It may go on by itself; unload() ends it."""
+        """See Engine.silent_s. The engine may go on by itself; unload() ends it."""
         worker = self._worker
         return 0.0 if worker is None else worker.silent_s
 
@@ -87,9 +77,9 @@ class Runner:
         return None
 
     @property
-    def gpu_word(self) -> Prepared | None:
+    def gpu_report(self) -> ImportsDone | None:
         """What the last worker that looked says of torch and the GPUs; None where none has."""
-        return self._gpu_word
+        return self._gpu_report
 
     def load(
         self,
@@ -111,8 +101,8 @@ class Runner:
     def begin_load(
         self, folder: Path, context_tokens: int, num_slots: int, kernel: str | None, force: bool, on_cpu: bool
     ) -> Callable[[], None]:
-        """The part of `load` that waits for nothing. What it returns does the rest."""
-        turn = self._let_go(EngineState("loading", folder.name))
+        """The part of `load` that waits for nothing. The function that it returns does the rest."""
+        turn = self._detach(EngineState("loading", folder.name))
         return partial(self._start, turn, Load(folder, context_tokens, num_slots, kernel, force, on_cpu))
 
     def unload(self) -> None:
@@ -120,24 +110,13 @@ class Runner:
         self.begin_unload()()
 
     def begin_unload(self) -> Callable[[], None]:
-        """The part of `unload` that waits for nothing. What it returns does the rest."""
-        self._let_go(EngineState())
+        """The part of `unload` that waits for nothing. The function that it returns does the rest."""
+        self._detach(EngineState())
         return self._end_leaving
-
-    def keep_spare(self, quiet_s: float = QUIET_S) -> None:
-        """From now on keep a worker waiting that has imported what a load needs, so that loads begin at once.
-
-        It is started when nothing has loaded or answered for `quiet_s`.
-        """
-        self._spare.keep(quiet_s)
-
-    def wait_for_spare(self, timeout_s: float) -> bool:
-        """Wait until a worker waits with everything imported; False where there is none within `timeout_s`."""
-        return self._spare.wait(timeout_s)
 
     def close(self) -> None:
         """End everything that was started. A later load still works, with a worker of its own."""
-        self._spare.close()
+        self.warm_worker.close()
         self.unload()
 
     def generate(
@@ -145,21 +124,15 @@ class Runner:
     ) -> Answer:
         """See Engine.generate. Raises EngineError when no model is loaded, or when the engine hangs and no more prompts
         can wait for it."""
-        # Plain text: a chat that was meant for another server is a kind of text that the worker does not know.
+        # Plain text: the worker does not know a Conversation, which was meant for another server.
         prompt = str(prompt) if isinstance(prompt, str) else prompt
         with self._lock:
             if self._state.phase != "ready" or self._worker is None:
                 raise EngineError("nothing_loaded")
-            answer = Answer(next(self._numbers), self._cancel)
+            answer = self._new_answer(self._cancel)
             self._worker.send(Generate(answer.request, prompt, sampling, continues, client))
-            self._answers = self._answers | {answer.request: answer}
+            self._keep(answer)
             return answer
-
-    def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:
-        """Wait for the end of a load, at most `timeout_s`; the state as it then is."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._state.phase != "loading", timeout_s)
-            return self._state
 
     def _cancel(self, request: int) -> None:
         with self._lock:
@@ -170,57 +143,42 @@ class Runner:
             if not is_withdrawn:
                 worker.send(Cancel(request))
             if not is_withdrawn and not worker.silent_s:
-                return  # It says itself how far it came.
+                return  # The worker says itself how far it came.
             self._forget(request)
         stats = AnswerStats(answer.prompt_tokens, 0, answer.num_tokens, 0.0, 0.0, 0.0, 0)
-        answer.take(Finished(request, "cancelled", stats))
+        answer.apply(Finished(request, "cancelled", stats))
 
-    def _start_spare(self) -> Worker:
-        return Worker(self._worker_module, self._take, self._worker_ended, True, self._hear_spare)
+    def _start_warm_worker(self) -> WorkerProcess:
+        return WorkerProcess(self._worker_module, self._on_event, self._on_end, True, self._on_imports_done)
 
-    def _hear_spare(self, prepared: Prepared) -> None:
-        self._gpu_word = prepared
+    # The caller of these does not hold the lock ---------------------------------------------------------------------
 
-    def _is_quiet(self) -> bool:
-        return self._state.phase != "loading" and not self._answers
+    def _detach(self, state: EngineState, only: WorkerProcess | None = None) -> int:
+        """Take away the worker and its answers and show `state` instead; nothing where `only` is not that worker.
 
-    # What follows needs the lock ------------------------------------------------------------------------------------
-
-    def _set(self, state: EngineState) -> None:
-        self._state = state
-        self._changed.notify_all()
-
-    def _forget(self, request: int) -> None:
-        self._answers = {number: answer for number, answer in self._answers.items() if number != request}
-
-    # What follows must not have it ----------------------------------------------------------------------------------
-
-    def _let_go(self, state: EngineState, of: Worker | None = None) -> int:
-        """Take away the worker and its answers and show `state` instead; only that of one worker, where one is given.
-
-        The number of this turn, -1 where that worker had been let go of before.
+        The number of this turn, -1 where nothing was done.
         """
         with self._lock:
-            if of is not None and of is not self._worker:
+            if only is not None and only is not self._worker:
                 return -1
             self._turn += 1
             turn = self._turn
             if self._worker is not None:
                 self._leaving.append(self._worker)
             self._worker = None
-            ended, self._answers = self._answers, {}
-            self._asked_s = time.monotonic()
+            ended = self._forget_all()
+            self._load_began_s = time.monotonic()
             self._set(state)
         error = state.error or EngineError("answer_model_unloaded")
-        for answer in ended.values():
-            answer.take(Failed(answer.request, error))
+        for answer in ended:
+            answer.apply(Failed(answer.request, error))
         return turn
 
     def _start(self, turn: int, command: Load) -> None:
         """Start the worker of a load, unless another load or an unload came after it."""
         self._end_leaving()
         try:
-            worker = self._spare.take() or Worker(self._worker_module, self._take, self._worker_ended)
+            worker = self.warm_worker.claim() or WorkerProcess(self._worker_module, self._on_event, self._on_end)
         except (OSError, RuntimeError) as error:
             log.error("no process can be started for the engine: %s", error)
             with self._lock:
@@ -236,51 +194,56 @@ class Runner:
         if not is_wanted:
             worker.end()
         elif worker.has_ended:
-            # It may have said so before it was known as the engine's.
-            self._worker_ended(worker)
+            # Its end may have been reported before it was known as the engine's worker.
+            self._on_end(worker)
 
     def _end_leaving(self) -> None:
-        """Wait until all that was let go of is gone."""
+        """Wait until every detached worker is gone."""
         leaving = tuple(self._leaving)
         for worker in leaving:
             worker.end()
         with self._lock:
             self._leaving = [worker for worker in self._leaving if worker not in leaving]
 
-    def _take(self, worker: Worker, event: Event) -> None:
+    # The listening thread of a worker -------------------------------------------------------------------------------
+
+    def _on_imports_done(self, event: ImportsDone) -> None:
+        self._gpu_report = event
+
+    def _on_event(self, worker: WorkerProcess, event: Event) -> None:
         match event:
             case LoadProgress() | Loaded():
-                self._take_progress(worker, event)
+                self._on_progress(worker, event)
             case LoadFailed():
                 log.error("load of %s failed: %s", self._state.model, event.error)
                 if isinstance(event.error, GpuUseError):
                     self._note_gpu(event.error)
                 self._fail(worker, event.error)
-            case Began() | Text() | Finished() | Failed():
-                self._take_answer(worker, event)
+            case PromptStarted() | TextChunk() | Finished() | Failed():
+                self._on_answer_event(worker, event)
 
-    def _take_progress(self, worker: Worker, event: LoadProgress | Loaded) -> None:
+    def _on_progress(self, worker: WorkerProcess, event: LoadProgress | Loaded) -> None:
         try:
             with self._lock:
                 if worker is self._worker:
                     self._set(self._after(event))
-        except Exception:  # Else it would load for ever.
+        except Exception:  # Else the state would be "loading" for ever.
             log.exception("an event of a load")
             self._fail(worker, EngineError("worker_garbled"))
 
     def _after(self, event: LoadProgress | Loaded) -> EngineState:
         if isinstance(event, LoadProgress):
             return replace(self._state, stage=event.stage, fraction=event.fraction)
-        took_s = time.monotonic() - self._asked_s
+        took_s = time.monotonic() - self._load_began_s
         if event.facts.memory is not None:
             self._note_gpu(None)
         return EngineState("ready", event.facts.name, facts=event.facts, fraction=1.0, ready_after_s=took_s)
 
     def _note_gpu(self, error: GpuUseError | None) -> None:
         """What a load has just found out about the GPUs."""
-        self._gpu_word = replace(self._gpu_word or Prepared(), gpu_error=error)
+        self._gpu_report = replace(self._gpu_report or ImportsDone(), gpu_error=error)
 
-    def _take_answer(self, worker: Worker, event: Began | Text | Finished | Failed) -> None:
+    def _on_answer_event(self, worker: WorkerProcess, event: PromptStarted | TextChunk | Finished | Failed) -> None:
         with self._lock:
             answer = self._answers.get(event.request) if worker is self._worker else None
             if answer is not None and isinstance(event, (Finished, Failed)):
@@ -288,23 +251,23 @@ class Runner:
         if answer is None:
             return
         try:
-            answer.take(event)
+            answer.apply(event)
         except Exception as error:  # One answer's damage is not the others'.
             log.exception("an event of an answer")
             answer.cancel()
             with self._lock:
                 self._forget(event.request)
-            answer.take(Failed(event.request, EngineError("engine_fault", why=type(error).__name__)))
+            answer.apply(Failed(event.request, EngineError("engine_fault", why=type(error).__name__)))
 
-    def _worker_ended(self, worker: Worker) -> None:
+    def _on_end(self, worker: WorkerProcess) -> None:
         """The worker's side of the pipe closed although nobody asked for it."""
         error = worker.end_reason()
         if worker is not self._worker:
-            worker.end()  # A spare one: nobody can speak to it any more.
+            worker.end()  # A warm one: nobody can speak to it any more.
             return
         log.error("the engine's process ended while %s: %s", self._state.phase, error)
         self._fail(worker, error)
 
-    def _fail(self, worker: Worker, error: DeckError) -> None:
-        if self._let_go(EngineState("failed", self._state.model, error=error), worker) >= 0:
+    def _fail(self, worker: WorkerProcess, error: DeckError) -> None:
+        if self._detach(EngineState("failed", self._state.model, error=error), worker) >= 0:
             self._end_leaving()

@@ -16,7 +16,7 @@ from typing import Any
 
 from core.common.errors import DeckError, EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import Began, EngineState, Failed, Finished, Text
+from core.engine.protocol import EngineState, Failed, Finished, PromptStarted, TextChunk
 from core.engine.sampling_params import Sampling
 from core.remote.address import key_of
 from core.remote.connection import Link, Pace, facts_of
@@ -150,7 +150,7 @@ class RemoteEngine:
         link, self._link = self._link, None
         answers, self._answers = self._answers, {}
         for answer in answers.values():
-            answer.take(Failed(answer.request, error))
+            answer.apply(Failed(answer.request, error))
             self._cancel(answer.request)
         if link is not None:
             link.stop()
@@ -169,7 +169,7 @@ class RemoteEngine:
 
     def _finish(self, asking: _Asking) -> None:
         request = asking.answer.request
-        asking.answer.take(Finished(request, "cancelled", asking.incoming.stats()))
+        asking.answer.apply(Finished(request, "cancelled", asking.incoming.stats()))
         del self._tasks[request]
         with self._lock:
             self._answers = {number: answer for number, answer in self._answers.items() if number != request}
@@ -192,24 +192,24 @@ class _Asking:
         try:
             async with self.link.answering(self.client):
                 await self._read()
-            answer.take(Finished(request, self.incoming.reason or "end", self.incoming.stats()))
+            answer.apply(Finished(request, self.incoming.reason or "end", self.incoming.stats()))
             self.link.counting.learn(self.prompt, self.incoming.prompt_tokens)
         except asyncio.CancelledError:
             self._say(self.incoming.flush())
-            answer.take(Finished(request, "cancelled", self.incoming.stats()))
+            answer.apply(Finished(request, "cancelled", self.incoming.stats()))
         except EngineError as error:
             self._say(self.incoming.flush())
-            answer.take(Failed(request, error))
+            answer.apply(Failed(request, error))
             self.link.look_now()
         except Exception as error:  # The task's edge: whatever it is becomes a sentence.
             log.exception("an answer from %s failed", server.name)
-            answer.take(Failed(request, EngineError("remote_broken", server=server.name, why=type(error).__name__)))
+            answer.apply(Failed(request, EngineError("remote_broken", server=server.name, why=type(error).__name__)))
 
     async def _read(self) -> None:
         async with aclosing(self.link.server.stream(self.path, self.body)) as events:
             async for event in events:
                 if self.answer.phase == "queued":
-                    self.answer.take(Began(self.answer.request, self.incoming.prompt_tokens, 0))
+                    self.answer.apply(PromptStarted(self.answer.request, self.incoming.prompt_tokens, 0))
                 self._say(self.incoming.take(event))
                 if self.incoming.reason == "stop":
                     return
@@ -218,7 +218,7 @@ class _Asking:
 
     def _say(self, text: str) -> None:
         if text:
-            self.answer.take(Text(self.answer.request, text, self.incoming.num_tokens))
+            self.answer.apply(TextChunk(self.answer.request, text, self.incoming.num_tokens))
 
 
 def _same(one: DeckError, other: DeckError) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.engine.answer import Answer
 from core.engine.interface import Engine, PromptCounter
-from core.engine.protocol import EngineState, Prepared
+from core.engine.protocol import EngineState, ImportsDone
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.remote.engine import RemoteEngine
@@ -61,9 +61,9 @@ class Engines:
         return self.local.worker_pid
 
     @property
-    def gpu_word(self) -> Prepared | None:
-        """See Runner.gpu_word."""
-        return self.local.gpu_word
+    def gpu_report(self) -> ImportsDone | None:
+        """See Runner.gpu_report."""
+        return self.local.gpu_report
 
     def load(
         self,
@@ -103,10 +103,6 @@ class Engines:
     ) -> Answer:
         """See Engine.generate."""
         return self._active.generate(prompt, sampling, continues, client)
-
-    def keep_spare(self) -> None:
-        """Have a worker of this machine's engine ready for the next load; see Runner.keep_spare."""
-        self.local.keep_spare()
 
     def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:
         """Wait for the end of a load or of connecting, at most `timeout_s`; the state as it then is."""

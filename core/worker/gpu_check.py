@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from core.common.errors import GpuUseError
-from core.engine.protocol import Prepared
+from core.engine.protocol import ImportsDone
 from core.gpu.cuda_driver import ask_cuda, ask_cuda_apart
 from core.gpu.snapshot import GpuSnapshot, read_snapshot
 from core.gpu.torch_support import InstalledTorch, find_gpu_error, names_of
@@ -17,11 +17,11 @@ def known_torch() -> InstalledTorch:
     return InstalledTorch(torch.__version__, torch.version.cuda, tuple(told.split()) if told else None)
 
 
-def look() -> Prepared:
+def look() -> ImportsDone:
     """What a load in this process would find, without CUDA being started here."""
     snapshot, known = read_snapshot(), known_torch()
     is_asked = bool(snapshot.gpus) and known.cuda is not None
-    return Prepared(known, find_gpu_error(snapshot, known, ask_cuda_apart() if is_asked else None))
+    return ImportsDone(known, find_gpu_error(snapshot, known, ask_cuda_apart() if is_asked else None))
 
 
 def require_no_gpu(snapshot: GpuSnapshot) -> None:

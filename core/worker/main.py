@@ -1,7 +1,7 @@
 """The engine's process: takes commands from a pipe, loads one model, answers until the pipe closes.
 
 It is the only process that imports torch. It knows no chat and no page. Run as `python -m core.worker.main FD
-[spare]`, where FD is an inherited socket to the dashboard. A spare imports what a load needs before it is asked.
+[warm]`, where FD is an inherited socket to the dashboard. A warm worker imports what a load needs before it is asked.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from core.engine.protocol import (
     Failed,
     Finished,
     Generate,
+    ImportsDone,
     Load,
     Loaded,
     LoadFailed,
     LoadProgress,
     ModelFacts,
-    Prepared,
 )
 from core.worker.heartbeat import CPU_STEP_S, GPU_STEP_S, Outlet, Pulse
 
@@ -66,10 +66,10 @@ ENVIRONMENT = {
 # Pages share the processor with the engine, and they are what a person waits for.
 NICENESS = 5
 # What is done before anybody asks for it gives way to everything.
-SPARE_NICENESS = 19
+WARM_NICENESS = 19
 
 
-def main(fd: int, is_spare: bool = False) -> None:
+def main(fd: int, is_warm: bool = False) -> None:
     """Serve one dashboard over the socket `fd`, until it closes."""
     # Ctrl-C reaches the whole process group; the dashboard decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,23 +81,23 @@ def main(fd: int, is_spare: bool = False) -> None:
     pipe = Outlet(connection)
     pulse = Pulse(pipe)
     pulse.start()
-    inbox: queue.SimpleQueue[Command | Prepared] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Command | ImportsDone] = queue.SimpleQueue()
     threading.Thread(target=listen, args=(connection, inbox), name="listen", daemon=True).start()
     preparing = threading.Thread(target=prepare, args=(inbox,), name="prepare", daemon=True)
-    if is_spare:
+    if is_warm:
         preparing.start()
     command = inbox.get()
-    if isinstance(command, Prepared):
+    if isinstance(command, ImportsDone):
         check_untouched()
         pipe.send(command)
         command = inbox.get()
-    if is_spare:
+    if is_warm:
         take_priority_back()
     assert isinstance(command, Load), command
     try:
         read_checkpoint(command.folder)  # What cannot be loaded is said before seconds go into imports.
         pipe.send(LoadProgress("start", 0.02))
-        if is_spare:
+        if is_warm:
             preparing.join()
         with panics_as_errors():
             scheduler, facts = open_scheduler(command, pipe)
@@ -110,9 +110,9 @@ def main(fd: int, is_spare: bool = False) -> None:
         pipe.send(LoadFailed(fault_of_machine(error) or unknown))
 
 
-def prepare(inbox: queue.SimpleQueue[Command | Prepared]) -> None:
+def prepare(inbox: queue.SimpleQueue[Command | ImportsDone]) -> None:
     """Import everything on a thread of low priority: a process could not take its own back, its threads can have it."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SPARE_NICENESS)
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WARM_NICENESS)
     try:
         import_libraries()
         from core.worker.gpu_check import look
@@ -120,7 +120,7 @@ def prepare(inbox: queue.SimpleQueue[Command | Prepared]) -> None:
         inbox.put(look())
     except Exception:
         # A load says it again, to the person who asked for it.
-        log.exception("a spare worker could not be prepared")
+        log.exception("a warm worker could not import its libraries")
 
 
 def import_libraries() -> None:
@@ -143,11 +143,11 @@ def import_gptqmodel() -> None:
 
 
 def check_untouched() -> None:
-    """End a spare that has begun to use a GPU: it would hold memory there, beside the model that is loaded."""
+    """End a warm worker that has begun to use a GPU: it would hold memory there, beside the model that is loaded."""
     from torch import cuda
 
     if cuda.is_initialized():
-        log.error("the libraries have begun to use the GPU while they were imported; this spare worker ends")
+        log.error("the libraries have begun to use the GPU while they were imported; this warm worker ends")
         sys.exit(1)
 
 
@@ -159,7 +159,7 @@ def take_priority_back() -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
 
-def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared]) -> None:
+def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | ImportsDone]) -> None:
     """Pass on what the dashboard says; when it is gone or cannot be understood any more, so is this process."""
     try:
         while True:
@@ -172,7 +172,7 @@ def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | Prepared]) -> No
 
 
 def open_scheduler(command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
-    """Load the model; importing the libraries takes seconds, unless a spare has done it."""
+    """Load the model; importing the libraries takes seconds, unless a warm worker has done it."""
     import_gptqmodel()
     pipe.send(LoadProgress("start", 0.1))
     from core.worker.load import open_engine
@@ -185,7 +185,7 @@ def open_scheduler(command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
 
 
 def serve(
-    scheduler: Scheduler, pipe: Outlet, inbox: queue.SimpleQueue[Command | Prepared], facts: ModelFacts, pulse: Pulse
+    scheduler: Scheduler, pipe: Outlet, inbox: queue.SimpleQueue[Command | ImportsDone], facts: ModelFacts, pulse: Pulse
 ) -> None:
     """Answer for ever. A fault while computing ends the process: a GPU's state cannot be trusted after one."""
     pulse.longest_s = CPU_STEP_S if facts.memory is None else GPU_STEP_S
@@ -205,7 +205,7 @@ def serve(
             sys.exit(1)
 
 
-def obey(scheduler: Scheduler, pipe: Outlet, command: Command | Prepared) -> None:
+def obey(scheduler: Scheduler, pipe: Outlet, command: Command | ImportsDone) -> None:
     match command:
         case Generate():
             try:
@@ -239,4 +239,4 @@ def describe(error: Exception) -> str:
 
 if __name__ == "__main__":
     set_up_logs()
-    main(int(sys.argv[1]), is_spare=sys.argv[2:] == ["spare"])
+    main(int(sys.argv[1]), is_warm=sys.argv[2:] == ["warm"])

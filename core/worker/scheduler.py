@@ -20,8 +20,8 @@ from core.common.errors import EngineError
 from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
 from core.engine.detokenize import TextStream
-from core.engine.fair_queue import Turns
-from core.engine.protocol import AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
+from core.engine.fair_queue import FairQueue
+from core.engine.protocol import AnswerStats, Event, Failed, Finished, Generate, PromptStarted, Reason, TextChunk
 from core.engine.sampling_params import MAX_SEED
 from core.worker.decode.steps import Drawn, Steps
 
@@ -80,7 +80,7 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
         self._emit = emit
         self._slots = [Slot(index) for index in range(steps.num_slots)]
-        self._waiting: Turns[Sequence] = Turns()
+        self._waiting: FairQueue[Sequence] = FairQueue()
         self._next_read = 0
         # Whose tokens a step that was begun will bring.
         self._flying: deque[tuple[Drawn, list[tuple[Slot, Sequence]]]] = deque()
@@ -156,7 +156,7 @@ class Scheduler:
             slot.sequence = sequence
             self._steps.begin(slot.index, sequence.command.sampling, sequence.seed, sequence.tokens)
             sequence.began_s = sequence.sent_s = time.perf_counter()
-            self._emit(Began(sequence.command.request, sequence.num_prompt, sequence.num_reused))
+            self._emit(PromptStarted(sequence.command.request, sequence.num_prompt, sequence.num_reused))
 
     def _read_chunk(self) -> None:
         reading = [slot for slot in self._slots if slot.sequence and is_reading(slot)]
@@ -249,7 +249,7 @@ class Scheduler:
 
     def _send_text(self, sequence: Sequence) -> None:
         if sequence.unsent or sequence.num_drawn > sequence.num_told:
-            self._emit(Text(sequence.command.request, sequence.unsent, sequence.num_drawn))
+            self._emit(TextChunk(sequence.command.request, sequence.unsent, sequence.num_drawn))
         sequence.unsent, sequence.sent_s, sequence.num_told = "", time.perf_counter(), sequence.num_drawn
 
     def _finish(self, slot: Slot, reason: Reason) -> None:

@@ -42,7 +42,7 @@ from core.common.errors import EngineError, InputError
 from core.common.paths import ROOT
 from core.common.terminal import Terminal
 from core.engine.answer import Answer
-from core.engine.protocol import AnswerStats, Failed, Finished, MemoryFacts, ModelFacts, Text
+from core.engine.protocol import AnswerStats, Failed, Finished, MemoryFacts, ModelFacts, TextChunk
 from core.memory.plan import MemoryPlan
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.fake_peer import DEADLY_TOKENS, ENDLESS_TOKENS
@@ -212,22 +212,22 @@ def test_an_engine_is_not_asked_for_more_chats_than_it_can() -> None:
 
 def make_answer(request: int, num_tokens: int) -> Answer:
     answer = Answer(request, lambda _: None)
-    answer.take(Text(request, "a", num_tokens))
+    answer.apply(TextChunk(request, "a", num_tokens))
     return answer
 
 
 def test_answers_that_ended_before_all_were_written_count_nothing() -> None:
     answers = [make_answer(0, 7), make_answer(1, 1)]
-    answers[0].take(Finished(0, "end", AnswerStats(5, 0, 7, 0.0, 0.1, 0.2, 1)))
-    answers[1].take(Finished(1, "length", AnswerStats(5, 0, 9, 0.0, 0.1, 0.2, 1)))
+    answers[0].apply(Finished(0, "end", AnswerStats(5, 0, 7, 0.0, 0.1, 0.2, 1)))
+    answers[1].apply(Finished(1, "length", AnswerStats(5, 0, 9, 0.0, 0.1, 0.2, 1)))
     decoded = watch_all(answers)
     assert (decoded.num_tokens, decoded.is_whole) == (0, False)
 
 
 def test_a_failed_answer_is_an_error() -> None:
     answers = [make_answer(0, 1), make_answer(1, 1)]
-    answers[0].take(Failed(0, EngineError("nothing_loaded")))
-    answers[1].take(Finished(1, "length", AnswerStats(5, 0, 9, 0.0, 0.1, 0.2, 1)))
+    answers[0].apply(Failed(0, EngineError("nothing_loaded")))
+    answers[1].apply(Finished(1, "length", AnswerStats(5, 0, 9, 0.0, 0.1, 0.2, 1)))
     with pytest.raises(EngineError):
         watch_all(answers)
 

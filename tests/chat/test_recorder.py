@@ -14,7 +14,7 @@ from core.chat.stats import error_of
 from core.chat.store import ChatStore
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import AnswerStats, Began, Failed, Finished, Reason, Text
+from core.engine.protocol import AnswerStats, Failed, Finished, PromptStarted, Reason, TextChunk
 
 WAIT_S = 20.0
 
@@ -49,12 +49,12 @@ class WatchedStore(ChatStore):
 
 
 def write(answer: Answer, text: str) -> None:
-    answer.take(Began(answer.request, 10, 0))
-    answer.take(Text(answer.request, text, len(text.split())))
+    answer.apply(PromptStarted(answer.request, 10, 0))
+    answer.apply(TextChunk(answer.request, text, len(text.split())))
 
 
 def end(answer: Answer, reason: Reason = "end") -> None:
-    answer.take(Finished(answer.request, reason, AnswerStats(10, 4, 21, 0.5, 0.25, 0.4, 7)))
+    answer.apply(Finished(answer.request, reason, AnswerStats(10, 4, 21, 0.5, 0.25, 0.4, 7)))
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_an_answer_that_is_stopped_or_fails_keeps_what_it_said(
     write(first, "so far")
     write(second, "until it broke")
     recorder.stop(stopped)
-    second.take(Failed(second.request, EngineError("worker_died", how="SIGSEGV")))
+    second.apply(Failed(second.request, EngineError("worker_died", how="SIGSEGV")))
     assert recorder.wait(stopped, WAIT_S) and recorder.wait(failed, WAIT_S)
     last, broken = store.read(chat).messages[-1], store.read(other).messages[-1]
     assert (last.text, last.state, last.stats["reason"]) == ("so far", "stopped", "cancelled")

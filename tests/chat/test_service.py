@@ -18,7 +18,7 @@ from core.chat.template import ChatTemplate, Turn
 from core.chat.truncation import ContextError, Pieces
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import AnswerStats, Finished, Text
+from core.engine.protocol import AnswerStats, Finished, TextChunk
 from core.engine.sampling_params import Sampling
 
 TEMPLATE = ChatTemplate(
@@ -48,12 +48,12 @@ class Engine:
 
     def _cancel(self, request: int) -> None:
         self.cancelled.append(request)
-        self.answers[request].take(Finished(request, "cancelled", AnswerStats(1, 0, 1, 0, 0, 0, 1)))
+        self.answers[request].apply(Finished(request, "cancelled", AnswerStats(1, 0, 1, 0, 0, 0, 1)))
 
     def say(self, text: str) -> None:
         answer = self.answers[-1]
-        answer.take(Text(answer.request, text, 1))
-        answer.take(Finished(answer.request, "end", AnswerStats(1, 0, 1, 0, 0, 0, 1)))
+        answer.apply(TextChunk(answer.request, text, 1))
+        answer.apply(Finished(answer.request, "end", AnswerStats(1, 0, 1, 0, 0, 0, 1)))
 
 
 class Desk:

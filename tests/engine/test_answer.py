@@ -9,7 +9,7 @@ import pytest
 
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import AnswerStats, Began, Event, Failed, Finished, Generate, Reason, Text
+from core.engine.protocol import AnswerStats, Event, Failed, Finished, Generate, PromptStarted, Reason, TextChunk
 from core.engine.sampling_params import Sampling
 
 STATS = AnswerStats(prompt_tokens=5, reused_tokens=1, num_tokens=3, queued_s=0.0, prefill_s=0.5, decode_s=2.0, seed=9)
@@ -46,38 +46,43 @@ def waiting(wait, *arguments) -> tuple[threading.Thread, list]:
 
 def test_an_answer_goes_through_its_phases(answer: Answer) -> None:
     assert (answer.phase, answer.is_running, answer.text) == ("queued", True, "")
-    answer.take(Began(4, prompt_tokens=5, reused_tokens=1))
+    answer.apply(PromptStarted(4, prompt_tokens=5, reused_tokens=1))
     assert (answer.phase, answer.prompt_tokens) == ("reading", 5)
-    answer.take(Text(4, "Par", 1))
-    answer.take(Text(4, "is", 2))
+    answer.apply(TextChunk(4, "Par", 1))
+    answer.apply(TextChunk(4, "is", 2))
     assert (answer.phase, answer.text, answer.num_tokens) == ("writing", "Paris", 2)
-    answer.take(Finished(4, "end", STATS))
+    answer.apply(Finished(4, "end", STATS))
     assert (answer.phase, answer.reason, answer.stats, answer.error) == ("done", "end", STATS, None)
     assert (answer.text, answer.is_running) == ("Paris", False)
 
 
 def test_what_was_written_stays_when_it_fails(answer: Answer) -> None:
-    answer.take(Began(4, 5, 0))
-    answer.take(Text(4, "Par", 1))
+    answer.apply(PromptStarted(4, 5, 0))
+    answer.apply(TextChunk(4, "Par", 1))
     error = EngineError("worker_killed")
-    answer.take(Failed(4, error))
+    answer.apply(Failed(4, error))
     assert (answer.text, answer.reason, answer.error, answer.stats) == ("Par", "failed", error, None)
 
 
 def test_it_may_fail_before_it_began(answer: Answer) -> None:
-    answer.take(Failed(4, EngineError("prompt_empty")))
+    answer.apply(Failed(4, EngineError("prompt_empty")))
     assert (answer.phase, answer.reason, answer.text) == ("done", "failed", "")
 
 
 @pytest.mark.parametrize(
     "late",
-    [Began(4, 9, 9), Text(4, "more", 9), Finished(4, "length", STATS), Failed(4, EngineError("engine_fault", why="x"))],
+    [
+        PromptStarted(4, 9, 9),
+        TextChunk(4, "more", 9),
+        Finished(4, "length", STATS),
+        Failed(4, EngineError("engine_fault", why="x")),
+    ],
 )
 @pytest.mark.parametrize("reason", ["end", "cancelled"])
 def test_what_comes_after_the_end_is_ignored(answer: Answer, late: Event, reason: Reason) -> None:
-    answer.take(Text(4, "Hi", 1))
-    answer.take(Finished(4, reason, STATS))
-    answer.take(late)
+    answer.apply(TextChunk(4, "Hi", 1))
+    answer.apply(Finished(4, reason, STATS))
+    answer.apply(late)
     assert (answer.text, answer.num_tokens, answer.phase) == ("Hi", 1, "done")
     assert (answer.reason, answer.error, answer.stats) == (reason, None, STATS)
 
@@ -86,15 +91,15 @@ def test_cancelling_asks_the_engine_and_the_end_comes_from_there(answer: Answer,
     answer.cancel()
     assert engine.requests == [4]
     assert answer.is_running
-    answer.take(Finished(4, "cancelled", STATS))
+    answer.apply(Finished(4, "cancelled", STATS))
     answer.cancel()
     assert engine.requests == [4]
 
 
 def test_waiting_ends_with_the_answer(answer: Answer) -> None:
     thread, results = waiting(answer.wait, LONG_S)
-    answer.take(Text(4, "x", 1))
-    answer.take(Finished(4, "end", STATS))
+    answer.apply(TextChunk(4, "x", 1))
+    answer.apply(Finished(4, "end", STATS))
     thread.join(LONG_S)
     assert results == [True]
     assert answer.wait()
@@ -102,7 +107,7 @@ def test_waiting_ends_with_the_answer(answer: Answer) -> None:
 
 def test_waiting_ends_with_a_failure_as_well(answer: Answer) -> None:
     thread, results = waiting(answer.wait, LONG_S)
-    answer.take(Failed(4, EngineError("worker_killed")))
+    answer.apply(Failed(4, EngineError("worker_killed")))
     thread.join(LONG_S)
     assert results == [True]
 
@@ -115,16 +120,16 @@ def test_waiting_gives_up_in_time(answer: Answer) -> None:
 def test_waiting_for_text_ends_with_enough_of_it(answer: Answer) -> None:
     thread, results = waiting(answer.wait_for_text, 3, LONG_S)
     for token in "abc":
-        answer.take(Text(4, token, 1))
+        answer.apply(TextChunk(4, token, 1))
     assert not answer.wait_for_text(3, 0.0)
-    answer.take(Text(4, "d", 4))
+    answer.apply(TextChunk(4, "d", 4))
     thread.join(LONG_S)
     assert results == [True]
 
 
 def test_waiting_for_more_text_than_comes_ends_with_the_answer(answer: Answer) -> None:
     thread, results = waiting(answer.wait_for_text, 100, LONG_S)
-    answer.take(Finished(4, "end", STATS))
+    answer.apply(Finished(4, "end", STATS))
     thread.join(LONG_S)
     assert results == [True]
 
@@ -140,7 +145,7 @@ def test_the_rate_is_that_of_the_tokens_after_the_first() -> None:
     "message",
     [
         Generate(1, "你好", Sampling(stop=("\n",), seed=3)),
-        Text(1, "😀", 2),
+        TextChunk(1, "😀", 2),
         Finished(1, "stop", STATS),
     ],
 )
@@ -149,10 +154,10 @@ def test_a_message_crosses_a_pipe_unchanged(message: Event | Generate) -> None:
 
 
 def test_a_listener_is_called_at_once_and_at_every_change_until_the_end(answer: Answer) -> None:
-    answer.take(Began(4, prompt_tokens=5, reused_tokens=1))
+    answer.apply(PromptStarted(4, prompt_tokens=5, reused_tokens=1))
     seen: list[tuple[str, str]] = []
-    answer.listen(lambda: seen.append((answer.phase, answer.text)))
-    answer.take(Text(4, "Par", 1))
-    answer.take(Finished(4, "end", STATS))
-    answer.take(Text(4, "is", 2))
+    answer.add_listener(lambda: seen.append((answer.phase, answer.text)))
+    answer.apply(TextChunk(4, "Par", 1))
+    answer.apply(Finished(4, "end", STATS))
+    answer.apply(TextChunk(4, "is", 2))
     assert seen == [("reading", ""), ("writing", "Par"), ("done", "Par")]

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.fair_queue import MAX_PAGES_FIRST, PAGES, Turns, Turnstile
+from core.engine.fair_queue import MAX_PAGES_FIRST, PAGES, FairQueue, Turnstile
 
 
-def order(turns: Turns[str]) -> list[str]:
+def order(turns: FairQueue[str]) -> list[str]:
     return [turns.take() for _ in range(len(turns))]
 
 
 def test_a_page_goes_before_clients_that_waited_longer() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for number in range(64):
         turns.add(f"a{number}", "a")
     turns.add("page")
@@ -25,7 +25,7 @@ def test_a_page_goes_before_clients_that_waited_longer() -> None:
 
 
 def test_a_client_with_one_request_waits_for_one_turn_of_each_other() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for number in range(50):
         turns.add(f"a{number}", "a")
     for number in range(3):
@@ -35,7 +35,7 @@ def test_a_client_with_one_request_waits_for_one_turn_of_each_other() -> None:
 
 
 def test_who_asks_again_after_a_turn_stands_behind_those_that_wait() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     turns.add("a0", "a")
     turns.add("b0", "b")
     assert turns.take() == "a0"
@@ -44,7 +44,7 @@ def test_who_asks_again_after_a_turn_stands_behind_those_that_wait() -> None:
 
 
 def test_a_page_that_asks_without_end_lets_a_client_have_its_turn() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     turns.add("a0", "a")
     turns.add("a1", "a")
     said = []
@@ -55,7 +55,7 @@ def test_a_page_that_asks_without_end_lets_a_client_have_its_turn() -> None:
 
 
 def test_pages_that_were_alone_owe_nothing() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     for number in range(10):
         turns.add(f"page{number}")
         turns.take()
@@ -65,7 +65,7 @@ def test_pages_that_were_alone_owe_nothing() -> None:
 
 
 def test_what_is_taken_back_costs_its_client_no_turn() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     turns.add("a0", "a")
     turns.add("b0", "b")
     turns.add("a1", "a")
@@ -82,7 +82,7 @@ def test_what_is_taken_back_costs_its_client_no_turn() -> None:
 
 @given(st.lists(st.sampled_from([PAGES, "a", "b", "c", ""])))
 def test_each_is_taken_once_in_the_order_of_its_line_and_nobody_waits_too_long(clients: list[str]) -> None:
-    turns: Turns[tuple[str, int]] = Turns()
+    turns: FairQueue[tuple[str, int]] = FairQueue()
     for number, client in enumerate(clients):
         turns.add((client, number), client)
     taken = [turns.take() for _ in clients]

@@ -17,8 +17,8 @@ import pytest
 from core.common.errors import EngineError
 from core.engine import process
 from core.engine.answer import Answer
-from core.engine.process import Worker
-from core.engine.protocol import Cancel, EngineState, Event, Finished, Text
+from core.engine.process import WorkerProcess
+from core.engine.protocol import Cancel, EngineState, Event, Finished, TextChunk
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.worker.heartbeat import BEAT_S, Outlet, Pulse
@@ -129,7 +129,7 @@ def test_another_load_works_while_the_worker_is_stopped(runner: Runner, folder: 
 def test_what_gauges_read_needs_no_lock(runner: Runner) -> None:
     answer = runner.generate("forever", Sampling())
     seen: list[object] = []
-    with runner._lock:
+    with runner.changed:
         assert in_time(
             lambda: seen.extend((runner.state.phase, runner.running_answers, runner.worker_pid, runner.silent_s))
         )
@@ -231,7 +231,7 @@ def test_a_library_that_takes_long_to_come_is_no_silence(odd: Callable[[str], Ru
     until(lambda: runner.state.fraction == 0.5)
     worker = runner._worker
     assert worker is not None
-    until(lambda: time.monotonic() - worker._sign_s > 2 * process.SILENT_S or runner.silent_s)
+    until(lambda: time.monotonic() - worker.last_sign_s > 2 * process.SILENT_S or runner.silent_s)
     assert runner.silent_s == 0.0
 
 
@@ -263,9 +263,9 @@ def test_a_step_is_stuck_once_it_takes_longer_than_any_does() -> None:
 
 def test_the_real_worker_beats_before_anything_is_loaded(soon: None) -> None:
     ended = threading.Event()
-    worker = Worker("core.worker.main", lambda *_: None, lambda _: ended.set())
-    begun_s = worker._sign_s
-    until(lambda: worker._sign_s > begun_s)
+    worker = WorkerProcess("core.worker.main", lambda *_: None, lambda _: ended.set())
+    begun_s = worker.last_sign_s
+    until(lambda: worker.last_sign_s > begun_s)
     # What it cannot understand may be a prompt for which somebody would wait.
     worker._pipe.send_bytes(b"no command")
     assert ended.wait(WAIT_S)
@@ -314,16 +314,17 @@ def test_a_worker_that_makes_no_sense_while_it_loads_is_ended_and_the_next_load_
     assert runner.wait_while_loading(WAIT_S).phase == "ready"
 
 
-def test_a_spare_that_makes_no_sense_is_ended_and_not_taken(
+def test_a_warm_worker_that_makes_no_sense_is_ended_and_not_taken(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(process, "LINGER_S", 0.0)
     runner = Runner(FAKE)
-    spare = runner._spare._worker = runner._start_spare()
-    assert spare.settled.wait(WAIT_S)
-    monkeypatch.setattr(Worker, "_receive", lambda _: 1 // 0)
-    until(lambda: not spare.is_alive)
-    assert runner._spare.take() is None and runner.state == EngineState()
+    runner.warm_worker.start_one()
+    pid = runner.warm_worker.pid
+    assert pid is not None and runner.warm_worker.wait(WAIT_S)
+    monkeypatch.setattr(WorkerProcess, "_receive", lambda _: 1 // 0)
+    until(lambda: not is_running(pid))
+    assert runner.warm_worker.claim() is None and runner.state == EngineState()
     assert "cannot be understood" in caplog.text
 
 
@@ -373,8 +374,8 @@ def test_a_listener_that_raises_takes_nothing_from_other_listeners_and_answers(r
         else:
             raise ValueError("a listener's fault")
 
-    answer.listen(fail)
-    answer.listen(lambda: calls.append(answer.is_running))
+    answer.add_listener(fail)
+    answer.add_listener(lambda: calls.append(answer.is_running))
     other = runner.generate("hello", Sampling())
     assert answer.wait(WAIT_S) and other.wait(WAIT_S)
     assert answer.reason == other.reason == "end" and calls[-1] is False
@@ -385,20 +386,20 @@ def test_a_listener_that_raises_takes_nothing_from_other_listeners_and_answers(r
 def test_a_callers_fault_does_not_end_the_ear(caplog: pytest.LogCaptureFixture) -> None:
     heard: list[Event] = []
 
-    def take(_: Worker, event: Event) -> None:
+    def take(_: WorkerProcess, event: Event) -> None:
         heard.append(event)
         raise ValueError("an event's fault")
 
-    def end(_: Worker) -> None:
+    def end(_: WorkerProcess) -> None:
         raise ValueError("an end's fault")
 
     def hear(_: Event) -> None:
-        raise ValueError("a spare's fault")
+        raise ValueError("a warm worker's fault")
 
-    worker = Worker(FAKE, take, end, is_spare=True, on_prepared=hear)
-    assert worker.settled.wait(WAIT_S) and "a spare's fault" in caplog.text
-    worker._tell(Text(1, "a", 1))
-    worker._tell(Text(1, "b", 2))
+    worker = WorkerProcess(FAKE, take, end, is_warm=True, on_imports_done=hear)
+    assert worker.settled.wait(WAIT_S) and "a warm worker's fault" in caplog.text
+    worker._tell(TextChunk(1, "a", 1))
+    worker._tell(TextChunk(1, "b", 2))
     worker.end()
     until(lambda: "an end's fault" in caplog.text)
     assert len(heard) == 2
@@ -471,16 +472,16 @@ def test_a_process_that_cannot_be_started_is_a_failed_load(monkeypatch: pytest.M
 
 def test_a_worker_that_dies_before_it_is_known_is_a_failed_load(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner(FAKE)
-    take = runner._spare.take
+    claim = runner.warm_worker.claim
 
-    def dead() -> Worker:
-        worker = runner._start_spare()
+    def dead() -> WorkerProcess:
+        runner.warm_worker.start_one()
+        assert (worker := claim()) is not None
         os.kill(worker.pid, signal.SIGKILL)
         until(lambda: worker.has_ended)
-        assert take() is None
         return worker
 
-    monkeypatch.setattr(runner._spare, "take", dead)
+    monkeypatch.setattr(runner.warm_worker, "claim", dead)
     runner.load(Path("tiny"))
     state = runner.wait_while_loading(WAIT_S)
     assert state.phase == "failed" and state.error is not None and state.error.key == "worker_killed"

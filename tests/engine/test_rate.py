@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.engine.answer import Answer
-from core.engine.protocol import AnswerStats, Finished, Text
+from core.engine.protocol import AnswerStats, Finished, TextChunk
 from core.engine.rate import TokenRate
 
 
@@ -22,7 +22,7 @@ def answer(request: int, num_tokens: int = 0) -> Answer:
 
 
 def write(one: Answer, num_tokens: int) -> None:
-    one.take(Text(one.request, "word ", num_tokens))
+    one.apply(TextChunk(one.request, "word ", num_tokens))
 
 
 def test_the_rate_adds_up_all_answers_that_run() -> None:
@@ -52,7 +52,7 @@ def test_the_last_tokens_of_a_finished_answer_count() -> None:
     rate = TokenRate(clock)
     rate.tokens_per_s([one])
     write(one, 8)
-    one.take(Finished(1, "end", AnswerStats(1, 0, 8, 0.0, 0.1, 0.9, 1)))
+    one.apply(Finished(1, "end", AnswerStats(1, 0, 8, 0.0, 0.1, 0.9, 1)))
     clock.now_s += 1.0
     assert rate.tokens_per_s([]) == 8.0
 

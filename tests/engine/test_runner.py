@@ -48,8 +48,8 @@ def runner(shared: Runner, folder: Path) -> Runner:
 
 
 def worker_pid(runner: Runner) -> int:
-    assert runner._worker is not None
-    return runner._worker._process.pid
+    assert runner.worker_pid is not None
+    return runner.worker_pid
 
 
 def test_a_load_names_its_stages_and_ends_ready(folder: Path) -> None:
@@ -57,10 +57,10 @@ def test_a_load_names_its_stages_and_ends_ready(folder: Path) -> None:
     runner.load(folder)
     assert runner.state.phase == "loading"
     assert runner.state.model == "tiny"
-    with runner._changed:
+    with runner.changed:
         while runner.state.phase == "loading":
             seen.append((runner.state.stage, runner.state.fraction))
-            assert runner._changed.wait(LOAD_S)
+            assert runner.changed.wait(LOAD_S)
     assert runner.state.phase == "ready"
     assert runner.state.facts is not None
     assert runner.state.facts.kernel == "aten_int4"
@@ -138,8 +138,8 @@ def test_a_worker_killed_in_an_answer_leaves_the_part_that_was_said(runner: Runn
     assert answer.reason == "failed"
     assert answer.error is not None and answer.error.key == "worker_killed"
     assert all(one.wait(ANSWER_S) and one.reason == "failed" for one in waiting)
-    with runner._changed:
-        assert runner._changed.wait_for(lambda: runner.state.phase == "failed", ANSWER_S)
+    with runner.changed:
+        assert runner.changed.wait_for(lambda: runner.state.phase == "failed", ANSWER_S)
     assert runner.state.error is not None and runner.state.error.key == "worker_killed"
     with pytest.raises(EngineError):
         runner.generate(PROMPT, SHORT)

@@ -328,7 +328,7 @@ def test_without_a_gpu_the_cpu_is_the_place(cuda_torch: pytest.MonkeyPatch) -> N
     assert find_devices(GpuSnapshot(0.0, error=DeckError("gpu_none_found"))) == [Device("cpu")]
 
 
-def test_a_spare_says_what_a_load_would_find_and_leaves_cuda_alone(cuda_torch: pytest.MonkeyPatch) -> None:
+def test_a_warm_worker_says_what_a_load_would_find_and_leaves_cuda_alone(cuda_torch: pytest.MonkeyPatch) -> None:
     show(cuda_torch)
     cuda_torch.setattr(gpu_check, "read_snapshot", seen)
     cuda_torch.setattr(gpu_check, "ask_cuda_apart", lambda: failed(802))
@@ -362,9 +362,9 @@ def test_a_real_load_beside_a_gpu_is_refused_and_goes_to_the_cpu_by_choice(
     for name, value in nvml_standin.environment().items():
         monkeypatch.setenv(name, value)
     make_checkpoint(tmp_path / "model")
-    runner.keep_spare(quiet_s=0.0)
-    assert runner.wait_for_spare(LOAD_S)
-    told = runner.gpu_word
+    runner.warm_worker.start(idle_s=0.0)
+    assert runner.warm_worker.wait(LOAD_S)
+    told = runner.gpu_report
     assert told is not None and told.gpu_error is not None and told.gpu_error.key == "gpu_cpu_build"
     runner.load(tmp_path / "model")
     state = runner.wait_while_loading(LOAD_S)

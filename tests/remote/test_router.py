@@ -15,7 +15,7 @@ from core.chat.model_prompt import read_reader
 from core.chat.modes import Names, Style
 from core.chat.template import Turn
 from core.chat.truncation import Pieces
-from core.engine.process import Worker
+from core.engine.process import WorkerProcess
 from core.engine.protocol import Conversation
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
@@ -162,14 +162,14 @@ def test_the_way_out_is_open_while_another_tab_ends_an_engine_that_hangs(
     engines.load(folder)
     assert engines.wait_while_loading(WAIT_S).phase == "ready"
     ends, may_end = threading.Event(), threading.Event()
-    end = Worker.end
+    end = WorkerProcess.end
 
-    def slow(worker: Worker) -> None:
+    def slow(worker: WorkerProcess) -> None:
         ends.set()
         may_end.wait(WAIT_S)
         end(worker)
 
-    monkeypatch.setattr(Worker, "end", slow)
+    monkeypatch.setattr(WorkerProcess, "end", slow)
     unloading = threading.Thread(target=engines.unload)
     unloading.start()
     assert ends.wait(WAIT_S)

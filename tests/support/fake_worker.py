@@ -21,21 +21,21 @@ from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import DeckError, EngineError
 from core.engine.protocol import (
     AnswerStats,
-    Began,
     Cancel,
     Failed,
     Finished,
     Generate,
+    ImportsDone,
     Load,
     Loaded,
     LoadFailed,
     LoadProgress,
     MemoryFacts,
     ModelFacts,
-    Prepared,
+    PromptStarted,
     Reason,
     Stage,
-    Text,
+    TextChunk,
 )
 from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import read_snapshot
@@ -124,7 +124,7 @@ class FakeWorker:
             case Generate():
                 script = Script(command.request, str(command.prompt), command.sampling)
                 self._scripts[command.request] = script
-                self._pipe.send(Began(command.request, script.prompt_tokens, 0))
+                self._pipe.send(PromptStarted(command.request, script.prompt_tokens, 0))
             case Cancel() if command.request in self._scripts:
                 self._finish(self._scripts[command.request], "cancelled")
 
@@ -167,7 +167,7 @@ class FakeWorker:
             self._finish(script, "end")
         else:
             script.said += 1
-            self._pipe.send(Text(script.request, script.words[script.said - 1], script.said))
+            self._pipe.send(TextChunk(script.request, script.words[script.said - 1], script.said))
             script.next_s += script.wait_s
 
     def _break_off(self, script: Script) -> None:
@@ -188,8 +188,8 @@ if __name__ == "__main__":
         pipe = Connection(int(sys.argv[1]))
         outlet = Outlet(pipe)
         Pulse(outlet).start()
-        if sys.argv[2:] == ["spare"]:
-            outlet.send(Prepared())
+        if sys.argv[2:] == ["warm"]:
+            outlet.send(ImportsDone())
         FakeWorker(pipe, outlet).run()
     except (EOFError, OSError):
         pass

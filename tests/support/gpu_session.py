@@ -1,6 +1,6 @@
 """What the GPU tests have in common: what takes long is begun as soon as they are collected, and used while it lasts.
 
-Compilers run on all cores and spare workers import their libraries while the first tests run; what waits for them comes
+Compilers run on all cores and warm workers import their libraries while the first tests run; what waits for them comes
 last. All of it is left out where no GPU test was chosen.
 """
 
@@ -39,10 +39,10 @@ class GpuSession:
         if any("test_gpu_load" in test for test in tests):
             self._runners = [Runner() for _ in range(NUM_RUNNERS)]
             for runner in self._runners:
-                runner.keep_spare(quiet_s=0.0)
+                runner.warm_worker.start(idle_s=0.0)
 
     def runner(self) -> Runner:
-        """One whose spare worker waits, or soon does; whoever takes it closes it."""
+        """One whose warm worker waits, or soon does; whoever takes it closes it."""
         return self._runners.pop() if self._runners else Runner()
 
     def wait_for_compilers(self) -> None:

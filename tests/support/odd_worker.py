@@ -22,7 +22,7 @@ from core.engine.protocol import (
     Loaded,
     LoadProgress,
     ModelFacts,
-    Text,
+    TextChunk,
 )
 from core.worker.heartbeat import Outlet, Pulse
 
@@ -102,9 +102,9 @@ def answer(odd: str, command: Generate, connection: Connection, outlet: Outlet) 
     if command.prompt == "unreadable":
         connection.send_bytes(UNREADABLE)
     elif command.prompt == "no text":
-        outlet.send(Text(command.request, None, 1))  # type: ignore[arg-type]
+        outlet.send(TextChunk(command.request, None, 1))  # type: ignore[arg-type]
     else:
-        outlet.send(Text(command.request, str(command.prompt)[:20], 1))
+        outlet.send(TextChunk(command.request, str(command.prompt)[:20], 1))
         if command.prompt != "unfinished":
             outlet.send(Finished(command.request, "end", STATS))
 

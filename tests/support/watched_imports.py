@@ -1,4 +1,4 @@
-"""Imports what a spare worker imports, told that there is a GPU, and ends with who began to use it, if anybody did."""
+"""Imports what a warm worker imports, told that there is a GPU, and ends with who began to use it, if anybody did."""
 
 from __future__ import annotations
 

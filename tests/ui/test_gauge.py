@@ -179,7 +179,7 @@ def test_what_the_engine_itself_found_goes_before_what_is_sure_without_it(nvml_s
     nvml_standin.use("driver_535")
     nvml_standin.write_torch("2.11.0+cu130", "13.0")
     code = """
-from core.engine.protocol import Prepared
+from core.engine.protocol import ImportsDone
 from core.common.errors import GpuUseError
 from core.gpu.torch_support import InstalledTorch
 known = InstalledTorch("2.11.0+cu130", "13.0", ("sm_80",))
@@ -187,11 +187,11 @@ seen = []
 def look():
     tab = open_tab("2_Load_Model")
     seen.append(words(tab) + str(len(tab.get("popover"))))
-for prepared in (
-    Prepared(known), Prepared(known, GpuUseError("gpu_cuda_unknown", gpus="A40", code=999)),
-    Prepared(InstalledTorch("2.11.0+cu130", "13.0", ("sm_90",))),
+for report in (
+    ImportsDone(known), ImportsDone(known, GpuUseError("gpu_cuda_unknown", gpus="A40", code=999)),
+    ImportsDone(InstalledTorch("2.11.0+cu130", "13.0", ("sm_90",))),
 ):
-    resources.runner().local._hear_spare(prepared)
+    resources.runner().local._on_imports_done(report)
     look()
 tell(seen)
 """

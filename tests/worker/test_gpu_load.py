@@ -51,7 +51,7 @@ def runner(gpu_tests: GpuSession) -> Iterator[Runner]:
 
 @contextmanager
 def waiting_runner(gpu_tests: GpuSession) -> Iterator[Runner]:
-    """A runner whose spare worker was begun before; nothing else gives back memory of the GPU meanwhile."""
+    """A runner whose warm worker was begun before; nothing else gives back memory of the GPU meanwhile."""
     gpu_tests.wait_for_compilers()
     runner = gpu_tests.runner()
     try:
@@ -106,12 +106,11 @@ def test_a_load_that_cannot_be_honoured_is_refused_with_the_numbers_and_can_be_f
         torch.cuda.empty_cache()
 
 
-def test_a_spare_worker_holds_no_memory_of_a_gpu_and_loads_as_any_other(runner: Runner, folder: Path) -> None:
-    runner.keep_spare(quiet_s=0.0)
+def test_a_warm_worker_holds_no_memory_of_a_gpu_and_loads_as_any_other(runner: Runner, folder: Path) -> None:
+    runner.warm_worker.start(idle_s=0.0)
     try:
-        assert runner.wait_for_spare(LOAD_S), "the imports touched the GPU, or the host has no memory to spare"
-        assert runner._spare._worker is not None
-        waiting = runner._spare._worker.pid
+        assert runner.warm_worker.wait(LOAD_S), "the imports touched the GPU, or the host has no memory to spare"
+        waiting = runner.warm_worker.pid
         assert waiting not in [process.pid for gpu in read_snapshot().gpus for process in gpu.processes]
         assert load(runner, folder).phase == "ready"
         assert runner.worker_pid == waiting

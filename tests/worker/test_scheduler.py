@@ -11,7 +11,7 @@ import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.detokenize import TextStream
-from core.engine.protocol import Began, Event, Failed, Finished, Generate, Text
+from core.engine.protocol import Event, Failed, Finished, Generate, PromptStarted, TextChunk
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import KERNELS
 from core.worker.decode.steps import EagerSteps
@@ -65,7 +65,7 @@ class Desk:
         raise AssertionError("the scheduler never came to an end")
 
     def text(self, request: int) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Text) and event.request == request)
+        return "".join(event.text for event in self.events if isinstance(event, TextChunk) and event.request == request)
 
     def end(self, request: int) -> Finished:
         (end,) = [event for event in self.events if isinstance(event, Finished) and event.request == request]
@@ -80,7 +80,7 @@ def desk(folder: Path, model) -> Desk:
 def test_an_answer_begins_grows_and_ends(desk: Desk) -> None:
     desk.ask(1)
     desk.run()
-    assert isinstance(desk.events[0], Began)
+    assert isinstance(desk.events[0], PromptStarted)
     assert isinstance(desk.events[-1], Finished)
     assert desk.end(1).reason == "length"
     assert desk.end(1).stats.num_tokens == 12
@@ -156,7 +156,7 @@ def test_requests_beyond_the_slots_wait_their_turn(folder: Path, model) -> None:
         desk.ask(request, max_new_tokens=5)
     desk.run()
     ends = [event.request for event in desk.events if isinstance(event, Finished)]
-    begins = [event.request for event in desk.events if isinstance(event, Began)]
+    begins = [event.request for event in desk.events if isinstance(event, PromptStarted)]
     assert ends == begins == [1, 2, 3]
 
 
@@ -170,7 +170,7 @@ def test_a_page_does_not_wait_for_the_many_requests_of_a_client(folder: Path, mo
     desk.ask(6, max_new_tokens=2)
     desk.scheduler.cancel(3)
     desk.run()
-    begins = [event.request for event in desk.events if isinstance(event, Began)]
+    begins = [event.request for event in desk.events if isinstance(event, PromptStarted)]
     assert begins == [1, 6, 2, 5, 4]
 
 

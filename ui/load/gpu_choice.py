@@ -34,10 +34,10 @@ def own_pids() -> frozenset[int]:
 
 def cards_here() -> Cards:
     """The GPUs that a load can take, as they are now; none where models run on the CPU."""
-    latest, word, pids, compiler = reading(), runner().gpu_word, own_pids(), has_compiler()
+    latest, report, pids, compiler = reading(), runner().gpu_report, own_pids(), has_compiler()
     if latest is None or is_cpu_chosen() or gpu_error() is not None:
         return ()
-    usable = usable_gpus(latest.gpus, word.torch if word else installed_torch())
+    usable = usable_gpus(latest.gpus, report.torch if report else installed_torch())
     return tuple(card_from_gpu(gpu, pids, compiler) for gpu in usable)
 
 

@@ -23,9 +23,9 @@ def gpus_here() -> list[Gpu]:
 
 def gpu_error() -> GpuUseError | None:
     """Why a load could not use the GPUs here: as the last worker found it, else as far as it is sure without one."""
-    latest, word = reading(), runner().gpu_word
+    latest, report = reading(), runner().gpu_report
     if latest is None or is_cpu_chosen():
         return None
-    if word is None:
+    if report is None:
         return find_gpu_error(latest, installed_torch())
-    return find_nvml_error(latest) or word.gpu_error
+    return find_nvml_error(latest) or report.gpu_error
