@@ -10,45 +10,43 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from core.checkpoint.containers.registry import read_format, read_matrices
 from core.checkpoint.headers import TensorInfo, read_header, read_json
+from core.checkpoint.layers import LayerShape, read_layers, text_config
+from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, printable, quoted_json
 
-BITS = (2, 3, 4, 8)
 QUANTIZE_CONFIG = "quantize_config.json"
 # What families call their longest context, and what the first Llama had, for a config that leaves it out.
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 DEFAULT_CONTEXT_TOKENS = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class Quantization:
-    """How the matrices were quantized. `group_size` -1: one group a column; `format`: "gptq" or "gptq_v2"."""
-
-    bits: int
-    group_size: int
-    act_order: bool
-    symmetric: bool
-    format: str
-
-    @property
-    def label(self) -> str:
-        group = "no groups" if self.group_size < 0 else f"group {self.group_size}"
-        return f"{self.bits} bit, {group}" + (", act-order" if self.act_order else "")
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checkpoint:
     """One model. `config` is its own config.json, with nothing added; `path` is None for one that is not on disk."""
 
     name: str
     config: dict[str, Any]
-    quantization: Quantization
+    quantization: MatrixFormat
     tensors: dict[str, TensorInfo]
     path: Path | None = None
+
+    @cached_property
+    def matrices(self) -> dict[str, QuantizedMatrix]:
+        """Every quantized matrix by its module's name. Raises CheckpointError where a tensor's shape contradicts
+        the configuration."""
+        return read_matrices(self.name, self.quantization, self.tensors)
+
+    @cached_property
+    def layers(self) -> tuple[LayerShape, ...]:
+        """The layers, first to last. Raises CheckpointError where the configuration's numbers are none."""
+        return read_layers(self.name, self.config, self.tensors)
 
     @property
     def folder(self) -> Path:
@@ -72,9 +70,7 @@ class Checkpoint:
     @property
     def max_context_tokens(self) -> int:
         """The longest context that the model was made for."""
-        text = self.config.get("text_config")
-        config = text if isinstance(text, dict) else self.config
-        values = (config.get(name) for name in CONTEXT_NAMES)
+        values = map(text_config(self.config).get, CONTEXT_NAMES)
         return next((value for value in values if is_whole(value) and value > 0), DEFAULT_CONTEXT_TOKENS)
 
 
@@ -87,43 +83,25 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     if config is None:
         raise CheckpointError("no_config", folder=folder.name)
-    quantization = read_quantization(folder, config)
+    found = config.get("quantization_config") or read_json(folder / QUANTIZE_CONFIG)
+    quantization = read_format(folder.name, found)
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(folder):
         tensors |= read_header(folder / file)
-    if not any(name.endswith(".qweight") for name in tensors):
-        raise CheckpointError("no_quantized_weights", folder=folder.name)
-    return Checkpoint(folder.name, config, quantization, tensors, folder)
+    return make_checkpoint(folder.name, config, quantization, tensors, folder)
 
 
-def read_quantization(folder: Path, config: dict[str, Any]) -> Quantization:
-    """The quantization from `config.json`, else from auto-gptq's older `quantize_config.json`."""
-    return parse_quantization(folder.name, config.get("quantization_config") or read_json(folder / QUANTIZE_CONFIG))
-
-
-def parse_quantization(name: str, found: object) -> Quantization:
-    """What `found` in the configuration of the model `name` says. Raises CheckpointError for what cannot run."""
-    if not isinstance(found, dict):
-        raise CheckpointError("not_quantized", folder=name)
-    method = quoted_json(found.get("quant_method") or "gptq").lower()
-    if method != "gptq":
-        raise CheckpointError("other_quantization", folder=name, method=method)
-    bits, group_size = found.get("bits"), found.get("group_size", -1)
-    if not is_whole(bits) or bits not in BITS:
-        raise CheckpointError("bits", folder=name, bits=quoted_json(bits))
-    if not is_whole(group_size) or not (group_size == -1 or group_size > 0):
-        raise CheckpointError("group_size", folder=name, group_size=quoted_json(group_size))
-    format_name = quoted_json(found.get("checkpoint_format") or found.get("format") or "gptq").lower()
-    if format_name not in ("gptq", "gptq_v2"):
-        raise CheckpointError("format", folder=name, format=format_name)
-    return Quantization(
-        bits=bits,
-        group_size=group_size,
-        act_order=bool(found.get("desc_act", False)),
-        # Anything but true: there are kernels that take both, and one that computes nonsense for the asymmetric.
-        symmetric=found.get("sym", True) is True,
-        format=format_name,
-    )
+def make_checkpoint(
+    name: str,
+    config: dict[str, Any],
+    quantization: MatrixFormat,
+    tensors: dict[str, TensorInfo],
+    path: Path | None = None,
+) -> Checkpoint:
+    """The checkpoint of these parts, wherever they were read. Raises CheckpointError where no matrix is quantized."""
+    if not any(tensor.endswith(".qweight") for tensor in tensors):
+        raise CheckpointError("no_quantized_weights", folder=name)
+    return Checkpoint(name, config, quantization, tensors, path)
 
 
 def weight_files(folder: Path) -> list[str]:

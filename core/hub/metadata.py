@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx2
 
-from core.checkpoint.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, parse_index, parse_quantization
+from core.checkpoint.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, make_checkpoint, parse_index
+from core.checkpoint.containers.registry import read_format
 from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
@@ -89,13 +90,11 @@ def read_repository(source: Repository) -> Checkpoint:
     found = config.get("quantization_config")
     if not found and QUANTIZE_CONFIG in source.files:
         found = read_json(source, QUANTIZE_CONFIG)
-    quantization = parse_quantization(source.name, found or None)
+    quantization = read_format(source.name, found or None)
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(source):
         tensors |= read_header(source, file)
-    if not any(name.endswith(".qweight") for name in tensors):
-        raise CheckpointError("no_quantized_weights", folder=source.name)
-    return Checkpoint(source.name, config, quantization, tensors)
+    return make_checkpoint(source.name, config, quantization, tensors)
 
 
 def weight_files(source: Repository) -> list[str]:

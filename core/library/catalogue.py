@@ -17,8 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.checkpoint import Checkpoint, Quantization
+from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
+from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import InputError
 from core.common.values import quoted_text
 from core.hub.address import Address, parse_address
@@ -67,7 +68,7 @@ class CatalogueEntry:
     repo: str
     branch: str
     size: str
-    quantization: Quantization
+    quantization: MatrixFormat
     file_bytes: int
     published: str
     published_from: str
@@ -114,7 +115,7 @@ def find(text: str, revision: str | None = None) -> CatalogueEntry:
 @cache
 def checkpoint(entry: CatalogueEntry) -> Checkpoint:
     """`entry` as the checkpoint that a download would be; header and tensors add up to its file's size."""
-    return Checkpoint(entry.name, config(entry), entry.quantization, _tensors(entry))
+    return make_checkpoint(entry.name, config(entry), entry.quantization, _tensors(entry))
 
 
 def config(entry: CatalogueEntry) -> dict[str, Any]:
@@ -139,12 +140,12 @@ def config(entry: CatalogueEntry) -> dict[str, Any]:
 
 
 def _entry(repo: str, row: dict[str, str]) -> CatalogueEntry:
-    quantization = Quantization(
+    quantization = MatrixFormat(
         bits=int(row["bits"]),
         group_size=int(row["group_size"]),
-        act_order=row["act_order"] == "yes",
-        symmetric=True,
-        format="gptq",
+        is_permuted=row["act_order"] == "yes",
+        is_symmetric=True,
+        packing="gptq",
     )
     return CatalogueEntry(
         repo=repo,
@@ -207,7 +208,7 @@ def _matrices(model: Architecture) -> dict[str, tuple[int, int]]:
     }
 
 
-def _parts(name: str, rows: int, columns: int, quantization: Quantization) -> Tensors:
+def _parts(name: str, rows: int, columns: int, quantization: MatrixFormat) -> Tensors:
     bits, group_size = quantization.bits, quantization.group_size
     groups = 1 if group_size < 0 else math.ceil(rows / group_size)
     yield f"{name}.qweight", "I32", (rows * bits // 32, columns)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from core.checkpoint.checkpoint import Checkpoint, Quantization
+from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
 from core.memory.fit import FitReport
 from core.memory.kernels.registry import KERNELS
@@ -35,7 +36,7 @@ def _rank(checkpoint: Checkpoint, report: FitReport) -> tuple[float, ...]:
     return (-KERNEL_RANK[report.kernel], has_full_context, *fineness, -checkpoint.size_bytes)
 
 
-def quality(quantization: Quantization) -> tuple[float, float, bool]:
+def quality(quantization: MatrixFormat) -> tuple[float, float, bool]:
     """How near the weights stay to the model's own; larger is nearer. No groups is one group a column."""
     group_size = math.inf if quantization.group_size < 0 else quantization.group_size
-    return (quantization.bits, -group_size, quantization.act_order)
+    return (quantization.bits, -group_size, quantization.is_permuted)

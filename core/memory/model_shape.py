@@ -98,7 +98,7 @@ def merged_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
 
     Not in act-order: there each matrix may have its inputs in an order of its own, which only its tensors tell.
     """
-    return [] if checkpoint.quantization.act_order else mergeable_matrices(checkpoint)
+    return [] if checkpoint.quantization.is_permuted else mergeable_matrices(checkpoint)
 
 
 def mergeable_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
@@ -152,7 +152,13 @@ def _matrices(checkpoint: Checkpoint, merged: bool) -> list[Matrix]:
             columns = group.columns if group else columns
             found.append(
                 Matrix(
-                    rows, columns, quantization.bits, groups, quantization.act_order, has_bias, quantization.symmetric
+                    rows,
+                    columns,
+                    quantization.bits,
+                    groups,
+                    quantization.is_permuted,
+                    has_bias,
+                    quantization.is_symmetric,
                 )
             )
     return found

@@ -125,8 +125,8 @@ def make_scale_plan(
 def check_vllm_takes(checkpoint: Checkpoint) -> None:
     """Raise InputError for a quantization that vLLM refuses."""
     found = checkpoint.quantization
-    ordered = found.act_order and found.group_size > 0
-    if found.bits not in BITS or not found.symmetric or ordered:
+    ordered = found.is_permuted and found.group_size > 0
+    if found.bits not in BITS or not found.is_symmetric or ordered:
         raise InputError("scale_quantization", model=checkpoint.name, quantization=found.label)
 
 

@@ -14,8 +14,9 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from core.checkpoint.checkpoint import BITS, Checkpoint, is_plain_name, read_checkpoint
+from core.checkpoint.checkpoint import Checkpoint, is_plain_name, read_checkpoint
 from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, read_header, read_json
+from core.checkpoint.quantization import BITS
 from core.common.errors import CheckpointError
 from tests.support.checkpoints import Recipe, make_checkpoint
 
@@ -75,8 +76,8 @@ def test_a_checkpoint_is_read_with_every_tensor_and_no_weight(folder: Path) -> N
     assert (checkpoint.name, checkpoint.architecture) == ("model", "LlamaForCausalLM")
     assert checkpoint.max_context_tokens == 256
     quantization = checkpoint.quantization
-    assert (quantization.bits, quantization.group_size, quantization.act_order) == (4, 32, False)
-    assert (quantization.symmetric, quantization.format) == (True, "gptq")
+    assert (quantization.bits, quantization.group_size, quantization.is_permuted) == (4, 32, False)
+    assert (quantization.is_symmetric, quantization.packing) == (True, "gptq")
     assert quantization.label == "4 bit, group 32"
 
 
@@ -93,7 +94,7 @@ def test_every_bit_width_and_act_order_is_read(tmp_path: Path, bits: int) -> Non
     make_checkpoint(tmp_path / "m", Recipe(bits=bits, group_size=-1, act_order=True, symmetric=False, num_layers=1))
     quantization = read_checkpoint(tmp_path / "m").quantization
     assert quantization.label == f"{bits} bit, no groups, act-order"
-    assert not quantization.symmetric
+    assert not quantization.is_symmetric
 
 
 def test_the_layout_of_2023_is_read(tmp_path: Path) -> None:
@@ -133,14 +134,14 @@ def test_an_empty_quantization_in_config_gives_way_to_the_older_file(folder: Pat
 )
 def test_the_formats_name_is_read_as_each_quantizer_writes_it(folder: Path, changes: dict, wanted: str) -> None:
     change_quantization(folder, **changes)
-    assert read_checkpoint(folder).quantization.format == wanted
+    assert read_checkpoint(folder).quantization.packing == wanted
 
 
 @pytest.mark.parametrize("sym", [False, None, "false", 0])
 def test_only_a_plain_true_counts_as_symmetric(folder: Path, sym: Any) -> None:
     """The text "false" once counted as true; a kernel for symmetric zeros would have computed nonsense."""
     change_quantization(folder, sym=sym)
-    assert read_checkpoint(folder).quantization.symmetric is False
+    assert read_checkpoint(folder).quantization.is_symmetric is False
 
 
 def test_shards_are_found_by_their_index(folder: Path) -> None:

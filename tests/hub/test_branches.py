@@ -103,7 +103,7 @@ def test_a_commit_that_is_named_stands_before_the_branches(hub: HubStandin) -> N
     commit = hub.commit(REPO, FINE)
     branches = read(at(hub, commit))
     assert [branch.name for branch in branches] == [commit, "main", FINE]
-    assert branches[0].checkpoint is not None and branches[0].checkpoint.quantization.act_order
+    assert branches[0].checkpoint is not None and branches[0].checkpoint.quantization.is_permuted
 
 
 def test_a_branch_that_is_not_there_is_a_line_with_near_names(hub: HubStandin) -> None:

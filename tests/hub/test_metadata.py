@@ -95,7 +95,7 @@ def test_another_branch_is_read_and_named(hub: HubStandin, tmp_path: Path) -> No
     make_checkpoint(other, Recipe(num_layers=1, act_order=True))
     found = read_remote(REPO, BRANCH, hub.url)
     assert found == replace(read_checkpoint(other), name=f"{REPO}:{BRANCH}", path=None)
-    assert found.quantization.act_order
+    assert found.quantization.is_permuted
 
 
 def test_a_branch_with_a_slash_is_read(hub: HubStandin, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_the_one_size_that_was_published_in_bytes_is_met_exactly() -> None:
 def test_a_branchs_name_says_what_its_quantization_is(entry: CatalogueEntry) -> None:
     quantization = entry.quantization
     if entry.branch != "main":
-        named = f"gptq-{quantization.bits}bit-{quantization.group_size}g-actorder_{quantization.act_order}"
+        named = f"gptq-{quantization.bits}bit-{quantization.group_size}g-actorder_{quantization.is_permuted}"
         assert entry.branch == named
     assert checkpoint(entry).quantization == quantization
 

@@ -66,7 +66,7 @@ def test_a_full_context_comes_before_a_finer_quantization() -> None:
     ]
     place = best_choice(listed)
     assert place is not None
-    assert (listed[place][0].quantization.group_size, listed[place][0].quantization.act_order) == (128, True)
+    assert (listed[place][0].quantization.group_size, listed[place][0].quantization.is_permuted) == (128, True)
 
 
 def test_a_checkpoint_that_no_kernel_takes_is_not_recommended() -> None:

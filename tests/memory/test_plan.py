@@ -49,7 +49,7 @@ def test_weights_are_the_bytes_that_the_published_shapes_make(
 ) -> None:
     shape = shape_of(size, branch)
     assert weight_bytes(shape, "triton") / MIB == pytest.approx(loaded_mib, abs=ROUNDING_MIB)
-    is_ordered = checkpoint_of(size, branch).quantization.act_order
+    is_ordered = checkpoint_of(size, branch).quantization.is_permuted
     # The published column counts one of the two indices that act-order needs.
     index_mib = sum(count * matrix.rows * 4 for matrix, count in shape.matrices) / MIB if is_ordered else 0
     found_mib = weight_bytes(shape, "marlin") / MIB

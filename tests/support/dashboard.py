@@ -79,8 +79,8 @@ def make_hollow_model(folder: Path, name: str) -> Path:
             "quant_method": "gptq",
             "bits": quantization.bits,
             "group_size": quantization.group_size,
-            "desc_act": quantization.act_order,
-            "sym": quantization.symmetric,
+            "desc_act": quantization.is_permuted,
+            "sym": quantization.is_symmetric,
         }
     }
     folder.mkdir(parents=True)

@@ -82,7 +82,7 @@ def test_without_a_gpu_vllm_runs_on_the_cpu(tmp_path: Path) -> None:
     assert command[2] == str(tmp_path / "tiny") and plan.environment()["HF_HUB_OFFLINE"] == "1"
 
 
-@pytest.mark.parametrize("change", [{"bits": 3}, {"bits": 2}, {"symmetric": False}, {"act_order": True}])
+@pytest.mark.parametrize("change", [{"bits": 3}, {"bits": 2}, {"is_symmetric": False}, {"is_permuted": True}])
 def test_what_vllm_refuses_is_refused_before_it_starts(change: dict[str, object]) -> None:
     checkpoint = llama("7B")
     checkpoint = replace(checkpoint, quantization=replace(checkpoint.quantization, **change))  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ def test_what_vllm_refuses_is_refused_before_it_starts(change: dict[str, object]
 
 def test_act_order_without_groups_changes_nothing() -> None:
     checkpoint = llama("7B")
-    plain = replace(checkpoint.quantization, act_order=True, group_size=-1)
+    plain = replace(checkpoint.quantization, is_permuted=True, group_size=-1)
     check_vllm_takes(replace(checkpoint, quantization=plain))
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.checkpoint.checkpoint import Checkpoint, Quantization, read_checkpoint
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.headers import TensorInfo
+from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.common.i18n import catalogue
 from core.memory.kernels.registry import KERNELS, Device, Kernel, can_run, choose_kernel, matrix_shapes
@@ -38,7 +39,7 @@ def checkpoint(
         f"layers.{index}.qweight": TensorInfo("f", "I32", (rows * bits // 32, columns), 0, rows * columns * bits // 8)
         for index, (rows, columns) in enumerate(shapes)
     }
-    quantization = Quantization(bits, group_size, act_order, symmetric, "gptq")
+    quantization = MatrixFormat(bits, group_size, act_order, symmetric, "gptq")
     return Checkpoint("some", {}, quantization, tensors)
 
 
@@ -183,8 +184,8 @@ def test_no_kernel_is_given_what_its_own_class_refuses(kernel: Kernel) -> None:
         is_taken, error = CLASSES[kernel.name]._validate(
             bits=quantization.bits,
             group_size=quantization.group_size,
-            desc_act=quantization.act_order,
-            sym=quantization.symmetric,
+            desc_act=quantization.is_permuted,
+            sym=quantization.is_symmetric,
             in_features=rows,
             out_features=columns,
             pack_dtype=torch.int32,

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.checkpoint.checkpoint import Checkpoint, Quantization, read_checkpoint
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.engine.protocol import Load
 from core.memory.fit import Card, check_fit, empty_card
@@ -121,18 +122,18 @@ def test_matrices_are_merged_where_their_inputs_come_in_one_order(tmp_path: Path
 
 
 @pytest.mark.parametrize("quantization", [
-    Quantization(4, 32, False, True, "gptq"),
-    Quantization(4, 128, True, False, "gptq"),
-    Quantization(4, 64, False, False, "gptq_v2"),
-    Quantization(8, 128, False, True, "gptq"),
-    Quantization(3, -1, False, True, "gptq"),
+    MatrixFormat(4, 32, False, True, "gptq"),
+    MatrixFormat(4, 128, True, False, "gptq"),
+    MatrixFormat(4, 64, False, False, "gptq_v2"),
+    MatrixFormat(8, 128, False, True, "gptq"),
+    MatrixFormat(3, -1, False, True, "gptq"),
 ], ids=lambda one: one.label)  # fmt: skip
-def test_the_check_holds_a_kernel_against_the_matrix(quantization: Quantization) -> None:
+def test_the_check_holds_a_kernel_against_the_matrix(quantization: MatrixFormat) -> None:
     check_kernel(KERNEL["dense"], quantization, torch.bfloat16, CPU)
 
 
 def test_a_kernel_that_computes_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    quantization = Quantization(4, 128, False, True, "gptq")
+    quantization = MatrixFormat(4, 128, False, True, "gptq")
     tensors, dense = known_matrix(quantization)
     monkeypatch.setattr(kernel_check, "known_matrix", lambda _: (tensors, dense.roll(1, 1)))
     with pytest.raises(EngineError) as caught:
@@ -146,5 +147,5 @@ def test_a_kernel_that_cannot_be_run_says_why(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(MatrixMaker, "make", fail)
     with pytest.raises(EngineError) as caught:
-        check_kernel(KERNEL["dense"], Quantization(4, 128, False, True, "gptq"), torch.bfloat16, CPU)
+        check_kernel(KERNEL["dense"], MatrixFormat(4, 128, False, True, "gptq"), torch.bfloat16, CPU)
     assert caught.value.key == "kernel_code" and caught.value.params["why"] == "pack: CUDA's error 400"

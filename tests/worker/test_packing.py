@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.checkpoint.checkpoint import Quantization
+from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError
 from core.worker.kernels.decode_attention import MAX_QUERIES, SHARES, choose_ahead, choose_blocks, queries_together
 from core.worker.kernels.decode_attention import shared_bytes as attention_bytes
@@ -99,7 +99,7 @@ def test_inputs_are_sorted_by_group_and_their_places_found_again() -> None:
 @pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
 def test_a_matrix_that_only_says_it_is_symmetric_is_refused(layout: str) -> None:
     """Marlin would compute with zeros of 8 whatever the file says."""
-    quantization = Quantization(4, 128, False, True, layout)
+    quantization = MatrixFormat(4, 128, False, True, layout)
     tensors, _ = known_matrix(quantization)
     assert set(tensors["qzeros"].unique().tolist()) == {SYMMETRIC_WORDS[layout]}
     check_symmetric([tensors], layout)

@@ -97,7 +97,7 @@ def _quantization_cells(checkpoint: Checkpoint) -> dict[str, str]:
         tr("download.column_file"): size_words(checkpoint.size_bytes),
         tr("download.column_bits"): str(quantization.bits),
         tr("download.column_group"): "-" if quantization.group_size < 0 else str(quantization.group_size),
-        tr("download.column_act_order"): tr("download.yes" if quantization.act_order else "download.no"),
+        tr("download.column_act_order"): tr("download.yes" if quantization.is_permuted else "download.no"),
     }
 
 

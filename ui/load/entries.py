@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.checkpoint.checkpoint import Checkpoint, Quantization
+from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.quantization import MatrixFormat
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
@@ -145,11 +146,11 @@ def _badges(checkpoint: Checkpoint) -> str:
     return " ".join(f":gray-badge[{text}]" for text in quantization_words(checkpoint.quantization))
 
 
-def quantization_words(quantization: Quantization) -> list[str]:
+def quantization_words(quantization: MatrixFormat) -> list[str]:
     group = quantization.group_size
     words = [tr("model.bits", bits=quantization.bits)]
     words.append(tr("model.no_groups") if group < 0 else tr("model.group", size=group))
-    if quantization.act_order:
+    if quantization.is_permuted:
         words.append(tr("model.act_order"))
     return words
 

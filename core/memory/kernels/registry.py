@@ -88,8 +88,8 @@ def can_run(kernel: Kernel, checkpoint: Checkpoint, device: Device) -> bool:
         kernel.device == device.kind
         and quantization.bits in kernel.bits
         and quantization.group_size in kernel.group_sizes
-        and (kernel.takes_act_order or not quantization.act_order)
-        and (kernel.takes_asymmetric or quantization.symmetric)
+        and (kernel.takes_act_order or not quantization.is_permuted)
+        and (kernel.takes_asymmetric or quantization.is_symmetric)
         and (device.has_compiler or not kernel.needs_compiler)
         and device.capability >= kernel.min_capability
         and all(takes_shape(kernel, *shape, quantization.group_size) for shape in matrix_shapes(checkpoint))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from core.checkpoint.checkpoint import Quantization
+from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.memory.kernels.registry import Kernel
 from core.worker.kernels.nvrtc import CudaCodeError
@@ -20,7 +20,7 @@ NUM_ROWS = (1, 5, 70, 200)
 TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.06}
 
 
-def check_kernel(kernel: Kernel, quantization: Quantization, dtype: torch.dtype, device: torch.device) -> None:
+def check_kernel(kernel: Kernel, quantization: MatrixFormat, dtype: torch.dtype, device: torch.device) -> None:
     """Raise EngineError where `kernel` cannot be run on `device` or computes something else than the matrix."""
     tensors, dense = known_matrix(quantization)
     maker = MatrixMaker(kernel.name, quantization, dtype, device)
@@ -40,7 +40,7 @@ def check_kernel(kernel: Kernel, quantization: Quantization, dtype: torch.dtype,
         raise EngineError("kernel_code", kernel=kernel.name, why=why[:200]) from error
 
 
-def known_matrix(quantization: Quantization) -> tuple[Tensors, torch.Tensor]:
+def known_matrix(quantization: MatrixFormat) -> tuple[Tensors, torch.Tensor]:
     """A matrix's tensors as a checkpoint has them, and the matrix written out, [inputs, outputs] in float32."""
     generator = torch.Generator().manual_seed(0)
     bits, levels = quantization.bits, 2**quantization.bits
@@ -48,13 +48,13 @@ def known_matrix(quantization: Quantization) -> tuple[Tensors, torch.Tensor]:
     groups = -(-INPUTS // group_size)
     codes = torch.randint(0, levels, (INPUTS, OUTPUTS), generator=generator)
     zeros = torch.full((groups, OUTPUTS), levels // 2)
-    if not quantization.symmetric:
+    if not quantization.is_symmetric:
         zeros = torch.randint(1, levels, (groups, OUTPUTS), generator=generator)
     scales = ((torch.rand((groups, OUTPUTS), generator=generator) + 0.5) / levels).half()
     g_idx = torch.arange(INPUTS, dtype=torch.int32) // group_size
-    if quantization.act_order:
+    if quantization.is_permuted:
         g_idx = g_idx[torch.randperm(INPUTS, generator=generator)]
-    stored = zeros - 1 if quantization.format == "gptq" else zeros
+    stored = zeros - 1 if quantization.packing == "gptq" else zeros
     tensors = {
         "qweight": to_words(codes, bits),
         "qzeros": to_words(stored.t(), bits).t().contiguous(),

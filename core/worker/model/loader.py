@@ -201,7 +201,7 @@ def fill(
 
 def same_order(checkpoint: Checkpoint) -> list[MatrixGroup]:
     """The groups of matrices that have their inputs in one order, as those have that were quantized on one input."""
-    if not checkpoint.quantization.act_order:
+    if not checkpoint.quantization.is_permuted:
         return merged_matrices(checkpoint)
     groups = mergeable_matrices(checkpoint)
     wanted = {f"{name}.g_idx" for group in groups for name in group.sizes}

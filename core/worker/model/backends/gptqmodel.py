@@ -20,7 +20,7 @@ from gptqmodel.utils.exllamav2 import ScratchSpace
 from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 from torch import nn
 
-from core.checkpoint.checkpoint import Quantization
+from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError
 from core.worker.kernels.cpu_int4_prefill import MIN_ROWS, many_rows
 from core.worker.kernels.packing import BLOCK, SYMMETRIC_WORDS, TILE, PackedMatrix, by_tile, input_order, unpack
@@ -47,7 +47,7 @@ class MatrixMaker:
     """
 
     kernel: str
-    quantization: Quantization
+    quantization: MatrixFormat
     dtype: torch.dtype
     device: torch.device
     scratch: ScratchSpace | None = None
@@ -76,7 +76,7 @@ class MatrixMaker:
     @property
     def _how(self) -> tuple[torch.dtype, int, bool, torch.device]:
         """What the engine's own kernels are compiled for."""
-        return self.dtype, self.quantization.group_size, not self.quantization.symmetric, self.device
+        return self.dtype, self.quantization.group_size, not self.quantization.is_symmetric, self.device
 
     def make(self, tensors: Tensors) -> nn.Module:
         """The module for one matrix from its qweight, qzeros, scales, and where there are any g_idx and bias."""
@@ -99,12 +99,12 @@ class MatrixMaker:
         assert staging is not None and many is not None
         kernels = kernels_for(*self._how)
         words = [tensors["qweight"] for tensors in members]
-        tiles, offset = sum(word.shape[1] for word in words) // TILE, int(self.quantization.format == "gptq")
+        tiles, offset = sum(word.shape[1] for word in words) // TILE, int(self.quantization.packing == "gptq")
         codes = torch.empty((tiles, words[0].shape[0] * 8 // BLOCK, 32, 4), dtype=torch.int32, device=self.device)
         scales = [by_tile(tensors["scales"].to(self.device), self.dtype) for tensors in members]
         zeros = None
-        if self.quantization.symmetric:
-            check_symmetric(members, self.quantization.format)
+        if self.quantization.is_symmetric:
+            check_symmetric(members, self.quantization.packing)
         else:
             zeros = [by_tile(unpack(one["qzeros"].to(self.device), 1) + offset & 15, self.dtype) for one in members]
         order = input_order(members[0].get("g_idx"))
@@ -126,7 +126,7 @@ class MatrixMaker:
         return tensors | kept | {"qweight": stage}
 
     def _kept_parts(self) -> set[str]:
-        return {"scales", "bias", "g_idx"} if self.quantization.act_order else {"scales", "bias"}
+        return {"scales", "bias", "g_idx"} if self.quantization.is_permuted else {"scales", "bias"}
 
     def _fill(self, tensors: Tensors) -> GPTQQuantLinear:
         bits, qweight = self.quantization.bits, tensors["qweight"]
@@ -135,8 +135,8 @@ class MatrixMaker:
         module = CLASSES[self.kernel](
             bits=bits,
             group_size=self.quantization.group_size,
-            sym=self.quantization.symmetric,
-            desc_act=self.quantization.act_order,
+            sym=self.quantization.is_symmetric,
+            desc_act=self.quantization.is_permuted,
             in_features=in_features,
             out_features=out_features,
             bias=bias is not None,
@@ -158,7 +158,7 @@ class MatrixMaker:
         for name, tensor in values.items():
             set_tensor(module, name, tensor)
         set_tensor(module, "bias", None if bias is None else bias.to(self.dtype))
-        if self.quantization.format == "gptq_v2":
+        if self.quantization.packing == "gptq_v2":
             module.qzero_format(format=2)
         elif module.REQUIRES_FORMAT_V2:
             convert_gptq_v1_to_v2_format_module(module, bits=bits, pack_dtype=torch.int32)

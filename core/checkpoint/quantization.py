@@ -1,0 +1,57 @@
+"""How the matrices of a checkpoint are quantized: each by itself, whatever container holds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+BITS = (2, 3, 4, 8)
+
+# How a file lays out codes and zero points. "gptq" stores each zero point less one, "gptq_v2" the zero point itself.
+Packing = Literal["gptq", "gptq_v2"]
+Part = Literal["codes", "zeros", "scales", "input_groups", "bias"]
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixFormat:
+    """How one matrix is quantized; today one format holds for all matrices of a checkpoint.
+
+    `group_size`: inputs that share a scale; -1: all of a column. `is_symmetric`: the configuration says that every
+    zero point is 2 ** (bits - 1). `is_permuted`: the configuration says that the inputs of a scale group do not lie
+    side by side (act-order); the tensor "input_groups" tells the group of each input.
+    """
+
+    bits: int
+    group_size: int
+    is_permuted: bool
+    is_symmetric: bool
+    packing: Packing
+
+    @property
+    def label(self) -> str:
+        group = "no groups" if self.group_size < 0 else f"group {self.group_size}"
+        return f"{self.bits} bit, {group}" + (", act-order" if self.is_permuted else "")
+
+    def num_groups(self, in_features: int) -> int:
+        """The scale groups along `in_features` inputs; the last one may be shorter than the others."""
+        return min(1, in_features) if self.group_size < 0 else math.ceil(in_features / self.group_size)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedMatrix:
+    """One quantized matrix, [in_features] -> [out_features]. `name` is its module in the model.
+
+    `tensors` has the name in the files of every tensor that is there.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    format: MatrixFormat
+    tensors: Mapping[Part, str]
+
+    @property
+    def num_groups(self) -> int:
+        return self.format.num_groups(self.in_features)
