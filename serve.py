@@ -29,7 +29,7 @@ from core.library.scan import find
 from core.server.uvicorn_tuning import tune_server
 from ui.server.sessions import end_sessions_in_time
 from ui.server.single_sign_on import sign_on
-from ui.shared.resources import access, api_keys, characters, chat_file, downloads, monitor, recorder, runner
+from ui.shared.resources import access, api_keys, characters, chat_file, downloads, engine, monitor, recorder
 from ui.shared.routing import PATHS, use_router
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,11 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     if name := os.environ.get("LLAMADECK_LOAD"):
         try:
             is_forced = "LLAMADECK_LOAD_ANYWAY" in os.environ
-            runner().load(find(name).folder, force=is_forced, on_cpu=is_cpu_chosen())
+            engine().load(find(name).folder, force=is_forced, on_cpu=is_cpu_chosen())
         except DeckError as error:
             log.error("%s", error)
-    runner().local.warm_worker.start()
-    runner().follow_choice()
+    engine().local.warm_worker.start()
+    engine().follow_choice()
     monitor()
     # They wait for files, templates and locks more than they compute: by default there are 4 more than cores.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_WAITING, "asyncio"))
@@ -72,7 +72,7 @@ def end() -> None:
         chat_file().close()
     except DeckError as error:
         log.error("%s", error)
-    runner().close()
+    engine().close()
     close_all()
 
 
@@ -100,6 +100,6 @@ if is_network() and not guard["sign_on"] and not guard["access"].has_password:
 app = st.App(
     "Home.py",
     lifespan=lifespan,
-    routes=make_routes(runner(), characters(), api_keys(), needs_key, is_welcome, ending=ending),
+    routes=make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending),
     middleware=[Middleware(Gate, **guard), Middleware(Strays, pages=PATHS)],
 )

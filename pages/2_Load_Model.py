@@ -11,12 +11,12 @@ from ui.shared.engine_status import silence_notice
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
-from ui.shared.resources import runner
+from ui.shared.resources import engine
 from ui.shared.routing import DOWNLOAD_PAGE, go_to, require_router
 
 
 def draw_here() -> None:
-    state = runner().state
+    state = engine().state
     if state.server is not None and state.model is not None:
         st.info(tr("load.is_elsewhere", name=state.model, server=state.server), icon=":material/lan:")
     try:
@@ -30,7 +30,7 @@ def draw_here() -> None:
         st.markdown(f"**{escape(state.model or '')}**")
         draw_state(state)
     silence_notice()
-    if runner().running_answers:
+    if engine().running_answers:
         st.caption(tr("load.ends_answers"))
     cards = choose_cards() if entries else ()
     for entry in entries:

@@ -18,7 +18,7 @@ from ui.shared.browser import keep_typed
 from ui.shared.engine_status import not_ready_notice, silence_notice, way_to_model
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
-from ui.shared.resources import runner
+from ui.shared.resources import engine
 from ui.shared.routing import has_arrived, require_router
 
 require_router()
@@ -61,7 +61,7 @@ def draw_ideas(tag: str) -> None:
 def say_what_is_missing(current: Chat) -> None:
     """The way to a model. Why the engine ended is not said twice, where the last answer says it."""
     last = error_of(current.messages[-1].stats) if current.messages else None
-    error = runner().state.error
+    error = engine().state.error
     if last is None or error is None or (last.key, last.params) != (error.key, error.params):
         not_ready_notice()
     else:
@@ -82,7 +82,7 @@ def draw_input(current: Chat, prompt: Prompt | DeckError | None) -> None:
     keep_typed(chat.INPUT_KEY, tag, chat.born_tag(current.info), chat.place_of(current.info), chat.filled())
 
 
-is_ready = runner().state.phase == "ready"
+is_ready = engine().state.phase == "ready"
 try:
     draw_page()
 except DeckError as problem:

@@ -12,7 +12,7 @@ from ui.shared.engine_status import loading_progress, reconnect_button, silence_
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
-from ui.shared.resources import runner
+from ui.shared.resources import engine
 from ui.shared.routing import CHAT_PAGE, DOWNLOAD_PAGE, LOAD_PAGE, go_to
 
 RECENT_CHATS = 5
@@ -21,7 +21,7 @@ GPU_POLL_S = 2.0
 
 def draw_home() -> None:
     st.title(tr("app.name"))
-    server = runner().state.server
+    server = engine().state.server
     st.markdown(tr("home.tagline") if server is None else tr("home.tagline_there", server=server))
     _draw_engine()
     redraw_every(GPU_POLL_S, draw_gpu_bars)
@@ -34,8 +34,8 @@ def draw_home() -> None:
 
 
 def _draw_engine() -> None:
-    state = runner().state
-    if runner().silent_s:
+    state = engine().state
+    if engine().silent_s:
         silence_notice()
     elif state.phase == "ready":
         name = state.model or ""
@@ -55,7 +55,7 @@ def _draw_engine() -> None:
 
 def _draw_steps() -> None:
     num_models = _count_models()
-    phase = runner().state.phase
+    phase = engine().state.phase
     has_model, is_loaded = num_models > 0, phase == "ready"
     found = tr("home.models_found", count=num_models) if has_model else tr("home.no_model")
     columns = st.columns(3)

@@ -23,10 +23,10 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
     st.cache_resource.clear()
     make_checkpoint(tmp_path / "models" / MODEL)
-    resources.runner().load(tmp_path / "models" / MODEL)
-    assert resources.runner().wait_while_loading(LOAD_S).phase == "ready"
+    resources.engine().load(tmp_path / "models" / MODEL)
+    assert resources.engine().wait_while_loading(LOAD_S).phase == "ready"
     yield
-    resources.runner().unload()
+    resources.engine().unload()
     st.cache_resource.clear()
 
 
@@ -35,7 +35,7 @@ def test_answers_of_the_api_leave_the_pages_at_rest() -> None:
     tab = open_tab()
     at_rest = shown_now()
     assert "Ready" in words(tab)
-    answer = resources.runner().generate("forever", Sampling())
+    answer = resources.engine().generate("forever", Sampling())
     assert shown_now() != at_rest, "a page's own answer is followed"
     answer.is_for_page = False
     assert shown_now() == at_rest

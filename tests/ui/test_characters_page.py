@@ -41,7 +41,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Character
     monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
     st.cache_resource.clear()
     yield Characters()
-    resources.runner().unload()
+    resources.engine().unload()
     st.cache_resource.clear()
 
 
@@ -385,8 +385,8 @@ def test_the_preview_is_the_prompt_that_lorebooks_answer_to(store: Characters) -
 def test_a_loaded_model_counts_by_its_own_tokenizer(store: Characters, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "models" / "tiny")
     store.add(ADA)
-    resources.runner().load(tmp_path / "models" / "tiny", 0, 1)
-    resources.runner().wait_while_loading(30)
+    resources.engine().load(tmp_path / "models" / "tiny", 0, 1)
+    resources.engine().wait_while_loading(30)
     assert "as tiny gets it" in words(open_tab(character="Ada"))
     assert loaded_reader().counter.is_exact
 

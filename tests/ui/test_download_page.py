@@ -49,7 +49,7 @@ def models(tmp_path: Path, hub: HubStandin, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
     st.cache_resource.clear()
     yield tmp_path / "models"
-    resources.runner().unload()
+    resources.engine().unload()
     resources.downloads().close()
     st.cache_resource.clear()
 
@@ -285,8 +285,8 @@ def test_a_model_is_downloaded_verified_and_loaded(models: Path, hub: HubStandin
     assert "Complete and verified" in words(tab)
     assert read_entry(models / FOLDER).checkpoint is not None
     assert click(tab, f"job_load_{FOLDER}").title[0].value == "Load model"
-    resources.runner().wait_while_loading(30)
-    assert (resources.runner().state.model, resources.runner().state.phase) == (FOLDER, "ready")
+    resources.engine().wait_while_loading(30)
+    assert (resources.engine().state.model, resources.engine().state.phase) == (FOLDER, "ready")
 
 
 def test_what_is_on_disk_is_not_offered_for_download(models: Path) -> None:
@@ -385,12 +385,12 @@ def test_a_model_is_verified_and_damage_is_found(models: Path) -> None:
 def test_a_deleted_model_is_gone_and_a_loaded_one_stays(models: Path) -> None:
     make_checkpoint(models / "tiny")
     tab = show(open_page(), "library")
-    resources.runner().load(models / "tiny")
-    resources.runner().wait_while_loading(30)
+    resources.engine().load(models / "tiny")
+    resources.engine().wait_while_loading(30)
     click(tab, "library_delete_tiny")
     assert (models / "tiny").is_dir() and not has(tab, "library_delete_tiny")
     assert "is loaded" in words(tab)
-    resources.runner().unload()
+    resources.engine().unload()
     assert str(models / "tiny").replace("_", "\\_") in words(run(tab))
     click(tab, "library_delete_tiny")
     assert not (models / "tiny").exists() and "no model on disk yet" in tab.info[0].value

@@ -26,7 +26,7 @@ def read(tab):
     rows = re.sub("<tr>", chr(10), re.sub("</t[dh]><t[dh][^>]*>", " | ", html))
     return words(tab) + chr(10) + re.sub("<[^>]+>", "", rows)
 def tell(value):
-    resources.runner().unload()
+    resources.engine().unload()
     resources.monitor().stop()
     print(json.dumps(value))
 """
@@ -74,7 +74,7 @@ tab.select_slider(key="gauge_chats_7B").set_value(4)
 run(tab)
 seen = words(tab)
 load(tab, "7B")
-facts = resources.runner().state.facts
+facts = resources.engine().state.facts
 tell([seen, facts.context_tokens, facts.num_slots])
 """
     seen, context_tokens, num_slots = told(nvml_standin, code)
@@ -163,7 +163,7 @@ tab.selectbox(key="plan_card").set_value("A40")
 run(tab)
 planned = words(tab)
 click(tab, "load_on_cpu_7B")
-state = resources.runner().wait_while_loading(WAIT_S)
+state = resources.engine().wait_while_loading(WAIT_S)
 tell([said, in_popover, planned, state.phase, state.facts.memory is None])
 """
     pages, in_popover, planned, phase, is_on_cpu = told(nvml_standin, code)
@@ -191,7 +191,7 @@ for report in (
     ImportsDone(known), ImportsDone(known, GpuUseError("gpu_cuda_unknown", gpus="A40", code=999)),
     ImportsDone(InstalledTorch("2.11.0+cu130", "13.0", ("sm_90",))),
 ):
-    resources.runner().local._on_imports_done(report)
+    resources.engine().local._on_imports_done(report)
     look()
 tell(seen)
 """
@@ -207,7 +207,7 @@ def test_whoever_starts_with_cpu_has_chosen_it(nvml_standin: Standin, monkeypatc
 tab = open_tab("2_Load_Model")
 seen, popovers = words(tab), len(tab.get("popover"))
 load(tab, "7B")
-state = resources.runner().state
+state = resources.engine().state
 tell([seen, popovers, state.phase, state.facts.memory is None])
 """
     seen, popovers, phase, is_on_cpu = told(nvml_standin, code)

@@ -21,7 +21,7 @@ LOOK = 'tab = open_tab("5_GPU_Monitor", {locale!r}); tell([read(tab), len(tab.ge
 LOAD = """
 import os
 from pathlib import Path
-runner = resources.runner()
+runner = resources.engine()
 runner.load(Path(os.environ["LLAMADECK_MODELS"]) / "tiny")
 runner.wait_while_loading(WAIT_S)
 """

@@ -58,7 +58,7 @@ def models(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) ->
     yield folder
     resources.recorder().close()
     resources.chat_file().close()
-    resources.runner().unload()
+    resources.engine().unload()
     st.cache_resource.clear()
 
 
@@ -98,7 +98,7 @@ def ask(tab: AppTest, text: str) -> AppTest:
 def load(tab: AppTest, name: str) -> AppTest:
     """Load a model by its button, and see the page as it is when that has ended."""
     click(go(tab, "2_Load_Model"), f"load_model_{name}")
-    resources.runner().wait_while_loading(WAIT_S)
+    resources.engine().wait_while_loading(WAIT_S)
     return run(tab)
 
 
@@ -169,7 +169,7 @@ def test_home_says_what_to_do_next(models: Path, tmp_path: Path, monkeypatch: py
     assert [is_primary(tab, f"home_{step}") for step in ("get", "load", "chat")] == [False, False, True]
     assert "**tiny** is loaded" in words(tab)
     monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "nothing"))
-    resources.runner().unload()
+    resources.engine().unload()
     tab = open_tab()
     assert [is_primary(tab, f"home_{step}") for step in ("get", "load", "chat")] == [True, False, False]
 
@@ -223,7 +223,7 @@ def test_a_load_names_its_stage_and_then_says_that_it_succeeded(models: Path, mo
     assert any("Starting the engine" in bar.text for bar in go(tab, "3_Chat").progress)
     assert "Loading" in words(tab)
     click(go(tab, "2_Load_Model"), "load_cancel")
-    assert not tab.progress and resources.runner().state.phase == "empty"
+    assert not tab.progress and resources.engine().state.phase == "empty"
     monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "0")
     tab = load(tab, "tiny")
     assert tab.success[0].proto.title == "Successfully loaded"
@@ -232,10 +232,10 @@ def test_a_load_names_its_stage_and_then_says_that_it_succeeded(models: Path, mo
 
 def test_loading_another_model_takes_the_place_of_the_first(models: Path) -> None:
     tab = load(load(open_tab(), "tiny"), LONG_NAME)
-    assert resources.runner().state.model == LONG_NAME
+    assert resources.engine().state.model == LONG_NAME
     assert len(tab.success) == 1 and tab.button(key="load_model_tiny")
     click(tab, "load_unload")
-    assert resources.runner().state.phase == "empty" and not tab.success
+    assert resources.engine().state.phase == "empty" and not tab.success
 
 
 def test_models_may_be_called_as_other_things_on_the_page_are(models: Path, checkpoint: Path) -> None:
@@ -253,15 +253,15 @@ def test_unload_on_an_old_page_leaves_what_another_tab_loaded(models: Path) -> N
     make_checkpoint(models / "other")
     load(open_tab(), "other")
     assert "other" in words(click(tab, "load_unload"))
-    assert (resources.runner().state.model, resources.runner().state.phase) == ("other", "ready")
+    assert (resources.engine().state.model, resources.engine().state.phase) == ("other", "ready")
 
 
 def test_a_load_takes_the_sliders_as_they_are_and_not_as_they_were_drawn(models: Path) -> None:
     tab = open_tab("2_Load_Model")
     named(tab.select_slider, "gauge_chats_tiny").set_value(4)
     click(tab, "load_model_tiny")
-    resources.runner().wait_while_loading(WAIT_S)
-    facts = resources.runner().state.facts
+    resources.engine().wait_while_loading(WAIT_S)
+    facts = resources.engine().state.facts
     assert facts is not None and facts.num_slots == 4
 
 
@@ -369,7 +369,7 @@ def test_two_chats_are_answered_at_once_and_can_be_switched_and_deleted(models: 
     tab = load(open_tab(), "tiny")
     ask(go(tab, "3_Chat"), "forever one")
     ask(click(tab, "chat_new"), "forever two")
-    assert len(resources.runner().running_answers) == 2
+    assert len(resources.engine().running_answers) == 2
     assert click(tab, "chat_open_1").header[0].value == "forever one"
     deleted = last_answer(1)
     assert click(tab, "chat_delete").header[0].value == "New chat"
@@ -431,7 +431,7 @@ def test_the_dashboards_process_never_imports_torch(models: Path) -> None:
         "import sys, serve\nfrom tests import test_pages as t\n"
         "tab = t.load(t.open_tab(), 'tiny')\n"
         "t.finish(t.ask(t.go(tab, '3_Chat'), 'hello'))\n"
-        "[t.go(tab, page) for page in t.PAGES]\nt.resources.runner().unload()\n"
+        "[t.go(tab, page) for page in t.PAGES]\nt.resources.engine().unload()\n"
         "print([name for name in ('torch', 'transformers', 'gptqmodel') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ, capture_output=True, text=True)
@@ -445,7 +445,7 @@ def test_the_dashboards_process_never_imports_torch(models: Path) -> None:
 def hanging(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The process of an engine that has a model and is stopped, and counts as silent."""
     monkeypatch.setattr(process, "SILENT_S", 3 * BEAT_S)
-    engine = resources.runner()
+    engine = resources.engine()
     engine.load(models / "tiny")
     assert engine.wait_while_loading(WAIT_S).phase == "ready" and engine.worker_pid is not None
     pid = engine.worker_pid
@@ -474,7 +474,7 @@ def test_a_page_says_that_the_engine_hangs_and_unload_ends_it(hanging: int, page
     status = [one.value for one in (*tab.sidebar.markdown, *tab.sidebar.caption)]
     assert any("hangs" in value or "无响应" in value for value in status)
     click(tab, "engine_unload_page")
-    assert resources.runner().state.phase == "empty" and not tab.warning
+    assert resources.engine().state.phase == "empty" and not tab.warning
     with pytest.raises(ProcessLookupError):
         os.kill(hanging, 0)
 
@@ -482,7 +482,7 @@ def test_a_page_says_that_the_engine_hangs_and_unload_ends_it(hanging: int, page
 def test_the_sidebar_of_every_page_has_the_way_out(hanging: int) -> None:
     tab = open_tab("4_Characters")
     click(tab, "engine_unload_sidebar")
-    assert resources.runner().state.phase == "empty"
+    assert resources.engine().state.phase == "empty"
     assert "engine_unload_sidebar" not in [button.key for button in tab.button]
 
 
@@ -491,7 +491,7 @@ def test_when_the_engine_goes_on_so_do_the_pages(hanging: int) -> None:
     ask(tab, "hello")
     assert tab.warning and last_answer().phase == "queued"
     os.kill(hanging, signal.SIGCONT)
-    wait_until(lambda: not resources.runner().silent_s and last_message().state == "done")
+    wait_until(lambda: not resources.engine().silent_s and last_message().state == "done")
     run(tab)
     assert not tab.warning and last_message().text.strip() == "You said: hello"
 
@@ -500,7 +500,7 @@ def test_stop_works_while_the_engine_hangs(hanging: int) -> None:
     tab = open_tab("3_Chat")
     ask(tab, "forever")
     finish(click(tab, "chat_stop"))
-    assert last_message().state == "stopped" and resources.runner().running_answers == []
+    assert last_message().state == "stopped" and resources.engine().running_answers == []
 
 
 def test_home_does_not_call_an_engine_ready_that_hangs(hanging: int) -> None:

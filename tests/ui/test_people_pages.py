@@ -32,7 +32,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     resources.recorder().close()
     resources.chat_file().close()
-    resources.runner().unload()
+    resources.engine().unload()
     st.cache_resource.clear()
 
 

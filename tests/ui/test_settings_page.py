@@ -27,7 +27,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     st.cache_resource.clear()
     yield tmp_path
     resources.chat_file().close()
-    resources.runner().unload()
+    resources.engine().unload()
     st.cache_resource.clear()
 
 

@@ -23,7 +23,7 @@ from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape
 from ui.shared.people import person
-from ui.shared.resources import runner
+from ui.shared.resources import engine
 
 SAID_KEY = "characters_said"
 HEIGHT = 420
@@ -41,7 +41,7 @@ class Reader:
 
 def loaded_reader() -> Reader:
     """Raises DeckError for a model whose tokenizer or template cannot be read."""
-    found = read_reader(runner())
+    found = read_reader(engine())
     if found is None:
         return Reader("", NO_TEMPLATE, TokenCounter(None))
     return Reader(found.model, found.template, found.counter)

@@ -27,7 +27,7 @@ from ui.chat.session import (
 )
 from ui.chat.setup import setup_of
 from ui.shared.identity import held, let_go
-from ui.shared.resources import asker, chat_store, runner
+from ui.shared.resources import asker, chat_store, engine
 
 # What an answer is to begin with: typed beside the input, for a chat's next question alone.
 START = "chat_start"
@@ -72,7 +72,7 @@ def _ask(tag: str, text: str) -> int:
 
 def ask_noted(chat: Chat) -> Chat:
     """Ask what was typed while the chat's last answer was being written, now that it is finished."""
-    if not chat.info.draft or is_busy(chat) or runner().state.phase != "ready":
+    if not chat.info.draft or is_busy(chat) or engine().state.phase != "ready":
         return chat
     last = chat.messages[-1] if chat.messages else None
     try:

@@ -15,7 +15,7 @@ from ui.shared.errors import sentence
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.identity import held, key_of, take_held
-from ui.shared.resources import recorder, runner
+from ui.shared.resources import engine, recorder
 
 COUNTER_POLL_S = 0.5
 # From here on the context is nearly full.
@@ -25,7 +25,7 @@ FITTED_KEY = "chat_fitted"
 
 def fitted_prompt(chat: Chat) -> Prompt | DeckError | None:
     """What the model would read now, or why it cannot; None without a model. Worked out once for each state."""
-    state = runner().state
+    state = engine().state
     if state.phase != "ready":
         return None
     messages = tuple((one.id, len(one.text)) for one in chat.messages if one.state != "writing")
@@ -83,7 +83,7 @@ def _draw_extras(chat: Chat) -> None:
 
 
 def _draw_counter(chat: Chat, prompt: Prompt | DeckError | None) -> None:
-    facts = runner().state.facts
+    facts = engine().state.facts
     if prompt is None or facts is None:
         return
     with st.container(horizontal=True, horizontal_alignment="right"):
@@ -97,7 +97,7 @@ def _draw_figures(chat: Chat, fitted: Fitted, context: int) -> None:
     """How many tokens are taken; on a touch what of."""
     answer = recorder().answer(chat.messages[-1].id) if chat.messages else None
     used = fitted.prompt_tokens + (answer.num_tokens if answer else 0)
-    facts = runner().state.facts
+    facts = engine().state.facts
     is_estimate = facts is not None and facts.remote is not None and not facts.remote.counts_tokens
     shown = f"≈ {used:,}" if is_estimate else f"{used:,}"
     full = f":orange[{shown}]" if used > WARN_SHARE * context else shown

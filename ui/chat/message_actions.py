@@ -22,7 +22,7 @@ from ui.chat.session import (
 from ui.chat.setup import setup_of
 from ui.shared.browser import copy_to_clipboard
 from ui.shared.i18n import text, tr
-from ui.shared.resources import asker, chat_store, runner
+from ui.shared.resources import asker, chat_store, engine
 
 LONG_EDIT_CHARS, LONG_EDIT_PX = 1500, 420
 ICONS = {
@@ -42,7 +42,7 @@ def draw_actions(chat: Chat, message: Message, is_last: bool) -> None:
         _versions(tag_of(chat.info), message)
     if message.id < NEW_ID:
         return
-    if is_last and runner().state.phase == "ready":
+    if is_last and engine().state.phase == "ready":
         _for_last(chat.info.id, message)
     st.menu_button(":material/more_horiz:", _options(is_last), key=f"message_menu_{message.id}", type="tertiary",
                    format_func=_label, on_click=_choose, args=(chat.info.id, message.id, message.text))  # fmt: skip
@@ -142,7 +142,7 @@ def draw_editor(chat: Chat, message: Message) -> None:
     height = LONG_EDIT_PX if len(message.text) > LONG_EDIT_CHARS else "content"
     st.text_area(tr("chat.do_edit"), message.text, height, key=key, label_visibility="collapsed",
                  persist_state="session")  # fmt: skip
-    can_ask = message.role == "user" and runner().state.phase == "ready" and not is_busy(chat)
+    can_ask = message.role == "user" and engine().state.phase == "ready" and not is_busy(chat)
     with st.container(horizontal=True):
         if can_ask:
             st.button(tr("chat.edit_ask"), key=f"chat_edit_ask_{message.id}", type="primary", icon=":material/send:",

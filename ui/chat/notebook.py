@@ -14,7 +14,7 @@ from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.identity import key_of
-from ui.shared.resources import asker, chat_store, recorder, runner
+from ui.shared.resources import asker, chat_store, engine, recorder
 
 TEXT = "notebook_text"
 HEIGHT_PX = 440
@@ -55,7 +55,7 @@ def _draw_buttons(chat: Chat, page: Message | None, tag: str, key: str) -> None:
                       args=(chat.info.id,))  # fmt: skip
         else:
             st.button(tr("chat.write_on"), key=f"notebook_go_{tag}", icon=":material/play_arrow:", type="primary",
-                      disabled=runner().state.phase != "ready", on_click=_write_on, args=(tag, key))  # fmt: skip
+                      disabled=engine().state.phase != "ready", on_click=_write_on, args=(tag, key))  # fmt: skip
         st.button(tr("chat.undo"), key=f"notebook_undo_{tag}", icon=":material/undo:", disabled=busy or place == 0,
                   on_click=_step, args=(tag, -1))  # fmt: skip
         st.button(tr("chat.redo"), key=f"notebook_redo_{tag}", icon=":material/redo:",

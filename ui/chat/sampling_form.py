@@ -15,7 +15,7 @@ from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES, Sampling
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 from ui.shared.identity import held, hold, key_of, let_go, take_held
-from ui.shared.resources import preferences, presets, runner
+from ui.shared.resources import engine, preferences, presets
 
 SLIDERS = ("temperature", "top_p", "min_p", "repetition_penalty")
 STEP = 0.05
@@ -28,13 +28,13 @@ PRESET, NAME, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
 
 def recommended() -> dict[str, Any]:
     """What the loaded model recommends for itself, as far as it makes sense."""
-    folder = folder_of(runner().state)
+    folder = folder_of(engine().state)
     return read_recommended(folder) if folder else {}
 
 
 def preset_of(info: ChatInfo) -> str:
     """The name of the chat's preset, else the model's default; empty for the model's own recommendation."""
-    model = runner().state.model
+    model = engine().state.model
     return str(info.settings.get("preset", (model_preset(preferences(), model) if model else None) or ""))
 
 
@@ -159,7 +159,7 @@ def _stop_strings(value: tuple[str, ...], tag: str, store: Store) -> None:
 
 def _keeping(tag: str, info: ChatInfo, store: Store) -> None:
     """Save as a preset of one's own, delete one, make one the default of the loaded model."""
-    chosen, model, seen = preset_of(info), runner().state.model, own_values()
+    chosen, model, seen = preset_of(info), engine().state.model, own_values()
     key = key_of(NAME, tag, held(NAME, tag))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.text_input(tr("sampling.save_name"), key=key, placeholder=tr("sampling.save_placeholder"),

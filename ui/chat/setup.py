@@ -15,12 +15,12 @@ from core.personas.character import Character
 from core.personas.user import read_persona
 from ui.chat.sampling_form import sampling_of
 from ui.shared.people import person
-from ui.shared.resources import characters, chat_template, runner
+from ui.shared.resources import characters, chat_template, engine
 
 
 def reader() -> Reader | None:
     """The template and the counter of the model that answers now. Raises DeckError where they cannot be read."""
-    return read_reader(runner(), template_of)
+    return read_reader(engine(), template_of)
 
 
 def template_of(folder: Path) -> ChatTemplate:
@@ -68,7 +68,7 @@ def cast_of(info: ChatInfo, counter: Counter | None = None, greeting: str = "", 
 
 def setup_of(chat: Chat) -> Setup:
     """How `chat` is asked. Raises EngineError where no model is loaded, DeckError where its files cannot be used."""
-    found, facts = reader(), runner().state.facts
+    found, facts = reader(), engine().state.facts
     if found is None or facts is None:
         raise EngineError("nothing_loaded")
     counter = found.counter

@@ -24,7 +24,7 @@ from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.people import person
-from ui.shared.resources import runner, tasks
+from ui.shared.resources import engine, tasks
 from ui.shared.routing import LOAD_PAGE, go_to
 
 POLL_S = 0.5
@@ -118,7 +118,7 @@ def _draw_buttons(entry: LibraryEntry, seen: Fingerprint) -> None:
 
 
 def is_loaded(name: str) -> bool:
-    state = runner().state
+    state = engine().state
     return state.server is None and state.model == name and state.phase in ("loading", "ready")
 
 

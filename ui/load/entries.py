@@ -17,7 +17,7 @@ from ui.shared.fragment import redraw_alone
 from ui.shared.gpus import gpu_error
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
-from ui.shared.resources import runner
+from ui.shared.resources import engine
 from ui.shared.routing import CHAT_PAGE, go_to
 
 MB, GB, MIB, GIB = 10**6, 10**9, 2**20, 2**30
@@ -94,9 +94,9 @@ def _load(name: str, drawn: tuple[int, int], force: bool = False, on_cpu: bool =
 
 def unload(seen: EngineState) -> None:
     """Let go of the model that was shown; another tab may have loaded another one since."""
-    state = runner().state
+    state = engine().state
     if (state.model, state.server) == (seen.model, seen.server):
-        runner().unload()
+        engine().unload()
 
 
 def draw_state(state: EngineState) -> None:
@@ -130,7 +130,7 @@ def _facts(facts: ModelFacts) -> list[tuple[str, str]]:
         ("weights", memory_size(facts.weights_bytes)),
         ("cache", memory_size(facts.cache_bytes)),
         ("context", tr("load.context_value", tokens=f"{facts.context_tokens:,}")),
-        ("load_s", tr("load.seconds_value", seconds=f"{runner().state.ready_after_s:.1f}")),
+        ("load_s", tr("load.seconds_value", seconds=f"{engine().state.ready_after_s:.1f}")),
         *([("memory", _memory(facts.memory))] if facts.memory else []),
     ]
 

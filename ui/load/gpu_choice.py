@@ -19,7 +19,7 @@ from core.memory.kernels.registry import has_compiler
 from ui.shared.errors import sentence, show_error
 from ui.shared.gpus import gpu_error, gpus_here, reading
 from ui.shared.i18n import tr
-from ui.shared.resources import runner
+from ui.shared.resources import engine
 
 KEY = "plan_card"
 HERE = "here"
@@ -28,13 +28,13 @@ Cards = tuple[Card, ...]
 
 def own_pids() -> frozenset[int]:
     """The engine's process, whose memory comes back before another model is loaded."""
-    pid = runner().worker_pid
+    pid = engine().worker_pid
     return frozenset() if pid is None else frozenset({pid})
 
 
 def cards_here() -> Cards:
     """The GPUs that a load can take, as they are now; none where models run on the CPU."""
-    latest, report, pids, compiler = reading(), runner().gpu_report, own_pids(), has_compiler()
+    latest, report, pids, compiler = reading(), engine().gpu_report, own_pids(), has_compiler()
     if latest is None or is_cpu_chosen() or gpu_error() is not None:
         return ()
     usable = usable_gpus(latest.gpus, report.torch if report else installed_torch())
@@ -44,7 +44,7 @@ def cards_here() -> Cards:
 def draw_place() -> None:
     """Where there is no GPU to use: why, and that models run on the CPU. What the engine's own error says is not said
     twice."""
-    latest, error, told = reading(), gpu_error(), runner().state.error
+    latest, error, told = reading(), gpu_error(), engine().state.error
     if error is not None:
         if told is None or (told.key, told.params) != (error.key, error.params):
             show_error(error)

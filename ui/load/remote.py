@@ -18,7 +18,7 @@ from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape
-from ui.shared.resources import preferences, runner, tasks
+from ui.shared.resources import engine, preferences, tasks
 from ui.shared.routing import CHAT_PAGE, go_to
 
 PLACES = ("here", "server")
@@ -35,7 +35,7 @@ SMALLEST_CONTEXT, LARGEST_CONTEXT = 256, 1_000_000
 def choose_place() -> str:
     """Where the model is to run: "here" or on a "server". At first where it runs now."""
     if st.session_state.get(PLACE_KEY) not in PLACES:
-        st.session_state[PLACE_KEY] = "here" if runner().choice is None else "server"
+        st.session_state[PLACE_KEY] = "here" if engine().choice is None else "server"
     labels = {place: tr(f"remote.place_{place}") for place in PLACES}
     place = st.segmented_control(tr("remote.place"), PLACES, key=PLACE_KEY, required=True, width="stretch",
                                  format_func=labels.__getitem__, label_visibility="collapsed",
@@ -45,9 +45,9 @@ def choose_place() -> str:
 
 def draw_remote() -> None:
     """The model in use, the form for an address, and the models that were found there."""
-    if runner().choice is not None:
+    if engine().choice is not None:
         with st.container(border=True):
-            _draw_state(runner().state)
+            _draw_state(engine().state)
     st.markdown(tr("remote.about"))
     _draw_form()
     if error := st.session_state.get(ERROR_KEY):
@@ -119,7 +119,7 @@ def _disconnect_button(words: str, state: EngineState) -> None:
 
 
 def _draw_form() -> None:
-    choice = runner().choice
+    choice = engine().choice
     if ADDRESS_KEY not in st.session_state:
         st.session_state[ADDRESS_KEY] = choice.address if choice else preferences().get(GROUP, "address") or ""
     address = _typed_address()
@@ -205,7 +205,7 @@ def _draw_models(address: str, models: tuple[RemoteModel, ...]) -> None:
                             key=_context_key(address, model), help=tr("remote.context_help"))  # fmt: skip
         else:
             st.caption(tr("model.context", tokens=f"{model.context_tokens:,}"))
-        if runner().running_answers:
+        if engine().running_answers:
             st.caption(tr("load.ends_answers"))
         st.button(tr("remote.use"), key=f"remote_use_{address}", type="primary", icon=":material/link:",
                   on_click=_use, args=(address, by_name))  # fmt: skip
@@ -219,5 +219,5 @@ def _use(address: str, models: dict[str, RemoteModel]) -> None:
     """The model, and its context where the server tells none, as they are chosen by now."""
     model = models[st.session_state[f"{MODEL}_{address}"]]
     context = st.session_state.get(_context_key(address, model)) if model.context_tokens is None else None
-    runner().connect(Choice(address, model.name, context))
+    engine().connect(Choice(address, model.name, context))
     st.session_state.pop(ASKED_KEY, None)

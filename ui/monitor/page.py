@@ -15,7 +15,7 @@ from ui.shared.errors import sentence, show_error
 from ui.shared.gpus import gpu_error, gpus_here, reading
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape
-from ui.shared.resources import monitor, runner, token_rate
+from ui.shared.resources import engine, monitor, token_rate
 
 POLL_S = 1.0
 WINDOWS_S = (60, 300, 900, 3600)
@@ -56,7 +56,7 @@ def draw_gpu_bars() -> None:
     for gpu in gpus_here():
         st.caption(escape(gpu_label(gpu)))
         _draw_memory(gpu)
-    server = runner().state.server
+    server = engine().state.server
     if server is not None:
         st.caption(tr("monitor.elsewhere", server=server))
     elif not cards_here():
@@ -114,7 +114,7 @@ def _sensors(gpu: Gpu) -> list[str]:
 def _draw_engine(latest: GpuSnapshot) -> None:
     """The loaded model: how fast it writes, and what it was to take beside what it has."""
     st.subheader(tr("monitor.engine"))
-    facts, running = runner().state.facts, runner().running_answers
+    facts, running = engine().state.facts, engine().running_answers
     rate = token_rate().tokens_per_s(running)
     if facts is None:
         st.caption(tr("engine.nothing_loaded"))

@@ -13,7 +13,7 @@ from ui.shared.fragment import redraw_every
 from ui.shared.gpus import gpu_error
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape, shortened
-from ui.shared.resources import runner
+from ui.shared.resources import engine
 from ui.shared.routing import LOAD_PAGE, go_to
 
 LOADING_POLL_S = 0.3
@@ -32,15 +32,15 @@ def shown_now() -> Shown:
 
     Answers that no page asked for come and go with every call of the API: pages stay as they are.
     """
-    state = runner().state
-    shown = frozenset(answer.request for answer in runner().running_answers if answer.is_for_page)
-    return state.phase, state.model, shown, runner().silent_s > 0
+    state = engine().state
+    shown = frozenset(answer.request for answer in engine().running_answers if answer.is_for_page)
+    return state.phase, state.model, shown, engine().silent_s > 0
 
 
 def sidebar_status() -> None:
     """The engine's state in a few words. It also brings the whole page up to date when that state changes."""
     phase, _, running, is_silent = shown = shown_now()
-    is_lost = phase == "failed" and runner().state.server is not None
+    is_lost = phase == "failed" and engine().state.server is not None
     is_moving = bool(running) or is_lost or is_silent
     poll_s = LOADING_POLL_S if phase == "loading" else ANSWERING_POLL_S if is_moving else REST_POLL_S
     redraw_every(poll_s, _status, shown)
@@ -49,7 +49,7 @@ def sidebar_status() -> None:
 def _status(shown: Shown) -> None:
     if shown_now() != shown:
         st.rerun()
-    state, num_running, silent_s = runner().state, len(runner().running_answers), runner().silent_s
+    state, num_running, silent_s = engine().state, len(engine().running_answers), engine().silent_s
     with st.container(border=True, gap="xsmall"):
         st.markdown(SILENT_ICON + tr("engine.silent") if silent_s else _status_line(state, num_running))
         if state.model is not None:
@@ -64,7 +64,7 @@ def _status(shown: Shown) -> None:
 
 
 def _unload_button(place: str) -> None:
-    st.button(tr("load.unload"), key=f"engine_unload_{place}", icon=":material/eject:", on_click=runner().unload)
+    st.button(tr("load.unload"), key=f"engine_unload_{place}", icon=":material/eject:", on_click=engine().unload)
 
 
 def _draw_name(name: str) -> None:
@@ -91,7 +91,7 @@ def loading_progress() -> None:
 
 
 def _progress() -> None:
-    state = runner().state
+    state = engine().state
     if state.server is not None:
         st.markdown(f":shimmer[{tr('engine.connecting_to', server=state.server)}]")
         return
@@ -102,13 +102,13 @@ def _progress() -> None:
 
 def silence_notice() -> None:
     """Where the engine is needed and has not answered for a while: that it hangs, and the way out. Else nothing."""
-    if runner().silent_s:
+    if engine().silent_s:
         redraw_every(ANSWERING_POLL_S, _silence)
 
 
 def _silence() -> None:
     # Once it goes on, the sidebar brings the page up to date.
-    if silent_s := runner().silent_s:
+    if silent_s := engine().silent_s:
         st.warning(tr("engine.silent_for", seconds=round(silent_s)), icon=":material/hourglass_disabled:")
         _unload_button("page")
 
@@ -118,7 +118,7 @@ def not_ready_notice(last: Answer | None = None) -> None:
 
     The engine's error is left out where the `last` answer above has already shown it.
     """
-    state = runner().state
+    state = engine().state
     with st.container(border=True):
         if state.phase == "loading":
             if state.server is None:
@@ -136,7 +136,7 @@ def not_ready_notice(last: Answer | None = None) -> None:
 
 def way_to_model() -> None:
     """What brings a model: to look for a lost server again, or the page that loads one."""
-    is_lost = runner().state.server is not None
+    is_lost = engine().state.server is not None
     with st.container(horizontal=True):
         if is_lost:
             reconnect_button()
@@ -146,10 +146,10 @@ def way_to_model() -> None:
 
 def reconnect_button() -> None:
     st.button(tr("engine.reconnect"), key="engine_reconnect", icon=":material/refresh:", type="primary",
-              on_click=runner().reconnect)  # fmt: skip
+              on_click=engine().reconnect)  # fmt: skip
 
 
 def load(name: str, context_tokens: int = 0, num_slots: int = 1, force: bool = False, on_cpu: bool = False) -> None:
     """Begin to load a model of the library, in place of whatever is loaded; Runner.load says what the values are."""
     on_cpu = on_cpu or is_cpu_chosen()
-    runner().load(models_dir() / name, context_tokens, num_slots, force=force, on_cpu=on_cpu)
+    engine().load(models_dir() / name, context_tokens, num_slots, force=force, on_cpu=on_cpu)

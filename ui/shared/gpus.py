@@ -5,7 +5,7 @@ from __future__ import annotations
 from core.common.errors import GpuUseError
 from core.gpu.snapshot import Gpu, GpuSnapshot
 from core.gpu.torch_support import find_gpu_error, find_nvml_error, installed_torch, is_cpu_chosen, readable_gpus
-from ui.shared.resources import monitor, runner
+from ui.shared.resources import engine, monitor
 
 FIRST_READING_S = 2.0
 
@@ -23,7 +23,7 @@ def gpus_here() -> list[Gpu]:
 
 def gpu_error() -> GpuUseError | None:
     """Why a load could not use the GPUs here: as the last worker found it, else as far as it is sure without one."""
-    latest, report = reading(), runner().gpu_report
+    latest, report = reading(), engine().gpu_report
     if latest is None or is_cpu_chosen():
         return None
     if report is None:

@@ -30,7 +30,7 @@ from ui.shared.people import person
 
 
 @st.cache_resource(show_spinner=False)
-def runner() -> Engines:
+def engine() -> Engines:
     """The engine, here or elsewhere. LLAMADECK_WORKER names another worker module, for tests without a model."""
     return Engines(Runner(os.environ.get("LLAMADECK_WORKER", "core.worker.main")))
 
@@ -71,7 +71,7 @@ def recorder() -> Recorder:
 @st.cache_resource(show_spinner=False)
 def asker() -> Asker:
     """Asks in any chat whose number it is given: pages read it from `chat_store` first, which has their own only."""
-    return Asker(chat_file().of_all(), recorder(), runner())
+    return Asker(chat_file().of_all(), recorder(), engine())
 
 
 def presets() -> Presets:
