@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 from core.gpu.known_gpus import lookup
 from core.library import catalogue
-from core.memory.fit import Card, card_from_table, check_fit
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import check_fit
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--gpu", default="RTX 3060", help="a card by its name (default: RTX 3060)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     known = parser.parse_args(arguments)
-    card = card_from_table(lookup(known.gpu))
+    card = DeviceMemory.planned(lookup(known.gpu))
     times_ms = {entry.name: time_verdict(entry, card) for entry in catalogue.entries()}
     slowest = max(times_ms, key=times_ms.__getitem__)
     median_ms = statistics.median(times_ms.values())
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def time_verdict(entry: catalogue.CatalogueEntry, card: Card) -> float:
+def time_verdict(entry: catalogue.CatalogueEntry, card: DeviceMemory) -> float:
     """Milliseconds for one entry whose tensors nobody has asked for yet."""
     begin_s = time.perf_counter()
     check_fit(catalogue.checkpoint(catalogue.find(entry.name)), [card])

@@ -23,7 +23,8 @@ from typing import Any
 from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
 from core.memory.model_shape import read_shape
-from core.memory.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan
+from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan, make_plan
+from core.memory.sizes import MIB
 from core.worker.main import ENVIRONMENT
 
 KERNELS = ("deck", "exllama_v2", "marlin", "triton")

@@ -9,7 +9,7 @@ from benchmarks.measuring import Decoded, Extent, Rounds, spread
 from core.common.i18n import translate
 from core.common.terminal import Terminal, table
 from core.engine.protocol import ModelFacts
-from core.memory.plan import MIB
+from core.memory.sizes import MIB
 
 NAMES = {"engine": "LlamaDeck", "generate": "generate()", "llama_cpp": "llama.cpp"}
 

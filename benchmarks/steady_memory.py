@@ -18,7 +18,7 @@ from core.engine.protocol import MemoryFacts
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import read_snapshot
-from core.memory.plan import MIB
+from core.memory.sizes import MIB
 
 KERNELS = ("deck", "exllama_v2", "marlin", "triton")
 LOAD_S = 1800.0

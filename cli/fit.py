@@ -23,9 +23,11 @@ from core.gpu.torch_support import find_gpu_error, installed_torch, usable_gpus
 from core.hub.endpoints import checked_endpoint
 from core.hub.source import read_source
 from core.library import catalogue
-from core.memory.fit import MAX_CHATS, Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import MAX_CHATS, FitReport, check_fit
 from core.memory.kernels.registry import has_compiler
-from core.memory.plan import MIB, MemoryPlan
+from core.memory.plan import MemoryPlan
+from core.memory.sizes import MIB
 
 FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
 # What most cards that people rent by their memory have, or more.
@@ -101,19 +103,19 @@ def parse_whole(name: str, text: str | None, low: int, high: int) -> int:
     return int(text)
 
 
-def find_cards(gpu: str | None, vram_mib: str | None) -> list[Card]:
+def find_cards(gpu: str | None, vram_mib: str | None) -> list[DeviceMemory]:
     """The card that was named, else the GPUs of this machine that can be read. Raises InputError for none."""
     if gpu is not None:
-        return [card_from_table(lookup(gpu))]
+        return [DeviceMemory.planned(lookup(gpu))]
     if vram_mib is not None:
         total_mib = parse_whole("--vram-mib", vram_mib, 1, MAX_VRAM_MIB)
-        return [empty_card(f"GPU ({total_mib} MiB)", total_mib, ASSUMED_CAPABILITY)]
+        return [DeviceMemory.empty(f"GPU ({total_mib} MiB)", total_mib, ASSUMED_CAPABILITY)]
     gpus = read_snapshot().gpus
     readable = [one for one in gpus if one.error is None and one.total_mib]
     if not readable:
         raise InputError("no_gpu_to_ask")
     meant = usable_gpus(gpus, installed_torch()) or readable
-    return [card_from_gpu(one, has_compiler=has_compiler()) for one in meant]
+    return [DeviceMemory.measured(one, has_compiler=has_compiler()) for one in meant]
 
 
 def find_checkpoint(target: str, revision: str | None) -> Checkpoint:

@@ -16,7 +16,7 @@ from core.common.paths import DEFAULT_HOST
 from core.common.signals import StopSignals
 from core.common.terminal import Terminal
 from core.gpu.snapshot import read_snapshot
-from core.memory.fit import Card
+from core.memory.device_memory import DeviceMemory
 from core.remote.address import keep_key, key_of
 from core.remote.connection import list_models
 from core.remote.http import Limits
@@ -73,7 +73,7 @@ def _whole(name: str, text: str | None) -> int | None:
     return None if text is None else parse_whole(name, text, 1, MAX_GPUS)
 
 
-def _cards(gpu: str | None, tensor: int | None, pipeline: int | None, num_hosts: int) -> list[Card]:
+def _cards(gpu: str | None, tensor: int | None, pipeline: int | None, num_hosts: int) -> list[DeviceMemory]:
     """The GPUs of each host: this machine's, or as many as are needed of the kind that was named."""
     if gpu is not None:
         return find_cards(gpu, None) * max(8, -(-(tensor or 1) * (pipeline or 1) // num_hosts))

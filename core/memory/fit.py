@@ -11,41 +11,16 @@ from dataclasses import dataclass, replace
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError, EngineError, InputError
-from core.gpu.known_gpus import KnownGpu
-from core.gpu.snapshot import Gpu
+from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import KERNELS, Device, can_run
 from core.memory.model_shape import ModelShape, read_shape
-from core.memory.plan import GPU_CHUNK_TOKENS, MIB, MemoryPlan, make_plan, split_plan, sum_plans
+from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan, make_plan, split_plan, sum_plans
+from core.memory.sizes import MIB
 
 DEFAULT_CONTEXT_TOKENS = 4096
 # The kernels whose calls can be captured in CUDA graphs, all of them held against plain runs.
 CAPTURED = ("deck", "exllama_v2", "marlin", "triton")
 MAX_CHATS = 64
-# What the driver keeps for itself where NVML cannot be asked, by the card's memory: the largest of the readings that
-# are known (8 to 24 GB: 253 to 510 MiB; 40 GB and more: 479 to 696 MiB).
-RESERVED_MIB = 510
-RESERVED_LARGE_MIB = 700
-LARGE_MIB = 32_000
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """The memory of one GPU, real or only named, in MiB.
-
-    `others_mib` is what other processes hold, `returning_mib` what the model about to be unloaded will give back.
-    """
-
-    name: str
-    total_mib: int
-    capability: tuple[int, int]
-    reserved_mib: int = 0
-    others_mib: int = 0
-    returning_mib: int = 0
-    has_compiler: bool = True
-
-    @property
-    def available_mib(self) -> int:
-        return max(0, self.total_mib - self.reserved_mib - self.others_mib + self.returning_mib)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +36,7 @@ class FitReport:
 
     fits: bool
     kernel: str
-    cards: tuple[Card, ...]
+    cards: tuple[DeviceMemory, ...]
     plans: tuple[MemoryPlan, ...]
     captured: bool
     context_tokens: int
@@ -94,29 +69,9 @@ class FitReport:
         return sum(max(0.0, plan.total / MIB - card.available_mib) for plan, card in pairs)
 
 
-def card_from_gpu(gpu: Gpu, own_pids: frozenset[int] = frozenset(), has_compiler: bool = True) -> Card:
-    """A card as NVML sees it now. What the processes `own_pids` hold counts as coming back when they are unloaded."""
-    total, free = gpu.total_mib or 0, gpu.free_mib or 0
-    reserved = gpu.reserved_mib or 0
-    returning = sum(process.used_mib or 0 for process in gpu.processes if process.pid in own_pids)
-    others = max(0, total - reserved - free)
-    capability = gpu.compute_capability or (0, 0)
-    return Card(gpu.name or gpu.label, total, capability, reserved, others, min(returning, others), has_compiler)
-
-
-def card_from_table(known: KnownGpu) -> Card:
-    """A card that somebody thinks of renting: empty, with what a driver keeps of one of its size."""
-    return empty_card(known.name, known.total_mib, known.compute_capability)
-
-
-def empty_card(name: str, total_mib: int, capability: tuple[int, int]) -> Card:
-    """A card that nothing runs on; `total_mib` is as NVML reports it."""
-    return Card(name, total_mib, capability, RESERVED_LARGE_MIB if total_mib >= LARGE_MIB else RESERVED_MIB)
-
-
 def check_fit(
     checkpoint: Checkpoint,
-    cards: Sequence[Card],
+    cards: Sequence[DeviceMemory],
     context_tokens: int = 0,
     num_chats: int = 1,
     kernel: str | None = None,
@@ -154,7 +109,7 @@ def check_fit(
 
 def require_fit(
     checkpoint: Checkpoint,
-    cards: Sequence[Card],
+    cards: Sequence[DeviceMemory],
     context_tokens: int,
     num_chats: int,
     kernel: str | None,
@@ -178,16 +133,16 @@ def checked_context(checkpoint: Checkpoint, context_tokens: int) -> int:
     return context_tokens
 
 
-def _groups(cards: Sequence[Card]) -> list[Sequence[Card]]:
+def _groups(cards: Sequence[DeviceMemory]) -> list[Sequence[DeviceMemory]]:
     """Each card by itself, then the two with the most room, the three, ...: one that is full should not take a part."""
     by_room = sorted(range(len(cards)), key=lambda index: -cards[index].available_mib)
-    several: list[Sequence[Card]] = [
+    several: list[Sequence[DeviceMemory]] = [
         [cards[index] for index in sorted(by_room[:count])] for count in range(2, len(cards) + 1)
     ]
     return [*([card] for card in cards), *several]
 
 
-def _kernels(checkpoint: Checkpoint, cards: Sequence[Card], wanted: str | None) -> list[str]:
+def _kernels(checkpoint: Checkpoint, cards: Sequence[DeviceMemory], wanted: str | None) -> list[str]:
     """The kernels that take the checkpoint on every one of `cards`, fastest first; only `wanted` if one is."""
     devices = [Device("cuda", card.capability, card.has_compiler) for card in cards]
     able = [one.name for one in KERNELS if all(can_run(one, checkpoint, device) for device in devices)]
@@ -197,7 +152,7 @@ def _kernels(checkpoint: Checkpoint, cards: Sequence[Card], wanted: str | None) 
     return [name for name in able if name != "torch" or able == ["torch"]]
 
 
-def _no_kernel(checkpoint: Checkpoint, cards: Sequence[Card], wanted: str | None) -> DeckError:
+def _no_kernel(checkpoint: Checkpoint, cards: Sequence[DeviceMemory], wanted: str | None) -> DeckError:
     """Why there is nothing to say of a model: the kernel that was asked for does not take it here, or none does."""
     able = {name: name for card in cards for name in _kernels(checkpoint, [card], None)}
     if wanted is not None and able:
@@ -207,7 +162,7 @@ def _no_kernel(checkpoint: Checkpoint, cards: Sequence[Card], wanted: str | None
 
 def _plans(
     shape: ModelShape,
-    cards: Sequence[Card],
+    cards: Sequence[DeviceMemory],
     kernel: str,
     context_tokens: int,
     num_chats: int,
@@ -227,14 +182,14 @@ def _plans(
     )
 
 
-def _fits(plans: Sequence[MemoryPlan], cards: Sequence[Card]) -> bool:
+def _fits(plans: Sequence[MemoryPlan], cards: Sequence[DeviceMemory]) -> bool:
     return all(plan.total <= card.available_mib * MIB for plan, card in zip(plans, cards, strict=True))
 
 
 def _report(
     checkpoint: Checkpoint,
     shape: ModelShape,
-    cards: Sequence[Card],
+    cards: Sequence[DeviceMemory],
     kernel: str,
     context_tokens: int,
     num_chats: int,
@@ -261,14 +216,14 @@ def _report(
 
 
 def _longest(
-    checkpoint: Checkpoint, shape: ModelShape, cards: Sequence[Card], kernels: Sequence[str], num_chats: int
+    checkpoint: Checkpoint, shape: ModelShape, cards: Sequence[DeviceMemory], kernels: Sequence[str], num_chats: int
 ) -> int:
     """The longest context that any of `kernels` leaves room for, uncaptured."""
     limit = checkpoint.max_context_tokens
     return max(_max_context(shape, cards, kernel, num_chats, limit) for kernel in kernels)
 
 
-def _max_context(shape: ModelShape, cards: Sequence[Card], kernel: str, num_chats: int, limit: int) -> int:
+def _max_context(shape: ModelShape, cards: Sequence[DeviceMemory], kernel: str, num_chats: int, limit: int) -> int:
     """The longest context that fits, up to the model's own `limit`: the plan only grows with it."""
     low, high = 0, limit
     while low < high:
@@ -280,7 +235,7 @@ def _max_context(shape: ModelShape, cards: Sequence[Card], kernel: str, num_chat
     return low
 
 
-def _with_remedies(shape: ModelShape, cards: Sequence[Card], report: FitReport) -> FitReport:
+def _with_remedies(shape: ModelShape, cards: Sequence[DeviceMemory], report: FitReport) -> FitReport:
     """What would make it fit: a shorter context, fewer chats, what others hold given back, or a larger card."""
     remedies: list[tuple[str, dict[str, str | int | float]]] = []
     if report.max_context:
@@ -295,6 +250,6 @@ def _with_remedies(shape: ModelShape, cards: Sequence[Card], report: FitReport) 
     return replace(report, remedies=tuple(remedies))
 
 
-def _any_fits(shape: ModelShape, groups: Sequence[Sequence[Card]], report: FitReport, num_chats: int) -> bool:
+def _any_fits(shape: ModelShape, groups: Sequence[Sequence[DeviceMemory]], report: FitReport, num_chats: int) -> bool:
     """Whether `num_chats` of the report's context would fit on one of `groups` with its kernel."""
     return any(_fits(_plans(shape, group, report.kernel, report.context_tokens, num_chats), group) for group in groups)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections import Counter
@@ -12,44 +11,26 @@ from typing import Any
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import CheckpointError
 from core.common.values import is_whole
+from core.memory.matrix_groups import merged_matrices
 
 # No model's number is larger; a config that says so would only make sums that nobody can read.
 MAX_NUMBER = 2**31
-PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
-# What a model multiplies the same input with, in the order in which it calls them.
-MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # A layer's number in the name of a tensor of the language model itself. Of more digits it is none, and Python reads no
 # number of thousands.
 LAYER = re.compile(r"(?:(?:model|transformer|language_model)\.)*(?:layers|h)\.([0-9]{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
-    """One quantized matrix, [rows = in, columns = out]; `groups` of rows share a scale."""
+class MatrixShape:
+    """One quantized matrix; each of its scale `groups` is some inputs of an output."""
 
-    rows: int
-    columns: int
+    in_features: int
+    out_features: int
     bits: int
     groups: int
     act_order: bool
     has_bias: bool
     symmetric: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixGroup:
-    """Matrices that share their input and are kept as one: where each one's columns begin, and how many it has.
-
-    `num_parts` counts all tensors of all members.
-    """
-
-    begins: dict[str, int]
-    sizes: dict[str, int]
-    num_parts: int
-
-    @property
-    def columns(self) -> int:
-        return sum(self.sizes.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +44,7 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     vocabulary: int
-    matrices: tuple[tuple[Matrix, int], ...]
+    matrices: tuple[tuple[MatrixShape, int], ...]
     plain_elements: tuple[int, ...]
 
 
@@ -93,38 +74,6 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
     return shape
 
 
-def merged_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
-    """The groups of matrices that the engine keeps as one: query, key and value; gate and up.
-
-    Not in act-order: there each matrix may have its inputs in an order of its own, which only its tensors tell.
-    """
-    return [] if checkpoint.quantization.is_permuted else mergeable_matrices(checkpoint)
-
-
-def mergeable_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
-    """The groups of matrices that are alike but, perhaps, for the order of their inputs."""
-    groups = []
-    for name in checkpoint.tensors:
-        owner, _, last = name.removesuffix(".qweight").rpartition(".")
-        for members in MERGED:
-            if name.endswith(".qweight") and last == members[0]:
-                groups.append(_group(checkpoint, [f"{owner}.{member}" for member in members]))
-    return [group for group in groups if group is not None]
-
-
-def _group(checkpoint: Checkpoint, names: list[str]) -> MatrixGroup | None:
-    """The members `names` as a group; None where one is missing or is made in another way."""
-    found = [checkpoint.tensors.get(f"{name}.qweight") for name in names]
-    shapes = [tensor.shape for tensor in found if tensor is not None and len(tensor.shape) == 2]
-    parts = [{part for part in PARTS if f"{name}.{part}" in checkpoint.tensors} for name in names]
-    is_alike = len(shapes) == len(names) and len({shape[0] for shape in shapes}) == 1
-    if not is_alike or any(part != parts[0] for part in parts) or any(shape[1] % 64 for shape in shapes):
-        return None
-    sizes = {name: shape[1] for name, shape in zip(names, shapes, strict=True)}
-    begins = dict(zip(names, itertools.accumulate(sizes.values(), initial=0), strict=False))
-    return MatrixGroup(begins, sizes, sum(map(len, parts)))
-
-
 def _number(checkpoint: Checkpoint, config: dict[str, Any], name: str, default: int | None = None) -> int:
     value = config.get(name)
     value = default if value is None else value
@@ -133,7 +82,7 @@ def _number(checkpoint: Checkpoint, config: dict[str, Any], name: str, default: 
     return value
 
 
-def _matrices(checkpoint: Checkpoint, merged: bool) -> list[Matrix]:
+def _matrices(checkpoint: Checkpoint, merged: bool) -> list[MatrixShape]:
     quantization, found = checkpoint.quantization, []
     groups_of = {name: group for group in merged_matrices(checkpoint) for name in group.sizes} if merged else {}
     for name, tensor in checkpoint.tensors.items():
@@ -151,7 +100,7 @@ def _matrices(checkpoint: Checkpoint, merged: bool) -> list[Matrix]:
         if group is None or name == f"{next(iter(group.sizes))}.qweight":
             columns = group.columns if group else columns
             found.append(
-                Matrix(
+                MatrixShape(
                     rows,
                     columns,
                     quantization.bits,

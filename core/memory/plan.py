@@ -10,18 +10,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from core.memory.model_shape import Matrix, ModelShape
+from core.memory.model_shape import MatrixShape, ModelShape
+from core.memory.sizes import (
+    BLOCK_BYTES,
+    FLOAT_BYTES,
+    HALF_BYTES,
+    INT_BYTES,
+    MIB,
+    SEGMENT_BYTES,
+    SMALL_SEGMENT_BYTES,
+    round_to_block,
+)
 
-MIB = 2**20
 # How much of a prompt the engine reads at once on a GPU; the plan holds room for that much.
 GPU_CHUNK_TOKENS = 512
-HALF_BYTES = 2
-FLOAT_BYTES = 4
-INT_BYTES = 4
-# torch's allocator hands out blocks of this (c10/cuda/CUDACachingAllocator, kMinBlockSize).
-BLOCK_BYTES = 512
-SEGMENT_BYTES = 20 * MIB
-SMALL_SEGMENT_BYTES = 2 * MIB
 # gptqmodel's ExllamaV2Linear.scratch_space_fixed rounds each of its two terms up by this much.
 EXLLAMA_PAD_BYTES = 128
 # The engine's own kernel writes a matrix out for a chunk in pieces of this: enough outputs at once for a large card.
@@ -123,7 +125,9 @@ def split_plan(
     on the last. A step is plain.
     """
     whole = make_plan(shape, kernel, (0, 0), context_tokens, num_slots, chunk_tokens)
-    ends = [blocks(count * HALF_BYTES) for count in shape.plain_elements if count == shape.vocabulary * shape.hidden]
+    ends = [
+        round_to_block(count * HALF_BYTES) for count in shape.plain_elements if count == shape.vocabulary * shape.hidden
+    ]
     # Norms and all else are the layers'.
     layer = -(-(whole.weights - sum(ends)) // shape.num_layers)
     layer_cache = whole.kv_cache // shape.num_layers
@@ -157,21 +161,21 @@ def sum_plans(plans: Sequence[MemoryPlan]) -> MemoryPlan:
 def weight_bytes(shape: ModelShape, kernel: str) -> int:
     """The weights as `kernel` keeps them, with everything that is not quantized in half precision."""
     matrices = sum(count * matrix_bytes(matrix, kernel) for matrix, count in shape.matrices)
-    return matrices + sum(blocks(count * HALF_BYTES) for count in shape.plain_elements)
+    return matrices + sum(round_to_block(count * HALF_BYTES) for count in shape.plain_elements)
 
 
-def matrix_bytes(matrix: Matrix, kernel: str) -> int:
+def matrix_bytes(matrix: MatrixShape, kernel: str) -> int:
     """One quantized matrix: codes [in * bits / 32, out], zeros [groups, out * bits / 32], scales [groups, out].
 
     The engine's own kernel keeps codes and scales, zeros only where they are not all 8.
     ExLlamaV2, Triton and Torch keep the checkpoint's own parts; ExLlamaV2 adds a permutation and its inverse (2 bytes
     an input) with act-order. Marlin drops the zeros, and the group index unless groups are in act-order.
     """
-    codes = blocks(matrix.rows * matrix.columns * matrix.bits // 8)
-    zeros = blocks(matrix.groups * math.ceil(matrix.columns * matrix.bits / 32) * INT_BYTES)
-    scales = blocks(matrix.groups * matrix.columns * HALF_BYTES)
-    index = blocks(matrix.rows * INT_BYTES)
-    bias = blocks(matrix.columns * HALF_BYTES) if matrix.has_bias else 0
+    codes = round_to_block(matrix.in_features * matrix.out_features * matrix.bits // 8)
+    zeros = round_to_block(matrix.groups * math.ceil(matrix.out_features * matrix.bits / 32) * INT_BYTES)
+    scales = round_to_block(matrix.groups * matrix.out_features * HALF_BYTES)
+    index = round_to_block(matrix.in_features * INT_BYTES)
+    bias = round_to_block(matrix.out_features * HALF_BYTES) if matrix.has_bias else 0
     if kernel == "deck":
         # Scales and zeros in half precision; an order and where it puts each input.
         ordered = 2 * index if matrix.act_order and matrix.groups > 1 else 0
@@ -179,7 +183,7 @@ def matrix_bytes(matrix: Matrix, kernel: str) -> int:
     if kernel == "marlin":
         ordered = 2 * index if matrix.act_order and matrix.groups > 1 else 0
         return codes + scales + ordered + bias + BLOCK_BYTES * 2
-    permutation = 2 * blocks(matrix.rows * 2) if kernel == "exllama_v2" and matrix.act_order else 0
+    permutation = 2 * round_to_block(matrix.in_features * 2) if kernel == "exllama_v2" and matrix.act_order else 0
     return codes + zeros + scales + index + permutation + bias
 
 
@@ -194,15 +198,17 @@ def scratch_bytes(
     """
     if kernel == "deck":
         if takes_prompts_from_codes(capability):
-            shared = PROMPT_BLOCKS * PROMPT_SUM_BYTES + blocks(PROMPT_BLOCKS * INT_BYTES)
+            shared = PROMPT_BLOCKS * PROMPT_SUM_BYTES + round_to_block(PROMPT_BLOCKS * INT_BYTES)
         else:
-            largest = max((matrix.rows * matrix.columns for matrix, _ in shape.matrices), default=0)
-            shared = blocks(written_bytes(largest))
+            largest = max((matrix.in_features * matrix.out_features for matrix, _ in shape.matrices), default=0)
+            shared = round_to_block(written_bytes(largest))
         return shared + attention_bytes(shape, num_slots)
     if kernel != "exllama_v2":
         return 0
     return max(
-        matrix.rows * matrix.columns * HALF_BYTES + matrix.columns * chunk_tokens * FLOAT_BYTES + 2 * EXLLAMA_PAD_BYTES
+        matrix.in_features * matrix.out_features * HALF_BYTES
+        + matrix.out_features * chunk_tokens * FLOAT_BYTES
+        + 2 * EXLLAMA_PAD_BYTES
         for matrix, _ in shape.matrices
     )
 
@@ -221,14 +227,14 @@ def attention_bytes(shape: ModelShape, num_slots: int) -> int:
     """For each head of each slot and each part of its columns a sum of values, its weight and its largest score, in
     float32, where blocks of threads cannot read one another's; and a counter a head."""
     heads = num_slots * shape.num_heads
-    sums = blocks(heads * ATTENTION_PARTS * shape.head_dim * FLOAT_BYTES)
-    return sums + 2 * blocks(heads * ATTENTION_PARTS * FLOAT_BYTES) + blocks(heads * INT_BYTES)
+    sums = round_to_block(heads * ATTENTION_PARTS * shape.head_dim * FLOAT_BYTES)
+    return sums + 2 * round_to_block(heads * ATTENTION_PARTS * FLOAT_BYTES) + round_to_block(heads * INT_BYTES)
 
 
 def kv_cache_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
     """Keys and values, half precision: layers * 2 * slots * kv heads * (context + 1) * head size * 2 bytes."""
     one = num_slots * shape.num_kv_heads * (context_tokens + 1) * shape.head_dim * HALF_BYTES
-    return 2 * shape.num_layers * blocks(one)
+    return 2 * shape.num_layers * round_to_block(one)
 
 
 def activation_bytes(shape: ModelShape, kernel: str, chunk_tokens: int, context_tokens: int, num_slots: int) -> int:
@@ -270,18 +276,18 @@ def captured_activation_bytes(shape: ModelShape, kernel: str, chunk_tokens: int,
     return base + max(mlp, attention, norms) + drawing
 
 
-def transient_bytes(matrix: Matrix, kernel: str, rows: int) -> int:
+def transient_bytes(matrix: MatrixShape, kernel: str, rows: int) -> int:
     """What a kernel needs for the moment of one product, beside its input and output."""
-    written_out = matrix.rows * matrix.columns * HALF_BYTES
+    written_out = matrix.in_features * matrix.out_features * HALF_BYTES
     if kernel == "triton":
         return written_out
     if kernel == "torch":
         # Codes as 4-byte words, and the result, while it is being written out.
-        return written_out + 2 * matrix.rows * matrix.columns * INT_BYTES
+        return written_out + 2 * matrix.in_features * matrix.out_features * INT_BYTES
     if kernel == "deck":
         # Rows as its products take them, whole pieces of them; at most, where only an order changes.
-        return -(-rows // PROMPT_PIECE_ROWS) * PROMPT_PIECE_ROWS * matrix.rows * HALF_BYTES
-    reordered = rows * matrix.rows * HALF_BYTES if matrix.act_order else 0
+        return -(-rows // PROMPT_PIECE_ROWS) * PROMPT_PIECE_ROWS * matrix.in_features * HALF_BYTES
+    reordered = rows * matrix.in_features * HALF_BYTES if matrix.act_order else 0
     if kernel == "marlin":
         return MARLIN_REDUCE_BYTES + reordered
     return 0
@@ -328,7 +334,9 @@ def loading_bytes(shape: ModelShape, kernel: str, merged: bool) -> int:
     staging buffer, and what is merged is read first and then put where it stays."""
     if kernel not in ("marlin", "deck") and not merged:
         return 0
-    return max(blocks(matrix.rows * matrix.columns * matrix.bits // 8) for matrix, _ in shape.matrices)
+    return max(
+        round_to_block(matrix.in_features * matrix.out_features * matrix.bits // 8) for matrix, _ in shape.matrices
+    )
 
 
 def batch_sizes(num_slots: int) -> list[int]:
@@ -339,8 +347,3 @@ def batch_sizes(num_slots: int) -> list[int]:
 def chunk_sizes(chunk_tokens: int) -> list[int]:
     """How many tokens of a prompt a captured step reads: short prompts need not pay for a whole chunk."""
     return [size for size in (16, 32, 64, 128, 256) if size < chunk_tokens] + [chunk_tokens]
-
-
-def blocks(num_bytes: int) -> int:
-    """`num_bytes` rounded up to the allocator's blocks."""
-    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES

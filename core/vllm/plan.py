@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import InputError
-from core.memory.fit import Card, checked_context
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import checked_context
 from core.memory.model_shape import ModelShape, read_shape
-from core.memory.plan import MIB, make_plan
+from core.memory.plan import make_plan
+from core.memory.sizes import MIB
 
 # vLLM reads at most so many tokens of prompts in one step on large cards.
 CHUNK_TOKENS = 8192
@@ -96,7 +98,7 @@ class ScalePlan:
 
 def make_scale_plan(
     checkpoint: Checkpoint,
-    cards: Sequence[Card],
+    cards: Sequence[DeviceMemory],
     hosts: Sequence[str] = (),
     tensor_parallel: int | None = None,
     pipeline_parallel: int | None = None,
@@ -172,7 +174,7 @@ def _plan(
     checkpoint: Checkpoint,
     shape: ModelShape,
     path: str,
-    cards: Sequence[Card],
+    cards: Sequence[DeviceMemory],
     hosts: tuple[str, ...],
     tensor: int,
     pipeline: int,

@@ -27,7 +27,8 @@ from core.engine.protocol import Generate, Load, ModelFacts, Stage
 from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import GpuSnapshot, read_snapshot
 from core.gpu.torch_support import build_error, has_code
-from core.memory.fit import Card, checked_context, require_fit
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import checked_context, require_fit
 from core.memory.kernels.registry import KERNELS, Device, Kernel, choose_kernel, has_compiler
 from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan
 from core.worker.decode.cpu_decode import make_lean
@@ -158,7 +159,7 @@ def find_devices(snapshot: GpuSnapshot) -> list[Device]:
 
 def ready_kernel(
     checkpoint: Checkpoint,
-    cards: Sequence[Card],
+    cards: Sequence[DeviceMemory],
     devices: Sequence[Device],
     context_tokens: int,
     command: Load,

@@ -14,12 +14,13 @@ import torch
 from core.common.errors import EngineError
 from core.engine.protocol import MemoryFacts
 from core.gpu.snapshot import Gpu, read_snapshot
-from core.memory.fit import Card, card_from_gpu
+from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import Device
-from core.memory.plan import MIB, SEGMENT_BYTES, MemoryPlan, sum_plans
+from core.memory.plan import MemoryPlan, sum_plans
+from core.memory.sizes import MIB, SEGMENT_BYTES
 
 
-def find_cards(gpus: Sequence[Gpu], devices: Sequence[Device]) -> list[Card]:
+def find_cards(gpus: Sequence[Gpu], devices: Sequence[Device]) -> list[DeviceMemory]:
     """The GPUs in torch's order, as NVML saw them in `gpus`, without what this process holds already.
 
     Where NVML does not list one, CUDA is asked, which counts this process's own context as taken.
@@ -27,13 +28,13 @@ def find_cards(gpus: Sequence[Gpu], devices: Sequence[Device]) -> list[Card]:
     return [_find_card(gpus, index, device) for index, device in enumerate(devices)]
 
 
-def _find_card(gpus: Sequence[Gpu], index: int, device: Device) -> Card:
+def _find_card(gpus: Sequence[Gpu], index: int, device: Device) -> DeviceMemory:
     properties = torch.cuda.get_device_properties(index)
     for gpu in gpus:
         if gpu.uuid and str(properties.uuid) in gpu.uuid and gpu.total_mib and gpu.free_mib is not None:
-            return card_from_gpu(gpu, frozenset({os.getpid()}), device.has_compiler)
+            return DeviceMemory.measured(gpu, frozenset({os.getpid()}), device.has_compiler)
     free, total = torch.cuda.mem_get_info(index)
-    return Card(
+    return DeviceMemory(
         properties.name,
         total // MIB,
         device.capability,

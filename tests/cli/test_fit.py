@@ -16,7 +16,8 @@ from core.common.paths import ROOT
 from core.common.terminal import table
 from core.gpu.known_gpus import lookup
 from core.library import catalogue
-from core.memory.fit import card_from_table, check_fit
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import check_fit
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
 
@@ -279,7 +280,7 @@ def test_the_commands_import_nothing_heavy() -> None:
 
 
 def test_every_catalogue_entry_gets_an_answer_without_a_network() -> None:
-    card = card_from_table(lookup("RTX 3060 12GB"))
+    card = DeviceMemory.planned(lookup("RTX 3060 12GB"))
     for entry in catalogue.entries():
         found = as_object(check_fit(catalogue.checkpoint(entry), [card]))
         assert found["model"] == entry.name

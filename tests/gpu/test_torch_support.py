@@ -26,7 +26,7 @@ from core.gpu.torch_support import (
     usable_gpus,
     visible_gpus,
 )
-from core.memory.fit import empty_card
+from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import Device
 from core.worker import gpu_check
 from core.worker import load as opening
@@ -318,7 +318,7 @@ def test_a_model_goes_to_a_gpu_that_torch_has_code_for(tmp_path: Path, cuda_torc
     assert [device.has_code for device in devices] == [False, True]
     checkpoint = opening.read_checkpoint(make_checkpoint_folder(tmp_path))
     cuda_torch.setattr(opening, "prepare_kernel", Preparation())
-    cards = [empty_card("old", 80_000, (6, 1)), empty_card("new", 24_000, (8, 6))]
+    cards = [DeviceMemory.empty("old", 80_000, (6, 1)), DeviceMemory.empty("new", 24_000, (8, 6))]
     ready = ready_kernel(checkpoint, cards, devices, 256, Load(tmp_path, 256, 1), lambda *_: None)
     assert str(ready.places.first) == "cuda:1"
 

@@ -11,11 +11,12 @@ from core.hub.address import REPO
 from core.library import catalogue
 from core.library.ranking import best_choice
 from core.library.recommended import recommended_models
-from core.memory.fit import FitReport, card_from_table, check_fit
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import FitReport, check_fit
 
 
 def choices(repo: str, card: str, has_compiler: bool = True) -> list[tuple[Checkpoint, FitReport | DeckError]]:
-    planned = replace(card_from_table(lookup(card)), has_compiler=has_compiler)
+    planned = replace(DeviceMemory.planned(lookup(card)), has_compiler=has_compiler)
     found = [catalogue.checkpoint(entry) for entry in catalogue.entries() if entry.repo == repo]
     return [(checkpoint, check_fit(checkpoint, [planned])) for checkpoint in found]
 

@@ -15,9 +15,10 @@ from core.common.i18n import translate
 from core.gpu.known_gpus import lookup
 from core.gpu.snapshot import Gpu, GpuProcess
 from core.library import catalogue
-from core.memory.fit import Card, FitReport, card_from_gpu, card_from_table, check_fit, empty_card, require_fit
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import FitReport, check_fit, require_fit
 from core.memory.model_shape import read_shape
-from core.memory.plan import MIB
+from core.memory.sizes import MIB
 
 if TYPE_CHECKING:
     from tests.support.nvml_standin import Probe, Standin
@@ -33,8 +34,8 @@ def known(name: str, branch: str = "main") -> Checkpoint:
     return catalogue.checkpoint(catalogue.find(name, branch))
 
 
-def card(total_mib: int, **changes: Any) -> Card:
-    return replace(empty_card("card", total_mib, AMPERE), **changes)
+def card(total_mib: int, **changes: Any) -> DeviceMemory:
+    return replace(DeviceMemory.empty("card", total_mib, AMPERE), **changes)
 
 
 def needed_mib(report: FitReport) -> int:
@@ -141,7 +142,7 @@ def test_a_card_smaller_than_what_its_driver_keeps_has_nothing_available() -> No
 
 
 def test_two_cards_of_24_gb_take_70b_and_one_does_not() -> None:
-    one = card_from_table(lookup("RTX 3090"))
+    one = DeviceMemory.planned(lookup("RTX 3090"))
     assert not check_fit(known(LARGE), [one]).fits
     both = check_fit(known(LARGE), [one, one])
     assert both.fits
@@ -237,7 +238,7 @@ def test_the_numbers_in_a_sentence_agree_with_each_other() -> None:
 def test_a_snapshot_becomes_a_card(nvml_standin: Standin, probe: Probe) -> None:
     nvml_standin.use("two_4090")
     desktop, full = (gpu_from(entry) for entry in probe.snapshot()["gpus"])
-    first, second = card_from_gpu(desktop), card_from_gpu(full)
+    first, second = DeviceMemory.measured(desktop), DeviceMemory.measured(full)
     assert (first.total_mib, first.reserved_mib, first.others_mib) == (24564, 513, 431)
     assert first.available_mib == desktop.free_mib
     assert second.available_mib == full.free_mib == 500
@@ -247,7 +248,7 @@ def test_a_snapshot_becomes_a_card(nvml_standin: Standin, probe: Probe) -> None:
 def test_what_our_own_process_holds_comes_back(nvml_standin: Standin, probe: Probe) -> None:
     nvml_standin.use("two_4090")
     full = gpu_from(probe.snapshot()["gpus"][1])
-    ours = card_from_gpu(full, frozenset({999999903}))
+    ours = DeviceMemory.measured(full, frozenset({999999903}))
     assert ours.returning_mib == 18200
     assert ours.available_mib == 500 + 18200
 
@@ -255,7 +256,7 @@ def test_what_our_own_process_holds_comes_back(nvml_standin: Standin, probe: Pro
 def test_an_old_driver_that_tells_no_reserve_counts_it_with_the_others(nvml_standin: Standin, probe: Probe) -> None:
     nvml_standin.use("half_supported")
     gpu = gpu_from(probe.snapshot()["gpus"][0])
-    found = card_from_gpu(gpu)
+    found = DeviceMemory.measured(gpu)
     assert found.reserved_mib == 0
     assert found.available_mib == gpu.free_mib
 

@@ -10,7 +10,8 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.common.i18n import catalogue as texts
 from core.library import catalogue
 from core.memory.model_shape import ModelShape, read_shape
-from core.memory.plan import MIB, MemoryPlan, kv_cache_bytes, make_plan, split_plan, weight_bytes
+from core.memory.plan import MemoryPlan, kv_cache_bytes, make_plan, split_plan, weight_bytes
+from core.memory.sizes import MIB
 
 AMPERE = (8, 6)
 CHUNK_TOKENS = 512
@@ -51,7 +52,7 @@ def test_weights_are_the_bytes_that_the_published_shapes_make(
     assert weight_bytes(shape, "triton") / MIB == pytest.approx(loaded_mib, abs=ROUNDING_MIB)
     is_ordered = checkpoint_of(size, branch).quantization.is_permuted
     # The published column counts one of the two indices that act-order needs.
-    index_mib = sum(count * matrix.rows * 4 for matrix, count in shape.matrices) / MIB if is_ordered else 0
+    index_mib = sum(count * matrix.in_features * 4 for matrix, count in shape.matrices) / MIB if is_ordered else 0
     found_mib = weight_bytes(shape, "marlin") / MIB
     assert marlin_mib - ROUNDING_MIB <= found_mib <= marlin_mib + 2 * index_mib + ROUNDING_MIB
 

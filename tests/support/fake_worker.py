@@ -39,8 +39,9 @@ from core.engine.protocol import (
 )
 from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import read_snapshot
-from core.memory.fit import card_from_gpu, require_fit
-from core.memory.plan import MIB
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import require_fit
+from core.memory.sizes import MIB
 from core.worker.heartbeat import Outlet, Pulse
 
 STAGES: tuple[Stage, ...] = ("start", "read", "prepare", "warm_up")
@@ -87,7 +88,7 @@ def _pretended_memory(checkpoint: Checkpoint, command: Load) -> MemoryFacts | No
     gpus = [gpu for gpu in read_snapshot().gpus if gpu.error is None and gpu.total_mib]
     if not gpus or command.on_cpu:
         return None
-    card, force = card_from_gpu(gpus[0]), command.force
+    card, force = DeviceMemory.measured(gpus[0]), command.force
     report = require_fit(checkpoint, [card], command.context_tokens, command.num_slots, command.kernel, force)
     return MemoryFacts(report.plan, report.plan.allocated - 30 * MIB, None, force)
 

@@ -13,14 +13,14 @@ from cli.main import main
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import InputError
 from core.library import catalogue
-from core.memory.fit import Card
+from core.memory.device_memory import DeviceMemory
 from core.memory.model_shape import read_shape
 from core.vllm.plan import can_split, check_vllm_takes, make_scale_plan
 from core.vllm.server import LOG_HEAD
 from tests.support.checkpoints import Recipe, make_checkpoint
 
-RTX_4090 = Card("RTX 4090", 24_564, (8, 9), reserved_mib=510)
-A40 = Card("A40", 46_068, (8, 6), reserved_mib=700)
+RTX_4090 = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
+A40 = DeviceMemory("A40", 46_068, (8, 6), reserved_mib=700)
 
 
 def llama(size: str, branch: str | None = None) -> Checkpoint:

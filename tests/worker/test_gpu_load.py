@@ -21,9 +21,10 @@ from core.common.errors import EngineError
 from core.engine.protocol import EngineState
 from core.engine.runner import Runner
 from core.gpu.snapshot import read_snapshot
-from core.memory.fit import Card, card_from_gpu, check_fit
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import check_fit
 from core.memory.kernels.registry import has_compiler
-from core.memory.plan import MIB
+from core.memory.sizes import MIB
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.gpu_session import GpuSession
 
@@ -65,7 +66,7 @@ def load(runner: Runner, folder: Path, **how: object) -> EngineState:
     return runner.wait_while_loading(LOAD_S)
 
 
-def least_mib(folder: Path, card: Card) -> int:
+def least_mib(folder: Path, card: DeviceMemory) -> int:
     """What a load takes at the least: with steps that are not captured, which is told where a card has no room."""
     full = replace(card, others_mib=card.total_mib)
     report = check_fit(read_checkpoint(folder), [full], CONTEXT_TOKENS, CHATS, "triton")
@@ -91,7 +92,7 @@ def test_a_load_that_cannot_be_honoured_is_refused_with_the_numbers_and_can_be_f
     gc.collect()
     torch.cuda.empty_cache()
     torch.zeros(1, device="cuda")
-    card = card_from_gpu(read_snapshot().gpus[0], has_compiler=has_compiler())
+    card = DeviceMemory.measured(read_snapshot().gpus[0], has_compiler=has_compiler())
     hog = torch.empty((card.available_mib - least_mib(folder, card) + LACKING_MIB) * MIB, dtype=torch.uint8,
                       device="cuda")  # fmt: skip
     try:

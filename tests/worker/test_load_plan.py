@@ -12,9 +12,10 @@ from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.engine.protocol import Load
-from core.memory.fit import Card, check_fit, empty_card
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import check_fit
 from core.memory.kernels.registry import KERNELS, Device, Kernel
-from core.memory.plan import MIB
+from core.memory.sizes import MIB
 from core.worker import load as opening
 from core.worker.kernels.nvrtc import CudaCodeError
 from core.worker.load import Ready, ready_kernel
@@ -26,7 +27,7 @@ from core.worker.model.loader import same_order
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 HOPPER = Device("cuda", (9, 0), has_compiler=True)
-LARGE = empty_card("large", 80_000, (9, 0))
+LARGE = DeviceMemory.empty("large", 80_000, (9, 0))
 CPU = torch.device("cpu")
 KERNEL = {kernel.name: kernel for kernel in KERNELS}
 
@@ -50,7 +51,7 @@ class Preparation:
             raise EngineError("kernel_wrong", kernel=kernel.name, difference=1.0)
 
 
-def ready(checkpoint: Checkpoint, cards: list[Card], kernel: str | None = None) -> Ready:
+def ready(checkpoint: Checkpoint, cards: list[DeviceMemory], kernel: str | None = None) -> Ready:
     command = Load(checkpoint.folder, 256, 1, kernel)
     return ready_kernel(checkpoint, cards, [HOPPER] * len(cards), 256, command, lambda *_: None)
 
@@ -87,7 +88,7 @@ def test_a_model_goes_where_it_fits(checkpoint: Checkpoint, monkeypatch: pytest.
 
 def test_what_no_gpu_has_room_for_is_split_by_layers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "prepare_kernel", Preparation())
-    refused = check_fit(checkpoint, [empty_card("tiny", 800, (9, 0))], 256, kernel="deck")
+    refused = check_fit(checkpoint, [DeviceMemory.empty("tiny", 800, (9, 0))], 256, kernel="deck")
     room_mib = int((refused.plan.total - refused.plan.weights / 3) / MIB)
     small = replace(LARGE, total_mib=room_mib, reserved_mib=0)
     found = ready(checkpoint, [small, replace(small)], "deck")

@@ -9,7 +9,7 @@ import streamlit as st
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
-from core.memory.plan import MIB
+from core.memory.sizes import MIB
 from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar
 from ui.load.gpu_choice import Cards
 from ui.shared.errors import show_error

@@ -14,7 +14,7 @@ from core.gpu.torch_support import (
     usable_gpus,
 )
 from core.gpu.torch_support import names_of as names_of_gpus
-from core.memory.fit import Card, card_from_gpu, card_from_table
+from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import has_compiler
 from ui.shared.errors import sentence, show_error
 from ui.shared.gpus import gpu_error, gpus_here, reading
@@ -23,7 +23,7 @@ from ui.shared.resources import engine
 
 KEY = "plan_card"
 HERE = "here"
-Cards = tuple[Card, ...]
+Cards = tuple[DeviceMemory, ...]
 
 
 def own_pids() -> frozenset[int]:
@@ -38,7 +38,7 @@ def cards_here() -> Cards:
     if latest is None or is_cpu_chosen() or gpu_error() is not None:
         return ()
     usable = usable_gpus(latest.gpus, report.torch if report else installed_torch())
-    return tuple(card_from_gpu(gpu, pids, compiler) for gpu in usable)
+    return tuple(DeviceMemory.measured(gpu, pids, compiler) for gpu in usable)
 
 
 def draw_place() -> None:
@@ -65,7 +65,7 @@ def choose_cards() -> Cards:
                           format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
     if not here and (chosen == HERE or gpu_error() is not None):
         draw_place()
-    return here if chosen == HERE else (card_from_table(lookup(chosen)),)
+    return here if chosen == HERE else (DeviceMemory.planned(lookup(chosen)),)
 
 
 def names_of(cards: Cards) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import streamlit as st
 
 from core.gpu.snapshot import Gpu, GpuProcess, GpuSnapshot
-from core.memory.plan import MIB, MemoryPlan
+from core.memory.plan import MemoryPlan
+from core.memory.sizes import MIB
 from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
 from ui.load.gpu_choice import cards_here, draw_place, own_pids
 from ui.monitor.charts import draw_charts, gpu_label

@@ -11,7 +11,8 @@ from functools import cache
 
 import torch
 
-from core.memory.plan import ATTENTION_PARTS, FLOAT_BYTES, HALF_BYTES
+from core.memory.plan import ATTENTION_PARTS
+from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.nvrtc import CudaModule
 from core.worker.kernels.w4_small_batch import read_source, room_for_sums
 

@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import CheckpointError, EngineError
 from core.memory.kernels.registry import Kernel
-from core.memory.model_shape import LAYER, PARTS, MatrixGroup, mergeable_matrices, merged_matrices, read_shape
+from core.memory.matrix_groups import PARTS, MatrixGroup, mergeable_matrices, merged_matrices
+from core.memory.model_shape import LAYER, read_shape
 from core.worker.model import attention
 from core.worker.model.backends.gptqmodel import MatrixMaker, Tensors
 from core.worker.model.device_map import Places, embedding_name, join
@@ -51,7 +52,7 @@ def load_model(
     matrices = quantized_names(checkpoint)
     check_names(checkpoint, model, matrices)
     makers = {device: MatrixMaker(kernel.name, checkpoint.quantization, dtype, device) for device in places.devices}
-    shapes = {(matrix.rows, matrix.columns) for matrix, _ in read_shape(checkpoint, merged).matrices}
+    shapes = {(matrix.in_features, matrix.out_features) for matrix, _ in read_shape(checkpoint, merged).matrices}
     for maker in makers.values():
         maker.reserve(shapes, max_rows)
     try:

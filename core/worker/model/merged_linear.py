@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from core.memory.model_shape import MatrixGroup
+from core.memory.matrix_groups import MatrixGroup
 
 Tensors = dict[str, torch.Tensor]
 
