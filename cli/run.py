@@ -6,8 +6,8 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 
+from core.access.environment_password import GivenPassword, hand_over, take_password
 from core.access.exposure import is_loopback, note_listening
-from core.access.given import Given, hand_over, take_given
 from core.access.password import check_new
 from core.access.public import CORS_ORIGINS, PUBLIC_URLS, cors_origins, public_urls
 from core.access.secret_file import SecretFile
@@ -36,7 +36,7 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """Start the dashboard, with a model on disk if one can be had. Returns only by an error."""
     host, port, model = arguments.host, parse_port(arguments.port), arguments.model
-    secret = take_given()
+    secret = take_password()
     environment = dict(os.environ)
     for variable, given in ((PUBLIC_URLS, arguments.public_url), (CORS_ORIGINS, arguments.cors_origin)):
         if given:
@@ -69,7 +69,7 @@ def dashboard_command(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "ui.server.start", *arguments]
 
 
-def check_exposure(host: str, given: Given) -> None:
+def check_exposure(host: str, given: GivenPassword) -> None:
     """Raise where others could reach the dashboard and nothing would ask them who they are."""
     if given.text or given.file:
         check_new(given.text)

@@ -13,12 +13,12 @@ from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from core.access.given import VARIABLE, take_given
+from core.access.environment_password import VARIABLE, take_password
+from core.access.login_queue import Client, LoginAttempt, LoginQueue, TooManyAttempts
 from core.access.password import check_new, hash_password, is_password
 from core.access.secret_file import CLOSED, SecretFile
 from core.access.sessions import Sessions
-from core.access.stamps import Stamps
-from core.access.turns import Client, TooManyTries, Turn, Turns
+from core.access.signed_tokens import TokenSigner
 from core.common.errors import DeckError, InputError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ PATIENCE_S = 9.0
 
 class Access:
     """The password of the environment, for containers, stands above the file. It is taken out of what later processes
-    get, and only its hash stays in memory; core/access/given.py says who can read it nevertheless."""
+    get, and only its hash stays in memory; core/access/environment_password.py says who can read it nevertheless."""
 
     def __init__(
         self,
@@ -41,12 +41,12 @@ class Access:
     ) -> None:
         self._file = file or SecretFile()
         self._from_environment = ""
-        self._turns, self._clock = Turns(clock), clock
+        self._queue, self._clock = LoginQueue(clock), clock
         # One guess at a time: a hash takes a core and 32 MiB.
         self._hashing = ThreadPoolExecutor(1, "password")
         self.variable = VARIABLE
         try:
-            given = take_given(environment)
+            given = take_password(environment)
             if given.text or given.file:
                 self.variable = given.variable
                 check_new(given.text)
@@ -55,8 +55,8 @@ class Access:
             log.error("%s is not used: %s", self.variable, error)
         self.sessions = Sessions(self._file, self._record, now)
         # What a browser keeps from the day it signed in, and what a form brings from the page that it was filled in on.
-        self.devices = Stamps(self._file, "llamadeck device", DEVICE_S, now=now)
-        self.pages = Stamps(self._file, "llamadeck sign-in page", PAGE_S, now=now)
+        self.devices = TokenSigner(self._file, "llamadeck device", DEVICE_S, now=now)
+        self.pages = TokenSigner(self._file, "llamadeck sign-in page", PAGE_S, now=now)
 
     @property
     def has_password(self) -> bool:
@@ -69,43 +69,43 @@ class Access:
 
     def try_password(self, text: str, client: str) -> bool:
         """Whether `text` is the password, for somebody who is in already and called `client`. Takes about 0.2 s; raises
-        TooManyTries at once."""
-        turn = self._turns.begin(Client(client, device=client))
-        return self._look(turn, client, self._hashing.submit(is_password, text, self._record()).result())
+        TooManyAttempts at once."""
+        attempt = self._queue.begin(Client(client, device=client))
+        return self._look(attempt, client, self._hashing.submit(is_password, text, self._record()).result())
 
-    async def try_password_in_turn(self, text: str, client: Client) -> bool:
-        """Whether `text` is the password, for a client that may have to wait. Raises TooManyTries."""
-        turn = self._turns.begin(client)
+    async def try_password_queued(self, text: str, client: Client) -> bool:
+        """Whether `text` is the password, for a client that may have to wait. Raises TooManyAttempts."""
+        attempt = self._queue.begin(client)
         try:
-            await self._wait_for(turn)
+            await self._wait_for(attempt)
         except BaseException:
-            self._turns.give_up(turn)
+            self._queue.give_up(attempt)
             raise
         is_right = False
         try:
             looking = self._hashing.submit(is_password, text, self._record())
             is_right = await asyncio.wrap_future(looking)
         finally:
-            self._look(turn, client.address, is_right)
+            self._look(attempt, client.address, is_right)
         return is_right
 
-    async def _wait_for(self, turn: Turn) -> None:
+    async def _wait_for(self, attempt: LoginAttempt) -> None:
         changed = asyncio.Event()
-        turn.on_change = changed.set
+        attempt.on_change = changed.set
         deadline_s = self._clock() + PATIENCE_S
-        while not turn.is_now:
+        while not attempt.is_now:
             left_s = deadline_s - self._clock()
-            if turn.is_over or left_s <= 0:
-                raise TooManyTries(self._turns.advance())
+            if attempt.is_over or left_s <= 0:
+                raise TooManyAttempts(self._queue.advance())
             try:
-                async with asyncio.timeout(min(left_s, self._turns.advance())):
+                async with asyncio.timeout(min(left_s, self._queue.advance())):
                     await changed.wait()
             except TimeoutError:
                 continue
             changed.clear()
 
-    def _look(self, turn: Turn, client: str, is_right: bool) -> bool:
-        self._turns.finish(turn, is_right)
+    def _look(self, attempt: LoginAttempt, client: str, is_right: bool) -> bool:
+        self._queue.finish(attempt, is_right)
         if not is_right:
             log.warning("a wrong password came from %r", client)
         return is_right

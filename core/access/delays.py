@@ -16,7 +16,7 @@ MAX_CLIENTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class LoginDelaySteps:
     """`free` failures cost nothing, the next one `first_s`, each further one twice as much up to `longest_s`."""
 
     free: int
@@ -30,8 +30,8 @@ class Steps:
 
 
 # A person mistypes; a program guesses. From many addresses at once a program still gets one guess in 4 s.
-ONE_CLIENT = Steps(free=4, first_s=1.0, longest_s=900.0)
-ALL_CLIENTS = Steps(free=50, first_s=0.25, longest_s=4.0)
+ONE_CLIENT = LoginDelaySteps(free=4, first_s=1.0, longest_s=900.0)
+ALL_CLIENTS = LoginDelaySteps(free=50, first_s=0.25, longest_s=4.0)
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Failures:
     count: int = 0
     last_s: float = 0.0
 
-    def wait_s(self, steps: Steps, now_s: float) -> float:
+    def wait_s(self, steps: LoginDelaySteps, now_s: float) -> float:
         if now_s - self.last_s > FORGET_S:
             self.count = 0
         return max(0.0, self.last_s + steps.pause_s(self.count) - now_s) if self.count else 0.0

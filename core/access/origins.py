@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-DEFAULT_PORTS = {"http": 80, "https": 443}
+from core.common.urls import DEFAULT_PORTS
+
 MAX_HOST_CHARS = 253
-MAX_TOLD_CHARS = 1000
+MAX_FORWARDED_CHARS = 1000
 # One element of Forwarded (RFC 7239) is pairs with semicolons between them; a quoted value may hold a comma.
 PAIR = re.compile(r'\s*([\w-]+)=(?:"((?:[^"\\]|\\.)*)"|([^;,"\s]*))\s*(;|,|$)')
 
@@ -34,7 +35,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RequestHost:
     """Where a request was sent to. Without a port it is the default one of either scheme: few proxies tell both."""
 
     host: str
@@ -58,13 +59,13 @@ def parse_origin(text: str) -> Origin | None:
     return Origin(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme])
 
 
-def parse_place(text: str) -> Place | None:
+def parse_host(text: str) -> RequestHost | None:
     """A Host header, or what stands in its place."""
     origin = parse_origin(f"http://{text.strip()}")
     if origin is None or any(letter in text for letter in "/?#\\"):
         return None
     has_port = re.search(r":\d+$", text.strip()) is not None
-    return Place(origin.host, origin.port if has_port else None)
+    return RequestHost(origin.host, origin.port if has_port else None)
 
 
 def normal_host(name: str) -> str:
@@ -81,33 +82,37 @@ def normal_host(name: str) -> str:
     return name if len(name) <= MAX_HOST_CHARS and not re.search(r"[\s,@\\]", name) else ""
 
 
-def places_told(headers: Headers) -> list[Place]:
+def requested_hosts(headers: Headers) -> list[RequestHost]:
     """The places that a request names as its aim: all that a proxy may have told."""
     forwarded = parse_forwarded(", ".join(headers.getlist("forwarded")))
-    names = [headers.get("host", ""), first_of(headers, "x-forwarded-host"), forwarded.get("host", "")]
-    places = [place for name in names if (place := parse_place(name)) is not None]
-    port = first_of(headers, "x-forwarded-port")
+    names = [headers.get("host", ""), first_forwarded(headers, "x-forwarded-host"), forwarded.get("host", "")]
+    hosts = [host for name in names if (host := parse_host(name)) is not None]
+    port = first_forwarded(headers, "x-forwarded-port")
     if port.isascii() and port.isdigit() and len(port) < 6:
-        places += [Place(place.host, int(port)) for place in places if place.port is None]
-    return places
+        hosts += [RequestHost(host.host, int(port)) for host in hosts if host.port is None]
+    return hosts
 
 
-def is_https_told(headers: Headers) -> bool:
+def is_forwarded_https(headers: Headers) -> bool:
     """Whether a proxy says that the browser speaks https to it."""
     forwarded = parse_forwarded(", ".join(headers.getlist("forwarded")))
-    told = (first_of(headers, "x-forwarded-proto"), first_of(headers, "x-forwarded-scheme"), forwarded.get("proto", ""))
+    told = (
+        first_forwarded(headers, "x-forwarded-proto"),
+        first_forwarded(headers, "x-forwarded-scheme"),
+        forwarded.get("proto", ""),
+    )
     return any(scheme.lower() in ("https", "wss") for scheme in told)
 
 
-def first_of(headers: Headers, name: str) -> str:
+def first_forwarded(headers: Headers, name: str) -> str:
     """Of a list that each proxy adds to, what the first one said: it is the one that the browser spoke to."""
-    return headers.get(name, "")[:MAX_TOLD_CHARS].partition(",")[0].strip().strip('"')
+    return headers.get(name, "")[:MAX_FORWARDED_CHARS].partition(",")[0].strip().strip('"')
 
 
 def parse_forwarded(text: str) -> dict[str, str]:
     """The pairs of the first element of Forwarded; nothing of one that is not written as it should be."""
     pairs, end = {}, 0
-    text = text[:MAX_TOLD_CHARS]
+    text = text[:MAX_FORWARDED_CHARS]
     while (found := PAIR.match(text, end)) is not None:
         name, quoted, plain, separator = found.groups()
         pairs[name.lower()] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from starlette.requests import HTTPConnection
 
-from core.access.origins import Origin, is_https_told, parse_origin, places_told
+from core.access.origins import Origin, is_forwarded_https, parse_origin, requested_hosts
 from core.common.i18n import LANGUAGES
 
 MAX_NEXT_CHARS, MAX_COOKIES = 1000, 32
@@ -29,7 +29,7 @@ def language_of(request: HTTPConnection) -> str:
     return next((name for _, name in sorted(wanted, key=lambda one: one[0]) if name in LANGUAGES), "en")
 
 
-def comes_from_elsewhere(request: HTTPConnection, at: Origin | None = None) -> bool:
+def is_cross_origin(request: HTTPConnection, at: Origin | None = None) -> bool:
     """Whether a page of another origin sent this request.
 
     The Origin that a browser adds is held against `at`, the origin that the session was given to, or else against the
@@ -50,9 +50,9 @@ def comes_from_elsewhere(request: HTTPConnection, at: Origin | None = None) -> b
 def was_sent_to(request: HTTPConnection, origin: Origin) -> bool:
     """Whether a request was sent to `origin`, by what it says itself or a proxy told. That a proxy speaks http is not
     believed: it may not be the one that the browser speaks to."""
-    if origin.scheme == "http" and is_https_told(request.headers):
+    if origin.scheme == "http" and is_forwarded_https(request.headers):
         return False
-    return any(place.is_of(origin) for place in places_told(request.headers))
+    return any(host.is_of(origin) for host in requested_hosts(request.headers))
 
 
 def is_link(request: HTTPConnection) -> bool:
@@ -70,7 +70,7 @@ def is_secure(request: HTTPConnection, at: Origin | None = None) -> bool:
     """Whether the browser spoke https, to us or to a proxy that stands before us; `at`: its page's origin."""
     if (origin := at or parse_origin(request.headers.get("origin", ""))) is not None:
         return origin.scheme == "https"
-    return request.scope["scheme"] in ("https", "wss") or is_https_told(request.headers)
+    return request.scope["scheme"] in ("https", "wss") or is_forwarded_https(request.headers)
 
 
 def cookies_named(request: HTTPConnection, is_one: Callable[[str], object]) -> list[tuple[str, str]]:
@@ -86,7 +86,7 @@ def from_here(request: HTTPConnection, path: str) -> str:
     return ("../" * (raw.count(b"/") - 1) or "./") + path.lstrip("/")
 
 
-def prefix_told(request: HTTPConnection) -> str:
+def forwarded_prefix(request: HTTPConnection) -> str:
     """The path that a proxy says it took away, without a slash at its end; "" where none does, or not as it should."""
     prefix = request.headers.get("x-forwarded-prefix", "").rstrip("/")
     return prefix if prefix and local_path(prefix) == prefix else ""
@@ -95,7 +95,7 @@ def prefix_told(request: HTTPConnection) -> str:
 def root_of_page(request: HTTPConnection) -> str:
     """Leads from a page to where we begin. At the beginning itself the browser's address may end without a slash, if a
     proxy took a whole path away."""
-    prefix = prefix_told(request) if request.scope["path"] == "/" else ""
+    prefix = forwarded_prefix(request) if request.scope["path"] == "/" else ""
     return f"{prefix}/" if prefix else from_here(request, "/")
 
 

@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 # A page that finds this process's mark in the header knows that the gate wrote it.
 PERSON_HEADER = "x-llamadeck-person"
-MARK = secrets.token_urlsafe(16)
+TRUST_TOKEN = secrets.token_urlsafe(16)
 # Streamlit's token against requests of other pages has bars in it, which code-server's proxy escapes.
 ESCAPED_TOKEN = re.compile(rb"(?<=_streamlit_xsrf=)2%7[Cc][^;]*")
 
@@ -19,15 +19,15 @@ ESCAPED_TOKEN = re.compile(rb"(?<=_streamlit_xsrf=)2%7[Cc][^;]*")
 def person_in(headers: Mapping[str, str]) -> str | None:
     """Whom the gate let in with these headers, "" for whoever is local or gave the password; None without a gate."""
     mark, _, person = headers.get(PERSON_HEADER, "").partition(" ")
-    return unquote(person) if secrets.compare_digest(mark.encode(), MARK.encode()) else None
+    return unquote(person) if secrets.compare_digest(mark.encode(), TRUST_TOKEN.encode()) else None
 
 
-def unmarked(scope: Scope) -> Scope:
+def without_trust_token(scope: Scope) -> Scope:
     """As it came, but that nobody says for himself whom he is."""
     return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != PERSON_HEADER.encode()]}
 
 
-def marked(scope: Scope, person: str) -> Scope:
+def with_trust_token(scope: Scope, person: str) -> Scope:
     """As one of `person`, who was let in."""
     headers = [
         (name, ESCAPED_TOKEN.sub(lambda found: found[0].replace(b"%7C", b"|").replace(b"%7c", b"|"), value))
@@ -35,7 +35,7 @@ def marked(scope: Scope, person: str) -> Scope:
         else (name, value)
         for name, value in scope["headers"]
     ]
-    return {**scope, "headers": [*headers, (PERSON_HEADER.encode(), f"{MARK} {quote(person)}".encode())]}
+    return {**scope, "headers": [*headers, (PERSON_HEADER.encode(), f"{TRUST_TOKEN} {quote(person)}".encode())]}
 
 
 def with_host_of_origin(scope: Scope) -> Scope:
@@ -52,7 +52,7 @@ def path_of(url: str) -> str:
     return unquote(urlsplit(url).path).rstrip("/")
 
 
-def below_base(scope: Scope, bases: Sequence[str]) -> Scope:
+def without_base_path(scope: Scope, bases: Sequence[str]) -> Scope:
     """A request below one of these paths as if a proxy had taken the path away."""
     for base in bases:
         if scope["path"].startswith(f"{base}/"):

@@ -24,7 +24,7 @@ CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredSecrets:
     """`password` is a hash or empty, `secret` signs sessions; `ended` maps sessions that ended early to their expiry
     in seconds since 1970."""
 
@@ -39,18 +39,18 @@ class SecretFile:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or data_dir() / "access.json"
         self.file = JsonFile(
-            self.path, _parse, asdict, Kept(), mode=0o600, fields=("password", "secret", "ended"),
+            self.path, _parse, asdict, StoredSecrets(), mode=0o600, fields=("password", "secret", "ended"),
             sentences={"unwritable": "access_write"},
         )  # fmt: skip
         # For where none can be written.
         self._own_secret = secrets.token_hex(SECRET_BYTES)
 
-    def read(self) -> Kept:
-        """What is kept. A file that cannot be used lets nobody in: its password is one that no text is."""
-        kept = self.file.read_or_empty()
-        if not kept.password and self.path.is_file() and self.file.problem() is not None:
-            return Kept(password=CLOSED)
-        return kept
+    def read(self) -> StoredSecrets:
+        """What is stored. A file that cannot be used lets nobody in: its password is one that no text is."""
+        stored = self.file.read_or_empty()
+        if not stored.password and self.path.is_file() and self.file.problem() is not None:
+            return StoredSecrets(password=CLOSED)
+        return stored
 
     def secret(self) -> str:
         """The signing secret, made where there is none. One that cannot be written lasts as long as this process."""
@@ -88,12 +88,12 @@ class SecretFile:
         return self.file.set_aside()
 
 
-def _parse(value: Any) -> Kept:
+def _parse(value: Any) -> StoredSecrets:
     """Raises TypeError, KeyError, AttributeError for anything else than what is written there."""
     password, secret, ended = value["password"], value["secret"], value["ended"]
     if not isinstance(password, str) or not isinstance(secret, str) or not all(map(_is_time, ended.values())):
         raise TypeError
-    return Kept(password, secret, ended)
+    return StoredSecrets(password, secret, ended)
 
 
 def _is_time(value: object) -> bool:

@@ -12,10 +12,11 @@ from starlette.requests import HTTPConnection
 
 from core.access.access import Access
 from core.access.exposure import is_local, is_local_name
-from core.access.origins import DEFAULT_PORTS, Origin, parse_origin, parse_origins
-from core.access.requests import comes_from_elsewhere, cookies_named, is_link, is_page, was_sent_to
+from core.access.origins import Origin, parse_origin, parse_origins
+from core.access.requests import cookies_named, is_cross_origin, is_link, is_page, was_sent_to
 from core.access.sessions import Sessions
-from core.access.stamps import Stamp, Stamps
+from core.access.signed_tokens import SignedToken, TokenSigner
+from core.common.urls import DEFAULT_PORTS
 
 COOKIE, DEVICE_COOKIE = "llamadeck_session", "llamadeck_device"
 # A page that came over http cannot replace a cookie that is for https only: theirs have a name of their own.
@@ -55,7 +56,7 @@ class Visitor:
     """Somebody who may come in: `person` as pages know them, and the session by which they are let in, if any."""
 
     person: str
-    session: Stamp | None = None
+    session: SignedToken | None = None
 
     @property
     def origin(self) -> Origin | None:
@@ -78,30 +79,30 @@ class Visitors:
             if person and self._sign_on.is_invited(request.cookies):
                 name = self._sign_on.session(request.cookies)
                 if not self._access.sessions.has_ended(name):
-                    return Visitor(person, Stamp(name, math.inf, parse_origin(self._sign_on.origin)))
+                    return Visitor(person, SignedToken(name, math.inf, parse_origin(self._sign_on.origin)))
         elif is_local(request.scope) and not self._access.has_password:
             return Visitor("")
         tokens = cookies_named(request, is_session_cookie)
         sessions = [session for _, token in tokens if (session := self._access.sessions.read(token)) is not None]
-        fitting = [session for session in sessions if not self.is_elsewhere(request, session.origin)]
+        fitting = [session for session in sessions if not self.is_cross_origin(request, session.origin)]
         # A link says nothing of its origin: of several ports of one host, the session of the one that it leads to.
         fitting.sort(key=lambda session: session.origin is None or not was_sent_to(request, session.origin))
         return next((Visitor("", session) for session in (*fitting, *sessions)), None)
 
-    def is_still(self, request: HTTPConnection, visitor: Visitor) -> bool:
+    def is_still_allowed(self, request: HTTPConnection, visitor: Visitor) -> bool:
         """Whether whoever was let in would be let in now, by the same session: another port's opens nothing here."""
         now = self.find(request)
         if now is None or now.person != visitor.person:
             return False
         return now.session is None or visitor.session is None or now.session.id == visitor.session.id
 
-    def is_elsewhere(self, request: HTTPConnection, at: Origin | None) -> bool:
+    def is_cross_origin(self, request: HTTPConnection, at: Origin | None) -> bool:
         """Whether a page of another origin than ours sent a request; `at` is that of the session, where it is known."""
         origin = parse_origin(request.headers.get("origin", ""))
         if origin is None or not self._public:
-            return comes_from_elsewhere(request, at)
+            return is_cross_origin(request, at)
         is_ours = origin in self._public or (is_local_name(origin.host) and was_sent_to(request, origin))
-        return not is_ours or comes_from_elsewhere(request, at or origin)
+        return not is_ours or is_cross_origin(request, at or origin)
 
     def device(self, request: HTTPConnection, origin: Origin | None) -> str:
         """The id of a browser that signed in before, or still is; a page elsewhere must not use up its tries."""
@@ -122,17 +123,17 @@ def cookie_name(kind: str, origin: Origin | None, secure: bool) -> str:
 
 
 def known(
-    request: HTTPConnection, is_one: Callable[[str], object], kind: Stamps | Sessions, origin: Origin | None
+    request: HTTPConnection, is_one: Callable[[str], object], kind: TokenSigner | Sessions, origin: Origin | None
 ) -> list[str]:
     """The ids in cookies with such names that we gave to a browser at this origin."""
-    stamps = [kind.read(text) for _, text in cookies_named(request, is_one)]
-    return [stamp.id for stamp in stamps if stamp is not None and stamp.origin == origin]
+    tokens = [kind.read(text) for _, text in cookies_named(request, is_one)]
+    return [token.id for token in tokens if token is not None and token.origin == origin]
 
 
-def is_elsewhere_by_its_address(request: HTTPConnection, visitor: Visitor) -> bool:
+def is_at_other_address(request: HTTPConnection, visitor: Visitor) -> bool:
     """Whether a person opens a page at another address than they signed in at, such as another port of this machine's
     name: the cookie comes along, and the page's websocket would be refused. Known only where addresses are told."""
     session = visitor.session
-    if session is None or session.origin is None or not session.was_told:
+    if session is None or session.origin is None or not session.host_matched:
         return False
     return is_page(request) and is_link(request) and not was_sent_to(request, session.origin)

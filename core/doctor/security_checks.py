@@ -7,8 +7,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from core.access.environment_password import FILE_VARIABLE, VARIABLE
 from core.access.exposure import is_loopback
-from core.access.given import FILE_VARIABLE, VARIABLE
 from core.access.secret_file import SecretFile
 from core.access.single_sign_on import ANYBODY, is_set_up, people_allowed, secrets_files
 from core.common.paths import data_dir

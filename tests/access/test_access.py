@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.access import password
-from core.access.access import Access, TooManyTries
+from core.access.access import Access, TooManyAttempts
 from core.access.delays import MAX_CLIENTS, ONE_CLIENT, Delays, group_of
-from core.access.given import Given, hand_over, take_given
+from core.access.environment_password import GivenPassword, hand_over, take_password
 from core.access.password import hash_password, is_password
 from core.access.secret_file import CLOSED, SecretFile
 from core.access.sessions import SESSION_S, Sessions
@@ -193,14 +193,14 @@ def test_a_file_of_the_password_may_begin_and_end_as_editors_write_it(tmp_path: 
     """With the mark that Windows' editors put before UTF-8, nobody could sign in."""
     given = tmp_path / "given"
     given.write_bytes(content.encode())
-    assert take_given({"LLAMADECK_PASSWORD_FILE": str(given)}).text == PASSWORD
+    assert take_password({"LLAMADECK_PASSWORD_FILE": str(given)}).text == PASSWORD
 
 
 def test_the_password_is_handed_over_once_and_is_in_no_environment() -> None:
     environment: dict[str, str] = {}
-    hand_over(Given(PASSWORD), environment)
+    hand_over(GivenPassword(PASSWORD), environment)
     assert PASSWORD not in str(environment)
-    assert take_given(environment) == Given(PASSWORD)
+    assert take_password(environment) == GivenPassword(PASSWORD)
     assert environment == {}
 
 
@@ -323,7 +323,7 @@ def test_whoever_has_to_wait_is_not_even_compared(access: Access, clock: Clock) 
     access.set_password(PASSWORD)
     for _ in range(ONE_CLIENT.free):
         assert not access.try_password("wrong password", "192.0.2.1")
-    with pytest.raises(TooManyTries) as caught:
+    with pytest.raises(TooManyAttempts) as caught:
         access.try_password(PASSWORD, "192.0.2.1")
     assert 0 < caught.value.wait_s <= 1
     assert access.try_password(PASSWORD, "192.0.2.2")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from starlette.requests import HTTPConnection
 
-from core.access import exposure, gate
+from core.access import exposure
 from core.access.access import Access
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK, is_loopback, is_loopback_only, note_listening
 from core.access.gate import Gate
 from core.access.headers import HEADERS
-from core.access.requests import comes_from_elsewhere, language_of, local_path
-from core.access.scopes import MARK, PERSON_HEADER, person_in
+from core.access.requests import is_cross_origin, language_of, local_path
+from core.access.scopes import PERSON_HEADER, TRUST_TOKEN, person_in
 from core.access.secret_file import SecretFile
 from core.access.visitors import COOKIE
 from tests.support.gate_client import (
@@ -118,9 +118,9 @@ def test_signing_out_ends_the_session_also_for_a_copied_cookie(app: Gate) -> Non
 
 
 def test_nobody_else_can_say_whom_the_gate_let_in(app: Gate) -> None:
-    assert ask(app, "/v1/models", {PERSON_HEADER: f"{MARK} ann"}).text == "None False"
+    assert ask(app, "/v1/models", {PERSON_HEADER: f"{TRUST_TOKEN} ann"}).text == "None False"
     cookie = cookie_of(sign_in(app))
-    assert ask(app, "/", cookie | {PERSON_HEADER: f"{MARK} ann"}).text == "'' False"
+    assert ask(app, "/", cookie | {PERSON_HEADER: f"{TRUST_TOKEN} ann"}).text == "'' False"
     assert person_in({PERSON_HEADER: "x ann"}) is None and person_in({}) is None
 
 
@@ -148,7 +148,7 @@ def test_a_form_larger_than_a_password_is_not_read_to_its_end(app: Gate) -> None
 
 
 def test_a_form_that_does_not_come_is_not_waited_for(app: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "FORM_S", 0.05)
+    monkeypatch.setattr("core.access.sign_in.FORM_S", 0.05)
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -365,4 +365,4 @@ def test_a_host_with_a_path_in_it_moves_no_path(app: Gate) -> None:
 def test_without_an_origin_the_browsers_word_counts() -> None:
     for site, is_elsewhere in (("cross-site", True), ("same-site", True), ("same-origin", False), ("none", False)):
         scope = make_scope("http", "/", {"sec-fetch-site": site}, "POST", AWAY)
-        assert comes_from_elsewhere(HTTPConnection(scope)) == is_elsewhere
+        assert is_cross_origin(HTTPConnection(scope)) == is_elsewhere

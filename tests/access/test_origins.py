@@ -16,9 +16,9 @@ from starlette.requests import HTTPConnection
 from core.access.access import Access
 from core.access.exposure import LISTENS
 from core.access.gate import Gate
-from core.access.origins import Origin, parse_forwarded, parse_origin, parse_place, places_told
-from core.access.requests import comes_from_elsewhere, cookies_named, from_here, local_path
-from core.access.scopes import marked
+from core.access.origins import Origin, parse_forwarded, parse_host, parse_origin, requested_hosts
+from core.access.requests import cookies_named, from_here, is_cross_origin, local_path
+from core.access.scopes import with_trust_token
 from core.access.secret_file import SecretFile
 from core.access.visitors import COOKIE, DEVICE_COOKIE, SECURE_PREFIX, is_session_cookie
 from tests.support.gate_client import (
@@ -77,13 +77,13 @@ def test_what_is_no_origin_is_none(text: str) -> None:
      ("[::1]", ("::1", None)), ("10.0.0.7:6006", ("10.0.0.7", 6006)), ("deck:", ("deck", None))],
 )  # fmt: skip
 def test_a_place_has_a_port_or_none(text: str, place: tuple[str, int | None]) -> None:
-    found = parse_place(text)
+    found = parse_host(text)
     assert found is not None and (found.host, found.port) == place
 
 
 @pytest.mark.parametrize("text", ["", "deck/path", "deck?x", "deck#x", "a:b", "a@b", "a b", "\\evil"])
 def test_what_is_no_place_is_none(text: str) -> None:
-    assert parse_place(text) is None
+    assert parse_host(text) is None
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ def browser(way: str, **more: str) -> dict[str, str]:
 def test_a_page_of_ours_is_known_where_it_is_told(way: str) -> None:
     origin, headers = TOLD[way]
     found = parse_origin(origin)
-    assert found is not None and any(one.is_of(found) for one in places_told(Headers(headers)))
-    assert not comes_from_elsewhere(HTTPConnection(make_scope("http", "/", browser(way), "POST", place(headers))))
+    assert found is not None and any(one.is_of(found) for one in requested_hosts(Headers(headers)))
+    assert not is_cross_origin(HTTPConnection(make_scope("http", "/", browser(way), "POST", place(headers))))
 
 
 @pytest.mark.parametrize("way", EVERY)
@@ -181,7 +181,7 @@ def test_no_neighbour_is_taken_for_ours(way: str, neighbour: str) -> None:
     # Where no scheme is told, and where the proxy sends its own place on.
     is_told = neighbour == "http://deck.example.org:8443" and way == "nginx with $http_host"
     is_told |= neighbour == "http://127.0.0.1:6006" and way == "nginx's bare proxy_pass"
-    assert comes_from_elsewhere(HTTPConnection(make_scope("http", "/", headers, "POST", place(headers)))) != is_told
+    assert is_cross_origin(HTTPConnection(make_scope("http", "/", headers, "POST", place(headers)))) != is_told
 
 
 @pytest.mark.parametrize("way", EVERY)
@@ -306,7 +306,10 @@ def test_the_websocket_gets_the_host_that_streamlit_compares(access: Access) -> 
 def test_a_token_of_streamlits_that_a_proxy_escaped_is_put_right() -> None:
     """code-server's proxy writes 2%7Cab where Streamlit wrote 2|ab, and every upload was refused."""
     headers = [(b"cookie", b"a=%7C; _streamlit_xsrf=2%7Cab%7ccd%7C17; b=%7C")]
-    assert dict(marked({"headers": headers}, "")["headers"])[b"cookie"] == b"a=%7C; _streamlit_xsrf=2|ab|cd|17; b=%7C"
+    assert (
+        dict(with_trust_token({"headers": headers}, "")["headers"])[b"cookie"]
+        == b"a=%7C; _streamlit_xsrf=2|ab|cd|17; b=%7C"
+    )
 
 
 # Addresses that were fixed --------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_secrets_lie_in_files_of_mode_600_only(folder: Path, monkeypatch: pytest
 def test_a_header_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
     """A client that sends a byte now and then held its connection, and one of the process's files, for ever."""
     code = (
-        "import sys; from streamlit.web import cli; from ui import slow_clients;"
+        "import sys; from streamlit.web import cli; from ui.server import slow_clients;"
         "slow_clients.HEADER_S = 0.5; slow_clients.limit_slow_clients(); cli.main(['run', *sys.argv[1:]])"
     )
     port = free_port()

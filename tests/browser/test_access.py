@@ -11,9 +11,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from core.access.access import Access
-from core.access.gate import COOKIE
 from core.access.secret_file import SecretFile
 from core.access.sessions import SESSION_S
+from core.access.visitors import COOKIE
 from tests.support.dashboard import dashboard, key
 
 PASSWORD, WAIT_MS = "correct horse battery", 30_000

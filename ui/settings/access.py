@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from core.access.access import TooManyTries
+from core.access.access import TooManyAttempts
 from core.access.exposure import is_network
 from core.access.visitors import is_session_cookie
 from core.common.errors import DeckError, InputError
@@ -117,7 +117,7 @@ def _require_current(given: str) -> None:
         return
     try:
         is_right = access().try_password(given, CLIENT)
-    except TooManyTries as error:
+    except TooManyAttempts as error:
         raise DeckError("password_wait", seconds=math.ceil(error.wait_s)) from None
     if not is_right:
         raise DeckError("password_wrong")

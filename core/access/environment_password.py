@@ -23,7 +23,7 @@ MAX_BYTES = 3 + 4 * MAX_CHARS + 2
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GivenPassword:
     """A password, the variable that it came by, and the file that one names; the text is "" where none was given."""
 
     text: str = ""
@@ -31,11 +31,11 @@ class Given:
     file: str = ""
 
 
-def take_given(environment: MutableMapping[str, str] = os.environ) -> Given:
+def take_password(environment: MutableMapping[str, str] = os.environ) -> GivenPassword:
     """Take the password out of `environment`, for good. Raises InputError for a file that cannot be read."""
     text, file = environment.pop(VARIABLE, ""), environment.pop(FILE_VARIABLE, "")
     if not file:
-        return Given(text)
+        return GivenPassword(text)
     handed = PIPE.fullmatch(file)
     try:
         with os.fdopen(int(handed[1]), "rb") if handed else open(file, "rb") as stream:
@@ -46,7 +46,7 @@ def take_given(environment: MutableMapping[str, str] = os.environ) -> Given:
     except UnicodeDecodeError as error:
         raise InputError("password_file_coded", name=FILE_VARIABLE, path=file) from error
     text = text.removesuffix("\n").removesuffix("\r")
-    return Given(text) if handed else Given(text, FILE_VARIABLE, file)
+    return GivenPassword(text) if handed else GivenPassword(text, FILE_VARIABLE, file)
 
 
 def _read_text(content: bytes) -> str:
@@ -55,7 +55,7 @@ def _read_text(content: bytes) -> str:
     return codecs.getincrementaldecoder("utf-8-sig")().decode(content, final=len(content) < MAX_BYTES)
 
 
-def hand_over(given: Given, environment: MutableMapping[str, str]) -> None:
+def hand_over(given: GivenPassword, environment: MutableMapping[str, str]) -> None:
     """Let the process that takes this one's place have the password, and nobody who reads its environment."""
     if given.file:
         environment[FILE_VARIABLE] = given.file

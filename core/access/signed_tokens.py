@@ -18,21 +18,21 @@ from core.access.origins import Origin, parse_origin
 from core.access.secret_file import SecretFile
 
 ID_BYTES = 16
-MAX_STAMP_CHARS = 600
+MAX_TOKEN_CHARS = 600
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """`origin` is None where the browser did not say it. `was_told` is whether the request itself was sent there, as
-    far as it was told: then every other request to this origin tells the same."""
+class SignedToken:
+    """`origin` is None where the browser did not say it. `host_matched` is whether the request's own Host, or what a
+    proxy forwarded, named that origin: then every other request to it does so too."""
 
     id: str
     expires_s: float
     origin: Origin | None = None
-    was_told: bool = False
+    host_matched: bool = False
 
 
-class Stamps:
+class TokenSigner:
     """Of one kind, named by `salt`. `key` gives what must still be as it was, such as the password's hash."""
 
     def __init__(
@@ -45,22 +45,22 @@ class Stamps:
     ) -> None:
         self._file, self._salt, self._life_s, self._key, self._now = file, salt, life_s, key, now
 
-    def make(self, origin: Origin | None = None, was_told: bool = False) -> str:
+    def make(self, origin: Origin | None = None, host_matched: bool = False) -> str:
         fields = [secrets.token_urlsafe(ID_BYTES), str(int(self._now() + self._life_s))]
         if origin is not None:
-            fields += [base64.urlsafe_b64encode(str(origin).encode()).decode().rstrip("="), "t" if was_told else ""]
+            fields += [base64.urlsafe_b64encode(str(origin).encode()).decode().rstrip("="), "t" if host_matched else ""]
         return self._signer().sign("~".join(fields)).decode()
 
-    def read(self, text: str) -> Stamp | None:
+    def read(self, text: str) -> SignedToken | None:
         """What `text` says, where we signed it and it has not expired."""
-        if not text or len(text) > MAX_STAMP_CHARS:
+        if not text or len(text) > MAX_TOKEN_CHARS:
             return None
         try:
             name, expires, *place = self._signer().unsign(text).decode("ascii").split("~")
-            stamp = Stamp(name, float(expires), *_read_place(*place))
+            signed = SignedToken(name, float(expires), *_read_place(*place))
         except (BadSignature, ValueError, TypeError):
             return None
-        return None if stamp.expires_s <= self._now() else stamp
+        return None if signed.expires_s <= self._now() else signed
 
     def _signer(self) -> Signer:
         key = f"{self._file.secret()}\n{self._key()}"

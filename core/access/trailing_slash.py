@@ -14,7 +14,7 @@ from starlette.types import Message, Scope, Send
 SCRIPT = "<script>location.pathname===%s&&location.replace(%s+location.search+location.hash)</script>"
 
 
-def with_slash(send: Send, prefix: str) -> Send:
+def with_trailing_slash(send: Send, prefix: str) -> Send:
     """`send`, which puts the line into a page; `prefix` is the path that was taken away, with nothing to escape in it.
 
     The page must not come compressed."""

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from core.access import access as access_module
-from core.access import password
-from core.access import turns as turns_module
+from core.access import login_queue, password
 from core.access.access import Access
-from core.access.delays import ALL_CLIENTS, ONE_CLIENT, Steps
+from core.access.delays import ALL_CLIENTS, ONE_CLIENT, LoginDelaySteps
+from core.access.login_queue import MAX_WAITING, MAX_WAITING_TOGETHER, Client, LoginAttempt, LoginQueue, TooManyAttempts
 from core.access.secret_file import SecretFile
-from core.access.turns import MAX_WAITING, MAX_WAITING_TOGETHER, Client, TooManyTries, Turn, Turns
 
 HOUR_S, GUESSES_A_SECOND, PATIENCE_S = 3600, 20, 9.0
 PROXY, HOME = "203.0.113.1", "198.51.100.7"
@@ -36,44 +35,44 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def turns(clock: Clock) -> Turns:
-    return Turns(clock, random.Random(7).choice)
+def queue(clock: Clock) -> LoginQueue:
+    return LoginQueue(clock, random.Random(7).choice)
 
 
-def sign_in(turns: Turns, client: Client) -> None:
-    turn = turns.begin(client)
-    assert turn.is_now
-    turns.finish(turn, True)
+def sign_in(queue: LoginQueue, client: Client) -> None:
+    attempt = queue.begin(client)
+    assert attempt.is_now
+    queue.finish(attempt, True)
 
 
-def fail(turns: Turns, client: Client) -> None:
-    turn = turns.begin(client)
-    assert turn.is_now
-    turns.finish(turn, False)
+def fail(queue: LoginQueue, client: Client) -> None:
+    attempt = queue.begin(client)
+    assert attempt.is_now
+    queue.finish(attempt, False)
 
 
 class Guessers:
     """They keep a connection open for each guess until it is looked at or refused, as the gate does for them."""
 
-    def __init__(self, turns: Turns, clock: Clock, make_client: Callable[[int], Client]) -> None:
-        self._turns, self._clock, self._make_client = turns, clock, make_client
-        self._open: list[tuple[float, Turn]] = []
+    def __init__(self, queue: LoginQueue, clock: Clock, make_client: Callable[[int], Client]) -> None:
+        self._queue, self._clock, self._make_client = queue, clock, make_client
+        self._open: list[tuple[float, LoginAttempt]] = []
         self.num_looked_at = self._num = 0
 
     def step(self) -> None:
         self._num += 1
         try:
-            self._open.append((self._clock.now_s, self._turns.begin(self._make_client(self._num))))
-        except TooManyTries:
+            self._open.append((self._clock.now_s, self._queue.begin(self._make_client(self._num))))
+        except TooManyAttempts:
             pass
-        self._turns.advance()
-        for began_s, turn in self._open:
-            if turn.is_now:
+        self._queue.advance()
+        for began_s, attempt in self._open:
+            if attempt.is_now:
                 self.num_looked_at += 1
-                self._turns.finish(turn, False)
-                turn.is_over = True
+                self._queue.finish(attempt, False)
+                attempt.is_over = True
             elif self._clock.now_s - began_s > PATIENCE_S:
-                self._turns.give_up(turn)
+                self._queue.give_up(attempt)
         self._open = [pair for pair in self._open if not pair[1].is_over]
 
 
@@ -101,15 +100,15 @@ OWNERS = {
 
 @pytest.mark.parametrize("guessers", [changing, one_address, one_address_with_pages], ids=lambda one: one.__name__)
 def test_the_owner_gets_in_within_seconds_while_others_guess_for_an_hour(
-    turns: Turns, clock: Clock, guessers: Callable[[int], Client]
+    queue: LoginQueue, clock: Clock, guessers: Callable[[int], Client]
 ) -> None:
-    """20 guesses a second once took each free turn: the owner, who waited as told, had none in an hour."""
-    sign_in(turns, Client(HOME))
+    """20 guesses a second once took each free attempt: the owner, who waited as told, had none in an hour."""
+    sign_in(queue, Client(HOME))
     owners = dict(OWNERS)
     if guessers is one_address_with_pages:
         # Nothing tells this one from them but luck.
         del owners["a new browser, behind the same proxy"]
-    guessing = Guessers(turns, clock, guessers)
+    guessing = Guessers(queue, clock, guessers)
     arriving = itertools.cycle(owners.items())
     waited_s: dict[str, list[float]] = {name: [] for name in owners}
     name, began_s, trying, again_s = "", 0.0, None, 0.0
@@ -120,11 +119,11 @@ def test_the_owner_gets_in_within_seconds_while_others_guess_for_an_hour(
             (name, client), began_s, again_s = next(arriving), clock.now_s, clock.now_s
         if name and trying is None and clock.now_s >= again_s:
             try:
-                trying = turns.begin(client)
-            except TooManyTries as error:
+                trying = queue.begin(client)
+            except TooManyAttempts as error:
                 again_s = clock.now_s + error.wait_s
         if trying is not None and trying.is_now:
-            turns.finish(trying, True)
+            queue.finish(trying, True)
             waited_s[name].append(clock.now_s - began_s)
             name, trying = "", None
     assert all(len(found) > 30 for found in waited_s.values())
@@ -133,71 +132,71 @@ def test_the_owner_gets_in_within_seconds_while_others_guess_for_an_hour(
     assert guessing.num_looked_at <= ALL_CLIENTS.free + HOUR_S / ALL_CLIENTS.longest_s + 10
 
 
-def test_a_device_that_guesses_waits_as_anybody_does(turns: Turns) -> None:
+def test_a_device_that_guesses_waits_as_anybody_does(queue: LoginQueue) -> None:
     for _ in range(ONE_CLIENT.free):
-        fail(turns, Client(HOME, device="laptop"))
-    with pytest.raises(TooManyTries):
-        turns.begin(Client(HOME, device="laptop"))
-    sign_in(turns, Client(HOME, device="phone"))
+        fail(queue, Client(HOME, device="laptop"))
+    with pytest.raises(TooManyAttempts):
+        queue.begin(Client(HOME, device="laptop"))
+    sign_in(queue, Client(HOME, device="phone"))
 
 
-def test_one_page_is_no_way_to_guess_for_ever(turns: Turns) -> None:
+def test_one_page_is_no_way_to_guess_for_ever(queue: LoginQueue) -> None:
     for number in range(ONE_CLIENT.free):
-        fail(turns, Client(f"192.0.2.{number}", page="one"))
-    with pytest.raises(TooManyTries):
-        turns.begin(Client("192.0.2.99", page="one"))
+        fail(queue, Client(f"192.0.2.{number}", page="one"))
+    with pytest.raises(TooManyAttempts):
+        queue.begin(Client("192.0.2.99", page="one"))
 
 
-def test_many_addresses_together_are_slowed_down(turns: Turns, clock: Clock) -> None:
+def test_many_addresses_together_are_slowed_down(queue: LoginQueue, clock: Clock) -> None:
     for number in range(ALL_CLIENTS.free):
-        fail(turns, changing(number))
-    turn = turns.begin(changing(1000))
-    assert not turn.is_now
-    clock.now_s += turns.advance()
-    turns.advance()
-    assert turn.is_now
+        fail(queue, changing(number))
+    attempt = queue.begin(changing(1000))
+    assert not attempt.is_now
+    clock.now_s += queue.advance()
+    queue.advance()
+    assert attempt.is_now
 
 
-def test_the_queue_has_an_end_and_the_longest_part_of_it_gives_way(turns: Turns) -> None:
-    busy = turns.begin(changing(0))
-    waiting = [turns.begin(Client("192.0.2.77", page="owner"))]
+def test_the_queue_has_an_end_and_the_longest_part_of_it_gives_way(queue: LoginQueue) -> None:
+    busy = queue.begin(changing(0))
+    waiting = [queue.begin(Client("192.0.2.77", page="owner"))]
     refused = 0
     for number in range(1, 500):
         try:
             waiting.append(
-                turns.begin(changing(number) if number % 2 else Client(f"192.0.2.{number % 9}", page=f"{number}"))
+                queue.begin(changing(number) if number % 2 else Client(f"192.0.2.{number % 9}", page=f"{number}"))
             )
-        except TooManyTries:
+        except TooManyAttempts:
             refused += 1
-    kept = [turn for turn in waiting if not turn.is_over]
+    kept = [attempt for attempt in waiting if not attempt.is_over]
     assert busy.is_now and len(kept) <= MAX_WAITING and kept[0] is waiting[0]
-    assert sum(turn.group == "" for turn in kept) <= MAX_WAITING_TOGETHER
+    assert sum(attempt.group == "" for attempt in kept) <= MAX_WAITING_TOGETHER
     assert refused + len(waiting) == 500
 
 
-def test_whoever_gives_up_holds_nobody_up(turns: Turns) -> None:
-    first, second, third = (turns.begin(changing(number)) for number in range(3))
-    turns.give_up(second)
-    turns.give_up(first)
+def test_whoever_gives_up_holds_nobody_up(queue: LoginQueue) -> None:
+    first, second, third = (queue.begin(changing(number)) for number in range(3))
+    queue.give_up(second)
+    queue.give_up(first)
     assert third.is_now
 
 
-def test_the_right_password_is_not_counted_against_anybody(turns: Turns, clock: Clock) -> None:
+def test_the_right_password_is_not_counted_against_anybody(queue: LoginQueue, clock: Clock) -> None:
     for number in range(ALL_CLIENTS.free * 2):
-        turn = turns.begin(changing(number))
-        assert turn.is_now
-        turns.finish(turn, True)
+        attempt = queue.begin(changing(number))
+        assert attempt.is_now
+        queue.finish(attempt, True)
 
 
-def test_failures_of_an_address_that_many_share_are_nobodys(turns: Turns, clock: Clock) -> None:
+def test_failures_of_an_address_that_many_share_are_nobodys(queue: LoginQueue, clock: Clock) -> None:
     """Four wrong guesses behind a proxy on another machine once refused the owner."""
-    sign_in(turns, Client(PROXY))
+    sign_in(queue, Client(PROXY))
     for _ in range(40):
-        turn = turns.begin(Client(PROXY))
-        clock.now_s += turns.advance()
-        turns.advance()
-        turns.finish(turn, False)
-    turns.begin(Client(PROXY))
+        attempt = queue.begin(Client(PROXY))
+        clock.now_s += queue.advance()
+        queue.advance()
+        queue.finish(attempt, False)
+    queue.begin(Client(PROXY))
 
 
 # Waiting --------------------------------------------------------------------------------------------------------------
@@ -214,31 +213,31 @@ def access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Access:
 
 
 def test_who_has_to_wait_for_others_waits_and_is_not_refused(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "ALL_CLIENTS", Steps(free=0, first_s=0.02, longest_s=0.02))
+    monkeypatch.setattr(login_queue, "ALL_CLIENTS", LoginDelaySteps(free=0, first_s=0.02, longest_s=0.02))
 
     async def run() -> list[bool]:
-        others = [access.try_password_in_turn("a guess", changing(number)) for number in range(6)]
-        return await asyncio.gather(*others, access.try_password_in_turn(PASSWORD, Client(PROXY, page="owner")))
+        others = [access.try_password_queued("a guess", changing(number)) for number in range(6)]
+        return await asyncio.gather(*others, access.try_password_queued(PASSWORD, Client(PROXY, page="owner")))
 
     assert asyncio.run(run()) == [False] * 6 + [True]
 
 
 def test_who_waits_too_long_is_told_so_and_leaves_the_queue(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "ALL_CLIENTS", Steps(free=0, first_s=600.0, longest_s=600.0))
+    monkeypatch.setattr(login_queue, "ALL_CLIENTS", LoginDelaySteps(free=0, first_s=600.0, longest_s=600.0))
     monkeypatch.setattr(access_module, "PATIENCE_S", 0.05)
 
     async def run() -> None:
-        assert not await access.try_password_in_turn("a guess", changing(1))
-        with pytest.raises(TooManyTries) as caught:
-            await access.try_password_in_turn(PASSWORD, changing(2))
+        assert not await access.try_password_queued("a guess", changing(1))
+        with pytest.raises(TooManyAttempts) as caught:
+            await access.try_password_queued(PASSWORD, changing(2))
         assert 0 < caught.value.wait_s <= 600
         monkeypatch.setattr(access_module, "PATIENCE_S", 600.0)
-        waiting = asyncio.ensure_future(access.try_password_in_turn(PASSWORD, changing(3)))
+        waiting = asyncio.ensure_future(access.try_password_queued(PASSWORD, changing(3)))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait({waiting})
         # A browser that signed in before waits for none of them.
-        assert await access.try_password_in_turn(PASSWORD, Client(PROXY, device="laptop"))
+        assert await access.try_password_queued(PASSWORD, Client(PROXY, device="laptop"))
 
     asyncio.run(run())
-    assert not access._turns._waiting
+    assert not access._queue._waiting

@@ -22,7 +22,7 @@ MAX_WAITING, MAX_WAITING_TOGETHER = 64, 16
 KNOWN_S, MAX_KNOWN = 30 * 24 * 3600.0, 1000
 
 
-class TooManyTries(Exception):
+class TooManyAttempts(Exception):
     """The password is not even looked at for another `wait_s` seconds."""
 
     def __init__(self, wait_s: float) -> None:
@@ -40,7 +40,7 @@ class Client:
 
 
 @dataclass(eq=False, slots=True)
-class Turn:
+class LoginAttempt:
     """One try. Once `is_now` the password may be looked at; when it `is_over` without that, it was given up. `group` is
     the part of the queue in which it waits, None where it never did."""
 
@@ -52,11 +52,13 @@ class Turn:
     on_change: Callable[[], None] = field(default=lambda: None, repr=False)
 
 
-class Turns:
+class LoginQueue:
     """All may be called from any thread. Whoever waits calls `advance` as often as it says."""
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, choose: Callable[[list[Turn]], Turn] = random.choice
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        choose: Callable[[list[LoginAttempt]], LoginAttempt] = random.choice,
     ) -> None:
         self._clock, self._choose = clock, choose
         self._lock = threading.Lock()
@@ -64,11 +66,11 @@ class Turns:
         self._apart, self._delays, self._all = Delays(clock), Delays(clock), Failures()
         self._known: OrderedDict[str, float] = OrderedDict()
         self._served: OrderedDict[str | None, float] = OrderedDict()
-        self._waiting: list[Turn] = []
-        self._looking: Turn | None = None
+        self._waiting: list[LoginAttempt] = []
+        self._current: LoginAttempt | None = None
 
-    def begin(self, client: Client) -> Turn:
-        """A try of `client`. Raises TooManyTries where it failed too often itself, or too many wait."""
+    def begin(self, client: Client) -> LoginAttempt:
+        """A try of `client`. Raises TooManyAttempts where it failed too often itself, or too many wait."""
         with self._lock:
             address = group_of(client.address)
             is_known = self._is_known(address)
@@ -78,84 +80,84 @@ class Turns:
                 return self._begin_apart(address, address)
             name = f"page {client.page}" if client.page else address
             if (wait_s := self._delays.begin(name, is_shared=is_known and not client.page)) > 0:
-                raise TooManyTries(wait_s)
-            turn = Turn(name, address if client.page else "", address)
-            self._waiting.append(turn)
+                raise TooManyAttempts(wait_s)
+            attempt = LoginAttempt(name, address if client.page else "", address)
+            self._waiting.append(attempt)
             self._shorten()
-            if turn.is_over:
-                raise TooManyTries(ALL_CLIENTS.longest_s)
+            if attempt.is_over:
+                raise TooManyAttempts(ALL_CLIENTS.longest_s)
             self._advance()
-            return turn
+            return attempt
 
     def advance(self) -> float:
         """Let the next one try where it is time; the seconds until that has to be asked again."""
         with self._lock:
             return self._advance()
 
-    def give_up(self, turn: Turn) -> None:
-        """Nobody waits for this turn any longer; what was not looked at is no failure."""
+    def give_up(self, attempt: LoginAttempt) -> None:
+        """Nobody waits for this attempt any longer; what was not looked at is no failure."""
         with self._lock:
-            if turn in self._waiting:
-                self._drop(turn)
-            elif self._looking is turn:
-                self._looking = None
-                self._delays.take_back(turn.name)
+            if attempt in self._waiting:
+                self._drop(attempt)
+            elif self._current is attempt:
+                self._current = None
+                self._delays.take_back(attempt.name)
                 self._all.take_back()
                 self._advance()
 
-    def finish(self, turn: Turn, is_right: bool) -> None:
+    def finish(self, attempt: LoginAttempt, is_right: bool) -> None:
         """The password was looked at."""
         with self._lock:
             if is_right:
-                (self._apart if turn.group is None else self._delays).succeeded(turn.name)
-                self._known[turn.address] = self._clock()
-                self._known.move_to_end(turn.address)
+                (self._apart if attempt.group is None else self._delays).succeeded(attempt.name)
+                self._known[attempt.address] = self._clock()
+                self._known.move_to_end(attempt.address)
                 if len(self._known) > MAX_KNOWN:
                     self._known.popitem(last=False)
-            if self._looking is turn:
-                self._looking = None
+            if self._current is attempt:
+                self._current = None
                 if is_right:
                     self._all.take_back()
                 self._advance()
 
-    def _begin_apart(self, name: str, address: str) -> Turn:
+    def _begin_apart(self, name: str, address: str) -> LoginAttempt:
         if (wait_s := self._apart.begin(name)) > 0:
-            raise TooManyTries(wait_s)
-        return Turn(name, None, address, is_now=True)
+            raise TooManyAttempts(wait_s)
+        return LoginAttempt(name, None, address, is_now=True)
 
     def _is_known(self, address: str) -> bool:
         return address in self._known and self._clock() - self._known[address] < KNOWN_S
 
     def _advance(self) -> float:
-        if not self._waiting or self._looking is not None:
+        if not self._waiting or self._current is not None:
             return ALL_CLIENTS.longest_s
         now_s = self._clock()
         if (wait_s := self._all.wait_s(ALL_CLIENTS, now_s)) > 0:
             return wait_s
-        served = {turn.group: self._served.get(turn.group, -1.0) for turn in self._waiting}
+        served = {attempt.group: self._served.get(attempt.group, -1.0) for attempt in self._waiting}
         first_s = min(served.values())
-        turn = self._choose([turn for turn in self._waiting if served[turn.group] == first_s])
-        self._waiting.remove(turn)
-        self._served[turn.group] = now_s
-        self._served.move_to_end(turn.group)
+        attempt = self._choose([attempt for attempt in self._waiting if served[attempt.group] == first_s])
+        self._waiting.remove(attempt)
+        self._served[attempt.group] = now_s
+        self._served.move_to_end(attempt.group)
         if len(self._served) > MAX_CLIENTS:
             self._served.popitem(last=False)
         self._all.add(now_s)
-        self._looking, turn.is_now = turn, True
-        turn.on_change()
+        self._current, attempt.is_now = attempt, True
+        attempt.on_change()
         return ALL_CLIENTS.longest_s
 
     def _shorten(self) -> None:
         """Of the largest part of the queue, anyone goes where it, or the queue, is too long."""
-        parts: dict[str | None, list[Turn]] = {}
-        for turn in self._waiting:
-            parts.setdefault(turn.group, []).append(turn)
+        parts: dict[str | None, list[LoginAttempt]] = {}
+        for attempt in self._waiting:
+            parts.setdefault(attempt.group, []).append(attempt)
         largest = max(parts.values(), key=len)
         if len(self._waiting) > MAX_WAITING or len(largest) > MAX_WAITING_TOGETHER:
             self._drop(self._choose(largest))
 
-    def _drop(self, turn: Turn) -> None:
-        self._waiting.remove(turn)
-        self._delays.take_back(turn.name)
-        turn.is_over = True
-        turn.on_change()
+    def _drop(self, attempt: LoginAttempt) -> None:
+        self._waiting.remove(attempt)
+        self._delays.take_back(attempt.name)
+        attempt.is_over = True
+        attempt.on_change()

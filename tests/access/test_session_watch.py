@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from core.access import watch
-from core.access.watch import Watch
+from core.access import session_watch
+from core.access.session_watch import SessionWatch
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "IDLE_S", 0.01)
-    monkeypatch.setattr(watch, "BUSY_S", -1.0)
+    monkeypatch.setattr(session_watch, "IDLE_S", 0.01)
+    monkeypatch.setattr(session_watch, "BUSY_S", -1.0)
 
 
 class Line:
@@ -34,7 +34,7 @@ def test_a_socket_on_which_nothing_happens_is_closed() -> None:
 
     async def run() -> None:
         line = Line()
-        receive = Watch(lambda: line.is_in).receiving(line.coming.get, line.send)
+        receive = SessionWatch(lambda: line.is_in).receiving(line.coming.get, line.send)
         waiting = asyncio.ensure_future(receive())
         await line.coming.put({"type": "websocket.receive", "text": "one"})
         assert (await waiting)["text"] == "one"
@@ -50,7 +50,7 @@ def test_a_socket_on_which_nothing_happens_is_closed() -> None:
 def test_no_message_goes_out_any_more() -> None:
     async def run() -> None:
         line = Line()
-        send = Watch(lambda: line.is_in).sending(line.send)
+        send = SessionWatch(lambda: line.is_in).sending(line.send)
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": "one"})
         line.is_in = False
@@ -66,7 +66,7 @@ def test_no_message_goes_out_any_more() -> None:
 def test_a_download_is_cut_off() -> None:
     async def run() -> None:
         line = Line()
-        send = Watch(lambda: line.is_in).sending(line.send)
+        send = SessionWatch(lambda: line.is_in).sending(line.send)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"one", "more_body": True})
         line.is_in = False
@@ -80,7 +80,7 @@ def test_a_download_is_cut_off() -> None:
 def test_whoever_stops_waiting_takes_no_message_away() -> None:
     async def run() -> None:
         line = Line()
-        receive = Watch(lambda: True).receiving(line.coming.get, line.send)
+        receive = SessionWatch(lambda: True).receiving(line.coming.get, line.send)
         waiting = asyncio.ensure_future(receive())
         await asyncio.sleep(0)
         waiting.cancel()

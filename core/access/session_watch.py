@@ -13,11 +13,11 @@ POLICY_VIOLATION = 1008
 IDLE_S, BUSY_S = 2.0, 0.25
 
 
-class Watch:
-    """`is_still` says whether whoever opened it would be let in now."""
+class SessionWatch:
+    """`is_still_allowed` says whether whoever opened it would be let in now."""
 
-    def __init__(self, is_still: Callable[[], bool]) -> None:
-        self._is_still = is_still
+    def __init__(self, is_still_allowed: Callable[[], bool]) -> None:
+        self._is_still = is_still_allowed
         self._looked_s = time.monotonic()
         self._is_over = False
 
