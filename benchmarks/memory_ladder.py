@@ -229,7 +229,7 @@ def fill(
     from core.worker.decode.steps import EagerSteps
     from core.worker.load import capture_steps
     from core.worker.model import attention
-    from core.worker.model.model_runner import SlotModel
+    from core.worker.model.model_runner import ModelRunner
     from core.worker.scheduler import Scheduler
 
     gc.collect()
@@ -240,15 +240,15 @@ def fill(
     slots = steps = scheduler = None
     try:
         with torch.inference_mode():
-            slots = SlotModel(model, num_slots, context_tokens)
+            slots = ModelRunner(model, num_slots, context_tokens)
             steps = capture_steps(slots, model, GPU_CHUNK_TOKENS) if captured else EagerSteps(slots)
-        scheduler = Scheduler(steps, tokenizer, frozenset(), GPU_CHUNK_TOKENS, ends.append)
-        for request in range(num_slots):
-            prompt = tuple((7 * place + request) % 500 + 5 for place in range(context_tokens - DECODED_TOKENS))
-            sampling = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, max_new_tokens=context_tokens)
-            scheduler.submit(Generate(request, prompt, sampling))
-        while not scheduler.is_idle:
-            scheduler.step()
+            scheduler = Scheduler(steps, tokenizer, frozenset(), GPU_CHUNK_TOKENS, ends.append)
+            for request in range(num_slots):
+                prompt = tuple((7 * place + request) % 500 + 5 for place in range(context_tokens - DECODED_TOKENS))
+                sampling = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, max_new_tokens=context_tokens)
+                scheduler.submit(Generate(request, prompt, sampling))
+            while not scheduler.is_idle:
+                scheduler.step()
         full = sum(getattr(event, "reason", None) == "context" for event in ends)
         outcome = "fits" if full == num_slots else f"only {full} full"
         if captured and not steps.runs_ahead:

@@ -31,16 +31,16 @@ from core.memory.device_memory import DeviceMemory
 from core.memory.fit import checked_context, require_fit
 from core.memory.kernels.registry import KERNELS, Device, Kernel, choose_kernel, has_compiler
 from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan
-from core.worker.decode.cpu_decode import make_lean
-from core.worker.decode.cpu_threads import leave_one_core
-from core.worker.decode.steps import Drawn, EagerSteps, Steps
+from core.worker.decode.cpu_decode import make_fast_decode
+from core.worker.decode.cpu_threads import reserve_one_core
+from core.worker.decode.steps import EagerSteps, PendingTokens, Steps
 from core.worker.gpu_check import known_torch, require_no_gpu
 from core.worker.kernels import cpu_int4_prefill as written
 from core.worker.memory_guard import find_cards, limited_to, settle
 from core.worker.model.device_map import Places
 from core.worker.model.kernel_check import check_kernel
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from core.worker.scheduler import Scheduler
 from core.worker.tokenizer import find_end_tokens, read_tokenizer
 
@@ -89,7 +89,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     snapshot = read_snapshot()
     devices = [Device("cpu")] if command.on_cpu else find_devices(snapshot)
     if devices[0].kind == "cpu":
-        leave_one_core()
+        reserve_one_core()
         ready = Ready(
             *choose_kernel(checkpoint, devices[0], command.kernel), Places((torch.device("cpu"),)), devices[0]
         )
@@ -101,7 +101,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
         merged = ready.captured or ready.device.kind == "cpu"
         model = read_weights(checkpoint, ready, merged, progress)
         progress("prepare", STAGE_BEGIN["prepare"])
-        slots = SlotModel(model, command.num_slots, context_tokens)
+        slots = ModelRunner(model, command.num_slots, context_tokens)
         check_numbers(slots, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
         steps = capture_steps(slots, model, chunk_tokens) if ready.captured else make_eager(slots, model)
@@ -266,22 +266,22 @@ def has_c_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
 
 
-def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -> Steps:
+def capture_steps(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: int) -> Steps:
     """Steps in CUDA graphs over fused operations; plain ones for a model that cannot be captured, with a line in the
     log that says why."""
     from triton.errors import TritonError  # type: ignore[import-not-found]
 
-    from core.worker.decode.cuda_graphs import CapturedCache, GraphSteps
-    from core.worker.decode.fused_decoder_layer import fuse_head, fuse_layers, fuse_reading
-    from core.worker.decode.fused_modules import fuse
+    from core.worker.decode.cuda_graphs import GraphCache, GraphSteps
+    from core.worker.decode.fused_decoder_layer import fuse_head, fuse_layers, fuse_prefill
+    from core.worker.decode.fused_modules import fuse_modules
 
-    def fuse_steps(cache: CapturedCache, run_step: Callable[[], object], run_read: Callable[[], object]) -> None:
+    def fuse_steps(cache: GraphCache, run_step: Callable[[], object], run_read: Callable[[], object]) -> None:
         num_layers, has_head = fuse_layers(model, cache, run_step), fuse_head(model)
-        num_reading = fuse_reading(model, run_read)
+        num_reading = fuse_prefill(model, run_read)
         log.info("fused: %d layers, %d for prompts%s", num_layers, num_reading, ", the head" if has_head else "")
 
     attention_before = model.config._attn_implementation
-    log.info("fused: %s", ", ".join(fuse(model)))
+    log.info("fused: %s", ", ".join(fuse_modules(model)))
     try:
         return GraphSteps(slots, chunk_tokens, fuse=fuse_steps)
     except (RuntimeError, TypeError, TritonError, EngineError) as error:
@@ -292,11 +292,11 @@ def capture_steps(slots: SlotModel, model: PreTrainedModel, chunk_tokens: int) -
     return EagerSteps(slots)
 
 
-def make_eager(slots: SlotModel, model: PreTrainedModel) -> Steps:
-    return EagerSteps(slots, make_lean(model, slots) if slots.device.type == "cpu" else None)
+def make_eager(slots: ModelRunner, model: PreTrainedModel) -> Steps:
+    return EagerSteps(slots, make_fast_decode(model, slots) if slots.device.type == "cpu" else None)
 
 
-def check_numbers(slots: SlotModel, name: str) -> None:
+def check_numbers(slots: ModelRunner, name: str) -> None:
     """Raise EngineError where one token's logits are not all finite: the weights are damaged."""
     token = torch.zeros((1, 1), dtype=torch.long, device=slots.device)
     if not torch.isfinite(slots.forward(token, token, 0, 1)).all():
@@ -312,17 +312,17 @@ def warm_up(steps: Steps, chunk_tokens: int, name: str) -> None:
         for slot in range(num_slots):
             read_to_the_end(steps, slot, chunk_tokens, name)
         # One more token than the context holds: where nobody reads.
-        check_drawn(steps.write(range(num_slots)), name)
+        check_drawn(steps.decode(range(num_slots)), name)
 
 
 def read_to_the_end(steps: Steps, slot: int, chunk_tokens: int, name: str) -> None:
     count = min(chunk_tokens, steps.context_tokens)
-    steps.begin(slot, EVERY_WAY_TO_DRAW[0], 0, [0])
-    check_drawn(steps.read(slot, [0] * count, steps.context_tokens - count, is_last=True), name)
+    steps.reset_slot(slot, EVERY_WAY_TO_DRAW[0], 0, [0])
+    check_drawn(steps.prefill(slot, [0] * count, steps.context_tokens - count, is_last=True), name)
 
 
-def check_drawn(drawn: Drawn | None, name: str) -> None:
-    if drawn is not None and None in drawn.take():
+def check_drawn(pending: PendingTokens | None, name: str) -> None:
+    if pending is not None and None in pending.wait():
         raise EngineError("not_finite", model=name)
 
 

@@ -187,7 +187,9 @@ def open_scheduler(command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
 def serve(
     scheduler: Scheduler, pipe: Outlet, inbox: queue.SimpleQueue[Command | ImportsDone], facts: ModelFacts, pulse: Pulse
 ) -> None:
-    """Answer for ever. A fault while computing ends the process: a GPU's state cannot be trusted after one."""
+    """Answer until the process ends. A fault while computing ends it: a GPU's state cannot be trusted after one."""
+    import torch
+
     pulse.longest_s = CPU_STEP_S if facts.memory is None else GPU_STEP_S
     while True:
         while scheduler.is_idle or not inbox.empty():
@@ -195,7 +197,7 @@ def serve(
             with pulse.step():
                 obey(scheduler, pipe, command)
         try:
-            with pulse.step(), panics_as_errors():
+            with pulse.step(), panics_as_errors(), torch.inference_mode():
                 scheduler.step()
         except Exception as error:
             log.exception("the engine failed")

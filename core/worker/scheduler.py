@@ -1,8 +1,8 @@
-"""The engine's loop: who is read, who is written, one small step at a time; knows no pipe, no file and no page.
+"""The engine's loop: prefill and decode over all slots, one small step at a time. It needs no torch.
 
-A step reads one chunk of one prompt and draws one token for every answer that is being written, so that nobody waits
-for somebody else's long prompt. Requests beyond the slots wait for their turn (turns.py). On a GPU the next step is
-under way before the last one's tokens are looked at; what an answer that ended got too much is dropped.
+A step prefills one chunk of one prompt and decodes one token for every running answer, so that nobody waits for
+somebody else's long prompt. Requests beyond the slots wait for their turn (core/engine/fair_queue.py). Captured steps
+run ahead: the next step is enqueued before the last one's tokens are read. Tokens after an answer's end are dropped.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
 from tokenizers import Tokenizer
 
 from core.common.errors import EngineError
@@ -23,24 +23,26 @@ from core.engine.detokenize import TextStream
 from core.engine.fair_queue import FairQueue
 from core.engine.protocol import AnswerStats, Event, Failed, Finished, Generate, PromptStarted, Reason, TextChunk
 from core.engine.sampling_params import MAX_SEED
-from core.worker.decode.steps import Drawn, Steps
 
-# Pieces of text go out at most this often: faster than a page shows them, slower than a fast card writes them.
+if TYPE_CHECKING:
+    from core.worker.decode.steps import PendingTokens, Steps
+
+# Text is sent at most this often: faster than a page shows it, slower than a fast GPU decodes it.
 FLUSH_S = 0.03
 
 
 @dataclass(slots=True)
 class Slot:
-    """One row of the cache and the tokens whose keys and values it holds."""
+    """One row of the KV cache. `cached_tokens`: the tokens whose keys and values it holds."""
 
     index: int
-    held: list[int] = field(default_factory=list)
-    sequence: Sequence | None = None
+    cached_tokens: list[int] = field(default_factory=list)
+    request: ActiveRequest | None = None
 
 
 @dataclass(slots=True)
-class Sequence:
-    """One request at work. `tokens` is the prompt and what was drawn; the slot holds a beginning of it."""
+class ActiveRequest:
+    """One request at work. `tokens`: the prompt and the sampled tokens; the slot's cache holds a prefix of them."""
 
     command: Generate
     tokens: list[int]
@@ -53,18 +55,18 @@ class Sequence:
     num_reused: int = 0
     unsent: str = ""
     sent_s: float = 0.0
-    # How many tokens were told of: some are no text by themselves.
-    num_told: int = 0
-    # Tokens that were asked for and not yet looked at.
-    num_flying: int = 0
+    # Tokens that events have reported: some give no text by themselves.
+    num_reported: int = 0
+    # Tokens that were enqueued and not read yet.
+    num_in_flight: int = 0
 
     @property
-    def num_drawn(self) -> int:
+    def num_sampled(self) -> int:
         return len(self.tokens) - self.num_prompt
 
 
 class Scheduler:
-    """Answers requests over a model's slots. `emit` gets every event; `step` does a little work and returns."""
+    """Answers requests over the slots of `steps`; `emit` gets every event. Runs on the worker's main thread."""
 
     def __init__(
         self,
@@ -80,23 +82,23 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
         self._emit = emit
         self._slots = [Slot(index) for index in range(steps.num_slots)]
-        self._waiting: FairQueue[Sequence] = FairQueue()
-        self._next_read = 0
-        # Whose tokens a step that was begun will bring.
-        self._flying: deque[tuple[Drawn, list[tuple[Slot, Sequence]]]] = deque()
+        self._waiting: FairQueue[ActiveRequest] = FairQueue()
+        self._next_prefill = 0
+        # The steps that were enqueued, and whose tokens each will bring.
+        self._in_flight: deque[tuple[PendingTokens, list[tuple[Slot, ActiveRequest]]]] = deque()
 
     @property
     def is_idle(self) -> bool:
-        return not (self._waiting or self._flying) and all(slot.sequence is None for slot in self._slots)
+        return not (self._waiting or self._in_flight) and all(slot.request is None for slot in self._slots)
 
     @property
     def requests(self) -> list[int]:
-        """Everything that is waiting or at work."""
-        busy = [slot.sequence for slot in self._slots if slot.sequence is not None]
-        return [sequence.command.request for sequence in [*busy, *self._waiting]]
+        """The ids of the requests that wait or are at work."""
+        busy = [slot.request for slot in self._slots if slot.request is not None]
+        return [request.command.request for request in [*busy, *self._waiting]]
 
     def submit(self, command: Generate) -> None:
-        """Queue a request; one that cannot be answered fails at once, with its reason."""
+        """Queue a request. One that cannot be answered emits Failed at once, with its reason."""
         if isinstance(command.prompt, str):
             tokens = list(self._tokenizer.encode(printable(command.prompt), add_special_tokens=False).ids)
         else:
@@ -109,33 +111,32 @@ class Scheduler:
         elif not 0 <= min(tokens) <= max(tokens) < self._steps.vocabulary:
             self._emit(Failed(command.request, EngineError("prompt_token", limit=self._steps.vocabulary - 1)))
         else:
-            self._waiting.add(self._make_sequence(command, tokens), command.client)
+            self._waiting.add(self._make_request(command, tokens), command.client)
 
     def cancel(self, request: int) -> None:
-        """End a request now; what was written so far has been sent."""
+        """End a request now, waiting or at work. Its text so far is sent before Finished."""
         for slot in self._slots:
-            if slot.sequence is not None and slot.sequence.command.request == request:
+            if slot.request is not None and slot.request.command.request == request:
                 self._finish(slot, "cancelled")
-        for sequence in [one for one in self._waiting if one.command.request == request]:
-            self._waiting.remove(sequence, sequence.command.client)
-            self._emit(Finished(request, "cancelled", self._stats(sequence)))
+        for waiting in [one for one in self._waiting if one.command.request == request]:
+            self._waiting.remove(waiting, waiting.command.client)
+            self._emit(Finished(request, "cancelled", self._stats(waiting)))
 
-    @torch.inference_mode()
     def step(self) -> None:
-        """Give free slots to waiting requests, read one chunk of a prompt, draw one token for every running answer."""
+        """Give free slots to waiting requests, prefill one chunk of one prompt, decode one token for each answer."""
         self._admit()
-        num_before = len(self._flying)
-        self._read_chunk()
-        self._write_tokens()
-        # One step stays under way, if there is one after what was under way before.
-        num_kept = 1 if self._steps.runs_ahead and len(self._flying) > num_before else 0
-        while len(self._flying) > num_kept:
-            self._collect(*self._flying.popleft())
+        num_before = len(self._in_flight)
+        self._prefill_chunk()
+        self._decode_tokens()
+        # The newest step stays in flight, if this call enqueued one.
+        num_kept = 1 if self._steps.runs_ahead and len(self._in_flight) > num_before else 0
+        while len(self._in_flight) > num_kept:
+            self._harvest(*self._in_flight.popleft())
 
-    def _make_sequence(self, command: Generate, tokens: list[int]) -> Sequence:
+    def _make_request(self, command: Generate, tokens: list[int]) -> ActiveRequest:
         seed = command.sampling.seed
         seed = secrets.randbelow(MAX_SEED) if seed is None else seed
-        return Sequence(
+        return ActiveRequest(
             command=command,
             tokens=tokens,
             num_prompt=len(tokens),
@@ -145,147 +146,149 @@ class Scheduler:
         )
 
     def _admit(self) -> None:
-        free = [slot for slot in self._slots if slot.sequence is None]
+        free = [slot for slot in self._slots if slot.request is None]
         while free and self._waiting:
-            sequence = self._waiting.take()
-            slot = max(free, key=lambda slot: (common_prefix(slot.held, sequence.tokens), -len(slot.held)))
+            request = self._waiting.take()
+            slot = max(
+                free, key=lambda slot: (common_prefix(slot.cached_tokens, request.tokens), -len(slot.cached_tokens))
+            )
             free.remove(slot)
-            # The last token is always read again: its logits are what the answer begins with.
-            sequence.num_reused = min(common_prefix(slot.held, sequence.tokens), len(sequence.tokens) - 1)
-            slot.held = slot.held[: sequence.num_reused]
-            slot.sequence = sequence
-            self._steps.begin(slot.index, sequence.command.sampling, sequence.seed, sequence.tokens)
-            sequence.began_s = sequence.sent_s = time.perf_counter()
-            self._emit(PromptStarted(sequence.command.request, sequence.num_prompt, sequence.num_reused))
+            # The prompt's last token is always prefilled again: its logits give the answer's first token.
+            request.num_reused = min(common_prefix(slot.cached_tokens, request.tokens), len(request.tokens) - 1)
+            slot.cached_tokens = slot.cached_tokens[: request.num_reused]
+            slot.request = request
+            self._steps.reset_slot(slot.index, request.command.sampling, request.seed, request.tokens)
+            request.began_s = request.sent_s = time.perf_counter()
+            self._emit(PromptStarted(request.command.request, request.num_prompt, request.num_reused))
 
-    def _read_chunk(self) -> None:
-        reading = [slot for slot in self._slots if slot.sequence and is_reading(slot)]
-        if not reading:
+    def _prefill_chunk(self) -> None:
+        prefilling = [slot for slot in self._slots if slot.request and is_prefilling(slot)]
+        if not prefilling:
             return
-        # Round robin: the slot after the one that was read last.
-        slot = min(reading, key=lambda slot: (slot.index - self._next_read) % len(self._slots))
-        self._next_read = slot.index + 1
-        sequence = slot.sequence
-        assert sequence is not None
-        begin = len(slot.held)
-        chunk = sequence.tokens[begin : min(begin + self._chunk_tokens, sequence.num_prompt)]
+        # Round robin, from the slot after the last one that was prefilled.
+        slot = min(prefilling, key=lambda slot: (slot.index - self._next_prefill) % len(self._slots))
+        self._next_prefill = slot.index + 1
+        request = slot.request
+        assert request is not None
+        begin = len(slot.cached_tokens)
+        chunk = request.tokens[begin : min(begin + self._chunk_tokens, request.num_prompt)]
         end = begin + len(chunk)
-        drawn = self._steps.read(slot.index, chunk, begin, end == sequence.num_prompt)
-        slot.held += chunk
-        if drawn is not None:
-            self._fly(drawn, [(slot, sequence)])
+        pending = self._steps.prefill(slot.index, chunk, begin, end == request.num_prompt)
+        slot.cached_tokens += chunk
+        if pending is not None:
+            self._enqueue(pending, [(slot, request)])
 
-    def _write_tokens(self) -> None:
-        writing = [
-            (slot, slot.sequence) for slot in self._slots if slot.sequence is not None and self._wants_token(slot)
+    def _decode_tokens(self) -> None:
+        decoding = [
+            (slot, slot.request) for slot in self._slots if slot.request is not None and self._wants_token(slot)
         ]
-        if writing:
-            self._fly(self._steps.write([slot.index for slot, _ in writing]), writing)
+        if decoding:
+            self._enqueue(self._steps.decode([slot.index for slot, _ in decoding]), decoding)
 
     def _wants_token(self, slot: Slot) -> bool:
-        """Whether a further token is to be drawn, counting those that are under way."""
-        sequence = slot.sequence
-        if sequence is None or is_reading(slot):
+        """Whether the slot's answer needs another token, counting those in flight."""
+        request = slot.request
+        if request is None or is_prefilling(slot):
             return False
-        if not self._steps.runs_ahead and sequence.num_flying:
+        if not self._steps.runs_ahead and request.num_in_flight:
             return False
-        will_draw = sequence.num_drawn + sequence.num_flying
-        is_long_enough = will_draw >= sequence.command.sampling.max_new_tokens
-        return not is_long_enough and sequence.num_prompt + will_draw <= self._steps.context_tokens
+        will_sample = request.num_sampled + request.num_in_flight
+        is_long_enough = will_sample >= request.command.sampling.max_new_tokens
+        return not is_long_enough and request.num_prompt + will_sample <= self._steps.context_tokens
 
-    def _fly(self, drawn: Drawn, whose: list[tuple[Slot, Sequence]]) -> None:
-        self._flying.append((drawn, whose))
-        for _, sequence in whose:
-            sequence.num_flying += 1
+    def _enqueue(self, pending: PendingTokens, owners: list[tuple[Slot, ActiveRequest]]) -> None:
+        self._in_flight.append((pending, owners))
+        for _, request in owners:
+            request.num_in_flight += 1
 
-    def _collect(self, drawn: Drawn, whose: list[tuple[Slot, Sequence]]) -> None:
-        """Look at what a step drew; whose answer has ended meanwhile, drops it."""
-        for (slot, sequence), token in zip(whose, drawn.take(), strict=True):
-            sequence.num_flying -= 1
-            if slot.sequence is sequence:
-                self._push(slot, sequence, token)
+    def _harvest(self, pending: PendingTokens, owners: list[tuple[Slot, ActiveRequest]]) -> None:
+        """Wait for a step's tokens and append them. A token whose request has left its slot meanwhile is dropped."""
+        for (slot, request), token in zip(owners, pending.wait(), strict=True):
+            request.num_in_flight -= 1
+            if slot.request is request:
+                self._append_token(slot, request, token)
 
-    def _push(self, slot: Slot, sequence: Sequence, token: int | None) -> None:
-        """Add a token to a slot's answer, send its text, and end the answer where it ends."""
-        sampling = sequence.command.sampling
+    def _append_token(self, slot: Slot, request: ActiveRequest, token: int | None) -> None:
+        """Append a token to a slot's answer, send its text, and end the answer where it ends."""
+        sampling = request.command.sampling
         if token is None:
             self._fail(slot, EngineError("not_a_number"))
             return
-        if sequence.num_drawn == 0:
-            sequence.first_token_s = time.perf_counter()
+        if request.num_sampled == 0:
+            request.first_token_s = time.perf_counter()
         else:
-            # The pass that drew this token has put the one before into the cache.
-            slot.held.append(sequence.tokens[-1])
-        sequence.tokens.append(token)
+            # The pass that sampled this token has written the one before into the cache.
+            slot.cached_tokens.append(request.tokens[-1])
+        request.tokens.append(token)
         if token in self._end_tokens:
             self._finish(slot, "end")
             return
-        if not self._take_text(slot, sequence, lambda: sequence.stream.push(token)):
+        if not self._decode_text(slot, request, lambda: request.stream.push(token)):
             return
-        if sequence.stream.stopped:
+        if request.stream.stopped:
             self._finish(slot, "stop")
-        elif sequence.num_drawn >= sampling.max_new_tokens:
+        elif request.num_sampled >= sampling.max_new_tokens:
             self._finish(slot, "length")
-        elif len(slot.held) >= self._steps.context_tokens:
+        elif len(slot.cached_tokens) >= self._steps.context_tokens:
             self._finish(slot, "context")
-        elif sequence.num_drawn == 1 or time.perf_counter() - sequence.sent_s >= FLUSH_S:
-            self._send_text(sequence)
+        elif request.num_sampled == 1 or time.perf_counter() - request.sent_s >= FLUSH_S:
+            self._send_text(request)
 
-    def _take_text(self, slot: Slot, sequence: Sequence, decode: Callable[[], str]) -> bool:
-        """Take what tokens say. Where the tokenizer fails, that ends this answer and no other one: False."""
+    def _decode_text(self, slot: Slot, request: ActiveRequest, decode: Callable[[], str]) -> bool:
+        """Append the text that `decode` gives. False where the tokenizer fails, which ends this answer alone."""
         try:
             with panics_as_errors():
-                sequence.unsent += decode()
+                request.unsent += decode()
                 return True
         except Exception as error:  # The tokenizer library raises bare exceptions, and panics.
             self._fail(slot, EngineError("tokenizer_decode", why=why_of(error)))
             return False
 
     def _fail(self, slot: Slot, error: EngineError) -> None:
-        sequence, slot.sequence, slot.held = slot.sequence, None, []
-        assert sequence is not None
-        self._send_text(sequence)
-        self._emit(Failed(sequence.command.request, error))
+        request, slot.request, slot.cached_tokens = slot.request, None, []
+        assert request is not None
+        self._send_text(request)
+        self._emit(Failed(request.command.request, error))
 
-    def _send_text(self, sequence: Sequence) -> None:
-        if sequence.unsent or sequence.num_drawn > sequence.num_told:
-            self._emit(TextChunk(sequence.command.request, sequence.unsent, sequence.num_drawn))
-        sequence.unsent, sequence.sent_s, sequence.num_told = "", time.perf_counter(), sequence.num_drawn
+    def _send_text(self, request: ActiveRequest) -> None:
+        if request.unsent or request.num_sampled > request.num_reported:
+            self._emit(TextChunk(request.command.request, request.unsent, request.num_sampled))
+        request.unsent, request.sent_s, request.num_reported = "", time.perf_counter(), request.num_sampled
 
     def _finish(self, slot: Slot, reason: Reason) -> None:
-        sequence = slot.sequence
-        assert sequence is not None
-        if not sequence.stream.stopped and not self._take_text(slot, sequence, sequence.stream.flush):
+        request = slot.request
+        assert request is not None
+        if not request.stream.stopped and not self._decode_text(slot, request, request.stream.flush):
             return
-        slot.sequence = None
-        self._send_text(sequence)
-        self._emit(Finished(sequence.command.request, reason, self._stats(sequence)))
+        slot.request = None
+        self._send_text(request)
+        self._emit(Finished(request.command.request, reason, self._stats(request)))
 
-    def _stats(self, sequence: Sequence) -> AnswerStats:
+    def _stats(self, request: ActiveRequest) -> AnswerStats:
         now = time.perf_counter()
-        began = sequence.began_s or now
-        first = sequence.first_token_s or now
+        began = request.began_s or now
+        first = request.first_token_s or now
         return AnswerStats(
-            prompt_tokens=sequence.num_prompt,
-            reused_tokens=sequence.num_reused,
-            num_tokens=sequence.num_drawn,
-            queued_s=began - sequence.asked_s,
+            prompt_tokens=request.num_prompt,
+            reused_tokens=request.num_reused,
+            num_tokens=request.num_sampled,
+            queued_s=began - request.asked_s,
             prefill_s=first - began,
             decode_s=now - first,
-            seed=sequence.seed,
+            seed=request.seed,
         )
 
 
-def is_reading(slot: Slot) -> bool:
-    """Whether the slot's prompt is not read to its end yet."""
-    return slot.sequence is not None and len(slot.held) < slot.sequence.num_prompt
+def is_prefilling(slot: Slot) -> bool:
+    """Whether a part of the slot's prompt is still to be prefilled."""
+    return slot.request is not None and len(slot.cached_tokens) < slot.request.num_prompt
 
 
-def common_prefix(held: list[int], tokens: list[int]) -> int:
+def common_prefix(one: list[int], other: list[int]) -> int:
     """How many first tokens two lists share."""
     shared = 0
-    for one, other in zip(held, tokens, strict=False):
-        if one != other:
+    for left, right in zip(one, other, strict=False):
+        if left != right:
             break
         shared += 1
     return shared

@@ -29,17 +29,17 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     try:
         with panics_as_errors():
             if (folder / "tokenizer.json").is_file():
-                return uncut(Tokenizer.from_file(str(folder / "tokenizer.json")))
+                return without_truncation(Tokenizer.from_file(str(folder / "tokenizer.json")))
             converted = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             backend = getattr(converted, "backend_tokenizer", None)
     except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
         raise CheckpointError("tokenizer", folder=folder.name, why=why_of(error)) from error
     if backend is None:
         raise CheckpointError("tokenizer", folder=folder.name, why=type(converted).__name__)
-    return uncut(cast(Tokenizer, backend))
+    return without_truncation(cast(Tokenizer, backend))
 
 
-def uncut(tokenizer: Tokenizer) -> Tokenizer:
+def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
     """A file may tell to cut or to pad every text, as for training; a prompt is taken as it is."""
     tokenizer.no_truncation()
     tokenizer.no_padding()

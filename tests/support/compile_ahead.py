@@ -26,28 +26,28 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 def own_kernels(device: torch.device) -> list[Callable[[], object]]:
     """Each kind of kernel that the tests use, as what makes it; those that take long come first."""
-    from core.worker.kernels.decode_attention import SHARES, RowKernels
-    from core.worker.kernels.sampling_kernel import drawing_for
-    from core.worker.kernels.w4_prefill import PromptKernels
-    from core.worker.kernels.w4_small_batch import DeckKernels
+    from core.worker.kernels.decode_attention import SPLITS, DecodeKernels
+    from core.worker.kernels.sampling_kernel import sampling_kernel_for
+    from core.worker.kernels.w4_prefill import PrefillKernels
+    from core.worker.kernels.w4_small_batch import W4Kernels
 
     is_hopper = torch.cuda.get_device_capability(device) >= (9, 0)
     kinds = list(product(DTYPES, (128, 64, 32, -1), (False, True)))
-    made: list[Callable[[], object]] = [partial(few_rows, DeckKernels, *kind, device) for kind in kinds]
+    made: list[Callable[[], object]] = [partial(few_rows, W4Kernels, *kind, device) for kind in kinds]
     if is_hopper:
-        made += [partial(PromptKernels, *kind, device) for kind in kinds]
-    made += [partial(RowKernels, dtype, *heads, 4, device) for dtype in DTYPES for heads in MODEL_HEADS]
-    made += [partial(RowKernels, torch.float16, *heads, 4, device) for heads in ATTENTION_HEADS]
-    for heads, blocks, clusters in product(ATTENTION_HEADS, SHARES, (True, False) if is_hopper else (False,)):
-        made.append(partial(RowKernels, torch.float16, *heads, 4, device, (blocks,), clusters))
-    made += [partial(drawing_for, dtype, vocabulary, device) for dtype in DTYPES for vocabulary in VOCABULARIES]
+        made += [partial(PrefillKernels, *kind, device) for kind in kinds]
+    made += [partial(DecodeKernels, dtype, *heads, 4, device) for dtype in DTYPES for heads in MODEL_HEADS]
+    made += [partial(DecodeKernels, torch.float16, *heads, 4, device) for heads in ATTENTION_HEADS]
+    for heads, blocks, clusters in product(ATTENTION_HEADS, SPLITS, (True, False) if is_hopper else (False,)):
+        made.append(partial(DecodeKernels, torch.float16, *heads, 4, device, (blocks,), clusters))
+    made += [partial(sampling_kernel_for, dtype, vocabulary, device) for dtype in DTYPES for vocabulary in VOCABULARIES]
     return made
 
 
 def few_rows(make: Callable[..., object], *kind: object) -> None:
     """With 8 warps and with 16, which one row is multiplied with."""
     made = make(*kind)
-    made._compile(16)  # type: ignore[attr-defined]
+    made.compile_variants(16)  # type: ignore[attr-defined]
 
 
 def compile_library(name: str) -> None:

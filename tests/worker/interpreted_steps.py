@@ -17,16 +17,16 @@ import torch
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import KERNELS
-from core.worker.decode.cuda_graphs import Cuda, GraphSteps
-from core.worker.decode.fused_decoder_layer import FusedLayer, fuse_reading
-from core.worker.decode.fused_modules import fuse
+from core.worker.decode.cuda_graphs import GraphRecorder, GraphSteps
+from core.worker.decode.fused_decoder_layer import FusedDecoderLayer, fuse_prefill
+from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.sampling import cut, penalize
-from core.worker.decode.steps import Drawn, EagerSteps, Known, Steps
+from core.worker.decode.steps import EagerSteps, PendingTokens, ReadyTokens, Steps
 from core.worker.kernels import triton_ops
-from core.worker.kernels.sampling_kernel import BySlot
+from core.worker.kernels.sampling_kernel import SlotSamplingState
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 GREEDY = Sampling(temperature=0.0)
@@ -34,7 +34,7 @@ CHUNK_TOKENS = 40
 DRAWS = 150
 
 
-class NoCuda(Cuda):
+class PlainRecorder(GraphRecorder):
     """Runs what CUDA would replay."""
 
     def new_pool(self) -> Any:
@@ -49,8 +49,8 @@ class NoCuda(Cuda):
         replay()
         return replay, result
 
-    def copy(self, drawn: torch.Tensor) -> Drawn:
-        return Known([None if token < 0 else token for token in drawn.tolist()])
+    def copy(self, drawn: torch.Tensor) -> PendingTokens:
+        return ReadyTokens([None if token < 0 else token for token in drawn.tolist()])
 
 
 @pytest.fixture(autouse=True)
@@ -73,16 +73,16 @@ def play(steps: Steps, num_steps: int = 6) -> list[list[int | None]]:
     prompt, answers = [(7 * place) % 300 + 5 for place in range(256)], []
     for slot in range(3):
         tokens = prompt[: 30 + 37 * slot]
-        steps.begin(slot, GREEDY, 1, tokens)
-        drawn = None
+        steps.reset_slot(slot, GREEDY, 1, tokens)
+        pending = None
         for begin in range(0, len(tokens), CHUNK_TOKENS):
             chunk = tokens[begin : begin + CHUNK_TOKENS]
-            drawn = steps.read(slot, chunk, begin, begin + len(chunk) == len(tokens))
-        assert drawn is not None
-        answers.append(drawn.take())
+            pending = steps.prefill(slot, chunk, begin, begin + len(chunk) == len(tokens))
+        assert pending is not None
+        answers.append(pending.wait())
     for step in range(num_steps):
         slots = [0, 1, 2] if step % 3 else [1] if step % 2 else [0, 2]
-        for slot, token in zip(slots, steps.write(slots).take(), strict=True):
+        for slot, token in zip(slots, steps.decode(slots).wait(), strict=True):
             answers[slot].append(token)
     return answers
 
@@ -93,10 +93,10 @@ def play(steps: Steps, num_steps: int = 6) -> list[list[int | None]]:
     ids=["llama", "mistral"],
 )
 def test_captured_steps_say_what_plain_ones_say(tmp_path: Path, recipe: Recipe) -> None:
-    plain = play(EagerSteps(SlotModel(load(tmp_path, recipe, merged=False), 3, 256)))
+    plain = play(EagerSteps(ModelRunner(load(tmp_path, recipe, merged=False), 3, 256)))
     model = load(tmp_path, recipe, merged=True)
-    assert fuse(model) == ["FusedMlp", "FusedNorm", "FusedRotation", "rotate"]
-    assert play(GraphSteps(SlotModel(model, 3, 256), CHUNK_TOKENS, NoCuda())) == plain
+    assert fuse_modules(model) == ["FusedMlp", "FusedNorm", "FusedRope", "apply_rope"]
+    assert play(GraphSteps(ModelRunner(model, 3, 256), CHUNK_TOKENS, PlainRecorder())) == plain
     assert len({tuple(answer) for answer in plain}) == 3
 
 
@@ -106,36 +106,36 @@ def test_steps_are_captured_for_however_few_chats(tmp_path: Path, num_slots: int
     them wrote the next token when it was recorded and checked: that differed, so the model was run without graphs."""
     model = load(tmp_path, Recipe(num_layers=1), merged=True)
 
-    def try_out(cache: object, run_step: Callable[[], object], run_read: Callable[[], object]) -> None:
-        run_step()
-        run_read()
+    def try_out(cache: object, run_decode: Callable[[], object], run_prefill: Callable[[], object]) -> None:
+        run_decode()
+        run_prefill()
 
-    GraphSteps(SlotModel(model, num_slots, 256), CHUNK_TOKENS, NoCuda(), try_out)
+    GraphSteps(ModelRunner(model, num_slots, 256), CHUNK_TOKENS, PlainRecorder(), try_out)
 
 
-class Doubling(FusedLayer):
+class Doubling(FusedDecoderLayer):
     """A layer that doubles what it is given, where little of its shape is there."""
 
     def __init__(self, factor: float = 2.0) -> None:
         torch.nn.Module.__init__(self)
-        self.reads, self._factor = False, factor
+        self.prefills, self._factor = False, factor
 
-    def can_read(self) -> bool:
+    def can_prefill(self) -> bool:
         return True
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         shape = hidden_states.shape
         assert sum(isinstance(one, torch.Tensor) and one.shape == shape for one in gc.get_objects()) < 5
-        return hidden_states * (self._factor if self.reads else 2.0)
+        return hidden_states * (self._factor if self.prefills else 2.0)
 
 
 @pytest.mark.parametrize("wrong", [2.0, 2.1, float("nan")])
 def test_layers_that_read_in_few_kernels_are_compared_one_by_one(wrong: float) -> None:
     """What 80 layers took and gave was kept at once, a third of a GiB beyond the plan: a 70B was run without graphs."""
     model: Any = torch.nn.Sequential(*(Doubling() for _ in range(4)), Doubling(wrong), Doubling())
-    num_reading = fuse_reading(model, lambda: [model(torch.ones(1, 128, 64).half()) for _ in range(2)])
+    num_reading = fuse_prefill(model, lambda: [model(torch.ones(1, 128, 64).half()) for _ in range(2)])
     assert num_reading == (6 if wrong == 2.0 else 0)
-    assert all(layer.reads == (wrong == 2.0) for layer in model)
+    assert all(layer.prefills == (wrong == 2.0) for layer in model)
 
 
 def test_rms_norm_and_the_gate_are_the_plain_sums() -> None:
@@ -144,12 +144,12 @@ def test_rms_norm_and_the_gate_are_the_plain_sums() -> None:
     assert torch.equal(triton_ops.rms_norm(x, weight, 1e-5), wanted)
     both = torch.randn(3, 200).half()
     gated = torch.nn.functional.silu(both[:, :100].float()).half() * both[:, 100:]
-    assert torch.equal(triton_ops.silu_times(both), gated)
+    assert torch.equal(triton_ops.swiglu(both), gated)
 
 
 def test_angles_are_right_far_into_a_text() -> None:
     positions, frequencies = torch.tensor([[0, 1, 131071]]), 10000.0 ** -(torch.arange(24) / 24)
-    cos, sin = triton_ops.angles(positions, frequencies, 1.5, torch.float16)
+    cos, sin = triton_ops.rope_angles(positions, frequencies, 1.5, torch.float16)
     # The model's own: a float32 holds the angle.
     wanted = (positions[0, :, None].float() * frequencies).double().repeat(1, 2)
     assert torch.allclose(cos[0].double(), wanted.cos() * 1.5, atol=1e-3)
@@ -158,7 +158,7 @@ def test_angles_are_right_far_into_a_text() -> None:
 
 def test_what_a_slot_writes_next_is_looked_up() -> None:
     tokens, positions = torch.tensor([11, 12, 13]), torch.tensor([4, 0, 9])
-    found = triton_ops.look_up(torch.tensor([1, 0, 2]), tokens, positions, nobody=2)
+    found = triton_ops.gather_slots(torch.tensor([1, 0, 2]), tokens, positions, padding_slot=2)
     assert [one.tolist() for one in found] == [[12, 11, 13], [0, 4, 9], [0, 4, -1], [1, 5, 0]]
 
 
@@ -168,7 +168,7 @@ def test_attention_sees_each_slots_own_tokens_and_no_others(window: int, num_kv_
     keys, values = torch.randn(2, 4, num_kv_heads, context + 1, dim).half()
     slots, ends = torch.tensor([2, 0, 3, 4]), torch.tensor([80, 1, 150, 0])
     query = torch.randn(4, heads, 1, dim).half()
-    got = triton_ops.attend_one(query, keys, values, slots, ends, dim**-0.5, window)
+    got = triton_ops.attend_decode(query, keys, values, slots, ends, dim**-0.5, window)
     for row in range(3):
         places = torch.tensor([int(ends[row]) - 1])
         wanted = attention(query[row], keys[slots[row]], values[slots[row]], places, window)
@@ -177,7 +177,9 @@ def test_attention_sees_each_slots_own_tokens_and_no_others(window: int, num_kv_
     chunk = torch.randn(1, heads, 70, dim).half()
     for begin in (0, 100):
         places = torch.arange(begin, begin + 70)
-        got = triton_ops.attend_chunk(chunk, keys, values, torch.tensor([1]), torch.tensor([begin]), dim**-0.5, window)
+        got = triton_ops.attend_prefill(
+            chunk, keys, values, torch.tensor([1]), torch.tensor([begin]), dim**-0.5, window
+        )
         wanted = attention(chunk[0], keys[1], values[1], places, window)
         is_real = places <= context
         assert torch.allclose(got[0].float()[is_real], wanted[is_real], atol=4e-3)
@@ -198,7 +200,7 @@ def attention(
 def test_new_keys_go_where_they_are_told_and_nowhere_else() -> None:
     keys, values = torch.zeros(2, 4, 2, 11, 32)
     key, value = torch.randn(2, 2, 2, 3, 32)
-    triton_ops.keep(key, value, keys, values, torch.tensor([3, 1]), torch.tensor([[5, 6, -1], [-1, 0, 10]]))
+    triton_ops.store_kv(key, value, keys, values, torch.tensor([3, 1]), torch.tensor([[5, 6, -1], [-1, 0, 10]]))
     assert torch.equal(keys[3, :, 5:7], key[0, :, :2]) and torch.equal(values[1, :, 0], value[1, :, 1])
     assert torch.equal(keys[1, :, 10], key[1, :, 2])
     keys[3, :, 5:7] = keys[1, :, 0] = keys[1, :, 10] = 0
@@ -248,7 +250,7 @@ def draw(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> 
     seen[0, :30] = 1
     tokens, positions, drawn = torch.zeros(2).long(), torch.tensor([position, 0]), torch.zeros(1).long()
     one, rows, seeds = torch.ones(1).long(), torch.zeros(1).long(), torch.tensor([seed, 0])
-    slots = BySlot(settings, seeds, seen, tokens, positions)
-    triton_ops.draw_all(logits, torch.empty(1, 500), rows, slots, one, drawn)
+    slots = SlotSamplingState(settings, seeds, seen, tokens, positions)
+    triton_ops.sample_all(logits, torch.empty(1, 500), rows, slots, one, drawn)
     assert positions[0] == position + 1
     return int(drawn)

@@ -1,4 +1,4 @@
-"""The lean pass of a CPU gives the numbers of the model's own pass to the bit, for every family and layout that it
+"""The fast pass of a CPU gives the numbers of the model's own pass to the bit, for every family and layout that it
 takes; a model that it does not take keeps its own."""
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import KERNELS, Device, choose_kernel
-from core.worker.decode.cpu_decode import make_lean
-from core.worker.decode.cpu_threads import leave_one_core
+from core.worker.decode.cpu_decode import make_fast_decode
+from core.worker.decode.cpu_threads import reserve_one_core
 from core.worker.decode.steps import EagerSteps, Steps
 from core.worker.load import OpenEngine, open_engine
 from core.worker.model import attention
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ SIZES = {
 def as_in_the_worker() -> Iterator[None]:
     """No gradients, and the worker's number of threads: with more, they wait for one another at every small matrix."""
     num_before = torch.get_num_threads()
-    leave_one_core()
+    reserve_one_core()
     with torch.inference_mode():
         yield
     torch.set_num_threads(num_before)
@@ -69,12 +69,12 @@ def ask(steps: Steps, prompts: list[list[int]], num_tokens: int) -> list[list[in
     """The first tokens of the greedy answers to prompts that are read one after another and answered together."""
     answers = []
     for slot, prompt in enumerate(prompts):
-        steps.begin(slot, Sampling(temperature=0.0), 0, prompt)
-        first = steps.read(slot, prompt, 0, is_last=True)
+        steps.reset_slot(slot, Sampling(temperature=0.0), 0, prompt)
+        first = steps.prefill(slot, prompt, 0, is_last=True)
         assert first is not None
-        answers.append(first.take())
+        answers.append(first.wait())
     for _ in range(num_tokens - 1):
-        for answer, token in zip(answers, steps.write(range(len(prompts))).take(), strict=True):
+        for answer, token in zip(answers, steps.decode(range(len(prompts))).wait(), strict=True):
             answer.append(token)
     return answers
 
@@ -98,7 +98,7 @@ def ask(steps: Steps, prompts: list[list[int]], num_tokens: int) -> list[list[in
 def test_families_that_are_made_alike_are_taken(family_and_settings: tuple[str, dict]) -> None:
     family, settings = family_and_settings
     model = make_model(family, **settings)
-    assert make_lean(model, SlotModel(model, 2, 64)) is not None
+    assert make_fast_decode(model, ModelRunner(model, 2, 64)) is not None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_families_that_are_made_alike_are_taken(family_and_settings: tuple[str, 
 def test_a_model_that_is_made_in_another_way_keeps_its_own_pass(family_and_settings: tuple[str, dict]) -> None:
     family, settings = family_and_settings
     model = make_model(family, **settings)
-    assert make_lean(model, SlotModel(model, 2, 64)) is None
+    assert make_fast_decode(model, ModelRunner(model, 2, 64)) is None
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_a_model_that_is_made_in_another_way_keeps_its_own_pass(family_and_setti
 def test_matrices_side_by_side_and_lean_give_what_the_plain_model_gives(tmp_path: Path, recipe: Recipe) -> None:
     """Three chats of different lengths, each token to the bit."""
     make_checkpoint(tmp_path / "model", replace(recipe, hidden=128, intermediate=256))
-    plain = SlotModel(load(tmp_path / "model", merged=False), 3, 64)
+    plain = ModelRunner(load(tmp_path / "model", merged=False), 3, 64)
     model = load(tmp_path / "model", merged=True)
-    slots = SlotModel(model, 3, 64)
-    lean = make_lean(model, slots)
-    assert lean is not None
+    slots = ModelRunner(model, 3, 64)
+    fast = make_fast_decode(model, slots)
+    assert fast is not None
     lengths = (3, 11, 40)
     generator = torch.Generator().manual_seed(1)
     for slot, length in enumerate(lengths):
@@ -139,31 +139,31 @@ def test_matrices_side_by_side_and_lean_give_what_the_plain_model_gives(tmp_path
         assert torch.equal(*(one.forward(tokens, positions, slot, length) for one in (plain, slots)))
     for step in range(4):
         tokens = torch.randint(384, (3,), generator=generator).tolist()
-        got = lean.forward(range(3), tokens, [length + step for length in lengths])
+        got = fast.forward(range(3), tokens, [length + step for length in lengths])
         for slot, length in enumerate(lengths):
             place = torch.tensor([[length + step]])
             wanted = plain.forward(torch.tensor([[tokens[slot]]]), place, slot, length + step + 1)
             assert torch.equal(wanted[0], got[slot])
 
 
-def test_steps_with_a_lean_pass_draw_what_plain_ones_draw(tmp_path: Path) -> None:
+def test_steps_with_a_fast_pass_draw_what_plain_ones_draw(tmp_path: Path) -> None:
     """Also where a prompt is read again for its last token alone, and where a chat between two others has ended."""
     make_checkpoint(tmp_path / "model")
     model = load(tmp_path / "model", merged=True)
-    slots = SlotModel(model, 3, 64)
+    slots = ModelRunner(model, 3, 64)
     drawn = []
-    for steps in (EagerSteps(slots), EagerSteps(slots, make_lean(model, slots))):
+    for steps in (EagerSteps(slots), EagerSteps(slots, make_fast_decode(model, slots))):
         answers = ask(steps, [[5, 300, 17], [42], [260, 9, 101, 7]], 6)
-        again = steps.read(0, [17], 2, is_last=True)
+        again = steps.prefill(0, [17], 2, is_last=True)
         assert again is not None
-        drawn.append([*answers, again.take(), *(steps.write([0, 2]).take() for _ in range(3))])
+        drawn.append([*answers, again.wait(), *(steps.decode([0, 2]).wait() for _ in range(3))])
     assert drawn[0] == drawn[1]
 
 
 def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "model")
     model = load(tmp_path / "model", merged=True)
-    assert make_lean(model, SlotModel(model, 1, 1)) is not None
+    assert make_fast_decode(model, ModelRunner(model, 1, 1)) is not None
 
 
 # The starter ---------------------------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_the_starters_answer_does_not_depend_on_what_runs_beside_it(starter: Ope
 
 def test_a_prompt_gives_the_same_numbers_on_one_core_and_on_two(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "model", Recipe(hidden=256, intermediate=512))
-    slots = SlotModel(load(tmp_path / "model", merged=True), 1, 128)
+    slots = ModelRunner(load(tmp_path / "model", merged=True), 1, 128)
     tokens, positions = torch.randint(384, (1, 100)), torch.arange(100).unsqueeze(0)
     num_before, logits = torch.get_num_threads(), []
     for num_threads in (1, 2):

@@ -10,10 +10,10 @@ import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.kernels.registry import KERNELS
-from core.worker.kernels.cpu_int4_prefill import MIN_ROWS, has_matrix_units, is_supported, many_rows
+from core.worker.kernels.cpu_int4_prefill import MIN_ROWS, has_matrix_units, is_supported, make_prefill_matmul
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def test_many_rows_get_the_kernels_product(num_inputs: int, num_outputs: int, gr
     weight, scales = pack(num_inputs, num_outputs, group_size, has_zeros)
     rows = torch.randn((MIN_ROWS, num_inputs), generator=torch.Generator().manual_seed(1)).bfloat16()
     wanted = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, weight, group_size, scales).float()
-    multiply = many_rows(weight, scales, group_size)
+    multiply = make_prefill_matmul(weight, scales, group_size)
     assert multiply is not None
     assert (multiply(rows).float() - wanted).norm() < ROUNDING * wanted.norm()
 
@@ -57,8 +57,8 @@ def test_a_prompt_read_at_once_means_what_its_tokens_mean_one_by_one(tmp_path: P
     kernel = next(kernel for kernel in KERNELS if kernel.name == "aten_int4")
     model = load_model(read_checkpoint(tmp_path), kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
     tokens = torch.randint(384, (1, 2 * MIN_ROWS), generator=torch.Generator().manual_seed(2))
-    at_once = SlotModel(model, 1, 128).forward(tokens, torch.arange(tokens.shape[1]).unsqueeze(0), 0, tokens.shape[1])
-    slots = SlotModel(model, 1, 128)
+    at_once = ModelRunner(model, 1, 128).forward(tokens, torch.arange(tokens.shape[1]).unsqueeze(0), 0, tokens.shape[1])
+    slots = ModelRunner(model, 1, 128)
     for position in range(tokens.shape[1]):
         place = slice(position, position + 1)
         one_by_one = slots.forward(tokens[:, place], torch.tensor([[position]]), 0, position + 1)
@@ -68,7 +68,7 @@ def test_a_prompt_read_at_once_means_what_its_tokens_mean_one_by_one(tmp_path: P
 @needs_matrix_units
 def test_a_matrix_that_is_no_whole_number_of_tiles_keeps_the_kernel() -> None:
     weight, scales = pack(64, 80, 32, has_zeros=False)
-    assert many_rows(weight, scales, 32) is None
+    assert make_prefill_matmul(weight, scales, 32) is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core.worker.decode import cpu_threads as cores
-from core.worker.decode.cpu_threads import LOOK_S, IdleCores, num_cores, used_s
+from core.worker.decode.cpu_threads import LOOK_S, AdaptiveThreads, num_cores, used_s
 
 STAT = "cpu  100 20 30 4000 50 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
 
@@ -37,11 +37,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
 
 
 @pytest.fixture
-def watch(machine: Machine) -> IdleCores:
-    return IdleCores(lambda: machine.own_s + machine.others_s, lambda: machine.own_s, lambda: machine.time_s)
+def watch(machine: Machine) -> AdaptiveThreads:
+    return AdaptiveThreads(lambda: machine.own_s + machine.others_s, lambda: machine.own_s, lambda: machine.time_s)
 
 
-def test_all_cores_compute_while_nothing_else_runs(machine: Machine, watch: IdleCores) -> None:
+def test_all_cores_compute_while_nothing_else_runs(machine: Machine, watch: AdaptiveThreads) -> None:
     machine.run(1.0, own=1.0, others=0.05)
     watch.adapt()
     assert torch.get_num_threads() == 2
@@ -50,7 +50,7 @@ def test_all_cores_compute_while_nothing_else_runs(machine: Machine, watch: Idle
     assert torch.get_num_threads() == 2
 
 
-def test_one_core_is_left_as_soon_as_something_else_wants_it(machine: Machine, watch: IdleCores) -> None:
+def test_one_core_is_left_as_soon_as_something_else_wants_it(machine: Machine, watch: AdaptiveThreads) -> None:
     """Two threads that a busy page displaced wrote 2 tokens a second."""
     machine.run(1.0, own=1.0, others=0.0)
     watch.adapt()
@@ -59,7 +59,7 @@ def test_one_core_is_left_as_soon_as_something_else_wants_it(machine: Machine, w
     assert torch.get_num_threads() == 1
 
 
-def test_between_two_looks_nothing_changes(machine: Machine, watch: IdleCores) -> None:
+def test_between_two_looks_nothing_changes(machine: Machine, watch: AdaptiveThreads) -> None:
     machine.run(LOOK_S * 0.6, own=1.0, others=0.0)
     watch.adapt()
     assert torch.get_num_threads() == 1
@@ -69,7 +69,7 @@ def test_between_two_looks_nothing_changes(machine: Machine, watch: IdleCores) -
 
 
 def test_where_the_machine_does_not_tell_one_core_is_left(machine: Machine) -> None:
-    watch = IdleCores(lambda: None, lambda: machine.own_s, lambda: machine.time_s)
+    watch = AdaptiveThreads(lambda: None, lambda: machine.own_s, lambda: machine.time_s)
     torch.set_num_threads(2)
     machine.run(1.0, own=1.0, others=0.0)
     watch.adapt()

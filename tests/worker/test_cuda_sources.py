@@ -13,15 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.worker.kernels import decode_attention as rows
-from core.worker.kernels import nvrtc
-from core.worker.kernels import sampling_kernel as drawing
-from core.worker.kernels import w4_prefill as prompts
-from core.worker.kernels import w4_small_batch as deck
-from core.worker.kernels.decode_attention import RowKernels
-from core.worker.kernels.sampling_kernel import MAX_SCORES, DrawKernel
-from core.worker.kernels.w4_prefill import PromptKernels
-from core.worker.kernels.w4_small_batch import DeckKernels
+from core.worker.kernels import decode_attention, nvrtc, sampling_kernel, w4_prefill, w4_small_batch
+from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.sampling_kernel import MAX_SCORES, SamplingKernel
+from core.worker.kernels.w4_prefill import PrefillKernels
+from core.worker.kernels.w4_small_batch import W4Kernels
 
 package = pytest.importorskip("nvidia.cuda_nvrtc", reason="there is one for Linux on x86 only")
 
@@ -59,11 +55,11 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(nvrtc, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: Compiled.capability)
-    for module in (deck, drawing, prompts, rows):
+    for module in (w4_small_batch, sampling_kernel, w4_prefill, decode_attention):
         monkeypatch.setattr(module, "CudaModule", Compiled)
-    rows.module_for.cache_clear()
+    decode_attention.module_for.cache_clear()
     yield
-    rows.module_for.cache_clear()
+    decode_attention.module_for.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -79,11 +75,11 @@ def test_the_products_compile(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, group_size: int, has_zeros: bool
 ) -> None:
     monkeypatch.setattr(Compiled, "capability", capability)
-    kernels = DeckKernels(dtype, group_size, has_zeros, torch.device("cpu"))
+    kernels = W4Kernels(dtype, group_size, has_zeros, torch.device("cpu"))
     # Those of one row are compiled when it comes.
-    kernels._compile(16)
+    kernels.compile_variants(16)
     if capability == (9, 0):
-        PromptKernels(dtype, group_size, has_zeros, torch.device("cpu"))
+        PrefillKernels(dtype, group_size, has_zeros, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
@@ -102,12 +98,12 @@ def test_the_attention_of_new_tokens_compiles(
     """The end of an attention was a function that CUDA 12.4 does not take, so models were loaded with slow steps."""
     monkeypatch.setattr(Compiled, "capability", capability)
     for clusters in {False, capability >= (9, 0)}:
-        RowKernels(dtype, heads, dim, 2, torch.device("cpu"), clusters=clusters)
+        DecodeKernels(dtype, heads, dim, 2, torch.device("cpu"), clusters=clusters)
 
 
 @pytest.mark.parametrize(("dtype", "vocabulary"), [(torch.float16, 500), (torch.bfloat16, MAX_SCORES * 4096)])
 def test_drawing_compiles(dtype: torch.dtype, vocabulary: int) -> None:
-    DrawKernel(dtype, vocabulary, torch.device("cpu"))
+    SamplingKernel(dtype, vocabulary, torch.device("cpu"))
 
 
 def test_text_is_read_after_compiling_as_before() -> None:

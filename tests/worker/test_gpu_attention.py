@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.worker.kernels.decode_attention import SHARES, RowKernels
+from core.worker.kernels.decode_attention import SPLITS, DecodeKernels
 from tests.support.compile_ahead import ATTENTION_HEADS
 
 pytestmark = [
@@ -53,8 +53,8 @@ def test_attention_is_right_and_the_same_however_many_blocks_share_it(
     before = before.flip(1)
 
     results = []
-    for blocks in SHARES:
-        kernels = RowKernels(torch.float16, heads, dim, rows, device, (blocks,), clusters)
+    for blocks in SPLITS:
+        kernels = DecodeKernels(torch.float16, heads, dim, rows, device, (blocks,), clusters)
         keys, values = before.clone()
         got = kernels.attend(qkv, (cos, sin), (keys, values), slots, columns, dim**-0.5, window)
         alone = kernels.attend(

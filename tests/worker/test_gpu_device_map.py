@@ -16,7 +16,7 @@ from core.worker.decode.steps import EagerSteps
 from core.worker.load import use_capturable_stream
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits
 
@@ -45,7 +45,7 @@ def test_a_split_model_computes_the_model(tmp_path: Path, kernel: str, num_layer
     places = Places((torch.device("cuda:0"), torch.device("cuda:1")), num_layers)
     chosen = next(one for one in KERNELS if one.name == kernel)
     model = load_model(read_checkpoint(tmp_path), chosen, places, torch.float16, 512, lambda _: None)
-    slots = SlotModel(model, num_slots=3, context_tokens=64)
+    slots = ModelRunner(model, num_slots=3, context_tokens=64)
     assert {keys.device for keys in slots.cache.keys} == {
         places.of_layer(index) for index in range(SIZES["num_layers"])
     }
@@ -54,10 +54,10 @@ def test_a_split_model_computes_the_model(tmp_path: Path, kernel: str, num_layer
     assert (got.float().cpu() - wanted).abs().max() < TOLERANCE * wanted.std()
     steps = EagerSteps(slots)
     for slot in range(3):
-        steps.begin(slot, Sampling(temperature=0.8 if slot else 0.0, seed=7), 7, TOKENS)
-        drawn = steps.read(slot, TOKENS, 0, True)
-        assert drawn is not None
-        (token,) = drawn.take()
+        steps.reset_slot(slot, Sampling(temperature=0.8 if slot else 0.0, seed=7), 7, TOKENS)
+        pending = steps.prefill(slot, TOKENS, 0, True)
+        assert pending is not None
+        (token,) = pending.wait()
         assert token is not None and (slot or token == int(got.argmax()))
-    answers = [steps.write([0, 1, 2]).take() for _ in range(5)]
+    answers = [steps.decode([0, 1, 2]).wait() for _ in range(5)]
     assert all(token is not None for row in answers for token in row)

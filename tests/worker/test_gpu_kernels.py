@@ -13,7 +13,7 @@ from core.memory.kernels.registry import KERNELS, Device, can_run, choose_kernel
 from core.worker.load import choose_dtype, find_devices
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits
 
@@ -52,7 +52,7 @@ def test_a_kernel_computes_what_the_packed_matrices_stand_for(tmp_path: Path, ke
     with torch.inference_mode():
         dtype = choose_dtype(checkpoint, kernel, device)
         model = load_model(checkpoint, kernel, Places((torch.device("cuda:0"),)), dtype, 512, lambda _: None)
-        slots = SlotModel(model, num_slots=1, context_tokens=32)
+        slots = ModelRunner(model, num_slots=1, context_tokens=32)
         got = slots.forward(tokens.cuda(), torch.arange(7, device="cuda").unsqueeze(0), 0, 7).float().cpu()
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
 

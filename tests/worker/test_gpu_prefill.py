@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from core.memory.plan import takes_prompts_from_codes
-from core.worker.kernels.decode_attention import RowKernels
-from core.worker.kernels.packing import BLOCK, TILE, PackedMatrix
-from core.worker.kernels.w4_prefill import FromCodes, PromptKernels, WrittenOut
-from core.worker.kernels.w4_small_batch import DeckKernels, Norm, places_of
+from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.packing import K_BLOCK, TILE, PackedMatrix, invert_permutation
+from core.worker.kernels.w4_prefill import DequantThenGemm, FusedDequantGemm, PrefillKernels
+from core.worker.kernels.w4_small_batch import FusedRmsNorm, W4Kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,15 +38,15 @@ KINDS = [
 
 @needs_tensor_cores
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_order"), KINDS)
+@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
 def test_rows_from_codes_are_those_of_the_matrix_written_out(
-    dtype: torch.dtype, group_size: int, has_zeros: bool, has_order: bool, shape: tuple[int, int]
+    dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, shape: tuple[int, int]
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
-    matrix = make_matrix(*shape, dtype, group_size, has_zeros, has_order, random)
+    matrix = make_matrix(*shape, dtype, group_size, has_zeros, has_permutation, random)
     bias = torch.randn(shape[1], device=DEVICE, generator=random).to(dtype)
-    written = write_out(matrix, DeckKernels(dtype, group_size, has_zeros, DEVICE))
-    from_codes = FromCodes(PromptKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
+    written = dequantize(matrix, W4Kernels(dtype, group_size, has_zeros, DEVICE))
+    from_codes = FusedDequantGemm(PrefillKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
     for rows in ROWS:
         # Twice, and otherwise: a product leaves its room as it found it.
         for added in (None, bias):
@@ -57,25 +57,25 @@ def test_rows_from_codes_are_those_of_the_matrix_written_out(
 
 @needs_tensor_cores
 @pytest.mark.parametrize("rows", [33, 300])
-@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_order"), KINDS)
+@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
 def test_rows_are_normed_and_gated_on_the_way_and_added_to(
-    dtype: torch.dtype, group_size: int, has_zeros: bool, has_order: bool, rows: int
+    dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, rows: int
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
-    matrix = make_matrix(1024, 4112, dtype, group_size, has_zeros, has_order, random)
-    places = None if matrix.order is None else places_of(matrix.order)
-    many = FromCodes(PromptKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
+    matrix = make_matrix(1024, 4112, dtype, group_size, has_zeros, has_permutation, random)
+    inverse_permutation = None if matrix.permutation is None else invert_permutation(matrix.permutation)
+    many = FusedDequantGemm(PrefillKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
     x, weight, both, added = (
         torch.randn(shape, device=DEVICE, generator=random).to(dtype)
         for shape in ((rows, 1024), (1024,), (rows, 2048), (rows, 4112))
     )
     normed = torch.nn.functional.rms_norm(x, (1024,), weight, 1e-5)
-    arranged = many.arrange_normed(matrix, x, Norm(weight, places, 1e-5))
+    arranged = many.rmsnorm_rows(matrix, x, FusedRmsNorm(weight, inverse_permutation, 1e-5))
     wanted = many.multiply(matrix, normed, None)
-    assert far(many.multiply_arranged(matrix, arranged, rows, None), wanted.float()) < 2 * TOLERANCES[dtype]
+    assert far(many.multiply_swizzled(matrix, arranged, rows, None), wanted.float()) < 2 * TOLERANCES[dtype]
     gate, up = both.chunk(2, -1)
     wanted = many.multiply(matrix, torch.nn.functional.silu(gate) * up, None) + added
-    got = many.multiply_arranged(matrix, many.arrange_gated(matrix, both, places), rows, None, added)
+    got = many.multiply_swizzled(matrix, many.swiglu_rows(matrix, both, inverse_permutation), rows, None, added)
     assert far(got, wanted.float()) < 2 * TOLERANCES[dtype]
 
 
@@ -92,38 +92,38 @@ def test_queries_are_turned_and_keys_and_values_kept(heads: tuple[int, int], dim
     columns = torch.where(torch.arange(tokens, device=DEVICE) < 60, torch.arange(tokens, device=DEVICE) + 5, -1)[None]
     caches = [torch.zeros((2, 2, num_kv_heads, 81, dim), dtype=torch.float16, device=DEVICE) for _ in range(2)]
     by_head = qkv.clone().view(tokens, -1, dim).transpose(0, 1)[None]
-    query, key = triton_ops.rotate(by_head[:, :num_heads], by_head[:, num_heads:-num_kv_heads], cos, sin)
-    triton_ops.keep(key, by_head[:, -num_kv_heads:], *caches[0], slots, columns)
-    rows = RowKernels(torch.float16, heads, dim, 2, DEVICE)
-    got = rows.turn(qkv, (cos, sin), (caches[1][0], caches[1][1]), slots, columns)
+    query, key = triton_ops.apply_rope(by_head[:, :num_heads], by_head[:, num_heads:-num_kv_heads], cos, sin)
+    triton_ops.store_kv(key, by_head[:, -num_kv_heads:], *caches[0], slots, columns)
+    kernels = DecodeKernels(torch.float16, heads, dim, 2, DEVICE)
+    got = kernels.apply_rope_and_store_kv(qkv, (cos, sin), (caches[1][0], caches[1][1]), slots, columns)
     assert far(got, query.float()) < TOLERANCES[torch.float16]
     assert far(caches[1], caches[0].float()) < TOLERANCES[torch.float16]
 
 
 @pytest.mark.parametrize("outputs_at_once", [64, 1296])
-@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_order"), KINDS)
+@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
 def test_rows_of_a_matrix_that_is_written_out_piece_by_piece_or_whole(
-    dtype: torch.dtype, group_size: int, has_zeros: bool, has_order: bool, outputs_at_once: int
+    dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, outputs_at_once: int
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
-    matrix = make_matrix(4096, 1296, dtype, group_size, has_zeros, has_order, random)
+    matrix = make_matrix(4096, 1296, dtype, group_size, has_zeros, has_permutation, random)
     bias = torch.randn(1296, device=DEVICE, generator=random).to(dtype)
-    kernels = DeckKernels(dtype, group_size, has_zeros, DEVICE)
-    written_out = WrittenOut(kernels, 4096 * outputs_at_once, dtype, DEVICE)
+    kernels = W4Kernels(dtype, group_size, has_zeros, DEVICE)
+    written_out = DequantThenGemm(kernels, 4096 * outputs_at_once, dtype, DEVICE)
     for added in (None, bias):
         x = torch.randn((300, 4096), device=DEVICE, generator=random).to(dtype)
-        wanted = multiply(matrix, x, write_out(matrix, kernels), added)
+        wanted = multiply(matrix, x, dequantize(matrix, kernels), added)
         # A bias is added to what is rounded already.
         assert far(written_out.multiply(matrix, x, added), wanted) < 2 * TOLERANCES[dtype]
 
 
-def write_out(matrix: PackedMatrix, kernels: DeckKernels) -> torch.Tensor:
+def dequantize(matrix: PackedMatrix, kernels: W4Kernels) -> torch.Tensor:
     room = torch.empty(matrix.outputs * matrix.inputs, dtype=matrix.scales.dtype, device=DEVICE)
-    return kernels.write_out(matrix, 0, matrix.outputs // TILE, room).float()
+    return kernels.dequantize(matrix, 0, matrix.outputs // TILE, room).float()
 
 
 def multiply(matrix: PackedMatrix, x: torch.Tensor, written: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    out = (x if matrix.order is None else x.index_select(1, matrix.order)).float() @ written.t()
+    out = (x if matrix.permutation is None else x.index_select(1, matrix.permutation)).float() @ written.t()
     return out if bias is None else out + bias.float()
 
 
@@ -133,16 +133,16 @@ def make_matrix(
     dtype: torch.dtype,
     group_size: int,
     has_zeros: bool,
-    has_order: bool,
+    has_permutation: bool,
     random: torch.Generator,
 ) -> PackedMatrix:
     tiles, groups = outputs // TILE, 1 if group_size < 0 else inputs // group_size
-    codes = torch.randint(-(2**31), 2**31, (tiles, inputs // BLOCK, 32, 4), device=DEVICE, generator=random)
+    codes = torch.randint(-(2**31), 2**31, (tiles, inputs // K_BLOCK, 32, 4), device=DEVICE, generator=random)
     scales = (torch.rand((tiles, groups, 8, 2), device=DEVICE, generator=random) + 0.5) / 100
     zeros = torch.randint(0, 16, (tiles, groups, 8, 2), device=DEVICE, generator=random).to(dtype)
-    order = torch.randperm(inputs, device=DEVICE, generator=random).to(torch.int32)
+    permutation = torch.randperm(inputs, device=DEVICE, generator=random).to(torch.int32)
     return PackedMatrix(
-        codes.to(torch.int32), scales.to(dtype), zeros if has_zeros else None, order if has_order else None
+        codes.to(torch.int32), scales.to(dtype), zeros if has_zeros else None, permutation if has_permutation else None
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.engine.sampling_params import Sampling
-from core.worker.kernels.sampling_kernel import SETTINGS, BySlot, drawing_for
+from core.worker.kernels.sampling_kernel import SETTINGS, SlotSamplingState, sampling_kernel_for
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,10 +23,10 @@ SAMPLINGS = (
 )
 
 
-def make_slots(vocabulary: int) -> BySlot:
+def make_slots(vocabulary: int) -> SlotSamplingState:
     generator = torch.Generator("cuda").manual_seed(vocabulary)
     samplings = [SAMPLINGS[slot % len(SAMPLINGS)] for slot in range(SLOTS)] + [SAMPLINGS[3]]
-    return BySlot(
+    return SlotSamplingState(
         settings=torch.tensor([[float(getattr(one, name)) for name in SETTINGS] for one in samplings], device="cuda"),
         seeds=torch.randint(-(2**62), 2**62, (SLOTS + 1,), device="cuda", generator=generator),
         seen=(torch.rand((SLOTS + 1, vocabulary), device="cuda", generator=generator) < 0.1).to(torch.uint8),
@@ -38,9 +38,9 @@ def make_slots(vocabulary: int) -> BySlot:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("vocabulary", [500, 32000, 151936, 262144])
 def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
-    from core.worker.kernels.triton_ops import draw_all
+    from core.worker.kernels.triton_ops import sample_all
 
-    kernel = drawing_for(dtype, vocabulary, torch.device("cuda", 0))
+    kernel = sampling_kernel_for(dtype, vocabulary, torch.device("cuda", 0))
     if kernel is None:
         pytest.skip("this GPU draws with the other kernel alone")
     one, other = make_slots(vocabulary), make_slots(vocabulary)
@@ -54,7 +54,7 @@ def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
             got, wanted = torch.zeros((2, len(rows)), dtype=torch.long, device="cuda")
             step = torch.ones(1, dtype=torch.long, device="cuda")
             kernel(logits, rows, one, step, got)
-            draw_all(logits, torch.empty_like(logits, dtype=torch.float32), rows, other, step, wanted)
+            sample_all(logits, torch.empty_like(logits, dtype=torch.float32), rows, other, step, wanted)
             num_same += int((got == wanted).sum())
             assert torch.equal(one.tokens[rows[:-1]], got[:-1])
             assert torch.equal(one.positions, other.positions)
@@ -64,7 +64,7 @@ def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
 
 
 def test_what_is_no_number_draws_nothing() -> None:
-    kernel = drawing_for(torch.float16, 32000, torch.device("cuda", 0))
+    kernel = sampling_kernel_for(torch.float16, 32000, torch.device("cuda", 0))
     if kernel is None:
         pytest.skip("this GPU draws with the other kernel alone")
     slots = make_slots(32000)

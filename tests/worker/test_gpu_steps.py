@@ -73,15 +73,15 @@ def read_all(steps: Any) -> list[int]:
     first = []
     for slot in range(CHATS):
         tokens = prompt(slot)
-        steps.begin(slot, GREEDY, 1, tokens)
-        first += steps.read(slot, tokens, 0, True).take()
+        steps.reset_slot(slot, GREEDY, 1, tokens)
+        first += steps.prefill(slot, tokens, 0, True).wait()
     return first
 
 
 def logits_of(steps: Any, slots: list[int]) -> torch.Tensor:
     """The logits of the next step of `slots`."""
-    steps.write(slots).take()
-    step = next(step for step in steps._writes if step.num_rows >= len(slots))
+    steps.decode(slots).wait()
+    step = next(step for step in steps._decode_graphs if step.num_rows >= len(slots))
     logits: torch.Tensor = step.logits[: len(slots)].clone()
     return logits
 
@@ -109,10 +109,10 @@ def test_a_model_for_one_or_two_chats_is_captured(tmp_path: Path, chats: int) ->
     """What is told of it in tests/worker/interpreted_steps.py."""
     make_checkpoint(tmp_path, RECIPES["group 128"])
     steps = open_steps(tmp_path, chats)
-    steps.begin(0, GREEDY, 1, prompt(0))
-    together = [*steps.read(0, prompt(0), 0, True).take(), *steps.write([0]).take()]
-    steps.begin(0, GREEDY, 1, prompt(0))
-    assert together == [*steps.read(0, prompt(0), 0, True).take(), *steps.write([0]).take()]
+    steps.reset_slot(0, GREEDY, 1, prompt(0))
+    together = [*steps.prefill(0, prompt(0), 0, True).wait(), *steps.decode([0]).wait()]
+    steps.reset_slot(0, GREEDY, 1, prompt(0))
+    assert together == [*steps.prefill(0, prompt(0), 0, True).wait(), *steps.decode([0]).wait()]
 
 
 @pytest.mark.parametrize("name", ["group 64, shared heads", "act-order"])

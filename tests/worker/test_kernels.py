@@ -14,7 +14,7 @@ from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.common.i18n import catalogue
 from core.memory.kernels.registry import KERNELS, Device, Kernel, can_run, choose_kernel, matrix_shapes
-from core.worker.kernels.packing import BLOCK, TILE
+from core.worker.kernels.packing import K_BLOCK, TILE
 from core.worker.model.backends.gptqmodel import CLASSES
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
@@ -199,7 +199,7 @@ def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None
     for model in taken:
         ((rows, columns),) = matrix_shapes(model)
         group_size = model.quantization.group_size
-        assert columns % TILE == 0 and rows % BLOCK == 0
+        assert columns % TILE == 0 and rows % K_BLOCK == 0
         assert group_size < 0 or (rows % group_size == 0 and group_size % 32 == 0)
 
 

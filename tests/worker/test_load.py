@@ -18,7 +18,7 @@ from core.worker.decode.steps import EagerSteps
 from core.worker.load import check_numbers, choose_dtype, warm_up
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from core.worker.tokenizer import TURN_ENDS, find_end_tokens, read_tokenizer
 from tests.support.checkpoints import Recipe, make_checkpoint
 
@@ -200,7 +200,7 @@ def test_weights_that_compute_no_numbers_refuse_the_load(folder: Path, broken: f
     model = load_model(
         read_checkpoint(folder), KERNEL["dense"], Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None
     )
-    slots = SlotModel(model, num_slots=2, context_tokens=32)
+    slots = ModelRunner(model, num_slots=2, context_tokens=32)
     check_numbers(slots, "tiny")
     warm_up(EagerSteps(slots), 8, "tiny")
     model.get_output_embeddings().weight[7] = broken

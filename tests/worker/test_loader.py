@@ -14,7 +14,7 @@ from core.common.errors import CheckpointError, DeckError, EngineError
 from core.memory.kernels.registry import Device, choose_kernel
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits
 
@@ -52,7 +52,7 @@ def test_a_loaded_model_computes_what_its_packed_matrices_stand_for(tmp_path: Pa
     tokens = torch.tensor([[5, 300, 17, 42, 260, 9, 101]])
     wanted = reference_logits(tmp_path / "model", dense, tokens)
     with torch.inference_mode():
-        slots = SlotModel(load(tmp_path / "model"), num_slots=1, context_tokens=32)
+        slots = ModelRunner(load(tmp_path / "model"), num_slots=1, context_tokens=32)
         got = slots.forward(tokens, torch.arange(7).unsqueeze(0), 0, 7).float()
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
     assert wanted.std() > 0.1
@@ -63,7 +63,7 @@ def test_a_model_of_another_family_loads_as_well(tmp_path: Path) -> None:
     tokens = torch.tensor([[5, 300, 17]])
     wanted = reference_logits(tmp_path / "model", dense, tokens)
     with torch.inference_mode():
-        slots = SlotModel(load(tmp_path / "model"), num_slots=1, context_tokens=32)
+        slots = ModelRunner(load(tmp_path / "model"), num_slots=1, context_tokens=32)
         got = slots.forward(tokens, torch.arange(3).unsqueeze(0), 0, 3).float()
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
 

@@ -11,31 +11,36 @@ import torch
 
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError
-from core.worker.kernels.decode_attention import MAX_QUERIES, SHARES, choose_ahead, choose_blocks, queries_together
+from core.worker.kernels.decode_attention import (
+    MAX_QUERIES,
+    SPLITS,
+    choose_blocks,
+    choose_pipeline_stages,
+    queries_per_block,
+)
 from core.worker.kernels.decode_attention import shared_bytes as attention_bytes
-from core.worker.kernels.nvrtc import compiled
+from core.worker.kernels.nvrtc import compiled, read_source
 from core.worker.kernels.packing import (
-    BLOCK,
+    K_BLOCK,
     SYMMETRIC_WORDS,
     TILE,
-    by_tile,
-    input_order,
+    find_permutation,
+    invert_permutation,
     pack_codes,
+    tile_scales,
     unpack,
 )
-from core.worker.kernels.w4_small_batch import (
-    FINISHES,
-    FOR_ONE_ROW,
+from core.worker.kernels.w4_small_batch import empty_group_sums
+from core.worker.kernels.w4_variants import (
+    EPILOGUES,
     SHARED_BYTES_16,
+    SINGLE_ROW_VARIANTS,
     VARIANTS,
-    bytes_an_input,
+    bytes_per_input,
     choose_variants,
     choose_warps,
     has_many_tiles,
-    places_of,
-    read_source,
-    room_for_sums,
-    run_of,
+    inputs_per_group,
     shared_bytes,
 )
 from core.worker.model.backends.gptqmodel import check_symmetric
@@ -66,12 +71,12 @@ def test_each_lane_finds_the_codes_of_its_products(codes: torch.Tensor) -> None:
     """As m16n8k16 wants its first matrix: in register 0 outputs g, in 1 outputs g + 8, then both for later inputs; an
     input pair in each. The inputs of one lane lie beside each other, eight of each 32."""
     packed = pack_codes(codes)
-    assert packed.shape == (OUTPUTS // TILE, INPUTS // BLOCK, 32, 4)
+    assert packed.shape == (OUTPUTS // TILE, INPUTS // K_BLOCK, 32, 4)
     for tile, block, lane, word in [
         tuple(random.Random(seed).randrange(size) for size in packed.shape) for seed in range(200)
     ]:
         value = int(packed[tile, block, lane, word]) & 0xFFFFFFFF
-        first = block * BLOCK + word // 2 * 32 + lane % 4 * 8 + word % 2 * 4
+        first = block * K_BLOCK + word // 2 * 32 + lane % 4 * 8 + word % 2 * 4
         for register in range(4):
             pair = [value >> shift + 4 * register & 15 for shift in (0, 16)]
             output = tile * TILE + lane // 4 + register % 2 * 8
@@ -81,19 +86,19 @@ def test_each_lane_finds_the_codes_of_its_products(codes: torch.Tensor) -> None:
 
 def test_scales_of_outputs_that_one_lane_has_lie_beside_each_other() -> None:
     scales = torch.arange(2 * OUTPUTS).view(2, OUTPUTS).half()
-    tiled = by_tile(scales, torch.float16)
+    tiled = tile_scales(scales, torch.float16)
     assert tiled.shape == (OUTPUTS // TILE, 2, 8, 2)
     assert tiled[1, 1, 3].tolist() == [OUTPUTS + TILE + 3, OUTPUTS + TILE + 11]
 
 
-def test_inputs_are_sorted_by_group_and_their_places_found_again() -> None:
+def test_inputs_are_sorted_by_group_and_the_order_inverted() -> None:
     groups = torch.tensor([1, 0, 2, 1, 0, 2], dtype=torch.int32)
-    order = input_order(groups)
+    order = find_permutation(groups)
     assert order is not None and groups[order.long()].tolist() == [0, 0, 1, 1, 2, 2]
     x, put = torch.arange(6), torch.zeros(6, dtype=torch.long)
-    put[places_of(order).long()] = x
+    put[invert_permutation(order).long()] = x
     assert torch.equal(put, x[order.long()])
-    assert input_order(torch.tensor([0, 0, 1, 1])) is None and input_order(None) is None
+    assert find_permutation(torch.tensor([0, 0, 1, 1])) is None and find_permutation(None) is None
 
 
 @pytest.mark.parametrize("layout", ["gptq", "gptq_v2"])
@@ -109,36 +114,38 @@ def test_a_matrix_that_only_says_it_is_symmetric_is_refused(layout: str) -> None
     assert caught.value.key == "zeros_not_symmetric"
 
 
-@pytest.mark.parametrize("halves", [0, 1, 2, 4])
+@pytest.mark.parametrize("group_size_32", [0, 1, 2, 4])
 @pytest.mark.parametrize("has_zeros", [False, True])
-def test_what_a_block_wants_of_shared_memory_is_there(halves: int, has_zeros: bool) -> None:
+def test_what_a_block_wants_of_shared_memory_is_there(group_size_32: int, has_zeros: bool) -> None:
     """Small cards have room for a variant for each number of rows; those of 9.0 for all."""
-    room = {name: shared_bytes(variant, 8, halves, has_zeros) for name, variant in VARIANTS.items()}
+    room = {name: shared_bytes(variant, 8, group_size_32, has_zeros) for name, variant in VARIANTS.items()}
     for rows in (1, 9, 17):
-        for finish in FINISHES:
-            assert any(room[name] <= SHARED_BYTES_86 for name in choose_variants(rows, True, finish))
-    assert all(room[name] <= SHARED_BYTES_86 for name in FOR_ONE_ROW)
+        for epilogue in EPILOGUES:
+            assert any(room[name] <= SHARED_BYTES_86 for name in choose_variants(rows, True, epilogue))
+    assert all(room[name] <= SHARED_BYTES_86 for name in SINGLE_ROW_VARIANTS)
     assert max(room.values()) <= SHARED_BYTES_90
-    assert all(shared_bytes(VARIANTS[name], 16, halves, has_zeros) <= SHARED_BYTES_16 for name in FOR_ONE_ROW)
+    assert all(
+        shared_bytes(VARIANTS[name], 16, group_size_32, has_zeros) <= SHARED_BYTES_16 for name in SINGLE_ROW_VARIANTS
+    )
 
 
 def test_the_sums_that_a_variant_reads_have_room() -> None:
     """A kernel for 32 rows reads the sums of 32, however few there are; the next rows of many come 32 further on."""
     for rows in range(2, 65):
-        room = room_for_sums(torch.empty(rows, 256), 64).shape[1]
+        room = empty_group_sums(torch.empty(rows, 256), 64).shape[1]
         for begin in range(0, rows, 32):
-            names = choose_variants(min(32, rows - begin), True, "plain")
+            names = choose_variants(min(32, rows - begin), True, "none")
             assert begin + 8 * max(VARIANTS[name].row_tiles for name in names) <= room
-    assert [run_of(halves) for halves in (0, 1, 2, 4)] == [64, 32, 64, 128]
+    assert [inputs_per_group(group_size_32) for group_size_32 in (0, 1, 2, 4)] == [64, 32, 64, 128]
 
 
 def test_every_number_of_rows_has_a_variant_that_takes_it() -> None:
     for rows in range(1, 33):
-        for finish in FINISHES:
+        for epilogue in EPILOGUES:
             for is_wide in (True, False):
-                for variant in map(VARIANTS.__getitem__, choose_variants(rows, is_wide, finish)):
+                for variant in map(VARIANTS.__getitem__, choose_variants(rows, is_wide, epilogue)):
                     assert variant.row_tiles * 8 >= rows and not variant.normed
-                    assert finish != "gated" or variant.tiles % 2 == 0
+                    assert epilogue != "swiglu" or variant.tiles % 2 == 0
 
 
 @pytest.mark.parametrize(
@@ -158,23 +165,23 @@ def test_two_tiles_share_their_inputs_where_that_was_fastest(
     """One row of 13B went through two rounds of single tiles of which the second was a fifth full: 381 tokens a second
     where two tiles at once make 417."""
     tiles = outputs // TILE
-    names = {rows: choose_variants(rows, has_many_tiles(tiles, rows, 132), "plain") for rows in (1, 2, 8)}
+    names = {rows: choose_variants(rows, has_many_tiles(tiles, rows, 132), "none") for rows in (1, 2, 8)}
     assert (choose_warps(tiles, inputs, 1, 132), *names[1]) == one
     assert names[2] == names[8] == (more,)
     assert choose_warps(tiles, inputs, 2, 132) == 8
 
 
 @pytest.mark.parametrize(
-    ("outputs", "finish", "wanted"),
+    ("outputs", "epilogue", "wanted"),
     [
-        pytest.param(4096, "added", "rows32", id="too few for more tiles at once"),
-        pytest.param(12288, "plain", "rows32_3", id="two turns rather than three"),
-        pytest.param(57344, "gated", "rows32_4", id="enough for all"),
+        pytest.param(4096, "residual", "rows32", id="too few for more tiles at once"),
+        pytest.param(12288, "none", "rows32_3", id="two turns rather than three"),
+        pytest.param(57344, "swiglu", "rows32_4", id="enough for all"),
     ],
 )
-def test_as_many_tiles_share_the_rows_as_leave_work_for_all(outputs: int, finish: str, wanted: str) -> None:
-    names = choose_variants(32, True, finish)
-    assert min(names, key=lambda name: bytes_an_input(VARIANTS[name], outputs // TILE, 132)) == wanted
+def test_as_many_tiles_share_the_rows_as_leave_work_for_all(outputs: int, epilogue: str, wanted: str) -> None:
+    names = choose_variants(32, True, epilogue)
+    assert min(names, key=lambda name: bytes_per_input(VARIANTS[name], outputs // TILE, 132)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -190,20 +197,20 @@ def test_as_many_tiles_share_the_rows_as_leave_work_for_all(outputs: int, finish
     ],
 )
 def test_queries_of_one_key_are_shared_out_evenly(heads: int, kv_heads: int, dim: int, wanted: int) -> None:
-    assert queries_together(heads, kv_heads, dim) == wanted
+    assert queries_per_block(heads, kv_heads, dim) == wanted
 
 
 @pytest.mark.parametrize("dim", MAX_QUERIES)
-@pytest.mark.parametrize("blocks", SHARES)
+@pytest.mark.parametrize("blocks", SPLITS)
 def test_what_attention_wants_of_shared_memory_is_there(dim: int, blocks: int) -> None:
     """On a card with little, columns are on their way once at least; on one with much, two blocks fit."""
     most = MAX_QUERIES[dim]
-    assert choose_ahead(dim, most, blocks, 0) == 1
+    assert choose_pipeline_stages(dim, most, blocks, 0) == 1
     assert attention_bytes(dim, most, blocks, 1) <= SHARED_BYTES_86
     for queries in (1, most):
-        ahead = choose_ahead(dim, queries, blocks, ALL_SHARED_BYTES_90 // 2 - 1024)
-        assert 2 * (attention_bytes(dim, queries, blocks, ahead) + 1024) <= ALL_SHARED_BYTES_90
-        assert dim > 128 or ahead > 1
+        stages = choose_pipeline_stages(dim, queries, blocks, ALL_SHARED_BYTES_90 // 2 - 1024)
+        assert 2 * (attention_bytes(dim, queries, blocks, stages) + 1024) <= ALL_SHARED_BYTES_90
+        assert dim > 128 or stages > 1
 
 
 def test_few_rows_share_their_columns_among_blocks_and_many_do_not() -> None:
@@ -213,7 +220,11 @@ def test_few_rows_share_their_columns_among_blocks_and_many_do_not() -> None:
 
 
 def test_the_kernels_sources_are_there() -> None:
-    sources = {"matrices.cu": ["write_out", "pack", "head_8"], "rows.cu": ["norm_rows"], "attention.cu": ["attend"]}
+    sources = {
+        "matrices.cu": ["dequantize", "pack", "head_8"],
+        "rows.cu": ["rmsnorm_and_sum"],
+        "attention.cu": ["attend"],
+    }
     for name, kernels in sources.items():
         source = read_source(name)
         assert all(f" {kernel}(" in source or f"HEAD({kernel}," in source for kernel in kernels)

@@ -18,7 +18,7 @@ from transformers import (
 
 from core.common.errors import InputError
 from core.engine.sampling_params import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
-from core.worker.decode.sampling import SORTED_HEAD, cut, draw, penalize
+from core.worker.decode.sampling import SORTED_HEAD, cut, penalize, sample
 
 NOTHING_SEEN = torch.tensor([], dtype=torch.long)
 # Nothing is cut and nothing is changed.
@@ -49,7 +49,7 @@ def kept(logits: torch.Tensor, **changes: Any) -> set[int]:
 def draw_many(logits: torch.Tensor, sampling: Sampling, seen: torch.Tensor = NOTHING_SEEN) -> torch.Tensor:
     """How often each token came in DRAWS draws, as a part of one."""
     generator = torch.Generator().manual_seed(1)
-    tokens = [draw(logits, sampling, seen, generator) for _ in range(DRAWS)]
+    tokens = [sample(logits, sampling, seen, generator) for _ in range(DRAWS)]
     return torch.bincount(torch.tensor(tokens), minlength=logits.numel()) / DRAWS
 
 
@@ -93,14 +93,14 @@ def test_no_temperature_or_nearly_none_takes_the_likeliest(temperature: float) -
     generator = torch.Generator().manual_seed(0)
     for seed in range(20):
         logits = random_logits(50, seed)
-        assert draw(logits, settings(temperature=temperature), NOTHING_SEEN, generator) == int(logits.argmax())
+        assert sample(logits, settings(temperature=temperature), NOTHING_SEEN, generator) == int(logits.argmax())
 
 
 @pytest.mark.parametrize("temperature", [1e-5, 1e-3, 5.0])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 6e4])
 def test_every_temperature_draws_some_token_of_logits_of_any_size(temperature: float, scale: float) -> None:
     logits = random_logits(1000, spread=scale)
-    token = draw(logits, settings(temperature=temperature), NOTHING_SEEN, torch.Generator().manual_seed(0))
+    token = sample(logits, settings(temperature=temperature), NOTHING_SEEN, torch.Generator().manual_seed(0))
     assert 0 <= token < 1000
 
 
@@ -114,7 +114,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not() -> None:
 
     def ten(seed: int) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
-        return [draw(logits, settings(top_p=0.9), NOTHING_SEEN, generator) for _ in range(10)]
+        return [sample(logits, settings(top_p=0.9), NOTHING_SEEN, generator) for _ in range(10)]
 
     assert ten(5) == ten(5) != ten(6)
 
@@ -124,15 +124,15 @@ def test_half_precision_logits_are_drawn_from_in_full_precision(dtype: torch.dty
     logits = random_logits(5000).to(dtype)
     sampling = settings(temperature=0.8, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
     seen = torch.tensor([1, 2])
-    one = draw(logits, sampling, seen, torch.Generator().manual_seed(3))
-    assert one == draw(logits.float(), sampling, seen, torch.Generator().manual_seed(3))
+    one = sample(logits, sampling, seen, torch.Generator().manual_seed(3))
+    assert one == sample(logits.float(), sampling, seen, torch.Generator().manual_seed(3))
 
 
 def test_logits_are_left_as_they_were() -> None:
     logits = random_logits(100)
     before = logits.clone()
     sampling = settings(temperature=0.5, top_p=0.5, top_k=5, min_p=0.1, repetition_penalty=2.0)
-    draw(logits, sampling, torch.tensor([1, 2]), torch.Generator().manual_seed(0))
+    sample(logits, sampling, torch.tensor([1, 2]), torch.Generator().manual_seed(0))
     assert torch.equal(logits, before)
 
 
@@ -285,7 +285,7 @@ def test_no_penalty_and_nothing_seen_change_nothing() -> None:
 def test_a_penalty_can_change_which_is_the_likeliest() -> None:
     logits = torch.tensor([3.0, 2.5])
     greedy = settings(temperature=0.0, repetition_penalty=2.0)
-    assert draw(logits, greedy, torch.tensor([0]), torch.Generator()) == 1
+    assert sample(logits, greedy, torch.tensor([0]), torch.Generator()) == 1
 
 
 # Settings -----------------------------------------------------------------------------------------------------------

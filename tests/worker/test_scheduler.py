@@ -17,7 +17,7 @@ from core.memory.kernels.registry import KERNELS
 from core.worker.decode.steps import EagerSteps
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 from core.worker.scheduler import Scheduler
 from core.worker.tokenizer import read_tokenizer
 from tests.support.checkpoints import make_checkpoint
@@ -43,14 +43,14 @@ def model(folder: Path) -> Iterator[torch.nn.Module]:
         )
 
 
-class Desk:
+class SchedulerHarness:
     """A scheduler and everything that it said."""
 
     def __init__(self, folder: Path, model, num_slots: int = 3, context: int = 128, chunk: int = 8, ends=()) -> None:
         self.events: list[Event] = []
         self.tokenizer = read_tokenizer(folder)
         with torch.inference_mode():
-            slots = SlotModel(model, num_slots, context)
+            slots = ModelRunner(model, num_slots, context)
         self.scheduler = Scheduler(EagerSteps(slots), self.tokenizer, frozenset(ends), chunk, self.events.append)
 
     def ask(self, request: int, prompt: str | tuple[int, ...] = PROMPT, client: str = "", **sampling) -> None:
@@ -73,11 +73,11 @@ class Desk:
 
 
 @pytest.fixture
-def desk(folder: Path, model) -> Desk:
-    return Desk(folder, model)
+def desk(folder: Path, model) -> SchedulerHarness:
+    return SchedulerHarness(folder, model)
 
 
-def test_an_answer_begins_grows_and_ends(desk: Desk) -> None:
+def test_an_answer_begins_grows_and_ends(desk: SchedulerHarness) -> None:
     desk.ask(1)
     desk.run()
     assert isinstance(desk.events[0], PromptStarted)
@@ -88,14 +88,14 @@ def test_an_answer_begins_grows_and_ends(desk: Desk) -> None:
     assert desk.text(1)
 
 
-def test_greedy_answers_are_what_the_model_says_without_a_cache(desk: Desk, model) -> None:
+def test_greedy_answers_are_what_the_model_says_without_a_cache(desk: SchedulerHarness, model) -> None:
     """Every token is the likeliest after a plain pass over the whole text so far, in chunks or not."""
     desk.ask(1, max_new_tokens=20)
     desk.run()
     tokens = desk.tokenizer.encode(PROMPT, add_special_tokens=False).ids
     num_prompt = len(tokens)
     with torch.inference_mode():
-        slots = SlotModel(model, 1, 128)
+        slots = ModelRunner(model, 1, 128)
         for _ in range(20):
             row = torch.tensor([tokens])
             logits = slots.forward(row, torch.arange(len(tokens)).unsqueeze(0), 0, len(tokens))
@@ -113,11 +113,11 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it(folder: Path, model) -
     }
     alone = {}
     for request, question in questions.items():
-        desk = Desk(folder, model)
+        desk = SchedulerHarness(folder, model)
         desk.ask(request, question, temperature=0.9, seed=request)
         desk.run()
         alone[request] = desk.text(request)
-    together = Desk(folder, model)
+    together = SchedulerHarness(folder, model)
     for request, question in questions.items():
         together.ask(request, question, temperature=0.9, seed=request)
     together.run()
@@ -127,21 +127,21 @@ def test_an_answer_does_not_depend_on_what_runs_beside_it(folder: Path, model) -
 
 def test_an_idle_slots_text_survives_what_its_neighbours_do(folder: Path, model) -> None:
     """Rows between two busy ones compute along; once, they would have overwritten what an idle row held."""
-    desk = Desk(folder, model, num_slots=3)
+    desk = SchedulerHarness(folder, model, num_slots=3)
     long = PROMPT * 3
     for request, question in enumerate(["The quick", long, "Hello,"], start=1):
         desk.ask(request, question, max_new_tokens=40 if request != 2 else 2)
     desk.run()
     desk.ask(4, long, max_new_tokens=10)
     desk.run()
-    fresh = Desk(folder, model, num_slots=1)
+    fresh = SchedulerHarness(folder, model, num_slots=1)
     fresh.ask(4, long, max_new_tokens=10)
     fresh.run()
     assert desk.end(4).stats.reused_tokens > 0
     assert desk.text(4) == fresh.text(4)
 
 
-def test_a_prompt_that_was_read_before_is_not_read_again(desk: Desk) -> None:
+def test_a_prompt_that_was_read_before_is_not_read_again(desk: SchedulerHarness) -> None:
     desk.ask(1)
     desk.run()
     desk.ask(2)
@@ -151,7 +151,7 @@ def test_a_prompt_that_was_read_before_is_not_read_again(desk: Desk) -> None:
 
 
 def test_requests_beyond_the_slots_wait_their_turn(folder: Path, model) -> None:
-    desk = Desk(folder, model, num_slots=1)
+    desk = SchedulerHarness(folder, model, num_slots=1)
     for request in (1, 2, 3):
         desk.ask(request, max_new_tokens=5)
     desk.run()
@@ -162,7 +162,7 @@ def test_requests_beyond_the_slots_wait_their_turn(folder: Path, model) -> None:
 
 def test_a_page_does_not_wait_for_the_many_requests_of_a_client(folder: Path, model) -> None:
     """One program's requests once stood before everybody else's: in the order in which they came."""
-    desk = Desk(folder, model, num_slots=1)
+    desk = SchedulerHarness(folder, model, num_slots=1)
     for request in (1, 2, 3, 4):
         desk.ask(request, client="key one", max_new_tokens=2)
     desk.scheduler.step()
@@ -175,7 +175,7 @@ def test_a_page_does_not_wait_for_the_many_requests_of_a_client(folder: Path, mo
 
 
 def test_a_long_prompt_does_not_keep_another_answer_waiting(folder: Path, model) -> None:
-    desk = Desk(folder, model, num_slots=2, context=256, chunk=4)
+    desk = SchedulerHarness(folder, model, num_slots=2, context=256, chunk=4)
     desk.ask(1, "Hello", max_new_tokens=5)
     desk.scheduler.step()
     desk.ask(2, PROMPT * 12, max_new_tokens=5)
@@ -187,7 +187,7 @@ def test_a_long_prompt_does_not_keep_another_answer_waiting(folder: Path, model)
     assert desk.end(2).stats.prompt_tokens > 10 * 4
 
 
-def test_the_same_seed_says_the_same_and_another_does_not(desk: Desk) -> None:
+def test_the_same_seed_says_the_same_and_another_does_not(desk: SchedulerHarness) -> None:
     for request, seed in ((1, 7), (2, 7), (3, 8)):
         desk.ask(request, temperature=1.5, seed=seed, max_new_tokens=20)
     desk.run()
@@ -195,7 +195,7 @@ def test_the_same_seed_says_the_same_and_another_does_not(desk: Desk) -> None:
     assert desk.end(1).stats.seed == 7
 
 
-def test_cancel_ends_an_answer_before_its_next_token(desk: Desk) -> None:
+def test_cancel_ends_an_answer_before_its_next_token(desk: SchedulerHarness) -> None:
     desk.ask(1, max_new_tokens=100)
     for _ in range(12):
         desk.scheduler.step()
@@ -208,7 +208,7 @@ def test_cancel_ends_an_answer_before_its_next_token(desk: Desk) -> None:
 
 
 def test_cancel_reaches_a_request_that_waits_and_one_that_is_being_read(folder: Path, model) -> None:
-    desk = Desk(folder, model, num_slots=1, chunk=4)
+    desk = SchedulerHarness(folder, model, num_slots=1, chunk=4)
     desk.ask(1)
     desk.ask(2)
     desk.scheduler.step()
@@ -220,7 +220,7 @@ def test_cancel_reaches_a_request_that_waits_and_one_that_is_being_read(folder: 
     assert desk.end(1).stats.num_tokens == 0
 
 
-def test_a_stop_string_ends_the_answer_and_is_not_shown(desk: Desk) -> None:
+def test_a_stop_string_ends_the_answer_and_is_not_shown(desk: SchedulerHarness) -> None:
     desk.ask(1, max_new_tokens=30)
     desk.run()
     whole = desk.text(1)
@@ -232,11 +232,11 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown(desk: Desk) -> None:
 
 
 def test_an_end_token_ends_the_answer(folder: Path, model) -> None:
-    desk = Desk(folder, model)
+    desk = SchedulerHarness(folder, model)
     desk.ask(1, max_new_tokens=6)
     desk.run()
     tokens = desk.tokenizer.encode(desk.text(1), add_special_tokens=False).ids
-    ending = Desk(folder, model, ends=range(384))
+    ending = SchedulerHarness(folder, model, ends=range(384))
     ending.ask(1)
     ending.run()
     assert tokens
@@ -245,7 +245,7 @@ def test_an_end_token_ends_the_answer(folder: Path, model) -> None:
 
 
 def test_a_full_context_ends_the_answer(folder: Path, model) -> None:
-    desk = Desk(folder, model, context=40)
+    desk = SchedulerHarness(folder, model, context=40)
     desk.ask(1, max_new_tokens=500)
     desk.run()
     stats = desk.end(1).stats
@@ -257,7 +257,7 @@ def test_a_full_context_ends_the_answer(folder: Path, model) -> None:
     ("prompt", "key"), [("", "prompt_empty"), ((), "prompt_empty"), (tuple(range(3, 60)), "prompt_too_long")]
 )
 def test_a_prompt_that_cannot_be_answered_fails_at_once(folder: Path, model, prompt, key: str) -> None:
-    desk = Desk(folder, model, context=40)
+    desk = SchedulerHarness(folder, model, context=40)
     desk.ask(1, prompt)
     (event,) = desk.events
     assert isinstance(event, Failed)
@@ -279,7 +279,7 @@ def test_an_answer_that_the_tokenizer_panics_at_fails_alone(folder, model) -> No
                 raise type("PanicException", (BaseException,), {})("index out of bounds")
             return "x" * len(tokens)
 
-    desk = Desk(folder, model)
+    desk = SchedulerHarness(folder, model)
     desk.ask(1)
     desk.ask(2)
     next(iter(desk.scheduler._waiting)).stream = TextStream(Panicking(), ())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How a product of many rows is shared out among blocks of threads, and what one needs."""
+"""How a tile of many rows is shared out among blocks of threads, and what one needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.memory.plan import PROMPT_SUM_BYTES
-from core.worker.kernels.w4_prefill import FEW, MANY, MIN_SHARE, Product, share_out, shared_bytes
+from core.worker.kernels.w4_prefill import (
+    MIN_SHARE,
+    ONE_ROW_TILE,
+    TWO_ROW_TILES,
+    PrefillTile,
+    shared_bytes,
+    stream_k_grid,
+)
 
 # What a block of threads may have at most on compute capability 9.0.
 MOST_SHARED_BYTES = 227 * 1024
@@ -15,7 +22,7 @@ MOST_SHARED_BYTES = 227 * 1024
 
 @given(st.integers(1, 2000), st.integers(1, 500), st.integers(1, 200))
 def test_what_is_shared_keeps_the_gpu_busy_and_is_worth_it(units: int, blocks: int, multiprocessors: int) -> None:
-    grid, whole = share_out(units, blocks, multiprocessors)
+    grid, whole = stream_k_grid(units, blocks, multiprocessors)
     assert 1 <= grid <= multiprocessors
     assert 0 <= whole <= units
     if whole < units:
@@ -36,13 +43,13 @@ def test_what_is_shared_keeps_the_gpu_busy_and_is_worth_it(units: int, blocks: i
     ],
 )
 def test_a_last_round_is_shared_where_it_is_short(units: int, blocks: int, expected: tuple[int, int]) -> None:
-    assert share_out(units, blocks, 132) == expected
+    assert stream_k_grid(units, blocks, 132) == expected
 
 
-@pytest.mark.parametrize("product", [FEW, MANY])
-@pytest.mark.parametrize("halves", [0, 1, 2, 4])
+@pytest.mark.parametrize("tile", [ONE_ROW_TILE, TWO_ROW_TILES])
+@pytest.mark.parametrize("group_size_32", [0, 1, 2, 4])
 @pytest.mark.parametrize("has_zeros", [False, True])
-def test_a_block_of_threads_has_room(product: Product, halves: int, has_zeros: bool) -> None:
-    assert shared_bytes(product, halves, has_zeros) <= MOST_SHARED_BYTES
-    # What it adds up for another is as much for either product.
-    assert product.outputs * product.pieces * 128 * 4 == PROMPT_SUM_BYTES
+def test_a_block_of_threads_has_room(tile: PrefillTile, group_size_32: int, has_zeros: bool) -> None:
+    assert shared_bytes(tile, group_size_32, has_zeros) <= MOST_SHARED_BYTES
+    # What it adds up for another is as much for either tile.
+    assert tile.outputs * tile.row_tiles * 128 * 4 == PROMPT_SUM_BYTES

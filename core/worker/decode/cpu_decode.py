@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from core.worker.model.backends.gptqmodel import CpuInt4Linear
 from core.worker.model.kv_cache import SlotCache
 from core.worker.model.merged_linear import MergedPart
-from core.worker.model.model_runner import SlotModel
+from core.worker.model.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
 # What a layer, its attention and its MLP are made of here; one that has anything else keeps its own pass.
@@ -49,7 +49,7 @@ class _Layer:
     scaling: float
 
 
-class LeanPass:
+class FastDecodePass:
     """A model's forward pass for one new token a chat, over the slots' cache.
 
     Raises AttributeError, TypeError or NotImplementedError for a model that is made in another way.
@@ -126,10 +126,10 @@ class LeanPass:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def make_lean(model: PreTrainedModel, slots: SlotModel) -> LeanPass | None:
+def make_fast_decode(model: PreTrainedModel, slots: ModelRunner) -> FastDecodePass | None:
     """A lean pass over the slots' cache, whose first row is overwritten; None where the model has no such pass."""
     try:
-        lean = LeanPass(model, slots.cache)
+        lean = FastDecodePass(model, slots.cache)
         is_same = agrees(lean, slots)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         log.info("no lean pass: %s", error)
@@ -140,7 +140,7 @@ def make_lean(model: PreTrainedModel, slots: SlotModel) -> LeanPass | None:
     return lean
 
 
-def agrees(lean: LeanPass, slots: SlotModel) -> bool:
+def agrees(lean: FastDecodePass, slots: ModelRunner) -> bool:
     """Whether both passes give the same logits after a short text, and leave the same cache."""
     count = min(NUM_SAMPLES, slots.cache.context_tokens)
     generator = torch.Generator().manual_seed(0)

@@ -24,7 +24,7 @@ LOOK_S = 0.2
 IDLE_SHARE = 0.2
 
 
-def leave_one_core() -> None:
+def reserve_one_core() -> None:
     """Compute on all cores but one from now on."""
     torch.set_num_threads(max(1, num_cores() - 1))
 
@@ -41,7 +41,7 @@ def used_s(stat: Path = STAT) -> float | None:
     return None
 
 
-class IdleCores:
+class AdaptiveThreads:
     """Watches what others than this process use of the cores, and takes them all while that is little."""
 
     def __init__(
@@ -65,7 +65,7 @@ class IdleCores:
         if is_idle and (self._others_s or 0.0) - (before_s or 0.0) < IDLE_SHARE * took_s:
             torch.set_num_threads(num_cores())
         else:
-            leave_one_core()
+            reserve_one_core()
 
     def _now_s(self) -> float | None:
         used_s = self._used_s()

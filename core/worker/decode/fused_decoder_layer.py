@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from core.worker.decode.cuda_graphs import Asked, CapturedCache
+from core.worker.decode.cuda_graphs import AttentionSpec, GraphCache
 from core.worker.decode.fused_modules import FusedMlp, FusedNorm
-from core.worker.kernels.decode_attention import MAX_QUERIES, MAX_ROW, RowKernels
-from core.worker.kernels.packing import BLOCK
-from core.worker.kernels.triton_ops import attend_chunk
-from core.worker.kernels.w4_prefill import FromCodes
-from core.worker.kernels.w4_small_batch import MAX_CODE_ROWS, MAX_NORMED, DeckLinear, Norm
+from core.worker.kernels.decode_attention import MAX_QUERIES, MAX_ROW, DecodeKernels
+from core.worker.kernels.packing import K_BLOCK
+from core.worker.kernels.triton_ops import attend_prefill
+from core.worker.kernels.w4_prefill import FusedDequantGemm
+from core.worker.kernels.w4_small_batch import MAX_NORMED, MAX_SMALL_BATCH, FusedRmsNorm, W4Linear
 from core.worker.model.merged_linear import MergedPart
 
 log = logging.getLogger(__name__)
@@ -31,26 +31,28 @@ TOLERANCES = {torch.float16: 0.005, torch.bfloat16: 0.03}
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class LayerMatrices:
     """The pieces of a decoder layer. `qkv` is one matrix, or one each for query, key and value."""
 
     before: FusedNorm
-    qkv: tuple[DeckLinear, ...]
-    out: DeckLinear
+    qkv: tuple[W4Linear, ...]
+    out: W4Linear
     between: FusedNorm
-    both: DeckLinear
-    down: DeckLinear
+    both: W4Linear
+    down: W4Linear
 
 
-class FusedLayer(nn.Module):
-    """In place of `layer`: rows of one token in a few kernels, and where it `reads` pieces of prompts; everything else
-    through the layer itself."""
+class FusedDecoderLayer(nn.Module):
+    """Stands in for `layer`: decodes rows of one token in a few kernels, and prefills chunks where `prefills` is set.
+    Everything else goes through `layer`."""
 
-    def __init__(self, layer: nn.Module, parts: Parts, rows: RowKernels, asked: Asked, index: int) -> None:
+    def __init__(
+        self, layer: nn.Module, parts: LayerMatrices, rows: DecodeKernels, asked: AttentionSpec, index: int
+    ) -> None:
         super().__init__()
         self.layer = layer
-        self._parts, self._rows, self._asked, self._index = parts, rows, asked, index
-        self.reads = False
+        self._parts, self._kernels, self._asked, self._index = parts, rows, asked, index
+        self.prefills = False
 
     def __getattr__(self, name: str) -> Any:
         """Models ask their layers for what they are, such as the kind of their attention."""
@@ -63,15 +65,15 @@ class FusedLayer(nn.Module):
         """[rows, tokens, hidden] -> the same shape."""
         cache = kwargs.get("past_key_values")
         rows, tokens = hidden_states.shape[:2]
-        if isinstance(cache, CapturedCache):
-            if tokens == 1 and rows <= MAX_CODE_ROWS:
-                return self.step(hidden_states[:, 0], kwargs["position_embeddings"], cache).unsqueeze(1)
-            if self.reads and rows == 1 and tokens >= FromCodes.least_rows:
-                return self.read(hidden_states[0], kwargs["position_embeddings"], cache).unsqueeze(0)
+        if isinstance(cache, GraphCache):
+            if tokens == 1 and rows <= MAX_SMALL_BATCH:
+                return self.decode(hidden_states[:, 0], kwargs["position_embeddings"], cache).unsqueeze(1)
+            if self.prefills and rows == 1 and tokens >= FusedDequantGemm.min_rows:
+                return self.prefill(hidden_states[0], kwargs["position_embeddings"], cache).unsqueeze(0)
         return self.layer(hidden_states, *args, **kwargs)
 
-    def step(
-        self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: CapturedCache
+    def decode(
+        self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: GraphCache
     ) -> torch.Tensor:
         """[rows, hidden] -> [rows, hidden]."""
         parts, asked = self._parts, self._asked
@@ -81,67 +83,75 @@ class FusedLayer(nn.Module):
         begin = 0
         for one in parts.qkv:
             end = begin + one.out_features
-            self._after_norm(one, hidden, parts.before, "plain", out=qkv[:, begin:end])
+            self._after_norm(one, hidden, parts.before, "none", out=qkv[:, begin:end])
             begin = end
-        attended = self._rows.attend(qkv, angles, cache.layer(self._index), cache.slots, cache.columns, asked.scale,
-                                     asked.window, parts.out.places)  # fmt: skip
-        hidden = parts.out.kernels.multiply(parts.out.matrix, attended, "added", parts.out.bias, hidden)
-        gated = self._after_norm(parts.both, hidden, parts.between, "gated", places=parts.down.places)
-        return parts.down.kernels.multiply(parts.down.matrix, gated, "added", parts.down.bias, hidden)
+        attended = self._kernels.attend(qkv, angles, cache.layer(self._index), cache.slots, cache.columns, asked.scale,
+                                     asked.window, parts.out.inverse_permutation)  # fmt: skip
+        hidden = parts.out.kernels.multiply(parts.out.matrix, attended, "residual", parts.out.bias, hidden)
+        gated = self._after_norm(
+            parts.both, hidden, parts.between, "swiglu", inverse_permutation=parts.down.inverse_permutation
+        )
+        return parts.down.kernels.multiply(parts.down.matrix, gated, "residual", parts.down.bias, hidden)
 
-    def can_read(self) -> bool:
+    def can_prefill(self) -> bool:
         """Whether its matrices multiply prompts from their codes."""
-        return len(self._parts.qkv) == 1 and isinstance(self._parts.down.many, FromCodes)
+        return len(self._parts.qkv) == 1 and isinstance(self._parts.down.prefill_backend, FusedDequantGemm)
 
-    def read(
-        self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: CapturedCache
+    def prefill(
+        self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: GraphCache
     ) -> torch.Tensor:
         """[tokens, hidden] of one chat -> [tokens, hidden]."""
-        parts, many = self._parts, self._parts.down.many
-        assert isinstance(many, FromCodes)
-        hidden = self._read_attention(many, hidden, angles, cache)
+        parts, gemm = self._parts, self._parts.down.prefill_backend
+        assert isinstance(gemm, FusedDequantGemm)
+        hidden = self._prefill_attention(gemm, hidden, angles, cache)
         # What a function of its own needs is gone when it ends, as the plan has it.
-        gated = self._read_gated(many, hidden)
-        return many.multiply_arranged(parts.down.matrix, gated, hidden.shape[0], parts.down.bias, hidden)
+        gated = self._prefill_mlp(gemm, hidden)
+        return gemm.multiply_swizzled(parts.down.matrix, gated, hidden.shape[0], parts.down.bias, hidden)
 
-    def _read_attention(
+    def _prefill_attention(
         self,
-        many: FromCodes,
+        gemm: FusedDequantGemm,
         hidden: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
-        cache: CapturedCache,
+        cache: GraphCache,
     ) -> torch.Tensor:
         parts, asked, (keys, values) = self._parts, self._asked, cache.layer(self._index)
-        qkv = self._read_normed(many, parts.qkv[0], hidden, parts.before)
-        query = self._rows.turn(qkv, angles, (keys, values), cache.slots, cache.columns)
-        attended = attend_chunk(query, keys, values, cache.slots, cache.bounds, asked.scale, asked.window)
-        arranged = many.arrange(parts.out.matrix, attended.view(hidden.shape[0], -1))
-        return many.multiply_arranged(parts.out.matrix, arranged, hidden.shape[0], parts.out.bias, hidden)
+        qkv = self._prefill_normed(gemm, parts.qkv[0], hidden, parts.before)
+        query = self._kernels.apply_rope_and_store_kv(qkv, angles, (keys, values), cache.slots, cache.columns)
+        attended = attend_prefill(query, keys, values, cache.slots, cache.bounds, asked.scale, asked.window)
+        arranged = gemm.permute_rows(parts.out.matrix, attended.view(hidden.shape[0], -1))
+        return gemm.multiply_swizzled(parts.out.matrix, arranged, hidden.shape[0], parts.out.bias, hidden)
 
-    def _read_gated(self, many: FromCodes, hidden: torch.Tensor) -> torch.Tensor:
-        both = self._read_normed(many, self._parts.both, hidden, self._parts.between)
-        return many.arrange_gated(self._parts.down.matrix, both, self._parts.down.places)
+    def _prefill_mlp(self, gemm: FusedDequantGemm, hidden: torch.Tensor) -> torch.Tensor:
+        both = self._prefill_normed(gemm, self._parts.both, hidden, self._parts.between)
+        return gemm.swiglu_rows(self._parts.down.matrix, both, self._parts.down.inverse_permutation)
 
-    def _read_normed(self, many: FromCodes, linear: DeckLinear, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
-        arranged = many.arrange_normed(linear.matrix, hidden, Norm(norm.weight, linear.places, norm.eps))
-        return many.multiply_arranged(linear.matrix, arranged, hidden.shape[0], linear.bias)
+    def _prefill_normed(
+        self, gemm: FusedDequantGemm, linear: W4Linear, hidden: torch.Tensor, norm: FusedNorm
+    ) -> torch.Tensor:
+        arranged = gemm.rmsnorm_rows(
+            linear.matrix, hidden, FusedRmsNorm(norm.weight, linear.inverse_permutation, norm.eps)
+        )
+        return gemm.multiply_swizzled(linear.matrix, arranged, hidden.shape[0], linear.bias)
 
     def _after_norm(
-        self, linear: DeckLinear, hidden: torch.Tensor, norm: FusedNorm, finish: str, **more: torch.Tensor | None
+        self, linear: W4Linear, hidden: torch.Tensor, norm: FusedNorm, epilogue: str, **more: torch.Tensor | None
     ) -> torch.Tensor:
         """A product of the normed rows; of one row in one kernel."""
         matrix, multiply = linear.matrix, linear.kernels.multiply
         if hidden.shape[0] == 1 and matrix.inputs <= MAX_NORMED:
-            before = Norm(norm.weight, linear.places, norm.eps)
-            return multiply(matrix, hidden, finish, linear.bias, norm=before, **more)
-        normed, sums = self._rows.norm(hidden, norm.weight, norm.eps, linear.kernels.run, linear.places)
-        return multiply(matrix, normed, finish, linear.bias, sums=sums, **more)
+            before = FusedRmsNorm(norm.weight, linear.inverse_permutation, norm.eps)
+            return multiply(matrix, hidden, epilogue, linear.bias, norm=before, **more)
+        normed, sums = self._kernels.norm(
+            hidden, norm.weight, norm.eps, linear.kernels.inputs_per_group, linear.inverse_permutation
+        )
+        return multiply(matrix, normed, epilogue, linear.bias, sums=sums, **more)
 
 
 class FusedHead(nn.Module):
-    """The head for few rows in the same order of sums however many there are; many rows as before."""
+    """The head for few rows in the same order of sums however gemm there are; many rows as before."""
 
-    def __init__(self, head: nn.Linear, like: DeckLinear) -> None:
+    def __init__(self, head: nn.Linear, like: W4Linear) -> None:
         super().__init__()
         self.weight = head.weight
         self._kernels = like.kernels
@@ -149,44 +159,44 @@ class FusedHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, tokens, hidden] -> [rows, tokens, vocabulary]."""
         rows = x.reshape(-1, x.shape[-1])
-        if rows.shape[0] > MAX_CODE_ROWS:
+        if rows.shape[0] > MAX_SMALL_BATCH:
             return nn.functional.linear(x, self.weight)
         return self._kernels.multiply_head(self.weight, rows).view(*x.shape[:-1], -1)
 
 
-def find_parts(layer: nn.Module) -> Parts | None:
+def find_layer_matrices(layer: nn.Module) -> LayerMatrices | None:
     """The pieces of a decoder layer that is made as most are, of matrices for the engine's own kernel."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     before, between = getattr(layer, "input_layernorm", None), getattr(layer, "post_attention_layernorm", None)
     out = getattr(attention, "o_proj", None)
-    if not isinstance(before, FusedNorm) or not isinstance(between, FusedNorm) or not isinstance(out, DeckLinear):
+    if not isinstance(before, FusedNorm) or not isinstance(between, FusedNorm) or not isinstance(out, W4Linear):
         return None
     qkv = matrices_of(attention)
     if (
         not qkv
         or before.weight.numel() > MAX_ROW
         or not isinstance(mlp, FusedMlp)
-        or not isinstance(mlp.both, DeckLinear)
-        or not isinstance(mlp.down, DeckLinear)
+        or not isinstance(mlp.both, W4Linear)
+        or not isinstance(mlp.down, W4Linear)
     ):
         return None
-    return Parts(before, qkv, out, between, mlp.both, mlp.down)
+    return LayerMatrices(before, qkv, out, between, mlp.both, mlp.down)
 
 
-def matrices_of(attention: nn.Module | None) -> tuple[DeckLinear, ...]:
+def matrices_of(attention: nn.Module | None) -> tuple[W4Linear, ...]:
     """Query, key and value: one matrix where they are merged; none where they are made in another way, or where their
     inputs come in different orders."""
     found = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
     merged = [one.merged for one in found if isinstance(one, MergedPart)]
     if len(merged) == 3 and all(one is merged[0] for one in merged):
         found = merged[:1]
-    plain = tuple(one for one in found if isinstance(one, DeckLinear))
-    is_alike = len(plain) == len(found) and (len(plain) == 1 or all(one.places is None for one in plain))
-    return plain if is_alike else ()
+    plain = tuple(one for one in found if isinstance(one, W4Linear))
+    is_equal = len(plain) == len(found) and (len(plain) == 1 or all(one.inverse_permutation is None for one in plain))
+    return plain if is_equal else ()
 
 
 @dataclass(slots=True)
-class Seen:
+class LayerCall:
     """One call of a layer: what it was given and what came out."""
 
     hidden: torch.Tensor
@@ -195,14 +205,14 @@ class Seen:
 
 
 @contextmanager
-def watched(layers: Sequence[nn.Module]) -> Iterator[dict[int, Seen]]:
+def record_layer_calls(layers: Sequence[nn.Module]) -> Iterator[dict[int, LayerCall]]:
     """Notes how the model calls its layers while the block runs, by the layer's place in `layers`."""
-    calls: dict[int, Seen] = {}
+    calls: dict[int, LayerCall] = {}
     hooks = []
     for index, layer in enumerate(layers):
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> None:
-            calls[index] = Seen((args[0] if args else kwargs["hidden_states"]).clone(), kwargs)
+            calls[index] = LayerCall((args[0] if args else kwargs["hidden_states"]).clone(), kwargs)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any, index: int = index) -> None:
             calls[index].output = output.clone() if isinstance(output, torch.Tensor) else output
@@ -219,43 +229,45 @@ def watched(layers: Sequence[nn.Module]) -> Iterator[dict[int, Seen]]:
 def fuse_head(model: PreTrainedModel) -> bool:
     """Put `FusedHead` in place of the model's head where that takes it."""
     head = model.get_output_embeddings()
-    like = next((module for module in model.modules() if isinstance(module, DeckLinear)), None)
+    like = next((module for module in model.modules() if isinstance(module, W4Linear)), None)
     if like is None or not isinstance(head, nn.Linear) or head.bias is not None:
         return False
-    if head.in_features % BLOCK or head.weight.dtype != like.matrix.scales.dtype:
+    if head.in_features % K_BLOCK or head.weight.dtype != like.matrix.scales.dtype:
         return False
     name = next(name for name, module in model.named_modules() if module is head)
     put(model, name, FusedHead(head, like))
     return True
 
 
-def fuse_layers(model: PreTrainedModel, cache: CapturedCache, run_step: Callable[[], object]) -> int:
+def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[[], object]) -> int:
     """Replace the decoder layers that can be; how many were.
 
-    `run_step` runs the model for one new token of some slots, after a few others, over `cache`.
+    `run_decode` runs the model for one new token of some slots, after a few others, over `cache`.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, FusedLayer):
+        if isinstance(module, FusedDecoderLayer):
             put(model, name, module.layer)
-    found = {name: parts for name, module in model.named_modules() if (parts := find_parts(module)) is not None}
+    found = {
+        name: parts for name, module in model.named_modules() if (parts := find_layer_matrices(module)) is not None
+    }
     layers = [model.get_submodule(name) for name in found]
     if not layers:
         return 0
-    with watched(layers) as calls:
-        run_step()
-    rows: RowKernels | None = None
-    fused: dict[str, FusedLayer] = {}
+    with record_layer_calls(layers) as calls:
+        run_decode()
+    rows: DecodeKernels | None = None
+    fused: dict[str, FusedDecoderLayer] = {}
     for place, ((name, parts), layer) in enumerate(zip(found.items(), layers, strict=True)):
         seen, index = calls.get(place), int(getattr(layer.self_attn, "layer_idx", -1))
-        asked = cache.asked.get(index)
+        asked = cache.attention_specs.get(index)
         if seen is None or asked is None or not isinstance(seen.output, torch.Tensor):
             return 0
         if asked.dim not in MAX_QUERIES or "position_embeddings" not in seen.kwargs:
             return 0
-        rows = rows or RowKernels(seen.hidden.dtype, asked.heads, asked.dim, cache.num_slots, seen.hidden.device)
-        one = FusedLayer(layer, parts, rows, asked, index)
+        rows = rows or DecodeKernels(seen.hidden.dtype, asked.heads, asked.dim, cache.num_slots, seen.hidden.device)
+        one = FusedDecoderLayer(layer, parts, rows, asked, index)
         got = one(seen.hidden, **{name: value for name, value in seen.kwargs.items() if name != "hidden_states"})
-        if not is_alike(got, seen.output):
+        if not is_close(got, seen.output):
             log.info("layer %d is not fused", index)
             return 0
         fused[name] = one
@@ -264,43 +276,43 @@ def fuse_layers(model: PreTrainedModel, cache: CapturedCache, run_step: Callable
     return len(fused)
 
 
-def is_alike(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+def is_close(got: torch.Tensor, wanted: torch.Tensor) -> bool:
     difference = float((got.float() - wanted.float()).norm() / wanted.float().norm())
     log.debug("differs by %g", difference)
     return difference <= TOLERANCES.get(got.dtype, 0.0)
 
 
-def fuse_reading(model: PreTrainedModel, run_read: Callable[[], object]) -> int:
+def fuse_prefill(model: PreTrainedModel, run_prefill: Callable[[], object]) -> int:
     """Let the layers that can be read pieces of prompts in a few kernels too; how many do.
 
-    `run_read` runs the model for a piece of a prompt of some slot.
+    `run_prefill` runs the model for a piece of a prompt of some slot.
     """
-    layers = [module for module in model.modules() if isinstance(module, FusedLayer)]
-    if not layers or not all(layer.can_read() for layer in layers):
+    layers = [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
+    if not layers or not all(layer.can_prefill() for layer in layers):
         return 0
     agrees: dict[int, bool] = {}
 
     # As each layer is called: what all of them take and give at once is more than the plan has room for.
     def compare(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        assert isinstance(layer, FusedLayer)
-        layer.reads = True
+        assert isinstance(layer, FusedDecoderLayer)
+        layer.prefills = True
         got = layer.forward(*args, **kwargs)
-        layer.reads = False
+        layer.prefills = False
         place = layers.index(layer)
-        agrees[place] = agrees.get(place, True) and is_alike(got, output)
+        agrees[place] = agrees.get(place, True) and is_close(got, output)
         if not agrees[place]:
             log.info("layer %d does not read in few kernels", place)
 
     hooks = [layer.register_forward_hook(compare, with_kwargs=True) for layer in layers]
     try:
-        run_read()
+        run_prefill()
     finally:
         for hook in hooks:
             hook.remove()
     if len(agrees) < len(layers) or not all(agrees.values()):
         return 0
     for layer in layers:
-        layer.reads = True
+        layer.prefills = True
     return len(layers)
 
 

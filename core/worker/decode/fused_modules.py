@@ -44,11 +44,11 @@ class FusedMlp(nn.Module):
         self.both, self.down = both, down
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down(triton_ops.silu_times(self.both(x)))
+        out: torch.Tensor = self.down(triton_ops.swiglu(self.both(x)))
         return out
 
 
-class FusedRotation(nn.Module):
+class FusedRope(nn.Module):
     """The angles of the rotary embedding in one kernel, where they depend on the position alone."""
 
     def __init__(self, frequencies: torch.Tensor, scaling: float) -> None:
@@ -56,23 +56,23 @@ class FusedRotation(nn.Module):
         self._frequencies, self._scaling = frequencies.float(), scaling
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return triton_ops.angles(position_ids, self._frequencies, self._scaling, x.dtype)
+        return triton_ops.rope_angles(position_ids, self._frequencies, self._scaling, x.dtype)
 
 
-def fuse(model: PreTrainedModel) -> list[str]:
+def fuse_modules(model: PreTrainedModel) -> list[str]:
     """Replace what can be replaced; the names of what was, each once."""
     done = []
     for name, module in list(model.named_modules()):
         fused = _fused(module)
         if fused is None:
             continue
-        sample = _sample_angles(model) if isinstance(fused, FusedRotation) else _sample(module, model)
-        if agree(module, fused, sample):
+        sample = _sample_angles(model) if isinstance(fused, FusedRope) else _sample(module, model)
+        if is_equal_within_rounding(module, fused, sample):
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, fused)
             done.append(type(fused).__name__)
-    if _fuse_rotation(model):
-        done.append("rotate")
+    if _fuse_rope(model):
+        done.append("apply_rope")
     return sorted(set(done))
 
 
@@ -82,7 +82,7 @@ def _fused(module: nn.Module) -> nn.Module | None:
         return FusedNorm(weight, eps)
     frequencies, scaling = getattr(module, "inv_freq", None), getattr(module, "attention_scaling", None)
     if getattr(module, "rope_type", None) in FIXED_ROPES and isinstance(frequencies, torch.Tensor):
-        return FusedRotation(frequencies, float(scaling)) if isinstance(scaling, float | int) else None
+        return FusedRope(frequencies, float(scaling)) if isinstance(scaling, float | int) else None
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if isinstance(gate, MergedPart) and isinstance(up, MergedPart) and isinstance(down, nn.Module):
         return FusedMlp(gate.merged, down)
@@ -104,8 +104,10 @@ def _sample_angles(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
     return torch.empty(0, dtype=model.dtype, device=model.device), positions
 
 
-def agree(original: Callable[..., object], fused: Callable[..., object], sample: tuple[torch.Tensor, ...]) -> bool:
-    """Whether both give the same for `sample`, but for rounding. One that cannot be run does not agree."""
+def is_equal_within_rounding(
+    original: Callable[..., object], fused: Callable[..., object], sample: tuple[torch.Tensor, ...]
+) -> bool:
+    """Whether both give the same for `sample`, but for rounding. False where one cannot be run."""
     try:
         wanted, got = _outputs(original, sample), _outputs(fused, sample)
     except (TypeError, ValueError, RuntimeError, AttributeError, TritonError) as error:
@@ -123,8 +125,8 @@ def _outputs(run: Callable[..., object], sample: tuple[torch.Tensor, ...]) -> li
     return [tensor.float() for tensor in found if isinstance(tensor, torch.Tensor)]
 
 
-def _fuse_rotation(model: PreTrainedModel) -> bool:
-    """Put `rotate` where the model's file has its own function of the usual name. One process runs one model."""
+def _fuse_rope(model: PreTrainedModel) -> bool:
+    """Put `apply_rope` where the model's file has its own function of the usual name. One process runs one model."""
     source = sys.modules[type(model).__module__]
     original = getattr(source, "apply_rotary_pos_emb", None)
     if original is None:
@@ -138,7 +140,7 @@ def _fuse_rotation(model: PreTrainedModel) -> bool:
     made = [torch.randn(shape, generator=generator).to(model.device, model.dtype) for shape in shapes]
     # Both halves of a head turn by the same angles.
     angles = [torch.cat((angle[..., : dim // 2],) * 2, -1) for angle in made[2:]]
-    if not agree(original, triton_ops.rotate, (*made[:2], *angles)):
+    if not is_equal_within_rounding(original, triton_ops.apply_rope, (*made[:2], *angles)):
         return False
-    source.apply_rotary_pos_emb = triton_ops.rotate  # type: ignore[attr-defined]
+    source.apply_rotary_pos_emb = triton_ops.apply_rope  # type: ignore[attr-defined]
     return True

@@ -17,7 +17,7 @@ SORTED_FEW = 64
 MIN_TEMPERATURE = 1e-5
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, seen: torch.Tensor, generator: torch.Generator) -> int:
+def sample(logits: torch.Tensor, sampling: Sampling, seen: torch.Tensor, generator: torch.Generator) -> int:
     """The next token from `logits` [vocabulary]; `seen` holds the ids of the text so far, for the penalty."""
     logits = penalize(logits.float(), seen, sampling.repetition_penalty)
     if sampling.temperature < MIN_TEMPERATURE:

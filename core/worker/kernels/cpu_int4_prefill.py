@@ -25,7 +25,7 @@ BFLOAT16_BYTES = 2
 Multiply = Callable[[torch.Tensor], torch.Tensor]
 
 
-def many_rows(weight: torch.Tensor, scales_and_zeros: torch.Tensor, group_size: int) -> Multiply | None:
+def make_prefill_matmul(weight: torch.Tensor, scales_and_zeros: torch.Tensor, group_size: int) -> Multiply | None:
     """The product for at least MIN_ROWS rows, [rows, in] -> [rows, out], both bfloat16; None where it gains nothing.
 
     `weight` is what `_convert_weight_to_int4pack_for_cpu` gave, uint8 [out, in / 2]; `scales_and_zeros` is bfloat16
@@ -43,7 +43,7 @@ def many_rows(weight: torch.Tensor, scales_and_zeros: torch.Tensor, group_size: 
         for first in range(0, num_tiles, step):
             columns = slice(first * TILE, (first + step) * TILE)
             scales = scales_and_zeros[:, None, columns, 0].contiguous()
-            written = _write_out(tiles[first : first + step]).view(scales.shape[0], group_size, -1)
+            written = _dequantize(tiles[first : first + step]).view(scales.shape[0], group_size, -1)
             if has_zeros:
                 written = torch.addcmul(scales_and_zeros[:, None, columns, 1], written, scales)
             else:
@@ -68,7 +68,7 @@ def is_supported() -> bool:
         return False
     codes = torch.randint(16, (2 * TILE, TILE), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     packed: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2)
-    written = _write_out(_tiles(packed.view(torch.uint8)))
+    written = _dequantize(_tiles(packed.view(torch.uint8)))
     is_same: bool = torch.equal(written.view(TILE, 2 * TILE), (codes - MIDDLE).t().bfloat16())
     return is_same
 
@@ -78,7 +78,7 @@ def _tiles(packed: torch.Tensor) -> torch.Tensor:
     return packed.view(-1, packed.shape[1] * 2, HALF_TILE)
 
 
-def _write_out(tiles: torch.Tensor) -> torch.Tensor:
+def _dequantize(tiles: torch.Tensor) -> torch.Tensor:
     """The codes around zero, bfloat16 [in, tiles, TILE]."""
     num_tiles, num_inputs, _ = tiles.shape
     written = torch.empty((num_inputs, num_tiles, TILE), dtype=torch.bfloat16)

@@ -1,6 +1,6 @@
-"""The kernels of cuda/rows.cu and cuda/attention.cu, and their room: norms, and attention of one new token a row.
+"""RMSNorm, and attention of one new token a row over the KV cache: the kernels of cuda/rows.cu and cuda/attention.cu.
 
-Knows no model and no request. What comes out for a row does not depend on the other rows.
+A row's result does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -13,64 +13,70 @@ import torch
 
 from core.memory.plan import ATTENTION_PARTS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
-from core.worker.kernels.nvrtc import CudaModule
-from core.worker.kernels.w4_small_batch import read_source, room_for_sums
+from core.worker.kernels.nvrtc import CudaModule, read_source
+from core.worker.kernels.w4_small_batch import empty_group_sums
 
-# Sizes of a head, and how many of its queries are taken together at most: what a block has room for.
+# The most queries of a key that a block computes together, by head size: a block has registers for no more.
 MAX_QUERIES = {64: 8, 128: 8, 256: 2}
 ATTEND_WARPS = 4
-# How many columns of the cache a warp takes at a time: the lines of a product on tensor cores.
+# Columns of the cache that a warp takes at a time: the rows of a tensor core's product.
 COLUMNS = 16
-# How many blocks share the columns of a row's head.
-SHARES = (8, 4, 2, 1)
-# The longest row that is normed, and by how many threads.
+# Into how many blocks the columns of a row's head may be split.
+SPLITS = (8, 4, 2, 1)
+# The longest row (elements) that RMSNorm takes, and its threads.
 MAX_ROW = 32768
 NORM_THREADS = 512
-TURN_THREADS = 256
+ROPE_THREADS = 256
 
 
-def queries_together(num_heads: int, num_kv_heads: int, dim: int) -> int:
-    """How many queries of a key are taken together: the most that share them out evenly."""
+def queries_per_block(num_heads: int, num_kv_heads: int, dim: int) -> int:
+    """How many queries that share a key a block computes together: the most that divide them evenly."""
     group = num_heads // num_kv_heads
     return max(count for count in range(1, MAX_QUERIES[dim] + 1) if group % count == 0)
 
 
-def shared_bytes(dim: int, queries: int, blocks: int, ahead: int) -> int:
-    """What each of `blocks` keeps in shared memory (Room in cuda/attention.cu): columns on their way, heads, sums."""
-    coming = ahead * ATTEND_WARPS * COLUMNS * 2 * dim * HALF_BYTES
+def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int) -> int:
+    """Bytes of shared memory for each of the `blocks` that split a head (AttentionShared in cuda/attention.cu): columns
+    in flight, heads, sums."""
+    in_flight = pipeline_stages * ATTEND_WARPS * COLUMNS * 2 * dim * HALF_BYTES
     heads = (queries + 2) * dim * HALF_BYTES
     parts = ATTENTION_PARTS // blocks
     sums = (ATTEND_WARPS - 1 + parts) * dim + 2 * (ATTEND_WARPS + parts)
-    return coming + heads + sums * queries * FLOAT_BYTES
+    return in_flight + heads + sums * queries * FLOAT_BYTES
 
 
-def choose_ahead(dim: int, queries: int, blocks: int, room_bytes: int) -> int:
-    """How many times a warp's columns are on their way: as many as a block has room for in shared memory, up to 3, or 2
-    where others take most of the columns."""
+def choose_pipeline_stages(dim: int, queries: int, blocks: int, room_bytes: int) -> int:
+    """How many loads of columns a warp has in flight: the most of 3, 2, 1 whose shared memory fits in `room_bytes`; at
+    most 2 where 4 or more blocks split a head."""
     fitting = (n for n in (3, 2) if shared_bytes(dim, queries, blocks, n) <= room_bytes and (n < 3 or blocks < 4))
     return next(fitting, 1)
 
 
-def choose_blocks(teams: int, most_blocks: Mapping[int, int]) -> int:
-    """How many blocks share the columns that each of `teams` looks at: the first whose blocks are all among the
-    `most_blocks` of that kind that the GPU holds at once, else the fewest."""
-    return next((blocks for blocks, most in most_blocks.items() if blocks * teams <= most), min(most_blocks))
+def choose_blocks(head_groups: int, most_blocks: Mapping[int, int]) -> int:
+    """Into how many blocks each of `head_groups` is split: the first number whose blocks all run at once (`most_blocks`
+    by number), else the fewest."""
+    return next((blocks for blocks, most in most_blocks.items() if blocks * head_groups <= most), min(most_blocks))
 
 
 @cache
 def module_for(
-    dtype: torch.dtype, dim: int, queries: int, ahead: tuple[tuple[int, int], ...], clusters: bool, device: torch.device
+    dtype: torch.dtype,
+    dim: int,
+    queries: int,
+    pipeline_stages: tuple[tuple[int, int], ...],
+    clusters: bool,
+    device: torch.device,
 ) -> CudaModule:
-    """The kernels: one for each number of blocks that share, with how often a warp's columns are on their way."""
-    lines = (f"ATTEND({blocks}, {times})" for blocks, times in ahead)
+    """The compiled kernels. pipeline_stages: pairs (blocks that split a head, loads in flight), a kernel for each."""
+    lines = (f"ATTEND({blocks}, {times})" for blocks, times in pipeline_stages)
     source = read_source("hopper.cuh", "rows.cu", "attention.cu", ATTENDS=lines)
     defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "CLUSTERS": int(clusters)}
-    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "PARTS": ATTENTION_PARTS, "MAX_ROW": MAX_ROW}
+    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "KV_SPLITS": ATTENTION_PARTS, "MAX_ROW": MAX_ROW}
     return CudaModule(source, defines, device)
 
 
-class RowKernels:
-    """For one model: its heads and its number of slots. All layers share the room."""
+class DecodeKernels:
+    """For one model on one GPU: its heads and its number of slots. All layers share the buffers."""
 
     def __init__(
         self,
@@ -79,25 +85,28 @@ class RowKernels:
         dim: int,
         num_slots: int,
         device: torch.device,
-        shares: Sequence[int] = SHARES,
+        splits: Sequence[int] = SPLITS,
         clusters: bool | None = None,
     ) -> None:
-        """`shares`: how many blocks may share a head's columns. `clusters`: whether those read one another's shared
-        memory; None: where the GPU can."""
+        """heads: (query heads, KV heads) of `dim`. splits: into how many blocks a head may be split. clusters: whether
+        those read one another's shared memory; None: where the GPU can. Raises CudaCodeError."""
         self.num_heads, self.num_kv_heads, self.dim = *heads, dim
-        self._queries = queries_together(*heads, dim)
+        self._queries = queries_per_block(*heads, dim)
         properties = torch.cuda.get_device_properties(device)
         clusters = properties.major >= 9 if clusters is None else clusters
-        # Two blocks on a multiprocessor; a KiB of each is CUDA's.
+        # Two blocks on a multiprocessor. CUDA reserves 1 KiB of each.
         room = properties.shared_memory_per_multiprocessor // 2 - 1024
-        ahead = tuple((blocks, choose_ahead(dim, self._queries, blocks, room)) for blocks in shares)
-        module = module_for(dtype, dim, self._queries, ahead, clusters, device)
-        self._norm, self._turn = module.kernel("norm_rows"), module.kernel("turn_rows")
+        pipeline_stages = tuple((blocks, choose_pipeline_stages(dim, self._queries, blocks, room)) for blocks in splits)
+        module = module_for(dtype, dim, self._queries, pipeline_stages, clusters, device)
+        self._norm, self._apply_rope_and_store_kv = (
+            module.kernel("rmsnorm_and_sum"),
+            module.kernel("apply_rope_and_store_kv"),
+        )
         self._attend = {
             blocks: module.kernel(f"attend_{blocks}", shared_bytes(dim, self._queries, blocks, times))
-            for blocks, times in ahead
+            for blocks, times in pipeline_stages
         }
-        # Blocks that share are neighbours on the GPU: of four and more, some places stay empty.
+        # Blocks of a cluster are neighbours on the GPU, so clusters of 4 and more leave some places empty.
         empty = properties.multi_processor_count // 2
         self._most_blocks = {
             blocks: kernel.most_blocks(ATTEND_WARPS * 32) - (empty if blocks > 2 else 0)
@@ -110,13 +119,18 @@ class RowKernels:
         self._ended = torch.zeros(num_slots * self.num_heads, dtype=torch.int32, device=device)
 
     def norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, run: int, places: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        inputs_per_group: int,
+        inverse_permutation: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [rows, size] divided by its root mean square, times `weight`; each value at its `places`. With it the sums
-        in runs of `run`, as DeckKernels.sum_rows finds them."""
-        out, sums = torch.empty_like(x), room_for_sums(x, run)
-        self._norm((x.shape[0], 1, 1), NORM_THREADS, x, weight, out, places, x.stride(0), x.shape[1], eps, sums,
-                   sums.stride(0), run)  # fmt: skip
+        """RMSNorm of x [rows, size], each value stored where `inverse_permutation` says; and the sums of the result's
+        scale groups, as W4Kernels.sum_rows gives them."""
+        out, sums = torch.empty_like(x), empty_group_sums(x, inputs_per_group)
+        self._norm((x.shape[0], 1, 1), NORM_THREADS, x, weight, out, inverse_permutation, x.stride(0),
+                   x.shape[1], eps, sums, sums.stride(0), inputs_per_group)  # fmt: skip
         return out, sums
 
     def attend(
@@ -128,25 +142,27 @@ class RowKernels:
         columns: torch.Tensor,
         scale: float,
         window: int,
-        places: torch.Tensor | None = None,
+        inverse_permutation: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim].
 
-        Query and key are turned by `angles`, cosines and sines [rows or 1, 1, dim]; key and value go into `cache`, a
-        layer's keys and values [slots, kv heads, columns, dim], at each row's slot and column. A column below 0: none.
+        angles: cosines and sines [rows or 1, 1, dim], applied to query and key. cache: a layer's keys and values
+        [slots, kv heads, columns, dim]; the new key and value go to each row's slot and column. A column below 0 gives
+        zeros and stores nothing. scale: of the scores. window: how many columns a token sees at most.
         """
         rows, (cos, sin), (keys, values) = qkv.shape[0], angles, cache
         out = torch.empty((rows, self.num_heads * self.dim), dtype=qkv.dtype, device=qkv.device)
-        teams = self.num_heads // self._queries
-        blocks = choose_blocks(teams * rows, self._most_blocks)
+        head_groups = self.num_heads // self._queries
+        blocks = choose_blocks(head_groups * rows, self._most_blocks)
         self._attend[blocks](
-            (blocks, teams, rows), ATTEND_WARPS * 32, qkv, cos, sin, keys, values, slots, columns, self._parts,
-            self._tops, self._totals, self._ended, out, places, c_longlong(keys.stride(0)), c_longlong(keys.stride(1)),
-            cos.stride(0) if cos.shape[0] > 1 else 0, float(scale), window, self.num_heads, self.num_kv_heads,
+            (blocks, head_groups, rows), ATTEND_WARPS * 32, qkv, cos, sin, keys, values, slots, columns, self._parts,
+            self._tops, self._totals, self._ended, out, inverse_permutation, c_longlong(keys.stride(0)),
+            c_longlong(keys.stride(1)), cos.stride(0) if cos.shape[0] > 1 else 0, float(scale), window,
+            self.num_heads, self.num_kv_heads,
         )  # fmt: skip
         return out
 
-    def turn(
+    def apply_rope_and_store_kv(
         self,
         qkv: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
@@ -154,17 +170,17 @@ class RowKernels:
         slots: torch.Tensor,
         columns: torch.Tensor,
     ) -> torch.Tensor:
-        """qkv [tokens, (heads + 2 kv heads) * dim] of new tokens of one chat -> its queries [1, heads, tokens, dim],
-        turned where they lie.
+        """RoPE for qkv [tokens, (heads + 2 kv heads) * dim] of one chat's new tokens, in place -> queries [1, heads,
+        tokens, dim].
 
-        Angles are [1, tokens, dim]; keys, turned, and values go into `cache` as in `attend`, at `columns` [1, tokens].
+        angles: [1, tokens, dim]. Keys and values go into `cache` as in `attend`, at `columns` [1, tokens].
         """
         tokens, (cos, sin), (keys, values) = qkv.shape[0], angles, cache
         heads = self.num_heads + 2 * self.num_kv_heads
-        # A thread takes 8 places of a query's or key's half, with those of the other, or 8 of a value.
+        # A thread takes 8 elements of both halves of a query or key, or 8 elements of a value.
         threads = tokens * (heads * self.dim // 16 + self.num_kv_heads * self.dim // 16)
-        self._turn(
-            (-(-threads // TURN_THREADS), 1, 1), TURN_THREADS, qkv, cos, sin, keys, values, slots, columns,
+        self._apply_rope_and_store_kv(
+            (-(-threads // ROPE_THREADS), 1, 1), ROPE_THREADS, qkv, cos, sin, keys, values, slots, columns,
             c_longlong(keys.stride(0)), c_longlong(keys.stride(1)), cos.stride(1), tokens, self.num_heads,
             self.num_kv_heads,
         )  # fmt: skip

@@ -1,6 +1,6 @@
-"""CUDA C++ compiled by the library that comes with torch, and launched into torch's streams; knows no kernel.
+"""Compiles CUDA C++ with NVRTC, which comes with torch, and launches it into torch's streams.
 
-NVRTC needs no compiler on the machine. What it compiled is kept in the user's cache folder.
+NVRTC needs no compiler on the machine. Compiled code is kept in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -20,9 +20,10 @@ from core.common.files import write_atomically
 from core.common.paths import cache_dir
 
 log = logging.getLogger(__name__)
+SOURCES = Path(__file__).parent / "cuda"
 MAX_DYNAMIC_SHARED_SIZE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-# What a block may have of shared memory without asking for more.
+# Shared memory of a block that needs no attribute set.
 PLAIN_SHARED_BYTES = 48 * 1024
 DIGEST_BYTES = 32
 Argument: TypeAlias = "torch.Tensor | int | float | ctypes.c_longlong | None"
@@ -49,9 +50,17 @@ class _Launch(ctypes.Structure):
     ]
 
 
+def read_source(*names: str, **made: Iterable[str]) -> str:
+    """The text of common.cuh and the files `names`. A line that is a keyword of `made` becomes that keyword's lines."""
+    source = "\n".join((SOURCES / file).read_text("utf-8") for file in ("common.cuh", *names))
+    for name, lines in made.items():
+        source = source.replace(f"\n{name}\n", "\n" + "\n".join(lines) + "\n")
+    return source
+
+
 @cache
 def library() -> ctypes.CDLL:
-    """NVRTC and CUDA's driver, through the library of torch that is linked with both. Raises CudaCodeError."""
+    """NVRTC and CUDA's driver, through torch's library that is linked with both. Raises CudaCodeError."""
     try:
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libcaffe2_nvrtc.so"))
     except OSError as error:
@@ -59,9 +68,9 @@ def library() -> ctypes.CDLL:
 
 
 def compiled(source: str, defines: Mapping[str, str | int], capability: tuple[int, int]) -> bytes:
-    """Machine code for GPUs of `capability`, from the cache where it was compiled before. Raises CudaCodeError."""
+    """Machine code (cubin) for GPUs of `capability`, from the cache folder if it is there. Raises CudaCodeError."""
     options = [
-        # The tensor cores of 9.0 are reached through what no other GPU has ("a").
+        # "a": wgmma, which only 9.0 has.
         f"--gpu-architecture=sm_{capability[0]}{capability[1]}{'a' * (capability == (9, 0))}",
         "--std=c++17",
         *(f"-D{name}={value}" for name, value in sorted(defines.items())),
@@ -73,7 +82,7 @@ def compiled(source: str, defines: Mapping[str, str | int], capability: tuple[in
     kept = _read_whole(file)
     if kept is not None:
         return kept
-    # In a thread that ends: NVRTC 12.4 leaves its caller's with the locale "C", in which Python reads files as ASCII.
+    # In a thread of its own: NVRTC 12.4 leaves its caller's locale at "C", in which Python reads files as ASCII.
     with ThreadPoolExecutor(1) as threads:
         code = threads.submit(_compile, source, options).result()
     try:
@@ -84,8 +93,8 @@ def compiled(source: str, defines: Mapping[str, str | int], capability: tuple[in
 
 
 def _read_whole(file: Path) -> bytes | None:
-    """The code in a file of the cache, which ends with its digest. None for a damaged one: the driver refuses that, or
-    ends the process."""
+    """The code in a file of the cache folder, which ends with the code's digest. None for a damaged file: the driver
+    would refuse it, or end the process."""
     try:
         kept = file.read_bytes()
     except OSError:
@@ -149,8 +158,8 @@ class CudaModule:
 
 
 class CudaKernel:
-    """One kernel. Where the GPU can, its blocks may come while the kernel before still runs: each waits by itself
-    (wait_for_previous in cuda/common.cuh) before it touches what others write."""
+    """One kernel, by programmatic dependent launch where the GPU has it: its blocks may start while the kernel before
+    still runs. Each block waits (pdl_wait in cuda/common.cuh) before it touches what other kernels write."""
 
     def __init__(self, function: ctypes.c_void_p, name: str, shared_bytes: int, device: torch.device) -> None:
         self._function, self._name, self._shared_bytes, self._device = function, name, shared_bytes, device
@@ -158,24 +167,22 @@ class CudaKernel:
         self._num_attributes = int(torch.cuda.get_device_capability(device) >= (9, 0))
 
     def most_blocks(self, num_threads: int) -> int:
-        """How many blocks of `num_threads` the GPU holds at once."""
+        """How many blocks of `num_threads` threads the GPU runs at once."""
         each = ctypes.c_int()
         arguments = (self._function, num_threads, ctypes.c_size_t(self._shared_bytes))
         _check(library().cuOccupancyMaxActiveBlocksPerMultiprocessor(ctypes.byref(each), *arguments), self._name)
         return max(1, each.value) * int(torch.cuda.get_device_properties(self._device).multi_processor_count)
 
     def __call__(self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument) -> None:
-        """Launch into the current stream of the kernel's GPU.
-
-        Tensors go as pointers, None as no pointer, numbers as int or float.
-        """
+        """Launch into the current stream of the kernel's GPU. Tensors are passed as pointers, None as a null pointer,
+        numbers as int or float. Raises CudaCodeError."""
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         launch = _Launch(
             *grid, num_threads, 1, 1, self._shared_bytes, torch.cuda.current_stream(self._device).cuda_stream,
             ctypes.pointer(self._attribute), self._num_attributes,
         )  # fmt: skip
-        # A stream's number means one of the GPU that is current, and a kernel belongs to its own.
+        # A stream's handle belongs to the current GPU, and a kernel to the GPU that it was loaded on.
         with torch.cuda.device(self._device):
             _check(library().cuLaunchKernelEx(ctypes.byref(launch), self._function, pointers, None), self._name)
 

@@ -1,6 +1,14 @@
-"""A GPTQ matrix's tensors in the order in which the kernels of cuda/matrices.cu read them; knows no GPU and no kernel.
+"""The layout in which the kernels of cuda/matrices.cu and cuda/prompts.cu read a GPTQ matrix.
 
-A tile is 16 outputs; 64 inputs of a tile are 128 words. Which input and output a word's 4 bits stand for is said there.
+A tile is 16 outputs. 64 inputs of a tile (a K block) are 512 bytes: 32 lanes of a warp × 4 words × 8 codes. A warp
+reads them in one instruction, and each word is a lane's A operand of one m16n8k16 product:
+
+                 word 0        word 1        word 2        word 3          one word, bits 31..0
+               +-------------+-------------+-------------+-------------+
+  lane 4g + t  | k 8t..8t+3  | 8t+4..8t+7  | 32+8t..+3   | 32+8t+4..+7 |   outputs  g+8 g g+8 g | g+8 g g+8 g
+               +-------------+-------------+-------------+-------------+   k + ...   3  3  1  1 |  2  2  0  0
+
+g = 0..7 is the row of A, t = 0..3 its column pair; outputs are those of the tile, k counts the block's inputs.
 """
 
 from __future__ import annotations
@@ -10,8 +18,8 @@ from dataclasses import dataclass
 import torch
 
 TILE = 16
-BLOCK = 64
-# What a word of zeros is where all are 8, which symmetric matrices have: auto-gptq's format stores each less one.
+K_BLOCK = 64
+# A word of zero points where all are 8, as in symmetric matrices. Format gptq stores each less one.
 SYMMETRIC_WORDS = {"gptq": 0x77777777, "gptq_v2": 0x88888888 - 2**32}
 
 
@@ -19,14 +27,15 @@ SYMMETRIC_WORDS = {"gptq": 0x77777777, "gptq_v2": 0x88888888 - 2**32}
 class PackedMatrix:
     """A matrix [inputs, outputs] of 4-bit codes.
 
-    codes [tiles, blocks, 32, 4] int32; scales [tiles, groups, 8, 2] half precision, of outputs g and g + 8 of a tile;
-    zeros the same, or None where all are 8. `order` [inputs] int32: which input each place takes, None where in order.
+    codes: int32 [tiles, K blocks, 32, 4]. scales: half precision [tiles, groups, 8, 2], of outputs g and g + 8.
+    zeros: like scales, or None where all are 8. permutation: int32 [inputs], the model's input at each position of the
+    matrix; None where in order.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None
-    order: torch.Tensor | None
+    permutation: torch.Tensor | None
 
     @property
     def outputs(self) -> int:
@@ -34,18 +43,25 @@ class PackedMatrix:
 
     @property
     def inputs(self) -> int:
-        return int(self.codes.shape[1]) * BLOCK
+        return int(self.codes.shape[1]) * K_BLOCK
 
     @property
     def groups(self) -> int:
         return int(self.scales.shape[1])
 
 
-def input_order(g_idx: torch.Tensor | None) -> torch.Tensor | None:
-    """The inputs sorted by group, or None where they are sorted already."""
+def find_permutation(g_idx: torch.Tensor | None) -> torch.Tensor | None:
+    """The inputs sorted by scale group, int32 [inputs]; None where they are sorted already."""
     if g_idx is None or bool((g_idx[1:] >= g_idx[:-1]).all()):
         return None
     return torch.argsort(g_idx, stable=True).to(torch.int32)
+
+
+def invert_permutation(permutation: torch.Tensor) -> torch.Tensor:
+    """The position at which the matrix wants each of the model's inputs, [inputs]."""
+    inverse = torch.empty_like(permutation)
+    inverse[permutation.long()] = torch.arange(permutation.numel(), dtype=permutation.dtype, device=permutation.device)
+    return inverse
 
 
 def unpack(words: torch.Tensor, axis: int) -> torch.Tensor:
@@ -58,17 +74,18 @@ def unpack(words: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def pack_codes(codes: torch.Tensor) -> torch.Tensor:
-    """[inputs, outputs] codes as [tiles, blocks, 32, 4] words: what `pack` of cuda/matrices.cu does, written out.
+    """[inputs, outputs] codes as [tiles, K blocks, 32, 4] words: the reference for `pack` of cuda/matrices.cu.
 
-    An input is block * 64 + half * 32 + lane % 4 * 8 + word % 2 * 4 + place, an output tile * 16 + side * 8 + lane / 4,
-    where the word of a lane is half * 2 + word % 2.
+    An input is block * 64 + half * 32 + t * 8 + word % 2 * 4 + place, an output tile * 16 + side * 8 + g.
     """
     inputs, outputs = codes.shape
-    split = codes.view(inputs // BLOCK, 2, 4, 2, 4, outputs // TILE, 2, 8)
+    split = codes.view(inputs // K_BLOCK, 2, 4, 2, 4, outputs // TILE, 2, 8)
     # block, half, t, word, place, tile, side, g -> tile, block, g, t, half, word, then side and place.
-    lanes = split.permute(5, 0, 7, 2, 1, 3, 6, 4).reshape(outputs // TILE, inputs // BLOCK, 32, 4, 2, 4).to(torch.int32)
+    lanes = (
+        split.permute(5, 0, 7, 2, 1, 3, 6, 4).reshape(outputs // TILE, inputs // K_BLOCK, 32, 4, 2, 4).to(torch.int32)
+    )
     words = torch.zeros(lanes.shape[:4], dtype=torch.int32, device=codes.device)
-    # Bits 0 to 12 hold place 0 of both sides, then place 2; 16 to 28 places 1 and 3: a register takes a pair of places.
+    # Bits 0 to 15 hold places 0 and 2 of both sides, bits 16 to 31 places 1 and 3: a mask gives a register its pair.
     for shift, (side, place) in zip(
         range(0, 32, 4), ((0, 0), (1, 0), (0, 2), (1, 2), (0, 1), (1, 1), (0, 3), (1, 3)), strict=True
     ):
@@ -76,7 +93,7 @@ def pack_codes(codes: torch.Tensor) -> torch.Tensor:
     return words
 
 
-def by_tile(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[groups, outputs] as [tiles, groups, 8, 2]."""
+def tile_scales(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[groups, outputs] as [tiles, groups, 8, 2]: outputs g and g + 8 of a tile lie side by side."""
     groups, outputs = values.shape
     return values.to(dtype).view(groups, outputs // TILE, 2, 8).permute(1, 0, 3, 2).contiguous()

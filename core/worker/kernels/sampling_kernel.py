@@ -1,7 +1,7 @@
-"""The kernel of cuda/draw.cu, which draws each row's next token; knows no model and no request.
+"""Samples each row's next token from its logits, by the kernel of cuda/draw.cu.
 
-What it cannot take goes through core/worker/kernels/triton_ops.py's, in which one multiprocessor reads a row again and
-again.
+Vocabularies and GPUs that it does not take go through kernels/triton_sampling.py, where one multiprocessor reads a row
+several times.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from typing import NamedTuple
 
 import torch
 
-from core.worker.kernels.nvrtc import CudaCodeError, CudaModule
-from core.worker.kernels.w4_small_batch import read_source
+from core.worker.kernels.nvrtc import CudaCodeError, CudaModule, read_source
 
 log = logging.getLogger(__name__)
-# Between these logits below the largest, top-p's border is looked for; e^-40 is nothing. How often they are halved.
+# Top-p threshold: bisect [max - LOGIT_RANGE, max] BISECTIONS times. Tokens below weigh less than e^-40 of the likeliest
+# and are ignored.
 LOGIT_RANGE = 40.0
 BISECTIONS = 27
-# How many neighbours on the GPU share a row, and how many threads each has.
-DRAW_BLOCKS = 8
-DRAW_THREADS = 512
-# More than that are too many for a thread's registers.
+# A cluster of so many blocks samples a row, each with so many threads.
+SAMPLE_BLOCKS = 8
+SAMPLE_THREADS = 512
+# The most logits that a thread's registers hold.
 MAX_SCORES = 64
-
-
-# What a slot's row of settings holds.
+# The columns of SlotSamplingState.settings.
 SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-class BySlot(NamedTuple):
-    """What the next token follows from, by slot, with one more for rows that stand for nobody: settings [slots + 1, 5],
-    seeds, seen [slots + 1, vocabulary], tokens, positions [slots + 1]."""
+class SlotSamplingState(NamedTuple):
+    """What sampling reads and writes, by slot, with one slot more for padding rows.
+
+    settings: float32 [slots + 1, 5]. seeds, tokens (the last one), positions: int64 [slots + 1].
+    seen: uint8 [slots + 1, vocabulary], the tokens that a repetition penalty applies to.
+    """
 
     settings: torch.Tensor
     seeds: torch.Tensor
@@ -41,38 +42,43 @@ class BySlot(NamedTuple):
     positions: torch.Tensor
 
 
-class DrawKernel:
-    """For logits of one type over one vocabulary, on a GPU whose blocks read one another's shared memory."""
+class SamplingKernel:
+    """For logits of one dtype and vocabulary, on a GPU with clusters of blocks (compute capability 9.0)."""
 
     def __init__(self, dtype: torch.dtype, vocabulary: int, device: torch.device) -> None:
         defines: dict[str, str | int] = {
             "BF16": int(dtype == torch.bfloat16),
-            "SCORES": -(-vocabulary // (DRAW_BLOCKS * DRAW_THREADS)),
-            "DRAW_BLOCKS": DRAW_BLOCKS,
-            "DRAW_THREADS": DRAW_THREADS,
+            "SCORES": -(-vocabulary // (SAMPLE_BLOCKS * SAMPLE_THREADS)),
+            "SAMPLE_BLOCKS": SAMPLE_BLOCKS,
+            "SAMPLE_THREADS": SAMPLE_THREADS,
             "RANGE": f"{LOGIT_RANGE}f",
             "BISECTIONS": BISECTIONS,
         }
         module = CudaModule(read_source("hopper.cuh", "draw.cu"), defines, device)
-        self._draw = module.kernel("draw")
+        self._sample = module.kernel("sample")
 
     def __call__(
-        self, logits: torch.Tensor, rows: torch.Tensor, slots: BySlot, step: torch.Tensor, drawn: torch.Tensor
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        slots: SlotSamplingState,
+        step: torch.Tensor,
+        sampled: torch.Tensor,
     ) -> None:
-        """As `draw_all` of core/worker/kernels/triton_ops.py, without its scratch."""
-        self._draw((DRAW_BLOCKS, logits.shape[0], 1), DRAW_THREADS, logits, rows, *slots, step, drawn, logits.shape[1],
-                   slots.seeds.shape[0] - 1)  # fmt: skip
+        """As `sample_all` of kernels/triton_sampling.py, without its scratch."""
+        self._sample((SAMPLE_BLOCKS, logits.shape[0], 1), SAMPLE_THREADS, logits, rows, *slots, step, sampled,
+                     logits.shape[1], slots.seeds.shape[0] - 1)  # fmt: skip
 
 
 @cache
-def drawing_for(dtype: torch.dtype, vocabulary: int, device: torch.device) -> DrawKernel | None:
-    """The kernel for such logits, or None where it takes none."""
+def sampling_kernel_for(dtype: torch.dtype, vocabulary: int, device: torch.device) -> SamplingKernel | None:
+    """The kernel for such logits; None where it does not take them."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return None
-    if vocabulary > MAX_SCORES * DRAW_BLOCKS * DRAW_THREADS or torch.cuda.get_device_capability(device) < (9, 0):
+    if vocabulary > MAX_SCORES * SAMPLE_BLOCKS * SAMPLE_THREADS or torch.cuda.get_device_capability(device) < (9, 0):
         return None
     try:
-        return DrawKernel(dtype, vocabulary, device)
+        return SamplingKernel(dtype, vocabulary, device)
     except CudaCodeError as error:
-        log.warning("tokens are drawn the slower way: %s", error)
+        log.warning("tokens are sampled the slower way: %s", error)
         return None

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from core.worker.kernels.sampling_kernel import BISECTIONS, LOGIT_RANGE, BySlot
+from core.worker.kernels.sampling_kernel import BISECTIONS, LOGIT_RANGE, SlotSamplingState
 
 ATTEND_KEYS = 64
 READ_QUERIES = 64
@@ -42,7 +42,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 @triton.jit
-def _angles(positions, frequencies, cos, sin, scaling, HALF: tl.constexpr, BLOCK: tl.constexpr):
+def _rope_angles(positions, frequencies, cos, sin, scaling, HALF: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     places = tl.arange(0, BLOCK)
     inside = places < HALF
@@ -54,43 +54,43 @@ def _angles(positions, frequencies, cos, sin, scaling, HALF: tl.constexpr, BLOCK
         tl.store(sin + to, other.to(sin.dtype.element_ty), mask=inside)
 
 
-def angles(
+def rope_angles(
     positions: torch.Tensor, frequencies: torch.Tensor, scaling: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of `positions` [rows, tokens] times `frequencies` [half of a head], for both halves of a head
     (arXiv 2104.09864): [rows, tokens, head]."""
     half = frequencies.shape[0]
     cos, sin = torch.empty((2, *positions.shape, 2 * half), dtype=dtype, device=positions.device)
-    _angles[(positions.numel(),)](positions.contiguous(), frequencies, cos, sin, scaling, HALF=half,
+    _rope_angles[(positions.numel(),)](positions.contiguous(), frequencies, cos, sin, scaling, HALF=half,
                                   BLOCK=triton.next_power_of_2(half), num_warps=1)  # fmt: skip
     return cos, sin
 
 
 @triton.jit
-def _look_up(rows, tokens, positions, found, num_rows, nobody):
+def _gather_slots(rows, tokens, positions, found, num_rows, padding_slot):
     row = tl.program_id(0)
     slot = tl.load(rows + row)
     position = tl.load(positions + slot)
-    column = tl.where(slot < nobody, position, -1)
+    column = tl.where(slot < padding_slot, position, -1)
     tl.store(found + row, tl.load(tokens + slot))
     tl.store(found + num_rows + row, position)
     tl.store(found + 2 * num_rows + row, column)
     tl.store(found + 3 * num_rows + row, column + 1)
 
 
-def look_up(
-    rows: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, nobody: int
+def gather_slots(
+    rows: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor, padding_slot: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For `rows` [rows], which are slots: each one's last token and its position, the column to write, -1 for `nobody`,
-    and where what it sees ends."""
+    """For `rows` [rows] of slots: each one's last token, its position, the column to write (-1 for `padding_slot`), and
+    the end of the columns that it sees. All int64 [rows]."""
     found = torch.empty((4, rows.shape[0]), dtype=torch.long, device=rows.device)
-    _look_up[(rows.shape[0],)](rows, tokens, positions, found, rows.shape[0], nobody, num_warps=1)
+    _gather_slots[(rows.shape[0],)](rows, tokens, positions, found, rows.shape[0], padding_slot, num_warps=1)
     token, position, column, end = found
     return token, position, column, end
 
 
 @triton.jit
-def _silu_times(both, out, size, stride, BLOCK: tl.constexpr):
+def _swiglu(both, out, size, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = places < size
@@ -100,17 +100,17 @@ def _silu_times(both, out, size, stride, BLOCK: tl.constexpr):
     tl.store(out + row * size + places, act * up, mask=inside)
 
 
-def silu_times(both: torch.Tensor) -> torch.Tensor:
+def swiglu(both: torch.Tensor) -> torch.Tensor:
     """[..., gate and up beside each other] -> silu(gate) * up, half as wide."""
     rows = both.reshape(-1, both.shape[-1])
     size, block = rows.shape[1] // 2, 1024
     out = torch.empty((*both.shape[:-1], size), dtype=both.dtype, device=both.device)
-    _silu_times[(rows.shape[0], triton.cdiv(size, block))](rows, out, size, rows.stride(0), BLOCK=block)
+    _swiglu[(rows.shape[0], triton.cdiv(size, block))](rows, out, size, rows.stride(0), BLOCK=block)
     return out
 
 
 @triton.jit
-def _rotate(query, key, cos, sin, num_heads, num_tokens,
+def _apply_rope(query, key, cos, sin, num_heads, num_tokens,
             query_row, query_head, query_token, key_row, key_head, key_token, angle_row, angle_token,
             HALF: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row, token, head = tl.program_id(0) // num_tokens, tl.program_id(0) % num_tokens, tl.program_id(1)
@@ -129,7 +129,7 @@ def _rotate(query, key, cos, sin, num_heads, num_tokens,
     tl.store(at + HALF + places, (second * cos_second + first * sin_second).to(query.dtype.element_ty), mask=inside)
 
 
-def rotate(
+def apply_rope(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary positions (arXiv 2104.09864), in place.
@@ -139,14 +139,14 @@ def rotate(
     """
     rows, num_heads, num_tokens, dim = query.shape
     angle_row = cos.stride(0) if cos.shape[0] > 1 else 0
-    _rotate[(rows * num_tokens, num_heads + key.shape[1])](
+    _apply_rope[(rows * num_tokens, num_heads + key.shape[1])](
         query, key, cos, sin, num_heads, num_tokens, *query.stride()[:3], *key.stride()[:3], angle_row, cos.stride(1),
         HALF=dim // 2, BLOCK=triton.next_power_of_2(dim // 2), num_warps=1)  # fmt: skip
     return query, key
 
 
 @triton.jit
-def _keep(key, value, keys, values, slots, columns, num_tokens,
+def _store_kv(key, value, keys, values, slots, columns, num_tokens,
           key_row, key_head, key_token, value_row, value_head, value_token, cache_slot, cache_head, cache_column,
           DIM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row, token, head = tl.program_id(0) // num_tokens, tl.program_id(0) % num_tokens, tl.program_id(1)
@@ -163,7 +163,7 @@ def _keep(key, value, keys, values, slots, columns, num_tokens,
     tl.store(values + to, tl.load(value + from_value, mask=inside), mask=inside)
 
 
-def keep(
+def store_kv(
     key: torch.Tensor,
     value: torch.Tensor,
     keys: torch.Tensor,
@@ -176,13 +176,13 @@ def keep(
     `slots` [rows] says whose, `columns` [rows, tokens] where; a column below 0 is written nowhere.
     """
     rows, num_heads, num_tokens, dim = key.shape
-    _keep[(rows * num_tokens, num_heads)](
+    _store_kv[(rows * num_tokens, num_heads)](
         key, value, keys, values, slots, columns, num_tokens, *key.stride()[:3], *value.stride()[:3],
         *keys.stride()[:3], DIM=dim, BLOCK=triton.next_power_of_2(dim), num_warps=1)  # fmt: skip
 
 
 @triton.jit
-def _attend_part(query, keys, values, slots, ends, parts, largest, sums, scale, window,
+def _attend_split(query, keys, values, slots, ends, parts, largest, sums, scale, window,
                  query_row, query_head, cache_slot, cache_head, cache_column, num_kv_heads,
                  SPLITS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
                  BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
@@ -221,7 +221,7 @@ def _attend_part(query, keys, values, slots, ends, parts, largest, sums, scale, 
 
 
 @triton.jit
-def _attend_whole(parts, largest, sums, out, SPLITS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def _combine_splits(parts, largest, sums, out, SPLITS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     head = tl.program_id(0).to(tl.int64)
     splits, dims = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
     in_dim = dims < DIM
@@ -242,7 +242,7 @@ def num_splits(num_rows: int, num_kv_heads: int, context_tokens: int) -> int:
     )
 
 
-def attend_one(
+def attend_decode(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -264,16 +264,18 @@ def attend_one(
     largest, sums = torch.empty((2, rows, num_heads, splits), dtype=torch.float32, device=query.device)
     out = torch.empty((rows, 1, num_heads, dim), dtype=query.dtype, device=query.device)
     block_d = max(16, triton.next_power_of_2(dim))
-    _attend_part[(rows, num_kv_heads, splits)](
+    _attend_split[(rows, num_kv_heads, splits)](
         query, keys, values, slots, ends, parts, largest, sums, scale, window, query.stride(0), query.stride(1),
         *keys.stride()[:3], num_kv_heads, SPLITS=splits, GROUP=group, ROWS=max(16, triton.next_power_of_2(group)),
         DIM=dim, BLOCK_D=block_d, BLOCK_N=ATTEND_KEYS, num_warps=4)  # fmt: skip
-    _attend_whole[(rows * num_heads,)](parts, largest, sums, out, SPLITS=splits, DIM=dim, BLOCK_D=block_d, num_warps=2)
+    _combine_splits[(rows * num_heads,)](
+        parts, largest, sums, out, SPLITS=splits, DIM=dim, BLOCK_D=block_d, num_warps=2
+    )
     return out
 
 
 @triton.jit
-def _attend_chunk(query, keys, values, slots, begins, out, scale, window, num_tokens,
+def _attend_prefill(query, keys, values, slots, begins, out, scale, window, num_tokens,
                   query_head, query_token, cache_slot, cache_head, cache_column, num_heads, num_columns,
                   GROUP: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
                   BLOCK_N: tl.constexpr):  # fmt: skip
@@ -310,7 +312,7 @@ def _attend_chunk(query, keys, values, slots, begins, out, scale, window, num_to
     tl.store(to, result.to(out.dtype.element_ty), mask=is_asked)
 
 
-def attend_chunk(
+def attend_prefill(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -326,7 +328,7 @@ def attend_chunk(
     _, num_heads, num_tokens, dim = query.shape
     out = torch.empty((1, num_tokens, num_heads, dim), dtype=query.dtype, device=query.device)
     block_d = max(16, triton.next_power_of_2(dim))
-    _attend_chunk[(triton.cdiv(num_tokens, READ_QUERIES), num_heads)](
+    _attend_prefill[(triton.cdiv(num_tokens, READ_QUERIES), num_heads)](
         query, keys, values, slots, begins, out, scale, window, num_tokens, query.stride(1), query.stride(2),
         *keys.stride()[:3], num_heads, keys.shape[2], GROUP=num_heads // keys.shape[1], DIM=dim, BLOCK_D=block_d,
         BLOCK_M=READ_QUERIES, BLOCK_N=ATTEND_KEYS, num_warps=4, num_stages=3)  # fmt: skip
@@ -355,7 +357,7 @@ def _mass(scores, size, border, top, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _draw(logits, scratch, rows, settings, seeds, seen, tokens, positions, step, drawn, size, num_slots,
+def _sample(logits, scratch, rows, settings, seeds, seen, tokens, positions, step, drawn, size, num_slots,
           STEPS: tl.constexpr, RANGE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(rows + row).to(tl.int64)
@@ -417,11 +419,11 @@ def _draw(logits, scratch, rows, settings, seeds, seen, tokens, positions, step,
     tl.store(drawn + row, tl.where(is_broken, -1, token).to(tl.int64))
 
 
-def draw_all(
+def sample_all(
     logits: torch.Tensor,
     scratch: torch.Tensor,
     rows: torch.Tensor,
-    slots: BySlot,
+    slots: SlotSamplingState,
     step: torch.Tensor,
     drawn: torch.Tensor,
 ) -> None:
@@ -433,6 +435,6 @@ def draw_all(
     """
     size = logits.shape[1]
     block = min(SAMPLE_BLOCK, triton.next_power_of_2(size))
-    _draw[(logits.shape[0],)](
+    _sample[(logits.shape[0],)](
         logits, scratch, rows, *slots, step, drawn, size, slots.seeds.shape[0] - 1,
         STEPS=BISECTIONS, RANGE=LOGIT_RANGE, BLOCK=block, num_warps=16)  # fmt: skip

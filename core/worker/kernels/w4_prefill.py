@@ -1,6 +1,6 @@
-"""Many rows times a 4-bit matrix: from its codes on the tensor cores of compute capability 9.0, else written out first.
+"""Products of many rows with a 4-bit matrix, as prefills need them.
 
-Knows no model.
+Compute capability 9.0 multiplies from the codes (cuda/prompts.cu); other GPUs dequantize the matrix first, for cuBLAS.
 """
 
 from __future__ import annotations
@@ -12,35 +12,34 @@ import torch
 
 from core.memory.plan import PROMPT_BLOCKS, PROMPT_PIECE_ROWS, PROMPT_SUM_BYTES, takes_prompts_from_codes, written_bytes
 from core.worker.kernels.decode_attention import MAX_ROW, NORM_THREADS
-from core.worker.kernels.nvrtc import CudaModule
-from core.worker.kernels.packing import BLOCK, TILE, PackedMatrix
+from core.worker.kernels.nvrtc import CudaModule, read_source
+from core.worker.kernels.packing import K_BLOCK, TILE, PackedMatrix
 from core.worker.kernels.w4_small_batch import (
     HEAD_ROWS,
-    MAX_CODE_ROWS,
-    DeckKernels,
-    ManyRows,
-    Norm,
+    MAX_SMALL_BATCH,
+    FusedRmsNorm,
+    PrefillBackend,
+    W4Kernels,
     defines_for,
-    halves_of,
     kernels_for,
-    read_source,
 )
+from core.worker.kernels.w4_variants import group_size_in_32s
 
-PRODUCT_THREADS, ARRANGE_THREADS = 384, 256
-# Inputs of a row that one thread arranges, and that one thread takes through a gate first.
-ARRANGED_INPUTS, GATED_INPUTS = 32, 8
-# A last round that keeps this share of the multiprocessors busy is not worth sharing out.
-ENOUGH = 0.9
-# Blocks of inputs that a share has at least.
+GEMM_THREADS, ROW_THREADS = 384, 256
+# Inputs of a row for each thread of permute_rows, and of swiglu_rows.
+PERMUTED_INPUTS, SWIGLU_INPUTS = 32, 8
+# A last wave that keeps this share of the multiprocessors busy is not split.
+FULL_WAVE = 0.9
+# The fewest K blocks that a thread block gets of a split wave.
 MIN_SHARE = 4
 
 
-class Product(NamedTuple):
-    """A block of threads multiplies 128 * `tiles` outputs with `pieces` of 128 rows; `stages` of 64 inputs are under
-    way."""
+class PrefillTile(NamedTuple):
+    """What a thread block multiplies at once: 128 * `tiles` outputs with `row_tiles` * 128 rows, with `stages` K blocks
+    in flight."""
 
     tiles: int
-    pieces: int
+    row_tiles: int
     stages: int
 
     @property
@@ -48,150 +47,156 @@ class Product(NamedTuple):
         return 128 * self.tiles
 
 
-# For one piece, and for more: twice the rows for each code that is made a number. Found by trying on an H100.
-FEW, MANY = Product(2, 1, 6), Product(1, 2, 4)
+# Two row tiles use each dequantized code for twice the rows. Found by trying on an H100.
+ONE_ROW_TILE, TWO_ROW_TILES = PrefillTile(2, 1, 6), PrefillTile(1, 2, 4)
 
 
-def share_out(units: int, blocks: int, multiprocessors: int) -> tuple[int, int]:
-    """For `units` of `blocks` of inputs each: how many blocks of threads, and how many units are not shared by them.
+def stream_k_grid(units: int, blocks: int, multiprocessors: int) -> tuple[int, int]:
+    """How many thread blocks compute `units` output tiles of `blocks` K blocks each, and how many whole units of those.
 
-    Whole rounds are not; a last one that would leave much of the GPU idle is.
+    Stream-K: full waves stay whole. The thread blocks share the K blocks of a last wave that would leave much of the
+    GPU idle.
     """
     left = units % multiprocessors
     grid = min(multiprocessors, max(units, units * blocks // MIN_SHARE))
-    # Who adds up a unit waits for every block behind it, so each must have a share.
-    if left == 0 or left >= ENOUGH * multiprocessors or left * blocks < MIN_SHARE * grid:
+    # A unit's first thread block waits for the partial sums of all others, so each must have a share.
+    if left == 0 or left >= FULL_WAVE * multiprocessors or left * blocks < MIN_SHARE * grid:
         return min(units, multiprocessors), units
     return grid, units // multiprocessors * multiprocessors
 
 
-class PromptKernels:
-    """The compiled products for one type and group size on one GPU."""
+class PrefillKernels:
+    """The kernels of cuda/prompts.cu for one dtype, group size and kind of zero points, on one GPU."""
 
     def __init__(self, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> None:
-        halves = halves_of(group_size)
+        group_size_32 = group_size_in_32s(group_size)
+        tiles = {one: shared_bytes(one, group_size_32, has_zeros) for one in (ONE_ROW_TILE, TWO_ROW_TILES)}
         lines = (
-            f"PRODUCT({name(one)}, {one.tiles}, {one.pieces}, {one.stages}, {shared_bytes(one, halves, has_zeros)})"
-            for one in (FEW, MANY)
+            f"GEMM({name(one)}, {one.tiles}, {one.row_tiles}, {one.stages}, {size})" for one, size in tiles.items()
         )
-        source = read_source("hopper.cuh", "codes.cuh", "prompts.cu", PRODUCTS=lines)
-        module = CudaModule(source, defines_for(dtype, halves, has_zeros) | {"MAX_ROW": MAX_ROW}, device)
-        self.arrange = module.kernel("arrange")
-        self.arrange_normed, self.arrange_gated = module.kernel("arrange_normed"), module.kernel("arrange_gated")
-        self.products = {one: module.kernel(name(one), shared_bytes(one, halves, has_zeros)) for one in (FEW, MANY)}
+        source = read_source("hopper.cuh", "codes.cuh", "prompts.cu", GEMMS=lines)
+        module = CudaModule(source, defines_for(dtype, group_size_32, has_zeros) | {"MAX_ROW": MAX_ROW}, device)
+        self.permute_rows = module.kernel("permute_rows")
+        self.rmsnorm_rows, self.swiglu_rows = module.kernel("rmsnorm_rows"), module.kernel("swiglu_rows")
+        self.gemms = {one: module.kernel(name(one), size) for one, size in tiles.items()}
         found = torch.cuda.get_device_properties(device).multi_processor_count
         self.multiprocessors = min(PROMPT_BLOCKS, int(found))
 
 
-def name(product: Product) -> str:
-    return f"product_{product.tiles}_{product.pieces}"
+def name(tile: PrefillTile) -> str:
+    return f"gemm_{tile.tiles}_{tile.row_tiles}"
 
 
-def shared_bytes(product: Product, halves: int, has_zeros: bool) -> int:
-    """What a block keeps in shared memory: `Stages` of cuda/prompts.cu, from the next 1024 bytes on."""
-    scales = (2 if halves == 1 else 1) * (1 + has_zeros)
-    codes = 8 * product.tiles * (512 + scales * 32)
-    stage = product.pieces * PROMPT_PIECE_ROWS * BLOCK * 2 + codes + 16
-    done = 2 * product.pieces * PROMPT_PIECE_ROWS * (product.tiles * 64 + 8) * 2
-    return product.stages * stage + done + 1024
+def shared_bytes(tile: PrefillTile, group_size_32: int, has_zeros: bool) -> int:
+    """Bytes of a thread block's shared memory: `Stages` of cuda/prompts.cu, aligned to 1024 bytes."""
+    scales = (2 if group_size_32 == 1 else 1) * (1 + has_zeros)
+    codes = 8 * tile.tiles * (512 + scales * 32)
+    stage = tile.row_tiles * PROMPT_PIECE_ROWS * K_BLOCK * 2 + codes + 16
+    done = 2 * tile.row_tiles * PROMPT_PIECE_ROWS * (tile.tiles * 64 + 8) * 2
+    return tile.stages * stage + done + 1024
 
 
 @cache
-def prompt_kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> PromptKernels:
-    return PromptKernels(dtype, group_size, has_zeros, device)
+def prefill_kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> PrefillKernels:
+    return PrefillKernels(dtype, group_size, has_zeros, device)
 
 
-class FromCodes:
-    """The matrices of a model as they are. What blocks of threads add up for one another is kept here, so all that is
-    multiplied must be in one stream."""
+class FusedDequantGemm:
+    """Multiplies from the codes, which a thread block dequantizes on their way to the tensor cores.
 
-    # Fewer are read once by the kernels for few rows.
-    least_rows = HEAD_ROWS[-1] + 1
+    Thread blocks exchange partial sums through buffers that all products share, so one stream must run all of them.
+    """
 
-    def __init__(self, kernels: PromptKernels, device: torch.device) -> None:
+    # The small-batch kernels read the weights once for up to this many rows.
+    min_rows = HEAD_ROWS[-1] + 1
+
+    def __init__(self, kernels: PrefillKernels, device: torch.device) -> None:
         self._kernels = kernels
-        self._sums = torch.empty(PROMPT_BLOCKS * PROMPT_SUM_BYTES // 4, dtype=torch.float32, device=device)
-        self._are_there = torch.zeros(PROMPT_BLOCKS, dtype=torch.int32, device=device)
+        self._partial_sums = torch.empty(PROMPT_BLOCKS * PROMPT_SUM_BYTES // 4, dtype=torch.float32, device=device)
+        self._ready = torch.zeros(PROMPT_BLOCKS, dtype=torch.int32, device=device)
 
     def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return self.multiply_arranged(matrix, self.arrange(matrix, x), x.shape[0], bias)
+        return self.multiply_swizzled(matrix, self.permute_rows(matrix, x), x.shape[0], bias)
 
-    def arrange(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, inputs], in the model's order, as the matrix's product takes it."""
-        rows, arranged = x.shape[0], self._room(matrix, x)
-        threads = rows * matrix.inputs // ARRANGED_INPUTS
-        self._kernels.arrange((-(-threads // ARRANGE_THREADS), 1, 1), ARRANGE_THREADS, x, matrix.order, arranged,
-                              x.stride(0), rows, matrix.inputs // BLOCK)  # fmt: skip
-        return arranged
+    def permute_rows(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, inputs], in the model's order -> the same in the matrix's order and in wgmma's swizzled layout."""
+        rows, swizzled = x.shape[0], self._buffer(matrix, x)
+        threads = rows * matrix.inputs // PERMUTED_INPUTS
+        self._kernels.permute_rows((-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, x, matrix.permutation, swizzled,
+                              x.stride(0), rows, matrix.inputs // K_BLOCK)  # fmt: skip
+        return swizzled
 
-    def arrange_normed(self, matrix: PackedMatrix, x: torch.Tensor, norm: Norm) -> torch.Tensor:
-        """The same through RMSNorm first."""
-        arranged = self._room(matrix, x)
-        self._kernels.arrange_normed((x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.places, arranged,
-                                     x.stride(0), matrix.inputs // BLOCK, norm.eps)  # fmt: skip
-        return arranged
+    def rmsnorm_rows(self, matrix: PackedMatrix, x: torch.Tensor, norm: FusedRmsNorm) -> torch.Tensor:
+        """RMSNorm of x [rows, inputs], then as `permute_rows`."""
+        swizzled = self._buffer(matrix, x)
+        self._kernels.rmsnorm_rows((x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled,
+                                     x.stride(0), matrix.inputs // K_BLOCK, norm.eps)  # fmt: skip
+        return swizzled
 
-    def arrange_gated(self, matrix: PackedMatrix, both: torch.Tensor, places: torch.Tensor | None) -> torch.Tensor:
-        """both [rows, 2 * inputs]: the same of silu of the first half times the second."""
-        arranged = self._room(matrix, both)
-        threads = both.shape[0] * matrix.inputs // GATED_INPUTS
-        self._kernels.arrange_gated((-(-threads // ARRANGE_THREADS), 1, 1), ARRANGE_THREADS, both, places, arranged,
-                                    both.shape[0], matrix.inputs // BLOCK)  # fmt: skip
-        return arranged
+    def swiglu_rows(
+        self, matrix: PackedMatrix, both: torch.Tensor, inverse_permutation: torch.Tensor | None
+    ) -> torch.Tensor:
+        """both [rows, 2 * inputs]: silu(first half) * second half, then as `permute_rows`."""
+        swizzled = self._buffer(matrix, both)
+        threads = both.shape[0] * matrix.inputs // SWIGLU_INPUTS
+        self._kernels.swiglu_rows((-(-threads // ROW_THREADS), 1, 1), ROW_THREADS, both, inverse_permutation, swizzled,
+                                    both.shape[0], matrix.inputs // K_BLOCK)  # fmt: skip
+        return swizzled
 
-    def _room(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
+    def _buffer(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
         rows = -(-x.shape[0] // PROMPT_PIECE_ROWS) * PROMPT_PIECE_ROWS
         return torch.empty((rows, matrix.inputs), dtype=x.dtype, device=x.device)
 
-    def multiply_arranged(
+    def multiply_swizzled(
         self,
         matrix: PackedMatrix,
-        arranged: torch.Tensor,
+        swizzled: torch.Tensor,
         rows: int,
         bias: torch.Tensor | None,
-        added: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[rows, outputs], plus `added` of that shape."""
+        """swizzled: what `permute_rows`, `rmsnorm_rows` or `swiglu_rows` gave for `rows` rows -> [rows, outputs], plus
+        `residual` of that shape."""
         tiles, blocks = matrix.codes.shape[:2]
-        pieces = -(-rows // PROMPT_PIECE_ROWS)
-        out = torch.empty((rows, matrix.outputs), dtype=arranged.dtype, device=arranged.device)
-        product = FEW if pieces == 1 else MANY
-        units = -(-matrix.outputs // product.outputs) * -(-pieces // product.pieces)
-        grid, whole = share_out(units, blocks, self._kernels.multiprocessors)
-        self._kernels.products[product](
-            (grid, 1, 1), PRODUCT_THREADS, matrix.codes, matrix.scales, matrix.zeros, arranged, out, bias, added,
-            self._sums, self._are_there, out.stride(0), rows, tiles, blocks, matrix.groups, whole,
+        row_tiles = -(-rows // PROMPT_PIECE_ROWS)
+        out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
+        tile = ONE_ROW_TILE if row_tiles == 1 else TWO_ROW_TILES
+        units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
+        grid, whole = stream_k_grid(units, blocks, self._kernels.multiprocessors)
+        self._kernels.gemms[tile](
+            (grid, 1, 1), GEMM_THREADS, matrix.codes, matrix.scales, matrix.zeros, swizzled, out, bias, residual,
+            self._partial_sums, self._ready, out.stride(0), rows, tiles, blocks, matrix.groups, whole,
         )  # fmt: skip
         return out
 
 
-class WrittenOut:
-    """A matrix is written out in half precision, in pieces of the room there is, for cuBLAS."""
+class DequantThenGemm:
+    """Dequantizes a matrix to half precision, in parts as large as its one buffer, and multiplies those by cuBLAS."""
 
-    least_rows = MAX_CODE_ROWS + 1
+    min_rows = MAX_SMALL_BATCH + 1
 
-    def __init__(self, kernels: DeckKernels, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, kernels: W4Kernels, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
         self._kernels = kernels
-        self._room = torch.empty(written_bytes(num_elements) // dtype.itemsize, dtype=dtype, device=device)
+        self._buffer = torch.empty(written_bytes(num_elements) // dtype.itemsize, dtype=dtype, device=device)
 
     def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        x = x if matrix.order is None else x.index_select(1, matrix.order)
-        tiles, step = matrix.codes.shape[0], self._room.numel() // (matrix.inputs * TILE)
+        x = x if matrix.permutation is None else x.index_select(1, matrix.permutation)
+        tiles, step = matrix.codes.shape[0], self._buffer.numel() // (matrix.inputs * TILE)
         if step >= tiles:
-            out = x @ self._kernels.write_out(matrix, 0, tiles, self._room).t()
+            out = x @ self._kernels.dequantize(matrix, 0, tiles, self._buffer).t()
             return out if bias is None else out.add_(bias)
         out = torch.empty((x.shape[0], matrix.outputs), dtype=x.dtype, device=x.device)
         for begin in range(0, tiles, step):
             count = min(step, tiles - begin)
-            weight = self._kernels.write_out(matrix, begin, count, self._room)
+            weight = self._kernels.dequantize(matrix, begin, count, self._buffer)
             torch.mm(x, weight.t(), out=out[:, begin * TILE : (begin + count) * TILE])
         return out if bias is None else out.add_(bias)
 
 
-def many_rows_for(
+def make_prefill_backend(
     num_elements: int, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device
-) -> ManyRows:
-    """What multiplies the prompts of a model whose largest matrix has `num_elements`."""
+) -> PrefillBackend:
+    """The backend for the prefills of a model whose largest matrix has `num_elements`, on `device`."""
     if takes_prompts_from_codes(torch.cuda.get_device_capability(device)):
-        return FromCodes(prompt_kernels_for(dtype, group_size, has_zeros, device), device)
-    return WrittenOut(kernels_for(dtype, group_size, has_zeros, device), num_elements, dtype, device)
+        return FusedDequantGemm(prefill_kernels_for(dtype, group_size, has_zeros, device), device)
+    return DequantThenGemm(kernels_for(dtype, group_size, has_zeros, device), num_elements, dtype, device)

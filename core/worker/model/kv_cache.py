@@ -15,7 +15,7 @@ class SlotCache:
     """Keys and values of every layer, [num_slots, num_kv_heads, context_tokens + 1, head_dim], allocated at once, each
     on its layer's one of `devices`.
 
-    Before a forward pass `aim` says which rows it writes, and where: `rows` is a slice of slots, `columns` is
+    Before a forward pass `set_targets` says which rows it writes, and where: `rows` is a slice of slots, `columns` is
     [rows, new tokens], and `length` is how much of the rows the pass looks at. The last column is never read.
     """
 
@@ -44,7 +44,7 @@ class SlotCache:
     def num_bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.keys + self.values)
 
-    def aim(self, rows: slice, columns: torch.Tensor, length: int) -> None:
+    def set_targets(self, rows: slice, columns: torch.Tensor, length: int) -> None:
         """Point the next forward pass at `rows`, writing at `columns` ([rows, new tokens])."""
         self._rows, self._length = rows, length
         # One row always writes the last columns of what it looks at: a slice, which costs less than an index.

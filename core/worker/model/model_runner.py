@@ -11,7 +11,7 @@ from core.common.errors import EngineError
 from core.worker.model.kv_cache import SlotCache
 
 
-class SlotModel:
+class ModelRunner:
     """Runs transformers' model over a cache with one row a chat slot."""
 
     def __init__(self, model: PreTrainedModel, num_slots: int, context_tokens: int) -> None:
@@ -56,7 +56,7 @@ class SlotModel:
         not the positions.
         """
         rows = slice(first_slot, first_slot + tokens.shape[0])
-        self.cache.aim(rows, positions if targets is None else targets, length)
+        self.cache.set_targets(rows, positions if targets is None else targets, length)
         return self._run(tokens, positions, length, self.cache)
 
     def use_attention(self, name: str) -> None:

@@ -17,31 +17,33 @@ struct Columns {
     uint4 keys[COLUMNS][PIECES], values[COLUMNS][PIECES];
 
     __device__ __forceinline__ uint4& key(int column, int piece) { return keys[column][piece ^ column % 2 * 4]; }
-    __device__ __forceinline__ uint4& value(int column, int piece) { return values[column][piece ^ column / 2 % 4 * 2]; }
+    __device__ __forceinline__ uint4& value(int column, int piece) {
+        return values[column][piece ^ column / 2 % 4 * 2];
+    }
 };
 
 // Of scores the largest, what their powers come to, and values weighted by those.
-struct Sum {
+struct SoftmaxSum {
     float top, total, value;
 };
 
 // A block's, of BLOCKS that share the parts.
-template <int BLOCKS, int AHEAD>
-struct Room {
-    Columns coming[ATTEND_WARPS][AHEAD];
+template <int BLOCKS, int STAGES>
+struct AttentionShared {
+    Columns coming[ATTEND_WARPS][STAGES];
     uint4 heads[QUERIES + 2][PIECES];  // The queries and the new key, turned, and the new value.
     // A part's values are its first warp's until all are added.
-    float values[ATTEND_WARPS - 1][QUERIES * DIM], parts[PARTS / BLOCKS][QUERIES * DIM];
-    float tops[ATTEND_WARPS][QUERIES], part_tops[PARTS / BLOCKS][QUERIES];
-    float totals[ATTEND_WARPS][QUERIES], part_totals[PARTS / BLOCKS][QUERIES];
+    float values[ATTEND_WARPS - 1][QUERIES * DIM], parts[KV_SPLITS / BLOCKS][QUERIES * DIM];
+    float tops[ATTEND_WARPS][QUERIES], part_tops[KV_SPLITS / BLOCKS][QUERIES];
+    float totals[ATTEND_WARPS][QUERIES], part_totals[KV_SPLITS / BLOCKS][QUERIES];
 };
 
 // What `of` gives for 0 to `count`, added in that order.
 template <int MOST, class Of>
-__device__ __forceinline__ Sum add_up(int count, Of of) {
-    Sum all[MOST], sum = {-1e30f, 0.0f, 0.0f};
+__device__ __forceinline__ SoftmaxSum merge_softmax(int count, Of of) {
+    SoftmaxSum all[MOST], sum = {-1e30f, 0.0f, 0.0f};
 #pragma unroll
-    for (int i = 0; i < MOST; i++) all[i] = i < count ? of(i) : Sum{-1e30f, 0.0f, 0.0f};
+    for (int i = 0; i < MOST; i++) all[i] = i < count ? of(i) : SoftmaxSum{-1e30f, 0.0f, 0.0f};
 #pragma unroll
     for (int i = 0; i < MOST; i++) sum.top = fmaxf(sum.top, all[i].top);
 #pragma unroll
@@ -55,16 +57,17 @@ __device__ __forceinline__ Sum add_up(int count, Of of) {
 
 // Every `step`th value from `from` on of the result: what `part_of` gives for the parts up to `last`, put together.
 template <class Put, class PartOf>
-__device__ __forceinline__ void finish(int from, int step, int last, Put put, PartOf part_of) {
+__device__ __forceinline__ void combine_splits(int from, int step, int last, Put put, PartOf part_of) {
     for (int at = from; at < QUERIES * DIM; at += step) {
-        const Sum sum = add_up<PARTS>(min(PARTS, last + 1), [&](int p) { return part_of(p, at); });
+        const SoftmaxSum sum =
+            merge_softmax<KV_SPLITS>(min(KV_SPLITS, last + 1), [&](int p) { return part_of(p, at); });
         put(at, sum.value / sum.total);
     }
 }
 
 // What is not there comes as zeros.
-__device__ __forceinline__ void fetch16_if(bool is_there, void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_at(to)), "l"(from),
+__device__ __forceinline__ void cp_async_16_zfill(bool is_there, void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(smem_address(to)), "l"(from),
                  "r"(is_there ? 16 : 0)
                  : "memory");
 }
@@ -77,7 +80,7 @@ __device__ __forceinline__ u32 transposed(u32 pair) {
 }
 
 // 8 places of a head, turned by its position (arXiv 2104.09864): the partner of a place is half a head away.
-__device__ __forceinline__ uint4 turned(uint4 own, uint4 partner, uint4 cos, uint4 sin, bool is_first_half) {
+__device__ __forceinline__ uint4 apply_rope(uint4 own, uint4 partner, uint4 cos, uint4 sin, bool is_first_half) {
     float a[8], b[8], c[8], d[8];
     unpack8(own, a), unpack8(partner, b), unpack8(cos, c), unpack8(sin, d);
     u32 words[4];
@@ -96,28 +99,28 @@ __device__ __forceinline__ uint4 turned(uint4 own, uint4 partner, uint4 cos, uin
 
 // One new token of each row: its query and key are turned, key and value go into the slot's cache at `columns`, and the
 // query looks at the columns up to there, `window` of them at most. A row with a column below 0 gets zeros.
-// BLOCKS share a row's parts, in turn, and each has a warp's columns AHEAD times on their way.
-// qkv [rows, (heads + 2 kv heads) * DIM]; each value of the result is put where `places` says. Without clusters:
-// parts [rows, heads, PARTS, DIM], tops and totals without DIM, and a counter a row and head.
-template <int BLOCKS, int AHEAD>
+// BLOCKS share a row's parts, in turn, and each has a warp's columns STAGES times on their way.
+// qkv [rows, (heads + 2 kv heads) * DIM]; each value of the result is put where `inverse_permutation` says. Without clusters:
+// parts [rows, heads, KV_SPLITS, DIM], tops and totals without DIM, and a counter a row and head.
+template <int BLOCKS, int STAGES>
 __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values,
                                        const i64* slots, const i64* columns, float* parts, float* tops, float* totals,
-                                       u32* ended, u16* out, const int* places, i64 slot_size, i64 head_size,
-                                       int angle_row, float scale, int window, int heads, int kv_heads) {
+                                       u32* ended, u16* out, const int* inverse_permutation, i64 slot_size,
+                                       i64 head_size, int angle_row, float scale, int window, int heads, int kv_heads) {
     constexpr int SIZE = QUERIES * DIM, TURNS = ((QUERIES + 2) * PIECES + ATTEND_THREADS - 1) / ATTEND_THREADS;
     extern __shared__ uint4 shared[];
-    Room<BLOCKS, AHEAD>& room = *(Room<BLOCKS, AHEAD>*)shared;
+    AttentionShared<BLOCKS, STAGES>& room = *(AttentionShared<BLOCKS, STAGES>*)shared;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int rank = blockIdx.x, row = blockIdx.z, head = blockIdx.y * QUERIES, kv_head = head / (heads / kv_heads);
     auto put = [&](int at, float value) {
         const int place = head * DIM + at;
-        out[(i64)row * heads * DIM + (places ? places[place] : place)] = to_half(value);
+        out[(i64)row * heads * DIM + (inverse_permutation ? inverse_permutation[place] : place)] = to_half(value);
     };
     // Where a row stands, the angles and what the cache held before this step were there before the step's first kernel.
     const int column = (int)columns[row];
     if (column < 0) {
-        let_next_come();
-        wait_for_previous();
+        pdl_trigger();
+        pdl_wait();
         if (rank == 0)
             for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) put(at, 0.0f);
         return;
@@ -128,7 +131,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     keys += own, values += own;
 
     int coming = rank;
-    auto fetch = [&](int into) {
+    auto load_stage = [&](int into) {
         if (coming <= last) {
             Columns& to = room.coming[warp][into];
             const int base = (first + coming) * SEGMENT + warp * COLUMNS;
@@ -136,16 +139,16 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
             for (int i = 0; i < COLUMNS * PIECES / 32; i++) {
                 const int one = i * 32 / PIECES + lane / PIECES, piece = lane % PIECES, at = base + one;
                 const bool is_seen = at >= begin && at < column;
-                fetch16_if(is_seen, &to.key(one, piece), keys + (i64)at * DIM + piece * 8);
-                fetch16_if(is_seen, &to.value(one, piece), values + (i64)at * DIM + piece * 8);
+                cp_async_16_zfill(is_seen, &to.key(one, piece), keys + (i64)at * DIM + piece * 8);
+                cp_async_16_zfill(is_seen, &to.value(one, piece), values + (i64)at * DIM + piece * 8);
             }
-            const int next_part = coming % PARTS + BLOCKS;
-            coming = coming + PARTS <= last ? coming + PARTS : next_part < PARTS ? next_part : last + 1;
+            const int next_part = coming % KV_SPLITS + BLOCKS;
+            coming = coming + KV_SPLITS <= last ? coming + KV_SPLITS : next_part < KV_SPLITS ? next_part : last + 1;
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
     };
 #pragma unroll
-    for (int u = 0; u < AHEAD; u++) fetch(u);
+    for (int u = 0; u < STAGES; u++) load_stage(u);
     // Each thread turns some pieces of the heads, for all warps; all come at once.
     uint4 own_piece[TURNS], partner[TURNS], piece_cos[TURNS], piece_sin[TURNS];
 #pragma unroll
@@ -154,8 +157,8 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         piece_cos[i] = *(const uint4*)(cos + (i64)row * angle_row + piece * 8);
         piece_sin[i] = *(const uint4*)(sin + (i64)row * angle_row + piece * 8);
     }
-    let_next_come();
-    wait_for_previous();
+    pdl_trigger();
+    pdl_wait();
 
     // The new column is the last segment's.
     const bool has_fresh = last % BLOCKS == rank;
@@ -165,16 +168,17 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         const int at = i * ATTEND_THREADS + threadIdx.x, piece = at % PIECES, which = at / PIECES;
         if (at >= num_pieces) break;
         const int of = which < QUERIES ? head + which : heads + (which - QUERIES) * kv_heads + kv_head;
-        own_piece[i] = read16(here + of * DIM + piece * 8);
-        partner[i] = read16(here + of * DIM + (piece ^ PIECES / 2) * 8);
+        own_piece[i] = ld_global_16(here + of * DIM + piece * 8);
+        partner[i] = ld_global_16(here + of * DIM + (piece ^ PIECES / 2) * 8);
     }
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
         const int at = i * ATTEND_THREADS + threadIdx.x, piece = at % PIECES, which = at / PIECES;
         if (at >= num_pieces) break;
         const bool is_value = which == QUERIES + 1;
-        const uint4 done = is_value ? own_piece[i]
-                                    : turned(own_piece[i], partner[i], piece_cos[i], piece_sin[i], piece < PIECES / 2);
+        const uint4 done = is_value
+                               ? own_piece[i]
+                               : apply_rope(own_piece[i], partner[i], piece_cos[i], piece_sin[i], piece < PIECES / 2);
         room.heads[which][piece] = done;
         if (which >= QUERIES && head % (heads / kv_heads) == 0)
             *(uint4*)((is_value ? values : keys) + (i64)column * DIM + piece * 8) = done;
@@ -186,12 +190,12 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     for (int s = 0; s < STEPS; s++) query[s] = room.heads[min(g, QUERIES - 1)][s * 4 + t];
     int slot = 0;
 #pragma unroll 1
-    for (int part = rank; part < PARTS && part <= last; part += BLOCKS) {
+    for (int part = rank; part < KV_SPLITS && part <= last; part += BLOCKS) {
         // Of queries 2t and 2t+1. sum[c * 4 + j]: places c * 64 + g * 8 + 2j of both, then the next one of both.
         float top[2] = {-1e30f, -1e30f}, total[2] = {}, sum[CHUNKS * 4][4] = {};
 #pragma unroll 1
-        for (int segment = part; segment <= last; segment += PARTS) {
-            asm volatile("cp.async.wait_group %0;" ::"n"(AHEAD - 1) : "memory");
+        for (int segment = part; segment <= last; segment += KV_SPLITS) {
+            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
             __syncwarp();
             Columns& now = room.coming[warp][slot];
             const int base = (first + segment) * SEGMENT + warp * COLUMNS;
@@ -211,8 +215,8 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                 const uint4 low_key = now.key(g, s * 4 + t), high_key = now.key(g + 8, s * 4 + t);
                 const u32 even[4] = {low_key.x, high_key.x, low_key.y, high_key.y};
                 const u32 odd[4] = {low_key.z, high_key.z, low_key.w, high_key.w};
-                multiply_add(score, even, query[s].x, query[s].y);
-                multiply_add(others, odd, query[s].z, query[s].w);
+                mma(score, even, query[s].x, query[s].y);
+                mma(others, odd, query[s].z, query[s].w);
             }
             float shrink[2];
 #pragma unroll
@@ -222,7 +226,8 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                 for (int c = 0; c < 2; c++) {
                     const int at = base + c * 8 + g;
                     float& one = score[c * 2 + q];
-                    one = at >= begin && at <= column ? (one + others[c * 2 + q]) * (scale * 1.4426950408889634f) : -1e30f;
+                    one = at >= begin && at <= column ? (one + others[c * 2 + q]) * (scale * 1.4426950408889634f)
+                                                      : -1e30f;
                     new_top = fmaxf(new_top, one);
                 }
 #pragma unroll
@@ -236,7 +241,8 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                     total[q] += one;
                 }
             }
-            const u32 low_weights = transposed(pack(score[0], score[1])), high_weights = transposed(pack(score[2], score[3]));
+            const u32 low_weights = transposed(pack(score[0], score[1])),
+                      high_weights = transposed(pack(score[2], score[3]));
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
                 u32 words[4][4];
@@ -253,12 +259,12 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                     const u32 pairs[4] = {
                         __byte_perm(words[0][j], words[1][j], 0x5410), __byte_perm(words[0][j], words[1][j], 0x7632),
                         __byte_perm(words[2][j], words[3][j], 0x5410), __byte_perm(words[2][j], words[3][j], 0x7632)};
-                    multiply_add(to, pairs, low_weights, high_weights);
+                    mma(to, pairs, low_weights, high_weights);
                 }
             }
             __syncwarp();
-            fetch(slot);
-            slot = slot + 1 == AHEAD ? 0 : slot + 1;
+            load_stage(slot);
+            slot = slot + 1 == STAGES ? 0 : slot + 1;
         }
 
         float* part_values = room.parts[part / BLOCKS];
@@ -275,41 +281,44 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const float *a = sum[c * 4 + i * 2], *b = sum[c * 4 + i * 2 + 1];
-                    *(float4*)(warp_values + of * DIM + c * 64 + g * 8 + i * 4) = make_float4(a[q], a[2 + q], b[q], b[2 + q]);
+                    *(float4*)(warp_values + of * DIM + c * 64 + g * 8 + i * 4) =
+                        make_float4(a[q], a[2 + q], b[q], b[2 + q]);
                 }
         }
         __syncthreads();
         for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) {
             const int q = at / DIM;
-            const Sum one = add_up<ATTEND_WARPS>(ATTEND_WARPS, [&](int w) {
-                return Sum{room.tops[w][q], room.totals[w][q], w ? room.values[w - 1][at] : part_values[at]};
+            const SoftmaxSum one = merge_softmax<ATTEND_WARPS>(ATTEND_WARPS, [&](int w) {
+                return SoftmaxSum{room.tops[w][q], room.totals[w][q], w ? room.values[w - 1][at] : part_values[at]};
             });
             if (BLOCKS > 1 && !CLUSTERS) {
-                const i64 place = ((i64)row * heads + head + q) * PARTS + part;
+                const i64 place = ((i64)row * heads + head + q) * KV_SPLITS + part;
                 parts[place * DIM + at % DIM] = one.value;
                 if (at % DIM == 0) tops[place] = one.top, totals[place] = one.total;
             } else {
                 part_values[at] = one.value;
-                if (at % DIM == 0) room.part_tops[part / BLOCKS][q] = one.top, room.part_totals[part / BLOCKS][q] = one.total;
+                if (at % DIM == 0)
+                    room.part_tops[part / BLOCKS][q] = one.top, room.part_totals[part / BLOCKS][q] = one.total;
             }
         }
         __syncthreads();
     }
 
     if (BLOCKS == 1) {
-        finish(threadIdx.x, ATTEND_THREADS, last, put, [&](int p, int at) {
-            return Sum{room.part_tops[p][at / DIM], room.part_totals[p][at / DIM], room.parts[p][at]};
+        combine_splits(threadIdx.x, ATTEND_THREADS, last, put, [&](int p, int at) {
+            return SoftmaxSum{room.part_tops[p][at / DIM], room.part_totals[p][at / DIM], room.parts[p][at]};
         });
         return;
     }
 #if CLUSTERS
-    meet_cluster();
-    finish(rank * ATTEND_THREADS + threadIdx.x, BLOCKS * ATTEND_THREADS, last, put, [&](int p, int at) {
+    cluster_sync();
+    combine_splits(rank * ATTEND_THREADS + threadIdx.x, BLOCKS * ATTEND_THREADS, last, put, [&](int p, int at) {
         const int here = p / BLOCKS, q = at / DIM;
-        return Sum{of_block(p % BLOCKS, room.part_tops[here][q]), of_block(p % BLOCKS, room.part_totals[here][q]),
-                   of_block(p % BLOCKS, room.parts[here][at])};
+        return SoftmaxSum{ld_cluster(p % BLOCKS, room.part_tops[here][q]),
+                          ld_cluster(p % BLOCKS, room.part_totals[here][q]),
+                          ld_cluster(p % BLOCKS, room.parts[here][at])};
     });
-    meet_cluster();  // What others still read must not go.
+    cluster_sync();  // What others still read must not go.
 #else
     if (rank > last) return;
     __shared__ bool is_last;
@@ -322,26 +331,25 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     }
     __syncthreads();
     if (!is_last) return;
-    finish(threadIdx.x, ATTEND_THREADS, last, put, [&](int p, int at) {
-        const i64 place = ((i64)row * heads + head + at / DIM) * PARTS + p;
-        return Sum{__ldcg(tops + place), __ldcg(totals + place), __ldcg(parts + place * DIM + at % DIM)};
+    combine_splits(threadIdx.x, ATTEND_THREADS, last, put, [&](int p, int at) {
+        const i64 place = ((i64)row * heads + head + at / DIM) * KV_SPLITS + p;
+        return SoftmaxSum{__ldcg(tops + place), __ldcg(totals + place), __ldcg(parts + place * DIM + at % DIM)};
     });
 #endif
 }
 
 #if CLUSTERS
-#define TOGETHER(BLOCKS) __cluster_dims__(BLOCKS, 1, 1)
+#define CLUSTER_DIMS(BLOCKS) __cluster_dims__(BLOCKS, 1, 1)
 #else
-#define TOGETHER(BLOCKS)
+#define CLUSTER_DIMS(BLOCKS)
 #endif
-#define ATTEND(BLOCKS, AHEAD)                                                                                         \
-    extern "C" __global__ void TOGETHER(BLOCKS) __launch_bounds__(ATTEND_THREADS)                                     \
-        attend_##BLOCKS(const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots,     \
-                        const i64* columns, float* parts, float* tops, float* totals, u32* ended, u16* out,           \
-                        const int* places, i64 slot_size, i64 head_size, int angle_row, float scale, int window,      \
-                        int heads, int kv_heads) {                                                                    \
-        attend<BLOCKS, AHEAD>(qkv, cos, sin, keys, values, slots, columns, parts, tops, totals, ended, out, places,   \
-                              slot_size, head_size, angle_row, scale, window, heads, kv_heads);                       \
+#define ATTEND(BLOCKS, STAGES)                                                                                         \
+    extern "C" __global__ void CLUSTER_DIMS(BLOCKS) __launch_bounds__(ATTEND_THREADS) attend_##BLOCKS(                 \
+        const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots, const i64* columns,  \
+        float* parts, float* tops, float* totals, u32* ended, u16* out, const int* inverse_permutation, i64 slot_size, \
+        i64 head_size, int angle_row, float scale, int window, int heads, int kv_heads) {                              \
+        attend<BLOCKS, STAGES>(qkv, cos, sin, keys, values, slots, columns, parts, tops, totals, ended, out,           \
+                               inverse_permutation, slot_size, head_size, angle_row, scale, window, heads, kv_heads);  \
     }
 ATTENDS
 
@@ -349,13 +357,14 @@ ATTENDS
 // `columns`, values put there. A token with a column below 0 keeps nothing. A thread takes 8 places and their partners,
 // or 8 of a value.
 extern "C" __global__ void __launch_bounds__(256)
-    turn_rows(u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots, const i64* columns,
-              i64 slot_size, i64 head_size, int angle_row, int rows, int heads, int kv_heads) {
+    apply_rope_and_store_kv(u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots,
+                            const i64* columns, i64 slot_size, i64 head_size, int angle_row, int rows, int heads,
+                            int kv_heads) {
     constexpr int HALF = DIM / 2, OF_HEAD = HALF / 8;
     const int turning = (heads + kv_heads) * OF_HEAD, each = turning + kv_heads * OF_HEAD * 2;
     const int at = blockIdx.x * 256 + threadIdx.x, row = at / each, own = at % each;
-    let_next_come();
-    wait_for_previous();
+    pdl_trigger();
+    pdl_wait();
     if (row >= rows) return;
     u16* from = qkv + (i64)row * (heads + 2 * kv_heads) * DIM;
     const i64 column = columns[row], to = slots[0] * slot_size + column * DIM;
@@ -370,8 +379,8 @@ extern "C" __global__ void __launch_bounds__(256)
     from += head * DIM + place;
     const u16 *c = cos + row * angle_row + place, *s = sin + row * angle_row + place;
     const uint4 first = *(const uint4*)from, second = *(const uint4*)(from + HALF);
-    const uint4 first_done = turned(first, second, *(const uint4*)c, *(const uint4*)s, true);
-    const uint4 second_done = turned(second, first, *(const uint4*)(c + HALF), *(const uint4*)(s + HALF), false);
+    const uint4 first_done = apply_rope(first, second, *(const uint4*)c, *(const uint4*)s, true);
+    const uint4 second_done = apply_rope(second, first, *(const uint4*)(c + HALF), *(const uint4*)(s + HALF), false);
     u16* into = head < heads ? from : keys + to + (head - heads) * head_size + place;
     if (head >= heads && column < 0) return;
     *(uint4*)into = first_done, *(uint4*)(into + HALF) = second_done;

@@ -29,7 +29,7 @@ __device__ __forceinline__ float round_half(float x) { return to_float(to_half(x
 __device__ __forceinline__ float low(u32 pair) { return to_float((u16)pair); }
 __device__ __forceinline__ float high(u32 pair) { return to_float((u16)(pair >> 16)); }
 __device__ __forceinline__ u32 pack(float a, float b) { return (u32)to_half(a) | (u32)to_half(b) << 16; }
-__device__ __forceinline__ u32 twice(u16 x) { return (u32)x | (u32)x << 16; }
+__device__ __forceinline__ u32 splat(u16 x) { return (u32)x | (u32)x << 16; }
 
 __device__ __forceinline__ void unpack8(uint4 v, float* to) {
     const u32 words[4] = {v.x, v.y, v.z, v.w};
@@ -45,7 +45,7 @@ __device__ __forceinline__ uint4 pack8(const float* values) {
                       pack(values[6], values[7]));
 }
 
-__device__ __forceinline__ float silu_times(float gate, float up) { return round_half(gate / (1.0f + __expf(-gate))) * up; }
+__device__ __forceinline__ float swiglu(float gate, float up) { return round_half(gate / (1.0f + __expf(-gate))) * up; }
 
 __device__ __forceinline__ void add_squares(uint4 of, float& sum) {
     float values[8];
@@ -54,14 +54,14 @@ __device__ __forceinline__ void add_squares(uint4 of, float& sum) {
     for (int i = 0; i < 8; i++) sum += values[i] * values[i];
 }
 
-__device__ __forceinline__ float sum_of_warp(float sum) {
+__device__ __forceinline__ float warp_sum(float sum) {
 #pragma unroll
     for (int by = 16; by; by /= 2) sum += __shfl_xor_sync(~0u, sum, by);
     return sum;
 }
 
 // 8 values of a row times `by` and their weights.
-__device__ __forceinline__ uint4 normed8(uint4 row, float by, uint4 weight) {
+__device__ __forceinline__ uint4 rmsnorm_8(uint4 row, float by, uint4 weight) {
     float values[8], times[8];
     unpack8(row, values);
     unpack8(weight, times);
@@ -70,12 +70,12 @@ __device__ __forceinline__ uint4 normed8(uint4 row, float by, uint4 weight) {
     return pack8(values);
 }
 
-// 8 values of a row, each where `places` says, if there are any.
-__device__ __forceinline__ void put8(uint4 values, int at, const int* places, u16* to) {
-    if (places) {
+// 8 values of a row, each where `inverse_permutation` says, if there are any.
+__device__ __forceinline__ void store_8(uint4 values, int at, const int* inverse_permutation, u16* to) {
+    if (inverse_permutation) {
         const u32 words[4] = {values.x, values.y, values.z, values.w};
 #pragma unroll
-        for (int i = 0; i < 8; i++) to[places[at + i]] = (u16)(words[i / 2] >> i % 2 * 16);
+        for (int i = 0; i < 8; i++) to[inverse_permutation[at + i]] = (u16)(words[i / 2] >> i % 2 * 16);
     } else {
         *(uint4*)(to + at) = values;
     }
@@ -90,34 +90,37 @@ __device__ __forceinline__ void put8(uint4 values, int at, const int* places, u1
 #endif
 
 // A product of tensor cores, m16n8k16, added to `from`.
-__device__ __forceinline__ void multiply_from(float* c, const u32* a, u32 b0, u32 b1, const float* from) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+__device__ __forceinline__ void mma_from(float* c, const u32* a, u32 b0, u32 b1, const float* from) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
                  : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(from[0]), "f"(from[1]),
                    "f"(from[2]), "f"(from[3]));
 }
-__device__ __forceinline__ void multiply_add(float* c, const u32* a, u32 b0, u32 b1) { multiply_from(c, a, b0, b1, c); }
+__device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) { mma_from(c, a, b0, b1, c); }
 
 // The sums of 256 values in runs of 32, 64, 128 or 256, by a warp whose lanes hold 8 each, in order: every lane gets that
 // of its own run. Whoever does it gets the same.
-__device__ __forceinline__ float sum_of_run(uint4 values, int run) {
+__device__ __forceinline__ float scale_group_sum(uint4 values, int inputs_per_group) {
     const u32 a[4] = {values.x, values.y, values.z, values.w};
     float sums[4] = {};
-    multiply_add(sums, a, ONES, ONES);
+    mma(sums, a, ONES, ONES);
     float sum = sums[0] + sums[2];
 #pragma unroll
     for (int lanes = 4; lanes < 32; lanes *= 2)
-        if (lanes * 8 < run) sum += __shfl_xor_sync(~0u, sum, lanes);
+        if (lanes * 8 < inputs_per_group) sum += __shfl_xor_sync(~0u, sum, lanes);
     return sum;
 }
 
 // The sums of a row's runs by a block of THREADS, put as sums[of run * step].
 template <int THREADS>
-__device__ __forceinline__ void sum_runs(const u16* row, int size, int run, float* sums, int step) {
+__device__ __forceinline__ void scale_group_sums(const u16* row, int size, int inputs_per_group, float* sums,
+                                                 int step) {
     for (int base = threadIdx.x / 32 * 256; base < size; base += THREADS * 8) {
         const int at = base + threadIdx.x % 32 * 8;
-        const float sum = sum_of_run(at < size ? *(const uint4*)(row + at) : make_uint4(0, 0, 0, 0), run);
-        if (at < size && at % run == 0) sums[(i64)(at / run) * step] = sum;
+        const float sum =
+            scale_group_sum(at < size ? *(const uint4*)(row + at) : make_uint4(0, 0, 0, 0), inputs_per_group);
+        if (at < size && at % inputs_per_group == 0) sums[(i64)(at / inputs_per_group) * step] = sum;
     }
 }
 
@@ -125,7 +128,7 @@ __device__ __forceinline__ void sum_runs(const u16* row, int size, int run, floa
 // before, and its values once. 512 sums, each of every 512th eight values, are added 32 by 32, then the 16 that come out
 // in order, which `sums` has room for: so whoever does it gets the same. `put` takes 8 that come out, and where from.
 template <int THREADS, int MOST>
-struct Norm {
+struct RmsNorm {
     static constexpr int EACH = MOST / 8 / THREADS, TURNS = 512 / THREADS;
     uint4 weights[EACH];
 
@@ -150,7 +153,7 @@ struct Norm {
         for (int i = 0; i < EACH; i++) add_squares(values[i], sum[i % TURNS]);
 #pragma unroll
         for (int turn = 0; turn < TURNS; turn++) {
-            const float whole = sum_of_warp(sum[turn]);
+            const float whole = warp_sum(sum[turn]);
             if (threadIdx.x % 32 == 0) sums[(turn * THREADS + threadIdx.x) / 32] = whole;
         }
         __syncthreads();
@@ -161,13 +164,13 @@ struct Norm {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             const int at = (i * THREADS + threadIdx.x) * 8;
-            if (at < size) put(at, normed8(values[i], by, weights[i]));
+            if (at < size) put(at, rmsnorm_8(values[i], by, weights[i]));
         }
     }
 };
 
 // Weights are read once: past the first cache, in whole lines.
-__device__ __forceinline__ uint4 read_weights(const void* from) {
+__device__ __forceinline__ uint4 ld_weights_16(const void* from) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -175,17 +178,17 @@ __device__ __forceinline__ uint4 read_weights(const void* from) {
     return v;
 }
 
-__device__ __forceinline__ u32 shared_at(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ u32 smem_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // Brought into shared memory while the thread goes on.
-__device__ __forceinline__ void fetch16(u32 to, const void* from) {
+__device__ __forceinline__ void cp_async_16(u32 to, const void* from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
-__device__ __forceinline__ void fetch16(void* to, const void* from) { fetch16(shared_at(to), from); }
-__device__ __forceinline__ void fetch4(u32 to, const void* from) {
+__device__ __forceinline__ void cp_async_16(void* to, const void* from) { cp_async_16(smem_address(to), from); }
+__device__ __forceinline__ void cp_async_4(u32 to, const void* from) {
     asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }
-__device__ __forceinline__ uint4 fetched16(u32 at) {
+__device__ __forceinline__ uint4 ld_shared_16(u32 at) {
     uint4 v;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -193,13 +196,13 @@ __device__ __forceinline__ uint4 fetched16(u32 at) {
                  : "memory");
     return v;
 }
-__device__ __forceinline__ u32 fetched4(u32 at) {
+__device__ __forceinline__ u32 ld_shared_4(u32 at) {
     u32 v;
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
     return v;
 }
 
-__device__ __forceinline__ uint4 read16(const void* from) {
+__device__ __forceinline__ uint4 ld_global_16(const void* from) {
     uint4 v;
     asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -210,12 +213,12 @@ __device__ __forceinline__ uint4 read16(const void* from) {
 
 // Kernels follow one another without a gap: the next one's blocks may come while this one's still run, and wait here
 // before they touch what it writes. Every kernel waits, so whatever came before the one before has ended as well.
-__device__ __forceinline__ void wait_for_previous() {
+__device__ __forceinline__ void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-__device__ __forceinline__ void let_next_come() {
+__device__ __forceinline__ void pdl_trigger() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif

@@ -1,65 +1,66 @@
 // What there is from compute capability 9.0 on: barriers that copies complete, blocks that read one another's shared
 // memory; and the operands of wgmma, which only 9.0 has.
 
-__device__ __forceinline__ void make_barrier(i64* barrier, int count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_at(barrier)), "r"(count) : "memory");
+__device__ __forceinline__ void mbarrier_init(i64* barrier, int count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(count) : "memory");
 }
-__device__ __forceinline__ void wait_for(i64* barrier, int parity) {
+__device__ __forceinline__ void mbarrier_wait(i64* barrier, int parity) {
     u32 done;
     do {
         asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
                      : "=r"(done)
-                     : "r"(shared_at(barrier)), "r"(parity)
+                     : "r"(smem_address(barrier)), "r"(parity)
                      : "memory");
     } while (!done);
 }
-__device__ __forceinline__ void arrive_at(i64* barrier) {
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_at(barrier)) : "memory");
+__device__ __forceinline__ void mbarrier_arrive(i64* barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
 }
 
 // A barrier's turn ends when what is copied has come as well: that many bytes at once, or what the thread has fetched
 // before.
-__device__ __forceinline__ void expect_bytes(i64* barrier, int count) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_at(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void fetch_bytes(void* to, const void* from, int count, i64* barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_at(to)),
-                 "l"(from), "r"(count), "r"(shared_at(barrier))
+__device__ __forceinline__ void mbarrier_expect_bytes(i64* barrier, int count) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(smem_address(barrier)), "r"(count)
                  : "memory");
 }
-__device__ __forceinline__ void arrive_when_fetched(i64* barrier) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_at(barrier)) : "memory");
+__device__ __forceinline__ void cp_async_bulk(void* to, const void* from, int count, i64* barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     smem_address(to)),
+                 "l"(from), "r"(count), "r"(smem_address(barrier))
+                 : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_on_copies(i64* barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(smem_address(barrier)) : "memory");
 }
 
 // `threads` of a block wait for one another, by one of its barriers of hardware.
-__device__ __forceinline__ void meet(int barrier, int threads) {
+__device__ __forceinline__ void named_barrier_sync(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // A number that blocks tell one another, after what they wrote before.
-__device__ __forceinline__ void set_for_all(u32* to, u32 what) {
+__device__ __forceinline__ void st_release(u32* to, u32 what) {
     asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(to), "r"(what) : "memory");
 }
-__device__ __forceinline__ u32 seen_of_all(const u32* from) {
+__device__ __forceinline__ u32 ld_acquire(const u32* from) {
     u32 what;
     asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(what) : "l"(from) : "memory");
     return what;
 }
 
-__device__ __forceinline__ void meet_cluster() {
+__device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
-__device__ __forceinline__ float of_block(int rank, const float& own) {
+__device__ __forceinline__ float ld_cluster(int rank, const float& own) {
     u32 at;
     float v;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(shared_at(&own)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(smem_address(&own)), "r"(rank));
     asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
     return v;
 }
 
 // A start in shared memory as wgmma takes it: in units of 16 bytes, 1024 bytes from 8 rows to the next 8, each row 128
 // bytes, swizzled.
-__device__ __forceinline__ unsigned long long matrix_at(const void* p) {
-    return (shared_at(p) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
+__device__ __forceinline__ unsigned long long wgmma_descriptor(const void* p) {
+    return (smem_address(p) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }

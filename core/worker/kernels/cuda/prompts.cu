@@ -1,59 +1,61 @@
 // Products of many rows with 4-bit matrices on the tensor cores of compute capability 9.0. Knows no model. Compiled for
 // one group size, as matrices.cu, whose order of codes this reads: a lane's words are its part of wgmma's A.
 //
-// The matrix's outputs are the product's M and the rows its N. `arrange` puts the rows as the product reads them: 128
+// The matrix's outputs are the product's M and the rows its N. `permute_rows` puts the rows as the product reads them: 128
 // rows of 64 inputs are a piece of 16 KiB, K-major in wgmma's layout for swizzles of 128 bytes, and within each 16
 // inputs those that a lane's word holds are where A has them. Of a block of threads one warpgroup brings pieces and
 // codes, two multiply: while one turns codes into numbers, the tensor cores are the other's.
 
-#define ROWS 128
-#define PIECE (ROWS * 64)
-#define WARPS 8
+#define TILE_ROWS 128
+#define X_TILE (TILE_ROWS * 64)
+#define MMA_WARPS 8
 // What two warpgroups have summed: 128 numbers for each of their threads.
-#define SUMS (WARPS * 32 * 128)
+#define PARTIAL_SUMS (MMA_WARPS * 32 * 128)
 
 // Where a row's input is, in the product's order: of 8 that lie beside each other, each pair in another eight.
-__device__ __forceinline__ i64 arranged_at(int row, int place, int blocks) {
+__device__ __forceinline__ i64 swizzled_offset(int row, int place, int blocks) {
     const int pair = place % 64 / 32 * 4 + place % 8 / 2, t = place % 32 / 8;
-    return ((i64)(row / ROWS) * blocks + place / 64) * PIECE + row % ROWS * 64 + (pair ^ row % 8) * 8 + t * 2 + place % 2;
+    return ((i64)(row / TILE_ROWS) * blocks + place / 64) * X_TILE + row % TILE_ROWS * 64 + (pair ^ row % 8) * 8 +
+           t * 2 + place % 2;
 }
-// 8 inputs of a row, or each where `places` says, if there are any.
-__device__ __forceinline__ void arrange8(uint4 values, int row, int at, const int* places, int blocks, u16* out) {
+// 8 inputs of a row, or each where `inverse_permutation` says, if there are any.
+__device__ __forceinline__ void store_swizzled_8(uint4 values, int row, int at, const int* inverse_permutation,
+                                                 int blocks, u16* out) {
     const u32 words[4] = {values.x, values.y, values.z, values.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        if (places) {
-            out[arranged_at(row, places[at + i * 2], blocks)] = (u16)words[i];
-            out[arranged_at(row, places[at + i * 2 + 1], blocks)] = (u16)(words[i] >> 16);
+        if (inverse_permutation) {
+            out[swizzled_offset(row, inverse_permutation[at + i * 2], blocks)] = (u16)words[i];
+            out[swizzled_offset(row, inverse_permutation[at + i * 2 + 1], blocks)] = (u16)(words[i] >> 16);
         } else {
-            *(u32*)(out + arranged_at(row, at + i * 2, blocks)) = words[i];
+            *(u32*)(out + swizzled_offset(row, at + i * 2, blocks)) = words[i];
         }
     }
 }
 
 // A row's 32 inputs each, in the product's order.
 extern "C" __global__ void __launch_bounds__(256)
-    arrange(const u16* x, const int* order, uint4* out, int x_row, int rows, int blocks) {
+    permute_rows(const u16* x, const int* permutation, uint4* out, int x_row, int rows, int blocks) {
     const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 2), half = at % (blocks * 2);
-    let_next_come();
-    wait_for_previous();
+    pdl_trigger();
+    pdl_wait();
     if (row >= rows) return;
     const u16* from = x + (i64)row * x_row;
     u32 words[4][4];
 #pragma unroll
     for (int t = 0; t < 4; t++) {
-        if (order) {
+        if (permutation) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int place = half * 32 + t * 8 + i * 2;
-                words[t][i] = (u32)from[order[place]] | (u32)from[order[place + 1]] << 16;
+                words[t][i] = (u32)from[permutation[place]] | (u32)from[permutation[place + 1]] << 16;
             }
         } else {
             const uint4 v = *(const uint4*)(from + half * 32 + t * 8);
             words[t][0] = v.x, words[t][1] = v.y, words[t][2] = v.z, words[t][3] = v.w;
         }
     }
-    uint4* to = out + ((i64)(row / ROWS) * blocks + half / 2) * (PIECE / 8) + row % ROWS * 8;
+    uint4* to = out + ((i64)(row / TILE_ROWS) * blocks + half / 2) * (X_TILE / 8) + row % TILE_ROWS * 8;
 #pragma unroll
     for (int i = 0; i < 4; i++)
         to[(half % 2 * 4 + i) ^ row % 8] = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
@@ -61,43 +63,44 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // Rows through RMSNorm, a block each.
 extern "C" __global__ void __launch_bounds__(512)
-    arrange_normed(const u16* x, const u16* weight, const int* places, u16* out, int x_row, int blocks, float eps) {
+    rmsnorm_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, int x_row, int blocks,
+                 float eps) {
     __shared__ float sums[16];
-    let_next_come();
-    Norm<512, MAX_ROW> norm;
+    pdl_trigger();
+    RmsNorm<512, MAX_ROW> norm;
     norm.read(weight, blocks * 64);
-    wait_for_previous();
+    pdl_wait();
     norm.apply(x + (i64)blockIdx.x * x_row, blocks * 64, eps, sums,
-               [&](int at, uint4 done) { arrange8(done, blockIdx.x, at, places, blocks, out); });
+               [&](int at, uint4 done) { store_swizzled_8(done, blockIdx.x, at, inverse_permutation, blocks, out); });
 }
 
 // both [rows, gates and what they open], a thread 8 of each.
 extern "C" __global__ void __launch_bounds__(256)
-    arrange_gated(const u16* both, const int* places, u16* out, int rows, int blocks) {
+    swiglu_rows(const u16* both, const int* inverse_permutation, u16* out, int rows, int blocks) {
     const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 8), place = at % (blocks * 8) * 8;
-    let_next_come();
-    wait_for_previous();
+    pdl_trigger();
+    pdl_wait();
     if (row >= rows) return;
     const u16* from = both + (i64)row * blocks * 128 + place;
     float gates[8], ups[8];
     unpack8(*(const uint4*)from, gates);
     unpack8(*(const uint4*)(from + blocks * 64), ups);
 #pragma unroll
-    for (int i = 0; i < 8; i++) ups[i] = silu_times(gates[i], ups[i]);
-    arrange8(pack8(ups), row, place, places, blocks, out);
+    for (int i = 0; i < 8; i++) ups[i] = swiglu(gates[i], ups[i]);
+    store_swizzled_8(pack8(ups), row, place, inverse_permutation, blocks, out);
 }
 
 // MT * 64 outputs for each of two warpgroups, for NT * 128 rows.
 template <int MT, int NT, int STAGES>
 struct Stages {
     static constexpr int TILES = MT * 8, PITCH = MT * 64 + 8;
-    uint4 x[STAGES][NT][PIECE / 8];
+    uint4 x[STAGES][NT][X_TILE / 8];
     uint4 codes[STAGES][TILES][32];
     u32 scales[STAGES][SCALES][TILES][8];
 #if ZEROS
     u32 zeros[STAGES][SCALES][TILES][8];
 #endif
-    u16 done[2][NT * ROWS][PITCH];
+    u16 done[2][NT * TILE_ROWS][PITCH];
     i64 full[STAGES], empty[STAGES];
 };
 
@@ -109,7 +112,7 @@ struct Stages {
 #else
 #define WGMMA "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
 #endif
-__device__ __forceinline__ void multiply_group(float* c, const u32* a, unsigned long long with) {
+__device__ __forceinline__ void wgmma(float* c, const u32* a, unsigned long long with) {
     asm volatile(WGMMA
                  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
                  "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
@@ -130,10 +133,10 @@ __device__ __forceinline__ u32 times(u32 a, u32 b) {
 
 // What a block of threads does: first its equal share of the blocks of inputs of the units from `whole` on, then its
 // units of those before. Where a unit's inputs are shared, the one that has the first of them adds the others' sums.
-struct Share {
+struct StreamKWork {
     int whole, blocks, rest, next_whole, at, last, unit, begin, end;
 
-    __device__ __forceinline__ Share(int units, int whole, int blocks)
+    __device__ __forceinline__ StreamKWork(int units, int whole, int blocks)
         : whole(whole), blocks(blocks), rest((units - whole) * blocks), next_whole(blockIdx.x) {
         at = start(blockIdx.x), last = start(blockIdx.x + 1);
     }
@@ -150,64 +153,66 @@ struct Share {
         return true;
     }
     // Whether the share of `other`, a later one, begins in this unit.
-    __device__ __forceinline__ bool goes_on(int other) const {
+    __device__ __forceinline__ bool continues_in(int other) const {
         return end < blocks && other < gridDim.x && start(other) < (unit - whole + 1) * blocks;
     }
 };
 
-// x, arranged -> out [rows, outputs], plus `added` of that shape where there is any. `sums` has SUMS floats for each
-// block of threads, `are_there` a zero.
+// x, arranged -> out [rows, outputs], plus `residual` of that shape where there is any. `partial_sums` has PARTIAL_SUMS floats for each
+// block of threads, `ready` a zero.
 template <int MT, int NT, int STAGES>
-__device__ __forceinline__ void multiply_many(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
-                                              u16* out, const u16* bias, const u16* added, float4* sums,
-                                              u32* are_there, int out_row,
-                                              int rows, int tiles, int blocks, int groups, int whole) {
+__device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
+                                             u16* out, const u16* bias, const u16* residual, float4* partial_sums,
+                                             u32* ready, int out_row, int rows, int tiles, int blocks, int groups,
+                                             int whole) {
     typedef Stages<MT, NT, STAGES> Room;
     constexpr int TILES = Room::TILES;
     extern __shared__ __align__(1024) unsigned char shared[];
-    Room& room = *(Room*)(shared + (1024 - shared_at(shared) % 1024) % 1024);
+    Room& room = *(Room*)(shared + (1024 - smem_address(shared) % 1024) % 1024);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
-    const int row_tiles = (rows + NT * ROWS - 1) / (NT * ROWS), units = (tiles + TILES - 1) / TILES * row_tiles;
+    const int row_blocks = (rows + NT * TILE_ROWS - 1) / (NT * TILE_ROWS),
+              units = (tiles + TILES - 1) / TILES * row_blocks;
     if (threadIdx.x == 0) {
         // A stage is full when the codes of 128 threads are there and the pieces are; empty when every warp has read it.
-        for (int s = 0; s < STAGES; s++) make_barrier(&room.full[s], 129), make_barrier(&room.empty[s], WARPS);
+        for (int s = 0; s < STAGES; s++) mbarrier_init(&room.full[s], 129), mbarrier_init(&room.empty[s], MMA_WARPS);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
     __syncthreads();
-    let_next_come();
-    wait_for_previous();
+    pdl_trigger();
+    pdl_wait();
     int stage = 0, parity = 0;
-    if (warp >= WARPS) {
+    if (warp >= MMA_WARPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        const int part = warp - WARPS;
-        for (Share share(units, whole, blocks); share.next();) {
-            const int first = share.unit / row_tiles * TILES;
-            const int piece = share.unit % row_tiles * NT, num_pieces = min(NT, (rows + ROWS - 1) / ROWS - piece);
-            const uint4* from_x = x + (i64)piece * blocks * (PIECE / 8);
-            for (int block = share.begin; block < share.end; block++) {
-                wait_for(&room.empty[stage], parity ^ 1);
-                if (threadIdx.x == WARPS * 32) {
-                    expect_bytes(&room.full[stage], num_pieces * PIECE * 2);
-                    for (int n = 0; n < num_pieces; n++)
-                        fetch_bytes(room.x[stage][n], from_x + ((i64)n * blocks + block) * (PIECE / 8), PIECE * 2,
-                                    &room.full[stage]);
+        const int part = warp - MMA_WARPS;
+        for (StreamKWork work(units, whole, blocks); work.next();) {
+            const int first = work.unit / row_blocks * TILES;
+            const int row_tile = work.unit % row_blocks * NT,
+                      num_row_tiles = min(NT, (rows + TILE_ROWS - 1) / TILE_ROWS - row_tile);
+            const uint4* from_x = x + (i64)row_tile * blocks * (X_TILE / 8);
+            for (int block = work.begin; block < work.end; block++) {
+                mbarrier_wait(&room.empty[stage], parity ^ 1);
+                if (threadIdx.x == MMA_WARPS * 32) {
+                    mbarrier_expect_bytes(&room.full[stage], num_row_tiles * X_TILE * 2);
+                    for (int n = 0; n < num_row_tiles; n++)
+                        cp_async_bulk(room.x[stage][n], from_x + ((i64)n * blocks + block) * (X_TILE / 8), X_TILE * 2,
+                                      &room.full[stage]);
                 }
 #pragma unroll
                 for (int i = part; i < TILES; i += 4)
-                    fetch16(&room.codes[stage][i][lane],
-                            codes + ((i64)min(first + i, tiles - 1) * blocks + block) * 32 + lane);
+                    cp_async_16(&room.codes[stage][i][lane],
+                                codes + ((i64)min(first + i, tiles - 1) * blocks + block) * 32 + lane);
                 if (part == 0 && lane < TILES * 2) {
                     const i64 tile = min(first + lane / 2, tiles - 1);
 #pragma unroll
                     for (int i = 0; i < SCALES; i++) {
-                        const i64 from = (tile * groups + group_of(block * 2 + i)) * 8;
-                        fetch16(&room.scales[stage][i][lane / 2][lane % 2 * 4], scales + from + lane % 2 * 4);
+                        const i64 from = (tile * groups + scale_group_of(block * 2 + i)) * 8;
+                        cp_async_16(&room.scales[stage][i][lane / 2][lane % 2 * 4], scales + from + lane % 2 * 4);
 #if ZEROS
-                        fetch16(&room.zeros[stage][i][lane / 2][lane % 2 * 4], zeros + from + lane % 2 * 4);
+                        cp_async_16(&room.zeros[stage][i][lane / 2][lane % 2 * 4], zeros + from + lane % 2 * 4);
 #endif
                     }
                 }
-                arrive_when_fetched(&room.full[stage]);
+                mbarrier_arrive_on_copies(&room.full[stage]);
                 if (++stage == STAGES) stage = 0, parity ^= 1;
             }
         }
@@ -215,77 +220,78 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
     }
 
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    const int team = warp / 4, part = warp % 4;
-    for (Share share(units, whole, blocks); share.next();) {
+    const int warpgroup = warp / 4, part = warp % 4;
+    for (StreamKWork work(units, whole, blocks); work.next();) {
         float sum[NT][MT][64] = {};
-        for (int block = share.begin; block < share.end; block++) {
-            wait_for(&room.full[stage], parity);
+        for (int block = work.begin; block < work.end; block++) {
+            mbarrier_wait(&room.full[stage], parity);
             u32 a[4][MT][4];
 #pragma unroll
             for (int m = 0; m < MT; m++) {
-                const int tile = (team * MT + m) * 4 + part;
+                const int tile = (warpgroup * MT + m) * 4 + part;
                 const uint4 now = room.codes[stage][tile][lane];
                 const u32 words[4] = {now.x, now.y, now.z, now.w};
 #pragma unroll
                 for (int step = 0; step < 4; step++) {
                     const int set = SCALES == 1 ? 0 : step / 2;
 #if ZEROS
-                    const Zero less = zero_of(room.zeros[stage][set][tile][g]);
+                    const ZeroPair less = zero_pair(room.zeros[stage][set][tile][g]);
 #else
-                    const Zero less = zero_of(8.0f, 8.0f);
+                    const ZeroPair less = zero_pair(8.0f, 8.0f);
 #endif
                     const u32 scale = room.scales[stage][set][tile][g];
-                    const u32 even = twice((u16)scale), odd = twice((u16)(scale >> 16));
+                    const u32 even = splat((u16)scale), odd = splat((u16)(scale >> 16));
                     u32* to = a[step][m];
-                    codes_of(words[step], less, to);
+                    centered_codes(words[step], less, to);
                     to[0] = times(to[0], even), to[2] = times(to[2], even);
                     to[1] = times(to[1], odd), to[3] = times(to[3], odd);
                 }
             }
-            const unsigned long long with = matrix_at(room.x[stage]);
+            const unsigned long long with = wgmma_descriptor(room.x[stage]);
             asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
             for (int step = 0; step < 4; step++)
 #pragma unroll
                 for (int n = 0; n < NT; n++)
 #pragma unroll
-                    for (int m = 0; m < MT; m++) multiply_group(sum[n][m], a[step][m], with + n * (PIECE / 8) + step * 2);
+                    for (int m = 0; m < MT; m++) wgmma(sum[n][m], a[step][m], with + n * (X_TILE / 8) + step * 2);
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
             asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
             __syncwarp();
-            if (lane == 0) arrive_at(&room.empty[stage]);
+            if (lane == 0) mbarrier_arrive(&room.empty[stage]);
             if (++stage == STAGES) stage = 0, parity ^= 1;
         }
 
-        if (share.begin) {
-            float4* to = sums + blockIdx.x * (SUMS / 4) + threadIdx.x;
+        if (work.begin) {
+            float4* to = partial_sums + blockIdx.x * (PARTIAL_SUMS / 4) + threadIdx.x;
 #pragma unroll
             for (int i = 0; i < NT * MT * 16; i++) {
                 const float* from = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
-                to[i * WARPS * 32] = make_float4(from[0], from[1], from[2], from[3]);
+                to[i * MMA_WARPS * 32] = make_float4(from[0], from[1], from[2], from[3]);
             }
             __threadfence();
-            meet(3, WARPS * 32);
-            if (threadIdx.x == 0) set_for_all(are_there + blockIdx.x, 1);
+            named_barrier_sync(3, MMA_WARPS * 32);
+            if (threadIdx.x == 0) st_release(ready + blockIdx.x, 1);
             continue;
         }
-        for (int other = blockIdx.x + 1; share.goes_on(other); other++) {
-            while (!seen_of_all(are_there + other)) {
+        for (int other = blockIdx.x + 1; work.continues_in(other); other++) {
+            while (!ld_acquire(ready + other)) {
             }
-            const float4* from = sums + other * (SUMS / 4) + threadIdx.x;
+            const float4* from = partial_sums + other * (PARTIAL_SUMS / 4) + threadIdx.x;
 #pragma unroll
             for (int i = 0; i < NT * MT * 16; i++) {
                 float* to = &sum[i / 16 / MT][i / 16 % MT][i % 16 * 4];
-                const float4 more = __ldcg(from + i * WARPS * 32);
+                const float4 more = __ldcg(from + i * MMA_WARPS * 32);
                 to[0] += more.x, to[1] += more.y, to[2] += more.z, to[3] += more.w;
             }
-            meet(3, WARPS * 32);
-            if (threadIdx.x == 0) set_for_all(are_there + other, 0);
+            named_barrier_sync(3, MMA_WARPS * 32);
+            if (threadIdx.x == 0) st_release(ready + other, 0);
         }
 
         // sum[.][4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
-        const int first = share.unit / row_tiles * TILES + team * MT * 4, first_row = share.unit % row_tiles * NT * ROWS;
-        meet(team + 1, 128);
+        const int first = work.unit / row_blocks * TILES + warpgroup * MT * 4,
+                  first_row = work.unit % row_blocks * NT * TILE_ROWS;
+        named_barrier_sync(warpgroup + 1, 128);
 #pragma unroll
         for (int m = 0; m < MT; m++) {
             float more[2] = {};
@@ -299,22 +305,23 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
                 u32 r[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) r[i] = pack(from[i * 2] + more[i % 2], from[i * 2 + 1] + more[i % 2]);
-                u16* to = &room.done[team][(j + lane / 16) * 8 + lane % 8][(m * 4 + part) * 16 + lane / 8 % 2 * 8];
-                asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_at(to)),
-                             "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
-                             : "memory");
+                u16* to = &room.done[warpgroup][(j + lane / 16) * 8 + lane % 8][(m * 4 + part) * 16 + lane / 8 % 2 * 8];
+                asm volatile(
+                    "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(smem_address(to)),
+                    "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                    : "memory");
             }
         }
-        meet(team + 1, 128);
-        for (int at = threadIdx.x % 128; at < NT * ROWS * MT * 8; at += 128) {
+        named_barrier_sync(warpgroup + 1, 128);
+        for (int at = threadIdx.x % 128; at < NT * TILE_ROWS * MT * 8; at += 128) {
             const int row = at / (MT * 8), eight = at % (MT * 8);
             if (first_row + row >= rows || first + eight / 2 >= tiles) continue;
             const i64 to = (i64)(first_row + row) * out_row + first * 16 + eight * 8;
-            uint4 value = *(const uint4*)&room.done[team][row][eight * 8];
-            if (added) {
+            uint4 value = *(const uint4*)&room.done[warpgroup][row][eight * 8];
+            if (residual) {
                 float whole[8], more[8];
                 unpack8(value, whole);
-                unpack8(*(const uint4*)(added + to), more);
+                unpack8(*(const uint4*)(residual + to), more);
 #pragma unroll
                 for (int i = 0; i < 8; i++) whole[i] += more[i];
                 value = pack8(whole);
@@ -324,13 +331,13 @@ __device__ __forceinline__ void multiply_many(const uint4* codes, const u32* sca
     }
 }
 
-#define PRODUCT(NAME, MT, NT, STAGES, BYTES)                                                                          \
-    static_assert(sizeof(Stages<MT, NT, STAGES>) + 1024 == BYTES, "what a block of threads has room for");            \
-    extern "C" __global__ void __launch_bounds__(384, 1)                                                              \
-        NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,      \
-             const u16* added, float4* sums, u32* are_there, int out_row, int rows, int tiles, int blocks,            \
-             int groups, int whole) {                                                                                 \
-        multiply_many<MT, NT, STAGES>(codes, scales, zeros, x, out, bias, added, sums, are_there, out_row, rows,      \
-                                      tiles, blocks, groups, whole);                                                  \
+#define GEMM(NAME, MT, NT, STAGES, BYTES)                                                                              \
+    static_assert(sizeof(Stages<MT, NT, STAGES>) + 1024 == BYTES, "what a block of threads has room for");             \
+    extern "C" __global__ void __launch_bounds__(384, 1)                                                               \
+        NAME(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x, u16* out, const u16* bias,       \
+             const u16* residual, float4* partial_sums, u32* ready, int out_row, int rows, int tiles, int blocks,      \
+             int groups, int whole) {                                                                                  \
+        dequant_gemm<MT, NT, STAGES>(codes, scales, zeros, x, out, bias, residual, partial_sums, ready, out_row, rows, \
+                                     tiles, blocks, groups, whole);                                                    \
     }
-PRODUCTS
+GEMMS

@@ -1,15 +1,16 @@
 // RMSNorm of several rows, a block a row of at most MAX_ROW values, and the sums of what comes out in runs:
 // [runs][sums_row]. Knows no model.
 extern "C" __global__ void __launch_bounds__(512)
-    norm_rows(const u16* x, const u16* weight, u16* out, const int* places, int x_row, int size, float eps,
-              float* run_sums, int sums_row, int run) {
+    rmsnorm_and_sum(const u16* x, const u16* weight, u16* out, const int* inverse_permutation, int x_row, int size,
+                    float eps, float* group_sums, int sums_row, int inputs_per_group) {
     __shared__ float sums[16];
-    let_next_come();
-    Norm<512, MAX_ROW> norm;
+    pdl_trigger();
+    RmsNorm<512, MAX_ROW> norm;
     norm.read(weight, size);
-    wait_for_previous();
+    pdl_wait();
     u16* to = out + (i64)blockIdx.x * size;
-    norm.apply(x + (i64)blockIdx.x * x_row, size, eps, sums, [&](int at, uint4 done) { put8(done, at, places, to); });
+    norm.apply(x + (i64)blockIdx.x * x_row, size, eps, sums,
+               [&](int at, uint4 done) { store_8(done, at, inverse_permutation, to); });
     __syncthreads();
-    sum_runs<512>(to, size, run, run_sums + blockIdx.x, sums_row);
+    scale_group_sums<512>(to, size, inputs_per_group, group_sums + blockIdx.x, sums_row);
 }

@@ -22,10 +22,18 @@ from torch import nn
 
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError
-from core.worker.kernels.cpu_int4_prefill import MIN_ROWS, many_rows
-from core.worker.kernels.packing import BLOCK, SYMMETRIC_WORDS, TILE, PackedMatrix, by_tile, input_order, unpack
-from core.worker.kernels.w4_prefill import many_rows_for
-from core.worker.kernels.w4_small_batch import DeckLinear, ManyRows, kernels_for
+from core.worker.kernels.cpu_int4_prefill import MIN_ROWS, make_prefill_matmul
+from core.worker.kernels.packing import (
+    K_BLOCK,
+    SYMMETRIC_WORDS,
+    TILE,
+    PackedMatrix,
+    find_permutation,
+    tile_scales,
+    unpack,
+)
+from core.worker.kernels.w4_prefill import make_prefill_backend
+from core.worker.kernels.w4_small_batch import PrefillBackend, W4Linear, kernels_for
 
 Tensors = dict[str, torch.Tensor]
 CLASSES: dict[str, type[GPTQQuantLinear]] = {
@@ -52,7 +60,7 @@ class MatrixMaker:
     device: torch.device
     scratch: ScratchSpace | None = None
     staging: torch.Tensor | None = None
-    many: ManyRows | None = None
+    many: PrefillBackend | None = None
 
     @property
     def reading_device(self) -> torch.device:
@@ -71,7 +79,7 @@ class MatrixMaker:
             words = max(rows * columns for rows, columns in shapes) * self.quantization.bits // 32
             self.staging = torch.empty(words, dtype=torch.int32, device=self.device)
         if self.kernel == "deck":
-            self.many = many_rows_for(max(rows * columns for rows, columns in shapes), *self._how)
+            self.many = make_prefill_backend(max(rows * columns for rows, columns in shapes), *self._how)
 
     @property
     def _how(self) -> tuple[torch.dtype, int, bool, torch.device]:
@@ -100,14 +108,14 @@ class MatrixMaker:
         kernels = kernels_for(*self._how)
         words = [tensors["qweight"] for tensors in members]
         tiles, offset = sum(word.shape[1] for word in words) // TILE, int(self.quantization.packing == "gptq")
-        codes = torch.empty((tiles, words[0].shape[0] * 8 // BLOCK, 32, 4), dtype=torch.int32, device=self.device)
-        scales = [by_tile(tensors["scales"].to(self.device), self.dtype) for tensors in members]
+        codes = torch.empty((tiles, words[0].shape[0] * 8 // K_BLOCK, 32, 4), dtype=torch.int32, device=self.device)
+        scales = [tile_scales(tensors["scales"].to(self.device), self.dtype) for tensors in members]
         zeros = None
         if self.quantization.is_symmetric:
             check_symmetric(members, self.quantization.packing)
         else:
-            zeros = [by_tile(unpack(one["qzeros"].to(self.device), 1) + offset & 15, self.dtype) for one in members]
-        order = input_order(members[0].get("g_idx"))
+            zeros = [tile_scales(unpack(one["qzeros"].to(self.device), 1) + offset & 15, self.dtype) for one in members]
+        order = find_permutation(members[0].get("g_idx"))
         order = None if order is None else order.to(self.device)
         first_tile = 0
         for word in words:
@@ -115,7 +123,7 @@ class MatrixMaker:
             first_tile += word.shape[1] // TILE
         bias = torch.cat([one["bias"] for one in members]) if "bias" in members[0] else None
         matrix = PackedMatrix(codes, torch.cat(scales), None if zeros is None else torch.cat(zeros), order)
-        return DeckLinear(matrix, None if bias is None else bias.to(self.device, self.dtype), kernels, many)
+        return W4Linear(matrix, None if bias is None else bias.to(self.device, self.dtype), kernels, many)
 
     def _staged(self, tensors: Tensors) -> Tensors:
         if self.staging is None:
@@ -207,7 +215,7 @@ class CpuInt4Linear(nn.Module):
         matmul = torch.ops.aten._weight_int4pack_mm_for_cpu.default
         weight, group_size, scales_and_zeros = self.weight, self.group_size, self.scales_and_zeros
         order, bias = self.order, self.bias
-        multiply_many = many_rows(weight, scales_and_zeros, group_size)
+        multiply_many = make_prefill_matmul(weight, scales_and_zeros, group_size)
 
         def multiply(rows: torch.Tensor) -> torch.Tensor:
             if order is not None:
