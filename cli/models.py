@@ -7,13 +7,12 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from cli.download import size_text
-from core.common.paths import models_dir
+from core.common.paths import COMMIT_CHARS, models_dir
 from core.common.terminal import Terminal, table
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, scan
 
 COLUMNS = ("name", "size", "quantization", "source", "revision")
 UNTOLD = "-"
-COMMIT_CHARS = 8
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:

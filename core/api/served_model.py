@@ -14,7 +14,6 @@ from core.chat.presets import read_recommended
 from core.chat.template import ChatTemplate, read_template
 from core.chat.tokens import read_counter
 from core.common.errors import DeckError, EngineError
-from core.common.paths import models_dir
 from core.common.values import printable
 from core.engine.interface import Engine
 from core.personas.character import Character
@@ -54,7 +53,8 @@ def read_loaded(engine: Engine) -> Loaded:
     if facts.remote is not None and (reader := read_reader(engine)) is not None:
         context, slots, count = facts.context_tokens, facts.num_slots, reader.count_prompt
         return Loaded(reader.model, context, slots, reader.template, reader.counter, {}, 0, count)
-    folder = models_dir() / state.model
+    if (folder := state.folder) is None:
+        raise EngineError("nothing_loaded")
     counter = read_counter(folder)
     try:
         changed_ns = folder.stat().st_mtime_ns

@@ -9,9 +9,8 @@ from typing import Protocol
 
 from core.chat.template import ChatTemplate, Turn, read_template
 from core.chat.tokens import read_counter
-from core.common.paths import models_dir
 from core.engine.interface import Engine
-from core.engine.protocol import Conversation, EngineState
+from core.engine.protocol import Conversation
 
 
 class Counter(Protocol):
@@ -68,11 +67,6 @@ class Reader:
     count_prompt: Callable[[str], int]
 
 
-def folder_of(state: EngineState) -> Path | None:
-    """The folder of the model that this machine has or loads."""
-    return models_dir() / state.model if state.model is not None and state.server is None else None
-
-
 def read_reader(engine: Engine, template_of: Callable[[Path], ChatTemplate] = read_template) -> Reader | None:
     """None where no model can answer now. Raises DeckError for a tokenizer or template that cannot be read."""
     state = engine.state
@@ -84,6 +78,7 @@ def read_reader(engine: Engine, template_of: Callable[[Path], ChatTemplate] = re
         counter = RemoteCounter(remote.count, state.facts.remote.counts_tokens)
         # A template that is there and empty: the model was taught to chat.
         return Reader(state.model, None, ConversationTemplate("", "", ""), counter, remote.count_prompt)
-    folder = models_dir() / state.model
-    local = read_counter(folder)
-    return Reader(state.model, folder, template_of(folder), local, local.count)
+    if state.folder is None:
+        return None
+    local = read_counter(state.folder)
+    return Reader(state.model, state.folder, template_of(state.folder), local, local.count)

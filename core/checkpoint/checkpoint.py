@@ -19,6 +19,7 @@ from core.checkpoint.headers import TensorInfo, read_header, read_json
 from core.checkpoint.layers import LayerShape, read_layers, text_config
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.common.errors import CheckpointError
+from core.common.paths import model_name
 from core.common.values import is_whole, printable, quoted_json
 
 QUANTIZE_CONFIG = "quantize_config.json"
@@ -88,7 +89,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(folder):
         tensors |= read_header(folder / file)
-    return make_checkpoint(folder.name, config, quantization, tensors, folder)
+    return make_checkpoint(model_name(folder), config, quantization, tensors, folder)
 
 
 def make_checkpoint(

@@ -1,4 +1,4 @@
-"""Where things lie on disk, and the few things that a person chose once; knows nothing of what they mean to a page."""
+"""Where things lie on disk, and the few things that a person chose once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ ROOT = Path(__file__).resolve().parents[2]
 VERSION = "0.7"
 DEFAULT_PORT = 6006
 DEFAULT_HOST = "127.0.0.1"
+# How much of a commit is shown, and names a model that lies in Hugging Face's cache.
+COMMIT_CHARS = 8
 
 
 def models_dir() -> Path:
     """The folder with one folder a model."""
     return Path(os.environ.get("LLAMADECK_MODELS", ROOT / "models"))
+
+
+def model_name(folder: Path) -> str:
+    """What a model is called: like its folder, or OWNER_NAME@COMMIT, shortened, for one in Hugging Face's cache."""
+    repo = cached_repo(folder)
+    return folder.name if repo is None else f"{repo.replace('/', '_')}@{folder.name[:COMMIT_CHARS]}"
+
+
+def cached_repo(folder: Path) -> str | None:
+    """The repository whose snapshot in Hugging Face's cache `folder` is: CACHE/models--OWNER--NAME/snapshots/COMMIT."""
+    kind, _, repo = folder.parent.parent.name.partition("--")
+    return repo.replace("--", "/") if kind == "models" and repo and folder.parent.name == "snapshots" else None
 
 
 def data_dir() -> Path:

@@ -230,7 +230,7 @@ class EngineState:
     """What the engine is doing, as pages read it. `model` is the name of what is loaded or being loaded.
 
     `ready_after_s` is how long its load took from the click, the start of the process with it.
-    `server` is the host of a model that runs elsewhere, None for this machine's own.
+    `server` is the host of a model that runs elsewhere, `folder` the model's on this machine; the other is None.
     """
 
     phase: Literal["empty", "loading", "ready", "failed"] = "empty"
@@ -241,3 +241,4 @@ class EngineState:
     error: DeckError | None = None
     ready_after_s: float = 0.0
     server: str | None = None
+    folder: Path | None = None

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from core.common.errors import DeckError, EngineError, GpuUseError
+from core.common.paths import model_name
 from core.engine.answer import Answer
 from core.engine.engine_base import EngineBase
 from core.engine.process import WorkerProcess
@@ -102,7 +103,7 @@ class Runner(EngineBase):
         self, folder: Path, context_tokens: int, num_slots: int, kernel: str | None, force: bool, on_cpu: bool
     ) -> Callable[[], None]:
         """The part of `load` that waits for nothing. The function that it returns does the rest."""
-        turn = self._detach(EngineState("loading", folder.name))
+        turn = self._detach(EngineState("loading", model_name(folder), folder=folder))
         return partial(self._start, turn, Load(folder, context_tokens, num_slots, kernel, force, on_cpu))
 
     def unload(self) -> None:
@@ -183,8 +184,7 @@ class Runner(EngineBase):
             log.error("no process can be started for the engine: %s", error)
             with self._lock:
                 if turn == self._turn:
-                    failure = EngineError("worker_start", why=str(error))
-                    self._set(EngineState("failed", command.folder.name, error=failure))
+                    self._set(replace(self._state, phase="failed", error=EngineError("worker_start", why=str(error))))
             return
         with self._lock:
             is_wanted = turn == self._turn
@@ -237,7 +237,8 @@ class Runner(EngineBase):
         took_s = time.monotonic() - self._load_began_s
         if event.facts.memory is not None:
             self._note_gpu(None)
-        return EngineState("ready", event.facts.name, facts=event.facts, fraction=1.0, ready_after_s=took_s)
+        state = EngineState("ready", event.facts.name, facts=event.facts, fraction=1.0, ready_after_s=took_s)
+        return replace(state, folder=self._state.folder)
 
     def _note_gpu(self, error: GpuUseError | None) -> None:
         """What a load has just found out about the GPUs."""
@@ -269,5 +270,5 @@ class Runner(EngineBase):
         self._fail(worker, error)
 
     def _fail(self, worker: WorkerProcess, error: DeckError) -> None:
-        if self._detach(EngineState("failed", self._state.model, error=error), worker) >= 0:
+        if self._detach(EngineState("failed", self._state.model, error=error, folder=self._state.folder), worker) >= 0:
             self._end_leaving()

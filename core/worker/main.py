@@ -22,7 +22,7 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError, EngineError
 from core.common.logs import set_up_logs
 from core.common.panics import panics_as_errors
-from core.common.paths import cache_dir
+from core.common.paths import cache_dir, model_name
 from core.engine.protocol import (
     AnswerStats,
     Cancel,
@@ -106,7 +106,7 @@ def main(fd: int, is_warm: bool = False) -> None:
         pipe.send(LoadFailed(error))
     except Exception as error:
         log.exception("loading %s failed", command.folder)
-        unknown = EngineError("load_fault", model=command.folder.name, why=describe(error))
+        unknown = EngineError("load_fault", model=model_name(command.folder), why=describe(error))
         pipe.send(LoadFailed(fault_of_machine(error) or unknown))
 
 

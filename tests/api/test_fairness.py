@@ -16,6 +16,7 @@ from core.api.served_model import Loaded
 from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
 from core.common.errors import EngineError
+from core.common.paths import models_dir
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState, ModelFacts
 from core.engine.runner import Runner
@@ -85,7 +86,7 @@ class Listening:
     def __init__(self) -> None:
         self.clients: list[str] = []
         facts = ModelFacts(MODEL, "", "cpu", "dense", "dense", 1024, 1, 0.0, 0, 0)
-        self.state = EngineState("ready", MODEL, facts=facts)
+        self.state = EngineState("ready", MODEL, facts=facts, folder=models_dir() / MODEL)
         self.running_answers: list[Answer] = []
 
     def generate(

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import DeckError, EngineError
+from core.common.paths import model_name
 from core.engine.protocol import (
     AnswerStats,
     Cancel,
@@ -130,7 +131,7 @@ class FakeWorker:
                 self._finish(self._scripts[command.request], "cancelled")
 
     def _load(self, command: Load) -> None:
-        began_s, name = time.monotonic(), command.folder.name
+        began_s, name = time.monotonic(), model_name(command.folder)
         seconds = float(os.environ.get("LLAMADECK_FAKE_LOAD_S", "0.2"))
         num_steps = STEPS_PER_STAGE * len(STAGES)
         for step in range(num_steps):

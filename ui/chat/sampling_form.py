@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import streamlit as st
 
-from core.chat.model_prompt import folder_of
 from core.chat.presets import check_values, combine, model_preset, read_recommended, set_model_preset
 from core.chat.records import ChatInfo
 from core.common.errors import DeckError
@@ -28,7 +27,7 @@ PRESET, NAME, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
 
 def recommended() -> dict[str, Any]:
     """What the loaded model recommends for itself, as far as it makes sense."""
-    folder = folder_of(engine().state)
+    folder = engine().state.folder
     return read_recommended(folder) if folder else {}
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from core.common.background import Task
 from core.common.errors import DeckError, InputError
-from core.common.paths import models_dir
+from core.common.paths import COMMIT_CHARS, models_dir
 from core.common.urls import host_name
 from core.library import maintenance as keeping
 from core.library.maintenance import Verification
@@ -29,7 +29,6 @@ from ui.shared.routing import LOAD_PAGE, go_to
 
 POLL_S = 0.5
 CHATS = 1
-COMMIT_CHARS = 8
 IMPORT = ("import",)
 EXAMPLE = "/data/models/TheBloke_Llama-2-7B-Chat-GPTQ"
 PATH_KEY, ERROR_KEY = "library_path", "library_error"

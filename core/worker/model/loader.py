@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import CheckpointError, EngineError
+from core.common.paths import model_name
 from core.memory.kernels.registry import Kernel
 from core.memory.matrix_groups import PARTS, MatrixGroup, mergeable_matrices, merged_matrices
 from core.memory.model_shape import LAYER, read_shape
@@ -86,12 +86,12 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """transformers' configuration of the model in `folder`, without its quantization, which is ours to apply."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise EngineError("architecture_unknown", model=folder.name, why=str(error).split("\n")[0]) from error
+    except Exception as error:  # A family's code reads what strangers wrote, and raises anything.
+        raise EngineError("architecture_unknown", model=model_name(folder), why=str(error).split("\n")[0]) from error
     config = config.get_text_config()
     unknown = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
     if unknown:
-        raise EngineError("layer_types", model=folder.name, types=", ".join(sorted(unknown)))
+        raise EngineError("layer_types", model=model_name(folder), types=", ".join(sorted(unknown)))
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
