@@ -49,3 +49,9 @@ def test_the_first_step_needs_no_package() -> None:
     command = [sys.executable, "-S", "-c", "import core.bootstrap.venv"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_no_test_imports_another_one() -> None:
+    """What several need lies in tests/support."""
+    found = [pair for pair in arrows.imports() if pair[1].rpartition(".")[2].startswith("test_")]
+    assert [pair for pair in found if pair[1] in arrows.modules()] == []

@@ -22,9 +22,8 @@ from core.access.access import Access
 from core.access.secret_file import SecretFile
 from core.common.paths import ROOT
 from core.hub.tokens import store_token
-from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.dashboard import dashboard, free_port, key, wait_until_healthy
-from tests.ui.test_pages import TEMPLATE
 from ui.server import slow_clients
 
 PASSWORD, WRONG, TOKEN = "correct horse battery", "incorrect horse", "hf_SecretOfTheHub"

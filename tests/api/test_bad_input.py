@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 from core.access.keys import KeyStore
 from core.api.prompts import ask_chat
 from core.engine.runner import Runner
-from tests.support.api_server import MODEL, api_server
+from tests.support.api_server import MODEL, api_server, error, raw, received
 from tests.support.damaged import TOO_HARD, damage, giving_up
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -29,14 +28,6 @@ BODY_S = 1.0
 def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
     with api_server(api_runner, api_home, body_s=BODY_S) as url:
         yield url
-
-
-def error(response: httpx2.Response) -> dict[str, Any]:
-    """The error in a response, in OpenAI's shape and nothing else."""
-    body = response.json()
-    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
-    assert len(body["error"]["message"]) > 10
-    return dict(body["error"])
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[" * 100_000, b'{"messages": "\xff"}', b"NaN"])
@@ -274,24 +265,6 @@ def test_on_loopback_a_foreign_name_is_asked_for_a_key(url: str) -> None:
     for host, status in [("evil.example", 401), ("evil.example:80", 401), ("127.0.0.1.evil.example", 401),
                          ("", 401), ("localhost:6006", 200), ("[::1]:6006", 200), ("127.0.0.1", 200)]:  # fmt: skip
         assert httpx2.get(f"{url}/v1/models", headers={"host": host}).status_code == status, host
-
-
-def raw(url: str, sent: bytes) -> socket.socket:
-    host, _, port = url.removeprefix("http://").partition(":")
-    connection = socket.create_connection((host, int(port)), timeout=30)
-    connection.sendall(sent)
-    return connection
-
-
-def received(connection: socket.socket) -> bytes:
-    """Everything until the other side closes."""
-    parts = b""
-    try:
-        while part := connection.recv(65536):
-            parts += part
-    except ConnectionResetError:
-        pass
-    return parts
 
 
 def test_a_text_that_the_tokenizer_panics_at_is_refused_in_the_apis_own_shape(url: str, api_home: Path) -> None:

@@ -26,8 +26,7 @@ from core.api.schema import TokenizeRequest
 from core.api.served_model import Loaded
 from core.chat.template import ChatTemplate
 from core.engine.runner import Runner
-from tests.api.test_bad_input import error, raw, received
-from tests.support.api_server import MODEL, api_server
+from tests.support.api_server import MODEL, api_server, error, raw, received
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/tokenize"
 WAIT_S = 30.0

@@ -19,8 +19,7 @@ from core.common.paths import ROOT
 from core.engine.answer import Answer
 from core.engine.runner import Runner
 from core.server.uvicorn_tuning import Idle
-from tests.api.test_bad_input import error, raw
-from tests.support.api_server import api_server
+from tests.support.api_server import api_server, error, raw
 
 CHAT = "/v1/chat/completions"
 FOREVER = {"messages": [{"role": "user", "content": "forever"}]}

@@ -19,8 +19,7 @@ from core.access.api_paths import OTHERS_PATHS, OTHERS_PREFIXES, is_api
 from core.api.strays import Strays
 from core.api.unsupported import NEUTRAL, OFF_BELOW
 from core.engine.runner import Runner
-from tests.api.test_bad_input import error
-from tests.support.api_server import MODEL, api_server
+from tests.support.api_server import MODEL, api_server, error
 from ui.shared.routing import PATHS
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

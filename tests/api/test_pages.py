@@ -11,7 +11,7 @@ import streamlit as st
 from core.engine.sampling_params import Sampling
 from tests.support.api_server import LOAD_S, MODEL
 from tests.support.checkpoints import make_checkpoint
-from tests.ui.test_pages import open_tab, run, words
+from tests.support.pages import open_tab, run, words
 from ui.shared import resources
 from ui.shared.engine_status import shown_now
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.dashboard import dashboard, key
-from tests.ui.test_pages import TEMPLATE
 
 WAIT_MS = 20_000
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.checkpoints import make_checkpoint
+from tests.support.checkpoints import TEMPLATE, make_checkpoint
 from tests.support.dashboard import dashboard, key, make_hollow_model
 from tests.support.nvml_standin import SOURCES, Standin
-from tests.ui.test_pages import TEMPLATE
 
 pytest_plugins = ("tests.support.nvml_standin",)
 

@@ -19,9 +19,8 @@ from core.chat.store import ChatStore
 from core.personas.character import Character
 from core.personas.store import Characters
 from tests.support.cards import PICTURE
-from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.dashboard import dashboard, key
-from tests.ui.test_pages import TEMPLATE
 
 WAIT_MS = 20_000
 

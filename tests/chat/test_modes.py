@@ -11,30 +11,16 @@ from core.chat.modes import Names, Style, choose_mode, notebook_pieces
 from core.chat.records import Mode
 from core.chat.template import ChatTemplate, TemplateError, Turn
 from core.chat.truncation import Pieces
-from tests.chat.test_template import CHATML, DEFAULT_SYSTEM, GEMMA, LLAMA3, MISTRAL, PHI, QWEN3
+from tests.support.chat_templates import (
+    CHATML,
+    GEMMA,
+    LLAMA3,
+    MISTRAL,
+    PHI,
+    QWEN3,
+    SOURCES,
+)
 
-# Old Mistral's: no system text at all, questions and answers strictly in turn.
-STRICT = """{{ bos_token }}{% for message in messages %}
-{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
-{%- if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}
-{%- elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}
-{%- else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"""
-# Leaves a system text out without a word.
-DEAF = """{% for message in messages if message.role != 'system' %}<{{ message.role }}>{{ message.content }}</>
-{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""
-LLAMA2_HF = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}
-{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}
-{% set system_message = false %}{% endif %}{% for message in loop_messages %}
-{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}
-{% if loop.index0 == 0 and system_message != false %}
-{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}
-{% else %}{% set content = message['content'] %}{% endif %}
-{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content | trim + ' [/INST]' }}
-{% elif message['role'] == 'assistant' %}{{ ' ' + content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"""
-SOURCES: dict[str, str | None] = {
-    "Llama-2": None, "Llama-2 in Jinja": LLAMA2_HF, "ChatML": CHATML, "default system": DEFAULT_SYSTEM,
-    "Llama-3": LLAMA3, "Mistral": MISTRAL, "strict": STRICT, "Gemma": GEMMA, "Phi": PHI, "Qwen3": QWEN3, "deaf": DEAF,
-}  # fmt: skip
 NAMES = Names("Tom", "Ada")
 GREETING, ASK, SAY, MORE = (
     Turn(role="assistant", content="Greetings, I am Ada."),

@@ -19,7 +19,7 @@ from core.chat.template import ChatTemplate, Turn
 from core.chat.tokens import TokenCounter, read_counter
 from core.chat.truncation import ContextError, Pieces, find_first, fit, join_texts
 from core.common.errors import CheckpointError
-from tests.chat.test_modes import SOURCES
+from tests.support.chat_templates import SOURCES
 
 NAMES = Names("Tom", "Ada")
 LLAMA2 = Style("instruct", ChatTemplate(None, "<s>", "</s>"), NAMES)

@@ -14,7 +14,7 @@ import pytest
 from core.access.access import Access
 from core.access.secret_file import SecretFile
 from core.common.paths import ROOT
-from tests.cli.test_main import call, environment
+from tests.support.command import call, environment
 from tests.support.dashboard import free_port
 
 

@@ -23,7 +23,7 @@ from core.access.secret_file import SecretFile
 from core.chat.presets import Presets
 from core.common import files as atomic
 from core.common import json_file
-from core.common.json_file import Codec, FileDamaged, FileError, JsonFile, dump_json, load_json
+from core.common.json_file import Codec, FileDamaged, FileError, dump_json, load_json
 from core.common.paths import ROOT
 from core.common.preferences import Preferences
 from core.doctor.settings_files import all_problems, problems
@@ -31,6 +31,7 @@ from core.hub.tokens import store_token, token_for, tokens_file
 from core.personas.user import UserPersona, persona_file, read_persona, save_persona
 from core.remote.address import keep_key, key_of, keys_file
 from core.remote.selection import Choice, choice_file, read_choice, write_choice
+from tests.support.counts import counts
 
 WAIT_S = 30.0
 
@@ -43,21 +44,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def counts(path: Path, **options: Any) -> JsonFile[dict[str, int]]:
-    """A store of whole numbers by name."""
-
-    def parse(value: Any) -> dict[str, int]:
-        return {name: number + 0 for name, number in value.items()}
-
-    return JsonFile(path, parse, dict, {}, **options)
-
-
 # Several at once ------------------------------------------------------------------------------------------------------
 
 COUNTING = """
 import sys
 from pathlib import Path
-from tests.common.test_json_file import counts
+from tests.support.counts import counts
 file = counts(Path(sys.argv[1]))
 for number in range(int(sys.argv[3])):
     with file.change() as change:
@@ -95,7 +87,7 @@ def test_two_processes_and_two_threads_lose_no_change_of_each_other(data: Path) 
 KILLED = """
 import os, sys, tempfile, time
 from pathlib import Path
-from tests.common.test_json_file import counts
+from tests.support.counts import counts
 def write_half(path, text, mode):
     handle, _ = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     os.write(handle, text.encode()[:5])
@@ -320,7 +312,7 @@ def test_a_full_disk_leaves_the_old_file(data: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 from core.common.json_file import FileError
-from tests.common.test_json_file import counts
+from tests.support.counts import counts
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
@@ -341,7 +333,7 @@ def test_another_users_files_are_neither_read_nor_taken_over() -> None:
 import os, sys
 from pathlib import Path
 from core.common.json_file import FileError
-from tests.common.test_json_file import counts
+from tests.support.counts import counts
 os.setuid(65534)
 for name in sys.argv[2:]:
     file = counts(Path(sys.argv[1]) / name)

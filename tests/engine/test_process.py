@@ -24,8 +24,8 @@ from core.engine.sampling_params import Sampling
 from core.worker.heartbeat import BEAT_S, Outlet, Pulse
 from core.worker.main import obey
 from core.worker.scheduler import Scheduler
-from tests.engine.test_warm_worker import is_running
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.processes import is_running
 
 WAIT_S = 60.0
 FAKE, ODD = "tests.support.fake_worker", "tests.support.odd_worker"

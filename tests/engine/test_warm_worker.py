@@ -23,6 +23,7 @@ from core.engine.sampling_params import Sampling
 from core.engine.warm_worker import MAX_DEATHS, MIN_AVAILABLE_BYTES, WarmWorker
 from core.worker.main import NICENESS, check_untouched
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.processes import is_running
 
 WAIT_S = 120.0
 FAKE = "tests.support.fake_worker"
@@ -87,14 +88,6 @@ def warm_pid(runner: Runner) -> int:
     pid = runner.warm_worker.pid
     assert pid is not None
     return pid
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_unless_it_is_asked_for_there_is_none(runner: Runner, folder: Path) -> None:

@@ -33,7 +33,7 @@ from core.worker import load as opening
 from core.worker.gpu_check import known_torch, look
 from core.worker.load import find_devices, ready_kernel
 from tests.support.checkpoints import Recipe, make_checkpoint
-from tests.worker.test_load_plan import Preparation
+from tests.support.preparation import Preparation
 
 if TYPE_CHECKING:
     from tests.support.nvml_standin import Standin

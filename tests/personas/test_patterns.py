@@ -11,7 +11,7 @@ from core.common.sandbox import Sandbox, SandboxLimits
 from core.personas import patterns as searched
 from core.personas.decorators import split_decorators
 from core.personas.patterns import MAX_BAD, MAX_PATTERN_CHARS, Pattern, Patterns
-from tests.personas.test_prompt import lore, texts
+from tests.support.lorebooks import lore, texts
 
 SAID = "The tower in the storm, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 TOWER = Pattern("TO[VW]ER", ignores_case=True)

@@ -13,37 +13,17 @@ from hypothesis import strategies as st
 from core.personas.character import Character
 from core.personas.decorators import split_decorators
 from core.personas.examples import ExampleTurn, split_examples
-from core.personas.lorebook import MAX_RECURSIONS, Chat, Lore, Said, activate
+from core.personas.lorebook import MAX_RECURSIONS, Chat, Said, activate
 from core.personas.macros import Macros
 from core.personas.prompt import Pieces, Setting, build_pieces, greetings
 from core.personas.user import UserPersona
 from tests.support.cards import VALUES
-
-NOON = datetime(2026, 3, 4, 12, 30)
-
-
-def macros(seed: int = 1, chat: str = "chat") -> Macros:
-    return Macros("Rosa", "Sam", Random(seed), NOON, chat, "ORIGINAL")
-
-
-def count(text: str) -> int:
-    return len(text.split())
+from tests.support.lorebooks import NOON, count, lore, macros, texts
 
 
 def setting(**changes: Any) -> Setting:
     known: dict[str, Any] = {"user": UserPersona("Sam"), "count_tokens": count, "random": Random(1), "now": NOON}
     return Setting(**(known | changes))
-
-
-def lore(entries: list[dict[str, Any]], said: list[str], greeting: int = 0, **book: Any) -> list[Lore]:
-    """What a lorebook adds to a chat in which the user and the character take turns."""
-    messages = [Said("assistant" if number % 2 else "user", text) for number, text in enumerate(said)]
-    full = [{"enabled": True, "insertion_order": 0, "extensions": {}} | entry for entry in entries]
-    return activate({"entries": full, "extensions": {}} | book, Chat(messages, macros(), greeting), count)
-
-
-def texts(found: list[Lore]) -> list[str]:
-    return [one.text for one in found]
 
 
 @pytest.mark.parametrize(

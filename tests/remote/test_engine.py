@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from core.remote.engine import RemoteEngine
 from core.remote.http import Limits, Server, loop
 from core.remote.selection import Choice
 from tests.support.openai_standin import OpenAiStandin
+from tests.support.processes import wait_until
 
 WAIT_S = 20.0
 QUESTION = Conversation([("system", "Be brief."), ("user", "What is 1 + 1?")], is_open=False)
@@ -60,14 +60,6 @@ def hasty() -> Iterator[RemoteEngine]:
 def connect(engine: RemoteEngine, server: OpenAiStandin, model: str = "small", context: int | None = None) -> None:
     engine.connect(Choice(server.url, model, context))
     engine.wait_while_loading(WAIT_S)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """For what another thread does with no event to wait for."""
-    deadline_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def ask(engine: RemoteEngine, prompt: str = QUESTION, sampling: Sampling | None = None) -> Answer:

@@ -14,9 +14,9 @@ from core.remote.address import keep_key
 from core.remote.connection import Pace, list_models
 from core.remote.engine import RemoteEngine
 from core.remote.selection import Choice
-from tests.remote.test_engine import wait_until
 from tests.support.dashboard import free_port
 from tests.support.peers import llama_cpp_folder, llama_cpp_server
+from tests.support.processes import wait_until
 
 CONTEXT_TOKENS = 512
 KEY = "a-key-of-its-own"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from core.remote.router import Engines
 from core.remote.selection import Choice, choice_path, read_choice, write_choice
 from tests.support.checkpoints import make_checkpoint
 from tests.support.openai_standin import OpenAiStandin
+from tests.support.processes import wait_until
 
 WAIT_S = 30.0
 
@@ -48,14 +48,6 @@ def engines() -> Iterator[Engines]:
 def server() -> Iterator[OpenAiStandin]:
     with OpenAiStandin() as standin:
         yield standin
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """For what another thread does with no event to wait for."""
-    deadline_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def test_the_one_that_was_chosen_last_answers_and_the_other_is_let_go(

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,9 @@ from core.remote.engine import RemoteEngine
 from core.remote.selection import Choice
 from core.starter.build import NAME
 from core.vllm.server import venv_folder
+from tests.support.browser_page import open_from_sidebar, type_message
 from tests.support.dashboard import dashboard, free_port, key
-from tests.ui.test_remote_page import go, say
+from tests.support.processes import wait_until
 
 CONTEXT_TOKENS = 2048
 START_S = 240.0
@@ -61,7 +62,7 @@ class Scale:
         return self._log.read_text("utf-8")
 
     def wait_until_connected(self) -> Scale:
-        wait_until(lambda: "from now on" in self.said() or self.process.poll() is not None)
+        wait_until(lambda: "from now on" in self.said() or self.process.poll() is not None, START_S)
         assert self.process.poll() is None, self.said()
         return self
 
@@ -82,14 +83,6 @@ def has_processes(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """For what another process does with no event to wait for."""
-    deadline_s = time.monotonic() + START_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -117,9 +110,9 @@ def test_vllm_is_served_chatted_with_killed_and_found_again(home: Path, page: Pa
         with dashboard(first.environment) as url:
             check_engine(f"http://127.0.0.1:{port}")
             page.goto(f"{url}/Chat")
-            say(page, "What is the capital of France?")
+            type_message(page, "What is the capital of France?")
             expect(page.get_by_text("Paris").first).to_be_visible(timeout=WAIT_MS)
-            say(page, "Write a very long story about a fox.")
+            type_message(page, "Write a very long story about a fox.")
             expect(key(page, "chat_stop")).to_be_visible(timeout=WAIT_MS)
             answers = page.get_by_role("group", name="Chat message from assistant")
             expect(answers.nth(1)).to_contain_text(re.compile(r"(\w+\W+){12}"), timeout=WAIT_MS)
@@ -129,14 +122,14 @@ def test_vllm_is_served_chatted_with_killed_and_found_again(home: Path, page: Pa
             assert first.process.wait(60) == 1 and "vLLM ended" in first.said()
             second = Scale(home, port).wait_until_connected()
             expect(page.get_by_text("Connection lost")).to_have_count(0, timeout=WAIT_MS)
-            say(page, "What is the capital of Italy?")
+            type_message(page, "What is the capital of Italy?")
             expect(answers.nth(2)).to_contain_text("tokens/s", timeout=WAIT_MS)
-            go(page, "GPU monitor")
+            open_from_sidebar(page, "GPU monitor")
             expect(page.get_by_text("it takes that machine's memory")).to_be_visible(timeout=WAIT_MS)
             leader = second.server_pid()
             second.end()
             expect(page.get_by_text("No model loaded")).to_be_visible(timeout=WAIT_MS)
-            wait_until(lambda: not has_processes(leader))
+            wait_until(lambda: not has_processes(leader), START_S)
     finally:
         first.end()
         if second is not None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import uvicorn
 from starlette.applications import Starlette
 
@@ -55,3 +56,29 @@ def loaded_runner(models: Path, worker: str = "tests.support.fake_worker", num_s
     assert runner.wait_while_loading(LOAD_S).phase == "ready", runner.state
     yield runner
     runner.unload()
+
+
+def error(response: httpx2.Response) -> dict[str, Any]:
+    """The error in a response, in OpenAI's shape and nothing else."""
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert len(body["error"]["message"]) > 10
+    return dict(body["error"])
+
+
+def raw(url: str, sent: bytes) -> socket.socket:
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(sent)
+    return connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything until the other side closes."""
+    parts = b""
+    try:
+        while part := connection.recv(65536):
+            parts += part
+    except ConnectionResetError:
+        pass
+    return parts

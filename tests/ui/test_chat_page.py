@@ -12,27 +12,13 @@ from streamlit.testing.v1 import AppTest
 
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.schema import MIGRATIONS
-from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.damaged import TOO_HARD, damage, giving_up
+from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
-from tests.ui.test_pages import (
-    TEMPLATE,
-    WAIT_S,
-    ask,
-    click,
-    finish,
-    last_answer,
-    last_message,
-    load,
-    models,
-    open_tab,
-    run,
-    words,
-)
 from ui.chat.session import EDIT_KEY
 from ui.shared import resources
 
-__all__ = ["models"]
 ADA = """name: Ada
 greeting: Good morning, {{user}}.
 alternate_greetings: [Good evening.]

@@ -15,8 +15,8 @@ from core.hub.tokens import token_for
 from core.library.scan import read_entry
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
+from tests.support.pages import click, go, open_tab, run, words
 from tests.support.widgets import named
-from tests.ui.test_pages import click, go, open_tab, run, words
 from ui.download.jobs import duration
 from ui.download.search import named_address
 from ui.shared import resources

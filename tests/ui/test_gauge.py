@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.dashboard import make_hollow_model
+from tests.support.pages import run_page
 from ui.load.bar import Part, bar_html
 from ui.load.gauge import context_choices
 
@@ -16,20 +16,6 @@ if TYPE_CHECKING:
     from tests.support.nvml_standin import Standin
 
 pytest_plugins = ("tests.support.nvml_standin",)
-
-# Each page runs in a process of its own, because a process keeps the driver's library that it has loaded once.
-PRELUDE = """
-import json, re, serve
-from tests.ui.test_pages import *
-def read(tab):
-    html = "".join(element.proto.body for element in tab.get("html"))
-    rows = re.sub("<tr>", chr(10), re.sub("</t[dh]><t[dh][^>]*>", " | ", html))
-    return words(tab) + chr(10) + re.sub("<[^>]+>", "", rows)
-def tell(value):
-    resources.engine().unload()
-    resources.monitor().stop()
-    print(json.dumps(value))
-"""
 
 
 @pytest.fixture(scope="session")
@@ -45,11 +31,6 @@ def environment(hollow_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LLAMADECK_MODELS", str(hollow_models))
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
-
-
-def told(standin: Standin, code: str) -> Any:
-    """What `code` hands to tell()."""
-    return json.loads(standin.run(PRELUDE + code).splitlines()[-1])
 
 
 @pytest.mark.parametrize("limit", [1, 31, 256, 2048, 4096, 5000, 131_072])
@@ -77,7 +58,7 @@ load(tab, "7B")
 facts = resources.engine().state.facts
 tell([seen, facts.context_tokens, facts.num_slots])
 """
-    seen, context_tokens, num_slots = told(nvml_standin, code)
+    seen, context_tokens, num_slots = run_page(nvml_standin, code)
     assert "fits on NVIDIA A40" in seen and "context of 2,048 tokens (chats at once: 4)" in seen
     assert (context_tokens, num_slots) == (2048, 4)
 
@@ -88,7 +69,7 @@ def test_a_model_that_does_not_fit_is_not_loaded_by_accident(nvml_standin: Stand
 tab = open_tab("2_Load_Model")
 tell([words(tab), [button.key for block in tab.get("popover") for button in block.get("button")]])
 """
-    seen, in_popover = told(nvml_standin, code)
+    seen, in_popover = run_page(nvml_standin, code)
     assert "70B does not fit on NVIDIA GeForce RTX 4090" in seen and "Take a GPU with at least" in seen
     assert in_popover == ["force_load_70B"]
 
@@ -101,7 +82,7 @@ tab.selectbox(key="plan_card").set_value("H200")
 run(tab)
 tell([words(tab), [button.key for block in tab.get("popover") for button in block.get("button")]])
 """
-    seen, in_popover = told(nvml_standin, code)
+    seen, in_popover = run_page(nvml_standin, code)
     assert "70B fits on H200" in seen
     assert in_popover == ["force_load_70B"]
 
@@ -117,7 +98,7 @@ tab.selectbox(key="plan_card").set_value("A40")
 run(tab)
 tell([before, words(tab), len(tab.get("popover")), words(open_tab(None, {locale!r}))])
 """
-    before, after, num_popovers, home = told(no_nvml, code)
+    before, after, num_popovers, home = run_page(no_nvml, code)
     assert sentence in before and "MiB" not in before and sentence in home
     assert "A40" in after and "MiB" in after and num_popovers == 0
 
@@ -132,7 +113,7 @@ tab.selectbox(key="plan_card").set_value("RTX 4090")
 run(tab)
 tell([before, tab.dataframe[0].value.to_dict("records"), words(tab)])
 """
-    on_a40, on_4090, seen = told(nvml_standin, code)
+    on_a40, on_4090, seen = run_page(nvml_standin, code)
     assert {row["Branch"]: row["Verdict"] for row in on_a40}["main"] == "✅ fits"
     assert {row["Verdict"] for row in on_4090} == {"❌ does not fit"}
     assert "does not fit on RTX 4090" in seen
@@ -141,7 +122,7 @@ tell([before, tab.dataframe[0].value.to_dict("records"), words(tab)])
 def test_a_gpu_that_hides_half_of_itself_breaks_no_page(nvml_standin: Standin) -> None:
     nvml_standin.use("half_supported")
     code = "tell([words(open_tab(page)) for page in (None, *PAGES)])"
-    assert all(told(nvml_standin, code))
+    assert all(run_page(nvml_standin, code))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +147,7 @@ click(tab, "load_on_cpu_7B")
 state = resources.engine().wait_while_loading(WAIT_S)
 tell([said, in_popover, planned, state.phase, state.facts.memory is None])
 """
-    pages, in_popover, planned, phase, is_on_cpu = told(nvml_standin, code)
+    pages, in_popover, planned, phase, is_on_cpu = run_page(nvml_standin, code)
     plain = [page.replace("\\", "") for page in pages]
     assert [sentence in page for page in plain] == [True, True, True, True]
     assert not any("MiB" in page for page in plain[1:3])
@@ -195,7 +176,7 @@ for report in (
     look()
 tell(seen)
 """
-    works, fails, has_no_code = told(nvml_standin, code)
+    works, fails, has_no_code = run_page(nvml_standin, code)
     assert "7B fits on NVIDIA A40" in works and works.endswith("0")
     assert "error 999" in fails and "fits on" not in fails and fails.endswith("2")
     assert "fits on" not in has_no_code
@@ -210,6 +191,6 @@ load(tab, "7B")
 state = resources.engine().state
 tell([seen, popovers, state.phase, state.facts.memory is None])
 """
-    seen, popovers, phase, is_on_cpu = told(nvml_standin, code)
+    seen, popovers, phase, is_on_cpu = run_page(nvml_standin, code)
     assert "started with --cpu" in seen and "fits on" not in seen and popovers == 0
     assert (phase, is_on_cpu) == ("ready", True)

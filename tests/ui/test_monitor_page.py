@@ -9,7 +9,7 @@ import pytest
 
 from core.gpu.snapshot import Gpu, GpuSnapshot
 from tests.support.checkpoints import make_checkpoint
-from tests.ui.test_gauge import told
+from tests.support.pages import run_page
 from ui.monitor.charts import POINTS, VALUES, rows, thinned
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def sample(second: int, *power_w: float | None) -> GpuSnapshot:
 
 def test_two_gpus_have_their_sensors_charts_and_processes(nvml_standin: Standin) -> None:
     nvml_standin.use("two_4090")
-    seen, num_charts = told(nvml_standin, LOOK.format(locale="en-US"))
+    seen, num_charts = run_page(nvml_standin, LOOK.format(locale="en-US"))
     assert num_charts == 4
     assert "4 % busy · 44 °C · 38 / 450 W" in seen and "97 % busy · 78 °C · 431 / 450 W" in seen
     assert "1 | 999999903 | – | 18,200 MiB | compute" in seen
@@ -58,34 +58,34 @@ def test_two_gpus_have_their_sensors_charts_and_processes(nvml_standin: Standin)
 
 def test_a_broken_gpu_is_an_entry_that_says_so_and_the_others_go_on(nvml_standin: Standin) -> None:
     nvml_standin.use("lost_gpu")
-    seen, num_charts = told(nvml_standin, LOOK.format(locale="en-US"))
+    seen, num_charts = run_page(nvml_standin, LOOK.format(locale="en-US"))
     assert "has fallen off the bus" in seen and "gets no power" not in seen.split("fallen")[0]
     assert "12 % busy · 40 °C" in seen and num_charts == 4
 
 
 @pytest.mark.parametrize(("locale", "sentence"), [("en-US", "No NVIDIA driver"), ("zh-CN", "没有找到 NVIDIA 驱动")])
 def test_without_a_driver_the_page_says_what_to_do(no_nvml: Standin, locale: str, sentence: str) -> None:
-    seen, num_charts = told(no_nvml, LOOK.format(locale=locale))
+    seen, num_charts = run_page(no_nvml, LOOK.format(locale=locale))
     assert sentence in seen and num_charts == 0
 
 
 @pytest.mark.parametrize("scenario", ["half_supported", "mig", "idle_a40", "driver_not_loaded", "version_mismatch"])
 def test_whatever_a_driver_answers_the_page_is_whole(nvml_standin: Standin, scenario: str) -> None:
     nvml_standin.use(scenario)
-    seen, _ = told(nvml_standin, LOOK.format(locale="zh-CN"))
+    seen, _ = run_page(nvml_standin, LOOK.format(locale="zh-CN"))
     assert "还没有加载模型" in seen and "None" not in seen
 
 
 def test_the_models_own_process_is_marked_and_its_plan_stands_beside_what_it_holds(nvml_standin: Standin) -> None:
     nvml_standin.use("two_4090")
-    seen = told(nvml_standin, LOAD + OWN + TELL)
+    seen = run_page(nvml_standin, LOAD + OWN + TELL)
     own = next(line for line in seen.splitlines() if line.endswith("1,500 MiB | compute and graphics"))
     assert "tests.support.fake_worker ◀ This model" in own
     assert "Planned before the load" in seen and "really holds" in seen and "**tiny** writes **0.0 tokens/s**" in seen
 
 
 def test_a_model_on_the_cpu_is_said_to_be_there(no_nvml: Standin) -> None:
-    seen = told(no_nvml, LOAD + TELL)
+    seen = run_page(no_nvml, LOAD + TELL)
     assert "It runs on: cpu" in seen
 
 

@@ -7,125 +7,35 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import streamlit as st
-from streamlit.testing.v1 import AppTest
 
-from core.chat.records import Message
 from core.common.paths import ROOT
 from core.engine import process
-from core.engine.answer import Answer
 from core.worker.heartbeat import BEAT_S
 from tests.support.checkpoints import make_checkpoint
+from tests.support.pages import (
+    LONG_NAME,
+    PAGES,
+    WAIT_S,
+    ask,
+    click,
+    finish,
+    go,
+    is_primary,
+    last_answer,
+    last_message,
+    load,
+    open_tab,
+    run,
+    words,
+)
+from tests.support.processes import wait_until
 from tests.support.widgets import named
 from ui.shared import resources
-
-PAGES = ["1_Download", "2_Load_Model", "3_Chat", "4_Characters", "5_GPU_Monitor"]
-LONG_NAME = "TheBloke_a-name-with_under_scores-and-$igns-Llama-2-70B-chat-GPTQ-gptq-4bit-32g-actorder_True"
-WAIT_S = 30
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that was taught to chat: it has a template."""
-    folder = tmp_path_factory.mktemp("made") / "tiny"
-    make_checkpoint(folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return folder
-
-
-@pytest.fixture
-def models(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The models folder of a dashboard of its own: two models, one that the engine refuses, one broken folder."""
-    folder = tmp_path / "models"
-    folder.mkdir()
-    for name in ("tiny", LONG_NAME, "refused"):
-        (folder / name).symlink_to(checkpoint)
-    (folder / "broken").mkdir()
-    monkeypatch.setenv("LLAMADECK_MODELS", str(folder))
-    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
-    st.cache_resource.clear()
-    monkeypatch.setenv("LLAMADECK_CHARACTERS", str(tmp_path / "characters"))
-    yield folder
-    resources.recorder().close()
-    resources.chat_file().close()
-    resources.engine().unload()
-    st.cache_resource.clear()
-
-
-def open_tab(page: str | None = None, locale: str = "en-US", query: dict[str, str] | None = None) -> AppTest:
-    """A new tab on Home, or on one of the pages."""
-    tab = AppTest.from_file(str(ROOT / "Home.py"), default_timeout=30)
-    tab.context = {"locale": locale}
-    run(tab)
-    if page is not None:
-        for name, value in (query or {}).items():
-            tab.query_params[name] = value
-        go(tab, page)
-    return tab
-
-
-def run(tab: AppTest) -> AppTest:
-    tab.run()
-    assert not tab.exception, tab.exception
-    return tab
-
-
-def go(tab: AppTest, page: str) -> AppTest:
-    tab.switch_page(f"pages/{page}.py")
-    return run(tab)
-
-
-def click(tab: AppTest, name: str) -> AppTest:
-    named(tab.button, name).click()
-    return run(tab)
-
-
-def ask(tab: AppTest, text: str) -> AppTest:
-    named(tab.chat_input, "chat_input").set_value(text)
-    return run(tab)
-
-
-def load(tab: AppTest, name: str) -> AppTest:
-    """Load a model by its button, and see the page as it is when that has ended."""
-    click(go(tab, "2_Load_Model"), f"load_model_{name}")
-    resources.engine().wait_while_loading(WAIT_S)
-    return run(tab)
-
-
-def last_message(number: int = 1) -> Message:
-    return resources.chat_store().read(number).messages[-1]
-
-
-def last_answer(number: int = 1) -> Answer:
-    """The answer that is being written."""
-    answer = resources.recorder().answer(last_message(number).id)
-    assert answer is not None
-    return answer
-
-
-def finish(tab: AppTest, number: int = 1) -> AppTest:
-    assert resources.recorder().wait(last_message(number).id, WAIT_S)
-    return run(tab)
-
-
-def words(tab: AppTest) -> str:
-    """Everything that a person can read on the page."""
-    kinds = (tab.title, tab.header, tab.markdown, tab.text, tab.caption, tab.error, tab.success, tab.info, tab.warning)
-    return "\n".join(str(element.value) for kind in kinds for element in kind)
-
-
-def is_primary(tab: AppTest, key: str) -> bool:
-    return tab.button(key=key).proto.type == "primary"
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
@@ -428,7 +338,7 @@ def test_the_first_visit_to_any_page_gets_the_router() -> None:
 def test_the_dashboards_process_never_imports_torch(models: Path) -> None:
     """All pages are run, a model is loaded and asked, in a process of which it is then asked what it imported."""
     script = (
-        "import sys, serve\nfrom tests import test_pages as t\n"
+        "import sys, serve\nfrom tests.support import pages as t\n"
         "tab = t.load(t.open_tab(), 'tiny')\n"
         "t.finish(t.ask(t.go(tab, '3_Chat'), 'hello'))\n"
         "[t.go(tab, page) for page in t.PAGES]\nt.resources.engine().unload()\n"
@@ -454,13 +364,6 @@ def hanging(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     yield pid
     if engine.worker_pid == pid:
         os.kill(pid, signal.SIGCONT)
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    end_s = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < end_s
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from core.chat.records import CopiedChat, CopiedMessage
 from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona, save_persona
 from tests.support.checkpoints import make_checkpoint
+from tests.support.pages import click, go, load, open_tab, run
 from tests.support.widgets import named
-from tests.ui.test_pages import click, go, load, open_tab, run
 from ui.chat.setup import prompt_of
 from ui.shared import resources
 

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.access.keys import KeyStore
 from core.common.paths import ROOT
-from tests.ui.test_pages import click, run, words
+from tests.support.pages import click, run, words
 from ui.shared.markdown import escape
 
 

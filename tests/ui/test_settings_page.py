@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 from core.access import password
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK
 from core.common.paths import VERSION
-from tests.ui.test_pages import open_tab, run
+from tests.support.pages import open_tab, run
 from ui.shared import resources
 
 PASSWORD = "correct horse battery"

@@ -14,7 +14,7 @@ from core.common.errors import EngineError
 from core.engine.protocol import Load
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
-from core.memory.kernels.registry import KERNELS, Device, Kernel
+from core.memory.kernels.registry import KERNELS, Device
 from core.memory.sizes import MIB
 from core.worker import load as opening
 from core.worker.kernels.nvrtc import CudaCodeError
@@ -25,6 +25,7 @@ from core.worker.model.device_map import Places
 from core.worker.model.kernel_check import check_kernel, known_matrix
 from core.worker.model.loader import same_order
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.preparation import Preparation
 
 HOPPER = Device("cuda", (9, 0), has_compiler=True)
 LARGE = DeviceMemory.empty("large", 80_000, (9, 0))
@@ -37,18 +38,6 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     sizes = {"hidden": 2048, "intermediate": 4096, "num_heads": 16, "num_kv_heads": 16, "num_layers": 6}
     make_checkpoint(tmp_path, Recipe(group_size=128, **sizes))
     return read_checkpoint(tmp_path)
-
-
-class Preparation:
-    """Stands in for compiling and checking; refuses the kernels named."""
-
-    def __init__(self, *refused: str) -> None:
-        self._refused, self.asked = refused, list[str]()
-
-    def __call__(self, kernel: Kernel, checkpoint: Checkpoint, device: Device, places: Places) -> None:
-        self.asked.append(kernel.name)
-        if kernel.name in self._refused:
-            raise EngineError("kernel_wrong", kernel=kernel.name, difference=1.0)
 
 
 def ready(checkpoint: Checkpoint, cards: list[DeviceMemory], kernel: str | None = None) -> Ready:

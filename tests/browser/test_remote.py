@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.support.browser_page import open_from_sidebar, type_message
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.dashboard import dashboard, free_port, key
 from tests.support.openai_standin import OpenAiStandin
@@ -66,17 +67,6 @@ def use(page: Page, url: str) -> None:
     expect(page.get_by_text("Connected", exact=True)).to_be_visible(timeout=WAIT_MS)
 
 
-def say(page: Page, words: str) -> None:
-    field = page.get_by_test_id("stChatInputTextArea")
-    expect(field).to_be_enabled(timeout=WAIT_MS)
-    field.fill(words)
-    field.press("Enter")
-
-
-def go(page: Page, name: str) -> None:
-    page.get_by_test_id("stSidebarNav").get_by_role("link", name=name, exact=True).click()
-
-
 def test_what_is_wrong_with_an_address_is_said_where_it_was_typed(
     page: Page, address: str, server: OpenAiStandin
 ) -> None:
@@ -108,12 +98,12 @@ def test_a_chat_over_a_server_that_is_lost_and_comes_back(page: Page, address: s
         use(page, first.url)
         expect(page.get_by_text(f"The model is in the memory of 127.0.0.1:{first.port}")).to_be_visible()
         expect(page.get_by_text("Tokens are estimated")).to_be_visible()
-        go(page, "GPU monitor")
+        open_from_sidebar(page, "GPU monitor")
         expect(page.get_by_text("it takes that machine's memory")).to_be_visible(timeout=WAIT_MS)
-        go(page, "Chat")
+        open_from_sidebar(page, "Chat")
         first.behaviour.words = ["Halfway", " there"]
         first.behaviour.silent_after = 1
-        say(page, "Hello?")
+        type_message(page, "Hello?")
         expect(page.get_by_text("Halfway")).to_be_visible(timeout=WAIT_MS)
         expect(key(page, "chat_stop")).to_be_visible(timeout=WAIT_MS)
         expect(page.get_by_text(re.compile(r"≈ \d+ / 4,096"))).to_be_visible(timeout=WAIT_MS)
@@ -125,9 +115,9 @@ def test_a_chat_over_a_server_that_is_lost_and_comes_back(page: Page, address: s
         second.behaviour.models = [{"id": "far-away", "owned_by": "me"}]
         key(page, "engine_reconnect").get_by_role("button").click()
         expect(page.get_by_text("Connection lost")).to_have_count(0, timeout=WAIT_MS)
-        say(page, "And now?")
+        type_message(page, "And now?")
         expect(page.get_by_text("Hello from there")).to_be_visible(timeout=WAIT_MS)
-        go(page, "Load model")
+        open_from_sidebar(page, "Load model")
         key(page, "remote_disconnect").get_by_role("button").click()
         expect(page.get_by_text("No model loaded")).to_be_visible(timeout=WAIT_MS)
 
@@ -135,8 +125,8 @@ def test_a_chat_over_a_server_that_is_lost_and_comes_back(page: Page, address: s
 def test_what_a_server_cannot_do_is_said_and_nothing_is_lost(page: Page, address: str, server: OpenAiStandin) -> None:
     open_form(page, address)
     use(page, server.url)
-    go(page, "Chat")
-    say(page, "First question")
+    open_from_sidebar(page, "Chat")
+    type_message(page, "First question")
     expect(page.get_by_text("Hello from there")).to_be_visible(timeout=WAIT_MS)
     key(page, "chat_go_on").get_by_role("button").click()
     expect(page.get_by_text("cannot go on from given words")).to_be_visible(timeout=WAIT_MS)
