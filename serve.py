@@ -51,7 +51,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
         except DeckError as error:
             log.error("%s", error)
     engine().local.warm_worker.start()
-    engine().follow_choice()
+    engine().follow_selection()
     monitor()
     # They wait for files, templates and locks more than they compute: by default there are 4 more than cores.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_WAITING, "asyncio"))

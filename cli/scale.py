@@ -19,8 +19,8 @@ from core.gpu.snapshot import read_snapshot
 from core.memory.device_memory import DeviceMemory
 from core.remote.address import keep_key, key_of
 from core.remote.connection import list_models
-from core.remote.http import Limits
-from core.remote.selection import Choice, forget_choice, write_choice
+from core.remote.http import HttpLimits
+from core.remote.selection import RemoteSelection, forget_selection, write_selection
 from core.server.listening import check_address, parse_port
 from core.vllm.plan import ScalePlan, make_scale_plan
 from core.vllm.server import VllmServer, ensure_venv
@@ -28,7 +28,7 @@ from core.vllm.server import VllmServer, ensure_venv
 DEFAULT_PORT = 8000
 MAX_GPUS = 1024
 DOES_NOT_FIT = 3
-ASK = Limits(connect_s=1.0, whole_s=5.0)
+ASK = HttpLimits(connect_s=1.0, whole_s=5.0)
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
@@ -107,18 +107,18 @@ def serve(plan: ScalePlan, port: int, terminal: Terminal) -> None:
     start_ray(plan, folder, terminal)
     address = f"http://127.0.0.1:{port}"
     # The same each time: a dashboard that lost this server finds it again.
-    choice, key = Choice(address, plan.model), key_of(address) or secrets.token_urlsafe(24)
+    selection, key = RemoteSelection(address, plan.model), key_of(address) or secrets.token_urlsafe(24)
     with VllmServer(folder, plan.serve_command(port), plan.environment() | {"VLLM_API_KEY": key}) as server:
         terminal.say("scale_starting", log=str(server.log_path))
         server.wait_until_healthy(lambda: is_served(address, key, plan.model), terminal)
         keep_key(address, key)
-        write_choice(choice)
+        write_selection(selection)
         terminal.say("scale_connected", address=address)
         try:
             server.wait()
         except KeyboardInterrupt:
             # A dashboard must not look for what is gone; what a person chose meanwhile stays.
-            forget_choice(choice)
+            forget_selection(selection)
             raise
 
 

@@ -15,7 +15,7 @@ from core.common.preferences import Preferences
 from core.hub.tokens import tokens_file
 from core.personas.user import persona_file_in
 from core.remote.address import keys_file
-from core.remote.selection import choice_file
+from core.remote.selection import selection_file
 
 Problem = tuple[JsonFile[Any], FileError]
 
@@ -38,7 +38,7 @@ def _problems(files: list[JsonFile[Any]]) -> list[Problem]:
 @lru_cache(8)
 def _shared(data: Path) -> tuple[JsonFile[Any], ...]:
     return (SecretFile(data / "access.json").file, KeyStore(data / "keys.json").file, tokens_file(), keys_file(),
-            choice_file())  # fmt: skip
+            selection_file())  # fmt: skip
 
 
 @lru_cache(256)

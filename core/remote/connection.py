@@ -12,9 +12,9 @@ from core.common.errors import EngineError
 from core.engine.fair_queue import Turnstile
 from core.engine.protocol import ModelFacts, RemoteFacts
 from core.remote.dialect import RemoteModel, read_models
-from core.remote.http import Limits, Server, loop, wait_for
-from core.remote.selection import Choice
-from core.remote.token_count import Counting
+from core.remote.http import HttpLimits, Server, loop, wait_for
+from core.remote.selection import RemoteSelection
+from core.remote.token_count import RemoteTokenCount
 
 log = logging.getLogger(__name__)
 # Where neither the server nor a person says how long the context is.
@@ -26,7 +26,7 @@ FINAL = ("remote_key", "remote_not_openai", "remote_redirect", "remote_no_route"
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ProbeInterval:
     """Seconds between two looks at a server: while it is there, and after it was lost, growing up to the last."""
 
     check_s: float = 10.0
@@ -34,7 +34,7 @@ class Pace:
     longest_s: float = 30.0
 
 
-def list_models(address: str, key: str | None = None, limits: Limits | None = None) -> tuple[RemoteModel, ...]:
+def list_models(address: str, key: str | None = None, limits: HttpLimits | None = None) -> tuple[RemoteModel, ...]:
     """The models of the server at `address`. Raises EngineError."""
 
     async def ask() -> tuple[RemoteModel, ...]:
@@ -56,20 +56,20 @@ async def _models(server: Server) -> tuple[RemoteModel, ...]:
         raise
 
 
-class Link:
+class Connection:
     """One server that is looked at every few seconds, and what is known of its model."""
 
     def __init__(
         self,
-        choice: Choice,
+        selection: RemoteSelection,
         server: Server,
-        pace: Pace,
-        on_found: Callable[[Link, RemoteModel], None],
-        on_lost: Callable[[Link, EngineError], None],
+        interval: ProbeInterval,
+        on_found: Callable[[Connection, RemoteModel], None],
+        on_lost: Callable[[Connection, EngineError], None],
     ) -> None:
-        self.choice, self.server, self._pace = choice, server, pace
+        self.selection, self.server, self._interval = selection, server, interval
         self.model: RemoteModel | None = None
-        self.counting = Counting(server, lambda: self.model)
+        self.token_count = RemoteTokenCount(server, lambda: self.model)
         self._on_found, self._on_lost = on_found, on_lost
         self._wake = asyncio.Event()
         self._num_running, self._is_idle = 0, asyncio.Event()
@@ -105,7 +105,7 @@ class Link:
         self._num_running += 1
         self._is_idle.clear()
         try:
-            self._turnstile.width = 1 if self.model is not None and self.model.dialect.is_single else NUM_SLOTS
+            self._turnstile.width = 1 if self.model is not None and self.model.capabilities.is_single else NUM_SLOTS
             async with self._turnstile.inside(client):
                 yield
         finally:
@@ -113,27 +113,27 @@ class Link:
             if self._num_running == 0:
                 self._is_idle.set()
 
-    def look_now(self) -> None:
+    def probe_now(self) -> None:
         """For the loop's own thread."""
         self._wake.set()
 
     async def _watch(self) -> None:
-        pause_s = self._pace.retry_s
+        pause_s = self._interval.retry_s
         while True:
             self._wake.clear()
             await self._is_idle.wait()
-            error = await self._look()
+            error = await self._probe()
             if error is None:
-                pause_s, wait_s = self._pace.retry_s, self._pace.check_s
+                pause_s, wait_s = self._interval.retry_s, self._interval.check_s
             else:
-                pause_s, wait_s = min(2 * pause_s, self._pace.longest_s), pause_s
+                pause_s, wait_s = min(2 * pause_s, self._interval.longest_s), pause_s
             try:
                 async with asyncio.timeout(None if error is not None and error.key in FINAL else wait_s):
                     await self._wake.wait()
             except TimeoutError:
                 continue
 
-    async def _look(self) -> EngineError | None:
+    async def _probe(self) -> EngineError | None:
         """See whether the server has the model, and tell; what is wrong, if something is."""
         try:
             self.model = self._pick(await _models(self.server))
@@ -149,15 +149,15 @@ class Link:
 
     def _pick(self, models: tuple[RemoteModel, ...]) -> RemoteModel:
         for model in models:
-            if model.name == self.choice.model:
+            if model.name == self.selection.model:
                 return model
         names = ", ".join(model.name for model in models[:3]) or "-"
-        raise EngineError("remote_no_model", server=self.server.name, model=self.choice.model, names=names)
+        raise EngineError("remote_no_model", server=self.server.name, model=self.selection.model, names=names)
 
 
-def facts_of(model: RemoteModel, choice: Choice, server: str) -> ModelFacts:
-    dialect = model.dialect
-    context = model.context_tokens or choice.context_tokens or ASSUMED_CONTEXT_TOKENS
+def facts_of(model: RemoteModel, selection: RemoteSelection, server: str) -> ModelFacts:
+    capabilities = model.capabilities
+    context = model.context_tokens or selection.context_tokens or ASSUMED_CONTEXT_TOKENS
     return ModelFacts(
         name=model.name,
         architecture="",
@@ -171,11 +171,11 @@ def facts_of(model: RemoteModel, choice: Choice, server: str) -> ModelFacts:
         cache_bytes=0,
         remote=RemoteFacts(
             server=server,
-            software=dialect.software,
+            software=capabilities.software,
             is_context_told=model.context_tokens is not None,
-            is_context_chosen=model.context_tokens is None and choice.context_tokens is not None,
-            counts_tokens=bool(dialect.count_path),
-            can_continue=dialect.can_continue,
-            ignored=dialect.ignored,
+            is_context_chosen=model.context_tokens is None and selection.context_tokens is not None,
+            counts_tokens=bool(capabilities.count_path),
+            can_continue=capabilities.can_continue,
+            ignored=capabilities.ignored,
         ),
     )

@@ -20,7 +20,7 @@ MAX_STOP_STRINGS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class ServerCapabilities:
     """What one kind of server takes beyond OpenAI's own API; `settings` are pairs of our name and its.
 
     `can_continue`: it goes on from the last message's words. `count_path`: where it counts as vLLM's /tokenize does.
@@ -39,11 +39,13 @@ class Dialect:
         return tuple(name for name in Sampling.names() if name not in taken)
 
 
-OPENAI = Dialect()
+OPENAI = ServerCapabilities()
 SAME_NAMES = tuple((name, name) for name in ("top_k", "min_p", "repetition_penalty"))
-VLLM = Dialect("vLLM", SAME_NAMES, can_continue=True, count_path="/tokenize")
-LLAMADECK = Dialect("LlamaDeck", SAME_NAMES, can_continue=True, count_path="/v1/tokenize")
-LLAMA_CPP = Dialect("llama.cpp", (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty")))
+VLLM = ServerCapabilities("vLLM", SAME_NAMES, can_continue=True, count_path="/tokenize")
+LLAMADECK = ServerCapabilities("LlamaDeck", SAME_NAMES, can_continue=True, count_path="/v1/tokenize")
+LLAMA_CPP = ServerCapabilities(
+    "llama.cpp", (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty"))
+)
 LLAMA_CPP_PYTHON = replace(LLAMA_CPP, software="llama-cpp-python", is_single=True)
 # By whom a model is "owned" in the list.
 BY_OWNER = {"vllm": VLLM, "llamadeck": LLAMADECK, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}
@@ -55,7 +57,7 @@ class RemoteModel:
 
     name: str
     context_tokens: int | None
-    dialect: Dialect
+    capabilities: ServerCapabilities
 
 
 def read_models(found: Any, server: str) -> tuple[RemoteModel, ...]:
@@ -72,15 +74,15 @@ def _read_model(entry: dict[str, Any]) -> RemoteModel | None:
     if not isinstance(name, str) or not name or len(name) > MAX_ID_CHARS or printable(name) != name:
         return None
     is_told = isinstance(context, int) and not isinstance(context, bool) and 0 < context <= MAX_CONTEXT_TOKENS
-    dialect = BY_OWNER.get(owner, OPENAI) if isinstance(owner, str) else OPENAI
-    return RemoteModel(name, context if is_told else None, dialect)
+    capabilities = BY_OWNER.get(owner, OPENAI) if isinstance(owner, str) else OPENAI
+    return RemoteModel(name, context if is_told else None, capabilities)
 
 
 def request_for(
     model: RemoteModel, server: str, prompt: str | tuple[int, ...], sampling: Sampling
 ) -> tuple[str, dict[str, Any]]:
     """The path and the body that ask for `prompt`. Raises EngineError for what the server cannot do."""
-    dialect = model.dialect
+    capabilities = model.capabilities
     body: dict[str, Any] = {
         "model": model.name,
         "stream": True,
@@ -89,13 +91,13 @@ def request_for(
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_new_tokens,
         "seed": sampling.seed,
-    } | {theirs: getattr(sampling, ours) for ours, theirs in dialect.settings}
+    } | {theirs: getattr(sampling, ours) for ours, theirs in capabilities.settings}
     if sampling.stop:
-        body["stop"] = list(sampling.stop if dialect is not OPENAI else sampling.stop[:MAX_STOP_STRINGS])
+        body["stop"] = list(sampling.stop if capabilities is not OPENAI else sampling.stop[:MAX_STOP_STRINGS])
     if not isinstance(prompt, Conversation):
         return "/v1/completions", body | {"prompt": prompt if isinstance(prompt, str) else list(prompt)}
     if prompt.is_open:
-        if not dialect.can_continue:
+        if not capabilities.can_continue:
             raise EngineError("remote_no_continue", server=server)
         body |= {"add_generation_prompt": False, "continue_final_message": True}
     return "/v1/chat/completions", body | {"messages": messages_of(prompt)}

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HttpLimits:
     """Seconds for connecting, for a short question as a whole, for the first sign of an answer (a prompt may wait in
     the server's queue), between two; bytes of an answer that comes whole and of one line of one that streams."""
 
@@ -57,10 +57,10 @@ def wait_for(work: Coroutine[Any, Any, Result]) -> Result:
 class Server:
     """One server at `address`, to which alone `key` is shown: redirects are not followed."""
 
-    def __init__(self, address: str, key: str | None = None, limits: Limits | None = None) -> None:
+    def __init__(self, address: str, key: str | None = None, limits: HttpLimits | None = None) -> None:
         self.address = address
         self.name = host_name(address)
-        self.limits = limits or Limits()
+        self.limits = limits or HttpLimits()
         self._client = httpx2.AsyncClient(
             headers={"User-Agent": "llamadeck"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx2.Timeout(self.limits.connect_s, read=self.limits.first_s),

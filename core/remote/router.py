@@ -1,6 +1,6 @@
-"""The engine that pages and the API use: this machine's own or one on another server, whichever was chosen last.
+"""The engine that pages and the API use: this machine's own or one on another server, whichever was selected last.
 
-One model answers at a time: to choose the one kind lets go of the other. Knows no page.
+One model answers at a time: to select the one kind lets go of the other.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ from core.engine.protocol import EngineState, ImportsDone
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.remote.engine import RemoteEngine
-from core.remote.selection import Choice, choice_path, read_choice, write_choice
+from core.remote.selection import RemoteSelection, read_selection, selection_path, write_selection
 
 log = logging.getLogger(__name__)
-# How soon a dashboard takes up what another process chose.
-LOOK_S = 1.0
+# How soon a dashboard takes up what another process selected.
+POLL_INTERVAL_S = 1.0
 
 
-class Engines:
-    """Runner's interface over both. Everything here may be called from any thread."""
+class EngineRouter:
+    """Every method may be called from any thread. The lock is held for moments only: files, processes and servers are
+    waited for without it."""
 
     def __init__(self, local: Runner, remote: RemoteEngine | None = None) -> None:
         self.local, self.remote = local, remote or RemoteEngine()
-        self._lock = threading.RLock()
-        self._choice: Choice | None = None
-        self._following: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._selection: RemoteSelection | None = None
+        # Counts what was selected in this process, and how far data/engine.json has it.
+        self._turn = self._saved_turn = 0
+        self._saving = threading.Lock()
+        self._follower: threading.Thread | None = None
         self._stop = threading.Event()
 
     @property
-    def choice(self) -> Choice | None:
+    def selection(self) -> RemoteSelection | None:
         """The model of another server that is in use; None while this machine's own engine is."""
-        return self._choice
+        return self._selection
 
     @property
     def state(self) -> EngineState:
@@ -76,22 +80,25 @@ class Engines:
     ) -> None:
         """Load on this machine, see Runner.load."""
         with self._lock:
-            self._leave_remote()
+            self._leave_server()
             start = self.local.begin_load(folder, context_tokens, num_slots, kernel, force, on_cpu)
+        self._save()
         start()
 
     def unload(self) -> None:
         """Let go of the model, wherever it is. Running answers keep what was written."""
         with self._lock:
-            self._leave_remote()
+            self._leave_server()
             end = self.local.begin_unload()
+        self._save()
         end()
 
-    def connect(self, choice: Choice) -> None:
+    def connect(self, selection: RemoteSelection) -> None:
         """Use a model of another server from now on, also after the next start."""
         with self._lock:
-            write_choice(choice)
-            end = self._connect(choice)
+            self._turn += 1
+            end = self._use_server(selection)
+        self._save()
         end()
 
     def reconnect(self) -> None:
@@ -105,18 +112,18 @@ class Engines:
         return self._active.generate(prompt, sampling, continues, client)
 
     def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:
-        """Wait for the end of a load or of connecting, at most `timeout_s`; the state as it then is."""
+        """See Engine.wait_while_loading."""
         return self._active.wait_while_loading(timeout_s)
 
-    def follow_choice(self) -> None:
-        """Take up what was chosen before, and from now on what another process chooses."""
+    def follow_selection(self) -> None:
+        """Take up what was selected before, and from now on what another process selects."""
         with self._lock:
-            if self._following is None:
-                self._following = threading.Thread(target=self._follow, name="engine-choice", daemon=True)
-                self._following.start()
+            if self._follower is None:
+                self._follower = threading.Thread(target=self._follow, name="engine-selection", daemon=True)
+                self._follower.start()
 
     def close(self) -> None:
-        """End both engines; what was chosen stays chosen."""
+        """End both engines; what was selected stays selected."""
         self._stop.set()
         with self._lock:
             self.remote.disconnect()
@@ -124,55 +131,74 @@ class Engines:
 
     @property
     def _active(self) -> Engine:
-        return self.local if self._choice is None else self.remote
+        return self.local if self._selection is None else self.remote
 
-    def _connect(self, choice: Choice) -> Callable[[], None]:
-        """What it returns waits for the end of this machine's engine."""
+    def _save(self) -> None:
+        """Keep for the next start what was selected last. May wait for another process that uses the file."""
+        with self._saving:
+            with self._lock:
+                turn, selection = self._turn, self._selection
+            if turn == self._saved_turn:
+                return
+            if selection is not None or read_selection() is not None:
+                write_selection(selection)
+            self._saved_turn = turn
+
+    # The caller of these holds the lock -----------------------------------------------------------------------------
+
+    def _use_server(self, selection: RemoteSelection) -> Callable[[], None]:
+        """The function that it returns waits for the end of this machine's engine."""
         end = self.local.begin_unload()
-        self.remote.connect(choice)
-        self._choice = choice
+        self.remote.connect(selection)
+        self._selection = selection
         return end
 
-    def _leave_remote(self) -> None:
-        if read_choice() is not None:
-            write_choice(None)
-        if self._choice is not None:
-            self._choice = None
+    def _leave_server(self) -> None:
+        self._turn += 1
+        if self._selection is not None:
+            self._selection = None
             self.remote.disconnect()
+
+    # The thread that follows ----------------------------------------------------------------------------------------
 
     def _follow(self) -> None:
         seen: int | None = None
         while True:
-            changed_ns = _changed_ns()
+            turn, changed_ns = self._saved_turn, _changed_ns()
             if changed_ns != seen:
-                seen = changed_ns
                 try:
-                    self._take_up(read_choice())
-                except Exception:  # The thread's edge: the next choice is taken up all the same.
-                    log.exception("the choice of another process was not taken up")
-            if self._stop.wait(LOOK_S):
+                    is_newest = self._take_up(read_selection(), turn)
+                except Exception:  # The thread's edge: the next selection is taken up all the same.
+                    log.exception("the selection of another process was not taken up")
+                    is_newest = True
+                seen = changed_ns if is_newest else seen
+            if self._stop.wait(POLL_INTERVAL_S):
                 return
 
-    def _take_up(self, choice: Choice | None) -> None:
+    def _take_up(self, selection: RemoteSelection | None, turn: int) -> bool:
+        """False where this process has selected something that the file, as it was read, does not have yet."""
         end: Callable[[], None] | None = None
         with self._lock:
+            if turn != self._turn:
+                return False
             if self._stop.is_set():
-                return
-            if choice is not None and choice == self._choice:
+                return True
+            if selection is not None and selection == self._selection:
                 # It was begun anew where it was lost.
                 if self.remote.state.phase == "failed":
                     self.remote.reconnect()
-            elif choice is not None:
-                end = self._connect(choice)
-            elif self._choice is not None:
-                self._choice = None
+            elif selection is not None:
+                end = self._use_server(selection)
+            elif self._selection is not None:
+                self._selection = None
                 self.remote.disconnect()
         if end is not None:
             end()
+        return True
 
 
 def _changed_ns() -> int | None:
     try:
-        return os.stat(choice_path()).st_mtime_ns
+        return os.stat(selection_path()).st_mtime_ns
     except OSError:
         return None

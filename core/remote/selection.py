@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RemoteSelection:
     """A model of the server at `address`. `context_tokens` is what a person said where the server does not tell."""
 
     address: str
@@ -28,58 +28,60 @@ class Choice:
     context_tokens: int | None = None
 
 
-def choice_path() -> Path:
+def selection_path() -> Path:
     return data_dir() / "engine.json"
 
 
-def choice_file() -> JsonFile[Choice | None]:
-    return _file(choice_path())
+def selection_file() -> JsonFile[RemoteSelection | None]:
+    return _file(selection_path())
 
 
-def read_choice() -> Choice | None:
+def read_selection() -> RemoteSelection | None:
     """None for this machine's own engine, and where the file cannot be used, which the log says."""
-    return choice_file().read_or_empty()
+    return selection_file().read_or_empty()
 
 
-def write_choice(choice: Choice | None) -> None:
+def write_selection(selection: RemoteSelection | None) -> None:
     """What cannot be written holds until the end of this process."""
-    if choice is None and not choice_path().exists():
+    if selection is None and not selection_path().exists():
         return
     try:
-        with choice_file().change() as change:
-            change.value = choice
+        with selection_file().change() as change:
+            change.value = selection
     except FileError as error:
         log.warning("%s", error)
 
 
-def forget_choice(choice: Choice) -> None:
+def forget_selection(selection: RemoteSelection) -> None:
     """Choose this machine's own engine, unless something else was chosen meanwhile."""
     try:
-        with choice_file().change() as change:
-            change.value = None if change.value == choice else change.value
+        with selection_file().change() as change:
+            change.value = None if change.value == selection else change.value
     except FileError as error:
         log.warning("%s", error)
 
 
 @lru_cache(8)
-def _file(path: Path) -> JsonFile[Choice | None]:
+def _file(path: Path) -> JsonFile[RemoteSelection | None]:
     return JsonFile(path, _parse, _dump, None)
 
 
-def _parse(value: Any) -> Choice | None:
+def _parse(value: Any) -> RemoteSelection | None:
     """Raises TypeError, ValueError for anything else than what `_dump` makes."""
     if not isinstance(value, dict):
         raise TypeError
     if not value:
         return None
-    names = {field.name for field in fields(Choice)}
-    choice = Choice(**{name: kept for name, kept in value.items() if name in names})
-    if not isinstance(choice.address, str) or not isinstance(choice.model, str):
+    names = {field.name for field in fields(RemoteSelection)}
+    selection = RemoteSelection(**{name: kept for name, kept in value.items() if name in names})
+    if not isinstance(selection.address, str) or not isinstance(selection.model, str):
         raise TypeError
-    if choice.context_tokens is not None and not (is_whole(choice.context_tokens) and choice.context_tokens > 0):
+    if selection.context_tokens is not None and not (
+        is_whole(selection.context_tokens) and selection.context_tokens > 0
+    ):
         raise ValueError
-    return choice
+    return selection
 
 
-def _dump(choice: Choice | None) -> Mapping[str, Any]:
-    return asdict(choice) if choice else {}
+def _dump(selection: RemoteSelection | None) -> Mapping[str, Any]:
+    return asdict(selection) if selection else {}

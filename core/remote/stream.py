@@ -20,7 +20,7 @@ MAX_TOKEN_CHARS = 64
 MAX_TOKENS = 1_000_000_000
 
 
-class Incoming:
+class AnswerStream:
     """The answer as it comes. `reason` is None until the server has said why it ended, or a stop string came."""
 
     def __init__(self, server: str, sampling: Sampling, prompt_tokens: int, is_clipped: bool) -> None:
@@ -32,7 +32,7 @@ class Incoming:
         self.prompt_tokens, self.reused_tokens, self.num_tokens = prompt_tokens, 0, 0
         self.reason: Reason | None = None
 
-    def take(self, event: Any) -> str:
+    def push(self, event: Any) -> str:
         """The further text that is certain with `event`. Raises EngineError for an error that the server reports."""
         if not isinstance(event, dict):
             raise EngineError("remote_garbled", server=self._server)

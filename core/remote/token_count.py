@@ -24,7 +24,7 @@ MAX_CACHED_PROMPTS = 256
 MAX_TOKENS = 1_000_000_000
 
 
-class Counting:
+class RemoteTokenCount:
     """Pieces of a prompt are always estimated: a long chat has hundreds, and each question takes its way and back.
 
     The estimate goes by what the server's own counts were like.
@@ -49,7 +49,7 @@ class Counting:
     def count_prompt(self, prompt: str | tuple[int, ...]) -> int:
         """The tokens of a whole prompt."""
         model = self._model()
-        can_ask = model is not None and model.dialect.count_path and time.monotonic() > self._quiet_until_s
+        can_ask = model is not None and model.capabilities.count_path and time.monotonic() > self._quiet_until_s
         if not can_ask or not isinstance(prompt, str):
             return self.guess(prompt, self._bytes_per_token)
         # Two prompts may read alike and differ in their turns.
@@ -64,7 +64,7 @@ class Counting:
         """The server counted `tokens` in `prompt`. An estimate alone stays on the safe side."""
         model = self._model()
         if isinstance(prompt, str) and prompt and tokens > 0:
-            is_counted = model is not None and bool(model.dialect.count_path)
+            is_counted = model is not None and bool(model.capabilities.count_path)
             most = MOST_BYTES_PER_TOKEN if is_counted else BYTES_PER_TOKEN
             self._bytes_per_token = min(most, max(1.0, len(prompt.encode("utf-8", "replace")) / tokens))
 
@@ -79,6 +79,6 @@ class Counting:
     async def _request(self, model: RemoteModel, body: dict[str, Any]) -> Any:
         try:
             async with asyncio.timeout(WAIT_S):
-                return await self._server.ask(model.dialect.count_path, body)
+                return await self._server.ask(model.capabilities.count_path, body)
         except TimeoutError:
             raise EngineError("remote_silent", server=self._server.name, seconds=f"{WAIT_S:g}") from None

@@ -11,10 +11,10 @@ import pytest
 from core.engine.protocol import Conversation
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
-from core.remote.connection import Pace
+from core.remote.connection import ProbeInterval
 from core.remote.engine import RemoteEngine
-from core.remote.router import Engines
-from core.remote.selection import Choice
+from core.remote.router import EngineRouter
+from core.remote.selection import RemoteSelection
 from tests.support.api_server import MODEL, api_server, loaded_runner
 from tests.support.openai_standin import OpenAiStandin
 
@@ -36,16 +36,16 @@ def server() -> Iterator[OpenAiStandin]:
 
 
 @pytest.fixture
-def engines(server: OpenAiStandin) -> Iterator[Engines]:
-    made = Engines(Runner("tests.support.fake_worker"), RemoteEngine(pace=Pace(0.1, 0.05, 0.1)))
-    made.connect(Choice(server.url, "far/away"))
+def engines(server: OpenAiStandin) -> Iterator[EngineRouter]:
+    made = EngineRouter(Runner("tests.support.fake_worker"), RemoteEngine(interval=ProbeInterval(0.1, 0.05, 0.1)))
+    made.connect(RemoteSelection(server.url, "far/away"))
     assert made.wait_while_loading(WAIT_S).phase == "ready"
     yield made
     made.close()
 
 
 @pytest.fixture
-def client(engines: Engines, tmp_path: Path) -> Iterator[openai.OpenAI]:
+def client(engines: EngineRouter, tmp_path: Path) -> Iterator[openai.OpenAI]:
     with api_server(engines, tmp_path) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as made:
         yield made
 
@@ -80,7 +80,7 @@ def test_a_server_that_is_lost_is_a_status_of_its_own(client: openai.OpenAI, ser
 def test_one_llamadeck_answers_over_another(tmp_path: Path) -> None:
     with loaded_runner(tmp_path / "models") as runner, api_server(runner, tmp_path) as url:
         engine = RemoteEngine()
-        engine.connect(Choice(url, MODEL))
+        engine.connect(RemoteSelection(url, MODEL))
         facts = engine.wait_while_loading(WAIT_S).facts
         assert facts is not None and facts.remote is not None and facts.remote.software == "LlamaDeck"
         assert facts.context_tokens == 1024

@@ -30,7 +30,7 @@ from core.doctor.settings_files import all_problems, problems
 from core.hub.tokens import store_token, token_for, tokens_file
 from core.personas.user import UserPersona, persona_file, read_persona, save_persona
 from core.remote.address import keep_key, key_of, keys_file
-from core.remote.selection import Choice, choice_file, read_choice, write_choice
+from core.remote.selection import RemoteSelection, read_selection, selection_file, write_selection
 from tests.support.counts import counts
 
 WAIT_S = 30.0
@@ -408,10 +408,10 @@ STORES: dict[str, tuple[Callable[[], object], Callable[[], object], Callable[[],
         keys_file,
     ),
     "engine.json": (
-        lambda: write_choice(Choice("http://one:1", "first")),
-        lambda: write_choice(Choice("http://one:1", "second")),
-        lambda: read_choice() is not None,
-        choice_file,
+        lambda: write_selection(RemoteSelection("http://one:1", "first")),
+        lambda: write_selection(RemoteSelection("http://one:1", "second")),
+        lambda: read_selection() is not None,
+        selection_file,
     ),
     "settings.json": (
         lambda: Preferences().set("a", "b", "first"),

@@ -16,18 +16,18 @@ from core.engine.answer import Answer
 from core.engine.protocol import Conversation
 from core.engine.sampling_params import Sampling
 from core.remote.address import keep_key
-from core.remote.connection import Link, Pace, list_models
+from core.remote.connection import Connection, ProbeInterval, list_models
 from core.remote.engine import RemoteEngine
-from core.remote.http import Limits, Server, loop
-from core.remote.selection import Choice
+from core.remote.http import HttpLimits, Server, loop
+from core.remote.selection import RemoteSelection
 from tests.support.openai_standin import OpenAiStandin
 from tests.support.processes import wait_until
 
 WAIT_S = 20.0
 QUESTION = Conversation([("system", "Be brief."), ("user", "What is 1 + 1?")], is_open=False)
 OPEN = Conversation([("user", "What is 1 + 1?"), ("assistant", "It is")], is_open=True)
-SHORT = Limits(connect_s=2.0, whole_s=1.0, first_s=0.5, stall_s=0.5, whole_bytes=50_000, line_bytes=20_000)
-QUICK = Pace(check_s=0.05, retry_s=0.02, longest_s=0.05)
+SHORT = HttpLimits(connect_s=2.0, whole_s=1.0, first_s=0.5, stall_s=0.5, whole_bytes=50_000, line_bytes=20_000)
+QUICK = ProbeInterval(check_s=0.05, retry_s=0.02, longest_s=0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def server() -> Iterator[OpenAiStandin]:
 
 @pytest.fixture
 def engine() -> Iterator[RemoteEngine]:
-    engine = RemoteEngine(pace=QUICK)
+    engine = RemoteEngine(interval=QUICK)
     yield engine
     engine.disconnect()
 
@@ -58,7 +58,7 @@ def hasty() -> Iterator[RemoteEngine]:
 
 
 def connect(engine: RemoteEngine, server: OpenAiStandin, model: str = "small", context: int | None = None) -> None:
-    engine.connect(Choice(server.url, model, context))
+    engine.connect(RemoteSelection(server.url, model, context))
     engine.wait_while_loading(WAIT_S)
 
 
@@ -416,7 +416,7 @@ def test_models_are_listed_with_what_the_server_tells(server: OpenAiStandin) -> 
         {"id": "c\ud83d", "max_model_len": -1},
     ]
     found = list_models(server.url)
-    assert [(model.name, model.context_tokens, model.dialect.software) for model in found] == [
+    assert [(model.name, model.context_tokens, model.capabilities.software) for model in found] == [
         ("a", 2048, "vLLM"),
         ("b", None, ""),
     ]
@@ -450,11 +450,13 @@ def test_a_connection_that_is_let_go_before_its_first_look_leaves_nothing_open(s
     held = threading.Event()
     # The loop is held up meanwhile, so that nothing begins before it is let go of.
     loop().call_soon_threadsafe(held.wait, WAIT_S)
-    link = Link(Choice(server.url, "small"), Server(server.url), QUICK, lambda *_: None, lambda *_: None)
-    link.start()
-    link.stop()
+    connection = Connection(
+        RemoteSelection(server.url, "small"), Server(server.url), QUICK, lambda *_: None, lambda *_: None
+    )
+    connection.start()
+    connection.stop()
     held.set()
-    wait_until(lambda: link.server._client.is_closed)
+    wait_until(lambda: connection.server._client.is_closed)
     assert server.asked("/v1/models") == []
 
 

@@ -11,9 +11,9 @@ from core.common.errors import EngineError
 from core.engine.protocol import Conversation
 from core.engine.sampling_params import Sampling
 from core.remote.address import keep_key
-from core.remote.connection import Pace, list_models
+from core.remote.connection import ProbeInterval, list_models
 from core.remote.engine import RemoteEngine
-from core.remote.selection import Choice
+from core.remote.selection import RemoteSelection
 from tests.support.dashboard import free_port
 from tests.support.peers import llama_cpp_folder, llama_cpp_server
 from tests.support.processes import wait_until
@@ -21,7 +21,7 @@ from tests.support.processes import wait_until
 CONTEXT_TOKENS = 512
 KEY = "a-key-of-its-own"
 WAIT_S = 120.0
-QUICK = Pace(check_s=1.0, retry_s=0.2, longest_s=1.0)
+QUICK = ProbeInterval(check_s=1.0, retry_s=0.2, longest_s=1.0)
 PARIS = Conversation([("user", "What is the capital of France?")], is_open=False)
 # With no system text, which the model's own template puts before it: then this small model knows the answer.
 PLAIN = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
@@ -40,8 +40,8 @@ def address() -> Iterator[str]:
 def engine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemoteEngine]:
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
     keep_key(address, KEY)
-    engine = RemoteEngine(pace=QUICK)
-    engine.connect(Choice(address, "smol", CONTEXT_TOKENS))
+    engine = RemoteEngine(interval=QUICK)
+    engine.connect(RemoteSelection(address, "smol", CONTEXT_TOKENS))
     assert engine.wait_while_loading(WAIT_S).phase == "ready"
     yield engine
     engine.disconnect()
@@ -97,10 +97,10 @@ def test_a_server_that_is_killed_while_it_answers_is_found_again(
 ) -> None:
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
     port = free_port()
-    engine = RemoteEngine(pace=QUICK)
+    engine = RemoteEngine(interval=QUICK)
     with llama_cpp_server(CONTEXT_TOKENS, KEY, port) as url:
         keep_key(url, KEY)
-        engine.connect(Choice(url, "smol", CONTEXT_TOKENS))
+        engine.connect(RemoteSelection(url, "smol", CONTEXT_TOKENS))
         assert engine.wait_while_loading(WAIT_S).phase == "ready"
         answer = engine.generate("Once upon a time", Sampling(max_new_tokens=400))
         assert answer.wait_for_text(5, WAIT_S)

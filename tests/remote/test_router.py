@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from core.engine.process import WorkerProcess
 from core.engine.protocol import Conversation
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
-from core.remote.connection import Pace
+from core.remote import router
+from core.remote.connection import ProbeInterval
 from core.remote.engine import RemoteEngine
-from core.remote.router import Engines
-from core.remote.selection import Choice, choice_path, read_choice, write_choice
+from core.remote.router import EngineRouter
+from core.remote.selection import RemoteSelection, read_selection, selection_file, selection_path, write_selection
 from tests.support.checkpoints import make_checkpoint
 from tests.support.openai_standin import OpenAiStandin
 from tests.support.processes import wait_until
@@ -38,8 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def engines() -> Iterator[Engines]:
-    made = Engines(Runner("tests.support.fake_worker"), RemoteEngine(pace=Pace(0.1, 0.05, 0.1)))
+def engines() -> Iterator[EngineRouter]:
+    made = EngineRouter(Runner("tests.support.fake_worker"), RemoteEngine(interval=ProbeInterval(0.1, 0.05, 0.1)))
     yield made
     made.close()
 
@@ -51,13 +53,13 @@ def server() -> Iterator[OpenAiStandin]:
 
 
 def test_the_one_that_was_chosen_last_answers_and_the_other_is_let_go(
-    engines: Engines, server: OpenAiStandin, folder: Path
+    engines: EngineRouter, server: OpenAiStandin, folder: Path
 ) -> None:
     engines.load(folder)
     assert engines.wait_while_loading(WAIT_S).model == "tiny"
     pid = engines.worker_pid
     running = engines.generate("forever", Sampling())
-    engines.connect(Choice(server.url, "small"))
+    engines.connect(RemoteSelection(server.url, "small"))
     assert engines.wait_while_loading(WAIT_S).model == "small" and engines.worker_pid is None
     assert running.wait(WAIT_S) and running.error is not None and running.error.key == "answer_model_unloaded"
     assert pid is not None
@@ -66,43 +68,43 @@ def test_the_one_that_was_chosen_last_answers_and_the_other_is_let_go(
     answer = engines.generate("Once", Sampling())
     assert answer.wait(WAIT_S) and answer.text == "Hello from there"
     engines.load(folder)
-    assert engines.wait_while_loading(WAIT_S).server is None and engines.choice is None and read_choice() is None
+    assert engines.wait_while_loading(WAIT_S).server is None and engines.selection is None and read_selection() is None
 
 
-def test_a_choice_outlives_the_process(engines: Engines, server: OpenAiStandin) -> None:
-    engines.connect(Choice(server.url, "small", 2048))
+def test_a_choice_outlives_the_process(engines: EngineRouter, server: OpenAiStandin) -> None:
+    engines.connect(RemoteSelection(server.url, "small", 2048))
     engines.close()
-    again = Engines(Runner("tests.support.fake_worker"))
-    again.follow_choice()
+    again = EngineRouter(Runner("tests.support.fake_worker"))
+    again.follow_selection()
     wait_until(lambda: again.state.phase == "ready")
     assert again.state.facts is not None and again.state.facts.context_tokens == 2048
     again.unload()
-    assert again.state.phase == "empty" and read_choice() is None
+    assert again.state.phase == "empty" and read_selection() is None
     again.close()
 
 
-def test_what_another_process_chooses_is_taken_up_and_given_back(engines: Engines, server: OpenAiStandin) -> None:
-    engines.follow_choice()
-    write_choice(Choice(server.url, "small"))
+def test_what_another_process_chooses_is_taken_up_and_given_back(engines: EngineRouter, server: OpenAiStandin) -> None:
+    engines.follow_selection()
+    write_selection(RemoteSelection(server.url, "small"))
     wait_until(lambda: engines.state.phase == "ready")
     assert engines.state.server == f"127.0.0.1:{server.port}"
-    write_choice(None)
+    write_selection(None)
     wait_until(lambda: engines.state.phase == "empty")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"address": 5, "model": "x"}', '{"x": 1}', "null", '"text"',
                                   '{"address": "http://h", "model": "m", "context_tokens": "many"}'])  # fmt: skip
 def test_a_choice_that_cannot_be_read_is_none(text: str) -> None:
-    choice_path().parent.mkdir(parents=True)
-    choice_path().write_text(text, "utf-8")
-    assert read_choice() is None
+    selection_path().parent.mkdir(parents=True)
+    selection_path().write_text(text, "utf-8")
+    assert read_selection() is None
 
 
 def test_a_chat_over_a_server_is_put_to_it_as_turns_and_a_notebook_as_text(
-    engines: Engines, server: OpenAiStandin
+    engines: EngineRouter, server: OpenAiStandin
 ) -> None:
     assert read_reader(engines) is None
-    engines.connect(Choice(server.url, "small"))
+    engines.connect(RemoteSelection(server.url, "small"))
     engines.wait_while_loading(WAIT_S)
     reader = read_reader(engines)
     assert reader is not None and reader.folder is None and reader.counter.is_exact
@@ -119,8 +121,8 @@ def test_a_chat_over_a_server_is_put_to_it_as_turns_and_a_notebook_as_text(
     assert not isinstance(plain, Conversation) and plain.endswith("Ada: Well")
 
 
-def test_two_chats_that_read_alike_are_counted_apart(engines: Engines, server: OpenAiStandin) -> None:
-    engines.connect(Choice(server.url, "small"))
+def test_two_chats_that_read_alike_are_counted_apart(engines: EngineRouter, server: OpenAiStandin) -> None:
+    engines.connect(RemoteSelection(server.url, "small"))
     engines.wait_while_loading(WAIT_S)
     one = Conversation([("user", "a\n\nassistant: b")], is_open=True)
     other = Conversation([("user", "a"), ("assistant", "b")], is_open=True)
@@ -131,25 +133,25 @@ def test_two_chats_that_read_alike_are_counted_apart(engines: Engines, server: O
 
 
 def test_a_choice_that_cannot_be_taken_up_does_not_end_the_thread_that_follows(
-    engines: Engines, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+    engines: EngineRouter, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = threading.Event()
 
-    def fail(choice: Choice) -> None:
+    def fail(choice: RemoteSelection) -> None:
         tried.set()
         raise RecursionError
 
-    engines.follow_choice()
+    engines.follow_selection()
     with monkeypatch.context() as patch:
         patch.setattr(engines.remote, "connect", fail)
-        write_choice(Choice(server.url, "small"))
+        write_selection(RemoteSelection(server.url, "small"))
         assert tried.wait(WAIT_S)
-    write_choice(Choice(server.url, "small", 1024))
+    write_selection(RemoteSelection(server.url, "small", 1024))
     wait_until(lambda: engines.state.phase == "ready")
 
 
 def test_the_way_out_is_open_while_another_tab_ends_an_engine_that_hangs(
-    engines: Engines, server: OpenAiStandin, folder: Path, monkeypatch: pytest.MonkeyPatch
+    engines: EngineRouter, server: OpenAiStandin, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines.load(folder)
     assert engines.wait_while_loading(WAIT_S).phase == "ready"
@@ -167,27 +169,56 @@ def test_the_way_out_is_open_while_another_tab_ends_an_engine_that_hangs(
     assert ends.wait(WAIT_S)
     # Nothing of this waits for the process.
     assert engines.state.phase == "empty" and engines.running_answers == [] and engines.silent_s == 0.0
-    engines._take_up(None)
-    connecting = threading.Thread(target=engines.connect, args=(Choice(server.url, "small"),))
+    engines.follow_selection()
+    write_selection(RemoteSelection(server.url, "small", 1024))
+    wait_until(lambda: engines.selection is not None)
+    connecting = threading.Thread(target=engines.connect, args=(RemoteSelection(server.url, "small"),))
     connecting.start()
-    wait_until(lambda: engines.state.phase == "ready" and engines.state.server is not None)
+    wait_until(lambda: engines.state.phase == "ready" and engines.selection == RemoteSelection(server.url, "small"))
     may_end.set()
     for thread in (unloading, connecting):
         thread.join(WAIT_S)
         assert not thread.is_alive()
 
 
-def test_a_model_on_another_server_has_no_silence_of_this_machines_engine(
-    engines: Engines, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+def test_a_tab_that_waits_for_the_file_holds_up_no_other_and_the_last_word_is_kept(
+    engines: EngineRouter, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engines.connect(Choice(server.url, "small"))
+    """The router's lock was held while another process used data/engine.json: nobody could unload, load or leave."""
+    monkeypatch.setattr(router, "POLL_INTERVAL_S", 0.01)
+    first, last = RemoteSelection(server.url, "small"), RemoteSelection(server.url, "small", 1024)
+    engines.connect(first)
+    engines.follow_selection()
+    with selection_file().change():
+        unloading = threading.Thread(target=engines.unload)
+        unloading.start()
+        wait_until(lambda: engines.state.phase == "empty")
+        # What the file still says is older, and is not taken up.
+        time.sleep(0.1)
+        assert engines.selection is None
+        connecting = threading.Thread(target=engines.connect, args=(last,))
+        connecting.start()
+        wait_until(lambda: engines.state.phase == "ready")
+        assert unloading.is_alive() and connecting.is_alive() and engines.selection == last
+    for thread in (unloading, connecting):
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    assert read_selection() == engines.selection == last
+
+
+def test_a_model_on_another_server_has_no_silence_of_this_machines_engine(
+    engines: EngineRouter, server: OpenAiStandin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines.connect(RemoteSelection(server.url, "small"))
     monkeypatch.setattr(Runner, "silent_s", 9.0)
     assert engines.silent_s == 0.0
     engines.unload()
     assert engines.silent_s == 9.0
 
 
-def test_a_chat_that_was_meant_for_a_server_can_be_read_by_this_machines_engine(engines: Engines, folder: Path) -> None:
+def test_a_chat_that_was_meant_for_a_server_can_be_read_by_this_machines_engine(
+    engines: EngineRouter, folder: Path
+) -> None:
     """A model was loaded here meanwhile: the worker could not read that kind of text, and heard nothing any more."""
     engines.load(folder)
     assert engines.wait_while_loading(WAIT_S).phase == "ready"

@@ -22,7 +22,7 @@ from core.common.paths import ROOT
 from core.engine.protocol import Conversation
 from core.engine.sampling_params import Sampling
 from core.remote.engine import RemoteEngine
-from core.remote.selection import Choice
+from core.remote.selection import RemoteSelection
 from core.starter.build import NAME
 from core.vllm.server import venv_folder
 from tests.support.browser_page import open_from_sidebar, type_message
@@ -139,7 +139,7 @@ def test_vllm_is_served_chatted_with_killed_and_found_again(home: Path, page: Pa
 def check_engine(address: str) -> None:
     """What the page does not show: tokens as vLLM counts them, going on, a person's line, plain text, settings."""
     engine = RemoteEngine()
-    engine.connect(Choice(address, NAME))
+    engine.connect(RemoteSelection(address, NAME))
     state = engine.wait_while_loading(30.0)
     try:
         assert state.facts is not None and state.facts.remote is not None, state

@@ -11,7 +11,7 @@ from core.engine.protocol import EngineState, ModelFacts, RemoteFacts
 from core.remote.address import checked_address, keep_key, key_of
 from core.remote.connection import ASSUMED_CONTEXT_TOKENS, list_models
 from core.remote.dialect import RemoteModel
-from core.remote.selection import Choice
+from core.remote.selection import RemoteSelection
 from ui.load.entries import unload
 from ui.shared.engine_status import loading_progress, reconnect_button
 from ui.shared.errors import show_error
@@ -35,7 +35,7 @@ SMALLEST_CONTEXT, LARGEST_CONTEXT = 256, 1_000_000
 def choose_place() -> str:
     """Where the model is to run: "here" or on a "server". At first where it runs now."""
     if st.session_state.get(PLACE_KEY) not in PLACES:
-        st.session_state[PLACE_KEY] = "here" if engine().choice is None else "server"
+        st.session_state[PLACE_KEY] = "here" if engine().selection is None else "server"
     labels = {place: tr(f"remote.place_{place}") for place in PLACES}
     place = st.segmented_control(tr("remote.place"), PLACES, key=PLACE_KEY, required=True, width="stretch",
                                  format_func=labels.__getitem__, label_visibility="collapsed",
@@ -45,7 +45,7 @@ def choose_place() -> str:
 
 def draw_remote() -> None:
     """The model in use, the form for an address, and the models that were found there."""
-    if engine().choice is not None:
+    if engine().selection is not None:
         with st.container(border=True):
             _draw_state(engine().state)
     st.markdown(tr("remote.about"))
@@ -119,9 +119,9 @@ def _disconnect_button(words: str, state: EngineState) -> None:
 
 
 def _draw_form() -> None:
-    choice = engine().choice
+    selection = engine().selection
     if ADDRESS_KEY not in st.session_state:
-        st.session_state[ADDRESS_KEY] = choice.address if choice else preferences().get(GROUP, "address") or ""
+        st.session_state[ADDRESS_KEY] = selection.address if selection else preferences().get(GROUP, "address") or ""
     address = _typed_address()
     has_key = address is not None and key_of(address) is not None
     with st.form(key="remote_form", border=False):
@@ -131,7 +131,7 @@ def _draw_form() -> None:
                       placeholder=text("remote.key_kept") if has_key else "")  # fmt: skip
         with st.container(horizontal=True):
             st.form_submit_button(tr("remote.find"), key="remote_find", icon=":material/lan:", on_click=_find,
-                                  type="primary" if choice is None else "secondary")  # fmt: skip
+                                  type="primary" if selection is None else "secondary")  # fmt: skip
             if has_key:
                 st.form_submit_button(tr("remote.forget_key", server=host_name(address)), type="tertiary",
                                       key=f"remote_forget_{address}", on_click=_forget, args=(address,))  # fmt: skip
@@ -219,5 +219,5 @@ def _use(address: str, models: dict[str, RemoteModel]) -> None:
     """The model, and its context where the server tells none, as they are chosen by now."""
     model = models[st.session_state[f"{MODEL}_{address}"]]
     context = st.session_state.get(_context_key(address, model)) if model.context_tokens is None else None
-    engine().connect(Choice(address, model.name, context))
+    engine().connect(RemoteSelection(address, model.name, context))
     st.session_state.pop(ASKED_KEY, None)

@@ -25,14 +25,14 @@ from core.hub.queue import DownloadQueue
 from core.library.scan import LibraryEntry, read_entry
 from core.personas.store import Characters
 from core.personas.thumbnails import Thumbnails
-from core.remote.router import Engines
+from core.remote.router import EngineRouter
 from ui.shared.people import person
 
 
 @st.cache_resource(show_spinner=False)
-def engine() -> Engines:
+def engine() -> EngineRouter:
     """The engine, here or elsewhere. LLAMADECK_WORKER names another worker module, for tests without a model."""
-    return Engines(Runner(os.environ.get("LLAMADECK_WORKER", "core.worker.main")))
+    return EngineRouter(Runner(os.environ.get("LLAMADECK_WORKER", "core.worker.main")))
 
 
 @st.cache_resource(show_spinner=False, on_release=Monitor.stop)
