@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from core.chat.modes import Names, Style
+from core.chat.modes import Names, PromptStyle
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
 from core.chat.template import ChatTemplate, Turn, read_template
 from core.chat.tokens import TokenCounter, read_counter
-from core.chat.truncation import Pieces, fit
+from core.chat.truncation import PromptParts, fit_to_context
 from core.common.errors import DeckError
 from core.library.scan import scan
 
@@ -77,13 +77,13 @@ def measure(path: Path) -> dict[str, tuple[float, float]]:
 def fitting(turns: list[Turn]) -> dict[str, tuple[float, float]]:
     """With the first model that is on this machine, each time with another question."""
     template, counter = a_model()
-    style = Style("instruct", template, Names("You", "Assistant"), counter.opening)
+    style = PromptStyle("instruct", template, Names("You", "Assistant"), counter.opening)
     numbers = itertools.count()
 
     def once() -> object:
         asked = Turn(role="user", content=f"Question {next(numbers)}?")
-        pieces = Pieces((*turns, asked), "You are a helpful assistant.")
-        return fit(pieces, style.render, counter.count, CONTEXT_TOKENS, ANSWER_TOKENS)
+        parts = PromptParts((*turns, asked), "You are a helpful assistant.")
+        return fit_to_context(parts, style.render, counter.count, CONTEXT_TOKENS, ANSWER_TOKENS)
 
     first = timed(once, runs=1)
     return {f"fit {len(turns)} messages, first time": first, f"fit {len(turns)} messages, a new last one": timed(once)}

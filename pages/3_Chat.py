@@ -2,8 +2,8 @@
 
 import streamlit as st
 
+from core.chat.prompt_context import Prompt
 from core.chat.records import Chat
-from core.chat.service import Prompt
 from core.chat.stats import error_of
 from core.common.errors import DeckError
 from ui.chat import actions as chat_asking
@@ -13,7 +13,7 @@ from ui.chat.header import draw_head
 from ui.chat.history import chat_list
 from ui.chat.notebook import draw_notebook
 from ui.chat.portraits import faces_of
-from ui.chat.transcript import draw_line, draw_transcript
+from ui.chat.transcript import draw_impersonation, draw_transcript
 from ui.shared.browser import keep_typed
 from ui.shared.engine_status import not_ready_notice, silence_notice, way_to_model
 from ui.shared.errors import show_error
@@ -25,11 +25,11 @@ require_router()
 
 
 def draw_page() -> None:
-    current = chat_asking.ask_noted(chat.arrive(has_arrived()))
-    line = chat_asking.take_line(current.info.id)
+    current = chat_asking.ask_noted(chat.open_chat(has_arrived()))
+    line = chat_asking.take_impersonation(current.info.id)
     faces, prompt = faces_of(current.info), fitted_prompt(current)
     draw_head(current, faces)
-    if chat.is_gone():
+    if chat.is_missing():
         st.info(tr("chat.gone"), icon=":material/info:")
     if current.info.mode == "notebook":
         draw_notebook(current)
@@ -37,7 +37,7 @@ def draw_page() -> None:
         begins_at = 0 if prompt is None or isinstance(prompt, DeckError) else prompt.begins_at
         draw_transcript(current, faces, begins_at)
         if line is not None:
-            draw_line(line, faces)
+            draw_impersonation(line, faces)
         elif not current.messages and is_ready:
             draw_ideas(chat.tag_of(current.info))
     silence_notice()

@@ -23,7 +23,7 @@ class Caller:
     owner: str = ""
 
 
-class Guard:
+class ApiAuth:
     """`needs_key` says whether anybody but this machine can reach the server, `is_welcome` whether a key's owner may
     still come in."""
 

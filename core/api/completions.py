@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.api.errors import ApiError
-from core.api.generation import Choices, Places, begin, cancel
-from core.api.http_call import DONE, Call, to_json
+from core.api.generation import AdmissionLimit, Choices, begin, cancel
+from core.api.http_call import DONE, HttpCall, to_json
 from core.api.intake import Intake
 from core.api.metrics import Metrics
-from core.api.prompts import Ask, ask_chat, ask_completions
-from core.api.responses import Reply
+from core.api.prompts import GenerationRequest, read_chat_request, read_completion_request
+from core.api.responses import ResponseWriter
 from core.api.schema import ChatRequest, CompletionRequest, Sampled
-from core.api.served_model import Loaded, find_character, read_loaded
+from core.api.served_model import ServedModel, find_character, read_served_model
 from core.engine.interface import Engine
 from core.personas.listing import Listing
 
@@ -27,9 +27,9 @@ SIGN_OF_LIFE_S = 15.0
 class Order:
     """What is left of a request once its prompts are made: its texts are not kept while they are answered."""
 
-    loaded: Loaded
-    asks: Sequence[Ask]
-    reply: Reply
+    served: ServedModel
+    generations: Sequence[GenerationRequest]
+    reply: ResponseWriter
     is_stream: bool
     includes_usage: bool
 
@@ -37,32 +37,38 @@ class Order:
 class Completions:
     """Handlers of requests for answers; each of them raises DeckError or ClientGone."""
 
-    def __init__(self, engine: Engine, characters: Listing, metrics: Metrics, intake: Intake, places: Places) -> None:
+    def __init__(
+        self, engine: Engine, characters: Listing, metrics: Metrics, intake: Intake, admission: AdmissionLimit
+    ) -> None:
         self._engine, self._characters, self._metrics = engine, characters, metrics
-        self._intake, self._places = intake, places
+        self._intake, self._admission = intake, admission
 
-    async def chat(self, call: Call) -> None:
+    async def chat(self, call: HttpCall) -> None:
         def read(request: ChatRequest) -> Order:
-            loaded = read_loaded(self._engine)
-            character = find_character(request.model, loaded, self._characters)
-            asks = [ask_chat(request, loaded, character, call.owner)]
-            return _order(request, loaded, asks, Reply("chat", request.model or loaded.name))
+            served = read_served_model(self._engine)
+            character = find_character(request.model, served, self._characters)
+            generations = [read_chat_request(request, served, character, call.owner)]
+            return _order(request, served, generations, ResponseWriter("chat", request.model or served.name))
 
         await self._answer(call, await self._intake.take(call, ChatRequest, read))
 
-    async def complete(self, call: Call) -> None:
+    async def complete(self, call: HttpCall) -> None:
         def read(request: CompletionRequest) -> Order:
-            loaded = read_loaded(self._engine)
-            if find_character(request.model, loaded, self._characters) is not None:
+            served = read_served_model(self._engine)
+            if find_character(request.model, served, self._characters) is not None:
                 raise ApiError("api_character_completion", name=request.model or "")
-            return _order(request, loaded, ask_completions(request, loaded), Reply("completion", loaded.name))
+            return _order(
+                request, served, read_completion_request(request, served), ResponseWriter("completion", served.name)
+            )
 
         await self._answer(call, await self._intake.take(call, CompletionRequest, read))
 
-    async def _answer(self, call: Call, order: Order) -> None:
+    async def _answer(self, call: HttpCall, order: Order) -> None:
         begin_s = asyncio.get_running_loop().time()
-        with self._places.take(sum(ask.num_choices for ask in order.asks), order.loaded, call.client):
-            begun = await self._intake.run(lambda: begin(self._engine, order.asks, order.loaded, call.client), cancel)
+        with self._admission.take(sum(one.num_choices for one in order.generations), order.served, call.client):
+            begun = await self._intake.run(
+                lambda: begin(self._engine, order.generations, order.served, call.client), cancel
+            )
             with Choices(begun) as choices:
                 try:
                     if order.is_stream:
@@ -78,12 +84,14 @@ class Completions:
                         self._metrics.observe_first_token(choices.first_text_s - begin_s)
 
 
-def _order(request: Sampled, loaded: Loaded, asks: Sequence[Ask], reply: Reply) -> Order:
+def _order(
+    request: Sampled, served: ServedModel, generations: Sequence[GenerationRequest], reply: ResponseWriter
+) -> Order:
     includes_usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Order(loaded, asks, reply, bool(request.stream), includes_usage)
+    return Order(served, generations, reply, bool(request.stream), includes_usage)
 
 
-async def _stream(call: Call, choices: Choices, reply: Reply, includes_usage: bool) -> None:
+async def _stream(call: HttpCall, choices: Choices, reply: ResponseWriter, includes_usage: bool) -> None:
     """Send pieces as they come. Raises the error of an answer that fails."""
     await choices.first_sign(PATIENCE_S)
     await call.start_stream()
@@ -110,5 +118,5 @@ async def _stream(call: Call, choices: Choices, reply: Reply, includes_usage: bo
     await call.end_stream()
 
 
-async def _send(call: Call, piece: dict[str, object], includes_usage: bool) -> None:
+async def _send(call: HttpCall, piece: dict[str, object], includes_usage: bool) -> None:
     await call.event(to_json(piece | {"usage": None} if includes_usage else piece))

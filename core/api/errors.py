@@ -17,7 +17,7 @@ class ApiError(DeckError):
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class HttpErrorShape:
     """`param` names the field that is to blame, where the error does not say it itself by the value `field`."""
 
     status: int
@@ -28,58 +28,58 @@ class Shape:
 
 
 INVALID, AUTHENTICATION, SERVER = "invalid_request_error", "authentication_error", "server_error"
-CONTEXT = Shape(400, INVALID, "context_length_exceeded", "messages")
-NOT_LOADED = Shape(503, SERVER, "model_not_loaded", "model", LOAD_RETRY_S)
-FAULT = Shape(500, SERVER, "internal_error")
+CONTEXT = HttpErrorShape(400, INVALID, "context_length_exceeded", "messages")
+NOT_LOADED = HttpErrorShape(503, SERVER, "model_not_loaded", "model", LOAD_RETRY_S)
+FAULT = HttpErrorShape(500, SERVER, "internal_error")
 
 # Errors that are named here are the sender's, or pass; every other one is ours.
 SHAPES = {
-    "api_key_missing": Shape(401, AUTHENTICATION, "invalid_api_key"),
-    "api_key_wrong": Shape(401, AUTHENTICATION, "invalid_api_key"),
-    "api_path": Shape(404, INVALID, "unknown_url"),
-    "api_method": Shape(405, INVALID, "method_not_allowed"),
-    "api_body_slow": Shape(408, INVALID, "request_timeout"),
-    "api_body_large": Shape(413, INVALID, "request_too_large"),
-    "api_content_encoding": Shape(415, INVALID, "unsupported_content_encoding"),
-    "api_values": Shape(413, INVALID, "request_too_large"),
-    "api_large_busy": Shape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
-    "api_ending": Shape(503, SERVER, "server_ending", retry_s=LOAD_RETRY_S),
-    "api_content_type": Shape(415, INVALID, "unsupported_content_type"),
-    "api_json": Shape(400, INVALID, "invalid_json"),
-    "api_field": Shape(400, INVALID, "invalid_value"),
-    "api_refused": Shape(400, INVALID, "unsupported_parameter"),
-    "api_part": Shape(400, INVALID, "unsupported_content", "messages"),
-    "api_model": Shape(404, INVALID, "model_not_found", "model"),
-    "api_character_completion": Shape(400, INVALID, "unsupported_model", "model"),
-    "api_no_tokenizer": Shape(400, INVALID, "tokenizer_unavailable", "model"),
-    "api_many": Shape(400, INVALID, "invalid_value", "n"),
-    "api_busy": Shape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
-    "api_loading": Shape(503, SERVER, "model_loading", "model", LOAD_RETRY_S),
+    "api_key_missing": HttpErrorShape(401, AUTHENTICATION, "invalid_api_key"),
+    "api_key_wrong": HttpErrorShape(401, AUTHENTICATION, "invalid_api_key"),
+    "api_path": HttpErrorShape(404, INVALID, "unknown_url"),
+    "api_method": HttpErrorShape(405, INVALID, "method_not_allowed"),
+    "api_body_slow": HttpErrorShape(408, INVALID, "request_timeout"),
+    "api_body_large": HttpErrorShape(413, INVALID, "request_too_large"),
+    "api_content_encoding": HttpErrorShape(415, INVALID, "unsupported_content_encoding"),
+    "api_values": HttpErrorShape(413, INVALID, "request_too_large"),
+    "api_large_busy": HttpErrorShape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
+    "api_ending": HttpErrorShape(503, SERVER, "server_ending", retry_s=LOAD_RETRY_S),
+    "api_content_type": HttpErrorShape(415, INVALID, "unsupported_content_type"),
+    "api_json": HttpErrorShape(400, INVALID, "invalid_json"),
+    "api_field": HttpErrorShape(400, INVALID, "invalid_value"),
+    "api_refused": HttpErrorShape(400, INVALID, "unsupported_parameter"),
+    "api_part": HttpErrorShape(400, INVALID, "unsupported_content", "messages"),
+    "api_model": HttpErrorShape(404, INVALID, "model_not_found", "model"),
+    "api_character_completion": HttpErrorShape(400, INVALID, "unsupported_model", "model"),
+    "api_no_tokenizer": HttpErrorShape(400, INVALID, "tokenizer_unavailable", "model"),
+    "api_many": HttpErrorShape(400, INVALID, "invalid_value", "n"),
+    "api_busy": HttpErrorShape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
+    "api_loading": HttpErrorShape(503, SERVER, "model_loading", "model", LOAD_RETRY_S),
     "api_fault": FAULT,
     "api_too_long": CONTEXT,
     "api_far_too_long": CONTEXT,
     "message_too_long": CONTEXT,
     "character_too_long": CONTEXT,
-    "prompt_too_long": Shape(400, INVALID, "context_length_exceeded"),
-    "prompt_empty": Shape(400, INVALID, "invalid_value"),
-    "prompt_token": Shape(400, INVALID, "invalid_value", "prompt"),
-    "chat_template": Shape(400, INVALID, "chat_template", "messages"),
-    "chat_template_open": Shape(400, INVALID, "chat_template", "messages"),
-    "chat_template_time": Shape(400, INVALID, "chat_template", "messages"),
-    "chat_template_memory": Shape(400, INVALID, "chat_template", "messages"),
-    "chat_template_output": Shape(400, INVALID, "chat_template", "messages"),
-    "chat_template_ended": Shape(400, INVALID, "chat_template", "messages"),
-    "chat_template_busy": Shape(503, SERVER, "chat_template", "messages", BUSY_RETRY_S),
-    "tokenizer_text": Shape(400, INVALID, "tokenizer", "messages"),
+    "prompt_too_long": HttpErrorShape(400, INVALID, "context_length_exceeded"),
+    "prompt_empty": HttpErrorShape(400, INVALID, "invalid_value"),
+    "prompt_token": HttpErrorShape(400, INVALID, "invalid_value", "prompt"),
+    "chat_template": HttpErrorShape(400, INVALID, "chat_template", "messages"),
+    "chat_template_open": HttpErrorShape(400, INVALID, "chat_template", "messages"),
+    "chat_template_time": HttpErrorShape(400, INVALID, "chat_template", "messages"),
+    "chat_template_memory": HttpErrorShape(400, INVALID, "chat_template", "messages"),
+    "chat_template_output": HttpErrorShape(400, INVALID, "chat_template", "messages"),
+    "chat_template_ended": HttpErrorShape(400, INVALID, "chat_template", "messages"),
+    "chat_template_busy": HttpErrorShape(503, SERVER, "chat_template", "messages", BUSY_RETRY_S),
+    "tokenizer_text": HttpErrorShape(400, INVALID, "tokenizer", "messages"),
     "nothing_loaded": NOT_LOADED,
     "answer_model_unloaded": NOT_LOADED,
-    "engine_silent": Shape(503, SERVER, "engine_silent", "model", LOAD_RETRY_S),
+    "engine_silent": HttpErrorShape(503, SERVER, "engine_silent", "model", LOAD_RETRY_S),
     # Of a model on another server.
-    "remote_no_continue": Shape(400, INVALID, "unsupported_parameter", "continue_final_message"),
-    "remote_refused": Shape(400, INVALID, "refused_by_server"),
-    "remote_busy": Shape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
+    "remote_no_continue": HttpErrorShape(400, INVALID, "unsupported_parameter", "continue_final_message"),
+    "remote_refused": HttpErrorShape(400, INVALID, "refused_by_server"),
+    "remote_busy": HttpErrorShape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
     **{
-        key: Shape(502, SERVER, "server_unavailable", "model", LOAD_RETRY_S)
+        key: HttpErrorShape(502, SERVER, "server_unavailable", "model", LOAD_RETRY_S)
         for key in (
             "remote_unreachable",
             "remote_silent",
@@ -95,11 +95,11 @@ SHAPES = {
             "remote_not_openai",
         )
     },
-    "stop_strings": Shape(400, INVALID, "invalid_value", "stop"),
+    "stop_strings": HttpErrorShape(400, INVALID, "invalid_value", "stop"),
 }
 
 
-def shape_of(error: DeckError) -> Shape:
+def shape_of(error: DeckError) -> HttpErrorShape:
     return SHAPES.get(error.key, FAULT)
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from core.api.errors import ApiError
-from core.api.prompts import Ask
-from core.api.served_model import Loaded
+from core.api.prompts import GenerationRequest
+from core.api.served_model import ServedModel
 from core.common.errors import DeckError
 from core.engine.answer import Answer
 from core.engine.interface import Engine
@@ -22,7 +22,7 @@ from core.engine.interface import Engine
 MAX_WAITING = 64
 
 
-class Places:
+class AdmissionLimit:
     """How many answers each client of the API may have at once; what others have takes nothing from it, as the engine
     answers by turns. For the event loop."""
 
@@ -31,9 +31,9 @@ class Places:
         self._num_taken: Counter[str] = Counter()
 
     @contextmanager
-    def take(self, wanted: int, loaded: Loaded, client: str) -> Iterator[None]:
+    def take(self, wanted: int, served: ServedModel, client: str) -> Iterator[None]:
         """Raises ApiError where the client has not so many left, or never will have."""
-        limit = loaded.num_slots + self._max_waiting
+        limit = served.num_slots + self._max_waiting
         if wanted > limit:
             raise ApiError("api_many", wanted=wanted, limit=limit)
         if self._num_taken[client] + wanted > limit:
@@ -51,14 +51,14 @@ class Places:
 class Choice:
     """One answer and what it was asked for. `prompt` is the number of its prompt among the request's."""
 
-    ask: Ask
+    request: GenerationRequest
     answer: Answer
     prompt: int
 
     def text(self) -> tuple[str, bool]:
         """What is certain of its message, and whether that is all."""
         is_done = not self.answer.is_running
-        return self.ask.said(self.answer.text, is_done), is_done
+        return self.request.visible_text(self.answer.text, is_done), is_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +145,16 @@ def _num_tokens(answer: Answer) -> int:
     return answer.num_tokens if answer.stats is None else answer.stats.num_tokens
 
 
-def begin(engine: Engine, asks: Sequence[Ask], loaded: Loaded, client: str = "") -> list[Choice]:
+def begin(engine: Engine, requests: Sequence[GenerationRequest], served: ServedModel, client: str = "") -> list[Choice]:
     """Ask the engine; not for the event loop, as a long prompt takes a while. Raises EngineError, ApiError."""
     choices: list[Choice] = []
     try:
-        for number, ask in enumerate(asks):
-            for place in range(ask.num_choices):
-                answer = engine.generate(ask.prompt, ask.sampling_of(place), ask.continues, client)
+        for number, request in enumerate(requests):
+            for index in range(request.num_choices):
+                answer = engine.generate(request.prompt, request.sampling_of(index), request.continues, client)
                 answer.is_for_page = False
-                choices.append(Choice(ask, answer, number))
-        if engine.state.model != loaded.name:
+                choices.append(Choice(request, answer, number))
+        if engine.state.model != served.name:
             # Another model took its place meanwhile, and would read a prompt that was made for the first.
             raise ApiError("api_loading", name=engine.state.model or "", percent=0)
     except DeckError:

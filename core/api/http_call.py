@@ -44,7 +44,7 @@ class ClientGone(Exception):
     """There is nobody left to answer."""
 
 
-class Call:
+class HttpCall:
     """`status` is what was answered, None before. `is_streaming` once events go out: then no status can be sent.
     `recheck` raises ApiError where the request would be refused by now, such as for a key that was revoked. `owner` is
     whose key the request brought, "" where it needed none; `client` is who asks, for turns and shares. `ending` is set

@@ -17,7 +17,7 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from core.api.errors import ApiError
-from core.api.http_call import Call
+from core.api.http_call import HttpCall
 from core.api.json_text import MAX_VALUES, Structure
 from core.api.schema import Strict, read_body
 
@@ -52,7 +52,7 @@ class Intake:
         # A parser holds Python's lock to its end: between two of them others must get it.
         self._parsing = threading.Lock()
 
-    async def take(self, call: Call, kind: type[Request], work: Callable[[Request], Result]) -> Result:
+    async def take(self, call: HttpCall, kind: type[Request], work: Callable[[Request], Result]) -> Result:
         """What `work` makes, in a thread, of the request that the body is. Raises ApiError, ClientGone, and as `work`
         does."""
         call.check_kind()
@@ -84,7 +84,7 @@ class Intake:
             request = read_body(kind, body)
         return work(request)
 
-    async def _read(self, call: Call, held: AsyncExitStack) -> bytes:
+    async def _read(self, call: HttpCall, held: AsyncExitStack) -> bytes:
         """The whole body; a large one with room for it, which `held` gives back."""
         body, structure, is_large = bytearray(), Structure(), False
         loop = asyncio.get_running_loop()

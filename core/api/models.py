@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from core.api.errors import ApiError
-from core.api.http_call import Call, to_json
+from core.api.http_call import HttpCall, to_json
 from core.api.intake import Intake
 from core.api.prompts import check_size, render_messages
 from core.api.schema import DetokenizeRequest, TokenizeRequest
-from core.api.served_model import Loaded, find_character, list_models, read_loaded
+from core.api.served_model import ServedModel, find_character, list_models, read_served_model
 from core.common.errors import DeckError
 from core.common.values import printable
 from core.engine.interface import Engine
@@ -23,11 +23,11 @@ class Models:
     def __init__(self, engine: Engine, characters: Listing, intake: Intake) -> None:
         self._engine, self._characters, self._intake = engine, characters, intake
 
-    async def list(self, call: Call) -> None:
+    async def list(self, call: HttpCall) -> None:
         """Nothing is listed while nothing can answer."""
 
         def find() -> list[dict[str, Any]]:
-            return list_models(read_loaded(self._engine), self._characters)
+            return list_models(read_served_model(self._engine), self._characters)
 
         try:
             found = await self._intake.run(find)
@@ -37,48 +37,48 @@ class Models:
             found = []
         await call.json({"object": "list", "data": found})
 
-    async def get(self, call: Call) -> None:
+    async def get(self, call: HttpCall) -> None:
         wanted = same_name(call.request.path_params["id"])
 
         def find() -> dict[str, Any]:
-            loaded = read_loaded(self._engine)
-            for one in list_models(loaded, self._characters):
+            served = read_served_model(self._engine)
+            for one in list_models(served, self._characters):
                 if same_name(one["id"]) == wanted:
                     return one
-            raise ApiError("api_model", name=printable(call.request.path_params["id"]), loaded=loaded.name)
+            raise ApiError("api_model", name=printable(call.request.path_params["id"]), loaded=served.name)
 
         await call.json(await self._intake.run(find))
 
-    async def tokenize(self, call: Call) -> None:
+    async def tokenize(self, call: HttpCall) -> None:
         """As vLLM answers; `tokens` is null, and the count an upper estimate, for a model without tokenizer.json."""
 
         def count(request: TokenizeRequest) -> str:
             if (request.prompt is None) == (request.messages is None):
                 raise ApiError("api_field", field="prompt", why="either prompt or messages is wanted")
-            loaded = self._loaded(request.model)
+            served = self._served(request.model)
             if request.prompt is None:
-                text = render_messages(request.messages or [], loaded)
+                text = render_messages(request.messages or [], served)
             else:
-                check_size([request.prompt], loaded)
+                check_size([request.prompt], served)
                 text = request.prompt
-            tokens = loaded.counter.encode(text)
-            number = loaded.counter.count(text) if tokens is None else len(tokens)
+            tokens = served.model.counter.encode(text)
+            number = served.model.counter.count(text) if tokens is None else len(tokens)
             # Written here: on the event loop a long list would hold up everybody.
-            return to_json({"count": number, "max_model_len": loaded.context_tokens, "tokens": tokens})
+            return to_json({"count": number, "max_model_len": served.context_tokens, "tokens": tokens})
 
         await call.text(await self._intake.take(call, TokenizeRequest, count), "application/json")
 
-    async def detokenize(self, call: Call) -> None:
+    async def detokenize(self, call: HttpCall) -> None:
         def decode(request: DetokenizeRequest) -> str:
-            loaded = self._loaded(request.model)
-            text = loaded.counter.decode(request.tokens)
+            served = self._served(request.model)
+            text = served.model.counter.decode(request.tokens)
             if text is None:
-                raise ApiError("api_no_tokenizer", name=loaded.name)
+                raise ApiError("api_no_tokenizer", name=served.name)
             return to_json({"prompt": text})
 
         await call.text(await self._intake.take(call, DetokenizeRequest, decode), "application/json")
 
-    def _loaded(self, model: str | None) -> Loaded:
-        loaded = read_loaded(self._engine)
-        find_character(model, loaded, self._characters)
-        return loaded
+    def _served(self, model: str | None) -> ServedModel:
+        served = read_served_model(self._engine)
+        find_character(model, served, self._characters)
+        return served

@@ -1,4 +1,4 @@
-"""From a request to what the engine is asked: prompts and settings; knows no connection and no answer."""
+"""From a request to what the engine is asked: prompts and settings."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from core.api.errors import ApiError
 from core.api.schema import ALL_THERE_IS, ChatRequest, CompletionRequest, Message, Sampled
-from core.api.served_model import Loaded
-from core.chat.character_prompt import Cast
-from core.chat.modes import Names, Style, choose_mode
+from core.api.served_model import ServedModel
+from core.chat.character_prompt import CharacterPrompt
+from core.chat.modes import Names, PromptStyle, choose_mode
 from core.chat.presets import combine
-from core.chat.service import Prompt, Setup, prepare
+from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.template import Turn
-from core.chat.truncation import ContextError, Pieces, join_texts
+from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona
@@ -30,7 +30,7 @@ GIVEN = ("temperature", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationRequest:
     """One prompt, which gets `num_choices` answers. `echo` is put before them; `start` is what they go on from.
 
     `speaker` is whose name before an answer is taken off; None for text that is handed on as it comes.
@@ -48,7 +48,7 @@ class Ask:
         seed = self.sampling.seed
         return self.sampling if seed is None else replace(self.sampling, seed=(seed + choice) & MAX_SEED)
 
-    def said(self, text: str, is_done: bool) -> str:
+    def visible_text(self, text: str, is_done: bool) -> str:
         """What of an answer's `text` is certain to be part of the message; it never shrinks."""
         if self.speaker is None:
             return self.echo + text
@@ -58,10 +58,12 @@ class Ask:
         return text.removeprefix(mark).lstrip()
 
 
-def ask_chat(request: ChatRequest, loaded: Loaded, character: Character | None, owner: str = "") -> Ask:
+def read_chat_request(
+    request: ChatRequest, served: ServedModel, character: Character | None, owner: str = ""
+) -> GenerationRequest:
     """The model's answer to the messages, or the character's to the persona of `owner`. Raises DeckError."""
-    check_size([message.content for message in request.messages], loaded)
-    sampling = _sampling(request, loaded, request.max_completion_tokens or request.max_tokens or ALL_THERE_IS)
+    check_size([message.content for message in request.messages], served)
+    sampling = _sampling(request, served, request.max_completion_tokens or request.max_tokens or ALL_THERE_IS)
     start = ""
     messages = list(request.messages)
     if request.continue_final_message:
@@ -70,41 +72,43 @@ def ask_chat(request: ChatRequest, loaded: Loaded, character: Character | None, 
         start = messages.pop().content
     if character is not None:
         user = read_persona(owner)
-        return _as_character(messages, start, sampling, request.n or 1, loaded, character, user)
-    mode = choose_mode(loaded.template, loaded.name, has_character=False)
+        return _as_character(messages, start, sampling, request.n or 1, served, character, user)
+    mode = choose_mode(served.model.template, served.name, has_character=False)
     if mode == "notebook":
-        return _as_dialogue(messages, start, sampling, request.n or 1, loaded)
+        return _as_dialogue(messages, start, sampling, request.n or 1, served)
     turns = [_turn(message) for message in messages]
     if start.strip():
-        prompt, _ = loaded.template.render_open([*turns, Turn(role="assistant", content=start)])
+        prompt, _ = served.model.template.render_open([*turns, Turn(role="assistant", content=start)])
     else:
-        prompt = loaded.template.render(turns)
-    check_length(prompt, loaded)
-    return Ask(prompt, sampling, request.n or 1, bool(start.strip()), speaker=None if start.strip() else "")
+        prompt = served.model.template.render(turns)
+    check_length(prompt, served)
+    return GenerationRequest(
+        prompt, sampling, request.n or 1, bool(start.strip()), speaker=None if start.strip() else ""
+    )
 
 
-def ask_completions(request: CompletionRequest, loaded: Loaded) -> list[Ask]:
+def read_completion_request(request: CompletionRequest, served: ServedModel) -> list[GenerationRequest]:
     """One for each prompt, which goes on as it is. Raises DeckError."""
-    check_size([prompt for prompt in request.prompt if isinstance(prompt, str)], loaded)
-    sampling = _sampling(request, loaded, request.max_tokens or COMPLETION_TOKENS)
-    asks = []
+    check_size([prompt for prompt in request.prompt if isinstance(prompt, str)], served)
+    sampling = _sampling(request, served, request.max_tokens or COMPLETION_TOKENS)
+    generations = []
     for given in request.prompt:
         prompt: str | tuple[int, ...] = given
-        if isinstance(given, str) and not given.startswith(loaded.counter.opening):
-            prompt = loaded.counter.opening + given
-        check_length(prompt, loaded)
-        echo = _echo(given, loaded) if request.echo else ""
-        asks.append(Ask(prompt, sampling, request.n or 1, continues=True, echo=echo))
-    return asks
+        if isinstance(given, str) and not given.startswith(served.model.counter.opening):
+            prompt = served.model.counter.opening + given
+        check_length(prompt, served)
+        echo = _echo(given, served) if request.echo else ""
+        generations.append(GenerationRequest(prompt, sampling, request.n or 1, continues=True, echo=echo))
+    return generations
 
 
-def render_messages(messages: Sequence[Message], loaded: Loaded) -> str:
+def render_messages(messages: Sequence[Message], served: ServedModel) -> str:
     """The prompt for messages in the model's own form. Raises DeckError."""
-    check_size([message.content for message in messages], loaded)
-    return loaded.template.render([_turn(message) for message in messages])
+    check_size([message.content for message in messages], served)
+    return served.model.template.render([_turn(message) for message in messages])
 
 
-def check_size(texts: Sequence[str], loaded: Loaded) -> None:
+def check_size(texts: Sequence[str], served: ServedModel) -> None:
     """Raises ApiError where texts are far longer than the context, so that nobody has to work on all of them.
 
     What is too long, but not far, is known once the prompt is made: some templates leave out parts of messages.
@@ -114,18 +118,17 @@ def check_size(texts: Sequence[str], loaded: Loaded) -> None:
     num_tokens = 0
     for text in texts:
         for begin in range(0, len(text), PIECE_CHARS):
-            num_tokens += loaded.counter.count(text[begin : begin + PIECE_CHARS])
-            if num_tokens > FAR_CONTEXTS * loaded.context_tokens:
-                raise ApiError("api_far_too_long", limit=loaded.context_tokens)
+            num_tokens += served.model.counter.count(text[begin : begin + PIECE_CHARS])
+            if num_tokens > FAR_CONTEXTS * served.context_tokens:
+                raise ApiError("api_far_too_long", limit=served.context_tokens)
 
 
-def check_length(prompt: str | tuple[int, ...], loaded: Loaded) -> None:
+def check_length(prompt: str | tuple[int, ...], served: ServedModel) -> None:
     """Raises ApiError where the prompt leaves no room for an answer; an estimate is left to the engine."""
-    is_text = isinstance(prompt, str)
-    count = loaded.count_prompt or loaded.counter.count
-    tokens = count(prompt) if isinstance(prompt, str) else len(prompt)
-    if tokens >= loaded.context_tokens and (loaded.counter.is_exact or not is_text):
-        raise ApiError("api_too_long", tokens=tokens, limit=loaded.context_tokens)
+    is_exact = served.model.counter.is_exact or not isinstance(prompt, str)
+    tokens = served.model.count_prompt(prompt) if isinstance(prompt, str) else len(prompt)
+    if tokens >= served.context_tokens and is_exact:
+        raise ApiError("api_too_long", tokens=tokens, limit=served.context_tokens)
 
 
 def _as_character(
@@ -133,41 +136,40 @@ def _as_character(
     start: str,
     sampling: Sampling,
     num_choices: int,
-    loaded: Loaded,
+    served: ServedModel,
     character: Character,
     user: UserPersona,
-) -> Ask:
+) -> GenerationRequest:
     """As the page Chat asks a character, but that no message is ever left out."""
-    head, said = _split(messages)
-    cast = Cast(
+    head, turns = _split(messages)
+    speaker = CharacterPrompt(
         character=character,
         user=user,
-        count_tokens=loaded.counter.count,
+        count_tokens=served.model.counter.count,
         system=head,
         # A client's chat has no number; its first message stays the same all along.
-        seed=said[0]["content"] if said else "",
-        greeting=said[0]["content"] if said and said[0]["role"] == "assistant" else "",
+        seed=turns[0]["content"] if turns else "",
+        greeting=turns[0]["content"] if turns and turns[0]["role"] == "assistant" else "",
     )
-    mode = choose_mode(loaded.template, loaded.name, has_character=True)
-    style = Style(mode, loaded.template, cast.names, loaded.counter.opening)
-    count, count_prompt = loaded.counter.count, loaded.count_prompt
-    setup = Setup(loaded.name, style, count, loaded.context_tokens, sampling, cast.compose, count_prompt)
-    prompt = _prepare_whole(said, setup, start)
-    return Ask(
+    mode = choose_mode(served.model.template, served.name, has_character=True)
+    context = PromptContext(served.model, served.context_tokens, mode, speaker, sampling)
+    prompt = _prepare_whole(turns, context, start)
+    return GenerationRequest(
         prompt.fitted.prompt,
-        replace(sampling, stop=style.stop_strings(own=sampling.stop)),
+        replace(sampling, stop=context.style.stop_strings(own=sampling.stop)),
         num_choices,
         bool(start.strip()),
-        speaker=None if start.strip() else cast.names.char,
+        speaker=None if start.strip() else speaker.names.char,
     )
 
 
-def _prepare_whole(said: list[Turn], setup: Setup, start: str) -> Prompt:
+def _prepare_whole(turns: list[Turn], context: PromptContext, start: str) -> Prompt:
     """With room for the answer if all messages fit beside it, else with as much as there is."""
-    room = setup.sampling.max_new_tokens
+    room = context.sampling.max_new_tokens
     while True:
+        sampling = replace(context.sampling, max_new_tokens=room)
         try:
-            prompt = prepare(said, replace(setup, sampling=replace(setup.sampling, max_new_tokens=room)), start=start)
+            prompt = replace(context, sampling=sampling).prepare(turns, start=start)
         except ContextError:
             if room == 1:
                 raise
@@ -175,23 +177,25 @@ def _prepare_whole(said: list[Turn], setup: Setup, start: str) -> Prompt:
             if prompt.fitted.first_kept == 0:
                 return prompt
             if room == 1:
-                raise _too_long(prompt, setup)
-        room = max(1, min(room, setup.context_tokens) // 4)
+                raise _too_long(prompt, context)
+        room = max(1, min(room, context.context_tokens) // 4)
 
 
-def _too_long(prompt: Prompt, setup: Setup) -> ApiError:
-    left_out = prompt.pieces.history[: prompt.fitted.first_kept]
-    tokens = prompt.fitted.prompt_tokens + sum(setup.count_tokens(turn["content"]) for turn in left_out)
-    return ApiError("api_too_long", tokens=tokens, limit=setup.context_tokens)
+def _too_long(prompt: Prompt, context: PromptContext) -> ApiError:
+    left_out = prompt.parts.history[: prompt.fitted.first_kept]
+    tokens = prompt.fitted.prompt_tokens + sum(context.model.counter.count(turn["content"]) for turn in left_out)
+    return ApiError("api_too_long", tokens=tokens, limit=context.context_tokens)
 
 
-def _as_dialogue(messages: list[Message], start: str, sampling: Sampling, num_choices: int, loaded: Loaded) -> Ask:
+def _as_dialogue(
+    messages: list[Message], start: str, sampling: Sampling, num_choices: int, served: ServedModel
+) -> GenerationRequest:
     """For a model that knows no form for chats: plain lines, each with a name."""
     head, said = _split(messages)
-    style = Style("chat", loaded.template, Names.of("", ""), loaded.counter.opening)
-    prompt = style.render(Pieces(tuple(said), head, start=start))
-    check_length(prompt, loaded)
-    return Ask(
+    style = PromptStyle("chat", served.model.template, Names.of("", ""), served.model.counter.opening)
+    prompt = style.render(PromptParts(tuple(said), head, start=start))
+    check_length(prompt, served)
+    return GenerationRequest(
         prompt,
         replace(sampling, stop=style.stop_strings(own=sampling.stop)),
         num_choices,
@@ -212,22 +216,22 @@ def _turn(message: Message) -> Turn:
     return Turn(role="system" if message.role == "developer" else message.role, content=message.content)
 
 
-def _sampling(request: Sampled, loaded: Loaded, longest: int) -> Sampling:
+def _sampling(request: Sampled, served: ServedModel, longest: int) -> Sampling:
     """What the request says, before what the model recommends. Raises InputError."""
     values: dict[str, Any] = {name: getattr(request, name) for name in GIVEN if getattr(request, name) is not None}
     if request.top_k is not None:
         values["top_k"] = max(0, request.top_k)
     if request.seed is not None:
         values["seed"] = request.seed & MAX_SEED
-    most = min(loaded.context_tokens, int(SAMPLING_RANGES["max_new_tokens"][1]))
+    most = min(served.context_tokens, int(SAMPLING_RANGES["max_new_tokens"][1]))
     longest = most if longest == ALL_THERE_IS else min(longest, most)
-    return combine(loaded.recommended, values, {"max_new_tokens": longest, "stop": request.stop})
+    return combine(served.recommended, values, {"max_new_tokens": longest, "stop": request.stop})
 
 
-def _echo(prompt: str | tuple[int, ...], loaded: Loaded) -> str:
+def _echo(prompt: str | tuple[int, ...], served: ServedModel) -> str:
     if isinstance(prompt, str):
         return prompt
-    text = loaded.counter.decode(prompt)
+    text = served.model.counter.decode(prompt)
     if text is None:
-        raise ApiError("api_no_tokenizer", name=loaded.name)
+        raise ApiError("api_no_tokenizer", name=served.name)
     return text

@@ -17,7 +17,7 @@ PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-"}
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ResponseWriter:
     """What all pieces of one reply share."""
 
     kind: Literal["chat", "completion"]

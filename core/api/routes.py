@@ -13,11 +13,11 @@ from starlette.types import Receive, Scope, Send
 from core.access.api_paths import OTHERS_PATHS, OTHERS_PREFIXES
 from core.access.keys import Key, KeyStore
 from core.api import metrics as prometheus
-from core.api.auth import Guard
+from core.api.auth import ApiAuth
 from core.api.completions import Completions
 from core.api.errors import ApiError
-from core.api.generation import MAX_WAITING, Places
-from core.api.http_call import CLIENT_GONE, Call, ClientGone
+from core.api.generation import MAX_WAITING, AdmissionLimit
+from core.api.http_call import CLIENT_GONE, ClientGone, HttpCall
 from core.api.intake import BODY_S, Intake
 from core.api.metrics import Metrics
 from core.api.models import Models
@@ -28,20 +28,20 @@ from core.engine.interface import Engine
 from core.personas.listing import Listing
 
 log = logging.getLogger(__name__)
-Handler = Callable[[Call], Coroutine[Any, Any, None]]
+Handler = Callable[[HttpCall], Coroutine[Any, Any, None]]
 
 
 class Endpoint:
     """One path as an ASGI app: everything that a request can end with is decided here."""
 
     def __init__(
-        self, name: str, handlers: Mapping[str, Handler], guard: Guard | None, metrics: Metrics, ending: asyncio.Event
+        self, name: str, handlers: Mapping[str, Handler], auth: ApiAuth | None, metrics: Metrics, ending: asyncio.Event
     ) -> None:
-        self._name, self._handlers, self._guard = name, handlers, guard
+        self._name, self._handlers, self._auth = name, handlers, auth
         self._metrics, self._ending = metrics, ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = Call(scope, receive, send, self._ending)
+        call = HttpCall(scope, receive, send, self._ending)
         try:
             await self._answer(call)
         except ClientGone:
@@ -49,7 +49,7 @@ class Endpoint:
         finally:
             self._metrics.count_request(self._name, call.status or CLIENT_GONE)
 
-    async def _answer(self, call: Call) -> None:
+    async def _answer(self, call: HttpCall) -> None:
         try:
             with panics_as_errors():
                 await self._handle(call)
@@ -61,14 +61,14 @@ class Endpoint:
             log.exception("%s failed", self._name)
             await call.refuse(ApiError("api_fault"))
 
-    async def _handle(self, call: Call) -> None:
-        if (guard := self._guard) is not None:
-            caller = await guard.check(call.request)
+    async def _handle(self, call: HttpCall) -> None:
+        if (auth := self._auth) is not None:
+            caller = await auth.check(call.request)
             call.client, call.owner = caller.client, caller.owner
-            call.recheck = lambda: guard.check(call.request)
+            call.recheck = lambda: auth.check(call.request)
         method = call.request.method
         handler = self._handlers.get("GET" if method == "HEAD" else method)
-        if handler is not None and self._guard is not None:
+        if handler is not None and self._auth is not None:
             await call.unless_ending(handler(call))
         elif handler is not None:
             await handler(call)
@@ -94,24 +94,24 @@ def make_routes(
     Beside the slots of the engine `max_waiting` answers of each client may wait; a request's body may take `body_s` to
     come. Once `ending` is set all that is being answered ends with an error that says so.
     """
-    metrics, guard, intake = Metrics(), Guard(keys, needs_key, is_welcome), Intake(body_s)
+    metrics, auth, intake = Metrics(), ApiAuth(keys, needs_key, is_welcome), Intake(body_s)
     ending = ending or asyncio.Event()
-    completions = Completions(engine, characters, metrics, intake, Places(max_waiting))
+    completions = Completions(engine, characters, metrics, intake, AdmissionLimit(max_waiting))
     models = Models(engine, characters, intake)
 
-    async def health(call: Call) -> None:
+    async def health(call: HttpCall) -> None:
         await call.json({"status": "ok"})
 
-    async def ready(call: Call) -> None:
+    async def ready(call: HttpCall) -> None:
         silent_s = engine.silent_s
         status = "silent" if silent_s else engine.state.phase
         await call.json({"status": status, "silent_s": round(silent_s, 1)}, 200 if status == "ready" else 503)
 
-    async def show_metrics(call: Call) -> None:
+    async def show_metrics(call: HttpCall) -> None:
         text = metrics.text(engine.state, engine.running_answers)
         await call.text(text, prometheus.CONTENT_TYPE)
 
-    async def openapi(call: Call) -> None:
+    async def openapi(call: HttpCall) -> None:
         await call.json(await intake.run(describe))
 
     served: dict[str, dict[str, Handler]] = {
@@ -137,5 +137,5 @@ def make_routes(
         Route("/ready", Endpoint("/ready", {"GET": ready}, None, metrics, ending)),
     ]
     for path, (name, handlers) in paths.items():
-        routes.append(Route(path, Endpoint(name.replace(":path", ""), handlers, guard, metrics, ending)))
+        routes.append(Route(path, Endpoint(name.replace(":path", ""), handlers, auth, metrics, ending)))
     return routes

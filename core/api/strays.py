@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.access.requests import NO_PAGES
-from core.api.http_call import Call, ClientGone
+from core.api.http_call import ClientGone, HttpCall
 
 # The dashboard's own machinery, which has no pages and whose programs know what they ask for.
 MACHINERY = (*NO_PAGES, "/auth/", "/oauth2callback")
@@ -43,9 +43,9 @@ class Strays:
         await self._app(scope, receive, send_unless_stray)
         if is_stray:
             with suppress(ClientGone):
-                await self._refuse(Call(scope, receive, send, asyncio.Event()))
+                await self._refuse(HttpCall(scope, receive, send, asyncio.Event()))
 
-    async def _refuse(self, call: Call) -> None:
+    async def _refuse(self, call: HttpCall) -> None:
         if call.request.scope["path"].rstrip("/") in self._pages:
             await call.refuse_method(READING)
         else:

@@ -1,9 +1,10 @@
-"""Who reads a prompt: the template and the counter of the model that answers, here or elsewhere; knows no page."""
+"""How the model that answers, on this machine or another server, reads a prompt: its template and token counter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Counter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RemoteCounter:
-    """Counts as another server does: only whole prompts can be exact, and the server opens a plain text itself."""
+    """Counts as another server does. Only whole prompts can be exact, and the server opens a plain text itself."""
 
     count: Callable[[str], int]
     is_exact: bool
@@ -57,17 +58,20 @@ class ConversationTemplate(ChatTemplate):
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """`count_prompt` counts a whole prompt, `counter` its pieces. `folder` is None for a model on another server."""
+class ModelPrompt:
+    """How prompts are written for one model, and counted.
 
-    model: str
+    `count_prompt` counts a whole prompt, `counter` its parts. `folder` is None for a model on another server.
+    """
+
+    name: str
     folder: Path | None
     template: ChatTemplate
     counter: Counter
     count_prompt: Callable[[str], int]
 
 
-def read_reader(engine: Engine, template_of: Callable[[Path], ChatTemplate] = read_template) -> Reader | None:
+def read_model_prompt(engine: Engine) -> ModelPrompt | None:
     """None where no model can answer now. Raises DeckError for a tokenizer or template that cannot be read."""
     state = engine.state
     if state.phase != "ready" or state.model is None or state.facts is None:
@@ -76,9 +80,22 @@ def read_reader(engine: Engine, template_of: Callable[[Path], ChatTemplate] = re
         if (remote := engine.server_counter) is None:
             return None
         counter = RemoteCounter(remote.count, state.facts.remote.counts_tokens)
-        # A template that is there and empty: the model was taught to chat.
-        return Reader(state.model, None, ConversationTemplate("", "", ""), counter, remote.count_prompt)
+        # The template is there and empty: the model was taught to chat.
+        return ModelPrompt(state.model, None, ConversationTemplate("", "", ""), counter, remote.count_prompt)
     if state.folder is None:
         return None
     local = read_counter(state.folder)
-    return Reader(state.model, state.folder, template_of(state.folder), local, local.count)
+    return ModelPrompt(state.model, state.folder, _template_of(state.folder), local, local.count)
+
+
+def _template_of(folder: Path) -> ChatTemplate:
+    try:
+        return _read_template(folder, folder.stat().st_mtime_ns)
+    except OSError:
+        # The folder was taken away under a loaded model, which goes on answering.
+        return ChatTemplate(None, "", "")
+
+
+@lru_cache(8)
+def _read_template(folder: Path, changed_ns: int) -> ChatTemplate:
+    return read_template(folder)

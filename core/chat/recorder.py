@@ -15,10 +15,10 @@ from core.engine.answer import Answer
 
 log = logging.getLogger(__name__)
 # Twice as often as promised: a write that has to wait for another one is still within the second.
-WRITE_S = 0.5
+FLUSH_INTERVAL_S = 0.5
 # A full disk or a locked file may pass; the answer waits in memory meanwhile.
 RETRY_S = 1.0
-END_S = 5.0
+SHUTDOWN_TIMEOUT_S = 5.0
 
 
 class Recorder:
@@ -81,7 +81,7 @@ class Recorder:
             jobs = list(self._jobs.values())
         for job in jobs:
             job.answer.cancel()
-        end_s = time.monotonic() + END_S
+        end_s = time.monotonic() + SHUTDOWN_TIMEOUT_S
         for job in jobs:
             job.thread.join(max(0.0, end_s - time.monotonic()))
 
@@ -114,11 +114,11 @@ class _Job:
 
     def _run(self) -> None:
         try:
-            while not self.answer.wait(WRITE_S) and not self._closing.is_set():
+            while not self.answer.wait(FLUSH_INTERVAL_S) and not self._closing.is_set():
                 if not self._try(self._grow):
                     return
             if self._closing.is_set():
-                self.answer.wait(WRITE_S)
+                self.answer.wait(FLUSH_INTERVAL_S)
             while self._try(self._finish) and self.problem is not None and not self._closing.wait(RETRY_S):
                 pass
         finally:

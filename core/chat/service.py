@@ -1,108 +1,39 @@
-"""What a chat's buttons mean: a prompt to the engine, a message in the history, and the answer that grows into it.
+"""What a chat's buttons do: a prompt for the engine, a message in the history, and the answer that grows into it.
 
-Knows neither pages nor characters: whoever calls says by a Setup how the model is asked and who speaks.
+The caller's PromptContext says how the model is asked and who speaks.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from core.chat.database import ChatStoreError
-from core.chat.modes import Style, begun, notebook_pieces
+from core.chat.modes import prefix_text
+from core.chat.prompt_context import Prompt, PromptContext, turns_of
 from core.chat.recorder import Recorder
 from core.chat.records import Message
 from core.chat.store import ChatStore
 from core.chat.template import Turn
-from core.chat.truncation import Fitted, Pieces, fit
-from core.chat.turn_rendering import Voice
 from core.engine.answer import Answer
 from core.engine.interface import Engine
-from core.engine.sampling_params import Sampling
 
 
 @dataclass(frozen=True, slots=True)
-class Composed:
-    """The pieces of a prompt. `places` says for each turn of their history which message it is, None for none."""
-
-    pieces: Pieces
-    places: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """How the model is asked in one chat. `compose` makes pieces of what was said; its flag: the context is full.
-
-    `count_prompt` counts whole prompts where `count_tokens` only estimates pieces.
-    """
-
-    model: str
-    style: Style
-    count_tokens: Callable[[str], int]
-    context_tokens: int
-    sampling: Sampling
-    compose: Callable[[Sequence[Turn], bool], Composed]
-    count_prompt: Callable[[str], int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What the model reads. `begins_at` is the index of the oldest message in it: where its memory begins."""
-
-    pieces: Pieces
-    fitted: Fitted
-    begins_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A person's next line, as the model writes it for them; it is in no history until they send it."""
+class ImpersonationDraft:
+    """A person's next message, as the model writes it for them. It is in no history until the person sends it."""
 
     answer: Answer
-    tidy: Callable[[str], str]
+    clean_answer: Callable[[str], str]
 
     @property
     def text(self) -> str:
-        return self.tidy(self.answer.text)
+        return self.clean_answer(self.answer.text)
 
 
-def turns_of(messages: Sequence[Message]) -> list[Turn]:
-    return [Turn(role="user" if one.role == "user" else "assistant", content=one.text) for one in messages]
-
-
-def prepare(said: Sequence[Turn], setup: Setup, voice: Voice = "assistant", start: str = "") -> Prompt:
-    """The prompt for the next message. Messages without a word are no turns. Raises ContextError, TemplateError."""
-    spoken = [(place, turn) for place, turn in enumerate(said) if turn["content"].strip()]
-    prompt = _prepare(spoken, setup, voice, start, is_full=False)
-    return prompt if prompt.begins_at == 0 else _prepare(spoken, setup, voice, start, is_full=True)
-
-
-def _prepare(spoken: list[tuple[int, Turn]], setup: Setup, voice: Voice, start: str, is_full: bool) -> Prompt:
-    composed = setup.compose([turn for _, turn in spoken], is_full)
-    pieces = replace(composed.pieces, voice=voice, start=start)
-    fitted = _fit(pieces, setup)
-    if fitted.first_kept == 0:
-        return Prompt(pieces, fitted, 0)
-    kept = [place for place in composed.places[fitted.first_kept :] if place is not None]
-    return Prompt(pieces, fitted, spoken[kept[0]][0] if kept else len(spoken))
-
-
-def prepare_text(text: str, setup: Setup) -> Prompt:
-    """The prompt for a notebook's text to go on. Raises ContextError."""
-    pieces = notebook_pieces(text)
-    fitted = _fit(pieces, setup)
-    return Prompt(pieces, fitted, fitted.first_kept)
-
-
-def _fit(pieces: Pieces, setup: Setup) -> Fitted:
-    longest = setup.sampling.max_new_tokens
-    render, count = setup.style.render, setup.count_tokens
-    return fit(pieces, render, count, setup.context_tokens, longest, setup.count_prompt)
-
-
-class Asker:
+class ChatService:
     """Asks the one engine for all chats. Whatever raises a DeckError has left the history as it was.
 
     The engine is asked before the history is written: where it refuses, nothing was said.
@@ -111,86 +42,87 @@ class Asker:
     def __init__(self, store: ChatStore, recorder: Recorder, engine: Engine) -> None:
         self._store, self._recorder, self._engine = store, recorder, engine
         self._lock = threading.Lock()
-        # The chats in which somebody begins something at this moment; the message that is written in a chat; the line.
+        # The chats in which a tab begins something at this moment.
         self._beginning: set[int] = set()
+        # By chat: the message that is being written, and the person's own next one.
         self._writing: dict[int, int] = {}
-        self._lines: dict[int, Line] = {}
+        self._impersonations: dict[int, ImpersonationDraft] = {}
 
-    def send(self, chat: int, text: str, after: int | None, setup: Setup, start: str = "") -> int:
+    def send(self, chat: int, text: str, after: int | None, context: PromptContext, start: str = "") -> int:
         """Say `text` after the message that was seen last; the answer's message, which begins with `start`."""
         messages = self._store.read(chat).messages
         if after != (messages[-1].id if messages else None):
             raise ChatStoreError("chat_moved_on")
-        prompt = prepare([*turns_of(messages), Turn(role="user", content=text)], setup, start=start)
+        prompt = context.prepare([*turns_of(messages), Turn(role="user", content=text)], start=start)
 
         def begin() -> int:
             question = self._store.append_user(chat, text, after)
-            return self._store.begin_answer(chat, question, begun(start))
+            return self._store.begin_answer(chat, question, prefix_text(start))
 
-        return self._begin(chat, prompt, setup, begin)
+        return self._begin(chat, prompt, context, begin)
 
-    def reply(self, chat: int, after: int, setup: Setup, start: str = "") -> int:
+    def reply(self, chat: int, after: int, context: PromptContext, start: str = "") -> int:
         """Answer the last message, to which there is no answer."""
-        prompt = prepare(turns_of(self._store.read(chat).messages), setup, start=start)
-        return self._begin(chat, prompt, setup, lambda: self._store.begin_answer(chat, after, begun(start)))
+        prompt = context.prepare(turns_of(self._store.read(chat).messages), start=start)
+        return self._begin(chat, prompt, context, lambda: self._store.begin_answer(chat, after, prefix_text(start)))
 
-    def regenerate(self, chat: int, message: int, setup: Setup, start: str = "") -> int:
+    def regenerate(self, chat: int, message: int, context: PromptContext, start: str = "") -> int:
         """Answer anew; the old answer stays as a version."""
         before, _ = self._split(chat, message)
-        prompt = prepare(turns_of(before), setup, start=start)
-        return self._begin(chat, prompt, setup, lambda: self._store.begin_version(message, begun(start)))
+        prompt = context.prepare(turns_of(before), start=start)
+        return self._begin(chat, prompt, context, lambda: self._store.begin_version(message, prefix_text(start)))
 
-    def ask_anew(self, chat: int, message: int, text: str, setup: Setup) -> int:
+    def edit_and_resend(self, chat: int, message: int, text: str, context: PromptContext) -> int:
         """Ask something else in a question's place; the old one stays as a version, with what followed it."""
         before, _ = self._split(chat, message)
-        prompt = prepare([*turns_of(before), Turn(role="user", content=text)], setup)
+        prompt = context.prepare([*turns_of(before), Turn(role="user", content=text)])
         return self._begin(
-            chat, prompt, setup, lambda: self._store.begin_answer(chat, self._store.add_version(message, text))
+            chat, prompt, context, lambda: self._store.begin_answer(chat, self._store.add_version(message, text))
         )
 
-    def go_on(self, chat: int, message: int, setup: Setup) -> int:
+    def continue_answer(self, chat: int, message: int, context: PromptContext) -> int:
         """Let the last answer go on where it ended."""
         before, last = self._split(chat, message)
-        prompt = prepare(turns_of(before), setup, start=last.text)
+        prompt = context.prepare(turns_of(before), start=last.text)
 
         def begin() -> int:
             self._store.reopen_answer(message)
             return message
 
-        return self._begin(chat, prompt, setup, begin)
+        return self._begin(chat, prompt, context, begin)
 
-    def write_on(self, chat: int, text: str, setup: Setup) -> int:
+    def continue_notebook(self, chat: int, text: str, context: PromptContext) -> int:
         """Let a notebook's `text` go on, as a new version: the one before it can be brought back."""
         messages = self._store.read(chat).messages
-        prompt = prepare_text(text, setup)
+        prompt = context.prepare_text(text)
 
         def begin() -> int:
             page = messages[-1].id if messages else self._store.append_text(chat, text)
             return self._store.begin_version(page, text)
 
-        return self._begin(chat, prompt, setup, begin)
+        return self._begin(chat, prompt, context, begin)
 
-    def impersonate(self, chat: int, setup: Setup, start: str = "") -> Line:
+    def impersonate(self, chat: int, context: PromptContext, start: str = "") -> ImpersonationDraft:
         """Begin to write what the person might say next."""
-        prompt = prepare(turns_of(self._store.read(chat).messages), setup, voice="user", start=start)
-        style, pieces = setup.style, prompt.pieces
+        prompt = context.prepare(turns_of(self._store.read(chat).messages), voice="user", start=start)
+        style, parts = context.style, prompt.parts
         with self._alone(chat):
-            line = Line(self._ask(prompt, setup), lambda text: style.tidy(text, pieces))
+            draft = ImpersonationDraft(self._ask(prompt, context), lambda text: style.clean_answer(text, parts))
             with self._lock:
-                self._lines[chat] = line
-            return line
+                self._impersonations[chat] = draft
+            return draft
 
-    def line(self, chat: int) -> Line | None:
-        return self._lines.get(chat)
+    def impersonation(self, chat: int) -> ImpersonationDraft | None:
+        return self._impersonations.get(chat)
 
-    def take_line(self, chat: int) -> str | None:
+    def take_impersonation(self, chat: int) -> str | None:
         """What the model wrote for the person, once it is finished; only one tab gets it."""
         with self._lock:
-            line = self._lines.get(chat)
-            if line is None or line.answer.is_running:
+            draft = self._impersonations.get(chat)
+            if draft is None or draft.answer.is_running:
                 return None
-            del self._lines[chat]
-        return line.text
+            del self._impersonations[chat]
+        return draft.text
 
     def writing(self, chat: int) -> int | None:
         """The message that is being written in a chat by this process, until it is on the disk to its end."""
@@ -198,15 +130,15 @@ class Asker:
         return message if message is not None and self._recorder.answer(message) is not None else None
 
     def is_busy(self, chat: int) -> bool:
-        line = self._lines.get(chat)
-        return self.writing(chat) is not None or (line is not None and line.answer.is_running)
+        draft = self._impersonations.get(chat)
+        return self.writing(chat) is not None or (draft is not None and draft.answer.is_running)
 
     def stop(self, chat: int) -> None:
         """End whatever is being written in a chat, and keep it."""
         if (message := self.writing(chat)) is not None:
             self._recorder.stop(message)
-        if (line := self._lines.get(chat)) is not None:
-            line.answer.cancel()
+        if (draft := self._impersonations.get(chat)) is not None:
+            draft.answer.cancel()
 
     @contextmanager
     def _alone(self, chat: int) -> Iterator[None]:
@@ -229,24 +161,24 @@ class Asker:
     def _split(self, chat: int, message: int) -> tuple[tuple[Message, ...], Message]:
         """What stands before a message, and the message. Raises where it is not shown any more."""
         messages = self._store.read(chat).messages
-        for place, one in enumerate(messages):
+        for index, one in enumerate(messages):
             if one.id == message:
-                return messages[:place], one
+                return messages[:index], one
         raise ChatStoreError("message_changed")
 
-    def _ask(self, prompt: Prompt, setup: Setup) -> Answer:
-        pieces = prompt.pieces
-        stop = setup.style.stop_strings(pieces.voice, setup.sampling.stop)
-        continues = bool(pieces.start.strip()) or (setup.style.mode == "notebook" and bool(pieces.history))
-        return self._engine.generate(prompt.fitted.prompt, replace(setup.sampling, stop=stop), continues=continues)
+    def _ask(self, prompt: Prompt, context: PromptContext) -> Answer:
+        parts = prompt.parts
+        stop = context.style.stop_strings(parts.voice, context.sampling.stop)
+        continues = bool(parts.start.strip()) or (context.mode == "notebook" and bool(parts.history))
+        return self._engine.generate(prompt.fitted.prompt, replace(context.sampling, stop=stop), continues=continues)
 
-    def _begin(self, chat: int, prompt: Prompt, setup: Setup, begin: Callable[[], int]) -> int:
-        style, pieces = setup.style, prompt.pieces
+    def _begin(self, chat: int, prompt: Prompt, context: PromptContext, begin: Callable[[], int]) -> int:
+        style, parts = context.style, prompt.parts
         with self._alone(chat):
-            answer = self._ask(prompt, setup)
+            answer = self._ask(prompt, context)
             try:
                 message = begin()
-                self._recorder.follow(message, answer, setup.model, lambda text: style.tidy(text, pieces))
+                self._recorder.follow(message, answer, context.model.name, lambda text: style.clean_answer(text, parts))
             except BaseException:  # Whatever it is: nobody would follow the answer.
                 answer.cancel()
                 raise

@@ -25,7 +25,7 @@ class ContextError(DeckError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class PromptParts:
     """What a prompt is made of. `examples` are whole exchanges; `after` is told to the
     assistant, after the history.
 
@@ -41,7 +41,18 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class ComposedPrompt:
+    """A prompt before it is fitted. `message_indexes` says for each turn of the history which message it is.
+
+    None stands for a turn that is no message, such as lore.
+    """
+
+    parts: PromptParts
+    message_indexes: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
     """A prompt that fits. `first_kept` is the index of the oldest message of the history that is in it.
 
     `history_tokens` is what the kept messages' own words count; `room_tokens` is what an answer may take.
@@ -56,32 +67,32 @@ class Fitted:
 
 
 def join_texts(*texts: str) -> str:
-    """Pieces of a system text, as paragraphs: the lore before, the character, the lore after."""
+    """PromptParts of a system text, as paragraphs: the lore before, the character, the lore after."""
     return "\n\n".join(text.strip() for text in texts if text.strip())
 
 
-def fit(
-    pieces: Pieces,
-    render: Callable[[Pieces], str],
+def fit_to_context(
+    parts: PromptParts,
+    render: Callable[[PromptParts], str],
     count_tokens: Callable[[str], int],
     context_tokens: int,
     answer_tokens: int,
     count_prompt: Callable[[str], int] | None = None,
-) -> Fitted:
+) -> FittedPrompt:
     """The longest prompt that leaves room for an answer of `answer_tokens`, at most half of the context.
 
-    `count_prompt` counts whole prompts where pieces are only estimated.
+    `count_prompt` counts whole prompts where parts are only estimated.
     Raises ContextError "message_too_long" or "character_too_long" where what must stay is too much already.
     """
     count_prompt = count_prompt or count_tokens
     limit = context_tokens - min(answer_tokens, int(context_tokens * MAX_ANSWER_SHARE))
-    costs = [count_tokens(turn["content"]) for turn in pieces.history]
+    costs = [count_tokens(turn["content"]) for turn in parts.history]
     measured: dict[tuple[int, int], tuple[str, int]] = {}
 
     def measure(first: int, num_examples: int) -> tuple[str, int]:
         place = (first, num_examples)
         if place not in measured:
-            kept = replace(pieces, history=pieces.history[first:], examples=pieces.examples[:num_examples])
+            kept = replace(parts, history=parts.history[first:], examples=parts.examples[:num_examples])
             prompt = render(kept)
             measured[place] = prompt, count_prompt(prompt)
         return measured[place]
@@ -89,17 +100,17 @@ def fit(
     last = max(0, len(costs) - 1)
     least = measure(last, 0)[1]
     if least > limit:
-        raise _too_long(pieces, count_tokens, least, limit)
+        raise _too_long(parts, count_tokens, least, limit)
     probe = max(0, last - PROBE_MESSAGES)
     marks = (measure(probe, 0)[1] - least - sum(costs[probe:last])) / max(1, last - probe)
     guess = _guess_first([cost + marks for cost in costs], limit - least)
     first = find_first(guess, last, lambda index: measure(index, 0)[1] <= limit)
     num_examples = 0
     if first == 0:
-        while num_examples < len(pieces.examples) and measure(0, num_examples + 1)[1] <= limit:
+        while num_examples < len(parts.examples) and measure(0, num_examples + 1)[1] <= limit:
             num_examples += 1
     prompt, tokens = measure(first, num_examples)
-    return Fitted(prompt, tokens, sum(costs[first:]), context_tokens - tokens, first, num_examples)
+    return FittedPrompt(prompt, tokens, sum(costs[first:]), context_tokens - tokens, first, num_examples)
 
 
 def find_first(guess: int, last: int, fits: Callable[[int], bool]) -> int:
@@ -127,9 +138,9 @@ def _guess_first(costs: list[float], budget: int) -> int:
     return max(0, len(costs) - 1 - sum(1 for total in sums if total <= budget))
 
 
-def _too_long(pieces: Pieces, count_tokens: Callable[[str], int], tokens: int, limit: int) -> ContextError:
+def _too_long(parts: PromptParts, count_tokens: Callable[[str], int], tokens: int, limit: int) -> ContextError:
     """Who is to blame: what was said last, or what is always there."""
-    message = count_tokens(pieces.history[-1]["content"] if pieces.history else "") + count_tokens(pieces.start)
+    message = count_tokens(parts.history[-1]["content"] if parts.history else "") + count_tokens(parts.start)
     rest = tokens - message
     if rest > message:
         return ContextError("character_too_long", tokens=rest, limit=limit)

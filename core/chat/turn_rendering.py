@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
-from core.chat.truncation import Pieces, join_texts
+from core.chat.truncation import PromptParts, join_texts
 
 Voice = Literal["assistant", "user"]
 
@@ -24,17 +24,17 @@ class Speakers(Protocol):
     def char(self) -> str: ...
 
 
-def render_turns(template: ChatTemplate, pieces: Pieces, names: Speakers, system: str) -> str:
-    """The prompt for `pieces`, with `system` in the place of their own. Raises TemplateError."""
-    system = join_texts(system, _examples(pieces, names))
-    spoken = merge([turn for turn in pieces.history if turn["content"].strip()])
-    if pieces.voice == "assistant":
-        spoken = _with_question(spoken, pieces.after)
+def render_turns(template: ChatTemplate, parts: PromptParts, names: Speakers, system: str) -> str:
+    """The prompt for `parts`, with `system` in the place of their own. Raises TemplateError."""
+    system = join_texts(system, _examples(parts, names))
+    spoken = merge([turn for turn in parts.history if turn["content"].strip()])
+    if parts.voice == "assistant":
+        spoken = _with_question(spoken, parts.after)
     refusal: TemplateError | None = None
     found = ""
     for turns in _attempts(system, spoken):
         try:
-            rendered = _render(template, turns, pieces)
+            rendered = _render(template, turns, parts)
         except TemplateLimitError:
             raise
         except TemplateError as error:
@@ -83,10 +83,10 @@ def _attempts(system: str, spoken: list[Turn]) -> list[list[Turn]]:
     return attempts
 
 
-def _render(template: ChatTemplate, turns: list[Turn], pieces: Pieces) -> str:
+def _render(template: ChatTemplate, turns: list[Turn], parts: PromptParts) -> str:
     """The prompt that ends where `voice` goes on. Raises TemplateError."""
-    start = pieces.start.rstrip(" ")
-    if pieces.voice == "user":
+    start = parts.start.rstrip(" ")
+    if parts.voice == "user":
         return template.render_open(merge([*turns, Turn(role="user", content=start)]))[0]
     if not start.strip():
         return template.render(turns)
@@ -104,10 +104,10 @@ def _with_question(spoken: list[Turn], after: str) -> list[Turn]:
     return [*spoken[:-1], Turn(role="user", content=join_texts(question, after) if after.strip() else question)]
 
 
-def _examples(pieces: Pieces, names: Speakers) -> str:
+def _examples(parts: PromptParts, names: Speakers) -> str:
     speakers = {"user": names.user, "assistant": names.char}
     blocks = [
         "\n".join(f"{speakers[turn['role']]}: {turn['content'].strip()}" for turn in example)
-        for example in pieces.examples
+        for example in parts.examples
     ]
     return join_texts("Example dialogue:", *blocks) if blocks else ""

@@ -19,7 +19,7 @@ ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "a
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class LoreMessage:
     """One message of the chat, as far as a lorebook looks at it."""
 
     role: Role
@@ -46,17 +46,17 @@ class Lore:
 class Chat:
     """What entries are matched against, those with patterns by `patterns`."""
 
-    messages: Sequence[Said]
+    messages: Sequence[LoreMessage]
     macros: Macros
     greeting_index: int = 0
     patterns: Patterns = field(default_factory=lambda: Patterns(()))
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class LoreText:
     """The last of some messages as one text, and `recursed`, the text of other entries; each made only once."""
 
-    messages: Sequence[Said]
+    messages: Sequence[LoreMessage]
     recursed: str = ""
     made: dict[tuple[int, bool], str] = field(default_factory=dict)
 
@@ -73,11 +73,11 @@ def activate(book: Mapping[str, Any], chat: Chat, count_tokens: Callable[[str], 
     entries = read_entries(book)
     chat = replace(chat, patterns=Patterns(one for entry in entries if entry.is_enabled for one in _patterns(entry)))
     depth = int(number(book.get("scan_depth"), DEFAULT_SCAN_DEPTH))
-    text = Text(chat.messages)
+    text = LoreText(chat.messages)
     active = {index for index, entry in enumerate(entries) if _is_active(entry, chat, depth, text)}
     for _ in range(MAX_RECURSIONS if book.get("recursive_scanning") is True else 0):
         said = "\n".join(chat.macros.expand(entries[index].text, for_matching=True) for index in sorted(active))
-        text = Text(chat.messages, said)
+        text = LoreText(chat.messages, said)
         others = set(range(len(entries))) - active
         more = {index for index in others if _is_active(entries[index], chat, depth, text)}
         if not more:
@@ -88,7 +88,7 @@ def activate(book: Mapping[str, Any], chat: Chat, count_tokens: Callable[[str], 
     return _within_budget(placed, book.get("token_budget"), count_tokens)
 
 
-def _is_active(entry: Entry, chat: Chat, depth: int, text: Text) -> bool:
+def _is_active(entry: Entry, chat: Chat, depth: int, text: LoreText) -> bool:
     """Whether the chat, or the text of other entries, calls this entry up."""
     if not entry.is_enabled:
         return False
@@ -116,10 +116,10 @@ def _is_time(entry: Entry, chat: Chat) -> bool:
 def _matched_before(entry: Entry, chat: Chat, depth: int) -> bool:
     """Whether the keys were there for an earlier answer; the chat itself tells, so nothing has to be remembered."""
     asked = [index for index, message in enumerate(chat.messages) if message.role == "user"]
-    return any(_matches(entry, chat, Text(chat.messages[: index + 1]), depth) for index in asked[:-1])
+    return any(_matches(entry, chat, LoreText(chat.messages[: index + 1]), depth) for index in asked[:-1])
 
 
-def _matches(entry: Entry, chat: Chat, text: Text, depth: int) -> bool:
+def _matches(entry: Entry, chat: Chat, text: LoreText, depth: int) -> bool:
     own_depth = entry.number("scan_depth")
     count = depth if own_depth is None else own_depth
     if entry.uses_regex:

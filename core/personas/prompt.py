@@ -1,6 +1,6 @@
-"""From a character, the user and the chat so far to the pieces of a prompt; knows no template, no engine, no store.
+"""From a character, the user and the chat so far to the parts of a prompt; knows no template, no engine, no store.
 
-Whoever puts the pieces together keeps `system` whole, and leaves out first the lore that goes first, then the examples.
+Whoever puts the parts together keeps `system` whole, and leaves out first the lore that goes first, then the examples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from random import Random
 
 from core.personas.character import Character
 from core.personas.examples import ExampleTurn, split_examples
-from core.personas.lorebook import Chat, Lore, Said, activate
+from core.personas.lorebook import Chat, Lore, LoreMessage, activate
 from core.personas.macros import Macros
 from core.personas.user import UserPersona
 
@@ -20,7 +20,7 @@ DEFAULT_USER_NAME = "You"
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class MacroContext:
     """What a prompt depends on beside the character and the messages.
 
     `system_prompt` and `post_history` are the user's own, which the character's take the place of or include by
@@ -38,8 +38,8 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
-    """The pieces, with macros expanded; each may be empty. `at_depth` belongs between the chat's messages."""
+class CharacterParts:
+    """The parts, with macros expanded; each may be empty. `at_depth` belongs between the chat's messages."""
 
     user_name: str
     char_name: str
@@ -59,38 +59,40 @@ class Pieces:
         return "\n\n".join(part for part in parts if part)
 
 
-def build_pieces(character: Character, messages: Sequence[Said], setting: Setting, *, is_full: bool = False) -> Pieces:
-    """The pieces for the next answer. `is_full`: the context has no more room, so lore that goes first is left out."""
-    macros = make_macros(character, setting)
-    chat = Chat([Said(said.role, macros.expand(said.text)) for said in messages], macros, setting.greeting_index)
-    lore = activate(character.lorebook, chat, setting.count_tokens)
+def build_parts(
+    character: Character, messages: Sequence[LoreMessage], context: MacroContext, *, is_full: bool = False
+) -> CharacterParts:
+    """The parts for the next answer. `is_full`: the context has no more room, so lore that goes first is left out."""
+    macros = make_macros(character, context)
+    chat = Chat([LoreMessage(said.role, macros.expand(said.text)) for said in messages], macros, context.greeting_index)
+    lore = activate(character.lorebook, chat, context.count_tokens)
     lore = [one for one in lore if not (is_full and one.goes_first)]
     disabled = {one.disabled_prompt for one in lore}
-    system_prompt = _prompt_text(macros, character.system_prompt, setting.system_prompt)
-    post_history = _prompt_text(macros, character.post_history_instructions, setting.post_history)
-    return Pieces(
+    system_prompt = _prompt_text(macros, character.system_prompt, context.system_prompt)
+    post_history = _prompt_text(macros, character.post_history_instructions, context.post_history)
+    return CharacterParts(
         user_name=macros.user,
         char_name=macros.char,
         system_prompt="" if "system_prompt" in disabled else system_prompt,
         lore_before=_joined(lore, "before_char"),
         character=_character_text(character, macros, lore),
         lore_after=_joined(lore, "after_char"),
-        user=macros.expand(setting.user.description).strip(),
+        user=macros.expand(context.user.description).strip(),
         examples=_examples(character, macros),
         post_history="" if "post_history_instructions" in disabled else post_history,
         at_depth=tuple(one for one in lore if one.depth is not None and one.text),
     )
 
 
-def make_macros(character: Character, setting: Setting) -> Macros:
+def make_macros(character: Character, context: MacroContext) -> Macros:
     """The macros of one character and user; the character's own name for the user goes before the persona's."""
-    user = character.your_name.strip() or setting.user.name.strip() or DEFAULT_USER_NAME
-    return Macros(character.called, user, setting.random, setting.now, setting.seed)
+    user = character.your_name.strip() or context.user.name.strip() or DEFAULT_USER_NAME
+    return Macros(character.called, user, context.random, context.now, context.seed)
 
 
-def greetings(character: Character, setting: Setting) -> tuple[str, ...]:
+def greetings(character: Character, context: MacroContext) -> tuple[str, ...]:
     """The first messages to flip through, macros expanded; empty ones keep their place, their number has a meaning."""
-    macros = make_macros(character, setting)
+    macros = make_macros(character, context)
     return tuple(macros.expand(greeting).strip() for greeting in character.greetings)
 
 

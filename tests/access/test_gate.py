@@ -24,7 +24,7 @@ from tests.support.gate_client import (
     HERE,
     PAGE,
     PASSWORD,
-    People,
+    SignedInPeople,
     access,
     app,
     ask,
@@ -304,7 +304,7 @@ def test_nobody_knows_is_every_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_signed_on_gets_in_under_their_own_name(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = Gate(says_who, access, People())
+    app = Gate(says_who, access, SignedInPeople())
     monkeypatch.setenv(LISTENS, LOOPBACK)
     for place in (AWAY, HERE):
         assert ask(app, "/", PAGE, place=place).status == 401
@@ -315,14 +315,14 @@ def test_who_signed_on_gets_in_under_their_own_name(access: Access, monkeypatch:
 
 
 def test_who_is_not_invited_is_told_so(access: Access) -> None:
-    app = Gate(says_who, access, People())
+    app = Gate(says_who, access, SignedInPeople())
     reply = ask(app, "/", PAGE | {"cookie": "who=<b>eve*"})
     assert reply.status == 403 and "&lt;b&gt;eve* may not use" in reply.text
     assert ask(app, "/_stcore/health", {"cookie": "who=eve*"}).status == 401
 
 
 def test_the_password_opens_beside_a_provider(access: Access) -> None:
-    app = Gate(says_who, access, People())
+    app = Gate(says_who, access, SignedInPeople())
     page = ask(app, "/", PAGE).text
     assert 'href="./sign-in/default"' in page and 'type="password"' in page
     assert ask(app, "/", cookie_of(sign_in(app))).text.startswith("'' ")

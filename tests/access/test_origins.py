@@ -26,7 +26,7 @@ from tests.support.gate_client import (
     HERE,
     PAGE,
     PASSWORD,
-    People,
+    SignedInPeople,
     access,
     app,
     ask,
@@ -447,9 +447,9 @@ def test_a_browser_that_signed_in_before_does_not_wait_with_those_who_guess(app:
 
 @pytest.mark.parametrize("path", ["/auth/logout", "/auth/logout?x=1"])
 def test_signing_out_of_a_provider_ends_what_was_open(access: Access, path: str) -> None:
-    app = Gate(says_who, access, People())
+    app = Gate(says_who, access, SignedInPeople())
     given = {"cookie": "who=ann"}
-    at = given | {"origin": People.origin}
+    at = given | {"origin": SignedInPeople.origin}
     with ThreadPoolExecutor(1) as elsewhere:
         steps = ["one", lambda: elsewhere.submit(ask, app, path, given).result(), "two"]
         assert talk(app, at, steps) == ["accept", "'ann' one", 1008]
@@ -460,9 +460,9 @@ def test_signing_out_of_a_provider_ends_what_was_open(access: Access, path: str)
 
 
 def test_who_signed_on_comes_in_from_where_the_provider_leads_back_alone(access: Access) -> None:
-    app = Gate(says_who, access, People())
+    app = Gate(says_who, access, SignedInPeople())
     given = {"cookie": "who=ann", "host": "127.0.0.1:6006"}
-    assert talk(app, given | {"origin": People.origin}, ["hello"]) == ["accept", "'ann' hello"]
+    assert talk(app, given | {"origin": SignedInPeople.origin}, ["hello"]) == ["accept", "'ann' hello"]
     for origin in ("https://deck.example.org", "http://127.0.0.1:6006", "https://evil.example"):
         assert talk(app, given | {"origin": origin}, ["hello"]) == [1008]
 

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from core.access.keys import KeyStore
-from core.api.prompts import ask_chat
+from core.api.prompts import read_chat_request
 from core.engine.runner import Runner
 from tests.support.api_server import MODEL, api_server, error, raw, received
 from tests.support.damaged import TOO_HARD, damage, giving_up
@@ -229,9 +229,9 @@ def test_a_character_sees_who_made_the_key(
 
     def ask(request: Any, loaded: Any, character: Any, owner: str) -> Any:
         owners.append(owner)
-        return ask_chat(request, loaded, character, owner)
+        return read_chat_request(request, loaded, character, owner)
 
-    monkeypatch.setattr("core.api.completions.ask_chat", ask)
+    monkeypatch.setattr("core.api.completions.read_chat_request", ask)
     body = {"model": "Ada", "messages": [{"role": "user", "content": "hello"}]}
     with api_server(api_runner, tmp_path, needs_key=lambda: True) as url:
         for text in texts.values():

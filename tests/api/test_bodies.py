@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 
 from core.api import models
 from core.api.errors import ApiError
-from core.api.http_call import Call
+from core.api.http_call import HttpCall
 from core.api.intake import LARGE_BYTES, MAX_LARGE, MAX_LARGE_OF_ONE, NUM_THREADS, Intake
 from core.api.json_text import MAX_VALUES, Structure, mend, read_json
 from core.api.prompts import FEW_CHARS, PIECE_CHARS, check_size
 from core.api.schema import TokenizeRequest
-from core.api.served_model import Loaded
+from core.api.served_model import ServedModel
+from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
 from core.engine.runner import Runner
 from tests.support.api_server import MODEL, api_server, error, raw, received
@@ -171,20 +172,25 @@ class Counter:
         return len(text)
 
 
+def served_by(counter: Counter, context_tokens: int) -> ServedModel:
+    model = ModelPrompt("m", None, ChatTemplate(None, "", ""), counter, counter.count)  # type: ignore[arg-type]
+    return ServedModel(model, context_tokens, 1, {}, 0)
+
+
 def test_a_text_far_beyond_the_context_is_not_counted_to_its_end() -> None:
     counter = Counter()
-    loaded = Loaded("m", 1000, 1, ChatTemplate(None, "", ""), counter, {}, 0)  # type: ignore[arg-type]
-    check_size(["x" * FEW_CHARS], loaded)
+    served = served_by(counter, 1000)
+    check_size(["x" * FEW_CHARS], served)
     assert counter.seen == []
     with pytest.raises(ApiError) as caught:
-        check_size(["x", "y" * 4_000_000, "z" * 4_000_000], loaded)
+        check_size(["x", "y" * 4_000_000, "z" * 4_000_000], served)
     assert caught.value.key == "api_far_too_long"
     assert counter.seen == [1, PIECE_CHARS]
 
 
 def test_a_text_that_may_fit_is_counted_and_passes() -> None:
-    loaded = Loaded("m", 100_000, 1, ChatTemplate(None, "", ""), Counter(), {}, 0)  # type: ignore[arg-type]
-    check_size(["x" * 300_000, "y" * 99_000], loaded)
+    served = served_by(Counter(), 100_000)
+    check_size(["x" * 300_000, "y" * 99_000], served)
 
 
 class Pieces:
@@ -284,7 +290,7 @@ def test_a_panic_of_a_library_is_an_error_with_a_status(url: str, monkeypatch: p
     def panic(*_: object) -> None:
         raise PanicException("called `Option::unwrap()` on a `None` value")
 
-    monkeypatch.setattr(models, "read_loaded", panic)
+    monkeypatch.setattr(models, "read_served_model", panic)
     response = httpx2.post(url + TOKENIZE, json={"prompt": "x"})
     assert response.status_code == 500 and error(response)["code"] == "internal_error"
     assert "unwrap" not in response.text
@@ -357,7 +363,7 @@ def test_a_stream_that_nobody_reads_is_given_up() -> None:
 
     async def run() -> None:
         scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-        call = Call(scope, receive, send, asyncio.Event(), stall_s=0.05)
+        call = HttpCall(scope, receive, send, asyncio.Event(), stall_s=0.05)
         await call.start_stream()
         with pytest.raises(Exception) as caught:
             await call.unless_gone(call.event("x"))

@@ -11,8 +11,9 @@ import pytest
 
 from core.access.keys import KeyStore
 from core.api.errors import ApiError
-from core.api.generation import Places
-from core.api.served_model import Loaded
+from core.api.generation import AdmissionLimit
+from core.api.served_model import ServedModel
+from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
 from core.common.errors import EngineError
@@ -26,11 +27,11 @@ from tests.support.api_server import MODEL, api_server
 CHAT = "/v1/chat/completions"
 FOREVER = [{"role": "user", "content": "forever"}]
 WAIT_S = 30.0
-LOADED = Loaded(MODEL, 1024, 2, ChatTemplate(None, "", ""), TokenCounter(None), {}, 0)
+LOADED = ServedModel(ModelPrompt(MODEL, None, ChatTemplate(None, "", ""), TokenCounter(None), len), 1024, 2, {}, 0)
 
 
 def test_a_client_over_its_share_takes_nothing_from_another() -> None:
-    places = Places(max_waiting=3)
+    places = AdmissionLimit(max_waiting=3)
     with places.take(5, LOADED, "one"):
         with pytest.raises(ApiError) as caught:
             places.take(1, LOADED, "one").__enter__()
@@ -44,7 +45,7 @@ def test_a_client_over_its_share_takes_nothing_from_another() -> None:
 
 def test_more_than_a_share_holds_is_no_matter_of_waiting() -> None:
     with pytest.raises(ApiError) as caught:
-        Places(max_waiting=3).take(6, LOADED, "one").__enter__()
+        AdmissionLimit(max_waiting=3).take(6, LOADED, "one").__enter__()
     assert caught.value.key == "api_many"
 
 

@@ -14,8 +14,9 @@ import openai
 import pytest
 
 from core.api.generation import begin
-from core.api.prompts import Ask
-from core.api.served_model import Loaded
+from core.api.prompts import GenerationRequest
+from core.api.served_model import ServedModel
+from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
 from core.common.errors import EngineError
@@ -329,9 +330,9 @@ class Failing:
 def test_where_not_all_answers_can_begin_none_goes_on() -> None:
     """Nobody would read the first, and it would keep its place in the engine to the end of the context."""
     engine = Failing()
-    loaded = Loaded(MODEL, 1024, 1, ChatTemplate(None, "", ""), TokenCounter(None), {}, 0)
+    loaded = ServedModel(ModelPrompt(MODEL, None, ChatTemplate(None, "", ""), TokenCounter(None), len), 1024, 1, {}, 0)
     with pytest.raises(EngineError):
-        begin(engine, [Ask("x", Sampling(), num_choices=2)], loaded)
+        begin(engine, [GenerationRequest("x", Sampling(), num_choices=2)], loaded)
     assert engine.cancelled == [1]
 
 

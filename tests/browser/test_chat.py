@@ -61,7 +61,7 @@ def ask(page: Page, text: str) -> None:
     field.press("Enter")
 
 
-def say(page: Page, text: str) -> None:
+def type_message(page: Page, text: str) -> None:
     """Ask, and wait for the whole answer."""
     ask(page, text)
     expect(messages(page).last).to_contain_text(f"You said: {text}", timeout=WAIT_MS)
@@ -79,14 +79,14 @@ def choose(page: Page, place: int, action: str) -> None:
 
 
 def test_an_answer_is_copied_as_it_was_written(page: Page) -> None:
-    say(page, "it costs $5 and $6")
+    type_message(page, "it costs $5 and $6")
     choose(page, 1, "Copy")
     expect(page.get_by_text("✓ Copied")).to_be_visible(timeout=WAIT_MS)
     assert page.evaluate("navigator.clipboard.readText()") == "You said: it costs $5 and $6 "
 
 
 def test_a_message_is_edited_in_its_place(page: Page) -> None:
-    say(page, "hello")
+    type_message(page, "hello")
     choose(page, 1, "Edit")
     messages(page).nth(1).get_by_role("textbox").fill("My own words")
     press(page, "chat_edit_save")
@@ -95,8 +95,8 @@ def test_a_message_is_edited_in_its_place(page: Page) -> None:
 
 
 def test_a_deleted_message_comes_back(page: Page) -> None:
-    say(page, "first")
-    say(page, "second")
+    type_message(page, "first")
+    type_message(page, "second")
     choose(page, 2, "Delete from here on")
     expect(messages(page)).to_have_count(2, timeout=WAIT_MS)
     press(page, "chat_undo")
@@ -105,19 +105,19 @@ def test_a_deleted_message_comes_back(page: Page) -> None:
 
 
 def test_a_branch_is_a_chat_of_its_own(page: Page) -> None:
-    say(page, "trunk")
-    say(page, "leaf")
+    type_message(page, "trunk")
+    type_message(page, "leaf")
     before = page.url
     choose(page, 1, "Branch from here")
     expect(messages(page)).to_have_count(2, timeout=WAIT_MS)
     assert page.url != before
-    say(page, "other leaf")
+    type_message(page, "other leaf")
     page.goto(before)
     expect(messages(page).last).to_contain_text("You said: leaf", timeout=WAIT_MS)
 
 
 def test_an_answer_anew_is_a_version_to_flip_back_from(page: Page) -> None:
-    say(page, "hello")
+    type_message(page, "hello")
     press(page, "chat_regenerate")
     expect(messages(page).last).to_contain_text("2/2", timeout=WAIT_MS)
     messages(page).last.locator('[class*="st-key-version_before"]').get_by_role("button").click()
@@ -136,7 +136,7 @@ def test_a_character_greets_and_its_greetings_flip(page: Page, address: str) -> 
 
 
 def test_my_line_comes_into_the_input(page: Page) -> None:
-    say(page, "hello")
+    type_message(page, "hello")
     page.get_by_test_id("stBottom").get_by_test_id("stPopover").get_by_role("button").click()
     press(page, "chat_my_line")
     expect(page.get_by_test_id("stChatInputTextArea")).to_have_value("You said:", timeout=WAIT_MS)
@@ -157,7 +157,7 @@ def test_several_chats_are_answered_at_once_and_each_shows_it(page: Page) -> Non
 
 
 def test_an_export_is_the_whole_chat_and_comes_back_in(page: Page, tmp_path: Path) -> None:
-    say(page, "to be exported")
+    type_message(page, "to be exported")
     press(page, "chat_whole")
     with page.expect_download() as download:
         press(page, "chat_export_json")
@@ -173,7 +173,7 @@ def test_an_export_is_the_whole_chat_and_comes_back_in(page: Page, tmp_path: Pat
 
 
 def test_a_search_leads_to_its_message(page: Page) -> None:
-    say(page, "a needle")
+    type_message(page, "a needle")
     press(page, "chat_new")
     search = key(page, "chat_search").get_by_role("textbox")
     search.fill("NEEDLE")

@@ -186,7 +186,7 @@ def show(page: Page, number: int, text: str) -> None:
     expect(page.get_by_test_id("stChatMessage").first).to_contain_text(text)
 
 
-def say(page: Page, text: str) -> None:
+def type_message(page: Page, text: str) -> None:
     type_into(page.get_by_test_id("stChatInputTextArea"), text)
     expect(page.get_by_test_id("stChatMessage").last).to_contain_text(f"You said: {text}")
     expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible()
@@ -202,13 +202,13 @@ def test_what_is_set_in_one_chat_is_in_no_other_one(house: House, tab: Page, nam
     change(tab)
     until(lambda: has_it(house.store.read(b)), tab)
     show(tab, a, f"alpha {name}")
-    say(tab, f"more {name}")
+    type_message(tab, f"more {name}")
     after = house.store.read(a).info
     assert (after.title, after.is_pinned, after.mode, after.character, after.settings) == (
         before.title, before.is_pinned, before.mode, before.character, before.settings)  # fmt: skip
     press(tab, "chat_new")
     expect(tab.get_by_test_id("stChatMessage")).to_have_count(0)
-    say(tab, f"new {name}")
+    type_message(tab, f"new {name}")
     assert not has_it(house.store.read(max(info.id for info in house.store.chats())))
 
 
@@ -221,7 +221,7 @@ def test_a_way_back_with_an_open_popover_changes_nothing(house: House, tab: Page
     tab.go_back()
     expect(tab.get_by_test_id("stChatMessage").first).to_contain_text("alpha back")
     tab.keyboard.press("Escape")
-    say(tab, "in A")
+    type_message(tab, "in A")
     assert "system" not in house.store.read(a).info.settings
 
 
@@ -233,8 +233,8 @@ def test_what_another_tab_set_is_not_set_back_by_a_closed_popover(house: House, 
         tab.keyboard.press("Escape")
     house.store.rename(chat, "By the other tab")
     house.store.change_settings(chat, lambda _: {"system": "By the other tab.", "sampling": {"seed": 7}})
-    say(tab, "first")
-    say(tab, "second")
+    type_message(tab, "first")
+    type_message(tab, "second")
     info = house.store.read(chat).info
     assert info.title == "By the other tab"
     assert info.settings == {"system": "By the other tab.", "sampling": {"seed": 7}}
@@ -251,9 +251,9 @@ def expect_defaults(page: Page) -> None:
 
 def test_a_popover_that_is_opened_long_after_it_was_drawn_shows_what_is_stored(house: House, tab: Page) -> None:
     open_chat(tab, house, "new")
-    say(tab, "the first question")
+    type_message(tab, "the first question")
     expect_defaults(tab)
-    say(tab, "the second question")
+    type_message(tab, "the second question")
     newest = max(info.id for info in house.store.chats(1))
     assert "sampling" not in house.store.read(newest).info.settings
 
@@ -271,7 +271,7 @@ def test_a_field_that_is_left_by_a_link_to_another_page_is_whole_when_its_page_i
     expect(popover(tab, "chat_who").locator("textarea")).to_have_value("Be kind.")
     tab.keyboard.press("Escape")
     expect_defaults(tab)
-    say(tab, "more")
+    type_message(tab, "more")
     settings = house.store.read(a).info.settings
     assert settings["system"] == "Be kind." and "sampling" not in settings
 
@@ -310,7 +310,7 @@ def test_what_is_typed_stays_in_its_chat_and_comes_back_there(house: House, tab:
     field.fill("only for A")
     show(tab, b, "beta typed")
     expect(field).to_have_value("")
-    say(tab, "only for B")
+    type_message(tab, "only for B")
     show(tab, a, "alpha typed")
     expect(field).to_have_value("only for A")
     field.press("Enter")
@@ -389,11 +389,11 @@ def test_the_beginning_of_an_answer_is_for_one_answer_of_its_chat(house: House, 
     field = key(popover(tab, "chat_extras"), "chat_start").locator("textarea")
     type_into(field, "Sure: ", "Control+Enter")
     show(tab, a, "alpha start")
-    say(tab, "in A")
+    type_message(tab, "in A")
     show(tab, b, "beta start")
     type_into(tab.get_by_test_id("stChatInputTextArea"), "in B")
     expect(tab.get_by_test_id("stChatMessage").last).to_contain_text(re.compile(r"Sure:\s*You said: in B"))
-    say(tab, "again")
+    type_message(tab, "again")
     answers = [[one.text for one in house.store.read(chat).messages][3::2] for chat in (a, b)]
     assert answers == [["You said: in A "], ["Sure:You said: in B ", "You said: again "]]
 

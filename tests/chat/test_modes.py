@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from core.chat.modes import Names, Style, choose_mode, notebook_pieces
+from core.chat.modes import Names, PromptStyle, choose_mode, notebook_parts
 from core.chat.records import Mode
 from core.chat.template import ChatTemplate, TemplateError, Turn
-from core.chat.truncation import Pieces
+from core.chat.truncation import PromptParts
 from tests.support.chat_templates import (
     CHATML,
     GEMMA,
@@ -42,8 +42,8 @@ HISTORIES = {
 }
 
 
-def style(source: str | None, mode: Mode = "instruct") -> Style:
-    return Style(mode, ChatTemplate(source, "<s>", "</s>"), NAMES, "<s>")
+def style(source: str | None, mode: Mode = "instruct") -> PromptStyle:
+    return PromptStyle(mode, ChatTemplate(source, "<s>", "</s>"), NAMES, "<s>")
 
 
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
@@ -51,7 +51,7 @@ def style(source: str | None, mode: Mode = "instruct") -> Style:
 @pytest.mark.parametrize("system", ["", "Ada likes numbers."])
 def test_every_template_takes_every_chat(source: str | None, history: tuple[Turn, ...], system: str) -> None:
     """All of it is there, once and in its order, and the model is asked to answer."""
-    prompt = style(source).render(Pieces(history, system, after="Stay calm."))
+    prompt = style(source).render(PromptParts(history, system, after="Stay calm."))
     said = [*([system] if system else []), *(turn["content"] for turn in history if turn["content"])]
     places = [prompt.index(text) for text in said]
     if source not in (MISTRAL,):
@@ -64,7 +64,7 @@ def test_every_template_takes_every_chat(source: str | None, history: tuple[Turn
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
 def test_an_answer_goes_on_inside_its_turn(source: str | None, history: tuple[Turn, ...]) -> None:
-    prompt = style(source).render(Pieces(history, "Ada likes numbers.", start="I count the \n stars and "))
+    prompt = style(source).render(PromptParts(history, "Ada likes numbers.", start="I count the \n stars and "))
     assert prompt.endswith("I count the \n stars and")
     assert "\ue0c5" not in prompt
 
@@ -75,11 +75,11 @@ def test_going_on_is_as_in_transformers(source: str) -> None:
     (expected,), _ = render_jinja_template(
         [turns], chat_template=source, continue_final_message=True, bos_token="<s>", eos_token="</s>"
     )
-    assert style(source).render(Pieces((ASK,), start="I count")) == expected
+    assert style(source).render(PromptParts((ASK,), start="I count")) == expected
 
 
 def test_llama_2_goes_on_without_its_end() -> None:
-    prompt = style(None).render(Pieces((ASK, SAY, MORE), "Be kind.", start="I count "))
+    prompt = style(None).render(PromptParts((ASK, SAY, MORE), "Be kind.", start="I count "))
     assert prompt == (
         "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWho are you? [/INST] I am a mathematician. </s>"
         "<s>[INST] What do you count? [/INST] I count"
@@ -89,18 +89,18 @@ def test_llama_2_goes_on_without_its_end() -> None:
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES.keys())
 def test_the_model_can_write_our_line(source: str | None) -> None:
     """It goes on inside a turn of ours, and stops where the template would close that."""
-    prompt = style(source).render(Pieces((ASK, SAY), voice="user", start="And what"))
+    prompt = style(source).render(PromptParts((ASK, SAY), voice="user", start="And what"))
     assert prompt.endswith("And what") and prompt.index("mathematician") < prompt.index("And what")
     ends = style(source).stop_strings("user")
     assert len(ends) == 1 and ends[0].strip() == ends[0]
     assert style(None).stop_strings("user") == ("[/INST]",)
-    empty = style(source).render(Pieces((ASK, SAY), voice="user"))
+    empty = style(source).render(PromptParts((ASK, SAY), voice="user"))
     assert prompt.startswith(empty.rstrip())
 
 
 def test_a_template_that_takes_nothing_is_quoted() -> None:
     with pytest.raises(TemplateError, match="not today"):
-        style("{{ raise_exception('not today') }}").render(Pieces((ASK,), "x", start="y"))
+        style("{{ raise_exception('not today') }}").render(PromptParts((ASK,), "x", start="y"))
     with pytest.raises(TemplateError) as caught:
         ChatTemplate("{{ messages | length }}", "", "").render_open([ASK])
     assert caught.value.key == "chat_template_open" and "模板" in caught.value.sentence("zh")
@@ -108,13 +108,13 @@ def test_a_template_that_takes_nothing_is_quoted() -> None:
 
 def test_a_template_that_leaves_the_answer_out_is_helped() -> None:
     prompt = style("{% for m in messages if m.role == 'user' %}[{{ m.content }}]{% endfor %}:").render(
-        Pieces((ASK,), start="I count")
+        PromptParts((ASK,), start="I count")
     )
     assert prompt == "[Who are you?]:I count"
 
 
 def test_examples_are_told_and_the_last_word_stands_by_the_question() -> None:
-    prompt = style(CHATML).render(Pieces((ASK,), "Ada.", ((MORE, SAY), (ASK,)), after="Be short."))
+    prompt = style(CHATML).render(PromptParts((ASK,), "Ada.", ((MORE, SAY), (ASK,)), after="Be short."))
     assert prompt == (
         "<|im_start|>system\nAda.\n\nExample dialogue:\n\nTom: What do you count?\nAda: I am a mathematician.\n\n"
         "Tom: Who are you?<|im_end|>\n<|im_start|>user\nWho are you?\n\nBe short.<|im_end|>\n<|im_start|>assistant\n"
@@ -126,13 +126,15 @@ def test_examples_are_told_and_the_last_word_stands_by_the_question() -> None:
 
 def test_plain_dialogue_is_lines_under_names() -> None:
     plain = style(None, "chat")
-    assert plain.render(Pieces((GREETING, ASK), "Ada counts.", ((MORE, SAY),))) == (
+    assert plain.render(PromptParts((GREETING, ASK), "Ada counts.", ((MORE, SAY),))) == (
         "<s>Ada counts.\n\nTom: What do you count?\nAda: I am a mathematician.\n\n"
         "Ada: Greetings, I am Ada.\nTom: Who are you?\nAda:"
     )
-    assert plain.render(Pieces((ASK,), after="Short.", start="I am ")) == "<s>Tom: Who are you?\nShort.\nAda: I am"
-    assert plain.render(Pieces((ASK, SAY), voice="user", after="Short.")).endswith("Ada: I am a mathematician.\nTom:")
-    assert plain.render(Pieces(())) == "<s>Ada:"
+    assert plain.render(PromptParts((ASK,), after="Short.", start="I am ")) == "<s>Tom: Who are you?\nShort.\nAda: I am"
+    assert plain.render(PromptParts((ASK, SAY), voice="user", after="Short.")).endswith(
+        "Ada: I am a mathematician.\nTom:"
+    )
+    assert plain.render(PromptParts(())) == "<s>Ada:"
     assert plain.stop_strings(own=("END", "\nTom:")) == ("\nTom:", "\nAda:", "END")
     assert len(plain.stop_strings(own=tuple(f"stop {number}" for number in range(16)))) == 16
 
@@ -143,31 +145,31 @@ def test_a_name_cannot_break_the_dialogue() -> None:
 
 
 def test_chat_instruct_is_told_who_it_is() -> None:
-    prompt = style(CHATML, "chat-instruct").render(Pieces((GREETING, ASK), "Ada counts."))
+    prompt = style(CHATML, "chat-instruct").render(PromptParts((GREETING, ASK), "Ada counts."))
     assert "Speak only as Ada.\n\nAda counts." in prompt and prompt.endswith("<|im_start|>assistant\n")
     assert style(CHATML, "chat-instruct").stop_strings() == ("\nTom:", "\nAda:")
     assert style(CHATML).stop_strings() == ()
 
 
 @pytest.mark.parametrize(
-    ("pieces", "answer", "message"),
+    ("parts", "answer", "message"),
     [
-        (Pieces((ASK,)), " Ada: Hello", "Hello"),
-        (Pieces((ASK,)), " Hello\n", "Hello\n"),
-        (Pieces((ASK,), start="Well, "), " Ada: no", "Well, Ada: no"),
-        (Pieces((ASK, SAY), voice="user"), "Tom: Why?", "Why?"),
+        (PromptParts((ASK,)), " Ada: Hello", "Hello"),
+        (PromptParts((ASK,)), " Hello\n", "Hello\n"),
+        (PromptParts((ASK,), start="Well, "), " Ada: no", "Well, Ada: no"),
+        (PromptParts((ASK, SAY), voice="user"), "Tom: Why?", "Why?"),
     ],
 )
-def test_an_answer_loses_the_name_before_it(pieces: Pieces, answer: str, message: str) -> None:
-    assert style(None, "chat").tidy(answer, pieces) == message
+def test_an_answer_loses_the_name_before_it(parts: PromptParts, answer: str, message: str) -> None:
+    assert style(None, "chat").clean_answer(answer, parts) == message
 
 
 def test_a_notebook_is_its_own_prompt() -> None:
     text = "Once upon a time\r\n\n there was 从前"
-    notebook, pieces = style(CHATML, "notebook"), notebook_pieces(text)
-    assert notebook.render(pieces) == "<s>" + text
-    assert notebook.tidy(" and so on", pieces) == text + " and so on"
-    assert notebook.stop_strings() == () and notebook.render(notebook_pieces("")) == "<s>"
+    notebook, parts = style(CHATML, "notebook"), notebook_parts(text)
+    assert notebook.render(parts) == "<s>" + text
+    assert notebook.clean_answer(" and so on", parts) == text + " and so on"
+    assert notebook.stop_strings() == () and notebook.render(notebook_parts("")) == "<s>"
 
 
 @pytest.mark.parametrize(
@@ -188,10 +190,10 @@ def test_a_sensible_mode_is_chosen(source: str | None, model: str, has_character
 
 
 def test_all_modes_take_all_histories() -> None:
-    renders: list[Callable[[Pieces], str]] = [
+    renders: list[Callable[[PromptParts], str]] = [
         style(source, mode).render for source in SOURCES.values() for mode in ("chat", "chat-instruct", "notebook")
     ]
     for render in renders:
         for history in HISTORIES.values():
-            prompt = render(Pieces(history, "Ada."))
+            prompt = render(PromptParts(history, "Ada."))
             assert all(turn["content"] in prompt for turn in history)

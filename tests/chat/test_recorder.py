@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.chat.recorder import END_S, Recorder
+from core.chat.recorder import SHUTDOWN_TIMEOUT_S, Recorder
 from core.chat.stats import error_of
 from core.chat.store import ChatStore
 from core.common.errors import EngineError
@@ -258,7 +258,7 @@ def test_closing_gives_all_answers_together_one_time_limit(
         monkeypatch.undo()
         monkeypatch.setattr("core.chat.recorder.time.monotonic", lambda: clock["s"])
     recorder.close()
-    assert waited_s == [END_S, 0.0, 0.0] and engine.cancelled == [1, 2, 3]
+    assert waited_s == [SHUTDOWN_TIMEOUT_S, 0.0, 0.0] and engine.cancelled == [1, 2, 3]
 
 
 def test_an_answer_for_which_there_is_no_thread_is_not_waited_for(

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from core.chat.character_prompt import CharacterPrompt
 from core.chat.database import ChatStoreError
-from core.chat.modes import Names, Style
+from core.chat.model_prompt import ModelPrompt, RemoteCounter
+from core.chat.prompt_context import PromptContext, turns_of
 from core.chat.recorder import Recorder
 from core.chat.records import Mode
-from core.chat.service import Asker, Composed, Setup, prepare, turns_of
+from core.chat.service import ChatService
 from core.chat.store import ChatStore
 from core.chat.template import ChatTemplate, Turn
-from core.chat.truncation import ContextError, Pieces
+from core.chat.truncation import ContextError
 from core.common.errors import EngineError
 from core.engine.answer import Answer
 from core.engine.protocol import AnswerStats, Finished, TextChunk
 from core.engine.sampling_params import Sampling
+from core.personas.character import Character
+from core.personas.user import UserPersona
 
 TEMPLATE = ChatTemplate(
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -27,11 +31,14 @@ TEMPLATE = ChatTemplate(
     "",
     "",
 )
+# Her lore answers to messages of the memory tests, and is left out where the context is full.
+LORE = {"entries": [{"keys": ["xxx"], "content": "@@ignore_on_max_context\nroomy", "enabled": True}]}
+ADA = Character("Ada", context="system", lorebook=LORE)
 WAIT_S = 10.0
 
 
 class Engine:
-    """Notes every prompt; answers when told to."""
+    """Notes every prompt; answers when show_errors to."""
 
     def __init__(self) -> None:
         self.prompts: list[tuple[str, bool]] = []
@@ -57,17 +64,17 @@ class Engine:
 
 
 class Desk:
-    """An asker with its history and engine, and one chat."""
+    """An chat_service with its history and engine, and one chat."""
 
     def __init__(self, path: Path) -> None:
         self.store = ChatStore(path)
         self.recorder = Recorder(self.store)
         self.engine = Engine()
-        self.asker = Asker(self.store, self.recorder, self.engine)
+        self.service = ChatService(self.store, self.recorder, self.engine)
         self.chat = self.store.create("instruct")
 
     def send(self, text: str, answer: str, start: str = "") -> int:
-        message = self.asker.send(self.chat, text, self.last(), setup(), start)
+        message = self.service.send(self.chat, text, self.last(), context(), start)
         return self.finish(message, answer)
 
     def finish(self, message: int, answer: str) -> int:
@@ -83,12 +90,11 @@ class Desk:
         return [one.text for one in self.store.read(self.chat).messages]
 
 
-def setup(mode: Mode = "instruct", context_tokens: int = 4096, longest: int = 64) -> Setup:
-    def compose(said: Sequence[Turn], is_full: bool) -> Composed:
-        return Composed(Pieces(tuple(said), "full" if is_full else "system"), tuple(range(len(said))))
-
-    style = Style(mode, TEMPLATE, Names("You", "Ada"))
-    return Setup("model", style, lambda text: len(text), context_tokens, Sampling(max_new_tokens=longest), compose)
+def context(mode: Mode = "instruct", context_tokens: int = 4096, longest: int = 64) -> PromptContext:
+    """One token a character."""
+    model = ModelPrompt("model", None, TEMPLATE, RemoteCounter(len, is_exact=True), len)
+    speaker = CharacterPrompt(ADA, UserPersona())
+    return PromptContext(model, context_tokens, mode, speaker, Sampling(max_new_tokens=longest))
 
 
 @pytest.fixture
@@ -108,33 +114,33 @@ def test_a_question_and_its_answer_are_in_the_history(desk: Desk) -> None:
 def test_a_page_that_has_not_seen_the_last_message_sends_nothing(desk: Desk) -> None:
     desk.send("hello", "hi")
     with pytest.raises(ChatStoreError, match="went on"):
-        desk.asker.send(desk.chat, "again", None, setup())
+        desk.service.send(desk.chat, "again", None, context())
     assert desk.texts() == ["hello", "hi"] and len(desk.engine.prompts) == 1
 
 
 def test_without_a_model_nothing_is_said(desk: Desk) -> None:
     desk.engine.is_loaded = False
     with pytest.raises(EngineError):
-        desk.asker.send(desk.chat, "hello", None, setup())
+        desk.service.send(desk.chat, "hello", None, context())
     assert desk.texts() == []
 
 
 def test_what_the_history_refuses_is_not_computed(desk: Desk) -> None:
     desk.send("hello", "hi")
     with pytest.raises(ChatStoreError, match="went on"):
-        desk.asker.reply(desk.chat, desk.store.read(desk.chat).messages[0].id, setup())
+        desk.service.reply(desk.chat, desk.store.read(desk.chat).messages[0].id, context())
     assert desk.engine.cancelled == [1]
 
 
 def test_a_question_too_long_is_an_error_and_leaves_the_chat_alone(desk: Desk) -> None:
     with pytest.raises(ContextError):
-        desk.asker.send(desk.chat, "x" * 500, None, setup(context_tokens=200))
+        desk.service.send(desk.chat, "x" * 500, None, context(context_tokens=200))
     assert desk.texts() == []
 
 
 def test_an_answer_anew_keeps_the_old_one_as_a_version(desk: Desk) -> None:
     first = desk.send("hello", "one")
-    second = desk.asker.regenerate(desk.chat, first, setup())
+    second = desk.service.regenerate(desk.chat, first, context())
     desk.finish(second, "two")
     assert desk.texts() == ["hello", "two"]
     assert desk.store.read(desk.chat).messages[-1].versions == (first, second)
@@ -143,7 +149,7 @@ def test_an_answer_anew_keeps_the_old_one_as_a_version(desk: Desk) -> None:
 
 def test_an_answer_goes_on_after_its_last_word(desk: Desk) -> None:
     answer = desk.send("hello", "one")
-    desk.asker.go_on(desk.chat, answer, setup())
+    desk.service.continue_answer(desk.chat, answer, context())
     desk.finish(answer, " two")
     assert desk.texts() == ["hello", "one two"]
     assert desk.engine.prompts[-1] == ("<system>system</><user>hello</><assistant>one", True)
@@ -158,7 +164,7 @@ def test_a_reply_starts_with_the_words_that_were_given(desk: Desk) -> None:
 def test_another_question_in_the_place_of_one_is_answered_anew(desk: Desk) -> None:
     desk.send("hello", "hi")
     question = desk.store.read(desk.chat).messages[0].id
-    desk.finish(desk.asker.ask_anew(desk.chat, question, "bye", setup()), "ciao")
+    desk.finish(desk.service.edit_and_resend(desk.chat, question, "bye", context()), "ciao")
     assert desk.texts() == ["bye", "ciao"]
     desk.store.show(question)
     assert desk.texts() == ["hello", "hi"]
@@ -166,57 +172,57 @@ def test_another_question_in_the_place_of_one_is_answered_anew(desk: Desk) -> No
 
 def test_a_question_without_an_answer_can_be_answered(desk: Desk) -> None:
     question = desk.store.append_user(desk.chat, "hello", None)
-    desk.finish(desk.asker.reply(desk.chat, question, setup()), "hi")
+    desk.finish(desk.service.reply(desk.chat, question, context()), "hi")
     assert desk.texts() == ["hello", "hi"]
 
 
 def test_a_persons_line_is_written_for_them_and_only_one_tab_gets_it(desk: Desk) -> None:
     desk.send("hello", "hi")
-    line = desk.asker.impersonate(desk.chat, setup())
-    assert desk.asker.is_busy(desk.chat) and desk.asker.take_line(desk.chat) is None
+    line = desk.service.impersonate(desk.chat, context())
+    assert desk.service.is_busy(desk.chat) and desk.service.take_impersonation(desk.chat) is None
     desk.engine.say(" my line")
     assert line.text == "my line" and desk.engine.prompts[-1][0].endswith("</><user>")
-    assert desk.asker.take_line(desk.chat) == "my line"
-    assert desk.asker.take_line(desk.chat) is None and desk.texts() == ["hello", "hi"]
+    assert desk.service.take_impersonation(desk.chat) == "my line"
+    assert desk.service.take_impersonation(desk.chat) is None and desk.texts() == ["hello", "hi"]
 
 
 def test_stop_ends_an_answer_and_a_line(desk: Desk) -> None:
-    message = desk.asker.send(desk.chat, "hello", None, setup())
-    assert desk.asker.writing(desk.chat) == message
-    desk.asker.stop(desk.chat)
-    assert desk.recorder.wait(message, WAIT_S) and not desk.asker.is_busy(desk.chat)
-    desk.asker.impersonate(desk.chat, setup())
-    desk.asker.stop(desk.chat)
-    assert not desk.asker.is_busy(desk.chat)
+    message = desk.service.send(desk.chat, "hello", None, context())
+    assert desk.service.writing(desk.chat) == message
+    desk.service.stop(desk.chat)
+    assert desk.recorder.wait(message, WAIT_S) and not desk.service.is_busy(desk.chat)
+    desk.service.impersonate(desk.chat, context())
+    desk.service.stop(desk.chat)
+    assert not desk.service.is_busy(desk.chat)
 
 
 def test_a_second_tab_cannot_begin_a_line_or_an_answer_beside_one(desk: Desk) -> None:
     """The second took the first's place in the list of what can be stopped: the first ran to its end."""
     answer = desk.send("hello", "hi")
-    desk.asker.impersonate(desk.chat, setup())
+    desk.service.impersonate(desk.chat, context())
     begin = (
-        lambda: desk.asker.impersonate(desk.chat, setup()),
-        lambda: desk.asker.send(desk.chat, "more", answer, setup()),
-        lambda: desk.asker.regenerate(desk.chat, answer, setup()),
-        lambda: desk.asker.go_on(desk.chat, answer, setup()),
-        lambda: desk.asker.ask_anew(desk.chat, answer - 1, "other", setup()),
+        lambda: desk.service.impersonate(desk.chat, context()),
+        lambda: desk.service.send(desk.chat, "more", answer, context()),
+        lambda: desk.service.regenerate(desk.chat, answer, context()),
+        lambda: desk.service.continue_answer(desk.chat, answer, context()),
+        lambda: desk.service.edit_and_resend(desk.chat, answer - 1, "other", context()),
     )
     for one in begin:
         with pytest.raises(ChatStoreError, match="still being written"):
             one()
     assert len(desk.engine.answers) == 2
-    desk.asker.stop(desk.chat)
+    desk.service.stop(desk.chat)
     assert not any(one.is_running for one in desk.engine.answers) and desk.texts() == ["hello", "hi"]
-    assert desk.asker.take_line(desk.chat) == ""
-    desk.finish(desk.asker.regenerate(desk.chat, answer, setup()), "hi again")
+    assert desk.service.take_impersonation(desk.chat) == ""
+    desk.finish(desk.service.regenerate(desk.chat, answer, context()), "hi again")
 
 
 def test_no_line_is_begun_while_an_answer_is_written(desk: Desk) -> None:
-    message = desk.asker.send(desk.chat, "hello", None, setup())
+    message = desk.service.send(desk.chat, "hello", None, context())
     with pytest.raises(ChatStoreError, match="still being written"):
-        desk.asker.impersonate(desk.chat, setup())
+        desk.service.impersonate(desk.chat, context())
     desk.finish(message, "hi")
-    assert desk.asker.impersonate(desk.chat, setup()).answer.is_running
+    assert desk.service.impersonate(desk.chat, context()).answer.is_running
 
 
 def test_of_many_tabs_that_begin_at_one_moment_one_does(desk: Desk) -> None:
@@ -227,7 +233,7 @@ def test_of_many_tabs_that_begin_at_one_moment_one_does(desk: Desk) -> None:
     def begin() -> None:
         at_once.wait(WAIT_S)
         try:
-            desk.asker.impersonate(desk.chat, setup())
+            desk.service.impersonate(desk.chat, context())
         except ChatStoreError as error:
             refused.append(error.key)
 
@@ -242,7 +248,7 @@ def test_of_many_tabs_that_begin_at_one_moment_one_does(desk: Desk) -> None:
 def test_a_chat_that_was_refused_can_be_asked_again(desk: Desk) -> None:
     desk.engine.is_loaded = False
     with pytest.raises(EngineError):
-        desk.asker.send(desk.chat, "hello", None, setup())
+        desk.service.send(desk.chat, "hello", None, context())
     desk.engine.is_loaded = True
     desk.send("hello", "hi")
     assert desk.texts() == ["hello", "hi"]
@@ -252,11 +258,11 @@ def test_what_was_written_is_not_remembered_for_ever(desk: Desk) -> None:
     for _ in range(20):
         desk.chat = desk.store.create("instruct")
         desk.send("hello", "hi")
-    assert len(desk.asker._writing) == 1
+    assert len(desk.service._writing) == 1
 
 
 def test_a_notebook_goes_on_and_each_step_can_be_taken_back(desk: Desk) -> None:
-    desk.finish(desk.asker.write_on(desk.chat, "Once ", setup("notebook")), "upon a time")
+    desk.finish(desk.service.continue_notebook(desk.chat, "Once ", context("notebook")), "upon a time")
     assert desk.texts() == ["Once upon a time"] and desk.engine.prompts == [("Once ", True)]
     message = desk.store.read(desk.chat).messages[0]
     desk.store.show(message.versions[0])
@@ -265,14 +271,15 @@ def test_a_notebook_goes_on_and_each_step_can_be_taken_back(desk: Desk) -> None:
 
 def test_the_memory_begins_with_the_first_message_that_fits() -> None:
     said = [Turn(role="assistant" if place % 2 else "user", content=f"{place} " + "x" * 50) for place in range(21)]
-    prompt = prepare(said, setup(context_tokens=400))
+    prompt = context(context_tokens=400).prepare(said)
     assert prompt.begins_at > 0 and f"<user>{prompt.begins_at} x" in prompt.fitted.prompt.replace("assistant", "user")
     assert f">{prompt.begins_at - 1} x" not in prompt.fitted.prompt
-    assert "full" in prompt.fitted.prompt
-    assert prepare(said[-3:], setup()).begins_at == 0
+    assert "system" in prompt.fitted.prompt and "roomy" not in prompt.fitted.prompt
+    short = context().prepare(said[-3:])
+    assert short.begins_at == 0 and "roomy" in short.fitted.prompt
 
 
 def test_messages_without_a_word_are_no_turns_but_keep_their_place() -> None:
     said = [Turn(role="user", content=""), *([Turn(role="user", content="x" * 100)] * 3)]
-    prompt = prepare(said, setup(context_tokens=240, longest=1))
+    prompt = context(context_tokens=240, longest=1).prepare(said)
     assert prompt.begins_at in (2, 3) and turns_of([]) == []

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from core.chat.modes import Names, Style
+from core.chat.modes import Names, PromptStyle
 from core.chat.recorder import Recorder
 from core.chat.records import Message, Mode
 from core.chat.store import ChatStore
 from core.chat.template import Turn, read_template
 from core.chat.tokens import read_counter
-from core.chat.truncation import Fitted, Pieces, fit
+from core.chat.truncation import FittedPrompt, PromptParts, fit_to_context
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 
@@ -33,16 +33,16 @@ class Talk:
     def messages(self) -> tuple[Message, ...]:
         return self.store.read(self.chat).messages
 
-    def prepare(self, mode: Mode, pieces: Pieces, max_new_tokens: int) -> tuple[Style, Fitted]:
+    def prepare(self, mode: Mode, parts: PromptParts, max_new_tokens: int) -> tuple[PromptStyle, FittedPrompt]:
         counter = read_counter(self.folder)
-        style = Style(mode, read_template(self.folder), Names("You", "Assistant"), counter.opening)
-        return style, fit(pieces, style.render, counter.count, CONTEXT_TOKENS, max_new_tokens)
+        style = PromptStyle(mode, read_template(self.folder), Names("You", "Assistant"), counter.opening)
+        return style, fit_to_context(parts, style.render, counter.count, CONTEXT_TOKENS, max_new_tokens)
 
-    def answer(self, message: int, mode: Mode, pieces: Pieces, max_new_tokens: int = 24) -> Fitted:
-        style, fitted = self.prepare(mode, pieces, max_new_tokens)
-        sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens, stop=style.stop_strings(pieces.voice))
+    def answer(self, message: int, mode: Mode, parts: PromptParts, max_new_tokens: int = 24) -> FittedPrompt:
+        style, fitted = self.prepare(mode, parts, max_new_tokens)
+        sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens, stop=style.stop_strings(parts.voice))
         answer = self.runner.generate(fitted.prompt, sampling)
-        self.recorder.follow(message, answer, "starter", lambda text: style.tidy(text, pieces))
+        self.recorder.follow(message, answer, "starter", lambda text: style.clean_answer(text, parts))
         assert self.recorder.wait(message, WAIT_S)
         return fitted
 
@@ -72,7 +72,7 @@ def turns(messages: tuple[Message, ...]) -> tuple[Turn, ...]:
 def test_the_counter_and_the_engine_agree_to_the_token(talk: Talk, mode: Mode) -> None:
     question = talk.store.append_user(talk.chat, "What is the capital of France? 法国的首都？ 😀", None)
     message = talk.store.begin_answer(talk.chat, question)
-    fitted = talk.answer(message, mode, Pieces(turns(talk.messages()[:1]), "You are brief."), 4)
+    fitted = talk.answer(message, mode, PromptParts(turns(talk.messages()[:1]), "You are brief."), 4)
     last = talk.messages()[-1]
     assert last.stats["prompt_tokens"] == fitted.prompt_tokens and last.stats["model"] == "starter"
 
@@ -82,14 +82,14 @@ def test_an_answer_goes_on_as_if_it_had_never_ended(talk: Talk) -> None:
     question = talk.store.append_user(talk.chat, "Tell me about the ocean.", None)
     message = talk.store.begin_answer(talk.chat, question)
     asked = turns(talk.messages()[:1])
-    talk.answer(message, "instruct", Pieces(asked), 30)
+    talk.answer(message, "instruct", PromptParts(asked), 30)
     whole = talk.messages()[-1].text
     half = talk.store.begin_version(message)
-    talk.answer(half, "instruct", Pieces(asked), 12)
+    talk.answer(half, "instruct", PromptParts(asked), 12)
     beginning = talk.messages()[-1].text
     assert whole.startswith(beginning) and talk.messages()[-1].stats["reason"] == "length"
     talk.store.reopen_answer(half)
-    talk.answer(half, "instruct", Pieces(asked, start=beginning), 18)
+    talk.answer(half, "instruct", PromptParts(asked, start=beginning), 18)
     assert talk.messages()[-1].text == whole
     assert talk.messages()[-1].versions == (message, half)
 
@@ -97,15 +97,15 @@ def test_an_answer_goes_on_as_if_it_had_never_ended(talk: Talk) -> None:
 def test_a_reply_begins_with_the_given_words(talk: Talk) -> None:
     question = talk.store.append_user(talk.chat, "What is the capital of France?", None)
     message = talk.store.begin_answer(talk.chat, question, "In a word:")
-    talk.answer(message, "instruct", Pieces(turns(talk.messages()[:1]), start="In a word:"))
+    talk.answer(message, "instruct", PromptParts(turns(talk.messages()[:1]), start="In a word:"))
     assert talk.messages()[-1].text.startswith("In a word: ") and len(talk.messages()[-1].text) > 12
 
 
 def test_the_model_writes_our_line_and_stops(talk: Talk) -> None:
     question = talk.store.append_user(talk.chat, "What is the capital of France?", None)
     answer = talk.store.begin_answer(talk.chat, question)
-    talk.answer(answer, "instruct", Pieces(turns(talk.messages()[:1])), 40)
-    style, fitted = talk.prepare("instruct", Pieces(turns(talk.messages()), voice="user", start="And what"), 40)
+    talk.answer(answer, "instruct", PromptParts(turns(talk.messages()[:1])), 40)
+    style, fitted = talk.prepare("instruct", PromptParts(turns(talk.messages()), voice="user", start="And what"), 40)
     line = talk.runner.generate(
         fitted.prompt, Sampling(temperature=0, max_new_tokens=40, stop=style.stop_strings("user"))
     )

@@ -16,7 +16,7 @@ import pytest
 from core.chat import template as templates
 from core.chat.modes import Names
 from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
-from core.chat.truncation import Pieces
+from core.chat.truncation import PromptParts
 from core.chat.turn_rendering import render_turns
 from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits, _Child, close_all
 
@@ -195,9 +195,9 @@ def test_a_limit_is_said_at_once_and_no_other_form_of_the_chat_is_tried(monkeypa
         raise LimitReached("memory")
 
     monkeypatch.setattr(templates._Renderer, "render", render)
-    pieces = Pieces((Turn(role="assistant", content="Hello."), *ask()), system="Be brief.")
+    parts = PromptParts((Turn(role="assistant", content="Hello."), *ask()), system="Be brief.")
     with pytest.raises(TemplateLimitError):
-        render_turns(ChatTemplate(SAID, "", "", "m"), pieces, Names("You", "Ada"), "Be brief.")
+        render_turns(ChatTemplate(SAID, "", "", "m"), parts, Names("You", "Ada"), "Be brief.")
     assert len(tried) == 1
 
 

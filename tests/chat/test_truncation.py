@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from core.chat.modes import Names, Style, notebook_pieces
+from core.chat.modes import Names, PromptStyle, notebook_parts
 from core.chat.template import ChatTemplate, Turn
 from core.chat.tokens import TokenCounter, read_counter
-from core.chat.truncation import ContextError, Pieces, find_first, fit, join_texts
+from core.chat.truncation import ContextError, PromptParts, find_first, fit_to_context, join_texts
 from core.common.errors import CheckpointError
 from tests.support.chat_templates import SOURCES
 
 NAMES = Names("Tom", "Ada")
-LLAMA2 = Style("instruct", ChatTemplate(None, "<s>", "</s>"), NAMES)
+LLAMA2 = PromptStyle("instruct", ChatTemplate(None, "<s>", "</s>"), NAMES)
 
 
 def count_words(text: str) -> int:
@@ -39,16 +39,16 @@ def talk(*lengths: int) -> tuple[Turn, ...]:
 
 def test_all_that_fits_is_in() -> None:
     history, example = talk(5, 5, 5), talk(3, 3)
-    fitted = fit(Pieces(history, "Ada.", (example,)), LLAMA2.render, count_words, 1000, 100)
+    fitted = fit_to_context(PromptParts(history, "Ada.", (example,)), LLAMA2.render, count_words, 1000, 100)
     assert (fitted.first_kept, fitted.num_examples, fitted.history_tokens) == (0, 1, 15)
     assert fitted.prompt_tokens == count_words(fitted.prompt) and fitted.room_tokens == 1000 - fitted.prompt_tokens
 
 
 def test_examples_go_before_any_message_and_the_oldest_messages_next() -> None:
-    pieces = Pieces(talk(20, 20, 20, 20, 20), "Ada likes numbers.", (talk(30, 30), talk(30, 30)))
+    parts = PromptParts(talk(20, 20, 20, 20, 20), "Ada likes numbers.", (talk(30, 30), talk(30, 30)))
     seen = []
     for context in range(400, 40, -1):
-        fitted = fit(pieces, LLAMA2.render, count_words, context, 10)
+        fitted = fit_to_context(parts, LLAMA2.render, count_words, context, 10)
         assert "Ada likes numbers." in fitted.prompt and "m4" in fitted.prompt
         assert fitted.prompt_tokens <= context - 10
         for place in range(5):
@@ -59,32 +59,32 @@ def test_examples_go_before_any_message_and_the_oldest_messages_next() -> None:
 
 def test_what_is_too_long_is_asked_about() -> None:
     with pytest.raises(ContextError) as caught:
-        fit(Pieces(talk(5, 5, 500), "Ada."), LLAMA2.render, count_words, 200, 50)
+        fit_to_context(PromptParts(talk(5, 5, 500), "Ada."), LLAMA2.render, count_words, 200, 50)
     assert caught.value.key == "message_too_long" and caught.value.params["tokens"] == 500
     assert 100 < int(caught.value.params["limit"]) < 150
     with pytest.raises(ContextError) as caught:
-        fit(Pieces(talk(5), "word " * 500), LLAMA2.render, count_words, 200, 50)
+        fit_to_context(PromptParts(talk(5), "word " * 500), LLAMA2.render, count_words, 200, 50)
     assert caught.value.key == "character_too_long"
     with pytest.raises(ContextError) as caught:
-        fit(Pieces(talk(5), start="word " * 500), LLAMA2.render, count_words, 200, 50)
+        fit_to_context(PromptParts(talk(5), start="word " * 500), LLAMA2.render, count_words, 200, 50)
     assert caught.value.key == "message_too_long"
 
 
 def test_a_generous_answer_does_not_push_out_the_chat() -> None:
-    fitted = fit(Pieces(talk(*[20] * 9)), LLAMA2.render, count_words, 300, 100_000)
+    fitted = fit_to_context(PromptParts(talk(*[20] * 9)), LLAMA2.render, count_words, 300, 100_000)
     assert 100 < fitted.prompt_tokens <= 150 and fitted.room_tokens >= 150
 
 
 def test_nothing_said_yet_fits() -> None:
-    assert fit(Pieces((), "Ada."), LLAMA2.render, count_words, 100, 10).first_kept == 0
-    plain = Style("notebook", LLAMA2.template, NAMES)
-    assert fit(notebook_pieces(""), plain.render, count_words, 100, 10).prompt == ""
+    assert fit_to_context(PromptParts((), "Ada."), LLAMA2.render, count_words, 100, 10).first_kept == 0
+    plain = PromptStyle("notebook", LLAMA2.template, NAMES)
+    assert fit_to_context(notebook_parts(""), plain.render, count_words, 100, 10).prompt == ""
 
 
 def test_a_notebooks_oldest_lines_go() -> None:
     text = "".join(f"line {number} of it\n" for number in range(100))
-    plain = Style("notebook", LLAMA2.template, NAMES)
-    fitted = fit(notebook_pieces(text), plain.render, count_words, 100, 20)
+    plain = PromptStyle("notebook", LLAMA2.template, NAMES)
+    fitted = fit_to_context(notebook_parts(text), plain.render, count_words, 100, 20)
     assert text.endswith(fitted.prompt) and fitted.first_kept == 80 and fitted.prompt.startswith("line 80 of it\n")
 
 
@@ -96,23 +96,25 @@ def test_a_notebooks_oldest_lines_go() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_no_message_more_would_fit(lengths: list[int], context: int, name: str, chance: random.Random) -> None:
-    render = Style("instruct", ChatTemplate(SOURCES[name], "<s>", "</s>"), NAMES).render
-    pieces = Pieces(talk(*lengths), "Ada.")
-    fitted = fit(pieces, render, count_words, context, 20)
+    render = PromptStyle("instruct", ChatTemplate(SOURCES[name], "<s>", "</s>"), NAMES).render
+    parts = PromptParts(talk(*lengths), "Ada.")
+    fitted = fit_to_context(parts, render, count_words, context, 20)
     limit = context - min(20, context // 2)
     assert fitted.prompt_tokens == count_words(fitted.prompt) <= limit
     if fitted.first_kept:
-        assert count_words(render(Pieces(pieces.history[fitted.first_kept - 1 :], "Ada."))) > limit
+        assert count_words(render(PromptParts(parts.history[fitted.first_kept - 1 :], "Ada."))) > limit
 
 
 def test_a_long_chat_is_rendered_a_few_times() -> None:
     renders: list[int] = []
 
-    def render(pieces: Pieces) -> str:
-        renders.append(len(pieces.history))
-        return LLAMA2.render(pieces)
+    def render(parts: PromptParts) -> str:
+        renders.append(len(parts.history))
+        return LLAMA2.render(parts)
 
-    fit(Pieces(talk(*[random.Random(1).randint(5, 60) for _ in range(500)])), render, count_words, 4096, 512)
+    fit_to_context(
+        PromptParts(talk(*[random.Random(1).randint(5, 60) for _ in range(500)])), render, count_words, 4096, 512
+    )
     assert len(renders) <= 6
 
 

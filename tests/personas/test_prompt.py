@@ -1,4 +1,4 @@
-"""From a character to the pieces of a prompt: macros, lorebook, decorators, example dialogue."""
+"""From a character to the parts of a prompt: macros, lorebook, decorators, example dialogue."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from core.personas.character import Character
 from core.personas.decorators import split_decorators
 from core.personas.examples import ExampleTurn, split_examples
-from core.personas.lorebook import MAX_RECURSIONS, Chat, Said, activate
+from core.personas.lorebook import MAX_RECURSIONS, Chat, LoreMessage, activate
 from core.personas.macros import Macros
-from core.personas.prompt import Pieces, Setting, build_pieces, greetings
+from core.personas.prompt import CharacterParts, MacroContext, build_parts, greetings
 from core.personas.user import UserPersona
 from tests.support.cards import VALUES
 from tests.support.lorebooks import NOON, count, lore, macros, texts
 
 
-def setting(**changes: Any) -> Setting:
+def context(**changes: Any) -> MacroContext:
     known: dict[str, Any] = {"user": UserPersona("Sam"), "count_tokens": count, "random": Random(1), "now": NOON}
-    return Setting(**(known | changes))
+    return MacroContext(**(known | changes))
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_the_same_lorebook_always_gives_the_same() -> None:
 
 @given(st.dictionaries(st.sampled_from(["entries", "scan_depth", "token_budget", "recursive_scanning"]), VALUES))
 def test_a_lorebook_of_nonsense_is_an_empty_one(book: dict[str, Any]) -> None:
-    activate(book, Chat([Said("user", "x")], macros()), count)
+    activate(book, Chat([LoreMessage("user", "x")], macros()), count)
 
 
 @given(
@@ -216,7 +216,7 @@ def test_a_lorebook_of_nonsense_is_an_empty_one(book: dict[str, Any]) -> None:
 )
 def test_an_entry_of_nonsense_stops_nothing(entry: dict[str, Any]) -> None:
     book = {"entries": [entry, {"constant": True, "content": "x"}], "token_budget": 1000, "scan_depth": 10**400}
-    assert "x" in texts(activate(book, Chat([Said("user", "x")], macros()), count))
+    assert "x" in texts(activate(book, Chat([LoreMessage("user", "x")], macros()), count))
 
 
 def test_example_dialogue_is_blocks_of_turns() -> None:
@@ -256,13 +256,13 @@ ROSA = Character(
 )
 
 
-def pieces(character: Character, said: str = "", **changes: Any) -> Pieces:
+def parts(character: Character, said: str = "", **changes: Any) -> CharacterParts:
     is_full = changes.pop("is_full", False)
-    return build_pieces(character, [Said("user", said)], setting(**changes), is_full=is_full)
+    return build_parts(character, [LoreMessage("user", said)], context(**changes), is_full=is_full)
 
 
 def test_a_character_becomes_the_pieces_of_a_prompt() -> None:
-    made = pieces(ROSA, "a bee", system_prompt="Help {{user}}.", user=UserPersona("Sam", "{{user}} is ten."))
+    made = parts(ROSA, "a bee", system_prompt="Help {{user}}.", user=UserPersona("Sam", "{{user}} is ten."))
     assert made.system == (
         "Help Sam. Stay Rosa.\n\nBees sting.\n\nRosa keeps bees.\n\nIn June.\n\nRosa's personality: calm\n\n"
         "Scenario: A garden.\n\nHoney.\n\nSam is ten."
@@ -273,24 +273,24 @@ def test_a_character_becomes_the_pieces_of_a_prompt() -> None:
 
 
 def test_what_a_card_does_not_say_is_the_users_own() -> None:
-    made = pieces(Character("A", context="I am {{char}}."), system_prompt="Help.", post_history="{{char}}, go on.")
+    made = parts(Character("A", context="I am {{char}}."), system_prompt="Help.", post_history="{{char}}, go on.")
     assert (made.system, made.post_history) == ("Help.\n\nI am A.", "A, go on.")
 
 
 def test_lore_may_go_first_or_switch_instructions_off() -> None:
-    assert "Honey." not in pieces(ROSA, "a bee", is_full=True).system
-    assert pieces(ROSA, "quiet").post_history == ""
+    assert "Honey." not in parts(ROSA, "a bee", is_full=True).system
+    assert parts(ROSA, "quiet").post_history == ""
 
 
 def test_notes_tags_and_creator_never_enter_the_prompt() -> None:
-    made = pieces(Character("A", creator="SECRET", creator_notes="SECRET", tags=("SECRET",), version="SECRET"))
+    made = parts(Character("A", creator="SECRET", creator_notes="SECRET", tags=("SECRET",), version="SECRET"))
     assert "SECRET" not in repr(made)
 
 
 def test_greetings_are_flipped_through_with_the_users_name() -> None:
-    assert greetings(ROSA, setting()) == ("Hi Sam, I am Rosa.", "Oh, Sam!")
-    assert greetings(Character("A", greeting="{{user}}", your_name="Kim"), setting()) == ("Kim",)
-    assert greetings(Character("A", greeting="{{user}}"), setting(user=UserPersona())) == ("You",)
+    assert greetings(ROSA, context()) == ("Hi Sam, I am Rosa.", "Oh, Sam!")
+    assert greetings(Character("A", greeting="{{user}}", your_name="Kim"), context()) == ("Kim",)
+    assert greetings(Character("A", greeting="{{user}}"), context(user=UserPersona())) == ("You",)
 
 
 @pytest.mark.parametrize("macro", ["{{original}}", "{{user}}", "<user>", "{{reverse:{{original}}}}"])

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from core.chat.model_prompt import read_reader
-from core.chat.modes import Names, Style
+from core.chat.model_prompt import read_model_prompt
+from core.chat.modes import Names, PromptStyle
 from core.chat.template import Turn
-from core.chat.truncation import Pieces
+from core.chat.truncation import PromptParts
 from core.engine.process import WorkerProcess
 from core.engine.protocol import Conversation
 from core.engine.runner import Runner
@@ -103,21 +103,21 @@ def test_a_choice_that_cannot_be_read_is_none(text: str) -> None:
 def test_a_chat_over_a_server_is_put_to_it_as_turns_and_a_notebook_as_text(
     engines: EngineRouter, server: OpenAiStandin
 ) -> None:
-    assert read_reader(engines) is None
+    assert read_model_prompt(engines) is None
     engines.connect(RemoteSelection(server.url, "small"))
     engines.wait_while_loading(WAIT_S)
-    reader = read_reader(engines)
+    reader = read_model_prompt(engines)
     assert reader is not None and reader.folder is None and reader.counter.is_exact
     names = Names("Kim", "Ada")
-    pieces = Pieces((Turn(role="user", content="Hi"),), system="Be kind.", start="Well")
-    prompt = Style("chat-instruct", reader.template, names).render(pieces)
+    parts = PromptParts((Turn(role="user", content="Hi"),), system="Be kind.", start="Well")
+    prompt = PromptStyle("chat-instruct", reader.template, names).render(parts)
     assert isinstance(prompt, Conversation) and prompt.is_open
     assert [role for role, _ in prompt.turns] == ["system", "user", "assistant"]
     assert prompt.turns[0][1].endswith("Be kind.") and prompt.turns[2][1] == "Well"
     assert reader.count_prompt(prompt) == server.behaviour.count
-    line = Style("instruct", reader.template, names).render(Pieces(pieces.history, voice="user"))
+    line = PromptStyle("instruct", reader.template, names).render(PromptParts(parts.history, voice="user"))
     assert isinstance(line, Conversation) and line.is_open and line.turns[-1][0] == "user"
-    plain = Style("chat", reader.template, names).render(pieces)
+    plain = PromptStyle("chat", reader.template, names).render(parts)
     assert not isinstance(plain, Conversation) and plain.endswith("Ada: Well")
 
 

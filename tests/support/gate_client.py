@@ -43,7 +43,7 @@ async def says_who(scope: dict[str, Any], receive: Callable[[], Any], send: Call
         await send({"type": "websocket.send", "text": f"{person_in(headers)!r} {message['text']}"})
 
 
-class People:
+class SignedInPeople:
     """Signing on where the cookie "who" is the person's name; those whose name ends with a star are not invited."""
 
     providers: Sequence[str] = ("default",)

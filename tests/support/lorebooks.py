@@ -6,7 +6,7 @@ from datetime import datetime
 from random import Random
 from typing import Any
 
-from core.personas.lorebook import Chat, Lore, Said, activate
+from core.personas.lorebook import Chat, Lore, LoreMessage, activate
 from core.personas.macros import Macros
 
 NOON = datetime(2026, 3, 4, 12, 30)
@@ -22,7 +22,7 @@ def count(text: str) -> int:
 
 def lore(entries: list[dict[str, Any]], said: list[str], greeting: int = 0, **book: Any) -> list[Lore]:
     """What a lorebook adds to a chat in which the user and the character take turns."""
-    messages = [Said("assistant" if number % 2 else "user", text) for number, text in enumerate(said)]
+    messages = [LoreMessage("assistant" if number % 2 else "user", text) for number, text in enumerate(said)]
     full = [{"enabled": True, "insertion_order": 0, "extensions": {}} | entry for entry in entries]
     return activate({"entries": full, "extensions": {}} | book, Chat(messages, macros(), greeting), count)
 

@@ -23,7 +23,7 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.widgets import has, named
 from ui.characters.draft import DRAFTS_KEY
 from ui.characters.importing import import_file
-from ui.characters.preview import Reader, loaded_reader, render_prompt
+from ui.characters.preview import NO_MODEL, loaded_model, render_prompt
 from ui.shared import resources
 
 ADA = Character("Ada", greeting="Hi {{user}}", context="{{char}} teaches.", tags=("maths", "teacher"))
@@ -371,15 +371,14 @@ def test_no_file_gives_more_than_a_sentence(store: Characters, content: bytes) -
 
 
 def test_the_preview_is_the_prompt_that_lorebooks_answer_to(store: Characters) -> None:
-    reader = loaded_reader()
-    assert isinstance(reader, Reader)
-    assert not reader.counter.is_exact
+    model = loaded_model()
+    assert model is NO_MODEL and not model.counter.is_exact
     character = replace(ADA, lorebook=BOOK, example_dialogue="<START>\n{{user}}: Q\n{{char}}: A")
-    prompt = render_prompt(character, UserPersona("Kim", "Kim is a cook."), "A bee!", reader)
+    prompt = render_prompt(character, UserPersona("Kim", "Kim is a cook."), "A bee!", model)
     for part in ("Ada teaches.", "Kim is a cook.", "Kim: Q\nAda: A", "Ada: Hi Kim", "Kim: A bee!", "Bees sting."):
         assert part in prompt
     assert prompt.endswith("Ada:")
-    assert "Bees sting." not in render_prompt(character, UserPersona(), "A cat!", reader)
+    assert "Bees sting." not in render_prompt(character, UserPersona(), "A cat!", model)
 
 
 def test_a_loaded_model_counts_by_its_own_tokenizer(store: Characters, tmp_path: Path) -> None:
@@ -388,7 +387,7 @@ def test_a_loaded_model_counts_by_its_own_tokenizer(store: Characters, tmp_path:
     resources.engine().load(tmp_path / "models" / "tiny", 0, 1)
     resources.engine().wait_while_loading(30)
     assert "as tiny gets it" in words(open_tab(character="Ada"))
-    assert loaded_reader().counter.is_exact
+    assert loaded_model().counter.is_exact
 
 
 def test_the_users_own_persona_is_saved(store: Characters) -> None:

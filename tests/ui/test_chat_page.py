@@ -69,7 +69,7 @@ def restart() -> None:
     """What a new process finds: everything that is not on the disk is gone."""
     resources.recorder().close()
     resources.chat_file().close()
-    for accessor in (resources.asker, resources.recorder, resources.chat_file):
+    for accessor in (resources.chat_service, resources.recorder, resources.chat_file):
         accessor.clear()  # type: ignore[attr-defined]
 
 
@@ -218,7 +218,7 @@ def test_my_line_is_written_into_the_input(models: Path) -> None:
     tab = open_chat()
     finish(ask(tab, "hello"))
     click(tab, "chat_my_line")
-    if line := resources.asker().line(1):  # Else it was finished at once.
+    if line := resources.chat_service().impersonation(1):  # Else it was finished at once.
         assert line.answer.wait(WAIT_S)
         run(tab)
     assert named(tab.chat_input, "chat_input").value == "You said:" and len(history()) == 2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.chat.prompt_context import turns_of
 from core.chat.records import Chat
-from core.chat.service import Line, prepare, turns_of
+from core.chat.service import ImpersonationDraft
 from core.chat.template import Turn
 from core.common.errors import DeckError
 from ui.chat.session import (
@@ -23,11 +24,11 @@ from ui.chat.session import (
     last_seen,
     read_chat,
     show_chat,
-    told,
+    show_errors,
 )
-from ui.chat.setup import setup_of
+from ui.chat.setup import prompt_context
 from ui.shared.identity import held, let_go
-from ui.shared.resources import asker, chat_store, engine
+from ui.shared.resources import chat_service, chat_store, engine
 
 # What an answer is to begin with: typed beside the input, for a chat's next question alone.
 START = "chat_start"
@@ -43,7 +44,7 @@ def submit(tag: str) -> None:
 def ask(tag: str, text: str) -> bool:
     """Ask `text` in a chat, or note it down while that is busy; False where it was not taken."""
     asked: list[int] = []
-    told(lambda: asked.append(_ask(tag, text)))()
+    show_errors(lambda: asked.append(_ask(tag, text)))()
     return bool(asked)
 
 
@@ -55,13 +56,13 @@ def _ask(tag: str, text: str) -> int:
         return NEW_ID
     noted = chat.info.draft
     text = f"{noted}\n\n{text}" if noted else text
-    setup, start = setup_of(chat), held(START, tag)
+    context, start = prompt_context(chat), held(START, tag)
     if chat.info.id == NEW_ID:
         # What cannot be asked leaves no empty chat behind.
-        prepare([*turns_of(chat.messages), Turn(role="user", content=text)], setup, start=start)
+        context.prepare([*turns_of(chat.messages), Turn(role="user", content=text)], start=start)
         chat = keep(chat)
         after = chat.messages[-1].id if chat.messages else None
-    message = asker().send(chat.info.id, text, after, setup, start)
+    message = chat_service().send(chat.info.id, text, after, context, start)
     if noted:
         chat_store().drop_draft(chat.info.id, noted)
     let_go(START, tag)
@@ -76,7 +77,7 @@ def ask_noted(chat: Chat) -> Chat:
         return chat
     last = chat.messages[-1] if chat.messages else None
     try:
-        asker().send(chat.info.id, chat.info.draft, last.id if last else None, setup_of(chat))
+        chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, prompt_context(chat))
         chat_store().drop_draft(chat.info.id, chat.info.draft)
     except DeckError as error:
         if error.key != "chat_moved_on":
@@ -85,7 +86,7 @@ def ask_noted(chat: Chat) -> Chat:
     return read_chat(chat.info.id)
 
 
-@told
+@show_errors
 def take_noted(number: int) -> None:
     _take_noted(number)
 
@@ -98,40 +99,40 @@ def _take_noted(number: int) -> None:
         chat_store().drop_draft(number, info.draft)
 
 
-@told
-def write_my_line(tag: str) -> None:
+@show_errors
+def impersonate(tag: str) -> None:
     chat = chat_of(tag)
-    setup = setup_of(chat)
-    asker().impersonate(keep(chat).info.id, setup)
+    context = prompt_context(chat)
+    chat_service().impersonate(keep(chat).info.id, context)
 
 
-def take_line(number: int) -> Line | None:
+def take_impersonation(number: int) -> ImpersonationDraft | None:
     """The line that the model is writing for the person; a finished one goes into the input."""
-    line = asker().line(number)
-    if (text := asker().take_line(number)) is None:
-        return line
+    draft = chat_service().impersonation(number)
+    if (text := chat_service().take_impersonation(number)) is None:
+        return draft
     if text.strip():
         fill_input(text.strip())
-    if line is not None and line.answer.error is not None:
-        st.session_state[ERROR_KEY] = line.answer.error
+    if draft is not None and draft.answer.error is not None:
+        st.session_state[ERROR_KEY] = draft.answer.error
     return None
 
 
-@told
+@show_errors
 def stop(number: int) -> None:
-    asker().stop(number)
+    chat_service().stop(number)
 
 
-@told
+@show_errors
 def delete_chat(number: int) -> None:
-    asker().stop(number)
+    chat_service().stop(number)
     chat_store().delete_chat(number)
     if chosen_number() == number:
         begin_new()
     st.session_state[NOTICE_KEY] = Notice("chat", number, number)
 
 
-@told
+@show_errors
 def undo(notice: Notice) -> None:
     if notice.kind == "chat":
         chat_store().restore_chat(notice.number)

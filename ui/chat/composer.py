@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.chat.prompt_context import Prompt
 from core.chat.records import Chat
-from core.chat.service import Prompt
-from core.chat.truncation import Fitted
+from core.chat.truncation import FittedPrompt
 from core.common.errors import DeckError
-from ui.chat.actions import START, stop, undo, write_my_line
+from ui.chat.actions import START, impersonate, stop, undo
 from ui.chat.session import NEW_ID, NOTICE_KEY, Notice, is_busy, tag_of
 from ui.chat.setup import prompt_of
 from ui.shared.errors import sentence
@@ -78,7 +78,7 @@ def _draw_extras(chat: Chat) -> None:
         st.text_area(tr("chat.start"), key=key, height=80, placeholder=tr("chat.start_placeholder"),
                      help=tr("chat.start_help"), on_change=take_held, args=(START, tag, key))  # fmt: skip
         st.button(tr("chat.my_line"), key=f"chat_my_line_{tag}", icon=":material/record_voice_over:",
-                  help=tr("chat.my_line_help"), disabled=not chat.messages, on_click=write_my_line,
+                  help=tr("chat.my_line_help"), disabled=not chat.messages, on_click=impersonate,
                   args=(tag,))  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _draw_counter(chat: Chat, prompt: Prompt | DeckError | None) -> None:
             _draw_figures(chat, prompt.fitted, facts.context_tokens)
 
 
-def _draw_figures(chat: Chat, fitted: Fitted, context: int) -> None:
+def _draw_figures(chat: Chat, fitted: FittedPrompt, context: int) -> None:
     """How many tokens are taken; on a touch what of."""
     answer = recorder().answer(chat.messages[-1].id) if chat.messages else None
     used = fitted.prompt_tokens + (answer.num_tokens if answer else 0)

@@ -22,10 +22,10 @@ from ui.chat.session import (
     info_of,
     new_values,
     number_of,
+    show_errors,
     tag_of,
-    told,
 )
-from ui.chat.setup import cast_of, find_character
+from ui.chat.setup import character_prompt, find_character
 from ui.chat.transcript import shows_speed
 from ui.shared.fragment import redraw_alone
 from ui.shared.i18n import text, tr
@@ -85,7 +85,7 @@ class ChatSettings:
         return info_of(tag)
 
     def change(self, tag: str, **values: object) -> None:
-        told(change_settings)(tag, **values)
+        show_errors(change_settings)(tag, **values)
 
 
 def _who(info: ChatInfo) -> str:
@@ -130,7 +130,7 @@ def _choose_mode(chat: Chat, tag: str) -> None:
     st.caption(tr(f"mode.{chat.info.mode}_help"))
 
 
-@told
+@show_errors
 def _set_character(tag: str, key: str) -> None:
     character, number = st.session_state[key], number_of(tag)
     if number == NEW_ID:
@@ -139,7 +139,7 @@ def _set_character(tag: str, key: str) -> None:
         chat_store().set_character(number, character)
 
 
-@told
+@show_errors
 def _set_mode(tag: str, key: str) -> None:
     mode, number = st.session_state[key], number_of(tag)
     if number == NEW_ID:
@@ -148,7 +148,7 @@ def _set_mode(tag: str, key: str) -> None:
         chat_store().set_mode(number, mode)
 
 
-@told
+@show_errors
 def _keep_system(tag: str, key: str, drawn: str) -> None:
     system = st.session_state[key].strip()
     change_system(tag, system, known_value(SYSTEM, tag, drawn))
@@ -184,17 +184,17 @@ def _file_name(info: ChatInfo, ending: str) -> str:
 
 
 def _markdown(store: ChatStore, info: ChatInfo, owner: str) -> str:
-    names = cast_of(info, owner=owner).names
+    names = character_prompt(info, owner=owner).names
     return to_markdown(store.read(info.id), names.user, names.char)
 
 
-@told
+@show_errors
 def _rename(number: int, key: str, drawn: str) -> None:
     chat_store().rename(number, st.session_state[key], known_value(TITLE, number, drawn))
     note_stored(TITLE, number, chat_store().info(number).title)
 
 
-@told
+@show_errors
 def _pin(number: int, key: str) -> None:
     chat_store().pin(number, st.session_state[key])
 

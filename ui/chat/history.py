@@ -10,11 +10,11 @@ from core.chat.importing import read_chat_file
 from core.chat.records import ChatInfo, Hit
 from core.common.errors import DeckError
 from ui.chat.header import title_of
-from ui.chat.session import ERROR_KEY, FOUND_KEY, PARAM, show_chat, told
+from ui.chat.session import ERROR_KEY, FOUND_KEY, PARAM, show_chat, show_errors
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape, shortened
-from ui.shared.resources import asker, chat_store
+from ui.shared.resources import chat_service, chat_store
 from ui.shared.routing import CHAT_PAGE
 
 TITLE_CHARS = 26
@@ -57,7 +57,7 @@ def _draw_chats(current: int, count: int) -> None:
 
 
 def icon_of(info: ChatInfo) -> str:
-    if asker().is_busy(info.id):
+    if chat_service().is_busy(info.id):
         return "spinner"
     if info.is_pinned:
         return ":material/keep:"
@@ -86,7 +86,7 @@ def _snippet(hit: Hit) -> str:
     return f"{escape(before)}:primary[{escape(found)}]{escape(shortened(after, SNIPPET_CHARS))}"
 
 
-@told
+@show_errors
 def _open_hit(hit: Hit) -> None:
     if hit.message is not None:
         chat_store().show(hit.message)
@@ -105,7 +105,7 @@ def _draw_import() -> None:
         show_error(error)
 
 
-@told
+@show_errors
 def _import(key: str) -> None:
     """Each file for itself: one that is no chat keeps no other one out."""
     failed: list[tuple[str, DeckError]] = []

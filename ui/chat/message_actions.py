@@ -16,13 +16,13 @@ from ui.chat.session import (
     number_of,
     read_chat,
     show_chat,
+    show_errors,
     tag_of,
-    told,
 )
-from ui.chat.setup import setup_of
+from ui.chat.setup import prompt_context
 from ui.shared.browser import copy_to_clipboard
 from ui.shared.i18n import text, tr
-from ui.shared.resources import asker, chat_store, engine
+from ui.shared.resources import chat_service, chat_store, engine
 
 LONG_EDIT_CHARS, LONG_EDIT_PX = 1500, 420
 ICONS = {
@@ -81,7 +81,7 @@ def _for_last(chat: int, message: Message) -> None:
                   on_click=_answer, args=(name, chat, message.id))  # fmt: skip
 
 
-@told
+@show_errors
 def show_version(tag: str, message: int) -> None:
     """Show a message's version, or one of the greetings of a new chat, which may be kept by now."""
     if message > NEW_ID:
@@ -92,19 +92,19 @@ def show_version(tag: str, message: int) -> None:
         chat_store().show(read_chat(number).messages[0].versions[-message - 1])
 
 
-@told
+@show_errors
 def _answer(name: str, number: int, message: int) -> None:
     chat = read_chat(number)
-    setup = setup_of(chat)
+    context = prompt_context(chat)
     if name == "reply":
-        asker().reply(chat.info.id, message, setup)
+        chat_service().reply(chat.info.id, message, context)
     elif name == "go_on":
-        asker().go_on(chat.info.id, message, setup)
+        chat_service().continue_answer(chat.info.id, message, context)
     else:
-        asker().regenerate(chat.info.id, message, setup)
+        chat_service().regenerate(chat.info.id, message, context)
 
 
-@told
+@show_errors
 def _choose(chat: int, message: int, words: str) -> None:
     option = st.session_state[f"message_menu_{message}"]
     st.session_state.pop(COPY_KEY, None)
@@ -146,7 +146,7 @@ def draw_editor(chat: Chat, message: Message) -> None:
     with st.container(horizontal=True):
         if can_ask:
             st.button(tr("chat.edit_ask"), key=f"chat_edit_ask_{message.id}", type="primary", icon=":material/send:",
-                      help=tr("chat.edit_ask_help"), on_click=_ask_anew,
+                      help=tr("chat.edit_ask_help"), on_click=_edit_and_resend,
                       args=(chat.info.id, message.id))  # fmt: skip
         st.button(tr("chat.edit_save"), key=f"chat_edit_save_{message.id}", type="secondary" if can_ask else "primary",
                   help=tr("chat.edit_save_help"), on_click=_save, args=(message.id,))  # fmt: skip
@@ -154,14 +154,14 @@ def draw_editor(chat: Chat, message: Message) -> None:
                   args=(message.id,))  # fmt: skip
 
 
-@told
-def _ask_anew(number: int, message: int) -> None:
+@show_errors
+def _edit_and_resend(number: int, message: int) -> None:
     chat = read_chat(number)
-    asker().ask_anew(number, message, st.session_state[f"chat_edit_{message}"], setup_of(chat))
+    chat_service().edit_and_resend(number, message, st.session_state[f"chat_edit_{message}"], prompt_context(chat))
     _leave(message)
 
 
-@told
+@show_errors
 def _save(message: int) -> None:
     chat_store().edit(message, st.session_state[f"chat_edit_{message}"])
     _leave(message)

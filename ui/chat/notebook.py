@@ -7,14 +7,14 @@ import streamlit as st
 from core.chat.records import Chat, Message
 from core.chat.stats import error_of
 from ui.chat.actions import stop
-from ui.chat.session import NEW_ID, chat_of, is_busy, keep, tag_of, told
-from ui.chat.setup import setup_of
+from ui.chat.session import NEW_ID, chat_of, is_busy, keep, show_errors, tag_of
+from ui.chat.setup import prompt_context
 from ui.chat.transcript import POLL_S
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.identity import key_of
-from ui.shared.resources import asker, chat_store, engine, recorder
+from ui.shared.resources import chat_service, chat_store, engine, recorder
 
 TEXT = "notebook_text"
 HEIGHT_PX = 440
@@ -62,7 +62,7 @@ def _draw_buttons(chat: Chat, page: Message | None, tag: str, key: str) -> None:
                   disabled=busy or place == count - 1, on_click=_step, args=(tag, 1))  # fmt: skip
 
 
-@told
+@show_errors
 def _keep_text(tag: str, key: str) -> None:
     # While the model writes there is nothing to type in: this is the text that it was just given.
     if not is_busy(chat_of(tag)):
@@ -79,14 +79,14 @@ def _kept(tag: str, text: str) -> Chat:
     return chat
 
 
-@told
+@show_errors
 def _write_on(tag: str, key: str) -> None:
-    setup = setup_of(chat_of(tag))
+    context = prompt_context(chat_of(tag))
     kept = _kept(tag, st.session_state[key])
-    asker().write_on(kept.info.id, st.session_state[key], setup)
+    chat_service().continue_notebook(kept.info.id, st.session_state[key], context)
 
 
-@told
+@show_errors
 def _step(tag: str, by: int) -> None:
     """Show the text as it was one change before or after this one."""
     page = chat_of(tag).messages[-1]

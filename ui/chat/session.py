@@ -23,9 +23,9 @@ from core.chat.database import ChatStoreError
 from core.chat.records import Chat, ChatInfo, Message, Mode
 from core.common.errors import DeckError
 from core.common.panics import panics_as_errors, why_of
-from ui.chat.setup import cast_of, default_mode
+from ui.chat.setup import character_prompt, default_mode
 from ui.shared.people import person
-from ui.shared.resources import asker, chat_store, recorder
+from ui.shared.resources import chat_service, chat_store, recorder
 
 log = logging.getLogger(__name__)
 PARAM, NEW, CHARACTER = "chat", "new", "character"
@@ -52,7 +52,7 @@ class Notice(NamedTuple):
     chat: int
 
 
-def told(step: Callable[..., None]) -> Callable[..., None]:
+def show_errors(step: Callable[..., None]) -> Callable[..., None]:
     """For what a button does: an error becomes what the page says next."""
 
     @wraps(step)
@@ -84,7 +84,7 @@ def chosen_number() -> int:
         return int(name) if name.isdecimal() and len(name) <= MAX_NUMBER_DIGITS else NEW_ID
     if CHAT_KEY in st.session_state:
         return int(st.session_state[CHAT_KEY])
-    return next((info.id for info in chat_store().chats() if asker().is_busy(info.id)), NEW_ID)
+    return next((info.id for info in chat_store().chats() if chat_service().is_busy(info.id)), NEW_ID)
 
 
 def tag_of(info: ChatInfo) -> str:
@@ -172,7 +172,7 @@ def read_chat(number: int) -> Chat:
     return chat
 
 
-def is_gone() -> bool:
+def is_missing() -> bool:
     """Whether the address names a chat that the history does not have."""
     name = st.query_params.get(PARAM, NEW)
     if name == NEW:
@@ -184,7 +184,7 @@ def is_gone() -> bool:
     return False
 
 
-def arrive(has_arrived: bool) -> Chat:
+def open_chat(has_arrived: bool) -> Chat:
     """The chat to draw. On arrival from another page the address gets its name.
 
     Later that is left to the person's own steps, or the browser's way back would end here.
@@ -192,7 +192,7 @@ def arrive(has_arrived: bool) -> Chat:
     if character := st.query_params.get(CHARACTER):
         begin_new(character)
     chat = current_chat()
-    if not is_gone():
+    if not is_missing():
         if st.session_state.get(CHAT_KEY) != chat.info.id:
             # By the address, such as the browser's way back.
             forget_view()
@@ -232,7 +232,7 @@ def last_seen(number: int) -> int | None:
 
 def is_busy(chat: Chat) -> bool:
     """Whether something is being written in a chat, by this process or by another one that has the history open."""
-    return asker().is_busy(chat.info.id) or (bool(chat.messages) and chat.messages[-1].state == "writing")
+    return chat_service().is_busy(chat.info.id) or (bool(chat.messages) and chat.messages[-1].state == "writing")
 
 
 # A new chat ---------------------------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def new_chat_info() -> ChatInfo:
 
 def new_chat() -> Chat:
     values, info = new_values(), new_chat_info()
-    greetings = cast_of(info).greetings() if info.mode != "notebook" else ()
+    greetings = character_prompt(info).greetings() if info.mode != "notebook" else ()
     if not greetings:
         return Chat(info, ())
     # Their ids are below 0: the greetings to flip through, of which one will be the first message.
@@ -281,12 +281,12 @@ def keep(chat: Chat) -> Chat:
     if chat.info.id != NEW_ID:
         return chat
     info = chat.info
-    greetings = cast_of(info).greetings() if chat.messages else ()
+    greetings = character_prompt(info).greetings() if chat.messages else ()
     number = chat_store().create(info.mode, info.character, info.settings, greetings)
     if chat.messages and (place := new_values()["greeting"]):
         chat_store().show(chat_store().read(number).messages[0].versions[min(place, len(greetings) - 1)])
     _born()[number] = tag_of(info)
-    is_shown = is_gone() or chosen_number() == NEW_ID
+    is_shown = is_missing() or chosen_number() == NEW_ID
     st.session_state.pop(NEW_KEY, None)
     kept = chat_store().read(number)
     if is_shown:

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from core.chat.records import Chat, Message
-from core.chat.service import Line
+from core.chat.service import ImpersonationDraft
 from core.chat.stats import error_of, stats_of
 from core.engine.answer import Answer
 from ui.chat.actions import take_noted
@@ -143,12 +143,12 @@ def _draw_written(answer: Answer, said: str) -> None:
         st.caption(" · ".join(_figures(stats_of(answer, ""))))
 
 
-def draw_line(line: Line, faces: Faces) -> None:
+def draw_impersonation(line: ImpersonationDraft, faces: Faces) -> None:
     """What the model is writing for the person."""
-    redraw_every(POLL_S, _draw_line, line, faces)
+    redraw_every(POLL_S, _draw_impersonation, line, faces)
 
 
-def _draw_line(line: Line, faces: Faces) -> None:
+def _draw_impersonation(line: ImpersonationDraft, faces: Faces) -> None:
     with st.chat_message("user", avatar=faces.of("user")):
         st.text(line.text)
         st.markdown(f":shimmer[{tr('chat.writing_line')}]")

@@ -11,9 +11,8 @@ from core.access.access import Access
 from core.access.keys import KeyStore
 from core.chat.presets import Presets
 from core.chat.recorder import Recorder
-from core.chat.service import Asker
+from core.chat.service import ChatService
 from core.chat.store import ChatStore
-from core.chat.template import ChatTemplate, read_template
 from core.common.background import TaskPool
 from core.common.paths import person_dir
 from core.common.preferences import Preferences
@@ -69,9 +68,9 @@ def recorder() -> Recorder:
 
 
 @st.cache_resource(show_spinner=False)
-def asker() -> Asker:
+def chat_service() -> ChatService:
     """Asks in any chat whose number it is given: pages read it from `chat_store` first, which has their own only."""
-    return Asker(chat_file().of_all(), recorder(), engine())
+    return ChatService(chat_file().of_all(), recorder(), engine())
 
 
 def presets() -> Presets:
@@ -82,12 +81,6 @@ def presets() -> Presets:
 @st.cache_resource(show_spinner=False, max_entries=256)
 def _presets(owner: str) -> Presets:
     return Presets(person_dir(owner) / "presets.yaml")
-
-
-@st.cache_resource(show_spinner=False, max_entries=8)
-def chat_template(folder: str, changed_ns: int) -> ChatTemplate:
-    """The template of the model in `folder`, read anew when the folder was `changed_ns`."""
-    return read_template(Path(folder))
 
 
 def preferences() -> Preferences:

@@ -1,0 +1,72 @@
+"""How one chat is put to the model that answers: what was said, who speaks, the mode and the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from core.chat.character_prompt import CharacterPrompt
+from core.chat.model_prompt import ModelPrompt
+from core.chat.modes import PromptStyle, notebook_parts
+from core.chat.records import Message, Mode
+from core.chat.template import Turn
+from core.chat.truncation import FittedPrompt, PromptParts, fit_to_context
+from core.chat.turn_rendering import Voice
+from core.engine.sampling_params import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads. `begins_at` is the index of the oldest message in it: where the model's memory begins."""
+
+    parts: PromptParts
+    fitted: FittedPrompt
+    begins_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptContext:
+    """All that a chat's prompt depends on, except its messages."""
+
+    model: ModelPrompt
+    context_tokens: int
+    mode: Mode
+    character: CharacterPrompt
+    sampling: Sampling
+
+    @property
+    def style(self) -> PromptStyle:
+        return PromptStyle(self.mode, self.model.template, self.character.names, self.model.counter.opening)
+
+    def prepare(self, turns: Sequence[Turn], voice: Voice = "assistant", start: str = "") -> Prompt:
+        """The prompt for the next message, which begins with `start`. Messages without a word are left out.
+
+        Raises ContextError, TemplateError.
+        """
+        spoken = [(index, turn) for index, turn in enumerate(turns) if turn["content"].strip()]
+        prompt = self._prepare(spoken, voice, start, is_full=False)
+        return prompt if prompt.begins_at == 0 else self._prepare(spoken, voice, start, is_full=True)
+
+    def prepare_text(self, text: str) -> Prompt:
+        """The prompt that continues a notebook's text. Raises ContextError."""
+        parts = notebook_parts(text)
+        fitted = self._fit(parts)
+        return Prompt(parts, fitted, fitted.first_kept)
+
+    def _prepare(self, spoken: list[tuple[int, Turn]], voice: Voice, start: str, is_full: bool) -> Prompt:
+        composed = self.character.compose([turn for _, turn in spoken], is_full)
+        parts = replace(composed.parts, voice=voice, start=start)
+        fitted = self._fit(parts)
+        if fitted.first_kept == 0:
+            return Prompt(parts, fitted, 0)
+        kept = [index for index in composed.message_indexes[fitted.first_kept :] if index is not None]
+        return Prompt(parts, fitted, spoken[kept[0]][0] if kept else len(spoken))
+
+    def _fit(self, parts: PromptParts) -> FittedPrompt:
+        count, answer_tokens = self.model.counter.count, self.sampling.max_new_tokens
+        render, count_prompt = self.style.render, self.model.count_prompt
+        return fit_to_context(parts, render, count, self.context_tokens, answer_tokens, count_prompt)
+
+
+def turns_of(messages: Sequence[Message]) -> list[Turn]:
+    return [Turn(role="user" if one.role == "user" else "assistant", content=one.text) for one in messages]
