@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError, EngineError, InputError
 from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import KERNELS, Device, can_run
@@ -82,11 +83,13 @@ def check_fit(
     `context_tokens` 0 is the model's own limit, up to 4096. Steps are captured where that fits, else not; the kernel
     is then the fastest that fits, a leaner one where only that fits, and none of `without`. Raises InputError for a
     context or a number of chats that cannot be and for a `kernel` that does not take the checkpoint, CheckpointError
-    for one whose parts contradict each other, EngineError where no kernel takes it on these cards.
+    for a family that does not run here and for parts that contradict each other, EngineError where no kernel takes it
+    on these cards.
     """
     context_tokens = checked_context(checkpoint, context_tokens)
     if not 1 <= num_chats <= MAX_CHATS:
         raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
+    require_runnable(checkpoint)
     shapes = {captured: read_shape(checkpoint, merged=captured) for captured in (True, False)}
     refused: list[FitReport] = []
     for group in _groups(cards):

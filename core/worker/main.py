@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from core.bootstrap.machine_faults import fault_of_machine
 from core.checkpoint.checkpoint import read_checkpoint
+from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError, EngineError
 from core.common.logs import set_up_logs
 from core.common.panics import panics_as_errors
@@ -95,7 +96,8 @@ def main(fd: int, is_warm: bool = False) -> None:
         take_priority_back()
     assert isinstance(command, Load), command
     try:
-        read_checkpoint(command.folder)  # What cannot be loaded is said before seconds go into imports.
+        # What cannot be loaded is said before seconds go into imports.
+        require_runnable(read_checkpoint(command.folder))
         pipe.send(LoadProgress("start", 0.02))
         if is_warm:
             preparing.join()

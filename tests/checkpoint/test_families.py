@@ -1,0 +1,90 @@
+"""Families that do not run are refused by their configuration, each in words of its own; what runs passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
+from core.checkpoint.families import FAMILIES, RECURRENT, require_runnable
+from core.checkpoint.headers import TensorInfo
+from core.checkpoint.quantization import MatrixFormat
+from core.common.errors import DeckError
+from core.memory.fit import check_fit
+
+PLAIN = "model.layers.0.self_attn.q_proj.qweight"
+MLA = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"model_type": "qwen3_moe", "num_experts": 128}, "model.layers.0.mlp.experts.17.up_proj.qweight", "family_moe"),
+    ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.experts.0.w1.qweight", "family_moe"),
+    ({"model_type": "gpt_oss", "num_local_experts": 32}, PLAIN, "family_moe"),
+    ({"model_type": "new_moe", "n_routed_experts": 64, "auto_map": {"AutoModel": "a.B"}}, PLAIN, "family_moe"),
+    ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, PLAIN, "family_recurrent"),
+    ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, PLAIN, "family_recurrent"),
+    ({"model_type": "qwen3_next", "full_attention_interval": 4}, PLAIN, "family_recurrent"),
+    ({"model_type": "mamba2"}, PLAIN, "family_recurrent"),
+    ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_mla"),
+    ({"model_type": "glm4_moe_lite", **MLA}, PLAIN, "family_mla"),
+    ({"model_type": "gemma3", "vision_config": {}, "text_config": {"model_type": "gemma3_text"}},
+     "language_model.model.layers.0.mlp.up_proj.qweight", "family_vision"),
+    ({"model_type": "qwen3_5", "vision_config": {}, "text_config": {"model_type": "qwen3_5_text"}},
+     "model.visual.blocks.0.attn.qkv.weight", "family_vision"),
+    ({"model_type": "qwen2_vl", "vision_config": {}}, PLAIN, "family_vision"),
+    ({"model_type": "baichuan", "auto_map": {"AutoModelForCausalLM": "modeling_baichuan.B"}}, PLAIN,
+     "family_remote_code"),
+    ({"model_type": "falcon"}, PLAIN, "family_unknown"),
+    ({"model_type": "bloom", "n_head": 32}, PLAIN, "family_unknown"),
+    ({"model_type": "llama5"}, PLAIN, "family_unknown"),
+    ({"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"]}, PLAIN, "layer_types"),
+]  # fmt: skip
+RUNS: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "llama"}, PLAIN),
+    ({"model_type": "gpt_neox"}, "gpt_neox.layers.0.attention.query_key_value.qweight"),
+    ({"model_type": "phi3", "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}, PLAIN),
+    ({"model_type": "gemma2", "layer_types": ["sliding_attention", "full_attention"]}, PLAIN),
+    # What the load alone can tell stays with it.
+    ({}, PLAIN),
+    ({"model_type": ["llama"], "layer_types": 5, "num_experts": "many", "auto_map": 1}, PLAIN),
+    # Only the text model of a family with pictures, as a file of its own.
+    ({"model_type": "gemma3", "vision_config": {}, "text_config": {"model_type": "gemma3_text"}}, PLAIN),
+    # All experts of a layer in one tensor.
+    ({"model_type": "qwen3_moe", "num_experts": 4}, "model.layers.0.mlp.experts.gate_up_proj"),
+    # Compressed, but keys and values are of one length.
+    ({"model_type": "glm4_moe_lite", **MLA, "v_head_dim": 192}, PLAIN),
+    ({"model_type": "qwen3_next", "layer_types": ["full_attention", "full_attention"]}, PLAIN),
+]
+
+
+def checkpoint_of(config: dict[str, Any], tensor: str) -> Checkpoint:
+    info = TensorInfo("model.safetensors", "I32", (4, 32), 0, 512)
+    format = MatrixFormat(4, 32, is_permuted=False, is_symmetric=True, packing="gptq")
+    return make_checkpoint("a-model", config, format, {PLAIN: info, tensor: info})
+
+
+@pytest.mark.parametrize(("config", "tensor", "key"), REFUSED)
+def test_what_cannot_run_is_refused_by_its_kind(config: dict[str, Any], tensor: str, key: str) -> None:
+    with pytest.raises(DeckError) as caught:
+        require_runnable(checkpoint_of(config, tensor))
+    assert caught.value.key == key
+    for language in ("en", "zh"):
+        sentence = caught.value.sentence(language)
+        assert "a-model" in sentence and "ownload it again" not in sentence and "重新下载" not in sentence
+        assert key == "layer_types" or config["model_type"] in sentence
+
+
+@pytest.mark.parametrize(("config", "tensor"), RUNS)
+def test_what_a_load_could_run_is_not_refused(config: dict[str, Any], tensor: str) -> None:
+    require_runnable(checkpoint_of(config, tensor))
+
+
+def test_the_verdict_names_the_family_before_a_number_that_it_calls_otherwise() -> None:
+    """It once said that num_attention_heads is None, and to download the model again."""
+    with pytest.raises(DeckError) as caught:
+        check_fit(checkpoint_of({"model_type": "bloom", "n_head": 32}, PLAIN), [])
+    assert caught.value.key == "family_unknown"
+
+
+def test_every_listed_family_is_one_that_transformers_has() -> None:
+    assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) >= FAMILIES | RECURRENT
