@@ -271,13 +271,14 @@ def capture_steps(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: int)
     log that says why."""
     from triton.errors import TritonError  # type: ignore[import-not-found]
 
-    from core.worker.decode.cuda_graphs import GraphCache, GraphSteps
-    from core.worker.decode.fused_decoder_layer import fuse_head, fuse_layers, fuse_prefill
+    from core.worker.decode.cuda_graphs import GraphSteps
     from core.worker.decode.fused_modules import fuse_modules
+    from core.worker.decode.graph_cache import GraphCache
+    from core.worker.decode.layer_fusion import fuse_head, fuse_layers, fuse_prefill
 
-    def fuse_steps(cache: GraphCache, run_step: Callable[[], object], run_read: Callable[[], object]) -> None:
-        num_layers, has_head = fuse_layers(model, cache, run_step), fuse_head(model)
-        num_reading = fuse_prefill(model, run_read)
+    def fuse_steps(cache: GraphCache, run_decode: Callable[[], object], run_prefill: Callable[[], object]) -> None:
+        num_layers, has_head = fuse_layers(model, cache, run_decode), fuse_head(model)
+        num_reading = fuse_prefill(model, run_prefill)
         log.info("fused: %d layers, %d for prompts%s", num_layers, num_reading, ", the head" if has_head else "")
 
     attention_before = model.config._attn_implementation

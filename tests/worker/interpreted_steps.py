@@ -18,12 +18,14 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import KERNELS
 from core.worker.decode.cuda_graphs import GraphRecorder, GraphSteps
-from core.worker.decode.fused_decoder_layer import FusedDecoderLayer, fuse_prefill
+from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
 from core.worker.decode.fused_modules import fuse_modules
+from core.worker.decode.layer_fusion import fuse_prefill
 from core.worker.decode.sampling import cut, penalize
 from core.worker.decode.steps import EagerSteps, PendingTokens, ReadyTokens, Steps
-from core.worker.kernels import triton_ops
+from core.worker.kernels import triton_attention, triton_ops
 from core.worker.kernels.sampling_kernel import SlotSamplingState
+from core.worker.kernels.triton_sampling import sample_all
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -168,7 +170,7 @@ def test_attention_sees_each_slots_own_tokens_and_no_others(window: int, num_kv_
     keys, values = torch.randn(2, 4, num_kv_heads, context + 1, dim).half()
     slots, ends = torch.tensor([2, 0, 3, 4]), torch.tensor([80, 1, 150, 0])
     query = torch.randn(4, heads, 1, dim).half()
-    got = triton_ops.attend_decode(query, keys, values, slots, ends, dim**-0.5, window)
+    got = triton_attention.attend_decode(query, keys, values, slots, ends, dim**-0.5, window)
     for row in range(3):
         places = torch.tensor([int(ends[row]) - 1])
         wanted = attention(query[row], keys[slots[row]], values[slots[row]], places, window)
@@ -177,7 +179,7 @@ def test_attention_sees_each_slots_own_tokens_and_no_others(window: int, num_kv_
     chunk = torch.randn(1, heads, 70, dim).half()
     for begin in (0, 100):
         places = torch.arange(begin, begin + 70)
-        got = triton_ops.attend_prefill(
+        got = triton_attention.attend_prefill(
             chunk, keys, values, torch.tensor([1]), torch.tensor([begin]), dim**-0.5, window
         )
         wanted = attention(chunk[0], keys[1], values[1], places, window)
@@ -251,6 +253,6 @@ def draw(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> 
     tokens, positions, drawn = torch.zeros(2).long(), torch.tensor([position, 0]), torch.zeros(1).long()
     one, rows, seeds = torch.ones(1).long(), torch.zeros(1).long(), torch.tensor([seed, 0])
     slots = SlotSamplingState(settings, seeds, seen, tokens, positions)
-    triton_ops.sample_all(logits, torch.empty(1, 500), rows, slots, one, drawn)
+    sample_all(logits, torch.empty(1, 500), rows, slots, one, drawn)
     assert positions[0] == position + 1
     return int(drawn)

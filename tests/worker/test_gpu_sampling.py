@@ -38,7 +38,7 @@ def make_slots(vocabulary: int) -> SlotSamplingState:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("vocabulary", [500, 32000, 151936, 262144])
 def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
-    from core.worker.kernels.triton_ops import sample_all
+    from core.worker.kernels.triton_sampling import sample_all
 
     kernel = sampling_kernel_for(dtype, vocabulary, torch.device("cuda", 0))
     if kernel is None:

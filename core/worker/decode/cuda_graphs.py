@@ -1,14 +1,13 @@
-"""Steps as CUDA graphs: one a batch size for writing, one a chunk length for reading; knows no request and no text.
+"""Decode and prefill as CUDA graphs: one graph a batch size, one a chunk length.
 
-A captured step reads everything that changes from GPU memory: which slots, how far each has come, how it draws. So a
-step can follow another before the host has seen the first one's tokens.
+A captured step reads from GPU memory what changes: slots, positions, sampling settings. So a step can follow another
+before the host has read the first one's tokens.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,95 +16,28 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from core.common.errors import EngineError
 from core.engine.sampling_params import Sampling
 from core.memory.plan import batch_sizes, chunk_sizes
+from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.steps import PendingTokens
 from core.worker.kernels import triton_ops
 from core.worker.kernels.sampling_kernel import SETTINGS, SlotSamplingState, sampling_kernel_for
-from core.worker.model.attention import refuse_additions
-from core.worker.model.kv_cache import SlotCache
+from core.worker.kernels.triton_sampling import sample_all
 from core.worker.model.model_runner import ModelRunner
 
 ATTENTION = "llamadeck_captured"
-NO_WINDOW = 2**30
 WARM_UPS = 2
-# Which of the chunks' lengths stands for all of them where a part of the model is replaced: 128 tokens.
+# Of the chunk lengths, the one that stands for all where a part of the model is replaced: 128 tokens.
 PREFILL_PROBE = 3
-# In units of the logits' spread. Both run the same kernels; only what adds up in no fixed order may differ.
+# Of the logits' standard deviation. A recorded step runs the same kernels; only sums without a fixed order may differ.
 TOLERANCE = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionSpec:
-    """What a layer's attention asks for: how it scales, how far it looks back, its heads and their size."""
-
-    scale: float
-    window: int
-    heads: tuple[int, int]
-    dim: int
-
-
-class GraphCache:
-    """The slots' cache as a captured pass sees it: places are tensors, written and read by kernels of our own."""
-
-    def __init__(self, cache: SlotCache) -> None:
-        self._cache = cache
-        self.context_tokens, self.num_slots = cache.context_tokens, cache.num_slots
-        self.slots = self.columns = self.bounds = torch.empty(0)
-        # What each layer's attention asked for when it was last called.
-        self.attention_specs: dict[int, AttentionSpec] = {}
-
-    def set_targets(self, slots: torch.Tensor, columns: torch.Tensor, bounds: torch.Tensor) -> None:
-        """The next pass writes `columns` [rows, tokens] of `slots` [rows]. `bounds` [rows]: where a single token's
-        view ends, or where a chunk begins."""
-        self.slots, self.columns, self.bounds = slots, columns, bounds
-
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values, [slots, kv heads, columns, dim]."""
-        return self._cache.keys[index], self._cache.values[index]
-
-    def update(
-        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._cache.keys[layer_idx], self._cache.values[layer_idx]
-        triton_ops.store_kv(key, value, keys, values, self.slots, self.columns)
-        return keys, values
-
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor | None,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        **extras: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """Attention over the cache itself; what a model adds to plain attention is never left out in silence."""
-        refuse_additions(extras)
-        if mask is not None:
-            raise NotImplementedError("attention with a mask")
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        attend = triton_ops.attend_decode if query.shape[2] == 1 else triton_ops.attend_prefill
-        window = sliding_window or NO_WINDOW
-        index = getattr(module, "layer_idx", None)
-        if index is not None:
-            self.attention_specs[index] = AttentionSpec(scale, window, (query.shape[1], keys.shape[1]), query.shape[3])
-        return attend(query, keys, values, self.slots, self.bounds, scale, window), None
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return query_length, 0
-
-
 class AsyncTokens:
-    """Tokens on their way from the GPU."""
+    """Tokens that a copy brings from the GPU."""
 
-    def __init__(self, drawn: torch.Tensor) -> None:
-        self._tokens = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
-        self._tokens.copy_(drawn, non_blocking=True)
-        # The next step is under way meanwhile, so sleeping costs nothing, and spinning would take a core.
+    def __init__(self, sampled: torch.Tensor) -> None:
+        self._tokens = torch.empty(sampled.shape, dtype=sampled.dtype, pin_memory=True)
+        self._tokens.copy_(sampled, non_blocking=True)
+        # The next step is in flight meanwhile, so sleeping costs nothing; spinning would take a core.
         self._event = torch.cuda.Event(blocking=True)
         self._event.record()
 
@@ -115,27 +47,27 @@ class AsyncTokens:
 
 
 class GraphRecorder:
-    """What captured steps ask of CUDA."""
+    """What captured steps need of CUDA."""
 
     def new_pool(self) -> Any:
-        """Memory for captured steps; what ran before gives back what it does not hold."""
+        """A memory pool for captured steps. Memory that torch caches and nothing holds is freed first."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         return torch.cuda.graph_pool_handle()
 
     def record(self, compute: Callable[[], torch.Tensor], pool: Any) -> tuple[Callable[[], None], torch.Tensor]:
-        """`compute` as a graph: what runs it, and where it leaves its result."""
+        """Record `compute` as a graph: what replays it, and the tensor that holds its result."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
             result = compute()
         return graph.replay, result
 
-    def copy(self, drawn: torch.Tensor) -> PendingTokens:
-        return AsyncTokens(drawn)
+    def copy(self, sampled: torch.Tensor) -> PendingTokens:
+        return AsyncTokens(sampled)
 
 
 class GraphSteps:
-    """Steps of `model` as captured graphs. What they need is allocated here, at once, and never again."""
+    """Steps of `model` as captured graphs. Everything they need is allocated in __init__, and nothing later."""
 
     runs_ahead = True
 
@@ -146,14 +78,14 @@ class GraphSteps:
         recorder: GraphRecorder | None = None,
         fuse: Callable[[GraphCache, Callable[[], object], Callable[[], object]], object] | None = None,
     ) -> None:
-        """`fuse` may replace parts of the model before it is captured; it is given the cache, and what runs the model
-        for a new token of one or two slots, and for a piece of a prompt."""
+        """fuse(cache, run_decode, run_prefill) may replace modules before capture. run_decode runs one decode step of 1
+        or 2 slots, run_prefill one prefill chunk. Raises EngineError "captured_differs"."""
         self._model = model
         self.recorder = recorder or GraphRecorder()
         self.num_slots = model.cache.num_slots
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
-        device, many = model.device, self.num_slots + 1  # One more, for rows that stand for nobody.
+        device, many = model.device, self.num_slots + 1  # The last one is the padding slot, for rows without a request.
         self.settings = torch.ones((many, len(SETTINGS)), dtype=torch.float32, device=device)
         self.seeds = torch.zeros(many, dtype=torch.long, device=device)
         self.seen = torch.zeros((many, self.vocabulary), dtype=torch.uint8, device=device)
@@ -172,54 +104,54 @@ class GraphSteps:
         self.seen.zero_()
 
     def _capture(self) -> None:
-        """Record every step. All share one pool of memory, the largest first: they never run at the same time.
+        """Record every step, the largest first; all share one memory pool, since they never run at the same time.
 
-        Raises EngineError where a recorded step computes something else than the same step run plainly.
+        Raises EngineError where a recorded step computes something else than the same step run kernel by kernel.
         """
         steps: list[PrefillGraph | DecodeGraph] = [*reversed(self._prefill_graphs), *reversed(self._decode_graphs)]
         checked: list[PrefillGraph | DecodeGraph] = [self._prefill_graphs[-1], self._decode_graphs[-1]]
         for step in steps:
             for _ in range(WARM_UPS):
                 step.compute()
-        # A step of real slots goes on from where the last one came.
+        # A step changes the slots' tokens and positions, which the next one reads.
         tokens, positions = self.tokens.clone(), self.positions.clone()
 
-        def go_back() -> None:
+        def restore() -> None:
             self.tokens.copy_(tokens)
             self.positions.copy_(positions)
 
         wanted = []
         for step in checked:
-            go_back()
+            restore()
             wanted.append(step.compute().float())
         pool = self.recorder.new_pool()
         for step in steps:
             step.capture(pool)
         for step, plain in zip(checked, wanted, strict=True):
-            go_back()
+            restore()
             step.replay()
             tolerance = TOLERANCE * float(plain.std())
             if not torch.allclose(step.logits.float(), plain, atol=tolerance, rtol=0.0, equal_nan=True):
                 raise EngineError("captured_differs")
 
     def _run_decode(self) -> torch.Tensor:
-        """A new token of up to two slots, after a few others, run plainly."""
-        slots, read = range(min(2, self.num_slots)), self._prefill_graphs[0]
-        count = min(read.num_tokens, self.context_tokens - 1)
+        """Decode one token of up to two slots, after a short prefill, kernel by kernel; the logits."""
+        slots, prefill = range(min(2, self.num_slots)), self._prefill_graphs[0]
+        count = min(prefill.num_tokens, self.context_tokens - 1)
         for slot in slots:
-            read.load_inputs(slot, [(slot + 1) * place % self.vocabulary for place in range(count - slot)], 0, True)
-            read.compute()
-        write = next(write for write in self._decode_graphs if write.num_rows >= len(slots))
-        write.load_inputs(slots)
-        return write.compute()
+            prefill.load_inputs(slot, [(slot + 1) * place % self.vocabulary for place in range(count - slot)], 0, True)
+            prefill.compute()
+        decode = next(graph for graph in self._decode_graphs if graph.num_rows >= len(slots))
+        decode.load_inputs(slots)
+        return decode.compute()
 
     def _run_prefill(self) -> torch.Tensor:
-        """The second piece of a prompt, run plainly; half of a context that is not long enough for two."""
-        read, half = self._prefill_graphs[min(PREFILL_PROBE, len(self._prefill_graphs) - 1)], self.context_tokens // 2
-        count = max(1, min(read.num_tokens, half))
+        """Prefill the second chunk of a prompt, kernel by kernel; the logits. In a short context a half is one."""
+        graph = self._prefill_graphs[min(PREFILL_PROBE, len(self._prefill_graphs) - 1)]
+        count = max(1, min(graph.num_tokens, self.context_tokens // 2))
         for begin in (0, count):
-            read.load_inputs(0, [(begin + place) * 7 % self.vocabulary for place in range(count)], begin, True)
-            logits = read.compute()
+            graph.load_inputs(0, [(begin + place) * 7 % self.vocabulary for place in range(count)], begin, True)
+            logits = graph.compute()
         return logits
 
     def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
@@ -240,20 +172,20 @@ class GraphSteps:
     def run_model(self, tokens: torch.Tensor, positions: torch.Tensor, logits_of: int | torch.Tensor) -> torch.Tensor:
         return self._model.run_captured(tokens, positions, self.cache, logits_of)
 
-    def sample(self, logits: torch.Tensor, rows: torch.Tensor, step: torch.Tensor, drawn: torch.Tensor) -> None:
+    def sample(self, logits: torch.Tensor, rows: torch.Tensor, step: torch.Tensor, sampled: torch.Tensor) -> None:
         kernel = sampling_kernel_for(logits.dtype, self.vocabulary, logits.device)
         slots = SlotSamplingState(self.settings, self.seeds, self.seen, self.tokens, self.positions)
         if kernel:
-            kernel(logits, rows, slots, step, drawn)
+            kernel(logits, rows, slots, step, sampled)
         else:
-            triton_ops.sample_all(logits, self.scratch, rows, slots, step, drawn)
+            sample_all(logits, self.scratch, rows, slots, step, sampled)
 
 
 class _Step(ABC):
-    """One step that can be run plainly, captured, and from then on replayed: `compute` works from GPU memory alone."""
+    """A step that runs kernel by kernel until `capture`, and is replayed from then on."""
 
     replay: Callable[[], None]
-    # Where a replay leaves the logits of its rows.
+    # Where a replay leaves the logits [rows, vocabulary].
     logits: torch.Tensor
 
     def __init__(self, steps: GraphSteps) -> None:
@@ -261,7 +193,7 @@ class _Step(ABC):
 
     @abstractmethod
     def compute(self) -> torch.Tensor:
-        """Run the step, kernel by kernel; its logits."""
+        """Run the step kernel by kernel, from GPU memory alone; its logits [rows, vocabulary]."""
 
     def capture(self, pool: Any) -> None:
         """Record the step."""
@@ -269,16 +201,16 @@ class _Step(ABC):
 
 
 class DecodeGraph(_Step):
-    """The next token of up to `num_rows` slots."""
+    """Decodes the next token of up to `num_rows` slots. The rows left over are the padding slot's."""
 
     def __init__(self, steps: GraphSteps, num_rows: int) -> None:
         super().__init__(steps)
         self.num_rows = num_rows
         device = steps.tokens.device
         self._padding_slot = steps.num_slots
-        self._now: list[int] = []
+        self._slots: list[int] = []
         self._rows = torch.full((num_rows,), self._padding_slot, dtype=torch.long, device=device)
-        self._drawn = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self._sampled = torch.zeros(num_rows, dtype=torch.long, device=device)
         self._one = torch.ones(1, dtype=torch.long, device=device)
 
     def compute(self) -> torch.Tensor:
@@ -288,49 +220,49 @@ class DecodeGraph(_Step):
         )
         steps.cache.set_targets(self._rows, columns.unsqueeze(1), ends)
         logits = steps.run_model(tokens.unsqueeze(1), positions.unsqueeze(1), 1)
-        steps.sample(logits, self._rows, self._one, self._drawn)
+        steps.sample(logits, self._rows, self._one, self._sampled)
         return logits
 
     def load_inputs(self, slots: Sequence[int]) -> None:
-        now = [*slots, *[self._padding_slot] * (self.num_rows - len(slots))]
-        if now != self._now:
-            self._rows.copy_(torch.tensor(now))
-            self._now = now
+        padded = [*slots, *[self._padding_slot] * (self.num_rows - len(slots))]
+        if padded != self._slots:
+            self._rows.copy_(torch.tensor(padded))
+            self._slots = padded
 
     def run(self, slots: Sequence[int]) -> PendingTokens:
         self.load_inputs(slots)
         self.replay()
-        return self._steps.recorder.copy(self._drawn[: len(slots)])
+        return self._steps.recorder.copy(self._sampled[: len(slots)])
 
 
 class PrefillGraph(_Step):
-    """Up to `num_tokens` tokens of one slot's prompt."""
+    """Prefills up to `num_tokens` tokens of one slot's prompt."""
 
     def __init__(self, steps: GraphSteps, num_tokens: int) -> None:
         super().__init__(steps)
         self.num_tokens = num_tokens
         device = steps.tokens.device
         self._padding_slot = torch.tensor([steps.num_slots], device=device)
-        # The slot, the chunk's first position, its tokens, whether it is the last; then the tokens themselves.
-        self._what = torch.tensor([0, 0, 1, 0, *[0] * num_tokens], device=device)
-        self._places = torch.arange(num_tokens, device=device)
-        self._drawn = torch.zeros(1, dtype=torch.long, device=device)
+        # The slot, the chunk's first position, its length, whether it is the prompt's last; then its tokens.
+        self._inputs = torch.tensor([0, 0, 1, 0, *[0] * num_tokens], device=device)
+        self._offsets = torch.arange(num_tokens, device=device)
+        self._sampled = torch.zeros(1, dtype=torch.long, device=device)
 
     def compute(self) -> torch.Tensor:
         steps = self._steps
-        slot, begin, count, is_last = (self._what[place : place + 1] for place in range(4))
-        positions = begin + self._places
-        steps.cache.set_targets(slot, torch.where(self._places < count, positions, -1).unsqueeze(0), begin)
-        logits = steps.run_model(self._what[4:].unsqueeze(0), positions.unsqueeze(0), count - 1)
+        slot, begin, count, is_last = (self._inputs[index : index + 1] for index in range(4))
+        positions = begin + self._offsets
+        steps.cache.set_targets(slot, torch.where(self._offsets < count, positions, -1).unsqueeze(0), begin)
+        logits = steps.run_model(self._inputs[4:].unsqueeze(0), positions.unsqueeze(0), count - 1)
         rows = torch.where(is_last > 0, slot, self._padding_slot)
-        steps.sample(logits, rows, begin + count - steps.positions[rows], self._drawn)
+        steps.sample(logits, rows, begin + count - steps.positions[rows], self._sampled)
         return logits
 
     def load_inputs(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> None:
         rest = [0] * (self.num_tokens - len(chunk))
-        self._what.copy_(torch.tensor([slot, begin, len(chunk), int(is_last), *chunk, *rest]))
+        self._inputs.copy_(torch.tensor([slot, begin, len(chunk), int(is_last), *chunk, *rest]))
 
     def run(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
         self.load_inputs(slot, chunk, begin, is_last)
         self.replay()
-        return self._steps.recorder.copy(self._drawn) if is_last else None
+        return self._steps.recorder.copy(self._sampled) if is_last else None

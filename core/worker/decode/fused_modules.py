@@ -1,6 +1,6 @@
-"""Puts fused operations into a transformers model in place of its own, each only where it computes the same.
+"""Puts fused operations in place of a transformers model's own modules, each only where it computes the same.
 
-Knows no family of models: a module is taken by what it has, and by what comes out for the same input.
+A module is recognized by its attributes, whatever its family, and by its output for the same input.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from core.worker.kernels import triton_ops
 from core.worker.model.merged_linear import MergedPart
 
 log = logging.getLogger(__name__)
-# In units of the original's spread: half precision's own rounding over one operation stays below.
+# Of the output's standard deviation: half precision's rounding over one operation stays below.
 TOLERANCE = 0.01
 NUM_SAMPLES = 3
-# Kinds of rotary embedding whose frequencies do not change with the text's length.
+# Kinds of RoPE whose frequencies do not change with the length of the text.
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -37,19 +37,19 @@ class FusedNorm(nn.Module):
 
 
 class FusedMlp(nn.Module):
-    """A gated MLP whose gate and up are one matrix: two products and one kernel between them."""
+    """A SwiGLU MLP whose gate and up are one matrix: two products, and one kernel between them."""
 
-    def __init__(self, both: nn.Module, down: nn.Module) -> None:
+    def __init__(self, gate_up: nn.Module, down: nn.Module) -> None:
         super().__init__()
-        self.both, self.down = both, down
+        self.gate_up, self.down = gate_up, down
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down(triton_ops.swiglu(self.both(x)))
+        out: torch.Tensor = self.down(triton_ops.swiglu(self.gate_up(x)))
         return out
 
 
 class FusedRope(nn.Module):
-    """The angles of the rotary embedding in one kernel, where they depend on the position alone."""
+    """RoPE's cosines and sines in one kernel, where they depend on the position alone."""
 
     def __init__(self, frequencies: torch.Tensor, scaling: float) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class FusedRope(nn.Module):
 
 
 def fuse_modules(model: PreTrainedModel) -> list[str]:
-    """Replace what can be replaced; the names of what was, each once."""
+    """Replace modules of `model` by fused ones; the names of the kinds that were, sorted."""
     done = []
     for name, module in list(model.named_modules()):
         fused = _fused(module)
@@ -98,7 +98,7 @@ def _sample(module: nn.Module, model: PreTrainedModel) -> tuple[torch.Tensor, ..
 
 
 def _sample_angles(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
-    """Positions from the first to the last that the model is made for."""
+    """16 positions, from the first to the last that the model was trained for."""
     most = int(getattr(model.config.get_text_config(), "max_position_embeddings", 4096))
     positions = torch.linspace(0, most - 1, 16, device=model.device).long().unsqueeze(0)
     return torch.empty(0, dtype=model.dtype, device=model.device), positions
@@ -126,7 +126,7 @@ def _outputs(run: Callable[..., object], sample: tuple[torch.Tensor, ...]) -> li
 
 
 def _fuse_rope(model: PreTrainedModel) -> bool:
-    """Put `apply_rope` where the model's file has its own function of the usual name. One process runs one model."""
+    """Replace `apply_rotary_pos_emb` in the model's module. That holds for the whole process, which runs one model."""
     source = sys.modules[type(model).__module__]
     original = getattr(source, "apply_rotary_pos_emb", None)
     if original is None:
@@ -138,7 +138,7 @@ def _fuse_rope(model: PreTrainedModel) -> bool:
     generator = torch.Generator("cpu").manual_seed(0)
     shapes = ((1, heads, NUM_SAMPLES, dim), (1, kv_heads, NUM_SAMPLES, dim), *[(1, NUM_SAMPLES, dim)] * 2)
     made = [torch.randn(shape, generator=generator).to(model.device, model.dtype) for shape in shapes]
-    # Both halves of a head turn by the same angles.
+    # Both halves of a head have the same angles.
     angles = [torch.cat((angle[..., : dim // 2],) * 2, -1) for angle in made[2:]]
     if not is_equal_within_rounding(original, triton_ops.apply_rope, (*made[:2], *angles)):
         return False

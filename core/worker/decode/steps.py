@@ -1,6 +1,6 @@
-"""One step of the engine at a time, pass by pass: read a piece of a prompt, write a token for each of some slots.
+"""What the scheduler asks of a model, and the plain way to do it, pass by pass.
 
-The plain way, for a CPU and for what cannot be captured. core/worker/decode/cuda_graphs.py does it in CUDA graphs.
+EagerSteps serves CPUs and models that cannot be captured; decode/cuda_graphs.py does the same in CUDA graphs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from core.worker.model.model_runner import ModelRunner
 
 
 class PendingTokens(Protocol):
-    """Tokens that a step draws. `wait` waits until they are known: one for each slot, None where no number came out."""
+    """Tokens that a step samples."""
 
-    def wait(self) -> list[int | None]: ...
+    def wait(self) -> list[int | None]:
+        """One token for each slot of the step, as soon as they are known. None where the logits hold a NaN."""
 
 
 class Steps(Protocol):
-    """What the scheduler asks of a model. With `runs_ahead` a step may be asked for before the last one's tokens
-    are known: what a slot wrote last is then remembered on the GPU."""
+    """One step of the model at a time. `runs_ahead`: a step may be enqueued before the last one's tokens are known;
+    the GPU then remembers each slot's last token. `vocabulary`: how many tokens there are."""
 
     runs_ahead: bool
     num_slots: int
@@ -33,17 +34,17 @@ class Steps(Protocol):
     vocabulary: int
 
     def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
-        """The slot belongs to a new request from now on, whose prompt is `tokens`."""
+        """Give the slot to a new request, whose prompt is `tokens`. Its cached keys and values stay."""
 
     def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
-        """Read `chunk` of the slot's prompt from position `begin` on. The last chunk draws the answer's first token."""
+        """Prefill `chunk` of the slot's prompt, at positions from `begin` on. The last chunk samples a token."""
 
     def decode(self, slots: Sequence[int]) -> PendingTokens:
-        """The next token of each of `slots`, which are in ascending order."""
+        """Decode the next token of each of `slots`, in ascending order."""
 
 
 class ReadyTokens:
-    """Tokens that are there already."""
+    """Tokens that are known already."""
 
     def __init__(self, tokens: list[int | None]) -> None:
         self._tokens = tokens
@@ -53,7 +54,7 @@ class ReadyTokens:
 
 
 class SlotState:
-    """What a slot's next token follows from, beside its keys and values."""
+    """What a slot's next token depends on, beside the KV cache."""
 
     def __init__(self, sampling: Sampling, generator: torch.Generator, tokens: Sequence[int]) -> None:
         self.sampling = sampling
@@ -64,7 +65,7 @@ class SlotState:
 
 
 class EagerSteps:
-    """Steps as plain passes over the model, each finished before the next; tokens by a fast pass if there is one."""
+    """Steps as plain passes over the model, each finished before the next. `fast_decode`: a faster pass, if any."""
 
     runs_ahead = False
 
@@ -101,37 +102,38 @@ class EagerSteps:
     def decode(self, slots: Sequence[int]) -> PendingTokens:
         self._adapt_threads()
         if self._fast_decode is None:
-            logits = self._decode_plainly(slots)
+            logits = self._decode_range(slots)
         else:
-            rows = [self._states[slot] for slot in slots]
-            logits = self._fast_decode.forward(slots, [row.token for row in rows], [row.position for row in rows])
+            states = [self._states[slot] for slot in slots]
+            tokens, positions = [state.token for state in states], [state.position for state in states]
+            logits = self._fast_decode.forward(slots, tokens, positions)
         return ReadyTokens([self._sample(slot, row) for slot, row in zip(slots, logits, strict=True)])
 
     def _adapt_threads(self) -> None:
         if self._threads is not None:
             self._threads.adapt()
 
-    def _decode_plainly(self, slots: Sequence[int]) -> torch.Tensor:
-        between = range(slots[0], slots[-1] + 1)
-        rows = [self._states[slot] if slot in slots else None for slot in between]
-        # Rows between that are not being written compute along; what they write goes where nobody reads.
+    def _decode_range(self, slots: Sequence[int]) -> torch.Tensor:
+        """Logits of `slots`, by one pass over all slots from the first to the last of them."""
+        states = [self._states[slot] if slot in slots else None for slot in range(slots[0], slots[-1] + 1)]
+        # Slots between that decode nothing compute along. Their keys and values go to the column that nobody reads.
         unread, device = self._model.cache.unread_column, self._model.device
         logits = self._model.forward(
-            torch.tensor([[row.token if row else 0] for row in rows], device=device),
-            torch.tensor([[row.position if row else 0] for row in rows], device=device),
+            torch.tensor([[state.token if state else 0] for state in states], device=device),
+            torch.tensor([[state.position if state else 0] for state in states], device=device),
             slots[0],
-            max(row.position for row in rows if row) + 1,
-            torch.tensor([[row.position if row else unread] for row in rows], device=device),
+            max(state.position for state in states if state) + 1,
+            torch.tensor([[state.position if state else unread] for state in states], device=device),
         )
         return logits[[slot - slots[0] for slot in slots]]
 
     def _sample(self, slot: int, logits: torch.Tensor) -> int | None:
-        row, logits = self._states[slot], logits.float()
-        if logits.max().isnan():  # Where one is none, neither is the largest.
+        state, logits = self._states[slot], logits.float()
+        if logits.max().isnan():  # The maximum is NaN where any logit is.
             return None
-        is_penalized = row.sampling.repetition_penalty != 1.0
-        seen = torch.tensor(sorted(row.seen) if is_penalized else [], dtype=torch.long, device=logits.device)
-        row.token = sample(logits, row.sampling, seen, row.generator)
-        row.seen.add(row.token)
-        row.position += 1
-        return row.token
+        is_penalized = state.sampling.repetition_penalty != 1.0
+        seen = torch.tensor(sorted(state.seen) if is_penalized else [], dtype=torch.long, device=logits.device)
+        state.token = sample(logits, state.sampling, seen, state.generator)
+        state.seen.add(state.token)
+        state.position += 1
+        return state.token

@@ -1,0 +1,84 @@
+"""The KV cache as a captured pass sees it: our own kernels read and write it, at positions that lie in GPU memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from core.worker.kernels import triton_attention, triton_ops
+from core.worker.model.attention import refuse_additions
+from core.worker.model.kv_cache import SlotCache
+
+NO_WINDOW = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """A layer's attention: scale of the scores, window (columns), (query heads, KV heads), size of a head."""
+
+    scale: float
+    window: int
+    heads: tuple[int, int]
+    dim: int
+
+
+class GraphCache:
+    """Handed to transformers' model classes as `past_key_values`; `attend` is the attention that they call."""
+
+    def __init__(self, cache: SlotCache) -> None:
+        self._cache = cache
+        self.context_tokens, self.num_slots = cache.context_tokens, cache.num_slots
+        self.slots = self.columns = self.bounds = torch.empty(0)
+        # By layer: what its attention was last called with.
+        self.attention_specs: dict[int, AttentionSpec] = {}
+
+    def set_targets(self, slots: torch.Tensor, columns: torch.Tensor, bounds: torch.Tensor) -> None:
+        """The next pass writes `columns` [rows, tokens] of `slots` [rows]. bounds [rows]: the end of the columns that a
+        single token sees, or a chunk's first column."""
+        self.slots, self.columns, self.bounds = slots, columns, bounds
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values, [slots, kv heads, columns, dim]."""
+        return self._cache.keys[index], self._cache.values[index]
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new keys and values [rows, kv heads, tokens, dim]; the layer's whole cache, which `attend` gets."""
+        keys, values = self.layer(layer_idx)
+        triton_ops.store_kv(key, value, keys, values, self.slots, self.columns)
+        return keys, values
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        **extras: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Attention of query [rows, heads, tokens, dim] over the cache -> [rows, tokens, heads, dim].
+
+        Raises NotImplementedError for a mask, and for what a model adds to plain attention.
+        """
+        refuse_additions(extras)
+        if mask is not None:
+            raise NotImplementedError("attention with a mask")
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        attend = triton_attention.attend_decode if query.shape[2] == 1 else triton_attention.attend_prefill
+        window = sliding_window or NO_WINDOW
+        index = getattr(module, "layer_idx", None)
+        if index is not None:
+            self.attention_specs[index] = AttentionSpec(scale, window, (query.shape[1], keys.shape[1]), query.shape[3])
+        return attend(query, keys, values, self.slots, self.bounds, scale, window), None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0
