@@ -6,9 +6,9 @@ from core.chat.prompt_context import Prompt
 from core.chat.records import Chat
 from core.chat.stats import error_of
 from core.common.errors import DeckError
-from ui.chat import actions as chat_asking
-from ui.chat import session as chat
+from ui.chat import actions, session
 from ui.chat.composer import draw_composer, fitted_prompt
+from ui.chat.feedback import ERROR_KEY
 from ui.chat.header import draw_head
 from ui.chat.history import chat_list
 from ui.chat.notebook import draw_notebook
@@ -25,25 +25,25 @@ require_router()
 
 
 def draw_page() -> None:
-    current = chat_asking.ask_noted(chat.open_chat(has_arrived()))
-    line = chat_asking.take_impersonation(current.info.id)
+    current = actions.ask_noted(session.open_chat(has_arrived()))
+    draft = actions.take_impersonation(current.info.id)
     faces, prompt = faces_of(current.info), fitted_prompt(current)
     draw_head(current, faces)
-    if chat.is_missing():
+    if session.is_missing():
         st.info(tr("chat.gone"), icon=":material/info:")
     if current.info.mode == "notebook":
         draw_notebook(current)
     else:
         begins_at = 0 if prompt is None or isinstance(prompt, DeckError) else prompt.begins_at
         draw_transcript(current, faces, begins_at)
-        if line is not None:
-            draw_impersonation(line, faces)
+        if draft is not None:
+            draw_impersonation(draft, faces)
         elif not current.messages and is_ready:
-            draw_ideas(chat.tag_of(current.info))
+            draw_ideas(session.tag_of(current.info))
     silence_notice()
     if not is_ready:
         say_what_is_missing(current)
-    if error := st.session_state.get(chat.ERROR_KEY):
+    if error := st.session_state.get(ERROR_KEY):
         show_error(error)
     draw_input(current, prompt)
     with st.sidebar:
@@ -54,7 +54,7 @@ def draw_ideas(tag: str) -> None:
     st.markdown(tr("chat.greeting"))
     with st.container(horizontal=True):
         for name in ("explain", "write", "plan"):
-            st.button(tr(f"chat.idea_{name}"), key=f"chat_idea_{name}_{tag}", on_click=chat_asking.ask,
+            st.button(tr(f"chat.idea_{name}"), key=f"chat_idea_{name}_{tag}", on_click=actions.ask,
                       args=(tag, tr(f"chat.idea_{name}")))  # fmt: skip
 
 
@@ -76,10 +76,10 @@ def draw_input(current: Chat, prompt: Prompt | DeckError | None) -> None:
         return
     # Drawn outside st.bottom, where Streamlit pins it anyway: only then does the page follow a growing answer.
     # One for all chats: another one would lose the focus. What is typed in each is kept apart by the browser.
-    tag = chat.tag_of(current.info)
-    st.chat_input(tr("chat.placeholder") if is_ready else tr("chat.placeholder_empty"), key=chat.INPUT_KEY,
-                  disabled=not is_ready, on_submit=chat_asking.submit, args=(tag,))  # fmt: skip
-    keep_typed(chat.INPUT_KEY, tag, chat.born_tag(current.info), chat.place_of(current.info), chat.filled())
+    tag = session.tag_of(current.info)
+    st.chat_input(tr("chat.placeholder") if is_ready else tr("chat.placeholder_empty"), key=session.INPUT_KEY,
+                  disabled=not is_ready, on_submit=actions.submit, args=(tag,))  # fmt: skip
+    keep_typed(session.INPUT_KEY, tag, session.born_tag(current.info), session.place_of(current.info), session.filled())
 
 
 is_ready = engine().state.phase == "ready"

@@ -80,10 +80,11 @@ class ChatStore:
         character: str = "",
         settings: dict[str, Any] | None = None,
         greetings: Sequence[str] = (),
+        shown: int = 0,
     ) -> int:
-        """A new chat; several `greetings` are versions of its first message, of which the first is shown."""
+        """A new chat. Several `greetings` are versions of its first message, of which the one at `shown` is shown."""
         messages = [
-            CopiedMessage(None, "assistant", text, 0.0, is_shown=place == 0) for place, text in enumerate(greetings)
+            CopiedMessage(None, "assistant", text, 0.0, is_shown=index == shown) for index, text in enumerate(greetings)
         ]
         return self.add(CopiedChat(tuple(messages), mode=mode, character=character, settings=settings or {}))
 

@@ -6,20 +6,17 @@ Widgets are only views of it: their values go into the draft whenever they chang
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 import streamlit as st
 
-from core.common.errors import DeckError
-from core.personas.character import Character, CharacterError, compose_context
+from core.personas.character import Character, compose_context
 from core.personas.fields import read_name
 from core.personas.listing import Stamp
 from core.personas.lore_editing import book_values, change_book, change_entry, entry_indexes, entry_values
-from core.personas.pictures import as_png
-from core.personas.thumbnails import make_thumbnail
-from ui.characters import view as page
+from ui.characters.picture import PictureChoice
 from ui.shared.resources import characters
 
 DRAFTS_KEY = "characters_drafts"
@@ -30,37 +27,7 @@ TEXT_FIELDS = ("name", "context", "description", "personality", "scenario", "gre
                "version")  # fmt: skip
 PARTS = ("description", "personality", "scenario")
 NEW_CHARACTER = Character("")
-# A character and its picture, as the files held them at one time.
-Theirs = tuple[Character, Stamp]
 _numbers = count(1)
-
-
-@dataclass
-class PictureChoice:
-    """The picture that a form was given: a new one, none any more, or neither, which leaves it as it is."""
-
-    new: bytes | None = None
-    thumbnail: bytes | None = None
-    is_removed: bool = False
-    error: DeckError | None = None
-    num_uploads: int = 0
-
-    @property
-    def is_changed(self) -> bool:
-        return self.new is not None or self.is_removed
-
-    def take(self, file: str, content: bytes) -> None:
-        """Take what was uploaded, or keep the reason why it is no picture."""
-        self.num_uploads += 1
-        try:
-            png = as_png(file, content)
-            self.new, self.thumbnail, self.error = png, make_thumbnail(file, png), None
-            self.is_removed = False
-        except DeckError as error:
-            self.error = error
-
-    def remove(self) -> None:
-        self.new, self.thumbnail, self.error, self.is_removed = None, None, None, True
 
 
 @dataclass
@@ -149,9 +116,9 @@ def find(number: int) -> Draft | None:
 
 
 def collect(number: int) -> Draft | None:
-    """Take over what the form's widgets hold: for their on_change, and before a draft is saved.
+    """The draft, with what the form's widgets hold by now.
 
-    Gives the draft; None where the same click has ended it already: callbacks come in any order.
+    None where the same click has ended it already: callbacks come in any order.
     """
     draft = find(number)
     if draft is None:
@@ -173,6 +140,11 @@ def collect(number: int) -> Draft | None:
     draft.now = replace(draft.now, **changes, alternate_greetings=tuple(others))
     _collect_book(draft)
     return draft
+
+
+def note_typed(number: int) -> None:
+    """For the on_change of the form's widgets."""
+    collect(number)
 
 
 def _is_same(old: str, typed: str) -> bool:
@@ -239,84 +211,5 @@ def _reshape(draft: Draft) -> None:
     if not parts or draft.now.context != together:
         # It was changed since, or never was in parts.
         parts = {"description": draft.now.context or draft.now.description}
-    draft.now = replace(draft.now, context="", **parts)
-
-
-def their_version(draft: Draft) -> Theirs | None:
-    """What the files hold where that is no longer what the draft was begun with. Raises DeckError where it is gone."""
-    if draft.key is None:
-        return None
-    theirs = characters().character(draft.key), characters().need(draft.key).picture_stamp
-    # Another picture is in the way of a picture only.
-    is_same = theirs == (draft.base, draft.picture_stamp) if draft.picture.is_changed else theirs[0] == draft.base
-    return None if is_same else theirs
-
-
-def changed_fields(old: Character, new: Character) -> list[str]:
-    return [one.name for one in fields(Character) if getattr(old, one.name) != getattr(new, one.name)]
-
-
-def save(number: int, over: Theirs | None = None) -> None:
-    """Write the draft and show the character. `over`: also over what somebody else has written meanwhile, as shown."""
-    draft = collect(number)
-    if draft is None:
-        return
-    try:
-        if over is not None:
-            draft.base, draft.picture_stamp = over
-        saved_key = _write(draft)
-    except DeckError as error:
-        # The form itself says that another tab has saved.
-        if not (isinstance(error, CharacterError) and error.key == "character_changed"):
-            st.session_state[page.ERROR_KEY] = error
-        return
-    del drafts()[draft.key]
-    page.say("saved", name=draft.now.name)
-    page.show("detail", saved_key)
-
-
-def _write(draft: Draft) -> str:
-    """Raises DeckError; the draft keeps what is not on disk yet."""
-    store, picture = characters(), draft.picture
-    if draft.key is None:
-        return store.add(draft.now, picture.new)
-    if draft.now != draft.base:
-        store.save(draft.key, draft.now, expected=draft.base)
-        draft.base = draft.now = store.character(draft.key)
-    if picture.is_changed:
-        store.set_picture(draft.key, picture.new, expected=(draft.base, draft.picture_stamp))
-    return draft.key
-
-
-def save_as_new(number: int) -> None:
-    """The file is gone: write the draft as a new character."""
-    draft = collect(number)
-    if draft is None:
-        return
-    new_key = page.attempt(lambda: characters().add(draft.now, draft.picture.new))
-    if new_key is not None:
-        del drafts()[draft.key]
-        page.say("saved", name=draft.now.name)
-        page.show("detail", new_key)
-
-
-def take_theirs(number: int) -> None:
-    if (draft := find(number)) is not None:
-        del drafts()[draft.key]
-
-
-def discard(number: int) -> None:
-    """Leave the form without saving; what was typed can be had back."""
-    draft = collect(number)
-    if draft is None:
-        return
-    del drafts()[draft.key]
-    page.show("detail" if draft.key is not None else "gallery", draft.key)
-    if draft.is_changed:
-        page.offer_undo("discarded", draft.now.name, lambda: _bring_back(draft))
-
-
-def _bring_back(draft: Draft) -> None:
-    draft.renew()
-    drafts()[draft.key] = draft
-    page.show("form", draft.key)
+    changes: dict[str, Any] = {"context": "", **parts}
+    draft.now = replace(draft.now, **changes)

@@ -10,23 +10,11 @@ from core.common.errors import DeckError
 from core.personas.character import Character
 from core.personas.lore_editing import foreign_keys
 from core.personas.names import same_name
-from ui.characters.draft import (
-    PARTS,
-    Draft,
-    Theirs,
-    changed_fields,
-    collect,
-    discard,
-    draft_of,
-    save,
-    save_as_new,
-    set_shape,
-    take_theirs,
-    their_version,
-)
+from ui.characters.draft import PARTS, Draft, collect, draft_of, note_typed, set_shape
 from ui.characters.lorebook import draw_lorebook
 from ui.characters.picture import draw_picture_choice
 from ui.characters.preview import draw_preview
+from ui.characters.saving import Theirs, changed_fields, discard, save, save_as_new, take_theirs, their_version
 from ui.characters.view import back_button, draw_messages
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
@@ -102,10 +90,10 @@ def _text(draft: Draft, name: str, *, is_long: bool = True, placeholder: str = "
     label, help_text = tr(f"characters.{name}"), tr(f"characters.{name}_help")
     if is_long:
         st.text_area(label, key=key, help=help_text, height=HEIGHTS.get(name, DEFAULT_HEIGHT),
-                     placeholder=placeholder, on_change=collect, args=(draft.number,))  # fmt: skip
+                     placeholder=placeholder, on_change=note_typed, args=(draft.number,))  # fmt: skip
     else:
         st.text_input(label, key=key, help=help_text, placeholder=placeholder, live=True,
-                      on_change=collect, args=(draft.number,))  # fmt: skip
+                      on_change=note_typed, args=(draft.number,))  # fmt: skip
 
 
 def _draw_who(draft: Draft) -> None:
@@ -139,7 +127,7 @@ def _draw_tags(draft: Draft) -> None:
     st.session_state.setdefault(key, own)
     options = sorted(known.union(own, st.session_state[key]), key=same_name)
     st.multiselect(tr("characters.tags"), options, key=key, accept_new_options=True,
-                   placeholder=tr("characters.tags_hint"), format_func=escape, on_change=collect,
+                   placeholder=tr("characters.tags_hint"), format_func=escape, on_change=note_typed,
                    args=(draft.number,))  # fmt: skip
 
 
@@ -162,7 +150,7 @@ def _draw_talk(draft: Draft) -> None:
         key = draft.field_key(f"greeting_{place}")
         st.session_state.setdefault(key, greeting)
         with st.container(gap="xsmall"):
-            st.text_area(tr("characters.other_greeting", number=place + 2), key=key, on_change=collect,
+            st.text_area(tr("characters.other_greeting", number=place + 2), key=key, on_change=note_typed,
                          args=(draft.number,), height=DEFAULT_HEIGHT)  # fmt: skip
             st.button(tr("characters.remove_greeting"), key=f"character_remove_greeting_{place}_{draft.places}",
                       type="tertiary", icon=":material/delete:", on_click=_remove_greeting,

@@ -17,7 +17,7 @@ from core.personas.lore_editing import (
     entry_values,
     remove_entry,
 )
-from ui.characters.draft import Draft, collect, set_book, take_table
+from ui.characters.draft import Draft, collect, note_typed, set_book, take_table
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape, shortened
 
@@ -95,7 +95,7 @@ def _draw_entry(draft: Draft, index: int) -> None:
     def field(widget: Callable[..., Any], name: str, **options: Any) -> None:
         key = draft.lore_key(name, index)
         st.session_state.setdefault(key, values[name])
-        widget(tr(f"characters.lore_{name}"), key=key, on_change=collect, args=(draft.number,), **options)
+        widget(tr(f"characters.lore_{name}"), key=key, on_change=note_typed, args=(draft.number,), **options)
 
     with st.container(border=True, key="lorebook_entry"):
         field(st.text_input, "name")
@@ -131,10 +131,10 @@ def _draw_settings(draft: Draft) -> None:
     with st.expander(tr("characters.lore_settings"), icon=":material/tune:", key="lorebook_settings"):
         for name in ("scan_depth", "token_budget"):
             st.number_input(tr(f"characters.lore_{name}"), min_value=0, max_value=MAX_NUMBER, step=1,
-                            key=draft.lore_key(name), help=tr(f"characters.lore_{name}_help"), on_change=collect,
+                            key=draft.lore_key(name), help=tr(f"characters.lore_{name}_help"), on_change=note_typed,
                             placeholder=tr("characters.lore_default"), args=(draft.number,))  # fmt: skip
         st.checkbox(tr("characters.lore_recursive_scanning"), key=draft.lore_key("recursive_scanning"),
-                    help=tr("characters.lore_recursive_scanning_help"), on_change=collect,
+                    help=tr("characters.lore_recursive_scanning_help"), on_change=note_typed,
                     args=(draft.number,))  # fmt: skip
 
 

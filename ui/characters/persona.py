@@ -10,8 +10,7 @@ import streamlit as st
 from core.common.errors import DeckError
 from core.personas.thumbnails import make_thumbnail
 from core.personas.user import UserPersona, read_picture, require_persona, save_persona, save_picture
-from ui.characters.draft import PictureChoice
-from ui.characters.picture import draw_picture_choice
+from ui.characters.picture import PictureChoice, draw_picture_choice
 from ui.characters.view import ERROR_KEY, back_button, draw_messages, say, show
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr

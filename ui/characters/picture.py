@@ -1,19 +1,50 @@
-"""The picture in a form: what it is now, a new one, none; knows not whose it is."""
+"""The picture in a form: what it is now, a new one, or none."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import streamlit as st
 
+from core.common.errors import DeckError
+from core.personas.pictures import as_png
 from core.personas.png import MAX_PNG_BYTES
 from core.personas.portrait import draw_portrait
-from ui.characters.draft import PictureChoice
+from core.personas.thumbnails import make_thumbnail
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
 
 WIDTH = 132
 FORMATS = ["png", "jpg", "jpeg", "webp", "gif", "bmp"]
+
+
+@dataclass
+class PictureChoice:
+    """The picture that a form was given: a new one, none any more, or neither, which leaves it as it is."""
+
+    new: bytes | None = None
+    thumbnail: bytes | None = None
+    is_removed: bool = False
+    error: DeckError | None = None
+    num_uploads: int = 0
+
+    @property
+    def is_changed(self) -> bool:
+        return self.new is not None or self.is_removed
+
+    def take(self, file: str, content: bytes) -> None:
+        """Take what was uploaded, or keep the reason why it is no picture."""
+        self.num_uploads += 1
+        try:
+            png = as_png(file, content)
+            self.new, self.thumbnail, self.error = png, make_thumbnail(file, png), None
+            self.is_removed = False
+        except DeckError as error:
+            self.error = error
+
+    def remove(self) -> None:
+        self.new, self.thumbnail, self.error, self.is_removed = None, None, None, True
 
 
 def draw_picture_choice(choice: PictureChoice, key: str, number: int, own: bytes | None, name: str) -> None:

@@ -106,16 +106,15 @@ def draw_messages() -> None:
 
 
 def _undo(undo: Undo) -> None:
-    if _forget_undo(undo):
+    # What was done after it has an undo of its own.
+    if st.session_state.get(UNDO_KEY) is undo:
+        _forget_undo(undo)
         attempt(undo.take_back)
 
 
-def _forget_undo(undo: Undo) -> bool:
-    """Whether it was still to be had: what was done after it has an undo of its own."""
-    if st.session_state.get(UNDO_KEY) is not undo:
-        return False
-    del st.session_state[UNDO_KEY]
-    return True
+def _forget_undo(undo: Undo) -> None:
+    if st.session_state.get(UNDO_KEY) is undo:
+        del st.session_state[UNDO_KEY]
 
 
 def back_button() -> None:

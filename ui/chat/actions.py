@@ -9,12 +9,10 @@ from core.chat.records import Chat
 from core.chat.service import ImpersonationDraft
 from core.chat.template import Turn
 from core.common.errors import DeckError
+from ui.chat.feedback import ERROR_KEY, NOTICE_KEY, Notice, show_errors
+from ui.chat.new_chat import NEW_ID
 from ui.chat.session import (
-    ERROR_KEY,
     INPUT_KEY,
-    NEW_ID,
-    NOTICE_KEY,
-    Notice,
     begin_new,
     chat_of,
     chosen_number,
@@ -24,7 +22,6 @@ from ui.chat.session import (
     last_seen,
     read_chat,
     show_chat,
-    show_errors,
 )
 from ui.chat.setup import prompt_context
 from ui.shared.identity import held, let_go
@@ -37,23 +34,32 @@ START = "chat_start"
 def submit(tag: str) -> None:
     """Ask what was typed, or keep it until the answer before it is finished; put it back where that fails."""
     text = st.session_state[INPUT_KEY] or ""
-    if text.strip() and not ask(tag, text):
+    if not text.strip():
+        return
+    taken: list[str] = []
+
+    @show_errors
+    def take() -> None:
+        _ask(tag, text)
+        taken.append(text)
+
+    take()
+    if not taken:
         fill_input(text)
 
 
-def ask(tag: str, text: str) -> bool:
-    """Ask `text` in a chat, or note it down while that is busy; False where it was not taken."""
-    asked: list[int] = []
-    show_errors(lambda: asked.append(_ask(tag, text)))()
-    return bool(asked)
+@show_errors
+def ask(tag: str, text: str) -> None:
+    """Ask `text` in a chat, or note it down while that is busy."""
+    _ask(tag, text)
 
 
-def _ask(tag: str, text: str) -> int:
+def _ask(tag: str, text: str) -> None:
     chat = chat_of(tag)
     after = last_seen(chat.info.id)
     if is_busy(chat):
         chat_store().add_draft(chat.info.id, text)
-        return NEW_ID
+        return
     noted = chat.info.draft
     text = f"{noted}\n\n{text}" if noted else text
     context, start = prompt_context(chat), held(START, tag)
@@ -62,13 +68,12 @@ def _ask(tag: str, text: str) -> int:
         context.prepare([*turns_of(chat.messages), Turn(role="user", content=text)], start=start)
         chat = keep(chat)
         after = chat.messages[-1].id if chat.messages else None
-    message = chat_service().send(chat.info.id, text, after, context, start)
+    chat_service().send(chat.info.id, text, after, context, start)
     if noted:
         chat_store().drop_draft(chat.info.id, noted)
     let_go(START, tag)
     if chosen_number() == chat.info.id:
         show_chat(chat.info.id)
-    return message
 
 
 def ask_noted(chat: Chat) -> Chat:

@@ -9,7 +9,9 @@ from core.chat.records import Chat
 from core.chat.truncation import FittedPrompt
 from core.common.errors import DeckError
 from ui.chat.actions import START, impersonate, stop, undo
-from ui.chat.session import NEW_ID, NOTICE_KEY, Notice, is_busy, tag_of
+from ui.chat.feedback import NOTICE_KEY, Notice
+from ui.chat.new_chat import NEW_ID
+from ui.chat.session import is_busy, tag_of
 from ui.chat.setup import prompt_of
 from ui.shared.errors import sentence
 from ui.shared.fragment import redraw_every

@@ -12,19 +12,12 @@ from core.chat.records import MODES, Chat, ChatInfo
 from core.chat.store import ChatStore
 from core.common.errors import DeckError
 from ui.chat.actions import delete_chat
+from ui.chat.chat_settings import change_system
+from ui.chat.feedback import show_errors
+from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.portraits import Faces
 from ui.chat.sampling_form import sampling_form
-from ui.chat.session import (
-    NEW_ID,
-    begin_new,
-    change_settings,
-    change_system,
-    info_of,
-    new_values,
-    number_of,
-    show_errors,
-    tag_of,
-)
+from ui.chat.session import begin_new, number_of, tag_of
 from ui.chat.setup import character_prompt, find_character
 from ui.chat.transcript import shows_speed
 from ui.shared.fragment import redraw_alone
@@ -73,19 +66,9 @@ def draw_head(chat: Chat, faces: Faces) -> None:
 def _draw_sampling(tag: str) -> None:
     """The chat as it is now: this part of the page may be drawn again alone, and the chat be gone by then."""
     try:
-        sampling_form(tag, ChatSettings())
+        sampling_form(tag)
     except ChatStoreError:
         st.rerun()
-
-
-class ChatSettings:
-    """Where the form finds and keeps a chat's settings."""
-
-    def info(self, tag: str) -> ChatInfo:
-        return info_of(tag)
-
-    def change(self, tag: str, **values: object) -> None:
-        show_errors(change_settings)(tag, **values)
 
 
 def _who(info: ChatInfo) -> str:

@@ -9,8 +9,9 @@ import streamlit as st
 from core.chat.importing import read_chat_file
 from core.chat.records import ChatInfo, Hit
 from core.common.errors import DeckError
+from ui.chat.feedback import ERROR_KEY, show_errors
 from ui.chat.header import title_of
-from ui.chat.session import ERROR_KEY, FOUND_KEY, PARAM, show_chat, show_errors
+from ui.chat.session import FOUND_KEY, PARAM, show_chat
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape, shortened

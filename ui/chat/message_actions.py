@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import streamlit as st
 
 from core.chat.records import Chat, Message
-from ui.chat.session import (
-    COPY_KEY,
-    EDIT_KEY,
-    NEW_ID,
-    NOTICE_KEY,
-    Notice,
-    is_busy,
-    new_values,
-    number_of,
-    read_chat,
-    show_chat,
-    show_errors,
-    tag_of,
-)
+from ui.chat.feedback import NOTICE_KEY, Notice, show_errors
+from ui.chat.new_chat import NEW_ID, new_values
+from ui.chat.session import COPY_KEY, EDIT_KEY, is_busy, number_of, read_chat, show_chat, tag_of
 from ui.chat.setup import prompt_context
 from ui.shared.browser import copy_to_clipboard
 from ui.shared.i18n import text, tr
@@ -139,7 +130,7 @@ def is_edited(message: Message) -> bool:
 def draw_editor(chat: Chat, message: Message) -> None:
     """The message's words to change, in its place. A question can also be asked anew."""
     key = f"chat_edit_{message.id}"
-    height = LONG_EDIT_PX if len(message.text) > LONG_EDIT_CHARS else "content"
+    height: int | Literal["content"] = LONG_EDIT_PX if len(message.text) > LONG_EDIT_CHARS else "content"
     st.text_area(tr("chat.do_edit"), message.text, height, key=key, label_visibility="collapsed",
                  persist_state="session")  # fmt: skip
     can_ask = message.role == "user" and engine().state.phase == "ready" and not is_busy(chat)

@@ -7,7 +7,9 @@ import streamlit as st
 from core.chat.records import Chat, Message
 from core.chat.stats import error_of
 from ui.chat.actions import stop
-from ui.chat.session import NEW_ID, chat_of, is_busy, keep, show_errors, tag_of
+from ui.chat.feedback import show_errors
+from ui.chat.new_chat import NEW_ID
+from ui.chat.session import chat_of, is_busy, keep, tag_of
 from ui.chat.setup import prompt_context
 from ui.chat.transcript import POLL_S
 from ui.shared.errors import show_error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import streamlit as st
 
-from core.chat.presets import check_values, combine, model_preset, read_recommended, set_model_preset
+from core.chat.presets import check_values, model_preset, set_model_preset
 from core.chat.records import ChatInfo
 from core.common.errors import DeckError
-from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES, Sampling
+from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES
+from ui.chat.chat_settings import change_settings
+from ui.chat.session import info_of
+from ui.chat.setup import preset_of, sampling_of
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 from ui.shared.identity import held, hold, key_of, let_go, take_held
@@ -25,62 +28,27 @@ MAX_WIDGET_SEED = min(MAX_SEED, 2**53 - 1)
 PRESET, NAME, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
 
 
-def recommended() -> dict[str, Any]:
-    """What the loaded model recommends for itself, as far as it makes sense."""
-    folder = engine().state.folder
-    return read_recommended(folder) if folder else {}
-
-
-def preset_of(info: ChatInfo) -> str:
-    """The name of the chat's preset, else the model's default; empty for the model's own recommendation."""
-    model = engine().state.model
-    return str(info.settings.get("preset", (model_preset(preferences(), model) if model else None) or ""))
-
-
-def preset_values(name: str) -> dict[str, Any]:
-    """A preset's values; nothing where it was deleted meanwhile."""
-    try:
-        return presets().get(name).values if name else {}
-    except DeckError:
-        return {}
-
-
-def sampling_of(info: ChatInfo) -> Sampling:
-    """What holds in a chat: the model's recommendation, the preset, the chat's own. Raises InputError."""
-    return combine(recommended(), preset_values(preset_of(info)), info.settings.get("sampling", {}))
-
-
-class Store(Protocol):
-    """Where the settings of a chat are kept, which is called by its tag."""
-
-    def info(self, tag: str) -> ChatInfo:
-        """Raises DeckError where the chat is gone."""
-
-    def change(self, tag: str, **values: object) -> None:
-        """Set some of its settings; None takes one away, and what is given of "sampling" joins what is there."""
-
-
-def sampling_form(tag: str, store: Store) -> None:
+def sampling_form(tag: str) -> None:
     """The preset and its parameters of the chat that is called `tag`. Raises DeckError where it is gone."""
-    info = store.info(tag)
-    _preset_choice(tag, info, store)
+    info = info_of(tag)
+    _preset_choice(tag, info)
     if error := st.session_state.pop(f"{ERROR_KEY}_{tag}", None):
         show_error(error)
     values = asdict(sampling_of(info))
     left, right = st.columns(2)
     for index, name in enumerate(SLIDERS):
         with (left, right)[index % 2]:
-            _slider(name, values[name], tag, store)
+            _slider(name, values[name], tag)
     with left:
-        _number("top_k", values["top_k"], tag, store)
-        _number("seed", values["seed"], tag, store, placeholder=tr("sampling.seed_random"))
+        _number("top_k", values["top_k"], tag)
+        _number("seed", values["seed"], tag, placeholder=tr("sampling.seed_random"))
     with right:
-        _number("max_new_tokens", values["max_new_tokens"], tag, store)
-        _stop_strings(values["stop"], tag, store)
+        _number("max_new_tokens", values["max_new_tokens"], tag)
+        _stop_strings(values["stop"], tag)
     own = info.settings.get("sampling", {})
     st.button(tr("sampling.reset"), key=f"sampling_reset_{tag}", icon=":material/restart_alt:", type="tertiary",
-              disabled=not own, on_click=store.change, args=(tag,), kwargs={"sampling": None})  # fmt: skip
-    _keeping(tag, info, store)
+              disabled=not own, on_click=change_settings, args=(tag,), kwargs={"sampling": None})  # fmt: skip
+    _keeping(tag, info)
 
 
 def preset_label(name: str) -> str:
@@ -90,7 +58,7 @@ def preset_label(name: str) -> str:
     return text(f"preset.{name}") if name in shipped else name
 
 
-def _preset_choice(tag: str, info: ChatInfo, store: Store) -> None:
+def _preset_choice(tag: str, info: ChatInfo) -> None:
     try:
         own = presets().own()
     except DeckError as error:
@@ -104,14 +72,14 @@ def _preset_choice(tag: str, info: ChatInfo, store: Store) -> None:
     def choose() -> None:
         # A browser that shows the choice late tells it as if it were new.
         if (now := st.session_state[key]) != shown:
-            store.change(tag, preset=now, sampling=None)
+            change_settings(tag, preset=now, sampling=None)
 
     st.selectbox(tr("sampling.preset"), names, key=key, format_func=preset_label, on_change=choose)
     if chosen and chosen in {preset.name for preset in presets().shipped()}:
         st.caption(tr(f"preset.{chosen}_help"))
 
 
-def _change(name: str, key: str, tag: str, store: Store) -> None:
+def _change(name: str, key: str, tag: str) -> None:
     """Keep one changed value in the chat; one that cannot be is refused with its range."""
     value = st.session_state[key]
     if name == "stop":
@@ -121,42 +89,42 @@ def _change(name: str, key: str, tag: str, store: Store) -> None:
     except DeckError as error:
         st.session_state[f"{ERROR_KEY}_{tag}"] = error
         return
-    if not _is_held(checked, tag, store):
-        store.change(tag, sampling=checked)
+    if not _is_held(checked, tag):
+        change_settings(tag, sampling=checked)
 
 
-def _is_held(values: dict[str, Any], tag: str, store: Store) -> bool:
+def _is_held(values: dict[str, Any], tag: str) -> bool:
     """Whether `values` hold in the chat anyway. A browser that shows a field late tells its value as if it were new."""
     try:
-        return bool(values.items() <= asdict(sampling_of(store.info(tag))).items())
+        return bool(values.items() <= asdict(sampling_of(info_of(tag))).items())
     except DeckError:
         return False
 
 
-def _slider(name: str, value: float, tag: str, store: Store) -> None:
+def _slider(name: str, value: float, tag: str) -> None:
     low, high = SAMPLING_RANGES[name]
     key, end = key_of(f"sampling_{name}", tag, float(value)), max(SLIDER_ENDS.get(name, high), value)
     st.slider(tr(f"sampling.{name}"), float(low), float(end), step=STEP, key=key, help=tr(f"sampling.{name}_help"),
-              on_change=_change, args=(name, key, tag, store))  # fmt: skip
+              on_change=_change, args=(name, key, tag))  # fmt: skip
 
 
-def _number(name: str, value: int | None, tag: str, store: Store, placeholder: str | None = None) -> None:
+def _number(name: str, value: int | None, tag: str, placeholder: str | None = None) -> None:
     # Without limits of the widget's own: it would put a wrong value right without a word.
     key = key_of(f"sampling_{name}", tag, None if value is None else min(value, MAX_WIDGET_SEED))
     st.number_input(tr(f"sampling.{name}"), value=None, step=1, key=key, placeholder=placeholder,
                     help=tr(f"sampling.{name}_help"), on_change=_change,
-                    args=(name, key, tag, store))  # fmt: skip
+                    args=(name, key, tag))  # fmt: skip
 
 
-def _stop_strings(value: tuple[str, ...], tag: str, store: Store) -> None:
+def _stop_strings(value: tuple[str, ...], tag: str) -> None:
     shown = [one.replace("\n", "\\n") for one in value]
     key = key_of("sampling_stop", tag, shown)
     st.multiselect(tr("sampling.stop"), shown, key=key, accept_new_options=True,
                    placeholder=tr("sampling.stop_placeholder"), help=tr("sampling.stop_help"),
-                   on_change=_change, args=("stop", key, tag, store))  # fmt: skip
+                   on_change=_change, args=("stop", key, tag))  # fmt: skip
 
 
-def _keeping(tag: str, info: ChatInfo, store: Store) -> None:
+def _keeping(tag: str, info: ChatInfo) -> None:
     """Save as a preset of one's own, delete one, make one the default of the loaded model."""
     chosen, model, seen = preset_of(info), engine().state.model, own_values()
     key = key_of(NAME, tag, held(NAME, tag))
@@ -164,10 +132,10 @@ def _keeping(tag: str, info: ChatInfo, store: Store) -> None:
         st.text_input(tr("sampling.save_name"), key=key, placeholder=tr("sampling.save_placeholder"),
                       on_change=take_held, args=(NAME, tag, key))  # fmt: skip
         st.button(tr("sampling.save"), key=f"sampling_save_{tag}", icon=":material/save:", on_click=_save,
-                  args=(tag, key, seen, store))  # fmt: skip
+                  args=(tag, key, seen))  # fmt: skip
     if chosen in seen:
         st.button(tr("sampling.delete", name=preset_label(chosen)), key=f"sampling_delete_{tag}", type="tertiary",
-                  icon=":material/delete:", on_click=_delete, args=(tag, chosen, seen, store))  # fmt: skip
+                  icon=":material/delete:", on_click=_delete, args=(tag, chosen, seen))  # fmt: skip
     if model and (model_preset(preferences(), model) or "") != chosen:
         st.button(tr("sampling.make_default", name=preset_label(chosen), model=model), key=f"sampling_default_{tag}",
                   type="tertiary", icon=":material/bookmark:", on_click=set_model_preset,
@@ -182,23 +150,23 @@ def own_values() -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _save(tag: str, key: str, seen: dict[str, dict[str, Any]], store: Store) -> None:
+def _save(tag: str, key: str, seen: dict[str, dict[str, Any]]) -> None:
     """Keep what holds in the chat now, with what was changed by the same click."""
     name = st.session_state[key].strip()
     try:
-        values = asdict(sampling_of(store.info(tag)))
+        values = asdict(sampling_of(info_of(tag)))
         presets().save(name, {name: value for name, value in values.items() if name != "seed"}, seen)
-        store.change(tag, preset=name, sampling=None)
+        change_settings(tag, preset=name, sampling=None)
         let_go(NAME, tag)
     except DeckError as error:
         st.session_state[f"{ERROR_KEY}_{tag}"] = error
 
 
-def _delete(tag: str, name: str, seen: dict[str, dict[str, Any]], store: Store) -> None:
+def _delete(tag: str, name: str, seen: dict[str, dict[str, Any]]) -> None:
     """The values stay in the chat, so that saving them again takes the deletion back."""
     try:
         gone = presets().delete(name, seen)
-        store.change(tag, preset="", sampling={**gone.values, **store.info(tag).settings.get("sampling", {})})
+        change_settings(tag, preset="", sampling={**gone.values, **info_of(tag).settings.get("sampling", {})})
         hold(NAME, tag, name)
     except DeckError as error:
         st.session_state[f"{ERROR_KEY}_{tag}"] = error

@@ -9,29 +9,22 @@ chat's tag, as its key is.
 
 from __future__ import annotations
 
-import logging
-import secrets
 import time
-from collections.abc import Callable
-from functools import wraps
 from hashlib import sha256
-from typing import Any, NamedTuple
 
 import streamlit as st
 
 from core.chat.database import ChatStoreError
-from core.chat.records import Chat, ChatInfo, Message, Mode
-from core.common.errors import DeckError
-from core.common.panics import panics_as_errors, why_of
-from ui.chat.setup import character_prompt, default_mode
+from core.chat.records import Chat, ChatInfo
+from ui.chat.feedback import ERROR_KEY
+from ui.chat.new_chat import NEW, NEW_ID, forget_new, new_chat, new_chat_info, new_tag, new_values
+from ui.chat.setup import character_prompt
 from ui.shared.people import person
 from ui.shared.resources import chat_service, chat_store, recorder
 
-log = logging.getLogger(__name__)
-PARAM, NEW, CHARACTER = "chat", "new", "character"
-# This tab's chat: its id, or NEW_ID for one that is not in the history yet.
-CHAT_KEY, NEW_ID = "chat_number", 0
-NEW_KEY, SEEN_KEY, NOTICE_KEY, ERROR_KEY = "chat_new_values", "chat_seen", "chat_notice", "chat_error"
+PARAM, CHARACTER = "chat", "character"
+# This tab's chat: its id, or NEW_ID for one that is not in the history yet; and the last message that it has drawn.
+CHAT_KEY, SEEN_KEY = "chat_number", "chat_seen"
 INPUT_KEY, FILLED_KEY = "chat_input", "chat_filled"
 # The tags of this tab's new chats by the number that they have in the history.
 BORN_KEY = "chat_born"
@@ -42,33 +35,6 @@ MAX_NUMBER_DIGITS = 15
 # the first: a chat that is new there is the one that was kept a moment ago.
 KEPT_KEY, STALE_S = "chat_kept", 2.0
 END_S = 2.0
-
-
-class Notice(NamedTuple):
-    """What was just done and can be taken back: a `kind` ("chat", "message"), of which id, in which chat."""
-
-    kind: str
-    number: int
-    chat: int
-
-
-def show_errors(step: Callable[..., None]) -> Callable[..., None]:
-    """For what a button does: an error becomes what the page says next."""
-
-    @wraps(step)
-    def run(*args: Any, **values: Any) -> None:
-        st.session_state.pop(ERROR_KEY, None)
-        st.session_state.pop(NOTICE_KEY, None)
-        try:
-            with panics_as_errors():
-                step(*args, **values)
-        except DeckError as error:
-            st.session_state[ERROR_KEY] = error
-        except Exception as error:  # A click's edge: the page goes on, and what was typed is not lost with it.
-            log.exception("%s failed", step)
-            st.session_state[ERROR_KEY] = DeckError("page_fault", why=f"{type(error).__name__}: {why_of(error)}")
-
-    return run
 
 
 # Which chat ---------------------------------------------------------------------------------------------------------
@@ -238,42 +204,12 @@ def is_busy(chat: Chat) -> bool:
 # A new chat ---------------------------------------------------------------------------------------------------------
 
 
-def new_values() -> dict[str, Any]:
-    """What was chosen for the new chat: "character", "mode" (None: a sensible one), "settings", "greeting"."""
-    if NEW_KEY not in st.session_state:
-        settings = {"seed": secrets.token_hex(4)}
-        st.session_state[NEW_KEY] = {"character": "", "mode": None, "settings": settings, "greeting": 0}
-    values: dict[str, Any] = st.session_state[NEW_KEY]
-    return values
-
-
 def begin_new(character: str = "") -> None:
     """An empty chat with a character, with nothing else chosen."""
-    st.session_state.pop(NEW_KEY, None)
+    forget_new()
     st.session_state.pop(KEPT_KEY, None)
     new_values()["character"] = character
     show_chat(NEW_ID)
-
-
-def new_tag() -> str:
-    return f"{NEW}_{new_values()['settings']['seed']}"
-
-
-def new_chat_info() -> ChatInfo:
-    values = new_values()
-    mode: Mode = values["mode"] or default_mode(bool(values["character"]))
-    return ChatInfo(NEW_ID, "", False, 0.0, 0.0, False, mode, values["character"], values["settings"], "")
-
-
-def new_chat() -> Chat:
-    values, info = new_values(), new_chat_info()
-    greetings = character_prompt(info).greetings() if info.mode != "notebook" else ()
-    if not greetings:
-        return Chat(info, ())
-    # Their ids are below 0: the greetings to flip through, of which one will be the first message.
-    ids = tuple(-place - 1 for place in range(len(greetings)))
-    chosen = min(values["greeting"], len(greetings) - 1)
-    return Chat(info, (Message(ids[chosen], "assistant", greetings[chosen], 0.0, "done", {}, ids),))
 
 
 def keep(chat: Chat) -> Chat:
@@ -282,49 +218,14 @@ def keep(chat: Chat) -> Chat:
         return chat
     info = chat.info
     greetings = character_prompt(info).greetings() if chat.messages else ()
-    number = chat_store().create(info.mode, info.character, info.settings, greetings)
-    if chat.messages and (place := new_values()["greeting"]):
-        chat_store().show(chat_store().read(number).messages[0].versions[min(place, len(greetings) - 1)])
+    shown = min(new_values()["greeting"], len(greetings) - 1)
+    number = chat_store().create(info.mode, info.character, info.settings, greetings, shown)
     _born()[number] = tag_of(info)
     is_shown = is_missing() or chosen_number() == NEW_ID
-    st.session_state.pop(NEW_KEY, None)
+    forget_new()
     kept = chat_store().read(number)
     if is_shown:
         st.session_state[KEPT_KEY] = (number, time.monotonic())
         show_chat(number)
         st.session_state[SEEN_KEY] = (number, kept.messages[-1].id if kept.messages else None)
     return kept
-
-
-def change_settings(tag: str, **values: object) -> None:
-    """Set some of a chat's settings; None takes one away, and what is given of "sampling" joins what is there."""
-
-    def change(settings: dict[str, Any]) -> dict[str, Any]:
-        changed = dict(settings)
-        for name, value in values.items():
-            old = changed.pop(name, None)
-            if value is not None:
-                changed[name] = {**(old or {}), **value} if isinstance(value, dict) else value
-        return changed
-
-    _change_settings(tag, change)
-
-
-def change_system(tag: str, text: str, expected: str) -> None:
-    """Give a chat instructions. `expected` are those that were seen: raises ChatStoreError where others hold by now."""
-
-    def change(settings: dict[str, Any]) -> dict[str, Any]:
-        if settings.get("system", "") not in (expected, text):
-            raise ChatStoreError("chat_changed", text=text)
-        others = {name: value for name, value in settings.items() if name != "system"}
-        return others | ({"system": text} if text else {})
-
-    _change_settings(tag, change)
-
-
-def _change_settings(tag: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    number = number_of(tag)
-    if number == NEW_ID:
-        new_values()["settings"] = change(new_values()["settings"])
-    else:
-        chat_store().change_settings(number, change)

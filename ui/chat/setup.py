@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from core.chat.character_prompt import CharacterPrompt
 from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.modes import choose_mode
+from core.chat.presets import combine, model_preset, read_recommended
 from core.chat.prompt_context import Prompt, PromptContext, turns_of
 from core.chat.records import Chat, ChatInfo, Mode
 from core.common.errors import DeckError, EngineError
+from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.user import read_persona
-from ui.chat.sampling_form import sampling_of
 from ui.shared.people import person
-from ui.shared.resources import characters, engine
+from ui.shared.resources import characters, engine, preferences, presets
 
 
 def default_mode(has_character: bool) -> Mode:
@@ -50,6 +53,31 @@ def character_prompt(
         seed=str(info.settings.get("seed", info.id)),
         greeting=greeting,
     )
+
+
+def recommended() -> dict[str, Any]:
+    """What the loaded model recommends for itself, as far as it makes sense."""
+    folder = engine().state.folder
+    return read_recommended(folder) if folder else {}
+
+
+def preset_of(info: ChatInfo) -> str:
+    """The name of the chat's preset, else the model's default; empty for the model's own recommendation."""
+    model = engine().state.model
+    return str(info.settings.get("preset", (model_preset(preferences(), model) if model else None) or ""))
+
+
+def preset_values(name: str) -> dict[str, Any]:
+    """A preset's values; nothing where it was deleted meanwhile."""
+    try:
+        return presets().get(name).values if name else {}
+    except DeckError:
+        return {}
+
+
+def sampling_of(info: ChatInfo) -> Sampling:
+    """What holds in a chat: the model's recommendation, the preset, the chat's own. Raises InputError."""
+    return combine(recommended(), preset_values(preset_of(info)), info.settings.get("sampling", {}))
 
 
 def prompt_context(chat: Chat) -> PromptContext:

@@ -1,0 +1,43 @@
+"""What the chat page says after a click: an error, or what was just done and can be taken back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple
+
+import streamlit as st
+
+from core.common.errors import DeckError
+from core.common.panics import panics_as_errors, why_of
+
+log = logging.getLogger(__name__)
+NOTICE_KEY, ERROR_KEY = "chat_notice", "chat_error"
+
+
+class Notice(NamedTuple):
+    """What was just done and can be taken back: a `kind` ("chat", "message"), of which id, in which chat."""
+
+    kind: str
+    number: int
+    chat: int
+
+
+def show_errors(step: Callable[..., None]) -> Callable[..., None]:
+    """For what a button does: an error becomes what the page says next."""
+
+    @wraps(step)
+    def run(*args: Any, **values: Any) -> None:
+        st.session_state.pop(ERROR_KEY, None)
+        st.session_state.pop(NOTICE_KEY, None)
+        try:
+            with panics_as_errors():
+                step(*args, **values)
+        except DeckError as error:
+            st.session_state[ERROR_KEY] = error
+        except Exception as error:  # A click's edge: the page goes on, and what was typed is not lost with it.
+            log.exception("%s failed", step)
+            st.session_state[ERROR_KEY] = DeckError("page_fault", why=f"{type(error).__name__}: {why_of(error)}")
+
+    return run
