@@ -8,8 +8,8 @@ from argparse import ArgumentParser, Namespace
 from cli.download import size_text
 from core.common.errors import InputError
 from core.common.terminal import Terminal
-from core.library.maintenance import delete
-from core.library.scan import folder_of, size_bytes
+from core.library.maintenance import delete, folder_to_delete
+from core.library.scan import size_bytes
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """Delete one model, after a question where somebody can answer it."""
-    folder = folder_of(arguments.name)
+    folder = folder_to_delete(arguments.name)
     size = size_text(size_bytes(folder))
     if not arguments.yes:
         if not sys.stdin.isatty():

@@ -20,6 +20,8 @@ from core.hub.progress import JobState
 from core.hub.queue import DownloadQueue
 from core.hub.source import Source, read_source
 from core.library import catalogue
+from core.library.hf_cache import is_snapshot_of
+from core.library.scan import cached_entries
 
 # How often progress is shown: on a terminal one line is replaced, elsewhere each is a line more.
 REDRAW_S, LINE_S = 0.2, 5.0
@@ -40,6 +42,9 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     try:
         with StopSignals(signal.SIGINT) as stop_signals:
             job = downloads.add(find_source(arguments))
+            for entry in cached_entries():
+                if is_snapshot_of(entry.folder, job.source):
+                    terminal.say("download_cached", model=job.source.name, name=entry.name)
             terminal.say("download_begins", model=job.source.name, host=job.source.host, folder=str(folder_of(job)))
             watch(job, terminal, stop_signals)
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from core.gpu.torch_support import find_gpu_error, installed_torch, usable_gpus
 from core.hub.endpoints import checked_endpoint
 from core.hub.source import read_source
 from core.library import catalogue
+from core.library.scan import locate
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import MAX_CHATS, FitReport, check_fit
 from core.memory.kernels.registry import has_compiler
@@ -148,7 +149,7 @@ def find_folder(target: str) -> Path | None:
     path = os.path.expanduser(target)
     if path in (".", "..") or path.startswith(FOLDER_STARTS):
         return Path(os.path.abspath(path))
-    places = [models_dir() / path, Path(os.path.abspath(path))] if path.strip() else []
+    places = [locate(path), Path(os.path.abspath(path))] if path.strip() else []
     return next((place for place in places if os.path.isdir(place)), None)
 
 

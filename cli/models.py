@@ -1,4 +1,4 @@
-"""The command `models`: lists the models in models/."""
+"""The command `models`: lists the models in models/ and those in Hugging Face's cache."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from cli.download import size_text
-from core.common.paths import COMMIT_CHARS, models_dir
+from core.common.errors import CheckpointError
+from core.common.paths import COMMIT_CHARS, model_name, models_dir
 from core.common.terminal import Terminal, table
+from core.library.hf_cache import cache_folder, cached_snapshots
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, scan
 
 COLUMNS = ("name", "size", "quantization", "source", "revision")
@@ -20,9 +22,13 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 
 
 def run(arguments: Namespace, terminal: Terminal) -> int:
-    """List what is in models/."""
+    """List all models on disk."""
     out = terminal.to_stdout()
     entries = scan()
+    try:
+        cached_snapshots()
+    except CheckpointError as error:
+        terminal.error(error)
     if arguments.json:
         out.write(json.dumps({"models": [as_object(entry) for entry in entries]}, ensure_ascii=False, indent=1))
         return 0
@@ -35,6 +41,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     for entry in entries:
         if entry.error is not None:
             out.write(entry.error.sentence(out.language))
+    if any(entry.is_cached for entry in entries):
+        out.say("models_cached", folder=str(cache_folder()))
     usage = disk_usage()
     out.say("models_disk", used=size_text(usage.models_bytes), free=size_text(usage.free_bytes))
     return 0
@@ -42,8 +50,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
 
 def facts_of(entry: LibraryEntry) -> FolderFacts:
     """Of a folder whose name is no text nothing is told: there is no way to name it."""
-    folder = models_dir() / entry.name
-    return facts(folder) if folder.exists() else FolderFacts(0, False, None)
+    is_named = entry.name == model_name(entry.folder)
+    return facts(entry.folder) if is_named and entry.folder.exists() else FolderFacts(0, False, None)
 
 
 def as_object(entry: LibraryEntry) -> dict[str, Any]:
@@ -55,6 +63,7 @@ def as_object(entry: LibraryEntry) -> dict[str, Any]:
         "size_bytes": found.size_bytes,
         "quantization": entry.checkpoint and entry.checkpoint.quantization.label,
         "is_link": found.is_link,
+        "is_cached": entry.is_cached,
         "source": record and record.source.address.repo,
         "revision": record and record.source.address.revision,
         "commit": record and record.commit,

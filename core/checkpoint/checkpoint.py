@@ -79,8 +79,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read the checkpoint in `folder`. Raises CheckpointError, whose sentence says what is wrong with it."""
     if not os.path.isdir(folder):
         raise CheckpointError("no_folder", folder=printable(str(folder)))
-    if printable(folder.name) != folder.name:
-        raise CheckpointError("folder_name", folder=printable(folder.name))
+    name = model_name(folder)
+    if printable(name) != name:
+        raise CheckpointError("folder_name", folder=printable(name))
     config = read_json(folder / "config.json")
     if config is None:
         raise CheckpointError("no_config", folder=folder.name)
@@ -89,7 +90,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(folder):
         tensors |= read_header(folder / file)
-    return make_checkpoint(model_name(folder), config, quantization, tensors, folder)
+    return make_checkpoint(name, config, quantization, tensors, folder)
 
 
 def make_checkpoint(

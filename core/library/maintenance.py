@@ -1,4 +1,4 @@
-"""What is done with the models on disk: checked again, deleted, imported; never writes outside models/."""
+"""What is done with the models on disk: verified, deleted, imported. Only models/ is ever written to."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pathlib import Path
 from core.checkpoint.checkpoint import is_plain_name, read_checkpoint
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.files import remove, sync
-from core.common.paths import models_dir
+from core.common.paths import cached_repo, model_name, models_dir
 from core.common.values import printable
 from core.hub.folders import MARGIN_BYTES, os_errors_explained
 from core.hub.hashing import is_right_file
-from core.hub.record import read_record
-from core.library.scan import folder_of
+from core.library.scan import find_record, folder_of
 
 DELETING = ".deleting-"
 IMPORTING = ".importing-"
@@ -27,7 +26,7 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What a check found. Without a record only the structure could be checked, not the bytes."""
+    """What a check found. Without a record of the files' hashes only the structure could be checked, not the bytes."""
 
     name: str
     checked_bytes: int
@@ -46,7 +45,7 @@ def verify(name: str, report: Report) -> Verification:
     """
     folder = folder_of(name)
     problems: list[DeckError] = []
-    record = read_record(folder)
+    record = find_record(folder)
     done_bytes, total_bytes = 0, record.size_bytes if record else 0
     for file in record.files if record else ():
         path = folder / file.name
@@ -62,15 +61,31 @@ def verify(name: str, report: Report) -> Verification:
             read_checkpoint(folder)
         except CheckpointError as error:
             problems.append(error)
-    return Verification(name, done_bytes, record is not None, tuple(problems))
+    return Verification(name, done_bytes, bool(record and record.files), tuple(problems))
+
+
+def delete_refusal(folder: Path) -> InputError | None:
+    """Why the model in `folder` is not deleted: Hugging Face's cache belongs to other programs as well."""
+    repo = cached_repo(folder)
+    if repo is None:
+        return None
+    return InputError("delete_cached", name=model_name(folder), command=f"hf cache rm model/{repo}")
+
+
+def folder_to_delete(name: str) -> Path:
+    """Raises InputError for a model that is not there, or that is not to be deleted."""
+    folder = folder_of(name)
+    if (refusal := delete_refusal(folder)) is not None:
+        raise refusal
+    return folder
 
 
 def delete(name: str) -> None:
     """Remove a model's folder; of a linked one only the link. It is gone at once, also if the process is killed.
 
-    Raises InputError for a model that is not there, DeckError where it cannot be removed.
+    Raises InputError as folder_to_delete() does, DeckError where it cannot be removed.
     """
-    folder = folder_of(name)
+    folder = folder_to_delete(name)
     with os_errors_explained(folder):
         if folder.is_symlink():
             folder.unlink()

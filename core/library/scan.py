@@ -1,33 +1,41 @@
-"""The models that are on disk, one folder each; knows not whether they fit a GPU or are loaded."""
+"""The models on disk, one folder each: those in models/, and the GPTQ models in Hugging Face's cache."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.checkpoint.checkpoint import Checkpoint, is_plain_name, read_checkpoint
 from core.checkpoint.headers import unreadable
 from core.common.errors import CheckpointError, DeckError, InputError
-from core.common.paths import models_dir
+from core.common.paths import cached_repo, model_name, models_dir
 from core.common.values import printable
 from core.hub.record import Record, read_record
+from core.library.hf_cache import readable_snapshots, snapshot_record
 
 
 @dataclass(frozen=True, slots=True)
 class LibraryEntry:
-    """One folder under models/: a checkpoint, or the reason why it is none."""
+    """One folder: a checkpoint, or the reason why it is none. `name` is what people call it, in printable letters."""
 
     name: str
+    folder: Path
     checkpoint: Checkpoint | None
     error: DeckError | None
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether it lies in Hugging Face's cache, which this program does not change."""
+        return cached_repo(self.folder) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:
-    """A model's folder beside its checkpoint. `record` is None for one that was not downloaded by this program."""
+    """A model's folder beside its checkpoint. `record` is None for one that came neither from here nor with `hf`."""
 
     size_bytes: int
     is_link: bool
@@ -43,26 +51,33 @@ class DiskUsage:
     total_bytes: int
 
 
-def scan(folder: Path | None = None) -> list[LibraryEntry]:
-    """Every model folder, by name. A folder that cannot be loaded is an entry that says why.
-
-    Raises CheckpointError where the folder with the models cannot be read itself.
-    """
-    base = folder or models_dir()
+def read_entry(folder: Path) -> LibraryEntry:
     try:
-        names = sorted((path.name for path in base.iterdir() if is_model_folder(path)), key=str.casefold)
+        return LibraryEntry(model_name(folder), folder, read_checkpoint(folder), None)
+    except CheckpointError as error:
+        return LibraryEntry(printable(model_name(folder)), folder, None, error)
+
+
+def scan(read: Callable[[Path], LibraryEntry] = read_entry) -> list[LibraryEntry]:
+    """Every model, those in models/ by name and then those in Hugging Face's cache, each read by `read`.
+
+    A folder in models/ that cannot be loaded is an entry that says why. What cannot be loaded in the cache is left
+    out: most of it is no GPTQ model. Raises CheckpointError where models/ cannot be read itself.
+    """
+    return [*map(read, model_folders(models_dir())), *cached_entries(read)]
+
+
+def model_folders(base: Path) -> list[Path]:
+    try:
+        return sorted(filter(is_model_folder, base.iterdir()), key=lambda path: path.name.casefold())
     except FileNotFoundError:
         return []
     except OSError as error:
         raise unreadable(base, error) from error
-    return [read_entry(base / name) for name in names]
 
 
-def read_entry(folder: Path) -> LibraryEntry:
-    try:
-        return LibraryEntry(folder.name, read_checkpoint(folder), None)
-    except CheckpointError as error:
-        return LibraryEntry(printable(folder.name), None, error)
+def cached_entries(read: Callable[[Path], LibraryEntry] = read_entry) -> list[LibraryEntry]:
+    return [entry for entry in map(read, readable_snapshots()) if entry.checkpoint is not None]
 
 
 def is_model_folder(path: Path) -> bool:
@@ -76,27 +91,47 @@ def find(name: str) -> Checkpoint:
 
 
 def folder_of(name: str) -> Path:
-    """The folder under models/ that is called `name`, also of a model that cannot be loaded. Raises InputError."""
+    """The folder of the model that is called `name`, also of one that cannot be loaded. Raises InputError."""
     names = [entry.name for entry in scan()]
     if name not in names or not is_plain_name(name):
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
         if not near:
             raise InputError("unknown_model_of_none", name=printable(name))
         raise InputError("unknown_model", name=printable(name), near=", ".join(near))
-    return models_dir() / name
+    return locate(name)
+
+
+def locate(name: str) -> Path:
+    """Where the model called `name` is to be found: in models/, or else in Hugging Face's cache. Reads no model."""
+    folder = models_dir() / name
+    if "@" not in name or folder.exists():
+        return folder
+    return next((snapshot for snapshot in readable_snapshots() if model_name(snapshot) == name), folder)
 
 
 def facts(folder: Path) -> FolderFacts:
     """What a model's folder takes and where it came from. Raises CheckpointError where it cannot be read."""
-    return FolderFacts(size_bytes(folder), folder.is_symlink(), read_record(folder))
+    return FolderFacts(size_bytes(folder), folder.is_symlink(), find_record(folder))
+
+
+def find_record(folder: Path) -> Record | None:
+    """Where the model in `folder` came from, with its files' hashes. Raises CheckpointError."""
+    try:
+        return read_record(folder) if cached_repo(folder) is None else snapshot_record(folder)
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
 def size_bytes(folder: Path) -> int:
-    """The bytes of all files below `folder`, a link to it included; links inside of it count nothing."""
+    """The bytes of all files below `folder`, a link to it included.
+
+    Links inside of it count nothing, but a snapshot in Hugging Face's cache is made of links.
+    """
+    stat = os.stat if cached_repo(folder) is not None else os.lstat
     try:
         total = 0
         for path, _, names in os.walk(folder.resolve(), onerror=_raise):
-            total += sum(_lstat_size(os.path.join(path, name)) for name in names)
+            total += sum(_size(os.path.join(path, name), stat) for name in names)
         return total
     except OSError as error:
         raise unreadable(folder, error) from error
@@ -119,8 +154,8 @@ def _raise(error: OSError) -> None:
         raise error
 
 
-def _lstat_size(path: str) -> int:
+def _size(path: str, stat: Callable[[str], os.stat_result]) -> int:
     try:
-        return os.lstat(path).st_size
+        return stat(path).st_size
     except FileNotFoundError:
         return 0

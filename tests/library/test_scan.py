@@ -24,9 +24,10 @@ def make(folder: Path) -> None:
     make_checkpoint(folder, Recipe(num_layers=1))
 
 
-def test_no_folder_of_models_is_an_empty_library(tmp_path: Path) -> None:
-    assert scan(tmp_path / "missing") == []
-    assert scan(tmp_path) == []
+def test_no_folder_of_models_is_an_empty_library(models: Path) -> None:
+    assert scan() == []
+    models.rmdir()
+    assert scan() == []
 
 
 def test_models_come_by_name_whatever_its_case(models: Path) -> None:
@@ -72,10 +73,11 @@ def test_a_folder_whose_name_is_no_text_is_an_entry_that_can_be_shown(models: Pa
     assert all(entry.name.encode() for entry in entries)
 
 
-def test_a_file_in_the_librarys_place_is_said_in_words(tmp_path: Path) -> None:
-    (tmp_path / "models").write_text("not a folder")
+def test_a_file_in_the_librarys_place_is_said_in_words(models: Path) -> None:
+    models.rmdir()
+    models.write_text("not a folder")
     with pytest.raises(CheckpointError) as caught:
-        scan(tmp_path / "models")
+        scan()
     assert caught.value.key == "unreadable"
 
 

@@ -1,4 +1,4 @@
-"""The part "Library" of the page Download: what is on disk; verify, delete, bring in a folder. Loads nothing."""
+"""The part "Library" of the page Download: what is on disk; verify, delete, bring in a folder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from core.common.background import Task
 from core.common.errors import DeckError, InputError
 from core.common.paths import COMMIT_CHARS, models_dir
 from core.common.urls import host_name
-from core.library import maintenance as keeping
-from core.library.maintenance import Verification
-from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts
+from core.common.values import printable
+from core.library.hf_cache import cached_snapshots
+from core.library.maintenance import Verification, delete, delete_refusal, import_folder, verify
+from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, locate
 from core.memory.fit import FitReport
 from ui.download.disk import draw_disk, size_words
 from ui.load.entries import quantization_words
@@ -41,6 +42,10 @@ def draw_library() -> None:
     except DeckError as error:
         show_error(error)
         return
+    try:
+        cached_snapshots()
+    except DeckError as error:
+        show_error(error)
     if error := st.session_state.pop(ERROR_KEY, None):
         show_error(error)
     cards = choose_cards() if entries else ()
@@ -54,15 +59,14 @@ def draw_library() -> None:
 
 
 def _draw_entry(entry: LibraryEntry, cards: Cards) -> None:
-    folder = models_dir() / entry.name
-    seen = fingerprint(folder)
+    seen = fingerprint(entry.folder)
     with st.container(border=True, key=f"library_entry_{entry.name}"):
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(entry.name)}**")
             if entry.checkpoint is not None:
                 st.markdown(" ".join([*_quantization_badges(entry), *_verdict_badge(entry, cards)]))
             try:
-                st.caption(" · ".join(_origin_words(folder, facts(folder))))
+                st.caption(" · ".join(_origin_words(entry, facts(entry.folder))))
             except DeckError as error:
                 show_error(error)
         if entry.error is not None:
@@ -86,11 +90,13 @@ def _verdict_badge(entry: LibraryEntry, cards: Cards) -> list[str]:
     return [f":{'green' if fits else 'red'}-badge[{words}]"]
 
 
-def _origin_words(folder: Path, found: FolderFacts) -> list[str]:
-    """The size on disk, and where the model came from."""
+def _origin_words(entry: LibraryEntry, found: FolderFacts) -> list[str]:
+    """The size on disk, where that is if not in models/, and where the model came from."""
     words = [size_words(found.size_bytes)]
+    if entry.is_cached:
+        words.append(tr("library.cached"))
     if found.is_link:
-        words.append(tr("library.linked", path=str(folder.resolve())))
+        words.append(tr("library.linked", path=str(entry.folder.resolve())))
     if found.record is None:
         words.append(tr("library.by_hand"))
     else:
@@ -111,7 +117,10 @@ def _draw_buttons(entry: LibraryEntry, seen: Fingerprint) -> None:
             if is_loaded(name):
                 st.markdown(tr("library.delete_loaded", name=name))
                 return
-            st.markdown(tr("library.delete_question", folder=str(models_dir() / name)))
+            if (refusal := delete_refusal(entry.folder)) is not None:
+                st.markdown(sentence(refusal))
+                return
+            st.markdown(tr("library.delete_question", folder=printable(str(entry.folder))))
             st.button(tr("library.delete_yes"), key=f"library_delete_{name}", type="primary",
                       on_click=_delete, args=(name, seen))  # fmt: skip
 
@@ -123,9 +132,9 @@ def is_loaded(name: str) -> bool:
 
 def _verify(name: str) -> None:
     """What is found holds for the files as they are now: of others nothing is known."""
-    key = ("verify", name, fingerprint(models_dir() / name))
+    key = ("verify", name, fingerprint(locate(name)))
     tasks().forget(key)
-    tasks().get(key, lambda report: keeping.verify(name, report))
+    tasks().get(key, lambda report: verify(name, report))
 
 
 def _delete(name: str, seen: Fingerprint) -> None:
@@ -133,9 +142,9 @@ def _delete(name: str, seen: Fingerprint) -> None:
     if is_loaded(name):
         return
     try:
-        if fingerprint(models_dir() / name) not in ((), seen):
+        if fingerprint(locate(name)) not in ((), seen):
             raise InputError("library_other", name=name)
-        keeping.delete(name)
+        delete(name)
         tasks().forget(("verify", name, seen))
     except DeckError as error:
         st.session_state[ERROR_KEY] = error
@@ -192,4 +201,4 @@ def _bring_in(link: bool) -> None:
     path = str(st.session_state.get(PATH_KEY) or "").strip()
     tasks().forget(IMPORT)
     if path:
-        tasks().get(IMPORT, lambda report: keeping.import_folder(Path(path), report, link)).wait(0.25)
+        tasks().get(IMPORT, lambda report: import_folder(Path(path), report, link)).wait(0.25)

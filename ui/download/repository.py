@@ -15,7 +15,8 @@ from core.hub.address import Address
 from core.hub.branches import Branch
 from core.hub.source import Source, folder_name
 from core.hub.tokens import token_for
-from core.library.scan import disk_usage
+from core.library.hf_cache import is_snapshot_of
+from core.library.scan import LibraryEntry, disk_usage
 from core.memory.fit import FitReport
 from ui.download.branches import CHATS, NEEDS_TOKEN, choose_branch, known_branches
 from ui.download.disk import size_words
@@ -87,14 +88,14 @@ def _draw_chosen(source: Source, checkpoint: Checkpoint, cards: Cards) -> None:
         redraw_alone(draw_choice, checkpoint, cards, f"catalogue_{source.name}")
     try:
         folder = folder_name(source)
-        names = [entry.name for entry in models()]
+        here = _on_disk(source, folder)
         free = disk_usage().free_bytes
     except DeckError as error:
         show_error(error)
         return
     with st.container(border=True):
-        if folder in names:
-            _draw_here(folder)
+        if here is not None:
+            _draw_here(here)
         elif any(
             job.folder_name == folder and job.snapshot().phase not in ("done", "cancelled") for job in downloads().jobs
         ):
@@ -103,8 +104,16 @@ def _draw_chosen(source: Source, checkpoint: Checkpoint, cards: Cards) -> None:
             _draw_plan(source, folder, free, checkpoint, cards)
 
 
-def _draw_here(folder: str) -> None:
-    st.markdown(f":green[:material/check_circle:] {tr('find.is_here', folder=folder)}")
+def _on_disk(source: Source, folder: str) -> LibraryEntry | None:
+    """The model where it is on disk already: in models/, or else in Hugging Face's cache."""
+    entries = models()
+    cached = (entry for entry in entries if entry.is_cached and is_snapshot_of(entry.folder, source))
+    return next((entry for entry in entries if entry.name == folder), next(cached, None))
+
+
+def _draw_here(entry: LibraryEntry) -> None:
+    words = tr("find.is_cached", name=entry.name) if entry.is_cached else tr("find.is_here", folder=entry.name)
+    st.markdown(f":green[:material/check_circle:] {words}")
     st.button(tr("find.load"), key="find_load", icon=":material/deployed_code:", type="primary",
               on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
 

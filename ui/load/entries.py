@@ -34,7 +34,7 @@ def memory_size(num_bytes: int) -> str:
 
 
 def draw_entry(entry: LibraryEntry, state: EngineState, cards: Cards) -> None:
-    """One folder under models/: a model, whether it fits, its button, what the engine does; or why it is none."""
+    """One folder on disk: a model, whether it fits, its button, what the engine does; or why it is none."""
     with st.container(border=True):
         if entry.checkpoint is None:
             st.markdown(f":material/folder_off: **{escape(entry.name)}**")
@@ -43,7 +43,7 @@ def draw_entry(entry: LibraryEntry, state: EngineState, cards: Cards) -> None:
             return
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(entry.name)}**")
-            st.markdown(_badges(entry.checkpoint))
+            st.markdown(_badges(entry, entry.checkpoint))
             st.caption(_details(entry.checkpoint))
         is_it = state.server is None and state.model == entry.name
         if is_it:
@@ -142,8 +142,9 @@ def _memory(memory: MemoryFacts) -> str:
     return tr("load.memory_value", taken=f"{taken / MIB:,.0f}", planned=f"{plan.total / MIB:,.0f}")
 
 
-def _badges(checkpoint: Checkpoint) -> str:
-    return " ".join(f":gray-badge[{text}]" for text in quantization_words(checkpoint.quantization))
+def _badges(entry: LibraryEntry, checkpoint: Checkpoint) -> str:
+    words = [*quantization_words(checkpoint.quantization), *([tr("library.cached")] if entry.is_cached else [])]
+    return " ".join(f":gray-badge[{text}]" for text in words)
 
 
 def quantization_words(quantization: MatrixFormat) -> list[str]:

@@ -5,28 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from core.checkpoint.headers import unreadable
-from core.common.paths import models_dir
-from core.library.scan import LibraryEntry, is_model_folder
+from core.library.scan import LibraryEntry, scan
 from ui.shared.resources import library_entry
 
 Fingerprint = tuple[tuple[bytes, int, int], ...]
 
 
 def models() -> list[LibraryEntry]:
-    """Every model folder by name, as core.library.scan.scan gives them, without reading an unchanged one again.
-
-    Raises CheckpointError where the folder with the models cannot be read itself.
-    """
-    base = models_dir()
-    try:
-        folders = [path for path in base.iterdir() if is_model_folder(path)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise unreadable(base, error) from error
-    folders.sort(key=lambda path: path.name.casefold())
-    return [library_entry(os.fsencode(folder), fingerprint(folder)) for folder in folders]
+    """What core.library.scan.scan gives, without reading an unchanged folder again. Raises CheckpointError."""
+    return scan(lambda folder: library_entry(os.fsencode(folder), fingerprint(folder)))
 
 
 def fingerprint(folder: Path) -> Fingerprint:
