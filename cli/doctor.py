@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from core.common.i18n import translate
 from core.common.paths import DEFAULT_HOST, DEFAULT_PORT
 from core.common.terminal import Terminal, width
-from core.doctor.check_result import Finding
-from core.doctor.environment_checks import check_surroundings
+from core.doctor.check_result import CheckResult
+from core.doctor.environment_checks import check_environment
 from core.doctor.machine_checks import check_machine
-from core.doctor.security_checks import check_guard
+from core.doctor.security_checks import check_security
 from core.gpu.snapshot import read_snapshot
 from core.server.listening import parse_port
 
@@ -26,23 +26,23 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """1 where a check failed, else 0; also where some of them warn."""
     output, found = terminal.to_stdout(), []
-    for finding in findings(arguments.host, parse_port(arguments.port)):
-        found.append(finding)
+    for result in results(arguments.host, parse_port(arguments.port)):
+        found.append(result)
         if not arguments.json:
-            output.write(line(finding, terminal.language))
+            output.write(line(result, terminal.language))
     if arguments.json:
         rows = [{"check": one.check, "status": one.status, "text": one.text(terminal.language)} for one in found]
         output.write(json.dumps({"checks": rows}, ensure_ascii=False, indent=1))
-    return 1 if any(finding.status == "fail" for finding in found) else 0
+    return 1 if any(result.status == "fail" for result in found) else 0
 
 
-def findings(host: str, port: int) -> Iterator[Finding]:
+def results(host: str, port: int) -> Iterator[CheckResult]:
     yield from check_machine(read_snapshot())
-    yield from check_surroundings(host, port)
-    yield from check_guard(host)
+    yield from check_environment(host, port)
+    yield from check_security(host)
 
 
-def line(finding: Finding, language: str) -> str:
-    status = translate(language, f"doctor.{finding.status}")
-    name = translate(language, f"doctor.name_{finding.check}")
-    return f"{status}{' ' * (6 - width(status))}{name}{' ' * (16 - width(name))}{finding.text(language)}"
+def line(result: CheckResult, language: str) -> str:
+    status = translate(language, f"doctor.{result.status}")
+    name = translate(language, f"doctor.name_{result.check}")
+    return f"{status}{' ' * (6 - width(status))}{name}{' ' * (16 - width(name))}{result.text(language)}"

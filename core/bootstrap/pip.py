@@ -16,7 +16,7 @@ from core.common.terminal import Terminal
 
 LINES_SHOWN = 15
 # A container of NVIDIA's holds pip to its own packages by PIP_CONSTRAINT, which have nothing to do with those in .venv.
-FOREIGN = ("PIP_CONSTRAINT",)
+IGNORED_VARIABLES = ("PIP_CONSTRAINT",)
 # A person's pip may be told, in pip.conf too, to install elsewhere, to leave dependencies out, or to fetch again what
 # is there, torch included; in .venv none of that can work. The index, proxies and certificates stay as they are set.
 PLAIN = dict.fromkeys(("PIP_USER", "PIP_NO_DEPS", "PIP_UPGRADE", "PIP_IGNORE_INSTALLED", "PIP_FORCE_REINSTALL"), "0")
@@ -41,32 +41,32 @@ class InstallError(DeckError):
 
 
 def pip_install(
-    python: Path, arguments: Sequence[str], title: str, terminal: Terminal, inherited: Sequence[int] = ()
+    python: Path, arguments: Sequence[str], title: str, terminal: Terminal, inherited_fds: Sequence[int] = ()
 ) -> None:
     """`pip install` under `python`; see `run_step`."""
     options = ["--quiet", "--disable-pip-version-check", "--no-input"]
-    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN} | PLAIN
-    run_step([str(python), "-m", "pip", "install", *options, *arguments], title, terminal, inherited, environment)
+    environment = {name: value for name, value in os.environ.items() if name not in IGNORED_VARIABLES} | PLAIN
+    run_step([str(python), "-m", "pip", "install", *options, *arguments], title, terminal, inherited_fds, environment)
 
 
 def run_step(
     command: Sequence[str],
     title: str,
     terminal: Terminal,
-    inherited: Sequence[int] = (),
+    inherited_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run `command`, telling for how long it has been at work; raises InstallError with its output.
 
-    `inherited`: file descriptors that it keeps open; without an `environment` it gets this process's.
+    `inherited_fds`: file descriptors that it keeps open; without an `environment` it gets this process's.
     """
     start = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         with subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, pass_fds=inherited, env=environment
+            command, stdout=log, stderr=subprocess.STDOUT, pass_fds=inherited_fds, env=environment
         ) as process:
             while process.returncode is None:
-                terminal.passing(f"  {title} … {time.monotonic() - start:.0f} s")
+                terminal.status_line(f"  {title} … {time.monotonic() - start:.0f} s")
                 try:
                     process.wait(timeout=1)
                 except subprocess.TimeoutExpired:

@@ -74,7 +74,7 @@ def site_packages(venv: Path, python: str = PYTHON) -> Path:
     return venv / "lib" / f"python{python}" / "site-packages"
 
 
-def find_packages(venv: Path) -> tuple[str, ...]:
+def list_packages(venv: Path) -> tuple[str, ...]:
     """What lies in its site-packages, without what only tells of it and changes its name with every version, and
     without what pip left of another version, which it calls "~name"."""
     try:
@@ -87,7 +87,7 @@ def find_packages(venv: Path) -> tuple[str, ...]:
 
 def missing_packages(venv: Path, stamp: Stamp) -> set[str]:
     """What was taken out of a finished .venv by hand, or by a disk that was cleaned up."""
-    return set(stamp.packages) - set(find_packages(venv))
+    return set(stamp.packages) - set(list_packages(venv))
 
 
 def is_complete(root: Path) -> bool:
@@ -98,7 +98,7 @@ def is_complete(root: Path) -> bool:
         stamp is not None
         and stamp == wanted_stamp(root, stamp.torch, stamp.packages)
         and not missing_packages(venv, stamp)
-        and stamp.torch.is_good(read_driver(), site_packages(venv))
+        and stamp.torch.is_usable(read_driver(), site_packages(venv))
     )
 
 

@@ -54,9 +54,9 @@ class TorchBuild:
     folder: str = ""
     built: str = ""
 
-    def is_good(self, driver: Driver | None, packages: Path) -> bool:
+    def is_usable(self, driver: Driver | None, packages: Path) -> bool:
         """Whether a .venv that was made with this build can still be used; `packages`: its own site-packages."""
-        found = torch_in(Path(self.folder) if self.source == "host" else packages)
+        found = read_torch_version(Path(self.folder) if self.source == "host" else packages)
         if self.source == "host" and (found is None or found.built != self.built or found.cuda is None):
             return False
         if driver is None or found is None:
@@ -65,7 +65,7 @@ class TorchBuild:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class TorchVersion:
     """What torch/version.py says: `cuda` is None in a CPU build."""
 
     built: str
@@ -81,22 +81,22 @@ def find_host_torch() -> TorchBuild | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     folder = Path(str(torch.locate_file(""))).resolve()
-    found, version = torch_in(folder), torch.metadata["Version"]  # which is None where the metadata was lost
+    found, version = read_torch_version(folder), torch.metadata["Version"]  # which is None where the metadata was lost
     if found is None or found.cuda is None or not version or not is_new_enough(version):
         return None
     return TorchBuild("host", version, str(folder), found.built)
 
 
-def installed_torch(asked: TorchBuild, packages: Path) -> TorchBuild:
+def as_installed(asked: TorchBuild, packages: Path) -> TorchBuild:
     """What pip installed into a site-packages folder when it was `asked`."""
     import importlib.metadata
 
     version = next((one.version for one in importlib.metadata.distributions(name="torch", path=[str(packages)])), "")
-    found = torch_in(packages)
+    found = read_torch_version(packages)
     return replace(asked, version=version, built=found.built if found else "")
 
 
-def torch_in(folder: Path) -> Found | None:
+def read_torch_version(folder: Path) -> TorchVersion | None:
     """The torch in a site-packages folder; None where there is none, or none that tells its version."""
     try:
         text = (folder / "torch" / "version.py").read_text("utf-8")
@@ -106,7 +106,7 @@ def torch_in(folder: Path) -> Found | None:
     if not values.get("__version__"):
         return None
     cuda = re.match(r"(\d+)\.(\d+)", values.get("cuda", ""))
-    return Found(values["__version__"], (int(cuda[1]), int(cuda[2])) if cuda else None)
+    return TorchVersion(values["__version__"], (int(cuda[1]), int(cuda[2])) if cuda else None)
 
 
 def runs_on(cuda: Version, driver: Driver) -> bool:
@@ -151,14 +151,17 @@ def pip_attempts(
     if platform != "linux":
         return [(TorchBuild("pip"), [pin])]
     wheels = wheels_for(driver) if driver else []
-    attempts = [(TorchBuild("pip"), arguments) for wheel in wheels for arguments in sources(pin, wheel, language)]
+    attempts = [(TorchBuild("pip"), arguments) for wheel in wheels for arguments in pip_sources(pin, wheel, language)]
     if attempts:
         return attempts
     cpu = Wheel("cpu", (0, 0), ((0, 0), (0, 0)))
-    return [*((TorchBuild("cpu"), arguments) for arguments in sources(pin, cpu, language)), (TorchBuild("pip"), [pin])]
+    return [
+        *((TorchBuild("cpu"), arguments) for arguments in pip_sources(pin, cpu, language)),
+        (TorchBuild("pip"), [pin]),
+    ]
 
 
-def sources(pin: str, wheel: Wheel, language: str) -> list[list[str]]:
+def pip_sources(pin: str, wheel: Wheel, language: str) -> list[list[str]]:
     """Where to get `wheel`: from pip's own sources first, for a mirror or a folder may have it."""
     if not wheel.tag:
         return [[pin]]

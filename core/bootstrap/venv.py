@@ -23,8 +23,8 @@ from core.bootstrap.stamp import (
     REQUIREMENTS,
     STAMP,
     Stamp,
-    find_packages,
     is_complete,
+    list_packages,
     missing_packages,
     read_stamp,
     site_packages,
@@ -33,8 +33,8 @@ from core.bootstrap.stamp import (
 )
 from core.bootstrap.torch_build import (
     TorchBuild,
+    as_installed,
     find_host_torch,
-    installed_torch,
     pip_attempts,
     requirements_for,
     torch_pin,
@@ -47,7 +47,7 @@ from core.common.terminal import Terminal
 
 CONSTRAINTS, LOCK = "constraints.txt", ".venv.lock"
 # By which path a virtual environment was made.
-OWNER = "llamadeck-owner"
+OWNER_FILE = "llamadeck-owner"
 NAMES_SHOWN = 5
 
 
@@ -55,7 +55,7 @@ def can_update(stamp: Stamp | None, root: Path, host: TorchBuild | None, driver:
     """Whether pip can bring a finished .venv up to date, instead of making it anew."""
     if stamp is None or (stamp.python, stamp.root) != (PYTHON, str(root)):
         return False
-    if not stamp.torch.is_good(driver, site_packages(root / ".venv")):
+    if not stamp.torch.is_usable(driver, site_packages(root / ".venv")):
         return False
     return stamp.torch == host if host else stamp.torch.source != "host"
 
@@ -77,23 +77,23 @@ def lock(root: Path, terminal: Terminal) -> Iterator[int]:
 
 def prepare(root: Path, terminal: Terminal) -> None:
     """Make .venv, or bring it up to date, unless it is complete. Raises DeckError or OSError."""
-    with lock(root, terminal) as held:
+    with lock(root, terminal) as lock_fd:
         if is_complete(root):
             return
         venv, driver, host = root / ".venv", read_driver(), find_host_torch()
-        check_own(venv)
-        if host and driver and not host.is_good(driver, Path(host.folder)):
+        require_own_venv(venv)
+        if host and driver and not host.is_usable(driver, Path(host.folder)):
             terminal.say("setup_host_torch_driver", torch=host.built, **driver_params(driver))
             host = None
         old = read_stamp(venv)
         (venv / STAMP).unlink(missing_ok=True)
-        builder = Builder(root, host, driver, terminal, held)
+        builder = Builder(root, host, driver, terminal, lock_fd)
         torch = builder.update(old) if old and can_update(old, root, host, driver) else builder.make()
-        write_stamp(venv, wanted_stamp(root, torch, find_packages(venv)))
+        write_stamp(venv, wanted_stamp(root, torch, list_packages(venv)))
         terminal.say("setup_done")
 
 
-def check_own(venv: Path) -> None:
+def require_own_venv(venv: Path) -> None:
     """Raise DeckError where `venv` is a link to a folder that was not filled through it, such as another clone's.
 
     A link to a larger disk is fine.
@@ -102,20 +102,20 @@ def check_own(venv: Path) -> None:
         return
     target = Path(os.path.realpath(venv))
     target.mkdir(parents=True, exist_ok=True)
-    stamp, owner = read_stamp(venv), target / OWNER
+    stamp, owner = read_stamp(venv), target / OWNER_FILE
     is_own = stamp is not None and stamp.root == str(venv.parent)
     is_own = is_own or (owner.is_file() and owner.read_text("utf-8", "replace") == str(venv))
     if not is_own and set(os.listdir(target)) - {LOCK}:
         raise DeckError("setup_venv_link", path=str(venv), target=str(target))
 
 
-def make_venv(venv: Path, terminal: Terminal, held: Sequence[int] = ()) -> None:
+def make_venv(venv: Path, terminal: Terminal, inherited_fds: Sequence[int] = ()) -> None:
     """An empty virtual environment, whatever was in it before. Raises DeckError, OSError."""
-    check_own(venv)
+    require_own_venv(venv)
     # Python's venv empties what a link leads to, and then refuses to fill it.
     command = [sys.executable, "-m", "venv", "--clear", os.path.realpath(venv)]
-    run_step(command, terminal.text("setup_step_venv"), terminal, held)
-    (venv / OWNER).write_text(str(venv), "utf-8")
+    run_step(command, terminal.text("setup_step_venv"), terminal, inherited_fds)
+    (venv / OWNER_FILE).write_text(str(venv), "utf-8")
 
 
 def broken_packages(venv: Path) -> list[tuple[str, str]]:
@@ -140,13 +140,13 @@ def driver_params(driver: Driver) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """Fills .venv; `host` is the torch to reuse, `held` the lock that the processes it starts inherit."""
+    """Fills .venv; `host` is the torch to reuse, `lock_fd` the lock that the processes it starts inherit."""
 
     root: Path
     host: TorchBuild | None
     driver: Driver | None
     terminal: Terminal
-    held: int
+    lock_fd: int
 
     @property
     def venv(self) -> Path:
@@ -159,7 +159,7 @@ class Builder:
             import ensurepip  # noqa: F401  Debian ships Python without it, and a .venv without pip is no use
         except ImportError:
             raise DeckError("setup_no_venv", version=PYTHON) from None
-        make_venv(self.venv, self.terminal, [self.held])
+        make_venv(self.venv, self.terminal, [self.lock_fd])
         return self.install()
 
     def update(self, old: Stamp) -> TorchBuild:
@@ -205,7 +205,7 @@ class Builder:
 
     def install_torch(self, pin: str) -> TorchBuild:
         """The first build that can be had and runs here. Raises InstallError."""
-        self.tell_driver()
+        self.report_driver()
         attempts = pip_attempts(pin, self.driver, self.terminal.language)
         failed = InstallError("setup_failed", "")
         for number, (torch, arguments) in enumerate(attempts):
@@ -217,8 +217,8 @@ class Builder:
                 if error.key == "setup_disk_full" or (error.key == "setup_no_network" and number == 0 and self.driver):
                     raise
                 continue
-            found = installed_torch(torch, site_packages(self.venv))
-            if self.driver is None or found.is_good(self.driver, site_packages(self.venv)):
+            found = as_installed(torch, site_packages(self.venv))
+            if self.driver is None or found.is_usable(self.driver, site_packages(self.venv)):
                 return found
             failed = InstallError("setup_no_package", "")
         if self.driver is None or failed.key == "setup_failed":
@@ -234,7 +234,7 @@ class Builder:
             needed=told["needed"],
         )
 
-    def tell_driver(self) -> None:
+    def report_driver(self) -> None:
         """Which build is taken for which driver, and why none is."""
         if self.driver is None:
             return
@@ -248,7 +248,7 @@ class Builder:
 
     def pip(self, title: str, arguments: Sequence[str]) -> None:
         python = self.venv / "bin" / "python"
-        pip_install(python, arguments, self.terminal.text(title), self.terminal, [self.held])
+        pip_install(python, arguments, self.terminal.text(title), self.terminal, [self.lock_fd])
 
 
 def main() -> int:

@@ -1,17 +1,26 @@
-"""Where things lie on disk, and the few things that a person chose once."""
+"""Where things lie on disk, and which version this is."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = "0.7"
 DEFAULT_PORT = 6006
 DEFAULT_HOST = "127.0.0.1"
 # How much of a commit is shown, and names a model that lies in Hugging Face's cache.
 COMMIT_CHARS = 8
+
+
+@cache
+def version() -> str:
+    """This program's version, as pyproject.toml says."""
+    import tomllib  # slow, and the check at every start goes without
+
+    project: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return project["version"]
 
 
 def models_dir() -> Path:

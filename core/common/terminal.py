@@ -22,14 +22,14 @@ def terminal_language(environment: Mapping[str, str] = os.environ) -> str:
 
 
 class Terminal:
-    """Writes lines; on a real terminal also one passing line at the bottom that the next one replaces. Raises
+    """Writes lines; on a real terminal also one status line at the bottom that the next one replaces. Raises
     OutputError where that cannot be."""
 
     def __init__(self, language: str | None = None, stream: TextIO | None = None) -> None:
         self.language = language or terminal_language()
         self._stream = stream or sys.stderr
         self._is_tty = self._stream.isatty()
-        self._has_passing = False
+        self._has_status_line = False
         self._last_step = ("", -1)
 
     def to_stdout(self) -> Terminal:
@@ -50,11 +50,11 @@ class Terminal:
         self._erase()
         write_text(self._stream, f"{line}\n")
 
-    def passing(self, line: str) -> None:
+    def status_line(self, line: str) -> None:
         if self._is_tty:
             self._erase()
             write_text(self._stream, line)
-            self._has_passing = True
+            self._has_status_line = True
 
     def steps(self, section: str) -> Callable[[str, float], None]:
         """Shows the progress of work whose steps have their names in a section of the locale files."""
@@ -65,15 +65,15 @@ class Terminal:
         percent = round(100 * min(max(fraction, 0.0), 1.0))
         if self._is_tty:
             full = percent * BAR_CELLS // 100
-            self.passing(f"[{'#' * full}{'.' * (BAR_CELLS - full)}] {percent:3d} %  {name}")
+            self.status_line(f"[{'#' * full}{'.' * (BAR_CELLS - full)}] {percent:3d} %  {name}")
         elif self._last_step != (name, percent // 25):
             self._last_step = (name, percent // 25)
             self.write(f"{percent:3d} %  {name}")
 
     def _erase(self) -> None:
-        if self._has_passing:
+        if self._has_status_line:
             write_text(self._stream, "\r\x1b[K")
-            self._has_passing = False
+            self._has_status_line = False
 
 
 def table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> list[str]:

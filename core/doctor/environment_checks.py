@@ -14,7 +14,7 @@ from core.common.errors import DeckError, InputError
 from core.common.host_memory import available_bytes
 from core.common.paths import cache_dir, data_dir, models_dir
 from core.common.urls import host_name
-from core.doctor.check_result import Finding, found
+from core.doctor.check_result import CheckResult, error_result, result
 from core.hub.endpoints import checked_endpoint, default_endpoint
 from core.server.listening import check_address, url_of
 
@@ -23,7 +23,7 @@ MODEL_BYTES, LEAST_BYTES, LOAD_BYTES = 4 * GIB, 64 * MIB, 2 * GIB
 ASK_S = 5.0
 
 
-def check_surroundings(host: str, port: int) -> Iterator[Finding]:
+def check_environment(host: str, port: int) -> Iterator[CheckResult]:
     yield check_disk("models", models_dir(), "LLAMADECK_MODELS", MODEL_BYTES)
     yield check_disk("data", data_dir(), "LLAMADECK_DATA", LEAST_BYTES)
     yield check_disk("cache", cache_dir(), "XDG_CACHE_HOME", LEAST_BYTES)
@@ -33,7 +33,7 @@ def check_surroundings(host: str, port: int) -> Iterator[Finding]:
     yield check_hub(default_endpoint())
 
 
-def check_disk(check: str, folder: Path, variable: str, wanted_bytes: int) -> Finding:
+def check_disk(check: str, folder: Path, variable: str, wanted_bytes: int) -> CheckResult:
     """The folder, or where it would be made."""
     place = folder.absolute()
     while not place.exists() and place != place.parent:
@@ -43,52 +43,52 @@ def check_disk(check: str, folder: Path, variable: str, wanted_bytes: int) -> Fi
         with tempfile.TemporaryFile(dir=place):
             free = shutil.disk_usage(place).free
     except OSError:
-        return found(check, "fail", "disk_readonly", path=str(folder), variable=variable)
+        return result(check, "fail", "disk_readonly", path=str(folder), variable=variable)
     if free < LEAST_BYTES:
-        return found(check, "fail", "disk_full", path=str(folder), free=free // MIB)
+        return result(check, "fail", "disk_full", path=str(folder), free=free // MIB)
     if free < wanted_bytes:
-        return found(check, "warn", "disk_low", path=str(folder), free=_gib(free), variable=variable)
-    return found(check, "ok", "disk_ok", path=str(folder), free=_gib(free))
+        return result(check, "warn", "disk_low", path=str(folder), free=_gib(free), variable=variable)
+    return result(check, "ok", "disk_ok", path=str(folder), free=_gib(free))
 
 
-def check_memory(free_bytes: int) -> Finding:
+def check_memory(free_bytes: int) -> CheckResult:
     is_low = free_bytes < LOAD_BYTES
     key = "memory_low" if is_low else "memory_ok"
-    return found("memory", "warn" if is_low else "ok", key, free=_gib(free_bytes))
+    return result("memory", "warn" if is_low else "ok", key, free=_gib(free_bytes))
 
 
-def check_port(host: str, port: int) -> Finding:
+def check_port(host: str, port: int) -> CheckResult:
     try:
         check_address(host, port)
     except DeckError as error:
         if error.key == "port_taken" and _is_llamadeck(f"{url_of(host, port)}/_stcore/health"):
-            return found("port", "ok", "port_ours", port=port)
-        return Finding("port", "fail", f"error.{error.key}", error.params)
-    return found("port", "ok", "port_free", port=port, host=host)
+            return result("port", "ok", "port_ours", port=port)
+        return error_result("port", "fail", error)
+    return result("port", "ok", "port_free", port=port, host=host)
 
 
-def check_public() -> Iterator[Finding]:
+def check_public() -> Iterator[CheckResult]:
     """The addresses that are named as those at which people open the dashboard; most have none."""
     try:
         urls = public_urls()
     except InputError as error:
-        yield Finding("public", "fail", f"error.{error.key}", error.params)
+        yield error_result("public", "fail", error)
         return
     for url in urls:
         is_ours = _is_llamadeck(f"{url.rstrip('/')}/_stcore/health")
-        yield found("public", "ok" if is_ours else "warn", "public_ok" if is_ours else "public_none", url=url)
+        yield result("public", "ok" if is_ours else "warn", "public_ok" if is_ours else "public_none", url=url)
 
 
-def check_hub(endpoint: str) -> Finding:
+def check_hub(endpoint: str) -> CheckResult:
     """Whether the endpoint that is set answers at all; no token goes there."""
     name = host_name(endpoint)
     try:
         _ask(checked_endpoint(endpoint))
     except InputError as error:
-        return Finding("hub", "warn", f"error.{error.key}", error.params)
+        return error_result("hub", "warn", error)
     except (urllib3.exceptions.HTTPError, ValueError) as error:
-        return found("hub", "warn", "hub_none", host=name, why=type(error).__name__)
-    return found("hub", "ok", "hub_ok", host=name)
+        return result("hub", "warn", "hub_none", host=name, why=type(error).__name__)
+    return result("hub", "ok", "hub_ok", host=name)
 
 
 def _is_llamadeck(url: str) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from core.bootstrap.driver import OLDEST_DRIVERS, Driver
-from core.bootstrap.torch_build import runs_on, torch_in
+from core.bootstrap.torch_build import read_torch_version, runs_on
 from core.common.errors import DeckError, GpuUseError
 from core.gpu.cuda_driver import NO_DEVICE, CudaDriver
 from core.gpu.nvml import UNNAMED
@@ -66,7 +66,7 @@ def installed_torch() -> InstalledTorch | None:
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return None
-    there = torch_in(Path(found.origin).parents[1])
+    there = read_torch_version(Path(found.origin).parents[1])
     return InstalledTorch(there.built, there.cuda and "{}.{}".format(*there.cuda)) if there else None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from core.bootstrap.pip import InstallError, pip_install
 from core.bootstrap.torch_build import pip_attempts
-from core.bootstrap.venv import check_own, lock, make_venv
+from core.bootstrap.venv import lock, make_venv, require_own_venv
 from core.common.errors import EngineError
 from core.common.paths import cache_dir, data_dir
 from core.common.terminal import Terminal
@@ -44,30 +44,30 @@ def ensure_venv(is_cpu: bool, terminal: Terminal, with_ray: bool = False) -> Pat
     """The folder of vLLM's virtual environment, made when it is missing. Raises InstallError, DeckError."""
     folder = venv_folder(is_cpu)
     folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder, terminal) as held:
+    with lock(folder, terminal) as lock_fd:
         wanted = package(is_cpu) + (f" {RAY}" if with_ray else "")
         stamp = folder / DONE
         done = stamp.read_text("utf-8") if stamp.exists() else ""
         if wanted == done or (not with_ray and package(is_cpu) in done):
             return folder
-        check_own(folder)
+        require_own_venv(folder)
         stamp.unlink(missing_ok=True)
-        make_venv(folder, terminal, [held])
+        make_venv(folder, terminal, [lock_fd])
         python = folder / "bin" / "python"
-        index = _install_cpu_torch(python, terminal, held) if is_cpu else []
-        pip_install(python, [*wanted.split(" "), *index], terminal.text("scale_step_vllm"), terminal, [held])
+        index = _install_cpu_torch(python, terminal, lock_fd) if is_cpu else []
+        pip_install(python, [*wanted.split(" "), *index], terminal.text("scale_step_vllm"), terminal, [lock_fd])
         if is_cpu:
             _repair(folder)
         stamp.write_text(wanted, "utf-8")
     return folder
 
 
-def _install_cpu_torch(python: Path, terminal: Terminal, held: int) -> list[str]:
+def _install_cpu_torch(python: Path, terminal: Terminal, lock_fd: int) -> list[str]:
     """Torch's CPU build, from pip's own sources or else from torch's; what pip was told of those, for the rest."""
     tries = [arguments for torch, arguments in pip_attempts(TORCH, None, terminal.language) if torch.source == "cpu"]
     for arguments in tries:
         try:
-            pip_install(python, arguments, terminal.text("setup_step_torch"), terminal, [held])
+            pip_install(python, arguments, terminal.text("setup_step_torch"), terminal, [lock_fd])
             return arguments[1:]
         except InstallError as error:
             is_elsewhere = arguments is not tries[0] and error.key == "setup_no_network"
@@ -140,7 +140,7 @@ class VllmServer:
         while not is_healthy():
             if self._process.poll() is not None:
                 raise EngineError("scale_ended", why=self.why(), log=str(self.log_path))
-            terminal.passing(f"  {time.monotonic() - start_s:.0f} s  {self.last_line()}"[:MAX_LINE_CHARS])
+            terminal.status_line(f"  {time.monotonic() - start_s:.0f} s  {self.last_line()}"[:MAX_LINE_CHARS])
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(POLL_S)
         terminal.say("scale_ready", seconds=f"{time.monotonic() - start_s:.0f}")

@@ -21,13 +21,13 @@ from core.bootstrap.torch_build import (
     INDEX,
     MIRROR_INDEX,
     MIRROR_LINKS,
-    Found,
     TorchBuild,
+    TorchVersion,
     is_new_enough,
     pip_attempts,
+    read_torch_version,
     requirements_for,
     runs_on,
-    torch_in,
     torch_pin,
     wheels_for,
 )
@@ -87,11 +87,11 @@ def make_torch(folder: Path, version: str, cuda: str | None, installed_as: str |
 def test_a_cuda_build_is_told_from_a_cpu_build_without_importing_it(tmp_path: Path) -> None:
     make_torch(tmp_path / "gpu", "2.11.0+cu130", "13.0")
     make_torch(tmp_path / "cpu", "2.11.0+cpu", None)
-    assert torch_in(tmp_path / "gpu") == Found("2.11.0+cu130", (13, 0))
-    assert torch_in(tmp_path / "cpu") == Found("2.11.0+cpu", None)
-    assert torch_in(tmp_path / "nothing") is None
+    assert read_torch_version(tmp_path / "gpu") == TorchVersion("2.11.0+cu130", (13, 0))
+    assert read_torch_version(tmp_path / "cpu") == TorchVersion("2.11.0+cpu", None)
+    assert read_torch_version(tmp_path / "nothing") is None
     (tmp_path / "cpu" / "torch" / "version.py").write_text("git_version = 'abc'\n")
-    assert torch_in(tmp_path / "cpu") is None
+    assert read_torch_version(tmp_path / "cpu") is None
 
 
 A40, VOLTA, BLACKWELL = (8, 6), (7, 0), (12, 0)
@@ -204,16 +204,16 @@ def test_a_finished_venv_is_used_as_long_as_its_torch_runs_under_the_driver(
     build = TorchBuild(source, "2.11.0", str(tmp_path) if source == "host" else "", "2.11.0")
     if source == "host" and cuda is None:
         expected = False  # what was a CUDA build is another one now
-    assert build.is_good(driver, tmp_path) is expected
+    assert build.is_usable(driver, tmp_path) is expected
 
 
 def test_a_host_torch_that_has_gone_or_changed_is_not_good(tmp_path: Path) -> None:
     build = TorchBuild("host", "2.11.0", str(tmp_path), "2.11.0+cu130")
-    assert not build.is_good(None, tmp_path)
+    assert not build.is_usable(None, tmp_path)
     make_torch(tmp_path, "2.12.0+cu130", "13.0")
-    assert not build.is_good(None, tmp_path)
+    assert not build.is_usable(None, tmp_path)
     make_torch(tmp_path, "2.11.0+cu130", "13.0")
-    assert build.is_good(None, tmp_path)
+    assert build.is_usable(None, tmp_path)
 
 
 def add_python(venv: Path) -> None:
@@ -424,9 +424,9 @@ def test_a_cuda_torch_of_the_outer_python_is_used_and_left_alone(
     assert not list((machine.root / ".venv").rglob("torch-*.dist-info"))
     stamp = read_stamp(machine.root / ".venv")
     assert stamp and stamp.torch == TorchBuild("host", installed_as, str(machine.outer_packages), built)
-    assert stamp.torch.is_good(None, Path())
+    assert stamp.torch.is_usable(None, Path())
     shutil.rmtree(machine.outer_packages / "torch")
-    assert not stamp.torch.is_good(None, Path())
+    assert not stamp.torch.is_usable(None, Path())
 
 
 @pytest.mark.parametrize("installed_as", ["2.11.0", "2.11.0+cu130"])

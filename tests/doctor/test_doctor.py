@@ -14,20 +14,20 @@ import pytest
 from cli.doctor import line
 from core.common.i18n import LANGUAGES
 from core.common.paths import ROOT
-from core.doctor import environment_checks as surroundings
+from core.doctor import environment_checks as environment
 from core.doctor import machine_checks as machine
-from core.doctor import security_checks as guarded
-from core.doctor.check_result import Finding
+from core.doctor import security_checks as security
+from core.doctor.check_result import CheckResult
 from core.gpu.cuda_driver import CudaDriver
 from core.gpu.snapshot import Gpu, GpuSnapshot, read_snapshot
 from tests.support.dashboard import free_port
 
 
-def verdict(finding: Finding) -> tuple[str, str]:
+def verdict(result: CheckResult) -> tuple[str, str]:
     """The status and the sentence's key; the sentence is there in both languages, with all its values."""
     for language in LANGUAGES:
-        assert "{" not in finding.text(language) and finding.text(language) != finding.key
-    return finding.status, finding.key.partition(".")[2]
+        assert "{" not in result.text(language) and result.text(language) != result.key
+    return result.status, result.key.partition(".")[2]
 
 
 def fake_python(folder: Path, script: str) -> str:
@@ -88,8 +88,8 @@ def test_why_torch_cannot_use_a_gpu_is_said(
 
 def test_a_torch_that_cannot_be_imported_is_quoted(tmp_path: Path) -> None:
     python = fake_python(tmp_path, "echo 'Traceback' >&2; echo 'ImportError: libcudart.so.12' >&2; exit 1")
-    finding = machine.check_torch(GpuSnapshot(0.0), python)
-    assert verdict(finding) == ("fail", "torch_broken") and "libcudart" in finding.text("en")
+    result = machine.check_torch(GpuSnapshot(0.0), python)
+    assert verdict(result) == ("fail", "torch_broken") and "libcudart" in result.text("en")
     assert verdict(machine.check_torch(GpuSnapshot(0.0), "/no/such/python")) == ("fail", "torch_broken")
 
 
@@ -119,7 +119,7 @@ def test_kernels(tmp_path: Path) -> None:
 
 
 def test_disks(tmp_path: Path) -> None:
-    check = surroundings.check_disk
+    check = environment.check_disk
     assert verdict(check("data", tmp_path / "not" / "yet", "X", 1)) == ("ok", "disk_ok")
     assert verdict(check("data", tmp_path, "X", 2**62)) == ("warn", "disk_low")
     assert verdict(check("data", Path("/proc/here"), "X", 1)) == ("fail", "disk_readonly")
@@ -127,27 +127,27 @@ def test_disks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kib", "expected"), [(8 * 2**20, ("ok", "memory_ok")), (2**20, ("warn", "memory_low"))])
 def test_memory(kib: int, expected: tuple[str, str]) -> None:
-    assert verdict(surroundings.check_memory(kib * 1024)) == expected
+    assert verdict(environment.check_memory(kib * 1024)) == expected
 
 
 def test_ports() -> None:
-    assert verdict(surroundings.check_port("127.0.0.1", free_port())) == ("ok", "port_free")
+    assert verdict(environment.check_port("127.0.0.1", free_port())) == ("ok", "port_free")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken.settimeout(0)
         taken.listen(0)
-        finding = surroundings.check_port("no.such.host.invalid", taken.getsockname()[1])
-    assert finding.status == "fail"
+        result = environment.check_port("no.such.host.invalid", taken.getsockname()[1])
+    assert result.status == "fail"
 
 
 def test_a_hub_that_does_not_answer_is_a_warning() -> None:
-    assert verdict(surroundings.check_hub(f"http://127.0.0.1:{free_port()}")) == ("warn", "hub_none")
-    assert verdict(surroundings.check_hub("nonsense")) == ("warn", "hub_endpoint")
+    assert verdict(environment.check_hub(f"http://127.0.0.1:{free_port()}")) == ("warn", "hub_none")
+    assert verdict(environment.check_hub("nonsense")) == ("warn", "hub_endpoint")
 
 
 @pytest.mark.parametrize(("told", "expected"), [("", []), ("nonsense", [("fail", "public_url")])])
 def test_a_public_address(told: str, expected: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMADECK_PUBLIC_URLS", told)
-    assert [verdict(one) for one in surroundings.check_public()] == expected
+    assert [verdict(one) for one in environment.check_public()] == expected
 
 
 def test_a_public_address_leads_here_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +158,8 @@ def test_a_public_address_leads_here_or_not(monkeypatch: pytest.MonkeyPatch) -> 
         asked.append(url)
         return (401, b"Sign in first.\n") if "/deck/" in url else (200, b"<html>")
 
-    monkeypatch.setattr(surroundings, "_ask", answer)
-    found = [verdict(one) for one in surroundings.check_public()]
+    monkeypatch.setattr(environment, "_ask", answer)
+    found = [verdict(one) for one in environment.check_public()]
     assert found == [("ok", "public_ok"), ("warn", "public_none")]
     assert [url.partition("//")[2].partition("/")[2] for url in asked] == ["deck/_stcore/health", "_stcore/health"]
 
@@ -167,45 +167,45 @@ def test_a_public_address_leads_here_or_not(monkeypatch: pytest.MonkeyPatch) -> 
 def test_access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert verdict(guarded.check_access("127.0.0.1")) == ("ok", "access_loopback")
-    assert verdict(guarded.check_access("0.0.0.0")) == ("fail", "access_open")
+    assert verdict(security.check_access("127.0.0.1")) == ("ok", "access_loopback")
+    assert verdict(security.check_access("0.0.0.0")) == ("fail", "access_open")
     monkeypatch.setenv("LLAMADECK_PASSWORD", "correct horse")
-    assert verdict(guarded.check_access("0.0.0.0")) == ("ok", "access_password")
+    assert verdict(security.check_access("0.0.0.0")) == ("ok", "access_password")
     (tmp_path / ".streamlit").mkdir()
     secrets = tmp_path / ".streamlit" / "secrets.toml"
     names = ("redirect_uri", "client_id", "client_secret", "server_metadata_url")
     whole = "[auth]\n" + "".join(f'{name} = "x"\n' for name in names) + 'cookie_secret = "%s"\n'
     secrets.write_text(whole % ("x" * 32), "utf-8")
-    assert verdict(guarded.check_access("0.0.0.0")) == ("warn", "access_nobody")
+    assert verdict(security.check_access("0.0.0.0")) == ("warn", "access_nobody")
     secrets.write_text(whole % ("x" * 32) + '[access]\nallow = ["*"]\n', "utf-8")
-    assert verdict(guarded.check_access("0.0.0.0")) == ("warn", "access_everybody")
+    assert verdict(security.check_access("0.0.0.0")) == ("warn", "access_everybody")
     secrets.write_text(whole % ("x" * 32) + '[access]\nallow = ["ann@example.org"]\n', "utf-8")
-    assert verdict(guarded.check_access("0.0.0.0")) == ("ok", "access_people")
+    assert verdict(security.check_access("0.0.0.0")) == ("ok", "access_people")
     secrets.write_text(whole % "short", "utf-8")
-    assert verdict(guarded.check_access("0.0.0.0")) == ("ok", "access_password")
+    assert verdict(security.check_access("0.0.0.0")) == ("ok", "access_password")
 
 
 def test_secrets_that_others_can_read(tmp_path: Path) -> None:
     path = tmp_path / "access.json"
     path.touch(0o600)
-    assert verdict(guarded.check_secrets([path, tmp_path / "none"])) == ("ok", "secrets_ok")
+    assert verdict(security.check_secrets([path, tmp_path / "none"])) == ("ok", "secrets_ok")
     path.chmod(0o640)
-    assert verdict(guarded.check_secrets([path])) == ("fail", "secrets_open")
+    assert verdict(security.check_secrets([path])) == ("fail", "secrets_open")
 
 
 def test_a_damaged_file_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
-    assert [finding.check for finding in guarded.check_guard("127.0.0.1")] == ["access", "secrets"]
+    assert [result.check for result in security.check_security("127.0.0.1")] == ["access", "secrets"]
     (tmp_path / "keys.json").write_text('{"keys": [', "utf-8")
-    finding = list(guarded.check_guard("127.0.0.1"))[-1]
-    assert verdict(finding) == ("fail", "file_problem")
-    assert str(tmp_path / "keys.json") in finding.text("zh") and "line 1" in finding.text("en")
+    result = list(security.check_security("127.0.0.1"))[-1]
+    assert verdict(result) == ("fail", "file_problem")
+    assert str(tmp_path / "keys.json") in result.text("zh") and "line 1" in result.text("en")
 
 
 def test_lines_are_aligned_in_both_languages() -> None:
-    finding = machine.check_compilers(False, frozenset())
-    assert line(finding, "en") == "ok    Compiler        None is needed without a GPU."
-    assert line(finding, "zh") == "正常  编译器          没有显卡时不需要。"
+    result = machine.check_compilers(False, frozenset())
+    assert line(result, "en") == "ok    Compiler        None is needed without a GPU."
+    assert line(result, "zh") == "正常  编译器          没有显卡时不需要。"
 
 
 def call(tmp_path: Path, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.access import password
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK
-from core.common.paths import VERSION
+from core.common.paths import version
 from tests.support.pages import open_tab, run
 from ui.shared import resources
 
@@ -110,4 +110,4 @@ def test_the_language_is_chosen_here_too() -> None:
 
 def test_it_says_what_this_is_and_where_things_lie(places: Path) -> None:
     shown = words(open_tab("6_Settings")).replace("\\", "")
-    assert f"LlamaDeck {VERSION}" in shown and str(places / "data") in shown
+    assert f"LlamaDeck {version()}" in shown and str(places / "data") in shown

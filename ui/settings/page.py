@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib import metadata
 
 import streamlit as st
 
 from core.common.i18n import LANGUAGES
-from core.common.paths import VERSION, cache_dir, characters_dir, data_dir, models_dir
+from core.common.paths import cache_dir, characters_dir, data_dir, models_dir, version
 from ui.settings.access import draw_access
 from ui.settings.api_keys import draw_keys
 from ui.settings.files import draw_files
@@ -44,8 +44,8 @@ def _choose_language() -> None:
 
 
 def _draw_about() -> None:
-    packages = " · ".join(f"{name} {version(name)}" for name in SHOWN_PACKAGES)
+    packages = " · ".join(f"{name} {metadata.version(name)}" for name in SHOWN_PACKAGES)
     folders = {"models": models_dir(), "data": data_dir(), "characters": characters_dir(), "cache": cache_dir()}
-    lines = [f"**{tr('settings.version')}**: LlamaDeck {VERSION} · {packages}"]
+    lines = [f"**{tr('settings.version')}**: LlamaDeck {version()} · {packages}"]
     lines += [f"**{tr(f'settings.{name}')}**: {escape(str(folder))}" for name, folder in folders.items()]
     st.markdown("  \n".join(lines))
