@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks.peer import Answerer, serve
 from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
-from core.memory.kernels.registry import KERNELS, can_run
+from core.memory.kernels.registry import able_kernels
+from core.memory.model_shape import matrix_shapes
 from core.worker.main import ENVIRONMENT
 
 # The names of our kernels in gptqmodel; one that it has none for on a CPU is its portable one, and in place of the
@@ -37,9 +38,8 @@ def start(folder: str) -> Answerer:
     from core.worker.load import find_devices
 
     checkpoint = read_checkpoint(Path(folder))
-    kernel = next(
-        one for one in KERNELS if one.name in BACKENDS and can_run(one, checkpoint, find_devices(read_snapshot())[0])
-    )
+    able = able_kernels(matrix_shapes(checkpoint), find_devices(read_snapshot())[:1])
+    kernel = next(one for one in able if one.name in BACKENDS)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     settings = GPTQConfig(bits=checkpoint.quantization.bits, backend=BACKENDS[kernel.name])
     model: Any = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, device_map=device)

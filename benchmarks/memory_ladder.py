@@ -22,7 +22,8 @@ from typing import Any
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
-from core.memory.model_shape import read_shape
+from core.memory.kernels.registry import able_kernels, kernel_named
+from core.memory.model_shape import matrix_shapes, read_shape
 from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan, make_plan
 from core.memory.sizes import MIB
 from core.worker.main import ENVIRONMENT
@@ -160,23 +161,21 @@ def needed_mib(folder: Path, kernel: str, captured: bool) -> float:
 
 def plan_of(folder: Path, kernel: str, context_tokens: int, num_slots: int, captured: bool) -> MemoryPlan:
     shape = read_shape(read_checkpoint(folder), merged=captured)
-    return make_plan(shape, kernel, (9, 0), context_tokens, num_slots, GPU_CHUNK_TOKENS, captured)
+    return make_plan(shape, kernel_named(kernel), (9, 0), context_tokens, num_slots, GPU_CHUNK_TOKENS, captured)
 
 
 def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row]:
     """One model with one kernel: loaded once, under the smallest rung's cap, then every rung with its own."""
     import torch
 
-    from core.memory.kernels.registry import KERNELS as ALL
-    from core.memory.kernels.registry import can_run
     from core.worker.load import choose_dtype, find_devices, use_capturable_stream
     from core.worker.model.device_map import Places
     from core.worker.model.loader import load_model
     from core.worker.tokenizer import read_tokenizer
 
     checkpoint, device = read_checkpoint(folder / name), find_devices(read_snapshot())[0]
-    kernel = next(one for one in ALL if one.name == kernel_name)
-    if not can_run(kernel, checkpoint, device):
+    kernel = kernel_named(kernel_name)
+    if kernel not in able_kernels(matrix_shapes(checkpoint), [device]):
         return []
     rungs = [
         (plan_of(folder / name, kernel_name, *rung, captured), *rung) for rung in itertools.product(CONTEXTS, SLOTS)

@@ -13,14 +13,13 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError, EngineError, InputError
 from core.memory.device_memory import DeviceMemory
-from core.memory.kernels.registry import KERNELS, Device, can_run
+from core.memory.kernels.registry import able_kernels
+from core.memory.kernels.spec import Device, KernelSpec
 from core.memory.model_shape import ModelShape, read_shape
 from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan, make_plan, split_plan, sum_plans
 from core.memory.sizes import MIB
 
 DEFAULT_CONTEXT_TOKENS = 4096
-# The kernels whose calls can be captured in CUDA graphs, all of them held against plain runs.
-CAPTURED = ("deck", "exllama_v2", "marlin", "triton")
 MAX_CHATS = 64
 
 
@@ -91,23 +90,23 @@ def check_fit(
         raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
     require_runnable(checkpoint)
     shapes = {captured: read_shape(checkpoint, merged=captured) for captured in (True, False)}
-    refused: list[FitReport] = []
+    refused: list[tuple[FitReport, KernelSpec]] = []
     for group in _groups(cards):
-        names = [name for name in _kernels(checkpoint, group, kernel) if name not in without]
-        for name in names:
-            if len(group) == 1 and name in CAPTURED:
-                report = _report(checkpoint, shapes[True], group, name, context_tokens, num_chats, captured=True)
+        specs = [spec for spec in _candidates(shapes[False], group, kernel) if spec.name not in without]
+        for spec in specs:
+            if len(group) == 1 and spec.is_capturable:
+                report = _report(checkpoint, shapes[True], group, spec, context_tokens, num_chats, captured=True)
                 if report.fits:
-                    return replace(report, max_context=_longest(checkpoint, shapes[False], group, names, num_chats))
-        for name in names:
-            report = _report(checkpoint, shapes[False], group, name, context_tokens, num_chats)
+                    return replace(report, max_context=_longest(checkpoint, shapes[False], group, specs, num_chats))
+        for spec in specs:
+            report = _report(checkpoint, shapes[False], group, spec, context_tokens, num_chats)
             if report.fits:
                 return report
-            refused.append(report)
+            refused.append((report, spec))
     if not refused:
-        raise _no_kernel(checkpoint, cards, kernel)
-    best = max(refused, key=lambda report: (report.max_context, -report.lacking_mib))
-    return _with_remedies(shapes[False], cards, best)
+        raise _no_kernel(checkpoint, shapes[False], cards, kernel)
+    best, spec = max(refused, key=lambda one: (one[0].max_context, -one[0].lacking_mib))
+    return _with_remedies(shapes[False], spec, cards, best)
 
 
 def require_fit(
@@ -145,19 +144,20 @@ def _groups(cards: Sequence[DeviceMemory]) -> list[Sequence[DeviceMemory]]:
     return [*([card] for card in cards), *several]
 
 
-def _kernels(checkpoint: Checkpoint, cards: Sequence[DeviceMemory], wanted: str | None) -> list[str]:
-    """The kernels that take the checkpoint on every one of `cards`, fastest first; only `wanted` if one is."""
-    devices = [Device("cuda", card.capability, card.has_compiler) for card in cards]
-    able = [one.name for one in KERNELS if all(can_run(one, checkpoint, device) for device in devices)]
+def _candidates(shape: ModelShape, devices: Sequence[DeviceMemory], wanted: str | None) -> list[KernelSpec]:
+    """The kernels that take the model on every one of `devices`, fastest first; only `wanted` if one is."""
+    places = [Device("cuda", device.capability, device.has_compiler) for device in devices]
+    able = able_kernels([matrix for matrix, _ in shape.matrices], places)
     if wanted is not None:
-        return [name for name in able if name == wanted]
-    # Torch writes every matrix out for every token: it is for what no other kernel takes.
-    return [name for name in able if name != "torch" or able == ["torch"]]
+        return [kernel for kernel in able if kernel.name == wanted]
+    return [kernel for kernel in able if not kernel.is_last_resort] or able
 
 
-def _no_kernel(checkpoint: Checkpoint, cards: Sequence[DeviceMemory], wanted: str | None) -> DeckError:
+def _no_kernel(
+    checkpoint: Checkpoint, shape: ModelShape, devices: Sequence[DeviceMemory], wanted: str | None
+) -> DeckError:
     """Why there is nothing to say of a model: the kernel that was asked for does not take it here, or none does."""
-    able = {name: name for card in cards for name in _kernels(checkpoint, [card], None)}
+    able = {kernel.name: kernel for device in devices for kernel in _candidates(shape, [device], None)}
     if wanted is not None and able:
         return InputError("kernel_refused", kernel=wanted, model=checkpoint.name, able=", ".join(able))
     return EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization.label)
@@ -166,7 +166,7 @@ def _no_kernel(checkpoint: Checkpoint, cards: Sequence[DeviceMemory], wanted: st
 def _plans(
     shape: ModelShape,
     cards: Sequence[DeviceMemory],
-    kernel: str,
+    kernel: KernelSpec,
     context_tokens: int,
     num_chats: int,
     captured: bool = False,
@@ -193,7 +193,7 @@ def _report(
     checkpoint: Checkpoint,
     shape: ModelShape,
     cards: Sequence[DeviceMemory],
-    kernel: str,
+    kernel: KernelSpec,
     context_tokens: int,
     num_chats: int,
     captured: bool = False,
@@ -203,7 +203,9 @@ def _report(
     # What is captured has its longest context worked out once it is known to fit.
     max_context = 0 if captured else _longest(checkpoint, shape, cards, [kernel], num_chats)
     reason = "fits" if fits else "context_too_long" if max_context else "too_large"
-    report = FitReport(fits, kernel, tuple(cards), plans, captured, context_tokens, num_chats, max_context, reason, {})
+    report = FitReport(
+        fits, kernel.name, tuple(cards), plans, captured, context_tokens, num_chats, max_context, reason, {}
+    )
     needed = math.ceil(report.needed_mib)
     params: dict[str, str | int | float] = {
         "model": checkpoint.name,
@@ -219,14 +221,20 @@ def _report(
 
 
 def _longest(
-    checkpoint: Checkpoint, shape: ModelShape, cards: Sequence[DeviceMemory], kernels: Sequence[str], num_chats: int
+    checkpoint: Checkpoint,
+    shape: ModelShape,
+    cards: Sequence[DeviceMemory],
+    kernels: Sequence[KernelSpec],
+    num_chats: int,
 ) -> int:
     """The longest context that any of `kernels` leaves room for, uncaptured."""
     limit = checkpoint.max_context_tokens
     return max(_max_context(shape, cards, kernel, num_chats, limit) for kernel in kernels)
 
 
-def _max_context(shape: ModelShape, cards: Sequence[DeviceMemory], kernel: str, num_chats: int, limit: int) -> int:
+def _max_context(
+    shape: ModelShape, cards: Sequence[DeviceMemory], kernel: KernelSpec, num_chats: int, limit: int
+) -> int:
     """The longest context that fits, up to the model's own `limit`: the plan only grows with it."""
     low, high = 0, limit
     while low < high:
@@ -238,21 +246,25 @@ def _max_context(shape: ModelShape, cards: Sequence[DeviceMemory], kernel: str, 
     return low
 
 
-def _with_remedies(shape: ModelShape, cards: Sequence[DeviceMemory], report: FitReport) -> FitReport:
+def _with_remedies(
+    shape: ModelShape, kernel: KernelSpec, cards: Sequence[DeviceMemory], report: FitReport
+) -> FitReport:
     """What would make it fit: a shorter context, fewer chats, what others hold given back, or a larger card."""
     remedies: list[tuple[str, dict[str, str | int | float]]] = []
     if report.max_context:
         remedies.append(("shorter_context", {"context": report.max_context}))
-    if report.num_chats > 1 and _any_fits(shape, _groups(cards), report, 1):
+    if report.num_chats > 1 and _any_fits(shape, kernel, _groups(cards), report, 1):
         remedies.append(("one_chat", {"context": report.context_tokens}))
     others_mib = sum(card.others_mib - card.returning_mib for card in report.cards)
     alone = [replace(card, others_mib=0, returning_mib=0) for card in report.cards]
-    if others_mib > 0 and _any_fits(shape, [alone], report, report.num_chats):
+    if others_mib > 0 and _any_fits(shape, kernel, [alone], report, report.num_chats):
         remedies.append(("end_others", {"others": others_mib}))
     remedies.append(("larger_card", {"needed": math.ceil(report.needed_mib)}))
     return replace(report, remedies=tuple(remedies))
 
 
-def _any_fits(shape: ModelShape, groups: Sequence[Sequence[DeviceMemory]], report: FitReport, num_chats: int) -> bool:
-    """Whether `num_chats` of the report's context would fit on one of `groups` with its kernel."""
-    return any(_fits(_plans(shape, group, report.kernel, report.context_tokens, num_chats), group) for group in groups)
+def _any_fits(
+    shape: ModelShape, kernel: KernelSpec, groups: Sequence[Sequence[DeviceMemory]], report: FitReport, num_chats: int
+) -> bool:
+    """Whether `num_chats` of the report's context would fit on one of `groups` with `kernel`."""
+    return any(_fits(_plans(shape, group, kernel, report.context_tokens, num_chats), group) for group in groups)

@@ -14,7 +14,7 @@ MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 @dataclass(frozen=True, slots=True)
 class MatrixGroup:
-    """Matrices that share their input and are kept as one: where each one's columns begin, and how many it has.
+    """Matrices that share their input and are kept as one: where each one's outputs begin, and how many it has.
 
     `num_parts` counts all tensors of all members.
     """
@@ -24,7 +24,7 @@ class MatrixGroup:
     num_parts: int
 
     @property
-    def columns(self) -> int:
+    def out_features(self) -> int:
         return sum(self.sizes.values())
 
 
@@ -39,22 +39,20 @@ def merged_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
 def mergeable_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
     """The groups of matrices that are alike but, perhaps, for the order of their inputs."""
     groups = []
-    for name in checkpoint.tensors:
-        owner, _, last = name.removesuffix(".qweight").rpartition(".")
+    for name in checkpoint.matrices:
+        owner, _, last = name.rpartition(".")
         for members in MERGED:
-            if name.endswith(".qweight") and last == members[0]:
+            if last == members[0]:
                 groups.append(_group(checkpoint, [f"{owner}.{member}" for member in members]))
     return [group for group in groups if group is not None]
 
 
 def _group(checkpoint: Checkpoint, names: list[str]) -> MatrixGroup | None:
     """The members `names` as a group; None where one is missing or is made in another way."""
-    found = [checkpoint.tensors.get(f"{name}.qweight") for name in names]
-    shapes = [tensor.shape for tensor in found if tensor is not None and len(tensor.shape) == 2]
-    parts = [{part for part in PARTS if f"{name}.{part}" in checkpoint.tensors} for name in names]
-    is_alike = len(shapes) == len(names) and len({shape[0] for shape in shapes}) == 1
-    if not is_alike or any(part != parts[0] for part in parts) or any(shape[1] % 64 for shape in shapes):
+    found = [checkpoint.matrices[name] for name in names if name in checkpoint.matrices]
+    kinds = {(matrix.in_features, matrix.format, frozenset(matrix.tensors)) for matrix in found}
+    if len(found) != len(names) or len(kinds) != 1 or any(matrix.out_features % 64 for matrix in found):
         return None
-    sizes = {name: shape[1] for name, shape in zip(names, shapes, strict=True)}
+    sizes = {matrix.name: matrix.out_features for matrix in found}
     begins = dict(zip(names, itertools.accumulate(sizes.values(), initial=0), strict=False))
-    return MatrixGroup(begins, sizes, sum(map(len, parts)))
+    return MatrixGroup(begins, sizes, sum(len(matrix.tensors) for matrix in found))

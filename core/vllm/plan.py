@@ -14,6 +14,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import InputError
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import checked_context
+from core.memory.kernels.marlin import MARLIN
 from core.memory.model_shape import ModelShape, read_shape
 from core.memory.plan import make_plan
 from core.memory.sizes import MIB
@@ -145,7 +146,7 @@ def _splits(
     As vLLM recommends: tensors over the GPUs of a host, layers over hosts; layers also where heads do not divide.
     """
     if tensor is not None and not can_split(shape, checkpoint, tensor):
-        raise InputError("scale_heads", model=checkpoint.name, value=tensor, heads=shape.num_heads)
+        raise InputError("scale_heads", model=checkpoint.name, value=tensor, heads=shape.attention.num_heads)
     if pipeline is not None and pipeline > shape.num_layers:
         raise InputError("scale_layers", model=checkpoint.name, value=pipeline, layers=shape.num_layers)
     if tensor is not None or pipeline is not None or not num_cards:
@@ -164,9 +165,9 @@ def _splits(
 def can_split(shape: ModelShape, checkpoint: Checkpoint, count: int) -> bool:
     """Whether vLLM can split each matrix over `count` GPUs: by heads, and by whole groups of its rows."""
     group = max(1, checkpoint.quantization.group_size)
-    rows = (shape.num_heads * shape.head_dim, shape.intermediate)
-    by_heads = shape.num_heads % count == 0
-    by_kv_heads = shape.num_kv_heads % count == 0 or count % shape.num_kv_heads == 0
+    rows = (shape.attention.num_heads * shape.attention.head_dim, shape.intermediate)
+    by_heads = shape.attention.num_heads % count == 0
+    by_kv_heads = shape.attention.num_kv_heads % count == 0 or count % shape.attention.num_kv_heads == 0
     return by_heads and by_kv_heads and all(size % count == 0 and size // count % group == 0 for size in rows)
 
 
@@ -183,8 +184,8 @@ def _plan(
     per_host = max(1, math.ceil(tensor * pipeline / max(1, len(hosts))))
     used = sorted(cards, key=lambda card: -card.available_mib)[:per_host]
     least = min(used, key=lambda card: card.available_mib / card.total_mib)
-    whole = make_plan(shape, "marlin", least.capability, context_tokens, 1, CHUNK_TOKENS)
-    cache = whole.kv_cache / pipeline / min(tensor, shape.num_kv_heads)
+    whole = make_plan(shape, MARLIN, least.capability, context_tokens, 1, CHUNK_TOKENS)
+    cache = whole.kv_cache / pipeline / min(tensor, shape.attention.num_kv_heads)
     weights = whole.weights / tensor / pipeline
     needed = (weights + cache + whole.activations / tensor + whole.workspace + whole.context) / MIB + GRAPHS_MIB
     utilization = min(MOST_UTILIZATION, math.floor(100 * least.available_mib / least.total_mib) / 100)

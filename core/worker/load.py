@@ -29,7 +29,8 @@ from core.gpu.snapshot import GpuSnapshot, read_snapshot
 from core.gpu.torch_support import build_error, has_code
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import checked_context, require_fit
-from core.memory.kernels.registry import KERNELS, Device, Kernel, choose_kernel, has_compiler
+from core.memory.kernels.registry import KERNELS, choose_kernel, has_compiler
+from core.memory.kernels.spec import Device, KernelSpec
 from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan
 from core.worker.decode.cpu_decode import make_fast_decode
 from core.worker.decode.cpu_threads import reserve_one_core
@@ -135,7 +136,7 @@ class Ready:
     """What a load goes by: the kernel and why it, where the model lies, the weakest of its devices, and on GPUs a plan
     for each and whether steps are captured."""
 
-    kernel: Kernel
+    kernel: KernelSpec
     reason: str
     places: Places
     device: Device
@@ -196,7 +197,7 @@ def ready_kernel(
             return Ready(kernel, reason, places, device, report.plans, report.captured and has_c_compiler())
 
 
-def prepare_kernel(kernel: Kernel, checkpoint: Checkpoint, device: Device, places: Places) -> None:
+def prepare_kernel(kernel: KernelSpec, checkpoint: Checkpoint, device: Device, places: Places) -> None:
     """Compile a kernel where that is needed, and check it on every GPU. Raises EngineError where it is of no use."""
     dtype = choose_dtype(checkpoint, kernel, device)
     if kernel.needs_compiler:
@@ -207,7 +208,7 @@ def prepare_kernel(kernel: Kernel, checkpoint: Checkpoint, device: Device, place
         check_kernel(kernel, checkpoint.quantization, dtype, place)
 
 
-def compile_kernel(kernel: Kernel, dtype: torch.dtype) -> None:
+def compile_kernel(kernel: KernelSpec, dtype: torch.dtype) -> None:
     """Compile a kernel at its first use, which takes minutes; later loads find it in the user's cache folder."""
     if kernel.name == "exllama_v2":
         is_there, why = exllamav2_gptq_runtime_available(), exllamav2_gptq_runtime_error
@@ -247,7 +248,7 @@ def chunk_tokens_of(device: Device) -> int:
     return CPU_CHUNK_TOKENS if written.is_supported() else SLOW_CPU_CHUNK_TOKENS
 
 
-def choose_dtype(checkpoint: Checkpoint, kernel: Kernel, device: Device) -> torch.dtype:
+def choose_dtype(checkpoint: Checkpoint, kernel: KernelSpec, device: Device) -> torch.dtype:
     """Half precision is what the GPU kernels compute in; ATen's int4 kernel takes bfloat16 only."""
     if device.kind == "cpu":
         return torch.bfloat16

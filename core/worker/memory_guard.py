@@ -15,7 +15,7 @@ from core.common.errors import EngineError
 from core.engine.protocol import MemoryFacts
 from core.gpu.snapshot import Gpu, read_snapshot
 from core.memory.device_memory import DeviceMemory
-from core.memory.kernels.registry import Device
+from core.memory.kernels.spec import Device
 from core.memory.plan import MemoryPlan, sum_plans
 from core.memory.sizes import MIB, SEGMENT_BYTES
 

@@ -27,7 +27,7 @@ from core.gpu.torch_support import (
     visible_gpus,
 )
 from core.memory.device_memory import DeviceMemory
-from core.memory.kernels.registry import Device
+from core.memory.kernels.spec import Device
 from core.worker import gpu_check
 from core.worker import load as opening
 from core.worker.gpu_check import known_torch, look

@@ -9,8 +9,12 @@ import pytest
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.i18n import catalogue as texts
 from core.library import catalogue
+from core.memory.kernels.gptqmodel import TORCH, TRITON
+from core.memory.kernels.llamadeck import LLAMADECK
+from core.memory.kernels.marlin import MARLIN
+from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import ModelShape, read_shape
-from core.memory.plan import MemoryPlan, kv_cache_bytes, make_plan, split_plan, weight_bytes
+from core.memory.plan import MemoryPlan, make_plan, split_plan, state_bytes, weight_bytes
 from core.memory.sizes import MIB
 
 AMPERE = (8, 6)
@@ -41,7 +45,7 @@ def checkpoint_of(size: str, branch: str = "main") -> Checkpoint:
 
 
 def plan_of(shape: ModelShape, kernel: str = "exllama_v2", context: int = 2048, chats: int = 1) -> MemoryPlan:
-    return make_plan(shape, kernel, AMPERE, context, chats, CHUNK_TOKENS)
+    return make_plan(shape, kernel_named(kernel), AMPERE, context, chats, CHUNK_TOKENS)
 
 
 @pytest.mark.parametrize(("size", "branch", "loaded_mib", "marlin_mib"), RESIDENT)
@@ -49,18 +53,18 @@ def test_weights_are_the_bytes_that_the_published_shapes_make(
     size: str, branch: str, loaded_mib: float, marlin_mib: float
 ) -> None:
     shape = shape_of(size, branch)
-    assert weight_bytes(shape, "triton") / MIB == pytest.approx(loaded_mib, abs=ROUNDING_MIB)
+    assert weight_bytes(shape, TRITON) / MIB == pytest.approx(loaded_mib, abs=ROUNDING_MIB)
     is_ordered = checkpoint_of(size, branch).quantization.is_permuted
     # The published column counts one of the two indices that act-order needs.
     index_mib = sum(count * matrix.in_features * 4 for matrix, count in shape.matrices) / MIB if is_ordered else 0
-    found_mib = weight_bytes(shape, "marlin") / MIB
+    found_mib = weight_bytes(shape, MARLIN) / MIB
     assert marlin_mib - ROUNDING_MIB <= found_mib <= marlin_mib + 2 * index_mib + ROUNDING_MIB
 
 
 def test_an_h100_needs_no_room_for_a_matrix_written_out() -> None:
     """132 blocks of threads add up 128 rows of 256 outputs in float32; other cards write a matrix out, by 192 MiB."""
     rooms = [
-        make_plan(shape_of("70B"), "deck", capability, 2048, 1, CHUNK_TOKENS).scratch
+        make_plan(shape_of("70B"), LLAMADECK, capability, 2048, 1, CHUNK_TOKENS).scratch
         for capability in ((9, 0), (8, 9), (12, 0))
     ]
     assert rooms[1] == rooms[2]
@@ -70,7 +74,7 @@ def test_an_h100_needs_no_room_for_a_matrix_written_out() -> None:
 def test_three_bits_take_three_quarters_of_four() -> None:
     """70B with 3 bit and groups of 128 holds 26717.5 MiB once loaded."""
     shape = shape_of("70B", "gptq-3bit-128g-actorder_True")
-    assert weight_bytes(shape, "torch") / MIB == pytest.approx(26717.5, abs=ROUNDING_MIB)
+    assert weight_bytes(shape, TORCH) / MIB == pytest.approx(26717.5, abs=ROUNDING_MIB)
 
 
 @pytest.mark.parametrize(("size", "kib_a_token"), [("7B", 512), ("13B", 800), ("70B", 320)])
@@ -78,7 +82,7 @@ def test_the_cache_has_keys_and_values_for_every_token_and_one_unread_column(siz
     """Layers * 2 * key-value heads * head size * 2 bytes a token; a column more for what nobody reads."""
     shape = shape_of(size)
     for context, chats in ((1, 1), (511, 1), (4096, 4)):
-        assert kv_cache_bytes(shape, context, chats) == chats * (context + 1) * kib_a_token * 1024
+        assert state_bytes(shape, context, chats) == chats * (context + 1) * kib_a_token * 1024
 
 
 @pytest.mark.parametrize("kernel", ["deck", "exllama_v2", "marlin", "triton", "torch"])
@@ -89,7 +93,8 @@ def test_a_plan_grows_with_context_chats_and_layers(size: str, kernel: str) -> N
     assert plan_of(shape, kernel, context=2049).running > plan.running
     assert plan_of(shape, kernel, chats=2).running > plan.running
     less = tuple((matrix, count - 1) for matrix, count in shape.matrices)
-    fewer = replace(shape, num_layers=shape.num_layers - 1, matrices=less)
+    ((layer, num_layers),) = shape.layers
+    fewer = replace(shape, layers=((layer, num_layers - 1),), matrices=less)
     assert plan_of(fewer, kernel).running < plan.running
 
 
@@ -113,7 +118,7 @@ def test_several_gpus_hold_every_layer_once(rooms_gib: tuple[int, ...]) -> None:
     shape = shape_of("70B")
     rooms = [gib * 2**30 for gib in rooms_gib]
     whole = plan_of(shape, "marlin", context=4096)
-    plans = split_plan(shape, "marlin", [AMPERE] * len(rooms), rooms, 4096, 1, CHUNK_TOKENS)
+    plans = split_plan(shape, MARLIN, [AMPERE] * len(rooms), rooms, 4096, 1, CHUNK_TOKENS)
     assert len(plans) == len(rooms)
     assert sum(plan.kv_cache for plan in plans) == whole.kv_cache
     assert sum(plan.weights for plan in plans) == pytest.approx(whole.weights, abs=shape.num_layers)

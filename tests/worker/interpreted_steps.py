@@ -16,7 +16,7 @@ import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
-from core.memory.kernels.registry import KERNELS
+from core.memory.kernels.registry import kernel_named
 from core.worker.decode.cuda_graphs import GraphRecorder, GraphSteps
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
 from core.worker.decode.fused_modules import fuse_modules
@@ -64,7 +64,7 @@ def inference() -> Any:
 
 def load(folder: Path, recipe: Recipe, merged: bool) -> Any:
     make_checkpoint(folder, recipe)
-    dense = next(kernel for kernel in KERNELS if kernel.name == "dense")
+    dense = kernel_named("dense")
     return load_model(
         read_checkpoint(folder), dense, Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None, merged
     )

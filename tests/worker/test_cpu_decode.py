@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
-from core.memory.kernels.registry import KERNELS, Device, choose_kernel
+from core.memory.kernels.registry import choose_kernel, kernel_named
+from core.memory.kernels.spec import Device
 from core.worker.decode.cpu_decode import make_fast_decode
 from core.worker.decode.cpu_threads import reserve_one_core
 from core.worker.decode.steps import EagerSteps, Steps
@@ -183,7 +184,7 @@ PROMPT = "<|im_start|>user\nTell me about the ocean and the stars.<|im_end|>\n<|
 
 def test_the_starters_greedy_answer_is_that_of_transformers_generate(starter: OpenEngine, starter_folder: Path) -> None:
     """200 tokens of transformers' own generate(), attention and cache over the same quantized matrices."""
-    kernel = next(kernel for kernel in KERNELS if kernel.name == "aten_int4")
+    kernel = kernel_named("aten_int4")
     model: Any = load_model(read_checkpoint(starter_folder), kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
     model.set_attn_implementation("sdpa")
     prompt = encode(starter, PROMPT)

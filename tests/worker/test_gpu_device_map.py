@@ -11,7 +11,7 @@ import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
-from core.memory.kernels.registry import KERNELS
+from core.memory.kernels.registry import kernel_named
 from core.worker.decode.steps import EagerSteps
 from core.worker.load import use_capturable_stream
 from core.worker.model.device_map import Places
@@ -43,7 +43,7 @@ def test_a_split_model_computes_the_model(tmp_path: Path, kernel: str, num_layer
     dense = make_checkpoint(tmp_path, Recipe(**SIZES))
     wanted = reference_logits(tmp_path, dense, torch.tensor([TOKENS]))
     places = Places((torch.device("cuda:0"), torch.device("cuda:1")), num_layers)
-    chosen = next(one for one in KERNELS if one.name == kernel)
+    chosen = kernel_named(kernel)
     model = load_model(read_checkpoint(tmp_path), chosen, places, torch.float16, 512, lambda _: None)
     slots = ModelRunner(model, num_slots=3, context_tokens=64)
     assert {keys.device for keys in slots.cache.keys} == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from core.memory.plan import takes_prompts_from_codes
+from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.kernels.decode_attention import DecodeKernels
 from core.worker.kernels.packing import K_BLOCK, TILE, PackedMatrix, invert_permutation
 from core.worker.kernels.w4_prefill import DequantThenGemm, FusedDequantGemm, PrefillKernels
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
 needs_tensor_cores = pytest.mark.skipif(
-    not torch.cuda.is_available() or not takes_prompts_from_codes(torch.cuda.get_device_capability()),
+    not torch.cuda.is_available() or not has_fused_prefill(torch.cuda.get_device_capability()),
     reason="needs a GPU of compute capability 9.0",
 )
 DEVICE = torch.device("cuda:0")

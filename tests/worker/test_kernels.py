@@ -11,9 +11,11 @@ import torch
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import MatrixFormat
-from core.common.errors import EngineError
+from core.common.errors import CheckpointError, EngineError
 from core.common.i18n import catalogue
-from core.memory.kernels.registry import KERNELS, Device, Kernel, can_run, choose_kernel, matrix_shapes
+from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel, kernel_named
+from core.memory.kernels.spec import Device, KernelSpec
+from core.memory.model_shape import matrix_shapes
 from core.worker.kernels.packing import K_BLOCK, TILE
 from core.worker.model.backends.gptqmodel import CLASSES
 from core.worker.model.device_map import Places
@@ -43,9 +45,12 @@ def checkpoint(
     return Checkpoint("some", {}, quantization, tensors)
 
 
-def kernel_called(name: str) -> Kernel:
-    (found,) = [kernel for kernel in KERNELS if kernel.name == name]
-    return found
+def sides_of(model: Checkpoint) -> set[tuple[int, int]]:
+    return {(matrix.in_features, matrix.out_features) for matrix in matrix_shapes(model)}
+
+
+def takes(kernel: KernelSpec, model: Checkpoint, device: Device) -> bool:
+    return kernel in able_kernels(matrix_shapes(model), [device])
 
 
 @pytest.mark.parametrize(
@@ -153,13 +158,15 @@ def test_a_model_with_a_shorter_last_group_loads_on_a_cpu(tmp_path: Path, recipe
 def test_the_sides_of_every_matrix_are_read_from_its_packed_shape(tmp_path: Path) -> None:
     for bits in (2, 3, 4, 8):
         make_checkpoint(tmp_path / str(bits), Recipe(bits=bits))
-        assert matrix_shapes(read_checkpoint(tmp_path / str(bits))) == {(64, 64), (64, 32), (64, 128), (128, 64)}
+        assert sides_of(read_checkpoint(tmp_path / str(bits))) == {(64, 64), (64, 32), (64, 128), (128, 64)}
 
 
-def test_a_packed_matrix_of_an_odd_shape_is_left_to_the_loader() -> None:
+def test_a_packed_matrix_of_an_odd_shape_is_refused() -> None:
     model = checkpoint()
     model.tensors["odd.qweight"] = TensorInfo("f", "I32", (4, 4, 4), 0, 256)
-    assert matrix_shapes(model) == set(LLAMA2_7B)
+    with pytest.raises(CheckpointError) as caught:
+        choose_kernel(model, AMPERE)
+    assert caught.value.key == "no_matrix"
 
 
 SIDES = (64, 96, 128, 144, 192, 320, 4544, 4672)
@@ -174,12 +181,12 @@ COMBINATIONS = [
 @pytest.mark.parametrize(
     "kernel", [kernel for kernel in KERNELS if kernel.name in CLASSES], ids=lambda kernel: kernel.name
 )
-def test_no_kernel_is_given_what_its_own_class_refuses(kernel: Kernel) -> None:
+def test_no_kernel_is_given_what_its_own_class_refuses(kernel: KernelSpec) -> None:
     device = Device(kernel.device, (9, 0), has_compiler=True)
-    taken = [model for model in COMBINATIONS if can_run(kernel, model, device)]
+    taken = [model for model in COMBINATIONS if takes(kernel, model, device)]
     assert taken
     for model in taken:
-        ((rows, columns),) = matrix_shapes(model)
+        ((rows, columns),) = sides_of(model)
         quantization = model.quantization
         is_taken, error = CLASSES[kernel.name]._validate(
             bits=quantization.bits,
@@ -194,10 +201,10 @@ def test_no_kernel_is_given_what_its_own_class_refuses(kernel: Kernel) -> None:
 
 
 def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None:
-    taken = [model for model in COMBINATIONS if can_run(kernel_called("deck"), model, AMPERE)]
+    taken = [model for model in COMBINATIONS if takes(kernel_named("deck"), model, AMPERE)]
     assert taken
     for model in taken:
-        ((rows, columns),) = matrix_shapes(model)
+        ((rows, columns),) = sides_of(model)
         group_size = model.quantization.group_size
         assert columns % TILE == 0 and rows % K_BLOCK == 0
         assert group_size < 0 or (rows % group_size == 0 and group_size % 32 == 0)
@@ -205,5 +212,5 @@ def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None
 
 def test_what_a_kernel_needs_of_the_gpu_is_asked() -> None:
     for name, capability in (("deck", (7, 5)), ("exllama_v2", (5, 2)), ("marlin", (7, 0)), ("triton", (6, 1))):
-        assert not can_run(kernel_called(name), checkpoint(), Device("cuda", capability, has_compiler=True))
-        assert can_run(kernel_called(name), checkpoint(), AMPERE)
+        assert not takes(kernel_named(name), checkpoint(), Device("cuda", capability, has_compiler=True))
+        assert takes(kernel_named(name), checkpoint(), AMPERE)

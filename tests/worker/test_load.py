@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import CheckpointError, EngineError, InputError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, checked_context
-from core.memory.kernels.registry import KERNELS, Device
+from core.memory.kernels.registry import kernel_named
+from core.memory.kernels.spec import Device
 from core.worker.decode.steps import EagerSteps
 from core.worker.load import check_numbers, choose_dtype, warm_up
 from core.worker.model.device_map import Places
@@ -21,8 +22,6 @@ from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from core.worker.tokenizer import TURN_ENDS, find_end_tokens, read_tokenizer
 from tests.support.checkpoints import Recipe, make_checkpoint
-
-KERNEL = {kernel.name: kernel for kernel in KERNELS}
 
 
 @pytest.fixture
@@ -81,12 +80,12 @@ def test_a_context_beyond_that_is_refused_with_the_limit(folder: Path, asked: in
 def test_the_number_type_is_the_models_where_gpu_and_kernel_have_it(
     folder: Path, named: Any, kernel: str, device: Device, wanted: torch.dtype
 ) -> None:
-    assert choose_dtype(with_config(folder, torch_dtype=named), KERNEL[kernel], device) == wanted
+    assert choose_dtype(with_config(folder, torch_dtype=named), kernel_named(kernel), device) == wanted
 
 
 def test_the_newer_name_of_the_number_type_goes_first(folder: Path) -> None:
     checkpoint = with_config(folder, dtype="bfloat16", torch_dtype="float16")
-    assert choose_dtype(checkpoint, KERNEL["triton"], Device("cuda", (9, 0))) == torch.bfloat16
+    assert choose_dtype(checkpoint, kernel_named("triton"), Device("cuda", (9, 0))) == torch.bfloat16
 
 
 # The tokenizer ------------------------------------------------------------------------------------------------------
@@ -198,7 +197,12 @@ def test_broken_generation_settings_are_refused_in_words(folder: Path) -> None:
 @torch.inference_mode()
 def test_weights_that_compute_no_numbers_refuse_the_load(folder: Path, broken: float) -> None:
     model = load_model(
-        read_checkpoint(folder), KERNEL["dense"], Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None
+        read_checkpoint(folder),
+        kernel_named("dense"),
+        Places((torch.device("cpu"),)),
+        torch.float32,
+        64,
+        lambda _: None,
     )
     slots = ModelRunner(model, num_slots=2, context_tokens=32)
     check_numbers(slots, "tiny")

@@ -14,7 +14,8 @@ from core.common.errors import EngineError
 from core.engine.protocol import Load
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
-from core.memory.kernels.registry import KERNELS, Device
+from core.memory.kernels.registry import kernel_named
+from core.memory.kernels.spec import Device
 from core.memory.sizes import MIB
 from core.worker import load as opening
 from core.worker.kernels.nvrtc import CudaCodeError
@@ -30,7 +31,6 @@ from tests.support.preparation import Preparation
 HOPPER = Device("cuda", (9, 0), has_compiler=True)
 LARGE = DeviceMemory.empty("large", 80_000, (9, 0))
 CPU = torch.device("cpu")
-KERNEL = {kernel.name: kernel for kernel in KERNELS}
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_matrices_are_merged_where_their_inputs_come_in_one_order(tmp_path: Path
     MatrixFormat(3, -1, False, True, "gptq"),
 ], ids=lambda one: one.label)  # fmt: skip
 def test_the_check_holds_a_kernel_against_the_matrix(quantization: MatrixFormat) -> None:
-    check_kernel(KERNEL["dense"], quantization, torch.bfloat16, CPU)
+    check_kernel(kernel_named("dense"), quantization, torch.bfloat16, CPU)
 
 
 def test_a_kernel_that_computes_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_a_kernel_that_computes_something_else_is_found_out(monkeypatch: pytest.
     tensors, dense = known_matrix(quantization)
     monkeypatch.setattr(kernel_check, "known_matrix", lambda _: (tensors, dense.roll(1, 1)))
     with pytest.raises(EngineError) as caught:
-        check_kernel(KERNEL["dense"], quantization, torch.bfloat16, CPU)
+        check_kernel(kernel_named("dense"), quantization, torch.bfloat16, CPU)
     assert caught.value.key == "kernel_wrong"
 
 
@@ -137,5 +137,5 @@ def test_a_kernel_that_cannot_be_run_says_why(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(MatrixMaker, "make", fail)
     with pytest.raises(EngineError) as caught:
-        check_kernel(KERNEL["dense"], MatrixFormat(4, 128, False, True, "gptq"), torch.bfloat16, CPU)
+        check_kernel(kernel_named("dense"), MatrixFormat(4, 128, False, True, "gptq"), torch.bfloat16, CPU)
     assert caught.value.key == "kernel_code" and caught.value.params["why"] == "pack: CUDA's error 400"

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import CheckpointError, DeckError, EngineError
-from core.memory.kernels.registry import Device, choose_kernel
+from core.memory.kernels.registry import choose_kernel
+from core.memory.kernels.spec import Device
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner

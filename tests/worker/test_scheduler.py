@@ -13,7 +13,7 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.detokenize import TextStream
 from core.engine.protocol import Event, Failed, Finished, Generate, PromptStarted, TextChunk
 from core.engine.sampling_params import Sampling
-from core.memory.kernels.registry import KERNELS
+from core.memory.kernels.registry import kernel_named
 from core.worker.decode.steps import EagerSteps
 from core.worker.model.device_map import Places
 from core.worker.model.loader import load_model
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Iterator[torch.nn.Module]:
     """In float32: in bfloat16 the order of a sum, which a batch changes, can decide between two close tokens."""
-    dense = next(kernel for kernel in KERNELS if kernel.name == "dense")
+    dense = kernel_named("dense")
     with torch.inference_mode():
         yield load_model(
             read_checkpoint(folder), dense, Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None

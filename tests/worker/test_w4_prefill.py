@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.memory.plan import PROMPT_SUM_BYTES
+from core.memory.kernels.llamadeck import PREFILL_PARTIAL_SUM_BYTES
 from core.worker.kernels.w4_prefill import (
     MIN_SHARE,
     ONE_ROW_TILE,
@@ -52,4 +52,4 @@ def test_a_last_round_is_shared_where_it_is_short(units: int, blocks: int, expec
 def test_a_block_of_threads_has_room(tile: PrefillTile, group_size_32: int, has_zeros: bool) -> None:
     assert shared_bytes(tile, group_size_32, has_zeros) <= MOST_SHARED_BYTES
     # What it adds up for another is as much for either tile.
-    assert tile.outputs * tile.row_tiles * 128 * 4 == PROMPT_SUM_BYTES
+    assert tile.outputs * tile.row_tiles * 128 * 4 == PREFILL_PARTIAL_SUM_BYTES

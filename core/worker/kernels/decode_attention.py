@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from core.memory.plan import ATTENTION_PARTS
+from core.memory.kernels.llamadeck import KV_SPLITS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.nvrtc import CudaModule, read_source
 from core.worker.kernels.w4_small_batch import empty_group_sums
@@ -40,7 +40,7 @@ def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int) -> i
     in flight, heads, sums."""
     in_flight = pipeline_stages * ATTEND_WARPS * COLUMNS * 2 * dim * HALF_BYTES
     heads = (queries + 2) * dim * HALF_BYTES
-    parts = ATTENTION_PARTS // blocks
+    parts = KV_SPLITS // blocks
     sums = (ATTEND_WARPS - 1 + parts) * dim + 2 * (ATTEND_WARPS + parts)
     return in_flight + heads + sums * queries * FLOAT_BYTES
 
@@ -71,7 +71,7 @@ def module_for(
     lines = (f"ATTEND({blocks}, {times})" for blocks, times in pipeline_stages)
     source = read_source("hopper.cuh", "rows.cu", "attention.cu", ATTENDS=lines)
     defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "CLUSTERS": int(clusters)}
-    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "KV_SPLITS": ATTENTION_PARTS, "MAX_ROW": MAX_ROW}
+    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "KV_SPLITS": KV_SPLITS, "MAX_ROW": MAX_ROW}
     return CudaModule(source, defines, device)
 
 
@@ -112,7 +112,7 @@ class DecodeKernels:
             blocks: kernel.most_blocks(ATTEND_WARPS * 32) - (empty if blocks > 2 else 0)
             for blocks, kernel in self._attend.items()
         }
-        shape = (0,) if clusters else (num_slots, self.num_heads, ATTENTION_PARTS)
+        shape = (0,) if clusters else (num_slots, self.num_heads, KV_SPLITS)
         self._parts = torch.empty((*shape, dim), dtype=torch.float32, device=device)
         self._tops = torch.empty(shape, dtype=torch.float32, device=device)
         self._totals = torch.empty(shape, dtype=torch.float32, device=device)

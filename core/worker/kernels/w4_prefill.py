@@ -10,7 +10,13 @@ from typing import NamedTuple
 
 import torch
 
-from core.memory.plan import PROMPT_BLOCKS, PROMPT_PIECE_ROWS, PROMPT_SUM_BYTES, takes_prompts_from_codes, written_bytes
+from core.memory.kernels.llamadeck import (
+    PREFILL_MAX_BLOCKS,
+    PREFILL_PARTIAL_SUM_BYTES,
+    PREFILL_TILE_ROWS,
+    dequant_buffer_bytes,
+    has_fused_prefill,
+)
 from core.worker.kernels.decode_attention import MAX_ROW, NORM_THREADS
 from core.worker.kernels.nvrtc import CudaModule, read_source
 from core.worker.kernels.packing import K_BLOCK, TILE, PackedMatrix
@@ -80,7 +86,7 @@ class PrefillKernels:
         self.rmsnorm_rows, self.swiglu_rows = module.kernel("rmsnorm_rows"), module.kernel("swiglu_rows")
         self.gemms = {one: module.kernel(name(one), size) for one, size in tiles.items()}
         found = torch.cuda.get_device_properties(device).multi_processor_count
-        self.multiprocessors = min(PROMPT_BLOCKS, int(found))
+        self.multiprocessors = min(PREFILL_MAX_BLOCKS, int(found))
 
 
 def name(tile: PrefillTile) -> str:
@@ -91,8 +97,8 @@ def shared_bytes(tile: PrefillTile, group_size_32: int, has_zeros: bool) -> int:
     """Bytes of a thread block's shared memory: `Stages` of cuda/prompts.cu, aligned to 1024 bytes."""
     scales = (2 if group_size_32 == 1 else 1) * (1 + has_zeros)
     codes = 8 * tile.tiles * (512 + scales * 32)
-    stage = tile.row_tiles * PROMPT_PIECE_ROWS * K_BLOCK * 2 + codes + 16
-    done = 2 * tile.row_tiles * PROMPT_PIECE_ROWS * (tile.tiles * 64 + 8) * 2
+    stage = tile.row_tiles * PREFILL_TILE_ROWS * K_BLOCK * 2 + codes + 16
+    done = 2 * tile.row_tiles * PREFILL_TILE_ROWS * (tile.tiles * 64 + 8) * 2
     return tile.stages * stage + done + 1024
 
 
@@ -112,8 +118,10 @@ class FusedDequantGemm:
 
     def __init__(self, kernels: PrefillKernels, device: torch.device) -> None:
         self._kernels = kernels
-        self._partial_sums = torch.empty(PROMPT_BLOCKS * PROMPT_SUM_BYTES // 4, dtype=torch.float32, device=device)
-        self._ready = torch.zeros(PROMPT_BLOCKS, dtype=torch.int32, device=device)
+        self._partial_sums = torch.empty(
+            PREFILL_MAX_BLOCKS * PREFILL_PARTIAL_SUM_BYTES // 4, dtype=torch.float32, device=device
+        )
+        self._ready = torch.zeros(PREFILL_MAX_BLOCKS, dtype=torch.int32, device=device)
 
     def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         return self.multiply_swizzled(matrix, self.permute_rows(matrix, x), x.shape[0], bias)
@@ -144,7 +152,7 @@ class FusedDequantGemm:
         return swizzled
 
     def _buffer(self, matrix: PackedMatrix, x: torch.Tensor) -> torch.Tensor:
-        rows = -(-x.shape[0] // PROMPT_PIECE_ROWS) * PROMPT_PIECE_ROWS
+        rows = -(-x.shape[0] // PREFILL_TILE_ROWS) * PREFILL_TILE_ROWS
         return torch.empty((rows, matrix.inputs), dtype=x.dtype, device=x.device)
 
     def multiply_swizzled(
@@ -158,7 +166,7 @@ class FusedDequantGemm:
         """swizzled: what `permute_rows`, `rmsnorm_rows` or `swiglu_rows` gave for `rows` rows -> [rows, outputs], plus
         `residual` of that shape."""
         tiles, blocks = matrix.codes.shape[:2]
-        row_tiles = -(-rows // PROMPT_PIECE_ROWS)
+        row_tiles = -(-rows // PREFILL_TILE_ROWS)
         out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
         tile = ONE_ROW_TILE if row_tiles == 1 else TWO_ROW_TILES
         units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
@@ -177,7 +185,7 @@ class DequantThenGemm:
 
     def __init__(self, kernels: W4Kernels, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
         self._kernels = kernels
-        self._buffer = torch.empty(written_bytes(num_elements) // dtype.itemsize, dtype=dtype, device=device)
+        self._buffer = torch.empty(dequant_buffer_bytes(num_elements) // dtype.itemsize, dtype=dtype, device=device)
 
     def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         x = x if matrix.permutation is None else x.index_select(1, matrix.permutation)
@@ -197,6 +205,6 @@ def make_prefill_backend(
     num_elements: int, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device
 ) -> PrefillBackend:
     """The backend for the prefills of a model whose largest matrix has `num_elements`, on `device`."""
-    if takes_prompts_from_codes(torch.cuda.get_device_capability(device)):
+    if has_fused_prefill(torch.cuda.get_device_capability(device)):
         return FusedDequantGemm(prefill_kernels_for(dtype, group_size, has_zeros, device), device)
     return DequantThenGemm(kernels_for(dtype, group_size, has_zeros, device), num_elements, dtype, device)

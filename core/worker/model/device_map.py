@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from core.memory.model_shape import LAYER
+from core.checkpoint.layers import LAYER
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
-from core.memory.kernels.registry import Kernel
+from core.memory.kernels.spec import KernelSpec
 from core.worker.kernels.nvrtc import CudaCodeError
 from core.worker.model.backends.gptqmodel import MatrixMaker, Tensors
 
@@ -20,7 +20,7 @@ NUM_ROWS = (1, 5, 70, 200)
 TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.06}
 
 
-def check_kernel(kernel: Kernel, quantization: MatrixFormat, dtype: torch.dtype, device: torch.device) -> None:
+def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dtype, device: torch.device) -> None:
     """Raise EngineError where `kernel` cannot be run on `device` or computes something else than the matrix."""
     tensors, dense = known_matrix(quantization)
     maker = MatrixMaker(kernel.name, quantization, dtype, device)

@@ -16,11 +16,12 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.layers import LAYER
 from core.common.errors import CheckpointError, EngineError
 from core.common.paths import model_name
-from core.memory.kernels.registry import Kernel
+from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import PARTS, MatrixGroup, mergeable_matrices, merged_matrices
-from core.memory.model_shape import LAYER, read_shape
+from core.memory.model_shape import read_shape
 from core.worker.model import attention
 from core.worker.model.backends.gptqmodel import MatrixMaker, Tensors
 from core.worker.model.device_map import Places, embedding_name, join
@@ -34,7 +35,7 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 def load_model(
     checkpoint: Checkpoint,
-    kernel: Kernel,
+    kernel: KernelSpec,
     places: Places,
     dtype: torch.dtype,
     max_rows: int,

@@ -24,7 +24,7 @@ class Merging:
 
     def put(self, name: str, part: str, tensor: torch.Tensor) -> bool:
         """Take one member's `part`, a copy; True when that was the last one missing."""
-        begin, size, whole = self._group.begins[name], self._group.sizes[name], self._group.columns
+        begin, size, whole = self._group.begins[name], self._group.sizes[name], self._group.out_features
         if part == "g_idx":
             self.tensors.setdefault(part, tensor)
         else:
@@ -82,5 +82,5 @@ def make_parts(merged: nn.Module, group: MatrixGroup) -> dict[str, MergedPart]:
     parts: dict[str, MergedPart] = {}
     for name, begin in group.begins.items():
         first, end = next(iter(parts.values()), None), begin + group.sizes[name]
-        parts[name] = MergedPart(merged, begin, end, first, is_last=end == group.columns)
+        parts[name] = MergedPart(merged, begin, end, first, is_last=end == group.out_features)
     return parts

@@ -1,0 +1,75 @@
+"""LlamaDeck's own kernels (core/worker/kernels): 4 bit, on the tensor cores of compute capability 8.0 and later.
+
+A few rows are multiplied from the codes. Prefill is too on compute capability 9.0; other GPUs dequantize first.
+"""
+
+from __future__ import annotations
+
+from core.memory.kernels.spec import KernelSpec, largest_codes_bytes
+from core.memory.model_shape import MatrixShape, ModelShape
+from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, INT_BYTES, MIB, round_to_block
+
+# A matrix is dequantized for a chunk in pieces of this: enough outputs at once for a large GPU.
+MAX_DEQUANT_BUFFER_BYTES = 192 * MIB
+# Fused prefill: blocks of threads add up sums of 128 rows and 256 outputs for one another, one a multiprocessor. 132 is
+# the most that a GPU of compute capability 9.0 has.
+PREFILL_MAX_BLOCKS = 132
+PREFILL_TILE_ROWS = 128
+PREFILL_PARTIAL_SUM_BYTES = PREFILL_TILE_ROWS * 256 * FLOAT_BYTES
+# Into how many parts the columns of a slot are split in attention (cuda/attention.cu).
+KV_SPLITS = 8
+
+
+class LlamadeckKernel(KernelSpec):
+    def matrix_bytes(self, matrix: MatrixShape) -> int:
+        """Codes, scales, and zeros in half precision where they are not all 8; a permutation and its inverse."""
+        permutations = 2 * matrix.input_groups_bytes if matrix.format.is_permuted and matrix.num_groups > 1 else 0
+        scales_and_zeros = matrix.scales_bytes * (1 if matrix.format.is_symmetric else 2)
+        return matrix.codes_bytes + scales_and_zeros + permutations + matrix.bias_bytes
+
+    def scratch_bytes(self, shape: ModelShape, capability: tuple[int, int], chunk_tokens: int, num_slots: int) -> int:
+        """Room for a piece of the largest matrix, or for the sums that blocks of threads add up; attention's own."""
+        if has_fused_prefill(capability):
+            shared = PREFILL_MAX_BLOCKS * PREFILL_PARTIAL_SUM_BYTES + round_to_block(PREFILL_MAX_BLOCKS * INT_BYTES)
+        else:
+            largest = max((matrix.num_elements for matrix, _ in shape.matrices), default=0)
+            shared = round_to_block(dequant_buffer_bytes(largest))
+        return shared + split_kv_bytes(shape, num_slots)
+
+    def transient_bytes(self, matrix: MatrixShape, num_rows: int) -> int:
+        """Rows as fused prefill takes them, whole tiles; at most, where they are only permuted."""
+        return -(-num_rows // PREFILL_TILE_ROWS) * PREFILL_TILE_ROWS * matrix.in_features * HALF_BYTES
+
+    def loading_bytes(self, shape: ModelShape, is_merged: bool) -> int:
+        """Codes are packed anew, from a staging buffer."""
+        return largest_codes_bytes(shape)
+
+
+def has_fused_prefill(capability: tuple[int, int]) -> bool:
+    """Whether the GPU has the tensor cores that multiply many rows without a dequantized matrix."""
+    return capability == (9, 0)
+
+
+def dequant_buffer_bytes(num_elements: int) -> int:
+    """The buffer in which matrices of at most `num_elements` are dequantized, piece by piece."""
+    return min(num_elements * HALF_BYTES, MAX_DEQUANT_BUFFER_BYTES)
+
+
+def split_kv_bytes(shape: ModelShape, num_slots: int) -> int:
+    """For each head of each slot and each part of its columns a sum of values, its weight and its largest score, in
+    float32, where blocks of threads cannot read one another's; and a counter a head."""
+    heads = num_slots * shape.attention.num_heads
+    sums = round_to_block(heads * KV_SPLITS * shape.attention.head_dim * FLOAT_BYTES)
+    return sums + 2 * round_to_block(heads * KV_SPLITS * FLOAT_BYTES) + round_to_block(heads * INT_BYTES)
+
+
+LLAMADECK = LlamadeckKernel(
+    "deck",
+    "cuda",
+    bits=frozenset((4,)),
+    group_sizes=frozenset((-1, 32, 64, 128)),
+    multiple=64,
+    min_capability=(8, 0),
+    is_capturable=True,
+    merges_permuted=True,
+)

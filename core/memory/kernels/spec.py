@@ -1,0 +1,101 @@
+"""What a matrix kernel takes and the memory that it needs; one KernelSpec a kernel, none of its code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.memory.model_shape import MatrixShape, ModelShape
+from core.memory.sizes import HALF_BYTES
+
+Dtype = Literal["float16", "bfloat16"]
+ALL_BITS = frozenset((2, 3, 4, 8))
+ALL_GROUP_SIZES = frozenset((-1, 16, 32, 64, 128, 256, 512, 1024))
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a model is to run. `capability` is CUDA's compute capability; `has_compiler` means nvcc and a C++ one.
+
+    `has_code`: whether torch was built for it.
+    """
+
+    kind: Literal["cuda", "cpu"]
+    capability: tuple[int, int] = (0, 0)
+    has_compiler: bool = False
+    has_code: bool = True
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """A kernel that keeps a checkpoint's own tensors; others override what they keep and need.
+
+    `multiple` divides both sides of every matrix, `either_multiple` at least one. `takes_partial_groups`: a matrix's
+    last scale group may be shorter than the others. `is_capturable`: its calls can be captured in CUDA graphs, and are
+    held against plain runs. `is_last_resort`: it dequantizes every matrix for every token, and is for what no other
+    kernel takes. `merges_permuted`: it takes matrices of one input as one also where their inputs are permuted alike.
+    """
+
+    name: str
+    device: Literal["cuda", "cpu"]
+    bits: frozenset[int]
+    group_sizes: frozenset[int]
+    takes_asymmetric: bool = True
+    takes_partial_groups: bool = False
+    multiple: int = 1
+    either_multiple: int = 1
+    min_capability: tuple[int, int] = (0, 0)
+    needs_compiler: bool = False
+    is_capturable: bool = False
+    is_last_resort: bool = False
+    merges_permuted: bool = False
+
+    def can_run(self, matrix: MatrixShape, device: Device) -> bool:
+        """Whether the kernel takes `matrix` on `device`."""
+        format, sides = matrix.format, (matrix.in_features, matrix.out_features)
+        return (
+            self.device == device.kind
+            and device.capability >= self.min_capability
+            and (device.has_compiler or not self.needs_compiler)
+            and format.bits in self.bits
+            and format.group_size in self.group_sizes
+            and (self.takes_asymmetric or format.is_symmetric)
+            and all(side % self.multiple == 0 for side in sides)
+            and any(side % self.either_multiple == 0 for side in sides)
+            and (self.takes_partial_groups or matrix.in_features % format.group_size == 0)
+        )
+
+    def dtype(self, wanted: str, device: Device) -> Dtype:
+        """What to compute in, for a model whose configuration says `wanted`."""
+        return "bfloat16" if wanted == "bfloat16" and device.capability >= (8, 0) else "float16"
+
+    def matrix_bytes(self, matrix: MatrixShape) -> int:
+        """What stays on the device for one matrix."""
+        return (
+            matrix.codes_bytes
+            + matrix.zeros_bytes
+            + matrix.scales_bytes
+            + matrix.input_groups_bytes
+            + matrix.bias_bytes
+        )
+
+    def scratch_bytes(self, shape: ModelShape, capability: tuple[int, int], chunk_tokens: int, num_slots: int) -> int:
+        """What the kernel keeps beside the weights, once for all matrices."""
+        return 0
+
+    def transient_bytes(self, matrix: MatrixShape, num_rows: int) -> int:
+        """What one product needs for its moment, beside its input and output."""
+        return 0
+
+    def loading_bytes(self, shape: ModelShape, is_merged: bool) -> int:
+        """What finishing a matrix needs for its moment: what is merged is read first, then put where it stays."""
+        return largest_codes_bytes(shape) if is_merged else 0
+
+
+def largest_codes_bytes(shape: ModelShape) -> int:
+    return max(matrix.codes_bytes for matrix, _ in shape.matrices)
+
+
+def dequantized_bytes(matrix: MatrixShape) -> int:
+    """The matrix in half precision."""
+    return matrix.num_elements * HALF_BYTES

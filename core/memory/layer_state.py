@@ -1,0 +1,38 @@
+"""Memory of what a layer keeps of each chat, and of the moment when it reads it, by the kind of the layer."""
+
+from __future__ import annotations
+
+from core.checkpoint.layers import FullAttention, LayerShape, SlidingAttention
+from core.memory.sizes import HALF_BYTES, round_to_block
+
+
+class KvStatePlan:
+    """Keys and values of every token. A sliding layer keeps them all as well and looks back less far."""
+
+    def state_bytes(self, mixer: FullAttention, context_tokens: int, num_slots: int) -> int:
+        """2 * slots * kv heads * (context + 1) * head size * 2 bytes; one column more, which nobody reads."""
+        one = num_slots * mixer.num_kv_heads * (context_tokens + 1) * mixer.head_dim * HALF_BYTES
+        return 2 * round_to_block(one)
+
+    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, is_captured: bool) -> int:
+        """Queries, keys, values, the output and what becomes of it.
+
+        A plain pass also repeats the keys and values of heads that share them, and adds a mask.
+        """
+        size = mixer.num_heads * mixer.head_dim * HALF_BYTES
+        if is_captured:
+            return 5 * num_rows * size
+        repeated = 2 * context_tokens * size if mixer.num_heads // mixer.num_kv_heads > 1 else 0
+        return 5 * num_rows * size + repeated + mask_bytes(num_rows, context_tokens)
+
+
+STATE_PLANS: dict[type[FullAttention], KvStatePlan] = {FullAttention: KvStatePlan(), SlidingAttention: KvStatePlan()}
+
+
+def state_plan(layer: LayerShape) -> KvStatePlan:
+    return STATE_PLANS[type(layer.mixer)]
+
+
+def mask_bytes(num_rows: int, context_tokens: int) -> int:
+    """A mask [rows, context] in half precision, and what it is made from."""
+    return 2 * num_rows * (context_tokens + 8) * HALF_BYTES
