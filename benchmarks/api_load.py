@@ -111,7 +111,8 @@ def memory_mib(pid: int) -> float:
 
 def watch(page: Page, pid: int, seconds: float) -> tuple[list[float], list[float]]:
     """Click from page to page: milliseconds of each switch, and MiB of the process after each."""
-    took_ms, held_mib = [], []
+    took_ms: list[float] = []
+    held_mib: list[float] = []
     names = list(PAGES)
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:

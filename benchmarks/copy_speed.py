@@ -26,10 +26,10 @@ def main() -> None:
 def gpu_speed() -> float:
     import torch
 
-    size = min(GPU_BYTES, torch.cuda.mem_get_info()[0] // 4)
+    size: int = min(GPU_BYTES, torch.cuda.mem_get_info()[0] // 4)
     source = torch.zeros(size, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    times = []
+    times: list[float] = []
     for _ in range(RUNS + 1):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()

@@ -71,7 +71,9 @@ def measure(folder: Path, num_mib: int) -> None:
     server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
     assert server.stdin is not None and server.stdout is not None
     url, path = server.stdout.readline().strip(), "/a/b/resolve/main/model.safetensors"
-    curl, ours, rss_kib = [], [], 0
+    curl: list[float] = []
+    ours: list[float] = []
+    rss_kib = 0.0
     try:
         for _ in range(ROUNDS):
             curl.append(time_curl(url + path, folder / "curl.bin"))

@@ -79,7 +79,8 @@ def main() -> int:
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "KERNEL"))
     options = parser.parse_args()
     if options.child:
-        print(json.dumps([asdict(row) for row in climb(options.folder, *options.child, options.captured)]))
+        model, kernel = options.child
+        print(json.dumps([asdict(row) for row in climb(options.folder, model, kernel, options.captured)]))
         return 0
     rows = run_all(options.folder, options.models, options.kernels, options.captured)
     if options.json:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def make_random_model(folder: Path, recipe: Recipe, hollow: bool = False) -> Non
     random = np.random.default_rng(recipe.seed)
     block = random.integers(0, 2**63, BLOCK_BYTES // 8, dtype=np.int64).view(np.uint8)
     specs = list(tensor_specs(recipe))
-    header, offset = {}, 0
+    header: dict[str, dict[str, Any]] = {}
+    offset = 0
     for name, dtype, shape in specs:
         num_bytes = math.prod(shape) * (4 if dtype == "I32" else 2)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + num_bytes]}

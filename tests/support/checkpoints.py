@@ -108,10 +108,10 @@ def make_matrix(
     groups = math.ceil(rows / group_size)
     codes = random.integers(0, levels, (rows, columns), dtype=np.int64)
     scales = (random.uniform(0.5, 1.5, (groups, columns)) / (levels * math.sqrt(rows))).astype(np.float16)
-    zeros = np.full((groups, columns), levels // 2)
+    zeros: np.ndarray = np.full((groups, columns), levels // 2)
     if not recipe.symmetric:
         zeros = random.integers(1, levels, (groups, columns), dtype=np.int64)
-    g_idx = np.arange(rows, dtype=np.int32) // group_size
+    g_idx: np.ndarray = np.arange(rows, dtype=np.int32) // group_size
     if recipe.act_order:
         by = np.random.default_rng(list(its_input.encode())) if recipe.one_order else random
         g_idx = by.permutation(g_idx).astype(np.int32)
@@ -133,7 +133,7 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     rows, columns = codes.shape
     planes = (codes[:, None, :] >> np.arange(bits)[None, :, None]) & 1
     stream = planes.reshape(rows * bits // 32, 32, columns).astype(np.uint64)
-    words = (stream << np.arange(32, dtype=np.uint64)[None, :, None]).sum(axis=1)
+    words: np.ndarray = (stream << np.arange(32, dtype=np.uint64)[None, :, None]).sum(axis=1)
     return words.astype(np.uint32).view(np.int32)
 
 
