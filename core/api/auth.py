@@ -1,4 +1,4 @@
-"""Who may use the API: a key, or a program on this machine where nobody else can reach it; knows no route."""
+"""Who may use the API: a key, or a program on this machine where nobody else can reach it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an error is for a client: its HTTP status and OpenAI's words for it; knows no request and no model."""
+"""What an error is for a client: its HTTP status and OpenAI's words for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers for one request, from the queue to the last word; knows their text and no HTTP.
+"""Answers for one request, from the queue to the last word.
 
 The engine's listener thread only wakes the event loop: no thread waits for an answer, however many there are.
 """

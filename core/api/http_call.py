@@ -1,4 +1,4 @@
-"""One request on its connection: its body within limits, one answer or a stream of events; knows no model."""
+"""One request on its connection: its body within limits, one answer or a stream of events."""
 
 from __future__ import annotations
 

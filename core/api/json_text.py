@@ -1,4 +1,4 @@
-"""JSON of strangers: how much there is to a text is counted while it comes, and only then is it read; knows no field.
+"""JSON of strangers: how much there is to a text is counted while it comes, and only then is it read.
 
 A parser holds Python's lock, and with it every page, for as long as it takes. That depends on the number of values
 far more than on bytes: 4 MiB of text are a few milliseconds, 4 MiB of empty lists half a second.

@@ -1,4 +1,4 @@
-"""What the API has done, as Prometheus reads it; knows no request. Only the event loop changes it."""
+"""What the API has done, as Prometheus reads it. Only the event loop changes it."""
 
 from __future__ import annotations
 

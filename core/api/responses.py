@@ -1,4 +1,4 @@
-"""Answers as OpenAI writes them, whole and in pieces; knows no connection and no engine."""
+"""Answers as OpenAI writes them, whole and in pieces."""
 
 from __future__ import annotations
 

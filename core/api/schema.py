@@ -1,4 +1,4 @@
-"""What a client may send, as types that check it and that describe it; knows no model and no engine.
+"""What a client may send, as types that check it and that describe it.
 
 What is not named here is ignored, so that clients of other servers work; what would change an answer and cannot be
 done is refused (unsupported.py).

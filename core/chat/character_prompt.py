@@ -1,7 +1,4 @@
-"""Who speaks in a chat: a character and a user's persona as the parts of a prompt; knows no model, no store, no page.
-
-The one place that brings core.personas and core.chat together.
-"""
+"""Who speaks in a chat: a character and a user's persona as parts of a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain values as the history's tables keep them: JSON that can always be written, read and shown; knows no SQL."""
+"""Plain values as the history's tables keep them: JSON that can always be written, read and shown."""
 
 from __future__ import annotations
 

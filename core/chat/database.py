@@ -1,4 +1,4 @@
-"""The file of the chat history: connections, transactions, and SQLite's errors as sentences; knows no chat.
+"""The file of the chat history: connections, transactions, and SQLite's errors as sentences.
 
 Write-ahead logging with synchronous=FULL: a change that returned is in the log, and the log is on the disk. A killed
 process loses nothing that was acknowledged, a power cut neither; what an answer grew by since its last write is at

@@ -1,4 +1,4 @@
-"""A chat as a file: JSON with everything, versions included, and Markdown to read; knows no store and no page."""
+"""A chat as a file: JSON with everything, versions included, and Markdown to read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats as other programs keep them: text-generation-webui's history and SillyTavern's lines; knows no store."""
+"""Chats as other programs keep them: text-generation-webui's history and SillyTavern's lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats from files: our own JSON, text-generation-webui's history, SillyTavern's JSONL; knows no store and no page.
+"""Chats from files: our own JSON, text-generation-webui's history, SillyTavern's JSONL.
 
 A file is only text to judge: whatever is wrong with it is a ChatFileError with a sentence, never a traceback.
 """

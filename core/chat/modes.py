@@ -1,4 +1,4 @@
-"""How a chat is put to a model in each mode, and what its answer is cut down to; knows no engine, no store, no page.
+"""How a chat is put to a model in each mode, and what its answer is cut down to.
 
 instruct       the model's own template
 chat-instruct  the same, told to speak as a character

@@ -1,4 +1,4 @@
-"""Changes to a chat's messages, each inside its caller's transaction; knows SQL and the tree, no page and no engine.
+"""Changes to a chat's messages, each inside its caller's transaction.
 
 Every change names the message that it is about, and is refused where that message is not shown any more: a page that
 has not noticed what another tab did changes nothing.

@@ -1,4 +1,4 @@
-"""Values of a chat's file, taken without trust; knows no file's form."""
+"""Values of a chat's file, taken without trust."""
 
 from __future__ import annotations
 

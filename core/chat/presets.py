@@ -1,4 +1,4 @@
-"""Named generation settings: those that ship and a person's own, in data/presets.yaml; knows no chat and no page."""
+"""Named generation settings: those that ship and a person's own, in data/presets.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes answers into the history as they grow, whether or not a page looks; knows answers and the store, no page."""
+"""Writes answers into the history as they grow, whether or not a page looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chat history holds, as plain values: a chat, its messages and their versions; knows no SQL."""
+"""What the chat history holds, as plain values: a chat, its messages and their versions."""
 
 from __future__ import annotations
 

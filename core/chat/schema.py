@@ -1,4 +1,4 @@
-"""The tables of the chat history and how an older file gets them; knows SQL, and nothing of chats at work.
+"""The tables of the chat history and how an older file gets them.
 
 A migration is never changed once it was released: a further one is added. Its number is SQLite's user_version.
 """

@@ -1,4 +1,4 @@
-"""What is kept of an answer beside its words: how it ended, how fast it was; knows no store and no page."""
+"""What is kept of an answer beside its words: how it ended, how fast it was."""
 
 from __future__ import annotations
 

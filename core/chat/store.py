@@ -1,4 +1,4 @@
-"""The chat history: every chat and message, in one SQLite file under data/; knows no engine and no page.
+"""The chat history: every chat and message, in one SQLite file under data/.
 
 Each change is one transaction about ids, and on the disk when it returns. No change ever writes a whole chat back, so
 a second tab or a page of yesterday cannot overwrite one. All may be called from any thread.

@@ -1,4 +1,4 @@
-"""From a chat's turns to the text that a model was trained on; knows no tokenizer, no engine and no page.
+"""From a chat's turns to the text that a model was trained on.
 
 A checkpoint's own Jinja template is a stranger's program: it is rendered in a process of its own, within limits, and in
 a sandbox there, as transformers does. The dashboard needs no torch for it.

@@ -1,4 +1,4 @@
-"""A title for a chat, proposed from the first thing that a person said in it; knows no model and no store.
+"""A title for a chat, proposed from the first thing that a person said in it.
 
 It is made of the words that are there: at once, the same every time, and no card has to work for it.
 """

@@ -1,4 +1,4 @@
-"""How many tokens a text is for a model, without torch; knows the model's folder and no chat."""
+"""How many tokens a text is for a model, without torch."""
 
 from __future__ import annotations
 

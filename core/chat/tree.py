@@ -1,4 +1,4 @@
-"""The tree that a chat's messages form, and the path through it that is shown; knows no text and no SQL.
+"""The tree that a chat's messages form, and the path through it that is shown.
 
 The children of one parent are versions of each other; at most one is shown. A message that was removed alone is
 passed through, so that what follows it stays; one that was cut takes what follows it along.

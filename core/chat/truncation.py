@@ -1,4 +1,4 @@
-"""What of a chat the model gets to read: all that fits, and never half a message; knows no template and no engine.
+"""What of a chat the model gets to read: all that fits, and never half a message.
 
 What does not fit goes as a whole: examples first, then messages from the oldest on. The system text, with the
 character in it, and the last message always stay.

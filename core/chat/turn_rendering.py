@@ -1,4 +1,4 @@
-"""Turns through a model's own template, whatever that template refuses; knows no tokenizer and no store.
+"""Turns through a model's own template, whatever that template refuses.
 
 Templates differ in what they take: some refuse a system text or leave it out, most refuse two turns of one speaker in
 a row, many an answer before the first question. What a template takes is found by trying, mildest change first.

@@ -1,4 +1,4 @@
-"""The pictures and other files that a V3 card names; knows where they lie, not what they are for. Fetches nothing."""
+"""The pictures and other files that a V3 card names. Fetches nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A character as data, with everything that its file held; knows no file format and no prompt."""
+"""A character as data, with everything that its file held."""
 
 from __future__ import annotations
 

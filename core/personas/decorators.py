@@ -1,4 +1,4 @@
-"""The @@ lines at the head of a lorebook entry's text, as the V3 specification has them; knows no chat."""
+"""The @@ lines at the head of a lorebook entry's text, as the V3 specification has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A character's example dialogue as blocks of turns; knows no prompt format."""
+"""A character's example dialogue as blocks of turns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How files and cards name a character's fields, and what of a file no field can say; knows no file format."""
+"""How files and cards name a character's fields, and what of a file no field can say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entries of a lorebook as data; knows no chat and not when an entry is called up."""
+"""The entries of a lorebook as data."""
 
 from __future__ import annotations
 

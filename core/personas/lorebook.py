@@ -1,4 +1,4 @@
-"""Which entries of a lorebook a chat calls up, in which order and where they belong; knows no prompt format."""
+"""Which entries of a lorebook a chat calls up, in which order and where they belong."""
 
 from __future__ import annotations
 

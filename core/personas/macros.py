@@ -1,4 +1,4 @@
-"""What stands in for {{char}}, {{random:…}} and the like in a character's texts; knows no character and no prompt."""
+"""What stands in for {{char}}, {{random:…}} and the like in a character's texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The name of a file for a character of any name: never a path, and a name on every system; knows no folder."""
+"""The name of a file for a character of any name: never a path, and a name on every system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON and YAML from strangers as plain values, within limits; knows not what the values mean."""
+"""JSON and YAML from strangers as plain values, within limits."""
 
 from __future__ import annotations
 

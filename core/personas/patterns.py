@@ -1,4 +1,4 @@
-"""A stranger's patterns, looked for in texts in a process that can be ended; knows no lorebook.
+"""A stranger's patterns, looked for in texts in a process that can be ended.
 
 A pattern is bounded while it searches and while it is compiled: "a{8000000}" unrolls to two gigabytes before anything
 is looked for.

@@ -1,4 +1,4 @@
-"""Pictures that people choose, made into PNG within limits; knows no card and no character."""
+"""Pictures that people choose, made into PNG within limits."""
 
 from __future__ import annotations
 

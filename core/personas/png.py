@@ -1,4 +1,4 @@
-"""The text chunks of a PNG or APNG, where a character card lies, read and written; knows no card and decodes no pixel.
+"""The text chunks of a PNG or APNG, where a character card lies, read and written.
 
 Layout: a signature, then chunks of length, kind, data and checksum (https://www.w3.org/TR/png-3).
 """

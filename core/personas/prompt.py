@@ -1,4 +1,4 @@
-"""From a character, the user and the chat so far to the parts of a prompt; knows no template, no engine, no store.
+"""From a character, the user and the chat so far to the parts of a prompt.
 
 Whoever puts the parts together keeps `system` whole, and leaves out first the lore that goes first, then the examples.
 """

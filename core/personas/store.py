@@ -1,4 +1,4 @@
-"""Changes to the folder of characters: add, save, rename, delete and bring back; knows no page."""
+"""Changes to the folder of characters: add, save, rename, delete and bring back."""
 
 from __future__ import annotations
 

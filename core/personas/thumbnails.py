@@ -1,4 +1,4 @@
-"""Small square pictures of characters, made in a thread of their own and kept in memory; knows no page."""
+"""Small square pictures of characters, made in a thread of their own and kept in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own persona: a name, a description, a picture, for each who signs in; knows no character."""
+"""A user's own persona: a name, a description, a picture, for each who signs in."""
 
 from __future__ import annotations
 

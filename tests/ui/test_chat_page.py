@@ -336,7 +336,7 @@ def test_a_question_that_the_tokenizer_panics_at_is_a_sentence_and_comes_back(mo
 def test_a_question_comes_back_from_whatever_nobody_foresaw(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tab = open_chat()
     with monkeypatch.context() as patch:
-        patch.setattr("ui.chat.actions.prepare", lambda *_, **__: {}["a bug"])
+        patch.setattr("ui.chat.actions.prompt_context", lambda *_, **__: {}["a bug"])
         ask(tab, "My only copy.")
     assert "KeyError" in tab.error[0].value
     assert named(tab.chat_input, "chat_input").value == "My only copy."

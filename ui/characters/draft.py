@@ -1,4 +1,4 @@
-"""A character that is being written, with what was read before; outlives reruns and switches of pages. Draws nothing.
+"""A character that is being written, with what was read before; outlives reruns and switches of pages.
 
 Widgets are only views of it: their values go into the draft whenever they change, and come from it when they are drawn.
 """

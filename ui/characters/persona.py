@@ -1,4 +1,4 @@
-"""Who the user is in every chat: name, description, picture; knows no character."""
+"""Who the user is in every chat: name, description, picture."""
 
 from __future__ import annotations
 

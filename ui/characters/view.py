@@ -1,4 +1,4 @@
-"""Which part of the page Characters a tab shows, and what can be undone; draws no character.
+"""Which part of the page Characters a tab shows, and what can be undone.
 
 The address names the character (?character=Ada), so that a reloaded or reopened tab finds it again.
 """

@@ -1,4 +1,4 @@
-"""What is asked in this tab's chat, now or once it is at rest, and what is taken back; draws nothing."""
+"""What is asked in this tab's chat, now or once it is at rest, and what is taken back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is around the chat's input: stop, the extras, how full the context is, undo; knows no messages."""
+"""What is around the chat's input: stop, the extras, how full the context is, undo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be done with one message: the quiet row below it, the menu, editing in place; knows no drawing of text."""
+"""What can be done with one message: the quiet row below it, the menu, editing in place."""
 
 from __future__ import annotations
 

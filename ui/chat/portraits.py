@@ -1,4 +1,4 @@
-"""The small pictures of who speaks in a chat; draws nothing."""
+"""The small pictures of who speaks in a chat."""
 
 from __future__ import annotations
 

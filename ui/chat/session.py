@@ -1,4 +1,4 @@
-"""Which chat this tab shows, a new one or one of the history; draws and asks nothing.
+"""Which chat this tab shows, a new one or one of the history.
 
 The address names the chat (?chat=3, ?chat=new, ?chat=new&character=Ada), so that a reloaded or reopened tab finds it
 again. A new chat is this tab's alone until something is said in it: empty chats are not kept.
