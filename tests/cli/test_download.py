@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import snapshot_download
 
 from cli.download import find_source, size_text, time_text, watch
 from core.common.errors import InputError
@@ -57,11 +58,13 @@ def environment(tmp_path: Path, language: str = "C.UTF-8") -> dict[str, str]:
     return kept | places | {"LC_ALL": language}
 
 
-def start(tmp_path: Path, *arguments: str, language: str = "C.UTF-8", **options: object) -> subprocess.Popen[str]:
+def start(
+    tmp_path: Path, *arguments: str, language: str = "C.UTF-8", cache: Path | None = None, **options: object
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "cli.main", *arguments],
         cwd=ROOT,
-        env=environment(tmp_path, language),
+        env=environment(tmp_path, language) | ({"HF_HUB_CACHE": str(cache)} if cache else {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -92,6 +95,25 @@ def sent_bytes(hub: HubStandin) -> int:
     found = [request for request in hub.requests if request.path.endswith(WEIGHTS)]
     whole = [request for request in found if not request.headers.get("Range", "-").rpartition("-")[2]]
     return sum(request.sent_bytes for request in whole)
+
+
+def test_a_model_of_hugging_faces_cache_is_listed_verified_and_left_alone(tmp_path: Path, hub: HubStandin) -> None:
+    cache = tmp_path / "cache"
+    snapshot = Path(snapshot_download(REPO, endpoint=hub.url, cache_dir=cache, token=False))
+    name = f"{FOLDER}@{snapshot.name[:8]}"
+    code, out, _ = call(tmp_path, "models", "--json", cache=cache)
+    (found,) = json.loads(out)["models"]
+    assert (code, found["name"], found["is_cached"]) == (0, name, True)
+    assert (found["source"], found["revision"], found["commit"]) == (REPO, "main", snapshot.name)
+    assert str(cache) in call(tmp_path, "models", cache=cache)[1]
+    code, out, _ = call(tmp_path, "verify", name, cache=cache)
+    assert code == 0 and "checksum" in out
+    code, _, said = call(tmp_path, "delete", name, "--yes", cache=cache)
+    assert code == 2 and f"hf cache rm model/{REPO}" in said and (snapshot / WEIGHTS).exists()
+    code, out, _ = call(tmp_path, "fit", name, "--gpu", "RTX 4090", cache=cache)
+    assert code == 0 and name in out
+    code, _, said = call(tmp_path, "download", REPO, "--endpoint", hub.url, cache=cache)
+    assert code == 0 and name in said and (tmp_path / "models" / FOLDER / WEIGHTS).exists()
 
 
 def test_a_model_is_fetched_listed_verified_and_deleted(tmp_path: Path, hub: HubStandin, origin: Path) -> None:

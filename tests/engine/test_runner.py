@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import snapshot_download
 
 from core.common.errors import EngineError
 from core.engine.process import death_reason
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.hub_standin import HubStandin
 
 LOAD_S = 120.0
 ANSWER_S = 60.0
@@ -50,6 +53,20 @@ def runner(shared: Runner, folder: Path) -> Runner:
 def worker_pid(runner: Runner) -> int:
     assert runner.worker_pid is not None
     return runner.worker_pid
+
+
+def test_a_model_in_hugging_faces_cache_is_loaded_where_it_lies(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "hub" / "some" / "tiny" / "main")
+    with HubStandin(tmp_path / "hub") as hub:
+        snapshot = snapshot_download("some/tiny", endpoint=hub.url, cache_dir=tmp_path / "cache", token=False)
+    runner = Runner()
+    runner.load(Path(snapshot))
+    state = runner.wait_while_loading(LOAD_S)
+    assert (state.phase, state.folder) == ("ready", Path(snapshot)), state.error
+    assert state.facts is not None and state.model == state.facts.name == f"some_tiny@{Path(snapshot).name[:8]}"
+    answer = runner.generate("hello", SHORT)
+    assert answer.wait(LOAD_S) and answer.error is None
+    runner.unload()
 
 
 def test_a_load_names_its_stages_and_ends_ready(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from streamlit.testing.v1 import AppTest
 
 from core.hub.tokens import token_for
@@ -125,6 +125,27 @@ def test_words_are_searched_for_and_the_first_result_is_shown(models: Path, hub:
     asked = len(hub.requests)
     run(tab)
     assert len(hub.requests) == asked
+
+
+def test_what_lies_in_hugging_faces_cache_is_offered_and_loaded_from_there(
+    models: Path, hub: HubStandin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    snapshot = Path(snapshot_download(REPO, endpoint=hub.url, cache_dir=tmp_path / "cache", token=False))
+    name = f"some_tiny-GPTQ@{snapshot.name[:8]}"
+    tab = search(open_page(), REPO)
+    until(tab, lambda: bool(tab.dataframe))
+    assert "Hugging Face's cache" in words(tab) and snapshot.name[:8] in words(tab) and not can_begin(tab)
+    until(search(tab, f"{REPO}:{FINE}"), lambda: can_begin(tab))
+    show(tab, "library")
+    assert snapshot.name[:8] in words(tab) and "hf cache rm" in words(tab)
+    assert has(tab, f"library_verify_{name}") and not has(tab, f"library_delete_{name}")
+    tab = open_tab("2_Load_Model")
+    assert "in Hugging Face's cache" in words(tab)
+    click(tab, f"load_model_{name}")
+    until(tab, lambda: resources.engine().state.phase == "ready")
+    assert (resources.engine().state.model, resources.engine().state.folder) == (name, snapshot)
+    assert not models.exists()
 
 
 def test_words_that_nothing_is_called_by_say_so(models: Path) -> None:
