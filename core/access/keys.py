@@ -13,10 +13,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from core.common.codec import texts_by_name
 from core.common.errors import DeckError, InputError
 from core.common.files import write_atomically
-from core.common.json_file import InvalidContent, JsonFile, texts_by_name
+from core.common.json_file import JsonFile
 from core.common.paths import data_dir
+from core.common.plain_json import InvalidContent
 from core.common.values import quoted_json
 
 log = logging.getLogger(__name__)

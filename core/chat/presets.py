@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from core.checkpoint.headers import read_json
+from core.common.codec import Codec
 from core.common.errors import DeckError, InputError
-from core.common.json_file import Codec, InvalidContent, JsonFile
+from core.common.json_file import JsonFile
 from core.common.paths import data_dir
+from core.common.plain_json import InvalidContent
 from core.common.preferences import Preferences
 from core.common.values import printable, quoted_json
 from core.engine.sampling_params import MAX_STOP_STRINGS, Sampling

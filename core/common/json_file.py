@@ -1,4 +1,4 @@
-"""One small file of values that several threads and processes read and change; knows no value's meaning.
+"""One small file of values that several threads and processes read and change.
 
 A change is read, made and written under a lock on PATH.lock, so that none is lost. What is damaged is never written
 over: it stays as it is until a person mends it or sets it aside.
@@ -7,46 +7,30 @@ over: it stays as it is until a person mends it or sets it aside.
 from __future__ import annotations
 
 import errno
-import fcntl
-import json
 import logging
-import math
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
+from core.common.codec import JSON, PARSE_ERRORS, Codec, problem_of
 from core.common.errors import DeckError
+from core.common.file_lock import LOCK_WAIT_S, FileLock
 from core.common.files import remove_leftovers, sync, write_atomically
+from core.common.plain_json import InvalidContent
 from core.common.values import printable
 
 log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 Stamp = tuple[int, int, int]
 MAX_BYTES = 16 * 2**20
-LOCK_WAIT_S = 10.0
-POLL_S = 0.01
 # Two writes within one tick of the file system's clock may leave the same time, size and inode behind.
 SETTLED_NS = 100_000_000
-# A file system without locks, as some network file systems are.
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
-PARSE_ERRORS = (ValueError, OverflowError, TypeError, KeyError, AttributeError, RecursionError, DeckError)
-WORDS: Mapping[type[Exception], str] = {UnicodeDecodeError: "not UTF-8", RecursionError: "nested too deeply"}
-_without_locks = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How a file's text becomes plain values, and back. `load` raises one of PARSE_ERRORS for what is no such text."""
-
-    load: Callable[[str], Any]
-    dump: Callable[[Any], str]
 
 
 class FileError(DeckError):
@@ -62,10 +46,6 @@ class Change(Generic[Value]):
     """What is in the file; what is put here in its place is written."""
 
     value: Value
-
-
-class InvalidContent(ValueError):
-    """What is wrong with a file's text, in words that quote none of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +175,7 @@ class JsonFile(Generic[Value]):
             rest = {name: kept for name, kept in found.items() if name not in self._fields} if self._fields else {}
             return _Seen(stamp, value, rest=rest)
         except PARSE_ERRORS as error:
-            return _Seen(stamp, self._empty, _kind(error))
+            return _Seen(stamp, self._empty, problem_of(error))
 
     def _whole(self, seen: _Seen[Value]) -> Value:
         if seen.damage:
@@ -221,35 +201,13 @@ class JsonFile(Generic[Value]):
         try:
             path = Path(os.path.realpath(self.path))
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = _open_lock(path.with_name(f"{path.name}.lock"), self._mode)
+            lock = FileLock(path.with_name(f"{path.name}.lock"), self._mode)
+        except BlockingIOError:
+            raise FileError("file_busy", file=printable(str(self.path)), seconds=int(LOCK_WAIT_S)) from None
         except OSError as error:
             raise self._error("unwritable", _why(error)) from error
-        try:
-            has_locks = self._lock(handle)
-            if has_locks:
-                yield path
-            else:
-                log.debug("%s: no locks here", path)
-                with _without_locks:
-                    yield path
-        finally:
-            os.close(handle)
-
-    def _lock(self, handle: int) -> bool:
-        """Wait for the lock, and not for ever: another process may be stopped. False where there are no locks."""
-        until_s = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > until_s:
-                    raise FileError("file_busy", file=printable(str(self.path)), seconds=int(LOCK_WAIT_S)) from None
-                time.sleep(POLL_S)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise self._error("unwritable", _why(error)) from error
-                return False
+        with closing(lock):
+            yield path
 
     def _state(self) -> Stamp | str:
         try:
@@ -278,65 +236,5 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def _open_lock(path: Path, mode: int) -> int:
-    """For writing, which network file systems want of a lock; one that another user left is only read."""
-    flags = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        return os.open(path, flags | os.O_RDWR, mode)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-
-
 def _why(error: OSError) -> str:
     return error.strerror or type(error).__name__
-
-
-def _kind(error: Exception) -> str:
-    """What is wrong and where, without a word of the file: it may hold secrets."""
-    mark = getattr(error, "problem_mark", None) or getattr(error.__cause__, "problem_mark", None)
-    if isinstance(error, InvalidContent):
-        return str(error)
-    if isinstance(error, json.JSONDecodeError):
-        return f"line {error.lineno}, column {error.colno}"
-    if mark is not None:
-        return f"line {mark.line + 1}, column {mark.column + 1}"
-    return WORDS.get(type(error), "a value of the wrong kind")
-
-
-def load_json(text: str) -> Any:
-    """Strictly: one of two values of the same name, or a number that JSON does not have, would be lost by a change."""
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite)
-
-
-def dump_json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    # Half characters have no UTF-8, but JSON can write them.
-    return text if text == printable(text) else json.dumps(value, indent=1, allow_nan=False) + "\n"
-
-
-JSON = Codec(load_json, dump_json)
-
-
-def texts_by_name(value: Any) -> dict[str, str]:
-    """`value` as texts by name. Raises TypeError for anything else."""
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise TypeError
-    return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise InvalidContent("a name stands there twice")
-    return values
-
-
-def _no_number(text: str) -> NoReturn:
-    raise InvalidContent(f"{text} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise InvalidContent("too large a number")
-    return value

@@ -1,10 +1,11 @@
-"""JSON of strangers as plain values, counted before anything is built; knows not what the values mean."""
+"""JSON of strangers as plain values, counted before anything is built."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 # A text, or what begins or goes on with a value outside of one. Nothing is ever tried twice: a text that has no end is
 # taken to the end of all, else it would be looked for again from each of its escaped quotes, for days.
@@ -12,6 +13,10 @@ TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{,]', re.DOTALL)
 MAX_VALUES = 1_000_000
 # Numbers beyond what a file's size or a count can be are read as floats, which no place takes for one of these.
 MAX_WHOLE_DIGITS = 18
+
+
+class InvalidContent(ValueError):
+    """What is wrong with a file's text, in words that quote none of it."""
 
 
 def load_json(data: str | bytes, max_values: int = MAX_VALUES) -> Any:
@@ -34,3 +39,16 @@ def check_num_values(text: str, limit: int) -> None:
 
 def _whole(digits: str) -> int | float:
     return int(digits) if len(digits) <= MAX_WHOLE_DIGITS else float(digits)
+
+
+def no_number(text: str) -> NoReturn:
+    """For `parse_constant`: refuses what JSON does not have."""
+    raise InvalidContent(f"{text} is no number")
+
+
+def finite(text: str) -> float:
+    """For `parse_float`: refuses what becomes infinite."""
+    value = float(text)
+    if math.isinf(value):
+        raise InvalidContent("too large a number")
+    return value

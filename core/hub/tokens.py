@@ -10,9 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from core.common.codec import texts_by_name
 from core.common.errors import InputError
-from core.common.json_file import InvalidContent, JsonFile, texts_by_name
+from core.common.json_file import JsonFile
 from core.common.paths import data_dir
+from core.common.plain_json import InvalidContent
 from core.common.urls import host_name, is_private_way, origin
 from core.hub.endpoints import default_endpoint
 

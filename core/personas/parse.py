@@ -6,11 +6,11 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
-from core.common.plain_json import check_num_values
+from core.common.plain_json import check_num_values, finite, no_number
 from core.personas.character import CharacterError
 
 MAX_TEXT_BYTES = 32 * 2**20
@@ -38,7 +38,7 @@ def parse_json(file: str, text: str) -> dict[str, Any]:
     """The object in `text`. Raises CharacterError for all else, and for numbers that JSON does not have."""
     try:
         check_num_values(text, 2 * MAX_VALUES)
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+        value = json.loads(text, parse_constant=no_number, parse_float=finite, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise CharacterError("card_bad_json", file=file, why=_why(error)) from None
     return _checked_object(file, value)
@@ -146,17 +146,6 @@ class _Copy:
 
 def _too_complex(file: str) -> CharacterError:
     return CharacterError("card_too_complex", file=file, depth=MAX_DEPTH, count=MAX_VALUES)
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{text[:20]} is too large a number")
-    return value
 
 
 def _whole(text: str) -> int:

@@ -7,9 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from core.common.codec import Codec
 from core.common.errors import DeckError
 from core.common.files import regular_size, write_atomically
-from core.common.json_file import Codec, JsonFile
+from core.common.json_file import JsonFile
 from core.common.paths import person_dir
 from core.common.values import printable
 from core.personas.character import CharacterError

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from core.access.keys import KeyStore
 from core.access.secret_file import SecretFile
 from core.chat.presets import Presets
+from core.common import file_lock, json_file
 from core.common import files as atomic
-from core.common import json_file
-from core.common.json_file import Codec, FileDamaged, FileError, dump_json, load_json
+from core.common.codec import Codec, dump_json, load_json
+from core.common.json_file import FileDamaged, FileError
 from core.common.paths import ROOT
 from core.common.preferences import Preferences
 from core.doctor.settings_files import all_problems, problems
@@ -124,7 +125,7 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_file_and_no_lock(data: Pat
 
 def test_whoever_holds_the_lock_for_too_long_is_said(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dashboard that is stopped (SIGSTOP, a dead disk) must not stop the others for ever."""
-    monkeypatch.setattr(json_file, "LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr(file_lock, "LOCK_WAIT_S", 0.05)
     file = counts(data / "counts.json")
     with (data / "counts.json.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -135,7 +136,7 @@ def test_whoever_holds_the_lock_for_too_long_is_said(data: Path, monkeypatch: py
         change.value = {"a": 1}
 
 
-@pytest.mark.parametrize("number", json_file.NO_LOCKS)
+@pytest.mark.parametrize("number", file_lock.NO_LOCKS)
 def test_a_file_system_without_locks_is_written_all_the_same(
     data: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,7 +363,7 @@ def test_a_read_only_folder_is_read_and_said(data: Path, monkeypatch: pytest.Mon
     def refuse(*_: object) -> int:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(json_file, "_open_lock", refuse)
+    monkeypatch.setattr(file_lock, "_open_lock", refuse)
     assert file.read() == {"a": 1}
     with pytest.raises(FileError, match="Read-only file system"), file.change():
         pass
