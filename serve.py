@@ -24,7 +24,6 @@ from core.common.errors import DeckError
 from core.common.logs import set_up_logs
 from core.common.paths import ROOT
 from core.common.sandbox import close_all
-from core.gpu.torch_support import is_cpu_chosen
 from core.library.scan import find
 from core.server.uvicorn_tuning import tune_server
 from ui.server.sessions import end_sessions_in_time
@@ -47,7 +46,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     if name := os.environ.get("LLAMADECK_LOAD"):
         try:
             is_forced = "LLAMADECK_LOAD_ANYWAY" in os.environ
-            engine().load(find(name).folder, force=is_forced, on_cpu=is_cpu_chosen())
+            engine().load(find(name).folder, force=is_forced)
         except DeckError as error:
             log.error("%s", error)
     engine().local.warm_worker.start()

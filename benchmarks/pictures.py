@@ -102,7 +102,7 @@ def take_download(home: Path) -> bytes:
         settings = {"LLAMADECK_WORKER": "tests.support.fake_worker", "HF_ENDPOINT": hub.url}
         with open_page(home, "Download", 1180, 900, **settings) as page:
             choose(page, "catalogue_repo", REPO)
-            choose(page, "plan_card", "RTX 4090")
+            choose(page, "plan_gpu", "RTX 4090")
             expect(page.get_by_role("img", name="fits on RTX 4090")).to_be_visible(timeout=WAIT_MS)
             key(page, "find_download").get_by_role("button").click()
             expect(page.locator("[class*=st-key-job_]").get_by_text("left").first).to_be_visible(timeout=WAIT_MS)

@@ -5,7 +5,7 @@ import streamlit as st
 from core.common.errors import DeckError
 from ui.load.entries import draw_entry, draw_state
 from ui.load.entries_cache import models
-from ui.load.gpu_choice import choose_cards
+from ui.load.gpu_choice import choose_devices
 from ui.load.remote import choose_place, draw_remote
 from ui.shared.engine_status import silence_notice
 from ui.shared.errors import show_error
@@ -32,9 +32,9 @@ def draw_here() -> None:
     silence_notice()
     if engine().running_answers:
         st.caption(tr("load.ends_answers"))
-    cards = choose_cards() if entries else ()
+    devices = choose_devices() if entries else ()
     for entry in entries:
-        draw_entry(entry, state, cards)
+        draw_entry(entry, state, devices)
     if not entries:
         draw_none()
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 ARROWS = {
     "cli": "access bootstrap checkpoint doctor gpu hub library memory personas remote server starter vllm"
     " benchmarks tests",
-    "serve": "access api chat gpu library server ui.server ui.shared",
+    "serve": "access api chat library server ui.server ui.shared",
     "Home": "ui ui.download ui.settings ui.shared",
     "pages": "chat ui.characters ui.chat ui.download ui.load ui.monitor ui.settings ui.shared",
     "ui": "ui.chat ui.load ui.monitor ui.shared",

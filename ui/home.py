@@ -82,6 +82,5 @@ def _draw_step(name: str, icon: str, page: str, text: str, is_done: bool, is_nex
         st.markdown(f"{mark} **{tr(f'home.{name}_title')}**")
         st.caption(text)
         st.space("stretch")
-        kind = "primary" if is_next else "secondary"
-        st.button(tr(f"home.{name}_button"), key=f"home_{name}", width="stretch", type=kind,
-                  on_click=go_to, args=(page,))  # fmt: skip
+        st.button(tr(f"home.{name}_button"), key=f"home_{name}", width="stretch",
+                  type="primary" if is_next else "secondary", on_click=go_to, args=(page,))  # fmt: skip

@@ -1,4 +1,4 @@
-"""From tokens to text as they come: never half a character, never past a stop string; knows no model.
+"""From tokens to text as they come: never half a character, never past a stop string.
 
 Text that might become a stop string is held back until it does or does not.
 """

@@ -1,7 +1,4 @@
-"""Who is next of those that wait for the engine: people on the pages, then clients of the API by turns.
-
-Knows no model and no pipe.
-"""
+"""Who is next of those that wait for the engine: people on the pages, then clients of the API by turns."""
 
 from __future__ import annotations
 

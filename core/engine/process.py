@@ -1,4 +1,4 @@
-"""One worker process as the dashboard sees it: started, spoken to, listened to, ended; knows no model and no answer.
+"""One worker process as the dashboard sees it: started, spoken to, listened to, ended.
 
 It is a plain child process that speaks over a socket pair, so that it does not import the script that happens to run
 in this process, and its death is an end of file. A worker may stop reading at any time (a GPU that hangs, swapping, a

@@ -1,4 +1,4 @@
-"""What the dashboard and the engine's process say to each other, as plain values; knows neither pipes nor torch."""
+"""What the dashboard and the engine's process say to each other, as plain values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast the engine writes, over all answers that run; knows neither the engine nor a page."""
+"""How fast the engine writes, over all answers that run."""
 
 from __future__ import annotations
 

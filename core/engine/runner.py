@@ -36,6 +36,7 @@ from core.engine.protocol import (
 )
 from core.engine.sampling_params import Sampling
 from core.engine.warm_worker import WarmWorker
+from core.gpu.torch_support import is_cpu_chosen
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Runner(EngineBase):
 
         `context_tokens` 0 takes the model's own limit, up to what the engine takes by default. `kernel` None takes
         the fastest that fits; `force` loads on a GPU although the plan says that it does not fit; `on_cpu` leaves the
-        GPUs alone.
+        GPUs alone, as does a start with --cpu.
         """
         self.begin_load(folder, context_tokens, num_slots, kernel, force, on_cpu)()
 
@@ -103,8 +104,9 @@ class Runner(EngineBase):
         self, folder: Path, context_tokens: int, num_slots: int, kernel: str | None, force: bool, on_cpu: bool
     ) -> Callable[[], None]:
         """The part of `load` that waits for nothing. The function that it returns does the rest."""
+        command = Load(folder, context_tokens, num_slots, kernel, force, on_cpu or is_cpu_chosen())
         turn = self._detach(EngineState("loading", model_name(folder), folder=folder))
-        return partial(self._start, turn, Load(folder, context_tokens, num_slots, kernel, force, on_cpu))
+        return partial(self._start, turn, command)
 
     def unload(self) -> None:
         """End the worker process: all of its memory comes back. Running answers keep what was written."""

@@ -1,4 +1,4 @@
-"""CUDA's own word on whether it starts: libcuda.so.1 asked as torch asks it; standard library only.
+"""CUDA's own word on whether it starts: libcuda.so.1 asked as torch asks it.
 
 Asked in a process of its own (`python -m core.gpu.cuda_driver`), because a CUDA that failed to start stays failed in
 its process, and because one that started keeps the GPU awake.

@@ -1,4 +1,4 @@
-"""The usual GPUs, to plan for a card before one has it, from core/gpu/known_gpus.csv; knows no GPU of this machine."""
+"""The usual GPUs, to plan for one before it is there, from core/gpu/known_gpus.csv."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ READ_LENGTH = 200
 QUOTED_LENGTH = 60
 NUM_SUGGESTIONS = 3
 SPELLED_ALIKE = 0.6
-# The box says 48 GB, tools say 46 or 45: a size this near is meant. The sizes of one card differ by more.
+# The box says 48 GB, tools say 46 or 45: a size this near is meant. The sizes of one GPU differ by more.
 SIZE_TOLERANCE = 0.07
 USUAL = ("RTX 3060 12GB", "RTX 4090", "A40")
 
-# Words that tell no card from another.
+# Words that tell no GPU from another.
 NOISE = frozenset("nvidia geforce rtx gtx tesla quadro gpu gpus graphics card edition generation nvlink".split())
 ECC_OFF = re.compile(r"\b(?:non|no|without)[\s_-]*ecc\b|\becc[\s:=_-]*(?:off|disabled)\b")
 ECC_ON = re.compile(r"\becc(?:[\s:=_-]*(?:on|enabled))?\b")
@@ -34,10 +34,10 @@ WORD = re.compile(r"[^\W\d_]+|\d+")
 
 @dataclass(frozen=True, slots=True)
 class KnownGpu:
-    """A card as one can buy or rent it, in one size and with one ECC setting.
+    """A GPU as one can buy or rent it, in one size and with one ECC setting.
 
     `total_mib` is what NVML reports; `total_from` says how that is known (seen, once or computed).
-    `ecc` is None where ECC takes no memory from the card. `bandwidth_gb_s` is NVIDIA's peak in 10^9 bytes/s.
+    `ecc` is None where ECC takes no memory from the GPU. `bandwidth_gb_s` is NVIDIA's peak in 10^9 bytes/s.
     """
 
     name: str
@@ -55,7 +55,7 @@ class KnownGpu:
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """A card as somebody wrote it: the words that name it, in any order, and what was said besides."""
+    """A GPU as somebody wrote it: the words that name it, in any order, and what was said besides."""
 
     words: tuple[str, ...]
     memory_gb: int | None
@@ -65,29 +65,29 @@ class _Wish:
 
 @cache
 def known_gpus() -> tuple[KnownGpu, ...]:
-    """All cards of the table, in its order: GeForce, laptops, data centre and workstation."""
+    """All GPUs of the table, in its order: GeForce, laptops, data centre and workstation."""
     lines = TABLE.read_text("utf-8").splitlines()
     rows = csv.DictReader(line for line in lines if line and not line.startswith("#"))
-    return tuple(_card(row) for row in rows)
+    return tuple(_known_gpu(row) for row in rows)
 
 
 def lookup(text: str) -> KnownGpu:
-    """The card that `text` names, as people write it: "A40", "rtx3060 12g", "4090", "NVIDIA A100-SXM4-80GB".
+    """The GPU that `text` names, as people write it: "A40", "rtx3060 12g", "4090", "NVIDIA A100-SXM4-80GB".
 
-    Where a card comes in two sizes, or with ECC on or off, the one with less memory counts unless said.
-    Raises InputError "unknown_gpu", with the nearest names, where there is no such card.
+    Where a GPU comes in two sizes, or with ECC on or off, the one with less memory counts unless said.
+    Raises InputError "unknown_gpu", with the nearest names, where there is no such GPU.
     """
     plain = _plain(text)
     wish = _wish(plain)
     named = _by_nvml_name().get(plain.removeprefix("nvidia "))
-    cards = named or [card for card in _by_words().get(wish.words, ()) if _fits(card, wish)]
-    usual = [card for card in cards if wish.ecc or not card.is_rare]
+    gpus = named or [gpu for gpu in _by_words().get(wish.words, ()) if _fits(gpu, wish)]
+    usual = [gpu for gpu in gpus if wish.ecc or not gpu.is_rare]
     if not usual:
         raise InputError("unknown_gpu", name=text.strip()[:QUOTED_LENGTH], near=", ".join(_near(plain, wish)))
-    return min(usual, key=lambda card: (card.total_mib, card.bandwidth_gb_s))
+    return min(usual, key=lambda gpu: (gpu.total_mib, gpu.bandwidth_gb_s))
 
 
-def _card(row: dict[str, str]) -> KnownGpu:
+def _known_gpu(row: dict[str, str]) -> KnownGpu:
     major, minor = row["capability"].split(".")
     return KnownGpu(
         name=row["name"],
@@ -110,21 +110,21 @@ def _plain(text: str) -> str:
 
 @cache
 def _by_nvml_name() -> dict[str, tuple[KnownGpu, ...]]:
-    cards: dict[str, tuple[KnownGpu, ...]] = {}
-    for card in known_gpus():
-        for name in card.nvml_names:
+    gpus: dict[str, tuple[KnownGpu, ...]] = {}
+    for gpu in known_gpus():
+        for name in gpu.nvml_names:
             key = _plain(name).removeprefix("nvidia ")
-            cards[key] = (*cards.get(key, ()), card)
-    return cards
+            gpus[key] = (*gpus.get(key, ()), gpu)
+    return gpus
 
 
 @cache
 def _by_words() -> dict[tuple[str, ...], tuple[KnownGpu, ...]]:
-    cards: dict[tuple[str, ...], tuple[KnownGpu, ...]] = {}
-    for card in known_gpus():
-        for words in {_wish(_plain(name)).words for name in (card.name, *card.nvml_names, *card.also)}:
-            cards[words] = (*cards.get(words, ()), card)
-    return cards
+    gpus: dict[tuple[str, ...], tuple[KnownGpu, ...]] = {}
+    for gpu in known_gpus():
+        for words in {_wish(_plain(name)).words for name in (gpu.name, *gpu.nvml_names, *gpu.also)}:
+            gpus[words] = (*gpus.get(words, ()), gpu)
+    return gpus
 
 
 def _wish(plain: str) -> _Wish:
@@ -144,16 +144,16 @@ def _naming_words(plain: str) -> list[str]:
     return [word for word in WORD.findall(plain) if word not in NOISE]
 
 
-def _fits(card: KnownGpu, wish: _Wish) -> bool:
-    has_size = wish.memory_gb is None or abs(wish.memory_gb - card.memory_gb) <= SIZE_TOLERANCE * card.memory_gb
-    has_ecc = wish.ecc is None or card.ecc is None or wish.ecc == card.ecc
-    has_form = not wish.form or not card.form or wish.form == card.form
+def _fits(gpu: KnownGpu, wish: _Wish) -> bool:
+    has_size = wish.memory_gb is None or abs(wish.memory_gb - gpu.memory_gb) <= SIZE_TOLERANCE * gpu.memory_gb
+    has_ecc = wish.ecc is None or gpu.ecc is None or wish.ecc == gpu.ecc
+    has_form = not wish.form or not gpu.form or wish.form == gpu.form
     return has_size and has_ecc and has_form
 
 
 def _near(plain: str, wish: _Wish) -> list[str]:
-    """Names to try instead: the same card in the sizes that it has, else what is spelled alike, else some."""
-    same = [card.name for card in _by_words().get(wish.words, ()) if not card.is_rare]
-    spellings = {"".join(_naming_words(_plain(card.name))): card.name for card in reversed(known_gpus())}
+    """Names to try instead: the same GPU in the sizes that it has, else what is spelled alike, else some."""
+    same = [gpu.name for gpu in _by_words().get(wish.words, ()) if not gpu.is_rare]
+    spellings = {"".join(_naming_words(_plain(gpu.name))): gpu.name for gpu in reversed(known_gpus())}
     alike = difflib.get_close_matches("".join(_naming_words(plain)), spellings, NUM_SUGGESTIONS, SPELLED_ALIKE)
     return same[:NUM_SUGGESTIONS] or [spellings[spelling] for spelling in alike] or list(USUAL)

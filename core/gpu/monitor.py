@@ -1,4 +1,4 @@
-"""The last hour of GPU readings, one a second; knows no page and not what the readings mean."""
+"""The last hour of GPU readings, one a second."""
 
 from __future__ import annotations
 
@@ -84,5 +84,5 @@ class Monitor:
     def _sample(self) -> GpuSnapshot:
         try:
             return self._read()
-        except Exception as error:  # the thread's edge: the page shows it, the next beat tries again
+        except Exception as error:  # The thread's edge: the page shows it, the next beat tries again.
             return GpuSnapshot(time.time(), error=DeckError("gpu_read_failed", reason=repr(error)))

@@ -1,7 +1,4 @@
-"""NVIDIA's management library through nvidia-ml-py: starting it, asking it, what its failures mean.
-
-Knows nothing of what the readings are used for.
-"""
+"""NVIDIA's management library through nvidia-ml-py: starting it, asking it, what its failures mean."""
 
 from __future__ import annotations
 

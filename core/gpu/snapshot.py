@@ -1,7 +1,7 @@
-"""The GPUs of this machine as NVML sees them, as values that cross threads; knows no plan, page or CUDA.
+"""The GPUs of this machine as NVML sees them, as values that cross threads.
 
 Order: NVML counts GPUs by PCI bus. CUDA counts the fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID is set,
-so whoever starts a CUDA process sets it, or names the GPU by `uuid`, which both understand.
+so the starter of a CUDA process sets it, or names the GPU by `uuid`, which both understand.
 
 PCIe throughput is left out: NVML counts bytes for 20 ms at every such question, and a snapshot should cost 2.
 """
@@ -140,7 +140,7 @@ def _read_device(nvml: Nvml, pynvml: ModuleType, index: int) -> list[Gpu]:
 
 
 def _read_sensors(pynvml: ModuleType, handle: Any, gpu: Gpu) -> Gpu:
-    """`gpu` with what belongs to the whole card."""
+    """`gpu` with the readings that belong to the whole GPU, not to a MIG instance."""
 
     def reading(function: str, *arguments: object) -> Any:
         return ask(pynvml, function, handle, *arguments)

@@ -1,4 +1,4 @@
-"""Whether torch can use the GPUs that NVML lists, and if not, why and what to do; never imports torch.
+"""Whether torch can use the GPUs that NVML lists, and if not, why and what to do. Without importing torch.
 
 What is sure beforehand is read off: which torch is installed, what the driver runs, what the environment and the
 permissions of the devices say. Where CUDA itself was asked as well (core/gpu/cuda_driver.py), it has the last word.
@@ -57,7 +57,7 @@ class InstalledTorch:
 
 
 def is_cpu_chosen() -> bool:
-    """Whether whoever started this chose the CPU for all models."""
+    """Whether this was started with --cpu, which puts every model on the CPU."""
     return os.environ.get(CPU_VARIABLE) == "1"
 
 
@@ -149,9 +149,9 @@ def has_code(torch: InstalledTorch, capability: Capability | None) -> bool:
     return torch.cuda is None or runs_on(_numbers(torch.cuda), Driver(capabilities=(capability,)))
 
 
-def has_nvidia_card(devices: Path = PCI_DEVICES) -> bool:
+def has_nvidia_gpu(devices: Path = PCI_DEVICES) -> bool:
     """Whether an NVIDIA display controller is on the PCI bus, whatever the driver says."""
-    return any(_is_nvidia_card(device) for device in devices.glob("*"))
+    return any(_is_nvidia_gpu(device) for device in devices.glob("*"))
 
 
 def names_of(gpus: Iterable[Gpu]) -> str:
@@ -222,7 +222,7 @@ def _name(look_up: Callable[[int], Sequence[Any]], number: int) -> str:
         return str(number)
 
 
-def _is_nvidia_card(device: Path) -> bool:
+def _is_nvidia_gpu(device: Path) -> bool:
     try:
         vendor, kind = (device / "vendor").read_text("ascii"), (device / "class").read_text("ascii")
     except (OSError, UnicodeDecodeError):

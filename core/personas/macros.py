@@ -35,7 +35,7 @@ class Macros:
         """`text` as the model reads it, or as a lorebook's keys are looked for in it: there hidden keys show."""
         parts: list[list[str]] = [[]]
         room = MAX_EXPANDED_CHARS
-        # Cards written on Windows have its line ends, which models have not seen.
+        # Devices written on Windows have its line ends, which models have not seen.
         for index, token in enumerate(TOKENS.split(text.replace("\r\n", "\n"))):
             if token == "{{" and len(parts) <= MAX_DEPTH:
                 parts.append([])

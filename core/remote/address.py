@@ -1,4 +1,4 @@
-"""Addresses of servers with OpenAI's API, and their keys in data/engine_keys.json (mode 0600); asks no server."""
+"""Addresses of servers with OpenAI's API, and their keys in data/engine_keys.json (mode 0600)."""
 
 from __future__ import annotations
 

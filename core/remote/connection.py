@@ -1,4 +1,4 @@
-"""The connection to one model of another server: looked at every few seconds, lost and found; knows no answers."""
+"""The connection to one model of another server, which is probed every few seconds, lost and found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FINAL = ("remote_key", "remote_not_openai", "remote_redirect", "remote_no_route"
 
 @dataclass(frozen=True, slots=True)
 class ProbeInterval:
-    """Seconds between two looks at a server: while it is there, and after it was lost, growing up to the last."""
+    """Seconds between two probes of a server: while it is there; once it is lost, from `retry_s` up to `longest_s`."""
 
     check_s: float = 10.0
     retry_s: float = 1.0
@@ -57,7 +57,7 @@ async def _models(server: Server) -> tuple[RemoteModel, ...]:
 
 
 class Connection:
-    """One server that is looked at every few seconds, and what is known of its model."""
+    """One server that is probed every few seconds, and what is known of its model."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Connection:
         loop().call_soon_threadsafe(self._begin)
 
     def stop(self) -> None:
-        """Look no more and let go of the server, whether or not the first look has begun."""
+        """Probe no more and let go of the server, whether or not the first probe has begun."""
         loop().call_soon_threadsafe(self._end)
 
     def _begin(self) -> None:
@@ -97,10 +97,11 @@ class Connection:
 
     @asynccontextmanager
     async def answering(self, client: str = "") -> AsyncIterator[None]:
-        """Around each answer of a client ("" for the pages), which waits for its turn while as many are written as the
-        server is given at once.
+        """Around each answer of a client ("" for the pages). The answer waits for its turn while the server writes as
+        many as it is given at once.
 
-        While one is written nobody looks at the server: its end shows how it is, and some would break it off.
+        A server that writes an answer is not probed: the answer's end shows how it is, and a probe makes some servers
+        break the answer off.
         """
         self._num_running += 1
         self._is_idle.clear()
@@ -114,7 +115,7 @@ class Connection:
                 self._is_idle.set()
 
     def probe_now(self) -> None:
-        """For the loop's own thread."""
+        """Probe at once. For the loop's own thread."""
         self._wake.set()
 
     async def _watch(self) -> None:
@@ -134,15 +135,15 @@ class Connection:
                 continue
 
     async def _probe(self) -> EngineError | None:
-        """See whether the server has the model, and tell; what is wrong, if something is."""
+        """Ask whether the server has the model, and report it; the error, if there is one."""
         try:
             self.model = self._pick(await _models(self.server))
             self._on_found(self, self.model)
             return None
         except EngineError as error:
             found = error
-        except Exception as error:  # The task's edge: the next look may go well.
-            log.exception("a look at %s failed", self.server.name)
+        except Exception as error:  # The task's edge: the next probe may go well.
+            log.exception("a probe of %s failed", self.server.name)
             found = EngineError("remote_broken", server=self.server.name, why=type(error).__name__)
         self._on_lost(self, found)
         return found

@@ -1,4 +1,4 @@
-"""What servers of OpenAI's API differ in: their lists of models, and what a request may ask of them; asks none."""
+"""What servers of OpenAI's API differ in: their lists of models, and what a request may ask of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""HTTP with one server of OpenAI's API: one address, one key, a limit to everything; knows no model and no page.
+"""HTTP with one server of OpenAI's API: one address, one key, a limit to everything.
 
-All of it runs in one event loop in a thread of its own, because a task that is cancelled lets go of its connection at
-once, whatever it waits for.
+All of it runs in one event loop in a thread of its own: a cancelled task lets go of its connection at once, whatever it
+waits for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which engine a person chose, this machine's or another server's, in data/engine.json; knows neither of them.
+"""Which engine a person selected, this machine's or another server's, as data/engine.json keeps it.
 
 The file may be changed by another process (`./llamadeck scale`), which a running dashboard notices.
 """

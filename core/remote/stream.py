@@ -1,4 +1,4 @@
-"""One answer out of a server's events: its words up to a stop string, its tokens, why it ended; asks no server.
+"""One answer out of a server's events: its words up to a stop string, its tokens, why it ended.
 
 What a server says is believed as far as it can be: types are checked, and nothing grows without end.
 """

@@ -92,7 +92,7 @@ def test_a_model_that_does_not_fit_can_be_loaded_only_on_purpose(page: Page, add
 def test_the_catalogue_answers_for_a_card_that_is_not_here(page: Page, address: str) -> None:
     open_page(page, address, "Download")
     expect(bar(page, "fits on NVIDIA GeForce RTX 4090")).to_be_visible(timeout=WAIT_MS)
-    field = key(page, "plan_card").get_by_role("combobox")
+    field = key(page, "plan_gpu").get_by_role("combobox")
     field.fill("A40")
     field.press("Enter")
     expect(bar(page, "fits on A40")).to_be_visible()

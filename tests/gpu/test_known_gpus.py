@@ -9,11 +9,11 @@ from core.gpu.known_gpus import known_gpus, lookup
 
 
 def test_every_card_is_found_by_its_own_name() -> None:
-    assert [card.name for card in known_gpus() if lookup(card.name) != card] == []
+    assert [gpu.name for gpu in known_gpus() if lookup(gpu.name) != gpu] == []
 
 
 def test_every_card_is_found_by_nvmls_names_for_it() -> None:
-    names = {name for card in known_gpus() for name in card.nvml_names}
+    names = {name for gpu in known_gpus() for name in gpu.nvml_names}
     assert {name for name in names if name not in lookup(name).nvml_names} == set()
 
 
@@ -114,16 +114,16 @@ def test_an_unknown_card_is_said_with_names_to_try(text: str, near: str) -> None
 
 
 def test_the_figures_of_every_card_are_possible() -> None:
-    for card in known_gpus():
-        assert 0.9 <= card.total_mib / (card.memory_gb * 1024) <= 1, card
-        assert 100 <= card.bandwidth_gb_s <= 8000, card
-        assert (6, 0) <= card.compute_capability <= (12, 0), card
-        assert card.total_from in ("seen", "once", "computed"), card
+    for gpu in known_gpus():
+        assert 0.9 <= gpu.total_mib / (gpu.memory_gb * 1024) <= 1, gpu
+        assert 100 <= gpu.bandwidth_gb_s <= 8000, gpu
+        assert (6, 0) <= gpu.compute_capability <= (12, 0), gpu
+        assert gpu.total_from in ("seen", "once", "computed"), gpu
 
 
 def test_ecc_takes_a_sixteenth_of_the_memory() -> None:
-    """Both settings of a card were seen for six cards, and all agree; the rest are computed by that rule."""
-    totals = {(card.nvml_names, card.memory_gb, card.ecc): card.total_mib for card in known_gpus()}
+    """Both settings of a GPU were seen for six GPUs, and all agree; the rest are computed by that rule."""
+    totals = {(gpu.nvml_names, gpu.memory_gb, gpu.ecc): gpu.total_mib for gpu in known_gpus()}
     pairs = [(totals[names, size, False], total_mib) for (names, size, ecc), total_mib in totals.items() if ecc is True]
     assert len(pairs) > 20
     assert [off * 15 // 16 for off, _ in pairs] == [on for _, on in pairs]

@@ -20,7 +20,7 @@ from core.gpu.torch_support import (
     InstalledTorch,
     find_gpu_error,
     has_code,
-    has_nvidia_card,
+    has_nvidia_gpu,
     installed_torch,
     names_of,
     usable_gpus,
@@ -236,9 +236,9 @@ def test_a_card_without_its_driver_is_seen_on_the_bus(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(vendor + "\n")
         (tmp_path / name / "class").write_text(kind + "\n")
-    assert not has_nvidia_card(tmp_path) and not has_nvidia_card(tmp_path / "nothing")
+    assert not has_nvidia_gpu(tmp_path) and not has_nvidia_gpu(tmp_path / "nothing")
     (tmp_path / "b" / "class").write_text("0x030200\n")
-    assert has_nvidia_card(tmp_path)
+    assert has_nvidia_gpu(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def show(tab: AppTest, section: str) -> AppTest:
 
 
 def plan_for(tab: AppTest, card: str) -> AppTest:
-    tab.selectbox(key="plan_card").set_value(card)
+    tab.selectbox(key="plan_gpu").set_value(card)
     return run(tab)
 
 

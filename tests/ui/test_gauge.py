@@ -78,7 +78,7 @@ def test_a_card_to_plan_for_changes_the_verdict_and_not_the_button(nvml_standin:
     nvml_standin.use("two_4090")
     code = """
 tab = open_tab("2_Load_Model")
-tab.selectbox(key="plan_card").set_value("H200")
+tab.selectbox(key="plan_gpu").set_value("H200")
 run(tab)
 tell([words(tab), [button.key for block in tab.get("popover") for button in block.get("button")]])
 """
@@ -94,7 +94,7 @@ def test_without_a_gpu_models_are_for_the_cpu_and_a_card_can_be_planned_for(
     code = f"""
 tab = open_tab("2_Load_Model", {locale!r})
 before = words(tab)
-tab.selectbox(key="plan_card").set_value("A40")
+tab.selectbox(key="plan_gpu").set_value("A40")
 run(tab)
 tell([before, words(tab), len(tab.get("popover")), words(open_tab(None, {locale!r}))])
 """
@@ -109,7 +109,7 @@ tab = open_tab("1_Download")
 tab.selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
 run(tab)
 before = tab.dataframe[0].value.to_dict("records")
-tab.selectbox(key="plan_card").set_value("RTX 4090")
+tab.selectbox(key="plan_gpu").set_value("RTX 4090")
 run(tab)
 tell([before, tab.dataframe[0].value.to_dict("records"), words(tab)])
 """
@@ -140,7 +140,7 @@ def test_a_gpu_that_torch_cannot_use_is_said_before_a_click(nvml_standin: Standi
 pages = {{name: open_tab(name, {locale!r}) for name in (None, "2_Load_Model", "3_Chat", "5_GPU_Monitor")}}
 said, tab = [words(page) for page in pages.values()], pages["2_Load_Model"]
 in_popover = [button.key for block in tab.get("popover") for button in block.get("button")]
-tab.selectbox(key="plan_card").set_value("A40")
+tab.selectbox(key="plan_gpu").set_value("A40")
 run(tab)
 planned = words(tab)
 click(tab, "load_on_cpu_7B")

@@ -18,7 +18,7 @@ from core.library.ranking import best_choice
 from core.memory.fit import FitReport
 from ui.download.disk import size_words
 from ui.load.gauge import verdict
-from ui.load.gpu_choice import Cards, names_of
+from ui.load.gpu_choice import Devices, names_of
 from ui.shared.i18n import tr
 
 CHATS = 1
@@ -36,7 +36,7 @@ def known_branches(address: Address) -> tuple[Branch, ...]:
     return tuple(Branch(entry.branch, checkpoint=catalogue.checkpoint(entry)) for entry in entries)
 
 
-def choose_branch(source: Source, branches: Sequence[Branch], cards: Cards) -> Branch:
+def choose_branch(source: Source, branches: Sequence[Branch], cards: Devices) -> Branch:
     """The table. The branch that the address names is chosen at first, else the one to recommend, else the first."""
     address = source.address
     reports = [_report(branch, cards) for branch in branches]
@@ -72,7 +72,7 @@ def recommended(branches: Sequence[Branch], reports: Sequence[Report]) -> int | 
     return None if best is None else judged[best][0]
 
 
-def _report(branch: Branch, cards: Cards) -> Report:
+def _report(branch: Branch, cards: Devices) -> Report:
     return verdict(branch.checkpoint, cards, 0, CHATS) if branch.checkpoint and cards else None
 
 

@@ -19,7 +19,7 @@ from ui.download.disk import draw_disk, size_words
 from ui.load.entries import quantization_words
 from ui.load.entries_cache import Fingerprint, fingerprint, models
 from ui.load.gauge import verdict
-from ui.load.gpu_choice import Cards, choose_cards, names_of
+from ui.load.gpu_choice import Devices, choose_devices, names_of
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
@@ -48,7 +48,7 @@ def draw_library() -> None:
         show_error(error)
     if error := st.session_state.pop(ERROR_KEY, None):
         show_error(error)
-    cards = choose_cards() if entries else ()
+    cards = choose_devices() if entries else ()
     for entry in entries:
         _draw_entry(entry, cards)
     if not entries:
@@ -58,7 +58,7 @@ def draw_library() -> None:
         _draw_import()
 
 
-def _draw_entry(entry: LibraryEntry, cards: Cards) -> None:
+def _draw_entry(entry: LibraryEntry, cards: Devices) -> None:
     seen = fingerprint(entry.folder)
     with st.container(border=True, key=f"library_entry_{entry.name}"):
         with st.container(gap="xsmall"):
@@ -80,7 +80,7 @@ def _quantization_badges(entry: LibraryEntry) -> list[str]:
     return [f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint.quantization)]
 
 
-def _verdict_badge(entry: LibraryEntry, cards: Cards) -> list[str]:
+def _verdict_badge(entry: LibraryEntry, cards: Devices) -> list[str]:
     """Whether it fits the card, for one chat with the default context; nothing where there is no card."""
     if not cards or entry.checkpoint is None:
         return []

@@ -23,7 +23,7 @@ from ui.download.disk import size_words
 from ui.download.source import draw_token
 from ui.load.entries_cache import models
 from ui.load.gauge import draw_choice, verdict
-from ui.load.gpu_choice import Cards, names_of
+from ui.load.gpu_choice import Devices, names_of
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_alone
 from ui.shared.i18n import tr
@@ -36,7 +36,7 @@ SECTION_KEY = "download_section"
 REFUSED_KEY = "download_refused"
 
 
-def draw_repository(source: Source, cards: Cards) -> None:
+def draw_repository(source: Source, cards: Devices) -> None:
     """Everything about `source`: its page, its branches, the chosen one's verdict, what a download would fetch."""
     st.markdown(f"**{escape(source.address.repo)}** · [{escape(host_name(source.endpoint))}]({page_url(source)})")
     key = ("branches", source.kind, source.endpoint, str(source.address))
@@ -82,7 +82,7 @@ def _draw_help(source: Source, error: str) -> None:
         st.caption(tr("find.other_source"))
 
 
-def _draw_chosen(source: Source, checkpoint: Checkpoint, cards: Cards) -> None:
+def _draw_chosen(source: Source, checkpoint: Checkpoint, cards: Devices) -> None:
     st.markdown(f"**{escape(source.name)}**")
     if cards:
         redraw_alone(draw_choice, checkpoint, cards, f"catalogue_{source.name}")
@@ -123,7 +123,7 @@ def _draw_running() -> None:
     st.button(tr("find.show_downloads"), key="find_show", icon=":material/list:", on_click=show_section, args=("jobs",))
 
 
-def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, cards: Cards) -> None:
+def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, cards: Devices) -> None:
     """What will be fetched, and whether there is room for it."""
     size = checkpoint.size_bytes
     report = verdict(checkpoint, cards, 0, CHATS) if cards else None

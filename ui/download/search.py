@@ -17,7 +17,7 @@ from core.library.recommended import recommended_models
 from ui.download.disk import size_words
 from ui.download.repository import draw_repository
 from ui.download.source import choose_source
-from ui.load.gpu_choice import choose_cards
+from ui.load.gpu_choice import choose_devices
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 from ui.shared.pending import answer
@@ -31,7 +31,7 @@ def draw_find() -> None:
     with left:
         place = choose_source()
     with right:
-        cards = choose_cards()
+        cards = choose_devices()
     if place is None:
         return
     try:

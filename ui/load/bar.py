@@ -1,4 +1,4 @@
-"""A bar of memory in coloured parts, its legend, a table: HTML in the theme's colours; knows no GPU and no model."""
+"""A bar of memory in coloured parts, its legend, a table: HTML in the theme's colours."""
 
 from __future__ import annotations
 

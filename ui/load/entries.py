@@ -1,4 +1,4 @@
-"""How models on disk and the loaded one are drawn on Load Model; decides nothing."""
+"""How models on disk and the loaded one are drawn on Load Model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
 from ui.load.gauge import chosen_now, draw_verdict, sentence, sliders, verdict
-from ui.load.gpu_choice import Cards, cards_here, names_of
+from ui.load.gpu_choice import Devices, devices_here, names_of
 from ui.shared.engine_status import Shown, load, loading_progress, shown_now
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_alone
@@ -33,7 +33,7 @@ def memory_size(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
 
 
-def draw_entry(entry: LibraryEntry, state: EngineState, cards: Cards) -> None:
+def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> None:
     """One folder on disk: a model, whether it fits, its button, what the engine does; or why it is none."""
     with st.container(border=True):
         if entry.checkpoint is None:
@@ -49,18 +49,18 @@ def draw_entry(entry: LibraryEntry, state: EngineState, cards: Cards) -> None:
         if is_it:
             draw_state(state)
         if not is_it or state.phase == "failed":
-            redraw_alone(_draw_choice, entry, entry.checkpoint, cards, shown_now())
+            redraw_alone(_draw_choice, entry, entry.checkpoint, devices, shown_now())
 
 
-def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, cards: Cards, shown: Shown) -> None:
-    """The sliders, the verdict for `cards`, and the button, which goes by those that are really here."""
+def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, shown: Shown) -> None:
+    """The sliders, the verdict for `devices`, and the button, which goes by those that are really here."""
     if shown_now() != shown:
         st.rerun()
     context_tokens, num_chats = sliders(checkpoint, entry.name)
-    here = cards_here()
+    here = devices_here()
     report = verdict(checkpoint, here, context_tokens, num_chats) if here else None
-    if cards and names_of(cards) != names_of(here):
-        draw_verdict(verdict(checkpoint, cards, context_tokens, num_chats))
+    if devices and names_of(devices) != names_of(here):
+        draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats))
     elif report is not None:
         draw_verdict(report)
     if isinstance(report, FitReport) and not report.fits:

@@ -1,4 +1,4 @@
-"""The verdict on a page: the card as a bar, the sentence with its reason, the sliders for context and chats."""
+"""The verdict on a page: the GPU as a bar, the sentence with its reason, the sliders for context and chats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from core.common.errors import DeckError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
 from core.memory.sizes import MIB
 from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar
-from ui.load.gpu_choice import Cards
+from ui.load.gpu_choice import Devices
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 
@@ -53,11 +53,10 @@ def _with_commas(number: int) -> str:
     return f"{number:,}"
 
 
-def verdict(checkpoint: Checkpoint, cards: Cards, context_tokens: int, num_chats: int) -> FitReport | DeckError:
-    """Whether it fits one of `cards` or several, or why that cannot be said: no kernel takes it, its configuration is
-    broken."""
+def verdict(checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int) -> FitReport | DeckError:
+    """Whether it fits `devices`, or why that cannot be said: no kernel takes it, its configuration is broken."""
     try:
-        return check_fit(checkpoint, cards, context_tokens, num_chats)
+        return check_fit(checkpoint, devices, context_tokens, num_chats)
     except DeckError as error:
         return error
 
@@ -68,7 +67,7 @@ def draw_verdict(report: FitReport | DeckError) -> None:
         show_error(report)
         return
     spoken = text(f"fit.{report.reason}", **_readable(report.params))
-    draw_bar(parts(report), sum(card.total_mib for card in report.cards), spoken)
+    draw_bar(parts(report), sum(device.total_mib for device in report.cards), spoken)
     mark = ":green[:material/check_circle:]" if report.fits else ":red[:material/error:]"
     st.markdown(f"{mark} {sentence(report)}")
     for name, params in report.remedies:
@@ -77,8 +76,8 @@ def draw_verdict(report: FitReport | DeckError) -> None:
     st.caption(tr("gauge.assumes", kernel=report.kernel, longest=longest))
     if len(report.cards) > 1:
         shares = zip(report.cards, report.plans, strict=True)
-        lines = [tr("gauge.share", card=card.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
-                    available=f"{card.available_mib:,}") for card, plan in shares]  # fmt: skip
+        lines = [tr("gauge.share", card=device.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
+                    available=f"{device.available_mib:,}") for device, plan in shares]  # fmt: skip
         st.caption("  \n".join([tr("gauge.split"), *lines]))
 
 
@@ -91,8 +90,8 @@ def _readable(params: dict[str, str | int | float]) -> dict[str, str | int | flo
 
 
 def parts(report: FitReport) -> list[Part]:
-    """The card, or several as one, from left to right: what is taken, what the model takes, what is left."""
-    plan, total_mib = report.plan, sum(card.total_mib for card in report.cards)
+    """The GPU, or several as one, from left to right: what is taken, what the model takes, what is left."""
+    plan, total_mib = report.plan, sum(device.total_mib for device in report.cards)
     weights, cache, context = plan.weights / MIB, plan.kv_cache / MIB, plan.context / MIB
     return [
         Part(tr("gauge.part_others"), total_mib - report.available_mib, SLATE),
@@ -104,7 +103,7 @@ def parts(report: FitReport) -> list[Part]:
     ]
 
 
-def draw_choice(checkpoint: Checkpoint, cards: Cards, key: str) -> None:
+def draw_choice(checkpoint: Checkpoint, devices: Devices, key: str) -> None:
     """The sliders and the verdict under them, for a model that is not on disk."""
     context_tokens, num_chats = sliders(checkpoint, key)
-    draw_verdict(verdict(checkpoint, cards, context_tokens, num_chats))
+    draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats))

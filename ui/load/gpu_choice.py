@@ -1,4 +1,4 @@
-"""Which cards a page reckons with: this machine's GPUs as they are now, or one of the usual cards; knows no model."""
+"""What a page plans for: the memory of this machine's GPUs as it is now, or of one of the usual GPUs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from collections import Counter
 import streamlit as st
 
 from core.gpu.known_gpus import known_gpus, lookup
-from core.gpu.torch_support import (
-    has_nvidia_card,
-    installed_torch,
-    is_cpu_chosen,
-    usable_gpus,
-)
+from core.gpu.torch_support import has_nvidia_gpu, installed_torch, is_cpu_chosen, usable_gpus
 from core.gpu.torch_support import names_of as names_of_gpus
 from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import has_compiler
@@ -21,18 +16,18 @@ from ui.shared.gpus import gpu_error, gpus_here, reading
 from ui.shared.i18n import tr
 from ui.shared.resources import engine
 
-KEY = "plan_card"
+KEY = "plan_gpu"
 HERE = "here"
-Cards = tuple[DeviceMemory, ...]
+Devices = tuple[DeviceMemory, ...]
 
 
 def own_pids() -> frozenset[int]:
-    """The engine's process, whose memory comes back before another model is loaded."""
+    """The engine's process, whose GPU memory comes back before another model is loaded."""
     pid = engine().worker_pid
     return frozenset() if pid is None else frozenset({pid})
 
 
-def cards_here() -> Cards:
+def devices_here() -> Devices:
     """The GPUs that a load can take, as they are now; none where models run on the CPU."""
     latest, report, pids, compiler = reading(), engine().gpu_report, own_pids(), has_compiler()
     if latest is None or is_cpu_chosen() or gpu_error() is not None:
@@ -41,40 +36,39 @@ def cards_here() -> Cards:
     return tuple(DeviceMemory.measured(gpu, pids, compiler) for gpu in usable)
 
 
-def draw_place() -> None:
-    """Where there is no GPU to use: why, and that models run on the CPU. What the engine's own error says is not said
-    twice."""
-    latest, error, told = reading(), gpu_error(), engine().state.error
+def draw_why_cpu() -> None:
+    """Where there is no GPU to use: why, and that models run on the CPU. An error that the engine shows is left out."""
+    latest, error, shown = reading(), gpu_error(), engine().state.error
     if error is not None:
-        if told is None or (told.key, told.params) != (error.key, error.params):
+        if shown is None or (shown.key, shown.params) != (error.key, error.params):
             show_error(error)
     elif is_cpu_chosen():
         st.caption(tr("gauge.cpu_chosen"))
-    elif latest is not None and latest.error is not None and has_nvidia_card():
+    elif latest is not None and latest.error is not None and has_nvidia_gpu():
         st.warning(sentence(latest.error), icon=":material/warning:")
     else:
         st.caption(tr("gauge.cpu"))
 
 
-def choose_cards() -> Cards:
+def choose_devices() -> Devices:
     """The choice of what to plan for. None: the CPU of this machine, where it has no GPU."""
-    here = cards_here()
-    names = dict.fromkeys(card.name for card in known_gpus() if not card.is_rare)
-    labels = {name: _card_label(name, here) for name in [HERE, *names]}
+    here = devices_here()
+    names = dict.fromkeys(gpu.name for gpu in known_gpus() if not gpu.is_rare)
+    labels = {name: _label(name, here) for name in [HERE, *names]}
     chosen = st.selectbox(tr("gauge.card"), list(labels), key=KEY, persist_state="session",
                           format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
     if not here and (chosen == HERE or gpu_error() is not None):
-        draw_place()
+        draw_why_cpu()
     return here if chosen == HERE else (DeviceMemory.planned(lookup(chosen)),)
 
 
-def names_of(cards: Cards) -> str:
-    """What to call the cards together, as in "2 × NVIDIA A40"; "" for none."""
-    counts = Counter(card.name for card in cards)
+def names_of(devices: Devices) -> str:
+    """What to call the GPUs together, as in "2 × NVIDIA A40"; "" for none."""
+    counts = Counter(device.name for device in devices)
     return " + ".join(f"{count} × {one}" if count > 1 else one for one, count in counts.items())
 
 
-def _card_label(name: str, here: Cards) -> str:
+def _label(name: str, here: Devices) -> str:
     if name == HERE:
         if here:
             return tr("gauge.this_gpu", name=names_of(here))

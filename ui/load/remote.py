@@ -52,9 +52,8 @@ def draw_remote() -> None:
     _draw_form()
     if error := st.session_state.get(ERROR_KEY):
         show_error(error)
-    address = st.session_state.get(ASKED_KEY)
-    task = tasks().known(_task_key(address)) if address else None
-    if task is not None:
+    address: str | None = st.session_state.get(ASKED_KEY)
+    if address and (task := tasks().known(_task_key(address))) is not None:
         _draw_found(address, task)
 
 
@@ -122,26 +121,27 @@ def _draw_form() -> None:
     selection = engine().selection
     if ADDRESS_KEY not in st.session_state:
         st.session_state[ADDRESS_KEY] = selection.address if selection else preferences().get(GROUP, "address") or ""
-    address = _typed_address()
-    has_key = address is not None and key_of(address) is not None
+    with_key = _typed_address_with_key()
     with st.form(key="remote_form", border=False):
         st.text_input(tr("remote.address"), key=ADDRESS_KEY, placeholder=EXAMPLE, help=tr("remote.address_help"),
                       persist_state="session")  # fmt: skip
         st.text_input(tr("remote.key"), key=KEY_KEY, type="password", help=tr("remote.key_help"),
-                      placeholder=text("remote.key_kept") if has_key else "")  # fmt: skip
+                      placeholder=text("remote.key_kept") if with_key else "")  # fmt: skip
         with st.container(horizontal=True):
             st.form_submit_button(tr("remote.find"), key="remote_find", icon=":material/lan:", on_click=_find,
                                   type="primary" if selection is None else "secondary")  # fmt: skip
-            if has_key:
-                st.form_submit_button(tr("remote.forget_key", server=host_name(address)), type="tertiary",
-                                      key=f"remote_forget_{address}", on_click=_forget, args=(address,))  # fmt: skip
+            if with_key:
+                st.form_submit_button(tr("remote.forget_key", server=host_name(with_key)), type="tertiary",
+                                      key=f"remote_forget_{with_key}", on_click=_forget, args=(with_key,))  # fmt: skip
 
 
-def _typed_address() -> str | None:
+def _typed_address_with_key() -> str | None:
+    """The address that stands in the form, where a key is kept for it."""
     try:
-        return checked_address(st.session_state.get(ADDRESS_KEY) or "")
+        address = checked_address(st.session_state.get(ADDRESS_KEY) or "")
     except DeckError:
         return None
+    return None if key_of(address) is None else address
 
 
 def _find() -> None:

@@ -1,7 +1,7 @@
-"""The four charts of the GPUs' readings over time, one colour a GPU; knows not where the readings come from.
+"""The four charts of the GPUs' readings over time, one colour a GPU.
 
 Streamlit draws a chart anew, with a flash, when its specification changes, and moves its lines when only its data do.
-So everything that moves is data: time counts back from the newest reading, and the scales are the cards' own limits.
+So everything that moves is data: time counts back from the newest reading, and the scales are the GPUs' own limits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the GPUs do, as the page GPU Monitor and Home draw it from the background readings; asks no driver itself."""
+"""What the GPUs do, as the page GPU Monitor and Home draw it from the background readings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from core.gpu.snapshot import Gpu, GpuProcess, GpuSnapshot
 from core.memory.plan import MemoryPlan
 from core.memory.sizes import MIB
 from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
-from ui.load.gpu_choice import cards_here, draw_place, own_pids
+from ui.load.gpu_choice import devices_here, draw_why_cpu, own_pids
 from ui.monitor.charts import draw_charts, gpu_label
 from ui.shared.errors import sentence, show_error
 from ui.shared.gpus import gpu_error, gpus_here, reading
@@ -53,15 +53,15 @@ def draw_monitor(window_s: int) -> None:
 
 
 def draw_gpu_bars() -> None:
-    """For Home: each card and what it holds."""
+    """For Home: each GPU and what it holds."""
     for gpu in gpus_here():
         st.caption(escape(gpu_label(gpu)))
         _draw_memory(gpu)
     server = engine().state.server
     if server is not None:
         st.caption(tr("monitor.elsewhere", server=server))
-    elif not cards_here():
-        draw_place()
+    elif not devices_here():
+        draw_why_cpu()
 
 
 def _draw_gpu(gpu: Gpu, place: int) -> None:
@@ -76,7 +76,7 @@ def _draw_gpu(gpu: Gpu, place: int) -> None:
 
 
 def _draw_memory(gpu: Gpu) -> None:
-    """Who holds the card's memory; nothing where the driver does not tell."""
+    """Who holds the GPU's memory; nothing where the driver does not tell."""
     if gpu.total_mib is None or gpu.free_mib is None:
         return
     taken = gpu.total_mib - gpu.free_mib

@@ -2,7 +2,7 @@
 
 Streamlit keeps the sessions of closed tabs with all they hold, three open files each, and lets go of them without
 ending them: their files and uploads come back only when Python looks at all objects of the process. That is seldom, as
-it does not do so after every run of a page here (`postScriptGC`). Draws nothing.
+it does not do so after every run of a page here (`postScriptGC`).
 """
 
 from __future__ import annotations

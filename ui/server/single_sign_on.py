@@ -1,4 +1,4 @@
-"""Signing in through a provider (OIDC) as Streamlit does it: reads its cookie and begins its way; draws nothing.
+"""Signing in through a provider (OIDC) as Streamlit does it: reads its cookie and begins its way.
 
 Streamlit checks its cookie only when a page's websocket opens. The gate asks here for every request, by the same
 functions, so nothing is served before somebody has signed in. What is in secrets.toml:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with a time limit for clients that never finish asking; knows no path and no page.
+"""uvicorn's HTTP protocol with a time limit for clients that never finish asking.
 
 uvicorn waits for ever for the rest of a request's header, so that a few thousand connections which send a byte now and
 then would take every file that this process may open. A connection that is being answered, or was handed to a
@@ -17,7 +17,7 @@ HEADER_S = 20.0
 ANSWERING = object()
 
 
-class ImpatientProtocol(AutoHTTPProtocol):
+class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses it as it is imported.
     """Looks at its connection every HEADER_S seconds, and ends it where nothing was asked since the last look."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:

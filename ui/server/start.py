@@ -1,4 +1,4 @@
-"""Streamlit on serve.py, as a process that Ctrl-C and SIGTERM end with exit code 0; knows no page."""
+"""Streamlit on serve.py, as a process that Ctrl-C and SIGTERM end with exit code 0."""
 
 from __future__ import annotations
 

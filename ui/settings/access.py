@@ -1,4 +1,4 @@
-"""Access on the page Settings: who is signed in, signing out, the password; draws no chat and no key."""
+"""Access on the page Settings: who is signed in, signing out, the password."""
 
 from __future__ import annotations
 

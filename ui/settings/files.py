@@ -1,4 +1,4 @@
-"""The small files that cannot be used: which they are, what to do, and a way to begin a new one; knows no file."""
+"""The small files that cannot be used: which they are, what to do, and a way to begin a new one."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import streamlit as st
 
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
-from core.gpu.torch_support import is_cpu_chosen
 from core.library.scan import locate
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
@@ -151,5 +150,4 @@ def reconnect_button() -> None:
 
 def load(name: str, context_tokens: int = 0, num_slots: int = 1, force: bool = False, on_cpu: bool = False) -> None:
     """Begin to load a model of the library, in place of whatever is loaded; Runner.load says what the values are."""
-    on_cpu = on_cpu or is_cpu_chosen()
     engine().load(locate(name), context_tokens, num_slots, force=force, on_cpu=on_cpu)

@@ -1,4 +1,4 @@
-"""A part of a page that draws itself again, every so often or for its own widgets; knows not what it draws."""
+"""A part of a page that draws itself again, every so often or for its own widgets."""
 
 from __future__ import annotations
 

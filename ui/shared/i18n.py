@@ -1,4 +1,4 @@
-"""The reader's language: which one, the choice in the sidebar, and tr(); knows no text itself."""
+"""The reader's language: which one, the choice in the sidebar, and tr()."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which thing a widget edits, as its key says it; draws nothing and stores nothing.
+"""Which thing a widget edits, as its key says it.
 
 A browser takes no new value for a widget that it does not show, such as one in a closed popover: it sends the old one
 with its next step, as if a person had chosen it. So a widget never gets another thing's value, or another value from

@@ -1,4 +1,4 @@
-"""Text of models, people and file names made safe to show as Markdown; knows no page."""
+"""Text of models, people and file names made safe to show as Markdown."""
 
 from __future__ import annotations
 

@@ -13,15 +13,15 @@ from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.resources import tasks
 
-# So long a page waits itself: a near server answers in it, and nothing flashes.
-MOMENT_S = 0.25
+# How long a page waits itself: a near server answers within it, and nothing flashes.
+INLINE_WAIT_S = 0.25
 POLL_S = 0.4
 
 
 def answer(key: Hashable, work: Work, waiting: str) -> Any:
     """What `work` gives, or None while it is on its way or where it failed, which is shown then."""
     task = tasks().get(key, work)
-    if not task.wait(MOMENT_S):
+    if not task.wait(INLINE_WAIT_S):
         redraw_every(POLL_S, _watch, task, waiting)
         return None
     if task.error is not None:

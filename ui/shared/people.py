@@ -1,4 +1,4 @@
-"""Who looks at this page, as the gate let them in; draws nothing."""
+"""Who looks at this page, as the gate let them in."""
 
 from __future__ import annotations
 

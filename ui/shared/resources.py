@@ -1,4 +1,4 @@
-"""What all pages and tabs of this process share; the only cached accessors, each one line. Draws nothing."""
+"""What all pages and tabs of this process share; the only cached accessors."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Makes Home.py the router from the first visit on, and knows which page a tab came from; draws nothing.
+"""Home.py as the router from the first visit on, and which page a tab came from.
 
-Streamlit takes a folder named pages for its older kind of app until Home.py has run once in the process. A
-first visit to /Chat, such as by a tab that was open while the dashboard was started anew, would show that page
-without its frame.
+The project's layout names this folder pages/. Streamlit sets `uses_pages_directory` from the mere existence of that
+folder, so the first visit to /Chat after a start would show the page without its frame. Renaming the folder to
+app_pages/ would make this file's first two functions needless.
 """
 
 from __future__ import annotations
@@ -49,4 +49,4 @@ def note_page(name: str) -> None:
 
 def has_arrived() -> bool:
     """Whether the tab's run before this one was for another page."""
-    return st.session_state.get(ARRIVED_KEY, True)
+    return bool(st.session_state.get(ARRIVED_KEY, True))
