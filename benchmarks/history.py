@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from core.chat.modes import Names, PromptStyle
+from core.chat.modes import PromptStyle
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
 from core.chat.template import ChatTemplate, Turn, read_template
 from core.chat.tokens import TokenCounter, read_counter
 from core.chat.truncation import PromptParts, fit_to_context
+from core.chat.turn_rendering import Names
 from core.common.errors import DeckError
 from core.library.scan import scan
 

@@ -10,11 +10,12 @@ from core.api.errors import ApiError
 from core.api.schema import ALL_THERE_IS, ChatRequest, CompletionRequest, Message, Sampled
 from core.api.served_model import ServedModel
 from core.chat.character_prompt import CharacterPrompt
-from core.chat.modes import Names, PromptStyle, choose_mode
+from core.chat.modes import PromptStyle, choose_mode
 from core.chat.presets import combine
 from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.template import Turn
 from core.chat.truncation import ContextError, PromptParts, join_texts
+from core.chat.turn_rendering import Names
 from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona

@@ -14,32 +14,20 @@ from typing import Literal
 
 from core.chat.records import Mode
 from core.chat.template import ChatTemplate, Turn
-from core.chat.truncation import PromptParts, join_texts
-from core.chat.turn_rendering import Voice, render_turns, turn_end
+from core.chat.truncation import PromptParts, Voice, join_texts
+from core.chat.turn_rendering import Names, render_turns, turn_end
 from core.engine.sampling_params import MAX_STOP_STRINGS
 
-# What the makers of models put into a name to say that it was taught to chat.
+# A model's name says so where the model was taught to chat.
 CHAT_MODEL_NAME = re.compile(r"(?:^|[^a-z])(?:chat|instruct|it|vicuna|zephyr|assistant)(?:[^a-z]|$)", re.IGNORECASE)
-# A line end of one of our own, so that a name cannot break the dialogue's form.
-MAX_NAME_CHARS = 80
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """Who speaks, on one line each."""
-
-    user: str
-    char: str
-
-    @classmethod
-    def of(cls, user: str, char: str) -> Names:
-        """Names as people or cards give them; one that is empty gets a plain word."""
-        return cls(_one_line(user) or "You", _one_line(char) or "Assistant")
 
 
 @dataclass(frozen=True, slots=True)
 class PromptStyle:
-    """One mode with a model's template. `opening` is what the model's tokenizer puts before plain text ("<s>")."""
+    """How one mode writes a prompt for one model.
+
+    `opening` is what the model's tokenizer puts before plain text, such as "<s>".
+    """
 
     mode: Mode
     template: ChatTemplate
@@ -62,7 +50,7 @@ class PromptStyle:
         return render_turns(self.template, parts, self.names, parts.system)
 
     def stop_strings(self, voice: Voice = "assistant", own: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Where an answer ends, with a person's `own` stop strings."""
+        """The strings that end an answer, with a person's `own`."""
         ours: list[str] = []
         if self.mode in ("chat", "chat-instruct"):
             ours += [f"\n{self.names.user}:", f"\n{self.names.char}:"]
@@ -71,7 +59,7 @@ class PromptStyle:
         return tuple(dict.fromkeys([*ours, *own]))[:MAX_STOP_STRINGS]
 
     def clean_answer(self, answer: str, parts: PromptParts) -> str:
-        """The message that `answer` makes: its beginning added, or the speaker's name before it taken off."""
+        """The message that `answer` makes: with the words it was given to begin with, or without the speaker's name."""
         if self.mode == "notebook":
             return "".join(turn["content"] for turn in parts.history) + parts.start + answer
         if parts.start:
@@ -88,13 +76,13 @@ def choose_mode(template: ChatTemplate, model: str, has_character: bool) -> Mode
 
 
 def notebook_parts(text: str) -> PromptParts:
-    """A notebook's text by its lines, of which those that do not fit go whole, from the first on."""
+    """A notebook's text as one part a line. Lines that do not fit are left out whole, from the first on."""
     lines = text.splitlines(keepends=True)
     return PromptParts(tuple(Turn(role="user", content=line) for line in lines))
 
 
 def render_dialogue(parts: PromptParts, names: Names) -> str:
-    """Plain dialogue that ends with the name of whoever speaks next."""
+    """A plain dialogue, which ends with the name of the next speaker."""
     speakers: dict[Literal["system", "user", "assistant"], str] = {"user": names.user, "assistant": names.char}
 
     def lines(turns: tuple[Turn, ...]) -> str:
@@ -108,9 +96,5 @@ def render_dialogue(parts: PromptParts, names: Names) -> str:
 
 
 def prefix_text(text: str) -> str:
-    """A beginning as the model gets it: a space at its end belongs to the next word's token."""
+    """The words that an answer begins with, as the model gets them. A space at their end is part of the next token."""
     return text.rstrip(" ")
-
-
-def _one_line(name: str) -> str:
-    return " ".join(name.split())[:MAX_NAME_CHARS]

@@ -10,8 +10,7 @@ from core.chat.model_prompt import ModelPrompt
 from core.chat.modes import PromptStyle, notebook_parts
 from core.chat.records import Message, Mode
 from core.chat.template import Turn
-from core.chat.truncation import FittedPrompt, PromptParts, fit_to_context
-from core.chat.turn_rendering import Voice
+from core.chat.truncation import FittedPrompt, PromptParts, Voice, fit_to_context
 from core.engine.sampling_params import Sampling
 
 

@@ -14,7 +14,7 @@ from core.common.errors import DeckError
 from core.engine.answer import Answer
 
 log = logging.getLogger(__name__)
-# Twice as often as promised: a write that has to wait for another one is still within the second.
+# Answers are on disk within a second: half of that leaves time for a write that waits for another one.
 FLUSH_INTERVAL_S = 0.5
 # A full disk or a locked file may pass; the answer waits in memory meanwhile.
 RETRY_S = 1.0
@@ -22,9 +22,9 @@ SHUTDOWN_TIMEOUT_S = 5.0
 
 
 class Recorder:
-    """Follows answers, each in a thread of its own that sleeps until a write is due or the answer ended.
+    """Follows answers, each in a thread of its own, which sleeps until a write is due or the answer ends.
 
-    Read `answer` before the store: an answer that is no longer here is written down to its end there.
+    Read `answer` before the store: once the recorder has no answer any more, the store holds all of it.
     """
 
     def __init__(self, store: ChatStore) -> None:

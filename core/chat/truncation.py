@@ -1,7 +1,6 @@
-"""What of a chat the model gets to read: all that fits, and never half a message.
+"""Fits a chat into the model's context by leaving out whole examples, then whole messages from the oldest on.
 
-What does not fit goes as a whole: examples first, then messages from the oldest on. The system text, with the
-character in it, and the last message always stay.
+The system text, which describes the character, and the last message always stay.
 """
 
 from __future__ import annotations
@@ -14,9 +13,11 @@ from typing import Literal
 from core.chat.template import Turn
 from core.common.errors import DeckError
 
-# The answer's room is kept free up to this share of the context: a generous limit must not push out the chat.
+# Who speaks next.
+Voice = Literal["assistant", "user"]
+# At most this share of the context is kept free for the answer: a generous limit must not push out the chat.
 MAX_ANSWER_SHARE = 0.5
-# So many messages show what a turn's marks cost in a template.
+# From this many messages the tokens are measured that a template puts around each turn.
 PROBE_MESSAGES = 8
 
 
@@ -26,17 +27,17 @@ class ContextError(DeckError):
 
 @dataclass(frozen=True, slots=True)
 class PromptParts:
-    """What a prompt is made of. `examples` are whole exchanges; `after` is told to the
-    assistant, after the history.
+    """What a prompt is made of.
 
-    `voice` is who speaks next, and `start` what that begins with: the words of an answer that is continued, too.
+    `examples` are whole exchanges. `after` is an instruction to the assistant that follows the history.
+    `voice` speaks next and begins with `start`, which holds all words of an answer that is continued.
     """
 
     history: tuple[Turn, ...]
     system: str = ""
     examples: tuple[tuple[Turn, ...], ...] = ()
     after: str = ""
-    voice: Literal["assistant", "user"] = "assistant"
+    voice: Voice = "assistant"
     start: str = ""
 
 
@@ -53,9 +54,10 @@ class ComposedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class FittedPrompt:
-    """A prompt that fits. `first_kept` is the index of the oldest message of the history that is in it.
+    """A prompt that fits into the context.
 
-    `history_tokens` is what the kept messages' own words count; `room_tokens` is what an answer may take.
+    `first_kept` is the index of the oldest message of the history in it. `history_tokens` counts the kept messages'
+    own words, `room_tokens` what is left for an answer.
     """
 
     prompt: str
@@ -81,8 +83,8 @@ def fit_to_context(
 ) -> FittedPrompt:
     """The longest prompt that leaves room for an answer of `answer_tokens`, at most half of the context.
 
-    `count_prompt` counts whole prompts where parts are only estimated.
-    Raises ContextError "message_too_long" or "character_too_long" where what must stay is too much already.
+    `count_prompt` counts a whole prompt exactly where `count_tokens` only estimates a part.
+    Raises ContextError "message_too_long" or "character_too_long" where the parts that must stay are too long.
     """
     count_prompt = count_prompt or count_tokens
     limit = context_tokens - min(answer_tokens, int(context_tokens * MAX_ANSWER_SHARE))
@@ -90,12 +92,12 @@ def fit_to_context(
     measured: dict[tuple[int, int], tuple[str, int]] = {}
 
     def measure(first: int, num_examples: int) -> tuple[str, int]:
-        place = (first, num_examples)
-        if place not in measured:
+        key = (first, num_examples)
+        if key not in measured:
             kept = replace(parts, history=parts.history[first:], examples=parts.examples[:num_examples])
             prompt = render(kept)
-            measured[place] = prompt, count_prompt(prompt)
-        return measured[place]
+            measured[key] = prompt, count_prompt(prompt)
+        return measured[key]
 
     last = max(0, len(costs) - 1)
     least = measure(last, 0)[1]
@@ -114,7 +116,7 @@ def fit_to_context(
 
 
 def find_first(guess: int, last: int, fits: Callable[[int], bool]) -> int:
-    """The first index from 0 to `last` that `fits`, where all after it do; `last` does. Few trials near `guess`."""
+    """The first index from 0 to `last` that `fits`, by few trials near `guess`. All after it fit, and `last` does."""
     step = 1
     if fits(guess):
         low, high = guess - step, guess
@@ -133,13 +135,13 @@ def find_first(guess: int, last: int, fits: Callable[[int], bool]) -> int:
 
 
 def _guess_first(costs: list[float], budget: int) -> int:
-    """The first message that fits beside the last one, by the messages' own counts."""
+    """The index of the first message that fits beside the last one, by the messages' own tokens."""
     sums = accumulate(reversed(costs[:-1]))
     return max(0, len(costs) - 1 - sum(1 for total in sums if total <= budget))
 
 
 def _too_long(parts: PromptParts, count_tokens: Callable[[str], int], tokens: int, limit: int) -> ContextError:
-    """Who is to blame: what was said last, or what is always there."""
+    """The error that names the longer part: the last message, or the character's text."""
     message = count_tokens(parts.history[-1]["content"] if parts.history else "") + count_tokens(parts.start)
     rest = tokens - message
     if rest > message:

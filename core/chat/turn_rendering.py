@@ -1,31 +1,35 @@
-"""Turns through a model's own template, whatever that template refuses.
+"""Renders turns through a model's own template, whatever that template refuses.
 
-Templates differ in what they take: some refuse a system text or leave it out, most refuse two turns of one speaker in
-a row, many an answer before the first question. What a template takes is found by trying, mildest change first.
+Some templates refuse a system text or leave it out. Most refuse two turns of one speaker in a row, many an answer
+before the first question. `render_turns` tries what a template takes, mildest change first.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from dataclasses import dataclass
 
 from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
 from core.chat.truncation import PromptParts, join_texts
 
-Voice = Literal["assistant", "user"]
+# A longer name, or one with a line end, would break the form of a dialogue.
+MAX_NAME_CHARS = 80
 
 
-class Speakers(Protocol):
-    """Who speaks, for example dialogue."""
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Who speaks, on one line each."""
 
-    @property
-    def user(self) -> str: ...
+    user: str
+    char: str
 
-    @property
-    def char(self) -> str: ...
+    @classmethod
+    def of(cls, user: str, char: str) -> Names:
+        """Names as people or cards give them; one that is empty gets a plain word."""
+        return cls(_one_line(user) or "You", _one_line(char) or "Assistant")
 
 
-def render_turns(template: ChatTemplate, parts: PromptParts, names: Speakers, system: str) -> str:
-    """The prompt for `parts`, with `system` in the place of their own. Raises TemplateError."""
+def render_turns(template: ChatTemplate, parts: PromptParts, names: Names, system: str) -> str:
+    """The prompt for `parts`, with `system` in place of their system text. Raises TemplateError."""
     system = join_texts(system, _examples(parts, names))
     spoken = merge([turn for turn in parts.history if turn["content"].strip()])
     if parts.voice == "assistant":
@@ -49,7 +53,7 @@ def render_turns(template: ChatTemplate, parts: PromptParts, names: Speakers, sy
 
 
 def turn_end(template: ChatTemplate) -> str:
-    """What the template writes after a user's words: where a model that writes them should stop."""
+    """What the template writes after a user's words, which ends an answer in the user's voice."""
     try:
         _, after = template.render_open([Turn(role="user", content="x")])
     except TemplateError:
@@ -59,7 +63,7 @@ def turn_end(template: ChatTemplate) -> str:
 
 
 def merge(turns: list[Turn]) -> list[Turn]:
-    """Turns of one speaker in a row as one turn: a question that was never answered, and the next one."""
+    """The turns, those of one speaker in a row joined, such as an unanswered question and the next one."""
     merged: list[Turn] = []
     for turn in turns:
         if merged and merged[-1]["role"] == turn["role"]:
@@ -71,7 +75,7 @@ def merge(turns: list[Turn]) -> list[Turn]:
 
 
 def _attempts(system: str, spoken: list[Turn]) -> list[list[Turn]]:
-    """The same chat in the forms that templates take."""
+    """The same chat in the forms that templates take, the most faithful first."""
     head = [Turn(role="system", content=system)] if system else []
     asked_first = spoken
     if not spoken or spoken[0]["role"] == "assistant":
@@ -97,17 +101,21 @@ def _render(template: ChatTemplate, turns: list[Turn], parts: PromptParts) -> st
 
 
 def _with_question(spoken: list[Turn], after: str) -> list[Turn]:
-    """An answer needs a question before it; the character's last word goes into that."""
+    """The turns with a question at their end, which the character's last instruction becomes part of."""
     if not spoken or spoken[-1]["role"] != "user":
         return [*spoken, Turn(role="user", content=after.strip())]
     question = spoken[-1]["content"]
     return [*spoken[:-1], Turn(role="user", content=join_texts(question, after) if after.strip() else question)]
 
 
-def _examples(parts: PromptParts, names: Speakers) -> str:
+def _examples(parts: PromptParts, names: Names) -> str:
     speakers = {"user": names.user, "assistant": names.char}
     blocks = [
         "\n".join(f"{speakers[turn['role']]}: {turn['content'].strip()}" for turn in example)
         for example in parts.examples
     ]
     return join_texts("Example dialogue:", *blocks) if blocks else ""
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())[:MAX_NAME_CHARS]

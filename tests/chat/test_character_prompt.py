@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from core.chat.character_prompt import CharacterPrompt, insert_lore_at_depth
-from core.chat.modes import Names
 from core.chat.template import Turn
+from core.chat.turn_rendering import Names
 from core.personas.character import Character
 from core.personas.lorebook import Lore
 from core.personas.user import UserPersona

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from core.chat.modes import Names, PromptStyle, choose_mode, notebook_parts
+from core.chat.modes import PromptStyle, choose_mode, notebook_parts
 from core.chat.records import Mode
 from core.chat.template import ChatTemplate, TemplateError, Turn
 from core.chat.truncation import PromptParts
+from core.chat.turn_rendering import Names
 from tests.support.chat_templates import (
     CHATML,
     GEMMA,

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from core.chat.modes import Names, PromptStyle
+from core.chat.modes import PromptStyle
 from core.chat.recorder import Recorder
 from core.chat.records import Message, Mode
 from core.chat.store import ChatStore
 from core.chat.template import Turn, read_template
 from core.chat.tokens import read_counter
 from core.chat.truncation import FittedPrompt, PromptParts, fit_to_context
+from core.chat.turn_rendering import Names
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from core.chat import template as templates
-from core.chat.modes import Names
 from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
 from core.chat.truncation import PromptParts
-from core.chat.turn_rendering import render_turns
+from core.chat.turn_rendering import Names, render_turns
 from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits, _Child, close_all
 
 SAID = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"

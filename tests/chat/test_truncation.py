@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from core.chat.modes import Names, PromptStyle, notebook_parts
+from core.chat.modes import PromptStyle, notebook_parts
 from core.chat.template import ChatTemplate, Turn
 from core.chat.tokens import TokenCounter, read_counter
 from core.chat.truncation import ContextError, PromptParts, find_first, fit_to_context, join_texts
+from core.chat.turn_rendering import Names
 from core.common.errors import CheckpointError
 from tests.support.chat_templates import SOURCES
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from core.chat.model_prompt import read_model_prompt
-from core.chat.modes import Names, PromptStyle
+from core.chat.modes import PromptStyle
 from core.chat.template import Turn
 from core.chat.truncation import PromptParts
+from core.chat.turn_rendering import Names
 from core.engine.process import WorkerProcess
 from core.engine.protocol import Conversation
 from core.engine.runner import Runner
