@@ -1,4 +1,4 @@
-"""Where a model lies on the Hub, as people write it: a repository and a branch; asks nobody whether it is there."""
+"""A model's address on the Hub, as people write it: a repository and a branch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All branches of a repository with the checkpoint that each of them is; downloads no weight and knows no GPU."""
+"""All branches of a repository, each with the checkpoint that it holds."""
 
 from __future__ import annotations
 

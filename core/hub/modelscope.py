@@ -1,4 +1,4 @@
-"""ModelScope as a second place that models come from: its branches, its files with sizes and sha256; fetches no weight.
+"""ModelScope as a second place that models come from: its branches, its files with sizes and sha256.
 
 Its routes, as its own client asks them: /api/v1/models/NAME/revisions lists branches, /api/v1/models/NAME/repo/files
 lists the files of one, /models/NAME/resolve/REVISION/PATH is a file, after a redirect to a store that takes ranges.

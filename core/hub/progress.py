@@ -1,4 +1,4 @@
-"""How far a download is, as pages and commands show it; knows no network and no file."""
+"""How far a download is, as pages and commands show it."""
 
 from __future__ import annotations
 

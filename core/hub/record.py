@@ -1,4 +1,4 @@
-"""What a model's folder says of itself: its source, its commit, its files with sizes and hashes. Fetches nothing.
+"""What a model's folder says of itself: its source, its commit, its files with sizes and hashes.
 
 The record lies as .llamadeck.json in an unfinished folder, where it says what the parts belong to, and stays there
 when the folder is finished.

@@ -1,4 +1,4 @@
-"""The Hub's own search, for GPTQ models; reads no repository and knows not what fits."""
+"""The Hub's own search, for GPTQ models."""
 
 from __future__ import annotations
 

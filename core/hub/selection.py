@@ -1,4 +1,4 @@
-"""Which of a repository's files a model needs to run; refuses lists that no honest repository has. Asks nobody."""
+"""Selects the files of a repository that a model needs to run, and refuses lists that no honest repository has."""
 
 from __future__ import annotations
 

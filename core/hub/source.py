@@ -1,4 +1,4 @@
-"""Where a model comes from and which files it is made of, as data; asks nobody and writes nothing."""
+"""Where a model comes from and which files it is made of, as data."""
 
 from __future__ import annotations
 

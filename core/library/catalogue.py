@@ -1,4 +1,4 @@
-"""TheBloke's Llama-2 repositories and their branches as checkpoints, with no network; knows nothing that is on disk.
+"""TheBloke's Llama-2 repositories and their branches as checkpoints, without the network.
 
 The branches and their sizes come from core/library/catalogue.csv. A checkpoint's tensors follow from Llama-2's shapes
 and from how auto-gptq stored a matrix of [in, out] features at b bits, with G groups of rows:

@@ -1,4 +1,4 @@
-"""Which of several quantizations of one model to take for a card; knows no network and no page."""
+"""Ranks the quantizations of one model for a GPU."""
 
 from __future__ import annotations
 

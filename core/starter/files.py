@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: locks, room, flushing, clearing up; knows not what is in them."""
+"""Files and folders that are whole or not there: locks, room, flushing, clearing up."""
 
 from __future__ import annotations
 

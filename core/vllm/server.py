@@ -1,4 +1,4 @@
-"""vLLM on this machine: its own virtual environment, its process, when it is ready; knows no plan and no page."""
+"""vLLM on this machine: its own virtual environment, its process, and when it is ready."""
 
 from __future__ import annotations
 

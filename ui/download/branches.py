@@ -1,4 +1,4 @@
-"""The branches of one repository as a table, with the verdict beside each; reads no repository and fetches nothing."""
+"""The branches of one repository as a table, with the verdict beside each."""
 
 from __future__ import annotations
 

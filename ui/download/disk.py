@@ -1,4 +1,4 @@
-"""The disk with the models as a bar: how much they take and how much is free; deletes nothing."""
+"""The disk with the models as a bar: how much they take and how much is free."""
 
 from __future__ import annotations
 

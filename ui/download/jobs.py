@@ -1,4 +1,4 @@
-"""The downloads as cards: how far each is, pause, resume, cancel; and their line in the sidebar. Fetches nothing."""
+"""The downloads as cards: how far each is, pause, resume, cancel; and their line in the sidebar."""
 
 from __future__ import annotations
 

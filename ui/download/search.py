@@ -1,4 +1,4 @@
-"""The part "Find" of the page Download: the search, its results, and the lists to begin with; fetches no model."""
+"""The part "Find" of the page Download: the search, its results, and the lists to begin with."""
 
 from __future__ import annotations
 
