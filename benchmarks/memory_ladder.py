@@ -170,7 +170,7 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     import torch
 
     from core.worker.load import choose_dtype, find_devices, use_capturable_stream
-    from core.worker.model.device_map import Places
+    from core.worker.model.device_map import DeviceMap
     from core.worker.model.loader import load_model
     from core.worker.tokenizer import read_tokenizer
 
@@ -186,7 +186,7 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     cap(rungs[0][0].allocated)
     with torch.inference_mode():
         dtype = choose_dtype(checkpoint, kernel, device)
-        places = Places((torch.device("cuda:0"),))
+        places = DeviceMap((torch.device("cuda:0"),))
         model = load_model(checkpoint, kernel, places, dtype, GPU_CHUNK_TOKENS, lambda _: None, captured)
     loading_mib = torch.cuda.max_memory_reserved() / MIB
     planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from core.checkpoint.checkpoint import Checkpoint
 
-PARTS = ("qweight", "qzeros", "scales", "g_idx", "bias")
 # What a model multiplies the same input with, in the order in which it calls them.
 MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 

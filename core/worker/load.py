@@ -13,11 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from gptqmodel.utils.exllamav2 import exllamav2_gptq_runtime_available, exllamav2_gptq_runtime_error
-from gptqmodel.utils.marlin import marlin_runtime_available, marlin_runtime_error
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
@@ -38,7 +35,8 @@ from core.worker.decode.steps import EagerSteps, PendingTokens, Steps
 from core.worker.gpu_check import known_torch, require_no_gpu
 from core.worker.kernels import cpu_int4_prefill as written
 from core.worker.memory_guard import find_cards, limited_to, settle
-from core.worker.model.device_map import Places
+from core.worker.model.backends.registry import make_backend
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.kernel_check import check_kernel
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -92,7 +90,7 @@ def open_engine(command: Load, progress: Progress) -> OpenEngine:
     if devices[0].kind == "cpu":
         reserve_one_core()
         ready = Ready(
-            *choose_kernel(checkpoint, devices[0], command.kernel), Places((torch.device("cpu"),)), devices[0]
+            *choose_kernel(checkpoint, devices[0], command.kernel), DeviceMap((torch.device("cpu"),)), devices[0]
         )
     else:
         ready = ready_kernel(checkpoint, find_cards(snapshot.gpus, devices), devices, context_tokens, command, progress)
@@ -138,7 +136,7 @@ class Ready:
 
     kernel: KernelSpec
     reason: str
-    places: Places
+    places: DeviceMap
     device: Device
     plans: tuple[MemoryPlan, ...] = ()
     captured: bool = False
@@ -177,7 +175,7 @@ def ready_kernel(
             checkpoint, able, context_tokens, command.num_slots, command.kernel, command.force, refused
         )
         chosen = [next(index for index, one in enumerate(cards) if one is card) for card in report.cards]
-        places = Places(
+        places = DeviceMap(
             tuple(torch.device("cuda", index) for index in chosen), tuple(plan.num_layers for plan in report.plans)
         )
         device = min((devices[index] for index in chosen), key=lambda one: one.capability)
@@ -197,28 +195,17 @@ def ready_kernel(
             return Ready(kernel, reason, places, device, report.plans, report.captured and has_c_compiler())
 
 
-def prepare_kernel(kernel: KernelSpec, checkpoint: Checkpoint, device: Device, places: Places) -> None:
+def prepare_kernel(kernel: KernelSpec, checkpoint: Checkpoint, device: Device, places: DeviceMap) -> None:
     """Compile a kernel where that is needed, and check it on every GPU. Raises EngineError where it is of no use."""
     dtype = choose_dtype(checkpoint, kernel, device)
-    if kernel.needs_compiler:
-        compile_kernel(kernel, dtype)
+    make_backend(kernel, dtype, places.first).compile()
     for place in reversed(places.devices):
         torch.cuda.set_device(place)
         use_capturable_stream(place)
         check_kernel(kernel, checkpoint.quantization, dtype, place)
 
 
-def compile_kernel(kernel: KernelSpec, dtype: torch.dtype) -> None:
-    """Compile a kernel at its first use, which takes minutes; later loads find it in the user's cache folder."""
-    if kernel.name == "exllama_v2":
-        is_there, why = exllamav2_gptq_runtime_available(), exllamav2_gptq_runtime_error
-    else:
-        is_there, why = marlin_runtime_available(dtype), partial(marlin_runtime_error, dtype)
-    if not is_there:
-        raise EngineError("kernel_compile", kernel=kernel.name, why=why().splitlines()[0][:200])
-
-
-def device_name(places: Places) -> str:
+def device_name(places: DeviceMap) -> str:
     if places.first.type == "cpu":
         return f"CPU ({torch.get_num_threads()})"
     return " + ".join(torch.cuda.get_device_name(device) for device in places.devices)
@@ -249,12 +236,9 @@ def chunk_tokens_of(device: Device) -> int:
 
 
 def choose_dtype(checkpoint: Checkpoint, kernel: KernelSpec, device: Device) -> torch.dtype:
-    """Half precision is what the GPU kernels compute in; ATen's int4 kernel takes bfloat16 only."""
-    if device.kind == "cpu":
-        return torch.bfloat16
-    named = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float16")
-    is_new_enough = device.capability >= (8, 0) and kernel.name != "exllama_v2"
-    return torch.bfloat16 if named == "bfloat16" and is_new_enough else torch.float16
+    """What the kernel computes in, as near to what the model was made in as it can."""
+    wanted = str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype"))
+    return torch.bfloat16 if kernel.dtype(wanted, device) == "bfloat16" else torch.float16
 
 
 def use_capturable_stream(device: torch.device | None = None) -> None:

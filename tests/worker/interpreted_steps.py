@@ -26,7 +26,7 @@ from core.worker.decode.steps import EagerSteps, PendingTokens, ReadyTokens, Ste
 from core.worker.kernels import triton_attention, triton_ops
 from core.worker.kernels.sampling_kernel import SlotSamplingState
 from core.worker.kernels.triton_sampling import sample_all
-from core.worker.model.device_map import Places
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -66,7 +66,7 @@ def load(folder: Path, recipe: Recipe, merged: bool) -> Any:
     make_checkpoint(folder, recipe)
     dense = kernel_named("dense")
     return load_model(
-        read_checkpoint(folder), dense, Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None, merged
+        read_checkpoint(folder), dense, DeviceMap((torch.device("cpu"),)), torch.float32, 64, lambda _: None, merged
     )
 
 

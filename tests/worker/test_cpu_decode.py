@@ -22,7 +22,7 @@ from core.worker.decode.cpu_threads import reserve_one_core
 from core.worker.decode.steps import EagerSteps, Steps
 from core.worker.load import OpenEngine, open_engine
 from core.worker.model import attention
-from core.worker.model.device_map import Places
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -63,7 +63,7 @@ def make_model(family: str, **settings: Any) -> PreTrainedModel:
 def load(folder: Path, merged: bool) -> PreTrainedModel:
     checkpoint = read_checkpoint(folder)
     kernel, _ = choose_kernel(checkpoint, Device("cpu"))
-    return load_model(checkpoint, kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None, merged)
+    return load_model(checkpoint, kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None, merged)
 
 
 def ask(steps: Steps, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
@@ -185,7 +185,9 @@ PROMPT = "<|im_start|>user\nTell me about the ocean and the stars.<|im_end|>\n<|
 def test_the_starters_greedy_answer_is_that_of_transformers_generate(starter: OpenEngine, starter_folder: Path) -> None:
     """200 tokens of transformers' own generate(), attention and cache over the same quantized matrices."""
     kernel = kernel_named("aten_int4")
-    model: Any = load_model(read_checkpoint(starter_folder), kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
+    model: Any = load_model(
+        read_checkpoint(starter_folder), kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None
+    )
     model.set_attn_implementation("sdpa")
     prompt = encode(starter, PROMPT)
     tokens = torch.tensor([prompt])

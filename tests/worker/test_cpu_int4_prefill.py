@@ -11,7 +11,7 @@ import torch
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.kernels.registry import kernel_named
 from core.worker.kernels.cpu_int4_prefill import MIN_ROWS, has_matrix_units, is_supported, make_prefill_matmul
-from core.worker.model.device_map import Places
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -55,7 +55,7 @@ def test_many_rows_get_the_kernels_product(num_inputs: int, num_outputs: int, gr
 def test_a_prompt_read_at_once_means_what_its_tokens_mean_one_by_one(tmp_path: Path, act_order: bool) -> None:
     make_checkpoint(tmp_path, Recipe(hidden=256, intermediate=512, act_order=act_order))
     kernel = kernel_named("aten_int4")
-    model = load_model(read_checkpoint(tmp_path), kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
+    model = load_model(read_checkpoint(tmp_path), kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None)
     tokens = torch.randint(384, (1, 2 * MIN_ROWS), generator=torch.Generator().manual_seed(2))
     at_once = ModelRunner(model, 1, 128).forward(tokens, torch.arange(tokens.shape[1]).unsqueeze(0), 0, tokens.shape[1])
     slots = ModelRunner(model, 1, 128)

@@ -14,7 +14,7 @@ from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import kernel_named
 from core.worker.decode.steps import EagerSteps
 from core.worker.load import use_capturable_stream
-from core.worker.model.device_map import Places
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -42,7 +42,7 @@ def streams() -> Iterator[None]:
 def test_a_split_model_computes_the_model(tmp_path: Path, kernel: str, num_layers: tuple[int, int]) -> None:
     dense = make_checkpoint(tmp_path, Recipe(**SIZES))
     wanted = reference_logits(tmp_path, dense, torch.tensor([TOKENS]))
-    places = Places((torch.device("cuda:0"), torch.device("cuda:1")), num_layers)
+    places = DeviceMap((torch.device("cuda:0"), torch.device("cuda:1")), num_layers)
     chosen = kernel_named(kernel)
     model = load_model(read_checkpoint(tmp_path), chosen, places, torch.float16, 512, lambda _: None)
     slots = ModelRunner(model, num_slots=3, context_tokens=64)

@@ -13,7 +13,7 @@ from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel
 from core.memory.kernels.spec import Device
 from core.memory.model_shape import matrix_shapes
 from core.worker.load import choose_dtype, find_devices
-from core.worker.model.device_map import Places
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -53,7 +53,7 @@ def test_a_kernel_computes_what_the_packed_matrices_stand_for(tmp_path: Path, ke
     wanted = reference_logits(tmp_path, dense, tokens)
     with torch.inference_mode():
         dtype = choose_dtype(checkpoint, kernel, device)
-        model = load_model(checkpoint, kernel, Places((torch.device("cuda:0"),)), dtype, 512, lambda _: None)
+        model = load_model(checkpoint, kernel, DeviceMap((torch.device("cuda:0"),)), dtype, 512, lambda _: None)
         slots = ModelRunner(model, num_slots=1, context_tokens=32)
         got = slots.forward(tokens.cuda(), torch.arange(7, device="cuda").unsqueeze(0), 0, 7).float().cpu()
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()

@@ -13,12 +13,14 @@ from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError, EngineError
 from core.common.i18n import catalogue
+from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel, kernel_named
 from core.memory.kernels.spec import Device, KernelSpec
 from core.memory.model_shape import matrix_shapes
 from core.worker.kernels.packing import K_BLOCK, TILE
-from core.worker.model.backends.gptqmodel import CLASSES
-from core.worker.model.device_map import Places
+from core.worker.model.backends.gptqmodel import GptqmodelBackend
+from core.worker.model.backends.registry import BACKENDS, make_backend
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from tests.support.checkpoints import Recipe, make_checkpoint
 
@@ -151,7 +153,7 @@ def test_a_model_with_a_shorter_last_group_loads_on_a_cpu(tmp_path: Path, recipe
     model = read_checkpoint(tmp_path)
     kernel, _ = choose_kernel(model, CPU)
     with torch.inference_mode():
-        loaded = load_model(model, kernel, Places((torch.device("cpu"),)), torch.bfloat16, 64, lambda _: None)
+        loaded = load_model(model, kernel, DeviceMap((torch.device("cpu"),)), torch.bfloat16, 64, lambda _: None)
         assert torch.isfinite(loaded(torch.tensor([[5, 6, 7]])).logits).all()
 
 
@@ -179,16 +181,18 @@ COMBINATIONS = [
 
 
 @pytest.mark.parametrize(
-    "kernel", [kernel for kernel in KERNELS if kernel.name in CLASSES], ids=lambda kernel: kernel.name
+    "kernel", [kernel for kernel in KERNELS if kernel != LLAMADECK], ids=lambda kernel: kernel.name
 )
 def test_no_kernel_is_given_what_its_own_class_refuses(kernel: KernelSpec) -> None:
     device = Device(kernel.device, (9, 0), has_compiler=True)
+    backend = make_backend(kernel, torch.float16, torch.device("cpu"))
+    assert isinstance(backend, GptqmodelBackend)
     taken = [model for model in COMBINATIONS if takes(kernel, model, device)]
     assert taken
     for model in taken:
         ((rows, columns),) = sides_of(model)
         quantization = model.quantization
-        is_taken, error = CLASSES[kernel.name]._validate(
+        is_taken, error = backend.linear_class._validate(
             bits=quantization.bits,
             group_size=quantization.group_size,
             desc_act=quantization.is_permuted,
@@ -198,6 +202,10 @@ def test_no_kernel_is_given_what_its_own_class_refuses(kernel: KernelSpec) -> No
             pack_dtype=torch.int32,
         )
         assert is_taken, (quantization, rows, columns, error)
+
+
+def test_every_kernel_has_a_backend() -> None:
+    assert set(BACKENDS) == {kernel.name for kernel in KERNELS}
 
 
 def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None:

@@ -17,7 +17,7 @@ from core.memory.kernels.registry import kernel_named
 from core.memory.kernels.spec import Device
 from core.worker.decode.steps import EagerSteps
 from core.worker.load import check_numbers, choose_dtype, warm_up
-from core.worker.model.device_map import Places
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from core.worker.tokenizer import TURN_ENDS, find_end_tokens, read_tokenizer
@@ -199,7 +199,7 @@ def test_weights_that_compute_no_numbers_refuse_the_load(folder: Path, broken: f
     model = load_model(
         read_checkpoint(folder),
         kernel_named("dense"),
-        Places((torch.device("cpu"),)),
+        DeviceMap((torch.device("cpu"),)),
         torch.float32,
         64,
         lambda _: None,

@@ -21,10 +21,10 @@ from core.worker import load as opening
 from core.worker.kernels.nvrtc import CudaCodeError
 from core.worker.load import Ready, ready_kernel
 from core.worker.model import kernel_check
-from core.worker.model.backends.gptqmodel import MatrixMaker
-from core.worker.model.device_map import Places
-from core.worker.model.kernel_check import check_kernel, known_matrix
-from core.worker.model.loader import same_order
+from core.worker.model.backends.dense import DenseBackend
+from core.worker.model.device_map import DeviceMap
+from core.worker.model.kernel_check import check_kernel, reference_matrix
+from core.worker.model.loader import groups_with_equal_order
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.preparation import Preparation
 
@@ -89,7 +89,7 @@ def test_what_no_gpu_has_room_for_is_split_by_layers(checkpoint: Checkpoint, mon
 
 def test_each_tensor_has_its_place() -> None:
     first, last = torch.device("cuda", 0), torch.device("cuda", 1)
-    places = Places((first, last), (2, 1))
+    places = DeviceMap((first, last), (2, 1))
     names = {
         "model.embed_tokens.weight": first,
         "model.layers.0.mlp.down_proj.qweight": first,
@@ -99,14 +99,14 @@ def test_each_tensor_has_its_place() -> None:
         "lm_head.weight": last,
     }
     assert {name: places.of(name, "model.embed_tokens") for name in names} == names
-    alone = Places((last,))
+    alone = DeviceMap((last,))
     assert {alone.of(name, "model.embed_tokens") for name in names} == {last}
 
 
 @pytest.mark.parametrize("one_order", [True, False])
 def test_matrices_are_merged_where_their_inputs_come_in_one_order(tmp_path: Path, one_order: bool) -> None:
     make_checkpoint(tmp_path, Recipe(hidden=256, act_order=True, one_order=one_order))
-    groups = same_order(read_checkpoint(tmp_path))
+    groups = groups_with_equal_order(read_checkpoint(tmp_path))
     names = sorted(sorted(name.rpartition(".")[2] for name in group.sizes) for group in groups)
     assert names == ([["gate_proj", "up_proj"]] * 2 + [["k_proj", "q_proj", "v_proj"]] * 2 if one_order else [])
 
@@ -124,8 +124,8 @@ def test_the_check_holds_a_kernel_against_the_matrix(quantization: MatrixFormat)
 
 def test_a_kernel_that_computes_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     quantization = MatrixFormat(4, 128, False, True, "gptq")
-    tensors, dense = known_matrix(quantization)
-    monkeypatch.setattr(kernel_check, "known_matrix", lambda _: (tensors, dense.roll(1, 1)))
+    tensors, dense = reference_matrix(quantization)
+    monkeypatch.setattr(kernel_check, "reference_matrix", lambda _: (tensors, dense.roll(1, 1)))
     with pytest.raises(EngineError) as caught:
         check_kernel(kernel_named("dense"), quantization, torch.bfloat16, CPU)
     assert caught.value.key == "kernel_wrong"
@@ -135,7 +135,7 @@ def test_a_kernel_that_cannot_be_run_says_why(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object) -> None:
         raise CudaCodeError("pack: CUDA's error 400")
 
-    monkeypatch.setattr(MatrixMaker, "make", fail)
+    monkeypatch.setattr(DenseBackend, "make", fail)
     with pytest.raises(EngineError) as caught:
         check_kernel(kernel_named("dense"), MatrixFormat(4, 128, False, True, "gptq"), torch.bfloat16, CPU)
     assert caught.value.key == "kernel_code" and caught.value.params["why"] == "pack: CUDA's error 400"

@@ -13,7 +13,7 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import CheckpointError, DeckError, EngineError
 from core.memory.kernels.registry import choose_kernel
 from core.memory.kernels.spec import Device
-from core.worker.model.device_map import Places
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
@@ -44,7 +44,7 @@ def load(folder: Path) -> torch.nn.Module:
     checkpoint = read_checkpoint(folder)
     kernel, _ = choose_kernel(checkpoint, Device("cpu"))
     with torch.inference_mode():
-        return load_model(checkpoint, kernel, Places((CPU,)), torch.bfloat16, 64, lambda _: None)
+        return load_model(checkpoint, kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
@@ -84,7 +84,7 @@ def change_tensors(folder: Path, change: dict[str, np.ndarray | None]) -> None:
         ({"model.layers.7.mlp.up_proj.qweight": np.zeros((8, 128), np.int32)}, "unexpected_weight"),
         ({"model.extra.weight": np.zeros(3, np.float16)}, "unexpected_weight"),
         ({"model.norm.weight": np.ones(65, np.float16)}, "weight_shape"),
-        ({"model.layers.0.mlp.up_proj.qzeros": np.zeros((4, 16), np.int32)}, "weight_shape"),
+        ({"model.layers.0.mlp.up_proj.qzeros": np.zeros((4, 16), np.int32)}, "config_tensors"),
     ],
     ids=[
         "scales missing",

@@ -43,8 +43,9 @@ from core.worker.kernels.w4_variants import (
     inputs_per_group,
     shared_bytes,
 )
-from core.worker.model.backends.gptqmodel import check_symmetric
-from core.worker.model.kernel_check import known_matrix, to_words
+from core.worker.model.backends.llamadeck import check_symmetric
+from core.worker.model.kernel_check import reference_matrix, to_words
+from core.worker.model.matrix_tensors import MatrixTensors
 from tests.support.checkpoints import pack
 
 INPUTS, OUTPUTS = 192, 48
@@ -105,12 +106,13 @@ def test_inputs_are_sorted_by_group_and_the_order_inverted() -> None:
 def test_a_matrix_that_only_says_it_is_symmetric_is_refused(layout: str) -> None:
     """Marlin would compute with zeros of 8 whatever the file says."""
     quantization = MatrixFormat(4, 128, False, True, layout)
-    tensors, _ = known_matrix(quantization)
-    assert set(tensors["qzeros"].unique().tolist()) == {SYMMETRIC_WORDS[layout]}
-    check_symmetric([tensors], layout)
-    tensors["qzeros"][1, 3] ^= 1
+    parts, _ = reference_matrix(quantization)
+    tensors = MatrixTensors.from_parts(quantization, parts)
+    assert set(tensors.zeros.unique().tolist()) == {SYMMETRIC_WORDS[layout]}
+    check_symmetric([tensors])
+    tensors.zeros[1, 3] ^= 1
     with pytest.raises(CheckpointError) as caught:
-        check_symmetric([tensors], layout)
+        check_symmetric([tensors])
     assert caught.value.key == "zeros_not_symmetric"
 
 

@@ -15,7 +15,7 @@ from core.engine.protocol import Event, Failed, Finished, Generate, PromptStarte
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import kernel_named
 from core.worker.decode.steps import EagerSteps
-from core.worker.model.device_map import Places
+from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from core.worker.scheduler import Scheduler
@@ -39,7 +39,7 @@ def model(folder: Path) -> Iterator[torch.nn.Module]:
     dense = kernel_named("dense")
     with torch.inference_mode():
         yield load_model(
-            read_checkpoint(folder), dense, Places((torch.device("cpu"),)), torch.float32, 64, lambda _: None
+            read_checkpoint(folder), dense, DeviceMap((torch.device("cpu"),)), torch.float32, 64, lambda _: None
         )
 
 

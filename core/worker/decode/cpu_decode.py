@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.functional import embedding, linear, scaled_dot_product_attention, silu
 from transformers import PreTrainedModel
 
-from core.worker.model.backends.gptqmodel import CpuInt4Linear
+from core.worker.model.backends.aten_int4 import CpuInt4Linear
 from core.worker.model.kv_cache import SlotCache
-from core.worker.model.merged_linear import MergedPart
+from core.worker.model.merged_linear import MergedLinearSlice
 from core.worker.model.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def _norm(module: Any) -> Function:
 def _side_by_side(modules: list[nn.Module]) -> Function:
     """The outputs of several matrices for the same input, beside each other."""
     first = modules[0]
-    if isinstance(first, MergedPart):
+    if isinstance(first, MergedLinearSlice):
         return _matrix(first.merged)
     functions = [_matrix(module) for module in modules]
     return lambda x: torch.cat([function(x) for function in functions], -1)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from triton.errors import TritonError  # type: ignore[import-not-found]
 
 from core.worker.kernels import triton_ops
-from core.worker.model.merged_linear import MergedPart
+from core.worker.model.merged_linear import MergedLinearSlice
 
 log = logging.getLogger(__name__)
 # Of the output's standard deviation: half precision's rounding over one operation stays below.
@@ -84,7 +84,7 @@ def _fused(module: nn.Module) -> nn.Module | None:
     if getattr(module, "rope_type", None) in FIXED_ROPES and isinstance(frequencies, torch.Tensor):
         return FusedRope(frequencies, float(scaling)) if isinstance(scaling, float | int) else None
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
-    if isinstance(gate, MergedPart) and isinstance(up, MergedPart) and isinstance(down, nn.Module):
+    if isinstance(gate, MergedLinearSlice) and isinstance(up, MergedLinearSlice) and isinstance(down, nn.Module):
         return FusedMlp(gate.merged, down)
     return None
 

@@ -21,7 +21,7 @@ from core.worker.decode.graph_cache import GraphCache
 from core.worker.kernels.decode_attention import MAX_QUERIES, MAX_ROW, DecodeKernels
 from core.worker.kernels.packing import K_BLOCK
 from core.worker.kernels.w4_small_batch import W4Linear
-from core.worker.model.merged_linear import MergedPart
+from core.worker.model.merged_linear import MergedLinearSlice
 
 log = logging.getLogger(__name__)
 # Of the output's norm: rounding in another order over one layer stays below.
@@ -50,7 +50,7 @@ def find_layer_matrices(layer: nn.Module) -> LayerMatrices | None:
 def matrices_of(attention: nn.Module | None) -> tuple[W4Linear, ...]:
     """The merged matrix of query, key and value, or the three; () for other modules, or where three permute inputs."""
     found = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
-    merged = [one.merged for one in found if isinstance(one, MergedPart)]
+    merged = [one.merged for one in found if isinstance(one, MergedLinearSlice)]
     if len(merged) == 3 and all(one is merged[0] for one in merged):
         found = merged[:1]
     plain = tuple(one for one in found if isinstance(one, W4Linear))

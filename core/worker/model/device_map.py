@@ -17,7 +17,7 @@ from core.checkpoint.layers import LAYER
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class DeviceMap:
     """The devices of a model, in the order of its layers, and how many layers each has. One device has everything."""
 
     devices: tuple[torch.device, ...]
@@ -54,9 +54,9 @@ def embedding_name(model: PreTrainedModel) -> str:
     return next(str(name) for name, module in model.named_modules() if module is inside)
 
 
-def join(model: PreTrainedModel, places: Places) -> None:
+def add_device_hooks(model: PreTrainedModel, device_map: DeviceMap) -> None:
     """Have every part of the model called with what it needs on its own device."""
-    if not places.is_split:
+    if not device_map.is_split:
         return
     embedding = embedding_name(model)
     for name, module in model.named_modules():
@@ -64,11 +64,11 @@ def join(model: PreTrainedModel, places: Places) -> None:
         layer = LAYER.fullmatch(f"{name}.")
         has_weights = next(module.parameters(recurse=False), None) is not None and LAYER.match(name) is None
         if layer is not None or has_weights:
-            module.register_forward_pre_hook(_Bring(places.of(f"{name}.", embedding)), with_kwargs=True)
-    model.register_forward_hook(lambda *_: torch.cuda.set_device(places.first))
+            module.register_forward_pre_hook(_MoveInputs(device_map.of(f"{name}.", embedding)), with_kwargs=True)
+    model.register_forward_hook(lambda *_: torch.cuda.set_device(device_map.first))
 
 
-class _Bring:
+class _MoveInputs:
     """Moves what a module is called with to its device, and makes that device the one that kernels run on."""
 
     def __init__(self, device: torch.device) -> None:

@@ -1,7 +1,4 @@
-"""Does a kernel compute what the packing stands for: a small matrix of known codes, before a model rests on it.
-
-Knows no model.
-"""
+"""Does a kernel compute what the packing stands for: a small matrix of known codes, before a model rests on it."""
 
 from __future__ import annotations
 
@@ -10,8 +7,10 @@ import torch
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.memory.kernels.spec import KernelSpec
+from core.memory.model_shape import MatrixShape
 from core.worker.kernels.nvrtc import CudaCodeError
-from core.worker.model.backends.gptqmodel import MatrixMaker, Tensors
+from core.worker.model.backends.registry import make_backend
+from core.worker.model.matrix_tensors import MatrixTensors, Parts
 
 INPUTS, OUTPUTS = 512, 256
 # A token, a few, and prompts as short and as long ones are multiplied.
@@ -22,13 +21,13 @@ TOLERANCES = {torch.float16: 0.02, torch.bfloat16: 0.06}
 
 def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dtype, device: torch.device) -> None:
     """Raise EngineError where `kernel` cannot be run on `device` or computes something else than the matrix."""
-    tensors, dense = known_matrix(quantization)
-    maker = MatrixMaker(kernel.name, quantization, dtype, device)
+    tensors, dense = reference_matrix(quantization)
+    backend = make_backend(kernel, dtype, device)
     try:
         with torch.inference_mode():
-            maker.reserve({(INPUTS, OUTPUTS)}, max(NUM_ROWS))
-            on_device = {name: tensor.to(maker.reading_device) for name, tensor in tensors.items()}
-            module = maker.make(on_device)
+            backend.reserve([MatrixShape(INPUTS, OUTPUTS, quantization)], max(NUM_ROWS))
+            on_device = {part: tensor.to(backend.reading_device) for part, tensor in tensors.items()}
+            module = backend.make([MatrixTensors.from_parts(quantization, on_device)])
             for rows in NUM_ROWS:
                 x = torch.randn((rows, INPUTS), generator=torch.Generator().manual_seed(rows)).to(dtype)
                 got, wanted = module(x.to(device)).float().cpu(), x.float() @ dense
@@ -40,7 +39,7 @@ def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dt
         raise EngineError("kernel_code", kernel=kernel.name, why=why[:200]) from error
 
 
-def known_matrix(quantization: MatrixFormat) -> tuple[Tensors, torch.Tensor]:
+def reference_matrix(quantization: MatrixFormat) -> tuple[Parts, torch.Tensor]:
     """A matrix's tensors as a checkpoint has them, and the matrix written out, [inputs, outputs] in float32."""
     generator = torch.Generator().manual_seed(0)
     bits, levels = quantization.bits, 2**quantization.bits
@@ -55,11 +54,11 @@ def known_matrix(quantization: MatrixFormat) -> tuple[Tensors, torch.Tensor]:
     if quantization.is_permuted:
         g_idx = g_idx[torch.randperm(INPUTS, generator=generator)]
     stored = zeros - 1 if quantization.packing == "gptq" else zeros
-    tensors = {
-        "qweight": to_words(codes, bits),
-        "qzeros": to_words(stored.t(), bits).t().contiguous(),
+    tensors: Parts = {
+        "codes": to_words(codes, bits),
+        "zeros": to_words(stored.t(), bits).t().contiguous(),
         "scales": scales,
-        "g_idx": g_idx,
+        "input_groups": g_idx,
     }
     return tensors, (codes - zeros[g_idx.long()]) * scales.float()[g_idx.long()]
 

@@ -1,4 +1,4 @@
-"""From a checkpoint's files to transformers' own model, every tensor accounted for; knows no cache and no request.
+"""From a checkpoint's files to transformers' own model, every tensor accounted for.
 
 transformers' loader is not used: it leaves a missing matrix at random values with a warning, and has no progress.
 """
@@ -6,7 +6,7 @@ transformers' loader is not used: it leaves a missing matrix at random values wi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,18 +16,22 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.containers.gptq import ENDINGS
 from core.checkpoint.layers import LAYER
+from core.checkpoint.quantization import Part, QuantizedMatrix
 from core.common.errors import CheckpointError, EngineError
 from core.common.paths import model_name
 from core.memory.kernels.spec import KernelSpec
-from core.memory.matrix_groups import PARTS, MatrixGroup, mergeable_matrices, merged_matrices
+from core.memory.matrix_groups import MatrixGroup, mergeable_matrices, merged_matrices
 from core.memory.model_shape import read_shape
 from core.worker.model import attention
-from core.worker.model.backends.gptqmodel import MatrixMaker, Tensors
-from core.worker.model.device_map import Places, embedding_name, join
-from core.worker.model.merged_linear import Members, Merging, make_parts
+from core.worker.model.backends.base import KernelBackend
+from core.worker.model.backends.registry import make_backend
+from core.worker.model.device_map import DeviceMap, add_device_hooks, embedding_name
+from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors, drop_zero_bias
+from core.worker.model.merged_linear import make_slices
 
-REQUIRED_PARTS = {"qweight", "qzeros", "scales"}
+REQUIRED_PARTS: tuple[Part, ...] = ("codes", "zeros", "scales")
 # Older transformers stored these; they follow from the configuration.
 IGNORED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias)$")
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -36,7 +40,7 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 def load_model(
     checkpoint: Checkpoint,
     kernel: KernelSpec,
-    places: Places,
+    places: DeviceMap,
     dtype: torch.dtype,
     max_rows: int,
     on_bytes: Callable[[int], None],
@@ -50,20 +54,17 @@ def load_model(
     the model that the configuration describes.
     """
     model = build_empty(checkpoint, dtype)
-    matrices = quantized_names(checkpoint)
-    check_names(checkpoint, model, matrices)
-    makers = {device: MatrixMaker(kernel.name, checkpoint.quantization, dtype, device) for device in places.devices}
-    shapes = {(matrix.in_features, matrix.out_features) for matrix, _ in read_shape(checkpoint, merged).matrices}
-    for maker in makers.values():
-        maker.reserve(shapes, max_rows)
+    check_names(checkpoint, model)
+    backends = {device: make_backend(kernel, dtype, device) for device in places.devices}
+    shapes = [matrix for matrix, _ in read_shape(checkpoint, merged).matrices]
+    for backend in backends.values():
+        backend.reserve(shapes, max_rows)
     try:
-        fill(model, checkpoint, matrices, makers, places, on_bytes, merged)
+        read_weights(model, checkpoint, backends, places, on_bytes, merged)
     except (SafetensorError, OSError) as error:
         raise CheckpointError("corrupt_weights", folder=checkpoint.name, file=str(error)) from error
     put_buffers(model, places)
-    join(model, places)
-    # The kernel keeps a bare pointer into it.
-    model.kernel_scratch = [maker.scratch for maker in makers.values()]
+    add_device_hooks(model, places)
     return model.eval().requires_grad_(False)
 
 
@@ -98,35 +99,34 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def quantized_names(checkpoint: Checkpoint) -> set[str]:
-    """The names of the modules whose matrices are quantized."""
-    return {name.removesuffix(".qweight") for name in checkpoint.tensors if name.endswith(".qweight")}
-
-
-def check_names(checkpoint: Checkpoint, model: PreTrainedModel, matrices: set[str]) -> None:
+def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     """Raise CheckpointError unless the files hold exactly the tensors that the model needs."""
     modules = dict(model.named_modules())
     needed = set(model.state_dict())
-    optional: set[str] = set()
-    for name in matrices:
+    packed: set[str] = set()
+    for name, matrix in checkpoint.matrices.items():
         if not isinstance(modules.get(name), nn.Linear):
             raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=f"{name}.qweight", count=1)
         needed -= {f"{name}.weight", f"{name}.bias"}
-        needed |= {f"{name}.{part}" for part in REQUIRED_PARTS}
-        optional |= {f"{name}.g_idx", f"{name}.bias"}
+        needed |= {f"{name}{ENDINGS[part]}" for part in REQUIRED_PARTS}
+        packed |= set(matrix.tensors.values())
         if modules[name].bias is not None:
             needed.add(f"{name}.bias")
     tied = tied_names(model)
     found = {name for name in checkpoint.tensors if not IGNORED.search(name)}
     missing = sorted(needed - found - tied)
-    unexpected = sorted(found - needed - optional)
+    unexpected = sorted(found - needed - packed)
     if missing:
         raise CheckpointError("missing_weight", folder=checkpoint.name, name=missing[0], count=len(missing))
     if unexpected:
         raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=unexpected[0], count=len(unexpected))
-    check_shapes(checkpoint, model, found - optional - {f"{name}.{part}" for name in matrices for part in PARTS})
-    for name in matrices:
-        check_matrix(checkpoint, name, modules[name])
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in found - packed}
+    for name, matrix in checkpoint.matrices.items():
+        rows, columns = modules[name].in_features, modules[name].out_features
+        wanted[matrix.tensors["codes"]] = (-(-rows * matrix.format.bits // 32), columns)
+        if "bias" in matrix.tensors:
+            wanted[matrix.tensors["bias"]] = (columns,)
+    check_shapes(checkpoint, wanted)
 
 
 def tied_names(model: PreTrainedModel) -> set[str]:
@@ -136,72 +136,67 @@ def tied_names(model: PreTrainedModel) -> set[str]:
     return set(model._tied_weights_keys or ())
 
 
-def check_shapes(checkpoint: Checkpoint, model: PreTrainedModel, names: set[str]) -> None:
-    wanted = model.state_dict()
-    for name in sorted(names):
-        if tuple(wanted[name].shape) != checkpoint.tensors[name].shape:
-            raise CheckpointError("weight_shape", folder=checkpoint.name, name=name,
-                                  found=str(list(checkpoint.tensors[name].shape)),
-                                  wanted=str(list(wanted[name].shape)))  # fmt: skip
+def check_shapes(checkpoint: Checkpoint, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in sorted(wanted.items()):
+        found = checkpoint.tensors[name].shape
+        if found != shape:
+            raise CheckpointError(
+                "weight_shape", folder=checkpoint.name, name=name, found=str(list(found)), wanted=str(list(shape))
+            )
 
 
-def check_matrix(checkpoint: Checkpoint, name: str, linear: nn.Linear) -> None:
-    """The packed shapes must be those of the matrix at this bit width and group size."""
-    bits, group_size = checkpoint.quantization.bits, checkpoint.quantization.group_size
-    rows, columns = linear.in_features, linear.out_features
-    groups = 1 if group_size < 0 else -(-rows // group_size)
-    wanted = {
-        "qweight": (-(-rows * bits // 32), columns),
-        "qzeros": (groups, -(-columns * bits // 32)),
-        "scales": (groups, columns),
-        "g_idx": (rows,),
-        "bias": (columns,),
-    }
-    for part, shape in wanted.items():
-        tensor = checkpoint.tensors.get(f"{name}.{part}")
-        if tensor is not None and tensor.shape != shape:
-            raise CheckpointError("weight_shape", folder=checkpoint.name, name=f"{name}.{part}",
-                                  found=str(list(tensor.shape)), wanted=str(list(shape)))  # fmt: skip
-
-
-def fill(
+def read_weights(
     model: PreTrainedModel,
     checkpoint: Checkpoint,
-    matrices: set[str],
-    makers: dict[torch.device, MatrixMaker],
-    places: Places,
+    backends: Mapping[torch.device, KernelBackend],
+    places: DeviceMap,
     on_bytes: Callable[[int], None],
     merged: bool,
 ) -> None:
-    """Put every tensor into the model, in the order of the files; a matrix is finished as soon as it is whole."""
-    embedding, first = embedding_name(model), makers[places.first]
-    own = first.kernel == "deck"
+    """Put every tensor into the model, in the order of the files; a matrix is made as soon as it is whole."""
+    embedding, first = embedding_name(model), backends[places.first]
     # What goes to several devices is read to where none of them is.
     reading_device = torch.device("cpu") if places.is_split else first.reading_device
-    found = same_order(checkpoint) if own else merged_matrices(checkpoint)
+    found = groups_with_equal_order(checkpoint) if first.spec.merges_permuted else merged_matrices(checkpoint)
     groups = {name: group for group in found for name in group.sizes} if merged else {}
-    merging = {id(group): Members(group) if own else Merging(group) for group in groups.values()}
-    waiting = {name: num_parts(checkpoint, name) for name in matrices if name not in groups}
-    parts: dict[str, Tensors] = {name: {} for name in waiting}
+    parts = {name: (one, part) for one in checkpoint.matrices.values() for part, name in one.tensors.items()}
+    waiting: dict[str, GroupTensors] = {}
     tied = tied_names(model)
     for name, read in read_tensors(checkpoint, reading_device, on_bytes):
-        owner, _, part = name.rpartition(".")
-        maker = makers[places.of(name, embedding)]
-        tensor = read.to(maker.reading_device)
-        if owner in groups and part in PARTS:
-            group = groups[owner]
-            if merging[id(group)].put(owner, part, tensor):
-                put_merged(model, group, make_group(maker, merging.pop(id(group))))
-        elif owner in parts and part in PARTS:
-            parts[owner][part] = tensor
-            if len(parts[owner]) == waiting[owner]:
-                put_module(model, owner, maker.make(drop_zero_bias(parts.pop(owner))))
+        backend = backends[places.of(name, embedding)]
+        tensor = read.to(backend.reading_device)
+        if name in parts:
+            matrix, part = parts[name]
+            group = groups.get(matrix.name)
+            key = matrix.name if group is None else next(iter(group.sizes))
+            if key not in waiting:
+                waiting[key] = collect(checkpoint, backend, matrix, group)
+            if waiting[key].put(matrix.name, part, tensor):
+                put_matrix(model, backend, waiting.pop(key).members(), key, group)
         elif name not in tied and not IGNORED.search(name):
-            put_tensor(model, name, tensor.to(maker.device), maker.dtype)
+            put_tensor(model, name, tensor.to(backend.device), backend.dtype)
     model.tie_weights()
 
 
-def same_order(checkpoint: Checkpoint) -> list[MatrixGroup]:
+def collect(
+    checkpoint: Checkpoint, backend: KernelBackend, matrix: QuantizedMatrix, group: MatrixGroup | None
+) -> GroupTensors:
+    if group is None:
+        return SeparateTensors([matrix])
+    return backend.collect(group, [checkpoint.matrices[name] for name in group.sizes])
+
+
+def put_matrix(
+    model: PreTrainedModel, backend: KernelBackend, members: list[MatrixTensors], name: str, group: MatrixGroup | None
+) -> None:
+    """Put the matrix `name`, or the slices of its whole `group`, into the model."""
+    drop_zero_bias(members)
+    module = backend.make(members)
+    for one, part in (make_slices(module, group) if group else {name: module}).items():
+        put_module(model, one, part)
+
+
+def groups_with_equal_order(checkpoint: Checkpoint) -> list[MatrixGroup]:
     """The groups of matrices that have their inputs in one order, as those have that were quantized on one input."""
     if not checkpoint.quantization.is_permuted:
         return merged_matrices(checkpoint)
@@ -218,20 +213,7 @@ def all_equal(tensors: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(tensor, tensors[0]) for tensor in tensors)
 
 
-def make_group(maker: MatrixMaker, merging: Merging | Members) -> nn.Module:
-    """The one module of a group whose tensors are all there."""
-    if isinstance(merging, Merging):
-        return maker.make(drop_zero_bias(merging.tensors))
-    dropped = [drop_zero_bias(tensors) for tensors in merging.tensors]
-    return maker.make_of(merging.tensors if any("bias" in tensors for tensors in dropped) else dropped)
-
-
-def put_merged(model: PreTrainedModel, group: MatrixGroup, merged: nn.Module) -> None:
-    for name, part in make_parts(merged, group).items():
-        put_module(model, name, part)
-
-
-def put_buffers(model: PreTrainedModel, places: Places) -> None:
+def put_buffers(model: PreTrainedModel, places: DeviceMap) -> None:
     """Move what a model works out for itself, such as the rotary frequencies: only weights began without memory.
 
     Outside of the layers such things are asked for before the first one.
@@ -242,10 +224,6 @@ def put_buffers(model: PreTrainedModel, places: Places) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta and buffer.device != device:
                 module._buffers[name] = buffer.to(device)
-
-
-def num_parts(checkpoint: Checkpoint, name: str) -> int:
-    return sum(f"{name}.{part}" in checkpoint.tensors for part in PARTS)
 
 
 def read_tensors(
@@ -259,14 +237,6 @@ def read_tensors(
                 if info.file == file:
                     yield name, source.get_tensor(name)
                     on_bytes(info.num_bytes)
-
-
-def drop_zero_bias(tensors: Tensors) -> Tensors:
-    """auto-gptq wrote a bias of zeros for every matrix, also of models that have none; adding it costs a kernel."""
-    bias = tensors.get("bias")
-    if bias is not None and not bias.any():
-        return {part: tensor for part, tensor in tensors.items() if part != "bias"}
-    return tensors
 
 
 def put_module(model: PreTrainedModel, name: str, module: nn.Module) -> None:

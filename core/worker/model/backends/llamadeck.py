@@ -1,0 +1,96 @@
+"""LlamaDeck's own kernels for 4-bit matrices.
+
+Each matrix is packed anew. Its codes come through one staging buffer, and what is not kept stays where it was read:
+freed pieces between what stays would be lost to everything larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import nn
+
+from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
+from core.common.errors import CheckpointError
+from core.memory.kernels.spec import KernelSpec
+from core.memory.matrix_groups import MatrixGroup
+from core.memory.model_shape import MatrixShape
+from core.worker.kernels.packing import (
+    K_BLOCK,
+    SYMMETRIC_WORDS,
+    TILE,
+    PackedMatrix,
+    find_permutation,
+    tile_scales,
+    unpack,
+)
+from core.worker.kernels.w4_prefill import make_prefill_backend
+from core.worker.kernels.w4_small_batch import PrefillBackend, W4Linear, kernels_for
+from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors
+
+
+class LlamadeckBackend:
+    _staging: torch.Tensor
+    _prefill: PrefillBackend
+
+    def __init__(self, spec: KernelSpec, dtype: torch.dtype, device: torch.device) -> None:
+        self.spec, self.dtype, self.device = spec, dtype, device
+
+    @property
+    def reading_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def compile(self) -> None:
+        """Each kernel is compiled when it is first called, in a second or two."""
+
+    def reserve(self, matrices: Collection[MatrixShape], max_rows: int) -> None:
+        largest = max(matrices, key=lambda matrix: matrix.num_elements)
+        words = largest.num_elements * largest.format.bits // 32
+        self._staging = torch.empty(words, dtype=torch.int32, device=self.device)
+        self._prefill = make_prefill_backend(largest.num_elements, *self._variant(largest.format))
+
+    def collect(self, group: MatrixGroup, members: Sequence[QuantizedMatrix]) -> GroupTensors:
+        return SeparateTensors(members)
+
+    def make(self, members: Sequence[MatrixTensors]) -> nn.Module:
+        format = members[0].format
+        kernels = kernels_for(*self._variant(format))
+        words = [one.codes for one in members]
+        tiles = sum(word.shape[1] for word in words) // TILE
+        codes = torch.empty((tiles, words[0].shape[0] * 8 // K_BLOCK, 32, 4), dtype=torch.int32, device=self.device)
+        scales = [tile_scales(one.scales.to(self.device), self.dtype) for one in members]
+        zeros = self._zeros(members)
+        permutation = find_permutation(members[0].input_groups)
+        permutation = None if permutation is None else permutation.to(self.device)
+        first_tile = 0
+        for word in words:
+            staged = self._staging[: word.numel()].view(word.shape).copy_(word)
+            kernels.pack(staged, permutation, codes, first_tile)
+            first_tile += word.shape[1] // TILE
+        biases = [one.bias for one in members if one.bias is not None]
+        bias = torch.cat(biases) if biases else None
+        matrix = PackedMatrix(codes, torch.cat(scales), None if zeros is None else torch.cat(zeros), permutation)
+        bias = None if bias is None else bias.to(self.device, self.dtype)
+        return W4Linear(matrix, bias, kernels, self._prefill)
+
+    def _zeros(self, members: Sequence[MatrixTensors]) -> list[torch.Tensor] | None:
+        """Zero points as the kernels read them; None where all are 8."""
+        if members[0].format.is_symmetric:
+            check_symmetric(members)
+            return None
+        # "gptq" stores each zero point less one.
+        offset = int(members[0].format.packing == "gptq")
+        return [tile_scales(unpack(one.zeros.to(self.device), 1) + offset & 15, self.dtype) for one in members]
+
+    def _variant(self, format: MatrixFormat) -> tuple[torch.dtype, int, bool, torch.device]:
+        """What the kernels are compiled for."""
+        return self.dtype, format.group_size, not format.is_symmetric, self.device
+
+
+def check_symmetric(members: Sequence[MatrixTensors]) -> None:
+    """Raise CheckpointError where a matrix that says it is symmetric has zeros elsewhere than in the middle."""
+    wanted = SYMMETRIC_WORDS[members[0].format.packing]
+    found = [int(zeros[zeros != wanted][0]) for one in members if (zeros := one.zeros).ne(wanted).any()]
+    if found:
+        raise CheckpointError("zeros_not_symmetric", found=f"{found[0] & 0xFFFFFFFF:#010x}")
