@@ -1,26 +1,54 @@
-"""What several test files share."""
+"""What several test files share, and what each test needs beyond .venv."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, settings
-from playwright.sync_api import Browser, sync_playwright
 
-from core.engine.runner import Runner
-from core.starter import build as starter
 from tests.support import gpu_session
-from tests.support.api_server import loaded_runner
-from tests.support.dashboard import CHROMIUM, FLAGS
 
-# The same examples in every run, none kept on disk, and no time limits: a busy machine is no counterexample.
-SLOW = [HealthCheck.too_slow]
-settings.register_profile("same", deadline=None, derandomize=True, database=None, suppress_health_check=SLOW)
-settings.load_profile("same")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from core.engine.runner import Runner
+
 GPU_SESSION = pytest.StashKey[gpu_session.GpuSession | None]()
+# The markers of pyproject.toml, by where a test lies and by the fixtures that it asks for. "gpu" stands in the files.
+PLACES = {
+    "browser": ("tests/browser/",),
+    "peers": ("tests/remote/test_llama_cpp.py", "tests/remote/test_vllm.py"),
+    "engine": ("tests/engine/test_process", "tests/engine/test_runner", "tests/engine/test_warm", "tests/worker/"),
+    "slow": (
+        "tests/access/test_server",
+        "tests/api/test_bad_input",
+        "tests/api/test_dashboard",
+        "tests/api/test_schema",
+        "tests/benchmarks/",
+        "tests/bootstrap/test_venv",
+        "tests/ui/",
+    ),
+}
+FIXTURES = {"browser": ("browser",), "engine": ("starter_folder",)}
 
 
+def pytest_configure() -> None:
+    """The same examples in every run, none kept on disk, and no time limits: a busy machine is no counterexample."""
+    from hypothesis import HealthCheck, settings
+
+    slow = [HealthCheck.too_slow]
+    settings.register_profile("same", deadline=None, derandomize=True, database=None, suppress_health_check=slow)
+    settings.load_profile("same")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, places in PLACES.items():
+            if item.nodeid.startswith(places) or {*FIXTURES.get(marker, ())} & {*getattr(item, "fixturenames", ())}:
+                item.add_marker(marker)
     gpu_session.order(items)
 
 
@@ -44,11 +72,17 @@ def gpu_tests(request: pytest.FixtureRequest) -> gpu_session.GpuSession:
 @pytest.fixture(scope="session")
 def starter_folder() -> Path:
     """The real starter model in the cache, made when it is missing: to read, not to change."""
-    return starter.ensure_cached(lambda stage, fraction: None)
+    from core.starter import build
+
+    return build.ensure_cached(lambda stage, fraction: None)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    from tests.support.dashboard import CHROMIUM, FLAGS
+
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield chromium
@@ -68,5 +102,7 @@ def api_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def api_runner(api_home: Path) -> Iterator[Runner]:
     """The stand-in worker behind it, loaded."""
+    from tests.support.api_server import loaded_runner
+
     with loaded_runner(api_home / "models") as runner:
         yield runner

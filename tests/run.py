@@ -1,4 +1,4 @@
-"""What ./llamadeck test does: adds what tests need to .venv, then runs each check; knows no single test."""
+"""What ./llamadeck test does: adds what tests need to .venv, then runs each check."""
 
 from __future__ import annotations
 
@@ -24,22 +24,24 @@ from tests.support.peers import install_llama_cpp
 TEST_REQUIREMENTS = "requirements-test.txt"
 # The version that comes with the pinned torch on a GPU host.
 TRITON = "triton==3.6.0"
+QUICK = ["-m", "not (browser or engine or peers or gpu or slow)"]
+COVERAGE = ["--cov=core", "--cov=cli", "--cov=ui", "--cov-report=term:skip-covered"]
 SYSTEM_PACKAGES = ["chromium", "fonts-noto-cjk", "fonts-noto-color-emoji"]
 
 
-def main(pytest_arguments: Sequence[str], terminal: Terminal) -> int:
+def main(
+    pytest_arguments: Sequence[str], terminal: Terminal, is_quick: bool = False, tells_coverage: bool = False
+) -> int:
     """Prepare, then run every check, also after one has failed; exit code 0 when all passed."""
     try:
         install_packages(terminal)
-        install_triton(terminal)
-        install_chromium(terminal)
-        ensure_venv(is_cpu=True, terminal=terminal)
-        install_llama_cpp(terminal)
+        if not is_quick:
+            install_for_all_tests(terminal)
     except InstallError as error:
         terminal.write(error.last_lines())
         raise
-    starter.ensure_cached(terminal.steps("starter"))
-    failed = [name for name, command in checks(pytest_arguments) if not passes(name, command, terminal)]
+    arguments = [*(QUICK if is_quick else []), *(COVERAGE if tells_coverage else []), *pytest_arguments]
+    failed = [name for name, command in checks(arguments) if not passes(name, command, terminal)]
     if failed:
         terminal.say("test_failed", steps=", ".join(failed))
         return 1
@@ -47,11 +49,20 @@ def main(pytest_arguments: Sequence[str], terminal: Terminal) -> int:
     return 0
 
 
+def install_for_all_tests(terminal: Terminal) -> None:
+    """What only the slower tests need: a browser, Triton, two other engines and the starter model."""
+    install_triton(terminal)
+    install_chromium(terminal)
+    ensure_venv(is_cpu=True, terminal=terminal)
+    install_llama_cpp(terminal)
+    starter.ensure_cached(terminal.steps("starter"))
+
+
 def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     return [
         ("ruff check", ["ruff", "check"]),
         ("ruff format", ["ruff", "format", "--check"]),
-        ("mypy", ["mypy", "core", "cli"]),
+        ("mypy", ["mypy"]),
         ("pytest", ["pytest", *pytest_arguments]),
     ]
 

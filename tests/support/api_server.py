@@ -1,4 +1,4 @@
-"""The API on a port of its own, in this process, and the engine that answers it; knows no test."""
+"""The API on a port of its own, in this process, and the engine that answers it."""
 
 from __future__ import annotations
 

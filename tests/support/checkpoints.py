@@ -1,4 +1,4 @@
-"""Makes GPTQ checkpoints of any size with random weights, in every layout that the wild has; knows no engine.
+"""Makes GPTQ checkpoints of any size with random weights, in every layout that the wild has.
 
 The packing is real, so that what a kernel computes can be held against the matrices written out. The same maker
 serves the tests (two layers) and the benchmarks (Llama-2's own shapes).

@@ -1,4 +1,4 @@
-"""Compiles kernels into the caches that the GPU tests read, in a process of its own; knows no test.
+"""Compiles kernels into the caches that the GPU tests read, in a process of its own.
 
 `python -m tests.support.compile_ahead 2 8` takes the third of eight shares of the engine's own kernels. With
 `marlin` or `exllama_v2` it compiles that one, and then waits until its input ends, so that what it holds of the GPU

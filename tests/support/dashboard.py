@@ -1,4 +1,4 @@
-"""Starts dashboards for the browser tests, and puts models on disk that only look like real ones; knows no test."""
+"""Starts dashboards for the browser tests, and puts models on disk that only look like real ones."""
 
 from __future__ import annotations
 

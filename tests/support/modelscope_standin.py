@@ -1,4 +1,4 @@
-"""A small stand-in of ModelScope on loopback, with the routes that its own client asks; knows no client.
+"""A small stand-in of ModelScope on loopback, with the routes that its own client asks.
 
 Serves ROOT/<owner>/<name>/<branch>/<files>. As there, an unknown revision is answered 200 without files, and only the
 first characters of the newest commit are told, in full beside the files that it changed.

@@ -1,4 +1,4 @@
-"""Helpers that put a stand-in for NVIDIA's libnvidia-ml.so.1 under the real nvidia-ml-py; knows no test.
+"""Helpers that put a stand-in for NVIDIA's libnvidia-ml.so.1 under the real nvidia-ml-py.
 
 A test module gets the fixtures below by `pytest_plugins = ("tests.support.nvml_standin",)`. Everything works through
 the environment of a subprocess, be it a probe that reads snapshots or a whole dashboard.

@@ -1,4 +1,4 @@
-"""A provider of identities on loopback (OIDC): discovery, a page to choose who one is, tokens, keys; knows no test."""
+"""A provider of identities on loopback (OIDC): discovery, a page to choose who one is, tokens, keys."""
 
 from __future__ import annotations
 
