@@ -77,12 +77,12 @@ def end() -> None:
 
 def needs_key() -> bool:
     """Whether an API request must bring a key: not from this machine alone, unless pages ask who people are."""
-    return not is_loopback_only() or guard["sign_on"] is not None or guard["access"].has_password
+    return not is_loopback_only() or provider is not None or gate_access.has_password
 
 
 def is_welcome(key: Key) -> bool:
     """Whether whoever made a key may still come in; somebody taken off the list keeps no way in by it."""
-    return not key.owner or (guard["sign_on"] is not None and guard["sign_on"].is_on_list(key.address))
+    return not key.owner or (provider is not None and provider.is_on_list(key.address))
 
 
 set_up_logs()
@@ -90,15 +90,22 @@ use_router()
 # What the server really listens on, whoever started it and how: without an address that is every network.
 note_listening(st.get_option("server.address"))
 ending = asyncio.Event()
-guard = {
-    "access": access(), "sign_on": sign_on(), "logo": (ROOT / "ui" / "logo.svg").read_text("utf-8"),
-    "public_urls": public_urls(), "cors_origins": cors_origins(),
-}  # fmt: skip
-if is_network() and not guard["sign_on"] and not guard["access"].has_password:
+gate_access, provider = access(), sign_on()
+if is_network() and not provider and not gate_access.has_password:
     log.error("%s", DeckError("exposed", host=st.get_option("server.address") or "0.0.0.0"))
 app = st.App(
     "Home.py",
     lifespan=lifespan,
     routes=make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending),
-    middleware=[Middleware(Gate, **guard), Middleware(Strays, pages=PATHS)],
+    middleware=[
+        Middleware(
+            Gate,
+            access=gate_access,
+            sign_on=provider,
+            logo=(ROOT / "ui" / "logo.svg").read_text("utf-8"),
+            public_urls=public_urls(),
+            cors_origins=cors_origins(),
+        ),
+        Middleware(Strays, pages=PATHS),
+    ],
 )
