@@ -1,4 +1,4 @@
-"""The command `doctor`: every check in its order, as lines or as one JSON object; knows no check's inside."""
+"""The command `doctor`: runs every check and prints them as lines or as one JSON object."""
 
 from __future__ import annotations
 

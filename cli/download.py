@@ -1,4 +1,4 @@
-"""The command `download`: one model into models/, with its progress on the terminal; knows no page."""
+"""The command `download`: fetches one model into models/, with its progress on the terminal."""
 
 from __future__ import annotations
 

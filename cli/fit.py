@@ -1,4 +1,4 @@
-"""The command `fit`: finds the model and the cards that are meant and prints the verdict; knows no page, no torch."""
+"""The command `fit`: says whether a model fits GPUs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from core.memory.plan import MemoryPlan
 from core.memory.sizes import MIB
 
 FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
-# What most cards that people rent by their memory have, or more.
+# What most GPUs have that people rent by their memory, or more.
 ASSUMED_CAPABILITY = (8, 6)
 MAX_VRAM_MIB = 10_000_000
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
@@ -78,12 +78,12 @@ def verdict(arguments: Namespace) -> FitReport:
     """What check_fit says about the command's arguments. Raises DeckError for what is wrong with them."""
     num_chats = parse_whole("--chats", arguments.chats, 1, MAX_CHATS)
     context_tokens = parse_context(arguments.context)
-    cards = find_cards(arguments.gpu, arguments.vram_mib)
+    devices = find_devices(arguments.gpu, arguments.vram_mib)
     checkpoint = find_checkpoint(arguments.target, arguments.revision)
     if context_tokens == 0:
         limit = checkpoint.max_context_tokens
         raise InputError("context_range", model=checkpoint.name, asked=0, limit=limit)
-    return check_fit(checkpoint, cards, context_tokens or 0, num_chats, arguments.kernel)
+    return check_fit(checkpoint, devices, context_tokens or 0, num_chats, arguments.kernel)
 
 
 def parse_context(text: str | None) -> int | None:
@@ -104,8 +104,8 @@ def parse_whole(name: str, text: str | None, low: int, high: int) -> int:
     return int(text)
 
 
-def find_cards(gpu: str | None, vram_mib: str | None) -> list[DeviceMemory]:
-    """The card that was named, else the GPUs of this machine that can be read. Raises InputError for none."""
+def find_devices(gpu: str | None, vram_mib: str | None) -> list[DeviceMemory]:
+    """The GPU that was named, else the GPUs of this machine that can be read. Raises InputError for none."""
     if gpu is not None:
         return [DeviceMemory.planned(lookup(gpu))]
     if vram_mib is not None:
@@ -195,12 +195,12 @@ def as_object(report: FitReport) -> dict[str, Any]:
     if len(report.cards) > 1:
         found["gpus"] = [
             {
-                "card": card.name,
+                "card": device.name,
                 "needed_mib": round(plan.total / MIB, 2),
-                "available_mib": card.available_mib,
+                "available_mib": device.available_mib,
                 "parts": _rounded(parts_mib(plan)),
             }
-            for plan, card in zip(report.plans, report.cards, strict=True)
+            for plan, device in zip(report.plans, report.cards, strict=True)
         ]
     return found
 
@@ -217,13 +217,13 @@ def show(report: FitReport, out: Terminal) -> None:
         for name in columns[0]
         if any(parts[name] > 0 for parts in columns)
     ]
-    available = [report.available_mib, *(card.available_mib for card in report.cards if several)]
+    available = [report.available_mib, *(device.available_mib for device in report.cards if several)]
     needed = [math.ceil(report.needed_mib), *(math.ceil(plan.total / MIB) for plan in report.plans if several)]
     rows.append([out.text("fit_needed"), *(f"{number}" for number in needed)])
     rows.append([out.text("fit_available"), *(f"{number}" for number in available)])
     margins = [has - takes for has, takes in zip(available, needed, strict=True)]
     rows.append([out.text("fit_margin"), *(f"{number}" for number in margins)])
-    head = ["MiB", "=" if several else "", *(card.name for card in report.cards if several)]
+    head = ["MiB", "=" if several else "", *(device.name for device in report.cards if several)]
     for line in table([head, *rows]):
         out.write(f"  {line}")
     key = "fit_kernel" if report.max_context else "fit_no_context"

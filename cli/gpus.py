@@ -1,4 +1,4 @@
-"""The command `gpus`: what NVML says of this machine's GPUs, or the cards that are known by name; knows no model."""
+"""The command `gpus`: lists this machine's GPUs as NVML sees them, or those that are known by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core.gpu.torch_support import find_gpu_error, installed_torch
 
 COLUMNS = ("index", "name", "total", "free", "reserved", "capability", "utilization", "temperature", "power")
 KNOWN_COLUMNS = ("name", "total", "capability", "bandwidth")
-UNTOLD = "-"
+NO_VALUE = "-"
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
@@ -27,8 +27,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     """Print the list. The exit code is 1 where there is no GPU or no driver."""
     out = terminal.to_stdout()
     if arguments.known:
-        cards = known_gpus()
-        lines = [json.dumps(known_object(cards), indent=1)] if arguments.json else known_lines(cards, out)
+        gpus = known_gpus()
+        lines = [json.dumps(known_as_object(gpus), indent=1)] if arguments.json else known_lines(gpus, out)
         return _print(lines, out)
     snapshot = read_snapshot()
     if arguments.json:
@@ -51,7 +51,7 @@ def as_object(snapshot: GpuSnapshot) -> dict[str, Any]:
         "cuda": snapshot.cuda_version,
         "error": snapshot.error and str(snapshot.error),
         "unused": _sentence(find_gpu_error(snapshot, installed_torch())),
-        "gpus": [gpu_object(gpu) for gpu in snapshot.gpus],
+        "gpus": [gpu_as_object(gpu) for gpu in snapshot.gpus],
     }
 
 
@@ -59,22 +59,22 @@ def _sentence(error: DeckError | None) -> str | None:
     return None if error is None else str(error)
 
 
-def gpu_object(gpu: Gpu) -> dict[str, Any]:
+def gpu_as_object(gpu: Gpu) -> dict[str, Any]:
     return asdict(gpu) | {
         "compute_capability": gpu.compute_capability and _dotted(gpu.compute_capability),
         "error": gpu.error and str(gpu.error),
     }
 
 
-def known_object(cards: tuple[KnownGpu, ...]) -> dict[str, Any]:
+def known_as_object(gpus: tuple[KnownGpu, ...]) -> dict[str, Any]:
     rows = [
         {
-            "name": card.name,
-            "total_mib": card.total_mib,
-            "compute_capability": _dotted(card.compute_capability),
-            "bandwidth_gb_s": card.bandwidth_gb_s,
+            "name": gpu.name,
+            "total_mib": gpu.total_mib,
+            "compute_capability": _dotted(gpu.compute_capability),
+            "bandwidth_gb_s": gpu.bandwidth_gb_s,
         }
-        for card in cards
+        for gpu in gpus
     ]
     return {"known": rows}
 
@@ -92,19 +92,17 @@ def gpu_row(gpu: Gpu) -> list[str]:
     power = None if gpu.power_w is None else f"{gpu.power_w:.0f}"
     numbers = (gpu.total_mib, gpu.free_mib, gpu.reserved_mib, capability)
     readings = (gpu.utilization_percent, gpu.temperature_c, power)
-    return [gpu.label, gpu.name or UNTOLD, *(_told(value) for value in (*numbers, *readings))]
+    return [gpu.label, gpu.name or NO_VALUE, *(_cell(value) for value in (*numbers, *readings))]
 
 
-def known_lines(cards: tuple[KnownGpu, ...], out: Terminal) -> list[str]:
+def known_lines(gpus: tuple[KnownGpu, ...], out: Terminal) -> list[str]:
     head = [out.text(f"gpus_{name}") for name in KNOWN_COLUMNS]
-    rows = [
-        [card.name, str(card.total_mib), _dotted(card.compute_capability), f"{card.bandwidth_gb_s:g}"] for card in cards
-    ]
+    rows = [[gpu.name, str(gpu.total_mib), _dotted(gpu.compute_capability), f"{gpu.bandwidth_gb_s:g}"] for gpu in gpus]
     return table([head, *rows])
 
 
-def _told(value: object) -> str:
-    return UNTOLD if value is None else str(value)
+def _cell(value: object) -> str:
+    return NO_VALUE if value is None else str(value)
 
 
 def _dotted(capability: tuple[int, int]) -> str:

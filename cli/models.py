@@ -14,7 +14,7 @@ from core.library.hf_cache import cache_folder, cached_snapshots
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, scan
 
 COLUMNS = ("name", "size", "quantization", "source", "revision")
-UNTOLD = "-"
+NO_VALUE = "-"
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
@@ -74,9 +74,9 @@ def as_object(entry: LibraryEntry) -> dict[str, Any]:
 
 def row(entry: LibraryEntry) -> list[str]:
     found = facts_of(entry)
-    label = entry.checkpoint.quantization.label if entry.checkpoint else UNTOLD
+    label = entry.checkpoint.quantization.label if entry.checkpoint else NO_VALUE
     if found.record is None:
-        return [entry.name, size_text(found.size_bytes), label, UNTOLD, UNTOLD]
+        return [entry.name, size_text(found.size_bytes), label, NO_VALUE, NO_VALUE]
     address = found.record.source.address
     revision = f"{address.revision} ({found.record.commit[:COMMIT_CHARS]})"
     return [entry.name, size_text(found.size_bytes), label, address.repo, revision]

@@ -1,4 +1,4 @@
-"""The command `password`: sets or removes the access password; shows none, and takes none as an argument."""
+"""The command `password`: sets or removes the access password; takes none as an argument, for all users see those."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `scale`: the `vllm serve` that fits a model and the GPUs, printed or run; knows no page."""
+"""The command `scale`: prints or runs the `vllm serve` that fits a model and the GPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cli.fit import find_cards, find_checkpoint, parse_context, parse_whole
+from cli.fit import find_checkpoint, find_devices, parse_context, parse_whole
 from core.bootstrap.pip import InstallError
 from core.common.errors import DeckError, EngineError, InputError
 from core.common.paths import DEFAULT_HOST
@@ -65,20 +65,20 @@ def find_plan(arguments: Namespace) -> ScalePlan:
     tensor = _whole("--tensor-parallel", arguments.tensor_parallel)
     pipeline = _whole("--pipeline-parallel", arguments.pipeline_parallel)
     hosts = arguments.hosts or []
-    cards = _cards(arguments.gpu, tensor, pipeline, max(1, len(hosts)))
-    return make_scale_plan(checkpoint, cards, hosts, tensor, pipeline, parse_context(arguments.context) or 0)
+    devices = _devices(arguments.gpu, tensor, pipeline, max(1, len(hosts)))
+    return make_scale_plan(checkpoint, devices, hosts, tensor, pipeline, parse_context(arguments.context) or 0)
 
 
 def _whole(name: str, text: str | None) -> int | None:
     return None if text is None else parse_whole(name, text, 1, MAX_GPUS)
 
 
-def _cards(gpu: str | None, tensor: int | None, pipeline: int | None, num_hosts: int) -> list[DeviceMemory]:
+def _devices(gpu: str | None, tensor: int | None, pipeline: int | None, num_hosts: int) -> list[DeviceMemory]:
     """The GPUs of each host: this machine's, or as many as are needed of the kind that was named."""
     if gpu is not None:
-        return find_cards(gpu, None) * max(8, -(-(tensor or 1) * (pipeline or 1) // num_hosts))
+        return find_devices(gpu, None) * max(8, -(-(tensor or 1) * (pipeline or 1) // num_hosts))
     has_gpu = any(one.error is None and one.total_mib for one in read_snapshot().gpus)
-    return find_cards(None, None) if has_gpu else []
+    return find_devices(None, None) if has_gpu else []
 
 
 def show(plan: ScalePlan, port: int, out: Terminal) -> None:
