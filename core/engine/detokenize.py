@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 # What decoding makes of bytes that are no character, or not one yet.
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-# So many tokens wait for the rest of a character before it is looked whether they still can become one.
+# This many tokens wait for the rest of a character before `_shorten` looks whether they can still become one.
 MAX_WAITING = 8
 # A character has four bytes at the most, so that its last byte comes after three tokens that hold the others.
 MAX_UNFINISHED = 3
@@ -29,7 +29,7 @@ class TokenDecoder:
         self._tokens = list(before)
         self._num_done = len(before)
         self._done = tokenizer.decode(before)
-        # So many broken characters came before what waits; they are shown once something whole follows.
+        # How many broken characters came before what waits. They are given out once something whole follows.
         self._num_broken = 0
 
     def push(self, token: int) -> str:
@@ -49,7 +49,7 @@ class TokenDecoder:
         return self._after_broken(self._further_text().rstrip(BROKEN))
 
     def _shorten(self) -> str:
-        """Let go of all that waits but the tokens that may still become a character, and give out what is certain.
+        """Keep only the waiting tokens that may still become a character, and give out what is certain.
 
         Else each token of a run that never becomes one would be decoded together with all before it.
         """
@@ -63,7 +63,7 @@ class TokenDecoder:
         text = self._further_text()
         self._tokens = waiting[-MAX_UNFINISHED - 1 :]
         self._num_done = 1
-        # It ends with the same bytes, and so with as many broken characters, however it begins.
+        # The tail ends with the same bytes, and so with as many broken characters, however it begins.
         tail = self._tokenizer.decode(self._tokens)
         num_held = min(_num_broken_at_end(text), _num_broken_at_end(tail))
         self._done = tail[: len(tail) - num_held]
@@ -100,43 +100,58 @@ def _silent_tokens(tokenizer: Tokenizer, tokens: list[int]) -> set[int]:
     }
 
 
+class StopFilter:
+    """Lets a text through up to the first stop string, which sets `stopped`; holds its end back while it may become
+    one."""
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop, self._held = stop, ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """The text that is certain now that `text` came."""
+        self._held += text
+        begin = find_stop(self._held, self._stop)
+        if begin is not None:
+            certain, self._held, self.stopped = self._held[:begin], "", True
+            return certain
+        num_certain = len(self._held) - held_back(self._held, self._stop)
+        certain, self._held = self._held[:num_certain], self._held[num_certain:]
+        return certain
+
+    def flush(self) -> str:
+        """What was held back, where the text ends without a stop string."""
+        text, self._held = self._held, ""
+        return text
+
+
 class TextStream:
     """Turns one answer's tokens into pieces of text. `stopped` is set once a stop string came."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], before: list[int] | None = None) -> None:
-        self._decoder = TokenDecoder(tokenizer, before or [])
-        self._stop = stop
-        self._held = ""
-        self.stopped = False
+        self._decoder, self._filter = TokenDecoder(tokenizer, before or []), StopFilter(stop)
+
+    @property
+    def stopped(self) -> bool:
+        return self._filter.stopped
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` came; empty while a character or a stop string is incomplete."""
-        self._held += self._decoder.push(token)
-        begin = find_stop(self._held, self._stop)
-        if begin is not None:
-            self.stopped = True
-            return self._release(begin)
-        return self._release(len(self._held) - held_back(self._held, self._stop))
+        return self._filter.push(self._decoder.push(token))
 
     def flush(self) -> str:
         """What was held back, when the answer ends for another reason."""
-        self._held += self._decoder.flush()
-        begin = find_stop(self._held, self._stop)
-        return self._release(len(self._held) if begin is None else begin)
-
-    def _release(self, length: int) -> str:
-        text, self._held = self._held[:length], self._held[length:]
-        return text
+        return self._filter.push(self._decoder.flush()) + self._filter.flush()
 
 
 def find_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the stop string begins that is complete first, so that it matters not how the text came in pieces."""
+    """Where the stop string begins that is complete first. How the text was cut into pieces has no influence."""
     found = [(begin + len(word), begin) for word in stop if (begin := text.find(word)) >= 0]
     return min(found)[1] if found else None
 
 
 def held_back(text: str, stop: tuple[str, ...]) -> int:
-    """How many last characters of `text` may be the beginning of a stop string."""
+    """How many characters at the end of `text` may be the beginning of a stop string."""
     longest = max((len(word) for word in stop), default=0) - 1
     for length in range(min(longest, len(text)), 0, -1):
         if any(word.startswith(text[-length:]) for word in stop):

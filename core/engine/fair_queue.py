@@ -9,21 +9,21 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-# What the pages ask is nobody else's: a person waits for it.
+# The client that stands for all pages: a person waits there.
 PAGES = ""
-# So many of the pages' may go before a waiting client of the API: a page that asks without end must not shut it out.
+# How many items of the pages go before a waiting client of the API: a page that asks without end must not shut it out.
 MAX_PAGES_FIRST = 4
 
 
 class FairQueue(Generic[Item]):
-    """A queue with a line for each client, `PAGES` being the first of them.
+    """A queue with a line for each client. `PAGES` goes first, then the other clients by turns.
 
-    Each client that waits has one turn, then the next one, whatever else it has in its line; one that comes anew
-    stands behind those that wait already. Within a line who came first goes first.
+    A client has one turn, then stands behind the others that wait, whatever else it has in its line. Within a line,
+    first come is first served.
     """
 
     def __init__(self) -> None:
-        # In the order of their turns; none is empty.
+        # By client, in the order of their turns; no line is empty.
         self._lines: OrderedDict[str, deque[Item]] = OrderedDict()
         self._num_pages_first = 0
 
@@ -38,9 +38,9 @@ class FairQueue(Generic[Item]):
         self._lines.setdefault(client, deque()).append(item)
 
     def take(self) -> Item:
-        """The next one, which waits no more. Raises LookupError where nobody waits."""
+        """Take out the next item. Raises LookupError where nothing waits."""
         if not self._lines:
-            raise LookupError("nobody waits")
+            raise LookupError("nothing waits")
         client = self._next_client()
         others_wait = len(self._lines) > 1
         self._num_pages_first = self._num_pages_first + 1 if client == PAGES and others_wait else 0
@@ -51,7 +51,7 @@ class FairQueue(Generic[Item]):
         return item
 
     def remove(self, item: Item, client: str = PAGES) -> None:
-        """Raises LookupError or ValueError where it does not wait in the line of `client`."""
+        """Raises LookupError or ValueError where `item` does not wait in the line of `client`."""
         line = self._lines[client]
         line.remove(item)
         if not line:
@@ -64,12 +64,12 @@ class FairQueue(Generic[Item]):
 
 
 class Turnstile:
-    """Lets so many through at once as `width` says, the others by turns. For one event loop."""
+    """Lets `width` tasks through at once, and the others by turns. For one event loop."""
 
     def __init__(self, width: int = 1) -> None:
         self.width = width
         self._num_inside = 0
-        self._turns: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     @asynccontextmanager
     async def inside(self, client: str = PAGES) -> AsyncIterator[None]:
@@ -84,19 +84,19 @@ class Turnstile:
             self._num_inside += 1
             return
         mine = asyncio.get_running_loop().create_future()
-        self._turns.add(mine, client)
+        self._waiting.add(mine, client)
         try:
             await mine
         except asyncio.CancelledError:
             if mine.cancelled():
-                self._turns.remove(mine, client)
+                self._waiting.remove(mine, client)
             else:
-                # The turn had come already: it is the next one's.
+                # The turn had come already, and goes to the next one.
                 self._leave()
             raise
 
     def _leave(self) -> None:
         self._num_inside -= 1
-        while len(self._turns) and self._num_inside < self.width:
+        while len(self._waiting) and self._num_inside < self.width:
             self._num_inside += 1
-            self._turns.take().set_result(None)
+            self._waiting.take().set_result(None)

@@ -2,7 +2,7 @@
 
 It is a plain child process that speaks over a socket pair, so that it does not import the script that happens to run
 in this process, and its death is an end of file. A worker may stop reading at any time (a GPU that hangs, swapping, a
-dead network disk): only a thread of its own writes to it, and only whoever ends it waits for it.
+dead network disk): only a thread of its own writes to it, and only the caller of `end` waits for it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from core.common.paths import ROOT
 from core.engine.protocol import Command, Event, Generate, Heartbeat, ImportsDone, Loaded
 
 log = logging.getLogger(__name__)
-# How long a worker may take to end when it is asked to, by itself after it has hung up, and once it was killed.
+# How long a worker may take to end: after SIGTERM, by itself after it closed the pipe, and after SIGKILL.
 WORKER_END_S, LINGER_S, KILL_S = 2.0, 5.0, 5.0
-# Heartbeats (core/worker/heartbeat.py) may be late for so long.
+# How late heartbeats (core/worker/heartbeat.py) may be.
 SILENT_S = 3.0
-# What may wait for a worker that does not read. Prompts are most of it.
+# What may wait for a worker that does not read; prompts are most of it.
 MAX_WAITING_BYTES = 64 * 2**20
 # No event is a hundredth as long.
 MAX_EVENT_BYTES = 64 * 2**20
@@ -93,9 +93,9 @@ class WorkerProcess:
 
     @property
     def silent_s(self) -> float:
-        """How long it has not done what a worker does: give signs of life, read commands, finish steps. 0: it does.
+        """For how long the worker has not given signs of life, read commands or finished steps; 0 while it does.
 
-        While it loads, a library that comes slowly from a disk keeps the heartbeats waiting: then work counts as well.
+        While it loads, a library that comes slowly from a disk holds up the heartbeats: then work counts as well.
         """
         now_s = time.monotonic()
         late_s = max(now_s - self.last_sign_s, now_s - self._unread_s)
@@ -106,9 +106,9 @@ class WorkerProcess:
         return max(0.0, now_s - self._stuck_s, late_s if late_s >= SILENT_S else 0.0)
 
     def send(self, command: Command) -> None:
-        """Hand over a command and wait for nothing; a worker that is gone is the listener's business.
+        """Hand over a command and wait for nothing. The listener reports a worker that is gone.
 
-        Raises EngineError for a prompt where too much waits already that the worker does not read.
+        Raises EngineError for a prompt while more than MAX_WAITING_BYTES wait for the worker.
         """
         data = bytes(ForkingPickler.dumps(command))
         request = command.request if isinstance(command, Generate) else None
@@ -120,7 +120,7 @@ class WorkerProcess:
             self._changed.notify_all()
 
     def withdraw(self, request: int) -> bool:
-        """Take back a prompt that still waits to be written; False where the worker has it, or part of it."""
+        """Take back a prompt that was not written to the pipe yet; False where the worker has it, or part of it."""
         with self._changed:
             for place, (waiting, data) in enumerate(self._commands):
                 if waiting == request:
@@ -130,9 +130,9 @@ class WorkerProcess:
         return False
 
     def end(self) -> None:
-        """End the process for good and wait until it is gone; at once where it does not answer anyway.
+        """End the process and wait until it is gone. A silent one is killed at once.
 
-        Several threads may end the same one. A process that the system does not let go of is left behind after a while.
+        Several threads may end the same process. One that the system does not let go of is left behind after KILL_S.
         """
         if self.silent_s:
             self._process.kill()
@@ -148,7 +148,7 @@ class WorkerProcess:
         return self._process.wait()
 
     def end_reason(self) -> EngineError:
-        """Why it ended, after its side of the pipe closed; a process that goes on all the same is ended."""
+        """Why it ended, after its side of the pipe closed. A process that still runs has sent something unreadable."""
         exit_code = None if self._is_garbled else self._exit_code(LINGER_S)
         if exit_code is not None:
             return death_reason(exit_code)
@@ -161,7 +161,7 @@ class WorkerProcess:
             return None
 
     def _close(self) -> None:
-        """Let both threads go, whatever they wait for."""
+        """Release both threads, whatever they wait for."""
         with self._changed:
             self._is_closed = True
             self._commands.clear()
@@ -195,10 +195,10 @@ class WorkerProcess:
     def _listen(self) -> None:
         try:
             while True:
-                self._tell(self._receive())
+                self._handle(self._receive())
         except (EOFError, OSError):
             pass
-        except Exception:  # Whatever it is that cannot be read, nothing that follows can be trusted either.
+        except Exception:  # After an event that cannot be read, nothing that follows can be trusted.
             log.exception("the engine's process said something that cannot be understood")
             self._is_garbled = True
         self.has_ended = True
@@ -207,7 +207,7 @@ class WorkerProcess:
         except Exception:  # The thread's edge.
             log.exception("the end of the engine's process was not noted")
         self.settled.set()
-        self._let_go()
+        self._close_files()
 
     def _receive(self) -> Event:
         event = pickle.loads(self._pipe.recv_bytes(MAX_EVENT_BYTES))
@@ -215,7 +215,7 @@ class WorkerProcess:
             raise TypeError(type(event).__name__)
         return event
 
-    def _tell(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         self.last_sign_s = time.monotonic()
         try:
             match event:
@@ -226,13 +226,13 @@ class WorkerProcess:
                 case _:
                     self._is_loaded = self._is_loaded or isinstance(event, Loaded)
                     self._on_event(self, event)
-        except Exception:  # What one event brings about is not to end the ear for all others.
+        except Exception:  # One event's fault is not to end the thread that hears all others.
             log.exception("%s of the engine's process", type(event).__name__)
         if isinstance(event, ImportsDone):
             self.settled.set()
 
-    def _let_go(self) -> None:
-        """Give the files back, once the other thread does not use them any more."""
+    def _close_files(self) -> None:
+        """Close the pipe, once the writing thread does not use it any more."""
         self._close()
         self._writer.join()
         self._pipe.close()
@@ -240,7 +240,7 @@ class WorkerProcess:
 
 
 def _work_of(pid: int) -> int:
-    """A figure that grows while a process computes or its memory is read from a disk."""
+    """A figure that grows while process `pid` computes or its memory is read from a disk."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:

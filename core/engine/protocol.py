@@ -20,8 +20,8 @@ Stage = Literal["start", "compile", "read", "prepare", "warm_up", "connect"]
 class Conversation(str):
     """A chat as its turns, for a server that puts them into its model's template itself.
 
-    As a text it is what a person reads. `turns` are pairs of a role and its words; `is_open` where the last of them
-    is to be gone on with.
+    As a text it is what a person reads. `turns` are pairs of a role and its words. `is_open`: the answer continues the
+    last turn.
     """
 
     turns: tuple[tuple[str, str], ...]
@@ -58,8 +58,8 @@ class Load:
 class Generate:
     """Answer `prompt`, which is text with its special tokens written out, or token ids.
 
-    `continues`: the prompt ends inside the answer, so that what comes is written as going on from its last token.
-    `client` is for whom it is, see core/engine/fair_queue.py: "" for the pages.
+    `continues`: the prompt ends inside the answer, whose text goes on after the prompt's last token. `client` is for
+    whom it is, see core/engine/fair_queue.py: "" for the pages.
     """
 
     request: int
@@ -90,8 +90,8 @@ class ImportsDone:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The worker's process lives. `stuck_s` is how long its main thread has been at one step of its answers where that
-    is longer than any takes, else 0."""
+    """The worker's process lives. `stuck_s`: how long its main thread has been at one step, where that is longer than
+    any step takes; else 0."""
 
     stuck_s: float = 0.0
 
@@ -106,10 +106,10 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFacts:
-    """GPU memory after a load and its warm-up at full size: the plan, and what torch's allocator held at the most.
+    """GPU memory after a load and its warm-up at full size: the plan, and the most that torch's allocator held.
 
-    `context_bytes` is what NVML counts beside that for the process; None where it does not tell.
-    A forced load is not held to its plan.
+    `context_bytes` is what NVML counts for the process beside that; None where NVML does not tell. A forced load is not
+    held to its plan.
     """
 
     plan: MemoryPlan

@@ -1,4 +1,4 @@
-"""How fast the engine writes, over all answers that run."""
+"""How fast the engine writes, in tokens/s over all running answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WINDOW_S = 4.0
 
 
 class TokenRate:
-    """Counts the tokens of all answers whenever it is asked, by however many pages, from any thread."""
+    """Counts the tokens of all answers whenever a page asks. Any thread may ask."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -23,7 +23,7 @@ class TokenRate:
         self._samples: deque[tuple[float, int]] = deque()
 
     def tokens_per_s(self, running: Iterable[Answer]) -> float:
-        """The rate over the last seconds in which somebody asked; 0 at the first question."""
+        """The rate over the last WINDOW_S seconds in which a page asked; 0 at the first question."""
         with self._lock:
             now_s = self._clock()
             if self._samples and now_s - self._samples[-1][0] > WINDOW_S:
@@ -36,7 +36,7 @@ class TokenRate:
             return (self._total - before) / (now_s - begin_s) if now_s > begin_s else 0.0
 
     def _count(self, running: Iterable[Answer]) -> None:
-        """Add what was written since the last question; a finished answer is counted once more, then let go."""
+        """Add the tokens since the last question. A finished answer is counted once more, then forgotten."""
         for answer in {*self._counted, *(one for one in running if one.is_running)}:
             num_tokens = answer.num_tokens
             self._total += num_tokens - self._counted.get(answer, 0)

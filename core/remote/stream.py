@@ -10,7 +10,7 @@ from typing import Any
 
 from core.common.errors import EngineError
 from core.common.values import printable
-from core.engine.detokenize import find_stop, held_back
+from core.engine.detokenize import StopFilter
 from core.engine.protocol import AnswerStats, Reason
 from core.engine.sampling_params import Sampling
 from core.remote.http import message_of
@@ -26,7 +26,7 @@ class AnswerStream:
     def __init__(self, server: str, sampling: Sampling, prompt_tokens: int, is_clipped: bool) -> None:
         """`prompt_tokens` is our own count; `is_clipped`: less was asked for than a person wanted, to fit."""
         self._server, self._sampling, self._is_clipped = server, sampling, is_clipped
-        self._held, self._num_chars = "", 0
+        self._filter, self._num_chars = StopFilter(sampling.stop), 0
         self._began_s = time.monotonic()
         self._first_s: float | None = None
         self.prompt_tokens, self.reused_tokens, self.num_tokens = prompt_tokens, 0, 0
@@ -46,19 +46,17 @@ class AnswerStream:
             if self._num_chars > MAX_TOKEN_CHARS * (self._sampling.max_new_tokens + 64):
                 raise EngineError("remote_too_much", server=self._server)
         self._count(event.get("usage"))
-        self._held += printable(text)
-        begin = find_stop(self._held, self._sampling.stop)
-        if begin is not None:
-            self.reason, self._held = "stop", self._held[:begin]
-            return self.flush()
-        if finish is not None:
+        certain = self._filter.push(printable(text))
+        if self._filter.stopped:
+            self.reason = "stop"
+        elif finish is not None:
             self.reason = self._reason(finish, event)
-            return self.flush()
-        return self._release(len(self._held) - held_back(self._held, self._sampling.stop))
+            return certain + self.flush()
+        return certain
 
     def flush(self) -> str:
         """What was held back because it might have become a stop string."""
-        return self._release(len(self._held))
+        return self._filter.flush()
 
     def stats(self) -> AnswerStats:
         now_s = time.monotonic()
@@ -98,10 +96,6 @@ class AnswerStream:
         details = usage.get("prompt_tokens_details")
         if isinstance(details, dict):
             self.reused_tokens = _whole(details.get("cached_tokens"), self.reused_tokens)
-
-    def _release(self, length: int) -> str:
-        text, self._held = self._held[:length], self._held[length:]
-        return text
 
 
 def _whole(value: Any, otherwise: int) -> int:

@@ -398,8 +398,8 @@ def test_a_callers_fault_does_not_end_the_ear(caplog: pytest.LogCaptureFixture) 
 
     worker = WorkerProcess(FAKE, take, end, is_warm=True, on_imports_done=hear)
     assert worker.settled.wait(WAIT_S) and "a warm worker's fault" in caplog.text
-    worker._tell(TextChunk(1, "a", 1))
-    worker._tell(TextChunk(1, "b", 2))
+    worker._handle(TextChunk(1, "a", 1))
+    worker._handle(TextChunk(1, "b", 2))
     worker.end()
     until(lambda: "an end's fault" in caplog.text)
     assert len(heard) == 2

@@ -463,7 +463,7 @@ def test_a_connection_that_is_let_go_before_its_first_look_leaves_nothing_open(s
 def test_what_is_answered_is_read_without_a_lock(engine: RemoteEngine, server: OpenAiStandin) -> None:
     connect(engine, server)
     seen: list[object] = []
-    with engine._lock:
+    with engine.changed:
         reading = threading.Thread(target=lambda: seen.append((engine.state.phase, engine.running_answers)))
         reading.start()
         reading.join(WAIT_S)
