@@ -16,22 +16,27 @@ from core.api.errors import ApiError
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`client` is the key, else the address: who has turns and a share. `owner` is whose key it is, "" where none was
-    needed."""
+    """Who sent a request. `client` names the key, else the address; the engine gives each client its turns.
+
+    `owner` is whose key it is, "" where none was needed.
+    """
 
     client: str
     owner: str = ""
 
 
 class ApiAuth:
-    """`needs_key` says whether anybody but this machine can reach the server, `is_welcome` whether a key's owner may
-    still come in."""
+    """Lets requests in.
+
+    `needs_key` says whether anybody but this machine can reach the server, `is_welcome` whether a key's owner may
+    still come in.
+    """
 
     def __init__(self, keys: KeyStore, needs_key: Callable[[], bool], is_welcome: Callable[[Key], bool]) -> None:
         self._keys, self._needs_key, self._is_welcome = keys, needs_key, is_welcome
 
     async def check(self, request: Request) -> Caller:
-        """Who asks. Raises ApiError where the request brings no key, or one that opens nothing, and needs one."""
+        """The caller. Raises ApiError where the request needs a key and brings none, or one that opens nothing."""
         # The name of another machine on loopback: a forwarded port, or a page that made its name point here.
         is_let_in = not self._needs_key() and is_local_name(request.headers.get("host", ""))
         scheme, _, text = request.headers.get("authorization", "").partition(" ")

@@ -18,14 +18,14 @@ from core.api.served_model import ServedModel, find_character, read_served_model
 from core.engine.interface import Engine
 from core.personas.listing import Listing
 
-# How long a stream waits for its turn before it says that it is one: until then an error still has a status.
+# A stream's headers wait this long for its first token: until they go out, an error still has a status.
 PATIENCE_S = 5.0
 SIGN_OF_LIFE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is left of a request once its prompts are made: its texts are not kept while they are answered."""
+    """What is kept of a request while it is answered: its prompts are made, its texts are gone."""
 
     served: ServedModel
     generations: Sequence[GenerationRequest]

@@ -13,12 +13,15 @@ LOAD_RETRY_S = 5
 
 
 class ApiError(DeckError):
-    """A request that is not answered, in the words that its sender reads."""
+    """A request is not answered; its sender reads why."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpErrorShape:
-    """`param` names the field that is to blame, where the error does not say it itself by the value `field`."""
+    """How HTTP and OpenAI's API name an error.
+
+    `param` is the field that is to blame, where the error itself does not name one by its value `field`.
+    """
 
     status: int
     type: str
@@ -32,7 +35,7 @@ CONTEXT = HttpErrorShape(400, INVALID, "context_length_exceeded", "messages")
 NOT_LOADED = HttpErrorShape(503, SERVER, "model_not_loaded", "model", LOAD_RETRY_S)
 FAULT = HttpErrorShape(500, SERVER, "internal_error")
 
-# Errors that are named here are the sender's, or pass; every other one is ours.
+# Errors named here are the sender's, or pass by themselves. Every other one is a fault of the server.
 SHAPES = {
     "api_key_missing": HttpErrorShape(401, AUTHENTICATION, "invalid_api_key"),
     "api_key_wrong": HttpErrorShape(401, AUTHENTICATION, "invalid_api_key"),

@@ -18,13 +18,15 @@ from core.common.errors import DeckError
 from core.engine.answer import Answer
 from core.engine.interface import Engine
 
-# So many answers of each client may wait for a slot.
+# At most this many answers of each client wait for a slot.
 MAX_WAITING = 64
 
 
 class AdmissionLimit:
-    """How many answers each client of the API may have at once; what others have takes nothing from it, as the engine
-    answers by turns. For the event loop."""
+    """Limits how many answers each client of the API has at once. For the event loop alone.
+
+    Clients take nothing from each other's limit, because the engine answers them by turns.
+    """
 
     def __init__(self, max_waiting: int = MAX_WAITING) -> None:
         self._max_waiting = max_waiting
@@ -32,7 +34,7 @@ class AdmissionLimit:
 
     @contextmanager
     def take(self, wanted: int, served: ServedModel, client: str) -> Iterator[None]:
-        """Raises ApiError where the client has not so many left, or never will have."""
+        """Admit `wanted` answers. Raises ApiError where the client has fewer left, or never has that many."""
         limit = served.num_slots + self._max_waiting
         if wanted > limit:
             raise ApiError("api_many", wanted=wanted, limit=limit)
@@ -49,21 +51,21 @@ class AdmissionLimit:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer and what it was asked for. `prompt` is the number of its prompt among the request's."""
+    """One answer and its request. `prompt` is the index of its prompt in the body."""
 
     request: GenerationRequest
     answer: Answer
     prompt: int
 
     def text(self) -> tuple[str, bool]:
-        """What is certain of its message, and whether that is all."""
+        """The part of the message that is certain by now, and whether that is all of it."""
         is_done = not self.answer.is_running
         return self.request.visible_text(self.answer.text, is_done), is_done
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """In tokens; those that were `cached` are prompt tokens that the engine had read before."""
+    """Tokens. The engine had read `cached` of the `prompt` tokens before."""
 
     prompt: int
     completion: int
@@ -71,7 +73,7 @@ class Usage:
 
 
 class Choices:
-    """All answers of one request. Leave it as a context: what still runs is stopped then."""
+    """All answers of one request, as a context whose end cancels those that still run."""
 
     def __init__(self, choices: Sequence[Choice]) -> None:
         self.choices = tuple(choices)
@@ -98,7 +100,7 @@ class Choices:
             pass  # The loop is closed: nobody listens any more.
 
     async def change(self, timeout_s: float | None = None) -> bool:
-        """Wait until something is new since the last call; False when `timeout_s` passed before."""
+        """Wait for news since the last call; False when `timeout_s` passes before."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()

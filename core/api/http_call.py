@@ -19,13 +19,13 @@ from core.common.errors import DeckError
 
 # A context of 128k tokens is under 1 MB of text; JSON may write each of its characters as six.
 MAX_BODY_BYTES = 4 * 2**20
-# What is left of a body that is refused is read for so long, and thrown away: most clients read no answer before they
-# have sent everything.
+# The rest of a refused body is read for at most this long, and dropped: most clients read no answer before they have
+# sent everything.
 LINGER_S, MAX_LINGER_BYTES = 2.0, 32 * 2**20
 MAX_UNREAD_BYTES = 2**16
-# Who takes nothing of a stream for so long has left: its answer holds a place that others wait for.
+# A client that takes nothing of a stream for this long has left: its answer holds a slot that others wait for.
 STALL_S = 60.0
-# What others write into their logs for a client that went away; it is never sent.
+# nginx logs this status for a client that went away. Nobody sends it.
 CLIENT_GONE = 499
 DONE = "[DONE]"
 MAX_SHOWN_CHARS, MAX_METHOD_CHARS = 200, 20
@@ -45,10 +45,12 @@ class ClientGone(Exception):
 
 
 class HttpCall:
-    """`status` is what was answered, None before. `is_streaming` once events go out: then no status can be sent.
-    `recheck` raises ApiError where the request would be refused by now, such as for a key that was revoked. `owner` is
-    whose key the request brought, "" where it needed none; `client` is who asks, for turns and shares. `ending` is set
-    when the process is about to end.
+    """A request and its answer.
+
+    `status` is the answer's, None before it. `is_streaming` is true once events go out: then no status can be sent.
+    `recheck` raises ApiError where the request would be refused by now, such as for a revoked key. `owner` is whose key
+    the request brought, "" where it needed none; `client` is who gets a turn. `ending` is set when the process is about
+    to end.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class HttpCall:
         await Response(body, status, headers, kind)(self._scope, self._receive, self._send)
 
     async def refuse(self, error: DeckError, headers: Mapping[str, str] | None = None) -> None:
-        """Say what is wrong: as the answer, or inside a stream that has begun, which ends with it."""
+        """Send what is wrong: as the answer, or as the last event of a stream that has begun."""
         body, shape = body_of(error, self.language), shape_of(error)
         if self.is_streaming:
             await self.event(to_json(body))
@@ -132,11 +134,11 @@ class HttpCall:
         await self.json(body, shape.status, headers)
 
     async def refuse_path(self) -> None:
-        """There is nothing at the path that was asked for."""
+        """Answer that nothing is at the path."""
         await self.refuse(ApiError("api_path", path=self.request.scope["path"][:MAX_SHOWN_CHARS]))
 
     async def refuse_method(self, methods: Iterable[str]) -> None:
-        """What is at the path takes other `methods`."""
+        """Answer that the path takes other `methods`."""
         allowed = ", ".join(methods)
         error = ApiError("api_method", method=self.request.method[:MAX_METHOD_CHARS], allowed=allowed)
         await self.refuse(error, {"allow": allowed})
@@ -150,7 +152,7 @@ class HttpCall:
         return is_long or "transfer-encoding" in self.request.headers
 
     async def _refuse_early(self, text: str, status: int, headers: Mapping[str, str]) -> None:
-        """Answer, and end the connection only when the client had time to send the rest and to read why."""
+        """Answer, and give the client time to send the rest and to read why before the connection ends."""
         self.status = status
         body = text.encode("utf-8", "replace")
         told = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
@@ -206,7 +208,7 @@ class HttpCall:
             raise ClientGone from None
 
     async def unless_gone(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """What `work` comes to; it is cancelled, and ClientGone raised, when the client goes. The body was read."""
+        """What `work` returns. When the client goes, cancel it and raise ClientGone. The body has to be read before."""
         doing, leaving = asyncio.create_task(work), asyncio.create_task(self._gone())
         try:
             await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
@@ -218,8 +220,10 @@ class HttpCall:
             doing.cancel()
 
     async def unless_ending(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work`; it is cancelled, and ApiError raised, when the process is about to end, unless an answer that is
-        no stream goes out already."""
+        """Do `work`. When the process is about to end, cancel it and raise ApiError.
+
+        A whole answer that goes out already is left to its end.
+        """
         if self._ending.is_set():
             work.close()
             raise ApiError("api_ending")

@@ -23,14 +23,14 @@ from core.api.schema import Strict, read_body
 
 Request = TypeVar("Request", bound=Strict)
 Result = TypeVar("Result")
-# A body may take so long to come, and one that is large so long until there is room for it.
+# Seconds for a body to come, and for a large one to get room.
 BODY_S, ROOM_S = 30.0, 30.0
-# Most requests are smaller. Of larger bodies so many are held at once, with all that is made of them; of one client
-# no more than half, so that nobody who sends slowly shuts out the others.
+# Most bodies have fewer than LARGE_BYTES. Of larger ones at most MAX_LARGE are held at once, with all that is made of
+# them. One client gets half of that, so that a slow sender does not shut out the others.
 LARGE_BYTES = 2**16
 MAX_LARGE, MAX_LARGE_OF_ONE = 4, 2
 NUM_THREADS = 8
-# What makes no prompt, such as the list of models, does not wait for prompts whose template or tokenizer takes seconds.
+# Work that makes no prompt has threads of its own: a template or a tokenizer may keep the others for seconds.
 NUM_SHORT_THREADS = 4
 
 

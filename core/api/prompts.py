@@ -22,8 +22,8 @@ from core.personas.user import UserPersona, read_persona
 
 # As OpenAI has it, where a completion does not say how long it may be.
 COMPLETION_TOKENS = 16
-# Texts of more than so many contexts are refused before a template or a tokenizer works on them; those of so many
-# characters never are, as they cost little. One that is long is counted piece by piece, no further than it must be.
+# Texts of more than FAR_CONTEXTS contexts are refused before a template or a tokenizer works on all of them. Those of
+# FEW_CHARS cost little and are never refused so early. Longer ones are counted in pieces of PIECE_CHARS.
 FAR_CONTEXTS = 4
 FEW_CHARS = 2**16
 PIECE_CHARS = 2**15
@@ -32,9 +32,10 @@ GIVEN = ("temperature", "top_p", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt, which gets `num_choices` answers. `echo` is put before them; `start` is what they go on from.
+    """One prompt, which gets `num_choices` answers, each with `echo` before it.
 
-    `speaker` is whose name before an answer is taken off; None for text that is handed on as it comes.
+    `continues`: the answers go on from the prompt's last word. The name of `speaker` before an answer is cut off; None
+    leaves the text as it comes.
     """
 
     prompt: str | tuple[int, ...]
@@ -45,12 +46,12 @@ class GenerationRequest:
     speaker: str | None = None
 
     def sampling_of(self, choice: int) -> Sampling:
-        """Choices of one seed differ, and are the same every time."""
+        """The settings of one choice: choices of one seed differ, and are the same every time."""
         seed = self.sampling.seed
         return self.sampling if seed is None else replace(self.sampling, seed=(seed + choice) & MAX_SEED)
 
     def visible_text(self, text: str, is_done: bool) -> str:
-        """What of an answer's `text` is certain to be part of the message; it never shrinks."""
+        """The part of the message that an answer's `text` makes certain. It never shrinks while the text grows."""
         if self.speaker is None:
             return self.echo + text
         text, mark = text.lstrip(), f"{self.speaker}:" if self.speaker else ""
@@ -110,9 +111,9 @@ def render_messages(messages: Sequence[Message], served: ServedModel) -> str:
 
 
 def check_size(texts: Sequence[str], served: ServedModel) -> None:
-    """Raises ApiError where texts are far longer than the context, so that nobody has to work on all of them.
+    """Raise ApiError where texts are far longer than the context, without work on all of them.
 
-    What is too long, but not far, is known once the prompt is made: some templates leave out parts of messages.
+    Texts that are only somewhat too long pass: some templates leave out parts of messages.
     """
     if sum(map(len, texts)) <= FEW_CHARS:
         return
@@ -125,7 +126,7 @@ def check_size(texts: Sequence[str], served: ServedModel) -> None:
 
 
 def check_length(prompt: str | tuple[int, ...], served: ServedModel) -> None:
-    """Raises ApiError where the prompt leaves no room for an answer; an estimate is left to the engine."""
+    """Raise ApiError where the prompt leaves no room for an answer. An estimate passes: the engine counts itself."""
     is_exact = served.model.counter.is_exact or not isinstance(prompt, str)
     tokens = served.model.count_prompt(prompt) if isinstance(prompt, str) else len(prompt)
     if tokens >= served.context_tokens and is_exact:
@@ -141,7 +142,7 @@ def _as_character(
     character: Character,
     user: UserPersona,
 ) -> GenerationRequest:
-    """As the page Chat asks a character, but that no message is ever left out."""
+    """The request as the page Chat makes it for a character, except that no message is left out."""
     head, turns = _split(messages)
     speaker = CharacterPrompt(
         character=character,
@@ -165,7 +166,7 @@ def _as_character(
 
 
 def _prepare_whole(turns: list[Turn], context: PromptContext, start: str) -> Prompt:
-    """With room for the answer if all messages fit beside it, else with as much as there is."""
+    """The prompt with all messages, with as much of the wanted room for the answer as is left beside them."""
     room = context.sampling.max_new_tokens
     while True:
         sampling = replace(context.sampling, max_new_tokens=room)
@@ -191,10 +192,10 @@ def _too_long(prompt: Prompt, context: PromptContext) -> ApiError:
 def _as_dialogue(
     messages: list[Message], start: str, sampling: Sampling, num_choices: int, served: ServedModel
 ) -> GenerationRequest:
-    """For a model that knows no form for chats: plain lines, each with a name."""
-    head, said = _split(messages)
+    """The request for a model without a form for chats: plain lines, each with a name."""
+    head, turns = _split(messages)
     style = PromptStyle("chat", served.model.template, Names.of("", ""), served.model.counter.opening)
-    prompt = style.render(PromptParts(tuple(said), head, start=start))
+    prompt = style.render(PromptParts(tuple(turns), head, start=start))
     check_length(prompt, served)
     return GenerationRequest(
         prompt,
@@ -206,11 +207,11 @@ def _as_dialogue(
 
 
 def _split(messages: list[Message]) -> tuple[str, list[Turn]]:
-    """The system text at the beginning, and the rest; one in the middle is told by the user, as lore is."""
+    """The system text at the beginning, and the other turns. The user tells a later system text, as lore."""
     turns = [_turn(message) for message in messages]
     num_head = next((place for place, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
-    said = [Turn(role="user", content=turn["content"]) if turn["role"] == "system" else turn for turn in turns]
-    return join_texts(*(turn["content"] for turn in turns[:num_head])), said[num_head:]
+    turns = [Turn(role="user", content=turn["content"]) if turn["role"] == "system" else turn for turn in turns]
+    return join_texts(*(turn["content"] for turn in turns[:num_head])), turns[num_head:]
 
 
 def _turn(message: Message) -> Turn:
@@ -218,7 +219,7 @@ def _turn(message: Message) -> Turn:
 
 
 def _sampling(request: Sampled, served: ServedModel, longest: int) -> Sampling:
-    """What the request says, before what the model recommends. Raises InputError."""
+    """The request's settings over those that the model recommends. Raises InputError."""
     values: dict[str, Any] = {name: getattr(request, name) for name in GIVEN if getattr(request, name) is not None}
     if request.top_k is not None:
         values["top_k"] = max(0, request.top_k)

@@ -18,7 +18,7 @@ PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-"}
 
 @dataclass(frozen=True, slots=True)
 class ResponseWriter:
-    """What all pieces of one reply share."""
+    """Writes one response in OpenAI's form, whole or as the pieces of a stream. All pieces share id, model and time."""
 
     kind: Literal["chat", "completion"]
     model: str

@@ -24,7 +24,7 @@ MAX_MESSAGES = 50_000
 MAX_VALUES = 3_000_000
 MAX_NAME_CHARS = 200
 MIB = 1024 * 1024
-# What pages show of an answer; anything else is left behind.
+# The statistics of an answer that pages show; an import leaves others out.
 STATS: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "reason": (str, NoneType),

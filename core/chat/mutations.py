@@ -1,7 +1,7 @@
 """Changes to a chat's messages, each inside its caller's transaction.
 
-Every change names the message that it is about, and is refused where that message is not shown any more: a page that
-has not noticed what another tab did changes nothing.
+Every change names its message, and raises ChatStoreError where that message is not shown any more: a page that has not
+noticed what another tab did changes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def require_chat(db: sqlite3.Connection, chat: int) -> None:
 
 
 def require_own_chat(db: sqlite3.Connection, chat: int, owner: str | None) -> None:
-    """Raise where a chat, deleted or not, is another one's, as if it were not there. None is whoever may see all."""
+    """Raise as for a missing chat where a chat, deleted or not, has another owner. Owner None may see all."""
     if owner is None:
         return
     if db.execute("SELECT 1 FROM chats WHERE id = ? AND owner = ?", (chat, owner)).fetchone() is None:
@@ -185,13 +185,13 @@ def hide_versions(db: sqlite3.Connection, chat: int, parent: int | None) -> None
 
 
 def touch(db: sqlite3.Connection, chat: int, now_s: float) -> None:
-    """Note that something was said or taken back, in the time and in the title."""
+    """Bring the chat's time and title up to date after its messages changed."""
     db.execute("UPDATE chats SET changed_s = ? WHERE id = ?", (now_s, chat))
     retitle(db, chat)
 
 
 def retitle(db: sqlite3.Connection, chat: int) -> None:
-    """Propose a title from the first thing that a person is seen to say, where they gave none of their own."""
+    """Propose a title from the person's first shown message, where the chat has no title of their own."""
     if db.execute("SELECT title_is_own FROM chats WHERE id = ?", (chat,)).fetchone()[0]:
         return
     title = ""

@@ -57,7 +57,7 @@ class Recorder:
         return None if job is None else job.text()
 
     def problem(self, message: int) -> DeckError | None:
-        """Why the answer cannot be written to the disk at present; it is tried again until it can."""
+        """Why the answer cannot be written to the disk now. The recorder tries again until it can."""
         job = self._jobs.get(message)
         return None if job is None else job.problem
 
@@ -75,7 +75,7 @@ class Recorder:
         return job is None or not job.thread.is_alive()
 
     def close(self) -> None:
-        """Write once more what there is of every answer, as stopped where it has not ended."""
+        """Write every answer once more, as stopped where it has not ended."""
         self._closing.set()
         with self._lock:
             jobs = list(self._jobs.values())
@@ -125,7 +125,7 @@ class _Job:
             self._on_end(self)
 
     def _try(self, write: Callable[[], None]) -> bool:
-        """Whether the answer is still worth writing: False once its message is gone."""
+        """Run `write`. False once the message is gone, so that writing on makes no sense."""
         try:
             write()
         except ChatStoreError as error:
@@ -143,7 +143,7 @@ class _Job:
         return True
 
     def text(self) -> str:
-        """What the message says now: the answer as the chat shows it, and as it came where that fails."""
+        """The message's text by now: the answer as the chat shows it, or as it came where that fails."""
         try:
             return self._text_of(self.answer.text)
         except Exception:

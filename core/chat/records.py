@@ -18,7 +18,7 @@ STATES: tuple[str, ...] = get_args(State)
 class ChatInfo:
     """One chat without its messages. `character` is a name or empty; times are seconds since 1970.
 
-    `settings` are plain values by name, such as "preset"; "sampling" alone is a group, of Sampling's settings.
+    `settings` are plain values by name, such as "preset". Only "sampling" is a group: settings of Sampling.
     """
 
     id: int
@@ -60,9 +60,9 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One message, or a title (`message` None), in which a search found all its words.
+    """One message, or a title (`message` None), that has all words of a search.
 
-    `snippet` is text around the first word, which stands at `begin` to `end` in it.
+    `snippet` is text around the first word, which is `snippet[begin:end]`.
     """
 
     chat: int

@@ -1,9 +1,9 @@
 """The chat history: every chat and message, in one SQLite file under data/.
 
-Each change is one transaction about ids, and on the disk when it returns. No change ever writes a whole chat back, so
-a second tab or a page of yesterday cannot overwrite one. All may be called from any thread.
+Each change is one transaction, which names rows by id and is on the disk when it returns. No change writes a whole
+chat back, so a second tab or an old page cannot overwrite one. Every method may be called from any thread.
 
-A store shows the chats of one owner; those of others are to it as if they were not there.
+A store shows the chats of one owner, as if there were no others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.chat import mutations as changes
+from core.chat import mutations
 from core.chat.columns import to_column
 from core.chat.copying import copy_of, path_of
 from core.chat.database import BUSY_S, ChatStoreError, Database
@@ -56,7 +56,7 @@ class ChatStore:
         return self._with_owner(owner)
 
     def of_all(self) -> ChatStore:
-        """For what goes on with answers that their owners began: it can read and write every chat, but lists none."""
+        """For the recorder, which goes on with everybody's answers. It reads and writes every chat, but lists none."""
         return self._with_owner(None)
 
     def _with_owner(self, owner: str | None) -> ChatStore:
@@ -65,7 +65,7 @@ class ChatStore:
         return store
 
     def _settle(self) -> None:
-        """Put in order what a killed process left; another one that is at work is left alone."""
+        """Put in order what a killed process left, where no other process uses the file."""
         if self._database.is_alone:
             with self._database.change() as db:
                 db.execute("UPDATE messages SET state = 'stopped' WHERE state = 'writing'")
@@ -91,7 +91,7 @@ class ChatStore:
     def add(self, chat: CopiedChat) -> int:
         """Write a chat that comes from outside as a new one."""
         with self._database.change() as db:
-            return changes.insert_chat(db, chat, self._now(), self._owner or "")
+            return mutations.insert_chat(db, chat, self._now(), self._owner or "")
 
     def chats(self, limit: int = PAGE_CHATS, offset: int = 0) -> list[ChatInfo]:
         """Pinned chats first, then those that changed last."""
@@ -118,39 +118,41 @@ class ChatStore:
             return copy_of(db, chat)
 
     def branch(self, message: int) -> int:
-        """A new chat with what was said up to and with a message; the old one stays as it is."""
+        """A new chat that is a copy of the old one up to and with a message."""
         with self._changing(message) as db:
-            chat, _ = changes.find_shown(db, message)
-            return changes.insert_chat(db, path_of(read_chat(db, chat), message), self._now(), self._owner or "")
+            chat, _ = mutations.find_shown(db, message)
+            return mutations.insert_chat(db, path_of(read_chat(db, chat), message), self._now(), self._owner or "")
 
     def rename(self, chat: int, title: str, expected: str | None = None) -> None:
         """Give a chat a title of its own; an empty one brings back the proposed one.
 
-        `expected` is the title that was seen: raises ChatStoreError "chat_changed" where it is another one by now.
+        `expected` is the title that the caller saw. Raises ChatStoreError "chat_changed" where another one holds now.
         """
         title = shortened(" ".join(printable(title).split()), MAX_OWN_TITLE_CHARS)
         with self._changing_chat(chat) as db:
             if read_info(db, chat).title not in (expected, title) and expected is not None:
                 raise ChatStoreError("chat_changed", text=title)
             db.execute("UPDATE chats SET title = ?, title_is_own = ? WHERE id = ?", (title, bool(title), chat))
-            changes.retitle(db, chat)
+            mutations.retitle(db, chat)
 
     def pin(self, chat: int, is_pinned: bool) -> None:
         self._set(chat, "is_pinned = ?", is_pinned)
 
     def change_settings(self, chat: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        """Make new settings of those that hold now: what another tab sets at the same time stays."""
+        """Make new settings of the present ones, so that what another tab sets at the same time stays."""
         with self._changing_chat(chat) as db:
             settings = change(read_info(db, chat).settings)
             db.execute("UPDATE chats SET settings = ? WHERE id = ?", (to_column(settings), chat))
 
     def set_mode(self, chat: int, mode: Mode) -> None:
-        """Put a chat to the model in another mode; who speaks stays."""
+        """Put a chat to the model in another mode, with the same speaker."""
         self._set(chat, "mode = ?", mode)
 
     def set_character(self, chat: int, character: str) -> None:
-        """Let another one speak. A person's own choice of plain lines or of a notebook stays; else the model's format
-        follows the character."""
+        """Let another character speak.
+
+        A person's own choice of plain lines or of a notebook stays; else the mode follows the character.
+        """
         with self._changing_chat(chat) as db:
             mode = read_info(db, chat).mode
             if mode not in ("chat", "notebook"):
@@ -158,16 +160,16 @@ class ChatStore:
             db.execute("UPDATE chats SET mode = ?, character = ? WHERE id = ?", (mode, printable(character), chat))
 
     def add_draft(self, chat: int, text: str) -> None:
-        """Note down `text` below what was typed and not sent."""
+        """Add `text` below the chat's draft, which was typed and not sent."""
         text = printable(text)
         self._set(chat, "draft = CASE draft WHEN '' THEN ? ELSE draft || char(10, 10) || ? END", text, text)
 
     def drop_draft(self, chat: int, text: str) -> None:
-        """Forget what was typed, where it is still this `text`: what came to it stays."""
+        """Empty the draft where it is still this `text`: what was added meanwhile stays."""
         self._set(chat, "draft = CASE draft WHEN ? THEN '' ELSE draft END", text)
 
     def delete_chat(self, chat: int) -> None:
-        """Put a chat out of sight; for a week `restore_chat` takes that back."""
+        """Hide a chat. For KEEP_DELETED_S `restore_chat` takes that back."""
         self._set(chat, "deleted_s = ?", self._now())
 
     def restore_chat(self, chat: int) -> None:
@@ -177,7 +179,7 @@ class ChatStore:
 
     def _set(self, chat: int, columns: str, *values: object) -> None:
         with self._changing_chat(chat) as db:
-            changes.require_chat(db, chat)
+            mutations.require_chat(db, chat)
             db.execute(f"UPDATE chats SET {columns} WHERE id = ?", (*values, chat))
 
     def search(self, text: str, limit: int = PAGE_HITS) -> list[Hit]:
@@ -188,79 +190,79 @@ class ChatStore:
     # Messages -------------------------------------------------------------------------------------------------------
 
     def append_user(self, chat: int, text: str, after: int | None) -> int:
-        """Add what a person said. `after` is the last message that they saw, None in an empty chat.
+        """Add a person's message. `after` is the last message that they saw, None in an empty chat.
 
         Raises ChatStoreError "chat_moved_on" where the chat went on meanwhile.
         """
-        return self._change_chat(chat, lambda db: changes.append(db, chat, after, "user", text, "done", self._now()))
+        return self._change_chat(chat, lambda db: mutations.append(db, chat, after, "user", text, "done", self._now()))
 
     def append_text(self, chat: int, text: str) -> int:
         """The text that a new notebook begins with."""
-        return self._change_chat(chat, lambda db: changes.append(db, chat, None, "text", text, "done", self._now()))
+        return self._change_chat(chat, lambda db: mutations.append(db, chat, None, "text", text, "done", self._now()))
 
     def begin_answer(self, chat: int, after: int | None, text: str = "") -> int:
         """Begin the answer to `after`; `text` is what it begins with."""
         return self._change_chat(
-            chat, lambda db: changes.append(db, chat, after, "assistant", text, "writing", self._now())
+            chat, lambda db: mutations.append(db, chat, after, "assistant", text, "writing", self._now())
         )
 
     def begin_version(self, message: int, text: str = "") -> int:
         """Begin an answer anew; the old one stays as a version, with what followed it."""
-        return self._change(message, lambda db: changes.add_version(db, message, text, "writing", self._now()))
+        return self._change(message, lambda db: mutations.add_version(db, message, text, "writing", self._now()))
 
     def add_version(self, message: int, text: str) -> int:
-        """Say something else in a message's place; the old one stays as a version, with what followed it."""
-        return self._change(message, lambda db: changes.add_version(db, message, text, "done", self._now()))
+        """Put another text in a message's place; the old one stays as a version, with what followed it."""
+        return self._change(message, lambda db: mutations.add_version(db, message, text, "done", self._now()))
 
     def reopen_answer(self, message: int) -> None:
         """Let the last answer, or a notebook's text, grow on."""
-        self._change(message, lambda db: changes.reopen(db, message))
+        self._change(message, lambda db: mutations.reopen(db, message))
 
     def grow_answer(self, message: int, text: str) -> None:
-        """Write what an answer says by now."""
-        self._change(message, lambda db: changes.grow(db, message, text))
+        """Write the text that an answer has by now."""
+        self._change(message, lambda db: mutations.grow(db, message, text))
 
     def finish_answer(self, message: int, text: str, state: State, stats: dict[str, Any]) -> None:
-        self._change(message, lambda db: changes.write_answer(db, message, text, state, stats))
+        self._change(message, lambda db: mutations.write_answer(db, message, text, state, stats))
 
     def edit(self, message: int, text: str) -> int:
         """Change a message's words; what follows stays, and the old words are a version. The new version's id."""
-        return self._change(message, lambda db: changes.edit(db, message, text, self._now()))
+        return self._change(message, lambda db: mutations.edit(db, message, text, self._now()))
 
     def delete(self, message: int) -> None:
         """Take out one message, the version that is shown."""
-        self._change(message, lambda db: changes.remove_alone(db, message, self._now()))
+        self._change(message, lambda db: mutations.remove_alone(db, message, self._now()))
 
     def delete_from(self, message: int) -> None:
         """Take out a message with all of its versions and what follows."""
-        self._change(message, lambda db: changes.remove_from(db, message, self._now()))
+        self._change(message, lambda db: mutations.remove_from(db, message, self._now()))
 
     def restore(self, message: int) -> None:
         """Take back the `delete` or `delete_from` of that message."""
-        self._change(message, lambda db: changes.restore(db, message, self._now()))
+        self._change(message, lambda db: mutations.restore(db, message, self._now()))
 
     def show(self, message: int) -> None:
         """Show a version, or what a search found: it and all above it are chosen."""
-        self._change(message, lambda db: changes.choose(db, message))
+        self._change(message, lambda db: mutations.choose(db, message))
 
     # Whose it is ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _reading(self, chat: int) -> Iterator[sqlite3.Connection]:
         with self._database.read() as db:
-            changes.require_own_chat(db, chat, self._owner)
+            mutations.require_own_chat(db, chat, self._owner)
             yield db
 
     @contextmanager
     def _changing_chat(self, chat: int) -> Iterator[sqlite3.Connection]:
         with self._database.change() as db:
-            changes.require_own_chat(db, chat, self._owner)
+            mutations.require_own_chat(db, chat, self._owner)
             yield db
 
     @contextmanager
     def _changing(self, message: int) -> Iterator[sqlite3.Connection]:
         with self._database.change() as db:
-            changes.require_own_message(db, message, self._owner)
+            mutations.require_own_message(db, message, self._owner)
             yield db
 
     def _change_chat(self, chat: int, change: Callable[[sqlite3.Connection], T]) -> T:

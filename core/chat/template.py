@@ -23,13 +23,14 @@ LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
 # A real template takes 0.2 ms and 1 MiB for a short chat, 20 ms and 10 MiB for 1,000 messages, 0.5 s for 10,000.
 LIMITS = SandboxLimits(cpu_s=1.5, memory_mib=512, wait_s=20.0)
 MAX_PROCESSES = 4
-# A prompt is what was said beside the words of the template, which may say a text twice, or in JSON: a letter takes 12.
+# A prompt may have so many characters of the template's own, and so many for each turn. A template may write a text
+# twice, or as JSON, where one character takes 12.
 MAX_OWN_CHARS, MAX_TURN_CHARS, MAX_GROWTH = 2**18, 2**10, 16
 # Larger chats have a process of their own, so that a short one does not wait for them.
 LARGE_TURNS, LARGE_CHARS = 200, 100_000
-# How long a chat is not tried again that is as large as one that reached a limit, for so many templates.
+# After a template reached a limit, chats as large as that one are refused for this long; kept for so many templates.
 PAUSE_S, MAX_PAUSED = 60.0, 16
-# Stands where a text is to grow on: no template trims, splits or writes otherwise a character of private use.
+# Marks where a text is to continue. No template trims, splits or rewrites a character of private use.
 OPEN_END = "\ue0c5\ue0d1"
 
 

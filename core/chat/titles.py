@@ -1,6 +1,6 @@
 """A title for a chat, proposed from the first thing that a person said in it.
 
-It is made of the words that are there: at once, the same every time, and no card has to work for it.
+Its words are the person's own: that takes no time and no model, and gives the same title every time.
 """
 
 from __future__ import annotations

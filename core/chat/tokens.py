@@ -18,14 +18,14 @@ from core.common.files import regular_size
 from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
 
-# Rather too many: a prompt that is cut a little early is answered, one that is too long is not.
+# An estimate is rather too high: a prompt cut a little early is answered, one that is too long is not.
 BYTES_PER_TOKEN = 3
-# So many texts are not counted again. They are known by their digests: they themselves would be hundreds of megabytes.
+# The counts of this many texts are kept, by the texts' digests: the texts would be hundreds of megabytes.
 MAX_KNOWN, DIGEST_BYTES = 8192, 16
 # The largest vocabularies, of 260,000 tokens, take 35 MB.
 MAX_TOKENIZER_BYTES = 256 * 2**20
-# Into how many characters all replacements of a tokenizer may turn one: its author may write ten for each, ten times
-# over, and a page would end at the first long word. Those of real tokenizers put one in the place of one.
+# All replacements of a tokenizer together may turn one character into this many. A hostile file can write ten for
+# each, ten times over, which would end a page at the first long word. Real tokenizers put one in the place of one.
 MAX_GROWTH = 64
 # A quarter of a million tokens, the most that a request can hold, have a few megabytes of text. One token of a
 # stranger's may be a megabyte, and the library ends the process where it finds no memory.
