@@ -11,20 +11,20 @@ from core.common.errors import DeckError
 from core.memory.fit import FitReport
 from core.memory.kernels.registry import KERNELS
 
-Choice = tuple[Checkpoint, FitReport | DeckError]
+Candidate = tuple[Checkpoint, FitReport | DeckError]
 KERNEL_RANK = {kernel.name: rank for rank, kernel in enumerate(KERNELS)}
 
 
-def best_choice(choices: Sequence[Choice]) -> int | None:
-    """The place of the one to recommend in `choices`; None where none fits.
+def best_candidate(candidates: Sequence[Candidate]) -> int | None:
+    """The index of the candidate to recommend; None where none fits.
 
     Of those that fit: first the fastest kernel, because every token waits for it, so that 4 bit comes before 8 bit
     where the card has a kernel for that alone; then those whose full context fits; then the finest quantization (more
     bits, smaller groups, act-order); then the smaller download; then the one that is listed first.
     """
     ranked = [
-        (_rank(checkpoint, report), -place)
-        for place, (checkpoint, report) in enumerate(choices)
+        (_rank(checkpoint, report), -index)
+        for index, (checkpoint, report) in enumerate(candidates)
         if isinstance(report, FitReport) and report.fits
     ]
     return -max(ranked)[1] if ranked else None
@@ -32,11 +32,11 @@ def best_choice(choices: Sequence[Choice]) -> int | None:
 
 def _rank(checkpoint: Checkpoint, report: FitReport) -> tuple[float, ...]:
     has_full_context = report.max_context >= checkpoint.max_context_tokens
-    fineness = quality(checkpoint.quantization)
-    return (-KERNEL_RANK[report.kernel], has_full_context, *fineness, -checkpoint.size_bytes)
+    fidelity = fidelity_of(checkpoint.quantization)
+    return (-KERNEL_RANK[report.kernel], has_full_context, *fidelity, -checkpoint.size_bytes)
 
 
-def quality(quantization: MatrixFormat) -> tuple[float, float, bool]:
-    """How near the weights stay to the model's own; larger is nearer. No groups is one group a column."""
+def fidelity_of(quantization: MatrixFormat) -> tuple[float, float, bool]:
+    """How near the weights stay to the original model's; larger is nearer. Without groups a column is one group."""
     group_size = math.inf if quantization.group_size < 0 else quantization.group_size
     return (quantization.bits, -group_size, quantization.is_permuted)

@@ -19,7 +19,7 @@ from core.memory.model_shape import ModelShape, read_shape
 from core.memory.plan import make_plan
 from core.memory.sizes import MIB
 
-# vLLM reads at most so many tokens of prompts in one step on large cards.
+# vLLM reads at most so many tokens of prompts in one step on large GPUs.
 CHUNK_TOKENS = 8192
 # Its captured steps for up to 512 chats, and what its allocator leaves unused.
 GRAPHS_MIB = 1536
@@ -99,27 +99,28 @@ class ScalePlan:
 
 def make_scale_plan(
     checkpoint: Checkpoint,
-    cards: Sequence[DeviceMemory],
+    devices: Sequence[DeviceMemory],
     hosts: Sequence[str] = (),
     tensor_parallel: int | None = None,
     pipeline_parallel: int | None = None,
     context_tokens: int = 0,
 ) -> ScalePlan:
-    """The fewest of `cards`, those of one host, that hold the model with one whole context; `hosts` all have the same.
+    """The fewest of `devices`, those of one host, that hold the model with one whole context.
 
-    Where it fits on none, the plan for all of them, which says so. No cards: a CPU. Raises InputError for what vLLM
+    `hosts` all have the same devices; without a device it is a CPU. Where the model fits on none, the plan for all of
+    them, which says so. Raises InputError for what vLLM
     does not take and for a split that the model does not allow.
     """
     check_vllm_takes(checkpoint)
     context_tokens = checked_context(checkpoint, context_tokens)
     shape = read_shape(checkpoint)
     path = str(checkpoint.path) if checkpoint.path is not None else checkpoint.name
-    splits = list(_splits(shape, checkpoint, len(cards), max(1, len(hosts)), tensor_parallel, pipeline_parallel))
-    if not cards:
+    splits = list(_splits(shape, checkpoint, len(devices), max(1, len(hosts)), tensor_parallel, pipeline_parallel))
+    if not devices:
         tensor, pipeline = splits[0]
         return ScalePlan(checkpoint.name, path, tensor, pipeline, context_tokens, "gptq", hosts=tuple(hosts))
     plans = [
-        _plan(checkpoint, shape, path, cards, tuple(hosts), tensor, pipeline, context_tokens)
+        _plan(checkpoint, shape, path, devices, tuple(hosts), tensor, pipeline, context_tokens)
         for tensor, pipeline in splits
     ]
     return next((plan for plan in plans if plan.fits), plans[-1])
@@ -136,7 +137,7 @@ def check_vllm_takes(checkpoint: Checkpoint) -> None:
 def _splits(
     shape: ModelShape,
     checkpoint: Checkpoint,
-    num_cards: int,
+    num_devices: int,
     num_hosts: int,
     tensor: int | None,
     pipeline: int | None,
@@ -149,16 +150,16 @@ def _splits(
         raise InputError("scale_heads", model=checkpoint.name, value=tensor, heads=shape.attention.num_heads)
     if pipeline is not None and pipeline > shape.num_layers:
         raise InputError("scale_layers", model=checkpoint.name, value=pipeline, layers=shape.num_layers)
-    if tensor is not None or pipeline is not None or not num_cards:
+    if tensor is not None or pipeline is not None or not num_devices:
         found = (tensor or 1, pipeline or num_hosts)
-        if num_cards and found[0] * found[1] > num_cards * num_hosts:
-            raise InputError("scale_too_few", wanted=found[0] * found[1], there=num_cards * num_hosts)
+        if num_devices and found[0] * found[1] > num_devices * num_hosts:
+            raise InputError("scale_too_few", wanted=found[0] * found[1], there=num_devices * num_hosts)
         yield found
         return
-    for count in range(1, num_cards + 1):
+    for count in range(1, num_devices + 1):
         if can_split(shape, checkpoint, count):
             yield count, num_hosts
-        elif count == num_cards:
+        elif count == num_devices:
             yield 1, count * num_hosts
 
 
@@ -175,15 +176,15 @@ def _plan(
     checkpoint: Checkpoint,
     shape: ModelShape,
     path: str,
-    cards: Sequence[DeviceMemory],
+    devices: Sequence[DeviceMemory],
     hosts: tuple[str, ...],
     tensor: int,
     pipeline: int,
     context_tokens: int,
 ) -> ScalePlan:
     per_host = max(1, math.ceil(tensor * pipeline / max(1, len(hosts))))
-    used = sorted(cards, key=lambda card: -card.available_mib)[:per_host]
-    least = min(used, key=lambda card: card.available_mib / card.total_mib)
+    used = sorted(devices, key=lambda device: -device.available_mib)[:per_host]
+    least = min(used, key=lambda device: device.available_mib / device.total_mib)
     whole = make_plan(shape, MARLIN, least.capability, context_tokens, 1, CHUNK_TOKENS)
     cache = whole.kv_cache / pipeline / min(tensor, shape.attention.num_kv_heads)
     weights = whole.weights / tensor / pipeline
@@ -199,6 +200,6 @@ def _plan(
         "gptq_marlin" if takes_marlin else "gptq",
         utilization,
         math.ceil(needed),
-        math.floor(utilization * min(card.total_mib for card in used)),
+        math.floor(utilization * min(device.total_mib for device in used)),
         hosts,
     )

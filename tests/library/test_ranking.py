@@ -9,7 +9,7 @@ from core.common.errors import DeckError
 from core.gpu.known_gpus import lookup
 from core.hub.address import REPO
 from core.library import catalogue
-from core.library.ranking import best_choice
+from core.library.ranking import best_candidate
 from core.library.recommended import recommended_models
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
@@ -23,8 +23,8 @@ def choices(repo: str, card: str, has_compiler: bool = True) -> list[tuple[Check
 
 def best(repo: str, card: str, has_compiler: bool = True) -> str | None:
     listed = choices(repo, card, has_compiler)
-    place = best_choice(listed)
-    return None if place is None else listed[place][0].name.rpartition(":")[2]
+    index = best_candidate(listed)
+    return None if index is None else listed[index][0].name.rpartition(":")[2]
 
 
 def test_where_all_fit_the_finest_on_the_fastest_kernel_is_recommended() -> None:
@@ -44,7 +44,7 @@ def test_without_a_fast_kernel_more_bits_come_first() -> None:
 
 def test_nothing_is_recommended_where_nothing_fits() -> None:
     assert best("TheBloke/Llama-2-70B-Chat-GPTQ", "RTX 4090") is None
-    assert best_choice([]) is None
+    assert best_candidate([]) is None
 
 
 def test_what_fits_is_recommended_before_what_is_finer_and_does_not() -> None:
@@ -55,8 +55,8 @@ def test_what_fits_is_recommended_before_what_is_finer_and_does_not() -> None:
         else (checkpoint, report)
         for checkpoint, report in listed
     ]
-    place = best_choice(refused)
-    assert place is not None and refused[place][0].quantization.group_size == 64
+    index = best_candidate(refused)
+    assert index is not None and refused[index][0].quantization.group_size == 64
 
 
 def test_a_full_context_comes_before_a_finer_quantization() -> None:
@@ -65,15 +65,15 @@ def test_a_full_context_comes_before_a_finer_quantization() -> None:
         for checkpoint, report in choices("TheBloke/Llama-2-7B-Chat-GPTQ", "RTX 4090")
         if isinstance(report, FitReport)
     ]
-    place = best_choice(listed)
-    assert place is not None
-    assert (listed[place][0].quantization.group_size, listed[place][0].quantization.is_permuted) == (128, True)
+    index = best_candidate(listed)
+    assert index is not None
+    assert (listed[index][0].quantization.group_size, listed[index][0].quantization.is_permuted) == (128, True)
 
 
 def test_a_checkpoint_that_no_kernel_takes_is_not_recommended() -> None:
     listed = choices("TheBloke/Llama-2-7B-Chat-GPTQ", "RTX 4090")
-    place = best_choice([(checkpoint, DeckError("no_kernel")) for checkpoint, _ in listed[1:]] + listed[:1])
-    assert place == len(listed) - 1
+    index = best_candidate([(checkpoint, DeckError("no_kernel")) for checkpoint, _ in listed[1:]] + listed[:1])
+    assert index == len(listed) - 1
 
 
 def test_the_newer_models_are_names_that_the_hub_can_have() -> None:

@@ -14,7 +14,7 @@ from core.hub.address import Address
 from core.hub.branches import Branch
 from core.hub.source import Source
 from core.library import catalogue
-from core.library.ranking import best_choice
+from core.library.ranking import best_candidate
 from core.memory.fit import FitReport
 from ui.download.disk import size_words
 from ui.load.gauge import verdict
@@ -36,21 +36,21 @@ def known_branches(address: Address) -> tuple[Branch, ...]:
     return tuple(Branch(entry.branch, checkpoint=catalogue.checkpoint(entry)) for entry in entries)
 
 
-def choose_branch(source: Source, branches: Sequence[Branch], cards: Devices) -> Branch:
+def choose_branch(source: Source, branches: Sequence[Branch], devices: Devices) -> Branch:
     """The table. The branch that the address names is chosen at first, else the one to recommend, else the first."""
     address = source.address
-    reports = [_report(branch, cards) for branch in branches]
+    reports = [_report(branch, devices) for branch in branches]
     best = recommended(branches, reports)
-    rows = [_row(branch, report, place == best)
-            for place, (branch, report) in enumerate(zip(branches, reports, strict=True))]  # fmt: skip
-    named = [place for place, branch in enumerate(branches) if branch.name == address.revision != "main"]
+    rows = [_row(branch, report, index == best)
+            for index, (branch, report) in enumerate(zip(branches, reports, strict=True))]  # fmt: skip
+    named = [index for index, branch in enumerate(branches) if branch.name == address.revision != "main"]
     first = named[0] if named else best or 0
-    # A row is chosen by its place: where the branches are others, or in another order, the table is another one.
+    # A row is chosen by its index: where the branches are others, or in another order, the table is another one.
     names = hash(tuple(branch.name for branch in branches))
     event = st.dataframe(
         pd.DataFrame(rows).fillna(""),
         hide_index=True,
-        key=f"branches_{address}_{names_of(cards) or 'cpu'}_{source.kind}_{source.endpoint}_{names}",
+        key=f"branches_{address}_{names_of(devices) or 'cpu'}_{source.kind}_{source.endpoint}_{names}",
         on_select="rerun",
         selection_mode="single-row-required",
         selection_default={"selection": {"rows": [first]}},
@@ -62,18 +62,18 @@ def choose_branch(source: Source, branches: Sequence[Branch], cards: Devices) ->
 
 
 def recommended(branches: Sequence[Branch], reports: Sequence[Report]) -> int | None:
-    """The place of the branch to recommend, by core.library.ranking's rule; None where none fits."""
+    """The index of the branch to recommend, by core.library.ranking's rule; None where none fits."""
     judged = [
-        (place, (branch.checkpoint, report))
-        for place, (branch, report) in enumerate(zip(branches, reports, strict=True))
+        (index, (branch.checkpoint, report))
+        for index, (branch, report) in enumerate(zip(branches, reports, strict=True))
         if branch.checkpoint is not None and report is not None
     ]
-    best = best_choice([choice for _, choice in judged])
+    best = best_candidate([choice for _, choice in judged])
     return None if best is None else judged[best][0]
 
 
-def _report(branch: Branch, cards: Devices) -> Report:
-    return verdict(branch.checkpoint, cards, 0, CHATS) if branch.checkpoint and cards else None
+def _report(branch: Branch, devices: Devices) -> Report:
+    return verdict(branch.checkpoint, devices, 0, CHATS) if branch.checkpoint and devices else None
 
 
 def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:

@@ -46,11 +46,11 @@ def draw_library() -> None:
         cached_snapshots()
     except DeckError as error:
         show_error(error)
-    if error := st.session_state.pop(ERROR_KEY, None):
-        show_error(error)
-    cards = choose_devices() if entries else ()
+    if refused := st.session_state.pop(ERROR_KEY, None):
+        show_error(refused)
+    devices = choose_devices() if entries else ()
     for entry in entries:
-        _draw_entry(entry, cards)
+        _draw_entry(entry, devices)
     if not entries:
         st.info(tr("library.none"), icon=":material/folder_open:")
     # A path on the server is a question for whoever runs it, not for everybody whom a provider knows.
@@ -58,13 +58,13 @@ def draw_library() -> None:
         _draw_import()
 
 
-def _draw_entry(entry: LibraryEntry, cards: Devices) -> None:
+def _draw_entry(entry: LibraryEntry, devices: Devices) -> None:
     seen = fingerprint(entry.folder)
     with st.container(border=True, key=f"library_entry_{entry.name}"):
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(entry.name)}**")
             if entry.checkpoint is not None:
-                st.markdown(" ".join([*_quantization_badges(entry), *_verdict_badge(entry, cards)]))
+                st.markdown(" ".join([*_quantization_badges(entry), *_verdict_badge(entry, devices)]))
             try:
                 st.caption(" · ".join(_origin_words(entry, facts(entry.folder))))
             except DeckError as error:
@@ -80,13 +80,13 @@ def _quantization_badges(entry: LibraryEntry) -> list[str]:
     return [f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint.quantization)]
 
 
-def _verdict_badge(entry: LibraryEntry, cards: Devices) -> list[str]:
+def _verdict_badge(entry: LibraryEntry, devices: Devices) -> list[str]:
     """Whether it fits the card, for one chat with the default context; nothing where there is no card."""
-    if not cards or entry.checkpoint is None:
+    if not devices or entry.checkpoint is None:
         return []
-    report = verdict(entry.checkpoint, cards, 0, CHATS)
+    report = verdict(entry.checkpoint, devices, 0, CHATS)
     fits = isinstance(report, FitReport) and report.fits
-    words = tr("library.fits" if fits else "library.fits_not", card=names_of(cards))
+    words = tr("library.fits" if fits else "library.fits_not", card=names_of(devices))
     return [f":{'green' if fits else 'red'}-badge[{words}]"]
 
 

@@ -36,28 +36,35 @@ SECTION_KEY = "download_section"
 REFUSED_KEY = "download_refused"
 
 
-def draw_repository(source: Source, cards: Devices) -> None:
+def draw_repository(source: Source, devices: Devices) -> None:
     """Everything about `source`: its page, its branches, the chosen one's verdict, what a download would fetch."""
     st.markdown(f"**{escape(source.address.repo)}** · [{escape(host_name(source.endpoint))}]({page_url(source)})")
     key = ("branches", source.kind, source.endpoint, str(source.address))
-    branches = known_branches(source.address) if source.kind == "huggingface" else ()
-    if not branches:
-        waiting = tr("find.reading", host=host_name(source.endpoint))
-        branches = answer(key, lambda _: branch_reader().read(source, token_for(source.endpoint)), waiting)
-    if branches is None:
+    if (branches := _read_branches(source, key)) is None:
         if (error := failed(key)) is not None:
             _draw_help(source, error)
         return
-    chosen = choose_branch(source, branches, cards)
+    chosen = choose_branch(source, branches, devices)
     if chosen.checkpoint is not None:
-        if cards:
+        if devices:
             st.caption(tr("download.assumes"))
-        _draw_chosen(replace(source, address=Address(source.address.repo, chosen.name)), chosen.checkpoint, cards)
+        _draw_chosen(replace(source, address=Address(source.address.repo, chosen.name)), chosen.checkpoint, devices)
     elif chosen.error is not None:
         show_error(chosen.error)
         _draw_help(source, chosen.error.key)
     if _needs_token(branches) and chosen.checkpoint is not None:
         draw_token(source.endpoint)
+
+
+def _read_branches(source: Source, key: tuple[str, ...]) -> tuple[Branch, ...] | None:
+    """All branches, without the network where they are known; None while the hub is asked, and where that failed."""
+    if source.kind == "huggingface" and (known := known_branches(source.address)):
+        return known
+    waiting = tr("find.reading", host=host_name(source.endpoint))
+    read: tuple[Branch, ...] | None = answer(
+        key, lambda _: branch_reader().read(source, token_for(source.endpoint)), waiting
+    )
+    return read
 
 
 def page_url(source: Source) -> str:
@@ -82,10 +89,10 @@ def _draw_help(source: Source, error: str) -> None:
         st.caption(tr("find.other_source"))
 
 
-def _draw_chosen(source: Source, checkpoint: Checkpoint, cards: Devices) -> None:
+def _draw_chosen(source: Source, checkpoint: Checkpoint, devices: Devices) -> None:
     st.markdown(f"**{escape(source.name)}**")
-    if cards:
-        redraw_alone(draw_choice, checkpoint, cards, f"catalogue_{source.name}")
+    if devices:
+        redraw_alone(draw_choice, checkpoint, devices, f"catalogue_{source.name}")
     try:
         folder = folder_name(source)
         here = _on_disk(source, folder)
@@ -101,7 +108,7 @@ def _draw_chosen(source: Source, checkpoint: Checkpoint, cards: Devices) -> None
         ):
             _draw_running()
         else:
-            _draw_plan(source, folder, free, checkpoint, cards)
+            _draw_plan(source, folder, free, checkpoint, devices)
 
 
 def _on_disk(source: Source, folder: str) -> LibraryEntry | None:
@@ -123,12 +130,12 @@ def _draw_running() -> None:
     st.button(tr("find.show_downloads"), key="find_show", icon=":material/list:", on_click=show_section, args=("jobs",))
 
 
-def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, cards: Devices) -> None:
+def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, devices: Devices) -> None:
     """What will be fetched, and whether there is room for it."""
     size = checkpoint.size_bytes
-    report = verdict(checkpoint, cards, 0, CHATS) if cards else None
-    if cards and isinstance(report, FitReport) and not report.fits:
-        st.warning(tr("find.fits_not", card=names_of(cards)), icon=":material/warning:")
+    report = verdict(checkpoint, devices, 0, CHATS) if devices else None
+    if devices and isinstance(report, FitReport) and not report.fits:
+        st.warning(tr("find.fits_not", card=names_of(devices)), icon=":material/warning:")
     if free < size:
         st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")
     with st.container(gap="xsmall"):

@@ -31,7 +31,7 @@ def draw_find() -> None:
     with left:
         place = choose_source()
     with right:
-        cards = choose_devices()
+        devices = choose_devices()
     if place is None:
         return
     try:
@@ -42,7 +42,7 @@ def draw_find() -> None:
         show_error(error)
         return
     if source is not None:
-        draw_repository(source, cards)
+        draw_repository(source, devices)
 
 
 def _search_box() -> str:
