@@ -1,6 +1,6 @@
 """One client of the API asks for all that it can, a second for one answer after another: how long that one waits.
 
-Knows no page; whoever runs it looks at the pages meanwhile.
+Whoever runs it looks at the pages meanwhile.
 """
 
 from __future__ import annotations

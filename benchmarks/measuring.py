@@ -1,4 +1,4 @@
-"""What the benchmark measures and how often, as values; rounds that alternate between engines; knows none of them."""
+"""What the benchmark measures and how often, as values; rounds that alternate between engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open dashboards without browsers: websockets that do what an idle tab does; knows no page's content.
+"""Open dashboards without browsers: websockets that do what an idle tab does.
 
 A tab asks for the page once, then for each part of it as often as that part says, and answers nothing else.
 """

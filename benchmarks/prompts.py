@@ -1,4 +1,4 @@
-"""Prompts of an exact number of tokens, no two with the same beginning, that ask for a long answer; knows no engine."""
+"""Prompts of an exact number of tokens, no two with the same beginning, that ask for a long answer."""
 
 from __future__ import annotations
 

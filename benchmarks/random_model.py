@@ -1,4 +1,4 @@
-"""Writes random-weight GPTQ checkpoints of Llama-2's real shapes, fast: real bytes, no meaning; knows no engine."""
+"""Writes random-weight GPTQ checkpoints of Llama-2's real shapes, fast: real bytes, no meaning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GPTQ checkpoint as data: its configuration and the shapes of its tensors, not a weight; knows no GPU.
+"""A GPTQ checkpoint as data: its configuration and the shapes of its tensors, not a weight.
 
 A checkpoint need not be on disk: core/hub/metadata.py reads one from the Hub, core/library/catalogue.py knows
 some by heart. Reads a folder in any layout that GPTQ checkpoints have had: `model.safetensors`,

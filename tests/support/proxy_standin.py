@@ -1,5 +1,5 @@
 """A proxy on loopback as rented machines have one: https, what it tells of the address that was asked for, and a path
-that it takes away; knows no dashboard. A name that begins with "neighbour" shows a page of somebody else's."""
+that it takes away. A name that begins with "neighbour" shows a page of somebody else's."""
 
 from __future__ import annotations
 

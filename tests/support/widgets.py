@@ -1,4 +1,4 @@
-"""Finds the widgets of a page by their names; knows no page."""
+"""Finds the widgets of a page by their names."""
 
 from __future__ import annotations
 
