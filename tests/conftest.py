@@ -69,6 +69,14 @@ def gpu_tests(request: pytest.FixtureRequest) -> gpu_session.GpuSession:
     return begun
 
 
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of the machine that runs the tests knows nothing of its loopback."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
 @pytest.fixture(scope="session")
 def starter_folder() -> Path:
     """The real starter model in the cache, made when it is missing: to read, not to change."""

@@ -18,7 +18,7 @@ from core.checkpoint.checkpoint import Checkpoint, is_plain_name, read_checkpoin
 from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, read_header, read_json
 from core.checkpoint.quantization import BITS
 from core.common.errors import CheckpointError
-from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.checkpoints import Recipe, make_checkpoint, split_into_shards, write_index
 
 WEIGHTS = "model.safetensors"
 
@@ -45,22 +45,6 @@ def change_config(folder: Path, **changes: Any) -> None:
 def change_quantization(folder: Path, **changes: Any) -> None:
     found = json.loads((folder / "config.json").read_text())["quantization_config"] | changes
     change_config(folder, quantization_config={name: value for name, value in found.items() if value is not ...})
-
-
-def split_into_shards(folder: Path) -> dict[str, str]:
-    """Replace the one weight file by two with an index, as large models have it. Returns the index's map."""
-    tensors = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
-    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    weight_map = {name: names[number % 2] for number, name in enumerate(tensors)}
-    for shard in names:
-        save_file({name: tensors[name] for name, file in weight_map.items() if file == shard}, folder / shard)
-    write_index(folder, weight_map)
-    return weight_map
-
-
-def write_index(folder: Path, weight_map: Any, name: str = "model.safetensors.index.json") -> None:
-    (folder / name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
 
 
 # What is there ------------------------------------------------------------------------------------------------------

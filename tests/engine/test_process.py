@@ -24,20 +24,12 @@ from core.engine.sampling_params import Sampling
 from core.worker.heartbeat import BEAT_S, Outlet, Pulse
 from core.worker.main import obey
 from core.worker.scheduler import Scheduler
-from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.processes import is_running
 
 WAIT_S = 60.0
 FAKE, ODD = "tests.support.fake_worker", "tests.support.odd_worker"
 # More than a socket's buffers take.
 LONG = "Llamas live. " * 20_000
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_checkpoint(path, Recipe(context_tokens=512))
-    return path
 
 
 @pytest.fixture

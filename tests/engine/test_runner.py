@@ -16,7 +16,6 @@ from core.common.errors import EngineError
 from core.engine.process import death_reason
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
-from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
 
 LOAD_S = 120.0
@@ -24,13 +23,6 @@ ANSWER_S = 60.0
 PROMPT = "What is the capital of France?"
 ENDLESS = Sampling(temperature=0.0, max_new_tokens=100_000)
 SHORT = Sampling(temperature=0.0, max_new_tokens=8)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_checkpoint(path, Recipe(context_tokens=4096))
-    return path
 
 
 @pytest.fixture(scope="module")

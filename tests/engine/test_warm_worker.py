@@ -22,19 +22,11 @@ from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.engine.warm_worker import MAX_DEATHS, MIN_AVAILABLE_BYTES, WarmWorker
 from core.worker.main import NICENESS, check_untouched
-from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.processes import is_running
 
 WAIT_S = 120.0
 FAKE = "tests.support.fake_worker"
 PLENTY = 2 * MIN_AVAILABLE_BYTES
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_checkpoint(path, Recipe(context_tokens=512))
-    return path
 
 
 @pytest.fixture

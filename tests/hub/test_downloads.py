@@ -30,28 +30,6 @@ PART = f".download-{FOLDER}/{WEIGHTS}.part"
 LONG_S = 60.0
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy of the machine that runs the tests knows nothing of its loopback."""
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Path:
-    """The folder that is served as the main branch of REPO."""
-    folder = tmp_path / "hub" / REPO / "main"
-    make_model(folder)
-    return folder
-
-
-@pytest.fixture
-def hub(tmp_path: Path, origin: Path) -> Iterator[HubStandin]:
-    with HubStandin(tmp_path / "hub") as standin:
-        yield standin
-
-
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
     return tmp_path / "models"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import httpx2
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, hf_hub_download
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import CheckpointError, DeckError, InputError
@@ -23,7 +22,7 @@ from core.hub.address import Address
 from core.hub.endpoints import checked_endpoint
 from core.hub.metadata import FIRST_BYTES, MAX_HEADER_BYTES, file_size
 from core.hub.source import Source
-from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.checkpoints import Recipe, make_checkpoint, split_into_shards
 from tests.support.hub_standin import HubStandin
 
 REPO = "some/tiny-GPTQ"
@@ -31,26 +30,12 @@ BRANCH = "gptq-4bit-32g-actorder_True"
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy of the machine that runs the tests knows nothing of its loopback."""
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder that is served as the main branch of REPO."""
-    path = tmp_path / "hub" / REPO / "main"
-    make_checkpoint(path, Recipe(num_layers=1))
-    return path
-
-
-@pytest.fixture
-def hub(tmp_path: Path, folder: Path) -> Iterator[HubStandin]:
-    with HubStandin(tmp_path / "hub") as standin:
-        yield standin
+def origin(tmp_path: Path) -> Path:
+    """A checkpoint without a filling."""
+    folder = tmp_path / "hub" / REPO / "main"
+    make_checkpoint(folder, Recipe(num_layers=1))
+    return folder
 
 
 def read_remote(repo: str, revision: str = "main", endpoint: str | None = None, token: str | None = None) -> Checkpoint:
@@ -85,8 +70,8 @@ def large_header(data_bytes: int, padding: int = 0) -> bytes:
 # What is there -------------------------------------------------------------------------------------------------------
 
 
-def test_a_repository_is_the_same_checkpoint_as_its_folder(hub: HubStandin, folder: Path) -> None:
-    local = read_checkpoint(folder)
+def test_a_repository_is_the_same_checkpoint_as_its_folder(hub: HubStandin, origin: Path) -> None:
+    local = read_checkpoint(origin)
     assert read_remote(REPO, endpoint=hub.url) == replace(local, name=REPO, path=None)
 
 
@@ -109,17 +94,11 @@ def test_the_layout_of_2023_is_read(hub: HubStandin, tmp_path: Path) -> None:
     assert read_remote("some/old", endpoint=hub.url) == replace(read_checkpoint(old), name="some/old", path=None)
 
 
-def test_shards_are_found_by_their_index(hub: HubStandin, folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    (folder / WEIGHTS).unlink()
-    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    weight_map = {name: names[number % 2] for number, name in enumerate(tensors)}
-    for shard in names:
-        save_file({name: tensors[name] for name, file in weight_map.items() if file == shard}, folder / shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    assert read_remote(REPO, endpoint=hub.url) == replace(read_checkpoint(folder), name=REPO, path=None)
-    (folder / names[1]).unlink()
-    assert refusal(hub).params["file"] == names[1]
+def test_shards_are_found_by_their_index(hub: HubStandin, origin: Path) -> None:
+    shards = sorted(set(split_into_shards(origin).values()))
+    assert read_remote(REPO, endpoint=hub.url) == replace(read_checkpoint(origin), name=REPO, path=None)
+    (origin / shards[1]).unlink()
+    assert refusal(hub).params["file"] == shards[1]
 
 
 def test_the_endpoint_comes_from_the_environment(hub: HubStandin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,10 +121,10 @@ def test_three_requests_are_enough_and_all_after_the_first_name_its_commit(hub: 
 
 
 @pytest.mark.parametrize("ignores_ranges", [False, True])
-def test_of_the_weights_only_the_header_is_read(hub: HubStandin, folder: Path, ignores_ranges: bool) -> None:
+def test_of_the_weights_only_the_header_is_read(hub: HubStandin, origin: Path, ignores_ranges: bool) -> None:
     """A server that ignores Range begins to send the whole file: 35 GB for one question."""
     size = 256 * 2**20
-    write_weights(folder, large_header(size), size)
+    write_weights(origin, large_header(size), size)
     hub.behaviour.ignores_ranges = ignores_ranges
     assert read_remote(REPO, endpoint=hub.url).size_bytes == size
     hub.close()  # Waits until the answer has ended, so that all that went out is counted.
@@ -156,10 +135,10 @@ def test_of_the_weights_only_the_header_is_read(hub: HubStandin, folder: Path, i
 
 @pytest.mark.parametrize("ignores_ranges", [False, True])
 def test_a_header_longer_than_the_first_range_takes_one_request_more(
-    hub: HubStandin, folder: Path, ignores_ranges: bool
+    hub: HubStandin, origin: Path, ignores_ranges: bool
 ) -> None:
     header = large_header(64, padding=2 * FIRST_BYTES)
-    write_weights(folder, header, 64)
+    write_weights(origin, header, 64)
     hub.behaviour.ignores_ranges = ignores_ranges
     assert read_remote(REPO, endpoint=hub.url).size_bytes == 64
     assert [request.headers.get("Range") for request in hub.requests[2:]] == [
@@ -176,8 +155,8 @@ def test_a_size_that_is_none_is_not_told(told: str) -> None:
 
 
 @pytest.mark.parametrize("header_bytes", [MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1])
-def test_an_impossibly_long_header_is_refused_unread(hub: HubStandin, folder: Path, header_bytes: int) -> None:
-    with (folder / WEIGHTS).open("wb") as file:
+def test_an_impossibly_long_header_is_refused_unread(hub: HubStandin, origin: Path, header_bytes: int) -> None:
+    with (origin / WEIGHTS).open("wb") as file:
         file.write(struct.pack("<Q", header_bytes))
         file.truncate(64 * 2**20)
     assert refusal(hub).key == "hub_damaged"
@@ -329,9 +308,9 @@ def test_names_that_can_be_none_are_not_asked_for(hub: HubStandin, repo: str, re
     ],
 )
 def test_a_quantization_that_cannot_run_is_refused_before_the_weights_are_asked_for(
-    hub: HubStandin, folder: Path, quantization: Any, key: str
+    hub: HubStandin, origin: Path, quantization: Any, key: str
 ) -> None:
-    change_config(folder, quantization_config=quantization)
+    change_config(origin, quantization_config=quantization)
     error = refusal(hub)
     assert isinstance(error, CheckpointError)
     assert (error.key, error.params["folder"]) == (key, REPO)
@@ -342,35 +321,35 @@ def test_a_quantization_that_cannot_run_is_refused_before_the_weights_are_asked_
     ("name", "key"),
     [("pytorch_model.bin", "hub_only_pickled"), ("llama.pt", "hub_only_pickled"), ("model.gguf", "hub_no_weights")],
 )
-def test_a_repository_without_safetensors_is_refused(hub: HubStandin, folder: Path, name: str, key: str) -> None:
-    (folder / WEIGHTS).rename(folder / name)
+def test_a_repository_without_safetensors_is_refused(hub: HubStandin, origin: Path, name: str, key: str) -> None:
+    (origin / WEIGHTS).rename(origin / name)
     assert refusal(hub).key == key
 
 
-def test_a_repository_of_gguf_files_is_refused(hub: HubStandin, folder: Path) -> None:
-    (folder / "config.json").unlink()
+def test_a_repository_of_gguf_files_is_refused(hub: HubStandin, origin: Path) -> None:
+    (origin / "config.json").unlink()
     assert refusal(hub).key == "hub_no_config"
 
 
-def test_two_sets_of_weights_are_refused_with_both_names(hub: HubStandin, folder: Path) -> None:
-    (folder / "gptq_model-4bit-128g.safetensors").write_bytes((folder / WEIGHTS).read_bytes())
+def test_two_sets_of_weights_are_refused_with_both_names(hub: HubStandin, origin: Path) -> None:
+    (origin / "gptq_model-4bit-128g.safetensors").write_bytes((origin / WEIGHTS).read_bytes())
     error = refusal(hub)
     assert (error.key, error.params["second"]) == ("hub_several_weights", WEIGHTS)
 
 
-def test_weights_that_are_not_quantized_are_refused(hub: HubStandin, folder: Path) -> None:
-    save_file({"model.norm.weight": np.ones(64, np.float16)}, folder / WEIGHTS)
+def test_weights_that_are_not_quantized_are_refused(hub: HubStandin, origin: Path) -> None:
+    save_file({"model.norm.weight": np.ones(64, np.float16)}, origin / WEIGHTS)
     assert refusal(hub).key == "no_quantized_weights"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe{}", b"[" * 100_000, b"<!DOCTYPE html>"])
-def test_a_config_that_is_no_json_object_is_refused(hub: HubStandin, folder: Path, content: bytes) -> None:
-    (folder / "config.json").write_bytes(content)
+def test_a_config_that_is_no_json_object_is_refused(hub: HubStandin, origin: Path, content: bytes) -> None:
+    (origin / "config.json").write_bytes(content)
     assert refusal(hub).params == {"repo": REPO, "file": "config.json"}
 
 
-def test_a_huge_config_is_not_read_to_its_end(hub: HubStandin, folder: Path) -> None:
-    with (folder / "config.json").open("ab") as file:
+def test_a_huge_config_is_not_read_to_its_end(hub: HubStandin, origin: Path) -> None:
+    with (origin / "config.json").open("ab") as file:
         file.truncate(128 * 2**20)
     assert refusal(hub).key == "hub_damaged"
     hub.close()
@@ -378,8 +357,8 @@ def test_a_huge_config_is_not_read_to_its_end(hub: HubStandin, folder: Path) -> 
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {"a": "../../etc/passwd"}, {"a": "/etc/passwd"}, {"a": "gone"}])
-def test_an_index_that_leads_elsewhere_is_refused(hub: HubStandin, folder: Path, weight_map: Any) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+def test_an_index_that_leads_elsewhere_is_refused(hub: HubStandin, origin: Path, weight_map: Any) -> None:
+    (origin / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert refusal(hub).key == "hub_damaged"
 
 
@@ -397,8 +376,8 @@ def test_an_index_that_leads_elsewhere_is_refused(hub: HubStandin, folder: Path,
         b"version https://git-lfs.github.com/spec/v1\n",
     ],
 )
-def test_a_weight_file_that_is_none_is_refused(hub: HubStandin, folder: Path, content: bytes) -> None:
-    (folder / WEIGHTS).write_bytes(content)
+def test_a_weight_file_that_is_none_is_refused(hub: HubStandin, origin: Path, content: bytes) -> None:
+    (origin / WEIGHTS).write_bytes(content)
     assert refusal(hub).key == "hub_damaged"
 
 
@@ -411,17 +390,17 @@ def test_names_in_the_listing_that_lead_elsewhere_are_not_asked_for(hub: HubStan
 # The stand-in itself -------------------------------------------------------------------------------------------------
 
 
-def test_the_hubs_own_client_takes_the_standin_for_the_hub(hub: HubStandin, folder: Path, tmp_path: Path) -> None:
+def test_the_hubs_own_client_takes_the_standin_for_the_hub(hub: HubStandin, origin: Path, tmp_path: Path) -> None:
     api = HfApi(endpoint=hub.url, token=False)
     info = api.model_info(REPO, files_metadata=True)
     assert info.sha == hub.commit(REPO, "main")
     sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or []}
-    assert sizes == {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert sizes == {path.name: path.stat().st_size for path in origin.iterdir()}
     assert [branch.name for branch in api.list_repo_refs(REPO).branches] == ["main"]
     assert {entry.path for entry in api.list_repo_tree(REPO, recursive=True)} == set(sizes)
     assert api.file_exists(REPO, WEIGHTS) and not api.file_exists(REPO, "none")
     path = hf_hub_download(REPO, WEIGHTS, endpoint=hub.url, local_dir=tmp_path / "down", token=False)
-    assert Path(path).read_bytes() == (folder / WEIGHTS).read_bytes()
+    assert Path(path).read_bytes() == (origin / WEIGHTS).read_bytes()
 
 
 def test_the_default_endpoint_is_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

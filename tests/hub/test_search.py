@@ -16,9 +16,7 @@ from tests.support.hub_standin import HubStandin
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandin]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+def hub(tmp_path: Path) -> Iterator[HubStandin]:
     for repo in ("some/Tiny-GPTQ", "some/Other-GPTQ", "some/Tiny-GGUF"):
         (tmp_path / "hub" / repo / "main").mkdir(parents=True)
     with HubStandin(tmp_path / "hub") as standin:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import is_plain_name
 from core.common.errors import CheckpointError, DeckError
@@ -18,28 +16,17 @@ from core.hub.manifest import read_manifest
 from core.hub.queue import DownloadQueue
 from core.hub.selection import check_names, is_small, select
 from core.hub.source import RemoteFile
+from tests.support.checkpoints import split_into_shards
 from tests.support.hub_models import FOLDER, QUICK, REPO, WEIGHTS, hashes, make_model, source_at
 from tests.support.hub_standin import HubStandin
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
 @pytest.fixture
 def origin(tmp_path: Path) -> Path:
+    """Smaller than the others' one."""
     folder = tmp_path / "hub" / REPO / "main"
     make_model(folder, 1)
     return folder
-
-
-@pytest.fixture
-def hub(tmp_path: Path, origin: Path) -> Iterator[HubStandin]:
-    with HubStandin(tmp_path / "hub") as standin:
-        yield standin
 
 
 def refusal(hub: HubStandin, tmp_path: Path) -> DeckError:
@@ -132,13 +119,7 @@ def test_an_index_that_leads_into_a_subfolder_is_refused(hub: HubStandin, tmp_pa
 
 
 def test_only_the_shards_of_the_index_are_fetched(hub: HubStandin, tmp_path: Path, origin: Path) -> None:
-    tensors = load_file(origin / WEIGHTS)
-    (origin / WEIGHTS).unlink()
-    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
-    weight_map = {name: shards[number % 2] for number, name in enumerate(tensors)}
-    for shard in shards:
-        save_file({name: tensors[name] for name, file in weight_map.items() if file == shard}, origin / shard)
-    (origin / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    shards = sorted(set(split_into_shards(origin).values()))
     (origin / "consolidated.safetensors").write_bytes(b"the same in another layout")
     (origin / "pytorch_model.bin.index.json").write_text("{}")
     found = read_manifest(source_at(hub), None)

@@ -27,9 +27,7 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandin]:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+def hub(tmp_path: Path, no_proxy: None) -> Iterator[HubStandin]:
     make_checkpoint(tmp_path / "hub" / REPO / "main", Recipe(num_layers=1))
     make_checkpoint(tmp_path / "hub" / REPO / BRANCH, Recipe(num_layers=1, bits=8))
     make_checkpoint(tmp_path / "hub" / OTHER / "main", Recipe(num_layers=1))

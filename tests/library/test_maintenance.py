@@ -19,14 +19,6 @@ from tests.support.hub_models import WEIGHTS, hashes
 SOURCE = Source(Address("some/tiny-GPTQ", "main"), "https://hub.invalid")
 
 
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    monkeypatch.setenv("LLAMADECK_MODELS", str(folder))
-    return folder
-
-
 def make(folder: Path) -> Path:
     make_checkpoint(folder, Recipe(num_layers=1))
     return folder

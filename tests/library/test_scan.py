@@ -12,14 +12,6 @@ from core.library.scan import find, scan
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 
-@pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "models"
-    folder.mkdir()
-    monkeypatch.setenv("LLAMADECK_MODELS", str(folder))
-    return folder
-
-
 def make(folder: Path) -> None:
     make_checkpoint(folder, Recipe(num_layers=1))
 

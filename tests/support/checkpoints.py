@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+WEIGHTS = "model.safetensors"
 TEXT = [
     "The quick brown fox jumps over the lazy dog and runs into the quiet forest.",
     "What is the capital of France? The capital of France is Paris.",
@@ -140,8 +141,24 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
 def write_files(folder: Path, recipe: Recipe, tensors: dict[str, np.ndarray]) -> None:
     write_config(folder, recipe)
     old_name = f"gptq_model-{recipe.bits}bit-{recipe.group_size}g.safetensors"
-    name = old_name if recipe.old_layout else "model.safetensors"
+    name = old_name if recipe.old_layout else WEIGHTS
     save_file(tensors, folder / name, metadata={"format": "pt"})
+
+
+def split_into_shards(folder: Path) -> dict[str, str]:
+    """Replace the one weight file by two with an index, as large models have it. Returns the index's map."""
+    tensors = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    weight_map = {name: names[number % 2] for number, name in enumerate(tensors)}
+    for shard in names:
+        save_file({name: tensors[name] for name, file in weight_map.items() if file == shard}, folder / shard)
+    write_index(folder, weight_map)
+    return weight_map
+
+
+def write_index(folder: Path, weight_map: Any, name: str = "model.safetensors.index.json") -> None:
+    (folder / name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
 
 
 def write_config(folder: Path, recipe: Recipe) -> None:

@@ -11,7 +11,6 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from core.common.paths import ROOT
 from core.personas.cards import FORMATS, write
 from core.personas.character import Character
 from core.personas.pictures import as_png
@@ -20,6 +19,7 @@ from core.personas.store import Characters
 from core.personas.user import UserPersona, read_persona, read_picture, save_persona
 from tests.support.cards import PICTURE, V2
 from tests.support.checkpoints import make_checkpoint
+from tests.support.pages import click, go, open_tab, run
 from tests.support.widgets import has, named
 from ui.characters.draft import DRAFTS_KEY
 from ui.characters.importing import import_file
@@ -45,30 +45,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Character
     st.cache_resource.clear()
 
 
-def open_tab(locale: str = "en-US", **query: str) -> AppTest:
+def open_characters(locale: str = "en-US", **query: str) -> AppTest:
     """A new tab on the page."""
-    tab = AppTest.from_file(str(ROOT / "Home.py"), default_timeout=30)
-    tab.context = {"locale": locale}
-    run(tab)
-    for name, value in query.items():
-        tab.query_params[name] = value
-    return go(tab, "4_Characters")
-
-
-def run(tab: AppTest) -> AppTest:
-    tab.run()
-    assert not tab.exception, tab.exception
-    return tab
-
-
-def go(tab: AppTest, page: str) -> AppTest:
-    tab.switch_page(f"pages/{page}.py")
-    return run(tab)
-
-
-def click(tab: AppTest, key: str) -> AppTest:
-    named(tab.button, key).click()
-    return run(tab)
+    return open_tab("4_Characters", locale, query)
 
 
 def write_into(tab: AppTest, name: str, words: str) -> AppTest:
@@ -95,12 +74,12 @@ def has_button(tab: AppTest, key: str) -> bool:
 
 def edit(store: Characters, character: Character = ADA) -> AppTest:
     key = store.add(character)
-    return click(open_tab(character=key), "character_edit")
+    return click(open_characters(character=key), "character_edit")
 
 
 @pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
 def test_without_characters_the_page_says_what_to_do(store: Characters, locale: str) -> None:
-    tab = open_tab(locale)
+    tab = open_characters(locale)
     assert len(tab.title) == 1
     assert ("No characters yet" if locale == "en-US" else "还没有角色") in words(tab)
     assert has_button(tab, "characters_new")
@@ -109,7 +88,7 @@ def test_without_characters_the_page_says_what_to_do(store: Characters, locale: 
 def test_a_search_looks_at_names_tags_and_texts(store: Characters) -> None:
     store.add(ADA)
     store.add(BOB)
-    tab = open_tab()
+    tab = open_characters()
     assert opened(tab) == ["Ada", "Bob"]
     for typed, found in (("ADA", ["Ada"]), ("builds", ["Bob"]), ("teacher maths", ["Ada"]), ("nobody", [])):
         tab.text_input(key="characters_search").set_value(typed)
@@ -121,7 +100,7 @@ def test_a_search_looks_at_names_tags_and_texts(store: Characters) -> None:
 def test_tags_leave_those_that_have_all_of_them(store: Characters) -> None:
     store.add(ADA)
     store.add(BOB)
-    tab = open_tab()
+    tab = open_characters()
     tab.pills(key="characters_tags").set_value(["teacher"])
     assert opened(run(tab)) == ["Ada", "Bob"]
     tab.pills(key="characters_tags").set_value(["teacher", "maths"])
@@ -133,14 +112,14 @@ def test_tags_leave_those_that_have_all_of_them(store: Characters) -> None:
 def test_many_characters_come_in_pages(store: Characters) -> None:
     for number in range(30):
         store.add(Character(f"N{number:02}"))
-    tab = open_tab()
+    tab = open_characters()
     assert opened(tab) == [f"N{number:02}" for number in range(12)]
     assert "30 characters" in words(tab)
 
 
 def test_a_broken_file_is_an_entry_that_says_why_and_can_be_deleted(store: Characters) -> None:
     (store.folder / "bad.yaml").write_text("- a list\n")
-    tab = open_tab()
+    tab = open_characters()
     assert opened(tab) == ["bad"]
     assert "bad.yaml holds a list" in words(tab)
     assert "bad.yaml" in words(click(tab, "character_open_bad"))
@@ -152,19 +131,19 @@ def test_a_broken_file_is_an_entry_that_says_why_and_can_be_deleted(store: Chara
 
 def test_a_detail_shows_the_character_and_offers_every_format(store: Characters) -> None:
     store.add(replace(ADA, alternate_greetings=("Oh!",), creator="Me"), PICTURE)
-    tab = open_tab(character="Ada")
+    tab = open_characters(character="Ada")
     assert tab.header[0].value == "Ada"
     assert "Hi {{user}}" in words(tab)
     assert {button.key for button in tab.download_button} == {f"character_export_{kind}_Ada" for kind in FORMATS}
 
 
 def test_an_address_of_nobody_is_a_sentence(store: Characters) -> None:
-    assert "../../etc/passwd" in words(open_tab(character="../../etc/passwd"))
+    assert "../../etc/passwd" in words(open_characters(character="../../etc/passwd"))
 
 
 @pytest.mark.parametrize("name", ["Ada", "../../etc/x", "CON", "🦙" * 100, "a" * 200, "*Bold* [x](y) $1 $2", "林桥"])
 def test_a_new_character_of_any_name_is_written(store: Characters, name: str) -> None:
-    tab = click(open_tab(), "characters_new")
+    tab = click(open_characters(), "characters_new")
     write_into(tab, "name", name)
     write_into(tab, "greeting", "Hello")
     click(tab, "character_save")
@@ -176,7 +155,7 @@ def test_a_new_character_of_any_name_is_written(store: Characters, name: str) ->
 
 def test_names_that_cannot_be_are_sentences_and_nothing_is_lost(store: Characters) -> None:
     store.add(ADA)
-    tab = click(open_tab(), "characters_new")
+    tab = click(open_characters(), "characters_new")
     for name, said in (("", "has no name"), ("ada", "ada"), ("x" * 201, "201")):
         write_into(tab, "name", name)
         write_into(tab, "context", "all my work")
@@ -243,7 +222,7 @@ def test_a_character_that_was_deleted_elsewhere_can_be_saved_as_a_new_one(store:
 
 
 def test_a_disk_that_takes_nothing_leaves_the_form_as_it_is(store: Characters) -> None:
-    tab = click(open_tab(), "characters_new")
+    tab = click(open_characters(), "characters_new")
     write_into(tab, "name", "Ada")
     moved = store.folder.rename(store.folder.with_name("elsewhere"))
     store.folder.write_text("a file in the folder's place")
@@ -331,7 +310,7 @@ def test_a_card_with_values_of_any_kind_can_be_shown_and_edited(store: Character
 
 def test_duplicate_and_delete_with_undo(store: Characters) -> None:
     store.add(ADA)
-    tab = click(open_tab(character="Ada"), "character_duplicate")
+    tab = click(open_characters(character="Ada"), "character_duplicate")
     assert [entry.name for entry in store.entries()] == ["Ada", "Ada (2)"]
     click(tab, "character_delete")
     assert opened(tab) == ["Ada"]
@@ -341,7 +320,7 @@ def test_duplicate_and_delete_with_undo(store: Characters) -> None:
 
 def test_several_files_are_imported_and_each_says_how_it_went(store: Characters) -> None:
     store.add(ADA)
-    tab = open_tab()
+    tab = open_characters()
     files = [
         ("rosa.json", json.dumps(V2).encode(), "application/json"),
         ("ada.png", write(ADA, PICTURE, "png"), "image/png"),
@@ -386,12 +365,12 @@ def test_a_loaded_model_counts_by_its_own_tokenizer(store: Characters, tmp_path:
     store.add(ADA)
     resources.engine().load(tmp_path / "models" / "tiny", 0, 1)
     resources.engine().wait_while_loading(30)
-    assert "as tiny gets it" in words(open_tab(character="Ada"))
+    assert "as tiny gets it" in words(open_characters(character="Ada"))
     assert loaded_model().counter.is_exact
 
 
 def test_the_users_own_persona_is_saved(store: Characters) -> None:
-    tab = click(open_tab(), "characters_user")
+    tab = click(open_characters(), "characters_user")
     named(tab.text_input, "characters_user_name").set_value("Kim")
     named(run(tab).text_area, "characters_user_about").set_value("A cook.")
     named(run(tab).file_uploader, "characters_user_picture_upload_0").set_value([("me.png", PICTURE, "image/png")])
@@ -404,13 +383,13 @@ def test_the_users_own_persona_is_saved(store: Characters) -> None:
 
 def test_a_broken_persona_is_not_written_over(store: Characters, tmp_path: Path) -> None:
     (tmp_path / "data" / "persona.yaml").write_text("- a\n")
-    tab = click(open_tab(), "characters_user")
+    tab = click(open_characters(), "characters_user")
     assert "persona.yaml" in tab.error[0].value
     assert not has_button(tab, "characters_user_save")
 
 
 def test_a_delete_button_of_an_old_page_deletes_no_other_character(store: Characters) -> None:
-    tab = open_tab(character=store.add(ADA))
+    tab = open_characters(character=store.add(ADA))
     store.delete("Ada")
     store.add(replace(ADA, context="theirs"))
     assert "was not deleted" in click(tab, "character_delete").error[0].value
@@ -451,7 +430,7 @@ def test_two_clicks_on_a_greetings_button_remove_one_greeting(store: Characters)
 
 
 def test_a_persona_that_another_tab_saved_is_not_written_over_unseen(store: Characters) -> None:
-    tab = click(open_tab(), "characters_user")
+    tab = click(open_characters(), "characters_user")
     named(tab.text_area, "characters_user_about").set_value("Mine.")
     run(tab)
     save_persona(UserPersona("Kim", "Theirs."))

@@ -39,10 +39,9 @@ def hub(tmp_path: Path) -> Iterator[HubStandin]:
 
 
 @pytest.fixture
-def models(tmp_path: Path, hub: HubStandin, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def models(tmp_path: Path, hub: HubStandin, no_proxy: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The models folder of a dashboard of its own, whose Hub is the stand-in."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
