@@ -1,4 +1,4 @@
-"""The entry page and router: what is around every page, and which one is shown; knows no page's content."""
+"""The entry page and router: the frame around every page, and which page is shown."""
 
 import streamlit as st
 

@@ -1,7 +1,4 @@
-"""What guards this installation: the password, the sessions of those who gave it, the delays of those who did not.
-
-Knows no request and no page.
-"""
+"""The access to this installation: its password, its sessions, and the queue of login attempts."""
 
 from __future__ import annotations
 

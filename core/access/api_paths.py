@@ -1,7 +1,7 @@
-"""Which paths are the API's, which asks for keys itself: its own, and those by which clients know other servers.
+"""The paths of the API, and those by which clients look for other servers. The API asks for keys itself.
 
-A program that looks for another kind of server has to hear in JSON that this is none: the dashboard's page in its
-place is taken for an answer.
+A program that looks for another kind of server has to read in JSON that this is none: it would take the dashboard's
+page for an answer.
 """
 
 from __future__ import annotations

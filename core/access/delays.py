@@ -1,6 +1,6 @@
-"""How long somebody who gave a wrong password has to wait before the next try; knows no password and never sleeps.
+"""Login delays: how long a client waits after wrong passwords.
 
-A try counts as failed from its beginning, so that many at once are no way round; the right password takes that back.
+An attempt counts as failed from its beginning, so that parallel ones gain nothing. The right password takes that back.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The password that whoever starts LlamaDeck gives by the environment; checks none and keeps none.
+"""The password from the environment.
 
-A process's first environment can be read in /proc as long as it lives, whatever is taken out of it later, and
-`docker inspect` shows a container's. So a file is the better way. `./llamadeck run`, which starts the dashboard in its
-own place, hands the variable's value over by a pipe: before that it is in the environment of the command alone.
+A process's first environment can be read in /proc as long as it lives, whatever is removed from it later, and
+`docker inspect` shows a container's: a file is the better way. `./llamadeck run` replaces itself by the dashboard and
+hands the variable's value over by a pipe, so only the command's own environment holds it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who can reach this server: what it listens on, and whether a request came from this machine; knows no password.
+"""Who can reach this server: what it listens on, and whether a request came from this machine.
 
 Three things make a request local, and all have to hold. The server listens on loopback only. The connection itself is
 a loopback one, whatever was configured. And the request names this machine and passed no proxy: a page whose DNS name

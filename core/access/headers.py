@@ -1,4 +1,4 @@
-"""The headers that every response carries, whoever makes it; knows no page."""
+"""The security headers that every response carries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys to the API: named, shown once, revocable; only their hashes are kept (mode 0600). Knows no request, no page."""
+"""API keys: named, shown once, revocable. Only their hashes are stored (mode 0600)."""
 
 from __future__ import annotations
 

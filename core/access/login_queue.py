@@ -1,4 +1,4 @@
-"""Who may try a password, and when: whoever guesses must not keep the owner out. Knows no password and no request.
+"""Who may try a password, and when: whoever guesses must not keep the owner out.
 
 A browser that signed in before tries apart from all others: it brings a signed text that no guesser has. So does, a few
 times, whoever comes from an address from which the right password came. All others wait in a queue, out of which one is

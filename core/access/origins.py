@@ -1,7 +1,6 @@
-"""Origins (scheme, host, port): the one a page says it came from, and the places a request was sent to, as far as it
-is told; knows no session and no password.
+"""Origins (scheme, host, port): the one that a page names, and the hosts that a request was sent to.
 
-A proxy may tell the place that the browser asked for in Host, in X-Forwarded-Host and -Port, in Forwarded, or not at
+A proxy may pass the host that the browser asked for in Host, in X-Forwarded-Host and -Port, in Forwarded, or not at
 all. All of them are believed: no page can set one on a request to another origin.
 """
 

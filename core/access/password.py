@@ -1,4 +1,4 @@
-"""The access password: what may be one, its scrypt hash, and whether a text is it; keeps and asks nothing."""
+"""The access password: which texts may be one, and its scrypt hash."""
 
 from __future__ import annotations
 

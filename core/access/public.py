@@ -1,4 +1,4 @@
-"""The addresses that whoever runs this names: where people reach it, and whose pages may use the API."""
+"""The configured addresses: where people reach the dashboard, and whose pages may use the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request says of itself and how far that is believed: its language, its origin, where it wants to go next."""
+"""What a request says of itself, and how far that is believed: its language, origin, and where it wants to go next."""
 
 from __future__ import annotations
 

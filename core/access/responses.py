@@ -1,4 +1,4 @@
-"""The gate's own answers; no cache keeps one."""
+"""The gate's own responses. No cache stores them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ASGI scopes as the app behind the gate gets them: whom a request belongs to, and what a proxy changed put right."""
+"""ASGI scopes as the app behind the gate gets them: with the person, and without what a proxy changed."""
 
 from __future__ import annotations
 

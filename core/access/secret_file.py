@@ -1,6 +1,6 @@
-"""What access rests on, in data/access.json (mode 0600): the password's hash, the secret that signs, what was ended.
+"""The secrets of data/access.json (mode 0600): the password's hash, the signing secret, the sessions that were ended.
 
-Another process may change the file, such as `./llamadeck password`: it is read again whenever it is another one.
+Another process may change the file, as `./llamadeck password` does: it is read again whenever it changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was opened before somebody signed out ends with that: a websocket, a long download; knows no request."""
+"""Closes what was opened in a session once that session ends: websockets, long downloads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Who has signed in: signed tokens that expire and can be ended before; knows no password and no request.
+"""Sessions: signed tokens that expire and can be ended before.
 
-A token is signed with a key made of the installation's secret and of the password that holds now. So another password
-ends every session, also one set by another process, and nothing is kept for those that live.
+The signing key is made of the installation's secret and the password's hash. So another password ends every session,
+also one that another process set. Nothing is stored of live sessions.
 """
 
 from __future__ import annotations

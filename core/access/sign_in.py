@@ -1,7 +1,7 @@
-"""The way in and out: the page that asks who somebody is, its form, and what ends a session.
+"""Signing in and out: the page, its form, and the end of a session.
 
-The right password is taken from whatever origin: behind many proxies nobody here can tell which one is ours. The
-session remembers the origin that it was given to, and every later request and websocket must come from that one.
+The right password is taken from every origin: behind many proxies the server cannot tell which one is its own. The
+session stores the origin that it was given to. Every later request and websocket must come from that one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pages before anybody is signed in, as HTML that needs nothing from anywhere; knows no request and no password."""
+"""The pages before anybody is signed in, as HTML that loads nothing."""
 
 from __future__ import annotations
 

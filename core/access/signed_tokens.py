@@ -1,6 +1,6 @@
-"""Signed texts that a browser keeps for us: an id, when it expires, and the origin that it was given to.
+"""Signed tokens that a browser keeps: an id, its expiry, and the origin that it was given to.
 
-Nothing is kept here of those that live; knows no password and no request.
+Nothing is stored of live ones.
 """
 
 from __future__ import annotations

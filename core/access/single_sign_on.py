@@ -1,4 +1,4 @@
-"""What secrets.toml says of signing in through a provider (OIDC); asks no provider and reads no cookie."""
+"""The settings of signing in through a provider (OIDC), from secrets.toml."""
 
 from __future__ import annotations
 

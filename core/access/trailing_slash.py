@@ -1,7 +1,7 @@
-"""The first page below a path that a proxy took away, where its address may have come without the slash at its end.
+"""Redirects the first page below a proxy's path to the address that ends with a slash.
 
-Jupyter passes /proxy/6006 and /proxy/6006/ on as the same, and the page's relative addresses are right below the second
-only. Nothing but the page itself knows which one it is: a line of script in it goes to the one with the slash.
+Jupyter passes /proxy/6006 and /proxy/6006/ on as the same, but the page's relative addresses are right below the
+second only. The server cannot see which one the browser asked for. A line of script in the page can.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""To whom a request belongs, and whether a page of ours sent it: the cookies that say so; signs nobody in or out."""
+"""To whom a request belongs, by its cookies, and whether a page of another origin sent it."""
 
 from __future__ import annotations
 

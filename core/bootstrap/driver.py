@@ -1,6 +1,6 @@
 """What the NVIDIA driver of this machine can run, asked before anything is installed: standard library only.
 
-Knows no build of torch. ./llamadeck asks at every start, so it imports late what costs time.
+./llamadeck asks at every start, so slow imports stand inside the functions that need them.
 """
 
 from __future__ import annotations

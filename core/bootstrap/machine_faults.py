@@ -1,6 +1,6 @@
-"""What an exception says of this machine, whatever was asked of it: too little memory, or parts of .venv that are gone.
+"""Which errors are the machine's fault: too little memory, or a .venv with parts missing.
 
-Libraries raise what they like for the first; these are the words of CPython, the loader, C++, NumPy and torch.
+Libraries raise various types for these. The patterns are the words of CPython, the loader, C++, NumPy and torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Quiet `pip install` with sentences for its failures; standard library only, knows not what is installed."""
+"""Quiet `pip install`, with sentences for its failures. Standard library only."""
 
 from __future__ import annotations
 

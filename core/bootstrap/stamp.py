@@ -1,6 +1,6 @@
-"""What a finished .venv was made from; knows not how one is made.
+"""The stamp of a finished .venv: what it was made from.
 
-./llamadeck runs it at every start, so it imports little and nothing that has to be installed.
+./llamadeck runs this at every start, so it imports little, and only from the standard library.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which build of torch .venv gets: the machine's own, one for its driver, or the CPU's; never imports torch."""
+"""Which build of torch .venv gets: the machine's own, one for its driver, or the CPU's. Imports no torch."""
 
 from __future__ import annotations
 

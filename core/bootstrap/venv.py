@@ -1,7 +1,7 @@
-"""Prepares .venv, under the system's Python, when nothing is installed yet; knows no model and no page.
+"""Prepares .venv, under the system's Python: standard library only.
 
-The stamp of core/bootstrap/stamp.py goes first and comes last, so a .venv without one is half-made. It is made anew,
-for nobody can tell what is missing in it.
+The stamp of core/bootstrap/stamp.py is removed first and written last. A .venv without one is half-made, and is made
+anew: nobody can tell what it lacks.
 """
 
 from __future__ import annotations

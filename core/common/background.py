@@ -1,4 +1,4 @@
-"""Work that takes a while, done in threads of its own, so that a page can look in on it; knows not what is done."""
+"""Work in threads of its own, whose progress pages poll."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that people read: a key into the locale files and the values to put in; knows no language and no page."""
+"""The errors that people read: a key of the locale files, and its parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are read whole, old or new, whenever the power goes, and what is written through; knows no content."""
+"""Atomic writes, which leave the old or the new file after a power cut, and other operations on whole files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of the host's memory may still be taken, also inside a container; knows not who wants it."""
+"""How much of the host's memory is available, also inside a container with a limit."""
 
 from __future__ import annotations
 

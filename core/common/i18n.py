@@ -1,4 +1,4 @@
-"""The words that people read, from locales/*.json; knows no page and not who is reading."""
+"""The texts that people read, from locales/*.json."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One small file of values that several threads and processes read and change.
 
-A change is read, made and written under a lock on PATH.lock, so that none is lost. What is damaged is never written
-over: it stays as it is until a person mends it or sets it aside.
+A change is read, made and written under a lock on PATH.lock, so that none is lost. A damaged file is never overwritten:
+it stays until a person mends it or sets it aside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much is said on stderr: $LLAMADECK_LOG is debug, info, warning (as without it) or error; knows no message."""
+"""Logging on stderr. $LLAMADECK_LOG is debug, info, warning (the default) or error."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a process does whose own output cannot be written: a pipe that was closed, a full disk, no output at all.
+"""How a process ends that cannot write its output: the pipe is closed, the disk is full, there is no output at all.
 
-Knows no command. A reader that has had enough, as in `… | head`, is no fault: the process then ends as one that knows
-nothing of pipes does, by SIGPIPE, which a shell shows as 141.
+A reader that has had enough, as in `… | head`, is no fault. The process then ends by SIGPIPE, as a program does that
+handles no signals; a shell shows that as 141.
 """
 
 from __future__ import annotations

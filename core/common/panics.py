@@ -1,4 +1,4 @@
-"""Panics of libraries that are written in Rust, as errors: a panic is no Exception, and passes all that catch one."""
+"""Panics of libraries written in Rust, as errors. A panic is no Exception, so `except Exception` does not catch it."""
 
 from __future__ import annotations
 

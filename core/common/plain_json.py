@@ -1,4 +1,4 @@
-"""JSON of strangers as plain values, counted before anything is built."""
+"""JSON from untrusted sources: counted before anything is built, and without the numbers that JSON does not have."""
 
 from __future__ import annotations
 

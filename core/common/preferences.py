@@ -1,4 +1,4 @@
-"""The few things a person chose once, in settings.json in their folder; knows no page and not what the values mean."""
+"""What a person chose once, in settings.json in their folder."""
 
 from __future__ import annotations
 

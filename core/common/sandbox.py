@@ -1,7 +1,7 @@
-"""A stranger's work in processes of its own, with limits to time, memory and words; knows not what is worked on.
+"""Untrusted work in processes of its own, with limits to time, memory and output.
 
-A chat template is a program and a pattern may unroll to gigabytes: neither can be ended inside of this process. A child
-process can. It is started once and kept, because a start takes a tenth of a second and a question 0.1 ms.
+A chat template is a program, and a pattern may unroll to gigabytes. Neither can be ended inside this process; a child
+process can. It is started once and kept: a start takes 0.1 s, a question 0.1 ms.
 """
 
 from __future__ import annotations

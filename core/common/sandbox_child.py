@@ -1,4 +1,4 @@
-"""The child's side of core/common/sandbox.py: takes its limits on itself, then answers until its parent lets go."""
+"""The child's side of core/common/sandbox.py: limits itself, then answers until its parent closes the socket."""
 
 from __future__ import annotations
 

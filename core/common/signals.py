@@ -1,4 +1,4 @@
-"""Signals that end a command as Ctrl-C does, in one way for all commands; knows no command."""
+"""Signals that end a command as Ctrl-C does, in the same way for all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentences and running steps on a terminal, in its language; knows not what the steps do."""
+"""Sentences and progress on a terminal, in its language."""
 
 from __future__ import annotations
 

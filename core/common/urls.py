@@ -1,4 +1,4 @@
-"""Web addresses: which server one names, what a sentence calls it, and who can read what is sent there."""
+"""Web addresses: which server one names, how a sentence calls it, and who can read what is sent there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values from files, servers and people: what kind they are, and how a sentence quotes them."""
+"""Untrusted values: what kind they are, and how a sentence quotes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one check found, as plain data."""
+"""The result of one check, as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of what is around LlamaDeck: disks, memory, its port, the Hub; changes nothing and waits seconds at most."""
+"""Checks of disks, memory, the port and the Hub. They change nothing and take seconds at most."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Checks of what models run on: Python, .venv, driver, torch, compilers, kernels; imports torch in no process but one
-of its own."""
+"""Checks of Python, .venv, driver, torch, compilers and kernels. Only a process of its own imports torch."""
 
 from __future__ import annotations
 

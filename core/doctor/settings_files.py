@@ -1,4 +1,4 @@
-"""All small files that are written here, to see which of them cannot be used; knows no file's meaning."""
+"""All small files that LlamaDeck writes, and which of them cannot be used."""
 
 from __future__ import annotations
 
