@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, and which of its tokens end an answer; knows no model and no text."""
+"""A checkpoint's tokenizer, and which of its tokens end an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.checkpoint.checkpoint import Checkpoint, read_json
 from core.common.errors import CheckpointError
 from core.common.panics import panics_as_errors, why_of
 
-# How a chat model's turn may end, beside what its files say; only names that its vocabulary has are used.
+# Tokens that may end a chat model's turn, beside those that its files name; only if the vocabulary has them.
 TURN_ENDS = (
     "</s>",
     "<|im_end|>",
@@ -25,7 +25,7 @@ TURN_ENDS = (
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The checkpoint's tokenizer, from its tokenizer.json, else converted by transformers from an older form."""
+    """The tokenizer of tokenizer.json, else of an older file, converted by transformers. Raises CheckpointError."""
     try:
         with panics_as_errors():
             if (folder / "tokenizer.json").is_file():
@@ -40,14 +40,14 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
-    """A file may tell to cut or to pad every text, as for training; a prompt is taken as it is."""
+    """Switch off truncation and padding, which a tokenizer.json may keep from training; a prompt is taken as it is."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end an answer: what the files name, and the usual ends of a turn that the vocabulary has."""
+    """The ids of the tokens that end an answer: those that the files name, and those of TURN_ENDS."""
     ends: set[int] = set()
     generation = read_json(checkpoint.folder / "generation_config.json") or {}
     for source in (checkpoint.config, generation):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core.worker.decode import cpu_threads as cores
-from core.worker.decode.cpu_threads import LOOK_S, AdaptiveThreads, num_cores, used_s
+from core.worker.decode.cpu_threads import INTERVAL_S, AdaptiveThreads, num_cores, used_s
 
 STAT = "cpu  100 20 30 4000 50 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
 
@@ -54,16 +54,16 @@ def test_one_core_is_left_as_soon_as_something_else_wants_it(machine: Machine, w
     """Two threads that a busy page displaced wrote 2 tokens a second."""
     machine.run(1.0, own=1.0, others=0.0)
     watch.adapt()
-    machine.run(LOOK_S, own=1.2, others=0.8)
+    machine.run(INTERVAL_S, own=1.2, others=0.8)
     watch.adapt()
     assert torch.get_num_threads() == 1
 
 
 def test_between_two_looks_nothing_changes(machine: Machine, watch: AdaptiveThreads) -> None:
-    machine.run(LOOK_S * 0.6, own=1.0, others=0.0)
+    machine.run(INTERVAL_S * 0.6, own=1.0, others=0.0)
     watch.adapt()
     assert torch.get_num_threads() == 1
-    machine.run(LOOK_S * 0.6, own=1.0, others=0.0)
+    machine.run(INTERVAL_S * 0.6, own=1.0, others=0.0)
     watch.adapt()
     assert torch.get_num_threads() == 2
 

@@ -1,7 +1,7 @@
-"""One token for each of some chats on a CPU, by a pass with nothing in it but the model's own operations.
+"""Decodes one token for each of some slots on a CPU: the model's own operations with little Python between them.
 
-For a small model most of a token's time is Python between the operations, not the operations. Knows no family of
-models: one is taken by the parts that it has, and only where this pass gives the same numbers as its own, bit for bit.
+For a small model Python takes most of a token's time. A model is recognized by its modules, whatever its family, and
+uses this pass only if it gives the same logits and cache as the model's own pass, to the bit.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from core.worker.model.merged_linear import MergedLinearSlice
 from core.worker.model.model_runner import ModelRunner
 
 log = logging.getLogger(__name__)
-# What a layer, its attention and its MLP are made of here; one that has anything else keeps its own pass.
+# The modules of a layer, its attention and its MLP. A model with any other module keeps its own pass.
 LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 ATTENTION_PARTS = {*PROJECTIONS, "o_proj", "q_norm", "k_norm"}
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-# Tokens of the text that both passes are held against each other on, and how many of them are written one by one.
+# Tokens on which both passes are compared, and how many of them are decoded one by one.
 NUM_SAMPLES = 12
-NUM_WRITTEN = 4
+NUM_DECODED = 4
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(slots=True)
 class _Layer:
-    """A layer's operations. `inputs` gives query, key and value side by side, `gate_up` gate and up."""
+    """A layer's operations. `qkv` gives query, key and value side by side, `gate_up` gate and up."""
 
     norm: Function
-    inputs: Function
+    qkv: Function
     query_norm: Function | None
     key_norm: Function | None
     output: Function
@@ -50,9 +50,9 @@ class _Layer:
 
 
 class FastDecodePass:
-    """A model's forward pass for one new token a chat, over the slots' cache.
+    """A model's forward pass for one new token a slot, over the slots' cache.
 
-    Raises AttributeError, TypeError or NotImplementedError for a model that is made in another way.
+    Raises AttributeError, TypeError or NotImplementedError for a model with other modules.
     """
 
     def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
@@ -66,13 +66,13 @@ class FastDecodePass:
         self._norm = _norm(body.norm)
         self._head = _head(model.get_output_embeddings(), body.norm.weight.shape[0])
         _, self._num_kv_heads, _, self._head_dim = cache.keys[0].shape
-        # One row of each layer's cache for each slot: making such a view costs more than the addition beside it.
+        # Views of each slot's row in each layer's cache: making one takes longer than an addition.
         rows = [slice(slot, slot + 1) for slot in range(cache.num_slots)]
         self._keys = [[keys[row] for keys in cache.keys] for row in rows]
         self._values = [[values[row] for values in cache.values] for row in rows]
 
     def forward(self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        """Logits [slots, vocabulary] for what follows `tokens`, one of each slot, at `positions`."""
+        """Logits [slots, vocabulary] of the tokens after `tokens`, one of each slot, at `positions`."""
         hidden = embedding(torch.tensor(tokens), self._embeddings)
         cos, sin = self._angles(hidden, positions)
         places = [(row, slot, positions[row]) for row, slot in enumerate(slots)]
@@ -83,11 +83,11 @@ class FastDecodePass:
         return self._head(self._norm(hidden))
 
     def _angles(self, hidden: torch.Tensor, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of every slot, [slots, 1, head dim]; sin with the sign that turning a half around gives it."""
+        """RoPE's cos and sin of every slot, [slots, 1, head dim]; sin's first half negated, for `_attend`."""
         cos, sin = self._rotary(hidden, torch.tensor([positions]))
         half = self._head_dim // 2
         if cos.shape[-1] != self._head_dim:
-            raise NotImplementedError("heads that are turned in part")
+            raise NotImplementedError("RoPE on a part of a head")
         sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
         return cos[0].unsqueeze(1), sin[0].unsqueeze(1)
 
@@ -100,15 +100,15 @@ class FastDecodePass:
         sin: torch.Tensor,
         places: list[tuple[int, int, int]],
     ) -> torch.Tensor:
-        heads = layer.inputs(hidden).view(len(places), -1, self._head_dim)
+        heads = layer.qkv(hidden).view(len(places), -1, self._head_dim)
         num_kv = self._num_kv_heads
-        turned, value = heads[:, :-num_kv], heads[:, -num_kv:]
+        rotated, value = heads[:, :-num_kv], heads[:, -num_kv:]
         if layer.query_norm is not None and layer.key_norm is not None:
-            normed = layer.query_norm(turned[:, :-num_kv]), layer.key_norm(turned[:, -num_kv:])
-            turned = torch.cat(normed, 1)
-        turned = turned * cos + turned.roll(self._head_dim // 2, -1) * sin
-        query, key = turned[:, :-num_kv], turned[:, -num_kv:]
-        # Each chat by itself, over as much as it has: its numbers are then the same whoever is beside it.
+            normed = layer.query_norm(rotated[:, :-num_kv]), layer.key_norm(rotated[:, -num_kv:])
+            rotated = torch.cat(normed, 1)
+        rotated = rotated * cos + rotated.roll(self._head_dim // 2, -1) * sin
+        query, key = rotated[:, :-num_kv], rotated[:, -num_kv:]
+        # Each slot by itself, over its own length: its result then does not depend on the other slots.
         outputs = []
         for row, slot, position in places:
             keys, values = self._keys[slot][number], self._values[slot][number]
@@ -126,42 +126,42 @@ class FastDecodePass:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def make_fast_decode(model: PreTrainedModel, slots: ModelRunner) -> FastDecodePass | None:
-    """A lean pass over the slots' cache, whose first row is overwritten; None where the model has no such pass."""
+def make_fast_decode(model: PreTrainedModel, runner: ModelRunner) -> FastDecodePass | None:
+    """A fast pass over the runner's cache; None where the model has none. Overwrites the cache's first slot."""
     try:
-        lean = FastDecodePass(model, slots.cache)
-        is_same = agrees(lean, slots)
+        fast = FastDecodePass(model, runner.cache)
+        is_same = is_equal(fast, runner)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        log.info("no lean pass: %s", error)
+        log.info("no fast decode: %s", error)
         return None
     if not is_same:
-        log.info("no lean pass: it gives other numbers than %s", type(model).__name__)
+        log.info("no fast decode: it computes something else than %s", type(model).__name__)
         return None
-    return lean
+    return fast
 
 
-def agrees(lean: FastDecodePass, slots: ModelRunner) -> bool:
-    """Whether both passes give the same logits after a short text, and leave the same cache."""
-    count = min(NUM_SAMPLES, slots.cache.context_tokens)
+def is_equal(fast: FastDecodePass, runner: ModelRunner) -> bool:
+    """Whether both passes give the same logits after a short text and leave the same cache, to the bit."""
+    count = min(NUM_SAMPLES, runner.cache.context_tokens)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(slots.vocabulary, (count,), generator=generator).tolist()
-    num_read = max(0, count - NUM_WRITTEN)
+    tokens = torch.randint(runner.vocabulary, (count,), generator=generator).tolist()
+    num_read = max(0, count - NUM_DECODED)
     if num_read:
         read = torch.tensor([tokens[:num_read]]), torch.arange(num_read).unsqueeze(0)
-        slots.forward(*read, 0, num_read)
+        runner.forward(*read, 0, num_read)
     for position in range(num_read, count):
         place = torch.tensor([[position]])
-        wanted = slots.forward(torch.tensor([[tokens[position]]]), place, 0, position + 1)
-        kept = [tensor[0, :, position].clone() for tensor in slots.cache.keys + slots.cache.values]
-        got = lean.forward([0], [tokens[position]], [position])
-        written = [tensor[0, :, position] for tensor in slots.cache.keys + slots.cache.values]
+        wanted = runner.forward(torch.tensor([[tokens[position]]]), place, 0, position + 1)
+        kept = [tensor[0, :, position].clone() for tensor in runner.cache.keys + runner.cache.values]
+        got = fast.forward([0], [tokens[position]], [position])
+        written = [tensor[0, :, position] for tensor in runner.cache.keys + runner.cache.values]
         if not torch.equal(wanted, got) or not all(map(torch.equal, kept, written)):
             return False
     return True
 
 
 def refuse_config(config: Any) -> None:
-    """Raise NotImplementedError for what a short text would not show: a model that looks back only so far."""
+    """Raise NotImplementedError for what a short text does not show: a sliding window, an own attention."""
     if getattr(config, "sliding_window", None) or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise NotImplementedError("a sliding window")
     if config._attn_implementation == "eager":
@@ -177,7 +177,7 @@ def _read_layer(layer: Any) -> _Layer:
     is_normed = hasattr(attention, "q_norm")
     return _Layer(
         norm=_norm(layer.input_layernorm),
-        inputs=_side_by_side([getattr(attention, name) for name in PROJECTIONS]),
+        qkv=_side_by_side([getattr(attention, name) for name in PROJECTIONS]),
         query_norm=_norm(attention.q_norm) if is_normed else None,
         key_norm=_norm(attention.k_norm) if is_normed else None,
         output=_matrix(attention.o_proj),
@@ -193,14 +193,14 @@ def _norm(module: Any) -> Function:
     shape = tuple(weight.shape)
 
     def norm(x: torch.Tensor) -> torch.Tensor:
-        # Rounded before it is multiplied by the weight, as transformers' models do.
+        # Rounded before the product with the weight, as in transformers' models.
         return torch.rms_norm(x, shape, None, eps) * weight
 
     return norm
 
 
 def _side_by_side(modules: list[nn.Module]) -> Function:
-    """The outputs of several matrices for the same input, beside each other."""
+    """The outputs of several matrices for the same input, side by side."""
     first = modules[0]
     if isinstance(first, MergedLinearSlice):
         return _matrix(first.merged)
@@ -218,7 +218,7 @@ def _matrix(module: nn.Module) -> Function:
 
 
 def _head(module: Any, size: int) -> Function:
-    """The last matrix. A plain one is read 1.6 times as fast as a matrix by a vector, where that rounds alike."""
+    """The model's head. A plain one takes torch.mv, 1.6 times as fast for one row, if that rounds alike."""
     function = _matrix(module)
     if not isinstance(module, nn.Linear) or module.bias is not None:
         return function

@@ -1,8 +1,8 @@
-"""How many threads compute on a CPU: one core stays free for the pages, but while nothing else has run lately.
+"""CPU threads: all cores while other processes used less than 0.2 of one core over the last 0.2 s, else all but one,
+which the pages need.
 
-Threads that wait for one another all stop when one of them is displaced, and small matrices make them wait often: two
-threads that a busy page displaces all the time wrote 2 tokens a second. A page that wakes costs one token a wait, until
-the next look. Knows no model.
+Threads wait for one another after each matrix, so one that is displaced stops all of them. Two threads that a busy page
+displaced decoded 2 tokens a second.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 
 import torch
 
-# "cpu  user nice system idle iowait irq softirq steal ...": times of all cores together, in ticks.
+# First line: "cpu  user nice system idle iowait irq softirq steal ...", the ticks of all cores together.
 STAT = Path("/proc/stat")
-USED = (0, 1, 2, 5, 6, 7)
-# Ticks are 10 ms, so a shorter look would tell little.
-LOOK_S = 0.2
-# Of one core: what the system itself and a page at rest take stays below.
+BUSY_FIELDS = (0, 1, 2, 5, 6, 7)
+# A tick is 10 ms, so a shorter interval would measure little.
+INTERVAL_S = 0.2
+# Of one core. The system itself and a page at rest use less.
 IDLE_SHARE = 0.2
 
 
 def reserve_one_core() -> None:
-    """Compute on all cores but one from now on."""
+    """Let torch compute on all cores but one from now on."""
     torch.set_num_threads(max(1, num_cores() - 1))
 
 
@@ -34,15 +34,15 @@ def num_cores() -> int:
 
 
 def used_s(stat: Path = STAT) -> float | None:
-    """Seconds that all cores together have worked since the machine began; None where that is not known."""
+    """Seconds that all cores together were busy since the machine booted; None where /proc/stat does not say."""
     with suppress(OSError, ValueError, IndexError):
         ticks = stat.read_text().split("\n", 1)[0].split()[1:]
-        return sum(int(ticks[place]) for place in USED) / os.sysconf("SC_CLK_TCK")
+        return sum(int(ticks[place]) for place in BUSY_FIELDS) / os.sysconf("SC_CLK_TCK")
     return None
 
 
 class AdaptiveThreads:
-    """Watches what others than this process use of the cores, and takes them all while that is little."""
+    """Sets torch's threads by how busy other processes keep the cores."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class AdaptiveThreads:
         self._others_s = self._now_s()
 
     def adapt(self) -> None:
-        """Compute on all cores from now on where nothing else wanted them lately; else on all but one."""
+        """Measure again if INTERVAL_S has passed, and set torch's threads; called between two steps."""
         now_s = self._clock()
         took_s = now_s - self._at_s
-        if took_s < LOOK_S:
+        if took_s < INTERVAL_S:
             return
         before_s, self._at_s, self._others_s = self._others_s, now_s, self._now_s()
         is_idle = before_s is not None and self._others_s is not None

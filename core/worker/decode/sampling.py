@@ -1,7 +1,4 @@
-"""Drawing the next token from logits; knows no model, no text and no request.
-
-The order of the cuts is that of transformers: penalty, temperature, top-k, top-p, min-p.
-"""
+"""Samples the next token from logits, in transformers' order: penalty, temperature, top-k, top-p, min-p."""
 
 from __future__ import annotations
 
@@ -9,26 +6,26 @@ import torch
 
 from core.engine.sampling_params import Sampling
 
-# Sorting a vocabulary of 50,000 costs milliseconds on a CPU; the likeliest this many almost always hold top-p's mass,
-# and mostly the likeliest few do.
+# Sorting a vocabulary of 50,000 takes milliseconds on a CPU. The likeliest 64 tokens mostly hold top-p's mass, the
+# likeliest 1024 almost always.
 SORTED_HEAD = 1024
 SORTED_FEW = 64
-# Below this a draw always takes the likeliest, and dividing by it would leave the range of float32.
+# Below this temperature the likeliest token is taken: dividing by it would leave the range of float32.
 MIN_TEMPERATURE = 1e-5
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, seen: torch.Tensor, generator: torch.Generator) -> int:
-    """The next token from `logits` [vocabulary]; `seen` holds the ids of the text so far, for the penalty."""
+    """The next token from `logits` [vocabulary]. seen: the ids of the tokens that the repetition penalty applies to."""
     logits = penalize(logits.float(), seen, sampling.repetition_penalty)
     if sampling.temperature < MIN_TEMPERATURE:
-        return int(logits.max(dim=0).indices)  # A third of argmax's time on a CPU, and the first of equals as well.
+        return int(logits.max(dim=0).indices)  # On a CPU in a third of argmax's time; the first of equals, too.
     scores, ids = cut(logits / sampling.temperature, sampling)
     choice = torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=generator)
     return int(choice) if ids is None else int(ids[choice])
 
 
 def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Logits with those of `seen` ids divided by `penalty` where positive, else multiplied (arXiv 1909.05858)."""
+    """`logits`, those of `seen` ids divided by `penalty` where positive, else multiplied (arXiv 1909.05858)."""
     if penalty == 1.0 or seen.numel() == 0:
         return logits
     chosen = logits[seen]
@@ -36,7 +33,7 @@ def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
 
 
 def cut(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What top-k, top-p and min-p leave: logits, and their token ids (None: the whole vocabulary in order)."""
+    """The logits that top-k, top-p and min-p leave, and their token ids; None: the whole vocabulary in order."""
     ids = None
     if 0 < sampling.top_k < logits.numel():
         logits, ids = torch.topk(logits, sampling.top_k)

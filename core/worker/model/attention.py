@@ -1,8 +1,8 @@
-"""Attention over the slots' cache, as a function that transformers' model classes call; knows no model and no request.
+"""Attention over the slots' KV cache, as a function that transformers' model classes call.
 
-transformers' own repeats shared heads for every query and makes a mask of a whole chunk; both cost memory that grows
-with the context. Here queries that share a head become rows of one product on a GPU, and a chunk uses the causal
-kernels.
+transformers' own attention repeats shared heads for every query and makes a mask for a whole chunk; both take memory
+that grows with the context. Here queries that share a KV head become rows of one product on a GPU, and a chunk uses
+causal kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "llamadeck"
-# Attention sinks, capped scores and biases by position: some families' own.
+# Some families add attention sinks, capped scores or position biases.
 ADDITIONS = ("s_aux", "softcap", "position_bias")
 
 
@@ -29,10 +29,11 @@ def attend(
     scaling: float | None = None,
     **extras: Any,
 ) -> tuple[torch.Tensor, None]:
-    """[rows, heads, new tokens, head dim] over [rows, kv heads, length, head dim] -> [rows, new tokens, heads, dim].
+    """query [rows, heads, new tokens, head dim] over key, value [rows, kv heads, length, head dim]
+    -> [rows, new tokens, heads, head dim].
 
-    `mask` is boolean, [rows, 1, new tokens, length]; None means causal, the new tokens being the last ones.
-    Raises NotImplementedError for what a model adds to plain attention, which is never left out in silence.
+    mask: bool [rows, 1, new tokens, length]; None: causal, the new tokens being the last ones. Raises
+    NotImplementedError for what a model adds to plain attention.
     """
     refuse_additions(extras)
     num_rows, num_heads, num_tokens, head_dim = query.shape
@@ -40,7 +41,7 @@ def attend(
         packed = query.reshape(num_rows, key.shape[1], num_heads // key.shape[1], head_dim)
         output = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
         return output.reshape(num_rows, 1, num_heads, -1), None
-    # One token sees everything where nothing says otherwise: for a CPU the same call as transformers' own, to the bit.
+    # Without a mask one token sees all: on a CPU the same call as transformers' own, to the bit.
     bias = causal_lower_right(num_tokens, key.shape[2]) if mask is None and num_tokens > 1 else mask
     shares_heads = key.shape[1] != num_heads
     output = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shares_heads)
@@ -55,6 +56,6 @@ def refuse_additions(extras: Mapping[str, Any]) -> None:
 
 
 def register() -> str:
-    """Make `attend` known to transformers; returns the name to load a model with."""
+    """Register `attend` with transformers; the name to load a model with."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
     return NAME

@@ -1,6 +1,6 @@
-"""The KV cache: one row a chat slot, each at a position of its own; knows no model beyond its cache's shape.
+"""The KV cache: one row a slot, each at a position of its own.
 
-It is handed to transformers' model classes as `past_key_values`; they only call `update`.
+transformers' model classes get it as `past_key_values`; they only call `update`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import torch
 
 
 class SlotCache:
-    """Keys and values of every layer, [num_slots, num_kv_heads, context_tokens + 1, head_dim], allocated at once, each
-    on its layer's one of `devices`.
-
-    Before a forward pass `set_targets` says which rows it writes, and where: `rows` is a slice of slots, `columns` is
-    [rows, new tokens], and `length` is how much of the rows the pass looks at. The last column is never read.
+    """Keys and values of every layer, [num_slots, num_kv_heads, context_tokens + 1, head_dim], allocated at once on the
+    layer's device. The last column is never read. `set_targets` precedes every forward pass.
     """
 
     def __init__(
@@ -37,7 +34,7 @@ class SlotCache:
         self._rows = slice(0, 1)
         self._length = 0
         self._is_slice = True
-        # By device: the rows' indices and the columns.
+        # By device: the rows' indices [rows, 1] and the columns [rows, new tokens].
         self._targets: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
@@ -45,9 +42,10 @@ class SlotCache:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.keys + self.values)
 
     def set_targets(self, rows: slice, columns: torch.Tensor, length: int) -> None:
-        """Point the next forward pass at `rows`, writing at `columns` ([rows, new tokens])."""
+        """The next forward pass reads the first `length` columns of the slots `rows`, and writes `columns` [rows, new
+        tokens] of them."""
         self._rows, self._length = rows, length
-        # One row always writes the last columns of what it looks at: a slice, which costs less than an index.
+        # One row writes the last columns that it reads: as a slice, which is faster than an index.
         self._is_slice = columns.shape[0] == 1
         row_index = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
         devices = dict.fromkeys(keys.device for keys in self.keys)
@@ -56,7 +54,7 @@ class SlotCache:
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new keys and values ([rows, kv heads, new tokens, head dim]); return all that is looked at."""
+        """Write new keys and values [rows, kv heads, new tokens, head dim]; the keys and values that the pass reads."""
         keys, values = self.keys[layer_idx][self._rows], self.values[layer_idx][self._rows]
         if self._is_slice:
             begin = self._length - key.shape[2]
@@ -70,9 +68,9 @@ class SlotCache:
         return keys[:, :, : self._length], values[:, :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """What models ask for when they are given no positions; the engine always gives them."""
+        """Only asked for by models that are given no positions; the engine always gives them."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        """Length and offset of the keys; only asked for by models that make a mask of their own."""
+        """Length and offset of the keys. Only asked for by models that make a mask of their own."""
         return self._length, 0

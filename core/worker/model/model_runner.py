@@ -1,4 +1,4 @@
-"""A loaded model with its KV cache: tokens and positions in, logits out; knows no request, no text and no sampling."""
+"""A loaded model with its KV cache: tokens and positions in, logits out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from core.worker.model.kv_cache import SlotCache
 
 
 class ModelRunner:
-    """Runs transformers' model over a cache with one row a chat slot."""
+    """Runs a transformers model over a KV cache with one row a slot. Raises EngineError "architecture_cache"."""
 
     def __init__(self, model: PreTrainedModel, num_slots: int, context_tokens: int) -> None:
         parameter = next(model.parameters())
@@ -22,12 +22,12 @@ class ModelRunner:
         self._model = model
         self._config = model.config
         self._is_eager = model.config._attn_implementation == "eager"
-        # On a GPU a chunk's attention is causal without a mask, by kernels that need no memory for one.
+        # On a GPU a chunk's attention is causal without a mask, which would take memory.
         self._needs_mask = self._is_eager or self.device.type == "cpu"
         self.cache = self._make_cache(num_slots, context_tokens)
 
     def _make_cache(self, num_slots: int, context_tokens: int) -> SlotCache:
-        """A cache in the shape that the model itself writes: asked of it, for one token, not of its configuration."""
+        """A cache of the shape that the model writes for one token; configurations do not always say it."""
         probe = _ShapeProbe()
         token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         try:
@@ -49,31 +49,30 @@ class ModelRunner:
         length: int,
         targets: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits [rows, vocabulary] for what follows the last token of each row.
+        """Logits [rows, vocabulary] of the token after the last token of each row.
 
-        `tokens` and `positions` are [rows, new tokens]; row r is slot `first_slot` + r. `length` is how much of the
-        cache is looked at: beyond the largest position. `targets` are the cache's columns to write, where they are
-        not the positions.
+        tokens, positions: [rows, new tokens]; row r is slot `first_slot` + r. length: how many columns of the cache are
+        read, more than the largest position. targets: the columns to write, where they are not the positions.
         """
         rows = slice(first_slot, first_slot + tokens.shape[0])
         self.cache.set_targets(rows, positions if targets is None else targets, length)
         return self._run(tokens, positions, length, self.cache)
 
     def use_attention(self, name: str) -> None:
-        """Call the attention registered with transformers as `name` from now on."""
+        """Use the attention that is registered with transformers as `name` from now on."""
         self._config._attn_implementation = name
 
     def run_captured(
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: Any, logits_of: int | torch.Tensor
     ) -> torch.Tensor:
-        """Logits [rows, vocabulary] over a cache whose attention needs no mask: of the last token, or of the one that
-        `logits_of` [1] counts to."""
+        """Logits [rows, vocabulary] over a cache whose attention needs no mask. logits_of: 1 for the last token, or the
+        index [1] of one."""
         layer_types = getattr(self._config, "layer_types", None)
         return self._call(tokens, positions, dict.fromkeys(layer_types) if layer_types else None, cache, logits_of)
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, cache: Any) -> torch.Tensor:
         num_new = tokens.shape[1]
-        # By its place: a slice of a longer row is not contiguous, and a CPU copies the whole head to multiply it.
+        # By index: a slice of a longer row is not contiguous, for which a CPU copies the whole head.
         logits_of = 1 if num_new == 1 else torch.tensor([num_new - 1], device=tokens.device)
         return self._call(tokens, positions, self._masks(positions, length), cache, logits_of)
 
@@ -92,10 +91,10 @@ class ModelRunner:
         return logits[:, -1]
 
     def _masks(self, positions: torch.Tensor, length: int) -> torch.Tensor | None | dict[str, torch.Tensor | None]:
-        """What each new token may look at, [rows, 1, new tokens, length]; models of mixed layers take one a kind."""
+        """What each new token sees, [rows, 1, new tokens, length]; by kind of layer, where there are several."""
         keys = torch.arange(length, device=positions.device)
         seen = keys <= positions[:, None, :, None]
-        # The one token of one row sees everything that is looked at.
+        # A single token of a single row sees all columns.
         sees_all = positions.shape == (1, 1) and not self._is_eager
         needs_mask = self._needs_mask or positions.shape[1] == 1
         full = self._as_mask(seen) if needs_mask and not sees_all else None
@@ -115,7 +114,7 @@ class ModelRunner:
 
 
 class _ShapeProbe:
-    """Stands in for a cache during one pass and notes what each layer would write."""
+    """Stands in for a cache during one pass, and records the shape that each layer writes."""
 
     def __init__(self) -> None:
         self.shapes: dict[int, tuple[int, int]] = {}

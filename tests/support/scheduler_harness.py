@@ -1,0 +1,87 @@
+"""A scheduler with everything that it emitted, over any steps; and steps without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from tokenizers import Tokenizer
+
+from core.engine.protocol import Event, Finished, Generate, TextChunk
+from core.engine.sampling_params import Sampling
+from core.worker.decode.steps import PendingTokens, Steps
+from core.worker.scheduler import Scheduler
+
+PROMPT = "What is the capital of France?"
+
+
+class SchedulerHarness:
+    def __init__(self, steps: Steps, tokenizer: Tokenizer, chunk: int = 8, ends: Collection[int] = ()) -> None:
+        self.events: list[Event] = []
+        self.tokenizer = tokenizer
+        self.scheduler = Scheduler(steps, tokenizer, frozenset(ends), chunk, self.events.append)
+
+    def ask(self, request: int, prompt: str | tuple[int, ...] = PROMPT, client: str = "", **sampling) -> None:
+        settings = Sampling(**{"temperature": 0.0, "max_new_tokens": 12, **sampling})
+        self.scheduler.submit(Generate(request, prompt, settings, client=client))
+
+    def run(self) -> None:
+        for _ in range(2000):
+            if self.scheduler.is_idle:
+                return
+            self.scheduler.step()
+        raise AssertionError("the scheduler never came to an end")
+
+    def text(self, request: int) -> str:
+        return "".join(event.text for event in self.events if isinstance(event, TextChunk) and event.request == request)
+
+    def end(self, request: int) -> Finished:
+        (end,) = [event for event in self.events if isinstance(event, Finished) and event.request == request]
+        return end
+
+
+class FakeTokens:
+    """Tokens that count as read once `wait` was called."""
+
+    def __init__(self, steps: FakeSteps, tokens: list[int | None]) -> None:
+        self._steps, self._tokens = steps, tokens
+        steps.num_in_flight += 1
+
+    def wait(self) -> list[int | None]:
+        self._steps.num_in_flight -= 1
+        return self._tokens
+
+
+class FakeSteps:
+    """Steps whose next token depends on all tokens that the slot's cache holds, as a model's does. Logits are NaN with
+    `nan_at` of them."""
+
+    vocabulary = 384
+
+    def __init__(
+        self, num_slots: int = 3, context_tokens: int = 128, runs_ahead: bool = False, nan_at: int | None = None
+    ) -> None:
+        self.runs_ahead, self.num_slots, self.context_tokens = runs_ahead, num_slots, context_tokens
+        self.cached: list[list[int]] = [[] for _ in range(num_slots)]
+        self.num_in_flight = 0
+        self._last = [0] * num_slots
+        self._nan_at = nan_at
+
+    def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
+        pass
+
+    def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
+        assert 0 < len(chunk) and begin <= len(self.cached[slot])
+        self.cached[slot][begin:] = chunk
+        return FakeTokens(self, [self._sample(slot)]) if is_last else None
+
+    def decode(self, slots: Sequence[int]) -> PendingTokens:
+        assert list(slots) == sorted(set(slots))
+        for slot in slots:
+            self.cached[slot].append(self._last[slot])
+        return FakeTokens(self, [self._sample(slot) for slot in slots])
+
+    def _sample(self, slot: int) -> int | None:
+        cached = self.cached[slot]
+        # The tokens "a" to "z" of tests/support/checkpoints.py's vocabulary.
+        self._last[slot] = 67 + sum(place * token for place, token in enumerate(cached, 1)) % 26
+        return None if len(cached) == self._nan_at else self._last[slot]
