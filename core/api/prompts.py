@@ -155,14 +155,7 @@ def _as_character(
     )
     mode = choose_mode(served.model.template, served.name, has_character=True)
     context = PromptContext(served.model, served.context_tokens, mode, speaker, sampling)
-    prompt = _prepare_whole(turns, context, start)
-    return GenerationRequest(
-        prompt.fitted.prompt,
-        replace(sampling, stop=context.style.stop_strings(own=sampling.stop)),
-        num_choices,
-        bool(start.strip()),
-        speaker=None if start.strip() else speaker.names.char,
-    )
+    return _request(_prepare_whole(turns, context, start).fitted.prompt, context.style, sampling, num_choices, start)
 
 
 def _prepare_whole(turns: list[Turn], context: PromptContext, start: str) -> Prompt:
@@ -197,13 +190,14 @@ def _as_dialogue(
     style = PromptStyle("chat", served.model.template, Names.of("", ""), served.model.counter.opening)
     prompt = style.render(PromptParts(tuple(turns), head, start=start))
     check_length(prompt, served)
-    return GenerationRequest(
-        prompt,
-        replace(sampling, stop=style.stop_strings(own=sampling.stop)),
-        num_choices,
-        bool(start.strip()),
-        speaker=None if start.strip() else style.names.char,
-    )
+    return _request(prompt, style, sampling, num_choices, start)
+
+
+def _request(prompt: str, style: PromptStyle, sampling: Sampling, num_choices: int, start: str) -> GenerationRequest:
+    """The request for a named speaker, whose answers begin with `start`."""
+    sampling = replace(sampling, stop=style.stop_strings(own=sampling.stop))
+    is_open = bool(start.strip())
+    return GenerationRequest(prompt, sampling, num_choices, is_open, speaker=None if is_open else style.names.char)
 
 
 def _split(messages: list[Message]) -> tuple[str, list[Turn]]:

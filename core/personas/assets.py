@@ -18,7 +18,7 @@ EMBEDDED = ("embeded://", "embedded://")
 DEFAULT_URI = "ccdefault:"
 # What a character's file keeps of a CHARX, as text within it.
 MAX_KEPT_BYTES = 16 * 2**20
-# A card may name its files as often as it likes: so many icons are looked at for the main one, and so many files kept.
+# A hostile card names any number of files: at most so many icons are searched for the main one, so many files kept.
 MAX_ICONS, MAX_KEPT = 16, 1000
 
 

@@ -1,4 +1,4 @@
-"""Character cards as the bytes of a file, in and out: what kind a file is, is seen in its bytes, not in its name."""
+"""Character cards as the bytes of a file, read and written. A file's kind is told by its bytes, not by its name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_FILE_CHARS = 80
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a file held: a character, its picture as PNG, and sentences about what is not as the file has it."""
+    """What a file held: a character, its picture as PNG, and sentences about what was left out or changed."""
 
     character: Character
     picture: bytes | None = None

@@ -1,4 +1,4 @@
-"""CHARX files: zips with a card and its pictures, read within limits. Knows no card; writes nothing to disk."""
+"""CHARX files: zips with a card and its pictures, read within limits. Writes nothing to disk."""
 
 from __future__ import annotations
 

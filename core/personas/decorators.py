@@ -21,7 +21,7 @@ def _is_flag(value: str) -> bool:
     return value in ("", "true")
 
 
-# Those that have an effect here, with what their value must be. All others leave the place to their fallback.
+# The decorators that have an effect here, each with a check of its value. Another one gives way to its fallback.
 KNOWN: Mapping[str, Callable[[str], bool]] = {
     "activate_only_after": _is_whole,
     "activate_only_every": lambda value: _is_whole(value) and int(value) > 0,

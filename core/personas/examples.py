@@ -14,7 +14,7 @@ CHAR_MARKS = ("{{char}}", "<bot>", "<char>")
 
 @dataclass(frozen=True, slots=True)
 class ExampleTurn:
-    """What one of the two says; macros as they were written."""
+    """One turn of a dialogue, with its macros unexpanded."""
 
     role: Literal["user", "assistant"]
     text: str

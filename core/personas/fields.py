@@ -66,8 +66,10 @@ def read_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> tuple
 
 
 def write_fields(character: Character, fields: Mapping[str, Field], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of read_fields, without empty fields. What is in the rest stands as it was read, unless the field has
-    changed since."""
+    """The reverse of read_fields, without empty fields.
+
+    A value of the rest is written as it was read, unless its field has changed since.
+    """
     written: dict[str, Any] = {}
     for key, field in fields.items():
         value = getattr(character, field.attribute)

@@ -10,9 +10,9 @@ from core.personas.lore_entry import Entry, number, read_entries
 from core.personas.macros import Macros
 from core.personas.patterns import Pattern, Patterns
 
-# How many of the last messages are looked at where the lorebook does not say.
+# How many of the last messages are searched for keys where the lorebook does not say.
 DEFAULT_SCAN_DEPTH = 10
-# How far entries call up others that call up others.
+# How many times over the text of entries may call up further entries.
 MAX_RECURSIONS = 10
 Role = Literal["system", "user", "assistant"]
 ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
@@ -20,7 +20,7 @@ ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "a
 
 @dataclass(frozen=True, slots=True)
 class LoreMessage:
-    """One message of the chat, as far as a lorebook looks at it."""
+    """One message of the chat, with what a lorebook needs of it."""
 
     role: Role
     text: str
@@ -44,7 +44,7 @@ class Lore:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """What entries are matched against, those with patterns by `patterns`."""
+    """The chat that entries are matched against. `patterns` searches for the keys that are patterns."""
 
     messages: Sequence[LoreMessage]
     macros: Macros
@@ -54,18 +54,21 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class LoreText:
-    """The last of some messages as one text, and `recursed`, the text of other entries; each made only once."""
+    """The text that keys are searched in: the last messages, and `recursed`, the text of other entries.
+
+    `made` keeps each text that was asked for, by its first message and its letter case.
+    """
 
     messages: Sequence[LoreMessage]
     recursed: str = ""
     made: dict[tuple[int, bool], str] = field(default_factory=dict)
 
     def last(self, count: int, *, is_case_sensitive: bool) -> str:
-        place = (max(len(self.messages) - max(count, 0), 0), is_case_sensitive)
-        if place not in self.made:
-            text = "\n".join([*(message.text for message in self.messages[place[0] :]), self.recursed])
-            self.made[place] = text if is_case_sensitive else text.casefold()
-        return self.made[place]
+        key = (max(len(self.messages) - max(count, 0), 0), is_case_sensitive)
+        if key not in self.made:
+            text = "\n".join([*(message.text for message in self.messages[key[0] :]), self.recursed])
+            self.made[key] = text if is_case_sensitive else text.casefold()
+        return self.made[key]
 
 
 def activate(book: Mapping[str, Any], chat: Chat, count_tokens: Callable[[str], int]) -> list[Lore]:
@@ -104,7 +107,7 @@ def _is_active(entry: Entry, chat: Chat, depth: int, text: LoreText) -> bool:
 
 
 def _is_time(entry: Entry, chat: Chat) -> bool:
-    """What decorators ask of the number of answers and of the greeting."""
+    """Whether the decorators allow the entry at this number of answers and with this greeting."""
     if not entry.decorators:
         return True
     num_answers = sum(message.role == "assistant" for message in chat.messages)
@@ -114,7 +117,7 @@ def _is_time(entry: Entry, chat: Chat) -> bool:
 
 
 def _matched_before(entry: Entry, chat: Chat, depth: int) -> bool:
-    """Whether the keys were there for an earlier answer; the chat itself tells, so nothing has to be remembered."""
+    """Whether an earlier answer had the keys in its text. The chat itself tells, so nothing has to be stored."""
     asked = [index for index, message in enumerate(chat.messages) if message.role == "user"]
     return any(_matches(entry, chat, LoreText(chat.messages[: index + 1]), depth) for index in asked[:-1])
 
@@ -168,7 +171,7 @@ def _depth(entry: Entry, num_messages: int) -> int | None:
 
 
 def _within_budget(placed: list[tuple[Entry, Lore]], budget: object, count_tokens: Callable[[str], int]) -> list[Lore]:
-    """All, or what is left when those of the lowest priority are taken out until the rest fits."""
+    """The entries that fit into the budget: those of the lowest priority are left out first."""
     limit = number(budget, -1)
     if limit >= 0:
         counts = [count_tokens(lore.text) if lore.text else 0 for _, lore in placed]

@@ -11,7 +11,7 @@ TOKENS = re.compile(r"(\{\{|\}\}|<(?:user|bot|char)>)", re.IGNORECASE)
 # Deeper braces are text: nobody means them.
 MAX_DEPTH = 16
 MAX_SIDES = 10**12
-# What the macros of a text may come to: {{original}} a million times is a gigabyte. Those beyond stay as they are.
+# Limits what macros make of a text: {{original}} a million times is a gigabyte. Macros beyond stay as they are.
 MAX_EXPANDED_CHARS = 8_000_000
 UNESCAPED_COMMA = re.compile(r"(?<!\\),")
 
@@ -32,7 +32,7 @@ class Macros:
     original: str = ""
 
     def expand(self, text: str, *, for_matching: bool = False) -> str:
-        """`text` as the model reads it, or as a lorebook's keys are looked for in it: there hidden keys show."""
+        """`text` as the model reads it, or `for_matching` a lorebook's keys, which sees hidden keys too."""
         parts: list[list[str]] = [[]]
         room = MAX_EXPANDED_CHARS
         # Devices written on Windows have its line ends, which models have not seen.

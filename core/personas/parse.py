@@ -14,7 +14,7 @@ from core.common.plain_json import check_num_values, finite, no_number
 from core.personas.character import CharacterError
 
 MAX_TEXT_BYTES = 32 * 2**20
-# What one file may hold when it is written out; YAML's aliases can make very much of very little.
+# Limits of one file with its aliases expanded: YAML's aliases can make very much of very little.
 MAX_DEPTH = 64
 MAX_VALUES = 200_000
 MAX_DIGITS = 1000

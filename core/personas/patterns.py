@@ -14,16 +14,16 @@ from typing import NamedTuple
 
 from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits
 
-# A pattern from a stranger may take for ever: after this long it is nowhere, and after so many of them all others are.
+# A hostile pattern may run for ever: after this long it counts as not found, and after so many of them all others do.
 TIMEOUT_S, MAX_SLOW = 0.05, 10
-# What all patterns of a book may take, which are compiled with the first text. A usual one takes 0.3 ms and 20 KiB.
+# Limits for all patterns of a book, which compile with the first text. A usual one takes 0.3 ms and 20 KiB.
 LIMITS = SandboxLimits(cpu_s=1.0, memory_mib=192, wait_s=20.0)
 NUM_PROCESSES = 2
 # No person wrote a longer one.
 MAX_PATTERN_CHARS = 10_000
-# A book with so many patterns that reach a limit is out for harm: its others are not tried. So many are remembered.
+# Where so many patterns of a book reach a limit, its others are not tried: it means harm. At most so many are kept.
 MAX_BAD, MAX_UNUSABLE = 3, 1000
-# Where all of a book together reach a limit, each is tried alone for so long; those that had no turn are nowhere.
+# Where a book's patterns together reach a limit, each is tried alone, for ALONE_S in all. The rest is not found.
 ALONE_S = 5.0
 FOUND, ABSENT, SLOW = "+", "-", "s"
 

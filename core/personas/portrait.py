@@ -1,4 +1,4 @@
-"""Draws an abstract portrait from a name and a colour: the picture of a character that has none. Knows no character."""
+"""Draws an abstract portrait from a name and a colour: the picture of a character that has none."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ DEFAULT_USER_NAME = "You"
 
 @dataclass(frozen=True, slots=True)
 class MacroContext:
-    """What a prompt depends on beside the character and the messages.
+    """What macros and lore depend on besides the character and the messages.
 
     `system_prompt` and `post_history` are the user's own, which the character's take the place of or include by
     {{original}}; `seed` names the chat; `greeting_index` is that of the greeting it began with.
@@ -62,7 +62,7 @@ class CharacterParts:
 def build_parts(
     character: Character, messages: Sequence[LoreMessage], context: MacroContext, *, is_full: bool = False
 ) -> CharacterParts:
-    """The parts for the next answer. `is_full`: the context has no more room, so lore that goes first is left out."""
+    """The parts for the next answer. `is_full` leaves out the lore that goes first where the context has no room."""
     macros = make_macros(character, context)
     chat = Chat([LoreMessage(said.role, macros.expand(said.text)) for said in messages], macros, context.greeting_index)
     lore = activate(character.lorebook, chat, context.count_tokens)

@@ -46,7 +46,7 @@ def draw_form(key: str | None) -> None:
 
 
 def _draw_bottom(draft: Draft, length: str) -> None:
-    """Always in the same place: a button that moves while a field is left is not hit."""
+    """The form's buttons, always in the same place: a click misses a button that moves as a field is left."""
     with st.bottom.container(horizontal=True, vertical_alignment="center"):
         st.button(tr("characters.save"), key=f"character_save_{draft.number}", type="primary", icon=":material/save:",
                   on_click=save, args=(draft.number,))  # fmt: skip
@@ -57,7 +57,7 @@ def _draw_bottom(draft: Draft, length: str) -> None:
 
 
 def _draw_conflict(draft: Draft) -> bool:
-    """What became of the file meanwhile. True where the draft was begun anew: nothing in it was changed."""
+    """Show what became of the file meanwhile. True where the unchanged draft was begun anew."""
     try:
         theirs: Theirs | None = their_version(draft)
     except DeckError as error:

@@ -28,7 +28,7 @@ NUM_TAGS = 10
 CARD_WIDTH = 164
 ABOUT_CHARS, NAME_CHARS, TAG_CHARS = 56, 40, 24
 # Nothing flashes where pictures are made in this time; longer ones come when they are ready.
-MOMENT_S, POLL_S = 0.25, 0.4
+INLINE_WAIT_S, POLL_S = 0.25, 0.4
 # One grey point, as large as a picture is.
 WAITING = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNoaGioBwAEhAIAJTM0+wAAAABJRU5ErkJggg=="
@@ -131,7 +131,7 @@ def _page(found: Sequence[Entry]) -> Sequence[Entry]:
 
 def _draw_cards(entries: Sequence[Entry]) -> None:
     pictures = [thumbnails().get(characters(), entry) for entry in entries]
-    wait(pictures, MOMENT_S)
+    wait(pictures, INLINE_WAIT_S)
     with st.container(horizontal=True, key="characters_cards"):
         for entry, picture in zip(entries, pictures, strict=True):
             _draw_card(entry, picture)

@@ -1,4 +1,4 @@
-"""Files become characters: each says whether it did, and why not. Knows no format."""
+"""Files become characters: each says whether it did, and why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lorebook in the form: its entries as a table, one of them as a form, its own settings. Knows no prompt."""
+"""A lorebook in the form: its entries as a table, one of them as a form, its own settings."""
 
 from __future__ import annotations
 

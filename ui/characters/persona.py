@@ -103,7 +103,7 @@ def _collect(draft: UserDraft) -> None:
 
 
 def _save(draft: UserDraft) -> None:
-    """Write what was typed. Over what somebody else has saved meanwhile only the second time, after it was said."""
+    """Write what was typed. What another tab saved meanwhile is shown first and overwritten by a second click."""
     if st.session_state.get(DRAFT_KEY) is not draft:
         return
     _collect(draft)

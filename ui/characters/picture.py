@@ -48,8 +48,10 @@ class PictureChoice:
 
 
 def draw_picture_choice(choice: PictureChoice, key: str, number: int, own: bytes | None, name: str) -> None:
-    """`number` is the draft's that `choice` belongs to. `own` is the stored picture, made small, None where there is
-    none: then one is drawn for `name`."""
+    """Draw the picture of the draft `number` with the fields that change `choice`.
+
+    `own` is the stored picture, made small; without one a portrait is drawn for `name`.
+    """
     shown = choice.thumbnail or (None if choice.is_removed else own)
     # After each upload the field is another one, and so is empty again.
     upload_key = f"{key}_upload_{choice.num_uploads}_{number}"

@@ -22,7 +22,7 @@ def their_version(draft: Draft) -> Theirs | None:
     if draft.key is None:
         return None
     theirs = characters().character(draft.key), characters().need(draft.key).picture_stamp
-    # Another picture is in the way of a picture only.
+    # Another tab's picture matters only where the draft has one too.
     is_same = theirs == (draft.base, draft.picture_stamp) if draft.picture.is_changed else theirs[0] == draft.base
     return None if is_same else theirs
 
@@ -32,7 +32,7 @@ def changed_fields(old: Character, new: Character) -> list[str]:
 
 
 def save(number: int, over: Theirs | None = None) -> None:
-    """Write the draft and show the character. `over`: also over what somebody else has written meanwhile, as shown."""
+    """Write the draft and show the character. `over` is what another tab saved meanwhile, and may be overwritten."""
     draft = collect(number)
     if draft is None:
         return

@@ -1,4 +1,4 @@
-"""What is asked in this tab's chat, now or once it is at rest, and what is taken back."""
+"""What this tab's chat asks the model, now or once its answer is finished, and what it takes back."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from ui.chat.setup import prompt_context
 from ui.shared.identity import held, let_go
 from ui.shared.resources import chat_service, chat_store, engine
 
-# What an answer is to begin with: typed beside the input, for a chat's next question alone.
+# The words that the next answer shall begin with, typed beside the input.
 START = "chat_start"
 
 
 def submit(tag: str) -> None:
-    """Ask what was typed, or keep it until the answer before it is finished; put it back where that fails."""
+    """Ask what was typed, or keep it until the running answer ends. Where that fails, put it back into the input."""
     text = st.session_state[INPUT_KEY] or ""
     if not text.strip():
         return
@@ -50,7 +50,7 @@ def submit(tag: str) -> None:
 
 @show_errors
 def ask(tag: str, text: str) -> None:
-    """Ask `text` in a chat, or note it down while that is busy."""
+    """Ask `text` in a chat, or add it to the chat's draft while an answer is written there."""
     _ask(tag, text)
 
 
@@ -77,7 +77,7 @@ def _ask(tag: str, text: str) -> None:
 
 
 def ask_noted(chat: Chat) -> Chat:
-    """Ask what was typed while the chat's last answer was being written, now that it is finished."""
+    """Ask the chat's draft, which was typed while the last answer was written, once that is finished."""
     if not chat.info.draft or is_busy(chat) or engine().state.phase != "ready":
         return chat
     last = chat.messages[-1] if chat.messages else None
@@ -97,7 +97,7 @@ def take_noted(number: int) -> None:
 
 
 def _take_noted(number: int) -> None:
-    """Bring what was noted down back into the chat's input. Another tab may have had it before."""
+    """Bring the chat's draft back into its input. Another tab may have taken it before."""
     info = chat_store().info(number)
     if info.draft:
         fill_input(info.draft)
@@ -112,7 +112,7 @@ def impersonate(tag: str) -> None:
 
 
 def take_impersonation(number: int) -> ImpersonationDraft | None:
-    """The line that the model is writing for the person; a finished one goes into the input."""
+    """The message that the model writes for the person. A finished one goes into the input."""
     draft = chat_service().impersonation(number)
     if (text := chat_service().take_impersonation(number)) is None:
         return draft

@@ -14,7 +14,7 @@ from ui.shared.resources import chat_store
 
 @show_errors
 def change_settings(tag: str, **values: object) -> None:
-    """Set some of a chat's settings; None takes one away, and what is given of "sampling" joins what is there."""
+    """Set some of a chat's settings. None removes one; values of "sampling" join those that are there."""
 
     def change(settings: dict[str, Any]) -> dict[str, Any]:
         changed = dict(settings)
@@ -28,7 +28,7 @@ def change_settings(tag: str, **values: object) -> None:
 
 
 def change_system(tag: str, text: str, expected: str) -> None:
-    """Give a chat instructions. `expected` are those that were seen: raises ChatStoreError where others hold by now."""
+    """Give a chat its system text. Raises ChatStoreError where the text is no longer the `expected` one."""
 
     def change(settings: dict[str, Any]) -> dict[str, Any]:
         if settings.get("system", "") not in (expected, text):

@@ -26,7 +26,7 @@ FITTED_KEY = "chat_fitted"
 
 
 def fitted_prompt(chat: Chat) -> Prompt | DeckError | None:
-    """What the model would read now, or why it cannot; None without a model. Worked out once for each state."""
+    """The prompt that the model would read now, or why there is none; None without a model. Kept for each state."""
     state = engine().state
     if state.phase != "ready":
         return None
@@ -65,7 +65,7 @@ def draw_composer(chat: Chat, prompt: Prompt | DeckError | None) -> None:
 
 
 def draw_notice(notice: Notice) -> None:
-    """What was deleted, to be taken back; a message only in its own chat."""
+    """The button that takes back a deletion; a message's is shown in its own chat only."""
     key = f"chat_undo_{notice.kind}_{notice.number}"
     st.button(tr(f"chat.undo_{notice.kind}"), key=key, icon=":material/undo:", type="tertiary",
               on_click=undo, args=(notice,))  # fmt: skip
@@ -96,7 +96,7 @@ def _draw_counter(chat: Chat, prompt: Prompt | DeckError | None) -> None:
 
 
 def _draw_figures(chat: Chat, fitted: FittedPrompt, context: int) -> None:
-    """How many tokens are taken; on a touch what of."""
+    """How many tokens of the context are used, with the parts in a tooltip."""
     answer = recorder().answer(chat.messages[-1].id) if chat.messages else None
     used = fitted.prompt_tokens + (answer.num_tokens if answer else 0)
     facts = engine().state.facts

@@ -17,7 +17,7 @@ NOTICE_KEY, ERROR_KEY = "chat_notice", "chat_error"
 
 
 class Notice(NamedTuple):
-    """What was just done and can be taken back: a `kind` ("chat", "message"), of which id, in which chat."""
+    """What was just deleted and can be taken back: its `kind` ("chat", "message"), its id, and in which chat."""
 
     kind: str
     number: int
@@ -25,7 +25,7 @@ class Notice(NamedTuple):
 
 
 def show_errors(step: Callable[..., None]) -> Callable[..., None]:
-    """For what a button does: an error becomes what the page says next."""
+    """Decorates what a button does: the page shows its error in the next run."""
 
     @wraps(step)
     def run(*args: Any, **values: Any) -> None:

@@ -147,10 +147,10 @@ def _draw_whole(chat: Chat) -> None:
     st.text_input(tr("chat.rename"), key=title_key, help=tr("chat.rename_help"), on_change=_rename,
                   args=(info.id, title_key, info.title))  # fmt: skip
     st.toggle(tr("chat.pin"), key=pin_key, on_change=_pin, args=(info.id, pin_key))
-    # It is every chat's; each still has a toggle of its own, like what is beside it.
+    # One setting for all chats; each chat still has a toggle of its own, like the fields beside it.
     speed_key = key_of(SPEED, info.id, shows_speed())
     st.toggle(tr("chat.show_speed"), key=speed_key, on_change=_set_speed, args=(speed_key,))
-    # A file is made when it is asked for, outside of the page: nothing there says any more whose page it was.
+    # The file is made on request, outside of the page's run, where nothing tells whose page it was.
     store, owner = chat_store(), person()
     st.download_button(tr("chat.export_markdown"), lambda: _markdown(store, info, owner), _file_name(info, "md"),
                        MARKDOWN, key=f"chat_export_markdown_{info.id}", help=tr("chat.export_markdown_help"),

@@ -54,7 +54,7 @@ def chosen_number() -> int:
 
 
 def tag_of(info: ChatInfo) -> str:
-    """What the keys of widgets call a chat: its number; each new one has a name of its own."""
+    """The name of a chat in the keys of widgets: its number, or a name of its own for each new chat."""
     return str(info.id) if info.id != NEW_ID else new_tag()
 
 
@@ -81,7 +81,7 @@ def place_of(info: ChatInfo) -> str:
 
 
 def born_tag(info: ChatInfo) -> str:
-    """What the chat was called while it was this tab's new one."""
+    """The tag that the chat had while it was this tab's new one."""
     return _born().get(info.id, tag_of(info))
 
 
@@ -114,7 +114,7 @@ def _born() -> dict[int, str]:
 
 
 def current_chat() -> Chat:
-    """This tab's chat, a new one where the history does not have it. Raises ChatStoreError for a history unread."""
+    """This tab's chat, a new one where the history lacks it. Raises ChatStoreError where the history is unreadable."""
     number = chosen_number()
     if number == NEW_ID:
         return new_chat()
@@ -127,7 +127,7 @@ def current_chat() -> Chat:
 
 
 def read_chat(number: int) -> Chat:
-    """A chat as it is now. An answer that has just ended is waited for until it is written down."""
+    """A chat as it is now. Waits for an answer that has just ended until the recorder has written it."""
     chat = chat_store().read(number)
     last = chat.messages[-1] if chat.messages else None
     if last is None or last.state != "writing":
@@ -185,13 +185,13 @@ def show_chat(number: int) -> None:
 
 
 def forget_view() -> None:
-    """Another chat is seen from its end, without what was said about the one before."""
+    """Show the next chat from its end, without the last one's editor, hits and errors."""
     for key in (EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY, ERROR_KEY):
         st.session_state.pop(key, None)
 
 
 def last_seen(number: int) -> int | None:
-    """The last message of a chat when this tab drew it: what was said after it, nobody here has read."""
+    """The id of a chat's last message when this tab drew it: its person has read no later one."""
     seen, last = st.session_state.get(SEEN_KEY, (NEW_ID, None))
     return last if seen == number else None
 
@@ -213,7 +213,7 @@ def begin_new(character: str = "") -> None:
 
 
 def keep(chat: Chat) -> Chat:
-    """`chat` in the history, where a new one is written now."""
+    """`chat` from the history, into which a new one is written first."""
     if chat.info.id != NEW_ID:
         return chat
     info = chat.info

@@ -43,7 +43,7 @@ def find_character(name: str) -> tuple[str, Character] | None:
 def character_prompt(
     info: ChatInfo, model: ModelPrompt | None = None, greeting: str = "", owner: str | None = None
 ) -> CharacterPrompt:
-    """Who speaks in a chat. `owner` is whose chat it is where no page runs that would say so."""
+    """Who speaks in a chat. `owner` has to be given outside of a page's run."""
     found = find_character(info.character)
     return CharacterPrompt(
         character=found[1] if found else None,
@@ -76,7 +76,7 @@ def preset_values(name: str) -> dict[str, Any]:
 
 
 def sampling_of(info: ChatInfo) -> Sampling:
-    """What holds in a chat: the model's recommendation, the preset, the chat's own. Raises InputError."""
+    """A chat's settings: the model's recommendation, under the preset, under the chat's own. Raises InputError."""
     return combine(recommended(), preset_values(preset_of(info)), info.settings.get("sampling", {}))
 
 

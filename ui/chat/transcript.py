@@ -1,4 +1,4 @@
-"""How a chat's messages are drawn, the one that grows among them; asks and changes nothing."""
+"""Draws a chat's messages, the growing answer among them."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def shows_speed() -> bool:
 
 
 def _draw_growing(chat: Chat, message: Message, faces: Faces) -> None:
-    """The answer that is being written. Its end is the business of the whole page."""
+    """Draw the answer that is being written. Once it ends, the whole page is drawn again."""
     answer, said = recorder().answer(message.id), recorder().text(message.id)
     with st.chat_message(message.role, avatar=faces.of(message.role)):
         if answer is None or said is None:
@@ -144,7 +144,7 @@ def _draw_written(answer: Answer, said: str) -> None:
 
 
 def draw_impersonation(line: ImpersonationDraft, faces: Faces) -> None:
-    """What the model is writing for the person."""
+    """Draw the message that the model writes for the person."""
     redraw_every(POLL_S, _draw_impersonation, line, faces)
 
 
