@@ -17,28 +17,28 @@ BAR = "position:relative;display:flex;height:1.1rem;border-radius:.35rem;overflo
 HATCH = "position:absolute;top:0;bottom:0;right:0;left:{left:.3f}%;border-left:2px solid currentColor;background:{fill}"
 DOT = "display:inline-block;width:.6rem;height:.6rem;border-radius:50%;background:{color};margin-right:.35rem"
 LEGEND = "display:flex;flex-wrap:wrap;gap:.15rem 1rem;margin-top:.4rem;font-size:.8rem;line-height:1.35"
-# Places in the theme's chartCategoricalColors.
+# Indexes into the theme's chartCategoricalColors.
 PRIMARY, ORANGE, INDIGO, RED, GREEN, SLATE = range(6)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One stretch of a bar. `color` is a place in the theme's list, None the empty track."""
+    """One stretch of a bar. `color` is an index into the theme's list, None the empty track."""
 
     label: str
     mib: float
     color: int | None
 
 
-def theme_color(place: int) -> str:
+def theme_color(index: int) -> str:
     """A chart colour of the theme, as CSS that follows a change from light to dark by itself."""
     light = get_option("theme.light.chartCategoricalColors")
     dark = get_option("theme.dark.chartCategoricalColors")
-    return f"light-dark({light[place % len(light)]}, {dark[place % len(dark)]})"
+    return f"light-dark({light[index % len(light)]}, {dark[index % len(dark)]})"
 
 
 def draw_bar(parts: Sequence[Part], end_mib: float, spoken: str) -> None:
-    """The parts from left to right. What lies beyond `end_mib`, the memory that there is, is hatched."""
+    """The parts from left to right. What lies beyond `end_mib`, the memory of the GPUs, is hatched."""
     shown = [part for part in parts if part.mib >= 0.5]
     st.html(bar_html(shown, end_mib, spoken))
 

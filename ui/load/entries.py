@@ -53,7 +53,7 @@ def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> Non
 
 
 def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, shown: Shown) -> None:
-    """The sliders, the verdict for `devices`, and the button, which goes by those that are really here."""
+    """The sliders, the verdict for `devices`, and the button, which goes by the GPUs of this machine."""
     if shown_now() != shown:
         st.rerun()
     context_tokens, num_chats = sliders(checkpoint, entry.name)
@@ -87,13 +87,13 @@ def _load_button(name: str, drawn: tuple[int, int]) -> None:
 
 
 def _load(name: str, drawn: tuple[int, int], force: bool = False, on_cpu: bool = False) -> None:
-    """Load with what the sliders say by now. Only what was drawn as too large is loaded all the same."""
+    """Load with what the sliders say by now. `force` counts only for the values that were `drawn` as too large."""
     context_tokens, num_chats = now = chosen_now(name, drawn)
     load(name, context_tokens, num_chats, force and now == drawn, on_cpu)
 
 
 def unload(seen: EngineState) -> None:
-    """Let go of the model that was shown; another tab may have loaded another one since."""
+    """Unload the model that was shown, unless another tab has loaded another one since."""
     state = engine().state
     if (state.model, state.server) == (seen.model, seen.server):
         engine().unload()
@@ -136,7 +136,7 @@ def _facts(facts: ModelFacts) -> list[tuple[str, str]]:
 
 
 def _memory(memory: MemoryFacts) -> str:
-    """What was really taken, of what was planned; the CUDA context as planned where NVML does not tell it."""
+    """The memory that was taken, and what was planned; the CUDA context as planned where NVML does not tell it."""
     plan, context = memory.plan, memory.context_bytes
     taken = memory.peak_bytes + (plan.context if context is None else context)
     return tr("load.memory_value", taken=f"{taken / MIB:,.0f}", planned=f"{plan.total / MIB:,.0f}")

@@ -43,7 +43,7 @@ def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
 
 
 def chosen_now(key: str, drawn: tuple[int, int]) -> tuple[int, int]:
-    """What the sliders of `key` say in a callback, which knows what they said when it was `drawn`."""
+    """What the sliders of `key` say now, in a callback; `drawn` is what they said when the page was drawn."""
     names = (f"gauge_context_{key}", f"gauge_chats_{key}")
     context_tokens, num_chats = (st.session_state.get(name, old) for name, old in zip(names, drawn, strict=True))
     return context_tokens, num_chats

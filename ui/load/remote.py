@@ -24,7 +24,7 @@ from ui.shared.routing import CHAT_PAGE, go_to
 PLACES = ("here", "server")
 PLACE_KEY, ADDRESS_KEY, KEY_KEY = "load_place", "remote_address", "remote_key"
 MODEL, CONTEXT = "remote_model", "remote_context"
-# What this tab looks at: an address that was checked, or why what was typed is none.
+# What this tab looks at: a checked address, or the error of what was typed.
 ASKED_KEY, ERROR_KEY = "remote_asked", "remote_error"
 GROUP = "engine"
 EXAMPLE = "http://127.0.0.1:8000"
@@ -33,7 +33,7 @@ SMALLEST_CONTEXT, LARGEST_CONTEXT = 256, 1_000_000
 
 
 def choose_place() -> str:
-    """Where the model is to run: "here" or on a "server". At first where it runs now."""
+    """Where the model is to run, "here" or on a "server"; at first where it runs now."""
     if st.session_state.get(PLACE_KEY) not in PLACES:
         st.session_state[PLACE_KEY] = "here" if engine().selection is None else "server"
     labels = {place: tr(f"remote.place_{place}") for place in PLACES}
@@ -95,7 +95,7 @@ def _draw_connected(state: EngineState, facts: ModelFacts, remote: RemoteFacts) 
 
 
 def _notes(remote: RemoteFacts) -> list[str]:
-    """What is different over this server."""
+    """What works differently over this server."""
     notes = []
     if not remote.is_context_told:
         notes.append(tr("remote.context_chosen" if remote.is_context_chosen else "remote.context_assumed"))
@@ -145,7 +145,7 @@ def _typed_address_with_key() -> str | None:
 
 
 def _find() -> None:
-    """Ask the server for its models. A key that was typed is kept for this address; none leaves the old one."""
+    """Ask the server for its models. A typed key is kept for this address; an empty field leaves the old key."""
     st.session_state.pop(ERROR_KEY, None)
     st.session_state.pop(ASKED_KEY, None)
     try:
@@ -163,7 +163,7 @@ def _find() -> None:
 
 
 def _forget(address: str) -> None:
-    """Of the address that the button named, whatever was typed since."""
+    """Forget the key of the address that the button named, whatever was typed since."""
     try:
         keep_key(address, None)
     except DeckError as error:
@@ -216,7 +216,7 @@ def _context_key(address: str, model: RemoteModel) -> str:
 
 
 def _use(address: str, models: dict[str, RemoteModel]) -> None:
-    """The model, and its context where the server tells none, as they are chosen by now."""
+    """Connect to the model that is chosen by now, with the chosen context where the server tells none."""
     model = models[st.session_state[f"{MODEL}_{address}"]]
     context = st.session_state.get(_context_key(address, model)) if model.context_tokens is None else None
     engine().connect(RemoteSelection(address, model.name, context))

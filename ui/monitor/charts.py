@@ -1,6 +1,6 @@
 """The four charts of the GPUs' readings over time, one colour a GPU.
 
-Streamlit draws a chart anew, with a flash, when its specification changes, and moves its lines when only its data do.
+When its specification changes, Streamlit draws a chart anew, with a flash. When only its data change, the lines move.
 So everything that moves is data: time counts back from the newest reading, and the scales are the GPUs' own limits.
 """
 
@@ -47,7 +47,7 @@ def draw_charts(samples: Sequence[GpuSnapshot], window_s: int) -> None:
 
 
 def thinned(samples: Sequence[GpuSnapshot], window_s: int) -> list[GpuSnapshot]:
-    """At most about POINTS of the samples, always the same ones as time goes on, so that a line does not tremble."""
+    """About POINTS of the samples at most. As time goes on the same ones are kept, so that a line does not tremble."""
     step_s = max(1, window_s // POINTS)
     kept = [sample for sample in samples[:-1] if int(sample.time_s) % step_s == 0]
     return [*kept, *samples[-1:]]

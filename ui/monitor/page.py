@@ -1,4 +1,4 @@
-"""What the GPUs do, as the page GPU Monitor and Home draw it from the background readings."""
+"""What the GPUs do, by the background readings, for the pages GPU Monitor and Home."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _own_mib(gpu: Gpu) -> int:
 
 
 def _sensors(gpu: Gpu) -> list[str]:
-    """What the GPU tells about itself, leaving out what it does not."""
+    """The readings that the GPU gives, as words."""
     power = None if gpu.power_w is None else f"{gpu.power_w:.0f} W"
     if power and gpu.power_limit_w:
         power = f"{gpu.power_w:.0f} / {gpu.power_limit_w:.0f} W"

@@ -1,8 +1,7 @@
-"""What becomes of a tab's session once the tab is gone: it can come back for a while, and then it is ended.
+"""The sessions of closed tabs: each can come back for a while, and is then ended.
 
-Streamlit keeps the sessions of closed tabs with all they hold, three open files each, and lets go of them without
-ending them: their files and uploads come back only when Python looks at all objects of the process. That is seldom, as
-it does not do so after every run of a page here (`postScriptGC`).
+Streamlit keeps such sessions with all they hold, three open files each, and drops them without ending them. Their files
+and uploads then come back only with a full garbage collection, which is seldom here: `postScriptGC` is off.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """A session without a tab, and when it ends, by the event loop's clock."""
+    """A session without a tab. `until_s` is when it ends, by the event loop's clock."""
 
     info: SessionInfo
     until_s: float
@@ -53,7 +52,7 @@ class LeavingSessions(SessionStorage):
         self._loop.call_soon_threadsafe(self._take, leaving)
 
     def delete(self, session_id: str) -> None:
-        """The session goes back to a tab, or to whoever ends it."""
+        """Give the session back to a tab, or to the thread that ends it."""
         with self._lock:
             session = self._stored.pop(session_id).info.session
         if session._script_event_loop.is_closed():
@@ -71,7 +70,7 @@ class LeavingSessions(SessionStorage):
             self._look()
 
     def _look(self) -> None:
-        """End those whose time is over or that are too many, oldest first; let the others rest."""
+        """End the sessions whose time is over, and the oldest of too many; let the others rest."""
         with self._lock:
             oldest = list(self._stored.values())
             over = [one for place, one in enumerate(oldest) if one.until_s <= self._loop.time()
@@ -89,21 +88,21 @@ class LeavingSessions(SessionStorage):
 
 
 def rest(session: AppSession) -> None:
-    """Close the session's loop where no page runs that may still use it."""
+    """Close the session's event loop unless a page runs that may still use it."""
     if session._scriptrunner is None and not session._script_event_loop.is_running():
         session._script_event_loop.close()
 
 
 def end(session: AppSession) -> None:
-    """Uploads, pictures and what else was the session's is given back."""
+    """Give back uploads, pictures and what else the session holds."""
     try:
         session.shutdown()
-    except Exception:  # A session's edge: it must not keep another one from its end.
+    except Exception:  # One session's fault must not keep another from its end.
         log.exception("a session did not end well")
 
 
 def end_sessions_in_time(runtime: Runtime) -> None:
-    """To be called in the server's event loop, before the first tab."""
+    """Replace Streamlit's storage of sessions. Call this in the server's event loop, before the first tab."""
     manager = runtime._session_mgr
     if not hasattr(manager, "_session_storage"):
         log.warning("the sessions are not the usual ones; closed tabs may keep files open")

@@ -1,7 +1,7 @@
-"""Signing in through a provider (OIDC) as Streamlit does it: reads its cookie and begins its way.
+"""Signing in through a provider (OIDC) as Streamlit does it.
 
 Streamlit checks its cookie only when a page's websocket opens. The gate asks here for every request, by the same
-functions, so nothing is served before somebody has signed in. What is in secrets.toml:
+functions, so nothing is served before somebody has signed in. secrets.toml holds:
 
     [auth]                       # Streamlit's own section, see its documentation of st.login
     redirect_uri = "https://chat.example.org/oauth2callback"
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class StreamlitSignOn:
-    """What the gate needs to know of it."""
+    """SignOn (core/access/visitors.py) by Streamlit's cookie and secrets.toml."""
 
     def __init__(self) -> None:
         self._auth = get_secrets_auth_section().to_dict()
@@ -53,12 +53,12 @@ class StreamlitSignOn:
         return get_origin_from_redirect_uri() or ""
 
     def session(self, cookies: Mapping[str, str]) -> str:
-        """By its hash: the cookie itself must not lie on a disk."""
+        """The hash of the cookie, which itself must not lie on a disk."""
         parts = sorted(f"{name}={value}" for name, value in cookies.items() if is_auth_cookie(name))
         return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
 
     def person(self, cookies: Mapping[str, str]) -> str | None:
-        """Issuer and subject: the only two claims that together name one person for good, as OIDC says."""
+        """Issuer and subject: by OIDC the only two claims that together name one person for good."""
         claims = read_claims(cookies)
         if not claims.get("is_logged_in") or not claims.get("sub"):
             return None
@@ -68,7 +68,7 @@ class StreamlitSignOn:
         return self.is_on_list(checked_address(read_claims(cookies)))
 
     def is_on_list(self, address: str) -> bool:
-        """Whether whoever has this mail address may come in."""
+        """Whether the person with this mail address may come in."""
         return is_on_list(address, self.allowed)
 
     def name(self, cookies: Mapping[str, str]) -> str:
@@ -92,17 +92,17 @@ def sign_on() -> StreamlitSignOn | None:
 
 
 def is_auth_cookie(name: str) -> bool:
-    """Whether a cookie is Streamlit's own of who signed in, or one of the pieces of a long one."""
+    """Whether a cookie is Streamlit's cookie of who signed in, or a piece of a long one."""
     return name == AUTH_COOKIE_NAME or name.removeprefix(f"{AUTH_COOKIE_NAME}_").isdigit()
 
 
 def checked_address(claims: Mapping[str, Any]) -> str:
-    """The mail address in small letters; one that the provider has not checked is nobody's."""
+    """The mail address in small letters; "" where the provider has not checked it."""
     return str(claims.get("email") or "").lower() if claims.get("email_verified") in (True, "true") else ""
 
 
 def read_claims(cookies: Mapping[str, str]) -> dict[str, Any]:
-    """What the provider said of the person, from Streamlit's signed cookie; nothing where that is forged or old."""
+    """The provider's claims about the person, from Streamlit's signed cookie; empty where it is forged or old."""
     secret = get_cookie_secret()
 
     def read_part(name: str) -> bytes | None:

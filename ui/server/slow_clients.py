@@ -1,8 +1,8 @@
 """uvicorn's HTTP protocol with a time limit for clients that never finish asking.
 
-uvicorn waits for ever for the rest of a request's header, so that a few thousand connections which send a byte now and
-then would take every file that this process may open. A connection that is being answered, or was handed to a
-websocket, is left alone; how long a body may take is up to whoever reads it.
+uvicorn waits for ever for the rest of a request's header: a few thousand connections that send a byte now and then
+would take every file that this process may open. A connection that is being answered, or was handed to a websocket, is
+left alone; the reader of a body sets its own limit.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from core.bootstrap.machine_faults import explain_faults
 
 
 def end(number: int, frame: object) -> None:
-    """The server raises the signal again when it has shut down; Streamlit alone would then say "Aborted!"."""
+    """The server raises the signal again once it has shut down; Streamlit alone would then say "Aborted!"."""
     sys.exit(0)
 
 

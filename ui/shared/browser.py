@@ -1,11 +1,11 @@
-"""What only the browser can do: put a text on the clipboard, bring a place of the page into view, sign out,
-and notice that somebody was signed out."""
+"""What only the browser can do: put a text on the clipboard, scroll to a place of the page, keep what is typed, sign
+out, and notice that somebody was signed out."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-# A page that does not come over HTTPS or from this machine has no clipboard but by the old command.
+# Over plain HTTP from another machine, a browser offers the clipboard only through the old `execCommand`.
 COPY = """
 export default function ({ parentElement, data }) {
     const button = parentElement.querySelector("button"), mark = parentElement.querySelector("span");
@@ -61,9 +61,9 @@ export default function ({ data }) {
     }
 }
 """
-# What is typed and not sent stays in its tab, each thing's for itself: the one field has its text exchanged where
-# another thing is shown. A step later the field may be empty, as it was sent, and that is kept as well. `filled` counts
-# the texts that the server put in: those stay, and before what was typed meanwhile.
+# What is typed and not sent stays in the tab's sessionStorage, for each thing (a chat, say) apart. Where another thing
+# is shown, the field's text is exchanged. An empty field, as after sending, is kept as well. `filled` counts the texts
+# that the server put in: each of them stays, in front of what was typed meanwhile.
 TYPED = """
 const fieldOf = ({ key }) => document.querySelector(`.st-key-${CSS.escape(key)} textarea`);
 const placeOf = ({ key, place }) => `${key} ${place}`;
@@ -115,7 +115,7 @@ export default function ({ parentElement, data }) {
     }
 }
 """
-# Streamlit itself would say "Connection failed with status 401". One timer a tab, whatever is drawn anew.
+# Streamlit itself would say "Connection failed with status 401". One timer a tab, however often this is drawn.
 WATCH = """
 export default function () {
     window.llamadeckWatch ??= setInterval(async () => {
@@ -146,10 +146,11 @@ def scroll_here(key: str) -> None:
 
 
 def keep_typed(key: str, thing: str, born: str, place: str, filled: tuple[int, str]) -> None:
-    """Keep what is typed and not sent in the field `key` for each `thing` that it is for; `born` was its name before.
+    """Keep what is typed and not sent in the field `key`, for each `thing` apart. `born` is the name of a thing before
+    it was stored.
 
-    It is kept by the name of its `place`, which a reloaded tab knows again. `filled` has another number where the field
-    was filled just now, with this text.
+    The text is kept under the name of its `place`, which a reloaded tab knows again. `filled` is (number, text): the
+    number changes where the server has just put the text into the field.
     """
     number, text = filled
     data = {"key": key, "thing": thing, "born": born, "place": place, "filled": number, "text": text}
@@ -157,13 +158,13 @@ def keep_typed(key: str, thing: str, born: str, place: str, filled: tuple[int, s
 
 
 def leave(key: str, now: bool, provider: bool = False) -> None:
-    """Sign out, of a `provider` or of the password, and go to where people sign in, once `now` is true.
+    """Once `now` is true, sign out of the `provider` or of the password, and show the sign-in page.
 
-    Draw it before that too: a browser whose session has ended on the server can load nothing more to do this with.
+    Draw it before that too: a browser whose session has ended on the server can load no more code.
     """
     _leave(key=key, data={"now": now, "provider": provider})
 
 
 def watch_session(key: str) -> None:
-    """Lead to where people sign in once the session of this browser has ended, or there is a password now."""
+    """Show the sign-in page once the session of this browser has ended, or a password was set."""
     _watch(key=key)

@@ -27,9 +27,9 @@ SERVER_PHASES = {"loading": "connecting", "failed": "lost"}
 
 
 def shown_now() -> Shown:
-    """What of the engine's state decides how a page looks; progress and text have fragments of their own.
+    """The part of the engine's state that decides how a page looks; progress and text have fragments of their own.
 
-    Answers that no page asked for come and go with every call of the API: pages stay as they are.
+    Answers for clients of the API are left out: they come and go without a change of the pages.
     """
     state = engine().state
     shown = frozenset(answer.request for answer in engine().running_answers if answer.is_for_page)
@@ -37,7 +37,7 @@ def shown_now() -> Shown:
 
 
 def sidebar_status() -> None:
-    """The engine's state in a few words. It also brings the whole page up to date when that state changes."""
+    """The engine's state in a few words. A change of that state draws the whole page again."""
     phase, _, running, is_silent = shown = shown_now()
     is_lost = phase == "failed" and engine().state.server is not None
     is_moving = bool(running) or is_lost or is_silent
@@ -85,7 +85,7 @@ def _status_line(state: EngineState, num_running: int) -> str:
 
 
 def loading_progress() -> None:
-    """The bar of the load that is going on, with the name of its stage. The sidebar notices its end."""
+    """The bar of the load that is going on, with the name of its stage. The sidebar sees its end."""
     redraw_every(LOADING_POLL_S, _progress)
 
 
@@ -100,7 +100,7 @@ def _progress() -> None:
 
 
 def silence_notice() -> None:
-    """Where the engine is needed and has not answered for a while: that it hangs, and the way out. Else nothing."""
+    """Where the engine is silent: that it hangs, and the button that ends it. Else nothing."""
     if engine().silent_s:
         redraw_every(ANSWERING_POLL_S, _silence)
 
@@ -113,9 +113,9 @@ def _silence() -> None:
 
 
 def not_ready_notice(last: Answer | None = None) -> None:
-    """Where a model is needed: what the engine is doing instead, and the way to the next step.
+    """Where a model is needed: what the engine is doing instead, and the way to a model.
 
-    The engine's error is left out where the `last` answer above has already shown it.
+    The engine's error is left out where the `last` answer above has shown it.
     """
     state = engine().state
     with st.container(border=True):
@@ -134,7 +134,7 @@ def not_ready_notice(last: Answer | None = None) -> None:
 
 
 def way_to_model() -> None:
-    """What brings a model: to look for a lost server again, or the page that loads one."""
+    """The buttons that bring a model: reconnect to a lost server, or go to the page that loads one."""
     is_lost = engine().state.server is not None
     with st.container(horizontal=True):
         if is_lost:

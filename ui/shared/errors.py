@@ -1,4 +1,4 @@
-"""How an error is shown: the one place that turns a DeckError into something on a page."""
+"""DeckErrors on a page."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ def language() -> str:
 
 
 def tr(key: str, **params: str | int | float) -> str:
-    """The text of `key` in the reader's language, as Markdown; texts put in are shown letter by letter."""
+    """The text of `key` in the reader's language, as Markdown; the texts in `params` are escaped."""
     return translate(language(), key, **escaped(params))
 
 
 def text(key: str, **params: str | int | float) -> str:
-    """The text of `key` in the reader's language, for where no Markdown is read: charts, HTML, what is spoken."""
+    """The text of `key` in the reader's language, not as Markdown: for charts, HTML and screen readers."""
     return translate(language(), key, **params)
 
 
@@ -40,7 +40,7 @@ def browser_locale() -> str:
 
 
 def choose_language() -> None:
-    """The choice of language; everything else on the page stays as it is."""
+    """Draw the choice of language."""
     language()
     st.segmented_control(
         tr("language.label"),

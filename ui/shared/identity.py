@@ -1,8 +1,8 @@
 """Which thing a widget edits, as its key says it.
 
-A browser takes no new value for a widget that it does not show, such as one in a closed popover: it sends the old one
-with its next step, as if a person had chosen it. So a widget never gets another thing's value, or another value from
-outside: for each of them it is another widget. A callback is given the thing and the key that its widget was drawn for.
+A browser takes no new value for a widget that it does not show, such as one in a closed popover: it sends the old value
+with its next step, as if a person had chosen it. So each thing, and each value that comes from outside, gets a widget
+of its own. A callback is given the thing and the key that its widget was drawn for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DRAWN_KEY, COUNT_KEY, HELD_KEY = "drawn_widgets", "drawn_count", "held_texts"
 
 
 class Drawn(NamedTuple):
-    """The widget of one name that was drawn last. `value` is what is stored, as this tab knows it."""
+    """The widget that was drawn last under a name. `value` is the stored value as this tab knows it."""
 
     thing: str
     key: str
@@ -27,15 +27,15 @@ class Drawn(NamedTuple):
 def key_of(name: str, thing: object, value: Any, kept: Callable[[Any], Any] | None = None) -> str:
     """The key of the widget that shows `value`, which is the `name` of `thing`.
 
-    It begins with both, and stays the same while nothing but the widget itself changes the value. `kept` is what is
-    stored of what was typed, where that is not all of it: another widget would lose the focus in the midst of typing.
+    The key begins with both, and stays the same while only the widget itself changes the value. `kept` gives what is
+    stored of a typed text, where that is not all of it: a new widget would lose the focus in the midst of typing.
     """
     state, thing = st.session_state, str(thing)
     last = _drawn().get(name)
     if last is not None and last.thing == thing and last.key in state and _shows(state[last.key], value, kept):
         key = last.key
         if not _is_sent(key):
-            # Streamlit gives a value to the browser in the run in which it is set; one that comes later saw none of it.
+            # Streamlit sends a value only in the run that sets it; a browser that comes later has not got it.
             state[key] = value
     else:
         number = state[COUNT_KEY] = state.get(COUNT_KEY, 0) + 1
@@ -46,9 +46,9 @@ def key_of(name: str, thing: object, value: Any, kept: Callable[[Any], Any] | No
 
 
 def _is_sent(key: str) -> bool:
-    """Whether the browser told the value of this widget with the step that this run is for.
+    """Whether the browser sent the value of this widget with the step that this run is for.
 
-    It does not know one that it has not shown yet, such as one in a closed popover, or one of a page that was left.
+    It sends none for a widget that it has not shown yet, such as one in a closed popover or on a page that was left.
     """
     if (run := get_script_run_ctx()) is None:
         return False
@@ -61,13 +61,13 @@ def _shows(typed: Any, value: Any, kept: Callable[[Any], Any] | None) -> bool:
 
 
 def known_value(name: str, thing: object, drawn: Any) -> Any:
-    """What this tab saw or stored last as the `name` of `thing`, at least what the widget was `drawn` with."""
+    """What this tab saw or stored last as the `name` of `thing`; else what the widget was `drawn` with."""
     last = _drawn().get(name)
     return last.value if last is not None and last.thing == str(thing) else drawn
 
 
 def note_stored(name: str, thing: object, value: Any) -> None:
-    """This tab has stored `value` itself: a second change, before the page is drawn again, goes on from it."""
+    """Note that this tab has stored `value`: a second change, before the page is drawn again, goes on from it."""
     last = _drawn().get(name)
     if last is not None and last.thing == str(thing):
         _drawn()[name] = last._replace(value=value)
@@ -78,7 +78,7 @@ def _drawn() -> dict[str, Drawn]:
     return drawn
 
 
-# Texts that are held by a tab until they are used ---------------------------------------------------------------------
+# Texts that a tab holds until they are used --------------------------------------------------------------------------
 
 
 def held(name: str, thing: object) -> str:
@@ -91,7 +91,7 @@ def hold(name: str, thing: object, text: str) -> None:
 
 
 def let_go(name: str, thing: object) -> None:
-    """It was used: its field is empty the next time it is drawn."""
+    """Forget a text that was used: its field is empty the next time it is drawn."""
     _held().pop((name, str(thing)), None)
 
 

@@ -10,8 +10,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#$~|])")
-# A fence runs to its end or, while an answer grows, to the end of the text; a span stays in its paragraph, and is no
-# longer than any that is meant: for each mark that has no end all of the rest is looked through.
+# A fence runs to its end or, while an answer grows, to the end of the text. A span stays in its paragraph. Its length
+# is limited, since for each mark without an end all that follows is searched.
 CODE = re.compile(
     r"(^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)"
     r"|(?<!`)(?P<tick>`+)(?!`)(?:(?!\n\n).){1,5000}?(?<!`)(?P=tick)(?!`))",
@@ -26,20 +26,21 @@ INLINE, DEFINITION, AUTOLINK = (
     re.compile(opening + ADDRESS + ")") for opening in (r"\((?=[\s>]*<?", r"\]:(?=[\s>]*<?", r"<(?=")
 )
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):", re.IGNORECASE)
-# A browser reads past these, wherever in a scheme they stand.
+# A browser ignores these, wherever in a scheme they stand.
 UNSEEN = re.compile(r"[\x00-\x20\x7f-\xa0\xad\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff]")
-# Else no scheme begins here.
+# The characters with which a scheme may begin.
 FIRST = re.compile(rf"[a-z&\\]|{UNSEEN.pattern}", re.IGNORECASE)
 ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
-# What may be opened by a click. All else is a program (javascript:), a page made of the address itself (data:), or
-# another program's (file:, ms-msdt:).
+# What a click may open. Other schemes run code (javascript:), make a page of the address itself (data:), or start other
+# programs (file:, ms-msdt:).
 SCHEMES = ("http", "https", "mailto", "tel")
 TITLE = re.compile(r"""\s*(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\((?:\\.|[^()\\])*\))?\s*\)""", re.DOTALL)
-# Longer ones are shown letter by letter; those between have no parser's opinion, whose time grows with the square.
+# Texts longer than the first are shown letter by letter. Texts longer than the second are not parsed: the parser's time
+# grows with the square of the length.
 MAX_CHARS, MAX_PARSED_CHARS = 300_000, 20_000
-# As many brackets may be open in an address.
+# The most brackets that may be open in an address.
 MAX_OPEN = 32
-# Deeper than anybody writes; the parser looks no deeper.
+# The parser looks no deeper; nobody writes lists as deep.
 MAX_NESTING = 200
 
 

@@ -1,4 +1,4 @@
-"""An answer that a thread is looking up, as a page shows it: a moment's wait, then a line that watches for it."""
+"""The result of a background task on a page: a short wait, then a line that watches for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL_S = 0.4
 
 
 def answer(key: Hashable, work: Work, waiting: str) -> Any:
-    """What `work` gives, or None while it is on its way or where it failed, which is shown then."""
+    """What `work` returns; None while it runs, which is said, and where it failed, whose error is shown."""
     task = tasks().get(key, work)
     if not task.wait(INLINE_WAIT_S):
         redraw_every(POLL_S, _watch, task, waiting)
@@ -33,7 +33,7 @@ def answer(key: Hashable, work: Work, waiting: str) -> Any:
 
 
 def failed(key: Hashable) -> str | None:
-    """The key of the error of a question that failed."""
+    """The key of the error of a task that failed; None otherwise."""
     task = tasks().known(key)
     return task.error.key if task and task.is_done and task.error else None
 

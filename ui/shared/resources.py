@@ -1,4 +1,4 @@
-"""What all pages and tabs of this process share; the only cached accessors."""
+"""What all pages and tabs of this process share: the only cached accessors."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from ui.shared.people import person
 
 @st.cache_resource(show_spinner=False)
 def engine() -> EngineRouter:
-    """The engine, here or elsewhere. LLAMADECK_WORKER names another worker module, for tests without a model."""
+    """The engine, this machine's or another server's. LLAMADECK_WORKER names another worker module, for tests."""
     return EngineRouter(Runner(os.environ.get("LLAMADECK_WORKER", "core.worker.main")))
 
 
 @st.cache_resource(show_spinner=False, on_release=Monitor.stop)
 def monitor() -> Monitor:
-    """The readings of the GPUs, which begin with the first use."""
+    """The readings of the GPUs, which begin with the first call."""
     return Monitor().start()
 
 
