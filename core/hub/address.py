@@ -26,7 +26,7 @@ MODELSCOPE_PAGE = re.compile(
 # What stands before the branch there, and what a branch is called behind a question mark.
 MODELSCOPE_FILES = re.compile(r"/(?:resolve|file/view|file/edit|tree)/(?P<path>.+)")
 MODELSCOPE_REVISIONS = ("revision", "version")
-REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9._-]+)?")
+REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9._-]+)?")
 REVISION = re.compile(r"[^\s\x00-\x1f\x7f]+")
 MAX_NAME_CHARS = 200
 

@@ -97,8 +97,7 @@ def read_remote(source: Source, token: str | None = None) -> Checkpoint:
     """The checkpoint at `source`, as read_checkpoint reads it from a folder, without path.
 
     Only its endpoint is shown the `token`: a redirect to another host goes without. Raises InputError for names that
-    are none or not there, CheckpointError for a repository that this program cannot run, DeckError where the hub cannot
-    be asked or refuses.
+    are none or not there, CheckpointError for a model that cannot run here, DeckError where the hub cannot be asked.
     """
     check_address(source.address)
     with open_client(token) as client:

@@ -1,8 +1,8 @@
 """The two folders of a model that is being downloaded: the unfinished and the finished one.
 
-Until every file is there and right, a model lies in models/.download-FOLDER, which the library does not see; then the
-whole folder is renamed. Where models/FOLDER is there already, of text-generation-webui or of an older revision, its
-right files are not fetched again, and the new ones move in one by one.
+A model lies in models/.download-FOLDER until every file is there and right; the library does not see that folder. Then
+the whole folder is renamed. Where models/FOLDER exists already (text-generation-webui's, or an older revision), files
+with the right hash are not fetched again, and new ones move in one by one.
 """
 
 from __future__ import annotations

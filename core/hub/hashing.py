@@ -1,10 +1,9 @@
 """Checks a file's hash in a thread of its own, which reads from disk behind the thread that writes.
 
-What a part holds is trusted only as the place to go on from. Its bytes are trusted when the whole file's hash is
-right, and that hash is computed from the file's first byte on, also after a resume: hashlib cannot save the state of
-a hash and go on from it later, and a list of hashes of our own pieces would vouch for nothing that the hub said. So
-the reader begins at byte 0 while the network goes on at the part's end; a resume of 35 GB starts at once, and the
-hash catches up at the disk's speed.
+A part's length says where a resume goes on; its bytes are trusted only when the whole file's hash is right. The hash
+begins at byte 0 also after a resume: hashlib cannot save its state, and hashes of our own pieces would not be the
+hub's. The network goes on at the part's end meanwhile, so a resume of 35 GB starts at once and the hash catches up at
+the disk's speed.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Manifest:
 def read_manifest(source: Source, token: str | None) -> Manifest:
     """The model at `source` as it is now.
 
-    Raises InputError for names that are not there, CheckpointError for what this program cannot run or what no
-    honest repository lists, TransientError where the network or the hub fails, DeckError where it refuses.
+    Raises InputError for names that are not there, CheckpointError for what cannot run here or what no honest
+    repository lists. Raises TransientError where the network or the hub fails, DeckError where the hub refuses.
     """
     with open_client(token) as client:
         repository, files = list_files(client, source)

@@ -1,8 +1,8 @@
 """A checkpoint on the Hugging Face Hub as data: its small files and the headers of its weights.
 
-Works with every server that speaks the Hub's routes. These are requests of our own and not huggingface_hub's HfApi,
-which limits no answer's size, follows a next page to any host with the token, and reads a file whole where a mirror
-ignores ranges. Import this only where the network is asked: the HTTP client takes a tenth of a second to import.
+Works with every server that speaks the Hub's routes. huggingface_hub's HfApi is not used: it limits no answer's size,
+sends the token to whatever host a next page names, and reads whole files where a mirror ignores ranges.
+Import this only where the network is asked: the HTTP client takes a tenth of a second to import.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """ModelScope as a second place that models come from: its branches, its files with sizes and sha256.
 
-Its routes, as its own client asks them: /api/v1/models/NAME/revisions lists branches, /api/v1/models/NAME/repo/files
-lists the files of one, /models/NAME/resolve/REVISION/PATH is a file, after a redirect to a store that takes ranges.
+Its routes, as its own client asks them:
+/api/v1/models/NAME/revisions lists the branches; /api/v1/models/NAME/repo/files lists the files of one.
+/models/NAME/resolve/REVISION/PATH is a file, after a redirect to a store that takes ranges.
 An unknown revision is no error there: the answer is 200 without files.
 """
 
@@ -31,8 +32,8 @@ def open_modelscope(client: httpx2.Client, source: Source) -> Repository:
 def list_files(client: httpx2.Client, source: Source) -> tuple[str, tuple[RemoteFile, ...]]:
     """The commit that the revision stands for now, and all its files; their addresses are pinned to that commit.
 
-    Where ModelScope does not tell the commit, the branch's name stands in its place: every file's sha256 is known, so
-    that one which changes meanwhile is noticed. Raises InputError for a repository or a branch that is not there.
+    Where ModelScope does not tell the commit, the branch's name stands in its place. Every file's sha256 is known, so
+    a change meanwhile is noticed. Raises InputError for a repository or a branch that is not there.
     """
     revision = branch_name(source.address.revision)
     query = urllib.parse.urlencode({"Revision": revision, "Recursive": "true"})

@@ -1,9 +1,9 @@
 """TheBloke's Llama-2 repositories and their branches as checkpoints, without the network.
 
-The branches and their sizes come from core/library/catalogue.csv. A checkpoint's tensors follow from Llama-2's shapes
-and from how auto-gptq stored a matrix of [in, out] features at b bits, with G groups of rows:
-qweight int32 [in * b / 32, out], qzeros int32 [G, out * b / 32], scales float16 [G, out], g_idx int32 [in], and a
-float16 bias [out] of zeros.
+The branches and their sizes come from core/library/catalogue.csv, a checkpoint's tensors from Llama-2's shapes.
+auto-gptq stored a matrix of [in, out] features at b bits, with G scale groups, as:
+qweight int32 [in * b / 32, out], qzeros int32 [G, out * b / 32], scales float16 [G, out], g_idx int32 [in],
+bias float16 [out] of zeros.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ KERNEL_RANK = {kernel.name: rank for rank, kernel in enumerate(KERNELS)}
 def best_candidate(candidates: Sequence[Candidate]) -> int | None:
     """The index of the candidate to recommend; None where none fits.
 
-    Of those that fit: first the fastest kernel, because every token waits for it, so that 4 bit comes before 8 bit
-    where the card has a kernel for that alone; then those whose full context fits; then the finest quantization (more
-    bits, smaller groups, act-order); then the smaller download; then the one that is listed first.
+    Of those that fit, in this order: the fastest kernel, because every token waits for it; a full context that fits;
+    the finest quantization (more bits, smaller groups, act-order); the smaller download; the one listed first.
+    So 4 bit comes before 8 bit where the GPU has a fast kernel for 4 bit alone.
     """
     ranked = [
         (_rank(checkpoint, report), -index)

@@ -1,4 +1,4 @@
-"""Newer chat models worth a look, from core/library/recommended.csv; knows their names, not their files."""
+"""Newer chat models worth a look, by name, from core/library/recommended.csv."""
 
 from __future__ import annotations
 

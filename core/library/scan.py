@@ -64,10 +64,10 @@ def scan(read: Callable[[Path], LibraryEntry] = read_entry) -> list[LibraryEntry
     A folder in models/ that cannot be loaded is an entry that says why. What cannot be loaded in the cache is left
     out: most of it is no GPTQ model. Raises CheckpointError where models/ cannot be read itself.
     """
-    return [*map(read, model_folders(models_dir())), *cached_entries(read)]
+    return [*map(read, list_folders(models_dir())), *cached_entries(read)]
 
 
-def model_folders(base: Path) -> list[Path]:
+def list_folders(base: Path) -> list[Path]:
     try:
         return sorted(filter(is_model_folder, base.iterdir()), key=lambda path: path.name.casefold())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""An address to listen on: whether it is one, whether it is free, how to open it; listens for nobody."""
+"""An address to listen on: whether it is one, whether it is free, how to open it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the web server is told that runs this process: uvicorn, started by Streamlit, which offers no such settings."""
+"""Settings of this process's web server, uvicorn. Streamlit starts it and offers none of them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ POLL_S = 0.1
 # A connection that asks for nothing for so long is closed, and one on which nobody takes the rest of an answer.
 IDLE_S = 30.0
 MAX_FILES = 2**16
-# What is read of a connection at once. A body in chunks of one byte takes 20 µs of the event loop for each of them, and
-# a quarter of a megabyte, as it is without this, a second.
+# What is read of a connection at once. Each chunk of a body takes 20 µs of the event loop, and a chunk can have one
+# byte: uvicorn's own quarter of a megabyte would then hold up the loop for a second.
 RECEIVE_BYTES = 2**14
 
 

@@ -1,4 +1,4 @@
-"""How vLLM serves a checkpoint: over how many GPUs, with which options; pure arithmetic over core/memory/plan.py.
+"""How vLLM serves a checkpoint: over how many GPUs, with which options.
 
 What vLLM takes beside the weights is estimated; vLLM itself measures at its start, and says then what fits.
 """

