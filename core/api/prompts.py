@@ -18,7 +18,7 @@ from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
 from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES, Sampling
 from core.personas.character import Character
-from core.personas.user import UserPersona, read_persona
+from core.personas.user import read_persona
 
 # As OpenAI has it, where a completion does not say how long it may be.
 COMPLETION_TOKENS = 16
@@ -73,8 +73,7 @@ def read_chat_request(
             raise ApiError("api_field", field="continue_final_message", why="the last message is not the assistant's")
         start = messages.pop().content
     if character is not None:
-        user = read_persona(owner)
-        return _as_character(messages, start, sampling, request.n or 1, served, character, user)
+        return _as_character(messages, start, sampling, request.n or 1, served, character, owner)
     mode = choose_mode(served.model.template, served.name, has_character=False)
     if mode == "notebook":
         return _as_dialogue(messages, start, sampling, request.n or 1, served)
@@ -140,13 +139,13 @@ def _as_character(
     num_choices: int,
     served: ServedModel,
     character: Character,
-    user: UserPersona,
+    owner: str,
 ) -> GenerationRequest:
     """The request as the page Chat makes it for a character, except that no message is left out."""
     head, turns = _split(messages)
     speaker = CharacterPrompt(
         character=character,
-        user=user,
+        user=read_persona(owner),
         count_tokens=served.model.counter.count,
         system=head,
         # A client's chat has no number; its first message stays the same all along.

@@ -25,7 +25,7 @@ from core.api.json_text import read_json
 from core.api.unsupported import check_supported, with_our_names
 from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
 
-# A chat's own marks (Style.stop_strings) take the rest.
+# A chat's own marks (PromptStyle.stop_strings) take the rest.
 MAX_STOP = MAX_STOP_STRINGS - 2
 MAX_STOP_CHARS = 1000
 MAX_CHOICES = 16

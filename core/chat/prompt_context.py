@@ -62,9 +62,9 @@ class PromptContext:
         return Prompt(parts, fitted, spoken[kept[0]][0] if kept else len(spoken))
 
     def _fit(self, parts: PromptParts) -> FittedPrompt:
-        count, answer_tokens = self.model.counter.count, self.sampling.max_new_tokens
-        render, count_prompt = self.style.render, self.model.count_prompt
-        return fit_to_context(parts, render, count, self.context_tokens, answer_tokens, count_prompt)
+        model, answer_tokens = self.model, self.sampling.max_new_tokens
+        return fit_to_context(parts, self.style.render, model.counter.count, self.context_tokens, answer_tokens,
+                              model.count_prompt)  # fmt: skip
 
 
 def turns_of(messages: Sequence[Message]) -> list[Turn]:

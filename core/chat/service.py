@@ -61,24 +61,26 @@ class ChatService:
 
         return self._begin(chat, prompt, context, begin)
 
-    def reply(self, chat: int, after: int, context: PromptContext, start: str = "") -> int:
+    def reply(self, chat: int, after: int, context: PromptContext) -> int:
         """Answer the last message, to which there is no answer."""
-        prompt = context.prepare(turns_of(self._store.read(chat).messages), start=start)
-        return self._begin(chat, prompt, context, lambda: self._store.begin_answer(chat, after, prefix_text(start)))
+        prompt = context.prepare(turns_of(self._store.read(chat).messages))
+        return self._begin(chat, prompt, context, lambda: self._store.begin_answer(chat, after))
 
-    def regenerate(self, chat: int, message: int, context: PromptContext, start: str = "") -> int:
+    def regenerate(self, chat: int, message: int, context: PromptContext) -> int:
         """Answer anew; the old answer stays as a version."""
         before, _ = self._split(chat, message)
-        prompt = context.prepare(turns_of(before), start=start)
-        return self._begin(chat, prompt, context, lambda: self._store.begin_version(message, prefix_text(start)))
+        prompt = context.prepare(turns_of(before))
+        return self._begin(chat, prompt, context, lambda: self._store.begin_version(message))
 
     def edit_and_resend(self, chat: int, message: int, text: str, context: PromptContext) -> int:
         """Ask something else in a question's place; the old one stays as a version, with what followed it."""
         before, _ = self._split(chat, message)
         prompt = context.prepare([*turns_of(before), Turn(role="user", content=text)])
-        return self._begin(
-            chat, prompt, context, lambda: self._store.begin_answer(chat, self._store.add_version(message, text))
-        )
+
+        def begin() -> int:
+            return self._store.begin_answer(chat, self._store.add_version(message, text))
+
+        return self._begin(chat, prompt, context, begin)
 
     def continue_answer(self, chat: int, message: int, context: PromptContext) -> int:
         """Let the last answer go on where it ended."""
@@ -102,9 +104,9 @@ class ChatService:
 
         return self._begin(chat, prompt, context, begin)
 
-    def impersonate(self, chat: int, context: PromptContext, start: str = "") -> ImpersonationDraft:
+    def impersonate(self, chat: int, context: PromptContext) -> ImpersonationDraft:
         """Begin to write what the person might say next."""
-        prompt = context.prepare(turns_of(self._store.read(chat).messages), voice="user", start=start)
+        prompt = context.prepare(turns_of(self._store.read(chat).messages), voice="user")
         style, parts = context.style, prompt.parts
         with self._alone(chat):
             draft = ImpersonationDraft(self._ask(prompt, context), lambda text: style.clean_answer(text, parts))

@@ -1,4 +1,4 @@
-"""Draws an abstract portrait from a name and a colour: the picture of a character that has none."""
+"""Draws an abstract portrait from a name: the picture of a character that has none."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ SKINS: tuple[Colour, ...] = (
 HAIR: tuple[Colour, ...] = ((38, 33, 45), (74, 48, 38), (140, 84, 48), (206, 160, 88), (96, 104, 124), (232, 228, 222))
 
 
-def draw_portrait(name: str, hue: float | None = None) -> bytes:
-    """A PNG of 400 × 400 pixels, always the same for a name; `hue` is its main colour, 0 to 1, else the name's."""
+def draw_portrait(name: str) -> bytes:
+    """A PNG of 400 × 400 pixels, always the same for a name."""
     random = Random(name)
-    chosen = random.random()
-    base = (chosen if hue is None else hue) % 1.0
-    canvas = _background(base, random)
-    _person(canvas, base, random)
+    hue = random.random()
+    canvas = _background(hue, random)
+    _person(canvas, hue, random)
     small = canvas.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     written = io.BytesIO()
     small.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(written, "PNG", optimize=True)

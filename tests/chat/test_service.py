@@ -38,7 +38,7 @@ WAIT_S = 10.0
 
 
 class Engine:
-    """Notes every prompt; answers when show_errors to."""
+    """Notes every prompt; answers when told to."""
 
     def __init__(self) -> None:
         self.prompts: list[tuple[str, bool]] = []
@@ -64,7 +64,7 @@ class Engine:
 
 
 class Desk:
-    """An chat_service with its history and engine, and one chat."""
+    """A ChatService with its history and engine, and one chat."""
 
     def __init__(self, path: Path) -> None:
         self.store = ChatStore(path)

@@ -20,7 +20,7 @@ from core.chat.store import KEEP_DELETED_S, ChatStore
 
 
 class Clock:
-    """A time that passes by itself, and jumps when show_errors."""
+    """A time that passes by itself, and jumps when told."""
 
     def __init__(self) -> None:
         self.now_s = 1_000_000.0
