@@ -1,6 +1,6 @@
 """Requests that have a body: read within bounds, and worked on beside the event loop; of the large ones few at a time.
 
-The loop counts what comes (json_text.py) and never parses it. What a request asks for is made in threads of the API's
+The loop counts what comes (ValueCounter) and never parses it. What a request asks for is made in threads of the API's
 own, so that it can use up no other's.
 """
 
@@ -18,8 +18,9 @@ from weakref import WeakValueDictionary
 
 from core.api.errors import ApiError
 from core.api.http_call import HttpCall
-from core.api.json_text import MAX_VALUES, Structure
+from core.api.json_text import MAX_VALUES
 from core.api.schema import Strict, read_body
+from core.common.plain_json import ValueCounter
 
 Request = TypeVar("Request", bound=Strict)
 Result = TypeVar("Result")
@@ -86,13 +87,13 @@ class Intake:
 
     async def _read(self, call: HttpCall, held: AsyncExitStack) -> bytes:
         """The whole body; a large one with room for it, which `held` gives back."""
-        body, structure, is_large = bytearray(), Structure(), False
+        body, counter, is_large = bytearray(), ValueCounter(), False
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._body_s) as limit:
                 async for piece in call.pieces():
-                    structure.take(piece)
-                    if structure.num_values > MAX_VALUES:
+                    counter.take(piece)
+                    if counter.num_values > MAX_VALUES:
                         raise ApiError("api_values", limit=MAX_VALUES)
                     if not is_large and len(body) + len(piece) > LARGE_BYTES:
                         is_large, left_s = True, (limit.when() or 0.0) - loop.time()

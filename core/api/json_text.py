@@ -1,4 +1,4 @@
-"""JSON of strangers: how much there is to a text is counted while it comes, and only then is it read.
+"""The JSON of requests. ValueCounter counts a body's values while it comes; only then is it parsed.
 
 A parser holds Python's lock, and with it every page, for as long as it takes. That depends on the number of values
 far more than on bytes: 4 MiB of text are a few milliseconds, 4 MiB of empty lists half a second.
@@ -19,30 +19,6 @@ HALVES, REPLACEMENT = re.compile("[\ud800-\udfff]"), "\ufffd"
 PIECE_CHARS = 2**16
 # Beyond it a float holds no longer every whole number.
 MAX_WHOLE_FLOAT = 2.0**53
-# These stand before every value but the first.
-BEFORE_VALUES = (b"[", b"{", b",", b":")
-
-
-class Structure:
-    """Counts the values of a JSON text, piece by piece: `num_values` is never less than what a parser makes of them.
-
-    What is no JSON may be counted wrongly from there on: a parser goes no further either.
-    """
-
-    def __init__(self) -> None:
-        self.num_values = 1
-        self._is_in_text = False
-        self._half_escape = b""
-
-    def take(self, piece: bytes) -> None:
-        piece = self._half_escape + piece
-        num_backslashes = len(piece) - len(piece.rstrip(b"\\"))
-        self._half_escape = b"\\" * (num_backslashes % 2)
-        piece = piece.removesuffix(self._half_escape).replace(rb"\\", b"").replace(rb"\"", b"")
-        parts = piece.split(b'"')
-        outside = b"".join(parts[self._is_in_text :: 2])
-        self.num_values += sum(outside.count(mark) for mark in BEFORE_VALUES)
-        self._is_in_text ^= len(parts) % 2 == 0
 
 
 def read_json(body: bytes) -> Any:

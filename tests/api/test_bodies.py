@@ -20,12 +20,13 @@ from core.api import models
 from core.api.errors import ApiError
 from core.api.http_call import HttpCall
 from core.api.intake import LARGE_BYTES, MAX_LARGE, MAX_LARGE_OF_ONE, NUM_THREADS, Intake
-from core.api.json_text import MAX_VALUES, Structure, mend, read_json
+from core.api.json_text import MAX_VALUES, mend, read_json
 from core.api.prompts import FEW_CHARS, PIECE_CHARS, check_size
 from core.api.schema import TokenizeRequest
 from core.api.served_model import ServedModel
 from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
+from core.common.plain_json import ValueCounter
 from core.engine.runner import Runner
 from tests.support.api_server import MODEL, api_server, error, raw, received
 
@@ -57,23 +58,23 @@ def count(value: Any) -> int:
 @given(values, st.integers(1, 7), st.booleans())
 def test_values_are_counted_as_a_parser_makes_them_however_they_come(value: Any, size: int, is_ascii: bool) -> None:
     body = json.dumps(value, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
-    structure = Structure()
+    counter = ValueCounter()
     for begin in range(0, len(body), size):
-        structure.take(body[begin : begin + size])
-    assert structure.num_values == count(value)
+        counter.take(body[begin : begin + size])
+    assert counter.num_values == count(value)
 
 
 @given(st.lists(st.sampled_from(["\\", '"', "\\\\", '\\"', "[", ",", "x"])))
 def test_escapes_hide_nothing(parts: list[str]) -> None:
     body = ('["' + "".join(parts) + '",1]').encode()
-    structure = Structure()
+    counter = ValueCounter()
     for one in body:
-        structure.take(bytes([one]))
+        counter.take(bytes([one]))
     try:
         value = json.loads(body)
     except ValueError:
         return
-    assert structure.num_values == count(value)
+    assert counter.num_values == count(value)
 
 
 @pytest.mark.parametrize(
