@@ -16,14 +16,14 @@ from core.bootstrap.driver import CUDA, split_version
 from core.common.paths import ROOT
 
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
-# A driver that hangs is waited for no longer.
+# How long to wait for a driver that hangs.
 ASK_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class CudaDriver:
-    """What cuInit says: its `code` (0: it starts; None: there is no libcuda.so.1) and the error's own `name`, how many
-    GPUs it counts, and the newest CUDA that it runs, as in "12.2"; None where it does not tell."""
+    """What cuInit says. `code` is 0 where CUDA starts, None without a libcuda.so.1; `name` is the error's own name.
+    `cuda` is the newest CUDA that the driver runs, as in "12.2"; None where it does not tell."""
 
     code: int | None
     name: str = ""
@@ -48,7 +48,7 @@ def ask_cuda() -> CudaDriver:
 
 
 def ask_cuda_apart() -> CudaDriver | None:
-    """The same in a process of its own; None where that does not answer."""
+    """As ask_cuda, in a process of its own; None where that process does not answer."""
     command = [sys.executable, "-m", "core.gpu.cuda_driver"]
     try:
         asked = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=ASK_S, check=True)

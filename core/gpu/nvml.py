@@ -14,7 +14,7 @@ from core.common.errors import DeckError
 
 UNNAMED = "NVIDIA GPU"
 
-# NVML's return codes (nvml.h); by number, because a wrong `pynvml` module has not all of their names.
+# NVML's return codes (nvml.h), by number: a wrong `pynvml` module lacks some of their names.
 INSUFFICIENT_POWER = 8
 DRIVER_NOT_LOADED = 9
 NO_PERMISSION = 4
@@ -36,7 +36,7 @@ DEVICE_ERRORS = {
     GPU_IS_LOST: "gpu_lost",
     RESET_REQUIRED: "gpu_reset_required",
 }
-# A GPU that answers one question with these answers no other; every other code only means "no such reading".
+# After one of these codes a GPU answers no other question. Every other code only means "no such reading".
 BROKEN = frozenset({INSUFFICIENT_POWER, TIMEOUT, GPU_IS_LOST, RESET_REQUIRED})
 # What the `pynvml` module of other packages lacks: the second version of the memory call.
 EXPECTED_NAMES = ("NVMLError", "nvmlInit", "nvmlMemory_v2", "nvmlDeviceGetComputeRunningProcesses")
@@ -48,7 +48,7 @@ class Nvml:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started: ModuleType | None = None
-        self.names: dict[int, str | None] = {}  # by index, to name a GPU that has fallen silent
+        self.names: dict[int, str | None] = {}  # By index, to name a GPU that no longer answers.
 
     def started(self) -> ModuleType:
         """`pynvml` with NVML started. Raises DeckError where that fails; the next call tries anew."""
@@ -77,7 +77,7 @@ def ask(pynvml: ModuleType, function: str, *arguments: object) -> Any:
             raise
         return None
     except UnicodeDecodeError:
-        return None  # some drivers answer with stray bytes instead of a name
+        return None  # Some drivers answer with stray bytes instead of a name.
 
 
 def start_error(code: int, reason: str) -> DeckError:

@@ -1,4 +1,4 @@
-"""Whether torch can use the GPUs that NVML lists, and if not, why and what to do. Without importing torch.
+"""Whether torch can use the GPUs that NVML lists, and if not, why and what to do; found out without torch.
 
 What is sure beforehand is read off: which torch is installed, what the driver runs, what the environment and the
 permissions of the devices say. Where CUDA itself was asked as well (core/gpu/cuda_driver.py), it has the last word.
@@ -31,9 +31,9 @@ PCI_DEVICES = Path("/sys/bus/pci/devices")
 CPU_VARIABLE = "LLAMADECK_CPU"
 # The oldest CUDA that any torch is built for which this program can use.
 OLDEST_CUDA = 12
-# What NVML answers where a driver is there and broken. Without one, and without a GPU, the CPU is the usual place.
+# NVML's errors where a driver is there and broken. Without a driver, or without a GPU, models run on the CPU.
 BROKEN_DRIVERS = ("gpu_version_mismatch", "gpu_no_permission", "gpu_driver_failed")
-# cuInit's codes that have a sentence of their own.
+# The codes of cuInit that have a sentence of their own.
 CUDA_ERRORS = {
     34: "gpu_cuda_stub",
     802: "gpu_cuda_not_ready",
@@ -113,7 +113,7 @@ def find_nvml_error(snapshot: GpuSnapshot, environment: Mapping[str, str] = os.e
 
 
 def visible_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str] = os.environ) -> list[Gpu]:
-    """Those that CUDA shows a process: whole GPUs, or one instance of MIG.
+    """The GPUs that CUDA shows a process: whole GPUs, or one MIG instance.
 
     CUDA_VISIBLE_DEVICES counts by PCI bus here, and is read up to the first name that is none.
     """
@@ -141,7 +141,7 @@ def usable_gpus(gpus: Sequence[Gpu], torch: InstalledTorch | None) -> list[Gpu]:
 
 
 def has_code(torch: InstalledTorch, capability: Capability | None) -> bool:
-    """Whether `torch` has code for a GPU of this compute capability, by its CUDA where that is all that is known."""
+    """Whether `torch` has code for this compute capability; judged by its CUDA version where no more is known."""
     if capability is None:
         return True
     if torch.architectures:
@@ -155,13 +155,13 @@ def has_nvidia_gpu(devices: Path = PCI_DEVICES) -> bool:
 
 
 def names_of(gpus: Iterable[Gpu]) -> str:
-    """What to call them together, as in "2 × NVIDIA A40"."""
+    """What to call the GPUs together, as in "2 × NVIDIA A40"."""
     counts = Counter(gpu.name or UNNAMED for gpu in gpus)
     return " + ".join(f"{count} × {name}" if count > 1 else name for name, count in counts.items())
 
 
 def closed_device(gpus: Iterable[Gpu], devices: Path = DEVICES) -> Path | None:
-    """A device file that CUDA needs and this user may not use. One that is missing is the driver's business."""
+    """A device file that CUDA needs and this user may not use. A missing file is left to the driver."""
     names = ["nvidiactl", "nvidia-uvm", *(f"nvidia{index}" for index in sorted({gpu.index for gpu in gpus}))]
     there = [devices / name for name in names if (devices / name).exists()]
     return next((path for path in there if not os.access(path, os.R_OK | os.W_OK)), None)
@@ -239,7 +239,7 @@ def _is_called(gpu: Gpu, name: str) -> bool:
 
 
 def _runs_on(architecture: str, capability: Capability) -> bool:
-    """Code of "sm_86" runs on 8.6 to 8.9, "sm_90a" on 9.0 alone; "compute_86" is compiled for whatever is newer."""
+    """Code of "sm_86" runs on 8.6 to 8.9, "sm_90a" on 9.0 alone; "compute_86" is compiled for every newer GPU."""
     match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", architecture)
     if match is None:
         return False

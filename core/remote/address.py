@@ -18,12 +18,12 @@ from core.common.urls import host_name, origin
 from core.common.values import quoted_text
 
 MAX_ADDRESS_CHARS = 500
-# The printable characters of ASCII without the space: a header can carry no others.
+# ASCII's printable characters without the space: a header can carry no others.
 KEY = re.compile(r"[!-~]{1,4096}")
 
 
 def checked_address(text: str) -> str:
-    """What a person typed as the server's base, without "/v1". Raises InputError for what is no web address."""
+    """The server's base address, without "/v1", as a person typed it. Raises InputError for what is no web address."""
     found = text.strip()
     found = (found if "://" in found else f"http://{found}").rstrip("/")
     parts = urllib.parse.urlsplit(found) if origin(found) else None

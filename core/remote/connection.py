@@ -19,9 +19,9 @@ from core.remote.token_count import RemoteTokenCount
 log = logging.getLogger(__name__)
 # Where neither the server nor a person says how long the context is.
 ASSUMED_CONTEXT_TOKENS = 4096
-# A server has a queue of its own, and is given so many answers to write at once.
+# How many answers a server is given at once; it has a queue of its own.
 NUM_SLOTS = 64
-# What trying again does not cure.
+# Errors that another try does not cure.
 FINAL = ("remote_key", "remote_not_openai", "remote_redirect", "remote_no_route")
 
 

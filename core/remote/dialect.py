@@ -6,16 +6,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.common.errors import EngineError
-from core.common.values import printable
+from core.common.values import is_whole, printable
 from core.engine.protocol import Conversation
 from core.engine.sampling_params import Sampling
 
-# What every server takes, by our names for it.
+# The settings that every server takes, by our names.
 COMMON = ("temperature", "top_p", "max_new_tokens", "seed", "stop")
 MAX_MODELS = 1000
 MAX_ID_CHARS = 500
 MAX_CONTEXT_TOKENS = 100_000_000
-# OpenAI refuses more; beyond it we look for them ourselves.
+# OpenAI refuses more; AnswerStream looks for the others.
 MAX_STOP_STRINGS = 4
 
 
@@ -47,7 +47,7 @@ LLAMA_CPP = ServerCapabilities(
     "llama.cpp", (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty"))
 )
 LLAMA_CPP_PYTHON = replace(LLAMA_CPP, software="llama-cpp-python", is_single=True)
-# By whom a model is "owned" in the list.
+# By the owner of a model in the list.
 BY_OWNER = {"vllm": VLLM, "llamadeck": LLAMADECK, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}
 
 
@@ -73,7 +73,7 @@ def _read_model(entry: dict[str, Any]) -> RemoteModel | None:
     name, context, owner = entry.get("id"), entry.get("max_model_len"), entry.get("owned_by")
     if not isinstance(name, str) or not name or len(name) > MAX_ID_CHARS or printable(name) != name:
         return None
-    is_told = isinstance(context, int) and not isinstance(context, bool) and 0 < context <= MAX_CONTEXT_TOKENS
+    is_told = is_whole(context) and 0 < context <= MAX_CONTEXT_TOKENS
     capabilities = BY_OWNER.get(owner, OPENAI) if isinstance(owner, str) else OPENAI
     return RemoteModel(name, context if is_told else None, capabilities)
 
@@ -104,7 +104,7 @@ def request_for(
 
 
 def count_request(model: RemoteModel, prompt: str) -> dict[str, Any]:
-    """What asks how many tokens `prompt` is, special tokens and all."""
+    """The body that asks how many tokens `prompt` is, with its special tokens."""
     if not isinstance(prompt, Conversation):
         return {"model": model.name, "prompt": prompt}
     return {

@@ -30,8 +30,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """Seconds for connecting, for a short question as a whole, for the first sign of an answer (a prompt may wait in
-    the server's queue), between two; bytes of an answer that comes whole and of one line of one that streams."""
+    """`whole_*`: for an answer that comes whole. `first_s`: for the first bytes of a streamed answer, whose prompt may
+    wait in the server's queue. `stall_s`: between two chunks of it. `line_bytes`: for one line of it."""
 
     connect_s: float = 5.0
     whole_s: float = 15.0
@@ -43,19 +43,19 @@ class HttpLimits:
 
 @cache
 def loop() -> asyncio.AbstractEventLoop:
-    """The one loop of this process, which begins with its first use."""
+    """The one loop of this process, which starts with the first call."""
     made = asyncio.new_event_loop()
     threading.Thread(target=made.run_forever, name="remote-engine", daemon=True).start()
     return made
 
 
 def wait_for(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` in the loop and wait for it: for any thread but the loop's own."""
+    """Run `work` in the loop and wait for it. For any thread but the loop's own."""
     return asyncio.run_coroutine_threadsafe(work, loop()).result()
 
 
 class Server:
-    """One server at `address`, to which alone `key` is shown: redirects are not followed."""
+    """One server at `address`. Redirects are not followed: `key` is shown to this server alone."""
 
     def __init__(self, address: str, key: str | None = None, limits: HttpLimits | None = None) -> None:
         self.address = address
@@ -64,7 +64,7 @@ class Server:
         self._client = httpx2.AsyncClient(
             headers={"User-Agent": "llamadeck"} | ({"Authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx2.Timeout(self.limits.connect_s, read=self.limits.first_s),
-            # uvicorn closes what was idle for 5 s, and a request that comes just then is lost.
+            # uvicorn closes a connection after 5 idle seconds; a request that comes just then is lost.
             limits=httpx2.Limits(max_connections=None, keepalive_expiry=2.0),
             follow_redirects=False,
             # A proxy cannot reach what only this machine sees.
@@ -75,7 +75,7 @@ class Server:
         await self._client.aclose()
 
     async def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The JSON that a short question is answered with. Raises EngineError."""
+        """The JSON of an answer that comes whole. Raises EngineError."""
         try:
             async with asyncio.timeout(self.limits.whole_s):
                 async with self._open(path, body) as response:
@@ -113,7 +113,7 @@ class Server:
             raise EngineError("remote_unreachable", server=self.name, why=_why(error)) from None
 
     async def _check(self, response: httpx2.Response, path: str) -> None:
-        """Raise what a status means that is no answer, with the server's own words where it has some."""
+        """Raise the error that the status means, with the server's own words where it has some."""
         status = response.status_code
         if status == 200:
             return
@@ -126,7 +126,7 @@ class Server:
             async with asyncio.timeout(self.limits.whole_s):
                 found = load_json(await self._read(response))
         except (ValueError, RecursionError, TimeoutError, EngineError, httpx2.TransportError):
-            pass  # What no words explain, the status does.
+            pass  # The status explains it then.
         is_ours = isinstance(found, dict) and isinstance(found.get("error"), dict)
         if status in (404, 405, 501) and not is_ours:
             raise EngineError("remote_no_route", server=self.name, path=path)
@@ -152,7 +152,7 @@ class Server:
         return bytes(body)
 
     async def _events(self, response: httpx2.Response) -> AsyncIterator[bytes]:
-        """The data of each server-sent event; comments, names and numbers of events say nothing here."""
+        """The data of each server-sent event; its comments, names and ids are skipped."""
         data: list[bytes] = []
         async for line in self._lines(response):
             if line.startswith(b"data:"):
@@ -192,7 +192,7 @@ class Server:
 
 
 def message_of(found: Any) -> str:
-    """The words of an error as OpenAI's API writes it, or as FastAPI does; empty where there are none."""
+    """The words of an error in OpenAI's form or FastAPI's; empty where there are none."""
     for name in ("error", "message", "detail"):
         inner = found.get(name) if isinstance(found, dict) else None
         if isinstance(inner, str):
@@ -203,7 +203,7 @@ def message_of(found: Any) -> str:
 
 
 def _why(error: BaseException) -> str:
-    """The readable end of what the client says, which wraps one error into another."""
+    """The readable cause of an error that the HTTP client wrapped in others."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     number = getattr(error, "errno", None)

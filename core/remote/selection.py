@@ -42,7 +42,7 @@ def read_selection() -> RemoteSelection | None:
 
 
 def write_selection(selection: RemoteSelection | None) -> None:
-    """What cannot be written holds until the end of this process."""
+    """Keep what was selected. Where the file cannot be written, it holds until the end of this process."""
     if selection is None and not selection_path().exists():
         return
     try:
@@ -53,7 +53,7 @@ def write_selection(selection: RemoteSelection | None) -> None:
 
 
 def forget_selection(selection: RemoteSelection) -> None:
-    """Choose this machine's own engine, unless something else was chosen meanwhile."""
+    """Select this machine's own engine, unless something else was selected meanwhile."""
     try:
         with selection_file().change() as change:
             change.value = None if change.value == selection else change.value

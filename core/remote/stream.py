@@ -1,6 +1,6 @@
 """One answer out of a server's events: its words up to a stop string, its tokens, why it ended.
 
-What a server says is believed as far as it can be: types are checked, and nothing grows without end.
+Nothing that a server sends is trusted: types are checked, and nothing grows without end.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import time
 from typing import Any
 
 from core.common.errors import EngineError
-from core.common.values import printable
+from core.common.values import is_whole, printable
 from core.engine.detokenize import StopFilter
 from core.engine.protocol import AnswerStats, Reason
 from core.engine.sampling_params import Sampling
 from core.remote.http import message_of
 
-# No tokenizer's token is longer than this, but for a few of blanks.
+# No tokenizer's token is longer, but for a few of blanks.
 MAX_TOKEN_CHARS = 64
 MAX_TOKENS = 1_000_000_000
 
@@ -24,7 +24,7 @@ class AnswerStream:
     """The answer as it comes. `reason` is None until the server has said why it ended, or a stop string came."""
 
     def __init__(self, server: str, sampling: Sampling, prompt_tokens: int, is_clipped: bool) -> None:
-        """`prompt_tokens` is our own count; `is_clipped`: less was asked for than a person wanted, to fit."""
+        """`prompt_tokens` is our own count. `is_clipped`: fewer tokens were asked for than wanted, so that they fit."""
         self._server, self._sampling, self._is_clipped = server, sampling, is_clipped
         self._filter, self._num_chars = StopFilter(sampling.stop), 0
         self._began_s = time.monotonic()
@@ -72,7 +72,7 @@ class AnswerStream:
         )
 
     def _choice(self, event: dict[str, Any]) -> tuple[str, str | None]:
-        """The words and the reason of an end that an event holds; the last one, with the usage, holds neither."""
+        """The text and the finish reason that an event holds; the last event, with the usage, holds neither."""
         choices = event.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else {}
         if not isinstance(choice, dict):
@@ -99,5 +99,4 @@ class AnswerStream:
 
 
 def _whole(value: Any, otherwise: int) -> int:
-    is_whole = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    return value if is_whole else otherwise
+    return value if is_whole(value) and 0 <= value <= MAX_TOKENS else otherwise

@@ -10,14 +10,15 @@ from functools import lru_cache
 from typing import Any
 
 from core.common.errors import EngineError
+from core.common.values import is_whole
 from core.engine.protocol import Conversation
 from core.remote.dialect import RemoteModel, count_request
 from core.remote.http import Server, wait_for
 
-# Rather too many: a prompt that is cut a little early is answered, one that is too long is not.
+# Estimates are rather too high: a prompt that is cut a little early is answered, one that is too long is not.
 BYTES_PER_TOKEN = 3.0
 MOST_BYTES_PER_TOKEN = 8.0
-# A page waits for a count; a server that took longer is left alone for a while.
+# How long a page waits for a count, and how long a server that took longer is not asked again.
 WAIT_S = 2.0
 PAUSE_S = 30.0
 MAX_CACHED_PROMPTS = 256
@@ -25,9 +26,9 @@ MAX_TOKENS = 1_000_000_000
 
 
 class RemoteTokenCount:
-    """Pieces of a prompt are always estimated: a long chat has hundreds, and each question takes its way and back.
+    """Pieces of a prompt are always estimated: a long chat has hundreds, and each question is a round trip.
 
-    The estimate goes by what the server's own counts were like.
+    The estimate follows the server's own counts.
     """
 
     def __init__(self, server: Server, model: Callable[[], RemoteModel | None]) -> None:
@@ -61,7 +62,7 @@ class RemoteTokenCount:
             return self.guess(prompt, self._bytes_per_token)
 
     def learn(self, prompt: str | tuple[int, ...], tokens: int) -> None:
-        """The server counted `tokens` in `prompt`. An estimate alone stays on the safe side."""
+        """Note that the server counted `tokens` in `prompt`. Estimates alone stay high."""
         model = self._model()
         if isinstance(prompt, str) and prompt and tokens > 0:
             is_counted = model is not None and bool(model.capabilities.count_path)
@@ -71,7 +72,7 @@ class RemoteTokenCount:
     def _ask(self, prompt: str, turns: object, model: RemoteModel) -> int:
         found = wait_for(self._request(model, count_request(model, prompt)))
         count = found.get("count") if isinstance(found, dict) else None
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_TOKENS:
+        if not is_whole(count) or not 0 <= count <= MAX_TOKENS:
             raise EngineError("remote_garbled", server=self._server.name)
         self.learn(prompt, count)
         return count
