@@ -1,4 +1,4 @@
-"""What this process's torch has to do with the GPUs here: said before a load, and where a load finds no CUDA."""
+"""Whether this process's torch can use the machine's GPUs: asked before a load, and where a load finds no CUDA."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from core.gpu.torch_support import InstalledTorch, find_gpu_error, names_of
 
 
 def known_torch() -> InstalledTorch:
-    """Read from torch as it was imported; the GPU is not touched."""
+    """The imported torch: its version, CUDA version and architectures. The GPU is not touched."""
     told = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
     return InstalledTorch(torch.__version__, torch.version.cuda, tuple(told.split()) if told else None)
 
 
 def look() -> ImportsDone:
-    """What a load in this process would find, without CUDA being started here."""
+    """What a load in this process would find, without starting CUDA here."""
     snapshot, known = read_snapshot(), known_torch()
     is_asked = bool(snapshot.gpus) and known.cuda is not None
     return ImportsDone(known, find_gpu_error(snapshot, known, ask_cuda_apart() if is_asked else None))
@@ -34,7 +34,7 @@ def require_no_gpu(snapshot: GpuSnapshot) -> None:
 
 
 def _why() -> str:
-    """What torch itself says of CUDA."""
+    """torch's own reason why CUDA does not start, one line; "-" where it does."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

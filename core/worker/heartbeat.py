@@ -1,8 +1,6 @@
-"""The worker's signs of life: a thread that tells the dashboard twice a second that this process runs, and whether its
-main thread gets on; knows no model and no torch.
+"""The worker's heartbeat: a thread tells the dashboard twice a second that this process runs, and whether a step hangs.
 
-They come while a model loads or a long prompt is read as well. Only while answering is a step timed: compiling a
-kernel may take minutes, one step of an answer takes no longer than a GPU that hangs.
+It beats during a load and a long prefill, too. Only steps of answers are timed: compiling a kernel may take minutes.
 """
 
 from __future__ import annotations
@@ -16,23 +14,24 @@ from multiprocessing.connection import Connection
 from core.engine.protocol import Event, Heartbeat
 
 BEAT_S = 0.5
-# A step reads one piece of a prompt and draws one token of each answer: under a second on a GPU, several on a slow CPU.
+# The longest step, prefill of a chunk and decode of a token for each answer: it takes under 1 s on a GPU, several on a
+# slow CPU.
 GPU_STEP_S, CPU_STEP_S = 10.0, 60.0
 
 
 class Outlet:
-    """The worker's side of the pipe, into which several threads may speak."""
+    """The worker's end of the pipe. Any thread may send."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._turn = pipe, threading.Lock()
+        self._pipe, self._lock = pipe, threading.Lock()
 
     def send(self, event: Event) -> None:
-        with self._turn:
+        with self._lock:
             self._pipe.send(event)
 
 
 class Pulse:
-    """Beats from `start` to the end of the process. `longest_s`: how long a step may take before it counts as stuck."""
+    """Beats from `start` to the end of the process. A step longer than `longest_s` counts as stuck."""
 
     def __init__(self, outlet: Outlet, longest_s: float = GPU_STEP_S) -> None:
         self.longest_s = longest_s
@@ -44,7 +43,7 @@ class Pulse:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around what the main thread does for answers, but not while it waits to be asked."""
+        """Time the main thread's work for answers, but not its waiting for commands."""
         self._began_s = time.monotonic()
         try:
             yield
@@ -53,7 +52,7 @@ class Pulse:
 
     @property
     def stuck_s(self) -> float:
-        """How long the step takes that is under way, if that is longer than one takes; else 0."""
+        """Seconds that the current step has taken, if they are more than `longest_s`; else 0."""
         began_s = self._began_s
         took_s = 0.0 if began_s is None else time.monotonic() - began_s
         return took_s if took_s > self.longest_s else 0.0
@@ -64,4 +63,4 @@ class Pulse:
                 self._outlet.send(Heartbeat(self.stuck_s))
                 time.sleep(BEAT_S)
         except OSError:
-            pass  # The dashboard is gone; whoever listens to it ends the process.
+            pass  # The dashboard is gone; `listen` in core/worker/main.py ends the process.

@@ -1,7 +1,7 @@
 """The engine's process: takes commands from a pipe, loads one model, answers until the pipe closes.
 
-It is the only process that imports torch. It knows no chat and no page. Run as `python -m core.worker.main FD
-[warm]`, where FD is an inherited socket to the dashboard. A warm worker imports what a load needs before it is asked.
+It is the only process that imports torch. Run as `python -m core.worker.main FD [warm]`, where FD is an inherited
+socket to the dashboard. A warm worker imports the libraries of a load before it is asked for one.
 """
 
 from __future__ import annotations
@@ -45,38 +45,37 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("llamadeck.worker")
 
-# Read by libraries when they are imported. Nothing is ever fetched by a load; gptqmodel's thread pools need telling
-# that two workers will do, or they fail on a machine of two cores.
+# Libraries read these when they are imported. A load fetches nothing. gptqmodel's thread pools fail on a machine of two
+# cores unless they are told to take two workers.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     "GPTQMODEL_CPU_WORKERS": "2",
-    # Threads that wait for one another: a pause between two matrices is shorter than this count, so that a token needs
-    # no waking up (20 ms with 2000 on two cores, 16 with this). Longer would starve the others as soon as anything
-    # else wants a core, in the 0.2 s until decode/cpu_threads.py looks; from then on one thread computes there.
+    # OpenMP threads spin this long before they sleep: longer than the pause between two matrices (a token takes 16 ms
+    # on two cores; 20 with 2000). More would starve other processes for the 0.2 s until decode/cpu_threads.py measures.
     "GOMP_SPINCOUNT": "10000",
-    # Without a stream of its own in its calls, ExLlamaV2 runs on the default stream, which cannot be captured. Built
-    # so, that is the calling thread's; in a folder of its own, because others build it the usual way.
+    # ExLlamaV2 runs on the default stream, which cannot be captured. Built with this option, that is the calling
+    # thread's stream. A build folder of its own, since other programs build ExLlamaV2 without the option.
     "NVCC_APPEND_FLAGS": "--default-stream per-thread",
     "GPTQMODEL_EXLLAMAV2_BUILD_ROOT": str(cache_dir() / "kernels" / "exllamav2"),
-    # Fixed segments leave 5 to 10 % of the memory in pieces that nothing else fits into.
+    # Fixed segments fragment 5 to 10 % of the memory.
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
-# Pages share the processor with the engine, and they are what a person waits for.
+# The pages share the CPU with the engine, and a person waits for them.
 NICENESS = 5
-# What is done before anybody asks for it gives way to everything.
+# A warm worker's imports, which nobody has asked for yet, give way to everything.
 WARM_NICENESS = 19
 
 
 def main(fd: int, is_warm: bool = False) -> None:
     """Serve one dashboard over the socket `fd`, until it closes."""
-    # Ctrl-C reaches the whole process group; the dashboard decides what it means.
+    # Ctrl-C reaches the whole process group; the dashboard decides what it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(ENVIRONMENT)
     os.nice(NICENESS)
-    # Libraries print banners; what an operator needs goes through the log, to stderr.
+    # Libraries print banners to stdout; the log goes to stderr.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     connection = Connection(fd)
     pipe = Outlet(connection)
@@ -96,7 +95,7 @@ def main(fd: int, is_warm: bool = False) -> None:
         take_priority_back()
     assert isinstance(command, Load), command
     try:
-        # What cannot be loaded is said before seconds go into imports.
+        # Refuse before the imports, which take seconds.
         require_runnable(read_checkpoint(command.folder))
         pipe.send(LoadProgress("start", 0.02))
         if is_warm:
@@ -113,7 +112,7 @@ def main(fd: int, is_warm: bool = False) -> None:
 
 
 def prepare(inbox: queue.SimpleQueue[Command | ImportsDone]) -> None:
-    """Import everything on a thread of low priority: a process could not take its own back, its threads can have it."""
+    """Import the libraries on a thread of low priority. A process could not raise its own again; this thread ends."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WARM_NICENESS)
     try:
         import_libraries()
@@ -121,12 +120,12 @@ def prepare(inbox: queue.SimpleQueue[Command | ImportsDone]) -> None:
 
         inbox.put(look())
     except Exception:
-        # A load says it again, to the person who asked for it.
+        # A load fails in the same way, and tells the person who asked for it.
         log.exception("a warm worker could not import its libraries")
 
 
 def import_libraries() -> None:
-    """What any load needs, and what only captured steps need where they can be; none of it touches a GPU."""
+    """Import what a load needs, and what captured steps need where Triton is installed. No import may touch a GPU."""
     import_gptqmodel()
 
     import core.worker.load
@@ -138,14 +137,14 @@ def import_libraries() -> None:
 
 
 def import_gptqmodel() -> None:
-    """Without torchao, which transformers imports where it can: that asks the GPU what it is, and so begins to use it.
-    It is for quantizations that are no GPTQ; gptqmodel and transformers do without it."""
+    """Import gptqmodel without torchao, which transformers imports if it is installed. torchao asks the GPU what it is,
+    which starts CUDA; it serves quantizations other than GPTQ."""
     sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]
     import gptqmodel  # noqa: F401
 
 
 def check_untouched() -> None:
-    """End a warm worker that has begun to use a GPU: it would hold memory there, beside the model that is loaded."""
+    """End a warm worker whose imports have started CUDA: it would hold GPU memory beside the loaded model."""
     from torch import cuda
 
     if cuda.is_initialized():
@@ -154,7 +153,7 @@ def check_untouched() -> None:
 
 
 def take_priority_back() -> None:
-    """A load has come, which a person waits for: every thread is as important as this one, if the system allows it."""
+    """Give all threads this one's priority, where the system allows it: a person waits for the load."""
     niceness = os.getpriority(os.PRIO_PROCESS, 0)
     for thread in os.listdir("/proc/self/task"):
         with suppress(PermissionError, ProcessLookupError):
@@ -162,19 +161,19 @@ def take_priority_back() -> None:
 
 
 def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | ImportsDone]) -> None:
-    """Pass on what the dashboard says; when it is gone or cannot be understood any more, so is this process."""
+    """Pass the dashboard's commands on; end the process when the pipe closes or a command cannot be read."""
     try:
         while True:
             inbox.put(pipe.recv())
     except (EOFError, OSError):
         os._exit(0)
-    except Exception:  # An answer would be waited for that nobody writes.
+    except Exception:  # Otherwise somebody would wait for an answer that never comes.
         log.exception("a command cannot be understood; the engine ends")
         os._exit(1)
 
 
 def open_scheduler(command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
-    """Load the model; importing the libraries takes seconds, unless a warm worker has done it."""
+    """Load the model. Importing the libraries takes seconds, unless a warm worker has done it."""
     import_gptqmodel()
     pipe.send(LoadProgress("start", 0.1))
     from core.worker.load import open_engine

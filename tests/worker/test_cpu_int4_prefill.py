@@ -1,4 +1,4 @@
-"""Matrices that are written out for many rows on a CPU: the same product as ATen's int4 kernel, but for the rounding of
+"""Matrices that are dequantized for many rows on a CPU: the same product as ATen's int4 kernel, but for the rounding of
 a weight; where this machine has it."""
 
 from __future__ import annotations

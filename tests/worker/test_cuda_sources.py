@@ -76,7 +76,7 @@ def test_the_products_compile(
 ) -> None:
     monkeypatch.setattr(Compiled, "capability", capability)
     kernels = W4Kernels(dtype, group_size, has_zeros, torch.device("cpu"))
-    # Those of one row are compiled when it comes.
+    # Those of one row are compiled at their first use.
     kernels.compile_variants(16)
     if capability == (9, 0):
         PrefillKernels(dtype, group_size, has_zeros, torch.device("cpu"))
@@ -102,7 +102,7 @@ def test_the_attention_of_new_tokens_compiles(
 
 
 @pytest.mark.parametrize(("dtype", "vocabulary"), [(torch.float16, 500), (torch.bfloat16, MAX_SCORES * 4096)])
-def test_drawing_compiles(dtype: torch.dtype, vocabulary: int) -> None:
+def test_sampling_compiles(dtype: torch.dtype, vocabulary: int) -> None:
     SamplingKernel(dtype, vocabulary, torch.device("cpu"))
 
 

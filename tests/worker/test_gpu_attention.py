@@ -15,13 +15,13 @@ pytestmark = [
 CONTEXT_TOKENS = 1200
 # Where each row's new token stands: alone, at a border of what a block takes at once, beyond it, far on.
 COLUMNS = (0, 63, 64, 700, 1111)
-NOBODY = -1
+PADDING = -1
 # Of values around 1: half precision rounds the weights of up to 1112 of them.
 TOLERANCE = 0.01
 
 
-def turned(head: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """[..., dim] turned as arXiv 2104.09864 says, in float32, rounded to half precision."""
+def apply_rope(head: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """RoPE (arXiv 2104.09864) on [..., dim] in float32, rounded to half precision."""
     half = head.shape[-1] // 2
     partner = torch.cat((-head[..., half:], head[..., :half]), -1).float()
     return (head.float() * cos.float() + partner * sin.float()).half()
@@ -45,9 +45,9 @@ def test_attention_is_right_and_the_same_however_many_blocks_share_it(
     angle = torch.rand(rows, 1, dim // 2, device=device, generator=random).repeat(1, 1, 2) * 6
     cos, sin = angle.cos().half(), angle.sin().half()
     before = draw(2, rows, num_kv_heads, CONTEXT_TOKENS + 1, dim)
-    columns = torch.tensor([*COLUMNS, NOBODY], device=device).unsqueeze(1)
+    columns = torch.tensor([*COLUMNS, PADDING], device=device).unsqueeze(1)
     # Where a chat has not come to yet anything may stand.
-    for row, column in enumerate((*COLUMNS, NOBODY)):
+    for row, column in enumerate((*COLUMNS, PADDING)):
         before[:, row, :, max(0, column) :] = torch.nan
     slots = torch.arange(rows, device=device).flip(0)
     before = before.flip(1)
@@ -69,7 +69,9 @@ def test_attention_is_right_and_the_same_however_many_blocks_share_it(
     new = qkv.view(rows, -1, dim)
     for row, column in enumerate(COLUMNS):
         slot, begin = int(slots[row]), max(0, column + 1 - window)
-        query, key = turned(new[row, : num_heads + num_kv_heads], cos[row], sin[row]).split([num_heads, num_kv_heads])
+        query, key = apply_rope(new[row, : num_heads + num_kv_heads], cos[row], sin[row]).split(
+            [num_heads, num_kv_heads]
+        )
         value = new[row, num_heads + num_kv_heads :]
         assert (keys[slot, :, column] - key).abs().max() < TOLERANCE
         assert torch.equal(values[slot, :, column], value)

@@ -1,4 +1,4 @@
-"""On a GPU: many rows times a matrix from its codes are what they are times the matrix written out."""
+"""On a GPU: products of many rows from a matrix's codes equal those with the dequantized matrix."""
 
 from __future__ import annotations
 
@@ -39,49 +39,49 @@ KINDS = [
 @needs_tensor_cores
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
-def test_rows_from_codes_are_those_of_the_matrix_written_out(
+def test_products_from_codes_equal_the_dequantized_matrix(
     dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, shape: tuple[int, int]
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
     matrix = make_matrix(*shape, dtype, group_size, has_zeros, has_permutation, random)
     bias = torch.randn(shape[1], device=DEVICE, generator=random).to(dtype)
-    written = dequantize(matrix, W4Kernels(dtype, group_size, has_zeros, DEVICE))
+    dequantized = dequantize(matrix, W4Kernels(dtype, group_size, has_zeros, DEVICE))
     from_codes = FusedDequantGemm(PrefillKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
     for rows in ROWS:
-        # Twice, and otherwise: a product leaves its room as it found it.
+        # Twice, and otherwise: a product leaves its buffers as it found them.
         for added in (None, bias):
             x = torch.randn((rows, shape[0]), device=DEVICE, generator=random).to(dtype)
-            wanted = multiply(matrix, x, written, added)
+            wanted = multiply(matrix, x, dequantized, added)
             assert far(from_codes.multiply(matrix, x, added), wanted) < TOLERANCES[dtype]
 
 
 @needs_tensor_cores
 @pytest.mark.parametrize("rows", [33, 300])
 @pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
-def test_rows_are_normed_and_gated_on_the_way_and_added_to(
+def test_rmsnorm_swiglu_and_residual_are_fused_right(
     dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, rows: int
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
     matrix = make_matrix(1024, 4112, dtype, group_size, has_zeros, has_permutation, random)
     inverse_permutation = None if matrix.permutation is None else invert_permutation(matrix.permutation)
-    many = FusedDequantGemm(PrefillKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
+    gemm = FusedDequantGemm(PrefillKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
     x, weight, both, added = (
         torch.randn(shape, device=DEVICE, generator=random).to(dtype)
         for shape in ((rows, 1024), (1024,), (rows, 2048), (rows, 4112))
     )
     normed = torch.nn.functional.rms_norm(x, (1024,), weight, 1e-5)
-    arranged = many.rmsnorm_rows(matrix, x, FusedRmsNorm(weight, inverse_permutation, 1e-5))
-    wanted = many.multiply(matrix, normed, None)
-    assert far(many.multiply_swizzled(matrix, arranged, rows, None), wanted.float()) < 2 * TOLERANCES[dtype]
+    swizzled = gemm.rmsnorm_rows(matrix, x, FusedRmsNorm(weight, inverse_permutation, 1e-5))
+    wanted = gemm.multiply(matrix, normed, None)
+    assert far(gemm.multiply_swizzled(matrix, swizzled, rows, None), wanted.float()) < 2 * TOLERANCES[dtype]
     gate, up = both.chunk(2, -1)
-    wanted = many.multiply(matrix, torch.nn.functional.silu(gate) * up, None) + added
-    got = many.multiply_swizzled(matrix, many.swiglu_rows(matrix, both, inverse_permutation), rows, None, added)
+    wanted = gemm.multiply(matrix, torch.nn.functional.silu(gate) * up, None) + added
+    got = gemm.multiply_swizzled(matrix, gemm.swiglu_rows(matrix, both, inverse_permutation), rows, None, added)
     assert far(got, wanted.float()) < 2 * TOLERANCES[dtype]
 
 
 @needs_tensor_cores
 @pytest.mark.parametrize(("heads", "dim"), [((8, 8), 128), ((16, 2), 128), ((7, 1), 64)])
-def test_queries_are_turned_and_keys_and_values_kept(heads: tuple[int, int], dim: int) -> None:
+def test_rope_is_applied_and_keys_and_values_are_stored(heads: tuple[int, int], dim: int) -> None:
     from core.worker.kernels import triton_ops
 
     random = torch.Generator(DEVICE).manual_seed(1)
@@ -102,19 +102,19 @@ def test_queries_are_turned_and_keys_and_values_kept(heads: tuple[int, int], dim
 
 @pytest.mark.parametrize("outputs_at_once", [64, 1296])
 @pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
-def test_rows_of_a_matrix_that_is_written_out_piece_by_piece_or_whole(
+def test_a_matrix_that_is_dequantized_in_parts_or_whole(
     dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, outputs_at_once: int
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
     matrix = make_matrix(4096, 1296, dtype, group_size, has_zeros, has_permutation, random)
     bias = torch.randn(1296, device=DEVICE, generator=random).to(dtype)
     kernels = W4Kernels(dtype, group_size, has_zeros, DEVICE)
-    written_out = DequantThenGemm(kernels, 4096 * outputs_at_once, dtype, DEVICE)
+    backend = DequantThenGemm(kernels, 4096 * outputs_at_once, dtype, DEVICE)
     for added in (None, bias):
         x = torch.randn((300, 4096), device=DEVICE, generator=random).to(dtype)
         wanted = multiply(matrix, x, dequantize(matrix, kernels), added)
         # A bias is added to what is rounded already.
-        assert far(written_out.multiply(matrix, x, added), wanted) < 2 * TOLERANCES[dtype]
+        assert far(backend.multiply(matrix, x, added), wanted) < 2 * TOLERANCES[dtype]
 
 
 def dequantize(matrix: PackedMatrix, kernels: W4Kernels) -> torch.Tensor:
@@ -122,8 +122,10 @@ def dequantize(matrix: PackedMatrix, kernels: W4Kernels) -> torch.Tensor:
     return kernels.dequantize(matrix, 0, matrix.outputs // TILE, room).float()
 
 
-def multiply(matrix: PackedMatrix, x: torch.Tensor, written: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    out = (x if matrix.permutation is None else x.index_select(1, matrix.permutation)).float() @ written.t()
+def multiply(
+    matrix: PackedMatrix, x: torch.Tensor, dequantized: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    out = (x if matrix.permutation is None else x.index_select(1, matrix.permutation)).float() @ dequantized.t()
     return out if bias is None else out + bias.float()
 
 

@@ -1,4 +1,4 @@
-"""On a GPU: the kernel that draws tokens, beside the one for every GPU. Run with `pytest -m gpu` on a GPU host."""
+"""On a GPU: the sampling kernel, beside Triton's for every GPU. Run with `pytest -m gpu` on a GPU host."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def make_slots(vocabulary: int) -> SlotSamplingState:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("vocabulary", [500, 32000, 151936, 262144])
-def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
+def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype) -> None:
     from core.worker.kernels.triton_sampling import sample_all
 
     kernel = sampling_kernel_for(dtype, vocabulary, torch.device("cuda", 0))
     if kernel is None:
-        pytest.skip("this GPU draws with the other kernel alone")
+        pytest.skip("this GPU samples with Triton's kernel alone")
     one, other = make_slots(vocabulary), make_slots(vocabulary)
     for sampling in SAMPLINGS:
         one.settings[1] = other.settings[1] = torch.tensor([float(getattr(sampling, name)) for name in SETTINGS])
@@ -59,19 +59,19 @@ def test_the_same_tokens_are_drawn(vocabulary: int, dtype: torch.dtype) -> None:
             assert torch.equal(one.tokens[rows[:-1]], got[:-1])
             assert torch.equal(one.positions, other.positions)
             other.seen.copy_(one.seen)
-        # Where the border of top-p falls between two sums' roundings, one more score may be in.
+        # Where top-p's threshold falls between two sums' roundings, one more score may be in.
         assert num_same >= 4 * DRAWS - 3
 
 
-def test_what_is_no_number_draws_nothing() -> None:
+def test_logits_that_are_nan_give_no_token() -> None:
     kernel = sampling_kernel_for(torch.float16, 32000, torch.device("cuda", 0))
     if kernel is None:
-        pytest.skip("this GPU draws with the other kernel alone")
+        pytest.skip("this GPU samples with Triton's kernel alone")
     slots = make_slots(32000)
     logits = torch.randn((2, 32000), device="cuda").half()
     logits[1, 31999] = float("nan")
-    drawn = torch.zeros(2, dtype=torch.long, device="cuda")
+    sampled = torch.zeros(2, dtype=torch.long, device="cuda")
     rows, step = torch.tensor([0, 2], device="cuda"), torch.ones(1, dtype=torch.long, device="cuda")
-    kernel(logits, rows, slots, step, drawn)
-    assert drawn[1] == -1
-    assert drawn[0] == logits[0].argmax()
+    kernel(logits, rows, slots, step, sampled)
+    assert sampled[1] == -1
+    assert sampled[0] == logits[0].argmax()

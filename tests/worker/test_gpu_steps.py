@@ -68,8 +68,8 @@ def open_steps(folder: Path, chats: int = CHATS) -> Any:
     return engine.steps
 
 
-def read_all(steps: Any) -> list[int]:
-    """Read each slot's prompt; the tokens that were drawn."""
+def prefill_all(steps: Any) -> list[int]:
+    """Prefill each slot's prompt; the tokens that were sampled."""
     first = []
     for slot in range(CHATS):
         tokens = prompt(slot)
@@ -95,7 +95,7 @@ def test_a_captured_step_computes_the_model(
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"torch_dtype": dtype}))
     steps = open_steps(tmp_path)
-    first = read_all(steps)
+    first = prefill_all(steps)
     got = logits_of(steps, list(range(CHATS))).float().cpu()
     # The engine has put its own rotation there, for this process.
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", ROTATION)
@@ -117,12 +117,12 @@ def test_a_model_for_one_or_two_chats_is_captured(tmp_path: Path, chats: int) ->
 
 @pytest.mark.parametrize("name", ["group 64, shared heads", "act-order"])
 def test_what_comes_out_for_a_chat_does_not_depend_on_what_runs_beside_it(tmp_path: Path, name: str) -> None:
-    """To the last bit, so that not even a tie is drawn otherwise."""
+    """To the last bit, so that not even a tie is sampled otherwise."""
     make_checkpoint(tmp_path, RECIPES[name])
     steps = open_steps(tmp_path)
-    read_all(steps)
+    prefill_all(steps)
     together = [logits_of(steps, [0, 1, 2]) for _ in range(3)]
     for slot in range(CHATS):
-        read_all(steps)
+        prefill_all(steps)
         for step in range(3):
             assert torch.equal(logits_of(steps, [slot])[0], together[step][slot])

@@ -1,4 +1,4 @@
-"""How a tile of many rows is shared out among blocks of threads, and what one needs."""
+"""How thread blocks share the products of a prefill, and the shared memory that one needs."""
 
 from __future__ import annotations
 

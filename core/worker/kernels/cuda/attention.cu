@@ -1,8 +1,9 @@
-// Attention of one new token a row over the slots' cache, on tensor cores. Knows no model.
-// DIM is the size of a head, QUERIES how many of its queries a block takes together, 8 at most. CLUSTERS: whether
-// blocks can read one another's shared memory. A block's ATTEND_WARPS take COLUMNS at a time each, as products have lines.
-// Every PARTSth segment belongs to one part. Parts are summed by themselves (arXiv 2311.01282), then in their order,
-// whoever takes them: what comes out does not depend on how many blocks there are, and so not on the other rows.
+// Attention of one new token a row over the KV cache, on tensor cores.
+// DIM: size of a head. QUERIES: how many of its queries a block computes together, at most 8. CLUSTERS: whether blocks
+// read one another's shared memory. Each of ATTEND_WARPS warps takes COLUMNS columns at a time, the rows of a product.
+// Columns come in segments of ATTEND_WARPS * COLUMNS. Every KV_SPLITS-th segment belongs to one part. Each part is
+// summed by itself (arXiv 2311.01282); then the parts are added in order. So a row's result depends neither on the
+// number of blocks nor on the other rows.
 
 #define ATTEND_THREADS (ATTEND_WARPS * 32)
 #define SEGMENT (ATTEND_WARPS * COLUMNS)
@@ -10,9 +11,9 @@
 #define CHUNKS (DIM / 64)
 #define PIECES (DIM / 8)
 
-// A warp's columns on their way. They are fetched in whole lines: in halves of lines memory is a sixth slower. Lane 4g+t
-// reads of each 32 places of a key 8t..8t+7, of columns g and g+8; of each 64 places of a value 8g..8g+7, of columns 2t,
-// 2t+1, 2t+8 and 2t+9. A piece of 8 places lies where 8 lanes that read together find theirs in different banks.
+// A warp's columns in flight, copied in lines of 128 bytes: half lines make memory a sixth slower. Lane 4g+t reads, of
+// each 32 elements of a key, 8t..8t+7 of columns g and g+8; of each 64 elements of a value, 8g..8g+7 of columns 2t,
+// 2t+1, 2t+8 and 2t+9. The piece of 8 elements is swizzled so that 8 lanes that read together hit different banks.
 struct Columns {
     uint4 keys[COLUMNS][PIECES], values[COLUMNS][PIECES];
 
@@ -22,23 +23,23 @@ struct Columns {
     }
 };
 
-// Of scores the largest, what their powers come to, and values weighted by those.
+// A softmax over some columns, in base 2: the largest score, the sum of 2^(score - top), and a value weighted by those.
 struct SoftmaxSum {
     float top, total, value;
 };
 
-// A block's, of BLOCKS that share the parts.
+// Shared memory of one of the BLOCKS that split a head.
 template <int BLOCKS, int STAGES>
 struct AttentionShared {
     Columns coming[ATTEND_WARPS][STAGES];
-    uint4 heads[QUERIES + 2][PIECES];  // The queries and the new key, turned, and the new value.
-    // A part's values are its first warp's until all are added.
+    uint4 heads[QUERIES + 2][PIECES];  // The queries and the new key, after RoPE, and the new value.
+    // A part's values are those of its first warp until all warps' are added.
     float values[ATTEND_WARPS - 1][QUERIES * DIM], parts[KV_SPLITS / BLOCKS][QUERIES * DIM];
     float tops[ATTEND_WARPS][QUERIES], part_tops[KV_SPLITS / BLOCKS][QUERIES];
     float totals[ATTEND_WARPS][QUERIES], part_totals[KV_SPLITS / BLOCKS][QUERIES];
 };
 
-// What `of` gives for 0 to `count`, added in that order.
+// The softmax sums of(0) to of(count - 1), merged in that order.
 template <int MOST, class Of>
 __device__ __forceinline__ SoftmaxSum merge_softmax(int count, Of of) {
     SoftmaxSum all[MOST], sum = {-1e30f, 0.0f, 0.0f};
@@ -55,7 +56,7 @@ __device__ __forceinline__ SoftmaxSum merge_softmax(int count, Of of) {
     return sum;
 }
 
-// Every `step`th value from `from` on of the result: what `part_of` gives for the parts up to `last`, put together.
+// Store every `step`-th value of the result, from `from` on: the parts up to `last`, merged.
 template <class Put, class PartOf>
 __device__ __forceinline__ void combine_splits(int from, int step, int last, Put put, PartOf part_of) {
     for (int at = from; at < QUERIES * DIM; at += step) {
@@ -65,21 +66,21 @@ __device__ __forceinline__ void combine_splits(int from, int step, int last, Put
     }
 }
 
-// What is not there comes as zeros.
+// Copy 16 bytes, or zeros if there are none.
 __device__ __forceinline__ void cp_async_16_zfill(bool is_there, void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(smem_address(to)), "l"(from),
                  "r"(is_there ? 16 : 0)
                  : "memory");
 }
 
-// 8x8 values, of which a lane 4g+t has those at 2t and 2t+1 of line g, with lines and places exchanged.
+// The transpose of an 8x8 matrix of which lane 4g+t holds row g, columns 2t and 2t+1.
 __device__ __forceinline__ u32 transposed(u32 pair) {
     u32 r;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(pair));
     return r;
 }
 
-// 8 places of a head, turned by its position (arXiv 2104.09864): the partner of a place is half a head away.
+// RoPE (arXiv 2104.09864) on 8 elements of a head; `partner`: those half a head away.
 __device__ __forceinline__ uint4 apply_rope(uint4 own, uint4 partner, uint4 cos, uint4 sin, bool is_first_half) {
     float a[8], b[8], c[8], d[8];
     unpack8(own, a), unpack8(partner, b), unpack8(cos, c), unpack8(sin, d);
@@ -97,11 +98,13 @@ __device__ __forceinline__ uint4 apply_rope(uint4 own, uint4 partner, uint4 cos,
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// One new token of each row: its query and key are turned, key and value go into the slot's cache at `columns`, and the
-// query looks at the columns up to there, `window` of them at most. A row with a column below 0 gets zeros.
-// BLOCKS share a row's parts, in turn, and each has a warp's columns STAGES times on their way.
-// qkv [rows, (heads + 2 kv heads) * DIM]; each value of the result is put where `inverse_permutation` says. Without clusters:
-// parts [rows, heads, KV_SPLITS, DIM], tops and totals without DIM, and a counter a row and head.
+// One new token a row: RoPE on its query and key; key and value are stored in the slot's cache at `columns`; the query
+// attends to the columns up to there, at most `window` of them. A row with a column below 0 gets zeros and stores
+// nothing.
+// BLOCKS blocks take a row's parts in turn, each with STAGES loads of a warp's columns in flight.
+// qkv [rows, (heads + 2 kv heads) * DIM] -> out [rows, heads * DIM], each value where `inverse_permutation` says, if
+// given. Without clusters: parts [rows, heads, KV_SPLITS, DIM], tops and totals without DIM, a counter a row and head
+// group.
 template <int BLOCKS, int STAGES>
 __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values,
                                        const i64* slots, const i64* columns, float* parts, float* tops, float* totals,
@@ -116,7 +119,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         const int place = head * DIM + at;
         out[(i64)row * heads * DIM + (inverse_permutation ? inverse_permutation[place] : place)] = to_half(value);
     };
-    // Where a row stands, the angles and what the cache held before this step were there before the step's first kernel.
+    // columns, slots, angles and older keys and values were written before the step's first kernel: no need to wait.
     const int column = (int)columns[row];
     if (column < 0) {
         pdl_trigger();
@@ -149,7 +152,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     };
 #pragma unroll
     for (int u = 0; u < STAGES; u++) load_stage(u);
-    // Each thread turns some pieces of the heads, for all warps; all come at once.
+    // Each thread applies RoPE to some pieces of the heads, for all warps; their loads are issued together.
     uint4 own_piece[TURNS], partner[TURNS], piece_cos[TURNS], piece_sin[TURNS];
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
@@ -160,7 +163,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     pdl_trigger();
     pdl_wait();
 
-    // The new column is the last segment's.
+    // The new column belongs to the last segment.
     const bool has_fresh = last % BLOCKS == rank;
     const int num_pieces = (QUERIES + (has_fresh ? 2 : 0)) * PIECES;
 #pragma unroll
@@ -184,14 +187,14 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
             *(uint4*)((is_value ? values : keys) + (i64)column * DIM + piece * 8) = done;
     }
     __syncthreads();
-    // A query's places in a lane as a key's. Where there is no query g, what comes out is for nobody.
+    // A lane's elements of its query, as those of a key. Lanes without a query g compute what nobody stores.
     uint4 query[STEPS];
 #pragma unroll
     for (int s = 0; s < STEPS; s++) query[s] = room.heads[min(g, QUERIES - 1)][s * 4 + t];
     int slot = 0;
 #pragma unroll 1
     for (int part = rank; part < KV_SPLITS && part <= last; part += BLOCKS) {
-        // Of queries 2t and 2t+1. sum[c * 4 + j]: places c * 64 + g * 8 + 2j of both, then the next one of both.
+        // Of queries 2t and 2t+1. sum[c * 4 + j]: elements c * 64 + g * 8 + 2j of both, then the next element of both.
         float top[2] = {-1e30f, -1e30f}, total[2] = {}, sum[CHUNKS * 4][4] = {};
 #pragma unroll 1
         for (int segment = part; segment <= last; segment += KV_SPLITS) {
@@ -208,7 +211,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                 __syncwarp();
             }
 
-            // score[0..3]: queries 2t and 2t+1 at column g, then at g+8. Two sums take turns.
+            // score[0..3]: queries 2t and 2t+1 at column g, then at g+8. Two accumulators alternate.
             float score[4] = {}, others[4] = {};
 #pragma unroll
             for (int s = 0; s < STEPS; s++) {
@@ -318,7 +321,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                           ld_cluster(p % BLOCKS, room.part_totals[here][q]),
                           ld_cluster(p % BLOCKS, room.parts[here][at])};
     });
-    cluster_sync();  // What others still read must not go.
+    cluster_sync();  // Other blocks still read this one's shared memory.
 #else
     if (rank > last) return;
     __shared__ bool is_last;
@@ -353,9 +356,9 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     }
 ATTENDS
 
-// New tokens of one chat, each a row: queries are turned where they lie, keys are turned into the slot's cache at
-// `columns`, values put there. A token with a column below 0 keeps nothing. A thread takes 8 places and their partners,
-// or 8 of a value.
+// New tokens of one chat, a row each: RoPE on queries in place; keys, after RoPE, and values are stored in the slot's
+// cache at `columns`. A column below 0 is not stored. A thread takes 8 elements and their partners, or 8 elements of a
+// value.
 extern "C" __global__ void __launch_bounds__(256)
     apply_rope_and_store_kv(u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots,
                             const i64* columns, i64 slot_size, i64 head_size, int angle_row, int rows, int heads,

@@ -1,21 +1,22 @@
-// 4-bit codes as tensor cores take them: 8 of a word, 4 of two outputs each, as wgmma's and mma's A. GROUP_SIZE_32 is how many
-// 32 inputs share a scale (0: all do).
+// 4-bit codes as the A operands of mma and wgmma: a word has 8 codes, 4 of each of two outputs. GROUP_SIZE_32: how many
+// times 32 inputs share a scale (0: all inputs do).
 
-// How many scales a block of 64 inputs has, and which is that of the given 32 inputs.
+// How many scales 64 inputs have, and the index of the scale of the given 32 inputs.
 #define SCALES (GROUP_SIZE_32 == 1 ? 2 : 1)
 __device__ __forceinline__ int scale_group_of(int half) {
     return GROUP_SIZE_32 ? half / (GROUP_SIZE_32 ? GROUP_SIZE_32 : 1) : 0;
 }
 
-// What turns the bits of codes into codes less their zero: for outputs g (even words) and g+8 (odd ones).
+// What `centered_codes` adds to the bits of codes: for output g (even registers) and g+8 (odd ones).
 struct ZeroPair {
     u32 even, odd;
 };
 __device__ __forceinline__ ZeroPair zero_pair(float even, float odd);
 __device__ __forceinline__ ZeroPair zero_pair(u32 pair) { return zero_pair(low(pair), high(pair)); }
 
-// As they lie: in the last bits of a half they are a number already, code * 2^-24, or 2^-20 four bits higher; in those of a
-// bfloat16, 128 + code. STEP_EVEN and STEP_ODD: what a code of output g is worth, and one of output g+8; OFFSET: what is added.
+// Raw codes. The last bits of a half are a number already: code · 2^-24, or · 2^-20 four bits higher. In a bfloat16
+// they are 128 + code. STEP_EVEN, STEP_ODD: the value of one code of output g, of output g+8. OFFSET: what is added to
+// a code.
 #if BF16
 #define STEP_EVEN 1.0f
 #define STEP_ODD 1.0f
@@ -50,7 +51,7 @@ __device__ __forceinline__ void centered_codes(u32 word, ZeroPair zero, u32* a) 
     for (int i = 0; i < 4; i++) a[i] = minus(a[i], i % 2 ? zero.odd : zero.even);
 }
 #else
-// 1024 + code has the code in its last bits, 1024 + 16 * code four bits higher.
+// The last bits of 1024 + code are the code; four bits higher it is 1024 + 16 · code.
 __device__ __forceinline__ u32 masked(u32 word, u32 mask) {
     u32 r;
     asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(word), "r"(mask), "r"(0x64006400u));

@@ -1,5 +1,5 @@
-// What the kernels of this folder share: half-precision arithmetic without CUDA's headers, so that NVRTC needs no files.
-// BF16 chooses the type of activations: bfloat16, else float16.
+// What the kernels of this folder share: half-precision arithmetic without CUDA's headers, so that NVRTC needs no
+// files. BF16: whether activations are bfloat16, else float16.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -60,7 +60,7 @@ __device__ __forceinline__ float warp_sum(float sum) {
     return sum;
 }
 
-// 8 values of a row times `by` and their weights.
+// RMSNorm of 8 values of a row: times `by`, rounded, times the weights.
 __device__ __forceinline__ uint4 rmsnorm_8(uint4 row, float by, uint4 weight) {
     float values[8], times[8];
     unpack8(row, values);
@@ -70,7 +70,7 @@ __device__ __forceinline__ uint4 rmsnorm_8(uint4 row, float by, uint4 weight) {
     return pack8(values);
 }
 
-// 8 values of a row, each where `inverse_permutation` says, if there are any.
+// Store 8 values of a row, each where `inverse_permutation` says, if given.
 __device__ __forceinline__ void store_8(uint4 values, int at, const int* inverse_permutation, u16* to) {
     if (inverse_permutation) {
         const u32 words[4] = {values.x, values.y, values.z, values.w};
@@ -89,7 +89,7 @@ __device__ __forceinline__ void store_8(uint4 values, int at, const int* inverse
 #define ONES 0x3c003c00u
 #endif
 
-// A product of tensor cores, m16n8k16, added to `from`.
+// One tensor-core product m16n8k16: c = a · b + from.
 __device__ __forceinline__ void mma_from(float* c, const u32* a, u32 b0, u32 b1, const float* from) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES
                  ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
@@ -99,8 +99,8 @@ __device__ __forceinline__ void mma_from(float* c, const u32* a, u32 b0, u32 b1,
 }
 __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) { mma_from(c, a, b0, b1, c); }
 
-// The sums of 256 values in runs of 32, 64, 128 or 256, by a warp whose lanes hold 8 each, in order: every lane gets that
-// of its own run. Whoever does it gets the same.
+// The sums of 256 values in groups of 32, 64, 128 or 256, by a warp whose lanes hold 8 values each, in order. Every
+// lane gets its own group's sum, in the same order of additions in every kernel.
 __device__ __forceinline__ float scale_group_sum(uint4 values, int inputs_per_group) {
     const u32 a[4] = {values.x, values.y, values.z, values.w};
     float sums[4] = {};
@@ -112,7 +112,7 @@ __device__ __forceinline__ float scale_group_sum(uint4 values, int inputs_per_gr
     return sum;
 }
 
-// The sums of a row's runs by a block of THREADS, put as sums[of run * step].
+// The sums of a row's groups by a block of THREADS: sums[group * step].
 template <int THREADS>
 __device__ __forceinline__ void scale_group_sums(const u16* row, int size, int inputs_per_group, float* sums,
                                                  int step) {
@@ -124,9 +124,10 @@ __device__ __forceinline__ void scale_group_sums(const u16* row, int size, int i
     }
 }
 
-// RMSNorm of a row (arXiv 1910.07467) of at most MOST values by a block of THREADS, 256 or 512: its weights are read
-// before, and its values once. 512 sums, each of every 512th eight values, are added 32 by 32, then the 16 that come out
-// in order, which `sums` has room for: so whoever does it gets the same. `put` takes 8 that come out, and where from.
+// RMSNorm (arXiv 1910.07467) of a row of at most MOST values by a block of THREADS, 256 or 512. `read` takes the
+// weights before the row is there; the row is read once. 512 partial sums, each of every 512th eight values, are added
+// in a fixed order, so that every kernel gets the same bits. sums: 16 floats of shared memory. put(at, values): stores
+// 8 results.
 template <int THREADS, int MOST>
 struct RmsNorm {
     static constexpr int EACH = MOST / 8 / THREADS, TURNS = 512 / THREADS;
@@ -169,7 +170,7 @@ struct RmsNorm {
     }
 };
 
-// Weights are read once: past the first cache, in whole lines.
+// Weights are read once: not through L1, in lines of 128 bytes.
 __device__ __forceinline__ uint4 ld_weights_16(const void* from) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -180,7 +181,7 @@ __device__ __forceinline__ uint4 ld_weights_16(const void* from) {
 
 __device__ __forceinline__ u32 smem_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// Brought into shared memory while the thread goes on.
+// Asynchronous copies from global into shared memory.
 __device__ __forceinline__ void cp_async_16(u32 to, const void* from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
@@ -211,8 +212,8 @@ __device__ __forceinline__ uint4 ld_global_16(const void* from) {
     return v;
 }
 
-// Kernels follow one another without a gap: the next one's blocks may come while this one's still run, and wait here
-// before they touch what it writes. Every kernel waits, so whatever came before the one before has ended as well.
+// Programmatic dependent launch: the next kernel's blocks may start while this kernel's still run. Each waits here
+// before it touches what other kernels write. Since every kernel waits, all earlier kernels have ended by then as well.
 __device__ __forceinline__ void pdl_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

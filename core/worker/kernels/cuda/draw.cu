@@ -1,24 +1,22 @@
-// The next token of each row, by a cluster of SAMPLE_BLOCKS that hold the row's scores in registers, SCORES a thread, and tell
-// one another what they find. As core/worker/decode/sampling.py says, with `_sample` of core/worker/kernels/triton_ops.py's chances. Knows
-// no model.
+// Samples the next token of each row. A cluster of SAMPLE_BLOCKS blocks holds the row's scores in registers, SCORES a
+// thread. Same cuts as core/worker/decode/sampling.py, same random numbers as core/worker/kernels/triton_sampling.py.
 
 typedef unsigned char u8;
 
-// Borders tried at once, one less than the parts that they make: as good as 3 bisections. A score RANGE below the highest is
-// worth nothing.
+// Thresholds tried at once: as good as 3 bisections. A score RANGE below the highest weighs nothing.
 #define THRESHOLDS 7
 #define PASSES (BISECTIONS / 3)
 #define LOWEST __int_as_float(0xff800000)
 
 struct ClusterScratch {
     float warps[THRESHOLDS][SAMPLE_THREADS / 32];
-    float whole[2][THRESHOLDS];  // They take turns: others may still read the one before.
+    float whole[2][THRESHOLDS];  // Two alternate: other blocks may still read the last one.
     float all[THRESHOLDS];
 };
 
 __device__ __forceinline__ float combine(float a, float b, bool is_sum) { return is_sum ? a + b : fmaxf(a, b); }
 
-// The cluster's sums, or highest, of each of COUNT values of every thread.
+// Over the cluster: the sums, or maxima, of each of COUNT values of every thread.
 template <int COUNT>
 __device__ __forceinline__ void cluster_reduce(float* values, bool is_sum, ClusterScratch& room, int& side) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -49,7 +47,7 @@ __device__ __forceinline__ void cluster_reduce(float* values, bool is_sum, Clust
     side ^= 1;
 }
 
-// A number in [0, 1) by Philox 4x32-10 (Salmon et al., 2011).
+// A random number in [0, 1) by Philox 4x32-10 (Salmon et al., 2011).
 __device__ __forceinline__ float philox_uniform(unsigned long long key, u32 counter) {
     u32 c0 = counter, c1 = 0, c2 = 0, c3 = 0, k0 = (u32)key, k1 = (u32)(key >> 32);
 #pragma unroll
@@ -63,11 +61,11 @@ __device__ __forceinline__ float philox_uniform(unsigned long long key, u32 coun
     return (x < 0 ? -x - 1 : x) * 4.6566127342e-10f;
 }
 
-// A thread's first score's place, and the step from each to the next.
+// The token of a thread's first score, and the step from each score's token to the next.
 __device__ __forceinline__ int first_place() { return blockIdx.x * SAMPLE_THREADS + threadIdx.x; }
 #define STEP (SAMPLE_BLOCKS * SAMPLE_THREADS)
 
-// How many scores are at least each of COUNT borders, or how much all those are worth.
+// How many scores are at least each of COUNT thresholds, or the sum of their e^(score - top).
 template <int COUNT>
 __device__ __forceinline__ void weigh(const float* scores, float top, int size, float low, float width, bool is_mass,
                                       float* found, ClusterScratch& room, int& side) {
@@ -83,7 +81,8 @@ __device__ __forceinline__ void weigh(const float* scores, float top, int size, 
     cluster_reduce<COUNT>(found, true, room, side);
 }
 
-// settings [slots + 1][5]: temperature, top-p, top-k, min-p, penalty. What `sample_all` of core/worker/kernels/triton_ops.py takes.
+// settings [slots + 1][5]: temperature, top-p, top-k, min-p, repetition penalty. The other arguments are those of
+// `sample_all` in core/worker/kernels/triton_sampling.py.
 extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds__(SAMPLE_THREADS)
     sample(const u16* logits, const i64* rows, const float* settings, const i64* seeds, u8* seen, i64* tokens,
            i64* positions, const i64* step, i64* sampled, int size, int num_slots) {
@@ -97,7 +96,7 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
     const i64 position = positions[slot] + *step;
     const bool is_greedy = temperature < 1e-5f;
     auto place_of = [](int i) { return first_place() + i * STEP; };
-    float scores[SCORES], highest[2] = {LOWEST, 0.0f};  // and whether one is no number
+    float scores[SCORES], highest[2] = {LOWEST, 0.0f};  // and whether any is NaN
 #pragma unroll
     for (int i = 0; i < SCORES; i++) {
         const int place = place_of(i);
@@ -114,7 +113,7 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
     cluster_reduce<2>(highest, false, room, side);
     const float top = highest[0];
 
-    // The highest border down to which there is enough.
+    // The highest threshold with `wanted` scores, or their weight, at or above it.
     auto search = [&](float low, bool is_mass, float wanted) {
         float width = top - low;
 #pragma unroll 1
@@ -142,7 +141,7 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
         if (min_p > 0.0f) threshold = fminf(fmaxf(threshold, top + logf(min_p)), top);
     }
 
-    // Of the scores that are left, each with its chance, the highest; of equals the first.
+    // Of the remaining scores, each plus Gumbel noise, the highest; of equals the first.
     float best[1] = {LOWEST};
 #pragma unroll
     for (int i = 0; i < SCORES; i++) {
@@ -170,5 +169,5 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
         }
         sampled[row] = highest[1] > 0.0f ? -1 : token;
     }
-    cluster_sync();  // What others still read must not go.
+    cluster_sync();  // Other blocks still read this one's shared memory.
 }

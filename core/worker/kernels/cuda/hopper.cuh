@@ -1,5 +1,5 @@
-// What there is from compute capability 9.0 on: barriers that copies complete, blocks that read one another's shared
-// memory; and the operands of wgmma, which only 9.0 has.
+// Instructions of compute capability 9.0 on: mbarriers that copies complete, and shared memory of a cluster's other
+// blocks; and the operands of wgmma, which only 9.0 has.
 
 __device__ __forceinline__ void mbarrier_init(i64* barrier, int count) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem_address(barrier)), "r"(count) : "memory");
@@ -17,8 +17,8 @@ __device__ __forceinline__ void mbarrier_arrive(i64* barrier) {
     asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem_address(barrier)) : "memory");
 }
 
-// A barrier's turn ends when what is copied has come as well: that many bytes at once, or what the thread has fetched
-// before.
+// A phase of an mbarrier ends once the copies have arrived as well: `count` bytes of bulk copies, or all cp_async_16
+// that the thread issued before.
 __device__ __forceinline__ void mbarrier_expect_bytes(i64* barrier, int count) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(smem_address(barrier)), "r"(count)
                  : "memory");
@@ -33,12 +33,12 @@ __device__ __forceinline__ void mbarrier_arrive_on_copies(i64* barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(smem_address(barrier)) : "memory");
 }
 
-// `threads` of a block wait for one another, by one of its barriers of hardware.
+// `threads` of a block wait for one another at a named barrier.
 __device__ __forceinline__ void named_barrier_sync(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// A number that blocks tell one another, after what they wrote before.
+// A number that blocks exchange: what the writer wrote before it is visible to a reader that sees it.
 __device__ __forceinline__ void st_release(u32* to, u32 what) {
     asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(to), "r"(what) : "memory");
 }
@@ -59,8 +59,8 @@ __device__ __forceinline__ float ld_cluster(int rank, const float& own) {
     return v;
 }
 
-// A start in shared memory as wgmma takes it: in units of 16 bytes, 1024 bytes from 8 rows to the next 8, each row 128
-// bytes, swizzled.
+// The descriptor of a wgmma operand in shared memory: address in units of 16 bytes, 1024 bytes from 8 rows to the next
+// 8, rows of 128 bytes, swizzled by 128 bytes.
 __device__ __forceinline__ unsigned long long wgmma_descriptor(const void* p) {
     return (smem_address(p) & 0x3ffff) >> 4 | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }

@@ -1,28 +1,29 @@
-// Products of few rows with 4-bit matrices, or with half-precision ones, on tensor cores; and a matrix written out.
-// Knows no model. Compiled for one group size: GROUP_SIZE_32 is how many 32 inputs share a scale (0: all do), ZEROS whether
-// zeros are stored (else 8). HEAD_PARTS: into how many parts a block sums the head's inputs, 0 where only the products
-// are wanted. MAX_NORMED: the longest row that is normed on the way.
+// Products of up to 32 rows with 4-bit matrices, or with half-precision ones, on tensor cores; and the matrix
+// dequantized. Compiled for one group size. GROUP_SIZE_32: how many times 32 inputs share a scale (0: all inputs do).
+// ZEROS: whether zero points are stored (else all are 8). HEAD_PARTS: into how many parts a block splits the head's
+// inputs; 0 leaves out all but the products. MAX_NORMED: longest row (elements) that is RMS-normed on the way.
 //
-// A tile is 16 outputs. 64 inputs of a tile are 512 bytes, 16 for each of a warp's 32 lanes: 4 words for 4 products of
-// m16n8k16, whose A is the weights and whose B the activations. Inputs are taken in an order in which 8 that one lane
-// needs lie beside each other: lane 4g+t takes, of each 32, inputs 8t..8t+7, for outputs g and g+8.
-// The inputs are summed in SUMS parts; neighbours are added, then the pairs in order. What comes out for a row depends
-// neither on how many rows there are nor on how many warps share the work.
-// Few rows are multiplied by codes as they lie. So a run's product (inputs that share a scale, or 64 if all do) is too large
-// by what a zero is so, times the sum of the run's inputs. Its sum starts from that, negative, and nothing has to be taken
-// from each code. The sums come with the rows, [runs][sums_row]; of one row a block makes them itself.
+// core/worker/kernels/packing.py draws a tile: 16 outputs, of which 64 inputs are 512 bytes, 16 for each of a warp's 32
+// lanes. Its 4 words are the A operands of 4 products m16n8k16; the activations are B. Lane 4g+t has, of each 32
+// inputs, 8t..8t+7 for outputs g and g+8.
+// The inputs are summed in SUMS parts: neighbours are added, then the pairs in order. So a row's result depends neither
+// on the number of rows nor on how many warps share the work.
+// Small batches multiply the raw 4-bit codes without subtracting the zero point. A scale group's sum is then too large
+// by zero_point · sum(inputs of the group). The accumulator starts at minus that, which saves a subtraction a code. (A
+// scale group here: inputs that share a scale, or 64 where all inputs do.)
+// The sums of several rows' scale groups come as group_sums [groups][sums_row]; a block computes those of a single row.
 
 #define SUMS 16
 
-// What a run's sum starts from: its inputs' sum for each zero, less than nothing. `step`: of a code.
+// -(OFFSET + zero) · step · sum(inputs of the scale group). OFFSET: what turning a code into a half-precision number
+// adds. step: the value of one code.
 __device__ __forceinline__ float initial_accumulator(float zero, float step, float sum) {
     return (-OFFSET - zero) * step * sum;
 }
 
 enum { NONE, RESIDUAL, SWIGLU };
 
-// 4-bit codes with their scales. `scales`, and `zeros` where there are any: [tiles][groups][8] pairs, of outputs g and
-// g+8.
+// A 4-bit matrix. scales, and zeros where there are any: [tiles][groups][8] pairs, of outputs g and g+8.
 struct Packed {
     const uint4* codes;
     const u32* scales;
@@ -30,7 +31,7 @@ struct Packed {
     int blocks, groups;
 };
 
-// How many blocks of 64 inputs are taken at once, whole groups where those are not larger, and how many scales that is.
+// How many K blocks (64 inputs) a stage brings: a scale group, or one. HALVES_PER_GROUP: of 32 inputs, for one scale.
 #define UNIT (GROUP_SIZE_32 > 2 ? GROUP_SIZE_32 / 2 : 1)
 #define HALVES_PER_GROUP (2 * UNIT / SCALES)
 #if GROUP_SIZE_32
@@ -38,11 +39,10 @@ struct Packed {
 #else
 #define GROUP_OF(unit) 0
 #endif
-// How many inputs' products are added before they are scaled.
+// How many inputs' products are added before the sum is scaled.
 #define INPUTS_PER_GROUP (GROUP_SIZE_32 ? GROUP_SIZE_32 * 32 : 64)
 
-// Read where `is_read`; else `v` stays what it was. A GPU at the limit of its power lowers its clock, so what nobody needs
-// is not read.
+// v = *from where `is_read`, else unchanged. Unneeded reads cost power, and a GPU at its power limit lowers its clock.
 __device__ __forceinline__ void read_some(uint4& v, const uint4* from, bool is_shared, bool is_read) {
     if (is_shared)
         asm volatile("{.reg .pred p; setp.ne.u32 p, %5, 0; @p ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];}"
@@ -54,29 +54,63 @@ __device__ __forceinline__ void read_some(uint4& v, const uint4* from, bool is_s
                      : "l"(from), "r"((u32)is_read));
 }
 
-// x [rows, inputs] -> out [rows, outputs]: NONE; plus `residual`; or SWIGLU, silu of the first half of the outputs times the
-// second, each put where `inverse_permutation` says, if there are any.
-// NT * 8 rows at most. A warp takes its share of the inputs of CT tiles, a block all of them; then its next CT tiles.
-// NORMED: x is one row, taken through RMSNorm (`norm_weight`, `eps`) and put where `x_inverse_permutation` says, if there are any, first.
-// `group_sums`: of several rows, else none.
+// A turn's end: `all` [WARPS][ROWS][COLUMNS], the warps' sums, added in order, through the epilogue, to `out`.
+template <int WARPS, int ROWS, int COLUMNS, int EPILOGUE>
+__device__ __forceinline__ void reduce_and_store(const float* all, int turn, u16* out, int out_row, const u16* bias,
+                                                 const u16* residual, const int* inverse_permutation, int rows,
+                                                 int tiles) {
+    constexpr int SUMS_PER_WARP = SUMS / WARPS;
+    constexpr int WIDE = EPILOGUE == SWIGLU ? COLUMNS / 2 : COLUMNS;
+    for (int at = threadIdx.x; at < rows * WIDE; at += WARPS * 32) {
+        const int row = at / WIDE, place = at % WIDE, output = turn * WIDE + place;
+        auto value = [&](int column, int of) {
+            float whole = 0.0f;
+#pragma unroll
+            for (int one = 0; one < WARPS; one += 2 / SUMS_PER_WARP) {
+                const float* own = all + (one * ROWS + row) * COLUMNS + column;
+                whole += SUMS_PER_WARP == 1 ? own[0] + own[ROWS * COLUMNS] : own[0];
+            }
+            whole *= column & 8 ? 1 / STEP_ODD : 1 / STEP_EVEN;
+            return round_half(bias ? whole + to_float(bias[of]) : whole);
+        };
+        if (EPILOGUE == SWIGLU) {
+            if (output >= tiles * 8) continue;
+            const int column = place / 16 * 32 + place % 16;
+            const float gate = value(column, output), up = value(column + 16, output + tiles * 8);
+            const int place_out = inverse_permutation ? inverse_permutation[output] : output;
+            out[row * out_row + place_out] = to_half(swiglu(gate, up));
+        } else {
+            if (output >= tiles * 16) continue;
+            const float whole = value(place, output);
+            out[row * out_row + output] =
+                EPILOGUE == RESIDUAL ? to_half(whole + to_float(residual[row * out_row + output])) : to_half(whole);
+        }
+    }
+}
+
+// x [rows, inputs] -> out [rows, outputs]. RESIDUAL: plus `residual`. SWIGLU: silu(first half of the outputs) * second
+// half, each stored where `inverse_permutation` says, if given.
+// A warp multiplies its part of the inputs of CT tiles, the block all inputs; then the block's next CT tiles (a turn).
+// NORMED: x is one row; RMSNorm (`norm_weight`, `eps`) stores it where `x_inverse_permutation` says, if given, first.
+// group_sums: for several rows.
 template <int WARPS, int NT, int CT, int STAGES, int EPILOGUE, bool NORMED>
 __device__ __forceinline__ void multiply_packed(const Packed weights, const u16* x, int x_row, u16* out, int out_row,
                                                 const u16* bias, const u16* residual, const int* inverse_permutation,
                                                 int rows, int tiles, const u16* norm_weight,
                                                 const int* x_inverse_permutation, float eps, const float* group_sums,
                                                 int sums_row) {
-    // 16 warps are for one row, and so is a norm: of the tensor cores' eight columns only the first counts.
+    // 16 warps are for one row, and so is NORMED: of the tensor cores' eight columns only the first counts.
     constexpr bool SINGLE_ROW = WARPS == 16 || NORMED;
     constexpr int COLUMNS = CT * 16, ROWS = SINGLE_ROW ? 1 : NT * 8, SUMS_PER_WARP = SUMS / WARPS;
-    // Two sets of sums take turns, so that one barrier a turn is enough; large ones have room for one set only.
+    // Two sets of sums alternate, so that one barrier a turn is enough; of large sets shared memory holds one.
     constexpr int SETS = ROWS * COLUMNS > 512 ? 1 : 2;
-    // A unit of CT tiles on its way from memory, for one warp: the codes, 512 bytes each 64 inputs of a tile, then the
-    // scales, then the zeros, 128 bytes each. Every lane fetches into shared memory what it will read itself.
+    // A stage, for one warp: UNIT K blocks of CT tiles. First the codes, 512 bytes a K block and tile, then the scales,
+    // then the zeros, 128 bytes each. Every lane copies into shared memory what it will read itself.
     constexpr int SCALES_AT = UNIT * CT * 512, ZEROS_AT = SCALES_AT + SCALES * CT * 128;
     constexpr int STAGE_BYTES = ZEROS_AT + ZEROS * SCALES * CT * 128;
     extern __shared__ uint4 shared[];
     float* sums = (float*)((char*)shared + WARPS * STAGES * STAGE_BYTES);            // [SETS][WARPS][ROWS][COLUMNS]
-    float4* initial_accumulators = (float4*)(sums + SETS * WARPS * ROWS * COLUMNS);  // of one row's runs
+    float4* initial_accumulators = (float4*)(sums + SETS * WARPS * ROWS * COLUMNS);  // of one row's scale groups
     u16* normed = (u16*)(initial_accumulators + MAX_NORMED / INPUTS_PER_GROUP);
     const int lane = threadIdx.x % 32, part = __shfl_sync(~0u, threadIdx.x / 32, 0), g = lane / 4, t = lane % 4;
     const int units = weights.blocks / UNIT, begin = units * part / WARPS, end = units * (part + 1) / WARPS;
@@ -142,7 +176,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         x = normed;
     }
     if (SINGLE_ROW) {
-        // Each warp its own part's, 2048 inputs at a time: they are long in coming.
+        // Each warp sums its own part's groups, 2048 inputs at a time: global memory is slow to answer.
         const int till = end * UNIT * 64;
         for (int base = begin * UNIT * 64 + lane * 8; base - lane * 8 < till; base += 2048) {
             uint4 values[8];
@@ -166,12 +200,12 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         }
         __syncwarp();
     }
-    // Rows that are not there read the last one's inputs: what they get is written nowhere.
+    // Lanes of rows that do not exist read the last row's inputs; their results are not stored.
     const uint4* from_x[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++)
         from_x[n] = (const uint4*)(x + min(n * 8 + g, rows - 1) * x_row + begin * UNIT * 64 + t * 8);
-    // Inputs come a step before they are needed.
+    // Activations are read half a K block ahead.
     uint4 next[2][NT] = {};
     auto read_x = [&](uint4& to, const uint4* from) {
         if (SINGLE_ROW)
@@ -182,7 +216,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     const uint4* x_at[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++) x_at[n] = from_x[n];
-    // So do the sums of a run, of rows 2t and 2t+1.
+    // And so are the sums of a scale group, of rows 2t and 2t+1.
     float2 next_sums[NT];
     auto read_sums = [&](int group) {
 #pragma unroll
@@ -304,32 +338,8 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                     }
         }
         __syncthreads();
-        constexpr int WIDE = EPILOGUE == SWIGLU ? COLUMNS / 2 : COLUMNS;
-        for (int at = threadIdx.x; at < rows * WIDE; at += WARPS * 32) {
-            const int row = at / WIDE, place = at % WIDE, output = turn * WIDE + place;
-            auto value = [&](int column, int of) {
-                float whole = 0.0f;
-#pragma unroll
-                for (int one = 0; one < WARPS; one += 2 / SUMS_PER_WARP) {
-                    const float* own = all + (one * ROWS + row) * COLUMNS + column;
-                    whole += SUMS_PER_WARP == 1 ? own[0] + own[ROWS * COLUMNS] : own[0];
-                }
-                whole *= column & 8 ? 1 / STEP_ODD : 1 / STEP_EVEN;
-                return round_half(bias ? whole + to_float(bias[of]) : whole);
-            };
-            if (EPILOGUE == SWIGLU) {
-                if (output >= tiles * 8) continue;
-                const int column = place / 16 * 32 + place % 16;
-                const float gate = value(column, output), up = value(column + 16, output + tiles * 8);
-                const int place_out = inverse_permutation ? inverse_permutation[output] : output;
-                out[row * out_row + place_out] = to_half(swiglu(gate, up));
-            } else {
-                if (output >= tiles * 16) continue;
-                const float whole = value(place, output);
-                out[row * out_row + output] =
-                    EPILOGUE == RESIDUAL ? to_half(whole + to_float(residual[row * out_row + output])) : to_half(whole);
-            }
-        }
+        reduce_and_store<WARPS, ROWS, COLUMNS, EPILOGUE>(all, turn, out, out_row, bias, residual, inverse_permutation,
+                                                         rows, tiles);
         if (SETS == 1) __syncthreads();
     }
 }
@@ -348,7 +358,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 VARIANTS
 
 #if HEAD_PARTS
-// What products of several rows need beside them: each row's sums in runs, [runs][sums_row]. A block a row and part.
+// For products of several rows: the sums of each row's scale groups, [groups][sums_row]. A block a row and part.
 extern "C" __global__ void __launch_bounds__(256)
     sum_rows(const u16* x, float* group_sums, int x_row, int size, int sums_row) {
     const int parts = gridDim.y, all = (size + 255) / 256, part = blockIdx.y;
@@ -359,7 +369,7 @@ extern "C" __global__ void __launch_bounds__(256)
                           group_sums + (i64)(begin / INPUTS_PER_GROUP) * sums_row + blockIdx.x, sums_row);
 }
 
-// A half-precision matrix [outputs, inputs] as it is, for the head: the same parts, and the same order of sums.
+// The head: a half-precision matrix [outputs, inputs], with the same parts and order of sums for any number of rows.
 template <int NT, int AHEAD>
 __device__ __forceinline__ void multiply_half(const u16* weights, const u16* x, int x_row, u16* out, int out_row,
                                               int rows, int outputs, int blocks) {
@@ -429,7 +439,7 @@ HEAD(head_8, 1, 2)
 HEAD(head_16, 2, 2)
 HEAD(head_32, 4, 2)
 
-// Tiles from `first_tile` on, written out as [outputs, inputs] in half precision: a block a tile.
+// Dequantize tiles from `first_tile` on to [outputs, inputs] in half precision, a block a tile.
 extern "C" __global__ void __launch_bounds__(256) dequantize(const uint4* codes, const u32* scales, const u32* zeros,
                                                              u16* out, int first_tile, int blocks, int groups) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, tile = first_tile + blockIdx.x;
@@ -463,8 +473,8 @@ extern "C" __global__ void __launch_bounds__(256) dequantize(const uint4* codes,
     pdl_trigger();
 }
 
-// A checkpoint's words [inputs / 8, outputs], 8 codes of one output each, as codes in the order above: a block of threads
-// for 64 inputs of a tile. `permutation` [inputs] says which input each place takes; none: in order.
+// Repack a checkpoint's words [inputs / 8, outputs], 8 codes of one output each, into tiles: a block for 64 inputs of a
+// tile. permutation [inputs]: the model's input at each position of the matrix; null: in order.
 extern "C" __global__ void __launch_bounds__(128)
     pack(const u32* words, const int* permutation, u32* codes, int blocks, int outputs, int first_tile) {
     const int word = threadIdx.x % 4, lane = threadIdx.x / 4, g = lane / 4, t = lane % 4;

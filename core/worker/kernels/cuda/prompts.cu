@@ -1,24 +1,24 @@
-// Products of many rows with 4-bit matrices on the tensor cores of compute capability 9.0. Knows no model. Compiled for
-// one group size, as matrices.cu, whose order of codes this reads: a lane's words are its part of wgmma's A.
+// Products of many rows with 4-bit matrices on the tensor cores of compute capability 9.0. Compiled for one group size,
+// as matrices.cu, whose tiles it reads: a lane's words are its part of wgmma's A.
 //
-// The matrix's outputs are the product's M and the rows its N. `permute_rows` puts the rows as the product reads them: 128
-// rows of 64 inputs are a piece of 16 KiB, K-major in wgmma's layout for swizzles of 128 bytes, and within each 16
-// inputs those that a lane's word holds are where A has them. Of a block of threads one warpgroup brings pieces and
-// codes, two multiply: while one turns codes into numbers, the tensor cores are the other's.
+// The matrix's outputs are the product's M, the rows its N. `permute_rows` lays the rows out for wgmma: a row tile, 128
+// rows of 64 inputs, is 16 KiB, K-major and swizzled by 128 bytes; within each 16 inputs those of a lane's word are
+// where A has them. Of a thread block one warpgroup copies row tiles and codes, and two multiply: while one dequantizes
+// codes, the other uses the tensor cores.
 
 #define TILE_ROWS 128
 #define X_TILE (TILE_ROWS * 64)
 #define MMA_WARPS 8
-// What two warpgroups have summed: 128 numbers for each of their threads.
+// The partial sums of two warpgroups: 128 floats for each of their threads.
 #define PARTIAL_SUMS (MMA_WARPS * 32 * 128)
 
-// Where a row's input is, in the product's order: of 8 that lie beside each other, each pair in another eight.
+// The offset (elements) of a row's input: of 8 that lie side by side, each pair goes to another eight.
 __device__ __forceinline__ i64 swizzled_offset(int row, int place, int blocks) {
     const int pair = place % 64 / 32 * 4 + place % 8 / 2, t = place % 32 / 8;
     return ((i64)(row / TILE_ROWS) * blocks + place / 64) * X_TILE + row % TILE_ROWS * 64 + (pair ^ row % 8) * 8 +
            t * 2 + place % 2;
 }
-// 8 inputs of a row, or each where `inverse_permutation` says, if there are any.
+// Store 8 inputs of a row, each where `inverse_permutation` says, if given.
 __device__ __forceinline__ void store_swizzled_8(uint4 values, int row, int at, const int* inverse_permutation,
                                                  int blocks, u16* out) {
     const u32 words[4] = {values.x, values.y, values.z, values.w};
@@ -33,7 +33,7 @@ __device__ __forceinline__ void store_swizzled_8(uint4 values, int row, int at, 
     }
 }
 
-// A row's 32 inputs each, in the product's order.
+// x [rows, inputs] in the model's order, 32 inputs of a row a thread. permutation [inputs], or null: in order.
 extern "C" __global__ void __launch_bounds__(256)
     permute_rows(const u16* x, const int* permutation, uint4* out, int x_row, int rows, int blocks) {
     const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 2), half = at % (blocks * 2);
@@ -61,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(256)
         to[(half % 2 * 4 + i) ^ row % 8] = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
 }
 
-// Rows through RMSNorm, a block each.
+// RMSNorm of x [rows, inputs], a block a row.
 extern "C" __global__ void __launch_bounds__(512)
     rmsnorm_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, int x_row, int blocks,
                  float eps) {
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(512)
                [&](int at, uint4 done) { store_swizzled_8(done, blockIdx.x, at, inverse_permutation, blocks, out); });
 }
 
-// both [rows, gates and what they open], a thread 8 of each.
+// both [rows, 2 * inputs], gate then up -> silu(gate) * up, 8 inputs a thread.
 extern "C" __global__ void __launch_bounds__(256)
     swiglu_rows(const u16* both, const int* inverse_permutation, u16* out, int rows, int blocks) {
     const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 8), place = at % (blocks * 8) * 8;
@@ -90,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(256)
     store_swizzled_8(pack8(ups), row, place, inverse_permutation, blocks, out);
 }
 
-// MT * 64 outputs for each of two warpgroups, for NT * 128 rows.
+// Shared memory of a thread block: MT * 64 outputs for each of two warpgroups, NT * 128 rows.
 template <int MT, int NT, int STAGES>
 struct Stages {
     static constexpr int TILES = MT * 8, PITCH = MT * 64 + 8;
@@ -104,7 +104,7 @@ struct Stages {
     i64 full[STAGES], empty[STAGES];
 };
 
-// 16 of a product's sums.
+// 16 of a thread's sums, as operands of asm.
 #define F4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define F16(i) F4(i), F4(i + 4), F4(i + 8), F4(i + 12)
 #if BF16
@@ -131,8 +131,8 @@ __device__ __forceinline__ u32 times(u32 a, u32 b) {
     return r;
 }
 
-// What a block of threads does: first its equal share of the blocks of inputs of the units from `whole` on, then its
-// units of those before. Where a unit's inputs are shared, the one that has the first of them adds the others' sums.
+// A thread block's work (stream-K): first its share of the K blocks of the units from `whole` on, then whole units
+// before them. Where several thread blocks share a unit, the one with its first K blocks adds the others' partial sums.
 struct StreamKWork {
     int whole, blocks, rest, next_whole, at, last, unit, begin, end;
 
@@ -152,14 +152,14 @@ struct StreamKWork {
         next_whole += gridDim.x;
         return true;
     }
-    // Whether the share of `other`, a later one, begins in this unit.
+    // Whether the share of `other`, a later thread block, begins in this unit.
     __device__ __forceinline__ bool continues_in(int other) const {
         return end < blocks && other < gridDim.x && start(other) < (unit - whole + 1) * blocks;
     }
 };
 
-// x, arranged -> out [rows, outputs], plus `residual` of that shape where there is any. `partial_sums` has PARTIAL_SUMS floats for each
-// block of threads, `ready` a zero.
+// x, swizzled -> out [rows, outputs], plus `residual` [rows, outputs] if given. partial_sums: PARTIAL_SUMS floats for
+// each thread block. ready: a zero for each, and zero again at the end.
 template <int MT, int NT, int STAGES>
 __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scales, const u32* zeros, const uint4* x,
                                              u16* out, const u16* bias, const u16* residual, float4* partial_sums,
@@ -173,7 +173,7 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
     const int row_blocks = (rows + NT * TILE_ROWS - 1) / (NT * TILE_ROWS),
               units = (tiles + TILES - 1) / TILES * row_blocks;
     if (threadIdx.x == 0) {
-        // A stage is full when the codes of 128 threads are there and the pieces are; empty when every warp has read it.
+        // A stage is full once 128 threads' codes and the row tiles have arrived; empty once every warp has read it.
         for (int s = 0; s < STAGES; s++) mbarrier_init(&room.full[s], 129), mbarrier_init(&room.empty[s], MMA_WARPS);
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }

@@ -1,5 +1,5 @@
-// RMSNorm of several rows, a block a row of at most MAX_ROW values, and the sums of what comes out in runs:
-// [runs][sums_row]. Knows no model.
+// RMSNorm of rows of at most MAX_ROW values, a block a row, and the sums of the result's scale groups:
+// group_sums [groups][sums_row].
 extern "C" __global__ void __launch_bounds__(512)
     rmsnorm_and_sum(const u16* x, const u16* weight, u16* out, const int* inverse_permutation, int x_row, int size,
                     float eps, float* group_sums, int sums_row, int inputs_per_group) {
