@@ -19,8 +19,16 @@ GPU_SESSION = pytest.StashKey[gpu_session.GpuSession | None]()
 # The markers of pyproject.toml, by where a test lies and by the fixtures that it asks for. "gpu" stands in the files.
 PLACES = {
     "browser": ("tests/browser/",),
-    "peers": ("tests/remote/test_llama_cpp.py", "tests/remote/test_vllm.py"),
-    "engine": ("tests/engine/test_process", "tests/engine/test_runner", "tests/engine/test_warm", "tests/worker/"),
+    "peers": ("tests/remote/test_llama_cpp", "tests/remote/test_vllm"),
+    "engine": (
+        "tests/api/test_engine",
+        "tests/engine/test_process",
+        "tests/engine/test_runner",
+        "tests/engine/test_warm_worker",
+        "tests/gpu/test_torch_support.py::test_a_real_load",
+        "tests/worker/test_c",
+        "tests/worker/test_load_plan",
+    ),
     "slow": (
         "tests/access/test_server",
         "tests/api/test_bad_input",
@@ -28,6 +36,9 @@ PLACES = {
         "tests/api/test_schema",
         "tests/benchmarks/",
         "tests/bootstrap/test_venv",
+        "tests/chat/test_kill",
+        "tests/chat/test_template_limits",
+        "tests/cli/test_main",
         "tests/ui/",
     ),
 }

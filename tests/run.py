@@ -24,7 +24,11 @@ from tests.support.peers import install_llama_cpp
 TEST_REQUIREMENTS = "requirements-test.txt"
 # The version that comes with the pinned torch on a GPU host.
 TRITON = "triton==3.6.0"
-QUICK = ["-m", "not (browser or engine or peers or gpu or slow)"]
+# A file's tests share servers, so they stay together.
+SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+QUICK = [*SIDE_BY_SIDE, "-m", "not (browser or engine or peers or gpu or slow)"]
+# These want the machine for themselves.
+ALONE = "browser or peers or gpu"
 COVERAGE = ["--cov=core", "--cov=cli", "--cov=ui", "--cov-report=term:skip-covered"]
 SYSTEM_PACKAGES = ["chromium", "fonts-noto-cjk", "fonts-noto-color-emoji"]
 
@@ -40,8 +44,11 @@ def main(
     except InstallError as error:
         terminal.write(error.last_lines())
         raise
-    arguments = [*(QUICK if is_quick else []), *(COVERAGE if tells_coverage else []), *pytest_arguments]
-    failed = [name for name, command in checks(arguments) if not passes(name, command, terminal)]
+    failed = [
+        name
+        for name, command in checks(pytest_arguments, is_quick, tells_coverage)
+        if not passes(name, command, terminal)
+    ]
     if failed:
         terminal.say("test_failed", steps=", ".join(failed))
         return 1
@@ -58,12 +65,16 @@ def install_for_all_tests(terminal: Terminal) -> None:
     starter.ensure_cached(terminal.steps("starter"))
 
 
-def checks(pytest_arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+def checks(pytest_arguments: Sequence[str], is_quick: bool, tells_coverage: bool) -> list[tuple[str, list[str]]]:
+    runs = {"pytest": QUICK if is_quick else []}
+    if not is_quick and not pytest_arguments:
+        runs = {"pytest, two at a time": [*SIDE_BY_SIDE, "-m", f"not ({ALONE})"], "pytest, one by one": ["-m", ALONE]}
+    coverage = [*COVERAGE, *(["--cov-append"] if len(runs) > 1 else [])] if tells_coverage else []
     return [
         ("ruff check", ["ruff", "check"]),
         ("ruff format", ["ruff", "format", "--check"]),
         ("mypy", ["mypy"]),
-        ("pytest", ["pytest", *pytest_arguments]),
+        *((name, ["pytest", *options, *coverage, *pytest_arguments]) for name, options in runs.items()),
     ]
 
 
