@@ -52,6 +52,9 @@ MAX_PAGE_MS, MAX_GROWTH = 1000, 0.10
 # Pages and libraries that are used for the first time take memory once.
 WARM_UP_SHARE = 0.3
 
+# Figures by name, and sentences for what was wrong.
+Found = tuple[dict[str, object], list[str]]
+
 
 class Load:
     """Everything that asks at once, in a thread with an event loop; `stop` waits for its end."""
@@ -181,7 +184,7 @@ def person(playwright: Playwright, url: str) -> Page:
     return page
 
 
-def run(seconds: float) -> dict[str, object]:
+def run(seconds: float) -> Found:
     with tempfile.TemporaryDirectory() as home, dashboard(Path(home)) as (url, pid), sync_playwright() as playwright:
         page = person(playwright, url)
         load = Load(url)
@@ -190,16 +193,11 @@ def run(seconds: float) -> dict[str, object]:
         load.stop()
         counted = settled(url)
         crowd, waited_s = share(page, url, Path(home), min(seconds, SHARE_S))
-    found, shares = summary(load, took_ms, held_mib, counted), shares_summary(crowd, waited_s)
-    return found | shares | {"problems": [*_list(found["problems"]), *_list(shares["problems"])]}
+    (figures, problems), (of_shares, more) = summary(load, took_ms, held_mib, counted), shares_summary(crowd, waited_s)
+    return figures | of_shares, problems + more
 
 
-def _list(problems: object) -> list[object]:
-    assert isinstance(problems, list)
-    return problems
-
-
-def shares_summary(crowd: Crowd, waited_s: list[float]) -> dict[str, object]:
+def shares_summary(crowd: Crowd, waited_s: list[float]) -> Found:
     greedy, modest = crowd.greedy, crowd.modest
     problems = [f"the second key: {count} × status {one}" for one, count in modest.statuses.items() if one != 200]
     if not modest.first_s or not greedy.first_s:
@@ -208,7 +206,7 @@ def shares_summary(crowd: Crowd, waited_s: list[float]) -> dict[str, object]:
         len(modest.first_s) >= MIN_ANSWERS and statistics.median(modest.first_s) > statistics.median(greedy.first_s) / 4
     ):
         problems.append("the second key waited as if it had no turns")
-    return {
+    figures: dict[str, object] = {
         "greedy_answers": len(greedy.first_s),
         "greedy_refused": greedy.statuses[429],
         "greedy_first_text_median_s": round(statistics.median(greedy.first_s), 2) if greedy.first_s else None,
@@ -217,12 +215,11 @@ def shares_summary(crowd: Crowd, waited_s: list[float]) -> dict[str, object]:
         "chat_answers": len(waited_s),
         "chat_first_word_median_s": round(statistics.median(waited_s), 2),
         "chat_first_word_max_s": round(max(waited_s), 2),
-        "problems": problems,
     }
+    return figures, problems
 
 
-def summary(load: Load, took_ms: list[float], held_mib: list[float], counted: dict[str, float]) -> dict[str, object]:
-    """All figures, with everything that was wrong in `problems`."""
+def summary(load: Load, took_ms: list[float], held_mib: list[float], counted: dict[str, float]) -> Found:
     tally, answered = load.tally, 'llamadeck_api_requests_total{route="/v1/completions",status="%d"}'
     warm = held_mib[int(len(held_mib) * WARM_UP_SHARE) :]
     part = max(1, len(warm) // 3)
@@ -240,7 +237,7 @@ def summary(load: Load, took_ms: list[float], held_mib: list[float], counted: di
         problems.append(f"memory grew by {growth:.1%}")
     if max(took_ms) > MAX_PAGE_MS:
         problems.append(f"{sum(one > MAX_PAGE_MS for one in took_ms)} pages took over {MAX_PAGE_MS} ms")
-    return {
+    figures: dict[str, object] = {
         "requests": tally.sent,
         "finished": tally.finished,
         "left": tally.left,
@@ -252,8 +249,19 @@ def summary(load: Load, took_ms: list[float], held_mib: list[float], counted: di
         "pages": len(took_ms),
         "memory_before_mib": round(before),
         "memory_after_mib": round(after),
-        "problems": problems,
     }
+    return figures, problems
+
+
+def tell(found: Found, as_json: bool, **facts: object) -> int:
+    """Print figures and problems; the exit code: 1 where there are problems."""
+    figures, problems = found
+    if as_json:
+        print(json.dumps({"cores": os.cpu_count(), **facts, **figures, "problems": problems}))
+    else:
+        for name, value in {**figures, "problems": problems}.items():
+            print(f"{name:<20} {value}")
+    return 1 if problems else 0
 
 
 def main() -> int:
@@ -261,13 +269,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = run(arguments.minutes * 60)
-    if arguments.json:
-        print(json.dumps({"minutes": arguments.minutes, "cores": os.cpu_count(), **found}))
-    else:
-        for name, value in found.items():
-            print(f"{name:<20} {value}")
-    return 1 if found["problems"] else 0
+    return tell(run(arguments.minutes * 60), arguments.json, minutes=arguments.minutes)
 
 
 if __name__ == "__main__":

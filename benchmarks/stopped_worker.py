@@ -10,7 +10,6 @@ clients of the API that stream, open dashboards, and a person in Chromium who go
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -26,7 +25,7 @@ from pathlib import Path
 import httpx2
 from playwright.sync_api import sync_playwright
 
-from benchmarks.api_load import Load, dashboard, person, settled, summary, watch
+from benchmarks.api_load import Found, Load, dashboard, person, settled, summary, tell, watch
 from core.engine.process import SILENT_S
 
 WORKER = "core.worker.main"
@@ -105,7 +104,7 @@ class Probes:
             self.took_ms[path].append((time.monotonic() - begin_s) * 1000)
 
 
-def run(count: int, longest_s: float, seed: int) -> dict[str, object]:
+def run(count: int, longest_s: float, seed: int) -> Found:
     with tempfile.TemporaryDirectory() as home, dashboard(Path(home)) as (url, pid), sync_playwright() as playwright:
         page = person(playwright, url)
         load, probes = Load(url), Probes(url)
@@ -117,31 +116,26 @@ def run(count: int, longest_s: float, seed: int) -> dict[str, object]:
             pauses.join()
             load.stop()
         counted = settled(url)
-    found = summary(load, took_ms, held_mib, counted)
-    return found | of_pauses(pauses, probes, found)
+    (figures, problems), (of_the_pauses, more) = summary(load, took_ms, held_mib, counted), of_pauses(pauses, probes)
+    return figures | of_the_pauses, problems + more
 
 
-def of_pauses(pauses: Pauses, probes: Probes, found: dict[str, object]) -> dict[str, object]:
-    """The figures of the pauses and probes, and all problems together."""
+def of_pauses(pauses: Pauses, probes: Probes) -> Found:
     problems = [*probes.problems]
     worst_ms = {path: round(max(took_ms)) for path, took_ms in probes.took_ms.items()}
     problems += [f"{path} took {took_ms} ms" for path, took_ms in worst_ms.items() if took_ms > MAX_HEALTH_MS]
     num_long = sum(pause_s >= NOTICED_S for pause_s in pauses.taken_s)
     if probes.num_silent < num_long:
         problems.append(f"of {num_long} long pauses {probes.num_silent} were noticed")
-    return {
+    figures: dict[str, object] = {
         "pauses": len(pauses.taken_s),
         "paused_s": round(sum(pauses.taken_s), 1),
         "longest_pause_s": round(max(pauses.taken_s), 1),
         "noticed": probes.num_silent,
         "health_max_ms": worst_ms["/health"],
         "ready_max_ms": worst_ms["/ready"],
-        "problems": [*_list(found["problems"]), *problems],
     }
-
-
-def _list(value: object) -> list[str]:
-    return list(value) if isinstance(value, list) else []
+    return figures, problems
 
 
 def main() -> int:
@@ -151,13 +145,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = run(arguments.pauses, arguments.longest, arguments.seed)
-    if arguments.json:
-        print(json.dumps({"cores": os.cpu_count(), **found}))
-    else:
-        for name, value in found.items():
-            print(f"{name:<20} {value}")
-    return 1 if found["problems"] else 0
+    return tell(run(arguments.pauses, arguments.longest, arguments.seed), arguments.json)
 
 
 if __name__ == "__main__":

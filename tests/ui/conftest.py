@@ -23,20 +23,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def models(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The models folder of a dashboard of its own: two models, one that the engine refuses, one broken folder."""
-    folder = tmp_path / "models"
-    folder.mkdir()
-    for name in ("tiny", LONG_NAME, "refused"):
-        (folder / name).symlink_to(checkpoint)
-    (folder / "broken").mkdir()
-    monkeypatch.setenv("LLAMADECK_MODELS", str(folder))
-    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a dashboard of its own, with the fake worker, has the folders `models`, `data` and `characters`."""
+    for name in ("models", "data", "characters"):
+        monkeypatch.setenv(f"LLAMADECK_{name.upper()}", str(tmp_path / name))
     monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
     st.cache_resource.clear()
-    monkeypatch.setenv("LLAMADECK_CHARACTERS", str(tmp_path / "characters"))
-    yield folder
+    yield tmp_path
     resources.recorder().close()
     resources.chat_file().close()
     resources.engine().unload()
     st.cache_resource.clear()
+
+
+@pytest.fixture
+def models(home: Path, checkpoint: Path) -> Path:
+    """The models folder: two models, one that the engine refuses, one broken folder."""
+    folder = home / "models"
+    folder.mkdir()
+    for name in ("tiny", LONG_NAME, "refused"):
+        (folder / name).symlink_to(checkpoint)
+    (folder / "broken").mkdir()
+    return folder

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from core.personas.cards import FORMATS, write
@@ -33,16 +31,11 @@ BOOK = {"entries": [{"keys": ["bee"], "content": "Bees sting.", "extensions": {"
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Characters]:
+def store(home: Path) -> Characters:
     """The folder of characters of a dashboard of its own."""
-    for name in ("characters", "models", "data"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"LLAMADECK_{name.upper()}", str(tmp_path / name))
-    monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
-    st.cache_resource.clear()
-    yield Characters()
-    resources.engine().unload()
-    st.cache_resource.clear()
+    for name in ("models", "data", "characters"):
+        (home / name).mkdir()
+    return Characters()
 
 
 def open_characters(locale: str = "en-US", **query: str) -> AppTest:

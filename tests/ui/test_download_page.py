@@ -39,18 +39,12 @@ def hub(tmp_path: Path) -> Iterator[HubStandin]:
 
 
 @pytest.fixture
-def models(tmp_path: Path, hub: HubStandin, no_proxy: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def models(home: Path, hub: HubStandin, no_proxy: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The models folder of a dashboard of its own, whose Hub is the stand-in."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "models"))
-    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
-    st.cache_resource.clear()
-    yield tmp_path / "models"
-    resources.engine().unload()
+    yield home / "models"
     resources.downloads().close()
-    st.cache_resource.clear()
 
 
 def until(tab: AppTest, is_so: Callable[[], bool]) -> AppTest:

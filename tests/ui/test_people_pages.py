@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from core.chat.presets import set_model_preset
@@ -22,18 +21,7 @@ from ui.shared import resources
 ANN, BOB = "https://id.example.org ann", "https://id.example.org bob"
 Be = Callable[[str], None]
 
-
-@pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("LLAMADECK_WORKER", "tests.support.fake_worker")
-    for name in ("MODELS", "DATA", "CHARACTERS"):
-        monkeypatch.setenv(f"LLAMADECK_{name}", str(tmp_path / name.lower()))
-    st.cache_resource.clear()
-    yield tmp_path
-    resources.recorder().close()
-    resources.chat_file().close()
-    resources.engine().unload()
-    st.cache_resource.clear()
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
@@ -72,8 +60,8 @@ def test_each_describes_only_themselves(be: Be) -> None:
     assert read_persona(BOB).description == "A baker." and read_persona().name == "Before"
 
 
-def test_the_preview_and_the_prompt_of_a_chat_know_only_who_looks(be: Be, places: Path) -> None:
-    make_checkpoint(places / "models" / "tiny")
+def test_the_preview_and_the_prompt_of_a_chat_know_only_who_looks(be: Be, home: Path) -> None:
+    make_checkpoint(home / "models" / "tiny")
     key = resources.characters().add(Character("Ada", context="{{char}} teaches {{user}}."))
     save_persona(UserPersona("Kim", "A cook."))
     save_persona(UserPersona("Ann", "A spy."), ANN)
@@ -109,9 +97,9 @@ def test_what_is_shared_is_said_to_whoever_signed_in(be: Be) -> None:
     assert "characters, access tokens of hubs and the connected server are everybody's" in words(open_tab("6_Settings"))
 
 
-def test_a_damaged_file_is_said_on_every_page_and_can_be_set_aside(be: Be, places: Path) -> None:
+def test_a_damaged_file_is_said_on_every_page_and_can_be_set_aside(be: Be, home: Path) -> None:
     assert not open_tab().warning
-    damaged = places / "data" / "secrets.json"
+    damaged = home / "data" / "secrets.json"
     damaged.write_text('{"tokens": {"https://x:443": "hf_one"', "utf-8")
     for page in (None, "1_Download", "3_Chat", "5_GPU_Monitor"):
         assert "see Settings" in open_tab(page).warning[0].value
@@ -121,6 +109,6 @@ def test_a_damaged_file_is_said_on_every_page_and_can_be_set_aside(be: Be, place
     tab = open_tab("6_Settings")
     assert "is damaged (line 1, column 38)" in tab.error[0].value
     click(tab, "file_aside_secrets")
-    (aside,) = (places / "data").glob("secrets.json.damaged-*")
+    (aside,) = (home / "data").glob("secrets.json.damaged-*")
     assert "hf_one" in aside.read_text("utf-8") and str(aside.name) in tab.success[0].value.replace("\\", "")
     assert not tab.error and not run(tab).success and not tab.warning
