@@ -43,7 +43,7 @@ def read_served_model(engine: Engine) -> ServedModel:
     state = engine.state
     if state.phase == "loading":
         raise ApiError("api_loading", name=state.model or "", percent=int(state.fraction * 100))
-    model, facts = read_model_prompt(engine), state.facts
+    model, facts = read_model_prompt(state, engine.server_counter), state.facts
     if model is None or facts is None:
         lost = state.error if state.server is not None else None
         raise EngineError(lost.key, **lost.params) if lost else EngineError("nothing_loaded")

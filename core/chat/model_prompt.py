@@ -10,8 +10,8 @@ from typing import Protocol
 
 from core.chat.template import ChatTemplate, Turn, read_template
 from core.chat.tokens import read_counter
-from core.engine.interface import Engine
-from core.engine.protocol import Conversation
+from core.engine.interface import PromptCounter
+from core.engine.protocol import Conversation, EngineState
 
 
 class Counter(Protocol):
@@ -71,17 +71,19 @@ class ModelPrompt:
     count_prompt: Callable[[str], int]
 
 
-def read_model_prompt(engine: Engine) -> ModelPrompt | None:
-    """None where no model can answer now. Raises DeckError for a tokenizer or template that cannot be read."""
-    state = engine.state
+def read_model_prompt(state: EngineState, server_counter: PromptCounter | None) -> ModelPrompt | None:
+    """How the model of an engine in `state` reads prompts; None where none can answer.
+
+    Raises DeckError for a tokenizer or template that cannot be read.
+    """
     if state.phase != "ready" or state.model is None or state.facts is None:
         return None
     if state.facts.remote is not None:
-        if (remote := engine.server_counter) is None:
+        if server_counter is None:
             return None
-        counter = RemoteCounter(remote.count, state.facts.remote.counts_tokens)
+        counter = RemoteCounter(server_counter.count, state.facts.remote.counts_tokens)
         # The template is there and empty: the model was taught to chat.
-        return ModelPrompt(state.model, None, ConversationTemplate("", "", ""), counter, remote.count_prompt)
+        return ModelPrompt(state.model, None, ConversationTemplate("", "", ""), counter, server_counter.count_prompt)
     if state.folder is None:
         return None
     local = read_counter(state.folder)

@@ -89,6 +89,7 @@ class Listening:
         facts = ModelFacts(MODEL, "", "cpu", "dense", "dense", 1024, 1, 0.0, 0, 0)
         self.state = EngineState("ready", MODEL, facts=facts, folder=models_dir() / MODEL)
         self.running_answers: list[Answer] = []
+        self.server_counter = None
 
     def generate(
         self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""

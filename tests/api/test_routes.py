@@ -281,6 +281,7 @@ class Still:
     def __init__(self, state: EngineState) -> None:
         self.state = state
         self.running_answers: list[Answer] = []
+        self.server_counter = None
 
     def generate(
         self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""

@@ -104,10 +104,10 @@ def test_a_choice_that_cannot_be_read_is_none(text: str) -> None:
 def test_a_chat_over_a_server_is_put_to_it_as_turns_and_a_notebook_as_text(
     engines: EngineRouter, server: OpenAiStandin
 ) -> None:
-    assert read_model_prompt(engines) is None
+    assert read_model_prompt(engines.state, engines.server_counter) is None
     engines.connect(RemoteSelection(server.url, "small"))
     engines.wait_while_loading(WAIT_S)
-    reader = read_model_prompt(engines)
+    reader = read_model_prompt(engines.state, engines.server_counter)
     assert reader is not None and reader.folder is None and reader.counter.is_exact
     names = Names("Kim", "Ada")
     parts = PromptParts((Turn(role="user", content="Hi"),), system="Be kind.", start="Well")

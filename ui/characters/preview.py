@@ -29,7 +29,7 @@ NO_MODEL = ModelPrompt("", None, ChatTemplate(None, "", ""), ESTIMATE, ESTIMATE.
 
 def loaded_model() -> ModelPrompt:
     """NO_MODEL where none answers. Raises DeckError for a model whose tokenizer or template cannot be read."""
-    return read_model_prompt(engine()) or NO_MODEL
+    return read_model_prompt(engine().state, engine().server_counter) or NO_MODEL
 
 
 def draw_preview(character: Character) -> str:

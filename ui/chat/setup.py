@@ -21,7 +21,7 @@ from ui.shared.resources import characters, engine, preferences, presets
 def default_mode(has_character: bool) -> Mode:
     """The mode of a new chat, by the loaded model and by whether a character speaks."""
     try:
-        found = read_model_prompt(engine())
+        found = read_model_prompt(engine().state, engine().server_counter)
     except DeckError:
         return "instruct"
     if found is None:
@@ -85,13 +85,14 @@ def prompt_context(chat: Chat) -> PromptContext:
 
     Raises EngineError where no model is loaded, DeckError where its files cannot be used.
     """
-    model, facts = read_model_prompt(engine()), engine().state.facts
-    if model is None or facts is None:
+    state = engine().state
+    model = read_model_prompt(state, engine().server_counter)
+    if model is None or state.facts is None:
         raise EngineError("nothing_loaded")
     first = chat.messages[0] if chat.messages else None
     greeting = first.text if first and first.role == "assistant" else ""
     speaker = character_prompt(chat.info, model, greeting)
-    return PromptContext(model, facts.context_tokens, chat.info.mode, speaker, sampling_of(chat.info))
+    return PromptContext(model, state.facts.context_tokens, chat.info.mode, speaker, sampling_of(chat.info))
 
 
 def prompt_of(chat: Chat) -> Prompt:
