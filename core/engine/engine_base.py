@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
 
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
@@ -41,10 +40,6 @@ class EngineBase:
     def _set(self, state: EngineState) -> None:
         self._state = state
         self.changed.notify_all()
-
-    def _new_answer(self, cancel: Callable[[int], None]) -> Answer:
-        """An answer that is not yet among the running ones."""
-        return Answer(next(self._numbers), cancel)
 
     def _keep(self, answer: Answer) -> None:
         self._answers = self._answers | {answer.request: answer}

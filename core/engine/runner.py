@@ -98,14 +98,12 @@ class Runner(EngineBase):
         the fastest that fits; `force` loads on a GPU although the plan says that it does not fit; `on_cpu` leaves the
         GPUs alone, as does a start with --cpu.
         """
-        self.begin_load(folder, context_tokens, num_slots, kernel, force, on_cpu)()
+        self.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu))()
 
-    def begin_load(
-        self, folder: Path, context_tokens: int, num_slots: int, kernel: str | None, force: bool, on_cpu: bool
-    ) -> Callable[[], None]:
+    def begin_load(self, command: Load) -> Callable[[], None]:
         """The part of `load` that waits for nothing. The function that it returns does the rest."""
-        command = Load(folder, context_tokens, num_slots, kernel, force, on_cpu or is_cpu_chosen())
-        turn = self._detach(EngineState("loading", model_name(folder), folder=folder))
+        command = replace(command, on_cpu=command.on_cpu or is_cpu_chosen())
+        turn = self._detach(EngineState("loading", model_name(command.folder), folder=command.folder))
         return partial(self._start, turn, command)
 
     def unload(self) -> None:
@@ -132,7 +130,7 @@ class Runner(EngineBase):
         with self._lock:
             if self._state.phase != "ready" or self._worker is None:
                 raise EngineError("nothing_loaded")
-            answer = self._new_answer(self._cancel)
+            answer = Answer(next(self._numbers), self._cancel)
             self._worker.send(Generate(answer.request, prompt, sampling, continues, client))
             self._keep(answer)
             return answer

@@ -93,7 +93,7 @@ class RemoteEngine(EngineBase):
         with self._lock:
             if connection is not self._connection:
                 raise EngineError("nothing_loaded")
-            answer = self._new_answer(self._cancel)
+            answer = Answer(next(self._numbers), self._cancel)
             self._keep(answer)
         request = _Request(connection, answer, stream, prompt, path, body, client)
         loop().call_soon_threadsafe(self._begin, request)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.engine.answer import Answer
 from core.engine.interface import Engine, PromptCounter
-from core.engine.protocol import EngineState, ImportsDone
+from core.engine.protocol import EngineState, Load
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.remote.engine import RemoteEngine
@@ -59,16 +59,6 @@ class EngineRouter:
     def server_counter(self) -> PromptCounter | None:
         return self._active.server_counter
 
-    @property
-    def worker_pid(self) -> int | None:
-        """The process on this machine by which NVML tells the engine's memory from others'."""
-        return self.local.worker_pid
-
-    @property
-    def gpu_report(self) -> ImportsDone | None:
-        """See Runner.gpu_report."""
-        return self.local.gpu_report
-
     def load(
         self,
         folder: Path,
@@ -81,7 +71,7 @@ class EngineRouter:
         """Load on this machine, see Runner.load."""
         with self._lock:
             self._leave_server()
-            start = self.local.begin_load(folder, context_tokens, num_slots, kernel, force, on_cpu)
+            start = self.local.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu))
         self._save()
         start()
 
@@ -100,10 +90,6 @@ class EngineRouter:
             end = self._use_server(selection)
         self._save()
         end()
-
-    def reconnect(self) -> None:
-        """Look for the lost server now."""
-        self.remote.reconnect()
 
     def generate(
         self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""

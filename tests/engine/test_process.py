@@ -264,7 +264,7 @@ def test_the_real_worker_beats_before_anything_is_loaded(soon: None) -> None:
     assert worker.end_reason().params == {"how": "exit code 1"}
 
 
-class Desk:
+class SchedulerStandin:
     """Stands in for a scheduler that knows one request, and for the pipe."""
 
     def __init__(self) -> None:
@@ -280,11 +280,13 @@ class Desk:
 
 
 def test_stop_ends_an_answer_that_the_worker_has_lost_as_well() -> None:
-    desk = Desk()
+    standin = SchedulerStandin()
     for request in (1, 2):
-        obey(cast(Scheduler, desk), cast(Outlet, desk), Cancel(request))
-    assert desk.cancelled == [1]
-    assert [(event.request, event.reason) for event in desk.sent if isinstance(event, Finished)] == [(2, "cancelled")]
+        obey(cast(Scheduler, standin), cast(Outlet, standin), Cancel(request))
+    assert standin.cancelled == [1]
+    assert [(event.request, event.reason) for event in standin.sent if isinstance(event, Finished)] == [
+        (2, "cancelled")
+    ]
 
 
 # What cannot be understood ------------------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def test_the_one_that_was_chosen_last_answers_and_the_other_is_let_go(
 ) -> None:
     engines.load(folder)
     assert engines.wait_while_loading(WAIT_S).model == "tiny"
-    pid = engines.worker_pid
+    pid = engines.local.worker_pid
     running = engines.generate("forever", Sampling())
     engines.connect(RemoteSelection(server.url, "small"))
-    assert engines.wait_while_loading(WAIT_S).model == "small" and engines.worker_pid is None
+    assert engines.wait_while_loading(WAIT_S).model == "small" and engines.local.worker_pid is None
     assert running.wait(WAIT_S) and running.error is not None and running.error.key == "answer_model_unloaded"
     assert pid is not None
     with pytest.raises(ProcessLookupError):

@@ -28,7 +28,7 @@ runner.wait_while_loading(WAIT_S)
 # The engine's process takes the place of one of the scenario's.
 OWN = """
 scenario = Path(os.environ["LLAMADECK_NVML_SCENARIO"])
-text = scenario.read_text("utf-8").replace("999999902:211", f"{runner.worker_pid}:1500")
+text = scenario.read_text("utf-8").replace("999999902:211", f"{runner.local.worker_pid}:1500")
 scenario.write_text(text, "utf-8")
 """
 TELL = 'tell(read(open_tab("5_GPU_Monitor")))'

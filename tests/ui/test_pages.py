@@ -357,12 +357,12 @@ def hanging(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(process, "SILENT_S", 3 * BEAT_S)
     engine = resources.engine()
     engine.load(models / "tiny")
-    assert engine.wait_while_loading(WAIT_S).phase == "ready" and engine.worker_pid is not None
-    pid = engine.worker_pid
+    assert engine.wait_while_loading(WAIT_S).phase == "ready" and engine.local.worker_pid is not None
+    pid = engine.local.worker_pid
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: engine.silent_s)
     yield pid
-    if engine.worker_pid == pid:
+    if engine.local.worker_pid == pid:
         os.kill(pid, signal.SIGCONT)
 
 

@@ -23,13 +23,13 @@ Devices = tuple[DeviceMemory, ...]
 
 def own_pids() -> frozenset[int]:
     """The engine's process, whose GPU memory comes back before another model is loaded."""
-    pid = engine().worker_pid
+    pid = engine().local.worker_pid
     return frozenset() if pid is None else frozenset({pid})
 
 
 def devices_here() -> Devices:
     """The GPUs that a load can take, as they are now; none where models run on the CPU."""
-    latest, report, pids, compiler = reading(), engine().gpu_report, own_pids(), has_compiler()
+    latest, report, pids, compiler = reading(), engine().local.gpu_report, own_pids(), has_compiler()
     if latest is None or is_cpu_chosen() or gpu_error() is not None:
         return ()
     usable = usable_gpus(latest.gpus, report.torch if report else installed_torch())

@@ -145,7 +145,7 @@ def way_to_model() -> None:
 
 def reconnect_button() -> None:
     st.button(tr("engine.reconnect"), key="engine_reconnect", icon=":material/refresh:", type="primary",
-              on_click=engine().reconnect)  # fmt: skip
+              on_click=engine().remote.reconnect)  # fmt: skip
 
 
 def load(name: str, context_tokens: int = 0, num_slots: int = 1, force: bool = False, on_cpu: bool = False) -> None:

@@ -23,7 +23,7 @@ def gpus_here() -> list[Gpu]:
 
 def gpu_error() -> GpuUseError | None:
     """Why a load could not use the GPUs here: as the last worker found it, else as far as it is sure without one."""
-    latest, report = reading(), engine().gpu_report
+    latest, report = reading(), engine().local.gpu_report
     if latest is None or is_cpu_chosen():
         return None
     if report is None:
