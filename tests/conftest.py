@@ -27,7 +27,6 @@ PLACES = {
         "tests/engine/test_warm_worker",
         "tests/gpu/test_torch_support.py::test_a_real_load",
         "tests/worker/test_c",
-        "tests/worker/test_load_plan",
     ),
     "slow": (
         "tests/access/test_server",
@@ -38,7 +37,9 @@ PLACES = {
         "tests/bootstrap/test_venv",
         "tests/chat/test_kill",
         "tests/chat/test_template_limits",
+        "tests/cli/test_download",
         "tests/cli/test_main",
+        "tests/doctor/test_doctor.py::test_the_command",
         "tests/ui/",
     ),
 }

@@ -30,7 +30,7 @@ def test_every_part_has_a_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "packages,places", [(arrows.TORCH, arrows.TORCH_PLACES), (("streamlit",), arrows.STREAMLIT_PLACES)]
+    ("packages", "places"), [(arrows.TORCH, arrows.TORCH_PLACES), (("streamlit",), arrows.STREAMLIT_PLACES)]
 )
 def test_what_computes_and_what_draws_stays_in_its_place(packages: tuple[str, ...], places: tuple[str, ...]) -> None:
     found = [pair for pair in arrows.imports() if arrows.is_within(pair[1], packages)]

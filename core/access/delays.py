@@ -76,7 +76,9 @@ class Delays:
     def may_try_freely(self, client: str) -> bool:
         """Whether `client` has failed less often than a person who mistypes."""
         failures = self._clients.get(client)
-        return failures is None or failures.wait_s(ONE_CLIENT, self._clock()) == 0 and failures.count < ONE_CLIENT.free
+        return failures is None or (
+            failures.wait_s(ONE_CLIENT, self._clock()) == 0 and failures.count < ONE_CLIENT.free
+        )
 
     def take_back(self, client: str) -> None:
         """The try of `client` was not looked at."""

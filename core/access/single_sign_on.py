@@ -43,7 +43,7 @@ def allow_list(section: object) -> tuple[str, ...]:
 
 def is_on_list(address: str, allowed: Sequence[str]) -> bool:
     """Whether whoever has this mail address, in small letters, may come in."""
-    return ANYBODY in allowed or bool(address) and any(fnmatchcase(address, pattern) for pattern in allowed)
+    return ANYBODY in allowed or (bool(address) and any(fnmatchcase(address, pattern) for pattern in allowed))
 
 
 def _read_secrets() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from core.api.errors import ApiError
@@ -94,10 +94,8 @@ class Choices:
                 self._loop.run_in_executor(None, choice.answer.cancel)
 
     def _wake(self) -> None:
-        try:
+        with suppress(RuntimeError):  # The loop is closed: nobody listens any more.
             self._loop.call_soon_threadsafe(self._changed.set)
-        except RuntimeError:
-            pass  # The loop is closed: nobody listens any more.
 
     async def change(self, timeout_s: float | None = None) -> bool:
         """Wait for news since the last call; False when `timeout_s` passes before."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -196,10 +197,8 @@ class _Renderer:
 
     def warm(self) -> None:
         """Have a process ready for the first chat."""
-        try:
+        with suppress(LimitReached):  # The first chat says it.
             self._sandbox.warm()
-        except LimitReached:
-            pass  # The first chat says it.
 
     def close(self) -> None:
         self._sandbox.close()

@@ -129,7 +129,7 @@ def import_libraries() -> None:
     import_gptqmodel()
 
     import core.worker.load
-    import core.worker.scheduler  # noqa: F401
+    import core.worker.scheduler
 
     if importlib.util.find_spec("triton") is not None:
         import core.worker.decode.cuda_graphs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections.abc import Callable
@@ -61,10 +62,8 @@ class Guessers:
 
     def step(self) -> None:
         self._num += 1
-        try:
+        with contextlib.suppress(TooManyAttempts):
             self._open.append((self._clock.now_s, self._queue.begin(self._make_client(self._num))))
-        except TooManyAttempts:
-            pass
         self._queue.advance()
         for began_s, attempt in self._open:
             if attempt.is_now:

@@ -163,7 +163,7 @@ def test_an_export_is_the_whole_chat_and_comes_back_in(page: Page, tmp_path: Pat
         press(page, "chat_export_json")
     path = tmp_path / "chat.json"
     download.value.save_as(path)
-    assert [one["text"] for one in json.loads(path.read_text("utf-8"))["messages"]][0] == "to be exported"
+    assert next(one["text"] for one in json.loads(path.read_text("utf-8"))["messages"]) == "to be exported"
     page.keyboard.press("Escape")
     before = page.url
     page.get_by_test_id("stSidebar").get_by_test_id("stPopover").get_by_role("button").click()

@@ -418,7 +418,7 @@ def can_be_opened(path: Path) -> bool:
     """Whether the safetensors library itself reads the file, which is what a load does."""
     try:
         with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118
+            for name in file.keys():
                 file.get_tensor(name)
         return True
     except SafetensorError:
@@ -498,7 +498,7 @@ BAD = {
 def test_a_header_that_the_library_reads_is_read_the_same(tmp_path: Path, header: dict) -> None:
     path = write_raw(tmp_path / "x.safetensors", json.dumps(header).encode(), BODY)
     with safe_open(path, framework="np") as file:
-        wanted = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        wanted = {name: file.get_slice(name).get_shape() for name in file.keys()}
     assert {name: list(info.shape) for name, info in read_header(path).items()} == wanted
 
 

@@ -32,7 +32,7 @@ class Journal:
 
 @pytest.fixture
 def journal() -> Iterator[Journal]:
-    yield Journal()
+    return Journal()
 
 
 def test_a_loops_fault_is_said_a_few_times_and_counted_after_a_minute(journal: Journal) -> None:
@@ -46,7 +46,7 @@ def test_a_loops_fault_is_said_a_few_times_and_counted_after_a_minute(journal: J
 
 def test_a_text_that_is_put_together_beforehand_counts_as_one_too(journal: Journal) -> None:
     for turn in range(100):
-        journal.log.error(f"socket 0x{turn:x} of {turn} is closed")  # noqa: G004
+        journal.log.error(f"socket 0x{turn:x} of {turn} is closed")
     assert len(journal.lines) == MOST_TIMES
 
 

@@ -215,7 +215,7 @@ def test_a_long_run_of_any_tokens_is_the_text_as_a_whole(tokens: list[int]) -> N
 
 
 @PROPERTY
-@given(tokens=some.lists(some.sampled_from(BYTE_LEVEL.encode("你😀é").ids + [BROKEN_BYTE]), min_size=12, max_size=80))
+@given(tokens=some.lists(some.sampled_from([*BYTE_LEVEL.encode("你😀é").ids, BROKEN_BYTE]), min_size=12, max_size=80))
 def test_a_long_run_of_parts_of_characters_is_the_text_as_a_whole(tokens: list[int]) -> None:
     given_out, rest = pieces(BYTE_LEVEL, tokens)
     assert "".join(given_out) + rest == BYTE_LEVEL.decode(tokens).rstrip(BROKEN)

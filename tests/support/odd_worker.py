@@ -5,6 +5,7 @@ Each loads at once where nothing else is said, beats, and answers the prompt N w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -114,7 +115,5 @@ def forever() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with contextlib.suppress(EOFError, OSError):
         main(Connection(int(sys.argv[1])))
-    except (EOFError, OSError):
-        pass

@@ -70,7 +70,7 @@ class FakeSteps:
         pass
 
     def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
-        assert 0 < len(chunk) and begin <= len(self.cached[slot])
+        assert len(chunk) > 0 and begin <= len(self.cached[slot])
         self.cached[slot][begin:] = chunk
         return FakeTokens(self, [self._sample(slot)]) if is_last else None
 

@@ -10,7 +10,7 @@ from core.worker.main import ENVIRONMENT, import_libraries
 
 os.environ.update(ENVIRONMENT)
 
-import torch  # noqa: E402
+import torch
 
 touches: list[str] = []
 

@@ -33,11 +33,12 @@ LARGE = DeviceMemory.empty("large", 80_000, (9, 0))
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Checkpoint:
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("checkpoint")
     sizes = {"hidden": 2048, "intermediate": 4096, "num_heads": 16, "num_kv_heads": 16, "num_layers": 6}
-    make_checkpoint(tmp_path, Recipe(group_size=128, **sizes))
-    return read_checkpoint(tmp_path)
+    make_checkpoint(folder, Recipe(group_size=128, **sizes))
+    return read_checkpoint(folder)
 
 
 def ready(checkpoint: Checkpoint, cards: list[DeviceMemory], kernel: str | None = None) -> Ready:
