@@ -19,15 +19,16 @@ from core.access.signed_tokens import TokenSigner
 from core.common.errors import DeckError, InputError
 
 log = logging.getLogger(__name__)
-# As long as browsers keep a cookie at most; as long as a sign-in page may lie open.
+# The longest that browsers keep a cookie; the longest that a sign-in page stays usable.
 DEVICE_S, PAGE_S = 400 * 24 * 3600, 24 * 3600
-# So long a form waits for its turn: shorter than what browsers and proxies wait for an answer.
+# How long a form waits in the queue: shorter than browsers and proxies wait for a response.
 PATIENCE_S = 9.0
 
 
 class Access:
-    """The password of the environment, for containers, stands above the file. It is taken out of what later processes
-    get, and only its hash stays in memory; core/access/environment_password.py says who can read it nevertheless."""
+    """The environment's password, for containers, takes precedence over the file's. It is removed from what later
+    processes inherit, and only its hash stays in memory. core/access/environment_password.py says who can still read
+    it."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Access:
         except InputError as error:
             log.error("%s is not used: %s", self.variable, error)
         self.sessions = Sessions(self._file, self._record, now)
-        # What a browser keeps from the day it signed in, and what a form brings from the page that it was filled in on.
+        # `devices`: tokens of browsers that signed in before. `pages`: tokens in the forms of sign-in pages.
         self.devices = TokenSigner(self._file, "llamadeck device", DEVICE_S, now=now)
         self.pages = TokenSigner(self._file, "llamadeck sign-in page", PAGE_S, now=now)
 
@@ -65,13 +66,13 @@ class Access:
         return bool(self._from_environment)
 
     def try_password(self, text: str, client: str) -> bool:
-        """Whether `text` is the password, for somebody who is in already and called `client`. Takes about 0.2 s; raises
-        TooManyAttempts at once."""
+        """Whether `text` is the password, for a client that is signed in already. Blocks for about 0.2 s. Raises
+        TooManyAttempts without waiting."""
         attempt = self._queue.begin(Client(client, device=client))
-        return self._look(attempt, client, self._hashing.submit(is_password, text, self._record()).result())
+        return self._finish(attempt, client, self._hashing.submit(is_password, text, self._record()).result())
 
     async def try_password_queued(self, text: str, client: Client) -> bool:
-        """Whether `text` is the password, for a client that may have to wait. Raises TooManyAttempts."""
+        """Whether `text` is the password, after waiting in the queue. Raises TooManyAttempts."""
         attempt = self._queue.begin(client)
         try:
             await self._wait_for(attempt)
@@ -80,10 +81,10 @@ class Access:
             raise
         is_right = False
         try:
-            looking = self._hashing.submit(is_password, text, self._record())
-            is_right = await asyncio.wrap_future(looking)
+            hashing = self._hashing.submit(is_password, text, self._record())
+            is_right = await asyncio.wrap_future(hashing)
         finally:
-            self._look(attempt, client.address, is_right)
+            self._finish(attempt, client.address, is_right)
         return is_right
 
     async def _wait_for(self, attempt: LoginAttempt) -> None:
@@ -101,14 +102,14 @@ class Access:
                 continue
             changed.clear()
 
-    def _look(self, attempt: LoginAttempt, client: str, is_right: bool) -> bool:
+    def _finish(self, attempt: LoginAttempt, client: str, is_right: bool) -> bool:
         self._queue.finish(attempt, is_right)
         if not is_right:
             log.warning("a wrong password came from %r", client)
         return is_right
 
     def set_password(self, text: str) -> None:
-        """Let `text` be the password from now on; every session ends. Raises InputError, DeckError; then none did."""
+        """Replace the password; every session ends. Raises InputError, DeckError; then nothing changed."""
         self._require_own()
         check_new(text)
         self._file.change(password=hash_password(text), ended={})

@@ -17,7 +17,7 @@ MAX_CLIENTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class LoginDelaySteps:
-    """`free` failures cost nothing, the next one `first_s`, each further one twice as much up to `longest_s`."""
+    """`free` failures cost no delay, the next one `first_s`, each further one twice as much, up to `longest_s`."""
 
     free: int
     first_s: float
@@ -29,7 +29,7 @@ class LoginDelaySteps:
         return float(min(self.longest_s, self.first_s * 2 ** min(num_failures - self.free, 30)))
 
 
-# A person mistypes; a program guesses. From many addresses at once a program still gets one guess in 4 s.
+# A person mistypes a few times. A program that guesses from many addresses gets one guess in 4 s.
 ONE_CLIENT = LoginDelaySteps(free=4, first_s=1.0, longest_s=900.0)
 ALL_CLIENTS = LoginDelaySteps(free=50, first_s=0.25, longest_s=4.0)
 
@@ -52,15 +52,15 @@ class Failures:
 
 
 class Delays:
-    """Failures by client; of those that failed longest ago none is kept beyond MAX_CLIENTS. For one thread."""
+    """Failures by client, of the MAX_CLIENTS that failed last. For one thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._clients: OrderedDict[str, Failures] = OrderedDict()
 
     def begin(self, client: str, is_shared: bool = False) -> float:
-        """The seconds until `client` may try; 0 means now, and then a try has begun. Where the name `is_shared` by
-        many, its failures are nobody's in particular, and none has to wait for them."""
+        """The seconds until `client` may try. 0 means now, and counts an attempt. A name that `is_shared` by many gets
+        no delay: its failures are nobody's in particular."""
         now_s = self._clock()
         failures = self._clients.get(client) or Failures()
         wait_s = 0.0 if is_shared else failures.wait_s(ONE_CLIENT, now_s)
@@ -81,12 +81,12 @@ class Delays:
         )
 
     def take_back(self, client: str) -> None:
-        """The try of `client` was not looked at."""
+        """The attempt of `client` was not checked."""
         if (failures := self._clients.get(client)) is not None:
             failures.take_back()
 
     def succeeded(self, client: str) -> None:
-        """The try of `client` was right: its failures are forgotten."""
+        """The attempt of `client` was right: forget its failures."""
         self._clients.pop(client, None)
 
 

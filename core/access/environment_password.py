@@ -18,13 +18,13 @@ from core.common.errors import InputError
 
 VARIABLE, FILE_VARIABLE = "LLAMADECK_PASSWORD", "LLAMADECK_PASSWORD_FILE"
 PIPE = re.compile(r"/dev/fd/(\d+)")
-# With what an editor may put before it, and the end of its line.
+# With a byte order mark before it and a line end after it.
 MAX_BYTES = 3 + 4 * MAX_CHARS + 2
 
 
 @dataclass(frozen=True, slots=True)
 class GivenPassword:
-    """A password, the variable that it came by, and the file that one names; the text is "" where none was given."""
+    """A password, the variable that it came by, and the file that this names. Without a password `text` is ""."""
 
     text: str = ""
     variable: str = VARIABLE
@@ -32,7 +32,7 @@ class GivenPassword:
 
 
 def take_password(environment: MutableMapping[str, str] = os.environ) -> GivenPassword:
-    """Take the password out of `environment`, for good. Raises InputError for a file that cannot be read."""
+    """Remove the password from `environment` and return it. Raises InputError for a file that cannot be read."""
     text, file = environment.pop(VARIABLE, ""), environment.pop(FILE_VARIABLE, "")
     if not file:
         return GivenPassword(text)
@@ -56,7 +56,7 @@ def _read_text(content: bytes) -> str:
 
 
 def hand_over(given: GivenPassword, environment: MutableMapping[str, str]) -> None:
-    """Let the process that takes this one's place have the password, and nobody who reads its environment."""
+    """Hand the password to the process that replaces this one, so that its environment does not hold it."""
     if given.file:
         environment[FILE_VARIABLE] = given.file
         return

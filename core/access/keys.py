@@ -65,7 +65,7 @@ class KeyStore:
             write=lambda path, text, mode: write_atomically(path, text, mode),
         )  # fmt: skip
         self._today = today
-        # What failed last while a use was noted, so that the log says it once.
+        # The last error of note_use, so that the log has it once.
         self._failed = ""
 
     def keys(self) -> tuple[Key, ...]:
@@ -99,7 +99,7 @@ class KeyStore:
             change.value = tuple(key for key in change.value if key.id != key_id)
 
     def find(self, text: str) -> Key | None:
-        """The key that `text` is; the time that it takes tells nothing of any other. None also where the file fails."""
+        """The API key with this text, compared in constant time. None for an unknown key or an unreadable file."""
         if len(text) > MAX_KEY_CHARS:
             return None
         digest = hash_of(text)
@@ -111,7 +111,7 @@ class KeyStore:
         return key.used != self._today().isoformat()
 
     def note_use(self, key: Key) -> None:
-        """Write down that `key` was used today. What cannot be written is left: a request is not to fail by it."""
+        """Store that `key` was used today. An error is only logged: no request fails by it."""
         day = self._today().isoformat()
         try:
             with self.file.change() as change:

@@ -1,9 +1,9 @@
 """Who may try a password, and when: whoever guesses must not keep the owner out.
 
-A browser that signed in before tries apart from all others: it brings a signed text that no guesser has. So does, a few
-times, whoever comes from an address from which the right password came. All others wait in a queue, out of which one is
-let every few seconds once there were many failures. A browser that was shown the sign-in page waits in its address's
-part of the queue, programs that were not in a part of their own; the part that was served longest ago comes next.
+A browser that signed in before bypasses the queue: it brings a signed token that no guesser has. So does, a few times,
+an address from which the right password came. All others wait in a queue, which serves one attempt every few seconds
+once there were many failures. The queue has groups: one for each address whose browser got the sign-in page, one for
+programs that did not. The group served longest ago comes next.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from core.access.delays import ALL_CLIENTS, MAX_CLIENTS, Delays, Failures, group_of
 
 MAX_WAITING, MAX_WAITING_TOGETHER = 64, 16
-# How long an address counts as one from which the right password came.
+# How long an address stays known after the right password came from it.
 KNOWN_S, MAX_KNOWN = 30 * 24 * 3600.0, 1000
 
 
 class TooManyAttempts(Exception):
-    """The password is not even looked at for another `wait_s` seconds."""
+    """The client may try again in `wait_s` seconds; its password was not checked."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__(wait_s)
@@ -32,7 +32,7 @@ class TooManyAttempts(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who tries: an address, the id of the browser that signed in before, the id of the page that was shown to it."""
+    """Who tries: an address, the id of a browser that signed in before, the id of the sign-in page that it got."""
 
     address: str
     device: str = ""
@@ -41,8 +41,8 @@ class Client:
 
 @dataclass(eq=False, slots=True)
 class LoginAttempt:
-    """One try. Once `is_now` the password may be looked at; when it `is_over` without that, it was given up. `group` is
-    the part of the queue in which it waits, None where it never did."""
+    """One attempt. Once `is_now` is set the password may be checked. `is_over` without `is_now` means that it was
+    dropped. `group` is its part of the queue, None for one that bypasses it."""
 
     name: str
     group: str | None
@@ -53,7 +53,7 @@ class LoginAttempt:
 
 
 class LoginQueue:
-    """All may be called from any thread. Whoever waits calls `advance` as often as it says."""
+    """Any thread may call all methods. Whoever waits calls `advance` after the seconds that it returned."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class LoginQueue:
     ) -> None:
         self._clock, self._choose = clock, choose
         self._lock = threading.Lock()
-        # Those of who tries apart are kept by themselves: no number of strangers makes them forgotten.
+        # The delays of clients that bypass the queue are kept apart: no number of strangers displaces them.
         self._apart, self._delays, self._all = Delays(clock), Delays(clock), Failures()
         self._known: OrderedDict[str, float] = OrderedDict()
         self._served: OrderedDict[str | None, float] = OrderedDict()
@@ -70,7 +70,7 @@ class LoginQueue:
         self._current: LoginAttempt | None = None
 
     def begin(self, client: Client) -> LoginAttempt:
-        """A try of `client`. Raises TooManyAttempts where it failed too often itself, or too many wait."""
+        """A new attempt. Raises TooManyAttempts where the client itself failed too often, or too many wait."""
         with self._lock:
             address = group_of(client.address)
             is_known = self._is_known(address)
@@ -90,12 +90,12 @@ class LoginQueue:
             return attempt
 
     def advance(self) -> float:
-        """Let the next one try where it is time; the seconds until that has to be asked again."""
+        """Serve the next attempt if it is time. Returns the seconds until the next call."""
         with self._lock:
             return self._advance()
 
     def give_up(self, attempt: LoginAttempt) -> None:
-        """Nobody waits for this attempt any longer; what was not looked at is no failure."""
+        """The client left. An attempt that was not checked is no failure."""
         with self._lock:
             if attempt in self._waiting:
                 self._drop(attempt)
@@ -106,7 +106,7 @@ class LoginQueue:
                 self._advance()
 
     def finish(self, attempt: LoginAttempt, is_right: bool) -> None:
-        """The password was looked at."""
+        """The password was checked."""
         with self._lock:
             if is_right:
                 (self._apart if attempt.group is None else self._delays).succeeded(attempt.name)
@@ -148,7 +148,7 @@ class LoginQueue:
         return ALL_CLIENTS.longest_s
 
     def _shorten(self) -> None:
-        """Of the largest part of the queue, anyone goes where it, or the queue, is too long."""
+        """Drop a random attempt of the largest group where that group, or the queue, is too long."""
         parts: dict[str | None, list[LoginAttempt]] = {}
         for attempt in self._waiting:
             parts.setdefault(attempt.group, []).append(attempt)

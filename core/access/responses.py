@@ -19,7 +19,7 @@ def plain(status: int, text: str, headers: Mapping[str, str] | None = None) -> R
 
 
 def redirect(path: str) -> Response:
-    """See `path` with GET. It stands alone in the header: no Host is believed."""
+    """Redirect to `path` with GET. The header has no host: no Host is trusted."""
     return RedirectResponse(path, 303, {"cache-control": "no-store"})
 
 

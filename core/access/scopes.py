@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from starlette.types import Scope
 
-# A page that finds this process's mark in the header knows that the gate wrote it.
+# A page that finds this process's token in the header knows that the gate wrote it.
 PERSON_HEADER = "x-llamadeck-person"
 TRUST_TOKEN = secrets.token_urlsafe(16)
 # Streamlit's token against requests of other pages has bars in it, which code-server's proxy escapes.
@@ -18,17 +18,17 @@ ESCAPED_TOKEN = re.compile(rb"(?<=_streamlit_xsrf=)2%7[Cc][^;]*")
 
 def person_in(headers: Mapping[str, str]) -> str | None:
     """Whom the gate let in with these headers, "" for whoever is local or gave the password; None without a gate."""
-    mark, _, person = headers.get(PERSON_HEADER, "").partition(" ")
-    return unquote(person) if secrets.compare_digest(mark.encode(), TRUST_TOKEN.encode()) else None
+    token, _, person = headers.get(PERSON_HEADER, "").partition(" ")
+    return unquote(person) if secrets.compare_digest(token.encode(), TRUST_TOKEN.encode()) else None
 
 
 def without_trust_token(scope: Scope) -> Scope:
-    """As it came, but that nobody says for himself whom he is."""
+    """`scope` without a person header of the client's own."""
     return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != PERSON_HEADER.encode()]}
 
 
 def with_trust_token(scope: Scope, person: str) -> Scope:
-    """As one of `person`, who was let in."""
+    """`scope` with a header that says that the gate let `person` in."""
     headers = [
         (name, ESCAPED_TOKEN.sub(lambda found: found[0].replace(b"%7C", b"|").replace(b"%7c", b"|"), value))
         if name == b"cookie"
@@ -39,7 +39,7 @@ def with_trust_token(scope: Scope, person: str) -> Scope:
 
 
 def with_host_of_origin(scope: Scope) -> Scope:
-    """With the Host of the page that opens a websocket."""
+    """`scope` with the host of its Origin as Host, for a websocket."""
     origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
     if origin is None:
         return scope
@@ -53,7 +53,7 @@ def path_of(url: str) -> str:
 
 
 def without_base_path(scope: Scope, bases: Sequence[str]) -> Scope:
-    """A request below one of these paths as if a proxy had taken the path away."""
+    """`scope` without the one of `bases` that its path begins with, as if a proxy had removed it."""
     for base in bases:
         if scope["path"].startswith(f"{base}/"):
             path = scope["path"].removeprefix(base)

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from starlette.types import Message, Receive, Send
 
 POLICY_VIOLATION = 1008
-# How often a socket is looked at on which nothing happens, and at most one on which much does.
+# How often the session of an idle socket is checked, and at most that of a busy one.
 IDLE_S, BUSY_S = 2.0, 0.25
 
 
 class SessionWatch:
-    """`is_still_allowed` says whether whoever opened it would be let in now."""
+    """`is_still_allowed` says whether the session that opened the connection is still valid."""
 
     def __init__(self, is_still_allowed: Callable[[], bool]) -> None:
         self._is_still = is_still_allowed
@@ -22,7 +22,7 @@ class SessionWatch:
         self._is_over = False
 
     def receiving(self, receive: Receive, send: Send) -> Receive:
-        """`receive` of a websocket, which closes it once it is over."""
+        """`receive` of a websocket, which closes it once the session has ended."""
 
         async def receive_while_let_in() -> Message:
             coming = asyncio.ensure_future(receive())
@@ -42,8 +42,8 @@ class SessionWatch:
         return receive_while_let_in
 
     def sending(self, send: Send) -> Send:
-        """`send`, which lets nothing more out once it is over. A response is then cut off: the server closes what is
-        not whole."""
+        """`send`, which sends nothing once the session has ended. A response is then cut off: the server closes a
+        connection whose response is not whole."""
 
         async def send_while_let_in(message: Message) -> None:
             kind = message["type"]

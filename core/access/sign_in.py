@@ -47,7 +47,7 @@ class SignIn:
         self._page = SignInPage(logo, sign_on.providers if sign_on else ())
 
     async def answer(self, request: Request) -> Response | None:
-        """The answer where the path is one of those to sign in and out."""
+        """The response for the paths to sign in and out; None for all others."""
         path = request.scope["path"]
         if path == SIGN_IN and request.method == "POST":
             return await self._sign_in(request)
@@ -81,8 +81,8 @@ class SignIn:
         return page(status, self._page.sign_in(language_of(request), root, local_path(wanted), given, alert))
 
     async def _sign_in(self, request: Request) -> Response:
-        """Refused only where the browser says that a page elsewhere sends it; what it gives is for its origin alone."""
-        # Where a browser leaves out the one, it sends the other to its own page's server.
+        """Refuses only what another site sends. The session is valid for the form's origin alone."""
+        # A browser that leaves out Origin sends Referer to its own page's server.
         origin = parse_origin(request.headers.get("origin") or request.headers.get("referer", ""))
         if self._visitors.is_cross_origin(request, origin):
             return plain(403, "Sign in on this server's own page.")
@@ -121,8 +121,8 @@ class SignIn:
         return answer
 
     async def _sign_out(self, request: Request) -> Response:
-        """Also where nobody is signed in: then there is nothing to end, and the cookie goes. Those of other ports are
-        another LlamaDeck's, unless we know their sessions: then they end too."""
+        """Without a session it only deletes the cookie. Cookies of other ports belong to another LlamaDeck, unless this
+        one knows their sessions: then those end too."""
         visitor = self._visitors.find(request)
         if self._visitors.is_cross_origin(request, visitor.origin if visitor else None):
             return plain(403, "Sign out on this server's own page.")
@@ -140,7 +140,7 @@ class SignIn:
 
 
 async def read_form(request: Request) -> dict[str, str] | None:
-    """The fields of a form; None where it is larger than a password can be."""
+    """The fields of a form; None for one that is too large."""
     body = b""
     async for chunk in request.stream():
         body += chunk

@@ -19,7 +19,7 @@ from core.access.signed_tokens import SignedToken, TokenSigner
 from core.common.urls import DEFAULT_PORTS
 
 COOKIE, DEVICE_COOKIE = "llamadeck_session", "llamadeck_device"
-# A page that came over http cannot replace a cookie that is for https only: theirs have a name of their own.
+# A page that came over http cannot replace a cookie of https: those have the prefix.
 SECURE_PREFIX = "__Secure-"
 is_session_cookie = re.compile(rf"(?:{SECURE_PREFIX})?{COOKIE}(?:_\d{{1,5}})?").fullmatch
 is_device_cookie = re.compile(rf"(?:{SECURE_PREFIX})?{DEVICE_COOKIE}(?:_\d{{1,5}})?").fullmatch
@@ -73,7 +73,7 @@ class Visitors:
         self._public = frozenset(parse_origins(addresses))
 
     def find(self, request: HTTPConnection) -> Visitor | None:
-        """To whom a request belongs; None for nobody who may come in."""
+        """To whom a request belongs; None for somebody who may not come in."""
         if self._sign_on is not None:
             person = self._sign_on.person(request.cookies)
             if person and self._sign_on.is_invited(request.cookies):

@@ -10,14 +10,14 @@ from typing import Any
 from core.common.errors import DeckError
 
 log = logging.getLogger(__name__)
-# What is kept; more would be of pages that nobody looks at any more.
+# How many tasks are kept: more would belong to pages that nobody views any more.
 MAX_TASKS = 64
 Report = Callable[[int, int], None]
 Work = Callable[[Report], Any]
 
 
 class Task:
-    """One piece of work, which may report how much is done of how much. When `is_done`, `result` or `error` holds."""
+    """One piece of work in a thread. `progress` is (done, total). When `is_done`, `result` or `error` is set."""
 
     def __init__(self, work: Work) -> None:
         self.result: Any = None
@@ -50,17 +50,17 @@ class Task:
 
 
 class TaskPool:
-    """The work of a process by what it is about: each is done once, until it is forgotten."""
+    """The tasks of a process by key. Each runs once, in a thread of its own, until it is forgotten."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tasks: dict[Hashable, Task] = {}
 
     def get(self, key: Hashable, work: Work) -> Task:
-        """The task for `key`, which begins now if nobody began it before."""
+        """The task for `key`, which starts now if it is new."""
         with self._lock:
             if key not in self._tasks:
-                # Not what is under way: it would be begun again beside itself by whoever asks next.
+                # A running task stays: whoever asks next would start it a second time.
                 done = [old for old, task in self._tasks.items() if task.is_done]
                 for old in done[: max(0, len(self._tasks) + 1 - MAX_TASKS)]:
                     del self._tasks[old]
@@ -68,22 +68,22 @@ class TaskPool:
             return self._tasks[key]
 
     def known(self, key: Hashable) -> Task | None:
-        """The task for `key` if somebody began it."""
+        """The task for `key`, None if nobody started it."""
         with self._lock:
             return self._tasks.get(key)
 
     def forget(self, key: Hashable) -> None:
-        """Begin anew the next time."""
+        """The next `get` starts it anew."""
         with self._lock:
             self._tasks.pop(key, None)
 
     def forget_errors(self) -> None:
-        """Begin anew with whatever has failed: something is different now."""
+        """Forget failed tasks, after a change of settings: the next `get` starts them anew."""
         with self._lock:
             self._tasks = {key: task for key, task in self._tasks.items() if not _has_failed(task)}
 
 
 def _has_failed(task: Task) -> bool:
-    """A list of branches in which one has an error counts as well: each of them was asked for by itself."""
+    """True also for a result that is a tuple in which one part has an error, such as a list of branches."""
     parts = task.result if isinstance(task.result, tuple) else ()
     return task.is_done and (task.error is not None or any(getattr(part, "error", None) for part in parts))

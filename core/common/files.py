@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFIX = ".new-"
-# No write takes this long: what is older was left by a process that was killed.
+# No write takes this long: an older temporary file was left by a process that was killed.
 LEFTOVER_AGE_S = 3600.0
 
 
@@ -57,7 +57,7 @@ def remove(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writes that were killed left in `folder`: it may hold secrets that have been taken back since."""
+    """Remove the temporary files of killed writes from `folder`: they may hold secrets that were revoked since."""
     try:
         for entry in os.scandir(folder):
             age_s = time.time() - entry.stat(follow_symlinks=False).st_mtime

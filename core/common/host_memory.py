@@ -7,7 +7,7 @@ from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-# The files of a container's limit, its use, and its accounts with the line that counts what can be dropped.
+# cgroup v2 and v1: the files of the limit, of the use, and of the statistics, and the line there of droppable pages.
 LAYOUTS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
@@ -20,14 +20,14 @@ LAYOUTS = (
 
 
 def available_bytes(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
-    """What a new process can take without pushing anybody out: the host's, or what a container's limit leaves."""
+    """Bytes that a new process can take without swapping: the host's, or what a container's limit leaves."""
     host_bytes = _numbers(meminfo).get("MemAvailable:", 0) * 1024
     left_bytes = [left for layout in LAYOUTS if (left := _left_of_limit(cgroup, *layout)) is not None]
     return min([host_bytes, *left_bytes])
 
 
 def _left_of_limit(cgroup: Path, limit_name: str, used_name: str, stat_name: str, droppable: str) -> int | None:
-    """What a container may still take; None where it has no limit. Files that were read count as used until dropped."""
+    """Bytes that a container may still take; None without a limit. Droppable pages count as free."""
     with suppress(OSError, ValueError):
         limit = int((cgroup / limit_name).read_text("ascii"))
         used = int((cgroup / used_name).read_text("ascii"))

@@ -14,19 +14,19 @@ from core.common.errors import InputError
 
 VARIABLE = "LLAMADECK_LOG"
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-# Only this program's own words become more: what libraries say at their lower levels may quote addresses and headers.
+# Only this program's own loggers get the level: libraries may log addresses and headers at theirs.
 OURS = ("cli", "core", "ui", "serve", "llamadeck", "__main__")
-# At every load these tell of parts that this build of torch lacks and that nobody asked for.
+# At every load these warn of parts that this build of torch lacks and that nobody uses.
 CHATTY = ("torchao", "torch.utils._pytree")
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# So often the same fault is said in so many seconds; a loop that fails at each turn would fill the disk.
+# A message is logged MOST_TIMES in WINDOW_S: a loop that fails at each turn would fill the disk.
 MOST_TIMES, WINDOW_S = 3, 60.0
 MAX_FAULTS = 256
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
 def log_level(environment: Mapping[str, str] = os.environ) -> int:
-    """The level that is wished for. Raises InputError for a word that is none."""
+    """The level in $LLAMADECK_LOG. Raises InputError for an unknown word."""
     word = environment.get(VARIABLE, "").strip().lower() or "warning"
     if word not in LEVELS:
         raise InputError("bad_log_level", level=word, levels=", ".join(LEVELS))
@@ -78,7 +78,7 @@ def _identity(record: logging.LogRecord) -> tuple[object, ...]:
 
 
 def set_up_logs() -> None:
-    """Once at the start of a process; a wrong word is said in the log and counts as none."""
+    """Call it once at the start of a process. A wrong $LLAMADECK_LOG is logged and ignored."""
     logging.basicConfig(level=logging.WARNING, format=FORMAT)
     sparing = RepeatFilter()
     for handler in logging.root.handlers:

@@ -16,7 +16,7 @@ from typing import TextIO
 
 
 class OutputError(Exception):
-    """Standard output, or whoever read standard error, takes no more; no OSError, for that would be somebody else's."""
+    """Standard output, or the reader of standard error, accepts no more. No OSError: those have other causes."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error.errno)
@@ -25,7 +25,7 @@ class OutputError(Exception):
 
 
 class ClosedOutput(io.TextIOBase):
-    """Stands for a standard output that was closed (`>&-`): to Python that would be None, and a word to it no error."""
+    """Stands for a closed standard output (`>&-`), which is None to Python, so that writing raises no error."""
 
     def write(self, text: str) -> int:
         if text:
@@ -34,7 +34,7 @@ class ClosedOutput(io.TextIOBase):
 
 
 def write_text(stream: TextIO, text: str) -> None:
-    """Write and flush. Raises OutputError; of standard error only where its reader has gone, else the work goes on."""
+    """Write and flush. Raises OutputError; for standard error only where its reader has gone."""
     try:
         stream.write(text)
         stream.flush()
@@ -46,7 +46,7 @@ def write_text(stream: TextIO, text: str) -> None:
 
 
 def write_bytes(content: bytes) -> None:
-    """The same for standard output and what is no text."""
+    """Write bytes to standard output and flush. Raises OutputError."""
     try:
         binary = getattr(sys.stdout, "buffer", None)
         if binary is None:
@@ -58,7 +58,7 @@ def write_bytes(content: bytes) -> None:
 
 
 def exit_code_of(main: Callable[[], int], say: Callable[[OutputError], None]) -> int:
-    """What `main` returns; where its output cannot be written, the end that a shell expects, or 1 after `say`."""
+    """What `main` returns. Where its output cannot be written: the end by SIGPIPE, or 1 after `say`."""
     _open_standard_streams()
     try:
         try:
@@ -76,7 +76,7 @@ def exit_code_of(main: Callable[[], int], say: Callable[[OutputError], None]) ->
 
 
 def _open_standard_streams() -> None:
-    """See that no file that is opened later gets the number of a stream that was closed."""
+    """Open closed standard streams, so that no later file gets their numbers."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -95,7 +95,7 @@ def _open_standard_streams() -> None:
 
 
 def _drop(number: int) -> None:
-    """Let Python's own flush at the end find a place for what could not be written."""
+    """Point a stream to /dev/null, so that Python's flush at exit does not fail."""
     opened = os.open(os.devnull, os.O_WRONLY)
     os.dup2(opened, number)
     os.close(opened)

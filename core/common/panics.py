@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 
 class LibraryPanic(Exception):
-    """A library met what its authors thought impossible: a text or a file that it cannot take."""
+    """A library panicked: its input was a case that its authors thought impossible."""
 
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raises LibraryPanic with the library's words where it panics. Everything else passes as it is."""
+    """Raises LibraryPanic, with the library's message, for a panic. Other exceptions pass unchanged."""
     try:
         yield
     except BaseException as error:
@@ -23,5 +23,5 @@ def panics_as_errors() -> Iterator[None]:
 
 
 def why_of(error: BaseException) -> str:
-    """The first line of what a library says, or the kind of its error."""
+    """The first line of an error's message, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

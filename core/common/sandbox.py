@@ -27,17 +27,17 @@ from core.common.paths import ROOT
 from core.common.sandbox_child import FAILED, HEADER, MAX_WHY_CHARS, MEMORY, OUTPUT
 
 log = logging.getLogger(__name__)
-# What a child is told of this process's surroundings: passwords and tokens are none of its business.
+# The environment variables of a child: it gets no passwords and tokens.
 PASSED_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 CHUNK_BYTES, MIB = 2**20, 2**20
-# What a child may hold while it waits; a usual one holds a quarter of it.
+# The most memory that an idle child may hold; a usual one holds a quarter of it.
 KEPT_MIB = 128
 
 Kind = Literal["time", "memory", "output", "ended", "busy"]
 
 
 class LimitReached(Exception):
-    """Work that was given up. "ended": its process crashed; "busy": it had no turn, or the machine stood still."""
+    """The work was stopped. "ended": its process crashed. "busy": its turn did not come, or the machine stood still."""
 
     def __init__(self, kind: Kind) -> None:
         super().__init__(kind)
@@ -45,14 +45,14 @@ class LimitReached(Exception):
 
 
 class SandboxError(Exception):
-    """The child's own words about what it was given."""
+    """The child's error message on its input."""
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
     """For one question: processor time, memory beside what Python itself takes, and time by the clock.
 
-    The processor's time ends the work. The clock only ends what does not move, on a machine that stands still.
+    Processor time ends the work. The clock ends only what makes no progress, on a machine that stands still.
     """
 
     cpu_s: float
@@ -64,7 +64,7 @@ _all: weakref.WeakSet[Sandbox] = weakref.WeakSet()
 
 
 def close_all() -> None:
-    """End every child of this process: for its end. They would end with it, a moment later."""
+    """End every child of this process, at its exit. They would end with it, a moment later."""
     for sandbox in list(_all):
         sandbox.close()
 

@@ -6,9 +6,9 @@ import signal
 
 
 class StopSignals:
-    """Within it each of `numbers` raises KeyboardInterrupt, also where a shell told this process to let it pass.
+    """A context in which each of `numbers` raises KeyboardInterrupt, also where the shell made this process ignore it.
 
-    That one came is remembered: what is raised while Python frees an object gets lost.
+    `has_come` remembers the signal: an exception that is raised while Python frees an object gets lost.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
