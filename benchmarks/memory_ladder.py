@@ -28,7 +28,7 @@ from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan, make_plan
 from core.memory.sizes import MIB
 from core.worker.main import ENVIRONMENT
 
-KERNELS = ("deck", "exllama_v2", "marlin", "triton")
+KERNELS = ("llamadeck", "exllama_v2", "marlin", "triton")
 CONTEXTS = (2048, 4096)
 SLOTS = (1, 4)
 UNCAPPED_BYTES = 2**60

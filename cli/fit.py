@@ -26,6 +26,7 @@ from core.library import catalogue
 from core.library.scan import locate
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import MAX_CHATS, FitReport, check_fit
+from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import has_compiler
 from core.memory.plan import MemoryPlan
 from core.memory.sizes import MIB
@@ -38,6 +39,8 @@ WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 # How a folder is written that is not in models/: whatever else has a slash may be a repository.
 FOLDER_STARTS = ("/", "./", "../")
 NUM_SUGGESTIONS = 3
+# Names of kernels that are understood until 1.0.
+RENAMED_KERNELS = {"deck": LLAMADECK.name}
 
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
@@ -54,6 +57,9 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """Print the verdict. The exit code: 0 fits, 3 does not, 2 for a model that this program cannot run at all, 1 for
     GPUs of this machine that cannot be used, whatever their memory."""
+    if arguments.kernel in RENAMED_KERNELS:
+        old, arguments.kernel = arguments.kernel, RENAMED_KERNELS[arguments.kernel]
+        terminal.say("fit_kernel_renamed", old=old, new=arguments.kernel)
     try:
         report = verdict(arguments)
     except (CheckpointError, EngineError) as error:

@@ -105,6 +105,6 @@ def check_kernels(has_gpu: bool, *folders: Path) -> CheckResult:
         return result("kernels", "ok", "kernels_not_needed")
     wanted = tuple(kernel.name.replace("_v2", "v2") for kernel in KERNELS if kernel.needs_compiler)
     built = {library.relative_to(folder).parts[0] for folder in folders for library in folder.glob("*/**/*.so")}
-    names = ["deck"] if any(any(folder.glob("*.cubin")) for folder in folders) else []
+    names = ["llamadeck"] if any(any(folder.glob("*.cubin")) for folder in folders) else []
     names += sorted(name for name in built if name.startswith(wanted))
     return result("kernels", "ok", "kernels_ok" if names else "kernels_none", names=", ".join(names))

@@ -85,7 +85,7 @@ def test_what_fits_ends_with_0_and_every_number(command: Command) -> None:
     assert found["margin_mib"] == pytest.approx(found["available_mib"] - found["needed_mib"], abs=0.02)
     assert set(found["parts"]) >= {"weights", "kv_cache", "scratch", "activations", "context"}
     assert found["parts"]["kv_cache"] == pytest.approx(2048.5)
-    assert (found["kernel"], found["max_context"], found["context_tokens"]) == ("deck", 4096, 4096)
+    assert (found["kernel"], found["max_context"], found["context_tokens"]) == ("llamadeck", 4096, 4096)
     assert found["reason"].startswith(f"{SMALL} fits on RTX 3060 12GB")
     assert "gpus" not in found
 
@@ -173,7 +173,7 @@ def change(folder: Path, **changes: Any) -> None:
         (["--gpu", "A40", "--chats", "٣"], ["--chats"]),
         (["--vram-mib", "24 GB"], ["--vram-mib", "24 GB"]),
         (["--vram-mib", "-1"], ["--vram-mib", "-1"]),
-        (["--gpu", "A40", "--kernel", "fast"], ["fast", "deck, exllama_v2, marlin, triton"]),
+        (["--gpu", "A40", "--kernel", "fast"], ["fast", "llamadeck, exllama_v2, marlin, triton"]),
         (["--gpu", "A40", "--revision", "gptq-4bit-32g"], ["gptq-4bit-32g", "gptq-4bit-32g-actorder_True"]),
         ([], ["--gpu", "--vram-mib"]),
     ],
@@ -221,7 +221,7 @@ def test_a_folder_has_no_revision(command: Command) -> None:
 def test_the_gpus_of_this_machine_are_asked_when_none_is_named(on_gpus: Command, nvml_standin: Standin) -> None:
     code, found = on_gpus.json("fit", SMALL)
     assert (code, found["card"], found["available_mib"]) == (0, "NVIDIA A40", 45458)
-    assert found["kernel"] == "deck"
+    assert found["kernel"] == "llamadeck"
     nvml_standin.use("two_4090")
     assert on_gpus.json("fit", SMALL)[1]["available_mib"] == 24564 - 513 - 431
     nvml_standin.use("driver_not_loaded")

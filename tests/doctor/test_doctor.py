@@ -115,7 +115,7 @@ def test_kernels(tmp_path: Path) -> None:
         (folder / "abc" / "kernel.so").touch()
     assert machine.check_kernels(True, own, library).params == {"names": "exllamav2, marlin_fp16"}
     (own / "0a1b.cubin").touch()
-    assert machine.check_kernels(True, own, library).params == {"names": "deck, exllamav2, marlin_fp16"}
+    assert machine.check_kernels(True, own, library).params == {"names": "llamadeck, exllamav2, marlin_fp16"}
 
 
 def test_disks(tmp_path: Path) -> None:

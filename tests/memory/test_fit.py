@@ -65,7 +65,7 @@ def test_a_longer_context_never_makes_a_model_fit() -> None:
     assert len(set(verdicts)) == 2
 
 
-@pytest.mark.parametrize("kernel", ["deck", "exllama_v2", "marlin", "triton"])
+@pytest.mark.parametrize("kernel", ["llamadeck", "exllama_v2", "marlin", "triton"])
 @pytest.mark.parametrize("chats", [1, 3])
 def test_the_largest_context_fits_and_one_token_more_does_not(kernel: str, chats: int) -> None:
     small = card(7000)
@@ -98,9 +98,9 @@ def test_without_a_compiler_only_what_needs_none_is_counted_on() -> None:
 
 def test_a_kernel_that_was_refused_is_not_planned_with() -> None:
     cards = [card(24_576)]
-    assert check_fit(known(SMALL), cards).kernel == "deck"
-    assert check_fit(known(SMALL), cards, without=["deck"]).kernel == "exllama_v2"
-    assert check_fit(known(SMALL), cards, without=["deck", "exllama_v2", "marlin"]).kernel == "triton"
+    assert check_fit(known(SMALL), cards).kernel == "llamadeck"
+    assert check_fit(known(SMALL), cards, without=["llamadeck"]).kernel == "exllama_v2"
+    assert check_fit(known(SMALL), cards, without=["llamadeck", "exllama_v2", "marlin"]).kernel == "triton"
 
 
 def test_what_does_not_fit_says_what_would_make_it_fit() -> None:

@@ -85,7 +85,7 @@ def test_the_cache_has_keys_and_values_for_every_token_and_one_unread_column(siz
         assert state_bytes(shape, context, chats) == chats * (context + 1) * kib_a_token * 1024
 
 
-@pytest.mark.parametrize("kernel", ["deck", "exllama_v2", "marlin", "triton", "torch"])
+@pytest.mark.parametrize("kernel", ["llamadeck", "exllama_v2", "marlin", "triton", "torch"])
 @pytest.mark.parametrize("size", ["7B", "70B"])
 def test_a_plan_grows_with_context_chats_and_layers(size: str, kernel: str) -> None:
     shape = shape_of(size)
@@ -101,7 +101,7 @@ def test_a_plan_grows_with_context_chats_and_layers(size: str, kernel: str) -> N
 def test_no_part_is_negative_and_the_total_covers_running_and_loading() -> None:
     for entry in catalogue.entries():
         shape = read_shape(catalogue.checkpoint(entry))
-        for kernel in ("deck", "exllama_v2", "marlin", "triton", "torch"):
+        for kernel in ("llamadeck", "exllama_v2", "marlin", "triton", "torch"):
             plan = plan_of(shape, kernel)
             assert all(part >= 0 for part in plan.parts_mib().values())
             assert plan.total >= max(plan.running, plan.weights + plan.loading)

@@ -90,7 +90,7 @@ def _turn(item: pytest.Item) -> int:
         return 0
     last = [*LIBRARIES[:1], "test_gpu_load", *LIBRARIES[1:]]
     found = [place for place, name in enumerate(last, 2) if name in item.nodeid]
-    return found[0] if found else 0 if "test_gpu_kernels" in item.nodeid and "deck" not in item.nodeid else 1
+    return found[0] if found else 0 if "test_gpu_kernels" in item.nodeid and "llamadeck" not in item.nodeid else 1
 
 
 def begin(items: Sequence[pytest.Item]) -> GpuSession | None:

@@ -37,7 +37,7 @@ def streams() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("kernel", ["deck", "triton", "torch"])
+@pytest.mark.parametrize("kernel", ["llamadeck", "triton", "torch"])
 @pytest.mark.parametrize("num_layers", [(1, 2), (3, 0), (0, 3)], ids=str)
 def test_a_split_model_computes_the_model(tmp_path: Path, kernel: str, num_layers: tuple[int, int]) -> None:
     dense = make_checkpoint(tmp_path, Recipe(**SIZES))

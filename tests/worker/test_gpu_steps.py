@@ -63,8 +63,8 @@ def inference() -> Iterator[None]:
 
 
 def open_steps(folder: Path, chats: int = CHATS) -> Any:
-    engine = open_engine(Load(folder, CONTEXT_TOKENS, chats, "deck"), lambda *_: None)
-    assert engine.facts.captured and engine.facts.kernel == "deck"
+    engine = open_engine(Load(folder, CONTEXT_TOKENS, chats, "llamadeck"), lambda *_: None)
+    assert engine.facts.captured and engine.facts.kernel == "llamadeck"
     return engine.steps
 
 

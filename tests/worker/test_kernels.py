@@ -58,9 +58,9 @@ def takes(kernel: KernelSpec, model: Checkpoint, device: Device) -> bool:
 @pytest.mark.parametrize(
     ("model", "device", "wanted"),
     [
-        (checkpoint(), AMPERE, ("deck", "deck")),
-        (checkpoint(act_order=True, symmetric=False), AMPERE, ("deck", "deck")),
-        (checkpoint(group_size=-1), AMPERE, ("deck", "deck")),
+        (checkpoint(), AMPERE, ("llamadeck", "llamadeck")),
+        (checkpoint(act_order=True, symmetric=False), AMPERE, ("llamadeck", "llamadeck")),
+        (checkpoint(group_size=-1), AMPERE, ("llamadeck", "llamadeck")),
         (checkpoint(), TURING, ("exllama_v2", "exllama_v2")),
         (checkpoint(act_order=True, symmetric=False), TURING, ("exllama_v2", "exllama_v2")),
         (checkpoint(group_size=-1), TURING, ("exllama_v2", "exllama_v2")),
@@ -69,7 +69,7 @@ def takes(kernel: KernelSpec, model: Checkpoint, device: Device) -> bool:
         (checkpoint(group_size=256), AMPERE, ("triton", "triton")),
         (checkpoint(bits=2), AMPERE, ("triton", "triton")),
         (checkpoint(bits=3), AMPERE, ("torch", "torch")),
-        (checkpoint(), Device("cuda", (9, 0), False), ("deck", "deck")),
+        (checkpoint(), Device("cuda", (9, 0), False), ("llamadeck", "llamadeck")),
         (checkpoint(), Device("cuda", (7, 5), False), ("triton", "no_compiler")),
         (checkpoint(bits=8), Device("cuda", (9, 0), False), ("triton", "no_compiler")),
         (checkpoint(bits=8), Device("cuda", (7, 0), True), ("triton", "triton")),
@@ -122,7 +122,7 @@ def test_a_kernel_that_cannot_run_here_is_refused_with_those_that_can(name: str)
     with pytest.raises(EngineError) as caught:
         choose_kernel(checkpoint(), AMPERE, name)
     assert caught.value.key == "kernel_refused"
-    assert caught.value.params["able"] == "deck, exllama_v2, marlin, triton, torch"
+    assert caught.value.params["able"] == "llamadeck, exllama_v2, marlin, triton, torch"
 
 
 @pytest.mark.parametrize("device", [AMPERE, CPU], ids=["cuda", "cpu"])
@@ -140,7 +140,7 @@ def test_a_last_group_that_is_shorter_needs_a_kernel_that_takes_it() -> None:
     falcon = checkpoint(shapes=FALCON_7B)
     assert choose_kernel(falcon, AMPERE)[0].name == "triton"
     assert choose_kernel(falcon, CPU)[0].name == "dense"
-    assert choose_kernel(checkpoint(group_size=64, shapes=FALCON_7B), AMPERE)[0].name == "deck"
+    assert choose_kernel(checkpoint(group_size=64, shapes=FALCON_7B), AMPERE)[0].name == "llamadeck"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_every_kernel_has_a_backend() -> None:
 
 
 def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None:
-    taken = [model for model in COMBINATIONS if takes(kernel_named("deck"), model, AMPERE)]
+    taken = [model for model in COMBINATIONS if takes(kernel_named("llamadeck"), model, AMPERE)]
     assert taken
     for model in taken:
         ((rows, columns),) = sides_of(model)
@@ -219,6 +219,6 @@ def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None
 
 
 def test_what_a_kernel_needs_of_the_gpu_is_asked() -> None:
-    for name, capability in (("deck", (7, 5)), ("exllama_v2", (5, 2)), ("marlin", (7, 0)), ("triton", (6, 1))):
+    for name, capability in (("llamadeck", (7, 5)), ("exllama_v2", (5, 2)), ("marlin", (7, 0)), ("triton", (6, 1))):
         assert not takes(kernel_named(name), checkpoint(), Device("cuda", capability, has_compiler=True))
         assert takes(kernel_named(name), checkpoint(), AMPERE)

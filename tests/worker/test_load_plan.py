@@ -47,22 +47,22 @@ def ready(checkpoint: Checkpoint, cards: list[DeviceMemory], kernel: str | None 
 
 
 def test_a_kernel_that_fails_its_check_is_not_used(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    preparation = Preparation("deck", "exllama_v2")
+    preparation = Preparation("llamadeck", "exllama_v2")
     monkeypatch.setattr(opening, "prepare_kernel", preparation)
     found = ready(checkpoint, [LARGE])
     assert (found.kernel.name, found.reason) == ("marlin", "faster_refused")
-    assert preparation.asked == ["deck", "exllama_v2", "marlin"]
+    assert preparation.asked == ["llamadeck", "exllama_v2", "marlin"]
 
 
 def test_one_that_was_asked_for_is_not_replaced(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "prepare_kernel", Preparation("deck"))
+    monkeypatch.setattr(opening, "prepare_kernel", Preparation("llamadeck"))
     with pytest.raises(EngineError) as caught:
-        ready(checkpoint, [LARGE], "deck")
+        ready(checkpoint, [LARGE], "llamadeck")
     assert caught.value.key == "kernel_wrong"
 
 
 def test_where_every_kernel_fails_the_load_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "prepare_kernel", Preparation("deck", "exllama_v2", "marlin", "triton", "torch"))
+    monkeypatch.setattr(opening, "prepare_kernel", Preparation("llamadeck", "exllama_v2", "marlin", "triton", "torch"))
     with pytest.raises(EngineError) as caught:
         ready(checkpoint, [LARGE])
     assert caught.value.key == "no_kernel"
@@ -78,10 +78,10 @@ def test_a_model_goes_where_it_fits(checkpoint: Checkpoint, monkeypatch: pytest.
 
 def test_what_no_gpu_has_room_for_is_split_by_layers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "prepare_kernel", Preparation())
-    refused = check_fit(checkpoint, [DeviceMemory.empty("tiny", 800, (9, 0))], 256, kernel="deck")
+    refused = check_fit(checkpoint, [DeviceMemory.empty("tiny", 800, (9, 0))], 256, kernel="llamadeck")
     room_mib = int((refused.plan.total - refused.plan.weights / 3) / MIB)
     small = replace(LARGE, total_mib=room_mib, reserved_mib=0)
-    found = ready(checkpoint, [small, replace(small)], "deck")
+    found = ready(checkpoint, [small, replace(small)], "llamadeck")
     assert found.places.devices == (torch.device("cuda", 0), torch.device("cuda", 1))
     assert sum(found.places.num_layers) == 6 and all(found.places.num_layers)
     assert not found.captured and len(found.plans) == 2

@@ -64,7 +64,7 @@ def split_kv_bytes(shape: ModelShape, num_slots: int) -> int:
 
 
 LLAMADECK = LlamadeckKernel(
-    "deck",
+    "llamadeck",
     "cuda",
     bits=frozenset((4,)),
     group_sizes=frozenset((-1, 32, 64, 128)),
