@@ -35,7 +35,7 @@ def start(folder: str) -> Answerer:
     import torch
     from transformers import AutoModelForCausalLM, GPTQConfig
 
-    from core.worker.load import find_devices
+    from core.worker.plan_load import find_devices
 
     checkpoint = read_checkpoint(Path(folder))
     able = able_kernels(matrix_shapes(checkpoint), find_devices(read_snapshot())[:1])

@@ -169,9 +169,10 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     """One model with one kernel: loaded once, under the smallest rung's cap, then every rung with its own."""
     import torch
 
-    from core.worker.load import choose_dtype, find_devices, use_capturable_stream
+    from core.memory.load_plan import choose_dtype
     from core.worker.model.device_map import DeviceMap
     from core.worker.model.loader import load_model
+    from core.worker.plan_load import find_devices, use_capturable_stream
     from core.worker.tokenizer import read_tokenizer
 
     checkpoint, device = read_checkpoint(folder / name), find_devices(read_snapshot())[0]
@@ -185,9 +186,9 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     use_capturable_stream()
     cap(rungs[0][0].allocated)
     with torch.inference_mode():
-        dtype = choose_dtype(checkpoint, kernel, device)
+        dtype, shape = getattr(torch, choose_dtype(checkpoint, kernel, device)), read_shape(checkpoint, captured)
         places = DeviceMap((torch.device("cuda:0"),))
-        model = load_model(checkpoint, kernel, places, dtype, GPU_CHUNK_TOKENS, lambda _: None, captured)
+        model = load_model(checkpoint, shape, kernel, places, dtype, GPU_CHUNK_TOKENS, lambda _: None)
     loading_mib = torch.cuda.max_memory_reserved() / MIB
     planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB
     held_mib = torch.cuda.memory_allocated() / MIB

@@ -188,17 +188,17 @@ def as_object(report: FitReport) -> dict[str, Any]:
         "available_mib": report.available_mib,
         "margin_mib": round(report.margin_mib, 2),
         "parts": _rounded(sum_parts(report)),
-        "kernel": report.kernel,
-        "captured": report.captured,
+        "kernel": report.load.kernel.name,
+        "captured": report.load.is_captured,
         "max_context": report.max_context,
         "reason": translate("en", f"fit.{report.reason}", **report.params),
         "remedies": [translate("en", f"fit.{key}", **params) for key, params in report.remedies],
-        "context_tokens": report.context_tokens,
-        "chats": report.num_chats,
+        "context_tokens": report.load.context_tokens,
+        "chats": report.load.num_slots,
         "model": report.params["model"],
         "card": report.params["card"],
     }
-    if len(report.cards) > 1:
+    if len(report.devices) > 1:
         found["gpus"] = [
             {
                 "card": device.name,
@@ -206,7 +206,7 @@ def as_object(report: FitReport) -> dict[str, Any]:
                 "available_mib": device.available_mib,
                 "parts": _rounded(parts_mib(plan)),
             }
-            for plan, device in zip(report.plans, report.cards, strict=True)
+            for plan, device in zip(report.plans, report.devices, strict=True)
         ]
     return found
 
@@ -223,19 +223,19 @@ def show(report: FitReport, out: Terminal) -> None:
         for name in columns[0]
         if any(parts[name] > 0 for parts in columns)
     ]
-    available = [report.available_mib, *(device.available_mib for device in report.cards if several)]
+    available = [report.available_mib, *(device.available_mib for device in report.devices if several)]
     needed = [math.ceil(report.needed_mib), *(math.ceil(plan.total / MIB) for plan in report.plans if several)]
     rows.append([out.text("fit_needed"), *(f"{number}" for number in needed)])
     rows.append([out.text("fit_available"), *(f"{number}" for number in available)])
     margins = [has - takes for has, takes in zip(available, needed, strict=True)]
     rows.append([out.text("fit_margin"), *(f"{number}" for number in margins)])
-    head = ["MiB", "=" if several else "", *(device.name for device in report.cards if several)]
+    head = ["MiB", "=" if several else "", *(device.name for device in report.devices if several)]
     for line in table([head, *rows]):
         out.write(f"  {line}")
     key = "fit_kernel" if report.max_context else "fit_no_context"
-    values: dict[str, str | int] = {"kernel": report.kernel}
+    values: dict[str, str | int] = {"kernel": report.load.kernel.name}
     if report.max_context:
-        values |= {"max_context": report.max_context, "chats": report.num_chats}
+        values |= {"max_context": report.max_context, "chats": report.load.num_slots}
     out.say(key, **values)
     for name, params in report.remedies:
         out.write("- " + translate(out.language, f"fit.{name}", **params))

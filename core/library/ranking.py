@@ -12,7 +12,6 @@ from core.memory.fit import FitReport
 from core.memory.kernels.registry import KERNELS
 
 Candidate = tuple[Checkpoint, FitReport | DeckError]
-KERNEL_RANK = {kernel.name: rank for rank, kernel in enumerate(KERNELS)}
 
 
 def best_candidate(candidates: Sequence[Candidate]) -> int | None:
@@ -33,7 +32,7 @@ def best_candidate(candidates: Sequence[Candidate]) -> int | None:
 def _rank(checkpoint: Checkpoint, report: FitReport) -> tuple[float, ...]:
     has_full_context = report.max_context >= checkpoint.max_context_tokens
     fidelity = fidelity_of(checkpoint.quantization)
-    return (-KERNEL_RANK[report.kernel], has_full_context, *fidelity, -checkpoint.size_bytes)
+    return (-KERNELS.index(report.load.kernel), has_full_context, *fidelity, -checkpoint.size_bytes)
 
 
 def fidelity_of(quantization: MatrixFormat) -> tuple[float, float, bool]:

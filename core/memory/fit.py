@@ -13,8 +13,9 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError, EngineError, InputError
 from core.memory.device_memory import DeviceMemory
-from core.memory.kernels.registry import able_kernels
+from core.memory.kernels.registry import able_kernels, fastest_kernel
 from core.memory.kernels.spec import Device, KernelSpec
+from core.memory.load_plan import DevicePlan, LoadPlan, choose_dtype
 from core.memory.model_shape import ModelShape, read_shape
 from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan, make_plan, split_plan, sum_plans
 from core.memory.sizes import MIB
@@ -27,24 +28,22 @@ MAX_CHATS = 64
 class FitReport:
     """The verdict with every number that it rests on.
 
-    `captured`: the steps are captured in CUDA graphs, which is much faster and takes some memory more.
-
-    `reason` is the name of a sentence in the section "fit" of the locale files, `params` what it quotes. `plans` has
-    one plan for each of `cards`; `plan` adds them up. `max_context` is the longest that fits, 0 where not even the
-    weights do. `remedies` are further sentences: what would make it fit.
+    `load` is what would be loaded, fitting or not, on `devices`; `plans` has one plan for each of them, `plan` adds
+    them up. `reason` is the name of a sentence in the section "fit" of the locale files, `params` what it quotes.
+    `max_context` is the longest that fits, 0 where not even the weights do. `remedies`: what would make it fit.
     """
 
     fits: bool
-    kernel: str
-    cards: tuple[DeviceMemory, ...]
-    plans: tuple[MemoryPlan, ...]
-    captured: bool
-    context_tokens: int
-    num_chats: int
+    load: LoadPlan
+    devices: tuple[DeviceMemory, ...]
     max_context: int
     reason: str
     params: dict[str, str | int | float]
     remedies: tuple[tuple[str, dict[str, str | int | float]], ...] = ()
+
+    @property
+    def plans(self) -> tuple[MemoryPlan, ...]:
+        return self.load.memory
 
     @property
     def plan(self) -> MemoryPlan:
@@ -52,7 +51,7 @@ class FitReport:
 
     @property
     def available_mib(self) -> int:
-        return sum(card.available_mib for card in self.cards)
+        return sum(device.available_mib for device in self.devices)
 
     @property
     def needed_mib(self) -> float:
@@ -65,19 +64,19 @@ class FitReport:
     @property
     def lacking_mib(self) -> float:
         """What is too few, GPU by GPU: what one has left does not help another that is full."""
-        pairs = zip(self.plans, self.cards, strict=True)
-        return sum(max(0.0, plan.total / MIB - card.available_mib) for plan, card in pairs)
+        pairs = zip(self.plans, self.devices, strict=True)
+        return sum(max(0.0, plan.total / MIB - device.available_mib) for plan, device in pairs)
 
 
 def check_fit(
     checkpoint: Checkpoint,
-    cards: Sequence[DeviceMemory],
+    devices: Sequence[DeviceMemory],
     context_tokens: int = 0,
     num_chats: int = 1,
     kernel: str | None = None,
     without: Sequence[str] = (),
 ) -> FitReport:
-    """The verdict for `checkpoint` on `cards`: on the first where it fits alone, else split by layers over several.
+    """The verdict for `checkpoint` on `devices`: on the first where it fits alone, else split by layers over several.
 
     `context_tokens` 0 is the model's own limit, up to 4096. Steps are captured where that fits, else not; the kernel
     is then the fastest that fits, a leaner one where only that fits, and none of `without`. Raises InputError for a
@@ -89,29 +88,47 @@ def check_fit(
     if not 1 <= num_chats <= MAX_CHATS:
         raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
     require_runnable(checkpoint)
-    shapes = {captured: read_shape(checkpoint, merged=captured) for captured in (True, False)}
-    refused: list[tuple[FitReport, KernelSpec]] = []
-    for group in _groups(cards):
-        specs = [spec for spec in _candidates(shapes[False], group, kernel) if spec.name not in without]
-        for spec in specs:
-            if len(group) == 1 and spec.is_capturable:
-                report = _report(checkpoint, shapes[True], group, spec, context_tokens, num_chats, captured=True)
+    plain, merged = read_shape(checkpoint), read_shape(checkpoint, merged=True)
+    refused: list[FitReport] = []
+    for indexes in device_sets(devices):
+        group = [devices[index] for index in indexes]
+        kernels = [one for one in candidates(plain, group, kernel) if one.name not in without]
+
+        def report_of(shape: ModelShape, chosen: KernelSpec, indexes: Sequence[int] = indexes) -> FitReport:
+            found = [devices[index] for index in indexes]
+            places = [kernel_device(device) for device in found]
+            load = LoadPlan(
+                kernel=chosen,
+                kernel_reason=_kernel_reason(plain, places, chosen, kernel, without),
+                dtype=choose_dtype(checkpoint, chosen, weakest(places)),
+                device_kind="cuda",
+                devices=tuple(map(DevicePlan, indexes, _plans(shape, found, chosen, context_tokens, num_chats))),
+                shape=shape,
+                is_captured=shape.is_merged,
+                context_tokens=context_tokens,
+                num_slots=num_chats,
+                chunk_tokens=GPU_CHUNK_TOKENS,
+            )
+            return _report(checkpoint, load, found)
+
+        for one in kernels:
+            if len(group) == 1 and one.is_capturable:
+                report = report_of(merged, one)
                 if report.fits:
-                    return replace(report, max_context=_longest(checkpoint, shapes[False], group, specs, num_chats))
-        for spec in specs:
-            report = _report(checkpoint, shapes[False], group, spec, context_tokens, num_chats)
+                    return replace(report, max_context=_longest(checkpoint, plain, group, kernels, num_chats))
+        for one in kernels:
+            report = report_of(plain, one)
             if report.fits:
                 return report
-            refused.append((report, spec))
+            refused.append(report)
     if not refused:
-        raise _no_kernel(checkpoint, shapes[False], cards, kernel)
-    best, spec = max(refused, key=lambda one: (one[0].max_context, -one[0].lacking_mib))
-    return _with_remedies(shapes[False], spec, cards, best)
+        raise _no_kernel(checkpoint, plain, devices, kernel)
+    return _with_remedies(devices, max(refused, key=lambda report: (report.max_context, -report.lacking_mib)))
 
 
 def require_fit(
     checkpoint: Checkpoint,
-    cards: Sequence[DeviceMemory],
+    devices: Sequence[DeviceMemory],
     context_tokens: int,
     num_chats: int,
     kernel: str | None,
@@ -119,7 +136,7 @@ def require_fit(
     without: Sequence[str] = (),
 ) -> FitReport:
     """The verdict at the moment of a load. Raises EngineError where it is no, unless the load is forced."""
-    report = check_fit(checkpoint, cards, context_tokens, num_chats, kernel, without)
+    report = check_fit(checkpoint, devices, context_tokens, num_chats, kernel, without)
     if not report.fits and not force:
         raise EngineError(f"load_{report.reason}", **report.params)
     return report
@@ -135,87 +152,89 @@ def checked_context(checkpoint: Checkpoint, context_tokens: int) -> int:
     return context_tokens
 
 
-def _groups(cards: Sequence[DeviceMemory]) -> list[Sequence[DeviceMemory]]:
-    """Each card by itself, then the two with the most room, the three, ...: one that is full should not take a part."""
-    by_room = sorted(range(len(cards)), key=lambda index: -cards[index].available_mib)
-    several: list[Sequence[DeviceMemory]] = [
-        [cards[index] for index in sorted(by_room[:count])] for count in range(2, len(cards) + 1)
-    ]
-    return [*([card] for card in cards), *several]
+def device_sets(devices: Sequence[DeviceMemory]) -> list[list[int]]:
+    """The index of each device by itself, then of the two with the most room, the three, ...: one that is full should
+    not take a part."""
+    by_room = sorted(range(len(devices)), key=lambda index: -devices[index].available_mib)
+    return [*([index] for index in range(len(devices))), *(sorted(by_room[:n]) for n in range(2, len(devices) + 1))]
 
 
-def _candidates(shape: ModelShape, devices: Sequence[DeviceMemory], wanted: str | None) -> list[KernelSpec]:
+def kernel_device(device: DeviceMemory) -> Device:
+    return Device("cuda", device.capability, device.has_compiler)
+
+
+def weakest(devices: Sequence[Device]) -> Device:
+    return min(devices, key=lambda device: device.capability)
+
+
+def candidates(shape: ModelShape, devices: Sequence[DeviceMemory], wanted: str | None) -> list[KernelSpec]:
     """The kernels that take the model on every one of `devices`, fastest first; only `wanted` if one is."""
-    places = [Device("cuda", device.capability, device.has_compiler) for device in devices]
-    able = able_kernels([matrix for matrix, _ in shape.matrices], places)
+    able = able_kernels([matrix for matrix, _ in shape.matrices], [kernel_device(device) for device in devices])
     if wanted is not None:
         return [kernel for kernel in able if kernel.name == wanted]
     return [kernel for kernel in able if not kernel.is_last_resort] or able
+
+
+def _kernel_reason(
+    shape: ModelShape, devices: Sequence[Device], kernel: KernelSpec, wanted: str | None, without: Sequence[str]
+) -> str:
+    """Why `kernel` runs the model: by name, as the fastest on the weakest of `devices`, or in place of that one."""
+    if wanted is not None:
+        return "asked_for"
+    fastest, reason = fastest_kernel([matrix for matrix, _ in shape.matrices], weakest(devices))
+    if fastest != kernel:
+        return "faster_refused" if fastest.name in without else "leaner"
+    return reason
 
 
 def _no_kernel(
     checkpoint: Checkpoint, shape: ModelShape, devices: Sequence[DeviceMemory], wanted: str | None
 ) -> DeckError:
     """Why there is nothing to say of a model: the kernel that was asked for does not take it here, or none does."""
-    able = {kernel.name: kernel for device in devices for kernel in _candidates(shape, [device], None)}
+    able = {kernel.name: kernel for device in devices for kernel in candidates(shape, [device], None)}
     if wanted is not None and able:
         return InputError("kernel_refused", kernel=wanted, model=checkpoint.name, able=", ".join(able))
     return EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization.label)
 
 
 def _plans(
-    shape: ModelShape,
-    cards: Sequence[DeviceMemory],
-    kernel: KernelSpec,
-    context_tokens: int,
-    num_chats: int,
-    captured: bool = False,
+    shape: ModelShape, devices: Sequence[DeviceMemory], kernel: KernelSpec, context_tokens: int, num_chats: int
 ) -> tuple[MemoryPlan, ...]:
-    if len(cards) == 1:
-        capability = cards[0].capability
-        return (make_plan(shape, kernel, capability, context_tokens, num_chats, GPU_CHUNK_TOKENS, captured),)
+    """One plan a device; on one device a merged shape is planned captured."""
+    if len(devices) == 1:
+        capability = devices[0].capability
+        return (make_plan(shape, kernel, capability, context_tokens, num_chats, GPU_CHUNK_TOKENS, shape.is_merged),)
     return split_plan(
         shape,
         kernel,
-        [card.capability for card in cards],
-        [card.available_mib * MIB for card in cards],
+        [device.capability for device in devices],
+        [device.available_mib * MIB for device in devices],
         context_tokens,
         num_chats,
         GPU_CHUNK_TOKENS,
     )
 
 
-def _fits(plans: Sequence[MemoryPlan], cards: Sequence[DeviceMemory]) -> bool:
-    return all(plan.total <= card.available_mib * MIB for plan, card in zip(plans, cards, strict=True))
+def _fits(plans: Sequence[MemoryPlan], devices: Sequence[DeviceMemory]) -> bool:
+    return all(plan.total <= device.available_mib * MIB for plan, device in zip(plans, devices, strict=True))
 
 
-def _report(
-    checkpoint: Checkpoint,
-    shape: ModelShape,
-    cards: Sequence[DeviceMemory],
-    kernel: KernelSpec,
-    context_tokens: int,
-    num_chats: int,
-    captured: bool = False,
-) -> FitReport:
-    plans = _plans(shape, cards, kernel, context_tokens, num_chats, captured)
-    fits = _fits(plans, cards)
+def _report(checkpoint: Checkpoint, load: LoadPlan, devices: Sequence[DeviceMemory]) -> FitReport:
+    fits = _fits(load.memory, devices)
     # What is captured has its longest context worked out once it is known to fit.
-    max_context = 0 if captured else _longest(checkpoint, shape, cards, [kernel], num_chats)
+    max_context = 0 if load.is_captured else _longest(checkpoint, load.shape, devices, [load.kernel], load.num_slots)
     reason = "fits" if fits else "context_too_long" if max_context else "too_large"
-    report = FitReport(
-        fits, kernel.name, tuple(cards), plans, captured, context_tokens, num_chats, max_context, reason, {}
-    )
+    report = FitReport(fits, load, tuple(devices), max_context, reason, {})
     needed = math.ceil(report.needed_mib)
     params: dict[str, str | int | float] = {
         "model": checkpoint.name,
-        "card": " + ".join(card.name for card in cards),
+        "card": " + ".join(device.name for device in devices),
         "needed": needed,
         "available": report.available_mib,
         "margin": report.available_mib - needed if fits else math.ceil(report.lacking_mib),
-        "context": context_tokens,
+        "context": load.context_tokens,
         "max_context": max_context,
-        "chats": num_chats,
+        "chats": load.num_slots,
     }
     return replace(report, params=params)
 
@@ -223,48 +242,47 @@ def _report(
 def _longest(
     checkpoint: Checkpoint,
     shape: ModelShape,
-    cards: Sequence[DeviceMemory],
+    devices: Sequence[DeviceMemory],
     kernels: Sequence[KernelSpec],
     num_chats: int,
 ) -> int:
     """The longest context that any of `kernels` leaves room for, uncaptured."""
     limit = checkpoint.max_context_tokens
-    return max(_max_context(shape, cards, kernel, num_chats, limit) for kernel in kernels)
+    return max(_max_context(shape, devices, kernel, num_chats, limit) for kernel in kernels)
 
 
 def _max_context(
-    shape: ModelShape, cards: Sequence[DeviceMemory], kernel: KernelSpec, num_chats: int, limit: int
+    shape: ModelShape, devices: Sequence[DeviceMemory], kernel: KernelSpec, num_chats: int, limit: int
 ) -> int:
     """The longest context that fits, up to the model's own `limit`: the plan only grows with it."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if _fits(_plans(shape, cards, kernel, middle, num_chats), cards):
+        if _fits(_plans(shape, devices, kernel, middle, num_chats), devices):
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _with_remedies(
-    shape: ModelShape, kernel: KernelSpec, cards: Sequence[DeviceMemory], report: FitReport
-) -> FitReport:
-    """What would make it fit: a shorter context, fewer chats, what others hold given back, or a larger card."""
+def _with_remedies(devices: Sequence[DeviceMemory], report: FitReport) -> FitReport:
+    """What would make it fit: a shorter context, fewer chats, what others hold given back, or a larger GPU."""
     remedies: list[tuple[str, dict[str, str | int | float]]] = []
     if report.max_context:
         remedies.append(("shorter_context", {"context": report.max_context}))
-    if report.num_chats > 1 and _any_fits(shape, kernel, _groups(cards), report, 1):
-        remedies.append(("one_chat", {"context": report.context_tokens}))
-    others_mib = sum(card.others_mib - card.returning_mib for card in report.cards)
-    alone = [replace(card, others_mib=0, returning_mib=0) for card in report.cards]
-    if others_mib > 0 and _any_fits(shape, kernel, [alone], report, report.num_chats):
+    sets = [[devices[index] for index in indexes] for indexes in device_sets(devices)]
+    if report.load.num_slots > 1 and _any_fits(report.load, sets, 1):
+        remedies.append(("one_chat", {"context": report.load.context_tokens}))
+    others_mib = sum(device.others_mib - device.returning_mib for device in report.devices)
+    alone = [replace(device, others_mib=0, returning_mib=0) for device in report.devices]
+    if others_mib > 0 and _any_fits(report.load, [alone], report.load.num_slots):
         remedies.append(("end_others", {"others": others_mib}))
     remedies.append(("larger_card", {"needed": math.ceil(report.needed_mib)}))
     return replace(report, remedies=tuple(remedies))
 
 
-def _any_fits(
-    shape: ModelShape, kernel: KernelSpec, groups: Sequence[Sequence[DeviceMemory]], report: FitReport, num_chats: int
-) -> bool:
-    """Whether `num_chats` of the report's context would fit on one of `groups` with `kernel`."""
-    return any(_fits(_plans(shape, group, kernel, report.context_tokens, num_chats), group) for group in groups)
+def _any_fits(load: LoadPlan, sets: Sequence[Sequence[DeviceMemory]], num_chats: int) -> bool:
+    """Whether `num_chats` of the load's context would fit on one of `sets` with its kernel."""
+    return any(
+        _fits(_plans(load.shape, devices, load.kernel, load.context_tokens, num_chats), devices) for devices in sets
+    )

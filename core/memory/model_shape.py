@@ -58,13 +58,14 @@ class MatrixShape:
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """What a plan needs: each kind of layer and of quantized matrix with how often it comes, and the sizes of all other
-    tensors."""
+    tensors. `is_merged`: matrices that share their input count as one."""
 
     layers: tuple[tuple[LayerShape, int], ...]
     hidden: int
     vocabulary: int
     matrices: tuple[tuple[MatrixShape, int], ...]
     plain_elements: tuple[int, ...]
+    is_merged: bool = False
 
     @property
     def num_layers(self) -> int:
@@ -93,6 +94,7 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
         vocabulary=read_number(name, config, "vocab_size"),
         matrices=tuple(matrix_shapes(checkpoint, merged).items()),
         plain_elements=tuple(_plain_elements(checkpoint, bool(config.get("tie_word_embeddings", False)))),
+        is_merged=merged,
     )
     _check_sizes(checkpoint, shape)
     return shape

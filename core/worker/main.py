@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from core.bootstrap.machine_faults import fault_of_machine
-from core.checkpoint.checkpoint import read_checkpoint
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError, EngineError
 from core.common.logs import set_up_logs
@@ -96,12 +96,13 @@ def main(fd: int, is_warm: bool = False) -> None:
     assert isinstance(command, Load), command
     try:
         # Refuse before the imports, which take seconds.
-        require_runnable(read_checkpoint(command.folder))
+        checkpoint = read_checkpoint(command.folder)
+        require_runnable(checkpoint)
         pipe.send(LoadProgress("start", 0.02))
         if is_warm:
             preparing.join()
         with panics_as_errors():
-            scheduler, facts = open_scheduler(command, pipe)
+            scheduler, facts = load_scheduler(checkpoint, command, pipe)
         serve(scheduler, pipe, inbox, facts, pulse)
     except DeckError as error:
         pipe.send(LoadFailed(error))
@@ -172,14 +173,14 @@ def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | ImportsDone]) ->
         os._exit(1)
 
 
-def open_scheduler(command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
+def load_scheduler(checkpoint: Checkpoint, command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
     """Load the model. Importing the libraries takes seconds, unless a warm worker has done it."""
     import_gptqmodel()
     pipe.send(LoadProgress("start", 0.1))
-    from core.worker.load import open_engine
+    from core.worker.load import load_engine
     from core.worker.scheduler import Scheduler
 
-    engine = open_engine(command, lambda stage, fraction: pipe.send(LoadProgress(stage, fraction)))
+    engine = load_engine(checkpoint, command, lambda stage, fraction: pipe.send(LoadProgress(stage, fraction)))
     pipe.send(Loaded(engine.facts))
     scheduler = Scheduler(engine.steps, engine.tokenizer, engine.end_tokens, engine.chunk_tokens, pipe.send)
     return scheduler, engine.facts

@@ -20,15 +20,15 @@ from core.memory.plan import MemoryPlan, sum_plans
 from core.memory.sizes import MIB, SEGMENT_BYTES
 
 
-def find_cards(gpus: Sequence[Gpu], devices: Sequence[Device]) -> list[DeviceMemory]:
+def measure_devices(gpus: Sequence[Gpu], devices: Sequence[Device]) -> list[DeviceMemory]:
     """The GPUs in torch's order, as NVML saw them in `gpus`, without what this process holds already.
 
     Where NVML does not list one, CUDA is asked, which counts this process's own context as taken.
     """
-    return [_find_card(gpus, index, device) for index, device in enumerate(devices)]
+    return [_measure_device(gpus, index, device) for index, device in enumerate(devices)]
 
 
-def _find_card(gpus: Sequence[Gpu], index: int, device: Device) -> DeviceMemory:
+def _measure_device(gpus: Sequence[Gpu], index: int, device: Device) -> DeviceMemory:
     properties = torch.cuda.get_device_properties(index)
     for gpu in gpus:
         if gpu.uuid and str(properties.uuid) in gpu.uuid and gpu.total_mib and gpu.free_mib is not None:
@@ -44,7 +44,7 @@ def _find_card(gpus: Sequence[Gpu], index: int, device: Device) -> DeviceMemory:
 
 
 @contextmanager
-def limited_to(plans: Sequence[MemoryPlan], devices: Sequence[torch.device], is_forced: bool) -> Iterator[None]:
+def memory_cap(plans: Sequence[MemoryPlan], devices: Sequence[torch.device], is_forced: bool) -> Iterator[None]:
     """Let torch's allocator have what each device's plan says and no more; running out of it is an EngineError with the
     numbers.
 
@@ -67,7 +67,7 @@ def out_of_memory(planned_bytes: int, is_forced: bool) -> EngineError:
     return EngineError(key, planned=planned_bytes // MIB, reached=_peak_bytes() // MIB)
 
 
-def settle(plans: Sequence[MemoryPlan], devices: Sequence[torch.device], is_forced: bool) -> MemoryFacts:
+def reserve_remaining(plans: Sequence[MemoryPlan], devices: Sequence[torch.device], is_forced: bool) -> MemoryFacts:
     """Plan and reality, once everything has run at full size.
 
     What the plan has left is taken and kept in torch's allocator: nobody else can have it, and nothing grows.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError, GpuUseError
 from core.engine.protocol import Load
 from core.engine.runner import Runner
@@ -29,9 +30,9 @@ from core.gpu.torch_support import (
 from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.spec import Device
 from core.worker import gpu_check
-from core.worker import load as opening
+from core.worker import plan_load as opening
 from core.worker.gpu_check import known_torch, look
-from core.worker.load import find_devices, ready_kernel
+from core.worker.plan_load import find_devices, plan_gpu_load
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.preparation import Preparation
 
@@ -316,11 +317,11 @@ def test_a_model_goes_to_a_gpu_that_torch_has_code_for(tmp_path: Path, cuda_torc
     show(cuda_torch, (6, 1), (8, 6))
     devices = find_devices(seen())
     assert [device.has_code for device in devices] == [False, True]
-    checkpoint = opening.read_checkpoint(make_checkpoint_folder(tmp_path))
-    cuda_torch.setattr(opening, "prepare_kernel", Preparation())
+    checkpoint = read_checkpoint(make_checkpoint_folder(tmp_path))
+    cuda_torch.setattr(opening, "compile_and_check", Preparation())
     cards = [DeviceMemory.empty("old", 80_000, (6, 1)), DeviceMemory.empty("new", 24_000, (8, 6))]
-    ready = ready_kernel(checkpoint, cards, devices, 256, Load(tmp_path, 256, 1), lambda *_: None)
-    assert str(ready.places.first) == "cuda:1"
+    ready = plan_gpu_load(checkpoint, cards, devices, Load(tmp_path, 256, 1), lambda *_: None)
+    assert [device.index for device in ready.devices] == [1]
 
 
 def test_without_a_gpu_the_cpu_is_the_place(cuda_torch: pytest.MonkeyPatch) -> None:

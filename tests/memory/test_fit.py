@@ -82,25 +82,25 @@ def test_the_largest_context_is_never_above_the_models_own_limit() -> None:
 def test_a_leaner_kernel_is_taken_only_where_the_faster_does_not_fit() -> None:
     """On a card that is too old for the engine's own kernel, which is the fastest and the leanest."""
     fast = check_fit(known(SMALL), [card(80_000, capability=(7, 5))])
-    assert fast.kernel == "exllama_v2"
+    assert fast.load.kernel.name == "exllama_v2"
     reserved = card(8000).reserved_mib
     enough = needed_mib(fast) + reserved
-    assert check_fit(known(SMALL), [card(enough, capability=(7, 5))]).kernel == "exllama_v2"
+    assert check_fit(known(SMALL), [card(enough, capability=(7, 5))]).load.kernel.name == "exllama_v2"
     less = check_fit(known(SMALL), [card(enough - 1, capability=(7, 5))])
     assert less.fits
-    assert less.kernel == "marlin"
+    assert less.load.kernel.name == "marlin"
 
 
 def test_without_a_compiler_only_what_needs_none_is_counted_on() -> None:
     report = check_fit(known(SMALL), [card(24_576, has_compiler=False, capability=(7, 5))])
-    assert report.kernel == "triton"
+    assert report.load.kernel.name == "triton"
 
 
 def test_a_kernel_that_was_refused_is_not_planned_with() -> None:
     cards = [card(24_576)]
-    assert check_fit(known(SMALL), cards).kernel == "llamadeck"
-    assert check_fit(known(SMALL), cards, without=["llamadeck"]).kernel == "exllama_v2"
-    assert check_fit(known(SMALL), cards, without=["llamadeck", "exllama_v2", "marlin"]).kernel == "triton"
+    assert check_fit(known(SMALL), cards).load.kernel.name == "llamadeck"
+    assert check_fit(known(SMALL), cards, without=["llamadeck"]).load.kernel.name == "exllama_v2"
+    assert check_fit(known(SMALL), cards, without=["llamadeck", "exllama_v2", "marlin"]).load.kernel.name == "triton"
 
 
 def test_what_does_not_fit_says_what_would_make_it_fit() -> None:
@@ -111,7 +111,7 @@ def test_what_does_not_fit_says_what_would_make_it_fit() -> None:
     assert check_fit(known(SMALL), [card(8192)], int(remedies["shorter_context"]["context"]), 4).fits
     assert check_fit(known(SMALL), [card(8192)], int(remedies["one_chat"]["context"]), 1).fits
     larger = card(int(remedies["larger_card"]["needed"]) + card(8192).reserved_mib)
-    assert check_fit(known(SMALL), [larger], 4096, 4, report.kernel).fits
+    assert check_fit(known(SMALL), [larger], 4096, 4, report.load.kernel.name).fits
 
 
 def test_weights_alone_too_large_leave_no_context() -> None:
@@ -166,25 +166,25 @@ def test_a_card_that_is_full_takes_no_part() -> None:
     for cards in ([good, good, full], [full, good, good], [good, full, good]):
         report = check_fit(known(LARGE), cards)
         assert report.fits
-        assert report.cards == (good, good)
+        assert report.devices == (good, good)
 
 
 def test_a_model_that_fits_one_of_several_cards_stays_whole() -> None:
     report = check_fit(known(SMALL), [card(4096), card(24_576, name="large")])
-    assert [one.name for one in report.cards] == ["large"]
+    assert [one.name for one in report.devices] == ["large"]
 
 
 def test_a_kernel_that_was_asked_for_is_taken_where_another_card_takes_it() -> None:
     old = card(24_576, capability=(6, 1))
     report = check_fit(known(SMALL), [old, card(24_576, name="new")], kernel="marlin")
-    assert [one.name for one in report.cards] == ["new"]
+    assert [one.name for one in report.devices] == ["new"]
 
 
 def test_three_bits_have_no_marlin() -> None:
     checkpoint = known(LARGE, "gptq-3bit-128g-actorder_True")
     with pytest.raises(InputError, match="marlin.*torch"):
         check_fit(checkpoint, [card(80_000)], kernel="marlin")
-    assert check_fit(checkpoint, [card(80_000)]).kernel == "torch"
+    assert check_fit(checkpoint, [card(80_000)]).load.kernel.name == "torch"
 
 
 def test_a_group_size_that_no_kernel_takes_is_said() -> None:
@@ -346,11 +346,11 @@ def test_a_load_that_does_not_fit_is_refused_with_its_numbers_unless_forced(tota
 
 def test_a_load_that_fits_takes_the_kernel_of_the_verdict() -> None:
     report = require_fit(known(SMALL), [card(24000)], 4096, 1, None, force=False)
-    assert report.fits and report.kernel == check_fit(known(SMALL), [card(24000)], 4096, 1).kernel
+    assert report.fits and report.load.kernel.name == check_fit(known(SMALL), [card(24000)], 4096, 1).load.kernel.name
 
 
 def test_steps_are_captured_where_there_is_room_and_never_decide_whether_it_fits() -> None:
     smallest = next(mib for mib in range(5000, 8000, 10) if check_fit(known(SMALL), [card(mib)]).fits)
     tight, roomy = (check_fit(known(SMALL), [card(mib)]) for mib in (smallest, smallest + 500))
-    assert roomy.captured and roomy.plan.graphs > 0 and roomy.plan.pool > 0
-    assert tight.fits and not tight.captured and tight.plan.graphs == tight.plan.pool == 0
+    assert roomy.load.is_captured and roomy.plan.graphs > 0 and roomy.plan.pool > 0
+    assert tight.fits and not tight.load.is_captured and tight.plan.graphs == tight.plan.pool == 0

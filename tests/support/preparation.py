@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import EngineError
-from core.memory.kernels.spec import Device, KernelSpec
-from core.worker.model.device_map import DeviceMap
+from core.memory.load_plan import LoadPlan
 
 
 class Preparation:
@@ -14,7 +13,7 @@ class Preparation:
     def __init__(self, *refused: str) -> None:
         self._refused, self.asked = refused, list[str]()
 
-    def __call__(self, kernel: KernelSpec, checkpoint: Checkpoint, device: Device, places: DeviceMap) -> None:
-        self.asked.append(kernel.name)
-        if kernel.name in self._refused:
-            raise EngineError("kernel_wrong", kernel=kernel.name, difference=1.0)
+    def __call__(self, plan: LoadPlan, checkpoint: Checkpoint) -> None:
+        self.asked.append(plan.kernel.name)
+        if plan.kernel.name in self._refused:
+            raise EngineError("kernel_wrong", kernel=plan.kernel.name, difference=1.0)

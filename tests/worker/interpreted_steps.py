@@ -17,6 +17,7 @@ import torch
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import kernel_named
+from core.memory.model_shape import read_shape
 from core.worker.decode.cuda_graphs import GraphRecorder, GraphSteps
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
 from core.worker.decode.fused_modules import fuse_modules
@@ -64,9 +65,15 @@ def inference() -> Any:
 
 def load(folder: Path, recipe: Recipe, merged: bool) -> Any:
     make_checkpoint(folder, recipe)
-    dense = kernel_named("dense")
+    checkpoint, dense = read_checkpoint(folder), kernel_named("dense")
     return load_model(
-        read_checkpoint(folder), dense, DeviceMap((torch.device("cpu"),)), torch.float32, 64, lambda _: None, merged
+        checkpoint,
+        read_shape(checkpoint, merged),
+        dense,
+        DeviceMap((torch.device("cpu"),)),
+        torch.float32,
+        64,
+        lambda _: None,
     )
 
 

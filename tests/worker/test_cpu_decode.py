@@ -17,10 +17,11 @@ from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import choose_kernel, kernel_named
 from core.memory.kernels.spec import Device
+from core.memory.model_shape import read_shape
 from core.worker.decode.cpu_decode import make_fast_decode
 from core.worker.decode.cpu_threads import reserve_one_core
 from core.worker.decode.steps import EagerSteps, Steps
-from core.worker.load import OpenEngine, open_engine
+from core.worker.load import LoadedEngine, load_engine
 from core.worker.model import attention
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
@@ -63,7 +64,9 @@ def make_model(family: str, **settings: Any) -> PreTrainedModel:
 def load(folder: Path, merged: bool) -> PreTrainedModel:
     checkpoint = read_checkpoint(folder)
     kernel, _ = choose_kernel(checkpoint, Device("cpu"))
-    return load_model(checkpoint, kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None, merged)
+    return load_model(
+        checkpoint, read_shape(checkpoint, merged), kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None
+    )
 
 
 def ask(steps: Steps, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
@@ -171,22 +174,26 @@ def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def starter(starter_folder: Path) -> OpenEngine:
-    return open_engine(Load(starter_folder, 512, num_slots=3), lambda stage, fraction: None)
+def starter(starter_folder: Path) -> LoadedEngine:
+    return load_engine(
+        read_checkpoint(starter_folder), Load(starter_folder, 512, num_slots=3), lambda stage, fraction: None
+    )
 
 
-def encode(engine: OpenEngine, text: str) -> list[int]:
+def encode(engine: LoadedEngine, text: str) -> list[int]:
     return list(engine.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 PROMPT = "<|im_start|>user\nTell me about the ocean and the stars.<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_the_starters_greedy_answer_is_that_of_transformers_generate(starter: OpenEngine, starter_folder: Path) -> None:
+def test_the_starters_greedy_answer_is_that_of_transformers_generate(
+    starter: LoadedEngine, starter_folder: Path
+) -> None:
     """200 tokens of transformers' own generate(), attention and cache over the same quantized matrices."""
-    kernel = kernel_named("aten_int4")
+    checkpoint, kernel = read_checkpoint(starter_folder), kernel_named("aten_int4")
     model: Any = load_model(
-        read_checkpoint(starter_folder), kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None
+        checkpoint, read_shape(checkpoint), kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None
     )
     model.set_attn_implementation("sdpa")
     prompt = encode(starter, PROMPT)
@@ -196,7 +203,7 @@ def test_the_starters_greedy_answer_is_that_of_transformers_generate(starter: Op
     assert ask(starter.steps, [prompt], 200) == [wanted[0, len(prompt) :].tolist()]
 
 
-def test_the_starters_answer_does_not_depend_on_what_runs_beside_it(starter: OpenEngine) -> None:
+def test_the_starters_answer_does_not_depend_on_what_runs_beside_it(starter: LoadedEngine) -> None:
     before, after = encode(starter, "The quick brown fox"), encode(starter, PROMPT.replace("ocean", "rain"))
     (alone,) = ask(starter.steps, [encode(starter, PROMPT)], 48)
     assert ask(starter.steps, [before, encode(starter, PROMPT), after], 48)[1] == alone

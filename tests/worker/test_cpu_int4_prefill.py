@@ -10,6 +10,7 @@ import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.kernels.registry import kernel_named
+from core.memory.model_shape import read_shape
 from core.worker.kernels.cpu_int4_prefill import MIN_ROWS, has_matrix_units, is_supported, make_prefill_matmul
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
@@ -54,8 +55,10 @@ def test_many_rows_get_the_kernels_product(num_inputs: int, num_outputs: int, gr
 @pytest.mark.parametrize("act_order", [False, True])
 def test_a_prompt_read_at_once_means_what_its_tokens_mean_one_by_one(tmp_path: Path, act_order: bool) -> None:
     make_checkpoint(tmp_path, Recipe(hidden=256, intermediate=512, act_order=act_order))
-    kernel = kernel_named("aten_int4")
-    model = load_model(read_checkpoint(tmp_path), kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None)
+    checkpoint, kernel = read_checkpoint(tmp_path), kernel_named("aten_int4")
+    model = load_model(
+        checkpoint, read_shape(checkpoint), kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None
+    )
     tokens = torch.randint(384, (1, 2 * MIN_ROWS), generator=torch.Generator().manual_seed(2))
     at_once = ModelRunner(model, 1, 128).forward(tokens, torch.arange(tokens.shape[1]).unsqueeze(0), 0, tokens.shape[1])
     slots = ModelRunner(model, 1, 128)

@@ -10,6 +10,7 @@ import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.kernels.registry import kernel_named
+from core.memory.model_shape import read_shape
 from core.worker.decode.steps import EagerSteps
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
@@ -29,10 +30,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Iterator[torch.nn.Module]:
     """In float32: in bfloat16 the order of a sum, which a batch changes, can decide between two close tokens."""
-    dense = kernel_named("dense")
+    checkpoint, dense = read_checkpoint(folder), kernel_named("dense")
     with torch.inference_mode():
         yield load_model(
-            read_checkpoint(folder), dense, DeviceMap((torch.device("cpu"),)), torch.float32, 64, lambda _: None
+            checkpoint,
+            read_shape(checkpoint),
+            dense,
+            DeviceMap((torch.device("cpu"),)),
+            torch.float32,
+            64,
+            lambda _: None,
         )
 
 

@@ -12,11 +12,12 @@ import torch
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import kernel_named
+from core.memory.model_shape import read_shape
 from core.worker.decode.steps import EagerSteps
-from core.worker.load import use_capturable_stream
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
+from core.worker.plan_load import use_capturable_stream
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits
 
@@ -43,8 +44,8 @@ def test_a_split_model_computes_the_model(tmp_path: Path, kernel: str, num_layer
     dense = make_checkpoint(tmp_path, Recipe(**SIZES))
     wanted = reference_logits(tmp_path, dense, torch.tensor([TOKENS]))
     places = DeviceMap((torch.device("cuda:0"), torch.device("cuda:1")), num_layers)
-    chosen = kernel_named(kernel)
-    model = load_model(read_checkpoint(tmp_path), chosen, places, torch.float16, 512, lambda _: None)
+    checkpoint, chosen = read_checkpoint(tmp_path), kernel_named(kernel)
+    model = load_model(checkpoint, read_shape(checkpoint), chosen, places, torch.float16, 512, lambda _: None)
     slots = ModelRunner(model, num_slots=3, context_tokens=64)
     assert {keys.device for keys in slots.cache.keys} == {
         places.of_layer(index) for index in range(SIZES["num_layers"])

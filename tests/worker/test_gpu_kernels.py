@@ -11,11 +11,12 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
 from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel
 from core.memory.kernels.spec import Device
-from core.memory.model_shape import matrix_shapes
-from core.worker.load import choose_dtype, find_devices
+from core.memory.load_plan import choose_dtype
+from core.memory.model_shape import matrix_shapes, read_shape
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
+from core.worker.plan_load import find_devices
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits
 
@@ -52,8 +53,10 @@ def test_a_kernel_computes_what_the_packed_matrices_stand_for(tmp_path: Path, ke
     tokens = torch.tensor([[5, 300, 17, 42, 260, 9, 101]])
     wanted = reference_logits(tmp_path, dense, tokens)
     with torch.inference_mode():
-        dtype = choose_dtype(checkpoint, kernel, device)
-        model = load_model(checkpoint, kernel, DeviceMap((torch.device("cuda:0"),)), dtype, 512, lambda _: None)
+        dtype = getattr(torch, choose_dtype(checkpoint, kernel, device))
+        model = load_model(
+            checkpoint, read_shape(checkpoint), kernel, DeviceMap((torch.device("cuda:0"),)), dtype, 512, lambda _: None
+        )
         slots = ModelRunner(model, num_slots=1, context_tokens=32)
         got = slots.forward(tokens.cuda(), torch.arange(7, device="cuda").unsqueeze(0), 0, 7).float().cpu()
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()

@@ -17,9 +17,10 @@ import pytest
 import torch
 from transformers.models.llama import modeling_llama
 
+from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
-from core.worker.load import open_engine
+from core.worker.load import load_engine
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits
 
@@ -63,7 +64,7 @@ def inference() -> Iterator[None]:
 
 
 def open_steps(folder: Path, chats: int = CHATS) -> Any:
-    engine = open_engine(Load(folder, CONTEXT_TOKENS, chats, "llamadeck"), lambda *_: None)
+    engine = load_engine(read_checkpoint(folder), Load(folder, CONTEXT_TOKENS, chats, "llamadeck"), lambda *_: None)
     assert engine.facts.captured and engine.facts.kernel == "llamadeck"
     return engine.steps
 

@@ -16,7 +16,7 @@ from core.common.i18n import catalogue
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel, kernel_named
 from core.memory.kernels.spec import Device, KernelSpec
-from core.memory.model_shape import matrix_shapes
+from core.memory.model_shape import matrix_shapes, read_shape
 from core.worker.kernels.packing import K_BLOCK, TILE
 from core.worker.model.backends.gptqmodel import GptqmodelBackend
 from core.worker.model.backends.registry import BACKENDS, make_backend
@@ -153,7 +153,9 @@ def test_a_model_with_a_shorter_last_group_loads_on_a_cpu(tmp_path: Path, recipe
     model = read_checkpoint(tmp_path)
     kernel, _ = choose_kernel(model, CPU)
     with torch.inference_mode():
-        loaded = load_model(model, kernel, DeviceMap((torch.device("cpu"),)), torch.bfloat16, 64, lambda _: None)
+        loaded = load_model(
+            model, read_shape(model), kernel, DeviceMap((torch.device("cpu"),)), torch.bfloat16, 64, lambda _: None
+        )
         assert torch.isfinite(loaded(torch.tensor([[5, 6, 7]])).logits).all()
 
 

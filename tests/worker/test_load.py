@@ -15,8 +15,10 @@ from core.common.errors import CheckpointError, EngineError, InputError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, checked_context
 from core.memory.kernels.registry import kernel_named
 from core.memory.kernels.spec import Device
+from core.memory.load_plan import choose_dtype
+from core.memory.model_shape import read_shape
 from core.worker.decode.steps import EagerSteps
-from core.worker.load import check_numbers, choose_dtype, warm_up
+from core.worker.load import check_numbers, warm_up
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -65,16 +67,16 @@ def test_a_context_beyond_that_is_refused_with_the_limit(folder: Path, asked: in
 @pytest.mark.parametrize(
     ("named", "kernel", "device", "wanted"),
     [
-        ("bfloat16", "aten_int4", Device("cpu"), torch.bfloat16),
-        ("float16", "dense", Device("cpu"), torch.bfloat16),
-        ("float16", "marlin", Device("cuda", (8, 6)), torch.float16),
-        ("bfloat16", "marlin", Device("cuda", (8, 6)), torch.bfloat16),
-        ("bfloat16", "marlin", Device("cuda", (7, 5)), torch.float16),
-        ("bfloat16", "exllama_v2", Device("cuda", (9, 0)), torch.float16),
-        ("float32", "triton", Device("cuda", (9, 0)), torch.float16),
-        (..., "triton", Device("cuda", (9, 0)), torch.float16),
-        (None, "torch", Device("cuda", (9, 0)), torch.float16),
-        (["bfloat16"], "torch", Device("cuda", (9, 0)), torch.float16),
+        ("bfloat16", "aten_int4", Device("cpu"), "bfloat16"),
+        ("float16", "dense", Device("cpu"), "bfloat16"),
+        ("float16", "marlin", Device("cuda", (8, 6)), "float16"),
+        ("bfloat16", "marlin", Device("cuda", (8, 6)), "bfloat16"),
+        ("bfloat16", "marlin", Device("cuda", (7, 5)), "float16"),
+        ("bfloat16", "exllama_v2", Device("cuda", (9, 0)), "float16"),
+        ("float32", "triton", Device("cuda", (9, 0)), "float16"),
+        (..., "triton", Device("cuda", (9, 0)), "float16"),
+        (None, "torch", Device("cuda", (9, 0)), "float16"),
+        (["bfloat16"], "torch", Device("cuda", (9, 0)), "float16"),
     ],
 )
 def test_the_number_type_is_the_models_where_gpu_and_kernel_have_it(
@@ -85,7 +87,7 @@ def test_the_number_type_is_the_models_where_gpu_and_kernel_have_it(
 
 def test_the_newer_name_of_the_number_type_goes_first(folder: Path) -> None:
     checkpoint = with_config(folder, dtype="bfloat16", torch_dtype="float16")
-    assert choose_dtype(checkpoint, kernel_named("triton"), Device("cuda", (9, 0))) == torch.bfloat16
+    assert choose_dtype(checkpoint, kernel_named("triton"), Device("cuda", (9, 0))) == "bfloat16"
 
 
 # The tokenizer ------------------------------------------------------------------------------------------------------
@@ -196,8 +198,10 @@ def test_broken_generation_settings_are_refused_in_words(folder: Path) -> None:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @torch.inference_mode()
 def test_weights_that_compute_no_numbers_refuse_the_load(folder: Path, broken: float) -> None:
+    checkpoint = read_checkpoint(folder)
     model = load_model(
-        read_checkpoint(folder),
+        checkpoint,
+        read_shape(checkpoint),
         kernel_named("dense"),
         DeviceMap((torch.device("cpu"),)),
         torch.float32,

@@ -16,15 +16,16 @@ from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
 from core.memory.kernels.registry import kernel_named
 from core.memory.kernels.spec import Device
+from core.memory.load_plan import LoadPlan
 from core.memory.sizes import MIB
-from core.worker import load as opening
+from core.worker import plan_load as opening
 from core.worker.kernels.nvrtc import CudaCodeError
-from core.worker.load import Ready, ready_kernel
 from core.worker.model import kernel_check
 from core.worker.model.backends.dense import DenseBackend
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.kernel_check import check_kernel, reference_matrix
 from core.worker.model.loader import groups_with_equal_order
+from core.worker.plan_load import plan_gpu_load
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.preparation import Preparation
 
@@ -41,28 +42,30 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return read_checkpoint(folder)
 
 
-def ready(checkpoint: Checkpoint, cards: list[DeviceMemory], kernel: str | None = None) -> Ready:
+def ready(checkpoint: Checkpoint, cards: list[DeviceMemory], kernel: str | None = None) -> LoadPlan:
     command = Load(checkpoint.folder, 256, 1, kernel)
-    return ready_kernel(checkpoint, cards, [HOPPER] * len(cards), 256, command, lambda *_: None)
+    return plan_gpu_load(checkpoint, cards, [HOPPER] * len(cards), command, lambda *_: None)
 
 
 def test_a_kernel_that_fails_its_check_is_not_used(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     preparation = Preparation("llamadeck", "exllama_v2")
-    monkeypatch.setattr(opening, "prepare_kernel", preparation)
+    monkeypatch.setattr(opening, "compile_and_check", preparation)
     found = ready(checkpoint, [LARGE])
-    assert (found.kernel.name, found.reason) == ("marlin", "faster_refused")
+    assert (found.kernel.name, found.kernel_reason) == ("marlin", "faster_refused")
     assert preparation.asked == ["llamadeck", "exllama_v2", "marlin"]
 
 
 def test_one_that_was_asked_for_is_not_replaced(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "prepare_kernel", Preparation("llamadeck"))
+    monkeypatch.setattr(opening, "compile_and_check", Preparation("llamadeck"))
     with pytest.raises(EngineError) as caught:
         ready(checkpoint, [LARGE], "llamadeck")
     assert caught.value.key == "kernel_wrong"
 
 
 def test_where_every_kernel_fails_the_load_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "prepare_kernel", Preparation("llamadeck", "exllama_v2", "marlin", "triton", "torch"))
+    monkeypatch.setattr(
+        opening, "compile_and_check", Preparation("llamadeck", "exllama_v2", "marlin", "triton", "torch")
+    )
     with pytest.raises(EngineError) as caught:
         ready(checkpoint, [LARGE])
     assert caught.value.key == "no_kernel"
@@ -70,22 +73,23 @@ def test_where_every_kernel_fails_the_load_is_refused(checkpoint: Checkpoint, mo
 
 def test_a_model_goes_where_it_fits(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine once took the first GPU, full or not."""
-    monkeypatch.setattr(opening, "prepare_kernel", Preparation())
+    monkeypatch.setattr(opening, "compile_and_check", Preparation())
     full = replace(LARGE, others_mib=79_000)
-    assert ready(checkpoint, [LARGE, replace(LARGE)]).places.devices == (torch.device("cuda", 0),)
-    assert ready(checkpoint, [full, LARGE]).places.devices == (torch.device("cuda", 1),)
+    assert DeviceMap.of_plan(ready(checkpoint, [LARGE, replace(LARGE)])).devices == (torch.device("cuda", 0),)
+    assert DeviceMap.of_plan(ready(checkpoint, [full, LARGE])).devices == (torch.device("cuda", 1),)
 
 
 def test_what_no_gpu_has_room_for_is_split_by_layers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "prepare_kernel", Preparation())
+    monkeypatch.setattr(opening, "compile_and_check", Preparation())
     refused = check_fit(checkpoint, [DeviceMemory.empty("tiny", 800, (9, 0))], 256, kernel="llamadeck")
     room_mib = int((refused.plan.total - refused.plan.weights / 3) / MIB)
     small = replace(LARGE, total_mib=room_mib, reserved_mib=0)
     found = ready(checkpoint, [small, replace(small)], "llamadeck")
-    assert found.places.devices == (torch.device("cuda", 0), torch.device("cuda", 1))
-    assert sum(found.places.num_layers) == 6 and all(found.places.num_layers)
-    assert not found.captured and len(found.plans) == 2
-    assert all(plan.total <= room_mib * MIB for plan in found.plans)
+    num_layers = DeviceMap.of_plan(found).num_layers
+    assert DeviceMap.of_plan(found).devices == (torch.device("cuda", 0), torch.device("cuda", 1))
+    assert sum(num_layers) == 6 and all(num_layers)
+    assert not found.is_captured and len(found.memory) == 2
+    assert all(plan.total <= room_mib * MIB for plan in found.memory)
 
 
 def test_each_tensor_has_its_place() -> None:

@@ -13,6 +13,7 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import CheckpointError, DeckError, EngineError
 from core.memory.kernels.registry import choose_kernel
 from core.memory.kernels.spec import Device
+from core.memory.model_shape import read_shape
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -44,7 +45,9 @@ def load(folder: Path) -> torch.nn.Module:
     checkpoint = read_checkpoint(folder)
     kernel, _ = choose_kernel(checkpoint, Device("cpu"))
     with torch.inference_mode():
-        return load_model(checkpoint, kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None)
+        return load_model(
+            checkpoint, read_shape(checkpoint), kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None
+        )
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())

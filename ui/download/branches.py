@@ -86,7 +86,7 @@ def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:
         row |= {
             tr("download.column_longest"): f"{report.max_context:,}",
             tr("download.column_needed"): f"{math.ceil(report.needed_mib):,} MiB",
-            tr("download.column_kernel"): report.kernel,
+            tr("download.column_kernel"): report.load.kernel.name,
         }
     return row
 

@@ -67,15 +67,15 @@ def draw_verdict(report: FitReport | DeckError) -> None:
         show_error(report)
         return
     spoken = text(f"fit.{report.reason}", **_readable(report.params))
-    draw_bar(parts(report), sum(device.total_mib for device in report.cards), spoken)
+    draw_bar(parts(report), sum(device.total_mib for device in report.devices), spoken)
     mark = ":green[:material/check_circle:]" if report.fits else ":red[:material/error:]"
     st.markdown(f"{mark} {sentence(report)}")
     for name, params in report.remedies:
         st.markdown(f"- {tr(f'fit.{name}', **_readable(params))}")
     longest = f"{report.max_context:,}" if report.max_context else "-"
-    st.caption(tr("gauge.assumes", kernel=report.kernel, longest=longest))
-    if len(report.cards) > 1:
-        shares = zip(report.cards, report.plans, strict=True)
+    st.caption(tr("gauge.assumes", kernel=report.load.kernel.name, longest=longest))
+    if len(report.devices) > 1:
+        shares = zip(report.devices, report.plans, strict=True)
         lines = [tr("gauge.share", card=device.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
                     available=f"{device.available_mib:,}") for device, plan in shares]  # fmt: skip
         st.caption("  \n".join([tr("gauge.split"), *lines]))
@@ -91,7 +91,7 @@ def _readable(params: dict[str, str | int | float]) -> dict[str, str | int | flo
 
 def parts(report: FitReport) -> list[Part]:
     """The GPU, or several as one, from left to right: what is taken, what the model takes, what is left."""
-    plan, total_mib = report.plan, sum(device.total_mib for device in report.cards)
+    plan, total_mib = report.plan, sum(device.total_mib for device in report.devices)
     weights, cache, context = plan.weights / MIB, plan.kv_cache / MIB, plan.context / MIB
     return [
         Part(tr("gauge.part_others"), total_mib - report.available_mib, SLATE),

@@ -7,7 +7,7 @@ automatic one picks a kernel on compute capability 9.0 that downloads sources wh
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 
 from core.checkpoint.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ def kernel_named(name: str) -> KernelSpec:
     return next(kernel for kernel in KERNELS if kernel.name == name)
 
 
-def able_kernels(matrices: Iterable[MatrixShape], devices: Iterable[Device]) -> list[KernelSpec]:
+def able_kernels(matrices: Collection[MatrixShape], devices: Collection[Device]) -> list[KernelSpec]:
     """The kernels that take all of `matrices` on every one of `devices`, fastest first."""
     pairs = [(matrix, device) for matrix in matrices for device in devices]
     return [kernel for kernel in KERNELS if all(kernel.can_run(*pair) for pair in pairs)]
@@ -55,5 +55,11 @@ def choose_kernel(checkpoint: Checkpoint, device: Device, forced: str | None = N
         return chosen, "asked_for"
     if not able:
         raise EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization.label)
+    return fastest_kernel(matrices, device)
+
+
+def fastest_kernel(matrices: Collection[MatrixShape], device: Device) -> tuple[KernelSpec, str]:
+    """The first of KERNELS that takes all of `matrices`, which one must, and why no faster one."""
+    kernel = able_kernels(matrices, [device])[0]
     best = able_kernels(matrices, [replace(device, has_compiler=True)])[0]
-    return able[0], able[0].name if best == able[0] else "no_compiler"
+    return kernel, kernel.name if kernel == best else "no_compiler"

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from core.checkpoint.layers import LAYER
+from core.memory.load_plan import LoadPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,14 @@ class DeviceMap:
 
     devices: tuple[torch.device, ...]
     num_layers: tuple[int, ...] = ()
+
+    @classmethod
+    def of_plan(cls, plan: LoadPlan) -> DeviceMap:
+        """The devices of `plan`, whose indexes are CUDA's own."""
+        if plan.device_kind == "cpu":
+            return cls((torch.device("cpu"),))
+        devices = tuple(torch.device("cuda", device.index) for device in plan.devices)
+        return cls(devices, tuple(memory.num_layers for memory in plan.memory))
 
     @property
     def first(self) -> torch.device:

@@ -23,7 +23,7 @@ from core.common.errors import CheckpointError, EngineError
 from core.common.paths import model_name
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup, mergeable_matrices, merged_matrices
-from core.memory.model_shape import read_shape
+from core.memory.model_shape import ModelShape
 from core.worker.model import attention
 from core.worker.model.backends.base import KernelBackend
 from core.worker.model.backends.registry import make_backend
@@ -39,32 +39,32 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 def load_model(
     checkpoint: Checkpoint,
+    shape: ModelShape,
     kernel: KernelSpec,
-    places: DeviceMap,
+    device_map: DeviceMap,
     dtype: torch.dtype,
     max_rows: int,
     on_bytes: Callable[[int], None],
-    merged: bool = False,
 ) -> PreTrainedModel:
     """The model with every weight at its place; `on_bytes` hears how many bytes each tensor had.
 
-    `merged` keeps matrices that share their input as one.
+    `shape.is_merged` keeps matrices that share their input as one.
 
     Raises EngineError for an architecture that cannot run here, CheckpointError where the files do not hold exactly
     the model that the configuration describes.
     """
     model = build_empty(checkpoint, dtype)
     check_names(checkpoint, model)
-    backends = {device: make_backend(kernel, dtype, device) for device in places.devices}
-    shapes = [matrix for matrix, _ in read_shape(checkpoint, merged).matrices]
+    backends = {device: make_backend(kernel, dtype, device) for device in device_map.devices}
+    shapes = [matrix for matrix, _ in shape.matrices]
     for backend in backends.values():
         backend.reserve(shapes, max_rows)
     try:
-        read_weights(model, checkpoint, backends, places, on_bytes, merged)
+        read_weights(model, checkpoint, backends, device_map, on_bytes, shape.is_merged)
     except (SafetensorError, OSError) as error:
         raise CheckpointError("corrupt_weights", folder=checkpoint.name, file=str(error)) from error
-    put_buffers(model, places)
-    add_device_hooks(model, places)
+    put_buffers(model, device_map)
+    add_device_hooks(model, device_map)
     return model.eval().requires_grad_(False)
 
 
@@ -149,21 +149,21 @@ def read_weights(
     model: PreTrainedModel,
     checkpoint: Checkpoint,
     backends: Mapping[torch.device, KernelBackend],
-    places: DeviceMap,
+    device_map: DeviceMap,
     on_bytes: Callable[[int], None],
-    merged: bool,
+    is_merged: bool,
 ) -> None:
     """Put every tensor into the model, in the order of the files; a matrix is made as soon as it is whole."""
-    embedding, first = embedding_name(model), backends[places.first]
+    embedding, first = embedding_name(model), backends[device_map.first]
     # What goes to several devices is read to where none of them is.
-    reading_device = torch.device("cpu") if places.is_split else first.reading_device
+    reading_device = torch.device("cpu") if device_map.is_split else first.reading_device
     found = groups_with_equal_order(checkpoint) if first.spec.merges_permuted else merged_matrices(checkpoint)
-    groups = {name: group for group in found for name in group.sizes} if merged else {}
+    groups = {name: group for group in found for name in group.sizes} if is_merged else {}
     parts = {name: (one, part) for one in checkpoint.matrices.values() for part, name in one.tensors.items()}
     waiting: dict[str, GroupTensors] = {}
     tied = tied_names(model)
     for name, read in read_tensors(checkpoint, reading_device, on_bytes):
-        backend = backends[places.of(name, embedding)]
+        backend = backends[device_map.of(name, embedding)]
         tensor = read.to(backend.reading_device)
         if name in parts:
             matrix, part = parts[name]
@@ -213,14 +213,14 @@ def all_equal(tensors: Sequence[torch.Tensor]) -> bool:
     return all(torch.equal(tensor, tensors[0]) for tensor in tensors)
 
 
-def put_buffers(model: PreTrainedModel, places: DeviceMap) -> None:
+def put_buffers(model: PreTrainedModel, device_map: DeviceMap) -> None:
     """Move what a model works out for itself, such as the rotary frequencies: only weights began without memory.
 
     Outside of the layers such things are asked for before the first one.
     """
     for owner, module in model.named_modules():
         layer = LAYER.match(f"{owner}.")
-        device = places.first if layer is None else places.of_layer(int(layer[1]))
+        device = device_map.first if layer is None else device_map.of_layer(int(layer[1]))
         for name, buffer in module._buffers.items():
             if buffer is not None and not buffer.is_meta and buffer.device != device:
                 module._buffers[name] = buffer.to(device)
