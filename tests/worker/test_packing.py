@@ -29,6 +29,7 @@ from core.worker.kernels.packing import (
     pack_codes,
     tile_scales,
     unpack,
+    zero_points,
 )
 from core.worker.kernels.w4_small_batch import empty_group_sums
 from core.worker.kernels.w4_variants import (
@@ -114,6 +115,15 @@ def test_a_matrix_that_only_says_it_is_symmetric_is_refused(layout: str) -> None
     with pytest.raises(CheckpointError) as caught:
         check_symmetric([tensors])
     assert caught.value.key == "zeros_not_symmetric"
+
+
+def test_zero_points_of_0_are_read_as_gptqmodel_reads_and_writes_them() -> None:
+    """Our kernel once gave back each for itself: a stored 15 became 0, and its neighbour stayed one too small."""
+    zeros = torch.randint(0, 16, (64, 32), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    words = (zeros.view(64, 4, 8) << shifts).sum(-1, dtype=torch.int32)
+    assert torch.equal(zero_points(words, "gptq_v2"), zeros.to(torch.uint8))
+    assert torch.equal(zero_points(words - 0x11111111, "gptq"), zeros.to(torch.uint8))
 
 
 @pytest.mark.parametrize("group_size_32", [0, 1, 2, 4])

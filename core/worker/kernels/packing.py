@@ -73,6 +73,15 @@ def unpack(words: torch.Tensor, axis: int) -> torch.Tensor:
     )
 
 
+def zero_points(words: torch.Tensor, packing: str) -> torch.Tensor:
+    """The 4-bit zero points [groups, outputs], uint8, that int32 words [groups, outputs / 8] stand for.
+
+    "gptq" stores each less one. gptqmodel subtracts from a whole word, where a zero point of 0 borrows from the next;
+    adding to the whole word gives it back. gptqmodel's own kernels read them so too.
+    """
+    return unpack(words + 0x11111111 if packing == "gptq" else words, 1)
+
+
 def pack_codes(codes: torch.Tensor) -> torch.Tensor:
     """[inputs, outputs] codes as [tiles, K blocks, 32, 4] words: the reference for `pack` of cuda/matrices.cu.
 

@@ -23,7 +23,7 @@ from core.worker.kernels.packing import (
     PackedMatrix,
     find_permutation,
     tile_scales,
-    unpack,
+    zero_points,
 )
 from core.worker.kernels.w4_prefill import make_prefill_backend
 from core.worker.kernels.w4_small_batch import PrefillBackend, W4Linear, kernels_for
@@ -79,9 +79,8 @@ class LlamadeckBackend:
         if members[0].format.is_symmetric:
             check_symmetric(members)
             return None
-        # "gptq" stores each zero point less one.
-        offset = int(members[0].format.packing == "gptq")
-        return [tile_scales(unpack(one.zeros.to(self.device), 1) + offset & 15, self.dtype) for one in members]
+        zeros = [zero_points(one.zeros.to(self.device), one.format.packing) for one in members]
+        return [tile_scales(one, self.dtype) for one in zeros]
 
     def _variant(self, format: MatrixFormat) -> tuple[torch.dtype, int, bool, torch.device]:
         """What the kernels are compiled for."""
