@@ -62,7 +62,7 @@ def open_page(home: Path, name: str, width: int, height: int, **settings: str) -
 def take_chat(home: Path) -> bytes:
     """The starter writes a letter, after a question that it has answered."""
     (home / "models").mkdir()
-    starter.place(starter.ensure_cached(lambda stage, fraction: None), home / "models" / starter.NAME)
+    starter.install(starter.ensure_cached(lambda stage, fraction: None), home / "models" / starter.NAME)
     with open_page(home, "Chat", 1240, 860, LLAMADECK_LOAD=starter.NAME) as page:
         field = page.get_by_test_id("stChatInputTextArea")
         expect(field).to_be_enabled(timeout=WAIT_MS)

@@ -35,7 +35,7 @@ class DownloadJob:
         self._token_for = token_for
         self._limits = limits
         self._lock = threading.RLock()
-        self._rests = threading.Event()
+        self._inactive = threading.Event()
         self._cancel = CancelToken()
         self._speed = Speed()
         self._phase: Phase = "queued"
@@ -75,7 +75,7 @@ class DownloadJob:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing happens any more, at most `timeout_s`; whether that is so."""
-        return self._rests.wait(timeout_s)
+        return self._inactive.wait(timeout_s)
 
     def stop(self, reason: Reason) -> None:
         """Pause or cancel. Work that runs ends soon after; what is fetched stays, or goes with a cancel.
@@ -90,7 +90,7 @@ class DownloadJob:
                 return
             if reason == "pause" or before == "done":
                 if before == "queued":
-                    self._rest("paused")
+                    self._set_inactive("paused")
                 return
             self._phase = "pausing"
         try:
@@ -100,7 +100,7 @@ class DownloadJob:
             with self._lock:
                 self._phase = before
             raise
-        self._rest("cancelled")
+        self._set_inactive("cancelled")
 
     def requeue(self) -> None:
         """Let a job that rests wait for its turn again."""
@@ -108,12 +108,12 @@ class DownloadJob:
             if self._phase in ("paused", "failed", "cancelled"):
                 self._cancel, self._speed = CancelToken(), Speed()
                 self._error = self._notice = None
-                self._rests.clear()
+                self._inactive.clear()
                 self._phase = "queued"
 
-    def park(self) -> None:
+    def mark_paused(self) -> None:
         """Show a job of an earlier process, which nobody has asked for yet in this one."""
-        self._rest("paused")
+        self._set_inactive("paused")
 
     def run(self) -> None:
         """Do the work, from the manifest to the finished folder. Every error becomes the job's state."""
@@ -124,7 +124,7 @@ class DownloadJob:
         try:
             with locked(self._folders):
                 self._fetch()
-            self._rest("done")
+            self._set_inactive("done")
         except Cancelled:
             self._end_stopped()
         except DeckError as error:
@@ -133,10 +133,10 @@ class DownloadJob:
             log.exception("download of %s", self.source.name)
             self._fail(self._fault(error))
 
-    def give_up(self, error: Exception) -> None:
+    def mark_failed(self, error: Exception) -> None:
         """Mark the job as failed after run() itself raised; fetched files stay."""
         self._error = self._fault(error)
-        self._rest("failed")
+        self._set_inactive("failed")
 
     def on_phase(self, phase: Phase) -> None:
         with self._lock:
@@ -164,9 +164,9 @@ class DownloadJob:
         try:
             if self._cancel.reason == "cancel":
                 self._discard()
-                self._rest("cancelled")
+                self._set_inactive("cancelled")
             else:
-                self._rest("paused")
+                self._set_inactive("paused")
         except DeckError as error:
             self._fail(error)
 
@@ -178,14 +178,14 @@ class DownloadJob:
                 self._discard()
         except DeckError as another:
             log.warning("%s: %s", self.source.name, another)
-        self._rest("failed")
+        self._set_inactive("failed")
 
     def _discard(self) -> None:
         with locked(self._folders):
             discard(self._folders)
 
-    def _rest(self, phase: Phase) -> None:
+    def _set_inactive(self, phase: Phase) -> None:
         with self._lock:
             self._phase = phase
             self._notice = None
-            self._rests.set()
+            self._inactive.set()

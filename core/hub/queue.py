@@ -122,7 +122,7 @@ class DownloadQueue:
                 job.run()
             except Exception as error:  # The thread's edge: the queue goes on with the next model.
                 log.exception("download of %s", job.source.name)
-                job.give_up(error)
+                job.mark_failed(error)
 
     def _next(self) -> DownloadJob | None:
         """The first job that waits for its turn; None when all is to end."""
@@ -145,5 +145,5 @@ class DownloadQueue:
             record = read_record(folders.unfinished)
             if record is not None and folder_name(record.source) == name:
                 job = DownloadJob(self._models, record.source, self._token_for, self._limits)
-                job.park()
+                job.mark_paused()
                 self._jobs[name] = job

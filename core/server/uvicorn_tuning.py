@@ -17,7 +17,7 @@ import uvicorn
 
 log = logging.getLogger(__name__)
 # A client that does not read could hold up the end of the process for ever.
-END_S = 3
+SHUTDOWN_TIMEOUT_S = 3
 POLL_S = 0.1
 # A connection that asks for nothing for so long is closed, and one on which nobody takes the rest of an answer.
 IDLE_S = 30.0
@@ -38,12 +38,12 @@ async def tune_server(end: Callable[[], None]) -> None:
         return
     allow_connections()
     await tune(server)
-    idle = Idle()
-    looked_s = time.monotonic()
+    idle = IdleConnections()
+    checked_s = time.monotonic()
     while not server.should_exit:
         await asyncio.sleep(POLL_S)
-        if time.monotonic() - looked_s > IDLE_S:
-            looked_s = time.monotonic()
+        if time.monotonic() - checked_s > IDLE_S:
+            checked_s = time.monotonic()
             idle.close_old(server.server_state.connections)
     end()
 
@@ -56,7 +56,7 @@ def allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-class Idle:
+class IdleConnections:
     """Connections that were waiting for a request, or closing, when they were looked at last."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ async def tune(server: uvicorn.Server) -> None:
     not see that it is TCP, and leaves Nagle's algorithm on: the second piece then waits for the client's
     acknowledgement of the first, which takes 40 ms. New connections inherit the option from the socket that listens.
     """
-    server.config.timeout_graceful_shutdown = END_S
+    server.config.timeout_graceful_shutdown = SHUTDOWN_TIMEOUT_S
     asyncio.selector_events._SelectorTransport.max_size = RECEIVE_BYTES  # type: ignore[attr-defined]
     while not server.started:
         if server.should_exit:

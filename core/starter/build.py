@@ -1,6 +1,6 @@
 """The starter model: builds it once, keeps the finished build in the cache, puts it among the models.
 
-Knows neither torch nor how a model is quantized: that is core/starter/quantize.py, in a process of its own.
+core/starter/quantize.py, in a process of its own, is what imports torch and quantizes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Progress = Callable[[str, float], None]
 Maker = Callable[[Path, Path, Progress], None]
 
 
-class Overall:
+class OverallProgress:
     """Turns the progress of a stage into that of the whole, which never goes back."""
 
     def __init__(self, progress: Progress) -> None:
@@ -110,7 +110,7 @@ def build(progress: Progress, force: bool = False, make: Maker = make_checkpoint
 
     `force`: make it anew and put it in the place of what is there. Raises StarterError.
     """
-    overall, target = Overall(progress), models_dir() / NAME
+    overall, target = OverallProgress(progress), models_dir() / NAME
     if is_checkpoint(target) and not force:
         return target
     with os_errors_explained(BUILD_BYTES):
@@ -119,7 +119,7 @@ def build(progress: Progress, force: bool = False, make: Maker = make_checkpoint
         with exclusive(target.parent / f".{NAME}.lock", overall.waits):
             if force or not is_checkpoint(target):
                 overall("place", 0.0)
-                place(source, target)
+                install(source, target)
     overall("place", 1.0)
     return target
 
@@ -127,17 +127,17 @@ def build(progress: Progress, force: bool = False, make: Maker = make_checkpoint
 def ensure_cached(progress: Progress, make: Maker = make_checkpoint) -> Path:
     """The starter's folder in the cache, made when it is missing or damaged: to read, not to change."""
     with os_errors_explained(BUILD_BYTES):
-        return cached(Overall(progress), False, make)
+        return cached(OverallProgress(progress), False, make)
 
 
-def cached(overall: Overall, force: bool, make: Maker) -> Path:
+def cached(overall: OverallProgress, force: bool, make: Maker) -> Path:
     base = cache_dir() / "starter"
     base.mkdir(parents=True, exist_ok=True)
     entry = base / recipe_hash()
     with exclusive(base / ".lock", overall.waits):
         if force or not is_intact(entry):
             remove_partials(base, PARTIAL)
-            make_entry(entry, overall, make)
+            make_cache_entry(entry, overall, make)
     return entry / NAME
 
 
@@ -151,7 +151,7 @@ def recipe_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def make_entry(entry: Path, overall: Overall, make: Maker) -> None:
+def make_cache_entry(entry: Path, overall: OverallProgress, make: Maker) -> None:
     """Make the checkpoint and its manifest beside the cache's entries, and rename them into `entry`."""
     work = entry.parent / f"{PARTIAL}{os.getpid()}"
     folder = work / "entry" / NAME
@@ -178,7 +178,7 @@ def is_intact(entry: Path) -> bool:
     return found == manifest
 
 
-def place(source: Path, target: Path) -> None:
+def install(source: Path, target: Path) -> None:
     """Copy `source` beside `target` and rename it there; what is there goes."""
     prefix = f".{target.name}{PARTIAL}"
     remove_partials(target.parent, prefix)

@@ -26,7 +26,7 @@ TORCH = "torch==2.13.0"
 RAY = "ray[cgraph]>=2.48"
 DONE = "llamadeck-vllm.stamp"
 POLL_S = 0.5
-END_S = 20.0
+SHUTDOWN_TIMEOUT_S = 20.0
 MAX_LINE_CHARS = 160
 # vLLM's log: its level, time and place say nothing to a person who waits.
 LOG_HEAD = re.compile(r"^(?:\(.*?\) )?(?:INFO|WARNING|ERROR|DEBUG) [\d-]+ [\d:]+ \[[^\]]*\] ")
@@ -129,7 +129,7 @@ class VllmServer:
         words = [LOG_HEAD.sub("", line).strip() for line in lines]
         return next((line for line in reversed(words) if line), "")[:MAX_LINE_CHARS]
 
-    def why(self) -> str:
+    def last_error(self) -> str:
         """The last error in its log, else its last line."""
         text = self.log_path.read_text("utf-8", errors="replace")
         # What pydantic has to say stands in the line after.
@@ -141,7 +141,7 @@ class VllmServer:
         start_s = time.monotonic()
         while not is_healthy():
             if self._process.poll() is not None:
-                raise EngineError("scale_ended", why=self.why(), log=str(self.log_path))
+                raise EngineError("scale_ended", why=self.last_error(), log=str(self.log_path))
             terminal.status_line(f"  {time.monotonic() - start_s:.0f} s  {self.last_line()}"[:MAX_LINE_CHARS])
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(POLL_S)
@@ -150,14 +150,14 @@ class VllmServer:
     def wait(self) -> None:
         """Wait for its end, which nobody asked for. Raises EngineError."""
         self._process.wait()
-        raise EngineError("scale_ended", why=self.why(), log=str(self.log_path))
+        raise EngineError("scale_ended", why=self.last_error(), log=str(self.log_path))
 
     def end(self) -> None:
         """End all of its processes, gently first."""
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S)
+            self._process.wait(SHUTDOWN_TIMEOUT_S)
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -16,7 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from core.access.keys import KeyStore
-from core.server.uvicorn_tuning import END_S, tune
+from core.server.uvicorn_tuning import SHUTDOWN_TIMEOUT_S, tune
 from tests.support.api_server import MODEL
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.dashboard import dashboard
@@ -118,4 +118,4 @@ def test_what_the_web_server_is_told() -> None:
         return nodelay, server.config.timeout_graceful_shutdown
 
     nodelay, end_s = asyncio.run(serve())
-    assert nodelay != 0 and end_s == END_S
+    assert nodelay != 0 and end_s == SHUTDOWN_TIMEOUT_S

@@ -18,7 +18,7 @@ import pytest
 from core.common.paths import ROOT
 from core.engine.answer import Answer
 from core.engine.runner import Runner
-from core.server.uvicorn_tuning import Idle
+from core.server.uvicorn_tuning import IdleConnections
 from tests.support.api_server import api_server, error, raw
 
 CHAT = "/v1/chat/completions"
@@ -155,7 +155,7 @@ def test_a_connection_that_asks_for_nothing_twice_is_closed_and_no_other() -> No
     leaving, busy = Connection(Cycle(False), is_closing=True), Connection()
     socket = Websocket()
     connections = [silent, asked, answering, leaving, busy, socket]
-    idle = Idle()
+    idle = IdleConnections()
     idle.close_old(connections)
     assert not any(one.transport.is_aborted for one in connections)
     # These two asked between the two looks; the second one's answer is finished again.
