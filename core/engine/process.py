@@ -144,9 +144,6 @@ class WorkerProcess:
                 log.error("the engine's process %d cannot be killed: the system waits for a disk or a GPU", self.pid)
         self._close()
 
-    def wait(self) -> int:
-        return self._process.wait()
-
     def end_reason(self) -> EngineError:
         """Why it ended, after its side of the pipe closed. A process that still runs has sent something unreadable."""
         exit_code = None if self._is_garbled else self._exit_code(LINGER_S)

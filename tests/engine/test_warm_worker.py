@@ -22,7 +22,7 @@ from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.engine.warm_worker import MAX_DEATHS, MIN_AVAILABLE_BYTES, WarmWorker
 from core.worker.main import NICENESS, check_untouched
-from tests.support.processes import is_running
+from tests.support.processes import is_running, wait_until
 
 WAIT_S = 120.0
 FAKE = "tests.support.fake_worker"
@@ -140,7 +140,7 @@ def test_a_killed_warm_worker_is_no_error_and_the_load_gets_a_worker_of_its_own(
     pid = runner.warm_worker.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    wait_until(lambda: not is_running(pid))
     assert runner.state.phase == "empty" and runner.state.error is None
     runner.load(folder)
     assert runner.worker_pid not in (None, pid)
