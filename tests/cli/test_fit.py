@@ -189,6 +189,12 @@ def test_three_bits_on_a_kernel_that_has_none_is_bad_input(command: Command) -> 
     assert "marlin" in said and "torch" in said
 
 
+def test_the_kernels_old_name_is_understood_and_said_once(command: Command) -> None:
+    code, out, said = command("fit", SMALL, "--gpu", "A40", "--kernel", "deck", "--json")
+    assert (code, json.loads(out)["kernel"]) == (0, "llamadeck")
+    assert said == "The kernel deck is called llamadeck now."
+
+
 @pytest.mark.parametrize("target", ["Llama-2-7B-Caht", "", "-", "~no-such-user", "\udcff"])
 def test_a_target_that_is_nothing_is_bad_input_with_names_near_it(command: Command, target: str) -> None:
     assert "Llama-2" in command.refused("fit", "--gpu", "A40", "--", target)

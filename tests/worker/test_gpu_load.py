@@ -70,7 +70,7 @@ def least_mib(folder: Path, card: DeviceMemory) -> int:
     """What a load takes at the least: with steps that are not captured, which is told where a card has no room."""
     full = replace(card, others_mib=card.total_mib)
     report = check_fit(read_checkpoint(folder), [full], CONTEXT_TOKENS, CHATS, "triton")
-    assert not report.captured and not report.fits
+    assert not report.load.is_captured and not report.fits
     return math.ceil(report.needed_mib)
 
 
