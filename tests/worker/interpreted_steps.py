@@ -52,8 +52,8 @@ class PlainRecorder(GraphRecorder):
         replay()
         return replay, result
 
-    def copy(self, drawn: torch.Tensor) -> PendingTokens:
-        return ReadyTokens([None if token < 0 else token for token in drawn.tolist()])
+    def copy(self, sampled: torch.Tensor) -> PendingTokens:
+        return ReadyTokens([None if token < 0 else token for token in sampled.tolist()])
 
 
 @pytest.fixture(autouse=True)

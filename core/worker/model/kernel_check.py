@@ -40,7 +40,7 @@ def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dt
 
 
 def reference_matrix(quantization: MatrixFormat) -> tuple[Parts, torch.Tensor]:
-    """A matrix's tensors as a checkpoint has them, and the matrix written out, [inputs, outputs] in float32."""
+    """A matrix's tensors as a checkpoint has them, and the matrix dequantized, [inputs, outputs] in float32."""
     generator = torch.Generator().manual_seed(0)
     bits, levels = quantization.bits, 2**quantization.bits
     group_size = INPUTS if quantization.group_size < 0 else quantization.group_size

@@ -1,6 +1,6 @@
 """Matrices that share their input, as one: query, key and value; gate and up.
 
-A step then reads one large matrix instead of two or three small ones, which the card does faster. transformers' modules
+A step then reads one large matrix instead of two or three small ones, which a GPU does faster. transformers' modules
 still find a projection each: the first one computes all and the others hand out their parts.
 """
 
