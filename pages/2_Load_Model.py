@@ -1,50 +1,11 @@
-"""Load Model: the models on disk and those of other servers, the one that answers, and the way to another."""
+"""Load model: the models on disk or those of another server, and the one that answers."""
 
 import streamlit as st
 
-from core.common.errors import DeckError
-from ui.load.entries import draw_entry, draw_state
-from ui.load.entries_cache import models
-from ui.load.gpu_choice import choose_devices
+from ui.load.page import draw_here
 from ui.load.remote import choose_place, draw_remote
-from ui.shared.engine_status import silence_notice
-from ui.shared.errors import show_error
 from ui.shared.i18n import tr
-from ui.shared.markdown import escape
-from ui.shared.resources import engine
-from ui.shared.routing import DOWNLOAD_PAGE, go_to, require_router
-
-
-def draw_here() -> None:
-    state = engine().state
-    if state.server is not None and state.model is not None:
-        st.info(tr("load.is_elsewhere", name=state.model, server=state.server), icon=":material/lan:")
-    try:
-        # What can be loaded comes first; what cannot stands below with its reason.
-        entries = sorted(models(), key=lambda entry: entry.checkpoint is None)
-    except DeckError as error:
-        show_error(error)
-        entries = []
-    is_here = state.server is None and state.model is not None
-    if is_here and state.model not in [entry.name for entry in entries]:
-        st.markdown(f"**{escape(state.model or '')}**")
-        draw_state(state)
-    silence_notice()
-    if engine().running_answers:
-        st.caption(tr("load.ends_answers"))
-    devices = choose_devices() if entries else ()
-    for entry in entries:
-        draw_entry(entry, state, devices)
-    if not entries:
-        draw_none()
-
-
-def draw_none() -> None:
-    with st.container(border=True):
-        st.markdown(tr("load.none"))
-        st.button(tr("load.get"), key="load_get", icon=":material/download:", type="primary",
-                  on_click=go_to, args=(DOWNLOAD_PAGE,))  # fmt: skip
-
+from ui.shared.routing import require_router
 
 require_router()
 st.title(tr("nav.load_model"))

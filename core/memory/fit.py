@@ -1,6 +1,6 @@
 """Does a model fit: the plan's sum against what is free, the largest context, and what would make it fit.
 
-Pure arithmetic over core/memory/plan.py; knows no torch, no NVML and no page.
+Pure arithmetic over core/memory/plan.py.
 """
 
 from __future__ import annotations
