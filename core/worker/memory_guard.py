@@ -1,7 +1,4 @@
-"""Holds a load on a GPU to its plan: what is free, the cap, what is held for later, plan against reality.
-
-Knows how torch counts memory, and no layer of the model that takes it.
-"""
+"""Holds a load on a GPU to its plan: what is free, the cap, what is held for later, plan against reality."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A model shared out by layers over several GPUs: where each tensor lies, and what brings a pass from one to the next.
 
-Knows no checkpoint's files and no request. Passes over several GPUs are plain ones, not captured.
+Passes over several GPUs are plain ones, not captured.
 """
 
 from __future__ import annotations
