@@ -41,7 +41,7 @@ def cached_repo(folder: Path) -> str | None:
 
 
 def data_dir() -> Path:
-    """The folder for what this program writes about its user: settings, later chats and secrets."""
+    """The folder for what this program writes about its user: settings, chats and secrets."""
     return Path(os.environ.get("LLAMADECK_DATA", ROOT / "data"))
 
 
