@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.quantization import MatrixFormat
@@ -26,7 +27,7 @@ from core.worker.model.device_map import DeviceMap
 from core.worker.model.kernel_check import check_kernel, reference_matrix
 from core.worker.model.loader import groups_with_equal_order
 from core.worker.plan_load import plan_gpu_load
-from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.checkpoints import WEIGHTS, Recipe, make_checkpoint
 from tests.support.preparation import Preparation
 
 HOPPER = Device("cuda", (9, 0), has_compiler=True)
@@ -114,6 +115,14 @@ def test_matrices_are_merged_where_their_inputs_come_in_one_order(tmp_path: Path
     groups = groups_with_equal_order(read_checkpoint(tmp_path))
     names = sorted(sorted(name.rpartition(".")[2] for name in group.sizes) for group in groups)
     assert names == ([["gate_proj", "up_proj"]] * 2 + [["k_proj", "q_proj", "v_proj"]] * 2 if one_order else [])
+
+
+def test_matrices_that_name_no_order_are_merged(tmp_path: Path) -> None:
+    """A load of such a file in act-order once ended with a KeyError."""
+    make_checkpoint(tmp_path, Recipe(hidden=256, act_order=True))
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file({name: one for name, one in tensors.items() if not name.endswith(".g_idx")}, tmp_path / WEIGHTS)
+    assert len(groups_with_equal_order(read_checkpoint(tmp_path))) == 4
 
 
 @pytest.mark.parametrize("quantization", [

@@ -201,12 +201,15 @@ def groups_with_equal_order(checkpoint: Checkpoint) -> list[MatrixGroup]:
     if not checkpoint.quantization.is_permuted:
         return merged_matrices(checkpoint)
     groups = mergeable_matrices(checkpoint)
-    wanted = {f"{name}.g_idx" for group in groups for name in group.sizes}
-    orders: dict[str, torch.Tensor] = {}
-    for file in {info.file for name, info in checkpoint.tensors.items() if name in wanted}:
+    # A matrix without such a tensor has its inputs in order.
+    parts = {
+        name: checkpoint.matrices[name].tensors.get("input_groups", "") for group in groups for name in group.sizes
+    }
+    wanted, orders = set(parts.values()) & set(checkpoint.tensors), {"": torch.empty(0)}
+    for file in {checkpoint.tensors[name].file for name in wanted}:
         with safe_open(checkpoint.folder / file, framework="pt") as source:
             orders |= {name: source.get_tensor(name) for name in wanted if checkpoint.tensors[name].file == file}
-    return [group for group in groups if all_equal([orders[f"{name}.g_idx"] for name in group.sizes])]
+    return [group for group in groups if all_equal([orders[parts[name]] for name in group.sizes])]
 
 
 def all_equal(tensors: Sequence[torch.Tensor]) -> bool:
