@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.dashboard import make_hollow_model
 from tests.support.pages import run_page
 from ui.load.bar import Part, bar_html
@@ -101,6 +103,24 @@ tell([before, words(tab), len(tab.get("popover")), words(open_tab(None, {locale!
     before, after, num_popovers, home = run_page(no_nvml, code)
     assert sentence in before and "MiB" not in before and sentence in home
     assert "A40" in after and "MiB" in after and num_popovers == 0
+
+
+@pytest.mark.parametrize("machine", ["no_nvml", "nvml_standin"])
+def test_a_family_that_runs_nowhere_says_so_and_has_no_button(
+    machine: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models" / "recurrent"
+    make_checkpoint(folder, Recipe())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    monkeypatch.setenv("LLAMADECK_MODELS", str(folder.parent))
+    code = """
+tab = open_tab("2_Load_Model")
+tell([words(tab), [button.key for button in tab.button]])
+"""
+    seen, buttons = run_page(request.getfixturevalue(machine), code)
+    assert "recurrent (mamba) has recurrent layers" in seen
+    assert not [key for key in buttons if "recurrent" in key]
 
 
 def test_the_catalogue_has_a_verdict_beside_each_branch(nvml_standin: Standin) -> None:

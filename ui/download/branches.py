@@ -73,7 +73,7 @@ def recommended(branches: Sequence[Branch], reports: Sequence[Report]) -> int | 
 
 
 def _report(branch: Branch, devices: Devices) -> Report:
-    return verdict(branch.checkpoint, devices, 0, CHATS) if branch.checkpoint and devices else None
+    return verdict(branch.checkpoint, devices, 0, CHATS) if branch.checkpoint else None
 
 
 def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:

@@ -22,7 +22,7 @@ from ui.download.branches import CHATS, NEEDS_TOKEN, choose_branch, known_branch
 from ui.download.disk import size_words
 from ui.download.source import draw_token
 from ui.load.entries_cache import models
-from ui.load.gauge import draw_choice, verdict
+from ui.load.gauge import draw_choice, draw_verdict, verdict
 from ui.load.gpu_choice import Devices, names_of
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_alone
@@ -93,6 +93,8 @@ def _draw_chosen(source: Source, checkpoint: Checkpoint, devices: Devices) -> No
     st.markdown(f"**{escape(source.name)}**")
     if devices:
         redraw_alone(draw_choice, checkpoint, devices, f"catalogue_{source.name}")
+    else:
+        draw_verdict(verdict(checkpoint, devices, 0, CHATS))
     try:
         folder = folder_name(source)
         here = _on_disk(source, folder)
@@ -133,8 +135,8 @@ def _draw_running() -> None:
 def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, devices: Devices) -> None:
     """What will be fetched, and whether there is room for it."""
     size = checkpoint.size_bytes
-    report = verdict(checkpoint, devices, 0, CHATS) if devices else None
-    if devices and isinstance(report, FitReport) and not report.fits:
+    report = verdict(checkpoint, devices, 0, CHATS)
+    if isinstance(report, FitReport) and not report.fits:
         st.warning(tr("find.fits_not", card=names_of(devices)), icon=":material/warning:")
     if free < size:
         st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")

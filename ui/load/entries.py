@@ -6,6 +6,7 @@ import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.quantization import MatrixFormat
+from core.common.errors import CheckpointError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
@@ -58,11 +59,13 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
         st.rerun()
     context_tokens, num_chats = sliders(checkpoint, entry.name)
     here = devices_here()
-    report = verdict(checkpoint, here, context_tokens, num_chats) if here else None
+    report = verdict(checkpoint, here, context_tokens, num_chats)
     if devices and names_of(devices) != names_of(here):
         draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats))
-    elif report is not None:
+    else:
         draw_verdict(report)
+    if isinstance(report, CheckpointError):  # No slider and no device makes it run.
+        return
     if isinstance(report, FitReport) and not report.fits:
         with st.popover(tr("load.anyway"), icon=":material/warning:", key=f"load_ask_{entry.name}"):
             st.markdown(sentence(report))

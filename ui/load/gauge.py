@@ -7,6 +7,7 @@ import math
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
 from core.memory.sizes import MIB
@@ -53,16 +54,24 @@ def _with_commas(number: int) -> str:
     return f"{number:,}"
 
 
-def verdict(checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int) -> FitReport | DeckError:
-    """Whether it fits `devices`, or why that cannot be said: no kernel takes it, its configuration is broken."""
+def verdict(
+    checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int
+) -> FitReport | DeckError | None:
+    """Whether it fits `devices`, or why that cannot be said: no kernel takes it, its configuration is broken.
+
+    Without a GPU, the refusal of a model that runs nowhere, else None: the CPU has no plan.
+    """
     try:
-        return check_fit(checkpoint, devices, context_tokens, num_chats)
+        require_runnable(checkpoint)
+        return check_fit(checkpoint, devices, context_tokens, num_chats) if devices else None
     except DeckError as error:
         return error
 
 
-def draw_verdict(report: FitReport | DeckError) -> None:
-    """The bar, the sentence and what would make it fit."""
+def draw_verdict(report: FitReport | DeckError | None) -> None:
+    """The bar, the sentence and what would make it fit; nothing where there is no verdict."""
+    if report is None:
+        return
     if isinstance(report, DeckError):
         show_error(report)
         return
