@@ -37,9 +37,14 @@ class MarlinBackend(GptqmodelBackend):
         self._staging = torch.empty(words, dtype=torch.int32, device=self.device)
 
     def make(self, members: Sequence[MatrixTensors]) -> nn.Module:
-        (tensors,) = members
+        # Nothing but the module may hold what it replaces as it packs.
+        module = self.build(self._staged(members[0]), self.dtype)
+        module.post_init()
+        return module
+
+    def _staged(self, tensors: MatrixTensors) -> MatrixTensors:
         codes, groups, bias = tensors.codes, tensors.input_groups, tensors.bias
-        staged = MatrixTensors(
+        return MatrixTensors(
             tensors.format,
             self._staging[: codes.numel()].view(codes.shape).copy_(codes),
             tensors.zeros,
@@ -47,6 +52,3 @@ class MarlinBackend(GptqmodelBackend):
             groups.to(self.device) if groups is not None and tensors.format.is_permuted else groups,
             None if bias is None else bias.to(self.device),
         )
-        module = self.build(staged, self.dtype)
-        module.post_init()
-        return module
