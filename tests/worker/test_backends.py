@@ -44,7 +44,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exllama_v2, "ScratchSpace", lambda scratch_bytes, dev: (scratch_bytes, dev))
     monkeypatch.setattr(marlin, "marlin_import_exception", None)
     for linear in (exllamav2.ExllamaV2Linear, marlin.MarlinLinear):
-        monkeypatch.setattr(linear, "validate", lambda **_: (True, None))
+        monkeypatch.setattr(linear, "validate", lambda *_, **__: (True, None))
         monkeypatch.setattr(linear, "validate_device", lambda *_: None)
         monkeypatch.setattr(linear, "post_init", lambda *_: None)
 
