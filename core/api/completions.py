@@ -103,12 +103,13 @@ async def _stream(call: HttpCall, choices: Choices, reply: ResponseWriter, inclu
         if not await choices.change(SIGN_OF_LIFE_S):
             await call.sign_of_life()
             continue
-        choices.raise_failed()
         for index, choice in enumerate(choices.choices):
             text, is_done = choice.text()
             if len(text) > sent[index]:
                 await _send(call, reply.piece(index, text[sent[index] :]), includes_usage)
                 sent[index] = len(text)
+            if is_done and choice.answer.error is not None:
+                raise choice.answer.error
             if is_done and not ended[index]:
                 ended[index] = True
                 await _send(call, reply.end(index, choice.answer.reason), includes_usage)

@@ -110,12 +110,13 @@ class Choices:
         return True
 
     async def first_sign(self, timeout_s: float) -> None:
-        """Wait until one has begun, at most `timeout_s`. Raises the error of one that failed."""
+        """Wait until one has begun, at most `timeout_s`. Raises the error of one that failed without a word."""
         deadline_s = self._loop.time() + timeout_s
         while all(choice.answer.phase == "queued" for choice in self.choices):
             if not await self.change(max(0.0, deadline_s - self._loop.time())):
                 break
-        self.raise_failed()
+        if not any(choice.answer.text for choice in self.choices):
+            self.raise_failed()
         self._changed.set()
 
     async def all_done(self) -> None:

@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 
-from core.api.generation import begin
+from core.api.generation import Choices, begin
 from core.api.prompts import GenerationRequest
 from core.api.served_model import ServedModel
 from core.chat.model_prompt import ModelPrompt
@@ -243,6 +243,19 @@ def test_an_answer_that_fails_in_its_middle_ends_the_stream_with_the_error(clien
         ):
             said += piece.choices[0].delta.content or ""
     assert said == "You said: fail one " and caught.value.code == "model_not_loaded"
+
+
+def test_what_was_written_comes_before_the_error(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that had failed before the stream looked at it lost its text: on a busy machine its last words."""
+    first_sign = Choices.first_sign
+
+    async def late(choices: Choices, timeout_s: float) -> None:
+        while any(choice.answer.is_running for choice in choices.choices):
+            await choices.change()
+        await first_sign(choices, timeout_s)
+
+    monkeypatch.setattr(Choices, "first_sign", late)
+    test_an_answer_that_fails_in_its_middle_ends_the_stream_with_the_error(client)
 
 
 def test_metrics_tell_what_happened(url: str) -> None:
