@@ -31,7 +31,9 @@ PLACES = {
     "slow": (
         "tests/access/test_server",
         "tests/api/test_bad_input",
+        "tests/api/test_bodies",
         "tests/api/test_dashboard",
+        "tests/api/test_routes",
         "tests/api/test_schema",
         "tests/benchmarks/",
         "tests/bootstrap/test_venv",
@@ -40,7 +42,11 @@ PLACES = {
         "tests/cli/test_download",
         "tests/cli/test_main",
         "tests/doctor/test_doctor.py::test_the_command",
+        "tests/hub/test_downloads",
+        "tests/remote/test_engine",
+        "tests/remote/test_router",
         "tests/ui/",
+        "tests/worker/test_load_plan",
     ),
 }
 FIXTURES = {"browser": ("browser",), "engine": ("starter_folder",)}
