@@ -93,34 +93,28 @@ def check_fit(
     for indexes in device_sets(devices):
         group = [devices[index] for index in indexes]
         kernels = [one for one in candidates(plain, group, kernel) if one.name not in without]
-
-        def report_of(shape: ModelShape, chosen: KernelSpec, indexes: Sequence[int] = indexes) -> FitReport:
-            found = [devices[index] for index in indexes]
-            places = [kernel_device(device) for device in found]
+        captured = [(merged, one) for one in kernels if len(group) == 1 and one.is_capturable]
+        for shape, one in [*captured, *((plain, one) for one in kernels)]:
+            places = [kernel_device(device) for device in group]
             load = LoadPlan(
-                kernel=chosen,
-                kernel_reason=_kernel_reason(plain, places, chosen, kernel, without),
-                dtype=choose_dtype(checkpoint, chosen, weakest(places)),
+                kernel=one,
+                kernel_reason=_kernel_reason(plain, places, one, kernel, without),
+                dtype=choose_dtype(checkpoint, one, weakest(places)),
                 device_kind="cuda",
-                devices=tuple(map(DevicePlan, indexes, _plans(shape, found, chosen, context_tokens, num_chats))),
+                devices=tuple(map(DevicePlan, indexes, _plans(shape, group, one, context_tokens, num_chats))),
                 shape=shape,
                 is_captured=shape.is_merged,
                 context_tokens=context_tokens,
                 num_slots=num_chats,
                 chunk_tokens=GPU_CHUNK_TOKENS,
             )
-            return _report(checkpoint, load, found)
-
-        for one in kernels:
-            if len(group) == 1 and one.is_capturable:
-                report = report_of(merged, one)
-                if report.fits:
-                    return replace(report, max_context=_longest(checkpoint, plain, group, kernels, num_chats))
-        for one in kernels:
-            report = report_of(plain, one)
+            report = _report(checkpoint, load, group)
+            if report.fits and load.is_captured:
+                return replace(report, max_context=_longest(checkpoint, plain, group, kernels, num_chats))
             if report.fits:
                 return report
-            refused.append(report)
+            if not load.is_captured:
+                refused.append(report)
     if not refused:
         raise _no_kernel(checkpoint, plain, devices, kernel)
     return _with_remedies(devices, max(refused, key=lambda report: (report.max_context, -report.lacking_mib)))

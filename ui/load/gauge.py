@@ -62,8 +62,10 @@ def verdict(
     Without a GPU, the refusal of a model that runs nowhere, else None: the CPU has no plan.
     """
     try:
+        if devices:
+            return check_fit(checkpoint, devices, context_tokens, num_chats)
         require_runnable(checkpoint)
-        return check_fit(checkpoint, devices, context_tokens, num_chats) if devices else None
+        return None
     except DeckError as error:
         return error
 
