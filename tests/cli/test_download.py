@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,24 +24,13 @@ from core.common.paths import ROOT
 from core.common.signals import StopSignals
 from core.common.terminal import Terminal
 from core.hub.endpoints import HUGGINGFACE, MODELSCOPE
-from tests.support.hub_models import FOLDER, MIB, REPO, WEIGHTS, hashes, make_model
+from tests.support.hub_models import FOLDER, MIB, REPO, WEIGHTS, hashes, hub, make_model, origin
 from tests.support.hub_standin import HubStandin
+
+__all__ = ["hub", "origin"]
 
 PART = f".download-{FOLDER}/{WEIGHTS}.part"
 NUM_KILLS = 20
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Path:
-    folder = tmp_path / "hub" / REPO / "main"
-    make_model(folder)
-    return folder
-
-
-@pytest.fixture
-def hub(tmp_path: Path, origin: Path) -> Iterator[HubStandin]:
-    with HubStandin(tmp_path / "hub") as standin:
-        yield standin
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from core.hub.address import parse_address
@@ -37,3 +39,20 @@ def hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file that is no record, by name."""
     paths = (path for path in folder.iterdir() if not path.name.startswith("."))
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+# Fixtures -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    """The folder that is served as the main branch of REPO."""
+    folder = tmp_path / "hub" / REPO / "main"
+    make_model(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, origin: Path) -> Iterator[HubStandin]:
+    with HubStandin(tmp_path / "hub") as standin:
+        yield standin
