@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from core.common.paths import ROOT
 from core.starter import build as starter
+from tests.support.browser_page import answer_greedily
 from tests.support.dashboard import free_port, key, wait_until_healthy
 
 LOAD_MS = 120_000
@@ -87,21 +88,7 @@ def open_new_chat(page: Page, longest_answer: int = 1024) -> None:
     if new.is_enabled():
         new.click()
     expect(page.get_by_test_id("stChatMessage")).to_have_count(0)
-    choose_settings(page, longest_answer)
-
-
-def choose_settings(page: Page, longest_answer: int) -> None:
-    """Temperature 0, so that the same question always gets the same answer; and where it ends at the latest."""
-    page.get_by_role("button", name="Generation").click()
-    slider = key(page, "sampling_temperature").get_by_role("slider")
-    slider.press("Home")
-    expect(slider).to_have_value("0")
-    longest = key(page, "sampling_max_new_tokens").get_by_role("spinbutton")
-    longest.fill(str(longest_answer))
-    longest.press("Enter")
-    expect(longest).to_have_value(str(longest_answer))
-    page.keyboard.press("Escape")
-    expect(slider).to_be_hidden()
+    answer_greedily(page, longest_answer)
 
 
 def test_a_load_shows_its_stages_and_survives_leaving_the_page(page: Page) -> None:
@@ -282,7 +269,7 @@ def test_a_character_answers_with_the_real_model(page: Page, address: str) -> No
     make_ready(page)
     page.goto(f"{address}/Chat?chat=new&character=Ada")
     expect(last_answer(page)).to_contain_text("I'm Ada", timeout=ANSWER_MS)
-    choose_settings(page, 24)
+    answer_greedily(page, 24)
     ask(page, "What is a prime number?")
     expect(page.get_by_test_id("stChatMessage")).to_have_count(3, timeout=ANSWER_MS)
     expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=ANSWER_MS)

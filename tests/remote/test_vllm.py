@@ -25,7 +25,7 @@ from core.remote.engine import RemoteEngine
 from core.remote.selection import RemoteSelection
 from core.starter.build import NAME
 from core.vllm.server import venv_folder
-from tests.support.browser_page import open_from_sidebar, type_message
+from tests.support.browser_page import answer_greedily, open_from_sidebar, type_message
 from tests.support.dashboard import dashboard, free_port, key
 from tests.support.processes import wait_until
 
@@ -110,6 +110,7 @@ def test_vllm_is_served_chatted_with_killed_and_found_again(home: Path, page: Pa
         with dashboard(first.environment) as url:
             check_engine(f"http://127.0.0.1:{port}")
             page.goto(f"{url}/Chat")
+            answer_greedily(page, longest_answer=1024)
             type_message(page, "What is the capital of France?")
             expect(page.get_by_text("Paris").first).to_be_visible(timeout=WAIT_MS)
             type_message(page, "Write a very long story about a fox.")

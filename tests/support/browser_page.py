@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
+from tests.support.dashboard import key
+
 WAIT_MS = 30_000
 
 
@@ -16,3 +18,17 @@ def type_message(page: Page, words: str) -> None:
 
 def open_from_sidebar(page: Page, name: str) -> None:
     page.get_by_test_id("stSidebarNav").get_by_role("link", name=name, exact=True).click()
+
+
+def answer_greedily(page: Page, longest_answer: int) -> None:
+    """Temperature 0, so that the same question always gets the same answer; and where it ends at the latest."""
+    page.get_by_role("button", name="Generation").click()
+    slider = key(page, "sampling_temperature").get_by_role("slider")
+    slider.press("Home")
+    expect(slider).to_have_value("0")
+    longest = key(page, "sampling_max_new_tokens").get_by_role("spinbutton")
+    longest.fill(str(longest_answer))
+    longest.press("Enter")
+    expect(longest).to_have_value(str(longest_answer))
+    page.keyboard.press("Escape")
+    expect(slider).to_be_hidden()
