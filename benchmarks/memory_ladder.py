@@ -1,8 +1,9 @@
 """Holds the memory plan against a real GPU: does each model fill every slot with exactly what its plan asks for, and
-does it fail with 3 % + 100 MiB less? One card plays smaller ones by a cap on torch's allocator.
+does it fail with 1 % + 64 MiB less? One card plays smaller ones by a cap on torch's allocator.
 
 The cap does not count CUDA's context and graphs; that part is compared with what NVML says of the process.
-`python -m benchmarks.memory_ladder MODELS_FOLDER [--json FILE]` makes the checkpoints and runs everything.
+`python -m benchmarks.memory_ladder MODELS_FOLDER [--json FILE]` makes the checkpoints and runs everything, and some
+that it draws: `--seed` draws the same again. `--explain FOLDER` writes what each part of the peak was allocated by.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import gc
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_peak import explained
+from benchmarks.random_model import SHAPES
 from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
 from core.memory.kernels.registry import able_kernels, kernel_named
@@ -29,12 +33,17 @@ from core.memory.sizes import MIB
 from core.worker.main import ENVIRONMENT
 
 KERNELS = ("llamadeck", "exllama_v2", "marlin", "triton")
-CONTEXTS = (2048, 4096)
-SLOTS = (1, 4)
 UNCAPPED_BYTES = 2**60
 DECODED_TOKENS = 24
-# Name, and what benchmarks.random_model makes of it. 70B is hollow, which changes no byte of what it takes. The
-# variants have fewer layers; a plan only scales with those.
+NUM_DRAWN = 12
+# Context and chats of each model; a drawn model has others.
+RUNGS = ((2048, 1), (4096, 4), (16384, 1), (16384, 3))
+CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536)
+NUM_SLOTS = (1, 2, 3, 4, 8, 16, 32)
+# More tokens than that in all slots take minutes to fill.
+MOST_TOKENS = 131_072
+# Name, and what benchmarks.random_model makes of it. Hollow ones take no byte less. Most have fewer layers than the
+# real model: a plan only scales with those.
 MODELS = {
     "7B": ["7B"],
     "13B": ["13B"],
@@ -43,6 +52,21 @@ MODELS = {
     "7B group 64": ["7B", "--group-size", "64", "--layers", "8"],
     "7B act-order": ["7B", "--act-order", "--layers", "8"],
     "7B 8 bit": ["7B", "--bits", "8", "--layers", "8"],
+    "7B no groups": ["7B", "--group-size", "-1", "--layers", "8"],
+    "Llama-3.2-1B": ["Llama-3.2-1B"],
+    "Llama-3.2-3B": ["Llama-3.2-3B"],
+    "Llama-3.1-8B group 32": ["Llama-3.1-8B", "--group-size", "32", "--layers", "8"],
+    "Llama-3.3-70B": ["Llama-3.3-70B", "--layers", "8", "--hollow"],
+    "Qwen2.5-0.5B": ["Qwen2.5-0.5B"],
+    "Qwen2.5-7B": ["Qwen2.5-7B", "--layers", "8"],
+    "Qwen2.5-72B": ["Qwen2.5-72B", "--layers", "8", "--hollow"],
+    "Qwen3-0.6B": ["Qwen3-0.6B"],
+    "Qwen3-14B": ["Qwen3-14B", "--layers", "8"],
+    "Mistral-Nemo-12B": ["Mistral-Nemo-12B", "--layers", "8"],
+    "Gemma-2-9B": ["Gemma-2-9B", "--layers", "8"],
+    "Gemma-3-1B": ["Gemma-3-1B"],
+    "Phi-3-mini": ["Phi-3-mini", "--layers", "8"],
+    "Phi-4": ["Phi-4", "--layers", "8"],
 }
 # First use compiles a kernel; done once, before several processes would want it.
 COMPILE = {
@@ -69,29 +93,60 @@ class Row:
     context_mib: float
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model: what `benchmarks.random_model` is called with, and the contexts and chats that are tried."""
+
+    name: str
+    arguments: list[str]
+    rungs: list[tuple[int, int]]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--kernels", nargs="*", default=list(KERNELS))
+    parser.add_argument("--draw", type=int, default=NUM_DRAWN, help="how many models to draw beside")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--captured", action="store_true", help="the plans for captured steps, over merged matrices")
-    parser.add_argument("--child", nargs=2, metavar=("MODEL", "KERNEL"))
+    parser.add_argument("--explain", type=Path, metavar="FOLDER")
+    parser.add_argument("--child", nargs=2, metavar=("CASE", "KERNEL"))
     options = parser.parse_args()
     if options.child:
-        model, kernel = options.child
-        print(json.dumps([asdict(row) for row in climb(options.folder, model, kernel, options.captured)]))
+        case = Case(*json.loads(options.child[0]))
+        climbed = climb(options.folder, case, options.child[1], options.captured, options.explain)
+        print(json.dumps([asdict(row) for row in climbed]))
         return 0
-    rows = run_all(options.folder, options.models, options.kernels, options.captured)
+    cases = [Case(name, MODELS[name], list(RUNGS)) for name in options.models]
+    cases += draw_cases(random.Random(options.seed), options.draw)
+    rows = run_all(options.folder, cases, options.kernels, options.captured, options.explain)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
     print(table(rows))
     return 0 if all(row["with_plan"] == "fits" and row["with_less"] == "out of memory" for row in rows) else 1
 
 
-def run_all(folder: Path, models: list[str], kernels: list[str], captured: bool) -> list[dict[str, Any]]:
+def draw_cases(draw: random.Random, count: int) -> list[Case]:
+    """Models that nobody named: a real shape with another number of layers, quantized otherwise, and other rungs."""
+    cases = []
+    for number in range(count):
+        shape, layers = draw.choice(list(SHAPES)), draw.randint(3, 12)
+        group_size, bits = draw.choice((32, 64, 128, -1)), draw.choice((4, 4, 4, 8))
+        arguments = [shape, "--layers", str(layers), "--group-size", str(group_size), "--bits", str(bits), "--hollow"]
+        arguments += ["--act-order"] * (draw.random() < 0.25)
+        rungs = [(context, slots) for context in CONTEXTS for slots in NUM_SLOTS if context * slots <= MOST_TOKENS]
+        cases.append(Case(f"drawn {number}: {' '.join(arguments)}", arguments, draw.sample(rungs, 4)))
+    return cases
+
+
+def run_all(
+    folder: Path, cases: list[Case], kernels: list[str], captured: bool, explain: Path | None
+) -> list[dict[str, Any]]:
     """Make every checkpoint, then climb each kernel's ladder in a process of its own, as many as the card holds."""
-    room, made = Room(BUDGET_MIB), {name: threading.Event() for name in [*models, *kernels]}
+    made = {name: threading.Event() for name in [*(case.name for case in cases), *kernels]}
+    room = Room(BUDGET_MIB)
 
     def compile_kernel(kernel: str) -> None:
         if kernel in COMPILE:
@@ -99,30 +154,32 @@ def run_all(folder: Path, models: list[str], kernels: list[str], captured: bool)
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
         made[kernel].set()
 
-    def make(name: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.random_model", MODELS[name][0], str(folder / name)]
-        subprocess.run(command + MODELS[name][1:], check=True)
-        made[name].set()
+    def make(case: Case) -> None:
+        target = folder / case.name
+        command = [sys.executable, "-m", "benchmarks.random_model", case.arguments[0], str(target)]
+        subprocess.run(command + case.arguments[1:], check=True)
+        made[case.name].set()
 
-    def climb_in_child(pair: tuple[str, str]) -> list[dict[str, Any]]:
-        name, kernel = pair
-        made[name].wait()
+    def climb_in_child(pair: tuple[Case, str]) -> list[dict[str, Any]]:
+        case, kernel = pair
+        made[case.name].wait()
         made[kernel].wait()
-        with room.take(needed_mib(folder / name, kernel, captured)):
-            command = [sys.executable, "-m", "benchmarks.memory_ladder", str(folder), "--child", name, kernel]
-            command += ["--captured"] * captured
+        with room.take(needed_mib(folder, case, kernel, captured)):
+            command = [sys.executable, "-m", "benchmarks.memory_ladder", str(folder)]
+            command += ["--child", json.dumps(list(astuple(case))), kernel]
+            command += ["--captured"] * captured + (["--explain", str(explain)] if explain else [])
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
         if done.returncode:
-            print(f"{name} {kernel}: {done.stderr.strip()[-900:]}", file=sys.stderr, flush=True)
+            print(f"{case.name} {kernel}: {done.stderr.strip()[-900:]}", file=sys.stderr, flush=True)
             return []
         rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-        print(f"{name} {kernel}: {done.stderr[-600:]}\n{table(rows)}", file=sys.stderr, flush=True)
+        print(f"{case.name} {kernel}: {done.stderr[-600:]}\n{table(rows)}", file=sys.stderr, flush=True)
         return rows
 
     with ThreadPoolExecutor(6) as makers, ThreadPoolExecutor(9) as climbers:
         makers.map(compile_kernel, kernels)
-        makers.map(make, models)
-        return list(itertools.chain(*climbers.map(climb_in_child, itertools.product(models, kernels))))
+        makers.map(make, cases)
+        return list(itertools.chain(*climbers.map(climb_in_child, itertools.product(cases, kernels))))
 
 
 class Room:
@@ -156,8 +213,8 @@ class _Taken:
         self.room.give(self.mib)
 
 
-def needed_mib(folder: Path, kernel: str, captured: bool) -> float:
-    return plan_of(folder, kernel, max(CONTEXTS), max(SLOTS), captured).total / MIB + 500
+def needed_mib(folder: Path, case: Case, kernel: str, captured: bool) -> float:
+    return max(plan_of(folder / case.name, kernel, *rung, captured).total for rung in case.rungs) / MIB + 500
 
 
 def plan_of(folder: Path, kernel: str, context_tokens: int, num_slots: int, captured: bool) -> MemoryPlan:
@@ -165,7 +222,7 @@ def plan_of(folder: Path, kernel: str, context_tokens: int, num_slots: int, capt
     return make_plan(shape, kernel_named(kernel), (9, 0), context_tokens, num_slots, GPU_CHUNK_TOKENS, captured)
 
 
-def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row]:
+def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: Path | None) -> list[Row]:
     """One model with one kernel: loaded once, under the smallest rung's cap, then every rung with its own."""
     import torch
 
@@ -175,13 +232,12 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     from core.worker.plan_load import find_devices, use_capturable_stream
     from core.worker.tokenizer import read_tokenizer
 
+    name = case.name
     checkpoint, device = read_checkpoint(folder / name), find_devices(read_snapshot())[0]
     kernel = kernel_named(kernel_name)
     if kernel not in able_kernels(matrix_shapes(checkpoint), [device]):
         return []
-    rungs = [
-        (plan_of(folder / name, kernel_name, *rung, captured), *rung) for rung in itertools.product(CONTEXTS, SLOTS)
-    ]
+    rungs = [(plan_of(folder / name, kernel_name, *rung, captured), *rung) for rung in case.rungs]
     rungs.sort(key=lambda rung: rung[0].allocated)
     use_capturable_stream()
     cap(rungs[0][0].allocated)
@@ -196,9 +252,13 @@ def climb(folder: Path, name: str, kernel_name: str, captured: bool) -> list[Row
     tokenizer, rows = read_tokenizer(folder / name), []
     for plan, context_tokens, num_slots in rungs:
         outcome, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, plan.allocated, captured)
+        if explain:
+            written = explain / f"{name.split(':')[0]} {kernel_name} {context_tokens}x{num_slots}.txt".replace(" ", "_")
+            with explained(written):
+                fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, captured)
         if outcome != "fits":
             _, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, captured)
-        less = plan.allocated - (0.03 * plan.total + 100 * MIB)
+        less = plan.allocated - (0.01 * plan.total + 64 * MIB)
         outcome_less, *_ = fill(model, tokenizer, context_tokens, num_slots, int(less), captured)
         rows.append(
             Row(name, kernel_name, context_tokens, num_slots, plan.allocated / MIB, peak_mib, outcome, outcome_less,

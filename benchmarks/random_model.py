@@ -1,4 +1,7 @@
-"""Writes random-weight GPTQ checkpoints of Llama-2's real shapes, fast: real bytes, no meaning."""
+"""Writes random-weight GPTQ checkpoints of real models' shapes (shapes.json), fast: real bytes, no meaning.
+
+The names and shapes of the tensors are those of transformers' own class for the configuration.
+"""
 
 from __future__ import annotations
 
@@ -6,92 +9,127 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from tests.support.checkpoints import Recipe, input_of, make_tokenizer, matrix_sizes, plain_sizes, write_config
+from tests.support.checkpoints import WEIGHTS, input_of, make_tokenizer
 
-LLAMA2 = {
-    "7B": Recipe(hidden=4096, intermediate=11008, num_layers=32, num_heads=32, num_kv_heads=32),
-    "13B": Recipe(hidden=5120, intermediate=13824, num_layers=40, num_heads=40, num_kv_heads=40),
-    "70B": Recipe(hidden=8192, intermediate=28672, num_layers=80, num_heads=64, num_kv_heads=8),
-}
-VOCABULARY = 32000
-CONTEXT_TOKENS = 4096
+SHAPES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("shapes.json").read_text("utf-8"))
 # The words of every matrix come from one block, each beginning elsewhere: drawing 35 GB takes minutes.
 BLOCK_BYTES = 64 * 2**20
 
 
-def make_random_model(folder: Path, recipe: Recipe, hollow: bool = False) -> None:
-    """Like the tests' maker, but with random words for codes, written as they are made.
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How the layers' matrices are quantized."""
+
+    bits: int = 4
+    group_size: int = 128
+    act_order: bool = False
+
+    def as_config(self) -> dict[str, Any]:
+        return {"bits": self.bits, "group_size": self.group_size, "desc_act": self.act_order, "sym": True,
+                "quant_method": "gptq"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of the file; `in_features` are those of its matrix, 0 for what is not quantized."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    in_features: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * (4 if self.dtype == "I32" else 2)
+
+
+def make_random_model(folder: Path, config: dict[str, Any], quantization: Quantization, hollow: bool = False) -> None:
+    """Write the checkpoint of `config` into `folder`.
 
     `hollow`: all weights but their zero points are zeros, holes in the file: the same memory, and no time or room.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(recipe.seed)
+    random = np.random.default_rng(0)
     block = random.integers(0, 2**63, BLOCK_BYTES // 8, dtype=np.int64).view(np.uint8)
-    specs = list(tensor_specs(recipe))
+    tensors = list(list_tensors(config, quantization))
     header: dict[str, dict[str, Any]] = {}
     offset = 0
-    for name, dtype, shape in specs:
-        num_bytes = math.prod(shape) * (4 if dtype == "I32" else 2)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + num_bytes]}
-        offset += num_bytes
+    for tensor in tensors:
+        offsets = [offset, offset + tensor.num_bytes]
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
+        offset += tensor.num_bytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with (folder / "model.safetensors").open("wb") as file:
+    with (folder / WEIGHTS).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        if hollow:
-            file.truncate(8 + len(text) + offset)
-            for name, _, shape in specs:
-                if name.endswith(".qzeros"):
-                    file.seek(8 + len(text) + header[name]["data_offsets"][0])
-                    write_tensor(file, name, shape, recipe, block, random)
-            specs = []
-        for name, _, shape in specs:
-            write_tensor(file, name, shape, recipe, block, random)
-    write_config(folder, recipe)
+        file.truncate(8 + len(text) + offset)
+        for tensor in tensors:
+            if not hollow or tensor.name.endswith((".qzeros", ".g_idx")):
+                file.seek(8 + len(text) + header[tensor.name]["data_offsets"][0])
+                write_tensor(file, tensor, quantization, block, random)
+    config = config | {"torch_dtype": "float16", "bos_token_id": 1, "eos_token_id": 2}
+    config |= {"quantization_config": quantization.as_config()}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     make_tokenizer(folder, 512)
 
 
-def tensor_specs(recipe: Recipe) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, type and shape of every tensor, layer after layer as checkpoints are written."""
-    for name, (rows, columns) in matrix_sizes(recipe).items():
-        groups = 1 if recipe.group_size < 0 else -(-rows // recipe.group_size)
-        yield f"{name}.qweight", "I32", (rows * recipe.bits // 32, columns)
-        yield f"{name}.qzeros", "I32", (groups, columns * recipe.bits // 32)
-        yield f"{name}.scales", "F16", (groups, columns)
-        yield f"{name}.g_idx", "I32", (rows,)
-    for name, shape in plain_sizes(recipe).items():
-        yield name, "F16", shape
+def list_tensors(config: dict[str, Any], quantization: Quantization) -> Iterator[Tensor]:
+    """Every tensor, layer after layer: the linear modules of layers are quantized, all else is not."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        settings = {name: value for name, value in config.items() if name != "model_type"}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **settings))
+    tied = set(model._tied_weights_keys or ()) if config.get("tie_word_embeddings") else set()
+    for name, module in model.named_modules():
+        is_quantized = isinstance(module, torch.nn.Linear) and ".layers." in name
+        if is_quantized:
+            yield from list_matrix(name, module.in_features, module.out_features, quantization)
+        for own, parameter in module.named_parameters(recurse=False):
+            whole = f"{name}.{own}" if name else own
+            if whole not in tied and not (is_quantized and own == "weight"):
+                yield Tensor(whole, "F16", tuple(parameter.shape))
 
 
-def write_tensor(file, name, shape, recipe, block, random) -> None:  # type: ignore[no-untyped-def]
+def list_matrix(name: str, rows: int, columns: int, quantization: Quantization) -> Iterator[Tensor]:
+    groups = 1 if quantization.group_size < 0 else -(-rows // quantization.group_size)
+    yield Tensor(f"{name}.qweight", "I32", (rows * quantization.bits // 32, columns), rows)
+    yield Tensor(f"{name}.qzeros", "I32", (groups, columns * quantization.bits // 32), rows)
+    yield Tensor(f"{name}.scales", "F16", (groups, columns), rows)
+    yield Tensor(f"{name}.g_idx", "I32", (rows,), rows)
+
+
+def write_tensor(
+    file: IO[bytes], tensor: Tensor, quantization: Quantization, block: np.ndarray, random: np.random.Generator
+) -> None:
     """The bytes of one tensor; scales keep the values of every layer near one."""
-    count = math.prod(shape)
-    if name.endswith(".qweight"):
+    count, bits = math.prod(tensor.shape), quantization.bits
+    part = tensor.name.rpartition(".")[2] if tensor.in_features else ""
+    if part == "qweight":
         begin, left = int(random.integers(0, BLOCK_BYTES // 8)) * 4, count * 4
         while left:
             piece = block[begin : begin + left]
             file.write(piece.data)
             begin, left = 0, left - piece.size
-    elif name.endswith(".qzeros"):
+    elif part == "qzeros":
         # A zero of half the range, stored less one, in every field of the word.
-        zero = sum((2 ** (recipe.bits - 1) - 1) << shift for shift in range(0, 32, recipe.bits))
+        zero = sum((2 ** (bits - 1) - 1) << shift for shift in range(0, 32, bits))
         file.write(np.full(count, zero, np.uint32).data)
-    elif name.endswith(".scales"):
-        rows = recipe.intermediate if "down_proj" in name else recipe.hidden
-        file.write(np.full(count, 0.5 / (2**recipe.bits * rows**0.5), np.float16).data)
-    elif name.endswith(".g_idx"):
-        size = count if recipe.group_size < 0 else recipe.group_size
-        groups = np.arange(count, dtype=np.int32) // size
+    elif part == "scales":
+        file.write(np.full(count, 0.5 / (2**bits * tensor.in_features**0.5), np.float16).data)
+    elif part == "g_idx":
+        groups = np.arange(count, dtype=np.int32) // (count if quantization.group_size < 0 else quantization.group_size)
         # As quantized: matrices that share an input have its order in common.
-        order = np.random.default_rng(list(input_of(name.removesuffix(".g_idx")).encode()))
-        file.write((order.permutation(groups) if recipe.act_order else groups).data)
-    elif name.endswith("norm.weight"):
+        order = np.random.default_rng(list(input_of(tensor.name.removesuffix(".g_idx")).encode()))
+        file.write((order.permutation(groups) if quantization.act_order else groups).data)
+    elif tensor.name.endswith("norm.weight"):
         file.write(np.ones(count, np.float16).data)
     else:
         file.write((random.random(count, np.float32) - 0.5).astype(np.float16).data)
@@ -99,7 +137,7 @@ def write_tensor(file, name, shape, recipe, block, random) -> None:  # type: ign
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("size", choices=LLAMA2)
+    parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--bits", type=int, default=4)
@@ -107,16 +145,10 @@ def main() -> None:
     parser.add_argument("--hollow", action="store_true", help="zeros for weights, which take no room on disk")
     parser.add_argument("--layers", type=int, help="fewer layers than the real model has")
     options = parser.parse_args()
-    recipe = replace(
-        LLAMA2[options.size],
-        bits=options.bits,
-        group_size=options.group_size,
-        act_order=options.act_order,
-        num_layers=options.layers or LLAMA2[options.size].num_layers,
-        context_tokens=CONTEXT_TOKENS,
-        vocabulary=VOCABULARY,
-    )
-    make_random_model(options.folder, recipe, options.hollow)
+    config = SHAPES[options.shape]
+    config = config | {"num_hidden_layers": options.layers or config["num_hidden_layers"]}
+    quantization = Quantization(options.bits, options.group_size, options.act_order)
+    make_random_model(options.folder, config, quantization, options.hollow)
 
 
 if __name__ == "__main__":
