@@ -15,7 +15,7 @@ from core.common.files import regular_size
 from core.common.values import printable
 from core.personas.assets import keep_embedded, main_icon
 from core.personas.character import Character, CharacterError, check_name
-from core.personas.charx import CARD, MAX_CHARX_BYTES, open_charx
+from core.personas.charx import CARD, MAX_CHARX_BYTES, ZIP, open_charx
 from core.personas.formats import newer_version, read_object, write_backfill, write_card, write_file
 from core.personas.parse import decode_text, parse_json, parse_yaml, write_json, write_yaml
 from core.personas.png import KEYWORDS, SIGNATURE, read_cards, with_cards, without_cards
@@ -23,7 +23,6 @@ from core.personas.png import KEYWORDS, SIGNATURE, read_cards, with_cards, witho
 Format = Literal["yaml", "json", "v2", "png"]
 FORMATS: tuple[Format, ...] = ("yaml", "json", "v2", "png")
 SUFFIXES: Mapping[Format, str] = {"yaml": ".yaml", "json": ".json", "v2": ".json", "png": ".png"}
-ZIP = b"PK\x03\x04"
 # Other pictures by their first bytes: no card was ever written into one that programs agree on.
 PICTURES = ((b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"RIFF", "WebP"))
 SPACE = re.compile(rb"\s+")

@@ -17,6 +17,7 @@ MAX_ENTRIES = 5_000
 MAX_UNPACKED_BYTES = 2**30
 MAX_RATIO = 200
 CARD = "card.json"
+ZIP = b"PK\x03\x04"
 # Each entry has this mark in the list at the zip's end. What the list says of itself is not believed.
 ENTRY_MARK = b"PK\x01\x02"
 # Others unpack a whole piece at once, however much that is, and no program writes a CHARX with them.

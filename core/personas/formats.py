@@ -12,6 +12,7 @@ from typing import Any, Literal
 from core.personas.character import Character, CharacterError, compose_context
 from core.personas.fields import CARD_FIELDS, FILE_FIELDS, empty_value, read_fields, read_name, write_fields
 from core.personas.lore_entry import without_decorators
+from core.personas.lorebook_formats import read_book
 
 # Other keys that text-generation-webui takes for a name.
 NAME_ALIASES = ("bot", "<|bot|>", "char_name")
@@ -39,6 +40,8 @@ def read_object(file: str, values: Mapping[str, Any]) -> Character:
 
     Raises CharacterError where they hold none.
     """
+    if (book := read_book(values)) is not None:
+        raise CharacterError("card_is_lorebook", file=file, count=len(book["entries"]))
     if isinstance(values.get("data"), dict):
         return read_card(values)
     if any(key in values for key in V1_ONLY_KEYS):

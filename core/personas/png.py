@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from core.personas.character import CharacterError
@@ -62,11 +62,16 @@ def read_chunks(file: str, png: bytes) -> Iterator[Chunk]:
 
 
 def read_cards(file: str, png: bytes) -> dict[str, bytes]:
-    """The texts of the picture's cards by keyword, "ccv3" and "chara": of several with one keyword the first."""
+    """The texts of the picture's cards by keyword, "ccv3" and "chara"."""
+    return read_texts(file, png, KEYWORDS)
+
+
+def read_texts(file: str, png: bytes, keywords: Collection[str]) -> dict[str, bytes]:
+    """The texts with these keywords, in lower case: of several with one keyword the first."""
     found: dict[str, bytes] = {}
     for chunk in read_chunks(file, png):
         keyword = _keyword(chunk)
-        if keyword in KEYWORDS and keyword not in found:
+        if keyword in keywords and keyword not in found:
             found[keyword] = _text(file, chunk)
     return found
 

@@ -1,0 +1,63 @@
+"""Lorebooks alone as the bytes of a file, whichever program wrote them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from core.common.errors import DeckError
+from core.common.values import printable
+from core.personas.cards import MAX_FILE_CHARS, read_card, read_text
+from core.personas.character import CharacterError
+from core.personas.charx import ZIP
+from core.personas.fields import read_name
+from core.personas.lorebook_formats import read_book
+from core.personas.parse import decode_text, parse_json
+from core.personas.png import SIGNATURE, read_texts
+
+# Where NovelAI puts a lorebook into a picture.
+NOVELAI_KEYWORD = "naidata"
+
+
+@dataclass(frozen=True, slots=True)
+class Lorebook:
+    """A lorebook as a card has it under `character_book`, its entries in a list; `name` is never empty.
+
+    `notices` are sentences about what has no effect here.
+    """
+
+    name: str
+    book: Mapping[str, Any]
+    notices: tuple[DeckError, ...] = ()
+
+
+def read_lorebook(file_name: str, content: bytes) -> Lorebook:
+    """The lorebook in the bytes of a file: one alone, or that of a character's card. Raises CharacterError."""
+    file = printable(file_name)[-MAX_FILE_CHARS:]
+    if not content:
+        raise CharacterError("card_empty", file=file)
+    book = _read(file, content)
+    if book is None:
+        raise CharacterError("no_lorebook", file=file)
+    return Lorebook(read_name(book.get("name")) or read_name(PurePosixPath(file).stem) or "Lorebook", book)
+
+
+def _read(file: str, content: bytes) -> Mapping[str, Any] | None:
+    if content.startswith(SIGNATURE):
+        packed = read_texts(file, content, (NOVELAI_KEYWORD,)).get(NOVELAI_KEYWORD)
+        if packed is not None:
+            return read_book(_novelai_values(file, packed))
+    elif not content.startswith(ZIP) and (book := read_book(read_text(file, content))) is not None:
+        return book
+    return read_card(file, content).character.lorebook or None
+
+
+def _novelai_values(file: str, packed: bytes) -> dict[str, Any]:
+    try:
+        return parse_json(file, decode_text(file, base64.b64decode(packed, validate=True)))
+    except binascii.Error:
+        raise CharacterError("card_bad_base64", file=file) from None

@@ -1,0 +1,104 @@
+"""What SillyTavern adds to the entries of a lorebook: in a card it lies in their extensions, in world info beside them.
+
+Meaning: SillyTavern/SillyTavern, public/scripts/world-info.js and src/endpoints/characters.js.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class EntryField(NamedTuple):
+    """One of its fields: the name in a card's extensions and in world info, what it means where it is left out.
+
+    `has_effect` is False for what this program only keeps.
+    """
+
+    in_card: str
+    in_world: str
+    default: Any
+    has_effect: bool = True
+
+
+ENTRY_FIELDS = (
+    EntryField("position", "position", 0),
+    EntryField("depth", "depth", 4),
+    EntryField("role", "role", 0),
+    EntryField("outlet_name", "outletName", ""),
+    EntryField("selectiveLogic", "selectiveLogic", 0),
+    EntryField("scan_depth", "scanDepth", None),
+    EntryField("case_sensitive", "caseSensitive", None),
+    EntryField("match_whole_words", "matchWholeWords", None),
+    EntryField("match_persona_description", "matchPersonaDescription", False),
+    EntryField("match_character_description", "matchCharacterDescription", False),
+    EntryField("match_character_personality", "matchCharacterPersonality", False),
+    EntryField("match_character_depth_prompt", "matchCharacterDepthPrompt", False),
+    EntryField("match_scenario", "matchScenario", False),
+    EntryField("match_creator_notes", "matchCreatorNotes", False),
+    EntryField("probability", "probability", 100),
+    EntryField("useProbability", "useProbability", True),
+    EntryField("group", "group", ""),
+    EntryField("group_override", "groupOverride", False),
+    EntryField("group_weight", "groupWeight", 100),
+    EntryField("use_group_scoring", "useGroupScoring", None),
+    EntryField("exclude_recursion", "excludeRecursion", False),
+    EntryField("prevent_recursion", "preventRecursion", False),
+    EntryField("delay_until_recursion", "delayUntilRecursion", 0),
+    EntryField("sticky", "sticky", None),
+    EntryField("cooldown", "cooldown", None),
+    EntryField("delay", "delay", None),
+    EntryField("ignore_budget", "ignoreBudget", False),
+    EntryField("display_index", "displayIndex", None),
+    EntryField("vectorized", "vectorized", False, has_effect=False),
+    EntryField("automation_id", "automationId", "", has_effect=False),
+    EntryField("triggers", "triggers", [], has_effect=False),
+)
+CARD_NAMES = frozenset(field.in_card for field in ENTRY_FIELDS)
+# World info's plain fields, by the names that the specifications of cards have for them.
+PLAIN_FIELDS = {
+    "uid": "id",
+    "key": "keys",
+    "keysecondary": "secondary_keys",
+    "order": "insertion_order",
+}
+# What only a window of SillyTavern's looks at, or what it works out anew.
+EDITOR_FIELDS = ("addMemo", "world", "hash", "decorators")
+WORLD_INFO = "world_info"
+
+
+def is_entry(extensions: Mapping[str, Any]) -> bool:
+    """Whether an entry with these extensions was written by SillyTavern, and means what SillyTavern means."""
+    return not CARD_NAMES.isdisjoint(extensions)
+
+
+def card_entry(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of world info as a card has it. What has no field there is kept in the extensions."""
+    rest = dict(values)
+    given = rest.pop("extensions", None)
+    extensions = dict(given) if isinstance(given, dict) else {}
+    entry: dict[str, Any] = {"keys": [], "secondary_keys": [], "insertion_order": 100, "enabled": True}
+    for own, name in PLAIN_FIELDS.items():
+        if own in rest:
+            entry[name] = rest.pop(own)
+    if "disable" in rest:
+        entry["enabled"] = rest.pop("disable") is not True
+    for field in ENTRY_FIELDS:
+        # Some programs write a card's "before_char" there.
+        if field.in_world in rest and not isinstance(rest[field.in_world], str if field.in_card == "position" else ()):
+            extensions[field.in_card] = rest.pop(field.in_world)
+    if "position" not in rest:
+        rest["position"] = "before_char" if extensions.setdefault("position", 0) == 0 else "after_char"
+    # It is what tells that keys such as /bee/i are patterns.
+    extensions.setdefault("selectiveLogic", 0)
+    kept = {name: rest.pop(name) for name in [name for name in rest if name not in CARD_FIELDS]}
+    if kept:
+        extensions[WORLD_INFO] = kept
+    return entry | rest | {"extensions": extensions}
+
+
+# The fields of an entry in a card, V2 and V3.
+CARD_FIELDS = frozenset(
+    {"keys", "content", "extensions", "enabled", "insertion_order", "case_sensitive", "use_regex", "constant", "name"}
+    | {"priority", "id", "comment", "selective", "secondary_keys", "position"}
+)
