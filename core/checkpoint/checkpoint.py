@@ -16,11 +16,12 @@ from typing import Any
 
 from core.checkpoint.containers.registry import read_format, read_matrices
 from core.checkpoint.headers import TensorInfo, read_header, read_json
+from core.checkpoint.judgement import architecture_name, judge, require_runs
 from core.checkpoint.layers import LayerShape, read_layers, text_config
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.common.errors import CheckpointError
 from core.common.paths import model_name
-from core.common.values import is_whole, printable, quoted_json
+from core.common.values import is_whole, printable
 
 QUANTIZE_CONFIG = "quantize_config.json"
 # What families call their longest context, and what the first Llama had, for a config that leaves it out.
@@ -58,10 +59,11 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str:
-        named = self.config.get("architectures")
-        if isinstance(named, list) and named:
-            return quoted_json(named[0])
-        return quoted_json(self.config.get("model_type", "?"))
+        return architecture_name(self.config)
+
+    def require_runs(self) -> None:
+        """Raise CheckpointError where no load could run this model, with the reason: core/checkpoint/judgement.py."""
+        require_runs(self.name, self.config, self.tensors)
 
     @property
     def size_bytes(self) -> int:
@@ -86,11 +88,28 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if config is None:
         raise CheckpointError("no_config", folder=folder.name)
     found = config.get("quantization_config") or read_json(folder / QUANTIZE_CONFIG)
-    quantization = read_format(folder.name, found)
+    quantization = read_quantization(folder.name, config, found)
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(folder):
         tensors |= read_header(folder / file)
     return make_checkpoint(name, config, quantization, tensors, folder)
+
+
+def read_quantization(model: str, config: dict[str, Any], found: object) -> MatrixFormat:
+    """What `found` says. Raises CheckpointError: first what no quantization would change about this model."""
+    try:
+        return read_format(model, found)
+    except CheckpointError as error:
+        refusal = judge(model, config)
+        if refusal is None:
+            raise
+        if error.key == "not_quantized" and "family" in refusal.params:
+            # Two reasons, and the usual way round the first one would lead to the second.
+            family = refusal.params["family"]
+            if refusal.key.startswith("family_moe"):
+                raise CheckpointError("not_quantized_moe", folder=model, family=family) from error
+            raise CheckpointError("not_quantized_family", folder=model, family=family) from error
+        raise refusal from error
 
 
 def make_checkpoint(

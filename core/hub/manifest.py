@@ -62,6 +62,7 @@ def read_manifest(source: Source, token: str | None) -> Manifest:
         check_names(source.name, (file.name for file in files))
         check_configs(source.name, files)
         checkpoint = read_repository(repository)
+        checkpoint.require_runs()
         return Manifest(repository, select(source.name, files, weight_files(repository)), checkpoint)
 
 

@@ -17,8 +17,14 @@ from typing import Any
 
 import httpx2
 
-from core.checkpoint.checkpoint import QUANTIZE_CONFIG, Checkpoint, is_plain_name, make_checkpoint, parse_index
-from core.checkpoint.containers.registry import read_format
+from core.checkpoint.checkpoint import (
+    QUANTIZE_CONFIG,
+    Checkpoint,
+    is_plain_name,
+    make_checkpoint,
+    parse_index,
+    read_quantization,
+)
 from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
@@ -91,7 +97,7 @@ def read_repository(source: Repository) -> Checkpoint:
     found = config.get("quantization_config")
     if not found and QUANTIZE_CONFIG in source.files:
         found = read_json(source, QUANTIZE_CONFIG)
-    quantization = read_format(source.name, found or None)
+    quantization = read_quantization(source.name, config, found or None)
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(source):
         tensors |= read_header(source, file)

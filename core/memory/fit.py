@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError, EngineError, InputError
 from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import able_kernels, fastest_kernel
@@ -87,7 +86,7 @@ def check_fit(
     context_tokens = checked_context(checkpoint, context_tokens)
     if not 1 <= num_chats <= MAX_CHATS:
         raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
-    require_runnable(checkpoint)
+    checkpoint.require_runs()
     plain, merged = read_shape(checkpoint), read_shape(checkpoint, merged=True)
     refused: list[FitReport] = []
     for indexes in device_sets(devices):

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from core.bootstrap.machine_faults import fault_of_machine
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError, EngineError
 from core.common.logs import set_up_logs
 from core.common.panics import panics_as_errors
@@ -97,7 +96,7 @@ def main(fd: int, is_warm: bool = False) -> None:
     try:
         # Refuse before the imports, which take seconds.
         checkpoint = read_checkpoint(command.folder)
-        require_runnable(checkpoint)
+        checkpoint.require_runs()
         pipe.send(LoadProgress("start", 0.02))
         if is_warm:
             preparing.join()

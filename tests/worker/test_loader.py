@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import read_checkpoint
-from core.common.errors import CheckpointError, DeckError, EngineError
+from core.common.errors import CheckpointError, DeckError
 from core.memory.kernels.registry import choose_kernel
 from core.memory.kernels.spec import Device
 from core.memory.model_shape import read_shape
@@ -140,7 +140,7 @@ def test_a_bias_of_zeros_is_dropped_and_any_other_is_kept(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ('"model_type": "llama"', '"model_type": "warpdrive"', EngineError),
+        ('"model_type": "llama"', '"model_type": "warpdrive"', CheckpointError),
         ('"model_type": "llama"', '"model_type": "t5"', DeckError),
         ('"num_hidden_layers": 2', '"num_hidden_layers": "two"', DeckError),
         ('"hidden_size": 64', '"hidden_size": 96', CheckpointError),

@@ -7,7 +7,6 @@ import math
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.families import require_runnable
 from core.common.errors import DeckError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
 from core.memory.sizes import MIB
@@ -64,7 +63,7 @@ def verdict(
     try:
         if devices:
             return check_fit(checkpoint, devices, context_tokens, num_chats)
-        require_runnable(checkpoint)
+        checkpoint.require_runs()
         return None
     except DeckError as error:
         return error

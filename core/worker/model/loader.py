@@ -5,9 +5,9 @@ transformers' loader is not used: it leaves a missing matrix at random values wi
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
@@ -17,10 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.containers.gptq import ENDINGS
+from core.checkpoint.judgement import family_name, require_runs
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import Part, QuantizedMatrix
 from core.common.errors import CheckpointError, EngineError
-from core.common.paths import model_name
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup, mergeable_matrices, merged_matrices
 from core.memory.model_shape import ModelShape
@@ -31,10 +31,10 @@ from core.worker.model.device_map import DeviceMap, add_device_hooks, embedding_
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors, drop_zero_bias
 from core.worker.model.merged_linear import make_slices
 
+log = logging.getLogger(__name__)
 REQUIRED_PARTS: tuple[Part, ...] = ("codes", "zeros", "scales")
 # Older transformers stored these; they follow from the configuration.
 IGNORED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias)$")
-KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def load_model(
@@ -70,7 +70,7 @@ def load_model(
 
 def build_empty(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The model's modules with no memory behind their weights."""
-    config = read_config(checkpoint.folder)
+    config = read_config(checkpoint)
     is_softcapped = getattr(config, "attn_logit_softcapping", None) is not None
     try:
         with init_empty_weights(include_buffers=False):
@@ -84,16 +84,20 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
         raise EngineError("architecture", model=checkpoint.name, architecture=checkpoint.architecture) from error
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """transformers' configuration of the model in `folder`, without its quantization, which is ours to apply."""
+def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """transformers' configuration of the model, without its quantization, which is ours to apply.
+
+    Raises CheckpointError where what transformers makes of it, with its own defaults, is nothing that runs.
+    """
+    name = checkpoint.name
+    checkpoint.require_runs()
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # A family's code reads what strangers wrote, and raises anything.
-        raise EngineError("architecture_unknown", model=model_name(folder), why=str(error).split("\n")[0]) from error
+        log.warning("the configuration of %s is not understood", name, exc_info=error)
+        raise CheckpointError("config_unread", model=name, family=family_name(checkpoint.config)) from error
     config = config.get_text_config()
-    unknown = set(getattr(config, "layer_types", None) or ()) - KNOWN_LAYERS
-    if unknown:
-        raise EngineError("layer_types", model=model_name(folder), types=", ".join(sorted(unknown)))
+    require_runs(name, config.to_dict(), checkpoint.tensors)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
-from core.checkpoint.families import FAMILIES, RECURRENT, require_runnable
+from core.checkpoint.families import families
 from core.checkpoint.headers import TensorInfo
+from core.checkpoint.judgement import ACTIVATIONS, ROPE_KINDS, judge
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
 from core.memory.fit import check_fit
@@ -20,12 +23,14 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model_type": "qwen3_moe", "num_experts": 128}, "model.layers.0.mlp.experts.17.up_proj.qweight", "family_moe"),
     ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.experts.0.w1.qweight", "family_moe"),
     ({"model_type": "gpt_oss", "num_local_experts": 32}, PLAIN, "family_moe"),
-    ({"model_type": "new_moe", "n_routed_experts": 64, "auto_map": {"AutoModel": "a.B"}}, PLAIN, "family_moe"),
+    ({"model_type": "new_moe", "n_routed_experts": 64, "auto_map": {"AutoModel": "a.B"}}, PLAIN,
+     "family_moe_elsewhere"),
     ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, PLAIN, "family_recurrent"),
     ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, PLAIN, "family_recurrent"),
     ({"model_type": "qwen3_next", "full_attention_interval": 4}, PLAIN, "family_recurrent"),
     ({"model_type": "mamba2"}, PLAIN, "family_recurrent"),
-    ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_mla"),
+    ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_moe"),
+    ({"model_type": "minicpm3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "glm4_moe_lite", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "gemma3", "vision_config": {}, "text_config": {"model_type": "gemma3_text"}},
      "language_model.model.layers.0.mlp.up_proj.qweight", "family_vision"),
@@ -33,20 +38,36 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "model.visual.blocks.0.attn.qkv.weight", "family_vision"),
     ({"model_type": "qwen2_vl", "vision_config": {}}, PLAIN, "family_vision"),
     ({"model_type": "baichuan", "auto_map": {"AutoModelForCausalLM": "modeling_baichuan.B"}}, PLAIN,
-     "family_remote_code"),
+     "family_code"),
+    ({"model_type": "never_heard_of", "auto_map": {"AutoModelForCausalLM": "m.M"}}, PLAIN, "family_code"),
     ({"model_type": "falcon"}, PLAIN, "family_unknown"),
     ({"model_type": "bloom", "n_head": 32}, PLAIN, "family_unknown"),
-    ({"model_type": "llama5"}, PLAIN, "family_unknown"),
-    ({"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"]}, PLAIN, "layer_types"),
+    ({"model_type": "llama5"}, PLAIN, "family_unknown_elsewhere"),
+    ({"model_type": "qwen2_audio", "audio_config": {}, "text_config": {"model_type": "qwen2"}},
+     "audio_tower.layers.0.fc1.weight", "family_sound"),
+    ({"model_type": "new_vlm", "vision_config": {}, "llm_config": {"model_type": "qwen2"}}, PLAIN,
+     "family_vision_elsewhere"),
+    ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, PLAIN, "family_encoder"),
+    ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, PLAIN, "family_encoder"),
+    ({"model_type": "qwen2", "architectures": ["Qwen2Model"]}, PLAIN, "family_encoder"),
+    ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, PLAIN, "family_seq2seq"),
+    ({"model_type": "llama", "rope_scaling": {"rope_type": "spiral"}}, PLAIN, "rope_kind"),
+    ({"model_type": "llama", "rope_scaling": {"type": 7}}, PLAIN, "rope_kind"),
+    ({"model_type": "gemma3_text", "rope_parameters": {"full_attention": {"rope_type": "x"}}}, PLAIN, "rope_kind"),
+    ({"model_type": "llama", "hidden_act": "wavy"}, PLAIN, "activation"),
+    ({"model_type": "llama", "hidden_act": ["silu"]}, PLAIN, "activation"),
+    ({"hidden_size": 64}, PLAIN, "family_untold"),
+    ({"model_type": ["llama"], "layer_types": 5, "num_experts": "many", "auto_map": 1}, PLAIN, "family_untold"),
+    ({"model_type": "llama4_text", "layer_types": ["chunked_attention", "full_attention"]}, PLAIN, "family_layers"),
 ]  # fmt: skip
 RUNS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "llama"}, PLAIN),
     ({"model_type": "gpt_neox"}, "gpt_neox.layers.0.attention.query_key_value.qweight"),
     ({"model_type": "phi3", "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}, PLAIN),
     ({"model_type": "gemma2", "layer_types": ["sliding_attention", "full_attention"]}, PLAIN),
-    # What the load alone can tell stays with it.
-    ({}, PLAIN),
-    ({"model_type": ["llama"], "layer_types": 5, "num_experts": "many", "auto_map": 1}, PLAIN),
+    ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}, "hidden_act": "silu"}, PLAIN),
+    ({"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "default"}}}, PLAIN),
+    ({"model_type": "llama", "rope_scaling": None, "layer_types": 5, "num_experts": "many", "auto_map": 1}, PLAIN),
     # Only the text model of a family with pictures, as a file of its own.
     ({"model_type": "gemma3", "vision_config": {}, "text_config": {"model_type": "gemma3_text"}}, PLAIN),
     # All experts of a layer in one tensor.
@@ -66,17 +87,22 @@ def checkpoint_of(config: dict[str, Any], tensor: str) -> Checkpoint:
 @pytest.mark.parametrize(("config", "tensor", "key"), REFUSED)
 def test_what_cannot_run_is_refused_by_its_kind(config: dict[str, Any], tensor: str, key: str) -> None:
     with pytest.raises(DeckError) as caught:
-        require_runnable(checkpoint_of(config, tensor))
+        checkpoint_of(config, tensor).require_runs()
     assert caught.value.key == key
     for language in ("en", "zh"):
         sentence = caught.value.sentence(language)
         assert "a-model" in sentence and "ownload it again" not in sentence and "重新下载" not in sentence
-        assert key == "layer_types" or config["model_type"] in sentence
+        assert "{" not in sentence
+        assert (
+            not key.startswith("family_")
+            or key in ("family_untold", "family_encoder")
+            or config["model_type"] in sentence
+        )
 
 
 @pytest.mark.parametrize(("config", "tensor"), RUNS)
 def test_what_a_load_could_run_is_not_refused(config: dict[str, Any], tensor: str) -> None:
-    require_runnable(checkpoint_of(config, tensor))
+    checkpoint_of(config, tensor).require_runs()
 
 
 def test_the_verdict_names_the_family_before_a_number_that_it_calls_otherwise() -> None:
@@ -86,5 +112,34 @@ def test_the_verdict_names_the_family_before_a_number_that_it_calls_otherwise() 
     assert caught.value.key == "family_unknown"
 
 
-def test_every_listed_family_is_one_that_transformers_has() -> None:
-    assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) >= FAMILIES | RECURRENT
+@pytest.mark.parametrize(
+    ("told", "key"),
+    [
+        ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, "family_moe"),
+        ({"model_type": "qwen3_5"}, "family_vision"),
+        ({"model_type": "qwen3_next"}, "family_recurrent"),
+        ({"model_type": "deepseek_v3"}, "family_moe"),
+        ({"model_type": "qwen2"}, None),
+        ({"architectures": ["LlamaForCausalLM"]}, None),
+        ({"quantization_config": {"bits": 4}}, None),
+        ({}, None),
+    ],
+)
+def test_a_part_of_a_configuration_is_judged_as_far_as_it_goes(told: dict[str, Any], key: str | None) -> None:
+    """What a search tells of each model has the family and the quantization alone."""
+    error = judge("a-model", told)
+    assert (error and error.key) == key
+
+
+def test_the_table_knows_every_family_that_transformers_writes_text_with() -> None:
+    assert set(families()) >= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def test_a_family_that_runs_is_one_that_transformers_has() -> None:
+    running = {name for name, family in families().items() if family.runs and family.kind != "vision"}
+    assert running <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def test_ropes_and_activations_are_those_of_transformers() -> None:
+    assert set(ROPE_INIT_FUNCTIONS) <= ROPE_KINDS
+    assert set(ACT2FN) == ACTIVATIONS
