@@ -10,7 +10,7 @@ from ui.chat import actions, session
 from ui.chat.composer import draw_composer, fitted_prompt
 from ui.chat.feedback import ERROR_KEY
 from ui.chat.header import draw_head
-from ui.chat.history import chat_list
+from ui.chat.history import chat_list, draw_left_behind
 from ui.chat.notebook import draw_notebook
 from ui.chat.portraits import faces_of
 from ui.chat.transcript import draw_impersonation, draw_transcript
@@ -45,6 +45,7 @@ def draw_page() -> None:
         say_what_is_missing(current)
     if error := st.session_state.get(ERROR_KEY):
         show_error(error)
+    draw_left_behind()
     draw_input(current, prompt)
     with st.sidebar:
         chat_list(current.info.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from core.common.values import printable
@@ -22,3 +23,16 @@ def from_column(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def names_to_column(names: Sequence[str]) -> str:
+    return printable(json.dumps(list(names), ensure_ascii=False))
+
+
+def names_from_column(text: str) -> tuple[str, ...]:
+    """The reverse; no names where the row is damaged."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(printable(name) for name in names if isinstance(name, str)) if isinstance(names, list) else ()

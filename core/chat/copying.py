@@ -11,18 +11,18 @@ from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage
 from core.chat.tree import Tree
 
 # A message that a damaged file names and does not hold; those around it are copied.
-LOST = (0, "assistant", "", 0.0, "stopped", "{}")
+LOST = (0, "assistant", "", 0.0, "stopped", "{}", "")
 
 
 def copy_of(db: sqlite3.Connection, chat: int) -> CopiedChat:
     """The chat with all versions. What was deleted stays out: an export may be for somebody else."""
     info, tree = read_info(db, chat), read_tree(db, chat)
-    columns = "id, role, text, created_s, state, stats"
+    columns = "id, role, text, created_s, state, stats, speaker"
     rows = {row[0]: row for row in db.execute(f"SELECT {columns} FROM messages WHERE chat = ?", (chat,))}
     messages: list[CopiedMessage] = []
     for number, parent, is_shown in _living(tree):
-        _, role, text, created_s, state, stats = rows.get(number, LOST)
-        messages.append(CopiedMessage(parent, role, text, created_s, state, from_column(stats), is_shown))
+        _, role, text, created_s, state, stats, speaker = rows.get(number, LOST)
+        messages.append(CopiedMessage(parent, role, text, created_s, state, from_column(stats), is_shown, speaker))
     return _with_messages(info, messages)
 
 
@@ -31,7 +31,7 @@ def path_of(chat: Chat, last: int) -> CopiedChat:
     messages: list[CopiedMessage] = []
     for index, message in enumerate(chat.messages):
         messages.append(CopiedMessage(index - 1 if index else None, message.role, message.text, message.created_s,
-                                      message.state, message.stats))  # fmt: skip
+                                      message.state, message.stats, speaker=message.speaker))  # fmt: skip
         if message.id == last:
             break
     return _with_messages(chat.info, messages, is_new=True)
@@ -61,5 +61,5 @@ def _living(tree: Tree) -> list[tuple[int, int | None, bool]]:
 def _with_messages(info: ChatInfo, messages: list[CopiedMessage], is_new: bool = False) -> CopiedChat:
     return CopiedChat(
         tuple(messages), info.title, info.title_is_own, 0.0 if is_new else info.created_s, info.mode, info.character,
-        info.settings, "" if is_new else info.draft, not is_new and info.is_pinned,
+        info.settings, "" if is_new else info.draft, not is_new and info.is_pinned, info.members,
     )  # fmt: skip

@@ -8,14 +8,16 @@ from datetime import datetime
 
 from core.chat.records import Chat, CopiedChat
 
-FORMAT, FORMAT_VERSION = "llamadeck-chat", 1
+# Groups came with version 2; a chat of one character is still written as 1, which older programs read.
+FORMAT, FORMAT_VERSION = "llamadeck-chat", 2
 
 
 def to_json(chat: CopiedChat) -> str:
     """Everything that the history knows of a chat; `parent` is a message's place in the list, counted from 0."""
     values = asdict(chat)
     messages = values.pop("messages")
-    whole = {"format": FORMAT, "version": FORMAT_VERSION, "chat": values, "messages": messages}
+    version = FORMAT_VERSION if chat.members or any(message.speaker for message in chat.messages) else 1
+    whole = {"format": FORMAT, "version": version, "chat": values, "messages": messages}
     return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
 
 

@@ -1,91 +1,140 @@
-"""Chats as other programs keep them: text-generation-webui's history and SillyTavern's lines."""
+"""What the readers of other programs' chats share: what is left behind, and chats as one line or as a tree."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from core.chat.parsing import ChatFileError, seconds
+from core.chat.parsing import ChatFileError, show_one
 from core.chat.records import CopiedChat, CopiedMessage, Role
-from core.chat.titles import propose_title
+from core.chat.titles import propose_title, shortened
 
-# Stands in text-generation-webui's history where nobody asked for the greeting.
-NO_QUESTION = "<|BEGIN-VISIBLE-CHAT|>"
+MAX_NAME_CHARS = 200
+MAX_MEMBERS = 10
+# What has no place here; each is a sentence "chat_import_KIND" that says how many there were.
+Left = Literal["hidden", "cut_off", "pictures", "files", "tools", "unread", "empty"]
 
 
-class _Path:
+class LeftBehind(Counter[Left]):
+    """How much of each kind was left out of a file's chats."""
+
+    def notices(self) -> tuple[ChatFileError, ...]:
+        return tuple(ChatFileError(f"chat_import_{kind}", count=count) for kind, count in self.items() if count)
+
+
+def with_thought(thought: str, text: str) -> str:
+    """An answer after the thought that came before it, as models write the two."""
+    if not thought.strip() or text.lstrip().startswith("<think>"):
+        return text
+    return f"<think>\n{thought.strip()}\n</think>\n\n{text}"
+
+
+def with_file(text: str, name: str, content: str) -> str:
+    """A message with the text of a file that was attached to it."""
+    return f"{text}\n\n{' '.join(name.split())[:MAX_NAME_CHARS]}:\n\n{content.strip()}".strip()
+
+
+def finished_chat(
+    messages: Sequence[CopiedMessage],
+    character: str = "",
+    *,
+    title: object = "",
+    system: str = "",
+    created_s: float = 0.0,
+) -> CopiedChat:
+    """The chat of these messages. More than one speaker on a side keep their names; several characters are a group."""
+    voices = list(dict.fromkeys(one.speaker for one in messages if one.role == "assistant" and one.speaker))
+    people = {one.speaker for one in messages if one.role == "user"}
+    if not character or (voices and character not in voices):
+        character = voices[0] if voices else character
+    is_plain = {"assistant": len(voices) < 2, "user": len(people) < 2, "text": True}
+    asked = next((message.text for message in messages if message.role == "user"), "")
+    named = shortened(" ".join(title.split()), MAX_NAME_CHARS) if isinstance(title, str) else ""
+    return CopiedChat(
+        messages=tuple(_said_by(one, "" if is_plain[one.role] else one.speaker) for one in messages),
+        title=named or propose_title(asked),
+        title_is_own=bool(named),
+        created_s=created_s or min((one.created_s for one in messages if one.created_s), default=0.0),
+        mode="chat" if character else "instruct",
+        character=character[:MAX_NAME_CHARS],
+        members=tuple(voice[:MAX_NAME_CHARS] for voice in voices if voice != character)[: MAX_MEMBERS - 1],
+        settings={"system": system.strip()} if system.strip() else {},
+    )
+
+
+def _said_by(message: CopiedMessage, speaker: str) -> CopiedMessage:
+    return CopiedMessage(message.parent, message.role, message.text, message.created_s, message.state, message.stats,
+                         message.is_shown, speaker[:MAX_NAME_CHARS])  # fmt: skip
+
+
+class Line:
     """Messages one below the other, each perhaps with further versions beside it."""
 
     def __init__(self) -> None:
         self.messages: list[CopiedMessage] = []
         self._last: int | None = None
 
-    def add(self, role: Role, versions: list[str], shown: int, created_s: float) -> None:
+    def add(
+        self,
+        role: Role,
+        versions: Sequence[str],
+        shown: int = 0,
+        created_s: float = 0.0,
+        speaker: str = "",
+        model: str = "",
+    ) -> None:
         parent = self._last
         for place, text in enumerate(versions):
             if place == shown:
                 self._last = len(self.messages)
-            self.messages.append(CopiedMessage(parent, role, text, created_s, is_shown=place == shown))
-
-    def chat(self, character: str) -> CopiedChat:
-        asked = next((message.text for message in self.messages if message.role == "user"), "")
-        created_s = min((one.created_s for one in self.messages if one.created_s), default=0.0)
-        return CopiedChat(tuple(self.messages), propose_title(asked), created_s=created_s,
-                          mode="chat" if character else "instruct", character=character)  # fmt: skip
+            self.messages.append(CopiedMessage(parent, role, text, created_s, stats={"model": model} if model else {},
+                                               is_shown=place == shown, speaker=speaker))  # fmt: skip
 
 
-def from_webui(whole: dict[str, Any]) -> CopiedChat:
-    """A history file: pairs of question and answer as the model saw them, and in newer ones versions of answers."""
-    metadata = whole.get("metadata")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    path = _Path()
-    for number, pair in enumerate(whole["internal"]):
-        if not isinstance(pair, list) or len(pair) < 2 or not all(isinstance(text, str) for text in pair[:2]):
-            raise ChatFileError("chat_file_damaged", name="internal")
-        for role, key, text in (("user", f"user_{number}", pair[0]), ("assistant", f"assistant_{number}", pair[1])):
-            if text and text != NO_QUESTION:
-                about = metadata.get(key)
-                about = about if isinstance(about, dict) else {}
-                versions, shown = _webui_versions(about, text)
-                path.add("user" if role == "user" else "assistant", versions, shown, seconds(about.get("timestamp")))
-    return path.chat("")
+@dataclass(frozen=True, slots=True)
+class ForeignNode:
+    """One message of a tree. Without a role it is passed through: what follows it moves up.
+
+    A `thought` goes before the next answer below it.
+    """
+
+    parent: str | None
+    role: Role | None = None
+    text: str = ""
+    created_s: float = 0.0
+    model: str = ""
+    thought: str = ""
 
 
-def _webui_versions(about: dict[str, Any], text: str) -> tuple[list[str], int]:
-    """All versions of a message, and which of them is `text`, the one that the pair holds."""
-    found = about.get("versions")
-    entries = [entry.get("content") for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-    versions = [entry for entry in entries if isinstance(entry, str)]
-    if text not in versions:
-        versions.append(text)
-    number = about.get("current_version_index")
-    is_right = type(number) is int and 0 <= number < len(versions) and versions[number] == text
-    return versions, number if is_right and isinstance(number, int) else versions.index(text)
+def messages_of_tree(nodes: Mapping[str, ForeignNode], current: object) -> list[CopiedMessage]:
+    """The messages, parents first; those above `current` are shown. Nodes that lead in a circle are left out."""
+    below: dict[str | None, list[str]] = {}
+    for name, node in nodes.items():
+        below.setdefault(node.parent if node.parent in nodes else None, []).append(name)
+    shown = _above(nodes, current)
+    messages: list[CopiedMessage] = []
+    waiting: list[tuple[str, int | None, str]] = [(name, None, "") for name in reversed(below.get(None, []))]
+    while waiting:
+        name, place, thought = waiting.pop()
+        node = nodes[name]
+        thought = "\n\n".join(part for part in (thought, node.thought) if part)
+        # A thought that no answer followed stays as one.
+        role = node.role or ("assistant" if thought and name not in below else None)
+        if role is not None:
+            text = with_thought(thought, node.text) if role == "assistant" else node.text
+            stats: dict[str, Any] = {"model": node.model} if node.model and role == "assistant" else {}
+            messages.append(CopiedMessage(place, role, text, node.created_s, stats=stats, is_shown=name in shown))
+            place, thought = len(messages) - 1, thought if role == "user" else ""
+        waiting += [(child, place, thought) for child in reversed(below.get(name, []))]
+    return show_one(messages)
 
 
-def from_sillytavern(lines: list[dict[str, Any]]) -> CopiedChat:
-    """A chat's lines: a header, then one object a message, whose swipes are its versions."""
-    header = lines[0] if "mes" not in lines[0] else {}
-    path, character = _Path(), header.get("character_name")
-    for line in lines[1:] if header else lines:
-        text = line.get("mes")
-        if not isinstance(text, str):
-            raise ChatFileError("chat_file_damaged", name="mes")
-        is_user = line.get("is_user") is True
-        versions, shown = _swipes(line, text)
-        path.add("user" if is_user else "assistant", versions, shown, seconds(line.get("send_date")))
-        if not is_user and not isinstance(character, str):
-            character = line.get("name")
-    return path.chat(character if isinstance(character, str) else "")
-
-
-def _swipes(line: dict[str, Any], text: str) -> tuple[list[str], int]:
-    """All versions of a message. What it says now may have been edited after it was swiped to."""
-    found = line.get("swipes")
-    versions = [swipe for swipe in found if isinstance(swipe, str)] if isinstance(found, list) else []
-    number = line.get("swipe_id")
-    if type(number) is int and 0 <= number < len(versions):
-        versions[number] = text
-        return versions, number
-    if text not in versions:
-        versions.append(text)
-    return versions, versions.index(text)
+def _above(nodes: Mapping[str, ForeignNode], current: object) -> set[str]:
+    found: set[str] = set()
+    name = current if isinstance(current, str) else None
+    while name is not None and name in nodes and name not in found:
+        found.add(name)
+        name = nodes[name].parent
+    return found

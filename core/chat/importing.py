@@ -1,137 +1,164 @@
-"""Chats from files: our own JSON, text-generation-webui's history, SillyTavern's JSONL.
+"""Chats from files, as this and other programs write them. Each reader's module says whose files it reads.
 
 A file is only text to judge: whatever is wrong with it is a ChatFileError with a sentence, never a traceback.
 """
 
 from __future__ import annotations
 
-from types import NoneType
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from core.chat.exporting import FORMAT, FORMAT_VERSION
-from core.chat.foreign import from_sillytavern, from_webui
-from core.chat.parsing import ChatFileError, get, require, seconds, show_one
-from core.chat.presets import check_values
-from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage
-from core.chat.stats import error_of
-from core.chat.titles import shortened
-from core.common.errors import InputError
+from core.chat.assistant_files import (
+    from_chatgpt,
+    from_claude,
+    from_open_webui,
+    is_chatgpt,
+    is_claude,
+    is_open_webui,
+)
+from core.chat.exporting import FORMAT
+from core.chat.foreign import LeftBehind
+from core.chat.message_lists import from_messages, is_message, list_in
+from core.chat.own_files import from_own
+from core.chat.parsing import ChatFileError
+from core.chat.records import CopiedChat
+from core.chat.roleplay_files import from_sillytavern, from_webui, is_webui
 from core.common.plain_json import check_num_values, load_json
 
 MAX_FILE_BYTES = 50_000_000
 MAX_MESSAGES = 50_000
-# A message of any program has at most 60; a file of nothing but brackets would become gigabytes.
+MAX_CHATS = 10_000
+# A file with more broken lines is no list of lines.
+MAX_BROKEN_LINES = 100
+# A message of any program has at most 100; a file of nothing but brackets would become gigabytes.
 MAX_VALUES = 3_000_000
-MAX_NAME_CHARS = 200
 MIB = 1024 * 1024
-# The statistics of an answer that pages show; an import leaves others out.
-STATS: dict[str, tuple[type, ...]] = {
-    "model": (str,),
-    "reason": (str, NoneType),
-    "tokens": (int,),
-    "tokens_per_s": (int, float),
-    "first_token_s": (int, float),
-    "prompt_tokens": (int,),
-    "seed": (int,),
-}
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFile:
+    """The chats of one file, and in words what of them has no place here."""
+
+    chats: tuple[CopiedChat, ...]
+    notices: tuple[ChatFileError, ...] = ()
 
 
 def read_chat_file(data: bytes) -> CopiedChat:
-    """The chat in a file's bytes, of whichever of the three forms. Raises ChatFileError."""
+    """The chat in a file's bytes, the first one where there are several. Raises ChatFileError."""
+    return read_chats(data).chats[0]
+
+
+def read_chats(data: bytes) -> ChatFile:
+    """All chats in a file's bytes. One that cannot be read does not keep out the others. Raises ChatFileError."""
     if len(data) > MAX_FILE_BYTES:
         raise ChatFileError("chat_file_large", mib=len(data) // MIB, limit=MAX_FILE_BYTES // MIB)
+    left = LeftBehind()
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig", "strict" if _is_whole(data) else "ignore")
         check_num_values(text, MAX_VALUES)
-        chat = _recognise(text)
+        values = _values(text, left)
+        if len(values) > MAX_CHATS:
+            raise ChatFileError("chat_file_many", count=len(values), limit=MAX_CHATS)
+        chats = tuple(_read_each(values, left))
     except (ValueError, RecursionError) as error:
         raise ChatFileError("chat_file_unknown") from error
-    if not chat.messages:
-        raise ChatFileError("chat_file_empty")
-    if len(chat.messages) > MAX_MESSAGES:
-        raise ChatFileError("chat_file_long", count=len(chat.messages), limit=MAX_MESSAGES)
-    return chat
+    return ChatFile(chats, left.notices())
 
 
-def _recognise(text: str) -> CopiedChat:
+def _is_whole(data: bytes) -> bool:
+    """Whether the file does not end inside of a character, as one does that was cut off."""
     try:
-        whole = load_json(text, max_values=len(text))
-    except ValueError:
-        return from_sillytavern(_lines(text))
-    if not isinstance(whole, dict):
+        data[-4:].decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.reason != "unexpected end of data"
+    return True
+
+
+def _read_each(values: list[Any], left: LeftBehind) -> Iterator[CopiedChat]:
+    """The chats of a file's values. Raises the first error where none can be read."""
+    first: ChatFileError | None = None
+    num_read = 0
+    for value in values:
+        # What is left out of a chat that is not read is not counted.
+        of_chat = LeftBehind()
+        try:
+            chat = _read(value, of_chat)
+            if not chat.messages:
+                raise ChatFileError("chat_file_empty")
+            if len(chat.messages) > MAX_MESSAGES:
+                raise ChatFileError("chat_file_long", count=len(chat.messages), limit=MAX_MESSAGES)
+        except ChatFileError as error:
+            first = first or error
+            left["empty" if error.key == "chat_file_empty" else "unread"] += 1
+            continue
+        left.update(of_chat)
+        num_read += 1
+        yield chat
+    if not num_read:
+        raise first or ChatFileError("chat_file_empty")
+
+
+def _read(value: Any, left: LeftBehind) -> CopiedChat:
+    """The chat of one value: an object, or a list of messages or of SillyTavern's lines."""
+    if isinstance(value, list) and value and is_message(value[0]):
+        return from_messages(value, {}, left)
+    if isinstance(value, list) and value and _is_tavern(value[0]):
+        return from_sillytavern(value, left)
+    if not isinstance(value, dict):
         raise ChatFileError("chat_file_unknown")
-    if whole.get("format") == FORMAT:
-        return _own(whole)
-    if isinstance(whole.get("internal"), list):
-        return from_webui(whole)
-    if "mes" in whole or "chat_metadata" in whole:
-        return from_sillytavern([whole])
+    if value.get("format") == FORMAT:
+        return from_own(value)
+    if is_webui(value):
+        return from_webui(value, left)
+    if is_chatgpt(value):
+        return from_chatgpt(value, left)
+    if is_open_webui(value):
+        return from_open_webui(value, left)
+    if is_claude(value):
+        return from_claude(value, left)
+    if (messages := list_in(value)) is not None:
+        return from_messages(messages, value, left)
     raise ChatFileError("chat_file_unknown")
 
 
-def _lines(text: str) -> list[dict[str, Any]]:
-    lines = []
+def _values(text: str, left: LeftBehind) -> list[Any]:
+    """What the file holds, each a chat as `_read` takes it. Raises ValueError, ChatFileError."""
+    try:
+        whole = load_json(text, max_values=len(text))
+    except ValueError:
+        lines = _lines(text, left)
+        # Lines of one chat, or a chat a line.
+        return [lines] if _is_tavern(lines[0]) or is_message(lines[0]) else lines
+    if _is_tavern(whole):
+        return [[whole]]
+    if not isinstance(whole, list) or not whole or is_message(whole[0]) or _is_tavern(whole[0]):
+        return [whole]
+    return whole
+
+
+def _is_tavern(value: object) -> bool:
+    """Whether a value is one of SillyTavern's lines, or the header before them."""
+    return isinstance(value, dict) and ("mes" in value or "chat_metadata" in value or "user_name" in value)
+
+
+def _lines(text: str, left: LeftBehind) -> list[dict[str, Any]]:
+    """The objects of a file with one a line. A line that is cut off keeps none of the whole ones out."""
+    lines: list[dict[str, Any]] = []
     # Other marks that end a line may stand inside of JSON's texts.
     for line in text.split("\n"):
-        if line.strip():
-            try:
-                lines.append(load_json(line, max_values=len(line)))
-            except ValueError as error:
-                raise ChatFileError("chat_file_unknown") from error
-    if not lines or not all(isinstance(line, dict) for line in lines):
+        if not line.strip():
+            continue
+        try:
+            value = load_json(line, max_values=len(line))
+        except (ValueError, RecursionError):
+            left["cut_off"] += 1
+            if left["cut_off"] > MAX_BROKEN_LINES:
+                raise ChatFileError("chat_file_unknown") from None
+            continue
+        if not isinstance(value, dict):
+            raise ChatFileError("chat_file_unknown")
+        lines.append(value)
+    if not lines:
         raise ChatFileError("chat_file_unknown")
     return lines
-
-
-def _own(whole: dict[str, Any]) -> CopiedChat:
-    version = get(whole, "version", int)
-    if version > FORMAT_VERSION:
-        raise ChatFileError("chat_file_newer", found=version, known=FORMAT_VERSION)
-    chat, messages = get(whole, "chat", dict), get(whole, "messages", list)
-    return CopiedChat(
-        messages=tuple(show_one([_own_message(message, index) for index, message in enumerate(messages)])),
-        title=shortened(" ".join(get(chat, "title", str).split()), MAX_NAME_CHARS),
-        title_is_own=get(chat, "title_is_own", bool),
-        created_s=seconds(chat.get("created_s")),
-        mode=require(chat.get("mode"), MODES, "mode"),
-        character=get(chat, "character", str)[:MAX_NAME_CHARS],
-        settings=_settings(get(chat, "settings", dict)),
-        draft=get(chat, "draft", str),
-        is_pinned=get(chat, "is_pinned", bool),
-    )
-
-
-def _own_message(message: object, index: int) -> CopiedMessage:
-    if not isinstance(message, dict):
-        raise ChatFileError("chat_file_damaged", name="messages")
-    parent = message.get("parent")
-    if parent is not None and not (type(parent) is int and 0 <= parent < index):
-        raise ChatFileError("chat_file_damaged", name="parent")
-    return CopiedMessage(
-        parent=parent,
-        role=require(message.get("role"), ROLES, "role"),
-        text=get(message, "text", str),
-        created_s=seconds(message.get("created_s")),
-        state=require(message.get("state"), STATES, "state"),
-        stats=_stats(get(message, "stats", dict)),
-        is_shown=get(message, "is_shown", bool),
-    )
-
-
-def _settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain values by name, and checked settings of the sampling."""
-    plain = {name: value for name, value in values.items() if name != "sampling"}
-    sampling = values.get("sampling", {})
-    if not all(isinstance(value, (str, int, float, NoneType)) for value in plain.values()):
-        raise ChatFileError("chat_file_damaged", name="settings")
-    if not isinstance(sampling, dict):
-        raise ChatFileError("chat_file_damaged", name="sampling")
-    try:
-        return plain | ({"sampling": check_values(sampling)} if sampling else {})
-    except InputError as error:
-        raise ChatFileError("chat_file_damaged", name="sampling") from error
-
-
-def _stats(values: dict[str, Any]) -> dict[str, Any]:
-    known = {name: values[name] for name, kinds in STATS.items() if name in values and type(values[name]) in kinds}
-    return known | ({"error": values["error"]} if error_of(values) is not None else {})

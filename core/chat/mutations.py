@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
-from core.chat.columns import to_column
+from core.chat.columns import names_to_column, to_column
 from core.chat.database import ChatStoreError
 from core.chat.records import CopiedChat, Role, State
 from core.chat.titles import propose_title
@@ -75,7 +75,14 @@ def require_at_rest(db: sqlite3.Connection, messages: Iterable[int]) -> None:
 
 
 def append(
-    db: sqlite3.Connection, chat: int, after: int | None, role: Role, text: str, state: State, now_s: float
+    db: sqlite3.Connection,
+    chat: int,
+    after: int | None,
+    role: Role,
+    text: str,
+    state: State,
+    now_s: float,
+    speaker: str = "",
 ) -> int:
     """Add a message below `after`, the last one that the caller saw. Raises where the chat went on meanwhile."""
     require_chat(db, chat)
@@ -85,38 +92,48 @@ def append(
         raise ChatStoreError("chat_moved_on")
     if after is not None:
         require_at_rest(db, [after])
-    return insert(db, chat, tree.tail(), role, text, state, now_s)
+    return insert(db, chat, tree.tail(), role, text, state, now_s, speaker)
 
 
 def insert(
-    db: sqlite3.Connection, chat: int, parent: int | None, role: Role, text: str, state: State, now_s: float
+    db: sqlite3.Connection,
+    chat: int,
+    parent: int | None,
+    role: Role,
+    text: str,
+    state: State,
+    now_s: float,
+    speaker: str = "",
 ) -> int:
     """Add a message and show it in place of its versions."""
     hide_versions(db, chat, parent)
     cursor = db.execute(
-        "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, text) VALUES (?, ?, 1, ?, ?, ?, ?)",
-        (chat, parent, role, state, now_s, printable(text)),
+        "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, text, speaker)"
+        " VALUES (?, ?, 1, ?, ?, ?, ?, ?)",
+        (chat, parent, role, state, now_s, printable(text), printable(speaker)),
     )
     touch(db, chat, now_s)
     return int(cursor.lastrowid or 0)
 
 
 def add_version(db: sqlite3.Connection, message: int, text: str, state: State, now_s: float) -> int:
-    """A further version of a message, shown in its place; what follows the old one stays with that."""
+    """A further version of a message by the same speaker, shown in its place; what follows the old one stays there."""
     chat, tree = find_shown(db, message)
     require_at_rest(db, [node.id for node in tree.path()])
-    role = db.execute("SELECT role FROM messages WHERE id = ?", (message,)).fetchone()[0]
-    return insert(db, chat, tree[message].parent, role, text, state, now_s)
+    role, speaker = db.execute("SELECT role, speaker FROM messages WHERE id = ?", (message,)).fetchone()
+    return insert(db, chat, tree[message].parent, role, text, state, now_s, speaker)
 
 
 def edit(db: sqlite3.Connection, message: int, text: str, now_s: float) -> int:
     """A further version of a message that takes over what follows; the old text stays as a version."""
     chat, tree = find_shown(db, message)
     require_at_rest(db, [message])
-    role, state, old = db.execute("SELECT role, state, text FROM messages WHERE id = ?", (message,)).fetchone()
+    row = db.execute("SELECT role, state, text, speaker FROM messages WHERE id = ?", (message,)).fetchone()
+    role, state, old, speaker = row
     if old == printable(text):
         return message
-    number = insert(db, chat, tree[message].parent, role, text, "done" if state == "failed" else state, now_s)
+    kept: State = "done" if state == "failed" else state
+    number = insert(db, chat, tree[message].parent, role, text, kept, now_s, speaker)
     db.execute("UPDATE messages SET parent = ? WHERE parent = ?", (number, message))
     retitle(db, chat)
     return number
@@ -230,19 +247,19 @@ def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: s
     """Write a whole chat with its versions as a new one of `owner`."""
     cursor = db.execute(
         "INSERT INTO chats (created_s, changed_s, is_pinned, mode, character, title_is_own, title, settings, draft,"
-        " owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " owner, members) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (chat.created_s or now_s, now_s, chat.is_pinned, chat.mode, printable(chat.character), chat.title_is_own,
-         printable(chat.title), to_column(chat.settings), printable(chat.draft), owner),
+         printable(chat.title), to_column(chat.settings), printable(chat.draft), owner, names_to_column(chat.members)),
     )  # fmt: skip
     number = int(cursor.lastrowid or 0)
     ids: list[int] = []
     for message in chat.messages:
         row = db.execute(
-            "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, stats, text)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, stats, text, speaker)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (number, None if message.parent is None else ids[message.parent], message.is_shown, message.role,
              "stopped" if message.state == "writing" else message.state, message.created_s or now_s,
-             to_column(message.stats), printable(message.text)),
+             to_column(message.stats), printable(message.text), printable(message.speaker)),
         )  # fmt: skip
         ids.append(int(row.lastrowid or 0))
     return number

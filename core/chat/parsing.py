@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, TypeVar
 
 from core.chat.records import CopiedMessage
@@ -12,12 +11,10 @@ from core.common.errors import DeckError
 from core.common.values import quoted_json
 
 T = TypeVar("T")
-# Times beyond are milliseconds, or nonsense.
-MAX_SECONDS = 4e9
 
 
 class ChatFileError(DeckError):
-    """A file holds no chat that can be read."""
+    """A file holds no chat that can be read, or something of it has no place here."""
 
 
 def get(values: dict[str, Any], name: str, kind: type[T]) -> T:
@@ -35,23 +32,22 @@ def require(value: object, known: Sequence[str], name: str) -> Any:
     return value
 
 
-def seconds(value: object) -> float:
-    """A time as seconds since 1970, from seconds, milliseconds or a date in words; 0 where it says nothing."""
-    if isinstance(value, str):
-        return _from_words(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_SECONDS * 1000:
-        return 0.0
-    return value / 1000 if value > MAX_SECONDS else float(value)
+def group_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The group of fields `name`; an empty one where there is none."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
 
 
-def _from_words(text: str) -> float:
-    for parse in (datetime.fromisoformat, lambda one: datetime.strptime(one, "%B %d, %Y %I:%M%p")):
-        try:
-            time_s = parse(text).timestamp()
-            return time_s if 0 <= time_s <= MAX_SECONDS else 0.0
-        except (ValueError, OverflowError, OSError):
-            continue
-    return 0.0
+def groups_of(values: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The groups in the list `name`; what is none of them is passed over."""
+    found = values.get(name)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def text_of(values: Mapping[str, Any], name: str) -> str:
+    """The text `name`; an empty one where there is none."""
+    found = values.get(name)
+    return found if isinstance(found, str) else ""
 
 
 def show_one(messages: Sequence[CopiedMessage]) -> list[CopiedMessage]:

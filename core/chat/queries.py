@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from core.chat.columns import from_column
+from core.chat.columns import from_column, names_from_column
 from core.chat.database import ChatStoreError
 from core.chat.mutations import read_tree
 from core.chat.records import Chat, ChatInfo, Message
 
-INFO_COLUMNS = "id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft"
+INFO_COLUMNS = "id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft, members"
 
 
 def list_chats(db: sqlite3.Connection, owner: str, limit: int, offset: int) -> list[ChatInfo]:
@@ -32,7 +32,7 @@ def read_info(db: sqlite3.Connection, chat: int) -> ChatInfo:
 def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
     info, tree = read_info(db, chat), read_tree(db, chat)
     found = db.execute(
-        "SELECT id, role, text, created_s, state, stats FROM messages WHERE chat = ? AND is_shown", (chat,)
+        "SELECT id, role, text, created_s, state, stats, speaker FROM messages WHERE chat = ? AND is_shown", (chat,)
     )
     rows = {row[0]: row for row in found}
     messages = []
@@ -40,13 +40,13 @@ def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
         if node.id not in rows:
             # A damaged index still names it.
             continue
-        id, role, text, created_s, state, stats = rows[node.id]
+        id, role, text, created_s, state, stats, speaker = rows[node.id]
         versions = tuple(sibling.id for sibling in tree.siblings(id))
-        messages.append(Message(id, role, text, created_s, state, from_column(stats), versions))
+        messages.append(Message(id, role, text, created_s, state, from_column(stats), versions, speaker))
     return Chat(info, tuple(messages))
 
 
 def _info(row: tuple[Any, ...]) -> ChatInfo:
-    id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft = row
+    id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft, members = row
     return ChatInfo(id, title, bool(title_is_own), created_s, changed_s, bool(is_pinned), mode, character,
-                    from_column(settings), draft)  # fmt: skip
+                    from_column(settings), draft, names_from_column(members))  # fmt: skip

@@ -18,6 +18,7 @@ STATES: tuple[str, ...] = get_args(State)
 class ChatInfo:
     """One chat without its messages. `character` is a name or empty; times are seconds since 1970.
 
+    `members` are the further characters of a group. A character is named by its key, or as its file names it.
     `settings` are plain values by name, such as "preset". Only "sampling" is a group: settings of Sampling.
     """
 
@@ -31,6 +32,12 @@ class ChatInfo:
     character: str
     settings: dict[str, Any]
     draft: str
+    members: tuple[str, ...] = ()
+
+    @property
+    def cast(self) -> tuple[str, ...]:
+        """All characters of the chat, in the order in which they speak."""
+        return tuple(dict.fromkeys(name for name in (self.character, *self.members) if name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class Message:
     """One message on the path that is shown. `versions` are the ids of all its versions, its own among them.
 
     `stats` of an answer: model, reason, tokens, tokens_per_s, first_token_s, prompt_tokens, seed;
-    error where it failed.
+    error where it failed. `speaker` is who said it, where that is not the chat's character or its person.
     """
 
     id: int
@@ -48,6 +55,7 @@ class Message:
     state: State
     stats: dict[str, Any]
     versions: tuple[int, ...]
+    speaker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ class CopiedMessage:
     state: State = "done"
     stats: dict[str, Any] = field(default_factory=dict)
     is_shown: bool = True
+    speaker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +110,4 @@ class CopiedChat:
     settings: dict[str, Any] = field(default_factory=dict)
     draft: str = ""
     is_pinned: bool = False
+    members: tuple[str, ...] = ()

@@ -53,7 +53,13 @@ FIRST = (
 # Whose a chat is: of the people who signed in through a provider each sees only their own. "" is whoever uses this
 # machine itself or gave its password, and had all chats before.
 OWNERS = ("ALTER TABLE chats ADD COLUMN owner TEXT NOT NULL DEFAULT ''",)
-MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS)
+# Groups: the further characters of a chat as a JSON list, and who said a message ("": the chat's one character or its
+# person).
+GROUPS = (
+    "ALTER TABLE chats ADD COLUMN members TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE messages ADD COLUMN speaker TEXT NOT NULL DEFAULT ''",
+)
+MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS)
 
 
 def version_of(db: sqlite3.Connection) -> int:

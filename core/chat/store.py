@@ -93,6 +93,11 @@ class ChatStore:
         with self._database.change() as db:
             return mutations.insert_chat(db, chat, self._now(), self._owner or "")
 
+    def add_all(self, chats: Sequence[CopiedChat]) -> list[int]:
+        """Write the chats of a file: all of them, or none where one cannot be written. Ids in the same order."""
+        with self._database.change() as db:
+            return [mutations.insert_chat(db, chat, self._now(), self._owner or "") for chat in chats]
+
     def chats(self, limit: int = PAGE_CHATS, offset: int = 0) -> list[ChatInfo]:
         """Pinned chats first, then those that changed last."""
         with self._database.read() as db:

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.chat.dates import seconds
 from core.chat.exporting import to_json, to_markdown
-from core.chat.foreign import NO_QUESTION
 from core.chat.importing import MAX_FILE_BYTES, MAX_MESSAGES, read_chat_file
-from core.chat.parsing import ChatFileError, seconds, show_one
+from core.chat.parsing import ChatFileError, show_one
 from core.chat.records import MODES, ROLES, CopiedChat, CopiedMessage
+from core.chat.roleplay_files import NO_QUESTION
 from core.chat.store import ChatStore
 
 
@@ -62,12 +63,14 @@ def copied_chats(draw: st.DrawFn) -> CopiedChat:
             created_s=draw(st.floats(1, 2e9)),
             state=draw(st.sampled_from(["done", "stopped", "failed"])),
             stats=draw(STATS),
+            speaker=draw(st.sampled_from(["", "Ada", "Olaf"])),
         )
         for place in range(draw(st.integers(1, 12)))
     ]
     return CopiedChat(
         tuple(show_one(messages)), draw(LINES), draw(st.booleans()), draw(st.floats(1, 2e9)),
         draw(st.sampled_from(MODES)), draw(TEXTS), draw(SETTINGS), draw(TEXTS), draw(st.booleans()),
+        draw(st.sampled_from([(), ("Olaf",), ("Olaf", "三")])),
     )  # fmt: skip
 
 
@@ -217,7 +220,7 @@ def own(**changes: Any) -> bytes:
         (b"[" * 100_000, "chat_file_unknown"),
         (b'{"a":' * 100_000, "chat_file_unknown"),
         (b"1" * 10_000, "chat_file_unknown"),
-        (b"{}\n{}\n", "chat_file_damaged"),
+        (b"{}\n{}\n", "chat_file_unknown"),
         (b'{"chat_metadata": {}}\n[]\n', "chat_file_unknown"),
         (b'{"internal": []}', "chat_file_empty"),
         (b'{"internal": [5]}', "chat_file_damaged"),
@@ -226,7 +229,7 @@ def own(**changes: Any) -> bytes:
         (b'{"chat_metadata": {}}', "chat_file_empty"),
         (sillytavern({"mes": 5}), "chat_file_damaged"),
         (sillytavern({}), "chat_file_damaged"),
-        (own(version=2), "chat_file_newer"),
+        (own(version=3), "chat_file_newer"),
         (own(version="1"), "chat_file_damaged"),
         (own(messages=[]), "chat_file_empty"),
         (own(messages=[5]), "chat_file_damaged"),
@@ -244,6 +247,8 @@ def own(**changes: Any) -> bytes:
         (own(stats=[]), "chat_file_damaged"),
         (own(is_shown=1), "chat_file_damaged"),
         (own(title=None), "chat_file_damaged"),
+        (own(members="Olaf"), "chat_file_damaged"),
+        (own(members=[5]), "chat_file_damaged"),
         (own(settings="x"), "chat_file_damaged"),
         (own(settings={"preset": []}), "chat_file_damaged"),
         (own(settings={"sampling": 5}), "chat_file_damaged"),

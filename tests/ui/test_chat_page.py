@@ -317,6 +317,19 @@ def test_an_import_says_what_is_wrong_and_takes_the_rest(models: Path) -> None:
     assert history() == [("user", "hi"), ("assistant", "hello there")]
 
 
+def test_an_import_says_what_was_left_behind_until_the_next_step(models: Path) -> None:
+    tab = open_tab("3_Chat")
+    messages = [{"role": "user", "content": [{"type": "text", "text": "hi"}, {"type": "image_url"}]}]
+    tab.file_uploader(key="chat_import_files_0").set_value([
+        ("two [1].json", json.dumps([{"messages": messages}, {"messages": messages}]).encode(), "application/json"),
+    ])  # fmt: skip
+    run(tab)
+    assert [info.id for info in resources.chat_store().chats()] == [2, 1]
+    assert "two \\[1\\].json" in tab.info[0].value and "Pictures are left out: 2" in tab.info[0].value
+    click(tab, "chat_new")
+    assert not tab.info or "Pictures" not in tab.info[0].value
+
+
 def test_fifty_thousand_characters_are_shown(models: Path) -> None:
     messages = (CopiedMessage(None, "user", "word " * 10_000, 1.0), CopiedMessage(0, "assistant", "x" * 50_000, 1.0))
     resources.chat_store().add(CopiedChat(messages, "w" * 200))

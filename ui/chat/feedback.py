@@ -13,7 +13,7 @@ from core.common.errors import DeckError
 from core.common.panics import panics_as_errors, why_of
 
 log = logging.getLogger(__name__)
-NOTICE_KEY, ERROR_KEY = "chat_notice", "chat_error"
+NOTICE_KEY, ERROR_KEY, LEFT_KEY = "chat_notice", "chat_error", "chat_import_left"
 
 
 class Notice(NamedTuple):
@@ -31,6 +31,7 @@ def show_errors(step: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **values: Any) -> None:
         st.session_state.pop(ERROR_KEY, None)
         st.session_state.pop(NOTICE_KEY, None)
+        st.session_state.pop(LEFT_KEY, None)
         try:
             with panics_as_errors():
                 step(*args, **values)

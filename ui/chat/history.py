@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from core.chat.importing import read_chat_file
+from core.chat.importing import read_chats
 from core.chat.records import ChatInfo, Hit
 from core.common.errors import DeckError
-from ui.chat.feedback import ERROR_KEY, show_errors
+from ui.chat.feedback import ERROR_KEY, LEFT_KEY, show_errors
 from ui.chat.header import title_of
 from ui.chat.session import FOUND_KEY, PARAM, show_chat
-from ui.shared.errors import show_error
+from ui.shared.errors import sentence, show_error
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import chat_service, chat_store
@@ -110,10 +110,13 @@ def _draw_import() -> None:
 def _import(key: str) -> None:
     """Each file for itself: one that is no chat keeps no other one out."""
     failed: list[tuple[str, DeckError]] = []
+    left: list[tuple[str, tuple[DeckError, ...]]] = []
     added: list[int] = []
     for file in st.session_state[key]:
         try:
-            added.append(chat_store().add(read_chat_file(file.getvalue())))
+            found = read_chats(file.getvalue())
+            added += chat_store().add_all(found.chats)
+            left += [(file.name, found.notices)] if found.notices else []
         except DeckError as error:
             failed.append((file.name, error))
     st.session_state[FAILED_KEY] = failed
@@ -121,8 +124,16 @@ def _import(key: str) -> None:
         st.session_state[IMPORT_COUNT_KEY] = st.session_state.get(IMPORT_COUNT_KEY, 0) + 1
         show_chat(added[-1])
         st.toast(tr("chat.imported", count=len(added)), icon=":material/check_circle:")
+    st.session_state[LEFT_KEY] = left
     if failed:
         st.session_state[ERROR_KEY] = failed[0][1]
+
+
+def draw_left_behind() -> None:
+    """What has no place here of the files that were just imported."""
+    for name, notices in st.session_state.get(LEFT_KEY, []):
+        lines = [f"**{escape(name)}**", *(f"- {sentence(notice)}" for notice in notices)]
+        st.info("\n".join([lines[0], "", *lines[1:]]), icon=":material/move_to_inbox:")
 
 
 def recent_chats(limit: int) -> list[ChatInfo]:

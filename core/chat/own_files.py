@@ -1,0 +1,91 @@
+"""Chats as LlamaDeck itself exports them, read back without trust."""
+
+from __future__ import annotations
+
+from types import NoneType
+from typing import Any
+
+from core.chat.dates import seconds
+from core.chat.exporting import FORMAT_VERSION
+from core.chat.foreign import MAX_MEMBERS, MAX_NAME_CHARS
+from core.chat.parsing import ChatFileError, get, require, show_one, text_of
+from core.chat.presets import check_values
+from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage
+from core.chat.stats import error_of
+from core.chat.titles import shortened
+from core.common.errors import InputError
+
+# The statistics of an answer that pages show; an import leaves others out.
+STATS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "reason": (str, NoneType),
+    "tokens": (int,),
+    "tokens_per_s": (int, float),
+    "first_token_s": (int, float),
+    "prompt_tokens": (int,),
+    "seed": (int,),
+}
+
+
+def from_own(whole: dict[str, Any]) -> CopiedChat:
+    """The chat of a file that was exported here."""
+    version = get(whole, "version", int)
+    if version > FORMAT_VERSION:
+        raise ChatFileError("chat_file_newer", found=version, known=FORMAT_VERSION)
+    chat, messages = get(whole, "chat", dict), get(whole, "messages", list)
+    return CopiedChat(
+        messages=tuple(show_one([_own_message(message, index) for index, message in enumerate(messages)])),
+        title=shortened(" ".join(get(chat, "title", str).split()), MAX_NAME_CHARS),
+        title_is_own=get(chat, "title_is_own", bool),
+        created_s=seconds(chat.get("created_s")),
+        mode=require(chat.get("mode"), MODES, "mode"),
+        character=get(chat, "character", str)[:MAX_NAME_CHARS],
+        settings=_settings(get(chat, "settings", dict)),
+        draft=get(chat, "draft", str),
+        is_pinned=get(chat, "is_pinned", bool),
+        members=_members(chat.get("members", [])),
+    )
+
+
+def _own_message(message: object, index: int) -> CopiedMessage:
+    if not isinstance(message, dict):
+        raise ChatFileError("chat_file_damaged", name="messages")
+    parent = message.get("parent")
+    if parent is not None and not (type(parent) is int and 0 <= parent < index):
+        raise ChatFileError("chat_file_damaged", name="parent")
+    return CopiedMessage(
+        parent=parent,
+        role=require(message.get("role"), ROLES, "role"),
+        text=get(message, "text", str),
+        created_s=seconds(message.get("created_s")),
+        state=require(message.get("state"), STATES, "state"),
+        stats=_stats(get(message, "stats", dict)),
+        is_shown=get(message, "is_shown", bool),
+        speaker=text_of(message, "speaker")[:MAX_NAME_CHARS],
+    )
+
+
+def _members(names: object) -> tuple[str, ...]:
+    """The further characters of a group; older files have none."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ChatFileError("chat_file_damaged", name="members")
+    return tuple(dict.fromkeys(name[:MAX_NAME_CHARS] for name in names if name))[: MAX_MEMBERS - 1]
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Plain values by name, and checked settings of the sampling."""
+    plain = {name: value for name, value in values.items() if name != "sampling"}
+    sampling = values.get("sampling", {})
+    if not all(isinstance(value, (str, int, float, NoneType)) for value in plain.values()):
+        raise ChatFileError("chat_file_damaged", name="settings")
+    if not isinstance(sampling, dict):
+        raise ChatFileError("chat_file_damaged", name="sampling")
+    try:
+        return plain | ({"sampling": check_values(sampling)} if sampling else {})
+    except InputError as error:
+        raise ChatFileError("chat_file_damaged", name="sampling") from error
+
+
+def _stats(values: dict[str, Any]) -> dict[str, Any]:
+    known = {name: values[name] for name, kinds in STATS.items() if name in values and type(values[name]) in kinds}
+    return known | ({"error": values["error"]} if error_of(values) is not None else {})
