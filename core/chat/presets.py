@@ -16,7 +16,7 @@ from core.common.json_file import JsonFile
 from core.common.paths import data_dir
 from core.common.plain_json import InvalidContent
 from core.common.preferences import Preferences
-from core.common.values import printable, quoted_json
+from core.common.values import printable, quoted_json, quoted_text
 from core.engine.sampling_params import MAX_STOP_STRINGS, Sampling
 
 SHIPPED = Path(__file__).with_name("presets.yaml")
@@ -24,6 +24,8 @@ MAX_FILE_CHARS = 100_000
 MAX_NAME_CHARS = 60
 PREFERENCE_GROUP = "preset"
 OwnValues = Mapping[str, dict[str, Any]]
+# What presets.yaml holds. An entry that is no preset stays there as it is, for whoever can mend it.
+Entries = Mapping[Any, Any]
 # What a checkpoint may recommend in its generation_config.json.
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -44,11 +46,15 @@ class Presets:
         self.file = _file(path or data_dir() / "presets.yaml")
 
     def shipped(self) -> list[Preset]:
-        return [Preset(name, values) for name, values in _shipped.read().items()]
+        return _read(_shipped.read(), is_own=False)[0]
 
     def own(self) -> list[Preset]:
         """A person's own. Raises FileError for a file that cannot be used."""
-        return [Preset(name, values, is_own=True) for name, values in self.file.read().items()]
+        return _read(self.file.read(), is_own=True)[0]
+
+    def left_out(self) -> list[tuple[str, DeckError]]:
+        """The entries of a person's file that are no presets, each with what is wrong. Raises FileError as own()."""
+        return _read(self.file.read(), is_own=True)[1]
 
     def get(self, name: str) -> Preset:
         """Raises InputError where there is none of that name."""
@@ -68,17 +74,21 @@ class Presets:
             raise InputError("preset_name_taken", name=quoted_json(name))
         checked = check_values(values)
         with self.file.change() as change:
-            if change.value.get(name) != checked:
-                _require_seen(name, change.value, seen)
+            own = {preset.name: preset.values for preset in _read(change.value, is_own=True)[0]}
+            if name in change.value and name not in own:
+                raise InputError("preset_name_damaged", name=quoted_json(name))
+            if own.get(name) != checked:
+                _require_seen(name, own, seen)
             change.value = {**change.value, name: checked}
 
     def delete(self, name: str, seen: OwnValues | None = None) -> Preset:
         """Remove a person's own preset; what is returned can be saved again. `seen` as for save()."""
         with self.file.change() as change:
-            if name not in change.value:
+            own = {preset.name: preset.values for preset in _read(change.value, is_own=True)[0]}
+            if name not in own:
                 raise InputError("preset_unknown", name=quoted_json(name))
-            _require_seen(name, change.value, seen)
-            values = change.value[name]
+            _require_seen(name, own, seen)
+            values = own[name]
             change.value = {one: kept for one, kept in change.value.items() if one != name}
         return Preset(name, values, is_own=True)
 
@@ -161,11 +171,33 @@ def _load_yaml(text: str) -> Any:
         raise ValueError from error
 
 
-def _parse(value: Any) -> OwnValues:
-    return {_checked_name(name): check_values(values) for name, values in ({} if value is None else value).items()}
+def _parse(value: Any) -> Entries:
+    if value is not None and not isinstance(value, dict):
+        raise InvalidContent("no list of presets by name")
+    return value or {}
 
 
-def _file(path: Path) -> JsonFile[OwnValues]:
+def _read(entries: Entries, is_own: bool) -> tuple[list[Preset], list[tuple[str, DeckError]]]:
+    """The presets among the entries of a file, and what is wrong with the others."""
+    presets: list[Preset] = []
+    left_out: list[tuple[str, DeckError]] = []
+    for name, values in entries.items():
+        try:
+            if not isinstance(values, dict):
+                raise InputError("preset_values")
+            presets.append(Preset(_checked_name(name), check_values(values), is_own))
+        except (TypeError, ValueError, OverflowError):
+            left_out.append((_shown_name(name), InputError("preset_values")))
+        except DeckError as error:
+            left_out.append((_shown_name(name), error))
+    return presets, left_out
+
+
+def _shown_name(name: object) -> str:
+    return quoted_text(name if isinstance(name, str) else str(name)) or "?"
+
+
+def _file(path: Path) -> JsonFile[Entries]:
     sentences = {kind: f"presets_{kind}" for kind in ("damaged", "unreadable", "unwritable")}
     return JsonFile(path, _parse, dict, {}, codec=YAML, sentences=sentences)
 

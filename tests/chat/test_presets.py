@@ -98,8 +98,8 @@ def test_other_nonsense_is_refused(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "text", "5", "mine: 5", "mine: [a]", "mine: {temperature: 99}", "mine: {unknown: 1}", "5: {top_k: 1}",
-     "!!python/object/apply:os.system ['true']", "{", "\t", "a: &a [*a]", "[" * 1000, "x" * 100_001, "mine: {1: 2}"],
+    ["[]", "text", "5", "!!python/object/apply:os.system ['true']", "{", "\t", "[" * 1000, "x" * 100_001,
+     "mine: {top_k: 1}\nmine: {top_k: 2}"],
     ids=lambda content: content[:30],
 )  # fmt: skip
 def test_a_file_that_is_no_list_of_presets_is_left_alone(path: Path, content: str) -> None:
@@ -116,6 +116,43 @@ def test_a_file_that_is_no_list_of_presets_is_left_alone(path: Path, content: st
             operation()
         assert caught.value.key == "presets_damaged" and str(path) in str(caught.value)
     assert path.read_text() == content and len(presets.shipped()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("bad", "name", "key"),
+    [
+        ("bad: 5", "bad", "preset_values"),
+        ("bad: [a]", "bad", "preset_values"),
+        ("bad:", "bad", "preset_values"),
+        ("bad: {temperature: 99}", "bad", "setting_range"),
+        ("bad: {typical_p: 0.9}", "bad", "setting_unknown"),
+        ("bad: {1: 2}", "bad", "setting_unknown"),
+        ("bad: {stop: &a [*a]}", "bad", "stop_strings"),
+        ("bad: &a [*a]", "bad", "preset_values"),
+        ("5: {top_k: 1}", "5", "preset_name"),
+        ("2025-01-01: {top_k: 1}", "2025-01-01", "preset_values"),
+        ('"a\\nb": {top_k: 1}', "a\nb", "preset_name"),
+    ],
+)
+def test_a_bad_entry_is_left_out_and_named_and_stays_in_the_file(path: Path, bad: str, name: str, key: str) -> None:
+    """One key of another program took all presets away, those that ship too."""
+    path.parent.mkdir()
+    path.write_text(f"mine: {{temperature: 0.5}}\n{bad}\n")
+    presets = Presets(path)
+    assert [preset.name for preset in presets.own()] == ["mine"] and presets.get("balanced") and presets.get("mine")
+    ((found, error),) = presets.left_out()
+    assert found == name and error.key == key and error.sentence("zh")
+    presets.save("other", {"top_k": 3})
+    presets.delete("mine")
+    assert [preset.name for preset in presets.own()] == ["other"] and presets.left_out()[0][0] == name
+
+
+def test_a_bad_entrys_name_is_not_written_over(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("bad: {typical_p: 0.9}\n")
+    with pytest.raises(InputError) as caught:
+        Presets(path).save("bad", {"top_k": 3})
+    assert caught.value.key == "preset_name_damaged" and "typical_p" in path.read_text()
 
 
 def test_files_that_cannot_be_read_or_written_are_told_of(path: Path) -> None:

@@ -156,6 +156,13 @@ def test_a_preset_is_a_chats_own_and_can_be_the_models(models: Path) -> None:
     assert named(click(tab, "chat_new").slider, "sampling_temperature").value == 0.3
 
 
+def test_a_preset_that_cannot_be_read_is_named_beside_the_others(models: Path) -> None:
+    resources.presets().file.path.write_text("mine: {temperature: 0.3}\nother*: {typical_p: 0.9}\n")
+    tab = open_chat()
+    assert "mine" in named(tab.selectbox, "sampling_preset").options
+    assert "other\\*" in tab.warning[0].value and "typical\\_p" in tab.warning[0].value
+
+
 def test_settings_can_be_saved_under_a_name_and_the_deletion_taken_back(models: Path) -> None:
     tab = open_chat()
     named(tab.slider, "sampling_temperature").set_value(1.2)

@@ -14,9 +14,10 @@ from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES
 from ui.chat.chat_settings import change_settings
 from ui.chat.session import info_of
 from ui.chat.setup import preset_of, sampling_of
-from ui.shared.errors import show_error
+from ui.shared.errors import sentence, show_error
 from ui.shared.i18n import text, tr
 from ui.shared.identity import held, hold, key_of, let_go, take_held
+from ui.shared.markdown import escape
 from ui.shared.resources import engine, preferences, presets
 
 SLIDERS = ("temperature", "top_p", "min_p", "repetition_penalty")
@@ -60,10 +61,13 @@ def preset_label(name: str) -> str:
 
 def _preset_choice(tag: str, info: ChatInfo) -> None:
     try:
-        own = presets().own()
+        own, left_out = presets().own(), presets().left_out()
     except DeckError as error:
         show_error(error)
-        own = []
+        own, left_out = [], []
+    for name, why in left_out:
+        about = tr("sampling.left_out", name=escape(name), file=escape(str(presets().file.path.name)))
+        st.warning(f"{about} {sentence(why)}", icon=":material/rule:")
     names = ["", *(preset.name for preset in [*presets().shipped(), *own])]
     chosen = preset_of(info)
     shown = chosen if chosen in names else ""
