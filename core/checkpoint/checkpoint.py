@@ -17,21 +17,24 @@ from typing import Any
 from core.checkpoint.containers.registry import read_format, read_matrices
 from core.checkpoint.headers import TensorInfo, read_header, read_json
 from core.checkpoint.judgement import architecture_name, judge, require_runs
-from core.checkpoint.layers import LayerShape, read_layers, text_config
+from core.checkpoint.layers import LayerShape, read_layers
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
+from core.checkpoint.rope import ContextLimits, read_limits
+from core.checkpoint.tensor_names import name_tensors
+from core.checkpoint.text_config import has_pictures_left_out
 from core.common.errors import CheckpointError
 from core.common.paths import model_name
-from core.common.values import is_whole, printable
+from core.common.values import printable
 
 QUANTIZE_CONFIG = "quantize_config.json"
-# What families call their longest context, and what the first Llama had, for a config that leaves it out.
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
-DEFAULT_CONTEXT_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One model. `config` is its own config.json, with nothing added; `path` is None for one that is not on disk."""
+    """One model. `config` is its own config.json, with nothing added; `path` is None for one that is not on disk.
+
+    `tensors` are those of the part that runs, by the names of transformers' class.
+    """
 
     name: str
     config: dict[str, Any]
@@ -66,15 +69,27 @@ class Checkpoint:
         require_runs(self.name, self.config, self.tensors)
 
     @property
+    def is_without_pictures(self) -> bool:
+        """Whether only the text part of a model with pictures runs."""
+        return has_pictures_left_out(self.config)
+
+    @property
     def size_bytes(self) -> int:
         """The bytes of all tensors, which is what a load reads."""
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
     @property
     def max_context_tokens(self) -> int:
-        """The longest context that the model was made for."""
-        values = map(text_config(self.config).get, CONTEXT_NAMES)
-        return next((value for value in values if is_whole(value) and value > 0), DEFAULT_CONTEXT_TOKENS)
+        """The longest context that can be chosen; beyond the usual one the model's rope is extended."""
+        return self.context_limits.longest_tokens
+
+    @property
+    def context_limits(self) -> ContextLimits:
+        return read_limits(self.config)
+
+    def stored_name(self, name: str) -> str:
+        """What the files call the tensor `name`."""
+        return self.tensors[name].stored_name or name
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -119,7 +134,12 @@ def make_checkpoint(
     tensors: dict[str, TensorInfo],
     path: Path | None = None,
 ) -> Checkpoint:
-    """The checkpoint of these parts, wherever they were read. Raises CheckpointError where no matrix is quantized."""
+    """The checkpoint of these parts, wherever they were read. Raises CheckpointError where no matrix is quantized.
+
+    Tensors get the names that the model's class has for them; those of a part for pictures that does not run are left
+    out.
+    """
+    tensors = name_tensors(config, tensors)
     if not any(tensor.endswith(".qweight") for tensor in tensors):
         raise CheckpointError("no_quantized_weights", folder=name)
     return Checkpoint(name, config, quantization, tensors, path)

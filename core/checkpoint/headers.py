@@ -27,13 +27,17 @@ MAX_DIMENSIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: safetensors' name of its type, its shape, and where its bytes lie in the file."""
+    """One tensor: safetensors' name of its type, its shape, and where its bytes lie in the file.
+
+    `stored_name`: what the file calls it, where the model's class calls it otherwise.
+    """
 
     file: str
     dtype: str
     shape: tuple[int, ...]
     begin: int
     end: int
+    stored_name: str | None = None
 
     @property
     def num_bytes(self) -> int:

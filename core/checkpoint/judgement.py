@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from core.checkpoint.families import Family, families
-from core.checkpoint.layers import text_config
+from core.checkpoint.text_config import text_config
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, quoted_json
 
@@ -19,8 +19,9 @@ ATTENTION_LAYERS = frozenset(("full_attention", "sliding_attention", "attention"
 RECURRENT_LAYERS = frozenset(("linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"))
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 VISION, SOUND = ("vision_config", "visual", "vit_config"), ("audio_config", "audio_processor", "speech_config")
-# Ways to turn queries and keys by their place: those of transformers, and what Qwen2-VL calls its own.
-ROPE_KINDS = frozenset(("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "mrope"))
+# Ways to turn queries and keys by their place: those of transformers, what Qwen2-VL calls its own, and the name that
+# longrope had in the first Phi-3.
+ROPE_KINDS = frozenset(("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "mrope", "su"))
 # Names of transformers' functions between the matrices of an MLP.
 ACTIVATIONS = frozenset(
     """

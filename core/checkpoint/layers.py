@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint.headers import TensorInfo
+from core.checkpoint.text_config import text_config
 from core.common.errors import CheckpointError
 from core.common.values import is_whole
 
@@ -15,7 +16,7 @@ from core.common.values import is_whole
 MAX_NUMBER = 2**31
 # A layer's number in the name of a tensor of the language model itself. Of more digits it is none, and Python reads no
 # number of thousands.
-LAYER = re.compile(r"(?:(?:model|transformer|language_model)\.)*(?:layers|h)\.([0-9]{1,9})\.")
+LAYER = re.compile(r"(?:(?:model|decoder|transformer|gpt_neox|language_model)\.)*(?:layers|h|blocks)\.([0-9]{1,9})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,6 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     if not isinstance(kinds, list) or len(kinds) != count:
         kinds = [None] * count
     return tuple(LayerShape(sliding if kind == "sliding_attention" else full, mlp) for kind in kinds)
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The language model's part of a config.json, which has one of its own beside other parts."""
-    text = config.get("text_config")
-    return text if isinstance(text, dict) else config
 
 
 def read_number(model: str, config: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -30,7 +30,7 @@ def best_candidate(candidates: Sequence[Candidate]) -> int | None:
 
 
 def _rank(checkpoint: Checkpoint, report: FitReport) -> tuple[float, ...]:
-    has_full_context = report.max_context >= checkpoint.max_context_tokens
+    has_full_context = report.max_context >= checkpoint.context_limits.usual_tokens
     fidelity = fidelity_of(checkpoint.quantization)
     return (-KERNELS.index(report.load.kernel), has_full_context, *fidelity, -checkpoint.size_bytes)
 

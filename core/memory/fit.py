@@ -77,11 +77,11 @@ def check_fit(
 ) -> FitReport:
     """The verdict for `checkpoint` on `devices`: on the first where it fits alone, else split by layers over several.
 
-    `context_tokens` 0 is the model's own limit, up to 4096. Steps are captured where that fits, else not; the kernel
-    is then the fastest that fits, a leaner one where only that fits, and none of `without`. Raises InputError for a
-    context or a number of chats that cannot be and for a `kernel` that does not take the checkpoint, CheckpointError
-    for a family that does not run here and for parts that contradict each other, EngineError where no kernel takes it
-    on these cards.
+    `context_tokens` 0 is the model's own limit without an extended rope, up to 4096. Steps are captured where that
+    fits, else not; the kernel is then the fastest that fits, a leaner one where only that fits, and none of `without`.
+    Raises InputError for a context or a number of chats that cannot be and for a `kernel` that does not take the
+    checkpoint, CheckpointError for a family that does not run here and for parts that contradict each other,
+    EngineError where no kernel takes it on these cards.
     """
     context_tokens = checked_context(checkpoint, context_tokens)
     if not 1 <= num_chats <= MAX_CHATS:
@@ -139,7 +139,7 @@ def checked_context(checkpoint: Checkpoint, context_tokens: int) -> int:
     """The context to reserve; 0 asks for the usual one. Raises InputError for one that the model was not made for."""
     limit = checkpoint.max_context_tokens
     if context_tokens == 0:
-        return min(limit, DEFAULT_CONTEXT_TOKENS)
+        return min(checkpoint.context_limits.usual_tokens, DEFAULT_CONTEXT_TOKENS)
     if not 0 < context_tokens <= limit:
         raise InputError("context_range", model=checkpoint.name, asked=context_tokens, limit=limit)
     return context_tokens

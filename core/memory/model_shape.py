@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.layers import FullAttention, LayerShape, contradiction, read_number, text_config
+from core.checkpoint.layers import FullAttention, LayerShape, contradiction, read_number
 from core.checkpoint.quantization import MatrixFormat
+from core.checkpoint.text_config import text_config
 from core.memory.matrix_groups import merged_matrices
 from core.memory.sizes import HALF_BYTES, INT_BYTES, round_to_block
 

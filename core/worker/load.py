@@ -113,7 +113,16 @@ def read_model(checkpoint: Checkpoint, plan: LoadPlan, device_map: DeviceMap, pr
 
     dtype = getattr(torch, plan.dtype)
     try:
-        return load_model(checkpoint, plan.shape, plan.kernel, device_map, dtype, plan.chunk_tokens, on_bytes)
+        return load_model(
+            checkpoint,
+            plan.shape,
+            plan.kernel,
+            device_map,
+            dtype,
+            plan.chunk_tokens,
+            on_bytes,
+            plan.context_tokens,
+        )
     except MemoryError as error:
         raise EngineError("out_of_memory", model=checkpoint.name, mib=checkpoint.size_bytes >> 20) from error
 

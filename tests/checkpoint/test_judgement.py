@@ -32,11 +32,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_moe"),
     ({"model_type": "minicpm3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "glm4_moe_lite", **MLA}, PLAIN, "family_mla"),
-    ({"model_type": "gemma3", "vision_config": {}, "text_config": {"model_type": "gemma3_text"}},
-     "language_model.model.layers.0.mlp.up_proj.qweight", "family_vision"),
+    ({"model_type": "glm4v", "vision_config": {}, "text_config": {"model_type": "glm4v_text"}},
+     "model.language_model.layers.0.mlp.up_proj.qweight", "family_vision"),
     ({"model_type": "qwen3_5", "vision_config": {}, "text_config": {"model_type": "qwen3_5_text"}},
      "model.visual.blocks.0.attn.qkv.weight", "family_vision"),
-    ({"model_type": "qwen2_vl", "vision_config": {}}, PLAIN, "family_vision"),
+    ({"model_type": "mllama", "vision_config": {}}, PLAIN, "family_vision"),
     ({"model_type": "baichuan", "auto_map": {"AutoModelForCausalLM": "modeling_baichuan.B"}}, PLAIN,
      "family_code"),
     ({"model_type": "never_heard_of", "auto_map": {"AutoModelForCausalLM": "m.M"}}, PLAIN, "family_code"),
@@ -68,14 +68,17 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}, "hidden_act": "silu"}, PLAIN),
     ({"model_type": "gemma3_text", "rope_parameters": {"sliding_attention": {"rope_type": "default"}}}, PLAIN),
     ({"model_type": "llama", "rope_scaling": None, "layer_types": 5, "num_experts": "many", "auto_map": 1}, PLAIN),
-    # Only the text model of a family with pictures, as a file of its own.
+    # The text part of a family with pictures, with the other part beside it or as a file of its own.
+    ({"model_type": "gemma3", "vision_config": {}, "text_config": {"model_type": "gemma3_text"}},
+     "language_model.model.layers.0.mlp.up_proj.qweight"),
     ({"model_type": "gemma3", "vision_config": {}, "text_config": {"model_type": "gemma3_text"}}, PLAIN),
+    ({"model_type": "qwen2_vl", "vision_config": {}}, "visual.blocks.0.attn.qkv.weight"),
     # All experts of a layer in one tensor.
     ({"model_type": "qwen3_moe", "num_experts": 4}, "model.layers.0.mlp.experts.gate_up_proj"),
     # Compressed, but keys and values are of one length.
     ({"model_type": "glm4_moe_lite", **MLA, "v_head_dim": 192}, PLAIN),
     ({"model_type": "qwen3_next", "layer_types": ["full_attention", "full_attention"]}, PLAIN),
-]
+]  # fmt: skip
 
 
 def checkpoint_of(config: dict[str, Any], tensor: str) -> Checkpoint:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from core.checkpoint.rope import ContextLimits
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.dashboard import make_hollow_model
 from tests.support.pages import run_page
@@ -37,9 +38,14 @@ def environment(hollow_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("limit", [1, 31, 256, 2048, 4096, 5000, 131_072])
 def test_the_contexts_to_choose_from_hold_the_models_limit_and_the_default(limit: int) -> None:
-    choices = context_choices(limit)
+    choices = context_choices(ContextLimits(limit, limit))
     assert choices == sorted(set(choices)) and choices[-1] == limit and min(limit, 4096) in choices
     assert choices[0] > 0 and len(choices) < 40
+
+
+def test_where_a_rope_reaches_further_the_usual_end_is_among_the_contexts() -> None:
+    choices = context_choices(ContextLimits(40_960, 131_072, "yarn"))
+    assert {4096, 40_960, 131_072} <= set(choices) and choices == sorted(set(choices)) and len(choices) < 40
 
 
 def test_a_bar_that_is_too_long_is_hatched_beyond_the_cards_end() -> None:

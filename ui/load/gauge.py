@@ -7,6 +7,7 @@ import math
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.rope import ContextLimits
 from core.common.errors import DeckError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
 from core.memory.sizes import MIB
@@ -20,22 +21,25 @@ CONTEXT_STEPS = 32
 SMALLEST_STEP = 32
 
 
-def context_choices(limit: int) -> list[int]:
-    """About 32 contexts up to the model's own limit, with the default and the limit among them."""
+def context_choices(limits: ContextLimits) -> list[int]:
+    """About 32 contexts up to the model's own limit, with the default and the limits among them."""
+    usual, limit = limits.usual_tokens, limits.longest_tokens
     step = max(SMALLEST_STEP, limit // CONTEXT_STEPS)
-    return sorted({*range(step, limit, step), min(limit, DEFAULT_CONTEXT_TOKENS), limit})
+    return sorted({*range(step, limit, step), min(usual, DEFAULT_CONTEXT_TOKENS), usual, limit})
 
 
 def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
     """The context in tokens and the chats at once that a person chose for this model."""
-    limit = checkpoint.max_context_tokens
-    choices, default = context_choices(limit), min(limit, DEFAULT_CONTEXT_TOKENS)
+    limits = checkpoint.context_limits
+    choices, default = context_choices(limits), min(limits.usual_tokens, DEFAULT_CONTEXT_TOKENS)
     left, right = st.columns(2)
     context_tokens = default
     with left:
         if len(choices) > 1:
             context_tokens = st.select_slider(tr("gauge.context"), choices, default, format_func=_with_commas,
                                               key=f"gauge_context_{key}", persist_state="session")  # fmt: skip
+        if context_tokens > limits.usual_tokens:
+            st.caption(text(f"gauge.rope_{limits.extension}", usual=_with_commas(limits.usual_tokens)))
     with right:
         num_chats = st.select_slider(tr("gauge.chats"), CHATS, CHATS[0], key=f"gauge_chats_{key}",
                                      help=tr("gauge.chats_help"), persist_state="session")  # fmt: skip

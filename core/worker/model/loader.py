@@ -5,7 +5,6 @@ transformers' loader is not used: it leaves a missing matrix at random values wi
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -13,11 +12,10 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.containers.gptq import ENDINGS
-from core.checkpoint.judgement import family_name, require_runs
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import Part, QuantizedMatrix
 from core.common.errors import CheckpointError, EngineError
@@ -28,10 +26,11 @@ from core.worker.model import attention
 from core.worker.model.backends.base import KernelBackend
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.device_map import DeviceMap, add_device_hooks, embedding_name
+from core.worker.model.fixed_rope import settle_rope
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors, drop_zero_bias
 from core.worker.model.merged_linear import make_slices
+from core.worker.model.model_config import read_config
 
-log = logging.getLogger(__name__)
 REQUIRED_PARTS: tuple[Part, ...] = ("codes", "zeros", "scales")
 # Older transformers stored these; they follow from the configuration.
 IGNORED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias)$")
@@ -45,15 +44,17 @@ def load_model(
     dtype: torch.dtype,
     max_rows: int,
     on_bytes: Callable[[int], None],
+    context_tokens: int = 0,
 ) -> PreTrainedModel:
     """The model with every weight at its place; `on_bytes` hears how many bytes each tensor had.
 
-    `shape.is_merged` keeps matrices that share their input as one.
+    `shape.is_merged` keeps matrices that share their input as one. `context_tokens` decides the rope of a model that
+    has several; 0 takes the one for short texts.
 
     Raises EngineError for an architecture that cannot run here, CheckpointError where the files do not hold exactly
     the model that the configuration describes.
     """
-    model = build_empty(checkpoint, dtype)
+    model = build_empty(checkpoint, dtype, context_tokens)
     check_names(checkpoint, model)
     backends = {device: make_backend(kernel, dtype, device) for device in device_map.devices}
     shapes = [matrix for matrix, _ in shape.matrices]
@@ -68,39 +69,22 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def build_empty(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int) -> PreTrainedModel:
     """The model's modules with no memory behind their weights."""
-    config = read_config(checkpoint)
+    config = read_config(checkpoint, context_tokens)
     is_softcapped = getattr(config, "attn_logit_softcapping", None) is not None
     try:
         with init_empty_weights(include_buffers=False):
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=dtype,
                 attn_implementation="eager" if is_softcapped else attention.register(),
                 trust_remote_code=False,
             )
+        settle_rope(model, context_tokens)
+        return model
     except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise EngineError("architecture", model=checkpoint.name, architecture=checkpoint.architecture) from error
-
-
-def read_config(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """transformers' configuration of the model, without its quantization, which is ours to apply.
-
-    Raises CheckpointError where what transformers makes of it, with its own defaults, is nothing that runs.
-    """
-    name = checkpoint.name
-    checkpoint.require_runs()
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # A family's code reads what strangers wrote, and raises anything.
-        log.warning("the configuration of %s is not understood", name, exc_info=error)
-        raise CheckpointError("config_unread", model=name, family=family_name(checkpoint.config)) from error
-    config = config.get_text_config()
-    require_runs(name, config.to_dict(), checkpoint.tensors)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return config
 
 
 def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
@@ -212,7 +196,8 @@ def groups_with_equal_order(checkpoint: Checkpoint) -> list[MatrixGroup]:
     wanted, orders = set(parts.values()) & set(checkpoint.tensors), {"": torch.empty(0)}
     for file in {checkpoint.tensors[name].file for name in wanted}:
         with safe_open(checkpoint.folder / file, framework="pt") as source:
-            orders |= {name: source.get_tensor(name) for name in wanted if checkpoint.tensors[name].file == file}
+            here = [name for name in wanted if checkpoint.tensors[name].file == file]
+            orders |= {name: source.get_tensor(checkpoint.stored_name(name)) for name in here}
     return [group for group in groups if all_equal([orders[parts[name]] for name in group.sizes])]
 
 
@@ -242,7 +227,7 @@ def read_tensors(
         with safe_open(checkpoint.folder / file, framework="pt", device=str(device)) as source:
             for name, info in order:
                 if info.file == file:
-                    yield name, source.get_tensor(name)
+                    yield name, source.get_tensor(checkpoint.stored_name(name))
                     on_bytes(info.num_bytes)
 
 

@@ -1,0 +1,170 @@
+"""The language model's part of a config.json under the names and with the defaults that transformers gives it.
+
+Families call their sizes by names of their own, and releases leave out what is their class's default. transformers
+cannot be asked here, because only the worker may import it: tests/checkpoint/test_text_config.py holds these tables
+against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Families with pictures whose text part runs by itself, and the family that the text is of unless `text_config` says.
+PICTURE_FAMILIES = {
+    "aya_vision": "cohere2",
+    "cohere2_vision": "cohere2",
+    "fast_vlm": "qwen2",
+    "gemma3": "gemma3_text",
+    "idefics2": "mistral",
+    "idefics3": "llama",
+    "internvl": "qwen2",
+    "llava": "llama",
+    "llava_next": "llama",
+    "llava_next_video": "llama",
+    "llava_onevision": "qwen2",
+    "mistral3": "mistral",
+    "ovis2": "qwen2",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+    "smolvlm": "llama",
+    "video_llama_3": "qwen2",
+    "video_llava": "llama",
+    "vipllava": "llama",
+}
+# Text parts that compute what a plain family does, as long as there are no pictures: all three numbers of a position
+# are then one.
+SAME_AS = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+# The first Falcons' names for themselves. Only the larger has the newer decoder, and does not say so.
+FALCONS: dict[str, dict[str, Any]] = {
+    "RefinedWeb": {"new_decoder_architecture": True},
+    "RefinedWebModel": {},
+}
+
+# Our names of the sizes, and a family's own.
+NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+         "intermediate_size", "vocab_size", "max_position_embeddings", "tie_word_embeddings")  # fmt: skip
+_GPT2 = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+}
+OWN_NAMES: dict[str, dict[str, str]] = {
+    "bloom": {
+        "hidden_size": "n_embed",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "seq_length",
+    },
+    "codegen": _GPT2,
+    "falcon": {
+        "hidden_size": "n_embed",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "intermediate_size": "ffn_hidden_size",
+    },
+    "gpt2": _GPT2,
+    "gpt_bigcode": _GPT2,
+    "gptj": _GPT2,
+    "mpt": {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "max_position_embeddings": "max_seq_len",
+    },
+    "opt": {"intermediate_size": "ffn_dim"},
+}
+# What a class has where config.json is silent, in the order of NAMES. "-": it follows from the other sizes, or there is
+# none. BLOOM's seq_length is what it was trained with; its class knows no limit.
+_DEFAULTS = """
+bloom           64     2   8   -   -  -      250880 2048   1
+codegen         4096   28  16  -   -  -      50400  2048   0
+cohere          8192   40  64  -   -  22528  256000 8192   1
+cohere2         8192   40  64  -   128 22528 256000 8192   1
+falcon          4544   32  71  -   -  -      65024  2048   1
+gemma           3072   28  16  16  256 24576 256000 8192   1
+gemma2          2304   26  8   4   256 9216  256000 8192   1
+gemma3_text     2304   26  8   4   256 9216  262208 131072 1
+gpt2            768    12  12  -   -  -      50257  1024   1
+gpt_bigcode     768    12  12  -   -  -      50257  1024   1
+gpt_neox        6144   44  64  -   -  24576  50432  2048   0
+gptj            4096   28  16  -   -  -      50400  2048   0
+llama           4096   32  32  -   -  11008  32000  2048   0
+ministral3      4096   34  32  8   128 14336 131072 262144 0
+mistral         4096   32  32  8   -  14336  32000  131072 0
+mpt             2048   24  16  -   -  -      50368  2048   1
+opt             768    12  12  -   -  3072   50272  2048   1
+phi3            3072   32  32  -   -  8192   32064  4096   0
+qwen2           4096   32  32  32  -  22016  151936 32768  0
+qwen2_5_vl_text 8192   80  64  8   -  29568  152064 32768  0
+qwen2_vl_text   8192   80  64  8   -  29568  152064 32768  0
+qwen3           4096   32  32  32  128 22016 151936 32768  0
+qwen3_vl_text   4096   32  32  32  128 22016 151936 128000 0
+"""
+
+
+def _read_defaults() -> dict[str, dict[str, Any]]:
+    rows = (line.split() for line in _DEFAULTS.split("\n") if line)
+    found = {family: {name: int(value) for name, value in zip(NAMES, values, strict=True) if value != "-"}
+             for family, *values in rows}  # fmt: skip
+    return {family: {**sizes, "tie_word_embeddings": bool(sizes["tie_word_embeddings"])}
+            for family, sizes in found.items()}  # fmt: skip
+
+
+DEFAULTS = _read_defaults()
+
+
+def has_pictures_left_out(config: Mapping[str, Any]) -> bool:
+    """Whether the model has a part for pictures beside the text part, which alone runs here."""
+    family = config.get("model_type")
+    return isinstance(family, str) and family in PICTURE_FAMILIES and isinstance(config.get("vision_config"), dict)
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's part of a config.json, under transformers' own names and with its class's defaults.
+
+    `model_type` is the family that runs it. `tie_word_embeddings` is false for the text part of a model with pictures:
+    there the file tells by whether it holds a head. A value may be of any kind, as the file has it.
+    """
+    text = named_config(config)
+    family = text.get("model_type")
+    if not isinstance(family, str):
+        return text
+    text = DEFAULTS.get(family, {}) | text
+    text["model_type"] = SAME_AS.get(family, family)
+    heads = _kv_heads(family, text)
+    return text if heads is None else text | {"num_key_value_heads": heads}
+
+
+def named_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json itself says of the language model, under transformers' own names."""
+    part, outer = config.get("text_config"), config.get("model_type")
+    text = dict(part if isinstance(part, dict) else config)
+    if isinstance(outer, str) and has_pictures_left_out(config):
+        named = text.get("model_type")
+        family = PICTURE_FAMILIES[outer] if named in (None, "", outer) else named
+        text |= {"model_type": family, "tie_word_embeddings": False}
+    family = text.get("model_type")
+    if not isinstance(family, str):
+        return text
+    if family in FALCONS:
+        text = FALCONS[family] | text | {"model_type": "falcon"}
+        family = "falcon"
+    for name, own in OWN_NAMES.get(family, {}).items():
+        if text.get(own) is not None:
+            text.setdefault(name, text[own])
+    return text
+
+
+def _kv_heads(family: str, text: Mapping[str, Any]) -> Any:
+    """The key and value heads of families that have a switch for them; None for all others."""
+    if family == "gpt_bigcode":
+        return 1 if text.get("multi_query", True) else text.get("num_key_value_heads") or text["num_attention_heads"]
+    if family == "falcon":
+        if text.get("new_decoder_architecture", False):
+            return text.get("num_kv_heads") or text.get("n_head_kv") or text["num_attention_heads"]
+        return 1 if text.get("multi_query", True) else text["num_attention_heads"]
+    return None

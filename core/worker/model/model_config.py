@@ -1,0 +1,90 @@
+"""transformers' configuration of the model that a checkpoint's text runs as."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.judgement import family_name, require_runs
+from core.checkpoint.rope import extended_rope
+from core.checkpoint.text_config import FALCONS, SAME_AS, text_config
+from core.common.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+# Of positions that have three numbers, which are one for text.
+MROPE_KEYS = ("mrope_section", "mrope_interleaved")
+
+
+def read_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfig:
+    """The configuration of the class that runs `checkpoint`, for a context of `context_tokens`.
+
+    Without its quantization, which is ours to apply. Raises CheckpointError where what transformers makes of it, with
+    its own defaults, is nothing that runs.
+    """
+    checkpoint.require_runs()
+    try:
+        config = _make_config(checkpoint, context_tokens)
+    except Exception as error:  # A family's code reads what strangers wrote, and raises anything.
+        log.warning("the configuration of %s is not understood", checkpoint.name, exc_info=error)
+        family = family_name(checkpoint.config)
+        raise CheckpointError("config_unread", model=checkpoint.name, family=family) from error
+    # The class of a part says nothing about what the whole is for.
+    found = {name: value for name, value in config.to_dict().items() if name != "architectures"}
+    require_runs(checkpoint.name, found, checkpoint.tensors)
+    return config
+
+
+def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfig:
+    found = deepcopy(checkpoint.config)
+    found.pop("quantization_config", None)
+    if found.get("model_type") in FALCONS:
+        text = text_config(found)
+        found = text | {"num_kv_heads": text["num_key_value_heads"]}
+    family = found.get("model_type")
+    if not isinstance(family, str) or family not in CONFIG_MAPPING:
+        # Only the files say more, such as code of their own, which is not run.
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    else:
+        _modernize_rope(found)
+        if isinstance(found.get("text_config"), dict):
+            _modernize_rope(found["text_config"])
+        config = CONFIG_MAPPING[family].from_dict(found)
+    text = config.get_text_config()
+    if text.model_type in SAME_AS:
+        text = _plain_config(text)
+    if checkpoint.is_without_pictures:
+        text.tie_word_embeddings = not any(name.startswith("lm_head.") for name in checkpoint.tensors)
+    rope = extended_rope(checkpoint.config, context_tokens)
+    if rope is not None:
+        text.rope_parameters = {"rope_theta": text.rope_parameters["rope_theta"], **rope}
+    if hasattr(text, "quantization_config"):
+        del text.quantization_config
+    return text
+
+
+def _plain_config(text: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the plain family that computes the same as `text` does for text."""
+    values = {name: value for name, value in text.to_dict().items() if name != "model_type"}
+    rope = values.get("rope_parameters")
+    if isinstance(rope, dict):
+        values["rope_parameters"] = {name: value for name, value in rope.items() if name not in MROPE_KEYS}
+    return CONFIG_MAPPING[SAME_AS[text.model_type]].from_dict(values)
+
+
+def _modernize_rope(part: dict[str, Any]) -> None:
+    """Call the kind of rope as transformers does: the first Phi-3 named longrope "su"."""
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = part.get(key)
+        if isinstance(rope, dict) and (rope.get("rope_type") or rope.get("type")) == "su":
+            rope = {name: value for name, value in rope.items() if name != "type"} | {"rope_type": "longrope"}
+            part[key] = _with_original_length(rope, part)
+
+
+def _with_original_length(rope: dict[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    original = part.get("original_max_position_embeddings")
+    return rope if original is None else {"original_max_position_embeddings": original, **rope}

@@ -1,0 +1,78 @@
+"""Tensors get the names of the class that runs them, and a part for pictures is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from core.checkpoint.headers import TensorInfo
+from core.checkpoint.tensor_names import name_tensors
+
+GEMMA: dict[str, Any] = {"model_type": "gemma3", "vision_config": {}}
+QWEN: dict[str, Any] = {"model_type": "qwen2_5_vl", "vision_config": {}}
+
+
+def named(config: dict[str, Any], *names: str) -> dict[str, str | None]:
+    """What the tensors `names` are called, with what the file calls them where that is something else."""
+    tensors = {name: TensorInfo("f", "F16", (4,), 0, 8) for name in names}
+    return {name: tensor.stored_name for name, tensor in name_tensors(config, tensors).items()}
+
+
+@pytest.mark.parametrize(
+    ("config", "stored", "name"),
+    [
+        (GEMMA, "language_model.model.layers.3.mlp.up_proj.qweight", "model.layers.3.mlp.up_proj.qweight"),
+        (GEMMA, "model.language_model.layers.3.mlp.up_proj.qweight", "model.layers.3.mlp.up_proj.qweight"),
+        (GEMMA, "model.language_model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ({**GEMMA, "model_type": "llava"}, "language_model.lm_head.weight", "lm_head.weight"),
+        ({**GEMMA, "model_type": "smolvlm"}, "model.text_model.layers.0.mlp.up_proj.scales",
+         "model.layers.0.mlp.up_proj.scales"),
+        ({"model_type": "gpt_neox"}, "embed_out.weight", "lm_head.weight"),
+        ({"model_type": "gpt_neox"}, "layers.0.attention.dense.qweight", "gpt_neox.layers.0.attention.dense.qweight"),
+        ({"model_type": "bloom"}, "h.0.mlp.dense_h_to_4h.bias", "transformer.h.0.mlp.dense_h_to_4h.bias"),
+        ({"model_type": "RefinedWeb"}, "word_embeddings.weight", "transformer.word_embeddings.weight"),
+        ({"model_type": "opt"}, "decoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"),
+    ],
+)  # fmt: skip
+def test_a_tensor_has_the_name_of_its_class(config: dict[str, Any], stored: str, name: str) -> None:
+    assert named(config, stored) == {name: stored}
+
+
+@pytest.mark.parametrize(
+    ("config", "stored"),
+    [
+        (QWEN, "model.layers.0.mlp.up_proj.qweight"),
+        (QWEN, "lm_head.weight"),
+        (QWEN, "something.new.weight"),
+        ({"model_type": "gpt_neox"}, "gpt_neox.layers.0.attention.dense.qweight"),
+        ({"model_type": "llama"}, "embed_out.weight"),
+        ({"model_type": "llama"}, "language_model.model.norm.weight"),
+        ({"model_type": ["gemma3"], "vision_config": {}}, "language_model.model.norm.weight"),
+    ],
+)
+def test_every_other_tensor_keeps_its_name(config: dict[str, Any], stored: str) -> None:
+    assert named(config, stored) == {stored: None}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+        "model.visual.blocks.0.attn.qkv.weight",
+        "visual.patch_embed.proj.weight",
+        "multi_modal_projector.linear_1.bias",
+        "model.connector.modality_projection.proj.weight",
+        "image_newline",
+    ],
+)
+def test_a_part_for_pictures_is_left_out_only_where_the_text_runs_alone(stored: str) -> None:
+    assert named(QWEN, stored) == {}
+    assert named({"model_type": "llama"}, stored) == {stored: None}
+
+
+def test_two_tensors_of_one_name_do_not_hide_one_another() -> None:
+    two = ("language_model.model.norm.weight", "model.language_model.norm.weight")
+    assert named(GEMMA, *two) == {"model.norm.weight": two[0], two[1]: None}
+    two = ("embed_out.weight", "lm_head.weight")
+    assert named({"model_type": "gpt_neox"}, *two) == dict.fromkeys(two)
