@@ -9,6 +9,8 @@ some by heart. Reads a folder in any layout that GPTQ checkpoints have had: `mod
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +29,8 @@ from core.common.paths import model_name
 from core.common.values import printable
 
 QUANTIZE_CONFIG = "quantize_config.json"
+PICKLED = (".bin", ".pt")
+CONTRADICTIONS = ("config_tensors", "config_layers", "no_matrix")
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,14 @@ class Checkpoint:
     def matrices(self) -> dict[str, QuantizedMatrix]:
         """Every quantized matrix by its module's name. Raises CheckpointError where a tensor's shape contradicts
         the configuration."""
-        return read_matrices(self.name, self.quantization, self.tensors)
+        with self.remote_advice():
+            return read_matrices(self.name, self.quantization, self.tensors)
 
     @cached_property
     def layers(self) -> tuple[LayerShape, ...]:
         """The layers, first to last. Raises CheckpointError where the configuration's numbers are none."""
-        return read_layers(self.name, self.config, self.tensors)
+        with self.remote_advice():
+            return read_layers(self.name, self.config, self.tensors)
 
     @property
     def folder(self) -> Path:
@@ -63,6 +69,16 @@ class Checkpoint:
     @property
     def architecture(self) -> str:
         return architecture_name(self.config)
+
+    @contextmanager
+    def remote_advice(self) -> Iterator[None]:
+        """Nobody has downloaded what is not on disk: whatever contradicts itself there, "again" is no way round."""
+        try:
+            yield
+        except CheckpointError as error:
+            if self.path is None and error.key in CONTRADICTIONS:
+                raise CheckpointError(f"remote_{error.key}", **error.params) from error
+            raise
 
     def require_runs(self) -> None:
         """Raise CheckpointError where no load could run this model, with the reason: core/checkpoint/judgement.py."""
@@ -103,28 +119,35 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if config is None:
         raise CheckpointError("no_config", folder=folder.name)
     found = config.get("quantization_config") or read_json(folder / QUANTIZE_CONFIG)
-    quantization = read_quantization(folder.name, config, found)
+    with other_reasons_first(folder.name, config):
+        if not has_weights(path.name for path in folder.glob("*")):
+            raise CheckpointError("no_weights", folder=folder.name)
+        quantization = read_format(folder.name, found)
+        files = weight_files(folder)
     tensors: dict[str, TensorInfo] = {}
-    for file in weight_files(folder):
+    for file in files:
         tensors |= read_header(folder / file)
     return make_checkpoint(name, config, quantization, tensors, folder)
 
 
-def read_quantization(model: str, config: dict[str, Any], found: object) -> MatrixFormat:
-    """What `found` says. Raises CheckpointError: first what no quantization would change about this model."""
+@contextmanager
+def other_reasons_first(model: str, config: dict[str, Any]) -> Iterator[None]:
+    """While weights and quantization are looked for: raises what no other version of `model` would change instead.
+
+    The usual way round, its GPTQ version, would lead to the second reason.
+    """
     try:
-        return read_format(model, found)
+        yield
     except CheckpointError as error:
         refusal = judge(model, config)
         if refusal is None:
             raise
-        if error.key == "not_quantized" and "family" in refusal.params:
-            # Two reasons, and the usual way round the first one would lead to the second.
-            family = refusal.params["family"]
-            if refusal.key.startswith("family_moe"):
-                raise CheckpointError("not_quantized_moe", folder=model, family=family) from error
-            raise CheckpointError("not_quantized_family", folder=model, family=family) from error
-        raise refusal from error
+        family = refusal.params.get("family")
+        if error.key != "not_quantized" or family is None:
+            raise refusal from error
+        if refusal.key.startswith("family_moe"):
+            raise CheckpointError("not_quantized_moe", folder=model, family=family) from error
+        raise CheckpointError("not_quantized_family", folder=model, family=family) from error
 
 
 def make_checkpoint(
@@ -145,6 +168,11 @@ def make_checkpoint(
     return Checkpoint(name, config, quantization, tensors, path)
 
 
+def has_weights(files: Iterable[str]) -> bool:
+    """Whether any of `files` may hold weights, in whatever form: without one a model is incomplete."""
+    return any(name.endswith((".safetensors", *PICKLED)) for name in files)
+
+
 def weight_files(folder: Path) -> list[str]:
     """The names of the weight files: those that an index lists, else the one set of weights in the folder."""
     for index_path in sorted(folder.glob("*.safetensors.index.json")):
@@ -157,7 +185,7 @@ def weight_files(folder: Path) -> list[str]:
         return shards
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        pickled = any(path.name.endswith(PICKLED) for path in folder.glob("*"))
         raise CheckpointError("only_pickled" if pickled else "no_weights", folder=folder.name)
     if len(files) > 1:
         first, second = printable(files[0]), printable(files[1])

@@ -18,13 +18,16 @@ from typing import Any
 import httpx2
 
 from core.checkpoint.checkpoint import (
+    PICKLED,
     QUANTIZE_CONFIG,
     Checkpoint,
+    has_weights,
     is_plain_name,
     make_checkpoint,
+    other_reasons_first,
     parse_index,
-    read_quantization,
 )
+from core.checkpoint.containers.registry import read_format
 from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
@@ -97,9 +100,13 @@ def read_repository(source: Repository) -> Checkpoint:
     found = config.get("quantization_config")
     if not found and QUANTIZE_CONFIG in source.files:
         found = read_json(source, QUANTIZE_CONFIG)
-    quantization = read_quantization(source.name, config, found or None)
+    with other_reasons_first(source.name, config):
+        if not has_weights(source.files):
+            raise CheckpointError("hub_no_weights", repo=source.name)
+        quantization = read_format(source.name, found or None)
+        files = weight_files(source)
     tensors: dict[str, TensorInfo] = {}
-    for file in weight_files(source):
+    for file in files:
         tensors |= read_header(source, file)
     return make_checkpoint(source.name, config, quantization, tensors)
 
@@ -116,7 +123,7 @@ def weight_files(source: Repository) -> list[str]:
         return shards
     files = [name for name in source.files if name.endswith(".safetensors")]
     if not files:
-        pickled = any(name.endswith((".bin", ".pt")) for name in source.files)
+        pickled = any(name.endswith(PICKLED) for name in source.files)
         raise CheckpointError("hub_only_pickled" if pickled else "hub_no_weights", repo=source.name)
     if len(files) > 1:
         raise CheckpointError("hub_several_weights", repo=source.name, first=files[0], second=files[1])

@@ -88,6 +88,11 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
     Raises CheckpointError "config_number" for a number that is missing or none, "config_tensors" where the
     configuration contradicts the tensors.
     """
+    with checkpoint.remote_advice():
+        return _read_shape(checkpoint, merged)
+
+
+def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:
     name, config = checkpoint.name, text_config(checkpoint.config)
     shape = ModelShape(
         layers=tuple(Counter(checkpoint.layers).items()),

@@ -107,7 +107,7 @@ def main(fd: int, is_warm: bool = False) -> None:
         pipe.send(LoadFailed(error))
     except Exception as error:
         log.exception("loading %s failed", command.folder)
-        unknown = EngineError("load_fault", model=model_name(command.folder), why=describe(error))
+        unknown = EngineError("load_fault", model=model_name(command.folder))
         pipe.send(LoadFailed(fault_of_machine(error) or unknown))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,38 @@ def test_an_old_folder_whose_quantization_is_broken_is_refused(folder: Path) -> 
     change_config(folder, quantization_config=...)
     (folder / "quantize_config.json").write_text("{")
     assert refusal(folder).params["file"] == "quantize_config.json"
+
+
+def test_a_folder_with_a_configuration_alone_is_incomplete(folder: Path) -> None:
+    """It was once called not quantized, and to be downloaded again, which nobody had done."""
+    change_config(folder, quantization_config=...)
+    (folder / WEIGHTS).unlink()
+    error = refusal(folder)
+    assert error.key == "no_weights"
+    assert "incomplete" in str(error) and "again" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key"), [("qwen3_moe", "not_quantized_moe"), ("falcon_mamba", "not_quantized_family")]
+)
+def test_what_no_quantization_would_change_is_said_of_unquantized_weights(
+    folder: Path, model_type: str, key: str
+) -> None:
+    """The GPTQ version would be the next one that does not run."""
+    change_config(folder, quantization_config=..., model_type=model_type)
+    error = refusal(folder)
+    assert (error.key, error.params["family"]) == (key, model_type)
+    change_config(folder, quantization_config={"quant_method": "exl2", "bits": 4.65})
+    assert refusal(folder).key.startswith("family_")
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_files_are_fetched_again_only_where_they_were_fetched(folder: Path, on_disk: bool) -> None:
+    change_config(folder, num_hidden_layers=3)
+    found = read_checkpoint(folder)
+    with pytest.raises(CheckpointError) as caught:
+        _ = (found if on_disk else replace(found, path=None)).layers
+    assert ("download it again" in str(caught.value)) is on_disk
 
 
 def test_weights_that_are_not_quantized_are_refused(folder: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_tree_that_is_none_is_said(hub: HubStandin, tmp_path: Path, body: byte
     [
         ([], "hub_no_config"),
         (["model.gguf"], "hub_no_config"),
-        (["config.json", "model.gguf"], "not_quantized"),
+        (["config.json", "model.gguf"], "hub_no_weights"),
         (["config.json", "pytorch_model.bin"], "not_quantized"),
     ],
 )

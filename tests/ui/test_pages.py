@@ -92,8 +92,8 @@ def test_load_model_without_any_model_leads_to_download(models: Path, monkeypatc
 
 def test_a_broken_folder_stands_below_the_models_with_its_reason(models: Path) -> None:
     tab = open_tab("2_Load_Model")
-    assert tab.error[0].value == "broken is no model: it has no config.json. Download it again, or take the folder " \
-        "out of models."  # fmt: skip
+    assert tab.error[0].value == "broken is incomplete: it has no config.json. Put the model's config.json there, " \
+        "download the model, or take the folder out of models."  # fmt: skip
     names = [element.value for element in tab.markdown if "**" in element.value]
     assert names[-1].endswith("**broken**")
 
