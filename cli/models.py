@@ -61,7 +61,7 @@ def as_object(entry: LibraryEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "size_bytes": found.size_bytes,
-        "quantization": entry.checkpoint and entry.checkpoint.quantization.label,
+        "quantization": entry.checkpoint and entry.checkpoint.quantization_label,
         "is_link": found.is_link,
         "is_cached": entry.is_cached,
         "source": record and record.source.address.repo,
@@ -74,7 +74,7 @@ def as_object(entry: LibraryEntry) -> dict[str, Any]:
 
 def row(entry: LibraryEntry) -> list[str]:
     found = facts_of(entry)
-    label = entry.checkpoint.quantization.label if entry.checkpoint else NO_VALUE
+    label = entry.checkpoint.quantization_label if entry.checkpoint else NO_VALUE
     if found.record is None:
         return [entry.name, size_text(found.size_bytes), label, NO_VALUE, NO_VALUE]
     address = found.record.source.address

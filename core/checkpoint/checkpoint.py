@@ -9,14 +9,14 @@ some by heart. Reads a folder in any layout that GPTQ checkpoints have had: `mod
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.containers.registry import read_format, read_matrices
+from core.checkpoint.containers.registry import commonest_format, has_matrices, read_format, read_matrices
 from core.checkpoint.headers import TensorInfo, read_header, read_json
 from core.checkpoint.judgement import architecture_name, judge, require_runs
 from core.checkpoint.layers import LayerShape, read_layers
@@ -33,11 +33,20 @@ PICKLED = (".bin", ".pt")
 CONTRADICTIONS = ("config_tensors", "config_layers", "no_matrix")
 
 
+@dataclass(frozen=True, slots=True)
+class SettledTensors:
+    """What the values of the tensors told (core/checkpoint/settled.py). `repeated` names what no model needs."""
+
+    matrices: Mapping[str, QuantizedMatrix]
+    repeated: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One model. `config` is its own config.json, with nothing added; `path` is None for one that is not on disk.
 
     `tensors` are those of the part that runs, by the names of transformers' class.
+    `quantization` is what the configuration says of all matrices, with the bits and group size that most really have.
     """
 
     name: str
@@ -45,13 +54,30 @@ class Checkpoint:
     quantization: MatrixFormat
     tensors: dict[str, TensorInfo]
     path: Path | None = None
+    settled: SettledTensors | None = None
 
     @cached_property
-    def matrices(self) -> dict[str, QuantizedMatrix]:
-        """Every quantized matrix by its module's name. Raises CheckpointError where a tensor's shape contradicts
-        the configuration."""
+    def matrices(self) -> Mapping[str, QuantizedMatrix]:
+        """Every quantized matrix by its module's name. Raises CheckpointError where shapes contradict one another."""
+        if self.settled is not None:
+            return self.settled.matrices
         with self.remote_advice():
             return read_matrices(self.name, self.quantization, self.tensors)
+
+    @property
+    def quantization_label(self) -> str:
+        """How the matrices are quantized, in words; "mixed" where some are in another way than most."""
+        label = self.quantization.label
+        return f"{label}, mixed" if self.is_mixed else label
+
+    @cached_property
+    def is_mixed(self) -> bool:
+        """Whether some matrices have other bits or another group size than most."""
+        try:
+            formats = [matrix.format for matrix in self.matrices.values()]
+        except CheckpointError:
+            return False
+        return len({(format.bits, format.group_size) for format in formats}) > 1
 
     @cached_property
     def layers(self) -> tuple[LayerShape, ...]:
@@ -159,12 +185,17 @@ def make_checkpoint(
 ) -> Checkpoint:
     """The checkpoint of these parts, wherever they were read. Raises CheckpointError where no matrix is quantized.
 
-    Tensors get the names that the model's class has for them; those of a part for pictures that does not run are left
-    out.
+    `quantization` is what the configuration says; the shapes of the tensors settle what it is. Tensors get the names
+    that the model's class has for them; those of a part for pictures that does not run are left out.
     """
     tensors = name_tensors(config, tensors)
-    if not any(tensor.endswith(".qweight") for tensor in tensors):
+    if not has_matrices(quantization, tensors):
         raise CheckpointError("no_quantized_weights", folder=name)
+    try:
+        common = commonest_format(quantization, read_matrices(name, quantization, tensors).values())
+        quantization = replace(quantization, bits=common.bits, group_size=common.group_size)
+    except CheckpointError:
+        pass  # Whoever asks for the matrices is told.
     return Checkpoint(name, config, quantization, tensors, path)
 
 

@@ -9,18 +9,20 @@ from typing import Literal
 
 BITS = (2, 3, 4, 8)
 
-# How a file lays out codes and zero points. "gptq" stores each zero point less one, "gptq_v2" the zero point itself.
-Packing = Literal["gptq", "gptq_v2"]
-Part = Literal["codes", "zeros", "scales", "input_groups", "bias"]
+# How a file lays out codes and zero points. "gptq" stores each zero point less one, "gptq_words" whole words of them
+# less a one in each field, with the borrow, "gptq_v2" the zero point itself. Two are AWQ's and compressed-tensors'.
+Packing = Literal["gptq", "gptq_words", "gptq_v2", "awq", "pack_quantized"]
+# "shape" is a matrix's [out, in] as two numbers, which compressed-tensors stores beside it.
+Part = Literal["codes", "zeros", "scales", "input_groups", "bias", "shape"]
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixFormat:
-    """How one matrix is quantized; today one format holds for all matrices of a checkpoint.
+    """How one matrix is quantized.
 
-    `group_size`: inputs that share a scale; -1: all of a column. `is_symmetric`: the configuration says that every
-    zero point is 2 ** (bits - 1). `is_permuted`: the configuration says that the inputs of a scale group do not lie
-    side by side (act-order); the tensor "input_groups" tells the group of each input.
+    `group_size`: inputs that share a scale; -1: all of a column. `is_symmetric`: every zero point is 2 ** (bits - 1).
+    `is_permuted`: the inputs of a scale group do not lie side by side (act-order); the tensor "input_groups" tells the
+    group of each input. The configuration says both; `core/checkpoint/settled.py` holds the tensors against it.
     """
 
     bits: int
@@ -43,7 +45,8 @@ class MatrixFormat:
 class QuantizedMatrix:
     """One quantized matrix, [in_features] -> [out_features]. `name` is its module in the model.
 
-    `tensors` has the name in the files of every tensor that is there.
+    `tensors` has the name in the files of every tensor that is there. `input_order`: matrices in which it is equal have
+    their inputs in one order, "" in the model's; a permuted matrix has its own name until its tensors are read.
     """
 
     name: str
@@ -51,6 +54,7 @@ class QuantizedMatrix:
     out_features: int
     format: MatrixFormat
     tensors: Mapping[Part, str]
+    input_order: str = ""
 
     @property
     def num_groups(self) -> int:

@@ -187,7 +187,7 @@ def _no_kernel(
     able = {kernel.name: kernel for device in devices for kernel in candidates(shape, [device], None)}
     if wanted is not None and able:
         return InputError("kernel_refused", kernel=wanted, model=checkpoint.name, able=", ".join(able))
-    return EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization.label)
+    return EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization_label)
 
 
 def _plans(

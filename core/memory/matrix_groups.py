@@ -27,30 +27,27 @@ class MatrixGroup:
         return sum(self.sizes.values())
 
 
-def merged_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
+def merged_matrices(checkpoint: Checkpoint, permuted: bool = False) -> list[MatrixGroup]:
     """The groups of matrices that the engine keeps as one: query, key and value; gate and up.
 
-    Not in act-order: there each matrix may have its inputs in an order of its own, which only its tensors tell.
+    Their members are quantized alike and have their inputs in one order; that of the model, unless `permuted`.
     """
-    return [] if checkpoint.quantization.is_permuted else mergeable_matrices(checkpoint)
-
-
-def mergeable_matrices(checkpoint: Checkpoint) -> list[MatrixGroup]:
-    """The groups of matrices that are alike but, perhaps, for the order of their inputs."""
     groups = []
     for name in checkpoint.matrices:
         owner, _, last = name.rpartition(".")
         for members in MERGED:
             if last == members[0]:
-                groups.append(_group(checkpoint, [f"{owner}.{member}" for member in members]))
+                groups.append(_group(checkpoint, [f"{owner}.{member}" for member in members], permuted))
     return [group for group in groups if group is not None]
 
 
-def _group(checkpoint: Checkpoint, names: list[str]) -> MatrixGroup | None:
+def _group(checkpoint: Checkpoint, names: list[str], permuted: bool) -> MatrixGroup | None:
     """The members `names` as a group; None where one is missing or is made in another way."""
     found = [checkpoint.matrices[name] for name in names if name in checkpoint.matrices]
-    kinds = {(matrix.in_features, matrix.format, frozenset(matrix.tensors)) for matrix in found}
+    kinds = {(matrix.in_features, matrix.format, frozenset(matrix.tensors), matrix.input_order) for matrix in found}
     if len(found) != len(names) or len(kinds) != 1 or any(matrix.out_features % 64 for matrix in found):
+        return None
+    if found[0].input_order and not permuted:
         return None
     sizes = {matrix.name: matrix.out_features for matrix in found}
     begins = dict(zip(names, itertools.accumulate(sizes.values(), initial=0), strict=False))

@@ -99,7 +99,7 @@ def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:
         hidden=read_number(name, config, "hidden_size"),
         vocabulary=read_number(name, config, "vocab_size"),
         matrices=tuple(matrix_shapes(checkpoint, merged).items()),
-        plain_elements=tuple(_plain_elements(checkpoint, bool(config.get("tie_word_embeddings", False)))),
+        plain_elements=tuple(_plain_elements(checkpoint)),
         is_merged=merged,
     )
     _check_sizes(checkpoint, shape)
@@ -125,12 +125,16 @@ def _has_biases(checkpoint: Checkpoint) -> bool:
     return bool(config.get("attention_bias") or config.get("mlp_bias")) or config.get("model_type") != "llama"
 
 
-def _plain_elements(checkpoint: Checkpoint, is_tied: bool) -> list[int]:
-    parts = (".qweight", ".qzeros", ".scales", ".g_idx", ".bias", ".inv_freq")
+def _plain_elements(checkpoint: Checkpoint) -> list[int]:
+    """The sizes of what is not quantized. A head in the files counts, also where a configuration ties it to the
+    embedding: some are not equal, which their values alone tell."""
+    others = {name for matrix in checkpoint.matrices.values() for name in matrix.tensors.values()}
+    if checkpoint.settled is not None:
+        others |= checkpoint.settled.repeated
     return [
         math.prod(tensor.shape)
         for name, tensor in checkpoint.tensors.items()
-        if not name.endswith(parts) and not (is_tied and name == "lm_head.weight")
+        if name not in others and not name.endswith(".inv_freq")
     ]
 
 
@@ -141,10 +145,17 @@ def _check_sizes(checkpoint: Checkpoint, shape: ModelShape) -> None:
     wanted = (
         ("embed_tokens.weight", 0, "vocab_size", shape.vocabulary, shape.vocabulary),
         ("embed_tokens.weight", 1, "hidden_size", shape.hidden, shape.hidden),
-        ("self_attn.k_proj.qweight", 1, "num_key_value_heads", kv_heads, kv_features),
-        ("mlp.gate_proj.qweight", 1, "intermediate_size", intermediate, intermediate),
     )
     for ending, axis, number, value, size in wanted:
         for name, tensor in checkpoint.tensors.items():
             if name.endswith(ending) and tensor.shape[axis : axis + 1] != (size,):
                 raise contradiction(checkpoint.name, number, value, name, tensor)
+    outputs = (
+        ("self_attn.k_proj", "num_key_value_heads", kv_heads, kv_features),
+        ("mlp.gate_proj", "intermediate_size", intermediate, intermediate),
+    )
+    for ending, number, value, size in outputs:
+        for name, matrix in checkpoint.matrices.items():
+            if name.endswith(ending) and matrix.out_features != size:
+                codes = matrix.tensors["codes"]
+                raise contradiction(checkpoint.name, number, value, codes, checkpoint.tensors[codes])

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.settled import settle
 from core.common.errors import EngineError
 from core.engine.protocol import Generate, Load, ModelFacts
 from core.engine.sampling_params import Sampling
@@ -58,6 +59,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
     begin_s = time.perf_counter()
     tokenizer = read_tokenizer(checkpoint.folder)
     end_tokens = find_end_tokens(checkpoint, tokenizer)
+    checkpoint = settle(checkpoint)
     plan = plan_load(checkpoint, command, progress)
     if plan.device_kind == "cpu":
         reserve_one_core()

@@ -132,7 +132,8 @@ def compile_and_check(plan: LoadPlan, checkpoint: Checkpoint) -> None:
     for device in reversed(devices):
         torch.cuda.set_device(device)
         use_capturable_stream(device)
-        check_kernel(plan.kernel, checkpoint.quantization, dtype, device)
+        for format in {matrix.format for matrix in checkpoint.matrices.values()}:
+            check_kernel(plan.kernel, format, dtype, device)
 
 
 def use_capturable_stream(device: torch.device | None = None) -> None:

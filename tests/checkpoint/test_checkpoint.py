@@ -104,7 +104,8 @@ def test_an_empty_quantization_in_config_gives_way_to_the_older_file(folder: Pat
     change_config(folder, quantization_config=empty)
     assert refusal(folder).key == "not_quantized"
     (folder / "quantize_config.json").write_text('{"bits": 8, "group_size": -1, "desc_act": true}')
-    assert read_checkpoint(folder).quantization.label == "8 bit, no groups, act-order"
+    # Bits and groups are those of the tensors.
+    assert read_checkpoint(folder).quantization.label == "4 bit, group 32, act-order"
 
 
 @pytest.mark.parametrize(

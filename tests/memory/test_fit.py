@@ -305,11 +305,10 @@ def test_a_config_that_contradicts_the_tensors_is_refused(changes: dict[str, Any
 
 
 @pytest.mark.parametrize(("name", "value"), [("bits", 8), ("bits", 3), ("group_size", 64), ("group_size", -1)])
-def test_a_quantization_that_contradicts_the_tensors_is_refused(name: str, value: int) -> None:
+def test_bits_and_groups_are_those_of_the_tensors_whatever_is_said(name: str, value: int) -> None:
     found = known(SMALL)
     wrong: dict[str, Any] = {name: value}
-    with pytest.raises(CheckpointError, match=rf"{name} is {value}.*has the shape"):
-        read_shape(replace(found, quantization=replace(found.quantization, **wrong)))
+    assert read_shape(replace(found, quantization=replace(found.quantization, **wrong))) == read_shape(found)
 
 
 @pytest.mark.parametrize("shape", [(), (4096,), (1, 2, 3)])

@@ -17,6 +17,7 @@ from core.worker.model.backends import exllama_v2, llamadeck
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.kernel_check import INPUTS, OUTPUTS, reference_matrix
 from core.worker.model.matrix_tensors import MatrixTensors
+from core.worker.model.repack import repack
 
 CPU = torch.device("cpu")
 FORMATS = [
@@ -50,7 +51,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(kernel: str, format: MatrixFormat, dtype: torch.dtype, biases: tuple[torch.Tensor | None, ...]) -> Any:
-    parts, _ = reference_matrix(format)
+    stored, _ = reference_matrix(format)
+    parts = {part: repack(format, part, tensor.clone()) for part, tensor in stored.items()}
     backend = make_backend(kernel_named(kernel), dtype, CPU)
     backend.reserve([MatrixShape(INPUTS, OUTPUTS * len(biases), format)], 512)
     members = [MatrixTensors.from_parts(format, parts) for _ in biases]

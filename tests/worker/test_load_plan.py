@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.quantization import MatrixFormat
+from core.checkpoint.settled import settle
 from core.common.errors import EngineError
 from core.engine.protocol import Load
 from core.memory.device_memory import DeviceMemory
@@ -18,6 +19,7 @@ from core.memory.fit import check_fit
 from core.memory.kernels.registry import kernel_named
 from core.memory.kernels.spec import Device
 from core.memory.load_plan import LoadPlan
+from core.memory.matrix_groups import merged_matrices
 from core.memory.sizes import MIB
 from core.worker import plan_load as opening
 from core.worker.kernels.nvrtc import CudaCodeError
@@ -25,7 +27,6 @@ from core.worker.model import kernel_check
 from core.worker.model.backends.dense import DenseBackend
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.kernel_check import check_kernel, reference_matrix
-from core.worker.model.loader import groups_with_equal_order
 from core.worker.plan_load import plan_gpu_load
 from tests.support.checkpoints import WEIGHTS, Recipe, make_checkpoint
 from tests.support.preparation import Preparation
@@ -112,7 +113,7 @@ def test_each_tensor_has_its_place() -> None:
 @pytest.mark.parametrize("one_order", [True, False])
 def test_matrices_are_merged_where_their_inputs_come_in_one_order(tmp_path: Path, one_order: bool) -> None:
     make_checkpoint(tmp_path, Recipe(hidden=256, act_order=True, one_order=one_order))
-    groups = groups_with_equal_order(read_checkpoint(tmp_path))
+    groups = merged_matrices(settle(read_checkpoint(tmp_path)), permuted=True)
     names = sorted(sorted(name.rpartition(".")[2] for name in group.sizes) for group in groups)
     assert names == ([["gate_proj", "up_proj"]] * 2 + [["k_proj", "q_proj", "v_proj"]] * 2 if one_order else [])
 
@@ -122,7 +123,7 @@ def test_matrices_that_name_no_order_are_merged(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, Recipe(hidden=256, act_order=True))
     tensors = load_file(tmp_path / WEIGHTS)
     save_file({name: one for name, one in tensors.items() if not name.endswith(".g_idx")}, tmp_path / WEIGHTS)
-    assert len(groups_with_equal_order(read_checkpoint(tmp_path))) == 4
+    assert len(merged_matrices(settle(read_checkpoint(tmp_path)))) == 4
 
 
 @pytest.mark.parametrize("quantization", [

@@ -1,15 +1,20 @@
-"""GPTQ as auto-gptq and gptqmodel write it.
+"""GPTQ as auto-gptq, gptqmodel and AutoRound write it.
 
 A matrix of [in, out] features at b bits, with G scale groups along its inputs, has qweight int32 [in * b / 32, out],
 qzeros int32 [G, out * b / 32], scales [G, out], and perhaps g_idx int32 [in] and bias [out].
+
+Bits and group size are told by these shapes, for each matrix by itself: `dynamic` gives single modules others, and what
+older configurations say of all of them is not always so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from core.checkpoint.containers.shapes import group_size_of, settings_of, stated_group_size
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import contradiction
 from core.checkpoint.quantization import BITS, MatrixFormat, Packing, Part, QuantizedMatrix
@@ -24,32 +29,36 @@ ENDINGS: dict[Part, str] = {
     "input_groups": ".g_idx",
     "bias": ".bias",
 }
+# What gptqmodel calls itself in `meta.quantizer`, a text or a list of texts.
+WORDS_WRITER = "gptqmodel"
 
 
 class GptqContainer:
-    packings: tuple[Packing, ...] = ("gptq", "gptq_v2")
+    packings: tuple[Packing, ...] = ("gptq", "gptq_words", "gptq_v2")
+    endings = ENDINGS
+    required: tuple[Part, ...] = ("codes", "zeros", "scales")
 
     def accepts(self, found: Mapping[str, Any]) -> bool:
         """A configuration that names no method is auto-gptq's older one."""
         return quoted_json(found.get("quant_method") or "gptq").lower() == "gptq"
 
     def read_format(self, model: str, found: Mapping[str, Any]) -> MatrixFormat:
-        bits, group_size = found.get("bits"), found.get("group_size", -1)
+        bits = found.get("bits")
         if not is_whole(bits) or bits not in BITS:
             raise CheckpointError("bits", folder=model, bits=quoted_json(bits))
-        if not is_whole(group_size) or not (group_size == -1 or group_size > 0):
-            raise CheckpointError("group_size", folder=model, group_size=quoted_json(group_size))
         named = quoted_json(found.get("checkpoint_format") or found.get("format") or "gptq").lower()
-        packing = next((one for one in self.packings if one == named), None)
-        if packing is None:
+        if named not in ("gptq", "gptq_v2"):
             raise CheckpointError("format", folder=model, format=named)
+        # Single modules may differ: what any of them is said to be is taken for all until their tensors are read.
+        # Patterns that a stranger wrote are not run for it.
+        settings = [found, *settings_of(found.get("dynamic"))]
         return MatrixFormat(
             bits=bits,
-            group_size=group_size,
-            is_permuted=bool(found.get("desc_act", False)),
+            group_size=stated_group_size(model, found.get("group_size", -1)),
+            is_permuted=any(bool(one.get("desc_act", False)) for one in settings),
             # Anything but true: there are kernels that take both, and one that computes nonsense for the asymmetric.
-            is_symmetric=found.get("sym", True) is True,
-            packing=packing,
+            is_symmetric=all(one.get("sym", True) is True for one in settings),
+            packing="gptq_v2" if named == "gptq_v2" else "gptq_words" if _subtracts_words(found) else "gptq",
         )
 
     def read(self, model: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedMatrix]:
@@ -57,26 +66,59 @@ class GptqContainer:
         return {name: _read_matrix(model, name, format, tensors) for name in names}
 
 
+def _subtracts_words(found: Mapping[str, Any]) -> bool:
+    """Whether gptqmodel wrote the file: its version 1 subtracts from whole words, where others do from each field."""
+    meta = found.get("meta")
+    named = meta.get("quantizer") if isinstance(meta, dict) else None
+    return any(str(one).startswith(WORDS_WRITER) for one in (named if isinstance(named, list) else [named]))
+
+
 def _read_matrix(model: str, name: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> QuantizedMatrix:
     shape = tensors[name + CODES].shape
     if len(shape) != 2:
         raise CheckpointError("no_matrix", folder=model, name=name + CODES, shape=str(list(shape)))
     parts = {part: name + ending for part, ending in ENDINGS.items() if name + ending in tensors}
-    matrix = QuantizedMatrix(name, shape[0] * 32 // format.bits, shape[1], format, parts)
-    _check_shapes(model, matrix, tensors)
+    shapes = {part: tensors[stored].shape for part, stored in parts.items()}
+    bits = next(_possible_bits(format.bits, shapes), format.bits)
+    in_features, out_features = shape[0] * 32 // bits, shape[1]
+    group_size = group_size_of(format.group_size, in_features, shapes.get("scales") or shapes.get("zeros"))
+    # Without a tensor that tells otherwise the inputs are in order.
+    is_permuted = format.is_permuted and "input_groups" in parts
+    own = replace(format, bits=bits, group_size=group_size, is_permuted=is_permuted)
+    matrix = QuantizedMatrix(name, in_features, out_features, own, parts, name if is_permuted else "")
+    _check_shapes(model, matrix, format, tensors)
     return matrix
 
 
-def _check_shapes(model: str, matrix: QuantizedMatrix, tensors: Mapping[str, TensorInfo]) -> None:
-    """Raise CheckpointError where a tensor of `matrix` has another shape than its bits and group size make.
+def _possible_bits(stated: int, shapes: Mapping[Part, tuple[int, ...]]) -> Iterator[int]:
+    """The bits that the shapes of a matrix's tensors allow, what the configuration says first."""
+    rows, columns = shapes["codes"]
+    zeros, groups = shapes.get("zeros"), shapes.get("input_groups")
+    for bits in (stated, *BITS):
+        fits_zeros = zeros is None or zeros[1:] == (math.ceil(columns * bits / 32),)
+        fits_groups = groups is None or (*groups, bits * groups[0] if groups else 0) == (rows * 32 // bits, rows * 32)
+        if fits_zeros and fits_groups:
+            yield bits
 
-    g_idx tells the bits, scales the group size, qzeros both.
+
+def _check_shapes(model: str, matrix: QuantizedMatrix, stated: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise CheckpointError where a tensor of `matrix` has another shape than its bits and groups make.
+
+    g_idx tells the bits, scales the group size, qzeros both; what is `stated` tells which of two is wrong.
     """
-    format, columns, groups = matrix.format, matrix.out_features, matrix.num_groups
+    columns, bits = matrix.out_features, matrix.format.bits
+    words = math.ceil(columns * bits / 32)
+    scales, stated_groups = matrix.tensors.get("scales"), stated.num_groups(matrix.in_features)
+    groups = matrix.num_groups
+    if scales is not None and tensors[scales].shape != (groups, columns):
+        groups = stated_groups
+    zeros = matrix.tensors.get("zeros")
+    if zeros is not None and tensors[zeros].shape == (stated_groups, words):
+        groups = stated_groups
     wanted: tuple[tuple[Part, str, int, tuple[int, ...]], ...] = (
-        ("input_groups", "bits", format.bits, (matrix.in_features,)),
-        ("scales", "group_size", format.group_size, (groups, columns)),
-        ("zeros", "bits", format.bits, (groups, math.ceil(columns * format.bits / 32))),
+        ("input_groups", "bits", stated.bits, (matrix.in_features,)),
+        ("scales", "group_size", stated.group_size, (groups, columns)),
+        ("zeros", "bits", stated.bits, (groups, words)),
     )
     for part, key, value, shape in wanted:
         name = matrix.tensors.get(part)

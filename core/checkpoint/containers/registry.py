@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from core.checkpoint.containers.gptq import GptqContainer
 from core.checkpoint.headers import TensorInfo
-from core.checkpoint.quantization import MatrixFormat, Packing, QuantizedMatrix
+from core.checkpoint.quantization import MatrixFormat, Packing, Part, QuantizedMatrix
 from core.common.errors import CheckpointError
 from core.common.values import quoted_json
 
@@ -15,11 +16,18 @@ from core.common.values import quoted_json
 class Container(Protocol):
     """Reads the quantization of a checkpoint from its configuration and headers; no I/O, any thread.
 
-    `found` is the quantization's part of the configuration, `model` the name that sentences use.
+    `found` is the quantization's part of the configuration, `model` the name that sentences use. `endings` is how the
+    names of a matrix's tensors end, `required` which of them each matrix has.
     """
 
     @property
     def packings(self) -> Collection[Packing]: ...
+
+    @property
+    def endings(self) -> Mapping[Part, str]: ...
+
+    @property
+    def required(self) -> Collection[Part]: ...
 
     def accepts(self, found: Mapping[str, Any]) -> bool: ...
 
@@ -27,7 +35,8 @@ class Container(Protocol):
         """The format that `found` describes. Raises CheckpointError for one that cannot run."""
 
     def read(self, model: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedMatrix]:
-        """Every quantized matrix by name, in the order of `tensors`. Raises CheckpointError for shapes of another."""
+        """Every quantized matrix by name, in the order of `tensors`; each has the bits and the group size of its own
+        shapes, `format` in all else. Raises CheckpointError for shapes that contradict one another."""
 
 
 CONTAINERS: tuple[Container, ...] = (GptqContainer(),)
@@ -43,7 +52,27 @@ def read_format(model: str, found: object) -> MatrixFormat:
     raise CheckpointError("other_quantization", folder=model, method=quoted_json(found.get("quant_method")).lower())
 
 
+def container_of(format: MatrixFormat) -> Container:
+    return next(one for one in CONTAINERS if format.packing in one.packings)
+
+
 def read_matrices(model: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedMatrix]:
-    """Every quantized matrix by name. Raises CheckpointError where a tensor's shape contradicts `format`."""
-    container = next(one for one in CONTAINERS if format.packing in one.packings)
-    return container.read(model, format, tensors)
+    """Every quantized matrix by name. Raises CheckpointError where the shapes of its tensors contradict one another."""
+    return container_of(format).read(model, format, tensors)
+
+
+def has_matrices(format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> bool:
+    ending = container_of(format).endings["codes"]
+    return any(name.endswith(ending) for name in tensors)
+
+
+def required_tensors(matrix: QuantizedMatrix) -> set[str]:
+    """The names of the tensors that `matrix` needs, there or not."""
+    container = container_of(matrix.format)
+    return {matrix.name + container.endings[part] for part in container.required}
+
+
+def commonest_format(stated: MatrixFormat, matrices: Collection[QuantizedMatrix]) -> MatrixFormat:
+    """How most of `matrices` are quantized."""
+    counts = Counter(matrix.format for matrix in matrices)
+    return max(counts, key=lambda format: counts[format], default=stated)

@@ -72,4 +72,5 @@ LLAMADECK = LlamadeckKernel(
     min_capability=(8, 0),
     is_capturable=True,
     merges_permuted=True,
+    takes_mixed=False,
 )

@@ -37,7 +37,9 @@ def kernel_named(name: str) -> KernelSpec:
 def able_kernels(matrices: Collection[MatrixShape], devices: Collection[Device]) -> list[KernelSpec]:
     """The kernels that take all of `matrices` on every one of `devices`, fastest first."""
     pairs = [(matrix, device) for matrix in matrices for device in devices]
-    return [kernel for kernel in KERNELS if all(kernel.can_run(*pair) for pair in pairs)]
+    formats = {(one.format.bits, one.format.group_size, one.format.is_symmetric) for one in matrices}
+    kernels = [kernel for kernel in KERNELS if kernel.takes_mixed or len(formats) == 1]
+    return [kernel for kernel in kernels if all(kernel.can_run(*pair) for pair in pairs)]
 
 
 def choose_kernel(checkpoint: Checkpoint, device: Device, forced: str | None = None) -> tuple[KernelSpec, str]:
@@ -54,7 +56,7 @@ def choose_kernel(checkpoint: Checkpoint, device: Device, forced: str | None = N
             raise EngineError("kernel_refused", kernel=forced, model=checkpoint.name, able=names)
         return chosen, "asked_for"
     if not able:
-        raise EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization.label)
+        raise EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization_label)
     return fastest_kernel(matrices, device)
 
 

@@ -11,6 +11,7 @@ from core.memory.model_shape import MatrixShape
 from core.worker.kernels.nvrtc import CudaCodeError
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.matrix_tensors import MatrixTensors, Parts
+from core.worker.model.repack import repack
 
 INPUTS, OUTPUTS = 512, 256
 # A token, a few, and prompts as short and as long ones are multiplied.
@@ -26,7 +27,9 @@ def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dt
     try:
         with torch.inference_mode():
             backend.reserve([MatrixShape(INPUTS, OUTPUTS, quantization)], max(NUM_ROWS))
-            on_device = {part: tensor.to(backend.reading_device) for part, tensor in tensors.items()}
+            on_device = {
+                part: repack(quantization, part, tensor.to(backend.reading_device)) for part, tensor in tensors.items()
+            }
             module = backend.make([MatrixTensors.from_parts(quantization, on_device)])
             for rows in NUM_ROWS:
                 x = torch.randn((rows, INPUTS), generator=torch.Generator().manual_seed(rows)).to(dtype)

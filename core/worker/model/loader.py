@@ -5,8 +5,9 @@ transformers' loader is not used: it leaves a missing matrix at random values wi
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from accelerate import init_empty_weights
@@ -15,12 +16,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.containers.gptq import ENDINGS
+from core.checkpoint.containers.registry import required_tensors
 from core.checkpoint.layers import LAYER
-from core.checkpoint.quantization import Part, QuantizedMatrix
+from core.checkpoint.quantization import QuantizedMatrix
+from core.checkpoint.settled import HEADS, settle
 from core.common.errors import CheckpointError, EngineError
 from core.memory.kernels.spec import KernelSpec
-from core.memory.matrix_groups import MatrixGroup, mergeable_matrices, merged_matrices
+from core.memory.matrix_groups import MatrixGroup, merged_matrices
 from core.memory.model_shape import ModelShape
 from core.worker.model import attention
 from core.worker.model.backends.base import KernelBackend
@@ -30,8 +32,9 @@ from core.worker.model.fixed_rope import settle_rope
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors, drop_zero_bias
 from core.worker.model.merged_linear import make_slices
 from core.worker.model.model_config import read_config
+from core.worker.model.repack import repack
 
-REQUIRED_PARTS: tuple[Part, ...] = ("codes", "zeros", "scales")
+log = logging.getLogger(__name__)
 # Older transformers stored these; they follow from the configuration.
 IGNORED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias)$")
 
@@ -54,6 +57,7 @@ def load_model(
     Raises EngineError for an architecture that cannot run here, CheckpointError where the files do not hold exactly
     the model that the configuration describes.
     """
+    checkpoint = checkpoint if checkpoint.settled else settle(checkpoint)
     model = build_empty(checkpoint, dtype, context_tokens)
     check_names(checkpoint, model)
     backends = {device: make_backend(kernel, dtype, device) for device in device_map.devices}
@@ -72,6 +76,12 @@ def load_model(
 def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int) -> PreTrainedModel:
     """The model's modules with no memory behind their weights."""
     config = read_config(checkpoint, context_tokens)
+    if has_own_head(checkpoint):
+        if getattr(config, "tie_word_embeddings", False):
+            log.warning("%s ties its head to the embedding, but has one of its own, which is used", checkpoint.name)
+        config.tie_word_embeddings = False
+    elif checkpoint.settled and checkpoint.settled.repeated:
+        config.tie_word_embeddings = True
     is_softcapped = getattr(config, "attn_logit_softcapping", None) is not None
     try:
         with init_empty_weights(include_buffers=False):
@@ -87,6 +97,13 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int)
         raise EngineError("architecture", model=checkpoint.name, architecture=checkpoint.architecture) from error
 
 
+def has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether the files hold a head that is not just the embedding again."""
+    names = {*checkpoint.tensors, *(f"{name}.weight" for name in checkpoint.matrices)}
+    repeated = checkpoint.settled.repeated if checkpoint.settled else frozenset()
+    return any(name.endswith(HEADS) for name in names - repeated)
+
+
 def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     """Raise CheckpointError unless the files hold exactly the tensors that the model needs."""
     modules = dict(model.named_modules())
@@ -94,14 +111,14 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     packed: set[str] = set()
     for name, matrix in checkpoint.matrices.items():
         if not isinstance(modules.get(name), nn.Linear):
-            raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=f"{name}.qweight", count=1)
+            raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=matrix.tensors["codes"], count=1)
         needed -= {f"{name}.weight", f"{name}.bias"}
-        needed |= {f"{name}{ENDINGS[part]}" for part in REQUIRED_PARTS}
+        needed |= required_tensors(matrix)
         packed |= set(matrix.tensors.values())
         if modules[name].bias is not None:
             needed.add(f"{name}.bias")
     tied = tied_names(model)
-    found = {name for name in checkpoint.tensors if not IGNORED.search(name)}
+    found = {name for name in checkpoint.tensors if not IGNORED.search(name)} - tied
     missing = sorted(needed - found - tied)
     unexpected = sorted(found - needed - packed)
     if missing:
@@ -111,7 +128,7 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in found - packed}
     for name, matrix in checkpoint.matrices.items():
         rows, columns = modules[name].in_features, modules[name].out_features
-        wanted[matrix.tensors["codes"]] = (-(-rows * matrix.format.bits // 32), columns)
+        wanted[matrix.tensors["codes"]] = codes_shape(checkpoint, matrix, rows, columns)
         if "bias" in matrix.tensors:
             wanted[matrix.tensors["bias"]] = (columns,)
     check_shapes(checkpoint, wanted)
@@ -122,6 +139,18 @@ def tied_names(model: PreTrainedModel) -> set[str]:
     if not getattr(model.config, "tie_word_embeddings", False):
         return set()
     return set(model._tied_weights_keys or ())
+
+
+def codes_shape(checkpoint: Checkpoint, matrix: QuantizedMatrix, rows: int, columns: int) -> tuple[int, ...]:
+    """The shape of the codes of a matrix [rows, columns]. Raises CheckpointError for rows that fill no whole words."""
+    words = -(-rows * matrix.format.bits // 32)
+    shape = (columns, words) if matrix.format.packing == "pack_quantized" else (words, columns)
+    if matrix.format.packing == "awq":
+        shape = (rows, -(-columns * matrix.format.bits // 32))
+    codes = matrix.tensors["codes"]
+    if checkpoint.tensors[codes].shape == shape and matrix.in_features != rows:
+        raise CheckpointError("padded_inputs", folder=checkpoint.name, name=codes, inputs=rows)
+    return shape
 
 
 def check_shapes(checkpoint: Checkpoint, wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -145,7 +174,7 @@ def read_weights(
     embedding, first = embedding_name(model), backends[device_map.first]
     # What goes to several devices is read to where none of them is.
     reading_device = torch.device("cpu") if device_map.is_split else first.reading_device
-    found = groups_with_equal_order(checkpoint) if first.spec.merges_permuted else merged_matrices(checkpoint)
+    found = merged_matrices(checkpoint, permuted=first.spec.merges_permuted)
     groups = {name: group for group in found for name in group.sizes} if is_merged else {}
     parts = {name: (one, part) for one in checkpoint.matrices.values() for part, name in one.tensors.items()}
     waiting: dict[str, GroupTensors] = {}
@@ -159,7 +188,7 @@ def read_weights(
             key = matrix.name if group is None else next(iter(group.sizes))
             if key not in waiting:
                 waiting[key] = collect(checkpoint, backend, matrix, group)
-            if waiting[key].put(matrix.name, part, tensor):
+            if waiting[key].put(matrix.name, part, repack(matrix.format, part, tensor)):
                 put_matrix(model, backend, waiting.pop(key).members(), key, group)
         elif name not in tied and not IGNORED.search(name):
             put_tensor(model, name, tensor.to(backend.device), backend.dtype)
@@ -182,27 +211,6 @@ def put_matrix(
     module = backend.make(members)
     for one, part in (make_slices(module, group) if group else {name: module}).items():
         put_module(model, one, part)
-
-
-def groups_with_equal_order(checkpoint: Checkpoint) -> list[MatrixGroup]:
-    """The groups of matrices that have their inputs in one order, as those have that were quantized on one input."""
-    if not checkpoint.quantization.is_permuted:
-        return merged_matrices(checkpoint)
-    groups = mergeable_matrices(checkpoint)
-    # A matrix without such a tensor has its inputs in order.
-    parts = {
-        name: checkpoint.matrices[name].tensors.get("input_groups", "") for group in groups for name in group.sizes
-    }
-    wanted, orders = set(parts.values()) & set(checkpoint.tensors), {"": torch.empty(0)}
-    for file in {checkpoint.tensors[name].file for name in wanted}:
-        with safe_open(checkpoint.folder / file, framework="pt") as source:
-            here = [name for name in wanted if checkpoint.tensors[name].file == file]
-            orders |= {name: source.get_tensor(checkpoint.stored_name(name)) for name in here}
-    return [group for group in groups if all_equal([orders[parts[name]] for name in group.sizes])]
-
-
-def all_equal(tensors: Sequence[torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, tensors[0]) for tensor in tensors)
 
 
 def put_buffers(model: PreTrainedModel, device_map: DeviceMap) -> None:

@@ -1,4 +1,4 @@
-"""The tensors of one quantized matrix as a container packs them, and of matrices that are kept as one."""
+"""The tensors of one quantized matrix in neutral form, whatever packed it, and of matrices that are kept as one."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ Parts = dict[Part, torch.Tensor]
 
 @dataclass(slots=True)
 class MatrixTensors:
-    """One matrix, or several side by side.
+    """One matrix, or several side by side, as core/worker/model/repack.py makes them of a file's.
 
     codes: int32 [in * bits / 32, out], a stream of bits down each column, lowest first. zeros: int32 [groups, out *
-    bits / 32]; `format.packing` says what is stored. scales: half precision [groups, out]. input_groups: int32 [in],
-    None where in order. bias: [out].
+    bits / 32], the zero points themselves along each row; None where a file has none, as all are 2 ** (bits - 1).
+    scales: half precision [groups, out]. input_groups: int32 [in], None where in order. bias: [out].
     """
 
     format: MatrixFormat
     codes: torch.Tensor
-    zeros: torch.Tensor
+    zeros: torch.Tensor | None
     scales: torch.Tensor
     input_groups: torch.Tensor | None = None
     bias: torch.Tensor | None = None
 
     @classmethod
     def from_parts(cls, format: MatrixFormat, parts: Mapping[Part, torch.Tensor]) -> MatrixTensors:
+        """The matrix of `parts`, each in neutral form."""
         return cls(
-            format, parts["codes"], parts["zeros"], parts["scales"], parts.get("input_groups"), parts.get("bias")
+            format, parts["codes"], parts.get("zeros"), parts["scales"], parts.get("input_groups"), parts.get("bias")
         )
 
     @property

@@ -9,7 +9,6 @@ import torch
 from gptqmodel.nn_modules.qlinear import GPTQQuantLinear
 from gptqmodel.nn_modules.qlinear.torch import TorchLinear
 from gptqmodel.nn_modules.qlinear.tritonv2 import TritonV2Linear
-from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 from torch import nn
 
 from core.checkpoint.quantization import QuantizedMatrix
@@ -17,6 +16,7 @@ from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup
 from core.memory.model_shape import MatrixShape
 from core.worker.model.matrix_tensors import ConcatenatedTensors, GroupTensors, MatrixTensors
+from core.worker.model.repack import middle_zeros
 
 
 class GptqmodelBackend:
@@ -60,18 +60,17 @@ class GptqmodelBackend:
             register_buffers=False,
             dtype=scales_dtype,
         )
-        scales, g_idx = tensors.scales.to(scales_dtype), tensors.input_groups
+        scales, zeros, g_idx = tensors.scales.to(scales_dtype), tensors.zeros, tensors.input_groups
+        if zeros is None:
+            zeros = middle_zeros(format, scales.shape[0], tensors.out_features, tensors.codes.device)
         if g_idx is None:
             g_idx = torch.arange(tensors.in_features, dtype=torch.int32, device=scales.device) // module.group_size
         set_tensor(module, "qweight", tensors.codes)
-        set_tensor(module, "qzeros", tensors.zeros)
+        set_tensor(module, "qzeros", zeros)
         set_tensor(module, "scales", scales)
         set_tensor(module, "g_idx", g_idx.to(torch.int32))
         set_tensor(module, "bias", None if bias is None else bias.to(self.dtype))
-        if format.packing == "gptq_v2":
-            module.qzero_format(format=2)
-        elif module.REQUIRES_FORMAT_V2:
-            convert_gptq_v1_to_v2_format_module(module, bits=format.bits, pack_dtype=torch.int32)
+        module.qzero_format(format=2)
         return module.eval()
 
 

@@ -12,13 +12,11 @@ import torch
 from torch import nn
 
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
-from core.common.errors import CheckpointError
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup
 from core.memory.model_shape import MatrixShape
 from core.worker.kernels.packing import (
     K_BLOCK,
-    SYMMETRIC_WORDS,
     TILE,
     PackedMatrix,
     find_permutation,
@@ -77,19 +75,10 @@ class LlamadeckBackend:
     def _zeros(self, members: Sequence[MatrixTensors]) -> list[torch.Tensor] | None:
         """Zero points as the kernels read them; None where all are 8."""
         if members[0].format.is_symmetric:
-            check_symmetric(members)
             return None
-        zeros = [zero_points(one.zeros.to(self.device), one.format.packing) for one in members]
+        zeros = [zero_points(one.zeros.to(self.device), "gptq_v2") for one in members if one.zeros is not None]
         return [tile_scales(one, self.dtype) for one in zeros]
 
     def _variant(self, format: MatrixFormat) -> tuple[torch.dtype, int, bool, torch.device]:
         """What the kernels are compiled for."""
         return self.dtype, format.group_size, not format.is_symmetric, self.device
-
-
-def check_symmetric(members: Sequence[MatrixTensors]) -> None:
-    """Raise CheckpointError where a matrix that says it is symmetric has zeros elsewhere than in the middle."""
-    wanted = SYMMETRIC_WORDS[members[0].format.packing]
-    found = [int(zeros[zeros != wanted][0]) for one in members if (zeros := one.zeros).ne(wanted).any()]
-    if found:
-        raise CheckpointError("zeros_not_symmetric", found=f"{found[0] & 0xFFFFFFFF:#010x}")

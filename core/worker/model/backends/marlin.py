@@ -17,6 +17,7 @@ from core.common.errors import EngineError
 from core.memory.model_shape import MatrixShape
 from core.worker.model.backends.gptqmodel import GptqmodelBackend
 from core.worker.model.matrix_tensors import MatrixTensors
+from core.worker.model.repack import middle_zeros
 
 
 class MarlinBackend(GptqmodelBackend):
@@ -43,11 +44,13 @@ class MarlinBackend(GptqmodelBackend):
         return module
 
     def _staged(self, tensors: MatrixTensors) -> MatrixTensors:
-        codes, groups, bias = tensors.codes, tensors.input_groups, tensors.bias
+        codes, zeros, groups, bias = tensors.codes, tensors.zeros, tensors.input_groups, tensors.bias
+        if zeros is None:
+            zeros = middle_zeros(tensors.format, tensors.scales.shape[0], tensors.out_features, codes.device)
         return MatrixTensors(
             tensors.format,
             self._staging[: codes.numel()].view(codes.shape).copy_(codes),
-            tensors.zeros,
+            zeros,
             tensors.scales.to(self.device),
             groups.to(self.device) if groups is not None and tensors.format.is_permuted else groups,
             None if bias is None else bias.to(self.device),

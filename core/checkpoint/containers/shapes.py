@@ -1,0 +1,39 @@
+"""What containers have in common: group sizes by the shapes of scales, settings of single modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from core.common.errors import CheckpointError
+from core.common.values import is_whole, quoted_json
+
+# Of a matrix whose last group is shorter than the others, the size that quantizers have.
+USUAL_GROUP_SIZES = (16, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+
+
+def stated_group_size(model: str, value: object) -> int:
+    """The group size that a configuration says. Raises CheckpointError for what is none."""
+    if not is_whole(value) or not (value == -1 or value > 0):
+        raise CheckpointError("group_size", folder=model, group_size=quoted_json(value))
+    return value
+
+
+def settings_of(found: object) -> list[Mapping[str, Any]]:
+    """What a configuration says of single modules: by name or pattern, settings that differ from the model's."""
+    return [one for one in found.values() if isinstance(one, dict)] if isinstance(found, dict) else []
+
+
+def group_size_of(stated: int, in_features: int, scales: tuple[int, ...] | None) -> int:
+    """The inputs that share a scale, of a matrix with `scales` [groups, out]; what is `stated` where that fits."""
+    groups = scales[0] if scales else 0
+    if not groups or not in_features:
+        return stated
+    if groups == (1 if stated < 0 else math.ceil(in_features / stated)):
+        return stated
+    if groups == 1:
+        return -1
+    if in_features % groups == 0:
+        return in_features // groups
+    return next((size for size in USUAL_GROUP_SIZES if math.ceil(in_features / size) == groups), stated)
