@@ -12,7 +12,7 @@ from typing import Any
 
 from core.checkpoint.families import Family, families
 from core.checkpoint.text_config import text_config
-from core.common.errors import CheckpointError
+from core.common.errors import CheckpointError, DeckError
 from core.common.values import is_whole, quoted_json
 
 ATTENTION_LAYERS = frozenset(("full_attention", "sliding_attention", "attention"))
@@ -35,6 +35,8 @@ OTHER_HEADS = re.compile(
     r"(For[A-Za-z]*(Classification|Regression|QuestionAnswering|MaskedLM|Embedding|Reward)|Model)$"
 )
 TEXT_HEADS = re.compile(r"LMHeadModel$|^(ChatGLM|Aquila)Model$")
+SHORT_REASONS = ("moe", "recurrent", "mla", "layers", "vision", "sound", "unknown", "encoder", "seq2seq", "code")
+QUANTIZATION_ERRORS = ("not_quantized", "no_quantized_weights", "other_quantization", "format", "bits", "group_size")
 # A tensor of one expert alone, and one of another part than a language model by itself has.
 EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 OTHER_PART = re.compile(r"(model\.)?(visual|vision_tower|vision_model|audio_tower|language_model)\.")
@@ -57,6 +59,16 @@ def require_runs(model: str, config: Mapping[str, Any], tensors: Collection[str]
     """Raise what judge() finds."""
     if (error := judge(model, config, tensors)) is not None:
         raise error
+
+
+def short_reason(error: DeckError) -> str:
+    """Why a model cannot run in a word or two: a name in the section "refusal" of the locale files."""
+    kind = error.key.removeprefix("family_").removesuffix("_elsewhere")
+    if error.key.startswith("family_") and kind in SHORT_REASONS:
+        return kind
+    if error.key in ("not_quantized_moe", "not_quantized_family", *QUANTIZATION_ERRORS):
+        return "quantization"
+    return "other"
 
 
 def family_name(config: Mapping[str, Any]) -> str:

@@ -6,8 +6,11 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
+from core.checkpoint.containers.registry import find_container
+from core.checkpoint.families import families
 from core.checkpoint.headers import DTYPE_BYTES
-from core.common.errors import DeckError, InputError
+from core.checkpoint.judgement import judge
+from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.values import is_whole, printable
 from core.hub.address import DEFAULT_REVISION, REPO, Address
 from core.hub.endpoints import checked_endpoint
@@ -17,14 +20,15 @@ NUM_RESULTS = 40
 MAX_QUERY_CHARS = 200
 # 40 results with their tags are about 100 KB.
 MAX_ANSWER_BYTES = 5_000_000
-PROPERTIES = ("downloads", "lastModified", "tags", "gated", "safetensors")
+PROPERTIES = ("downloads", "lastModified", "tags", "gated", "safetensors", "config")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
     """One repository as the search tells of it. `size_bytes` is that of its main branch's weights, None if untold.
 
-    `modified` is a date, 2024-09-25; `license_name` and `modified` are empty where nothing is told.
+    `modified` is a date, 2024-09-25; `license_name` and `modified` are empty where nothing is told. `refusal`: why it
+    cannot run here, as far as the search tells; more is known once its files are read.
     """
 
     repo: str
@@ -33,6 +37,7 @@ class FoundModel:
     license_name: str
     modified: str
     is_gated: bool
+    refusal: DeckError | None = None
 
 
 def search_models(text: str, endpoint: str | None = None, token: str | None = None) -> tuple[FoundModel, ...]:
@@ -79,7 +84,22 @@ def _model(entry: dict[str, Any]) -> FoundModel:
         license_name=_license(tags if isinstance(tags, list) else []),
         modified=printable(modified[:10]) if isinstance(modified, str) else "",
         is_gated=bool(entry.get("gated")),
+        refusal=_refusal(entry["id"], entry.get("config"), tags if isinstance(tags, list) else []),
     )
+
+
+def _refusal(repo: str, config: object, tags: list[Any]) -> DeckError | None:
+    """What can be judged by the part of a config.json that the Hub tells; where it tells none, by the family's tag."""
+    told = dict(config) if isinstance(config, dict) else {}
+    if not told.get("model_type"):
+        named = [tag for tag in tags if isinstance(tag, str) and tag in families()]
+        told |= {"model_type": named[0]} if len(named) == 1 else {}
+    try:
+        if isinstance(found := told.get("quantization_config"), dict):
+            find_container(repo, found)
+    except CheckpointError as error:
+        return judge(repo, told) or error
+    return judge(repo, told)
 
 
 def weights_size(safetensors: object) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -45,7 +46,7 @@ def test_the_most_downloaded_comes_first(hub: HubStandin) -> None:
 
 
 def test_the_question_is_put_as_the_hubs_own_client_puts_it(hub: HubStandin) -> None:
-    properties = ["downloads", "lastModified", "tags", "gated", "safetensors"]
+    properties = ["downloads", "lastModified", "tags", "gated", "safetensors", "config"]
     list(HfApi(hub.url).list_models(search="a b&c", filter="gptq", sort="downloads", limit=NUM_RESULTS,
                                     expand=properties))  # type: ignore[arg-type]  # fmt: skip
     asked = parse_qs(urlsplit(hub.paths[-1]).query)
@@ -107,3 +108,21 @@ def test_odd_entries_are_left_out_and_odd_values_are_nothing() -> None:
 )
 def test_the_size_follows_from_the_elements_of_each_type(told: object, size: int | None) -> None:
     assert weights_size(told) == size
+
+
+@pytest.mark.parametrize(
+    ("told", "key"),
+    [
+        ({"config": {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "gptq"}}}, "family_moe"),
+        ({"config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}}, None),
+        ({"config": {"model_type": "llama", "quantization_config": {"quant_method": "exl2"}}}, "other_quantization"),
+        ({"config": {"model_type": "mamba", "quantization_config": {"quant_method": "exl2"}}}, "family_recurrent"),
+        ({"tags": ["gptq", "qwen3_next", "text-generation"]}, "family_recurrent"),
+        ({"tags": ["gptq", "mixtral", "llama"]}, None),
+        ({"config": {"model_type": ["llama"], "quantization_config": 4}, "tags": [{}]}, None),
+        ({"config": []}, None),
+    ],
+)
+def test_what_cannot_run_is_told_by_what_a_search_tells(told: dict[str, Any], key: str | None) -> None:
+    (model,) = parse_results(json.dumps([{"id": "a/b", **told}]).encode(), "host")
+    assert (model.refusal and model.refusal.key) == key

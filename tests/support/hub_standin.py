@@ -231,9 +231,24 @@ class _Handler(BaseHTTPRequestHandler):
                 "gated": "manual" if repo in self.hub.behaviour.gated else False,
                 "tags": ["gptq", "license:apache-2.0"],
                 "safetensors": {"parameters": {"I32": 1000, "F16": 500}, "total": 8500},
+                **self.told_config(repo),
             }
             for number, repo in enumerate(found)
         ][: int(query.get("limit", ["1000"])[0])]
+
+    def told_config(self, repo: str) -> dict[str, Any]:
+        """What the Hub tells of a config.json in a search: the family, the class, and how it is quantized."""
+        folder = self.hub.folder(repo, "main")
+        path = None if folder is None else folder / "config.json"
+        if path is None or not path.is_file():
+            return {}
+        config = json.loads(path.read_text())
+        told = {name: config[name] for name in ("architectures", "model_type") if name in config}
+        quantization = config.get("quantization_config") or {}
+        told["quantization_config"] = {
+            name: quantization[name] for name in ("bits", "quant_method") if name in quantization
+        }
+        return {"config": told}
 
     def info(self, repo: str, folder: Path) -> Any:
         siblings = [{"rfilename": entry["path"], **entry} for entry in _entries(folder)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import streamlit as st
 from huggingface_hub import constants, snapshot_download
+from safetensors.numpy import load_file, save_file
 from streamlit.testing.v1 import AppTest
 
 from core.hub.tokens import token_for
@@ -171,11 +173,40 @@ def test_a_branch_that_cannot_be_run_says_why_and_has_no_button(models: Path, hu
     assert "has no config.json" in tab.error[0].value and not can_begin(tab)
 
 
+def make_moe(folder: Path) -> None:
+    """A mixture of experts as far as its configuration and its tensors' names tell."""
+    make_checkpoint(folder, Recipe(num_layers=1))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen3_moe", "num_experts": 8}))
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {name.replace(".mlp.", ".mlp.experts.0."): tensor for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+    )
+
+
+def test_a_model_that_cannot_run_is_marked_among_the_results_and_is_not_offered(models: Path, hub: HubStandin) -> None:
+    """It once fitted, was downloaded, and was then refused."""
+    make_moe(hub.root / "an" / "Experts-tiny-GPTQ" / "main")
+    tab = plan_for(search(open_page(), "tiny"), "RTX 4090")
+    found = tab.dataframe[0].value
+    marks = dict(zip(found["Repository"], found["Runs here?"], strict=True))
+    assert marks == {"an/Experts-tiny-GPTQ": "⚠️ mixture of experts", REPO: ""}
+    assert f"**{REPO}**" in words(tab) and can_begin(tab)
+    tab = plan_for(search(tab, "an/Experts-tiny-GPTQ"), "RTX 4090")
+    assert list(tab.dataframe[0].value["Verdict"]) == ["⚠️ mixture of experts"]
+    assert "runs models without experts" in tab.error[0].value and not can_begin(tab)
+    tab.selectbox(key="plan_gpu").set_value("here")
+    assert "runs models without experts" in run(tab).error[0].value and not can_begin(tab)
+
+
 def test_what_does_not_fit_can_be_downloaded_all_the_same(models: Path) -> None:
     tab = open_page()
     tab.selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
     plan_for(tab, "RTX 4090")
-    assert "does not fit on RTX 4090" in tab.warning[0].value and can_begin(tab)
+    assert "does not fit on RTX 4090" in tab.warning[0].value
+    button = named(tab.button, _download_keys(tab)[0])
+    assert button.label.endswith("anyway")
     assert "recommended" not in " ".join(tab.dataframe[0].value["Verdict"])
 
 

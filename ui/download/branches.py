@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.judgement import short_reason
 from core.common.errors import DeckError
 from core.hub.address import Address
 from core.hub.branches import Branch
@@ -22,7 +23,7 @@ from ui.load.gpu_choice import Devices, names_of
 from ui.shared.i18n import tr
 
 CHATS = 1
-VERDICT_WIDTH = 135
+VERDICT_WIDTH = 175
 # What somebody who may not see a repository is told; the Hub says of a private one that it is not there.
 NEEDS_TOKEN = ("hub_gated", "hub_token", "hub_unknown_repo")
 Report = FitReport | DeckError | None
@@ -107,5 +108,10 @@ def _verdict_words(branch: Branch, report: Report, is_best: bool) -> str:
     if branch.error is not None and branch.error.key in NEEDS_TOKEN:
         return f"🔒 {tr('download.locked')}"
     if not isinstance(report, FitReport):
-        return f"⚠️ {tr('download.unusable')}"
+        return refusal_words(branch.error or report)
     return f"✅ {tr('download.fits')}" if report.fits else f"❌ {tr('download.fits_not')}"
+
+
+def refusal_words(error: DeckError | None) -> str:
+    """Why a model cannot run here, as short as a table has it."""
+    return f"⚠️ {tr(f'refusal.{short_reason(error)}' if error else 'refusal.other')}"

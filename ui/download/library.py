@@ -6,8 +6,9 @@ from pathlib import Path
 
 import streamlit as st
 
+from core.checkpoint.judgement import short_reason
 from core.common.background import Task
-from core.common.errors import DeckError, InputError
+from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.paths import COMMIT_CHARS, models_dir
 from core.common.urls import host_name
 from core.common.values import printable
@@ -85,6 +86,8 @@ def _verdict_badge(entry: LibraryEntry, devices: Devices) -> list[str]:
     if not devices or entry.checkpoint is None:
         return []
     report = verdict(entry.checkpoint, devices, 0, CHATS)
+    if isinstance(report, CheckpointError):
+        return [f":red-badge[{tr(f'refusal.{short_reason(report)}')}]"]
     fits = isinstance(report, FitReport) and report.fits
     words = tr("library.fits" if fits else "library.fits_not", card=names_of(devices))
     return [f":{'green' if fits else 'red'}-badge[{words}]"]

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.common.errors import DeckError
+from core.common.errors import CheckpointError, DeckError
 from core.common.urls import host_name
 from core.hub.address import Address
 from core.hub.branches import Branch
@@ -136,17 +136,31 @@ def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, d
     """What will be fetched, and whether there is room for it."""
     size = checkpoint.size_bytes
     report = verdict(checkpoint, devices, 0, CHATS)
-    if isinstance(report, FitReport) and not report.fits:
+    if isinstance(report, CheckpointError):
+        # The engine refuses it on every card: nobody should fetch it by accident.
+        st.markdown(f":material/block: {tr('find.not_offered')}")
+        return
+    fits = report is None or (isinstance(report, FitReport) and report.fits)
+    if isinstance(report, FitReport) and not fits:
         st.warning(tr("find.fits_not", card=names_of(devices)), icon=":material/warning:")
     if free < size:
         st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")
     with st.container(gap="xsmall"):
-        st.button(tr("find.download", size=size_words(size)), icon=":material/download:", type="primary",
-                  key=f"find_download_{folder}_{source.kind}_{source.endpoint}", width="stretch",
-                  on_click=_begin, args=(source, folder))  # fmt: skip
+        if fits:
+            _draw_button(source, folder, tr("find.download", size=size_words(size)))
+        else:
+            with st.popover(tr("find.download", size=size_words(size)), icon=":material/download:", width="stretch"):
+                st.markdown(tr("find.download_question", card=names_of(devices)))
+                _draw_button(source, folder, tr("find.download_anyway", size=size_words(size)))
         st.caption(tr("find.plan", folder=folder, free=size_words(free)))
     if error := st.session_state.pop(f"{REFUSED_KEY}_{folder}", None):
         show_error(error)
+
+
+def _draw_button(source: Source, folder: str, words: str) -> None:
+    st.button(words, icon=":material/download:", type="primary", width="stretch",
+              key=f"find_download_{folder}_{source.kind}_{source.endpoint}", on_click=_begin,
+              args=(source, folder))  # fmt: skip
 
 
 def _begin(source: Source, folder: str) -> None:

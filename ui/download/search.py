@@ -14,6 +14,7 @@ from core.hub.source import Kind, Source, read_source
 from core.hub.tokens import token_for
 from core.library import catalogue
 from core.library.recommended import recommended_models
+from ui.download.branches import refusal_words
 from ui.download.disk import size_words
 from ui.download.repository import draw_repository
 from ui.download.source import choose_source
@@ -93,22 +94,26 @@ def _found(query: str, kind: Kind, endpoint: str) -> Address | None:
 
 
 def _choose_model(models: Sequence[FoundModel], key: str) -> FoundModel:
-    # A row is chosen by its place among these models.
+    # A row is chosen by its place among these models; at first the most downloaded one that may run.
+    first = next((index for index, model in enumerate(models) if model.refusal is None), 0)
     event = st.dataframe(
-        pd.DataFrame([_row(model) for model in models]),
+        pd.DataFrame([_row(model) for model in models]).fillna(""),
         hide_index=True,
         key=f"{key}_{hash(tuple(model.repo for model in models))}",
         on_select="rerun",
         selection_mode="single-row-required",
+        selection_default={"selection": {"rows": [first]}},
         height=min(38 + 35 * len(models), 260),
     )
     rows = event["selection"]["rows"]
-    return models[rows[0] if rows and rows[0] < len(models) else 0]
+    return models[rows[0] if rows and rows[0] < len(models) else first]
 
 
 def _row(model: FoundModel) -> dict[str, object]:
+    refusal = {} if model.refusal is None else {tr("find.column_runs"): refusal_words(model.refusal)}
     return {
         tr("find.column_repo"): f"🔒 {model.repo}" if model.is_gated else model.repo,
+        **refusal,
         tr("find.column_downloads"): model.downloads,
         tr("find.column_size"): "-" if model.size_bytes is None else size_words(model.size_bytes),
         tr("find.column_license"): model.license_name or "-",

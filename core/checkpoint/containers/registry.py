@@ -46,9 +46,14 @@ def read_format(model: str, found: object) -> MatrixFormat:
     """What `found` in the configuration of `model` says. Raises CheckpointError for what cannot run."""
     if not isinstance(found, dict):
         raise CheckpointError("not_quantized", folder=model)
+    return find_container(model, found).read_format(model, found)
+
+
+def find_container(model: str, found: Mapping[str, Any]) -> Container:
+    """What reads the quantization `found`, of which a part is enough. Raises CheckpointError where nothing does."""
     for container in CONTAINERS:
         if container.accepts(found):
-            return container.read_format(model, found)
+            return container
     raise CheckpointError("other_quantization", folder=model, method=quoted_json(found.get("quant_method")).lower())
 
 
