@@ -55,6 +55,15 @@ def judge(model: str, config: Mapping[str, Any], tensors: Collection[str] | None
     return next(_refusals(model, config, text, family, tensors), None)
 
 
+def is_served_by_vllm(config: Mapping[str, Any]) -> bool | None:
+    """Whether vLLM serves the family without code of its repository; None where that is not known."""
+    named = (config.get("model_type"), family_name(config))
+    known = [families()[name] for name in named if isinstance(name, str) and name in families()]
+    if not known:
+        return False if config.get("auto_map") else None
+    return any(family.is_served_by_vllm for family in known) and known[0].kind != "code"
+
+
 def require_runs(model: str, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> None:
     """Raise what judge() finds."""
     if (error := judge(model, config, tensors)) is not None:
@@ -85,7 +94,7 @@ def _refusals(
     family: Family | None,
     tensors: Collection[str] | None,
 ) -> Iterator[CheckpointError]:
-    """Every reason that is found, the one to tell first: what a model is says more than what it lacks."""
+    """Every reason that is found, the one to tell first: of a model with pictures the text part could run alone."""
     whole = _whole(config)
     is_served = any(one is not None and one.is_served_by_vllm for one in (whole, family))
     kind, runs = family.kind if family else "", family is not None and family.runs
@@ -95,8 +104,6 @@ def _refusals(
         named = config.get("model_type") or text.get("model_type") or architecture_name(config)
         return CheckpointError(f"family_{key}{way}", model=model, family=quoted_json(named), **params)
 
-    if (other := _other_part(config, whole, runs, tensors)) is not None:
-        yield refusal(other)
     if _has_experts(text, kind, runs, tensors):
         yield refusal("moe")
     layers = _layer_kinds(text)
@@ -106,6 +113,8 @@ def _refusals(
         yield refusal("mla")
     if layers - ATTENTION_LAYERS:
         yield refusal("layers", types=", ".join(sorted(layers - ATTENTION_LAYERS)))
+    if (other := _other_part(config, whole, runs, tensors)) is not None:
+        yield refusal(other)
     if kind == "seq2seq" or config.get("is_encoder_decoder") is True:
         yield CheckpointError("family_seq2seq", model=model, family=quoted_json(config.get("model_type") or kind))
     head = architecture_name(config)

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.common.errors import InputError
+from core.checkpoint.judgement import family_name, is_served_by_vllm, judge
+from core.common.errors import CheckpointError, InputError
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import checked_context
 from core.memory.kernels.marlin import MARLIN
@@ -113,7 +114,7 @@ def make_scale_plan(
     """
     check_vllm_takes(checkpoint)
     context_tokens = checked_context(checkpoint, context_tokens)
-    shape = read_shape(checkpoint)
+    shape = read_known_shape(checkpoint)
     path = str(checkpoint.path) if checkpoint.path is not None else checkpoint.name
     splits = list(_splits(shape, checkpoint, len(devices), max(1, len(hosts)), tensor_parallel, pipeline_parallel))
     if not devices:
@@ -126,8 +127,23 @@ def make_scale_plan(
     return next((plan for plan in plans if plan.fits), plans[-1])
 
 
+def read_known_shape(checkpoint: Checkpoint) -> ModelShape:
+    """The sizes that a plan needs. Raises InputError for a family whose sizes are not known here, because it does not
+    run here, CheckpointError for files that contradict each other."""
+    try:
+        return read_shape(checkpoint)
+    except CheckpointError as error:
+        if judge(checkpoint.name, checkpoint.config, checkpoint.tensors) is None:
+            raise
+        family = family_name(checkpoint.config)
+        raise InputError("scale_sizes", model=checkpoint.name, family=family) from error
+
+
 def check_vllm_takes(checkpoint: Checkpoint) -> None:
-    """Raise InputError for a quantization that vLLM refuses."""
+    """Raise InputError for a family or a quantization that vLLM refuses, as far as that is known."""
+    if is_served_by_vllm(checkpoint.config) is False:
+        family = family_name(checkpoint.config) or checkpoint.architecture
+        raise InputError("scale_family", model=checkpoint.name, family=family)
     found = checkpoint.quantization
     ordered = found.is_permuted and found.group_size > 0
     if found.bits not in BITS or not found.is_symmetric or ordered:

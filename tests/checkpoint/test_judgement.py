@@ -35,7 +35,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model_type": "glm4v", "vision_config": {}, "text_config": {"model_type": "glm4v_text"}},
      "model.language_model.layers.0.mlp.up_proj.qweight", "family_vision"),
     ({"model_type": "qwen3_5", "vision_config": {}, "text_config": {"model_type": "qwen3_5_text"}},
-     "model.visual.blocks.0.attn.qkv.weight", "family_vision"),
+     "model.visual.blocks.0.attn.qkv.weight", "family_recurrent"),
     ({"model_type": "mllama", "vision_config": {}}, PLAIN, "family_vision"),
     ({"model_type": "baichuan", "auto_map": {"AutoModelForCausalLM": "modeling_baichuan.B"}}, PLAIN,
      "family_code"),

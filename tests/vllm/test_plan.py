@@ -91,6 +91,32 @@ def test_what_vllm_refuses_is_refused_before_it_starts(change: dict[str, object]
     assert caught.value.key == "scale_quantization"
 
 
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("bert", "scale_family"),
+        ("baichuan", "scale_family"),
+        ("xlstm", "scale_family"),
+        ("bloom", "scale_sizes"),
+        ("qwen3_moe", None),
+        ("a_family_of_tomorrow", None),
+    ],
+)
+def test_a_family_that_vllm_does_not_serve_is_refused_before_it_starts(family: str, key: str | None) -> None:
+    """What runs there and not here has a plan, as far as its sizes are known."""
+    checkpoint = llama("7B")
+    config = checkpoint.config | {"model_type": family}
+    if family == "bloom":
+        config.pop("num_attention_heads")
+    checkpoint = replace(checkpoint, config=config)
+    if key is None:
+        assert make_scale_plan(checkpoint, [A40]).fits
+        return
+    with pytest.raises(InputError) as caught:
+        make_scale_plan(checkpoint, [A40])
+    assert (caught.value.key, caught.value.params["family"]) == (key, family)
+
+
 def test_act_order_without_groups_changes_nothing() -> None:
     checkpoint = llama("7B")
     plain = replace(checkpoint.quantization, is_permuted=True, group_size=-1)
