@@ -11,7 +11,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.checkpoint import Checkpoint, is_plain_name, read_checkpoint
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, EngineError, InputError
 from core.common.i18n import translate
 from core.common.paths import models_dir

@@ -2,34 +2,36 @@
 
 A checkpoint need not be on disk: core/hub/metadata.py reads one from the Hub, core/library/catalogue.py knows
 some by heart. Reads a folder in any layout that GPTQ checkpoints have had: `model.safetensors`,
-`gptq_model-4bit-128g.safetensors`, shards with an index; the quantization in `config.json` or in a
-`quantize_config.json` beside it.
+`gptq_model-4bit-128g.safetensors`, shards with or without an index; the quantization in `config.json`, in a
+`quantize_config.json` beside it, or told by the tensors alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from core.checkpoint.computed import is_computed
 from core.checkpoint.containers.registry import commonest_format, has_matrices, read_format, read_matrices
-from core.checkpoint.headers import TensorInfo, read_header, read_json
+from core.checkpoint.headers import TensorInfo, read_header, read_json, unreadable
 from core.checkpoint.judgement import architecture_name, judge, require_runs
 from core.checkpoint.layers import LayerShape, read_layers
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.checkpoint.rope import ContextLimits, read_limits
+from core.checkpoint.settings import base_name, fits, lacks_sizes, older_names, settings_by_tensors
 from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.text_config import has_pictures_left_out
+from core.checkpoint.weight_files import ModelFiles, Weights, find_weights, has_weights
 from core.common.errors import CheckpointError
 from core.common.paths import model_name
 from core.common.values import printable
 
 QUANTIZE_CONFIG = "quantize_config.json"
-PICKLED = (".bin", ".pt")
 CONTRADICTIONS = ("config_tensors", "config_layers", "no_matrix")
 
 
@@ -141,19 +143,35 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     name = model_name(folder)
     if printable(name) != name:
         raise CheckpointError("folder_name", folder=printable(name))
-    config = read_json(folder / "config.json")
+    return read_model(FolderFiles(folder), folder)[0]
+
+
+def read_model(files: ModelFiles, path: Path | None = None) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint that `files` are, and the names of its weight files.
+
+    Raises CheckpointError: first what no other files would change about this model.
+    """
+    config = files.read_json("config.json")
     if config is None:
-        raise CheckpointError("no_config", folder=folder.name)
-    found = config.get("quantization_config") or read_json(folder / QUANTIZE_CONFIG)
-    with other_reasons_first(folder.name, config):
-        if not has_weights(path.name for path in folder.glob("*")):
-            raise CheckpointError("no_weights", folder=folder.name)
-        quantization = read_format(folder.name, found)
-        files = weight_files(folder)
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        tensors |= read_header(folder / file)
-    return make_checkpoint(name, config, quantization, tensors, folder)
+        raise files.error("no_config")
+    with other_reasons_first(files.name, config):
+        quantization, weights = _read_quantized(files, config)
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if not is_computed(name, tensor)}
+    return make_checkpoint(files.name, config, quantization, tensors, path), weights.files
+
+
+def _read_quantized(files: ModelFiles, config: dict[str, Any]) -> tuple[MatrixFormat, Weights]:
+    if not has_weights(files.names):
+        raise files.error("no_weights")
+    settings = older_names(config.get("quantization_config") or files.read_json(QUANTIZE_CONFIG))
+    is_described = not lacks_sizes(settings)
+    if settings:
+        # What cannot run is refused before the weights are asked for.
+        read_format(files.name, settings if is_described else {"bits": 4, "group_size": -1} | settings)
+    weights = find_weights(files, base_name(settings), partial(fits, settings) if is_described else None)
+    if not is_described:
+        settings = settings_by_tensors(files, weights.tensors) | (settings or {})
+    return read_format(files.name, settings or None), weights
 
 
 @contextmanager
@@ -174,6 +192,36 @@ def other_reasons_first(model: str, config: dict[str, Any]) -> Iterator[None]:
         if refusal.key.startswith("family_moe"):
             raise CheckpointError("not_quantized_moe", folder=model, family=family) from error
         raise CheckpointError("not_quantized_family", folder=model, family=family) from error
+
+
+class FolderFiles:
+    """The files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.name = model_name(folder)
+        try:
+            self.names = frozenset(os.listdir(folder))
+        except OSError as error:
+            raise unreadable(folder, error) from error
+
+    def read_json(self, file: str) -> dict[str, Any] | None:
+        return read_json(self._folder / file)
+
+    def read_header(self, file: str) -> dict[str, TensorInfo]:
+        return read_header(self._folder / file)
+
+    def read_bytes(self, tensor: TensorInfo, num_bytes: int) -> bytes:
+        path = self._folder / tensor.file
+        try:
+            with path.open("rb") as file:
+                file.seek(tensor.begin)
+                return file.read(min(num_bytes, tensor.num_bytes))
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    def error(self, key: str, **params: str | int) -> CheckpointError:
+        return CheckpointError(key, folder=self._folder.name, **params)
 
 
 def make_checkpoint(
@@ -197,41 +245,3 @@ def make_checkpoint(
     except CheckpointError:
         pass  # Whoever asks for the matrices is told.
     return Checkpoint(name, config, quantization, tensors, path)
-
-
-def has_weights(files: Iterable[str]) -> bool:
-    """Whether any of `files` may hold weights, in whatever form: without one a model is incomplete."""
-    return any(name.endswith((".safetensors", *PICKLED)) for name in files)
-
-
-def weight_files(folder: Path) -> list[str]:
-    """The names of the weight files: those that an index lists, else the one set of weights in the folder."""
-    for index_path in sorted(folder.glob("*.safetensors.index.json")):
-        shards = parse_index(read_json(index_path) or {})
-        if shards is None:
-            raise CheckpointError("bad_json", file=printable(index_path.name), folder=folder.name)
-        missing = [name for name in shards if not os.path.isfile(folder / name)]
-        if missing:
-            raise CheckpointError("missing_shard", folder=folder.name, file=missing[0], count=len(missing))
-        return shards
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not files:
-        pickled = any(path.name.endswith(PICKLED) for path in folder.glob("*"))
-        raise CheckpointError("only_pickled" if pickled else "no_weights", folder=folder.name)
-    if len(files) > 1:
-        first, second = printable(files[0]), printable(files[1])
-        raise CheckpointError("several_weights", folder=folder.name, first=first, second=second)
-    return files
-
-
-def parse_index(index: dict[str, Any]) -> list[str] | None:
-    """The names of the shards that an index lists, or None where it is no index or leads out of its folder."""
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(is_plain_name(name) for name in weight_map.values()):
-        return None
-    return sorted(set(weight_map.values()))
-
-
-def is_plain_name(name: object) -> bool:
-    """Whether `name` is a file's bare name, which cannot lead out of its folder."""
-    return isinstance(name, str) and name.isprintable() and name not in ("", "..") and Path(name).name == name

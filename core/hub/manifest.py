@@ -10,20 +10,20 @@ from typing import Any
 
 import httpx2
 
-from core.checkpoint.checkpoint import Checkpoint, is_plain_name
+from core.checkpoint.checkpoint import Checkpoint, read_model
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError
 from core.common.values import is_whole, quoted_text
 from core.hub import modelscope
 from core.hub.metadata import (
     Repository,
+    RepositoryFiles,
     ask,
     file_route,
     open_client,
     open_repository,
     parse_json,
     read_body,
-    read_repository,
-    weight_files,
 )
 from core.hub.selection import check_configs, check_names, select
 from core.hub.source import RemoteFile, Source
@@ -61,9 +61,9 @@ def read_manifest(source: Source, token: str | None) -> Manifest:
         repository, files = list_files(client, source)
         check_names(source.name, (file.name for file in files))
         check_configs(source.name, files)
-        checkpoint = read_repository(repository)
+        checkpoint, weights = read_model(RepositoryFiles(repository))
         checkpoint.require_runs()
-        return Manifest(repository, select(source.name, files, weight_files(repository)), checkpoint)
+        return Manifest(repository, select(source.name, files, weights), checkpoint)
 
 
 def list_files(client: httpx2.Client, source: Source) -> tuple[Repository, tuple[RemoteFile, ...]]:

@@ -17,18 +17,9 @@ from typing import Any
 
 import httpx2
 
-from core.checkpoint.checkpoint import (
-    PICKLED,
-    QUANTIZE_CONFIG,
-    Checkpoint,
-    has_weights,
-    is_plain_name,
-    make_checkpoint,
-    other_reasons_first,
-    parse_index,
-)
-from core.checkpoint.containers.registry import read_format
+from core.checkpoint.checkpoint import Checkpoint, read_model
 from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
 from core.common.urls import host_name
@@ -94,40 +85,53 @@ def open_repository(source: Repository) -> Repository:
 
 
 def read_repository(source: Repository) -> Checkpoint:
-    if "config.json" not in source.files:
-        raise CheckpointError("hub_no_config", repo=source.name)
-    config = read_json(source, "config.json")
-    found = config.get("quantization_config")
-    if not found and QUANTIZE_CONFIG in source.files:
-        found = read_json(source, QUANTIZE_CONFIG)
-    with other_reasons_first(source.name, config):
-        if not has_weights(source.files):
-            raise CheckpointError("hub_no_weights", repo=source.name)
-        quantization = read_format(source.name, found or None)
-        files = weight_files(source)
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        tensors |= read_header(source, file)
-    return make_checkpoint(source.name, config, quantization, tensors)
+    return read_model(RepositoryFiles(source))[0]
 
 
-def weight_files(source: Repository) -> list[str]:
-    """The names of the weight files, by the rules that a folder's are found by."""
-    for index_name in (name for name in source.files if name.endswith(".safetensors.index.json")):
-        shards = parse_index(read_json(source, index_name))
-        if shards is None:
-            raise CheckpointError("hub_damaged", repo=source.name, file=index_name)
-        missing = [name for name in shards if name not in source.files]
-        if missing:
-            raise CheckpointError("hub_damaged", repo=source.name, file=quoted_text(missing[0]))
-        return shards
-    files = [name for name in source.files if name.endswith(".safetensors")]
-    if not files:
-        pickled = any(name.endswith(PICKLED) for name in source.files)
-        raise CheckpointError("hub_only_pickled" if pickled else "hub_no_weights", repo=source.name)
-    if len(files) > 1:
-        raise CheckpointError("hub_several_weights", repo=source.name, first=files[0], second=files[1])
-    return files
+class RepositoryFiles:
+    """The files of a repository for core/checkpoint, each small one asked for once."""
+
+    # Errors whose sentence depends on where the files are; the others speak of the model alone.
+    _KEYS: Mapping[str, str] = {
+        "no_config": "hub_no_config",
+        "missing_shard": "hub_damaged",
+        "bad_json": "hub_damaged",
+        "only_pickled": "hub_only_pickled",
+        "no_weights": "hub_no_weights",
+        "several_weights": "hub_several_weights",
+    }
+
+    def __init__(self, source: Repository) -> None:
+        self._source = source
+        self._known: dict[str, dict[str, Any]] = {}
+        self.name = source.name
+        self.names = frozenset(source.files)
+
+    def read_json(self, file: str) -> dict[str, Any] | None:
+        if file not in self.names:
+            return None
+        if file not in self._known:
+            self._known[file] = read_json(self._source, file)
+        return self._known[file]
+
+    def read_header(self, file: str) -> dict[str, TensorInfo]:
+        return read_header(self._source, file)
+
+    def read_bytes(self, tensor: TensorInfo, num_bytes: int) -> bytes:
+        size = min(num_bytes, tensor.num_bytes)
+        wanted = f"bytes={tensor.begin}-{tensor.begin + size - 1}"
+        with ask(self._source, file_route(self._source, tensor.file), Range=wanted) as response:
+            if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+                raise CheckpointError("hub_damaged", repo=self.name, file=tensor.file)
+            return read_body(response, size)[:size]
+
+    def error(self, key: str, **params: str | int) -> CheckpointError:
+        known = self._KEYS.get(key)
+        return (
+            CheckpointError(known, repo=self.name, **params)
+            if known
+            else CheckpointError(key, folder=self.name, **params)
+        )
 
 
 def read_json(source: Repository, file: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.checkpoint import is_plain_name
 from core.checkpoint.headers import read_json
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError
 from core.common.files import write_atomically
 from core.common.values import is_whole, printable

@@ -5,8 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from core.checkpoint.checkpoint import QUANTIZE_CONFIG, is_plain_name
+from core.checkpoint.checkpoint import QUANTIZE_CONFIG
 from core.checkpoint.headers import MAX_CONFIG_BYTES
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError
 from core.common.values import quoted_text
 from core.hub.source import RemoteFile

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from core.checkpoint.checkpoint import is_plain_name, read_checkpoint
+from core.checkpoint.checkpoint import read_checkpoint
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.files import remove, sync
 from core.common.paths import cached_repo, model_name, models_dir

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.checkpoint.checkpoint import Checkpoint, is_plain_name, read_checkpoint
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.headers import unreadable
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.paths import cached_repo, model_name, models_dir
 from core.common.values import printable

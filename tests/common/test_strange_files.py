@@ -38,7 +38,7 @@ from core.personas.png import SIGNATURE
 from core.personas.thumbnails import make_thumbnail
 from core.worker.tokenizer import find_end_tokens, read_tokenizer
 from tests.support.cards import chunk
-from tests.support.checkpoints import make_checkpoint
+from tests.support.checkpoints import WEIGHTS, make_checkpoint
 
 MIB = 2**20
 CARD = json.dumps(
@@ -329,6 +329,7 @@ def test_odd_values_in_a_models_small_files_end_in_a_sentence_or_well(folder: Pa
 
 def test_an_index_that_is_damaged_is_a_sentence(folder: Path) -> None:
     path = folder / "model.safetensors.index.json"
+    weights = (folder / WEIGHTS).rename(folder / "elsewhere")
     try:
         for odd in [*ODD, {"a": 5}, {"a": "../x"}, {"a": "\ud83d"}, {"a": "gone.safetensors"}]:
             write(path, json.dumps({"metadata": odd, "weight_map": odd}))
@@ -336,6 +337,7 @@ def test_an_index_that_is_damaged_is_a_sentence(folder: Path) -> None:
                 read_checkpoint(folder)
     finally:
         path.unlink()
+        weights.rename(folder / WEIGHTS)
 
 
 # Half characters ------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from core.hub.address import Address, check_address
 from core.hub.endpoints import checked_endpoint
 from core.hub.metadata import FIRST_BYTES, MAX_HEADER_BYTES, file_size
 from core.hub.source import Source
-from tests.support.checkpoints import Recipe, make_checkpoint, split_into_shards
+from tests.support.checkpoints import Recipe, make_checkpoint, split_into_shards, write_index
 from tests.support.hub_standin import HubStandin
 
 REPO = "some/tiny-GPTQ"
@@ -304,7 +304,6 @@ def test_names_that_can_be_none_are_not_asked_for(hub: HubStandin, repo: str, re
 @pytest.mark.parametrize(
     ("quantization", "key"),
     [
-        (..., "not_quantized"),
         ({"quant_method": "awq", "bits": 4}, "other_quantization"),
         ({"bits": 5}, "bits"),
         ({"bits": 4, "group_size": 0}, "group_size"),
@@ -319,6 +318,22 @@ def test_a_quantization_that_cannot_run_is_refused_before_the_weights_are_asked_
     assert isinstance(error, CheckpointError)
     assert (error.key, error.params["folder"]) == (key, REPO)
     assert not any(WEIGHTS in path for path in hub.paths)
+
+
+def test_an_index_without_a_quantized_matrix_tells_that_the_model_is_not(hub: HubStandin, origin: Path) -> None:
+    change_config(origin, quantization_config=...)
+    (origin / WEIGHTS).rename(origin / "model-00001-of-00001.safetensors")
+    write_index(origin, {"model.layers.0.mlp.up_proj.weight": "model-00001-of-00001.safetensors"})
+    assert refusal(hub).key == "not_quantized"
+    assert not any("-of-" in path for path in hub.paths)
+
+
+def test_settings_that_no_file_has_are_read_from_the_tensors(hub: HubStandin, origin: Path) -> None:
+    local = read_checkpoint(origin)
+    change_config(origin, quantization_config=...)
+    assert read_remote(REPO, endpoint=hub.url).quantization == local.quantization
+    sizes = [request.sent_bytes for request in hub.requests if WEIGHTS in request.path]
+    assert len(sizes) == 3, "the header, an order and zero points"
 
 
 @pytest.mark.parametrize(
@@ -361,8 +376,12 @@ def test_a_huge_config_is_not_read_to_its_end(hub: HubStandin, origin: Path) -> 
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {"a": "../../etc/passwd"}, {"a": "/etc/passwd"}, {"a": "gone"}])
-def test_an_index_that_leads_elsewhere_is_refused(hub: HubStandin, origin: Path, weight_map: Any) -> None:
-    (origin / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+def test_an_index_that_leads_elsewhere_gives_way_to_a_whole_file(
+    hub: HubStandin, origin: Path, weight_map: Any
+) -> None:
+    write_index(origin, weight_map)
+    assert read_remote(REPO, endpoint=hub.url).quantization.bits == 4
+    (origin / WEIGHTS).rename(origin / "model.bin")
     assert refusal(hub).key == "hub_damaged"
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.checkpoint.checkpoint import is_plain_name
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError
 from core.hub.manifest import read_manifest
 from core.hub.queue import DownloadQueue
@@ -114,6 +114,7 @@ def test_a_quantized_repository_without_safetensors_is_refused(hub: HubStandin, 
 
 
 def test_an_index_that_leads_into_a_subfolder_is_refused(hub: HubStandin, tmp_path: Path, origin: Path) -> None:
+    (origin / WEIGHTS).unlink()
     (origin / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "sub/x.safetensors"}}))
     assert refusal(hub, tmp_path).key == "hub_damaged"
 

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants, snapshot_download
+from safetensors.numpy import save_file
 
 from core.common.errors import CheckpointError, InputError
 from core.hub.address import Address
@@ -32,7 +34,7 @@ def hub(tmp_path: Path, no_proxy: None) -> Iterator[HubStandin]:
     make_checkpoint(tmp_path / "hub" / REPO / BRANCH, Recipe(num_layers=1, bits=8))
     make_checkpoint(tmp_path / "hub" / OTHER / "main", Recipe(num_layers=1))
     (tmp_path / "hub" / OTHER / "main" / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "hub" / OTHER / "main" / "quantize_config.json").unlink(missing_ok=True)
+    save_file({"x.weight": np.ones((2, 2), np.float16)}, tmp_path / "hub" / OTHER / "main" / WEIGHTS)
     with HubStandin(tmp_path / "hub") as standin:
         yield standin
 

@@ -6,7 +6,6 @@ transformers' loader is not used: it leaves a missing matrix at random values wi
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.computed import COMPUTED
 from core.checkpoint.containers.registry import required_tensors
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
@@ -35,8 +35,6 @@ from core.worker.model.model_config import read_config
 from core.worker.model.repack import repack
 
 log = logging.getLogger(__name__)
-# Older transformers stored these; they follow from the configuration.
-IGNORED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias)$")
 
 
 def load_model(
@@ -118,8 +116,8 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         if modules[name].bias is not None:
             needed.add(f"{name}.bias")
     tied = tied_names(model)
-    found = {name for name in checkpoint.tensors if not IGNORED.search(name)} - tied
-    missing = sorted(needed - found - tied)
+    found = set(checkpoint.tensors) - tied
+    missing = sorted(name for name in needed - found - tied if not COMPUTED.search(name))
     unexpected = sorted(found - needed - packed)
     if missing:
         raise CheckpointError("missing_weight", folder=checkpoint.name, name=missing[0], count=len(missing))
@@ -190,7 +188,7 @@ def read_weights(
                 waiting[key] = collect(checkpoint, backend, matrix, group)
             if waiting[key].put(matrix.name, part, repack(matrix.format, part, tensor)):
                 put_matrix(model, backend, waiting.pop(key).members(), key, group)
-        elif name not in tied and not IGNORED.search(name):
+        elif name not in tied:
             put_tensor(model, name, tensor.to(backend.device), backend.dtype)
     model.tie_weights()
 

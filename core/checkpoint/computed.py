@@ -1,0 +1,23 @@
+"""Tensors of a file that are worked out and not learned: older programs stored them, and no model needs them."""
+
+from __future__ import annotations
+
+import re
+
+from core.checkpoint.headers import TensorInfo
+
+COMPUTED = re.compile(
+    r"""(^|\.)(
+    (original_|long_|short_)?inv_freq | (cos|sin)_cached | freqs_cis | rope\.freqs | masked_bias    # rotary and masks
+    | attn\.embed_positions | position_ids
+    | wf | wf_unsqueeze_(zero|neg_one) | quantizer\.(maxq|scale|zero)          # how a quantized layer unpacks itself
+    | gptq_(bits|groupsize|sym|desc_act|checkpoint_format)                   # text-generation-inference's settings
+    )$""",
+    re.VERBOSE,
+)
+# A mask has the name of a bias: GPT-2, GPT-J and GPT-NeoX kept it in each layer as [1, 1, context, context].
+MASK = re.compile(r"(^|\.)(attn|attention|self_attention)(\.attention)?\.(bias|causal_mask)$")
+
+
+def is_computed(name: str, tensor: TensorInfo) -> bool:
+    return bool(COMPUTED.search(name) or (MASK.search(name) and len(tensor.shape) == 4))
