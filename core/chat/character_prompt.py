@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from random import Random
+from typing import Any
 
 from core.chat.template import Turn
 from core.chat.truncation import ComposedPrompt, PromptParts
 from core.chat.turn_rendering import Names
 from core.personas.character import Character
-from core.personas.lorebook import Lore, LoreMessage
+from core.personas.lore_text import LoreMessage
+from core.personas.lorebook import Lore, LoreBudget
 from core.personas.prompt import MacroContext, build_parts, greetings, make_macros
 from core.personas.user import UserPersona
+
+# What SillyTavern gives the lore of a chat.
+LORE_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,34 +36,55 @@ class CharacterPrompt:
     seed: str = ""
     greeting: str = ""
     now: Callable[[], datetime] = field(default=datetime.now)
+    # Lorebooks beside the character's own.
+    books: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def names(self) -> Names:
         if self.character is None:
             return Names.of(self.user.name, "")
-        macros = make_macros(self.character, self._macro_context(0))
+        macros = make_macros(self.character, self._macro_context())
         return Names.of(macros.user, macros.char)
 
     def greetings(self) -> tuple[str, ...]:
         """The first messages to choose from; there may be none."""
         return tuple(text for text in self._all_greetings() if text)
 
-    def compose(self, turns: Sequence[Turn], is_full: bool = False) -> ComposedPrompt:
-        """The parts of the prompt for what comes after `turns`. `is_full` leaves out the lore that goes first."""
+    def compose(
+        self,
+        turns: Sequence[Turn],
+        is_full: bool = False,
+        *,
+        model: str = "",
+        context_tokens: int | None = None,
+        most_lore_tokens: int | None = None,
+    ) -> ComposedPrompt:
+        """The parts of the prompt for what comes after `turns`. `is_full` leaves out the lore that goes first.
+
+        Lore takes a share of `context_tokens` where its book names no budget, and never more than `most_lore_tokens`.
+        """
         if self.character is None:
             return ComposedPrompt(PromptParts(tuple(turns), self.system.strip()), tuple(range(len(turns))))
         messages = [LoreMessage(turn["role"], turn["content"]) for turn in turns]
-        found = build_parts(self.character, messages, self._macro_context(len(turns)), is_full=is_full)
+        share = None if context_tokens is None else int(context_tokens * LORE_SHARE)
+        context = replace(
+            self._macro_context(len(turns)),
+            model=model,
+            context_tokens=context_tokens,
+            budget=LoreBudget(share, most_lore_tokens),
+        )
+        found = build_parts(self.character, messages, context, is_full=is_full)
         history, indexes = insert_lore_at_depth(turns, found.at_depth)
         examples = tuple(
             tuple(Turn(role=turn.role, content=turn.text) for turn in example) for example in found.examples
         )
-        return ComposedPrompt(PromptParts(history, found.system, examples, found.post_history), indexes)
+        parts = PromptParts(history, found.system, examples, found.lore_after_examples, found.post_history)
+        return ComposedPrompt(parts, indexes, found.lore_tokens, found.left_out)
 
     def _all_greetings(self) -> tuple[str, ...]:
-        return greetings(self.character, self._macro_context(0)) if self.character is not None else ()
+        return greetings(self.character, self._macro_context()) if self.character is not None else ()
 
-    def _macro_context(self, num_turns: int) -> MacroContext:
+    def _macro_context(self, num_turns: int = 0) -> MacroContext:
         # Seeded by chat and length: a prompt made again is the same text, which the engine's cache still holds.
         return MacroContext(
             user=self.user,
@@ -68,6 +94,7 @@ class CharacterPrompt:
             system_prompt=self.system,
             seed=self.seed,
             greeting_index=self._greeting_index() if num_turns else 0,
+            books=self.books,
         )
 
     def _greeting_index(self) -> int:

@@ -89,7 +89,7 @@ def render_dialogue(parts: PromptParts, names: Names) -> str:
         spoken = [turn for turn in turns if turn["content"].strip()]
         return "".join(f"{speakers[turn['role']]}: {turn['content'].strip()}\n" for turn in spoken)
 
-    head = join_texts(parts.system, *(lines(example) for example in parts.examples))
+    head = join_texts(parts.system, *(lines(example) for example in parts.examples), parts.after_examples)
     after = f"{parts.after.strip()}\n" if parts.after.strip() and parts.voice == "assistant" else ""
     start = f" {prefix_text(parts.start)}" if parts.start.strip() else ""
     return f"{head}\n\n" * bool(head) + lines(parts.history) + after + f"{speakers[parts.voice]}:{start}"

@@ -10,17 +10,25 @@ from core.chat.model_prompt import ModelPrompt
 from core.chat.modes import PromptStyle, notebook_parts
 from core.chat.records import Message, Mode
 from core.chat.template import Turn
-from core.chat.truncation import FittedPrompt, PromptParts, Voice, fit_to_context
+from core.chat.truncation import ComposedPrompt, ContextError, FittedPrompt, PromptParts, Voice, fit_to_context
 from core.engine.sampling_params import Sampling
+from core.personas.lorebook import LeftOut
+
+# Where less lore than this is too much, there is none.
+LEAST_LORE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads. `begins_at` is the index of the oldest message in it: where the model's memory begins."""
+    """What the model reads. `begins_at` is the index of the oldest message in it: where the model's memory begins.
+
+    `left_out` is the lore that the chat called up and that is not in it.
+    """
 
     parts: PromptParts
     fitted: FittedPrompt
     begins_at: int
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +61,27 @@ class PromptContext:
         return Prompt(parts, fitted, fitted.first_kept)
 
     def _prepare(self, spoken: list[tuple[int, Turn]], voice: Voice, start: str, is_full: bool) -> Prompt:
-        composed = self.character.compose([turn for _, turn in spoken], is_full)
-        parts = replace(composed.parts, voice=voice, start=start)
-        fitted = self._fit(parts)
+        composed, parts, fitted = self._compose_to_fit([turn for _, turn in spoken], voice, start, is_full)
         if fitted.first_kept == 0:
-            return Prompt(parts, fitted, 0)
+            return Prompt(parts, fitted, 0, composed.left_out)
         kept = [index for index in composed.message_indexes[fitted.first_kept :] if index is not None]
-        return Prompt(parts, fitted, spoken[kept[0]][0] if kept else len(spoken))
+        return Prompt(parts, fitted, spoken[kept[0]][0] if kept else len(spoken), composed.left_out)
+
+    def _compose_to_fit(
+        self, turns: Sequence[Turn], voice: Voice, start: str, is_full: bool
+    ) -> tuple[ComposedPrompt, PromptParts, FittedPrompt]:
+        """Lore goes before a chat is refused: where the prompt is too long, less and less of it is tried."""
+        most_lore_tokens = self.context_tokens
+        while True:
+            composed = self.character.compose(turns, is_full, model=self.model.name, context_tokens=self.context_tokens,
+                                              most_lore_tokens=most_lore_tokens)  # fmt: skip
+            parts = replace(composed.parts, voice=voice, start=start)
+            try:
+                return composed, parts, self._fit(parts)
+            except ContextError:
+                if composed.lore_tokens == 0:
+                    raise
+                most_lore_tokens = composed.lore_tokens // 4 if composed.lore_tokens > LEAST_LORE_TOKENS else 0
 
     def _fit(self, parts: PromptParts) -> FittedPrompt:
         model, answer_tokens = self.model, self.sampling.max_new_tokens

@@ -12,6 +12,7 @@ from typing import Literal
 
 from core.chat.template import Turn
 from core.common.errors import DeckError
+from core.personas.lorebook import LeftOut
 
 # Who speaks next.
 Voice = Literal["assistant", "user"]
@@ -29,13 +30,15 @@ class ContextError(DeckError):
 class PromptParts:
     """What a prompt is made of.
 
-    `examples` are whole exchanges. `after` is an instruction to the assistant that follows the history.
-    `voice` speaks next and begins with `start`, which holds all words of an answer that is continued.
+    `examples` are whole exchanges, `after_examples` is told after them. `after` is an instruction to the assistant that
+    follows the history. `voice` speaks next and begins with `start`, which holds all words of an answer that is
+    continued.
     """
 
     history: tuple[Turn, ...]
     system: str = ""
     examples: tuple[tuple[Turn, ...], ...] = ()
+    after_examples: str = ""
     after: str = ""
     voice: Voice = "assistant"
     start: str = ""
@@ -45,11 +48,14 @@ class PromptParts:
 class ComposedPrompt:
     """A prompt before it is fitted. `message_indexes` says for each turn of the history which message it is.
 
-    None stands for a turn that is no message, such as lore.
+    None stands for a turn that is no message, such as lore. `lore_tokens` counts all lore in it, `left_out` is what the
+    chat called up beyond that.
     """
 
     parts: PromptParts
     message_indexes: tuple[int | None, ...]
+    lore_tokens: int = 0
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ class Names:
 
 def render_turns(template: ChatTemplate, parts: PromptParts, names: Names, system: str) -> str:
     """The prompt for `parts`, with `system` in place of their system text. Raises TemplateError."""
-    system = join_texts(system, _examples(parts, names))
+    system = join_texts(system, _examples(parts, names), parts.after_examples)
     spoken = merge([turn for turn in parts.history if turn["content"].strip()])
     if parts.voice == "assistant":
         spoken = _with_question(spoken, parts.after)

@@ -39,6 +39,13 @@ KNOWN: Mapping[str, Callable[[str], bool]] = {
     "activate": _is_flag,
     "dont_activate": _is_flag,
     "disable_ui_prompt": UI_PROMPTS.__contains__,
+    # RisuAI's own.
+    "exclude_keys_all": bool,
+    "match_full_word": _is_flag,
+    "match_partial_word": _is_flag,
+    "no_recursive_search": _is_flag,
+    "priority": _is_whole,
+    "probability": _is_whole,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,18 +20,31 @@ class ExampleTurn:
     text: str
 
 
-def split_examples(dialogue: str, user: str, char: str) -> tuple[tuple[ExampleTurn, ...], ...]:
+def split_examples(dialogue: str, user: str, char: str, *other_names: str) -> tuple[tuple[ExampleTurn, ...], ...]:
     """The blocks between <START> marks. A turn begins at a line with a speaker and a colon.
 
-    Speakers are the macros in any letter case, "You", and the names themselves. What stands before the first speaker
-    is told by the character.
+    Speakers are the macros in any letter case, "You", and the names themselves, `other_names` of the character's too.
+    What stands before the first speaker is told by the character.
     """
-    speakers = {name.casefold(): "user" for name in (*USER_MARKS, user) if name.strip()}
-    speakers |= {name.casefold(): "assistant" for name in (*CHAR_MARKS, char) if name.strip()}
-    names = "|".join(re.escape(name) for name in sorted(speakers, key=len, reverse=True))
-    mark = re.compile(rf"^[ \t]*({names})[ \t]*[:：][ \t]*", re.IGNORECASE | re.MULTILINE)
+    speakers = _speakers(user, char, *other_names)
+    mark = _mark(speakers)
     blocks = (_turns(mark.split(block), speakers) for block in START.split(dialogue))
     return tuple(block for block in blocks if block)
+
+
+def is_dialogue(text: str, user: str, char: str, *other_names: str) -> bool:
+    """Whether somebody speaks in `text`, with a name before it."""
+    return START.search(text) is not None or _mark(_speakers(user, char, *other_names)).search(text) is not None
+
+
+def _speakers(user: str, *char_names: str) -> dict[str, str]:
+    speakers = {name.strip().casefold(): "user" for name in (*USER_MARKS, user) if name.strip()}
+    return speakers | {name.strip().casefold(): "assistant" for name in (*CHAR_MARKS, *char_names) if name.strip()}
+
+
+def _mark(speakers: Iterable[str]) -> re.Pattern[str]:
+    names = "|".join(re.escape(name) for name in sorted(speakers, key=len, reverse=True))
+    return re.compile(rf"^[ \t]*({names})[ \t]*[:：][ \t]*", re.IGNORECASE | re.MULTILINE)
 
 
 def _turns(parts: Sequence[str], speakers: dict[str, str]) -> tuple[ExampleTurn, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.personas.lore_entry import number, read_entries
+from core.personas.lore_entry import number, read_entries, strings
 
 # What both specifications want of an entry.
 NEW_ENTRY: Mapping[str, Any] = {
@@ -37,18 +37,18 @@ def entry_values(book: Mapping[str, Any], index: int) -> dict[str, Any]:
     """An entry's values as a form shows them, of the kinds that they should be."""
     given = book["entries"][index]
     read = read_entries({"entries": [given]})[0]
-    content, priority = given.get("content"), given.get("priority")
+    content, priority, is_selective = given.get("content"), given.get("priority"), given.get("selective") is True
     return {
         "name": str(given.get(_title_key(given)) or ""),
         "enabled": read.is_enabled,
-        "constant": read.is_constant,
+        "constant": given.get("constant") is True,
         "keys": list(dict.fromkeys(read.keys)),
-        "secondary_keys": list(dict.fromkeys(read.secondary_keys)),
+        "secondary_keys": list(dict.fromkeys(strings(given.get("secondary_keys")))) if is_selective else [],
         "content": content if isinstance(content, str) else "",
         "insertion_order": int(read.order),
         "priority": None if priority is None else int(number(priority, 0)),
         "position": "before_char" if given.get("position") == "before_char" else "after_char",
-        "case_sensitive": read.is_case_sensitive,
+        "case_sensitive": given.get("case_sensitive") is True,
         "use_regex": read.uses_regex,
     }
 

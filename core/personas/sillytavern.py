@@ -54,6 +54,10 @@ ENTRY_FIELDS = (
     EntryField("automation_id", "automationId", "", has_effect=False),
     EntryField("triggers", "triggers", [], has_effect=False),
 )
+# The character's own texts that keys can be looked for in.
+SOURCES = tuple(
+    field for field in ENTRY_FIELDS if field.in_card.startswith(("match_persona", "match_char", "match_sc", "match_cr"))
+)
 CARD_NAMES = frozenset(field.in_card for field in ENTRY_FIELDS)
 # World info's plain fields, by the names that the specifications of cards have for them.
 PLAIN_FIELDS = {
@@ -77,7 +81,8 @@ def card_entry(values: Mapping[str, Any]) -> dict[str, Any]:
     rest = dict(values)
     given = rest.pop("extensions", None)
     extensions = dict(given) if isinstance(given, dict) else {}
-    entry: dict[str, Any] = {"keys": [], "secondary_keys": [], "insertion_order": 100, "enabled": True}
+    entry: dict[str, Any] = {"keys": [], "secondary_keys": [], "selective": True, "insertion_order": 100,
+                             "enabled": True}  # fmt: skip
     for own, name in PLAIN_FIELDS.items():
         if own in rest:
             entry[name] = rest.pop(own)

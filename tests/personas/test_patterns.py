@@ -10,11 +10,12 @@ import pytest
 from core.common.sandbox import Sandbox, SandboxLimits
 from core.personas import patterns as searched
 from core.personas.decorators import split_decorators
-from core.personas.patterns import MAX_BAD, MAX_PATTERN_CHARS, Pattern, Patterns
+from core.personas.patterns import MAX_BAD, MAX_PATTERN_CHARS, Pattern, Patterns, read_pattern
 from tests.support.lorebooks import lore, texts
 
 SAID = "The tower in the storm, aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
-TOWER = Pattern("TO[VW]ER", ignores_case=True)
+TOWER = Pattern("TO[VW]ER", "i")
+ENDLESS = Pattern("(a+)+b")
 UNROLLED = [
     "b{9000000}",
     "(a{9999}){9999}",
@@ -68,9 +69,9 @@ def test_a_pattern_that_is_wrong_or_endless_is_nowhere(text: str) -> None:
 
 
 def test_what_cannot_be_used_is_not_compiled_again(own_process: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not Patterns([Pattern("b{9000000}")]).finds(Pattern("b{9000000}"), SAID)
+    assert not Patterns([ENDLESS]).finds(ENDLESS, SAID)
     monkeypatch.setattr(own_process, "ask", lambda *_: pytest.fail("it was tried again"))
-    assert not Patterns([Pattern("b{9000000}")]).finds(Pattern("b{9000000}"), "another text")
+    assert not Patterns([ENDLESS]).finds(ENDLESS, "another text")
 
 
 def test_a_book_full_of_them_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,7 @@ def test_a_book_full_of_them_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
         return ask(text, patterns)
 
     monkeypatch.setattr(searched, "_ask", count)
-    bad = [Pattern(f"a{{{8_000_000 + number}}}") for number in range(300)]
+    bad = [Pattern(f"(a+)+{number}") for number in range(300)]
     for said in (SAID, "again"):
         assert not Patterns(bad).finds(bad[-1], said)
     assert asked == [300, *[1] * MAX_BAD, 0]
@@ -101,7 +102,7 @@ def test_a_book_whose_patterns_each_take_long_is_not_tried_to_its_end(
 
     monkeypatch.setattr(searched, "_ask", count)
     monkeypatch.setattr(searched, "ALONE_S", -1.0)
-    patterns = Patterns([TOWER, Pattern("b{9000000}")])
+    patterns = Patterns([TOWER, ENDLESS])
     assert not patterns.finds(TOWER, SAID) and not patterns.finds(TOWER, "again")
     assert asked == [2, 0]
 
@@ -145,3 +146,51 @@ def test_a_head_of_a_million_decorators_is_read_at_once() -> None:
     """Each line was taken off a list's front: a card may hold millions."""
     found, text = split_decorators("@@depth 1\n" * 1_000_000 + "x")
     assert (found, text) == ({"depth": "1"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "is_found"),
+    [
+        ("/^tower/", "hi\ntower", False),
+        ("/^tower/m", "hi\ntower", True),
+        (r"/\u{1F525}/u", "a 🔥", True),
+        (r"/\uD83D\uDD25/", "a 🔥", True),
+        (r"/^\u{2}$/", "uu", True),
+        ("/x{e}/", "x{e}", True),
+        ("/x{e}/", "x", False),
+        ("/x{,2}/", "xx", False),
+        (r"/\d/", "٣", False),
+        (r"/\w/", "é", False),
+        ("/É/i", "é", True),
+        (r"/(?<y>\d{4})-\k<y>/", "1999-1999", True),
+        ("/(?<!un)happy/", "unhappy", False),
+        ("/(?<=the )bee/", "the bee", True),
+        (r"/[\p{L}--[a-z]]/v", "abc", False),
+        (r"/[\p{L}--[a-z]]/v", "aBc", True),
+        ("/bee/d", "bees", True),
+        ("/bee/y", "a bee", False),
+        ("/bee/gy", "bee", True),
+        ("/[^]/", "\n", True),
+        ("/a$/", "a\n", False),
+        ("/(?P<n>a)/", "a", False),
+        ("/(?i)a/", "a", False),
+        (r"/\Aa/", "Aa", True),
+        ("/a++/", "aa", False),
+        ("/[/", "[", False),
+        ("/a/uv", "a", False),
+        ("/a/ii", "a", False),
+    ],
+)
+def test_patterns_mean_what_they_mean_to_javascript(key: str, said: str, is_found: bool) -> None:
+    """Node.js says the same of each, except that it refuses the wrong ones instead of finding nothing."""
+    pattern = read_pattern(key)
+    assert (pattern is not None and Patterns([pattern]).finds(pattern, said)) == is_found
+
+
+def test_wrong_patterns_are_told_apart() -> None:
+    patterns = [TOWER, Pattern("("), Pattern("x{e}"), Pattern("x{e}", "u"), Pattern("a" * (MAX_PATTERN_CHARS + 1))]
+    assert Patterns(patterns).wrong() == {patterns[1], patterns[3]}
+
+
+def test_half_a_character_in_a_text_hides_no_pattern() -> None:
+    assert Patterns([TOWER]).finds(TOWER, "\ud83d tower")

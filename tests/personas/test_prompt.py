@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from core.personas.character import Character
 from core.personas.decorators import split_decorators
 from core.personas.examples import ExampleTurn, split_examples
-from core.personas.lorebook import MAX_RECURSIONS, Chat, LoreMessage, activate
+from core.personas.lore_scan import MAX_RECURSIONS
+from core.personas.lore_text import Chat, LoreMessage
+from core.personas.lorebook import activate
 from core.personas.macros import Macros
 from core.personas.prompt import CharacterParts, MacroContext, build_parts, greetings
 from core.personas.user import UserPersona
@@ -35,7 +37,7 @@ def context(**changes: Any) -> MacroContext:
         ("{{time}} {{date}} {{weekday}}", "12:30 2026-03-04 Wednesday"),
         ("a{{// hidden {{char}} }}b{{comment: x}}c{{hidden_key:bee}}", "abc"),
         ("{{reverse:Hello}} {{Reverse:{{char}}}}", "olleH asoR"),
-        ("{{unknown}} {{other:x}} {{roll:x}} {{roll:0}}", "{{unknown}} {{other:x}} {{roll:x}} {{roll:0}}"),
+        ("{{unknown}} {{other:x}} {{roll:x}} {{roll:0}}!", "{{unknown}} {{other:x}}  !"),
         ("{{random:only}} {{pick:one\\,two}}", "only one,two"),
         ("{{char} {{ }} {{", "{{char} {{ }} {{"),
         ("{{roll:1}}{{roll:D1}}", "11"),
@@ -205,7 +207,7 @@ def test_the_same_lorebook_always_gives_the_same() -> None:
 
 @given(st.dictionaries(st.sampled_from(["entries", "scan_depth", "token_budget", "recursive_scanning"]), VALUES))
 def test_a_lorebook_of_nonsense_is_an_empty_one(book: dict[str, Any]) -> None:
-    activate(book, Chat([LoreMessage("user", "x")], macros()), count)
+    activate([book], Chat([LoreMessage("user", "x")], macros()), count)
 
 
 @given(
@@ -216,7 +218,7 @@ def test_a_lorebook_of_nonsense_is_an_empty_one(book: dict[str, Any]) -> None:
 )
 def test_an_entry_of_nonsense_stops_nothing(entry: dict[str, Any]) -> None:
     book = {"entries": [entry, {"constant": True, "content": "x"}], "token_budget": 1000, "scan_depth": 10**400}
-    assert "x" in texts(activate(book, Chat([LoreMessage("user", "x")], macros()), count))
+    assert "x" in texts(activate([book], Chat([LoreMessage("user", "x")], macros()), count).lore)
 
 
 def test_example_dialogue_is_blocks_of_turns() -> None:

@@ -6,7 +6,8 @@ from datetime import datetime
 from random import Random
 from typing import Any
 
-from core.personas.lorebook import Chat, Lore, LoreMessage, activate
+from core.personas.lore_text import Chat, LoreMessage
+from core.personas.lorebook import Lore, activate
 from core.personas.macros import Macros
 
 NOON = datetime(2026, 3, 4, 12, 30)
@@ -24,7 +25,7 @@ def lore(entries: list[dict[str, Any]], said: list[str], greeting: int = 0, **bo
     """What a lorebook adds to a chat in which the user and the character take turns."""
     messages = [LoreMessage("assistant" if number % 2 else "user", text) for number, text in enumerate(said)]
     full = [{"enabled": True, "insertion_order": 0, "extensions": {}} | entry for entry in entries]
-    return activate({"entries": full, "extensions": {}} | book, Chat(messages, macros(), greeting), count)
+    return activate([{"entries": full, "extensions": {}} | book], Chat(messages, macros(), greeting), count).lore
 
 
 def texts(found: list[Lore]) -> list[str]:
