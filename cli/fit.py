@@ -30,6 +30,7 @@ from core.memory.fit import MAX_CHATS, FitReport, check_fit
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import has_compiler
 from core.memory.plan import MemoryPlan
+from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
 
 FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
@@ -199,6 +200,9 @@ def as_object(report: FitReport) -> dict[str, Any]:
         "model": report.params["model"],
         "card": report.params["card"],
     }
+    if not report.fits:
+        found["cards"] = [offer.name for offer in cards_that_fit(report.load)]
+        found["two_cards"] = [offer.name for offer in cards_that_fit(report.load, 2)]
     if len(report.devices) > 1:
         found["gpus"] = [
             {
@@ -240,6 +244,11 @@ def show(report: FitReport, out: Terminal) -> None:
     out.say(key, **values)
     for name, params in report.remedies:
         out.write("- " + translate(out.language, f"fit.{name}", **params))
+    if not report.fits:
+        for key, count in (("cards", 1), ("two_cards", 2)):
+            if offers := cards_that_fit(report.load, count):
+                cards = ", ".join(offer.label for offer in offers)
+                out.write("- " + translate(out.language, f"fit.{key}", cards=cards))
 
 
 def _rounded(parts: dict[str, float]) -> dict[str, float]:

@@ -21,6 +21,8 @@ from core.memory.sizes import MIB
 
 DEFAULT_CONTEXT_TOKENS = 4096
 MAX_CHATS = 64
+# A shorter context holds no question and its answer.
+MIN_USEFUL_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def check_fit(
                 kernel_reason=_kernel_reason(plain, places, one, kernel, without),
                 dtype=choose_dtype(checkpoint, one, weakest(places)),
                 device_kind="cuda",
-                devices=tuple(map(DevicePlan, indexes, _plans(shape, group, one, context_tokens, num_chats))),
+                devices=tuple(map(DevicePlan, indexes, plan_devices(shape, group, one, context_tokens, num_chats))),
                 shape=shape,
                 is_captured=shape.is_merged,
                 context_tokens=context_tokens,
@@ -190,7 +192,7 @@ def _no_kernel(
     return EngineError("no_kernel", model=checkpoint.name, quantization=checkpoint.quantization_label)
 
 
-def _plans(
+def plan_devices(
     shape: ModelShape, devices: Sequence[DeviceMemory], kernel: KernelSpec, context_tokens: int, num_chats: int
 ) -> tuple[MemoryPlan, ...]:
     """One plan a device; on one device a merged shape is planned captured."""
@@ -208,12 +210,12 @@ def _plans(
     )
 
 
-def _fits(plans: Sequence[MemoryPlan], devices: Sequence[DeviceMemory]) -> bool:
+def all_fit(plans: Sequence[MemoryPlan], devices: Sequence[DeviceMemory]) -> bool:
     return all(plan.total <= device.available_mib * MIB for plan, device in zip(plans, devices, strict=True))
 
 
 def _report(checkpoint: Checkpoint, load: LoadPlan, devices: Sequence[DeviceMemory]) -> FitReport:
-    fits = _fits(load.memory, devices)
+    fits = all_fit(load.memory, devices)
     # What is captured has its longest context worked out once it is known to fit.
     max_context = 0 if load.is_captured else _longest(checkpoint, load.shape, devices, [load.kernel], load.num_slots)
     reason = "fits" if fits else "context_too_long" if max_context else "too_large"
@@ -251,7 +253,7 @@ def _max_context(
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if _fits(_plans(shape, devices, kernel, middle, num_chats), devices):
+        if all_fit(plan_devices(shape, devices, kernel, middle, num_chats), devices):
             low = middle
         else:
             high = middle - 1
@@ -261,7 +263,7 @@ def _max_context(
 def _with_remedies(devices: Sequence[DeviceMemory], report: FitReport) -> FitReport:
     """What would make it fit: a shorter context, fewer chats, what others hold given back, or a larger GPU."""
     remedies: list[tuple[str, dict[str, str | int | float]]] = []
-    if report.max_context:
+    if report.max_context >= MIN_USEFUL_TOKENS:
         remedies.append(("shorter_context", {"context": report.max_context}))
     sets = [[devices[index] for index in indexes] for indexes in device_sets(devices)]
     if report.load.num_slots > 1 and _any_fits(report.load, sets, 1):
@@ -277,5 +279,6 @@ def _with_remedies(devices: Sequence[DeviceMemory], report: FitReport) -> FitRep
 def _any_fits(load: LoadPlan, sets: Sequence[Sequence[DeviceMemory]], num_chats: int) -> bool:
     """Whether `num_chats` of the load's context would fit on one of `sets` with its kernel."""
     return any(
-        _fits(_plans(load.shape, devices, load.kernel, load.context_tokens, num_chats), devices) for devices in sets
+        all_fit(plan_devices(load.shape, devices, load.kernel, load.context_tokens, num_chats), devices)
+        for devices in sets
     )

@@ -10,6 +10,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.rope import ContextLimits
 from core.common.errors import DeckError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
+from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
 from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar
 from ui.load.gpu_choice import Devices
@@ -86,6 +87,8 @@ def draw_verdict(report: FitReport | DeckError | None) -> None:
     st.markdown(f"{mark} {sentence(report)}")
     for name, params in report.remedies:
         st.markdown(f"- {tr(f'fit.{name}', **_readable(params))}")
+    if not report.fits:
+        _draw_cards(report)
     longest = f"{report.max_context:,}" if report.max_context else "-"
     st.caption(tr("gauge.assumes", kernel=report.load.kernel.name, longest=longest))
     if len(report.devices) > 1:
@@ -93,6 +96,13 @@ def draw_verdict(report: FitReport | DeckError | None) -> None:
         lines = [tr("gauge.share", card=device.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
                     available=f"{device.available_mib:,}") for device, plan in shares]  # fmt: skip
         st.caption("  \n".join([tr("gauge.split"), *lines]))
+
+
+def _draw_cards(report: FitReport) -> None:
+    """The cards that would do, one alone and two of one kind."""
+    for key, count in (("cards", 1), ("two_cards", 2)):
+        if offers := cards_that_fit(report.load, count):
+            st.markdown(f"- {tr(f'fit.{key}', cards=', '.join(offer.label for offer in offers))}")
 
 
 def sentence(report: FitReport) -> str:
