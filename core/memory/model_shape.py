@@ -10,6 +10,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.layers import FullAttention, LayerShape, contradiction, read_number
 from core.checkpoint.quantization import MatrixFormat
 from core.checkpoint.text_config import text_config
+from core.checkpoint.vocabulary import num_tokens
 from core.memory.matrix_groups import merged_matrices
 from core.memory.sizes import HALF_BYTES, INT_BYTES, round_to_block
 
@@ -97,7 +98,7 @@ def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:
     shape = ModelShape(
         layers=tuple(Counter(checkpoint.layers).items()),
         hidden=read_number(name, config, "hidden_size"),
-        vocabulary=read_number(name, config, "vocab_size"),
+        vocabulary=num_tokens(checkpoint),
         matrices=tuple(matrix_shapes(checkpoint, merged).items()),
         plain_elements=tuple(_plain_elements(checkpoint)),
         is_merged=merged,
@@ -143,7 +144,7 @@ def _check_sizes(checkpoint: Checkpoint, shape: ModelShape) -> None:
     kv_heads, intermediate = shape.attention.num_kv_heads, shape.intermediate
     kv_features = kv_heads * shape.attention.head_dim
     wanted = (
-        ("embed_tokens.weight", 0, "vocab_size", shape.vocabulary, shape.vocabulary),
+        ("lm_head.weight", 0, "vocab_size", shape.vocabulary, shape.vocabulary),
         ("embed_tokens.weight", 1, "hidden_size", shape.hidden, shape.hidden),
     )
     for ending, axis, number, value, size in wanted:

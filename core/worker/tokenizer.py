@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -11,6 +12,9 @@ from transformers import AutoTokenizer
 from core.checkpoint.checkpoint import Checkpoint, read_json
 from core.common.errors import CheckpointError
 from core.common.panics import panics_as_errors, why_of
+from core.common.values import is_whole
+
+log = logging.getLogger(__name__)
 
 # Tokens that may end a chat model's turn, beside those that its files name; only if the vocabulary has them.
 TURN_ENDS = (
@@ -49,11 +53,22 @@ def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
 def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
     """The ids of the tokens that end an answer: those that the files name, and those of TURN_ENDS."""
     ends: set[int] = set()
-    generation = read_json(checkpoint.folder / "generation_config.json") or {}
-    for source in (checkpoint.config, generation):
+    text = checkpoint.config.get("text_config")
+    for source in (checkpoint.config, text if isinstance(text, dict) else {}, read_generation(checkpoint.folder)):
         named = source.get("eos_token_id")
-        ends.update(one for one in (named if isinstance(named, list) else [named]) if type(one) is int)
+        ends.update(one for one in (named if isinstance(named, list) else [named]) if is_whole(one) and one >= 0)
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
-    named = (read_json(checkpoint.folder / "tokenizer_config.json") or {}).get("eos_token")
-    words = (*TURN_ENDS, named.get("content") if isinstance(named, dict) else named)
+    words: list[object] = list(TURN_ENDS)
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        named = (read_json(checkpoint.folder / file) or {}).get("eos_token")
+        words.append(named.get("content") if isinstance(named, dict) else named)
     return frozenset(ends | {special[word] for word in words if isinstance(word, str) and word in special})
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """generation_config.json, which only recommends: one that cannot be read is left out, and the log says so."""
+    try:
+        return read_json(folder / "generation_config.json") or {}
+    except CheckpointError as error:
+        log.warning("what the model recommends for itself is left out: %s", error)
+        return {}

@@ -207,7 +207,7 @@ def test_a_target_that_is_nothing_is_bad_input_with_names_near_it(command: Comma
         ({"quantization_config": "none"}, "not quantized"),
         ({"num_hidden_layers": 3}, "3 layers"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers"),
-        ({"vocab_size": 385}, "vocab_size is 385"),
+        ({"hidden_size": 96}, "hidden_size is 96"),
         ({"quantization_config": {"bits": "4", "group_size": 32}}, "bits"),
     ],
 )

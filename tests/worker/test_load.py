@@ -168,7 +168,17 @@ def ends(folder: Path, **changes: Any) -> set[int]:
 
 @pytest.mark.parametrize(
     ("named", "wanted"),
-    [(7, {7}), ([7, 8], {7, 8}), ([7, None, "9"], {7}), (None, set()), (..., set()), ("7", set()), ({"a": 7}, set())],
+    [
+        (7, {7}),
+        ([7, 8], {7, 8}),
+        ([7, None, "9"], {7}),
+        (None, set()),
+        (..., set()),
+        ("7", set()),
+        ({"a": 7}, set()),
+        (-1, set()),
+        (True, set()),
+    ],
 )
 def test_the_configs_end_tokens_are_taken(folder: Path, named: Any, wanted: set[int]) -> None:
     assert ends(folder, eos_token_id=named) == wanted
@@ -188,11 +198,23 @@ def test_a_turns_end_that_the_vocabulary_has_ends_the_answer(folder: Path, name:
     assert ends(folder) == {tokenizer.token_to_id(name)}
 
 
-def test_broken_generation_settings_are_refused_in_words(folder: Path) -> None:
-    (folder / "generation_config.json").write_text("{")
-    with pytest.raises(CheckpointError) as caught:
-        ends(folder)
-    assert caught.value.params["file"] == "generation_config.json"
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_broken_generation_settings_are_left_out_with_a_line_in_the_log(
+    folder: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some repositories have a file of no bytes there, which once refused the load."""
+    (folder / "generation_config.json").write_text(content)
+    assert ends(folder, eos_token_id=7) == {7}
+    assert "generation_config.json" in caplog.text
+
+
+def test_a_token_that_only_the_map_of_special_tokens_names_ends_the_answer(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken("<|over|>", special=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|over|>"}}')
+    assert ends(folder) == {tokenizer.token_to_id("<|over|>")}
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

@@ -124,6 +124,24 @@ def test_stored_rotary_frequencies_of_older_checkpoints_are_ignored(tmp_path: Pa
     assert load(tmp_path / "model") is not None
 
 
+@pytest.mark.parametrize("pad", ["384", "-1", '"<pad>"', "1e9", "[0]"])
+def test_a_padding_token_that_the_embedding_does_not_have_is_no_reason_to_refuse(tmp_path: Path, pad: str) -> None:
+    make_checkpoint(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"bos_token_id"', f'"pad_token_id": {pad}, "bos_token_id"'))
+    assert load(tmp_path / "model").model.embed_tokens.padding_idx is None
+
+
+@pytest.mark.parametrize("vocabulary", [320, 400])
+def test_a_vocabulary_of_another_size_than_the_embedding_gives_way_to_its_rows(tmp_path: Path, vocabulary: int) -> None:
+    """Rows are padded to a multiple of 64, or tokens are announced that the embedding never got."""
+    make_checkpoint(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"vocab_size": 384', f'"vocab_size": {vocabulary}'))
+    assert read_shape(read_checkpoint(tmp_path / "model")).vocabulary == 384
+    assert load(tmp_path / "model").lm_head.out_features == 384
+
+
 def bias_of(module: torch.nn.Module) -> torch.Tensor | None:
     """The bias of a matrix, also of one that is kept together with others."""
     return getattr(module, "merged", module).bias

@@ -13,7 +13,9 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.judgement import family_name, require_runs
 from core.checkpoint.rope import extended_rope
 from core.checkpoint.text_config import FALCONS, SAME_AS, text_config
+from core.checkpoint.vocabulary import num_tokens
 from core.common.errors import CheckpointError
+from core.common.values import is_whole
 
 log = logging.getLogger(__name__)
 # Of positions that have three numbers, which are one for text.
@@ -50,9 +52,13 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
         # Only the files say more, such as code of their own, which is not run.
         config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     else:
-        _modernize_rope(found)
-        if isinstance(found.get("text_config"), dict):
-            _modernize_rope(found["text_config"])
+        for part in (found, found.get("text_config")):
+            if isinstance(part, dict):
+                _modernize_rope(part)
+                # The class takes numbers alone; what they are is settled below.
+                for name in ("pad_token_id", "vocab_size"):
+                    if not is_whole(part.get(name)):
+                        part.pop(name, None)
         config = CONFIG_MAPPING[family].from_dict(found)
     text = config.get_text_config()
     if text.model_type in SAME_AS:
@@ -64,7 +70,18 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
         text.rope_parameters = {"rope_theta": text.rope_parameters["rope_theta"], **rope}
     if hasattr(text, "quantization_config"):
         del text.quantization_config
+    _settle_tokens(text, num_tokens(checkpoint))
     return text
+
+
+def _settle_tokens(text: PreTrainedConfig, count: int) -> None:
+    """Hold the configuration's tokens against the embedding's `count` rows. A padding token is never read here, and
+    classes refuse one that the embedding does not have."""
+    text.vocab_size = count
+    pad = getattr(text, "pad_token_id", None)
+    if pad is not None and not (is_whole(pad) and 0 <= pad < count):
+        log.info("the padding token %s is none of the %d tokens, and is left out", pad, count)
+        text.pad_token_id = None
 
 
 def _plain_config(text: PreTrainedConfig) -> PreTrainedConfig:
