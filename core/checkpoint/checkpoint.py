@@ -31,7 +31,8 @@ from core.common.errors import CheckpointError
 from core.common.paths import model_name
 from core.common.values import printable
 
-QUANTIZE_CONFIG = "quantize_config.json"
+# What auto-gptq and gptqmodel, AutoAWQ, and AutoRound call the file with the settings, where config.json has none.
+QUANTIZE_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 CONTRADICTIONS = ("config_tensors", "config_layers", "no_matrix")
 
 
@@ -163,7 +164,8 @@ def read_model(files: ModelFiles, path: Path | None = None) -> tuple[Checkpoint,
 def _read_quantized(files: ModelFiles, config: dict[str, Any]) -> tuple[MatrixFormat, Weights]:
     if not has_weights(files.names):
         raise files.error("no_weights")
-    settings = older_names(config.get("quantization_config") or files.read_json(QUANTIZE_CONFIG))
+    described = (files.read_json(name) for name in QUANTIZE_CONFIGS if name in files.names)
+    settings = older_names(config.get("quantization_config") or next(filter(None, described), None))
     is_described = not lacks_sizes(settings)
     if settings:
         # What cannot run is refused before the weights are asked for.

@@ -59,3 +59,8 @@ class QuantizedMatrix:
     @property
     def num_groups(self) -> int:
         return self.format.num_groups(self.in_features)
+
+    @property
+    def num_parts(self) -> int:
+        """How many tensors the matrix is made of: its shape as numbers is none of them."""
+        return len(self.tensors) - ("shape" in self.tensors)

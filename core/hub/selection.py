@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from core.checkpoint.checkpoint import QUANTIZE_CONFIG
+from core.checkpoint.checkpoint import QUANTIZE_CONFIGS
 from core.checkpoint.headers import MAX_CONFIG_BYTES
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError
@@ -20,7 +20,7 @@ INDEX = ".safetensors.index.json"
 OTHER_INDEX = ".index.json"
 # The largest tokenizers have 40 MB.
 MAX_SMALL_BYTES = 100_000_000
-CONFIGS = ("config.json", QUANTIZE_CONFIG)
+CONFIGS = ("config.json", *QUANTIZE_CONFIGS)
 MAX_NAME_BYTES = 240
 
 

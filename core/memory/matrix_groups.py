@@ -15,7 +15,7 @@ MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class MatrixGroup:
     """Matrices that share their input and are kept as one: where each one's outputs begin, and how many it has.
 
-    `num_parts` counts all tensors of all members.
+    `num_parts` counts all tensors that all members are made of.
     """
 
     begins: dict[str, int]
@@ -51,4 +51,4 @@ def _group(checkpoint: Checkpoint, names: list[str], permuted: bool) -> MatrixGr
         return None
     sizes = {matrix.name: matrix.out_features for matrix in found}
     begins = dict(zip(names, itertools.accumulate(sizes.values(), initial=0), strict=False))
-    return MatrixGroup(begins, sizes, sum(len(matrix.tensors) for matrix in found))
+    return MatrixGroup(begins, sizes, sum(matrix.num_parts for matrix in found))

@@ -284,7 +284,7 @@ def test_file_names_that_are_no_text_are_quoted_in_words_that_can_be_shown(folde
 @pytest.mark.parametrize(
     ("quantization", "key", "shown"),
     [
-        ({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}, "other_quantization", "awq"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "other_quantization", "bitsandbytes"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "other_quantization", "bitsandbytes"),
         ({"quant_method": "exl2", "bits": 4.65}, "other_quantization", "exl2"),
         ({"quant_method": ["gptq"], "bits": 4}, "other_quantization", '["gptq"]'),

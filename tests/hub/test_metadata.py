@@ -304,7 +304,7 @@ def test_names_that_can_be_none_are_not_asked_for(hub: HubStandin, repo: str, re
 @pytest.mark.parametrize(
     ("quantization", "key"),
     [
-        ({"quant_method": "awq", "bits": 4}, "other_quantization"),
+        ({"quant_method": "bitsandbytes"}, "other_quantization"),
         ({"bits": 5}, "bits"),
         ({"bits": 4, "group_size": 0}, "group_size"),
         ({"bits": 4, "group_size": 128, "checkpoint_format": "marlin"}, "format"),

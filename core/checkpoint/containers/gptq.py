@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from core.checkpoint.containers.shapes import group_size_of, settings_of, stated_group_size
+from core.checkpoint.containers.shapes import group_size_of, refuse_contradiction, settings_of, stated_group_size
 from core.checkpoint.headers import TensorInfo
-from core.checkpoint.layers import contradiction
 from core.checkpoint.quantization import BITS, MatrixFormat, Packing, Part, QuantizedMatrix
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, quoted_json
@@ -49,6 +48,9 @@ class GptqContainer:
         named = quoted_json(found.get("checkpoint_format") or found.get("format") or "gptq").lower()
         if named not in ("gptq", "gptq_v2"):
             raise CheckpointError("format", folder=model, format=named)
+        words = quoted_json(found.get("pack_dtype") or "int32").removeprefix("torch.")
+        if words != "int32":
+            raise CheckpointError("format", folder=model, format=f"pack_dtype {words}")
         # Single modules may differ: what any of them is said to be is taken for all until their tensors are read.
         # Patterns that a stranger wrote are not run for it.
         settings = [found, *settings_of(found.get("dynamic"))]
@@ -121,6 +123,4 @@ def _check_shapes(model: str, matrix: QuantizedMatrix, stated: MatrixFormat, ten
         ("zeros", "bits", stated.bits, (groups, words)),
     )
     for part, key, value, shape in wanted:
-        name = matrix.tensors.get(part)
-        if name is not None and tensors[name].shape != shape:
-            raise contradiction(model, key, value, name, tensors[name])
+        refuse_contradiction(model, matrix, part, shape, key, value, tensors)

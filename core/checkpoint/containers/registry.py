@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
+from core.checkpoint.containers.auto_round import AutoRoundContainer
+from core.checkpoint.containers.awq import AwqContainer
+from core.checkpoint.containers.compressed_tensors import CompressedTensorsContainer
 from core.checkpoint.containers.gptq import GptqContainer
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import MatrixFormat, Packing, Part, QuantizedMatrix
@@ -39,7 +42,13 @@ class Container(Protocol):
         shapes, `format` in all else. Raises CheckpointError for shapes that contradict one another."""
 
 
-CONTAINERS: tuple[Container, ...] = (GptqContainer(),)
+# GptqContainer takes what names no method, so it comes last.
+CONTAINERS: tuple[Container, ...] = (
+    AutoRoundContainer(),
+    AwqContainer(),
+    CompressedTensorsContainer(),
+    GptqContainer(),
+)
 
 
 def read_format(model: str, found: object) -> MatrixFormat:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from core.checkpoint.headers import TensorInfo
+from core.checkpoint.layers import contradiction
+from core.checkpoint.quantization import Part, QuantizedMatrix
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, quoted_json
 
@@ -37,3 +40,18 @@ def group_size_of(stated: int, in_features: int, scales: tuple[int, ...] | None)
     if in_features % groups == 0:
         return in_features // groups
     return next((size for size in USUAL_GROUP_SIZES if math.ceil(in_features / size) == groups), stated)
+
+
+def refuse_contradiction(
+    model: str,
+    matrix: QuantizedMatrix,
+    part: Part,
+    shape: tuple[int, ...],
+    name: str,
+    value: int,
+    tensors: Mapping[str, TensorInfo],
+) -> None:
+    """Raise CheckpointError where a tensor of `matrix` has another `shape` than the setting `name` makes it."""
+    stored = matrix.tensors.get(part)
+    if stored is not None and tensors[stored].shape != shape:
+        raise contradiction(model, name, value, stored, tensors[stored])

@@ -32,9 +32,10 @@ from core.worker.model.fixed_rope import settle_rope
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors, drop_zero_bias
 from core.worker.model.merged_linear import make_slices
 from core.worker.model.model_config import read_config
-from core.worker.model.repack import repack
+from core.worker.model.repack import REPACKED, repack
 
 log = logging.getLogger(__name__)
+CPU = torch.device("cpu")
 
 
 def load_model(
@@ -170,8 +171,9 @@ def read_weights(
 ) -> None:
     """Put every tensor into the model, in the order of the files; a matrix is made as soon as it is whole."""
     embedding, first = embedding_name(model), backends[device_map.first]
-    # What goes to several devices is read to where none of them is.
-    reading_device = torch.device("cpu") if device_map.is_split else first.reading_device
+    # What goes to several devices is read to where none of them is; what is packed otherwise is packed anew there.
+    is_repacked = any(matrix.format.packing in REPACKED for matrix in checkpoint.matrices.values())
+    reading_device = CPU if device_map.is_split or is_repacked else first.reading_device
     found = merged_matrices(checkpoint, permuted=first.spec.merges_permuted)
     groups = {name: group for group in found for name in group.sizes} if is_merged else {}
     parts = {name: (one, part) for one in checkpoint.matrices.values() for part, name in one.tensors.items()}
@@ -179,18 +181,28 @@ def read_weights(
     tied = tied_names(model)
     for name, read in read_tensors(checkpoint, reading_device, on_bytes):
         backend = backends[device_map.of(name, embedding)]
-        tensor = read.to(backend.reading_device)
         if name in parts:
             matrix, part = parts[name]
+            if part == "shape":
+                check_stored_shape(checkpoint, matrix, name, read)
+                continue
             group = groups.get(matrix.name)
             key = matrix.name if group is None else next(iter(group.sizes))
             if key not in waiting:
                 waiting[key] = collect(checkpoint, backend, matrix, group)
-            if waiting[key].put(matrix.name, part, repack(matrix.format, part, tensor)):
+            tensor = repack(matrix.format, part, read).to(backend.reading_device)
+            if waiting[key].put(matrix.name, part, tensor):
                 put_matrix(model, backend, waiting.pop(key).members(), key, group)
         elif name not in tied:
-            put_tensor(model, name, tensor.to(backend.device), backend.dtype)
+            put_tensor(model, name, read.to(backend.device), backend.dtype)
     model.tie_weights()
+
+
+def check_stored_shape(checkpoint: Checkpoint, matrix: QuantizedMatrix, name: str, stored: torch.Tensor) -> None:
+    """Raise CheckpointError where a matrix's shape, stored as numbers, is not that of its tensors."""
+    found, wanted = stored.flatten().tolist(), [matrix.out_features, matrix.in_features]
+    if found != wanted:
+        raise CheckpointError("weight_shape", folder=checkpoint.name, name=name, found=str(found), wanted=str(wanted))
 
 
 def collect(

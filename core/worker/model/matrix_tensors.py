@@ -65,7 +65,7 @@ class SeparateTensors:
 
     def put(self, member: str, part: Part, tensor: torch.Tensor) -> bool:
         self._parts[member][part] = tensor
-        return all(len(self._parts[name]) == len(matrix.tensors) for name, matrix in self._matrices.items())
+        return all(len(self._parts[name]) == matrix.num_parts for name, matrix in self._matrices.items())
 
     def members(self) -> list[MatrixTensors]:
         return [MatrixTensors.from_parts(self._matrices[name].format, parts) for name, parts in self._parts.items()]

@@ -16,6 +16,8 @@ AWQ_OUTPUTS = (0, 2, 4, 6, 1, 3, 5, 7)
 # A one in each field of a word, by bits.
 ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 PER_WORD = 8
+# What is read to a CPU: bringing it into neutral form takes as much memory as the tensor.
+REPACKED = ("awq", "pack_quantized")
 
 
 def repack(format: MatrixFormat, part: Part, tensor: torch.Tensor) -> torch.Tensor:
@@ -44,8 +46,13 @@ def _from_version_1(format: MatrixFormat, words: torch.Tensor) -> torch.Tensor:
     subtract from each field, where 0 becomes the largest number. That stands for 0 here too: the readers of their time
     differ, and no code is above a zero point of 2 ** bits.
     """
-    if format.packing == "gptq_words" and format.bits in ONES:
-        return words.add_(ONES[format.bits])
+    ones = ONES.get(format.bits)
+    if ones is not None and format.packing == "gptq_words":
+        return words.add_(ones)
+    if ones is not None:
+        # One more in every field, and nothing carried: all bits but the highest are added, and that one is told apart.
+        lower = ones * (2 ** (format.bits - 1) - 1)
+        return ((words & lower) + ones) ^ (words & ~lower)
     fields = to_fields(words.cpu(), format.bits)
     return from_fields((fields + 1) & (2**format.bits - 1), format.bits).to(words.device)
 
