@@ -132,7 +132,8 @@ def compile_and_check(plan: LoadPlan, checkpoint: Checkpoint) -> None:
     for device in reversed(devices):
         torch.cuda.set_device(device)
         use_capturable_stream(device)
-        for format in {matrix.format for matrix in checkpoint.matrices.values()}:
+        # Whatever packed them, kernels get them in one form.
+        for format in {replace(matrix.format, packing="gptq_v2") for matrix in checkpoint.matrices.values()}:
             check_kernel(plan.kernel, format, dtype, device)
 
 

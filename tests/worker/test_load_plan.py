@@ -132,7 +132,10 @@ def test_matrices_that_name_no_order_are_merged(tmp_path: Path) -> None:
     MatrixFormat(4, 64, False, False, "gptq_v2"),
     MatrixFormat(8, 128, False, True, "gptq"),
     MatrixFormat(3, -1, False, True, "gptq"),
-], ids=lambda one: one.label)  # fmt: skip
+    MatrixFormat(4, 32, False, False, "gptq_words"),
+    MatrixFormat(4, 32, False, False, "awq"),
+    MatrixFormat(4, 32, True, True, "pack_quantized"),
+], ids=lambda one: f"{one.label}, {one.packing}")  # fmt: skip
 def test_the_check_holds_a_kernel_against_the_matrix(quantization: MatrixFormat) -> None:
     check_kernel(kernel_named("dense"), quantization, torch.bfloat16, CPU)
 

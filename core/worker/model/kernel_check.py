@@ -1,4 +1,4 @@
-"""Does a kernel compute what the packing stands for: a small matrix of known codes, before a model rests on it."""
+"""Does a kernel compute what a matrix stands for: a small one of known codes, before a model rests on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from core.memory.model_shape import MatrixShape
 from core.worker.kernels.nvrtc import CudaCodeError
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.matrix_tensors import MatrixTensors, Parts
-from core.worker.model.repack import repack
 
 INPUTS, OUTPUTS = 512, 256
 # A token, a few, and prompts as short and as long ones are multiplied.
@@ -27,9 +26,7 @@ def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dt
     try:
         with torch.inference_mode():
             backend.reserve([MatrixShape(INPUTS, OUTPUTS, quantization)], max(NUM_ROWS))
-            on_device = {
-                part: repack(quantization, part, tensor.to(backend.reading_device)) for part, tensor in tensors.items()
-            }
+            on_device = {part: tensor.to(backend.reading_device) for part, tensor in tensors.items()}
             module = backend.make([MatrixTensors.from_parts(quantization, on_device)])
             for rows in NUM_ROWS:
                 x = torch.randn((rows, INPUTS), generator=torch.Generator().manual_seed(rows)).to(dtype)
@@ -43,7 +40,7 @@ def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dt
 
 
 def reference_matrix(quantization: MatrixFormat) -> tuple[Parts, torch.Tensor]:
-    """A matrix's tensors as a checkpoint has them, and the matrix dequantized, [inputs, outputs] in float32."""
+    """A matrix's tensors in neutral form, and the matrix dequantized, [inputs, outputs] in float32."""
     generator = torch.Generator().manual_seed(0)
     bits, levels = quantization.bits, 2**quantization.bits
     group_size = INPUTS if quantization.group_size < 0 else quantization.group_size
@@ -51,15 +48,14 @@ def reference_matrix(quantization: MatrixFormat) -> tuple[Parts, torch.Tensor]:
     codes = torch.randint(0, levels, (INPUTS, OUTPUTS), generator=generator)
     zeros = torch.full((groups, OUTPUTS), levels // 2)
     if not quantization.is_symmetric:
-        zeros = torch.randint(1, levels, (groups, OUTPUTS), generator=generator)
+        zeros = torch.randint(0, levels, (groups, OUTPUTS), generator=generator)
     scales = ((torch.rand((groups, OUTPUTS), generator=generator) + 0.5) / levels).half()
     g_idx = torch.arange(INPUTS, dtype=torch.int32) // group_size
     if quantization.is_permuted:
         g_idx = g_idx[torch.randperm(INPUTS, generator=generator)]
-    stored = zeros - 1 if quantization.packing == "gptq" else zeros
     tensors: Parts = {
         "codes": to_words(codes, bits),
-        "zeros": to_words(stored.t(), bits).t().contiguous(),
+        "zeros": to_words(zeros.t(), bits).t().contiguous(),
         "scales": scales,
         "input_groups": g_idx,
     }
