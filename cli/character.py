@@ -21,6 +21,7 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     importing = actions.add_parser("import", help=terminal.text("help_character_import"), allow_abbrev=False)
     importing.add_argument("files", metavar="FILE", nargs="+", help=terminal.text("help_character_files"))
+    importing.add_argument("--keep-both", action="store_true", help=terminal.text("help_character_keep_both"))
     exporting = actions.add_parser("export", help=terminal.text("help_character_export"), allow_abbrev=False)
     exporting.add_argument("name", metavar="NAME", help=terminal.text("help_character_name"))
     for option, metavar in (("format", "F"), ("out", "FILE")):
@@ -29,24 +30,30 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """`character import` or `character export`."""
-    return import_files(arguments.files, terminal) if arguments.action == "import" else export(arguments, terminal)
+    if arguments.action == "import":
+        return import_files(arguments.files, terminal, keeps_both=arguments.keep_both)
+    return export(arguments, terminal)
 
 
-def import_files(files: list[str], terminal: Terminal) -> int:
+def import_files(files: list[str], terminal: Terminal, *, keeps_both: bool = False) -> int:
     """Add every file's character; one that fails keeps none of the others away.
 
+    `keeps_both` gives a character whose name is taken the next free one, such as "Ada (2)".
     The exit code: 0 all were added, 2 none was, by fault of what was given, 1 for every other failure.
     """
     characters, errors = Characters(), []
     for file in files:
         try:
             card = cards.read_path(Path(file))
-            key = characters.add(card.character, card.picture)
+            character = characters.with_free_name(card.character) if keeps_both else card.character
+            key = characters.add(character, card.picture)
         except DeckError as error:
             errors.append(error)
             terminal.error(error)
+            if error.key == "character_name_taken":
+                terminal.say("character_keep_both")
             continue
-        terminal.say("character_added", name=card.character.name, file=f"{key}.yaml")
+        terminal.say("character_added", name=character.name, file=f"{key}.yaml")
         for notice in card.notices:
             terminal.write(notice.sentence(terminal.language))
     if not errors:

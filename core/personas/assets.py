@@ -37,6 +37,15 @@ def main_icon(file: str, data: Mapping[str, Any], charx: Charx | None) -> bytes 
     return None
 
 
+def picture_at(file: str, address: object) -> bytes | None:
+    """The picture as PNG that a text such as "data:image/png;base64,…" holds itself; None for all else."""
+    try:
+        content = _content(address, None) if isinstance(address, str) else None
+        return as_png(file, content) if content is not None else None
+    except CharacterError:
+        return None
+
+
 def keep_embedded(
     file: str, data: Mapping[str, Any], charx: Charx, has_picture: bool
 ) -> tuple[dict[str, Any], list[DeckError]]:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import re
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from core.common.errors import DeckError
 from core.common.files import regular_size
 from core.common.values import printable
-from core.personas.assets import keep_embedded, main_icon
+from core.personas.assets import keep_embedded, main_icon, picture_at
 from core.personas.character import Character, CharacterError, check_name
 from core.personas.charx import CARD, MAX_CHARX_BYTES, ZIP, open_charx
+from core.personas.fields import read_name
 from core.personas.formats import newer_version, read_object, write_backfill, write_card, write_file
+from core.personas.notices import character_notices
 from core.personas.parse import decode_text, parse_json, parse_yaml, write_json, write_yaml
+from core.personas.pictures import as_png
 from core.personas.png import KEYWORDS, SIGNATURE, read_cards, with_cards, without_cards
 
 Format = Literal["yaml", "json", "v2", "png"]
@@ -25,6 +31,8 @@ FORMATS: tuple[Format, ...] = ("yaml", "json", "v2", "png")
 SUFFIXES: Mapping[Format, str] = {"yaml": ".yaml", "json": ".json", "v2": ".json", "png": ".png"}
 # Other pictures by their first bytes: no card was ever written into one that programs agree on.
 PICTURES = ((b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"), (b"RIFF", "WebP"))
+# What RisuAI packs beside a card for its own scripts, in a code of its own.
+MODULE = "module.risum"
 SPACE = re.compile(rb"\s+")
 MAX_FILE_CHARS = 80
 
@@ -62,10 +70,14 @@ def read_card(file_name: str, content: bytes) -> Card:
         card = _read_png(file, content)
     elif content.startswith(ZIP):
         card = _read_charx(file, content)
+    elif _has_zip(content):
+        # RisuAI hides a CHARX behind a JPEG, so that sites for pictures take it.
+        card = _read_charx(file, content, front=content)
     else:
         card = _read_text(file, content)
+    card = _named(file, card)
     check_name(card.character.name)
-    return card
+    return replace(card, notices=(*card.notices, *character_notices(file, card.character)))
 
 
 def read_text(file: str, content: bytes) -> dict[str, Any]:
@@ -96,20 +108,35 @@ def write(character: Character, picture: bytes, kind: Format) -> bytes:
 def _read_text(file: str, content: bytes) -> Card:
     values = read_text(file, content)
     data = values.get("data")
-    picture = main_icon(file, data, None) if isinstance(data, dict) else None
+    picture = main_icon(file, data, None) if isinstance(data, dict) else picture_at(file, values.get("avatar"))
     return Card(read_object(file, values), picture, _notices(file, values))
 
 
 def _read_png(file: str, content: bytes) -> Card:
     texts = read_cards(file, content)
-    text = next((texts[keyword] for keyword in KEYWORDS if keyword in texts), None)
-    if text is None:
+    picture = without_cards(file, content)
+    if not texts:
+        if _has_zip(content):
+            return _read_charx(file, content, front=picture)
         raise CharacterError("png_no_card", file=file)
+    first, *others = (texts[keyword] for keyword in KEYWORDS if keyword in texts)
+    try:
+        return _read_packed(file, first, picture)
+    except CharacterError:
+        # An older copy of the card beside a damaged one is better than none.
+        if not others:
+            raise
+        card = _read_packed(file, others[0], picture)
+        return replace(card, notices=(*card.notices, CharacterError("card_older_copy", file=file)))
+
+
+def _read_packed(file: str, text: bytes, picture: bytes) -> Card:
     values = parse_json(file, decode_text(file, _decode(file, text)))
-    return Card(read_object(file, values), without_cards(file, content), _notices(file, values))
+    return Card(read_object(file, values), picture, _notices(file, values))
 
 
-def _read_charx(file: str, content: bytes) -> Card:
+def _read_charx(file: str, content: bytes, front: bytes | None = None) -> Card:
+    """The card in a zip. `front` is the picture that the zip lies behind, the character's where the card has none."""
     charx = open_charx(file, content)
     values = parse_json(file, decode_text(file, charx.read(CARD)))
     data = values.get("data")
@@ -117,7 +144,25 @@ def _read_charx(file: str, content: bytes) -> Card:
         raise CharacterError("card_no_character", file=file)
     picture = main_icon(file, data, charx)
     data, notices = keep_embedded(file, data, charx, picture is not None)
+    if picture is None and front is not None:
+        with suppress(CharacterError):
+            picture = as_png(file, front)
+    if MODULE in charx.names:
+        notices.append(CharacterError("card_module", file=file, name=MODULE))
     return Card(read_object(file, values | {"data": data}), picture, (*_notices(file, values), *notices))
+
+
+def _named(file: str, card: Card) -> Card:
+    """The card with the file's name where it has none: some programs call a character as its file is called."""
+    name = read_name(PurePosixPath(file).stem)
+    if card.character.name or not name:
+        return card
+    notice = CharacterError("card_named_by_file", file=file, name=name)
+    return Card(replace(card.character, name=name), card.picture, (*card.notices, notice))
+
+
+def _has_zip(content: bytes) -> bool:
+    return zipfile.is_zipfile(io.BytesIO(content))
 
 
 def _decode(file: str, text: bytes) -> bytes:

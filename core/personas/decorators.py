@@ -49,6 +49,29 @@ KNOWN: Mapping[str, Callable[[str], bool]] = {
 }
 
 
+# They are for texts that are no chat: a chat passes over them, as the specification wants it.
+NOT_IN_CHATS = ("instruct_depth", "reverse_instruct_depth", "instruct_scan_depth")
+
+
+def unknown_decorators(content: str) -> list[str]:
+    """The names of an entry's decorators that have no effect here, nor another one that steps in for them."""
+    found: list[str] = []
+    is_open = False
+    for line in content.splitlines():
+        match = LINE.fullmatch(line)
+        if match is None and line.strip():
+            break
+        if match is None or (match[1] == "@@@" and not is_open):
+            continue
+        name = match[2].lower()
+        is_open = not (name in KNOWN and KNOWN[name]((match[3] or "").strip()))
+        if match[1] == "@@" and is_open:
+            found.append(name)
+        elif found and not is_open and match[1] == "@@@":
+            found.pop()
+    return [name for name in found if name not in NOT_IN_CHATS]
+
+
 def split_decorators(content: str) -> tuple[dict[str, str], str]:
     """The decorators that take effect, by name, and the text below them.
 

@@ -30,11 +30,11 @@ FIELDS = (
     Field("personality", "personality", "personality"),
     Field("scenario", "scenario", "scenario"),
     Field("example_dialogue", "example_dialogue", "mes_example"),
-    Field("your_name", "your_name", None),
+    Field("your_name", "your_name", None, "name"),
     Field("alternate_greetings", "alternate_greetings", "alternate_greetings", "texts"),
     Field("system_prompt", "system_prompt", "system_prompt"),
     Field("post_history_instructions", "post_history_instructions", "post_history_instructions"),
-    Field("nickname", "nickname", "nickname", is_mandatory=False),
+    Field("nickname", "nickname", "nickname", "name", is_mandatory=False),
     Field("creator", "creator", "creator"),
     Field("creator_notes", "creator_notes", "creator_notes"),
     Field("tags", "tags", "tags", "tags"),
@@ -85,9 +85,22 @@ def empty_value(field: Field) -> Any:
     return _written(READERS[field.kind](None))
 
 
+# Letters that nobody sees: fillers of Hangul and Khmer, a blank of Braille, a joiner of marks.
+UNSEEN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+# They join the parts of an emoji, and keep apart the letters of some scripts.
+JOINERS = "\u200c\u200d"
+
+
 def read_name(value: object) -> str:
-    """A name on one line, without control characters."""
-    return " ".join("".join(" " if unicodedata.category(letter) == "Cc" else letter for letter in _text(value)).split())
+    """A name on one line, without what is not seen: control characters, and those that turn what stands beside them."""
+    name = " ".join("".join(_seen(letter) for letter in _text(value)).split())
+    return name if name.strip(JOINERS + " ") else ""
+
+
+def _seen(letter: str) -> str:
+    category = unicodedata.category(letter)
+    is_unseen = letter in UNSEEN or (category == "Cf" and letter not in JOINERS)
+    return " " if category == "Cc" else "" if is_unseen else letter
 
 
 def _written(value: Any) -> Any:

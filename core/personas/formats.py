@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from core.personas.agnai import agnai_card, is_agnai
 from core.personas.character import Character, CharacterError, compose_context
 from core.personas.fields import CARD_FIELDS, FILE_FIELDS, empty_value, read_fields, read_name, write_fields
 from core.personas.lore_entry import without_decorators
@@ -44,10 +45,10 @@ def read_object(file: str, values: Mapping[str, Any]) -> Character:
         raise CharacterError("card_is_lorebook", file=file, count=len(book["entries"]))
     if isinstance(values.get("data"), dict):
         return read_card(values)
-    if any(key in values for key in V1_ONLY_KEYS):
+    if is_agnai(values):
+        return read_card(agnai_card(values))
+    if any(key in values for key in (*V1_ONLY_KEYS, "char_persona", "char_greeting", "world_scenario")):
         return read_v1(values)
-    if any(key in values for key in ("char_persona", "char_greeting", "world_scenario")):
-        return read_pygmalion(values)
     if any(key in values for key in TELLING_KEYS):
         return read_file(values)
     raise CharacterError("card_no_character", file=file)
@@ -98,16 +99,13 @@ def read_card(values: Mapping[str, Any]) -> Character:
 
 
 def read_v1(values: Mapping[str, Any]) -> Character:
-    found, rest = read_fields({key: values[key] for key in V1_KEYS if key in values}, CARD_FIELDS)
-    outer = {key: value for key, value in values.items() if key not in V1_KEYS}
+    """A card V1, one of Pygmalion's, or both in one, as some programs write it: what one leaves empty the other has."""
+    known = {key: values[key] for key in V1_KEYS if key in values}
+    used = [key for key, card_key in PYGMALION_KEYS.items() if values.get(key) and not known.get(card_key)]
+    known |= {PYGMALION_KEYS[key]: values[key] for key in used}
+    found, rest = read_fields(known, CARD_FIELDS)
+    outer = {key: value for key, value in values.items() if key not in (*V1_KEYS, *used)}
     return _character(found, {"data": rest, "outer": outer})
-
-
-def read_pygmalion(values: Mapping[str, Any]) -> Character:
-    known = {card_key: values[key] for key, card_key in PYGMALION_KEYS.items() if key in values}
-    if not read_name(known.get("name")) and "name" in values:
-        known["name"] = values["name"]
-    return read_v1(known | {key: value for key, value in values.items() if key not in (*PYGMALION_KEYS, "name")})
 
 
 def write_card(character: Character, version: Literal[2, 3]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from core.personas.character import CharacterError
 from core.personas.charx import ZIP
 from core.personas.fields import read_name
 from core.personas.lorebook_formats import read_book
+from core.personas.notices import book_notices
 from core.personas.parse import decode_text, parse_json
 from core.personas.png import SIGNATURE, read_texts
 
@@ -43,7 +44,8 @@ def read_lorebook(file_name: str, content: bytes) -> Lorebook:
     book = _read(file, content)
     if book is None:
         raise CharacterError("no_lorebook", file=file)
-    return Lorebook(read_name(book.get("name")) or read_name(PurePosixPath(file).stem) or "Lorebook", book)
+    name = read_name(book.get("name")) or read_name(PurePosixPath(file).stem) or "Lorebook"
+    return Lorebook(name, book, tuple(book_notices(file, book)))
 
 
 def _read(file: str, content: bytes) -> Mapping[str, Any] | None:

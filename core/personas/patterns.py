@@ -64,8 +64,8 @@ class Patterns:
 
     def wrong(self) -> set[Pattern]:
         """Those that are no patterns to JavaScript, or take more than any may."""
-        answers = dict(self._answers(""))
-        return {one for one in self._patterns if answers.get(one, WRONG) == WRONG}
+        wrong = {one for one, answer in self._answers("") if answer == WRONG}
+        return wrong.union(filter(_unusable.holds, self._patterns))
 
     def _answers(self, text: str) -> list[tuple[Pattern, str]]:
         usable = self._usable()

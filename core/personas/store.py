@@ -102,6 +102,11 @@ class Characters(Listing):
             picture = self.picture(key) if entry.picture_path is not None else None
             return self.add(replace(character, name=self.free_name(character.name)), picture)
 
+    def with_free_name(self, character: Character) -> Character:
+        """The character, under the next free name where somebody has its own. Raises DeckError."""
+        is_taken = any(same_name(one.name) == same_name(character.name) for one in self.entries())
+        return replace(character, name=self.free_name(character.name)) if is_taken else character
+
     def free_name(self, name: str) -> str:
         """`name` with the first number that nobody has: "Ada (2)". Raises DeckError for a folder that is unreadable."""
         taken = {same_name(one.name) for one in self.entries()}

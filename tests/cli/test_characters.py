@@ -168,3 +168,10 @@ def test_a_folder_that_cannot_be_written_is_a_failure(full: Command) -> None:
 
 def test_the_round_trip_of_a_collection_loses_nothing(full: Command) -> None:
     assert read_path(full.characters / "Rosa.yaml").character == read_card(V3)
+
+
+def test_a_second_card_of_a_name_has_a_way_in(full: Command) -> None:
+    code, _, said = full("character", "import", "rosa.png")
+    assert code == 2 and "--keep-both" in said
+    code, _, said = full("character", "import", "--keep-both", "rosa.png")
+    assert (code, said) == (0, "Rosa (2): added as Rosa (2).yaml.")

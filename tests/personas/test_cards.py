@@ -283,7 +283,7 @@ BOMB_TEXT = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("x.json", b'{"a":' * 100_000, "card_bad_json"),
         ("x.json", b'{"a":' * 100 + b"1" + b"}" * 100, "card_too_complex"),
         ("x.json", b'{"port": 1}', "card_no_character"),
-        ("x.json", text(V2 | {"data": V2_DATA | {"name": " "}}), "character_no_name"),
+        ("\u200b.json", text(V2 | {"data": V2_DATA | {"name": " "}}), "character_no_name"),
         ("x.json", text({"name": "\U0001f600" * 300, "greeting": ""}), "character_long_name"),
         ("x.yaml", b"- name: x\n- name: y\n", "card_not_object"),
         ("x.yaml", b"just words", "card_not_object"),
@@ -296,7 +296,7 @@ BOMB_TEXT = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("x.yaml", b"name: &a [*a]", "card_too_complex"),
         ("x.yaml", b"name: " + b"[" * 5000, "card_too_complex"),
         ("x.yaml", b"\x80\x81\x82", "card_no_text"),
-        ("x.yaml", b"greeting: hello", "character_no_name"),
+        ("\u202e.yaml", b"greeting: hello", "character_no_name"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_sentence(name: str, content: bytes, key: str) -> None:
