@@ -34,7 +34,7 @@ ACTIVATION_NAMES = ("hidden_act", "hidden_activation", "activation_function")
 OTHER_HEADS = re.compile(
     r"(For[A-Za-z]*(Classification|Regression|QuestionAnswering|MaskedLM|Embedding|Reward)|Model)$"
 )
-TEXT_HEADS = re.compile(r"LMHeadModel$|^(ChatGLM|Aquila)Model$")
+TEXT_HEADS = re.compile(r"LMHeadModel$|^(ChatGLM|Aquila|RefinedWeb)Model$")
 SHORT_REASONS = ("moe", "recurrent", "mla", "layers", "vision", "sound", "unknown", "encoder", "seq2seq", "code")
 QUANTIZATION_ERRORS = ("not_quantized", "no_quantized_weights", "other_quantization", "format", "bits", "group_size")
 # A tensor of one expert alone, and one of another part than a language model by itself has.

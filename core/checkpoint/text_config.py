@@ -105,6 +105,9 @@ qwen3           4096   32  32  32  128 22016 151936 32768  0
 qwen3_vl_text   4096   32  32  32  128 22016 151936 128000 0
 """
 
+# Families that never share key and value heads, whatever their configuration says.
+ALL_HEADS = frozenset(("bloom", "codegen", "gpt2", "gpt_neox", "gptj", "mpt", "opt"))
+
 
 def _read_defaults() -> dict[str, dict[str, Any]]:
     rows = (line.split() for line in _DEFAULTS.split("\n") if line)
@@ -159,8 +162,16 @@ def named_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return text
 
 
+def has_distance_bias(text: Mapping[str, Any]) -> bool:
+    """Whether scores lose something for each token of distance (ALiBi, arXiv 2108.12409)."""
+    family = text.get("model_type")
+    return family in ("bloom", "mpt") or (family == "falcon" and bool(text.get("alibi")))
+
+
 def _kv_heads(family: str, text: Mapping[str, Any]) -> Any:
     """The key and value heads of families that have a switch for them; None for all others."""
+    if family in ALL_HEADS:
+        return text["num_attention_heads"]
     if family == "gpt_bigcode":
         return 1 if text.get("multi_query", True) else text.get("num_key_value_heads") or text["num_attention_heads"]
     if family == "falcon":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from core.checkpoint.layers import FullAttention, LayerShape, SlidingAttention
-from core.memory.sizes import HALF_BYTES, round_to_block
+from core.checkpoint.layers import DistanceAttention, FullAttention, LayerShape, SlidingAttention
+from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
 
 
 class KvStatePlan:
@@ -26,7 +26,21 @@ class KvStatePlan:
         return 5 * num_rows * size + repeated + mask_bytes(num_rows, context_tokens)
 
 
-STATE_PLANS: dict[type[FullAttention], KvStatePlan] = {FullAttention: KvStatePlan(), SlidingAttention: KvStatePlan()}
+class DistanceStatePlan(KvStatePlan):
+    """A plain pass makes a bias for each head; a kernel may take a padded copy of it."""
+
+    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, is_captured: bool) -> int:
+        plain = KvStatePlan.activation_bytes(self, mixer, num_rows, context_tokens, is_captured)
+        # Distances are counted as float, and once more while later tokens are marked.
+        distance = 2 * num_rows * context_tokens * FLOAT_BYTES
+        return plain + distance + mixer.num_heads * mask_bytes(num_rows, context_tokens)
+
+
+STATE_PLANS: dict[type[FullAttention], KvStatePlan] = {
+    FullAttention: KvStatePlan(),
+    SlidingAttention: KvStatePlan(),
+    DistanceAttention: DistanceStatePlan(),
+}
 
 
 def state_plan(layer: LayerShape) -> KvStatePlan:

@@ -40,8 +40,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model_type": "baichuan", "auto_map": {"AutoModelForCausalLM": "modeling_baichuan.B"}}, PLAIN,
      "family_code"),
     ({"model_type": "never_heard_of", "auto_map": {"AutoModelForCausalLM": "m.M"}}, PLAIN, "family_code"),
-    ({"model_type": "falcon"}, PLAIN, "family_unknown"),
-    ({"model_type": "bloom", "n_head": 32}, PLAIN, "family_unknown"),
+    ({"model_type": "gpt_neo", "num_layers": 24}, PLAIN, "family_unknown_elsewhere"),
+    ({"model_type": "ctrl", "n_head": 32}, PLAIN, "family_unknown"),
     ({"model_type": "llama5"}, PLAIN, "family_unknown_elsewhere"),
     ({"model_type": "qwen2_audio", "audio_config": {}, "text_config": {"model_type": "qwen2"}},
      "audio_tower.layers.0.fc1.weight", "family_sound"),
@@ -63,6 +63,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 RUNS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "llama"}, PLAIN),
     ({"model_type": "gpt_neox"}, "gpt_neox.layers.0.attention.query_key_value.qweight"),
+    ({"model_type": "bloom", "n_head": 32}, "transformer.h.0.mlp.dense_h_to_4h.qweight"),
+    ({"model_type": "RefinedWebModel", "auto_map": {"AutoModelForCausalLM": "modelling_RW.RWForCausalLM"}},
+     "transformer.h.0.mlp.dense_h_to_4h.qweight"),
     ({"model_type": "phi3", "auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}, PLAIN),
     ({"model_type": "gemma2", "layer_types": ["sliding_attention", "full_attention"]}, PLAIN),
     ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}, "hidden_act": "silu"}, PLAIN),
@@ -111,7 +114,7 @@ def test_what_a_load_could_run_is_not_refused(config: dict[str, Any], tensor: st
 def test_the_verdict_names_the_family_before_a_number_that_it_calls_otherwise() -> None:
     """It once said that num_attention_heads is None, and to download the model again."""
     with pytest.raises(DeckError) as caught:
-        check_fit(checkpoint_of({"model_type": "bloom", "n_head": 32}, PLAIN), [])
+        check_fit(checkpoint_of({"model_type": "ctrl", "n_head": 32}, PLAIN), [])
     assert caught.value.key == "family_unknown"
 
 

@@ -43,6 +43,10 @@ class GraphCache:
         """A layer's keys and values, [slots, kv heads, columns, dim]."""
         return self._cache.keys[index], self._cache.values[index]
 
+    def columns_on(self, device: torch.device) -> torch.Tensor:
+        """The columns [rows, tokens] that the pass writes."""
+        return self.columns
+
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -51,6 +51,10 @@ class SlotCache:
         devices = dict.fromkeys(keys.device for keys in self.keys)
         self._targets = {device: (row_index.to(device), columns.to(device)) for device in devices}
 
+    def columns_on(self, device: torch.device) -> torch.Tensor:
+        """The columns [rows, new tokens] that the next pass writes: its tokens' positions, but for rows without any."""
+        return self._targets[device][1]
+
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:

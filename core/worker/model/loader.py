@@ -13,6 +13,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.computed import COMPUTED
@@ -24,7 +25,7 @@ from core.common.errors import CheckpointError, EngineError
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup, merged_matrices
 from core.memory.model_shape import ModelShape
-from core.worker.model import attention
+from core.worker.model import attention, own_attention
 from core.worker.model.backends.base import KernelBackend
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.device_map import DeviceMap, add_device_hooks, embedding_name
@@ -82,14 +83,16 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int)
     elif checkpoint.settled and checkpoint.settled.repeated:
         config.tie_word_embeddings = True
     is_softcapped = getattr(config, "attn_logit_softcapping", None) is not None
+    is_eager = is_softcapped or config.model_type in own_attention.FAMILIES
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=dtype,
-                attn_implementation="eager" if is_softcapped else attention.register(),
+                attn_implementation=own_attention.BUILT_AS if is_eager else attention.register(),
                 trust_remote_code=False,
             )
+        own_attention.replace_own_attention(model)
         settle_rope(model, context_tokens)
         return model
     except (ValueError, ImportError, AttributeError, TypeError) as error:
@@ -109,7 +112,7 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     needed = set(model.state_dict())
     packed: set[str] = set()
     for name, matrix in checkpoint.matrices.items():
-        if not isinstance(modules.get(name), nn.Linear):
+        if not isinstance(modules.get(name), (nn.Linear, Conv1D)):
             raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=matrix.tensors["codes"], count=1)
         needed -= {f"{name}.weight", f"{name}.bias"}
         needed |= required_tensors(matrix)
@@ -126,11 +129,19 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=unexpected[0], count=len(unexpected))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in found - packed}
     for name, matrix in checkpoint.matrices.items():
-        rows, columns = modules[name].in_features, modules[name].out_features
+        rows, columns = features_of(modules[name])
         wanted[matrix.tensors["codes"]] = codes_shape(checkpoint, matrix, rows, columns)
         if "bias" in matrix.tensors:
             wanted[matrix.tensors["bias"]] = (columns,)
     check_shapes(checkpoint, wanted)
+
+
+def features_of(module: nn.Module) -> tuple[int, int]:
+    """How many inputs and outputs a matrix has. GPT-2's are written as [in, out]."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
 
 
 def tied_names(model: PreTrainedModel) -> set[str]:

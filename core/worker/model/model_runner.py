@@ -10,6 +10,10 @@ from transformers import PreTrainedModel
 from core.common.errors import EngineError
 from core.worker.model.kv_cache import SlotCache
 
+# Families that look a token's place up in a table as long as their context. A row without a request, or beyond a
+# chunk's end, may have a place that the table does not have.
+PLACE_TABLES = frozenset(("biogpt", "codegen", "gpt2", "gpt_bigcode", "gptj", "opt"))
+
 
 class ModelRunner:
     """Runs a transformers model over a KV cache with one row a slot. Raises EngineError "architecture_cache"."""
@@ -24,6 +28,7 @@ class ModelRunner:
         self._is_eager = model.config._attn_implementation == "eager"
         # On a GPU a chunk's attention is causal without a mask, which would take memory.
         self._needs_mask = self._is_eager or self.device.type == "cpu"
+        self._last_place = context_tokens - 1 if model.config.model_type in PLACE_TABLES else None
         self.cache = self._make_cache(num_slots, context_tokens)
 
     def _make_cache(self, num_slots: int, context_tokens: int) -> SlotCache:
@@ -79,6 +84,8 @@ class ModelRunner:
     def _call(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any, logits_of: int | torch.Tensor
     ) -> torch.Tensor:
+        if self._last_place is not None:
+            positions = positions.clamp(max=self._last_place)
         output = self._model(
             input_ids=tokens,
             attention_mask=mask,
@@ -130,6 +137,9 @@ class _ShapeProbe:
         self.devices[layer_idx] = key.device
         self.dtype = key.dtype
         return key, value
+
+    def columns_on(self, device: torch.device) -> torch.Tensor:
+        return torch.zeros((1, 1), dtype=torch.long, device=device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

@@ -1,0 +1,67 @@
+"""Makes tiny GPTQ checkpoints of any family that transformers has, and the model that they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tests.support.checkpoints import WEIGHTS, Recipe, make_matrix, make_tokenizer
+
+QUANTIZATION = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "quant_method": "gptq"}
+VOCABULARY = 384
+
+
+def make_family_checkpoint(
+    folder: Path,
+    config: dict[str, Any],
+    rename: Callable[[str], str] = lambda name: name,
+    written: dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """Write a checkpoint of `config` with random weights. Returns transformers' own model with the same weights.
+
+    rename: what the files call a tensor. written: the config.json, where it is not transformers' own.
+    """
+    torch.manual_seed(0)
+    made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    has_pictures = hasattr(made, "vision_config")
+    model = (AutoModelForImageTextToText if has_pictures else AutoModelForCausalLM).from_config(made).float().eval()
+    random, tensors = np.random.default_rng(0), {}
+    matrices = dict(_matrices(model, has_pictures))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            owner, _, kind = name.rpartition(".")
+            if owner not in matrices and "norm" not in owner and "ln_" not in owner:
+                parameter.normal_(0, 0.3 if kind == "weight" else 0.1)
+            parameter.copy_(parameter.half().float())
+        for name, module in matrices.items():
+            is_turned = isinstance(module, Conv1D)
+            rows, columns = module.weight.shape if is_turned else module.weight.shape[::-1]
+            parts, dense = make_matrix(random, Recipe(), rows, columns)
+            module.weight.copy_(torch.from_numpy(dense.T.copy() if is_turned else dense))
+            tensors |= {rename(f"{name}.{part}"): value for part, value in parts.items()}
+    plain = {name: value for name, value in model.state_dict().items() if name.removesuffix(".weight") not in matrices}
+    if made.tie_word_embeddings:
+        plain.pop("lm_head.weight", None)
+    tensors |= {rename(name): value.half().numpy() for name, value in plain.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    found = json.loads(made.to_json_string(use_diff=False)) if written is None else written
+    (folder / "config.json").write_text(json.dumps({**found, "quantization_config": QUANTIZATION, "dtype": "float16"}))
+    make_tokenizer(folder, VOCABULARY)
+    return model
+
+
+def _matrices(model: PreTrainedModel, has_pictures: bool) -> Any:
+    """The matrices of the text's layers by name."""
+    for name, module in model.named_modules():
+        is_text = not has_pictures or "language_model" in name or "text_model" in name
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and is_text and not name.endswith("lm_head"):
+            yield name, module

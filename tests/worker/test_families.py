@@ -1,0 +1,263 @@
+"""Families of all kinds compute what transformers' class does: in pieces, and chats of different lengths at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from core.checkpoint.checkpoint import read_checkpoint
+from core.memory.kernels.registry import kernel_named
+from core.memory.model_shape import read_shape
+from core.worker.model.device_map import DeviceMap
+from core.worker.model.loader import load_model
+from core.worker.model.model_runner import ModelRunner
+from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
+
+pytestmark = pytest.mark.slow
+
+CONTEXT = 128
+LONG, SHORT, PIECE, NUM_DECODED = 90, 7, 40, 6
+# Of the logits' spread; in float32 the order of sums alone differs.
+TOLERANCE = 0.002
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "vocab_size": VOCABULARY,
+}
+GPT: dict[str, Any] = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": CONTEXT, "vocab_size": VOCABULARY,
+                       "rotary_dim": 8}  # fmt: skip
+BLOOM: dict[str, Any] = {"hidden_size": 64, "n_head": 4, "n_layer": 2, "vocab_size": VOCABULARY}
+FALCON = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
+MPT: dict[str, Any] = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": CONTEXT, "vocab_size": VOCABULARY}
+OPT: dict[str, Any] = {**SIZES, "ffn_dim": 128, "word_embed_proj_dim": 64}
+OLD: dict[str, dict[str, Any]] = {
+    "gpt_neox": {"model_type": "gpt_neox", **SIZES},
+    "gpt_neox without parallel residual": {"model_type": "gpt_neox", **SIZES, "use_parallel_residual": False},
+    "gpt2": {"model_type": "gpt2", **GPT},
+    "gpt_bigcode": {"model_type": "gpt_bigcode", **GPT},
+    "gpt_bigcode with all heads": {"model_type": "gpt_bigcode", **GPT, "multi_query": False,
+                                   "num_key_value_heads": 4},
+    "gptj": {"model_type": "gptj", **GPT},
+    "codegen": {"model_type": "codegen", **GPT},
+    "opt": {"model_type": "opt", **OPT},
+    "falcon 7B": {"model_type": "falcon", **FALCON},
+    "falcon 40B": {"model_type": "falcon", **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon rw": {"model_type": "falcon", **FALCON, "multi_query": False, "alibi": True, "parallel_attn": False,
+                  "bias": True},
+    "bloom": {"model_type": "bloom", **BLOOM},
+    "bloom with six heads": {"model_type": "bloom", **BLOOM, "hidden_size": 96, "n_head": 6},
+    "mpt": {"model_type": "mpt", **MPT},
+    "mpt with six heads, clipped": {"model_type": "mpt", **MPT, "d_model": 96, "n_heads": 6,
+                                    "attn_config": {"clip_qkv": 0.5}},
+}  # fmt: skip
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+                          "image_size": 28, "patch_size": 14}  # fmt: skip
+QWEN_VISION: dict[str, Any] = {"depth": 1, "hidden_size": 32, "embed_dim": 32, "num_heads": 2, "out_hidden_size": 64,
+                               "intermediate_size": 64, "patch_size": 14, "deepstack_visual_indexes": [0]}  # fmt: skip
+MROPE: dict[str, Any] = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+TOKENS = dict.fromkeys(("image_token_id", "image_token_index", "video_token_id", "boi_token_id"), VOCABULARY - 5)
+
+
+def picture_family(name: str, text: str, vision: str, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": name,
+        "text_config": {"model_type": text, **SIZES, **more},
+        "vision_config": {"model_type": vision, **VISION},
+        "tie_word_embeddings": more.get("tie_word_embeddings", False),
+        **TOKENS,
+    }
+
+
+def qwen(name: str, text: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"model_type": name, "text_config": {**SIZES, **text}, "vision_config": QWEN_VISION, **TOKENS, **more}
+
+
+def as_released(name: str) -> str:
+    """Of the releases of 2024: the whole language model behind one prefix."""
+    if name.startswith("lm_head"):
+        return f"language_model.{name}"
+    return name.replace("model.language_model.", "language_model.model.").replace("model.vision", "vision")
+
+
+def as_qwen2(name: str) -> str:
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def unchanged(name: str) -> str:
+    return name
+
+
+Rename = Callable[[str], str]
+PICTURES: dict[str, tuple[dict[str, Any], Rename]] = {
+    "gemma3": (picture_family("gemma3", "gemma3_text", "siglip_vision_model", head_dim=16, sliding_window=24,
+                              layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=True),
+               as_released),
+    "mistral3": (picture_family("mistral3", "mistral", "pixtral", head_dim=32), unchanged),
+    "llava": (picture_family("llava", "llama", "clip_vision_model"), as_released),
+    "llava_next": (picture_family("llava_next", "mistral", "clip_vision_model", sliding_window=None), unchanged),
+    "internvl": (picture_family("internvl", "qwen2", "internvl_vision"), as_released),
+    "idefics3": (picture_family("idefics3", "llama", "idefics3_vision"), unchanged),
+    "smolvlm": (picture_family("smolvlm", "llama", "smolvlm_vision", tie_word_embeddings=True), unchanged),
+    "qwen2_vl": (qwen("qwen2_vl", {"rope_parameters": MROPE}), as_qwen2),
+    "qwen2_5_vl": (qwen("qwen2_5_vl", {"rope_parameters": MROPE}, tie_word_embeddings=True), unchanged),
+    "qwen3_vl": (qwen("qwen3_vl", {"rope_parameters": {**MROPE, "mrope_interleaved": True}, "head_dim": 16}),
+                 unchanged),
+}  # fmt: skip
+
+
+def load(folder: Path, context_tokens: int = CONTEXT, num_slots: int = 3) -> ModelRunner:
+    checkpoint = read_checkpoint(folder)
+    checkpoint.require_runs()
+    model = load_model(
+        checkpoint,
+        read_shape(checkpoint, merged=True),
+        kernel_named("dense"),
+        DeviceMap((torch.device("cpu"),)),
+        torch.float32,
+        64,
+        lambda _: None,
+        context_tokens,
+    )
+    return ModelRunner(model, num_slots, context_tokens)
+
+
+def reference(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    """[tokens, vocabulary] logits of transformers' own pass over a whole text, without a cache."""
+    logits: torch.Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits
+
+
+def prefill(runner: ModelRunner, slot: int, tokens: list[int]) -> torch.Tensor:
+    for begin in range(0, len(tokens), PIECE):
+        piece = tokens[begin : begin + PIECE]
+        positions = torch.arange(begin, begin + len(piece)).unsqueeze(0)
+        logits = runner.forward(torch.tensor([piece]), positions, slot, begin + len(piece))
+    return logits[0]
+
+
+def check_two_chats(runner: ModelRunner, model: PreTrainedModel) -> None:
+    """A long prompt in pieces in slot 0 and a short one in slot 2; then tokens of both at once, slot 1 being empty."""
+    generator = torch.Generator().manual_seed(1)
+    chats = {
+        slot: torch.randint(VOCABULARY - 10, (count + NUM_DECODED,), generator=generator).tolist()
+        for slot, count in ((0, LONG), (2, SHORT))
+    }
+    wanted = {slot: reference(model, tokens) for slot, tokens in chats.items()}
+    for slot, count in ((0, LONG), (2, SHORT)):
+        assert_close(prefill(runner, slot, chats[slot][:count]), wanted[slot][count - 1])
+    unread = runner.cache.unread_column
+    for step in range(NUM_DECODED):
+        at = {0: LONG + step, 2: SHORT + step}
+        tokens = [[chats[slot][at[slot]] if slot in at else 0] for slot in range(3)]
+        positions = [[at.get(slot, 0)] for slot in range(3)]
+        targets = [[at.get(slot, unread)] for slot in range(3)]
+        logits = runner.forward(
+            torch.tensor(tokens), torch.tensor(positions), 0, LONG + step + 1, torch.tensor(targets)
+        )
+        for slot, position in at.items():
+            assert_close(logits[slot], wanted[slot][position])
+
+
+def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
+    assert wanted.std() > 0.05
+
+
+def check_family(folder: Path, model: PreTrainedModel) -> None:
+    checkpoint = read_checkpoint(folder)
+    heads = read_shape(checkpoint).attention
+    with torch.inference_mode():
+        runner = load(folder)
+        assert (heads.num_kv_heads, heads.head_dim) == (runner.cache.keys[0].shape[1], runner.cache.keys[0].shape[3])
+        check_two_chats(runner, model)
+
+
+@pytest.mark.parametrize("config", OLD.values(), ids=OLD.keys())
+def test_an_old_family_computes_what_its_class_does(tmp_path: Path, config: dict[str, Any]) -> None:
+    model = make_family_checkpoint(tmp_path / "model", config)
+    check_family(tmp_path / "model", model)
+
+
+@pytest.mark.parametrize(("config", "rename"), PICTURES.values(), ids=PICTURES.keys())
+def test_the_text_part_of_a_family_with_pictures_computes_what_the_whole_does(
+    tmp_path: Path, config: dict[str, Any], rename: Rename
+) -> None:
+    model = make_family_checkpoint(tmp_path / "model", config, rename)
+    checkpoint = read_checkpoint(tmp_path / "model")
+    assert checkpoint.is_without_pictures
+    assert not any("vis" in name for name in checkpoint.tensors)
+    check_family(tmp_path / "model", model)
+
+
+def test_a_falcon_of_2023_runs_by_the_name_that_it_had_then(tmp_path: Path) -> None:
+    falcon = {"hidden_size": 64, "n_layer": 2, "n_head": 4, "n_head_kv": 2, "vocab_size": VOCABULARY, "bias": False,
+              "alibi": False, "auto_map": {"AutoModelForCausalLM": "modelling_RW.RWForCausalLM"}}  # fmt: skip
+    written = {"model_type": "RefinedWeb", "architectures": ["RWForCausalLM"], **falcon}
+    model = make_family_checkpoint(tmp_path / "model", OLD["falcon 40B"], written=written)
+    check_family(tmp_path / "model", model)
+
+
+LONGROPE: dict[str, Any] = {
+    "short_factor": [1.0 + place / 10 for place in range(8)],
+    "long_factor": [1.5 * (place + 1) for place in range(8)],
+    "original_max_position_embeddings": 64,
+}
+PHI3: dict[str, Any] = {"model_type": "phi3", **SIZES, "original_max_position_embeddings": 64, "pad_token_id": 0}
+PHI3_WRITTEN: dict[str, Any] = {**PHI3, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize("kind", ["longrope", "su"])
+def test_longrope_has_one_set_of_factors_by_the_context_of_the_load(tmp_path: Path, kind: str) -> None:
+    """A long chat and a short one, a prompt in pieces, and an answer that crosses the original length: one set each."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **LONGROPE}
+    old = {"type": kind, **{name: value for name, value in LONGROPE.items() if "factor" in name}}
+    written = {**PHI3_WRITTEN, "rope_scaling": old} if kind == "su" else None
+    model: Any = make_family_checkpoint(tmp_path / "model", {**PHI3, "rope_parameters": rope}, written=written)
+    rotary = model.model.rotary_emb
+    short, scaling = rotary.inv_freq.clone(), rotary.attention_scaling
+    assert read_checkpoint(tmp_path / "model").context_limits.usual_tokens == 64
+    # The reference has one set of factors for all lengths.
+    rotary.rope_type = "default"
+    with torch.inference_mode():
+        runner = load(tmp_path / "model", context_tokens=64)
+        assert_close(prefill(runner, 0, list(range(9, 60))), reference(model, list(range(9, 60)))[-1])
+        rotary.inv_freq = 1.0 / (torch.tensor(LONGROPE["long_factor"]) * 10000.0 ** (torch.arange(0, 16, 2) / 16))
+        assert not torch.equal(rotary.inv_freq, short) and scaling > 1
+        check_two_chats(load(tmp_path / "model"), model)
+
+
+def test_dynamic_ntk_has_one_base_by_the_context_of_the_load(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = {"model_type": "llama", **SIZES, "max_position_embeddings": 64, "rope_parameters": rope}
+    model: Any = make_family_checkpoint(tmp_path / "model", config)
+    limits = read_checkpoint(tmp_path / "model").context_limits
+    assert (limits.usual_tokens, limits.longest_tokens, limits.extension) == (64, 128, "dynamic")
+    with torch.inference_mode():
+        short = list(range(9, 60))
+        assert_close(prefill(load(tmp_path / "model", context_tokens=64), 0, short), reference(model, short)[-1])
+        rotary = model.model.rotary_emb
+        rotary.rope_type = "default"
+        # theta * (factor * context / original - factor + 1) ** (size / (size - 2))
+        rotary.inv_freq = 1.0 / ((10000.0 * 3.0 ** (16 / 14)) ** (torch.arange(0, 16, 2) / 16))
+        check_two_chats(load(tmp_path / "model"), model)
+
+
+def test_yarn_is_switched_on_by_a_context_beyond_the_usual_one(tmp_path: Path) -> None:
+    config = {"model_type": "qwen3", **SIZES, "head_dim": 16, "max_position_embeddings": 40960}
+    model: Any = make_family_checkpoint(tmp_path / "model", config)
+    with torch.inference_mode():
+        check_two_chats(load(tmp_path / "model", context_tokens=40960), model)
+        theta = model.config.rope_parameters["rope_theta"]
+        yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32768, "rope_theta": theta}
+        changed = type(model.config).from_dict({**model.config.to_dict(), "rope_parameters": yarn})
+        model.model.rotary_emb = type(model.model.rotary_emb)(changed)
+        check_two_chats(load(tmp_path / "model", context_tokens=65536), model)
