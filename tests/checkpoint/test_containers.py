@@ -81,7 +81,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (compressed({"format": "float-quantized"}, format="mixed-precision"), "compressed_format", "float-quantized"),
     (compressed({"input_activations": {"num_bits": 8}}), "activations_quantized", "input_activations"),
     (weights(type="float"), "compressed_setting", "type float"),
-    (weights(num_bits=3), "compressed_setting", "num_bits 3"),
+    (weights(num_bits=6), "compressed_setting", "num_bits 6"),
     (weights(strategy="block"), "compressed_setting", "strategy block"),
     (compressed(kv_cache_scheme={"num_bits": 8}), "compressed_setting", "kv_cache_scheme"),
     (compressed(config_groups={}), "compressed_setting", "config_groups"),

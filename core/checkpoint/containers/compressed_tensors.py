@@ -1,8 +1,8 @@
-"""compressed-tensors, weights of 2, 4 or 8 bit alone, in the format "pack-quantized".
+"""compressed-tensors, weights of 2, 3, 4 or 8 bit alone, in the format "pack-quantized".
 
 A matrix of [in, out] features at b bits, with G scale groups along its inputs, has weight_packed int32 [out, in * b /
 32], weight_scale [out, G], weight_shape [2] (out, in), where it is asymmetric weight_zero_point int32 [out * b / 32,
-G], and in act-order weight_g_idx int32 [in].
+G], and in act-order weight_g_idx int32 [in]. Of 3 bit older releases put ten into a word, which is not read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 
 from core.checkpoint.containers.shapes import group_size_of, refuse_contradiction, settings_of, stated_group_size
 from core.checkpoint.headers import TensorInfo
-from core.checkpoint.quantization import MatrixFormat, Packing, Part, QuantizedMatrix
+from core.checkpoint.quantization import BITS, MatrixFormat, Packing, Part, QuantizedMatrix
 from core.common.errors import CheckpointError
 from core.common.values import quoted_json
 
 METHODS = ("compressed-tensors", "compressed_tensors")
-BITS = (2, 4, 8)
 FORMAT = "pack-quantized"
 # What a configuration calls a format that may differ from group to group.
 MIXED_FORMAT = "mixed-precision"
@@ -72,6 +71,8 @@ class CompressedTensorsContainer:
             raise CheckpointError("no_matrix", folder=model, name=parts["codes"], shape=str(list(shapes["codes"])))
         out_features, words = shapes["codes"]
         bits = next(_possible_bits(format, shapes), format.bits)
+        if bits == 3 and words % 3:
+            raise CheckpointError("compressed_setting", folder=model, setting="num_bits 3, ten in a word")
         scales = shapes.get("scales", ())
         in_features = words * 32 // bits
         if (order := shapes.get("input_groups")) is not None:
