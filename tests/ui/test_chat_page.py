@@ -157,6 +157,7 @@ def test_a_preset_is_a_chats_own_and_can_be_the_models(models: Path) -> None:
 
 
 def test_a_preset_that_cannot_be_read_is_named_beside_the_others(models: Path) -> None:
+    resources.presets().file.path.parent.mkdir(exist_ok=True)
     resources.presets().file.path.write_text("mine: {temperature: 0.3}\nother*: {typical_p: 0.9}\n")
     tab = open_chat()
     assert "mine" in named(tab.selectbox, "sampling_preset").options

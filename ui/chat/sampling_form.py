@@ -17,7 +17,6 @@ from ui.chat.setup import preset_of, sampling_of
 from ui.shared.errors import sentence, show_error
 from ui.shared.i18n import text, tr
 from ui.shared.identity import held, hold, key_of, let_go, take_held
-from ui.shared.markdown import escape
 from ui.shared.resources import engine, preferences, presets
 
 SLIDERS = ("temperature", "top_p", "min_p", "repetition_penalty")
@@ -66,7 +65,7 @@ def _preset_choice(tag: str, info: ChatInfo) -> None:
         show_error(error)
         own, left_out = [], []
     for name, why in left_out:
-        about = tr("sampling.left_out", name=escape(name), file=escape(str(presets().file.path.name)))
+        about = tr("sampling.left_out", name=name, file=presets().file.path.name)
         st.warning(f"{about} {sentence(why)}", icon=":material/rule:")
     names = ["", *(preset.name for preset in [*presets().shipped(), *own])]
     chosen = preset_of(info)
