@@ -67,6 +67,8 @@ SHAPES = {
     "prompt_empty": HttpErrorShape(400, INVALID, "invalid_value"),
     "prompt_token": HttpErrorShape(400, INVALID, "invalid_value", "prompt"),
     "chat_template": HttpErrorShape(400, INVALID, "chat_template", "messages"),
+    "chat_template_question": HttpErrorShape(400, INVALID, "chat_template", "messages"),
+    "chat_format_unknown": HttpErrorShape(400, INVALID, "chat_template", "messages"),
     "chat_template_open": HttpErrorShape(400, INVALID, "chat_template", "messages"),
     "chat_template_time": HttpErrorShape(400, INVALID, "chat_template", "messages"),
     "chat_template_memory": HttpErrorShape(400, INVALID, "chat_template", "messages"),

@@ -10,13 +10,13 @@ from core.api.errors import ApiError
 from core.api.schema import ALL_THERE_IS, ChatRequest, CompletionRequest, Message, Sampled
 from core.api.served_model import ServedModel
 from core.chat.character_prompt import CharacterPrompt
-from core.chat.modes import PromptStyle, choose_mode
+from core.chat.modes import PromptStyle, choose_mode, with_begun
 from core.chat.presets import combine
 from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.template import Turn
 from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
-from core.engine.sampling_params import MAX_SEED, SAMPLING_RANGES, Sampling
+from core.engine.sampling_params import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
 from core.personas.character import Character
 from core.personas.user import read_persona
 
@@ -35,7 +35,7 @@ class GenerationRequest:
     """One prompt, which gets `num_choices` answers, each with `echo` before it.
 
     `continues`: the answers go on from the prompt's last word. The name of `speaker` before an answer is cut off; None
-    leaves the text as it comes.
+    leaves the text as it comes. `begun` is what the template began the answers with, such as "<think>".
     """
 
     prompt: str | tuple[int, ...]
@@ -44,6 +44,7 @@ class GenerationRequest:
     continues: bool = False
     echo: str = ""
     speaker: str | None = None
+    begun: str = ""
 
     def sampling_of(self, choice: int) -> Sampling:
         """The settings of one choice: choices of one seed differ, and are the same every time."""
@@ -54,6 +55,9 @@ class GenerationRequest:
         """The part of the message that an answer's `text` makes certain. It never shrinks while the text grows."""
         if self.speaker is None:
             return self.echo + text
+        if self.begun:
+            is_certain = is_done or not self.begun.strip().startswith(text.strip())
+            return with_begun(text, self.begun) if is_certain else ""
         text, mark = text.lstrip(), f"{self.speaker}:" if self.speaker else ""
         if not is_done and mark.startswith(text):
             return ""
@@ -75,17 +79,15 @@ def read_chat_request(
     if character is not None:
         return _as_character(messages, start, sampling, request.n or 1, served, character, owner)
     mode = choose_mode(served.model.template, served.name, has_character=False)
-    if mode == "notebook":
+    if mode in ("notebook", "chat"):
         return _as_dialogue(messages, start, sampling, request.n or 1, served)
     turns = [_turn(message) for message in messages]
-    if start.strip():
-        prompt, _ = served.model.template.render_open([*turns, Turn(role="assistant", content=start)])
-    else:
-        prompt = served.model.template.render(turns)
+    template, is_open = served.model.template, bool(start.strip())
+    prompt = template.render_begun(turns, start) if is_open else template.render(turns)
     check_length(prompt, served)
-    return GenerationRequest(
-        prompt, sampling, request.n or 1, bool(start.strip()), speaker=None if start.strip() else ""
-    )
+    sampling = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *template.stop)))[:MAX_STOP_STRINGS])
+    return GenerationRequest(prompt, sampling, request.n or 1, is_open, speaker=None if is_open else "",
+                             begun="" if is_open else template.opened_thought(prompt))  # fmt: skip
 
 
 def read_completion_request(request: CompletionRequest, served: ServedModel) -> list[GenerationRequest]:
@@ -154,7 +156,9 @@ def _as_character(
     )
     mode = choose_mode(served.model.template, served.name, has_character=True)
     context = PromptContext(served.model, served.context_tokens, mode, speaker, sampling)
-    return _request(_prepare_whole(turns, context, start).fitted.prompt, context.style, sampling, num_choices, start)
+    prepared = _prepare_whole(turns, context, start)
+    asked = _request(prepared.fitted.prompt, context.style, sampling, num_choices, start)
+    return asked if start.strip() else replace(asked, begun=prepared.begun)
 
 
 def _prepare_whole(turns: list[Turn], context: PromptContext, start: str) -> Prompt:

@@ -10,8 +10,12 @@ from typing import Protocol
 
 from core.chat.template import ChatTemplate, Turn, read_template
 from core.chat.tokens import read_counter
+from core.common.preferences import Preferences
 from core.engine.interface import PromptCounter
 from core.engine.protocol import Conversation, EngineState
+
+# Where preferences keep the formats of models that have no chat template.
+FORMAT_GROUP = "chat_format"
 
 
 class Counter(Protocol):
@@ -56,6 +60,9 @@ class ConversationTemplate(ChatTemplate):
     def render_open(self, turns: list[Turn]) -> tuple[str, str]:
         return Conversation([(turn["role"], turn["content"]) for turn in turns], is_open=True), ""
 
+    def render_begun(self, turns: list[Turn], start: str) -> str:
+        return self.render_open([*turns, Turn(role="assistant", content=start)])[0]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelPrompt:
@@ -90,14 +97,23 @@ def read_model_prompt(state: EngineState, server_counter: PromptCounter | None) 
     return ModelPrompt(state.model, state.folder, _template_of(state.folder), local, local.count)
 
 
+def chosen_format(model: str) -> str:
+    """The format that was chosen on this installation for a model without a template; empty for none."""
+    return Preferences().get(FORMAT_GROUP, model) or ""
+
+
+def choose_format(model: str, name: str) -> None:
+    Preferences().set(FORMAT_GROUP, model, name)
+
+
 def _template_of(folder: Path) -> ChatTemplate:
     try:
-        return _read_template(folder, folder.stat().st_mtime_ns)
+        return _read_template(folder, folder.stat().st_mtime_ns, chosen_format(folder.name))
     except OSError:
         # The folder was taken away under a loaded model, which goes on answering.
         return ChatTemplate(None, "", "")
 
 
 @lru_cache(8)
-def _read_template(folder: Path, changed_ns: int) -> ChatTemplate:
-    return read_template(folder)
+def _read_template(folder: Path, changed_ns: int, chosen: str) -> ChatTemplate:
+    return read_template(folder, chosen)

@@ -56,23 +56,43 @@ class PromptStyle:
             ours += [f"\n{self.names.user}:", f"\n{self.names.char}:"]
         if self.mode in ("instruct", "chat-instruct") and voice == "user":
             ours += [end for end in [turn_end(self.template)] if end]
+        if self.mode in ("instruct", "chat-instruct"):
+            ours += self.template.stop
         return tuple(dict.fromkeys([*ours, *own]))[:MAX_STOP_STRINGS]
 
-    def clean_answer(self, answer: str, parts: PromptParts) -> str:
-        """The message that `answer` makes: with the words it was given to begin with, or without the speaker's name."""
+    def begun(self, prompt: str, parts: PromptParts) -> str:
+        """What the message begins with that `prompt` asks for: its start, after a thought that the template opened."""
+        start = prefix_text(parts.start)
+        if self.mode not in ("instruct", "chat-instruct") or parts.voice == "user":
+            return start
+        return self.template.opened_thought(prompt.removesuffix(start)) + start
+
+    def clean_answer(self, answer: str, parts: PromptParts, begun: str = "") -> str:
+        """The message that `answer` makes: after what it was `begun` with, or without the speaker's name."""
         if self.mode == "notebook":
             return "".join(turn["content"] for turn in parts.history) + parts.start + answer
         if parts.start:
-            return prefix_text(parts.start) + answer
+            return (begun or prefix_text(parts.start)) + answer
+        if begun:
+            return with_begun(answer, begun)
         name = self.names.user if parts.voice == "user" else self.names.char
         return answer.lstrip().removeprefix(f"{name}:").lstrip()
 
 
+def with_begun(answer: str, begun: str) -> str:
+    """An answer after what the template began it with, which some models write once more."""
+    answer = answer.lstrip()
+    return answer if not answer or answer.startswith(begun.strip()) else begun + answer
+
+
 def choose_mode(template: ChatTemplate, model: str, has_character: bool) -> Mode:
-    """The mode to begin with for a model by its template and name, with or without a character."""
-    if template.source is not None or CHAT_MODEL_NAME.search(model):
+    """The mode to begin with for a model by its template and name, with or without a character.
+
+    A chat model whose format nobody knows is asked in plain lines until a person chooses its format.
+    """
+    if template.source is not None:
         return "chat-instruct" if has_character else "instruct"
-    return "chat" if has_character else "notebook"
+    return "chat" if has_character or CHAT_MODEL_NAME.search(model) else "notebook"
 
 
 def notebook_parts(text: str) -> PromptParts:

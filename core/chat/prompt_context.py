@@ -22,13 +22,15 @@ LEAST_LORE_TOKENS = 64
 class Prompt:
     """What the model reads. `begins_at` is the index of the oldest message in it: where the model's memory begins.
 
-    `left_out` is the lore that the chat called up and that is not in it.
+    `left_out` is the lore that the chat called up and that is not in it. `begun` is what the answer begins with that
+    the prompt holds already.
     """
 
     parts: PromptParts
     fitted: FittedPrompt
     begins_at: int
     left_out: tuple[LeftOut, ...] = ()
+    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,12 @@ class PromptContext:
 
     def _prepare(self, spoken: list[tuple[int, Turn]], voice: Voice, start: str, is_full: bool) -> Prompt:
         composed, parts, fitted = self._compose_to_fit([turn for _, turn in spoken], voice, start, is_full)
+        begun = self.style.begun(fitted.prompt, parts)
         if fitted.first_kept == 0:
-            return Prompt(parts, fitted, 0, composed.left_out)
+            return Prompt(parts, fitted, 0, composed.left_out, begun)
         kept = [index for index in composed.message_indexes[fitted.first_kept :] if index is not None]
-        return Prompt(parts, fitted, spoken[kept[0]][0] if kept else len(spoken), composed.left_out)
+        return Prompt(parts, fitted, spoken[kept[0]][0] if kept else len(spoken), composed.left_out,
+                      begun)  # fmt: skip
 
     def _compose_to_fit(
         self, turns: Sequence[Turn], voice: Voice, start: str, is_full: bool

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from core.chat.database import ChatStoreError
-from core.chat.modes import prefix_text
 from core.chat.prompt_context import Prompt, PromptContext, turns_of
 from core.chat.recorder import Recorder
 from core.chat.records import Message
@@ -57,7 +56,7 @@ class ChatService:
 
         def begin() -> int:
             question = self._store.append_user(chat, text, after)
-            return self._store.begin_answer(chat, question, prefix_text(start))
+            return self._store.begin_answer(chat, question, prompt.begun if start else "")
 
         return self._begin(chat, prompt, context, begin)
 
@@ -180,7 +179,8 @@ class ChatService:
             answer = self._ask(prompt, context)
             try:
                 message = begin()
-                self._recorder.follow(message, answer, context.model.name, lambda text: style.clean_answer(text, parts))
+                self._recorder.follow(message, answer, context.model.name,
+                                      lambda text: style.clean_answer(text, parts, prompt.begun))  # fmt: skip
             except BaseException:  # Whatever it is: nobody would follow the answer.
                 answer.cancel()
                 raise

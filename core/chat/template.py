@@ -6,33 +6,30 @@ a sandbox there, as transformers does. The dashboard needs no torch for it.
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import suppress
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from core.chat.chat_formats import BY_NAME, find_format
+from core.chat.special_tokens import read_special_tokens
+from core.chat.template_forms import TemplateForms
+from core.chat.template_renderer import LIMITS, Size, TemplateRenderer, max_chars
 from core.checkpoint.headers import read_json, read_text
 from core.common.errors import DeckError
-from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits
+from core.common.sandbox import LimitReached, SandboxError
 from core.common.values import printable
 
-LLAMA2_BOS, LLAMA2_EOS = "<s>", "</s>"
-# A real template takes 0.2 ms and 1 MiB for a short chat, 20 ms and 10 MiB for 1,000 messages, 0.5 s for 10,000.
-LIMITS = SandboxLimits(cpu_s=1.5, memory_mib=512, wait_s=20.0)
-MAX_PROCESSES = 4
-# A prompt may have so many characters of the template's own, and so many for each turn. A template may write a text
-# twice, or as JSON, where one character takes 12.
-MAX_OWN_CHARS, MAX_TURN_CHARS, MAX_GROWTH = 2**18, 2**10, 16
-# Larger chats have a process of their own, so that a short one does not wait for them.
-LARGE_TURNS, LARGE_CHARS = 200, 100_000
-# After a template reached a limit, chats as large as that one are refused for this long; kept for so many templates.
-PAUSE_S, MAX_PAUSED = 60.0, 16
 # Marks where a text is to continue. No template trims, splits or rewrites a character of private use.
 OPEN_END = "\ue0c5\ue0d1"
+# How templates begin an answer with a thought: <think>, [THINK] and their like, at the end of the prompt.
+OPENED_THOUGHT = re.compile(r"(?:<[\w:]*(?:think|thought|reason)\w*>|\[THINK\]|◁think▷)\s*\Z", re.IGNORECASE)
+MAX_OPENED_CHARS = 64
+# What of a question is looked for in a prompt: a template may trim it, write it as JSON, or in capitals.
+WORD = re.compile(r"\w{1,200}")
+MAX_SEARCHED_CHARS = 2000
 
 
 class Turn(TypedDict):
@@ -40,10 +37,6 @@ class Turn(TypedDict):
 
     role: Literal["system", "user", "assistant"]
     content: str
-
-
-# How many turns a chat has, and how many characters.
-Size = tuple[int, int]
 
 
 class TemplateError(DeckError):
@@ -56,15 +49,24 @@ class TemplateLimitError(TemplateError):
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """`source` is Jinja, or None for a checkpoint that has no template: then Llama-2's own format is used.
+    """`source` is Jinja, or None for a checkpoint whose format nobody knows.
 
-    `model` is whose template it is, for sentences.
+    `model` is whose template it is, for sentences. `special_tokens` are those beside the two, by their names. `format`
+    names the one of chat_formats.py that stands in for a template that is not there; `stop` ends its answers.
     """
 
     source: str | None
     bos_token: str
     eos_token: str
     model: str = field(default="", compare=False)
+    special_tokens: Mapping[str, str | list[str]] = field(default_factory=dict, compare=False)
+    format: str = ""
+    stop: tuple[str, ...] = ()
+
+    @property
+    def has_own(self) -> bool:
+        """Whether the checkpoint brings a template."""
+        return self.source is not None and not self.format
 
     def render(self, turns: list[Turn]) -> str:
         """The prompt for the assistant's next turn, with its special tokens written out.
@@ -81,17 +83,84 @@ class ChatTemplate:
         *before, last = turns
         marked = Turn(role=last["role"], content=last["content"] + OPEN_END)
         text = self._render([*before, marked], add_generation_prompt=False)
-        begin, mark, after = text.rpartition(OPEN_END)
-        if not mark:
-            raise TemplateError("chat_template_open")
+        begin, _, after = text.rpartition(OPEN_END)
         return begin, after
 
+    def render_begun(self, turns: list[Turn], start: str) -> str:
+        """The prompt that an answer to `turns` was begun with, and then `start`, which the answer begins with.
+
+        A template may write an answer that it was given in another way than it asks for one: without the thought that
+        it begins itself, or with an empty thought before. Raises TemplateError.
+        """
+        refusal: TemplateError | None = None
+        asked = opened = None
+        try:
+            asked = self.render(turns)
+        except TemplateLimitError:
+            raise
+        except TemplateError as error:
+            refusal = error
+        try:
+            opened, _ = self.render_open([*turns, Turn(role="assistant", content=start)])
+        except TemplateLimitError:
+            raise
+        except TemplateError as error:
+            refusal = refusal or error
+        if asked is None:
+            if opened is None:
+                assert refusal is not None
+                raise refusal
+            return opened
+        # Between the two a template may put no more than a space.
+        if opened is not None and opened.startswith(asked) and opened[len(asked) :].strip() == start.strip():
+            return opened
+        thought = self.opened_thought(asked)
+        if thought and start.lstrip().startswith(thought.strip()):
+            return asked.removesuffix(thought) + start.lstrip()
+        return asked + start
+
+    def opened_thought(self, prompt: str) -> str:
+        """The beginning of an answer that the template wrote itself at the end of `prompt`, such as "<think>\\n"."""
+        found = OPENED_THOUGHT.search(prompt[-MAX_OPENED_CHARS:])
+        return found[0] if found is not None and found[0].strip() in (self.source or "") else ""
+
     def _render(self, turns: list[Turn], add_generation_prompt: bool) -> str:
+        """The template's text, in which the last question's words are, or the open end's mark, else TemplateError."""
         if self.source is None:
-            return render_llama2(turns)
+            raise TemplateError("chat_format_unknown", model=printable(self.model) or "?")
+        needed = _last_question(turns) if add_generation_prompt else OPEN_END
+        refusal: TemplateError | None = None
+        for as_parts in _forms.get(self.source, self._holds_mark):
+            try:
+                text = self._render_form(turns, add_generation_prompt, as_parts)
+            except TemplateError as error:
+                if not as_parts or isinstance(error, TemplateLimitError):
+                    raise refusal or error from None
+                refusal = error
+                continue
+            if _holds(text, needed):
+                _forms.note(self.source, as_parts)
+                return text
+        if refusal is not None:
+            raise refusal
+        if needed == OPEN_END:
+            raise TemplateError("chat_template_open")
+        raise TemplateError("chat_template_question", model=printable(self.model) or "?")
+
+    def _holds_mark(self, as_parts: bool) -> bool:
+        try:
+            return OPEN_END in self._render_form([Turn(role="user", content=OPEN_END)], True, as_parts)
+        except TemplateLimitError:
+            raise
+        except TemplateError:
+            return False
+
+    def _render_form(self, turns: list[Turn], add_generation_prompt: bool, as_parts: bool) -> str:
+        assert self.source is not None
         values = {
-            "messages": [turn | {"content": printable(turn["content"])} for turn in turns],
+            "messages": [_message(turn, as_parts) for turn in turns],
             "add_generation_prompt": add_generation_prompt,
+            **self.special_tokens,
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
             # Templates ask "is not none", which what is left out would be.
@@ -114,42 +183,30 @@ class ChatTemplate:
             case "memory":
                 return TemplateLimitError("chat_template_memory", model=model, limit=LIMITS.memory_mib)
             case "output":
-                return TemplateLimitError("chat_template_output", model=model, limit=f"{_max_chars(size):,}")
+                return TemplateLimitError("chat_template_output", model=model, limit=f"{max_chars(size):,}")
             case "ended":
                 return TemplateLimitError("chat_template_ended", model=model)
         return TemplateLimitError("chat_template_busy", model=model)
 
 
-def read_template(folder: Path) -> ChatTemplate:
-    """The chat template of the checkpoint in `folder`, from wherever its age keeps it."""
-    config = read_json(folder / "tokenizer_config.json") or {}
-    special = read_json(folder / "special_tokens_map.json") or {}
-    return ChatTemplate(
-        source=_read_source(folder, config),
-        bos_token=_token_text(config.get("bos_token") or special.get("bos_token")),
-        eos_token=_token_text(config.get("eos_token") or special.get("eos_token")),
-        model=folder.name,
-    )
+def read_template(folder: Path, chosen: str = "") -> ChatTemplate:
+    """The chat template of the checkpoint in `folder`, from wherever its age keeps it.
 
-
-def render_llama2(turns: list[Turn]) -> str:
-    """Llama-2's chat format: the system text inside the first question, each exchange between <s> and </s>.
-
-    Source: Meta's reference, `chat_completion` in llama/generation.py.
+    Where it has none, the format named `chosen`, else the one that its tokens or its name tell of.
     """
-    system = "".join(turn["content"] for turn in turns if turn["role"] == "system")
-    spoken = [turn for turn in turns if turn["role"] != "system"]
-    if spoken and spoken[0]["role"] == "assistant":
-        # A greeting: the format begins with a question, and keeps the system text in it.
-        spoken = [Turn(role="user", content=""), *spoken]
-    text, head = "", f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
-    for turn in spoken:
-        if turn["role"] == "user":
-            text += f"{LLAMA2_BOS}[INST] {(head + turn['content']).strip()} [/INST]"
-            head = ""
-        else:
-            text += f" {turn['content'].strip()} {LLAMA2_EOS}"
-    return text
+    config = read_json(folder / "tokenizer_config.json") or {}
+    tokens = read_special_tokens(folder, config)
+    source = _read_source(folder, config)
+    form = None if source else BY_NAME.get(chosen) or find_format(folder)
+    return ChatTemplate(
+        source=form.source if form else source,
+        bos_token=str(tokens.pop("bos_token", "")),
+        eos_token=str(tokens.pop("eos_token", "")),
+        model=folder.name,
+        special_tokens=tokens,
+        format=form.name if form else "",
+        stop=form.stop if form else (),
+    )
 
 
 def _read_source(folder: Path, config: dict[str, Any]) -> str | None:
@@ -163,61 +220,28 @@ def _read_source(folder: Path, config: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) and found.strip() else None
 
 
-def _token_text(token: object) -> str:
-    """Older tokenizers write a special token as an object with its text in `content`."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
+def _message(turn: Turn, as_parts: bool) -> dict[str, Any]:
+    """A turn as templates read it. Some take its text as the one part of a list, as of a message with pictures."""
+    content = printable(turn["content"])
+    return {"role": turn["role"], "content": [{"type": "text", "text": content}] if as_parts else content}
 
 
-class _Renderer:
-    """The processes that render, and which chats they could not.
-
-    What was stopped at a limit is not tried again for a while with a chat as large or larger: else each message, and
-    each look at a page that counts tokens, would wait for the limit.
-    """
-
-    def __init__(self, limits: SandboxLimits = LIMITS) -> None:
-        self._sandbox = Sandbox("core.chat.template_child", limits, MAX_PROCESSES)
-        self._lock = threading.Lock()
-        self._paused: OrderedDict[str, tuple[Size, float, LimitReached]] = OrderedDict()
-
-    def render(self, source: str, values: dict[str, Any], size: Size) -> str:
-        """Raises LimitReached, or SandboxError with the template's words."""
-        num_turns, num_chars = size
-        key = (source, num_turns > LARGE_TURNS or num_chars > LARGE_CHARS)
-        self._check(source, size)
-        try:
-            return self._sandbox.ask(key, source, values, _max_chars(size), lambda: self._check(source, size))
-        except LimitReached as error:
-            # A process that had no turn says nothing about the chat.
-            if error.kind != "busy":
-                self._pause(source, size, error)
-            raise
-
-    def warm(self) -> None:
-        """Have a process ready for the first chat."""
-        with suppress(LimitReached):  # The first chat says it.
-            self._sandbox.warm()
-
-    def close(self) -> None:
-        self._sandbox.close()
-
-    def _check(self, source: str, size: Size) -> None:
-        with self._lock:
-            least, until_s, error = self._paused.get(source, ((0, 0), 0.0, None))
-        if error is not None and time.monotonic() < until_s and size[0] >= least[0] and size[1] >= least[1]:
-            raise LimitReached(error.kind)
-
-    def _pause(self, source: str, size: Size, error: LimitReached) -> None:
-        with self._lock:
-            self._paused[source] = (size, time.monotonic() + PAUSE_S, error)
-            self._paused.move_to_end(source)
-            while len(self._paused) > MAX_PAUSED:
-                self._paused.popitem(last=False)
+def _last_question(turns: Sequence[Turn]) -> str:
+    return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
 
 
-_renderer = _Renderer()
+def _holds(text: str, asked: str) -> bool:
+    """Whether a prompt has the words that were asked, by the longest of them."""
+    words = WORD.findall(asked[:MAX_SEARCHED_CHARS])
+    probe = max(words, key=len, default=asked.strip()[:MAX_SEARCHED_CHARS])
+    if probe in text:
+        return True
+    folded = text.casefold()
+    return probe.casefold() in folded or json.dumps(probe)[1:-1].casefold() in folded
+
+
+_renderer = TemplateRenderer()
+_forms = TemplateForms()
 
 
 def warm_renderer() -> None:
@@ -227,8 +251,3 @@ def warm_renderer() -> None:
 
 def _size(turns: Sequence[Turn]) -> Size:
     return len(turns), sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
-
-
-def _max_chars(size: Size) -> int:
-    num_turns, num_chars = size
-    return MAX_OWN_CHARS + num_turns * MAX_TURN_CHARS + num_chars * MAX_GROWTH

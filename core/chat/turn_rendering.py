@@ -53,9 +53,16 @@ def render_turns(template: ChatTemplate, parts: PromptParts, names: Names, syste
 
 
 def turn_end(template: ChatTemplate) -> str:
-    """What the template writes after a user's words, which ends an answer in the user's voice."""
+    """What the template writes after a user's words, which ends an answer in the user's voice.
+
+    Where it writes nothing there, that is how an answer begins.
+    """
+    asked = Turn(role="user", content="x")
     try:
-        _, after = template.render_open([Turn(role="user", content="x")])
+        begin, after = template.render_open([asked])
+        if not after.strip():
+            answered, _ = template.render_open([asked, Turn(role="assistant", content="")])
+            after = answered.removeprefix(begin)
     except TemplateError:
         return ""
     lines = after.strip().splitlines()
@@ -94,10 +101,7 @@ def _render(template: ChatTemplate, turns: list[Turn], parts: PromptParts) -> st
         return template.render_open(merge([*turns, Turn(role="user", content=start)]))[0]
     if not start.strip():
         return template.render(turns)
-    try:
-        return template.render_open([*turns, Turn(role="assistant", content=start)])[0]
-    except TemplateError:
-        return template.render(turns) + start
+    return template.render_begun(turns, start)
 
 
 def _with_question(spoken: list[Turn], after: str) -> list[Turn]:

@@ -23,11 +23,14 @@ from core.engine.protocol import EngineState, ModelFacts
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from tests.support.api_server import MODEL, api_server
+from tests.support.chat_templates import OWN_LLAMA2
 
 CHAT = "/v1/chat/completions"
 FOREVER = [{"role": "user", "content": "forever"}]
 WAIT_S = 30.0
-LOADED = ServedModel(ModelPrompt(MODEL, None, ChatTemplate(None, "", ""), TokenCounter(None), len), 1024, 2, {}, 0)
+LOADED = ServedModel(
+    ModelPrompt(MODEL, None, ChatTemplate(OWN_LLAMA2, "", ""), TokenCounter(None), len), 1024, 2, {}, 0
+)
 
 
 def test_a_client_over_its_share_takes_nothing_from_another() -> None:

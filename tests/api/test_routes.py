@@ -25,6 +25,7 @@ from core.engine.protocol import EngineState
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from tests.support.api_server import MODEL, api_server, loaded_runner
+from tests.support.chat_templates import OWN_LLAMA2
 
 WAIT_S = 30.0
 
@@ -344,7 +345,9 @@ class Failing:
 def test_where_not_all_answers_can_begin_none_goes_on() -> None:
     """Nobody would read the first, and it would keep its place in the engine to the end of the context."""
     engine = Failing()
-    loaded = ServedModel(ModelPrompt(MODEL, None, ChatTemplate(None, "", ""), TokenCounter(None), len), 1024, 1, {}, 0)
+    loaded = ServedModel(
+        ModelPrompt(MODEL, None, ChatTemplate(OWN_LLAMA2, "", ""), TokenCounter(None), len), 1024, 1, {}, 0
+    )
     with pytest.raises(EngineError):
         begin(engine, [GenerationRequest("x", Sampling(), num_choices=2)], loaded)
     assert engine.cancelled == [1]

@@ -17,6 +17,7 @@ from tests.support.chat_templates import (
     GEMMA,
     LLAMA3,
     MISTRAL,
+    OWN_LLAMA2,
     PHI,
     QWEN3,
     SOURCES,
@@ -80,7 +81,7 @@ def test_going_on_is_as_in_transformers(source: str) -> None:
 
 
 def test_llama_2_goes_on_without_its_end() -> None:
-    prompt = style(None).render(PromptParts((ASK, SAY, MORE), "Be kind.", start="I count "))
+    prompt = style(OWN_LLAMA2).render(PromptParts((ASK, SAY, MORE), "Be kind.", start="I count "))
     assert prompt == (
         "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWho are you? [/INST] I am a mathematician. </s>"
         "<s>[INST] What do you count? [/INST] I count"
@@ -94,7 +95,7 @@ def test_the_model_can_write_our_line(source: str | None) -> None:
     assert prompt.endswith("And what") and prompt.index("mathematician") < prompt.index("And what")
     ends = style(source).stop_strings("user")
     assert len(ends) == 1 and ends[0].strip() == ends[0]
-    assert style(None).stop_strings("user") == ("[/INST]",)
+    assert style(OWN_LLAMA2).stop_strings("user") == ("[/INST]",)
     empty = style(source).render(PromptParts((ASK, SAY), voice="user"))
     assert prompt.startswith(empty.rstrip())
 
@@ -178,9 +179,10 @@ def test_a_notebook_is_its_own_prompt() -> None:
     [
         (CHATML, "anything", False, "instruct"),
         (CHATML, "anything", True, "chat-instruct"),
-        (None, "TheBloke_Llama-2-7B-Chat-GPTQ", False, "instruct"),
-        (None, "llama-2-13b-chat", True, "chat-instruct"),
-        (None, "gemma-2b-it-GPTQ", False, "instruct"),
+        (OWN_LLAMA2, "TheBloke_Llama-2-7B-Chat-GPTQ", False, "instruct"),
+        (OWN_LLAMA2, "llama-2-13b-chat", True, "chat-instruct"),
+        (None, "some-2b-it-GPTQ", False, "chat"),
+        (None, "some-chat", True, "chat"),
         (None, "TheBloke_Llama-2-7B-GPTQ", True, "chat"),
         (None, "TheBloke_Llama-2-7B-GPTQ", False, "notebook"),
         (None, "Switch-Bit", False, "notebook"),
@@ -198,3 +200,56 @@ def test_all_modes_take_all_histories() -> None:
         for history in HISTORIES.values():
             prompt = render(PromptParts(history, "Ada."))
             assert all(turn["content"] in prompt for turn in history)
+
+
+# What an answer was begun with --------------------------------------------------------------------------------------
+
+R1 = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<A>{{ m.content.split('</think>')[-1] }}</s>"
+    "{% else %}<U>{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<A><think>\n{% endif %}"
+)
+EMPTY_THOUGHT = CHATML.replace(
+    "message['content'] | trim",
+    "('<think>\\n\\n</think>\\n\\n' if message.role == 'assistant' and loop.last else '') + message['content'] | trim",
+)
+
+
+@pytest.mark.parametrize("mode", ["instruct", "chat-instruct"])
+@pytest.mark.parametrize("start", ["Okay, so", "<think>\nOkay, so", "<think> Okay, so"])
+def test_an_answer_goes_on_in_the_thought_that_the_template_began(mode: Mode, start: str) -> None:
+    """Continue left the beginning out, and the thought went on as the answer."""
+    parts = PromptParts((ASK,), start=start)
+    prompt = style(R1, mode).render(parts)
+    assert prompt.endswith(f"<A>{start}" if "<think>" in start else f"<A><think>\n{start}")
+    begun = style(R1, mode).begun(prompt, parts)
+    assert begun == (start if "<think>" in start else f"<think>\n{start}")
+    assert style(R1, mode).clean_answer(" it is", parts, begun) == begun + " it is"
+
+
+def test_a_begun_thought_belongs_to_the_message() -> None:
+    parts = PromptParts((ASK,))
+    prompt = style(R1).render(parts)
+    begun = style(R1).begun(prompt, parts)
+    assert begun == "<think>\n"
+    assert style(R1).clean_answer("Hm.</think>Hi", parts, begun) == "<think>\nHm.</think>Hi"
+    assert style(R1).clean_answer("<think>\nHm.", parts, begun) == "<think>\nHm."
+    assert style(R1).clean_answer(" ", parts, begun) == ""
+    assert style(CHATML).begun(style(CHATML).render(parts), parts) == ""
+
+
+def test_only_the_template_begins_a_thought() -> None:
+    """Words of a person that look like one at the end of a prompt are none."""
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    parts = PromptParts((Turn(role="user", content="What is <think>"),))
+    assert style(source).begun(style(source).render(parts), parts) == ""
+
+
+def test_no_empty_thought_is_put_before_an_answer_that_had_none() -> None:
+    prompt = style(EMPTY_THOUGHT).render(PromptParts((ASK,), start="I count"))
+    assert prompt.endswith("<|im_start|>assistant\nI count")
+
+
+def test_a_formats_own_ends_are_stop_strings() -> None:
+    template = ChatTemplate(CHATML, "", "", stop=("<|im_end|>",))
+    assert PromptStyle("instruct", template, NAMES).stop_strings(own=("x",)) == ("<|im_end|>", "x")
+    assert PromptStyle("chat", template, NAMES).stop_strings() == ("\nTom:", "\nAda:")

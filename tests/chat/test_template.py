@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from core.chat.template import ChatTemplate, TemplateError, Turn, read_template, render_llama2
+from core.chat.template import ChatTemplate, TemplateError, Turn, read_template
 from core.common.errors import CheckpointError
-from tests.support.chat_templates import CHATML, DEFAULT_SYSTEM, GEMMA, LLAMA3, MISTRAL, PHI, QWEN3
+from tests.support.chat_templates import CHATML, DEFAULT_SYSTEM, GEMMA, LLAMA3, MISTRAL, OWN_LLAMA2, PHI, QWEN3
 
 CONSTRUCTS = """
 {%- macro line(role, text='-') %}{{ role | upper }}: {{ text | replace('\\n', ' ') }}{% endmacro %}
@@ -150,9 +150,12 @@ def write_settings(folder: Path, **settings: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def test_a_folder_without_any_template_gets_llama_2s_format(tmp_path: Path) -> None:
+def test_a_folder_without_any_template_says_that_its_format_is_unknown(tmp_path: Path) -> None:
+    """It was spoken to in Llama-2's format, whatever it was."""
     assert read_template(tmp_path) == ChatTemplate(None, "", "")
-    assert read_template(tmp_path).render([Turn(role="user", content="Hi")]) == "<s>[INST] Hi [/INST]"
+    with pytest.raises(TemplateError) as caught:
+        read_template(tmp_path).render([Turn(role="user", content="Hi")])
+    assert caught.value.key == "chat_format_unknown" and tmp_path.name in caught.value.sentence("zh")
 
 
 def test_the_tokenizers_settings_hold_the_template(tmp_path: Path) -> None:
@@ -175,8 +178,8 @@ def test_a_special_token_that_is_no_text_is_none(tmp_path: Path, token: Any) -> 
 
 def test_a_template_file_of_its_own_goes_first(tmp_path: Path) -> None:
     write_settings(tmp_path, chat_template="old")
-    (tmp_path / "chat_template.jinja").write_text("{{ '新' }}", "utf-8")
-    assert read_template(tmp_path).render([ASK]) == "新"
+    (tmp_path / "chat_template.jinja").write_text("{{ '新' }}{{ messages[0].content }}", "utf-8")
+    assert read_template(tmp_path).render([ASK_MORE]) == '新And "you"?'
 
 
 def test_a_json_file_of_its_own_is_read_as_well(tmp_path: Path) -> None:
@@ -244,6 +247,10 @@ def meta_format(turns: list[tuple[str, str]]) -> str:
     return "".join(f"<s>[INST] {ask} [/INST] {say} </s>" for ask, say in pairs) + f"<s>[INST] {contents[-1]} [/INST]"
 
 
+def render_llama2(turns: list[Turn]) -> str:
+    return ChatTemplate(OWN_LLAMA2, "", "").render(turns)
+
+
 def test_llama_2s_strings_are_exact() -> None:
     system = Turn(role="system", content="Be kind.")
     ask, say, more = (
@@ -285,3 +292,69 @@ def test_a_chat_that_begins_with_a_greeting_still_begins_like_one() -> None:
 def test_nothing_said_is_nothing_rendered() -> None:
     assert render_llama2([]) == ""
     assert render_llama2([SYSTEM]) == ""
+
+
+# Templates that take a text in another form -------------------------------------------------------------------------
+
+PARTS = (
+    "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("text", ["Hi", "a", "us", "你", "?", "assistant"])
+def test_a_template_that_takes_parts_only_gets_parts(text: str) -> None:
+    """The prompt had no word of the chat, and nobody looked."""
+    template = ChatTemplate(PARTS, "", "")
+    assert template.render([Turn(role="user", content=text)]) == f"<user>{text}<assistant>"
+    turns = [Turn(role="user", content=text), Turn(role="assistant", content="Well")]
+    assert template.render_open(turns)[0] == f"<user>{text}<assistant>Well"
+
+
+def test_a_template_that_concatenates_parts_gets_parts() -> None:
+    source = "{{ messages[0]['content'][0]['text'] + '!' }}"
+    assert ChatTemplate(source, "", "").render([ASK_MORE]) == 'And "you"?!'
+
+
+def test_a_template_that_leaves_the_question_out_is_refused() -> None:
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate("{{ messages | length }}<assistant>", "", "", "Odd-7B").render([ASK])
+    assert caught.value.key == "chat_template_question" and "Odd-7B" in caught.value.sentence("zh")
+
+
+@pytest.mark.parametrize("change", ["upper", "tojson", "trim", "tojson(ensure_ascii=true)", "replace(' ', '_')"])
+def test_a_question_that_a_template_writes_in_its_own_way_is_there(change: str) -> None:
+    source = f"{{% for m in messages %}}{{{{ m.content | {change} }}}}{{% endfor %}}"
+    for content in ("Grüße an 你好", " What?\n", "é"):
+        assert ChatTemplate(source, "", "").render([Turn(role="user", content=content)])
+
+
+# Special tokens -----------------------------------------------------------------------------------------------------
+
+TOKENS = "{{ messages[0].content }} {{ bos_token }} {{ eos_token }} {{ unk_token }} {{ pad_token }} {{ image_token }}"
+
+
+def tokens_of(folder: Path) -> list[str]:
+    return read_template(folder).render([Turn(role="user", content="x")]).split(" ")[1:]
+
+
+def test_a_template_gets_every_special_token(tmp_path: Path) -> None:
+    write_settings(tmp_path, chat_template=TOKENS, bos_token="<b>", eos_token={"content": "</b>"}, unk_token="<?>",
+                   pad_token=None, extra_special_tokens={"image_token": "<img>"}, add_bos_token=True)  # fmt: skip
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": {"content": "<p>"}, "unk_token": "no"}')
+    assert tokens_of(tmp_path) == ["<b>", "</b>", "<?>", "<p>", "<img>"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("LlamaTokenizer", "<s> </s> <unk>"), ("LlamaTokenizerFast", "<s> </s> <unk>"), ("GemmaTokenizer", "<bos> <eos>"),
+     ("Qwen2Tokenizer", " <|endoftext|> <|endoftext|> <|endoftext|>"), ("PreTrainedTokenizerFast", "  "), (5, "  ")],
+)  # fmt: skip
+def test_a_tokenizers_class_says_what_its_files_do_not(tmp_path: Path, kind: Any, wanted: str) -> None:
+    write_settings(tmp_path, chat_template=TOKENS, tokenizer_class=kind)
+    assert " ".join(tokens_of(tmp_path)).startswith(wanted)
+
+
+def test_a_class_does_not_say_again_what_is_taken_away(tmp_path: Path) -> None:
+    write_settings(tmp_path, chat_template=TOKENS, tokenizer_class="LlamaTokenizer", bos_token=None)
+    assert tokens_of(tmp_path)[:2] == ["", "</s>"]

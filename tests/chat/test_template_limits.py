@@ -103,7 +103,7 @@ started: list[subprocess.Popen[bytes]] = []
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Processes of the test's own, with limits that are reached soon."""
-    renderer = templates._Renderer(SandboxLimits(cpu_s=0.25, memory_mib=96, wait_s=30.0))
+    renderer = templates.TemplateRenderer(SandboxLimits(cpu_s=0.25, memory_mib=96, wait_s=30.0))
     monkeypatch.setattr(templates, "_renderer", renderer)
     start = subprocess.Popen
     monkeypatch.setattr(
@@ -193,7 +193,7 @@ def test_a_limit_is_said_at_once_and_no_other_form_of_the_chat_is_tried(monkeypa
         tried.append(values)
         raise LimitReached("memory")
 
-    monkeypatch.setattr(templates._Renderer, "render", render)
+    monkeypatch.setattr(templates.TemplateRenderer, "render", render)
     parts = PromptParts((Turn(role="assistant", content="Hello."), *ask()), system="Be brief.")
     with pytest.raises(TemplateLimitError):
         render_turns(ChatTemplate(SAID, "", "", "m"), parts, Names("You", "Ada"), "Be brief.")

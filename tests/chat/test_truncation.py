@@ -20,10 +20,10 @@ from core.chat.tokens import TokenCounter, read_counter
 from core.chat.truncation import ContextError, PromptParts, find_first, fit_to_context, join_texts
 from core.chat.turn_rendering import Names
 from core.common.errors import CheckpointError
-from tests.support.chat_templates import SOURCES
+from tests.support.chat_templates import OWN_LLAMA2, SOURCES
 
 NAMES = Names("Tom", "Ada")
-LLAMA2 = PromptStyle("instruct", ChatTemplate(None, "<s>", "</s>"), NAMES)
+LLAMA2 = PromptStyle("instruct", ChatTemplate(OWN_LLAMA2, "<s>", "</s>"), NAMES)
 
 
 def count_words(text: str) -> int:

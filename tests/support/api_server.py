@@ -18,6 +18,7 @@ from core.api.routes import make_routes
 from core.engine.interface import Engine
 from core.engine.runner import Runner
 from core.personas.store import Characters
+from tests.support.chat_templates import OWN_LLAMA2
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 LOAD_S = 120.0
@@ -51,6 +52,7 @@ def loaded_runner(models: Path, worker: str = "tests.support.fake_worker", num_s
     """A runner that has loaded a tiny model below `models`, which LLAMADECK_MODELS has to name."""
     if not (models / MODEL).exists():
         make_checkpoint(models / MODEL, Recipe(context_tokens=1024))
+        (models / MODEL / "chat_template.jinja").write_text(OWN_LLAMA2, "utf-8")
     runner = Runner(worker)
     runner.load(models / MODEL, num_slots=num_slots)
     assert runner.wait_while_loading(LOAD_S).phase == "ready", runner.state

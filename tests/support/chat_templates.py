@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from core.chat.chat_formats import BY_NAME
+
 CHATML = """
 {%- for message in messages %}
     {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>' + '\\n' }}
@@ -124,7 +126,8 @@ LLAMA2_HF = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = me
 {% else %}{% set content = message['content'] %}{% endif %}
 {% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content | trim + ' [/INST]' }}
 {% elif message['role'] == 'assistant' %}{{ ' ' + content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"""
-SOURCES: dict[str, str | None] = {
-    "Llama-2": None, "Llama-2 in Jinja": LLAMA2_HF, "ChatML": CHATML, "default system": DEFAULT_SYSTEM,
+OWN_LLAMA2 = BY_NAME["Llama-2"].source
+SOURCES: dict[str, str] = {
+    "Llama-2": OWN_LLAMA2, "Llama-2 in Jinja": LLAMA2_HF, "ChatML": CHATML, "default system": DEFAULT_SYSTEM,
     "Llama-3": LLAMA3, "Mistral": MISTRAL, "strict": STRICT, "Gemma": GEMMA, "Phi": PHI, "Qwen3": QWEN3, "deaf": DEAF,
 }  # fmt: skip

@@ -115,6 +115,23 @@ def test_a_base_model_opens_as_a_notebook_that_goes_on_and_back(models: Path, ch
     assert named(tab.text_area, "notebook_text").value == "words=3 one two three "
 
 
+def test_a_model_without_a_template_is_asked_in_the_format_that_was_chosen(models: Path, checkpoint: Path) -> None:
+    """It was asked in Llama-2's format, whatever it was."""
+    (models / "some-chat").mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != "chat_template.jinja":
+            (models / "some-chat" / path.name).symlink_to(path)
+    tab = open_chat("some-chat")
+    assert named(tab.selectbox, "chat_mode").value == "chat"
+    assert named(tab.selectbox, "chat_format").options[0] == "Unknown: choose one"
+    named(tab.selectbox, "chat_format").select("Vicuna")
+    run(tab)
+    assert named(tab.selectbox, "chat_mode").value == "instruct"
+    finish(ask(tab, "hello"))
+    assert "USER: hello ASSISTANT:" in last_message().text
+    assert not has(open_chat("tiny").selectbox, "chat_format")
+
+
 def test_chats_and_the_question_that_waits_are_there_after_a_restart(models: Path) -> None:
     tab = ask(open_chat(), "forever")
     assert last_answer().wait_for_text(20, WAIT_S)

@@ -6,8 +6,10 @@ import re
 
 import streamlit as st
 
+from core.chat.chat_formats import BY_NAME, find_format
 from core.chat.database import ChatStoreError
 from core.chat.exporting import to_json, to_markdown
+from core.chat.model_prompt import choose_format, chosen_format, read_model_prompt
 from core.chat.records import MODES, Chat, ChatInfo
 from core.chat.store import ChatStore
 from core.common.errors import DeckError
@@ -25,10 +27,10 @@ from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of, known_value, note_stored
 from ui.shared.markdown import escape
 from ui.shared.people import person
-from ui.shared.resources import characters, chat_store, preferences
+from ui.shared.resources import characters, chat_store, engine, preferences
 
 FACE_PX = 44
-CHARACTER, MODE, SYSTEM = "chat_character", "chat_mode", "chat_system"
+CHARACTER, MODE, SYSTEM, FORMAT = "chat_character", "chat_mode", "chat_system", "chat_format"
 TITLE, PIN, SPEED = "chat_title", "chat_pin", "chat_speed"
 FILE_NAME = re.compile(r"[^\w\- ]+")
 MAX_FILE_CHARS = 60
@@ -84,6 +86,7 @@ def _draw_who(chat: Chat, tag: str) -> None:
     _choose_character(info, tag)
     _choose_mode(chat, tag)
     if info.mode != "notebook":
+        _choose_format()
         system = str(info.settings.get("system", ""))
         key = key_of(SYSTEM, tag, system, str.strip)
         st.text_area(tr("chat.system"), key=key, height=100, placeholder=tr("chat.system_placeholder"),
@@ -111,6 +114,27 @@ def _choose_mode(chat: Chat, tag: str) -> None:
     st.selectbox(tr("chat.mode"), modes, key=key, format_func=lambda mode: text(f"mode.{mode}"),
                  on_change=_set_mode, args=(tag, key))  # fmt: skip
     st.caption(tr(f"mode.{chat.info.mode}_help"))
+
+
+def _choose_format() -> None:
+    """The format of a loaded model that brings no template. It is the model's, so it holds in every chat."""
+    try:
+        model = read_model_prompt(engine().state, engine().server_counter)
+    except DeckError:
+        return
+    if model is None or model.folder is None or model.template.has_own:
+        return
+    name, chosen = model.folder.name, chosen_format(model.folder.name)
+    key = key_of(FORMAT, name, chosen if chosen in BY_NAME else "")
+    by_itself = text("chat.format_found", name=found.name) if (found := find_format(model.folder)) else ""
+    st.selectbox(tr("chat.format"), ["", *BY_NAME], key=key, help=tr("chat.format_help"), on_change=_set_format,
+                 format_func=lambda one: one or by_itself or text("chat.format_unknown"),
+                 args=(name, key))  # fmt: skip
+
+
+@show_errors
+def _set_format(model: str, key: str) -> None:
+    choose_format(model, st.session_state[key])
 
 
 @show_errors
