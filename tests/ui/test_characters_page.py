@@ -346,11 +346,20 @@ def test_the_preview_is_the_prompt_that_lorebooks_answer_to(store: Characters) -
     model = loaded_model()
     assert model is NO_MODEL and not model.counter.is_exact
     character = replace(ADA, lorebook=BOOK, example_dialogue="<START>\n{{user}}: Q\n{{char}}: A")
-    prompt = render_prompt(character, UserPersona("Kim", "Kim is a cook."), "A bee!", model)
+    prompt, left_out = render_prompt(character, UserPersona("Kim", "Kim is a cook."), "A bee!", model)
     for part in ("Ada teaches.", "Kim is a cook.", "Kim: Q\nAda: A", "Ada: Hi Kim", "Kim: A bee!", "Bees sting."):
         assert part in prompt
-    assert prompt.endswith("Ada:")
-    assert "Bees sting." not in render_prompt(character, UserPersona(), "A cat!", model)
+    assert prompt.endswith("Ada:") and left_out == ()
+    assert "Bees sting." not in render_prompt(character, UserPersona(), "A cat!", model)[0]
+
+
+def test_the_preview_names_the_lore_that_is_left_out_and_says_why(store: Characters) -> None:
+    book = {
+        "token_budget": 0,
+        "entries": [{"keys": ["hello"], "content": "Bees sting.", "comment": "Stings*", "enabled": True}],
+    }
+    shown = words(open_characters(character=store.add(replace(ADA, lorebook=book))))
+    assert "Stings\\* (no room in its token budget)" in shown and "Bees sting." not in shown
 
 
 def test_a_loaded_model_counts_by_its_own_tokenizer(store: Characters, tmp_path: Path) -> None:

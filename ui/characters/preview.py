@@ -13,9 +13,11 @@ from core.chat.template import ChatTemplate, Turn
 from core.chat.tokens import TokenCounter
 from core.common.errors import DeckError
 from core.personas.character import Character
+from core.personas.lorebook import LeftOut
 from core.personas.user import UserPersona, read_persona
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
+from ui.shared.lore import left_out_words
 from ui.shared.markdown import escape
 from ui.shared.people import person
 from ui.shared.resources import engine
@@ -40,7 +42,7 @@ def draw_preview(character: Character) -> str:
     said = str(st.session_state.get(SAID_KEY) or text("characters.said"))
     try:
         model = loaded_model()
-        prompt = render_prompt(character, read_persona(person()), said, model)
+        prompt, left_out = render_prompt(character, read_persona(person()), said, model, _context_tokens())
     except DeckError as error:
         show_error(error)
         return ""
@@ -50,19 +52,34 @@ def draw_preview(character: Character) -> str:
         st.caption(tr("characters.preview_model", name=model.name) if model.name else tr("characters.preview_none"))
         st.text_input(tr("characters.said_label"), key=SAID_KEY, placeholder=tr("characters.said"), live=True,
                       persist_state="session", help=tr("characters.said_help"))  # fmt: skip
+        if left_out:
+            st.caption(f":material/menu_book: {left_out_words(left_out)}")
         st.code(prompt, language=None, wrap_lines=True, height=HEIGHT if len(prompt) > HEIGHT * 2 else "content")
     return words
 
 
-def render_prompt(character: Character, user: UserPersona, said: str, model: ModelPrompt) -> str:
-    """The prompt for the answer to a first message, as a new chat asks it. Raises TemplateError."""
+def render_prompt(
+    character: Character, user: UserPersona, said: str, model: ModelPrompt, context_tokens: int | None = None
+) -> tuple[str, tuple[LeftOut, ...]]:
+    """The prompt for the answer to a first message, as a new chat asks it, and the lore that it leaves out.
+
+    Raises TemplateError.
+    """
     speaker = CharacterPrompt(character, user, model.counter.count, seed="preview")
     turns = [Turn(role="assistant", content=greeting) for greeting in speaker.greetings()[:1]]
     if turns:
         speaker = replace(speaker, greeting=turns[0]["content"])
-    composed = speaker.compose([*turns, Turn(role="user", content=said)])
+    turns.append(Turn(role="user", content=said))
+    composed = speaker.compose(turns, model=model.name, context_tokens=context_tokens)
     mode = choose_mode(model.template, model.name, has_character=True) if model.name else "chat"
-    return PromptStyle(mode, model.template, speaker.names, model.counter.opening).render(composed.parts)
+    style = PromptStyle(mode, model.template, speaker.names, model.counter.opening)
+    return style.render(composed.parts), composed.left_out
+
+
+def _context_tokens() -> int | None:
+    """The loaded model's context, of which lore has a share."""
+    facts = engine().state.facts
+    return facts.context_tokens if facts is not None else None
 
 
 def fence(words: str) -> str:

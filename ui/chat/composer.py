@@ -6,7 +6,6 @@ import streamlit as st
 
 from core.chat.prompt_context import Prompt
 from core.chat.records import Chat
-from core.chat.truncation import FittedPrompt
 from core.common.errors import DeckError
 from ui.chat.actions import START, impersonate, stop, undo
 from ui.chat.feedback import NOTICE_KEY, Notice
@@ -17,6 +16,7 @@ from ui.shared.errors import sentence
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.identity import held, key_of, take_held
+from ui.shared.lore import left_out_words
 from ui.shared.resources import engine, recorder
 
 COUNTER_POLL_S = 0.5
@@ -92,11 +92,12 @@ def _draw_counter(chat: Chat, prompt: Prompt | DeckError | None) -> None:
         if isinstance(prompt, DeckError):
             st.caption(f":red[:material/error:] {tr('chat.context_over')}", help=sentence(prompt), width="content")
         else:
-            _draw_figures(chat, prompt.fitted, facts.context_tokens)
+            _draw_figures(chat, prompt, facts.context_tokens)
 
 
-def _draw_figures(chat: Chat, fitted: FittedPrompt, context: int) -> None:
-    """How many tokens of the context are used, with the parts in a tooltip."""
+def _draw_figures(chat: Chat, prompt: Prompt, context: int) -> None:
+    """How many tokens of the context are used, with the parts, and the lore that was left out, in a tooltip."""
+    fitted = prompt.fitted
     answer = recorder().answer(chat.messages[-1].id) if chat.messages else None
     used = fitted.prompt_tokens + (answer.num_tokens if answer else 0)
     facts = engine().state.facts
@@ -107,4 +108,6 @@ def _draw_figures(chat: Chat, fitted: FittedPrompt, context: int) -> None:
                room=f"{max(0, context - used):,}", context=f"{context:,}")  # fmt: skip
     if is_estimate:
         about = f"{about}\n\n{tr('remote.counts_about')}"
+    if words := left_out_words(prompt.left_out):
+        about = f"{about}\n\n{words}"
     st.caption(f":material/data_usage: {full} / {context:,}", help=about, width="content")
