@@ -101,6 +101,7 @@ def take_download(home: Path) -> bytes:
         hub.behaviour.rate_bytes_s = RATE_BYTES_S
         settings = {"LLAMADECK_WORKER": "tests.support.fake_worker", "HF_ENDPOINT": hub.url}
         with open_page(home, "Download", 1180, 900, **settings) as page:
+            page.get_by_role("radio", name="Llama 2 (2023)").click()
             choose(page, "catalogue_repo", REPO)
             choose(page, "plan_gpu", "RTX 4090")
             expect(page.get_by_role("img", name="fits on RTX 4090")).to_be_visible(timeout=WAIT_MS)

@@ -24,6 +24,7 @@ from core.gpu.torch_support import find_gpu_error, installed_torch, usable_gpus
 from core.hub.endpoints import checked_endpoint
 from core.hub.source import read_source
 from core.library import catalogue
+from core.library.recommended import RecommendedModel, Verdict, best_of, verdicts_for
 from core.library.scan import locate
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import MAX_CHATS, FitReport, check_fit
@@ -47,7 +48,8 @@ RENAMED_KERNELS = {"deck": LLAMADECK.name}
 
 def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
     """Numbers are read as text, so that a wrong one gets a sentence of ours."""
-    parser.add_argument("target", metavar="TARGET", help=terminal.text("help_fit_target"))
+    parser.add_argument("target", metavar="TARGET", nargs="?", help=terminal.text("help_fit_target"))
+    parser.add_argument("--best", action="store_true", help=terminal.text("help_fit_best"))
     gpus = parser.add_mutually_exclusive_group()
     gpus.add_argument("--gpu", metavar="NAME", help=terminal.text("help_fit_gpu"))
     gpus.add_argument("--vram-mib", metavar="N", help=terminal.text("help_fit_vram_mib"))
@@ -62,6 +64,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     if arguments.kernel in RENAMED_KERNELS:
         old, arguments.kernel = arguments.kernel, RENAMED_KERNELS[arguments.kernel]
         terminal.say("fit_kernel_renamed", old=old, new=arguments.kernel)
+    if arguments.best or arguments.target is None:
+        return run_best(arguments, terminal)
     try:
         report = verdict(arguments)
     except (CheckpointError, EngineError) as error:
@@ -80,6 +84,47 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
         terminal.error(unused)
         return UNUSABLE
     return FITS if report.fits else DOES_NOT_FIT
+
+
+def run_best(arguments: Namespace, terminal: Terminal) -> int:
+    """Print the recommended models with their verdicts, the best that fits marked. The exit code: 0, or 3 for none."""
+    if not arguments.best or arguments.target is not None:
+        raise InputError("fit_best_or_target")
+    devices = tuple(find_devices(arguments.gpu, arguments.vram_mib))
+    verdicts = verdicts_for(devices)
+    best = best_of(verdicts)
+    out = terminal.to_stdout()
+    if arguments.json:
+        listed = [best_object(model, report, model is best) for model, report in verdicts]
+        out.write(json.dumps(listed, ensure_ascii=False, indent=1))
+        return DOES_NOT_FIT if best is None else FITS
+    head = [out.text(f"fit_column_{name}") for name in ("model", "verdict", "needed", "longest", "licence")]
+    rows = [
+        [model.repo, out.text(f"fit_{mark}"), needed, longest, model.license_name]
+        for model, report in verdicts
+        for mark, needed, longest in [best_cells(report, model is best)]
+    ]
+    for line in table([head, *rows]):
+        out.write(line)
+    card = " + ".join(device.name for device in devices)
+    if best is None:
+        out.say("fit_best_none", card=card)
+        return DOES_NOT_FIT
+    out.say("fit_best_is", card=card, model=best.repo)
+    return FITS
+
+
+def best_cells(report: Verdict, is_best: bool) -> tuple[str, str, str]:
+    """The verdict's word, the MiB that are needed, and the longest context."""
+    if not isinstance(report, FitReport):
+        return "no_kernel", "-", "-"
+    mark = "best" if is_best else "yes" if report.fits else "no"
+    return mark, f"{math.ceil(report.needed_mib)}", f"{report.max_context}" if report.fits else "-"
+
+
+def best_object(model: RecommendedModel, report: Verdict, is_best: bool) -> dict[str, Any]:
+    found = as_object(report) if isinstance(report, FitReport) else {"fits": False, "reason": str(report)}
+    return {"repo": model.repo, "billions": model.billions, "licence": model.license_name, "best": is_best} | found
 
 
 def verdict(arguments: Namespace) -> FitReport:

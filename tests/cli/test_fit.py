@@ -96,6 +96,23 @@ def test_what_does_not_fit_ends_with_3_and_says_what_would(command: Command) -> 
     assert "does not fit on RTX 4090" in out
     assert "No context fits" in out
     assert "- Take a GPU with at least" in out
+    assert "A100 40GB" in out and "2 × RTX 3090 (24 GB)" in out
+    _, out, _ = command("fit", "Llama-2-70B-Chat-GPTQ", "--gpu", "4090", "--json")
+    found = json.loads(out)
+    assert "A40" in found["cards"] and "RTX 3090" in found["two_cards"] and "RTX 3090" not in found["cards"]
+
+
+def test_the_best_recommended_model_for_a_card_is_named(command: Command) -> None:
+    code, out, _ = command("fit", "--best", "--gpu", "RTX 4090")
+    assert code == 0
+    best = out.splitlines()[-1].split()[-1]
+    assert [line.split()[0] for line in out.splitlines() if "fits, the best" in line] == [best]
+    code, out, _ = command("fit", "--best", "--gpu", "RTX 4090", "--json")
+    assert code == 0 and [one["repo"] for one in json.loads(out) if one["best"]] == [best]
+    code, out, _ = command("fit", "--best", "--vram-mib", "1024")
+    assert code == 3 and "None of these fits on GPU (1024 MiB)" in out
+    command.refused("fit", "--gpu", "A40")
+    command.refused("fit", SMALL, "--best", "--gpu", "A40")
 
 
 def test_a_table_of_the_parts_stands_under_the_sentence(command: Command) -> None:

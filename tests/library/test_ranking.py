@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError
 from core.gpu.known_gpus import lookup
 from core.hub.address import REPO
 from core.library import catalogue
 from core.library.ranking import best_candidate
-from core.library.recommended import recommended_models
+from core.library.recommended import best_of, known_checkpoint, recommended_models, verdicts_for
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
 
@@ -78,10 +80,35 @@ def test_a_checkpoint_that_no_kernel_takes_is_not_recommended() -> None:
 
 def test_the_newer_models_are_names_that_the_hub_can_have() -> None:
     models = recommended_models()
-    assert len(models) == len({model.repo for model in models}) == 10
+    assert len(models) == len({model.repo for model in models})
     assert all(REPO.fullmatch(model.repo) and "/" in model.repo for model in models)
-    assert [model.billions for model in models] == sorted(model.billions for model in models)
 
 
-def test_the_newer_models_are_all_gptq() -> None:
-    assert all("gptq" in model.repo.lower() for model in recommended_models())
+def test_the_newer_models_run_and_have_the_size_of_their_parameters() -> None:
+    """Half a byte for a weight of 4 bits, and a little for scales and what is not quantized."""
+    for model in recommended_models():
+        checkpoint = known_checkpoint(model)
+        checkpoint.require_runs()
+        weights_bytes = model.billions * 1e9 * model.quantization.bits / 8
+        assert 1.0 < checkpoint.size_bytes / weights_bytes < 2.0, model.repo
+        assert len(checkpoint.layers) == model.config["num_hidden_layers"]
+
+
+@pytest.mark.parametrize(
+    ("card", "best"),
+    [
+        ("RTX 3060 8GB", "hugging-quants/Meta-Llama-3.1-8B-Instruct-GPTQ-INT4"),
+        ("RTX 3060 12GB", "JunHowie/Qwen3-14B-GPTQ-Int4"),
+        ("RTX 4090", "JunHowie/Qwen3-32B-GPTQ-Int4"),
+        ("A40", "shuyuej/Llama-3.3-70B-Instruct-GPTQ"),
+        ("GTX 1060 3GB", "Qwen/Qwen2.5-1.5B-Instruct-GPTQ-Int4"),
+    ],
+)
+def test_the_best_model_for_a_card_is_the_first_that_fits_with_room_for_an_answer(card: str, best: str) -> None:
+    found = best_of(verdicts_for((DeviceMemory.planned(lookup(card)),)))
+    assert found is not None and found.repo == best
+
+
+def test_on_a_card_that_is_too_small_for_all_none_is_the_best() -> None:
+    assert best_of(verdicts_for((DeviceMemory.empty("a card", 1024, (8, 6)),))) is None
+    assert best_of(verdicts_for(())) is None

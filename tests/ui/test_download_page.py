@@ -108,8 +108,22 @@ def download(tab: AppTest, name: str = f"{REPO}:{FINE}") -> AppTest:
 
 def test_the_page_opens_without_asking_anybody(models: Path, hub: HubStandin) -> None:
     tab = open_page()
-    assert list(tab.dataframe[0].value["Branch"])[:2] == ["main", FINE]
+    assert list(tab.dataframe[1].value["Branch"]) == ["main"]
+    tab.segmented_control(key="find_list").set_value("llama2")
+    assert list(run(tab).dataframe[0].value["Branch"])[:2] == ["main", FINE]
     assert hub.requests == [] and not models.exists()
+
+
+def test_the_page_begins_with_the_best_recommended_model_for_the_card(models: Path, hub: HubStandin) -> None:
+    """It once began with a Llama-2 of 2023, whatever the card."""
+    for card, best in (("RTX 4090", "Qwen3-32B"), ("RTX 3060 8GB", "8B"), ("A40", "70B")):
+        tab = plan_for(open_page(), card)
+        table = tab.dataframe[0].value
+        marked = table[table["Verdict"] == "✅ best for this card"]["Repository"]
+        assert len(marked) == 1 and best in marked.iloc[0], card
+        assert f"**{marked.iloc[0]}**" in words(tab)
+        assert can_begin(tab)
+    assert hub.requests == []
 
 
 def test_words_are_searched_for_and_the_first_result_is_shown(models: Path, hub: HubStandin) -> None:
@@ -202,7 +216,8 @@ def test_a_model_that_cannot_run_is_marked_among_the_results_and_is_not_offered(
 
 def test_what_does_not_fit_can_be_downloaded_all_the_same(models: Path) -> None:
     tab = open_page()
-    tab.selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
+    tab.segmented_control(key="find_list").set_value("llama2")
+    run(tab).selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
     plan_for(tab, "RTX 4090")
     assert "does not fit on RTX 4090" in tab.warning[0].value
     button = named(tab.button, _download_keys(tab)[0])
@@ -224,7 +239,7 @@ def test_without_a_network_the_page_tells_of_other_sources(models: Path, hub: Hu
     tab = search(open_page(), REPO)
     assert "cannot be reached" in tab.error[0].value and "ModelScope" in words(tab)
     search(tab, "")
-    assert len(tab.dataframe[0].value) == 4 and not tab.error
+    assert len(tab.dataframe) == 2 and not tab.error
 
 
 @pytest.mark.parametrize("text", ["../../etc", "a/b:..", "https://huggingface.co/", "/", ":", "a/b/c d", "🦙/🦙"])
@@ -240,11 +255,14 @@ def test_an_own_address_that_is_none_is_a_sentence(models: Path) -> None:
     assert "nonsense" in run(tab).error[0].value and not tab.dataframe
 
 
-def test_modelscope_begins_with_a_choice_and_asks_nobody(models: Path, hub: HubStandin) -> None:
-    tab = open_page()
+def test_modelscope_begins_with_the_models_that_are_there_too_and_asks_nobody(models: Path, hub: HubStandin) -> None:
+    tab = plan_for(open_page(), "A40")
+    num_all = len(tab.dataframe[0].value)
     tab.selectbox(key="download_source").set_value("modelscope")
     run(tab)
-    assert tab.selectbox(key="modelscope_repo").value is None and not tab.dataframe and not tab.error
+    listed = list(tab.dataframe[0].value["Repository"])
+    assert 0 < len(listed) < num_all and not any(repo.startswith(("TheBloke", "hugging-quants")) for repo in listed)
+    assert not tab.error and hub.requests == []
     assert "owner/name" in words(search(tab, "qwen"))
 
 

@@ -132,7 +132,8 @@ tell([words(tab), [button.key for button in tab.button]])
 def test_the_catalogue_has_a_verdict_beside_each_branch(nvml_standin: Standin) -> None:
     code = """
 tab = open_tab("1_Download")
-tab.selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
+tab.segmented_control(key="find_list").set_value("llama2")
+run(tab).selectbox(key="catalogue_repo").set_value("TheBloke/Llama-2-70B-Chat-GPTQ")
 run(tab)
 before = tab.dataframe[0].value.to_dict("records")
 tab.selectbox(key="plan_gpu").set_value("RTX 4090")

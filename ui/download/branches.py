@@ -11,11 +11,12 @@ import streamlit as st
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.judgement import short_reason
 from core.common.errors import DeckError
-from core.hub.address import Address
+from core.hub.address import DEFAULT_REVISION, Address
 from core.hub.branches import Branch
 from core.hub.source import Source
 from core.library import catalogue
 from core.library.ranking import best_candidate
+from core.library.recommended import known_checkpoint, recommended_models
 from core.memory.fit import FitReport
 from ui.download.disk import size_words
 from ui.load.gauge import verdict
@@ -31,10 +32,17 @@ Report = FitReport | DeckError | None
 
 def known_branches(address: Address) -> tuple[Branch, ...]:
     """The repository's branches as they are known without a network; nothing for others and for a branch unknown."""
-    entries = [entry for entry in catalogue.entries() if entry.repo.casefold() == address.repo.casefold()]
+    repo = address.repo.casefold()
+    entries = [entry for entry in catalogue.entries() if entry.repo.casefold() == repo]
     if address.revision not in [entry.branch for entry in entries]:
         return ()
     return tuple(Branch(entry.branch, checkpoint=catalogue.checkpoint(entry)) for entry in entries)
+
+
+def listed_branches(address: Address) -> tuple[Branch, ...]:
+    """The main branch of a recommended model, by its published sizes; nothing for others."""
+    found = next((model for model in recommended_models() if model.repo == address.repo), None)
+    return () if found is None else (Branch(DEFAULT_REVISION, checkpoint=known_checkpoint(found)),)
 
 
 def choose_branch(source: Source, branches: Sequence[Branch], devices: Devices) -> Branch:

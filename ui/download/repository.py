@@ -18,7 +18,7 @@ from core.hub.tokens import token_for
 from core.library.hf_cache import is_snapshot_of
 from core.library.scan import LibraryEntry, disk_usage
 from core.memory.fit import FitReport
-from ui.download.branches import CHATS, NEEDS_TOKEN, choose_branch, known_branches
+from ui.download.branches import CHATS, NEEDS_TOKEN, choose_branch, known_branches, listed_branches
 from ui.download.disk import size_words
 from ui.download.source import draw_token
 from ui.load.entries_cache import models
@@ -36,11 +36,15 @@ SECTION_KEY = "download_section"
 REFUSED_KEY = "download_refused"
 
 
-def draw_repository(source: Source, devices: Devices) -> None:
-    """Everything about `source`: its page, its branches, the chosen one's verdict, what a download would fetch."""
+def draw_repository(source: Source, devices: Devices, is_listed: bool = False) -> None:
+    """Everything about `source`: its page, its branches, the chosen one's verdict, what a download would fetch.
+
+    `is_listed`: it comes from the list of recommended models, so that its main branch is known without a network.
+    """
     st.markdown(f"**{escape(source.address.repo)}** · [{escape(host_name(source.endpoint))}]({page_url(source)})")
     key = ("branches", source.kind, source.endpoint, str(source.address))
-    if (branches := _read_branches(source, key)) is None:
+    listed = listed_branches(source.address) if is_listed else ()
+    if (branches := listed or _read_branches(source, key)) is None:
         if (error := failed(key)) is not None:
             _draw_help(source, error)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -13,17 +14,20 @@ from core.hub.search import FoundModel, search_models
 from core.hub.source import Kind, Source, read_source
 from core.hub.tokens import token_for
 from core.library import catalogue
-from core.library.recommended import recommended_models
-from ui.download.branches import refusal_words
+from core.library.recommended import RecommendedModel, Verdict, best_of, known_checkpoint, verdicts_for
+from core.memory.fit import FitReport
+from ui.download.branches import VERDICT_WIDTH, refusal_words
 from ui.download.disk import size_words
 from ui.download.repository import draw_repository
 from ui.download.source import choose_source
-from ui.load.gpu_choice import choose_devices
+from ui.load.gpu_choice import Devices, choose_devices, names_of
 from ui.shared.errors import show_error
-from ui.shared.i18n import text, tr
+from ui.shared.i18n import tr
 from ui.shared.pending import answer
 
 TEXT_KEY = "find_text"
+LIST_KEY = "find_list"
+NEWER, LLAMA2 = "newer", "llama2"
 
 
 def draw_find() -> None:
@@ -36,14 +40,14 @@ def draw_find() -> None:
     if place is None:
         return
     try:
-        source = _wanted(query, *place)
+        source = _wanted(query, *place, devices)
         if source is not None:
             check_address(source.address)
     except DeckError as error:
         show_error(error)
         return
     if source is not None:
-        draw_repository(source, devices)
+        draw_repository(source, devices, is_listed=not query)
 
 
 def _search_box() -> str:
@@ -56,13 +60,13 @@ def _search_box() -> str:
     return str(query or "").strip()
 
 
-def _wanted(query: str, kind: Kind, endpoint: str) -> Source | None:
+def _wanted(query: str, kind: Kind, endpoint: str, devices: Devices) -> Source | None:
     """The repository that the page is to show: the one that was named, chosen from the results, or from the lists."""
     if parse_modelscope(query):
         return read_source(query, kind, endpoint)
     address = named_address(query)
     if address is None:
-        address = _suggested(kind) if not query else _found(query, kind, endpoint)
+        address = _suggested(kind, devices) if not query else _found(query, kind, endpoint)
     return None if address is None else Source(address, endpoint, kind)
 
 
@@ -121,14 +125,49 @@ def _row(model: FoundModel) -> dict[str, object]:
     }
 
 
-def _suggested(kind: Kind) -> Address | None:
-    """The lists: Llama-2, which is known without a network, then newer models; ModelScope has names of its own."""
-    newer = {model.repo: model for model in recommended_models() if kind == "huggingface" or model.on_modelscope}
-    known = list(dict.fromkeys(entry.repo for entry in catalogue.entries())) if kind == "huggingface" else []
-    labels = {repo: repo for repo in known}
-    labels |= {repo: text("find.newer", repo=repo, license=model.license_name) for repo, model in newer.items()}
-    chosen = st.selectbox(tr("download.repository"), list(labels), index=0 if known else None,
-                          key="catalogue_repo" if known else "modelscope_repo", persist_state="session",
-                          format_func=labels.__getitem__, help=tr("find.lists_help"),
-                          placeholder=tr("find.choose"))  # fmt: skip
-    return Address(chosen, "main") if chosen else None
+def _suggested(kind: Kind, devices: Devices) -> Address | None:
+    """What to begin with: newer models with their verdicts, or Llama-2; ModelScope has the newer ones that it has."""
+    if kind == "huggingface":
+        names = {name: tr(f"find.list_{name}") for name in (NEWER, LLAMA2)}
+        chosen = st.segmented_control(tr("find.list"), list(names), key=LIST_KEY, format_func=names.__getitem__,
+                                      default=NEWER, required=True, persist_state="session")  # fmt: skip
+        if chosen == LLAMA2:
+            repos = list(dict.fromkeys(entry.repo for entry in catalogue.entries()))
+            repo = st.selectbox(tr("download.repository"), repos, key="catalogue_repo", persist_state="session",
+                                help=tr("find.lists_help"))  # fmt: skip
+            return Address(repo, "main")
+    verdicts = [one for one in verdicts_for(devices) if kind == "huggingface" or one[0].on_modelscope]
+    return Address(_choose_newer(verdicts, kind, devices).repo, "main")
+
+
+def _choose_newer(
+    verdicts: Sequence[tuple[RecommendedModel, Verdict]], kind: Kind, devices: Devices
+) -> RecommendedModel:
+    best = best_of(verdicts)
+    first = next((index for index, (model, _) in enumerate(verdicts) if model is best), len(verdicts) - 1)
+    st.caption(tr("find.newer_text"))
+    event = st.dataframe(
+        pd.DataFrame([_newer_row(model, report, model is best) for model, report in verdicts]).fillna(""),
+        hide_index=True,
+        key=f"newer_{kind}_{names_of(devices) or 'cpu'}",
+        on_select="rerun",
+        selection_mode="single-row-required",
+        selection_default={"selection": {"rows": [first]}},
+        height=38 + 35 * min(len(verdicts), 8),
+        column_config={tr("download.column_fits"): st.column_config.TextColumn(width=VERDICT_WIDTH)},
+    )
+    rows = event["selection"]["rows"]
+    return verdicts[rows[0] if rows and rows[0] < len(verdicts) else first][0]
+
+
+def _newer_row(model: RecommendedModel, report: Verdict, is_best: bool) -> dict[str, object]:
+    row: dict[str, object] = {tr("find.column_repo"): model.repo}
+    if isinstance(report, FitReport):
+        word = "best" if is_best else "fits" if report.fits else "fits_not"
+        mark = "✅" if report.fits else "❌"
+        row[tr("download.column_fits")] = f"{mark} {tr(f'download.{word}')}"
+        row[tr("download.column_longest")] = f"{report.max_context:,}"
+        row[tr("download.column_needed")] = f"{math.ceil(report.needed_mib):,} MiB"
+    row[tr("find.column_size_main")] = size_words(known_checkpoint(model).size_bytes)
+    row[tr("find.column_license")] = model.license_name
+    return row
