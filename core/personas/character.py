@@ -60,6 +60,12 @@ class Character:
         """Who the character is, as one text with macros."""
         return self.context or compose_context(self.description, self.personality, self.scenario)
 
+    def creator_notes_in(self, language: str) -> str:
+        """What its maker says to people, in this language where V3's creator_notes_multilingual has it."""
+        given = self.extra.get("data", {}).get("creator_notes_multilingual")
+        notes = given.get(language) if isinstance(given, dict) else None
+        return notes if isinstance(notes, str) and notes.strip() else self.creator_notes
+
 
 def compose_context(description: str, personality: str, scenario: str) -> str:
     """The parts of a card as one free text with macros, such as text-generation-webui reads."""

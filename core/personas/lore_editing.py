@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from core.personas.lore_entry import number, read_entries, strings
+from core.personas.lore_entry import is_recursive, number, read_entries, strings
 
 # What both specifications want of an entry.
 NEW_ENTRY: Mapping[str, Any] = {
@@ -57,7 +57,7 @@ def book_values(book: Mapping[str, Any]) -> dict[str, Any]:
     """The lorebook's own values as a form shows them: None where it leaves them to the program."""
     numbers = {name: book.get(name) for name in ("scan_depth", "token_budget")}
     shown = {name: None if value is None else max(0, int(number(value, 0))) for name, value in numbers.items()}
-    return {**shown, "recursive_scanning": book.get("recursive_scanning") is True}
+    return {**shown, "recursive_scanning": is_recursive(book)}
 
 
 def change_book(book: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,12 @@ def read_entries(book: Mapping[str, Any], number_of_book: int = 0) -> list[Entry
     return sorted(read, key=lambda entry: entry.order)
 
 
+def is_recursive(book: Mapping[str, Any]) -> bool:
+    """Whether some entry's text may call up others."""
+    given = book.get("recursive_scanning")
+    return given if isinstance(given, bool) else any(entry.is_recursive for entry in read_entries(book))
+
+
 def without_decorators(book: Mapping[str, Any]) -> dict[str, Any]:
     """The lorebook for programs that would show decorators to the model."""
     given = book.get("entries")

@@ -198,3 +198,10 @@ def test_what_has_no_effect_is_named_and_kept(changes: dict[str, Any], key: str,
 def test_plain_cards_get_no_notice() -> None:
     for card in (V1, V2, V3):
         assert read_card("x.json", json.dumps(card).encode()).notices == ()
+
+
+def test_a_makers_notes_are_in_the_readers_language_where_the_card_has_it() -> None:
+    character = read_card("x.json", json.dumps(V3).encode()).character
+    assert (character.creator_notes_in("zh"), character.creator_notes_in("en")) == ("说明", "notes")
+    odd = V3 | {"data": V3_DATA | {"creator_notes_multilingual": {"zh": 5}}}
+    assert read_card("x.json", json.dumps(odd).encode()).character.creator_notes_in("zh") == "notes"

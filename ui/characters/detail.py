@@ -16,7 +16,7 @@ from ui.characters.draft import drafts, has_changes
 from ui.characters.preview import draw_preview, fence
 from ui.characters.view import attempt, back_button, draw_messages, offer_undo, say, show
 from ui.shared.errors import show_error
-from ui.shared.i18n import tr
+from ui.shared.i18n import language, tr
 from ui.shared.markdown import answer_markdown, escape
 from ui.shared.resources import characters, thumbnails
 from ui.shared.routing import CHAT_PAGE
@@ -62,8 +62,8 @@ def _draw_head(entry: Entry, character: Character) -> None:
                 st.markdown(" ".join(badges))
             if words := _origin_words(character):
                 st.caption(" · ".join(words))
-        if character.creator_notes:
-            st.markdown(fence(character.creator_notes))
+        if notes := character.creator_notes_in(language()):
+            st.markdown(fence(notes))
         _draw_buttons(entry, character)
     try:
         characters().picture(entry.key)

@@ -17,7 +17,7 @@ from ui.characters.importing import draw_import, draw_results
 from ui.characters.view import draw_messages, show
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
-from ui.shared.i18n import tr
+from ui.shared.i18n import language, tr
 from ui.shared.markdown import escape, shortened
 from ui.shared.people import person
 from ui.shared.resources import characters, thumbnails
@@ -163,7 +163,7 @@ def about_words(entry: Entry) -> str:
     one = entry.character
     if one is None:
         return ""
-    words = one.creator_notes or one.about
+    words = one.creator_notes_in(language()) or one.about
     return words.replace("{{char}}", one.called).replace("{{user}}", "…")
 
 
