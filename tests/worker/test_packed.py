@@ -15,6 +15,7 @@ from core.checkpoint.settled import settle
 from core.memory.kernels.registry import choose_kernel
 from core.memory.kernels.spec import Device
 from core.memory.model_shape import read_shape
+from core.worker.model.backends.aten_int4 import CpuInt4Linear
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.matrix_tensors import MatrixTensors
@@ -132,7 +133,9 @@ def test_modules_with_settings_of_their_own_compute_as_they_say(
     dynamic |= {f"-:.*{ending}.*": {} for ending, recipe in others.items() if recipe is None}
     dense = make_packed(tmp_path / "m", "gptq", Recipe(hidden=128), others, {"dynamic": dynamic})
     assert_exact(tmp_path / "m", dense)
-    assert_computes(tmp_path / "m", dense)
+    model = assert_computes(tmp_path / "m", dense)
+    # Single modules of another kind do not cost the others their kernel.
+    assert any(isinstance(module, CpuInt4Linear) for module in model.modules())
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

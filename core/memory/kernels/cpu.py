@@ -11,5 +11,7 @@ class CpuKernel(KernelSpec):
         return "bfloat16"
 
 
-ATEN_INT4 = CpuKernel("aten_int4", "cpu", bits=frozenset((4,)), group_sizes=frozenset((32, 64, 128)), multiple=16)
 DENSE = CpuKernel("dense", "cpu", bits=ALL_BITS, group_sizes=ALL_GROUP_SIZES, takes_partial_groups=True)
+ATEN_INT4 = CpuKernel(
+    "aten_int4", "cpu", bits=frozenset((4,)), group_sizes=frozenset((32, 64, 128)), multiple=16, fallback=DENSE
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,8 @@ class KernelSpec:
     last scale group may be shorter than the others. `is_capturable`: its calls can be captured in CUDA graphs, and are
     held against plain runs. `is_last_resort`: it dequantizes every matrix for every token, and is for what no other
     kernel takes. `merges_permuted`: it takes matrices of one input as one also where their inputs are permuted alike.
-    `takes_mixed`: matrices of one model may differ in bits, group size and symmetry.
+    `takes_mixed`: matrices of one model may differ in bits, group size and symmetry. `fallback` runs the matrices of a
+    model that this kernel does not take, if it takes any.
     """
 
     name: str
@@ -51,6 +53,7 @@ class KernelSpec:
     is_last_resort: bool = False
     merges_permuted: bool = False
     takes_mixed: bool = True
+    fallback: KernelSpec | None = None
 
     def can_run(self, matrix: MatrixShape, device: Device) -> bool:
         """Whether the kernel takes `matrix` on `device`."""
@@ -66,6 +69,13 @@ class KernelSpec:
             and any(side % self.either_multiple == 0 for side in sides)
             and (self.takes_partial_groups or matrix.in_features % format.group_size == 0)
         )
+
+    def can_run_all(self, matrices: Collection[MatrixShape], device: Device) -> bool:
+        """Whether the kernel runs a model of `matrices` on `device`, with its fallback for some of them."""
+        others = [matrix for matrix in matrices if not self.can_run(matrix, device)]
+        if self.fallback is None or len(others) == len(matrices):
+            return not others
+        return self.fallback.can_run_all(others, device)
 
     def dtype(self, wanted: str, device: Device) -> Dtype:
         """What to compute in, for a model whose configuration says `wanted`."""

@@ -1,6 +1,7 @@
 """ATen's int4 kernel of a CPU in gptqmodel's packing, called bare.
 
-gptqmodel's own module around it costs more than the matrix for one token.
+gptqmodel's own module around it costs more than the matrix for one token. What it does not take, such as 8 bit in
+single modules, is dequantized.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from gptqmodel.nn_modules.qlinear import GPTQQuantLinear
 from gptqmodel.nn_modules.qlinear.torch_aten_kernel import TorchAtenLinear
 from torch import nn
 
+from core.memory.kernels.cpu import DENSE
+from core.memory.kernels.spec import Device
+from core.memory.model_shape import MatrixShape
 from core.worker.kernels.cpu_int4_prefill import MIN_ROWS, make_prefill_matmul
+from core.worker.model.backends.dense import DenseBackend
 from core.worker.model.backends.gptqmodel import GptqmodelBackend
 from core.worker.model.matrix_tensors import MatrixTensors
 
@@ -21,7 +26,10 @@ class AtenInt4Backend(GptqmodelBackend):
     linear_class = TorchAtenLinear
 
     def make(self, members: Sequence[MatrixTensors]) -> nn.Module:
-        return CpuInt4Linear(self.build(members[0]))
+        one = members[0]
+        if not self.spec.can_run(MatrixShape(one.in_features, one.out_features, one.format), Device("cpu")):
+            return DenseBackend(DENSE, self.dtype, self.device).make(members)
+        return CpuInt4Linear(self.build(one))
 
 
 class CpuInt4Linear(nn.Module):
