@@ -14,7 +14,6 @@ from core.bootstrap.pip import InstallError, pip_install, run_step
 from core.bootstrap.stamp import REQUIREMENTS
 from core.bootstrap.venv import lock
 from core.common.errors import DeckError
-from core.common.files import remove
 from core.common.paths import ROOT
 from core.common.terminal import Terminal
 from core.starter import build as starter
@@ -22,8 +21,6 @@ from core.vllm.server import ensure_venv
 from tests.support.peers import install_llama_cpp
 
 TEST_REQUIREMENTS = "requirements-test.txt"
-# The version that comes with the pinned torch on a GPU host.
-TRITON = "triton==3.6.0"
 # A file's tests share servers, so they stay together.
 SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 QUICK = [*SIDE_BY_SIDE, "-m", "not (browser or engine or peers or gpu or slow)"]
@@ -57,8 +54,7 @@ def main(
 
 
 def install_for_all_tests(terminal: Terminal) -> None:
-    """What only the slower tests need: a browser, Triton, two other engines and the starter model."""
-    install_triton(terminal)
+    """What only the slower tests need: a browser, two other engines and the starter model."""
     install_chromium(terminal)
     ensure_venv(is_cpu=True, terminal=terminal)
     install_llama_cpp(terminal)
@@ -98,23 +94,6 @@ def install_packages(terminal: Terminal) -> None:
         stamp.write_text("unfinished", "utf-8")
         pip_install(Path(sys.executable), arguments, terminal.text("test_step_packages"), terminal, [held])
         stamp.write_text(digest, "utf-8")
-
-
-def triton_folder() -> Path:
-    """Where Triton lies for the tests in its interpreter: torch would take notice of one among the packages."""
-    return Path(sys.prefix) / TRITON.replace("==", "-")
-
-
-def install_triton(terminal: Terminal) -> None:
-    folder = triton_folder()
-    if folder.is_dir():
-        return
-    unfinished = folder.with_suffix(".new")
-    remove(unfinished)
-    arguments = ["--no-deps", "--target", str(unfinished), TRITON]
-    with lock(ROOT, terminal) as held:
-        pip_install(Path(sys.executable), arguments, terminal.text("test_step_triton"), terminal, [held])
-        unfinished.rename(folder)
 
 
 def install_chromium(terminal: Terminal) -> None:

@@ -87,7 +87,7 @@ def check_compilers(has_gpu: bool, there: frozenset[str]) -> CheckResult:
     if not has_gpu:
         return result("compiler", "ok", "compiler_not_needed")
     if not there & set(C_COMPILERS):
-        return result("compiler", "warn", "compiler_no_c")
+        return result("compiler", "ok", "compiler_no_c")
     if set(COMPILERS) - there:
         return result("compiler", "ok", "compiler_no_cuda", names=names)
     return result("compiler", "ok", "compiler_ok", names=names)

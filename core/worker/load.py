@@ -24,6 +24,10 @@ from core.engine.sampling_params import Sampling
 from core.memory.load_plan import LoadPlan
 from core.worker.decode.cpu_decode import make_fast_decode
 from core.worker.decode.cpu_threads import reserve_one_core
+from core.worker.decode.cuda_graphs import GraphSteps
+from core.worker.decode.fused_modules import fuse_modules
+from core.worker.decode.graph_cache import GraphCache
+from core.worker.decode.layer_fusion import fuse_head, fuse_layers, fuse_prefill
 from core.worker.decode.steps import EagerSteps, PendingTokens, Steps
 from core.worker.memory_guard import memory_cap, reserve_remaining
 from core.worker.model.device_map import DeviceMap
@@ -132,12 +136,6 @@ def read_model(checkpoint: Checkpoint, plan: LoadPlan, device_map: DeviceMap, pr
 def capture_steps(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: int) -> Steps:
     """Steps in CUDA graphs over fused operations; plain ones for a model that cannot be captured, with a line in the
     log that says why."""
-    from triton.errors import TritonError  # type: ignore[import-not-found]
-
-    from core.worker.decode.cuda_graphs import GraphSteps
-    from core.worker.decode.fused_modules import fuse_modules
-    from core.worker.decode.graph_cache import GraphCache
-    from core.worker.decode.layer_fusion import fuse_head, fuse_layers, fuse_prefill
 
     def fuse_steps(cache: GraphCache, run_decode: Callable[[], object], run_prefill: Callable[[], object]) -> None:
         num_layers, has_head = fuse_layers(model, cache, run_decode), fuse_head(model)
@@ -148,7 +146,7 @@ def capture_steps(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: int)
     log.info("fused: %s", ", ".join(fuse_modules(model)))
     try:
         return GraphSteps(slots, chunk_tokens, fuse=fuse_steps)
-    except (RuntimeError, TypeError, TritonError, EngineError) as error:
+    except (RuntimeError, TypeError, ValueError, EngineError) as error:
         log.warning("the steps are not captured: %s: %s", type(error).__name__, error)
     slots.use_attention(attention_before)
     gc.collect()

@@ -6,7 +6,6 @@ socket to the dashboard. A warm worker imports the libraries of a load before it
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import queue
@@ -125,15 +124,11 @@ def prepare(inbox: queue.SimpleQueue[Command | ImportsDone]) -> None:
 
 
 def import_libraries() -> None:
-    """Import what a load needs, and what captured steps need where Triton is installed. No import may touch a GPU."""
+    """Import what a load needs. No import may touch a GPU."""
     import_gptqmodel()
 
     import core.worker.load
-    import core.worker.scheduler
-
-    if importlib.util.find_spec("triton") is not None:
-        import core.worker.decode.cuda_graphs
-        import core.worker.decode.fused_modules  # noqa: F401
+    import core.worker.scheduler  # noqa: F401
 
 
 def import_gptqmodel() -> None:

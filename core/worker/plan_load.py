@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -120,8 +118,6 @@ def plan_gpu_load(
             log.warning("%s is not used: %s", plan.kernel.name, error)
             refused.append(plan.kernel.name)
             continue
-        if plan.is_captured and not has_c_compiler():
-            return replace(plan, is_captured=False, shape=read_shape(checkpoint))
         return plan
 
 
@@ -140,8 +136,3 @@ def compile_and_check(plan: LoadPlan, checkpoint: Checkpoint) -> None:
 def use_capturable_stream(device: torch.device | None = None) -> None:
     """Let this thread's work on a GPU run on a stream that can be captured: the usual default stream cannot."""
     torch.cuda.set_stream(torch.cuda.ExternalStream(PER_THREAD_STREAM, device))
-
-
-def has_c_compiler() -> bool:
-    """Whether Triton can build what it calls its kernels with."""
-    return any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))

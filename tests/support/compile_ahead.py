@@ -18,6 +18,8 @@ import torch
 # Heads, key heads and a head's size: of the models that are loaded, and of those whose attention alone is tried.
 MODEL_HEADS = [((8, 8), 64), ((8, 2), 64), ((8, 1), 64), ((4, 2), 128)]
 ATTENTION_HEADS = [((8, 8), 128), ((16, 2), 128), ((32, 2), 128), ((7, 1), 64), ((12, 4), 64), ((4, 2), 256)]
+# Sizes of heads that the attention of layers as they are is tried with.
+CACHED_HEADS = (16, 32, 64, 100, 128)
 VOCABULARIES = (384, 500, 32000, 151936, 262144)
 # The tests go first, and what they need next before what they need last.
 NICENESS, LIBRARY_NICENESS = 5, 15
@@ -26,8 +28,10 @@ DTYPES = (torch.float16, torch.bfloat16)
 
 def own_kernels(device: torch.device) -> list[Callable[[], object]]:
     """Each kind of kernel that the tests use, as what makes it; those that take long come first."""
+    from core.worker.kernels.cache_attention import kernels_for
     from core.worker.kernels.decode_attention import SPLITS, DecodeKernels
-    from core.worker.kernels.sampling_kernel import sampling_kernel_for
+    from core.worker.kernels.sampling_kernel import SamplingKernel
+    from core.worker.kernels.step_ops import module_for
     from core.worker.kernels.w4_prefill import PrefillKernels
     from core.worker.kernels.w4_small_batch import W4Kernels
 
@@ -40,7 +44,10 @@ def own_kernels(device: torch.device) -> list[Callable[[], object]]:
     made += [partial(DecodeKernels, torch.float16, *heads, 4, device) for heads in ATTENTION_HEADS]
     for heads, blocks, clusters in product(ATTENTION_HEADS, SPLITS, (True, False) if is_hopper else (False,)):
         made.append(partial(DecodeKernels, torch.float16, *heads, 4, device, (blocks,), clusters))
-    made += [partial(sampling_kernel_for, dtype, vocabulary, device) for dtype in DTYPES for vocabulary in VOCABULARIES]
+    for dtype, vocabulary, clusters in product(DTYPES, VOCABULARIES, (True, False) if is_hopper else (False,)):
+        made.append(partial(SamplingKernel, dtype, vocabulary, device, clusters))
+    made += [partial(kernels_for, dtype, dim, device) for dtype in DTYPES for dim in CACHED_HEADS]
+    made += [partial(module_for, dtype, device) for dtype in DTYPES]
     return made
 
 

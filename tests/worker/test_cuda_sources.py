@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.worker.kernels import decode_attention, nvrtc, sampling_kernel, w4_prefill, w4_small_batch
+from core.worker.kernels import (
+    cache_attention,
+    decode_attention,
+    nvrtc,
+    sampling_kernel,
+    step_ops,
+    w4_prefill,
+    w4_small_batch,
+)
 from core.worker.kernels.decode_attention import DecodeKernels
 from core.worker.kernels.sampling_kernel import MAX_SCORES, SamplingKernel
 from core.worker.kernels.w4_prefill import PrefillKernels
@@ -55,11 +63,14 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(nvrtc, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: Compiled.capability)
-    for module in (w4_small_batch, sampling_kernel, w4_prefill, decode_attention):
+    for module in (w4_small_batch, sampling_kernel, w4_prefill, decode_attention, cache_attention, step_ops):
         monkeypatch.setattr(module, "CudaModule", Compiled)
-    decode_attention.module_for.cache_clear()
+    caches = (decode_attention.module_for, cache_attention.kernels_for, step_ops.module_for)
+    for cache in caches:
+        cache.cache_clear()
     yield
-    decode_attention.module_for.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +114,30 @@ def test_the_attention_of_new_tokens_compiles(
 
 @pytest.mark.parametrize(("dtype", "vocabulary"), [(torch.float16, 500), (torch.bfloat16, MAX_SCORES * 4096)])
 def test_sampling_compiles(dtype: torch.dtype, vocabulary: int) -> None:
-    SamplingKernel(dtype, vocabulary, torch.device("cpu"))
+    SamplingKernel(dtype, vocabulary, torch.device("cpu"), clusters=True)
+
+
+# Cards of every way that the kernels have: no tensor cores, those of float16, all.
+ANY_GPU = pytest.mark.parametrize("capability", [(6, 1), (7, 5), (8, 0), (8, 9), (9, 0)], ids=str)
+
+
+@ANY_GPU
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_small_operations_of_a_step_compile_for_any_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    step_ops.module_for(dtype, torch.device("cpu"))
+    SamplingKernel(dtype, 151936, torch.device("cpu"), clusters=False)
+
+
+@ANY_GPU
+@pytest.mark.parametrize(("dtype", "dim"), [(torch.float16, 100), (torch.bfloat16, 128), (torch.float16, 256)])
+def test_the_attention_of_any_layer_compiles_for_any_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, dim: int
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    cache_attention.kernels_for(dtype, dim, torch.device("cpu"))
 
 
 def test_text_is_read_after_compiling_as_before() -> None:

@@ -107,6 +107,23 @@ def test_a_load_that_cannot_be_honoured_is_refused_with_the_numbers_and_can_be_f
         torch.cuda.empty_cache()
 
 
+def test_steps_are_captured_where_there_is_no_compiler(
+    folder: Path, gpu_tests: GpuSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """PyTorch's runtime images have none. Steps were plain there, and a 7B many times slower."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    gpu_tests.wait_for_compilers()
+    runner = Runner()  # None that was begun before.
+    try:
+        runner.load(folder, CONTEXT_TOKENS, CHATS, "llamadeck")
+        facts = runner.wait_while_loading(LOAD_S).facts
+        assert facts is not None and facts.captured
+    finally:
+        runner.close()
+
+
 def test_a_warm_worker_holds_no_memory_of_a_gpu_and_loads_as_any_other(runner: Runner, folder: Path) -> None:
     runner.warm_worker.start(idle_s=0.0)
     try:

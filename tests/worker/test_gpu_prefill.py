@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.memory.kernels.llamadeck import has_fused_prefill
+from core.worker.kernels import step_ops
 from core.worker.kernels.decode_attention import DecodeKernels
 from core.worker.kernels.packing import K_BLOCK, TILE, PackedMatrix, invert_permutation
 from core.worker.kernels.w4_prefill import DequantThenGemm, FusedDequantGemm, PrefillKernels
@@ -82,8 +83,6 @@ def test_rmsnorm_swiglu_and_residual_are_fused_right(
 @needs_tensor_cores
 @pytest.mark.parametrize(("heads", "dim"), [((8, 8), 128), ((16, 2), 128), ((7, 1), 64)])
 def test_rope_is_applied_and_keys_and_values_are_stored(heads: tuple[int, int], dim: int) -> None:
-    from core.worker.kernels import triton_ops
-
     random = torch.Generator(DEVICE).manual_seed(1)
     (num_heads, num_kv_heads), tokens, slots = heads, 70, torch.tensor([1], device=DEVICE)
     qkv = torch.randn((tokens, (num_heads + 2 * num_kv_heads) * dim), device=DEVICE, generator=random).half()
@@ -92,8 +91,8 @@ def test_rope_is_applied_and_keys_and_values_are_stored(heads: tuple[int, int], 
     columns = torch.where(torch.arange(tokens, device=DEVICE) < 60, torch.arange(tokens, device=DEVICE) + 5, -1)[None]
     caches = [torch.zeros((2, 2, num_kv_heads, 81, dim), dtype=torch.float16, device=DEVICE) for _ in range(2)]
     by_head = qkv.clone().view(tokens, -1, dim).transpose(0, 1)[None]
-    query, key = triton_ops.apply_rope(by_head[:, :num_heads], by_head[:, num_heads:-num_kv_heads], cos, sin)
-    triton_ops.store_kv(key, by_head[:, -num_kv_heads:], *caches[0], slots, columns)
+    query, key = step_ops.apply_rope(by_head[:, :num_heads], by_head[:, num_heads:-num_kv_heads], cos, sin)
+    step_ops.store_kv(key, by_head[:, -num_kv_heads:], *caches[0], slots, columns)
     kernels = DecodeKernels(torch.float16, heads, dim, 2, DEVICE)
     got = kernels.apply_rope_and_store_kv(qkv, (cos, sin), (caches[1][0], caches[1][1]), slots, columns)
     assert far(got, query.float()) < TOLERANCES[torch.float16]

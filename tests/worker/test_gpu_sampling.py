@@ -1,4 +1,4 @@
-"""On a GPU: the sampling kernel, beside Triton's for every GPU. Run with `pytest -m gpu` on a GPU host."""
+"""On a GPU: a cluster of blocks samples what one block does. Run with `pytest -m gpu` on a GPU host."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from core.engine.sampling_params import Sampling
-from core.worker.kernels.sampling_kernel import SETTINGS, SlotSamplingState, sampling_kernel_for
+from core.worker.kernels.sampling_kernel import MAX_SCORES, SETTINGS, SamplingKernel, SlotSamplingState
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
+has_clusters = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 SLOTS, DRAWS = 5, 40
 SAMPLINGS = (
     Sampling(temperature=0.0),
@@ -35,14 +36,13 @@ def make_slots(vocabulary: int) -> SlotSamplingState:
     )
 
 
+@pytest.mark.skipif(not has_clusters, reason="this GPU has no clusters of blocks")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("vocabulary", [500, 32000, 151936, 262144])
+@pytest.mark.parametrize("vocabulary", [500, 32000, 151936, MAX_SCORES * 4096])
 def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype) -> None:
-    from core.worker.kernels.triton_sampling import sample_all
-
-    kernel = sampling_kernel_for(dtype, vocabulary, torch.device("cuda", 0))
-    if kernel is None:
-        pytest.skip("this GPU samples with Triton's kernel alone")
+    cluster, block = (
+        SamplingKernel(dtype, vocabulary, torch.device("cuda", 0), clusters) for clusters in (True, False)
+    )
     one, other = make_slots(vocabulary), make_slots(vocabulary)
     for sampling in SAMPLINGS:
         one.settings[1] = other.settings[1] = torch.tensor([float(getattr(sampling, name)) for name in SETTINGS])
@@ -53,8 +53,9 @@ def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype
             logits = (torch.randn((len(rows), vocabulary), device="cuda", generator=generator) * 3).to(dtype)
             got, wanted = torch.zeros((2, len(rows)), dtype=torch.long, device="cuda")
             step = torch.ones(1, dtype=torch.long, device="cuda")
-            kernel(logits, rows, one, step, got)
-            sample_all(logits, torch.empty_like(logits, dtype=torch.float32), rows, other, step, wanted)
+            scratch = torch.empty_like(logits, dtype=torch.float32)
+            cluster(logits, scratch, rows, one, step, got)
+            block(logits, scratch, rows, other, step, wanted)
             num_same += int((got == wanted).sum())
             assert torch.equal(one.tokens[rows[:-1]], got[:-1])
             assert torch.equal(one.positions, other.positions)
@@ -63,15 +64,14 @@ def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype
         assert num_same >= 4 * DRAWS - 3
 
 
-def test_logits_that_are_nan_give_no_token() -> None:
-    kernel = sampling_kernel_for(torch.float16, 32000, torch.device("cuda", 0))
-    if kernel is None:
-        pytest.skip("this GPU samples with Triton's kernel alone")
+@pytest.mark.parametrize("clusters", [False, *([True] * has_clusters)])
+def test_logits_that_are_nan_give_no_token(clusters: bool) -> None:
+    kernel = SamplingKernel(torch.float16, 32000, torch.device("cuda", 0), clusters)
     slots = make_slots(32000)
     logits = torch.randn((2, 32000), device="cuda").half()
     logits[1, 31999] = float("nan")
     sampled = torch.zeros(2, dtype=torch.long, device="cuda")
     rows, step = torch.tensor([0, 2], device="cuda"), torch.ones(1, dtype=torch.long, device="cuda")
-    kernel(logits, rows, slots, step, sampled)
+    kernel(logits, torch.empty_like(logits, dtype=torch.float32), rows, slots, step, sampled)
     assert sampled[1] == -1
     assert sampled[0] == logits[0].argmax()

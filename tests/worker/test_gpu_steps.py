@@ -107,7 +107,7 @@ def test_a_captured_step_computes_the_model(
 
 @pytest.mark.parametrize("chats", [1, 2])
 def test_a_model_for_one_or_two_chats_is_captured(tmp_path: Path, chats: int) -> None:
-    """What is told of it in tests/worker/interpreted_steps.py."""
+    """What is told of it in tests/worker/test_cuda_graphs.py."""
     make_checkpoint(tmp_path, RECIPES["group 128"])
     steps = open_steps(tmp_path, chats)
     steps.reset_slot(0, GREEDY, 1, prompt(0))

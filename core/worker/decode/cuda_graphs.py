@@ -18,9 +18,8 @@ from core.engine.sampling_params import Sampling
 from core.memory.plan import batch_sizes, chunk_sizes
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.steps import PendingTokens
-from core.worker.kernels import triton_ops
+from core.worker.kernels import step_ops
 from core.worker.kernels.sampling_kernel import SETTINGS, SlotSamplingState, sampling_kernel_for
-from core.worker.kernels.triton_sampling import sample_all
 from core.worker.model.model_runner import ModelRunner
 
 ATTENTION = "llamadeck_captured"
@@ -175,10 +174,7 @@ class GraphSteps:
     def sample(self, logits: torch.Tensor, rows: torch.Tensor, step: torch.Tensor, sampled: torch.Tensor) -> None:
         kernel = sampling_kernel_for(logits.dtype, self.vocabulary, logits.device)
         slots = SlotSamplingState(self.settings, self.seeds, self.seen, self.tokens, self.positions)
-        if kernel:
-            kernel(logits, rows, slots, step, sampled)
-        else:
-            sample_all(logits, self.scratch, rows, slots, step, sampled)
+        kernel(logits, self.scratch, rows, slots, step, sampled)
 
 
 class _Step(ABC):
@@ -215,7 +211,7 @@ class DecodeGraph(_Step):
 
     def compute(self) -> torch.Tensor:
         steps = self._steps
-        tokens, positions, columns, ends = triton_ops.gather_slots(
+        tokens, positions, columns, ends = step_ops.gather_slots(
             self._rows, steps.tokens, steps.positions, self._padding_slot
         )
         steps.cache.set_targets(self._rows, columns.unsqueeze(1), ends)

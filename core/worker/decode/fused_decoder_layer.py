@@ -13,8 +13,8 @@ from torch import nn
 
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.decode.graph_cache import AttentionSpec, GraphCache
+from core.worker.kernels.cache_attention import attend_prefill
 from core.worker.kernels.decode_attention import DecodeKernels
-from core.worker.kernels.triton_attention import attend_prefill
 from core.worker.kernels.w4_prefill import FusedDequantGemm
 from core.worker.kernels.w4_small_batch import MAX_SMALL_BATCH, FusedRmsNorm, W4Linear
 from core.worker.kernels.w4_variants import MAX_NORMED

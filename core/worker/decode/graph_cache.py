@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from core.worker.kernels import triton_attention, triton_ops
+from core.worker.kernels import cache_attention, step_ops
 from core.worker.model.attention import refuse_additions
 from core.worker.model.kv_cache import SlotCache
 
@@ -52,7 +52,7 @@ class GraphCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store new keys and values [rows, kv heads, tokens, dim]; the layer's whole cache, which `attend` gets."""
         keys, values = self.layer(layer_idx)
-        triton_ops.store_kv(key, value, keys, values, self.slots, self.columns)
+        step_ops.store_kv(key, value, keys, values, self.slots, self.columns)
         return keys, values
 
     def attend(
@@ -74,7 +74,7 @@ class GraphCache:
         if mask is not None:
             raise NotImplementedError("attention with a mask")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        attend = triton_attention.attend_decode if query.shape[2] == 1 else triton_attention.attend_prefill
+        attend = cache_attention.attend_decode if query.shape[2] == 1 else cache_attention.attend_prefill
         window = sliding_window or NO_WINDOW
         index = getattr(module, "layer_idx", None)
         if index is not None:

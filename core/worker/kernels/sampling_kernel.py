@@ -1,7 +1,6 @@
 """Samples each row's next token from its logits, by the kernel of cuda/draw.cu.
 
-Vocabularies and GPUs that it does not take go through kernels/triton_sampling.py, where one multiprocessor reads a row
-several times.
+A cluster of blocks holds a row in registers, where the GPU has clusters; elsewhere one block reads it several times.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ log = logging.getLogger(__name__)
 # and are ignored.
 LOGIT_RANGE = 40.0
 BISECTIONS = 27
-# A cluster of so many blocks samples a row, each with so many threads.
-SAMPLE_BLOCKS = 8
-SAMPLE_THREADS = 512
+# A cluster of so many blocks samples a row, each with so many threads; without clusters one block does.
+SAMPLE_BLOCKS, SAMPLE_THREADS = 8, 512
+SINGLE_BLOCK_THREADS = 1024
 # The most logits that a thread's registers hold.
 MAX_SCORES = 64
 # The columns of SlotSamplingState.settings.
@@ -43,42 +42,51 @@ class SlotSamplingState(NamedTuple):
 
 
 class SamplingKernel:
-    """For logits of one dtype and vocabulary, on a GPU with clusters of blocks (compute capability 9.0)."""
+    """For logits of one dtype and vocabulary on one GPU. clusters: whether a cluster of blocks samples a row, which
+    takes compute capability 9.0 and at most MAX_SCORES logits a thread. Raises CudaCodeError."""
 
-    def __init__(self, dtype: torch.dtype, vocabulary: int, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, vocabulary: int, device: torch.device, clusters: bool) -> None:
+        self._blocks, self._threads = (SAMPLE_BLOCKS, SAMPLE_THREADS) if clusters else (1, SINGLE_BLOCK_THREADS)
         defines: dict[str, str | int] = {
             "BF16": int(dtype == torch.bfloat16),
-            "SCORES": -(-vocabulary // (SAMPLE_BLOCKS * SAMPLE_THREADS)),
-            "SAMPLE_BLOCKS": SAMPLE_BLOCKS,
-            "SAMPLE_THREADS": SAMPLE_THREADS,
+            "CLUSTERS": int(clusters),
+            "SCORES": -(-vocabulary // (self._blocks * self._threads)),
+            "SAMPLE_BLOCKS": self._blocks,
+            "SAMPLE_THREADS": self._threads,
             "RANGE": f"{LOGIT_RANGE}f",
             "BISECTIONS": BISECTIONS,
         }
-        module = CudaModule(read_source("hopper.cuh", "draw.cu"), defines, device)
+        module = CudaModule(read_source(*(("hopper.cuh",) if clusters else ()), "draw.cu"), defines, device)
         self._sample = module.kernel("sample")
 
     def __call__(
         self,
         logits: torch.Tensor,
+        scratch: torch.Tensor,
         rows: torch.Tensor,
         slots: SlotSamplingState,
         step: torch.Tensor,
         sampled: torch.Tensor,
     ) -> None:
-        """As `sample_all` of kernels/triton_sampling.py, without its scratch."""
-        self._sample((SAMPLE_BLOCKS, logits.shape[0], 1), SAMPLE_THREADS, logits, rows, *slots, step, sampled,
+        """Sample the next token of every row, as decode/sampling.py does, and store it as its slot's.
+
+        logits [rows, vocabulary]; scratch the same in float32; rows [rows]: each row's slot. The slots' positions grow
+        by `step` [1]. sampled [rows] gets the tokens, -1 where a logit is NaN. Random numbers are Philox by seed and
+        position, so they do not depend on the batch.
+        """
+        self._sample((self._blocks, logits.shape[0], 1), self._threads, logits, scratch, rows, *slots, step, sampled,
                      logits.shape[1], slots.seeds.shape[0] - 1)  # fmt: skip
 
 
 @cache
-def sampling_kernel_for(dtype: torch.dtype, vocabulary: int, device: torch.device) -> SamplingKernel | None:
-    """The kernel for such logits; None where it does not take them."""
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return None
-    if vocabulary > MAX_SCORES * SAMPLE_BLOCKS * SAMPLE_THREADS or torch.cuda.get_device_capability(device) < (9, 0):
-        return None
-    try:
-        return SamplingKernel(dtype, vocabulary, device)
-    except CudaCodeError as error:
-        log.warning("tokens are sampled the slower way: %s", error)
-        return None
+def sampling_kernel_for(dtype: torch.dtype, vocabulary: int, device: torch.device) -> SamplingKernel:
+    """The kernel for such logits. Raises TypeError for other types than float16 and bfloat16, CudaCodeError where it
+    does not compile."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise TypeError(f"logits in {dtype}")
+    if vocabulary <= MAX_SCORES * SAMPLE_BLOCKS * SAMPLE_THREADS and torch.cuda.get_device_capability(device) >= (9, 0):
+        try:
+            return SamplingKernel(dtype, vocabulary, device, clusters=True)
+        except CudaCodeError as error:
+            log.warning("tokens are sampled the slower way: %s", error)
+    return SamplingKernel(dtype, vocabulary, device, clusters=False)

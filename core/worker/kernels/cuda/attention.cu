@@ -66,13 +66,6 @@ __device__ __forceinline__ void combine_splits(int from, int step, int last, Put
     }
 }
 
-// Copy 16 bytes, or zeros if there are none.
-__device__ __forceinline__ void cp_async_16_zfill(bool is_there, void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(smem_address(to)), "l"(from),
-                 "r"(is_there ? 16 : 0)
-                 : "memory");
-}
-
 // The transpose of an 8x8 matrix of which lane 4g+t holds row g, columns 2t and 2t+1.
 __device__ __forceinline__ u32 transposed(u32 pair) {
     u32 r;

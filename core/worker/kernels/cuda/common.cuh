@@ -8,9 +8,14 @@ typedef long long i64;
 #if BF16
 __device__ __forceinline__ float to_float(u16 x) { return __uint_as_float((u32)x << 16); }
 __device__ __forceinline__ u16 to_half(float x) {
+#if __CUDA_ARCH__ >= 800
     u16 r;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(x));
     return r;
+#else
+    const u32 bits = __float_as_uint(x);
+    return x != x ? 0x7fff : (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+#endif
 }
 #else
 __device__ __forceinline__ float to_float(u16 x) {
@@ -90,6 +95,7 @@ __device__ __forceinline__ void store_8(uint4 values, int at, const int* inverse
 #endif
 
 // One tensor-core product m16n8k16: c = a · b + from.
+#if __CUDA_ARCH__ >= 800
 __device__ __forceinline__ void mma_from(float* c, const u32* a, u32 b0, u32 b1, const float* from) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPES
                  ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
@@ -97,6 +103,39 @@ __device__ __forceinline__ void mma_from(float* c, const u32* a, u32 b0, u32 b1,
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(from[0]), "f"(from[1]),
                    "f"(from[2]), "f"(from[3]));
 }
+#elif __CUDA_ARCH__ >= 750 && !BF16
+// In two halves of the inputs.
+__device__ __forceinline__ void mma_from(float* c, const u32* a, u32 b0, u32 b1, const float* from) {
+    const u32 b[2] = {b0, b1};
+#pragma unroll
+    for (int i = 0; i < 4; i++) c[i] = from[i];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
+}
+#else
+// Without tensor cores: lane 4g+t sums rows g and g+8 of columns 2t and 2t+1, four inputs from each lane of a row. Inlined
+// it would take minutes to compile.
+__device__ __noinline__ void mma_from(float* c, const u32* a, u32 b0, u32 b1, const float* from) {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const u32 b[2] = {b0, b1};
+#pragma unroll
+    for (int i = 0; i < 4; i++) c[i] = from[i];
+    for (int lane = 0; lane < 4; lane++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 inputs = __shfl_sync(~0u, a[i], g * 4 + lane);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const u32 weights = __shfl_sync(~0u, b[i / 2], (t * 2 + j) * 4 + lane);
+                float& sum = c[i % 2 * 2 + j];
+                sum = __fmaf_rn(high(inputs), high(weights), __fmaf_rn(low(inputs), low(weights), sum));
+            }
+        }
+}
+#endif
 __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) { mma_from(c, a, b0, b1, c); }
 
 // The sums of 256 values in groups of 32, 64, 128 or 256, by a warp whose lanes hold 8 values each, in order. Every
@@ -186,6 +225,12 @@ __device__ __forceinline__ void cp_async_16(u32 to, const void* from) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void cp_async_16(void* to, const void* from) { cp_async_16(smem_address(to), from); }
+// Copy 16 bytes, or zeros if there are none.
+__device__ __forceinline__ void cp_async_16_zfill(bool is_there, void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(smem_address(to)), "l"(from),
+                 "r"(is_there ? 16 : 0)
+                 : "memory");
+}
 __device__ __forceinline__ void cp_async_4(u32 to, const void* from) {
     asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }

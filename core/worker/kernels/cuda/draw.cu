@@ -1,7 +1,19 @@
-// Samples the next token of each row. A cluster of SAMPLE_BLOCKS blocks holds the row's scores in registers, SCORES a
-// thread. Same cuts as core/worker/decode/sampling.py, same random numbers as core/worker/kernels/triton_sampling.py.
+// Samples the next token of each row. With CLUSTERS, a cluster of SAMPLE_BLOCKS blocks holds the row's scores in
+// registers, SCORES a thread; without, one block keeps them in GPU memory. Same cuts as core/worker/decode/sampling.py.
 
 typedef unsigned char u8;
+
+#if CLUSTERS
+// A thread's own score, and how many it handles at once.
+#define SCORE(i) scores[i]
+#define SCORES_AT_ONCE SCORES
+#else
+#define SCORE(i) scores[(i) * SAMPLE_THREADS]
+#define SCORES_AT_ONCE 4
+#define __cluster_dims__(...)
+__device__ __forceinline__ void cluster_sync() { __syncthreads(); }
+__device__ __forceinline__ float ld_cluster(int, const float& own) { return own; }
+#endif
 
 // Thresholds tried at once: as good as 3 bisections. A score RANGE below the highest weighs nothing.
 #define THRESHOLDS 7
@@ -71,21 +83,22 @@ __device__ __forceinline__ void weigh(const float* scores, float top, int size, 
                                       float* found, ClusterScratch& room, int& side) {
 #pragma unroll
     for (int k = 0; k < COUNT; k++) found[k] = 0.0f;
-#pragma unroll
+#pragma unroll SCORES_AT_ONCE
     for (int i = 0; i < SCORES; i++) {
-        const float weight = is_mass ? __expf(scores[i] - top) : 1.0f;
+        if (!CLUSTERS && first_place() + i * STEP >= size) break;
+        const float weight = is_mass ? __expf(SCORE(i) - top) : 1.0f;
 #pragma unroll
         for (int k = 0; k < COUNT; k++)
-            if (first_place() + i * STEP < size && scores[i] >= low + (k + 1) * width) found[k] += weight;
+            if (first_place() + i * STEP < size && SCORE(i) >= low + (k + 1) * width) found[k] += weight;
     }
     cluster_reduce<COUNT>(found, true, room, side);
 }
 
-// settings [slots + 1][5]: temperature, top-p, top-k, min-p, repetition penalty. The other arguments are those of
-// `sample_all` in core/worker/kernels/triton_sampling.py.
+// settings [slots + 1][5]: temperature, top-p, top-k, min-p, repetition penalty. scratch [rows][size]: for the scores,
+// without clusters. The other arguments are those of SamplingKernel in core/worker/kernels/sampling_kernel.py.
 extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds__(SAMPLE_THREADS)
-    sample(const u16* logits, const i64* rows, const float* settings, const i64* seeds, u8* seen, i64* tokens,
-           i64* positions, const i64* step, i64* sampled, int size, int num_slots) {
+    sample(const u16* logits, float* scratch, const i64* rows, const float* settings, const i64* seeds, u8* seen,
+           i64* tokens, i64* positions, const i64* step, i64* sampled, int size, int num_slots) {
     __shared__ ClusterScratch room;
     int side = 0;
     pdl_trigger();
@@ -96,17 +109,23 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
     const i64 position = positions[slot] + *step;
     const bool is_greedy = temperature < 1e-5f;
     auto place_of = [](int i) { return first_place() + i * STEP; };
-    float scores[SCORES], highest[2] = {LOWEST, 0.0f};  // and whether any is NaN
-#pragma unroll
+#if CLUSTERS
+    float scores[SCORES];
+#else
+    float* scores = scratch + row * size + threadIdx.x;
+#endif
+    float highest[2] = {LOWEST, 0.0f};  // and whether any is NaN
+#pragma unroll SCORES_AT_ONCE
     for (int i = 0; i < SCORES; i++) {
         const int place = place_of(i);
+        if (!CLUSTERS && place >= size) break;
         float score = LOWEST;
         if (place < size) {
             score = to_float(logits[row * size + place]);
             if (seen[slot * size + place]) score = score > 0.0f ? score / penalty : score * penalty;
             if (!is_greedy) score /= temperature;
         }
-        scores[i] = score;
+        SCORE(i) = score;
         highest[0] = fmaxf(highest[0], score);
         if (score != score) highest[1] = 1.0f;
     }
@@ -143,22 +162,23 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
 
     // Of the remaining scores, each plus Gumbel noise, the highest; of equals the first.
     float best[1] = {LOWEST};
-#pragma unroll
+#pragma unroll SCORES_AT_ONCE
     for (int i = 0; i < SCORES; i++) {
         const int place = place_of(i);
-        if (!(scores[i] >= threshold) || place >= size) {
-            scores[i] = LOWEST;
+        if (!CLUSTERS && place >= size) break;
+        if (!(SCORE(i) >= threshold) || place >= size) {
+            SCORE(i) = LOWEST;
         } else if (!is_greedy) {
             const unsigned long long key = seeds[slot] + position * 0x1E3779B97F4A7C15ll;
-            scores[i] -= logf(-logf(fmaxf(philox_uniform(key, place), 1e-10f)));
+            SCORE(i) -= logf(-logf(fmaxf(philox_uniform(key, place), 1e-10f)));
         }
-        best[0] = fmaxf(best[0], scores[i]);
+        best[0] = fmaxf(best[0], SCORE(i));
     }
     cluster_reduce<1>(best, false, room, side);
     float back[1] = {1.0f - size};
-#pragma unroll
+#pragma unroll SCORES_AT_ONCE
     for (int i = 0; i < SCORES; i++)
-        if (place_of(i) < size && scores[i] == best[0]) back[0] = fmaxf(back[0], -(float)place_of(i));
+        if (place_of(i) < size && SCORE(i) == best[0]) back[0] = fmaxf(back[0], -(float)place_of(i));
     cluster_reduce<1>(back, false, room, side);
     if (first_place() == 0) {
         const int token = (int)-back[0];

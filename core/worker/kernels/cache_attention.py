@@ -1,0 +1,142 @@
+"""Attention over the slots' KV cache, of one token a row and of a chunk of one prompt: the kernels of
+cuda/cache_attention.cu.
+
+For models whose layers are not fused (decode_attention.py), and for their chunks. Both read slots and positions from
+GPU memory, as step_ops.py says. A row's result does not depend on the other rows.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_longlong
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from core.memory.sizes import HALF_BYTES
+from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
+
+# Columns of the cache that a block takes at a time: the most whose shared memory leaves room for two blocks.
+COLUMNS = (64, 32, 16)
+# Queries of a warp, and warps of a block that takes a chunk's.
+WARP_QUERIES, CHUNK_WARPS = 16, 4
+COMBINE_THREADS = 128
+# Into how many splits the columns of a row are divided at most: a lane each when they are merged. With all slots'
+# splits there are no more than MAX_SPLIT_ROWS, which take less than a chunk's queries, keys and values in the plan.
+MAX_SPLITS, MAX_SPLIT_ROWS = 32, 1024
+
+
+class CacheAttention(NamedTuple):
+    """The compiled kernels for heads of one size, and the columns that they take at a time."""
+
+    chunk: CudaKernel
+    split: CudaKernel
+    combined: CudaKernel
+    columns: int
+
+
+def shared_bytes(dim: int, warps: int, columns: int) -> int:
+    """Bytes of a block's shared memory (Tiles in cuda/cache_attention.cu): its queries, keys and values."""
+    row = -(-dim // 16) * 16 + 8
+    return (warps * WARP_QUERIES + 2 * columns) * row * HALF_BYTES
+
+
+def choose_columns(dim: int, block_bytes: int, multiprocessor_bytes: int) -> int:
+    """How many columns a block takes at a time. block_bytes: of shared memory, the most that a block may have;
+    multiprocessor_bytes: what all of them share, 1 KiB of each being CUDA's. Raises ValueError where a head is too
+    large for the GPU."""
+    for most in (min(block_bytes, multiprocessor_bytes // 2 - 1024), block_bytes):
+        for columns in COLUMNS:
+            if shared_bytes(dim, CHUNK_WARPS, columns) <= most:
+                return columns
+    raise ValueError(f"attention with heads of {dim}")
+
+
+@cache
+def kernels_for(dtype: torch.dtype, dim: int, device: torch.device) -> CacheAttention:
+    """Raises TypeError or ValueError for what they do not take, CudaCodeError where they do not compile."""
+    if dtype not in (torch.float16, torch.bfloat16) or dim % 2:
+        raise TypeError(f"attention in {dtype} with heads of {dim}")
+    properties = torch.cuda.get_device_properties(device)
+    columns = choose_columns(dim, properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor)
+    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "COLUMNS": columns}
+    module = CudaModule(read_source("cache_attention.cu"), defines, device)
+    return CacheAttention(
+        module.kernel("attend_chunk", shared_bytes(dim, CHUNK_WARPS, columns)),
+        module.kernel("attend_split", shared_bytes(dim, 1, columns)),
+        module.kernel("attend_combined"),
+        columns,
+    )
+
+
+def num_splits(num_slots: int, context_tokens: int, columns: int) -> int:
+    """Into how many splits a row's columns are divided: the same for a step of one chat and of all."""
+    most = min(MAX_SPLITS, max(1, MAX_SPLIT_ROWS // num_slots))
+    return min(most, -(-context_tokens // columns))
+
+
+def attend_decode(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: torch.Tensor,
+    ends: torch.Tensor,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    """Attention of one new token a row over its slot's first `ends` [rows] columns.
+
+    query [rows, heads, 1, dim] -> [rows, 1, heads, dim]. keys, values: a layer's cache [slots, kv heads, columns, dim].
+    window: how many columns a token sees at most. Several blocks split a row's columns (arXiv 2311.01282).
+    """
+    rows, num_heads, _, dim = query.shape
+    num_kv_heads, group = keys.shape[1], num_heads // keys.shape[1]
+    query = _readable(query, keys)
+    kernels = kernels_for(query.dtype, dim, query.device)
+    splits = num_splits(keys.shape[0], keys.shape[2], kernels.columns)
+    parts = torch.empty((rows, num_heads, splits, dim), dtype=torch.float32, device=query.device)
+    tops, totals = torch.empty((2, rows, num_heads, splits), dtype=torch.float32, device=query.device)
+    out = torch.empty((rows, 1, num_heads, dim), dtype=query.dtype, device=query.device)
+    blocks = num_kv_heads * -(-group // WARP_QUERIES)
+    kernels.split(
+        (splits, blocks, rows), 32, query, keys, values, slots, ends, parts, tops, totals, *_cache_strides(keys),
+        query.stride(0), query.stride(1), float(scale), window, num_heads, group,
+    )  # fmt: skip
+    kernels.combined((rows * num_heads, 1, 1), COMBINE_THREADS, parts, tops, totals, out, splits)
+    return out
+
+
+def attend_prefill(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    slots: torch.Tensor,
+    begins: torch.Tensor,
+    scale: float,
+    window: int,
+) -> torch.Tensor:
+    """Causal attention of one chat's new tokens, the first at column `begins` [1], over its slot.
+
+    query [1, heads, tokens, dim] -> [1, tokens, heads, dim]; the rest as for `attend_decode`.
+    """
+    _, num_heads, num_tokens, dim = query.shape
+    query = _readable(query, keys)
+    kernels = kernels_for(query.dtype, dim, query.device)
+    out = torch.empty((1, num_tokens, num_heads, dim), dtype=query.dtype, device=query.device)
+    kernels.chunk(
+        (-(-num_tokens // (CHUNK_WARPS * WARP_QUERIES)), num_heads, 1), CHUNK_WARPS * 32, query, keys, values, slots,
+        begins, out, *_cache_strides(keys), query.stride(1), query.stride(2), float(scale), window, num_tokens,
+        num_heads // keys.shape[1], keys.shape[2],
+    )  # fmt: skip
+    return out
+
+
+def _cache_strides(keys: torch.Tensor) -> tuple[c_longlong, c_longlong, int]:
+    return c_longlong(keys.stride(0)), c_longlong(keys.stride(1)), keys.stride(2)
+
+
+def _readable(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """`query` in the cache's type, copied where its heads do not begin on 16 bytes as the kernels read them."""
+    query = query.to(keys.dtype)
+    is_aligned = query.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in query.stride()[:3])
+    return query if is_aligned or query.shape[3] % 8 else query.contiguous()

@@ -1,0 +1,110 @@
+"""Runs the kernels of core/worker/kernels/cuda on a CPU: compiled by g++ over cuda_on_cpu.h, block after block.
+
+For kernels whose instructions of one GPU alone (PTX) have a way without them; tensor cores and copies do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.worker.kernels import cache_attention, sampling_kernel, step_ops
+from core.worker.kernels.nvrtc import Argument, _value
+
+HEADER = Path(__file__).parent / "cuda_on_cpu.h"
+OPTIONS = [
+    "-std=c++17",
+    "-O2",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-U_FORTIFY_SOURCE",
+    "-shared",
+    "-fPIC",
+    "-w",
+]
+KERNEL = re.compile(r'extern "C" __global__ void (?:__\w+__\([^()]*\)\s*)*(\w+)\(([^)]*)\)')
+# Conversions that every GPU has; the rest of PTX is for newer ones.
+IN_CPP = {
+    'asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x));': "r = half_to_float(x);",
+    'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));': "r = float_to_half(x);",
+    "extern __shared__ uint4 shared[];": "uint4* shared = (uint4*)shared_memory;",
+}
+KERNELS = (step_ops, cache_attention, sampling_kernel)
+
+
+class CpuGpu:
+    """What kernels ask of a GPU."""
+
+    shared_memory_per_block_optin = 99 * 1024
+    shared_memory_per_multiprocessor = 100 * 1024
+
+
+class CpuModule:
+    """Stands in for CudaModule."""
+
+    folder: Path
+
+    def __init__(self, source: str, defines: Mapping[str, str | int], device: torch.device) -> None:
+        for ptx, cpp in IN_CPP.items():
+            source = source.replace(ptx, cpp)
+        lines = [f"#define {name} {value}" for name, value in defines.items()]
+        lines += [f'#include "{HEADER}"', source]
+        for name, parameters in KERNEL.findall(source):
+            types = [parameter.rpartition(" ")[0] for parameter in parameters.split(",")]
+            arguments = ", ".join(f"*({one}*)a[{index}]" for index, one in enumerate(types))
+            lines.append(f'extern "C" void launch_{name}(void** a) {{ {name}({arguments}); }}')
+        text = "\n".join(lines)
+        library = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.so"
+        if not library.exists():
+            file = library.with_suffix(".cpp")
+            file.write_text(text, "utf-8")
+            subprocess.run(["g++", *OPTIONS, "-o", str(library), str(file)], check=True)
+        self._library = ctypes.CDLL(str(library))
+
+    def kernel(self, name: str, shared_bytes: int = 0) -> CpuKernel:
+        return CpuKernel(self._library, name)
+
+
+class CpuKernel:
+    """Stands in for CudaKernel."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self._run, self._launch = library.run_on_cpu, getattr(library, f"launch_{name}")
+
+    def __call__(self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument) -> None:
+        values = [_value(argument) for argument in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        self._run(self._launch, pointers, *grid, num_threads)
+
+
+@contextmanager
+def cuda_on_cpu() -> Iterator[None]:
+    """Let the kernels of a captured step run on the CPU inside the `with` block. Skips the test without g++."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ for CUDA on a CPU")
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuModule, "folder", Path(folder), raising=False)
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: CpuGpu)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (5, 2))
+        for module in KERNELS:
+            patch.setattr(module, "CudaModule", CpuModule)
+        forget()
+        yield
+        forget()
+
+
+def forget() -> None:
+    """Nothing that was made with one kind of module is used with another."""
+    for made in (step_ops.module_for, step_ops.kernel_for, cache_attention.kernels_for):
+        made.cache_clear()
+    sampling_kernel.sampling_kernel_for.cache_clear()

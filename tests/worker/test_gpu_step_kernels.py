@@ -1,0 +1,76 @@
+"""On a GPU: the kernels of a captured step, by the tests of tests/worker/test_cuda_kernels.py, and with a real model's
+sizes. Run with `pytest -m gpu` on a GPU host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from core.worker.kernels import cache_attention, step_ops
+from tests.worker.test_cuda_kernels import (  # noqa: F401
+    HALVES,
+    TOLERANCES,
+    inference,
+    test_a_chunk_sees_what_came_before_each_of_its_tokens,
+    test_a_seed_draws_the_same_again_and_broken_logits_draw_nothing,
+    test_a_vocabulary_larger_than_a_block_is_drawn_from,
+    test_angles_are_right_far_into_a_text,
+    test_attention_sees_each_slots_own_tokens_and_no_others,
+    test_heads_are_rotated_where_they_lie,
+    test_new_keys_go_where_they_are_told_and_nowhere_else,
+    test_rms_norm_and_the_gate_are_the_plain_sums,
+    test_tokens_are_drawn_as_often_as_they_should_be,
+    test_what_a_slot_writes_next_is_looked_up,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+NUM_HEADS, NUM_KV_HEADS, DIM, CONTEXT_TOKENS, CHUNK_TOKENS = 32, 8, 128, 4096, 512
+
+
+@pytest.fixture(autouse=True)
+def on_the_gpu() -> Iterator[None]:
+    with torch.device("cuda", 0):
+        yield
+
+
+@HALVES
+def test_attention_over_a_long_context_is_torchs(dtype: torch.dtype) -> None:
+    keys, values = torch.randn(2, 2, NUM_KV_HEADS, CONTEXT_TOKENS + 1, DIM).to(dtype)
+    chunk = torch.randn(1, CHUNK_TOKENS, NUM_HEADS, DIM).to(dtype).transpose(1, 2)
+    begin, slots = CONTEXT_TOKENS - CHUNK_TOKENS, torch.tensor([1])
+    got = cache_attention.attend_prefill(chunk, keys, values, slots, torch.tensor([begin]), DIM**-0.5, 2**30)
+    sees = torch.arange(CONTEXT_TOKENS) <= begin + torch.arange(CHUNK_TOKENS)[:, None]
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        chunk.float(), keys[1:, :, :-1].float(), values[1:, :, :-1].float(), sees, enable_gqa=True
+    )
+    assert (got.transpose(1, 2).float() - wanted).abs().max() < TOLERANCES[dtype]
+    last = cache_attention.attend_decode(
+        chunk[:, :, -1:], keys, values, slots, torch.tensor([CONTEXT_TOKENS]), DIM**-0.5, 2**30
+    )
+    assert (last[0, 0].float() - wanted[0, :, -1]).abs().max() < TOLERANCES[dtype]
+
+
+def test_a_step_is_captured_and_reads_what_changes() -> None:
+    x, weight = torch.randn(4, 4096).half(), torch.randn(4096).half()
+    slots, tokens, positions = torch.tensor([0, 1]), torch.tensor([5, 6, 7]), torch.tensor([1, 2, 3])
+
+    def compute() -> tuple[torch.Tensor, ...]:
+        return step_ops.rms_norm(x, weight, 1e-5), *step_ops.gather_slots(slots, tokens, positions, 2)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        compute()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            normed, token, position, column, end = compute()
+        x.mul_(3.0).add_(1.0)
+        slots.copy_(torch.tensor([2, 1]))
+        graph.replay()
+        assert torch.equal(normed, step_ops.rms_norm(x, weight, 1e-5))
+    found = [one.tolist() for one in (token, position, column, end)]
+    assert found == [[7, 6], [3, 2], [-1, 2], [0, 3]]
