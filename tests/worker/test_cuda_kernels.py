@@ -1,4 +1,4 @@
-"""The kernels of a captured step without a GPU: they run on the CPU (tests/support/cuda_on_cpu), held against torch."""
+"""The kernels of a captured step without a GPU: they run on the CPU (tests/support/cuda_on_cpu)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from core.engine.sampling_params import Sampling
-from core.worker.decode.sampling import cut, penalize
 from core.worker.kernels import cache_attention, step_ops
-from core.worker.kernels.sampling_kernel import SETTINGS, SlotSamplingState, sampling_kernel_for
 from tests.support.cuda_on_cpu import cuda_on_cpu
-
-GREEDY = Sampling(temperature=0.0)
-HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
-# Of values around 1: half precision rounds a softmax's weights and the result.
-TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
-DRAWS, VOCABULARY = 150, 500
+from tests.support.step_kernel_tests import *  # noqa: F403
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,137 +18,12 @@ def kernels() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        yield
-
-
-@HALVES
-@pytest.mark.parametrize("size", [96, 33, 1100])
-def test_rms_norm_and_the_gate_are_the_plain_sums(size: int, dtype: torch.dtype) -> None:
-    """Rows of a head and of a layer, and some that no load of 16 bytes takes."""
-    x, weight = torch.randn(3, 5, size).to(dtype), torch.randn(size).to(dtype)
-    wanted = (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5)).to(dtype) * weight
-    got = step_ops.rms_norm(x, weight, 1e-5)
-    assert torch.allclose(got.float(), wanted.float(), rtol=2 * torch.finfo(dtype).eps, atol=0.0)
-    assert torch.equal(step_ops.rms_norm(x[1:2, 2:3], weight, 1e-5)[0, 0], got[1, 2])
-    both = torch.randn(3, 2 * size).to(dtype)
-    wanted = torch.nn.functional.silu(both[:, :size].float()).to(dtype) * both[:, size:]
-    assert torch.allclose(step_ops.swiglu(both).float(), wanted.float(), rtol=2 * torch.finfo(dtype).eps, atol=0.0)
-
-
 def test_a_norm_in_another_type_is_left_to_the_model() -> None:
     """The model's own multiplies in the larger type."""
     with pytest.raises(TypeError):
         step_ops.rms_norm(torch.randn(2, 32).half(), torch.randn(32), 1e-5)
     with pytest.raises(TypeError):
         step_ops.swiglu(torch.randn(2, 32))
-
-
-def test_angles_are_right_far_into_a_text() -> None:
-    positions, frequencies = torch.tensor([[0, 1, 131071]]), 10000.0 ** -(torch.arange(24) / 24)
-    cos, sin = step_ops.rope_angles(positions, frequencies, 1.5, torch.float16)
-    # The model's own: a float32 holds the angle.
-    wanted = (positions[0, :, None].float() * frequencies).double().repeat(1, 2)
-    assert torch.allclose(cos[0].double(), wanted.cos() * 1.5, atol=1e-3)
-    assert torch.allclose(sin[0].double(), wanted.sin() * 1.5, atol=1e-3)
-
-
-@HALVES
-@pytest.mark.parametrize("dim", [32, 36])
-def test_heads_are_rotated_where_they_lie(dim: int, dtype: torch.dtype) -> None:
-    """Query and key are parts of one tensor, as a merged matrix gives them; what lies between them stays."""
-    qkv = torch.randn(2, 3, 8 * dim).to(dtype)
-    before, by_head = qkv.clone(), qkv.view(2, 3, 8, dim).transpose(1, 2)
-    angle = torch.rand(2, 3, dim // 2).repeat(1, 1, 2) * 6
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    query, key = step_ops.apply_rope(by_head[:, :4], by_head[:, 5:7], cos, sin)
-    was = before.view(2, 3, 8, dim).transpose(1, 2).float()
-    turned = torch.cat((-was[..., dim // 2 :], was[..., : dim // 2]), -1)
-    wanted = was * cos.float().unsqueeze(1) + turned * sin.float().unsqueeze(1)
-    for got, heads in ((query, slice(0, 4)), (key, slice(5, 7))):
-        assert torch.allclose(got.float(), wanted[:, heads], atol=torch.finfo(dtype).eps * 4)
-    for head in (4, 7):
-        assert torch.equal(by_head[:, head].float(), was[:, head])
-
-
-def test_what_a_slot_writes_next_is_looked_up() -> None:
-    tokens, positions = torch.tensor([11, 12, 13]), torch.tensor([4, 0, 9])
-    found = step_ops.gather_slots(torch.tensor([1, 0, 2]), tokens, positions, padding_slot=2)
-    assert [one.tolist() for one in found] == [[12, 11, 13], [0, 4, 9], [0, 4, -1], [1, 5, 0]]
-
-
-@pytest.mark.parametrize("dim", [32, 20])
-def test_new_keys_go_where_they_are_told_and_nowhere_else(dim: int) -> None:
-    keys, values = torch.zeros(2, 4, 2, 11, dim).half()
-    key, value = torch.randn(2, 2, 2, 3, dim).half()
-    # Some models compute keys in float32.
-    step_ops.store_kv(key.float(), value, keys, values, torch.tensor([3, 1]), torch.tensor([[5, 6, -1], [-1, 0, 10]]))
-    assert torch.equal(keys[3, :, 5:7], key[0, :, :2]) and torch.equal(values[1, :, 0], value[1, :, 1])
-    assert torch.equal(keys[1, :, 10], key[1, :, 2])
-    keys[3, :, 5:7] = keys[1, :, 0] = keys[1, :, 10] = 0
-    assert not keys.any()
-
-
-@HALVES
-@pytest.mark.parametrize(
-    ("heads", "dim", "window"),
-    [((8, 1), 32, 70), ((8, 8), 32, 2**30), ((4, 2), 100, 2**30), ((20, 1), 16, 90)],
-    ids=["one key, window", "own keys", "heads of 100", "20 queries a key"],
-)
-def test_attention_sees_each_slots_own_tokens_and_no_others(
-    heads: tuple[int, int], dim: int, window: int, dtype: torch.dtype
-) -> None:
-    (num_heads, num_kv_heads), context = heads, 150
-    keys, values = torch.randn(2, 4, num_kv_heads, context + 1, dim).to(dtype)
-    # The last row is the padding slot's, which no cache has.
-    slots, ends = torch.tensor([2, 0, 3, 4]), torch.tensor([80, 1, 150, 0])
-    for slot, end in zip(slots[:3], ends[:3], strict=True):
-        keys[slot, :, end:] = values[slot, :, end:] = torch.nan
-    query = torch.randn(4, num_heads, 1, dim).to(dtype)
-    got = cache_attention.attend_decode(query, keys, values, slots, ends, dim**-0.5, window)
-    for row in range(3):
-        places = torch.tensor([int(ends[row]) - 1])
-        wanted = attention(query[row], keys[slots[row]], values[slots[row]], places, window)
-        assert torch.allclose(got[row].float(), wanted, atol=TOLERANCES[dtype])
-        one = slice(row, row + 1)
-        alone = cache_attention.attend_decode(query[one], keys, values, slots[one], ends[one], dim**-0.5, window)
-        assert torch.equal(alone[0], got[row])
-    assert not got[3].any()
-
-
-@HALVES
-@pytest.mark.parametrize(("heads", "dim", "window"), [((8, 2), 32, 70), ((2, 2), 100, 2**30)], ids=str)
-def test_a_chunk_sees_what_came_before_each_of_its_tokens(
-    heads: tuple[int, int], dim: int, window: int, dtype: torch.dtype
-) -> None:
-    (num_heads, num_kv_heads), context, count = heads, 150, 70
-    keys, values = torch.randn(2, 2, num_kv_heads, context + 1, dim).to(dtype)
-    chunk = torch.randn(1, count, num_heads, dim).to(dtype).transpose(1, 2)
-    for begin in (0, 100):
-        places = torch.arange(begin, begin + count)
-        got = cache_attention.attend_prefill(
-            chunk, keys, values, torch.tensor([1]), torch.tensor([begin]), dim**-0.5, window
-        )
-        wanted = attention(chunk[0], keys[1], values[1], places, window)
-        # The last chunk of a context has tokens beyond its end, which nobody reads.
-        is_real = places <= context
-        assert torch.allclose(got[0].float()[is_real], wanted[is_real], atol=TOLERANCES[dtype])
-        assert got.isfinite().all()
-
-
-def attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor, window: int
-) -> torch.Tensor:
-    """[heads, tokens, dim] over one slot, written out: [tokens, heads, dim]."""
-    repeats = query.shape[0] // keys.shape[0]
-    keys, values = (tensor.float().nan_to_num().repeat_interleave(repeats, 0) for tensor in (keys, values))
-    back = places[:, None] - torch.arange(keys.shape[1])[None]
-    scores = query.float() @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
-    weights = scores.masked_fill((back < 0) | (back >= window), float("-inf")).softmax(-1)
-    return (weights @ values).transpose(0, 1)
 
 
 def test_the_splits_of_all_slots_have_room_and_do_not_depend_on_the_rows() -> None:
@@ -175,68 +42,3 @@ def test_columns_are_as_many_as_the_gpu_has_room_for() -> None:
     assert cache_attention.choose_columns(128, 163 * kib, 164 * kib) == 64
     with pytest.raises(ValueError):
         cache_attention.choose_columns(512, 64 * kib, 64 * kib)
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=0.8, top_p=0.8),
-        Sampling(temperature=1.0, top_p=1.0, top_k=7),
-        Sampling(temperature=1.3, top_p=0.9, top_k=40, min_p=0.05, repetition_penalty=1.3),
-    ],
-    ids=["top-p", "top-k", "all"],
-)
-def test_tokens_are_drawn_as_often_as_they_should_be(sampling: Sampling) -> None:
-    """The same cuts as core/worker/decode/sampling.py: nothing outside them, and inside as likely as there."""
-    logits = (torch.randn(1, VOCABULARY) * 3).half()
-    counts = torch.zeros(VOCABULARY)
-    for position in range(DRAWS):
-        counts[draw(logits, sampling, seed=1234, position=position)] += 1
-    scores, ids = cut(penalize(logits[0].float(), torch.arange(30), sampling.repetition_penalty) / sampling.temperature,
-                      sampling)  # fmt: skip
-    wanted = torch.zeros(VOCABULARY)
-    wanted[slice(None) if ids is None else ids] = scores.softmax(-1)
-    assert not counts[wanted == 0].any()
-    # Chi-square over what is kept: its mean is the number of tokens kept, and far more would be chance in 10,000.
-    expected = wanted[wanted > 0] * DRAWS
-    chi_square = float(((counts[wanted > 0] - expected) ** 2 / expected).sum())
-    assert chi_square < len(expected) + 5 * (2 * len(expected)) ** 0.5
-
-
-def test_a_seed_draws_the_same_again_and_broken_logits_draw_nothing() -> None:
-    logits, sampling = torch.randn(1, VOCABULARY).half(), Sampling(temperature=1.0, top_p=1.0)
-    first = [draw(logits, sampling, seed=5, position=position) for position in range(20)]
-    assert first == [draw(logits, sampling, seed=5, position=position) for position in range(20)]
-    assert first != [draw(logits, sampling, seed=6, position=position) for position in range(20)]
-    assert draw(logits, GREEDY, seed=5, position=0) == int(penalize(logits[0].float(), torch.arange(30), 1.0).argmax())
-    logits[0, 17] = float("nan")
-    assert draw(logits, sampling, seed=5, position=0) == -1
-
-
-def test_a_vocabulary_larger_than_a_block_is_drawn_from() -> None:
-    """Each thread reads several scores; of equals the first is taken."""
-    logits = torch.randn(2, 2500).bfloat16().clamp(max=3)
-    logits[0, 2222] = logits[1, 1030] = logits[1, 2400] = 4.0
-    settings = torch.tensor([[float(getattr(GREEDY, name)) for name in SETTINGS]] * 3)
-    slots = SlotSamplingState(
-        settings, torch.zeros(3).long(), torch.zeros(3, 2500).byte(), torch.zeros(3).long(), torch.zeros(3).long()
-    )
-    drawn = torch.zeros(2).long()
-    kernel = sampling_kernel_for(torch.bfloat16, 2500, logits.device)
-    kernel(logits, torch.empty(2, 2500), torch.tensor([1, 2]), slots, torch.ones(1).long(), drawn)
-    assert drawn.tolist() == [2222, 1030]
-    # The last slot is that of padding.
-    assert slots.tokens.tolist() == [0, 2222, 0] and slots.positions.tolist() == [0, 1, 0]
-
-
-def draw(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> int:
-    settings = torch.tensor([[float(getattr(sampling, name)) for name in SETTINGS]] * 2)
-    seen = torch.zeros((2, VOCABULARY), dtype=torch.uint8)
-    seen[0, :30] = 1
-    tokens, positions, drawn = torch.zeros(2).long(), torch.tensor([position, 0]), torch.zeros(1).long()
-    one, rows, seeds = torch.ones(1).long(), torch.zeros(1).long(), torch.tensor([seed, 0])
-    slots = SlotSamplingState(settings, seeds, seen, tokens, positions)
-    kernel = sampling_kernel_for(logits.dtype, VOCABULARY, logits.device)
-    kernel(logits, torch.empty(1, VOCABULARY), rows, slots, one, drawn)
-    assert positions[0] == position + 1
-    return int(drawn)

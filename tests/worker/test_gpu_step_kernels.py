@@ -1,5 +1,4 @@
-"""On a GPU: the kernels of a captured step, by the tests of tests/worker/test_cuda_kernels.py, and with a real model's
-sizes. Run with `pytest -m gpu` on a GPU host."""
+"""On a GPU: the kernels of a captured step, also with a real model's sizes. Run with `pytest -m gpu` on a GPU host."""
 
 from __future__ import annotations
 
@@ -9,21 +8,8 @@ import pytest
 import torch
 
 from core.worker.kernels import cache_attention, step_ops
-from tests.worker.test_cuda_kernels import (  # noqa: F401
-    HALVES,
-    TOLERANCES,
-    inference,
-    test_a_chunk_sees_what_came_before_each_of_its_tokens,
-    test_a_seed_draws_the_same_again_and_broken_logits_draw_nothing,
-    test_a_vocabulary_larger_than_a_block_is_drawn_from,
-    test_angles_are_right_far_into_a_text,
-    test_attention_sees_each_slots_own_tokens_and_no_others,
-    test_heads_are_rotated_where_they_lie,
-    test_new_keys_go_where_they_are_told_and_nowhere_else,
-    test_rms_norm_and_the_gate_are_the_plain_sums,
-    test_tokens_are_drawn_as_often_as_they_should_be,
-    test_what_a_slot_writes_next_is_looked_up,
-)
+from tests.support.step_kernel_tests import *  # noqa: F403
+from tests.support.step_kernel_tests import HALVES, TOLERANCES
 
 pytestmark = [
     pytest.mark.gpu,
