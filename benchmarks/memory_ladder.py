@@ -227,10 +227,10 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
     import torch
 
     from core.memory.load_plan import choose_dtype
+    from core.tokenizer.read import read_tokenizer
     from core.worker.model.device_map import DeviceMap
     from core.worker.model.loader import load_model
     from core.worker.plan_load import find_devices, use_capturable_stream
-    from core.worker.tokenizer import read_tokenizer
 
     name = case.name
     checkpoint, device = read_checkpoint(folder / name), find_devices(read_snapshot())[0]

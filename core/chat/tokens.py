@@ -14,16 +14,14 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from core.common.errors import CheckpointError, DeckError, InputError
-from core.common.files import regular_size
 from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
+from core.tokenizer.read import FILES, read_tokenizer
 
 # An estimate is rather too high: a prompt cut a little early is answered, one that is too long is not.
 BYTES_PER_TOKEN = 3
 # The counts of this many texts are kept, by the texts' digests: the texts would be hundreds of megabytes.
 MAX_KNOWN, DIGEST_BYTES = 8192, 16
-# The largest vocabularies, of 260,000 tokens, take 35 MB.
-MAX_TOKENIZER_BYTES = 256 * 2**20
 # All replacements of a tokenizer together may turn one character into this many. A hostile file can write ten for
 # each, ten times over, which would end a page at the first long word. Real tokenizers put one in the place of one.
 MAX_GROWTH = 64
@@ -41,7 +39,7 @@ class TokenCounter:
     """Counts as the engine does: special tokens that are written out are one token each, none is added.
 
     `opening` is what the tokenizer puts before a text that has no template, such as "<s>". `is_exact` is False for a
-    model without tokenizer.json: then the count is an upper estimate. `model` is whose tokenizer it is, for sentences.
+    model without a tokenizer: then the count is an upper estimate. `model` is whose tokenizer it is, for sentences.
     All raise TokenizerError where the tokenizer fails.
     """
 
@@ -70,7 +68,7 @@ class TokenCounter:
         return None if self._tokenizer is None else self._ids(text)
 
     def decode(self, tokens: Sequence[int]) -> str | None:
-        """The text of `tokens`, with the special ones; None without tokenizer.json. Raises InputError."""
+        """The text of `tokens`, with the special ones; None without a tokenizer. Raises InputError."""
         if self._tokenizer is None:
             return None
         tokenizer = self._tokenizer
@@ -106,31 +104,30 @@ class TokenCounter:
 
 def read_counter(folder: Path) -> TokenCounter:
     """The counter of the model in `folder`, read once. Raises CheckpointError for a tokenizer that cannot be read."""
-    path = folder / "tokenizer.json"
-    try:
-        status = path.stat()
-        size = regular_size(path)
-    except FileNotFoundError:
-        return TokenCounter(None)
-    except OSError as error:
-        raise CheckpointError("tokenizer", folder=printable(folder.name), why=error.strerror or str(error)) from error
-    if size > MAX_TOKENIZER_BYTES:
-        raise CheckpointError("config_too_large", file=path.name, folder=printable(folder.name))
-    return _read(path, status.st_mtime_ns, status.st_size)
+    seen = []
+    for name in FILES:
+        try:
+            status = (folder / name).stat()
+            seen.append((name, status.st_mtime_ns, status.st_size))
+        except OSError:
+            continue
+    return _read(folder, tuple(seen))
 
 
 @lru_cache(4)
-def _read(path: Path, mtime_ns: int, size: int) -> TokenCounter:
-    folder = printable(path.parent.name)
+def _read(folder: Path, seen: tuple[tuple[str, int, int], ...]) -> TokenCounter:
+    """`seen` changes with any file that the tokenizer is read from."""
     try:
         with panics_as_errors():
-            tokenizer = Tokenizer.from_file(str(path))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
+            tokenizer = read_tokenizer(folder)
             _check_growth(tokenizer)
-            return TokenCounter(tokenizer, path.parent.name)
-    except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
-        raise CheckpointError("tokenizer", folder=folder, why=printable(why_of(error))) from error
+            return TokenCounter(tokenizer, folder.name)
+    except CheckpointError as error:
+        if error.key == "tokenizer_missing":
+            return TokenCounter(None)
+        raise
+    except Exception as error:  # The tokenizer library raises bare exceptions, and panics.
+        raise CheckpointError("tokenizer", folder=printable(folder.name), why=printable(why_of(error))) from error
 
 
 def _check_growth(tokenizer: Tokenizer) -> None:

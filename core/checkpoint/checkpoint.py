@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from core.checkpoint.rope import ContextLimits, read_limits
 from core.checkpoint.settings import base_name, fits, lacks_sizes, older_names, settings_by_tensors
 from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.text_config import has_pictures_left_out
+from core.checkpoint.tokenizer_files import has_tokenizer, other_tokenizer
 from core.checkpoint.weight_files import ModelFiles, Weights, find_weights, has_weights
 from core.common.errors import CheckpointError
 from core.common.paths import model_name
@@ -157,6 +158,9 @@ def read_model(files: ModelFiles, path: Path | None = None) -> tuple[Checkpoint,
         raise files.error("no_config")
     with other_reasons_first(files.name, config):
         quantization, weights = _read_quantized(files, config)
+    if not has_tokenizer(files.names):
+        other = other_tokenizer(files.names)
+        raise files.error("tokenizer_kind", file=printable(other)) if other else files.error("tokenizer_missing")
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not is_computed(name, tensor)}
     return make_checkpoint(files.name, config, quantization, tensors, path), weights.files
 
@@ -170,10 +174,19 @@ def _read_quantized(files: ModelFiles, config: dict[str, Any]) -> tuple[MatrixFo
     if settings:
         # What cannot run is refused before the weights are asked for.
         read_format(files.name, settings if is_described else {"bits": 4, "group_size": -1} | settings)
-    weights = find_weights(files, base_name(settings), partial(fits, settings) if is_described else None)
+    weights = find_weights(
+        files, partial(_base_name, files, settings), partial(fits, settings) if is_described else None
+    )
     if not is_described:
         settings = settings_by_tensors(files, weights.tensors) | (settings or {})
     return read_format(files.name, settings or None), weights
+
+
+def _base_name(files: ModelFiles, settings: object) -> str:
+    """What the settings call the weights, or auto-gptq's own file beside a config.json that has the settings too."""
+    with suppress(CheckpointError):
+        return base_name(settings) or base_name(files.read_json(QUANTIZE_CONFIGS[0]))
+    return ""
 
 
 @contextmanager

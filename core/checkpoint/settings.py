@@ -50,6 +50,8 @@ def lacks_sizes(settings: object) -> bool:
         return True
     if not isinstance(settings, dict) or quoted_json(settings.get("quant_method") or "gptq").lower() != "gptq":
         return False
+    if "w_bit" in settings:  # AutoAWQ's own, which name no method.
+        return False
     return any(name not in settings for name in SIZES)
 
 

@@ -67,8 +67,10 @@ class Weights:
     tensors: dict[str, TensorInfo]
 
 
-def find_weights(files: ModelFiles, base_name: str, fits_settings: Callable[[Tensors], bool] | None) -> Weights:
-    """The weights among `files`. `base_name` is what the settings call them, or "".
+def find_weights(
+    files: ModelFiles, read_base_name: Callable[[], str], fits_settings: Callable[[Tensors], bool] | None
+) -> Weights:
+    """The weights among `files`. `read_base_name` tells what the settings call them, or "".
 
     `fits_settings` tells whether tensors are those that the settings of the quantization describe; None where there are
     none. Raises CheckpointError where no set is whole, where several are and nothing tells which is meant, and
@@ -80,11 +82,14 @@ def find_weights(files: ModelFiles, base_name: str, fits_settings: Callable[[Ten
         raise files.error("not_quantized")
     if not sets:
         raise _nothing_whole(files, indexes)
+    if len(sets) == 1:
+        return _read(files, sets[0])
+    base_name = read_base_name()
     sets.sort(key=lambda one: one.stem != base_name)
     first = sets[0]
-    if len(sets) == 1 or ((first.stem == base_name or first.listed) and _may_be_quantized(first)):
+    if (first.stem == base_name or first.listed) and _may_be_quantized(first):
         weights = _read(files, first)
-        if len(sets) == 1 or has_codes(weights.tensors):
+        if has_codes(weights.tensors):
             return weights
     return _choose(files, [(one, _read(files, one)) for one in sets], fits_settings or (lambda _: True))
 

@@ -22,6 +22,7 @@ from core.common.errors import EngineError
 from core.engine.protocol import Generate, Load, ModelFacts
 from core.engine.sampling_params import Sampling
 from core.memory.load_plan import LoadPlan
+from core.tokenizer.read import read_tokenizer
 from core.worker.decode.cpu_decode import make_fast_decode
 from core.worker.decode.cpu_threads import reserve_one_core
 from core.worker.decode.cuda_graphs import GraphSteps
@@ -29,13 +30,13 @@ from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_head, fuse_layers, fuse_prefill
 from core.worker.decode.steps import EagerSteps, PendingTokens, Steps
+from core.worker.end_tokens import find_end_tokens
 from core.worker.memory_guard import memory_cap, reserve_remaining
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from core.worker.plan_load import STAGE_BEGIN, Progress, plan_load
 from core.worker.scheduler import Scheduler
-from core.worker.tokenizer import find_end_tokens, read_tokenizer
 
 log = logging.getLogger(__name__)
 # Between them every branch of core/worker/decode/sampling.py, with the whole vocabulary sorted.

@@ -172,6 +172,16 @@ def test_the_settings_may_name_the_file(folder: Path, settings: dict) -> None:
     assert files_of(folder) == ["special.safetensors"]
 
 
+def test_auto_gptqs_own_file_may_name_the_weights_where_config_json_has_the_settings(folder: Path) -> None:
+    copy_weights(folder, OTHER)
+    (folder / "quantize_config.json").write_text(
+        json.dumps({"model_file_base_name": OTHER.removesuffix(".safetensors")})
+    )
+    assert files_of(folder) == [OTHER]
+    (folder / "quantize_config.json").write_text("{")
+    assert refusal(folder).key == "several_weights"
+
+
 def test_a_name_in_the_settings_that_no_file_has_is_no_hindrance(folder: Path) -> None:
     """TheBloke renamed files to model.safetensors and left gptq_model-4bit-128g in quantize_config.json."""
     write_settings(folder, model_file_base_name="gptq_model-4bit-128g")

@@ -11,7 +11,7 @@ import pytest
 from core.chat.tokens import TokenizerError, read_counter
 from core.common.errors import CheckpointError
 from core.common.panics import LibraryPanic, panics_as_errors
-from core.worker.tokenizer import read_tokenizer
+from core.tokenizer.read import read_tokenizer
 from tests.support.checkpoints import make_checkpoint
 from tests.support.damaged import TOO_HARD, Damage, charsmap, damage, giving_up, special, stripping
 

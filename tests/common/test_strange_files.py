@@ -36,7 +36,8 @@ from core.personas.character import CharacterError
 from core.personas.pictures import as_png
 from core.personas.png import SIGNATURE
 from core.personas.thumbnails import make_thumbnail
-from core.worker.tokenizer import find_end_tokens, read_tokenizer
+from core.tokenizer.read import read_tokenizer
+from core.worker.end_tokens import find_end_tokens
 from tests.support.cards import chunk
 from tests.support.checkpoints import WEIGHTS, make_checkpoint
 

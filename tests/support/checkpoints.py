@@ -6,6 +6,7 @@ serves the tests (two layers) and the benchmarks (Llama-2's own shapes).
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentencepiece
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -220,3 +222,13 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def train_sentencepiece(folder: Path, **settings: Any) -> None:
+    """A tokenizer.model of a few hundred pieces, trained on the same sentences."""
+    written = io.BytesIO()
+    defaults = {"vocab_size": 400, "character_coverage": 1.0, "hard_vocab_limit": False, "minloglevel": 2}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT * 20), model_writer=written, **(defaults | settings)
+    )
+    (folder / "tokenizer.model").write_bytes(written.getvalue())

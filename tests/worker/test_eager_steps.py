@@ -11,11 +11,11 @@ import torch
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
+from core.tokenizer.read import read_tokenizer
 from core.worker.decode.steps import EagerSteps
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
-from core.worker.tokenizer import read_tokenizer
 from tests.support.checkpoints import make_checkpoint
 from tests.support.scheduler_harness import PROMPT, SchedulerHarness
 

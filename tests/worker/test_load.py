@@ -17,12 +17,13 @@ from core.memory.kernels.registry import kernel_named
 from core.memory.kernels.spec import Device
 from core.memory.load_plan import choose_dtype
 from core.memory.model_shape import read_shape
+from core.tokenizer.read import read_tokenizer
 from core.worker.decode.steps import EagerSteps
+from core.worker.end_tokens import TURN_ENDS, find_end_tokens
 from core.worker.load import check_numbers, warm_up
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
-from core.worker.tokenizer import TURN_ENDS, find_end_tokens, read_tokenizer
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 
@@ -142,7 +143,7 @@ def test_a_folder_without_a_tokenizer_is_refused_in_words(folder: Path) -> None:
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointError) as caught:
         read_tokenizer(folder)
-    assert caught.value.key == "tokenizer"
+    assert caught.value.key == "tokenizer_missing"
 
 
 def test_code_that_comes_with_a_tokenizer_is_not_run(folder: Path, tmp_path: Path) -> None:

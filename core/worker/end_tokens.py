@@ -1,17 +1,16 @@
-"""A checkpoint's tokenizer, and which of its tokens end an answer."""
+"""Which of a tokenizer's tokens end an answer."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from core.checkpoint.checkpoint import Checkpoint, read_json
+from core.checkpoint.tokenizer_files import SPECIAL_TOKENS, TOKENIZER_CONFIG
 from core.common.errors import CheckpointError
-from core.common.panics import panics_as_errors, why_of
 from core.common.values import is_whole
 
 log = logging.getLogger(__name__)
@@ -28,28 +27,6 @@ TURN_ENDS = (
 )
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of tokenizer.json, else of an older file, converted by transformers. Raises CheckpointError."""
-    try:
-        with panics_as_errors():
-            if (folder / "tokenizer.json").is_file():
-                return without_truncation(Tokenizer.from_file(str(folder / "tokenizer.json")))
-            converted = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            backend = getattr(converted, "backend_tokenizer", None)
-    except Exception as error:  # The tokenizer library raises bare exceptions for files that it cannot read.
-        raise CheckpointError("tokenizer", folder=folder.name, why=why_of(error)) from error
-    if backend is None:
-        raise CheckpointError("tokenizer", folder=folder.name, why=type(converted).__name__)
-    return without_truncation(cast(Tokenizer, backend))
-
-
-def without_truncation(tokenizer: Tokenizer) -> Tokenizer:
-    """Switch off truncation and padding, which a tokenizer.json may keep from training; a prompt is taken as it is."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
     """The ids of the tokens that end an answer: those that the files name, and those of TURN_ENDS."""
     ends: set[int] = set()
@@ -59,7 +36,7 @@ def find_end_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[i
         ends.update(one for one in (named if isinstance(named, list) else [named]) if is_whole(one) and one >= 0)
     special = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
     words: list[object] = list(TURN_ENDS)
-    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+    for file in (TOKENIZER_CONFIG, SPECIAL_TOKENS):
         named = (read_json(checkpoint.folder / file) or {}).get("eos_token")
         words.append(named.get("content") if isinstance(named, dict) else named)
     return frozenset(ends | {special[word] for word in words if isinstance(word, str) and word in special})
