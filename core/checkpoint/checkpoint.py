@@ -39,10 +39,14 @@ CONTRADICTIONS = ("config_tensors", "config_layers", "no_matrix")
 
 @dataclass(frozen=True, slots=True)
 class SettledTensors:
-    """What the values of the tensors told (core/checkpoint/settled.py). `repeated` names what no model needs."""
+    """What the values of the tensors told (core/checkpoint/settled.py). `repeated` names what no model needs.
+
+    `notes`: where they are not as the configuration says, "own_head" and "zeros_version".
+    """
 
     matrices: Mapping[str, QuantizedMatrix]
     repeated: frozenset[str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,18 +74,18 @@ class Checkpoint:
 
     @property
     def quantization_label(self) -> str:
-        """How the matrices are quantized, in words; "mixed" where some are in another way than most."""
-        label = self.quantization.label
-        return f"{label}, mixed" if self.is_mixed else label
+        """How most matrices are quantized, in words, and which bits others have."""
+        others = [str(bits) for bits in self.other_bits]
+        return self.quantization.label + (f", some {'/'.join(others)} bit" if others else "")
 
     @cached_property
-    def is_mixed(self) -> bool:
-        """Whether some matrices have other bits or another group size than most."""
+    def other_bits(self) -> tuple[int, ...]:
+        """The bits of matrices that have others than most."""
         try:
-            formats = [matrix.format for matrix in self.matrices.values()]
+            found = {matrix.format.bits for matrix in self.matrices.values()}
         except CheckpointError:
-            return False
-        return len({(format.bits, format.group_size) for format in formats}) > 1
+            return ()
+        return tuple(sorted(found - {self.quantization.bits}))
 
     @cached_property
     def layers(self) -> tuple[LayerShape, ...]:

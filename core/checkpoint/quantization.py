@@ -32,9 +32,15 @@ class MatrixFormat:
     packing: Packing
 
     @property
+    def container(self) -> str:
+        """What people call the way in which the file holds the matrix; AutoRound's own is GPTQ or AWQ."""
+        return {"awq": "AWQ", "pack_quantized": "compressed-tensors"}.get(self.packing, "GPTQ")
+
+    @property
     def label(self) -> str:
+        container = "" if self.container == "GPTQ" else f"{self.container}, "
         group = "no groups" if self.group_size < 0 else f"group {self.group_size}"
-        return f"{self.bits} bit, {group}" + (", act-order" if self.is_permuted else "")
+        return f"{container}{self.bits} bit, {group}" + (", act-order" if self.is_permuted else "")
 
     def num_groups(self, in_features: int) -> int:
         """The scale groups along `in_features` inputs; the last one may be shorter than the others."""

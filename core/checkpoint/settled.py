@@ -9,7 +9,7 @@ About a hundredth of the files is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -50,7 +50,7 @@ class _Files:
 
 def settle(checkpoint: Checkpoint) -> Checkpoint:
     """`checkpoint` with its matrices as their tensors are. Raises CheckpointError for an order that is none."""
-    files = _Files(checkpoint)
+    files, stated = _Files(checkpoint), checkpoint.quantization
     stored = {name: _look_at_zeros(matrix, files) for name, matrix in checkpoint.matrices.items()}
     version = stored_version([one for one in stored.values() if one is not None])
     orders: dict[bytes, str] = {}
@@ -59,7 +59,22 @@ def settle(checkpoint: Checkpoint) -> Checkpoint:
         order = _read_order(checkpoint, matrix, files, orders)
         format = settle_zeros(matrix.format, stored[name], version)
         matrices[name] = replace(matrix, format=replace(format, is_permuted=bool(order)), input_order=order)
-    return replace(checkpoint, settled=SettledTensors(matrices, frozenset(_repeated(checkpoint, files))))
+    heads = {name for name in checkpoint.tensors if name.endswith(HEADS)} if says_tied(checkpoint) else set()
+    repeated = frozenset(name for name in heads if _repeats_embedding(checkpoint, name, files))
+    notes = ["own_head"] if heads - repeated or (says_tied(checkpoint) and _has_quantized_head(matrices)) else []
+    if any((one.format.packing == "gptq_v2") != (stated.packing == "gptq_v2") for one in matrices.values()):
+        notes.append("zeros_version")
+    return replace(checkpoint, settled=SettledTensors(matrices, repeated, tuple(notes)))
+
+
+def says_tied(checkpoint: Checkpoint) -> bool:
+    """Whether the configuration says that the head is the embedding."""
+    config = checkpoint.config
+    return bool(text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+
+
+def _has_quantized_head(matrices: Collection[str]) -> bool:
+    return any(f"{name}.weight".endswith(HEADS) for name in matrices)
 
 
 def _look_at_zeros(matrix: QuantizedMatrix, files: _Files) -> StoredZeros | None:
@@ -94,15 +109,9 @@ def _are_groups(groups: np.ndarray, matrix: QuantizedMatrix) -> bool:
     return bool((sizes[:-1] == sizes[0]).all() and sizes[-1] <= sizes[0])
 
 
-def _repeated(checkpoint: Checkpoint, files: _Files) -> Iterator[str]:
-    """The head in the files of a model that ties it, where it only repeats the embedding."""
-    config = checkpoint.config
-    if not text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", False)):
-        return
+def _repeats_embedding(checkpoint: Checkpoint, head: str, files: _Files) -> bool:
     embeddings = [one for name, one in checkpoint.tensors.items() if name.endswith(EMBEDDINGS)]
-    for name, head in checkpoint.tensors.items():
-        if name.endswith(HEADS) and any(_are_equal(files, head, embedding) for embedding in embeddings):
-            yield name
+    return any(_are_equal(files, checkpoint.tensors[head], embedding) for embedding in embeddings)
 
 
 def _are_equal(files: _Files, first: TensorInfo, second: TensorInfo) -> bool:

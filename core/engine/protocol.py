@@ -140,6 +140,7 @@ class ModelFacts:
     """What was loaded, and how: shown to people and printed by the benchmark.
 
     `captured`: its steps are CUDA graphs. `memory` is None on a CPU. `remote` is None where this machine runs it.
+    `notes` are keys of sentences (`load.note_…`): where the files were not as their configuration says.
     """
 
     name: str
@@ -155,6 +156,7 @@ class ModelFacts:
     captured: bool = False
     memory: MemoryFacts | None = None
     remote: RemoteFacts | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.judgement import family_name, is_served_by_vllm, judge
 from core.common.errors import CheckpointError, InputError
+from core.common.values import quoted_json
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import checked_context
 from core.memory.kernels.marlin import MARLIN
@@ -35,14 +36,17 @@ RAY_PORT = 6379
 
 @dataclass(frozen=True, slots=True)
 class ScalePlan:
-    """`needed_mib` of `budget_mib` on each GPU; both are 0 on a CPU. `utilization` is None on a CPU."""
+    """`needed_mib` of `budget_mib` on each GPU; both are 0 on a CPU. `utilization` is None on a CPU.
+
+    `quantization`: vLLM's name for what reads GPTQ; None where vLLM is to find out from the configuration.
+    """
 
     model: str
     path: str
     tensor_parallel: int
     pipeline_parallel: int
     context_tokens: int
-    quantization: str
+    quantization: str | None
     utilization: float | None = None
     needed_mib: int = 0
     budget_mib: int = 0
@@ -63,8 +67,9 @@ class ScalePlan:
             "host": "127.0.0.1",
             "port": str(port),
             "max-model-len": str(self.context_tokens),
-            "quantization": self.quantization,
         }
+        if self.quantization is not None:
+            options["quantization"] = self.quantization
         if self.tensor_parallel > 1:
             options["tensor-parallel-size"] = str(self.tensor_parallel)
         if self.pipeline_parallel > 1:
@@ -118,8 +123,8 @@ def make_scale_plan(
     path = str(checkpoint.path) if checkpoint.path is not None else checkpoint.name
     splits = list(_splits(shape, checkpoint, len(devices), max(1, len(hosts)), tensor_parallel, pipeline_parallel))
     if not devices:
-        tensor, pipeline = splits[0]
-        return ScalePlan(checkpoint.name, path, tensor, pipeline, context_tokens, "gptq", hosts=tuple(hosts))
+        (tensor, pipeline), method = splits[0], _method(checkpoint, takes_marlin=False)
+        return ScalePlan(checkpoint.name, path, tensor, pipeline, context_tokens, method, hosts=tuple(hosts))
     plans = [
         _plan(checkpoint, shape, path, devices, tuple(hosts), tensor, pipeline, context_tokens)
         for tensor, pipeline in splits
@@ -145,9 +150,19 @@ def check_vllm_takes(checkpoint: Checkpoint) -> None:
         family = family_name(checkpoint.config) or checkpoint.architecture
         raise InputError("scale_family", model=checkpoint.name, family=family)
     found = checkpoint.quantization
+    if _method(checkpoint, False) is None:
+        return
     ordered = found.is_permuted and found.group_size > 0
     if found.bits not in BITS or not found.is_symmetric or ordered:
         raise InputError("scale_quantization", model=checkpoint.name, quantization=found.label)
+
+
+def _method(checkpoint: Checkpoint, takes_marlin: bool) -> str | None:
+    settings = checkpoint.config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if checkpoint.quantization.container != "GPTQ" or quoted_json(method or "gptq").lower() != "gptq":
+        return None
+    return "gptq_marlin" if takes_marlin else "gptq"
 
 
 def _splits(
@@ -206,14 +221,13 @@ def _plan(
     weights = whole.weights / tensor / pipeline
     needed = (weights + cache + whole.activations / tensor + whole.workspace + whole.context) / MIB + GRAPHS_MIB
     utilization = min(MOST_UTILIZATION, math.floor(100 * least.available_mib / least.total_mib) / 100)
-    takes_marlin = least.capability >= MARLIN_CAPABILITY
     return ScalePlan(
         checkpoint.name,
         path,
         tensor,
         pipeline,
         context_tokens,
-        "gptq_marlin" if takes_marlin else "gptq",
+        _method(checkpoint, least.capability >= MARLIN_CAPABILITY),
         utilization,
         math.ceil(needed),
         math.floor(utilization * min(device.total_mib for device in used)),

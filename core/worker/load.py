@@ -97,6 +97,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
             weights_bytes=checkpoint.size_bytes,
             cache_bytes=runner.cache.num_bytes,
             captured=steps.runs_ahead,
+            notes=checkpoint.settled.notes if checkpoint.settled else (),
             memory=memory,
         ),
     )

@@ -43,7 +43,9 @@ def packings(checkpoint: Checkpoint) -> set[tuple[str, bool]]:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_symmetric_zeros_tell_their_version(tmp_path: Path, written: str, said: str, bits: int) -> None:
     recipe = Recipe(hidden=128, bits=bits)
-    assert packings(make(tmp_path, written, recipe, checkpoint_format=said)) == {(written, True)}
+    made = make(tmp_path, written, recipe, checkpoint_format=said)
+    assert packings(made) == {(written, True)}
+    assert made.settled is not None and made.settled.notes == ("zeros_version",)
 
 
 def test_symmetric_matrices_tell_the_version_of_the_others(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_tied_head_is_left_out_where_it_repeats_the_embedding(tmp_path: Path) 
     make(tmp_path, "gptq")
     embedding = load_file(tmp_path / WEIGHTS)[EMBEDDING]
     made = settle(change(tmp_path, {HEAD: embedding}, tie_word_embeddings=True))
-    assert made.settled is not None and made.settled.repeated == {HEAD}
+    assert made.settled is not None and (made.settled.repeated, made.settled.notes) == ({HEAD}, ())
     size = embedding.size
     # Before the values are read a head that is there counts.
     assert read_shape(read_checkpoint(tmp_path)).plain_elements.count(size) == 2
@@ -110,4 +112,4 @@ def test_a_tied_head_of_other_values_or_another_type_is_kept(tmp_path: Path, oth
     make(tmp_path, "gptq")
     embedding = load_file(tmp_path / WEIGHTS)[EMBEDDING]
     made = settle(change(tmp_path, {HEAD: embedding + other}, tie_word_embeddings=True))
-    assert made.settled is not None and made.settled.repeated == set()
+    assert made.settled is not None and (made.settled.repeated, made.settled.notes) == (set(), ("own_head",))

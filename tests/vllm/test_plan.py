@@ -18,6 +18,7 @@ from core.memory.model_shape import read_shape
 from core.vllm.plan import can_split, check_vllm_takes, make_scale_plan
 from core.vllm.server import LOG_HEAD
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.packed import make_packed
 
 RTX_4090 = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
 A40 = DeviceMemory("A40", 46_068, (8, 6), reserved_mib=700)
@@ -89,6 +90,13 @@ def test_what_vllm_refuses_is_refused_before_it_starts(change: dict[str, object]
     with pytest.raises(InputError) as caught:
         make_scale_plan(checkpoint, [A40])
     assert caught.value.key == "scale_quantization"
+
+
+@pytest.mark.parametrize("packing", ["awq", "compressed", "auto_round"])
+def test_vllm_finds_out_itself_what_is_not_plain_gptq(tmp_path: Path, packing: str) -> None:
+    """Told gptq_marlin it refuses such files."""
+    make_packed(tmp_path / "tiny", packing, Recipe(symmetric=False))
+    assert "--quantization" not in make_scale_plan(read_checkpoint(tmp_path / "tiny"), []).serve_command(8000)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from core.library.ranking import best_candidate
 from core.library.recommended import known_checkpoint, recommended_models
 from core.memory.fit import FitReport
 from ui.download.disk import size_words
+from ui.load.entries import bits_of
 from ui.load.gauge import verdict
 from ui.load.gpu_choice import Devices, names_of
 from ui.shared.i18n import tr
@@ -104,7 +105,7 @@ def _quantization_cells(checkpoint: Checkpoint) -> dict[str, str]:
     quantization = checkpoint.quantization
     return {
         tr("download.column_file"): size_words(checkpoint.size_bytes),
-        tr("download.column_bits"): str(quantization.bits),
+        tr("download.column_bits"): bits_of(checkpoint),
         tr("download.column_group"): "-" if quantization.group_size < 0 else str(quantization.group_size),
         tr("download.column_act_order"): tr("download.yes" if quantization.is_permuted else "download.no"),
     }

@@ -78,7 +78,7 @@ def _draw_entry(entry: LibraryEntry, devices: Devices) -> None:
 
 def _quantization_badges(entry: LibraryEntry) -> list[str]:
     assert entry.checkpoint is not None
-    return [f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint.quantization)]
+    return [f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint)]
 
 
 def _verdict_badge(entry: LibraryEntry, devices: Devices) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
@@ -117,6 +116,8 @@ def draw_state(state: EngineState) -> None:
 def _draw_loaded(state: EngineState, facts: ModelFacts) -> None:
     kernel = tr("load.kernel_line", kernel=facts.kernel, reason=tr(f"kernel.{facts.kernel_reason}"))
     st.success(kernel, title=tr("load.success"), icon=":material/check_circle:")
+    for note in facts.notes:
+        st.caption(tr(f"load.note_{note}"))
     with st.grid("auto", min_column_width=110):
         for name, value in _facts(facts):
             st.markdown(f":small[:gray[{tr(f'load.fact_{name}')}]]  \n**{value}**")
@@ -146,17 +147,24 @@ def _memory(memory: MemoryFacts) -> str:
 
 
 def _badges(entry: LibraryEntry, checkpoint: Checkpoint) -> str:
-    words = [*quantization_words(checkpoint.quantization), *([tr("library.cached")] if entry.is_cached else [])]
+    words = [*quantization_words(checkpoint), *([tr("library.cached")] if entry.is_cached else [])]
     return " ".join(f":gray-badge[{text}]" for text in words)
 
 
-def quantization_words(quantization: MatrixFormat) -> list[str]:
+def quantization_words(checkpoint: Checkpoint) -> list[str]:
+    quantization = checkpoint.quantization
     group = quantization.group_size
-    words = [tr("model.bits", bits=quantization.bits)]
+    words = [] if quantization.container == "GPTQ" else [quantization.container]
+    words.append(tr("model.bits", bits=bits_of(checkpoint)))
     words.append(tr("model.no_groups") if group < 0 else tr("model.group", size=group))
     if quantization.is_permuted:
         words.append(tr("model.act_order"))
     return words
+
+
+def bits_of(checkpoint: Checkpoint) -> str:
+    """The bits of most matrices, then those of others."""
+    return " + ".join(map(str, (checkpoint.quantization.bits, *checkpoint.other_bits)))
 
 
 def _details(checkpoint: Checkpoint) -> str:

@@ -76,11 +76,12 @@ def load_model(
 def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int) -> PreTrainedModel:
     """The model's modules with no memory behind their weights."""
     config = read_config(checkpoint, context_tokens)
+    settled = checkpoint.settled
+    if settled is not None and settled.notes:
+        log.warning("%s is not as its configuration says: %s", checkpoint.name, ", ".join(settled.notes))
     if has_own_head(checkpoint):
-        if getattr(config, "tie_word_embeddings", False):
-            log.warning("%s ties its head to the embedding, but has one of its own, which is used", checkpoint.name)
         config.tie_word_embeddings = False
-    elif checkpoint.settled and checkpoint.settled.repeated:
+    elif settled is not None and settled.repeated:
         config.tie_word_embeddings = True
     is_softcapped = getattr(config, "attn_logit_softcapping", None) is not None
     is_eager = is_softcapped or config.model_type in own_attention.FAMILIES
