@@ -12,10 +12,13 @@ from safetensors import safe_open
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.settled import settle
-from core.memory.kernels.registry import choose_kernel
+from core.memory.kernels.llamadeck import LLAMADECK, split_kv_bytes
+from core.memory.kernels.registry import able_kernels, choose_kernel
 from core.memory.kernels.spec import Device
 from core.memory.model_shape import read_shape
+from core.worker.model.backends import llamadeck
 from core.worker.model.backends.aten_int4 import CpuInt4Linear
+from core.worker.model.backends.llamadeck import LlamadeckBackend
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.matrix_tensors import MatrixTensors
@@ -145,3 +148,21 @@ def settings(recipe: Recipe) -> dict[str, Any]:
         "sym": recipe.symmetric,
         "desc_act": recipe.act_order,
     }
+
+
+def test_matrices_of_several_group_sizes_have_a_plan_and_a_prefill_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our kernels are compiled for one way in which matrices are quantized; a model may have several."""
+    make_packed(tmp_path / "one", "gptq", Recipe(hidden=128))
+    make_packed(tmp_path / "two", "gptq", Recipe(hidden=128), {"down_proj": Recipe(group_size=64)})
+    one, two = (read_shape(read_checkpoint(tmp_path / name), merged=True) for name in ("one", "two"))
+    assert LLAMADECK in able_kernels([matrix for matrix, _ in two.matrices], [Device("cuda", (8, 0))])
+    attention = split_kv_bytes(one, 1)
+    shared = LLAMADECK.scratch_bytes(one, (9, 0), 512, 1) - attention
+    assert LLAMADECK.scratch_bytes(two, (9, 0), 512, 1) - attention == 2 * shared
+    made: list[object] = []
+    monkeypatch.setattr(llamadeck, "make_prefill_backend", lambda *variant: made.append(variant))
+    backend = LlamadeckBackend(LLAMADECK, torch.float16, CPU)
+    backend.reserve([matrix for matrix, _ in two.matrices], 512)
+    assert len(set(made)) == len(made) == 2

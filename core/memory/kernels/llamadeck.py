@@ -28,13 +28,15 @@ class LlamadeckKernel(KernelSpec):
         return matrix.codes_bytes + scales_and_zeros + permutations + matrix.bias_bytes
 
     def scratch_bytes(self, shape: ModelShape, capability: tuple[int, int], chunk_tokens: int, num_slots: int) -> int:
-        """Room for a piece of the largest matrix, or for the sums that blocks of threads add up; attention's own."""
+        """For each way in which matrices are quantized, room for a piece of the largest matrix, or for the sums that
+        blocks of threads add up; attention's own."""
+        variants = {(one.format.bits, one.format.group_size, one.format.is_symmetric) for one, _ in shape.matrices}
         if has_fused_prefill(capability):
             shared = PREFILL_MAX_BLOCKS * PREFILL_PARTIAL_SUM_BYTES + round_to_block(PREFILL_MAX_BLOCKS * INT_BYTES)
         else:
             largest = max((matrix.num_elements for matrix, _ in shape.matrices), default=0)
             shared = round_to_block(dequant_buffer_bytes(largest))
-        return shared + split_kv_bytes(shape, num_slots)
+        return len(variants) * shared + split_kv_bytes(shape, num_slots)
 
     def transient_bytes(self, matrix: MatrixShape, num_rows: int) -> int:
         """Rows as fused prefill takes them, whole tiles; at most, where they are only permuted."""
@@ -72,5 +74,4 @@ LLAMADECK = LlamadeckKernel(
     min_capability=(8, 0),
     is_capturable=True,
     merges_permuted=True,
-    takes_mixed=False,
 )

@@ -36,9 +36,7 @@ def kernel_named(name: str) -> KernelSpec:
 
 def able_kernels(matrices: Collection[MatrixShape], devices: Collection[Device]) -> list[KernelSpec]:
     """The kernels that run a model of `matrices` on every one of `devices`, fastest first."""
-    formats = {(one.format.bits, one.format.group_size, one.format.is_symmetric) for one in matrices}
-    kernels = [kernel for kernel in KERNELS if kernel.takes_mixed or len(formats) == 1]
-    return [kernel for kernel in kernels if all(kernel.can_run_all(matrices, device) for device in devices)]
+    return [kernel for kernel in KERNELS if all(kernel.can_run_all(matrices, device) for device in devices)]
 
 
 def choose_kernel(checkpoint: Checkpoint, device: Device, forced: str | None = None) -> tuple[KernelSpec, str]:

@@ -35,8 +35,7 @@ class KernelSpec:
     last scale group may be shorter than the others. `is_capturable`: its calls can be captured in CUDA graphs, and are
     held against plain runs. `is_last_resort`: it dequantizes every matrix for every token, and is for what no other
     kernel takes. `merges_permuted`: it takes matrices of one input as one also where their inputs are permuted alike.
-    `takes_mixed`: matrices of one model may differ in bits, group size and symmetry. `fallback` runs the matrices of a
-    model that this kernel does not take, if it takes any.
+    `fallback` runs the matrices of a model that this kernel does not take, if it takes any.
     """
 
     name: str
@@ -52,7 +51,6 @@ class KernelSpec:
     is_capturable: bool = False
     is_last_resort: bool = False
     merges_permuted: bool = False
-    takes_mixed: bool = True
     fallback: KernelSpec | None = None
 
     def can_run(self, matrix: MatrixShape, device: Device) -> bool:

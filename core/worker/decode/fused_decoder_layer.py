@@ -84,8 +84,10 @@ class FusedDecoderLayer(nn.Module):
         return matrices.down.kernels.multiply(matrices.down.matrix, gated, "residual", matrices.down.bias, hidden)
 
     def can_prefill(self) -> bool:
-        """Whether its matrices multiply many rows from their codes."""
-        return len(self._matrices.qkv) == 1 and isinstance(self._matrices.down.prefill_backend, FusedDequantGemm)
+        """Whether its matrices multiply many rows from their codes, all in one way."""
+        (first, *others), gemm = self._matrices.qkv, self._matrices.down.prefill_backend
+        linears = (first, self._matrices.out, self._matrices.gate_up)
+        return not others and isinstance(gemm, FusedDequantGemm) and all(one.prefill_backend is gemm for one in linears)
 
     def prefill(
         self, hidden: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], cache: GraphCache

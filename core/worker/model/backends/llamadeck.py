@@ -30,7 +30,8 @@ from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, Separa
 
 class LlamadeckBackend:
     _staging: torch.Tensor
-    _prefill: PrefillBackend
+    # One for each way in which matrices of the model are quantized.
+    _prefills: dict[tuple[object, ...], PrefillBackend]
 
     def __init__(self, spec: KernelSpec, dtype: torch.dtype, device: torch.device) -> None:
         self.spec, self.dtype, self.device = spec, dtype, device
@@ -43,10 +44,11 @@ class LlamadeckBackend:
         """Each kernel is compiled when it is first called, in a second or two."""
 
     def reserve(self, matrices: Collection[MatrixShape], max_rows: int) -> None:
-        largest = max(matrices, key=lambda matrix: matrix.num_elements)
-        words = largest.num_elements * largest.format.bits // 32
+        words = max(matrix.num_elements * matrix.format.bits // 32 for matrix in matrices)
         self._staging = torch.empty(words, dtype=torch.int32, device=self.device)
-        self._prefill = make_prefill_backend(largest.num_elements, *self._variant(largest.format))
+        largest = max(matrix.num_elements for matrix in matrices)
+        variants = {self._variant(matrix.format) for matrix in matrices}
+        self._prefills = {variant: make_prefill_backend(largest, *variant) for variant in variants}
 
     def collect(self, group: MatrixGroup, members: Sequence[QuantizedMatrix]) -> GroupTensors:
         return SeparateTensors(members)
@@ -70,7 +72,7 @@ class LlamadeckBackend:
         bias = torch.cat(biases) if biases else None
         matrix = PackedMatrix(codes, torch.cat(scales), None if zeros is None else torch.cat(zeros), permutation)
         bias = None if bias is None else bias.to(self.device, self.dtype)
-        return W4Linear(matrix, bias, kernels, self._prefill)
+        return W4Linear(matrix, bias, kernels, self._prefills[self._variant(format)])
 
     def _zeros(self, members: Sequence[MatrixTensors]) -> list[torch.Tensor] | None:
         """Zero points as the kernels read them; None where all are 8."""
