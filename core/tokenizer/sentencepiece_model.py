@@ -6,6 +6,7 @@ in the order of the scores does the same.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -59,9 +60,9 @@ def convert_sentencepiece(data: bytes, tokens: SpecialTokens) -> Tokenizer:
 def _parse(data: bytes) -> Any:
     # Both take a while to import, and newer checkpoints need neither.
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    description: Any = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    proto = description.ModelProto()
     try:
         proto.ParseFromString(data)
     except DecodeError as error:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -226,6 +225,8 @@ TEMPLATE = (
 
 def train_sentencepiece(folder: Path, **settings: Any) -> None:
     """A tokenizer.model of a few hundred pieces, trained on the same sentences."""
+    import sentencepiece  # Takes a while, and few tests need it.
+
     written = io.BytesIO()
     defaults = {"vocab_size": 400, "character_coverage": 1.0, "hard_vocab_limit": False, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(
