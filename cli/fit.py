@@ -29,7 +29,7 @@ from core.library.scan import locate
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import MAX_CHATS, FitReport, check_fit
 from core.memory.kernels.llamadeck import LLAMADECK
-from core.memory.kernels.registry import has_compiler
+from core.memory.kernels.registry import has_c_compiler, has_compiler
 from core.memory.plan import MemoryPlan
 from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
@@ -169,7 +169,7 @@ def find_devices(gpu: str | None, vram_mib: str | None) -> list[DeviceMemory]:
     if not readable:
         raise InputError("no_gpu_to_ask")
     meant = usable_gpus(gpus, installed_torch()) or readable
-    return [DeviceMemory.measured(one, has_compiler=has_compiler()) for one in meant]
+    return [DeviceMemory.measured(one, has_compiler=has_compiler(), has_c_compiler=has_c_compiler()) for one in meant]
 
 
 def find_checkpoint(target: str, revision: str | None) -> Checkpoint:

@@ -28,20 +28,32 @@ class DeviceMemory:
     others_mib: int = 0
     returning_mib: int = 0
     has_compiler: bool = True
+    has_c_compiler: bool = True
 
     @property
     def available_mib(self) -> int:
         return max(0, self.total_mib - self.reserved_mib - self.others_mib + self.returning_mib)
 
     @classmethod
-    def measured(cls, gpu: Gpu, own_pids: frozenset[int] = frozenset(), has_compiler: bool = True) -> DeviceMemory:
+    def measured(
+        cls, gpu: Gpu, own_pids: frozenset[int] = frozenset(), has_compiler: bool = True, has_c_compiler: bool = True
+    ) -> DeviceMemory:
         """A GPU as NVML sees it now. What the processes `own_pids` hold comes back when their model is unloaded."""
         total, free = gpu.total_mib or 0, gpu.free_mib or 0
         reserved = gpu.reserved_mib or 0
         returning = sum(process.used_mib or 0 for process in gpu.processes if process.pid in own_pids)
         others = max(0, total - reserved - free)
         capability = gpu.compute_capability or (0, 0)
-        return cls(gpu.name or gpu.label, total, capability, reserved, others, min(returning, others), has_compiler)
+        return cls(
+            gpu.name or gpu.label,
+            total,
+            capability,
+            reserved,
+            others,
+            min(returning, others),
+            has_compiler,
+            has_c_compiler,
+        )
 
     @classmethod
     def planned(cls, known: KnownGpu) -> DeviceMemory:

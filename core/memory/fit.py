@@ -155,7 +155,7 @@ def device_sets(devices: Sequence[DeviceMemory]) -> list[list[int]]:
 
 
 def kernel_device(device: DeviceMemory) -> Device:
-    return Device("cuda", device.capability, device.has_compiler)
+    return Device("cuda", device.capability, device.has_compiler, has_c_compiler=device.has_c_compiler)
 
 
 def weakest(devices: Sequence[Device]) -> Device:

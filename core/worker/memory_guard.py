@@ -29,7 +29,8 @@ def _measure_device(gpus: Sequence[Gpu], index: int, device: Device) -> DeviceMe
     properties = torch.cuda.get_device_properties(index)
     for gpu in gpus:
         if gpu.uuid and str(properties.uuid) in gpu.uuid and gpu.total_mib and gpu.free_mib is not None:
-            return DeviceMemory.measured(gpu, frozenset({os.getpid()}), device.has_compiler)
+            own = frozenset({os.getpid()})
+            return DeviceMemory.measured(gpu, own, device.has_compiler, device.has_c_compiler)
     free, total = torch.cuda.mem_get_info(index)
     return DeviceMemory(
         properties.name,
@@ -37,6 +38,7 @@ def _measure_device(gpus: Sequence[Gpu], index: int, device: Device) -> DeviceMe
         device.capability,
         others_mib=(total - free) // MIB,
         has_compiler=device.has_compiler,
+        has_c_compiler=device.has_c_compiler,
     )
 
 

@@ -15,7 +15,7 @@ from core.gpu.snapshot import GpuSnapshot, read_snapshot
 from core.gpu.torch_support import build_error, has_code
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import checked_context, require_fit
-from core.memory.kernels.registry import choose_kernel, has_compiler
+from core.memory.kernels.registry import choose_kernel, has_c_compiler, has_compiler
 from core.memory.kernels.spec import Device
 from core.memory.load_plan import DevicePlan, LoadPlan, choose_dtype
 from core.memory.model_shape import read_shape
@@ -57,9 +57,9 @@ def find_devices(snapshot: GpuSnapshot) -> list[Device]:
     if not torch.cuda.is_available():
         require_no_gpu(snapshot)
         return [Device("cpu")]
-    compiler, known = has_compiler(), known_torch()
+    compiler, c_compiler, known = has_compiler(), has_c_compiler(), known_torch()
     capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
-    devices = [Device("cuda", one, compiler, has_code(known, one)) for one in capabilities]
+    devices = [Device("cuda", one, compiler, has_code(known, one), c_compiler) for one in capabilities]
     if not any(device.has_code for device in devices):
         names = [torch.cuda.get_device_name(index) for index in range(len(devices))]
         raise build_error(", ".join(names), max(capabilities), known)

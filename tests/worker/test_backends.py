@@ -13,7 +13,7 @@ from core.checkpoint.quantization import MatrixFormat
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import MatrixShape
 from core.worker.kernels.packing import invert_permutation, pack_codes, tile_scales, unpack
-from core.worker.model.backends import exllama_v2, llamadeck
+from core.worker.model.backends import exllama_v2, gptqmodel, llamadeck
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.kernel_check import INPUTS, OUTPUTS, reference_matrix
 from core.worker.model.matrix_tensors import MatrixTensors
@@ -58,6 +58,23 @@ def make(kernel: str, format: MatrixFormat, dtype: torch.dtype, biases: tuple[to
         member.bias = bias
     module: nn.Module = backend.make(members)
     return module
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_torchs_kernel_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    """It is what is left where nothing can be compiled; gptqmodel compiles it as well, so it failed there too."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(gptqmodel, "has_c_compiler", lambda: False)
+    monkeypatch.setattr(torch, "compile", fail)
+    format = MatrixFormat(bits, 128, False, True, "gptq")
+    module = make("torch", format, torch.float16, (None,))
+    assert not module._triton_dequant_enabled
+    x = torch.randn(3, INPUTS)
+    wanted = x @ reference_matrix(format)[1]
+    assert (module(x.half()).float() - wanted).abs().max() < 0.02 * wanted.std()
 
 
 @pytest.mark.parametrize("dtype", HALF_TYPES)

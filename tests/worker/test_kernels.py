@@ -13,6 +13,7 @@ from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError, EngineError
 from core.common.i18n import catalogue
+from core.memory.kernels import registry
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel, kernel_named
 from core.memory.kernels.spec import Device, KernelSpec
@@ -106,8 +107,41 @@ def test_a_compiler_is_asked_for_only_where_one_would_help(
     assert (kernel.name, reason) == wanted
 
 
+def test_without_a_c_compiler_nothing_is_left_to_triton() -> None:
+    """Triton builds with one what launches its kernels. The load failed after the verdict had promised it."""
+    bare = Device("cuda", (8, 6), has_compiler=False, has_c_compiler=False)
+    assert choose_kernel(checkpoint(bits=2), bare) == (kernel_named("torch"), "no_c_compiler")
+    assert choose_kernel(checkpoint(bits=3), bare) == (kernel_named("torch"), "torch")
+    assert choose_kernel(checkpoint(), bare) == (kernel_named("llamadeck"), "llamadeck")
+
+
+@pytest.mark.parametrize(
+    ("compilers", "has_headers", "expected"), [((), True, False), (("gcc",), True, True), (("clang",), False, False)]
+)
+def test_a_c_compiler_counts_with_pythons_headers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compilers: tuple[str, ...], has_headers: bool, expected: bool
+) -> None:
+    """Without them a compiler fails at what Triton gives it."""
+    if has_headers:
+        (tmp_path / "Python.h").touch()
+    for name in compilers:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(registry.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert registry.has_c_compiler() == expected
+    monkeypatch.setenv("CC", "gcc")
+    assert registry.has_c_compiler() == expected
+
+
 def test_every_reason_has_a_sentence() -> None:
-    reasons = {kernel.name for kernel in KERNELS} | {"no_compiler", "asked_for", "leaner", "faster_refused"}
+    reasons = {kernel.name for kernel in KERNELS} | {
+        "no_compiler",
+        "no_c_compiler",
+        "asked_for",
+        "leaner",
+        "faster_refused",
+    }
     for language in ("en", "zh"):
         assert {f"kernel.{reason}" for reason in reasons} <= set(catalogue(language))
 

@@ -1,4 +1,5 @@
-"""gptqmodel's kernels that need no CUDA compiler: Triton, and torch for what nothing else takes."""
+"""gptqmodel's kernels that need no CUDA compiler: Triton, which builds in C what launches its kernels, and torch for
+what nothing else takes."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ TRITON = TritonKernel(
     takes_partial_groups=True,
     multiple=32,
     min_capability=(7, 0),
+    needs_c_compiler=True,
     is_capturable=True,
 )
 TORCH = TorchKernel(

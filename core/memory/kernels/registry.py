@@ -6,9 +6,12 @@ automatic one picks a kernel on compute capability 9.0 that downloads sources wh
 
 from __future__ import annotations
 
+import os
 import shutil
+import sysconfig
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import EngineError
@@ -28,6 +31,13 @@ COMPILERS = ("nvcc", "c++", "ninja")
 def has_compiler() -> bool:
     """Whether this machine can compile a CUDA kernel."""
     return all(shutil.which(name) for name in COMPILERS)
+
+
+def has_c_compiler() -> bool:
+    """Whether Triton can build what launches its kernels: it looks for these compilers and Python's headers."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    has_headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    return has_headers and any(shutil.which(name) for name in compilers)
 
 
 def kernel_named(name: str) -> KernelSpec:
@@ -60,5 +70,10 @@ def choose_kernel(checkpoint: Checkpoint, device: Device, forced: str | None = N
 def fastest_kernel(matrices: Collection[MatrixShape], device: Device) -> tuple[KernelSpec, str]:
     """The first of KERNELS that takes all of `matrices`, which one must, and why no faster one."""
     kernel = able_kernels(matrices, [device])[0]
-    best = able_kernels(matrices, [replace(device, has_compiler=True)])[0]
-    return kernel, kernel.name if kernel == best else "no_compiler"
+    for reason, better in (
+        ("no_c_compiler", replace(device, has_c_compiler=True)),
+        ("no_compiler", replace(device, has_compiler=True)),
+    ):
+        if able_kernels(matrices, [better])[0] != kernel:
+            return kernel, reason
+    return kernel, kernel.name

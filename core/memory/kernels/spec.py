@@ -16,7 +16,8 @@ ALL_GROUP_SIZES = frozenset((-1, 16, 32, 64, 128, 256, 512, 1024))
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model is to run. `capability` is CUDA's compute capability; `has_compiler` means nvcc and a C++ one.
+    """Where a model is to run. `capability` is CUDA's compute capability; `has_compiler` means nvcc and a C++ one,
+    `has_c_compiler` what Triton builds with.
 
     `has_code`: whether torch was built for it.
     """
@@ -25,6 +26,7 @@ class Device:
     capability: tuple[int, int] = (0, 0)
     has_compiler: bool = False
     has_code: bool = True
+    has_c_compiler: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class KernelSpec:
     either_multiple: int = 1
     min_capability: tuple[int, int] = (0, 0)
     needs_compiler: bool = False
+    needs_c_compiler: bool = False
     is_capturable: bool = False
     is_last_resort: bool = False
     merges_permuted: bool = False
@@ -60,6 +63,7 @@ class KernelSpec:
             self.device == device.kind
             and device.capability >= self.min_capability
             and (device.has_compiler or not self.needs_compiler)
+            and (device.has_c_compiler or not self.needs_c_compiler)
             and format.bits in self.bits
             and format.group_size in self.group_sizes
             and (self.takes_asymmetric or format.is_symmetric)

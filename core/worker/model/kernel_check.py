@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from subprocess import SubprocessError
+
 import torch
 
 from core.checkpoint.quantization import MatrixFormat
@@ -34,7 +36,7 @@ def check_kernel(kernel: KernelSpec, quantization: MatrixFormat, dtype: torch.dt
                 difference = float((got - wanted).abs().max() / wanted.std())
                 if not difference <= TOLERANCES[dtype]:
                     raise EngineError("kernel_wrong", kernel=kernel.name, difference=round(difference, 3))
-    except (CudaCodeError, RuntimeError, ValueError, NotImplementedError) as error:
+    except (CudaCodeError, RuntimeError, ValueError, NotImplementedError, OSError, SubprocessError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EngineError("kernel_code", kernel=kernel.name, why=why[:200]) from error
 

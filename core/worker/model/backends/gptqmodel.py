@@ -12,6 +12,7 @@ from gptqmodel.nn_modules.qlinear.tritonv2 import TritonV2Linear
 from torch import nn
 
 from core.checkpoint.quantization import QuantizedMatrix
+from core.memory.kernels.registry import has_c_compiler
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup
 from core.memory.model_shape import MatrixShape
@@ -80,6 +81,14 @@ class TritonBackend(GptqmodelBackend):
 
 class TorchBackend(GptqmodelBackend):
     linear_class = TorchLinear
+
+    def build(self, tensors: MatrixTensors, scales_dtype: torch.dtype = torch.float16) -> GPTQQuantLinear:
+        """Where there is no C compiler, torch runs it operation by operation: gptqmodel would compile it (inductor), or
+        dequantize in Triton."""
+        module = super().build(tensors, scales_dtype)
+        if not has_c_compiler():
+            module.optimized, module._triton_dequant_enabled = True, False
+        return module
 
 
 def set_tensor(module: nn.Module, name: str, tensor: torch.Tensor | None) -> None:
