@@ -15,6 +15,8 @@ from core.personas.lore_text import Chat, LoreText
 
 # How many times over the text of entries may call up further entries.
 MAX_RECURSIONS = 10
+# Where nobody says how much lore there may be, so many characters of it call up no more.
+MOST_CHARS = 200_000
 # Why an entry that was called up is not there; see `left_out_…` in the locale files.
 Reason = Literal["chance", "group", "cooldown", "delay", "budget", "full"]
 
@@ -36,10 +38,16 @@ class Found:
 
 
 class Scan:
-    """One search for the answer after the first `num_messages` of the chat."""
+    """One search for the answer after the first `num_messages` of the chat.
 
-    def __init__(self, entries: Sequence[Entry], chat: Chat, num_messages: int, timing: Timing) -> None:
+    Once entries of `most_chars` have been called up, they call up no others: there is no room for these.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], chat: Chat, num_messages: int, timing: Timing, most_chars: int = MOST_CHARS
+    ) -> None:
         self._entries, self._chat, self._num_messages, self._timing = entries, chat, num_messages, timing
+        self._room_chars = most_chars
         self._text = LoreText(chat, num_messages)
         self._found = Found()
         # None in the first round, later how long an entry may have waited for others.
@@ -56,6 +64,9 @@ class Scan:
             ]
             new = self._with_luck(self._one_of_each_group(called))
             rounds.update(dict.fromkeys(new, number))
+            self._room_chars -= sum(len(self._entries[i].text) for i in new)
+            if self._room_chars < 0:
+                break
             sources = [i for i in sorted(new) if self._entries[i].is_recursive and self._entries[i].can_recurse]
             if not sources:
                 if not waiting:
@@ -107,6 +118,8 @@ class Scan:
 
     def _is_allowed(self, entry: Entry) -> bool:
         """Whether nothing forbids an entry that was called up."""
+        if not entry.decorators:
+            return True
         if "dont_activate_after_match" in entry.decorators and self._matched_before(entry):
             return False
         if "keep_activate_after_match" in entry.decorators and self._matched_before(entry):
@@ -176,7 +189,8 @@ class Scan:
         left = []
         for index in called:
             entry = self._entries[index]
-            if index in self._timing.sticky or self._chance(f"entry {index}").random() * 100 < entry.percent:
+            is_sure = index in self._timing.sticky or entry.percent >= 100
+            if is_sure or self._chance(f"entry {index}").random() * 100 < entry.percent:
                 left.append(index)
             else:
                 self._found.kept_back[index] = "chance"

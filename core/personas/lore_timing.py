@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from core.personas.lore_entry import Entry
-from core.personas.lore_scan import Scan, Timing
+from core.personas.lore_scan import MOST_CHARS, Scan, Timing
 from core.personas.lore_text import Chat
 
-# An answer's search takes about a millisecond, and the states after the last ones are remembered.
-MAX_REPLAYED, MAX_REMEMBERED = 1000, 4000
+# A search takes some 10 µs an entry. So many of them together are looked at again, from the last answer on: what was
+# longer ago has mostly ended. The states after the last answers are remembered.
+MAX_REPLAYED_ENTRIES, MAX_REMEMBERED = 30_000, 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Clock:
         return Timing(frozenset(index for index, _ in self.sticky), frozenset(index for index, _ in self.cooldown))
 
 
-def replay(entries: Sequence[Entry], chat: Chat) -> Timing:
+def replay(entries: Sequence[Entry], chat: Chat, most_chars: int = MOST_CHARS) -> Timing:
     """What the answers so far leave behind for the next one."""
     if not any(entry.is_enabled and (entry.sticky or entry.cooldown) for entry in entries):
         return Timing()
@@ -66,7 +67,7 @@ def replay(entries: Sequence[Entry], chat: Chat) -> Timing:
         now = clock.at(length, entries)
         # Chance of its own: how much was remembered must not change what the prompt's macros draw.
         then = replace(chat, macros=replace(chat.macros, random=Random(f"{chat.macros.seed} {length}")))
-        clock = now.after(length, Scan(entries, then, length, now.timing).run().rounds, entries)
+        clock = now.after(length, Scan(entries, then, length, now.timing, most_chars).run().rounds, entries)
         _clocks.put(key, clock)
     return clock.at(len(chat.messages), entries).timing
 
@@ -80,7 +81,7 @@ def _answers(entries: Sequence[Entry], chat: Chat) -> list[tuple[int, int]]:
         if length and message.role == "assistant":
             found.append((length, known))
         known = hash((known, message.role, message.text))
-    return found[-MAX_REPLAYED:]
+    return found[-max(1, MAX_REPLAYED_ENTRIES // len(entries)) :]
 
 
 class _Clocks:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from core.personas.lore_entry import Entry, Role, number, read_entries
-from core.personas.lore_scan import Found, Reason, Scan
+from core.personas.lore_scan import MOST_CHARS, Found, Reason, Scan
 from core.personas.lore_text import Chat
 from core.personas.lore_timing import replay
 from core.personas.patterns import Patterns
@@ -61,6 +61,8 @@ class LoreBudget:
 
 
 NO_LIMITS = LoreBudget()
+# Of English about twice as many as there are.
+CHARS_PER_TOKEN = 8
 
 
 def activate(
@@ -75,18 +77,29 @@ def activate(
     sources = {name for entry in entries if entry.is_enabled for name in entry.sources if name in chat.sources}
     patterns = Patterns(one for entry in entries if entry.is_enabled for one in entry.patterns)
     chat = replace(chat, patterns=patterns, source_texts={name: chat.sources[name]() for name in sorted(sources)})
-    found = Scan(entries, chat, len(chat.messages), replay(entries, chat)).run()
+    limits = {place: int(number(book.get("token_budget"), -1)) for place, book in enumerate(books)}
+    limits = {place: limit for place, limit in limits.items() if limit >= 0}
+    most_chars = _most_chars(budget, limits, len(books))
+    timing = replay(entries, chat, most_chars)
+    found = Scan(entries, chat, len(chat.messages), timing, most_chars).run()
     placed = {index: _lore(entries[index], chat) for index in sorted(found.rounds)}
     placed = {index: lore for index, lore in placed.items() if lore.text or lore.disabled_prompt}
     counts = {index: count_tokens(lore.text) if lore.text else 0 for index, lore in placed.items()}
-    limits = {place: int(number(book.get("token_budget"), -1)) for place, book in enumerate(books)}
-    kept = _within(budget, {place: limit for place, limit in limits.items() if limit >= 0}, entries, found, counts)
+    kept = _within(budget, limits, entries, found, counts)
     left_out = found.kept_back | dict.fromkeys(placed.keys() - kept, "budget")
     return Activated(
         [lore for index, lore in placed.items() if index in kept],
         sum(counts[index] for index in kept),
         tuple(LeftOut(entries[index].title, reason) for index, reason in sorted(left_out.items())),
     )
+
+
+def _most_chars(budget: LoreBudget, limits: Mapping[int, int], num_books: int) -> int:
+    """How many characters of lore there can be room for, and then some."""
+    share = budget.share_tokens if num_books > len(limits) else 0
+    tokens = None if share is None else sum(limits.values()) + share
+    most = [limit for limit in (tokens, budget.most_tokens) if limit is not None]
+    return min([MOST_CHARS, *(CHARS_PER_TOKEN * limit for limit in most)])
 
 
 def _lore(entry: Entry, chat: Chat) -> Lore:

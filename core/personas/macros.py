@@ -46,6 +46,8 @@ class Macros:
 
     def expand(self, text: str, *, for_matching: bool = False) -> str:
         """`text` as the model reads it, or `for_matching` a lorebook's keys, which sees hidden keys too."""
+        if "{{" not in text and "<" not in text:
+            return text.replace("\r\n", "\n")
         parts: list[list[str]] = [[]]
         room = MAX_EXPANDED_CHARS
         # How deep in braces the line ends after a {{trim}} go; 0 where none go.

@@ -38,7 +38,7 @@ class Pattern(NamedTuple):
 
 def read_pattern(key: str) -> Pattern | None:
     """The pattern that is written as /…/flags; None for any other text, such as "and/or"."""
-    match = SLASHED.fullmatch(key.strip())
+    match = SLASHED.fullmatch(key) if key.startswith("/") else None
     if match is None or not _are_flags(match[2]):
         return None
     return Pattern(match[1], match[2])

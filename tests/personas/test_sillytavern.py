@@ -274,3 +274,17 @@ def test_fields_of_nonsense_stop_nothing() -> None:
             nonsense,
         )
         ask([entry("x", ("a",), **fields), entry("y", constant=True, **fields)], "a", "b", "c")
+
+
+def test_lore_that_has_no_room_calls_up_no_more() -> None:
+    """A chain of long entries searched all of their text for all keys, ten times over."""
+    chain = [entry(f"key{number + 1} " + "long " * 500, (f"key{number} ",)) for number in range(20)]
+    assert len(ask(chain, "key0 ", budget=LoreBudget(share_tokens=600)).left_out) == 1
+
+
+def test_a_book_of_many_entries_looks_back_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    run = lore_timing.Scan.run
+    monkeypatch.setattr(lore_timing.Scan, "run", lambda scan: runs.append(1) or run(scan))
+    found([entry("x", ("bee",), sticky=2)] * 3000, *["no", "ok"] * 50, "no")
+    assert len(runs) == 11
