@@ -31,10 +31,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The entries that were called up, each with the round in which it was, and those that were kept back."""
+    """The entries that were called up, each with the round in which it was, and those that were kept back.
+
+    `sticky` are those that an earlier answer keeps there.
+    """
 
     rounds: dict[int, int] = field(default_factory=dict)
     kept_back: dict[int, Reason] = field(default_factory=dict)
+    sticky: frozenset[int] = frozenset()
 
 
 class Scan:
@@ -49,7 +53,7 @@ class Scan:
         self._entries, self._chat, self._num_messages, self._timing = entries, chat, num_messages, timing
         self._room_chars = most_chars
         self._text = LoreText(chat, num_messages)
-        self._found = Found()
+        self._found = Found(sticky=timing.sticky)
         # None in the first round, later how long an entry may have waited for others.
         self._level: int | None = None
 

@@ -146,12 +146,13 @@ def _too_much(
     counts: Mapping[int, int],
     is_last_resort: bool = False,
 ) -> set[int]:
-    """Those that go: the lowest priority first, of equals the later one. What SillyTavern's recursion called up goes
-    before what the chat did; what ignores budgets goes only where the prompt would not fit with it."""
+    """Those that go: the lowest priority first, of equals the later one. Of SillyTavern's those go before that other
+    entries called up; what is sticky, and what ignores budgets, goes last."""
 
-    def rank(index: int) -> tuple[bool, int, float, int]:
+    def rank(index: int) -> tuple[bool, int, bool, float, int]:
         entry = entries[index]
-        return (not entry.ignores_budget, found.rounds[index] if entry.is_sillytavern else 0, -entry.priority, index)
+        number = found.rounds[index] if entry.is_sillytavern else 0
+        return not entry.ignores_budget, number, index not in found.sticky, -entry.priority, index
 
     total, gone = 0, set()
     is_over = False
