@@ -16,7 +16,7 @@ from core.common.errors import CheckpointError, InputError
 from core.common.values import quoted_json
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import checked_context
-from core.memory.kernels.marlin import MARLIN
+from core.memory.kernels.spec import ALL_GROUP_SIZES, KernelSpec
 from core.memory.model_shape import ModelShape, read_shape
 from core.memory.plan import make_plan
 from core.memory.sizes import MIB
@@ -28,7 +28,9 @@ GRAPHS_MIB = 1536
 # --gpu-memory-utilization: vLLM's own default, which leaves room for what it does not count.
 MOST_UTILIZATION = 0.92
 # vLLM 0.32: AutoGPTQConfig.TYPE_MAP; act-order over groups was taken out (gptq_utils.py).
-BITS = (4, 8)
+BITS = frozenset((4, 8))
+# It keeps a checkpoint's own tensors, in another order.
+KERNEL = KernelSpec("vllm", "cuda", bits=BITS, group_sizes=ALL_GROUP_SIZES)
 MARLIN_CAPABILITY = (8, 0)
 CPU_CACHE_GIB = 4
 RAY_PORT = 6379
@@ -216,7 +218,7 @@ def _plan(
     per_host = max(1, math.ceil(tensor * pipeline / max(1, len(hosts))))
     used = sorted(devices, key=lambda device: -device.available_mib)[:per_host]
     least = min(used, key=lambda device: device.available_mib / device.total_mib)
-    whole = make_plan(shape, MARLIN, least.capability, context_tokens, 1, CHUNK_TOKENS)
+    whole = make_plan(shape, KERNEL, least.capability, context_tokens, 1, CHUNK_TOKENS)
     cache = whole.kv_cache / pipeline / min(tensor, shape.attention.num_kv_heads)
     weights = whole.weights / tensor / pipeline
     needed = (weights + cache + whole.activations / tensor + whole.workspace + whole.context) / MIB + GRAPHS_MIB

@@ -105,7 +105,7 @@ def test_vllm_finds_out_itself_what_is_not_plain_gptq(tmp_path: Path, packing: s
         ("bert", "scale_family"),
         ("baichuan", "scale_family"),
         ("xlstm", "scale_family"),
-        ("bloom", "scale_sizes"),
+        ("ctrl", "scale_sizes"),
         ("qwen3_moe", None),
         ("a_family_of_tomorrow", None),
     ],
@@ -114,7 +114,7 @@ def test_a_family_that_vllm_does_not_serve_is_refused_before_it_starts(family: s
     """What runs there and not here has a plan, as far as its sizes are known."""
     checkpoint = llama("7B")
     config = checkpoint.config | {"model_type": family}
-    if family == "bloom":
+    if family == "ctrl":
         config.pop("num_attention_heads")
     checkpoint = replace(checkpoint, config=config)
     if key is None:
