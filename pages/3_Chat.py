@@ -7,12 +7,13 @@ from core.chat.records import Chat
 from core.chat.stats import error_of
 from core.common.errors import DeckError
 from ui.chat import actions, session
+from ui.chat.cast import draw_cast
 from ui.chat.composer import draw_composer, fitted_prompt
 from ui.chat.feedback import ERROR_KEY
 from ui.chat.header import draw_head
 from ui.chat.history import chat_list, draw_left_behind
 from ui.chat.notebook import draw_notebook
-from ui.chat.portraits import faces_of
+from ui.chat.portraits import Faces, faces_of
 from ui.chat.transcript import draw_impersonation, draw_transcript
 from ui.shared.browser import keep_typed
 from ui.shared.engine_status import not_ready_notice, silence_notice, way_to_model
@@ -27,7 +28,7 @@ require_router()
 def draw_page() -> None:
     current = actions.ask_noted(session.open_chat(has_arrived()))
     draft = actions.take_impersonation(current.info.id)
-    faces, prompt = faces_of(current.info), fitted_prompt(current)
+    faces, prompt = faces_of(current), fitted_prompt(current)
     draw_head(current, faces)
     if session.is_missing():
         st.info(tr("chat.gone"), icon=":material/info:")
@@ -46,7 +47,7 @@ def draw_page() -> None:
     if error := st.session_state.get(ERROR_KEY):
         show_error(error)
     draw_left_behind()
-    draw_input(current, prompt)
+    draw_input(current, prompt, faces)
     with st.sidebar:
         chat_list(current.info.id)
 
@@ -69,9 +70,11 @@ def say_what_is_missing(current: Chat) -> None:
         way_to_model()
 
 
-def draw_input(current: Chat, prompt: Prompt | DeckError | None) -> None:
+def draw_input(current: Chat, prompt: Prompt | DeckError | None, faces: Faces) -> None:
     # Always the same places below: an input that moves loses its focus.
     with st.bottom.container():
+        if len(current.info.cast) > 1 and current.info.mode != "notebook":
+            draw_cast(current, faces)
         draw_composer(current, prompt)
     if current.info.mode == "notebook":
         return

@@ -38,6 +38,8 @@ class CharacterPrompt:
     now: Callable[[], datetime] = field(default=datetime.now)
     # Lorebooks beside the character's own.
     books: tuple[Mapping[str, Any], ...] = ()
+    # The names of all characters of a group.
+    group: str = ""
 
     @property
     def names(self) -> Names:
@@ -95,6 +97,7 @@ class CharacterPrompt:
             seed=self.seed,
             greeting_index=self._greeting_index() if num_turns else 0,
             books=self.books,
+            group=self.group,
         )
 
     def _greeting_index(self) -> int:

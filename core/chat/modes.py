@@ -9,13 +9,13 @@ notebook       one text that goes on
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.chat.records import Mode
 from core.chat.template import ChatTemplate, Turn
 from core.chat.truncation import PromptParts, Voice, join_texts
-from core.chat.turn_rendering import Names, render_turns, turn_end
+from core.chat.turn_rendering import Names, one_line, render_turns, turn_end, with_names
 from core.engine.sampling_params import MAX_STOP_STRINGS
 
 # A model's name says so where the model was taught to chat.
@@ -41,24 +41,31 @@ class PromptStyle:
                 return self.opening + "".join(turn["content"] for turn in parts.history) + parts.start
             case "chat":
                 return self.opening + render_dialogue(parts, self.names)
-            case "chat-instruct":
-                frame = (
-                    f"Write the next message of {self.names.char} in the conversation with {self.names.user}."
-                    f" Speak only as {self.names.char}."
-                )
-                return render_turns(self.template, parts, self.names, join_texts(frame, parts.system))
-        return render_turns(self.template, parts, self.names, parts.system)
+        if self.names.others:
+            # The person's line begins with a name too, where it is written for them.
+            start = f"{self.names.user}: {parts.start}" if parts.voice == "user" else parts.start
+            parts = replace(parts, history=with_names(parts.history), start=start)
+        if self.mode == "instruct" and not self.names.others:
+            return render_turns(self.template, parts, self.names, parts.system)
+        listeners = [self.names.user, *self.names.others]
+        listed = " and ".join([", ".join(listeners[:-1]), listeners[-1]] if listeners[1:] else listeners)
+        frame = (
+            f"Write the next message of {self.names.char} in the conversation with {listed}."
+            f" Speak only as {self.names.char}."
+        )
+        return render_turns(self.template, parts, self.names, join_texts(frame, parts.system))
 
     def stop_strings(self, voice: Voice = "assistant", own: tuple[str, ...] = ()) -> tuple[str, ...]:
         """The strings that end an answer, with a person's `own`."""
         ours: list[str] = []
-        if self.mode in ("chat", "chat-instruct"):
+        if self.mode in ("chat", "chat-instruct") or (self.names.others and self.mode == "instruct"):
             ours += [f"\n{self.names.user}:", f"\n{self.names.char}:"]
         if self.mode in ("instruct", "chat-instruct") and voice == "user":
             ours += [end for end in [turn_end(self.template)] if end]
         if self.mode in ("instruct", "chat-instruct"):
             ours += self.template.stop
-        return tuple(dict.fromkeys([*ours, *own]))[:MAX_STOP_STRINGS]
+        others = [] if self.mode == "notebook" else [f"\n{name}:" for name in self.names.others]
+        return tuple(dict.fromkeys([*ours, *own, *others]))[:MAX_STOP_STRINGS]
 
     def begun(self, prompt: str, parts: PromptParts) -> str:
         """What the message begins with that `prompt` asks for: its start, after a thought that the template opened."""
@@ -107,7 +114,10 @@ def render_dialogue(parts: PromptParts, names: Names) -> str:
 
     def lines(turns: tuple[Turn, ...]) -> str:
         spoken = [turn for turn in turns if turn["content"].strip()]
-        return "".join(f"{speakers[turn['role']]}: {turn['content'].strip()}\n" for turn in spoken)
+        return "".join(
+            f"{one_line(turn.get('name', '')) or speakers[turn['role']]}: {turn['content'].strip()}\n"
+            for turn in spoken
+        )
 
     head = join_texts(parts.system, *(lines(example) for example in parts.examples), parts.after_examples)
     after = f"{parts.after.strip()}\n" if parts.after.strip() and parts.voice == "assistant" else ""

@@ -7,10 +7,10 @@ noticed what another tab did changes nothing.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from core.chat.columns import names_to_column, to_column
+from core.chat.columns import names_from_column, names_to_column, to_column
 from core.chat.database import ChatStoreError
 from core.chat.records import CopiedChat, Role, State
 from core.chat.titles import propose_title
@@ -241,6 +241,24 @@ def reopen(db: sqlite3.Connection, message: int) -> None:
         raise ChatStoreError("chat_moved_on")
     require_at_rest(db, [message])
     db.execute("UPDATE messages SET state = 'writing' WHERE id = ?", (message,))
+
+
+def set_cast(db: sqlite3.Connection, chat: int, cast: Sequence[str]) -> None:
+    """Let these characters speak, each once; the first is the chat's own. The mode follows, but for a chosen one.
+
+    Where there are or were several, lines without a speaker get the one that they had till now.
+    """
+    mode, before, members = db.execute("SELECT mode, character, members FROM chats WHERE id = ?", (chat,)).fetchone()
+    names = [printable(name) for name in dict.fromkeys(cast) if name]
+    character = names[0] if names else ""
+    if (names[1:] or names_from_column(members)) and before:
+        db.execute(
+            "UPDATE messages SET speaker = ? WHERE chat = ? AND role = 'assistant' AND speaker = ''", (before, chat)
+        )
+    if mode not in ("chat", "notebook"):
+        mode = "chat-instruct" if names else "instruct"
+    others = names_to_column([name for name in names if name != character])
+    db.execute("UPDATE chats SET mode = ?, character = ?, members = ? WHERE id = ?", (mode, character, others, chat))
 
 
 def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: str) -> int:

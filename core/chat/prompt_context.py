@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.chat.character_prompt import CharacterPrompt
+from core.chat.group import Group
 from core.chat.model_prompt import ModelPrompt
 from core.chat.modes import PromptStyle, notebook_parts
 from core.chat.records import Message, Mode
@@ -42,10 +43,25 @@ class PromptContext:
     mode: Mode
     character: CharacterPrompt
     sampling: Sampling
+    group: Group | None = None
 
     @property
     def style(self) -> PromptStyle:
-        return PromptStyle(self.mode, self.model.template, self.character.names, self.model.counter.opening)
+        names = self.character.names
+        names = names.with_others(self.group.others) if self.group is not None else names
+        return PromptStyle(self.mode, self.model.template, names, self.model.counter.opening)
+
+    @property
+    def speaker(self) -> str:
+        """Who answers, as the history keeps it; empty where it can be nobody else."""
+        return self.group.speaker if self.group is not None and self.group.is_group else ""
+
+    def turns_of(self, messages: Sequence[Message]) -> list[Turn]:
+        return self.group.turns(messages) if self.group is not None else turns_of(messages)
+
+    def asked(self, text: str) -> Turn:
+        """What the person says next."""
+        return self.group.asked(text) if self.group is not None else Turn(role="user", content=text)
 
     def prepare(self, turns: Sequence[Turn], voice: Voice = "assistant", start: str = "") -> Prompt:
         """The prompt for the next message, which begins with `start`. Messages without a word are left out.

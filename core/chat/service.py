@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from core.chat.database import ChatStoreError
-from core.chat.prompt_context import Prompt, PromptContext, turns_of
+from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.recorder import Recorder
 from core.chat.records import Message
 from core.chat.store import ChatStore
-from core.chat.template import Turn
 from core.engine.answer import Answer
 from core.engine.interface import Engine
 
@@ -52,39 +51,43 @@ class ChatService:
         messages = self._store.read(chat).messages
         if after != (messages[-1].id if messages else None):
             raise ChatStoreError("chat_moved_on")
-        prompt = context.prepare([*turns_of(messages), Turn(role="user", content=text)], start=start)
+        prompt = context.prepare([*context.turns_of(messages), context.asked(text)], start=start)
 
         def begin() -> int:
             question = self._store.append_user(chat, text, after)
-            return self._store.begin_answer(chat, question, prompt.begun if start else "")
+            return self._store.begin_answer(chat, question, prompt.begun if start else "",
+                                            context.speaker)  # fmt: skip
 
         return self._begin(chat, prompt, context, begin)
 
-    def reply(self, chat: int, after: int, context: PromptContext) -> int:
-        """Answer the last message, to which there is no answer."""
-        prompt = context.prepare(turns_of(self._store.read(chat).messages))
-        return self._begin(chat, prompt, context, lambda: self._store.begin_answer(chat, after))
+    def reply(self, chat: int, after: int | None, context: PromptContext) -> int:
+        """Answer the last message, or let another character of a group speak after it."""
+        prompt = context.prepare(context.turns_of(self._store.read(chat).messages))
+        return self._begin(
+            chat, prompt, context, lambda: self._store.begin_answer(chat, after, speaker=context.speaker)
+        )
 
     def regenerate(self, chat: int, message: int, context: PromptContext) -> int:
         """Answer anew; the old answer stays as a version."""
         before, _ = self._split(chat, message)
-        prompt = context.prepare(turns_of(before))
+        prompt = context.prepare(context.turns_of(before))
         return self._begin(chat, prompt, context, lambda: self._store.begin_version(message))
 
     def edit_and_resend(self, chat: int, message: int, text: str, context: PromptContext) -> int:
         """Ask something else in a question's place; the old one stays as a version, with what followed it."""
         before, _ = self._split(chat, message)
-        prompt = context.prepare([*turns_of(before), Turn(role="user", content=text)])
+        prompt = context.prepare([*context.turns_of(before), context.asked(text)])
 
         def begin() -> int:
-            return self._store.begin_answer(chat, self._store.add_version(message, text))
+            question = self._store.add_version(message, text)
+            return self._store.begin_answer(chat, question, speaker=context.speaker)
 
         return self._begin(chat, prompt, context, begin)
 
     def continue_answer(self, chat: int, message: int, context: PromptContext) -> int:
         """Let the last answer go on where it ended."""
         before, last = self._split(chat, message)
-        prompt = context.prepare(turns_of(before), start=last.text)
+        prompt = context.prepare(context.turns_of(before), start=last.text)
 
         def begin() -> int:
             self._store.reopen_answer(message)
@@ -105,7 +108,7 @@ class ChatService:
 
     def impersonate(self, chat: int, context: PromptContext) -> ImpersonationDraft:
         """Begin to write what the person might say next."""
-        prompt = context.prepare(turns_of(self._store.read(chat).messages), voice="user")
+        prompt = context.prepare(context.turns_of(self._store.read(chat).messages), voice="user")
         style, parts = context.style, prompt.parts
         with self._alone(chat):
             draft = ImpersonationDraft(self._ask(prompt, context), lambda text: style.clean_answer(text, parts))

@@ -159,10 +159,18 @@ class ChatStore:
         A person's own choice of plain lines or of a notebook stays; else the mode follows the character.
         """
         with self._changing_chat(chat) as db:
-            mode = read_info(db, chat).mode
-            if mode not in ("chat", "notebook"):
-                mode = "chat-instruct" if character else "instruct"
-            db.execute("UPDATE chats SET mode = ?, character = ? WHERE id = ?", (mode, printable(character), chat))
+            mutations.set_cast(db, chat, (character, *read_info(db, chat).members))
+
+    def set_members(self, chat: int, members: Sequence[str], expected: Sequence[str] | None = None) -> None:
+        """Give a chat these characters beside its first one. What each has said stays theirs.
+
+        `expected` are the members that the caller saw. Raises ChatStoreError "chat_changed" where others hold now.
+        """
+        with self._changing_chat(chat) as db:
+            info = read_info(db, chat)
+            if expected is not None and info.members not in (tuple(expected), tuple(members)):
+                raise ChatStoreError("chat_changed", text=", ".join(members))
+            mutations.set_cast(db, chat, (info.character, *members))
 
     def add_draft(self, chat: int, text: str) -> None:
         """Add `text` below the chat's draft, which was typed and not sent."""
@@ -205,10 +213,10 @@ class ChatStore:
         """The text that a new notebook begins with."""
         return self._change_chat(chat, lambda db: mutations.append(db, chat, None, "text", text, "done", self._now()))
 
-    def begin_answer(self, chat: int, after: int | None, text: str = "") -> int:
-        """Begin the answer to `after`; `text` is what it begins with."""
+    def begin_answer(self, chat: int, after: int | None, text: str = "", speaker: str = "") -> int:
+        """Begin the answer to `after`; `text` is what it begins with, `speaker` the character of a group."""
         return self._change_chat(
-            chat, lambda db: mutations.append(db, chat, after, "assistant", text, "writing", self._now())
+            chat, lambda db: mutations.append(db, chat, after, "assistant", text, "writing", self._now(), speaker)
         )
 
     def begin_version(self, message: int, text: str = "") -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from core.chat.chat_formats import BY_NAME, find_format
 from core.chat.special_tokens import read_special_tokens
@@ -33,10 +33,11 @@ MAX_SEARCHED_CHARS = 2000
 
 
 class Turn(TypedDict):
-    """One message as a chat template reads it."""
+    """One message as a chat template reads it. In a group a line that is not the speaker's has a `name` before it."""
 
     role: Literal["system", "user", "assistant"]
     content: str
+    name: NotRequired[str]
 
 
 class TemplateError(DeckError):

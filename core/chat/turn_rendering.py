@@ -6,7 +6,8 @@ before the first question. `render_turns` tries what a template takes, mildest c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
 from core.chat.truncation import PromptParts, join_texts
@@ -17,15 +18,19 @@ MAX_NAME_CHARS = 80
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Who speaks, on one line each."""
+    """Who speaks, on one line each; `others` are further characters."""
 
     user: str
     char: str
+    others: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, user: str, char: str) -> Names:
         """Names as people or cards give them; one that is empty gets a plain word."""
-        return cls(_one_line(user) or "You", _one_line(char) or "Assistant")
+        return cls(one_line(user) or "You", one_line(char) or "Assistant")
+
+    def with_others(self, others: Iterable[str]) -> Names:
+        return replace(self, others=tuple(name for one in others if (name := one_line(one))))
 
 
 def render_turns(template: ChatTemplate, parts: PromptParts, names: Names, system: str) -> str:
@@ -50,6 +55,16 @@ def render_turns(template: ChatTemplate, parts: PromptParts, names: Names, syste
     if not found and refusal is not None:
         raise refusal
     return found
+
+
+def with_names(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """The turns with the names of those that have one before their words."""
+    return tuple(
+        Turn(role=turn["role"], content=f"{one_line(turn['name'])}: {turn['content'].strip()}")
+        if turn.get("name") and turn["content"].strip()
+        else turn
+        for turn in turns
+    )
 
 
 def turn_end(template: ChatTemplate) -> str:
@@ -121,5 +136,5 @@ def _examples(parts: PromptParts, names: Names) -> str:
     return join_texts("Example dialogue:", *blocks) if blocks else ""
 
 
-def _one_line(name: str) -> str:
+def one_line(name: str) -> str:
     return " ".join(name.split())[:MAX_NAME_CHARS]

@@ -31,7 +31,8 @@ class Macros:
     Expanded text is never looked at again, so that a name cannot bring macros of its own.
     `original` is what {{original}} stands for; `seed` is what {{pick}} holds on to, one for each chat.
     `values` are those of plain names in lower case, such as "description"; a name without one is taken out.
-    `variables` hold what {{setvar::…}} sets, as long as one prompt is made.
+    `variables` hold what {{setvar::…}} sets, as long as one prompt is made. `group` are the names of all characters of
+    a group, else {{group}} is the one.
     """
 
     char: str
@@ -43,6 +44,7 @@ class Macros:
     values: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     outlets: Mapping[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
+    group: str = ""
 
     def expand(self, text: str, *, for_matching: bool = False) -> str:
         """`text` as the model reads it, or `for_matching` a lorebook's keys, which sees hidden keys too."""
@@ -67,7 +69,7 @@ class Macros:
                 added = self._value(body, index, for_matching) if room > 0 else "{{" + body + "}}"
                 room -= len(added)
             elif index % 2 and token.startswith("<") and room > 0:
-                added = self.user if token.lower() == "<user>" else self.char
+                added = self._plain(token[1:-1].lower().replace("charifnotgroup", "group").replace("bot", "char"))
                 room -= len(added)
             if trimmed_depth == len(parts):
                 added = added.lstrip("\n")
@@ -95,7 +97,7 @@ class Macros:
         return self._plain(name)
 
     def _plain(self, name: str) -> str:
-        known = {"char": self.char, "user": self.user, "original": self.original, "group": self.char}
+        known = {"char": self.char, "user": self.user, "original": self.original, "group": self.group or self.char}
         formats = {"time": "%H:%M", "date": "%Y-%m-%d", "weekday": "%A"}
         if name in known:
             return known[name]

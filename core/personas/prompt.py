@@ -42,7 +42,7 @@ class MacroContext:
 
     `system_prompt` and `post_history` are the user's own, which the character's take the place of or include by
     {{original}}; `seed` names the chat; `greeting_index` is that of the greeting it began with. `books` are lorebooks
-    beside the character's own.
+    beside the character's own. `group` names all characters of a group.
     """
 
     user: UserPersona
@@ -57,6 +57,7 @@ class MacroContext:
     context_tokens: int | None = None
     books: tuple[Mapping[str, Any], ...] = ()
     budget: LoreBudget = field(default_factory=LoreBudget)
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def build_parts(
 def make_macros(character: Character, context: MacroContext, messages: Sequence[LoreMessage] = ()) -> Macros:
     """The macros of one character and user; the character's own name for the user goes before the persona's."""
     user = character.your_name.strip() or context.user.name.strip() or DEFAULT_USER_NAME
-    bare = Macros(character.called, user, context.random, context.now, context.seed)
+    bare = Macros(character.called, user, context.random, context.now, context.seed, group=context.group)
     of_user = [message.text for message in messages if message.role == "user"]
     of_character = [message.text for message in messages if message.role == "assistant"]
     texts = {

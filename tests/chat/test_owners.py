@@ -47,6 +47,7 @@ ON_CHATS: list[Callable[[ChatStore, int], Any]] = [
     lambda store, chat: store.add_draft(chat, "x"),
     lambda store, chat: store.drop_draft(chat, ""),
     lambda store, chat: store.set_character(chat, "Ada"),
+    lambda store, chat: store.set_members(chat, ["Ada"]),
     lambda store, chat: store.change_settings(chat, lambda settings: settings),
     lambda store, chat: store.delete_chat(chat),
     lambda store, chat: store.restore_chat(chat),

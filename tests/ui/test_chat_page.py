@@ -380,6 +380,90 @@ def test_a_question_comes_back_from_whatever_nobody_foresaw(models: Path, monkey
     assert named(tab.chat_input, "chat_input").value == "My only copy."
 
 
+# Several characters --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def olaf(ada: str, tmp_path: Path) -> str:
+    (tmp_path / "characters" / "Olaf.yaml").write_text(
+        "name: Olaf\ngreeting: Ho, {{group}}!\ncontext: Olaf.\n", "utf-8"
+    )
+    return "Olaf"
+
+
+def gather(tab: AppTest, *members: str) -> AppTest:
+    named(tab.multiselect, "chat_members").set_value(list(members))
+    return run(tab)
+
+
+def spoken() -> list[tuple[str, str]]:
+    return [(one.speaker, one.role) for one in resources.chat_store().read(1).messages]
+
+
+def test_a_group_greets_takes_turns_and_listens_to_names(olaf: str) -> None:
+    tab = gather(open_chat(character="Ada"), "Olaf")
+    assert "**Ada**" in words(tab) and "Ho, Ada, Olaf!" in words(tab)
+    assert not resources.chat_store().count()
+    finish(ask(tab, "hello"))
+    assert spoken()[:2] == [("Ada", "assistant"), ("Olaf", "assistant")] and spoken()[-1] == ("Ada", "assistant")
+    assert "Olaf: Ho, Ada, Olaf!" in last_message().text
+    finish(ask(tab, "And Ada again?"))
+    assert spoken()[-1] == ("Ada", "assistant")
+    finish(click(tab, "chat_speak_1_Olaf"))
+    assert spoken()[-1] == ("Olaf", "assistant") and "Ada: You said" in last_message().text
+
+
+def test_what_is_written_anew_keeps_its_speaker(olaf: str) -> None:
+    tab = gather(open_chat(character="Ada"), "Olaf")
+    finish(ask(tab, "Olaf?"))
+    old = last_message()
+    finish(click(tab, f"chat_regenerate_{old.id}"))
+    assert (last_message().speaker, len(last_message().versions)) == ("Olaf", 2)
+    finish(click(tab, f"chat_go_on_{last_message().id}"))
+    assert last_message().speaker == "Olaf"
+
+
+def test_where_a_person_chooses_nobody_answers_before(olaf: str) -> None:
+    tab = gather(open_chat(character="Ada"), "Olaf")
+    named(tab.selectbox, "chat_order").select("manual")
+    ask(run(tab), "hello")
+    assert spoken()[-1] == ("", "user")
+    finish(click(tab, "chat_speak_1_Olaf"))
+    assert spoken()[-1] == ("Olaf", "assistant")
+
+
+def test_a_chat_becomes_a_group_and_one_again_with_its_lines(olaf: str) -> None:
+    tab = open_chat(character="Ada")
+    finish(ask(tab, "hello"))
+    assert {speaker for speaker, _ in spoken()} == {""}
+    gather(tab, "Olaf")
+    finish(ask(tab, "Olaf?"))
+    assert [speaker for speaker, role in spoken() if role == "assistant"] == ["Ada", "Ada", "Olaf"]
+    gather(tab)
+    assert not has(tab.button, "chat_speak_1_Olaf") and "**Olaf**" in words(tab)
+    finish(ask(tab, "still there?"))
+    assert spoken()[-1] == ("", "assistant") and "Olaf: You said" in last_message().text
+
+
+def test_an_imported_group_is_one_here(olaf: str) -> None:
+    lines = [
+        {"user_name": "unused", "character_name": "unused", "chat_metadata": {}},
+        {"name": "Ada", "is_user": False, "mes": "I am Ada."},
+        {"name": "Olaf", "is_user": False, "mes": "Ho."},
+        {"name": "Cleo", "is_user": False, "mes": "Meow."},
+    ]
+    tab = open_chat()
+    content = "\n".join(json.dumps(line) for line in lines).encode()
+    tab.file_uploader(key="chat_import_files_0").set_value([("group.jsonl", content, "application/json")])
+    run(tab)
+    assert named(tab.multiselect, "chat_members").value == ["Olaf", "Cleo"]
+    assert any("Cleo" in warning.value for warning in tab.warning) and "**Cleo**" in words(tab)
+    finish(ask(tab, "Hi Olaf"))
+    assert spoken()[-1] == ("Olaf", "assistant") and "Cleo: Meow." in last_message().text
+    gather(tab, "Olaf")
+    assert resources.chat_store().info(1).members == ("Olaf",)
+
+
 # One thing's in another's -----------------------------------------------------------------------------------------
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.chat.prompt_context import turns_of
 from core.chat.records import Chat
 from core.chat.service import ImpersonationDraft
-from core.chat.template import Turn
 from core.common.errors import DeckError
 from ui.chat.feedback import ERROR_KEY, NOTICE_KEY, Notice, show_errors
 from ui.chat.new_chat import NEW_ID
@@ -23,7 +21,7 @@ from ui.chat.session import (
     read_chat,
     show_chat,
 )
-from ui.chat.setup import prompt_context
+from ui.chat.setup import order_of, prompt_context
 from ui.shared.identity import held, let_go
 from ui.shared.resources import chat_service, chat_store, engine
 
@@ -62,13 +60,16 @@ def _ask(tag: str, text: str) -> None:
         return
     noted = chat.info.draft
     text = f"{noted}\n\n{text}" if noted else text
-    context, start = prompt_context(chat), held(START, tag)
+    context, start = prompt_context(chat, line=text), held(START, tag)
     if chat.info.id == NEW_ID:
         # What cannot be asked leaves no empty chat behind.
-        context.prepare([*turns_of(chat.messages), Turn(role="user", content=text)], start=start)
+        context.prepare([*context.turns_of(chat.messages), context.asked(text)], start=start)
         chat = keep(chat)
         after = chat.messages[-1].id if chat.messages else None
-    chat_service().send(chat.info.id, text, after, context, start)
+    if context.speaker and order_of(chat.info) == "manual":
+        chat_store().append_user(chat.info.id, text, after)
+    else:
+        chat_service().send(chat.info.id, text, after, context, start)
     if noted:
         chat_store().drop_draft(chat.info.id, noted)
     let_go(START, tag)
@@ -82,7 +83,11 @@ def ask_noted(chat: Chat) -> Chat:
         return chat
     last = chat.messages[-1] if chat.messages else None
     try:
-        chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, prompt_context(chat))
+        context = prompt_context(chat, line=chat.info.draft)
+        if context.speaker and order_of(chat.info) == "manual":
+            chat_store().append_user(chat.info.id, chat.info.draft, last.id if last else None)
+        else:
+            chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, context)
         chat_store().drop_draft(chat.info.id, chat.info.draft)
     except DeckError as error:
         if error.key != "chat_moved_on":
@@ -102,6 +107,19 @@ def _take_noted(number: int) -> None:
     if info.draft:
         fill_input(info.draft)
         chat_store().drop_draft(number, info.draft)
+
+
+@show_errors
+def speak(tag: str, speaker: str) -> None:
+    """Let this character of a group speak next, whatever the order is."""
+    chat = chat_of(tag)
+    context = prompt_context(chat, speaker)
+    after = last_seen(chat.info.id)
+    if chat.info.id == NEW_ID:
+        context.prepare(context.turns_of(chat.messages))
+        chat = keep(chat)
+        after = chat.messages[-1].id if chat.messages else None
+    chat_service().reply(chat.info.id, after, context)
 
 
 @show_errors

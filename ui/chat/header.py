@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import streamlit as st
 
 from core.chat.chat_formats import BY_NAME, find_format
 from core.chat.database import ChatStoreError
-from core.chat.exporting import to_json, to_markdown
+from core.chat.exporting import to_json, to_markdown, to_sillytavern
 from core.chat.model_prompt import choose_format, chosen_format, read_model_prompt
 from core.chat.records import MODES, Chat, ChatInfo
 from core.chat.store import ChatStore
 from core.common.errors import DeckError
 from ui.chat.actions import delete_chat
+from ui.chat.cast import choose_members
 from ui.chat.chat_settings import change_system
 from ui.chat.feedback import show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.portraits import Faces
 from ui.chat.sampling_form import sampling_form
 from ui.chat.session import begin_new, number_of, tag_of
-from ui.chat.setup import character_prompt, find_character
+from ui.chat.setup import character_prompt, find_character, name_of
 from ui.chat.transcript import shows_speed
 from ui.shared.fragment import redraw_alone
 from ui.shared.i18n import text, tr
@@ -29,7 +31,7 @@ from ui.shared.markdown import escape
 from ui.shared.people import person
 from ui.shared.resources import characters, chat_store, engine, preferences
 
-FACE_PX = 44
+FACE_PX, MAX_FACES = 44, 4
 CHARACTER, MODE, SYSTEM, FORMAT = "chat_character", "chat_mode", "chat_system", "chat_format"
 TITLE, PIN, SPEED = "chat_title", "chat_pin", "chat_speed"
 FILE_NAME = re.compile(r"[^\w\- ]+")
@@ -41,6 +43,8 @@ def title_of(info: ChatInfo) -> str:
     """The chat's title; one of its character where nothing was said yet."""
     if info.title:
         return info.title
+    if len(info.cast) > 1:
+        return ", ".join(name_of(name) for name in info.cast)
     found = find_character(info.character)
     return found[1].name if found else text(f"chat.new_{'notebook' if info.mode == 'notebook' else 'title'}")
 
@@ -48,8 +52,10 @@ def title_of(info: ChatInfo) -> str:
 def draw_head(chat: Chat, faces: Faces) -> None:
     info, tag = chat.info, tag_of(chat.info)
     with st.container(horizontal=True, vertical_alignment="center"):
-        if faces.char:
-            st.image(faces.char, width=FACE_PX)
+        cast = [faces.speakers.get(name) for name in chat.info.cast] if len(chat.info.cast) > 1 else [faces.char]
+        for face in cast[:MAX_FACES]:
+            if face:
+                st.image(face, width=FACE_PX)
         st.header(escape(title_of(info)), anchor=False)
     with st.container(horizontal=True, gap="small"):
         st.button(tr("chat.new"), key="chat_new", icon=":material/add:", disabled=info.id == NEW_ID,
@@ -61,8 +67,9 @@ def draw_head(chat: Chat, faces: Faces) -> None:
         if info.id != NEW_ID:
             with st.popover(":material/more_horiz:", key=f"chat_whole_{tag}", help=tr("chat.this_chat")):
                 _draw_whole(chat)
-    if info.character and find_character(info.character) is None:
-        st.warning(tr("chat.character_gone", name=info.character), icon=":material/person_off:")
+    for name in info.cast:
+        if find_character(name) is None:
+            st.warning(tr("chat.character_gone", name=name), icon=":material/person_off:")
 
 
 def _draw_sampling(tag: str) -> None:
@@ -74,6 +81,8 @@ def _draw_sampling(tag: str) -> None:
 
 
 def _who(info: ChatInfo) -> str:
+    if len(info.cast) > 1 and info.mode != "notebook":
+        return tr("chat.group", count=len(info.cast))
     found = find_character(info.character)
     return escape(found[1].name) if found and info.mode != "notebook" else tr(f"mode.{info.mode}")
 
@@ -84,6 +93,8 @@ def _who(info: ChatInfo) -> str:
 def _draw_who(chat: Chat, tag: str) -> None:
     info = chat.info
     _choose_character(info, tag)
+    if info.mode != "notebook" and info.character:
+        choose_members(info, tag)
     _choose_mode(chat, tag)
     if info.mode != "notebook":
         _choose_format()
@@ -176,6 +187,10 @@ def _draw_whole(chat: Chat) -> None:
     st.toggle(tr("chat.show_speed"), key=speed_key, on_change=_set_speed, args=(speed_key,))
     # The file is made on request, outside of the page's run, where nothing tells whose page it was.
     store, owner = chat_store(), person()
+    if info.mode != "notebook":
+        st.download_button(tr("chat.export_tavern"), lambda: _tavern(store, info, owner), _file_name(info, "jsonl"),
+                           JSON, key=f"chat_export_tavern_{info.id}", help=tr("chat.export_tavern_help"),
+                           on_click="ignore", icon=":material/groups:", width="stretch")  # fmt: skip
     st.download_button(tr("chat.export_markdown"), lambda: _markdown(store, info, owner), _file_name(info, "md"),
                        MARKDOWN, key=f"chat_export_markdown_{info.id}", help=tr("chat.export_markdown_help"),
                        on_click="ignore", icon=":material/article:", width="stretch")  # fmt: skip
@@ -191,8 +206,18 @@ def _file_name(info: ChatInfo, ending: str) -> str:
 
 
 def _markdown(store: ChatStore, info: ChatInfo, owner: str) -> str:
-    names = character_prompt(info, owner=owner).names
-    return to_markdown(store.read(info.id), names.user, names.char)
+    names, chat = character_prompt(info, owner=owner).names, store.read(info.id)
+    return to_markdown(chat, names.user, names.char, _speakers(message.speaker for message in chat.messages))
+
+
+def _tavern(store: ChatStore, info: ChatInfo, owner: str) -> str:
+    names, chat = character_prompt(info, owner=owner).names, store.copy(info.id)
+    speakers = _speakers([*info.cast, *(message.speaker for message in chat.messages)])
+    return to_sillytavern(chat, names.user, names.char, speakers)
+
+
+def _speakers(names: Iterable[str]) -> dict[str, str]:
+    return {name: name_of(name) for name in set(names) if name}
 
 
 @show_errors

@@ -10,7 +10,7 @@ from core.chat.records import Chat, Message
 from ui.chat.feedback import NOTICE_KEY, Notice, show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.session import COPY_KEY, EDIT_KEY, is_busy, number_of, read_chat, show_chat, tag_of
-from ui.chat.setup import prompt_context
+from ui.chat.setup import group_of, prompt_context
 from ui.shared.browser import copy_to_clipboard
 from ui.shared.i18n import text, tr
 from ui.shared.resources import chat_service, chat_store, engine
@@ -86,7 +86,11 @@ def show_version(tag: str, message: int) -> None:
 @show_errors
 def _answer(name: str, number: int, message: int) -> None:
     chat = read_chat(number)
-    context = prompt_context(chat)
+    # What is written anew or goes on keeps its speaker.
+    group = group_of(chat)
+    own = next((one for one in chat.messages if one.id == message), None)
+    speaker = group.speaker_of(own) if group is not None and own is not None and name != "reply" else None
+    context = prompt_context(chat, speaker)
     if name == "reply":
         chat_service().reply(chat.info.id, message, context)
     elif name == "go_on":
@@ -148,7 +152,8 @@ def draw_editor(chat: Chat, message: Message) -> None:
 @show_errors
 def _edit_and_resend(number: int, message: int) -> None:
     chat = read_chat(number)
-    chat_service().edit_and_resend(number, message, st.session_state[f"chat_edit_{message}"], prompt_context(chat))
+    line = st.session_state[f"chat_edit_{message}"]
+    chat_service().edit_and_resend(number, message, line, prompt_context(chat, line=line))
     _leave(message)
 
 

@@ -7,18 +7,24 @@ from typing import Any
 
 import streamlit as st
 
-from core.chat.records import Chat, ChatInfo, Message, Mode
-from ui.chat.setup import character_prompt, default_mode
+from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, Message, Mode
+from ui.chat.setup import character_prompt, default_mode, group_of, key_of_speaker
 
 NEW, NEW_ID = "new", 0
 NEW_KEY = "chat_new_values"
+MAX_GREETINGS = 1000
 
 
 def new_values() -> dict[str, Any]:
-    """What was chosen for the new chat: "character", "mode" (None: a sensible one), "settings", "greeting"."""
+    """What was chosen for the new chat: "character", "members", "mode", "settings", "greeting".
+
+    Mode None is a sensible one.
+    """
     if NEW_KEY not in st.session_state:
         settings = {"seed": secrets.token_hex(4)}
-        st.session_state[NEW_KEY] = {"character": "", "mode": None, "settings": settings, "greeting": 0}
+        st.session_state[NEW_KEY] = {
+            "character": "", "members": [], "mode": None, "settings": settings, "greeting": 0,
+        }  # fmt: skip
     values: dict[str, Any] = st.session_state[NEW_KEY]
     return values
 
@@ -29,19 +35,50 @@ def new_tag() -> str:
 
 def new_chat_info() -> ChatInfo:
     values = new_values()
-    mode: Mode = values["mode"] or default_mode(bool(values["character"]))
-    return ChatInfo(NEW_ID, "", False, 0.0, 0.0, False, mode, values["character"], values["settings"], "")
+    cast = [name for name in dict.fromkeys([values["character"], *values["members"]]) if name]
+    mode: Mode = values["mode"] or default_mode(bool(cast))
+    return ChatInfo(NEW_ID, "", False, 0.0, 0.0, False, mode, cast[0] if cast else "", values["settings"], "",
+                    tuple(cast[1:]))  # fmt: skip
 
 
 def new_chat() -> Chat:
-    values, info = new_values(), new_chat_info()
-    greetings = character_prompt(info).greetings() if info.mode != "notebook" else ()
-    if not greetings:
-        return Chat(info, ())
-    # Their ids are below 0: the greetings to flip through, of which one will be the first message.
-    ids = tuple(-place - 1 for place in range(len(greetings)))
-    chosen = min(values["greeting"], len(greetings) - 1)
-    return Chat(info, (Message(ids[chosen], "assistant", greetings[chosen], 0.0, "done", {}, ids),))
+    info = new_chat_info()
+    messages: list[Message] = []
+    for place, (speaker, greetings) in enumerate(_openings(info)):
+        # Their ids are below 0. Those of the first character can be flipped through before the chat is kept.
+        ids = tuple(-place * MAX_GREETINGS - number - 1 for number in range(len(greetings)))
+        shown = min(new_values()["greeting"], len(greetings) - 1) if place == 0 else 0
+        versions = ids if place == 0 else ids[:1]
+        messages.append(Message(ids[shown], "assistant", greetings[shown], 0.0, "done", {}, versions, speaker))
+    return Chat(info, tuple(messages))
+
+
+def opened_chat(info: ChatInfo, shown: int) -> CopiedChat:
+    """The new chat for the history: each character's greetings, of the first one's the one at `shown`."""
+    messages: list[CopiedMessage] = []
+    parent: int | None = None
+    for place, (speaker, greetings) in enumerate(_openings(info)):
+        chosen = min(shown, len(greetings) - 1) if place == 0 else 0
+        first = len(messages)
+        messages += [
+            CopiedMessage(parent, "assistant", text, 0.0, is_shown=number == chosen, speaker=speaker)
+            for number, text in enumerate(greetings)
+        ]
+        parent = first + chosen
+    return CopiedChat(tuple(messages), mode=info.mode, character=info.character, members=info.members,
+                      settings=info.settings)  # fmt: skip
+
+
+def _openings(info: ChatInfo) -> list[tuple[str, tuple[str, ...]]]:
+    """Who greets with which greetings to choose from: the one character, or each of a group."""
+    if info.mode == "notebook":
+        return []
+    if not info.members:
+        found = [("", character_prompt(info).greetings())]
+    else:
+        groups = [(name, group_of(Chat(info, ()), key_of_speaker(name))) for name in info.cast]
+        found = [(name, character_prompt(info, group=group).greetings()) for name, group in groups]
+    return [(speaker, greetings[:MAX_GREETINGS]) for speaker, greetings in found if greetings]
 
 
 def forget_new() -> None:

@@ -17,8 +17,7 @@ import streamlit as st
 from core.chat.database import ChatStoreError
 from core.chat.records import Chat, ChatInfo
 from ui.chat.feedback import ERROR_KEY, LEFT_KEY
-from ui.chat.new_chat import NEW, NEW_ID, forget_new, new_chat, new_chat_info, new_tag, new_values
-from ui.chat.setup import character_prompt
+from ui.chat.new_chat import NEW, NEW_ID, forget_new, new_chat, new_chat_info, new_tag, new_values, opened_chat
 from ui.shared.people import person
 from ui.shared.resources import chat_service, chat_store, recorder
 
@@ -217,9 +216,7 @@ def keep(chat: Chat) -> Chat:
     if chat.info.id != NEW_ID:
         return chat
     info = chat.info
-    greetings = character_prompt(info).greetings() if chat.messages else ()
-    shown = min(new_values()["greeting"], len(greetings) - 1)
-    number = chat_store().create(info.mode, info.character, info.settings, greetings, shown)
+    number = chat_store().add(opened_chat(info, new_values()["greeting"]))
     _born()[number] = tag_of(info)
     is_shown = is_missing() or chosen_number() == NEW_ID
     forget_new()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from core.chat.character_prompt import CharacterPrompt
+from core.chat.group import ORDERS, Group, Order, next_speaker
 from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.modes import choose_mode
 from core.chat.presets import combine, model_preset, read_recommended
-from core.chat.prompt_context import Prompt, PromptContext, turns_of
+from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.records import Chat, ChatInfo, Mode
 from core.common.errors import DeckError, EngineError
 from core.engine.sampling_params import Sampling
@@ -40,11 +42,48 @@ def find_character(name: str) -> tuple[str, Character] | None:
     return (entry.key, entry.character) if entry.character is not None else None
 
 
+def name_of(name: str) -> str:
+    """What the character is called that a chat or a message names; its file may be gone, or be another program's."""
+    found = find_character(name)
+    return found[1].called if found else name
+
+
+def key_of_speaker(name: str) -> str:
+    """One key for each way in which a chat or its messages name a character."""
+    found = find_character(name)
+    return found[0] if found else name
+
+
+def group_of(chat: Chat, speaker: str = "", owner: str | None = None) -> Group | None:
+    """Who takes part in a chat, with who speaks now, else the first; None where it has always been one character."""
+    info = chat.info
+    said = [message.speaker for message in chat.messages if message.speaker]
+    if len(info.cast) < 2 and not said:
+        return None
+    of_characters = [message.speaker for message in chat.messages if message.speaker and message.role == "assistant"]
+    keys = {name: key_of_speaker(name) for name in (*info.cast, *of_characters)}
+    cast = tuple(dict.fromkeys(keys[name] for name in info.cast))
+    names = {key: name_of(name) for name, key in keys.items()}
+    first = cast[0] if cast else ""
+    person_name = character_prompt(info, owner=owner).names.user
+    return Group(keys, names, cast, speaker if speaker in names else first, person_name)
+
+
+def order_of(info: ChatInfo) -> Order:
+    """How it is decided who speaks next in a group."""
+    found = info.settings.get("order")
+    return next((order for order in ORDERS if order == found), "named")
+
+
 def character_prompt(
-    info: ChatInfo, model: ModelPrompt | None = None, greeting: str = "", owner: str | None = None
+    info: ChatInfo,
+    model: ModelPrompt | None = None,
+    greeting: str = "",
+    owner: str | None = None,
+    group: Group | None = None,
 ) -> CharacterPrompt:
     """Who speaks in a chat. `owner` has to be given outside of a page's run."""
-    found = find_character(info.character)
+    found = find_character(group.speaker if group is not None and group.is_group else info.character)
     return CharacterPrompt(
         character=found[1] if found else None,
         user=read_persona(person() if owner is None else owner),
@@ -52,6 +91,7 @@ def character_prompt(
         system=str(info.settings.get("system", "")),
         seed=str(info.settings.get("seed", info.id)),
         greeting=greeting,
+        group=", ".join(group.names[key] for key in group.cast) if group is not None and group.is_group else "",
     )
 
 
@@ -80,8 +120,10 @@ def sampling_of(info: ChatInfo) -> Sampling:
     return combine(recommended(), preset_values(preset_of(info)), info.settings.get("sampling", {}))
 
 
-def prompt_context(chat: Chat) -> PromptContext:
+def prompt_context(chat: Chat, speaker: str | None = None, line: str | None = None) -> PromptContext:
     """How `chat` is put to the loaded model.
+
+    In a group `speaker` answers, as a key; None chooses who is next, after the person's `line` where there is one.
 
     Raises EngineError where no model is loaded, DeckError where its files cannot be used.
     """
@@ -91,8 +133,11 @@ def prompt_context(chat: Chat) -> PromptContext:
         raise EngineError("nothing_loaded")
     first = chat.messages[0] if chat.messages else None
     greeting = first.text if first and first.role == "assistant" else ""
-    speaker = character_prompt(chat.info, model, greeting)
-    return PromptContext(model, state.facts.context_tokens, chat.info.mode, speaker, sampling_of(chat.info))
+    group = group_of(chat)
+    if group is not None:
+        group = replace(group, speaker=speaker or next_speaker(group, chat.messages, order_of(chat.info), line))
+    character = character_prompt(chat.info, model, greeting, group=group)
+    return PromptContext(model, state.facts.context_tokens, chat.info.mode, character, sampling_of(chat.info), group)
 
 
 def prompt_of(chat: Chat) -> Prompt:
@@ -100,4 +145,4 @@ def prompt_of(chat: Chat) -> Prompt:
     context = prompt_context(chat)
     if chat.info.mode == "notebook":
         return context.prepare_text("".join(one.text for one in chat.messages))
-    return context.prepare(turns_of(chat.messages))
+    return context.prepare(context.turns_of(chat.messages))

@@ -19,7 +19,7 @@ from ui.shared.browser import scroll_here
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
-from ui.shared.markdown import answer_markdown
+from ui.shared.markdown import answer_markdown, escape, shortened
 from ui.shared.resources import preferences, recorder
 
 POLL_S, FOREIGN_POLL_S = 0.1, 1.0
@@ -27,6 +27,7 @@ POLL_S, FOREIGN_POLL_S = 0.1, 1.0
 PAGE_MESSAGES = 20
 # A person's own text beyond this scrolls in a window of its own.
 LONG_CHARS, LONG_PX = 3000, 320
+NAME_CHARS = 60
 
 
 def draw_transcript(chat: Chat, faces: Faces, begins_at: int) -> None:
@@ -64,7 +65,8 @@ def _show_more(num_shown: int) -> None:
 
 
 def _draw_message(chat: Chat, message: Message, faces: Faces, is_last: bool) -> None:
-    with st.chat_message(message.role, avatar=faces.of(message.role)):
+    with st.chat_message(message.role, avatar=faces.of_message(message)):
+        _draw_name(message, faces)
         if is_edited(message):
             draw_editor(chat, message)
             return
@@ -76,6 +78,12 @@ def _draw_message(chat: Chat, message: Message, faces: Faces, is_last: bool) -> 
                 draw_actions(chat, message, is_last)
         else:
             _draw_answer(chat, message, is_last)
+
+
+def _draw_name(message: Message, faces: Faces) -> None:
+    """Who speaks, where that is not the one character or the person of the chat."""
+    if message.speaker:
+        st.markdown(f"**{escape(shortened(faces.names.get(message.speaker, message.speaker), NAME_CHARS))}**")
 
 
 def _draw_question(message: Message) -> None:
@@ -123,7 +131,8 @@ def shows_speed() -> bool:
 def _draw_growing(chat: Chat, message: Message, faces: Faces) -> None:
     """Draw the answer that is being written. Once it ends, the whole page is drawn again."""
     answer, said = recorder().answer(message.id), recorder().text(message.id)
-    with st.chat_message(message.role, avatar=faces.of(message.role)):
+    with st.chat_message(message.role, avatar=faces.of_message(message)):
+        _draw_name(message, faces)
         if answer is None or said is None:
             st.markdown(answer_markdown(message.text))
         else:
