@@ -240,6 +240,7 @@ def as_object(report: FitReport) -> dict[str, Any]:
         "max_context": report.max_context,
         "reason": translate("en", f"fit.{report.reason}", **report.params),
         "remedies": [translate("en", f"fit.{key}", **params) for key, params in report.remedies],
+        "notes": [translate("en", f"note.{key}", **params) for key, params in report.notes],
         "context_tokens": report.load.context_tokens,
         "chats": report.load.num_slots,
         "model": report.params["model"],
@@ -282,6 +283,8 @@ def show(report: FitReport, out: Terminal) -> None:
     head = ["MiB", "=" if several else "", *(device.name for device in report.devices if several)]
     for line in table([head, *rows]):
         out.write(f"  {line}")
+    for name, params in report.notes:
+        out.write(translate(out.language, f"note.{name}", **params))
     key = "fit_kernel" if report.max_context else "fit_no_context"
     values: dict[str, str | int] = {"kernel": report.load.kernel.name}
     if report.max_context:

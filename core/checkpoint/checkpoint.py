@@ -53,7 +53,7 @@ class SettledTensors:
 class Checkpoint:
     """One model. `config` is its own config.json, with nothing added; `path` is None for one that is not on disk.
 
-    `tensors` are those of the part that runs, by the names of transformers' class.
+    `tensors` are those of the part that runs, by the names of transformers' class; `left_out_bytes` have all others.
     `quantization` is what the configuration says of all matrices, with the bits and group size that most really have.
     """
 
@@ -63,6 +63,7 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     path: Path | None = None
     settled: SettledTensors | None = None
+    left_out_bytes: int = 0
 
     @cached_property
     def matrices(self) -> Mapping[str, QuantizedMatrix]:
@@ -255,6 +256,7 @@ def make_checkpoint(
     `quantization` is what the configuration says; the shapes of the tensors settle what it is. Tensors get the names
     that the model's class has for them; those of a part for pictures that does not run are left out.
     """
+    stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
     tensors = name_tensors(config, tensors)
     if not has_matrices(quantization, tensors):
         raise CheckpointError("no_quantized_weights", folder=name)
@@ -263,4 +265,5 @@ def make_checkpoint(
         quantization = replace(quantization, bits=common.bits, group_size=common.group_size)
     except CheckpointError:
         pass  # Whoever asks for the matrices is told.
-    return Checkpoint(name, config, quantization, tensors, path)
+    checkpoint = Checkpoint(name, config, quantization, tensors, path)
+    return replace(checkpoint, left_out_bytes=stored_bytes - checkpoint.size_bytes)

@@ -61,7 +61,10 @@ def extended_rope(config: Mapping[str, Any], context_tokens: int) -> dict[str, A
     factor = yarn_factor(config, context_tokens)
     if factor is None:
         return None
-    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": YARN_ORIGINAL_TOKENS}
+    text = text_config(config)
+    theta = text.get("rope_theta") or _rope(text).get("rope_theta")
+    base = {} if theta is None else {"rope_theta": theta}
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": YARN_ORIGINAL_TOKENS, **base}
 
 
 def yarn_factor(config: Mapping[str, Any], context_tokens: int) -> float | None:

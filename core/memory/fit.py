@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.notes import Note, notes
 from core.common.errors import DeckError, EngineError, InputError
 from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import able_kernels, fastest_kernel
@@ -32,6 +33,7 @@ class FitReport:
     `load` is what would be loaded, fitting or not, on `devices`; `plans` has one plan for each of them, `plan` adds
     them up. `reason` is the name of a sentence in the section "fit" of the locale files, `params` what it quotes.
     `max_context` is the longest that fits, 0 where not even the weights do. `remedies`: what would make it fit.
+    `notes`: what else to know of the model (core/checkpoint/notes.py).
     """
 
     fits: bool
@@ -41,6 +43,7 @@ class FitReport:
     reason: str
     params: dict[str, str | int | float]
     remedies: tuple[tuple[str, dict[str, str | int | float]], ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def plans(self) -> tuple[MemoryPlan, ...]:
@@ -94,7 +97,8 @@ def check_fit(
     for indexes in device_sets(devices):
         group = [devices[index] for index in indexes]
         kernels = [one for one in candidates(plain, group, kernel) if one.name not in without]
-        captured = [(merged, one) for one in kernels if len(group) == 1 and one.is_capturable]
+        can_capture = len(group) == 1 and plain.is_capturable
+        captured = [(merged, one) for one in kernels if can_capture and one.is_capturable]
         for shape, one in [*captured, *((plain, one) for one in kernels)]:
             places = [kernel_device(device) for device in group]
             load = LoadPlan(
@@ -231,7 +235,7 @@ def _report(checkpoint: Checkpoint, load: LoadPlan, devices: Sequence[DeviceMemo
         "max_context": max_context,
         "chats": load.num_slots,
     }
-    return replace(report, params=params)
+    return replace(report, params=params, notes=notes(checkpoint, load.context_tokens))
 
 
 def _longest(

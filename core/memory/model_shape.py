@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.layers import FullAttention, LayerShape, contradiction, read_number
+from core.checkpoint.layers import DistanceAttention, FullAttention, LayerShape, contradiction, read_number
 from core.checkpoint.quantization import MatrixFormat
 from core.checkpoint.text_config import text_config
 from core.checkpoint.vocabulary import num_tokens
@@ -76,6 +76,11 @@ class ModelShape:
     @property
     def intermediate(self) -> int:
         return max(layer.mlp.intermediate for layer, _ in self.layers)
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether captured steps' own attention can be in place of every layer's."""
+        return not any(isinstance(layer.mixer, DistanceAttention) for layer, _ in self.layers)
 
     @property
     def attention(self) -> FullAttention:

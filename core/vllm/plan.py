@@ -5,6 +5,7 @@ What vLLM takes beside the weights is estimated; vLLM itself measures at its sta
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.judgement import family_name, is_served_by_vllm, judge
+from core.checkpoint.rope import extended_rope
 from core.common.errors import CheckpointError, InputError
 from core.common.values import quoted_json
 from core.memory.device_memory import DeviceMemory
@@ -53,6 +55,8 @@ class ScalePlan:
     needed_mib: int = 0
     budget_mib: int = 0
     hosts: tuple[str, ...] = ()
+    # The rope for a context beyond the usual one, as JSON; "" where the model's own serves it.
+    rope: str = ""
 
     @property
     def is_cpu(self) -> bool:
@@ -78,6 +82,8 @@ class ScalePlan:
             options["pipeline-parallel-size"] = str(self.pipeline_parallel)
         if self.utilization is not None:
             options["gpu-memory-utilization"] = f"{self.utilization:.2f}"
+        if self.rope:
+            options["hf-overrides"] = self.rope
         if len(self.hosts) > 1:
             options["distributed-executor-backend"] = "ray"
         arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
@@ -126,7 +132,8 @@ def make_scale_plan(
     splits = list(_splits(shape, checkpoint, len(devices), max(1, len(hosts)), tensor_parallel, pipeline_parallel))
     if not devices:
         (tensor, pipeline), method = splits[0], _method(checkpoint, takes_marlin=False)
-        return ScalePlan(checkpoint.name, path, tensor, pipeline, context_tokens, method, hosts=tuple(hosts))
+        rope = rope_override(checkpoint, context_tokens)
+        return ScalePlan(checkpoint.name, path, tensor, pipeline, context_tokens, method, hosts=tuple(hosts), rope=rope)
     plans = [
         _plan(checkpoint, shape, path, devices, tuple(hosts), tensor, pipeline, context_tokens)
         for tensor, pipeline in splits
@@ -220,7 +227,8 @@ def _plan(
     least = min(used, key=lambda device: device.available_mib / device.total_mib)
     whole = make_plan(shape, KERNEL, least.capability, context_tokens, 1, CHUNK_TOKENS)
     cache = whole.kv_cache / pipeline / min(tensor, shape.attention.num_kv_heads)
-    weights = whole.weights / tensor / pipeline
+    # vLLM also loads the part for pictures.
+    weights = (whole.weights + checkpoint.left_out_bytes) / tensor / pipeline
     needed = (weights + cache + whole.activations / tensor + whole.workspace + whole.context) / MIB + GRAPHS_MIB
     utilization = min(MOST_UTILIZATION, math.floor(100 * least.available_mib / least.total_mib) / 100)
     return ScalePlan(
@@ -234,4 +242,11 @@ def _plan(
         math.ceil(needed),
         math.floor(utilization * min(device.total_mib for device in used)),
         hosts,
+        rope_override(checkpoint, context_tokens),
     )
+
+
+def rope_override(checkpoint: Checkpoint, context_tokens: int) -> str:
+    """What `--hf-overrides` takes for a context beyond the usual one, where config.json has another rope; else ""."""
+    rope = extended_rope(checkpoint.config, context_tokens)
+    return "" if rope is None else json.dumps({"rope_parameters": rope})

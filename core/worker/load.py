@@ -17,8 +17,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.notes import notes
 from core.checkpoint.settled import settle
 from core.common.errors import EngineError
+from core.common.i18n import translate
 from core.engine.protocol import Generate, Load, ModelFacts
 from core.engine.sampling_params import Sampling
 from core.memory.load_plan import LoadPlan
@@ -66,6 +68,8 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
     end_tokens = find_end_tokens(checkpoint, tokenizer)
     checkpoint = settle(checkpoint)
     plan = plan_load(checkpoint, command, progress)
+    for key, params in notes(checkpoint, plan.context_tokens):
+        log.info("%s: %s", checkpoint.name, translate("en", f"note.{key}", **params))
     if plan.device_kind == "cpu":
         reserve_one_core()
     device_map, memory_plans = DeviceMap.of_plan(plan), plan.memory

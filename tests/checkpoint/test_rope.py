@@ -51,4 +51,6 @@ def test_yarn_has_the_smallest_factor_that_serves_the_context_and_none_where_the
         "factor": 4.0,
         "original_max_position_embeddings": 32768,
     }
+    theta = extended_rope({**QWEN3, "rope_theta": 5.0}, 50_000)
+    assert theta is not None and (theta["rope_theta"], theta["factor"]) == (5.0, 2.0)
     assert extended_rope(PHI3, 100_000) is None

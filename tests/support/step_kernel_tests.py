@@ -50,17 +50,20 @@ def test_angles_are_right_far_into_a_text() -> None:
 
 
 @HALVES
-@pytest.mark.parametrize("dim", [32, 36])
-def test_heads_are_rotated_where_they_lie(dim: int, dtype: torch.dtype) -> None:
-    """Query and key are parts of one tensor, as a merged matrix gives them; what lies between them stays."""
+@pytest.mark.parametrize(("dim", "turned_dim"), [(32, 32), (36, 36), (32, 8), (40, 28)])
+def test_heads_are_rotated_where_they_lie(dim: int, turned_dim: int, dtype: torch.dtype) -> None:
+    """Query and key are parts of one tensor, as a merged matrix gives them; what lies between them stays. GPT-NeoX and
+    Phi-4-mini turn a part of a head: all of it was once turned, by angles that were others'."""
     qkv = torch.randn(2, 3, 8 * dim).to(dtype)
     before, by_head = qkv.clone(), qkv.view(2, 3, 8, dim).transpose(1, 2)
-    angle = torch.rand(2, 3, dim // 2).repeat(1, 1, 2) * 6
+    half = turned_dim // 2
+    angle = torch.rand(2, 3, half).repeat(1, 1, 2) * 6
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     query, key = step_ops.apply_rope(by_head[:, :4], by_head[:, 5:7], cos, sin)
     was = before.view(2, 3, 8, dim).transpose(1, 2).float()
-    turned = torch.cat((-was[..., dim // 2 :], was[..., : dim // 2]), -1)
-    wanted = was * cos.float().unsqueeze(1) + turned * sin.float().unsqueeze(1)
+    turned = torch.cat((-was[..., half:turned_dim], was[..., :half]), -1)
+    wanted = was.clone()
+    wanted[..., :turned_dim] = was[..., :turned_dim] * cos.float().unsqueeze(1) + turned * sin.float().unsqueeze(1)
     for got, heads in ((query, slice(0, 4)), (key, slice(5, 7))):
         assert torch.allclose(got.float(), wanted[:, heads], atol=torch.finfo(dtype).eps * 4)
     for head in (4, 7):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -123,6 +124,25 @@ def test_a_family_that_vllm_does_not_serve_is_refused_before_it_starts(family: s
     with pytest.raises(InputError) as caught:
         make_scale_plan(checkpoint, [A40])
     assert (caught.value.key, caught.value.params["family"]) == (key, family)
+
+
+def test_a_context_beyond_the_usual_one_gives_vllm_the_rope_that_serves_it(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", Recipe(num_layers=1))
+    found = read_checkpoint(tmp_path / "model")
+    config = {**found.config, "model_type": "qwen2", "max_position_embeddings": 32768, "rope_theta": 1e6}
+    qwen = replace(found, config=config)
+    command = make_scale_plan(qwen, [RTX_4090], context_tokens=100_000).serve_command(8000)
+    rope = json.loads(option(command, "--hf-overrides") or "{}")["rope_parameters"]
+    assert (rope["rope_type"], rope["factor"], rope["rope_theta"]) == ("yarn", 4.0, 1e6)
+    assert option(command, "--max-model-len") == "100000"
+    assert option(make_scale_plan(qwen, [RTX_4090], context_tokens=32768).serve_command(1), "--hf-overrides") is None
+
+
+def test_a_part_for_pictures_counts_where_vllm_loads_it(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", Recipe(num_layers=1))
+    found = read_checkpoint(tmp_path / "model")
+    plain, whole = (make_scale_plan(one, [RTX_4090]) for one in (found, replace(found, left_out_bytes=300 * 2**20)))
+    assert whole.needed_mib == plain.needed_mib + 300
 
 
 def test_act_order_without_groups_changes_nothing() -> None:

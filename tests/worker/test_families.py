@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from core.checkpoint.checkpoint import read_checkpoint
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import check_fit
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
 from core.worker.model.device_map import DeviceMap
@@ -20,6 +22,7 @@ from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 
 pytestmark = pytest.mark.slow
 
+CARD = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
 CONTEXT = 128
 LONG, SHORT, PIECE, NUM_DECODED = 90, 7, 40, 6
 # Of the logits' spread; in float32 the order of sums alone differs.
@@ -175,6 +178,9 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
 def check_family(folder: Path, model: PreTrainedModel) -> None:
     checkpoint = read_checkpoint(folder)
     heads = read_shape(checkpoint).attention
+    report = check_fit(checkpoint, [CARD])
+    # ALiBi's bias is none that captured steps could add.
+    assert report.fits and report.load.is_captured != (("plain_steps", {}) in report.notes)
     with torch.inference_mode():
         runner = load(folder)
         assert (heads.num_kv_heads, heads.head_dim) == (runner.cache.keys[0].shape[1], runner.cache.keys[0].shape[3])

@@ -5,11 +5,12 @@ from __future__ import annotations
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.notes import notes
 from core.common.errors import CheckpointError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
-from ui.load.gauge import chosen_now, draw_verdict, sentence, sliders, verdict
+from ui.load.gauge import chosen_now, draw_notes, draw_verdict, sentence, sliders, verdict
 from ui.load.gpu_choice import Devices, devices_here, names_of
 from ui.shared.engine_status import Shown, load, loading_progress, shown_now
 from ui.shared.errors import show_error
@@ -63,6 +64,8 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
         draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats))
     else:
         draw_verdict(report)
+    if report is None:
+        draw_notes(notes(checkpoint, context_tokens))
     if isinstance(report, CheckpointError):  # No slider and no device makes it run.
         return
     if isinstance(report, FitReport) and not report.fits:
@@ -159,6 +162,8 @@ def quantization_words(checkpoint: Checkpoint) -> list[str]:
     words.append(tr("model.no_groups") if group < 0 else tr("model.group", size=group))
     if quantization.is_permuted:
         words.append(tr("model.act_order"))
+    if checkpoint.is_without_pictures:
+        words.append(tr("model.without_pictures"))
     return words
 
 

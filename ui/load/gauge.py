@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.notes import Note
 from core.checkpoint.rope import ContextLimits
 from core.common.errors import DeckError
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
@@ -39,8 +41,6 @@ def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
         if len(choices) > 1:
             context_tokens = st.select_slider(tr("gauge.context"), choices, default, format_func=_with_commas,
                                               key=f"gauge_context_{key}", persist_state="session")  # fmt: skip
-        if context_tokens > limits.usual_tokens:
-            st.caption(text(f"gauge.rope_{limits.extension}", usual=_with_commas(limits.usual_tokens)))
     with right:
         num_chats = st.select_slider(tr("gauge.chats"), CHATS, CHATS[0], key=f"gauge_chats_{key}",
                                      help=tr("gauge.chats_help"), persist_state="session")  # fmt: skip
@@ -89,6 +89,7 @@ def draw_verdict(report: FitReport | DeckError | None) -> None:
         st.markdown(f"- {tr(f'fit.{name}', **_readable(params))}")
     if not report.fits:
         _draw_cards(report)
+    draw_notes(report.notes)
     longest = f"{report.max_context:,}" if report.max_context else "-"
     st.caption(tr("gauge.assumes", kernel=report.load.kernel.name, longest=longest))
     if len(report.devices) > 1:
@@ -96,6 +97,12 @@ def draw_verdict(report: FitReport | DeckError | None) -> None:
         lines = [tr("gauge.share", card=device.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
                     available=f"{device.available_mib:,}") for device, plan in shares]  # fmt: skip
         st.caption("  \n".join([tr("gauge.split"), *lines]))
+
+
+def draw_notes(found: Sequence[Note]) -> None:
+    """What else to know of a model: what is left out, what differs."""
+    for key, params in found:
+        st.caption(f":material/info: {tr(f'note.{key}', **_readable(params))}")
 
 
 def _draw_cards(report: FitReport) -> None:

@@ -97,11 +97,11 @@ def apply_rope(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """RoPE (arXiv 2104.09864) on query and key, in place; called in place of the model's `apply_rotary_pos_emb`.
 
-    query, key [rows, heads, tokens, dim]; cos, sin [rows or 1, tokens, dim]. `unsqueeze_dim` must be 1: heads come
-    before tokens.
+    query, key [rows, heads, tokens, dim]; cos, sin [rows or 1, tokens, turned]: the first `turned` of `dim` are, the
+    others stay. `unsqueeze_dim` must be 1: heads come before tokens.
     """
-    rows, num_heads, num_tokens, dim = query.shape
-    num_kv_heads, half = key.shape[1], dim // 2
+    rows, num_heads, num_tokens, _ = query.shape
+    num_kv_heads, half = key.shape[1], cos.shape[-1] // 2
     angle_row = cos.stride(0) if cos.shape[0] > 1 else 0
     threads = rows * num_tokens * (num_heads + num_kv_heads) * -(-half // PART)
     _launch("rotate_heads", query, threads, query, key, cos, sin, *query.stride()[:3], *key.stride()[:3], angle_row,

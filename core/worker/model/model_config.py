@@ -67,7 +67,7 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
         text.tie_word_embeddings = not any(name.startswith("lm_head.") for name in checkpoint.tensors)
     rope = extended_rope(checkpoint.config, context_tokens)
     if rope is not None:
-        text.rope_parameters = {"rope_theta": text.rope_parameters["rope_theta"], **rope}
+        text.rope_parameters = {**rope, "rope_theta": text.rope_parameters["rope_theta"]}
     if hasattr(text, "quantization_config"):
         del text.quantization_config
     _settle_tokens(text, num_tokens(checkpoint))

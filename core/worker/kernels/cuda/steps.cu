@@ -122,8 +122,8 @@ struct Heads {
     }
 };
 
-// RoPE (arXiv 2104.09864) in place on query [rows][heads][tokens][2 * half] and key, with angles [rows or 1][tokens][2 *
-// half]. A thread takes 8 values of both halves of a head; rounds as cuda/attention.cu does.
+// RoPE (arXiv 2104.09864) in place on the first 2 * half of each head of query [rows][heads][tokens][..] and key, with
+// angles [rows or 1][tokens][2 * half]. A thread takes 8 values of both halves of a head; rounds as cuda/attention.cu does.
 extern "C" __global__ void __launch_bounds__(256)
     rotate_heads(u16* query, u16* key, const u16* cosines, const u16* sines, int query_row, int query_head,
                  int query_token, int key_row, int key_head, int key_token, int angle_row, int angle_token, int rows,
