@@ -21,7 +21,7 @@ from core.chat.template import ChatTemplate
 from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona
-from tests.chat.test_service import TEMPLATE, Desk
+from tests.support.chat_desk import TEMPLATE, Desk
 from tests.support.chat_templates import STRICT
 
 KEYS = {"ada": "ada", "Ada": "ada", "olaf": "olaf", "Olaf the Brave": "olaf"}
