@@ -18,7 +18,7 @@ from core.doctor.check_result import CheckResult, error_result, result
 from core.gpu.cuda_driver import CudaDriver, ask_cuda_apart
 from core.gpu.snapshot import GpuSnapshot
 from core.gpu.torch_support import InstalledTorch, find_gpu_error
-from core.memory.kernels.registry import COMPILERS, KERNELS
+from core.memory.kernels.registry import COMPILERS, KERNELS, has_python_headers
 
 OLDEST_PYTHON = (3, 11)
 TORCH_S = 120.0
@@ -36,7 +36,7 @@ def check_machine(gpus: GpuSnapshot) -> Iterator[CheckResult]:
     yield check_venv(Path(sys.prefix))
     yield check_driver(gpus)
     yield check_torch(gpus)
-    yield check_compilers(bool(gpus.gpus), frozenset(name for name in (*COMPILERS, *C_COMPILERS) if shutil.which(name)))
+    yield check_compilers(bool(gpus.gpus), frozenset(usable_compilers()))
     yield check_kernels(bool(gpus.gpus), cache_dir() / "kernels", library_folder())
 
 
@@ -80,6 +80,11 @@ def check_torch(gpus: GpuSnapshot, python: str = sys.executable) -> CheckResult:
         return result("torch", "fail", "torch_no_gpu", version=version, cuda=cuda)
     key = "torch_gpu" if sees_gpu else "torch_cpu"
     return result("torch", "ok", key, version=version, **({"cuda": cuda} if sees_gpu else {}))
+
+
+def usable_compilers() -> list[str]:
+    """What is installed of all that a kernel may be compiled with; what they make needs Python's headers."""
+    return [name for name in (*COMPILERS, *C_COMPILERS) if shutil.which(name)] if has_python_headers() else []
 
 
 def check_compilers(has_gpu: bool, there: frozenset[str]) -> CheckResult:

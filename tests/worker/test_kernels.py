@@ -126,7 +126,7 @@ def test_a_c_compiler_counts_with_pythons_headers(
         (tmp_path / "Python.h").touch()
     for name in compilers:
         (tmp_path / name).touch(mode=0o755)
-    monkeypatch.setattr(registry.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(registry.sysconfig, "get_path", lambda *_: str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     assert registry.has_c_compiler() == expected

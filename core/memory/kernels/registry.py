@@ -29,15 +29,18 @@ COMPILERS = ("nvcc", "c++", "ninja")
 
 
 def has_compiler() -> bool:
-    """Whether this machine can compile a CUDA kernel."""
-    return all(shutil.which(name) for name in COMPILERS)
+    """Whether this machine can compile a CUDA kernel that Python calls."""
+    return has_python_headers() and all(shutil.which(name) for name in COMPILERS)
 
 
 def has_c_compiler() -> bool:
-    """Whether Triton can build what launches its kernels: it looks for these compilers and Python's headers."""
+    """Whether Triton can build what launches its kernels; it looks for these compilers."""
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    has_headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-    return has_headers and any(shutil.which(name) for name in compilers)
+    return has_python_headers() and any(shutil.which(name) for name in compilers)
+
+
+def has_python_headers() -> bool:
+    return Path(sysconfig.get_path("include", "posix_prefix"), "Python.h").exists()
 
 
 def kernel_named(name: str) -> KernelSpec:
