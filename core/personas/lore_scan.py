@@ -63,11 +63,11 @@ class Scan:
         level = waiting.pop(0) if waiting else 0
         said: list[str] = []
         for number in range(MAX_RECURSIONS + 1):
-            called = [
-                i for i in range(len(self._entries)) if i not in rounds and i not in kept_back and self._is_called(i)
-            ]
+            called = [i for i in range(len(self._entries)) if self._may_come(i) and self._is_called(i)]
             new = self._with_luck(self._one_of_each_group(called))
-            rounds.update(dict.fromkeys(new, number))
+            for index in new:
+                rounds[index] = number
+                kept_back.pop(index, None)
             self._room_chars -= sum(len(self._entries[i].text) for i in new)
             if self._room_chars < 0:
                 break
@@ -80,6 +80,10 @@ class Scan:
             self._text = LoreText(self._chat, self._num_messages, "\n".join(said))
             self._level = level
         return self._found
+
+    def _may_come(self, index: int) -> bool:
+        """Whether nothing is decided yet. What lost in its group may come where the winner had no luck."""
+        return index not in self._found.rounds and self._found.kept_back.get(index, "group") == "group"
 
     def _is_called(self, index: int) -> bool:
         entry, is_sticky = self._entries[index], index in self._timing.sticky
@@ -98,7 +102,9 @@ class Scan:
             self._found.kept_back[index] = "delay"
         elif index in self._timing.cooldown and not is_sticky:
             self._found.kept_back[index] = "cooldown"
-        return index not in self._found.kept_back
+        else:
+            return True
+        return False
 
     def _is_turn(self, entry: Entry) -> bool:
         """Whether an entry takes part in this round, by what it says of recursion."""
