@@ -108,16 +108,13 @@ class CharacterPrompt:
 def insert_lore_at_depth(
     messages: Sequence[Turn], lore: Sequence[Lore]
 ) -> tuple[tuple[Turn, ...], tuple[int | None, ...]]:
-    """The messages with lore `depth` messages before their end, and for each turn the index of its message.
-
-    The user tells lore that is the system's: templates refuse a system text in the middle.
-    """
+    """The messages with lore `depth` messages before their end, and for each turn the index of its message."""
     turns: list[Turn] = []
     indexes: list[int | None] = []
     for index in range(len(messages) + 1):
         for one in lore:
             if one.depth is not None and max(0, len(messages) - one.depth) == index:
-                turns.append(Turn(role="assistant" if one.role == "assistant" else "user", content=one.text))
+                turns.append(Turn(role=one.role, content=one.text))
                 indexes.append(None)
         if index < len(messages):
             turns.append(messages[index])

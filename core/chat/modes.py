@@ -112,12 +112,12 @@ def render_dialogue(parts: PromptParts, names: Names) -> str:
     """A plain dialogue, which ends with the name of the next speaker."""
     speakers: dict[Literal["system", "user", "assistant"], str] = {"user": names.user, "assistant": names.char}
 
+    def head_of(turn: Turn) -> str:
+        """The speaker. What the system says, such as lore, nobody does."""
+        return "" if turn["role"] == "system" else f"{one_line(turn.get('name', '')) or speakers[turn['role']]}: "
+
     def lines(turns: tuple[Turn, ...]) -> str:
-        spoken = [turn for turn in turns if turn["content"].strip()]
-        return "".join(
-            f"{one_line(turn.get('name', '')) or speakers[turn['role']]}: {turn['content'].strip()}\n"
-            for turn in spoken
-        )
+        return "".join(f"{head_of(turn)}{turn['content'].strip()}\n" for turn in turns if turn["content"].strip())
 
     head = join_texts(parts.system, *(lines(example) for example in parts.examples), parts.after_examples)
     after = f"{parts.after.strip()}\n" if parts.after.strip() and parts.voice == "assistant" else ""

@@ -97,16 +97,22 @@ class PromptContext:
                                               most_lore_tokens=most_lore_tokens)  # fmt: skip
             parts = replace(composed.parts, voice=voice, start=start)
             try:
-                return composed, parts, self._fit(parts)
+                return composed, parts, self._fit(parts, _num_last(composed.message_indexes))
             except ContextError:
                 if composed.lore_tokens == 0:
                     raise
                 most_lore_tokens = composed.lore_tokens // 4 if composed.lore_tokens > LEAST_LORE_TOKENS else 0
 
-    def _fit(self, parts: PromptParts) -> FittedPrompt:
+    def _fit(self, parts: PromptParts, num_last: int = 1) -> FittedPrompt:
         model, answer_tokens = self.model, self.sampling.max_new_tokens
         return fit_to_context(parts, self.style.render, model.counter.count, self.context_tokens, answer_tokens,
-                              model.count_prompt)  # fmt: skip
+                              model.count_prompt, num_last)  # fmt: skip
+
+
+def _num_last(message_indexes: Sequence[int | None]) -> int:
+    """How many turns the last message and the lore after it are."""
+    after = next((place for place, index in enumerate(reversed(message_indexes)) if index is not None), 0)
+    return after + 1
 
 
 def turns_of(messages: Sequence[Message]) -> list[Turn]:

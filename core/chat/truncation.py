@@ -86,10 +86,12 @@ def fit_to_context(
     context_tokens: int,
     answer_tokens: int,
     count_prompt: Callable[[str], int] | None = None,
+    num_last: int = 1,
 ) -> FittedPrompt:
     """The longest prompt that leaves room for an answer of `answer_tokens`, at most half of the context.
 
-    `count_prompt` counts a whole prompt exactly where `count_tokens` only estimates a part.
+    The last `num_last` turns always stay: the last message, and lore that comes after it. `count_prompt` counts a whole
+    prompt exactly where `count_tokens` only estimates a part.
     Raises ContextError "message_too_long" or "character_too_long" where the parts that must stay are too long.
     """
     count_prompt = count_prompt or count_tokens
@@ -105,13 +107,13 @@ def fit_to_context(
             measured[key] = prompt, count_prompt(prompt)
         return measured[key]
 
-    last = max(0, len(costs) - 1)
+    last = max(0, len(costs) - num_last)
     least = measure(last, 0)[1]
     if least > limit:
-        raise _too_long(parts, count_tokens, least, limit)
+        raise _too_long(sum(costs[last:]) + count_tokens(parts.start), least, limit)
     probe = max(0, last - PROBE_MESSAGES)
     marks = (measure(probe, 0)[1] - least - sum(costs[probe:last])) / max(1, last - probe)
-    guess = _guess_first([cost + marks for cost in costs], limit - least)
+    guess = _guess_first([cost + marks for cost in costs[:last]], limit - least)
     first = find_first(guess, last, lambda index: measure(index, 0)[1] <= limit)
     num_examples = 0
     if first == 0:
@@ -141,14 +143,13 @@ def find_first(guess: int, last: int, fits: Callable[[int], bool]) -> int:
 
 
 def _guess_first(costs: list[float], budget: int) -> int:
-    """The index of the first message that fits beside the last one, by the messages' own tokens."""
-    sums = accumulate(reversed(costs[:-1]))
-    return max(0, len(costs) - 1 - sum(1 for total in sums if total <= budget))
+    """The index of the first message that fits beside those that stay, by the messages' own tokens."""
+    sums = accumulate(reversed(costs))
+    return len(costs) - sum(1 for total in sums if total <= budget)
 
 
-def _too_long(parts: PromptParts, count_tokens: Callable[[str], int], tokens: int, limit: int) -> ContextError:
+def _too_long(message: int, tokens: int, limit: int) -> ContextError:
     """The error that names the longer part: the last message, or the character's text."""
-    message = count_tokens(parts.history[-1]["content"] if parts.history else "") + count_tokens(parts.start)
     rest = tokens - message
     if rest > message:
         return ContextError("character_too_long", tokens=rest, limit=limit)

@@ -36,7 +36,7 @@ class Names:
 def render_turns(template: ChatTemplate, parts: PromptParts, names: Names, system: str) -> str:
     """The prompt for `parts`, with `system` in place of their system text. Raises TemplateError."""
     system = join_texts(system, _examples(parts, names), parts.after_examples)
-    spoken = merge([turn for turn in parts.history if turn["content"].strip()])
+    spoken = merge([_without_system(turn) for turn in parts.history if turn["content"].strip()])
     if parts.voice == "assistant":
         spoken = _with_question(spoken, parts.after)
     refusal: TemplateError | None = None
@@ -55,6 +55,11 @@ def render_turns(template: ChatTemplate, parts: PromptParts, names: Names, syste
     if not found and refusal is not None:
         raise refusal
     return found
+
+
+def _without_system(turn: Turn) -> Turn:
+    """The user tells what the system says within a chat, such as lore: templates refuse it there."""
+    return Turn(role="user", content=turn["content"]) if turn["role"] == "system" else turn
 
 
 def with_names(turns: Iterable[Turn]) -> tuple[Turn, ...]:

@@ -52,4 +52,4 @@ def test_lore_stands_as_many_messages_before_the_end_as_it_says() -> None:
     turns, places = insert_lore_at_depth(SAID, lore)
     assert [turn["content"] for turn in turns] == ["old", "one", "deep", "two", "three", "last"]
     assert places == (None, 0, None, 1, 2, None)
-    assert [turn["role"] for turn in turns] == ["user", "user", "user", "assistant", "user", "assistant"]
+    assert [turn["role"] for turn in turns] == ["system", "user", "system", "assistant", "user", "assistant"]
