@@ -26,6 +26,7 @@ from core.checkpoint.rope import ContextLimits, read_limits
 from core.checkpoint.settings import base_name, fits, lacks_sizes, older_names, settings_by_tensors
 from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.text_config import has_pictures_left_out
+from core.checkpoint.tied_head import repeated_heads
 from core.checkpoint.tokenizer_files import has_tokenizer, other_tokenizer
 from core.checkpoint.weight_files import ModelFiles, Weights, find_weights, has_weights
 from core.common.errors import CheckpointError
@@ -39,13 +40,12 @@ CONTRADICTIONS = ("config_tensors", "config_layers", "no_matrix")
 
 @dataclass(frozen=True, slots=True)
 class SettledTensors:
-    """What the values of the tensors told (core/checkpoint/settled.py). `repeated` names what no model needs.
+    """What the values of the tensors told (core/checkpoint/settled.py).
 
     `notes`: where they are not as the configuration says, "own_head" and "zeros_version".
     """
 
     matrices: Mapping[str, QuantizedMatrix]
-    repeated: frozenset[str]
     notes: tuple[str, ...] = ()
 
 
@@ -55,6 +55,7 @@ class Checkpoint:
 
     `tensors` are those of the part that runs, by the names of transformers' class; `left_out_bytes` have all others.
     `quantization` is what the configuration says of all matrices, with the bits and group size that most really have.
+    `repeated`: tensors that only say again what others say, as a tied model's head; nobody needs them.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Checkpoint:
     quantization: MatrixFormat
     tensors: dict[str, TensorInfo]
     path: Path | None = None
+    repeated: frozenset[str] = frozenset()
     settled: SettledTensors | None = None
     left_out_bytes: int = 0
 
@@ -167,7 +169,9 @@ def read_model(files: ModelFiles, path: Path | None = None) -> tuple[Checkpoint,
         other = other_tokenizer(files.names)
         raise files.error("tokenizer_kind", file=printable(other)) if other else files.error("tokenizer_missing")
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not is_computed(name, tensor)}
-    return make_checkpoint(files.name, config, quantization, tensors, path), weights.files
+    checkpoint = make_checkpoint(files.name, config, quantization, tensors, path)
+    repeated = repeated_heads(config, checkpoint.tensors, files)
+    return replace(checkpoint, repeated=repeated), weights.files
 
 
 def _read_quantized(files: ModelFiles, config: dict[str, Any]) -> tuple[MatrixFormat, Weights]:

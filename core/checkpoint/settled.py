@@ -9,15 +9,14 @@ About a hundredth of the files is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 
 from core.checkpoint.checkpoint import Checkpoint, SettledTensors
 from core.checkpoint.headers import TensorInfo, unreadable
-from core.checkpoint.layers import text_config
 from core.checkpoint.quantization import QuantizedMatrix
+from core.checkpoint.tied_head import has_own_head, says_tied, tied_pairs
 from core.checkpoint.zeros import StoredZeros, look_at_zeros, settle_zeros, stored_version
 from core.common.errors import CheckpointError
 
@@ -43,6 +42,9 @@ class _Files:
                 raise unreadable(path, error) from error
         return self._mapped[info.file][info.begin : info.end]
 
+    def type_of(self, name: str) -> str:
+        return self._checkpoint.tensors[name].dtype
+
     def values_of(self, name: str, dtype: str) -> np.ndarray:
         info = self._checkpoint.tensors[name]
         return self.bytes_of(info).view(dtype).reshape(info.shape)
@@ -59,28 +61,22 @@ def settle(checkpoint: Checkpoint) -> Checkpoint:
         order = _read_order(checkpoint, matrix, files, orders)
         format = settle_zeros(matrix.format, stored[name], version)
         matrices[name] = replace(matrix, format=replace(format, is_permuted=bool(order)), input_order=order)
-    heads = {name for name in checkpoint.tensors if name.endswith(HEADS)} if says_tied(checkpoint) else set()
-    repeated = frozenset(name for name in heads if _repeats_embedding(checkpoint, name, files))
-    notes = ["own_head"] if heads - repeated or (says_tied(checkpoint) and _has_quantized_head(matrices)) else []
+    pairs = tied_pairs(checkpoint.config, checkpoint.tensors)
+    repeated = frozenset(head for head, embedding in pairs if _are_equal(checkpoint, files, head, embedding))
+    has_head = has_own_head(checkpoint.tensors, matrices, repeated)
+    notes = ["own_head"] if has_head and says_tied(checkpoint.config) else []
     if any((one.format.packing == "gptq_v2") != (stated.packing == "gptq_v2") for one in matrices.values()):
         notes.append("zeros_version")
-    return replace(checkpoint, settled=SettledTensors(matrices, repeated, tuple(notes)))
-
-
-def says_tied(checkpoint: Checkpoint) -> bool:
-    """Whether the configuration says that the head is the embedding."""
-    config = checkpoint.config
-    return bool(text_config(config).get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
-
-
-def _has_quantized_head(matrices: Collection[str]) -> bool:
-    return any(f"{name}.weight".endswith(HEADS) for name in matrices)
+    return replace(checkpoint, repeated=repeated, settled=SettledTensors(matrices, tuple(notes)))
 
 
 def _look_at_zeros(matrix: QuantizedMatrix, files: _Files) -> StoredZeros | None:
     name = matrix.tensors.get("zeros")
     if name is None:
         return None
+    if files.type_of(name) == "I8":
+        values = files.values_of(name, "i1")
+        return StoredZeros(values.size, are_middle=not values.any(), are_one_less=False)
     words = files.values_of(name, "<u4")
     words = words.T if matrix.format.packing == "pack_quantized" else words
     return look_at_zeros(words, matrix.out_features, matrix.format.bits)
@@ -91,9 +87,8 @@ def _read_order(checkpoint: Checkpoint, matrix: QuantizedMatrix, files: _Files, 
     name = matrix.tensors.get("input_groups")
     if name is None:
         return ""
-    dtype = INDEX_TYPES.get(checkpoint.tensors[name].dtype)
-    groups = None if dtype is None else files.values_of(name, dtype)
-    if groups is None or not _are_groups(groups, matrix):
+    groups = files.values_of(name, INDEX_TYPES[files.type_of(name)])
+    if not _are_groups(groups, matrix):
         raise CheckpointError("input_groups", folder=checkpoint.name, tensor=name)
     if (groups[1:] >= groups[:-1]).all():
         return ""
@@ -109,14 +104,7 @@ def _are_groups(groups: np.ndarray, matrix: QuantizedMatrix) -> bool:
     return bool((sizes[:-1] == sizes[0]).all() and sizes[-1] <= sizes[0])
 
 
-def _repeats_embedding(checkpoint: Checkpoint, head: str, files: _Files) -> bool:
-    embeddings = [one for name, one in checkpoint.tensors.items() if name.endswith(EMBEDDINGS)]
-    return any(_are_equal(files, checkpoint.tensors[head], embedding) for embedding in embeddings)
-
-
-def _are_equal(files: _Files, first: TensorInfo, second: TensorInfo) -> bool:
-    if (first.dtype, first.shape) != (second.dtype, second.shape):
-        return False
-    one, other = files.bytes_of(first), files.bytes_of(second)
-    steps = range(0, first.num_bytes, COMPARED_BYTES)
+def _are_equal(checkpoint: Checkpoint, files: _Files, head: str, embedding: str) -> bool:
+    one, other = (files.bytes_of(checkpoint.tensors[name]) for name in (head, embedding))
+    steps = range(0, one.size, COMPARED_BYTES)
     return all(np.array_equal(one[at : at + COMPARED_BYTES], other[at : at + COMPARED_BYTES]) for at in steps)

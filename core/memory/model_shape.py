@@ -132,11 +132,8 @@ def _has_biases(checkpoint: Checkpoint) -> bool:
 
 
 def _plain_elements(checkpoint: Checkpoint) -> list[int]:
-    """The sizes of what is not quantized. A head in the files counts, also where a configuration ties it to the
-    embedding: some are not equal, which their values alone tell."""
-    others = {name for matrix in checkpoint.matrices.values() for name in matrix.tensors.values()}
-    if checkpoint.settled is not None:
-        others |= checkpoint.settled.repeated
+    """The sizes of what is not quantized."""
+    others = {name for matrix in checkpoint.matrices.values() for name in matrix.tensors.values()} | checkpoint.repeated
     return [
         math.prod(tensor.shape)
         for name, tensor in checkpoint.tensors.items()

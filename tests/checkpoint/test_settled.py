@@ -100,10 +100,10 @@ def test_a_tied_head_is_left_out_where_it_repeats_the_embedding(tmp_path: Path) 
     make(tmp_path, "gptq")
     embedding = load_file(tmp_path / WEIGHTS)[EMBEDDING]
     made = settle(change(tmp_path, {HEAD: embedding}, tie_word_embeddings=True))
-    assert made.settled is not None and (made.settled.repeated, made.settled.notes) == ({HEAD}, ())
+    assert made.settled is not None and (made.repeated, made.settled.notes) == ({HEAD}, ())
     size = embedding.size
-    # Before the values are read a head that is there counts.
-    assert read_shape(read_checkpoint(tmp_path)).plain_elements.count(size) == 2
+    # Two pieces tell it before a load.
+    assert read_checkpoint(tmp_path).repeated == {HEAD}
     assert read_shape(made).plain_elements.count(size) == 1
 
 
@@ -112,4 +112,25 @@ def test_a_tied_head_of_other_values_or_another_type_is_kept(tmp_path: Path, oth
     make(tmp_path, "gptq")
     embedding = load_file(tmp_path / WEIGHTS)[EMBEDDING]
     made = settle(change(tmp_path, {HEAD: embedding + other}, tie_word_embeddings=True))
-    assert made.settled is not None and (made.settled.repeated, made.settled.notes) == (set(), ("own_head",))
+    assert made.settled is not None and (made.repeated, made.settled.notes) == (set(), ("own_head",))
+    assert read_checkpoint(tmp_path).repeated == set()
+    assert read_shape(made).plain_elements.count(embedding.size) == 2
+
+
+def test_a_head_that_differs_in_its_end_alone_counts_once_it_is_read(tmp_path: Path) -> None:
+    make(tmp_path, "gptq")
+    embedding = load_file(tmp_path / WEIGHTS)[EMBEDDING]
+    head = embedding.copy()
+    head[-1, -1] += 1
+    checkpoint = change(tmp_path, {HEAD: head}, tie_word_embeddings=True)
+    assert settle(checkpoint).repeated == set()
+
+
+@pytest.mark.parametrize(("part", "dtype"), [("qweight", np.int64), ("qzeros", np.float32), ("g_idx", np.float32)])
+def test_a_tensor_of_another_type_is_named(tmp_path: Path, part: str, dtype: type) -> None:
+    make(tmp_path, "gptq")
+    name = f"{K_PROJ}.{part}"
+    odd = load_file(tmp_path / WEIGHTS)[name].astype(dtype)
+    with pytest.raises(CheckpointError) as caught:
+        assert change(tmp_path, {name: odd}).matrices
+    assert caught.value.key == "tensor_type" and caught.value.params["tensor"] == name

@@ -31,8 +31,9 @@ def make_packed(
     """Write a checkpoint into `folder`. Returns every matrix written out, [out, in] float32, by module name.
 
     packing: "gptq" (version 1, each field less one), "gptq_words" (whole words less one in each field), "gptq_v2",
-    "auto_round" (version 1 without g_idx), "awq", "compressed". `others`: recipes of the modules whose names end so,
-    None for one in 16 bit; "lm_head" may be among them. Asymmetric zero points may be 0.
+    "auto_round" (version 1 without g_idx), "awq", "compressed", "compressed_bytes" (zero points as bytes). `others`:
+    recipes of the modules whose names end so, None for one in 16 bit; "lm_head" may be among them. Asymmetric zero
+    points may be 0.
     """
     recipe, others = recipe or Recipe(), others or {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,8 +78,11 @@ def _make_matrix(
     dense = scales[g_idx].astype(np.float32) * (codes - zeros[g_idx])
     if packing == "awq":
         return {"qweight": pack_awq(codes), "qzeros": pack_awq(zeros), "scales": scales}, dense.T
-    if packing == "compressed":
-        return _compress(recipe, codes, zeros, scales, g_idx), dense.T
+    if packing.startswith("compressed"):
+        parts = _compress(recipe, codes, zeros, scales, g_idx)
+        if packing == "compressed_bytes" and not recipe.symmetric:
+            parts["weight_zero_point"] = (zeros.T - levels // 2).astype(np.int8)
+        return parts, dense.T
     parts = {
         "qweight": pack(codes, recipe.bits),
         "qzeros": pack_zeros(zeros, recipe.bits, packing),
@@ -127,7 +131,7 @@ def _describe(packing: str, recipe: Recipe) -> dict[str, Any]:
     if packing == "auto_round":
         layout = {"packing_format": "auto_round:auto_gptq", "quant_method": "auto-round", "data_type": "int"}
         return layout | {"bits": bits, "group_size": size, "sym": symmetric}
-    if packing == "compressed":
+    if packing.startswith("compressed"):
         strategy = {"strategy": "channel"} if size < 0 else {"strategy": "group", "group_size": size}
         order = "group" if recipe.act_order else None
         weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "actorder": order, **strategy}

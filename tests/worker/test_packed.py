@@ -87,6 +87,8 @@ LAYOUTS: dict[str, tuple[str, Recipe]] = {
     "compressed, channel": ("compressed", Recipe(group_size=-1)),
     "compressed, channel, asymmetric": ("compressed", Recipe(group_size=-1, symmetric=False)),
     "compressed, act-order": ("compressed", Recipe(act_order=True, symmetric=False)),
+    "compressed, bytes of zeros": ("compressed_bytes", Recipe(symmetric=False)),
+    "compressed, 8 bit, bytes of zeros": ("compressed_bytes", Recipe(bits=8, symmetric=False)),
     "compressed, 3 bit": ("compressed", Recipe(bits=3, symmetric=False)),
     "compressed, 8 bit": ("compressed", Recipe(bits=8)),
     "compressed, 8 bit, channel": ("compressed", Recipe(bits=8, group_size=-1)),

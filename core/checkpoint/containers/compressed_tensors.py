@@ -2,7 +2,8 @@
 
 A matrix of [in, out] features at b bits, with G scale groups along its inputs, has weight_packed int32 [out, in * b /
 32], weight_scale [out, G], weight_shape [2] (out, in), where it is asymmetric weight_zero_point int32 [out * b / 32,
-G], and in act-order weight_g_idx int32 [in]. Of 3 bit older releases put ten into a word, which is not read.
+G], and in act-order weight_g_idx int32 [in]. Older releases stored zero points as int8 [out, G], less 2 ** (b - 1); of
+3 bit they put ten codes into a word, which is not read.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class CompressedTensorsContainer:
         matrix = QuantizedMatrix(name, in_features, out_features, own, parts, name if is_permuted else "")
         stated, groups = format.group_size, matrix.num_groups
         refuse_contradiction(model, matrix, "scales", (out_features, groups), "group_size", stated, tensors)
-        zeros = (math.ceil(out_features * bits / 32), groups)
+        stored = parts.get("zeros")
+        is_packed = stored is None or tensors[stored].dtype != "I8"
+        zeros = (math.ceil(out_features * bits / 32) if is_packed else out_features, groups)
         refuse_contradiction(model, matrix, "zeros", zeros, "num_bits", format.bits, tensors)
         refuse_contradiction(model, matrix, "input_groups", (words * 32 // bits,), "num_bits", format.bits, tensors)
         return matrix
@@ -130,7 +133,7 @@ def _possible_bits(format: MatrixFormat, shapes: Mapping[Part, tuple[int, ...]])
     out_features, words = shapes["codes"]
     scales, zeros, order = shapes.get("scales", ()), shapes.get("zeros"), shapes.get("input_groups")
     for bits in (format.bits, *BITS):
-        fits_zeros = zeros is None or zeros[:1] == (math.ceil(out_features * bits / 32),)
+        fits_zeros = zeros is None or zeros[:1] in ((math.ceil(out_features * bits / 32),), (out_features,))
         fits_order = order is None or (bool(order) and math.ceil(order[0] * bits / 32) == words)
         groups = scales[1] if scales[1:] else 1
         fits_groups = groups == 1 or format.group_size < 0 or math.ceil(groups * format.group_size * bits / 32) == words

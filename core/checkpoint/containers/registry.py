@@ -42,6 +42,16 @@ class Container(Protocol):
         shapes, `format` in all else. Raises CheckpointError for shapes that contradict one another."""
 
 
+FLOATS, WORDS, INDEXES = ("F16", "BF16", "F32"), ("I32", "U32"), ("I32", "I64")
+# The types that each tensor of a matrix may have. Older releases of compressed-tensors stored zero points as bytes.
+TYPES: dict[Part, tuple[str, ...]] = {
+    "codes": WORDS,
+    "zeros": WORDS,
+    "scales": FLOATS,
+    "input_groups": INDEXES,
+    "bias": FLOATS,
+    "shape": INDEXES,
+}
 # GptqContainer takes what names no method, so it comes last.
 CONTAINERS: tuple[Container, ...] = (
     AutoRoundContainer(),
@@ -72,7 +82,13 @@ def container_of(format: MatrixFormat) -> Container:
 
 def read_matrices(model: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedMatrix]:
     """Every quantized matrix by name. Raises CheckpointError where the shapes of its tensors contradict one another."""
-    return container_of(format).read(model, format, tensors)
+    matrices = container_of(format).read(model, format, tensors)
+    for matrix in matrices.values():
+        for part, name in matrix.tensors.items():
+            dtype = tensors[name].dtype
+            if dtype not in TYPES[part] and not (dtype == "I8" and part == "zeros" and "shape" in matrix.tensors):
+                raise CheckpointError("tensor_type", folder=model, tensor=name, dtype=dtype)
+    return matrices
 
 
 def has_matrices(format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> bool:

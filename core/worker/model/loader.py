@@ -20,7 +20,8 @@ from core.checkpoint.computed import COMPUTED
 from core.checkpoint.containers.registry import required_tensors
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
-from core.checkpoint.settled import HEADS, settle
+from core.checkpoint.settled import settle
+from core.checkpoint.tied_head import has_own_head
 from core.common.errors import CheckpointError, EngineError
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup, merged_matrices
@@ -79,9 +80,9 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int)
     settled = checkpoint.settled
     if settled is not None and settled.notes:
         log.warning("%s is not as its configuration says: %s", checkpoint.name, ", ".join(settled.notes))
-    if has_own_head(checkpoint):
+    if has_own_head(checkpoint.tensors, checkpoint.matrices, checkpoint.repeated):
         config.tie_word_embeddings = False
-    elif settled is not None and settled.repeated:
+    elif checkpoint.repeated:
         config.tie_word_embeddings = True
     is_softcapped = getattr(config, "attn_logit_softcapping", None) is not None
     is_eager = is_softcapped or config.model_type in own_attention.FAMILIES
@@ -98,13 +99,6 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int)
         return model
     except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise EngineError("architecture", model=checkpoint.name, architecture=checkpoint.architecture) from error
-
-
-def has_own_head(checkpoint: Checkpoint) -> bool:
-    """Whether the files hold a head that is not just the embedding again."""
-    names = {*checkpoint.tensors, *(f"{name}.weight" for name in checkpoint.matrices)}
-    repeated = checkpoint.settled.repeated if checkpoint.settled else frozenset()
-    return any(name.endswith(HEADS) for name in names - repeated)
 
 
 def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:

@@ -27,6 +27,8 @@ def repack(format: MatrixFormat, part: Part, tensor: torch.Tensor) -> torch.Tens
     if format.packing == "awq":
         return _from_awq(part, tensor)
     if format.packing == "pack_quantized":
+        if tensor.dtype == torch.int8:
+            return from_fields((tensor.t() + 2 ** (format.bits - 1)).to(torch.uint8), format.bits)
         return tensor.t().contiguous() if part in ("codes", "zeros", "scales") else tensor
     if part == "zeros" and format.packing != "gptq_v2":
         return _from_version_1(format, tensor)
@@ -87,6 +89,6 @@ def from_fields(fields: torch.Tensor, bits: int) -> torch.Tensor:
     """Numbers of `bits`, uint8 [rows, n], as words int32 [rows, ceil(n * bits / 32)] along each row."""
     rows, count = fields.shape
     stream = torch.zeros((rows, -(-count * bits // 32) * 32), dtype=torch.int64)
-    stream[:, : count * bits] = ((fields.unsqueeze(-1) >> torch.arange(bits, dtype=torch.uint8)) & 1).view(rows, -1)
+    stream[:, : count * bits] = ((fields.unsqueeze(-1) >> torch.arange(bits, dtype=torch.uint8)) & 1).reshape(rows, -1)
     words = (stream.view(rows, -1, 32) << torch.arange(32)).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
