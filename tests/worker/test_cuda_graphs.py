@@ -13,6 +13,8 @@ from typing import Any
 import gptqmodel  # noqa: F401
 import pytest
 import torch
+from transformers.models.falcon import modeling_falcon
+from transformers.models.gpt_neox import modeling_gpt_neox
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
 
@@ -30,6 +32,7 @@ from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 
 GREEDY = Sampling(temperature=0.0)
 CONTEXT_TOKENS, CHUNK_TOKENS = 256, 40
@@ -79,7 +82,7 @@ def kernels() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # An engine puts its own there, for its process.
-    for source in (modeling_llama, modeling_mistral):
+    for source in (modeling_llama, modeling_mistral, modeling_gpt_neox, modeling_falcon):
         monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
     torch.manual_seed(0)
     with torch.inference_mode():
@@ -88,6 +91,10 @@ def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def load(folder: Path, recipe: Recipe, merged: bool) -> Any:
     make_checkpoint(folder, recipe)
+    return read_and_load(folder, merged)
+
+
+def read_and_load(folder: Path, merged: bool) -> Any:
     checkpoint, dense = read_checkpoint(folder), kernel_named("dense")
     places = DeviceMap((torch.device("cpu"),))
     return load_model(checkpoint, read_shape(checkpoint, merged), dense, places, torch.float16, 64, lambda _: None)
@@ -139,6 +146,27 @@ def test_captured_steps_say_what_plain_ones_say(tmp_path: Path, recipe: Recipe) 
     _, got = play(captured, GraphSteps(captured, CHUNK_TOKENS, PlainRecorder()), tokens)
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
     assert len(set(tokens)) > 3
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    # It turns a quarter of each head.
+    "gpt_neox": {"num_attention_heads": 4, "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128},
+    # All queries share one key, and its attention is ours in place of its own.
+    "falcon": {"num_attention_heads": 6, "num_hidden_layers": 2, "hidden_size": 96},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_steps_of_an_older_family_say_what_plain_ones_say(tmp_path: Path, family: str) -> None:
+    sizes = {"model_type": family, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT_TOKENS}
+    make_family_checkpoint(tmp_path, sizes | FAMILIES[family])
+    plain = WatchedRunner(read_and_load(tmp_path, merged=False), 3, CONTEXT_TOKENS)
+    tokens, wanted = play(plain, EagerSteps(plain))
+    model = read_and_load(tmp_path, merged=True)
+    assert fuse_modules(model) == ["FusedRope", "apply_rope"]
+    captured = WatchedRunner(model, 3, CONTEXT_TOKENS)
+    _, got = play(captured, GraphSteps(captured, CHUNK_TOKENS, PlainRecorder()), tokens)
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 3])
