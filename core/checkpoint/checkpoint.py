@@ -23,7 +23,7 @@ from core.checkpoint.judgement import architecture_name, judge, require_runs
 from core.checkpoint.layers import LayerShape, read_layers
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.checkpoint.rope import ContextLimits, read_limits
-from core.checkpoint.settings import base_name, fits, lacks_sizes, older_names, settings_by_tensors
+from core.checkpoint.settings import base_name, first_layout, fits, lacks_sizes, older_names, settings_by_tensors
 from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.text_config import has_pictures_left_out
 from core.checkpoint.tied_head import repeated_heads
@@ -66,6 +66,8 @@ class Checkpoint:
     repeated: frozenset[str] = frozenset()
     settled: SettledTensors | None = None
     left_out_bytes: int = 0
+    # What a load would miss beside the weights.
+    lacks: CheckpointError | None = None
 
     @cached_property
     def matrices(self) -> Mapping[str, QuantizedMatrix]:
@@ -120,6 +122,8 @@ class Checkpoint:
     def require_runs(self) -> None:
         """Raise CheckpointError where no load could run this model, with the reason: core/checkpoint/judgement.py."""
         require_runs(self.name, self.config, self.tensors)
+        if self.lacks is not None:
+            raise self.lacks
 
     @property
     def is_without_pictures(self) -> bool:
@@ -165,13 +169,17 @@ def read_model(files: ModelFiles, path: Path | None = None) -> tuple[Checkpoint,
         raise files.error("no_config")
     with other_reasons_first(files.name, config):
         quantization, weights = _read_quantized(files, config)
-    if not has_tokenizer(files.names):
-        other = other_tokenizer(files.names)
-        raise files.error("tokenizer_kind", file=printable(other)) if other else files.error("tokenizer_missing")
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not is_computed(name, tensor)}
     checkpoint = make_checkpoint(files.name, config, quantization, tensors, path)
     repeated = repeated_heads(config, checkpoint.tensors, files)
-    return replace(checkpoint, repeated=repeated), weights.files
+    return replace(checkpoint, repeated=repeated, lacks=_tokenizer_refusal(files)), weights.files
+
+
+def _tokenizer_refusal(files: ModelFiles) -> CheckpointError | None:
+    if has_tokenizer(files.names):
+        return None
+    other = other_tokenizer(files.names)
+    return files.error("tokenizer_kind", file=printable(other)) if other else files.error("tokenizer_missing")
 
 
 def _read_quantized(files: ModelFiles, config: dict[str, Any]) -> tuple[MatrixFormat, Weights]:
@@ -186,6 +194,8 @@ def _read_quantized(files: ModelFiles, config: dict[str, Any]) -> tuple[MatrixFo
     weights = find_weights(
         files, partial(_base_name, files, settings), partial(fits, settings) if is_described else None
     )
+    if (first := first_layout(weights.tensors)) is not None:
+        raise files.error("first_gptq_layout", name=printable(first))
     if not is_described:
         settings = settings_by_tensors(files, weights.tensors) | (settings or {})
     return read_format(files.name, settings or None), weights

@@ -16,7 +16,7 @@ COMPUTED = re.compile(
     re.VERBOSE,
 )
 # A mask has the name of a bias: GPT-2, GPT-J and GPT-NeoX kept it in each layer as [1, 1, context, context].
-MASK = re.compile(r"(^|\.)(attn|attention|self_attention)(\.attention)?\.(bias|causal_mask)$")
+MASK = re.compile(r"(^|\.)(attn|self_attn|attention|self_attention)(\.attention)?\.(bias|causal_mask)$")
 
 
 def is_computed(name: str, tensor: TensorInfo) -> bool:

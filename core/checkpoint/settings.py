@@ -67,6 +67,13 @@ def fits(settings: Mapping[str, Any], tensors: Tensors) -> bool:
     return sizes is None or sizes == (settings.get("bits"), settings.get("group_size", -1))
 
 
+def first_layout(tensors: Tensors) -> str | None:
+    """A tensor in the way that GPTQ-for-LLaMa stored zero points until 2023-03, unpacked; None where there is none."""
+    matrices = (name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight"))
+    zeros = (f"{name}.zeros" for name in matrices if f"{name}.qzeros" not in tensors)
+    return next((name for name in zeros if name in tensors), None)
+
+
 def settings_by_tensors(files: ModelFiles, tensors: Tensors) -> dict[str, Any]:
     """Settings as quantize_config.json would say them; empty where the tensors are not GPTQ's.
 

@@ -91,7 +91,7 @@ def find_weights(
         weights = _read(files, first)
         if has_codes(weights.tensors):
             return weights
-    return _choose(files, [(one, _read(files, one)) for one in sets], fits_settings or (lambda _: True))
+    return _choose(files, list(_read_readable(files, sets)), fits_settings or (lambda _: True))
 
 
 def has_weights(names: Collection[str]) -> bool:
@@ -118,6 +118,18 @@ def _read(files: ModelFiles, one: WeightSet) -> Weights:
     for file in one.files:
         tensors |= files.read_header(file)
     return Weights(one.files, tensors)
+
+
+def _read_readable(files: ModelFiles, sets: list[WeightSet]) -> Iterator[tuple[WeightSet, Weights]]:
+    """Those sets that are no damaged left-over. Raises CheckpointError where all are damaged."""
+    damaged: list[CheckpointError] = []
+    for one in sets:
+        try:
+            yield one, _read(files, one)
+        except CheckpointError as error:
+            damaged.append(error)
+    if len(damaged) == len(sets):
+        raise damaged[0]
 
 
 def _choose(
@@ -175,7 +187,8 @@ def _whole_sets(files: ModelFiles, indexes: list[WeightSet | CheckpointError]) -
 
 
 def _weight_names(files: ModelFiles) -> list[str]:
-    return sorted(name for name in files.names if name.endswith(SUFFIX))
+    # What begins with a dot is a system's own, such as the "._" files of a Mac.
+    return sorted(name for name in files.names if name.endswith(SUFFIX) and not name.startswith("."))
 
 
 def _shards(files: ModelFiles) -> dict[tuple[str, int], dict[int, str]]:
@@ -189,8 +202,8 @@ def _shards(files: ModelFiles) -> dict[tuple[str, int], dict[int, str]]:
 
 def _indexes(files: ModelFiles) -> Iterator[WeightSet | CheckpointError]:
     """What every index lists, the usual index first; an error for what is none or leads out of its folder."""
-    names = sorted((name for name in files.names if name.endswith(INDEX_SUFFIX)), key=lambda name: name != MAIN_INDEX)
-    for name in names:
+    found = [name for name in files.names if name.endswith(INDEX_SUFFIX) and not name.startswith(".")]
+    for name in sorted(found, key=lambda name: (name != MAIN_INDEX, name)):
         try:
             weight_map = (files.read_json(name) or {}).get("weight_map")
         except CheckpointError as error:

@@ -101,6 +101,40 @@ def test_weights_without_settings_that_are_not_gptqs_are_not_quantized(tmp_path:
     assert caught.value.key == "not_quantized"
 
 
+@pytest.mark.parametrize("settings", [None, {"bits": 4, "group_size": -1}])
+def test_the_first_layout_of_all_is_refused_by_its_name(tmp_path: Path, settings: dict | None) -> None:
+    """Scales and zero points of an output were two numbers of their own, before there were groups."""
+    folder = make(tmp_path / "m", Recipe(), settings)
+    tensors = {
+        name: one for name, one in load_file(folder / WEIGHTS).items() if not name.endswith((".qzeros", ".g_idx"))
+    }
+    for name in [name for name in tensors if name.endswith(".scales")]:
+        tensors[name] = tensors[name].T[:, :1].copy()
+        tensors[name.replace(".scales", ".zeros")] = tensors[name]
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(folder)
+    assert caught.value.key == "first_gptq_layout"
+    assert str(caught.value.params["name"]).endswith(".zeros")
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [(None, "tokenizer_missing"), ("qwen.tiktoken", "tokenizer_kind"), ("tekken.json", "tokenizer_kind")],
+)
+def test_a_model_without_a_tokenizer_that_is_read_does_not_run(tmp_path: Path, file: str | None, key: str) -> None:
+    make_checkpoint(tmp_path / "m", Recipe())
+    (tmp_path / "m" / "tokenizer.json").unlink()
+    if file is not None:
+        (tmp_path / "m" / file).write_text("")
+    checkpoint = read_checkpoint(tmp_path / "m")
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.require_runs()
+    assert caught.value.key == key
+    (tmp_path / "m" / "tokenizer.model").write_text("")
+    read_checkpoint(tmp_path / "m").require_runs()
+
+
 STRAYS = {
     "model.layers.0.self_attn.rotary_emb.inv_freq": (8,),
     "model.layers.0.self_attn.rotary_emb.cos_cached": (1, 1, 256, 16),
@@ -112,6 +146,7 @@ STRAYS = {
     "gpt_neox.layers.0.attention.bias": (1, 1, 256, 256),
     "model.embeddings.position_ids": (1, 256),
     "gptq_bits": (1,),
+    "model.layers.0.self_attn.bias": (1, 1, 64, 64),
 }
 
 

@@ -214,3 +214,18 @@ def test_a_part_without_a_quantized_matrix_is_kept(folder: Path) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if name in ends}, folder / "ends.safetensors")
     save_file({name: tensor for name, tensor in tensors.items() if name not in ends}, folder / WEIGHTS)
     assert files_of(folder) == ["ends.safetensors", WEIGHTS]
+
+
+@pytest.mark.parametrize("name", ["._model.safetensors", "._model.safetensors.index.json"])
+def test_what_a_mac_leaves_beside_a_file_is_none_of_the_model(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"\0\5\x16\7")
+    assert files_of(folder) == [WEIGHTS]
+
+
+def test_a_damaged_file_beside_whole_shards_is_left_out(folder: Path) -> None:
+    renamed = rename_shards(folder, lambda number: f"model-0000{number}-of-00002.safetensors")
+    (folder / WEIGHTS).write_bytes(b"")
+    assert files_of(folder) == renamed
+    for shard in renamed:
+        (folder / shard).write_bytes(b"")
+    assert refusal(folder).key == "corrupt_weights"

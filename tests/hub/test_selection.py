@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.checkpoint.checkpoint import read_checkpoint
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError
 from core.hub.manifest import read_manifest
 from core.hub.queue import DownloadQueue
 from core.hub.selection import check_names, is_small, select
 from core.hub.source import RemoteFile
-from tests.support.checkpoints import split_into_shards
+from tests.support.checkpoints import Recipe, make_checkpoint, split_into_shards, train_sentencepiece, write_index
 from tests.support.hub_models import FOLDER, QUICK, REPO, WEIGHTS, hashes, make_model, source_at
 from tests.support.hub_standin import HubStandin
 
@@ -130,6 +134,45 @@ def test_only_the_shards_of_the_index_are_fetched(hub: HubStandin, tmp_path: Pat
     assert found.size_bytes == sum((origin / name).stat().st_size for name in names)
     assert found.checkpoint.quantization.bits == 4
     assert not (tmp_path / "models" / FOLDER).exists()
+
+
+def without_an_index(origin: Path) -> None:
+    split_into_shards(origin)
+    (origin / "model.safetensors.index.json").unlink()
+
+
+def with_a_stale_index(origin: Path) -> None:
+    write_index(origin, {"x": "model-00001-of-00009.safetensors"})
+
+
+def as_in_2023(origin: Path) -> None:
+    """Two branches in one, no settings in config.json, and SentencePiece's model alone."""
+    make_checkpoint(origin, Recipe(num_layers=1, old_layout=True))
+    (origin / WEIGHTS).unlink()
+    shutil.copy(next(origin.glob("*.safetensors")), origin / "other.safetensors")
+    settings = json.loads((origin / "quantize_config.json").read_text())
+    (origin / "quantize_config.json").write_text(json.dumps(settings | {"model_basename": "other"}))
+    (origin / "tokenizer.json").unlink()
+    train_sentencepiece(origin)
+
+
+@pytest.mark.parametrize("change", [without_an_index, with_a_stale_index, as_in_2023])
+def test_what_is_fetched_is_the_checkpoint_that_was_read(
+    hub: HubStandin, tmp_path: Path, origin: Path, change: Callable[[Path], None]
+) -> None:
+    """One selection reads a repository for the verdict, fetches it, and reads the folder."""
+    make_checkpoint(origin, Recipe(num_layers=1))
+    change(origin)
+    remote_one = read_manifest(source_at(hub), None).checkpoint
+    downloads = DownloadQueue(tmp_path / "models", lambda endpoint: None, QUICK)
+    assert downloads.add(source_at(hub)).wait(30)
+    downloads.close()
+    local = read_checkpoint(tmp_path / "models" / FOLDER)
+    local.require_runs()
+    assert replace(local, name=remote_one.name, path=None) == remote_one
+    assert {tensor.file for tensor in local.tensors.values()} == {
+        path.name for path in (tmp_path / "models" / FOLDER).glob("*.safetensors")
+    }
 
 
 @given(st.lists(st.text(max_size=12), max_size=6))
