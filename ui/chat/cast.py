@@ -20,7 +20,14 @@ from ui.shared.identity import key_of, known_value, note_stored
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import characters, chat_store, engine
 
-FACE_PX, NAME_CHARS = 36, 18
+FACE_PX, GAP_PX, NAME_CHARS = 36, 8, 18
+# A click on the face is one on the name beside it.
+FACE_STYLE = f"""<style>
+[class*="st-key-chat_speak_"] button {{ position: relative; }}
+[class*="st-key-chat_speak_"] button::before {{
+  content: ""; position: absolute; inset: 0 100% 0 -{FACE_PX + GAP_PX}px;
+}}
+</style>"""
 MEMBERS, ORDER = "chat_members", "chat_order"
 
 
@@ -32,6 +39,7 @@ def draw_cast(chat: Chat, faces: Faces) -> None:
     order = order_of(chat.info)
     coming = None if order == "manual" else next_speaker(group, chat.messages, order)
     is_ready = engine().state.phase == "ready" and not (chat.info.id != NEW_ID and is_busy(chat))
+    st.html(FACE_STYLE)
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key=f"chat_cast_{tag}"):
         for name in chat.info.cast:
             _draw_face(name, key_of_speaker(name) == coming, is_ready, faces, tag)
@@ -55,10 +63,12 @@ def choose_members(info: ChatInfo, tag: str) -> None:
         entries = [entry for entry in characters().entries() if entry.character is not None]
     except DeckError:
         entries = []
-    taken = {key_of_speaker(name) for name in info.cast}
+    # A member keeps the name by which the chat calls it, and its place in the list: a browser shows it by that.
+    called = {key_of_speaker(name): name for name in info.members}
+    first = key_of_speaker(info.character)
+    names = {called.get(entry.key, entry.key): entry.name for entry in entries if entry.key != first}
     # Those whose files are gone stay, until they are taken out.
-    names = {name: name_of(name) for name in info.members}
-    names |= {entry.key: entry.name for entry in entries if entry.key not in taken}
+    names |= {name: name for name in info.members if name not in names}
     key = key_of(MEMBERS, tag, list(info.members))
     st.multiselect(tr("chat.members"), list(names), key=key, format_func=lambda name: names.get(name, name),
                    max_selections=MAX_MEMBERS - 1, placeholder=tr("chat.members_placeholder"),
