@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from core.common.errors import DeckError
@@ -63,7 +63,7 @@ def read_path(path: Path) -> Card:
 
 def read_card(file_name: str, content: bytes) -> Card:
     """The card in the bytes of a file: PNG, CHARX, JSON or YAML. Raises CharacterError with a sentence."""
-    file = printable(file_name)[-MAX_FILE_CHARS:]
+    file = shown_name(file_name)
     if not content:
         raise CharacterError("card_empty", file=file)
     if content.startswith(SIGNATURE):
@@ -78,6 +78,11 @@ def read_card(file_name: str, content: bytes) -> Card:
     card = _named(file, card)
     check_name(card.character.name)
     return replace(card, notices=(*card.notices, *character_notices(file, card.character)))
+
+
+def shown_name(file_name: str) -> str:
+    """A file's name as a sentence quotes it, without what would turn the words beside it."""
+    return read_name(printable(file_name))[-MAX_FILE_CHARS:]
 
 
 def read_text(file: str, content: bytes) -> dict[str, Any]:
@@ -154,7 +159,7 @@ def _read_charx(file: str, content: bytes, front: bytes | None = None) -> Card:
 
 def _named(file: str, card: Card) -> Card:
     """The card with the file's name where it has none: some programs call a character as its file is called."""
-    name = read_name(PurePosixPath(file).stem)
+    name = file.rpartition(".")[0].strip() if "." in file else file
     if card.character.name or not name:
         return card
     notice = CharacterError("card_named_by_file", file=file, name=name)

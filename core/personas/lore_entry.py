@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,8 @@ POSITIONS = (
 )
 NOTE_DEPTH = 4
 DEFAULT_WEIGHT = 100
+# One key of a text with commas.
+KEY = re.compile(r"\s*(/(?:\\.|[^/\\])+/[a-z]*(?=\s*(?:,|$))|[^,]*)\s*(?:,|$)")
 KEY_DECORATORS = ("additional_keys", "exclude_keys", "exclude_keys_all")
 MAX_NUMBER = 10**15
 
@@ -96,11 +99,9 @@ class Entry:
         return read_pattern(key) or Pattern(key, "" if self.is_case_sensitive else "i")
 
     @property
-    def patterns(self) -> list[Pattern]:
-        """All keys that are patterns."""
-        named = (word for name in KEY_DECORATORS for word in self.words(name))
-        found = (self.pattern(key) for key in (*self.keys, *self.secondary_keys, *named))
-        return [one for one in found if one is not None]
+    def all_keys(self) -> tuple[str, ...]:
+        """The keys of every kind, macros and all."""
+        return (*self.keys, *self.secondary_keys, *(word for name in KEY_DECORATORS for word in self.words(name)))
 
     @property
     def ignores_excluded(self) -> bool:
@@ -272,7 +273,13 @@ def number(value: object, default: float) -> float:
     return max(min(value, MAX_NUMBER), -MAX_NUMBER)
 
 
+def split_keys(text: str) -> list[str]:
+    """The keys of a text with commas between them; those of a pattern are its own."""
+    return [key for key in (match[1].strip() for match in KEY.finditer(text)) if key]
+
+
 def strings(value: object) -> tuple[str, ...]:
     """A list of texts, or one text with commas between them, as V3 has its secondary keys."""
-    entries = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
-    return tuple(entry.strip() for entry in entries if isinstance(entry, str) and entry.strip())
+    entries = split_keys(value) if isinstance(value, str) else value if isinstance(value, list) else []
+    texts = (str(entry).strip() for entry in entries if isinstance(entry, (str, int, float)) and entry is not True)
+    return tuple(text for text in texts if text)

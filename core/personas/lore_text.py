@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from core.personas.lore_entry import Entry, Role
@@ -40,6 +40,13 @@ class Chat:
     source_texts: Mapping[str, str] = field(default_factory=dict)
 
 
+def patterns_of(entries: Iterable[Entry], macros: Macros) -> Patterns:
+    """All keys that are patterns, with their macros expanded."""
+    enabled = (entry for entry in entries if entry.is_enabled)
+    found = (entry.pattern(macros.expand(key).strip()) for entry in enabled for key in entry.all_keys)
+    return Patterns(one for one in found if one is not None)
+
+
 class LoreText:
     """The last messages, and `recursed`, the text of other entries. Each text is put together once."""
 
@@ -50,10 +57,10 @@ class LoreText:
 
     def finds(self, entry: Entry, key: str) -> bool:
         """Whether one of an entry's keys is there."""
-        pattern = entry.pattern(key)
+        wanted = self._chat.macros.expand(key).strip()
+        pattern = entry.pattern(wanted)
         if pattern is not None:
             return self._chat.patterns.finds(pattern, self._text(entry, names=_asks_for_names(pattern)))
-        wanted = self._chat.macros.expand(key).strip()
         if not wanted:
             return False
         is_folded = not entry.is_case_sensitive

@@ -8,9 +8,8 @@ from typing import Any
 
 from core.personas.lore_entry import Entry, Role, number, read_entries
 from core.personas.lore_scan import MOST_CHARS, Found, Reason, Scan
-from core.personas.lore_text import Chat
+from core.personas.lore_text import Chat, patterns_of
 from core.personas.lore_timing import replay
-from core.personas.patterns import Patterns
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def activate(
     entries = [entry for place, book in enumerate(books) for entry in read_entries(book, place)]
     entries.sort(key=lambda entry: entry.order)
     sources = {name for entry in entries if entry.is_enabled for name in entry.sources if name in chat.sources}
-    patterns = Patterns(one for entry in entries if entry.is_enabled for one in entry.patterns)
+    patterns = patterns_of(entries, chat.macros)
     chat = replace(chat, patterns=patterns, source_texts={name: chat.sources[name]() for name in sorted(sources)})
     limits = {place: int(number(book.get("token_budget"), -1)) for place, book in enumerate(books)}
     limits = {place: limit for place, limit in limits.items() if limit >= 0}

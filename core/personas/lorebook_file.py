@@ -10,8 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from core.common.errors import DeckError
-from core.common.values import printable
-from core.personas.cards import MAX_FILE_CHARS, read_card, read_text
+from core.personas.cards import read_card, read_text, shown_name
 from core.personas.character import CharacterError
 from core.personas.charx import ZIP
 from core.personas.fields import read_name
@@ -38,7 +37,7 @@ class Lorebook:
 
 def read_lorebook(file_name: str, content: bytes) -> Lorebook:
     """The lorebook in the bytes of a file: one alone, or that of a character's card. Raises CharacterError."""
-    file = printable(file_name)[-MAX_FILE_CHARS:]
+    file = shown_name(file_name)
     if not content:
         raise CharacterError("card_empty", file=file)
     book = _read(file, content)

@@ -5,16 +5,14 @@ SillyTavern's world info, V3's lorebook, RisuAI's lorebooks and modules, Agnai's
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from core.personas.lore_entry import split_keys
 from core.personas.sillytavern import card_entry
 
 # A character has one of these; a lorebook may have a name and a description too.
 CHARACTER_KEYS = ("data", "first_mes", "mes_example", "char_name", "char_persona", "context", "greeting", "personality")
-# One key of RisuAI, which writes all of an entry's into one text: a pattern holds its commas.
-RISU_KEY = re.compile(r"\s*(/(?:\\.|[^/\\])+/[a-z]*|[^,]*)\s*(?:,|$)")
 NOVELAI_ORDER = 400
 
 
@@ -60,8 +58,8 @@ def _risu_entry(given: Mapping[str, Any]) -> dict[str, Any]:
     extensions = dict(extensions) if isinstance(extensions, dict) else {}
     comment = rest.pop("comment", "")
     entry = {
-        "keys": _risu_keys(rest.pop("key", "")),
-        "secondary_keys": _risu_keys(rest.pop("secondkey", "")),
+        "keys": split_keys(str(rest.pop("key", None) or "")),
+        "secondary_keys": split_keys(str(rest.pop("secondkey", None) or "")),
         "content": rest.pop("content", ""),
         "enabled": rest.get("mode") != "folder",
         "insertion_order": rest.pop("insertorder", 100),
@@ -75,11 +73,6 @@ def _risu_entry(given: Mapping[str, Any]) -> dict[str, Any]:
     if rest.get("activationPercent") is not None:
         extensions["risu_activationPercent"] = rest.pop("activationPercent")
     return entry | {"extensions": extensions | ({"risu": rest} if rest else {})}
-
-
-def _risu_keys(given: object) -> list[str]:
-    text = given if isinstance(given, str) else ""
-    return [key for key in (match[1].strip() for match in RISU_KEY.finditer(text)) if key]
 
 
 def _memory_book(values: Mapping[str, Any], entries: list[dict[str, Any]]) -> dict[str, Any]:

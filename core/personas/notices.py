@@ -53,7 +53,9 @@ def _notices(file: str, names: list[str], book: Mapping[str, Any], texts: Iterab
         yield CharacterError("card_no_effect", file=file, names=_listed(names))
     if macros := unknown_macros([*texts, *contents]):
         yield CharacterError("card_unknown_macros", file=file, names=_listed(f"{{{{{name}}}}}" for name in macros))
-    patterns = [one for entry in read_entries(book) for one in entry.patterns]
+    read = ((entry, key) for entry in read_entries(book) for key in entry.all_keys)
+    # What a pattern with macros is, only a chat tells.
+    patterns = [one for entry, key in read if "{{" not in key and (one := entry.pattern(key)) is not None]
     wrong = Patterns(patterns).wrong() | {one for one in patterns if len(one.text) > MAX_PATTERN_CHARS}
     if wrong:
         yield CharacterError(

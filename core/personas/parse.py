@@ -92,6 +92,10 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})\\Z"), _first)
 
 
+# Python's own words for a number that is too long are not for people.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: _whole(node.value))
+
+
 def _check_events(file: str, text: str) -> None:
     """Refuse, before anything is built, what is too deep, too long, tagged, or more than one document."""
     depth = count = documents = 0

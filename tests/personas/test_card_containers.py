@@ -205,3 +205,19 @@ def test_a_makers_notes_are_in_the_readers_language_where_the_card_has_it() -> N
     assert (character.creator_notes_in("zh"), character.creator_notes_in("en")) == ("说明", "notes")
     odd = V3 | {"data": V3_DATA | {"creator_notes_multilingual": {"zh": 5}}}
     assert read_card("x.json", json.dumps(odd).encode()).character.creator_notes_in("zh") == "notes"
+
+
+def test_no_sentence_is_turned_by_a_files_name() -> None:
+    with pytest.raises(CharacterError) as caught:
+        read_card("a\u202eb.json", b"[1]")
+    assert caught.value.params["file"] == "ab.json"
+
+
+@pytest.mark.parametrize("file", ["x.json", "x.yaml"])
+@pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 5000, "1." + "9" * 5000])
+def test_a_number_of_thousands_of_digits_gets_a_sentence_for_people(file: str, number: str) -> None:
+    content = f'{{"name": "A", "x": {number}}}' if file.endswith("json") else f"name: A\nx: {number}\n"
+    try:
+        assert read_card(file, content.encode()).character.name == "A"
+    except CharacterError as error:
+        assert "sys." not in str(error) and "digits" in str(error)

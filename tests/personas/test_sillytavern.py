@@ -57,7 +57,11 @@ def test_a_key_is_a_pattern_only_where_it_is_written_as_one() -> None:
     assert found([entry("x", ("and/or",))], "and/or") == ["x"]
     assert found([entry("x", ("/usr/bin",))], "look in /usr/bin") == ["x"]
     assert found([entry("x", ("/no/flagx",))], "/no/flagx") == ["x"]
-    assert found([entry("x", ("/{{user}}/",))], "sam") == []
+    assert found([entry("x", ("/{{user}}!/",))], "sam!") == [] and found([entry("x", ("/{{user}}!/",))], "Sam!") == [
+        "x"
+    ]
+    assert found([entry("x") | {"keys": "and/or, /a,b/i,1999"}], "A,B") == ["x"]
+    assert found([entry("x") | {"keys": ["", None, 1999]}], "in 1999") == ["x"]
     assert found([entry("x", (r"/\/home/",))], "cd /home") == ["x"]
     assert found([entry("x", ("bee",), secondary_keys=["/h[io]ve/"])], "a bee, a hive") == ["x"]
     assert found([entry("x", ("bee",), secondary_keys=["/h[io]ve/"])], "a bee") == []
