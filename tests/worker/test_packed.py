@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.settled import settle
@@ -64,17 +65,23 @@ def assert_exact(folder: Path, dense: dict[str, np.ndarray]) -> Checkpoint:
     return checkpoint
 
 
-def assert_computes(folder: Path, dense: dict[str, np.ndarray]) -> torch.nn.Module:
+def run(folder: Path) -> tuple[Any, torch.Tensor]:
+    """The loaded model and its logits after TOKENS."""
     checkpoint = settle(read_checkpoint(folder))
     kernel, _ = choose_kernel(checkpoint, Device("cpu"))
     shape = read_shape(checkpoint, merged=True)
     with torch.inference_mode():
         model = load_model(checkpoint, shape, kernel, DeviceMap((CPU,)), torch.bfloat16, 64, lambda _: None)
         slots = ModelRunner(model, num_slots=1, context_tokens=32)
-        got = slots.forward(TOKENS, torch.arange(7).unsqueeze(0), 0, 7).float()
+        return model, slots.forward(TOKENS, torch.arange(7).unsqueeze(0), 0, 7).float()
+
+
+def assert_computes(folder: Path, dense: dict[str, np.ndarray]) -> torch.nn.Module:
+    model, got = run(folder)
     wanted = reference_logits(folder, dense, TOKENS)
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
-    return model
+    found: torch.nn.Module = model
+    return found
 
 
 LAYOUTS: dict[str, tuple[str, Recipe]] = {
@@ -112,6 +119,7 @@ def test_every_layout_gives_its_matrices_to_the_bit(tmp_path: Path, packing: str
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["awq", "auto-round", "compressed, act-order", "compressed, 8 bit, channel"])
 def test_a_model_in_another_layout_computes_the_same(tmp_path: Path, name: str) -> None:
     packing, recipe = LAYOUTS[name]
@@ -130,6 +138,7 @@ MIXES: dict[str, dict[str, Recipe | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", MIXES.values(), ids=MIXES.keys())
 def test_modules_with_settings_of_their_own_compute_as_they_say(
     tmp_path: Path, others: dict[str, Recipe | None]
@@ -141,6 +150,27 @@ def test_modules_with_settings_of_their_own_compute_as_they_say(
     model = assert_computes(tmp_path / "m", dense)
     # Single modules of another kind do not cost the others their kernel.
     assert any(isinstance(module, CpuInt4Linear) for module in model.modules())
+
+
+@pytest.mark.parametrize("others", [{}, {"lm_head": Recipe(bits=8)}], ids=["16 bit", "8 bit"])
+def test_a_tied_models_own_head_is_used(tmp_path: Path, others: dict[str, Recipe | None]) -> None:
+    """The head in such a file was dropped in silence, and the model wrote nonsense."""
+    dense = make_packed(tmp_path / "m", "gptq", Recipe(), others)
+    untied = reference_logits(tmp_path / "m", dense, TOKENS)
+    config = tmp_path / "m" / "config.json"
+    config.write_text(config.read_text().replace('"tie_word_embeddings": false', '"tie_word_embeddings": true'))
+    model, got = run(tmp_path / "m")
+    assert (got - untied).abs().max() < TOLERANCE * untied.std()
+    assert model.lm_head is not model.model.embed_tokens
+
+
+def test_a_head_that_repeats_the_embedding_is_no_second_one(tmp_path: Path) -> None:
+    make_packed(tmp_path / "m", "gptq", config={"tie_word_embeddings": True})
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    model, _ = run(tmp_path / "m")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
