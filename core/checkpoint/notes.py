@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.layers import DistanceAttention
+from core.checkpoint.text_config import has_distance_bias, text_config
 
 Note = tuple[str, dict[str, str | int | float]]
 
 
 def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
-    """The notes for a load with `context_tokens`: keys of the locales' section "note" and what the sentences quote.
-
-    Raises CheckpointError for layers that contradict the configuration.
-    """
+    """The notes for a load with `context_tokens`: keys of the locales' section "note" and what the sentences quote."""
     found: list[Note] = []
     if checkpoint.is_without_pictures:
         found.append(("without_pictures", {}))
     limits = checkpoint.context_limits
     if limits.extension is not None and context_tokens > limits.usual_tokens:
         found.append((f"rope_{limits.extension}", {"usual": limits.usual_tokens}))
-    if any(isinstance(layer.mixer, DistanceAttention) for layer in checkpoint.layers):
+    if has_distance_bias(text_config(checkpoint.config)):
         found.append(("plain_steps", {}))
     return tuple(found)

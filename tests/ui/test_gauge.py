@@ -45,7 +45,9 @@ def test_the_contexts_to_choose_from_hold_the_models_limit_and_the_default(limit
 
 def test_where_a_rope_reaches_further_the_usual_end_is_among_the_contexts() -> None:
     choices = context_choices(ContextLimits(40_960, 131_072, "yarn"))
-    assert {4096, 40_960, 131_072} <= set(choices) and choices == sorted(set(choices)) and len(choices) < 40
+    assert {4096, 40_960, 65_536, 131_072} <= set(choices) and choices == sorted(set(choices)) and len(choices) < 40
+    # Short ones stay as near to each other as without.
+    assert choices[0] < 2048
 
 
 def test_a_bar_that_is_too_long_is_hatched_beyond_the_cards_end() -> None:

@@ -62,10 +62,10 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
     report = verdict(checkpoint, here, context_tokens, num_chats)
     if devices and names_of(devices) != names_of(here):
         draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats))
+    elif report is None:
+        draw_notes(notes(checkpoint, context_tokens))
     else:
         draw_verdict(report)
-    if report is None:
-        draw_notes(notes(checkpoint, context_tokens))
     if isinstance(report, CheckpointError):  # No slider and no device makes it run.
         return
     if isinstance(report, FitReport) and not report.fits:

@@ -20,15 +20,18 @@ from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 
 CHATS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, MAX_CHATS)
-CONTEXT_STEPS = 32
+CONTEXT_STEPS, EXTENDED_STEPS = 32, 8
 SMALLEST_STEP = 32
 
 
 def context_choices(limits: ContextLimits) -> list[int]:
-    """About 32 contexts up to the model's own limit, with the default and the limits among them."""
+    """About 32 contexts up to the model's own limit, with the default and the limits among them. A few of them are
+    beyond what the model's usual rope serves."""
     usual, limit = limits.usual_tokens, limits.longest_tokens
-    step = max(SMALLEST_STEP, limit // CONTEXT_STEPS)
-    return sorted({*range(step, limit, step), min(usual, DEFAULT_CONTEXT_TOKENS), usual, limit})
+    beyond = max(SMALLEST_STEP, limit // EXTENDED_STEPS)
+    extended = [tokens for tokens in range(beyond, limit, beyond) if tokens > usual]
+    step = max(SMALLEST_STEP, usual // CONTEXT_STEPS)
+    return sorted({*range(step, usual, step), min(usual, DEFAULT_CONTEXT_TOKENS), usual, *extended, limit})
 
 
 def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
