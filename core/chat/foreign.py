@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core.chat.parsing import ChatFileError, show_one
@@ -13,6 +13,8 @@ from core.chat.titles import propose_title, shortened
 
 MAX_NAME_CHARS = 200
 MAX_MEMBERS = 10
+# The page looks up each speaker; the names of further ones stand before their words.
+MAX_SPEAKERS = 20
 # What has no place here; each is a sentence "chat_import_KIND" that says how many there were.
 Left = Literal["hidden", "cut_off", "pictures", "files", "tools", "unread", "empty"]
 
@@ -53,7 +55,7 @@ def finished_chat(
     asked = next((message.text for message in messages if message.role == "user"), "")
     named = shortened(" ".join(title.split()), MAX_NAME_CHARS) if isinstance(title, str) else ""
     return CopiedChat(
-        messages=tuple(_said_by(one, "" if is_plain[one.role] else one.speaker) for one in messages),
+        messages=few_speakers([_said_by(one, "" if is_plain[one.role] else one.speaker) for one in messages]),
         title=named or propose_title(asked),
         title_is_own=bool(named),
         created_s=created_s or min((one.created_s for one in messages if one.created_s), default=0.0),
@@ -64,9 +66,20 @@ def finished_chat(
     )
 
 
+def few_speakers(messages: Sequence[CopiedMessage]) -> tuple[CopiedMessage, ...]:
+    """The messages with at most MAX_SPEAKERS speakers."""
+    named = list(dict.fromkeys(one.speaker for one in messages if one.speaker))
+    if len(named) <= MAX_SPEAKERS:
+        return tuple(messages)
+    further = set(named[MAX_SPEAKERS:])
+    return tuple(
+        replace(one, text=f"{one.speaker}: {one.text}", speaker="") if one.speaker in further else one
+        for one in messages
+    )
+
+
 def _said_by(message: CopiedMessage, speaker: str) -> CopiedMessage:
-    return CopiedMessage(message.parent, message.role, message.text, message.created_s, message.state, message.stats,
-                         message.is_shown, speaker[:MAX_NAME_CHARS])  # fmt: skip
+    return replace(message, speaker=speaker[:MAX_NAME_CHARS])
 
 
 class Line:

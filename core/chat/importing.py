@@ -29,6 +29,7 @@ from core.common.plain_json import check_num_values, load_json
 MAX_FILE_BYTES = 50_000_000
 MAX_MESSAGES = 50_000
 MAX_CHATS = 10_000
+MAX_ALL_MESSAGES = 200_000
 # A file with more broken lines is no list of lines.
 MAX_BROKEN_LINES = 100
 # A message of any program has at most 100; a file of nothing but brackets would become gigabytes.
@@ -61,6 +62,9 @@ def read_chats(data: bytes) -> ChatFile:
         if len(values) > MAX_CHATS:
             raise ChatFileError("chat_file_many", count=len(values), limit=MAX_CHATS)
         chats = tuple(_read_each(values, left))
+        num_messages = sum(len(chat.messages) for chat in chats)
+        if num_messages > MAX_ALL_MESSAGES:
+            raise ChatFileError("chat_file_long", count=num_messages, limit=MAX_ALL_MESSAGES)
     except (ValueError, RecursionError) as error:
         raise ChatFileError("chat_file_unknown") from error
     return ChatFile(chats, left.notices())

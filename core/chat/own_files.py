@@ -7,7 +7,7 @@ from typing import Any
 
 from core.chat.dates import seconds
 from core.chat.exporting import FORMAT_VERSION
-from core.chat.foreign import MAX_MEMBERS, MAX_NAME_CHARS
+from core.chat.foreign import MAX_MEMBERS, MAX_NAME_CHARS, few_speakers
 from core.chat.parsing import ChatFileError, get, require, show_one, text_of
 from core.chat.presets import check_values
 from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage
@@ -34,7 +34,7 @@ def from_own(whole: dict[str, Any]) -> CopiedChat:
         raise ChatFileError("chat_file_newer", found=version, known=FORMAT_VERSION)
     chat, messages = get(whole, "chat", dict), get(whole, "messages", list)
     return CopiedChat(
-        messages=tuple(show_one([_own_message(message, index) for index, message in enumerate(messages)])),
+        messages=few_speakers(show_one([_own_message(message, index) for index, message in enumerate(messages)])),
         title=shortened(" ".join(get(chat, "title", str).split()), MAX_NAME_CHARS),
         title_is_own=get(chat, "title_is_own", bool),
         created_s=seconds(chat.get("created_s")),

@@ -25,6 +25,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "characters").mkdir()
     card = "name: Ada\ngreeting: Good morning.\nalternate_greetings: [Good evening.]\ncontext: Ada knows machines.\n"
     (folder / "characters" / "Ada.yaml").write_text(card, "utf-8")
+    card = "name: Olaf\ngreeting: Ho!\ncontext: Olaf sails.\n"
+    (folder / "characters" / "Olaf.yaml").write_text(card, "utf-8")
     environment = {
         **os.environ,
         "LLAMADECK_MODELS": str(folder / "models"),
@@ -133,6 +135,24 @@ def test_a_character_greets_and_its_greetings_flip(page: Page, address: str) -> 
     expect(messages(page)).to_have_count(3, timeout=WAIT_MS)
     expect(messages(page).first).to_contain_text("Good evening.")
     expect(page).to_have_url(re.compile(r"chat=\d+$"))
+
+
+def test_a_click_on_a_face_of_a_group_makes_it_speak(page: Page, address: str) -> None:
+    open_chat(page, address, "chat=new&character=Ada")
+    press(page, "chat_who")
+    key(page, "chat_members").locator("input").fill("Olaf")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Ho!")).to_be_visible(timeout=WAIT_MS)
+    ask(page, "Good day.")
+    expect(messages(page)).to_have_count(4, timeout=WAIT_MS)
+    face = key(page, "chat_cast").get_by_role("img").nth(1)
+    expect(key(page, "chat_speak").nth(1).get_by_role("button")).to_be_enabled(timeout=WAIT_MS)
+    box = face.bounding_box()
+    assert box is not None
+    # The face itself, and not the name beside it.
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(messages(page)).to_have_count(5, timeout=WAIT_MS)
+    expect(messages(page).last).to_contain_text("Olaf", timeout=WAIT_MS)
 
 
 def test_my_line_comes_into_the_input(page: Page) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import zipfile
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from core.chat.archives import chat_files_in
 from core.chat.dates import seconds
-from core.chat.importing import MAX_CHATS, ChatFile, read_chats
+from core.chat.foreign import MAX_SPEAKERS
+from core.chat.importing import MAX_CHATS, MAX_FILE_BYTES, ChatFile, read_chats
 from core.chat.parsing import ChatFileError
 from core.chat.records import CopiedChat
 
@@ -326,6 +330,63 @@ def test_text_that_is_no_json_is_given_up_soon() -> None:
     many = {"role": "assistant", "content": '<details type="reasoning">' * 10**5}
     history = {"messages": {"a": many}, "currentId": "a"}
     assert len(read({"history": history}).chats[0].messages) == 1
+
+
+def test_a_crowd_keeps_its_names_before_its_words() -> None:
+    lines = [says(f"N{place}", "hi") for place in range(MAX_SPEAKERS + 5)]
+    (chat,) = tavern(*lines).chats
+    assert len({one.speaker for one in chat.messages}) == MAX_SPEAKERS + 1
+    assert (chat.messages[-1].speaker, chat.messages[-1].text) == ("", f"N{MAX_SPEAKERS + 4}: hi")
+    assert len(chat.members) == 9
+
+
+# A ZIP --------------------------------------------------------------------------------------------------------------
+
+
+def zipped(**files: bytes) -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return held.getvalue()
+
+
+def test_an_export_may_stay_in_its_zip() -> None:
+    whole = json.dumps([CHATGPT]).encode()
+    data = zipped(
+        **{"chat.html": b"x", "conversations.json": whole, "a/conversations-001.json": b"[]", "user.json": b""}
+    )
+    found = list(chat_files_in("export.zip", data))
+    assert [name for name, _ in found] == ["export.zip: conversations.json", "export.zip: a/conversations-001.json"]
+    assert read_chats(found[0][1]).chats[0].title == "Moons of Mars"
+    assert list(chat_files_in("a.json", b"{}")) == [("a.json", b"{}")]
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (zipped(**{"other.json": b"[]"}), "chat_file_unknown"),
+        (b"PK\x03\x04 and nothing more", "chat_file_unknown"),
+        (zipped(**{"conversations.json": b"[1, 2]"})[:-30], "chat_file_unknown"),
+        (zipped(**{"conversations.json": b" " * (MAX_FILE_BYTES + 1)}), "chat_file_large"),
+    ],
+    ids=["no chats", "no zip", "cut off", "bomb"],
+)
+def test_a_zip_without_chats_gets_a_sentence(data: bytes, key: str) -> None:
+    with pytest.raises(ChatFileError) as caught:
+        list(chat_files_in("x.zip", data))
+    assert caught.value.key == key
+
+
+def test_a_zip_with_a_wrong_byte_gets_a_sentence() -> None:
+    data = bytearray(zipped(**{"conversations.json": json.dumps([CHATGPT]).encode()}))
+    for place in range(30, len(data), 7):
+        harmed = bytes(data[:place]) + bytes([data[place] ^ 255]) + bytes(data[place + 1 :])
+        try:
+            for _, content in chat_files_in("x.zip", harmed):
+                read_chats(content)
+        except ChatFileError as error:
+            assert error.sentence("zh")
 
 
 def test_a_thousand_harmed_files_give_chats_or_sentences() -> None:

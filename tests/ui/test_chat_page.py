@@ -122,7 +122,7 @@ def test_a_model_without_a_template_is_asked_in_the_format_that_was_chosen(model
         if path.name != "chat_template.jinja":
             (models / "some-chat" / path.name).symlink_to(path)
     tab = open_chat("some-chat")
-    assert named(tab.selectbox, "chat_mode").value == "chat"
+    assert named(tab.selectbox, "chat_mode").value == "chat" and "some-chat has no chat template" in words(tab)
     assert named(tab.selectbox, "chat_format").options[0] == "Unknown: choose one"
     named(tab.selectbox, "chat_format").select("Vicuna")
     run(tab)

@@ -11,6 +11,7 @@ from core.chat.chat_formats import BY_NAME, find_format
 from core.chat.database import ChatStoreError
 from core.chat.exporting import to_json, to_markdown, to_sillytavern
 from core.chat.model_prompt import choose_format, chosen_format, read_model_prompt
+from core.chat.modes import CHAT_MODEL_NAME
 from core.chat.records import MODES, Chat, ChatInfo
 from core.chat.store import ChatStore
 from core.common.errors import DeckError
@@ -67,6 +68,7 @@ def draw_head(chat: Chat, faces: Faces) -> None:
         if info.id != NEW_ID:
             with st.popover(":material/more_horiz:", key=f"chat_whole_{tag}", help=tr("chat.this_chat")):
                 _draw_whole(chat)
+    _say_unknown_format(info)
     for name in info.cast:
         if find_character(name) is None:
             st.warning(tr("chat.character_gone", name=name), icon=":material/person_off:")
@@ -141,6 +143,17 @@ def _choose_format() -> None:
     st.selectbox(tr("chat.format"), ["", *BY_NAME], key=key, help=tr("chat.format_help"), on_change=_set_format,
                  format_func=lambda one: one or by_itself or text("chat.format_unknown"),
                  args=(name, key))  # fmt: skip
+
+
+def _say_unknown_format(info: ChatInfo) -> None:
+    """That a model that was taught to chat is asked in plain lines, because nobody knows its format."""
+    try:
+        model = read_model_prompt(engine().state, engine().server_counter)
+    except DeckError:
+        return
+    if model is not None and model.template.source is None and CHAT_MODEL_NAME.search(model.name):
+        if info.mode == "chat":
+            st.caption(f":material/help: {tr('chat.format_missing', model=model.name)}")
 
 
 @show_errors

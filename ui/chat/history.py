@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from core.chat.archives import chat_files_in
 from core.chat.importing import read_chats
 from core.chat.records import ChatInfo, Hit
 from core.common.errors import DeckError
@@ -22,7 +23,7 @@ TITLE_CHARS = 26
 PAGE_CHATS, PAGE_HITS = 25, 25
 SEARCH_KEY, COUNT_KEY, FILES_KEY = "chat_search", "chat_list_count", "chat_import_files"
 IMPORT_COUNT_KEY, FAILED_KEY = "chat_import_count", "chat_import_failed"
-FILE_TYPES = ["json", "jsonl"]
+FILE_TYPES = ["json", "jsonl", "zip"]
 SNIPPET_CHARS = 70
 
 
@@ -114,9 +115,10 @@ def _import(key: str) -> None:
     added: list[int] = []
     for file in st.session_state[key]:
         try:
-            found = read_chats(file.getvalue())
-            added += chat_store().add_all(found.chats)
-            left += [(file.name, found.notices)] if found.notices else []
+            for name, data in chat_files_in(file.name, file.getvalue()):
+                found = read_chats(data)
+                added += chat_store().add_all(found.chats)
+                left += [(name, found.notices)] if found.notices else []
         except DeckError as error:
             failed.append((file.name, error))
     st.session_state[FAILED_KEY] = failed
