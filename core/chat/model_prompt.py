@@ -10,6 +10,7 @@ from typing import Protocol
 
 from core.chat.template import ChatTemplate, Turn, read_template
 from core.chat.tokens import read_counter
+from core.common.paths import data_dir
 from core.common.preferences import Preferences
 from core.engine.interface import PromptCounter
 from core.engine.protocol import Conversation, EngineState
@@ -99,11 +100,16 @@ def read_model_prompt(state: EngineState, server_counter: PromptCounter | None) 
 
 def chosen_format(model: str) -> str:
     """The format that was chosen on this installation for a model without a template; empty for none."""
-    return Preferences().get(FORMAT_GROUP, model) or ""
+    return _preferences(data_dir()).get(FORMAT_GROUP, model) or ""
 
 
 def choose_format(model: str, name: str) -> None:
-    Preferences().set(FORMAT_GROUP, model, name)
+    _preferences(data_dir()).set(FORMAT_GROUP, model, name)
+
+
+@lru_cache(4)
+def _preferences(folder: Path) -> Preferences:
+    return Preferences(folder / "settings.json")
 
 
 def _template_of(folder: Path) -> ChatTemplate:

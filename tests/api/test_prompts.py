@@ -56,6 +56,35 @@ def test_what_was_said_only_grows_whatever_the_pieces(pieces: list[str], speaker
         assert whole.startswith(ask.visible_text("".join(pieces[:number]), is_done=False))
 
 
+@given(st.lists(st.sampled_from(["<think>", "<th", "\n", "a", " ", "ink>", "x"]), max_size=8))
+def test_a_begun_thought_stands_once_before_what_was_said(pieces: list[str]) -> None:
+    ask = GenerationRequest("", Sampling(), 1, speaker="", begun="<think>\n")
+    whole = ask.visible_text("".join(pieces), is_done=True)
+    assert not whole or (whole.startswith("<think>") and not whole.startswith("<think>\n<think>"))
+    for number in range(len(pieces) + 1):
+        assert whole.startswith(ask.visible_text("".join(pieces[:number]), is_done=False))
+
+
+R1 = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("character", [None, Character("Ada", context="Ada.")])
+def test_a_thought_that_the_template_began_is_sent_and_goes_on(character: Character | None) -> None:
+    asked = read_chat_request(chat(("user", "hi")), served(source=R1), character)
+    assert asked.visible_text("hm</think>Hello", True) == "<think>\nhm</think>Hello"
+    begun = chat(("user", "hi"), ("assistant", "<think>\nhm"), continue_final_message=True)
+    asked = read_chat_request(begun, served(source=R1), character)
+    assert str(asked.prompt).endswith("<assistant><think>\nhm") and asked.visible_text(", so", True) == ", so"
+
+
+def test_a_chat_model_of_unknown_format_is_asked_in_plain_lines() -> None:
+    asked = read_chat_request(chat(("user", "hi")), served(source=None), None)
+    assert str(asked.prompt).endswith("You: hi\nAssistant:") and "\nYou:" in asked.sampling.stop
+
+
 def test_a_speakers_name_is_taken_off_and_a_colon_is_not() -> None:
     assert GenerationRequest("", Sampling(), 1, speaker="Ada").visible_text(" Ada: Hello", True) == "Hello"
     assert GenerationRequest("", Sampling(), 1, speaker="").visible_text(" : Hello", True) == ": Hello"

@@ -70,9 +70,9 @@ def _ask(tag: str, text: str) -> None:
         chat_store().append_user(chat.info.id, text, after)
     else:
         chat_service().send(chat.info.id, text, after, context, start)
+        let_go(START, tag)
     if noted:
         chat_store().drop_draft(chat.info.id, noted)
-    let_go(START, tag)
     if chosen_number() == chat.info.id:
         show_chat(chat.info.id)
 
