@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint.computed import is_computed
-from core.checkpoint.containers.registry import commonest_format, has_matrices, read_format, read_matrices
+from core.checkpoint.containers.registry import commonest_format, has_matrices, packed_as, read_format, read_matrices
 from core.checkpoint.headers import TensorInfo, read_header, read_json, unreadable
 from core.checkpoint.judgement import architecture_name, judge, require_runs
 from core.checkpoint.layers import LayerShape, read_layers
@@ -272,6 +272,7 @@ def make_checkpoint(
     """
     stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
     tensors = name_tensors(config, tensors)
+    quantization = packed_as(quantization, tensors)
     if not has_matrices(quantization, tensors):
         raise CheckpointError("no_quantized_weights", folder=name)
     try:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from core.checkpoint.containers.registry import read_format
+from core.checkpoint.containers.registry import read_format, read_matrices
+from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError
 
@@ -103,3 +104,31 @@ def test_what_cannot_run_is_refused_by_its_name(found: dict[str, Any], key: str,
     with pytest.raises(CheckpointError) as caught:
         read_format("m", found)
     assert caught.value.key == key and named in map(str, caught.value.params.values())
+
+
+def packed(codes: tuple[int, ...], scales: tuple[int, ...], **others: tuple[int, ...]) -> dict[str, TensorInfo]:
+    shapes = {"weight_packed": codes, "weight_scale": scales, **others}
+    return {
+        f"m.{name}": TensorInfo("f", "F16" if name == "weight_scale" else "I32", shape, 0, 0)
+        for name, shape in shapes.items()
+    }
+
+
+def test_inputs_that_fill_no_whole_words_are_refused_before_a_download() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_matrices("m", MatrixFormat(4, 12, False, True, "pack_quantized"), packed((64, 5), (64, 3)))
+    assert (caught.value.key, caught.value.params["inputs"]) == ("padded_inputs", 36)
+
+
+def test_codes_of_three_bits_that_are_ten_in_a_word_are_refused() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_matrices("m", MatrixFormat(3, 128, False, True, "pack_quantized"), packed((64, 410), (64, 32)))
+    assert caught.value.key == "compressed_setting"
+
+
+def test_groups_of_matrices_with_other_bits_are_told_by_their_shapes() -> None:
+    format = MatrixFormat(4, 32, False, True, "pack_quantized")
+    grouped = read_matrices("m", format, packed((64, 32), (64, 4)))["m"]
+    assert (grouped.format.bits, grouped.in_features) == (8, 128)
+    asymmetric = read_matrices("m", format, packed((64, 32), (64, 1), weight_zero_point=(16, 1)))["m"]
+    assert (asymmetric.format.bits, asymmetric.format.group_size, asymmetric.in_features) == (8, -1, 128)

@@ -119,6 +119,15 @@ def test_every_layout_gives_its_matrices_to_the_bit(tmp_path: Path, packing: str
     }
 
 
+@pytest.mark.parametrize(("packing", "said"), [("awq", "gptq"), ("gptq", "awq")])
+def test_shapes_tell_awq_from_gptq_whatever_the_label_says(tmp_path: Path, packing: str, said: str) -> None:
+    recipe = Recipe(symmetric=False)
+    assert_exact(
+        tmp_path / "m",
+        make_packed(tmp_path / "m", packing, recipe, None, {"quant_method": said, "checkpoint_format": None}),
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["awq", "auto-round", "compressed, act-order", "compressed, 8 bit, channel"])
 def test_a_model_in_another_layout_computes_the_same(tmp_path: Path, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from core.checkpoint.containers.auto_round import AutoRoundContainer
@@ -74,6 +75,24 @@ def find_container(model: str, found: Mapping[str, Any]) -> Container:
         if container.accepts(found):
             return container
     raise CheckpointError("other_quantization", folder=model, method=quoted_json(found.get("quant_method")).lower())
+
+
+def packed_as(format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> MatrixFormat:
+    """`format` with the packing of the tensors where they are AWQ's under the name of GPTQ, or the other way round.
+
+    Both have the same names. AWQ packs outputs into a word, GPTQ inputs: only there codes have a column an output.
+    """
+    columns = {
+        (tensors[name].shape[1:], scales.shape[1:])
+        for name in tensors
+        if name.endswith(".qweight") and (scales := tensors.get(name.removesuffix("qweight") + "scales")) is not None
+    }
+    if format.packing == "awq" and columns and all(codes == scales for codes, scales in columns):
+        return replace(format, packing="gptq")
+    is_awq = all(codes and scales == (codes[0] * 8,) for codes, scales in columns)
+    if format.packing in GptqContainer.packings and columns and is_awq:
+        return replace(format, packing="awq", bits=4)
+    return format
 
 
 def container_of(format: MatrixFormat) -> Container:
