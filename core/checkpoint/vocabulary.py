@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.layers import read_number, text_config
-
-EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
+from core.checkpoint.tied_head import EMBEDDINGS
 
 
 def num_tokens(checkpoint: Checkpoint) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
 from core.tokenizer.byte_level import convert_byte_level
 from core.tokenizer.sentencepiece_model import convert_sentencepiece
-from core.tokenizer.special_tokens import read_special_tokens
+from core.tokenizer.special_tokens import complete, read_special_tokens
 
 log = logging.getLogger(__name__)
 # The largest vocabularies, of 260,000 tokens, take 35 MB.
@@ -76,7 +77,10 @@ def _guarded(folder: Path, read: Callable[[Path], Tokenizer]) -> Tokenizer:
 
 def _read_file(folder: Path) -> Tokenizer:
     check_size(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
-    return Tokenizer.from_file(str(folder / TOKENIZER))
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    with suppress(CheckpointError):  # The small files only add to it.
+        complete(tokenizer, read_special_tokens(folder))
+    return tokenizer
 
 
 def _read_sentencepiece(folder: Path, name: str) -> Tokenizer:

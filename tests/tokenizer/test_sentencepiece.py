@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from core.common.errors import CheckpointError
 from core.tokenizer.read import read_tokenizer
-from tests.support.checkpoints import train_sentencepiece
+from tests.support.checkpoints import make_tokenizer, train_sentencepiece
 
 LLAMA = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity",
          "remove_extra_whitespaces": False, "split_digits": True}  # fmt: skip
@@ -65,7 +65,7 @@ def test_the_ids_are_those_of_sentencepiece(models: Models, kind: str) -> None:
     own = sentencepiece.SentencePieceProcessor(model_file=str(models(kind) / "tokenizer.model"))
     tokenizer = read_tokenizer(models(kind))
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @example("Hello, how are you today?")
     @example("  two  spaces and a tab\there  ")
     @example("数字 123 你好")
@@ -182,3 +182,26 @@ def test_a_file_that_is_no_model_is_refused_in_words(tmp_path: Path, content: by
 def test_absurd_numbers_of_added_tokens_do_no_harm(models: Models, tmp_path: Path, numbers: dict) -> None:
     tokenizer = with_settings(models, tmp_path / "m", {"added_tokens.json": numbers})
     assert ids(tokenizer, "Hello") == ids(read_tokenizer(models("Llama")), "Hello")
+
+
+def test_a_tokenizer_of_the_model_before_its_fine_tuning_gets_the_added_tokens(tmp_path: Path) -> None:
+    """The tokenizer.json of the base model beside the added_tokens.json of the chat model."""
+    make_tokenizer(tmp_path, 384)
+    size = read_tokenizer(tmp_path).get_vocab_size()
+    added = {"<|im_end|>": size + 1, "<|im_start|>": size, "<s>": 1, "<|far|>": size + 90}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|im_end|>"}')
+    tokenizer = read_tokenizer(tmp_path)
+    assert ids(tokenizer, "<s><|im_start|><|im_end|>") == [1, size, size + 1]
+    assert tokenizer.decode([size, size + 1]) == "<|im_start|>"
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    assert read_tokenizer(tmp_path).get_vocab_size() == size
+
+
+def test_thousands_of_added_tokens_take_no_time_and_more_are_refused(models: Models, tmp_path: Path) -> None:
+    size = read_tokenizer(models("Llama")).get_vocab_size()
+    numbers = {f"<extra {number}>": size + number for number in range(6000)}
+    assert ids(with_settings(models, tmp_path / "m", {"added_tokens.json": numbers}), "<extra 5999>") == [size + 5999]
+    numbers = {f"<extra {number}>": size + number for number in range(30_000)}
+    with pytest.raises(CheckpointError):
+        with_settings(models, tmp_path / "n", {"added_tokens.json": numbers})
