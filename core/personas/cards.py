@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 from core.common.errors import DeckError
@@ -82,7 +82,7 @@ def read_card(file_name: str, content: bytes) -> Card:
 
 def shown_name(file_name: str) -> str:
     """A file's name as a sentence quotes it, without what would turn the words beside it."""
-    return read_name(printable(file_name))[-MAX_FILE_CHARS:]
+    return read_name(printable(PureWindowsPath(file_name).name))[-MAX_FILE_CHARS:]
 
 
 def read_text(file: str, content: bytes) -> dict[str, Any]:

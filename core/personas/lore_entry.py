@@ -112,8 +112,10 @@ class Entry:
 def read_entries(book: Mapping[str, Any], number_of_book: int = 0) -> list[Entry]:
     """A lorebook's entries in the order in which they are inserted; what is no entry is passed over."""
     given = book.get("entries")
-    entries = given if isinstance(given, list) else []
-    read = (_entry(entry, book, number_of_book) for entry in entries if isinstance(entry, dict))
+    entries = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else []
+    # Some programs put world info into a card as it is.
+    cards = (sillytavern.card_entry(one) if "key" in one else one for one in entries if isinstance(one, dict))
+    read = (_entry(entry, book, number_of_book) for entry in cards)
     return sorted(read, key=lambda entry: entry.order)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from core.personas.character import Character
 from core.personas.examples import ExampleTurn, is_dialogue, split_examples
-from core.personas.lore_entry import NOTE_DEPTH, read_role, whole
 from core.personas.lore_text import Chat, LoreMessage
 from core.personas.lorebook import LeftOut, Lore, LoreBudget, activate
 from core.personas.macros import Macros
+from core.personas.note import read_note
 from core.personas.user import UserPersona
 
 DEFAULT_USER_NAME = "You"
@@ -140,7 +140,7 @@ def make_macros(character: Character, context: MacroContext, messages: Sequence[
         "creator_notes": character.creator_notes,
         "charprompt": character.system_prompt,
         "charjailbreak": character.post_history_instructions,
-        "note": character_note(character)[0],
+        "note": read_note(character.extensions).text,
         "greeting": character.greeting,
         "systemprompt": context.system_prompt,
     }
@@ -168,13 +168,6 @@ def greetings(character: Character, context: MacroContext) -> tuple[str, ...]:
     """The first messages to flip through, macros expanded; empty ones keep their place, their number has a meaning."""
     macros = make_macros(character, context)
     return tuple(macros.expand(greeting).strip() for greeting in character.greetings)
-
-
-def character_note(character: Character) -> tuple[str, Mapping[str, Any]]:
-    """What SillyTavern calls the character's note: its text, with macros, and the object that says where it goes."""
-    given = character.extensions.get("depth_prompt")
-    note = given if isinstance(given, dict) else {}
-    return note["prompt"] if isinstance(note.get("prompt"), str) else "", note
 
 
 def _prompt_text(macros: Macros, of_character: str, of_user: str) -> str:
@@ -221,11 +214,10 @@ def _outlets(lore: Sequence[Lore]) -> dict[str, str]:
 
 
 def _at_depth(character: Character, macros: Macros, lore: Sequence[Lore], num_messages: int) -> tuple[Lore, ...]:
-    text, note = character_note(character)
+    note = read_note(character.extensions)
     found = [one for one in lore if one.depth is not None and one.text]
-    if text := macros.expand(text).strip():
-        depth = min(whole(note.get("depth"), NOTE_DEPTH), num_messages)
-        found.append(Lore(text, NOTE, depth, read_role(note.get("role"))))
+    if text := macros.expand(note.text).strip():
+        found.append(Lore(text, NOTE, min(note.depth, num_messages), note.role))
     return tuple(sorted(found, key=lambda one: DEPTH_ORDER.get(one.position, len(DEPTH_ORDER))))
 
 

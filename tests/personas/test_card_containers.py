@@ -211,6 +211,8 @@ def test_no_sentence_is_turned_by_a_files_name() -> None:
     with pytest.raises(CharacterError) as caught:
         read_card("a\u202eb.json", b"[1]")
     assert caught.value.params["file"] == "ab.json"
+    for file in ("../../Kim.yaml", "C:\\Kim.yaml", "/etc/Kim.yaml"):
+        assert read_card(file, b"greeting: Hi").character.name == "Kim"
 
 
 @pytest.mark.parametrize("file", ["x.json", "x.yaml"])

@@ -292,3 +292,9 @@ def test_a_book_of_many_entries_looks_back_only_so_far(monkeypatch: pytest.Monke
     monkeypatch.setattr(lore_timing.Scan, "run", lambda scan: runs.append(1) or run(scan))
     found([entry("x", ("bee",), sticky=2)] * 3000, *["no", "ok"] * 50, "no")
     assert len(runs) == 11
+
+
+def test_world_info_within_a_card_is_read_as_it_is() -> None:
+    chat = Chat([LoreMessage("user", "bee")], Macros("R", "S", Random(1), NOON))
+    for entries in ({"0": {"key": ["bee"], "content": "x", "order": 3}}, [{"key": ["/b.e/"], "content": "x"}]):
+        assert texts(activate([{"entries": entries}], chat, count).lore) == ["x"]

@@ -333,7 +333,7 @@ def test_several_files_are_imported_and_each_says_how_it_went(store: Characters)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x00\xff", b"\xff\xd8\xffjpeg", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"{}", b"name: ''"]
+    "content", [b"", b"\x00\xff", b"\xff\xd8\xffjpeg", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"{}", b"- x"]
 )
 def test_no_file_gives_more_than_a_sentence(store: Characters, content: bytes) -> None:
     result = import_file("../x.png", content)
@@ -440,3 +440,21 @@ def test_a_persona_that_another_tab_saved_is_not_written_over_unseen(store: Char
     assert "saved elsewhere" in tab.error[0].value and read_persona() == UserPersona("Kim", "Theirs.")
     click(tab, "characters_user_save")
     assert read_persona() == UserPersona("", "Mine.")
+
+
+def test_the_note_within_the_chat_is_edited_and_keeps_what_else_it_holds(store: Characters) -> None:
+    extensions = {"depth_prompt": {"prompt": "{{char}} limps.", "depth": 2, "x": 1}, "fav": True}
+    tab = edit(store, replace(ADA, extensions=extensions))
+    assert "limps" in named(tab.text_area, "character_field_note_text").value
+    write_into(tab, "note_text", "{{char}} runs.")
+    named(tab.number_input, "character_field_note_depth").set_value(0)
+    click(run(tab), "character_save")
+    note = {"prompt": "{{char}} runs.", "depth": 0, "role": "system", "x": 1}
+    assert store.character("Ada").extensions == {"depth_prompt": note, "fav": True}
+    assert " runs." in words(tab)
+
+
+def test_a_form_that_is_only_looked_at_adds_no_note(store: Characters) -> None:
+    tab = edit(store)
+    click(write_into(tab, "greeting", "Ho"), "character_save")
+    assert store.character("Ada") == replace(ADA, greeting="Ho")

@@ -11,6 +11,7 @@ from core.personas.character import Character
 from core.personas.listing import Entry
 from core.personas.lore_editing import entry_indexes
 from core.personas.names import file_stem
+from core.personas.note import read_note
 from core.personas.portrait import draw_portrait
 from ui.characters.draft import drafts, has_changes
 from ui.characters.preview import draw_preview, fence
@@ -158,6 +159,9 @@ def _draw_texts(entry: Entry, character: Character) -> None:
         if words := str(getattr(character, name)).strip():
             with st.expander(tr(f"characters.{name}"), expanded=name in ("context", "description")):
                 st.markdown(fence(words))
+    if words := read_note(character.extensions).text.strip():
+        with st.expander(tr("characters.note")):
+            st.markdown(fence(words))
     if count := len(entry_indexes(character.lorebook)):
         st.caption(f":material/menu_book: {tr('characters.lore_count', count=count)}")
 

@@ -16,6 +16,8 @@ from core.personas.character import Character, compose_context
 from core.personas.fields import read_name
 from core.personas.listing import Stamp
 from core.personas.lore_editing import book_values, change_book, change_entry, entry_indexes, entry_values
+from core.personas.lore_entry import NOTE_DEPTH
+from core.personas.note import Note, read_note, with_note
 from ui.characters.picture import PictureChoice
 from ui.shared.resources import characters
 
@@ -25,6 +27,7 @@ FIELD, LORE = "character_field_", "character_lore_"
 TEXT_FIELDS = ("name", "context", "description", "personality", "scenario", "greeting", "example_dialogue",
                "your_name", "system_prompt", "post_history_instructions", "nickname", "creator", "creator_notes",
                "version")  # fmt: skip
+NAME_FIELDS = ("name", "nickname", "your_name")
 PARTS = ("description", "personality", "scenario")
 NEW_CHARACTER = Character("")
 _numbers = count(1)
@@ -128,7 +131,7 @@ def collect(number: int) -> Draft | None:
     for name in TEXT_FIELDS:
         key, old = draft.field_key(name), getattr(draft.now, name)
         if key in state and not _is_same(old, typed := str(state[key] or "")):
-            changes[name] = read_name(typed) if name == "name" else typed
+            changes[name] = read_name(typed) if name in NAME_FIELDS else typed
     if (key := draft.field_key("tags")) in state:
         tags = tuple(dict.fromkeys(tag.strip() for tag in state[key] if tag.strip()))
         if tags != tuple(dict.fromkeys(draft.now.tags)):
@@ -138,6 +141,7 @@ def collect(number: int) -> Draft | None:
         typed = str(state.get(draft.field_key(f"greeting_{place}"), old) or "")
         others.append(old if _is_same(old, typed) else typed)
     draft.now = replace(draft.now, **changes, alternate_greetings=tuple(others))
+    _collect_note(draft)
     _collect_book(draft)
     return draft
 
@@ -150,6 +154,16 @@ def note_typed(number: int) -> None:
 def _is_same(old: str, typed: str) -> bool:
     """A field in a browser knows one kind of line end; a file's own kind is no change."""
     return old == typed or "\n".join(old.splitlines()) == typed
+
+
+def _collect_note(draft: Draft) -> None:
+    old, state = read_note(draft.now.extensions), st.session_state
+    typed = str(state.get(draft.field_key("note_text"), old.text) or "")
+    depth = state.get(draft.field_key("note_depth"), old.depth)
+    role = state.get(draft.field_key("note_role"), old.role)
+    note = Note(old.text if _is_same(old.text, typed) else typed, NOTE_DEPTH if depth is None else int(depth), role)
+    if note != old:
+        draft.now = replace(draft.now, extensions=with_note(draft.now.extensions, note))
 
 
 def _collect_book(draft: Draft) -> None:

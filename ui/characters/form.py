@@ -9,7 +9,10 @@ import streamlit as st
 from core.common.errors import DeckError
 from core.personas.character import Character
 from core.personas.lore_editing import foreign_keys
+from core.personas.lore_entry import MAX_NUMBER, ROLES
 from core.personas.names import same_name
+from core.personas.note import KEY as NOTE_KEY
+from core.personas.note import read_note
 from ui.characters.draft import PARTS, Draft, collect, draft_of, note_typed, set_shape
 from ui.characters.lorebook import draw_lorebook
 from ui.characters.picture import draw_picture_choice
@@ -180,6 +183,23 @@ def _draw_rules(draft: Draft) -> None:
     st.caption(tr("characters.rules_help"))
     _text(draft, "system_prompt")
     _text(draft, "post_history_instructions")
+    _draw_note(draft)
+
+
+def _draw_note(draft: Draft) -> None:
+    """The character's note, which stands within the chat."""
+    note = read_note(draft.now.extensions)
+    for name, value in (("text", note.text), ("depth", note.depth), ("role", note.role)):
+        st.session_state.setdefault(draft.field_key(f"note_{name}"), value)
+    st.text_area(tr("characters.note"), key=draft.field_key("note_text"), help=tr("characters.note_help"),
+                 height=DEFAULT_HEIGHT, on_change=note_typed, args=(draft.number,))  # fmt: skip
+    with st.container(horizontal=True):
+        st.number_input(tr("characters.note_depth"), min_value=0, max_value=MAX_NUMBER, step=1,
+                        key=draft.field_key("note_depth"), help=tr("characters.note_depth_help"),
+                        on_change=note_typed, args=(draft.number,))  # fmt: skip
+        roles = {role: tr(f"characters.role_{role}") for role in ROLES}
+        st.selectbox(tr("characters.note_role"), list(roles), key=draft.field_key("note_role"),
+                     format_func=roles.__getitem__, on_change=note_typed, args=(draft.number,))  # fmt: skip
 
 
 def _draw_card(draft: Draft) -> None:
@@ -197,6 +217,8 @@ def _draw_card(draft: Draft) -> None:
 def foreign_names(character: Character) -> list[str]:
     """What the file holds beyond this form, by the names of the keys; all of it stays."""
     names = {str(key) for part in character.extra.values() for key in part} | {str(key) for key in character.extensions}
+    if isinstance(character.extensions.get(NOTE_KEY), dict):
+        names.discard(NOTE_KEY)
     return sorted(names.union(foreign_keys(character.lorebook)))
 
 
