@@ -45,10 +45,11 @@ __device__ __forceinline__ void wait_for_copies() {
 // Copy rows of DIM values into `to`, zeros where there are no more than `count`.
 template <int WARPS, int ROWS>
 __device__ __forceinline__ void load_rows(u16 (*to)[ROW], const u16* from, i64 row_size, int count) {
-#pragma unroll
-    for (int i = 0; i < (ROWS * TILES + WARPS * 32 - 1) / (WARPS * 32); i++) {
-        const int index = i * WARPS * 32 + threadIdx.x, row = index / TILES, at = index % TILES * 8;
-        if (row >= ROWS) break;
+    constexpr int THREADS = WARPS * 32, TURNS = (ROWS * TILES + THREADS - 1) / THREADS;
+#pragma unroll 4
+    for (int i = 0; i < TURNS; i++) {
+        const int index = i * THREADS + threadIdx.x, row = index / TILES, at = index % TILES * 8;
+        if (TURNS * THREADS > ROWS * TILES && row >= ROWS) break;
         const u16* source = from + row * row_size + at;
 #if DIM % 8
         for (int j = 0; j < 8; j++) to[row][at + j] = row < count && at + j < DIM ? source[j] : 0;
@@ -186,7 +187,7 @@ __device__ __forceinline__ void attend_columns(Tiles<WARPS>& room, const CachedH
 
 // Causal attention of one slot's new tokens, the first at column `begins` [1]: query [heads][tokens][DIM] by its strides
 // -> out [tokens][heads][DIM]. A block takes 16 tokens a warp; those that see most come first.
-extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32)
+extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3 : 1)
     attend_chunk(const u16* query, const u16* keys, const u16* values, const i64* slots, const i64* begins, u16* out,
                  i64 slot_size, i64 head_size, int column_size, int query_head, int query_token, float scale,
                  int window, int tokens, int group, int num_columns) {
