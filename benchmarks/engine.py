@@ -31,10 +31,11 @@ class Engine:
         self.max_chats = 0
         self.had_spare = self._runner.warm_worker.wait(WARM_S)
 
-    def load(self, folder: Path, context_tokens: int, num_chats: int) -> float:
-        """Seconds from the click until the model is ready. Raises DeckError where it cannot be loaded."""
+    def load(self, folder: Path, context_tokens: int, num_chats: int, kernel: str | None = None) -> float:
+        """Seconds from the click until the model is ready, with the fastest kernel that fits or `kernel`. Raises
+        DeckError where it cannot be loaded."""
         self._runner.unload()
-        self._runner.load(folder, context_tokens, num_chats)
+        self._runner.load(folder, context_tokens, num_chats, kernel)
         state = self._runner.wait_while_loading(LOAD_S)
         if state.phase != "ready":
             raise state.error or EngineError("nothing_loaded")

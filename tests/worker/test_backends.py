@@ -24,6 +24,8 @@ FORMATS = [
     MatrixFormat(4, 64, True, False, "gptq"),
     MatrixFormat(4, 128, True, True, "gptq_v2"),
     MatrixFormat(4, -1, False, False, "gptq_v2"),
+    MatrixFormat(8, 128, False, True, "gptq"),
+    MatrixFormat(8, 32, True, False, "gptq"),
 ]
 HALF_TYPES = (torch.float16, torch.bfloat16)
 
@@ -31,15 +33,18 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 class FakeKernels:
     """Packs as the kernel `pack` does."""
 
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+
     def pack(self, words: torch.Tensor, permutation: torch.Tensor | None, codes: torch.Tensor, first_tile: int) -> None:
-        rows = unpack(words, 0)
-        packed = pack_codes(rows if permutation is None else rows[permutation.long()])
+        rows = unpack(words, 0, self._bits)
+        packed = pack_codes(rows if permutation is None else rows[permutation.long()], self._bits)
         codes[first_tile : first_tile + packed.shape[0]] = packed
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llamadeck, "kernels_for", lambda *_: FakeKernels())
+    monkeypatch.setattr(llamadeck, "kernels_for", lambda _, format, *__: FakeKernels(format.bits))
     monkeypatch.setattr(llamadeck, "make_prefill_backend", lambda *_: None)
     monkeypatch.setattr(exllama_v2, "ScratchSpace", lambda scratch_bytes, dev: (scratch_bytes, dev))
     monkeypatch.setattr(marlin, "marlin_import_exception", None)
@@ -82,10 +87,10 @@ def test_torchs_kernel_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, bits: 
 def test_llamadeck_packs_members_side_by_side(format: MatrixFormat, dtype: torch.dtype) -> None:
     parts, dense = reference_matrix(format)
     made = make("llamadeck", format, dtype, (torch.ones(OUTPUTS), torch.zeros(OUTPUTS)))
-    matrix, codes, groups = made.matrix, unpack(parts["codes"], 0), parts["input_groups"].long()
+    matrix, codes, groups = made.matrix, unpack(parts["codes"], 0, format.bits), parts["input_groups"].long()
     order = torch.argsort(groups, stable=True)
     assert (matrix.permutation is not None) == format.is_permuted
-    assert torch.equal(matrix.codes, pack_codes(codes[order]).repeat(2, 1, 1, 1))
+    assert torch.equal(matrix.codes, pack_codes(codes[order], format.bits).repeat(2, 1, 1, 1, 1))
     assert torch.equal(matrix.scales, tile_scales(parts["scales"], dtype).repeat(2, 1, 1, 1))
     assert (matrix.zeros is None) == format.is_symmetric
     if matrix.zeros is not None:

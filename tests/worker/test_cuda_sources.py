@@ -23,6 +23,7 @@ from core.worker.kernels import (
     w4_small_batch,
 )
 from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.sampling_kernel import MAX_SCORES, SamplingKernel
 from core.worker.kernels.w4_prefill import PrefillKernels
 from core.worker.kernels.w4_small_batch import W4Kernels
@@ -74,23 +75,26 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "group_size", "has_zeros"),
+    ("capability", "dtype", "format"),
     [
-        ((8, 0), torch.float16, 128, False),
-        ((8, 9), torch.bfloat16, 32, True),
-        ((9, 0), torch.float16, 128, False),
-        ((9, 0), torch.bfloat16, -1, True),
+        ((8, 0), torch.float16, CodeFormat(4, 128, False)),
+        ((8, 9), torch.bfloat16, CodeFormat(4, 32, True)),
+        ((9, 0), torch.float16, CodeFormat(4, 128, False)),
+        ((9, 0), torch.bfloat16, CodeFormat(4, -1, True)),
+        ((8, 0), torch.bfloat16, CodeFormat(8, 32, False)),
+        ((9, 0), torch.float16, CodeFormat(8, 128, True)),
     ],
+    ids=str,
 )
 def test_the_products_compile(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, group_size: int, has_zeros: bool
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, format: CodeFormat
 ) -> None:
     monkeypatch.setattr(Compiled, "capability", capability)
-    kernels = W4Kernels(dtype, group_size, has_zeros, torch.device("cpu"))
+    kernels = W4Kernels(dtype, format, torch.device("cpu"))
     # Those of one row are compiled at their first use.
     kernels.compile_variants(16)
     if capability == (9, 0):
-        PrefillKernels(dtype, group_size, has_zeros, torch.device("cpu"))
+        PrefillKernels(dtype, format, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])

@@ -39,6 +39,7 @@ RECIPES = {
     "3 bit": Recipe(bits=3, group_size=128, **SIZES),
     "8 bit": Recipe(bits=8, group_size=128, **SIZES),
     "8 bit act-order": Recipe(bits=8, group_size=128, act_order=True, **SIZES),
+    "8 bit asymmetric": Recipe(bits=8, group_size=32, symmetric=False, **SIZES),
 }
 GPU_KERNELS = [kernel for kernel in KERNELS if kernel.device == "cuda"]
 

@@ -8,7 +8,7 @@ import torch
 from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.kernels import step_ops
 from core.worker.kernels.decode_attention import DecodeKernels
-from core.worker.kernels.packing import K_BLOCK, TILE, PackedMatrix, invert_permutation
+from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
 from core.worker.kernels.w4_prefill import DequantThenGemm, FusedDequantGemm, PrefillKernels
 from core.worker.kernels.w4_small_batch import FusedRmsNorm, W4Kernels
 
@@ -29,25 +29,27 @@ SHAPES = [(256, 96), (1024, 4112), (4096, 1296), (11008, 4096), (1024, 8192), (1
 # A piece that is not full, one that is, more than one, an odd number of them.
 ROWS = [33, 64, 128, 129, 256, 300, 512]
 KINDS = [
-    (torch.float16, 128, False, False),
-    (torch.bfloat16, 128, False, True),
-    (torch.float16, 32, True, False),
-    (torch.bfloat16, 64, True, False),
-    (torch.float16, -1, True, True),
+    (torch.float16, CodeFormat(4, 128, False), False),
+    (torch.bfloat16, CodeFormat(4, 128, False), True),
+    (torch.float16, CodeFormat(4, 32, True), False),
+    (torch.bfloat16, CodeFormat(4, 64, True), False),
+    (torch.float16, CodeFormat(4, -1, True), True),
+    (torch.float16, CodeFormat(8, 128, False), False),
+    (torch.bfloat16, CodeFormat(8, 32, True), True),
 ]
 
 
 @needs_tensor_cores
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
+@pytest.mark.parametrize(("dtype", "format", "has_permutation"), KINDS, ids=str)
 def test_products_from_codes_equal_the_dequantized_matrix(
-    dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, shape: tuple[int, int]
+    dtype: torch.dtype, format: CodeFormat, has_permutation: bool, shape: tuple[int, int]
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
-    matrix = make_matrix(*shape, dtype, group_size, has_zeros, has_permutation, random)
+    matrix = make_matrix(*shape, dtype, format, has_permutation, random)
     bias = torch.randn(shape[1], device=DEVICE, generator=random).to(dtype)
-    dequantized = dequantize(matrix, W4Kernels(dtype, group_size, has_zeros, DEVICE))
-    from_codes = FusedDequantGemm(PrefillKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
+    dequantized = dequantize(matrix, W4Kernels(dtype, format, DEVICE))
+    from_codes = FusedDequantGemm(PrefillKernels(dtype, format, DEVICE), DEVICE)
     for rows in ROWS:
         # Twice, and otherwise: a product leaves its buffers as it found them.
         for added in (None, bias):
@@ -58,14 +60,14 @@ def test_products_from_codes_equal_the_dequantized_matrix(
 
 @needs_tensor_cores
 @pytest.mark.parametrize("rows", [33, 300])
-@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
+@pytest.mark.parametrize(("dtype", "format", "has_permutation"), KINDS, ids=str)
 def test_rmsnorm_swiglu_and_residual_are_fused_right(
-    dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, rows: int
+    dtype: torch.dtype, format: CodeFormat, has_permutation: bool, rows: int
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
-    matrix = make_matrix(1024, 4112, dtype, group_size, has_zeros, has_permutation, random)
+    matrix = make_matrix(1024, 4112, dtype, format, has_permutation, random)
     inverse_permutation = None if matrix.permutation is None else invert_permutation(matrix.permutation)
-    gemm = FusedDequantGemm(PrefillKernels(dtype, group_size, has_zeros, DEVICE), DEVICE)
+    gemm = FusedDequantGemm(PrefillKernels(dtype, format, DEVICE), DEVICE)
     x, weight, both, added = (
         torch.randn(shape, device=DEVICE, generator=random).to(dtype)
         for shape in ((rows, 1024), (1024,), (rows, 2048), (rows, 4112))
@@ -100,14 +102,14 @@ def test_rope_is_applied_and_keys_and_values_are_stored(heads: tuple[int, int], 
 
 
 @pytest.mark.parametrize("outputs_at_once", [64, 1296])
-@pytest.mark.parametrize(("dtype", "group_size", "has_zeros", "has_permutation"), KINDS)
+@pytest.mark.parametrize(("dtype", "format", "has_permutation"), KINDS, ids=str)
 def test_a_matrix_that_is_dequantized_in_parts_or_whole(
-    dtype: torch.dtype, group_size: int, has_zeros: bool, has_permutation: bool, outputs_at_once: int
+    dtype: torch.dtype, format: CodeFormat, has_permutation: bool, outputs_at_once: int
 ) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
-    matrix = make_matrix(4096, 1296, dtype, group_size, has_zeros, has_permutation, random)
+    matrix = make_matrix(4096, 1296, dtype, format, has_permutation, random)
     bias = torch.randn(1296, device=DEVICE, generator=random).to(dtype)
-    kernels = W4Kernels(dtype, group_size, has_zeros, DEVICE)
+    kernels = W4Kernels(dtype, format, DEVICE)
     backend = DequantThenGemm(kernels, 4096 * outputs_at_once, dtype, DEVICE)
     for added in (None, bias):
         x = torch.randn((300, 4096), device=DEVICE, generator=random).to(dtype)
@@ -132,18 +134,18 @@ def make_matrix(
     inputs: int,
     outputs: int,
     dtype: torch.dtype,
-    group_size: int,
-    has_zeros: bool,
+    format: CodeFormat,
     has_permutation: bool,
     random: torch.Generator,
 ) -> PackedMatrix:
-    tiles, groups = outputs // TILE, 1 if group_size < 0 else inputs // group_size
-    codes = torch.randint(-(2**31), 2**31, (tiles, inputs // K_BLOCK, 32, 4), device=DEVICE, generator=random)
+    tiles, groups = outputs // TILE, 1 if format.group_size < 0 else inputs // format.group_size
+    shape = (tiles, inputs // K_BLOCK, format.pieces, 32, 4)
+    codes = torch.randint(-(2**31), 2**31, shape, device=DEVICE, generator=random).to(torch.int32)
     scales = (torch.rand((tiles, groups, 8, 2), device=DEVICE, generator=random) + 0.5) / 100
-    zeros = torch.randint(0, 16, (tiles, groups, 8, 2), device=DEVICE, generator=random).to(dtype)
+    zeros = torch.randint(0, 2**format.bits, (tiles, groups, 8, 2), device=DEVICE, generator=random).to(dtype)
     permutation = torch.randperm(inputs, device=DEVICE, generator=random).to(torch.int32)
     return PackedMatrix(
-        codes.to(torch.int32), scales.to(dtype), zeros if has_zeros else None, permutation if has_permutation else None
+        codes, scales.to(dtype), zeros if format.has_zeros else None, permutation if has_permutation else None
     )
 
 

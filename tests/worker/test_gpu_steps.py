@@ -41,6 +41,10 @@ RECIPES = {
     "asymmetric": Recipe(group_size=128, num_kv_heads=2, symmetric=False, **SIZES),
     "act-order": Recipe(group_size=128, num_kv_heads=2, act_order=True, one_order=True, **SIZES),
     "act-order, each its own": Recipe(group_size=128, num_kv_heads=2, act_order=True, **SIZES),
+    "8 bit": Recipe(bits=8, group_size=128, num_kv_heads=2, **SIZES),
+    "8 bit, asymmetric, act-order": Recipe(
+        bits=8, group_size=32, num_kv_heads=2, symmetric=False, act_order=True, one_order=True, **SIZES
+    ),
     "larger heads": Recipe(group_size=128, num_kv_heads=2, **SIZES | {"num_heads": 4}),
 }
 ROTATION = modeling_llama.apply_rotary_pos_emb
@@ -116,7 +120,7 @@ def test_a_model_for_one_or_two_chats_is_captured(tmp_path: Path, chats: int) ->
     assert together == [*steps.prefill(0, prompt(0), 0, True).wait(), *steps.decode([0]).wait()]
 
 
-@pytest.mark.parametrize("name", ["group 64, shared heads", "act-order"])
+@pytest.mark.parametrize("name", ["group 64, shared heads", "act-order", "8 bit"])
 def test_what_comes_out_for_a_chat_does_not_depend_on_what_runs_beside_it(tmp_path: Path, name: str) -> None:
     """To the last bit, so that not even a tie is sampled otherwise."""
     make_checkpoint(tmp_path, RECIPES[name])

@@ -14,8 +14,9 @@ from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError, EngineError
 from core.common.i18n import catalogue
 from core.memory.kernels import registry
+from core.memory.kernels.gptqmodel import TRITON
 from core.memory.kernels.llamadeck import LLAMADECK
-from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel, kernel_named
+from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel, kernel_named, speed_rank
 from core.memory.kernels.spec import Device, KernelSpec
 from core.memory.model_shape import matrix_shapes, read_shape
 from core.worker.kernels.packing import K_BLOCK, TILE
@@ -66,13 +67,16 @@ def takes(kernel: KernelSpec, model: Checkpoint, device: Device) -> bool:
         (checkpoint(act_order=True, symmetric=False), TURING, ("exllama_v2", "exllama_v2")),
         (checkpoint(group_size=-1), TURING, ("exllama_v2", "exllama_v2")),
         (checkpoint(bits=8), AMPERE, ("marlin", "marlin")),
-        (checkpoint(bits=8, symmetric=False), AMPERE, ("triton", "triton")),
+        (checkpoint(bits=8, symmetric=False), AMPERE, ("llamadeck", "llamadeck")),
+        (checkpoint(bits=8, act_order=True, group_size=32), AMPERE, ("marlin", "marlin")),
+        (checkpoint(bits=8, symmetric=False), TURING, ("triton", "triton")),
         (checkpoint(group_size=256), AMPERE, ("triton", "triton")),
         (checkpoint(bits=2), AMPERE, ("triton", "triton")),
         (checkpoint(bits=3), AMPERE, ("torch", "torch")),
         (checkpoint(), Device("cuda", (9, 0), False), ("llamadeck", "llamadeck")),
         (checkpoint(), Device("cuda", (7, 5), False), ("triton", "no_compiler")),
-        (checkpoint(bits=8), Device("cuda", (9, 0), False), ("triton", "no_compiler")),
+        (checkpoint(bits=8), Device("cuda", (9, 0), False), ("llamadeck", "no_compiler")),
+        (checkpoint(bits=8), Device("cuda", (7, 5), False), ("triton", "no_compiler")),
         (checkpoint(bits=8), Device("cuda", (7, 0), True), ("triton", "triton")),
         (checkpoint(), Device("cuda", (7, 0), True), ("exllama_v2", "exllama_v2")),
         (checkpoint(), CPU, ("aten_int4", "aten_int4")),
@@ -149,6 +153,20 @@ def test_every_reason_has_a_sentence() -> None:
 def test_a_kernel_that_is_asked_for_is_taken(tmp_path: Path) -> None:
     kernel, reason = choose_kernel(checkpoint(), AMPERE, "marlin")
     assert (kernel.name, reason) == ("marlin", "asked_for")
+
+
+def test_our_own_kernel_can_be_asked_for_with_8_bit() -> None:
+    for symmetric, act_order, group_size in itertools.product((False, True), (False, True), (-1, 32, 64, 128)):
+        model = checkpoint(8, group_size, act_order, symmetric)
+        assert choose_kernel(model, AMPERE, "llamadeck") == (LLAMADECK, "asked_for")
+
+
+def test_each_number_of_bits_has_its_own_order() -> None:
+    """8 bit through our own kernel takes longer a token than 4 bit through it, so it never counts as fast."""
+    assert speed_rank(LLAMADECK, 4) < speed_rank(LLAMADECK, 8) < speed_rank(TRITON, 8)
+    able = able_kernels(matrix_shapes(checkpoint(bits=8)), [AMPERE])
+    assert [speed_rank(kernel, 8) for kernel in able] == sorted(speed_rank(kernel, 8) for kernel in able)
+    assert {kernel.name for kernel in able} == {"llamadeck", "marlin", "triton", "torch"}
 
 
 @pytest.mark.parametrize("name", ["aten_int4", "machete", ""])

@@ -21,12 +21,12 @@ from core.worker.kernels.nvrtc import compiled, read_source
 from core.worker.kernels.packing import (
     K_BLOCK,
     TILE,
+    CodeFormat,
     find_permutation,
     invert_permutation,
     pack_codes,
     tile_scales,
     unpack,
-    zero_points,
 )
 from core.worker.kernels.w4_small_batch import empty_group_sums
 from core.worker.kernels.w4_variants import (
@@ -38,13 +38,13 @@ from core.worker.kernels.w4_variants import (
     choose_variants,
     choose_warps,
     has_many_tiles,
-    inputs_per_group,
     shared_bytes,
 )
 from core.worker.model.kernel_check import to_words
 from tests.support.checkpoints import pack
 
 INPUTS, OUTPUTS = 192, 48
+BITS = (4, 8)
 # What every card of compute capability 8.6 lets a block of threads have.
 SHARED_BYTES_86 = 99 * 1024
 SHARED_BYTES_90 = 227 * 1024
@@ -52,33 +52,51 @@ SHARED_BYTES_90 = 227 * 1024
 ALL_SHARED_BYTES_90 = 228 * 1024
 
 
-@pytest.fixture
-def codes() -> torch.Tensor:
-    return torch.randint(0, 16, (INPUTS, OUTPUTS), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+def codes_of(bits: int) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 2**bits, (INPUTS, OUTPUTS), generator=random, dtype=torch.uint8)
 
 
-def test_codes_come_out_of_words_as_they_went_in(codes: torch.Tensor) -> None:
-    words = to_words(codes.long(), 4)
-    assert torch.equal(words, torch.from_numpy(pack(codes.long().numpy(), 4)))
-    assert torch.equal(unpack(words, 0), codes)
-    assert torch.equal(unpack(words.t().contiguous(), 1), codes.t())
+@pytest.mark.parametrize("bits", BITS)
+def test_codes_come_out_of_words_as_they_went_in(bits: int) -> None:
+    codes = codes_of(bits)
+    words = to_words(codes.long(), bits)
+    assert torch.equal(words, torch.from_numpy(pack(codes.long().numpy(), bits)))
+    assert torch.equal(unpack(words, 0, bits), codes)
+    assert torch.equal(unpack(words.t().contiguous(), 1, bits), codes.t())
 
 
-def test_each_lane_finds_the_codes_of_its_products(codes: torch.Tensor) -> None:
+def test_each_lane_finds_the_codes_of_its_products() -> None:
     """As m16n8k16 wants its first matrix: in register 0 outputs g, in 1 outputs g + 8, then both for later inputs; an
     input pair in each. The inputs of one lane lie beside each other, eight of each 32."""
-    packed = pack_codes(codes)
-    assert packed.shape == (OUTPUTS // TILE, INPUTS // K_BLOCK, 32, 4)
-    for tile, block, lane, word in [
+    codes = codes_of(4)
+    packed = pack_codes(codes, 4)
+    assert packed.shape == (OUTPUTS // TILE, INPUTS // K_BLOCK, 1, 32, 4)
+    for tile, block, piece, lane, word in [
         tuple(random.Random(seed).randrange(size) for size in packed.shape) for seed in range(200)
     ]:
-        value = int(packed[tile, block, lane, word]) & 0xFFFFFFFF
+        value = int(packed[tile, block, piece, lane, word]) & 0xFFFFFFFF
         first = block * K_BLOCK + word // 2 * 32 + lane % 4 * 8 + word % 2 * 4
         for register in range(4):
             pair = [value >> shift + 4 * register & 15 for shift in (0, 16)]
             output = tile * TILE + lane // 4 + register % 2 * 8
             begin = first + register // 2 * 2
             assert pair == codes[begin : begin + 2, output].tolist()
+
+
+def test_each_lane_finds_its_codes_of_8_bit() -> None:
+    """Two words are the four registers, and a piece of 512 bytes has 32 inputs."""
+    codes = codes_of(8)
+    packed = pack_codes(codes, 8)
+    assert packed.shape == (OUTPUTS // TILE, INPUTS // K_BLOCK, 2, 32, 4)
+    for tile, block, piece, lane, word in [
+        tuple(random.Random(seed).randrange(size) for size in packed.shape) for seed in range(200)
+    ]:
+        value = int(packed[tile, block, piece, lane, word]) & 0xFFFFFFFF
+        begin, output = block * K_BLOCK + piece * 32 + lane % 4 * 8 + word * 2, tile * TILE + lane // 4
+        for side in (0, 1):
+            pair = [value >> shift + 8 * side & 255 for shift in (0, 16)]
+            assert pair == codes[begin : begin + 2, output + side * 8].tolist()
 
 
 def test_scales_of_outputs_that_one_lane_has_lie_beside_each_other() -> None:
@@ -98,28 +116,19 @@ def test_inputs_are_sorted_by_group_and_the_order_inverted() -> None:
     assert find_permutation(torch.tensor([0, 0, 1, 1])) is None and find_permutation(None) is None
 
 
-def test_zero_points_of_0_are_read_as_gptqmodel_reads_and_writes_them() -> None:
-    """Our kernel once gave back each for itself: a stored 15 became 0, and its neighbour stayed one too small."""
-    zeros = torch.randint(0, 16, (64, 32), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
-    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    words = (zeros.view(64, 4, 8) << shifts).sum(-1, dtype=torch.int32)
-    assert torch.equal(zero_points(words, "gptq_v2"), zeros.to(torch.uint8))
-    assert torch.equal(zero_points(words - 0x11111111, "gptq"), zeros.to(torch.uint8))
-
-
-@pytest.mark.parametrize("group_size_32", [0, 1, 2, 4])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group_size", [-1, 32, 64, 128])
 @pytest.mark.parametrize("has_zeros", [False, True])
-def test_what_a_block_wants_of_shared_memory_is_there(group_size_32: int, has_zeros: bool) -> None:
+def test_what_a_block_wants_of_shared_memory_is_there(bits: int, group_size: int, has_zeros: bool) -> None:
     """Small cards have room for a variant for each number of rows; those of 9.0 for all."""
-    room = {name: shared_bytes(variant, 8, group_size_32, has_zeros) for name, variant in VARIANTS.items()}
+    format = CodeFormat(bits, group_size, has_zeros)
+    room = {name: shared_bytes(variant, 8, format) for name, variant in VARIANTS.items()}
     for rows in (1, 9, 17):
         for epilogue in EPILOGUES:
             assert any(room[name] <= SHARED_BYTES_86 for name in choose_variants(rows, True, epilogue))
     assert all(room[name] <= SHARED_BYTES_86 for name in SINGLE_ROW_VARIANTS)
     assert max(room.values()) <= SHARED_BYTES_90
-    assert all(
-        shared_bytes(VARIANTS[name], 16, group_size_32, has_zeros) <= SHARED_BYTES_16 for name in SINGLE_ROW_VARIANTS
-    )
+    assert all(shared_bytes(VARIANTS[name], 16, format) <= SHARED_BYTES_16 for name in SINGLE_ROW_VARIANTS)
 
 
 def test_the_sums_that_a_variant_reads_have_room() -> None:
@@ -129,7 +138,8 @@ def test_the_sums_that_a_variant_reads_have_room() -> None:
         for begin in range(0, rows, 32):
             names = choose_variants(min(32, rows - begin), True, "none")
             assert begin + 8 * max(VARIANTS[name].row_tiles for name in names) <= room
-    assert [inputs_per_group(group_size_32) for group_size_32 in (0, 1, 2, 4)] == [64, 32, 64, 128]
+    for bits, expected in ((4, [64, 32, 64, 128]), (8, [64, 32, 64, 64])):
+        assert [CodeFormat(bits, size, False).inputs_per_group for size in (-1, 32, 64, 128)] == expected
 
 
 def test_every_number_of_rows_has_a_variant_that_takes_it() -> None:
@@ -174,7 +184,7 @@ def test_two_tiles_share_their_inputs_where_that_was_fastest(
 )
 def test_as_many_tiles_share_the_rows_as_leave_work_for_all(outputs: int, epilogue: str, wanted: str) -> None:
     names = choose_variants(32, True, epilogue)
-    assert min(names, key=lambda name: bytes_per_input(VARIANTS[name], outputs // TILE, 132)) == wanted
+    assert min(names, key=lambda name: bytes_per_input(VARIANTS[name], outputs // TILE, 132, 4)) == wanted
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.memory.kernels.llamadeck import PREFILL_PARTIAL_SUM_BYTES
+from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.w4_prefill import (
     MIN_SHARE,
     ONE_ROW_TILE,
@@ -47,9 +48,10 @@ def test_a_last_round_is_shared_where_it_is_short(units: int, blocks: int, expec
 
 
 @pytest.mark.parametrize("tile", [ONE_ROW_TILE, TWO_ROW_TILES])
-@pytest.mark.parametrize("group_size_32", [0, 1, 2, 4])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_size", [-1, 32, 64, 128])
 @pytest.mark.parametrize("has_zeros", [False, True])
-def test_a_block_of_threads_has_room(tile: PrefillTile, group_size_32: int, has_zeros: bool) -> None:
-    assert shared_bytes(tile, group_size_32, has_zeros) <= MOST_SHARED_BYTES
+def test_a_block_of_threads_has_room(tile: PrefillTile, bits: int, group_size: int, has_zeros: bool) -> None:
+    assert shared_bytes(tile, CodeFormat(bits, group_size, has_zeros)) <= MOST_SHARED_BYTES
     # What it adds up for another is as much for either tile.
     assert tile.outputs * tile.row_tiles * 128 * 4 == PREFILL_PARTIAL_SUM_BYTES

@@ -1,4 +1,4 @@
-"""LlamaDeck's own kernels (core/worker/kernels): 4 bit, on the tensor cores of compute capability 8.0 and later.
+"""LlamaDeck's own kernels (core/worker/kernels): 4 and 8 bit, on tensor cores of compute capability 8.0 and later.
 
 A few rows are multiplied from the codes. Prefill is too on compute capability 9.0; other GPUs dequantize first.
 """
@@ -22,7 +22,7 @@ KV_SPLITS = 8
 
 class LlamadeckKernel(KernelSpec):
     def matrix_bytes(self, matrix: MatrixShape) -> int:
-        """Codes, scales, and zeros in half precision where they are not all 8; a permutation and its inverse."""
+        """Codes, scales, and zeros in half precision where any are stored; a permutation and its inverse."""
         permutations = 2 * matrix.input_groups_bytes if matrix.format.is_permuted and matrix.num_groups > 1 else 0
         scales_and_zeros = matrix.scales_bytes * (1 if matrix.format.is_symmetric else 2)
         return matrix.codes_bytes + scales_and_zeros + permutations + matrix.bias_bytes
@@ -68,7 +68,7 @@ def split_kv_bytes(shape: ModelShape, num_slots: int) -> int:
 LLAMADECK = LlamadeckKernel(
     "llamadeck",
     "cuda",
-    bits=frozenset((4,)),
+    bits=frozenset((4, 8)),
     group_sizes=frozenset((-1, 32, 64, 128)),
     multiple=64,
     min_capability=(8, 0),

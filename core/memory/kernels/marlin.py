@@ -1,4 +1,4 @@
-"""Marlin as gptqmodel compiles it: 4 and 8 bit, symmetric. The only one that decodes 8 bit from its codes."""
+"""Marlin as gptqmodel compiles it: 4 and 8 bit, symmetric."""
 
 from __future__ import annotations
 

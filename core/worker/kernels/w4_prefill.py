@@ -1,4 +1,4 @@
-"""Products of many rows with a 4-bit matrix, as prefills need them.
+"""Products of many rows with a matrix of 4 or 8 bit, as prefills need them.
 
 Compute capability 9.0 multiplies from the codes (cuda/prompts.cu); other GPUs dequantize the matrix first, for cuBLAS.
 """
@@ -19,7 +19,7 @@ from core.memory.kernels.llamadeck import (
 )
 from core.worker.kernels.decode_attention import MAX_ROW, NORM_THREADS
 from core.worker.kernels.nvrtc import CudaModule, read_source
-from core.worker.kernels.packing import K_BLOCK, TILE, PackedMatrix
+from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix
 from core.worker.kernels.w4_small_batch import (
     HEAD_ROWS,
     MAX_SMALL_BATCH,
@@ -29,7 +29,6 @@ from core.worker.kernels.w4_small_batch import (
     defines_for,
     kernels_for,
 )
-from core.worker.kernels.w4_variants import group_size_in_32s
 
 GEMM_THREADS, ROW_THREADS = 384, 256
 # Inputs of a row for each thread of permute_rows, and of swiglu_rows.
@@ -41,20 +40,24 @@ MIN_SHARE = 4
 
 
 class PrefillTile(NamedTuple):
-    """What a thread block multiplies at once: 128 * `tiles` outputs with `row_tiles` * 128 rows, with `stages` K blocks
-    in flight."""
+    """What a thread block multiplies at once: 128 * `tiles` outputs with `row_tiles` * 128 rows, with as many K blocks
+    of 4 or 8 bit in flight as `stages` says."""
 
     tiles: int
     row_tiles: int
-    stages: int
+    stages: tuple[tuple[int, int], tuple[int, int]]
+
+    def stages_of(self, bits: int) -> int:
+        return dict(self.stages)[bits]
 
     @property
     def outputs(self) -> int:
         return 128 * self.tiles
 
 
-# Two row tiles use each dequantized code for twice the rows. Found by trying on an H100.
-ONE_ROW_TILE, TWO_ROW_TILES = PrefillTile(2, 1, 6), PrefillTile(1, 2, 4)
+# Two row tiles use each dequantized code for twice the rows. Found by trying on an H100; of 8 bit as many stages as
+# there is room for.
+ONE_ROW_TILE, TWO_ROW_TILES = PrefillTile(2, 1, ((4, 6), (8, 4))), PrefillTile(1, 2, ((4, 4), (8, 3)))
 
 
 def stream_k_grid(units: int, blocks: int, multiprocessors: int) -> tuple[int, int]:
@@ -72,16 +75,16 @@ def stream_k_grid(units: int, blocks: int, multiprocessors: int) -> tuple[int, i
 
 
 class PrefillKernels:
-    """The kernels of cuda/prompts.cu for one dtype, group size and kind of zero points, on one GPU."""
+    """The kernels of cuda/prompts.cu for one dtype and format, on one GPU."""
 
-    def __init__(self, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> None:
-        group_size_32 = group_size_in_32s(group_size)
-        tiles = {one: shared_bytes(one, group_size_32, has_zeros) for one in (ONE_ROW_TILE, TWO_ROW_TILES)}
+    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device) -> None:
+        tiles = {one: shared_bytes(one, format) for one in (ONE_ROW_TILE, TWO_ROW_TILES)}
         lines = (
-            f"GEMM({name(one)}, {one.tiles}, {one.row_tiles}, {one.stages}, {size})" for one, size in tiles.items()
+            f"GEMM({name(one)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, {size})"
+            for one, size in tiles.items()
         )
         source = read_source("hopper.cuh", "codes.cuh", "prompts.cu", GEMMS=lines)
-        module = CudaModule(source, defines_for(dtype, group_size_32, has_zeros) | {"MAX_ROW": MAX_ROW}, device)
+        module = CudaModule(source, defines_for(dtype, format) | {"MAX_ROW": MAX_ROW}, device)
         self.permute_rows = module.kernel("permute_rows")
         self.rmsnorm_rows, self.swiglu_rows = module.kernel("rmsnorm_rows"), module.kernel("swiglu_rows")
         self.gemms = {one: module.kernel(name(one), size) for one, size in tiles.items()}
@@ -93,18 +96,18 @@ def name(tile: PrefillTile) -> str:
     return f"gemm_{tile.tiles}_{tile.row_tiles}"
 
 
-def shared_bytes(tile: PrefillTile, group_size_32: int, has_zeros: bool) -> int:
+def shared_bytes(tile: PrefillTile, format: CodeFormat) -> int:
     """Bytes of a thread block's shared memory: `Stages` of cuda/prompts.cu, aligned to 1024 bytes."""
-    scales = (2 if group_size_32 == 1 else 1) * (1 + has_zeros)
-    codes = 8 * tile.tiles * (512 + scales * 32)
+    scales = format.scales_per_block * (1 + format.has_zeros)
+    codes = 8 * tile.tiles * (format.pieces * 512 + scales * 32)
     stage = tile.row_tiles * PREFILL_TILE_ROWS * K_BLOCK * 2 + codes + 16
     done = 2 * tile.row_tiles * PREFILL_TILE_ROWS * (tile.tiles * 64 + 8) * 2
-    return tile.stages * stage + done + 1024
+    return tile.stages_of(format.bits) * stage + done + 1024
 
 
 @cache
-def prefill_kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> PrefillKernels:
-    return PrefillKernels(dtype, group_size, has_zeros, device)
+def prefill_kernels_for(dtype: torch.dtype, format: CodeFormat, device: torch.device) -> PrefillKernels:
+    return PrefillKernels(dtype, format, device)
 
 
 class FusedDequantGemm:
@@ -202,9 +205,9 @@ class DequantThenGemm:
 
 
 def make_prefill_backend(
-    num_elements: int, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device
+    num_elements: int, dtype: torch.dtype, format: CodeFormat, device: torch.device
 ) -> PrefillBackend:
     """The backend for the prefills of a model whose largest matrix has `num_elements`, on `device`."""
     if has_fused_prefill(torch.cuda.get_device_capability(device)):
-        return FusedDequantGemm(prefill_kernels_for(dtype, group_size, has_zeros, device), device)
-    return DequantThenGemm(kernels_for(dtype, group_size, has_zeros, device), num_elements, dtype, device)
+        return FusedDequantGemm(prefill_kernels_for(dtype, format, device), device)
+    return DequantThenGemm(kernels_for(dtype, format, device), num_elements, dtype, device)

@@ -1,4 +1,4 @@
-"""Products of up to 64 rows with a 4-bit matrix, straight from its codes on tensor cores (cuda/matrices.cu).
+"""Products of up to 64 rows with a matrix of 4 or 8 bit, straight from its codes on tensor cores (cuda/matrices.cu).
 
 A row's result is the same whatever rows are beside it, up to MAX_SMALL_BATCH of them.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
-from core.worker.kernels.packing import K_BLOCK, TILE, PackedMatrix, invert_permutation
+from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
 from core.worker.kernels.w4_variants import (
     EPILOGUES,
     MAX_GROUP_SUMS,
@@ -25,14 +25,13 @@ from core.worker.kernels.w4_variants import (
     bytes_per_input,
     choose_variants,
     choose_warps,
-    group_size_in_32s,
     has_many_tiles,
-    inputs_per_group,
     shared_bytes,
     stages_of,
 )
 
 NUM_THREADS = 256
+# Threads that pack each 512 bytes of a tile.
 PACK_THREADS = 128
 # How many inputs of a row one block sums in `sum_rows`.
 INPUTS_PER_SUM_BLOCK = 2048
@@ -68,11 +67,11 @@ class FusedRmsNorm(NamedTuple):
 
 
 class W4Kernels:
-    """The compiled kernels of cuda/matrices.cu for one dtype, group size and kind of zero points, on one GPU."""
+    """The compiled kernels of cuda/matrices.cu for one dtype and format, on one GPU."""
 
-    def __init__(self, dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> None:
-        group_size_32 = group_size_in_32s(group_size)
-        self._how, self.inputs_per_group = (dtype, group_size_32, has_zeros, device), inputs_per_group(group_size_32)
+    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device) -> None:
+        self._dtype, self._format, self._device = dtype, format, device
+        self.inputs_per_group = format.inputs_per_group
         properties = torch.cuda.get_device_properties(device)
         self._multiprocessors = properties.multi_processor_count
         self._shared_bytes = properties.shared_memory_per_block_optin
@@ -84,28 +83,28 @@ class W4Kernels:
 
     def compile_variants(self, warps: int) -> CudaModule:
         """Compile the variants with `warps` warps a block: 8, or 16 for one row. Raises CudaCodeError."""
-        dtype, group_size_32, has_zeros, device = self._how
+        format = self._format
         made = {
             (epilogue, name): variant
             for name, variant in VARIANTS.items()
             for epilogue in EPILOGUES
             if (epilogue != "swiglu" or variant.tiles % 2 == 0) and not (epilogue == "residual" and variant.normed)
             if warps == 8 or name in SINGLE_ROW_VARIANTS
-            if shared_bytes(variant, warps, group_size_32, has_zeros) <= self._shared_bytes
+            if shared_bytes(variant, warps, format) <= self._shared_bytes
         }
         lines = [
-            f"PACKED({epilogue}_{name}, {warps}, {one.row_tiles}, {one.tiles}, {stages_of(one, warps)}, "
+            f"PACKED({epilogue}_{name}, {warps}, {one.row_tiles}, {one.tiles}, {stages_of(one, warps, format)}, "
             f"{epilogue.upper()}, {str(one.normed).lower()}, {one.blocks * 8 // warps})"
             for (epilogue, name), one in made.items()
         ]
         source = read_source("codes.cuh", "matrices.cu", VARIANTS=lines)
-        defines = defines_for(dtype, group_size_32, has_zeros)
+        defines = defines_for(self._dtype, format)
         # The module of 8 warps holds the kernels beside the products.
         defines |= {"HEAD_PARTS": HEAD_PARTS if warps == 8 else 0, "MAX_NORMED": MAX_NORMED}
-        module = CudaModule(source, defines, device)
+        module = CudaModule(source, defines, self._device)
         self._launches[warps] = {}
         for (epilogue, name), variant in made.items():
-            kernel = module.kernel(f"{epilogue}_{name}", shared_bytes(variant, warps, group_size_32, has_zeros))
+            kernel = module.kernel(f"{epilogue}_{name}", shared_bytes(variant, warps, format))
             most = kernel.most_blocks(warps * 32)
             self._launches[warps][epilogue, name] = Launch(kernel, variant, warps * 32, most)
         return module
@@ -122,7 +121,7 @@ class W4Kernels:
         made = [(epilogue, before + name) for name in choose_variants(rows, is_wide, epilogue)]
         return min(
             (launches[one] for one in made if one in launches),
-            key=lambda one: bytes_per_input(one.variant, tiles, one.most_blocks),
+            key=lambda one: bytes_per_input(one.variant, tiles, one.most_blocks, self._format.bits),
         )
 
     def multiply(
@@ -185,9 +184,10 @@ class W4Kernels:
         return out[: num_tiles * TILE * matrix.inputs].view(num_tiles * TILE, matrix.inputs)
 
     def pack(self, words: torch.Tensor, permutation: torch.Tensor | None, codes: torch.Tensor, first_tile: int) -> None:
-        """Repack a checkpoint's words [inputs / 8, outputs] into `codes` (packing.py's tiles) from `first_tile` on."""
-        blocks, outputs = codes.shape[1], words.shape[1]
-        self._pack((blocks, outputs // TILE, 1), PACK_THREADS, words, permutation, codes, blocks, outputs, first_tile)
+        """Repack a checkpoint's words [inputs * bits / 32, outputs] into `codes` (packing.py's tiles) from `first_tile`
+        on."""
+        blocks, outputs, num_threads = codes.shape[1], words.shape[1], PACK_THREADS * self._format.pieces
+        self._pack((blocks, outputs // TILE, 1), num_threads, words, permutation, codes, blocks, outputs, first_tile)
 
 
 def empty_group_sums(x: torch.Tensor, inputs_per_group: int) -> torch.Tensor:
@@ -198,14 +198,15 @@ def empty_group_sums(x: torch.Tensor, inputs_per_group: int) -> torch.Tensor:
     return torch.empty((x.shape[1] // inputs_per_group, rows), dtype=torch.float32, device=x.device)
 
 
-def defines_for(dtype: torch.dtype, group_size_32: int, has_zeros: bool) -> dict[str, int]:
-    """The defines that every kernel over 4-bit matrices is compiled with."""
-    return {"BF16": int(dtype == torch.bfloat16), "GROUP_SIZE_32": group_size_32, "ZEROS": int(has_zeros)}
+def defines_for(dtype: torch.dtype, format: CodeFormat) -> dict[str, int]:
+    """The defines that every kernel over quantized matrices is compiled with."""
+    is_bf16, has_zeros = int(dtype == torch.bfloat16), int(format.has_zeros)
+    return {"BF16": is_bf16, "BITS": format.bits, "GROUP_SIZE_32": format.group_size_32, "ZEROS": has_zeros}
 
 
 @cache
-def kernels_for(dtype: torch.dtype, group_size: int, has_zeros: bool, device: torch.device) -> W4Kernels:
-    return W4Kernels(dtype, group_size, has_zeros, device)
+def kernels_for(dtype: torch.dtype, format: CodeFormat, device: torch.device) -> W4Kernels:
+    return W4Kernels(dtype, format, device)
 
 
 class PrefillBackend(Protocol):
@@ -218,7 +219,7 @@ class PrefillBackend(Protocol):
 
 
 class W4Linear(nn.Module):
-    """A 4-bit matrix as a module. All matrices of a model on one GPU share `kernels` and `prefill_backend`."""
+    """A matrix of 4 or 8 bit as a module. All matrices of a model on one GPU share `kernels` and `prefill_backend`."""
 
     def __init__(
         self, matrix: PackedMatrix, bias: torch.Tensor | None, kernels: W4Kernels, prefill_backend: PrefillBackend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.worker.kernels.packing import K_BLOCK, TILE
+from core.worker.kernels.packing import TILE, CodeFormat
 
 EPILOGUES = ("none", "residual", "swiglu")
 # MAX_NORMED: longest row (elements) whose RMS-normed copy a block keeps in shared memory. MAX_GROUP_SUMS: most
@@ -50,6 +50,9 @@ LONG_INPUTS = 5120
 SINGLE_ROW_VARIANTS = ("narrow", "wide", "normed_narrow", "normed_wide")
 # The most shared memory that one of those takes with 16 warps.
 SHARED_BYTES_16 = 160_000
+# Where one is larger (bytes a tile), as of 8 bit with groups of 32 and zeros, GPUs that have 99 KiB have no room for
+# three and the sums of 16 rows.
+LARGE_STAGE_BYTES = 1280
 
 
 def has_many_tiles(tiles: int, rows: int, multiprocessors: int) -> bool:
@@ -74,36 +77,31 @@ def choose_variants(rows: int, is_wide: bool, epilogue: str) -> tuple[str, ...]:
     return ("deep",) if rows > 1 else ("narrow",)
 
 
-def bytes_per_input(variant: Variant, tiles: int, most_blocks: int) -> int:
+def bytes_per_input(variant: Variant, tiles: int, most_blocks: int, bits: int) -> int:
     """Bytes that the busiest of `most_blocks` thread blocks reads for an input: in each turn the rows, and the codes of
     its tiles."""
     turns = -(-tiles // (variant.tiles * most_blocks))
-    return turns * (variant.row_tiles * 8 * 2 + variant.tiles * TILE // 2)
+    return turns * (variant.row_tiles * 8 * 2 + variant.tiles * TILE * bits // 8)
 
 
-def stages_of(variant: Variant, warps: int) -> int:
+def stage_bytes(format: CodeFormat) -> int:
+    """Bytes of a tile that one load brings for a warp."""
+    return format.stage_blocks * format.pieces * 512 + format.scales_per_block * 128 * (1 + format.has_zeros)
+
+
+def stages_of(variant: Variant, warps: int, format: CodeFormat) -> int:
     """Loads in flight for each warp: 16 warps need fewer, unless they are few already."""
+    if variant.stages == 3 and stage_bytes(format) > LARGE_STAGE_BYTES:
+        return 2
     return 3 if warps == 16 and variant.stages == 4 else variant.stages
 
 
-def shared_bytes(variant: Variant, warps: int, group_size_32: int, has_zeros: bool) -> int:
+def shared_bytes(variant: Variant, warps: int, format: CodeFormat) -> int:
     """Bytes of a block's shared memory: the weights in flight, and one or two sets of sums (cuda/matrices.cu)."""
-    unit, scales = max(1, group_size_32 // 2), 2 if group_size_32 == 1 else 1
-    in_flight = stages_of(variant, warps) * variant.tiles * (unit * 512 + scales * 128 * (1 + has_zeros))
+    in_flight = stages_of(variant, warps, format) * variant.tiles * stage_bytes(format)
     is_single_row = variant.normed or warps == 16
     each = (1 if is_single_row else variant.row_tiles * 8) * variant.tiles * TILE
     sums = warps * each * 4 * (1 if each > 512 else 2)
-    num_groups = MAX_NORMED // inputs_per_group(group_size_32) if variant.normed else MAX_GROUP_SUMS
+    num_groups = MAX_NORMED // format.inputs_per_group if variant.normed else MAX_GROUP_SUMS
     accumulators = 16 * num_groups if is_single_row else 0
     return warps * in_flight + sums + accumulators + (MAX_NORMED * 2 if variant.normed else 0)
-
-
-def group_size_in_32s(group_size: int) -> int:
-    """How many times 32 inputs share a scale; 0: all inputs do."""
-    return 0 if group_size < 0 else group_size // 32
-
-
-def inputs_per_group(group_size_32: int) -> int:
-    """How many inputs' products the kernels add before they scale the sum: a scale group's, or 64 where a column has
-    one scale."""
-    return 32 * group_size_32 or K_BLOCK

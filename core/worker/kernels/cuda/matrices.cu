@@ -1,16 +1,16 @@
-// Products of up to 32 rows with 4-bit matrices, or with half-precision ones, on tensor cores; and the matrix
+// Products of up to 32 rows with matrices of 4 or 8 bit, or with half-precision ones, on tensor cores; and the matrix
 // dequantized. Compiled for one group size. GROUP_SIZE_32: how many times 32 inputs share a scale (0: all inputs do).
-// ZEROS: whether zero points are stored (else all are 8). HEAD_PARTS: into how many parts a block splits the head's
+// ZEROS: whether zero points are stored (else all are MIDDLE). HEAD_PARTS: into how many parts a block splits the head's
 // inputs; 0 leaves out all but the products. MAX_NORMED: longest row (elements) that is RMS-normed on the way.
 //
-// core/worker/kernels/packing.py draws a tile: 16 outputs, of which 64 inputs are 512 bytes, 16 for each of a warp's 32
-// lanes. Its 4 words are the A operands of 4 products m16n8k16; the activations are B. Lane 4g+t has, of each 32
-// inputs, 8t..8t+7 for outputs g and g+8.
+// core/worker/kernels/packing.py draws a tile: 16 outputs, of which 64 inputs are one piece of 512 bytes at 4 bit, and
+// two at 8; 16 bytes for each of a warp's 32 lanes. Their words are the A operands of 4 products m16n8k16; the
+// activations are B. Lane 4g+t has, of each 32 inputs, 8t..8t+7 for outputs g and g+8.
 // The inputs are summed in SUMS parts: neighbours are added, then the pairs in order. So a row's result depends neither
 // on the number of rows nor on how many warps share the work.
-// Small batches multiply the raw 4-bit codes without subtracting the zero point. A scale group's sum is then too large
+// Small batches multiply the raw codes without subtracting the zero point. A scale group's sum is then too large
 // by zero_point · sum(inputs of the group). The accumulator starts at minus that, which saves a subtraction a code. (A
-// scale group here: inputs that share a scale, or 64 where all inputs do.)
+// scale group here: inputs that share a scale, or 64 of them where those are more than a stage brings.)
 // The sums of several rows' scale groups come as group_sums [groups][sums_row]; a block computes those of a single row.
 
 #define SUMS 16
@@ -23,7 +23,7 @@ __device__ __forceinline__ float initial_accumulator(float zero, float step, flo
 
 enum { NONE, RESIDUAL, SWIGLU };
 
-// A 4-bit matrix. scales, and zeros where there are any: [tiles][groups][8] pairs, of outputs g and g+8.
+// A quantized matrix. scales, and zeros where there are any: [tiles][groups][8] pairs, of outputs g and g+8.
 struct Packed {
     const uint4* codes;
     const u32* scales;
@@ -31,16 +31,18 @@ struct Packed {
     int blocks, groups;
 };
 
-// How many K blocks (64 inputs) a stage brings: a scale group, or one. HALVES_PER_GROUP: of 32 inputs, for one scale.
-#define UNIT (GROUP_SIZE_32 > 2 ? GROUP_SIZE_32 / 2 : 1)
+// How many K blocks (64 inputs) a stage brings: of 4 bit a scale group, at least one; of 8 bit one, which is as many
+// bytes. HALVES_PER_GROUP: of 32 inputs, for one scale.
+#define UNIT (BITS == 4 && GROUP_SIZE_32 > 2 ? GROUP_SIZE_32 / 2 : 1)
 #define HALVES_PER_GROUP (2 * UNIT / SCALES)
 #if GROUP_SIZE_32
-#define GROUP_OF(unit) ((unit) * SCALES)
+#define UNITS_PER_GROUP (GROUP_SIZE_32 > 2 * UNIT ? GROUP_SIZE_32 / (2 * UNIT) : 1)
+#define GROUP_OF(unit) ((unit) / UNITS_PER_GROUP * SCALES)
 #else
 #define GROUP_OF(unit) 0
 #endif
 // How many inputs' products are added before the sum is scaled.
-#define INPUTS_PER_GROUP (GROUP_SIZE_32 ? GROUP_SIZE_32 * 32 : 64)
+#define INPUTS_PER_GROUP (HALVES_PER_GROUP * 32)
 
 // v = *from where `is_read`, else unchanged. Unneeded reads cost power, and a GPU at its power limit lowers its clock.
 __device__ __forceinline__ void read_some(uint4& v, const uint4* from, bool is_shared, bool is_read) {
@@ -104,9 +106,9 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     constexpr int COLUMNS = CT * 16, ROWS = SINGLE_ROW ? 1 : NT * 8, SUMS_PER_WARP = SUMS / WARPS;
     // Two sets of sums alternate, so that one barrier a turn is enough; of large sets shared memory holds one.
     constexpr int SETS = ROWS * COLUMNS > 512 ? 1 : 2;
-    // A stage, for one warp: UNIT K blocks of CT tiles. First the codes, 512 bytes a K block and tile, then the scales,
-    // then the zeros, 128 bytes each. Every lane copies into shared memory what it will read itself.
-    constexpr int SCALES_AT = UNIT * CT * 512, ZEROS_AT = SCALES_AT + SCALES * CT * 128;
+    // A stage, for one warp: UNIT K blocks of CT tiles. First the codes in pieces of 512 bytes, then the scales, then
+    // the zeros, 128 bytes each. Every lane copies into shared memory what it will read itself.
+    constexpr int SCALES_AT = UNIT * PIECES * CT * 512, ZEROS_AT = SCALES_AT + SCALES * CT * 128;
     constexpr int STAGE_BYTES = ZEROS_AT + ZEROS * SCALES * CT * 128;
     extern __shared__ uint4 shared[];
     float* sums = (float*)((char*)shared + WARPS * STAGES * STAGE_BYTES);            // [SETS][WARPS][ROWS][COLUMNS]
@@ -127,7 +129,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #pragma unroll
         for (int c = 0; c < CT; c++) {
             const int tile = tile_of(next_turn, c);
-            from_codes[c] = (u32)(tile * weights.blocks + begin * UNIT) * 512 + lane * 16;
+            from_codes[c] = (u32)(tile * weights.blocks + begin * UNIT) * (PIECES * 512) + lane * 16;
             from_scales[c] = (u32)(tile * weights.groups + GROUP_OF(begin)) * 32 + g * 4;
         }
     };
@@ -137,8 +139,8 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #pragma unroll
             for (int c = 0; c < CT; c++) {
 #pragma unroll
-                for (int b = 0; b < UNIT; b++)
-                    cp_async_16(to_codes + (b * CT + c) * 512, (const char*)weights.codes + from_codes[c] + b * 512);
+                for (int i = 0; i < UNIT * PIECES; i++)
+                    cp_async_16(to_codes + (i * CT + c) * 512, (const char*)weights.codes + from_codes[c] + i * 512);
 #pragma unroll
                 for (int i = 0; i < SCALES; i++) {
                     cp_async_4(to_scales + (i * CT + c) * 128, (const char*)weights.scales + from_scales[c] + i * 32);
@@ -147,9 +149,9 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                                (const char*)weights.zeros + from_scales[c] + i * 32);
 #endif
                 }
-                from_codes[c] += UNIT * 512;
+                from_codes[c] += UNIT * PIECES * 512;
 #if GROUP_SIZE_32
-                from_scales[c] += SCALES * 32;
+                if ((next_unit + 1) % UNITS_PER_GROUP == 0) from_scales[c] += SCALES * 32;
 #endif
             }
             if (++next_unit == end) {
@@ -191,8 +193,8 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #if ZEROS
                 const float even = sum, odd = sum;
 #else
-                const float even = initial_accumulator(8.0f, STEP_EVEN, sum),
-                            odd = initial_accumulator(8.0f, STEP_ODD, sum);
+                const float even = initial_accumulator(MIDDLE, STEP_EVEN, sum),
+                            odd = initial_accumulator(MIDDLE, STEP_ODD, sum);
 #endif
                 if (input < till && input % INPUTS_PER_GROUP == 0)
                     initial_accumulators[input / INPUTS_PER_GROUP] = make_float4(even, even, odd, odd);
@@ -247,9 +249,12 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                 for (int b = 0; b < UNIT; b++) {
                     uint4 now[CT];
 #pragma unroll
-                    for (int c = 0; c < CT; c++) now[c] = ld_shared_16(codes_at + (b * CT + c) * 512);
-#pragma unroll
                     for (int h = 0; h < 2; h++) {
+                        if (h < PIECES) {
+#pragma unroll
+                            for (int c = 0; c < CT; c++)
+                                now[c] = ld_shared_16(codes_at + ((b * PIECES + h) * CT + c) * 512);
+                        }
                         const int half = b * 2 + h, group = half / HALVES_PER_GROUP;
                         auto then = [&](int n) { return (b + 1 < UNIT ? x_at[n] + b * 8 + 8 : after[n]) + h * 4; };
                         uint4 with[NT];
@@ -272,7 +277,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #if ZEROS
                                         initial[n][i] = sum_of;
 #else
-                                        initial[n][i] = initial_accumulator(8.0f, i < 2 ? STEP_EVEN : STEP_ODD, sum_of);
+                                        initial[n][i] = initial_accumulator(MIDDLE, i < 2 ? STEP_EVEN : STEP_ODD, sum_of);
 #endif
                                     }
                                 read_sums(group + 1 < SCALES ? unit * SCALES + group + 1
@@ -282,7 +287,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #pragma unroll
                         for (int c = 0; c < CT; c++) {
                             u32 a[4];
-                            raw_codes(h ? now[c].z : now[c].x, a);
+                            raw_codes(Operand(now[c], h, 0).words, a);
                             if (half % HALVES_PER_GROUP == 0) {
 #if ZEROS
                                 const u32 zero =
@@ -304,7 +309,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 #pragma unroll
                                 for (int n = 0; n < NT; n++) mma(sum[c][n], a, with[n].x, with[n].y);
                             }
-                            raw_codes(h ? now[c].w : now[c].y, a);
+                            raw_codes(Operand(now[c], h, 1).words, a);
 #pragma unroll
                             for (int n = 0; n < NT; n++) mma(sum[c][n], a, with[n].z, with[n].w);
                             if ((half + 1) % HALVES_PER_GROUP == 0) {
@@ -445,19 +450,20 @@ extern "C" __global__ void __launch_bounds__(256) dequantize(const uint4* codes,
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, tile = first_tile + blockIdx.x;
     pdl_wait();
     for (int block = threadIdx.x / 32; block < blocks; block += 8) {
-        const uint4 now = ld_weights_16(codes + ((i64)tile * blocks + block) * 32 + lane);
+        uint4 now;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
+            if (h < PIECES) now = ld_weights_16(codes + (((i64)tile * blocks + block) * PIECES + h) * 32 + lane);
             const i64 at = ((i64)tile * groups + scale_group_of(block * 2 + h)) * 8 + g;
             const u32 scale = __ldg(scales + at);
 #if ZEROS
             const ZeroPair zero = zero_pair(__ldg(zeros + at));
 #else
-            const ZeroPair zero = zero_pair(8.0f, 8.0f);
+            const ZeroPair zero = zero_pair(MIDDLE, MIDDLE);
 #endif
             u32 first[4], second[4];
-            centered_codes(h ? now.z : now.x, zero, first);
-            centered_codes(h ? now.w : now.y, zero, second);
+            centered_codes(Operand(now, h, 0).words, zero, first);
+            centered_codes(Operand(now, h, 1).words, zero, second);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const float by = i ? high(scale) : low(scale);
@@ -473,23 +479,27 @@ extern "C" __global__ void __launch_bounds__(256) dequantize(const uint4* codes,
     pdl_trigger();
 }
 
-// Repack a checkpoint's words [inputs / 8, outputs], 8 codes of one output each, into tiles: a block for 64 inputs of a
-// tile. permutation [inputs]: the model's input at each position of the matrix; null: in order.
-extern "C" __global__ void __launch_bounds__(128)
+// Repack a checkpoint's words [inputs * BITS / 32, outputs], codes of one output each, into tiles: a block for 64 inputs
+// of a tile. permutation [inputs]: the model's input at each position of the matrix; null: in order.
+extern "C" __global__ void __launch_bounds__(PIECES * 128)
     pack(const u32* words, const int* permutation, u32* codes, int blocks, int outputs, int first_tile) {
-    const int word = threadIdx.x % 4, lane = threadIdx.x / 4, g = lane / 4, t = lane % 4;
-    const int input = blockIdx.x * 64 + word / 2 * 32 + t * 8 + word % 2 * 4;
+    constexpr int IN_WORD = 32 / BITS, PLACES = IN_WORD / 2;
+    const u32 piece = PIECES == 2 ? threadIdx.x / 128 : 0, thread = threadIdx.x - piece * 128;
+    // `word` counts a lane's words of the K block, PIECES * 2 for each 32 inputs.
+    const int word = piece * 4 + thread % 4, lane = thread / 4, g = lane / 4, t = lane % 4;
+    const int input = blockIdx.x * 64 + word / (PIECES * 2) * 32 + t * 8 + word % (PIECES * 2) * PLACES;
     u32 packed = 0;
     pdl_wait();
 #pragma unroll
-    for (int place = 0; place < 4; place++) {
+    for (int place = 0; place < PLACES; place++) {
         const int from = permutation ? permutation[input + place] : input + place;
 #pragma unroll
         for (int side = 0; side < 2; side++) {
-            const u32 code = words[(i64)(from / 8) * outputs + blockIdx.y * 16 + side * 8 + g] >> from % 8 * 4 & 15;
-            packed |= code << (side * 4 + place / 2 * 8 + place % 2 * 16);
+            const u32 whole = words[(i64)(from / IN_WORD) * outputs + blockIdx.y * 16 + side * 8 + g];
+            const u32 code = whole >> from % IN_WORD * BITS & ((1u << BITS) - 1);
+            packed |= code << (side * BITS + place / 2 * 8 + place % 2 * 16);
         }
     }
-    codes[((i64)(first_tile + blockIdx.y) * blocks + blockIdx.x) * 128 + threadIdx.x] = packed;
+    codes[((i64)(first_tile + blockIdx.y) * blocks + blockIdx.x) * (PIECES * 128) + threadIdx.x] = packed;
 }
 #endif

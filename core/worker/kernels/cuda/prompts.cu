@@ -1,5 +1,5 @@
-// Products of many rows with 4-bit matrices on the tensor cores of compute capability 9.0. Compiled for one group size,
-// as matrices.cu, whose tiles it reads: a lane's words are its part of wgmma's A.
+// Products of many rows with matrices of 4 or 8 bit on the tensor cores of compute capability 9.0. Compiled for one
+// group size, as matrices.cu, whose tiles it reads: a lane's words are its part of wgmma's A.
 //
 // The matrix's outputs are the product's M, the rows its N. `permute_rows` lays the rows out for wgmma: a row tile, 128
 // rows of 64 inputs, is 16 KiB, K-major and swizzled by 128 bytes; within each 16 inputs those of a lane's word are
@@ -95,7 +95,7 @@ template <int MT, int NT, int STAGES>
 struct Stages {
     static constexpr int TILES = MT * 8, PITCH = MT * 64 + 8;
     uint4 x[STAGES][NT][X_TILE / 8];
-    uint4 codes[STAGES][TILES][32];
+    uint4 codes[STAGES][TILES][PIECES][32];
     u32 scales[STAGES][SCALES][TILES][8];
 #if ZEROS
     u32 zeros[STAGES][SCALES][TILES][8];
@@ -199,8 +199,11 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
                 }
 #pragma unroll
                 for (int i = part; i < TILES; i += 4)
-                    cp_async_16(&room.codes[stage][i][lane],
-                                codes + ((i64)min(first + i, tiles - 1) * blocks + block) * 32 + lane);
+#pragma unroll
+                    for (int piece = 0; piece < PIECES; piece++)
+                        cp_async_16(
+                            &room.codes[stage][i][piece][lane],
+                            codes + (((i64)min(first + i, tiles - 1) * blocks + block) * PIECES + piece) * 32 + lane);
                 if (part == 0 && lane < TILES * 2) {
                     const i64 tile = min(first + lane / 2, tiles - 1);
 #pragma unroll
@@ -229,20 +232,25 @@ __device__ __forceinline__ void dequant_gemm(const uint4* codes, const u32* scal
 #pragma unroll
             for (int m = 0; m < MT; m++) {
                 const int tile = (warpgroup * MT + m) * 4 + part;
-                const uint4 now = room.codes[stage][tile][lane];
+                const uint4 now = room.codes[stage][tile][0][lane];
+#if BITS == 4
                 const u32 words[4] = {now.x, now.y, now.z, now.w};
+#else
+                const uint4 next = room.codes[stage][tile][1][lane];
+                const u32 words[8] = {now.x, now.y, now.z, now.w, next.x, next.y, next.z, next.w};
+#endif
 #pragma unroll
                 for (int step = 0; step < 4; step++) {
                     const int set = SCALES == 1 ? 0 : step / 2;
 #if ZEROS
                     const ZeroPair less = zero_pair(room.zeros[stage][set][tile][g]);
 #else
-                    const ZeroPair less = zero_pair(8.0f, 8.0f);
+                    const ZeroPair less = zero_pair(MIDDLE, MIDDLE);
 #endif
                     const u32 scale = room.scales[stage][set][tile][g];
                     const u32 even = splat((u16)scale), odd = splat((u16)(scale >> 16));
                     u32* to = a[step][m];
-                    centered_codes(words[step], less, to);
+                    centered_codes(words + step * OPERAND_WORDS, less, to);
                     to[0] = times(to[0], even), to[2] = times(to[2], even);
                     to[1] = times(to[1], odd), to[3] = times(to[3], odd);
                 }

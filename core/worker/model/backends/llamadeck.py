@@ -1,4 +1,4 @@
-"""LlamaDeck's own kernels for 4-bit matrices.
+"""LlamaDeck's own kernels for matrices of 4 and 8 bit.
 
 Each matrix is packed anew. Its codes come through one staging buffer, and what is not kept stays where it was read:
 freed pieces between what stays would be lost to everything larger.
@@ -18,10 +18,11 @@ from core.memory.model_shape import MatrixShape
 from core.worker.kernels.packing import (
     K_BLOCK,
     TILE,
+    CodeFormat,
     PackedMatrix,
     find_permutation,
     tile_scales,
-    zero_points,
+    unpack,
 )
 from core.worker.kernels.w4_prefill import make_prefill_backend
 from core.worker.kernels.w4_small_batch import PrefillBackend, W4Linear, kernels_for
@@ -55,11 +56,13 @@ class LlamadeckBackend:
 
     def make(self, members: Sequence[MatrixTensors]) -> nn.Module:
         format = members[0].format
-        kernels = kernels_for(*self._variant(format))
+        dtype, code_format, device = self._variant(format)
+        kernels = kernels_for(dtype, code_format, device)
         words = [one.codes for one in members]
         tiles = sum(word.shape[1] for word in words) // TILE
-        codes = torch.empty((tiles, words[0].shape[0] * 8 // K_BLOCK, 32, 4), dtype=torch.int32, device=self.device)
-        scales = [tile_scales(one.scales.to(self.device), self.dtype) for one in members]
+        shape = (tiles, members[0].in_features // K_BLOCK, code_format.pieces, 32, 4)
+        codes = torch.empty(shape, dtype=torch.int32, device=device)
+        scales = [tile_scales(one.scales.to(device), dtype) for one in members]
         zeros = self._zeros(members)
         permutation = find_permutation(members[0].input_groups)
         permutation = None if permutation is None else permutation.to(self.device)
@@ -75,12 +78,13 @@ class LlamadeckBackend:
         return W4Linear(matrix, bias, kernels, self._prefills[self._variant(format)])
 
     def _zeros(self, members: Sequence[MatrixTensors]) -> list[torch.Tensor] | None:
-        """Zero points as the kernels read them; None where all are 8."""
+        """Zero points as the kernels read them; None where all are in the middle."""
         if members[0].format.is_symmetric:
             return None
-        zeros = [zero_points(one.zeros.to(self.device), "gptq_v2") for one in members if one.zeros is not None]
+        bits = members[0].format.bits
+        zeros = [unpack(one.zeros.to(self.device), 1, bits) for one in members if one.zeros is not None]
         return [tile_scales(one, self.dtype) for one in zeros]
 
-    def _variant(self, format: MatrixFormat) -> tuple[torch.dtype, int, bool, torch.device]:
+    def _variant(self, format: MatrixFormat) -> tuple[torch.dtype, CodeFormat, torch.device]:
         """What the kernels are compiled for."""
-        return self.dtype, format.group_size, not format.is_symmetric, self.device
+        return self.dtype, CodeFormat(format.bits, format.group_size, not format.is_symmetric), self.device

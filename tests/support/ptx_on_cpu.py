@@ -1,0 +1,114 @@
+"""Runs the engine's own CUDA kernels on a CPU, thread by thread, over what tests/support/ptx_on_cpu.h says of PTX.
+
+It shows that the numbers are right, not that they are fast. It needs g++, and tensors on the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.worker.kernels.nvrtc import Argument, _value
+
+HEADER = Path(__file__).with_name("ptx_on_cpu.h")
+NESTED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+KERNEL = re.compile(rf'extern "C" __global__ void\s*(?:__launch_bounds__\s*{NESTED})?\s*(\w+)\s*({NESTED})')
+SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?([\w ]+?) (\w+)\[\];")
+ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(")
+STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+OPERAND = re.compile(r'"[=+]?[rhlfn]"\s*\(')
+FIXED_SHARED = re.compile(r"__shared__ float (\w+)\[\d+\];")
+CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
+
+
+class CpuModule:
+    """In place of nvrtc.CudaModule. `folder` keeps what was compiled."""
+
+    folder: Path
+    # Fewer blocks than tiles, so that each has several turns.
+    max_blocks = 3
+
+    def __init__(self, source: str, defines: Mapping[str, str | int], device: torch.device) -> None:
+        options = [f"-D{name}={value}" for name, value in sorted(defines.items())]
+        key = hashlib.sha256("\0".join([source, *options, HEADER.read_text()]).encode()).hexdigest()
+        file = self.folder / f"{key}.so"
+        if not file.exists():
+            compiler = ["g++", "-x", "c++", "-std=c++17", "-w", "-D__CUDA_ARCH__=800"]
+            expanded = subprocess.run([*compiler, "-E", "-P", *options, "-"], input=source, **CAPTURED).stdout
+            command = [*compiler, "-Og", "-shared", "-fPIC", "-include", str(HEADER), "-o", str(file), "-"]
+            subprocess.run(command, input=as_cpp(expanded), **CAPTURED)
+        self._library = ctypes.CDLL(str(file))
+
+    def kernel(self, name: str, shared_bytes: int = 0) -> CpuKernel:
+        return CpuKernel(self._library, name, shared_bytes)
+
+
+class CpuKernel:
+    """In place of nvrtc.CudaKernel."""
+
+    def __init__(self, library: ctypes.CDLL, name: str, shared_bytes: int) -> None:
+        self._library, self._function, self._shared_bytes = library, getattr(library, f"call_{name}"), shared_bytes
+
+    def most_blocks(self, num_threads: int) -> int:
+        return CpuModule.max_blocks
+
+    def __call__(self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument) -> None:
+        values = [_value(argument) for argument in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        self._library.launch(self._function, (ctypes.c_uint * 3)(*grid), num_threads, self._shared_bytes, pointers)
+
+
+def as_cpp(source: str) -> str:
+    """Preprocessed CUDA C++ as C++: with calls in place of `asm`, and a function call_NAME for each kernel, which takes
+    pointers to its arguments."""
+    for name, parameters in KERNEL.findall(source):
+        types = [one.rsplit(" ", 1)[0] for one in " ".join(parameters[1:-1].split()).split(", ")]
+        values = ", ".join(f"*({type}*)a[{place}]" for place, type in enumerate(types))
+        source += f'\nextern "C" void call_{name}(void** a) {{ {name}({values}); }}'
+    source = SHARED.sub(r"\1* \2 = (\1*)fiber->block->shared.data();", source)
+    source = FIXED_SHARED.sub(r"float* \1 = fiber->block->fixed;", source)
+    return "".join(without_asm(source))
+
+
+def without_asm(source: str) -> Iterator[str]:
+    end = 0
+    for found in ASM.finditer(source):
+        yield source[end : found.start()]
+        begin, end = found.end(), end_of_brackets(source, found.end())
+        strings = list(STRING.finditer(source, begin, end))
+        # The instructions' own colons and brackets are in strings.
+        colon = next((at for at in range(begin, end) if source[at] == ":" and not is_within(at, strings)), end)
+        text = "".join(one[1] for one in strings if one.start() < colon)
+        operands = [
+            source[one.end() - 1 : end_of_brackets(source, one.end())] for one in OPERAND.finditer(source, colon, end)
+        ]
+        yield f"ptx::{instruction(text)}({', '.join(operands)})"
+    yield source[end:]
+
+
+def is_within(at: int, strings: list[re.Match[str]]) -> bool:
+    return any(one.start() < at < one.end() for one in strings)
+
+
+def end_of_brackets(source: str, at: int) -> int:
+    """Where the bracket that is open before `at` has been closed."""
+    depth = 1
+    while depth:
+        string = STRING.match(source, at)
+        depth += 0 if string else (source[at] == "(") - (source[at] == ")")
+        at = string.end() if string else at + 1
+    return at
+
+
+def instruction(text: str) -> str:
+    """The names of a text's PTX instructions as one name."""
+    steps = [step.strip(" {}") for step in text.replace("\\n", " ").split(";")]
+    names = [re.sub(r"^@\w+ ", "", step).split(" ")[0] for step in steps if step and not step.startswith(".reg")]
+    return re.sub(r"\W+", "_", "_".join(names))

@@ -1,0 +1,159 @@
+"""The numbers of the engine's own kernels over quantized matrices, by the sources themselves run on a CPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from core.checkpoint.quantization import MatrixFormat
+from core.common.errors import EngineError
+from core.memory.kernels.llamadeck import LLAMADECK
+from core.worker.kernels import w4_prefill, w4_small_batch
+from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation, pack_codes, tile_scales
+from core.worker.kernels.w4_prefill import FusedDequantGemm, PrefillKernels
+from core.worker.kernels.w4_small_batch import FusedRmsNorm, W4Kernels
+from core.worker.model.kernel_check import check_kernel
+from tests.support.ptx_on_cpu import CpuModule
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+CPU = torch.device("cpu")
+# A result's own rounding, and of bfloat16 those of its scales.
+TOLERANCES = {torch.float16: 0.002, torch.bfloat16: 0.015}
+
+
+class Gpu:
+    """What kernels ask of a GPU before they are compiled."""
+
+    multi_processor_count = 4
+    shared_memory_per_block_optin = 227 * 1024
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    CpuModule.folder = tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(compiled: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
+    for module in (w4_small_batch, w4_prefill):
+        monkeypatch.setattr(module, "CudaModule", CpuModule)
+    caches = (w4_small_batch.kernels_for, w4_prefill.prefill_kernels_for)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=str)
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [
+        (MatrixFormat(4, 128, True, False, "gptq"), torch.float16),
+        (MatrixFormat(8, 128, True, True, "gptq"), torch.float16),
+        (MatrixFormat(8, 32, False, False, "gptq_v2"), torch.bfloat16),
+        (MatrixFormat(8, -1, False, False, "gptq"), torch.float16),
+    ],
+    ids=lambda one: one.label if isinstance(one, MatrixFormat) else str(one),
+)
+def test_the_check_of_a_load_passes(
+    format: MatrixFormat, dtype: torch.dtype, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing, products of few rows, and of many: from the codes on 9.0, else dequantized first."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    check_kernel(LLAMADECK, format, dtype, CPU)
+
+
+def test_a_kernel_that_reads_codes_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a load takes another one, and never answers nonsense."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+
+    def read_source(*names: str, **made: object) -> str:
+        source = read(*names, **made)
+        assert source.count("0x4341 : 0x4240") == 2
+        return source.replace("0x4341 : 0x4240", "0x4240 : 0x4341")
+
+    read = w4_small_batch.read_source
+    monkeypatch.setattr(w4_small_batch, "read_source", read_source)
+    with pytest.raises(EngineError) as caught:
+        check_kernel(LLAMADECK, MatrixFormat(8, 128, True, True, "gptq"), torch.float16, CPU)
+    assert caught.value.key == "kernel_wrong"
+
+
+INPUTS, OUTPUTS = 512, 96
+KINDS = [
+    (CodeFormat(8, 128, False), torch.float16),
+    (CodeFormat(8, 32, True), torch.bfloat16),
+    (CodeFormat(4, 128, True), torch.float16),
+]
+
+
+def make_matrix(format: CodeFormat, dtype: torch.dtype) -> tuple[PackedMatrix, torch.Tensor]:
+    """A matrix in act-order, and dequantized in the order of the model's inputs, [inputs, outputs]."""
+    random = torch.Generator().manual_seed(2)
+    group_size = INPUTS if format.group_size < 0 else format.group_size
+    codes = torch.randint(0, 2**format.bits, (INPUTS, OUTPUTS), generator=random)
+    zeros = torch.full((INPUTS // group_size, OUTPUTS), 2 ** (format.bits - 1))
+    if format.has_zeros:
+        zeros = torch.randint(0, 2**format.bits + 1, zeros.shape, generator=random)
+    scales = ((torch.rand(zeros.shape, generator=random) + 0.5) / 2**format.bits).to(dtype)
+    permutation = torch.randperm(INPUTS, generator=random).int()
+    tiled_zeros = tile_scales(zeros, dtype) if format.has_zeros else None
+    matrix = PackedMatrix(pack_codes(codes, format.bits), tile_scales(scales, dtype), tiled_zeros, permutation)
+    dense = (codes - zeros.repeat_interleave(group_size, 0)) * scales.float().repeat_interleave(group_size, 0)
+    return matrix, dense[invert_permutation(permutation).long()]
+
+
+def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.float() - wanted).abs().max() / wanted.std())
+
+
+@pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)
+def test_rows_come_out_the_same_beside_any_others_and_through_every_epilogue(
+    format: CodeFormat, dtype: torch.dtype
+) -> None:
+    random = torch.Generator().manual_seed(3)
+    matrix, dense = make_matrix(format, dtype)
+    kernels, order = W4Kernels(dtype, format, CPU), matrix.permutation
+    assert order is not None
+    x, added = (torch.randn((20, size), generator=random).to(dtype) for size in (INPUTS, OUTPUTS))
+    permuted = x[:, order.long()]
+    together = kernels.multiply(matrix, permuted)
+    assert far(together, x.float() @ dense) < TOLERANCES[dtype] * 4
+    for rows in (1, 2, 8, 9):
+        assert torch.equal(kernels.multiply(matrix, permuted[:rows]), together[:rows])
+    summed = kernels.multiply(matrix, permuted, "residual", residual=added)
+    assert torch.equal(summed, (together.float() + added.float()).to(dtype))
+    gate, up = together.float().chunk(2, -1)
+    wanted = torch.nn.functional.silu(gate).to(dtype).float() * up
+    assert far(kernels.multiply(matrix, permuted, "swiglu"), wanted) < TOLERANCES[dtype] * 4
+    weight = (torch.rand(INPUTS, generator=random) + 0.5).to(dtype)
+    normed = torch.nn.functional.rms_norm(x[:1].float(), (INPUTS,), eps=1e-5).to(dtype).float() * weight.float()
+    got = kernels.multiply(matrix, x[:1], norm=FusedRmsNorm(weight, invert_permutation(order), 1e-5))
+    assert far(got, normed @ dense) < TOLERANCES[dtype] * 4
+
+
+@pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)
+def test_many_rows_are_multiplied_from_codes(format: CodeFormat, dtype: torch.dtype) -> None:
+    """Thread blocks share the K blocks of a unit, and the first adds the others' sums."""
+    random = torch.Generator().manual_seed(4)
+    matrix, dense = make_matrix(format, dtype)
+    gemm = FusedDequantGemm(PrefillKernels(dtype, format, CPU), CPU)
+    bias = torch.randn(OUTPUTS, generator=random).to(dtype)
+    for rows in (40, 130):
+        x = torch.randn((rows, INPUTS), generator=random).to(dtype)
+        assert far(gemm.multiply(matrix, x, bias), x.float() @ dense + bias.float()) < TOLERANCES[dtype] * 4
+
+
+@pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)
+def test_a_part_of_a_matrix_is_dequantized(format: CodeFormat, dtype: torch.dtype) -> None:
+    matrix, dense = make_matrix(format, dtype)
+    assert matrix.permutation is not None
+    got = W4Kernels(dtype, format, CPU).dequantize(matrix, 2, 3, torch.empty(3 * TILE * INPUTS, dtype=dtype))
+    wanted = dense[matrix.permutation.long(), 2 * TILE : 5 * TILE].t().to(dtype)
+    assert torch.equal(got, wanted)
