@@ -80,7 +80,7 @@ def test_the_counter_and_the_engine_agree_to_the_token(talk: Talk, mode: Mode) -
 
 def test_an_answer_goes_on_as_if_it_had_never_ended(talk: Talk) -> None:
     """Greedy in two halves says what it says in one."""
-    question = talk.store.append_user(talk.chat, "Tell me about the ocean.", None)
+    question = talk.store.append_user(talk.chat, "List the seven days of the week.", None)
     message = talk.store.begin_answer(talk.chat, question)
     asked = turns(talk.messages()[:1])
     talk.answer(message, "instruct", PromptParts(asked), 30)

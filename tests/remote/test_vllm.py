@@ -1,6 +1,7 @@
-"""`./llamadeck scale --start` for real: vLLM on the CPU serves the starter, GPTQ as it is, and a real dashboard chats.
+"""`./llamadeck scale --start` for real: vLLM on the CPU serves the starter, and a real dashboard chats.
 
-vLLM 0.32 has a kernel for 4-bit GPTQ on CPUs (CPUWNA16LinearKernel), so that no half-precision copy is needed.
+vLLM 0.32 has a kernel for 4 bit on CPUs (CPUWNA16LinearKernel), so that no half-precision copy is needed. It takes zero
+points of AWQ and none of GPTQ, so the starter is served packed as AWQ.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from core.starter.build import NAME
 from core.vllm.server import venv_folder
 from tests.support.browser_page import answer_greedily, open_from_sidebar, type_message
 from tests.support.dashboard import dashboard, free_port, key
+from tests.support.packed import repack_as_awq
 from tests.support.processes import wait_until
 
 CONTEXT_TOKENS = 2048
@@ -88,7 +90,7 @@ def has_processes(group: int) -> bool:
 @pytest.fixture
 def home(tmp_path: Path, starter_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / NAME).symlink_to(starter_folder)
+    repack_as_awq(starter_folder, tmp_path / "models" / NAME)
     monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
     return tmp_path
 

@@ -492,7 +492,7 @@ def test_the_real_starter_is_an_ordinary_gptq_checkpoint(
     checkpoint = read_checkpoint(folder)
     quantization = checkpoint.quantization
     assert (quantization.bits, quantization.group_size) == (4, 32)
-    assert (quantization.is_permuted, quantization.is_symmetric) == (False, True)
+    assert (quantization.is_permuted, quantization.is_symmetric) == (False, False)
     assert checkpoint.architecture == "LlamaForCausalLM"
     assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {"I32", "F16"}
     assert json.loads((folder / "quantize_config.json").read_text()) == checkpoint.config["quantization_config"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from tests.support.checkpoints import WEIGHTS, Recipe, make_tokenizer, matrix_sizes, pack, plain_sizes, write_config
 
@@ -109,6 +109,42 @@ def pack_awq(values: np.ndarray) -> np.ndarray:
     for nibble, column in enumerate(AWQ_ORDER):
         words |= values[:, column::8].astype(np.uint32) << np.uint32(4 * nibble)
     return words.view(np.int32)
+
+
+def repack_as_awq(source: Path, target: Path) -> None:
+    """Write the 4-bit checkpoint of gptqmodel in `source`, without act-order, into `target` as AWQ: the same numbers.
+
+    gptqmodel takes a one from each field of a whole word of zero points.
+    """
+    target.mkdir()
+    for path in source.iterdir():
+        if path.suffix != ".safetensors" and path.name != "quantize_config.json":
+            (target / path.name).symlink_to(path)
+    tensors = load_file(source / WEIGHTS)
+    for name in [name for name in tensors if name.endswith(".qweight")]:
+        zeros = (tensors[name.replace("qweight", "qzeros")].view(np.uint32) + np.uint32(ONES[4])).view(np.int32)
+        tensors[name] = pack_awq(unpack(tensors[name], 4))
+        tensors[name.replace("qweight", "qzeros")] = pack_awq(unpack(zeros.T, 4).T)
+        del tensors[name.replace("qweight", "g_idx")]
+    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text("utf-8"))
+    described = {
+        "quant_method": "awq",
+        "bits": 4,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": None,
+    }
+    config["quantization_config"] = described | {"group_size": config["quantization_config"]["group_size"]}
+    (target / "config.json").unlink()
+    (target / "config.json").write_text(json.dumps(config, indent=2), "utf-8")
+
+
+def unpack(words: np.ndarray, bits: int) -> np.ndarray:
+    """Int32 words [rows, columns] to values [rows * 32 / bits, columns], for 2, 4 and 8 bit."""
+    shifts = np.arange(0, 32, bits, dtype=np.uint32)[None, :, None]
+    values = (words.view(np.uint32)[:, None, :] >> shifts) & np.uint32(2**bits - 1)
+    return values.reshape(-1, words.shape[1]).astype(np.int64)
 
 
 def _compress(recipe: Recipe, codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray, g_idx: np.ndarray) -> Tensors:
