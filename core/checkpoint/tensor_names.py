@@ -24,7 +24,7 @@ TEXT_PART: Renames = (
 )
 PICTURE_PART = re.compile(
     r"^(model\.)?(visual|vision_tower|vision_model|vision_encoder|image_tower|video_tower|image_newline|vision_embed"
-    r"|multi_modal_projector|mm_projector|connector|perceiver|visual_embeddings_table|vte)\b"
+    r"|multi_modal_projector|mm_projector|projector|connector|perceiver|visual_embeddings_table|vte)\b"
 )
 # Modules at the top of a family's model, which some files name without the model before them.
 _GPT2_MODULES = r"^(?=(h|wte|wpe|ln_f)\.)"

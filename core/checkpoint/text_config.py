@@ -14,7 +14,6 @@ from typing import Any
 PICTURE_FAMILIES = {
     "aya_vision": "cohere2",
     "cohere2_vision": "cohere2",
-    "fast_vlm": "qwen2",
     "gemma3": "gemma3_text",
     "idefics2": "mistral",
     "idefics3": "llama",

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from core.checkpoint.checkpoint import read_checkpoint
+from core.checkpoint.headers import TensorInfo
+from core.checkpoint.tensor_names import name_tensors
+from core.checkpoint.text_config import PICTURE_FAMILIES
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
+from core.worker.model.model_config import plain_text_config
 from core.worker.model.model_runner import ModelRunner
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 
@@ -267,3 +271,47 @@ def test_yarn_is_switched_on_by_a_context_beyond_the_usual_one(tmp_path: Path) -
         changed = type(model.config).from_dict({**model.config.to_dict(), "rope_parameters": yarn})
         model.model.rotary_emb = type(model.model.rotary_emb)(changed)
         check_two_chats(load(tmp_path / "model", context_tokens=65536), model)
+
+
+def test_qwen2_vl_as_it_was_released_has_its_sizes_beside_those_of_the_pictures(tmp_path: Path) -> None:
+    """No `text_config`, and the rope's kind is "mrope"."""
+    config, rename = PICTURES["qwen2_vl"]
+    rope = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "rope_theta": 10000.0}
+    written = {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"], **SIZES, **rope,
+               "vision_config": QWEN_VISION, "tie_word_embeddings": False, "use_sliding_window": False,
+               "sliding_window": 32768, "max_window_layers": 2, "rms_norm_eps": 1e-5}  # fmt: skip
+    config = {**config, "text_config": {**config["text_config"], "rms_norm_eps": 1e-5}}
+    model = make_family_checkpoint(tmp_path / "model", config, rename, written)
+    check_family(tmp_path / "model", model)
+
+
+def test_gemma3_as_it_was_released_leaves_out_what_its_class_has(tmp_path: Path) -> None:
+    """Eight heads of 256, four for keys and values, a window for five layers of six, and another rope in the sixth."""
+    named = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "sliding_window": 24,
+             "max_position_embeddings": CONTEXT, "vocab_size": VOCABULARY,
+             "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}  # fmt: skip
+    text = {"model_type": "gemma3_text", **named}
+    whole = {"model_type": "gemma3", "text_config": text, "vision_config": PICTURES["gemma3"][0]["vision_config"]}
+    model = make_family_checkpoint(tmp_path / "model", whole, as_released, whole)
+    heads = read_shape(read_checkpoint(tmp_path / "model")).attention
+    assert (heads.num_heads, heads.num_kv_heads, heads.head_dim) == (8, 4, 256)
+    check_family(tmp_path / "model", model)
+
+
+@pytest.mark.parametrize("family", sorted(PICTURE_FAMILIES))
+def test_the_tensors_of_every_family_with_pictures_are_named_as_its_text_class_has_them(family: str) -> None:
+    found = CONFIG_MAPPING[family]()
+    if family == "aya_vision":
+        found.vision_config.num_attention_heads = 16  # Its class's own do not divide its size.
+    text = found.get_text_config()
+    text.num_hidden_layers = 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:1]
+    with torch.device("meta"):
+        whole = AutoModelForImageTextToText.from_config(found).state_dict()
+        alone = AutoModelForCausalLM.from_config(plain_text_config(text)).state_dict()
+    tensors = {name: TensorInfo("f", "F16", tuple(tensor.shape), 0, 0) for name, tensor in whole.items()}
+    named = name_tensors({"model_type": family, "vision_config": {}}, tensors)
+    assert {name: tensor.shape for name, tensor in named.items()} == {
+        name: tuple(tensor.shape) for name, tensor in alone.items()
+    }

@@ -60,9 +60,7 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
                     if not is_whole(part.get(name)):
                         part.pop(name, None)
         config = CONFIG_MAPPING[family].from_dict(found)
-    text = config.get_text_config()
-    if text.model_type in SAME_AS:
-        text = _plain_config(text)
+    text = plain_text_config(config.get_text_config())
     if checkpoint.is_without_pictures:
         text.tie_word_embeddings = not any(name.startswith("lm_head.") for name in checkpoint.tensors)
     rope = extended_rope(checkpoint.config, context_tokens)
@@ -84,8 +82,10 @@ def _settle_tokens(text: PreTrainedConfig, count: int) -> None:
         text.pad_token_id = None
 
 
-def _plain_config(text: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration of the plain family that computes the same as `text` does for text."""
+def plain_text_config(text: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the plain family that computes the same as `text` does for text; itself where it is one."""
+    if text.model_type not in SAME_AS:
+        return text
     values = {name: value for name, value in text.to_dict().items() if name != "model_type"}
     rope = values.get("rope_parameters")
     if isinstance(rope, dict):
