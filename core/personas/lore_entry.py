@@ -10,6 +10,7 @@ from typing import Any, Literal
 from core.common.values import is_whole
 from core.personas import sillytavern
 from core.personas.decorators import WHOLE, split_decorators
+from core.personas.names import same_name
 from core.personas.patterns import Pattern, read_pattern
 
 # How many of the last messages are searched for keys where the lorebook does not say.
@@ -45,6 +46,7 @@ class Entry:
     `position` is one of POSITIONS or a decorator's; `depth` says how many messages come after it. `sources` are the
     character's own texts that keys are looked for in, by their extension's name. `recursion_level` is 0 for an entry
     that waits for no other one. `sticky`, `cooldown` and `delay` count messages. `book` numbers the lorebook.
+    `only_for` and `not_for` are characters, by same_name.
     """
 
     title: str
@@ -81,6 +83,8 @@ class Entry:
     cooldown: int = 0
     delay: int = 0
     ignores_budget: bool = False
+    only_for: tuple[str, ...] = ()
+    not_for: tuple[str, ...] = ()
 
     def number(self, name: str) -> int | None:
         """The value of a decorator that is a number, None where the entry does not have it."""
@@ -143,7 +147,7 @@ def _entry(values: Mapping[str, Any], book: Mapping[str, Any], number_of_book: i
     content = values.get("content")
     decorators, text = split_decorators(content if isinstance(content, str) else "")
     given = values.get("extensions")
-    more = given if isinstance(given, dict) else {}
+    more = sillytavern.with_card_names(given) if isinstance(given, dict) else {}
     is_sillytavern = sillytavern.is_entry(more)
     order = number(values.get("insertion_order"), 0)
     uses_regex = values.get("use_regex") is True
@@ -154,6 +158,8 @@ def _entry(values: Mapping[str, Any], book: Mapping[str, Any], number_of_book: i
     keys = strings(values.get("keys"))
     title = next((str(name) for name in (values.get("name"), values.get("comment")) if name), "")
     fields: dict[str, Any] = _sillytavern_fields(more) if is_sillytavern else {}
+    characters = sillytavern.character_filter(values)
+    names = tuple(map(same_name, strings(characters.get("names"))))
     return Entry(
         **fields,
         title=title or ", ".join(keys) or text[:40],
@@ -177,6 +183,8 @@ def _entry(values: Mapping[str, Any], book: Mapping[str, Any], number_of_book: i
         percent=_percent(decorators, more),
         # SillyTavern says nothing of it in a book, and comes with it switched on.
         is_recursive=recursive if isinstance(recursive, bool) else is_sillytavern,
+        only_for=names if characters.get("isExclude") is not True else (),
+        not_for=names if characters.get("isExclude") is True else (),
         can_be_recursed=more.get("exclude_recursion") is not True and "no_recursive_search" not in decorators,
     )
 

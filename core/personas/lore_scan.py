@@ -87,7 +87,7 @@ class Scan:
 
     def _is_called(self, index: int) -> bool:
         entry, is_sticky = self._entries[index], index in self._timing.sticky
-        if not entry.is_enabled:
+        if not entry.is_enabled or not self._is_for_character(entry):
             return False
         if "activate" in entry.decorators:
             return True
@@ -105,6 +105,12 @@ class Scan:
         else:
             return True
         return False
+
+    def _is_for_character(self, entry: Entry) -> bool:
+        names = self._chat.names
+        return not names or (
+            (not entry.only_for or not names.isdisjoint(entry.only_for)) and names.isdisjoint(entry.not_for)
+        )
 
     def _is_turn(self, entry: Entry) -> bool:
         """Whether an entry takes part in this round, by what it says of recursion."""

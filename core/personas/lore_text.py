@@ -29,7 +29,7 @@ class Chat:
     """The chat that entries are matched against. `patterns` searches for the keys that are patterns.
 
     `sources` make the character's own texts, which some entries look at too, by their extension's name; `source_texts`
-    are those that were made.
+    are those that were made. `names` are those of the character who answers, by same_name.
     """
 
     messages: Sequence[LoreMessage]
@@ -38,6 +38,7 @@ class Chat:
     patterns: Patterns = field(default_factory=lambda: Patterns(()))
     sources: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     source_texts: Mapping[str, str] = field(default_factory=dict)
+    names: frozenset[str] = frozenset()
 
 
 def patterns_of(entries: Iterable[Entry], macros: Macros) -> Patterns:

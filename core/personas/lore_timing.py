@@ -75,7 +75,9 @@ def replay(entries: Sequence[Entry], chat: Chat, most_chars: int = MOST_CHARS) -
 def _answers(entries: Sequence[Entry], chat: Chat) -> list[tuple[int, int]]:
     """For each answer how many messages it followed, and what tells that chat up to there from all others."""
     macros = chat.macros
-    known = hash((repr(entries), macros.seed, macros.user, macros.char, chat.greeting_index, repr(chat.source_texts)))
+    known = hash(
+        (repr(entries), macros.seed, macros.user, macros.char, chat.greeting_index, repr(chat.source_texts), chat.names)
+    )
     found = []
     for length, message in enumerate(chat.messages):
         if length and message.role == "assistant":

@@ -12,7 +12,7 @@ from core.personas.decorators import unknown_decorators
 from core.personas.lore_entry import read_entries
 from core.personas.macro_names import unknown_macros
 from core.personas.patterns import MAX_PATTERN_CHARS, Patterns
-from core.personas.sillytavern import ENTRY_FIELDS, WORLD_INFO
+from core.personas.sillytavern import ENTRY_FIELDS, character_filter, with_card_names
 
 MAX_NAMES = 12
 MAX_NAME_CHARS = 60
@@ -65,14 +65,14 @@ def _notices(file: str, names: list[str], book: Mapping[str, Any], texts: Iterab
 
 def _entry_names(entries: list[dict[str, Any]]) -> list[str]:
     """The fields without effect that some entry really uses."""
-    extensions = [entry["extensions"] for entry in entries if isinstance(entry.get("extensions"), dict)]
+    given = (entry.get("extensions") for entry in entries)
+    extensions = [with_card_names(one) for one in given if isinstance(one, dict)]
     unused = [field for field in ENTRY_FIELDS if not field.has_effect]
     names = [
         field.in_card for field in unused if any(_is_used(one.get(field.in_card), field.default) for one in extensions)
     ]
-    filters = (_at(one, f"{WORLD_INFO}.characterFilter") for one in extensions)
-    if any(isinstance(one, dict) and (one.get("names") or one.get("tags")) for one in filters):
-        names.append("characterFilter")
+    if any(character_filter(one).get("tags") for one in entries):
+        names.append("characterFilter.tags")
     return names
 
 

@@ -17,6 +17,7 @@ from core.personas.examples import ExampleTurn, is_dialogue, split_examples
 from core.personas.lore_text import Chat, LoreMessage
 from core.personas.lorebook import LeftOut, Lore, LoreBudget, activate
 from core.personas.macros import Macros
+from core.personas.names import same_name
 from core.personas.note import read_note
 from core.personas.user import UserPersona
 
@@ -96,7 +97,8 @@ def build_parts(
     macros = make_macros(character, context, messages)
     said = [LoreMessage(said.role, macros.expand(said.text)) for said in messages]
     sources = {name: macros.values[macro] for name, macro in SOURCES.items()}
-    chat = Chat(said, macros, context.greeting_index, sources=sources)
+    names = frozenset({same_name(character.name), same_name(character.called)})
+    chat = Chat(said, macros, context.greeting_index, sources=sources, names=names)
     activated = activate((character.lorebook, *context.books), chat, context.count_tokens, context.budget)
     full = [one for one in activated.lore if is_full and one.goes_first]
     lore = [one for one in activated.lore if not (is_full and one.goes_first)]

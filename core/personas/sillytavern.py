@@ -76,6 +76,20 @@ def is_entry(extensions: Mapping[str, Any]) -> bool:
     return not CARD_NAMES.isdisjoint(extensions)
 
 
+def with_card_names(extensions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The extensions with a card's names for what some programs write there by world info's."""
+    renamed = {one.in_card: extensions[one.in_world] for one in ENTRY_FIELDS if one.in_world in extensions}
+    return {**renamed, **extensions} if renamed else extensions
+
+
+def character_filter(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Which characters an entry is for: "names" and "tags", or for all others where "isExclude" is true."""
+    extensions = values.get("extensions")
+    kept = extensions.get(WORLD_INFO) if isinstance(extensions, dict) else None
+    given = values.get("characterFilter") or (kept.get("characterFilter") if isinstance(kept, dict) else None)
+    return given if isinstance(given, dict) else {}
+
+
 def card_entry(values: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of world info as a card has it. What has no field there is kept in the extensions."""
     rest = dict(values)

@@ -298,3 +298,22 @@ def test_world_info_within_a_card_is_read_as_it_is() -> None:
     chat = Chat([LoreMessage("user", "bee")], Macros("R", "S", Random(1), NOON))
     for entries in ({"0": {"key": ["bee"], "content": "x", "order": 3}}, [{"key": ["/b.e/"], "content": "x"}]):
         assert texts(activate([{"entries": entries}], chat, count).lore) == ["x"]
+
+
+def test_the_names_of_world_info_are_read_in_extensions_too() -> None:
+    """Chub writes them so."""
+    camel = entry("x", ("art",), matchWholeWords=True, scanDepth=1)
+    assert found([camel], "start") == [] and found([camel], "art", "no", "no") == [] and found([camel], "art") == ["x"]
+
+
+def test_an_entry_may_be_for_some_characters_only() -> None:
+    def asked(names: list[str], is_excluding: bool) -> bool:
+        one = entry(
+            "x", constant=True, world_info={"characterFilter": {"names": names, "isExclude": is_excluding, "tags": []}}
+        )
+        chat = Chat([LoreMessage("user", "hi")], Macros("R", "S", Random(1), NOON), names=frozenset({"rosa"}))
+        return bool(activate([{"entries": [one]}], chat, count).lore)
+
+    assert asked(["Rosa"], False) and not asked(["Tom"], False)
+    assert not asked(["ROSA"], True) and asked(["Tom"], True)
+    assert asked([], False) and asked([], True)
