@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
+from cli.fit_best import show_best
+from cli.fit_report import as_object, show
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, EngineError, InputError
-from core.common.i18n import translate
 from core.common.paths import models_dir
-from core.common.terminal import Terminal, table
+from core.common.terminal import Terminal
 from core.common.values import printable, quoted_text
 from core.gpu.known_gpus import lookup
 from core.gpu.snapshot import read_snapshot
-from core.gpu.torch_support import find_gpu_error, installed_torch, usable_gpus
+from core.gpu.torch_support import find_gpu_error, has_nvidia_gpu, installed_torch, is_cpu_chosen, usable_gpus
 from core.hub.endpoints import checked_endpoint
 from core.hub.source import read_source
 from core.library import catalogue
-from core.library.recommended import RecommendedModel, Verdict, best_of, verdicts_for
 from core.library.scan import locate
+from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import MAX_CHATS, FitReport, check_fit
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import has_c_compiler, has_compiler
-from core.memory.plan import MemoryPlan
-from core.memory.rental import cards_that_fit
-from core.memory.sizes import MIB
 
 FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
 # What most GPUs have that people rent by their memory, or more.
@@ -60,12 +56,15 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
 
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """Print the verdict. The exit code: 0 fits, 3 does not, 2 for a model that this program cannot run at all, 1 for
-    GPUs of this machine that cannot be used, whatever their memory."""
+    GPUs of this machine that cannot be used, whatever their memory. Without a GPU it is this machine's CPU's."""
     if arguments.kernel in RENAMED_KERNELS:
         old, arguments.kernel = arguments.kernel, RENAMED_KERNELS[arguments.kernel]
         terminal.say("fit_kernel_renamed", old=old, new=arguments.kernel)
     if arguments.best or arguments.target is None:
-        return run_best(arguments, terminal)
+        if not arguments.best or arguments.target is not None:
+            raise InputError("fit_best_or_target")
+        has_any = show_best(tuple(planned_devices(arguments)), arguments.json, terminal.to_stdout())
+        return FITS if has_any else DOES_NOT_FIT
     try:
         report = verdict(arguments)
     except (CheckpointError, EngineError) as error:
@@ -86,57 +85,31 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     return FITS if report.fits else DOES_NOT_FIT
 
 
-def run_best(arguments: Namespace, terminal: Terminal) -> int:
-    """Print the recommended models with their verdicts, the best that fits marked. The exit code: 0, or 3 for none."""
-    if not arguments.best or arguments.target is not None:
-        raise InputError("fit_best_or_target")
-    devices = tuple(find_devices(arguments.gpu, arguments.vram_mib))
-    verdicts = verdicts_for(devices)
-    best = best_of(verdicts)
-    out = terminal.to_stdout()
-    if arguments.json:
-        listed = [best_object(model, report, model is best) for model, report in verdicts]
-        out.write(json.dumps(listed, ensure_ascii=False, indent=1))
-        return DOES_NOT_FIT if best is None else FITS
-    head = [out.text(f"fit_column_{name}") for name in ("model", "verdict", "needed", "longest", "licence")]
-    rows = [
-        [model.repo, out.text(f"fit_{mark}"), needed, longest, model.license_name]
-        for model, report in verdicts
-        for mark, needed, longest in [best_cells(report, model is best)]
-    ]
-    for line in table([head, *rows]):
-        out.write(line)
-    card = " + ".join(device.name for device in devices)
-    if best is None:
-        out.say("fit_best_none", card=card)
-        return DOES_NOT_FIT
-    out.say("fit_best_is", card=card, model=best.repo)
-    return FITS
-
-
-def best_cells(report: Verdict, is_best: bool) -> tuple[str, str, str]:
-    """The verdict's word, the MiB that are needed, and the longest context."""
-    if not isinstance(report, FitReport):
-        return "no_kernel", "-", "-"
-    mark = "best" if is_best else "yes" if report.fits else "no"
-    return mark, f"{math.ceil(report.needed_mib)}", f"{report.max_context}" if report.fits else "-"
-
-
-def best_object(model: RecommendedModel, report: Verdict, is_best: bool) -> dict[str, Any]:
-    found = as_object(report) if isinstance(report, FitReport) else {"fits": False, "reason": str(report)}
-    return {"repo": model.repo, "billions": model.billions, "licence": model.license_name, "best": is_best} | found
-
-
-def verdict(arguments: Namespace) -> FitReport:
+def verdict(arguments: Namespace) -> FitReport | CpuReport:
     """What check_fit says about the command's arguments. Raises DeckError for what is wrong with them."""
     num_chats = parse_whole("--chats", arguments.chats, 1, MAX_CHATS)
     context_tokens = parse_context(arguments.context)
-    devices = find_devices(arguments.gpu, arguments.vram_mib)
+    devices = planned_devices(arguments)
     checkpoint = find_checkpoint(arguments.target, arguments.revision)
     if context_tokens == 0:
         limit = checkpoint.max_context_tokens
         raise InputError("context_range", model=checkpoint.name, asked=0, limit=limit)
+    if not devices:
+        return check_cpu_fit(checkpoint, context_tokens or 0, num_chats, arguments.kernel)
     return check_fit(checkpoint, devices, context_tokens or 0, num_chats, arguments.kernel)
+
+
+def planned_devices(arguments: Namespace) -> list[DeviceMemory]:
+    """The GPUs to plan for; none where the machine has none and none was named, so that models run on its CPU."""
+    if arguments.gpu is None and arguments.vram_mib is None and (is_cpu_chosen() or not has_any_gpu()):
+        return []
+    return find_devices(arguments.gpu, arguments.vram_mib)
+
+
+def has_any_gpu() -> bool:
+    """Whether there is a GPU here, also one that cannot be read."""
+    error = read_snapshot().error
+    return error is None or error.key not in ("gpu_no_driver", "gpu_none_found") or has_nvidia_gpu()
 
 
 def parse_context(text: str | None) -> int | None:
@@ -214,90 +187,3 @@ def near_targets(name: str) -> str:
     names |= {printable(each).casefold(): printable(each) for each in folders if not each.startswith(".")}
     near = difflib.get_close_matches(name[:100].casefold(), names, NUM_SUGGESTIONS, cutoff=0.3)
     return ", ".join(names[each] for each in near or list(names)[:NUM_SUGGESTIONS])
-
-
-def parts_mib(plan: MemoryPlan) -> dict[str, float]:
-    """The plan's parts, which add up to its total: of what a load needs for a moment, only what is more than after."""
-    return plan.parts_mib() | {"loading": (plan.total - plan.running) / MIB}
-
-
-def sum_parts(report: FitReport) -> dict[str, float]:
-    """The parts over all GPUs; they add up to report.needed_mib."""
-    each = [parts_mib(plan) for plan in report.plans]
-    return {name: sum(parts[name] for parts in each) for name in each[0]}
-
-
-def as_object(report: FitReport) -> dict[str, Any]:
-    """The verdict for programs; with several GPUs `gpus` has one entry for each that takes a part."""
-    found: dict[str, Any] = {
-        "fits": report.fits,
-        "needed_mib": round(report.needed_mib, 2),
-        "available_mib": report.available_mib,
-        "margin_mib": round(report.margin_mib, 2),
-        "parts": _rounded(sum_parts(report)),
-        "kernel": report.load.kernel.name,
-        "captured": report.load.is_captured,
-        "max_context": report.max_context,
-        "reason": translate("en", f"fit.{report.reason}", **report.params),
-        "remedies": [translate("en", f"fit.{key}", **params) for key, params in report.remedies],
-        "notes": [translate("en", f"note.{key}", **params) for key, params in report.notes],
-        "context_tokens": report.load.context_tokens,
-        "chats": report.load.num_slots,
-        "model": report.params["model"],
-        "card": report.params["card"],
-    }
-    if not report.fits:
-        found["cards"] = [offer.name for offer in cards_that_fit(report.load)]
-        found["two_cards"] = [offer.name for offer in cards_that_fit(report.load, 2)]
-    if len(report.devices) > 1:
-        found["gpus"] = [
-            {
-                "card": device.name,
-                "needed_mib": round(plan.total / MIB, 2),
-                "available_mib": device.available_mib,
-                "parts": _rounded(parts_mib(plan)),
-            }
-            for plan, device in zip(report.plans, report.devices, strict=True)
-        ]
-    return found
-
-
-def show(report: FitReport, out: Terminal) -> None:
-    """The verdict for people: the sentence, the parts, what follows from them, and what would make it fit."""
-    out.write(translate(out.language, f"fit.{report.reason}", **report.params))
-    several = [parts_mib(plan) for plan in report.plans] if len(report.plans) > 1 else []
-    if several:
-        out.say("fit_several", count=len(several))
-    columns = [sum_parts(report), *several]
-    rows = [
-        [out.text(f"fit_part_{name}"), *(f"{parts[name]:.0f}" for parts in columns)]
-        for name in columns[0]
-        if any(parts[name] > 0 for parts in columns)
-    ]
-    available = [report.available_mib, *(device.available_mib for device in report.devices if several)]
-    needed = [math.ceil(report.needed_mib), *(math.ceil(plan.total / MIB) for plan in report.plans if several)]
-    rows.append([out.text("fit_needed"), *(f"{number}" for number in needed)])
-    rows.append([out.text("fit_available"), *(f"{number}" for number in available)])
-    margins = [has - takes for has, takes in zip(available, needed, strict=True)]
-    rows.append([out.text("fit_margin"), *(f"{number}" for number in margins)])
-    head = ["MiB", "=" if several else "", *(device.name for device in report.devices if several)]
-    for line in table([head, *rows]):
-        out.write(f"  {line}")
-    for name, params in report.notes:
-        out.write(translate(out.language, f"note.{name}", **params))
-    key = "fit_kernel" if report.max_context else "fit_no_context"
-    values: dict[str, str | int] = {"kernel": report.load.kernel.name}
-    if report.max_context:
-        values |= {"max_context": report.max_context, "chats": report.load.num_slots}
-    out.say(key, **values)
-    for name, params in report.remedies:
-        out.write("- " + translate(out.language, f"fit.{name}", **params))
-    if not report.fits:
-        for key, count in (("cards", 1), ("two_cards", 2)):
-            if offers := cards_that_fit(report.load, count):
-                cards = ", ".join(offer.label for offer in offers)
-                out.write("- " + translate(out.language, f"fit.{key}", cards=cards))
-
-
-def _rounded(parts: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 2) for name, value in parts.items()}

@@ -14,6 +14,7 @@ from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
+from core.memory.cpu_fit import READING_TOKENS_S, CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
 
@@ -26,7 +27,7 @@ ARCHITECTURES = {
 }
 # A model that thinks before it answers needs this much for one question.
 MIN_CONTEXT_TOKENS = 8192
-Verdict = FitReport | DeckError
+Verdict = FitReport | CpuReport | DeckError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,22 +64,38 @@ def known_checkpoint(model: RecommendedModel) -> Checkpoint:
     return make_checkpoint(model.repo, model.config, model.quantization, tensors)
 
 
-@lru_cache(maxsize=8)
 def verdicts_for(devices: tuple[DeviceMemory, ...]) -> tuple[tuple[RecommendedModel, Verdict], ...]:
-    """Every model of the list with its verdict for `devices`, one chat with the usual context."""
+    """Every model of the list with its verdict for `devices`, none for the CPU: one chat with the usual context."""
+    # What is free of a CPU's memory changes from one look to the next.
+    return _gpu_verdicts(devices) if devices else _verdicts(devices)
+
+
+@lru_cache(maxsize=8)
+def _gpu_verdicts(devices: tuple[DeviceMemory, ...]) -> tuple[tuple[RecommendedModel, Verdict], ...]:
+    return _verdicts(devices)
+
+
+def _verdicts(devices: tuple[DeviceMemory, ...]) -> tuple[tuple[RecommendedModel, Verdict], ...]:
     return tuple((model, _verdict(model, devices)) for model in recommended_models())
 
 
 def best_of(verdicts: Iterable[tuple[RecommendedModel, Verdict]]) -> RecommendedModel | None:
-    """The first that fits with room for a long answer, else the first that fits; None where none does."""
-    fitting = [(model, report) for model, report in verdicts if isinstance(report, FitReport) and report.fits]
-    roomy = [model for model, report in fitting if report.max_context >= MIN_CONTEXT_TOKENS]
-    return next(iter([*roomy, *(model for model, _ in fitting)]), None)
+    """The first that fits with room for a long answer, and on a CPU is no slower than people read; else the fastest on
+    a CPU, the first on a GPU that fits. None where none does."""
+    fitting = [(model, report) for model, report in verdicts if not isinstance(report, DeckError) and report.fits]
+    for model, report in fitting:
+        is_slow = isinstance(report, CpuReport) and report.tokens_per_s < READING_TOKENS_S
+        if report.max_context >= MIN_CONTEXT_TOKENS and not is_slow:
+            return model
+    on_cpu = [(report.tokens_per_s, model) for model, report in fitting if isinstance(report, CpuReport)]
+    if on_cpu:
+        return max(on_cpu, key=lambda one: one[0])[1]
+    return fitting[0][0] if fitting else None
 
 
 def _verdict(model: RecommendedModel, devices: tuple[DeviceMemory, ...]) -> Verdict:
     try:
-        return check_fit(known_checkpoint(model), devices)
+        return check_fit(known_checkpoint(model), devices) if devices else check_cpu_fit(known_checkpoint(model))
     except DeckError as error:
         return error
 

@@ -46,6 +46,10 @@ class FitReport:
     notes: tuple[Note, ...] = ()
 
     @property
+    def kernel(self) -> KernelSpec:
+        return self.load.kernel
+
+    @property
     def plans(self) -> tuple[MemoryPlan, ...]:
         return self.load.memory
 

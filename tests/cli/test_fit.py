@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cli.fit import as_object, find_folder, near_targets
+from cli.fit import find_folder, near_targets
+from cli.fit_report import as_object
 from core.common.paths import ROOT
 from core.common.terminal import table
 from core.gpu.known_gpus import lookup
@@ -193,7 +194,6 @@ def change(folder: Path, **changes: Any) -> None:
         (["--vram-mib", "-1"], ["--vram-mib", "-1"]),
         (["--gpu", "A40", "--kernel", "fast"], ["fast", "llamadeck, exllama_v2, marlin, triton"]),
         (["--gpu", "A40", "--revision", "gptq-4bit-32g"], ["gptq-4bit-32g", "gptq-4bit-32g-actorder_True"]),
-        ([], ["--gpu", "--vram-mib"]),
     ],
 )
 def test_bad_input_gets_one_sentence_that_names_it(command: Command, arguments: list[str], named: list[str]) -> None:
@@ -248,6 +248,16 @@ def test_the_gpus_of_this_machine_are_asked_when_none_is_named(on_gpus: Command,
     assert on_gpus.json("fit", SMALL)[1]["available_mib"] == 24564 - 513 - 431
     nvml_standin.use("driver_not_loaded")
     assert "--gpu" in on_gpus.refused("fit", SMALL)
+
+
+def test_without_a_gpu_the_verdict_is_about_this_machines_memory(command: Command) -> None:
+    code, out, _ = command("fit", SMALL, "--json")
+    found = json.loads(out)
+    assert (code, found["device"], found["kernel"]) == (0 if found["fits"] else 3, "cpu", "aten_int4")
+    assert found["tokens_per_s"] > 0 and "this machine's memory" in found["reason"]
+    _, out, _ = command("fit", SMALL, LC_ALL="zh_CN.UTF-8")
+    assert "本机内存" in out
+    assert "marlin" in command.refused("fit", SMALL, "--kernel", "marlin")
 
 
 def test_several_gpus_have_their_parts_each(on_gpus: Command, nvml_standin: Standin) -> None:

@@ -20,7 +20,7 @@ from core.library.recommended import known_checkpoint, recommended_models
 from core.memory.fit import FitReport
 from ui.download.disk import size_words
 from ui.load.entries import bits_of
-from ui.load.gauge import verdict
+from ui.load.gauge import Verdict, verdict
 from ui.load.gpu_choice import Devices, names_of
 from ui.shared.i18n import tr
 
@@ -28,7 +28,7 @@ CHATS = 1
 VERDICT_WIDTH = 175
 # What somebody who may not see a repository is told; the Hub says of a private one that it is not there.
 NEEDS_TOKEN = ("hub_gated", "hub_token", "hub_unknown_repo")
-Report = FitReport | DeckError | None
+Report = Verdict | None
 
 
 def known_branches(address: Address) -> tuple[Branch, ...]:
@@ -76,7 +76,7 @@ def recommended(branches: Sequence[Branch], reports: Sequence[Report]) -> int | 
     judged = [
         (index, (branch.checkpoint, report))
         for index, (branch, report) in enumerate(zip(branches, reports, strict=True))
-        if branch.checkpoint is not None and report is not None
+        if branch.checkpoint is not None and isinstance(report, FitReport)
     ]
     best = best_candidate([choice for _, choice in judged])
     return None if best is None else judged[best][0]
@@ -92,11 +92,11 @@ def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:
         row[tr("download.column_fits")] = _verdict_words(branch, report, is_best)
     if branch.checkpoint is not None:
         row |= _quantization_cells(branch.checkpoint)
-    if isinstance(report, FitReport):
+    if report is not None and not isinstance(report, DeckError):
         row |= {
             tr("download.column_longest"): f"{report.max_context:,}",
             tr("download.column_needed"): f"{math.ceil(report.needed_mib):,} MiB",
-            tr("download.column_kernel"): report.load.kernel.name,
+            tr("download.column_kernel"): report.kernel.name,
         }
     return row
 
@@ -116,7 +116,7 @@ def _verdict_words(branch: Branch, report: Report, is_best: bool) -> str:
         return f"✅ {tr('download.recommended')}"
     if branch.error is not None and branch.error.key in NEEDS_TOKEN:
         return f"🔒 {tr('download.locked')}"
-    if not isinstance(report, FitReport):
+    if report is None or isinstance(report, DeckError):
         return refusal_words(branch.error or report)
     return f"✅ {tr('download.fits')}" if report.fits else f"❌ {tr('download.fits_not')}"
 

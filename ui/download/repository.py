@@ -17,12 +17,11 @@ from core.hub.source import Source, folder_name
 from core.hub.tokens import token_for
 from core.library.hf_cache import is_snapshot_of
 from core.library.scan import LibraryEntry, disk_usage
-from core.memory.fit import FitReport
 from ui.download.branches import CHATS, NEEDS_TOKEN, choose_branch, known_branches, listed_branches
 from ui.download.disk import size_words
 from ui.download.source import draw_token
 from ui.load.entries_cache import models
-from ui.load.gauge import draw_choice, draw_verdict, verdict
+from ui.load.gauge import draw_choice, verdict
 from ui.load.gpu_choice import Devices, names_of
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_alone
@@ -50,8 +49,7 @@ def draw_repository(source: Source, devices: Devices, is_listed: bool = False) -
         return
     chosen = choose_branch(source, branches, devices)
     if chosen.checkpoint is not None:
-        if devices:
-            st.caption(tr("download.assumes"))
+        st.caption(tr("download.assumes"))
         _draw_chosen(replace(source, address=Address(source.address.repo, chosen.name)), chosen.checkpoint, devices)
     elif chosen.error is not None:
         show_error(chosen.error)
@@ -95,10 +93,7 @@ def _draw_help(source: Source, error: str) -> None:
 
 def _draw_chosen(source: Source, checkpoint: Checkpoint, devices: Devices) -> None:
     st.markdown(f"**{escape(source.name)}**")
-    if devices:
-        redraw_alone(draw_choice, checkpoint, devices, f"catalogue_{source.name}")
-    else:
-        draw_verdict(verdict(checkpoint, devices, 0, CHATS))
+    redraw_alone(draw_choice, checkpoint, devices, f"catalogue_{source.name}")
     try:
         folder = folder_name(source)
         here = _on_disk(source, folder)
@@ -144,9 +139,10 @@ def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, d
         # The engine refuses it on every card: nobody should fetch it by accident.
         st.markdown(f":material/block: {tr('find.not_offered')}")
         return
-    fits = report is None or (isinstance(report, FitReport) and report.fits)
-    if isinstance(report, FitReport) and not fits:
-        st.warning(tr("find.fits_not", card=names_of(devices)), icon=":material/warning:")
+    fits = not isinstance(report, DeckError) and report.fits
+    card = names_of(devices) or tr("gauge.this_cpu")
+    if not isinstance(report, DeckError) and not fits:
+        st.warning(tr("find.fits_not", card=card), icon=":material/warning:")
     if free < size:
         st.warning(tr("find.no_room", size=size_words(size), free=size_words(free)), icon=":material/hard_drive:")
     with st.container(gap="xsmall"):
@@ -154,7 +150,7 @@ def _draw_plan(source: Source, folder: str, free: int, checkpoint: Checkpoint, d
             _draw_button(source, folder, tr("find.download", size=size_words(size)))
         else:
             with st.popover(tr("find.download", size=size_words(size)), icon=":material/download:", width="stretch"):
-                st.markdown(tr("find.download_question", card=names_of(devices)))
+                st.markdown(tr("find.download_question", card=card))
                 _draw_button(source, folder, tr("find.download_anyway", size=size_words(size)))
         st.caption(tr("find.plan", folder=folder, free=size_words(free)))
     if error := st.session_state.pop(f"{REFUSED_KEY}_{folder}", None):

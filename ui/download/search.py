@@ -15,7 +15,6 @@ from core.hub.source import Kind, Source, read_source
 from core.hub.tokens import token_for
 from core.library import catalogue
 from core.library.recommended import RecommendedModel, Verdict, best_of, known_checkpoint, verdicts_for
-from core.memory.fit import FitReport
 from ui.download.branches import VERDICT_WIDTH, refusal_words
 from ui.download.disk import size_words
 from ui.download.repository import draw_repository
@@ -136,7 +135,9 @@ def _suggested(kind: Kind, devices: Devices) -> Address | None:
             repo = st.selectbox(tr("download.repository"), repos, key="catalogue_repo", persist_state="session",
                                 help=tr("find.lists_help"))  # fmt: skip
             return Address(repo, "main")
-    verdicts = [one for one in verdicts_for(devices) if kind == "huggingface" or one[0].on_modelscope]
+    listed = [one for one in verdicts_for(devices) if kind == "huggingface" or one[0].on_modelscope]
+    # What fits comes first, else the best for a small card would lie below all that are too large.
+    verdicts = sorted(listed, key=lambda one: isinstance(one[1], DeckError) or not one[1].fits)
     return Address(_choose_newer(verdicts, kind, devices).repo, "main")
 
 
@@ -161,12 +162,14 @@ def _choose_newer(
 
 
 def _newer_row(model: RecommendedModel, report: Verdict, is_best: bool) -> dict[str, object]:
-    row: dict[str, object] = {tr("find.column_repo"): model.repo}
-    if isinstance(report, FitReport):
+    row: dict[str, object] = {}
+    if not isinstance(report, DeckError):
         word = "best" if is_best else "fits" if report.fits else "fits_not"
         mark = "✅" if report.fits else "❌"
         row[tr("download.column_fits")] = f"{mark} {tr(f'download.{word}')}"
-        row[tr("download.column_longest")] = f"{report.max_context:,}"
+    row[tr("find.column_repo")] = model.repo
+    if not isinstance(report, DeckError):
+        row[tr("download.column_longest")] = f"{report.max_context:,}" if report.fits else "-"
         row[tr("download.column_needed")] = f"{math.ceil(report.needed_mib):,} MiB"
     row[tr("find.column_size_main")] = size_words(known_checkpoint(model).size_bytes)
     row[tr("find.column_license")] = model.license_name

@@ -5,12 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.notes import notes
 from core.common.errors import CheckpointError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
-from ui.load.gauge import chosen_now, draw_notes, draw_verdict, sentence, sliders, verdict
+from ui.load.gauge import chosen_now, draw_verdict, sentence, sliders, verdict
 from ui.load.gpu_choice import Devices, devices_here, names_of
 from ui.shared.engine_status import Shown, load, loading_progress, shown_now
 from ui.shared.errors import show_error
@@ -62,8 +61,6 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
     report = verdict(checkpoint, here, context_tokens, num_chats)
     if devices and names_of(devices) != names_of(here):
         draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats))
-    elif report is None:
-        draw_notes(notes(checkpoint, context_tokens))
     else:
         draw_verdict(report)
     if isinstance(report, CheckpointError):  # No slider and no device makes it run.

@@ -11,6 +11,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.notes import Note
 from core.checkpoint.rope import ContextLimits
 from core.common.errors import DeckError
+from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
 from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
@@ -21,6 +22,7 @@ from ui.shared.i18n import text, tr
 
 CHATS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, MAX_CHATS)
 CONTEXT_STEPS, EXTENDED_STEPS = 32, 8
+Verdict = FitReport | CpuReport | DeckError
 SMALLEST_STEP = 32
 
 
@@ -61,28 +63,28 @@ def _with_commas(number: int) -> str:
     return f"{number:,}"
 
 
-def verdict(
-    checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int
-) -> FitReport | DeckError | None:
+def verdict(checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int) -> Verdict:
     """Whether it fits `devices`, or why that cannot be said: no kernel takes it, its configuration is broken.
 
-    Without a GPU, the refusal of a model that runs nowhere, else None: the CPU has no plan.
+    Without a GPU, whether it fits into this machine's own memory.
     """
     try:
         if devices:
             return check_fit(checkpoint, devices, context_tokens, num_chats)
-        checkpoint.require_runs()
-        return None
+        return check_cpu_fit(checkpoint, context_tokens, num_chats)
     except DeckError as error:
         return error
 
 
-def draw_verdict(report: FitReport | DeckError | None) -> None:
-    """The bar, the sentence and what would make it fit; nothing where there is no verdict."""
-    if report is None:
-        return
+def draw_verdict(report: Verdict) -> None:
+    """The bar, the sentence and what would make it fit; on a CPU the sentence with the speed."""
     if isinstance(report, DeckError):
         show_error(report)
+        return
+    if isinstance(report, CpuReport):
+        mark = ":green[:material/check_circle:]" if report.fits else ":red[:material/error:]"
+        st.markdown(f"{mark} {tr(f'fit.{report.reason}', **_readable(report.params))}")
+        draw_notes(report.notes)
         return
     spoken = text(f"fit.{report.reason}", **_readable(report.params))
     draw_bar(parts(report), sum(device.total_mib for device in report.devices), spoken)
