@@ -85,6 +85,8 @@ def make_hollow_model(folder: Path, name: str) -> Path:
     }
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    # Without a tokenizer it would be refused; nothing here reads it.
+    (folder / "tokenizer.json").write_text("{}", "utf-8")
     write_header(folder / catalogue.WEIGHTS_FILE, made.tensors, entry.file_bytes)
     return folder
 

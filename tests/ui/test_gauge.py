@@ -97,9 +97,12 @@ tell([words(tab), [button.key for block in tab.get("popover") for button in bloc
     assert in_popover == ["force_load_70B"]
 
 
-@pytest.mark.parametrize(("locale", "sentence"), [("en-US", "models run on the CPU"), ("zh-CN", "模型在 CPU 上运行")])
+@pytest.mark.parametrize(
+    ("locale", "sentence", "memory"),
+    [("en-US", "models run on the CPU", "this machine's memory"), ("zh-CN", "模型在 CPU 上运行", "本机内存")],
+)
 def test_without_a_gpu_models_are_for_the_cpu_and_a_card_can_be_planned_for(
-    no_nvml: Standin, locale: str, sentence: str
+    no_nvml: Standin, locale: str, sentence: str, memory: str
 ) -> None:
     code = f"""
 tab = open_tab("2_Load_Model", {locale!r})
@@ -109,7 +112,7 @@ run(tab)
 tell([before, words(tab), len(tab.get("popover")), words(open_tab(None, {locale!r}))])
 """
     before, after, num_popovers, home = run_page(no_nvml, code)
-    assert sentence in before and "MiB" not in before and sentence in home
+    assert sentence in before and memory in before and sentence in home
     assert "A40" in after and "MiB" in after and num_popovers == 0
 
 
@@ -179,7 +182,7 @@ tell([said, in_popover, planned, state.phase, state.facts.memory is None])
     pages, in_popover, planned, phase, is_on_cpu = run_page(nvml_standin, code)
     plain = [page.replace("\\", "") for page in pages]
     assert [sentence in page for page in plain] == [True, True, True, True]
-    assert not any("MiB" in page for page in plain[1:3])
+    assert not any(fits in page for page in plain[1:3] for fits in ("fits on", "可以放进 NVIDIA"))
     assert in_popover == ["load_on_cpu_70B", "load_on_cpu_7B"] and "A40" in planned and "MiB" in planned
     assert (phase, is_on_cpu) == ("ready", True)
 
