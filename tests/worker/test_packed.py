@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from core.checkpoint.quantization import MatrixFormat
 from core.checkpoint.settled import settle
 from core.memory.kernels.llamadeck import LLAMADECK, split_kv_bytes
 from core.memory.kernels.registry import able_kernels, choose_kernel
@@ -24,9 +25,9 @@ from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.matrix_tensors import MatrixTensors
 from core.worker.model.model_runner import ModelRunner
-from core.worker.model.repack import middle_zeros, repack, to_fields
-from tests.support.checkpoints import Recipe
-from tests.support.packed import make_packed
+from core.worker.model.repack import PIECE_ROWS, middle_zeros, repack, to_fields
+from tests.support.checkpoints import Recipe, pack
+from tests.support.packed import make_packed, pack_awq
 from tests.support.reference import reference_logits
 
 CPU = torch.device("cpu")
@@ -117,6 +118,12 @@ def test_every_layout_gives_its_matrices_to_the_bit(tmp_path: Path, packing: str
     assert {(one.bits, one.is_symmetric, one.is_permuted) for one in formats} == {
         (recipe.bits, recipe.symmetric, recipe.act_order)
     }
+
+
+def test_an_awq_matrix_of_more_than_a_piece_is_packed_anew_whole() -> None:
+    codes = np.random.default_rng(0).integers(0, 16, (PIECE_ROWS + 24, 16))
+    words = repack(MatrixFormat(4, 8, False, False, "awq"), "codes", torch.from_numpy(pack_awq(codes)))
+    assert torch.equal(words, torch.from_numpy(pack(codes, 4)))
 
 
 @pytest.mark.parametrize(("packing", "said"), [("awq", "gptq"), ("gptq", "awq")])

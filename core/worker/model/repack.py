@@ -16,6 +16,8 @@ AWQ_OUTPUTS = (0, 2, 4, 6, 1, 3, 5, 7)
 # A one in each field of a word, by bits.
 ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 PER_WORD = 8
+# Rows that are packed anew at once: what they take on the way stays in a processor's cache.
+PIECE_ROWS = 512
 # What is read to a CPU: bringing it into neutral form takes as much memory as the tensor.
 REPACKED = ("awq", "pack_quantized")
 
@@ -68,13 +70,27 @@ def _from_awq(part: Part, tensor: torch.Tensor) -> torch.Tensor:
         for place, output in enumerate(AWQ_OUTPUTS):
             out |= ((tensor >> 4 * place) & 15) << 4 * output
         return out
-    # [in / 8, out]: each of a word's eight outputs gets the codes of eight inputs.
-    out = torch.zeros((rows // PER_WORD, words, PER_WORD), dtype=torch.int32, device=tensor.device)
-    for row in range(PER_WORD):
-        codes = tensor[row::PER_WORD]
-        for place, output in enumerate(AWQ_OUTPUTS):
-            out[:, :, output] |= ((codes >> 4 * place) & 15) << 4 * row
-    return out.view(rows // PER_WORD, words * PER_WORD)
+    out = torch.empty((rows // PER_WORD, words * PER_WORD), dtype=torch.int32, device=tensor.device)
+    for at in range(0, rows, PIECE_ROWS):
+        by_place = _transpose_fields([tensor[at + row : at + PIECE_ROWS : PER_WORD] for row in range(PER_WORD)])
+        by_output = [by_place[AWQ_OUTPUTS.index(output)] for output in range(PER_WORD)]
+        out[at // PER_WORD : (at + PIECE_ROWS) // PER_WORD] = torch.stack(by_output, -1).flatten(1)
+    return out
+
+
+def _transpose_fields(words: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Eight words of eight 4-bit fields -> word i has field i of all, the first word's lowest.
+
+    In three steps blocks of 4 x 4, 2 x 2 and single fields change places across the diagonal.
+    """
+    for step, mask in ((4, 0x0000FFFF), (2, 0x00FF00FF), (1, 0x0F0F0F0F)):
+        bits, moved = 4 * step, list(words)
+        for i in (i for i in range(PER_WORD) if not i & step):
+            low, high = words[i], words[i + step]
+            moved[i] = (low & mask) | ((high & mask) << bits)
+            moved[i + step] = ((low >> bits) & mask) | (high & ~mask)
+        words = moved
+    return words
 
 
 def to_fields(words: torch.Tensor, bits: int) -> torch.Tensor:
