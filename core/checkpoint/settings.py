@@ -7,6 +7,7 @@ Then the shapes of the tensors tell them. With a matrix of [in, out] features at
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ OLDER_NAMES = {
 }
 FILE_NAMES = ("model_file_base_name", "model_basename", "model_base_name")
 SIZES = ("bits", "group_size")
+# As in "4bit-128g.compat.no-act-order" and "gptq-4bit-128g-actorder_True".
+ORDER_IN_NAME = re.compile(r"(?P<no>no[-_.]?)?act[-_.]?order(_(?P<value>true|false))?(?![a-z])", re.IGNORECASE)
 # The group sizes that people choose.
 POWERS = tuple(2**power for power in range(3, 13))
 # More than an order of inputs takes; of zeros, enough to tell.
@@ -61,8 +64,14 @@ def base_name(settings: object) -> str:
     return next((name.removesuffix(".safetensors") for name in named if isinstance(name, str)), "")
 
 
-def fits(settings: Mapping[str, Any], tensors: Tensors) -> bool:
-    """Whether GPTQ's tensors have the bits and the size of a group that `settings` say."""
+def fits(settings: Mapping[str, Any], stem: str, tensors: Tensors) -> bool:
+    """Whether GPTQ's tensors have the bits and the size of a group that `settings` say, and the file that is called
+    `stem` the order of inputs, as far as its name tells."""
+    order, wanted = ORDER_IN_NAME.search(stem), settings.get("desc_act")
+    if order is not None and isinstance(wanted, bool):
+        is_permuted = not (order["no"] or (order["value"] or "").lower() == "false")
+        if is_permuted != wanted:
+            return False
     sizes = sizes_by_shapes(tensors)
     return sizes is None or sizes == (settings.get("bits"), settings.get("group_size", -1))
 

@@ -68,7 +68,7 @@ class Weights:
 
 
 def find_weights(
-    files: ModelFiles, read_base_name: Callable[[], str], fits_settings: Callable[[Tensors], bool] | None
+    files: ModelFiles, read_base_name: Callable[[], str], fits_settings: Callable[[str, Tensors], bool] | None
 ) -> Weights:
     """The weights among `files`. `read_base_name` tells what the settings call them, or "".
 
@@ -91,7 +91,7 @@ def find_weights(
         weights = _read(files, first)
         if has_codes(weights.tensors):
             return weights
-    return _choose(files, list(_read_readable(files, sets)), fits_settings or (lambda _: True))
+    return _choose(files, list(_read_readable(files, sets)), fits_settings or (lambda *_: True))
 
 
 def has_weights(names: Collection[str]) -> bool:
@@ -133,7 +133,7 @@ def _read_readable(files: ModelFiles, sets: list[WeightSet]) -> Iterator[tuple[W
 
 
 def _choose(
-    files: ModelFiles, found: list[tuple[WeightSet, Weights]], fits_settings: Callable[[Tensors], bool]
+    files: ModelFiles, found: list[tuple[WeightSet, Weights]], fits_settings: Callable[[str, Tensors], bool]
 ) -> Weights:
     quantized = [(one, weights) for one, weights in found if has_codes(weights.tensors)]
     if not quantized:
@@ -141,7 +141,7 @@ def _choose(
     parts = [weights for _, weights in quantized]
     if _are_disjoint(parts):
         return _joined(parts, [weights for _, weights in found if weights not in parts])
-    fitting = [(one, weights) for one, weights in quantized if fits_settings(weights.tensors)] or quantized
+    fitting = [(one, weights) for one, weights in quantized if fits_settings(one.stem, weights.tensors)] or quantized
     if len({one.stem for one, _ in fitting}) > 1:
         first, second = sorted(one.files[0] for one, _ in fitting)[:2]
         raise files.error("several_weights", first=printable(first), second=printable(second))

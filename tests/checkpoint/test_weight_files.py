@@ -196,6 +196,29 @@ def test_the_files_of_several_branches_are_told_apart_by_the_settings(folder: Pa
     assert files_of(folder) == ["gptq_model-4bit-16g.safetensors"]
 
 
+@pytest.mark.parametrize("is_permuted", [True, False])
+@pytest.mark.parametrize(
+    "names",
+    [
+        (
+            "wizardLM-7B-GPTQ-4bit-32g.latest.act-order.safetensors",
+            "wizardLM-7B-GPTQ-4bit-32g.no-act-order.safetensors",
+        ),
+        ("gptq-4bit-32g-actorder_True.safetensors", "gptq-4bit-32g-actorder_False.safetensors"),
+        ("4bit.act.order.safetensors", "4bit.no-act.order.safetensors"),
+    ],
+)
+def test_names_that_tell_the_order_of_inputs_choose_where_the_settings_say_it(
+    folder: Path, names: tuple[str, str], is_permuted: bool
+) -> None:
+    """Repositories of 2023 held one file for each of two programs."""
+    for name in names:
+        copy_weights(folder, name)
+    (folder / WEIGHTS).unlink()
+    write_settings(folder, desc_act=is_permuted)
+    assert files_of(folder) == [names[0] if is_permuted else names[1]]
+
+
 def test_two_models_that_nothing_tells_apart_are_refused_with_both_names(folder: Path) -> None:
     copy_weights(folder, OTHER)
     error = refusal(folder)
