@@ -21,6 +21,7 @@ class Family:
     runs: bool
     kind: Kind
     is_served_by_vllm: bool
+    needs_code_in_vllm: bool = False
 
 
 @cache
@@ -33,4 +34,4 @@ def families() -> Mapping[str, Family]:
 
 def _family(row: dict[str, str]) -> Family:
     kind: Kind = row["kind"]  # type: ignore[assignment]
-    return Family(row["family"], row["runs"] == "yes", kind, row["vllm"] == "yes")
+    return Family(row["family"], row["runs"] == "yes", kind, row["vllm"] != "no", row["vllm"] == "code")

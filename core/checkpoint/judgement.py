@@ -61,7 +61,9 @@ def is_served_by_vllm(config: Mapping[str, Any]) -> bool | None:
     known = [families()[name] for name in named if isinstance(name, str) and name in families()]
     if not known:
         return False if config.get("auto_map") else None
-    return any(family.is_served_by_vllm for family in known) and known[0].kind != "code"
+    if known[0].kind == "code" or known[0].needs_code_in_vllm:
+        return False
+    return any(family.is_served_by_vllm for family in known)
 
 
 def require_runs(model: str, config: Mapping[str, Any], tensors: Collection[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
 from core.checkpoint.families import families
 from core.checkpoint.headers import TensorInfo
-from core.checkpoint.judgement import ACTIVATIONS, ROPE_KINDS, judge
+from core.checkpoint.judgement import ACTIVATIONS, ROPE_KINDS, is_served_by_vllm, judge, short_reason
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
 from core.memory.fit import check_fit
@@ -135,6 +135,41 @@ def test_a_part_of_a_configuration_is_judged_as_far_as_it_goes(told: dict[str, A
     """What a search tells of each model has the family and the quantization alone."""
     error = judge("a-model", told)
     assert (error and error.key) == key
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 8}, "moe"),
+        ({"model_type": "deepseek_v2", "n_routed_experts": 64, **MLA}, "moe"),
+        ({"model_type": "glm4_moe", "n_routed_experts": 128}, "moe"),
+        ({"model_type": "kimi_k2", "n_routed_experts": 384, "auto_map": {"AutoConfig": "c.D"}, **MLA}, "moe"),
+        ({"model_type": "llama4", "vision_config": {}, "text_config": {"model_type": "llama4_text"}}, "moe"),
+        ({"model_type": "dbrx", "ffn_config": {"moe_num_experts": 16}}, "moe"),
+        ({"model_type": "falcon_h1", "mamba_d_ssm": 3072}, "recurrent"),
+        ({"model_type": "lfm2", "conv_L_cache": 3}, "recurrent"),
+        ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*"}, "recurrent"),
+        ({"model_type": "phi4mm", "auto_map": {"AutoConfig": "c.P"}, "audio_processor": {}}, "vision"),
+        ({"model_type": "internvl_chat", "vision_config": {}, "llm_config": {"model_type": "qwen2"}}, "vision"),
+        ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}, "vision_config": {}}, "vision"),
+        ({"model_type": "qwen2_5_omni", "thinker_config": {"audio_config": {}}}, "vision"),
+        ({"model_type": "chatglm", "auto_map": {"AutoConfig": "c.C"}, "num_layers": 28}, "code"),
+        ({"model_type": "qwen", "architectures": ["QWenLMHeadModel"], "auto_map": {"AutoConfig": "c.Q"}}, "code"),
+        ({"model_type": "whisper", "is_encoder_decoder": True}, "seq2seq"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "encoder"),
+    ],
+)
+def test_the_releases_of_today_have_their_reason_in_a_word(config: dict[str, Any], reason: str) -> None:
+    """As their own config.json describes them, before a header is read."""
+    error = judge("a-model", config)
+    assert error is not None and short_reason(error) == reason
+
+
+def test_vllm_is_started_for_nothing_that_needs_a_repositorys_code() -> None:
+    served = {
+        name: is_served_by_vllm({"model_type": name}) for name in ("qwen3_moe", "internvl_chat", "qwen", "t5", "?")
+    }
+    assert served == {"qwen3_moe": True, "internvl_chat": False, "qwen": False, "t5": False, "?": None}
 
 
 def test_the_table_knows_every_family_that_transformers_writes_text_with() -> None:
