@@ -2,10 +2,10 @@
 
 Start it through Runner(worker_module="tests.support.fake_worker"), or the dashboard with
 LLAMADECK_WORKER=tests.support.fake_worker. LLAMADECK_FAKE_LOAD_S is how long a load takes, LLAMADECK_FAKE_WORD_S a
-word. A model whose name contains "refused" fails to load, one with "dies" kills the worker. An answer repeats the
-question; words in it change that: "words=200" says how many words, "wait=0.05" the seconds between two, "sample"
-answers with every kind of Markdown, "fail" and "die" break off, "forever" never ends by itself; the question
-"settings" is answered with the generation settings that came with it.
+word. A model whose name contains "refused" fails to load, one with "dies" kills the worker, one with "noted" has notes.
+An answer repeats the question; words in it change that: "words=200" says how many words, "wait=0.05" the seconds
+between two, "sample" answers with every kind of Markdown, "fail" and "die" break off, "forever" never ends by itself;
+the question "settings" is answered with the generation settings that came with it.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ class FakeWorker:
             weights_bytes=checkpoint.size_bytes,
             cache_bytes=94_371_840,
             memory=memory,
+            notes=("own_head", "zeros_version") if "noted" in name else (),
         )
         self._pipe.send(Loaded(facts))
 

@@ -140,6 +140,13 @@ def test_a_load_names_its_stage_and_then_says_that_it_succeeded(models: Path, mo
     assert "**256 tokens**" in words(tab)
 
 
+def test_what_is_not_as_the_configuration_says_is_told_once_loaded(models: Path, checkpoint: Path) -> None:
+    (models / "noted").symlink_to(checkpoint)
+    told = words(load(open_tab(), "noted"))
+    assert "a head of its own" in told and "another version of the format" in told
+    assert "a head of its own" not in words(load(open_tab(), "tiny"))
+
+
 def test_loading_another_model_takes_the_place_of_the_first(models: Path) -> None:
     tab = load(load(open_tab(), "tiny"), LONG_NAME)
     assert resources.engine().state.model == LONG_NAME
