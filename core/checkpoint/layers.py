@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint.headers import TensorInfo
-from core.checkpoint.text_config import has_distance_bias, text_config
+from core.checkpoint.text_config import has_capped_scores, has_distance_bias, text_config
 from core.common.errors import CheckpointError
 from core.common.values import is_whole
 
@@ -41,6 +41,11 @@ class DistanceAttention(FullAttention):
 
 
 @dataclass(frozen=True, slots=True)
+class CappedAttention(FullAttention):
+    """Attention whose scores are kept below a bound."""
+
+
+@dataclass(frozen=True, slots=True)
 class DenseMlp:
     intermediate: int
 
@@ -63,8 +68,8 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     count = read_number(model, text, "num_hidden_layers")
     mlp = DenseMlp(read_number(model, text, "intermediate_size", 4 * hidden))
     kv_heads = read_number(model, text, "num_key_value_heads", heads)
-    kind = DistanceAttention if has_distance_bias(text) else FullAttention
-    full = kind(heads, kv_heads, read_number(model, text, "head_dim", hidden // heads))
+    other = DistanceAttention if has_distance_bias(text) else CappedAttention if has_capped_scores(text) else None
+    full = (other or FullAttention)(heads, kv_heads, read_number(model, text, "head_dim", hidden // heads))
     numbers = {int(match[1]) for name in tensors if (match := LAYER.match(name))}
     # Names of other families have no number that is known here; a layer still has a tensor.
     if (numbers and max(numbers) + 1 != count) or count > len(tensors):

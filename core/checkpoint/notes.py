@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.text_config import has_distance_bias, text_config
+from core.checkpoint.text_config import has_capped_scores, has_distance_bias, text_config
 
 Note = tuple[str, dict[str, str | int | float]]
 
@@ -16,6 +16,7 @@ def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
     limits = checkpoint.context_limits
     if limits.extension is not None and context_tokens > limits.usual_tokens:
         found.append((f"rope_{limits.extension}", {"usual": limits.usual_tokens}))
-    if has_distance_bias(text_config(checkpoint.config)):
+    text = text_config(checkpoint.config)
+    if has_distance_bias(text) or has_capped_scores(text):
         found.append(("plain_steps", {}))
     return tuple(found)

@@ -167,6 +167,12 @@ def has_distance_bias(text: Mapping[str, Any]) -> bool:
     return family in ("bloom", "mpt") or (family == "falcon" and bool(text.get("alibi")))
 
 
+def has_capped_scores(text: Mapping[str, Any]) -> bool:
+    """Whether scores are kept below a bound (arXiv 2408.00118), as Gemma 2's are unless it says otherwise."""
+    usual = 50.0 if text.get("model_type") in ("gemma2", "vaultgemma") else None
+    return text.get("attn_logit_softcapping", usual) is not None
+
+
 def _kv_heads(family: str, text: Mapping[str, Any]) -> Any:
     """The key and value heads of families that have a switch for them; None for all others."""
     if family in ALL_HEADS:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from core.checkpoint.layers import DistanceAttention, FullAttention, LayerShape, SlidingAttention
+from core.checkpoint.layers import CappedAttention, DistanceAttention, FullAttention, LayerShape, SlidingAttention
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
+
+# How many queries of a chunk have their scores multiplied out at a time, where no kernel does it for all. No fewer than
+# the chats that can be at once.
+CAPPED_QUERIES = 64
 
 
 class KvStatePlan:
@@ -36,10 +40,21 @@ class DistanceStatePlan(KvStatePlan):
         return plain + distance + mixer.num_heads * mask_bytes(num_rows, context_tokens)
 
 
+class CappedStatePlan(KvStatePlan):
+    """A pass multiplies out the scores of some queries: as they are, as float, their softmax, and that in half
+    precision."""
+
+    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, is_captured: bool) -> int:
+        plain = KvStatePlan.activation_bytes(self, mixer, num_rows, context_tokens, is_captured)
+        scores = mixer.num_heads * min(num_rows, CAPPED_QUERIES) * context_tokens
+        return plain + scores * 2 * (HALF_BYTES + FLOAT_BYTES)
+
+
 STATE_PLANS: dict[type[FullAttention], KvStatePlan] = {
     FullAttention: KvStatePlan(),
     SlidingAttention: KvStatePlan(),
     DistanceAttention: DistanceStatePlan(),
+    CappedAttention: CappedStatePlan(),
 }
 
 

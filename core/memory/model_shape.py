@@ -7,7 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.layers import DistanceAttention, FullAttention, LayerShape, contradiction, read_number
+from core.checkpoint.layers import (
+    CappedAttention,
+    DistanceAttention,
+    FullAttention,
+    LayerShape,
+    contradiction,
+    read_number,
+)
 from core.checkpoint.quantization import MatrixFormat
 from core.checkpoint.text_config import text_config
 from core.checkpoint.vocabulary import num_tokens
@@ -80,7 +87,7 @@ class ModelShape:
     @property
     def is_capturable(self) -> bool:
         """Whether captured steps' own attention can be in place of every layer's."""
-        return not any(isinstance(layer.mixer, DistanceAttention) for layer, _ in self.layers)
+        return not any(isinstance(layer.mixer, (DistanceAttention, CappedAttention)) for layer, _ in self.layers)
 
     @property
     def attention(self) -> FullAttention:

@@ -56,6 +56,8 @@ OLD: dict[str, dict[str, Any]] = {
     "gptj": {"model_type": "gptj", **GPT},
     "codegen": {"model_type": "codegen", **GPT},
     "opt": {"model_type": "opt", **OPT},
+    "gemma2": {"model_type": "gemma2", **SIZES, "head_dim": 16, "sliding_window": 24, "attn_logit_softcapping": 2.0,
+               "query_pre_attn_scalar": 16},
     "falcon 7B": {"model_type": "falcon", **FALCON},
     "falcon 40B": {"model_type": "falcon", **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon rw": {"model_type": "falcon", **FALCON, "multi_query": False, "alibi": True, "parallel_attn": False,
@@ -183,7 +185,7 @@ def check_family(folder: Path, model: PreTrainedModel) -> None:
     checkpoint = read_checkpoint(folder)
     heads = read_shape(checkpoint).attention
     report = check_fit(checkpoint, [CARD])
-    # ALiBi's bias is none that captured steps could add.
+    # Captured steps add no bias to scores and set no bound to them.
     assert report.fits and report.load.is_captured != (("plain_steps", {}) in report.notes)
     with torch.inference_mode():
         runner = load(folder)

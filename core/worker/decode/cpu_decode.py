@@ -161,11 +161,11 @@ def is_equal(fast: FastDecodePass, runner: ModelRunner) -> bool:
 
 
 def refuse_config(config: Any) -> None:
-    """Raise NotImplementedError for what a short text does not show: a sliding window, an own attention."""
+    """Raise NotImplementedError for what a short text does not show: a sliding window, capped scores."""
     if getattr(config, "sliding_window", None) or "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise NotImplementedError("a sliding window")
-    if config._attn_implementation == "eager":
-        raise NotImplementedError("an attention of its own")
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise NotImplementedError("capped scores")
 
 
 def _read_layer(layer: Any) -> _Layer:

@@ -15,8 +15,10 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from core.memory.layer_state import CAPPED_QUERIES
+
 NAME = "llamadeck"
-# Some families add attention sinks, capped scores, position biases or a bias for distance.
+# What some families add to attention: sinks, a bound on scores, a bias for each pair of places or for distance.
 ADDITIONS = ("s_aux", "softcap", "position_bias", "slopes")
 
 
@@ -27,6 +29,7 @@ def attend(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
     slopes: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     **extras: Any,
@@ -34,11 +37,14 @@ def attend(
     """query [rows, heads, new tokens, head dim] over key, value [rows, kv heads, length, head dim]
     -> [rows, new tokens, heads, head dim].
 
-    mask: bool [rows, 1, new tokens, length]; None: causal, the new tokens being the last ones. slopes [heads]: what a
-    score loses for each token of distance (ALiBi, arXiv 2108.12409), which needs the new tokens' `positions` [rows, new
-    tokens]. Raises NotImplementedError for what a model adds to plain attention.
+    mask: bool [rows, 1, new tokens, length]; None: causal, the new tokens being the last ones. softcap: the bound that
+    scores approach (arXiv 2408.00118). slopes [heads]: what a score loses for each token of distance (ALiBi, arXiv
+    2108.12409), which needs the new tokens' `positions` [rows, new tokens]. Raises NotImplementedError for what else a
+    model adds to plain attention.
     """
     refuse_additions(extras)
+    if softcap is not None:
+        return attend_capped(query, key, value, mask, scaling, softcap), None
     if slopes is not None and positions is not None:
         bias = distance_bias(slopes.to(query.device), positions, key.shape[2], query.dtype)
         return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling).transpose(1, 2), None
@@ -52,6 +58,33 @@ def attend(
     shares_heads = key.shape[1] != num_heads
     output = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shares_heads)
     return output.transpose(1, 2).contiguous(), None
+
+
+def attend_capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float,
+) -> torch.Tensor:
+    """`attend` with scores of softcap * tanh(score / softcap): some queries at a time, as the plan counts them."""
+    num_rows, num_heads, num_tokens, head_dim = query.shape
+    num_kv_heads, length = key.shape[1], key.shape[2]
+    scale = head_dim**-0.5 if scaling is None else scaling
+    if mask is None:
+        ends = torch.arange(length - num_tokens, length, device=query.device)
+        mask = (torch.arange(length, device=query.device) <= ends[:, None])[None, None]
+    outputs = []
+    for begin in range(0, num_tokens, CAPPED_QUERIES):
+        some = query[:, :, begin : begin + CAPPED_QUERIES]
+        by_key = some.reshape(num_rows, num_kv_heads, -1, head_dim)
+        scores = torch.matmul(by_key, key.transpose(2, 3)).float().mul_(scale / softcap).tanh_().mul_(softcap)
+        scores = scores.view(num_rows, num_heads, some.shape[2], length)
+        scores.masked_fill_(~mask[:, :, begin : begin + CAPPED_QUERIES], -torch.inf)
+        weights = scores.softmax(-1).to(value.dtype).view(num_rows, num_kv_heads, -1, length)
+        outputs.append(torch.matmul(weights, value).view(num_rows, num_heads, some.shape[2], -1))
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous()
 
 
 def distance_bias(slopes: torch.Tensor, positions: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:

@@ -84,14 +84,13 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int)
         config.tie_word_embeddings = False
     elif checkpoint.repeated:
         config.tie_word_embeddings = True
-    is_softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-    is_eager = is_softcapped or config.model_type in own_attention.FAMILIES
+    is_own = config.model_type in own_attention.FAMILIES
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 config,
                 dtype=dtype,
-                attn_implementation=own_attention.BUILT_AS if is_eager else attention.register(),
+                attn_implementation=own_attention.BUILT_AS if is_own else attention.register(),
                 trust_remote_code=False,
             )
         own_attention.replace_own_attention(model)

@@ -25,9 +25,8 @@ class ModelRunner:
         self.vocabulary = model.get_input_embeddings().num_embeddings
         self._model = model
         self._config = model.config
-        self._is_eager = model.config._attn_implementation == "eager"
         # On a GPU a chunk's attention is causal without a mask, which would take memory.
-        self._needs_mask = self._is_eager or self.device.type == "cpu"
+        self._needs_mask = self.device.type == "cpu"
         self._last_place = context_tokens - 1 if model.config.model_type in PLACE_TABLES else None
         self.cache = self._make_cache(num_slots, context_tokens)
 
@@ -102,22 +101,16 @@ class ModelRunner:
         keys = torch.arange(length, device=positions.device)
         seen = keys <= positions[:, None, :, None]
         # A single token of a single row sees all columns.
-        sees_all = positions.shape == (1, 1) and not self._is_eager
+        sees_all = positions.shape == (1, 1)
         needs_mask = self._needs_mask or positions.shape[1] == 1
-        full = self._as_mask(seen) if needs_mask and not sees_all else None
+        full = seen if needs_mask and not sees_all else None
         window = getattr(self._config, "sliding_window", None)
-        near = self._as_mask(seen & (keys > positions[:, None, :, None] - window)) if window else full
+        near = seen & (keys > positions[:, None, :, None] - window) if window else full
         layer_types = getattr(self._config, "layer_types", None)
         if layer_types:
             kinds = {"full_attention": full, "sliding_attention": near}
             return {kind: kinds[kind] for kind in set(layer_types)}
         return near
-
-    def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
-        if not self._is_eager:
-            return allowed
-        lowest = torch.finfo(self.dtype).min
-        return torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device).masked_fill_(~allowed, lowest)
 
 
 class _ShapeProbe:
