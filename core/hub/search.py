@@ -1,8 +1,9 @@
-"""The Hub's own search, for GPTQ models."""
+"""The Hub's own search, for models in the containers that run here."""
 
 from __future__ import annotations
 
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from core.hub.endpoints import checked_endpoint
 from core.hub.metadata import Repository, open_client, parse_json, read_bytes
 
 NUM_RESULTS = 40
+TAGS = ("gptq", "awq", "auto-round", "compressed-tensors")
 MAX_QUERY_CHARS = 200
 # 40 results with their tags are about 100 KB.
 MAX_ANSWER_BYTES = 5_000_000
@@ -41,23 +43,28 @@ class FoundModel:
 
 
 def search_models(text: str, endpoint: str | None = None, token: str | None = None) -> tuple[FoundModel, ...]:
-    """The GPTQ models whose names hold `text`, the most downloaded first.
+    """The quantized models whose names hold `text`, the most downloaded first.
 
-    The Hub gives the tag "gptq" to every repository whose configuration says so, and its filter takes no other.
-    Raises DeckError where the server cannot be asked, refuses, or has no search.
+    The Hub tags a repository with the quantization that its configuration names. Its filter takes tags that all hold,
+    so each container is asked for by itself. Raises DeckError where the server cannot be asked, refuses, or has no
+    search.
     """
     endpoint = checked_endpoint(endpoint)
     with open_client(token) as client:
         source = Repository(client, endpoint, Address("", DEFAULT_REVISION))
         try:
-            data = read_bytes(source, search_route(text), MAX_ANSWER_BYTES)
+            with ThreadPoolExecutor(len(TAGS)) as pool:
+                routes = [search_route(text, tag) for tag in TAGS]
+                answers = list(pool.map(lambda route: read_bytes(source, route, MAX_ANSWER_BYTES), routes))
         except InputError as error:  # Of a repository there is none here, so it is the route that is not there.
             raise DeckError("hub_no_search", host=source.host) from error
-    return parse_results(data, source.host)
+    # A repository can have two of the tags.
+    found = {model.repo: model for data in answers for model in parse_results(data, source.host)}
+    return tuple(sorted(found.values(), key=lambda model: -model.downloads)[:NUM_RESULTS])
 
 
-def search_route(text: str) -> str:
-    query = [("search", text.strip()[:MAX_QUERY_CHARS]), ("filter", "gptq"), ("sort", "downloads")]
+def search_route(text: str, tag: str = TAGS[0]) -> str:
+    query = [("search", text.strip()[:MAX_QUERY_CHARS]), ("filter", tag), ("sort", "downloads")]
     query += [("limit", str(NUM_RESULTS)), *(("expand", name) for name in PROPERTIES)]
     return f"/api/models?{urllib.parse.urlencode(query)}"
 

@@ -39,6 +39,13 @@ def test_models_are_found_by_their_names_and_only_gptq(hub: HubStandin) -> None:
     assert search_models("nothing of that name", hub.url) == ()
 
 
+def test_other_containers_that_run_here_are_found_too(hub: HubStandin) -> None:
+    for name in ("Tiny-AWQ", "Tiny-compressed-tensors", "Tiny-GPTQ-AWQ", "Tiny-EXL3"):
+        (hub.root / "some" / name / "main").mkdir(parents=True)
+    found = [model.repo.removeprefix("some/") for model in search_models("tiny", hub.url)]
+    assert sorted(found) == ["Tiny-AWQ", "Tiny-GPTQ", "Tiny-GPTQ-AWQ", "Tiny-compressed-tensors"]
+
+
 def test_the_most_downloaded_comes_first(hub: HubStandin) -> None:
     found = search_models("", hub.url)
     assert [model.downloads for model in found] == sorted((model.downloads for model in found), reverse=True)
