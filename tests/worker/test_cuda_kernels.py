@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from core.checkpoint.layers import FullAttention
+from core.memory.layer_state import KvStatePlan
+from core.memory.plan import GPU_CHUNK_TOKENS
+from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels import cache_attention, step_ops
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.step_kernel_tests import *  # noqa: F403
@@ -26,12 +30,20 @@ def test_a_norm_in_another_type_is_left_to_the_model() -> None:
         step_ops.swiglu(torch.randn(2, 32))
 
 
-def test_the_splits_of_all_slots_have_room_and_do_not_depend_on_the_rows() -> None:
+@pytest.mark.parametrize("num_slots", [1, 31, 33, 64, 2000])
+def test_the_splits_of_all_slots_have_room_in_the_plan(num_slots: int) -> None:
+    layer = FullAttention(num_heads=32, num_kv_heads=8, head_dim=128)
+    rows = max(GPU_CHUNK_TOKENS, num_slots)
+    planned = KvStatePlan().activation_bytes(layer, rows, 100_000, is_captured=True)
+    splits = cache_attention.num_splits(num_slots, 100_000, 64)
+    query_and_output = 2 * num_slots * layer.num_heads * layer.head_dim * HALF_BYTES
+    each = (layer.head_dim + 2) * FLOAT_BYTES  # with its top and total
+    assert query_and_output + num_slots * layer.num_heads * splits * each <= planned
+
+
+def test_a_short_context_has_few_splits() -> None:
     assert cache_attention.num_splits(1, 100_000, 64) == cache_attention.MAX_SPLITS
     assert cache_attention.num_splits(1, 100, 64) == 2
-    for num_slots in (1, 31, 33, 64, 2000):
-        splits = cache_attention.num_splits(num_slots, 100_000, 64)
-        assert splits == 1 or splits * num_slots <= cache_attention.MAX_SPLIT_ROWS
 
 
 def test_columns_are_as_many_as_the_gpu_has_room_for() -> None:
