@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,9 +83,12 @@ def list_models(served: ServedModel, characters: Listing) -> list[dict[str, Any]
     except DeckError:
         # The page of characters says what is wrong with the folder; the model answers without it.
         entries = ()
+    counts = Counter(entry.name for entry in entries)
     for entry in entries:
         if entry.character is not None and entry.name != served.name:
-            found.append(_described(_id(entry, entries), _changed_s(entry), served) | {"parent": served.name})
+            # Its key where another one has the same name.
+            name = entry.name if counts[entry.name] == 1 else entry.key
+            found.append(_described(name, _changed_s(entry), served) | {"parent": served.name})
     return found
 
 
@@ -97,11 +100,6 @@ def _described(name: str, created_s: int, served: ServedModel) -> dict[str, Any]
         "owned_by": OWNER,
         "max_model_len": served.context_tokens,
     }
-
-
-def _id(entry: Entry, entries: Sequence[Entry]) -> str:
-    """The character's name, or its key where another one has the same name."""
-    return entry.name if [one.name for one in entries].count(entry.name) == 1 else entry.key
 
 
 def _changed_s(entry: Entry) -> int:

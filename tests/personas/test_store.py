@@ -415,3 +415,23 @@ def test_a_free_name_is_numbered_past_those_that_are_taken(store: Characters) ->
     store.add(ROSA)
     store.add(replace(ROSA, name="rosa (2)"))
     assert store.free_name("Rosa") == "Rosa (3)"
+
+
+def test_a_list_looks_names_up_instead_of_going_through_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 4,000 characters was looked for in a list of 4,000 names."""
+    compared: list[str] = []
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(self)
+            return str.__eq__(self, other)
+
+    for number in range(100):
+        (tmp_path / f"P {number}.yaml").write_text("name: x\ncontext: x\n", "utf-8")
+    characters = Characters(tmp_path)
+    names = characters.names
+    monkeypatch.setattr(characters, "names", lambda: [Name(name) for name in names()])
+    assert len(characters.entries()) == 100
+    assert len(compared) < 1000
