@@ -122,7 +122,7 @@ DEFAULTS = _read_defaults()
 def has_pictures_left_out(config: Mapping[str, Any]) -> bool:
     """Whether the model has a part for pictures beside the text part, which alone runs here."""
     family = config.get("model_type")
-    return isinstance(family, str) and family in PICTURE_FAMILIES and isinstance(config.get("vision_config"), dict)
+    return isinstance(family, str) and family in PICTURE_FAMILIES
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

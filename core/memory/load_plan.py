@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.text_config import text_config
 from core.memory.kernels.spec import Device, Dtype, KernelSpec
 from core.memory.model_shape import ModelShape
 from core.memory.plan import MemoryPlan
@@ -47,4 +48,6 @@ class LoadPlan:
 
 def choose_dtype(checkpoint: Checkpoint, kernel: KernelSpec, device: Device) -> Dtype:
     """What the kernel computes in, as near to what the model was made in as it can."""
-    return kernel.dtype(str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")), device)
+    whole, text = checkpoint.config, text_config(checkpoint.config)
+    named = whole.get("dtype") or whole.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return kernel.dtype(str(named), device)

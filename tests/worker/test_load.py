@@ -86,6 +86,11 @@ def test_the_number_type_is_the_models_where_gpu_and_kernel_have_it(
     assert choose_dtype(with_config(folder, torch_dtype=named), kernel_named(kernel), device) == wanted
 
 
+def test_the_number_type_of_the_text_part_counts_where_the_whole_names_none(folder: Path) -> None:
+    checkpoint = with_config(folder, torch_dtype=..., text_config={"model_type": "llama", "dtype": "bfloat16"})
+    assert choose_dtype(checkpoint, kernel_named("triton"), Device("cuda", (9, 0))) == "bfloat16"
+
+
 def test_the_newer_name_of_the_number_type_goes_first(folder: Path) -> None:
     checkpoint = with_config(folder, dtype="bfloat16", torch_dtype="float16")
     assert choose_dtype(checkpoint, kernel_named("triton"), Device("cuda", (9, 0))) == "bfloat16"
