@@ -100,6 +100,8 @@ def apply_rope(
     query, key [rows, heads, tokens, dim]; cos, sin [rows or 1, tokens, turned]: the first `turned` of `dim` are, the
     others stay. `unsqueeze_dim` must be 1: heads come before tokens.
     """
+    # Some models keep their angles in float32.
+    key, cos, sin = key.to(query.dtype), cos.to(query.dtype), sin.to(query.dtype)
     rows, num_heads, num_tokens, _ = query.shape
     num_kv_heads, half = key.shape[1], cos.shape[-1] // 2
     angle_row = cos.stride(0) if cos.shape[0] > 1 else 0
