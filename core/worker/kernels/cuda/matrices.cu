@@ -249,12 +249,14 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                 for (int b = 0; b < UNIT; b++) {
                     uint4 now[CT];
 #pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        if (h < PIECES) {
+                    for (int c = 0; c < CT; c++) now[c] = ld_shared_16(codes_at + (b * PIECES * CT + c) * 512);
 #pragma unroll
-                            for (int c = 0; c < CT; c++)
-                                now[c] = ld_shared_16(codes_at + ((b * PIECES + h) * CT + c) * 512);
-                        }
+                    for (int h = 0; h < 2; h++) {
+#if PIECES == 2
+#pragma unroll
+                        for (int c = 0; c < CT; c++)
+                            if (h) now[c] = ld_shared_16(codes_at + ((b * PIECES + 1) * CT + c) * 512);
+#endif
                         const int half = b * 2 + h, group = half / HALVES_PER_GROUP;
                         auto then = [&](int n) { return (b + 1 < UNIT ? x_at[n] + b * 8 + 8 : after[n]) + h * 4; };
                         uint4 with[NT];
