@@ -17,6 +17,7 @@ from core.hub.source import Source
 from core.library import catalogue
 from core.library.ranking import best_candidate
 from core.library.recommended import known_checkpoint, recommended_models
+from core.memory.cpu_fit import READING_TOKENS_S, CpuReport
 from core.memory.fit import FitReport
 from ui.download.disk import size_words
 from ui.load.entries import bits_of
@@ -118,7 +119,18 @@ def _verdict_words(branch: Branch, report: Report, is_best: bool) -> str:
         return f"🔒 {tr('download.locked')}"
     if report is None or isinstance(report, DeckError):
         return refusal_words(branch.error or report)
-    return f"✅ {tr('download.fits')}" if report.fits else f"❌ {tr('download.fits_not')}"
+    return fitting_words(report)
+
+
+def fitting_words(report: FitReport | CpuReport, is_best: bool = False) -> str:
+    """Whether it fits, as short as a table has it; on a CPU also whether it is slower than people read."""
+    if not report.fits:
+        return f"❌ {tr('download.fits_not')}"
+    if isinstance(report, CpuReport) and report.tokens_per_s < READING_TOKENS_S:
+        return f"🐢 {tr('download.fits_slow')}"
+    if is_best:
+        return f"✅ {tr('download.best_here' if isinstance(report, CpuReport) else 'download.best')}"
+    return f"✅ {tr('download.fits')}"
 
 
 def refusal_words(error: DeckError | None) -> str:

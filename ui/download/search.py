@@ -15,7 +15,8 @@ from core.hub.source import Kind, Source, read_source
 from core.hub.tokens import token_for
 from core.library import catalogue
 from core.library.recommended import RecommendedModel, Verdict, best_of, known_checkpoint, verdicts_for
-from ui.download.branches import VERDICT_WIDTH, refusal_words
+from core.memory.cpu_fit import CpuReport, speed_text
+from ui.download.branches import VERDICT_WIDTH, fitting_words, refusal_words
 from ui.download.disk import size_words
 from ui.download.repository import draw_repository
 from ui.download.source import choose_source
@@ -136,8 +137,9 @@ def _suggested(kind: Kind, devices: Devices) -> Address | None:
                                 help=tr("find.lists_help"))  # fmt: skip
             return Address(repo, "main")
     listed = [one for one in verdicts_for(devices) if kind == "huggingface" or one[0].on_modelscope]
-    # What fits comes first, else the best for a small card would lie below all that are too large.
-    verdicts = sorted(listed, key=lambda one: isinstance(one[1], DeckError) or not one[1].fits)
+    # The best and what fits come first: it would lie below all that are too large, or too slow on a CPU.
+    best = best_of(listed)
+    verdicts = sorted(listed, key=lambda one: (one[0] is not best, isinstance(one[1], DeckError) or not one[1].fits))
     return Address(_choose_newer(verdicts, kind, devices).repo, "main")
 
 
@@ -150,7 +152,8 @@ def _choose_newer(
     event = st.dataframe(
         pd.DataFrame([_newer_row(model, report, model is best) for model, report in verdicts]).fillna(""),
         hide_index=True,
-        key=f"newer_{kind}_{names_of(devices) or 'cpu'}",
+        # A row is chosen by its place among these models.
+        key=f"newer_{kind}_{names_of(devices) or 'cpu'}_{hash(tuple(model.repo for model, _ in verdicts))}",
         on_select="rerun",
         selection_mode="single-row-required",
         selection_default={"selection": {"rows": [first]}},
@@ -164,13 +167,13 @@ def _choose_newer(
 def _newer_row(model: RecommendedModel, report: Verdict, is_best: bool) -> dict[str, object]:
     row: dict[str, object] = {}
     if not isinstance(report, DeckError):
-        word = "best" if is_best else "fits" if report.fits else "fits_not"
-        mark = "✅" if report.fits else "❌"
-        row[tr("download.column_fits")] = f"{mark} {tr(f'download.{word}')}"
+        row[tr("download.column_fits")] = fitting_words(report, is_best)
     row[tr("find.column_repo")] = model.repo
     if not isinstance(report, DeckError):
         row[tr("download.column_longest")] = f"{report.max_context:,}" if report.fits else "-"
         row[tr("download.column_needed")] = f"{math.ceil(report.needed_mib):,} MiB"
+    if isinstance(report, CpuReport):
+        row[tr("download.column_speed")] = f"≈ {speed_text(report.tokens_per_s)}"
     row[tr("find.column_size_main")] = size_words(known_checkpoint(model).size_bytes)
     row[tr("find.column_license")] = model.license_name
     return row
