@@ -36,7 +36,8 @@ OTHER_HEADS = re.compile(
 )
 TEXT_HEADS = re.compile(r"LMHeadModel$|^(ChatGLM|Aquila|RefinedWeb)Model$")
 SHORT_REASONS = ("moe", "recurrent", "mla", "layers", "vision", "sound", "unknown", "encoder", "seq2seq", "code")
-QUANTIZATION_ERRORS = ("not_quantized", "no_quantized_weights", "other_quantization", "format", "bits", "group_size")
+QUANTIZATION_ERRORS = ("not_quantized", "no_quantized_weights", "other_quantization", "other_quantization_vllm",
+                       "format", "bits", "group_size")  # fmt: skip
 # A tensor of one expert alone, and one of another part than a language model by itself has.
 EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 OTHER_PART = re.compile(r"(model\.)?(visual|vision_tower|vision_model|audio_tower|language_model)\.")

@@ -90,7 +90,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (weights(group_size="many"), "group_size", "many"),
     (gptq(pack_dtype="int16"), "format", "pack_dtype int16"),
     (gptq(checkpoint_format="marlin"), "format", "marlin"),
-    ({"quant_method": "fp8"}, "other_quantization", "fp8"),
+    ({"quant_method": "fp8"}, "other_quantization_vllm", "fp8"),
 ]
 
 

@@ -191,3 +191,14 @@ def test_whatever_is_selected_is_a_bare_name_in_one_folder(names: list[str]) -> 
 )
 def test_what_is_not_needed_is_not_small(name: str) -> None:
     assert not is_small(name)
+
+
+def test_a_family_that_runs_nowhere_is_refused_before_a_file_is_listed_for_fetching(
+    hub: HubStandin, tmp_path: Path, origin: Path
+) -> None:
+    """`download` once fetched it whole, and the load then refused it."""
+    config = json.loads((origin / "config.json").read_text())
+    (origin / "config.json").write_text(json.dumps(config | {"model_type": "falcon_mamba"}))
+    error = refusal(hub, tmp_path)
+    assert error.key == "family_recurrent" and "Another server" in str(error)
+    assert not list(tmp_path.rglob("*.part*"))

@@ -53,6 +53,8 @@ TYPES: dict[Part, tuple[str, ...]] = {
     "bias": FLOATS,
     "shape": INDEXES,
 }
+# What vLLM 0.32 reads beside the containers here (its model_executor/layers/quantization).
+VLLM_METHODS = frozenset(("fp8", "fbgemm_fp8", "fp_quant", "modelopt", "mxfp4", "quark", "torchao"))
 # GptqContainer takes what names no method, so it comes last.
 CONTAINERS: tuple[Container, ...] = (
     AutoRoundContainer(),
@@ -74,7 +76,10 @@ def find_container(model: str, found: Mapping[str, Any]) -> Container:
     for container in CONTAINERS:
         if container.accepts(found):
             return container
-    raise CheckpointError("other_quantization", folder=model, method=quoted_json(found.get("quant_method")).lower())
+    method = quoted_json(found.get("quant_method")).lower()
+    if method in VLLM_METHODS:
+        raise CheckpointError("other_quantization_vllm", folder=model, method=method)
+    raise CheckpointError("other_quantization", folder=model, method=method)
 
 
 def packed_as(format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> MatrixFormat:
