@@ -147,6 +147,7 @@ def _normalizers(spec: Any, has_prefix: bool) -> Iterator[Any]:
 
 def _pre_tokenizers(words: list[str], has_prefix: bool) -> Iterator[Any]:
     if has_prefix:
+        # A text that begins with a space gets no other one: there transformers differs from SentencePiece as well.
         yield pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
     if words:
         # The longest symbol that fits, as SentencePiece takes it.
