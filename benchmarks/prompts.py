@@ -29,7 +29,9 @@ class Prompts:
         self._question: list[int] = []
         if path.is_file():
             tokenizer = Tokenizer.from_file(str(path))
-            question = read_template(checkpoint.folder).render([{"role": "user", "content": QUESTION}])
+            template = read_template(checkpoint.folder)
+            # A model whose format is not known gets the bare words.
+            question = QUESTION if template.source is None else template.render([{"role": "user", "content": QUESTION}])
             self._filler = encode(tokenizer, FILLER.read_text("utf-8").replace("%%", ""), vocabulary)
             self._question = encode(tokenizer, question, vocabulary)
         self._beginnings = sorted(set(self._filler))
