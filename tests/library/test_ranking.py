@@ -13,6 +13,7 @@ from core.hub.address import REPO
 from core.library import catalogue
 from core.library.ranking import best_candidate
 from core.library.recommended import best_of, known_checkpoint, recommended_models, verdicts_for
+from core.memory.cpu_fit import check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
 
@@ -111,4 +112,18 @@ def test_the_best_model_for_a_card_is_the_first_that_fits_with_room_for_an_answe
 
 def test_on_a_card_that_is_too_small_for_all_none_is_the_best() -> None:
     assert best_of(verdicts_for((DeviceMemory.empty("a card", 1024, (8, 6)),))) is None
-    assert best_of(verdicts_for(())) is None
+
+
+@pytest.mark.parametrize(
+    ("bandwidth_gb_s", "best"),
+    [(5.0, "JunHowie/Qwen3-0.6B-GPTQ-Int4"), (25.0, "Qwen/Qwen2.5-1.5B-Instruct-GPTQ-Int4"),
+     (200.0, "JunHowie/Qwen3-14B-GPTQ-Int4")],
+)  # fmt: skip
+def test_on_a_cpu_the_best_is_one_that_is_read_along_with(bandwidth_gb_s: float, best: str) -> None:
+    """Where none is fast enough it is the fastest."""
+    verdicts = [
+        (model, check_cpu_fit(known_checkpoint(model), available_mib=16_000, bandwidth_gb_s=bandwidth_gb_s))
+        for model in recommended_models()
+    ]
+    found = best_of(verdicts)
+    assert found is not None and found.repo == best
