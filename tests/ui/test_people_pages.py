@@ -12,7 +12,7 @@ from core.chat.presets import set_model_preset
 from core.chat.records import CopiedChat, CopiedMessage
 from core.personas.character import Character
 from core.personas.user import UserPersona, read_persona, save_persona
-from tests.support.checkpoints import TEMPLATE, make_checkpoint
+from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.pages import click, go, load, open_tab, run
 from tests.support.widgets import named
 from ui.chat.setup import prompt_of
@@ -61,7 +61,7 @@ def test_each_describes_only_themselves(be: Be) -> None:
 
 
 def test_the_preview_and_the_prompt_of_a_chat_know_only_who_looks(be: Be, home: Path) -> None:
-    make_checkpoint(home / "models" / "tiny")
+    make_checkpoint(home / "models" / "tiny", Recipe(context_tokens=1024))
     (home / "models" / "tiny" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
     key = resources.characters().add(Character("Ada", context="{{char}} teaches {{user}}."))
     save_persona(UserPersona("Kim", "A cook."))
