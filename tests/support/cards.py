@@ -100,10 +100,11 @@ def png_card(card: Mapping[str, Any], keyword: str = "chara") -> bytes:
 
 
 def charx(files: Mapping[str, bytes | str]) -> bytes:
+    """The archive, always the same bytes: a test that is named by them has one name in all processes."""
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, content in files.items():
-            opened.writestr(name, content)
+            opened.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return written.getvalue()
 
 
