@@ -40,11 +40,13 @@ class CharacterPrompt:
     books: tuple[Mapping[str, Any], ...] = ()
     # The names of all characters of a group.
     group: str = ""
+    # Who speaks without a character: one of a group whose file is gone, else the assistant.
+    name: str = ""
 
     @property
     def names(self) -> Names:
         if self.character is None:
-            return Names.of(self.user.name, "")
+            return Names.of(self.user.name, self.name)
         macros = make_macros(self.character, self._macro_context())
         return Names.of(macros.user, macros.char)
 

@@ -30,6 +30,11 @@ class ChatStoreError(DeckError):
     """The chat history cannot be read or written, or what was asked of it cannot be done."""
 
 
+def changed_meanwhile(text: str) -> ChatStoreError:
+    """The refusal of a change to something that is another by now. `text` is what was to stand there, or nothing."""
+    return ChatStoreError("chat_changed", text=text or "—")
+
+
 class Database:
     """One writing connection behind a lock, and as many reading ones as threads read at once; few of them are kept.
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from core.chat import mutations
 from core.chat.columns import to_column
 from core.chat.copying import copy_of, path_of
-from core.chat.database import BUSY_S, ChatStoreError, Database
+from core.chat.database import BUSY_S, ChatStoreError, Database, changed_meanwhile
 from core.chat.queries import list_chats, read_chat, read_info
 from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, Hit, Mode, State
 from core.chat.searching import find_messages
@@ -136,7 +136,7 @@ class ChatStore:
         title = shortened(" ".join(printable(title).split()), MAX_OWN_TITLE_CHARS)
         with self._changing_chat(chat) as db:
             if read_info(db, chat).title not in (expected, title) and expected is not None:
-                raise ChatStoreError("chat_changed", text=title)
+                raise changed_meanwhile(title)
             db.execute("UPDATE chats SET title = ?, title_is_own = ? WHERE id = ?", (title, bool(title), chat))
             mutations.retitle(db, chat)
 
@@ -169,7 +169,7 @@ class ChatStore:
         with self._changing_chat(chat) as db:
             info = read_info(db, chat)
             if expected is not None and info.members not in (tuple(expected), tuple(members)):
-                raise ChatStoreError("chat_changed", text=", ".join(members))
+                raise changed_meanwhile(", ".join(members))
             mutations.set_cast(db, chat, (info.character, *members))
 
     def add_draft(self, chat: int, text: str) -> None:

@@ -74,6 +74,15 @@ def test_a_plain_dialogue_has_every_name() -> None:
     )  # fmt: skip
 
 
+def test_one_whose_file_is_gone_speaks_under_their_name() -> None:
+    gone = CharacterPrompt(None, UserPersona(name="Tom"), name="Olaf the Brave")
+    model = ModelPrompt("model", None, TEMPLATE, RemoteCounter(len, is_exact=True), len)
+    for mode in ("chat", "chat-instruct"):
+        context = PromptContext(model, 4096, mode, gone, Sampling(max_new_tokens=8), replace(GROUP, speaker="olaf"))
+        text = context.prepare(context.turns_of(TALK)).fitted.prompt
+        assert "Assistant" not in text and ("Olaf the Brave: Ho!" in text or "Speak only as Olaf the Brave." in text)
+
+
 def test_the_persons_line_is_written_under_their_name() -> None:
     assert prompt("ada", voice="user").endswith("Tom:")
 
@@ -172,6 +181,9 @@ def test_members_that_another_tab_changed_are_not_written_over(desk: Desk) -> No
     with pytest.raises(ChatStoreError) as caught:
         desk.store.set_members(desk.chat, ["小明"], expected=[])
     assert caught.value.key == "chat_changed" and desk.store.info(desk.chat).members == ("olaf",)
+    with pytest.raises(ChatStoreError) as caught:
+        desk.store.set_members(desk.chat, [], expected=["小明"])
+    assert caught.value.params == {"text": "—"}
 
 
 # In files -----------------------------------------------------------------------------------------------------------

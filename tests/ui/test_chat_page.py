@@ -423,6 +423,28 @@ def test_what_is_written_anew_keeps_its_speaker(olaf: str) -> None:
     assert last_message().speaker == "Olaf"
 
 
+def test_a_question_asked_anew_is_answered_by_whose_turn_it_was(olaf: str) -> None:
+    tab = gather(open_chat(character="Ada"), "Olaf")
+    finish(ask(tab, "hello"))
+    question = resources.chat_store().read(1).messages[-2].id
+    tab.session_state[EDIT_KEY] = question
+    run(tab).text_area(key=f"chat_edit_{question}").set_value("good day")
+    finish(click(tab, "chat_edit_ask"))
+    assert spoken()[-1] == ("Ada", "assistant") and "good day" in last_message().text
+
+
+def test_who_left_a_chat_writes_their_own_line_anew(olaf: str, tmp_path: Path) -> None:
+    with (tmp_path / "characters" / "Olaf.yaml").open("a", encoding="utf-8") as card:
+        card.write("post_history_instructions: Olaf shouts.\n")
+    tab = gather(open_chat(character="Ada"), "Olaf")
+    finish(ask(tab, "Olaf?"))
+    gather(tab)
+    finish(click(tab, f"chat_regenerate_{last_message().id}"))
+    assert last_message().speaker == "Olaf" and "Olaf shouts." in last_message().text
+    finish(ask(tab, "Ada?"))
+    assert "Olaf shouts." not in last_message().text.rpartition("Ada?")[2]
+
+
 def test_where_a_person_chooses_nobody_answers_before(olaf: str) -> None:
     tab = gather(open_chat(character="Ada"), "Olaf")
     named(tab.selectbox, "chat_order").select("manual")
@@ -457,7 +479,7 @@ def test_an_imported_group_is_one_here(olaf: str) -> None:
     tab.file_uploader(key="chat_import_files_0").set_value([("group.jsonl", content, "application/json")])
     run(tab)
     assert named(tab.multiselect, "chat_members").value == ["Olaf", "Cleo"]
-    assert any("Cleo" in warning.value for warning in tab.warning) and "**Cleo**" in words(tab)
+    assert any("its name alone" in warning.value for warning in tab.warning) and "**Cleo**" in words(tab)
     finish(ask(tab, "Hi Olaf"))
     assert spoken()[-1] == ("Olaf", "assistant") and "Cleo: Meow." in last_message().text
     gather(tab, "Olaf")

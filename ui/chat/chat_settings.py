@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from core.chat.database import ChatStoreError
+from core.chat.database import changed_meanwhile
 from ui.chat.feedback import show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.session import number_of
@@ -32,7 +32,7 @@ def change_system(tag: str, text: str, expected: str) -> None:
 
     def change(settings: dict[str, Any]) -> dict[str, Any]:
         if settings.get("system", "") not in (expected, text):
-            raise ChatStoreError("chat_changed", text=text)
+            raise changed_meanwhile(text)
         others = {name: value for name, value in settings.items() if name != "system"}
         return others | ({"system": text} if text else {})
 

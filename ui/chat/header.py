@@ -71,7 +71,8 @@ def draw_head(chat: Chat, faces: Faces) -> None:
     _say_unknown_format(info)
     for name in info.cast:
         if find_character(name) is None:
-            st.warning(tr("chat.character_gone", name=name), icon=":material/person_off:")
+            kind = "member" if len(info.cast) > 1 else "character"
+            st.warning(tr(f"chat.{kind}_gone", name=name), icon=":material/person_off:")
 
 
 def _draw_sampling(tag: str) -> None:

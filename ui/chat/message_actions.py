@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import streamlit as st
@@ -153,7 +154,10 @@ def draw_editor(chat: Chat, message: Message) -> None:
 def _edit_and_resend(number: int, message: int) -> None:
     chat = read_chat(number)
     line = st.session_state[f"chat_edit_{message}"]
-    chat_service().edit_and_resend(number, message, line, prompt_context(chat, line=line))
+    # Who answers follows from what stands before the question, not from what came after it.
+    place = next((place for place, one in enumerate(chat.messages) if one.id == message), len(chat.messages))
+    before = replace(chat, messages=chat.messages[:place])
+    chat_service().edit_and_resend(number, message, line, prompt_context(before, line=line))
     _leave(message)
 
 

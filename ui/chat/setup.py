@@ -83,9 +83,12 @@ def character_prompt(
     group: Group | None = None,
 ) -> CharacterPrompt:
     """Who speaks in a chat. `owner` has to be given outside of a page's run."""
-    found = find_character(group.speaker if group is not None and group.is_group else info.character)
+    # One who left the chat still writes their own lines anew.
+    name = group.speaker if group is not None else info.character
+    found = find_character(name)
     return CharacterPrompt(
         character=found[1] if found else None,
+        name=group.names.get(name, "") if group is not None else "",
         user=read_persona(person() if owner is None else owner),
         count_tokens=model.counter.count if model else len,
         system=str(info.settings.get("system", "")),
