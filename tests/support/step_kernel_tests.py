@@ -127,13 +127,29 @@ def test_a_chunk_sees_what_came_before_each_of_its_tokens(
     for begin in (0, 100):
         places = torch.arange(begin, begin + count)
         got = cache_attention.attend_prefill(
-            chunk, keys, values, torch.tensor([1]), torch.tensor([begin]), dim**-0.5, window
+            chunk, keys, values, torch.tensor([1]), torch.tensor([begin, count]), dim**-0.5, window
         )
         wanted = attention(chunk[0], keys[1], values[1], places, window)
         # The last chunk of a context has tokens beyond its end, which nobody reads.
         is_real = places <= context
         assert torch.allclose(got[0].float()[is_real], wanted[is_real], atol=TOLERANCES[dtype])
         assert got.isfinite().all()
+
+
+@HALVES
+@pytest.mark.parametrize(("begin", "num_there"), [(0, 5), (0, 64), (37, 66), (80, 1)])
+def test_a_chunk_is_not_broken_by_what_an_earlier_chat_left_behind_it(
+    begin: int, num_there: int, dtype: torch.dtype
+) -> None:
+    """A recorded chunk is longer than most prompts: after a chat whose values were NaN, shorter ones there were too."""
+    keys, values = torch.randn(2, 2, 2, 151, 32).to(dtype)
+    chunk = torch.randn(1, 70, 4, 32).to(dtype).transpose(1, 2)
+    keys[1, :, begin + num_there :] = values[1, :, begin + num_there :] = torch.nan
+    slot, bounds = torch.tensor([1]), torch.tensor([begin, num_there])
+    got = cache_attention.attend_prefill(chunk, keys, values, slot, bounds, 32**-0.5, 2**30)
+    assert got.isfinite().all()
+    wanted = attention(chunk[0], keys[1], values[1], torch.arange(begin, begin + 70), 2**30)
+    assert torch.allclose(got[0, :num_there].float(), wanted[:num_there], atol=TOLERANCES[dtype])
 
 
 def attention(

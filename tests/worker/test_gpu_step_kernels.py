@@ -29,7 +29,8 @@ def test_attention_over_a_long_context_is_torchs(dtype: torch.dtype) -> None:
     keys, values = torch.randn(2, 2, NUM_KV_HEADS, CONTEXT_TOKENS + 1, DIM).to(dtype)
     chunk = torch.randn(1, CHUNK_TOKENS, NUM_HEADS, DIM).to(dtype).transpose(1, 2)
     begin, slots = CONTEXT_TOKENS - CHUNK_TOKENS, torch.tensor([1])
-    got = cache_attention.attend_prefill(chunk, keys, values, slots, torch.tensor([begin]), DIM**-0.5, 2**30)
+    bounds = torch.tensor([begin, CHUNK_TOKENS])
+    got = cache_attention.attend_prefill(chunk, keys, values, slots, bounds, DIM**-0.5, 2**30)
     sees = torch.arange(CONTEXT_TOKENS) <= begin + torch.arange(CHUNK_TOKENS)[:, None]
     wanted = torch.nn.functional.scaled_dot_product_attention(
         chunk.float(), keys[1:, :, :-1].float(), values[1:, :, :-1].float(), sees, enable_gqa=True

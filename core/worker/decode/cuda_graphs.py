@@ -248,7 +248,8 @@ class PrefillGraph(_Step):
         steps = self._steps
         slot, begin, count, is_last = (self._inputs[index : index + 1] for index in range(4))
         positions = begin + self._offsets
-        steps.cache.set_targets(slot, torch.where(self._offsets < count, positions, -1).unsqueeze(0), begin)
+        columns = torch.where(self._offsets < count, positions, -1).unsqueeze(0)
+        steps.cache.set_targets(slot, columns, self._inputs[1:3])
         logits = steps.run_model(self._inputs[4:].unsqueeze(0), positions.unsqueeze(0), count - 1)
         rows = torch.where(is_last > 0, slot, self._padding_slot)
         steps.sample(logits, rows, begin + count - steps.positions[rows], self._sampled)

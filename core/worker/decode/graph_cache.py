@@ -35,8 +35,8 @@ class GraphCache:
         self.attention_specs: dict[int, AttentionSpec] = {}
 
     def set_targets(self, slots: torch.Tensor, columns: torch.Tensor, bounds: torch.Tensor) -> None:
-        """The next pass writes `columns` [rows, tokens] of `slots` [rows]. bounds [rows]: the end of the columns that a
-        single token sees, or a chunk's first column."""
+        """The next pass writes `columns` [rows, tokens] of `slots` [rows]. bounds: the end of the columns that each
+        row's single token sees; or, of a chunk, its first column and how many of its tokens are there."""
         self.slots, self.columns, self.bounds = slots, columns, bounds
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -111,13 +111,14 @@ def attend_prefill(
     keys: torch.Tensor,
     values: torch.Tensor,
     slots: torch.Tensor,
-    begins: torch.Tensor,
+    bounds: torch.Tensor,
     scale: float,
     window: int,
 ) -> torch.Tensor:
-    """Causal attention of one chat's new tokens, the first at column `begins` [1], over its slot.
+    """Causal attention of one chat's new tokens over its slot.
 
-    query [1, heads, tokens, dim] -> [1, tokens, heads, dim]; the rest as for `attend_decode`.
+    query [1, heads, tokens, dim] -> [1, tokens, heads, dim]. bounds [2]: the first token's column, and how many tokens
+    are there; what comes out for the others means nothing. The rest as for `attend_decode`.
     """
     _, num_heads, num_tokens, dim = query.shape
     query = _readable(query, keys)
@@ -125,7 +126,7 @@ def attend_prefill(
     out = torch.empty((1, num_tokens, num_heads, dim), dtype=query.dtype, device=query.device)
     kernels.chunk(
         (-(-num_tokens // (CHUNK_WARPS * WARP_QUERIES)), num_heads, 1), CHUNK_WARPS * 32, query, keys, values, slots,
-        begins, out, *_cache_strides(keys), query.stride(1), query.stride(2), float(scale), window, num_tokens,
+        bounds, out, *_cache_strides(keys), query.stride(1), query.stride(2), float(scale), window, num_tokens,
         num_heads // keys.shape[1], keys.shape[2],
     )  # fmt: skip
     return out

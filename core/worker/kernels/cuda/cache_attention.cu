@@ -185,10 +185,12 @@ __device__ __forceinline__ void attend_columns(Tiles<WARPS>& room, const CachedH
     }
 }
 
-// Causal attention of one slot's new tokens, the first at column `begins` [1]: query [heads][tokens][DIM] by its strides
-// -> out [tokens][heads][DIM]. A block takes 16 tokens a warp; those that see most come first.
+// Causal attention of one slot's new tokens: query [heads][tokens][DIM] by its strides -> out [tokens][heads][DIM].
+// bounds [2]: the first one's column, and how many there are. What stands beyond them in the cache is not touched: a NaN
+// that an earlier chat left weighs nothing, but times nothing it is a NaN. The other tokens' results mean nothing.
+// A block takes 16 tokens a warp; those that see most come first.
 extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3 : 1)
-    attend_chunk(const u16* query, const u16* keys, const u16* values, const i64* slots, const i64* begins, u16* out,
+    attend_chunk(const u16* query, const u16* keys, const u16* values, const i64* slots, const i64* bounds, u16* out,
                  i64 slot_size, i64 head_size, int column_size, int query_head, int query_token, float scale,
                  int window, int tokens, int group, int num_columns) {
     extern __shared__ uint4 shared[];
@@ -197,10 +199,11 @@ extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3
     const int head = blockIdx.y, heads = gridDim.y, first = (gridDim.x - 1 - blockIdx.x) * CHUNK_WARPS * 16;
     pdl_trigger();
     pdl_wait();
-    const int begin = (int)begins[0], last = min(first + CHUNK_WARPS * 16, tokens);
+    const int begin = (int)bounds[0], count = min((int)bounds[1], tokens);
+    const int stop = first < count ? min(begin + min(first + CHUNK_WARPS * 16, count), num_columns) : 0;
     const i64 own = slots[0] * slot_size + head / group * head_size;
     const CachedHead cached = {keys + own, values + own, column_size,
-                               max(0, begin + first - window + 1) / COLUMNS * COLUMNS, min(begin + last, num_columns)};
+                               max(0, begin + first - window + 1) / COLUMNS * COLUMNS, stop};
     load_rows<CHUNK_WARPS, CHUNK_WARPS * 16>(room.queries, query + (i64)head * query_head + (i64)first * query_token,
                                              query_token, tokens - first);
     int seen[2], end[2];
@@ -208,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3
     for (int q = 0; q < 2; q++) {
         end[q] = begin + first + warp * 16 + q * 8 + g + 1;
         seen[q] = max(0, end[q] - window);
-        end[q] = min(end[q], num_columns);
+        end[q] = min(end[q], stop);
     }
     TwoSums sums;
     attend_columns(room, cached, seen, end, scale * 1.4426950408889634f, sums);
