@@ -237,6 +237,9 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
     kernel = kernel_named(kernel_name)
     if kernel not in able_kernels(matrix_shapes(checkpoint), [device]):
         return []
+    if captured and not read_shape(checkpoint).is_capturable:
+        print(f"{name}: its steps are never captured", file=sys.stderr)
+        return []
     rungs = [(plan_of(folder / name, kernel_name, *rung, captured), *rung) for rung in case.rungs]
     rungs.sort(key=lambda rung: rung[0].allocated)
     use_capturable_stream()
