@@ -21,7 +21,7 @@ from core.chat.exporting import FORMAT
 from core.chat.foreign import LeftBehind
 from core.chat.message_lists import from_messages, is_message, list_in
 from core.chat.own_files import from_own
-from core.chat.parsing import ChatFileError
+from core.chat.parsing import ChatFileError, group_of
 from core.chat.records import CopiedChat
 from core.chat.roleplay_files import from_sillytavern, from_webui, is_webui
 from core.common.plain_json import check_num_values, load_json
@@ -123,7 +123,12 @@ def _read(value: Any, left: LeftBehind) -> CopiedChat:
         return from_claude(value, left)
     if (messages := list_in(value)) is not None:
         return from_messages(messages, value, left)
-    raise ChatFileError("chat_file_unknown")
+    raise ChatFileError("chat_file_card" if _is_card(value) else "chat_file_unknown")
+
+
+def _is_card(value: dict[str, Any]) -> bool:
+    """Whether it is a character's card, of which V1 has its fields outside."""
+    return "first_mes" in value or "first_mes" in group_of(value, "data")
 
 
 def _values(text: str, left: LeftBehind) -> list[Any]:

@@ -66,6 +66,8 @@ def read_card(file_name: str, content: bytes) -> Card:
     file = shown_name(file_name)
     if not content:
         raise CharacterError("card_empty", file=file)
+    if file_name.lower().endswith(".jsonl") and b"\n{" in content:
+        raise CharacterError("card_is_chat", file=file)
     if content.startswith(SIGNATURE):
         card = _read_png(file, content)
     elif content.startswith(ZIP):

@@ -29,6 +29,8 @@ V1_KEYS = ("name", "description", "personality", "scenario", "first_mes", "mes_e
 V1_ONLY_KEYS = ("first_mes", "mes_example")
 # One of these makes a file a character.
 TELLING_KEYS = ("name", *NAME_ALIASES, "greeting", "context", "description", "personality", "example_dialogue")
+# One of these holds the messages of a chat, whose name is no character's.
+CHAT_KEYS = ("messages", "chat_messages", "conversations", "mapping", "internal", "data_visible", "chat_metadata")
 # Where a card's extensions keep what a card has no field for.
 OWN = "llamadeck"
 # Under this key a file of ours keeps what a card held beyond the fields.
@@ -49,6 +51,8 @@ def read_object(file: str, values: Mapping[str, Any]) -> Character:
         return read_card(agnai_card(values))
     if any(key in values for key in (*V1_ONLY_KEYS, "char_persona", "char_greeting", "world_scenario")):
         return read_v1(values)
+    if any(isinstance(values.get(key), (list, dict)) for key in CHAT_KEYS):
+        raise CharacterError("card_is_chat", file=file)
     if any(key in values for key in TELLING_KEYS):
         return read_file(values)
     raise CharacterError("card_no_character", file=file)

@@ -213,6 +213,8 @@ def own(**changes: Any) -> bytes:
         (b"", "chat_file_unknown"),
         (b"\xff\xfe\x00", "chat_file_unknown"),
         (b"hello", "chat_file_unknown"),
+        (b'{"spec": "chara_card_v2", "data": {"name": "Rosa", "first_mes": "Hi"}}', "chat_file_card"),
+        (b'{"name": "Rosa", "first_mes": "Hi", "mes_example": ""}', "chat_file_card"),
         (b"5", "chat_file_unknown"),
         (b"[]", "chat_file_unknown"),
         (b"{}", "chat_file_unknown"),

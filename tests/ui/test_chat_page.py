@@ -335,10 +335,12 @@ def test_an_import_says_what_is_wrong_and_takes_the_rest(models: Path) -> None:
     tab = open_tab("3_Chat")
     old = {"internal": [["hi", "hello there"]], "visible": [["hi", "hello there"]]}
     tab.file_uploader(key="chat_import_files_0").set_value(
-        [("good.json", json.dumps(old).encode(), "application/json"), ("bad.json", b"[1, 2]", "application/json")]
-    )
+        [("bad.json", b"[1, 2]", "application/json"), ("good.json", json.dumps(old).encode(), "application/json"),
+         ("worse.json", b"", "application/json")]
+    )  # fmt: skip
     run(tab)
     assert tab.header[0].value == "hi" and "no chat that LlamaDeck reads" in tab.error[0].value
+    assert ["bad.json" in tab.error[0].value, "worse.json" in tab.error[1].value] == [True, True]
     assert history() == [("user", "hi"), ("assistant", "hello there")]
 
 

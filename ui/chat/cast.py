@@ -21,8 +21,10 @@ from ui.shared.markdown import escape, shortened
 from ui.shared.resources import characters, chat_store, engine
 
 FACE_PX, GAP_PX, NAME_CHARS = 36, 8, 18
-# A click on the face is one on the name beside it.
+# A click on the face is one on the name beside it. In a narrow window a large group is one row to scroll.
 FACE_STYLE = f"""<style>
+[class*="st-key-chat_cast_"] {{ flex-wrap: nowrap; overflow-x: auto; }}
+[class*="st-key-chat_cast_"] > * {{ flex: 0 0 auto; }}
 [class*="st-key-chat_speak_"] button {{ position: relative; }}
 [class*="st-key-chat_speak_"] button::before {{
   content: ""; position: absolute; inset: 0 100% 0 -{FACE_PX + GAP_PX}px;

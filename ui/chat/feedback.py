@@ -13,7 +13,9 @@ from core.common.errors import DeckError
 from core.common.panics import panics_as_errors, why_of
 
 log = logging.getLogger(__name__)
-NOTICE_KEY, ERROR_KEY, LEFT_KEY = "chat_notice", "chat_error", "chat_import_left"
+NOTICE_KEY, ERROR_KEY = "chat_notice", "chat_error"
+# Of the last import: what was left out of each file, and the files that could not be read.
+LEFT_KEY, FAILED_KEY = "chat_import_left", "chat_import_failed"
 
 
 class Notice(NamedTuple):
@@ -29,9 +31,8 @@ def show_errors(step: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(step)
     def run(*args: Any, **values: Any) -> None:
-        st.session_state.pop(ERROR_KEY, None)
-        st.session_state.pop(NOTICE_KEY, None)
-        st.session_state.pop(LEFT_KEY, None)
+        for key in (ERROR_KEY, NOTICE_KEY, LEFT_KEY, FAILED_KEY):
+            st.session_state.pop(key, None)
         try:
             with panics_as_errors():
                 step(*args, **values)

@@ -10,10 +10,10 @@ from core.chat.archives import chat_files_in
 from core.chat.importing import read_chats
 from core.chat.records import ChatInfo, Hit
 from core.common.errors import DeckError
-from ui.chat.feedback import ERROR_KEY, LEFT_KEY, show_errors
+from ui.chat.feedback import FAILED_KEY, LEFT_KEY, show_errors
 from ui.chat.header import title_of
 from ui.chat.session import FOUND_KEY, PARAM, show_chat
-from ui.shared.errors import sentence, show_error
+from ui.shared.errors import sentence
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import chat_service, chat_store
@@ -22,7 +22,7 @@ from ui.shared.routing import CHAT_PAGE
 TITLE_CHARS = 26
 PAGE_CHATS, PAGE_HITS = 25, 25
 SEARCH_KEY, COUNT_KEY, FILES_KEY = "chat_search", "chat_list_count", "chat_import_files"
-IMPORT_COUNT_KEY, FAILED_KEY = "chat_import_count", "chat_import_failed"
+IMPORT_COUNT_KEY = "chat_import_count"
 FILE_TYPES = ["json", "jsonl", "zip"]
 SNIPPET_CHARS = 70
 
@@ -102,9 +102,6 @@ def _draw_import() -> None:
     key = f"{FILES_KEY}_{st.session_state.get(IMPORT_COUNT_KEY, 0)}"
     st.file_uploader(tr("chat.import"), FILE_TYPES, accept_multiple_files=True, key=key,
                      label_visibility="collapsed", on_change=_import, args=(key,))  # fmt: skip
-    for name, error in st.session_state.get(FAILED_KEY, []):
-        st.caption(escape(name))
-        show_error(error)
 
 
 @show_errors
@@ -121,18 +118,18 @@ def _import(key: str) -> None:
                 left += [(name, found.notices)] if found.notices else []
         except DeckError as error:
             failed.append((file.name, error))
-    st.session_state[FAILED_KEY] = failed
     if added:
         st.session_state[IMPORT_COUNT_KEY] = st.session_state.get(IMPORT_COUNT_KEY, 0) + 1
         show_chat(added[-1])
         st.toast(tr("chat.imported", count=len(added)), icon=":material/check_circle:")
     st.session_state[LEFT_KEY] = left
-    if failed:
-        st.session_state[ERROR_KEY] = failed[0][1]
+    st.session_state[FAILED_KEY] = failed
 
 
 def draw_left_behind() -> None:
-    """What has no place here of the files that were just imported."""
+    """Which of the files that were just imported could not be read, and what of the others has no place here."""
+    for name, error in st.session_state.get(FAILED_KEY, []):
+        st.error(f"**{escape(name)}**\n\n{sentence(error)}", icon=":material/error:")
     for name, notices in st.session_state.get(LEFT_KEY, []):
         lines = [f"**{escape(name)}**", *(f"- {sentence(notice)}" for notice in notices)]
         st.info("\n".join([lines[0], "", *lines[1:]]), icon=":material/move_to_inbox:")

@@ -16,7 +16,7 @@ import streamlit as st
 
 from core.chat.database import ChatStoreError
 from core.chat.records import Chat, ChatInfo
-from ui.chat.feedback import ERROR_KEY, LEFT_KEY
+from ui.chat.feedback import ERROR_KEY, FAILED_KEY, LEFT_KEY
 from ui.chat.new_chat import NEW, NEW_ID, forget_new, new_chat, new_chat_info, new_tag, new_values, opened_chat
 from ui.shared.people import person
 from ui.shared.resources import chat_service, chat_store, recorder
@@ -185,7 +185,7 @@ def show_chat(number: int) -> None:
 
 def forget_view() -> None:
     """Show the next chat from its end, without the last one's editor, hits and errors."""
-    for key in (EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY, ERROR_KEY, LEFT_KEY):
+    for key in (EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY, ERROR_KEY, LEFT_KEY, FAILED_KEY):
         st.session_state.pop(key, None)
 
 
