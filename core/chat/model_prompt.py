@@ -8,12 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from core.chat.template import ChatTemplate, Turn, read_template
+from core.chat.template import TEMPLATES, ChatTemplate, Turn, read_template
 from core.chat.tokens import read_counter
+from core.common.files import Versions, file_versions
 from core.common.paths import data_dir
 from core.common.preferences import Preferences
 from core.engine.interface import PromptCounter
 from core.engine.protocol import Conversation, EngineState
+from core.tokenizer.read import FILES
 
 # Where preferences keep the formats of models that have no chat template.
 FORMAT_GROUP = "chat_format"
@@ -113,13 +115,11 @@ def _preferences(folder: Path) -> Preferences:
 
 
 def _template_of(folder: Path) -> ChatTemplate:
-    try:
-        return _read_template(folder, folder.stat().st_mtime_ns, chosen_format(folder.name))
-    except OSError:
-        # The folder was taken away under a loaded model, which goes on answering.
-        return ChatTemplate(None, "", "")
+    versions = file_versions(folder, (*TEMPLATES, *FILES))
+    # The folder of a loaded model may be taken away; the model goes on answering.
+    return _read_template(folder, versions, chosen_format(folder.name)) if versions else ChatTemplate(None, "", "")
 
 
 @lru_cache(8)
-def _read_template(folder: Path, changed_ns: int, chosen: str) -> ChatTemplate:
+def _read_template(folder: Path, versions: Versions, chosen: str) -> ChatTemplate:
     return read_template(folder, chosen)

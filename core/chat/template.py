@@ -22,6 +22,8 @@ from core.common.errors import DeckError
 from core.common.sandbox import LimitReached, SandboxError
 from core.common.values import printable
 
+# Where a template lies by itself; older checkpoints have it in tokenizer_config.json.
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
 # Marks where a text is to continue. No template trims, splits or rewrites a character of private use.
 OPEN_END = "\ue0c5\ue0d1"
 # How templates begin an answer with a thought: <think>, [THINK] and their like, at the end of the prompt.
@@ -211,8 +213,9 @@ def read_template(folder: Path, chosen: str = "") -> ChatTemplate:
 
 
 def _read_source(folder: Path, config: dict[str, Any]) -> str | None:
-    found = read_text(folder / "chat_template.jinja") or config.get("chat_template")
-    found = found or (read_json(folder / "chat_template.json") or {}).get("chat_template")
+    jinja, older = TEMPLATES
+    found = read_text(folder / jinja) or config.get("chat_template")
+    found = found or (read_json(folder / older) or {}).get("chat_template")
     if isinstance(found, list):
         # Several templates by name: the one for a chat is called default, or comes first.
         entries = [entry for entry in found if isinstance(entry, dict)]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from core.common.errors import CheckpointError, DeckError, InputError
+from core.common.files import Versions, file_versions
 from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
 from core.tokenizer.read import FILES, read_tokenizer
@@ -104,18 +105,11 @@ class TokenCounter:
 
 def read_counter(folder: Path) -> TokenCounter:
     """The counter of the model in `folder`, read once. Raises CheckpointError for a tokenizer that cannot be read."""
-    seen = []
-    for name in FILES:
-        try:
-            status = (folder / name).stat()
-            seen.append((name, status.st_mtime_ns, status.st_size))
-        except OSError:
-            continue
-    return _read(folder, tuple(seen))
+    return _read(folder, file_versions(folder, FILES))
 
 
 @lru_cache(4)
-def _read(folder: Path, seen: tuple[tuple[str, int, int], ...]) -> TokenCounter:
+def _read(folder: Path, seen: Versions) -> TokenCounter:
     """`seen` changes with any file that the tokenizer is read from."""
     try:
         with panics_as_errors():

@@ -8,6 +8,7 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,6 +67,19 @@ def remove_leftovers(folder: Path) -> None:
     except OSError:
         # Somebody else removed it, or may not.
         return
+
+
+Versions = tuple[tuple[str, int, int], ...]
+
+
+def file_versions(folder: Path, names: Iterable[str]) -> Versions:
+    """Name, change time in ns and size of each of the files `names` in `folder`: what changes with any of them."""
+    found = []
+    for name in names:
+        with suppress(OSError):
+            status = (folder / name).stat()
+            found.append((name, status.st_mtime_ns, status.st_size))
+    return tuple(found)
 
 
 def regular_size(path: Path) -> int:

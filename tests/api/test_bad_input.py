@@ -135,6 +135,7 @@ def test_a_prompt_beyond_the_context(url: str) -> None:
 
 def test_a_template_that_refuses_says_so_in_its_own_words(url: str, api_home: Path) -> None:
     template = api_home / "models" / MODEL / "chat_template.jinja"
+    before = template.read_text("utf-8")
     template.write_text(
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system texts!') }}{% endif %}"
         "{{ m.content }}{% endfor %}",
@@ -148,7 +149,7 @@ def test_a_template_that_refuses_says_so_in_its_own_words(url: str, api_home: Pa
         # A character's text finds its place whatever the template refuses, as on the page.
         assert httpx2.post(url + CHAT, json=HELLO | {"model": "Ada"}).status_code == 200
     finally:
-        template.unlink()
+        template.write_text(before, "utf-8")
 
 
 @pytest.mark.parametrize("name", ["gpt-4", "", "../../etc/passwd", "x" * 5000, "密\n钥"])
