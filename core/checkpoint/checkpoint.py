@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from core.checkpoint.completeness import refuse_missing
 from core.checkpoint.computed import is_computed
 from core.checkpoint.containers.registry import commonest_format, has_matrices, packed_as, read_format, read_matrices
 from core.checkpoint.headers import TensorInfo, read_header, read_json, unreadable
@@ -124,6 +125,13 @@ class Checkpoint:
         require_runs(self.name, self.config, self.tensors)
         if self.lacks is not None:
             raise self.lacks
+        try:
+            matrices, num_layers = self.matrices, len(self.layers)
+        except CheckpointError:
+            return  # Whoever asks for them is told.
+        error = refuse_missing(self.name, self.config, self.tensors, matrices, num_layers)
+        if error is not None:
+            raise error
 
     @property
     def is_without_pictures(self) -> bool:

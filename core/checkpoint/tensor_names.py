@@ -26,6 +26,10 @@ PICTURE_PART = re.compile(
     r"^(model\.)?(visual|vision_tower|vision_model|vision_encoder|image_tower|video_tower|image_newline|vision_embed"
     r"|multi_modal_projector|mm_projector|projector|connector|perceiver|visual_embeddings_table|vte)\b"
 )
+# What training and compiling put before every name.
+WRAPPERS = re.compile(r"^(_orig_mod\.|module\.|base_model\.model\.)+")
+# The text part alone, saved under the names of the model with pictures; and a model saved without its head's class.
+TEXT_ALONE: Renames = (*TEXT_PART, (re.compile(r"^(?=(layers|embed_tokens|norm|final_layernorm)\.)"), "model."))
 # Modules at the top of a family's model, which some files name without the model before them.
 _GPT2_MODULES = r"^(?=(h|wte|wpe|ln_f)\.)"
 _RENAMES: dict[str, Renames] = {
@@ -47,12 +51,13 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     """`tensors` by the names of the class that runs `config`, without those of a part for pictures."""
     has_pictures = has_pictures_left_out(config)
     family = text_config(config).get("model_type")
-    renames = TEXT_PART if has_pictures else _RENAMES.get(family, ()) if isinstance(family, str) else ()
+    own = _RENAMES.get(family, TEXT_ALONE) if isinstance(family, str) else ()
+    renames = TEXT_PART if has_pictures else own
     named: dict[str, TensorInfo] = {}
     for stored, tensor in tensors.items():
         if has_pictures and PICTURE_PART.match(stored):
             continue
-        name = _rename(stored, renames)
+        name = _rename(WRAPPERS.sub("", stored), renames)
         # Two tensors of one name would hide one of them: the second keeps its own, which no class knows.
         if name != stored and (name in tensors or name in named):
             name = stored

@@ -160,7 +160,9 @@ def _check_sizes(checkpoint: Checkpoint, shape: ModelShape) -> None:
         for name, tensor in checkpoint.tensors.items():
             if name.endswith(ending) and tensor.shape[axis : axis + 1] != (size,):
                 raise contradiction(checkpoint.name, number, value, name, tensor)
+    heads = shape.attention.num_heads
     outputs = (
+        ("self_attn.q_proj", "num_attention_heads", heads, heads * shape.attention.head_dim),
         ("self_attn.k_proj", "num_key_value_heads", kv_heads, kv_features),
         ("mlp.gate_proj", "intermediate_size", intermediate, intermediate),
     )

@@ -206,6 +206,7 @@ def test_a_model_that_cannot_run_is_marked_among_the_results_and_is_not_offered(
     found = tab.dataframe[0].value
     marks = dict(zip(found["Repository"], found["Runs here?"], strict=True))
     assert marks == {"an/Experts-tiny-GPTQ": "⚠️ mixture of experts", REPO: ""}
+    assert found.columns[0] == "Runs here?", "a long name pushed it out of sight"
     assert f"**{REPO}**" in words(tab) and can_begin(tab)
     tab = plan_for(search(tab, "an/Experts-tiny-GPTQ"), "RTX 4090")
     assert list(tab.dataframe[0].value["Verdict"]) == ["⚠️ mixture of experts"]

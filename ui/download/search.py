@@ -101,7 +101,7 @@ def _choose_model(models: Sequence[FoundModel], key: str) -> FoundModel:
     # A row is chosen by its place among these models; at first the most downloaded one that may run.
     first = next((index for index, model in enumerate(models) if model.refusal is None), 0)
     event = st.dataframe(
-        pd.DataFrame([_row(model) for model in models]).fillna(""),
+        pd.DataFrame(_rows(models)),
         hide_index=True,
         key=f"{key}_{hash(tuple(model.repo for model in models))}",
         on_select="rerun",
@@ -113,11 +113,18 @@ def _choose_model(models: Sequence[FoundModel], key: str) -> FoundModel:
     return models[rows[0] if rows and rows[0] < len(models) else first]
 
 
+def _rows(models: Sequence[FoundModel]) -> list[dict[str, object]]:
+    """The lines of the table. Why a model cannot run comes first, where a long name cannot push it out of sight."""
+    refusals = [
+        {} if model.refusal is None else {tr("find.column_runs"): refusal_words(model.refusal)} for model in models
+    ]
+    none = {tr("find.column_runs"): ""} if any(refusals) else {}
+    return [none | refusal | _row(model) for refusal, model in zip(refusals, models, strict=True)]
+
+
 def _row(model: FoundModel) -> dict[str, object]:
-    refusal = {} if model.refusal is None else {tr("find.column_runs"): refusal_words(model.refusal)}
     return {
         tr("find.column_repo"): f"🔒 {model.repo}" if model.is_gated else model.repo,
-        **refusal,
         tr("find.column_downloads"): model.downloads,
         tr("find.column_size"): "-" if model.size_bytes is None else size_words(model.size_bytes),
         tr("find.column_license"): model.license_name or "-",
