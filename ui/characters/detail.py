@@ -59,7 +59,7 @@ def _draw_head(entry: Entry, character: Character) -> None:
     with right:
         with st.container(gap="xsmall"):
             st.header(escape(character.name))
-            if badges := [f":primary-badge[{escape(tag)}]" for tag in character.tags]:
+            if badges := [f":gray-badge[{escape(tag)}]" for tag in character.tags]:
                 st.markdown(" ".join(badges))
             if words := _origin_words(character):
                 st.caption(" · ".join(words))

@@ -102,6 +102,8 @@ def _draw_import() -> None:
     key = f"{FILES_KEY}_{st.session_state.get(IMPORT_COUNT_KEY, 0)}"
     st.file_uploader(tr("chat.import"), FILE_TYPES, accept_multiple_files=True, key=key,
                      label_visibility="collapsed", on_change=_import, args=(key,))  # fmt: skip
+    # In a narrow window the sidebar lies over the page.
+    _draw_failed()
 
 
 @show_errors
@@ -126,10 +128,14 @@ def _import(key: str) -> None:
     st.session_state[FAILED_KEY] = failed
 
 
-def draw_left_behind() -> None:
-    """Which of the files that were just imported could not be read, and what of the others has no place here."""
+def _draw_failed() -> None:
     for name, error in st.session_state.get(FAILED_KEY, []):
         st.error(f"**{escape(name)}**\n\n{sentence(error)}", icon=":material/error:")
+
+
+def draw_left_behind() -> None:
+    """Which of the files that were just imported could not be read, and what of the others has no place here."""
+    _draw_failed()
     for name, notices in st.session_state.get(LEFT_KEY, []):
         lines = [f"**{escape(name)}**", *(f"- {sentence(notice)}" for notice in notices)]
         st.info("\n".join([lines[0], "", *lines[1:]]), icon=":material/move_to_inbox:")
