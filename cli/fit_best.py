@@ -10,6 +10,7 @@ from cli.fit_report import as_object
 from core.common.errors import DeckError
 from core.common.terminal import Terminal, table
 from core.library.recommended import RecommendedModel, Verdict, best_of, verdicts_for
+from core.memory.cpu_fit import CpuReport, speed_text
 from core.memory.device_memory import DeviceMemory
 
 
@@ -22,9 +23,18 @@ def show_best(devices: tuple[DeviceMemory, ...], is_json: bool, out: Terminal) -
         listed = [best_object(model, report, model is best) for model, report in verdicts]
         out.write(json.dumps(listed, ensure_ascii=False, indent=1))
         return best is not None
-    head = [out.text(f"fit_column_{name}") for name in ("model", "verdict", "needed", "longest", "licence")]
+    # What fits into the machine's own memory may still be too slow to use.
+    speed = () if devices else ("speed",)
+    head = [out.text(f"fit_column_{name}") for name in ("model", "verdict", *speed, "needed", "longest", "licence")]
     rows = [
-        [model.repo, out.text(f"fit_{mark}"), needed, longest, model.license_name]
+        [
+            model.repo,
+            out.text(f"fit_{mark}"),
+            *([speed_cell(report)] if speed else []),
+            needed,
+            longest,
+            model.license_name,
+        ]
         for model, report in verdicts
         for mark, needed, longest in [best_cells(report, model is best)]
     ]
@@ -44,6 +54,11 @@ def best_cells(report: Verdict, is_best: bool) -> tuple[str, str, str]:
         return "no_kernel", "-", "-"
     mark = "best" if is_best else "yes" if report.fits else "no"
     return mark, f"{math.ceil(report.needed_mib)}", f"{report.max_context}" if report.fits else "-"
+
+
+def speed_cell(report: Verdict) -> str:
+    """About how many tokens a second a CPU writes."""
+    return f"≈ {speed_text(report.tokens_per_s)}" if isinstance(report, CpuReport) and report.fits else "-"
 
 
 def best_object(model: RecommendedModel, report: Verdict, is_best: bool) -> dict[str, Any]:

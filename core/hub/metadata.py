@@ -25,7 +25,7 @@ from core.common.plain_json import load_json
 from core.common.urls import host_name
 from core.common.values import printable, quoted_text
 from core.hub.address import Address
-from core.hub.retry import TransientError, parse_retry_after
+from core.hub.retry import TransientError, parse_retry_after, root_reason
 from core.hub.tokens import TOKEN
 
 TIMEOUT_S = 15.0
@@ -238,8 +238,7 @@ def ask(source: Repository, route: str, **headers: str) -> Iterator[httpx2.Respo
                 raise refusal(source, response.status_code, response.headers)
             yield response
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        why = str(error) or type(error).__name__
-        raise TransientError("hub_unreachable", host=source.host, why=why) from error
+        raise TransientError("hub_unreachable", host=source.host, why=root_reason(error)) from error
 
 
 def refusal(source: Repository, status: int, headers: Mapping[str, str]) -> DeckError:

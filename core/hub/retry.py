@@ -85,3 +85,10 @@ def parse_retry_after(text: str | None) -> float | None:
     except (ValueError, OverflowError):
         return None
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+
+
+def root_reason(error: BaseException) -> str:
+    """The readable end of what the client says, which wraps one error into another."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

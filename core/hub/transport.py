@@ -18,7 +18,7 @@ from core.common.errors import DeckError
 from core.common.urls import host_name, origin
 from core.hub.cancellation import CancelToken
 from core.hub.metadata import Repository, refusal
-from core.hub.retry import TransferLimits, TransientError, parse_retry_after
+from core.hub.retry import TransferLimits, TransientError, parse_retry_after, root_reason
 from core.hub.source import RemoteFile
 
 # What is in memory at once of a file, and with that what a killed process can have read and not written.
@@ -155,11 +155,4 @@ def _network_errors(host: str) -> Iterator[None]:
     except urllib3.exceptions.LocationValueError as error:
         raise DeckError("hub_redirects", host=host) from error
     except urllib3.exceptions.HTTPError as error:
-        raise TransientError("hub_broken", host=host, why=_why(error)) from error
-
-
-def _why(error: BaseException) -> str:
-    """The readable end of what the client says, which wraps one error into another."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise TransientError("hub_broken", host=host, why=root_reason(error)) from error

@@ -255,6 +255,8 @@ def test_without_a_gpu_the_verdict_is_about_this_machines_memory(command: Comman
     found = json.loads(out)
     assert (code, found["device"], found["kernel"]) == (0 if found["fits"] else 3, "cpu", "aten_int4")
     assert found["tokens_per_s"] > 0 and "this machine's memory" in found["reason"]
+    # Nearly all that fits there is too slow to use, so the list tells it.
+    assert command("fit", "--best")[1].splitlines()[0].split()[2] == "Tokens/s"
     _, out, _ = command("fit", SMALL, LC_ALL="zh_CN.UTF-8")
     assert "本机内存" in out
     assert "marlin" in command.refused("fit", SMALL, "--kernel", "marlin")

@@ -267,6 +267,7 @@ def test_no_network_is_said_in_words() -> None:
         with pytest.raises(DeckError) as caught:
             read_remote(REPO, endpoint=f"http://{host}")
     assert (caught.value.key, caught.value.params["host"]) == ("hub_unreachable", host)
+    assert "Errno" not in str(caught.value), "a number that only programmers know"
 
 
 def test_a_hub_that_redirects_for_ever_is_given_up(hub: HubStandin) -> None:
