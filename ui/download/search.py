@@ -108,6 +108,8 @@ def _choose_model(models: Sequence[FoundModel], key: str) -> FoundModel:
         selection_mode="single-row-required",
         selection_default={"selection": {"rows": [first]}},
         height=min(38 + 35 * len(models), 260),
+        # The table makes a column as wide as most of its cells are, and most models have no mark.
+        column_config={tr("find.column_runs"): st.column_config.TextColumn(width=VERDICT_WIDTH)},
     )
     rows = event["selection"]["rows"]
     return models[rows[0] if rows and rows[0] < len(models) else first]
