@@ -132,4 +132,5 @@ def test_no_code_that_comes_with_a_model_can_be_switched_on() -> None:
                 assert isinstance(node.value, ast.Constant) and node.value.value is False, path
                 uses += 1
         assert source.count("trust_remote_code") == source.count("trust_remote_code=False"), path
-    assert uses >= 3
+    # A load reads the configuration and makes the class; tokenizers are read without transformers.
+    assert uses >= 2
