@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from core.checkpoint.containers.shapes import group_size_of, refuse_contradiction, stated_group_size
+from core.checkpoint.containers.shapes import (
+    group_size_of,
+    matrix_names,
+    parts_of,
+    refuse_contradiction,
+    stated_group_size,
+)
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import MatrixFormat, Packing, Part, QuantizedMatrix
 from core.common.errors import CheckpointError
@@ -44,17 +50,14 @@ class AwqContainer:
         return MatrixFormat(4, group_size, is_permuted=False, is_symmetric=False, packing="awq")
 
     def read(self, model: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedMatrix]:
-        ending = self.endings["codes"]
-        names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
+        names = matrix_names(self.endings["codes"], tensors)
         return {name: self._read_matrix(model, name, format, tensors) for name in names}
 
     def _read_matrix(
         self, model: str, name: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]
     ) -> QuantizedMatrix:
-        parts = {part: name + ending for part, ending in self.endings.items() if name + ending in tensors}
+        parts = parts_of(model, name, self.endings, tensors)
         shape = tensors[parts["codes"]].shape
-        if len(shape) != 2:
-            raise CheckpointError("no_matrix", folder=model, name=parts["codes"], shape=str(list(shape)))
         in_features, out_features = shape[0], shape[1] * PER_WORD
         scales = tensors[parts["scales"]].shape if "scales" in parts else None
         group_size = group_size_of(format.group_size, in_features, scales)

@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from core.checkpoint.containers.shapes import group_size_of, refuse_contradiction, settings_of, stated_group_size
+from core.checkpoint.containers.shapes import (
+    group_size_of,
+    matrix_names,
+    parts_of,
+    refuse_contradiction,
+    settings_of,
+    stated_group_size,
+)
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import BITS, MatrixFormat, Packing, Part, QuantizedMatrix
 from core.common.errors import CheckpointError
@@ -59,17 +66,14 @@ class CompressedTensorsContainer:
         return replace(formats[0], is_symmetric=is_symmetric, is_permuted=any(format.is_permuted for format in formats))
 
     def read(self, model: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedMatrix]:
-        ending = self.endings["codes"]
-        names = [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
+        names = matrix_names(self.endings["codes"], tensors)
         return {name: self._read_matrix(model, name, format, tensors) for name in names}
 
     def _read_matrix(
         self, model: str, name: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]
     ) -> QuantizedMatrix:
-        parts = {part: name + ending for part, ending in self.endings.items() if name + ending in tensors}
+        parts = parts_of(model, name, self.endings, tensors)
         shapes = {part: tensors[stored].shape for part, stored in parts.items()}
-        if len(shapes["codes"]) != 2:
-            raise CheckpointError("no_matrix", folder=model, name=parts["codes"], shape=str(list(shapes["codes"])))
         out_features, words = shapes["codes"]
         bits = next(_possible_bits(format, shapes), format.bits)
         if bits == 3 and words % 3:

@@ -14,7 +14,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from core.checkpoint.containers.shapes import group_size_of, refuse_contradiction, settings_of, stated_group_size
+from core.checkpoint.containers.shapes import (
+    group_size_of,
+    matrix_names,
+    parts_of,
+    refuse_contradiction,
+    settings_of,
+    stated_group_size,
+)
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import BITS, MatrixFormat, Packing, Part, QuantizedMatrix
 from core.common.errors import CheckpointError
@@ -64,8 +71,7 @@ class GptqContainer:
         )
 
     def read(self, model: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> dict[str, QuantizedMatrix]:
-        names = [name.removesuffix(CODES) for name in tensors if name.endswith(CODES)]
-        return {name: _read_matrix(model, name, format, tensors) for name in names}
+        return {name: _read_matrix(model, name, format, tensors) for name in matrix_names(CODES, tensors)}
 
 
 def _subtracts_words(found: Mapping[str, Any]) -> bool:
@@ -76,13 +82,11 @@ def _subtracts_words(found: Mapping[str, Any]) -> bool:
 
 
 def _read_matrix(model: str, name: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> QuantizedMatrix:
-    shape = tensors[name + CODES].shape
-    if len(shape) != 2:
-        raise CheckpointError("no_matrix", folder=model, name=name + CODES, shape=str(list(shape)))
-    parts = {part: name + ending for part, ending in ENDINGS.items() if name + ending in tensors}
+    parts = parts_of(model, name, ENDINGS, tensors)
     shapes = {part: tensors[stored].shape for part, stored in parts.items()}
     bits = next(_possible_bits(format.bits, shapes), format.bits)
-    in_features, out_features = shape[0] * 32 // bits, shape[1]
+    rows, out_features = shapes["codes"]
+    in_features = rows * 32 // bits
     group_size = group_size_of(format.group_size, in_features, shapes.get("scales") or shapes.get("zeros"))
     # Without a tensor that tells otherwise the inputs are in order.
     is_permuted = format.is_permuted and "input_groups" in parts

@@ -1,4 +1,4 @@
-"""What containers have in common: group sizes by the shapes of scales, settings of single modules."""
+"""What containers have in common: names of tensors, group sizes by the shapes of scales, settings of single modules."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ from core.common.values import is_whole, quoted_json
 
 # Of a matrix whose last group is shorter than the others, the size that quantizers have.
 USUAL_GROUP_SIZES = (16, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
+
+
+def matrix_names(ending: str, tensors: Mapping[str, TensorInfo]) -> list[str]:
+    """The modules whose codes' names have this `ending`, in the order of `tensors`."""
+    return [name.removesuffix(ending) for name in tensors if name.endswith(ending)]
+
+
+def parts_of(model: str, name: str, endings: Mapping[Part, str], tensors: Mapping[str, TensorInfo]) -> dict[Part, str]:
+    """The names of the tensors that the matrix `name` has. Raises CheckpointError where its codes are no matrix."""
+    parts = {part: name + ending for part, ending in endings.items() if name + ending in tensors}
+    shape = tensors[parts["codes"]].shape
+    if len(shape) != 2:
+        raise CheckpointError("no_matrix", folder=model, name=parts["codes"], shape=str(list(shape)))
+    return parts
 
 
 def stated_group_size(model: str, value: object) -> int:
