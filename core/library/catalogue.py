@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -139,19 +139,23 @@ def config(entry: CatalogueEntry) -> dict[str, Any]:
     }
 
 
-def _entry(repo: str, row: dict[str, str]) -> CatalogueEntry:
-    quantization = MatrixFormat(
+def listed_format(row: Mapping[str, str]) -> MatrixFormat:
+    """The quantization in a row of a table of models: GPTQ, with symmetric groups."""
+    return MatrixFormat(
         bits=int(row["bits"]),
         group_size=int(row["group_size"]),
         is_permuted=row["act_order"] == "yes",
         is_symmetric=True,
         packing="gptq",
     )
+
+
+def _entry(repo: str, row: dict[str, str]) -> CatalogueEntry:
     return CatalogueEntry(
         repo=repo,
         branch=row["branch"],
         size=row["size"],
-        quantization=quantization,
+        quantization=listed_format(row),
         file_bytes=int(row["file_bytes"]),
         published=f"{row['published_gb']} GB",
         published_from=row["published_from"],

@@ -14,6 +14,7 @@ from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
+from core.library.catalogue import listed_format
 from core.memory.cpu_fit import READING_TOKENS_S, CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
@@ -115,20 +116,13 @@ def _model(row: dict[str, str]) -> RecommendedModel:
         "tie_word_embeddings": row["tied"] == "yes",
         "max_position_embeddings": int(row["context"]),
     }
-    quantization = MatrixFormat(
-        bits=int(row["bits"]),
-        group_size=int(row["group_size"]),
-        is_permuted=row["act_order"] == "yes",
-        is_symmetric=True,
-        packing="gptq",
-    )
     return RecommendedModel(
         repo=row["repo"],
         billions=float(row["billions"]),
         license_name=row["license"],
         on_modelscope=row["modelscope"] == "yes",
         config=config,
-        quantization=quantization,
+        quantization=listed_format(row),
     )
 
 
