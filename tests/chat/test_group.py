@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,14 +122,6 @@ def test_turns_go_round_and_nobody_answers_their_own_name() -> None:
 
 
 # In the history -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path / "chats.sqlite3")
-    yield desk
-    desk.recorder.close()
-    desk.store.close()
 
 
 def context(speaker: str) -> PromptContext:

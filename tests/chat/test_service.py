@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +12,6 @@ from core.chat.template import Turn
 from core.chat.truncation import ContextError
 from core.common.errors import EngineError
 from tests.support.chat_desk import WAIT_S, Desk, context
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path / "chats.sqlite3")
-    yield desk
-    desk.recorder.close()
-    desk.store.close()
 
 
 def test_a_question_and_its_answer_are_in_the_history(desk: Desk) -> None:

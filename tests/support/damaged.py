@@ -1,15 +1,27 @@
-"""Tokenizers that their library panics at: a panic passes everything that catches an Exception."""
+"""Tokenizers that their library panics at, which passes everything that catches an Exception; files that are harmed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 # A text that a tokenizer damaged by `giving_up` cannot take.
 TOO_HARD = "a" * 40 + "b"
+# What stands in the places of a harmed JSON file.
+WORDS = [b"null", b"[]", b"{}", b"-1", b"1e999", b'"x"', b"true", b"\\ud800", b"9" * 50, b"\n", b"\x00", b'"']
 Damage = Callable[[dict[str, Any]], Any]
+
+
+def harmed(chance: Random, sources: Sequence[bytes]) -> bytes:
+    """One of `sources`, JSON, with other words in up to four places."""
+    data = bytearray(chance.choice(sources))
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randrange(len(data))
+        data[place : place + chance.randint(0, 8)] = chance.choice(WORDS)
+    return bytes(data)
 
 
 def giving_up(tokenizer: dict[str, Any]) -> None:
