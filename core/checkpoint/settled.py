@@ -21,8 +21,6 @@ from core.checkpoint.zeros import StoredZeros, look_at_zeros, settle_zeros, stor
 from core.common.errors import CheckpointError
 
 INDEX_TYPES = {"I32": "<i4", "I64": "<i8"}
-HEADS = ("lm_head.weight", "embed_out.weight")
-EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "word_embeddings.weight", "wte.weight")
 COMPARED_BYTES = 1 << 24
 
 

@@ -66,8 +66,6 @@ PLAIN_FIELDS = {
     "keysecondary": "secondary_keys",
     "order": "insertion_order",
 }
-# What only a window of SillyTavern's looks at, or what it works out anew.
-EDITOR_FIELDS = ("addMemo", "world", "hash", "decorators")
 WORLD_INFO = "world_info"
 
 
