@@ -10,7 +10,7 @@ import streamlit as st
 from core.chat.chat_formats import BY_NAME, find_format
 from core.chat.database import ChatStoreError
 from core.chat.exporting import to_json, to_markdown, to_sillytavern
-from core.chat.model_prompt import choose_format, chosen_format, read_model_prompt
+from core.chat.model_prompt import ModelPrompt, choose_format, chosen_format, read_model_prompt
 from core.chat.modes import CHAT_MODEL_NAME
 from core.chat.records import MODES, Chat, ChatInfo
 from core.chat.store import ChatStore
@@ -130,12 +130,17 @@ def _choose_mode(chat: Chat, tag: str) -> None:
     st.caption(tr(f"mode.{chat.info.mode}_help"))
 
 
+def _loaded_model() -> ModelPrompt | None:
+    """How the loaded model reads prompts; None where none is there, or its files cannot be used."""
+    try:
+        return read_model_prompt(engine().state, engine().server_counter)
+    except DeckError:
+        return None
+
+
 def _choose_format() -> None:
     """The format of a loaded model that brings no template. It is the model's, so it holds in every chat."""
-    try:
-        model = read_model_prompt(engine().state, engine().server_counter)
-    except DeckError:
-        return
+    model = _loaded_model()
     if model is None or model.folder is None or model.template.has_own:
         return
     name, chosen = model.folder.name, chosen_format(model.folder.name)
@@ -148,13 +153,10 @@ def _choose_format() -> None:
 
 def _say_unknown_format(info: ChatInfo) -> None:
     """That a model that was taught to chat is asked in plain lines, because nobody knows its format."""
-    try:
-        model = read_model_prompt(engine().state, engine().server_counter)
-    except DeckError:
+    if info.mode != "chat" or (model := _loaded_model()) is None:
         return
-    if model is not None and model.template.source is None and CHAT_MODEL_NAME.search(model.name):
-        if info.mode == "chat":
-            st.caption(f":material/help: {tr('chat.format_missing', model=model.name)}")
+    if model.template.source is None and CHAT_MODEL_NAME.search(model.name):
+        st.caption(f":material/help: {tr('chat.format_missing', model=model.name)}")
 
 
 @show_errors
