@@ -132,7 +132,7 @@ def test_a_table_of_the_parts_stands_under_the_sentence(command: Command) -> Non
 def test_a_chinese_terminal_reads_chinese_and_the_json_stays_english(command: Command) -> None:
     code, out, _ = command("fit", SMALL, "--gpu", "A40", LC_ALL="zh_CN.UTF-8")
     assert code == 0
-    assert "可以放进 A40" in out
+    assert "可以在 A40 上运行" in out
     _, out, _ = command("fit", SMALL, "--gpu", "A40", "--json", LC_ALL="zh_CN.UTF-8")
     assert " fits on A40" in json.loads(out)["reason"]
 

@@ -124,13 +124,14 @@ def _verdict_words(branch: Branch, report: Report, is_best: bool) -> str:
 
 def fitting_words(report: FitReport | CpuReport, is_best: bool = False) -> str:
     """Whether it fits, as short as a table has it; on a CPU also whether it is slower than people read."""
+    memory = "_cpu" if isinstance(report, CpuReport) else ""
     if not report.fits:
-        return f"❌ {tr('download.fits_not')}"
+        return f"❌ {tr(f'download.fits{memory}_not')}"
     if isinstance(report, CpuReport) and report.tokens_per_s < READING_TOKENS_S:
         return f"🐢 {tr('download.fits_slow')}"
     if is_best:
         return f"✅ {tr('download.best_here' if isinstance(report, CpuReport) else 'download.best')}"
-    return f"✅ {tr('download.fits')}"
+    return f"✅ {tr(f'download.fits{memory}')}"
 
 
 def refusal_words(error: DeckError | None) -> str:
