@@ -1,0 +1,349 @@
+"""How models mark what they think before they answer, and how a growing text is split into thought and answer.
+
+A format's marks are those of its models' chat templates, vLLM's reasoning parsers and the models' cards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+from core.engine.detokenize import held_back
+
+State = Literal["start", "opened", "thought", "closed", "blank", "answer"]
+Part = Literal["opening", "thought", "closing", "answer", "ending"]
+# What stands on both sides of a mark that is only talked about.
+QUOTES = "`\"'"
+# What may become a fence of code, at the end of a text; no fence is indented as deep as this is long.
+FENCE_BEGUN = re.compile(r"(?:\A|\n)[ \t]*[`~]{0,2}\Z")
+MAX_FENCE_CHARS = 64
+
+
+@dataclass(frozen=True)
+class ThoughtFormat:
+    """The marks around a thought; the first of each is the one that is written, the others are read as well.
+
+    `answer` may stand before an answer, `answer_end` after it.
+    """
+
+    name: str
+    open: tuple[str, ...]
+    close: tuple[str, ...]
+    answer: tuple[str, ...] = ()
+    answer_end: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (*self.open, *self.close, *self.answer, *self.answer_end)
+
+    @property
+    def closing(self) -> str:
+        """What ends a thought that was cut off, up to the first word of the answer."""
+        return f"\n{self.close[0]}\n\n{self.answer[0] if self.answer else ''}"
+
+    @cached_property
+    def event(self) -> re.Pattern[str]:
+        """What matters inside of a thought: a fence of code, or a mark."""
+        marks = "|".join(re.escape(mark) for mark in (*self.open, *self.close))
+        return re.compile(rf"(?P<fence>(?:\A|\n)[ \t]{{0,40}}(?:```|~~~))|{marks}")
+
+
+def _tags(name: str, **more: tuple[str, ...]) -> ThoughtFormat:
+    return ThoughtFormat(name, (f"<{name}>",), (f"</{name}>",), **more)
+
+
+# Qwen3, QwQ, DeepSeek-R1, EXAONE 4, GLM-4.5, SmolLM3, Phi-4-reasoning, Nemotron, LFM2.5 and most others.
+THINK = _tags("think")
+# In this order a template's source and a tokenizer's tokens are looked through; THINK comes after them all.
+FORMATS: tuple[ThoughtFormat, ...] = (
+    # gpt-oss: each message has a channel.
+    ThoughtFormat("channels", ("<|channel|>analysis<|message|>",), ("<|end|>",),
+                  ("<|start|>assistant<|channel|>final<|message|>", "<|channel|>final<|message|>")),
+    # Gemma 4
+    ThoughtFormat("channel", ("<|channel>thought\n", "<|channel>thought"), ("<channel|>",)),
+    # Magistral, Ministral 3 Reasoning
+    ThoughtFormat("[THINK]", ("[THINK]",), ("[/THINK]",)),
+    # Kimi
+    ThoughtFormat("◁think▷", ("◁think▷",), ("◁/think▷",)),
+    # Command A Reasoning
+    ThoughtFormat("START_THINKING", ("<|START_THINKING|>",), ("<|END_THINKING|>",), ("<|START_RESPONSE|>",),
+                  ("<|END_RESPONSE|>",)),
+    # Seed-OSS
+    _tags("seed:think"),
+    # Granite 3.2; Granite 3.3 has tags.
+    ThoughtFormat("Granite", ("Here is my thought process:", "Here's my thought process:"),
+                  ("Here is my response:", "Here's my response:")),
+    _tags("think", answer=("<response>",), answer_end=("</response>",)),
+    # Hunyuan
+    _tags("think", answer=("<answer>",), answer_end=("</answer>",)),
+    # EXAONE Deep
+    _tags("thought"),
+    THINK,
+    _tags("thinking"),
+    _tags("reasoning"),
+)  # fmt: skip
+
+
+def find_format(source: str, tokens: Iterable[str] = ()) -> ThoughtFormat | None:
+    """The format whose marks a chat template names, else the one whose marks are tokens; None where neither tells.
+
+    A template may write a mark in two pieces, such as '<|channel|>' + 'final': one of each kind is enough.
+    """
+    known = set(tokens)
+    for one in FORMATS:
+        has_answer = not one.answer or any(mark in source for mark in one.answer)
+        if (
+            has_answer
+            and any(mark in source for mark in one.close)
+            and any(mark.strip() in source for mark in one.open)
+        ):
+            return one
+    # DeepSeek-R1's first templates name the end alone.
+    for one in FORMATS:
+        if not one.answer and any(mark in source or mark in known for mark in one.close):
+            return one
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtRules:
+    """How one answer's thought is found. `is_open`: the prompt ends inside a thought.
+
+    `may_lack_opening`: an end without a beginning ends a thought too. After `budget_tokens` a thought is ended.
+    """
+
+    format: ThoughtFormat = THINK
+    is_open: bool = False
+    may_lack_opening: bool = False
+    budget_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A text in its parts, which joined are the text: the marks and blanks around a thought, it, and the answer."""
+
+    opening: str = ""
+    thought: str = ""
+    closing: str = ""
+    answer: str = ""
+    ending: str = ""
+
+    @property
+    def whole(self) -> str:
+        return self.opening + self.thought + self.closing + self.answer + self.ending
+
+
+class ThoughtSplitter:
+    """Splits a text that comes in pieces of any size. `parts` with what is held back after them are all that came.
+
+    Only the first thing in a text is a thought. A mark in quotes is none, and neither are marks in a block of code that
+    open and close there. Blanks around a thought and before the answer belong to the marks.
+    """
+
+    def __init__(self, rules: ThoughtRules) -> None:
+        self._format, self._may_turn = rules.format, rules.may_lack_opening and not rules.is_open
+        self._state: State = "opened" if rules.is_open else "start"
+        self.parts = Parts()
+        # What came and is not certain yet; so much of it was looked through for marks.
+        self._held, self._num_seen = "", 0
+        # The end of a thought, until it is certain that no other thought follows.
+        self._closing = ""
+        self._is_fenced, self._num_nested = False, 0
+
+    @property
+    def is_thinking(self) -> bool:
+        return self._state in ("opened", "thought")
+
+    @property
+    def has_thought(self) -> bool:
+        """Whether a thought was begun, ended or not."""
+        return self._state in ("opened", "thought", "closed") or bool(self.parts.closing)
+
+    def push(self, text: str) -> None:
+        self._held += text
+        self._read(is_end=False)
+
+    def end(self) -> Parts:
+        """All of the text: nothing is held back any more."""
+        self._read(is_end=True)
+        return self.parts
+
+    def _read(self, is_end: bool) -> None:
+        before = None
+        while self._state != before:
+            before = self._state
+            match self._state:
+                case "start" | "opened":
+                    self._read_opening(is_end)
+                case "thought":
+                    self._read_thought(is_end)
+                case "closed":
+                    self._read_closing(is_end)
+                case "blank":
+                    self._read_blank(is_end)
+                case "answer":
+                    self._read_answer(is_end)
+
+    def _give(self, part: Part, num_chars: int) -> None:
+        """Take characters from what is held into one of the parts."""
+        given, self._held = self._held[:num_chars], self._held[num_chars:]
+        self._num_seen = max(0, self._num_seen - num_chars)
+        if given:
+            self.parts = replace(self.parts, **{part: getattr(self.parts, part) + given})
+
+    def _read_opening(self, is_end: bool) -> None:
+        """The beginning of a text, or of a thought: some models write its mark once more."""
+        num_blank, text = self._blanks()
+        marks = self._format.open if self._state == "opened" else (*self._format.open, *self._format.answer)
+        found = _mark_at(text, marks)
+        if found is None and not is_end and _may_begin(text, marks):
+            return
+        if found is not None:
+            self._give("opening", num_blank + len(found))
+            if found in self._format.answer:
+                self._state, self._may_turn = "blank", False
+            else:
+                self._state = "opened"
+                self._read_opening(is_end)
+        elif self._state == "opened":
+            self._give("opening", num_blank)
+            self._state = "thought"
+        else:
+            self._state = "answer"
+
+    def _read_thought(self, is_end: bool) -> None:
+        begin, end = self._find_close(is_end, is_orphan=False)
+        if begin is None:
+            self._give("thought", end if is_end else len(self._held[:end].rstrip()))
+        else:
+            self._close("thought", begin, end)
+
+    def _close(self, part: Part, begin: int, end: int) -> None:
+        """End a thought at the mark that stands from `begin` to `end`. It is held until what follows is known."""
+        num_chars = len(self._held[:begin].rstrip())
+        self._give(part, num_chars)
+        length = end - num_chars
+        self._closing, self._held, self._num_seen = self._held[:length], self._held[length:], 0
+        self._is_fenced, self._num_nested = False, 0
+        self._state = "closed"
+
+    def _read_closing(self, is_end: bool) -> None:
+        """What follows a thought: an answer, or one more thought."""
+        num_blank, text = self._blanks()
+        marks = (*self._format.open, *self._format.answer)
+        found = _mark_at(text, marks)
+        if found is None and not is_end and _may_begin(text, marks):
+            return
+        closing, self._closing = self._closing, ""
+        self._held = closing + self._held
+        num_chars = len(closing) + num_blank + len(found or "")
+        if found is not None and found in self._format.open:
+            # Between two thoughts the marks are part of them; before the first word of any they are its opening.
+            self._state = "thought" if self.parts.thought else "opened"
+            self._give("thought" if self.parts.thought else "opening", num_chars)
+        else:
+            self._give("closing", num_chars)
+            self._may_turn = False
+            self._state = "answer" if found is None and self._held else "blank"
+
+    def _read_blank(self, is_end: bool) -> None:
+        """The blanks before an answer's first word."""
+        num_blank, text = self._blanks()
+        self._give("closing" if self.parts.closing else "opening", num_blank)
+        if text or is_end:
+            self._state = "answer"
+
+    def _read_answer(self, is_end: bool) -> None:
+        if self._may_turn:
+            begin, end = self._find_close(is_end, is_orphan=True)
+            if begin is not None:
+                self._close("answer", begin, end)
+                # All of it was the thought.
+                self.parts = replace(self.parts, thought=self.parts.answer, answer="")
+                self._may_turn = False
+            else:
+                self._give("answer", end if is_end else len(self._held[:end].rstrip()))
+            return
+        text = self._held.rstrip()
+        is_whole = text.endswith(self._format.answer_end) if self._format.answer_end else False
+        num_held = max(map(len, self._format.answer_end)) if is_whole else held_back(text, self._format.answer_end)
+        if self._format.answer_end and (is_whole or not is_end):
+            self._give("answer", len(text[: len(text) - num_held].rstrip()))
+            if is_end:
+                self._give("ending", len(self._held))
+        else:
+            self._give("answer", len(self._held))
+
+    def _find_close(self, is_end: bool, is_orphan: bool) -> tuple[int | None, int]:
+        """Where a thought's end begins and ends in what is held; without one, how much of that is certain."""
+        text, format = self._held, self._format
+        is_first = not (self.parts.answer if is_orphan else self.parts.thought)
+        for found in format.event.finditer(text, self._num_seen):
+            begin, end = found.span()
+            if found["fence"]:
+                if begin == 0 and not is_first and not found[0].startswith("\n"):
+                    continue
+                self._is_fenced, self._num_nested = not self._is_fenced, 0
+            elif end == len(text) and not is_end and (is_orphan or self._char_before(begin) in QUOTES):
+                # What follows decides.
+                return None, begin
+            elif self._is_quoted(begin, end):
+                pass
+            elif found[0] in format.open:
+                # In an answer a mark that is opened there is closed there.
+                self._num_nested += self._is_fenced or is_orphan
+            elif self._num_nested:
+                self._num_nested -= 1
+            elif not is_orphan or self._is_on_edge(begin, end):
+                return begin, end
+            self._num_seen = end
+        num_held = 0 if is_end else _num_uncertain(text, format)
+        self._num_seen = max(self._num_seen, len(text) - num_held)
+        return None, len(text) - num_held
+
+    def _char_before(self, place: int) -> str:
+        """The character before a place in what is held; a line's end at the beginning of all."""
+        before = self._held[place - 1 : place] if place else (self.parts.thought or self.parts.answer)[-1:]
+        return before or "\n"
+
+    def _is_quoted(self, begin: int, end: int) -> bool:
+        before = self._char_before(begin)
+        return before in QUOTES and self._held[end : end + 1] == before
+
+    def _is_on_edge(self, begin: int, end: int) -> bool:
+        """Whether a mark begins or ends a line, as one does that ends a thought without a beginning."""
+        line = self._held[:begin].rpartition("\n")[2] if "\n" in self._held[:begin] else self._line_before(begin)
+        return not self._is_fenced and (not line.strip() or self._held[end : end + 1] == "\n")
+
+    def _line_before(self, begin: int) -> str:
+        return self.parts.answer.rpartition("\n")[2] + self._held[:begin]
+
+    def _blanks(self) -> tuple[int, str]:
+        """How many blanks what is held begins with, and what follows them."""
+        text = self._held.lstrip()
+        return len(self._held) - len(text), text
+
+
+def split_thought(text: str, rules: ThoughtRules) -> Parts:
+    """A whole text in its parts."""
+    splitter = ThoughtSplitter(rules)
+    splitter.push(text)
+    return splitter.end()
+
+
+def _mark_at(text: str, marks: Iterable[str]) -> str | None:
+    return max((mark for mark in marks if text.startswith(mark)), key=len, default=None)
+
+
+def _may_begin(text: str, marks: Iterable[str]) -> bool:
+    """Whether `text` is the beginning of one of the marks, or nothing yet."""
+    return any(mark.startswith(text) for mark in marks)
+
+
+def _num_uncertain(text: str, format: ThoughtFormat) -> int:
+    """How many characters at the end of `text` may be the beginning of a mark or of a fence."""
+    fence = FENCE_BEGUN.search(text[-MAX_FENCE_CHARS:])
+    return max(held_back(text, (*format.open, *format.close)), len(fence[0]) if fence else 0)
