@@ -243,6 +243,11 @@ def reopen(db: sqlite3.Connection, message: int) -> None:
     db.execute("UPDATE messages SET state = 'writing' WHERE id = ?", (message,))
 
 
+def purge_older(db: sqlite3.Connection, than_s: float) -> None:
+    """Delete for good what came into the trash before then."""
+    db.execute("DELETE FROM chats WHERE deleted_s < ?", (than_s,))
+
+
 def set_cast(db: sqlite3.Connection, chat: int, cast: Sequence[str]) -> None:
     """Let these characters speak, each once; the first is the chat's own. The mode follows, but for a chosen one.
 

@@ -8,7 +8,7 @@ from typing import Any
 from core.chat.columns import from_column, names_from_column
 from core.chat.database import ChatStoreError
 from core.chat.mutations import read_tree
-from core.chat.records import Chat, ChatInfo, Message
+from core.chat.records import Chat, ChatInfo, DeletedChat, Message
 
 INFO_COLUMNS = "id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft, members"
 
@@ -20,6 +20,24 @@ def list_chats(db: sqlite3.Connection, owner: str, limit: int, offset: int) -> l
         (owner, limit, offset),
     )
     return [_info(row) for row in rows]
+
+
+def list_recent(db: sqlite3.Connection, owner: str, limit: int) -> list[ChatInfo]:
+    rows = db.execute(
+        f"SELECT {INFO_COLUMNS} FROM chats WHERE owner = ? AND deleted_s IS NULL"
+        " ORDER BY changed_s DESC, id DESC LIMIT ?",
+        (owner, limit),
+    )
+    return [_info(row) for row in rows]
+
+
+def list_deleted(db: sqlite3.Connection, owner: str, since_s: float, limit: int) -> list[DeletedChat]:
+    rows = db.execute(
+        f"SELECT {INFO_COLUMNS}, deleted_s FROM chats WHERE owner = ? AND deleted_s >= ?"
+        " ORDER BY deleted_s DESC, id DESC LIMIT ?",
+        (owner, since_s, limit),
+    )
+    return [DeletedChat(_info(row[:-1]), row[-1]) for row in rows]
 
 
 def read_info(db: sqlite3.Connection, chat: int) -> ChatInfo:

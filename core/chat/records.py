@@ -67,6 +67,14 @@ class Chat:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedChat:
+    """A chat in the trash, and when it came there in seconds since 1970."""
+
+    info: ChatInfo
+    deleted_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hit:
     """One message, or a title (`message` None), that has all words of a search.
 

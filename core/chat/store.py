@@ -20,15 +20,16 @@ from core.chat import mutations
 from core.chat.columns import to_column
 from core.chat.copying import copy_of, path_of
 from core.chat.database import BUSY_S, ChatStoreError, Database, changed_meanwhile
-from core.chat.queries import list_chats, read_chat, read_info
-from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, Hit, Mode, State
+from core.chat.queries import list_chats, list_deleted, list_recent, read_chat, read_info
+from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, DeletedChat, Hit, Mode, State
 from core.chat.searching import find_messages
 from core.chat.titles import shortened
 from core.common.paths import data_dir
 from core.common.values import printable
 
-# How long a deleted chat can still be taken back.
-KEEP_DELETED_S = 7 * 24 * 3600.0
+# How long a deleted chat waits in the trash.
+KEEP_DELETED_DAYS = 30
+KEEP_DELETED_S = KEEP_DELETED_DAYS * 24 * 3600.0
 MAX_OWN_TITLE_CHARS = 200
 PAGE_CHATS = 50
 PAGE_HITS = 50
@@ -69,7 +70,7 @@ class ChatStore:
         if self._database.is_alone:
             with self._database.change() as db:
                 db.execute("UPDATE messages SET state = 'stopped' WHERE state = 'writing'")
-                db.execute("DELETE FROM chats WHERE deleted_s < ?", (self._now() - KEEP_DELETED_S,))
+                mutations.purge_older(db, self._kept_since_s())
             self._database.settle()
 
     # Chats ----------------------------------------------------------------------------------------------------------
@@ -102,6 +103,11 @@ class ChatStore:
         """Pinned chats first, then those that changed last."""
         with self._database.read() as db:
             return list_chats(db, self._owner or "", limit, offset)
+
+    def recent(self, limit: int) -> list[ChatInfo]:
+        """Those that changed last, pinned or not."""
+        with self._database.read() as db:
+            return list_recent(db, self._owner or "", limit)
 
     def count(self) -> int:
         with self._database.read() as db:
@@ -181,15 +187,6 @@ class ChatStore:
         """Empty the draft where it is still this `text`: what was added meanwhile stays."""
         self._set(chat, "draft = CASE draft WHEN ? THEN '' ELSE draft END", text)
 
-    def delete_chat(self, chat: int) -> None:
-        """Hide a chat. For KEEP_DELETED_S `restore_chat` takes that back."""
-        self._set(chat, "deleted_s = ?", self._now())
-
-    def restore_chat(self, chat: int) -> None:
-        with self._changing_chat(chat) as db:
-            if not db.execute("UPDATE chats SET deleted_s = NULL WHERE id = ?", (chat,)).rowcount:
-                raise ChatStoreError("chat_gone")
-
     def _set(self, chat: int, columns: str, *values: object) -> None:
         with self._changing_chat(chat) as db:
             mutations.require_chat(db, chat)
@@ -199,6 +196,47 @@ class ChatStore:
         """Messages and titles that hold every word of `text`, newest first, in any language and letter case."""
         with self._database.read() as db:
             return find_messages(db, self._owner or "", text, limit)
+
+    # The trash ------------------------------------------------------------------------------------------------------
+
+    def delete_chat(self, chat: int) -> None:
+        """Put a chat into the trash, where it waits for KEEP_DELETED_S. Those that waited longer go for good."""
+        with self._changing_chat(chat) as db:
+            mutations.require_chat(db, chat)
+            db.execute("UPDATE chats SET deleted_s = ? WHERE id = ?", (self._now(), chat))
+            mutations.purge_older(db, self._kept_since_s())
+
+    def restore_chat(self, chat: int) -> None:
+        """Take a chat out of the trash, with everything that it had."""
+        with self._changing_chat(chat) as db:
+            if not db.execute("UPDATE chats SET deleted_s = NULL WHERE id = ?", (chat,)).rowcount:
+                raise ChatStoreError("chat_gone")
+
+    def purge_chat(self, chat: int) -> None:
+        """Delete a chat of the trash for good. Raises ChatStoreError where it is not there any more."""
+        with self._changing_chat(chat) as db:
+            if not db.execute("DELETE FROM chats WHERE id = ? AND deleted_s IS NOT NULL", (chat,)).rowcount:
+                raise ChatStoreError("chat_gone")
+
+    def empty_trash(self, until_s: float) -> None:
+        """Delete for good what came into the trash until then: what another tab puts there meanwhile stays."""
+        with self._database.change() as db:
+            db.execute("DELETE FROM chats WHERE owner = ? AND deleted_s <= ?", (self._owner, until_s))
+
+    def deleted(self, limit: int = PAGE_CHATS) -> list[DeletedChat]:
+        """The chats in the trash, those deleted last first."""
+        with self._database.read() as db:
+            return list_deleted(db, self._owner or "", self._kept_since_s(), limit)
+
+    def count_deleted(self) -> int:
+        with self._database.read() as db:
+            counted = db.execute(
+                "SELECT count(*) FROM chats WHERE owner = ? AND deleted_s >= ?", (self._owner, self._kept_since_s())
+            )
+            return int(counted.fetchone()[0])
+
+    def _kept_since_s(self) -> float:
+        return self._now() - KEEP_DELETED_S
 
     # Messages -------------------------------------------------------------------------------------------------------
 

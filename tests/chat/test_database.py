@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -242,6 +243,22 @@ def test_a_file_of_the_first_form_opens_with_all_that_is_in_it(tmp_path: Path) -
     assert first.messages[1].stats == {"tokens": 3} and len(first.messages[1].versions) == 2
     assert (second.info.mode, second.info.character, second.info.draft) == ("chat", "Ada", "未发送")
     store.append_user(first.info.id, "And it goes on", first.messages[-1].id)
+    store.close()
+
+
+def test_what_an_older_version_deleted_is_in_the_trash(tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite3"
+    older = Database(path, migrations=MIGRATIONS[:3])
+    with older.change() as db:
+        row = (1.0, 2.0, time.time(), "instruct", "", "Taken back")
+        db.execute(
+            "INSERT INTO chats (created_s, changed_s, deleted_s, mode, character, title) VALUES (?, ?, ?, ?, ?, ?)", row
+        )
+    older.close()
+    store = ChatStore(path)
+    deleted = store.deleted()[0].info
+    store.restore_chat(deleted.id)
+    assert [chat.title for chat in store.chats()] == ["Taken back"]
     store.close()
 
 

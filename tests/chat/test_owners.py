@@ -51,6 +51,7 @@ ON_CHATS: list[Callable[[ChatStore, int], Any]] = [
     lambda store, chat: store.change_settings(chat, lambda settings: settings),
     lambda store, chat: store.delete_chat(chat),
     lambda store, chat: store.restore_chat(chat),
+    lambda store, chat: store.purge_chat(chat),
     lambda store, chat: store.append_text(chat, "x"),
     lambda store, chat: store.append_user(chat, "x", None),
     lambda store, chat: store.begin_answer(chat, None),
@@ -85,6 +86,7 @@ def test_nothing_can_be_done_to_a_chat_of_another(store: ChatStore, number: int)
 def test_every_method_that_names_a_chat_or_a_message_was_tried() -> None:
     """A new one has to be added above, or it could leave the owner out."""
     free = {"close", "of", "of_all", "create", "add", "add_all", "chats", "count", "search"}
+    free |= {"recent", "deleted", "count_deleted", "empty_trash"}
     methods = {name for name in vars(ChatStore) if not name.startswith("_")}
     tried = {name for step in [*ON_CHATS, *ON_MESSAGES] for name in step.__code__.co_names}
     assert methods - free == tried
@@ -97,6 +99,20 @@ def test_a_branch_is_its_owners_and_a_deleted_chat_comes_back_to_them(store: Cha
     ann.delete_chat(chat)
     ann.restore_chat(chat)
     assert ann.count() == 2 and store.count() == 0
+
+
+def test_each_has_a_trash_of_their_own(store: ChatStore) -> None:
+    ann, bob = store.of("ann"), store.of("bob")
+    chat, _ = add(ann, "Ann's")
+    ann.delete_chat(chat)
+    assert ann.count_deleted() == 1 and [one.info.id for one in ann.deleted()] == [chat]
+    for other in (bob, store, store.of_all()):
+        other.empty_trash(until_s=float("inf"))
+        assert other.count_deleted() == 0 and other.deleted() == []
+    with pytest.raises(ChatStoreError):
+        bob.purge_chat(chat)
+    ann.restore_chat(chat)
+    assert ann.info(chat).title == "Ann's"
 
 
 def test_an_answer_is_written_whoever_asked_for_it(store: ChatStore) -> None:

@@ -399,7 +399,59 @@ def test_settings_and_drafts_are_each_kept(store: ChatStore) -> None:
     assert (info.mode, info.character) == ("chat-instruct", "Ada")
 
 
-def test_a_deleted_chat_is_gone_for_good_after_a_week(path: Path, clock: Clock) -> None:
+def test_the_trash_holds_what_was_deleted_until_it_is_restored_or_emptied(path: Path, clock: Clock) -> None:
+    store = ChatStore(path, now=clock)
+    first, second, third, kept = (store.create("instruct") for _ in range(4))
+    for chat in (first, second, third):
+        clock.now_s += 1
+        say(store, chat, f"question {chat}", "answer")
+        store.delete_chat(chat)
+    whole = [(one.info.id, one.info.title) for one in store.deleted()]
+    assert whole == [(chat, f"question {chat}") for chat in (third, second, first)]
+    assert [one.info.id for one in store.deleted(limit=1)] == [third] and store.count_deleted() == 3
+    store.restore_chat(second)
+    assert texts(store, second) == ["question 2", "answer"] and store.count_deleted() == 2
+    with pytest.raises(ChatStoreError) as caught:
+        store.purge_chat(second)  # Another tab has restored it.
+    assert refusal(caught) == "chat_gone"
+    store.purge_chat(first)
+    for step in (store.purge_chat, store.restore_chat):
+        with pytest.raises(ChatStoreError):
+            step(first)
+    seen = store.deleted()
+    store.delete_chat(second)
+    store.empty_trash(until_s=seen[0].deleted_s)
+    assert [one.info.id for one in store.deleted()] == [second], "what was deleted after that stays"
+    store.empty_trash(until_s=store.deleted()[0].deleted_s)
+    assert store.count_deleted() == 0 and [info.id for info in store.chats()] == [kept]
+    store.close()
+
+
+def test_old_deletions_go_while_the_store_stays_open(path: Path, clock: Clock) -> None:
+    store = ChatStore(path, now=clock)
+    old, young = store.create("instruct"), store.create("instruct")
+    store.delete_chat(old)
+    clock.now_s += KEEP_DELETED_S + 1
+    assert store.deleted() == [] and store.count_deleted() == 0
+    store.delete_chat(young)
+    with pytest.raises(ChatStoreError):
+        store.restore_chat(old)
+    assert [one.info.id for one in store.deleted()] == [young]
+    store.close()
+
+
+def test_recent_chats_are_the_last_ones_pinned_or_not(path: Path, clock: Clock) -> None:
+    store = ChatStore(path, now=clock)
+    chats = []
+    for _ in range(3):
+        clock.now_s += 1
+        chats.append(store.create("instruct"))
+    store.pin(chats[0], True)
+    assert [info.id for info in store.recent(2)] == [chats[2], chats[1]]
+    store.close()
+
+
+def test_a_deleted_chat_is_gone_for_good_after_a_while(path: Path, clock: Clock) -> None:
     store = ChatStore(path, now=clock)
     old, young = store.create("instruct"), store.create("instruct")
     for number in range(30):
