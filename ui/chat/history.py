@@ -11,8 +11,8 @@ from core.chat.importing import read_chats
 from core.chat.records import ChatInfo, Hit
 from core.common.errors import DeckError
 from ui.chat.feedback import FAILED_KEY, LEFT_KEY, show_errors
-from ui.chat.header import title_of
 from ui.chat.session import FOUND_KEY, PARAM, show_chat
+from ui.chat.setup import title_of
 from ui.shared.errors import sentence
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape, shortened

@@ -16,6 +16,7 @@ from core.common.errors import DeckError, EngineError
 from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.user import read_persona
+from ui.shared.i18n import text
 from ui.shared.people import person
 from ui.shared.resources import characters, engine, preferences, presets
 
@@ -46,6 +47,16 @@ def name_of(name: str) -> str:
     """What the character is called that a chat or a message names; its file may be gone, or be another program's."""
     found = find_character(name)
     return found[1].called if found else name
+
+
+def title_of(info: ChatInfo) -> str:
+    """The chat's title; one of its character where nothing was said yet."""
+    if info.title:
+        return info.title
+    if len(info.cast) > 1:
+        return ", ".join(name_of(name) for name in info.cast)
+    found = find_character(info.character)
+    return found[1].name if found else text(f"chat.new_{'notebook' if info.mode == 'notebook' else 'title'}")
 
 
 def key_of_speaker(name: str) -> str:

@@ -1,0 +1,118 @@
+"""Who speaks in a chat and how the model is asked: the popover of the chat's head."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.chat.chat_formats import BY_NAME, find_format
+from core.chat.model_prompt import ModelPrompt, choose_format, chosen_format, read_model_prompt
+from core.chat.modes import CHAT_MODEL_NAME
+from core.chat.records import MODES, Chat, ChatInfo
+from core.common.errors import DeckError
+from ui.chat.cast import choose_members
+from ui.chat.chat_settings import change_system
+from ui.chat.feedback import show_errors
+from ui.chat.new_chat import NEW_ID, new_values
+from ui.chat.session import number_of
+from ui.chat.setup import find_character
+from ui.shared.i18n import text, tr
+from ui.shared.identity import key_of, known_value, note_stored
+from ui.shared.resources import characters, chat_store, engine
+
+CHARACTER, MODE, SYSTEM, FORMAT = "chat_character", "chat_mode", "chat_system", "chat_format"
+
+
+def draw_who(chat: Chat, tag: str) -> None:
+    info = chat.info
+    _choose_character(info, tag)
+    if info.mode != "notebook" and info.character:
+        choose_members(info, tag)
+    _choose_mode(chat, tag)
+    if info.mode != "notebook":
+        _choose_format()
+        system = str(info.settings.get("system", ""))
+        key = key_of(SYSTEM, tag, system, str.strip)
+        st.text_area(tr("chat.system"), key=key, height=100, placeholder=tr("chat.system_placeholder"),
+                     help=tr("chat.system_help"), on_change=_keep_system, args=(tag, key, system))  # fmt: skip
+
+
+def _choose_character(info: ChatInfo, tag: str) -> None:
+    try:
+        entries = [entry for entry in characters().entries() if entry.character is not None]
+    except DeckError:
+        entries = []
+    names = {"": text("chat.no_character"), **{entry.key: entry.name for entry in entries}}
+    found = find_character(info.character)
+    key = key_of(CHARACTER, tag, found[0] if found and found[0] in names else "")
+    st.selectbox(tr("chat.character"), list(names), key=key, format_func=lambda name: names.get(name, name),
+                 on_change=_set_character, args=(tag, key))  # fmt: skip
+
+
+def _choose_mode(chat: Chat, tag: str) -> None:
+    # A notebook has one text and a chat has messages: neither becomes the other.
+    is_notebook = chat.info.mode == "notebook"
+    is_open = chat.info.id == NEW_ID or not chat.messages
+    modes = [mode for mode in MODES if is_open or (mode == "notebook") == is_notebook]
+    key = key_of(MODE, tag, chat.info.mode)
+    st.selectbox(tr("chat.mode"), modes, key=key, format_func=lambda mode: text(f"mode.{mode}"),
+                 on_change=_set_mode, args=(tag, key))  # fmt: skip
+    st.caption(tr(f"mode.{chat.info.mode}_help"))
+
+
+def _loaded_model() -> ModelPrompt | None:
+    """How the loaded model reads prompts; None where none is there, or its files cannot be used."""
+    try:
+        return read_model_prompt(engine().state, engine().server_counter)
+    except DeckError:
+        return None
+
+
+def _choose_format() -> None:
+    """The format of a loaded model that brings no template. It is the model's, so it holds in every chat."""
+    model = _loaded_model()
+    if model is None or model.folder is None or model.template.has_own:
+        return
+    name, chosen = model.folder.name, chosen_format(model.folder.name)
+    key = key_of(FORMAT, name, chosen if chosen in BY_NAME else "")
+    by_itself = text("chat.format_found", name=found.name) if (found := find_format(model.folder)) else ""
+    st.selectbox(tr("chat.format"), ["", *BY_NAME], key=key, help=tr("chat.format_help"), on_change=_set_format,
+                 format_func=lambda one: one or by_itself or text("chat.format_unknown"),
+                 args=(name, key))  # fmt: skip
+
+
+def say_unknown_format(info: ChatInfo) -> None:
+    """That a model that was taught to chat is asked in plain lines, because nobody knows its format."""
+    if info.mode != "chat" or (model := _loaded_model()) is None:
+        return
+    if model.template.source is None and CHAT_MODEL_NAME.search(model.name):
+        st.caption(f":material/help: {tr('chat.format_missing', model=model.name)}")
+
+
+@show_errors
+def _set_format(model: str, key: str) -> None:
+    choose_format(model, st.session_state[key])
+
+
+@show_errors
+def _set_character(tag: str, key: str) -> None:
+    character, number = st.session_state[key], number_of(tag)
+    if number == NEW_ID:
+        new_values().update(character=character, greeting=0, mode=None)
+    else:
+        chat_store().set_character(number, character)
+
+
+@show_errors
+def _set_mode(tag: str, key: str) -> None:
+    mode, number = st.session_state[key], number_of(tag)
+    if number == NEW_ID:
+        new_values()["mode"] = mode
+    else:
+        chat_store().set_mode(number, mode)
+
+
+@show_errors
+def _keep_system(tag: str, key: str, drawn: str) -> None:
+    system = st.session_state[key].strip()
+    change_system(tag, system, known_value(SYSTEM, tag, drawn))
+    note_stored(SYSTEM, tag, system)
