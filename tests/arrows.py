@@ -23,7 +23,7 @@ ARROWS = {
     "pages": "chat ui.characters ui.chat ui.download ui.load ui.monitor ui.settings ui.shared",
     "ui": "ui.chat ui.load ui.monitor ui.shared",
     "ui.download": "checkpoint hub library memory ui.load ui.shared",
-    "ui.monitor": "gpu memory ui.load ui.shared",
+    "ui.monitor": "engine gpu memory ui.load ui.shared",
     "ui.load": "checkpoint engine gpu library memory remote ui.shared",
     "ui.characters": "chat personas ui.shared",
     "ui.chat": "chat engine personas ui.shared",

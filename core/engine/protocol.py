@@ -108,11 +108,12 @@ class LoadProgress:
 class MemoryFacts:
     """GPU memory after a load and its warm-up at full size: the plan, and the most that torch's allocator held.
 
-    `context_bytes` is what NVML counts for the process beside that; None where NVML does not tell. A forced load is not
-    held to its plan.
+    `loaded_bytes` are the weights and the kernel's scratch, once all were read. `context_bytes` is what NVML counts for
+    the process beside torch's allocator; None where NVML does not tell. A forced load is not held to its plan.
     """
 
     plan: MemoryPlan
+    loaded_bytes: int
     peak_bytes: int
     context_bytes: int | None
     is_forced: bool

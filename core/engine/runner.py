@@ -17,6 +17,7 @@ from core.common.errors import DeckError, EngineError, GpuUseError
 from core.common.paths import model_name
 from core.engine.answer import Answer
 from core.engine.engine_base import EngineBase
+from core.engine.memory_truth import memory_truth
 from core.engine.process import WorkerProcess
 from core.engine.protocol import (
     AnswerStats,
@@ -212,8 +213,12 @@ class Runner(EngineBase):
 
     def _on_event(self, worker: WorkerProcess, event: Event) -> None:
         match event:
-            case LoadProgress() | Loaded():
+            case LoadProgress():
                 self._on_progress(worker, event)
+            case Loaded():
+                self._on_progress(worker, event)
+                if (memory := event.facts.memory) is not None:
+                    log.info("%s: %s", event.facts.name, memory_truth(memory, event.facts.cache_bytes).log_line)
             case LoadFailed():
                 log.error("load of %s failed: %s", self._state.model, event.error)
                 if isinstance(event.error, GpuUseError):

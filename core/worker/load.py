@@ -33,7 +33,7 @@ from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_head, fuse_layers, fuse_prefill
 from core.worker.decode.steps import EagerSteps, PendingTokens, Steps
 from core.worker.end_tokens import find_end_tokens
-from core.worker.memory_guard import memory_cap, reserve_remaining
+from core.worker.memory_guard import allocated_bytes, memory_cap, reserve_remaining
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -76,6 +76,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
     cap = memory_cap(memory_plans, device_map.devices, plan.is_forced) if memory_plans else nullcontext()
     with torch.inference_mode(), cap:
         model = read_model(checkpoint, plan, device_map, progress)
+        loaded_bytes = allocated_bytes() if memory_plans else 0
         progress("prepare", STAGE_BEGIN["prepare"])
         runner = ModelRunner(model, plan.num_slots, plan.context_tokens)
         check_numbers(runner, checkpoint.name)
@@ -83,7 +84,9 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         steps = capture_steps(runner, model, plan.chunk_tokens) if plan.is_captured else make_eager(runner, model)
         warm_up(steps, plan.chunk_tokens, checkpoint.name)
         warm_up_sampling(steps, tokenizer, plan.chunk_tokens)
-        memory = reserve_remaining(memory_plans, device_map.devices, plan.is_forced) if memory_plans else None
+        memory = None
+        if memory_plans:
+            memory = reserve_remaining(memory_plans, device_map.devices, plan.is_forced, loaded_bytes)
     return LoadedEngine(
         steps=steps,
         tokenizer=tokenizer,

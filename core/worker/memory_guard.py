@@ -66,8 +66,10 @@ def out_of_memory(planned_bytes: int, is_forced: bool) -> EngineError:
     return EngineError(key, planned=planned_bytes // MIB, reached=_peak_bytes() // MIB)
 
 
-def reserve_remaining(plans: Sequence[MemoryPlan], devices: Sequence[torch.device], is_forced: bool) -> MemoryFacts:
-    """Plan and reality, once everything has run at full size.
+def reserve_remaining(
+    plans: Sequence[MemoryPlan], devices: Sequence[torch.device], is_forced: bool, loaded_bytes: int
+) -> MemoryFacts:
+    """Plan and reality, once everything has run at full size; `loaded_bytes` were allocated once the weights were read.
 
     What the plan has left is taken and kept in torch's allocator: nobody else can have it, and nothing grows.
     """
@@ -76,7 +78,12 @@ def reserve_remaining(plans: Sequence[MemoryPlan], devices: Sequence[torch.devic
         left = 0 if is_forced else plan.allocated - torch.cuda.memory_reserved(device)
         if left >= SEGMENT_BYTES:
             torch.empty(left // SEGMENT_BYTES * SEGMENT_BYTES, dtype=torch.uint8, device=device)
-    return MemoryFacts(sum_plans(plans), peak_bytes, own_context_bytes(), is_forced)
+    return MemoryFacts(sum_plans(plans), loaded_bytes, peak_bytes, own_context_bytes(), is_forced)
+
+
+def allocated_bytes() -> int:
+    """What tensors take now on all GPUs."""
+    return sum(torch.cuda.memory_allocated(index) for index in range(torch.cuda.device_count()))
 
 
 def _peak_bytes() -> int:

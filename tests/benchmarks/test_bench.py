@@ -319,7 +319,7 @@ class FakeEngine(Player):
 
     def __init__(self, prompts: Prompts) -> None:
         super().__init__("engine", [])
-        self.facts = replace(FACTS, memory=MemoryFacts(MemoryPlan(*[2**20] * 9), 2**20, None, False))
+        self.facts = replace(FACTS, memory=MemoryFacts(MemoryPlan(*[2**20] * 9), 2**20, 2**20, None, False))
         self.had_spare, self.contexts = True, list[int]()
 
     def load(self, folder: Path, context_tokens: int, num_chats: int) -> float:

@@ -91,7 +91,8 @@ def _pretended_memory(checkpoint: Checkpoint, command: Load) -> MemoryFacts | No
         return None
     card, force = DeviceMemory.measured(gpus[0]), command.force
     report = require_fit(checkpoint, [card], command.context_tokens, command.num_slots, command.kernel, force)
-    return MemoryFacts(report.plan, report.plan.allocated - 30 * MIB, None, force)
+    plan = report.plan
+    return MemoryFacts(plan, plan.weights + plan.scratch, plan.allocated - 30 * MIB, None, force)
 
 
 def _words(question: str) -> list[str]:

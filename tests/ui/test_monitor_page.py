@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,14 @@ OWN = """
 scenario = Path(os.environ["LLAMADECK_NVML_SCENARIO"])
 text = scenario.read_text("utf-8").replace("999999902:211", f"{runner.local.worker_pid}:1500")
 scenario.write_text(text, "utf-8")
+"""
+TRUTH = """
+import logging
+lines = []
+handler = logging.Handler()
+handler.emit = lambda record: lines.append(record.getMessage())
+logging.getLogger("core.engine").addHandler(handler)
+logging.getLogger("core.engine").setLevel("INFO")
 """
 TELL = 'tell(read(open_tab("5_GPU_Monitor")))'
 
@@ -81,7 +90,21 @@ def test_the_models_own_process_is_marked_and_its_plan_stands_beside_what_it_hol
     seen = run_page(nvml_standin, LOAD + OWN + TELL)
     own = next(line for line in seen.splitlines() if line.endswith("1,500 MiB | compute and graphics"))
     assert "tests.support.fake_worker ◀ This model" in own
-    assert "Planned before the load" in seen and "really holds" in seen and "**tiny** writes **0.0 tokens/s**" in seen
+    assert "1,500 MiB for its process now" in seen and "**tiny** writes **0.0 tokens/s**" in seen
+
+
+def test_the_plan_and_what_the_load_took_stand_side_by_side_on_the_page_and_in_the_log(nvml_standin: Standin) -> None:
+    nvml_standin.use("two_4090")
+    code = TRUTH + LOAD + 'tell([read(open_tab("5_GPU_Monitor", "zh-CN")), read(open_tab("5_GPU_Monitor")), lines])'
+    chinese, seen, lines = run_page(nvml_standin, code)
+    (line,) = [line for line in lines if "GPU memory" in line]
+    found = re.fullmatch(
+        r"tiny: GPU memory planned / taken: (\d+) / (\d+) MiB, as planned \(.*context (\d+) / \?\)", line
+    )
+    assert found is not None and int(found[1]) == int(found[2]) + 30
+    for page in (seen, chinese):
+        assert f" | {found[1]} | {found[2]}" in page and f" | {found[3]} | –" in page
+    assert "The load took what was planned for it." in seen and "加载占用的显存与计划相符。" in chinese
 
 
 def test_a_model_on_the_cpu_is_said_to_be_there(no_nvml: Standin) -> None:

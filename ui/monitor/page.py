@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from core.engine.memory_truth import MemoryTruth, memory_truth
 from core.gpu.snapshot import Gpu, GpuProcess, GpuSnapshot
-from core.memory.plan import MemoryPlan
 from core.memory.sizes import MIB
-from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
+from ui.load.bar import PRIMARY, SLATE, Part, draw_bar, draw_name, table_html
 from ui.load.gpu_choice import devices_here, draw_why_cpu, own_pids
 from ui.monitor.charts import draw_charts, gpu_label
 from ui.shared.errors import sentence, show_error
@@ -124,27 +124,28 @@ def _draw_engine(latest: GpuSnapshot) -> None:
     if facts.remote is not None:
         st.caption(tr("monitor.elsewhere", server=facts.remote.server))
         return
-    gpu = next((gpu for gpu in latest.gpus if _own_mib(gpu)), None)
-    if gpu is None:
+    if facts.memory is None:
         st.caption(tr("monitor.not_on_gpu", device=facts.device))
         return
-    plan = facts.memory.plan if facts.memory else None
-    if plan is not None:
-        st.caption(tr("monitor.planned"))
-        draw_bar(plan_parts(plan), plan.total / MIB, tr("monitor.planned"))
-    st.caption(tr("monitor.measured"))
-    whole = max(_own_mib(gpu), plan.total / MIB if plan else 0)
-    draw_bar([Part(tr("monitor.own_model"), _own_mib(gpu), PRIMARY)], whole, tr("monitor.measured"))
+    _draw_truth(memory_truth(facts.memory, facts.cache_bytes))
+    if held_mib := sum(_own_mib(gpu) for gpu in latest.gpus):
+        st.caption(tr("monitor.held", held=f"{held_mib:,}"))
 
 
-def plan_parts(plan: MemoryPlan) -> list[Part]:
-    rest = plan.total - plan.weights - plan.kv_cache - plan.context
-    return [
-        Part(tr("gauge.part_weights"), plan.weights / MIB, PRIMARY),
-        Part(tr("gauge.part_cache"), plan.kv_cache / MIB, INDIGO),
-        Part(tr("gauge.part_scratch"), rest / MIB, ORANGE),
-        Part(tr("gauge.part_context"), plan.context / MIB, GREEN),
-    ]
+def _draw_truth(truth: MemoryTruth) -> None:
+    """What the load planned beside what it took, and in words whether the plan was true."""
+    rows = [_truth_row(f"monitor.part_{part.name}", part.planned, part.measured) for part in truth.parts]
+    rows.append(_truth_row("monitor.part_all", truth.planned, truth.measured))
+    st.html(table_html(["MiB", text("monitor.planned"), text("monitor.measured")], rows))
+    words = tr(f"monitor.plan_{truth.judgement}", off=f"{truth.off_mib:,}")
+    if truth.judgement == "too_small":
+        st.warning(words, icon=":material/warning:")
+    else:
+        st.markdown(words)
+
+
+def _truth_row(key: str, planned: int, measured: int | None) -> list[str]:
+    return [text(key), *(NO_VALUE if size is None else f"{size / MIB:,.0f}" for size in (planned, measured))]
 
 
 def _draw_processes(gpus: Sequence[Gpu]) -> None:
