@@ -18,13 +18,14 @@ from typing import Any
 
 from core.checkpoint.completeness import refuse_missing
 from core.checkpoint.computed import is_computed
+from core.checkpoint.containers.gptq import is_marlin
 from core.checkpoint.containers.registry import commonest_format, has_matrices, packed_as, read_format, read_matrices
 from core.checkpoint.headers import TensorInfo, read_header, read_json, unreadable
 from core.checkpoint.judgement import architecture_name, judge, require_runs
 from core.checkpoint.layers import LayerShape, read_layers
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.checkpoint.rope import ContextLimits, read_limits
-from core.checkpoint.settings import base_name, first_layout, fits, lacks_sizes, older_names, settings_by_tensors
+from core.checkpoint.settings import base_name, first_layout, fits, lacks_sizes, plain_settings, settings_by_tensors
 from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.text_config import has_pictures_left_out
 from core.checkpoint.tied_head import repeated_heads
@@ -194,7 +195,7 @@ def _read_quantized(files: ModelFiles, config: dict[str, Any]) -> tuple[MatrixFo
     if not has_weights(files.names):
         raise files.error("no_weights")
     described = (files.read_json(name) for name in QUANTIZE_CONFIGS if name in files.names)
-    settings = older_names(config.get("quantization_config") or next(filter(None, described), None))
+    settings = plain_settings(config.get("quantization_config") or next(filter(None, described), None))
     is_described = not lacks_sizes(settings)
     if settings:
         # What cannot run is refused before the weights are asked for.
@@ -282,6 +283,8 @@ def make_checkpoint(
     tensors = name_tensors(config, tensors)
     quantization = packed_as(quantization, tensors)
     if not has_matrices(quantization, tensors):
+        if is_marlin(tensors):
+            raise CheckpointError("format", folder=name, format="marlin")
         raise CheckpointError("no_quantized_weights", folder=name)
     try:
         common = commonest_format(quantization, read_matrices(name, quantization, tensors).values())

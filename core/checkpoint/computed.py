@@ -11,6 +11,7 @@ COMPUTED = re.compile(
     (original_|long_|short_)?inv_freq | (cos|sin)_cached | freqs_cis | rope\.freqs | masked_bias    # rotary and masks
     | attn\.embed_positions | position_ids
     | wf | wf_unsqueeze_(zero|neg_one) | quantizer\.(maxq|scale|zero)          # how a quantized layer unpacks itself
+    | (attn|self_attn|attention)\.[qkv]_(scale|zero_point) | [kv]_proj\.([kv]_|output_)scale  # a KV cache's
     | gptq_(bits|groupsize|sym|desc_act|checkpoint_format)                   # text-generation-inference's settings
     )$""",
     re.VERBOSE,

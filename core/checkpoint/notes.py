@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.text_config import has_capped_scores, has_distance_bias, text_config
 
@@ -19,4 +22,12 @@ def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
     text = text_config(checkpoint.config)
     if has_distance_bias(text) or has_capped_scores(text):
         found.append(("plain_steps", {}))
+    if _has_small_cache(checkpoint.config):
+        found.append(("cache_in_half", {}))
     return tuple(found)
+
+
+def _has_small_cache(config: Mapping[str, Any]) -> bool:
+    """Whether the files tell how a KV cache of 8 bit would be scaled."""
+    settings = config.get("quantization_config")
+    return isinstance(settings, dict) and bool(settings.get("kv_cache_scheme"))

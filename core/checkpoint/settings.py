@@ -14,15 +14,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core.checkpoint.containers.gptq import names_gptq
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.quantization import BITS
 from core.checkpoint.weight_files import ModelFiles, Tensors
-from core.common.values import quoted_json
 
 # What GPTQ-for-LLaMa and text-generation-webui called them.
 OLDER_NAMES = {
     "wbits": "bits",
     "w_bits": "bits",
+    "weight_bits": "bits",
     "groupsize": "group_size",
     "act_order": "desc_act",
     "act-order": "desc_act",
@@ -30,6 +31,10 @@ OLDER_NAMES = {
 }
 FILE_NAMES = ("model_file_base_name", "model_basename", "model_base_name")
 SIZES = ("bits", "group_size")
+# What some programs write as texts, of all containers' settings.
+NUMBERS = frozenset((*SIZES, "w_bit", "q_group_size", "num_bits", "act_bits"))
+SWITCHES = frozenset(("desc_act", "sym", "symmetric", "zero_point"))
+NUMBER_IN_TEXT = re.compile(r"-?[0-9]{1,9}")
 # As in "4bit-128g.compat.no-act-order" and "gptq-4bit-128g-actorder_True".
 ORDER_IN_NAME = re.compile(r"(?P<no>no[-_.]?)?act[-_.]?order(_(?P<value>true|false))?(?![a-z])", re.IGNORECASE)
 # The group sizes that people choose.
@@ -38,20 +43,38 @@ POWERS = tuple(2**power for power in range(3, 13))
 MAX_READ_BYTES = 2**20
 
 
-def older_names(found: object) -> Any:
-    """`found` with the names of today, and without what it leaves open."""
+def plain_settings(found: object) -> Any:
+    """`found` with the names of today, numbers and switches that are none of text, and without what it leaves open."""
     if not isinstance(found, dict):
         return found
+    found = _untexted(found)
     renamed = {OLDER_NAMES.get(name, name): value for name, value in found.items() if name not in OLDER_NAMES}
     older = {OLDER_NAMES[name]: value for name, value in found.items() if name in OLDER_NAMES}
     return {name: value for name, value in (older | renamed).items() if value is not None or name not in SIZES}
+
+
+def _untexted(found: Mapping[str, Any]) -> dict[str, Any]:
+    """`found` with the number 4 for "4" and for 4.0, true for "true", also in the settings of single modules."""
+    return {name: _plain_value(OLDER_NAMES.get(name, name), value) for name, value in found.items()}
+
+
+def _plain_value(name: str, value: object) -> Any:
+    if isinstance(value, dict):
+        return _untexted(value)
+    if name in NUMBERS and isinstance(value, str) and NUMBER_IN_TEXT.fullmatch(value.strip()):
+        return int(value)
+    if name in NUMBERS and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if name in SWITCHES and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return value
 
 
 def lacks_sizes(settings: object) -> bool:
     """Whether these are no settings, or GPTQ's without the bits or the size of a group."""
     if not settings:
         return True
-    if not isinstance(settings, dict) or quoted_json(settings.get("quant_method") or "gptq").lower() != "gptq":
+    if not isinstance(settings, dict) or not names_gptq(settings):
         return False
     if "w_bit" in settings:  # AutoAWQ's own, which name no method.
         return False

@@ -28,6 +28,12 @@ def test_a_plain_model_has_no_notes(llama: Checkpoint) -> None:
     assert notes(llama, 256) == () == check_fit(llama, [CARD]).notes
 
 
+def test_scales_of_a_small_cache_are_said_to_be_left_out(llama: Checkpoint) -> None:
+    settings = {"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    changed = replace(llama, config={**llama.config, "quantization_config": settings})
+    assert notes(changed, 256) == (("cache_in_half", {}),)
+
+
 @pytest.mark.parametrize(
     ("rope", "context_tokens", "key"),
     [

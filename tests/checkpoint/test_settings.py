@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import CheckpointError
 from tests.support.checkpoints import WEIGHTS, Recipe, make_checkpoint
+from tests.support.packed import make_packed
 
 
 def make(folder: Path, recipe: Recipe, settings: dict[str, Any] | None = None) -> Path:
@@ -77,6 +78,10 @@ def test_symmetric_zeros_of_version_2_are_known_by_their_value(tmp_path: Path) -
         ({"quant_method": "gptq"}, "4 bit, group 32"),
         ({"load_in_4bit": True}, "4 bit, group 32"),
         ({"bits": 4}, "4 bit, group 32"),
+        ({"bits": "4", "group_size": "32", "desc_act": "false", "sym": "True"}, "4 bit, group 32"),
+        ({"bits": 4.0, "groupsize": "32", "desc_act": "true"}, "4 bit, group 32, act-order"),
+        ({"quant_method": "gptq_marlin", "weight_bits": 4, "group_size": 32}, "4 bit, group 32"),
+        ({"quant_method": "gptq_marlin"}, "4 bit, group 32"),
     ],
 )
 def test_settings_under_older_names_and_in_part_are_taken(tmp_path: Path, settings: dict, label: str) -> None:
@@ -99,6 +104,52 @@ def test_weights_without_settings_that_are_not_gptqs_are_not_quantized(tmp_path:
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(folder)
     assert caught.value.key == "not_quantized"
+
+
+@pytest.mark.parametrize("bits", ["four", "", "4.5", True, "99999999999999999999"])
+def test_a_text_that_is_no_number_of_bits_is_named(tmp_path: Path, bits: object) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(make(tmp_path / "m", Recipe(), {"bits": bits, "group_size": 32}))
+    assert caught.value.key == "bits"
+
+
+def test_numbers_in_texts_count_in_every_container(tmp_path: Path) -> None:
+    for packing, settings in (
+        ("awq", {"bits": "4", "group_size": "32"}),
+        ("auto_round", {"bits": "4", "group_size": "32"}),
+        ("compressed", {"config_groups": {"g": {"weights": {"num_bits": "4", "group_size": "32"}}}}),
+    ):
+        make_packed(tmp_path / packing, packing, quantization=settings)
+        found = read_checkpoint(tmp_path / packing).quantization
+        assert (found.bits, found.group_size) == (4, 32), packing
+
+
+@pytest.mark.parametrize("settings", [{"checkpoint_format": "gptq_marlin"}, {"quant_method": "gptq_marlin"}])
+def test_what_is_stored_in_the_order_of_a_kernel_is_refused_by_its_tensors(tmp_path: Path, settings: dict) -> None:
+    """vLLM keeps GPTQ's names for it, auto-gptq has names of its own."""
+    settings = {"bits": 4, "group_size": 32, "is_marlin_format": True} | settings
+    folder = make(tmp_path / "m", Recipe(), settings)
+    tensors = load_file(folder / WEIGHTS)
+    tiles = {
+        name: one.reshape(-1)[: one.size].reshape(one.shape[0] // 2, one.shape[1] * 2)
+        for name, one in tensors.items()
+        if name.endswith(".qweight")
+    }
+    add_tensors(folder, tiles)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(folder).matrices  # noqa: B018
+    assert (caught.value.key, caught.value.params["format"]) == ("format", "marlin")
+    own = {".qweight": ".B", ".scales": ".s", ".qzeros": ".workspace"}
+    named = {
+        name.removesuffix(end) + new: tensors[name]
+        for name in tensors
+        for end, new in own.items()
+        if name.endswith(end)
+    }
+    save_file(named | {"model.norm.weight": tensors["model.norm.weight"]}, folder / WEIGHTS)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(folder)
+    assert (caught.value.key, caught.value.params["format"]) == ("format", "marlin")
 
 
 @pytest.mark.parametrize("settings", [None, {"bits": 4, "group_size": -1}])
@@ -147,6 +198,10 @@ STRAYS = {
     "model.embeddings.position_ids": (1, 256),
     "gptq_bits": (1,),
     "model.layers.0.self_attn.bias": (1, 1, 64, 64),
+    "model.layers.0.self_attn.k_scale": (1,),
+    "model.layers.0.self_attn.attn.v_scale": (2, 1, 1),
+    "model.layers.0.self_attn.k_proj.k_scale": (),
+    "model.layers.0.self_attn.v_proj.output_scale": (1,),
 }
 
 

@@ -55,7 +55,8 @@ class CompressedTensorsContainer:
         if whole == MIXED_FORMAT:
             named.discard(whole)
         _refuse_other_formats(model, sorted(map(quoted_json, named)), groups)
-        for key in ("kv_cache_scheme", "transform_config", "sparsity_config"):
+        # A kv_cache_scheme is for servers that keep keys and values in 8 bit; the weights do not depend on it.
+        for key in ("transform_config", "sparsity_config"):
             if (value := found.get(key)) and not _says_nothing(value):
                 raise CheckpointError("compressed_setting", folder=model, setting=key)
         weights = [group["weights"] for group in groups if isinstance(group.get("weights"), dict)]

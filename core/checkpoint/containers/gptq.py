@@ -10,7 +10,7 @@ older configurations say of all of them is not always so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,8 @@ ENDINGS: dict[Part, str] = {
     "input_groups": ".g_idx",
     "bias": ".bias",
 }
+# Programs and kernels by whose names some settings call what is plain GPTQ; the tensors tell what is not.
+METHODS = ("gptq", "gptq_marlin", "gptqmodel", "gptq_v2")
 # What gptqmodel calls itself in `meta.quantizer`, a text or a list of texts.
 WORDS_WRITER = "gptqmodel"
 
@@ -45,15 +47,14 @@ class GptqContainer:
     required: tuple[Part, ...] = ("codes", "zeros", "scales")
 
     def accepts(self, found: Mapping[str, Any]) -> bool:
-        """A configuration that names no method is auto-gptq's older one."""
-        return quoted_json(found.get("quant_method") or "gptq").lower() == "gptq"
+        return names_gptq(found)
 
     def read_format(self, model: str, found: Mapping[str, Any]) -> MatrixFormat:
         bits = found.get("bits")
         if not is_whole(bits) or bits not in BITS:
             raise CheckpointError("bits", folder=model, bits=quoted_json(bits))
         named = quoted_json(found.get("checkpoint_format") or found.get("format") or "gptq").lower()
-        if named not in ("gptq", "gptq_v2"):
+        if named not in METHODS:
             raise CheckpointError("format", folder=model, format=named)
         words = quoted_json(found.get("pack_dtype") or "int32").removeprefix("torch.")
         if words != "int32":
@@ -74,6 +75,16 @@ class GptqContainer:
         return {name: _read_matrix(model, name, format, tensors) for name in matrix_names(CODES, tensors)}
 
 
+def names_gptq(found: Mapping[str, Any]) -> bool:
+    """Whether the settings are GPTQ's; those that name no method are auto-gptq's older ones."""
+    return quoted_json(found.get("quant_method") or METHODS[0]).lower() in METHODS
+
+
+def is_marlin(names: Collection[str]) -> bool:
+    """Whether tensors are in the kernel Marlin's own order, which auto-gptq once stored: codes "B" and scales "s"."""
+    return any(name.endswith(".B") and f"{name[:-2]}.s" in names for name in names)
+
+
 def _subtracts_words(found: Mapping[str, Any]) -> bool:
     """Whether gptqmodel wrote the file: its version 1 subtracts from whole words, where others do from each field."""
     meta = found.get("meta")
@@ -84,8 +95,11 @@ def _subtracts_words(found: Mapping[str, Any]) -> bool:
 def _read_matrix(model: str, name: str, format: MatrixFormat, tensors: Mapping[str, TensorInfo]) -> QuantizedMatrix:
     parts = parts_of(model, name, ENDINGS, tensors)
     shapes = {part: tensors[stored].shape for part, stored in parts.items()}
-    bits = next(_possible_bits(format.bits, shapes), format.bits)
     rows, out_features = shapes["codes"]
+    if format.bits in (4, 8) and shapes.get("scales", ())[1:] == (out_features * 2 // format.bits,):
+        # Tiles of 16 inputs in a row: vLLM's order for Marlin under GPTQ's names.
+        raise CheckpointError("format", folder=model, format="marlin")
+    bits = next(_possible_bits(format.bits, shapes), format.bits)
     in_features = rows * 32 // bits
     group_size = group_size_of(format.group_size, in_features, shapes.get("scales") or shapes.get("zeros"))
     # Without a tensor that tells otherwise the inputs are in order.
