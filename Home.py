@@ -11,6 +11,7 @@ from ui.shared.browser import watch_session
 from ui.shared.engine_status import sidebar_status
 from ui.shared.i18n import choose_language, tr
 from ui.shared.people import begin_run, has_passed_gate
+from ui.shared.pictures import hide_picture_tools
 from ui.shared.routing import follow, note_page
 
 st.set_page_config(page_title="LlamaDeck", page_icon=str(ROOT / "ui" / "logo.svg"), layout="centered")
@@ -39,5 +40,6 @@ with st.sidebar:
     choose_language()
     watch_session("watch_session")
 note_page(page.url_path)
+hide_picture_tools()
 with panics_as_errors():
     page.run()

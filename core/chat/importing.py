@@ -26,7 +26,8 @@ from core.chat.records import CopiedChat
 from core.chat.roleplay_files import from_sillytavern, from_webui, is_webui
 from core.common.plain_json import check_num_values, load_json
 
-MAX_FILE_BYTES = 50_000_000
+MIB = 1024 * 1024
+MAX_FILE_BYTES = 48 * MIB
 MAX_MESSAGES = 50_000
 MAX_CHATS = 10_000
 MAX_ALL_MESSAGES = 200_000
@@ -34,7 +35,6 @@ MAX_ALL_MESSAGES = 200_000
 MAX_BROKEN_LINES = 100
 # A message of any program has at most 100; a file of nothing but brackets would become gigabytes.
 MAX_VALUES = 3_000_000
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)

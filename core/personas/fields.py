@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from core.common.values import printable
 from core.personas.character import Character
 
 
@@ -100,10 +101,27 @@ def read_name(value: object) -> str:
     return name if name.strip(JOINERS + " ") else ""
 
 
+def visible(text: str) -> str:
+    """A name as it is: what nobody sees in it, or what turns the words beside it, stands there by its number."""
+    pairs = zip("\0" + text, text, strict=False)
+    return printable("".join(_named(letter) if _is_hidden(letter, before) else letter for before, letter in pairs))
+
+
+def _is_hidden(letter: str, before: str) -> bool:
+    # No Latin letters are joined, so a joiner after one only makes two names look alike.
+    return unicodedata.category(letter) == "Cc" or _is_unseen(letter) or (letter in JOINERS and before.isascii())
+
+
+def _named(letter: str) -> str:
+    return f"[U+{ord(letter):04X}]"
+
+
+def _is_unseen(letter: str) -> bool:
+    return letter in UNSEEN or (unicodedata.category(letter) == "Cf" and letter not in JOINERS)
+
+
 def _seen(letter: str) -> str:
-    category = unicodedata.category(letter)
-    is_unseen = letter in UNSEEN or (category == "Cf" and letter not in JOINERS)
-    return " " if category == "Cc" else "" if is_unseen else letter
+    return " " if unicodedata.category(letter) == "Cc" else "" if _is_unseen(letter) else letter
 
 
 def _written(value: Any) -> Any:

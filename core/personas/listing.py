@@ -1,6 +1,6 @@
 """The folder of characters, read: one YAML file and a picture each, as text-generation-webui has it; changes nothing.
 
-A character is addressed by its file's name without the ending, which stays the same until it is renamed.
+A character is addressed by its file's name without the ending, which stays the same whatever its name becomes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from core.common.paths import characters_dir
 from core.common.values import printable
 from core.personas.cards import read_text
 from core.personas.character import Character, CharacterError
-from core.personas.fields import read_name
+from core.personas.fields import read_name, visible
 from core.personas.formats import read_object
 from core.personas.names import same_name
 from core.personas.parse import MAX_TEXT_BYTES
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return self.character.name if self.character is not None else printable(self.key)
+        return self.character.name if self.character is not None else visible(self.key)
 
     @property
     def picture_stamp(self) -> Stamp:
@@ -80,7 +80,7 @@ class Listing:
         """Raises DeckError for a file that is gone or broken."""
         entry = self.need(key)
         if entry.character is None:
-            raise entry.error or CharacterError("character_gone", name=printable(key))
+            raise entry.error or CharacterError("character_gone", name=visible(key))
         return entry.character
 
     def find(self, name: str) -> Entry:
@@ -92,7 +92,7 @@ class Listing:
         if len(found) == 1:
             return found[0]
         if found:
-            keys = ", ".join(printable(entry.key) for entry in found)
+            keys = ", ".join(visible(entry.key) for entry in found)
             raise CharacterError("character_several", name=name, files=keys)
         names = [entry.name for entry in entries]
         near = difflib.get_close_matches(name, names, NUM_SUGGESTIONS, 0.3) or names[:NUM_SUGGESTIONS]
@@ -101,11 +101,11 @@ class Listing:
         raise CharacterError("unknown_character", name=name, near=", ".join(near))
 
     def picture(self, key: str) -> bytes:
-        """The character's picture as PNG, one drawn for its name where it has none. Raises DeckError."""
+        """The character's picture as PNG, one drawn for its key where it has none. Raises DeckError."""
         entry = self.need(key)
         if entry.picture_path is None:
-            return draw_portrait(entry.name)
-        file = printable(entry.picture_path.name)
+            return draw_portrait(entry.key)
+        file = visible(entry.picture_path.name)
         try:
             if regular_size(entry.picture_path) > MAX_PNG_BYTES:
                 raise CharacterError("card_too_large", file=file, limit_mib=MAX_PNG_BYTES // 2**20)
@@ -117,7 +117,7 @@ class Listing:
         """The entry with this key. Raises CharacterError where there is none any more."""
         entry = self.get(key)
         if entry is None:
-            raise CharacterError("character_gone", name=printable(key))
+            raise CharacterError("character_gone", name=visible(key))
         return entry
 
     def names(self) -> list[str]:
@@ -164,7 +164,7 @@ def all_stems(names: list[str]) -> set[str]:
 
 
 def _read_file(path: Path) -> Character | DeckError:
-    file = printable(path.name)
+    file = visible(path.name)
     try:
         if regular_size(path) > MAX_TEXT_BYTES:
             return CharacterError("card_too_large", file=file, limit_mib=MAX_TEXT_BYTES // 2**20)
@@ -178,4 +178,4 @@ def _read_file(path: Path) -> Character | DeckError:
 
 
 def unreadable(path: Path, error: OSError) -> DeckError:
-    return DeckError("unreadable", file=printable(str(path)), why=error.strerror or str(error))
+    return DeckError("unreadable", file=visible(str(path)), why=error.strerror or str(error))

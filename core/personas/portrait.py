@@ -1,4 +1,4 @@
-"""Draws an abstract portrait from a name: the picture of a character that has none."""
+"""Draws an abstract portrait from a name or a key: the picture of a character that has none."""
 
 from __future__ import annotations
 

@@ -21,7 +21,10 @@ from core.personas.names import same_name
 from core.personas.note import read_note
 from core.personas.user import UserPersona
 
-DEFAULT_USER_NAME = "You"
+# What {{user}} stands for where nobody has given a name, by the language that the character speaks.
+NAMELESS, NAMELESS_IN_CHINESE = "friend", "朋友"
+# So much of a text tells its language.
+LANGUAGE_CHARS = 2000
 # The places within the messages of a chat, in their order where the depth is the same.
 NOTE = "note"
 DEPTH_ORDER = {"note_top": 0, "note_bottom": 1, NOTE: 2}
@@ -126,9 +129,20 @@ def build_parts(
     )
 
 
+def user_name(character: Character, user: UserPersona) -> str:
+    """What {{user}} stands for: the character's own name for the user, else the persona's, else a plain word in the
+    character's language."""
+    if name := character.your_name.strip() or user.name.strip():
+        return name
+    letters = [letter for letter in (character.greeting + character.about)[:LANGUAGE_CHARS] if letter.isalpha()]
+    num_chinese = sum("\u4e00" <= letter <= "\u9fff" for letter in letters)
+    has_kana = any("\u3040" <= letter <= "\u30ff" for letter in letters)
+    return NAMELESS_IN_CHINESE if num_chinese * 2 > len(letters) and not has_kana else NAMELESS
+
+
 def make_macros(character: Character, context: MacroContext, messages: Sequence[LoreMessage] = ()) -> Macros:
-    """The macros of one character and user; the character's own name for the user goes before the persona's."""
-    user = character.your_name.strip() or context.user.name.strip() or DEFAULT_USER_NAME
+    """The macros of one character and user."""
+    user = user_name(character, context.user)
     bare = Macros(character.called, user, context.random, context.now, context.seed, group=context.group)
     of_user = [message.text for message in messages if message.role == "user"]
     of_character = [message.text for message in messages if message.role == "assistant"]

@@ -1,4 +1,4 @@
-"""Changes to the folder of characters: add, save, rename, delete and bring back."""
+"""Changes to the folder of characters: add, save, delete and bring back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from core.common.errors import DeckError
 from core.common.files import remove, write_atomically
 from core.common.values import printable
 from core.personas.character import Character, CharacterError, check_name
-from core.personas.fields import read_name
 from core.personas.formats import write_file
 from core.personas.listing import TEXT_SUFFIXES, Listing, Stamp, all_stems
 from core.personas.names import file_stem, same_name
@@ -77,23 +76,6 @@ class Characters(Listing):
                 self._write(f"{key}.png", as_png(printable(key), picture))
             if old is not None and old != new:
                 self._unlink(old)
-
-    def rename(self, key: str, name: str) -> str:
-        """Give a character and its files another name; answers the new key. Raises DeckError."""
-        with CHANGING:
-            entry, character = self.need(key), replace(self.character(key), name=read_name(name))
-            self._check_free(character.name, key)
-            others = {stem for stem in all_stems(self.names()) if stem != key}
-            new = file_stem(character.name, others)
-            if new == key:
-                self.save(key, character)
-                return key
-            self._write_text(f"{new}.yaml", character)
-            if entry.picture_path is not None:
-                self._move(entry.picture_path, self.folder / (new + entry.picture_path.suffix))
-            if not os.path.samefile(entry.text_path, self.folder / f"{new}.yaml"):
-                self._unlink(entry.text_path)
-            return new
 
     def duplicate(self, key: str) -> str:
         """A copy under the next free name; answers its key. Raises DeckError."""

@@ -64,7 +64,7 @@ def _make(characters: Listing, entry: Entry) -> bytes:
     try:
         return make_thumbnail(entry.key, characters.picture(entry.key))
     except DeckError:
-        return make_thumbnail(entry.key, draw_portrait(entry.name))
+        return make_thumbnail(entry.key, draw_portrait(entry.key))
 
 
 def _stamp(entry: Entry) -> Stamp:
@@ -73,6 +73,6 @@ def _stamp(entry: Entry) -> Stamp:
         try:
             status = entry.picture_path.stat()
         except OSError:
-            return str(entry.picture_path), entry.name, 0, 0
+            return str(entry.picture_path), entry.key, 0, 0
         return str(entry.picture_path), "", status.st_mtime_ns, status.st_size
-    return "", entry.name, 0, 0
+    return "", entry.key, 0, 0

@@ -132,10 +132,10 @@ def test_a_character_is_put_as_on_the_page_and_system_texts_find_a_place() -> No
     ask = read_chat_request(said, served(), ADA)
     prompt = str(ask.prompt)
     system, rest = prompt.split("<|end|>", 1)
-    assert "Speak only as Ada." in system and "Speak Latin." in system and "Ada teaches You." in system
+    assert "Speak only as Ada." in system and "Speak Latin." in system and "Ada teaches friend." in system
     assert "1+1?" in system, "the example dialogue"
     assert rest == "<|user|>Salve<|end|><|assistant|>Ave<|end|><|user|>It rains.<|end|><|assistant|>"
-    assert ask.sampling.stop == ("\nYou:", "\nAda:", "X") and ask.speaker == "Ada"
+    assert ask.sampling.stop == ("\nfriend:", "\nAda:", "X") and ask.speaker == "Ada"
 
 
 def test_a_long_chat_with_a_character_gives_up_examples_and_room_but_no_message() -> None:
@@ -159,8 +159,8 @@ def test_seeds_are_one_for_each_choice_and_never_out_of_range() -> None:
 def test_a_character_answers_the_owner_of_the_key_and_nobody_else() -> None:
     save_persona(UserPersona("Kim", "A cook."))
     save_persona(UserPersona("Ann", "A spy."), "id ann")
-    for owner, there, absent in (("", "Kim", "spy"), ("id ann", "A spy.", "Kim"), ("id bob", "You", "spy")):
+    for owner, there, absent in (("", "Kim", "spy"), ("id ann", "A spy.", "Kim"), ("id bob", "friend", "spy")):
         prompt = str(read_chat_request(chat(("user", "1")), served(), ADA, owner).prompt)
         assert there in prompt and absent not in prompt
     persona_file("id ann").path.write_text("- damaged")
-    assert "You" in str(read_chat_request(chat(("user", "1")), served(), ADA, "id ann").prompt)
+    assert "friend" in str(read_chat_request(chat(("user", "1")), served(), ADA, "id ann").prompt)

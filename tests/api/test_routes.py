@@ -142,7 +142,7 @@ def test_a_character_answers_by_its_name(client: openai.OpenAI) -> None:
 def test_a_character_has_its_own_ends_beside_those_of_the_request(client: openai.OpenAI) -> None:
     talk = [*asked("hello"), {"role": "assistant", "content": "Hi."}, *asked("settings")]
     done = client.chat.completions.create(model="Ada", messages=talk, stop="END")
-    assert "stop=('\\nYou:', '\\nAda:', 'END')" in (done.choices[0].message.content or "")
+    assert "stop=('\\nfriend:', '\\nAda:', 'END')" in (done.choices[0].message.content or "")
 
 
 def test_parts_of_text_are_one_message(client: openai.OpenAI) -> None:

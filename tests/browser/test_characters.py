@@ -104,6 +104,22 @@ def test_a_character_is_made_and_a_chat_with_it_begins(page: Page, address: str,
     expect(page).to_have_url(re.compile(r"/Chat"), timeout=WAIT_MS)
 
 
+def test_a_click_on_a_portrait_opens_the_character_and_one_below_it_a_chat(
+    page: Page, address: str, store: Characters
+) -> None:
+    store.add(ADA, PICTURE)
+    open_page(page, address)
+    portrait = key(page, "character_card").get_by_role("img", name="Ada")
+    box = portrait.bounding_box(timeout=WAIT_MS)
+    assert box is not None
+    page.mouse.click(box["x"] + box["width"] - 8, box["y"] + 8)
+    expect(page.get_by_role("heading", name="Ada")).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_test_id("stElementToolbar")).to_be_hidden()
+    click(page, "characters_back")
+    key(page, "character_card").get_by_role("link", name="Chat").click()
+    expect(page.get_by_text("Hello friend")).to_be_visible(timeout=WAIT_MS)
+
+
 def test_words_in_a_field_that_was_not_left_outlive_a_switch_of_pages(
     page: Page, address: str, store: Characters
 ) -> None:

@@ -38,7 +38,7 @@ def test_a_character_brings_system_text_examples_and_a_last_word() -> None:
 
 
 def test_empty_greetings_are_not_offered() -> None:
-    assert CharacterPrompt(ADA, UserPersona()).greetings() == ("Hello You.", "I am Ada.")
+    assert CharacterPrompt(ADA, UserPersona()).greetings() == ("Hello friend.", "I am Ada.")
 
 
 def test_the_same_chat_gives_the_same_prompt() -> None:

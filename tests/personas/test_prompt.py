@@ -17,7 +17,7 @@ from core.personas.lore_scan import MAX_RECURSIONS
 from core.personas.lore_text import Chat, LoreMessage
 from core.personas.lorebook import activate
 from core.personas.macros import Macros
-from core.personas.prompt import CharacterParts, MacroContext, build_parts, greetings
+from core.personas.prompt import CharacterParts, MacroContext, build_parts, greetings, user_name
 from core.personas.user import UserPersona
 from tests.support.cards import VALUES
 from tests.support.lorebooks import NOON, count, lore, macros, texts
@@ -292,7 +292,17 @@ def test_notes_tags_and_creator_never_enter_the_prompt() -> None:
 def test_greetings_are_flipped_through_with_the_users_name() -> None:
     assert greetings(ROSA, context()) == ("Hi Sam, I am Rosa.", "Oh, Sam!")
     assert greetings(Character("A", greeting="{{user}}", your_name="Kim"), context()) == ("Kim",)
-    assert greetings(Character("A", greeting="{{user}}"), context(user=UserPersona())) == ("You",)
+    assert greetings(Character("A", greeting="{{user}}"), context(user=UserPersona())) == ("friend",)
+
+
+def test_a_user_without_a_name_is_called_by_a_word_in_the_characters_language() -> None:
+    nobody = UserPersona()
+    assert user_name(Character("林桥", greeting="你好，{{user}}。今天过得怎么样？"), nobody) == "朋友"
+    assert (
+        user_name(Character("林桥", greeting="Hi!", context="{{char}} teaches 中文 to beginners."), nobody) == "friend"
+    )
+    assert user_name(Character("Ken", greeting="こんにちは、元気ですか。"), nobody) == "friend"
+    assert user_name(Character("林桥", greeting="你好", your_name="Kim"), nobody) == "Kim"
 
 
 @pytest.mark.parametrize("macro", ["{{original}}", "{{user}}", "<user>", "{{reverse:{{original}}}}"])

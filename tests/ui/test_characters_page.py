@@ -126,7 +126,7 @@ def test_a_detail_shows_the_character_and_offers_every_format(store: Characters)
     store.add(replace(ADA, alternate_greetings=("Oh!",), creator="Me"), PICTURE)
     tab = open_characters(character="Ada")
     assert tab.header[0].value == "Ada"
-    assert "Hi {{user}}" in words(tab)
+    assert "Hi friend" in words(tab)
     assert {button.key for button in tab.download_button} == {f"character_export_{kind}_Ada" for kind in FORMATS}
 
 

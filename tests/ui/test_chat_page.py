@@ -75,7 +75,7 @@ def restart() -> None:
 
 def test_a_character_of_the_address_greets_and_nothing_is_kept_yet(ada: str) -> None:
     tab = open_chat("tiny", chat="new", character=ada)
-    assert tab.header[0].value == "Ada" and "Good morning, You." in words(tab)
+    assert tab.header[0].value == "Ada" and "Good morning, friend." in words(tab)
     assert resources.chat_store().count() == 0 and "character" not in tab.query_params
 
 

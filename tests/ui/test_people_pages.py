@@ -66,7 +66,7 @@ def test_the_preview_and_the_prompt_of_a_chat_know_only_who_looks(be: Be, home: 
     key = resources.characters().add(Character("Ada", context="{{char}} teaches {{user}}."))
     save_persona(UserPersona("Kim", "A cook."))
     save_persona(UserPersona("Ann", "A spy."), ANN)
-    for person, name, absent in ((ANN, "Ann", "Kim"), (BOB, "You", "Ann"), ("", "Kim", "Ann")):
+    for person, name, absent in ((ANN, "Ann", "Kim"), (BOB, "friend", "Ann"), ("", "Kim", "Ann")):
         be(person)
         tab = open_tab("4_Characters", query={"character": key})
         assert f"Ada teaches {name}." in words(tab) and absent not in words(tab)

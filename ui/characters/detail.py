@@ -5,9 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from core.common.errors import DeckError
-from core.common.values import printable
 from core.personas.cards import FORMATS, SUFFIXES, Format, write
 from core.personas.character import Character
+from core.personas.fields import visible
 from core.personas.listing import Entry
 from core.personas.lore_editing import entry_indexes
 from core.personas.names import file_stem
@@ -15,7 +15,8 @@ from core.personas.note import read_note
 from core.personas.portrait import draw_portrait
 from ui.characters.draft import drafts, has_changes
 from ui.characters.preview import draw_preview, fence
-from ui.characters.view import attempt, back_button, draw_messages, offer_undo, say, show
+from ui.characters.readable import readable
+from ui.characters.view import attempt, back_button, draw_messages, new_chat_with, offer_undo, say, show
 from ui.shared.errors import show_error
 from ui.shared.i18n import language, tr
 from ui.shared.markdown import answer_markdown, escape
@@ -25,7 +26,6 @@ from ui.shared.routing import CHAT_PAGE
 MIME = {"yaml": "application/yaml", "json": "application/json", "v2": "application/json", "png": "image/png"}
 SECTIONS = ("context", "description", "personality", "scenario", "example_dialogue", "system_prompt",
             "post_history_instructions")  # fmt: skip
-ARRIVES = {"chat": "new"}
 
 
 def draw_detail(key: str) -> None:
@@ -45,10 +45,10 @@ def draw_detail(key: str) -> None:
 
 
 def _draw_broken(entry: Entry) -> None:
-    st.header(escape(entry.text_path.name))
+    st.header(escape(visible(entry.text_path.name)))
     if entry.error is not None:
         show_error(entry.error)
-    st.caption(tr("characters.broken_help", path=printable(str(entry.text_path))))
+    st.caption(tr("characters.broken_help", path=visible(str(entry.text_path))))
     _delete_button(entry)
 
 
@@ -58,13 +58,13 @@ def _draw_head(entry: Entry, character: Character) -> None:
         st.image(_picture(entry), width=220, alt=character.name)
     with right:
         with st.container(gap="xsmall"):
-            st.header(escape(character.name))
-            if badges := [f":gray-badge[{escape(tag)}]" for tag in character.tags]:
+            st.header(escape(visible(character.name)))
+            if badges := [f":gray-badge[{escape(visible(tag))}]" for tag in character.tags]:
                 st.markdown(" ".join(badges))
             if words := _origin_words(character):
                 st.caption(" · ".join(words))
         if notes := character.creator_notes_in(language()):
-            st.markdown(fence(notes))
+            st.markdown(fence(readable(notes, character)))
         _draw_buttons(entry, character)
     try:
         characters().picture(entry.key)
@@ -81,9 +81,9 @@ def _origin_words(character: Character) -> list[str]:
     if character.nickname:
         words.append(tr("characters.is_called", name=character.called))
     if character.creator:
-        words.append(tr("characters.by", name=character.creator))
+        words.append(tr("characters.by", name=visible(character.creator)))
     if character.version:
-        words.append(tr("characters.version_is", version=character.version))
+        words.append(tr("characters.version_is", version=visible(character.version)))
     return words
 
 
@@ -91,7 +91,7 @@ def _draw_buttons(entry: Entry, character: Character) -> None:
     with st.container(horizontal=True):
         if st.button(tr("characters.chat_with", name=character.called[:40]), key=f"character_chat_{entry.key}",
                      type="primary", icon=":material/chat:"):  # fmt: skip
-            st.switch_page(CHAT_PAGE, query_params=ARRIVES | {"character": entry.key})
+            st.switch_page(CHAT_PAGE, query_params=new_chat_with(entry.key))
         words = "characters.go_on_editing" if has_changes(entry.key) else "characters.edit"
         st.button(tr(words), key=f"character_edit_{entry.key}", icon=":material/edit:", on_click=show,
                   args=("form", entry.key))  # fmt: skip
@@ -111,7 +111,7 @@ def _draw_export(entry: Entry, character: Character, kind: Format) -> None:
         try:
             picture = characters().picture(entry.key) if kind == "png" else b""
         except DeckError:
-            picture = draw_portrait(entry.name)
+            picture = draw_portrait(entry.key)
         return write(character, picture, kind)
 
     st.download_button(tr(f"characters.as_{kind}"), content, file_name=name, mime=MIME[kind], width="stretch",
@@ -158,14 +158,11 @@ def _draw_texts(entry: Entry, character: Character) -> None:
     for name in SECTIONS:
         if words := str(getattr(character, name)).strip():
             with st.expander(tr(f"characters.{name}"), expanded=name in ("context", "description")):
-                st.markdown(fence(words))
+                st.markdown(fence(readable(words, character)))
     if words := read_note(character.extensions).text.strip():
         with st.expander(tr("characters.note")):
-            st.markdown(fence(words))
+            st.markdown(fence(readable(words, character)))
     if count := len(entry_indexes(character.lorebook)):
-        st.caption(f":material/menu_book: {tr('characters.lore_count', count=count)}")
-
-
-def readable(words: str, character: Character) -> str:
-    """A greeting for the eye; a chat expands the rest."""
-    return words.replace("{{char}}", character.called)
+        st.caption(
+            f":material/menu_book: {tr('characters.lore_one' if count == 1 else 'characters.lore_count', count=count)}"
+        )

@@ -101,7 +101,9 @@ def _text(draft: Draft, name: str, *, is_long: bool = True, placeholder: str = "
 
 def _draw_who(draft: Draft) -> None:
     _text(draft, "name", is_long=False, placeholder=tr("characters.name_example"))
-    draw_picture_choice(draft.picture, "character_field_picture", draft.number, _own_picture(draft), draft.now.name)
+    draw_picture_choice(
+        draft.picture, "character_field_picture", draft.number, _own_picture(draft), draft.key or draft.now.name
+    )
     _draw_tags(draft)
     _draw_shape(draft)
     for name in ("context",) if draft.is_one_text else PARTS:

@@ -10,23 +10,33 @@ from concurrent.futures import Future, wait
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.personas.fields import visible
 from core.personas.listing import Entry
 from core.personas.names import same_name
 from ui.characters.draft import has_changes
 from ui.characters.importing import draw_import, draw_results
-from ui.characters.view import draw_messages, show
+from ui.characters.readable import readable
+from ui.characters.view import draw_messages, new_chat_with, show
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import language, tr
 from ui.shared.markdown import escape, shortened
 from ui.shared.people import person
 from ui.shared.resources import characters, thumbnails
+from ui.shared.routing import CHAT_PAGE
 
 SEARCH_KEY, TAGS_KEY, PAGE_KEY = "characters_search", "characters_tags", "characters_page"
 PER_PAGE = 12
 NUM_TAGS = 10
 CARD_WIDTH = 164
 ABOUT_CHARS, NAME_CHARS, TAG_CHARS = 56, 40, 24
+# A click on a portrait is one on the name below it.
+FACE_STYLE = """<style>
+[class*="st-key-character_card_"] [class*="st-key-character_open_"] button { position: relative; }
+[class*="st-key-character_card_"]:has(img) [class*="st-key-character_open_"] button::before {
+  content: ""; position: absolute; inset: auto 0 100% 0; aspect-ratio: 1; margin-bottom: 0.25rem;
+}
+</style>"""
 # Nothing flashes where pictures are made in this time; longer ones come when they are ready.
 INLINE_WAIT_S, POLL_S = 0.25, 0.4
 # One grey point, as large as a picture is.
@@ -94,7 +104,7 @@ def _choose_tags(entries: Sequence[Entry]) -> set[str]:
     options = [*common, *(tag for tag in chosen if tag not in common)]
     if options:
         st.pills(tr("characters.tags"), options, selection_mode="multi", key=TAGS_KEY, persist_state="session",
-                 format_func=lambda tag: escape(shortened(tag, TAG_CHARS)), label_visibility="collapsed",
+                 format_func=lambda tag: escape(shortened(visible(tag), TAG_CHARS)), label_visibility="collapsed",
                  on_change=_first_page)  # fmt: skip
     return set(st.session_state.get(TAGS_KEY) or [])
 
@@ -132,6 +142,7 @@ def _page(found: Sequence[Entry]) -> Sequence[Entry]:
 def _draw_cards(entries: Sequence[Entry]) -> None:
     pictures = [thumbnails().get(characters(), entry) for entry in entries]
     wait(pictures, INLINE_WAIT_S)
+    st.html(FACE_STYLE)
     with st.container(horizontal=True, key="characters_cards"):
         for entry, picture in zip(entries, pictures, strict=True):
             _draw_card(entry, picture)
@@ -150,9 +161,12 @@ def _draw_card(entry: Entry, picture: Future[bytes]) -> None:
             _draw_broken(entry)
             return
         st.image(picture.result() if picture.done() else WAITING, width="stretch", alt=entry.name)
-        st.button(escape(shortened(entry.name, NAME_CHARS)), key=f"character_open_{entry.key}", width="stretch",
-                  wrap=False, help=escape(entry.name) if len(entry.name) > NAME_CHARS // 2 else None,
+        name = escape(shortened(visible(entry.name), NAME_CHARS))
+        st.button(name, key=f"character_open_{entry.key}", width="stretch", wrap=False,
+                  help=escape(entry.name) if len(entry.name) > NAME_CHARS // 2 else None,
                   on_click=show, args=("detail", entry.key))  # fmt: skip
+        st.page_link(CHAT_PAGE, label=tr("characters.chat"), icon=":material/chat:", width="stretch",
+                     query_params=new_chat_with(entry.key))  # fmt: skip
         st.caption(escape(shortened(about_words(entry), ABOUT_CHARS)))
         if has_changes(entry.key):
             st.markdown(f":orange-badge[:material/edit: {tr('characters.unsaved')}]")
@@ -164,11 +178,11 @@ def about_words(entry: Entry) -> str:
     if one is None:
         return ""
     words = one.creator_notes_in(language()) or one.about
-    return words.replace("{{char}}", one.called).replace("{{user}}", "…")
+    return readable(words, one)
 
 
 def _draw_broken(entry: Entry) -> None:
-    st.markdown(f":red[:material/error:] **{escape(shortened(entry.text_path.name, NAME_CHARS))}**")
+    st.markdown(f":red[:material/error:] **{escape(shortened(visible(entry.text_path.name), NAME_CHARS))}**")
     if entry.error is not None:
         st.caption(sentence(entry.error))
     st.button(tr("characters.look"), key=f"character_open_{entry.key}", width="stretch",

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import streamlit as st
 
 from core.common.errors import DeckError
-from core.common.values import printable
 from core.personas.cards import Card, read_card
 from core.personas.charx import MAX_CHARX_BYTES
+from core.personas.fields import visible
 from ui.characters.view import show
 from ui.shared.errors import sentence
 from ui.shared.i18n import tr
@@ -33,12 +33,11 @@ class Result:
 
 def import_file(file: str, content: bytes) -> Result:
     """Add the character in `content`; nothing else fails with it."""
-    file = printable(file)
     try:
         card = read_card(file, content)
     except DeckError as error:
-        return Result(file, error=error)
-    return _add(file, card)
+        return Result(visible(file), error=error)
+    return _add(visible(file), card)
 
 
 def _add(file: str, card: Card) -> Result:

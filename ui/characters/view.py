@@ -117,6 +117,11 @@ def _forget_undo(undo: Undo) -> None:
         del st.session_state[UNDO_KEY]
 
 
+def new_chat_with(key: str) -> dict[str, str]:
+    """What the address of the page Chat says for a new chat with a character."""
+    return {"chat": "new", PARAM: key}
+
+
 def back_button() -> None:
     st.button(tr("characters.back"), key="characters_back", icon=":material/arrow_back:", type="tertiary",
               on_click=show, args=("gallery",))  # fmt: skip

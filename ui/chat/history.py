@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from core.chat.archives import chat_files_in
-from core.chat.importing import read_chats
+from core.chat.importing import MAX_FILE_BYTES, MIB, read_chats
 from core.chat.records import ChatInfo, Hit
 from core.common.errors import DeckError
 from ui.chat.feedback import FAILED_KEY, LEFT_KEY, show_errors
@@ -102,7 +102,7 @@ def _draw_import() -> None:
     key = f"{FILES_KEY}_{st.session_state.get(IMPORT_COUNT_KEY, 0)}"
     st.file_uploader(tr("chat.import"), FILE_TYPES, accept_multiple_files=True, key=key,
                      label_visibility="collapsed", on_change=_import, args=(key,))  # fmt: skip
-    # In a narrow window the sidebar lies over the page.
+    st.caption(tr("chat.import_limit", limit=MAX_FILE_BYTES // MIB, zip=st.get_option("server.maxUploadSize")))
     _draw_failed()
 
 
@@ -134,8 +134,7 @@ def _draw_failed() -> None:
 
 
 def draw_left_behind() -> None:
-    """Which of the files that were just imported could not be read, and what of the others has no place here."""
-    _draw_failed()
+    """What of the files that were just imported has no place here."""
     for name, notices in st.session_state.get(LEFT_KEY, []):
         lines = [f"**{escape(name)}**", *(f"- {sentence(notice)}" for notice in notices)]
         st.info("\n".join([lines[0], "", *lines[1:]]), icon=":material/move_to_inbox:")
