@@ -32,7 +32,7 @@ ARROWS = {
     "ui.server": "access bootstrap",
     "api": "access chat engine personas",
     "doctor": "access bootstrap chat gpu hub memory personas remote server",
-    "chat": "checkpoint engine personas tokenizer",
+    "chat": "checkpoint documents engine personas tokenizer",
     "remote": "engine",
     "worker": "bootstrap checkpoint engine gpu memory tokenizer worker.decode worker.kernels worker.model",
     "worker.decode": "engine memory worker.kernels worker.model",
@@ -49,6 +49,7 @@ ARROWS = {
     "access": "",
     "bootstrap": "",
     "checkpoint": "",
+    "documents": "",
     "personas": "",
     "server": "",
     "common": "",
@@ -61,7 +62,8 @@ TORCH = ("torch", "transformers", "gptqmodel", "optimum", "accelerate", "triton"
 TORCH_PLACES = ("core.worker", "core.starter.quantize", *FREE)
 STREAMLIT_PLACES = ("Home", "serve", "pages", "ui", *FREE)
 # Each is the program of a process of its own, started by its name; an import would run it in the wrong one.
-STARTED_BY_NAME = ("core.worker.main", "core.chat.template_child", "core.personas.pattern_child", "ui.server.start")
+STARTED_BY_NAME = ("core.worker.main", "core.chat.template_child", "core.personas.pattern_child",
+                   "core.documents.reading_child", "ui.server.start")  # fmt: skip
 Import = tuple[str, str]
 
 

@@ -7,9 +7,18 @@ import re
 from typing import Any
 
 from core.chat.dates import seconds
-from core.chat.foreign import ForeignNode, LeftBehind, Line, finished_chat, messages_of_tree, with_file, with_thought
+from core.chat.foreign import (
+    ForeignNode,
+    LeftBehind,
+    Line,
+    finished_chat,
+    foreign_file,
+    messages_of_tree,
+    with_thought,
+)
 from core.chat.parsing import group_of, groups_of, text_of
 from core.chat.records import CopiedChat
+from core.documents.document import Document
 
 # ChatGPT's marks of sources, between characters of private use: \ue200cite\ue202turn0search1\ue201.
 SOURCE_MARK = re.compile("\ue200[^\ue200\ue201]{0,500}\ue201")
@@ -48,17 +57,26 @@ def _chatgpt_node(node: dict[str, Any], told: list[str], left: LeftBehind) -> Fo
     text = _chatgpt_text(content, left)
     if role == "system" and not own and not metadata.get("is_visually_hidden_from_conversation") and text:
         told.append(text)
+    # The export has their names alone.
+    attached = [file for file in groups_of(metadata, "attachments") if not _is_picture(file)]
     is_call = role == "assistant" and message.get("recipient") not in (None, "all")
     if role == "tool" or is_call:
         left["tools"] += 1
-    elif role in ("user", "assistant") and text:
+    elif role in ("user", "assistant") and (text or attached):
         if metadata.get("is_visually_hidden_from_conversation") is True or message.get("weight") == 0:
             left["hidden"] += 1
         else:
-            left["files"] += len(groups_of(metadata, "attachments"))
+            left["files"] += len(attached)
+            files = tuple(foreign_file(text_of(file, "name"), size_bytes=file.get("size")) for file in attached)
             return ForeignNode(parent, "user" if role == "user" else "assistant", text,
-                               seconds(message.get("create_time")), text_of(metadata, "model_slug"))  # fmt: skip
+                               seconds(message.get("create_time")), text_of(metadata, "model_slug"),
+                               files=files)  # fmt: skip
     return ForeignNode(parent)
+
+
+def _is_picture(file: dict[str, Any]) -> bool:
+    """Pictures stand among a message's parts as well, where they are counted."""
+    return text_of(file, "mime_type").startswith("image/") or "width" in file
 
 
 def _chatgpt_text(content: dict[str, Any], left: LeftBehind) -> str:
@@ -94,14 +112,16 @@ def from_open_webui(whole: dict[str, Any], left: LeftBehind) -> CopiedChat:
             continue
         parent = message["parentId"] if isinstance(message.get("parentId"), str) else None
         role, text = message.get("role"), text_of(message, "content")
+        files: tuple[Document, ...] = ()
         if role == "system":
             system.append(text)
         elif role in ("user", "assistant"):
-            text = _with_open_webui_files(_without_details(text, left), message, left)
-            text = with_thought(text_of(message, "reasoning_content"), text)
-        is_said = role in ("user", "assistant") and bool(text.strip())
+            text = with_thought(text_of(message, "reasoning_content"), _without_details(text, left))
+            files = _open_webui_files(message, left)
+        is_said = role in ("user", "assistant") and bool(text.strip() or files)
         nodes[name] = ForeignNode(parent, ("user" if role == "user" else "assistant") if is_said else None, text,
-                                  seconds(message.get("timestamp")), text_of(message, "model"))  # fmt: skip
+                                  seconds(message.get("timestamp")), text_of(message, "model"),
+                                  files=files)  # fmt: skip
     messages = messages_of_tree(nodes, history.get("currentId"))
     return finished_chat(messages, title=whole.get("title") or chat.get("title"), system="\n\n".join(system),
                          created_s=seconds(whole.get("created_at") or chat.get("timestamp")))  # fmt: skip
@@ -111,14 +131,16 @@ def _open_webui_chat(whole: dict[str, Any]) -> dict[str, Any]:
     return group_of(whole, "chat") or whole
 
 
-def _with_open_webui_files(text: str, message: dict[str, Any], left: LeftBehind) -> str:
+def _open_webui_files(message: dict[str, Any], left: LeftBehind) -> tuple[Document, ...]:
+    files: list[Document] = []
     for file in groups_of(message, "files"):
+        if "image" in text_of(file, "type"):
+            left["pictures"] += 1
+            continue
         content = text_of(group_of(group_of(file, "file"), "data"), "content")
-        if content:
-            text = with_file(text, text_of(file, "name"), content)
-        else:
-            left["pictures" if "image" in text_of(file, "type") else "files"] += 1
-    return text
+        left["files"] += not content
+        files.append(foreign_file(text_of(file, "name"), content, file.get("size")))
+    return tuple(files)
 
 
 def _without_details(text: str, left: LeftBehind) -> str:
@@ -151,13 +173,13 @@ def from_claude(whole: dict[str, Any], left: LeftBehind) -> CopiedChat:
         text = "\n\n".join(word for word in words if word.strip()) or text_of(message, "text")
         text = with_thought("\n\n".join(text_of(block, "thinking") for block in blocks), text)
         left["tools"] += len([block for block in blocks if block.get("type") == "tool_use"])
-        for file in groups_of(message, "attachments"):
-            if content := text_of(file, "extracted_content"):
-                text = with_file(text, text_of(file, "file_name"), content)
-            else:
-                left["files"] += 1
-        left["files"] += len(groups_of(message, "files"))
-        if text.strip():
-            role = "user" if message.get("sender") == "human" else "assistant"
-            line.add("user" if role == "user" else "assistant", [text], 0, seconds(message.get("created_at")))
+        read = [foreign_file(text_of(file, "file_name"), text_of(file, "extracted_content"), file.get("file_size"))
+                for file in groups_of(message, "attachments")]  # fmt: skip
+        named = [foreign_file(text_of(file, "file_name")) for file in groups_of(message, "files")]
+        # Where a text was read from a file, the file itself is named once more.
+        files = read + [file for file in named if file.name not in {one.name for one in read}]
+        left["files"] += len([file for file in files if not file.text])
+        if text.strip() or files:
+            line.add("user" if message.get("sender") == "human" else "assistant", [text], 0,
+                     seconds(message.get("created_at")), files=files)  # fmt: skip
     return finished_chat(line.messages, title=whole.get("name"), created_s=seconds(whole.get("created_at")))

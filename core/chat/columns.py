@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from core.common.values import printable
+from core.common.values import is_whole, printable
+from core.documents.document import Document, file_name
 
 
 def to_column(values: dict[str, Any]) -> str:
@@ -36,3 +38,32 @@ def names_from_column(text: str) -> tuple[str, ...]:
     except (ValueError, RecursionError):
         return ()
     return tuple(printable(name) for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def files_to_column(files: Sequence[Document]) -> str:
+    return printable(json.dumps([asdict(file) for file in files], ensure_ascii=False))
+
+
+def files_from_column(text: str) -> tuple[Document, ...]:
+    """The reverse; no files where the row is damaged."""
+    if text == "[]":
+        return ()
+    try:
+        return documents_of(json.loads(text))
+    except (ValueError, RecursionError):
+        return ()
+
+
+def documents_of(values: object) -> tuple[Document, ...]:
+    """The documents of a list of plain values. Raises ValueError where it is none."""
+    if not isinstance(values, list):
+        raise ValueError("no list")
+    return tuple(_document(value) for value in values)
+
+
+def _document(value: object) -> Document:
+    found = value if isinstance(value, dict) else {}
+    name, size, text, whole = (found.get(key) for key in ("name", "size_bytes", "text", "is_whole"))
+    if not isinstance(name, str) or not isinstance(text, str) or not is_whole(size) or not isinstance(whole, bool):
+        raise ValueError("no document")
+    return Document(file_name(name), max(0, size), printable(text), whole)

@@ -10,9 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from core.chat.records import Chat, CopiedChat, CopiedMessage
+from core.documents.document import Document
 
-# Groups came with version 2; a chat of one character is still written as 1, which older programs read.
-FORMAT, FORMAT_VERSION = "llamadeck-chat", 2
+# Groups came with version 2, files with 3; what needs neither is still written as 1, which older programs read.
+FORMAT, FORMAT_VERSION = "llamadeck-chat", 3
 # An answer after a thought that came to its end.
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 
@@ -21,13 +22,14 @@ def to_json(chat: CopiedChat) -> str:
     """Everything that the history knows of a chat; `parent` is a message's place in the list, counted from 0."""
     values = asdict(chat)
     messages = values.pop("messages")
-    version = FORMAT_VERSION if chat.members or any(message.speaker for message in chat.messages) else 1
+    is_group = bool(chat.members) or any(message.speaker for message in chat.messages)
+    version = FORMAT_VERSION if any(message.files for message in chat.messages) else 2 if is_group else 1
     whole = {"format": FORMAT, "version": version, "chat": values, "messages": messages}
     return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
 
 
 def to_markdown(chat: Chat, user: str, char: str, names: Mapping[str, str] | None = None) -> str:
-    """What is shown of a chat, under its speakers' names; a notebook is its text.
+    """What is shown of a chat, under its speakers' names, with the names of files; a notebook is its text.
 
     `names` are those of speakers beside the two, by what the messages call them.
     """
@@ -37,6 +39,7 @@ def to_markdown(chat: Chat, user: str, char: str, names: Mapping[str, str] | Non
         if message.role != "text":
             name = others.get(message.speaker, message.speaker) or speakers[message.role]
             parts.append(f"## {' '.join(name.split())}")
+        parts += [f"`{file.name}`" for file in message.files]
         parts.append(message.text.strip())
     return "\n\n".join(parts) + "\n"
 
@@ -77,6 +80,8 @@ def _tavern_line(shown: CopiedMessage, versions: list[CopiedMessage], name: str,
         "mes": text,
         "extra": {"reasoning": thought} if thought else {},
     }
+    if shown.files:
+        line["extra"] |= {"files": [_tavern_file(file) for file in shown.files]}
     if is_group and shown.role == "assistant":
         line["original_avatar"] = f"{name}.png"
     if shown.role == "assistant" and len(versions) > 1:
@@ -90,6 +95,11 @@ def _tavern_line(shown: CopiedMessage, versions: list[CopiedMessage], name: str,
             ],
         }
     return line
+
+
+def _tavern_file(file: Document) -> dict[str, Any]:
+    """SillyTavern takes a file's text from here where it has no file of its own."""
+    return {"name": file.name, "size": file.size_bytes, "text": file.text}
 
 
 def _split_thought(text: str) -> tuple[str, str]:

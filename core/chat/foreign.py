@@ -10,9 +10,14 @@ from typing import Any, Literal
 from core.chat.parsing import ChatFileError, show_one
 from core.chat.records import CopiedChat, CopiedMessage, Role
 from core.chat.titles import propose_title, shortened
+from core.common.values import is_whole, printable
+from core.documents.document import Document, file_name
+from core.documents.limits import MAX_CHARS
 
 MAX_NAME_CHARS = 200
 MAX_MEMBERS = 10
+# Of one message.
+MAX_FILES = 100
 # The page looks up each speaker; the names of further ones stand before their words.
 MAX_SPEAKERS = 20
 # What has no place here; each is a sentence "chat_import_KIND" that says how many there were.
@@ -33,9 +38,10 @@ def with_thought(thought: str, text: str) -> str:
     return f"<think>\n{thought.strip()}\n</think>\n\n{text}"
 
 
-def with_file(text: str, name: str, content: str) -> str:
-    """A message with the text of a file that was attached to it."""
-    return f"{text}\n\n{' '.join(name.split())[:MAX_NAME_CHARS]}:\n\n{content.strip()}".strip()
+def foreign_file(name: str, text: str = "", size_bytes: object = None) -> Document:
+    """A file that was attached to a message; without its text where only its name came along."""
+    size = size_bytes if is_whole(size_bytes) and size_bytes >= 0 else len(printable(text).encode())
+    return Document(file_name(name), size, printable(text[:MAX_CHARS]), bool(text) and len(text) <= MAX_CHARS)
 
 
 def finished_chat(
@@ -97,13 +103,15 @@ class Line:
         created_s: float = 0.0,
         speaker: str = "",
         model: str = "",
+        files: Sequence[Document] = (),
     ) -> None:
         parent = self._last
         for place, text in enumerate(versions):
             if place == shown:
                 self._last = len(self.messages)
             self.messages.append(CopiedMessage(parent, role, text, created_s, stats={"model": model} if model else {},
-                                               is_shown=place == shown, speaker=speaker))  # fmt: skip
+                                               is_shown=place == shown, speaker=speaker,
+                                               files=tuple(files[:MAX_FILES])))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +127,7 @@ class ForeignNode:
     created_s: float = 0.0
     model: str = ""
     thought: str = ""
+    files: tuple[Document, ...] = ()
 
 
 def messages_of_tree(nodes: Mapping[str, ForeignNode], current: object) -> list[CopiedMessage]:
@@ -138,7 +147,8 @@ def messages_of_tree(nodes: Mapping[str, ForeignNode], current: object) -> list[
         if role is not None:
             text = with_thought(thought, node.text) if role == "assistant" else node.text
             stats: dict[str, Any] = {"model": node.model} if node.model and role == "assistant" else {}
-            messages.append(CopiedMessage(place, role, text, node.created_s, stats=stats, is_shown=name in shown))
+            messages.append(CopiedMessage(place, role, text, node.created_s, stats=stats, is_shown=name in shown,
+                                          files=node.files[:MAX_FILES]))  # fmt: skip
             place, thought = len(messages) - 1, thought if role == "user" else ""
         waiting += [(child, place, thought) for child in reversed(below.get(name, []))]
     return show_one(messages)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from core.chat.question import content_of
 from core.chat.records import Message
 from core.chat.template import Turn
 
@@ -46,21 +47,22 @@ class Group:
         """What was said, as the speaker's model reads it: own lines are the assistant's, all others have a name."""
         return [self._turn(message) for message in messages]
 
-    def asked(self, text: str) -> Turn:
+    def asked(self, content: str) -> Turn:
         """A line of the person's."""
-        return Turn(role="user", content=text, name=self.person)
+        return Turn(role="user", content=content, name=self.person)
 
     def speaker_of(self, message: Message) -> str:
         """The key of the character that said a message."""
         return self.keys.get(message.speaker, message.speaker) if message.speaker else self.cast[0] if self.cast else ""
 
     def _turn(self, message: Message) -> Turn:
+        content = content_of(message)
         if message.role == "user":
-            return Turn(role="user", content=message.text, name=message.speaker or self.person)
+            return Turn(role="user", content=content, name=message.speaker or self.person)
         key = self.speaker_of(message)
         if key == self.speaker:
-            return Turn(role="assistant", content=message.text)
-        return Turn(role="user", content=message.text, name=self.names.get(key, message.speaker))
+            return Turn(role="assistant", content=content)
+        return Turn(role="user", content=content, name=self.names.get(key, message.speaker))
 
 
 def next_speaker(group: Group, messages: Sequence[Message], order: Order = "named", line: str | None = None) -> str:

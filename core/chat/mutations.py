@@ -10,12 +10,13 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from core.chat.columns import names_from_column, names_to_column, to_column
+from core.chat.columns import files_to_column, names_from_column, names_to_column, to_column
 from core.chat.database import ChatStoreError
 from core.chat.records import CopiedChat, Role, State
 from core.chat.titles import propose_title
 from core.chat.tree import Node, Tree
 from core.common.values import printable
+from core.documents.document import Document
 
 
 def read_tree(db: sqlite3.Connection, chat: int) -> Tree:
@@ -83,6 +84,7 @@ def append(
     state: State,
     now_s: float,
     speaker: str = "",
+    files: Sequence[Document] = (),
 ) -> int:
     """Add a message below `after`, the last one that the caller saw. Raises where the chat went on meanwhile."""
     require_chat(db, chat)
@@ -92,7 +94,7 @@ def append(
         raise ChatStoreError("chat_moved_on")
     if after is not None:
         require_at_rest(db, [after])
-    return insert(db, chat, tree.tail(), role, text, state, now_s, speaker)
+    return insert(db, chat, tree.tail(), role, text, state, now_s, speaker, files_to_column(files))
 
 
 def insert(
@@ -104,36 +106,41 @@ def insert(
     state: State,
     now_s: float,
     speaker: str = "",
+    files: str = "[]",
 ) -> int:
     """Add a message and show it in place of its versions."""
     hide_versions(db, chat, parent)
     cursor = db.execute(
-        "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, text, speaker)"
-        " VALUES (?, ?, 1, ?, ?, ?, ?, ?)",
-        (chat, parent, role, state, now_s, printable(text), printable(speaker)),
+        "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, text, speaker, files)"
+        " VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?)",
+        (chat, parent, role, state, now_s, printable(text), printable(speaker), files),
     )
     touch(db, chat, now_s)
     return int(cursor.lastrowid or 0)
 
 
 def add_version(db: sqlite3.Connection, message: int, text: str, state: State, now_s: float) -> int:
-    """A further version of a message by the same speaker, shown in its place; what follows the old one stays there."""
+    """A further version of a message by the same speaker, with the same files, shown in its place.
+
+    What follows the old one stays there.
+    """
     chat, tree = find_shown(db, message)
     require_at_rest(db, [node.id for node in tree.path()])
-    role, speaker = db.execute("SELECT role, speaker FROM messages WHERE id = ?", (message,)).fetchone()
-    return insert(db, chat, tree[message].parent, role, text, state, now_s, speaker)
+    row = db.execute("SELECT role, speaker, files FROM messages WHERE id = ?", (message,)).fetchone()
+    role, speaker, files = row
+    return insert(db, chat, tree[message].parent, role, text, state, now_s, speaker, files)
 
 
 def edit(db: sqlite3.Connection, message: int, text: str, now_s: float) -> int:
     """A further version of a message that takes over what follows; the old text stays as a version."""
     chat, tree = find_shown(db, message)
     require_at_rest(db, [message])
-    row = db.execute("SELECT role, state, text, speaker FROM messages WHERE id = ?", (message,)).fetchone()
-    role, state, old, speaker = row
+    row = db.execute("SELECT role, state, text, speaker, files FROM messages WHERE id = ?", (message,)).fetchone()
+    role, state, old, speaker, files = row
     if old == printable(text):
         return message
     kept: State = "done" if state == "failed" else state
-    number = insert(db, chat, tree[message].parent, role, text, kept, now_s, speaker)
+    number = insert(db, chat, tree[message].parent, role, text, kept, now_s, speaker, files)
     db.execute("UPDATE messages SET parent = ? WHERE parent = ?", (number, message))
     retitle(db, chat)
     return number
@@ -278,11 +285,12 @@ def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: s
     ids: list[int] = []
     for message in chat.messages:
         row = db.execute(
-            "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, stats, text, speaker)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, stats, text, speaker, files)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (number, None if message.parent is None else ids[message.parent], message.is_shown, message.role,
              "stopped" if message.state == "writing" else message.state, message.created_s or now_s,
-             to_column(message.stats), printable(message.text), printable(message.speaker)),
+             to_column(message.stats), printable(message.text), printable(message.speaker),
+             files_to_column(message.files)),
         )  # fmt: skip
         ids.append(int(row.lastrowid or 0))
     return number

@@ -5,15 +5,17 @@ from __future__ import annotations
 from types import NoneType
 from typing import Any
 
+from core.chat.columns import documents_of
 from core.chat.dates import seconds
 from core.chat.exporting import FORMAT_VERSION
-from core.chat.foreign import MAX_MEMBERS, MAX_NAME_CHARS, few_speakers
+from core.chat.foreign import MAX_FILES, MAX_MEMBERS, MAX_NAME_CHARS, few_speakers
 from core.chat.parsing import ChatFileError, get, require, show_one, text_of
 from core.chat.presets import check_values
 from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage
 from core.chat.stats import error_of
 from core.chat.titles import shortened
 from core.common.errors import InputError
+from core.documents.document import Document
 
 # The statistics of an answer that pages show; an import leaves others out.
 STATS: dict[str, tuple[type, ...]] = {
@@ -62,7 +64,16 @@ def _own_message(message: object, index: int) -> CopiedMessage:
         stats=_stats(get(message, "stats", dict)),
         is_shown=get(message, "is_shown", bool),
         speaker=text_of(message, "speaker")[:MAX_NAME_CHARS],
+        files=_files(message.get("files", [])),
     )
+
+
+def _files(values: object) -> tuple[Document, ...]:
+    """The files of a question; older chats have none."""
+    try:
+        return documents_of(values)[:MAX_FILES]
+    except ValueError as error:
+        raise ChatFileError("chat_file_damaged", name="files") from error
 
 
 def _members(names: object) -> tuple[str, ...]:

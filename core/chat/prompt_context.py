@@ -9,14 +9,18 @@ from core.chat.character_prompt import CharacterPrompt
 from core.chat.group import Group
 from core.chat.model_prompt import ModelPrompt
 from core.chat.modes import PromptStyle, notebook_parts
+from core.chat.question import content_of, cut_to_room, with_files
 from core.chat.records import Message, Mode
 from core.chat.template import Turn
 from core.chat.truncation import ComposedPrompt, ContextError, FittedPrompt, PromptParts, Voice, fit_to_context
+from core.documents.document import Document
 from core.engine.sampling_params import Sampling
 from core.personas.lorebook import LeftOut
 
 # Where less lore than this is too much, there is none.
 LEAST_LORE_TOKENS = 64
+# Files that are cut leave the rest for what is asked about them next: a message that does not fit is left out whole.
+FILES_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +63,24 @@ class PromptContext:
     def turns_of(self, messages: Sequence[Message]) -> list[Turn]:
         return self.group.turns(messages) if self.group is not None else turns_of(messages)
 
-    def asked(self, text: str) -> Turn:
+    def asked(self, text: str, files: Sequence[Document] = ()) -> Turn:
         """What the person says next."""
-        return self.group.asked(text) if self.group is not None else Turn(role="user", content=text)
+        content = with_files(text, files)
+        return self.group.asked(content) if self.group is not None else Turn(role="user", content=content)
+
+    def files_that_fit(self, turns: Sequence[Turn], text: str, files: Sequence[Document]) -> tuple[Document, ...]:
+        """The `files` of a question after `turns`: as they are where all fit, else as much of their beginnings as does.
+
+        Raises ContextError where not even the question itself fits, TemplateError.
+        """
+        try:
+            self.prepare([*turns, self.asked(text, files)])
+        except ContextError as error:
+            if error.key != "message_too_long":
+                raise
+            room = int(int(error.params["limit"]) * FILES_SHARE)
+            return cut_to_room(files, text, room, self.model.counter.count)
+        return tuple(files)
 
     def prepare(self, turns: Sequence[Turn], voice: Voice = "assistant", start: str = "") -> Prompt:
         """The prompt for the next message, which begins with `start`. Messages without a word are left out.
@@ -116,4 +135,4 @@ def _num_last(message_indexes: Sequence[int | None]) -> int:
 
 
 def turns_of(messages: Sequence[Message]) -> list[Turn]:
-    return [Turn(role="user" if one.role == "user" else "assistant", content=one.text) for one in messages]
+    return [Turn(role="user" if one.role == "user" else "assistant", content=content_of(one)) for one in messages]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from core.documents.document import Document
+
 Mode = Literal["instruct", "chat", "chat-instruct", "notebook"]
 # "text" is a notebook's one text.
 Role = Literal["user", "assistant", "text"]
@@ -45,7 +47,8 @@ class Message:
     """One message on the path that is shown. `versions` are the ids of all its versions, its own among them.
 
     `stats` of an answer: model, reason, tokens, tokens_per_s, first_token_s, prompt_tokens, seed;
-    error where it failed. `speaker` is who said it, where that is not the chat's character or its person.
+    error where it failed. `speaker` is who said it, where that is not the chat's character or its person. `files` were
+    added to a question: the model reads them before its words.
     """
 
     id: int
@@ -56,6 +59,7 @@ class Message:
     stats: dict[str, Any]
     versions: tuple[int, ...]
     speaker: str = ""
+    files: tuple[Document, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class CopiedMessage:
     stats: dict[str, Any] = field(default_factory=dict)
     is_shown: bool = True
     speaker: str = ""
+    files: tuple[Document, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from core.chat.dates import seconds
-from core.chat.foreign import LeftBehind, Line, finished_chat, with_file, with_thought
+from core.chat.foreign import LeftBehind, Line, finished_chat, foreign_file, with_thought
 from core.chat.parsing import ChatFileError, group_of, groups_of, text_of
 from core.chat.records import CopiedChat, Role
+from core.documents.document import Document
 
 # Stands in text-generation-webui's history where nobody asked for the greeting.
 NO_QUESTION = "<|BEGIN-VISIBLE-CHAT|>"
@@ -29,9 +30,10 @@ def from_webui(whole: dict[str, Any], left: LeftBehind) -> CopiedChat:
         for role, text in sides:
             about = group_of(metadata, f"{role}_{number}")
             versions, shown = _webui_versions(about, "" if text == NO_QUESTION else text)
-            versions[shown] = _with_webui_files(versions[shown], about, left)
-            if versions[shown] or len(versions) > 1:
-                line.add(role, versions, shown, seconds(about.get("timestamp")), model=text_of(about, "model_name"))
+            files = _webui_files(about, left)
+            if versions[shown] or len(versions) > 1 or files:
+                line.add(role, versions, shown, seconds(about.get("timestamp")), model=text_of(about, "model_name"),
+                         files=files)  # fmt: skip
     return finished_chat(line.messages)
 
 
@@ -46,15 +48,14 @@ def _webui_versions(about: dict[str, Any], text: str) -> tuple[list[str], int]:
     return versions, number if is_right and isinstance(number, int) else versions.index(text)
 
 
-def _with_webui_files(text: str, about: dict[str, Any], left: LeftBehind) -> str:
-    """A message with the texts of its attachments, which the model was shown below it."""
+def _webui_files(about: dict[str, Any], left: LeftBehind) -> list[Document]:
+    """The texts of a message's attachments, which the model was shown with it."""
     left["tools"] += len(groups_of(about, "tool_sequence"))
-    for file in groups_of(about, "attachments"):
-        if content := text_of(file, "content"):
-            text = with_file(text, text_of(file, "name"), content)
-        else:
-            left["pictures" if text_of(file, "type").startswith("image") else "files"] += 1
-    return text
+    attachments = groups_of(about, "attachments")
+    others = [file for file in attachments if not text_of(file, "type").startswith("image")]
+    left["pictures"] += len(attachments) - len(others)
+    left["files"] += len([file for file in others if not text_of(file, "content")])
+    return [foreign_file(text_of(file, "name"), text_of(file, "content")) for file in others]
 
 
 def from_sillytavern(lines: list[dict[str, Any]], left: LeftBehind) -> CopiedChat:
@@ -69,22 +70,25 @@ def from_sillytavern(lines: list[dict[str, Any]], left: LeftBehind) -> CopiedCha
         if one.get("is_system") is True:
             left["hidden"] += 1
             continue
-        _count_left(one, left)
+        files = _tavern_files(one, left)
         # A narrator speaks beside the characters.
         is_told = one.get("is_user") is True or group_of(one, "extra").get("type") == "narrator"
         versions, shown = _swipes(one, text)
         line.add("user" if is_told else "assistant", versions, shown, seconds(one.get("send_date")),
-                 text_of(one, "name"), "" if is_told else text_of(group_of(one, "extra"), "model"))  # fmt: skip
+                 text_of(one, "name"), "" if is_told else text_of(group_of(one, "extra"), "model"), files)  # fmt: skip
     is_group = character == NO_NAME or not character
     return finished_chat(line.messages, "" if is_group else character, created_s=seconds(header.get("create_date")))
 
 
-def _count_left(line: dict[str, Any], left: LeftBehind) -> None:
+def _tavern_files(line: dict[str, Any], left: LeftBehind) -> list[Document]:
+    """The files of a line. Most keep their text elsewhere in SillyTavern, and only the name comes along."""
     extra = group_of(line, "extra")
     left["pictures"] += len([name for name in ("image", "video") if extra.get(name)])
     left["pictures"] += len(groups_of(extra, "media"))
-    left["files"] += len(groups_of(extra, "files")) or isinstance(extra.get("file"), dict)
     left["tools"] += len(groups_of(extra, "tool_invocations"))
+    found = groups_of(extra, "files") or ([group_of(extra, "file")] if group_of(extra, "file") else [])
+    left["files"] += len([file for file in found if not text_of(file, "text")])
+    return [foreign_file(text_of(file, "name"), text_of(file, "text"), file.get("size")) for file in found]
 
 
 def _swipes(line: dict[str, Any], text: str) -> tuple[list[str], int]:

@@ -66,7 +66,12 @@ LISTS = (
     """,
     "CREATE INDEX chats_in_trash ON chats (owner, deleted_s) WHERE deleted_s IS NOT NULL",
 )
-MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS, LISTS)
+# The files of a question, with their texts, as a JSON list; and those of a chat's draft.
+FILES = (
+    "ALTER TABLE messages ADD COLUMN files TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE chats ADD COLUMN draft_files TEXT NOT NULL DEFAULT '[]'",
+)
+MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS, LISTS, FILES)
 
 
 def version_of(db: sqlite3.Connection) -> int:

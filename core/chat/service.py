@@ -6,7 +6,7 @@ The caller's PromptContext says how the model is asked and who speaks.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.recorder import Recorder
 from core.chat.records import Message
 from core.chat.store import ChatStore
+from core.documents.document import Document
 from core.engine.answer import Answer
 from core.engine.interface import Engine
 
@@ -46,15 +47,26 @@ class ChatService:
         self._writing: dict[int, int] = {}
         self._impersonations: dict[int, ImpersonationDraft] = {}
 
-    def send(self, chat: int, text: str, after: int | None, context: PromptContext, start: str = "") -> int:
-        """Say `text` after the message that was seen last; the answer's message, which begins with `start`."""
+    def send(
+        self,
+        chat: int,
+        text: str,
+        after: int | None,
+        context: PromptContext,
+        start: str = "",
+        files: Sequence[Document] = (),
+    ) -> int:
+        """Say `text` with `files` after the message that was seen last.
+
+        Gives the answer's message, which begins with `start`.
+        """
         messages = self._store.read(chat).messages
         if after != (messages[-1].id if messages else None):
             raise ChatStoreError("chat_moved_on")
-        prompt = context.prepare([*context.turns_of(messages), context.asked(text)], start=start)
+        prompt = context.prepare([*context.turns_of(messages), context.asked(text, files)], start=start)
 
         def begin() -> int:
-            question = self._store.append_user(chat, text, after)
+            question = self._store.append_user(chat, text, after, files)
             return self._store.begin_answer(chat, question, prompt.begun if start else "",
                                             context.speaker)  # fmt: skip
 
@@ -74,9 +86,9 @@ class ChatService:
         return self._begin(chat, prompt, context, lambda: self._store.begin_version(message))
 
     def edit_and_resend(self, chat: int, message: int, text: str, context: PromptContext) -> int:
-        """Ask something else in a question's place; the old one stays as a version, with what followed it."""
-        before, _ = self._split(chat, message)
-        prompt = context.prepare([*context.turns_of(before), context.asked(text)])
+        """Ask something else in a question's place, with its files; the old one stays as a version."""
+        before, old = self._split(chat, message)
+        prompt = context.prepare([*context.turns_of(before), context.asked(text, old.files)])
 
         def begin() -> int:
             question = self._store.add_version(message, text)

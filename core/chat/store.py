@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.chat import mutations
-from core.chat.columns import to_column
+from core.chat.columns import files_from_column, files_to_column, to_column
 from core.chat.copying import copy_of, path_of
 from core.chat.database import BUSY_S, ChatStoreError, Database, changed_meanwhile
 from core.chat.queries import list_chats, list_deleted, list_recent, read_chat, read_info
@@ -26,6 +26,7 @@ from core.chat.searching import find_messages
 from core.chat.titles import shortened
 from core.common.paths import data_dir
 from core.common.values import printable
+from core.documents.document import Document
 
 # How long a deleted chat waits in the trash.
 KEEP_DELETED_DAYS = 30
@@ -178,14 +179,29 @@ class ChatStore:
                 raise changed_meanwhile(", ".join(members))
             mutations.set_cast(db, chat, (info.character, *members))
 
-    def add_draft(self, chat: int, text: str) -> None:
-        """Add `text` below the chat's draft, which was typed and not sent."""
+    def add_draft(self, chat: int, text: str, files: Sequence[Document] = ()) -> None:
+        """Add `text` below the chat's draft, which was typed and not sent, and `files` to those of the draft."""
         text = printable(text)
-        self._set(chat, "draft = CASE draft WHEN '' THEN ? ELSE draft || char(10, 10) || ? END", text, text)
+        with self._changing_chat(chat) as db:
+            mutations.require_chat(db, chat)
+            all_files = files_to_column((*_draft_files(db, chat), *files))
+            db.execute(
+                "UPDATE chats SET draft_files = ?, draft = CASE draft WHEN '' THEN ? ELSE draft || char(10, 10) || ?"
+                " END WHERE id = ?",
+                (all_files, text, text, chat),
+            )
+
+    def draft_files(self, chat: int) -> tuple[Document, ...]:
+        with self._reading(chat) as db:
+            return _draft_files(db, chat)
 
     def drop_draft(self, chat: int, text: str) -> None:
         """Empty the draft where it is still this `text`: what was added meanwhile stays."""
-        self._set(chat, "draft = CASE draft WHEN ? THEN '' ELSE draft END", text)
+        with self._changing_chat(chat) as db:
+            mutations.require_chat(db, chat)
+            db.execute(
+                "UPDATE chats SET draft = '', draft_files = '[]' WHERE id = ? AND draft = ?", (chat, printable(text))
+            )
 
     def _set(self, chat: int, columns: str, *values: object) -> None:
         with self._changing_chat(chat) as db:
@@ -240,12 +256,14 @@ class ChatStore:
 
     # Messages -------------------------------------------------------------------------------------------------------
 
-    def append_user(self, chat: int, text: str, after: int | None) -> int:
-        """Add a person's message. `after` is the last message that they saw, None in an empty chat.
+    def append_user(self, chat: int, text: str, after: int | None, files: Sequence[Document] = ()) -> int:
+        """Add a person's message with its files. `after` is the last message that they saw, None in an empty chat.
 
         Raises ChatStoreError "chat_moved_on" where the chat went on meanwhile.
         """
-        return self._change_chat(chat, lambda db: mutations.append(db, chat, after, "user", text, "done", self._now()))
+        return self._change_chat(
+            chat, lambda db: mutations.append(db, chat, after, "user", text, "done", self._now(), files=files)
+        )
 
     def append_text(self, chat: int, text: str) -> int:
         """The text that a new notebook begins with."""
@@ -262,7 +280,10 @@ class ChatStore:
         return self._change(message, lambda db: mutations.add_version(db, message, text, "writing", self._now()))
 
     def add_version(self, message: int, text: str) -> int:
-        """Put another text in a message's place; the old one stays as a version, with what followed it."""
+        """Put another text in a message's place, with the same files.
+
+        The old one stays as a version, with what followed it.
+        """
         return self._change(message, lambda db: mutations.add_version(db, message, text, "done", self._now()))
 
     def reopen_answer(self, message: int) -> None:
@@ -323,3 +344,8 @@ class ChatStore:
     def _change(self, message: int, change: Callable[[sqlite3.Connection], T]) -> T:
         with self._changing(message) as db:
             return change(db)
+
+
+def _draft_files(db: sqlite3.Connection, chat: int) -> tuple[Document, ...]:
+    row = db.execute("SELECT draft_files FROM chats WHERE id = ?", (chat,)).fetchone()
+    return files_from_column(row[0]) if row is not None else ()

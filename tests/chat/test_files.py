@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.chat.dates import seconds
-from core.chat.exporting import to_json, to_markdown
+from core.chat.exporting import to_json, to_markdown, to_sillytavern
 from core.chat.importing import MAX_FILE_BYTES, MAX_MESSAGES, read_chat_file
 from core.chat.parsing import ChatFileError, show_one
 from core.chat.records import MODES, ROLES, CopiedChat, CopiedMessage
 from core.chat.roleplay_files import NO_QUESTION
 from core.chat.store import ChatStore
+from core.documents.document import Document
 from tests.support.damaged import harmed
 
 
@@ -52,6 +53,7 @@ SETTINGS = st.fixed_dictionaries(
     optional={"preset": TEXTS, "your_name": TEXTS, "shows_speed": st.booleans(),
               "sampling": st.just({"temperature": 0.5, "stop": ["\n"], "seed": None})},
 )  # fmt: skip
+LETTER, UNSENT = Document("a letter.md", 7, "# 信\n```", is_whole=False), Document("x.pdf", 0, "", is_whole=False)
 
 
 @st.composite
@@ -65,6 +67,7 @@ def copied_chats(draw: st.DrawFn) -> CopiedChat:
             state=draw(st.sampled_from(["done", "stopped", "failed"])),
             stats=draw(STATS),
             speaker=draw(st.sampled_from(["", "Ada", "Olaf"])),
+            files=draw(st.sampled_from([(), (LETTER,), (LETTER, UNSENT)])),
         )
         for place in range(draw(st.integers(1, 12)))
     ]
@@ -116,16 +119,32 @@ def test_an_export_holds_versions_and_nothing_deleted(tmp_path: Path) -> None:
 def test_markdown_is_what_is_shown(tmp_path: Path) -> None:
     store = ChatStore(tmp_path / "chats.sqlite3", now=lambda: 1_700_000_000.0)
     chat = store.create("chat", greetings=["Hello, I am *Ada*."])
-    store.append_user(chat, "What is\n\n```\n1 + 1\n```", store.read(chat).messages[-1].id)
+    store.append_user(chat, "What is\n\n```\n1 + 1\n```", store.read(chat).messages[-1].id, [LETTER])
     text = to_markdown(store.read(chat), "Tom", "Ada")
     assert text.startswith("# What is\n\n*2023-11-1") and text.endswith(
-        "## Ada\n\nHello, I am *Ada*.\n\n## Tom\n\nWhat is\n\n```\n1 + 1\n```\n"
+        "## Ada\n\nHello, I am *Ada*.\n\n## Tom\n\n`a letter.md`\n\nWhat is\n\n```\n1 + 1\n```\n"
     )
     notebook = store.create("notebook")
     store.append_text(notebook, "Once upon a time")
     store.rename(notebook, "A tale")
     assert "## " not in to_markdown(store.read(notebook), "Tom", "Ada")
     store.close()
+
+
+def test_files_make_an_export_one_of_a_newer_form_and_go_to_sillytavern() -> None:
+    chat = CopiedChat((CopiedMessage(None, "user", "Read.", 5.0, files=(LETTER,)),))
+    assert json.loads(to_json(chat))["version"] == 3 and json.loads(to_json(CopiedChat(())))["version"] == 1
+    line = json.loads(to_sillytavern(chat, "Tom", "Ada", {}).splitlines()[1])
+    assert line["mes"] == "Read." and line["extra"]["files"] == [
+        {"name": "a letter.md", "size": 7, "text": "# 信\n```"}
+    ]
+
+
+@pytest.mark.parametrize("files", [5, [5], [{"name": "a", "text": "b"}], [{"name": "a", "size_bytes": True}]])
+def test_files_of_no_form_are_damage(files: Any) -> None:
+    chat = json.loads(to_json(CopiedChat((CopiedMessage(None, "user", "Read.", 5.0),))))
+    chat["messages"][0]["files"] = files
+    assert refused(json.dumps(chat).encode()) == "chat_file_damaged"
 
 
 # Others' ------------------------------------------------------------------------------------------------------------
@@ -232,7 +251,7 @@ def own(**changes: Any) -> bytes:
         (b'{"chat_metadata": {}}', "chat_file_empty"),
         (sillytavern({"mes": 5}), "chat_file_damaged"),
         (sillytavern({}), "chat_file_damaged"),
-        (own(version=3), "chat_file_newer"),
+        (own(version=4), "chat_file_newer"),
         (own(version="1"), "chat_file_damaged"),
         (own(messages=[]), "chat_file_empty"),
         (own(messages=[5]), "chat_file_damaged"),

@@ -17,6 +17,7 @@ from core.chat.foreign import MAX_SPEAKERS
 from core.chat.importing import MAX_CHATS, MAX_FILE_BYTES, ChatFile, read_chats
 from core.chat.parsing import ChatFileError
 from core.chat.records import CopiedChat
+from core.documents.document import Document
 from tests.support.damaged import harmed
 
 
@@ -92,7 +93,10 @@ def test_the_texts_of_attachments_stay_with_their_message() -> None:
                      "assistant_1": {"tool_sequence": [{}, {}], "model_name": "Qwen"}},
     })  # fmt: skip
     (chat,) = file.chats
-    assert shown(chat)[1] == ("user", "What is missing?\n\na list.txt:\n\neggs\nmilk")
+    assert shown(chat)[1] == ("user", "What is missing?")
+    assert chat.messages[1].files == (
+        Document("a list.txt", 9, "eggs\nmilk"), Document("voice.ogg", 0, "", is_whole=False),
+    )  # fmt: skip
     assert left(file) == {"pictures": 1, "files": 1, "tools": 2}
     assert chat.messages[1].created_s == datetime(2025, 12, 1, 9).timestamp()
     assert chat.messages[2].stats == {"model": "Qwen"}
@@ -138,6 +142,7 @@ def test_thoughts_and_pictures_of_a_line() -> None:
     assert [one.text for one in file.chats[0].messages[1:]] == [
         "<think>\nfirst\n</think>\n\none", "<think>\nsecond\n</think>\n\ntwo",
     ]  # fmt: skip
+    assert [one.files for one in file.chats[0].messages[1:]] == [(Document("a.txt", 0, "", is_whole=False),)] * 2
     assert left(file) == {"pictures": 1, "files": 1} and file.chats[0].messages[2].stats == {"model": "m"}
 
 
@@ -213,6 +218,22 @@ def test_chatgpts_export_is_a_tree_of_versions() -> None:
     assert left(file) == {"pictures": 1, "tools": 2, "empty": 1}
 
 
+def test_chatgpts_files_come_by_their_names_even_without_a_word() -> None:
+    attachments = [{"id": "x", "name": "report.pdf", "size": 12, "mime_type": "application/pdf"},
+                   {"id": "y", "name": "cat.png", "size": 9, "mime_type": "image/png"}]  # fmt: skip
+    mapping = {"q": node(None, "user", "", metadata={"attachments": attachments})}
+    file = read({"mapping": mapping, "current_node": "q"})
+    assert file.chats[0].messages[0].files == (Document("report.pdf", 12, "", is_whole=False),)
+    assert left(file) == {"files": 1}
+
+
+def test_sillytaverns_files_keep_the_text_that_lies_in_the_chat() -> None:
+    files = [{"name": "a.txt", "size": 3, "text": "abc"}, {"name": "b.txt", "size": 5, "url": "/user/files/b"}]
+    file = tavern(says("Tom", "Read.") | {"is_user": True, "extra": {"files": files}})
+    assert file.chats[0].messages[0].files == (Document("a.txt", 3, "abc"), Document("b.txt", 5, "", is_whole=False))
+    assert left(file) == {"files": 1}
+
+
 def test_a_tree_in_a_circle_or_as_deep_as_it_is_long_is_bounded() -> None:
     circle = {"a": node("b", "user", "x"), "b": node("a", "user", "y"), "c": node(None, "user", "z")}
     (chat,) = read({"mapping": circle, "current_node": "a"}).chats
@@ -239,9 +260,10 @@ def open_webui() -> dict[str, Any]:
 def test_open_webuis_chats_come_with_both_answers() -> None:
     file = read([open_webui()])
     (chat,) = file.chats
-    assert shown(chat) == [("user", "Who?\n\na.md:\n\n# A"), ("assistant", "<think>\n> hm\n</think>\n\nYou.")]
+    assert shown(chat) == [("user", "Who?"), ("assistant", "<think>\n> hm\n</think>\n\nYou.")]
     assert [(one.text, one.stats) for one in chat.messages if not one.is_shown] == [("Me.", {"model": "llama"})]
     assert (chat.title, chat.settings, chat.created_s) == ("Who is it", {"system": "Be brief."}, 1700000001)
+    assert chat.messages[0].files == (Document("a.md", 3, "# A"),)
     assert left(file) == {"pictures": 1} and read(open_webui()["chat"]).chats[0].messages == chat.messages
 
 
@@ -254,8 +276,9 @@ def test_claudes_export_shares_its_name_with_chatgpts() -> None:
     ]  # fmt: skip
     file = read([{"uuid": "u", "name": "Numbers", "chat_messages": messages}])
     assert shown(file.chats[0]) == [
-        ("user", "Read this.\n\nn.txt:\n\n12"), ("assistant", "<think>\nA number.\n</think>\n\nTwelve."),
+        ("user", "Read this."), ("assistant", "<think>\nA number.\n</think>\n\nTwelve."),
     ]  # fmt: skip
+    assert file.chats[0].messages[0].files == (Document("n.txt", 2, "12"), Document("x", 0, "", is_whole=False))
     assert file.chats[0].title == "Numbers" and left(file) == {"files": 1, "tools": 1}
 
 
