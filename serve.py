@@ -24,7 +24,9 @@ from core.common.errors import DeckError
 from core.common.logs import set_up_logs
 from core.common.paths import ROOT
 from core.common.sandbox import close_all
+from core.library.last_model import is_loaded_at_start, last_model
 from core.library.scan import find
+from core.remote.selection import read_selection
 from core.server.uvicorn_tuning import tune_server
 from ui.server.sessions import end_sessions_in_time
 from ui.server.single_sign_on import sign_on
@@ -39,16 +41,14 @@ NUM_WAITING = 32
 async def lifespan(_: st.App) -> AsyncIterator[None]:
     """LLAMADECK_LOAD names a model to load at start, LLAMADECK_LOAD_ANYWAY does so whatever the verdict is.
 
-    Else what was chosen before on another server is connected. Pages show how it goes. At the end answers are written
-    down and the engine ends.
+    Else what was chosen before on another server is connected, or the model that answered last is loaded where that is
+    wanted. Pages show how it goes. At the end answers are written down and the engine ends.
     """
     end_sessions_in_time(get_instance())
     if name := os.environ.get("LLAMADECK_LOAD"):
-        try:
-            is_forced = "LLAMADECK_LOAD_ANYWAY" in os.environ
-            engine().load(find(name).folder, force=is_forced)
-        except DeckError as error:
-            log.error("%s", error)
+        load_at_start(name, force="LLAMADECK_LOAD_ANYWAY" in os.environ)
+    elif is_loaded_at_start() and read_selection() is None and (last := last_model()):
+        load_at_start(last.name, last.context_tokens, last.num_chats)
     engine().local.warm_worker.start()
     engine().follow_selection()
     monitor()
@@ -61,6 +61,13 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     log.info("ending")
     tuning.cancel()
     await asyncio.to_thread(end)
+
+
+def load_at_start(name: str, context_tokens: int = 0, num_chats: int = 1, force: bool = False) -> None:
+    try:
+        engine().load(find(name).folder, context_tokens, num_chats, force=force)
+    except DeckError as error:
+        log.error("%s", error)
 
 
 def end() -> None:

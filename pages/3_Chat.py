@@ -21,6 +21,7 @@ from ui.shared.errors import show_error
 from ui.shared.i18n import tr
 from ui.shared.resources import engine
 from ui.shared.routing import has_arrived, require_router
+from ui.shared.starter import starter_notice
 
 require_router()
 
@@ -73,6 +74,8 @@ def say_what_is_missing(current: Chat) -> None:
 def draw_input(current: Chat, prompt: Prompt | DeckError | None, faces: Faces) -> None:
     # Always the same places below: an input that moves loses its focus.
     with st.bottom.container():
+        if is_ready:
+            starter_notice(engine().state.model, "chat")
         if len(current.info.cast) > 1 and current.info.mode != "notebook":
             draw_cast(current, faces)
         draw_composer(current, prompt)

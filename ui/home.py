@@ -1,86 +1,130 @@
-"""The page Home: what is loaded, what to do next, and the chats of late."""
+"""The page Home: one click to an answer, what is loaded, and the chats of late."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.library.last_model import last_model
+from core.library.scan import LibraryEntry
 from ui.chat.history import chat_links, recent_chats
+from ui.load.entries import file_size
 from ui.load.entries_cache import models
+from ui.load.gauge import verdict
+from ui.load.gpu_choice import devices_here
 from ui.monitor.page import draw_gpu_bars
-from ui.shared.engine_status import loading_progress, reconnect_button, silence_notice
+from ui.shared.engine_status import load, loading_progress, reconnect_button, silence_notice
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
+from ui.shared.markdown import escape
 from ui.shared.resources import engine
 from ui.shared.routing import CHAT_PAGE, DOWNLOAD_PAGE, LOAD_PAGE, go_to
+from ui.shared.starter import is_starter, starter_notice
 
 RECENT_CHATS = 5
 GPU_POLL_S = 2.0
+# More than these are a list, and the list is on Load model.
+OFFERED_MODELS = 3
 
 
 def draw_home() -> None:
     st.title(tr("app.name"))
-    server = engine().state.server
-    st.markdown(tr("home.tagline") if server is None else tr("home.tagline_there", server=server))
-    _draw_engine()
+    state = engine().state
+    st.markdown(tr("home.tagline") if state.server is None else tr("home.tagline_there", server=state.server))
+    if engine().silent_s:
+        silence_notice()
+    elif state.phase == "ready":
+        _draw_ready(state.model or "", state.server)
+    elif state.phase == "loading":
+        with st.container(border=True):
+            if state.server is None:
+                st.markdown(tr("engine.loading_model", name=state.model or ""))
+            loading_progress()
+    else:
+        if state.error is not None:
+            show_error(state.error)
+            if state.server is not None:
+                reconnect_button()
+        _draw_start()
     redraw_every(GPU_POLL_S, draw_gpu_bars)
-    st.subheader(tr("home.steps"))
-    _draw_steps()
     recent = recent_chats(RECENT_CHATS)
     if recent:
         st.subheader(tr("home.recent"))
         chat_links(recent)
 
 
-def _draw_engine() -> None:
-    state = engine().state
-    if engine().silent_s:
-        silence_notice()
-    elif state.phase == "ready":
-        name = state.model or ""
-        ready = tr("home.ready", name=name) if state.server is None else tr("home.ready_there", name=name,
-                   server=state.server)  # fmt: skip
-        st.success(ready, icon=":material/check_circle:")
-    elif state.phase == "loading":
-        with st.container(border=True):
-            if state.server is None:
-                st.markdown(tr("engine.loading_model", name=state.model or ""))
-            loading_progress()
-    elif state.error is not None:
-        show_error(state.error)
-        if state.server is not None:
-            reconnect_button()
+def _draw_ready(name: str, server: str | None) -> None:
+    words = tr("home.ready", name=name) if server is None else tr("home.ready_there", name=name, server=server)
+    st.success(words, icon=":material/check_circle:")
+    with st.container(horizontal=True):
+        st.button(tr("home.chat"), key="home_chat", type="primary", icon=":material/chat:", on_click=go_to,
+                  args=(CHAT_PAGE,))  # fmt: skip
+        st.button(tr("home.other"), key="home_load", type="tertiary", icon=":material/deployed_code:",
+                  on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
+    if server is None:
+        starter_notice(name, "home")
 
 
-def _draw_steps() -> None:
-    num_models = _count_models()
-    phase = engine().state.phase
-    has_model, is_loaded = num_models > 0, phase == "ready"
-    found = tr("home.models_found", count=num_models) if has_model else tr("home.no_model")
-    columns = st.columns(3)
-    with columns[0]:
-        _draw_step("get", "download", DOWNLOAD_PAGE, found, has_model, not has_model)
-    with columns[1]:
-        can_load = has_model and phase in ("empty", "failed")
-        _draw_step("load", "deployed_code", LOAD_PAGE, tr("home.load_text"), is_loaded, can_load)
-    with columns[2]:
-        _draw_step("chat", "chat", CHAT_PAGE, tr("home.chat_text"), False, is_loaded)
-
-
-def _count_models() -> int:
+def _draw_start() -> None:
+    """The models that one click loads, the one to take first; else the way to a model."""
     try:
-        return sum(entry.checkpoint is not None for entry in models())
+        found = [entry for entry in models() if entry.checkpoint is not None]
     except DeckError as error:
         show_error(error)
-        return 0
+        return
+    offered = offered_models(found)
+    with st.container(border=True):
+        st.markdown(tr("home.start" if offered else "home.none_fits" if found else "home.no_model"))
+        for place, entry in enumerate(offered):
+            _draw_offer(entry, place == 0)
+        with st.container(horizontal=True):
+            if found:
+                st.button(tr("home.all_models"), key="home_load", icon=":material/deployed_code:", on_click=go_to,
+                          type="tertiary" if offered else "primary", args=(LOAD_PAGE,))  # fmt: skip
+            st.button(tr("home.get"), key="home_get", icon=":material/download:", on_click=go_to,
+                      type="tertiary" if found else "primary", args=(DOWNLOAD_PAGE,))  # fmt: skip
+    if offered and is_starter(offered[0].name):
+        starter_notice(offered[0].name, "home")
 
 
-def _draw_step(name: str, icon: str, page: str, text: str, is_done: bool, is_next: bool) -> None:
-    mark = ":green[:material/check_circle:]" if is_done else f":primary[:material/{icon}:]"
-    with st.container(border=True, height="stretch"):
-        st.markdown(f"{mark} **{tr(f'home.{name}_title')}**")
-        st.caption(text)
-        st.space("stretch")
-        st.button(tr(f"home.{name}_button"), key=f"home_{name}", width="stretch",
-                  type="primary" if is_next else "secondary", on_click=go_to, args=(page,))  # fmt: skip
+def offered_models(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
+    """Those that fit: the one that answered last, then the largest first, and the starter last."""
+    last, devices = last_model(), devices_here()
+    first = last.name if last else None
+    offered: list[LibraryEntry] = []
+    for entry in sorted(entries, key=lambda entry: (entry.name != first, is_starter(entry.name), -_size(entry))):
+        if entry.checkpoint is not None and len(offered) < OFFERED_MODELS:
+            report = verdict(entry.checkpoint, devices, *_wanted(entry.name))
+            if not isinstance(report, DeckError) and report.fits:
+                offered.append(entry)
+    return offered
+
+
+def _size(entry: LibraryEntry) -> int:
+    return entry.checkpoint.size_bytes if entry.checkpoint else 0
+
+
+def _wanted(name: str) -> tuple[int, int]:
+    """The context and the chats at once that a click loads a model for: those of the last time, else the usual."""
+    last = last_model()
+    return (last.context_tokens, last.num_chats) if last and last.name == name else (0, 1)
+
+
+def _draw_offer(entry: LibraryEntry, is_first: bool) -> None:
+    assert entry.checkpoint is not None
+    last = last_model()
+    about = file_size(entry.checkpoint.size_bytes)
+    if last is not None and last.name == entry.name:
+        about += f" · {tr('home.last_used')}"
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.markdown(f"**{escape(entry.name)}**  \n:small[:gray[{about}]]", width="stretch")
+        st.button(tr("home.chat"), key=f"home_start_{entry.name}", icon=":material/chat:",
+                  type="primary" if is_first else "secondary", on_click=_start, args=(entry.name,))  # fmt: skip
+
+
+def _start(name: str) -> None:
+    load(name, *_wanted(name))
+    go_to(CHAT_PAGE)

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import streamlit as st
 
+from core.common.errors import DeckError
 from core.common.paths import ROOT
 from core.engine import process
+from core.starter.build import NAME as STARTER
 from core.worker.heartbeat import BEAT_S
 from tests.support.checkpoints import make_checkpoint
 from tests.support.pages import (
@@ -73,15 +75,48 @@ def test_a_switch_of_language_keeps_chat_settings_and_page(models: Path) -> None
 
 def test_home_says_what_to_do_next(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tab = open_tab()
-    assert [is_primary(tab, f"home_{step}") for step in ("get", "load", "chat")] == [False, True, False]
+    assert [button.key for button in tab.button if button.proto.type == "primary"] == ["home_start_refused"]
     load(tab, "tiny")
     tab = open_tab()
-    assert [is_primary(tab, f"home_{step}") for step in ("get", "load", "chat")] == [False, False, True]
+    assert is_primary(tab, "home_chat")
     assert "**tiny** is loaded" in words(tab)
     monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path / "nothing"))
     resources.engine().unload()
     tab = open_tab()
-    assert [is_primary(tab, f"home_{step}") for step in ("get", "load", "chat")] == [True, False, False]
+    assert is_primary(tab, "home_get")
+
+
+def test_one_click_on_home_loads_the_model_of_the_last_time_and_opens_the_chat(models: Path) -> None:
+    load(open_tab(), "tiny")
+    resources.engine().unload()
+    tab = open_tab()
+    offers = [str(button.key) for button in tab.button if str(button.key).startswith("home_start_")]
+    assert offers[0] == "home_start_tiny" and is_primary(tab, offers[0])
+    click(tab, "home_start_tiny")
+    assert resources.engine().wait_while_loading(WAIT_S).model == "tiny"
+    finish(ask(run(tab), "hello"))
+    assert "You said: hello" in words(run(tab))
+
+
+def test_the_starter_comes_after_real_models_and_is_called_a_toy(models: Path, checkpoint: Path) -> None:
+    (models / STARTER).symlink_to(checkpoint)
+    tab = open_tab()
+    offers = [str(button.key) for button in tab.button if str(button.key).startswith("home_start_")]
+    assert len(offers) == 3 and f"home_start_{STARTER}" not in offers
+    assert "not to be believed" not in words(tab)
+    tab = load(tab, STARTER)
+    for page in (open_tab(), go(tab, "2_Load_Model"), go(tab, "3_Chat")):
+        assert "not to be believed" in words(page)
+    load(tab, "tiny")
+    for page in (open_tab(), go(tab, "3_Chat")):
+        assert "not to be believed" not in words(page)
+
+
+def test_a_model_that_does_not_fit_is_not_offered_on_home(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ui.home.verdict", lambda *_: DeckError("no_kernel", model="tiny", quantization="?"))
+    tab = open_tab()
+    assert not [button for button in tab.button if str(button.key).startswith("home_start_")]
+    assert is_primary(tab, "home_load")
 
 
 def test_load_model_without_any_model_leads_to_download(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from core.access import password
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK
 from core.common.paths import version
+from core.library.last_model import is_loaded_at_start
 from tests.support.pages import open_tab, run
 from ui.shared import resources
 
@@ -111,3 +112,15 @@ def test_the_language_is_chosen_here_too() -> None:
 def test_it_says_what_this_is_and_where_things_lie(places: Path) -> None:
     shown = words(open_tab("6_Settings")).replace("\\", "")
     assert f"LlamaDeck {version()}" in shown and str(places / "data") in shown
+
+
+def test_a_start_loads_the_last_model_where_that_is_chosen() -> None:
+    tab = open_tab("6_Settings")
+    assert not tab.toggle(key="settings_at_start").value and not is_loaded_at_start()
+    tab.toggle(key="settings_at_start").set_value(True)
+    run(tab)
+    assert is_loaded_at_start()
+    other = open_tab("6_Settings")
+    other.toggle(key="settings_at_start").set_value(False)
+    run(other)
+    assert not is_loaded_at_start() and not run(tab).toggle(key="settings_at_start").value

@@ -19,6 +19,7 @@ from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.resources import engine
 from ui.shared.routing import CHAT_PAGE, go_to
+from ui.shared.starter import starter_notice
 
 MB, GB, MIB, GIB = 10**6, 10**9, 2**20, 2**30
 
@@ -45,6 +46,7 @@ def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> Non
             st.markdown(f"**{escape(entry.name)}**")
             st.markdown(_badges(entry, entry.checkpoint))
             st.caption(_details(entry.checkpoint))
+            starter_notice(entry.name, "load")
         is_it = state.server is None and state.model == entry.name
         if is_it:
             draw_state(state)

@@ -8,13 +8,14 @@ import streamlit as st
 
 from core.common.i18n import LANGUAGES
 from core.common.paths import cache_dir, characters_dir, data_dir, models_dir, version
+from core.library.last_model import is_loaded_at_start, set_loaded_at_start
 from ui.settings.access import draw_access
 from ui.settings.api_keys import draw_keys
 from ui.settings.files import draw_files
 from ui.shared.i18n import KEY, language, remember_language, tr
 from ui.shared.markdown import escape
 
-LANGUAGE_KEY = "settings_language"
+LANGUAGE_KEY, START_KEY = "settings_language", "settings_at_start"
 SHOWN_PACKAGES = ("streamlit", "torch", "transformers", "gptqmodel")
 
 
@@ -22,6 +23,8 @@ def draw_settings() -> None:
     st.title(tr("nav.settings"))
     st.subheader(tr("settings.language"))
     _draw_language()
+    st.subheader(tr("settings.start"))
+    _draw_start()
     st.subheader(tr("settings.access"))
     draw_access()
     draw_keys()
@@ -41,6 +44,16 @@ def _draw_language() -> None:
 def _choose_language() -> None:
     st.session_state[KEY] = st.session_state[LANGUAGE_KEY]
     remember_language()
+
+
+def _draw_start() -> None:
+    # Another tab, or another person of this installation, may have changed it meanwhile.
+    st.session_state[START_KEY] = is_loaded_at_start()
+    st.toggle(tr("settings.at_start"), key=START_KEY, on_change=_choose_start, help=tr("settings.at_start_text"))
+
+
+def _choose_start() -> None:
+    set_loaded_at_start(st.session_state[START_KEY])
 
 
 def _draw_about() -> None:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
+from core.library.last_model import LastModel, note_last_model
 from core.library.scan import locate
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
@@ -49,6 +50,8 @@ def _status(shown: Shown) -> None:
     if shown_now() != shown:
         st.rerun()
     state, num_running, silent_s = engine().state, len(engine().running_answers), engine().silent_s
+    if state.phase == "ready" and state.server is None and state.facts is not None:
+        note_last_model(LastModel(state.model or "", state.facts.context_tokens, state.facts.num_slots))
     with st.container(border=True, gap="xsmall"):
         st.markdown(SILENT_ICON + tr("engine.silent") if silent_s else _status_line(state, num_running))
         if state.model is not None:

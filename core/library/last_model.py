@@ -1,0 +1,57 @@
+"""The model that answered last on this machine, and whether a start loads it again.
+
+Kept for the whole installation: all who use it share its engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from core.common.paths import data_dir
+from core.common.preferences import Preferences
+
+GROUP = "last_model"
+
+
+@dataclass(frozen=True, slots=True)
+class LastModel:
+    """What it is called, and what it was loaded for."""
+
+    name: str
+    context_tokens: int
+    num_chats: int
+
+
+def last_model() -> LastModel | None:
+    """It may no longer be on disk."""
+    kept = _preferences(data_dir())
+    name, context, chats = (kept.get(GROUP, value) or "" for value in ("name", "context_tokens", "num_chats"))
+    return LastModel(name, _number(context, 0), _number(chats, 1)) if name else None
+
+
+def note_last_model(model: LastModel) -> None:
+    if model != last_model():
+        kept = _preferences(data_dir())
+        kept.set(GROUP, "context_tokens", str(model.context_tokens))
+        kept.set(GROUP, "num_chats", str(model.num_chats))
+        kept.set(GROUP, "name", model.name)
+
+
+def is_loaded_at_start() -> bool:
+    return _preferences(data_dir()).get(GROUP, "at_start") == "yes"
+
+
+def set_loaded_at_start(is_wanted: bool) -> None:
+    _preferences(data_dir()).set(GROUP, "at_start", "yes" if is_wanted else "no")
+
+
+def _number(text: str, default: int) -> int:
+    """A person may have written anything into the file; what is out of range is refused by the load."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else default
+
+
+@lru_cache(4)
+def _preferences(folder: Path) -> Preferences:
+    return Preferences(folder / "settings.json")

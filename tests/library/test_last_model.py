@@ -1,0 +1,30 @@
+"""The model that answered last, as it is kept for the next start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.library.last_model import LastModel, last_model, note_last_model
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_the_last_model_is_known_again_with_what_it_was_loaded_for() -> None:
+    assert last_model() is None
+    for model in (LastModel("tiny", 4096, 1), LastModel("名字 with spaces", 832, 32)):
+        note_last_model(model)
+        assert last_model() == model
+
+
+@pytest.mark.parametrize("text", ["", "many", "-5", "1e9", "٣", "99999999999999999999"])
+def test_a_number_that_is_none_is_the_usual_one(data: Path, text: str) -> None:
+    note_last_model(LastModel("tiny", 4096, 2))
+    file = data / "settings.json"
+    file.write_text(file.read_text("utf-8").replace("4096", text).replace('"2"', f'"{text}"'), "utf-8")
+    assert last_model() == LastModel("tiny", 0, 1)
