@@ -67,7 +67,7 @@ class CharacterPrompt:
 
         Lore takes a share of `context_tokens` where its book names no budget, and never more than `most_lore_tokens`.
         """
-        if self.character is None:
+        if self.character is None and not self.books:
             return ComposedPrompt(PromptParts(tuple(turns), self.system.strip()), tuple(range(len(turns))))
         messages = [LoreMessage(turn["role"], turn["content"]) for turn in turns]
         share = None if context_tokens is None else int(context_tokens * LORE_SHARE)
@@ -77,13 +77,19 @@ class CharacterPrompt:
             context_tokens=context_tokens,
             budget=LoreBudget(share, most_lore_tokens),
         )
-        found = build_parts(self.character, messages, context, is_full=is_full)
+        system = ""
+        if self.character is None:
+            # A plain assistant's instructions are no text with macros, and it is told nothing of the person.
+            system, context = self.system.strip(), replace(context, system_prompt="", user=UserPersona(self.user.name))
+        speaker = self.character or Character(self.names.char)
+        found = build_parts(speaker, messages, context, is_full=is_full)
         history, indexes = insert_lore_at_depth(turns, found.at_depth)
         examples = tuple(
             tuple(Turn(role=turn.role, content=turn.text) for turn in example) for example in found.examples
         )
-        parts = PromptParts(history, found.system, examples, found.lore_after_examples, found.post_history)
-        return ComposedPrompt(parts, indexes, found.lore_tokens, found.left_out)
+        system = "\n\n".join(text for text in (system, found.system) if text)
+        parts = PromptParts(history, system, examples, found.lore_after_examples, found.post_history)
+        return ComposedPrompt(parts, indexes, found.lore_tokens, found.left_out, found.lore)
 
     def _all_greetings(self) -> tuple[str, ...]:
         return greetings(self.character, self._macro_context()) if self.character is not None else ()

@@ -64,4 +64,5 @@ def _with_messages(info: ChatInfo, messages: list[CopiedMessage], is_new: bool =
     return CopiedChat(
         tuple(messages), info.title, info.title_is_own, 0.0 if is_new else info.created_s, info.mode, info.character,
         info.settings, "" if is_new else info.draft, not is_new and info.is_pinned, info.members,
+        info.lorebooks,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from core.chat.records import Chat, CopiedChat, CopiedMessage
 from core.documents.document import Document
+from core.personas.sillytavern import WORLD_INFO
 
 # Groups came with version 2, files with 3; what needs neither is still written as 1, which older programs read.
 FORMAT, FORMAT_VERSION = "llamadeck-chat", 3
@@ -54,7 +55,8 @@ def to_sillytavern(chat: CopiedChat, user: str, char: str, names: Mapping[str, s
         "user_name": "unused" if is_group else user,
         "character_name": "unused" if is_group else char,
         "create_date": _iso(chat.created_s),
-        "chat_metadata": {},
+        # It knows one lorebook of a chat.
+        "chat_metadata": {WORLD_INFO: chat.lorebooks[0]} if chat.lorebooks else {},
     }
     versions: dict[int | None, list[int]] = {}
     for place, message in enumerate(chat.messages):

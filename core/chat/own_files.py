@@ -16,6 +16,7 @@ from core.chat.stats import error_of
 from core.chat.titles import shortened
 from core.common.errors import InputError
 from core.documents.document import Document
+from core.personas.attached import MAX_ATTACHED
 
 # The statistics of an answer that pages show; an import leaves others out.
 STATS: dict[str, tuple[type, ...]] = {
@@ -45,7 +46,8 @@ def from_own(whole: dict[str, Any]) -> CopiedChat:
         settings=_settings(get(chat, "settings", dict)),
         draft=get(chat, "draft", str),
         is_pinned=get(chat, "is_pinned", bool),
-        members=_members(chat.get("members", [])),
+        members=_names(chat.get("members", []), "members", MAX_MEMBERS - 1),
+        lorebooks=_names(chat.get("lorebooks", []), "lorebooks", MAX_ATTACHED),
     )
 
 
@@ -76,11 +78,11 @@ def _files(values: object) -> tuple[Document, ...]:
         raise ChatFileError("chat_file_damaged", name="files") from error
 
 
-def _members(names: object) -> tuple[str, ...]:
-    """The further characters of a group; older files have none."""
+def _names(names: object, field: str, limit: int) -> tuple[str, ...]:
+    """The further characters of a group, or the lorebooks; older files have none."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ChatFileError("chat_file_damaged", name="members")
-    return tuple(dict.fromkeys(name[:MAX_NAME_CHARS] for name in names if name))[: MAX_MEMBERS - 1]
+        raise ChatFileError("chat_file_damaged", name=field)
+    return tuple(dict.fromkeys(name[:MAX_NAME_CHARS] for name in names if name))[:limit]
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from core.chat.template import Turn
 from core.chat.truncation import ComposedPrompt, ContextError, FittedPrompt, PromptParts, Voice, fit_to_context
 from core.documents.document import Document
 from core.engine.sampling_params import Sampling
-from core.personas.lorebook import LeftOut
+from core.personas.lorebook import LeftOut, Lore
 
 # Where less lore than this is too much, there is none.
 LEAST_LORE_TOKENS = 64
@@ -27,7 +27,7 @@ FILES_SHARE = 0.75
 class Prompt:
     """What the model reads. `begins_at` is the index of the oldest message in it: where the model's memory begins.
 
-    `left_out` is the lore that the chat called up and that is not in it. `begun` is what the answer begins with that
+    `lore` is what the chat called up, `left_out` what of that is not in it. `begun` is what the answer begins with that
     the prompt holds already.
     """
 
@@ -36,6 +36,7 @@ class Prompt:
     begins_at: int
     left_out: tuple[LeftOut, ...] = ()
     begun: str = ""
+    lore: tuple[Lore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +102,10 @@ class PromptContext:
         composed, parts, fitted = self._compose_to_fit([turn for _, turn in spoken], voice, start, is_full)
         begun = self.style.begun(fitted.prompt, parts)
         if fitted.first_kept == 0:
-            return Prompt(parts, fitted, 0, composed.left_out, begun)
+            return Prompt(parts, fitted, 0, composed.left_out, begun, composed.lore)
         kept = [index for index in composed.message_indexes[fitted.first_kept :] if index is not None]
         return Prompt(parts, fitted, spoken[kept[0]][0] if kept else len(spoken), composed.left_out,
-                      begun)  # fmt: skip
+                      begun, composed.lore)  # fmt: skip
 
     def _compose_to_fit(
         self, turns: Sequence[Turn], voice: Voice, start: str, is_full: bool

@@ -10,7 +10,9 @@ from core.chat.database import ChatStoreError
 from core.chat.mutations import read_tree
 from core.chat.records import Chat, ChatInfo, DeletedChat, Message
 
-INFO_COLUMNS = "id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft, members"
+INFO_COLUMNS = (
+    "id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft, members, lorebooks"
+)
 
 
 def list_chats(db: sqlite3.Connection, owner: str, limit: int, offset: int) -> list[ChatInfo]:
@@ -67,6 +69,6 @@ def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
 
 
 def _info(row: tuple[Any, ...]) -> ChatInfo:
-    id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft, members = row
+    id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft, members, lorebooks = row
     return ChatInfo(id, title, bool(title_is_own), created_s, changed_s, bool(is_pinned), mode, character,
-                    from_column(settings), draft, names_from_column(members))  # fmt: skip
+                    from_column(settings), draft, names_from_column(members), names_from_column(lorebooks))  # fmt: skip

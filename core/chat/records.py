@@ -22,6 +22,7 @@ class ChatInfo:
 
     `members` are the further characters of a group. A character is named by its key, or as its file names it.
     `settings` are plain values by name, such as "preset". Only "sampling" is a group: settings of Sampling.
+    `lorebooks` are those of this chat alone, named by their keys, or as other programs name them.
     """
 
     id: int
@@ -35,6 +36,7 @@ class ChatInfo:
     settings: dict[str, Any]
     draft: str
     members: tuple[str, ...] = ()
+    lorebooks: tuple[str, ...] = ()
 
     @property
     def cast(self) -> tuple[str, ...]:
@@ -124,3 +126,4 @@ class CopiedChat:
     draft: str = ""
     is_pinned: bool = False
     members: tuple[str, ...] = ()
+    lorebooks: tuple[str, ...] = ()

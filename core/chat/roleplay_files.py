@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from core.chat.dates import seconds
-from core.chat.foreign import LeftBehind, Line, finished_chat, foreign_file, with_thought
+from core.chat.foreign import MAX_NAME_CHARS, LeftBehind, Line, finished_chat, foreign_file, with_thought
 from core.chat.parsing import ChatFileError, group_of, groups_of, text_of
 from core.chat.records import CopiedChat, Role
 from core.documents.document import Document
+from core.personas.sillytavern import WORLD_INFO
 
 # Stands in text-generation-webui's history where nobody asked for the greeting.
 NO_QUESTION = "<|BEGIN-VISIBLE-CHAT|>"
@@ -77,7 +79,9 @@ def from_sillytavern(lines: list[dict[str, Any]], left: LeftBehind) -> CopiedCha
         line.add("user" if is_told else "assistant", versions, shown, seconds(one.get("send_date")),
                  text_of(one, "name"), "" if is_told else text_of(group_of(one, "extra"), "model"), files)  # fmt: skip
     is_group = character == NO_NAME or not character
-    return finished_chat(line.messages, "" if is_group else character, created_s=seconds(header.get("create_date")))
+    chat = finished_chat(line.messages, "" if is_group else character, created_s=seconds(header.get("create_date")))
+    world = text_of(group_of(header, "chat_metadata"), WORLD_INFO).strip()
+    return replace(chat, lorebooks=(world[:MAX_NAME_CHARS],) if world else ())
 
 
 def _tavern_files(line: dict[str, Any], left: LeftBehind) -> list[Document]:

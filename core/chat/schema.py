@@ -71,7 +71,9 @@ FILES = (
     "ALTER TABLE messages ADD COLUMN files TEXT NOT NULL DEFAULT '[]'",
     "ALTER TABLE chats ADD COLUMN draft_files TEXT NOT NULL DEFAULT '[]'",
 )
-MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS, LISTS, FILES)
+# The lorebooks of a chat as a JSON list of their keys or names.
+LOREBOOKS = ("ALTER TABLE chats ADD COLUMN lorebooks TEXT NOT NULL DEFAULT '[]'",)
+MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS, LISTS, FILES, LOREBOOKS)
 
 
 def version_of(db: sqlite3.Connection) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.chat import mutations
-from core.chat.columns import files_from_column, files_to_column, to_column
+from core.chat.columns import files_from_column, files_to_column, names_to_column, to_column
 from core.chat.copying import copy_of, path_of
 from core.chat.database import BUSY_S, ChatStoreError, Database, changed_meanwhile
 from core.chat.queries import list_chats, list_deleted, list_recent, read_chat, read_info
@@ -178,6 +178,16 @@ class ChatStore:
             if expected is not None and info.members not in (tuple(expected), tuple(members)):
                 raise changed_meanwhile(", ".join(members))
             mutations.set_cast(db, chat, (info.character, *members))
+
+    def set_lorebooks(self, chat: int, lorebooks: Sequence[str], expected: Sequence[str]) -> None:
+        """Give a chat these lorebooks of its own.
+
+        `expected` are those that the caller saw. Raises ChatStoreError "chat_changed" where others hold now.
+        """
+        with self._changing_chat(chat) as db:
+            if read_info(db, chat).lorebooks not in (tuple(expected), tuple(lorebooks)):
+                raise changed_meanwhile(", ".join(lorebooks))
+            db.execute("UPDATE chats SET lorebooks = ? WHERE id = ?", (names_to_column(lorebooks), chat))
 
     def add_draft(self, chat: int, text: str, files: Sequence[Document] = ()) -> None:
         """Add `text` below the chat's draft, which was typed and not sent, and `files` to those of the draft."""

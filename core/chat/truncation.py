@@ -12,7 +12,7 @@ from typing import Literal
 
 from core.chat.template import Turn
 from core.common.errors import DeckError
-from core.personas.lorebook import LeftOut
+from core.personas.lorebook import LeftOut, Lore
 
 # Who speaks next.
 Voice = Literal["assistant", "user"]
@@ -48,14 +48,15 @@ class PromptParts:
 class ComposedPrompt:
     """A prompt before it is fitted. `message_indexes` says for each turn of the history which message it is.
 
-    None stands for a turn that is no message, such as lore. `lore_tokens` counts all lore in it, `left_out` is what the
-    chat called up beyond that.
+    None stands for a turn that is no message, such as lore. `lore` is all lore in it, which `lore_tokens` counts,
+    `left_out` is what the chat called up beyond that.
     """
 
     parts: PromptParts
     message_indexes: tuple[int | None, ...]
     lore_tokens: int = 0
     left_out: tuple[LeftOut, ...] = ()
+    lore: tuple[Lore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

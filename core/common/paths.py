@@ -58,6 +58,11 @@ def characters_dir() -> Path:
     return Path(os.environ.get("LLAMADECK_CHARACTERS", ROOT / "characters"))
 
 
+def lorebooks_dir() -> Path:
+    """The folder with one JSON file a lorebook, beside the characters."""
+    return Path(os.environ.get("LLAMADECK_LOREBOOKS", characters_dir().parent / "lorebooks"))
+
+
 def cache_dir() -> Path:
     """The folder for what can be made again: the starter's finished build."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -17,6 +17,7 @@ from core.common.values import printable
 from core.personas.cards import read_text
 from core.personas.character import Character, CharacterError
 from core.personas.fields import read_name, visible
+from core.personas.folder import FileStamp, stamp, unreadable, visible_names
 from core.personas.formats import read_object
 from core.personas.names import same_name
 from core.personas.parse import MAX_TEXT_BYTES
@@ -30,8 +31,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NUM_SUGGESTIONS = 3
 
 
-# What tells one state of a file from another: its time and size; None where there is no file.
-Stamp = tuple[int, int] | None
+# The state of a picture's file; None where there is none.
+Stamp = FileStamp | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Entry:
     @property
     def picture_stamp(self) -> Stamp:
         try:
-            return _stamp(self.picture_path) if self.picture_path is not None else None
+            return stamp(self.picture_path) if self.picture_path is not None else None
         except OSError:
             return None
 
@@ -61,7 +62,7 @@ class Listing:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or characters_dir()
-        self._read: dict[Path, tuple[tuple[int, int], Character | DeckError]] = {}
+        self._read: dict[Path, tuple[FileStamp, Character | DeckError]] = {}
 
     def entries(self) -> tuple[Entry, ...]:
         """Every file, by name. Raises DeckError only for a folder that cannot be read."""
@@ -122,12 +123,7 @@ class Listing:
 
     def names(self) -> list[str]:
         """The names of all files that are not hidden. Raises DeckError."""
-        try:
-            return sorted(name for name in os.listdir(self.folder) if not name.startswith("."))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise unreadable(self.folder, error) from error
+        return visible_names(self.folder)
 
     def _entry(self, key: str, names: frozenset[str]) -> Entry:
         text = next(key + suffix for suffix in TEXT_SUFFIXES if key + suffix in names)
@@ -141,17 +137,12 @@ class Listing:
     def _character(self, path: Path) -> Character | DeckError:
         """What the file holds; read again only when it has changed."""
         try:
-            stamp = _stamp(path)
+            now = stamp(path)
         except OSError as error:
             return unreadable(path, error)
-        if path not in self._read or self._read[path][0] != stamp:
-            self._read[path] = (stamp, _read_file(path))
+        if path not in self._read or self._read[path][0] != now:
+            self._read[path] = (now, _read_file(path))
         return self._read[path][1]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_mtime_ns, status.st_size
 
 
 def _keys(names: list[str]) -> list[str]:
@@ -175,7 +166,3 @@ def _read_file(path: Path) -> Character | DeckError:
         return error
     # A file of text-generation-webui may have no name: there it is called as the file is.
     return character if character.name else replace(character, name=read_name(printable(path.stem)))
-
-
-def unreadable(path: Path, error: OSError) -> DeckError:
-    return DeckError("unreadable", file=visible(str(path)), why=error.strerror or str(error))

@@ -18,7 +18,7 @@ class Lore:
 
     `depth` is None, or how many of the last messages come after it; then `role` says who says it.
     `goes_first`: where the context is full, this text is left out before all else. `outlet` names the macro that it
-    stands in for.
+    stands in for. `book` is the name of its lorebook.
     """
 
     text: str
@@ -29,6 +29,7 @@ class Lore:
     disabled_prompt: str = ""
     title: str = ""
     outlet: str = ""
+    book: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class LeftOut:
 
     title: str
     reason: Reason
+    book: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def activate(
     most_chars = _most_chars(budget, limits, len(books))
     timing = replay(entries, chat, most_chars)
     found = Scan(entries, chat, len(chat.messages), timing, most_chars).run()
-    placed = {index: _lore(entries[index], chat) for index in sorted(found.rounds)}
+    names = [name if isinstance(name := book.get("name"), str) else "" for book in books]
+    placed = {index: _lore(entries[index], chat, names) for index in sorted(found.rounds)}
     placed = {index: lore for index, lore in placed.items() if lore.text or lore.disabled_prompt}
     counts = {index: count_tokens(lore.text) if lore.text else 0 for index, lore in placed.items()}
     kept = _within(budget, limits, entries, found, counts)
@@ -89,7 +92,10 @@ def activate(
     return Activated(
         [lore for index, lore in placed.items() if index in kept],
         sum(counts[index] for index in kept),
-        tuple(LeftOut(entries[index].title, reason) for index, reason in sorted(left_out.items())),
+        tuple(
+            LeftOut(entries[index].title, reason, names[entries[index].book])
+            for index, reason in sorted(left_out.items())
+        ),
     )
 
 
@@ -101,7 +107,7 @@ def _most_chars(budget: LoreBudget, limits: Mapping[int, int], num_books: int) -
     return min([MOST_CHARS, *(CHARS_PER_TOKEN * limit for limit in most)])
 
 
-def _lore(entry: Entry, chat: Chat) -> Lore:
+def _lore(entry: Entry, chat: Chat, names: Sequence[str]) -> Lore:
     return Lore(
         text=chat.macros.expand(entry.text).strip(),
         position=entry.position,
@@ -111,6 +117,7 @@ def _lore(entry: Entry, chat: Chat) -> Lore:
         disabled_prompt=entry.decorators.get("disable_ui_prompt", ""),
         title=entry.title,
         outlet=entry.outlet,
+        book=names[entry.book],
     )
 
 

@@ -20,7 +20,7 @@ def read_book(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The lorebook that `values` are, its entries in a list; None where they are something else, such as a card."""
     data, kind = values.get("data"), values.get("type")
     if values.get("spec") == "lorebook_v3" and isinstance(data, dict):
-        return _plain(data)
+        return _with_rest(_plain(data), {key: value for key, value in values.items() if key not in ("spec", "data")})
     if kind == "risu" and isinstance(data, list):
         return _book(values, "data", [_risu_entry(entry) for entry in _objects(data)])
     if kind == "risuModule":
@@ -50,6 +50,13 @@ def _book(values: Mapping[str, Any], entries_key: str, entries: list[dict[str, A
     known = {key: values[key] for key in ("name", "description") if isinstance(values.get(key), str)}
     rest = {key: value for key, value in values.items() if key not in (*known, entries_key)}
     return known | {"extensions": {"file": rest} if rest else {}, "entries": entries}
+
+
+def _with_rest(book: dict[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """The book with what its file holds around it."""
+    if not rest or not isinstance(book["extensions"], dict):
+        return book
+    return book | {"extensions": {"file": dict(rest)} | book["extensions"]}
 
 
 def _risu_entry(given: Mapping[str, Any]) -> dict[str, Any]:

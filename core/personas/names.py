@@ -14,13 +14,13 @@ MAX_STEM_BYTES = 120
 FALLBACK = "character"
 
 
-def file_stem(name: str, taken: Iterable[str] = ()) -> str:
+def file_stem(name: str, taken: Iterable[str] = (), fallback: str = FALLBACK) -> str:
     """A file's name without its ending, numbered where it would differ from one of `taken` in nothing but case."""
     stem = unicodedata.normalize("NFC", FORBIDDEN.sub("_", name))
     stem = stem.encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip(" .\u200d")
     if DEVICES.fullmatch(stem):
         stem = f"_{stem}"
-    stem = stem or FALLBACK
+    stem = stem or fallback
     keys = {same_name(each) for each in taken}
     number, numbered = 1, stem
     while same_name(numbered) in keys:

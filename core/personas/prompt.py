@@ -68,7 +68,7 @@ class MacroContext:
 class CharacterParts:
     """The parts, with macros expanded; each may be empty. `at_depth` belongs between the chat's messages.
 
-    `lore_tokens` counts all lore, `left_out` is what the chat called up beyond it.
+    `lore` is all that the chat called up, `lore_tokens` counts it, `left_out` is what there was no place for.
     """
 
     user_name: str
@@ -85,6 +85,7 @@ class CharacterParts:
     at_depth: tuple[Lore, ...]
     lore_tokens: int = 0
     left_out: tuple[LeftOut, ...] = ()
+    lore: tuple[Lore, ...] = ()
 
     @property
     def system(self) -> str:
@@ -102,7 +103,8 @@ def build_parts(
     sources = {name: macros.values[macro] for name, macro in SOURCES.items()}
     names = frozenset({same_name(character.name), same_name(character.called)})
     chat = Chat(said, macros, context.greeting_index, sources=sources, names=names)
-    activated = activate((character.lorebook, *context.books), chat, context.count_tokens, context.budget)
+    own = character.lorebook if character.lorebook.get("name") else {**character.lorebook, "name": character.name}
+    activated = activate((own, *context.books), chat, context.count_tokens, context.budget)
     full = [one for one in activated.lore if is_full and one.goes_first]
     lore = [one for one in activated.lore if not (is_full and one.goes_first)]
     macros = replace(macros, outlets=_outlets(lore))
@@ -125,7 +127,8 @@ def build_parts(
         post_history="" if "post_history_instructions" in disabled else post_history,
         at_depth=_at_depth(character, macros, lore, len(messages)),
         lore_tokens=activated.num_tokens,
-        left_out=(*activated.left_out, *(LeftOut(one.title, "full") for one in full)),
+        left_out=(*activated.left_out, *(LeftOut(one.title, "full", one.book) for one in full)),
+        lore=tuple(lore),
     )
 
 

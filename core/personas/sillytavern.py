@@ -5,8 +5,11 @@ Meaning: SillyTavern/SillyTavern, public/scripts/world-info.js and src/endpoints
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from core.personas.patterns import read_pattern
 
 
 class EntryField(NamedTuple):
@@ -59,6 +62,7 @@ SOURCES = tuple(
     field for field in ENTRY_FIELDS if field.in_card.startswith(("match_persona", "match_char", "match_sc", "match_cr"))
 )
 CARD_NAMES = frozenset(field.in_card for field in ENTRY_FIELDS)
+WORLD_NAMES = frozenset(field.in_world for field in ENTRY_FIELDS)
 # World info's plain fields, by the names that the specifications of cards have for them.
 PLAIN_FIELDS = {
     "uid": "id",
@@ -67,6 +71,8 @@ PLAIN_FIELDS = {
     "order": "insertion_order",
 }
 WORLD_INFO = "world_info"
+# What is escaped, or a slash, which would end a pattern.
+SLASH = re.compile(r"\\.|/", re.DOTALL)
 
 
 def is_entry(extensions: Mapping[str, Any]) -> bool:
@@ -112,6 +118,38 @@ def card_entry(values: Mapping[str, Any]) -> dict[str, Any]:
     if kept:
         extensions[WORLD_INFO] = kept
     return entry | rest | {"extensions": extensions}
+
+
+def world_entry(entry: Mapping[str, Any], uid: int) -> dict[str, Any]:
+    """The reverse of card_entry, with all fields that SillyTavern looks for. `uid` is the entry's number there."""
+    rest = dict(entry)
+    given = rest.pop("extensions", None)
+    extensions = dict(with_card_names(given)) if isinstance(given, dict) else {}
+    kept = extensions.pop(WORLD_INFO, {})
+    # Elsewhere a key is a pattern where use_regex says so, there where it is written as one.
+    has_bare_patterns = rest.get("use_regex") is True and not is_entry(extensions)
+    written: dict[str, Any] = {"comment": str(rest.get("name") or ""), "content": "", "constant": False,
+                               "selective": not rest.get("secondary_keys")}  # fmt: skip
+    for own, name in PLAIN_FIELDS.items():
+        written[own] = rest.pop(name, [] if own.startswith("key") else 0)
+    if has_bare_patterns and isinstance(written["key"], list):
+        written["key"] = [_as_pattern(key, rest.get("case_sensitive") is True) for key in written["key"]]
+    written["disable"] = rest.pop("enabled", True) is False
+    extensions.setdefault("position", 0 if rest.get("position") == "before_char" else 1)
+    if extensions.get("case_sensitive") is None and rest.get("case_sensitive") is True:
+        extensions["case_sensitive"] = True
+    rest.pop("position", None)
+    fields = {one.in_world: extensions.pop(one.in_card, one.default) for one in ENTRY_FIELDS}
+    others = {name: value for name, value in extensions.items() if name not in WORLD_NAMES}
+    written |= fields | rest | {"uid": uid} | ({"extensions": others} if others else {})
+    return written | kept if isinstance(kept, dict) else written
+
+
+def _as_pattern(key: object, is_case_sensitive: bool) -> object:
+    if not isinstance(key, str) or read_pattern(key) is not None:
+        return key
+    escaped = SLASH.sub(lambda found: found[0] if found[0] != "/" else "\\/", key)
+    return f"/{escaped}/{'' if is_case_sensitive else 'i'}"
 
 
 # The fields of an entry in a card, V2 and V3.

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
 import threading
-import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from core.common.errors import DeckError
-from core.common.files import remove, write_atomically
 from core.common.values import printable
 from core.personas.character import Character, CharacterError, check_name
+from core.personas.folder import Trash, move, unlink, write
 from core.personas.formats import write_file
 from core.personas.listing import TEXT_SUFFIXES, Listing, Stamp, all_stems
 from core.personas.names import file_stem, same_name
 from core.personas.parse import MAX_TEXT_BYTES, write_yaml
 from core.personas.pictures import as_png
 
-TRASH = ".trash"
-# time.time_ns() in 20 digits.
-TRASHED = re.compile("[0-9]{20}")
-MAX_TRASH = 100
 CHANGING = threading.RLock()
 
 
@@ -38,7 +28,7 @@ class Characters(Listing):
             key = file_stem(character.name, all_stems(self.names()))
             # The text makes it a character, so it comes last; a picture alone is nothing.
             if picture is not None:
-                self._write(f"{key}.png", as_png(character.name, picture))
+                write(self.folder / f"{key}.png", as_png(character.name, picture))
             try:
                 self._write_text(f"{key}.yaml", character)
             except DeckError:
@@ -59,7 +49,7 @@ class Characters(Listing):
             is_yaml = entry.text_path.suffix != ".json"
             self._write_text(entry.text_path.name if is_yaml else f"{key}.yaml", character)
             if not is_yaml:
-                self._unlink(entry.text_path)
+                unlink(entry.text_path)
 
     def set_picture(self, key: str, picture: bytes | None, expected: tuple[Character, Stamp] | None = None) -> None:
         """Give a character this picture, in any usual format; None for the drawn one. Raises DeckError.
@@ -73,9 +63,9 @@ class Characters(Listing):
             old = entry.picture_path
             new = self.folder / f"{key}.png" if picture is not None else None
             if picture is not None:
-                self._write(f"{key}.png", as_png(printable(key), picture))
+                write(self.folder / f"{key}.png", as_png(printable(key), picture))
             if old is not None and old != new:
-                self._unlink(old)
+                unlink(old)
 
     def duplicate(self, key: str) -> str:
         """A copy under the next free name; answers its key. Raises DeckError."""
@@ -104,26 +94,21 @@ class Characters(Listing):
             entry = self.need(key)
             if expected is not None and entry.character != expected:
                 raise CharacterError("character_other", name=entry.name)
-            name = f"{time.time_ns():020d}"
-            for path in (entry.text_path, entry.picture_path):
-                if path is not None:
-                    self._move(path, self.folder / TRASH / name / path.name)
-            self._shorten_trash()
-            return name
+            return Trash(self.folder).put(path for path in (entry.text_path, entry.picture_path) if path is not None)
 
     def restore(self, trashed: str) -> str:
         """Bring back what delete() took away; answers its key, another one where its old one is taken by now."""
         with CHANGING:
-            folder = self.folder / TRASH / trashed
-            files = sorted(folder.iterdir()) if trashed in self._trash() else []
+            trash = Trash(self.folder)
+            files = trash.files(trashed)
             texts = [path for path in files if path.suffix in TEXT_SUFFIXES]
             if not texts:
                 raise CharacterError("character_not_in_trash")
             stems = all_stems(self.names())
             key = texts[0].stem if texts[0].stem not in stems else file_stem(texts[0].stem, stems)
             for path in sorted(files, key=texts.__contains__):
-                self._move(path, self.folder / (key + path.suffix))
-            folder.rmdir()
+                move(path, self.folder / (key + path.suffix))
+            trash.forget(trashed)
             return key
 
     def _check_free(self, name: str, but: str | None = None) -> None:
@@ -136,36 +121,4 @@ class Characters(Listing):
         content = write_yaml(write_file(character)).encode()
         if len(content) > MAX_TEXT_BYTES:
             raise CharacterError("card_too_large", file=character.name, limit_mib=MAX_TEXT_BYTES // 2**20)
-        self._write(file, content)
-
-    def _write(self, name: str, content: bytes) -> None:
-        with _saying(name):
-            write_atomically(self.folder / name, content)
-
-    def _unlink(self, path: Path) -> None:
-        with _saying(path.name):
-            path.unlink(missing_ok=True)
-
-    def _move(self, path: Path, target: Path) -> None:
-        with _saying(path.name):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-
-    def _trash(self) -> list[str]:
-        """What delete() put into the trash, oldest first. The folder may be a link to one that holds other things."""
-        trash = self.folder / TRASH
-        return sorted(filter(TRASHED.fullmatch, os.listdir(trash))) if trash.is_dir() else []
-
-    def _shorten_trash(self) -> None:
-        for name in self._trash()[:-MAX_TRASH]:
-            with contextlib.suppress(OSError):
-                remove(self.folder / TRASH / name)
-
-
-@contextlib.contextmanager
-def _saying(name: str) -> Iterator[None]:
-    """Turns what the disk refuses into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise DeckError("character_write", file=printable(name), why=error.strerror or str(error)) from error
+        write(self.folder / file, content)

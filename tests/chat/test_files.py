@@ -74,7 +74,7 @@ def copied_chats(draw: st.DrawFn) -> CopiedChat:
     return CopiedChat(
         tuple(show_one(messages)), draw(LINES), draw(st.booleans()), draw(st.floats(1, 2e9)),
         draw(st.sampled_from(MODES)), draw(TEXTS), draw(SETTINGS), draw(TEXTS), draw(st.booleans()),
-        draw(st.sampled_from([(), ("Olaf",), ("Olaf", "三")])),
+        draw(st.sampled_from([(), ("Olaf",), ("Olaf", "三")])), draw(st.sampled_from([(), ("Town", "城")])),
     )  # fmt: skip
 
 
@@ -271,6 +271,8 @@ def own(**changes: Any) -> bytes:
         (own(title=None), "chat_file_damaged"),
         (own(members="Olaf"), "chat_file_damaged"),
         (own(members=[5]), "chat_file_damaged"),
+        (own(lorebooks={}), "chat_file_damaged"),
+        (own(lorebooks=[None]), "chat_file_damaged"),
         (own(settings="x"), "chat_file_damaged"),
         (own(settings={"preset": []}), "chat_file_damaged"),
         (own(settings={"sampling": 5}), "chat_file_damaged"),

@@ -15,26 +15,7 @@ from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona
 from tests.support.chat_templates import OWN_LLAMA2
-
-
-class Words:
-    """Counts words."""
-
-    is_exact, opening = True, ""
-
-    def count(self, text: str) -> int:
-        return len(text.split())
-
-    def encode(self, text: str) -> list[int] | None:
-        return None
-
-    def decode(self, tokens: object) -> str | None:
-        return None
-
-
-def entry(content: str, **fields: Any) -> dict[str, Any]:
-    extensions = {"position": 0, "selectiveLogic": 0} | fields
-    return {"keys": ["bee"], "content": content, "enabled": True, "insertion_order": 1, "extensions": extensions}
+from tests.support.lorebooks import Words, entry
 
 
 def prepared(

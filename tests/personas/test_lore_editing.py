@@ -19,12 +19,8 @@ from core.personas.lore_editing import (
     remove_entry,
 )
 from core.personas.lore_entry import read_entries
+from tests.support.lorebooks import VALUES
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=5,
-)
 KEYS = st.sampled_from(["keys", "content", "insertion_order", "priority", "enabled", "selective", "secondary_keys",
                         "name", "comment", "position", "extensions", "other"])  # fmt: skip
 BOOKS = st.fixed_dictionaries({}, optional={

@@ -12,46 +12,7 @@ from core.personas.cards import read_card
 from core.personas.character import CharacterError
 from core.personas.lorebook_file import read_lorebook
 from tests.support.cards import PICTURE, V2, png_card, text_chunk, with_chunks
-
-WORLD_INFO = {
-    "entries": {
-        "0": {
-            "uid": 0,
-            "key": ["tower", "/sto[rn]e/i"],
-            "keysecondary": ["sea"],
-            "comment": "The tower",
-            "content": "Tall.",
-            "constant": False,
-            "selective": True,
-            "selectiveLogic": 2,
-            "order": 30,
-            "position": 4,
-            "depth": 2,
-            "role": 1,
-            "disable": True,
-            "excludeRecursion": True,
-            "sticky": 3,
-            "addMemo": True,
-            "characterFilter": {"names": []},
-        },
-        "7": {"uid": 7, "key": ["hut"], "content": "Low.", "order": 20, "position": 0, "disable": False},
-    },
-    "originalData": {"name": "x"},
-}
-RISU_ENTRY = {
-    "key": "hut, /a,b/i",
-    "secondkey": "sea,sand",
-    "insertorder": 20,
-    "comment": "The hut",
-    "content": "Low.",
-    "mode": "normal",
-    "alwaysActive": True,
-    "selective": True,
-    "activationPercent": 40,
-    "useRegex": True,
-    "extentions": {"risu_case_sensitive": True},
-    "id": "u",
-}
+from tests.support.lorebooks import RISU_ENTRY, WORLD_INFO
 
 
 def entries_of(values: Any, name: str = "book.json") -> list[dict[str, Any]]:

@@ -219,7 +219,7 @@ def test_a_deleted_character_comes_back_beside_a_new_one(store: Characters) -> N
 
 
 def test_the_trash_keeps_the_last_ones(store: Characters, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.personas.store.MAX_TRASH", 2)
+    monkeypatch.setattr("core.personas.folder.MAX_TRASH", 2)
     trashed = [store.delete(store.add(replace(ROSA, greeting=str(number)))) for number in range(4)]
     assert store.restore(trashed[-1]) == "Rosa"
     assert store.character("Rosa").greeting == "3"
@@ -230,7 +230,7 @@ def test_the_trash_keeps_the_last_ones(store: Characters, monkeypatch: pytest.Mo
 def test_a_trash_that_is_a_link_is_shortened_by_what_was_put_there_alone(
     store: Characters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.personas.store.MAX_TRASH", 1)
+    monkeypatch.setattr("core.personas.folder.MAX_TRASH", 1)
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "photographs").mkdir(parents=True)
     store.folder.mkdir(exist_ok=True)
