@@ -22,6 +22,7 @@ from tests.support.widgets import named
 from ui.download.jobs import duration
 from ui.download.search import named_address
 from ui.shared import resources
+from ui.shared.markdown import escape
 
 REPO = "some/tiny-GPTQ"
 FINE = "gptq-4bit-32g-actorder_True"
@@ -164,14 +165,14 @@ def test_words_that_nothing_is_called_by_say_so(models: Path) -> None:
 def test_every_branch_has_a_verdict_and_the_best_is_recommended(models: Path) -> None:
     tab = plan_for(search(open_page(), REPO), "RTX 4090")
     assert list(tab.dataframe[0].value["Verdict"]) == ["✅ fits", "✅ recommended"]
-    assert f"**{REPO}:{FINE}**".replace("_", "\\_") in words(tab)
+    assert f"**{escape(f'{REPO}:{FINE}')}**" in words(tab)
 
 
 def test_a_branch_that_is_named_is_chosen_before_the_recommended_one(models: Path, hub: HubStandin) -> None:
     (hub.root / REPO / "coarse").mkdir()
     make_checkpoint(hub.root / REPO / "coarse", Recipe(num_layers=1, group_size=64))
     tab = plan_for(search(open_page(), f"{REPO}:coarse"), "RTX 4090")
-    assert f"{REPO}:coarse" in words(tab)
+    assert escape(f"{REPO}:coarse") in words(tab)
 
 
 def test_a_branch_that_cannot_be_run_says_why_and_has_no_button(models: Path, hub: HubStandin) -> None:

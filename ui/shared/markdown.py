@@ -9,15 +9,26 @@ from collections.abc import Iterator, Sequence
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from ui.shared.formulas import OPENING, formula_at
+from ui.shared.streamlit_marks import MARK, plain_mark, without_marks
+
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#$~|])")
 # A fence runs to its end or, while an answer grows, to the end of the text. A span stays in its paragraph. Its length
 # is limited, since for each mark without an end all that follows is searched.
-CODE = re.compile(
-    r"(^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)"
-    r"|(?<!`)(?P<tick>`+)(?!`)(?:(?!\n\n).){1,5000}?(?<!`)(?P=tick)(?!`))",
-    re.MULTILINE | re.DOTALL,
+CODE = (
+    r"(?P<code>^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)[`~]*[ \t]*$|\Z)"
+    r"|(?<!`)(?P<tick>`+)(?!`)(?:(?!\n\n).){1,5000}?(?<!`)(?P=tick)(?!`))"
 )
-MONEY, PICTURE = (re.compile(rf"(?P<before>(?<!\\)\\*)(?P<mark>{mark})") for mark in (r"\$", r"!\["))
+# Where an answer names an address, nothing may be put in between: where a link or a reference leads, and bare ones.
+NAMED = (
+    r"(?P<named>(?<=\])\(\s*(?:<[^<>\n]*>|[^\s()]*(?:\([^\s()]*\)[^\s()]*)*)|^[ >]*\[[^\]\n]{1,999}\]:[ \t]*\S+"
+    r"|<[A-Za-z][A-Za-z0-9+.-]*:[^\s<>]*>|(?<![A-Za-z])(?:https?://|www\.)[^\s<]*)"
+)
+PROSE = rf"{NAMED}|(?P<formula>{OPENING})|{MARK}|(?P<escaped>\\[!-/:-@\[-`{{-~])"
+PIECE, NO_CODE = (re.compile(pattern, re.MULTILINE | re.DOTALL) for pattern in (rf"{CODE}|{PROSE}", PROSE))
+PICTURE = re.compile(r"(?P<before>(?<!\\)\\*)(?P<mark>!\[)")
+# At a line's beginning these would make a list or a heading.
+LINE_MARK = re.compile(r"^([ \t]*)([-+=])", re.MULTILINE)
 # What an address holds up to the end of its scheme, each letter of which may be written as ten (&#0000100;).
 ADDRESS = r"(?P<address>[^\s<>]{0,400})"
 # Where an address may begin: in a link or a picture, in what a reference means, in angle brackets. A quotation's mark
@@ -46,7 +57,7 @@ MAX_NESTING = 200
 
 def escape(text: str) -> str:
     """`text` such that Markdown shows it letter by letter."""
-    return SPECIAL.sub(r"\\\1", text)
+    return without_marks(SPECIAL.sub(r"\\\1", text))
 
 
 def shortened(text: str, num_chars: int) -> str:
@@ -56,18 +67,14 @@ def shortened(text: str, num_chars: int) -> str:
 
 
 def answer_markdown(text: str) -> str:
-    """A model's Markdown: money stays money, no picture is fetched from elsewhere, a link leads to a page or a mail
-    address and to nothing else; code is left alone.
+    """A model's Markdown: formulas are drawn, money stays money, no picture is fetched from elsewhere, a link leads to
+    a page or a mail address and to nothing else; what Streamlit adds to Markdown is left out; code is left alone.
 
     What is code here may be none to the page, by rules that are many. Where that would matter a parser decides.
     """
     if len(text) > MAX_CHARS:
         return escape(text)
-    pieces, done = [], 0
-    for code in CODE.finditer(text):
-        pieces += [_prose(text[done : code.start()]), code.group()]
-        done = code.end()
-    shown = "".join([*pieces, _prose(text[done:])])
+    shown = "".join(_pieces(text))
     if not _needs_parser(shown):
         return shown
     if len(text) > MAX_PARSED_CHARS:
@@ -76,6 +83,32 @@ def answer_markdown(text: str) -> str:
         return shown
     shown = _prose(text)
     return shown if _is_harmless(shown) else escape(text)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Prose made safe, and between it code as it is and formulas as the page draws them."""
+    prose, at = [], 0
+    while found := PIECE.search(text, at):
+        prose.append(text[at : found.start()])
+        at = found.end()
+        if found["code"]:
+            yield _safe("".join(prose)) + found["code"]
+            prose.clear()
+        elif found["formula"] and (formula := formula_at(text, found)) is not None:
+            shown = formula.shown or LINE_MARK.sub(r"\1\\\2", escape(text[found.start() : formula.end]))
+            yield _safe("".join(prose)) + shown
+            prose.clear()
+            at = formula.end
+        else:
+            prose.append(_plain(found))
+    yield _safe("".join(prose) + text[at:])
+
+
+def _plain(found: re.Match[str]) -> str:
+    """A match of PIECE that is neither code nor a formula."""
+    if found["formula"]:
+        return found[0].replace("$", r"\$")
+    return found["named"] or found["escaped"] or plain_mark(found)
 
 
 def has_bad_scheme(address: str) -> bool:
@@ -89,7 +122,11 @@ def has_bad_scheme(address: str) -> bool:
 
 
 def _prose(text: str) -> str:
-    text = _escape_unescaped(MONEY, text)
+    """`text` none of which is code or a formula."""
+    return _safe(NO_CODE.sub(_plain, text))
+
+
+def _safe(text: str) -> str:
     # A picture's address could carry what was said to a stranger's server; as a link it waits for a click.
     text = _escape_unescaped(PICTURE, text)
     text = _without_bad_links(text)
