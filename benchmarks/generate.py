@@ -21,8 +21,6 @@ from core.worker.main import ENVIRONMENT
 # The names of our kernels in gptqmodel; one that it has none for on a CPU is its portable one, and in place of the
 # engine's own it takes its fastest.
 BACKENDS = {
-    "exllama_v2": "gptq_exllama_v2",
-    "marlin": "gptq_marlin",
     "triton": "gptq_triton",
     "torch": "gptq_torch",
     "aten_int4": "gptq_torch_aten",

@@ -1,7 +1,7 @@
 """How fast each matrix kernel writes, and reads a prompt: one model of random weights, loaded with one after another.
 
 `python -m benchmarks.kernel_speed --bits 8` takes Llama-2 7B's shape, and prints a Markdown table, each row as soon as
-it is known. A kernel that others compile takes minutes at its first load, so our own comes first.
+it is known.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from benchmarks.random_model import SHAPES, Quantization, make_random_model
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError
 
-KERNELS = ("llamadeck", "marlin", "exllama_v2", "triton")
-# triton takes minutes for what the others do in seconds.
-DEFAULT_KERNELS = KERNELS[:3]
+KERNELS = ("llamadeck", "triton")
 COLUMNS = ("kernel", "load s", "first token ms", "1 chat tokens/s", "{chats} chats tokens/s", "MiB")
 
 
@@ -32,7 +30,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--act-order", action="store_true")
     parser.add_argument("--folder", type=Path, help="where the model is kept, and taken from where it is there")
-    parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=DEFAULT_KERNELS)
+    parser.add_argument("--kernels", nargs="*", choices=KERNELS, default=KERNELS)
     parser.add_argument("--chats", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=256)

@@ -27,12 +27,12 @@ from benchmarks.random_model import SHAPES
 from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
 from core.memory.kernels.registry import able_kernels, kernel_named
-from core.memory.model_shape import matrix_shapes, read_shape
+from core.memory.model_shape import ModelShape, matrix_shapes, read_shape
 from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan, make_plan
 from core.memory.sizes import MIB
 from core.worker.main import ENVIRONMENT
 
-KERNELS = ("llamadeck", "exllama_v2", "marlin", "triton")
+KERNELS = ("llamadeck", "triton")
 UNCAPPED_BYTES = 2**60
 DECODED_TOKENS = 24
 NUM_DRAWN = 12
@@ -67,11 +67,6 @@ MODELS = {
     "Gemma-3-1B": ["Gemma-3-1B"],
     "Phi-3-mini": ["Phi-3-mini", "--layers", "8"],
     "Phi-4": ["Phi-4", "--layers", "8"],
-}
-# First use compiles a kernel; done once, before several processes would want it.
-COMPILE = {
-    "exllama_v2": "from gptqmodel.utils.exllamav2 import exllamav2_gptq_runtime_available as f; assert f()",
-    "marlin": "import torch; from gptqmodel.utils.marlin import marlin_runtime_available as f; assert f(torch.float16)",
 }
 # How much of the card's memory may be in use at a time, by all runs together.
 BUDGET_MIB = 128_000
@@ -145,14 +140,8 @@ def run_all(
     folder: Path, cases: list[Case], kernels: list[str], captured: bool, explain: Path | None
 ) -> list[dict[str, Any]]:
     """Make every checkpoint, then climb each kernel's ladder in a process of its own, as many as the card holds."""
-    made = {name: threading.Event() for name in [*(case.name for case in cases), *kernels]}
+    made = {case.name: threading.Event() for case in cases}
     room = Room(BUDGET_MIB)
-
-    def compile_kernel(kernel: str) -> None:
-        if kernel in COMPILE:
-            command = [sys.executable, "-c", COMPILE[kernel]]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | ENVIRONMENT)
-        made[kernel].set()
 
     def make(case: Case) -> None:
         target = folder / case.name
@@ -163,7 +152,6 @@ def run_all(
     def climb_in_child(pair: tuple[Case, str]) -> list[dict[str, Any]]:
         case, kernel = pair
         made[case.name].wait()
-        made[kernel].wait()
         with room.take(needed_mib(folder, case, kernel, captured)):
             command = [sys.executable, "-m", "benchmarks.memory_ladder", str(folder)]
             command += ["--child", json.dumps(list(astuple(case))), kernel]
@@ -177,7 +165,6 @@ def run_all(
         return rows
 
     with ThreadPoolExecutor(6) as makers, ThreadPoolExecutor(9) as climbers:
-        makers.map(compile_kernel, kernels)
         makers.map(make, cases)
         return list(itertools.chain(*climbers.map(climb_in_child, itertools.product(cases, kernels))))
 
@@ -254,15 +241,15 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
     print(f"loaded: {held_mib:.1f} held for {planned_mib:.1f} planned, peak {loading_mib:.0f} MiB", file=sys.stderr)
     tokenizer, rows = read_tokenizer(folder / name), []
     for plan, context_tokens, num_slots in rungs:
-        outcome, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, plan.allocated, captured)
+        outcome, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, plan.allocated, shape)
         if explain:
             written = explain / f"{name.split(':')[0]} {kernel_name} {context_tokens}x{num_slots}.txt".replace(" ", "_")
             with explained(written):
-                fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, captured)
+                fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, shape)
         if outcome != "fits":
-            _, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, captured)
+            _, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, shape)
         less = plan.allocated - (0.01 * plan.total + 64 * MIB)
-        outcome_less, *_ = fill(model, tokenizer, context_tokens, num_slots, int(less), captured)
+        outcome_less, *_ = fill(model, tokenizer, context_tokens, num_slots, int(less), shape)
         rows.append(
             Row(name, kernel_name, context_tokens, num_slots, plan.allocated / MIB, peak_mib, outcome, outcome_less,
                 (plan.context + plan.graphs) / MIB, context_mib)
@@ -280,7 +267,7 @@ def cap(num_bytes: int) -> None:
 
 
 def fill(
-    model: Any, tokenizer: Any, context_tokens: int, num_slots: int, num_bytes: int, captured: bool
+    model: Any, tokenizer: Any, context_tokens: int, num_slots: int, num_bytes: int, shape: ModelShape
 ) -> tuple[str, float, float]:
     """Fill every slot to its last token under a cap: how it ended, the most that was reserved, and what the process
     then held beside that, MiB."""
@@ -290,8 +277,8 @@ def fill(
     from core.engine.protocol import Generate
     from core.engine.sampling_params import Sampling
     from core.worker.decode.cuda_graphs import ATTENTION
-    from core.worker.decode.steps import EagerSteps
-    from core.worker.load import capture_steps
+    from core.worker.decode.steps import EagerSteps, Steps
+    from core.worker.load import fuse_and_capture
     from core.worker.model import attention
     from core.worker.model.model_runner import ModelRunner
     from core.worker.scheduler import Scheduler
@@ -301,11 +288,15 @@ def fill(
     torch.cuda.reset_peak_memory_stats()
     ends: list[Any] = []
     model.config._attn_implementation = attention.register()
-    slots = steps = scheduler = None
+    slots = scheduler = None
+    steps: Steps | None = None
     try:
         with torch.inference_mode():
             slots = ModelRunner(model, num_slots, context_tokens)
-            steps = capture_steps(slots, model, GPU_CHUNK_TOKENS) if captured else EagerSteps(slots)
+            if shape.is_capturable:
+                steps = fuse_and_capture(slots, model, GPU_CHUNK_TOKENS, shape.is_merged)
+            else:
+                steps = EagerSteps(slots)
             scheduler = Scheduler(steps, tokenizer, frozenset(), GPU_CHUNK_TOKENS, ends.append)
             for request in range(num_slots):
                 prompt = tuple((7 * place + request) % 500 + 5 for place in range(context_tokens - DECODED_TOKENS))
@@ -315,8 +306,8 @@ def fill(
                 scheduler.step()
         full = sum(getattr(event, "reason", None) == "context" for event in ends)
         outcome = "fits" if full == num_slots else f"only {full} full"
-        if captured and not steps.runs_ahead:
-            outcome = "only uncaptured"
+        if shape.is_capturable and getattr(steps, "is_recorded", None) is not shape.is_merged:
+            outcome = "only otherwise"
     except torch.cuda.OutOfMemoryError as error:
         print(f"{context_tokens} x {num_slots}: {error}", file=sys.stderr)
         outcome = "out of memory"

@@ -20,7 +20,7 @@ from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import read_snapshot
 from core.memory.sizes import MIB
 
-KERNELS = ("llamadeck", "exllama_v2", "marlin", "triton")
+KERNELS = ("llamadeck", "triton")
 LOAD_S = 1800.0
 DECODED_TOKENS = 40
 LOOK_S = 0.02

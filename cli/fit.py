@@ -28,7 +28,7 @@ from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import MAX_CHATS, FitReport, check_fit
 from core.memory.kernels.llamadeck import LLAMADECK
-from core.memory.kernels.registry import has_c_compiler, has_compiler
+from core.memory.kernels.registry import has_c_compiler
 
 FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
 # What most GPUs have that people rent by their memory, or more.
@@ -142,7 +142,7 @@ def find_devices(gpu: str | None, vram_mib: str | None) -> list[DeviceMemory]:
     if not readable:
         raise InputError("no_gpu_to_ask")
     meant = usable_gpus(gpus, installed_torch()) or readable
-    return [DeviceMemory.measured(one, has_compiler=has_compiler(), has_c_compiler=has_c_compiler()) for one in meant]
+    return [DeviceMemory.measured(one, has_c_compiler=has_c_compiler()) for one in meant]
 
 
 def find_checkpoint(target: str, revision: str | None) -> Checkpoint:

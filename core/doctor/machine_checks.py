@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from core.doctor.check_result import CheckResult, error_result, result
 from core.gpu.cuda_driver import CudaDriver, ask_cuda_apart
 from core.gpu.snapshot import GpuSnapshot
 from core.gpu.torch_support import InstalledTorch, find_gpu_error
-from core.memory.kernels.registry import COMPILERS, KERNELS, has_python_headers
+from core.memory.kernels.registry import has_c_compiler
 
 OLDEST_PYTHON = (3, 11)
 TORCH_S = 120.0
@@ -28,7 +26,6 @@ import json, torch
 flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or ""
 print(json.dumps([torch.__version__, torch.version.cuda, torch.cuda.is_available(), *flags.split()]))
 """
-C_COMPILERS = ("cc", "gcc", "clang")
 
 
 def check_machine(gpus: GpuSnapshot) -> Iterator[CheckResult]:
@@ -36,8 +33,8 @@ def check_machine(gpus: GpuSnapshot) -> Iterator[CheckResult]:
     yield check_venv(Path(sys.prefix))
     yield check_driver(gpus)
     yield check_torch(gpus)
-    yield check_compilers(bool(gpus.gpus), frozenset(usable_compilers()))
-    yield check_kernels(bool(gpus.gpus), cache_dir() / "kernels", library_folder())
+    yield check_compiler(bool(gpus.gpus), has_c_compiler())
+    yield check_kernels(bool(gpus.gpus), cache_dir() / "kernels")
 
 
 def check_python(version: tuple[int, ...]) -> CheckResult:
@@ -82,34 +79,13 @@ def check_torch(gpus: GpuSnapshot, python: str = sys.executable) -> CheckResult:
     return result("torch", "ok", key, version=version, **({"cuda": cuda} if sees_gpu else {}))
 
 
-def usable_compilers() -> list[str]:
-    """What is installed of all that a kernel may be compiled with; what they make needs Python's headers."""
-    return [name for name in (*COMPILERS, *C_COMPILERS) if shutil.which(name)] if has_python_headers() else []
+def check_compiler(has_gpu: bool, is_there: bool) -> CheckResult:
+    key = "compiler_not_needed" if not has_gpu else "compiler_ok" if is_there else "compiler_none"
+    return result("compiler", "ok", key)
 
 
-def check_compilers(has_gpu: bool, there: frozenset[str]) -> CheckResult:
-    names = ", ".join(sorted(there))
-    if not has_gpu:
-        return result("compiler", "ok", "compiler_not_needed")
-    if not there & set(C_COMPILERS):
-        return result("compiler", "ok", "compiler_no_c")
-    if set(COMPILERS) - there:
-        return result("compiler", "ok", "compiler_no_cuda", names=names)
-    return result("compiler", "ok", "compiler_ok", names=names)
-
-
-def library_folder() -> Path:
-    """Where gptqmodel keeps what it compiled by itself, one folder a kernel."""
-    given = os.environ.get("GPTQMODEL_TORCH_EXTENSIONS_DIR")
-    return Path(given) if given else Path.home() / ".cache" / "gptqmodel" / "torch_extensions"
-
-
-def check_kernels(has_gpu: bool, *folders: Path) -> CheckResult:
-    """`folders` hold the machine code of our own kernel, and a folder for each other kernel."""
+def check_kernels(has_gpu: bool, folder: Path) -> CheckResult:
+    """`folder` holds the machine code of our own kernel."""
     if not has_gpu:
         return result("kernels", "ok", "kernels_not_needed")
-    wanted = tuple(kernel.name.replace("_v2", "v2") for kernel in KERNELS if kernel.needs_compiler)
-    built = {library.relative_to(folder).parts[0] for folder in folders for library in folder.glob("*/**/*.so")}
-    names = ["llamadeck"] if any(any(folder.glob("*.cubin")) for folder in folders) else []
-    names += sorted(name for name in built if name.startswith(wanted))
-    return result("kernels", "ok", "kernels_ok" if names else "kernels_none", names=", ".join(names))
+    return result("kernels", "ok", "kernels_ok" if any(folder.glob("*.cubin")) else "kernels_none")

@@ -9,7 +9,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
 from core.memory.fit import FitReport
-from core.memory.kernels.registry import speed_rank
+from core.memory.kernels.llamadeck import LLAMADECK
 
 Candidate = tuple[Checkpoint, FitReport | DeckError]
 
@@ -19,7 +19,7 @@ def best_candidate(candidates: Sequence[Candidate]) -> int | None:
 
     Of those that fit, in this order: the fastest kernel, because every token waits for it; a full context that fits;
     the finest quantization (more bits, smaller groups, act-order); the smaller download; the one listed first.
-    So 4 bit comes before 8 bit where the GPU's fastest kernel for 4 bit is faster.
+    So 4 bit comes before 8 bit through our own kernel, whose token reads half as many bytes.
     """
     ranked = [
         (_rank(checkpoint, report), -index)
@@ -32,7 +32,8 @@ def best_candidate(candidates: Sequence[Candidate]) -> int | None:
 def _rank(checkpoint: Checkpoint, report: FitReport) -> tuple[float, ...]:
     has_full_context = report.max_context >= checkpoint.context_limits.usual_tokens
     fidelity = fidelity_of(checkpoint.quantization)
-    speed = -speed_rank(report.load.kernel, checkpoint.quantization.bits)
+    is_own = report.load.kernel == LLAMADECK
+    speed = is_own + (is_own and checkpoint.quantization.bits == 4)
     return (speed, has_full_context, *fidelity, -checkpoint.size_bytes)
 
 

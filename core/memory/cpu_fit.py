@@ -118,7 +118,7 @@ def speed_text(tokens_per_s: float) -> str:
 
 def _needed_bytes(shape: ModelShape, kernel: KernelSpec, context_tokens: int, num_chats: int) -> int:
     state = state_bytes(shape, context_tokens, num_chats)
-    moment = activation_bytes(shape, kernel, CHUNK_TOKENS, context_tokens, num_chats)
+    moment = activation_bytes(shape, kernel, CHUNK_TOKENS, context_tokens, num_chats, own_attention=False)
     return weight_bytes(shape, kernel) + state + moment + PROCESS_BYTES
 
 

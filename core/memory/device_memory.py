@@ -27,7 +27,6 @@ class DeviceMemory:
     reserved_mib: int = 0
     others_mib: int = 0
     returning_mib: int = 0
-    has_compiler: bool = True
     has_c_compiler: bool = True
 
     @property
@@ -35,9 +34,7 @@ class DeviceMemory:
         return max(0, self.total_mib - self.reserved_mib - self.others_mib + self.returning_mib)
 
     @classmethod
-    def measured(
-        cls, gpu: Gpu, own_pids: frozenset[int] = frozenset(), has_compiler: bool = True, has_c_compiler: bool = True
-    ) -> DeviceMemory:
+    def measured(cls, gpu: Gpu, own_pids: frozenset[int] = frozenset(), has_c_compiler: bool = True) -> DeviceMemory:
         """A GPU as NVML sees it now. What the processes `own_pids` hold comes back when their model is unloaded."""
         total, free = gpu.total_mib or 0, gpu.free_mib or 0
         reserved = gpu.reserved_mib or 0
@@ -51,7 +48,6 @@ class DeviceMemory:
             reserved,
             others,
             min(returning, others),
-            has_compiler,
             has_c_compiler,
         )
 

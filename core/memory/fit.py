@@ -100,7 +100,7 @@ def check_fit(
     refused: list[FitReport] = []
     for indexes in device_sets(devices):
         group = [devices[index] for index in indexes]
-        kernels = [one for one in candidates(plain, group, kernel) if one.name not in without]
+        kernels = candidates(plain, group, kernel, without)
         can_capture = len(group) == 1 and plain.is_capturable
         captured = [(merged, one) for one in kernels if can_capture and one.is_capturable]
         for shape, one in [*captured, *((plain, one) for one in kernels)]:
@@ -163,16 +163,20 @@ def device_sets(devices: Sequence[DeviceMemory]) -> list[list[int]]:
 
 
 def kernel_device(device: DeviceMemory) -> Device:
-    return Device("cuda", device.capability, device.has_compiler, has_c_compiler=device.has_c_compiler)
+    return Device("cuda", device.capability, has_c_compiler=device.has_c_compiler)
 
 
 def weakest(devices: Sequence[Device]) -> Device:
     return min(devices, key=lambda device: device.capability)
 
 
-def candidates(shape: ModelShape, devices: Sequence[DeviceMemory], wanted: str | None) -> list[KernelSpec]:
-    """The kernels that take the model on every one of `devices`, fastest first; only `wanted` if one is."""
+def candidates(
+    shape: ModelShape, devices: Sequence[DeviceMemory], wanted: str | None, without: Sequence[str] = ()
+) -> list[KernelSpec]:
+    """The kernels that take the model on every one of `devices`, fastest first: only `wanted` if one is, and none of
+    `without`."""
     able = able_kernels([matrix for matrix, _ in shape.matrices], [kernel_device(device) for device in devices])
+    able = [kernel for kernel in able if kernel.name not in without]
     if wanted is not None:
         return [kernel for kernel in able if kernel.name == wanted]
     return [kernel for kernel in able if not kernel.is_last_resort] or able

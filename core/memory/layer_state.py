@@ -18,13 +18,13 @@ class KvStatePlan:
         one = num_slots * mixer.num_kv_heads * (context_tokens + 1) * mixer.head_dim * HALF_BYTES
         return 2 * round_to_block(one)
 
-    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, is_captured: bool) -> int:
+    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, own_attention: bool) -> int:
         """Queries, keys, values, the output and what becomes of it.
 
-        A plain pass also repeats the keys and values of heads that share them, and adds a mask.
+        Torch's attention may also repeat the keys and values of heads that share them, and takes a mask.
         """
         size = mixer.num_heads * mixer.head_dim * HALF_BYTES
-        if is_captured:
+        if own_attention:
             return 5 * num_rows * size
         repeated = 2 * context_tokens * size if mixer.num_heads // mixer.num_kv_heads > 1 else 0
         return 5 * num_rows * size + repeated + mask_bytes(num_rows, context_tokens)
@@ -33,8 +33,8 @@ class KvStatePlan:
 class DistanceStatePlan(KvStatePlan):
     """A plain pass makes a bias for each head; a kernel may take a padded copy of it."""
 
-    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, is_captured: bool) -> int:
-        plain = KvStatePlan.activation_bytes(self, mixer, num_rows, context_tokens, is_captured)
+    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, own_attention: bool) -> int:
+        plain = KvStatePlan.activation_bytes(self, mixer, num_rows, context_tokens, own_attention)
         # Distances are counted as float, and once more while later tokens are marked.
         distance = 2 * num_rows * context_tokens * FLOAT_BYTES
         return plain + distance + mixer.num_heads * mask_bytes(num_rows, context_tokens)
@@ -44,8 +44,8 @@ class CappedStatePlan(KvStatePlan):
     """A pass multiplies out the scores of some queries: as they are, as float, their softmax, and that in half
     precision."""
 
-    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, is_captured: bool) -> int:
-        plain = KvStatePlan.activation_bytes(self, mixer, num_rows, context_tokens, is_captured)
+    def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, own_attention: bool) -> int:
+        plain = KvStatePlan.activation_bytes(self, mixer, num_rows, context_tokens, own_attention)
         scores = mixer.num_heads * min(num_rows, CAPPED_QUERIES) * context_tokens
         return plain + scores * 2 * (HALF_BYTES + FLOAT_BYTES)
 

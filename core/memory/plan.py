@@ -73,14 +73,13 @@ def make_plan(
 
     `captured`: for steps in CUDA graphs, over a `shape` with merged matrices.
     """
-    plain = activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots)
-    activations = activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots, captured)
+    activations = activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots, shape.is_capturable)
     return MemoryPlan(
         weights=weight_bytes(shape, kernel),
         scratch=kernel.scratch_bytes(shape, capability, chunk_tokens, num_slots),
         kv_cache=state_bytes(shape, context_tokens, num_slots),
         activations=activations,
-        pool=pool_bytes(max(activations, plain)) if captured else 0,
+        pool=pool_bytes(activations) if captured else 0,
         workspace=workspace_bytes(capability),
         graphs=graph_bytes(shape, num_slots, chunk_tokens) if captured else 0,
         context=context_bytes(capability),
@@ -100,9 +99,12 @@ def split_plan(
     """One plan a GPU for a model split by layers: each GPU takes layers, in order, until it is full.
 
     The embedding lies on the first GPU and the head on the last, unless they are one; what no GPU has room for counts
-    on the last. A step is plain.
+    on the last. A step is plain, with torch's attention.
     """
-    whole = make_plan(shape, kernel, (0, 0), context_tokens, num_slots, chunk_tokens)
+    whole = replace(
+        make_plan(shape, kernel, (0, 0), context_tokens, num_slots, chunk_tokens),
+        activations=activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots, False),
+    )
     embedding_bytes = [
         round_to_block(count * HALF_BYTES) for count in shape.plain_elements if count == shape.vocabulary * shape.hidden
     ]
@@ -155,13 +157,13 @@ def activation_bytes(
     chunk_tokens: int,
     context_tokens: int,
     num_slots: int,
-    is_captured: bool = False,
+    own_attention: bool,
 ) -> int:
     """The largest moment of one pass: a chunk's MLP or attention; a plain one's logits and their sampling.
 
-    A Llama's MLP holds the residual, the normed input, and up to three [chunk, intermediate] at once. A captured pass
-    keeps the logits of all slots in float32, with a byte for every token of the vocabulary that a slot has seen; a
-    second time while the captured step is checked.
+    A Llama's MLP holds the residual, the normed input, and up to three [chunk, intermediate] at once. Steps over our
+    own attention sample there too: they keep the logits of all slots in float32, with a byte for every token of the
+    vocabulary that a slot has seen; a second time while a captured step is checked.
     """
     rows = max(chunk_tokens, num_slots)
     base = 2 * rows * shape.hidden * HALF_BYTES
@@ -169,10 +171,11 @@ def activation_bytes(
     largest = max((kernel.transient_bytes(matrix, rows) for matrix, _ in shape.matrices), default=0)
     mlp = max(3 * wide, 2 * wide + largest)
     attention = max(
-        state_plan(layer).activation_bytes(layer.mixer, rows, context_tokens, is_captured) for layer, _ in shape.layers
+        state_plan(layer).activation_bytes(layer.mixer, rows, context_tokens, own_attention)
+        for layer, _ in shape.layers
     )
     norms = 3 * rows * shape.hidden * FLOAT_BYTES
-    if is_captured:
+    if own_attention:
         sampling = shape.vocabulary * (num_slots * (2 * FLOAT_BYTES + HALF_BYTES) + num_slots + 1)
         return base + max(mlp, attention, norms) + sampling
     logits = num_slots * shape.vocabulary * (HALF_BYTES + 6 * FLOAT_BYTES)
@@ -180,13 +183,13 @@ def activation_bytes(
 
 
 def workspace_bytes(capability: tuple[int, int]) -> int:
-    """cuBLAS's and cublasLt's workspaces in torch, and what the allocator's last segments leave unused.
+    """cuBLAS's workspace in torch, in which cublasLt works too, and what the allocator's last segments leave unused.
 
-    cuBLAS: 32 MiB from compute capability 9.0, else 8.1 MiB; cublasLt: 32 MiB, 4 MiB on 8.x, else 1 MiB
-    (pytorch/aten/src/ATen/cuda/CublasHandlePool.cpp). Expandable segments grow by 20 MiB, those of small blocks by
-    2 MiB (c10/cuda/CUDACachingAllocator).
+    cuBLAS: 32 MiB from compute capability 9.0, else 8.1 MiB (pytorch/aten/src/ATen/cuda/CublasHandlePool.cpp; the
+    worker's environment says that they are one). Expandable segments grow by 20 MiB, those of small blocks by 2 MiB
+    (c10/cuda/CUDACachingAllocator).
     """
-    cublas = 64 * MIB if capability >= (9, 0) else 8_519_680 + (4 * MIB if capability[0] == 8 else MIB)
+    cublas = 32 * MIB if capability >= (9, 0) else 8_519_680
     return cublas + SEGMENT_BYTES + SMALL_SEGMENT_BYTES
 
 
@@ -202,10 +205,7 @@ def context_bytes(capability: tuple[int, int]) -> int:
 
 def pool_bytes(activations: int) -> int:
     """The pool of the captured steps: their activations a second time, because what the same steps took when they ran
-    plainly before stays in the allocator's other segments, and two segments of its own.
-
-    Never less than plain steps need, which take over where the steps of a model turn out not to be capturable.
-    """
+    kernel by kernel before stays in the allocator's other segments, and two segments of its own."""
     return activations + SEGMENT_BYTES + SMALL_SEGMENT_BYTES
 
 

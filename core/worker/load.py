@@ -81,7 +81,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         runner = ModelRunner(model, plan.num_slots, plan.context_tokens)
         check_numbers(runner, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
-        steps = capture_steps(runner, model, plan.chunk_tokens) if plan.is_captured else make_eager(runner, model)
+        steps = make_steps(runner, model, plan)
         warm_up(steps, plan.chunk_tokens, checkpoint.name)
         warm_up_sampling(steps, tokenizer, plan.chunk_tokens)
         memory = None
@@ -103,7 +103,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
             load_s=time.perf_counter() - begin_s,
             weights_bytes=checkpoint.size_bytes,
             cache_bytes=runner.cache.num_bytes,
-            captured=steps.runs_ahead,
+            captured=isinstance(steps, GraphSteps) and steps.is_recorded,
             notes=checkpoint.settled.notes if checkpoint.settled else (),
             memory=memory,
         ),
@@ -142,9 +142,18 @@ def read_model(checkpoint: Checkpoint, plan: LoadPlan, device_map: DeviceMap, pr
         raise EngineError("out_of_memory", model=checkpoint.name, mib=checkpoint.size_bytes >> 20) from error
 
 
-def capture_steps(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: int) -> Steps:
-    """Steps in CUDA graphs over fused operations; plain ones for a model that cannot be captured, with a line in the
-    log that says why."""
+def make_steps(slots: ModelRunner, model: PreTrainedModel, plan: LoadPlan) -> Steps:
+    """The fastest steps that the plan has room for."""
+    if plan.device_kind == "cpu":
+        return EagerSteps(slots, make_fast_decode(model, slots))
+    if len(plan.devices) > 1 or not plan.shape.is_capturable:
+        return EagerSteps(slots)
+    return fuse_and_capture(slots, model, plan.chunk_tokens, plan.is_captured)
+
+
+def fuse_and_capture(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: int, is_captured: bool = True) -> Steps:
+    """Steps over fused operations, in CUDA graphs if `is_captured`. What cannot be captured runs kernel by kernel, and
+    what is not to be had in that way plainly; a line in the log says why."""
 
     def fuse_steps(cache: GraphCache, run_decode: Callable[[], object], run_prefill: Callable[[], object]) -> None:
         num_layers, has_head = fuse_layers(model, cache, run_decode), fuse_head(model)
@@ -153,18 +162,16 @@ def capture_steps(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: int)
 
     attention_before = model.config._attn_implementation
     log.info("fused: %s", ", ".join(fuse_modules(model)))
-    try:
-        return GraphSteps(slots, chunk_tokens, fuse=fuse_steps)
-    except (RuntimeError, TypeError, ValueError, EngineError) as error:
-        log.warning("the steps are not captured: %s: %s", type(error).__name__, error)
-    slots.use_attention(attention_before)
-    gc.collect()
-    torch.cuda.empty_cache()
+    for is_recorded in (True, False)[not is_captured :]:
+        try:
+            return GraphSteps(slots, chunk_tokens, fuse=fuse_steps, is_recorded=is_recorded)
+        except (RuntimeError, TypeError, ValueError, EngineError) as error:
+            how = "captured" if is_recorded else "run over our own attention"
+            log.warning("the steps are not %s: %s: %s", how, type(error).__name__, error)
+        slots.use_attention(attention_before)
+        gc.collect()
+        torch.cuda.empty_cache()
     return EagerSteps(slots)
-
-
-def make_eager(slots: ModelRunner, model: PreTrainedModel) -> Steps:
-    return EagerSteps(slots, make_fast_decode(model, slots) if slots.device.type == "cpu" else None)
 
 
 def check_numbers(slots: ModelRunner, name: str) -> None:

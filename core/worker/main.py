@@ -21,7 +21,7 @@ from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import DeckError, EngineError
 from core.common.logs import set_up_logs
 from core.common.panics import panics_as_errors
-from core.common.paths import cache_dir, model_name
+from core.common.paths import model_name
 from core.engine.protocol import (
     AnswerStats,
     Cancel,
@@ -54,10 +54,8 @@ ENVIRONMENT = {
     # OpenMP threads spin this long before they sleep: longer than the pause between two matrices (a token takes 16 ms
     # on two cores; 20 with 2000). More would starve other processes for the 0.2 s until decode/cpu_threads.py measures.
     "GOMP_SPINCOUNT": "10000",
-    # ExLlamaV2 runs on the default stream, which cannot be captured. Built with this option, that is the calling
-    # thread's stream. A build folder of its own, since other programs build ExLlamaV2 without the option.
-    "NVCC_APPEND_FLAGS": "--default-stream per-thread",
-    "GPTQMODEL_EXLLAMAV2_BUILD_ROOT": str(cache_dir() / "kernels" / "exllamav2"),
+    # cublasLt works in cuBLAS's workspace instead of one of its own, as the memory plan counts them.
+    "TORCH_CUBLASLT_UNIFIED_WORKSPACE": "1",
     # Fixed segments fragment 5 to 10 % of the memory.
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }

@@ -30,14 +30,13 @@ def _measure_device(gpus: Sequence[Gpu], index: int, device: Device) -> DeviceMe
     for gpu in gpus:
         if gpu.uuid and str(properties.uuid) in gpu.uuid and gpu.total_mib and gpu.free_mib is not None:
             own = frozenset({os.getpid()})
-            return DeviceMemory.measured(gpu, own, device.has_compiler, device.has_c_compiler)
+            return DeviceMemory.measured(gpu, own, device.has_c_compiler)
     free, total = torch.cuda.mem_get_info(index)
     return DeviceMemory(
         properties.name,
         total // MIB,
         device.capability,
         others_mib=(total - free) // MIB,
-        has_compiler=device.has_compiler,
         has_c_compiler=device.has_c_compiler,
     )
 

@@ -15,19 +15,18 @@ from core.gpu.snapshot import GpuSnapshot, read_snapshot
 from core.gpu.torch_support import build_error, has_code
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import checked_context, require_fit
-from core.memory.kernels.registry import choose_kernel, has_c_compiler, has_compiler
+from core.memory.kernels.registry import choose_kernel, has_c_compiler
 from core.memory.kernels.spec import Device
 from core.memory.load_plan import DevicePlan, LoadPlan, choose_dtype
 from core.memory.model_shape import read_shape
 from core.worker.gpu_check import known_torch, require_no_gpu
 from core.worker.kernels import cpu_int4_prefill
 from core.worker.memory_guard import measure_devices
-from core.worker.model.backends.registry import make_backend
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.kernel_check import check_kernel
 
 log = logging.getLogger(__name__)
-# CUDA's default stream of the calling thread, which is also where ExLlamaV2 runs as core/worker/main.py builds it.
+# CUDA's default stream of the calling thread.
 PER_THREAD_STREAM = 2
 # On a CPU a chunk stops the other chats for about as long with its matrix units as a smaller one without them.
 CPU_CHUNK_TOKENS, SLOW_CPU_CHUNK_TOKENS = 256, 64
@@ -57,9 +56,9 @@ def find_devices(snapshot: GpuSnapshot) -> list[Device]:
     if not torch.cuda.is_available():
         require_no_gpu(snapshot)
         return [Device("cpu")]
-    compiler, c_compiler, known = has_compiler(), has_c_compiler(), known_torch()
+    compiler, known = has_c_compiler(), known_torch()
     capabilities = [torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())]
-    devices = [Device("cuda", one, compiler, has_code(known, one), c_compiler) for one in capabilities]
+    devices = [Device("cuda", one, has_code(known, one), compiler) for one in capabilities]
     if not any(device.has_code for device in devices):
         names = [torch.cuda.get_device_name(index) for index in range(len(devices))]
         raise build_error(", ".join(names), max(capabilities), known)
@@ -111,7 +110,7 @@ def plan_gpu_load(
         plan = replace(report.load, devices=chosen, is_forced=command.force)
         try:
             progress("compile", STAGE_BEGIN["compile"])
-            compile_and_check(plan, checkpoint)
+            check_kernels(plan, checkpoint)
         except EngineError as error:
             if command.kernel is not None:
                 raise
@@ -121,10 +120,9 @@ def plan_gpu_load(
         return plan
 
 
-def compile_and_check(plan: LoadPlan, checkpoint: Checkpoint) -> None:
-    """Compile the kernel where that is needed, and check it on every GPU. Raises EngineError where it is of no use."""
+def check_kernels(plan: LoadPlan, checkpoint: Checkpoint) -> None:
+    """Check the kernel on every GPU, which compiles it. Raises EngineError where it is of no use."""
     devices, dtype = DeviceMap.of_plan(plan).devices, getattr(torch, plan.dtype)
-    make_backend(plan.kernel, dtype, devices[0]).compile()
     for device in reversed(devices):
         torch.cuda.set_device(device)
         use_capturable_stream(device)

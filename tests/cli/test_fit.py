@@ -192,7 +192,7 @@ def change(folder: Path, **changes: Any) -> None:
         (["--gpu", "A40", "--chats", "٣"], ["--chats"]),
         (["--vram-mib", "24 GB"], ["--vram-mib", "24 GB"]),
         (["--vram-mib", "-1"], ["--vram-mib", "-1"]),
-        (["--gpu", "A40", "--kernel", "fast"], ["fast", "llamadeck, exllama_v2, marlin, triton"]),
+        (["--gpu", "A40", "--kernel", "fast"], ["fast", "llamadeck, triton"]),
         (["--gpu", "A40", "--revision", "gptq-4bit-32g"], ["gptq-4bit-32g", "gptq-4bit-32g-actorder_True"]),
     ],
 )
@@ -203,8 +203,8 @@ def test_bad_input_gets_one_sentence_that_names_it(command: Command, arguments: 
 
 def test_three_bits_on_a_kernel_that_has_none_is_bad_input(command: Command) -> None:
     target = "Llama-2-70B-Chat-GPTQ:gptq-3bit-128g-actorder_True"
-    said = command.refused("fit", target, "--gpu", "A40", "--kernel", "marlin")
-    assert "marlin" in said and "torch" in said
+    said = command.refused("fit", target, "--gpu", "A40", "--kernel", "triton")
+    assert "triton" in said and "torch" in said
 
 
 def test_the_kernels_old_name_is_understood_and_said_once(command: Command) -> None:

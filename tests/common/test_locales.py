@@ -146,7 +146,7 @@ def test_every_error_of_core_has_a_sentence_with_exactly_its_values() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("reason", [*(kernel.name for kernel in KERNELS), "asked_for", "no_compiler"])
+@pytest.mark.parametrize("reason", [*(kernel.name for kernel in KERNELS), "asked_for", "no_c_compiler"])
 def test_every_reason_for_a_kernel_has_a_sentence(reason: str) -> None:
     assert f"kernel.{reason}" in catalogue("en")
 

@@ -18,14 +18,14 @@ from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
 
 
-def choices(repo: str, card: str, has_compiler: bool = True) -> list[tuple[Checkpoint, FitReport | DeckError]]:
-    planned = replace(DeviceMemory.planned(lookup(card)), has_compiler=has_compiler)
+def choices(repo: str, card: str) -> list[tuple[Checkpoint, FitReport | DeckError]]:
+    planned = DeviceMemory.planned(lookup(card))
     found = [catalogue.checkpoint(entry) for entry in catalogue.entries() if entry.repo == repo]
     return [(checkpoint, check_fit(checkpoint, [planned])) for checkpoint in found]
 
 
-def best(repo: str, card: str, has_compiler: bool = True) -> str | None:
-    listed = choices(repo, card, has_compiler)
+def best(repo: str, card: str) -> str | None:
+    listed = choices(repo, card)
     index = best_candidate(listed)
     return None if index is None else listed[index][0].name.rpartition(":")[2]
 
@@ -35,13 +35,13 @@ def test_where_all_fit_the_finest_on_the_fastest_kernel_is_recommended() -> None
     assert best("TheBloke/Llama-2-70B-Chat-GPTQ", "H100") == "gptq-4bit-32g-actorder_True"
 
 
-def test_four_bit_on_the_fast_kernel_comes_before_eight_bit_on_another() -> None:
+def test_four_bit_comes_before_eight_bit_whose_token_reads_twice_as_much() -> None:
     assert best("TheBloke/Llama-2-13B-chat-GPTQ", "A40") == "gptq-4bit-32g-actorder_True"
 
 
 def test_without_a_fast_kernel_more_bits_come_first() -> None:
     """On a card that is too old for the engine's own."""
-    found = best("TheBloke/Llama-2-13B-chat-GPTQ", "Quadro RTX 8000", has_compiler=False)
+    found = best("TheBloke/Llama-2-13B-chat-GPTQ", "Quadro RTX 8000")
     assert found == "gptq-8bit-64g-actorder_True"
 
 

@@ -66,7 +66,7 @@ def test_a_longer_context_never_makes_a_model_fit() -> None:
     assert len(set(verdicts)) == 2
 
 
-@pytest.mark.parametrize("kernel", ["llamadeck", "exllama_v2", "marlin", "triton"])
+@pytest.mark.parametrize("kernel", ["llamadeck", "triton"])
 @pytest.mark.parametrize("chats", [1, 3])
 def test_the_largest_context_fits_and_one_token_more_does_not(kernel: str, chats: int) -> None:
     small = card(7000)
@@ -80,28 +80,16 @@ def test_the_largest_context_is_never_above_the_models_own_limit() -> None:
     assert check_fit(known(SMALL), [card(80_000)], 100).max_context == 4096
 
 
-def test_a_leaner_kernel_is_taken_only_where_the_faster_does_not_fit() -> None:
-    """On a card that is too old for the engine's own kernel, which is the fastest and the leanest."""
-    fast = check_fit(known(SMALL), [card(80_000, capability=(7, 5))])
-    assert fast.load.kernel.name == "exllama_v2"
-    reserved = card(8000).reserved_mib
-    enough = needed_mib(fast) + reserved
-    assert check_fit(known(SMALL), [card(enough, capability=(7, 5))]).load.kernel.name == "exllama_v2"
-    less = check_fit(known(SMALL), [card(enough - 1, capability=(7, 5))])
-    assert less.fits
-    assert less.load.kernel.name == "marlin"
-
-
-def test_without_a_compiler_only_what_needs_none_is_counted_on() -> None:
-    report = check_fit(known(SMALL), [card(24_576, has_compiler=False, capability=(7, 5))])
-    assert report.load.kernel.name == "triton"
+def test_without_a_c_compiler_only_what_needs_none_is_counted_on() -> None:
+    report = check_fit(known(SMALL), [card(24_576, has_c_compiler=False, capability=(7, 5))])
+    assert report.load.kernel.name == "torch"
 
 
 def test_a_kernel_that_was_refused_is_not_planned_with() -> None:
     cards = [card(24_576)]
     assert check_fit(known(SMALL), cards).load.kernel.name == "llamadeck"
-    assert check_fit(known(SMALL), cards, without=["llamadeck"]).load.kernel.name == "exllama_v2"
-    assert check_fit(known(SMALL), cards, without=["llamadeck", "exllama_v2", "marlin"]).load.kernel.name == "triton"
+    assert check_fit(known(SMALL), cards, without=["llamadeck"]).load.kernel.name == "triton"
+    assert check_fit(known(SMALL), cards, without=["llamadeck", "triton"]).load.kernel.name == "torch"
 
 
 def test_what_does_not_fit_says_what_would_make_it_fit() -> None:
@@ -177,14 +165,14 @@ def test_a_model_that_fits_one_of_several_cards_stays_whole() -> None:
 
 def test_a_kernel_that_was_asked_for_is_taken_where_another_card_takes_it() -> None:
     old = card(24_576, capability=(6, 1))
-    report = check_fit(known(SMALL), [old, card(24_576, name="new")], kernel="marlin")
+    report = check_fit(known(SMALL), [old, card(24_576, name="new")], kernel="llamadeck")
     assert [one.name for one in report.devices] == ["new"]
 
 
-def test_three_bits_have_no_marlin() -> None:
+def test_three_bits_have_no_kernel_but_torchs() -> None:
     checkpoint = known(LARGE, "gptq-3bit-128g-actorder_True")
-    with pytest.raises(InputError, match="marlin.*torch"):
-        check_fit(checkpoint, [card(80_000)], kernel="marlin")
+    with pytest.raises(InputError, match="triton.*torch"):
+        check_fit(checkpoint, [card(80_000)], kernel="triton")
     assert check_fit(checkpoint, [card(80_000)]).load.kernel.name == "torch"
 
 

@@ -1,8 +1,6 @@
 """Compiles kernels into the caches that the GPU tests read, in a process of its own.
 
-`python -m tests.support.compile_ahead 2 8` takes the third of eight shares of the engine's own kernels. With
-`marlin` or `exllama_v2` it compiles that one, and then waits until its input ends, so that what it holds of the GPU
-stays the same.
+`python -m tests.support.compile_ahead 2 8` takes the third of eight shares.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ ATTENTION_HEADS = [((8, 8), 128), ((16, 2), 128), ((32, 2), 128), ((7, 1), 64), 
 # Sizes of heads that the attention of layers as they are is tried with.
 CACHED_HEADS = (16, 32, 64, 100, 128)
 VOCABULARIES = (384, 500, 32000, 151936, 262144)
-# The tests go first, and what they need next before what they need last.
-NICENESS, LIBRARY_NICENESS = 5, 15
+# The tests go first.
+NICENESS = 5
 DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -61,24 +59,7 @@ def few_rows(make: Callable[..., object], *kind: object) -> None:
     made.compile_variants(16)  # type: ignore[attr-defined]
 
 
-def compile_library(name: str) -> None:
-    os.nice(LIBRARY_NICENESS)
-    torch.zeros(1, device="cuda")
-    if name == "marlin":
-        from gptqmodel.utils.marlin import marlin_runtime_available
-
-        marlin_runtime_available(torch.float16)
-    else:
-        from gptqmodel.utils.exllamav2 import exllamav2_gptq_runtime_available
-
-        exllamav2_gptq_runtime_available()
-    sys.stdin.read()
-
-
 def main(arguments: list[str]) -> None:
-    if len(arguments) == 1:
-        compile_library(arguments[0])
-        return
     os.nice(NICENESS)
     share, of = map(int, arguments)
     for make in own_kernels(torch.device("cuda", 0))[share::of]:

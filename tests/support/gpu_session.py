@@ -7,7 +7,6 @@ last. All of it is left out where no GPU test was chosen.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import pytest
 from core.common.paths import ROOT
 from core.engine.runner import Runner
 
-LIBRARIES = ("exllama_v2", "marlin")
 # Two loads of one test at most.
 NUM_RUNNERS = 4
 MAX_COMPILERS = 12
@@ -31,9 +29,6 @@ class GpuSession:
     def __init__(self, tests: Sequence[str]) -> None:
         cores = os.cpu_count() or 1
         shares = max(1, min(MAX_COMPILERS, cores - 4))
-        self._libraries = [
-            compiler(name, is_kept=True) for name in reversed(LIBRARIES) if any(f"-{name}]" in test for test in tests)
-        ]
         self._compilers = [compiler(str(share), str(shares)) for share in range(shares)]
         self._runners: list[Runner] = []
         if any("test_gpu_load" in test for test in tests):
@@ -53,44 +48,34 @@ class GpuSession:
     def end(self) -> None:
         for runner in self._runners:
             runner.close()
-        for process in [*self._compilers, *self._libraries]:
+        for process in self._compilers:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it runs
             process.wait()
 
 
-def compiler(*arguments: str, is_kept: bool = False) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
-    if is_kept and splits_compilation():
-        # One file of Marlin takes minutes in one thread.
-        environment["NVCC_APPEND_FLAGS"] = f"{environment.get('NVCC_APPEND_FLAGS', '')} --split-compile=0".strip()
+def compiler(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.compile_ahead", *arguments],
         cwd=ROOT,
-        env=environment,
-        stdin=subprocess.PIPE if is_kept else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
-def splits_compilation() -> bool:
-    nvcc = shutil.which("nvcc")
-    return nvcc is not None and b"--split-compile" in subprocess.run([nvcc, "--help"], capture_output=True).stdout
-
-
 def order(items: list[pytest.Item]) -> None:
-    """First what needs no compiler, last what waits for the slowest; all else stays where it is."""
+    """First what needs no compiler, last what waits for warm workers; all else stays where it is."""
     items.sort(key=_turn)
 
 
 def _turn(item: pytest.Item) -> int:
     if item.get_closest_marker("gpu") is None:
         return 0
-    last = [*LIBRARIES[:1], "test_gpu_load", *LIBRARIES[1:]]
-    found = [place for place, name in enumerate(last, 2) if name in item.nodeid]
-    return found[0] if found else 0 if "test_gpu_kernels" in item.nodeid and "llamadeck" not in item.nodeid else 1
+    if "test_gpu_load" in item.nodeid:
+        return 2
+    return 0 if "test_gpu_kernels" in item.nodeid and "llamadeck" not in item.nodeid else 1
 
 
 def begin(items: Sequence[pytest.Item]) -> GpuSession | None:

@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from gptqmodel.nn_modules.qlinear import exllamav2, marlin
 from torch import nn
 
 from core.checkpoint.quantization import MatrixFormat
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import MatrixShape
 from core.worker.kernels.packing import invert_permutation, pack_codes, tile_scales, unpack
-from core.worker.model.backends import exllama_v2, gptqmodel, llamadeck
+from core.worker.model.backends import gptqmodel, llamadeck
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.kernel_check import INPUTS, OUTPUTS, reference_matrix
 from core.worker.model.matrix_tensors import MatrixTensors
@@ -46,12 +45,6 @@ class FakeKernels:
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llamadeck, "kernels_for", lambda _, format, *__: FakeKernels(format.bits))
     monkeypatch.setattr(llamadeck, "make_prefill_backend", lambda *_: None)
-    monkeypatch.setattr(exllama_v2, "ScratchSpace", lambda scratch_bytes, dev: (scratch_bytes, dev))
-    monkeypatch.setattr(marlin, "marlin_import_exception", None)
-    for linear in (exllamav2.ExllamaV2Linear, marlin.MarlinLinear):
-        monkeypatch.setattr(linear, "validate", lambda *_, **__: (True, None))
-        monkeypatch.setattr(linear, "validate_device", lambda *_: None)
-        monkeypatch.setattr(linear, "post_init", lambda *_: None)
 
 
 def make(kernel: str, format: MatrixFormat, dtype: torch.dtype, biases: tuple[torch.Tensor | None, ...]) -> Any:
@@ -100,22 +93,3 @@ def test_llamadeck_packs_members_side_by_side(format: MatrixFormat, dtype: torch
         assert torch.equal(matrix.permutation, order.int())
         assert torch.equal(made.inverse_permutation, invert_permutation(order.int()))
     assert made.bias.dtype == dtype and made.bias.tolist() == [1] * OUTPUTS + [0] * OUTPUTS
-
-
-@pytest.mark.parametrize("dtype", HALF_TYPES)
-@pytest.mark.parametrize("bits", [4, 8])
-def test_marlin_gets_scales_and_bias_in_its_own_type(bits: int, dtype: torch.dtype) -> None:
-    format = MatrixFormat(bits, 128, True, True, "gptq")
-    made, parts = make("marlin", format, dtype, (torch.ones(OUTPUTS),)), reference_matrix(format)[0]
-    assert torch.equal(made.qweight, parts["codes"]) and made.qweight is not parts["codes"]
-    assert made.scales.dtype == made.bias.dtype == dtype
-    assert torch.equal(made.g_idx, parts["input_groups"])
-
-
-def test_exllama_v2_holds_its_scratch_and_zeros_as_they_are() -> None:
-    format = MatrixFormat(4, 64, True, False, "gptq")
-    made, parts = make("exllama_v2", format, torch.float16, (None,)), reference_matrix(format)[0]
-    num_bytes = INPUTS * OUTPUTS * 2 + 128 + OUTPUTS * 512 * 4 + 128
-    assert made.kernel_scratch == (num_bytes, CPU)
-    assert made.scales.dtype == torch.float16 and made.bias is None
-    assert torch.equal(made.qzeros, parts["zeros"]) and made.qzero_format() == 2

@@ -137,13 +137,16 @@ def play(runner: WatchedRunner, steps: EagerSteps | GraphSteps, wanted: Sequence
     [Recipe(), Recipe(model_type="mistral", num_kv_heads=4, num_layers=1)],
     ids=["llama", "mistral"],
 )
-def test_captured_steps_say_what_plain_ones_say(tmp_path: Path, recipe: Recipe) -> None:
+@pytest.mark.parametrize("is_recorded", [True, False], ids=["captured", "kernel by kernel"])
+def test_steps_over_our_own_attention_say_what_plain_ones_say(
+    tmp_path: Path, recipe: Recipe, is_recorded: bool
+) -> None:
     plain = WatchedRunner(load(tmp_path, recipe, merged=False), 3, CONTEXT_TOKENS)
     tokens, wanted = play(plain, EagerSteps(plain))
     model = load(tmp_path, recipe, merged=True)
     assert fuse_modules(model) == ["FusedMlp", "FusedNorm", "FusedRope", "apply_rope"]
-    captured = WatchedRunner(model, 3, CONTEXT_TOKENS)
-    _, got = play(captured, GraphSteps(captured, CHUNK_TOKENS, PlainRecorder()), tokens)
+    runner = WatchedRunner(model, 3, CONTEXT_TOKENS)
+    _, got = play(runner, GraphSteps(runner, CHUNK_TOKENS, PlainRecorder(), is_recorded=is_recorded), tokens)
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
     assert len(set(tokens)) > 3
 

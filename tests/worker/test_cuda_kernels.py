@@ -34,7 +34,7 @@ def test_a_norm_in_another_type_is_left_to_the_model() -> None:
 def test_the_splits_of_all_slots_have_room_in_the_plan(num_slots: int) -> None:
     layer = FullAttention(num_heads=32, num_kv_heads=8, head_dim=128)
     rows = max(GPU_CHUNK_TOKENS, num_slots)
-    planned = KvStatePlan().activation_bytes(layer, rows, 100_000, is_captured=True)
+    planned = KvStatePlan().activation_bytes(layer, rows, 100_000, own_attention=True)
     splits = cache_attention.num_splits(num_slots, 100_000, 64)
     query_and_output = 2 * num_slots * layer.num_heads * layer.head_dim * HALF_BYTES
     each = (layer.head_dim + 2) * FLOAT_BYTES  # with its top and total

@@ -67,6 +67,6 @@ def test_a_kernel_computes_what_the_packed_matrices_stand_for(tmp_path: Path, ke
 def test_every_layout_has_a_kernel_that_needs_no_compiler(tmp_path: Path, recipe: Recipe) -> None:
     make_checkpoint(tmp_path, recipe)
     kernel, _ = choose_kernel(
-        read_checkpoint(tmp_path), Device("cuda", find_devices(read_snapshot())[0].capability, has_compiler=False)
+        read_checkpoint(tmp_path), Device("cuda", find_devices(read_snapshot())[0].capability, has_c_compiler=False)
     )
-    assert not kernel.needs_compiler
+    assert not kernel.needs_c_compiler

@@ -23,7 +23,7 @@ from core.engine.runner import Runner
 from core.gpu.snapshot import read_snapshot
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
-from core.memory.kernels.registry import has_compiler
+from core.memory.kernels.registry import has_c_compiler
 from core.memory.sizes import MIB
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.gpu_session import GpuSession
@@ -92,7 +92,7 @@ def test_a_load_that_cannot_be_honoured_is_refused_with_the_numbers_and_can_be_f
     gc.collect()
     torch.cuda.empty_cache()
     torch.zeros(1, device="cuda")
-    card = DeviceMemory.measured(read_snapshot().gpus[0], has_compiler=has_compiler())
+    card = DeviceMemory.measured(read_snapshot().gpus[0], has_c_compiler=has_c_compiler())
     hog = torch.empty((card.available_mib - least_mib(folder, card) + LACKING_MIB) * MIB, dtype=torch.uint8,
                       device="cuda")  # fmt: skip
     try:

@@ -10,6 +10,7 @@ import gc
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from transformers.models.llama import modeling_llama
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
+from core.worker import load as worker_load
 from core.worker.load import load_engine
+from core.worker.plan_load import plan_load
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits
 
@@ -69,7 +72,7 @@ def inference() -> Iterator[None]:
 
 def open_steps(folder: Path, chats: int = CHATS) -> Any:
     engine = load_engine(read_checkpoint(folder), Load(folder, CONTEXT_TOKENS, chats, "llamadeck"), lambda *_: None)
-    assert engine.facts.captured and engine.facts.kernel == "llamadeck"
+    assert engine.steps.runs_ahead and engine.facts.kernel == "llamadeck"
     return engine.steps
 
 
@@ -107,6 +110,22 @@ def test_a_captured_step_computes_the_model(
     for slot in range(CHATS):
         wanted = reference_logits(tmp_path, dense, torch.tensor([[*prompt(slot), first[slot]]]))[0]
         assert (got[slot] - wanted).abs().max() < TOLERANCES[dtype] * wanted.std()
+
+
+@pytest.mark.parametrize("name", ["group 64, shared heads", "8 bit, asymmetric, act-order"])
+def test_without_room_for_graphs_the_same_steps_run_kernel_by_kernel(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their plan had torch's attention in it, which took more memory with long contexts than the graphs do."""
+    make_checkpoint(tmp_path, RECIPES[name])
+
+    def written() -> list[int]:
+        steps = open_steps(tmp_path)
+        return [*prefill_all(steps), *(token for _ in range(8) for token in steps.decode(range(CHATS)).wait())]
+
+    wanted = written()
+    monkeypatch.setattr(worker_load, "plan_load", lambda *how: replace(plan_load(*how), is_captured=False))
+    assert written() == wanted
 
 
 @pytest.mark.parametrize("chats", [1, 2])

@@ -14,9 +14,8 @@ from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import CheckpointError, EngineError
 from core.common.i18n import catalogue
 from core.memory.kernels import registry
-from core.memory.kernels.gptqmodel import TRITON
 from core.memory.kernels.llamadeck import LLAMADECK
-from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel, kernel_named, speed_rank
+from core.memory.kernels.registry import KERNELS, able_kernels, choose_kernel, kernel_named
 from core.memory.kernels.spec import Device, KernelSpec
 from core.memory.model_shape import matrix_shapes, read_shape
 from core.worker.kernels.packing import K_BLOCK, TILE
@@ -26,8 +25,8 @@ from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from tests.support.checkpoints import Recipe, make_checkpoint
 
-AMPERE = Device("cuda", (8, 6), has_compiler=True)
-TURING = Device("cuda", (7, 5), has_compiler=True)
+AMPERE, TURING = Device("cuda", (8, 6)), Device("cuda", (7, 5))
+BARE_TURING = Device("cuda", (7, 5), has_c_compiler=False)
 CPU = Device("cpu")
 LLAMA2_7B = ((4096, 4096), (4096, 11008), (11008, 4096))
 FALCON_7B = ((4544, 4672), (4544, 18176), (18176, 4544))
@@ -63,22 +62,20 @@ def takes(kernel: KernelSpec, model: Checkpoint, device: Device) -> bool:
         (checkpoint(), AMPERE, ("llamadeck", "llamadeck")),
         (checkpoint(act_order=True, symmetric=False), AMPERE, ("llamadeck", "llamadeck")),
         (checkpoint(group_size=-1), AMPERE, ("llamadeck", "llamadeck")),
-        (checkpoint(), TURING, ("exllama_v2", "exllama_v2")),
-        (checkpoint(act_order=True, symmetric=False), TURING, ("exllama_v2", "exllama_v2")),
-        (checkpoint(group_size=-1), TURING, ("exllama_v2", "exllama_v2")),
-        (checkpoint(bits=8), AMPERE, ("marlin", "marlin")),
+        (checkpoint(), TURING, ("triton", "triton")),
+        (checkpoint(act_order=True, symmetric=False), TURING, ("triton", "triton")),
+        (checkpoint(group_size=-1), TURING, ("triton", "triton")),
+        (checkpoint(bits=8), AMPERE, ("llamadeck", "llamadeck")),
         (checkpoint(bits=8, symmetric=False), AMPERE, ("llamadeck", "llamadeck")),
-        (checkpoint(bits=8, act_order=True, group_size=32), AMPERE, ("marlin", "marlin")),
+        (checkpoint(bits=8, act_order=True, group_size=32), AMPERE, ("llamadeck", "llamadeck")),
         (checkpoint(bits=8, symmetric=False), TURING, ("triton", "triton")),
         (checkpoint(group_size=256), AMPERE, ("triton", "triton")),
         (checkpoint(bits=2), AMPERE, ("triton", "triton")),
         (checkpoint(bits=3), AMPERE, ("torch", "torch")),
-        (checkpoint(), Device("cuda", (9, 0), False), ("llamadeck", "llamadeck")),
-        (checkpoint(), Device("cuda", (7, 5), False), ("triton", "no_compiler")),
-        (checkpoint(bits=8), Device("cuda", (9, 0), False), ("llamadeck", "no_compiler")),
-        (checkpoint(bits=8), Device("cuda", (7, 5), False), ("triton", "no_compiler")),
-        (checkpoint(bits=8), Device("cuda", (7, 0), True), ("triton", "triton")),
-        (checkpoint(), Device("cuda", (7, 0), True), ("exllama_v2", "exllama_v2")),
+        (checkpoint(), BARE_TURING, ("torch", "no_c_compiler")),
+        (checkpoint(bits=3), BARE_TURING, ("torch", "torch")),
+        (checkpoint(bits=8), Device("cuda", (7, 0)), ("triton", "triton")),
+        (checkpoint(), Device("cuda", (6, 1)), ("torch", "torch")),
         (checkpoint(), CPU, ("aten_int4", "aten_int4")),
         (checkpoint(act_order=True, symmetric=False, group_size=32), CPU, ("aten_int4", "aten_int4")),
         (checkpoint(group_size=-1), CPU, ("dense", "dense")),
@@ -93,27 +90,9 @@ def test_the_fastest_kernel_that_takes_a_model_is_chosen(
     assert (kernel.name, reason) == wanted
 
 
-@pytest.mark.parametrize(
-    ("model", "capability", "wanted"),
-    [
-        (checkpoint(bits=2), (8, 6), ("triton", "triton")),
-        (checkpoint(group_size=16), (8, 6), ("triton", "triton")),
-        (checkpoint(bits=3), (8, 6), ("torch", "torch")),
-        (checkpoint(), (6, 1), ("torch", "no_compiler")),
-    ],
-)
-def test_a_compiler_is_asked_for_only_where_one_would_help(
-    model: Checkpoint, capability: tuple[int, int], wanted: tuple[str, str]
-) -> None:
-    """Every choice of Triton without a compiler once blamed the compiler, also for 2 bit, which no other takes;
-    and an old card, where ExLlamaV2 needs the compiler, was told that nothing else takes the model."""
-    kernel, reason = choose_kernel(model, Device("cuda", capability, has_compiler=False))
-    assert (kernel.name, reason) == wanted
-
-
 def test_without_a_c_compiler_nothing_is_left_to_triton() -> None:
     """Triton builds with one what launches its kernels. The load failed after the verdict had promised it."""
-    bare = Device("cuda", (8, 6), has_compiler=False, has_c_compiler=False)
+    bare = Device("cuda", (8, 6), has_c_compiler=False)
     assert choose_kernel(checkpoint(bits=2), bare) == (kernel_named("torch"), "no_c_compiler")
     assert choose_kernel(checkpoint(bits=3), bare) == (kernel_named("torch"), "torch")
     assert choose_kernel(checkpoint(), bare) == (kernel_named("llamadeck"), "llamadeck")
@@ -139,42 +118,28 @@ def test_a_c_compiler_counts_with_pythons_headers(
 
 
 def test_every_reason_has_a_sentence() -> None:
-    reasons = {kernel.name for kernel in KERNELS} | {
-        "no_compiler",
-        "no_c_compiler",
-        "asked_for",
-        "leaner",
-        "faster_refused",
-    }
+    reasons = {kernel.name for kernel in KERNELS} | {"no_c_compiler", "asked_for", "leaner", "faster_refused"}
     for language in ("en", "zh"):
         assert {f"kernel.{reason}" for reason in reasons} <= set(catalogue(language))
 
 
 def test_a_kernel_that_is_asked_for_is_taken(tmp_path: Path) -> None:
-    kernel, reason = choose_kernel(checkpoint(), AMPERE, "marlin")
-    assert (kernel.name, reason) == ("marlin", "asked_for")
+    kernel, reason = choose_kernel(checkpoint(), AMPERE, "triton")
+    assert (kernel.name, reason) == ("triton", "asked_for")
 
 
-def test_our_own_kernel_can_be_asked_for_with_8_bit() -> None:
+def test_our_own_kernel_takes_every_layout_of_8_bit() -> None:
     for symmetric, act_order, group_size in itertools.product((False, True), (False, True), (-1, 32, 64, 128)):
         model = checkpoint(8, group_size, act_order, symmetric)
-        assert choose_kernel(model, AMPERE, "llamadeck") == (LLAMADECK, "asked_for")
+        assert choose_kernel(model, AMPERE) == (LLAMADECK, "llamadeck")
 
 
-def test_each_number_of_bits_has_its_own_order() -> None:
-    """8 bit through our own kernel takes longer a token than 4 bit through it, so it never counts as fast."""
-    assert speed_rank(LLAMADECK, 4) < speed_rank(LLAMADECK, 8) < speed_rank(TRITON, 8)
-    able = able_kernels(matrix_shapes(checkpoint(bits=8)), [AMPERE])
-    assert [speed_rank(kernel, 8) for kernel in able] == sorted(speed_rank(kernel, 8) for kernel in able)
-    assert {kernel.name for kernel in able} == {"llamadeck", "marlin", "triton", "torch"}
-
-
-@pytest.mark.parametrize("name", ["aten_int4", "machete", ""])
+@pytest.mark.parametrize("name", ["aten_int4", "marlin", ""])
 def test_a_kernel_that_cannot_run_here_is_refused_with_those_that_can(name: str) -> None:
     with pytest.raises(EngineError) as caught:
         choose_kernel(checkpoint(), AMPERE, name)
     assert caught.value.key == "kernel_refused"
-    assert caught.value.params["able"] == "llamadeck, exllama_v2, marlin, triton, torch"
+    assert caught.value.params["able"] == "llamadeck, triton, torch"
 
 
 @pytest.mark.parametrize("device", [AMPERE, CPU], ids=["cuda", "cpu"])
@@ -240,7 +205,7 @@ COMBINATIONS = [
     "kernel", [kernel for kernel in KERNELS if kernel != LLAMADECK], ids=lambda kernel: kernel.name
 )
 def test_no_kernel_is_given_what_its_own_class_refuses(kernel: KernelSpec) -> None:
-    device = Device(kernel.device, (9, 0), has_compiler=True)
+    device = Device(kernel.device, (9, 0))
     backend = make_backend(kernel, torch.float16, torch.device("cpu"))
     assert isinstance(backend, GptqmodelBackend)
     taken = [model for model in COMBINATIONS if takes(kernel, model, device)]
@@ -275,6 +240,6 @@ def test_the_engines_own_kernel_is_given_whole_tiles_blocks_and_groups() -> None
 
 
 def test_what_a_kernel_needs_of_the_gpu_is_asked() -> None:
-    for name, capability in (("llamadeck", (7, 5)), ("exllama_v2", (5, 2)), ("marlin", (7, 0)), ("triton", (6, 1))):
-        assert not takes(kernel_named(name), checkpoint(), Device("cuda", capability, has_compiler=True))
+    for name, capability in (("llamadeck", (7, 5)), ("triton", (6, 1))):
+        assert not takes(kernel_named(name), checkpoint(), Device("cuda", capability))
         assert takes(kernel_named(name), checkpoint(), AMPERE)

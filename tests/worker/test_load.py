@@ -70,10 +70,9 @@ def test_a_context_beyond_that_is_refused_with_the_limit(folder: Path, asked: in
     [
         ("bfloat16", "aten_int4", Device("cpu"), "bfloat16"),
         ("float16", "dense", Device("cpu"), "bfloat16"),
-        ("float16", "marlin", Device("cuda", (8, 6)), "float16"),
-        ("bfloat16", "marlin", Device("cuda", (8, 6)), "bfloat16"),
-        ("bfloat16", "marlin", Device("cuda", (7, 5)), "float16"),
-        ("bfloat16", "exllama_v2", Device("cuda", (9, 0)), "float16"),
+        ("float16", "llamadeck", Device("cuda", (8, 6)), "float16"),
+        ("bfloat16", "llamadeck", Device("cuda", (8, 6)), "bfloat16"),
+        ("bfloat16", "triton", Device("cuda", (7, 5)), "float16"),
         ("float32", "triton", Device("cuda", (9, 0)), "float16"),
         (..., "triton", Device("cuda", (9, 0)), "float16"),
         (None, "torch", Device("cuda", (9, 0)), "float16"),

@@ -31,7 +31,7 @@ from core.worker.plan_load import plan_gpu_load
 from tests.support.checkpoints import WEIGHTS, Recipe, make_checkpoint
 from tests.support.preparation import Preparation
 
-HOPPER = Device("cuda", (9, 0), has_compiler=True)
+HOPPER = Device("cuda", (9, 0))
 LARGE = DeviceMemory.empty("large", 80_000, (9, 0))
 CPU = torch.device("cpu")
 
@@ -50,24 +50,22 @@ def ready(checkpoint: Checkpoint, cards: list[DeviceMemory], kernel: str | None 
 
 
 def test_a_kernel_that_fails_its_check_is_not_used(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    preparation = Preparation("llamadeck", "exllama_v2")
-    monkeypatch.setattr(opening, "compile_and_check", preparation)
+    preparation = Preparation("llamadeck")
+    monkeypatch.setattr(opening, "check_kernels", preparation)
     found = ready(checkpoint, [LARGE])
-    assert (found.kernel.name, found.kernel_reason) == ("marlin", "faster_refused")
-    assert preparation.asked == ["llamadeck", "exllama_v2", "marlin"]
+    assert (found.kernel.name, found.kernel_reason) == ("triton", "faster_refused")
+    assert preparation.asked == ["llamadeck", "triton"]
 
 
 def test_one_that_was_asked_for_is_not_replaced(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "compile_and_check", Preparation("llamadeck"))
+    monkeypatch.setattr(opening, "check_kernels", Preparation("llamadeck"))
     with pytest.raises(EngineError) as caught:
         ready(checkpoint, [LARGE], "llamadeck")
     assert caught.value.key == "kernel_wrong"
 
 
 def test_where_every_kernel_fails_the_load_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        opening, "compile_and_check", Preparation("llamadeck", "exllama_v2", "marlin", "triton", "torch")
-    )
+    monkeypatch.setattr(opening, "check_kernels", Preparation("llamadeck", "triton", "torch"))
     with pytest.raises(EngineError) as caught:
         ready(checkpoint, [LARGE])
     assert caught.value.key == "no_kernel"
@@ -75,14 +73,14 @@ def test_where_every_kernel_fails_the_load_is_refused(checkpoint: Checkpoint, mo
 
 def test_a_model_goes_where_it_fits(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine once took the first GPU, full or not."""
-    monkeypatch.setattr(opening, "compile_and_check", Preparation())
+    monkeypatch.setattr(opening, "check_kernels", Preparation())
     full = replace(LARGE, others_mib=79_000)
     assert DeviceMap.of_plan(ready(checkpoint, [LARGE, replace(LARGE)])).devices == (torch.device("cuda", 0),)
     assert DeviceMap.of_plan(ready(checkpoint, [full, LARGE])).devices == (torch.device("cuda", 1),)
 
 
 def test_what_no_gpu_has_room_for_is_split_by_layers(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "compile_and_check", Preparation())
+    monkeypatch.setattr(opening, "check_kernels", Preparation())
     refused = check_fit(checkpoint, [DeviceMemory.empty("tiny", 800, (9, 0))], 256, kernel="llamadeck")
     room_mib = int((refused.plan.total - refused.plan.weights / 3) / MIB)
     small = replace(LARGE, total_mib=room_mib, reserved_mib=0)

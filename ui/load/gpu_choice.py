@@ -10,7 +10,7 @@ from core.gpu.known_gpus import known_gpus, lookup
 from core.gpu.torch_support import has_nvidia_gpu, installed_torch, is_cpu_chosen, usable_gpus
 from core.gpu.torch_support import names_of as names_of_gpus
 from core.memory.device_memory import DeviceMemory
-from core.memory.kernels.registry import has_c_compiler, has_compiler
+from core.memory.kernels.registry import has_c_compiler
 from ui.shared.errors import sentence, show_error
 from ui.shared.gpus import gpu_error, gpus_here, reading
 from ui.shared.i18n import tr
@@ -30,11 +30,11 @@ def own_pids() -> frozenset[int]:
 def devices_here() -> Devices:
     """The GPUs that a load can take, as they are now; none where models run on the CPU."""
     latest, report, pids = reading(), engine().local.gpu_report, own_pids()
-    compilers = has_compiler(), has_c_compiler()
+    compiler = has_c_compiler()
     if latest is None or is_cpu_chosen() or gpu_error() is not None:
         return ()
     usable = usable_gpus(latest.gpus, report.torch if report else installed_torch())
-    return tuple(DeviceMemory.measured(gpu, pids, *compilers) for gpu in usable)
+    return tuple(DeviceMemory.measured(gpu, pids, compiler) for gpu in usable)
 
 
 def draw_why_cpu() -> None:

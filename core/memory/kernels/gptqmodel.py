@@ -1,5 +1,4 @@
-"""gptqmodel's kernels that need no CUDA compiler: Triton, which builds in C what launches its kernels, and torch for
-what nothing else takes."""
+"""gptqmodel's kernels: Triton, which builds in C what launches its kernels, and torch for what nothing else takes."""
 
 from __future__ import annotations
 

@@ -16,15 +16,11 @@ ALL_GROUP_SIZES = frozenset((-1, 16, 32, 64, 128, 256, 512, 1024))
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model is to run. `capability` is CUDA's compute capability; `has_compiler` means nvcc and a C++ one,
-    `has_c_compiler` what Triton builds with.
-
-    `has_code`: whether torch was built for it.
-    """
+    """Where a model is to run. `capability`: CUDA's compute capability. `has_code`: torch was built for it.
+    `has_c_compiler`: there is what Triton builds with."""
 
     kind: Literal["cuda", "cpu"]
     capability: tuple[int, int] = (0, 0)
-    has_compiler: bool = False
     has_code: bool = True
     has_c_compiler: bool = True
 
@@ -33,8 +29,8 @@ class Device:
 class KernelSpec:
     """A kernel that keeps a checkpoint's own tensors; others override what they keep and need.
 
-    `multiple` divides both sides of every matrix, `either_multiple` at least one. `takes_partial_groups`: a matrix's
-    last scale group may be shorter than the others. `is_capturable`: its calls can be captured in CUDA graphs, and are
+    `multiple` divides both sides of every matrix. `takes_partial_groups`: a matrix's last scale group may be shorter
+    than the others. `is_capturable`: its calls can be captured in CUDA graphs, and are
     held against plain runs. `is_last_resort`: it dequantizes every matrix for every token, and is for what no other
     kernel takes. `merges_permuted`: it takes matrices of one input as one also where their inputs are permuted alike.
     `fallback` runs the matrices of a model that this kernel does not take, if it takes any.
@@ -44,12 +40,9 @@ class KernelSpec:
     device: Literal["cuda", "cpu"]
     bits: frozenset[int]
     group_sizes: frozenset[int]
-    takes_asymmetric: bool = True
     takes_partial_groups: bool = False
     multiple: int = 1
-    either_multiple: int = 1
     min_capability: tuple[int, int] = (0, 0)
-    needs_compiler: bool = False
     needs_c_compiler: bool = False
     is_capturable: bool = False
     is_last_resort: bool = False
@@ -62,13 +55,10 @@ class KernelSpec:
         return (
             self.device == device.kind
             and device.capability >= self.min_capability
-            and (device.has_compiler or not self.needs_compiler)
             and (device.has_c_compiler or not self.needs_c_compiler)
             and format.bits in self.bits
             and format.group_size in self.group_sizes
-            and (self.takes_asymmetric or format.is_symmetric)
             and all(side % self.multiple == 0 for side in sides)
-            and any(side % self.either_multiple == 0 for side in sides)
             and (self.takes_partial_groups or matrix.in_features % format.group_size == 0)
         )
 

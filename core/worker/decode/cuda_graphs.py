@@ -1,7 +1,8 @@
 """Decode and prefill as CUDA graphs: one graph a batch size, one a chunk length.
 
-A captured step reads from GPU memory what changes: slots, positions, sampling settings. So a step can follow another
-before the host has read the first one's tokens.
+Where there is no room for graphs, or a kernel cannot be captured, the same steps run kernel by kernel. A step reads
+from GPU memory what changes: slots, positions, sampling settings. So a step can follow another before the host has read
+the first one's tokens.
 """
 
 from __future__ import annotations
@@ -66,7 +67,10 @@ class GraphRecorder:
 
 
 class GraphSteps:
-    """Steps of `model` as captured graphs. Everything they need is allocated in __init__, and nothing later."""
+    """Steps of `model` over our own attention, sampled on the GPU; as captured graphs, unless `is_recorded` is false.
+
+    What captured ones need is allocated in __init__, and nothing later.
+    """
 
     runs_ahead = True
 
@@ -76,11 +80,13 @@ class GraphSteps:
         chunk_tokens: int,
         recorder: GraphRecorder | None = None,
         fuse: Callable[[GraphCache, Callable[[], object], Callable[[], object]], object] | None = None,
+        is_recorded: bool = True,
     ) -> None:
         """fuse(cache, run_decode, run_prefill) may replace modules before capture. run_decode runs one decode step of 1
         or 2 slots, run_prefill one prefill chunk. Raises EngineError "captured_differs"."""
         self._model = model
         self.recorder = recorder or GraphRecorder()
+        self.is_recorded = is_recorded
         self.num_slots = model.cache.num_slots
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
@@ -112,6 +118,8 @@ class GraphSteps:
         for step in steps:
             for _ in range(WARM_UPS):
                 step.compute()
+        if not self.is_recorded:
+            return
         # A step changes the slots' tokens and positions, which the next one reads.
         tokens, positions = self.tokens.clone(), self.positions.clone()
 
@@ -180,12 +188,12 @@ class GraphSteps:
 class _Step(ABC):
     """A step that runs kernel by kernel until `capture`, and is replayed from then on."""
 
-    replay: Callable[[], None]
     # Where a replay leaves the logits [rows, vocabulary].
     logits: torch.Tensor
 
     def __init__(self, steps: GraphSteps) -> None:
         self._steps = steps
+        self.replay: Callable[[], object] = self.compute
 
     @abstractmethod
     def compute(self) -> torch.Tensor:

@@ -55,9 +55,17 @@ def attend(
         return output.reshape(num_rows, 1, num_heads, -1), None
     # Without a mask one token sees all: on a CPU the same call as transformers' own, to the bit.
     bias = causal_lower_right(num_tokens, key.shape[2]) if mask is None and num_tokens > 1 else mask
+    if key.shape[1] != num_heads and not query.is_cpu and (mask is not None or not has_flash(query)):
+        # Torch would multiply all scores out: what of its kernels takes shared heads takes no mask and no older GPU.
+        key, value = (one.repeat_interleave(num_heads // key.shape[1], dim=1) for one in (key, value))
     shares_heads = key.shape[1] != num_heads
     output = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling, enable_gqa=shares_heads)
     return output.transpose(1, 2).contiguous(), None
+
+
+def has_flash(query: torch.Tensor) -> bool:
+    """Whether torch's FlashAttention runs on the GPU of `query`."""
+    return bool(torch.cuda.get_device_capability(query.device) >= (8, 0))
 
 
 def attend_capped(

@@ -1,4 +1,4 @@
-"""A matrix kernel in the worker: what compiles it, what it keeps beside the weights, one module a matrix."""
+"""A matrix kernel in the worker: what it keeps beside the weights, one module a matrix."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ class KernelBackend(Protocol):
     @property
     def reading_device(self) -> torch.device:
         """Where a matrix's tensors are read to, before `make`."""
-
-    def compile(self) -> None:
-        """Compile the kernel at its first use, which may take minutes. Raises EngineError "kernel_compile"."""
 
     def reserve(self, matrices: Collection[MatrixShape], max_rows: int) -> None:
         """Allocate all that the kernel needs beside the weights, once, before the first `make`."""

@@ -1,4 +1,4 @@
-"""Kernels that gptqmodel's own classes call: Triton and torch, and what other backends share with them."""
+"""Kernels that gptqmodel's own classes call: Triton and torch."""
 
 from __future__ import annotations
 
@@ -31,9 +31,6 @@ class GptqmodelBackend:
     @property
     def reading_device(self) -> torch.device:
         return self.device
-
-    def compile(self) -> None:
-        pass
 
     def reserve(self, matrices: Collection[MatrixShape], max_rows: int) -> None:
         pass

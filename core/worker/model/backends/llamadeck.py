@@ -41,9 +41,6 @@ class LlamadeckBackend:
     def reading_device(self) -> torch.device:
         return torch.device("cpu")
 
-    def compile(self) -> None:
-        """Each kernel is compiled when it is first called, in a second or two."""
-
     def reserve(self, matrices: Collection[MatrixShape], max_rows: int) -> None:
         words = max(matrix.num_elements * matrix.format.bits // 32 for matrix in matrices)
         self._staging = torch.empty(words, dtype=torch.int32, device=self.device)

@@ -7,23 +7,17 @@ from collections.abc import Callable
 import torch
 
 from core.memory.kernels.cpu import ATEN_INT4, DENSE
-from core.memory.kernels.exllama_v2 import EXLLAMA_V2
 from core.memory.kernels.gptqmodel import TORCH, TRITON
 from core.memory.kernels.llamadeck import LLAMADECK
-from core.memory.kernels.marlin import MARLIN
 from core.memory.kernels.spec import KernelSpec
 from core.worker.model.backends.aten_int4 import AtenInt4Backend
 from core.worker.model.backends.base import KernelBackend
 from core.worker.model.backends.dense import DenseBackend
-from core.worker.model.backends.exllama_v2 import ExllamaV2Backend
 from core.worker.model.backends.gptqmodel import TorchBackend, TritonBackend
 from core.worker.model.backends.llamadeck import LlamadeckBackend
-from core.worker.model.backends.marlin import MarlinBackend
 
 BACKENDS: dict[str, Callable[[KernelSpec, torch.dtype, torch.device], KernelBackend]] = {
     LLAMADECK.name: LlamadeckBackend,
-    EXLLAMA_V2.name: ExllamaV2Backend,
-    MARLIN.name: MarlinBackend,
     TRITON.name: TritonBackend,
     TORCH.name: TorchBackend,
     ATEN_INT4.name: AtenInt4Backend,
