@@ -1,7 +1,10 @@
-"""Characters: the gallery, one character, the form that changes it, and who the user is."""
+"""Characters: the gallery, one character, the form that changes it, who the user is, and lorebooks of their own."""
 
 import streamlit as st
 
+from ui.characters.book import draw_book
+from ui.characters.book_draft import renew_book_drafts
+from ui.characters.books import draw_books
 from ui.characters.detail import draw_detail
 from ui.characters.draft import renew_drafts
 from ui.characters.form import draw_form
@@ -16,10 +19,15 @@ part, key = current_view(has_arrived())
 if has_arrived():
     renew_drafts()
     renew_user_draft()
+    renew_book_drafts()
 if part == "form":
     draw_form(key)
 elif part == "user":
     draw_user()
+elif part == "books":
+    draw_books()
+elif part == "book" and key is not None:
+    draw_book(key)
 elif part == "detail" and key is not None:
     draw_detail(key)
 else:

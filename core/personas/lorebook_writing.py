@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
+from core.common.values import is_whole
 from core.personas.lore_editing import NEW_ENTRY
 from core.personas.sillytavern import world_entry
 
@@ -21,16 +23,12 @@ def write_v3(book: Mapping[str, Any]) -> dict[str, Any]:
 def write_world_info(book: Mapping[str, Any]) -> dict[str, Any]:
     """World info. What is no entry has no place there."""
     given = [one for one in book.get("entries", []) if isinstance(one, dict)]
+    # SillyTavern finds an entry by its number, which is its key too. Of several with one number the first keeps it.
+    own = {number: place for place, one in reversed(list(enumerate(given))) if is_whole(number := one.get("id"))}
+    free = (number for number in count() if number not in own)
     entries: dict[str, Any] = {}
     for place, one in enumerate(given):
         number = one.get("id")
-        # SillyTavern finds an entry by its number, which is its key too.
-        uid = _free(entries, number if type(number) is int and number >= 0 else place)
+        uid = number if is_whole(number) and own[number] == place else next(free)
         entries[str(uid)] = world_entry(one, uid)
     return {key: value for key, value in book.items() if key != "entries"} | {"entries": entries}
-
-
-def _free(entries: Mapping[str, Any], number: int) -> int:
-    while str(number) in entries:
-        number += 1
-    return number

@@ -71,13 +71,15 @@ def test_bare_patterns_are_written_as_sillytavern_writes_them() -> None:
 
 
 def test_entries_of_one_number_get_numbers_of_their_own() -> None:
-    entries = [{"keys": [name], "content": name, "id": 3} for name in "abc"] + [{"keys": ["d"], "content": "d"}]
+    entries = [
+        {"keys": [], "content": name, "id": number} for name, number in zip("abcd", (None, 0, 3, 3), strict=True)
+    ]
     world, _ = written({"entries": entries})
     assert [(key, one["uid"], one["content"]) for key, one in world["entries"].items()] == [
-        ("3", 3, "a"),
-        ("4", 4, "b"),
-        ("5", 5, "c"),
-        ("6", 6, "d"),
+        ("1", 1, "a"),
+        ("0", 0, "b"),
+        ("3", 3, "c"),
+        ("2", 2, "d"),
     ]
 
 

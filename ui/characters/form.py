@@ -13,8 +13,9 @@ from core.personas.lore_entry import MAX_NUMBER, ROLES
 from core.personas.names import same_name
 from core.personas.note import KEY as NOTE_KEY
 from core.personas.note import read_note
-from ui.characters.draft import PARTS, Draft, collect, draft_of, note_typed, set_shape
-from ui.characters.lorebook import draw_lorebook
+from ui.characters.draft import PARTS, Draft, collect, draft_of, set_shape
+from ui.characters.lore_draft import note_typed
+from ui.characters.lorebook import draw_foreign, draw_lorebook
 from ui.characters.picture import draw_picture_choice
 from ui.characters.preview import draw_preview
 from ui.characters.saving import Theirs, changed_fields, discard, save, save_as_new, take_theirs, their_version
@@ -28,7 +29,6 @@ ONE_TEXT = "text"
 TABS = ("who", "talk", "rules", "lore", "card")
 HEIGHTS = {"context": 320, "description": 220, "example_dialogue": 220, "greeting": 140}
 DEFAULT_HEIGHT = 110
-MAX_FOREIGN = 30
 
 
 def draw_form(key: str | None) -> None:
@@ -204,16 +204,17 @@ def _draw_note(draft: Draft) -> None:
                      format_func=roles.__getitem__, on_change=note_typed, args=(draft.number,))  # fmt: skip
 
 
+def _draw_lore(draft: Draft) -> None:
+    st.caption(tr("characters.lore_help"))
+    draw_lorebook(draft)
+
+
 def _draw_card(draft: Draft) -> None:
     _text(draft, "nickname", is_long=False)
     _text(draft, "creator", is_long=False)
     _text(draft, "version", is_long=False)
     _text(draft, "creator_notes")
-    foreign = foreign_names(draft.now)
-    if foreign:
-        shown = ", ".join(map(escape, foreign[:MAX_FOREIGN]))
-        rest = f" … (+{len(foreign) - MAX_FOREIGN})" if len(foreign) > MAX_FOREIGN else ""
-        st.caption(f":material/inventory_2: {tr('characters.foreign')} {shown}{rest}")
+    draw_foreign(foreign_names(draft.now))
 
 
 def foreign_names(character: Character) -> list[str]:
@@ -224,4 +225,4 @@ def foreign_names(character: Character) -> list[str]:
     return sorted(names.union(foreign_keys(character.lorebook)))
 
 
-DRAW = {"who": _draw_who, "talk": _draw_talk, "rules": _draw_rules, "lore": draw_lorebook, "card": _draw_card}
+DRAW = {"who": _draw_who, "talk": _draw_talk, "rules": _draw_rules, "lore": _draw_lore, "card": _draw_card}

@@ -14,7 +14,7 @@ from core.personas.fields import visible
 from core.personas.listing import Entry
 from core.personas.names import same_name
 from ui.characters.draft import has_changes
-from ui.characters.importing import draw_import, draw_results
+from ui.characters.importing import CHARACTERS, draw_import, draw_results
 from ui.characters.readable import readable
 from ui.characters.view import draw_messages, new_chat_with, show
 from ui.shared.errors import sentence, show_error
@@ -48,7 +48,7 @@ WAITING = base64.b64decode(
 def draw_gallery() -> None:
     _draw_head()
     draw_messages()
-    draw_results()
+    draw_results(CHARACTERS)
     try:
         entries = characters().entries()
     except DeckError as error:
@@ -70,9 +70,11 @@ def _draw_head() -> None:
         st.button(tr("characters.new"), key="characters_new", icon=":material/add:", type="primary",
                   on_click=show, args=("form",))  # fmt: skip
         with st.popover(tr("characters.import"), icon=":material/upload:", key="characters_import"):
-            draw_import()
+            draw_import(CHARACTERS)
         st.button(tr("characters.user"), key="characters_user", icon=":material/person:",
                   on_click=show, args=("user",))  # fmt: skip
+        st.button(tr("lorebooks.title"), key="characters_lorebooks", icon=":material/menu_book:",
+                  on_click=show, args=("books",))  # fmt: skip
     if person():
         st.caption(tr("characters.shared"))
     if has_changes(None):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -17,7 +16,7 @@ from core.personas.lore_editing import (
     entry_values,
     remove_entry,
 )
-from ui.characters.draft import Draft, collect, note_typed, set_book, take_table
+from ui.characters.lore_draft import LoreDraft, collect, note_typed, take_table
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape, shortened
 
@@ -25,11 +24,12 @@ CHOICE = "character_lore_choice"
 TEXT_CHARS, KEYS_CHARS = 90, 40
 MAX_NUMBER = 10**15
 ROW_HEIGHT, MAX_HEIGHT = 35, 300
+MAX_FOREIGN = 30
 
 
-def draw_lorebook(draft: Draft) -> None:
-    st.caption(tr("characters.lore_help"))
-    book = draft.now.lorebook
+def draw_lorebook(draft: LoreDraft) -> None:
+    """The entries and settings of a character's lorebook, or of one of its own."""
+    book = draft.book
     if not can_change_entries(book):
         st.info(tr("characters.lore_foreign"), icon=":material/info:")
         return
@@ -46,7 +46,7 @@ def draw_lorebook(draft: Draft) -> None:
         _draw_settings(draft)
 
 
-def _draw_table(draft: Draft) -> None:
+def _draw_table(draft: LoreDraft) -> None:
     book = draft.table_book
     rows = [_row(entry_values(book, index)) for index in entry_indexes(book)]
     key = draft.table_key()
@@ -74,9 +74,9 @@ def _row(values: Mapping[str, Any]) -> dict[str, Any]:
     return shown | {"content": shortened(values["content"], TEXT_CHARS)}
 
 
-def _choose(draft: Draft, indexes: list[int]) -> int:
+def _choose(draft: LoreDraft, indexes: list[int]) -> int:
     """The entry that the form below shows."""
-    book, key = draft.now.lorebook, draft.field_key(CHOICE)
+    book, key = draft.book, draft.field_key(CHOICE)
     if st.session_state.get(key) not in indexes:
         st.session_state[key] = indexes[0]
     names = {index: _entry_name(number, entry_values(book, index)) for number, index in enumerate(indexes, start=1)}
@@ -89,8 +89,8 @@ def _entry_name(number: int, values: Mapping[str, Any]) -> str:
     return f"{number} · {shortened(words, KEYS_CHARS)}"
 
 
-def _draw_entry(draft: Draft, index: int) -> None:
-    values = entry_values(draft.now.lorebook, index)
+def _draw_entry(draft: LoreDraft, index: int) -> None:
+    values = entry_values(draft.book, index)
 
     def field(widget: Callable[..., Any], name: str, **options: Any) -> None:
         key = draft.lore_key(name, index)
@@ -124,8 +124,8 @@ def _draw_entry(draft: Draft, index: int) -> None:
                       on_click=_remove, args=(draft.number, draft.places, index))  # fmt: skip
 
 
-def _draw_settings(draft: Draft) -> None:
-    values = book_values(draft.now.lorebook)
+def _draw_settings(draft: LoreDraft) -> None:
+    values = book_values(draft.book)
     for name, value in values.items():
         st.session_state.setdefault(draft.lore_key(name), value)
     with st.expander(tr("characters.lore_settings"), icon=":material/tune:", key="lorebook_settings"):
@@ -138,16 +138,24 @@ def _draw_settings(draft: Draft) -> None:
                     args=(draft.number,))  # fmt: skip
 
 
+def draw_foreign(names: Sequence[str]) -> None:
+    """What a file holds beyond its form, by the names of the keys; all of it stays."""
+    if names:
+        shown = ", ".join(map(escape, names[:MAX_FOREIGN]))
+        rest = f" … (+{len(names) - MAX_FOREIGN})" if len(names) > MAX_FOREIGN else ""
+        st.caption(f":material/inventory_2: {tr('characters.foreign')} {shown}{rest}")
+
+
 def _add(number: int) -> None:
     draft = collect(number)
     if draft is not None:
-        set_book(draft, add_entry(draft.now.lorebook))
-        st.session_state[draft.field_key(CHOICE)] = len(draft.now.lorebook["entries"]) - 1
+        draft.set_book(add_entry(draft.book))
+        st.session_state[draft.field_key(CHOICE)] = len(draft.book["entries"]) - 1
 
 
 def _remove(number: int, places: int, index: int) -> None:
     """The indexes of those after it are others then: a second click finds nothing."""
     draft = collect(number)
     if draft is not None and draft.places == places:
-        draft.now = replace(draft.now, lorebook=remove_entry(draft.now.lorebook, index))
+        draft.change_book(remove_entry(draft.book, index))
         draft.renew()

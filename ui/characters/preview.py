@@ -42,7 +42,7 @@ def draw_preview(character: Character) -> str:
     said = str(st.session_state.get(SAID_KEY) or text("characters.said"))
     try:
         model = loaded_model()
-        prompt, left_out = render_prompt(character, read_persona(person()), said, model, _context_tokens())
+        prompt, left_out = render_prompt(character, read_persona(person()), said, model, context_tokens())
     except DeckError as error:
         show_error(error)
         return ""
@@ -76,7 +76,7 @@ def render_prompt(
     return style.render(composed.parts), composed.left_out
 
 
-def _context_tokens() -> int | None:
+def context_tokens() -> int | None:
     """The loaded model's context, of which lore has a share."""
     facts = engine().state.facts
     return facts.context_tokens if facts is not None else None

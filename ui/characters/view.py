@@ -1,6 +1,7 @@
 """Which part of the page Characters a tab shows, and what can be undone.
 
-The address names the character (?character=Ada), so that a reloaded or reopened tab finds it again.
+The address names the character (?character=Ada) or the lorebook (?lorebook=Town, of all ?lorebook=), so that a
+reloaded or reopened tab finds it again.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from ui.shared.browser import scroll_here
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
 
-PARAM = "character"
+PARAM, BOOK_PARAM = "character", "lorebook"
 VIEW_KEY, UNDO_KEY = "characters_view", "characters_undo"
 NUMBER_KEY = "characters_number"
 ERROR_KEY, NOTICE_KEY = "characters_error", "characters_notice"
 
-Part = Literal["gallery", "detail", "form", "user"]
-# The part and the character's key; a new character has none.
+Part = Literal["gallery", "detail", "form", "user", "books", "book"]
+# The part and the key of the character or the lorebook; a new character has none.
 View = tuple[Part, str | None]
 GALLERY: View = ("gallery", None)
 
@@ -44,25 +45,43 @@ def current_view(has_arrived: bool) -> View:
     Later an address without a name is the way back to all characters.
     """
     known: View = st.session_state.get(VIEW_KEY, GALLERY)
-    if PARAM in st.query_params:
+    if BOOK_PARAM in st.query_params:
+        key = st.query_params[BOOK_PARAM]
+        view: View = ("book", key) if key else ("books", None)
+    elif PARAM in st.query_params:
         key = st.query_params[PARAM]
-        view = known if known[1] == key else ("detail", key)
+        view = known if _address(known) == {PARAM: key} else ("detail", key)
     else:
-        view = known if has_arrived or known[1] is None else GALLERY
-    if has_arrived and view[1] is not None:
-        st.query_params[PARAM] = view[1]
+        view = known if has_arrived or not _address(known) else GALLERY
+    if has_arrived:
+        _set_address(view)
     st.session_state[VIEW_KEY] = view
     return view
+
+
+def _address(view: View) -> dict[str, str]:
+    """What the address says of a view."""
+    part, key = view
+    if part in ("books", "book"):
+        return {BOOK_PARAM: key or ""}
+    return {PARAM: key} if key is not None else {}
+
+
+def _set_address(view: View) -> None:
+    wanted = _address(view)
+    for name in (PARAM, BOOK_PARAM):
+        if name not in wanted and name in st.query_params:
+            del st.query_params[name]
+    for name, value in wanted.items():
+        if st.query_params.get(name) != value:
+            st.query_params[name] = value
 
 
 def show(part: Part, key: str | None = None) -> None:
     """For a button's on_click: show another part of the page."""
     st.session_state[VIEW_KEY] = (part, key)
     st.session_state[NUMBER_KEY] = st.session_state.get(NUMBER_KEY, 0) + 1
-    if key is not None:
-        st.query_params[PARAM] = key
-    elif PARAM in st.query_params:
-        del st.query_params[PARAM]
+    _set_address((part, key))
 
 
 def attempt(work: Callable[[], Any]) -> Any:
@@ -122,6 +141,7 @@ def new_chat_with(key: str) -> dict[str, str]:
     return {"chat": "new", PARAM: key}
 
 
-def back_button() -> None:
-    st.button(tr("characters.back"), key="characters_back", icon=":material/arrow_back:", type="tertiary",
-              on_click=show, args=("gallery",))  # fmt: skip
+def back_button(part: Literal["gallery", "books"] = "gallery") -> None:
+    words = "characters.back" if part == "gallery" else "lorebooks.back"
+    st.button(tr(words), key=f"characters_back_{part}" if part != "gallery" else "characters_back", type="tertiary",
+              icon=":material/arrow_back:", on_click=show, args=(part,))  # fmt: skip

@@ -22,6 +22,7 @@ from core.gpu.monitor import Monitor
 from core.hub.branches import BranchReader
 from core.hub.queue import DownloadQueue
 from core.library.scan import LibraryEntry, read_entry
+from core.personas.lorebooks import Lorebooks
 from core.personas.store import Characters
 from core.personas.thumbnails import Thumbnails
 from core.remote.router import EngineRouter
@@ -117,6 +118,12 @@ def library_entry(folder: bytes, fingerprint: tuple[tuple[bytes, int, int], ...]
 @st.cache_resource(show_spinner=False)
 def characters() -> Characters:
     return Characters()
+
+
+@st.cache_resource(show_spinner=False)
+def lorebooks() -> Lorebooks:
+    """Those that belong to no character."""
+    return Lorebooks()
 
 
 @st.cache_resource(show_spinner=False)
