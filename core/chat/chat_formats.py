@@ -156,10 +156,10 @@ def find_format(folder: Path) -> ChatFormat | None:
     named = next((one for one in FORMATS if one.pattern is not None and one.pattern.search(folder.name)), None)
     if named is not None and named.name in ("Qwen-1", "ChatML"):
         return named
-    return BY_NAME["ChatML"] if _tokens(folder) >= IM_TOKENS else named
+    return BY_NAME["ChatML"] if added_tokens(folder) >= IM_TOKENS else named
 
 
-def _tokens(folder: Path) -> set[str]:
+def added_tokens(folder: Path) -> set[str]:
     """The texts of the tokens that the tokenizer's files add to its vocabulary."""
     config = read_json(folder / "tokenizer_config.json") or {}
     found = set((read_json(folder / "added_tokens.json") or {}).keys())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from core.chat.records import Thought
 from core.common.values import is_whole, printable
 from core.documents.document import Document, file_name
 
@@ -25,6 +26,21 @@ def from_column(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def thought_to_column(thought: Thought | None) -> str:
+    return "" if thought is None else to_column(asdict(thought))
+
+
+def thought_from_column(text: str) -> Thought | None:
+    """The reverse; no thought where there is none or the row is damaged."""
+    values = from_column(text) if text else {}
+    found, opening, closing = (values.get(name, "") for name in ("text", "opening", "closing"))
+    if not values or not all(isinstance(one, str) for one in (found, opening, closing)):
+        return None
+    seconds = values.get("seconds")
+    lasted = float(seconds) if isinstance(seconds, (int, float)) else None
+    return Thought(printable(found), printable(opening), printable(closing), lasted)
 
 
 def names_to_column(names: Sequence[str]) -> str:

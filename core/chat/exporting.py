@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -13,10 +12,9 @@ from core.chat.records import Chat, CopiedChat, CopiedMessage
 from core.documents.document import Document
 from core.personas.sillytavern import WORLD_INFO
 
-# Groups came with version 2, files with 3; what needs neither is still written as 1, which older programs read.
-FORMAT, FORMAT_VERSION = "llamadeck-chat", 3
-# An answer after a thought that came to its end.
-THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+# Groups came with version 2, files with 3, thoughts apart from answers with 4. A chat is written as the first of them
+# that holds all of it, for older programs.
+FORMAT, FORMAT_VERSION = "llamadeck-chat", 4
 
 
 def to_json(chat: CopiedChat) -> str:
@@ -24,7 +22,9 @@ def to_json(chat: CopiedChat) -> str:
     values = asdict(chat)
     messages = values.pop("messages")
     is_group = bool(chat.members) or any(message.speaker for message in chat.messages)
-    version = FORMAT_VERSION if any(message.files for message in chat.messages) else 2 if is_group else 1
+    version = 3 if any(message.files for message in chat.messages) else 2 if is_group else 1
+    if any(message.thought is not None for message in chat.messages):
+        version = FORMAT_VERSION
     whole = {"format": FORMAT, "version": version, "chat": values, "messages": messages}
     return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
 
@@ -41,6 +41,8 @@ def to_markdown(chat: Chat, user: str, char: str, names: Mapping[str, str] | Non
             name = others.get(message.speaker, message.speaker) or speakers[message.role]
             parts.append(f"## {' '.join(name.split())}")
         parts += [f"`{file.name}`" for file in message.files]
+        if message.thought is not None and message.thought.text.strip():
+            parts.append("\n".join(f"> {line}".rstrip() for line in f"💭 {message.thought.text.strip()}".splitlines()))
         parts.append(message.text.strip())
     return "\n\n".join(parts) + "\n"
 
@@ -73,27 +75,24 @@ def to_sillytavern(chat: CopiedChat, user: str, char: str, names: Mapping[str, s
 
 
 def _tavern_line(shown: CopiedMessage, versions: list[CopiedMessage], name: str, is_group: bool) -> dict[str, Any]:
-    thought, text = _split_thought(shown.text)
     line: dict[str, Any] = {
         "name": name,
         "is_user": shown.role == "user",
         "is_system": False,
         "send_date": _iso(shown.created_s),
-        "mes": text,
-        "extra": {"reasoning": thought} if thought else {},
+        "mes": shown.text,
+        "extra": _tavern_extra(shown),
     }
     if shown.files:
         line["extra"] |= {"files": [_tavern_file(file) for file in shown.files]}
     if is_group and shown.role == "assistant":
         line["original_avatar"] = f"{name}.png"
     if shown.role == "assistant" and len(versions) > 1:
-        told = [_split_thought(version.text) for version in versions]
         line |= {
             "swipe_id": next(place for place, version in enumerate(versions) if version is shown),
-            "swipes": [text for _, text in told],
+            "swipes": [version.text for version in versions],
             "swipe_info": [
-                {"send_date": _iso(version.created_s), "extra": {"reasoning": thought} if thought else {}}
-                for version, (thought, _) in zip(versions, told, strict=True)
+                {"send_date": _iso(version.created_s), "extra": _tavern_extra(version)} for version in versions
             ],
         }
     return line
@@ -104,9 +103,13 @@ def _tavern_file(file: Document) -> dict[str, Any]:
     return {"name": file.name, "size": file.size_bytes, "text": file.text}
 
 
-def _split_thought(text: str) -> tuple[str, str]:
-    found = THOUGHT.match(text)
-    return (found[1].strip(), text[found.end() :]) if found else ("", text)
+def _tavern_extra(message: CopiedMessage) -> dict[str, Any]:
+    thought = message.thought
+    if thought is None or not thought.text.strip():
+        return {}
+    # Milliseconds.
+    lasted = {} if thought.seconds is None else {"reasoning_duration": round(thought.seconds * 1000)}
+    return {"reasoning": thought.text.strip()} | lasted
 
 
 def _iso(time_s: float) -> str:

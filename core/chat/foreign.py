@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core.chat.parsing import ChatFileError, show_one
-from core.chat.records import CopiedChat, CopiedMessage, Role
+from core.chat.records import CopiedChat, CopiedMessage, Role, Thought
 from core.chat.titles import propose_title, shortened
 from core.common.values import is_whole, printable
 from core.documents.document import Document, file_name
 from core.documents.limits import MAX_CHARS
+from core.engine.thought import ThoughtRules, split_thought
 
 MAX_NAME_CHARS = 200
 MAX_MEMBERS = 10
@@ -32,10 +33,21 @@ class LeftBehind(Counter[Left]):
 
 
 def with_thought(thought: str, text: str) -> str:
-    """An answer after the thought that came before it, as models write the two."""
+    """An answer after the thought that came before it, as models write the two; `apart` takes them apart again."""
     if not thought.strip() or text.lstrip().startswith("<think>"):
         return text
     return f"<think>\n{thought.strip()}\n</think>\n\n{text}"
+
+
+def apart(message: CopiedMessage) -> CopiedMessage:
+    """A message whose text holds a thought, as most programs keep it, with the thought apart."""
+    if message.role != "assistant" or message.thought is not None:
+        return message
+    parts = split_thought(message.text, ThoughtRules())
+    if not parts.opening:
+        return message
+    thought = Thought(parts.thought, parts.opening, parts.closing)
+    return replace(message, text=parts.answer, thought=thought if thought.text.strip() else None)
 
 
 def foreign_file(name: str, text: str = "", size_bytes: object = None) -> Document:
@@ -61,7 +73,7 @@ def finished_chat(
     asked = next((message.text for message in messages if message.role == "user"), "")
     named = shortened(" ".join(title.split()), MAX_NAME_CHARS) if isinstance(title, str) else ""
     return CopiedChat(
-        messages=few_speakers([_said_by(one, "" if is_plain[one.role] else one.speaker) for one in messages]),
+        messages=few_speakers([_said_by(apart(one), "" if is_plain[one.role] else one.speaker) for one in messages]),
         title=named or propose_title(asked),
         title_is_own=bool(named),
         created_s=created_s or min((one.created_s for one in messages if one.created_s), default=0.0),

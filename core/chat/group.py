@@ -61,8 +61,16 @@ class Group:
             return Turn(role="user", content=content, name=message.speaker or self.person)
         key = self.speaker_of(message)
         if key == self.speaker:
-            return Turn(role="assistant", content=content)
+            return assistant_turn(message)
         return Turn(role="user", content=content, name=self.names.get(key, message.speaker))
+
+
+def assistant_turn(message: Message) -> Turn:
+    """An answer as the model reads it, with the thought before it where there was one."""
+    content = content_of(message)
+    if message.thought is None or not message.thought.text.strip():
+        return Turn(role="assistant", content=content)
+    return Turn(role="assistant", content=content, thought=message.thought.text)
 
 
 def next_speaker(group: Group, messages: Sequence[Message], order: Order = "named", line: str | None = None) -> str:

@@ -17,6 +17,7 @@ from core.chat.template import ChatTemplate, Turn
 from core.chat.truncation import PromptParts, Voice, join_texts
 from core.chat.turn_rendering import Names, one_line, render_turns, turn_end, with_names
 from core.engine.sampling_params import MAX_STOP_STRINGS
+from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter
 
 # A model's name says so where the model was taught to chat.
 CHAT_MODEL_NAME = re.compile(r"(?:^|[^a-z])(?:chat|instruct|it|vicuna|zephyr|assistant)(?:[^a-z]|$)", re.IGNORECASE)
@@ -84,6 +85,26 @@ class PromptStyle:
             return with_begun(answer, begun)
         name = self.names.user if parts.voice == "user" else self.names.char
         return answer.lstrip().removeprefix(f"{name}:").lstrip()
+
+    @property
+    def thought_rules(self) -> ThoughtRules:
+        """How a thought is found in an answer, which is taken with all that the template began it with."""
+        known = self.template.thought_format
+        return ThoughtRules(known or THINK, may_lack_opening=known is not None)
+
+    def message_parts(self, answer: str, parts: PromptParts, begun: str = "", is_done: bool = True) -> Parts:
+        """The message that `answer` makes, its thought apart, as far as that is certain."""
+        text = self.clean_answer(answer, parts, begun)
+        if self.mode == "notebook" or parts.voice == "user":
+            return Parts(answer=text)
+        splitter = ThoughtSplitter(self.thought_rules)
+        splitter.push(text)
+        found = splitter.end() if is_done else splitter.parts
+        name = f"{self.names.char}:"
+        if self.mode == "instruct" or not found.closing or not found.answer.startswith(name):
+            return found
+        said = found.answer.removeprefix(name).lstrip()
+        return replace(found, closing=found.closing + found.answer[: len(found.answer) - len(said)], answer=said)
 
 
 def with_begun(answer: str, begun: str) -> str:

@@ -10,9 +10,16 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from core.chat.columns import files_to_column, names_from_column, names_to_column, to_column
+from core.chat.columns import (
+    files_to_column,
+    names_from_column,
+    names_to_column,
+    thought_from_column,
+    thought_to_column,
+    to_column,
+)
 from core.chat.database import ChatStoreError
-from core.chat.records import CopiedChat, Role, State
+from core.chat.records import CopiedChat, Role, State, Thought
 from core.chat.titles import propose_title
 from core.chat.tree import Node, Tree
 from core.common.values import printable
@@ -85,6 +92,7 @@ def append(
     now_s: float,
     speaker: str = "",
     files: Sequence[Document] = (),
+    thought: Thought | None = None,
 ) -> int:
     """Add a message below `after`, the last one that the caller saw. Raises where the chat went on meanwhile."""
     require_chat(db, chat)
@@ -94,7 +102,7 @@ def append(
         raise ChatStoreError("chat_moved_on")
     if after is not None:
         require_at_rest(db, [after])
-    return insert(db, chat, tree.tail(), role, text, state, now_s, speaker, files_to_column(files))
+    return insert(db, chat, tree.tail(), role, text, state, now_s, speaker, files_to_column(files), thought)
 
 
 def insert(
@@ -107,13 +115,14 @@ def insert(
     now_s: float,
     speaker: str = "",
     files: str = "[]",
+    thought: Thought | None = None,
 ) -> int:
     """Add a message and show it in place of its versions."""
     hide_versions(db, chat, parent)
     cursor = db.execute(
-        "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, text, speaker, files)"
-        " VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?)",
-        (chat, parent, role, state, now_s, printable(text), printable(speaker), files),
+        "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, text, speaker, files, thought)"
+        " VALUES (?, ?, 1, ?, ?, ?, ?, ?, ?, ?)",
+        (chat, parent, role, state, now_s, printable(text), printable(speaker), files, thought_to_column(thought)),
     )
     touch(db, chat, now_s)
     return int(cursor.lastrowid or 0)
@@ -132,15 +141,22 @@ def add_version(db: sqlite3.Connection, message: int, text: str, state: State, n
 
 
 def edit(db: sqlite3.Connection, message: int, text: str, now_s: float) -> int:
-    """A further version of a message that takes over what follows; the old text stays as a version."""
+    """A further version of a message that takes over what follows; the old text stays as a version.
+
+    What was thought before it stays the same.
+    """
     chat, tree = find_shown(db, message)
     require_at_rest(db, [message])
-    row = db.execute("SELECT role, state, text, speaker, files FROM messages WHERE id = ?", (message,)).fetchone()
-    role, state, old, speaker, files = row
+    row = db.execute(
+        "SELECT role, state, text, speaker, files, thought FROM messages WHERE id = ?", (message,)
+    ).fetchone()
+    role, state, old, speaker, files, thought = row
     if old == printable(text):
         return message
     kept: State = "done" if state == "failed" else state
-    number = insert(db, chat, tree[message].parent, role, text, kept, now_s, speaker, files)
+    number = insert(
+        db, chat, tree[message].parent, role, text, kept, now_s, speaker, files, thought_from_column(thought)
+    )
     db.execute("UPDATE messages SET parent = ? WHERE parent = ?", (number, message))
     retitle(db, chat)
     return number
@@ -227,15 +243,23 @@ def retitle(db: sqlite3.Connection, chat: int) -> None:
     db.execute("UPDATE chats SET title = ? WHERE id = ?", (title, chat))
 
 
-def grow(db: sqlite3.Connection, message: int, text: str) -> None:
+def grow(db: sqlite3.Connection, message: int, text: str, thought: Thought | None) -> None:
     """The text that an answer has by now. Raises where nobody waits for it any more."""
-    write_answer(db, message, text, "writing", None)
+    write_answer(db, message, text, "writing", None, thought)
 
 
-def write_answer(db: sqlite3.Connection, message: int, text: str, state: State, stats: dict[str, Any] | None) -> None:
+def write_answer(
+    db: sqlite3.Connection,
+    message: int,
+    text: str,
+    state: State,
+    stats: dict[str, Any] | None,
+    thought: Thought | None,
+) -> None:
     written = db.execute(
-        "UPDATE messages SET text = ?, state = ?, stats = coalesce(?, stats) WHERE id = ? AND state = 'writing'",
-        (printable(text), state, None if stats is None else to_column(stats), message),
+        "UPDATE messages SET text = ?, thought = ?, state = ?, stats = coalesce(?, stats)"
+        " WHERE id = ? AND state = 'writing'",
+        (printable(text), thought_to_column(thought), state, None if stats is None else to_column(stats), message),
     ).rowcount
     if not written:
         raise ChatStoreError("message_gone")
@@ -286,12 +310,12 @@ def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: s
     ids: list[int] = []
     for message in chat.messages:
         row = db.execute(
-            "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, stats, text, speaker, files)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, stats, text, speaker, files,"
+            " thought) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (number, None if message.parent is None else ids[message.parent], message.is_shown, message.role,
              "stopped" if message.state == "writing" else message.state, message.created_s or now_s,
              to_column(message.stats), printable(message.text), printable(message.speaker),
-             files_to_column(message.files)),
+             files_to_column(message.files), thought_to_column(message.thought)),
         )  # fmt: skip
         ids.append(int(row.lastrowid or 0))
     return number

@@ -8,16 +8,17 @@ from typing import Any
 from core.chat.columns import documents_of
 from core.chat.dates import seconds
 from core.chat.exporting import FORMAT_VERSION
-from core.chat.foreign import MAX_FILES, MAX_MEMBERS, MAX_NAME_CHARS, few_speakers
+from core.chat.foreign import MAX_FILES, MAX_MEMBERS, MAX_NAME_CHARS, apart, few_speakers
 from core.chat.parsing import ChatFileError, get, require, show_one, text_of
 from core.chat.presets import check_values
-from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage
+from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage, Thought
 from core.chat.stats import error_of
 from core.chat.titles import shortened
 from core.common.errors import InputError
 from core.documents.document import Document
 from core.personas.attached import MAX_ATTACHED
 
+MAX_THOUGHT_S = 1e7
 # The statistics of an answer that pages show; an import leaves others out.
 STATS: dict[str, tuple[type, ...]] = {
     "model": (str,),
@@ -57,7 +58,7 @@ def _own_message(message: object, index: int) -> CopiedMessage:
     parent = message.get("parent")
     if parent is not None and not (type(parent) is int and 0 <= parent < index):
         raise ChatFileError("chat_file_damaged", name="parent")
-    return CopiedMessage(
+    message_of_file = CopiedMessage(
         parent=parent,
         role=require(message.get("role"), ROLES, "role"),
         text=get(message, "text", str),
@@ -67,7 +68,21 @@ def _own_message(message: object, index: int) -> CopiedMessage:
         is_shown=get(message, "is_shown", bool),
         speaker=text_of(message, "speaker")[:MAX_NAME_CHARS],
         files=_files(message.get("files", [])),
+        thought=_thought(message.get("thought")),
     )
+    # Older files have thoughts in the answers.
+    return apart(message_of_file)
+
+
+def _thought(values: object) -> Thought | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise ChatFileError("chat_file_damaged", name="thought")
+    lasted = values.get("seconds")
+    is_right = isinstance(lasted, (int, float)) and 0 <= lasted <= MAX_THOUGHT_S
+    return Thought(get(values, "text", str), get(values, "opening", str), get(values, "closing", str),
+                   float(lasted) if lasted is not None and is_right else None)  # fmt: skip
 
 
 def _files(values: object) -> tuple[Document, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.chat.character_prompt import CharacterPrompt
-from core.chat.group import Group
+from core.chat.group import Group, assistant_turn
 from core.chat.model_prompt import ModelPrompt
 from core.chat.modes import PromptStyle, notebook_parts
 from core.chat.question import content_of, cut_to_room, with_files
@@ -136,4 +136,6 @@ def _num_last(message_indexes: Sequence[int | None]) -> int:
 
 
 def turns_of(messages: Sequence[Message]) -> list[Turn]:
-    return [Turn(role="user" if one.role == "user" else "assistant", content=content_of(one)) for one in messages]
+    return [
+        Turn(role="user", content=content_of(one)) if one.role == "user" else assistant_turn(one) for one in messages
+    ]

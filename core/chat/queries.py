@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-from core.chat.columns import files_from_column, from_column, names_from_column
+from core.chat.columns import files_from_column, from_column, names_from_column, thought_from_column
 from core.chat.database import ChatStoreError
 from core.chat.mutations import read_tree
 from core.chat.records import Chat, ChatInfo, DeletedChat, Message
@@ -52,7 +52,8 @@ def read_info(db: sqlite3.Connection, chat: int) -> ChatInfo:
 def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
     info, tree = read_info(db, chat), read_tree(db, chat)
     found = db.execute(
-        "SELECT id, role, text, created_s, state, stats, speaker, files FROM messages WHERE chat = ? AND is_shown",
+        "SELECT id, role, text, created_s, state, stats, speaker, files, thought FROM messages"
+        " WHERE chat = ? AND is_shown",
         (chat,),
     )
     rows = {row[0]: row for row in found}
@@ -61,10 +62,10 @@ def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
         if node.id not in rows:
             # A damaged index still names it.
             continue
-        id, role, text, created_s, state, stats, speaker, files = rows[node.id]
+        id, role, text, created_s, state, stats, speaker, files, thought = rows[node.id]
         versions = tuple(sibling.id for sibling in tree.siblings(id))
         messages.append(Message(id, role, text, created_s, state, from_column(stats), versions, speaker,
-                                files_from_column(files)))  # fmt: skip
+                                files_from_column(files), thought_from_column(thought)))  # fmt: skip
     return Chat(info, tuple(messages))
 
 

@@ -6,12 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from core.chat.database import ChatStoreError
+from core.chat.records import Thought
 from core.chat.stats import state_of, stats_of
 from core.chat.store import ChatStore
 from core.common.errors import DeckError
 from core.engine.answer import Answer
+from core.engine.thought import Parts
 
 log = logging.getLogger(__name__)
 # Answers are on disk within a second: half of that leaves time for a write that waits for another one.
@@ -19,6 +22,22 @@ FLUSH_INTERVAL_S = 0.5
 # A full disk or a locked file may pass; the answer waits in memory meanwhile.
 RETRY_S = 1.0
 SHUTDOWN_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a message says by now. `is_thinking`: its thought goes on."""
+
+    text: str
+    thought: Thought | None = None
+    is_thinking: bool = False
+
+
+def thought_of(parts: Parts, seconds: float | None = None) -> Thought | None:
+    """The thought that a message keeps of an answer's parts; None where there is not even an empty one."""
+    if not (parts.opening or parts.thought or parts.closing):
+        return None
+    return Thought(parts.thought, parts.opening, parts.closing, seconds)
 
 
 class Recorder:
@@ -34,10 +53,19 @@ class Recorder:
         self._closing = threading.Event()
 
     def follow(
-        self, message: int, answer: Answer, model: str = "", text_of: Callable[[str], str] = lambda text: text
+        self,
+        message: int,
+        answer: Answer,
+        model: str = "",
+        parts_of: Callable[[str, bool], Parts] = lambda text, is_done: Parts(answer=text),
+        thought_s: float = 0.0,
     ) -> None:
-        """Write `answer` as `message`, which the store began; `text_of` makes the message's text of the answer's."""
-        job = _Job(self._store, message, answer, model, text_of, self._closing, self._forget)
+        """Write `answer` as `message`, which the store began.
+
+        `parts_of` makes the message's parts of the answer's text, and of whether that is all of it. `thought_s` is how
+        long was thought before, where the message goes on.
+        """
+        job = _Job(self._store, message, answer, model, parts_of, thought_s, self._closing, self._forget)
         with self._lock:
             self._jobs[message] = job
         try:
@@ -51,10 +79,10 @@ class Recorder:
         job = self._jobs.get(message)
         return None if job is None else job.answer
 
-    def text(self, message: int) -> str | None:
+    def written(self, message: int) -> Written | None:
         """What `message` says right now, newer than the store; None where it is not being written."""
         job = self._jobs.get(message)
-        return None if job is None else job.text()
+        return None if job is None else job.written()
 
     def problem(self, message: int) -> DeckError | None:
         """Why the answer cannot be written to the disk now. The recorder tries again until it can."""
@@ -101,14 +129,15 @@ class _Job:
         message: int,
         answer: Answer,
         model: str,
-        text_of: Callable[[str], str],
+        parts_of: Callable[[str, bool], Parts],
+        thought_s: float,
         closing: threading.Event,
         on_end: Callable[[_Job], None],
     ) -> None:
         self._store, self.message, self._model = store, message, model
-        self.answer, self._text_of = answer, text_of
+        self.answer, self._parts_of, self._clock = answer, parts_of, _ThoughtClock(thought_s)
         self._closing, self._on_end = closing, on_end
-        self._written: str | None = None
+        self._written: Written | None = None
         self.problem: DeckError | None = None
         self.thread = threading.Thread(target=self._run, name=f"recorder-{message}", daemon=True)
 
@@ -142,20 +171,46 @@ class _Job:
             self.problem = None
         return True
 
-    def text(self) -> str:
-        """The message's text by now: the answer as the chat shows it, or as it came where that fails."""
+    def written(self) -> Written:
+        """The message by now: the answer as the chat shows it, or as it came where that fails."""
+        is_running, text = self.answer.is_running, self.answer.text
         try:
-            return self._text_of(self.answer.text)
+            parts = self._parts_of(text, not is_running)
         except Exception:
             log.exception("an answer's text is kept as it came")
-            return self.answer.text
+            parts = Parts(answer=text)
+        is_thinking = bool(parts.opening or parts.thought) and is_running and not (parts.closing or parts.answer)
+        # Where a template opens the thought, it begins with the first word.
+        seconds = self._clock.read(is_thinking and bool(text))
+        return Written(parts.answer, thought_of(parts, seconds), is_thinking)
 
     def _grow(self) -> None:
-        text = self.text()
-        if text != self._written:
-            self._store.grow_answer(self.message, text)
-            self._written = text
+        now = self.written()
+        if now != self._written:
+            self._store.grow_answer(self.message, now.text, now.thought)
+            self._written = now
 
     def _finish(self) -> None:
-        text = self.text()
-        self._store.finish_answer(self.message, text, state_of(self.answer), stats_of(self.answer, self._model))
+        now = self.written()
+        state, stats = state_of(self.answer), stats_of(self.answer, self._model)
+        self._store.finish_answer(self.message, now.text, state, stats, now.thought)
+
+
+class _ThoughtClock:
+    """How long an answer's thought has taken, to a few tenths of a second. Several threads read it."""
+
+    def __init__(self, before_s: float) -> None:
+        self._before_s = before_s
+        self._began_s: float | None = None
+        self._ended_s: float | None = None
+
+    def read(self, is_thinking: bool) -> float:
+        """Seconds up to now, or to the first look after the end."""
+        now_s = time.monotonic()
+        if is_thinking and self._began_s is None:
+            self._began_s = now_s
+        if not is_thinking and self._began_s is not None and self._ended_s is None:
+            self._ended_s = now_s
+        if self._began_s is None:
+            return self._before_s
+        return round(self._before_s + (self._ended_s or now_s) - self._began_s, 1)

@@ -45,6 +45,20 @@ class ChatInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """What a model thought before an answer, and for how long where that is known.
+
+    `opening` and `closing` are what the model read and wrote around it, marks and blanks. A thought without `closing`
+    was not finished.
+    """
+
+    text: str
+    opening: str = ""
+    closing: str = ""
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message on the path that is shown. `versions` are the ids of all its versions, its own among them.
 
@@ -62,6 +76,13 @@ class Message:
     versions: tuple[int, ...]
     speaker: str = ""
     files: tuple[Document, ...] = ()
+    thought: Thought | None = None
+
+    @property
+    def whole(self) -> str:
+        """The message as the model wrote it, with its thought."""
+        thought = self.thought
+        return self.text if thought is None else thought.opening + thought.text + thought.closing + self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +131,7 @@ class CopiedMessage:
     is_shown: bool = True
     speaker: str = ""
     files: tuple[Document, ...] = ()
+    thought: Thought | None = None
 
 
 @dataclass(frozen=True, slots=True)

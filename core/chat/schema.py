@@ -73,7 +73,23 @@ FILES = (
 )
 # The lorebooks of a chat as a JSON list of their keys or names.
 LOREBOOKS = ("ALTER TABLE chats ADD COLUMN lorebooks TEXT NOT NULL DEFAULT '[]'",)
-MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS, LISTS, FILES, LOREBOOKS)
+# What a model thought before an answer, as JSON (see Thought); before, the answers held it between its marks.
+BLANKS = "char(9, 10, 13, 32)"
+THOUGHTS = (
+    "ALTER TABLE messages ADD COLUMN thought TEXT NOT NULL DEFAULT ''",
+    f"""
+    UPDATE messages SET
+        thought = json_object(
+            'text', trim(substr(text, instr(text, '<think>') + 7, CASE instr(text, '</think>')
+                WHEN 0 THEN length(text) ELSE instr(text, '</think>') - instr(text, '<think>') - 7 END), {BLANKS}),
+            'opening', '<think>' || char(10),
+            'closing', CASE instr(text, '</think>') WHEN 0 THEN '' ELSE char(10) || '</think>' || char(10, 10) END),
+        text = CASE instr(text, '</think>') WHEN 0 THEN ''
+            ELSE ltrim(substr(text, instr(text, '</think>') + 8), {BLANKS}) END
+    WHERE role = 'assistant' AND substr(ltrim(text, {BLANKS}), 1, 7) = '<think>'
+    """,
+)
+MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS, LISTS, FILES, LOREBOOKS, THOUGHTS)
 
 
 def version_of(db: sqlite3.Connection) -> int:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 from core.chat.database import ChatStoreError
 from core.chat.prompt_context import Prompt, PromptContext
-from core.chat.recorder import Recorder
+from core.chat.recorder import Recorder, thought_of
 from core.chat.records import Message
 from core.chat.store import ChatStore
 from core.documents.document import Document
 from core.engine.answer import Answer
 from core.engine.interface import Engine
+from core.engine.thought import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,8 @@ class ChatService:
 
         def begin() -> int:
             question = self._store.append_user(chat, text, after, files)
-            return self._store.begin_answer(chat, question, prompt.begun if start else "",
-                                            context.speaker)  # fmt: skip
+            parts = context.style.message_parts("", prompt.parts, prompt.begun) if start else Parts()
+            return self._store.begin_answer(chat, question, parts.answer, context.speaker, thought_of(parts))
 
         return self._begin(chat, prompt, context, begin)
 
@@ -99,13 +100,14 @@ class ChatService:
     def continue_answer(self, chat: int, message: int, context: PromptContext) -> int:
         """Let the last answer go on where it ended."""
         before, last = self._split(chat, message)
-        prompt = context.prepare(context.turns_of(before), start=last.text)
+        prompt = context.prepare(context.turns_of(before), start=last.whole)
 
         def begin() -> int:
             self._store.reopen_answer(message)
             return message
 
-        return self._begin(chat, prompt, context, begin)
+        before_s = last.thought.seconds or 0.0 if last.thought is not None else 0.0
+        return self._begin(chat, prompt, context, begin, before_s)
 
     def continue_notebook(self, chat: int, text: str, context: PromptContext) -> int:
         """Let a notebook's `text` go on, as a new version: the one before it can be brought back."""
@@ -188,14 +190,26 @@ class ChatService:
         continues = bool(parts.start.strip()) or (context.mode == "notebook" and bool(parts.history))
         return self._engine.generate(prompt.fitted.prompt, replace(context.sampling, stop=stop), continues=continues)
 
-    def _begin(self, chat: int, prompt: Prompt, context: PromptContext, begin: Callable[[], int]) -> int:
+    def _begin(
+        self,
+        chat: int,
+        prompt: Prompt,
+        context: PromptContext,
+        begin: Callable[[], int],
+        thought_s: float = 0.0,
+    ) -> int:
         style, parts = context.style, prompt.parts
         with self._alone(chat):
             answer = self._ask(prompt, context)
             try:
                 message = begin()
-                self._recorder.follow(message, answer, context.model.name,
-                                      lambda text: style.clean_answer(text, parts, prompt.begun))  # fmt: skip
+                self._recorder.follow(
+                    message,
+                    answer,
+                    context.model.name,
+                    lambda text, is_done: style.message_parts(text, parts, prompt.begun, is_done),
+                    thought_s,
+                )
             except BaseException:  # Whatever it is: nobody would follow the answer.
                 answer.cancel()
                 raise

@@ -21,7 +21,7 @@ from core.chat.columns import files_from_column, files_to_column, names_to_colum
 from core.chat.copying import copy_of, path_of
 from core.chat.database import BUSY_S, ChatStoreError, Database, changed_meanwhile
 from core.chat.queries import list_chats, list_deleted, list_recent, read_chat, read_info
-from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, DeletedChat, Hit, Mode, State
+from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, DeletedChat, Hit, Mode, State, Thought
 from core.chat.searching import find_messages
 from core.chat.titles import shortened
 from core.common.paths import data_dir
@@ -279,10 +279,15 @@ class ChatStore:
         """The text that a new notebook begins with."""
         return self._change_chat(chat, lambda db: mutations.append(db, chat, None, "text", text, "done", self._now()))
 
-    def begin_answer(self, chat: int, after: int | None, text: str = "", speaker: str = "") -> int:
-        """Begin the answer to `after`; `text` is what it begins with, `speaker` the character of a group."""
+    def begin_answer(
+        self, chat: int, after: int | None, text: str = "", speaker: str = "", thought: Thought | None = None
+    ) -> int:
+        """Begin the answer to `after`; `thought` and `text` it begins with, `speaker` is the character of a group."""
         return self._change_chat(
-            chat, lambda db: mutations.append(db, chat, after, "assistant", text, "writing", self._now(), speaker)
+            chat,
+            lambda db: mutations.append(
+                db, chat, after, "assistant", text, "writing", self._now(), speaker, thought=thought
+            ),
         )
 
     def begin_version(self, message: int, text: str = "") -> int:
@@ -300,12 +305,14 @@ class ChatStore:
         """Let the last answer, or a notebook's text, grow on."""
         self._change(message, lambda db: mutations.reopen(db, message))
 
-    def grow_answer(self, message: int, text: str) -> None:
-        """Write the text that an answer has by now."""
-        self._change(message, lambda db: mutations.grow(db, message, text))
+    def grow_answer(self, message: int, text: str, thought: Thought | None = None) -> None:
+        """Write the text that an answer has by now, and what was thought before it."""
+        self._change(message, lambda db: mutations.grow(db, message, text, thought))
 
-    def finish_answer(self, message: int, text: str, state: State, stats: dict[str, Any]) -> None:
-        self._change(message, lambda db: mutations.write_answer(db, message, text, state, stats))
+    def finish_answer(
+        self, message: int, text: str, state: State, stats: dict[str, Any], thought: Thought | None = None
+    ) -> None:
+        self._change(message, lambda db: mutations.write_answer(db, message, text, state, stats, thought))
 
     def edit(self, message: int, text: str) -> int:
         """Change a message's words; what follows stays, and the old words are a version. The new version's id."""

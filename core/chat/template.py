@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from core.chat.chat_formats import BY_NAME, find_format
+from core.chat.chat_formats import BY_NAME, added_tokens, find_format
 from core.chat.special_tokens import read_special_tokens
 from core.chat.template_forms import TemplateForms
 from core.chat.template_renderer import LIMITS, Size, TemplateRenderer, max_chars
@@ -21,6 +22,8 @@ from core.checkpoint.headers import read_json, read_text
 from core.common.errors import DeckError
 from core.common.sandbox import LimitReached, SandboxError
 from core.common.values import printable
+from core.engine.thought import ThoughtFormat
+from core.engine.thought import find_format as find_thought_format
 
 # Where a template lies by itself; older checkpoints have it in tokenizer_config.json.
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -29,6 +32,8 @@ OPEN_END = "\ue0c5\ue0d1"
 # How templates begin an answer with a thought: <think>, [THINK] and their like, at the end of the prompt.
 OPENED_THOUGHT = re.compile(r"(?:<[\w:]*(?:think|thought|reason)\w*>|\[THINK\]|◁think▷)\s*\Z", re.IGNORECASE)
 MAX_OPENED_CHARS = 64
+# The fields of a message in which templates read its thought: most; then gpt-oss', and Gemma 4's.
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # What of a question is looked for in a prompt: a template may trim it, write it as JSON, or in capitals.
 WORD = re.compile(r"\w{1,200}")
 MAX_SEARCHED_CHARS = 2000
@@ -40,6 +45,8 @@ class Turn(TypedDict):
     role: Literal["system", "user", "assistant"]
     content: str
     name: NotRequired[str]
+    # What the assistant thought before it.
+    thought: NotRequired[str]
 
 
 class TemplateError(DeckError):
@@ -56,6 +63,8 @@ class ChatTemplate:
 
     `model` is whose template it is, for sentences. `special_tokens` are those beside the two, by their names. `format`
     names the one of chat_formats.py that stands in for a template that is not there; `stop` ends its answers.
+    `thought_format` is how the model marks its thoughts, None where neither template nor tokens tell. `variables` are
+    what a chat sets for the template, such as `enable_thinking`.
     """
 
     source: str | None
@@ -65,6 +74,8 @@ class ChatTemplate:
     special_tokens: Mapping[str, str | list[str]] = field(default_factory=dict, compare=False)
     format: str = ""
     stop: tuple[str, ...] = ()
+    thought_format: ThoughtFormat | None = field(default=None, compare=False)
+    variables: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def has_own(self) -> bool:
@@ -161,7 +172,8 @@ class ChatTemplate:
     def _render_form(self, turns: list[Turn], add_generation_prompt: bool, as_parts: bool) -> str:
         assert self.source is not None
         values = {
-            "messages": [_message(turn, as_parts) for turn in turns],
+            **self.variables,
+            "messages": [_message(turn, as_parts, self.source, self.thought_format) for turn in turns],
             "add_generation_prompt": add_generation_prompt,
             **self.special_tokens,
             "bos_token": self.bos_token,
@@ -209,6 +221,7 @@ def read_template(folder: Path, chosen: str = "") -> ChatTemplate:
         special_tokens=tokens,
         format=form.name if form else "",
         stop=form.stop if form else (),
+        thought_format=find_thought_format(source or "", added_tokens(folder)),
     )
 
 
@@ -224,10 +237,33 @@ def _read_source(folder: Path, config: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) and found.strip() else None
 
 
-def _message(turn: Turn, as_parts: bool) -> dict[str, Any]:
-    """A turn as templates read it. Some take its text as the one part of a list, as of a message with pictures."""
-    content = printable(turn["content"])
-    return {"role": turn["role"], "content": [{"type": "text", "text": content}] if as_parts else content}
+def _message(turn: Turn, as_parts: bool, source: str, format: ThoughtFormat | None) -> dict[str, Any]:
+    """A turn as templates read it. Some take its text as the one part of a list, as of a message with pictures.
+
+    A thought is given to a template in the way in which that reads it, and to one that reads none not at all. The
+    template decides which thoughts are in the prompt.
+    """
+    content, thought, more = printable(turn["content"]), printable(turn.get("thought", "")).strip(), {}
+    if thought:
+        field = next((name for name in THOUGHT_FIELDS if _reads_field(source, name)), None)
+        if field is not None:
+            more[field] = thought
+        elif format is not None and _takes_apart(source, format):
+            content = f"{format.open[0]}\n{thought}{format.closing}{content}"
+    return {"role": turn["role"], "content": [{"type": "text", "text": content}] if as_parts else content, **more}
+
+
+@lru_cache(64)
+def _reads_field(source: str, name: str) -> bool:
+    return re.search(rf"""\.{name}\b|['"]{name}['"]""", source) is not None
+
+
+@lru_cache(64)
+def _takes_apart(source: str, format: ThoughtFormat) -> bool:
+    """Whether a template looks for the end of a thought in a message's text."""
+    marks = "|".join(re.escape(mark) for mark in format.close)
+    mark = rf"""['"](?:{marks})['"]"""
+    return re.search(rf"(?:\(|\bin)\s*{mark}|{mark}\s+(?:not\s+)?in\b", source) is not None
 
 
 def _last_question(turns: Sequence[Turn]) -> str:
@@ -254,4 +290,4 @@ def warm_renderer() -> None:
 
 
 def _size(turns: Sequence[Turn]) -> Size:
-    return len(turns), sum(len(turn["role"]) + len(turn["content"]) for turn in turns)
+    return len(turns), sum(len(turn["role"]) + len(turn["content"]) + len(turn.get("thought", "")) for turn in turns)

@@ -95,7 +95,7 @@ def merge(turns: list[Turn]) -> list[Turn]:
     for turn in turns:
         if merged and merged[-1]["role"] == turn["role"]:
             both = (merged[-1]["content"], turn["content"])
-            merged[-1] = Turn(role=turn["role"], content="\n\n".join(text for text in both if text))
+            merged[-1] = {**turn, "content": "\n\n".join(text for text in both if text)}
         else:
             merged.append(turn)
     return merged

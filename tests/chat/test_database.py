@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from core.chat.database import ChatStoreError, Database
+from core.chat.records import Thought
 from core.chat.schema import APPLICATION_ID, MIGRATIONS
 from core.chat.store import ChatStore
 from core.common.paths import ROOT
@@ -243,6 +244,35 @@ def test_a_file_of_the_first_form_opens_with_all_that_is_in_it(tmp_path: Path) -
     assert first.messages[1].stats == {"tokens": 3} and len(first.messages[1].versions) == 2
     assert (second.info.mode, second.info.character, second.info.draft) == ("chat", "Ada", "未发送")
     store.append_user(first.info.id, "And it goes on", first.messages[-1].id)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("old", "thought", "text"),
+    [
+        ("<think>\nhm\n</think>\n\nHi", Thought("hm", "<think>\n", "\n</think>\n\n"), "Hi"),
+        ("\n<think>嗯</think>你好 </think>", Thought("嗯", "<think>\n", "\n</think>\n\n"), "你好 </think>"),
+        ("<think>\nnever ended", Thought("never ended", "<think>\n"), ""),
+        ("<think></think>Hi", Thought("", "<think>\n", "\n</think>\n\n"), "Hi"),
+        ("The tag <think>x</think>", None, "The tag <think>x</think>"),
+        ("<thinking>", None, "<thinking>"),
+        ("", None, ""),
+    ],
+)
+def test_thoughts_that_older_versions_kept_in_answers_come_apart(
+    tmp_path: Path, old: str, thought: Thought | None, text: str
+) -> None:
+    path = tmp_path / "chats.sqlite3"
+    older = sqlite3.connect(path)
+    older.executescript(FIRST_FORM.read_text("utf-8"))
+    older.execute("UPDATE messages SET text = ? WHERE id = 3", (old,))
+    older.execute("UPDATE messages SET text = '<think>mine</think>' WHERE id = 1")
+    older.commit()
+    older.close()
+    store = ChatStore(path)
+    question, answer = store.read(2).messages
+    assert (question.text, question.thought) == ("<think>mine</think>", None)
+    assert (answer.text, answer.thought) == (text, thought)
     store.close()
 
 

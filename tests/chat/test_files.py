@@ -15,7 +15,7 @@ from core.chat.dates import seconds
 from core.chat.exporting import to_json, to_markdown, to_sillytavern
 from core.chat.importing import MAX_FILE_BYTES, MAX_MESSAGES, read_chat_file
 from core.chat.parsing import ChatFileError, show_one
-from core.chat.records import MODES, ROLES, CopiedChat, CopiedMessage
+from core.chat.records import MODES, ROLES, CopiedChat, CopiedMessage, Thought
 from core.chat.roleplay_files import NO_QUESTION
 from core.chat.store import ChatStore
 from core.documents.document import Document
@@ -68,6 +68,7 @@ def copied_chats(draw: st.DrawFn) -> CopiedChat:
             stats=draw(STATS),
             speaker=draw(st.sampled_from(["", "Ada", "Olaf"])),
             files=draw(st.sampled_from([(), (LETTER,), (LETTER, UNSENT)])),
+            thought=draw(st.none() | st.builds(Thought, TEXTS, TEXTS, TEXTS, st.none() | st.floats(0, 1e6))),
         )
         for place in range(draw(st.integers(1, 12)))
     ]
@@ -251,8 +252,10 @@ def own(**changes: Any) -> bytes:
         (b'{"chat_metadata": {}}', "chat_file_empty"),
         (sillytavern({"mes": 5}), "chat_file_damaged"),
         (sillytavern({}), "chat_file_damaged"),
-        (own(version=4), "chat_file_newer"),
+        (own(version=5), "chat_file_newer"),
         (own(version="1"), "chat_file_damaged"),
+        (own(thought="hm"), "chat_file_damaged"),
+        (own(thought={"text": 5, "opening": "", "closing": ""}), "chat_file_damaged"),
         (own(messages=[]), "chat_file_empty"),
         (own(messages=[5]), "chat_file_damaged"),
         (own(messages={}), "chat_file_damaged"),

@@ -14,7 +14,7 @@ from core.chat.group import Group, Order, next_speaker
 from core.chat.importing import read_chat_file
 from core.chat.model_prompt import ModelPrompt, RemoteCounter
 from core.chat.prompt_context import PromptContext
-from core.chat.records import CopiedChat, CopiedMessage, Message, Mode
+from core.chat.records import CopiedChat, CopiedMessage, Message, Mode, Thought
 from core.chat.store import ChatStore
 from core.chat.template import ChatTemplate
 from core.engine.sampling_params import Sampling
@@ -179,11 +179,12 @@ def test_members_that_another_tab_changed_are_not_written_over(desk: Desk) -> No
 
 # In files -----------------------------------------------------------------------------------------------------------
 
+HM = Thought("hm", "<think>\n", "\n</think>\n\n", 8.0)
 CHAT = CopiedChat(
     (
         CopiedMessage(None, "assistant", "I am Ada.", 1.7e9, speaker="ada"),
         CopiedMessage(0, "assistant", "Ho!", 1.7e9, speaker="olaf", is_shown=False),
-        CopiedMessage(0, "assistant", "<think>\nhm\n</think>\n\nHoho!", 1.7e9, speaker="olaf"),
+        CopiedMessage(0, "assistant", "Hoho!", 1.7e9, speaker="olaf", thought=HM),
         CopiedMessage(2, "user", "Hi", 1.7e9),
     ),
     "both", True, 1.7e9, "chat", "ada", members=("olaf",),
@@ -192,13 +193,13 @@ CHAT = CopiedChat(
 
 def test_a_group_goes_out_and_comes_back_whole(tmp_path: Path) -> None:
     assert read_chat_file(to_json(CHAT).encode()) == CHAT
-    assert '"version": 2' in to_json(CHAT)
+    assert '"version": 4' in to_json(CHAT)
     assert '"version": 1' in to_json(CopiedChat((CopiedMessage(None, "user", "Hi", 1.0),)))
     store = ChatStore(tmp_path / "chats.sqlite3")
     number = store.add(CHAT)
     assert store.copy(number) == CHAT
     text = to_markdown(store.read(number), "Tom", "Ada", {"olaf": "Olaf"})
-    assert "## Olaf\n\n<think>" in text and "## ada\n\nI am Ada." in text
+    assert "## Olaf\n\n> 💭 hm\n\nHoho!" in text and "## ada\n\nI am Ada." in text
     branch = store.branch(store.read(number).messages[1].id)
     assert store.info(branch).members == ("olaf",)
     assert [one.speaker for one in store.read(branch).messages] == ["ada", "olaf"]
@@ -212,8 +213,9 @@ def test_sillytavern_gets_a_group_chat() -> None:
     assert (again.character, again.members) == ("Ada", ("Olaf",))
     assert [(one.role, one.text, one.speaker) for one in again.messages] == [
         ("assistant", "I am Ada.", "Ada"), ("assistant", "Ho!", "Olaf"),
-        ("assistant", "<think>\nhm\n</think>\n\nHoho!", "Olaf"), ("user", "Hi", ""),
+        ("assistant", "Hoho!", "Olaf"), ("user", "Hi", ""),
     ]  # fmt: skip
+    assert [one.thought and one.thought.text for one in again.messages] == [None, None, "hm", None]
     assert [one.is_shown for one in again.messages] == [True, False, True, True]
     assert again.messages[0].created_s == 1.7e9
 

@@ -16,7 +16,7 @@ from core.chat.dates import seconds
 from core.chat.foreign import MAX_SPEAKERS
 from core.chat.importing import MAX_CHATS, MAX_FILE_BYTES, ChatFile, read_chats
 from core.chat.parsing import ChatFileError
-from core.chat.records import CopiedChat
+from core.chat.records import CopiedChat, CopiedMessage
 from core.documents.document import Document
 from tests.support.damaged import harmed
 
@@ -25,11 +25,17 @@ def read(value: Any) -> ChatFile:
     return read_chats(json.dumps(value, ensure_ascii=False).encode())
 
 
+def whole(message: CopiedMessage) -> str:
+    """With the thought before it, as the programs write it."""
+    thought = message.thought
+    return message.text if thought is None else thought.opening + thought.text + thought.closing + message.text
+
+
 def shown(chat: CopiedChat) -> list[tuple[str, str]]:
     path, last = [], None
     while found := [(n, m) for n, m in enumerate(chat.messages) if m.parent == last and m.is_shown]:
         ((last, message),) = found
-        path.append((message.role, message.text))
+        path.append((message.role, whole(message)))
     return path
 
 
@@ -139,7 +145,7 @@ def test_thoughts_and_pictures_of_a_line() -> None:
     }  # fmt: skip
     extra = {"reasoning": "second", "image": "/x.png", "file": {"name": "a.txt", "url": "/files/1"}, "model": "m"}
     file = tavern(says("Tom", "Hi"), says("Mira", "two", **swipes, extra=extra))
-    assert [one.text for one in file.chats[0].messages[1:]] == [
+    assert [whole(one) for one in file.chats[0].messages[1:]] == [
         "<think>\nfirst\n</think>\n\none", "<think>\nsecond\n</think>\n\ntwo",
     ]  # fmt: skip
     assert [one.files for one in file.chats[0].messages[1:]] == [(Document("a.txt", 0, "", is_whole=False),)] * 2

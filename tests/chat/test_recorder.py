@@ -5,16 +5,19 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from core.chat.recorder import SHUTDOWN_TIMEOUT_S, Recorder
+from core.chat.recorder import SHUTDOWN_TIMEOUT_S, Recorder, Written
+from core.chat.records import Thought
 from core.chat.stats import error_of
 from core.chat.store import ChatStore
 from core.common.errors import EngineError
 from core.engine.answer import Answer
 from core.engine.protocol import AnswerStats, Failed, Finished, PromptStarted, Reason, TextChunk
+from core.engine.thought import Parts, ThoughtRules, split_thought
 
 WAIT_S = 20.0
 
@@ -43,8 +46,8 @@ class WatchedStore(ChatStore):
         super().__init__(path, busy_s=0.05)
         self.grown = threading.Event()
 
-    def grow_answer(self, message: int, text: str) -> None:
-        super().grow_answer(message, text)
+    def grow_answer(self, message: int, text: str, thought: Thought | None = None) -> None:
+        super().grow_answer(message, text, thought)
         self.grown.set()
 
 
@@ -90,7 +93,7 @@ def test_an_answer_is_on_the_disk_while_it_grows(store: WatchedStore, recorder: 
     assert store.grown.wait(WAIT_S)
     last = store.read(chat).messages[-1]
     assert (last.text, last.state) == ("Hello", "writing")
-    assert recorder.answer(message) is answer and recorder.text(message) == "Hello"
+    assert recorder.answer(message) is answer and recorder.written(message) == Written("Hello")
     write(answer, " you!")
     end(answer)
     assert recorder.wait(message, WAIT_S)
@@ -100,7 +103,7 @@ def test_an_answer_is_on_the_disk_while_it_grows(store: WatchedStore, recorder: 
         "model": "model", "reason": "end", "tokens": 21, "tokens_per_s": 50.0, "first_token_s": 0.75,
         "prompt_tokens": 10, "seed": 7,
     }  # fmt: skip
-    assert recorder.answer(message) is None and recorder.text(message) is None and recorder.problem(message) is None
+    assert recorder.answer(message) is None and recorder.written(message) is None and recorder.problem(message) is None
 
 
 def test_an_answer_that_is_stopped_or_fails_keeps_what_it_said(
@@ -126,9 +129,9 @@ def test_an_answer_that_is_stopped_or_fails_keeps_what_it_said(
 def test_a_beginning_stays_before_the_answer(store: WatchedStore, recorder: Recorder, engine: Engine) -> None:
     chat, message = begin(store)
     answer = engine.answer()
-    recorder.follow(message, answer, text_of=lambda text: f"Well, {text}")
+    recorder.follow(message, answer, parts_of=lambda text, is_done: Parts(answer=f"Well, {text}"))
     write(answer, "hello")
-    assert recorder.text(message) == "Well, hello"
+    assert recorder.written(message) == Written("Well, hello")
     end(answer, "length")
     assert recorder.wait(message, WAIT_S)
     last = store.read(chat).messages[-1]
@@ -176,12 +179,42 @@ def test_closing_writes_what_there_is(store: WatchedStore, engine: Engine) -> No
     assert (last.text, last.state) == ("never ended", "stopped")
 
 
+def joined(before: str, text: str, is_done: bool) -> Parts:
+    return Parts(answer=before + text)
+
+
+def thoughtful(text: str, is_done: bool) -> Parts:
+    return split_thought(text, ThoughtRules())
+
+
+def test_a_thought_is_written_apart_and_timed(
+    store: WatchedStore, recorder: Recorder, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("core.chat.recorder.time.monotonic", lambda: float(next(clock)))
+    chat, message = begin(store)
+    answer = engine.answer()
+    recorder.follow(message, answer, parts_of=thoughtful, thought_s=7.0)
+    write(answer, "<think>\nhm")
+    now = recorder.written(message)
+    assert now is not None and now.is_thinking and now.text == "" and now.thought is not None
+    assert now.thought.text == "hm" and now.thought.seconds is not None and now.thought.seconds >= 7
+    write(answer, "\n</think>\n\nHi")
+    now = recorder.written(message)
+    assert now is not None and not now.is_thinking and now.text == "Hi"
+    end(answer)
+    assert recorder.wait(message, WAIT_S)
+    last = store.read(chat).messages[-1]
+    assert last.text == "Hi" and last.whole == "<think>\nhm\n</think>\n\nHi"
+    assert last.thought == now.thought
+
+
 def test_a_message_can_grow_on_at_once(store: WatchedStore, recorder: Recorder, engine: Engine) -> None:
     chat, message = begin(store)
     for number in range(3):
         before = store.read(chat).messages[-1].text
         answer = engine.answer()
-        recorder.follow(message, answer, text_of=lambda text, before=before: before + text)
+        recorder.follow(message, answer, parts_of=partial(joined, before))
         write(answer, f"{number} ")
         end(answer)
         assert recorder.wait(message, WAIT_S)
@@ -195,12 +228,12 @@ def test_a_text_that_cannot_be_made_is_kept_as_it_came(store: WatchedStore, reco
     chat, message = begin(store)
     answer = engine.answer()
 
-    def fail(text: str) -> str:
+    def fail(text: str, is_done: bool) -> Parts:
         raise RecursionError("a template's fault")
 
-    recorder.follow(message, answer, text_of=fail)
+    recorder.follow(message, answer, parts_of=fail)
     write(answer, "Hello")
-    assert store.grown.wait(WAIT_S) and recorder.text(message) == "Hello"
+    assert store.grown.wait(WAIT_S) and recorder.written(message) == Written("Hello")
     end(answer)
     assert recorder.wait(message, WAIT_S)
     last = store.read(chat).messages[-1]

@@ -43,7 +43,7 @@ class Talk:
         style, fitted = self.prepare(mode, parts, max_new_tokens)
         sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens, stop=style.stop_strings(parts.voice))
         answer = self.runner.generate(fitted.prompt, sampling)
-        self.recorder.follow(message, answer, "starter", lambda text: style.clean_answer(text, parts))
+        self.recorder.follow(message, answer, "starter", lambda text, _: style.message_parts(text, parts))
         assert self.recorder.wait(message, WAIT_S)
         return fitted
 

@@ -4,8 +4,9 @@ Start it through Runner(worker_module="tests.support.fake_worker"), or the dashb
 LLAMADECK_WORKER=tests.support.fake_worker. LLAMADECK_FAKE_LOAD_S is how long a load takes, LLAMADECK_FAKE_WORD_S a
 word. A model whose name contains "refused" fails to load, one with "dies" kills the worker, one with "noted" has notes.
 An answer repeats the question; words in it change that: "words=200" says how many words, "wait=0.05" the seconds
-between two, "sample" answers with every kind of Markdown, "fail" and "die" break off, "forever" never ends by itself;
-the question "settings" is answered with the generation settings that came with it.
+between two, "think=5" how many words it thinks before, "sample" answers with every kind of Markdown, "fail" and "die"
+break off, "forever" never ends by itself; the question "settings" is answered with the generation settings that came
+with it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Script:
         self.request = request
         self.prompt_tokens = len(prompt.split())
         self.wait_s = float(_setting(question, "wait", os.environ.get("LLAMADECK_FAKE_WORD_S", "0.01")))
-        self.words = [repr(sampling)] if question == "settings" else _words(question)
+        self.words = [repr(sampling)] if question == "settings" else [*_thought(question), *_words(question)]
         self.ends_with = next((word for word in ("fail", "die") if word in question.split()), "end")
         self.said = 0
         self.began_s = self.next_s = time.monotonic() + self.wait_s
@@ -93,6 +94,11 @@ def _pretended_memory(checkpoint: Checkpoint, command: Load) -> MemoryFacts | No
     report = require_fit(checkpoint, [card], command.context_tokens, command.num_slots, command.kernel, force)
     plan = report.plan
     return MemoryFacts(plan, plan.weights + plan.scratch, plan.allocated - 30 * MIB, None, force)
+
+
+def _thought(question: str) -> list[str]:
+    count = int(_setting(question, "think", "0"))
+    return ["<think>", "\n", *(f"thought{place} " for place in range(count)), "\n</think>", "\n\n"] if count else []
 
 
 def _words(question: str) -> list[str]:

@@ -66,7 +66,7 @@ def _versions(tag: str, message: Message) -> None:
 
 def _for_last(chat: int, message: Message) -> None:
     """A question without an answer can be answered; an answer can be written anew or go on."""
-    names = ["reply"] if message.role == "user" else ["regenerate", *(["go_on"] if message.text.strip() else [])]
+    names = ["reply"] if message.role == "user" else ["regenerate", *(["go_on"] if message.whole.strip() else [])]
     for name in names:
         icon = f":material/{ICONS.get(name, 'refresh')}:"
         st.button("", icon=icon, key=f"chat_{name}_{message.id}", type="tertiary", help=tr(f"chat.do_{name}"),

@@ -38,9 +38,9 @@ def draw_notebook(chat: Chat) -> None:
 
 
 def _draw_growing(page: Message) -> None:
-    answer, said = recorder().answer(page.id), recorder().text(page.id)
+    answer, written = recorder().answer(page.id), recorder().written(page.id)
     with st.container(height=HEIGHT_PX, border=True, autoscroll=True):
-        st.text(page.text if said is None else said)
+        st.text(page.text if written is None else written.text)
         if answer is not None and not answer.text:
             st.markdown(f":shimmer[{tr(f'chat.phase_{answer.phase}')}]")
     if answer is None or not answer.is_running:

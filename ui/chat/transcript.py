@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.chat.recorder import Written
 from core.chat.records import Chat, Message
 from core.chat.service import ImpersonationDraft
 from core.chat.stats import error_of, stats_of
@@ -15,6 +16,7 @@ from ui.chat.actions import take_noted
 from ui.chat.message_actions import draw_actions, draw_editor, is_edited
 from ui.chat.portraits import Faces
 from ui.chat.session import FOUND_KEY, MORE_KEY, is_busy
+from ui.chat.thought import draw_thought, has_words
 from ui.shared.browser import scroll_here
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
@@ -95,6 +97,8 @@ def _draw_question(message: Message) -> None:
 
 
 def _draw_answer(chat: Chat, message: Message, is_last: bool) -> None:
+    if message.thought is not None:
+        draw_thought(message.id, message.thought)
     if message.text:
         st.markdown(answer_markdown(message.text))
     if (error := error_of(message.stats)) is not None and message.state == "failed":
@@ -111,7 +115,7 @@ def _footnotes(message: Message) -> Iterable[str]:
     if reason in ("cancelled", "length", "context"):
         yield tr(f"chat.ended_{reason}")
     elif reason in ("end", "stop") and not message.text:
-        yield tr("chat.ended_empty")
+        yield tr("chat.ended_thought" if has_words(message.thought) else "chat.ended_empty")
     if stats.get("tokens") and shows_speed():
         yield from _figures(stats)
 
@@ -130,22 +134,26 @@ def shows_speed() -> bool:
 
 def _draw_growing(chat: Chat, message: Message, faces: Faces) -> None:
     """Draw the answer that is being written. Once it ends, the whole page is drawn again."""
-    answer, said = recorder().answer(message.id), recorder().text(message.id)
+    answer, written = recorder().answer(message.id), recorder().written(message.id)
     with st.chat_message(message.role, avatar=faces.of_message(message)):
         _draw_name(message, faces)
-        if answer is None or said is None:
+        if answer is None or written is None:
+            if message.thought is not None:
+                draw_thought(message.id, message.thought)
             st.markdown(answer_markdown(message.text))
         else:
-            _draw_written(answer, said)
+            _draw_written(message.id, answer, written)
             if problem := recorder().problem(message.id):
                 show_error(problem)
     if answer is None or not answer.is_running:
         st.rerun()
 
 
-def _draw_written(answer: Answer, said: str) -> None:
-    if said:
-        st.markdown(answer_markdown(said))
+def _draw_written(message: int, answer: Answer, written: Written) -> None:
+    if written.thought is not None:
+        draw_thought(message, written.thought, written.is_thinking)
+    if written.text:
+        st.markdown(answer_markdown(written.text))
     if answer.is_running and not answer.text:
         st.markdown(f":shimmer[{tr(f'chat.phase_{answer.phase}')}]")
     if not answer.is_running and answer.num_tokens and shows_speed():

@@ -1,0 +1,59 @@
+"""Models that think before they answer, on the chat page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core.chat.records import Thought
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.pages import WAIT_S, ask, click, finish, last_answer, load, open_tab, words
+from ui.shared import resources
+
+# As Qwen3's: past thoughts are left out, and thinking can be switched off.
+THINKING = (
+    "{% for m in messages %}{% set c = m.content.split('</think>')[-1] if m.role == 'assistant' else m.content %}"
+    "<|im_start|>{{ m.role }}\n{{ c }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("thinking") / "tiny"
+    make_checkpoint(folder, Recipe(context_tokens=2048))
+    (folder / "chat_template.jinja").write_text(THINKING, "utf-8")
+    return folder
+
+
+def open_chat() -> AppTest:
+    load(open_tab(), "tiny")
+    return open_tab("3_Chat")
+
+
+def boxes(tab: AppTest) -> list[str]:
+    return [box.label for box in tab.expander if box.label]
+
+
+def test_a_thought_is_folded_above_its_answer(models: Path) -> None:
+    tab = finish(ask(open_chat(), "think=3 words=2"))
+    answer = resources.chat_store().read(1).messages[-1]
+    assert answer.text == "one two " and answer.thought is not None
+    assert answer.thought.text == "thought0 thought1 thought2" and answer.whole.startswith("<think>\nthought0")
+    box = next(box for box in tab.expander if box.label.startswith("Thought"))
+    assert [one.value for one in box.markdown] == ["thought0 thought1 thought2"]
+    assert "<think>" not in words(tab)
+
+
+def test_while_it_thinks_the_page_counts_and_a_stopped_thought_says_so(models: Path) -> None:
+    tab = ask(open_chat(), "think=100000 wait=0.01")
+    assert last_answer().wait_for_text(30, WAIT_S)
+    tab.run()
+    assert any("Thinking…" in label for label in boxes(tab))
+    click(tab, "chat_stop")
+    tab = finish(tab)
+    answer = resources.chat_store().read(1).messages[-1]
+    assert answer.text == "" and isinstance(answer.thought, Thought) and not answer.thought.closing
+    assert any("not finished" in label or label == "Thought" for label in boxes(tab))
