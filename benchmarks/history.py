@@ -1,4 +1,4 @@
-"""How long the chat history takes: to open a chat of 500 messages, to add one, to search 10,000, to fit a prompt.
+"""How long the chat history takes: to open chats of 500 and of 10,000 messages, to add one, to search, to fit a prompt.
 
 Run as `python -m benchmarks.history [--folder DIR] [--json]`. It writes a history of its own into a temporary folder,
 below DIR if given: what an fsync takes is the disk's. Each figure is the median and the longest of its runs.
@@ -26,7 +26,7 @@ from core.chat.turn_rendering import Names
 from core.common.errors import DeckError
 from core.library.scan import scan
 
-LONG_MESSAGES, NUM_CHATS, CHAT_MESSAGES = 500, 95, 100
+LONG_MESSAGES, LONGEST_MESSAGES, NUM_CHATS, CHAT_MESSAGES = 500, 10_000, 95, 100
 WORDS = "river stone lamp window answer morning quiet garden letter silver 今天 天气 回答 模型 the a of and is".split()
 MESSAGE_WORDS = 80
 RUNS = 30
@@ -55,19 +55,17 @@ def measure(path: Path) -> dict[str, tuple[float, float]]:
     for _ in range(NUM_CHATS):
         store.add(a_chat(chance, CHAT_MESSAGES))
     long = store.add(a_chat(chance, LONG_MESSAGES))
-    messages = store.read(long).messages
     figures = {
         f"open a chat of {LONG_MESSAGES} messages": timed(lambda: store.read(long)),
         "list the first 50 chats": timed(store.chats),
         "search 10,000 messages, rare word": timed(lambda: store.search("needle")),
         "search 10,000 messages, two Chinese characters": timed(lambda: store.search("天气")),
     }
-    last = [messages[-1].id]
-    figures["add a message"] = timed(lambda: last.append(store.append_user(long, "What else?", last[-1])))
-    answer = store.begin_answer(long, last[-1])
-    figures["write an answer as it grows"] = timed(lambda: store.grow_answer(answer, "word " * 500))
+    figures |= answering(store, long, LONG_MESSAGES)
+    longest = store.add(a_chat(chance, LONGEST_MESSAGES))
+    figures[f"open a chat of {LONGEST_MESSAGES:,} messages"] = timed(lambda: store.read(longest))
+    figures |= answering(store, longest, LONGEST_MESSAGES)
     store.close()
-    figures |= fitting([Turn(role="user" if one.role == "user" else "assistant", content=one.text) for one in messages])
     opened: list[ChatStore] = []
     figures["open the history"] = timed(lambda: opened.append(ChatStore(path)))
     for one in opened:
@@ -75,10 +73,23 @@ def measure(path: Path) -> dict[str, tuple[float, float]]:
     return figures
 
 
+def answering(store: ChatStore, chat: int, num_messages: int) -> dict[str, tuple[float, float]]:
+    messages = store.read(chat).messages
+    last = [messages[-1].id]
+    added = timed(lambda: last.append(store.append_user(chat, "What else?", last[-1])))
+    answer = store.begin_answer(chat, last[-1])
+    figures = {
+        f"add a message to {num_messages:,}": added,
+        f"write an answer below {num_messages:,} as it grows": timed(lambda: store.grow_answer(answer, "word " * 500)),
+    }
+    turns = [Turn(role="user" if one.role == "user" else "assistant", content=one.text) for one in messages]
+    return figures | fitting(turns)
+
+
 def fitting(turns: list[Turn]) -> dict[str, tuple[float, float]]:
     """With the first model that is on this machine, each time with another question."""
     template, counter = a_model()
-    style = PromptStyle("instruct", template, Names("You", "Assistant"), counter.opening)
+    style = PromptStyle("instruct" if template.source else "chat", template, Names("You", "Assistant"), counter.opening)
     numbers = itertools.count()
 
     def once() -> object:

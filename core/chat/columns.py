@@ -19,6 +19,8 @@ def to_column(values: dict[str, Any]) -> str:
 
 def from_column(text: str) -> dict[str, Any]:
     """The reverse; also of what an older version wrote, and nothing where the row is damaged: its chat still opens."""
+    if text == "{}":
+        return {}
     try:
         values = json.loads(text)
         if "\\ud" in text.lower():

@@ -51,7 +51,7 @@ def _living(tree: Tree) -> list[tuple[int, int | None, bool]]:
         for node in tree.children(above):
             if node.removed == "cut":
                 continue
-            is_shown = is_open and node.is_shown
+            is_shown = bool(is_open and node.is_shown)
             if node.removed == "alone":
                 waiting.append((node.id, place, is_shown))
             else:

@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import methodcaller
 from pathlib import Path
 
 from core.chat.schema import MIGRATIONS, is_foreign, migrate, version_of
@@ -103,7 +104,7 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
         # A row whose text is no UTF-8 is read with marks in it; else no chat of the file could be listed.
-        db.text_factory = lambda text: text.decode("utf-8", "replace")
+        db.text_factory = methodcaller("decode", "utf-8", "replace")
         return db
 
     def _prepare(self, migrations: Sequence[Sequence[str]]) -> None:

@@ -28,7 +28,7 @@ from core.documents.document import Document
 
 def read_tree(db: sqlite3.Connection, chat: int) -> Tree:
     rows = db.execute("SELECT id, parent, is_shown, removed FROM messages WHERE chat = ?", (chat,))
-    return Tree(Node(id, parent, bool(is_shown), removed) for id, parent, is_shown, removed in rows)
+    return Tree(map(Node._make, rows))
 
 
 def require_chat(db: sqlite3.Connection, chat: int) -> None:
@@ -234,13 +234,25 @@ def retitle(db: sqlite3.Connection, chat: int) -> None:
     """Propose a title from the person's first shown message, where the chat has no title of their own."""
     if db.execute("SELECT title_is_own FROM chats WHERE id = ?", (chat,)).fetchone()[0]:
         return
-    title = ""
-    for node in read_tree(db, chat).path():
-        role, text = db.execute("SELECT role, text FROM messages WHERE id = ?", (node.id,)).fetchone()
-        if role != "assistant":
-            title = propose_title(text)
-            break
-    db.execute("UPDATE chats SET title = ? WHERE id = ?", (title, chat))
+    text = _first_words(db, chat)
+    db.execute("UPDATE chats SET title = ? WHERE id = ?", (propose_title(text) if text is not None else "", chat))
+
+
+def _first_words(db: sqlite3.Connection, chat: int) -> str | None:
+    """The person's first shown message, found step by step: the whole tree of a long chat takes much longer to read."""
+    above, passed = 0, set[int]()
+    while above not in passed:
+        passed.add(above)
+        row = db.execute(
+            "SELECT id, role, removed, text FROM messages WHERE chat = ? AND ifnull(parent, 0) = ? AND is_shown",
+            (chat, above),
+        ).fetchone()
+        if row is None:
+            return None
+        above, role, removed, text = row
+        if role != "assistant" and removed is None:
+            return str(text)
+    return None
 
 
 def grow(db: sqlite3.Connection, message: int, text: str, thought: Thought | None) -> None:

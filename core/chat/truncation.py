@@ -5,7 +5,7 @@ The system text, which describes the character, and the last message always stay
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -97,7 +97,9 @@ def fit_to_context(
     """
     count_prompt = count_prompt or count_tokens
     limit = context_tokens - min(answer_tokens, int(context_tokens * MAX_ANSWER_SHARE))
-    costs = [count_tokens(turn["content"]) for turn in parts.history]
+    costs = _last_costs(parts.history, count_tokens, limit, num_last)
+    # Those before it are too old: the messages after them are too long already.
+    oldest = len(parts.history) - len(costs)
     measured: dict[tuple[int, int], tuple[str, int]] = {}
 
     def measure(first: int, num_examples: int) -> tuple[str, int]:
@@ -108,20 +110,36 @@ def fit_to_context(
             measured[key] = prompt, count_prompt(prompt)
         return measured[key]
 
-    last = max(0, len(costs) - num_last)
+    last = max(0, len(parts.history) - num_last)
     least = measure(last, 0)[1]
     if least > limit:
-        raise _too_long(sum(costs[last:]) + count_tokens(parts.start), least, limit)
-    probe = max(0, last - PROBE_MESSAGES)
-    marks = (measure(probe, 0)[1] - least - sum(costs[probe:last])) / max(1, last - probe)
-    guess = _guess_first([cost + marks for cost in costs[:last]], limit - least)
+        raise _too_long(sum(costs[last - oldest :]) + count_tokens(parts.start), least, limit)
+    probe = max(oldest, last - PROBE_MESSAGES)
+    marks = (measure(probe, 0)[1] - least - sum(costs[probe - oldest : last - oldest])) / max(1, last - probe)
+    guess = oldest + _guess_first([cost + marks for cost in costs[: last - oldest]], limit - least)
     first = find_first(guess, last, lambda index: measure(index, 0)[1] <= limit)
     num_examples = 0
     if first == 0:
         while num_examples < len(parts.examples) and measure(0, num_examples + 1)[1] <= limit:
             num_examples += 1
     prompt, tokens = measure(first, num_examples)
-    return FittedPrompt(prompt, tokens, sum(costs[first:]), context_tokens - tokens, first, num_examples)
+    history_tokens = sum(count_tokens(turn["content"]) for turn in parts.history[first:])
+    return FittedPrompt(prompt, tokens, history_tokens, context_tokens - tokens, first, num_examples)
+
+
+def _last_costs(history: Sequence[Turn], count_tokens: Callable[[str], int], limit: int, num_last: int) -> list[int]:
+    """The tokens of the last messages, oldest first: of at least `num_last`, and of as many as may fit into `limit`.
+
+    The others are never counted: of a chat of years they are thousands, and this is done several times an answer.
+    """
+    costs: list[int] = []
+    total = 0
+    for turn in reversed(history):
+        if total > limit and len(costs) >= num_last:
+            break
+        costs.append(count_tokens(turn["content"]))
+        total += costs[-1]
+    return costs[::-1]
 
 
 def find_first(guess: int, last: int, fits: Callable[[int], bool]) -> int:

@@ -119,6 +119,19 @@ def test_a_long_chat_is_rendered_a_few_times() -> None:
     assert len(renders) <= 6
 
 
+def test_of_a_long_chat_only_the_last_messages_are_counted() -> None:
+    counted: list[str] = []
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return count_words(text)
+
+    history = talk(*[8] * 5000)
+    fitted = fit_to_context(PromptParts(history, "Ada."), LLAMA2.render, count, 400, 20)
+    assert 4900 < fitted.first_kept < 4990 and len(counted) < 150
+    assert fitted.history_tokens == sum(count_words(turn["content"]) for turn in history[fitted.first_kept :])
+
+
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
 def test_the_first_that_fits_is_found_from_anywhere(guess: int, last: int, wanted: int) -> None:
     wanted, guess = min(wanted, last), min(guess, last)
