@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from core.chat.character_prompt import CharacterPrompt
-from core.chat.database import ChatStoreError
+from core.chat.database import ChatStoreError, Database
 from core.chat.exporting import to_sillytavern
 from core.chat.importing import read_chat_file
 from core.chat.model_prompt import ModelPrompt
 from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.records import CopiedChat, CopiedMessage
-from core.chat.schema import MIGRATIONS
+from core.chat.schema import LOREBOOKS, MIGRATIONS
 from core.chat.store import ChatStore
 from core.chat.template import ChatTemplate, Turn
 from core.engine.sampling_params import Sampling
@@ -44,16 +44,13 @@ def test_a_chat_keeps_its_lorebooks_and_refuses_what_was_seen_before(tmp_path: P
 
 def test_a_history_from_before_gets_the_column(tmp_path: Path) -> None:
     path = tmp_path / "chats.sqlite3"
+    older = Database(path, migrations=MIGRATIONS[: MIGRATIONS.index(LOREBOOKS)])
+    with older.change() as db:
+        db.execute("INSERT INTO chats (created_s, changed_s, mode, character) VALUES (1, 1, 'instruct', '')")
+    older.close()
     store = ChatStore(path)
-    chat = store.create("instruct")
-    store.close()
-    with sqlite3.connect(path) as db:
-        db.execute("ALTER TABLE chats DROP COLUMN lorebooks")
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
-    db.close()
-    store = ChatStore(path)
-    store.set_lorebooks(chat, ["Town"], [])
-    assert store.info(chat).lorebooks == ("Town",)
+    store.set_lorebooks(1, ["Town"], [])
+    assert store.info(1).lorebooks == ("Town",)
     store.close()
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
