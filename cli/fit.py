@@ -17,7 +17,7 @@ from core.common.errors import CheckpointError, EngineError, InputError
 from core.common.paths import models_dir
 from core.common.terminal import Terminal
 from core.common.values import printable, quoted_text
-from core.gpu.known_gpus import lookup
+from core.gpu.known_gpus import also_meant, lookup
 from core.gpu.snapshot import read_snapshot
 from core.gpu.torch_support import find_gpu_error, has_nvidia_gpu, installed_torch, is_cpu_chosen, usable_gpus
 from core.hub.endpoints import checked_endpoint
@@ -29,6 +29,7 @@ from core.memory.device_memory import DeviceMemory
 from core.memory.fit import MAX_CHATS, FitReport, check_fit
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import has_c_compiler
+from core.memory.rental import CardOffer
 
 FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
 # What most GPUs have that people rent by their memory, or more.
@@ -63,7 +64,10 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     if arguments.best or arguments.target is None:
         if not arguments.best or arguments.target is not None:
             raise InputError("fit_best_or_target")
-        has_any = show_best(tuple(planned_devices(arguments)), arguments.json, terminal.to_stdout())
+        out = terminal.to_stdout()
+        has_any = show_best(tuple(planned_devices(arguments)), arguments.json, out, other_cards(arguments.gpu))
+        if not arguments.json:
+            say_other_cards(arguments.gpu, out)
         return FITS if has_any else DOES_NOT_FIT
     try:
         report = verdict(arguments)
@@ -74,9 +78,10 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     out = terminal.to_stdout()
     if arguments.json:
         reason = {} if unused is None else {"unused": str(unused)}
-        out.write(json.dumps(as_object(report) | reason, ensure_ascii=False, indent=1))
+        out.write(json.dumps(as_object(report) | other_cards(arguments.gpu) | reason, ensure_ascii=False, indent=1))
     else:
         show(report, out)
+        say_other_cards(arguments.gpu, out)
         if arguments.vram_mib:
             out.say("fit_assumed", capability="{}.{}".format(*ASSUMED_CAPABILITY))
     if unused is not None:
@@ -143,6 +148,20 @@ def find_devices(gpu: str | None, vram_mib: str | None) -> list[DeviceMemory]:
         raise InputError("no_gpu_to_ask")
     meant = usable_gpus(gpus, installed_torch()) or readable
     return [DeviceMemory.measured(one, has_c_compiler=has_c_compiler()) for one in meant]
+
+
+def other_cards(gpu: str | None) -> dict[str, list[str]]:
+    """For programs: the cards that --gpu may have meant beside the one that is planned for; empty where it is clear."""
+    others = also_meant(gpu) if gpu is not None else ()
+    return {"other_cards": [one.name for one in others]} if others else {}
+
+
+def say_other_cards(gpu: str | None, out: Terminal) -> None:
+    """For people: which card is planned for where --gpu may mean several, and how the others are called."""
+    if gpu is not None and (others := also_meant(gpu)):
+        taken, named = lookup(gpu), ", ".join(f'"{one.name}"' for one in others)
+        label = CardOffer(taken.name, 1, taken.memory_gb).label
+        out.say("fit_card_taken", asked=quoted_text(gpu), taken=label, others=named)
 
 
 def find_checkpoint(target: str, revision: str | None) -> Checkpoint:

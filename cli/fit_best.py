@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from cli.fit_report import as_object
 from core.common.errors import DeckError
 from core.common.terminal import Terminal, table
-from core.library.recommended import RecommendedModel, Verdict, best_of, verdicts_for
+from core.library.recommended import (
+    MIN_CONTEXT_TOKENS,
+    RecommendedModel,
+    Verdict,
+    best_of,
+    next_larger,
+    reason_against,
+    verdicts_for,
+)
 from core.memory.cpu_fit import CpuReport, speed_text
 from core.memory.device_memory import DeviceMemory
 
 
-def show_best(devices: tuple[DeviceMemory, ...], is_json: bool, out: Terminal) -> bool:
-    """Print the recommended models with their verdicts, none for the CPU; whether any fits, of which the best is
-    marked."""
+def show_best(devices: tuple[DeviceMemory, ...], is_json: bool, out: Terminal, told: Mapping[str, Any]) -> bool:
+    """Print the recommended models with their verdicts, no devices for the CPU; whether any fits, of which the best is
+    marked. `told` goes into the verdicts for programs."""
     verdicts = verdicts_for(devices)
     best = best_of(verdicts)
     if is_json:
-        listed = [best_object(model, report, model is best) for model, report in verdicts]
+        listed = [best_object(model, report, model is best) | dict(told) for model, report in verdicts]
         out.write(json.dumps(listed, ensure_ascii=False, indent=1))
         return best is not None
     # What fits into the machine's own memory may still be too slow to use.
@@ -45,7 +54,25 @@ def show_best(devices: tuple[DeviceMemory, ...], is_json: bool, out: Terminal) -
         out.say("fit_best_none", card=card)
     else:
         out.say("fit_best_is", card=card, model=best.repo)
+        if (larger := next_larger(verdicts, best)) is not None:
+            out.write(why_not(*larger, out))
     return best is not None
+
+
+def why_not(model: RecommendedModel, report: Verdict, out: Terminal) -> str:
+    """Why a larger model than the best is not the best, in one line."""
+    if isinstance(report, DeckError):
+        return out.text("fit_next_no_kernel", model=model.repo, reason=report.sentence(out.language))
+    speed = speed_text(report.tokens_per_s) if isinstance(report, CpuReport) else ""
+    return out.text(
+        f"fit_next_{reason_against(report)}",
+        model=model.repo,
+        needed=math.ceil(report.needed_mib),
+        available=report.available_mib,
+        longest=report.max_context,
+        least=MIN_CONTEXT_TOKENS,
+        speed=speed,
+    )
 
 
 def best_cells(report: Verdict, is_best: bool) -> tuple[str, str, str]:

@@ -35,7 +35,7 @@ def as_object(report: FitReport | CpuReport) -> dict[str, Any]:
         "available_mib": report.available_mib,
         "margin_mib": round(report.margin_mib, 2),
         "parts": _rounded(sum_parts(report)),
-        "kernel": report.load.kernel.name,
+        "kernel": report.load.kernel.name if report.fits else None,
         "captured": report.load.is_captured,
         "max_context": report.max_context,
         "reason": translate("en", f"fit.{report.reason}", **report.params),
@@ -68,7 +68,7 @@ def _cpu_object(report: CpuReport) -> dict[str, Any]:
         "device": "cpu",
         "needed_mib": round(report.needed_mib, 2),
         "available_mib": report.available_mib,
-        "kernel": report.kernel.name,
+        "kernel": report.kernel.name if report.fits else None,
         "max_context": report.max_context,
         "tokens_per_s": round(report.tokens_per_s, 2),
         "reason": translate("en", f"fit.{report.reason}", **report.params),
@@ -107,11 +107,10 @@ def show(report: FitReport | CpuReport, out: Terminal) -> None:
         out.write(f"  {line}")
     for name, params in report.notes:
         out.write(translate(out.language, f"note.{name}", **params))
-    key = "fit_kernel" if report.max_context else "fit_no_context"
-    values: dict[str, str | int] = {"kernel": report.load.kernel.name}
-    if report.max_context:
-        values |= {"max_context": report.max_context, "chats": report.load.num_slots}
-    out.say(key, **values)
+    if report.fits:
+        out.say("fit_kernel", kernel=report.load.kernel.name)
+    if report.reason != "too_large":
+        out.say("fit_longest", max_context=report.max_context, chats=report.load.num_slots)
     for name, params in report.remedies:
         out.write("- " + translate(out.language, f"fit.{name}", **params))
     if not report.fits:

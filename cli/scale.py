@@ -9,7 +9,7 @@ import subprocess
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cli.fit import find_checkpoint, find_devices, parse_context, parse_whole
+from cli.fit import find_checkpoint, find_devices, parse_context, parse_whole, say_other_cards
 from core.bootstrap.pip import InstallError
 from core.common.errors import DeckError, EngineError, InputError
 from core.common.paths import DEFAULT_HOST
@@ -48,6 +48,7 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     if arguments.start:
         check_address(DEFAULT_HOST, port)
     plan = find_plan(arguments)
+    say_other_cards(arguments.gpu, terminal)
     show(plan, port, terminal.to_stdout())
     if not plan.is_cpu and not plan.fits:
         terminal.say("scale_fits_not", needed=plan.needed_mib, budget=plan.budget_mib)

@@ -77,6 +77,22 @@ def lookup(text: str) -> KnownGpu:
     Where a GPU comes in two sizes, or with ECC on or off, the one with less memory counts unless said.
     Raises InputError "unknown_gpu", with the nearest names, where there is no such GPU.
     """
+    return min(_meant(text), key=lambda gpu: (gpu.total_mib, gpu.bandwidth_gb_s))
+
+
+def also_meant(text: str) -> tuple[KnownGpu, ...]:
+    """The other cards that `text` names as well as the one that lookup() takes: of another size or form.
+
+    Those with ECC on or off are left out: it is one card. Raises as lookup() does.
+    """
+    taken, others = lookup(text), dict[tuple[int, str], KnownGpu]()
+    for gpu in sorted(_meant(text), key=lambda gpu: gpu.total_mib):
+        if (gpu.memory_gb, gpu.form) != (taken.memory_gb, taken.form):
+            others.setdefault((gpu.memory_gb, gpu.form), gpu)
+    return tuple(others.values())
+
+
+def _meant(text: str) -> list[KnownGpu]:
     plain = _plain(text)
     wish = _wish(plain)
     named = _by_nvml_name().get(plain.removeprefix("nvidia "))
@@ -84,7 +100,7 @@ def lookup(text: str) -> KnownGpu:
     usual = [gpu for gpu in gpus if wish.ecc or not gpu.is_rare]
     if not usual:
         raise InputError("unknown_gpu", name=text.strip()[:QUOTED_LENGTH], near=", ".join(_near(plain, wish)))
-    return min(usual, key=lambda gpu: (gpu.total_mib, gpu.bandwidth_gb_s))
+    return usual
 
 
 def _known_gpu(row: dict[str, str]) -> KnownGpu:

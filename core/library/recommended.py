@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
@@ -28,6 +28,7 @@ ARCHITECTURES = {
 }
 # A model that thinks before it answers needs this much for one question.
 MIN_CONTEXT_TOKENS = 8192
+ReasonAgainst = Literal["no_kernel", "too_large", "short_context", "slow"]
 Verdict = FitReport | CpuReport | DeckError
 
 
@@ -85,13 +86,32 @@ def best_of(verdicts: Iterable[tuple[RecommendedModel, Verdict]]) -> Recommended
     a CPU, the first on a GPU that fits. None where none does."""
     fitting = [(model, report) for model, report in verdicts if not isinstance(report, DeckError) and report.fits]
     for model, report in fitting:
-        is_slow = isinstance(report, CpuReport) and report.tokens_per_s < READING_TOKENS_S
-        if report.max_context >= MIN_CONTEXT_TOKENS and not is_slow:
+        if reason_against(report) is None:
             return model
     on_cpu = [(report.tokens_per_s, model) for model, report in fitting if isinstance(report, CpuReport)]
     if on_cpu:
         return max(on_cpu, key=lambda one: one[0])[1]
     return fitting[0][0] if fitting else None
+
+
+def next_larger(
+    verdicts: Sequence[tuple[RecommendedModel, Verdict]], best: RecommendedModel
+) -> tuple[RecommendedModel, Verdict] | None:
+    """The model with its verdict that would have been the best before `best`, of those with more parameters."""
+    places = [model for model, _ in verdicts]
+    larger = [one for one in verdicts[: places.index(best)] if one[0].billions > best.billions]
+    return larger[-1] if larger else None
+
+
+def reason_against(report: Verdict) -> ReasonAgainst | None:
+    """Why a model is not the one to recommend, or None where it could be."""
+    if isinstance(report, DeckError):
+        return "no_kernel"
+    if not report.fits:
+        return "too_large"
+    if report.max_context < MIN_CONTEXT_TOKENS:
+        return "short_context"
+    return "slow" if isinstance(report, CpuReport) and report.tokens_per_s < READING_TOKENS_S else None
 
 
 def _verdict(model: RecommendedModel, devices: tuple[DeviceMemory, ...]) -> Verdict:

@@ -12,7 +12,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.notes import Note, notes
 from core.common.errors import InputError
 from core.common.host_memory import available_bytes
-from core.memory.fit import MAX_CHATS, checked_context
+from core.memory.fit import MAX_CHATS, MIN_USEFUL_TOKENS, checked_context
 from core.memory.host_bandwidth import measured_gb_s
 from core.memory.kernels.registry import choose_kernel
 from core.memory.kernels.spec import Device, KernelSpec
@@ -49,9 +49,17 @@ class CpuReport:
 
     @property
     def reason(self) -> str:
-        if not self.fits:
-            return "cpu_context_too_long" if self.max_context else "cpu_too_large"
-        return "cpu_fits" if self.tokens_per_s >= READING_TOKENS_S else "cpu_fits_slow"
+        if not self.fits and self.max_context < MIN_USEFUL_TOKENS:
+            return "cpu_too_large"
+        if self.fits and not self.is_slow:
+            return "cpu_fits"
+        name = "cpu_fits_slow" if self.fits else "cpu_context_too_long"
+        return f"{name}_one" if speed_text(self.tokens_per_s) == "1" else name
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it writes more slowly than people read."""
+        return self.tokens_per_s < READING_TOKENS_S
 
     @property
     def params(self) -> dict[str, str | int | float]:

@@ -230,7 +230,8 @@ def _report(checkpoint: Checkpoint, load: LoadPlan, devices: Sequence[DeviceMemo
     fits = all_fit(load.memory, devices)
     # What is captured has its longest context worked out once it is known to fit.
     max_context = 0 if load.is_captured else _longest(checkpoint, load.shape, devices, [load.kernel], load.num_slots)
-    reason = "fits" if fits else "context_too_long" if max_context else "too_large"
+    is_useful = max_context >= min(MIN_USEFUL_TOKENS, checkpoint.max_context_tokens)
+    reason = "fits" if fits else "context_too_long" if is_useful else "too_large"
     report = FitReport(fits, load, tuple(devices), max_context, reason, {})
     needed = math.ceil(report.needed_mib)
     params: dict[str, str | int | float] = {

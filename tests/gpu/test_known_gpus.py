@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core.common.errors import InputError
-from core.gpu.known_gpus import known_gpus, lookup
+from core.gpu.known_gpus import also_meant, known_gpus, lookup
 
 
 def test_every_card_is_found_by_its_own_name() -> None:
@@ -89,6 +89,26 @@ def test_a_card_is_found_as_people_write_it(text: str, total_mib: int) -> None:
 )
 def test_cards_with_like_names_are_kept_apart(text: str, name: str) -> None:
     assert lookup(text).name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("RTX 3060", ["RTX 3060 12GB"]),
+        ("3080", ["RTX 3080 12GB", "RTX 3080 20GB"]),
+        ("A100", ["A100 80GB PCIe", "A100 80GB SXM"]),
+        ("A100 80GB", ["A100 80GB SXM"]),
+        ("NVIDIA GeForce RTX 4060 Ti", ["RTX 4060 Ti 16GB"]),
+        ("H100", ["H100 SXM", "H100 NVL"]),
+        ("RTX 4090", ["RTX 4090 48GB"]),
+        # With ECC on or off it is one card.
+        ("A40", []),
+        ("RTX 3090 Ti", []),
+        ("RTX 3060 12GB", []),
+    ],
+)
+def test_what_else_a_name_may_mean_is_told(text: str, others: list[str]) -> None:
+    assert [gpu.name for gpu in also_meant(text)] == others
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ from core.gpu.known_gpus import lookup
 from core.hub.address import REPO
 from core.library import catalogue
 from core.library.ranking import best_candidate
-from core.library.recommended import best_of, known_checkpoint, recommended_models, verdicts_for
+from core.library.recommended import (
+    best_of,
+    known_checkpoint,
+    next_larger,
+    reason_against,
+    recommended_models,
+    verdicts_for,
+)
 from core.memory.cpu_fit import check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
@@ -112,6 +119,23 @@ def test_the_best_model_for_a_card_is_the_first_that_fits_with_room_for_an_answe
 
 def test_on_a_card_that_is_too_small_for_all_none_is_the_best() -> None:
     assert best_of(verdicts_for((DeviceMemory.empty("a card", 1024, (8, 6)),))) is None
+
+
+@pytest.mark.parametrize(
+    ("card", "larger", "reason"),
+    [
+        ("RTX 3060 8GB", "JunHowie/Qwen3-8B-GPTQ-Int4", "short_context"),
+        ("RTX 3060 12GB", "Qwen/Qwen2.5-32B-Instruct-GPTQ-Int4", "too_large"),
+        # The first of the list.
+        ("A40", None, None),
+    ],
+)
+def test_why_the_next_larger_model_is_not_the_best_is_known(card: str, larger: str | None, reason: str | None) -> None:
+    verdicts = verdicts_for((DeviceMemory.planned(lookup(card)),))
+    best = best_of(verdicts)
+    assert best is not None
+    found = next_larger(verdicts, best)
+    assert (found and found[0].repo, found and reason_against(found[1])) == (larger, reason)
 
 
 @pytest.mark.parametrize(

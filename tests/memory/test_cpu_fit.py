@@ -48,12 +48,22 @@ def test_a_shorter_context_is_told_where_it_fits() -> None:
 def test_the_speed_is_the_memorys_over_the_bytes_of_a_token() -> None:
     slow, fast = (check_cpu_fit(llama("7B"), available_mib=16_000, bandwidth_gb_s=speed) for speed in (10.0, 100.0))
     assert fast.tokens_per_s == pytest.approx(10 * slow.tokens_per_s)
-    assert (slow.reason, fast.reason) == ("cpu_fits_slow", "cpu_fits")
+    assert (slow.reason, fast.reason) == ("cpu_fits_slow_one", "cpu_fits")
     assert slow.tokens_per_s == pytest.approx(0.4 * 10e9 / 3.7e9, rel=0.1)
 
 
 def test_an_estimate_has_one_digit_that_counts() -> None:
     assert [speed_text(speed) for speed in (0.02, 0.34, 1.4, 8.8, 23.0, 260.0)] == ["0.1", "0.3", "1", "9", "20", "300"]
+
+
+def test_one_token_a_second_is_one_and_too_short_a_context_is_none() -> None:
+    one = check_cpu_fit(llama("7B"), available_mib=16_000, bandwidth_gb_s=10.0)
+    assert (one.reason, one.is_slow) == ("cpu_fits_slow_one", True)
+    assert "about one token a second" in translate("en", f"fit.{one.reason}", **one.params)
+    short = check_cpu_fit(llama("7B"), available_mib=5_500, bandwidth_gb_s=10.0)
+    assert short.reason == "cpu_context_too_long_one"
+    least = report("7B", 5_500, 256).needed_mib
+    assert report("7B", int(least)).reason == "cpu_too_large"
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

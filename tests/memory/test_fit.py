@@ -103,6 +103,12 @@ def test_what_does_not_fit_says_what_would_make_it_fit() -> None:
     assert check_fit(known(SMALL), [larger], 4096, 4, report.load.kernel.name).fits
 
 
+def test_a_context_that_holds_no_answer_is_not_called_one_that_fits() -> None:
+    found = [check_fit(known(SMALL), [card(mib)], 4096) for mib in range(4600, 5400, 20)]
+    short = [report for report in found if 0 < report.max_context < 512]
+    assert short and {report.reason for report in short} == {"too_large"}
+
+
 def test_weights_alone_too_large_leave_no_context() -> None:
     report = check_fit(known(LARGE), [card(24_576)])
     assert (report.fits, report.reason, report.max_context) == (False, "too_large", 0)

@@ -81,6 +81,8 @@ tell([words(tab), [button.key for block in tab.get("popover") for button in bloc
 """
     seen, in_popover = run_page(nvml_standin, code)
     assert "70B does not fit on NVIDIA GeForce RTX 4090" in seen and "Take a GPU with at least" in seen
+    # Of the two models here one fits, whose kernel is named.
+    assert seen.count("Kernel:") == 1
     assert in_popover == ["force_load_70B"]
 
 
@@ -116,6 +118,23 @@ tell([before, words(tab), len(tab.get("popover")), words(open_tab(None, {locale!
     assert "A40" in after and "MiB" in after and num_popovers == 0
 
 
+def test_what_is_said_to_be_slow_on_a_cpu_has_no_green_mark(no_nvml: Standin) -> None:
+    code = """
+page = '''
+from core.memory.cpu_fit import CpuReport
+from core.memory.kernels.cpu import DENSE
+from ui.load.gauge import draw_verdict
+draw_verdict(CpuReport("a", True, DENSE, 1.0, 2, 256, 1, 256, SPEED))
+'''
+from streamlit.testing.v1 import AppTest
+pages = [AppTest.from_string(page.replace("SPEED", str(speed))) for speed in (1.2, 4.9, 5.0)]
+tell([page.run().markdown[0].value for page in pages])
+"""
+    one, slow, fast = run_page(no_nvml, code)
+    assert ":green" not in one + slow and ":green" in fast
+    assert "about one token a second" in one and "about 5 tokens a second" in slow
+
+
 @pytest.mark.parametrize("machine", ["no_nvml", "nvml_standin"])
 def test_a_family_that_runs_nowhere_says_so_and_has_no_button(
     machine: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -127,11 +146,12 @@ def test_a_family_that_runs_nowhere_says_so_and_has_no_button(
     monkeypatch.setenv("LLAMADECK_MODELS", str(folder.parent))
     code = """
 tab = open_tab("2_Load_Model")
-tell([words(tab), [button.key for button in tab.button]])
+tell([words(tab), [button.key for button in tab.button], len(tab.select_slider)])
 """
-    seen, buttons = run_page(request.getfixturevalue(machine), code)
+    seen, buttons, num_sliders = run_page(request.getfixturevalue(machine), code)
     assert "recurrent (mamba) has recurrent layers" in seen
     assert not [key for key in buttons if "recurrent" in key]
+    assert num_sliders == 0
 
 
 def test_the_catalogue_has_a_verdict_beside_each_branch(nvml_standin: Standin) -> None:

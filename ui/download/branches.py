@@ -97,7 +97,7 @@ def _row(branch: Branch, report: Report, is_best: bool) -> dict[str, str]:
         row |= {
             tr("download.column_longest"): f"{report.max_context:,}" if report.max_context else "-",
             tr("download.column_needed"): f"{math.ceil(report.needed_mib):,} MiB",
-            tr("download.column_kernel"): report.kernel.name,
+            tr("download.column_kernel"): report.kernel.name if report.fits else "-",
         }
     return row
 

@@ -9,7 +9,7 @@ from core.common.errors import CheckpointError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
-from ui.load.gauge import chosen_now, draw_verdict, sentence, sliders, verdict
+from ui.load.gauge import cannot_run, chosen_before, chosen_now, draw_verdict, sentence, sliders, verdict
 from ui.load.gpu_choice import Devices, devices_here, names_of
 from ui.shared.engine_status import Shown, load, loading_progress, shown_now
 from ui.shared.errors import show_error
@@ -58,14 +58,15 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
     """The sliders, the verdict for `devices`, and the button, which goes by the GPUs of this machine."""
     if shown_now() != shown:
         st.rerun()
-    context_tokens, num_chats = sliders(checkpoint, entry.name)
     here = devices_here()
+    is_planned = bool(devices) and names_of(devices) != names_of(here)
+    context_tokens, num_chats = before = chosen_before(checkpoint, entry.name)
     report = verdict(checkpoint, here, context_tokens, num_chats)
-    if devices and names_of(devices) != names_of(here):
-        draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats))
-    else:
-        draw_verdict(report)
-    if isinstance(report, CheckpointError):  # No slider and no device makes it run.
+    if not cannot_run(report) or (is_planned and not isinstance(report, CheckpointError)):
+        context_tokens, num_chats = chosen = sliders(checkpoint, entry.name)
+        report = report if chosen == before else verdict(checkpoint, here, context_tokens, num_chats)
+    draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats) if is_planned else report)
+    if cannot_run(report):  # No slider makes it run here.
         return
     if isinstance(report, FitReport) and not report.fits:
         with st.popover(tr("load.anyway"), icon=":material/warning:", key=f"load_ask_{entry.name}"):

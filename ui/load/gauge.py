@@ -10,7 +10,7 @@ import streamlit as st
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.notes import Note
 from core.checkpoint.rope import ContextLimits
-from core.common.errors import DeckError
+from core.common.errors import DeckError, InputError
 from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
 from core.memory.rental import cards_that_fit
@@ -24,6 +24,7 @@ CHATS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, MAX_CHATS)
 CONTEXT_STEPS, EXTENDED_STEPS = 32, 8
 Verdict = FitReport | CpuReport | DeckError
 SMALLEST_STEP = 32
+FITS_MARK = ":green[:material/check_circle:]"
 
 
 def context_choices(limits: ContextLimits) -> list[int]:
@@ -50,6 +51,16 @@ def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
         num_chats = st.select_slider(tr("gauge.chats"), CHATS, CHATS[0], key=f"gauge_chats_{key}",
                                      help=tr("gauge.chats_help"), persist_state="session")  # fmt: skip
     return context_tokens, num_chats
+
+
+def cannot_run(report: Verdict) -> bool:
+    """Whether it is said of the model, whatever the sliders say: then they are not shown."""
+    return isinstance(report, DeckError) and not isinstance(report, InputError)
+
+
+def chosen_before(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
+    """What sliders() is about to say."""
+    return chosen_now(key, (min(checkpoint.context_limits.usual_tokens, DEFAULT_CONTEXT_TOKENS), CHATS[0]))
 
 
 def chosen_now(key: str, drawn: tuple[int, int]) -> tuple[int, int]:
@@ -82,21 +93,25 @@ def draw_verdict(report: Verdict) -> None:
         show_error(report)
         return
     if isinstance(report, CpuReport):
-        mark = ":green[:material/check_circle:]" if report.fits else ":red[:material/error:]"
+        slow = ":orange[:material/hourglass_bottom:]"
+        mark = ":red[:material/error:]" if not report.fits else slow if report.is_slow else FITS_MARK
         st.markdown(f"{mark} {tr(f'fit.{report.reason}', **_readable(report.params))}")
         draw_notes(report.notes)
         return
     spoken = text(f"fit.{report.reason}", **_readable(report.params))
     draw_bar(parts(report), sum(device.total_mib for device in report.devices), spoken)
-    mark = ":green[:material/check_circle:]" if report.fits else ":red[:material/error:]"
+    mark = FITS_MARK if report.fits else ":red[:material/error:]"
     st.markdown(f"{mark} {sentence(report)}")
     for name, params in report.remedies:
         st.markdown(f"- {tr(f'fit.{name}', **_readable(params))}")
     if not report.fits:
         _draw_cards(report)
     draw_notes(report.notes)
-    longest = f"{report.max_context:,}" if report.max_context else "-"
-    st.caption(tr("gauge.assumes", kernel=report.load.kernel.name, longest=longest))
+    longest = f"{report.max_context:,}"
+    if report.fits:
+        st.caption(tr("gauge.assumes", kernel=report.load.kernel.name, longest=longest))
+    elif report.reason != "too_large":
+        st.caption(tr("gauge.longest", longest=longest))
     if len(report.devices) > 1:
         shares = zip(report.devices, report.plans, strict=True)
         lines = [tr("gauge.share", card=device.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
@@ -141,5 +156,8 @@ def parts(report: FitReport) -> list[Part]:
 
 def draw_choice(checkpoint: Checkpoint, devices: Devices, key: str) -> None:
     """The sliders and the verdict under them, for a model that is not on disk."""
-    context_tokens, num_chats = sliders(checkpoint, key)
-    draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats))
+    before = chosen_before(checkpoint, key)
+    report = verdict(checkpoint, devices, *before)
+    if not cannot_run(report) and (chosen := sliders(checkpoint, key)) != before:
+        report = verdict(checkpoint, devices, *chosen)
+    draw_verdict(report)
