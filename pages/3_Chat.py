@@ -30,14 +30,14 @@ def draw_page() -> None:
     current = actions.ask_noted(session.open_chat(has_arrived()))
     draft = actions.take_impersonation(current.info.id)
     faces, prompt = faces_of(current), fitted_prompt(current)
-    draw_head(current, faces)
+    fitted = None if prompt is None or isinstance(prompt, DeckError) else prompt
+    draw_head(current, faces, fitted.fitted.prompt_tokens if fitted else 0)
     if session.is_missing():
         st.info(tr("chat.gone"), icon=":material/info:")
     if current.info.mode == "notebook":
         draw_notebook(current)
     else:
-        begins_at = 0 if prompt is None or isinstance(prompt, DeckError) else prompt.begins_at
-        draw_transcript(current, faces, begins_at)
+        draw_transcript(current, faces, fitted.begins_at if fitted else 0)
         if draft is not None:
             draw_impersonation(draft, faces)
         elif not current.messages and is_ready:

@@ -262,6 +262,58 @@ def test_a_chat_is_renamed_pinned_and_its_deletion_undone(models: Path) -> None:
     assert tab.header[0].value == "New chat" and resources.chat_store().count() == 1
     click(tab, "chat_undo")
     assert tab.header[0].value == "My \\*own\\* title" and resources.chat_store().count() == 2
+    assert not has(tab.button, "chat_trash")
+
+
+def test_a_deleted_chat_is_restored_from_the_trash_with_all_it_had(models: Path) -> None:
+    tab = open_chat()
+    finish(ask(tab, "hello"))
+    before = resources.chat_store().copy(1)
+    click(tab, "chat_delete")
+    assert "hello" not in [hit.title for hit in resources.chat_store().search("hello")]
+    click(tab, "chat_trash")
+    assert "hello" in words(tab) and "30 days left" in words(tab)
+    click(tab, "chat_restore_1")
+    assert tab.header[0].value == "hello" and resources.chat_store().copy(1) == before
+    assert not has(tab.button, "chat_restore")
+
+
+def test_the_trash_is_emptied_chat_by_chat_and_as_a_whole(models: Path) -> None:
+    store = resources.chat_store()
+    for _ in range(4):
+        store.delete_chat(add_chat(2))
+    tab = click(open_tab("3_Chat"), "chat_trash")
+    store.restore_chat(3)  # Another tab does that meanwhile.
+    click(tab, "chat_purge_3")
+    assert store.info(3).title == "long" and store.count_deleted() == 3
+    click(click(tab, "chat_trash"), "chat_purge_1")
+    assert [one.info.id for one in store.deleted()] == [4, 2]
+    click(click(tab, "chat_trash"), "chat_trash_all_yes")
+    assert store.count_deleted() == 0 and store.count() == 1 and not has(tab.button, "chat_trash")
+
+
+def test_a_notebook_is_a_choice_of_its_own_and_a_chat_the_way_back(models: Path, checkpoint: Path) -> None:
+    tab = click(open_chat(), "chat_notebook")
+    assert tab.header[0].value == "New notebook" and not tab.chat_input and not has(tab.selectbox, "chat_mode")
+    click(tab, "chat_new")
+    assert tab.header[0].value == "New chat" and "notebook" not in named(tab.selectbox, "chat_mode").options
+
+
+def test_the_list_has_days_faces_and_names(ada: str) -> None:
+    add_chat(2)
+    tab = open_chat("tiny", chat="new", character=ada)
+    finish(ask(tab, "hello"), 2)
+    assert [caption.value for caption in tab.caption if caption.value in ("Today", "Pinned")] == ["Today"]
+    button = tab.button(key="chat_open_2")
+    assert button.label == "hello :gray[:small[Ada]]" and button.icon == ""
+    assert tab.button(key="chat_open_1").label == "long"
+    styles = "".join(element.proto.body for element in tab.get("html"))
+    assert ".st-key-chat_open_2 button::before" in styles and ".st-key-chat_open_1 button" not in styles
+    resources.chat_store().pin(1, True)
+    assert [caption.value for caption in run(tab).caption if caption.value in ("Today", "Pinned")] == [
+        "Pinned",
+        "Today",
+    ]
 
 
 def test_speed_under_answers_can_be_switched_off(models: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit import get_option
 
 from core.chat.database import ChatStoreError
 from core.chat.records import Chat, ChatInfo
+from ui.chat.model_menu import draw_model
 from ui.chat.new_chat import NEW_ID
 from ui.chat.portraits import Faces
 from ui.chat.sampling_form import sampling_form
-from ui.chat.session import begin_new, tag_of
+from ui.chat.session import begin_chat, tag_of
 from ui.chat.setup import find_character, title_of
 from ui.chat.who import draw_who, say_unknown_format
 from ui.chat.whole_chat import draw_whole
@@ -17,32 +19,66 @@ from ui.shared.fragment import redraw_alone
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 
-FACE_PX, MAX_FACES = 44, 4
+FACE_PX, MAX_FACES = 36, 4
+# The head stays below the window's top bar while the messages go by. Its title is one line, however long it is.
+HEAD_STYLE = """<style>
+[data-testid="stLayoutWrapper"]:has(> .st-key-chat_head) {
+  position: sticky; top: 3.75rem; z-index: 90; padding-bottom: 0.5rem;
+  background: BACK; border-bottom: 1px solid BORDER;
+}
+.st-key-chat_head h2 {
+  padding: 0; font-size: 1.25rem; overflow: hidden; white-space: nowrap; text-overflow: ellipsis;
+}
+.st-key-chat_head [data-testid="stElementToolbar"] { display: none; }
+.st-key-chat_title_row { flex-wrap: nowrap; }
+.st-key-chat_title_row > :has(h2) { flex: 1 1 0; min-width: 0; }
+.st-key-chat_tools { flex-wrap: nowrap; }
+.st-key-chat_tools > * { flex: 0 1 auto; min-width: 0; }
+</style>"""
 
 
-def draw_head(chat: Chat, faces: Faces) -> None:
+def draw_head(chat: Chat, faces: Faces, used_tokens: int) -> None:
+    """`used_tokens` are those that the model reads of the chat now."""
     info, tag = chat.info, tag_of(chat.info)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        cast = [faces.speakers.get(name) for name in chat.info.cast] if len(chat.info.cast) > 1 else [faces.char]
-        for face in cast[:MAX_FACES]:
-            if face:
-                st.image(face, width=FACE_PX)
-        st.header(escape(title_of(info)), anchor=False)
-    with st.container(horizontal=True, gap="small"):
-        st.button(tr("chat.new"), key="chat_new", icon=":material/add:", disabled=info.id == NEW_ID,
-                  on_click=begin_new)  # fmt: skip
-        with st.popover(_who(info), key=f"chat_who_{tag}", icon=":material/theater_comedy:"):
-            draw_who(chat, tag)
-        with st.popover(tr("chat.settings"), key=f"chat_settings_{tag}", icon=":material/tune:"):
-            redraw_alone(_draw_sampling, tag)
-        if info.id != NEW_ID:
-            with st.popover(":material/more_horiz:", key=f"chat_whole_{tag}", help=tr("chat.this_chat")):
-                draw_whole(chat)
+    st.html(HEAD_STYLE.replace("BACK", _theme("backgroundColor")).replace("BORDER", _theme("borderColor")))
+    with st.container(key="chat_head", gap="xsmall"):
+        _draw_title(chat, faces, tag)
+        _draw_tools(chat, tag, used_tokens)
     say_unknown_format(info)
     for name in info.cast:
         if find_character(name) is None:
             kind = "member" if len(info.cast) > 1 else "character"
             st.warning(tr(f"chat.{kind}_gone", name=name), icon=":material/person_off:")
+
+
+def _theme(color: str) -> str:
+    """A colour of the theme, as CSS that follows a change from light to dark by itself."""
+    return f"light-dark({get_option(f'theme.light.{color}')}, {get_option(f'theme.dark.{color}')})"
+
+
+def _draw_title(chat: Chat, faces: Faces, tag: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="chat_title_row"):
+        cast = [faces.speakers.get(name) for name in chat.info.cast] if len(chat.info.cast) > 1 else [faces.char]
+        for face in cast[:MAX_FACES]:
+            if face:
+                st.image(face, width=FACE_PX)
+        st.header(escape(title_of(chat.info)), anchor=False)
+        st.button("", key="chat_begin", icon=":material/edit_square:", type="tertiary", help=tr("chat.new"),
+                  on_click=begin_chat)  # fmt: skip
+        if chat.info.id != NEW_ID:
+            with st.popover(":material/more_horiz:", key=f"chat_whole_{tag}", type="tertiary",
+                            help=tr("chat.this_chat")):  # fmt: skip
+                draw_whole(chat)
+
+
+def _draw_tools(chat: Chat, tag: str, used_tokens: int) -> None:
+    with st.container(horizontal=True, gap="xsmall", key="chat_tools"):
+        draw_model(used_tokens)
+        if chat.info.mode != "notebook":
+            with st.popover(_who(chat.info), key=f"chat_who_{tag}", icon=":material/theater_comedy:"):
+                draw_who(chat.info, tag)
+        with st.popover(tr("chat.settings"), key=f"chat_settings_{tag}", icon=":material/tune:"):
+            redraw_alone(_draw_sampling, tag)
 
 
 def _draw_sampling(tag: str) -> None:
@@ -54,7 +90,7 @@ def _draw_sampling(tag: str) -> None:
 
 
 def _who(info: ChatInfo) -> str:
-    if len(info.cast) > 1 and info.mode != "notebook":
+    if len(info.cast) > 1:
         return tr("chat.group", count=len(info.cast))
     found = find_character(info.character)
-    return escape(found[1].name) if found and info.mode != "notebook" else tr(f"mode.{info.mode}")
+    return escape(found[1].name) if found else tr(f"mode.{info.mode}")

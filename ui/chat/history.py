@@ -1,7 +1,8 @@
-"""All chats in the sidebar: search, the list by pages, import; and links to chats for other pages."""
+"""All chats in the sidebar: a new one, search, import, the list by days and pages; and links for other pages."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import streamlit as st
@@ -10,59 +11,106 @@ from core.chat.archives import chat_files_in
 from core.chat.importing import MAX_FILE_BYTES, MIB, read_chats
 from core.chat.records import ChatInfo, Hit
 from core.common.errors import DeckError
+from ui.chat.day_groups import Group, grouped
 from ui.chat.feedback import FAILED_KEY, LEFT_KEY, show_errors
-from ui.chat.session import FOUND_KEY, PARAM, show_chat
-from ui.chat.setup import title_of
+from ui.chat.portraits import faces_style, tiny_face
+from ui.chat.session import FOUND_KEY, PARAM, begin_chat, begin_new, show_chat
+from ui.chat.setup import cast_names, title_of
+from ui.chat.trash import trash_button
+from ui.shared.browser import close_sidebar_on
+from ui.shared.clock import reader_zone
 from ui.shared.errors import sentence
 from ui.shared.i18n import text, tr
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import chat_service, chat_store
 from ui.shared.routing import CHAT_PAGE
 
-TITLE_CHARS = 26
+# What is too wide is cut by the browser.
+TITLE_CHARS = 60
 PAGE_CHATS, PAGE_HITS = 25, 25
 SEARCH_KEY, COUNT_KEY, FILES_KEY = "chat_search", "chat_list_count", "chat_import_files"
 IMPORT_COUNT_KEY = "chat_import_count"
 FILE_TYPES = ["json", "jsonl", "zip"]
 SNIPPET_CHARS = 70
+# In a narrow window the sidebar lies over the chat that a click on one of these shows.
+CHOICES = ("chat_new", "chat_notebook", "chat_open", "chat_hit")
+# Rows instead of buttons: a picture or an icon, the title, and the names below it.
+LIST_STYLE = """<style>
+[class*="st-key-chat_open_"] button {
+  justify-content: flex-start; gap: 0.5rem; padding: 0.2rem 0.5rem; min-height: 2.4rem; text-align: start;
+}
+[class*="st-key-chat_open_"] button > div, [class*="st-key-chat_open_"] button > div > span {
+  justify-content: flex-start; min-width: 0;
+}
+[class*="st-key-chat_open_"] [data-testid="stIconMaterial"] { width: 1.75rem; }
+[class*="st-key-chat_open_"] button p { line-height: 1.25; }
+[class*="st-key-chat_open_"] button p > span {
+  display: block; overflow: hidden; text-overflow: ellipsis; line-height: 1.2;
+}
+[class*="st-key-chat_group_"] { margin-bottom: 0.5rem; }
+</style>"""
 
 
 def chat_list(current: int) -> None:
     """The list for the chat page's sidebar; the chat that is shown stands out."""
     count = chat_store().count()
+    st.html(LIST_STYLE)
+    close_sidebar_on(CHOICES)
     with st.container(gap="xsmall"):
-        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            st.caption(tr("chat.list"), width="content")
+        with st.container(horizontal=True, gap="xsmall", wrap=False):
+            st.button(tr("chat.new"), key="chat_new", type="primary", width="stretch",
+                      on_click=begin_chat)  # fmt: skip
+            st.button(tr("chat.notebook"), key="chat_notebook", width="stretch",
+                      help=tr("mode.notebook_help"), on_click=begin_new, args=("", "notebook"))  # fmt: skip
+        with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False):
+            st.text_input(tr("chat.search"), key=SEARCH_KEY, placeholder=tr("chat.search"), icon=":material/search:",
+                          label_visibility="collapsed", persist_state="session")  # fmt: skip
             with st.popover(":material/upload:", type="tertiary", help=tr("chat.import")):
                 _draw_import()
-        if not count:
-            st.caption(tr("chat.list_empty"))
-            return
-        st.text_input(tr("chat.search"), key=SEARCH_KEY, placeholder=tr("chat.search"), icon=":material/search:",
-                      label_visibility="collapsed", persist_state="session")  # fmt: skip
         if wanted := st.session_state[SEARCH_KEY].strip():
             _draw_hits(chat_store().search(wanted, PAGE_HITS))
-        else:
+        elif count:
             _draw_chats(current, count)
+        else:
+            st.caption(tr("chat.list_empty"))
+        trash_button()
 
 
 def _draw_chats(current: int, count: int) -> None:
     num_shown = int(st.session_state.get(COUNT_KEY, PAGE_CHATS))
-    with st.container(gap="xxsmall"):
-        for info in chat_store().chats(num_shown):
-            st.button(escape(shortened(title_of(info), TITLE_CHARS)), key=f"chat_open_{info.id}", icon=icon_of(info),
-                      type="secondary" if info.id == current else "tertiary", wrap=False,
-                      on_click=show_chat, args=(info.id,))  # fmt: skip
+    chats = chat_store().chats(num_shown)
+    faces = {name: face for name in {info.character for info in chats} if (face := tiny_face(name))}
+    st.html(faces_style(faces, {info.id: info.character for info in chats}))
+    for group, found in grouped(chats, time.time(), reader_zone()):
+        st.caption(_group_name(group))
+        with st.container(gap=None, key=f"chat_group_{group.kind}_{group.month or ''}"):
+            for info in found:
+                _draw_chat(info, info.id == current, info.character in faces)
     if count > num_shown:
-        st.button(tr("chat.list_more", count=count - num_shown), key="chat_list_more", type="tertiary",
+        st.button(tr("chat.list_more", count=f"{count - num_shown:,}"), key="chat_list_more", type="tertiary",
                   icon=":material/expand_more:", on_click=_show_more, args=(num_shown,))  # fmt: skip
+
+
+def _draw_chat(info: ChatInfo, is_current: bool, has_face: bool) -> None:
+    """The title, and below it who speaks."""
+    busy = chat_service().is_busy(info.id)
+    label, names = escape(shortened(title_of(info), TITLE_CHARS)), cast_names(info)
+    if names and info.title:
+        label += f" :gray[:small[{escape(shortened(names, TITLE_CHARS))}]]"
+    st.button(label, key=f"chat_open_{info.id}", icon=None if has_face and not busy else icon_of(info),
+              type="secondary" if is_current else "tertiary", wrap=False, width="stretch",
+              on_click=show_chat, args=(info.id,))  # fmt: skip
+
+
+def _group_name(group: Group) -> str:
+    if group.month is None:
+        return tr(f"chat.group_{group.kind}")
+    return tr("chat.group_month", month=tr(f"month.{group.month.month}"), year=str(group.month.year))
 
 
 def icon_of(info: ChatInfo) -> str:
     if chat_service().is_busy(info.id):
         return "spinner"
-    if info.is_pinned:
-        return ":material/keep:"
     return ":material/edit_note:" if info.mode == "notebook" else ":material/chat_bubble:"
 
 
@@ -143,7 +191,7 @@ def draw_left_behind() -> None:
 def recent_chats(limit: int) -> list[ChatInfo]:
     """The newest chats; none where the history cannot be read, which the chat page says."""
     try:
-        return chat_store().chats(limit)
+        return chat_store().recent(limit)
     except DeckError:
         return []
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+
+from PIL import Image
 
 from core.chat.records import Chat, Message
 from core.common.errors import DeckError
@@ -14,6 +18,11 @@ from ui.chat.setup import find_character, name_of
 from ui.shared.people import person
 from ui.shared.resources import characters, thumbnails
 
+# For displays with fine dots.
+TINY_PX, TINY_QUALITY = 56, 80
+FACE_STYLE = (
+    """content: ""; flex: none; width: 1.75rem; height: 1.75rem; border-radius: 0.4rem; background-size: cover;"""
+)
 ICONS = {"user": ":material/person:", "assistant": ":material/smart_toy:", "text": ":material/edit_note:"}
 _small = lru_cache(8)(make_thumbnail)
 
@@ -54,6 +63,30 @@ def faces_of(chat: Chat) -> Faces:
     speakers = {name: character_face(one[0]) if (one := find_character(name)) else None for name in spoken}
     names = {name: name_of(name) for name in spoken}
     return Faces(user, character_face(found[0]) if found else None, speakers, names)
+
+
+def tiny_face(name: str) -> str:
+    """The picture of a character for a list, as an address that holds it; empty where there is no such character."""
+    found = find_character(name)
+    face = character_face(found[0]) if found else None
+    return _shrunk(face) if face else ""
+
+
+@lru_cache(512)
+def _shrunk(picture: bytes) -> str:
+    written = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as opened:
+        opened.resize((TINY_PX, TINY_PX)).save(written, "WEBP", quality=TINY_QUALITY)
+    return f"data:image/webp;base64,{b64encode(written.getvalue()).decode()}"
+
+
+def faces_style(faces: Mapping[str, str], chats: Mapping[int, str]) -> str:
+    """Draws the face of each chat's character before its button in the list, one rule a character."""
+    rules = []
+    for name, face in faces.items():
+        buttons = ", ".join(f".st-key-chat_open_{chat} button::before" for chat, one in chats.items() if one == name)
+        rules.append(f"{buttons} {{ {FACE_STYLE} background-image: url({face}); }}")
+    return f"<style>{chr(10).join(rules)}</style>"
 
 
 def character_face(key: str) -> bytes | None:

@@ -15,9 +15,10 @@ from hashlib import sha256
 import streamlit as st
 
 from core.chat.database import ChatStoreError
-from core.chat.records import Chat, ChatInfo
+from core.chat.records import Chat, ChatInfo, Mode
 from ui.chat.feedback import ERROR_KEY, FAILED_KEY, LEFT_KEY
 from ui.chat.new_chat import NEW, NEW_ID, forget_new, new_chat, new_chat_info, new_tag, new_values, opened_chat
+from ui.chat.setup import default_mode
 from ui.shared.people import person
 from ui.shared.resources import chat_service, chat_store, recorder
 
@@ -203,12 +204,17 @@ def is_busy(chat: Chat) -> bool:
 # A new chat ---------------------------------------------------------------------------------------------------------
 
 
-def begin_new(character: str = "") -> None:
-    """An empty chat with a character, with nothing else chosen."""
+def begin_new(character: str = "", mode: Mode | None = None) -> None:
+    """An empty chat with a character, with nothing else chosen. Mode None is a sensible one."""
     forget_new()
     st.session_state.pop(KEPT_KEY, None)
-    new_values()["character"] = character
+    new_values().update(character=character, mode=mode)
     show_chat(NEW_ID)
+
+
+def begin_chat() -> None:
+    """A new chat, also where the loaded model was not taught to chat: a notebook has a button of its own."""
+    begin_new(mode="chat" if default_mode(has_character=False) == "notebook" else None)
 
 
 def keep(chat: Chat) -> Chat:

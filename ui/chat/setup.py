@@ -53,10 +53,12 @@ def title_of(info: ChatInfo) -> str:
     """The chat's title; one of its character where nothing was said yet."""
     if info.title:
         return info.title
-    if len(info.cast) > 1:
-        return ", ".join(name_of(name) for name in info.cast)
-    found = find_character(info.character)
-    return found[1].name if found else text(f"chat.new_{'notebook' if info.mode == 'notebook' else 'title'}")
+    return cast_names(info) or text(f"chat.new_{'notebook' if info.mode == 'notebook' else 'title'}")
+
+
+def cast_names(info: ChatInfo) -> str:
+    """Who speaks in a chat, by name; empty for the plain assistant and in a notebook."""
+    return "" if info.mode == "notebook" else ", ".join(name_of(name) for name in info.cast)
 
 
 def key_of_speaker(name: str) -> str:

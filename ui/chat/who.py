@@ -7,7 +7,7 @@ import streamlit as st
 from core.chat.chat_formats import BY_NAME, find_format
 from core.chat.model_prompt import ModelPrompt, choose_format, chosen_format, read_model_prompt
 from core.chat.modes import CHAT_MODEL_NAME
-from core.chat.records import MODES, Chat, ChatInfo
+from core.chat.records import MODES, ChatInfo
 from core.common.errors import DeckError
 from ui.chat.cast import choose_members
 from ui.chat.chat_settings import change_system
@@ -22,18 +22,17 @@ from ui.shared.resources import characters, chat_store, engine
 CHARACTER, MODE, SYSTEM, FORMAT = "chat_character", "chat_mode", "chat_system", "chat_format"
 
 
-def draw_who(chat: Chat, tag: str) -> None:
-    info = chat.info
+def draw_who(info: ChatInfo, tag: str) -> None:
+    """Not for a notebook, in which nobody speaks."""
     _choose_character(info, tag)
-    if info.mode != "notebook" and info.character:
+    if info.character:
         choose_members(info, tag)
-    _choose_mode(chat, tag)
-    if info.mode != "notebook":
-        _choose_format()
-        system = str(info.settings.get("system", ""))
-        key = key_of(SYSTEM, tag, system, str.strip)
-        st.text_area(tr("chat.system"), key=key, height=100, placeholder=tr("chat.system_placeholder"),
-                     help=tr("chat.system_help"), on_change=_keep_system, args=(tag, key, system))  # fmt: skip
+    _choose_mode(info, tag)
+    _choose_format()
+    system = str(info.settings.get("system", ""))
+    key = key_of(SYSTEM, tag, system, str.strip)
+    st.text_area(tr("chat.system"), key=key, height=100, placeholder=tr("chat.system_placeholder"),
+                 help=tr("chat.system_help"), on_change=_keep_system, args=(tag, key, system))  # fmt: skip
 
 
 def _choose_character(info: ChatInfo, tag: str) -> None:
@@ -48,15 +47,13 @@ def _choose_character(info: ChatInfo, tag: str) -> None:
                  on_change=_set_character, args=(tag, key))  # fmt: skip
 
 
-def _choose_mode(chat: Chat, tag: str) -> None:
+def _choose_mode(info: ChatInfo, tag: str) -> None:
     # A notebook has one text and a chat has messages: neither becomes the other.
-    is_notebook = chat.info.mode == "notebook"
-    is_open = chat.info.id == NEW_ID or not chat.messages
-    modes = [mode for mode in MODES if is_open or (mode == "notebook") == is_notebook]
-    key = key_of(MODE, tag, chat.info.mode)
+    modes = [mode for mode in MODES if mode != "notebook"]
+    key = key_of(MODE, tag, info.mode)
     st.selectbox(tr("chat.mode"), modes, key=key, format_func=lambda mode: text(f"mode.{mode}"),
                  on_change=_set_mode, args=(tag, key))  # fmt: skip
-    st.caption(tr(f"mode.{chat.info.mode}_help"))
+    st.caption(tr(f"mode.{info.mode}_help"))
 
 
 def _loaded_model() -> ModelPrompt | None:

@@ -3,6 +3,8 @@ out, and notice that somebody was signed out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 # Over plain HTTP from another machine, a browser offers the clipboard only through the old `execCommand`.
@@ -126,6 +128,23 @@ export default function () {
     }, 5000);
 }
 """
+# Streamlit's own links close the sidebar where it lies over the page; its buttons leave it open.
+NARROW = """
+export default function ({ data }) {
+    const choices = data.keys.map((key) => `[class*="st-key-${key}"] :is(button, a)`).join();
+    window.llamadeckChoices = choices;
+    if (window.llamadeckClosing) {
+        return;
+    }
+    window.llamadeckClosing = true;
+    document.addEventListener("click", (event) => {
+        const sidebar = event.target.closest?.('[data-testid="stSidebar"]');
+        if (window.innerWidth <= 768 && sidebar && event.target.closest(window.llamadeckChoices)) {
+            setTimeout(() => sidebar.querySelector('[data-testid="stSidebarCollapseButton"] button')?.click());
+        }
+    });
+}
+"""
 _copy = st.components.v2.component(
     "llamadeck_copy", html="<button hidden></button><span hidden></span>", css=COPY_STYLE, js=COPY
 )
@@ -133,6 +152,7 @@ _scroll = st.components.v2.component("llamadeck_scroll", html="<i></i>", js=SCRO
 _typed = st.components.v2.component("llamadeck_typed", html="<i></i>", js=TYPED)
 _watch = st.components.v2.component("llamadeck_watch", html="<i></i>", js=WATCH)
 _leave = st.components.v2.component("llamadeck_leave", html="<i></i>", js=LEAVE)
+_narrow = st.components.v2.component("llamadeck_narrow", html="<i></i>", js=NARROW)
 
 
 def copy_to_clipboard(text: str, key: str, copy: str, copied: str) -> None:
@@ -163,6 +183,11 @@ def leave(key: str, now: bool, provider: bool = False) -> None:
     Draw it before that too: a browser whose session has ended on the server can load no more code.
     """
     _leave(key=key, data={"now": now, "provider": provider})
+
+
+def close_sidebar_on(keys: Sequence[str]) -> None:
+    """In a narrow window, close the sidebar at a click on what is in it under a key that begins so."""
+    _narrow(key="close_sidebar", data={"keys": list(keys)})
 
 
 def watch_session(key: str) -> None:
