@@ -1,9 +1,8 @@
-"""Download: find a model that fits the card, fetch it, keep it; each in a part of its own."""
+"""Download: find a model that fits the card, and fetch it; each in a part of its own."""
 
 import streamlit as st
 
 from ui.download.jobs import draw_jobs, shown_now
-from ui.download.library import draw_library
 from ui.download.repository import SECTION_KEY
 from ui.download.search import draw_find
 from ui.shared.i18n import tr
@@ -12,7 +11,7 @@ from ui.shared.routing import require_router
 require_router()
 st.title(tr("nav.download"))
 
-SECTIONS = {"find": draw_find, "jobs": draw_jobs, "library": draw_library}
+SECTIONS = {"find": draw_find, "jobs": draw_jobs}
 num_open = sum(phase not in ("done", "cancelled") for _, phase in shown_now())
 labels = {name: tr(f"download.section_{name}") for name in SECTIONS}
 if num_open:

@@ -10,7 +10,7 @@ from core.common.errors import DeckError
 from core.library.last_model import last_model
 from core.library.scan import LibraryEntry
 from ui.chat.history import chat_links, recent_chats
-from ui.load.entries import file_size
+from ui.load.disk import file_size
 from ui.load.entries_cache import models
 from ui.load.gauge import verdict
 from ui.load.gpu_choice import devices_here

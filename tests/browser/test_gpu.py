@@ -68,13 +68,13 @@ def bar(page: Page, words: str) -> Locator:
 
 def test_moving_a_slider_moves_the_bar_and_the_sentence(page: Page, address: str) -> None:
     open_page(page, address, "Load_Model")
-    expect(bar(page, "7B fits")).to_contain_text("Context memory 2,048 MiB", use_inner_text=True)
+    expect(bar(page, "7B fits")).to_contain_text("Context memory 2.0 GiB", use_inner_text=True)
     thumb = key(page, "gauge_context_7B").get_by_role("slider")
     thumb.focus()
     for _ in range(16):
         thumb.press("ArrowLeft")
     expect(page.get_by_text("with a context of 2,048 tokens")).to_be_visible()
-    expect(bar(page, "7B fits")).to_contain_text("Context memory 1,024 MiB", use_inner_text=True)
+    expect(bar(page, "7B fits")).to_contain_text("Context memory 1.0 GiB", use_inner_text=True)
 
 
 def test_a_model_that_does_not_fit_can_be_loaded_only_on_purpose(page: Page, address: str) -> None:
@@ -115,7 +115,7 @@ def test_the_monitor_moves_without_drawing_a_chart_anew_while_an_answer_is_writt
     expect(page.get_by_text(re.compile(r"writes [1-9]\d*\.\d tokens/s"))).to_be_visible(timeout=WAIT_MS)
     for used_mib in (2431, 4431, 8431):
         standin.write((SOURCES / "two_4090.ini").read_text("utf-8").replace("used = 431", f"used = {used_mib}"))
-        shown = f"Driver and other programs {used_mib + 513:,} MiB"
+        shown = f"Driver and other programs {(used_mib + 513) / 1024:.1f} GiB"
         expect(bar(page, "GPU 0")).to_contain_text(shown, use_inner_text=True, timeout=WAIT_MS)
     assert page.evaluate("window.removed") == 0
     assert page.locator("svg.marks").count() == 4

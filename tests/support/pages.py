@@ -95,6 +95,10 @@ def read(tab):
     html = "".join(element.proto.body for element in tab.get("html"))
     rows = re.sub("<tr>", chr(10), re.sub("</t[dh]><t[dh][^>]*>", " | ", html))
     return words(tab) + chr(10) + re.sub("<[^>]+>", "", rows)
+def questions(tab):
+    # The keys of the buttons that load only after a question.
+    keys = [button.key for block in tab.get("popover") for button in block.get("button")]
+    return [key for key in keys if not key.startswith("library_")]
 def tell(value):
     resources.engine().unload()
     resources.monitor().stop()

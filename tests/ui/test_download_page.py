@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from core.hub.tokens import token_for
 from core.library.scan import read_entry
+from core.starter.build import NAME as STARTER
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
 from tests.support.pages import click, go, open_tab, run, words
@@ -147,10 +148,9 @@ def test_what_lies_in_hugging_faces_cache_is_offered_and_loaded_from_there(
     until(tab, lambda: bool(tab.dataframe))
     assert "Hugging Face's cache" in words(tab) and snapshot.name[:8] in words(tab) and not can_begin(tab)
     until(search(tab, f"{REPO}:{FINE}"), lambda: can_begin(tab))
-    show(tab, "library")
+    tab = open_tab("2_Load_Model")
     assert snapshot.name[:8] in words(tab) and "hf cache rm" in words(tab)
     assert has(tab, f"library_verify_{name}") and not has(tab, f"library_delete_{name}")
-    tab = open_tab("2_Load_Model")
     assert "in Hugging Face's cache" in words(tab)
     click(tab, f"load_model_{name}")
     until(tab, lambda: resources.engine().state.phase == "ready")
@@ -402,8 +402,9 @@ def test_a_finished_download_can_be_taken_off_the_list(models: Path) -> None:
 
 
 def test_a_model_that_was_deleted_can_be_downloaded_again(models: Path) -> None:
-    tab = click(show(download(open_page()), "library"), f"library_delete_{FOLDER}")
-    assert can_begin(show(tab, "find"))
+    click(go(download(open_page()), "2_Load_Model"), f"library_delete_{FOLDER}")
+    tab = search(open_page(), f"{REPO}:{FINE}")
+    assert can_begin(until(tab, lambda: can_begin(tab)))
 
 
 def test_a_download_that_fails_says_why_and_can_be_resumed(models: Path, hub: HubStandin) -> None:
@@ -421,21 +422,21 @@ def test_times_are_as_coarse_as_anybody_wants_them(seconds: float, words: str) -
     assert duration(seconds) == words
 
 
-# Library -------------------------------------------------------------------------------------------------------------
+# Upkeep, on Load model -----------------------------------------------------------------------------------------------
 
 
-def test_an_empty_library_says_what_to_do(models: Path) -> None:
-    assert "no model on disk yet" in show(open_page(), "library").info[0].value
+def test_a_model_tells_where_it_came_from(models: Path, hub: HubStandin) -> None:
+    assert hub.commit(REPO, FINE)[:8] in words(go(download(open_page()), "2_Load_Model"))
 
 
-def test_the_library_tells_where_a_model_came_from_and_whether_it_fits(models: Path, hub: HubStandin) -> None:
-    tab = plan_for(show(download(open_page()), "library"), "RTX 4090")
-    seen = words(tab)
-    assert hub.commit(REPO, FINE)[:8] in seen and "fits on RTX 4090" in seen
+def test_the_starter_was_made_here(models: Path) -> None:
+    make_checkpoint(models / STARTER)
+    seen = words(open_tab("2_Load_Model"))
+    assert "made on this machine" in seen and "by hand" not in seen
 
 
 def test_a_model_is_verified_and_damage_is_found(models: Path) -> None:
-    tab = show(download(open_page()), "library")
+    tab = go(download(open_page()), "2_Load_Model")
     verified = f"library_verify_{FOLDER}"
     until(click(tab, verified), lambda: bool(tab.success))
     assert "as it was published" in tab.success[0].value
@@ -449,7 +450,7 @@ def test_a_model_is_verified_and_damage_is_found(models: Path) -> None:
 
 def test_a_deleted_model_is_gone_and_a_loaded_one_stays(models: Path) -> None:
     make_checkpoint(models / "tiny")
-    tab = show(open_page(), "library")
+    tab = open_tab("2_Load_Model")
     resources.engine().load(models / "tiny")
     resources.engine().wait_while_loading(30)
     click(tab, "library_delete_tiny")
@@ -458,21 +459,21 @@ def test_a_deleted_model_is_gone_and_a_loaded_one_stays(models: Path) -> None:
     resources.engine().unload()
     assert str(models / "tiny").replace("_", "\\_") in words(run(tab))
     click(tab, "library_delete_tiny")
-    assert not (models / "tiny").exists() and "no model on disk yet" in tab.info[0].value
+    assert not (models / "tiny").exists() and "no model on disk yet" in words(tab)
 
 
-def test_folders_may_be_called_as_other_things_in_the_library_are(models: Path) -> None:
+def test_folders_may_be_called_as_other_things_on_the_page_are(models: Path) -> None:
     names = ("tiny", "verify_tiny", "ask_tiny", "path")
     for name in names:
         make_checkpoint(models / name)
-    tab = show(open_page(), "library")
+    tab = open_tab("2_Load_Model")
     assert not tab.exception and all(has(tab, f"library_verify_{name}") for name in names)
 
 
 @pytest.mark.parametrize("button", ["library_copy", "library_link"])
 def test_a_folder_from_elsewhere_is_brought_in(models: Path, tmp_path: Path, button: str) -> None:
     make_checkpoint(tmp_path / "elsewhere" / "mine")
-    tab = show(open_page(), "library")
+    tab = open_tab("2_Load_Model")
     tab.text_input(key="library_path").set_value(str(tmp_path / "elsewhere" / "mine"))
     until(click(tab, button), lambda: bool(tab.success))
     assert (models / "mine").is_symlink() == (button == "library_link")
@@ -482,7 +483,7 @@ def test_a_folder_from_elsewhere_is_brought_in(models: Path, tmp_path: Path, but
 
 
 def test_a_path_that_holds_no_model_is_a_sentence(models: Path, tmp_path: Path) -> None:
-    tab = show(open_page(), "library")
+    tab = open_tab("2_Load_Model")
     tab.text_input(key="library_path").set_value(str(tmp_path / "nothing"))
     until(click(tab, "library_link"), lambda: bool(tab.error))
     assert "is not a folder" in tab.error[0].value
@@ -490,13 +491,13 @@ def test_a_path_that_holds_no_model_is_a_sentence(models: Path, tmp_path: Path) 
 
 def test_a_folder_that_is_no_model_can_be_deleted(models: Path) -> None:
     (models / "broken").mkdir(parents=True)
-    tab = show(open_page("zh-CN"), "library")
-    assert "config.json" in tab.error[0].value and not has(tab, "library_load_broken")
+    tab = open_tab("2_Load_Model", "zh-CN")
+    assert "config.json" in tab.error[0].value and not has(tab, "load_model_broken")
     assert click(tab, "library_delete_broken") and not (models / "broken").exists()
 
 
 def test_a_folder_that_is_another_by_now_is_not_deleted(models: Path) -> None:
-    tab = show(download(open_page()), "library")
+    tab = go(download(open_page()), "2_Load_Model")
     (models / FOLDER / "config.json").touch()
     click(tab, f"library_delete_{FOLDER}")
     assert "are others than those" in tab.error[0].value and (models / FOLDER).exists()
@@ -505,7 +506,7 @@ def test_a_folder_that_is_another_by_now_is_not_deleted(models: Path) -> None:
 
 
 def test_a_folder_that_was_replaced_is_no_longer_called_verified(models: Path) -> None:
-    tab = show(download(open_page()), "library")
+    tab = go(download(open_page()), "2_Load_Model")
     until(click(tab, f"library_verify_{FOLDER}"), lambda: bool(tab.success))
     (models / FOLDER / "model.safetensors").touch()
     assert not run(tab).success

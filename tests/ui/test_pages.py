@@ -129,8 +129,8 @@ def test_a_broken_folder_stands_below_the_models_with_its_reason(models: Path) -
     tab = open_tab("2_Load_Model")
     assert tab.error[0].value == "broken is incomplete: it has no config.json. Put the model's config.json there, " \
         "download the model, or take the folder out of models."  # fmt: skip
-    names = [element.value for element in tab.markdown if "**" in element.value]
-    assert names[-1].endswith("**broken**")
+    names = [element.value for element in tab.markdown if element.value.endswith("**")]
+    assert names.index(":material/folder_off: **broken**") > names.index("**tiny**")
 
 
 def test_names_are_shown_letter_by_letter(models: Path) -> None:
@@ -172,7 +172,12 @@ def test_a_load_names_its_stage_and_then_says_that_it_succeeded(models: Path, mo
     monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "0")
     tab = load(tab, "tiny")
     assert tab.success[0].proto.title == "Successfully loaded"
-    assert "**256 tokens**" in words(tab)
+    assert "each with 256 tokens" in words(tab)
+
+
+def test_the_model_that_answers_stands_at_the_top(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    assert next(element.value for element in tab.markdown if element.value.endswith("**")) == "**tiny**"
 
 
 def test_what_is_not_as_the_configuration_says_is_told_once_loaded(models: Path, checkpoint: Path) -> None:

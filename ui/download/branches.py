@@ -19,10 +19,10 @@ from core.library.ranking import best_candidate
 from core.library.recommended import known_checkpoint, recommended_models
 from core.memory.cpu_fit import READING_TOKENS_S, CpuReport
 from core.memory.fit import FitReport
-from ui.download.disk import size_words
-from ui.load.entries import bits_of
+from ui.load.disk import size_words
 from ui.load.gauge import Verdict, verdict
 from ui.load.gpu_choice import Devices, names_of
+from ui.load.quantization import bits_of
 from ui.shared.i18n import tr
 
 CHATS = 1

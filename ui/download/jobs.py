@@ -11,7 +11,7 @@ from core.common.errors import DeckError
 from core.common.urls import host_name
 from core.hub.download_job import DownloadJob
 from core.hub.progress import JobState, Phase
-from ui.download.disk import size_words
+from ui.load.disk import size_words
 from ui.shared.engine_status import load
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every

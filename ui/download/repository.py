@@ -18,8 +18,8 @@ from core.hub.tokens import token_for
 from core.library.hf_cache import is_snapshot_of
 from core.library.scan import LibraryEntry, disk_usage
 from ui.download.branches import CHATS, NEEDS_TOKEN, choose_branch, known_branches, listed_branches
-from ui.download.disk import size_words
 from ui.download.source import draw_token
+from ui.load.disk import size_words
 from ui.load.entries_cache import models
 from ui.load.gauge import draw_choice, verdict
 from ui.load.gpu_choice import Devices, names_of

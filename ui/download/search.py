@@ -17,9 +17,9 @@ from core.library import catalogue
 from core.library.recommended import RecommendedModel, Verdict, best_of, known_checkpoint, verdicts_for
 from core.memory.cpu_fit import CpuReport, speed_text
 from ui.download.branches import VERDICT_WIDTH, fitting_words, refusal_words
-from ui.download.disk import size_words
 from ui.download.repository import draw_repository
 from ui.download.source import choose_source
+from ui.load.disk import size_words
 from ui.load.gpu_choice import Devices, choose_devices, names_of
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr

@@ -30,6 +30,12 @@ class Part:
     color: int | None
 
 
+def memory_size(mib: float) -> str:
+    """As people compare it: in one unit, which GPUs count by (powers of 1024)."""
+    gib = mib / 1024
+    return f"{gib:,.1f} GiB" if gib >= 0.05 else "< 0.1 GiB"
+
+
 def theme_color(index: int) -> str:
     """A chart colour of the theme, as CSS that follows a change from light to dark by itself."""
     light = get_option("theme.light.chartCategoricalColors")
@@ -64,7 +70,7 @@ def _bar(parts: Sequence[Part], end_mib: float) -> str:
 def _legend(parts: Sequence[Part]) -> str:
     entries = "".join(
         f'<span><span style="{DOT.format(color=_fill(part, FREE))}"></span>{escape(part.label)} '
-        f"<b>{part.mib:,.0f} MiB</b></span>"
+        f"<b>{memory_size(part.mib)}</b></span>"
         for part in parts
     )
     return f'<div style="{LEGEND}">{entries}</div>'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
@@ -9,8 +11,13 @@ from core.common.errors import CheckpointError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
+from core.memory.sizes import MIB
+from ui.load.bar import memory_size
+from ui.load.disk import file_size
 from ui.load.gauge import cannot_run, chosen_before, chosen_now, draw_verdict, sentence, sliders, verdict
 from ui.load.gpu_choice import Devices, devices_here, names_of
+from ui.load.quantization import quantization_words
+from ui.load.upkeep import draw_upkeep, is_looked_at
 from ui.shared.engine_status import Shown, load, loading_progress, shown_now
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_alone
@@ -21,37 +28,33 @@ from ui.shared.resources import engine
 from ui.shared.routing import CHAT_PAGE, go_to
 from ui.shared.starter import starter_notice
 
-MB, GB, MIB, GIB = 10**6, 10**9, 2**20, 2**30
-
-
-def file_size(num_bytes: int) -> str:
-    """As the Hub and disks count: powers of 1000."""
-    return f"{num_bytes / GB:.2f} GB" if num_bytes >= GB else f"{num_bytes / MB:.0f} MB"
-
-
-def memory_size(num_bytes: int) -> str:
-    """As GPUs count: powers of 1024."""
-    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / MIB:.0f} MiB"
+# The ends of architectures' names that say what the class does, not what the model is.
+FAMILY = re.compile(r"(LMHeadModel|For[A-Z]\w*)$")
 
 
 def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> None:
     """One folder on disk: a model, whether it fits, its button, what the engine does; or why it is none."""
-    with st.container(border=True):
+    with st.container(border=True, key=f"load_entry_{entry.name}"):
         if entry.checkpoint is None:
             st.markdown(f":material/folder_off: **{escape(entry.name)}**")
             if entry.error is not None:
                 show_error(entry.error)
+            draw_upkeep(entry)
             return
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(entry.name)}**")
-            st.markdown(_badges(entry, entry.checkpoint))
-            st.caption(_details(entry.checkpoint))
+            st.caption(_about(entry, entry.checkpoint))
             starter_notice(entry.name, "load")
         is_it = state.server is None and state.model == entry.name
         if is_it:
             draw_state(state)
         if not is_it or state.phase == "failed":
             redraw_alone(_draw_choice, entry, entry.checkpoint, devices, shown_now())
+        with st.expander(tr("load.details"), key=f"load_details_{entry.name}", expanded=is_looked_at(entry)):
+            st.markdown(" ".join(f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint)))
+            if is_it and state.facts is not None:
+                _draw_technical(state.facts)
+            draw_upkeep(entry)
 
 
 def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, shown: Shown) -> None:
@@ -87,8 +90,8 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
 
 def _load_button(name: str, drawn: tuple[int, int]) -> None:
     # Folders have any name: the keys of what else there is on the page begin otherwise, whatever "name" is.
-    st.button(tr("load.load"), key=f"load_model_{name}", icon=":material/play_arrow:", on_click=_load,
-              args=(name, drawn))  # fmt: skip
+    st.button(tr("load.load"), key=f"load_model_{name}", icon=":material/play_arrow:", type="primary",
+              on_click=_load, args=(name, drawn))  # fmt: skip
 
 
 def _load(name: str, drawn: tuple[int, int], force: bool = False, on_cpu: bool = False) -> None:
@@ -117,10 +120,9 @@ def draw_state(state: EngineState) -> None:
 
 
 def _draw_loaded(state: EngineState, facts: ModelFacts) -> None:
-    kernel = tr("load.kernel_line", kernel=facts.kernel, reason=tr(f"kernel.{facts.kernel_reason}"))
-    st.success(kernel, title=tr("load.success"), icon=":material/check_circle:")
-    for note in facts.notes:
-        st.caption(tr(f"load.note_{note}"))
+    context = tr("load.context_value", tokens=f"{facts.context_tokens:,}")
+    st.success(tr("load.serves", context=context, chats=facts.num_slots), title=tr("load.success"),
+               icon=":material/check_circle:")  # fmt: skip
     with st.grid("auto", min_column_width=110):
         for name, value in _facts(facts):
             st.markdown(f":small[:gray[{tr(f'load.fact_{name}')}]]  \n**{value}**")
@@ -132,46 +134,42 @@ def _draw_loaded(state: EngineState, facts: ModelFacts) -> None:
 
 
 def _facts(facts: ModelFacts) -> list[tuple[str, str]]:
+    taken = facts.weights_bytes + facts.cache_bytes if facts.memory is None else _taken_bytes(facts.memory)
     return [
         ("device", escape(facts.device)),
-        ("weights", memory_size(facts.weights_bytes)),
-        ("cache", memory_size(facts.cache_bytes)),
-        ("context", tr("load.context_value", tokens=f"{facts.context_tokens:,}")),
+        ("taken", memory_size(taken / MIB)),
         ("load_s", tr("load.seconds_value", seconds=f"{engine().state.ready_after_s:.1f}")),
-        *([("memory", _memory(facts.memory))] if facts.memory else []),
     ]
 
 
-def _memory(memory: MemoryFacts) -> str:
-    """The memory that was taken, and what was planned; the CUDA context as planned where NVML does not tell it."""
-    plan, context = memory.plan, memory.context_bytes
-    taken = memory.peak_bytes + (plan.context if context is None else context)
-    return tr("load.memory_value", taken=f"{taken / MIB:,.0f}", planned=f"{plan.total / MIB:,.0f}")
+def _draw_technical(facts: ModelFacts) -> None:
+    """What those want to know who compare kernels and plans."""
+    st.markdown(tr("load.kernel_line", kernel=facts.kernel, reason=tr(f"kernel.{facts.kernel_reason}")))
+    for note in facts.notes:
+        st.caption(tr(f"load.note_{note}"))
+    rows = [("weights", _mib(facts.weights_bytes)), ("cache", _mib(facts.cache_bytes))]
+    if facts.memory is not None:
+        rows.append(("memory", f"{_mib(_taken_bytes(facts.memory))} / {_mib(facts.memory.plan.total)}"))
+    with st.grid("auto", min_column_width=110):
+        for name, value in rows:
+            st.markdown(f":small[:gray[{tr(f'load.fact_{name}')}]]  \n{value}")
 
 
-def _badges(entry: LibraryEntry, checkpoint: Checkpoint) -> str:
-    words = [*quantization_words(checkpoint), *([tr("library.cached")] if entry.is_cached else [])]
-    return " ".join(f":gray-badge[{text}]" for text in words)
+def _taken_bytes(memory: MemoryFacts) -> int:
+    """The memory that was taken; the CUDA context as planned where NVML does not tell it."""
+    context = memory.context_bytes
+    return memory.peak_bytes + (memory.plan.context if context is None else context)
 
 
-def quantization_words(checkpoint: Checkpoint) -> list[str]:
-    quantization = checkpoint.quantization
-    group = quantization.group_size
-    words = [] if quantization.container == "GPTQ" else [quantization.container]
-    words.append(tr("model.bits", bits=bits_of(checkpoint)))
-    words.append(tr("model.no_groups") if group < 0 else tr("model.group", size=group))
-    if quantization.is_permuted:
-        words.append(tr("model.act_order"))
-    if checkpoint.is_without_pictures:
-        words.append(tr("model.without_pictures"))
-    return words
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / MIB:,.0f} MiB"
 
 
-def bits_of(checkpoint: Checkpoint) -> str:
-    """The bits of most matrices, then those of others."""
-    return " + ".join(map(str, (checkpoint.quantization.bits, *checkpoint.other_bits)))
-
-
-def _details(checkpoint: Checkpoint) -> str:
-    context = tr("model.context", tokens=f"{checkpoint.max_context_tokens:,}")
-    return " · ".join([file_size(checkpoint.size_bytes), escape(checkpoint.architecture), context])
+def _about(entry: LibraryEntry, checkpoint: Checkpoint) -> str:
+    """What it is, how large, and how much it reads at once."""
+    words = [
+        FAMILY.sub("", checkpoint.architecture) or checkpoint.architecture,
+        file_size(checkpoint.size_bytes),
+        tr("model.context", tokens=f"{checkpoint.max_context_tokens:,}"),
+    ]
+    return " · ".join([*map(escape, words), *([tr("library.cached")] if entry.is_cached else [])])

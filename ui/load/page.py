@@ -5,9 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.engine.protocol import EngineState
 from ui.load.entries import draw_entry, draw_state
 from ui.load.entries_cache import models
 from ui.load.gpu_choice import choose_devices
+from ui.load.upkeep import draw_folders
 from ui.shared.engine_status import silence_notice
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
@@ -21,13 +23,12 @@ def draw_here() -> None:
     if state.server is not None and state.model is not None:
         st.info(tr("load.is_elsewhere", name=state.model, server=state.server), icon=":material/lan:")
     try:
-        # What can be loaded comes first; what cannot stands below with its reason.
-        entries = sorted(models(), key=lambda entry: entry.checkpoint is None)
+        # What answers comes first; what cannot be loaded stands below with its reason.
+        entries = sorted(models(), key=lambda entry: (entry.checkpoint is None, not is_current(entry.name, state)))
     except DeckError as error:
         show_error(error)
         entries = []
-    is_here = state.server is None and state.model is not None
-    if is_here and state.model not in [entry.name for entry in entries]:
+    if state.model and is_current(state.model, state) and state.model not in [entry.name for entry in entries]:
         st.markdown(f"**{escape(state.model or '')}**")
         draw_state(state)
     silence_notice()
@@ -38,6 +39,12 @@ def draw_here() -> None:
         draw_entry(entry, state, devices)
     if not entries:
         _draw_none()
+    draw_folders()
+
+
+def is_current(name: str, state: EngineState) -> bool:
+    """Whether the engine of this machine has that model, loads it, or failed to."""
+    return state.server is None and state.model == name
 
 
 def _draw_none() -> None:

@@ -8,10 +8,14 @@ import streamlit as st
 
 from core.library.scan import DiskUsage
 from ui.load.bar import BAR, DOT, FREE, LEGEND, PRIMARY, SLATE, TRACK, theme_color
-from ui.load.entries import file_size
 from ui.shared.i18n import text
 
-KB, MB = 10**3, 10**6
+KB, MB, GB = 10**3, 10**6, 10**9
+
+
+def file_size(num_bytes: int) -> str:
+    """As the Hub and disks count: powers of 1000."""
+    return f"{num_bytes / GB:.2f} GB" if num_bytes >= GB else f"{num_bytes / MB:.0f} MB"
 
 
 def size_words(num_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""The part "Library" of the page Download: what is on disk; verify, delete, bring in a folder."""
+"""What can be done with the folders of models on Load model: verify one, delete one, bring one in; the disk."""
 
 from __future__ import annotations
 
@@ -6,101 +6,68 @@ from pathlib import Path
 
 import streamlit as st
 
-from core.checkpoint.judgement import short_reason
 from core.common.background import Task
-from core.common.errors import CheckpointError, DeckError, InputError
+from core.common.errors import DeckError, InputError
 from core.common.paths import COMMIT_CHARS, models_dir
 from core.common.urls import host_name
 from core.common.values import printable
 from core.library.hf_cache import cached_snapshots
 from core.library.maintenance import Verification, delete, delete_refusal, import_folder, verify
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, locate
-from core.memory.fit import FitReport
-from ui.download.disk import draw_disk, size_words
-from ui.load.entries import quantization_words
-from ui.load.entries_cache import Fingerprint, fingerprint, models
-from ui.load.gauge import verdict
-from ui.load.gpu_choice import Devices, choose_devices, names_of
+from ui.load.disk import draw_disk, size_words
+from ui.load.entries_cache import Fingerprint, fingerprint
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
-from ui.shared.markdown import escape
 from ui.shared.people import person
 from ui.shared.resources import engine, tasks
-from ui.shared.routing import LOAD_PAGE, go_to
+from ui.shared.starter import is_starter
 
 POLL_S = 0.5
-CHATS = 1
 IMPORT = ("import",)
 EXAMPLE = "/data/models/TheBloke_Llama-2-7B-Chat-GPTQ"
 PATH_KEY, ERROR_KEY = "library_path", "library_error"
 
 
-def draw_library() -> None:
+def draw_folders() -> None:
+    """Below the models: the disk that they are on, and the way in for a folder from elsewhere."""
     try:
         draw_disk(disk_usage())
-        entries = models()
-    except DeckError as error:
-        show_error(error)
-        return
-    try:
         cached_snapshots()
     except DeckError as error:
         show_error(error)
-    if refused := st.session_state.pop(ERROR_KEY, None):
-        show_error(refused)
-    devices = choose_devices() if entries else ()
-    for entry in entries:
-        _draw_entry(entry, devices)
-    if not entries:
-        st.info(tr("library.none"), icon=":material/folder_open:")
     # A path on the server is a question for whoever runs it, not for everybody whom a provider knows.
     if not person():
         _draw_import()
 
 
-def _draw_entry(entry: LibraryEntry, devices: Devices) -> None:
+def draw_upkeep(entry: LibraryEntry) -> None:
+    """Where the files of a model came from and what can be done with them."""
     seen = fingerprint(entry.folder)
-    with st.container(border=True, key=f"library_entry_{entry.name}"):
-        with st.container(gap="xsmall"):
-            st.markdown(f"**{escape(entry.name)}**")
-            if entry.checkpoint is not None:
-                st.markdown(" ".join([*_quantization_badges(entry), *_verdict_badge(entry, devices)]))
-            try:
-                st.caption(" · ".join(_origin_words(entry, facts(entry.folder))))
-            except DeckError as error:
-                show_error(error)
-        if entry.error is not None:
-            show_error(entry.error)
-        _draw_verification(entry.name, seen)
-        _draw_buttons(entry, seen)
+    try:
+        st.caption(" · ".join(origin_words(entry, facts(entry.folder))))
+    except DeckError as error:
+        show_error(error)
+    if refused := st.session_state.pop(f"{ERROR_KEY}_{entry.name}", None):
+        show_error(refused)
+    _draw_verification(entry.name, seen)
+    _draw_buttons(entry, seen)
 
 
-def _quantization_badges(entry: LibraryEntry) -> list[str]:
-    assert entry.checkpoint is not None
-    return [f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint)]
+def is_looked_at(entry: LibraryEntry) -> bool:
+    """Whether something was asked of the files, so that its answer is to be seen."""
+    asked = tasks().known(("verify", entry.name, fingerprint(entry.folder)))
+    return asked is not None or f"{ERROR_KEY}_{entry.name}" in st.session_state
 
 
-def _verdict_badge(entry: LibraryEntry, devices: Devices) -> list[str]:
-    """Whether it fits the card, for one chat with the default context; nothing where there is no card."""
-    if not devices or entry.checkpoint is None:
-        return []
-    report = verdict(entry.checkpoint, devices, 0, CHATS)
-    if isinstance(report, CheckpointError):
-        return [f":red-badge[{tr(f'refusal.{short_reason(report)}')}]"]
-    fits = isinstance(report, FitReport) and report.fits
-    words = tr("library.fits" if fits else "library.fits_not", card=names_of(devices))
-    return [f":{'green' if fits else 'red'}-badge[{words}]"]
-
-
-def _origin_words(entry: LibraryEntry, found: FolderFacts) -> list[str]:
+def origin_words(entry: LibraryEntry, found: FolderFacts) -> list[str]:
     """The size on disk, where that is if not in models/, and where the model came from."""
     words = [size_words(found.size_bytes)]
-    if entry.is_cached:
-        words.append(tr("library.cached"))
     if found.is_link:
         words.append(tr("library.linked", path=str(entry.folder.resolve())))
-    if found.record is None:
+    if is_starter(entry.name):
+        words.append(tr("library.made_here"))
+    elif found.record is None:
         words.append(tr("library.by_hand"))
     else:
         source, commit = found.record.source, found.record.commit[:COMMIT_CHARS]
@@ -111,9 +78,6 @@ def _origin_words(entry: LibraryEntry, found: FolderFacts) -> list[str]:
 def _draw_buttons(entry: LibraryEntry, seen: Fingerprint) -> None:
     name = entry.name
     with st.container(horizontal=True):
-        if entry.checkpoint is not None:
-            st.button(tr("library.load"), key=f"library_load_{name}", icon=":material/deployed_code:",
-                      on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
         st.button(tr("library.verify"), key=f"library_verify_{name}", icon=":material/fact_check:",
                   on_click=_verify, args=(name,))  # fmt: skip
         with st.popover(tr("library.delete"), icon=":material/delete:", key=f"library_ask_{name}"):
@@ -150,7 +114,7 @@ def _delete(name: str, seen: Fingerprint) -> None:
         delete(name)
         tasks().forget(("verify", name, seen))
     except DeckError as error:
-        st.session_state[ERROR_KEY] = error
+        st.session_state[f"{ERROR_KEY}_{name}"] = error
 
 
 def _draw_verification(name: str, seen: Fingerprint) -> None:
