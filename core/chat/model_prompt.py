@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 from core.chat.template import TEMPLATES, ChatTemplate, Turn, read_template
+from core.chat.thinking import EFFORT
 from core.chat.tokens import read_counter
 from core.common.files import Versions, file_versions
 from core.common.paths import data_dir
 from core.common.preferences import Preferences
 from core.engine.interface import PromptCounter
 from core.engine.protocol import Conversation, EngineState
+from core.engine.thought import THINK
 from core.tokenizer.read import FILES
 
 # Where preferences keep the formats of models that have no chat template.
@@ -55,13 +57,28 @@ class RemoteCounter:
 
 @dataclass(frozen=True, slots=True)
 class ConversationTemplate(ChatTemplate):
-    """Leaves it to the server to put turns into its model's template."""
+    """Leaves it to the server to put turns into its model's template.
+
+    Which switches that has, only the server knows.
+    """
+
+    @property
+    def switches(self) -> frozenset[str]:
+        return frozenset(("enable_thinking", EFFORT))
 
     def render(self, turns: list[Turn]) -> str:
-        return Conversation([(turn["role"], turn["content"]) for turn in turns], is_open=False)
+        return self._conversation(turns, is_open=False)
 
     def render_open(self, turns: list[Turn]) -> tuple[str, str]:
-        return Conversation([(turn["role"], turn["content"]) for turn in turns], is_open=True), ""
+        return self._conversation(turns, is_open=True), ""
+
+    def _conversation(self, turns: list[Turn], is_open: bool) -> Conversation:
+        return Conversation(
+            [(turn["role"], turn["content"]) for turn in turns],
+            is_open,
+            [turn.get("thought", "").strip() for turn in turns],
+            self.variables,
+        )
 
     def render_begun(self, turns: list[Turn], start: str) -> str:
         return self.render_open([*turns, Turn(role="assistant", content=start)])[0]
@@ -93,7 +110,13 @@ def read_model_prompt(state: EngineState, server_counter: PromptCounter | None) 
             return None
         counter = RemoteCounter(server_counter.count, state.facts.remote.counts_tokens)
         # The template is there and empty: the model was taught to chat.
-        return ModelPrompt(state.model, None, ConversationTemplate("", "", ""), counter, server_counter.count_prompt)
+        return ModelPrompt(
+            state.model,
+            None,
+            ConversationTemplate("", "", "", thought_format=THINK),
+            counter,
+            server_counter.count_prompt,
+        )
     if state.folder is None:
         return None
     local = read_counter(state.folder)

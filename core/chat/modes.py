@@ -92,6 +92,17 @@ class PromptStyle:
         known = self.template.thought_format
         return ThoughtRules(known or THINK, may_lack_opening=known is not None)
 
+    def engine_rules(self, parts: PromptParts, begun: str, budget_tokens: int | None) -> ThoughtRules | None:
+        """What the engine is told of the thought in an answer that was `begun`; None where there can be none."""
+        if self.mode == "notebook" or parts.voice == "user":
+            return None
+        splitter = ThoughtSplitter(self.thought_rules)
+        splitter.push(begun)
+        is_over = bool(begun.strip()) and not splitter.is_thinking
+        return replace(
+            self.thought_rules, is_open=splitter.is_thinking, budget_tokens=None if is_over else budget_tokens
+        )
+
     def message_parts(self, answer: str, parts: PromptParts, begun: str = "", is_done: bool = True) -> Parts:
         """The message that `answer` makes, its thought apart, as far as that is certain."""
         text = self.clean_answer(answer, parts, begun)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from core.chat.character_prompt import CharacterPrompt
 from core.chat.group import Group, assistant_turn
@@ -12,6 +12,7 @@ from core.chat.modes import PromptStyle, notebook_parts
 from core.chat.question import content_of, cut_to_room, with_files
 from core.chat.records import Message, Mode
 from core.chat.template import Turn
+from core.chat.thinking import Thinking
 from core.chat.truncation import ComposedPrompt, ContextError, FittedPrompt, PromptParts, Voice, fit_to_context
 from core.documents.document import Document
 from core.engine.sampling_params import Sampling
@@ -49,12 +50,16 @@ class PromptContext:
     character: CharacterPrompt
     sampling: Sampling
     group: Group | None = None
+    thinking: Thinking = field(default_factory=Thinking)
 
     @property
     def style(self) -> PromptStyle:
         names = self.character.names
         names = names.with_others(self.group.others) if self.group is not None else names
-        return PromptStyle(self.mode, self.model.template, names, self.model.counter.opening)
+        template = self.model.template
+        if self.thinking.variables:
+            template = replace(template, variables=self.thinking.variables)
+        return PromptStyle(self.mode, template, names, self.model.counter.opening)
 
     @property
     def speaker(self) -> str:

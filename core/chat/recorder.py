@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from core.chat.database import ChatStoreError
 from core.chat.records import Thought
-from core.chat.stats import state_of, stats_of
+from core.chat.stats import VARIABLES, state_of, stats_of
 from core.chat.store import ChatStore
 from core.common.errors import DeckError
 from core.engine.answer import Answer
@@ -59,13 +60,15 @@ class Recorder:
         model: str = "",
         parts_of: Callable[[str, bool], Parts] = lambda text, is_done: Parts(answer=text),
         thought_s: float = 0.0,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         """Write `answer` as `message`, which the store began.
 
         `parts_of` makes the message's parts of the answer's text, and of whether that is all of it. `thought_s` is how
-        long was thought before, where the message goes on.
+        long was thought before, where the message goes on. `variables` are what the template was given, which is kept
+        so that the answer can go on from the same prompt.
         """
-        job = _Job(self._store, message, answer, model, parts_of, thought_s, self._closing, self._forget)
+        job = _Job(self._store, message, answer, model, parts_of, thought_s, variables, self._closing, self._forget)
         with self._lock:
             self._jobs[message] = job
         try:
@@ -131,10 +134,11 @@ class _Job:
         model: str,
         parts_of: Callable[[str, bool], Parts],
         thought_s: float,
+        variables: Mapping[str, Any] | None,
         closing: threading.Event,
         on_end: Callable[[_Job], None],
     ) -> None:
-        self._store, self.message, self._model = store, message, model
+        self._store, self.message, self._model, self._variables = store, message, model, variables
         self.answer, self._parts_of, self._clock = answer, parts_of, _ThoughtClock(thought_s)
         self._closing, self._on_end = closing, on_end
         self._written: Written | None = None
@@ -193,6 +197,8 @@ class _Job:
     def _finish(self) -> None:
         now = self.written()
         state, stats = state_of(self.answer), stats_of(self.answer, self._model)
+        if self._variables is not None:
+            stats[VARIABLES] = dict(self._variables)
         self._store.finish_answer(self.message, now.text, state, stats, now.thought)
 
 

@@ -14,6 +14,7 @@ from core.chat.database import ChatStoreError
 from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.recorder import Recorder, thought_of
 from core.chat.records import Message
+from core.chat.stats import variables_of
 from core.chat.store import ChatStore
 from core.documents.document import Document
 from core.engine.answer import Answer
@@ -100,6 +101,8 @@ class ChatService:
     def continue_answer(self, chat: int, message: int, context: PromptContext) -> int:
         """Let the last answer go on where it ended."""
         before, last = self._split(chat, message)
+        if (variables := variables_of(last.stats)) is not None:
+            context = replace(context, thinking=replace(context.thinking, variables=variables))
         prompt = context.prepare(context.turns_of(before), start=last.whole)
 
         def begin() -> int:
@@ -188,7 +191,10 @@ class ChatService:
         parts = prompt.parts
         stop = context.style.stop_strings(parts.voice, context.sampling.stop)
         continues = bool(parts.start.strip()) or (context.mode == "notebook" and bool(parts.history))
-        return self._engine.generate(prompt.fitted.prompt, replace(context.sampling, stop=stop), continues=continues)
+        thought = context.style.engine_rules(parts, prompt.begun, context.thinking.budget_tokens)
+        return self._engine.generate(
+            prompt.fitted.prompt, replace(context.sampling, stop=stop), continues=continues, thought=thought
+        )
 
     def _begin(
         self,
@@ -209,6 +215,7 @@ class ChatService:
                     context.model.name,
                     lambda text, is_done: style.message_parts(text, parts, prompt.begun, is_done),
                     thought_s,
+                    context.thinking.variables if context.model.template.switches else None,
                 )
             except BaseException:  # Whatever it is: nobody would follow the answer.
                 answer.cancel()

@@ -9,6 +9,9 @@ from core.common.errors import DeckError
 from core.common.i18n import LANGUAGES, catalogue
 from core.engine.answer import Answer
 
+# What an answer's template was given beside its messages.
+VARIABLES = "template"
+
 
 def state_of(answer: Answer) -> State:
     """How a message stands whose answer ended, or is left."""
@@ -36,6 +39,12 @@ def error_of(stats: dict[str, Any]) -> DeckError | None:
     except (LookupError, TypeError, ValueError, AttributeError):
         # It comes from a file, or an older version wrote it with other values.
         return None
+
+
+def variables_of(stats: dict[str, Any]) -> dict[str, Any] | None:
+    """The variables with which an answer was begun; None where that is not known."""
+    found = stats.get(VARIABLES)
+    return found if isinstance(found, dict) and all(isinstance(one, (str, bool)) for one in found.values()) else None
 
 
 def stats_of(answer: Answer, model: str) -> dict[str, Any]:

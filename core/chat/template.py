@@ -18,6 +18,7 @@ from core.chat.chat_formats import BY_NAME, added_tokens, find_format
 from core.chat.special_tokens import read_special_tokens
 from core.chat.template_forms import TemplateForms
 from core.chat.template_renderer import LIMITS, Size, TemplateRenderer, max_chars
+from core.chat.thinking import switches_of
 from core.checkpoint.headers import read_json, read_text
 from core.common.errors import DeckError
 from core.common.sandbox import LimitReached, SandboxError
@@ -76,6 +77,11 @@ class ChatTemplate:
     stop: tuple[str, ...] = ()
     thought_format: ThoughtFormat | None = field(default=None, compare=False)
     variables: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def switches(self) -> frozenset[str]:
+        """The variables with which the template lets one choose whether and how much the model thinks."""
+        return switches_of(self.source or "")
 
     @property
     def has_own(self) -> bool:

@@ -5,6 +5,8 @@ Text that might become a stop string is held back until it does or does not.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tokenizers import Tokenizer
 
 # What decoding makes of bytes that are no character, or not one yet.
@@ -47,6 +49,12 @@ class TokenDecoder:
     def flush(self) -> str:
         """What waits at the end, without the character that never became whole."""
         return self._after_broken(self._further_text().rstrip(BROKEN))
+
+    def restart(self) -> str:
+        """`flush`; the next token begins a text of its own, as one does after a mark."""
+        text = self.flush()
+        self._tokens, self._num_done, self._done, self._num_broken = [], 0, "", 0
+        return text
 
     def _shorten(self) -> str:
         """Keep only the waiting tokens that may still become a character, and give out what is certain.
@@ -100,6 +108,12 @@ def _silent_tokens(tokenizer: Tokenizer, tokens: list[int]) -> set[int]:
     }
 
 
+def special_in(tokenizer: Tokenizer, texts: tuple[str, ...]) -> dict[int, str]:
+    """The special tokens that stand in `texts`, with what each says."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    return {token: one.content for token, one in added if one.special and any(one.content in text for text in texts)}
+
+
 class StopFilter:
     """Lets a text through up to the first stop string, which sets `stopped`; holds its end back while it may become
     one."""
@@ -126,10 +140,19 @@ class StopFilter:
 
 
 class TextStream:
-    """Turns one answer's tokens into pieces of text. `stopped` is set once a stop string came."""
+    """Turns one answer's tokens into pieces of text. `stopped` is set once a stop string came.
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], before: list[int] | None = None) -> None:
-        self._decoder, self._filter = TokenDecoder(tokenizer, before or []), StopFilter(stop)
+    `shown` are texts of special tokens, which decoding would leave out, by the token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...],
+        before: list[int] | None = None,
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
+        self._decoder, self._filter, self._shown = TokenDecoder(tokenizer, before or []), StopFilter(stop), shown or {}
 
     @property
     def stopped(self) -> bool:
@@ -137,6 +160,8 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` came; empty while a character or a stop string is incomplete."""
+        if token in self._shown:
+            return self._filter.push(self._decoder.restart() + self._shown[token])
         return self._filter.push(self._decoder.push(token))
 
     def flush(self) -> str:

@@ -7,6 +7,7 @@ from typing import Protocol
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
 
 
 class PromptCounter(Protocol):
@@ -45,13 +46,20 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+        self,
+        prompt: str | tuple[int, ...],
+        sampling: Sampling,
+        continues: bool = False,
+        client: str = "",
+        thought: ThoughtRules | None = None,
     ) -> Answer:
         """Begin to answer `prompt`. Where the model is busy, the answer waits its turn.
 
         `prompt` is a text with its special tokens written out, token ids, or a Conversation for another server.
         `continues`: the prompt ends inside the answer, and the text goes on after its last word. A Conversation says
-        that itself. `client` is for whom it is: "" for the pages, which go first, else a client of the API.
+        that itself. `client` is for whom it is: "" for the pages, which go first, else a client of the API. `thought`
+        says how the answer's thought is marked, None where nobody asks: see Generate. A server's thoughts come between
+        the marks of THINK.
         Raises EngineError where no model can answer or no more prompts can wait.
         """
         ...

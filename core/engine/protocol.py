@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from core.common.errors import DeckError, GpuUseError
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
 from core.gpu.torch_support import InstalledTorch
 from core.memory.plan import MemoryPlan
 
@@ -21,17 +22,26 @@ class Conversation(str):
     """A chat as its turns, for a server that puts them into its model's template itself.
 
     As a text it is what a person reads. `turns` are pairs of a role and its words. `is_open`: the answer continues the
-    last turn.
+    last turn. `thoughts` are what was thought before each turn, `variables` what is set for the template.
     """
 
     turns: tuple[tuple[str, str], ...]
     is_open: bool
+    thoughts: tuple[str, ...]
+    variables: Mapping[str, Any]
 
-    def __new__(cls, turns: Iterable[tuple[str, str]], is_open: bool) -> Conversation:
+    def __new__(
+        cls,
+        turns: Iterable[tuple[str, str]],
+        is_open: bool,
+        thoughts: Iterable[str] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> Conversation:
         turns = tuple(turns)
         text = "\n\n".join(f"{role}: {words}" for role, words in turns)
         made = super().__new__(cls, text if is_open else f"{text}\n\nassistant:")
         made.turns, made.is_open = turns, is_open
+        made.thoughts, made.variables = tuple(thoughts), variables or {}
         return made
 
 
@@ -59,7 +69,8 @@ class Generate:
     """Answer `prompt`, which is text with its special tokens written out, or token ids.
 
     `continues`: the prompt ends inside the answer, whose text goes on after the prompt's last token. `client` is for
-    whom it is, see core/engine/fair_queue.py: "" for the pages.
+    whom it is, see core/engine/fair_queue.py: "" for the pages. With `thought` the marks of thoughts are in the text
+    although they are special tokens, and a thought is ended where it is over its budget.
     """
 
     request: int
@@ -67,6 +78,7 @@ class Generate:
     sampling: Sampling
     continues: bool = False
     client: str = ""
+    thought: ThoughtRules | None = None
 
 
 @dataclass(frozen=True, slots=True)

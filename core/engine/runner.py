@@ -36,6 +36,7 @@ from core.engine.protocol import (
     TextChunk,
 )
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
 from core.engine.warm_worker import WarmWorker
 from core.gpu.torch_support import is_cpu_chosen
 
@@ -122,7 +123,12 @@ class Runner(EngineBase):
         self.unload()
 
     def generate(
-        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+        self,
+        prompt: str | tuple[int, ...],
+        sampling: Sampling,
+        continues: bool = False,
+        client: str = "",
+        thought: ThoughtRules | None = None,
     ) -> Answer:
         """See Engine.generate. Raises EngineError when no model is loaded, or when the engine hangs and no more prompts
         can wait for it."""
@@ -132,7 +138,7 @@ class Runner(EngineBase):
             if self._state.phase != "ready" or self._worker is None:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
-            self._worker.send(Generate(answer.request, prompt, sampling, continues, client))
+            self._worker.send(Generate(answer.request, prompt, sampling, continues, client, thought))
             self._keep(answer)
             return answer
 

@@ -42,7 +42,9 @@ class ThoughtFormat:
     @property
     def closing(self) -> str:
         """What ends a thought that was cut off, up to the first word of the answer."""
-        return f"\n{self.close[0]}\n\n{self.answer[0] if self.answer else ''}"
+        close, answer = self.close[0], self.answer[0] if self.answer else ""
+        # Channels and their like are written without blanks.
+        return close + answer if "|>" in close else f"\n{close}\n\n{answer}"
 
     @cached_property
     def event(self) -> re.Pattern[str]:

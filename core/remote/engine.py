@@ -17,6 +17,7 @@ from core.engine.answer import Answer
 from core.engine.engine_base import EngineBase
 from core.engine.protocol import EngineState, Failed, Finished, PromptStarted, TextChunk
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
 from core.remote.address import key_of
 from core.remote.connection import Connection, ProbeInterval, facts_of
 from core.remote.dialect import RemoteModel, request_for
@@ -71,7 +72,12 @@ class RemoteEngine(EngineBase):
             self._set(EngineState())
 
     def generate(
-        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+        self,
+        prompt: str | tuple[int, ...],
+        sampling: Sampling,
+        continues: bool = False,
+        client: str = "",
+        thought: ThoughtRules | None = None,
     ) -> Answer:
         """See Engine.generate. `continues` has no effect: a Conversation says itself whether its last turn is open, and
         any other prompt is gone on with. Raises EngineError while there is no connection and for what the server

@@ -16,6 +16,7 @@ from core.engine.interface import Engine, PromptCounter
 from core.engine.protocol import EngineState, Load
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
 from core.remote.engine import RemoteEngine
 from core.remote.selection import RemoteSelection, read_selection, selection_path, write_selection
 
@@ -92,10 +93,15 @@ class EngineRouter:
         end()
 
     def generate(
-        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+        self,
+        prompt: str | tuple[int, ...],
+        sampling: Sampling,
+        continues: bool = False,
+        client: str = "",
+        thought: ThoughtRules | None = None,
     ) -> Answer:
         """See Engine.generate."""
-        return self._active.generate(prompt, sampling, continues, client)
+        return self._active.generate(prompt, sampling, continues, client, thought)
 
     def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:
         """See Engine.wait_while_loading."""

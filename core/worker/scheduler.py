@@ -11,7 +11,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -19,10 +19,11 @@ from tokenizers import Tokenizer
 from core.common.errors import EngineError
 from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
-from core.engine.detokenize import TextStream
+from core.engine.detokenize import TextStream, special_in
 from core.engine.fair_queue import FairQueue
 from core.engine.protocol import AnswerStats, Event, Failed, Finished, Generate, PromptStarted, Reason, TextChunk
 from core.engine.sampling_params import MAX_SEED
+from core.engine.thought import ThoughtFormat, ThoughtSplitter
 
 if TYPE_CHECKING:
     from core.worker.decode.steps import PendingTokens, Steps
@@ -42,7 +43,10 @@ class Slot:
 
 @dataclass(slots=True)
 class ActiveRequest:
-    """One request at work. `tokens`: the prompt and the sampled tokens; the slot's cache holds a prefix of them."""
+    """One request at work. `tokens`: the prompt and the sampled tokens; the slot's cache holds a prefix of them.
+
+    After a thought was ended, `num_prompt` of them are prefilled, the answer so far among them.
+    """
 
     command: Generate
     tokens: list[int]
@@ -54,15 +58,22 @@ class ActiveRequest:
     first_token_s: float = 0.0
     num_reused: int = 0
     unsent: str = ""
+    # The text that the newest token made.
+    newest: str = ""
     sent_s: float = 0.0
     # Tokens that events have reported: some give no text by themselves.
     num_reported: int = 0
     # Tokens that were enqueued and not read yet.
     num_in_flight: int = 0
+    # Tracks the thought where it has a budget, and how many of the answer's tokens are its.
+    splitter: ThoughtSplitter | None = None
+    num_thought: int = 0
+    # The answer's tokens in the prompt, which has them after a thought was ended.
+    num_earlier: int = 0
 
     @property
     def num_sampled(self) -> int:
-        return len(self.tokens) - self.num_prompt
+        return len(self.tokens) - self.num_prompt + self.num_earlier
 
 
 class Scheduler:
@@ -84,6 +95,7 @@ class Scheduler:
         self._slots = [Slot(index) for index in range(steps.num_slots)]
         self._waiting: FairQueue[ActiveRequest] = FairQueue()
         self._next_prefill = 0
+        self._shown: dict[ThoughtFormat, dict[int, str]] = {}
         # The steps that were enqueued, and whose tokens each will bring.
         self._in_flight: deque[tuple[PendingTokens, list[tuple[Slot, ActiveRequest]]]] = deque()
 
@@ -134,16 +146,26 @@ class Scheduler:
             self._harvest(*self._in_flight.popleft())
 
     def _make_request(self, command: Generate, tokens: list[int]) -> ActiveRequest:
-        seed = command.sampling.seed
+        seed, rules = command.sampling.seed, command.thought
         seed = secrets.randbelow(MAX_SEED) if seed is None else seed
         return ActiveRequest(
             command=command,
             tokens=tokens,
             num_prompt=len(tokens),
-            stream=TextStream(self._tokenizer, command.sampling.stop, tokens[-1:] if command.continues else []),
+            stream=self._make_stream(command, tokens[-1:] if command.continues else []),
             seed=seed,
             asked_s=time.perf_counter(),
+            splitter=ThoughtSplitter(rules) if rules is not None and rules.budget_tokens is not None else None,
         )
+
+    def _make_stream(self, command: Generate, before: list[int]) -> TextStream:
+        shown: dict[int, str] = {}
+        if command.thought is not None:
+            format = command.thought.format
+            if format not in self._shown:
+                self._shown[format] = special_in(self._tokenizer, format.marks)
+            shown = self._shown[format]
+        return TextStream(self._tokenizer, command.sampling.stop, before, shown)
 
     def _admit(self) -> None:
         free = [slot for slot in self._slots if slot.request is None]
@@ -194,7 +216,7 @@ class Scheduler:
             return False
         will_sample = request.num_sampled + request.num_in_flight
         is_long_enough = will_sample >= request.command.sampling.max_new_tokens
-        return not is_long_enough and request.num_prompt + will_sample <= self._steps.context_tokens
+        return not is_long_enough and len(request.tokens) + request.num_in_flight <= self._steps.context_tokens
 
     def _enqueue(self, pending: PendingTokens, owners: list[tuple[Slot, ActiveRequest]]) -> None:
         self._in_flight.append((pending, owners))
@@ -214,8 +236,8 @@ class Scheduler:
         if token is None:
             self._fail(slot, EngineError("not_a_number"))
             return
-        if request.num_sampled == 0:
-            request.first_token_s = time.perf_counter()
+        if len(request.tokens) == request.num_prompt:
+            request.first_token_s = request.first_token_s or time.perf_counter()
         else:
             # The pass that sampled this token has written the one before into the cache.
             slot.cached_tokens.append(request.tokens[-1])
@@ -225,20 +247,59 @@ class Scheduler:
             return
         if not self._decode_text(slot, request, lambda: request.stream.push(token)):
             return
+        is_over_budget = self._counts_thought(request)
         if request.stream.stopped:
             self._finish(slot, "stop")
         elif request.num_sampled >= sampling.max_new_tokens:
             self._finish(slot, "length")
         elif len(slot.cached_tokens) >= self._steps.context_tokens:
             self._finish(slot, "context")
+        elif is_over_budget:
+            self._end_thought(slot, request)
         elif request.num_sampled == 1 or time.perf_counter() - request.sent_s >= FLUSH_S:
             self._send_text(request)
+
+    def _counts_thought(self, request: ActiveRequest) -> bool:
+        """Count the newest token where it is the thought's. Whether that was the last one of the thought's budget."""
+        splitter, rules = request.splitter, request.command.thought
+        if splitter is None or rules is None or rules.budget_tokens is None:
+            return False
+        splitter.push(request.newest)
+        request.num_thought += splitter.is_thinking
+        return splitter.is_thinking and request.num_thought >= rules.budget_tokens
+
+    def _end_thought(self, slot: Slot, request: ActiveRequest) -> None:
+        """End a thought with its mark, and let the answer follow: what was thought and the mark are prefilled.
+
+        Tokens in flight are dropped with the request that they were for.
+        """
+        assert request.command.thought is not None
+        closing = request.command.thought.format.closing
+        if not self._decode_text(slot, request, request.stream.flush):
+            return
+        tokens = [*request.tokens, *self._tokenizer.encode(closing, add_special_tokens=False).ids]
+        if len(tokens) >= self._steps.context_tokens:
+            self._finish(slot, "context")
+            return
+        slot.request = replace(
+            request,
+            tokens=tokens,
+            num_prompt=len(tokens),
+            num_earlier=request.num_sampled + len(tokens) - len(request.tokens),
+            stream=self._make_stream(request.command, tokens[-1:]),
+            unsent=request.unsent + closing,
+            num_in_flight=0,
+            splitter=None,
+        )
+        self._send_text(slot.request)
+        self._steps.reset_slot(slot.index, request.command.sampling, request.seed, tokens)
 
     def _decode_text(self, slot: Slot, request: ActiveRequest, decode: Callable[[], str]) -> bool:
         """Append the text that `decode` gives. False where the tokenizer fails, which ends this answer alone."""
         try:
             with panics_as_errors():
-                request.unsent += decode()
+                request.newest = decode()
+                request.unsent += request.newest
                 return True
         except Exception as error:  # The tokenizer library raises bare exceptions, and panics.
             self._fail(slot, EngineError("tokenizer_decode", why=why_of(error)))
@@ -269,7 +330,7 @@ class Scheduler:
         began = request.began_s or now
         first = request.first_token_s or now
         return AnswerStats(
-            prompt_tokens=request.num_prompt,
+            prompt_tokens=len(request.tokens) - request.num_sampled,
             reused_tokens=request.num_reused,
             num_tokens=request.num_sampled,
             queued_s=began - request.asked_s,

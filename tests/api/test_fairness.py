@@ -95,7 +95,12 @@ class Listening:
         self.server_counter = None
 
     def generate(
-        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+        self,
+        prompt: str | tuple[int, ...],
+        sampling: Sampling,
+        continues: bool = False,
+        client: str = "",
+        thought: object = None,
     ) -> Answer:
         self.clients.append(client)
         raise EngineError("nothing_loaded")

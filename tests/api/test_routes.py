@@ -298,7 +298,12 @@ class Still:
         self.server_counter = None
 
     def generate(
-        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+        self,
+        prompt: str | tuple[int, ...],
+        sampling: Sampling,
+        continues: bool = False,
+        client: str = "",
+        thought: object = None,
     ) -> Answer:
         raise EngineError("nothing_loaded")
 
@@ -334,7 +339,12 @@ class Failing:
         self.running_answers: list[Answer] = []
 
     def generate(
-        self, prompt: str | tuple[int, ...], sampling: Sampling, continues: bool = False, client: str = ""
+        self,
+        prompt: str | tuple[int, ...],
+        sampling: Sampling,
+        continues: bool = False,
+        client: str = "",
+        thought: object = None,
     ) -> Answer:
         if self.running_answers:
             raise EngineError("nothing_loaded")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from tokenizers import Tokenizer, decoders, models
 
-from core.engine.detokenize import BROKEN, TextStream, find_stop, held_back
+from core.engine.detokenize import BROKEN, TextStream, find_stop, held_back, special_in
 from tests.support.checkpoints import make_tokenizer
 
 VOCABULARY = 384
@@ -369,3 +369,22 @@ def test_an_answer_that_goes_on_keeps_the_space_of_its_first_word(tokenizer: Tok
         stream = TextStream(tokenizer, (), tokens[count - 1 : count])
         further = "".join(map(stream.push, tokens[count:])) + stream.flush()
         assert tokenizer.decode(tokens[:count]) + further == whole
+
+
+def test_marks_that_are_special_tokens_are_shown_where_they_are_asked_for() -> None:
+    """Decoding leaves special tokens out, and with them the beginning and the end of a thought."""
+    tokenizer = Tokenizer(models.BPE({word: place for place, word in enumerate("ab你")}, [], unk_token="a"))
+    tokenizer.add_special_tokens(["<s>", "[THINK]", "[/THINK]"])
+    start, opening, closing = (tokenizer.token_to_id(name) for name in ("<s>", "[THINK]", "[/THINK]"))
+    shown = special_in(tokenizer, ("[THINK]", "[/THINK]"))
+    assert shown == {opening: "[THINK]", closing: "[/THINK]"}
+    stream = TextStream(tokenizer, ("</s>",), shown=shown)
+    assert [stream.push(token) for token in (start, opening, 0, closing, 1)] == ["", "[THINK]", "a", "[/THINK]", "b"]
+    assert "THINK" not in text_of(tokenizer, [start, opening, 0, closing, 1])
+
+
+def test_a_character_that_a_mark_cuts_off_is_dropped_and_what_follows_is_whole() -> None:
+    tokens = BYTE_FALLBACK.encode("你", add_special_tokens=False).ids
+    half, mark = in_bytes("好")[:1], BYTE_FALLBACK.token_to_id("</s>")
+    stream = TextStream(BYTE_FALLBACK, (), shown={mark: "</s>"})
+    assert "".join(stream.push(token) for token in (*tokens, *half, mark, *tokens)) + stream.flush() == "你</s>你"

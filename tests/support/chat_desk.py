@@ -16,6 +16,7 @@ from core.common.errors import EngineError
 from core.engine.answer import Answer
 from core.engine.protocol import AnswerStats, Finished, TextChunk
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
 from core.personas.character import Character
 from core.personas.user import UserPersona
 
@@ -37,13 +38,17 @@ class Engine:
     def __init__(self) -> None:
         self.prompts: list[tuple[str, bool]] = []
         self.answers: list[Answer] = []
+        self.thoughts: list[ThoughtRules | None] = []
         self.cancelled: list[int] = []
         self.is_loaded = True
 
-    def generate(self, prompt: str, sampling: Sampling, continues: bool = False) -> Answer:
+    def generate(
+        self, prompt: str, sampling: Sampling, continues: bool = False, thought: ThoughtRules | None = None
+    ) -> Answer:
         if not self.is_loaded:
             raise EngineError("nothing_loaded")
         self.prompts.append((prompt, continues))
+        self.thoughts.append(thought)
         self.answers.append(Answer(len(self.answers), self._cancel))
         return self.answers[-1]
 

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from core.engine.protocol import Event, Finished, Generate, TextChunk
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
 from core.worker.decode.steps import PendingTokens, Steps
 from core.worker.scheduler import Scheduler
 
@@ -20,9 +21,16 @@ class SchedulerHarness:
         self.tokenizer = tokenizer
         self.scheduler = Scheduler(steps, tokenizer, frozenset(ends), chunk, self.events.append)
 
-    def ask(self, request: int, prompt: str | tuple[int, ...] = PROMPT, client: str = "", **sampling) -> None:
+    def ask(
+        self,
+        request: int,
+        prompt: str | tuple[int, ...] = PROMPT,
+        client: str = "",
+        thought: ThoughtRules | None = None,
+        **sampling,
+    ) -> None:
         settings = Sampling(**{"temperature": 0.0, "max_new_tokens": 12, **sampling})
-        self.scheduler.submit(Generate(request, prompt, settings, client=client))
+        self.scheduler.submit(Generate(request, prompt, settings, client=client, thought=thought))
 
     def run(self) -> None:
         for _ in range(2000):

@@ -8,8 +8,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.chat.records import Thought
-from tests.support.checkpoints import Recipe, make_checkpoint
-from tests.support.pages import WAIT_S, ask, click, finish, last_answer, load, open_tab, words
+from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
+from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
+from tests.support.widgets import has, named
 from ui.shared import resources
 
 # As Qwen3's: past thoughts are left out, and thinking can be switched off.
@@ -57,3 +58,36 @@ def test_while_it_thinks_the_page_counts_and_a_stopped_thought_says_so(models: P
     answer = resources.chat_store().read(1).messages[-1]
     assert answer.text == "" and isinstance(answer.thought, Thought) and not answer.thought.closing
     assert any("not finished" in label or label == "Thought" for label in boxes(tab))
+
+
+def test_thinking_is_switched_in_each_chat_and_has_a_budget(models: Path) -> None:
+    tab = open_chat()
+    named(tab.selectbox, "chat_thinking").select("off")
+    run(tab)
+    named(tab.number_input, "chat_thinking_budget").set_value(64)
+    run(tab)
+    assert named(tab.selectbox, "chat_thinking").value == "off"
+    finish(ask(tab, "hello"))
+    info, answer = resources.chat_store().info(1), last_message()
+    assert (info.settings["thinking"], info.settings["thinking_budget"]) == ("off", 64)
+    assert answer.stats["template"] == {"enable_thinking": False}
+    # The template ended the thought that it does not want.
+    assert answer.thought is None and answer.text == "You said: hello "
+    named(tab.selectbox, "chat_thinking").select("default")
+    run(tab)
+    assert "thinking" not in resources.chat_store().info(1).settings
+    click(tab, "chat_go_on")
+    finish(tab)
+    # It goes on from the prompt that it was begun with.
+    assert last_message().stats["template"] == {"enable_thinking": False}
+
+
+def test_a_model_that_does_not_think_has_no_switch(models: Path, checkpoint: Path) -> None:
+    (models / "plain").mkdir()
+    for path in checkpoint.iterdir():
+        if path.name != "chat_template.jinja":
+            (models / "plain" / path.name).symlink_to(path)
+    (models / "plain" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    load(open_tab(), "plain")
+    tab = open_tab("3_Chat")
+    assert not has(tab.selectbox, "chat_thinking") and not has(tab.number_input, "chat_thinking_budget")

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from core.common.paths import ROOT
 from core.engine.detokenize import TextStream
 from core.engine.protocol import Failed, Finished, PromptStarted
+from core.engine.thought import THINK, ThoughtRules
 from tests.support.checkpoints import make_checkpoint
 from tests.support.scheduler_harness import PROMPT, FakeSteps, SchedulerHarness
 
@@ -211,3 +212,61 @@ def test_an_answer_that_the_tokenizer_panics_at_fails_alone(tokenizer: Tokenizer
     (failed,) = [event for event in harness.events if isinstance(event, Failed)]
     assert failed.request == 1 and "index out of bounds" in str(failed.error)
     assert [event.request for event in harness.events if isinstance(event, Finished)] == [2]
+
+
+# Thoughts -----------------------------------------------------------------------------------------------------------
+
+CLOSING = THINK.closing
+
+
+@pytest.mark.parametrize("runs_ahead", [False, True])
+def test_a_thought_over_its_budget_is_ended_and_the_answer_follows(tokenizer: Tokenizer, runs_ahead: bool) -> None:
+    steps = FakeSteps(2, runs_ahead=runs_ahead)
+    harness = SchedulerHarness(steps, tokenizer)
+    num_closing = len(tokenizer.encode(CLOSING, add_special_tokens=False).ids)
+    harness.ask(1, thought=ThoughtRules(is_open=True, budget_tokens=5), max_new_tokens=40)
+    harness.ask(2, max_new_tokens=40)
+    harness.run()
+    thought, mark, answer = harness.text(1).partition(CLOSING)
+    assert mark and len(thought) == 5 and len(answer) == 40 - 5 - num_closing
+    # What follows depends on all before it, as with a prompt that held the thought and its end.
+    plain = SchedulerHarness(FakeSteps(1), tokenizer)
+    plain.ask(1, PROMPT + thought + CLOSING, max_new_tokens=len(answer))
+    plain.run()
+    assert plain.text(1) == answer
+    stats, other = harness.end(1).stats, harness.end(2).stats
+    assert (stats.num_tokens, stats.prompt_tokens) == (40, other.prompt_tokens) and harness.end(1).reason == "length"
+    assert harness.text(2) != "" and CLOSING not in harness.text(2)
+
+
+@pytest.mark.parametrize(
+    ("rules", "length"),
+    [
+        (ThoughtRules(budget_tokens=5), 40),  # Nothing is thought.
+        (ThoughtRules(is_open=True, budget_tokens=50), 40),
+        (ThoughtRules(is_open=True), 40),
+    ],
+)
+def test_a_thought_within_its_budget_is_left_alone(harness: SchedulerHarness, rules: ThoughtRules, length: int) -> None:
+    harness.ask(1, thought=rules, max_new_tokens=length)
+    harness.run()
+    assert CLOSING not in harness.text(1) and len(harness.text(1)) == length
+
+
+def test_a_thought_that_leaves_no_room_for_an_answer_ends_with_the_context(tokenizer: Tokenizer) -> None:
+    num_prompt = len(tokenizer.encode(PROMPT, add_special_tokens=False).ids)
+    harness = SchedulerHarness(FakeSteps(1, context_tokens=num_prompt + 8), tokenizer)
+    harness.ask(1, thought=ThoughtRules(is_open=True, budget_tokens=5), max_new_tokens=100)
+    harness.run()
+    assert harness.end(1).reason == "context" and len(harness.text(1)) == 5
+    harness.ask(2, max_new_tokens=2)
+    harness.run()
+    assert harness.end(2).stats.num_tokens == 2
+
+
+def test_a_cancelled_thought_ends_as_any_answer(harness: SchedulerHarness) -> None:
+    harness.ask(1, thought=ThoughtRules(is_open=True, budget_tokens=3), max_new_tokens=100)
+    while CLOSING not in harness.text(1):
+        harness.scheduler.step()
+    harness.scheduler.cancel(1)
+    assert harness.end(1).reason == "cancelled" and harness.scheduler.is_idle

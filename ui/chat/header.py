@@ -11,8 +11,9 @@ from ui.chat.model_menu import draw_model
 from ui.chat.new_chat import NEW_ID
 from ui.chat.portraits import Faces
 from ui.chat.sampling_form import sampling_form
-from ui.chat.session import begin_chat, tag_of
+from ui.chat.session import begin_chat, info_of, tag_of
 from ui.chat.setup import find_character, title_of
+from ui.chat.thinking_form import thinking_form
 from ui.chat.who import draw_who, say_unknown_format
 from ui.chat.whole_chat import draw_whole
 from ui.shared.fragment import redraw_alone
@@ -84,6 +85,7 @@ def _draw_tools(chat: Chat, tag: str, used_tokens: int) -> None:
 def _draw_sampling(tag: str) -> None:
     """The chat as it is now: this part of the page may be drawn again alone, and the chat be gone by then."""
     try:
+        thinking_form(tag, info_of(tag))
         sampling_form(tag)
     except ChatStoreError:
         st.rerun()

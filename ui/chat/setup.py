@@ -12,6 +12,7 @@ from core.chat.modes import choose_mode
 from core.chat.presets import combine, model_preset, read_recommended
 from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.records import Chat, ChatInfo, Mode
+from core.chat.thinking import thinking_of
 from core.common.errors import DeckError, EngineError
 from core.engine.sampling_params import Sampling
 from core.personas.character import Character
@@ -153,7 +154,8 @@ def prompt_context(chat: Chat, speaker: str | None = None, line: str | None = No
     if group is not None:
         group = replace(group, speaker=speaker or next_speaker(group, chat.messages, order_of(chat.info), line))
     character = character_prompt(chat.info, model, greeting, group=group)
-    return PromptContext(model, state.facts.context_tokens, chat.info.mode, character, sampling_of(chat.info), group)
+    return PromptContext(model, state.facts.context_tokens, chat.info.mode, character, sampling_of(chat.info), group,
+                         thinking_of(chat.info.settings, model.template.switches))  # fmt: skip
 
 
 def prompt_of(chat: Chat) -> Prompt:

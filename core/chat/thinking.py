@@ -1,0 +1,46 @@
+"""Whether and how long a model shall think in a chat: the switches that its template has, and what a chat sets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+# Variables of templates that switch thinking on and off: of Qwen3, GLM, EXAONE 4, SmolLM3, Gemma 4 and most others; of
+# Granite and DeepSeek V3.1. And gpt-oss', which says how much.
+SWITCHES, EFFORT = ("enable_thinking", "thinking"), "reasoning_effort"
+EFFORTS = ("low", "medium", "high")
+# The settings of a chat.
+THINKING, BUDGET = "thinking", "thinking_budget"
+MAX_BUDGET_TOKENS = 1_000_000
+TAG = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
+STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
+NAME = re.compile(rf"(?<![\w.])(?:{'|'.join((*SWITCHES, EFFORT))})\b(?!\s*=(?!=))")
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """What a chat or a request sets. `variables` are the template's; None for `budget_tokens` sets no end."""
+
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    budget_tokens: int | None = None
+
+
+@lru_cache(16)
+def switches_of(source: str) -> frozenset[str]:
+    """Which of the variables a template asks for. Its own texts, in which the words may stand, do not count."""
+    return frozenset(found for tag in TAG.findall(source) for found in NAME.findall(STRING.sub("''", tag)))
+
+
+def thinking_of(settings: Mapping[str, Any], switches: frozenset[str]) -> Thinking:
+    """What the settings of a chat say to a template with these switches; the others are the model's own choice."""
+    chosen, effort, budget = settings.get(THINKING), settings.get(EFFORT), settings.get(BUDGET)
+    variables: dict[str, Any] = {}
+    if chosen in ("on", "off"):
+        variables |= {name: chosen == "on" for name in SWITCHES if name in switches}
+    if effort in EFFORTS and EFFORT in switches:
+        variables[EFFORT] = effort
+    is_right = type(budget) is int and 1 <= budget <= MAX_BUDGET_TOKENS
+    return Thinking(variables, budget if is_right else None)

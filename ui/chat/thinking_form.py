@@ -1,0 +1,73 @@
+"""Whether and how much the model thinks in a chat, where its template lets one choose, and after how many tokens a
+thought is ended."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.chat.model_prompt import ModelPrompt, read_model_prompt
+from core.chat.records import ChatInfo
+from core.chat.thinking import BUDGET, EFFORT, EFFORTS, MAX_BUDGET_TOKENS, SWITCHES, THINKING
+from core.common.errors import DeckError
+from ui.chat.chat_settings import change_settings
+from ui.shared.i18n import text, tr
+from ui.shared.identity import key_of
+from ui.shared.resources import engine
+
+# Stands for what the model does by itself.
+DEFAULT = "default"
+
+
+def thinking_form(tag: str, info: ChatInfo) -> None:
+    """Nothing for a model that is not known to think."""
+    if info.mode == "notebook" or (model := _loaded_model()) is None:
+        return
+    switches, is_remote = model.template.switches, model.folder is None
+    if model.template.thought_format is None and not switches:
+        return
+    left, right = st.columns(2)
+    with left:
+        if not switches.isdisjoint(SWITCHES):
+            _choice(THINKING, ("on", "off"), tag, info)
+        if EFFORT in switches:
+            _choice(EFFORT, EFFORTS, tag, info)
+    with right:
+        if not is_remote:
+            _budget(tag, info)
+
+
+def _loaded_model() -> ModelPrompt | None:
+    try:
+        return read_model_prompt(engine().state, engine().server_counter)
+    except DeckError:
+        return None
+
+
+def _choice(name: str, values: tuple[str, ...], tag: str, info: ChatInfo) -> None:
+    chosen = info.settings.get(name)
+    options = [DEFAULT, *values]
+    shown = str(chosen) if chosen in values else DEFAULT
+    key = key_of(f"chat_{name}", tag, shown)
+    st.selectbox(tr(f"chat.{name}_label"), options, key=key, help=tr(f"chat.{name}_help"),
+                 format_func=lambda one: text(f"chat.{name}_{one}"), on_change=_choose,
+                 args=(name, tag, key, shown))  # fmt: skip
+
+
+def _choose(name: str, tag: str, key: str, shown: str) -> None:
+    # A browser that shows the choice late tells it as if it were new.
+    if (now := st.session_state[key]) != shown:
+        change_settings(tag, **{name: None if now == DEFAULT else now})
+
+
+def _budget(tag: str, info: ChatInfo) -> None:
+    value = info.settings.get(BUDGET)
+    shown = value if type(value) is int and 1 <= value <= MAX_BUDGET_TOKENS else None
+    key = key_of(f"chat_{BUDGET}", tag, shown)
+    st.number_input(tr(f"chat.{BUDGET}"), 1, MAX_BUDGET_TOKENS, value=None, step=1, key=key,
+                    placeholder=tr(f"chat.{BUDGET}_none"), help=tr(f"chat.{BUDGET}_help"), on_change=_keep_budget,
+                    args=(tag, key, shown))  # fmt: skip
+
+
+def _keep_budget(tag: str, key: str, shown: int | None) -> None:
+    if (now := st.session_state[key]) != shown:
+        change_settings(tag, **{BUDGET: now})
