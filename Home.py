@@ -10,6 +10,7 @@ from ui.settings.files import sidebar_files
 from ui.shared.browser import watch_session
 from ui.shared.engine_status import sidebar_status
 from ui.shared.i18n import choose_language, tr
+from ui.shared.icon_buttons import style_icon_buttons
 from ui.shared.people import begin_run, has_passed_gate
 from ui.shared.pictures import hide_picture_tools
 from ui.shared.routing import follow, note_page
@@ -21,6 +22,7 @@ if not has_passed_gate():
     st.error(tr("settings.no_gate"), icon=":material/lock:")
     st.stop()
 begin_run()
+style_icon_buttons()
 page = st.navigation(
     [
         st.Page(draw_home, title=tr("nav.home"), icon=":material/home:", url_path="home", default=True),

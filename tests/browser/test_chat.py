@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from tests.support.chat_page import WAIT_MS, ask, choose, messages, open_chat, press, type_message
 from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.dashboard import dashboard, key
-
-WAIT_MS = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -48,42 +47,10 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     context.close()
 
 
-def open_chat(page: Page, address: str, query: str) -> None:
-    page.goto(f"{address}/Chat?{query}")
-    expect(page.get_by_test_id("stChatInputTextArea")).to_be_enabled(timeout=WAIT_MS)
-
-
-def press(page: Page, name: str) -> None:
-    key(page, name).get_by_role("button").click()
-
-
-def ask(page: Page, text: str) -> None:
-    field = page.get_by_test_id("stChatInputTextArea")
-    field.fill(text)
-    field.press("Enter")
-
-
-def type_message(page: Page, text: str) -> None:
-    """Ask, and wait for the whole answer."""
-    ask(page, text)
-    expect(messages(page).last).to_contain_text(f"You said: {text}", timeout=WAIT_MS)
-    expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
-
-
-def messages(page: Page) -> Locator:
-    return page.get_by_test_id("stChatMessage")
-
-
-def choose(page: Page, place: int, action: str) -> None:
-    """Something from the menu below a message."""
-    messages(page).nth(place).locator('[class*="st-key-message_menu"]').get_by_role("button").click()
-    page.get_by_text(action, exact=True).click()
-
-
 def test_an_answer_is_copied_as_it_was_written(page: Page) -> None:
     type_message(page, "it costs $5 and $6")
-    choose(page, 1, "Copy")
-    expect(page.get_by_text("✓ Copied")).to_be_visible(timeout=WAIT_MS)
+    messages(page).nth(1).get_by_role("button", name="Copy", exact=True).click()
+    expect(messages(page).nth(1).get_by_role("button", name="Copied")).to_be_visible(timeout=WAIT_MS)
     assert page.evaluate("navigator.clipboard.readText()") == "You said: it costs $5 and $6 "
 
 

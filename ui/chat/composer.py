@@ -10,14 +10,16 @@ from core.common.errors import DeckError
 from ui.chat.actions import START, impersonate, stop, undo
 from ui.chat.feedback import NOTICE_KEY, Notice
 from ui.chat.new_chat import NEW_ID
-from ui.chat.session import is_busy, tag_of
+from ui.chat.session import EDIT_KEY, is_busy, tag_of
 from ui.chat.setup import prompt_of
 from ui.shared.errors import sentence
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
+from ui.shared.icon_buttons import icons
 from ui.shared.identity import held, key_of, take_held
 from ui.shared.lore import left_out_words
 from ui.shared.resources import engine, recorder
+from ui.shared.shortcuts import LEAVE
 
 COUNTER_POLL_S = 0.5
 # From here on the context is nearly full.
@@ -51,7 +53,9 @@ def draw_composer(chat: Chat, prompt: Prompt | DeckError | None) -> None:
     is_chat = chat.info.mode != "notebook"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if busy and is_chat:
-            st.button(tr("chat.stop"), key=f"chat_stop_{chat.info.id}", icon=":material/stop_circle:", on_click=stop,
+            # While a message is edited, the key ends that.
+            st.button(tr("chat.stop"), key=f"chat_stop_{chat.info.id}", icon=":material/stop_circle:", help=LEAVE,
+                      shortcut=None if EDIT_KEY in st.session_state else LEAVE, on_click=stop,
                       args=(chat.info.id,))  # fmt: skip
         elif prompt is not None and is_chat:
             _draw_extras(chat)
@@ -74,8 +78,11 @@ def draw_notice(notice: Notice) -> None:
 def _draw_extras(chat: Chat) -> None:
     tag = tag_of(chat.info)
     start = held(START, tag)
-    with st.popover(":material/add:", key=f"chat_extras_{tag}", type="tertiary" if not start else "secondary",
-                    help=tr("chat.extras")):  # fmt: skip
+    with (
+        icons(f"extras_{tag}"),
+        st.popover(tr("chat.extras"), key=f"chat_extras_{tag}", type="tertiary" if not start else "secondary",
+                   icon=":material/add:", help=tr("chat.extras")),
+    ):  # fmt: skip
         key = key_of(START, tag, start)
         st.text_area(tr("chat.start"), key=key, height=80, placeholder=tr("chat.start_placeholder"),
                      help=tr("chat.start_help"), on_change=take_held, args=(START, tag, key))  # fmt: skip

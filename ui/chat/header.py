@@ -18,7 +18,9 @@ from ui.chat.who import draw_who, say_unknown_format
 from ui.chat.whole_chat import draw_whole
 from ui.shared.fragment import redraw_alone
 from ui.shared.i18n import tr
+from ui.shared.icon_buttons import icons
 from ui.shared.markdown import escape
+from ui.shared.shortcuts import NEW_CHAT
 
 FACE_PX, MAX_FACES = 36, 4
 # The head stays below the window's top bar while the messages go by. Its title is one line, however long it is.
@@ -64,12 +66,13 @@ def _draw_title(chat: Chat, faces: Faces, tag: str) -> None:
             if face:
                 st.image(face, width=FACE_PX)
         st.header(escape(title_of(chat.info)), anchor=False)
-        st.button("", key="chat_begin", icon=":material/edit_square:", type="tertiary", help=tr("chat.new"),
-                  on_click=begin_chat)  # fmt: skip
-        if chat.info.id != NEW_ID:
-            with st.popover(":material/more_horiz:", key=f"chat_whole_{tag}", type="tertiary",
-                            help=tr("chat.this_chat")):  # fmt: skip
-                draw_whole(chat)
+        with icons("chat_head"):
+            st.button(tr("chat.new"), key="chat_begin", icon=":material/edit_square:", type="tertiary",
+                      shortcut=NEW_CHAT, help=f"{tr('chat.new')} {NEW_CHAT}", on_click=begin_chat)  # fmt: skip
+            if chat.info.id != NEW_ID:
+                with st.popover(tr("chat.this_chat"), key=f"chat_whole_{tag}", type="tertiary",
+                                icon=":material/more_horiz:", help=tr("chat.this_chat")):  # fmt: skip
+                    draw_whole(chat)
 
 
 def _draw_tools(chat: Chat, tag: str, used_tokens: int) -> None:

@@ -21,6 +21,7 @@ from ui.shared.browser import close_sidebar_on
 from ui.shared.clock import reader_zone
 from ui.shared.errors import sentence
 from ui.shared.i18n import text, tr
+from ui.shared.icon_buttons import icons
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import chat_service, chat_store
 from ui.shared.routing import CHAT_PAGE
@@ -65,7 +66,10 @@ def chat_list(current: int) -> None:
         with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", wrap=False):
             st.text_input(tr("chat.search"), key=SEARCH_KEY, placeholder=tr("chat.search"), icon=":material/search:",
                           label_visibility="collapsed", persist_state="session")  # fmt: skip
-            with st.popover(":material/upload:", type="tertiary", help=tr("chat.import")):
+            with (
+                icons("chat_import"),
+                st.popover(tr("chat.import"), type="tertiary", icon=":material/upload:", help=tr("chat.import")),
+            ):
                 _draw_import()
         if wanted := st.session_state[SEARCH_KEY].strip():
             _draw_hits(chat_store().search(wanted, PAGE_HITS))

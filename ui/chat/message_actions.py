@@ -10,40 +10,43 @@ import streamlit as st
 from core.chat.records import Chat, Message
 from ui.chat.feedback import NOTICE_KEY, Notice, show_errors
 from ui.chat.new_chat import NEW_ID, new_values
-from ui.chat.session import COPY_KEY, EDIT_KEY, is_busy, number_of, read_chat, show_chat, tag_of
+from ui.chat.session import EDIT_KEY, is_busy, number_of, read_chat, show_chat, tag_of
 from ui.chat.setup import group_of, prompt_context
-from ui.shared.browser import copy_to_clipboard
+from ui.shared.browser import copy_button
 from ui.shared.i18n import text, tr
 from ui.shared.resources import chat_service, chat_store, engine
+from ui.shared.shortcuts import LEAVE, SAVE
 
 LONG_EDIT_CHARS, LONG_EDIT_PX = 1500, 420
 ICONS = {
-    "copy": "content_copy",
     "edit": "edit",
     "branch": "call_split",
     "delete": "delete",
     "delete_from": "delete_sweep",
     "regenerate": "refresh",
-    "go_on": "play_arrow",
+    "go_on": "read_more",
 }
 
 
 def draw_actions(chat: Chat, message: Message, is_last: bool) -> None:
-    """In the row that is open: a message's versions, what suits the last answer, and a menu of the rest."""
+    """In a row of icons: a message's versions, its text to copy, what suits the last answer, and a menu of the rest."""
+    tag = tag_of(chat.info)
     if len(message.versions) > 1:
-        _versions(tag_of(chat.info), message)
+        _versions(tag, message)
+    if message.text:
+        copy_button(message.text, f"copy_{tag}_{message.id}", text("chat.do_copy"), text("chat.copied"),
+                    text("chat.copy_failed"))  # fmt: skip
     if message.id < NEW_ID:
         return
     if is_last and engine().state.phase == "ready":
         _for_last(chat.info.id, message)
-    st.menu_button(":material/more_horiz:", _options(is_last), key=f"message_menu_{message.id}", type="tertiary",
-                   format_func=_label, on_click=_choose, args=(chat.info.id, message.id, message.text))  # fmt: skip
-    if st.session_state.get(COPY_KEY) == message.id:
-        copy_to_clipboard(message.text, f"copy_{message.id}", text("chat.do_copy"), text("chat.copied"))
+    st.menu_button(tr("chat.more"), _options(is_last), key=f"message_menu_{message.id}", type="tertiary",
+                   icon=":material/more_horiz:", format_func=_label, on_click=_choose,
+                   args=(chat.info.id, message.id, message.text))  # fmt: skip
 
 
 def _options(is_last: bool) -> list[str]:
-    return ["copy", "edit", "branch", "delete"] + ([] if is_last else ["delete_from"])
+    return ["edit", "branch", "delete"] + ([] if is_last else ["delete_from"])
 
 
 def _label(option: str) -> str:
@@ -55,12 +58,12 @@ def _versions(tag: str, message: Message) -> None:
     last = len(message.versions) - 1
     # The greetings of each new chat have the same numbers.
     name = str(message.id) if message.id > NEW_ID else f"{message.id}_{tag}"
-    st.button(":material/chevron_left:", key=f"version_before_{name}", type="tertiary", disabled=place == 0,
-              help=tr("chat.version_before"), on_click=show_version,
+    st.button(tr("chat.version_before"), key=f"version_before_{name}", type="tertiary", disabled=place == 0,
+              icon=":material/chevron_left:", help=tr("chat.version_before"), on_click=show_version,
               args=(tag, message.versions[max(0, place - 1)]))  # fmt: skip
     st.caption(f"{place + 1}/{last + 1}", width="content")
-    st.button(":material/chevron_right:", key=f"version_after_{name}", type="tertiary", disabled=place == last,
-              help=tr("chat.version_after"), on_click=show_version,
+    st.button(tr("chat.version_after"), key=f"version_after_{name}", type="tertiary", disabled=place == last,
+              icon=":material/chevron_right:", help=tr("chat.version_after"), on_click=show_version,
               args=(tag, message.versions[min(last, place + 1)]))  # fmt: skip
 
 
@@ -69,7 +72,8 @@ def _for_last(chat: int, message: Message) -> None:
     names = ["reply"] if message.role == "user" else ["regenerate", *(["go_on"] if message.whole.strip() else [])]
     for name in names:
         icon = f":material/{ICONS.get(name, 'refresh')}:"
-        st.button("", icon=icon, key=f"chat_{name}_{message.id}", type="tertiary", help=tr(f"chat.do_{name}"),
+        st.button(tr(f"chat.do_{name}"), icon=icon, key=f"chat_{name}_{message.id}", type="tertiary",
+                  help=tr(f"chat.do_{name}_help"),
                   on_click=_answer, args=(name, chat, message.id))  # fmt: skip
 
 
@@ -103,10 +107,7 @@ def _answer(name: str, number: int, message: int) -> None:
 @show_errors
 def _choose(chat: int, message: int, words: str) -> None:
     option = st.session_state[f"message_menu_{message}"]
-    st.session_state.pop(COPY_KEY, None)
     match option:
-        case "copy":
-            st.session_state[COPY_KEY] = message
         case "edit" if st.session_state.get(EDIT_KEY) != message:
             # A change that was left unfinished goes on, unless the message has got other words since.
             if st.session_state.get(f"chat_edited_{message}", words) != words:
@@ -142,12 +143,13 @@ def draw_editor(chat: Chat, message: Message) -> None:
     with st.container(horizontal=True):
         if can_ask:
             st.button(tr("chat.edit_ask"), key=f"chat_edit_ask_{message.id}", type="primary", icon=":material/send:",
-                      help=tr("chat.edit_ask_help"), on_click=_edit_and_resend,
+                      help=f"{tr('chat.edit_ask_help')} {SAVE}", shortcut=SAVE, on_click=_edit_and_resend,
                       args=(chat.info.id, message.id))  # fmt: skip
         st.button(tr("chat.edit_save"), key=f"chat_edit_save_{message.id}", type="secondary" if can_ask else "primary",
-                  help=tr("chat.edit_save_help"), on_click=_save, args=(message.id,))  # fmt: skip
-        st.button(tr("chat.edit_cancel"), key=f"chat_edit_cancel_{message.id}", type="tertiary", on_click=_leave,
-                  args=(message.id,))  # fmt: skip
+                  help=f"{tr('chat.edit_save_help')} {'' if can_ask else SAVE}",
+                  shortcut=None if can_ask else SAVE, on_click=_save, args=(message.id,))  # fmt: skip
+        st.button(tr("chat.edit_cancel"), key=f"chat_edit_cancel_{message.id}", type="tertiary", shortcut=LEAVE,
+                  help=LEAVE, on_click=_leave, args=(message.id,))  # fmt: skip
 
 
 @show_errors

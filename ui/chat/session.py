@@ -28,8 +28,8 @@ CHAT_KEY, SEEN_KEY = "chat_number", "chat_seen"
 INPUT_KEY, FILLED_KEY = "chat_input", "chat_filled"
 # The tags of this tab's new chats by the number that they have in the history.
 BORN_KEY = "chat_born"
-# Of the chat that is shown: the message being edited, copied or found, and how many more than the last few are drawn.
-EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY = "chat_editing", "chat_copying", "chat_found", "chat_shown"
+# Of the chat that is shown: the message being edited or found, and how many more than the last few are drawn.
+EDIT_KEY, FOUND_KEY, MORE_KEY = "chat_editing", "chat_found", "chat_shown"
 MAX_NUMBER_DIGITS = 15
 # A browser that sends two steps at once, such as a text and a click, names in the second one the address from before
 # the first: a chat that is new there is the one that was kept a moment ago.
@@ -186,7 +186,7 @@ def show_chat(number: int) -> None:
 
 def forget_view() -> None:
     """Show the next chat from its end, without the last one's editor, hits and errors."""
-    for key in (EDIT_KEY, COPY_KEY, FOUND_KEY, MORE_KEY, ERROR_KEY, LEFT_KEY, FAILED_KEY):
+    for key in (EDIT_KEY, FOUND_KEY, MORE_KEY, ERROR_KEY, LEFT_KEY, FAILED_KEY):
         st.session_state.pop(key, None)
 
 

@@ -21,6 +21,7 @@ from ui.shared.browser import scroll_here
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
+from ui.shared.icon_buttons import icons
 from ui.shared.markdown import answer_markdown, escape, shortened
 from ui.shared.resources import preferences, recorder
 
@@ -77,7 +78,8 @@ def _draw_message(chat: Chat, message: Message, faces: Faces, is_last: bool) -> 
         if message.role == "user":
             with st.container(horizontal=True, gap="small", wrap=False):
                 _draw_question(message)
-                draw_actions(chat, message, is_last)
+                with icons(f"message_{message.id}"):
+                    draw_actions(chat, message, is_last)
         else:
             _draw_answer(chat, message, is_last)
 
@@ -103,7 +105,7 @@ def _draw_answer(chat: Chat, message: Message, is_last: bool) -> None:
         st.markdown(answer_markdown(message.text))
     if (error := error_of(message.stats)) is not None and message.state == "failed":
         show_error(error)
-    with st.container(horizontal=True, gap="small", vertical_alignment="center"):
+    with icons(f"message_{message.id}"):
         draw_actions(chat, message, is_last)
         if footnotes := list(_footnotes(message)):
             st.caption(" · ".join(footnotes), width="content")

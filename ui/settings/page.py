@@ -14,6 +14,7 @@ from ui.settings.api_keys import draw_keys
 from ui.settings.files import draw_files
 from ui.shared.i18n import KEY, language, remember_language, tr
 from ui.shared.markdown import escape
+from ui.shared.shortcuts import SHORTCUTS
 
 LANGUAGE_KEY, START_KEY = "settings_language", "settings_at_start"
 SHOWN_PACKAGES = ("streamlit", "torch", "transformers", "gptqmodel")
@@ -29,6 +30,8 @@ def draw_settings() -> None:
     draw_access()
     draw_keys()
     draw_files()
+    st.subheader(tr("settings.shortcuts"))
+    _draw_shortcuts()
     st.subheader(tr("settings.about"))
     _draw_about()
 
@@ -54,6 +57,11 @@ def _draw_start() -> None:
 
 def _choose_start() -> None:
     set_loaded_at_start(st.session_state[START_KEY])
+
+
+def _draw_shortcuts() -> None:
+    """The keys of the chat and what each does."""
+    st.markdown("\n".join(f"- `{keys}` {tr(f'settings.keys_{name}')}" for name, keys in SHORTCUTS.items()))
 
 
 def _draw_about() -> None:

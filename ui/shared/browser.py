@@ -9,39 +9,55 @@ import streamlit as st
 
 # Over plain HTTP from another machine, a browser offers the clipboard only through the old `execCommand`.
 COPY = """
+const byCommand = (text) => {
+    const area = document.createElement("textarea");
+    area.value = text;
+    area.style.position = "fixed";
+    area.style.opacity = "0";
+    document.body.appendChild(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+};
 export default function ({ parentElement, data }) {
-    const button = parentElement.querySelector("button"), mark = parentElement.querySelector("span");
-    const byCommand = () => {
-        const area = document.createElement("textarea");
-        area.value = data.text;
-        area.style.position = "fixed";
-        area.style.opacity = "0";
-        document.body.appendChild(area);
-        area.select();
-        const done = document.execCommand("copy");
-        area.remove();
-        return done;
+    const button = parentElement.querySelector("button"), said = parentElement.querySelector("span");
+    const name = (words) => {
+        button.title = words;
+        button.setAttribute("aria-label", words);
     };
-    const copy = async () => {
+    name(data.copy);
+    button.onclick = async () => {
         let done = false;
         try {
             await navigator.clipboard.writeText(data.text);
             done = true;
         } catch {
-            done = byCommand();
+            done = byCommand(data.text);
         }
-        button.hidden = done;
-        mark.hidden = !done;
+        button.classList.toggle("done", done);
+        said.textContent = done ? data.copied : data.failed;
+        name(said.textContent);
+        clearTimeout(button.llamadeckTimer);
+        button.llamadeckTimer = setTimeout(() => {
+            button.classList.remove("done");
+            said.textContent = "";
+            name(data.copy);
+        }, 2000);
     };
-    button.textContent = data.copy;
-    mark.textContent = "✓ " + data.copied;
-    button.onclick = copy;
-    copy();
 }
 """
+COPY_HTML = """<button type="button"><svg viewBox="0 0 24 24" aria-hidden="true">
+<path class="sheets" d="M9 9h10v11H9zM5 15V4h10"/><path class="tick" d="M5 13l4.5 4.5L19 7"/></svg></button>
+<span role="status"></span>"""
 COPY_STYLE = """
-button, span { font: inherit; font-size: 0.875rem; color: var(--st-gray-text-color, inherit); }
-button { background: none; border: 1px solid var(--st-border-color, gray); border-radius: 0.4rem; cursor: pointer; }
+button { background: none; border: 0; padding: 0; height: 2.5rem; cursor: pointer; color: inherit; display: flex; }
+button:hover { color: var(--st-primary-color); }
+button:focus-visible { outline: 2px solid var(--st-primary-color); border-radius: 0.3rem; }
+svg { width: 1.15rem; margin: auto; fill: none; stroke: currentColor; stroke-width: 1.8; }
+.tick, .done .sheets { display: none; }
+.done .tick { display: inline; }
+span { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
 SCROLL = """
 export default function ({ parentElement }) {
@@ -89,6 +105,18 @@ const put = (shown, isExchange, tries) => {
         field.dispatchEvent(new Event("input", { bubbles: true }));
     }
 };
+// A screen keyboard would cover half of the page, and whoever types in another field goes on there.
+const focus = (shown, tries) => {
+    const field = fieldOf(shown), typing = document.activeElement?.matches("input, textarea, select");
+    if (window.llamadeckShown !== shown || typing || !window.matchMedia("(hover: hover)").matches) {
+        return;
+    }
+    if (field && !field.disabled) {
+        field.focus({ preventScroll: true });
+    } else if (tries) {
+        setTimeout(focus, 50, shown, tries - 1);
+    }
+};
 const join = (shown) => {
     const typed = sessionStorage.getItem(placeOf(shown)) ?? "", { text } = shown;
     const isOther = typed.trim() && typed.trim() !== text.trim();
@@ -105,6 +133,9 @@ export default function ({ parentElement, data }) {
     }
     const before = parentElement.llamadeckShown;
     parentElement.llamadeckShown = window.llamadeckShown = data;
+    if (!before || (before.thing !== data.thing && before.thing !== data.born)) {
+        focus(data, 40);
+    }
     if (!before) {
         put(data, false, 40);
     } else if (before.filled !== data.filled) {
@@ -145,9 +176,7 @@ export default function ({ data }) {
     });
 }
 """
-_copy = st.components.v2.component(
-    "llamadeck_copy", html="<button hidden></button><span hidden></span>", css=COPY_STYLE, js=COPY
-)
+_copy = st.components.v2.component("llamadeck_copy", html=COPY_HTML, css=COPY_STYLE, js=COPY)
 _scroll = st.components.v2.component("llamadeck_scroll", html="<i></i>", js=SCROLL)
 _typed = st.components.v2.component("llamadeck_typed", html="<i></i>", js=TYPED)
 _watch = st.components.v2.component("llamadeck_watch", html="<i></i>", js=WATCH)
@@ -155,9 +184,10 @@ _leave = st.components.v2.component("llamadeck_leave", html="<i></i>", js=LEAVE)
 _narrow = st.components.v2.component("llamadeck_narrow", html="<i></i>", js=NARROW)
 
 
-def copy_to_clipboard(text: str, key: str, copy: str, copied: str) -> None:
-    """Copy `text` now, and say so by the word `copied`; a browser that wants a click for it gets the button `copy`."""
-    _copy(key=key, data={"text": text, "copy": copy, "copied": copied})
+def copy_button(text: str, key: str, copy: str, copied: str, failed: str) -> None:
+    """A button named `copy` that puts `text` on the clipboard at once, and then says `copied` or `failed`."""
+    _copy(key=key, data={"text": text, "copy": copy, "copied": copied, "failed": failed}, width="content",
+          height="content")  # fmt: skip
 
 
 def scroll_here(key: str) -> None:
@@ -166,9 +196,9 @@ def scroll_here(key: str) -> None:
 
 
 def keep_typed(key: str, thing: str, born: str, place: str, filled: tuple[int, str]) -> None:
-    """Keep what is typed and not sent in the field `key`, for each `thing` apart. `born` is the name of a thing before
-    it was stored.
+    """Keep what is typed and not sent in the field `key`, for each `thing` apart, and focus it for each.
 
+    `born` is the name of a thing before it was stored.
     The text is kept under the name of its `place`, which a reloaded tab knows again. `filled` is (number, text): the
     number changes where the server has just put the text into the field.
     """

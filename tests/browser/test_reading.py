@@ -1,0 +1,103 @@
+"""Reading and writing in the chat with the keyboard, with a screen reader, and with the eyes on one place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.support.chat_page import WAIT_MS, ask, choose, messages, open_chat, press, type_message
+from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
+from tests.support.dashboard import dashboard, key
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("reading")
+    make_checkpoint(folder / "models" / "tiny", Recipe(context_tokens=4096))
+    (folder / "models" / "tiny" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    environment = {
+        **os.environ,
+        "LLAMADECK_MODELS": str(folder / "models"),
+        "LLAMADECK_DATA": str(folder / "data"),
+        "LLAMADECK_CHARACTERS": str(folder / "characters"),
+        "LLAMADECK_WORKER": "tests.support.fake_worker",
+        "LLAMADECK_LOAD": "tiny",
+    }
+    with dashboard(environment) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    context = browser.new_context(locale="en-US")
+    page = context.new_page()
+    open_chat(page, address, "chat=new")
+    yield page
+    context.close()
+
+
+def test_the_input_has_the_focus_on_arrival_and_in_each_chat(page: Page) -> None:
+    field = page.get_by_test_id("stChatInputTextArea")
+    expect(field).to_be_focused(timeout=WAIT_MS)
+    page.keyboard.type("typed at once")
+    page.keyboard.press("Enter")
+    expect(messages(page).last).to_contain_text("You said: typed at once", timeout=WAIT_MS)
+    page.keyboard.press("Control+Shift+O")
+    expect(messages(page)).to_have_count(0, timeout=WAIT_MS)
+    expect(field).to_be_focused(timeout=WAIT_MS)
+
+
+def test_escape_stops_an_answer_and_leaves_an_edit(page: Page) -> None:
+    ask(page, "forever")
+    expect(key(page, "chat_stop")).to_be_visible(timeout=WAIT_MS)
+    page.keyboard.press("Escape")
+    expect(messages(page).last).to_contain_text("Stopped", timeout=WAIT_MS)
+    choose(page, 0, "Edit")
+    field = messages(page).first.get_by_role("textbox")
+    field.fill("never kept")
+    field.press("Escape")
+    expect(field).to_have_count(0, timeout=WAIT_MS)
+    expect(messages(page).first).to_contain_text("forever")
+
+
+def test_control_and_enter_ask_an_edited_question_anew_and_save_an_edited_answer(page: Page) -> None:
+    type_message(page, "sky")
+    choose(page, 0, "Edit")
+    field = messages(page).first.get_by_role("textbox")
+    field.fill("grass")
+    field.press("Control+Enter")
+    expect(messages(page).last).to_contain_text("You said: grass", timeout=WAIT_MS)
+    expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
+    choose(page, 1, "Edit")
+    field = messages(page).last.get_by_role("textbox")
+    field.fill("My own words")
+    field.press("Control+Enter")
+    expect(messages(page).last).to_contain_text("My own words", timeout=WAIT_MS)
+    expect(field).to_have_count(0)
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_every_button_is_called_by_words_of_the_readers_language(browser: Browser, address: str, locale: str) -> None:
+    context = browser.new_context(locale=locale)
+    page = context.new_page()
+    open_chat(page, address, "chat=new")
+    ask(page, "names")
+    expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
+    press(page, "chat_regenerate")
+    expect(messages(page).last).to_contain_text("2/2", timeout=WAIT_MS)
+    expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
+    tree = page.get_by_test_id("stApp").aria_snapshot()
+    names = re.findall(r'- (?:button|menuitem|textbox|link)(?: "([^"]*)")?', tree)
+    # Streamlit names these itself, in English.
+    own = [name for name in names if name not in ("Send message", "Main menu", "Collapse sidebar", "Expand sidebar")]
+    assert len(own) > 15 and all(own)
+    assert not [name for name in own if re.search(r"\bicon\b|_|Shortcut", name)]
+    if locale == "zh-CN":
+        assert not [
+            name for name in own if re.search(r"\b(?:answer|copy|more|version|chat|write)\b", name, re.IGNORECASE)
+        ]
+    context.close()
