@@ -4,6 +4,7 @@ import streamlit as st
 
 from core.common.panics import panics_as_errors
 from core.common.paths import ROOT
+from ui.chat.answering import sidebar_answering
 from ui.download.jobs import sidebar_downloads
 from ui.home import draw_home
 from ui.settings.files import sidebar_files
@@ -37,6 +38,7 @@ page = st.navigation(
 follow()
 with st.sidebar:
     sidebar_status()
+    sidebar_answering()
     sidebar_downloads()
     sidebar_files()
     choose_language()

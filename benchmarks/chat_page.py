@@ -1,7 +1,8 @@
 """How quick a chat page with many messages is, as the browser sees it: opened, clicked, a slider moved.
 
-Run as `python -m benchmarks.chat_page [--messages 500] [--rounds 15] [--json]`. It makes a chat of its own, starts a
-dashboard with the engine's stand-in of the tests on a model that is on disk, and drives it with headless Chromium.
+Run as `python -m benchmarks.chat_page [--messages 500] [--chats 60] [--rounds 15] [--json]`. It makes chats of its own,
+some of them with the characters that are here, starts a dashboard with the engine's stand-in of the tests on a model
+that is on disk, and drives it with headless Chromium.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
 from core.common.errors import DeckError
 from core.common.paths import ROOT
+from core.personas.store import Characters
 from tests.support.dashboard import free_port
 
 QUESTION = "Tell me something about the sea, please, with **names** and numbers such as $5 or 40 miles. "
 ANSWER = "The sea is wide.\n\n1. First the `tide`\n2. then the wind\n\n```python\nprint('sea')\n```\n\nSo it goes on. "
-NUM_OTHERS = 60
 PAUSE_MS = 400
 LOAD_MS = 120_000
 # Milliseconds from a step until the page shows what it is for.
@@ -46,16 +47,18 @@ TIMED = """([step, wanted]) => new Promise(resolve => {
 MESSAGES = "document.querySelectorAll('[data-testid=\"stChatMessage\"]')"
 
 
-def fill(data: Path, num_messages: int) -> None:
-    """A history with one long chat, which is number 1 and pinned, and many short ones."""
+def fill(data: Path, num_messages: int, num_chats: int) -> None:
+    """A history with one long chat, which is number 1 and pinned, and many short ones, each third with a character."""
     store = ChatStore(data / "chats.sqlite3")
-    for count in (num_messages, *[2] * NUM_OTHERS):
+    names = [entry.key for entry in Characters().entries()]
+    for number, count in enumerate((num_messages, *[2] * num_chats)):
         messages = [
             CopiedMessage(place - 1 if place else None, "assistant" if place % 2 else "user",
                           f"Message {place}. {ANSWER * 3 if place % 2 else QUESTION}", 1.0)
             for place in range(count)
         ]  # fmt: skip
-        store.add(CopiedChat(tuple(messages), f"A chat of {count} messages", is_pinned=count == num_messages))
+        name = names[number % len(names)] if names and number % 3 == 2 else ""
+        store.add(CopiedChat(tuple(messages), f"A chat of {count} messages", is_pinned=not number, character=name))
     store.close()
 
 
@@ -83,7 +86,7 @@ def click(selector: str) -> str:
     return f"document.querySelector('{selector}').click()"
 
 
-def measure(page: Page, url: str, num_messages: int, rounds: int) -> dict[str, list[float]]:
+def measure(page: Page, url: str, num_messages: int, num_chats: int, rounds: int) -> dict[str, list[float]]:
     """Opening: from the click on the chat in the list until its last message is there."""
     times: dict[str, list[float]] = {"open the chat": [], "click: other chat": [], "click: edit": [], "slider": []}
     last = f"Message {num_messages - 1}."
@@ -92,7 +95,7 @@ def measure(page: Page, url: str, num_messages: int, rounds: int) -> dict[str, l
     page.get_by_text("Ready").wait_for(timeout=LOAD_MS)
     page.locator(".st-key-chat_open_1 button").wait_for()
     for place in range(rounds):
-        other = NUM_OTHERS + 1 - place % 20
+        other = num_chats + 1 - place % 20
         has_last = f"[...{MESSAGES}].some(one => one.innerText.includes('{last}'))"
         times["click: other chat"].append(timed(page, click(f".st-key-chat_open_{other} button"), f"!({has_last})"))
         times["open the chat"].append(timed(page, click(".st-key-chat_open_1 button"), has_last))
@@ -120,6 +123,7 @@ def measure(page: Page, url: str, num_messages: int, rounds: int) -> dict[str, l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=500)
+    parser.add_argument("--chats", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -128,11 +132,11 @@ def main() -> None:
     except DeckError as error:
         raise SystemExit(str(error)) from error
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        fill(Path(folder), arguments.messages)
+        fill(Path(folder), arguments.messages, arguments.chats)
         with dashboard(Path(folder), model) as url:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             page = browser.new_context(locale="en-US").new_page()
-            times = measure(page, url, arguments.messages, arguments.rounds)
+            times = measure(page, url, arguments.messages, arguments.chats, arguments.rounds)
             browser.close()
     figures = {name: {"median_ms": round(statistics.median(found)), "longest_ms": round(max(found))}
                for name, found in times.items()}  # fmt: skip

@@ -19,7 +19,7 @@ ARROWS = {
     "cli": "access bootstrap checkpoint doctor gpu hub library memory personas remote server starter vllm"
     " benchmarks tests",
     "serve": "access api chat library remote server ui.server ui.shared",
-    "Home": "ui ui.download ui.settings ui.shared",
+    "Home": "ui ui.chat ui.download ui.settings ui.shared",
     "pages": "chat ui.characters ui.chat ui.download ui.load ui.monitor ui.settings ui.shared",
     "ui": "library ui.chat ui.load ui.monitor ui.shared",
     "ui.download": "checkpoint hub library memory ui.load ui.shared",

@@ -154,6 +154,12 @@ class ChatService:
         draft = self._impersonations.get(chat)
         return self.writing(chat) is not None or (draft is not None and draft.answer.is_running)
 
+    def busy_chats(self) -> list[int]:
+        """The chats in which this process is writing something, whoever's they are."""
+        with self._lock:
+            chats = {*self._writing, *self._impersonations}
+        return sorted(chat for chat in chats if self.is_busy(chat))
+
     def stop(self, chat: int) -> None:
         """End whatever is being written in a chat, and keep it."""
         if (message := self.writing(chat)) is not None:

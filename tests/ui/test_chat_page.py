@@ -16,6 +16,7 @@ from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.damaged import TOO_HARD, damage, giving_up
 from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
+from ui.chat.answering import answered_chats
 from ui.chat.session import EDIT_KEY
 from ui.shared import resources
 
@@ -297,6 +298,29 @@ def test_a_notebook_is_a_choice_of_its_own_and_a_chat_the_way_back(models: Path,
     assert tab.header[0].value == "New notebook" and not tab.chat_input and not has(tab.selectbox, "chat_mode")
     click(tab, "chat_new")
     assert tab.header[0].value == "New chat" and "notebook" not in named(tab.selectbox, "chat_mode").options
+
+
+def test_those_who_speak_have_names_where_a_character_does(ada: str) -> None:
+    tab = open_chat("tiny", chat="new", character=ada)
+    finish(ask(tab, "hello"))
+    assert [message.markdown[0].value for message in tab.chat_message] == ["**Ada**", "**You**", "**Ada**"]
+    finish(ask(click(tab, "chat_new"), "hello"), 2)
+    assert "**You**" not in [one.value for one in tab.markdown]
+
+
+def test_the_sidebar_names_the_chats_that_are_answered_and_leads_to_them(models: Path) -> None:
+    tab = open_chat()
+    ask(tab, "forever one")
+    ask(click(tab, "chat_new"), "forever two")
+    other = open_tab()
+    links = [(one.proto.label, one.proto.query_string) for one in other.get("page_link")]
+    # On Home they stand among the recent chats as well.
+    assert links.count(("forever one", "chat=1")) == links.count(("forever two", "chat=2")) == 2
+    assert [info.id for info in answered_chats()] == [1, 2]
+    for number in (1, 2):
+        resources.chat_service().stop(number)
+        finish(tab, number)
+    assert answered_chats() == []
 
 
 def test_the_list_has_days_faces_and_names(ada: str) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import streamlit as st
+from streamlit import get_option
 
 from core.chat.archives import chat_files_in
 from core.chat.importing import MAX_FILE_BYTES, MIB, read_chats
@@ -34,7 +35,7 @@ IMPORT_COUNT_KEY = "chat_import_count"
 FILE_TYPES = ["json", "jsonl", "zip"]
 SNIPPET_CHARS = 70
 # In a narrow window the sidebar lies over the chat that a click on one of these shows.
-CHOICES = ("chat_new", "chat_notebook", "chat_open", "chat_hit")
+CHOICES = ("chat_new", "chat_notebook", "chat_open", "chat_hit", "chat_answering")
 # Rows instead of buttons: a picture or an icon, the title, and the names below it.
 LIST_STYLE = """<style>
 [class*="st-key-chat_open_"] button {
@@ -98,12 +99,14 @@ def _draw_chats(current: int, count: int) -> None:
 def _draw_chat(info: ChatInfo, is_current: bool, has_face: bool) -> None:
     """The title, and below it who speaks."""
     busy = chat_service().is_busy(info.id)
-    label, names = escape(shortened(title_of(info), TITLE_CHARS)), cast_names(info)
-    if names and info.title:
-        label += f" :gray[:small[{escape(shortened(names, TITLE_CHARS))}]]"
-    st.button(label, key=f"chat_open_{info.id}", icon=None if has_face and not busy else icon_of(info),
+    st.button(_label(info), key=f"chat_open_{info.id}", icon=None if has_face and not busy else icon_of(info),
               type="secondary" if is_current else "tertiary", wrap=False, width="stretch",
               on_click=show_chat, args=(info.id,))  # fmt: skip
+
+
+def _label(info: ChatInfo) -> str:
+    label, names = escape(shortened(title_of(info), TITLE_CHARS)), cast_names(info)
+    return f"{label} :gray[:small[{escape(shortened(names, TITLE_CHARS))}]]" if names and info.title else label
 
 
 def _group_name(group: Group) -> str:
@@ -154,7 +157,8 @@ def _draw_import() -> None:
     key = f"{FILES_KEY}_{st.session_state.get(IMPORT_COUNT_KEY, 0)}"
     st.file_uploader(tr("chat.import"), FILE_TYPES, accept_multiple_files=True, key=key,
                      label_visibility="collapsed", on_change=_import, args=(key,))  # fmt: skip
-    st.caption(tr("chat.import_limit", limit=MAX_FILE_BYTES // MIB, zip=st.get_option("server.maxUploadSize")))
+    zip_mib = get_option("server.maxUploadSize")
+    st.caption(tr("chat.import_limit", limit=MAX_FILE_BYTES // MIB, zip=zip_mib))
     _draw_failed()
 
 
@@ -203,5 +207,5 @@ def recent_chats(limit: int) -> list[ChatInfo]:
 def chat_links(chats: Sequence[ChatInfo]) -> None:
     """A link to each chat, for other pages."""
     for info in chats:
-        st.page_link(CHAT_PAGE, label=escape(shortened(title_of(info), 60)), icon=icon_of(info), width="stretch",
+        st.page_link(CHAT_PAGE, label=_label(info), icon=icon_of(info), width="stretch",
                      query_params={PARAM: str(info.id)})  # fmt: skip

@@ -10,11 +10,13 @@ from functools import lru_cache
 
 from PIL import Image
 
-from core.chat.records import Chat, Message
+from core.chat.records import Chat, ChatInfo, Message
 from core.common.errors import DeckError
+from core.personas.prompt import NAMELESS, NAMELESS_IN_CHINESE
 from core.personas.thumbnails import make_thumbnail
 from core.personas.user import PICTURE, read_picture
-from ui.chat.setup import find_character, name_of
+from ui.chat.setup import character_prompt, find_character, name_of
+from ui.shared.i18n import text
 from ui.shared.people import person
 from ui.shared.resources import characters, thumbnails
 
@@ -31,13 +33,15 @@ _small = lru_cache(8)(make_thumbnail)
 class Faces:
     """The pictures beside messages; None where there is only an icon. `speakers` are a group's, by what names them.
 
-    `names` are the names to show above messages: of all in a group, else of those who are not the chat's own speakers.
+    `names` are those of others than the chat's own two, by what names them; `own_names` are those two's by their role,
+    empty where nobody but the plain assistant speaks.
     """
 
     user: bytes | None = None
     char: bytes | None = None
     speakers: Mapping[str, bytes | None] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    own_names: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, role: str) -> bytes | str:
         return (self.user if role == "user" else self.char) or ICONS[role]
@@ -46,6 +50,12 @@ class Faces:
         if not message.speaker:
             return self.of(message.role)
         return self.speakers.get(message.speaker) or ICONS[message.role]
+
+    def name_of(self, message: Message) -> str:
+        """The name to show above a message; empty where it goes without saying."""
+        if message.speaker:
+            return self.names.get(message.speaker, message.speaker)
+        return self.own_names.get(message.role, "")
 
 
 def faces_of(chat: Chat) -> Faces:
@@ -62,7 +72,14 @@ def faces_of(chat: Chat) -> Faces:
         spoken |= set(info.cast)
     speakers = {name: character_face(one[0]) if (one := find_character(name)) else None for name in spoken}
     names = {name: name_of(name) for name in spoken}
-    return Faces(user, character_face(found[0]) if found else None, speakers, names)
+    own = {"user": _own_name(info), "assistant": name_of(info.character)} if info.character else {}
+    return Faces(user, character_face(found[0]) if found else None, speakers, names, own)
+
+
+def _own_name(info: ChatInfo) -> str:
+    """What the person is called in a chat. The word by which a character addresses the nameless is none."""
+    user = character_prompt(info).names.user
+    return text("chat.you") if user in (NAMELESS, NAMELESS_IN_CHINESE) else user
 
 
 def tiny_face(name: str) -> str:

@@ -85,9 +85,9 @@ def _draw_message(chat: Chat, message: Message, faces: Faces, is_last: bool) -> 
 
 
 def _draw_name(message: Message, faces: Faces) -> None:
-    """Who speaks, where that is not the one character or the person of the chat."""
-    if message.speaker:
-        st.markdown(f"**{escape(shortened(faces.names.get(message.speaker, message.speaker), NAME_CHARS))}**")
+    """Who speaks, wherever a character does."""
+    if name := faces.name_of(message):
+        st.markdown(f"**{escape(shortened(name, NAME_CHARS))}**")
 
 
 def _draw_question(message: Message) -> None:
