@@ -16,6 +16,7 @@ from core.api.responses import ResponseWriter
 from core.api.schema import ChatRequest, CompletionRequest, Sampled
 from core.api.served_model import ServedModel, find_character, read_served_model
 from core.engine.interface import Engine
+from core.engine.thought import Parts
 from core.personas.listing import Listing
 
 # A stream's headers wait this long for its first token: until they go out, an error still has a status.
@@ -75,8 +76,8 @@ class Completions:
                         await call.unless_gone(_stream(call, choices, order.reply, order.includes_usage))
                     else:
                         await call.unless_gone(choices.all_done())
-                        texts = [(choice.text()[0], choice.answer.reason) for choice in choices.choices]
-                        await call.json(order.reply.whole(texts, choices.usage()))
+                        messages = [(choice.parts()[0], choice.answer.reason) for choice in choices.choices]
+                        await call.json(order.reply.whole(messages, choices.usage()))
                 finally:
                     usage = choices.usage()
                     self._metrics.count_tokens(usage.prompt, usage.completion)
@@ -98,16 +99,18 @@ async def _stream(call: HttpCall, choices: Choices, reply: ResponseWriter, inclu
     for index in range(len(choices.choices)):
         if (opening := reply.opening(index)) is not None:
             await _send(call, opening, includes_usage)
-    sent, ended = [0] * len(choices.choices), [False] * len(choices.choices)
+    sent, ended = [Parts()] * len(choices.choices), [False] * len(choices.choices)
     while not all(ended):
         if not await choices.change(SIGN_OF_LIFE_S):
             await call.sign_of_life()
             continue
         for index, choice in enumerate(choices.choices):
-            text, is_done = choice.text()
-            if len(text) > sent[index]:
-                await _send(call, reply.piece(index, text[sent[index] :]), includes_usage)
-                sent[index] = len(text)
+            parts, is_done = choice.parts()
+            if thought := parts.thought[len(sent[index].thought) :]:
+                await _send(call, reply.thought(index, thought), includes_usage)
+            if text := parts.answer[len(sent[index].answer) :]:
+                await _send(call, reply.piece(index, text), includes_usage)
+            sent[index] = parts
             if is_done and choice.answer.error is not None:
                 raise choice.answer.error
             if is_done and not ended[index]:

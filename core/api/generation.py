@@ -17,6 +17,7 @@ from core.api.served_model import ServedModel
 from core.common.errors import DeckError
 from core.engine.answer import Answer
 from core.engine.interface import Engine
+from core.engine.thought import Parts
 
 # At most this many answers of each client wait for a slot.
 MAX_WAITING = 64
@@ -57,10 +58,10 @@ class Choice:
     answer: Answer
     prompt: int
 
-    def text(self) -> tuple[str, bool]:
-        """The part of the message that is certain by now, and whether that is all of it."""
+    def parts(self) -> tuple[Parts, bool]:
+        """The parts of the message that are certain by now, and whether that is all of it."""
         is_done = not self.answer.is_running
-        return self.request.visible_text(self.answer.text, is_done), is_done
+        return self.request.visible_parts(self.answer.text, is_done), is_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,9 @@ def begin(engine: Engine, requests: Sequence[GenerationRequest], served: ServedM
     try:
         for number, request in enumerate(requests):
             for index in range(request.num_choices):
-                answer = engine.generate(request.prompt, request.sampling_of(index), request.continues, client)
+                answer = engine.generate(
+                    request.prompt, request.sampling_of(index), request.continues, client, request.thought
+                )
                 answer.is_for_page = False
                 choices.append(Choice(request, answer, number))
         if engine.state.model != served.name:

@@ -126,6 +126,8 @@ def _answers() -> dict[str, Any]:
     )
     ends = {"index": NUMBER, "logprobs": {"type": "null"}, "finish_reason": {"enum": ["stop", "length"]}}
     message = _object(role={"const": "assistant"}, content=TEXT)
+    thought = TEXT | {"description": "What the model thought before, where it did."}
+    message["properties"] |= {"reasoning_content": thought, "reasoning": thought}
     head = {"id": TEXT, "created": NUMBER, "model": TEXT, "usage": usage}
     return {
         "Error": _object(error=error),

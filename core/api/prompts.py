@@ -10,13 +10,15 @@ from core.api.errors import ApiError
 from core.api.schema import ALL_THERE_IS, ChatRequest, CompletionRequest, Message, Sampled
 from core.api.served_model import ServedModel
 from core.chat.character_prompt import CharacterPrompt
-from core.chat.modes import PromptStyle, choose_mode, with_begun
+from core.chat.modes import PromptStyle, choose_mode
 from core.chat.presets import combine
 from core.chat.prompt_context import Prompt, PromptContext
-from core.chat.template import Turn
+from core.chat.template import ChatTemplate, Turn
+from core.chat.thinking import Thinking, switched, with_effort
 from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
 from core.engine.sampling_params import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
+from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter
 from core.personas.character import Character
 from core.personas.user import read_persona
 
@@ -35,7 +37,7 @@ class GenerationRequest:
     """One prompt, which gets `num_choices` answers, each with `echo` before it.
 
     `continues`: the answers go on from the prompt's last word. The name of `speaker` before an answer is cut off; None
-    leaves the text as it comes. `begun` is what the template began the answers with, such as "<think>".
+    leaves the text as it comes. By `thought` what the model thinks is told apart; None leaves it in the text.
     """
 
     prompt: str | tuple[int, ...]
@@ -44,20 +46,26 @@ class GenerationRequest:
     continues: bool = False
     echo: str = ""
     speaker: str | None = None
-    begun: str = ""
+    thought: ThoughtRules | None = None
 
     def sampling_of(self, choice: int) -> Sampling:
         """The settings of one choice: choices of one seed differ, and are the same every time."""
         seed = self.sampling.seed
         return self.sampling if seed is None else replace(self.sampling, seed=(seed + choice) & MAX_SEED)
 
-    def visible_text(self, text: str, is_done: bool) -> str:
-        """The part of the message that an answer's `text` makes certain. It never shrinks while the text grows."""
+    def visible_parts(self, text: str, is_done: bool) -> Parts:
+        """The parts of the message that an answer's `text` makes certain. None shrinks while the text grows, but where
+        the rules let an end without a beginning make a thought of an answer."""
+        if self.thought is None:
+            return Parts(answer=self.echo + text if self.speaker is None else self._without_name(text, is_done))
+        splitter = ThoughtSplitter(self.thought)
+        splitter.push(text)
+        parts = splitter.end() if is_done else splitter.parts
+        return parts if self.speaker is None else replace(parts, answer=self._without_name(parts.answer, is_done))
+
+    def _without_name(self, text: str, is_done: bool) -> str:
         if self.speaker is None:
-            return self.echo + text
-        if self.begun:
-            is_certain = is_done or not self.begun.strip().startswith(text.strip())
-            return with_begun(text, self.begun) if is_certain else ""
+            return text
         text, mark = text.lstrip(), f"{self.speaker}:" if self.speaker else ""
         if not is_done and mark.startswith(text):
             return ""
@@ -70,6 +78,9 @@ def read_chat_request(
     """The model's answer to the messages, or the character's to the persona of `owner`. Raises DeckError."""
     check_size([message.content for message in request.messages], served)
     sampling = _sampling(request, served, request.max_completion_tokens or request.max_tokens or ALL_THERE_IS)
+    thinking = _thinking(request, served)
+    template = replace(served.model.template, variables=thinking.variables)
+    served = replace(served, model=replace(served.model, template=template))
     start = ""
     messages = list(request.messages)
     if request.continue_final_message:
@@ -77,17 +88,20 @@ def read_chat_request(
             raise ApiError("api_field", field="continue_final_message", why="the last message is not the assistant's")
         start = messages.pop().content
     if character is not None:
-        return _as_character(messages, start, sampling, request.n or 1, served, character, owner)
+        asked, begun = _as_character(messages, start, sampling, request.n or 1, served, character, owner)
+        return replace(asked, thought=_rules(request, template, begun or start, thinking))
     mode = choose_mode(served.model.template, served.name, has_character=False)
     if mode in ("notebook", "chat"):
-        return _as_dialogue(messages, start, sampling, request.n or 1, served)
+        asked = _as_dialogue(messages, start, sampling, request.n or 1, served)
+        return replace(asked, thought=_rules(request, template, start, thinking))
     turns = [_turn(message) for message in messages]
-    template, is_open = served.model.template, bool(start.strip())
+    is_open = bool(start.strip())
     prompt = template.render_begun(turns, start) if is_open else template.render(turns)
     check_length(prompt, served)
     sampling = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *template.stop)))[:MAX_STOP_STRINGS])
-    return GenerationRequest(prompt, sampling, request.n or 1, is_open, speaker=None if is_open else "",
-                             begun="" if is_open else template.opened_thought(prompt))  # fmt: skip
+    rules = _rules(request, template, start or template.opened_thought(prompt), thinking)
+    speaker = None if is_open else ""
+    return GenerationRequest(prompt, sampling, request.n or 1, is_open, speaker=speaker, thought=rules)
 
 
 def read_completion_request(request: CompletionRequest, served: ServedModel) -> list[GenerationRequest]:
@@ -142,8 +156,11 @@ def _as_character(
     served: ServedModel,
     character: Character,
     owner: str,
-) -> GenerationRequest:
-    """The request as the page Chat makes it for a character, except that no message is left out."""
+) -> tuple[GenerationRequest, str]:
+    """The request as the page Chat makes it for a character, except that no message is left out.
+
+    And what its answers begin with that the prompt holds.
+    """
     head, turns = _split(messages)
     speaker = CharacterPrompt(
         character=character,
@@ -157,8 +174,7 @@ def _as_character(
     mode = choose_mode(served.model.template, served.name, has_character=True)
     context = PromptContext(served.model, served.context_tokens, mode, speaker, sampling)
     prepared = _prepare_whole(turns, context, start)
-    asked = _request(prepared.fitted.prompt, context.style, sampling, num_choices, start)
-    return asked if start.strip() else replace(asked, begun=prepared.begun)
+    return _request(prepared.fitted.prompt, context.style, sampling, num_choices, start), prepared.begun
 
 
 def _prepare_whole(turns: list[Turn], context: PromptContext, start: str) -> Prompt:
@@ -212,7 +228,33 @@ def _split(messages: list[Message]) -> tuple[str, list[Turn]]:
 
 
 def _turn(message: Message) -> Turn:
-    return Turn(role="system" if message.role == "developer" else message.role, content=message.content)
+    turn = Turn(role="system" if message.role == "developer" else message.role, content=message.content)
+    if message.role == "assistant" and message.reasoning_content:
+        turn["thought"] = message.reasoning_content
+    return turn
+
+
+def _thinking(request: ChatRequest, served: ServedModel) -> Thinking:
+    """What a request says of thinking. What it names for the template itself counts most."""
+    switches = served.model.template.switches
+    variables = with_effort(request.reasoning_effort, switches) if request.reasoning_effort is not None else {}
+    if request.enable_thinking is not None:
+        variables |= switched(request.enable_thinking, switches)
+    return Thinking(variables | request.chat_template_kwargs, request.thinking_budget)
+
+
+def _rules(request: ChatRequest, template: ChatTemplate, begun: str, thinking: Thinking) -> ThoughtRules | None:
+    """How thoughts are told apart in answers that were `begun`; None where their thought is over.
+
+    What a stream has sent as an answer cannot become a thought.
+    """
+    known = template.thought_format
+    splitter = ThoughtSplitter(ThoughtRules(known or THINK))
+    splitter.push(begun)
+    if begun.strip() and not splitter.is_thinking:
+        return None
+    may_lack_opening = known is not None and not request.stream and not splitter.is_thinking
+    return ThoughtRules(known or THINK, splitter.is_thinking, may_lack_opening, thinking.budget_tokens)
 
 
 def _sampling(request: Sampled, served: ServedModel, longest: int) -> Sampling:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from core.api.generation import Usage
 from core.engine.protocol import Reason
+from core.engine.thought import Parts
 
 # A stop string and the model's own end are one thing for OpenAI, and so are a full context and the asked-for length.
 FINISH: dict[Reason | None, str] = {"length": "length", "context": "length"}
@@ -25,8 +26,8 @@ class ResponseWriter:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created_s: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, texts: list[tuple[str, Reason | None]], usage: Usage) -> dict[str, Any]:
-        choices = [self._choice(index, text, reason) for index, (text, reason) in enumerate(texts)]
+    def whole(self, messages: list[tuple[Parts, Reason | None]], usage: Usage) -> dict[str, Any]:
+        choices = [self._choice(index, parts, reason) for index, (parts, reason) in enumerate(messages)]
         return self._head(OBJECTS[self.kind]) | {"choices": choices, "usage": usage_body(usage)}
 
     def opening(self, index: int) -> dict[str, Any] | None:
@@ -35,6 +36,10 @@ class ResponseWriter:
 
     def piece(self, index: int, text: str) -> dict[str, Any]:
         return self._piece(index, {"content": text}, text)
+
+    def thought(self, index: int, text: str) -> dict[str, Any]:
+        """A piece of what the model thinks before it answers."""
+        return self._piece(index, _thought(text))
 
     def end(self, index: int, reason: Reason | None) -> dict[str, Any]:
         return self._piece(index, {}, "", finish_of(reason))
@@ -51,12 +56,18 @@ class ResponseWriter:
         choice = {"index": index, **content, "logprobs": None, "finish_reason": finish}
         return self._head(self._piece_object) | {"choices": [choice]}
 
-    def _choice(self, index: int, text: str, reason: Reason | None) -> dict[str, Any]:
-        content = {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
+    def _choice(self, index: int, parts: Parts, reason: Reason | None) -> dict[str, Any]:
+        message = {"role": "assistant", "content": parts.answer, **(_thought(parts.thought) if parts.thought else {})}
+        content = {"message": message} if self.kind == "chat" else {"text": parts.answer}
         return {"index": index, **content, "logprobs": None, "finish_reason": finish_of(reason)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": PREFIXES[self.kind] + self.id, "object": kind, "created": self.created_s, "model": self.model}
+
+
+def _thought(text: str) -> dict[str, str]:
+    """A thought by both of its names: DeepSeek's, which most clients read, and vLLM's newer one."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def finish_of(reason: Reason | None) -> str:

@@ -6,10 +6,12 @@ done is refused (unsupported.py).
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
@@ -89,7 +91,10 @@ CONTENT_SCHEMA: dict[str, Any] = {
 
 
 class Message(Strict):
+    """`reasoning_content` is what the assistant thought before its `content`: the model's template decides about it."""
+
     role: Literal["system", "developer", "user", "assistant"]
+    reasoning_content: str | None = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
     content: Annotated[str, WithJsonSchema(CONTENT_SCHEMA)] = Field(None, validate_default=True)
 
     @field_validator("content", mode="plain")
@@ -179,6 +184,42 @@ class Sampled(Strict):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
+MAX_VARIABLES, MAX_VARIABLE_CHARS = 16, 1000
+VARIABLE = re.compile(r"[A-Za-z_]\w{0,63}")
+
+
+def _as_variables(value: object) -> dict[str, Any]:
+    found = {} if value is None else value
+    if not isinstance(found, dict) or len(found) > MAX_VARIABLES:
+        raise ValueError(f"an object with at most {MAX_VARIABLES} fields is wanted")
+    for name, one in found.items():
+        if not VARIABLE.fullmatch(name) or not isinstance(one, (str, bool, int, float, type(None))):
+            raise ValueError("texts, numbers, true and false are taken, each with a plain name")
+        if isinstance(one, str) and len(one) > MAX_VARIABLE_CHARS:
+            raise ValueError(f"a text of at most {MAX_VARIABLE_CHARS} characters is wanted")
+    return found
+
+
+VARIABLES_SCHEMA: dict[str, Any] = {
+    "description": "Variables for the model's template, such as enable_thinking.",
+    "anyOf": [
+        {
+            "type": "object",
+            "maxProperties": MAX_VARIABLES,
+            "propertyNames": {"pattern": r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "string", "maxLength": MAX_VARIABLE_CHARS},
+                    {"type": ["number", "boolean", "null"]},
+                ]
+            },
+        },
+        {"type": "null"},
+    ],
+}
+Variables = Annotated[dict[str, Any], PlainValidator(_as_variables), WithJsonSchema(VARIABLES_SCHEMA)]
+
+
 class ChatRequest(Sampled):
     """`model` may name a character: it answers as on the page Chat."""
 
@@ -186,6 +227,14 @@ class ChatRequest(Sampled):
     max_completion_tokens: Tokens | None = None
     continue_final_message: bool | None = Field(
         None, description="The answer goes on from the last message, which is the assistant's."
+    )
+    chat_template_kwargs: Variables = Field(default_factory=dict)
+    enable_thinking: bool | None = Field(None, description="Whether the model thinks, where its template has a switch.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="How much the model thinks, where its template asks for it; none switches thinking off."
+    )
+    thinking_budget: Annotated[int, Field(ge=1, le=MAX_LENGTH)] | None = Field(
+        None, description="After this many tokens a thought is ended, and the answer follows."
     )
 
 

@@ -31,7 +31,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "web_search_options": (None,),
     "chat_template": (None, ""),
-    "chat_template_kwargs": (None, {}),
     # Grammars, by all their names.
     "grammar": (None, ""),
     "grammar_string": (None, ""),
@@ -97,6 +96,8 @@ RANGES = ("repeat_last_n", "repetition_penalty_range", "rep_pen_range")
 ALL_THE_WAY = (None, 0, -1)
 # Other servers' names for what can be done, each used where ours is not given.
 OTHER_NAMES = {
+    "thinking_token_budget": "thinking_budget",
+    "thinking_budget_tokens": "thinking_budget",
     "max_new_tokens": "max_tokens",
     "n_predict": "max_tokens",
     "num_predict": "max_tokens",

@@ -34,12 +34,23 @@ def switches_of(source: str) -> frozenset[str]:
     return frozenset(found for tag in TAG.findall(source) for found in NAME.findall(STRING.sub("''", tag)))
 
 
+def switched(is_on: bool, switches: frozenset[str]) -> dict[str, Any]:
+    return {name: is_on for name in SWITCHES if name in switches}
+
+
+def with_effort(effort: str, switches: frozenset[str]) -> dict[str, Any]:
+    """The variables for an effort of OpenAI's names, of which templates know three."""
+    if effort == "none":
+        return switched(False, switches)
+    return {EFFORT: {"minimal": "low", "xhigh": "high"}.get(effort, effort)} if EFFORT in switches else {}
+
+
 def thinking_of(settings: Mapping[str, Any], switches: frozenset[str]) -> Thinking:
     """What the settings of a chat say to a template with these switches; the others are the model's own choice."""
     chosen, effort, budget = settings.get(THINKING), settings.get(EFFORT), settings.get(BUDGET)
     variables: dict[str, Any] = {}
     if chosen in ("on", "off"):
-        variables |= {name: chosen == "on" for name in SWITCHES if name in switches}
+        variables |= switched(chosen == "on", switches)
     if effort in EFFORTS and EFFORT in switches:
         variables[EFFORT] = effort
     is_right = type(budget) is int and 1 <= budget <= MAX_BUDGET_TOKENS

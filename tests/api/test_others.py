@@ -132,7 +132,7 @@ CHANGES = [("xtc_probability", 0.5), ("dry_multiplier", 0.8), ("min_tokens", 5),
            ("guidance_scale", 1.5), ("ignore_eos", True), ("ban_eos_token", True), ("grammar", "root ::= x"),
            ("guided_json", {"type": "object"}), ("do_sample", False), ("num_beams", 4), ("logit_bias", [[5, 1]]),
            ("banned_strings", ["x"]), ("stop_token_ids", [2]), ("top_n_sigma", 1.5), ("skip_special_tokens", False),
-           ("xtc_probability", "0"), ("min_tokens", True), ("chat_template_kwargs", {"enable_thinking": False}),
+           ("xtc_probability", "0"), ("min_tokens", True), 
            ("add_generation_prompt", False), ("epsilon_cutoff", 0.001), ("tfs_z", 0.5)]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
 from core.chat.truncation import ContextError
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
 from core.personas.character import Character
 from core.personas.user import UserPersona, persona_file, save_persona
 
@@ -40,8 +41,12 @@ def served(name: str = "some-chat", source: str | None = CHATML, context_tokens:
     return ServedModel(model, context_tokens, 1, {"top_k": 7}, 0)
 
 
-def chat(*said: tuple[str, str], **fields: Any) -> ChatRequest:
-    messages = [{"role": role, "content": text} for role, text in said]
+def said(asked: GenerationRequest, text: str, is_done: bool = True) -> str:
+    return asked.visible_parts(text, is_done).answer
+
+
+def chat(*told: tuple[str, str], **fields: Any) -> ChatRequest:
+    messages = [{"role": role, "content": text} for role, text in told]
     return ChatRequest.model_validate({"messages": messages, **fields})
 
 
@@ -51,18 +56,19 @@ def chat(*said: tuple[str, str], **fields: Any) -> ChatRequest:
 )
 def test_what_was_said_only_grows_whatever_the_pieces(pieces: list[str], speaker: str) -> None:
     ask = GenerationRequest("", Sampling(), 1, speaker=speaker)
-    whole = ask.visible_text("".join(pieces), is_done=True)
+    whole = said(ask, "".join(pieces))
     for number in range(len(pieces) + 1):
-        assert whole.startswith(ask.visible_text("".join(pieces[:number]), is_done=False))
+        assert whole.startswith(said(ask, "".join(pieces[:number]), is_done=False))
 
 
-@given(st.lists(st.sampled_from(["<think>", "<th", "\n", "a", " ", "ink>", "x"]), max_size=8))
-def test_a_begun_thought_stands_once_before_what_was_said(pieces: list[str]) -> None:
-    ask = GenerationRequest("", Sampling(), 1, speaker="", begun="<think>\n")
-    whole = ask.visible_text("".join(pieces), is_done=True)
-    assert not whole or (whole.startswith("<think>") and not whole.startswith("<think>\n<think>"))
+@given(st.lists(st.sampled_from(["<think>", "<th", "\n", "a", " ", "ink>", "x", "</think>", "Ada: "]), max_size=8))
+def test_a_thought_and_what_was_said_only_grow(pieces: list[str]) -> None:
+    ask = GenerationRequest("", Sampling(), 1, speaker="Ada", thought=ThoughtRules(is_open=True))
+    whole = ask.visible_parts("".join(pieces), is_done=True)
+    assert not whole.thought.startswith("<think>")
     for number in range(len(pieces) + 1):
-        assert whole.startswith(ask.visible_text("".join(pieces[:number]), is_done=False))
+        parts = ask.visible_parts("".join(pieces[:number]), is_done=False)
+        assert whole.thought.startswith(parts.thought) and whole.answer.startswith(parts.answer)
 
 
 R1 = (
@@ -74,10 +80,49 @@ R1 = (
 @pytest.mark.parametrize("character", [None, Character("Ada", context="Ada.")])
 def test_a_thought_that_the_template_began_is_sent_and_goes_on(character: Character | None) -> None:
     asked = read_chat_request(chat(("user", "hi")), served(source=R1), character)
-    assert asked.visible_text("hm</think>Hello", True) == "<think>\nhm</think>Hello"
+    parts = asked.visible_parts("hm</think>Hello", True)
+    assert (parts.thought, parts.answer) == ("hm", "Hello")
     begun = chat(("user", "hi"), ("assistant", "<think>\nhm"), continue_final_message=True)
     asked = read_chat_request(begun, served(source=R1), character)
-    assert str(asked.prompt).endswith("<assistant><think>\nhm") and asked.visible_text(", so", True) == ", so"
+    assert str(asked.prompt).endswith("<assistant><think>\nhm")
+    parts = asked.visible_parts(", so</think>Hello", True)
+    assert (parts.thought, parts.answer) == (", so", "Hello")
+    over = chat(("user", "hi"), ("assistant", "<think>\nhm</think>Hel"), continue_final_message=True)
+    asked = read_chat_request(over, served(source=R1), character)
+    assert asked.thought is None and said(asked, "lo") == "lo"
+
+
+SWITCHED = R1 + "{% if enable_thinking is defined %}{{ enable_thinking }}{% endif %}{{ reasoning_effort or '' }}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({}, ""),
+        ({"enable_thinking": False}, "False"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "True"),
+        ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}}, "False"),
+        ({"reasoning_effort": "none"}, "False"),
+        ({"reasoning_effort": "minimal"}, "low"),
+        ({"reasoning_effort": "high", "enable_thinking": True}, "Truehigh"),
+        ({"chat_template_kwargs": {"messages": "x", "unknown": 1}}, ""),
+    ],
+)
+def test_what_a_client_says_of_thinking_reaches_the_template(fields: dict[str, Any], end: str) -> None:
+    asked = read_chat_request(chat(("user", "hi"), **fields), served(source=SWITCHED), None)
+    assert str(asked.prompt).endswith(f"<assistant><think>\n{end}")
+
+
+def test_a_budget_goes_to_the_engine_and_earlier_thoughts_to_the_template() -> None:
+    source = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.content }}|{% endfor %}"
+    thought = {"role": "assistant", "content": "Hello", "reasoning_content": "hm"}
+    messages = [{"role": "user", "content": "hi"}, thought, {"role": "user", "content": "so"}]
+    request = ChatRequest.model_validate({"messages": messages, "thinking_budget": 9})
+    asked = read_chat_request(request, served(source=source), None)
+    assert "|hi|hm|Hello|" in str(asked.prompt)
+    assert asked.thought is not None and asked.thought.budget_tokens == 9
+    newer = ChatRequest.model_validate({"messages": [messages[0], {**thought, "reasoning": "hm"}]})
+    assert newer.messages[1].reasoning_content == "hm"
 
 
 def test_a_chat_model_of_unknown_format_is_asked_in_plain_lines() -> None:
@@ -86,9 +131,9 @@ def test_a_chat_model_of_unknown_format_is_asked_in_plain_lines() -> None:
 
 
 def test_a_speakers_name_is_taken_off_and_a_colon_is_not() -> None:
-    assert GenerationRequest("", Sampling(), 1, speaker="Ada").visible_text(" Ada: Hello", True) == "Hello"
-    assert GenerationRequest("", Sampling(), 1, speaker="").visible_text(" : Hello", True) == ": Hello"
-    assert GenerationRequest("", Sampling(), 1, echo="1 + 1 =").visible_text(" 2", True) == "1 + 1 = 2"
+    assert said(GenerationRequest("", Sampling(), 1, speaker="Ada"), " Ada: Hello") == "Hello"
+    assert said(GenerationRequest("", Sampling(), 1, speaker=""), " : Hello") == ": Hello"
+    assert said(GenerationRequest("", Sampling(), 1, echo="1 + 1 ="), " 2") == "1 + 1 = 2"
 
 
 def test_messages_go_through_the_models_template_as_they_are() -> None:
@@ -108,15 +153,15 @@ def test_without_a_limit_an_answer_has_what_the_context_leaves() -> None:
 
 
 def test_a_message_that_goes_on_is_left_open() -> None:
-    said = chat(("user", "1"), ("assistant", "It is"), continue_final_message=True)
-    ask = read_chat_request(said, served(), None)
+    open_chat = chat(("user", "1"), ("assistant", "It is"), continue_final_message=True)
+    ask = read_chat_request(open_chat, served(), None)
     assert ask.prompt == "<|user|>1<|end|><|assistant|>It is" and ask.continues
-    assert ask.visible_text(" so", False) == " so"
-    acted = read_chat_request(said, served(), ADA)
+    assert said(ask, " so", is_done=False) == " so"
+    acted = read_chat_request(open_chat, served(), ADA)
     assert (
         str(acted.prompt).endswith("<|assistant|>It is")
         and acted.continues
-        and acted.visible_text(" so", False) == " so"
+        and said(acted, " so", is_done=False) == " so"
     )
 
 

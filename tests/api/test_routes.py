@@ -289,6 +289,53 @@ def figures(url: str) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
+def test_thoughts_come_apart_from_answers_whole_and_streamed(client: openai.OpenAI) -> None:
+    question = asked("think=3 words=2")
+    message = client.chat.completions.create(model=MODEL, messages=question).choices[0].message
+    thought = "thought0 thought1 thought2"
+    assert message.content == "one two " and message.reasoning_content == thought  # type: ignore[attr-defined]
+    assert message.reasoning == thought  # type: ignore[attr-defined]
+    deltas = [
+        one.choices[0].delta for one in client.chat.completions.create(model=MODEL, messages=question, stream=True)
+    ]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == thought
+    assert "".join(delta.content or "" for delta in deltas) == "one two "
+    kinds = ["thought" if hasattr(delta, "reasoning_content") else "answer" for delta in deltas if delta.role is None]
+    assert kinds == sorted(kinds, reverse=True) and set(kinds) == {"thought", "answer"}
+    plain = client.chat.completions.create(model=MODEL, messages=asked("words=2")).choices[0].message
+    assert not hasattr(plain, "reasoning_content")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"enable_thinking": True, "reasoning_effort": "high", "thinking_token_budget": 5},
+    ],
+)
+def test_switches_of_thinking_are_taken_also_where_a_model_has_none(
+    client: openai.OpenAI, fields: dict[str, object]
+) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=asked("words=2"), extra_body=fields)
+    assert answer.choices[0].message.content == "one two "
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tools": [1]}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"x": "y" * 1001}}, "chat_template_kwargs"),
+        ({"enable_thinking": "no"}, "enable_thinking"),
+        ({"reasoning_effort": "most"}, "reasoning_effort"),
+        ({"thinking_budget": 0}, "thinking_budget"),
+    ],
+)
+def test_what_cannot_be_said_of_thinking_is_refused_by_name(url: str, fields: dict[str, object], field: str) -> None:
+    refused = httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("hi"), **fields})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == field
+
+
 class Still:
     """An engine in one state, in which nothing can be answered."""
 
