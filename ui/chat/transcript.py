@@ -14,6 +14,7 @@ from core.chat.stats import error_of, stats_of
 from core.engine.answer import Answer
 from ui.chat.actions import take_noted
 from ui.chat.message_actions import draw_actions, draw_editor, is_edited
+from ui.chat.message_text import STYLE, draw_answer_text, draw_question
 from ui.chat.portraits import Faces
 from ui.chat.session import FOUND_KEY, MORE_KEY, is_busy
 from ui.chat.thought import draw_thought, has_words
@@ -22,19 +23,18 @@ from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.icon_buttons import icons
-from ui.shared.markdown import answer_markdown, escape, shortened
+from ui.shared.markdown import escape, shortened
 from ui.shared.resources import preferences, recorder
 
 POLL_S, FOREIGN_POLL_S = 0.1, 1.0
 # A long chat opens with its end: so many messages are drawn at once, and as many more with each step back.
 PAGE_MESSAGES = 20
-# A person's own text beyond this scrolls in a window of its own.
-LONG_CHARS, LONG_PX = 3000, 320
 NAME_CHARS = 60
 
 
 def draw_transcript(chat: Chat, faces: Faces, begins_at: int) -> None:
     """The messages with what can be done with them. `begins_at` is the first one that the model still reads."""
+    st.html(STYLE)
     first = max(0, len(chat.messages) - _num_shown(chat))
     if first:
         st.button(tr("chat.earlier", count=first), key=f"chat_earlier_{chat.info.id}", type="tertiary", width="stretch",
@@ -76,8 +76,9 @@ def _draw_message(chat: Chat, message: Message, faces: Faces, is_last: bool) -> 
         if st.session_state.get(FOUND_KEY) == message.id:
             scroll_here(f"found_{message.id}")
         if message.role == "user":
-            with st.container(horizontal=True, gap="small", wrap=False):
-                _draw_question(message)
+            with st.container(horizontal=True, gap="small", wrap=False, key=f"question_{message.id}"):
+                with st.container(gap="small"):
+                    draw_question(message.text)
                 with icons(f"message_{message.id}"):
                     draw_actions(chat, message, is_last)
         else:
@@ -90,19 +91,11 @@ def _draw_name(message: Message, faces: Faces) -> None:
         st.markdown(f"**{escape(shortened(name, NAME_CHARS))}**")
 
 
-def _draw_question(message: Message) -> None:
-    if len(message.text) > LONG_CHARS:
-        with st.container(height=LONG_PX, border=False):
-            st.text(message.text)
-    else:
-        st.text(message.text, width="stretch")
-
-
 def _draw_answer(chat: Chat, message: Message, is_last: bool) -> None:
     if message.thought is not None:
         draw_thought(message.id, message.thought)
     if message.text:
-        st.markdown(answer_markdown(message.text))
+        draw_answer_text(message.id, message.text)
     if (error := error_of(message.stats)) is not None and message.state == "failed":
         show_error(error)
     with icons(f"message_{message.id}"):
@@ -142,7 +135,7 @@ def _draw_growing(chat: Chat, message: Message, faces: Faces) -> None:
         if answer is None or written is None:
             if message.thought is not None:
                 draw_thought(message.id, message.thought)
-            st.markdown(answer_markdown(message.text))
+            draw_answer_text(message.id, message.text)
         else:
             _draw_written(message.id, answer, written)
             if problem := recorder().problem(message.id):
@@ -155,7 +148,7 @@ def _draw_written(message: int, answer: Answer, written: Written) -> None:
     if written.thought is not None:
         draw_thought(message, written.thought, written.is_thinking)
     if written.text:
-        st.markdown(answer_markdown(written.text))
+        draw_answer_text(message, written.text)
     if answer.is_running and not answer.text:
         st.markdown(f":shimmer[{tr(f'chat.phase_{answer.phase}')}]")
     if not answer.is_running and answer.num_tokens and shows_speed():
@@ -177,7 +170,7 @@ def _draw_impersonation(line: ImpersonationDraft, faces: Faces) -> None:
 
 def _draw_noted(chat: Chat, faces: Faces) -> None:
     with st.chat_message("user", avatar=faces.of("user")):
-        st.text(chat.info.draft)
+        draw_question(chat.info.draft)
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(tr("chat.queued"), width="content")
             st.button(tr("chat.take_back"), key=f"chat_take_back_{chat.info.id}", type="tertiary", on_click=take_noted,
