@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from core.chat.template import TEMPLATES, ChatTemplate, Turn, read_template
-from core.chat.thinking import EFFORT
+from core.chat.thinking import EFFORT, SWITCHES
 from core.chat.tokens import read_counter
 from core.common.files import Versions, file_versions
 from core.common.paths import data_dir
@@ -62,9 +62,11 @@ class ConversationTemplate(ChatTemplate):
     Which switches that has, only the server knows.
     """
 
+    takes_variables: bool = False
+
     @property
     def switches(self) -> frozenset[str]:
-        return frozenset(("enable_thinking", EFFORT))
+        return frozenset((EFFORT, *(SWITCHES[:1] if self.takes_variables else ())))
 
     def render(self, turns: list[Turn]) -> str:
         return self._conversation(turns, is_open=False)
@@ -113,7 +115,7 @@ def read_model_prompt(state: EngineState, server_counter: PromptCounter | None) 
         return ModelPrompt(
             state.model,
             None,
-            ConversationTemplate("", "", "", thought_format=THINK),
+            ConversationTemplate("", "", "", thought_format=THINK, takes_variables=state.facts.remote.takes_variables),
             counter,
             server_counter.count_prompt,
         )

@@ -136,7 +136,8 @@ class RemoteFacts:
     """What is known of a model on another server. `server` is its host as sentences call it.
 
     `is_context_told`, `is_context_chosen`: the length of the context comes from the server, or from a person; else it
-    is assumed. `ignored` are the settings that the server does not take.
+    is assumed. `ignored` are the settings that the server does not take. `takes_variables`: it has a template for
+    which variables such as enable_thinking can be set.
     """
 
     server: str
@@ -146,6 +147,7 @@ class RemoteFacts:
     counts_tokens: bool
     can_continue: bool
     ignored: tuple[str, ...]
+    takes_variables: bool = False
 
 
 @dataclass(frozen=True, slots=True)

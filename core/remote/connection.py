@@ -178,5 +178,6 @@ def facts_of(model: RemoteModel, selection: RemoteSelection, server: str) -> Mod
             counts_tokens=bool(capabilities.count_path),
             can_continue=capabilities.can_continue,
             ignored=capabilities.ignored,
+            takes_variables=capabilities.takes_variables,
         ),
     )

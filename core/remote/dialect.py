@@ -13,6 +13,7 @@ from core.engine.sampling_params import Sampling
 # The settings that every server takes, by our names.
 COMMON = ("temperature", "top_p", "max_new_tokens", "seed", "stop")
 MAX_MODELS = 1000
+EFFORT = "reasoning_effort"
 MAX_ID_CHARS = 500
 MAX_CONTEXT_TOKENS = 100_000_000
 # OpenAI refuses more; AnswerStream looks for the others.
@@ -24,6 +25,7 @@ class ServerCapabilities:
     """What one kind of server takes beyond OpenAI's own API; `settings` are pairs of our name and its.
 
     `can_continue`: it goes on from the last message's words. `count_path`: where it counts as vLLM's /tokenize does.
+    `takes_variables`: it gives chat_template_kwargs and earlier thoughts to its model's template.
     `is_single`: a second request, whatever for, breaks off the answer that it is writing.
     """
 
@@ -32,6 +34,7 @@ class ServerCapabilities:
     can_continue: bool = False
     count_path: str = ""
     is_single: bool = False
+    takes_variables: bool = False
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -41,12 +44,14 @@ class ServerCapabilities:
 
 OPENAI = ServerCapabilities()
 SAME_NAMES = tuple((name, name) for name in ("top_k", "min_p", "repetition_penalty"))
-VLLM = ServerCapabilities("vLLM", SAME_NAMES, can_continue=True, count_path="/tokenize")
-LLAMADECK = ServerCapabilities("LlamaDeck", SAME_NAMES, can_continue=True, count_path="/v1/tokenize")
+VLLM = ServerCapabilities("vLLM", SAME_NAMES, can_continue=True, count_path="/tokenize", takes_variables=True)
+LLAMADECK = replace(VLLM, software="LlamaDeck", count_path="/v1/tokenize")
 LLAMA_CPP = ServerCapabilities(
-    "llama.cpp", (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty"))
+    "llama.cpp",
+    (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty")),
+    takes_variables=True,
 )
-LLAMA_CPP_PYTHON = replace(LLAMA_CPP, software="llama-cpp-python", is_single=True)
+LLAMA_CPP_PYTHON = replace(LLAMA_CPP, software="llama-cpp-python", is_single=True, takes_variables=False)
 # By the owner of a model in the list.
 BY_OWNER = {"vllm": VLLM, "llamadeck": LLAMADECK, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}
 
@@ -100,7 +105,8 @@ def request_for(
         if not capabilities.can_continue:
             raise EngineError("remote_no_continue", server=server)
         body |= {"add_generation_prompt": False, "continue_final_message": True}
-    return "/v1/chat/completions", body | {"messages": messages_of(prompt)}
+    body |= _variables_of(prompt, capabilities)
+    return "/v1/chat/completions", body | {"messages": messages_of(prompt, capabilities.takes_variables)}
 
 
 def count_request(model: RemoteModel, prompt: str) -> dict[str, Any]:
@@ -109,11 +115,23 @@ def count_request(model: RemoteModel, prompt: str) -> dict[str, Any]:
         return {"model": model.name, "prompt": prompt}
     return {
         "model": model.name,
-        "messages": messages_of(prompt),
+        "messages": messages_of(prompt, model.capabilities.takes_variables),
         "add_generation_prompt": not prompt.is_open,
         "continue_final_message": prompt.is_open,
-    }
+    } | _variables_of(prompt, model.capabilities)
 
 
-def messages_of(prompt: Conversation) -> list[dict[str, str]]:
-    return [{"role": role, "content": printable(words)} for role, words in prompt.turns]
+def messages_of(prompt: Conversation, with_thoughts: bool) -> list[dict[str, str]]:
+    messages = [{"role": role, "content": printable(words)} for role, words in prompt.turns]
+    for message, thought in zip(messages, prompt.thoughts if with_thoughts else (), strict=False):
+        if thought:
+            # vLLM's newer name and the older one of all.
+            message |= {"reasoning_content": printable(thought), "reasoning": printable(thought)}
+    return messages
+
+
+def _variables_of(prompt: Conversation, capabilities: ServerCapabilities) -> dict[str, Any]:
+    """What a chat sets for the template. The effort has a field of its own in OpenAI's API."""
+    others = {name: value for name, value in prompt.variables.items() if name != EFFORT}
+    effort = {EFFORT: prompt.variables[EFFORT]} if EFFORT in prompt.variables else {}
+    return effort | ({"chat_template_kwargs": others} if others and capabilities.takes_variables else {})

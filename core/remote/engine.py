@@ -95,7 +95,7 @@ class RemoteEngine(EngineBase):
         )
         server = connection.server.name
         path, body = request_for(connection.model, server, prompt, asked)
-        stream = AnswerStream(server, asked, prompt_tokens, is_clipped=room < sampling.max_new_tokens)
+        stream = AnswerStream(server, asked, prompt_tokens, is_clipped=room < sampling.max_new_tokens, thought=thought)
         with self._lock:
             if connection is not self._connection:
                 raise EngineError("nothing_loaded")

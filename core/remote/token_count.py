@@ -54,7 +54,9 @@ class RemoteTokenCount:
         if not can_ask or not isinstance(prompt, str):
             return self.guess(prompt, self._bytes_per_token)
         # Two prompts may read alike and differ in their turns.
-        turns = (prompt.turns, prompt.is_open) if isinstance(prompt, Conversation) else None
+        turns: object = None
+        if isinstance(prompt, Conversation):
+            turns = (prompt.turns, prompt.is_open, prompt.thoughts, tuple(sorted(prompt.variables.items())))
         try:
             return self._asked(prompt, turns, model)
         except EngineError:

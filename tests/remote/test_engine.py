@@ -15,11 +15,13 @@ from core.common.errors import EngineError
 from core.engine.answer import Answer
 from core.engine.protocol import Conversation
 from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules, split_thought
 from core.remote.address import keep_key
 from core.remote.connection import Connection, ProbeInterval, list_models
 from core.remote.engine import RemoteEngine
 from core.remote.http import HttpLimits, Server, loop
 from core.remote.selection import RemoteSelection
+from core.remote.stream import AnswerStream
 from tests.support.openai_standin import OpenAiStandin
 from tests.support.processes import wait_until
 
@@ -101,6 +103,53 @@ def test_an_answer_goes_on_from_given_words_where_the_server_can(engine: RemoteE
     ask(engine, OPEN)
     body = server.asked("/v1/chat/completions")[0].body
     assert body["continue_final_message"] is True and body["add_generation_prompt"] is False
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_what_a_server_tells_of_a_thought_stands_before_the_answer(
+    engine: RemoteEngine, server: OpenAiStandin, name: str
+) -> None:
+    server.behaviour.thought, server.behaviour.thought_name = ["One and", " one."], name
+    connect(engine, server)
+    answer = engine.generate(QUESTION, Sampling(stop=("one",)), thought=ThoughtRules())
+    assert answer.wait(WAIT_S)
+    assert answer.text == "<think>\nOne and one.\n</think>\n\nHello from there"
+    assert split_thought(answer.text, ThoughtRules()).thought == "One and one."
+    # Whoever asks for none, such as a plain continuation, gets none.
+    assert ask(engine).text == "Hello from there"
+    # A thought that goes on needs no mark.
+    answer = engine.generate(OPEN, Sampling(), thought=ThoughtRules(is_open=True))
+    assert answer.wait(WAIT_S) and answer.text == "One and one.\n</think>\n\nHello from there"
+
+
+def test_a_thought_without_an_answer_and_content_in_parts_are_read() -> None:
+    stream = AnswerStream("server", Sampling(), 1, False, ThoughtRules())
+    thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}, 5, {"text": None}]}
+    said = stream.push({"choices": [{"delta": {"content": [thinking]}}]})
+    assert said == "<think>\nHm" and stream.push({"choices": [{"delta": {"reasoning": 5}}]}) == ""
+    said = stream.push({"choices": [{"delta": {"content": [{"type": "text", "text": "Hi"}, "x"]}}]})
+    assert said == "\n</think>\n\nHi"
+    # After an answer nothing is a thought any more.
+    assert stream.push({"choices": [{"delta": {"reasoning": "late"}}]}) == ""
+
+
+def test_thoughts_and_switches_are_sent_where_the_server_takes_them(
+    engine: RemoteEngine, server: OpenAiStandin
+) -> None:
+    chat = Conversation([("user", "Hi"), ("assistant", "Hello"), ("user", "So?")], False, ["", "hm", ""],
+                        {"enable_thinking": False, "reasoning_effort": "low"})  # fmt: skip
+    server.behaviour.models = [{"id": "small", "owned_by": "vllm"}, {"id": "other", "owned_by": "openai"}]
+    for model in ("small", "other"):
+        connect(engine, server, model)
+        ask(engine, chat)
+    ours, theirs = (request.body for request in server.asked("/v1/chat/completions"))
+    assert ours["messages"][1] == {
+        "role": "assistant", "content": "Hello", "reasoning_content": "hm", "reasoning": "hm",
+    }  # fmt: skip
+    assert ours["chat_template_kwargs"] == {"enable_thinking": False} and ours["reasoning_effort"] == "low"
+    assert theirs["messages"][1] == {"role": "assistant", "content": "Hello"}
+    assert "chat_template_kwargs" not in theirs and theirs["reasoning_effort"] == "low"
+    assert server.asked("/tokenize")[-1].body["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 @pytest.mark.parametrize("owner", ["me", "llamacpp", "somebody", None])

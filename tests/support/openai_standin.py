@@ -19,6 +19,9 @@ class Behaviour:
     """What the next requests get. `raw` answers a path with just these bytes, head and all."""
 
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "small", "owned_by": "vllm"}])
+    # Said before, by one of the names that servers have for it.
+    thought: list[str] = field(default_factory=list)
+    thought_name: str = "reasoning_content"
     words: list[str] = field(default_factory=lambda: ["Hello", " from", " there"])
     finish: str = "stop"
     key: str = ""
@@ -125,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Connection", "close")
         self.end_headers()
+        for piece in does.thought:
+            self._say({"choices": [{"delta": {does.thought_name: piece, "content": None}}]})
         for place, word in enumerate(does.words):
             if does.silent_after == place:
                 return self._wait()
