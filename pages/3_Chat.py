@@ -31,7 +31,7 @@ def draw_page() -> None:
     draft = actions.take_impersonation(current.info.id)
     faces, prompt = faces_of(current), fitted_prompt(current)
     fitted = None if prompt is None or isinstance(prompt, DeckError) else prompt
-    draw_head(current, faces, fitted.fitted.prompt_tokens if fitted else 0)
+    draw_head(current, faces, fitted)
     if session.is_missing():
         st.info(tr("chat.gone"), icon=":material/info:")
     if current.info.mode == "notebook":

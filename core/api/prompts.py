@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,9 @@ from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
 from core.engine.sampling_params import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
 from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter
+from core.personas.attached import attached_names
 from core.personas.character import Character
+from core.personas.lorebooks import Lorebooks
 from core.personas.user import read_persona
 
 # As OpenAI has it, where a completion does not say how long it may be.
@@ -170,11 +172,18 @@ def _as_character(
         # A client's chat has no number; its first message stays the same all along.
         seed=turns[0]["content"] if turns else "",
         greeting=turns[0]["content"] if turns and turns[0]["role"] == "assistant" else "",
+        books=_books_of(character),
     )
     mode = choose_mode(served.model.template, served.name, has_character=True)
     context = PromptContext(served.model, served.context_tokens, mode, speaker, sampling)
     prepared = _prepare_whole(turns, context, start)
     return _request(prepared.fitted.prompt, context.style, sampling, num_choices, start), prepared.begun
+
+
+def _books_of(character: Character) -> tuple[Mapping[str, Any], ...]:
+    """The lorebooks that the character was given; those of all chats are for the page Chat."""
+    names = attached_names(character)
+    return tuple(book.values for book in Lorebooks().attached(names, with_all_chats=False)) if names else ()
 
 
 def _prepare_whole(turns: list[Turn], context: PromptContext, start: str) -> Prompt:

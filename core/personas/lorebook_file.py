@@ -21,6 +21,8 @@ from core.personas.png import SIGNATURE, read_texts
 
 # Where NovelAI puts a lorebook into a picture.
 NOVELAI_KEYWORD = "naidata"
+# What the reader of characters says of a file in which it finds none.
+NO_BOOK = ("card_not_object", "card_no_character", "card_is_chat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,12 @@ def read_lorebook(file_name: str, content: bytes) -> Lorebook:
     file = shown_name(file_name)
     if not content:
         raise CharacterError("card_empty", file=file)
-    book = _read(file, content)
+    try:
+        book = _read(file, content)
+    except CharacterError as error:
+        if error.key not in NO_BOOK:
+            raise
+        book = None
     if book is None:
         raise CharacterError("no_lorebook", file=file)
     name = read_name(book.get("name")) or read_name(PurePosixPath(file).stem) or "Lorebook"

@@ -20,6 +20,7 @@ from core.personas.character import MAX_NAME_CHARS, CharacterError
 from core.personas.fields import read_name, visible
 from core.personas.folder import FileStamp, Trash, move, stamp, unreadable, visible_names, write
 from core.personas.lore_editing import entry_indexes
+from core.personas.lorebook_file import NO_BOOK
 from core.personas.lorebook_formats import read_book
 from core.personas.lorebook_writing import write_v3
 from core.personas.names import file_stem, same_name
@@ -108,6 +109,12 @@ class Lorebooks:
             return entry
         wanted = same_name(name)
         return next((one for one in self.entries() if one.book is not None and same_name(one.name) == wanted), None)
+
+    def key_named(self, name: str) -> str:
+        """What a chat that comes from elsewhere calls a lorebook from now on: its key, or the name until it is here."""
+        wanted = same_name(name)
+        named = (one.key for one in self.entries() if one.book is not None and same_name(one.name) == wanted)
+        return next(named, name)
 
     def attached(self, names: Iterable[str], *, with_all_chats: bool = True) -> tuple[Book, ...]:
         """The lorebooks of these names that are there, then those of all chats; each once. Raises DeckError."""
@@ -218,7 +225,7 @@ def _read_file(path: Path) -> Book | DeckError:
     except OSError as error:
         return unreadable(path, error)
     except DeckError as error:
-        return error
+        return CharacterError("no_lorebook", file=file) if error.key in NO_BOOK else error
     if book is None:
         return CharacterError("no_lorebook", file=file)
     # World info has no name: in SillyTavern it is called as its file is.

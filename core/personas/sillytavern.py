@@ -102,9 +102,10 @@ def card_entry(values: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"keys": [], "secondary_keys": [], "selective": True, "insertion_order": 100,
                              "enabled": True}  # fmt: skip
     for own, name in PLAIN_FIELDS.items():
-        if own in rest:
+        # Some programs write both: the card's field counts, and the other one is kept.
+        if own in rest and name not in rest:
             entry[name] = rest.pop(own)
-    if "disable" in rest:
+    if "disable" in rest and "enabled" not in rest:
         entry["enabled"] = rest.pop("disable") is not True
     for field in ENTRY_FIELDS:
         # Some programs write a card's "before_char" there.
@@ -142,7 +143,7 @@ def world_entry(entry: Mapping[str, Any], uid: int) -> dict[str, Any]:
     fields = {one.in_world: extensions.pop(one.in_card, one.default) for one in ENTRY_FIELDS}
     others = {name: value for name, value in extensions.items() if name not in WORLD_NAMES}
     written |= fields | rest | {"uid": uid} | ({"extensions": others} if others else {})
-    return written | kept if isinstance(kept, dict) else written
+    return kept | written if isinstance(kept, dict) else written
 
 
 def _as_pattern(key: object, is_case_sensitive: bool) -> object:

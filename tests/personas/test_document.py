@@ -7,8 +7,9 @@ import re
 import pytest
 
 from core.common.paths import ROOT
-from core.personas import decorators, macro_names, notices, sillytavern
+from core.personas import attached, decorators, macro_names, notices, sillytavern
 from core.personas.fields import CARD_FIELDS, OTHER_CARD_FIELDS
+from core.personas.formats import OWN
 from core.personas.lore_editing import BOOK_KEYS
 
 DOCUMENT = (ROOT / "docs" / "characters.md").read_text("utf-8")
@@ -28,7 +29,7 @@ def rows(section: str) -> dict[str, str]:
     ("section", "known"),
     [
         ("Fields of a card", {*CARD_FIELDS, *OTHER_CARD_FIELDS}),
-        ("Extensions of a card", {"depth_prompt", "world"}),
+        ("Extensions of a card", {"depth_prompt", attached.WORLD, f"{OWN}.{attached.KEY}"}),
         ("A lorebook", {*BOOK_KEYS, "extensions"} - {"description"}),
         ("An entry", sillytavern.CARD_FIELDS - {"id"}),
         ("SillyTavern's fields of an entry", {one.in_card for one in sillytavern.ENTRY_FIELDS if one.has_effect}),

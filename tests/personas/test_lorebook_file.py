@@ -105,6 +105,13 @@ def test_lorebooks_of_all_programs_are_read(values: dict[str, Any]) -> None:
     assert (entry["keys"], entry["content"]) == (["hut"], "Low.")
 
 
+def test_of_world_infos_and_a_cards_field_for_one_thing_the_cards_counts_and_both_are_kept() -> None:
+    both = {"key": "hut", "keys": ["hut", "house"], "uid": 1, "id": 2, "disable": True, "enabled": True, "content": "x"}
+    [entry] = entries_of({"entries": {"a": both}})
+    assert (entry["keys"], entry["id"], entry["enabled"]) == (["hut", "house"], 2, True)
+    assert entry["extensions"]["world_info"] == {"key": "hut", "uid": 1, "disable": True}
+
+
 def test_the_fields_of_risuai_are_read() -> None:
     [entry] = entries_of({"type": "risu", "data": [RISU_ENTRY]})
     assert entry["keys"] == ["hut", "/a,b/i"] and entry["secondary_keys"] == ["sea", "sand"]
@@ -160,9 +167,9 @@ def test_what_is_no_lorebook_is_refused_in_words() -> None:
     for content, key in (
         (b"", "card_empty"),
         (b'{"name": "A", "greeting": "x"}', "no_lorebook"),
-        (b"[1]", "card_not_object"),
+        (b"[1]", "no_lorebook"),
         (PICTURE, "png_no_card"),
-        (b'{"x": 1}', "card_no_character"),
+        (b'{"x": 1}', "no_lorebook"),
     ):
         with pytest.raises(CharacterError) as caught:
             read_lorebook("x", content)

@@ -96,7 +96,7 @@ def test_odd_files_say_what_they_are_and_can_be_deleted(store: Lorebooks) -> Non
     (store.folder / "pipe.json").mkdir()
     found = {entry.key: entry.error.key if entry.error else entry.name for entry in store.entries()}
     assert found == {
-        "list": "card_not_object",
+        "list": "no_lorebook",
         "broken": "card_bad_json",
         "card": "no_lorebook",
         "notes.txt": "lorebook_odd_file",

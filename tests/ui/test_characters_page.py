@@ -359,7 +359,7 @@ def test_the_preview_names_the_lore_that_is_left_out_and_says_why(store: Charact
         "entries": [{"keys": ["hello"], "content": "Bees sting.", "comment": "Stings*", "enabled": True}],
     }
     shown = words(open_characters(character=store.add(replace(ADA, lorebook=book))))
-    assert "Stings\\* (no room in its token budget)" in shown and "Bees sting." not in shown
+    assert "Stings\\* · *Ada* (no room in its token budget)" in shown and "Bees sting." not in shown
 
 
 def test_a_loaded_model_counts_by_its_own_tokenizer(store: Characters, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from core.chat.character_prompt import LORE_SHARE
@@ -120,7 +122,8 @@ def _draw_trial(draft: BookDraft) -> None:
         if len(found.lore) > MAX_SHOWN:
             st.caption(f"… (+{len(found.lore) - MAX_SHOWN})")
         if found.left_out:
-            st.caption(f":material/menu_book: {left_out_words(found.left_out)}")
+            left_out = [replace(one, book="") for one in found.left_out]
+            st.caption(f":material/menu_book: {left_out_words(left_out)}")
 
 
 def _draw_bottom(draft: BookDraft) -> None:

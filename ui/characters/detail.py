@@ -13,6 +13,7 @@ from core.personas.lore_editing import entry_indexes
 from core.personas.names import file_stem
 from core.personas.note import read_note
 from core.personas.portrait import draw_portrait
+from ui.characters.attached import draw_attached, with_book_names
 from ui.characters.draft import drafts, has_changes
 from ui.characters.preview import draw_preview, fence
 from ui.characters.readable import readable
@@ -112,7 +113,7 @@ def _draw_export(entry: Entry, character: Character, kind: Format) -> None:
             picture = characters().picture(entry.key) if kind == "png" else b""
         except DeckError:
             picture = draw_portrait(entry.key)
-        return write(character, picture, kind)
+        return write(with_book_names(character), picture, kind)
 
     st.download_button(tr(f"characters.as_{kind}"), content, file_name=name, mime=MIME[kind], width="stretch",
                        key=f"character_export_{kind}_{entry.key}", on_click="ignore",
@@ -166,3 +167,4 @@ def _draw_texts(entry: Entry, character: Character) -> None:
         st.caption(
             f":material/menu_book: {tr('characters.lore_one' if count == 1 else 'characters.lore_count', count=count)}"
         )
+    draw_attached(character)

@@ -11,6 +11,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.personas.attached import read_attached, with_attached
 from core.personas.character import Character, compose_context
 from core.personas.fields import read_name
 from core.personas.listing import Stamp
@@ -26,6 +27,7 @@ TEXT_FIELDS = ("name", "context", "description", "personality", "scenario", "gre
                "version")  # fmt: skip
 NAME_FIELDS = ("name", "nickname", "your_name")
 PARTS = ("description", "personality", "scenario")
+ATTACHED = "lorebooks"
 NEW_CHARACTER = Character("")
 
 
@@ -58,6 +60,7 @@ class Draft(LoreDraft):
     def collect(self) -> None:
         _collect_fields(self)
         _collect_note(self)
+        _collect_attached(self)
         self.collect_book()
 
 
@@ -129,6 +132,13 @@ def _collect_note(draft: Draft) -> None:
     note = Note(old.text if is_same_text(old.text, typed) else typed, NOTE_DEPTH if depth is None else int(depth), role)
     if note != old:
         draft.now = replace(draft.now, extensions=with_note(draft.now.extensions, note))
+
+
+def _collect_attached(draft: Draft) -> None:
+    old = read_attached(draft.now.extensions)
+    chosen = tuple(st.session_state.get(draft.field_key(ATTACHED), old))
+    if chosen != old:
+        draft.now = replace(draft.now, extensions=with_attached(draft.now.extensions, chosen))
 
 
 def set_shape(number: int, is_one_text: bool) -> None:

@@ -7,12 +7,15 @@ from dataclasses import replace
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.personas.attached import with_attached
 from core.personas.character import Character
+from core.personas.formats import OWN
 from core.personas.lore_editing import foreign_keys
 from core.personas.lore_entry import MAX_NUMBER, ROLES
 from core.personas.names import same_name
 from core.personas.note import KEY as NOTE_KEY
 from core.personas.note import read_note
+from ui.characters.attached import draw_attached_choice
 from ui.characters.draft import PARTS, Draft, collect, draft_of, set_shape
 from ui.characters.lore_draft import note_typed
 from ui.characters.lorebook import draw_foreign, draw_lorebook
@@ -207,6 +210,7 @@ def _draw_note(draft: Draft) -> None:
 def _draw_lore(draft: Draft) -> None:
     st.caption(tr("characters.lore_help"))
     draw_lorebook(draft)
+    draw_attached_choice(draft)
 
 
 def _draw_card(draft: Draft) -> None:
@@ -222,6 +226,8 @@ def foreign_names(character: Character) -> list[str]:
     names = {str(key) for part in character.extra.values() for key in part} | {str(key) for key in character.extensions}
     if isinstance(character.extensions.get(NOTE_KEY), dict):
         names.discard(NOTE_KEY)
+    if with_attached(character.extensions, ()).get(OWN) is None:
+        names.discard(OWN)
     return sorted(names.union(foreign_keys(character.lorebook)))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
@@ -12,6 +14,7 @@ from core.chat.modes import PromptStyle, choose_mode
 from core.chat.template import ChatTemplate, Turn
 from core.chat.tokens import TokenCounter
 from core.common.errors import DeckError
+from core.personas.attached import attached_names
 from core.personas.character import Character
 from core.personas.lorebook import LeftOut
 from core.personas.user import UserPersona, read_persona
@@ -20,7 +23,7 @@ from ui.shared.i18n import text, tr
 from ui.shared.lore import left_out_words
 from ui.shared.markdown import escape
 from ui.shared.people import person
-from ui.shared.resources import engine
+from ui.shared.resources import engine, lorebooks
 
 SAID_KEY = "characters_said"
 HEIGHT = 420
@@ -42,7 +45,8 @@ def draw_preview(character: Character) -> str:
     said = str(st.session_state.get(SAID_KEY) or text("characters.said"))
     try:
         model = loaded_model()
-        prompt, left_out = render_prompt(character, read_persona(person()), said, model, context_tokens())
+        books = tuple(book.values for book in lorebooks().attached(attached_names(character)))
+        prompt, left_out = render_prompt(character, read_persona(person()), said, model, context_tokens(), books)
     except DeckError as error:
         show_error(error)
         return ""
@@ -59,13 +63,18 @@ def draw_preview(character: Character) -> str:
 
 
 def render_prompt(
-    character: Character, user: UserPersona, said: str, model: ModelPrompt, context_tokens: int | None = None
+    character: Character,
+    user: UserPersona,
+    said: str,
+    model: ModelPrompt,
+    context_tokens: int | None = None,
+    books: tuple[Mapping[str, Any], ...] = (),
 ) -> tuple[str, tuple[LeftOut, ...]]:
     """The prompt for the answer to a first message, as a new chat asks it, and the lore that it leaves out.
 
     Raises TemplateError.
     """
-    speaker = CharacterPrompt(character, user, model.counter.count, seed="preview")
+    speaker = CharacterPrompt(character, user, model.counter.count, seed="preview", books=books)
     turns = [Turn(role="assistant", content=greeting) for greeting in speaker.greetings()[:1]]
     if turns:
         speaker = replace(speaker, greeting=turns[0]["content"])

@@ -11,7 +11,7 @@ from ui.chat.actions import START, impersonate, stop, undo
 from ui.chat.feedback import NOTICE_KEY, Notice
 from ui.chat.new_chat import NEW_ID
 from ui.chat.session import EDIT_KEY, is_busy, tag_of
-from ui.chat.setup import prompt_of
+from ui.chat.setup import character_prompt, find_character, prompt_of
 from ui.shared.errors import sentence
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
@@ -33,7 +33,9 @@ def fitted_prompt(chat: Chat) -> Prompt | DeckError | None:
     if state.phase != "ready":
         return None
     messages = tuple((one.id, len(one.text)) for one in chat.messages if one.state != "writing")
-    key = (state.facts, chat.info, messages)
+    # Who speaks and what they know may have been changed on another page.
+    cast = [find_character(name) for name in chat.info.cast]
+    key = (state.facts, chat.info, messages, cast, character_prompt(chat.info).books)
     if st.session_state.get(FITTED_KEY, (None,))[0] != key:
         at_rest = Chat(chat.info, tuple(one for one in chat.messages if one.state != "writing"))
         found: Prompt | DeckError

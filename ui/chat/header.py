@@ -6,7 +6,10 @@ import streamlit as st
 from streamlit import get_option
 
 from core.chat.database import ChatStoreError
+from core.chat.prompt_context import Prompt
 from core.chat.records import Chat, ChatInfo
+from core.personas.fields import visible
+from ui.chat.lore import draw_lore, missing_books
 from ui.chat.model_menu import draw_model
 from ui.chat.new_chat import NEW_ID
 from ui.chat.portraits import Faces
@@ -40,14 +43,16 @@ HEAD_STYLE = """<style>
 </style>"""
 
 
-def draw_head(chat: Chat, faces: Faces, used_tokens: int) -> None:
-    """`used_tokens` are those that the model reads of the chat now."""
+def draw_head(chat: Chat, faces: Faces, prompt: Prompt | None) -> None:
+    """`prompt` is what the model reads of the chat now."""
     info, tag = chat.info, tag_of(chat.info)
     st.html(HEAD_STYLE.replace("BACK", _theme("backgroundColor")).replace("BORDER", _theme("borderColor")))
     with st.container(key="chat_head", gap="xsmall"):
-        _draw_title(chat, faces, tag)
-        _draw_tools(chat, tag, used_tokens)
+        _draw_title(chat, faces, tag, prompt)
+        _draw_tools(chat, tag, prompt.fitted.prompt_tokens if prompt else 0)
     say_unknown_format(info)
+    for name in missing_books(info):
+        st.warning(tr("lorebooks.gone", name=visible(name)), icon=":material/menu_book:")
     for name in info.cast:
         if find_character(name) is None:
             kind = "member" if len(info.cast) > 1 else "character"
@@ -59,7 +64,7 @@ def _theme(color: str) -> str:
     return f"light-dark({get_option(f'theme.light.{color}')}, {get_option(f'theme.dark.{color}')})"
 
 
-def _draw_title(chat: Chat, faces: Faces, tag: str) -> None:
+def _draw_title(chat: Chat, faces: Faces, tag: str, prompt: Prompt | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="chat_title_row"):
         cast = [faces.speakers.get(name) for name in chat.info.cast] if len(chat.info.cast) > 1 else [faces.char]
         for face in cast[:MAX_FACES]:
@@ -69,6 +74,10 @@ def _draw_title(chat: Chat, faces: Faces, tag: str) -> None:
         with icons("chat_head"):
             st.button(tr("chat.new"), key="chat_begin", icon=":material/edit_square:", type="tertiary",
                       shortcut=NEW_CHAT, help=f"{tr('chat.new')} {NEW_CHAT}", on_click=begin_chat)  # fmt: skip
+            if chat.info.mode != "notebook":
+                with st.popover(tr("lorebooks.title"), key=f"chat_lore_{tag}", type="tertiary",
+                                icon=":material/menu_book:", help=tr("lorebooks.title")):  # fmt: skip
+                    draw_lore(chat.info, tag, prompt)
             if chat.info.id != NEW_ID:
                 with st.popover(tr("chat.this_chat"), key=f"chat_whole_{tag}", type="tertiary",
                                 icon=":material/more_horiz:", help=tr("chat.this_chat")):  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import streamlit as st
 from streamlit import get_option
 
 from core.chat.archives import chat_files_in
 from core.chat.importing import MAX_FILE_BYTES, MIB, read_chats
-from core.chat.records import ChatInfo, Hit
+from core.chat.records import ChatInfo, CopiedChat, Hit
 from core.common.errors import DeckError
 from ui.chat.day_groups import Group, grouped
 from ui.chat.feedback import FAILED_KEY, LEFT_KEY, show_errors
@@ -24,7 +25,7 @@ from ui.shared.errors import sentence
 from ui.shared.i18n import text, tr
 from ui.shared.icon_buttons import icons
 from ui.shared.markdown import escape, shortened
-from ui.shared.resources import chat_service, chat_store
+from ui.shared.resources import chat_service, chat_store, lorebooks
 from ui.shared.routing import CHAT_PAGE
 
 # What is too wide is cut by the browser.
@@ -172,7 +173,7 @@ def _import(key: str) -> None:
         try:
             for name, data in chat_files_in(file.name, file.getvalue()):
                 found = read_chats(data)
-                added += chat_store().add_all(found.chats)
+                added += chat_store().add_all([_with_books(chat) for chat in found.chats])
                 left += [(name, found.notices)] if found.notices else []
         except DeckError as error:
             failed.append((file.name, error))
@@ -182,6 +183,11 @@ def _import(key: str) -> None:
         st.toast(tr("chat.imported", count=len(added)), icon=":material/check_circle:")
     st.session_state[LEFT_KEY] = left
     st.session_state[FAILED_KEY] = failed
+
+
+def _with_books(chat: CopiedChat) -> CopiedChat:
+    """A chat from a file, which names its lorebooks by their names."""
+    return replace(chat, lorebooks=tuple(map(lorebooks().key_named, chat.lorebooks)))
 
 
 def _draw_failed() -> None:

@@ -16,14 +16,14 @@ MAX_GREETINGS = 1000
 
 
 def new_values() -> dict[str, Any]:
-    """What was chosen for the new chat: "character", "members", "mode", "settings", "greeting".
+    """What was chosen for the new chat: "character", "members", "lorebooks", "mode", "settings", "greeting".
 
     Mode None is a sensible one.
     """
     if NEW_KEY not in st.session_state:
         settings = {"seed": secrets.token_hex(4)}
         st.session_state[NEW_KEY] = {
-            "character": "", "members": [], "mode": None, "settings": settings, "greeting": 0,
+            "character": "", "members": [], "lorebooks": [], "mode": None, "settings": settings, "greeting": 0,
         }  # fmt: skip
     values: dict[str, Any] = st.session_state[NEW_KEY]
     return values
@@ -38,7 +38,7 @@ def new_chat_info() -> ChatInfo:
     cast = [name for name in dict.fromkeys([values["character"], *values["members"]]) if name]
     mode: Mode = values["mode"] or default_mode(bool(cast))
     return ChatInfo(NEW_ID, "", False, 0.0, 0.0, False, mode, cast[0] if cast else "", values["settings"], "",
-                    tuple(cast[1:]))  # fmt: skip
+                    tuple(cast[1:]), tuple(values["lorebooks"]))  # fmt: skip
 
 
 def new_chat() -> Chat:
@@ -66,7 +66,7 @@ def opened_chat(info: ChatInfo, shown: int) -> CopiedChat:
         ]
         parent = first + chosen
     return CopiedChat(tuple(messages), mode=info.mode, character=info.character, members=info.members,
-                      settings=info.settings)  # fmt: skip
+                      settings=info.settings, lorebooks=info.lorebooks)  # fmt: skip
 
 
 def _openings(info: ChatInfo) -> list[tuple[str, tuple[str, ...]]]:

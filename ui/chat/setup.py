@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,13 @@ from core.chat.records import Chat, ChatInfo, Mode
 from core.chat.thinking import thinking_of
 from core.common.errors import DeckError, EngineError
 from core.engine.sampling_params import Sampling
+from core.personas.attached import attached_names
 from core.personas.character import Character
+from core.personas.lorebooks import BookEntry
 from core.personas.user import read_persona
 from ui.shared.i18n import text
 from ui.shared.people import person
-from ui.shared.resources import characters, engine, preferences, presets
+from ui.shared.resources import characters, engine, lorebooks, preferences, presets
 
 
 def default_mode(has_character: bool) -> Mode:
@@ -109,7 +112,26 @@ def character_prompt(
         seed=str(info.settings.get("seed", info.id)),
         greeting=greeting,
         group=", ".join(group.names[key] for key in group.cast) if group is not None and group.is_group else "",
+        books=_books_of(info, found[1] if found else None),
     )
+
+
+def find_book(name: str) -> BookEntry | None:
+    """The lorebook that a chat or a character names, where it is there."""
+    try:
+        return lorebooks().find(name)
+    except DeckError:
+        return None
+
+
+def _books_of(info: ChatInfo, character: Character | None) -> tuple[Mapping[str, Any], ...]:
+    """The lorebooks beside the character's own: those it was given, then the chat's, then those of all chats."""
+    names = (*attached_names(character), *info.lorebooks) if character is not None else info.lorebooks
+    try:
+        return tuple(book.values for book in lorebooks().attached(names))
+    except DeckError:
+        # The page of lorebooks says what is wrong with their folder; the chat goes on without them.
+        return ()
 
 
 def recommended() -> dict[str, Any]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import streamlit as st
 
 from core.chat.exporting import to_json, to_markdown, to_sillytavern
-from core.chat.records import Chat, ChatInfo
+from core.chat.records import Chat, ChatInfo, CopiedChat
 from core.chat.store import ChatStore
 from ui.chat.actions import delete_chat
 from ui.chat.feedback import show_errors
-from ui.chat.setup import character_prompt, name_of, title_of
+from ui.chat.setup import character_prompt, find_book, name_of, title_of
 from ui.chat.transcript import shows_speed
 from ui.shared.i18n import tr
 from ui.shared.identity import key_of, known_value, note_stored
@@ -43,7 +44,7 @@ def draw_whole(chat: Chat) -> None:
     st.download_button(tr("chat.export_markdown"), lambda: _markdown(store, info, owner), _file_name(info, "md"),
                        MARKDOWN, key=f"chat_export_markdown_{info.id}", help=tr("chat.export_markdown_help"),
                        on_click="ignore", icon=":material/article:", width="stretch")  # fmt: skip
-    st.download_button(tr("chat.export_json"), lambda: to_json(store.copy(info.id)), _file_name(info, "json"),
+    st.download_button(tr("chat.export_json"), lambda: to_json(_copy(store, info)), _file_name(info, "json"),
                        JSON, key=f"chat_export_json_{info.id}", help=tr("chat.export_json_help"),
                        on_click="ignore", icon=":material/data_object:", width="stretch")  # fmt: skip
     st.button(tr("chat.delete"), key=f"chat_delete_{info.id}", icon=":material/delete:", width="stretch",
@@ -60,9 +61,16 @@ def _markdown(store: ChatStore, info: ChatInfo, owner: str) -> str:
 
 
 def _tavern(store: ChatStore, info: ChatInfo, owner: str) -> str:
-    names, chat = character_prompt(info, owner=owner).names, store.copy(info.id)
+    names, chat = character_prompt(info, owner=owner).names, _copy(store, info)
     speakers = _speakers([*info.cast, *(message.speaker for message in chat.messages)])
     return to_sillytavern(chat, names.user, names.char, speakers)
+
+
+def _copy(store: ChatStore, info: ChatInfo) -> CopiedChat:
+    """The chat for a file, with the names of its lorebooks: elsewhere nobody knows their keys."""
+    chat = store.copy(info.id)
+    found = {name: find_book(name) for name in chat.lorebooks}
+    return replace(chat, lorebooks=tuple(name if one is None else one.name for name, one in found.items()))
 
 
 def _speakers(names: Iterable[str]) -> dict[str, str]:

@@ -15,8 +15,12 @@ def left_out_words(left_out: Sequence[LeftOut]) -> str:
     """One line with each entry and why it is not there; empty where none was left out."""
     if not left_out:
         return ""
-    reasons = [
-        f"{escape(shortened(one.title, TITLE_CHARS))} ({tr(f'characters.left_out_{one.reason}')})" for one in left_out
-    ]
+    reasons = [f"{entry_words(one.title, one.book)} ({tr(f'characters.left_out_{one.reason}')})" for one in left_out]
     more = f", … (+{len(left_out) - MAX_SHOWN})" if len(left_out) > MAX_SHOWN else ""
     return f"{tr('characters.left_out')} {', '.join(reasons[:MAX_SHOWN])}{more}"
+
+
+def entry_words(title: str, book: str) -> str:
+    """An entry and the lorebook that it is from."""
+    named = escape(shortened(title, TITLE_CHARS))
+    return f"{named} · *{escape(shortened(book, TITLE_CHARS))}*" if book else named
