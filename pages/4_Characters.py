@@ -9,7 +9,8 @@ from ui.characters.detail import draw_detail
 from ui.characters.draft import renew_drafts
 from ui.characters.form import draw_form
 from ui.characters.gallery import draw_gallery
-from ui.characters.persona import draw_user, renew_user_draft
+from ui.characters.persona import draw_persona, renew_user_drafts
+from ui.characters.personas import draw_user
 from ui.characters.view import current_view
 from ui.shared.i18n import tr
 from ui.shared.routing import has_arrived, require_router
@@ -18,12 +19,14 @@ require_router()
 part, key = current_view(has_arrived())
 if has_arrived():
     renew_drafts()
-    renew_user_draft()
+    renew_user_drafts()
     renew_book_drafts()
 if part == "form":
     draw_form(key)
 elif part == "user":
     draw_user()
+elif part == "persona":
+    draw_persona(key)
 elif part == "books":
     draw_books()
 elif part == "book" and key is not None:

@@ -47,8 +47,9 @@ class Completions:
     async def chat(self, call: HttpCall) -> None:
         def read(request: ChatRequest) -> Order:
             served = read_served_model(self._engine)
-            character = find_character(request.model, served, self._characters)
-            generations = [read_chat_request(request, served, character, call.owner)]
+            entry = find_character(request.model, served, self._characters)
+            character, key = (entry.character, entry.key) if entry is not None else (None, "")
+            generations = [read_chat_request(request, served, character, call.owner, key)]
             return _order(request, served, generations, ResponseWriter("chat", request.model or served.name))
 
         await self._answer(call, await self._intake.take(call, ChatRequest, read))

@@ -22,7 +22,7 @@ from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter
 from core.personas.attached import attached_names
 from core.personas.character import Character
 from core.personas.lorebooks import Lorebooks
-from core.personas.user import read_persona
+from core.personas.user import UserPersona, read_persona
 
 # As OpenAI has it, where a completion does not say how long it may be.
 COMPLETION_TOKENS = 16
@@ -75,9 +75,10 @@ class GenerationRequest:
 
 
 def read_chat_request(
-    request: ChatRequest, served: ServedModel, character: Character | None, owner: str = ""
+    request: ChatRequest, served: ServedModel, character: Character | None, owner: str = "", key: str = ""
 ) -> GenerationRequest:
-    """The model's answer to the messages, or the character's to the persona of `owner`. Raises DeckError."""
+    """The model's answer to the messages, or the character's, whose key is `key`, to the persona that `owner` has for
+    it. Raises DeckError."""
     check_size([message.content for message in request.messages], served)
     sampling = _sampling(request, served, request.max_completion_tokens or request.max_tokens or ALL_THERE_IS)
     thinking = _thinking(request, served)
@@ -90,7 +91,8 @@ def read_chat_request(
             raise ApiError("api_field", field="continue_final_message", why="the last message is not the assistant's")
         start = messages.pop().content
     if character is not None:
-        asked, begun = _as_character(messages, start, sampling, request.n or 1, served, character, owner)
+        user = read_persona(owner, character=key)
+        asked, begun = _as_character(messages, start, sampling, request.n or 1, served, character, user)
         return replace(asked, thought=_rules(request, template, begun or start, thinking))
     mode = choose_mode(served.model.template, served.name, has_character=False)
     if mode in ("notebook", "chat"):
@@ -157,7 +159,7 @@ def _as_character(
     num_choices: int,
     served: ServedModel,
     character: Character,
-    owner: str,
+    user: UserPersona,
 ) -> tuple[GenerationRequest, str]:
     """The request as the page Chat makes it for a character, except that no message is left out.
 
@@ -166,7 +168,7 @@ def _as_character(
     head, turns = _split(messages)
     speaker = CharacterPrompt(
         character=character,
-        user=read_persona(owner),
+        user=user,
         count_tokens=served.model.counter.count,
         system=head,
         # A client's chat has no number; its first message stays the same all along.

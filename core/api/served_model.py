@@ -15,7 +15,6 @@ from core.chat.presets import read_recommended
 from core.common.errors import DeckError, EngineError
 from core.common.values import printable
 from core.engine.interface import Engine
-from core.personas.character import Character
 from core.personas.listing import Entry, Listing
 
 OWNER = "llamadeck"
@@ -60,19 +59,19 @@ def _read_recommended(folder: Path, changed_ns: int) -> dict[str, Any]:
     return read_recommended(folder)
 
 
-def find_character(name: str | None, served: ServedModel, characters: Listing) -> Character | None:
+def find_character(name: str | None, served: ServedModel, characters: Listing) -> Entry | None:
     """The character that a request's `model` means; None for the loaded model. Raises ApiError for any other name."""
     if name is None or name == served.name:
         return None
     if len(name) > MAX_NAME_CHARS:
         raise ApiError("api_model", name=f"{printable(name[:MAX_SHOWN_CHARS])}…", loaded=served.name)
     try:
-        character = characters.find(name).character
+        entry = characters.find(name)
     except DeckError:
-        character = None
-    if character is None:
+        entry = None
+    if entry is None or entry.character is None:
         raise ApiError("api_model", name=printable(name), loaded=served.name)
-    return character
+    return entry
 
 
 def list_models(served: ServedModel, characters: Listing) -> list[dict[str, Any]]:

@@ -50,6 +50,12 @@ class CharacterPrompt:
         macros = make_macros(self.character, self._macro_context())
         return Names.of(macros.user, macros.char)
 
+    @property
+    def person_name(self) -> str:
+        """The name under which the user writes; empty where there is none."""
+        own = self.character.your_name.strip() if self.character is not None else ""
+        return own or self.user.name.strip()
+
     def greetings(self) -> tuple[str, ...]:
         """The first messages to choose from; there may be none."""
         return tuple(text for text in self._all_greetings() if text)

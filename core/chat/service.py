@@ -68,7 +68,7 @@ class ChatService:
         prompt = context.prepare([*context.turns_of(messages), context.asked(text, files)], start=start)
 
         def begin() -> int:
-            question = self._store.append_user(chat, text, after, files)
+            question = self._store.append_user(chat, text, after, files, context.character.person_name)
             parts = context.style.message_parts("", prompt.parts, prompt.begun) if start else Parts()
             return self._store.begin_answer(chat, question, parts.answer, context.speaker, thought_of(parts))
 

@@ -266,13 +266,17 @@ class ChatStore:
 
     # Messages -------------------------------------------------------------------------------------------------------
 
-    def append_user(self, chat: int, text: str, after: int | None, files: Sequence[Document] = ()) -> int:
+    def append_user(
+        self, chat: int, text: str, after: int | None, files: Sequence[Document] = (), speaker: str = ""
+    ) -> int:
         """Add a person's message with its files. `after` is the last message that they saw, None in an empty chat.
 
+        `speaker` is the name under which they write.
         Raises ChatStoreError "chat_moved_on" where the chat went on meanwhile.
         """
         return self._change_chat(
-            chat, lambda db: mutations.append(db, chat, after, "user", text, "done", self._now(), files=files)
+            chat,
+            lambda db: mutations.append(db, chat, after, "user", text, "done", self._now(), speaker, files),
         )
 
     def append_text(self, chat: int, text: str) -> int:

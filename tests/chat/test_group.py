@@ -140,10 +140,11 @@ def test_answers_keep_their_speaker_whatever_is_done_to_them(desk: Desk) -> None
     desk.finish(desk.service.continue_answer(desk.chat, third, context("ada")), " Sir.")
     desk.store.edit(first, "Hoho!")
     messages = desk.store.read(desk.chat).messages
-    assert [(one.text, one.speaker) for one in messages] == [("Hi", ""), ("Hoho!", "olaf"), ("Good day. Sir.", "ada")]
+    said = [(one.text, one.speaker) for one in messages]
+    assert said == [("Hi", "Tom"), ("Hoho!", "olaf"), ("Good day. Sir.", "ada")]
     question = messages[0].id
     desk.finish(desk.service.edit_and_resend(desk.chat, question, "小明?", context("小明")), "在")
-    assert [one.speaker for one in desk.store.read(desk.chat).messages] == ["", "小明"]
+    assert [one.speaker for one in desk.store.read(desk.chat).messages] == ["Tom", "小明"]
 
 
 def test_lines_from_before_a_group_stay_their_speakers(desk: Desk) -> None:

@@ -27,7 +27,7 @@ from core.personas.user import (
     UserPersona,
     read_persona,
     read_picture,
-    require_persona,
+    require_personas,
     save_persona,
     save_picture,
 )
@@ -383,7 +383,7 @@ def test_a_bad_persona_is_said_and_stays(tmp_path: Path, monkeypatch: pytest.Mon
     assert files(tmp_path) == {}
     (tmp_path / "persona.yaml").write_text("- a")
     with pytest.raises(FileDamaged):
-        require_persona()
+        require_personas()
     with pytest.raises(FileDamaged):
         save_persona(UserPersona("Sam"))
     assert read_persona() == UserPersona() and (tmp_path / "persona.yaml").read_text() == "- a"

@@ -14,7 +14,7 @@ from core.personas.character import Character
 from core.personas.pictures import as_png
 from core.personas.portrait import draw_portrait
 from core.personas.store import Characters
-from core.personas.user import UserPersona, read_persona, read_picture, save_persona
+from core.personas.user import UserPersona, add_persona, read_persona, read_personas, read_picture, save_persona
 from tests.support.cards import PICTURE, V2
 from tests.support.checkpoints import make_checkpoint
 from tests.support.pages import click, go, open_tab, run
@@ -381,6 +381,44 @@ def test_the_users_own_persona_is_saved(store: Characters) -> None:
     click(tab, "characters_user_save")
     assert read_persona() == UserPersona("Kim", "A cook.")
     assert read_picture() == PICTURE
+
+
+def test_personas_are_made_chosen_and_deleted(store: Characters) -> None:
+    save_persona(UserPersona("Kim", "A cook."))
+    tab = click(click(open_characters(), "characters_user"), "characters_persona_new")
+    named(tab.text_input, "characters_user_name").set_value("Ann")
+    named(run(tab).text_area, "characters_user_about").set_value("A spy.")
+    click(run(tab), "characters_user_save")
+    ann = next(key for key, one in read_personas().by_key.items() if one.name == "Ann")
+    assert read_persona().name == "Kim" and "**Ann**" in words(tab) and ":green-badge[default]" in words(tab)
+    click(tab, f"characters_persona_default_{ann}")
+    assert read_persona() == UserPersona("Ann", "A spy.")
+    click(tab, f"characters_persona_delete_{ann}")
+    assert read_persona().name == "Kim" and "**Ann** was deleted" in words(tab)
+    click(tab, "characters_undo_button")
+    assert read_persona() == UserPersona("Ann", "A spy.")
+
+
+def test_a_character_remembers_its_persona(store: Characters) -> None:
+    save_persona(UserPersona("Kim"))
+    ann = add_persona(UserPersona("Ann", "A spy."))
+    tab = open_characters(character=store.add(ADA))
+    assert "Hi Kim" in words(tab)
+    named(tab.selectbox, "character_persona").set_value(ann)
+    assert "Hi Ann" in words(run(tab)) and "A spy." in tab.code[0].value
+    named(tab.selectbox, "character_persona").set_value("")
+    assert "Hi Kim" in words(run(tab)) and read_personas().of_characters == {}
+
+
+def test_a_backup_of_personas_is_imported_and_what_is_none_is_said(store: Characters) -> None:
+    tab = click(open_characters(), "characters_user")
+    click(tab, "characters_back_user")
+    backup = {"personas": {"a.png": "Ann"}, "persona_descriptions": {"a.png": {"description": "A spy."}}}
+    upload = named(tab.file_uploader, "characters_personas_imported")
+    upload.set_value([("b.json", json.dumps(backup).encode(), "application/json")])
+    assert "1 personas were found, 1 of them are new" in run(tab).success[0].value and read_persona().name == "Ann"
+    named(tab.file_uploader, "characters_personas_imported").set_value([("b.json", b"{}", "application/json")])
+    assert "no backup of personas" in run(tab).error[0].value
 
 
 def test_a_broken_persona_is_not_written_over(store: Characters, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_each_describes_only_themselves(be: Be) -> None:
         assert "Yours alone" in words(tab)
         describe(text)
     be(ANN)
-    tab = click(go(open_tab(), "4_Characters"), "characters_user")
+    tab = click(click(go(open_tab(), "4_Characters"), "characters_user"), "characters_persona_edit_1")
     assert named(tab.text_area, "characters_user_about").value == "A spy."
     assert read_persona(BOB).description == "A baker." and read_persona().name == "Before"
 

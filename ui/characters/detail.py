@@ -13,14 +13,18 @@ from core.personas.lore_editing import entry_indexes
 from core.personas.names import file_stem
 from core.personas.note import read_note
 from core.personas.portrait import draw_portrait
+from core.personas.user import read_personas, remember_persona
 from ui.characters.attached import draw_attached, with_book_names
 from ui.characters.draft import drafts, has_changes
 from ui.characters.preview import draw_preview, fence
 from ui.characters.readable import readable
 from ui.characters.view import attempt, back_button, draw_messages, new_chat_with, offer_undo, say, show
 from ui.shared.errors import show_error
-from ui.shared.i18n import language, tr
+from ui.shared.i18n import language, text, tr
+from ui.shared.identity import key_of
 from ui.shared.markdown import answer_markdown, escape
+from ui.shared.people import person
+from ui.shared.personas import persona_keys, persona_label
 from ui.shared.resources import characters, thumbnails
 from ui.shared.routing import CHAT_PAGE
 
@@ -41,8 +45,9 @@ def draw_detail(key: str) -> None:
         _draw_broken(entry)
         return
     _draw_head(entry, entry.character)
+    _choose_persona(entry)
     _draw_texts(entry, entry.character)
-    draw_preview(entry.character)
+    draw_preview(entry.character, entry.key)
 
 
 def _draw_broken(entry: Entry) -> None:
@@ -65,7 +70,7 @@ def _draw_head(entry: Entry, character: Character) -> None:
             if words := _origin_words(character):
                 st.caption(" · ".join(words))
         if notes := character.creator_notes_in(language()):
-            st.markdown(fence(readable(notes, character)))
+            st.markdown(fence(readable(notes, character, entry.key)))
         _draw_buttons(entry, character)
     try:
         characters().picture(entry.key)
@@ -102,6 +107,23 @@ def _draw_buttons(entry: Entry, character: Character) -> None:
             for kind in FORMATS:
                 _draw_export(entry, character, kind)
         _delete_button(entry)
+
+
+def _choose_persona(entry: Entry) -> None:
+    """The persona that the character remembers, where its reader has several."""
+    personas = read_personas(person())
+    if len(personas.by_key) < 2:
+        return
+    chosen = personas.of_characters.get(entry.key, "")
+    usual = text("characters.persona_usual", name=persona_label(personas.by_key[personas.default]))
+    key = key_of("character_persona", entry.key, chosen)
+    st.selectbox(tr("characters.persona_with"), ["", *persona_keys(personas)], key=key, width=320,
+                 format_func=lambda one: persona_label(personas.by_key[one]) if one else usual,
+                 help=tr("characters.persona_with_help"), on_change=_remember, args=(entry.key, key))  # fmt: skip
+
+
+def _remember(character: str, key: str) -> None:
+    attempt(lambda: remember_persona(character, st.session_state[key], person()))
 
 
 def _draw_export(entry: Entry, character: Character, kind: Format) -> None:
@@ -152,17 +174,17 @@ def _draw_texts(entry: Entry, character: Character) -> None:
     if character.greetings != ("",):
         st.subheader(tr("characters.greeting"))
         with st.chat_message("assistant", avatar=_picture(entry)):
-            st.markdown(answer_markdown(readable(character.greeting, character)) or tr("characters.empty"))
+            st.markdown(answer_markdown(readable(character.greeting, character, entry.key)) or tr("characters.empty"))
         for number, greeting in enumerate(character.alternate_greetings):
             with st.expander(tr("characters.other_greeting", number=number + 2)):
-                st.markdown(answer_markdown(readable(greeting, character)))
+                st.markdown(answer_markdown(readable(greeting, character, entry.key)))
     for name in SECTIONS:
         if words := str(getattr(character, name)).strip():
             with st.expander(tr(f"characters.{name}"), expanded=name in ("context", "description")):
-                st.markdown(fence(readable(words, character)))
+                st.markdown(fence(readable(words, character, entry.key)))
     if words := read_note(character.extensions).text.strip():
         with st.expander(tr("characters.note")):
-            st.markdown(fence(readable(words, character)))
+            st.markdown(fence(readable(words, character, entry.key)))
     if count := len(entry_indexes(character.lorebook)):
         st.caption(
             f":material/menu_book: {tr('characters.lore_one' if count == 1 else 'characters.lore_count', count=count)}"

@@ -48,7 +48,7 @@ def draw_form(key: str | None) -> None:
     for name, tab in zip(TABS, st.tabs([tr(f"characters.tab_{name}") for name in TABS]), strict=True):
         with tab:
             DRAW[name](draft)
-    _draw_bottom(draft, draw_preview(draft.now))
+    _draw_bottom(draft, draw_preview(draft.now, draft.key or ""))
 
 
 def _draw_bottom(draft: Draft, length: str) -> None:

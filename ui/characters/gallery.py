@@ -15,6 +15,7 @@ from core.personas.listing import Entry
 from core.personas.names import same_name
 from ui.characters.draft import has_changes
 from ui.characters.importing import CHARACTERS, draw_import, draw_results
+from ui.characters.personas import open_user
 from ui.characters.readable import readable
 from ui.characters.view import draw_messages, new_chat_with, show
 from ui.shared.errors import sentence, show_error
@@ -72,7 +73,7 @@ def _draw_head() -> None:
         with st.popover(tr("characters.import"), icon=":material/upload:", key="characters_import"):
             draw_import(CHARACTERS)
         st.button(tr("characters.user"), key="characters_user", icon=":material/person:",
-                  on_click=show, args=("user",))  # fmt: skip
+                  on_click=open_user)  # fmt: skip
         st.button(tr("lorebooks.title"), key="characters_lorebooks", icon=":material/menu_book:",
                   on_click=show, args=("books",))  # fmt: skip
     if person():
@@ -180,7 +181,7 @@ def about_words(entry: Entry) -> str:
     if one is None:
         return ""
     words = one.creator_notes_in(language()) or one.about
-    return readable(words, one)
+    return readable(words, one, entry.key)
 
 
 def _draw_broken(entry: Entry) -> None:

@@ -37,16 +37,18 @@ def loaded_model() -> ModelPrompt:
     return read_model_prompt(engine().state, engine().server_counter) or NO_MODEL
 
 
-def draw_preview(character: Character) -> str:
+def draw_preview(character: Character, key: str = "") -> str:
     """The whole prompt behind a line with its length. The first message can be tried, lorebooks answer to it.
 
-    Gives the length in words, empty where there is no prompt.
+    `key` is the character's. Gives the length in words, empty where there is no prompt.
     """
     said = str(st.session_state.get(SAID_KEY) or text("characters.said"))
     try:
         model = loaded_model()
         books = tuple(book.values for book in lorebooks().attached(attached_names(character)))
-        prompt, left_out = render_prompt(character, read_persona(person()), said, model, context_tokens(), books)
+        prompt, left_out = render_prompt(
+            character, read_persona(person(), character=key), said, model, context_tokens(), books
+        )
     except DeckError as error:
         show_error(error)
         return ""

@@ -12,7 +12,7 @@ from ui.shared.people import person
 NAMES = re.compile(r"\{\{\s*(char|user|bot)\s*\}\}|<(char|user|bot)>", re.IGNORECASE)
 
 
-def readable(words: str, character: Character) -> str:
-    """`words` with the names of the character and of whoever looks at the page."""
-    user = user_name(character, read_persona(person()))
+def readable(words: str, character: Character, key: str = "") -> str:
+    """`words` with the names of the character, whose key is `key`, and of whoever looks at the page."""
+    user = user_name(character, read_persona(person(), character=key))
     return NAMES.sub(lambda found: user if (found[1] or found[2]).lower() == "user" else character.called, words)

@@ -23,8 +23,8 @@ VIEW_KEY, UNDO_KEY = "characters_view", "characters_undo"
 NUMBER_KEY = "characters_number"
 ERROR_KEY, NOTICE_KEY = "characters_error", "characters_notice"
 
-Part = Literal["gallery", "detail", "form", "user", "books", "book"]
-# The part and the key of the character or the lorebook; a new character has none.
+Part = Literal["gallery", "detail", "form", "user", "persona", "books", "book"]
+# The part and the key of the character, the persona or the lorebook; a new one has none.
 View = tuple[Part, str | None]
 GALLERY: View = ("gallery", None)
 
@@ -64,7 +64,7 @@ def _address(view: View) -> dict[str, str]:
     part, key = view
     if part in ("books", "book"):
         return {BOOK_PARAM: key or ""}
-    return {PARAM: key} if key is not None else {}
+    return {PARAM: key} if key is not None and part != "persona" else {}
 
 
 def _set_address(view: View) -> None:
@@ -141,7 +141,9 @@ def new_chat_with(key: str) -> dict[str, str]:
     return {"chat": "new", PARAM: key}
 
 
-def back_button(part: Literal["gallery", "books"] = "gallery") -> None:
-    words = "characters.back" if part == "gallery" else "lorebooks.back"
-    st.button(tr(words), key=f"characters_back_{part}" if part != "gallery" else "characters_back", type="tertiary",
-              icon=":material/arrow_back:", on_click=show, args=(part,))  # fmt: skip
+BACK = {"gallery": "characters.back", "user": "characters.personas_back", "books": "lorebooks.back"}
+
+
+def back_button(part: Literal["gallery", "user", "books"] = "gallery") -> None:
+    key = f"characters_back_{part}" if part != "gallery" else "characters_back"
+    st.button(tr(BACK[part]), key=key, type="tertiary", icon=":material/arrow_back:", on_click=show, args=(part,))

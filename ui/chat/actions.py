@@ -67,7 +67,7 @@ def _ask(tag: str, text: str) -> None:
         chat = keep(chat)
         after = chat.messages[-1].id if chat.messages else None
     if context.speaker and order_of(chat.info) == "manual":
-        chat_store().append_user(chat.info.id, text, after)
+        chat_store().append_user(chat.info.id, text, after, speaker=context.character.person_name)
     else:
         chat_service().send(chat.info.id, text, after, context, start)
         let_go(START, tag)
@@ -85,7 +85,8 @@ def ask_noted(chat: Chat) -> Chat:
     try:
         context = prompt_context(chat, line=chat.info.draft)
         if context.speaker and order_of(chat.info) == "manual":
-            chat_store().append_user(chat.info.id, chat.info.draft, last.id if last else None)
+            chat_store().append_user(chat.info.id, chat.info.draft, last.id if last else None,
+                                     speaker=context.character.person_name)  # fmt: skip
         else:
             chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, context)
         chat_store().drop_draft(chat.info.id, chat.info.draft)

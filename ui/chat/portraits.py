@@ -10,12 +10,11 @@ from functools import lru_cache
 
 from PIL import Image
 
-from core.chat.records import Chat, ChatInfo, Message
+from core.chat.records import Chat, Message
 from core.common.errors import DeckError
-from core.personas.prompt import NAMELESS, NAMELESS_IN_CHINESE
 from core.personas.thumbnails import make_thumbnail
-from core.personas.user import PICTURE, read_picture
-from ui.chat.setup import character_prompt, find_character, name_of
+from core.personas.user import PICTURE, read_personas, read_picture
+from ui.chat.setup import character_prompt, find_character, is_foreign, name_of, persona_key
 from ui.shared.i18n import text
 from ui.shared.people import person
 from ui.shared.resources import characters, thumbnails
@@ -42,44 +41,54 @@ class Faces:
     speakers: Mapping[str, bytes | None] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     own_names: Mapping[str, str] = field(default_factory=dict)
+    person_name: str = ""
 
     def of(self, role: str) -> bytes | str:
         return (self.user if role == "user" else self.char) or ICONS[role]
 
     def of_message(self, message: Message) -> bytes | str:
-        if not message.speaker:
+        if not self._is_foreign(message):
             return self.of(message.role)
         return self.speakers.get(message.speaker) or ICONS[message.role]
 
     def name_of(self, message: Message) -> str:
         """The name to show above a message; empty where it goes without saying."""
-        if message.speaker:
+        if self._is_foreign(message):
             return self.names.get(message.speaker, message.speaker)
         return self.own_names.get(message.role, "")
+
+    def _is_foreign(self, message: Message) -> bool:
+        return is_foreign(message, self.person_name)
 
 
 def faces_of(chat: Chat) -> Faces:
     """A picture that cannot be read is none: the page of characters says why."""
     info = chat.info
-    try:
-        picture = read_picture(person())
-        user = _small(PICTURE, picture) if picture else None
-    except DeckError:
-        user = None
-    found = find_character(info.character)
-    spoken = {message.speaker for message in chat.messages if message.speaker}
+    found, person_name = find_character(info.character), character_prompt(info).person_name
+    foreign = [message for message in chat.messages if is_foreign(message, person_name)]
+    of_characters = {message.speaker for message in foreign if message.role != "user"}
     if len(info.cast) > 1:
-        spoken |= set(info.cast)
-    speakers = {name: character_face(one[0]) if (one := find_character(name)) else None for name in spoken}
-    names = {name: name_of(name) for name in spoken}
-    own = {"user": _own_name(info), "assistant": name_of(info.character)} if info.character else {}
-    return Faces(user, character_face(found[0]) if found else None, speakers, names, own)
+        of_characters |= set(info.cast)
+    speakers = {message.speaker: _face_of_user(message.speaker) for message in foreign if message.role == "user"}
+    speakers |= {name: character_face(one[0]) if (one := find_character(name)) else None for name in of_characters}
+    names = {name: name_of(name) for name in of_characters}
+    own = {"user": person_name or text("chat.you"), "assistant": name_of(info.character)} if info.character else {}
+    return Faces(persona_face(persona_key(info)), character_face(found[0]) if found else None, speakers, names, own,
+                 person_name)  # fmt: skip
 
 
-def _own_name(info: ChatInfo) -> str:
-    """What the person is called in a chat. The word by which a character addresses the nameless is none."""
-    user = character_prompt(info).names.user
-    return text("chat.you") if user in (NAMELESS, NAMELESS_IN_CHINESE) else user
+def persona_face(key: str) -> bytes | None:
+    try:
+        picture = read_picture(person(), key)
+        return _small(PICTURE, picture) if picture else None
+    except DeckError:
+        return None
+
+
+def _face_of_user(name: str) -> bytes | None:
+    """The face of the persona that has this name now."""
+    found = [key for key, persona in read_personas(person()).by_key.items() if persona.name == name]
+    return persona_face(found[0]) if found else None
 
 
 def tiny_face(name: str) -> str:

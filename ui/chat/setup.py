@@ -12,14 +12,14 @@ from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.modes import choose_mode
 from core.chat.presets import combine, model_preset, read_recommended
 from core.chat.prompt_context import Prompt, PromptContext
-from core.chat.records import Chat, ChatInfo, Mode
+from core.chat.records import Chat, ChatInfo, Message, Mode
 from core.chat.thinking import thinking_of
 from core.common.errors import DeckError, EngineError
 from core.engine.sampling_params import Sampling
 from core.personas.attached import attached_names
 from core.personas.character import Character
 from core.personas.lorebooks import BookEntry
-from core.personas.user import read_persona
+from core.personas.user import UserPersona, read_persona, read_personas
 from ui.shared.i18n import text
 from ui.shared.people import person
 from ui.shared.resources import characters, engine, lorebooks, preferences, presets
@@ -74,22 +74,37 @@ def key_of_speaker(name: str) -> str:
 def group_of(chat: Chat, speaker: str = "", owner: str | None = None) -> Group | None:
     """Who takes part in a chat, with who speaks now, else the first; None where it has always been one character."""
     info = chat.info
-    said = [message.speaker for message in chat.messages if message.speaker]
-    if len(info.cast) < 2 and not said:
+    user = character_prompt(info, owner=owner)
+    if len(info.cast) < 2 and not any(is_foreign(message, user.person_name) for message in chat.messages):
         return None
     of_characters = [message.speaker for message in chat.messages if message.speaker and message.role == "assistant"]
     keys = {name: key_of_speaker(name) for name in (*info.cast, *of_characters)}
     cast = tuple(dict.fromkeys(keys[name] for name in info.cast))
     names = {key: name_of(name) for name, key in keys.items()}
     first = cast[0] if cast else ""
-    person_name = character_prompt(info, owner=owner).names.user
-    return Group(keys, names, cast, speaker if speaker in names else first, person_name)
+    return Group(keys, names, cast, speaker if speaker in names else first, user.names.user)
+
+
+def is_foreign(message: Message, person_name: str) -> bool:
+    """Whether somebody else said it than the chat's one character and its person, as that is called now."""
+    return bool(message.speaker) and (message.role != "user" or message.speaker != person_name)
 
 
 def order_of(info: ChatInfo) -> Order:
     """How it is decided who speaks next in a group."""
     found = info.settings.get("order")
     return next((order for order in ORDERS if order == found), "named")
+
+
+def persona_key(info: ChatInfo, owner: str | None = None) -> str:
+    """The key of who the person is in a chat: chosen for it, or remembered by its first character."""
+    personas = read_personas(person() if owner is None else owner)
+    return personas.choose(str(info.settings.get("persona", "")), key_of_speaker(info.character))
+
+
+def persona_of(info: ChatInfo, owner: str | None = None) -> UserPersona:
+    owner = person() if owner is None else owner
+    return read_persona(owner, str(info.settings.get("persona", "")), key_of_speaker(info.character))
 
 
 def character_prompt(
@@ -106,7 +121,7 @@ def character_prompt(
     return CharacterPrompt(
         character=found[1] if found else None,
         name=group.names.get(name, "") if group is not None else "",
-        user=read_persona(person() if owner is None else owner),
+        user=persona_of(info, owner),
         count_tokens=model.counter.count if model else len,
         system=str(info.settings.get("system", "")),
         seed=str(info.settings.get("seed", info.id)),

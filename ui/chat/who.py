@@ -9,17 +9,20 @@ from core.chat.model_prompt import ModelPrompt, choose_format, chosen_format, re
 from core.chat.modes import CHAT_MODEL_NAME
 from core.chat.records import MODES, ChatInfo
 from core.common.errors import DeckError
+from core.personas.user import read_personas
 from ui.chat.cast import choose_members
-from ui.chat.chat_settings import change_system
+from ui.chat.chat_settings import change_settings, change_system
 from ui.chat.feedback import show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.session import number_of
-from ui.chat.setup import find_character
+from ui.chat.setup import find_character, key_of_speaker
 from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of, known_value, note_stored
+from ui.shared.people import person
+from ui.shared.personas import persona_keys, persona_label
 from ui.shared.resources import characters, chat_store, engine
 
-CHARACTER, MODE, SYSTEM, FORMAT = "chat_character", "chat_mode", "chat_system", "chat_format"
+CHARACTER, PERSONA, MODE, SYSTEM, FORMAT = "chat_character", "chat_persona", "chat_mode", "chat_system", "chat_format"
 
 
 def draw_who(info: ChatInfo, tag: str) -> None:
@@ -27,6 +30,7 @@ def draw_who(info: ChatInfo, tag: str) -> None:
     _choose_character(info, tag)
     if info.character:
         choose_members(info, tag)
+    _choose_persona(info, tag)
     _choose_mode(info, tag)
     _choose_format()
     system = str(info.settings.get("system", ""))
@@ -45,6 +49,24 @@ def _choose_character(info: ChatInfo, tag: str) -> None:
     key = key_of(CHARACTER, tag, found[0] if found and found[0] in names else "")
     st.selectbox(tr("chat.character"), list(names), key=key, format_func=lambda name: names.get(name, name),
                  on_change=_set_character, args=(tag, key))  # fmt: skip
+
+
+def _choose_persona(info: ChatInfo, tag: str) -> None:
+    """Who the person is in this chat, where they have several personas."""
+    personas = read_personas(person())
+    if len(personas.by_key) < 2:
+        return
+    chosen = str(info.settings.get("persona", ""))
+    usual = persona_label(personas.by_key[personas.choose("", key_of_speaker(info.character))])
+    key = key_of(PERSONA, tag, chosen if chosen in personas.by_key else "")
+    st.selectbox(tr("chat.persona"), ["", *persona_keys(personas)], key=key, help=tr("chat.persona_help"),
+                 format_func=lambda one: persona_label(personas.by_key[one]) if one
+                 else text("chat.persona_usual", name=usual),
+                 on_change=_set_persona, args=(tag, key))  # fmt: skip
+
+
+def _set_persona(tag: str, key: str) -> None:
+    change_settings(tag, persona=st.session_state[key] or None)
 
 
 def _choose_mode(info: ChatInfo, tag: str) -> None:

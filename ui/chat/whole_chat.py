@@ -15,7 +15,7 @@ from ui.chat.actions import delete_chat
 from ui.chat.feedback import show_errors
 from ui.chat.setup import character_prompt, find_book, name_of, title_of
 from ui.chat.transcript import shows_speed
-from ui.shared.i18n import tr
+from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of, known_value, note_stored
 from ui.shared.people import person
 from ui.shared.resources import chat_store, preferences
@@ -36,12 +36,12 @@ def draw_whole(chat: Chat) -> None:
     speed_key = key_of(SPEED, info.id, shows_speed())
     st.toggle(tr("chat.show_speed"), key=speed_key, on_change=_set_speed, args=(speed_key,))
     # The file is made on request, outside of the page's run, where nothing tells whose page it was.
-    store, owner = chat_store(), person()
+    store, owner, you = chat_store(), person(), text("chat.you")
     if info.mode != "notebook":
         st.download_button(tr("chat.export_tavern"), lambda: _tavern(store, info, owner), _file_name(info, "jsonl"),
                            JSON, key=f"chat_export_tavern_{info.id}", help=tr("chat.export_tavern_help"),
                            on_click="ignore", icon=":material/groups:", width="stretch")  # fmt: skip
-    st.download_button(tr("chat.export_markdown"), lambda: _markdown(store, info, owner), _file_name(info, "md"),
+    st.download_button(tr("chat.export_markdown"), lambda: _markdown(store, info, owner, you), _file_name(info, "md"),
                        MARKDOWN, key=f"chat_export_markdown_{info.id}", help=tr("chat.export_markdown_help"),
                        on_click="ignore", icon=":material/article:", width="stretch")  # fmt: skip
     st.download_button(tr("chat.export_json"), lambda: to_json(_copy(store, info)), _file_name(info, "json"),
@@ -55,9 +55,10 @@ def _file_name(info: ChatInfo, ending: str) -> str:
     return (FILE_NAME.sub("", title_of(info))[:MAX_FILE_CHARS].strip() or "chat") + f".{ending}"
 
 
-def _markdown(store: ChatStore, info: ChatInfo, owner: str) -> str:
-    names, chat = character_prompt(info, owner=owner).names, store.read(info.id)
-    return to_markdown(chat, names.user, names.char, _speakers(message.speaker for message in chat.messages))
+def _markdown(store: ChatStore, info: ChatInfo, owner: str, you: str) -> str:
+    prompt, chat = character_prompt(info, owner=owner), store.read(info.id)
+    user = prompt.person_name or you
+    return to_markdown(chat, user, prompt.names.char, _speakers(message.speaker for message in chat.messages))
 
 
 def _tavern(store: ChatStore, info: ChatInfo, owner: str) -> str:
