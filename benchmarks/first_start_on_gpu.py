@@ -26,8 +26,9 @@ from pathlib import Path
 from benchmarks.first_start_steps import STARTER, Fault, FirstStart
 
 ROOT = Path(__file__).resolve().parent.parent
-# What lies beside a clone's code once it was used.
-NOT_COPIED = (".git", ".venv", ".venv.*", "models", "data", "shared", "test-results", "__pycache__", "secrets.toml")
+# What lies beside a clone's code once it was used: at its root, and anywhere.
+NOT_COPIED = (".git", ".venv", ".venv.*", "models", "data", "shared", "test-results")
+NEVER_COPIED = ("__pycache__", "secrets.toml")
 LIMIT_S = 460.0
 
 
@@ -47,6 +48,12 @@ def work_folder(given: Path | None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """What of a folder is not copied; packages may be called as what lies at the root, such as ui/shared."""
+    patterns = NEVER_COPIED + NOT_COPIED * (Path(folder) == ROOT)
+    return shutil.ignore_patterns(*patterns)(folder, names)
 
 
 def run_steps(first: FirstStart) -> bool:
@@ -95,7 +102,7 @@ def main() -> int:
         project = ROOT
         if not options.here:
             project = work / "clone"
-            shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(*NOT_COPIED))
+            shutil.copytree(ROOT, project, ignore=left_out)
         first = FirstStart(
             project, work, options.port or free_port(), begin_s + options.limit_s, wants_gpu=not options.cpu
         )
