@@ -15,6 +15,7 @@ from ui.shared.icon_buttons import style_icon_buttons
 from ui.shared.people import begin_run, has_passed_gate
 from ui.shared.pictures import hide_picture_tools
 from ui.shared.routing import follow, note_page
+from ui.shared.streamlit_words import exchange_words
 
 st.set_page_config(page_title="LlamaDeck", page_icon=str(ROOT / "ui" / "logo.svg"), layout="centered")
 st.logo(str(ROOT / "ui" / "wordmark.svg"), icon_image=str(ROOT / "ui" / "logo.svg"), size="large")
@@ -43,6 +44,7 @@ with st.sidebar:
     sidebar_files()
     choose_language()
     watch_session("watch_session")
+    exchange_words("exchange_words")
 note_page(page.url_path)
 hide_picture_tools()
 with panics_as_errors():

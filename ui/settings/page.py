@@ -12,6 +12,7 @@ from core.library.last_model import is_loaded_at_start, set_loaded_at_start
 from ui.settings.access import draw_access
 from ui.settings.api_keys import draw_keys
 from ui.settings.files import draw_files
+from ui.settings.theme import choose_theme
 from ui.shared.i18n import KEY, language, remember_language, tr
 from ui.shared.markdown import escape
 from ui.shared.shortcuts import SHORTCUTS
@@ -24,6 +25,8 @@ def draw_settings() -> None:
     st.title(tr("nav.settings"))
     st.subheader(tr("settings.language"))
     _draw_language()
+    st.subheader(tr("settings.theme"))
+    choose_theme("settings_theme")
     st.subheader(tr("settings.start"))
     _draw_start()
     st.subheader(tr("settings.access"))
