@@ -5,7 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from core.chat.records import Thought
-from ui.shared.i18n import tr
+from ui.shared.browser import copy_button
+from ui.shared.i18n import text, tr
 from ui.shared.markdown import answer_markdown
 
 # A longer thought scrolls in a window of its own.
@@ -36,3 +37,6 @@ def draw_thought(message: int, thought: Thought, is_thinking: bool = False) -> N
         st.container(height=LONG_PX if is_long else "content", border=False, autoscroll=is_thinking and is_long),
     ):
         st.markdown(answer_markdown(thought.text.strip()))
+        if not is_thinking:
+            copy_button(thought.text.strip(), f"copy_thought_{message}", text("chat.copy_thought"), text("chat.copied"),
+                        text("chat.copy_failed"))  # fmt: skip
