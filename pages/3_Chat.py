@@ -14,6 +14,7 @@ from ui.chat.header import draw_head
 from ui.chat.history import chat_list, draw_left_behind
 from ui.chat.notebook import draw_notebook
 from ui.chat.portraits import Faces, faces_of
+from ui.chat.reading_place import keep_place
 from ui.chat.transcript import draw_impersonation, draw_transcript
 from ui.shared.browser import keep_typed
 from ui.shared.engine_status import not_ready_notice, silence_notice, way_to_model
@@ -86,6 +87,7 @@ def draw_input(current: Chat, prompt: Prompt | DeckError | None, faces: Faces) -
     tag = session.tag_of(current.info)
     st.chat_input(tr("chat.placeholder") if is_ready else tr("chat.placeholder_empty"), key=session.INPUT_KEY,
                   disabled=not is_ready, on_submit=actions.submit, args=(tag,))  # fmt: skip
+    keep_place()
     keep_typed(session.INPUT_KEY, tag, session.born_tag(current.info), session.place_of(current.info), session.filled())
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.chat_page import WAIT_MS, ask, choose, messages, open_chat, press, type_message
 from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
@@ -101,3 +101,65 @@ def test_every_button_is_called_by_words_of_the_readers_language(browser: Browse
             name for name in own if re.search(r"\b(?:answer|copy|more|version|chat|write)\b", name, re.IGNORECASE)
         ]
     context.close()
+
+
+def scroll_top(page: Page) -> float:
+    return float(page.evaluate("document.querySelector('.stMain').scrollTop"))
+
+
+def wait_for_end(page: Page) -> None:
+    page.wait_for_function(
+        "(m => m.scrollHeight - m.clientHeight - m.scrollTop < 40)(document.querySelector('.stMain'))"
+    )
+
+
+def write_much(page: Page) -> None:
+    """A chat that is several windows long."""
+    for number in range(3):
+        ask(page, f"words=400 wait=0 number={number}")
+        expect(messages(page)).to_have_count(2 * number + 2, timeout=WAIT_MS)
+        expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
+
+
+def wheel(page: Page, by: int) -> None:
+    page.mouse.move(640, 300)
+    page.mouse.wheel(0, by)
+
+
+def test_what_is_sent_comes_into_view_and_its_answer_is_followed_until_the_reader_goes_up(page: Page) -> None:
+    write_much(page)
+    wheel(page, -1500)
+    page.wait_for_function("document.querySelector('.stMain').scrollTop < 1000")
+    ask(page, "words=500 wait=0.02")
+    expect(messages(page)).to_have_count(8, timeout=WAIT_MS)
+    for word in (40, 120):
+        expect(messages(page).last).to_contain_text(re.compile(rf"(\S+\s+){{{word}}}"), timeout=WAIT_MS)
+        wait_for_end(page)
+    before = scroll_top(page)
+    wheel(page, -300)
+    page.wait_for_function(f"document.querySelector('.stMain').scrollTop < {before - 200}")
+    expect(messages(page).last).to_contain_text(re.compile(r"(\S+\s+){300}"), timeout=60_000)
+    assert scroll_top(page) < before - 200
+    press(page, "chat_stop")
+
+
+def test_another_version_of_a_question_leaves_it_where_it_is(page: Page) -> None:
+    write_much(page)
+    choose(page, 0, "Edit")
+    messages(page).first.get_by_role("textbox").fill("words=5 another")
+    press(page, "chat_edit_ask")
+    expect(messages(page)).to_have_count(2, timeout=WAIT_MS)
+    expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
+    before = messages(page).first.locator('[class*="st-key-version_before"]').get_by_role("button")
+    top = place_of(before)
+    before.click()
+    expect(messages(page)).to_have_count(6, timeout=WAIT_MS)
+    after = messages(page).first.locator('[class*="st-key-version_after"]').get_by_role("button")
+    expect(after).to_be_in_viewport()
+    assert abs(place_of(after) - top) < 60
+
+
+def place_of(button: Locator) -> float:
+    box = button.bounding_box()
+    assert box is not None
+    return box["y"]

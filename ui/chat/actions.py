@@ -9,6 +9,7 @@ from core.chat.service import ImpersonationDraft
 from core.common.errors import DeckError
 from ui.chat.feedback import ERROR_KEY, NOTICE_KEY, Notice, show_errors
 from ui.chat.new_chat import NEW_ID
+from ui.chat.reading_place import go_to_end
 from ui.chat.session import (
     INPUT_KEY,
     begin_new,
@@ -53,6 +54,7 @@ def ask(tag: str, text: str) -> None:
 
 
 def _ask(tag: str, text: str) -> None:
+    go_to_end()
     chat = chat_of(tag)
     after = last_seen(chat.info.id)
     if is_busy(chat):
@@ -121,6 +123,7 @@ def speak(tag: str, speaker: str) -> None:
         chat = keep(chat)
         after = chat.messages[-1].id if chat.messages else None
     chat_service().reply(chat.info.id, after, context)
+    go_to_end()
 
 
 @show_errors
@@ -128,6 +131,7 @@ def impersonate(tag: str) -> None:
     chat = chat_of(tag)
     context = prompt_context(chat)
     chat_service().impersonate(keep(chat).info.id, context)
+    go_to_end()
 
 
 def take_impersonation(number: int) -> ImpersonationDraft | None:

@@ -10,6 +10,7 @@ import streamlit as st
 from core.chat.records import Chat, Message
 from ui.chat.feedback import NOTICE_KEY, Notice, show_errors
 from ui.chat.new_chat import NEW_ID, new_values
+from ui.chat.reading_place import go_to_end, stay_at
 from ui.chat.session import EDIT_KEY, is_busy, number_of, read_chat, show_chat, tag_of
 from ui.chat.setup import group_of, prompt_context
 from ui.shared.browser import copy_button
@@ -80,6 +81,7 @@ def _for_last(chat: int, message: Message) -> None:
 @show_errors
 def show_version(tag: str, message: int) -> None:
     """Show a message's version, or one of the greetings of a new chat, which may be kept by now."""
+    stay_at(message)
     if message > NEW_ID:
         chat_store().show(message)
     elif (number := number_of(tag)) == NEW_ID:
@@ -102,6 +104,7 @@ def _answer(name: str, number: int, message: int) -> None:
         chat_service().continue_answer(chat.info.id, message, context)
     else:
         chat_service().regenerate(chat.info.id, message, context)
+    go_to_end()
 
 
 @show_errors
@@ -161,6 +164,7 @@ def _edit_and_resend(number: int, message: int) -> None:
     before = replace(chat, messages=chat.messages[:place])
     chat_service().edit_and_resend(number, message, line, prompt_context(before, line=line))
     _leave(message)
+    go_to_end()
 
 
 @show_errors

@@ -1,0 +1,128 @@
+"""Where the reader of a chat is: at the answer that they asked for, or at the message whose versions they leaf through.
+
+Streamlit follows a growing page while it stands at its end. It knows neither that something was sent, nor that a key
+or a finger moved the page while it grew.
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+SENT_KEY, TURNED_KEY = "chat_sent", "chat_turned"
+PLACE = """
+// Streamlit stops following at a press on the page: the first ends its movement alone, one soon after the rest.
+const RELEASE_FRAMES = 12;
+const press = (main, frames) => {
+    main.dispatchEvent(new Event("pointerdown"));
+    if (frames && !main.llamadeckFollows) {
+        requestAnimationFrame(() => press(main, frames - 1));
+    }
+};
+const release = (main) => {
+    main.llamadeckFollows = false;
+    main.llamadeckMoved = performance.now();
+    press(main, RELEASE_FRAMES);
+};
+const goToEnd = (main) => main.scrollTo({ top: main.scrollHeight, behavior: "instant" });
+const isAtEnd = (main) => main.scrollHeight - main.clientHeight - main.scrollTop < 40;
+const watch = (main) => {
+    const moved = (isUp) => {
+        main.llamadeckHand = performance.now();
+        if (isUp) {
+            release(main);
+            main.llamadeckReading = main.scrollTop;
+        }
+    };
+    main.addEventListener("wheel", (event) => moved(event.deltaY < 0), { passive: true });
+    main.addEventListener("touchmove", () => [true, false].forEach(moved), { passive: true });
+    main.addEventListener("pointerdown", (event) => {
+        if (event.isTrusted && event.target === main) {
+            [true, false].forEach(moved);
+        }
+    });
+    document.addEventListener("keydown", ({ key, target }) => {
+        if (!target.matches?.("input, textarea, select")) {
+            const up = ["PageUp", "ArrowUp", "Home"].includes(key);
+            if (up || ["PageDown", "ArrowDown", "End"].includes(key)) {
+                moved(up);
+            }
+        }
+    });
+    main.addEventListener("scroll", () => {
+        // The page moves on for a moment after the reader's hand; later it is Streamlit that follows.
+        const isByHand = performance.now() - main.llamadeckHand < 1000;
+        if (isByHand && isAtEnd(main)) {
+            main.llamadeckFollows = true;
+            main.llamadeckReading = Infinity;
+        } else if (isByHand && main.llamadeckReading < Infinity) {
+            main.llamadeckReading = main.scrollTop;
+        } else if (main.scrollTop > main.llamadeckReading + 1) {
+            main.scrollTo({ top: main.llamadeckReading, behavior: "instant" });
+            press(main, RELEASE_FRAMES);
+        }
+    }, { passive: true });
+    new ResizeObserver(() => main.llamadeckFollows && goToEnd(main)).observe(main.firstElementChild);
+    document.addEventListener("click", ({ target }) => {
+        main.llamadeckReading = Infinity;
+        const row = target.closest?.('[class*="st-key-icons_message_"]');
+        main.llamadeckTop = row?.getBoundingClientRect().top;
+    }, true);
+};
+// A run of the page draws piece by piece: the row stays until that has settled, or the reader moves the page.
+const hold = (main, message, top) => {
+    const begin = performance.now();
+    const step = () => {
+        const row = document.querySelector(`.st-key-icons_message_${message}`);
+        main.scrollBy({ top: row ? row.getBoundingClientRect().top - top : 0, behavior: "instant" });
+        if (main.llamadeckMoved <= begin && performance.now() - begin < 1200) {
+            requestAnimationFrame(step);
+        }
+    };
+    step();
+};
+export default function ({ data }) {
+    const main = document.querySelector(".stMain");
+    if (!main) {
+        return;
+    }
+    if (!main.llamadeckPlace) {
+        watch(main);
+    }
+    const before = main.llamadeckPlace ?? data;
+    main.llamadeckPlace = data;
+    if (before.sent !== data.sent) {
+        main.llamadeckFollows = true;
+        main.llamadeckReading = Infinity;
+        goToEnd(main);
+    } else if (before.turned !== data.turned && main.llamadeckTop !== undefined) {
+        release(main);
+        hold(main, data.message, main.llamadeckTop);
+    }
+}
+"""
+_place = st.components.v2.component("llamadeck_place", html="<i></i>", js=PLACE)
+
+
+def go_to_end() -> None:
+    """Show what comes next, an answer that was just asked for, wherever the reader is."""
+    st.session_state[SENT_KEY] = _count(SENT_KEY) + 1
+
+
+def stay_at(message: int) -> None:
+    """Leave this version of a message where the one was that is exchanged for it."""
+    st.session_state[TURNED_KEY] = (_turned()[0] + 1, message)
+
+
+def keep_place() -> None:
+    """Draw it once, below the messages."""
+    number, message = _turned()
+    _place(key="chat_place", data={"sent": _count(SENT_KEY), "turned": number, "message": message})
+
+
+def _count(key: str) -> int:
+    return int(st.session_state.get(key, 0))
+
+
+def _turned() -> tuple[int, int]:
+    found: tuple[int, int] = st.session_state.get(TURNED_KEY, (0, 0))
+    return found
