@@ -57,8 +57,8 @@ class CharacterPrompt:
         return own or self.user.name.strip()
 
     def greetings(self) -> tuple[str, ...]:
-        """The first messages to choose from; there may be none."""
-        return tuple(text for text in self._all_greetings() if text)
+        """The first messages to choose from, in a group those for groups first; there may be none."""
+        return tuple(text for text in (*self._group_greetings(), *self._all_greetings()) if text)
 
     def compose(
         self,
@@ -99,6 +99,12 @@ class CharacterPrompt:
 
     def _all_greetings(self) -> tuple[str, ...]:
         return greetings(self.character, self._macro_context()) if self.character is not None else ()
+
+    def _group_greetings(self) -> tuple[str, ...]:
+        if self.character is None or not self.group:
+            return ()
+        macros = make_macros(self.character, self._macro_context())
+        return tuple(macros.expand(text).strip() for text in self.character.group_greetings)
 
     def _macro_context(self, num_turns: int = 0) -> MacroContext:
         # Seeded by chat and length: a prompt made again is the same text, which the engine's cache still holds.

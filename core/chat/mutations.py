@@ -128,6 +128,18 @@ def insert(
     return int(cursor.lastrowid or 0)
 
 
+def greet(
+    db: sqlite3.Connection, chat: int, after: int | None, texts: Sequence[str], now_s: float, speaker: str
+) -> int:
+    """Add what a character greets with below `after`: versions of one message, of which the first is shown."""
+    first = append(db, chat, after, "assistant", texts[0], "done", now_s, speaker)
+    parent = read_tree(db, chat)[first].parent
+    for text in texts[1:]:
+        insert(db, chat, parent, "assistant", text, "done", now_s, speaker)
+    choose(db, first)
+    return first
+
+
 def add_version(db: sqlite3.Connection, message: int, text: str, state: State, now_s: float) -> int:
     """A further version of a message by the same speaker, with the same files, shown in its place.
 

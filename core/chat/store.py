@@ -283,6 +283,10 @@ class ChatStore:
         """The text that a new notebook begins with."""
         return self._change_chat(chat, lambda db: mutations.append(db, chat, None, "text", text, "done", self._now()))
 
+    def greet(self, chat: int, after: int | None, texts: Sequence[str], speaker: str) -> int:
+        """Let a character of a group greet: the `texts` are versions of one message, of which the first is shown."""
+        return self._change_chat(chat, lambda db: mutations.greet(db, chat, after, texts, self._now(), speaker))
+
     def begin_answer(
         self, chat: int, after: int | None, text: str = "", speaker: str = "", thought: Thought | None = None
     ) -> int:

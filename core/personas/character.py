@@ -56,6 +56,12 @@ class Character:
         return (self.greeting, *self.alternate_greetings)
 
     @property
+    def group_greetings(self) -> tuple[str, ...]:
+        """V3's first messages for groups alone, macros unexpanded."""
+        given = self.extra.get("data", {}).get("group_only_greetings")
+        return tuple(text for text in given if isinstance(text, str)) if isinstance(given, list) else ()
+
+    @property
     def about(self) -> str:
         """Who the character is, as one text with macros."""
         return self.context or compose_context(self.description, self.personality, self.scenario)

@@ -47,7 +47,7 @@ FILE_FIELDS = {field.in_file: replace(field, is_mandatory=False) for field in FI
 CARD_FIELDS = {field.in_card: field for field in FIELDS if field.in_card is not None}
 
 # V3's own fields that something is done with, though Character has no field for them.
-OTHER_CARD_FIELDS = ("assets", "creator_notes_multilingual")
+OTHER_CARD_FIELDS = ("assets", "creator_notes_multilingual", "group_only_greetings")
 
 
 def read_fields(values: Mapping[str, Any], fields: Mapping[str, Field]) -> tuple[dict[str, Any], dict[str, Any]]:

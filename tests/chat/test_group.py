@@ -178,6 +178,25 @@ def test_members_that_another_tab_changed_are_not_written_over(desk: Desk) -> No
     assert caught.value.params == {"text": "—"}
 
 
+def test_who_comes_later_greets_with_all_greetings_to_choose_from(desk: Desk) -> None:
+    question = desk.store.append_user(desk.chat, "Hi", None)
+    shown = desk.store.greet(desk.chat, question, ["Ho!", "Hoho!"], "olaf")
+    last = desk.store.read(desk.chat).messages[-1]
+    assert (last.id, last.text, last.speaker, len(last.versions)) == (shown, "Ho!", "olaf", 2)
+    with pytest.raises(ChatStoreError) as caught:
+        desk.store.greet(desk.chat, question, ["Late"], "ada")
+    assert caught.value.key == "chat_moved_on"
+
+
+def test_greetings_for_groups_come_first_there_and_nowhere_else() -> None:
+    extra = {"data": {"group_only_greetings": ["All: {{char}} here.", 5, ""]}}
+    ada = Character("Ada", greeting="Hello.", extra=extra)
+    alone = CharacterPrompt(ada, UserPersona("Tom"))
+    assert alone.greetings() == ("Hello.",)
+    assert replace(alone, group="Ada, Olaf").greetings() == ("All: Ada here.", "Hello.")
+    assert replace(alone, character=Character("Ada", extra={"data": {"group_only_greetings": "x"}})).greetings() == ()
+
+
 # In files -----------------------------------------------------------------------------------------------------------
 
 HM = Thought("hm", "<think>\n", "\n</think>\n\n", 8.0)

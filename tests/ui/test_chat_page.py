@@ -491,6 +491,16 @@ def test_a_group_greets_takes_turns_and_listens_to_names(olaf: str) -> None:
     assert spoken()[-1] == ("Olaf", "assistant") and "Ada: You said" in last_message().text
 
 
+def test_who_comes_later_greets_when_asked_to(olaf: str) -> None:
+    tab = open_chat(chat="new", character="Ada")
+    finish(ask(tab, "hello"))
+    tab = gather(run(tab), "Olaf")
+    assert not has(tab.button, "chat_greet_1_Ada")
+    tab = click(tab, "chat_greet_1_Olaf")
+    assert spoken()[-1] == ("Olaf", "assistant") and last_message().text == "Ho, Ada, Olaf!"
+    assert not has(tab.button, "chat_greet_1_Olaf")
+
+
 def test_what_is_written_anew_keeps_its_speaker(olaf: str) -> None:
     tab = gather(open_chat(character="Ada"), "Olaf")
     finish(ask(tab, "Olaf?"))

@@ -22,7 +22,7 @@ from ui.chat.session import (
     read_chat,
     show_chat,
 )
-from ui.chat.setup import order_of, prompt_context
+from ui.chat.setup import greetings_of, order_of, prompt_context
 from ui.shared.identity import held, let_go
 from ui.shared.resources import chat_service, chat_store, engine
 
@@ -124,6 +124,15 @@ def speak(tag: str, speaker: str) -> None:
         after = chat.messages[-1].id if chat.messages else None
     chat_service().reply(chat.info.id, after, context)
     go_to_end()
+
+
+@show_errors
+def greet(tag: str, speaker: str) -> None:
+    """Let a character that came into a group later say what it greets with."""
+    chat = chat_of(tag)
+    greetings = greetings_of(chat, speaker)
+    if greetings:
+        chat_store().greet(chat.info.id, last_seen(chat.info.id), greetings, speaker)
 
 
 @show_errors

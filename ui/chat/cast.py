@@ -8,14 +8,15 @@ from core.chat.foreign import MAX_MEMBERS
 from core.chat.group import ORDERS, next_speaker
 from core.chat.records import Chat, ChatInfo
 from core.common.errors import DeckError
-from ui.chat.actions import speak
+from ui.chat.actions import greet, speak
 from ui.chat.chat_settings import change_settings
 from ui.chat.feedback import show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.portraits import Faces
 from ui.chat.session import is_busy, number_of, tag_of
-from ui.chat.setup import group_of, key_of_speaker, name_of, order_of
+from ui.chat.setup import greetings_of, group_of, key_of_speaker, name_of, order_of
 from ui.shared.i18n import text, tr
+from ui.shared.icon_buttons import icons
 from ui.shared.identity import key_of, known_value, note_stored
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import characters, chat_store, engine
@@ -43,8 +44,15 @@ def draw_cast(chat: Chat, faces: Faces) -> None:
     is_ready = engine().state.phase == "ready" and not (chat.info.id != NEW_ID and is_busy(chat))
     st.html(FACE_STYLE)
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key=f"chat_cast_{tag}"):
+        said = {key_of_speaker(message.speaker) for message in chat.messages if message.speaker}
         for name in chat.info.cast:
             _draw_face(name, key_of_speaker(name) == coming, is_ready, faces, tag)
+            key = key_of_speaker(name)
+            if chat.info.id != NEW_ID and key not in said and not is_busy(chat) and greetings_of(chat, key):
+                with icons(f"greet_{tag}_{name}"):
+                    words = tr("chat.greet", name=name_of(name))
+                    st.button(words, key=f"chat_greet_{tag}_{name}", type="tertiary", icon=":material/waving_hand:",
+                              help=words, on_click=greet, args=(tag, key))  # fmt: skip
 
 
 def _draw_face(name: str, is_next: bool, is_ready: bool, faces: Faces, tag: str) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 import streamlit as st
 
 from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, Message, Mode
-from ui.chat.setup import character_prompt, default_mode, group_of, key_of_speaker
+from ui.chat.setup import MAX_GREETINGS, character_prompt, default_mode, group_of, key_of_speaker
 
 NEW, NEW_ID = "new", 0
 NEW_KEY = "chat_new_values"
-MAX_GREETINGS = 1000
 
 
 def new_values() -> dict[str, Any]:

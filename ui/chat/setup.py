@@ -24,6 +24,9 @@ from ui.shared.i18n import text
 from ui.shared.people import person
 from ui.shared.resources import characters, engine, lorebooks, preferences, presets
 
+# Of one character.
+MAX_GREETINGS = 1000
+
 
 def default_mode(has_character: bool) -> Mode:
     """The mode of a new chat, by the loaded model and by whether a character speaks."""
@@ -88,6 +91,12 @@ def group_of(chat: Chat, speaker: str = "", owner: str | None = None) -> Group |
 def is_foreign(message: Message, person_name: str) -> bool:
     """Whether somebody else said it than the chat's one character and its person, as that is called now."""
     return bool(message.speaker) and (message.role != "user" or message.speaker != person_name)
+
+
+def greetings_of(chat: Chat, speaker: str) -> tuple[str, ...]:
+    """What a character of a group, by its key, may greet with."""
+    group = group_of(chat, speaker)
+    return character_prompt(chat.info, group=group).greetings()[:MAX_GREETINGS] if group is not None else ()
 
 
 def order_of(info: ChatInfo) -> Order:
