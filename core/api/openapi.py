@@ -71,6 +71,7 @@ def _paths() -> dict[str, Any]:
         "/v1/completions": {"post": _route("complete", "How a text goes on.", "TextCompletion", "CompletionRequest")},
         "/v1/tokenize": {"post": _route("tokenize", "A text's tokens.", "Tokenized", "TokenizeRequest")},
         "/v1/detokenize": {"post": _route("detokenize", "Tokens' text.", "Detokenized", "DetokenizeRequest")},
+        "/v1/key": {"get": _route("tryKey", "Whether the key is right; asked for on this machine too.", "KeyState")},
         "/health": {"get": _route("health", "Whether the server is alive; needs no key.", "Health") | {"security": []}},
         "/ready": {"get": _ready()},
         "/metrics": {"get": _route("metrics", "Figures for Prometheus.", None)},
@@ -142,6 +143,7 @@ def _answers() -> dict[str, Any]:
         "Tokenized": _object(count=NUMBER, max_model_len=NUMBER, tokens={"type": ["array", "null"], "items": NUMBER}),
         "Detokenized": _object(prompt=TEXT),
         "Health": _object(status={"const": "ok"}),
+        "KeyState": _object(object={"const": "key"}, valid={"const": True}),
         "Readiness": _object(
             status={"enum": ["ready", "empty", "loading", "failed", "silent"]},
             silent_s={"type": "number", "minimum": 0, "description": "For how long the engine has not answered."},

@@ -111,6 +111,9 @@ def make_routes(
         text = metrics.text(engine.state, engine.running_answers)
         await call.text(text, prometheus.CONTENT_TYPE)
 
+    async def tell_key(call: HttpCall) -> None:
+        await call.json({"object": "key", "valid": True})
+
     async def openapi(call: HttpCall) -> None:
         await call.json(await intake.run(describe))
 
@@ -132,7 +135,10 @@ def make_routes(
         **{path: ("other", {}) for path in sorted(OTHERS_PATHS)},
         **{f"{prefix}{{rest:path}}": ("other", {}) for prefix in OTHERS_PREFIXES},
     }
+    # Whoever tries a key wants to know of this key, also where none is needed.
+    strict = ApiAuth(keys, lambda: True, is_welcome)
     routes: list[BaseRoute] = [
+        Route("/v1/key", Endpoint("/v1/key", {"GET": tell_key}, strict, metrics, ending)),
         Route("/health", Endpoint("/health", {"GET": health}, None, metrics, ending)),
         Route("/ready", Endpoint("/ready", {"GET": ready}, None, metrics, ending)),
     ]

@@ -122,7 +122,7 @@ def read_model_prompt(state: EngineState, server_counter: PromptCounter | None) 
     if state.folder is None:
         return None
     local = read_counter(state.folder)
-    return ModelPrompt(state.model, state.folder, _template_of(state.folder), local, local.count)
+    return ModelPrompt(state.model, state.folder, template_of(state.folder), local, local.count)
 
 
 def chosen_format(model: str) -> str:
@@ -139,7 +139,8 @@ def _preferences(folder: Path) -> Preferences:
     return Preferences(folder / "settings.json")
 
 
-def _template_of(folder: Path) -> ChatTemplate:
+def template_of(folder: Path) -> ChatTemplate:
+    """How the model in `folder` is asked, with what was chosen for it. Raises DeckError."""
     versions = file_versions(folder, (*TEMPLATES, *FILES))
     # The folder of a loaded model may be taken away; the model goes on answering.
     return _read_template(folder, versions, chosen_format(folder.name)) if versions else ChatTemplate(None, "", "")

@@ -241,6 +241,17 @@ def test_a_character_sees_who_made_the_key(
     assert owners == list(texts)
 
 
+def test_a_key_can_be_tried_where_none_is_needed(api_runner: Runner, tmp_path: Path) -> None:
+    keys = KeyStore(tmp_path / "keys.json")
+    made = keys.make("notebook")
+    with api_server(api_runner, tmp_path) as url:
+        for text, status in ((made, 200), (f"{made}x", 401), ("x", 401)):
+            bearer = {"authorization": f"Bearer {text}"}
+            assert httpx2.get(f"{url}/v1/key", headers=bearer).status_code == status
+            assert httpx2.get(f"{url}/v1/models", headers=bearer).status_code == 200
+    assert keys.keys()[0].used
+
+
 def test_where_others_can_reach_the_server_a_key_is_needed(api_home: Path, api_runner: Runner, tmp_path: Path) -> None:
     keys = KeyStore(tmp_path / "keys.json")
     text = keys.make("notebook")

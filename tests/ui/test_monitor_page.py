@@ -90,7 +90,7 @@ def test_the_models_own_process_is_marked_and_its_plan_stands_beside_what_it_hol
     seen = run_page(nvml_standin, LOAD + OWN + TELL)
     own = next(line for line in seen.splitlines() if line.endswith("1,500 MiB | compute and graphics"))
     assert "tests.support.fake_worker ◀ This model" in own
-    assert "1,500 MiB for its process now" in seen and "**tiny** writes **0.0 tokens/s**" in seen
+    assert "1,500 MiB for its process now" in seen and "**tiny** is idle" in seen
 
 
 def test_the_plan_and_what_the_load_took_stand_side_by_side_on_the_page_and_in_the_log(nvml_standin: Standin) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.chat.chat_formats import BY_NAME, find_format
-from core.chat.model_prompt import ModelPrompt, choose_format, chosen_format, read_model_prompt
+from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.modes import CHAT_MODEL_NAME
 from core.chat.records import MODES, ChatInfo
 from core.common.errors import DeckError
@@ -16,6 +15,7 @@ from ui.chat.feedback import show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.session import number_of
 from ui.chat.setup import find_character, key_of_speaker
+from ui.shared.chat_format import draw_chat_format
 from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of, known_value, note_stored
 from ui.shared.people import person
@@ -89,14 +89,8 @@ def _loaded_model() -> ModelPrompt | None:
 def _choose_format() -> None:
     """The format of a loaded model that brings no template. It is the model's, so it holds in every chat."""
     model = _loaded_model()
-    if model is None or model.folder is None or model.template.has_own:
-        return
-    name, chosen = model.folder.name, chosen_format(model.folder.name)
-    key = key_of(FORMAT, name, chosen if chosen in BY_NAME else "")
-    by_itself = text("chat.format_found", name=found.name) if (found := find_format(model.folder)) else ""
-    st.selectbox(tr("chat.format"), ["", *BY_NAME], key=key, help=tr("chat.format_help"), on_change=_set_format,
-                 format_func=lambda one: one or by_itself or text("chat.format_unknown"),
-                 args=(name, key))  # fmt: skip
+    if model is not None and model.folder is not None:
+        draw_chat_format(model.folder, "chat")
 
 
 def say_unknown_format(info: ChatInfo) -> None:
@@ -105,11 +99,6 @@ def say_unknown_format(info: ChatInfo) -> None:
         return
     if model.template.source is None and CHAT_MODEL_NAME.search(model.name):
         st.caption(f":material/help: {tr('chat.format_missing', model=model.name)}")
-
-
-@show_errors
-def _set_format(model: str, key: str) -> None:
-    choose_format(model, st.session_state[key])
 
 
 @show_errors

@@ -7,7 +7,7 @@ import re
 import streamlit as st
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.common.errors import CheckpointError
+from core.common.errors import CheckpointError, DeckError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.fit import FitReport
@@ -18,6 +18,7 @@ from ui.load.gauge import cannot_run, chosen_before, chosen_now, draw_verdict, s
 from ui.load.gpu_choice import Devices, devices_here, names_of
 from ui.load.quantization import quantization_words
 from ui.load.upkeep import draw_upkeep, is_looked_at
+from ui.shared.chat_format import draw_chat_format
 from ui.shared.engine_status import Shown, load, loading_progress, shown_now
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_alone
@@ -45,6 +46,7 @@ def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> Non
             st.markdown(f"**{escape(entry.name)}**")
             st.caption(_about(entry, entry.checkpoint))
             starter_notice(entry.name, "load")
+            _draw_format(entry)
         is_it = state.server is None and state.model == entry.name
         if is_it:
             draw_state(state)
@@ -55,6 +57,14 @@ def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> Non
             if is_it and state.facts is not None:
                 _draw_technical(state.facts)
             draw_upkeep(entry)
+
+
+def _draw_format(entry: LibraryEntry) -> None:
+    """How a model without a chat template is asked: it is as good as that choice is right."""
+    try:
+        draw_chat_format(entry.folder, "load")
+    except DeckError as error:
+        show_error(error)
 
 
 def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, shown: Shown) -> None:

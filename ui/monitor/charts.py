@@ -19,6 +19,8 @@ POINTS = 200
 HEIGHT_PX = 150
 MIN_WIDTH_PX = 300
 MINUTE_S = 60
+# Where the driver tells no limit: about what a desktop card draws.
+UNKNOWN_LIMIT_W = 400.0
 
 Value = Callable[[Gpu], float | None]
 VALUES: dict[str, Value] = {
@@ -65,7 +67,8 @@ def top(name: str, gpus: Sequence[Gpu]) -> float:
     if name == "memory":
         return max((gpu.total_mib or 0 for gpu in gpus), default=0) / 1024 or 1.0
     if name == "power":
-        return max((gpu.power_limit_w or 0 for gpu in gpus), default=0) or 400.0
+        ends = [gpu.power_limit_w or max(UNKNOWN_LIMIT_W, gpu.power_w or 0) for gpu in gpus]
+        return max(ends, default=UNKNOWN_LIMIT_W)
     return 100.0
 
 
@@ -73,7 +76,9 @@ def chart_spec(gpus: Sequence[str], top_value: float, window_s: int) -> dict[str
     per_label = window_s / 5 if window_s > MINUTE_S else MINUTE_S / 4
     ticks = [-round(per_label * count) for count in range(int(window_s / per_label) + 1)]
     unit, seconds = ("monitor.axis_minutes", MINUTE_S) if window_s > MINUTE_S else ("monitor.axis_seconds", 1)
-    label = f"datum.value == 0 ? '{tr('monitor.axis_now')}' : format(datum.value / {seconds}, 'd') + ' {tr(unit)}'"
+    # The unit stands at the first tick alone: at all of them, on a narrow chart, the labels run into each other.
+    name = f"datum.value == {ticks[-1]} ? ' {tr(unit)}' : ''"
+    label = f"datum.value == 0 ? '{tr('monitor.axis_now')}' : format(datum.value / {seconds}, 'd') + ({name})"
     axis = {
         "title": None,
         "values": ticks,
@@ -91,7 +96,8 @@ def chart_spec(gpus: Sequence[str], top_value: float, window_s: int) -> dict[str
                 "field": "value",
                 "type": "quantitative",
                 "scale": {"domain": [0, top_value], "nice": False},
-                "axis": {"title": None, "tickCount": 4},
+                # To the very end: what lies above the last tick could be anything.
+                "axis": {"title": None, "values": [top_value * quarter / 4 for quarter in range(5)], "format": ",.0f"},
             },
             "color": {"field": "gpu", "type": "nominal", "scale": {"domain": list(gpus)}, "legend": None},
         },

@@ -24,7 +24,9 @@ NO_VALUE = "–"
 
 
 def choose_window() -> int:
-    """The stretch of time that the charts show, in seconds."""
+    """The stretch of time that the charts show, in seconds; without a GPU there is nothing to choose."""
+    if not gpus_here():
+        return WINDOWS_S[1]
     labels = {seconds: tr(f"monitor.window_{seconds}") for seconds in WINDOWS_S}
     window_s = st.segmented_control(tr("monitor.window"), WINDOWS_S, default=WINDOWS_S[1], key="monitor_window",
                                     required=True, persist_state="session", label_visibility="collapsed",
@@ -120,7 +122,10 @@ def _draw_engine(latest: GpuSnapshot) -> None:
     if facts is None:
         st.caption(tr("engine.nothing_loaded"))
         return
-    st.markdown(tr("monitor.rate", name=facts.name, rate=f"{rate:.1f}", answers=len(running)))
+    if running:
+        st.markdown(tr("monitor.rate", name=facts.name, rate=f"{rate:.1f}", answers=len(running)))
+    else:
+        st.markdown(tr("monitor.idle", name=facts.name))
     if facts.remote is not None:
         st.caption(tr("monitor.elsewhere", server=facts.remote.server))
         return

@@ -11,6 +11,7 @@ from core.common.errors import DeckError
 from core.common.paths import DEFAULT_HOST, DEFAULT_PORT
 from ui.server.single_sign_on import checked_address
 from ui.shared.errors import show_error
+from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.people import person
@@ -22,6 +23,10 @@ EXAMPLE = """curl {base}/chat/completions \\
   -H "Authorization: Bearer $LLAMADECK_KEY" \\
   -H "Content-Type: application/json" \\
   -d '{{"messages": [{{"role": "user", "content": "Hello"}}]}}'"""
+
+
+TEST = 'curl {base}/key -H "Authorization: Bearer {key}"'
+USED_POLL_S = 2.0
 
 
 def draw_keys() -> None:
@@ -76,6 +81,8 @@ def _draw_made() -> None:
         with st.container(border=True):
             st.markdown(tr("keys.made"))
             st.code(made, language=None, wrap_lines=True)
+            st.markdown(tr("keys.test"))
+            st.code(TEST.format(base=base_address(), key=made), language="bash", wrap_lines=True)
             st.button(tr("keys.noted"), key="api_key_noted", icon=":material/check:", on_click=_forget_made)
 
 
@@ -87,14 +94,25 @@ def _draw_key(key: Key) -> None:
     with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"api_key_{key.id}"):
         with st.container(gap="xsmall"):
             st.markdown(f"**{escape(key.name)}**  :gray[…{escape(key.end)}]")
-            used = tr("keys.used", day=key.used) if key.used else tr("keys.unused")
-            # Whoever gave the password sees everybody's.
-            whose = "" if key.owner == person() else f" · {escape(key.address or key.owner)}"
-            st.caption(f"{tr('keys.made_on', day=key.made)} · {used}{whose}")
+            redraw_every(USED_POLL_S, _draw_used, key.id)
         with st.popover(tr("keys.revoke"), icon=":material/block:", key=f"api_key_ask_{key.id}"):
             st.markdown(tr("keys.revoke_text", name=key.name))
             st.button(tr("keys.revoke_yes"), key=f"api_key_revoke_{key.id}", type="primary", on_click=_revoke,
                       args=(key.id,))  # fmt: skip
+
+
+def _draw_used(key_id: str) -> None:
+    """When the key was made and used last, as it is by now: whoever tries it looks here."""
+    try:
+        key = next((one for one in api_keys().of(person()) if one.id == key_id), None)
+    except DeckError:  # Said by the page as a whole.
+        return
+    if key is None:
+        return
+    used = tr("keys.used", day=key.used) if key.used else tr("keys.unused")
+    # Whoever gave the password sees everybody's.
+    whose = "" if key.owner == person() else f" · {escape(key.address or key.owner)}"
+    st.caption(f"{tr('keys.made_on', day=key.made)} · {used}{whose}")
 
 
 def _revoke(key_id: str) -> None:
