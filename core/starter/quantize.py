@@ -63,6 +63,8 @@ GENERATION = {
     "do_sample": True,
     "temperature": 0.1,
     "top_p": 0.9,
+    # Without it most of its longer answers end in a loop (benchmarks/starter_loops.py).
+    "repetition_penalty": 1.1,
 }
 SPECIAL_TOKENS = {
     "bos_token": "<|im_start|>",
