@@ -102,7 +102,18 @@ def append(
         raise ChatStoreError("chat_moved_on")
     if after is not None:
         require_at_rest(db, [after])
+    if role == "user":
+        _drop_asked(db, chat, printable(text))
     return insert(db, chat, tree.tail(), role, text, state, now_s, speaker, files_to_column(files), thought)
+
+
+def _drop_asked(db: sqlite3.Connection, chat: int, text: str) -> None:
+    """Empty the draft with the same step in which it is asked, or another tab shows it twice."""
+    db.execute(
+        "UPDATE chats SET draft = '', draft_files = '[]' WHERE id = ? AND draft <> ''"
+        " AND draft || char(10, 10) = substr(? || char(10, 10), 1, length(draft) + 2)",
+        (chat, text),
+    )
 
 
 def insert(
@@ -225,6 +236,7 @@ def choose(db: sqlite3.Connection, message: int) -> None:
     for node in above:
         if not node.is_shown:
             show(db, chat, node)
+    retitle(db, chat)
 
 
 def show(db: sqlite3.Connection, chat: int, node: Node) -> None:

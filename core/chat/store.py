@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,11 +130,15 @@ class ChatStore:
         with self._reading(chat) as db:
             return copy_of(db, chat)
 
-    def branch(self, message: int) -> int:
-        """A new chat that is a copy of the old one up to and with a message."""
+    def branch(self, message: int, title: str = "") -> int:
+        """A new chat that is a copy of the old one up to and with a message, with a `title` that tells it apart."""
         with self._changing(message) as db:
             chat, _ = mutations.find_shown(db, message)
-            return mutations.insert_chat(db, path_of(read_chat(db, chat), message), self._now(), self._owner or "")
+            copied = path_of(read_chat(db, chat), message)
+            if title:
+                own = shortened(printable(title), MAX_OWN_TITLE_CHARS)
+                copied = replace(copied, title=own, title_is_own=True)
+            return mutations.insert_chat(db, copied, self._now(), self._owner or "")
 
     def rename(self, chat: int, title: str, expected: str | None = None) -> None:
         """Give a chat a title of its own; an empty one brings back the proposed one.

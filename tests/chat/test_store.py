@@ -191,6 +191,34 @@ def test_a_branch_copies_the_way_up_to_a_message(store: ChatStore) -> None:
     assert (info.mode, info.character, info.settings, info.draft) == ("chat", "Ada", {"preset": "x"}, "")
 
 
+def test_a_branch_can_have_a_title_of_its_own(store: ChatStore) -> None:
+    chat = store.create("instruct")
+    ids = say(store, chat, "q1", "a1")
+    branch = store.branch(ids[1], "q1 (branch)")
+    say(store, branch, "elsewhere")
+    assert (store.info(branch).title, store.info(chat).title) == ("q1 (branch)", "q1")
+
+
+def test_the_title_is_that_of_the_version_that_is_shown(store: ChatStore) -> None:
+    chat = store.create("instruct")
+    first = say(store, chat, "Why is the sky blue?", "a1")[0]
+    second = store.add_version(first, "Why is the grass green?")
+    assert store.info(chat).title == "Why is the grass green?"
+    store.show(first)
+    assert store.info(chat).title == "Why is the sky blue?"
+    store.rename(chat, "My own")
+    store.show(second)
+    assert store.info(chat).title == "My own"
+
+
+@pytest.mark.parametrize(("asked", "left"), [("one", ""), ("one\n\ntwo", ""), ("on", "one"), ("onely", "one")])
+def test_a_draft_that_is_asked_waits_no_longer(store: ChatStore, asked: str, left: str) -> None:
+    chat = store.create("instruct")
+    store.add_draft(chat, "one")
+    store.append_user(chat, asked, None)
+    assert store.info(chat).draft == left
+
+
 def test_an_answer_goes_on_where_it_ended(store: ChatStore) -> None:
     chat = store.create("instruct")
     answer = say(store, chat, "q", "Once")[1]

@@ -73,8 +73,6 @@ def _ask(tag: str, text: str) -> None:
     else:
         chat_service().send(chat.info.id, text, after, context, start)
         let_go(START, tag)
-    if noted:
-        chat_store().drop_draft(chat.info.id, noted)
     if chosen_number() == chat.info.id:
         show_chat(chat.info.id)
 
@@ -91,7 +89,6 @@ def ask_noted(chat: Chat) -> Chat:
                                      speaker=context.character.person_name)  # fmt: skip
         else:
             chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, context)
-        chat_store().drop_draft(chat.info.id, chat.info.draft)
     except DeckError as error:
         if error.key != "chat_moved_on":
             st.session_state[ERROR_KEY] = error

@@ -141,7 +141,10 @@ def _draw_hits(hits: Sequence[Hit]) -> None:
 
 def _snippet(hit: Hit) -> str:
     before, found, after = hit.snippet[: hit.begin], hit.snippet[hit.begin : hit.end], hit.snippet[hit.end :]
-    return f"{escape(before)}:primary[{escape(found)}]{escape(shortened(after, SNIPPET_CHARS))}"
+    # Behind a colon Streamlit takes the next one for a letter, unless that one is written as a letter itself.
+    before = escape(before[:-1]) + r"\:" if before.endswith(":") else escape(before)
+    gap = " " if after[:1].isspace() else ""
+    return f"{before}:primary[{escape(found)}]{gap}{escape(shortened(after, SNIPPET_CHARS))}"
 
 
 @show_errors

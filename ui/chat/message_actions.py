@@ -12,7 +12,7 @@ from ui.chat.feedback import NOTICE_KEY, Notice, show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.reading_place import go_to_end, stay_at
 from ui.chat.session import EDIT_KEY, is_busy, number_of, read_chat, show_chat, tag_of
-from ui.chat.setup import group_of, prompt_context
+from ui.chat.setup import group_of, prompt_context, title_of
 from ui.shared.browser import copy_button
 from ui.shared.i18n import text, tr
 from ui.shared.resources import chat_service, chat_store, engine
@@ -118,7 +118,8 @@ def _choose(chat: int, message: int, words: str) -> None:
             st.session_state[f"chat_edited_{message}"] = words
             st.session_state[EDIT_KEY] = message
         case "branch":
-            show_chat(chat_store().branch(message))
+            title = text("chat.branch_title", title=title_of(chat_store().info(chat)))
+            show_chat(chat_store().branch(message, title))
             st.toast(tr("chat.branched"), icon=":material/call_split:")
         case "delete" | "delete_from":
             _delete(option, chat, message)

@@ -6,7 +6,7 @@ import streamlit as st
 
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
-from core.library.last_model import LastModel, note_last_model
+from core.library.last_model import LastModel, last_model, note_last_model
 from core.library.scan import locate
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
@@ -137,13 +137,19 @@ def not_ready_notice(last: Answer | None = None) -> None:
 
 
 def way_to_model() -> None:
-    """The buttons that bring a model: reconnect to a lost server, or go to the page that loads one."""
-    is_lost = engine().state.server is not None
+    """The buttons that bring a model: the one that was there, by a click, or the page that loads any."""
+    state = engine().state
+    is_lost = state.server is not None
+    last = last_model() if state.phase == "failed" and not is_lost else None
+    is_here = last is not None and locate(last.name).exists()
     with st.container(horizontal=True):
         if is_lost:
             reconnect_button()
-        st.button(tr("engine.go_load"), icon=":material/deployed_code:", key="go_load",
-                  type="secondary" if is_lost else "primary", on_click=go_to, args=(LOAD_PAGE,))  # fmt: skip
+        elif last is not None and is_here:
+            st.button(tr("engine.load_again", name=last.name), icon=":material/refresh:", key="engine_load_again",
+                      type="primary", on_click=load, args=(last.name, last.context_tokens, last.num_chats))  # fmt: skip
+        st.button(tr("engine.go_load"), icon=":material/deployed_code:", key="go_load", on_click=go_to,
+                  type="secondary" if is_lost or is_here else "primary", args=(LOAD_PAGE,))  # fmt: skip
 
 
 def reconnect_button() -> None:
