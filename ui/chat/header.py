@@ -37,6 +37,7 @@ HEAD_STYLE = """<style>
 }
 .st-key-chat_head [data-testid="stElementToolbar"] { display: none; }
 .st-key-chat_title_row { flex-wrap: nowrap; }
+.st-key-chat_title_row > :has(img) + :has(img) { margin-inline-start: -1.5rem; }
 .st-key-chat_title_row > :has(h2) { flex: 1 1 0; min-width: 0; }
 .st-key-chat_tools { flex-wrap: nowrap; }
 .st-key-chat_tools > * { flex: 0 1 auto; min-width: 0; }

@@ -69,7 +69,7 @@ def _draw_menu(shown: Shown, used_tokens: int) -> None:
     state = engine().state
     name = state.model if state.phase == "ready" else None
     label = escape(shortened(name, NAME_CHARS)) if name else tr(f"engine.{state.phase}")
-    menu = st.popover(label, key=KEY, icon=ICONS.get(state.phase, ":material/deployed_code:"), on_change="rerun",
+    menu = st.popover(label, key=KEY, icon=ICONS.get(state.phase, ICONS["ready"]), on_change="rerun", wrap=False,
                       help=escape(name) if name and len(name) > NAME_CHARS else None)  # fmt: skip
     if menu.open:
         with menu:
