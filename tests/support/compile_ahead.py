@@ -28,18 +28,18 @@ def own_kernels(device: torch.device) -> list[Callable[[], object]]:
     """Each kind of kernel that the tests use, as what makes it; those that take long come first."""
     from core.worker.kernels.cache_attention import kernels_for
     from core.worker.kernels.decode_attention import SPLITS, DecodeKernels
+    from core.worker.kernels.packed_prefill import PrefillKernels
+    from core.worker.kernels.packed_small_batch import SmallBatchKernels
     from core.worker.kernels.packing import CodeFormat
     from core.worker.kernels.sampling_kernel import SamplingKernel
     from core.worker.kernels.step_ops import module_for
-    from core.worker.kernels.w4_prefill import PrefillKernels
-    from core.worker.kernels.w4_small_batch import W4Kernels
 
     is_hopper = torch.cuda.get_device_capability(device) >= (9, 0)
     kinds = [
         *((dtype, CodeFormat(4, *how)) for dtype, *how in product(DTYPES, (128, 64, 32, -1), (False, True))),
         *((dtype, CodeFormat(8, *how)) for dtype, *how in product(DTYPES, (128, 32), (False, True))),
     ]
-    made: list[Callable[[], object]] = [partial(few_rows, W4Kernels, *kind, device) for kind in kinds]
+    made: list[Callable[[], object]] = [partial(few_rows, SmallBatchKernels, *kind, device) for kind in kinds]
     if is_hopper:
         made += [partial(PrefillKernels, *kind, device) for kind in kinds]
     made += [partial(DecodeKernels, dtype, *heads, 4, device) for dtype in DTYPES for heads in MODEL_HEADS]

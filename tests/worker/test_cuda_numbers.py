@@ -11,10 +11,10 @@ import torch
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.memory.kernels.llamadeck import LLAMADECK
-from core.worker.kernels import w4_prefill, w4_small_batch
+from core.worker.kernels import packed_prefill, packed_small_batch
+from core.worker.kernels.packed_prefill import FusedDequantGemm, PrefillKernels
+from core.worker.kernels.packed_small_batch import FusedRmsNorm, SmallBatchKernels
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation, pack_codes, tile_scales
-from core.worker.kernels.w4_prefill import FusedDequantGemm, PrefillKernels
-from core.worker.kernels.w4_small_batch import FusedRmsNorm, W4Kernels
 from core.worker.model.kernel_check import check_kernel
 from tests.support.ptx_on_cpu import CpuModule
 
@@ -40,9 +40,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def on_cpu(compiled: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
-    for module in (w4_small_batch, w4_prefill):
+    for module in (packed_small_batch, packed_prefill):
         monkeypatch.setattr(module, "CudaModule", CpuModule)
-    caches = (w4_small_batch.kernels_for, w4_prefill.prefill_kernels_for)
+    caches = (packed_small_batch.kernels_for, packed_prefill.prefill_kernels_for)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -78,8 +78,8 @@ def test_a_kernel_that_reads_codes_wrong_is_refused(monkeypatch: pytest.MonkeyPa
         assert source.count("0x4341 : 0x4240") == 2
         return source.replace("0x4341 : 0x4240", "0x4240 : 0x4341")
 
-    read = w4_small_batch.read_source
-    monkeypatch.setattr(w4_small_batch, "read_source", read_source)
+    read = packed_small_batch.read_source
+    monkeypatch.setattr(packed_small_batch, "read_source", read_source)
     with pytest.raises(EngineError) as caught:
         check_kernel(LLAMADECK, MatrixFormat(8, 128, True, True, "gptq"), torch.float16, CPU)
     assert caught.value.key == "kernel_wrong"
@@ -119,7 +119,7 @@ def test_rows_come_out_the_same_beside_any_others_and_through_every_epilogue(
 ) -> None:
     random = torch.Generator().manual_seed(3)
     matrix, dense = make_matrix(format, dtype)
-    kernels, order = W4Kernels(dtype, format, CPU), matrix.permutation
+    kernels, order = SmallBatchKernels(dtype, format, CPU), matrix.permutation
     assert order is not None
     x, added = (torch.randn((20, size), generator=random).to(dtype) for size in (INPUTS, OUTPUTS))
     permuted = x[:, order.long()]
@@ -154,6 +154,6 @@ def test_many_rows_are_multiplied_from_codes(format: CodeFormat, dtype: torch.dt
 def test_a_part_of_a_matrix_is_dequantized(format: CodeFormat, dtype: torch.dtype) -> None:
     matrix, dense = make_matrix(format, dtype)
     assert matrix.permutation is not None
-    got = W4Kernels(dtype, format, CPU).dequantize(matrix, 2, 3, torch.empty(3 * TILE * INPUTS, dtype=dtype))
+    got = SmallBatchKernels(dtype, format, CPU).dequantize(matrix, 2, 3, torch.empty(3 * TILE * INPUTS, dtype=dtype))
     wanted = dense[matrix.permutation.long(), 2 * TILE : 5 * TILE].t().to(dtype)
     assert torch.equal(got, wanted)

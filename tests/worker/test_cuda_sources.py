@@ -17,16 +17,16 @@ from core.worker.kernels import (
     cache_attention,
     decode_attention,
     nvrtc,
+    packed_prefill,
+    packed_small_batch,
     sampling_kernel,
     step_ops,
-    w4_prefill,
-    w4_small_batch,
 )
 from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.packed_prefill import PrefillKernels
+from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.sampling_kernel import MAX_SCORES, SamplingKernel
-from core.worker.kernels.w4_prefill import PrefillKernels
-from core.worker.kernels.w4_small_batch import W4Kernels
 
 package = pytest.importorskip("nvidia.cuda_nvrtc", reason="there is one for Linux on x86 only")
 
@@ -64,7 +64,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(nvrtc, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: Compiled.capability)
-    for module in (w4_small_batch, sampling_kernel, w4_prefill, decode_attention, cache_attention, step_ops):
+    for module in (packed_small_batch, sampling_kernel, packed_prefill, decode_attention, cache_attention, step_ops):
         monkeypatch.setattr(module, "CudaModule", Compiled)
     caches = (decode_attention.module_for, cache_attention.kernels_for, step_ops.module_for)
     for cache in caches:
@@ -90,7 +90,7 @@ def test_the_products_compile(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, format: CodeFormat
 ) -> None:
     monkeypatch.setattr(Compiled, "capability", capability)
-    kernels = W4Kernels(dtype, format, torch.device("cpu"))
+    kernels = SmallBatchKernels(dtype, format, torch.device("cpu"))
     # Those of one row are compiled at their first use.
     kernels.compile_variants(16)
     if capability == (9, 0):

@@ -8,9 +8,9 @@ import torch
 from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.kernels import step_ops
 from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.packed_prefill import DequantThenGemm, FusedDequantGemm, PrefillKernels
+from core.worker.kernels.packed_small_batch import FusedRmsNorm, SmallBatchKernels
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
-from core.worker.kernels.w4_prefill import DequantThenGemm, FusedDequantGemm, PrefillKernels
-from core.worker.kernels.w4_small_batch import FusedRmsNorm, W4Kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -48,7 +48,7 @@ def test_products_from_codes_equal_the_dequantized_matrix(
     random = torch.Generator(DEVICE).manual_seed(1)
     matrix = make_matrix(*shape, dtype, format, has_permutation, random)
     bias = torch.randn(shape[1], device=DEVICE, generator=random).to(dtype)
-    dequantized = dequantize(matrix, W4Kernels(dtype, format, DEVICE))
+    dequantized = dequantize(matrix, SmallBatchKernels(dtype, format, DEVICE))
     from_codes = FusedDequantGemm(PrefillKernels(dtype, format, DEVICE), DEVICE)
     for rows in ROWS:
         # Twice, and otherwise: a product leaves its buffers as it found them.
@@ -109,7 +109,7 @@ def test_a_matrix_that_is_dequantized_in_parts_or_whole(
     random = torch.Generator(DEVICE).manual_seed(1)
     matrix = make_matrix(4096, 1296, dtype, format, has_permutation, random)
     bias = torch.randn(1296, device=DEVICE, generator=random).to(dtype)
-    kernels = W4Kernels(dtype, format, DEVICE)
+    kernels = SmallBatchKernels(dtype, format, DEVICE)
     backend = DequantThenGemm(kernels, 4096 * outputs_at_once, dtype, DEVICE)
     for added in (None, bias):
         x = torch.randn((300, 4096), device=DEVICE, generator=random).to(dtype)
@@ -118,7 +118,7 @@ def test_a_matrix_that_is_dequantized_in_parts_or_whole(
         assert far(backend.multiply(matrix, x, added), wanted) < 2 * TOLERANCES[dtype]
 
 
-def dequantize(matrix: PackedMatrix, kernels: W4Kernels) -> torch.Tensor:
+def dequantize(matrix: PackedMatrix, kernels: SmallBatchKernels) -> torch.Tensor:
     room = torch.empty(matrix.outputs * matrix.inputs, dtype=matrix.scales.dtype, device=DEVICE)
     return kernels.dequantize(matrix, 0, matrix.outputs // TILE, room).float()
 

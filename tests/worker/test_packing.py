@@ -18,18 +18,8 @@ from core.worker.kernels.decode_attention import (
 )
 from core.worker.kernels.decode_attention import shared_bytes as attention_bytes
 from core.worker.kernels.nvrtc import compiled, read_source
-from core.worker.kernels.packing import (
-    K_BLOCK,
-    TILE,
-    CodeFormat,
-    find_permutation,
-    invert_permutation,
-    pack_codes,
-    tile_scales,
-    unpack,
-)
-from core.worker.kernels.w4_small_batch import empty_group_sums
-from core.worker.kernels.w4_variants import (
+from core.worker.kernels.packed_small_batch import empty_group_sums
+from core.worker.kernels.packed_variants import (
     EPILOGUES,
     SHARED_BYTES_16,
     SINGLE_ROW_VARIANTS,
@@ -39,6 +29,16 @@ from core.worker.kernels.w4_variants import (
     choose_warps,
     has_many_tiles,
     shared_bytes,
+)
+from core.worker.kernels.packing import (
+    K_BLOCK,
+    TILE,
+    CodeFormat,
+    find_permutation,
+    invert_permutation,
+    pack_codes,
+    tile_scales,
+    unpack,
 )
 from core.worker.model.kernel_check import to_words
 from tests.support.checkpoints import pack

@@ -15,9 +15,9 @@ from core.worker.decode.fused_modules import FusedNorm
 from core.worker.decode.graph_cache import AttentionSpec, GraphCache
 from core.worker.kernels.cache_attention import attend_prefill
 from core.worker.kernels.decode_attention import DecodeKernels
-from core.worker.kernels.w4_prefill import FusedDequantGemm
-from core.worker.kernels.w4_small_batch import MAX_SMALL_BATCH, FusedRmsNorm, W4Linear
-from core.worker.kernels.w4_variants import MAX_NORMED
+from core.worker.kernels.packed_prefill import FusedDequantGemm
+from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH, FusedRmsNorm, PackedLinear
+from core.worker.kernels.packed_variants import MAX_NORMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class LayerMatrices:
     """The norms and matrices of a decoder layer. qkv: one merged matrix, or query, key and value. gate_up: merged."""
 
     input_norm: FusedNorm
-    qkv: tuple[W4Linear, ...]
-    out: W4Linear
+    qkv: tuple[PackedLinear, ...]
+    out: PackedLinear
     mlp_norm: FusedNorm
-    gate_up: W4Linear
-    down: W4Linear
+    gate_up: PackedLinear
+    down: PackedLinear
 
 
 class FusedDecoderLayer(nn.Module):
@@ -119,7 +119,7 @@ class FusedDecoderLayer(nn.Module):
         return gemm.swiglu_rows(self._matrices.down.matrix, both, self._matrices.down.inverse_permutation)
 
     def _prefill_normed(
-        self, gemm: FusedDequantGemm, linear: W4Linear, hidden: torch.Tensor, norm: FusedNorm
+        self, gemm: FusedDequantGemm, linear: PackedLinear, hidden: torch.Tensor, norm: FusedNorm
     ) -> torch.Tensor:
         swizzled = gemm.rmsnorm_rows(
             linear.matrix, hidden, FusedRmsNorm(norm.weight, linear.inverse_permutation, norm.eps)
@@ -127,7 +127,7 @@ class FusedDecoderLayer(nn.Module):
         return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias)
 
     def _multiply_normed(
-        self, linear: W4Linear, hidden: torch.Tensor, norm: FusedNorm, epilogue: str, **more: torch.Tensor | None
+        self, linear: PackedLinear, hidden: torch.Tensor, norm: FusedNorm, epilogue: str, **more: torch.Tensor | None
     ) -> torch.Tensor:
         """A product of the RMS-normed rows [rows, size]; one row takes one kernel."""
         matrix, multiply = linear.matrix, linear.kernels.multiply
@@ -143,7 +143,7 @@ class FusedDecoderLayer(nn.Module):
 class FusedHead(nn.Module):
     """The model's head. Up to MAX_SMALL_BATCH rows, a row's logits are the same whatever rows are beside it."""
 
-    def __init__(self, head: nn.Linear, like: W4Linear) -> None:
+    def __init__(self, head: nn.Linear, like: PackedLinear) -> None:
         super().__init__()
         self.weight = head.weight
         self._kernels = like.kernels

@@ -19,8 +19,8 @@ from core.worker.decode.fused_decoder_layer import FusedDecoderLayer, FusedHead,
 from core.worker.decode.fused_modules import FusedMlp, FusedNorm
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.kernels.decode_attention import MAX_QUERIES, MAX_ROW, DecodeKernels
+from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.packing import K_BLOCK
-from core.worker.kernels.w4_small_batch import W4Linear
 from core.worker.model.merged_linear import MergedLinearSlice
 
 log = logging.getLogger(__name__)
@@ -29,31 +29,35 @@ TOLERANCES = {torch.float16: 0.005, torch.bfloat16: 0.03}
 
 
 def find_layer_matrices(layer: nn.Module) -> LayerMatrices | None:
-    """The matrices of a decoder layer with the usual modules, all of them W4Linear; None for any other layer."""
+    """The matrices of a decoder layer with the usual modules, all of them PackedLinear; None for any other layer."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     input_norm, mlp_norm = getattr(layer, "input_layernorm", None), getattr(layer, "post_attention_layernorm", None)
     out = getattr(attention, "o_proj", None)
-    if not isinstance(input_norm, FusedNorm) or not isinstance(mlp_norm, FusedNorm) or not isinstance(out, W4Linear):
+    if (
+        not isinstance(input_norm, FusedNorm)
+        or not isinstance(mlp_norm, FusedNorm)
+        or not isinstance(out, PackedLinear)
+    ):
         return None
     qkv = matrices_of(attention)
     if (
         not qkv
         or input_norm.weight.numel() > MAX_ROW
         or not isinstance(mlp, FusedMlp)
-        or not isinstance(mlp.gate_up, W4Linear)
-        or not isinstance(mlp.down, W4Linear)
+        or not isinstance(mlp.gate_up, PackedLinear)
+        or not isinstance(mlp.down, PackedLinear)
     ):
         return None
     return LayerMatrices(input_norm, qkv, out, mlp_norm, mlp.gate_up, mlp.down)
 
 
-def matrices_of(attention: nn.Module | None) -> tuple[W4Linear, ...]:
+def matrices_of(attention: nn.Module | None) -> tuple[PackedLinear, ...]:
     """The merged matrix of query, key and value, or the three; () for other modules, or where three permute inputs."""
     found = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
     merged = [one.merged for one in found if isinstance(one, MergedLinearSlice)]
     if len(merged) == 3 and all(one is merged[0] for one in merged):
         found = merged[:1]
-    plain = tuple(one for one in found if isinstance(one, W4Linear))
+    plain = tuple(one for one in found if isinstance(one, PackedLinear))
     takes_same_rows = len(plain) == 1 or all(one.inverse_permutation is None for one in plain)
     return plain if len(plain) == len(found) and takes_same_rows else ()
 
@@ -92,7 +96,7 @@ def record_layer_calls(layers: Sequence[nn.Module]) -> Iterator[dict[int, LayerC
 def fuse_head(model: PreTrainedModel) -> bool:
     """Put a FusedHead in place of the model's head; False where it does not take that head."""
     head = model.get_output_embeddings()
-    like = next((module for module in model.modules() if isinstance(module, W4Linear)), None)
+    like = next((module for module in model.modules() if isinstance(module, PackedLinear)), None)
     if like is None or not isinstance(head, nn.Linear) or head.bias is not None:
         return False
     if head.in_features % K_BLOCK or head.weight.dtype != like.matrix.scales.dtype:

@@ -14,7 +14,7 @@ import torch
 from core.memory.kernels.llamadeck import KV_SPLITS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.nvrtc import CudaModule, read_source
-from core.worker.kernels.w4_small_batch import empty_group_sums
+from core.worker.kernels.packed_small_batch import empty_group_sums
 
 # The most queries of a key that a block computes together, by head size: a block has registers for no more.
 MAX_QUERIES = {64: 8, 128: 8, 256: 2}
@@ -127,7 +127,7 @@ class DecodeKernels:
         inverse_permutation: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """RMSNorm of x [rows, size], each value stored where `inverse_permutation` says; and the sums of the result's
-        scale groups, as W4Kernels.sum_rows gives them."""
+        scale groups, as SmallBatchKernels.sum_rows gives them."""
         out, sums = torch.empty_like(x), empty_group_sums(x, inputs_per_group)
         self._norm((x.shape[0], 1, 1), NORM_THREADS, x, weight, out, inverse_permutation, x.stride(0),
                    x.shape[1], eps, sums, sums.stride(0), inputs_per_group)  # fmt: skip

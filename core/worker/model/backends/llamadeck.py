@@ -15,6 +15,8 @@ from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup
 from core.memory.model_shape import MatrixShape
+from core.worker.kernels.packed_prefill import make_prefill_backend
+from core.worker.kernels.packed_small_batch import PackedLinear, PrefillBackend, kernels_for
 from core.worker.kernels.packing import (
     K_BLOCK,
     TILE,
@@ -24,8 +26,6 @@ from core.worker.kernels.packing import (
     tile_scales,
     unpack,
 )
-from core.worker.kernels.w4_prefill import make_prefill_backend
-from core.worker.kernels.w4_small_batch import PrefillBackend, W4Linear, kernels_for
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors
 
 
@@ -72,7 +72,7 @@ class LlamadeckBackend:
         bias = torch.cat(biases) if biases else None
         matrix = PackedMatrix(codes, torch.cat(scales), None if zeros is None else torch.cat(zeros), permutation)
         bias = None if bias is None else bias.to(self.device, self.dtype)
-        return W4Linear(matrix, bias, kernels, self._prefills[self._variant(format)])
+        return PackedLinear(matrix, bias, kernels, self._prefills[self._variant(format)])
 
     def _zeros(self, members: Sequence[MatrixTensors]) -> list[torch.Tensor] | None:
         """Zero points as the kernels read them; None where all are in the middle."""

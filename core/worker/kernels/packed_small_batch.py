@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
-from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
-from core.worker.kernels.w4_variants import (
+from core.worker.kernels.packed_variants import (
     EPILOGUES,
     MAX_GROUP_SUMS,
     MAX_NORMED,
@@ -29,6 +28,7 @@ from core.worker.kernels.w4_variants import (
     shared_bytes,
     stages_of,
 )
+from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
 
 NUM_THREADS = 256
 # Threads that pack each 512 bytes of a tile.
@@ -66,7 +66,7 @@ class FusedRmsNorm(NamedTuple):
     eps: float
 
 
-class W4Kernels:
+class SmallBatchKernels:
     """The compiled kernels of cuda/matrices.cu for one dtype and format, on one GPU."""
 
     def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device) -> None:
@@ -205,12 +205,12 @@ def defines_for(dtype: torch.dtype, format: CodeFormat) -> dict[str, int]:
 
 
 @cache
-def kernels_for(dtype: torch.dtype, format: CodeFormat, device: torch.device) -> W4Kernels:
-    return W4Kernels(dtype, format, device)
+def kernels_for(dtype: torch.dtype, format: CodeFormat, device: torch.device) -> SmallBatchKernels:
+    return SmallBatchKernels(dtype, format, device)
 
 
 class PrefillBackend(Protocol):
-    """Multiplies the rows of prefills by a matrix (w4_prefill.py). `min_rows`: the fewest rows of one prompt for it."""
+    """Multiplies the rows of prefills by a matrix (packed_prefill.py). `min_rows`: the fewest of one prompt for it."""
 
     min_rows: int
 
@@ -218,11 +218,15 @@ class PrefillBackend(Protocol):
         """x [rows, inputs], in the model's order -> [rows, outputs]."""
 
 
-class W4Linear(nn.Module):
+class PackedLinear(nn.Module):
     """A matrix of 4 or 8 bit as a module. All matrices of a model on one GPU share `kernels` and `prefill_backend`."""
 
     def __init__(
-        self, matrix: PackedMatrix, bias: torch.Tensor | None, kernels: W4Kernels, prefill_backend: PrefillBackend
+        self,
+        matrix: PackedMatrix,
+        bias: torch.Tensor | None,
+        kernels: SmallBatchKernels,
+        prefill_backend: PrefillBackend,
     ) -> None:
         super().__init__()
         self.matrix, self.bias, self.kernels, self.prefill_backend = matrix, bias, kernels, prefill_backend

@@ -19,16 +19,16 @@ from core.memory.kernels.llamadeck import (
 )
 from core.worker.kernels.decode_attention import MAX_ROW, NORM_THREADS
 from core.worker.kernels.nvrtc import CudaModule, read_source
-from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix
-from core.worker.kernels.w4_small_batch import (
+from core.worker.kernels.packed_small_batch import (
     HEAD_ROWS,
     MAX_SMALL_BATCH,
     FusedRmsNorm,
     PrefillBackend,
-    W4Kernels,
+    SmallBatchKernels,
     defines_for,
     kernels_for,
 )
+from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix
 
 GEMM_THREADS, ROW_THREADS = 384, 256
 # Inputs of a row for each thread of permute_rows, and of swiglu_rows.
@@ -186,7 +186,7 @@ class DequantThenGemm:
 
     min_rows = MAX_SMALL_BATCH + 1
 
-    def __init__(self, kernels: W4Kernels, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, kernels: SmallBatchKernels, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
         self._kernels = kernels
         self._buffer = torch.empty(dequant_buffer_bytes(num_elements) // dtype.itemsize, dtype=dtype, device=device)
 

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.memory.kernels.llamadeck import PREFILL_PARTIAL_SUM_BYTES
-from core.worker.kernels.packing import CodeFormat
-from core.worker.kernels.w4_prefill import (
+from core.worker.kernels.packed_prefill import (
     MIN_SHARE,
     ONE_ROW_TILE,
     TWO_ROW_TILES,
@@ -16,6 +15,7 @@ from core.worker.kernels.w4_prefill import (
     shared_bytes,
     stream_k_grid,
 )
+from core.worker.kernels.packing import CodeFormat
 
 # What a block of threads may have at most on compute capability 9.0.
 MOST_SHARED_BYTES = 227 * 1024
