@@ -11,19 +11,20 @@ from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage
 from core.chat.tree import Tree
 
 # A message that a damaged file names and does not hold; those around it are copied.
-LOST = (0, "assistant", "", 0.0, "stopped", "{}", "", "[]", "")
+LOST = (0, "assistant", "", 0.0, "stopped", "{}", "", "[]", "", 0)
 
 
 def copy_of(db: sqlite3.Connection, chat: int) -> CopiedChat:
     """The chat with all versions. What was deleted stays out: an export may be for somebody else."""
     info, tree = read_info(db, chat), read_tree(db, chat)
-    columns = "id, role, text, created_s, state, stats, speaker, files, thought"
+    columns = "id, role, text, created_s, state, stats, speaker, files, thought, is_hidden"
     rows = {row[0]: row for row in db.execute(f"SELECT {columns} FROM messages WHERE chat = ?", (chat,))}
     messages: list[CopiedMessage] = []
     for number, parent, is_shown in _living(tree):
-        _, role, text, created_s, state, stats, speaker, files, thought = rows.get(number, LOST)
+        _, role, text, created_s, state, stats, speaker, files, thought, is_hidden = rows.get(number, LOST)
         messages.append(CopiedMessage(parent, role, text, created_s, state, from_column(stats), is_shown, speaker,
-                                      files_from_column(files), thought_from_column(thought)))  # fmt: skip
+                                      files_from_column(files), thought_from_column(thought),
+                                      bool(is_hidden)))  # fmt: skip
     return _with_messages(info, messages)
 
 
@@ -33,7 +34,8 @@ def path_of(chat: Chat, last: int) -> CopiedChat:
     for index, message in enumerate(chat.messages):
         messages.append(CopiedMessage(index - 1 if index else None, message.role, message.text, message.created_s,
                                       message.state, message.stats, speaker=message.speaker,
-                                      files=message.files, thought=message.thought))  # fmt: skip
+                                      files=message.files, thought=message.thought,
+                                      is_hidden=message.is_hidden))  # fmt: skip
         if message.id == last:
             break
     return _with_messages(chat.info, messages, is_new=True)

@@ -78,7 +78,7 @@ def _tavern_line(shown: CopiedMessage, versions: list[CopiedMessage], name: str,
     line: dict[str, Any] = {
         "name": name,
         "is_user": shown.role == "user",
-        "is_system": False,
+        "is_system": shown.is_hidden,
         "send_date": _iso(shown.created_s),
         "mes": shown.text,
         "extra": _tavern_extra(shown),

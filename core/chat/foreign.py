@@ -116,6 +116,7 @@ class Line:
         speaker: str = "",
         model: str = "",
         files: Sequence[Document] = (),
+        is_hidden: bool = False,
     ) -> None:
         parent = self._last
         for place, text in enumerate(versions):
@@ -123,7 +124,7 @@ class Line:
                 self._last = len(self.messages)
             self.messages.append(CopiedMessage(parent, role, text, created_s, stats={"model": model} if model else {},
                                                is_shown=place == shown, speaker=speaker,
-                                               files=tuple(files[:MAX_FILES])))  # fmt: skip
+                                               files=tuple(files[:MAX_FILES]), is_hidden=is_hidden))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Group:
 def assistant_turn(message: Message) -> Turn:
     """An answer as the model reads it, with the thought before it where there was one."""
     content = content_of(message)
-    if message.thought is None or not message.thought.text.strip():
+    if message.is_hidden or message.thought is None or not message.thought.text.strip():
         return Turn(role="assistant", content=content)
     return Turn(role="assistant", content=content, thought=message.thought.text)
 

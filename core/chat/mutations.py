@@ -181,8 +181,18 @@ def edit(db: sqlite3.Connection, message: int, text: str, now_s: float) -> int:
         db, chat, tree[message].parent, role, text, kept, now_s, speaker, files, thought_from_column(thought)
     )
     db.execute("UPDATE messages SET parent = ? WHERE parent = ?", (number, message))
+    db.execute(
+        "UPDATE messages SET is_hidden = (SELECT is_hidden FROM messages WHERE id = ?) WHERE id = ?", (message, number)
+    )
     retitle(db, chat)
     return number
+
+
+def hide(db: sqlite3.Connection, message: int, is_hidden: bool) -> None:
+    """Keep a message from the model, or let it read it again; people see it all the time."""
+    find_shown(db, message)
+    require_at_rest(db, [message])
+    db.execute("UPDATE messages SET is_hidden = ? WHERE id = ?", (is_hidden, message))
 
 
 def remove_alone(db: sqlite3.Connection, message: int, now_s: float) -> None:
@@ -347,11 +357,11 @@ def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: s
     for message in chat.messages:
         row = db.execute(
             "INSERT INTO messages (chat, parent, is_shown, role, state, created_s, stats, text, speaker, files,"
-            " thought) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " thought, is_hidden) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (number, None if message.parent is None else ids[message.parent], message.is_shown, message.role,
              "stopped" if message.state == "writing" else message.state, message.created_s or now_s,
              to_column(message.stats), printable(message.text), printable(message.speaker),
-             files_to_column(message.files), thought_to_column(message.thought)),
+             files_to_column(message.files), thought_to_column(message.thought), message.is_hidden),
         )  # fmt: skip
         ids.append(int(row.lastrowid or 0))
     return number

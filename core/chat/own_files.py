@@ -69,6 +69,7 @@ def _own_message(message: object, index: int) -> CopiedMessage:
         speaker=text_of(message, "speaker")[:MAX_NAME_CHARS],
         files=_files(message.get("files", [])),
         thought=_thought(message.get("thought")),
+        is_hidden=message.get("is_hidden") is True,
     )
     # Older files have thoughts in the answers.
     return apart(message_of_file)

@@ -52,7 +52,7 @@ def read_info(db: sqlite3.Connection, chat: int) -> ChatInfo:
 def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
     info, tree = read_info(db, chat), read_tree(db, chat)
     found = db.execute(
-        "SELECT id, role, text, created_s, state, stats, speaker, files, thought FROM messages"
+        "SELECT id, role, text, created_s, state, stats, speaker, files, thought, is_hidden FROM messages"
         " WHERE chat = ? AND is_shown",
         (chat,),
     )
@@ -62,10 +62,10 @@ def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
         if node.id not in rows:
             # A damaged index still names it.
             continue
-        id, role, text, created_s, state, stats, speaker, files, thought = rows[node.id]
+        id, role, text, created_s, state, stats, speaker, files, thought, is_hidden = rows[node.id]
         versions = tuple(sibling.id for sibling in tree.siblings(id))
         messages.append(Message(id, role, text, created_s, state, from_column(stats), versions, speaker,
-                                files_from_column(files), thought_from_column(thought)))  # fmt: skip
+                                files_from_column(files), thought_from_column(thought), bool(is_hidden)))  # fmt: skip
     return Chat(info, tuple(messages))
 
 

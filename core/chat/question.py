@@ -22,7 +22,9 @@ def with_files(text: str, files: Sequence[Document]) -> str:
 
 
 def content_of(message: Message) -> str:
-    """A message as the model reads it."""
+    """A message as the model reads it: one without a word is left out of the prompt."""
+    if message.is_hidden:
+        return ""
     return with_files(message.text, message.files)
 
 

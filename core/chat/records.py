@@ -64,7 +64,8 @@ class Message:
 
     `stats` of an answer: model, reason, tokens, tokens_per_s, first_token_s, prompt_tokens, seed;
     error where it failed. `speaker` is who said it, where that is not the chat's character; of a person's message it
-    is the name that they had then. `files` were added to a question: the model reads them before its words.
+    is the name that they had then. `files` were added to a question: the model reads them before its words. What
+    `is_hidden` the model does not read.
     """
 
     id: int
@@ -77,6 +78,7 @@ class Message:
     speaker: str = ""
     files: tuple[Document, ...] = ()
     thought: Thought | None = None
+    is_hidden: bool = False
 
     @property
     def whole(self) -> str:
@@ -132,6 +134,7 @@ class CopiedMessage:
     speaker: str = ""
     files: tuple[Document, ...] = ()
     thought: Thought | None = None
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)

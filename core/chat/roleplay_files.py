@@ -14,6 +14,8 @@ from core.personas.sillytavern import WORLD_INFO
 
 # Stands in text-generation-webui's history where nobody asked for the greeting.
 NO_QUESTION = "<|BEGIN-VISIBLE-CHAT|>"
+# What SillyTavern says of its own in a chat, such as a welcome, has another type.
+SAID_TYPES = ("", "narrator", "comment")
 # What SillyTavern writes in place of a name where a chat has several characters.
 NO_NAME = "unused"
 
@@ -69,7 +71,7 @@ def from_sillytavern(lines: list[dict[str, Any]], left: LeftBehind) -> CopiedCha
         text = one.get("mes")
         if not isinstance(text, str):
             raise ChatFileError("chat_file_damaged", name="mes")
-        if one.get("is_system") is True:
+        if one.get("is_system") is True and not _is_said(one):
             left["hidden"] += 1
             continue
         files = _tavern_files(one, left)
@@ -77,11 +79,18 @@ def from_sillytavern(lines: list[dict[str, Any]], left: LeftBehind) -> CopiedCha
         is_told = one.get("is_user") is True or group_of(one, "extra").get("type") == "narrator"
         versions, shown = _swipes(one, text)
         line.add("user" if is_told else "assistant", versions, shown, seconds(one.get("send_date")),
-                 text_of(one, "name"), "" if is_told else text_of(group_of(one, "extra"), "model"), files)  # fmt: skip
+                 text_of(one, "name"), "" if is_told else text_of(group_of(one, "extra"), "model"), files,
+                 one.get("is_system") is True)  # fmt: skip
     is_group = character == NO_NAME or not character
     chat = finished_chat(line.messages, "" if is_group else character, created_s=seconds(header.get("create_date")))
     world = text_of(group_of(header, "chat_metadata"), WORLD_INFO).strip()
     return replace(chat, lorebooks=(world[:MAX_NAME_CHARS],) if world else ())
+
+
+def _is_said(line: dict[str, Any]) -> bool:
+    """Whether a line that the model did not read is one of the chat: /hide keeps those of speakers from it."""
+    extra = group_of(line, "extra")
+    return text_of(extra, "type") in SAID_TYPES and not extra.get("tool_invocations")
 
 
 def _tavern_files(line: dict[str, Any], left: LeftBehind) -> list[Document]:

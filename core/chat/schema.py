@@ -89,7 +89,9 @@ THOUGHTS = (
     WHERE role = 'assistant' AND substr(ltrim(text, {BLANKS}), 1, 7) = '<think>'
     """,
 )
-MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS, LISTS, FILES, LOREBOOKS, THOUGHTS)
+# Messages that people read and the model does not.
+HIDDEN = ("ALTER TABLE messages ADD COLUMN is_hidden INTEGER NOT NULL DEFAULT 0",)
+MIGRATIONS: tuple[Sequence[str], ...] = (FIRST, OWNERS, GROUPS, LISTS, FILES, LOREBOOKS, THOUGHTS, HIDDEN)
 
 
 def version_of(db: sqlite3.Connection) -> int:

@@ -331,6 +331,10 @@ class ChatStore:
         """Change a message's words; what follows stays, and the old words are a version. The new version's id."""
         return self._change(message, lambda db: mutations.edit(db, message, text, self._now()))
 
+    def hide(self, message: int, is_hidden: bool) -> None:
+        """Keep a message from the model, or let it read it again."""
+        self._change(message, lambda db: mutations.hide(db, message, is_hidden))
+
     def delete(self, message: int) -> None:
         """Take out one message, the version that is shown."""
         self._change(message, lambda db: mutations.remove_alone(db, message, self._now()))

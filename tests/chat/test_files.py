@@ -67,6 +67,7 @@ def copied_chats(draw: st.DrawFn) -> CopiedChat:
             state=draw(st.sampled_from(["done", "stopped", "failed"])),
             stats=draw(STATS),
             speaker=draw(st.sampled_from(["", "Ada", "Olaf"])),
+            is_hidden=draw(st.booleans()),
             files=draw(st.sampled_from([(), (LETTER,), (LETTER, UNSENT)])),
             thought=draw(st.none() | st.builds(Thought, TEXTS, TEXTS, TEXTS, st.none() | st.floats(0, 1e6))),
         )

@@ -13,6 +13,7 @@ import pytest
 
 from core.chat.archives import chat_files_in
 from core.chat.dates import seconds
+from core.chat.exporting import to_sillytavern
 from core.chat.foreign import MAX_SPEAKERS
 from core.chat.importing import MAX_CHATS, MAX_FILE_BYTES, ChatFile, read_chats
 from core.chat.parsing import ChatFileError
@@ -125,11 +126,17 @@ def says(name: str, text: str, **more: Any) -> dict[str, Any]:
     return {"name": name, "is_user": name in ("Tom", "Anna"), "is_system": False, "mes": text, "extra": {}, **more}
 
 
-def test_lines_hidden_from_the_model_are_left_out_and_counted() -> None:
-    file = tavern(says("Mira", "Hello."), says("Tom", "psst", is_system=True), says("Mira", "note", is_system=True),
-                  says("Tom", "Hi"))  # fmt: skip
-    assert shown(file.chats[0]) == [("assistant", "Hello."), ("user", "Hi")] and left(file) == {"hidden": 2}
-    assert file.chats[0].created_s == datetime(2024, 11, 29, 8, 5, 2).timestamp()
+def test_lines_hidden_from_the_model_stay_hidden_and_those_of_the_program_are_left_out() -> None:
+    welcome = says("SillyTavern System", "Welcome", is_system=True, extra={"type": "welcome"})
+    tool = says("Mira", "tool", is_system=True, extra={"tool_invocations": [{}]})
+    file = tavern(says("Mira", "Hello."), says("Tom", "psst", is_system=True), welcome, tool, says("Tom", "Hi"))
+    (chat,) = file.chats
+    hidden = [(one.text, one.is_hidden) for one in chat.messages]
+    assert hidden == [("Hello.", False), ("psst", True), ("Hi", False)]
+    assert left(file)["hidden"] == 2
+    assert chat.created_s == datetime(2024, 11, 29, 8, 5, 2).timestamp()
+    again = read_chats(to_sillytavern(chat, "Tom", "Mira", {}).encode()).chats[0]
+    assert [one.is_hidden for one in again.messages] == [False, True, False]
 
 
 @pytest.mark.parametrize("end", [b'{"name": "Tom", "mes":', b'{"name": "Tom", "mes": "H\xc3', b"\x00\x00\x00"])

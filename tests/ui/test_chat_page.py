@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from core.chat.database import ChatStoreError
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.schema import MIGRATIONS
 from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
@@ -18,6 +19,7 @@ from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_me
 from tests.support.widgets import has, named
 from ui.chat.answering import answered_chats
 from ui.chat.session import EDIT_KEY
+from ui.chat.setup import prompt_of
 from ui.shared import resources
 
 ADA = """name: Ada
@@ -456,6 +458,24 @@ def test_a_question_comes_back_from_whatever_nobody_foresaw(models: Path, monkey
         ask(tab, "My only copy.")
     assert "KeyError" in tab.error[0].value
     assert named(tab.chat_input, "chat_input").value == "My only copy."
+
+
+def test_a_hidden_message_is_shown_and_not_read(ada: str) -> None:
+    chat = add_chat(3)
+    store = resources.chat_store()
+    first, second, _ = store.read(chat).messages
+    store.hide(second.id, True)
+    tab = open_chat(chat=str(chat))
+    assert words(tab).count("The model does not read this") == 1 and "message 1" in words(tab)
+    assert store.read(store.branch(store.edit(second.id, "other words"))).messages[1].is_hidden
+    finish(ask(run(tab), "hello"))
+    assert not store.read(chat).messages[0].is_hidden and store.read(chat).messages[1].is_hidden
+    prompt = prompt_of(store.read(chat)).fitted.prompt
+    assert "message 0" in prompt and "other words" not in prompt and "hello" in prompt
+    store.hide(store.read(chat).messages[1].id, False)
+    assert "other words" in prompt_of(store.read(chat)).fitted.prompt
+    with pytest.raises(ChatStoreError):
+        store.hide(second.id, True)
 
 
 # Several characters --------------------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ ICONS = {
     "branch": "call_split",
     "delete": "delete",
     "delete_from": "delete_sweep",
+    "hide": "visibility_off",
+    "unhide": "visibility",
     "regenerate": "refresh",
     "go_on": "read_more",
 }
@@ -41,13 +43,15 @@ def draw_actions(chat: Chat, message: Message, is_last: bool) -> None:
         return
     if is_last and engine().state.phase == "ready":
         _for_last(chat.info.id, message)
-    st.menu_button(tr("chat.more"), _options(is_last), key=f"message_menu_{message.id}", type="tertiary",
-                   icon=":material/more_horiz:", format_func=_label, on_click=_choose,
+    st.menu_button(tr("chat.more"), _options(message, is_last), key=f"message_menu_{message.id}", format_func=_label,
+                   type="tertiary", icon=":material/more_horiz:", on_click=_choose,
                    args=(chat.info.id, message.id, message.text))  # fmt: skip
 
 
-def _options(is_last: bool) -> list[str]:
-    return ["edit", "branch", "delete"] + ([] if is_last else ["delete_from"])
+def _options(message: Message, is_last: bool) -> list[str]:
+    return ["edit", "branch", "unhide" if message.is_hidden else "hide", "delete"] + (
+        [] if is_last else ["delete_from"]
+    )
 
 
 def _label(option: str) -> str:
@@ -121,6 +125,8 @@ def _choose(chat: int, message: int, words: str) -> None:
             title = text("chat.branch_title", title=title_of(chat_store().info(chat)))
             show_chat(chat_store().branch(message, title))
             st.toast(tr("chat.branched"), icon=":material/call_split:")
+        case "hide" | "unhide":
+            chat_store().hide(message, option == "hide")
         case "delete" | "delete_from":
             _delete(option, chat, message)
 

@@ -30,6 +30,10 @@ POLL_S, FOREIGN_POLL_S = 0.1, 1.0
 # A long chat opens with its end: so many messages are drawn at once, and as many more with each step back.
 PAGE_MESSAGES = 20
 NAME_CHARS = 60
+# What the model does not read.
+HIDDEN_STYLE = """<style>
+[class*="st-key-hidden_message_"] [data-testid="stChatMessageContent"] { opacity: 0.6; }
+</style>"""
 
 
 def draw_transcript(chat: Chat, faces: Faces, begins_at: int) -> None:
@@ -68,8 +72,19 @@ def _show_more(num_shown: int) -> None:
 
 
 def _draw_message(chat: Chat, message: Message, faces: Faces, is_last: bool) -> None:
+    if not message.is_hidden:
+        _draw_seen(chat, message, faces, is_last)
+        return
+    st.html(HIDDEN_STYLE)
+    with st.container(key=f"hidden_message_{message.id}"):
+        _draw_seen(chat, message, faces, is_last)
+
+
+def _draw_seen(chat: Chat, message: Message, faces: Faces, is_last: bool) -> None:
     with st.chat_message(message.role, avatar=faces.of_message(message)):
         _draw_name(message, faces)
+        if message.is_hidden:
+            st.caption(f":material/visibility_off: {tr('chat.hidden')}")
         if is_edited(message):
             draw_editor(chat, message)
             return
