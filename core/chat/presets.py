@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,6 +81,17 @@ class Presets:
             if own.get(name) != checked:
                 _require_seen(name, own, seen)
             change.value = {**change.value, name: checked}
+
+    def add(self, name: str, values: Mapping[str, Any]) -> str:
+        """Keep `values` under `name`, or under the next free one like it, which is returned. Raises as save()."""
+        taken = {preset.name.casefold() for preset in [*self.shipped(), *self.own()]}
+        free = name
+        for number in itertools.count(2):
+            if free.casefold() not in taken:
+                break
+            free = f"{name[: MAX_NAME_CHARS - len(str(number)) - 3]} ({number})"
+        self.save(free, values, {})
+        return free
 
     def delete(self, name: str, seen: OwnValues | None = None) -> Preset:
         """Remove a person's own preset; what is returned can be saved again. `seen` as for save()."""

@@ -176,6 +176,20 @@ def test_a_preset_is_a_chats_own_and_can_be_the_models(models: Path) -> None:
     assert named(click(tab, "chat_new").slider, "sampling_temperature").value == 0.3
 
 
+def test_presets_of_other_programs_come_in_and_what_they_lack_here_is_said(models: Path) -> None:
+    tab = open_chat()
+    for text in (b"temperature: 0.9\ntfs: 0.5", b"temperature: 0.4"):
+        named(tab.file_uploader, "sampling_import").set_value([("Mine.yaml", text, "application/yaml")])
+        run(tab)
+    assert named(tab.selectbox, "sampling_preset").value == "Mine (2)"
+    assert {preset.name: preset.values["temperature"] for preset in resources.presets().own()} == {
+        "Mine": 0.9, "Mine (2)": 0.4}  # fmt: skip
+    files = [("chat.json", b"{}", "application/json"), ("two.json", b'{"temp": 1, "tfs": 0.9}', "application/json")]
+    named(tab.file_uploader, "sampling_import").set_value(files)
+    run(tab)
+    assert "is no preset of text-generation-webui" in words(tab) and "no counterpart here: tfs" in words(tab)
+
+
 def test_a_preset_that_cannot_be_read_is_named_beside_the_others(models: Path) -> None:
     resources.presets().file.path.parent.mkdir(exist_ok=True)
     resources.presets().file.path.write_text("mine: {temperature: 0.3}\nother*: {typical_p: 0.9}\n")

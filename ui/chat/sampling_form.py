@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from core.chat.preset_files import MAX_FILE_BYTES, read_preset
 from core.chat.presets import check_values, model_preset, set_model_preset
 from core.chat.records import ChatInfo
 from core.common.errors import DeckError
@@ -26,6 +27,7 @@ SLIDER_ENDS = {"temperature": 2.0, "repetition_penalty": 2.0}
 # JavaScript's whole numbers end here; a larger seed can be given in the command line.
 MAX_WIDGET_SEED = min(MAX_SEED, 2**53 - 1)
 PRESET, NAME, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
+IMPORTED_KEY, IMPORT_COUNT_KEY = "sampling_imported", "sampling_import_count"
 
 
 def sampling_form(tag: str) -> None:
@@ -136,6 +138,7 @@ def _keeping(tag: str, info: ChatInfo) -> None:
                       on_change=take_held, args=(NAME, tag, key))  # fmt: skip
         st.button(tr("sampling.save"), key=f"sampling_save_{tag}", icon=":material/save:", on_click=_save,
                   args=(tag, key, seen))  # fmt: skip
+    _draw_import(tag)
     if chosen in seen:
         st.button(tr("sampling.delete", name=preset_label(chosen)), key=f"sampling_delete_{tag}", type="tertiary",
                   icon=":material/delete:", on_click=_delete, args=(tag, chosen, seen))  # fmt: skip
@@ -143,6 +146,33 @@ def _keeping(tag: str, info: ChatInfo) -> None:
         st.button(tr("sampling.make_default", name=preset_label(chosen), model=model), key=f"sampling_default_{tag}",
                   type="tertiary", icon=":material/bookmark:", on_click=set_model_preset,
                   args=(preferences(), model, chosen))  # fmt: skip
+
+
+def _draw_import(tag: str) -> None:
+    """Presets of other programs; a new key after each import empties the field."""
+    with st.expander(tr("sampling.import"), icon=":material/upload_file:", key=f"sampling_import_part_{tag}"):
+        for name, left_out in st.session_state.pop(f"{IMPORTED_KEY}_{tag}", ()):
+            st.success(tr("sampling.imported", name=name), icon=":material/check_circle:")
+            if left_out:
+                st.caption(tr("sampling.no_counterpart", names=", ".join(left_out)))
+        key = f"sampling_import_{tag}_{st.session_state.get(IMPORT_COUNT_KEY, 0)}"
+        st.file_uploader(tr("sampling.import_help"), ["yaml", "yml", "json"], accept_multiple_files=True, key=key,
+                         max_upload_size=MAX_FILE_BYTES // 2**20, on_change=_import, args=(tag, key))  # fmt: skip
+
+
+def _import(tag: str, key: str) -> None:
+    """Each file for itself; the last one that is a preset holds in the chat."""
+    added: list[tuple[str, tuple[str, ...]]] = []
+    for file in st.session_state[key]:
+        try:
+            found = read_preset(file.name, file.getvalue())
+            added.append((presets().add(found.name, found.values), found.left_out))
+        except DeckError as error:
+            st.session_state[f"{ERROR_KEY}_{tag}"] = error
+    st.session_state[IMPORT_COUNT_KEY] = st.session_state.get(IMPORT_COUNT_KEY, 0) + 1
+    if added:
+        st.session_state[f"{IMPORTED_KEY}_{tag}"] = added
+        change_settings(tag, preset=added[-1][0], sampling=None)
 
 
 def own_values() -> dict[str, dict[str, Any]]:
