@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.completeness import refuse_missing
+from core.checkpoint.completeness import refuse_unlike
 from core.checkpoint.computed import is_computed
 from core.checkpoint.containers.gptq import is_marlin
 from core.checkpoint.containers.registry import commonest_format, has_matrices, packed_as, read_format, read_matrices
@@ -130,7 +130,7 @@ class Checkpoint:
             matrices, num_layers = self.matrices, len(self.layers)
         except CheckpointError:
             return  # Whoever asks for them is told.
-        error = refuse_missing(self.name, self.config, self.tensors, matrices, num_layers)
+        error = refuse_unlike(self.name, self.config, self.tensors, matrices, num_layers)
         if error is not None:
             raise error
 

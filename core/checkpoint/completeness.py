@@ -1,6 +1,8 @@
-"""Whether files hold the weights that a load asks for, as far as names tell: before a download no model class is asked.
+"""Whether files hold the weights that a load asks for and no others, as far as names tell: before a download no model
+class is asked.
 
-The layers of a dense model are alike, so what most of them have and one lacks is missing there.
+Of dense families a table tells. The layers of a dense model are alike, so what most of them have and one lacks is
+missing there.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 
 from core.checkpoint.containers.registry import required_tensors
 from core.checkpoint.families import families
+from core.checkpoint.family_tensors import missing_weights, unknown_weights
 from core.checkpoint.judgement import family_name
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
@@ -22,7 +25,7 @@ from core.common.errors import CheckpointError
 UNEVEN_KINDS, UNEVEN_FAMILIES = ("experts", "recurrent"), ("modernbert-decoder",)
 
 
-def refuse_missing(
+def refuse_unlike(
     model: str,
     config: Mapping[str, Any],
     tensors: Collection[str],
@@ -31,14 +34,21 @@ def refuse_missing(
 ) -> CheckpointError | None:
     """Why the files of `model` cannot be loaded, or None where the names of `tensors` give no reason.
 
-    "missing_weight" for what a matrix, a layer or the model lacks, "quantized_embedding" for one that is packed.
+    "missing_weight" for what a matrix, a layer or the model lacks, "unexpected_weight" for what the family has no place
+    for, "quantized_embedding" for one that is packed.
     """
     for name in matrices:
         if f"{name}.weight".endswith(EMBEDDINGS):
             return CheckpointError("quantized_embedding", folder=model, name=name)
-    missing = sorted({*_missing_parts(tensors, matrices), *_missing_in_layers(config, tensors, matrices, num_layers)})
-    missing = missing or sorted(_missing_ends(config, tensors, matrices))
-    return CheckpointError("missing_weight", folder=model, name=missing[0], count=len(missing)) if missing else None
+    missing = {*_missing_parts(tensors, matrices), *_missing_in_layers(config, tensors, matrices, num_layers)}
+    missing |= set(missing_weights(config, tensors, matrices, num_layers))
+    missing |= set(_missing_head(config, tensors, matrices))
+    if missing:
+        return CheckpointError("missing_weight", folder=model, name=min(missing), count=len(missing))
+    unknown = set(unknown_weights(config, tensors, matrices))
+    if unknown:
+        return CheckpointError("unexpected_weight", folder=model, name=min(unknown), count=len(unknown))
+    return None
 
 
 def _missing_parts(tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]) -> Iterator[str]:
@@ -65,17 +75,14 @@ def _missing_in_layers(
             yield from (f"{start}{number}.{ending}" for number in range(num_layers) if number not in numbers)
 
 
-def _missing_ends(
+def _missing_head(
     config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]
 ) -> Iterator[str]:
-    """What lies before and after the layers, of the families that name them as Llama does."""
-    if not _is_even(config) or not any(name.startswith("model.layers.") for name in tensors):
-        return
-    if not any(name.endswith(EMBEDDINGS) for name in tensors):
-        yield "model.embed_tokens.weight"
-    # A model with pictures says nothing of its text part's head; the file tells.
+    """The head, of the families that name it as Llama does. A model with pictures says nothing of its text part's
+    head; the file tells."""
     is_untied = config.get("tie_word_embeddings") is False and not has_pictures_left_out(config)
-    if is_untied and not has_own_head(tensors, matrices):
+    has_layers = any(name.startswith("model.layers.") for name in tensors)
+    if is_untied and has_layers and _is_even(config) and not has_own_head(tensors, matrices):
         yield "lm_head.weight"
 
 

@@ -26,6 +26,8 @@ PICTURE_PART = re.compile(
     r"^(model\.)?(visual|vision_tower|vision_model|vision_encoder|image_tower|video_tower|image_newline|vision_embed"
     r"|multi_modal_projector|mm_projector|projector|connector|perceiver|visual_embeddings_table|vte)\b"
 )
+# Heads that guess several tokens at once (multi-token prediction), which no class here reads.
+GUESSING_PART = re.compile(r"^(model\.)?mtp\.")
 # What training and compiling put before every name.
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.|base_model\.model\.)+")
 # The text part alone, saved under the names of the model with pictures; and a model saved without its head's class.
@@ -55,7 +57,7 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     renames = TEXT_PART if has_pictures else own
     named: dict[str, TensorInfo] = {}
     for stored, tensor in tensors.items():
-        if has_pictures and PICTURE_PART.match(stored):
+        if GUESSING_PART.match(stored) or (has_pictures and PICTURE_PART.match(stored)):
             continue
         name = _rename(WRAPPERS.sub("", stored), renames)
         # Two tensors of one name would hide one of them: the second keeps its own, which no class knows.

@@ -10,38 +10,97 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import read_checkpoint
-from core.checkpoint.completeness import refuse_missing
+from core.checkpoint.completeness import refuse_unlike
+from core.checkpoint.family_tensors import family_tensors
 from core.common.errors import CheckpointError
 from tests.support.checkpoints import WEIGHTS, Recipe, make_checkpoint
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "tie_word_embeddings": False}
-ENDS = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-NORMS = tuple(f"model.layers.{number}.input_layernorm.weight" for number in range(3))
+NORM = "model.layers.{}.input_layernorm.weight"
 
 
-def missing(config: dict[str, Any], *tensors: str) -> tuple[str, int] | None:
-    error = refuse_missing("m", config, tensors, {}, 3)
-    return None if error is None else (error.params["name"], error.params["count"])
+def of_three_layers(family: str) -> set[str]:
+    """The tensors of an unquantized model, with all that its configuration can ask for."""
+    return {name.replace("*", str(number)) for name in family_tensors()[family].known for number in range(3)}
+
+
+def refusal(config: dict[str, Any], tensors: set[str]) -> tuple[str, str, int] | None:
+    error = refuse_unlike("m", config, tensors, {}, 3)
+    return None if error is None else (error.key, error.params["name"], error.params["count"])
+
+
+def missing(config: dict[str, Any], *lost: str) -> str | None:
+    """The first of the tensors that a model of `config` is said to lack without those `lost`."""
+    found = refusal(config, of_three_layers(config["model_type"]) - set(lost))
+    assert found is None or (found[0], found[2]) == ("missing_weight", len(lost))
+    return found and found[1]
 
 
 def test_a_layer_that_lacks_what_most_layers_have_is_incomplete() -> None:
-    assert missing(LLAMA, *ENDS, *NORMS) is None
-    assert missing(LLAMA, *ENDS, *NORMS[:1], *NORMS[2:]) == (NORMS[1], 1)
-    # A weight of one layer alone is nothing that the others lack.
-    assert missing(LLAMA, *ENDS, *NORMS, "model.layers.0.self_attn.extra.weight") is None
+    assert missing(LLAMA) is None
+    assert missing(LLAMA, NORM.format(1)) == NORM.format(1)
+    # So is one without what only some models of the family have.
+    assert missing(LLAMA, "model.layers.2.self_attn.q_proj.bias") is None
+    cohere = LLAMA | {"model_type": "cohere"}
+    assert missing(cohere, "model.layers.2.self_attn.q_norm.weight") == "model.layers.2.self_attn.q_norm.weight"
 
 
 def test_a_family_whose_layers_differ_is_not_held_to_its_other_layers() -> None:
-    assert missing(LLAMA | {"model_type": "mixtral"}, *ENDS, *NORMS[1:]) is None
-    assert missing(LLAMA | {"model_type": "modernbert-decoder"}, *ENDS, *NORMS[1:]) is None
+    assert refusal({"model_type": "mixtral"}, {NORM.format(0), NORM.format(1), "model.layers.2.own.weight"}) is None
+    assert missing(LLAMA | {"model_type": "modernbert-decoder"}, "model.layers.0.attn_norm.weight") is None
 
 
 def test_an_embedding_and_a_head_of_its_own_have_to_be_there() -> None:
-    assert missing(LLAMA, *ENDS[1:], *NORMS) == (ENDS[0], 1)
-    assert missing(LLAMA, *ENDS[:2], *NORMS) == (ENDS[2], 1)
-    assert missing({"model_type": "llama", "tie_word_embeddings": True}, *ENDS[:2], *NORMS) is None
+    assert missing(LLAMA, "model.embed_tokens.weight") == "model.embed_tokens.weight"
+    assert missing(LLAMA, "lm_head.weight") == "lm_head.weight"
+    assert missing(LLAMA | {"tie_word_embeddings": True}, "lm_head.weight") is None
     # Where config.json says nothing, the family's class decides, which is not asked here.
-    assert missing({"model_type": "gemma"}, *ENDS[:2], *NORMS) is None
+    assert missing({"model_type": "gemma"}, "lm_head.weight") is None
+
+
+def test_what_no_layer_has_and_every_model_of_the_family_needs_is_missing() -> None:
+    """Such as a Qwen 3 that a tool wrote as if it were a Qwen 2."""
+    lost = [f"model.layers.{number}.self_attn.q_norm.weight" for number in range(3)]
+    assert missing(LLAMA | {"model_type": "qwen3"}, *lost) == lost[0]
+
+
+def test_what_the_family_has_no_place_for_is_refused_before_a_download() -> None:
+    own = {f"model.layers.{number}.self_attn.q_norm.weight" for number in range(3)}
+    assert refusal(LLAMA, of_three_layers("llama") | own) == ("unexpected_weight", min(own), 3)
+    assert refusal(LLAMA, of_three_layers("llama") | {"score.weight"}) == ("unexpected_weight", "score.weight", 1)
+    assert refusal(LLAMA | {"model_type": "mixtral"}, of_three_layers("llama") | own) is None
+
+
+def test_a_matrix_of_no_module_is_named_by_its_codes(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", Recipe())
+    path = tmp_path / "model" / WEIGHTS
+    tensors = load_file(path)
+    extra = {name.replace("up_proj", "side_proj"): one for name, one in tensors.items() if ".1.mlp.up_proj" in name}
+    save_file(tensors | extra, path)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / "model").require_runs()
+    named = caught.value.params["name"]
+    assert (caught.value.key, named) == ("unexpected_weight", "model.layers.1.mlp.side_proj.qweight")
+
+
+HARMLESS: dict[str, tuple[int, ...]] = {
+    "mtp.layers.0.mlp.down_proj.weight": (64, 64),
+    "model.mtp.norm.weight": (64,),
+    "model.layers.0.self_attn.rotary_emb.inv_freq": (8,),
+    "model.layers.0.self_attn.k_scale": (1,),
+    "gptq_bits": (1,),
+    # auto-gptq wrote zeros.
+    "model.layers.0.mlp.up_proj.bias": (128,),
+}
+
+
+def test_what_no_model_needs_harms_none(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "model", Recipe())
+    path = tmp_path / "model" / WEIGHTS
+    save_file(load_file(path) | {name: np.zeros(shape, np.float16) for name, shape in HARMLESS.items()}, path)
+    checkpoint = read_checkpoint(tmp_path / "model")
+    checkpoint.require_runs()
+    assert not any("mtp" in name for name in checkpoint.tensors)
 
 
 @pytest.mark.parametrize("part", ["qzeros", "scales"])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from core.hub.address import parse_address
 from core.hub.retry import TransferLimits
@@ -25,10 +24,9 @@ QUICK = TransferLimits(connect_s=5.0, stall_s=0.3, tries=4, manifest_tries=2, fi
 
 
 def make_model(folder: Path, num_mib: int = 3, seed: int = 0) -> None:
-    """A checkpoint whose weights have `num_mib` MiB and a little more, of which most is filling."""
-    make_checkpoint(folder, Recipe(num_layers=1, seed=seed))
-    filling = np.random.default_rng(seed).integers(0, 256, num_mib * MIB, dtype=np.uint8)
-    save_file(load_file(folder / WEIGHTS) | {"filling": filling}, folder / WEIGHTS)
+    """A checkpoint whose weights have `num_mib` MiB and a little more, of which most is the embedding and the head."""
+    recipe = Recipe(num_layers=1, seed=seed)
+    make_checkpoint(folder, replace(recipe, vocabulary=num_mib * MIB // (2 * 2 * recipe.hidden)))
 
 
 def source_at(hub: HubStandin, name: str = REPO) -> Source:

@@ -1,0 +1,69 @@
+"""The tensors that the classes of dense families have, from core/checkpoint/family_tensors.csv.
+
+transformers cannot be asked before a load: the table was written from its classes (tests/support/family_tensors.py).
+What it says is said by the load too, once everything is downloaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint.computed import COMPUTED
+from core.checkpoint.judgement import family_name
+from core.checkpoint.quantization import QuantizedMatrix
+
+TABLE = Path(__file__).with_name("family_tensors.csv")
+NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyTensors:
+    """Names with "*" for the number of a layer: what each model of a family has, and what any of them has."""
+
+    needed: frozenset[str]
+    known: frozenset[str]
+
+
+@cache
+def family_tensors() -> Mapping[str, FamilyTensors]:
+    """What is known of each dense family, by its `model_type`."""
+    rows = csv.DictReader(line for line in TABLE.read_text("utf-8").splitlines() if not line.startswith("#"))
+    found: dict[str, FamilyTensors] = {}
+    for row in rows:
+        needed = frozenset(row["needed"].split())
+        tensors = FamilyTensors(needed, needed | frozenset(row["known"].split()))
+        found |= dict.fromkeys(row["families"].split(), tensors)
+    return found
+
+
+def missing_weights(
+    config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix], num_layers: int
+) -> Iterator[str]:
+    """The weights that every model of the family has and these files lack, by the names that they have unquantized."""
+    family = family_tensors().get(family_name(config))
+    found = {*tensors, *(f"{name}.weight" for name in matrices)}
+    for name in family.needed if family else ():
+        numbered = (name.replace("*", str(number)) for number in range(num_layers)) if "*" in name else [name]
+        yield from (one for one in numbered if one not in found)
+
+
+def unknown_weights(
+    config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]
+) -> Iterator[str]:
+    """The tensors that no model of the family has a place for; of a matrix its codes."""
+    family = family_tensors().get(family_name(config))
+    if family is None:
+        return
+    parts = {name for matrix in matrices.values() for name in matrix.tensors.values()}
+    for name in tensors:
+        if name not in parts and NUMBER.sub("*", name) not in family.known and not COMPUTED.search(name):
+            yield name
+    for name, matrix in matrices.items():
+        if NUMBER.sub("*", f"{name}.weight") not in family.known:
+            yield matrix.tensors["codes"]

@@ -1,0 +1,111 @@
+"""The tensors of the families that run, by transformers' own classes.
+
+`python -m tests.support.family_tensors` writes core/checkpoint/family_tensors.csv.
+
+A class is built without memory, once as its configuration is by default and once with each switch of it turned. What
+all of them have is needed, what one of them has is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from core.checkpoint.computed import COMPUTED
+from core.checkpoint.families import families
+from core.checkpoint.family_tensors import TABLE
+from core.checkpoint.text_config import OWN_NAMES
+from core.checkpoint.tied_head import HEADS
+from core.worker.model.loader import tied_names
+
+NUM_LAYERS = 3
+NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
+# What adds or takes modules and is no switch, or two of them together.
+OTHER_SHAPES: dict[str, list[dict[str, Any]]] = {
+    "apertus": [{"hidden_act": "silu"}],
+    "falcon": [{"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}, {"num_ln_in_parallel_attn": 2},
+               {"new_decoder_architecture": True, "parallel_attn": False}],
+    "internlm3": [{"bias": True, "qkv_bias": True}],
+    "opt": [{"word_embed_proj_dim": 32}],
+}  # fmt: skip
+# What a class cannot be built without.
+LEAST: dict[str, dict[str, Any]] = {
+    "hunyuan_v1_dense": {"head_dim": 64},
+    "ministral": {"head_dim": 64},
+    "nemotron": {"num_key_value_heads": 8},
+}
+HEAD = """\
+# The tensors of each dense family that runs, by transformers' own classes. Read by core/checkpoint/family_tensors.py,
+# written by tests/support/family_tensors.py; tests/checkpoint/test_family_tensors.py holds it against them.
+#
+# families  with these tensors
+# needed    what every model of the family has, in each of its layers
+# known     what some have besides, as their configuration says; a "*" stands for a number
+families,needed,known"""
+
+
+def checked_families() -> list[str]:
+    """The dense families that run, by the names of their text parts."""
+    return [family.name for family in families().values() if family.runs and not family.kind]
+
+
+def tensors_of(family: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What every model of `family` has and what any of them has, with "*" for numbers."""
+    built = [_build(family, more) for more in _variants(family)]
+    models = [model for model in built if model is not None]
+    names = [[name for name in model.state_dict() if not COMPUTED.search(name)] for model in models]
+    tied = {name for model in models for name in tied_names(model)}
+    any_has = frozenset(NUMBER.sub("*", name) for one in names for name in one)
+    all_have = frozenset.intersection(*(_in_each_layer(one) for one in names))
+    return frozenset(name for name in all_have - tied if not name.endswith(HEADS)), any_has
+
+
+def _variants(family: str) -> Iterator[dict[str, Any]]:
+    yield {}
+    default = CONFIG_MAPPING[family]()
+    switches = {name: value for name, value in vars(default).items() if isinstance(value, bool)}
+    yield from ({name: not value} for name, value in switches.items())
+    yield from OTHER_SHAPES.get(family, [])
+
+
+def _build(family: str, more: dict[str, Any]) -> PreTrainedModel | None:
+    """A model without memory; None where its class refuses the configuration."""
+    layers = OWN_NAMES.get(family, {}).get("num_hidden_layers", "num_hidden_layers")
+    try:
+        config = CONFIG_MAPPING[family].from_dict({layers: NUM_LAYERS, **LEAST.get(family, {}), **more})
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (NotImplementedError, StrictDataclassError, TypeError, ValueError):
+        return None
+
+
+def _in_each_layer(names: list[str]) -> frozenset[str]:
+    """The names without a number, and with "*" those that each layer has."""
+    numbers: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        numbers[NUMBER.sub("*", name)].update(NUMBER.findall(name))
+    num_layers = max(map(len, numbers.values()))
+    return frozenset(name for name, found in numbers.items() if name.count("*") == 0 or
+                     (name.count("*") == 1 and len(found) == num_layers))  # fmt: skip
+
+
+def table() -> str:
+    """The whole table as text: one line for all families that have the same tensors."""
+    same: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for family in checked_families():
+        needed, known = tensors_of(family)
+        same[" ".join(sorted(needed)), " ".join(sorted(known - needed))].append(family)
+    lines = [f"{' '.join(names)},{needed},{known}" for (needed, known), names in same.items()]
+    return "\n".join([HEAD, *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    logging.set_verbosity_error()
+    TABLE.write_text(table(), "utf-8")
