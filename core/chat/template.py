@@ -23,16 +23,15 @@ from core.checkpoint.headers import read_json, read_text
 from core.common.errors import DeckError
 from core.common.sandbox import LimitReached, SandboxError
 from core.common.values import printable
-from core.engine.thought import ThoughtFormat
+from core.engine.thought import FORMATS, ThoughtFormat
 from core.engine.thought import find_format as find_thought_format
 
 # Where a template lies by itself; older checkpoints have it in tokenizer_config.json.
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 # Marks where a text is to continue. No template trims, splits or rewrites a character of private use.
 OPEN_END = "\ue0c5\ue0d1"
-# How templates begin an answer with a thought: <think>, [THINK] and their like, at the end of the prompt.
-OPENED_THOUGHT = re.compile(r"(?:<[\w:]*(?:think|thought|reason)\w*>|\[THINK\]|◁think▷)\s*\Z", re.IGNORECASE)
-MAX_OPENED_CHARS = 64
+# An answer that a template begins with a thought begins within so many characters of the prompt's end.
+MAX_OPENED_CHARS = 128
 # The fields of a message in which templates read its thought: most; then gpt-oss', and Gemma 4's.
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # What of a question is looked for in a prompt: a template may trim it, write it as JSON, or in capitals.
@@ -141,8 +140,11 @@ class ChatTemplate:
 
     def opened_thought(self, prompt: str) -> str:
         """The beginning of an answer that the template wrote itself at the end of `prompt`, such as "<think>\\n"."""
-        found = OPENED_THOUGHT.search(prompt[-MAX_OPENED_CHARS:])
-        return found[0] if found is not None and found[0].strip() in (self.source or "") else ""
+        tail = prompt[-MAX_OPENED_CHARS:]
+        for mark in (mark.strip() for one in FORMATS for mark in one.open):
+            if tail.rstrip().endswith(mark) and mark in (self.source or ""):
+                return tail[tail.rindex(mark) :]
+        return ""
 
     def _render(self, turns: list[Turn], add_generation_prompt: bool) -> str:
         """The template's text, in which the last question's words are, or the open end's mark, else TemplateError."""

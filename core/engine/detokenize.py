@@ -111,7 +111,8 @@ def _silent_tokens(tokenizer: Tokenizer, tokens: list[int]) -> set[int]:
 def special_in(tokenizer: Tokenizer, texts: tuple[str, ...]) -> dict[int, str]:
     """The special tokens that stand in `texts`, with what each says."""
     added = tokenizer.get_added_tokens_decoder().items()
-    return {token: one.content for token, one in added if one.special and any(one.content in text for text in texts)}
+    special = {token: one.content for token, one in added if one.special and one.content}
+    return {token: content for token, content in special.items() if any(content in text for text in texts)}
 
 
 class StopFilter:

@@ -46,7 +46,7 @@ def test_a_thought_counts_opens_stays_open_folds_and_is_copied(page: Page) -> No
     box = messages(page).last.get_by_test_id("stExpander")
     title = box.locator("summary")
     expect(title).to_contain_text("Thinking…", timeout=WAIT_MS)
-    inside = box.get_by_test_id("stMarkdown").first
+    inside = box.get_by_test_id("stCaptionContainer").first
     expect(inside).not_to_be_visible()
     title.click()
     expect(inside).to_contain_text("thought0", timeout=WAIT_MS)

@@ -44,7 +44,7 @@ def test_a_thought_is_folded_above_its_answer(models: Path) -> None:
     assert answer.text == "one two " and answer.thought is not None
     assert answer.thought.text == "thought0 thought1 thought2" and answer.whole.startswith("<think>\nthought0")
     box = next(box for box in tab.expander if box.label.startswith("Thought"))
-    assert [one.value for one in box.markdown] == ["thought0 thought1 thought2"]
+    assert [one.value for one in box.caption] == ["thought0 thought1 thought2"]
     assert "<think>" not in words(tab)
 
 

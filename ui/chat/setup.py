@@ -26,6 +26,8 @@ from ui.shared.resources import characters, engine, lorebooks, preferences, pres
 
 # Of one character.
 MAX_GREETINGS = 1000
+# The longest answer of a model that thinks, its thought counted: 1,024 tokens would be gone before the first word.
+THINKING_ANSWER_TOKENS = 8192
 
 
 def default_mode(has_character: bool) -> Mode:
@@ -158,10 +160,21 @@ def _books_of(info: ChatInfo, character: Character | None) -> tuple[Mapping[str,
         return ()
 
 
+def loaded_model() -> ModelPrompt | None:
+    """How the loaded model reads prompts; None where none is there, or its files cannot be used."""
+    try:
+        return read_model_prompt(engine().state, engine().server_counter)
+    except DeckError:
+        return None
+
+
 def recommended() -> dict[str, Any]:
-    """What the loaded model recommends for itself, as far as it makes sense."""
-    folder = engine().state.folder
-    return read_recommended(folder) if folder else {}
+    """What the loaded model recommends for itself, as far as it makes sense, and room for a thought where it thinks."""
+    if (folder := engine().state.folder) is None:
+        return {}
+    model = loaded_model()
+    thinks = model is not None and model.template.thought_format is not None
+    return ({"max_new_tokens": THINKING_ANSWER_TOKENS} if thinks else {}) | read_recommended(folder)
 
 
 def preset_of(info: ChatInfo) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.records import ChatInfo
 from core.chat.thinking import BUDGET, EFFORT, EFFORTS, MAX_BUDGET_TOKENS, SWITCHES, THINKING
-from core.common.errors import DeckError
 from ui.chat.chat_settings import change_settings
+from ui.chat.setup import loaded_model
 from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of
-from ui.shared.resources import engine
 
 # Stands for what the model does by itself.
 DEFAULT = "default"
@@ -20,7 +18,7 @@ DEFAULT = "default"
 
 def thinking_form(tag: str, info: ChatInfo) -> None:
     """Nothing for a model that is not known to think."""
-    if info.mode == "notebook" or (model := _loaded_model()) is None:
+    if info.mode == "notebook" or (model := loaded_model()) is None:
         return
     switches, is_remote = model.template.switches, model.folder is None
     if model.template.thought_format is None and not switches:
@@ -34,13 +32,6 @@ def thinking_form(tag: str, info: ChatInfo) -> None:
     with right:
         if not is_remote:
             _budget(tag, info)
-
-
-def _loaded_model() -> ModelPrompt | None:
-    try:
-        return read_model_prompt(engine().state, engine().server_counter)
-    except DeckError:
-        return None
 
 
 def _choice(name: str, values: tuple[str, ...], tag: str, info: ChatInfo) -> None:

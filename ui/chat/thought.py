@@ -32,11 +32,9 @@ def draw_thought(message: int, thought: Thought, is_thinking: bool = False) -> N
     else:
         title = tr("chat.thought_for" if thought.closing else "chat.thought_unfinished", seconds=max(1, seconds))
     is_long = len(thought.text) > LONG_CHARS
-    with (
-        st.expander(title, type="compact", key=f"thought_{message}", icon=":material/psychology:"),
-        st.container(height=LONG_PX if is_long else "content", border=False, autoscroll=is_thinking and is_long),
-    ):
-        st.markdown(answer_markdown(thought.text.strip()))
+    with st.expander(title, type="compact", key=f"thought_{message}", icon=":material/psychology:"):
+        with st.container(height=LONG_PX if is_long else "content", border=False, autoscroll=is_thinking and is_long):
+            st.caption(answer_markdown(thought.text.strip()))
         if not is_thinking:
             copy_button(thought.text.strip(), f"copy_thought_{message}", text("chat.copy_thought"), text("chat.copied"),
                         text("chat.copy_failed"))  # fmt: skip

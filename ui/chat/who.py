@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import streamlit as st
 
-from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.modes import CHAT_MODEL_NAME
 from core.chat.records import MODES, ChatInfo
 from core.common.errors import DeckError
@@ -14,13 +13,13 @@ from ui.chat.chat_settings import change_settings, change_system
 from ui.chat.feedback import show_errors
 from ui.chat.new_chat import NEW_ID, new_values
 from ui.chat.session import number_of
-from ui.chat.setup import find_character, key_of_speaker
+from ui.chat.setup import find_character, key_of_speaker, loaded_model
 from ui.shared.chat_format import draw_chat_format
 from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of, known_value, note_stored
 from ui.shared.people import person
 from ui.shared.personas import persona_keys, persona_label
-from ui.shared.resources import characters, chat_store, engine
+from ui.shared.resources import characters, chat_store
 
 CHARACTER, PERSONA, MODE, SYSTEM, FORMAT = "chat_character", "chat_persona", "chat_mode", "chat_system", "chat_format"
 
@@ -78,24 +77,16 @@ def _choose_mode(info: ChatInfo, tag: str) -> None:
     st.caption(tr(f"mode.{info.mode}_help"))
 
 
-def _loaded_model() -> ModelPrompt | None:
-    """How the loaded model reads prompts; None where none is there, or its files cannot be used."""
-    try:
-        return read_model_prompt(engine().state, engine().server_counter)
-    except DeckError:
-        return None
-
-
 def _choose_format() -> None:
     """The format of a loaded model that brings no template. It is the model's, so it holds in every chat."""
-    model = _loaded_model()
+    model = loaded_model()
     if model is not None and model.folder is not None:
         draw_chat_format(model.folder, "chat")
 
 
 def say_unknown_format(info: ChatInfo) -> None:
     """That a model that was taught to chat is asked in plain lines, because nobody knows its format."""
-    if info.mode != "chat" or (model := _loaded_model()) is None:
+    if info.mode != "chat" or (model := loaded_model()) is None:
         return
     if model.template.source is None and CHAT_MODEL_NAME.search(model.name):
         st.caption(f":material/help: {tr('chat.format_missing', model=model.name)}")
