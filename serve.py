@@ -19,6 +19,7 @@ from core.access.keys import Key
 from core.access.public import cors_origins, public_urls
 from core.api.routes import make_routes
 from core.api.strays import Strays
+from core.chat.model_prompt import read_model_prompt
 from core.chat.template import warm_renderer
 from core.common.errors import DeckError
 from core.common.logs import set_up_logs
@@ -30,6 +31,7 @@ from core.remote.selection import read_selection
 from core.server.uvicorn_tuning import tune_server
 from ui.server.sessions import end_sessions_in_time
 from ui.server.single_sign_on import sign_on
+from ui.server.typed_tokens import typed_tokens_route
 from ui.shared.resources import access, api_keys, characters, chat_file, downloads, engine, monitor, recorder
 from ui.shared.routing import PATHS, use_router
 
@@ -92,6 +94,12 @@ def is_welcome(key: Key) -> bool:
     return not key.owner or (provider is not None and provider.is_on_list(key.address))
 
 
+def count_typed(text: str) -> int:
+    """The tokens of a text for the model that answers; 0 without one. Raises DeckError."""
+    model = read_model_prompt(engine().state, engine().server_counter)
+    return model.counter.count(text) if model is not None else 0
+
+
 set_up_logs()
 use_router()
 # What the server really listens on, whoever started it and how: without an address that is every network.
@@ -103,7 +111,10 @@ if is_network() and not provider and not gate_access.has_password:
 app = st.App(
     "Home.py",
     lifespan=lifespan,
-    routes=make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending),
+    routes=[
+        *make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending),
+        typed_tokens_route(count_typed),
+    ],
     middleware=[
         Middleware(
             Gate,

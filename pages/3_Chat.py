@@ -10,6 +10,7 @@ from ui.chat import actions, session
 from ui.chat.cast import draw_cast
 from ui.chat.composer import draw_composer, fitted_prompt
 from ui.chat.feedback import ERROR_KEY
+from ui.chat.files import draw_open_file
 from ui.chat.header import draw_head
 from ui.chat.history import chat_list, draw_left_behind
 from ui.chat.notebook import draw_notebook
@@ -50,6 +51,7 @@ def draw_page() -> None:
         show_error(error)
     draw_left_behind()
     draw_input(current, prompt, faces)
+    draw_open_file()
     with st.sidebar:
         chat_list(current.info.id)
 
@@ -86,7 +88,7 @@ def draw_input(current: Chat, prompt: Prompt | DeckError | None, faces: Faces) -
     # One for all chats: another one would lose the focus. What is typed in each is kept apart by the browser.
     tag = session.tag_of(current.info)
     st.chat_input(tr("chat.placeholder") if is_ready else tr("chat.placeholder_empty"), key=session.INPUT_KEY,
-                  disabled=not is_ready, on_submit=actions.submit, args=(tag,))  # fmt: skip
+                  disabled=not is_ready, accept_file="multiple", on_submit=actions.submit, args=(tag,))  # fmt: skip
     keep_place()
     keep_typed(session.INPUT_KEY, tag, session.born_tag(current.info), session.place_of(current.info), session.filled())
 

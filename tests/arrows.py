@@ -26,7 +26,7 @@ ARROWS = {
     "ui.monitor": "engine gpu memory ui.load ui.shared",
     "ui.load": "checkpoint engine gpu library memory remote ui.shared",
     "ui.characters": "chat personas ui.shared",
-    "ui.chat": "checkpoint chat engine memory personas ui.load ui.shared",
+    "ui.chat": "checkpoint chat documents engine memory personas ui.load ui.shared",
     "ui.settings": "access doctor library ui.server ui.shared",
     "ui.shared": "access chat engine gpu hub library personas remote starter",
     "ui.server": "access bootstrap",

@@ -80,6 +80,11 @@ def join_texts(*texts: str) -> str:
     return "\n\n".join(text.strip() for text in texts if text.strip())
 
 
+def room_for_prompt(context_tokens: int, answer_tokens: int) -> int:
+    """The most tokens of a prompt that leaves room for an answer of `answer_tokens`, at most half of the context."""
+    return context_tokens - min(answer_tokens, int(context_tokens * MAX_ANSWER_SHARE))
+
+
 def fit_to_context(
     parts: PromptParts,
     render: Callable[[PromptParts], str],
@@ -96,7 +101,7 @@ def fit_to_context(
     Raises ContextError "message_too_long" or "character_too_long" where the parts that must stay are too long.
     """
     count_prompt = count_prompt or count_tokens
-    limit = context_tokens - min(answer_tokens, int(context_tokens * MAX_ANSWER_SHARE))
+    limit = room_for_prompt(context_tokens, answer_tokens)
     costs = _last_costs(parts.history, count_tokens, limit, num_last)
     # Those before it are too old: the messages after them are too long already.
     oldest = len(parts.history) - len(costs)

@@ -51,7 +51,8 @@ def _decoded(data: bytes) -> str | None:
     pairs = PAIR.findall(data[:PROBE_BYTES])
     if sum(1 for pair in pairs if USUAL.fullmatch(pair)) >= MIN_USUAL_SHARE * max(1, len(pairs)):
         try:
-            return data.decode("gb18030")
+            # The last character may be cut off.
+            return codecs.getincrementaldecoder("gb18030")().decode(data)
         except UnicodeDecodeError:
             pass
     found = from_bytes(data[:PROBE_BYTES], cp_isolation=OTHERS).best()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # More tokens than any model here has context for. Of a longer text the beginning is read.
 MAX_CHARS = 2_000_000
+# What of a text file is decoded: a mark and characters of at most four bytes.
+MAX_TEXT_BYTES = 4 * (MAX_CHARS + 1)
 MAX_PAGES = 2000
 # Reading a PDF ends with the page at which so much processor time has passed.
 PAGES_S = 12.0

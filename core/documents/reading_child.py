@@ -9,7 +9,7 @@ from core.documents.docx import SIGNATURE as ZIP
 from core.documents.docx import read_docx
 from core.documents.encodings import decode
 from core.documents.html_text import words_of
-from core.documents.limits import MAX_CHARS, NO_TEXT, PART, WHOLE, Unreadable
+from core.documents.limits import MAX_CHARS, MAX_TEXT_BYTES, NO_TEXT, PART, WHOLE, Unreadable
 from core.documents.pdf import read_pdf
 
 PDF = b"%PDF-"
@@ -44,10 +44,14 @@ def _read(name: str, data: bytes) -> tuple[str, bool]:
         return read_docx(data)
     if data.startswith(OLE):
         raise Unreadable("old_office")
-    text = decode(data)
+    text = decode(data[:MAX_TEXT_BYTES])
     if text is None:
         raise Unreadable("kind")
-    return (words_of(text) if name.endswith(WEB_PAGES) else text), True
+    is_whole = len(data) <= MAX_TEXT_BYTES
+    if name.endswith(WEB_PAGES):
+        # Its reader is slow with what is no page.
+        return words_of(text[:MAX_CHARS]), is_whole and len(text) <= MAX_CHARS
+    return text, is_whole
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_an_export_is_the_whole_chat_and_comes_back_in(page: Page, tmp_path: Pat
     page.keyboard.press("Escape")
     before = page.url
     page.get_by_test_id("stSidebar").get_by_test_id("stPopover").get_by_role("button").click()
-    page.locator("input[type=file]").set_input_files(path)
+    page.get_by_test_id("stFileUploader").locator("input[type=file]").set_input_files(path)
     expect(page).not_to_have_url(before, timeout=WAIT_MS)
     expect(messages(page).first).to_contain_text("to be exported", timeout=WAIT_MS)
 
@@ -167,3 +167,23 @@ def test_a_search_leads_to_its_message(page: Page) -> None:
     search.press("Enter")
     key(page, "chat_hit").get_by_role("button").first.click()
     expect(messages(page).first).to_contain_text("a needle", timeout=WAIT_MS)
+
+
+def test_files_leave_the_input_for_the_page_and_what_is_typed_is_counted(page: Page) -> None:
+    field, typed = page.get_by_test_id("stChatInputTextArea"), key(page, "chat_input_watch").locator("span")
+    field.fill("What is in it?")
+    expect(typed).to_have_text(re.compile(r"^\+ \d+$"), timeout=WAIT_MS)
+    words = int(typed.inner_text().removeprefix("+ "))
+    files = page.get_by_test_id("stChatInput").locator("input[type=file]")
+    files.set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"The cat is grey. " * 20})
+    remove = key(page, "chat_file_remove").get_by_role("button")
+    expect(remove).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_test_id("stFileChip")).to_have_count(0)
+    expect(field).to_have_value("What is in it?")
+    expect(typed).not_to_have_text(f"+ {words}", timeout=WAIT_MS)
+    field.press("Enter")
+    expect(messages(page).last).to_contain_text("The cat is grey.", timeout=WAIT_MS)
+    expect(remove).to_have_count(0)
+    expect(typed).to_have_text("", timeout=WAIT_MS)
+    messages(page).first.get_by_role("button", name="notes.txt").click()
+    expect(page.get_by_role("dialog")).to_contain_text("The cat is grey.", timeout=WAIT_MS)

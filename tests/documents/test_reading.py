@@ -119,8 +119,10 @@ def test_a_file_without_text_gets_a_sentence(name: str, data: bytes, key: str) -
 
 
 def test_of_a_text_without_end_the_beginning_is_read() -> None:
-    found = read_document("a.log", b"line\n" * MAX_CHARS)
-    assert (len(found.text), found.is_whole) == (MAX_CHARS, False)
+    for text, encoding in (("line\n", "utf-8"), ("春", "utf-8"), ("一春天", "gb18030"), ("😀", "utf-16")):
+        found = read_document("a.log", (text * (8 * MAX_CHARS // len(text.encode(encoding)))).encode(encoding))
+        assert (len(found.text), found.is_whole) == (MAX_CHARS, False)
+        assert found.text.startswith(text) and "\ufffd" not in found.text
 
 
 def test_of_ten_thousand_pages_the_first_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

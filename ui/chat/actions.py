@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from core.chat.records import Chat
 from core.chat.service import ImpersonationDraft
+from core.chat.truncation import ContextError
 from core.common.errors import DeckError
+from core.documents.document import Document
 from ui.chat.feedback import ERROR_KEY, NOTICE_KEY, Notice, show_errors
+from ui.chat.files import add_files, bring_back, forget_files, next_files, read_waiting
 from ui.chat.new_chat import NEW_ID
 from ui.chat.reading_place import go_to_end
 from ui.chat.session import (
     INPUT_KEY,
     begin_new,
+    born_tag,
     chat_of,
     chosen_number,
     fill_input,
@@ -31,19 +39,24 @@ START = "chat_start"
 
 
 def submit(tag: str) -> None:
-    """Ask what was typed, or keep it until the running answer ends. Where that fails, put it back into the input."""
-    text = st.session_state[INPUT_KEY] or ""
-    if not text.strip():
-        return
+    """Ask what was typed, or keep it until the running answer ends. Where that fails, put it back into the input.
+
+    Files that come without words are held for them, as the browser sends them.
+    """
+    sent = st.session_state[INPUT_KEY]
+    text, uploads = (sent, []) if isinstance(sent, str) else (sent.text, sent.files) if sent else ("", [])
     taken: list[str] = []
 
     @show_errors
     def take() -> None:
-        _ask(tag, text)
+        if uploads and not _add(tag, uploads, bool(text.strip())):
+            return
+        if text.strip():
+            _ask(tag, text)
         taken.append(text)
 
     take()
-    if not taken:
+    if not taken and text.strip():
         fill_input(text)
 
 
@@ -56,25 +69,60 @@ def ask(tag: str, text: str) -> None:
 def _ask(tag: str, text: str) -> None:
     go_to_end()
     chat = chat_of(tag)
-    after = last_seen(chat.info.id)
+    after, born = last_seen(chat.info.id), born_tag(chat.info)
+    files = _files_to_send(born, chat, text)
     if is_busy(chat):
-        chat_store().add_draft(chat.info.id, text)
+        chat_store().add_draft(chat.info.id, text, files)
+        forget_files(born)
         return
     noted = chat.info.draft
-    text = f"{noted}\n\n{text}" if noted else text
+    if noted:
+        text, files = f"{noted}\n\n{text}", (*chat_store().draft_files(chat.info.id), *files)
     context, start = prompt_context(chat, line=text), held(START, tag)
-    if chat.info.id == NEW_ID:
-        # What cannot be asked leaves no empty chat behind.
-        context.prepare([*context.turns_of(chat.messages), context.asked(text)], start=start)
-        chat = keep(chat)
-        after = chat.messages[-1].id if chat.messages else None
-    if context.speaker and order_of(chat.info) == "manual":
-        chat_store().append_user(chat.info.id, text, after, speaker=context.character.person_name)
-    else:
-        chat_service().send(chat.info.id, text, after, context, start)
-        let_go(START, tag)
+    with _files_named(files):
+        if chat.info.id == NEW_ID:
+            # What cannot be asked leaves no empty chat behind.
+            context.prepare([*context.turns_of(chat.messages), context.asked(text, files)], start=start)
+            chat = keep(chat)
+            after = chat.messages[-1].id if chat.messages else None
+        if context.speaker and order_of(chat.info) == "manual":
+            chat_store().append_user(chat.info.id, text, after, files, context.character.person_name)
+        else:
+            chat_service().send(chat.info.id, text, after, context, start, files)
+            let_go(START, tag)
+    forget_files(born)
     if chosen_number() == chat.info.id:
         show_chat(chat.info.id)
+
+
+def _add(tag: str, uploads: Sequence[UploadedFile], is_asked: bool) -> bool:
+    """Whether the question may be asked now: one with a file that cannot be read waits, and the page says why."""
+    born = born_tag(chat_of(tag).info)
+    add_files(born, uploads)
+    if is_asked:
+        read_waiting(born)
+    return not next_files(born).refused
+
+
+def _files_to_send(born: str, chat: Chat, text: str) -> tuple[Document, ...]:
+    """The files of the next question, cut where that was chosen."""
+    read_waiting(born)
+    added = next_files(born)
+    if not added.is_cut:
+        return tuple(added.files)
+    context = prompt_context(chat, line=text)
+    return context.files_that_fit(context.turns_of(chat.messages), text, added.files)
+
+
+@contextmanager
+def _files_named(files: Sequence[Document]) -> Iterator[None]:
+    """Where a question is too long with its files, say what can be done with those."""
+    try:
+        yield
+    except ContextError as error:
+        if files and error.key == "message_too_long":
+            raise ContextError("files_too_long", **error.params) from error
+        raise
 
 
 def ask_noted(chat: Chat) -> Chat:
@@ -83,12 +131,13 @@ def ask_noted(chat: Chat) -> Chat:
         return chat
     last = chat.messages[-1] if chat.messages else None
     try:
-        context = prompt_context(chat, line=chat.info.draft)
+        context, files = prompt_context(chat, line=chat.info.draft), chat_store().draft_files(chat.info.id)
         if context.speaker and order_of(chat.info) == "manual":
-            chat_store().append_user(chat.info.id, chat.info.draft, last.id if last else None,
-                                     speaker=context.character.person_name)  # fmt: skip
+            chat_store().append_user(
+                chat.info.id, chat.info.draft, last.id if last else None, files, context.character.person_name
+            )
         else:
-            chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, context)
+            chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, context, files=files)
     except DeckError as error:
         if error.key != "chat_moved_on":
             st.session_state[ERROR_KEY] = error
@@ -106,6 +155,7 @@ def _take_noted(number: int) -> None:
     info = chat_store().info(number)
     if info.draft:
         fill_input(info.draft)
+        bring_back(born_tag(info), chat_store().draft_files(number))
         chat_store().drop_draft(number, info.draft)
 
 

@@ -6,12 +6,15 @@ import streamlit as st
 
 from core.chat.prompt_context import Prompt
 from core.chat.records import Chat
+from core.chat.truncation import room_for_prompt
 from core.common.errors import DeckError
 from ui.chat.actions import START, impersonate, stop, undo
 from ui.chat.feedback import NOTICE_KEY, Notice
+from ui.chat.files import draw_next_files
+from ui.chat.input_watch import watch_input
 from ui.chat.new_chat import NEW_ID
-from ui.chat.session import EDIT_KEY, is_busy, tag_of
-from ui.chat.setup import character_prompt, find_character, prompt_of
+from ui.chat.session import EDIT_KEY, INPUT_KEY, is_busy, tag_of
+from ui.chat.setup import character_prompt, find_character, prompt_of, sampling_of
 from ui.shared.errors import sentence
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
@@ -53,6 +56,8 @@ def draw_composer(chat: Chat, prompt: Prompt | DeckError | None) -> None:
     busy = chat.info.id != NEW_ID and is_busy(chat)
     # A notebook has buttons of its own.
     is_chat = chat.info.mode != "notebook"
+    with st.container(gap="small"):
+        files_tokens = draw_next_files(chat, prompt) if is_chat else 0
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         if busy and is_chat:
             # While a message is edited, the key ends that.
@@ -68,6 +73,20 @@ def draw_composer(chat: Chat, prompt: Prompt | DeckError | None) -> None:
             redraw_every(COUNTER_POLL_S, _draw_counter, chat, prompt)
         else:
             _draw_counter(chat, prompt)
+        if is_chat:
+            _watch_typed(chat, files_tokens)
+
+
+def _watch_typed(chat: Chat, files_tokens: int) -> None:
+    state = engine().state
+    if state.facts is None:
+        return
+    context = state.facts.context_tokens
+    try:
+        answer = sampling_of(chat.info).max_new_tokens
+    except DeckError:
+        answer = 0
+    watch_input(INPUT_KEY, state.model or "", files_tokens, room_for_prompt(context, answer))
 
 
 def draw_notice(notice: Notice) -> None:

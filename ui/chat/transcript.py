@@ -13,6 +13,7 @@ from core.chat.service import ImpersonationDraft
 from core.chat.stats import error_of, stats_of
 from core.engine.answer import Answer
 from ui.chat.actions import take_noted
+from ui.chat.files import draw_files
 from ui.chat.message_actions import draw_actions, draw_editor, is_edited
 from ui.chat.message_text import STYLE, draw_answer_text, draw_question
 from ui.chat.portraits import Faces
@@ -24,7 +25,7 @@ from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.icon_buttons import icons
 from ui.shared.markdown import escape, shortened
-from ui.shared.resources import preferences, recorder
+from ui.shared.resources import chat_store, preferences, recorder
 
 POLL_S, FOREIGN_POLL_S = 0.1, 1.0
 # A long chat opens with its end: so many messages are drawn at once, and as many more with each step back.
@@ -96,6 +97,7 @@ def _draw_seen(chat: Chat, message: Message, faces: Faces, is_last: bool) -> Non
                     draw_question(message.text)
                 with icons(f"message_{message.id}"):
                     draw_actions(chat, message, is_last)
+            draw_files(message)
         else:
             _draw_answer(chat, message, is_last)
 
@@ -186,6 +188,10 @@ def _draw_impersonation(line: ImpersonationDraft, faces: Faces) -> None:
 def _draw_noted(chat: Chat, faces: Faces) -> None:
     with st.chat_message("user", avatar=faces.of("user")):
         draw_question(chat.info.draft)
+        if files := chat_store().draft_files(chat.info.id):
+            st.caption(
+                f":material/description: {escape(', '.join(shortened(file.name, NAME_CHARS) for file in files))}"
+            )
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(tr("chat.queued"), width="content")
             st.button(tr("chat.take_back"), key=f"chat_take_back_{chat.info.id}", type="tertiary", on_click=take_noted,
