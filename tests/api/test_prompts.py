@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,9 @@ from core.chat.tokens import TokenCounter
 from core.chat.truncation import ContextError
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
+from core.personas.attached import with_attached
 from core.personas.character import Character
+from core.personas.lorebooks import Book, Lorebooks
 from core.personas.user import UserPersona, persona_file, save_persona
 
 CHATML = (
@@ -181,6 +185,19 @@ def test_a_character_is_put_as_on_the_page_and_system_texts_find_a_place() -> No
     assert "1+1?" in system, "the example dialogue"
     assert rest == "<|user|>Salve<|end|><|assistant|>Ave<|end|><|user|>It rains.<|end|><|assistant|>"
     assert ask.sampling.stop == ("\nfriend:", "\nAda:", "X") and ask.speaker == "Ada"
+
+
+def test_a_character_knows_its_further_lorebooks_and_none_of_all_chats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMADECK_LOREBOOKS", str(tmp_path / "books"))
+    for name in ("Town", "Everywhere"):
+        entry = {"keys": ["hut"], "content": f"Lore of {name}.", "enabled": True, "insertion_order": 1}
+        Lorebooks().add(Book({"name": name, "entries": [entry]}, in_all_chats=name == "Everywhere"))
+    ada = replace(ADA, extensions=with_attached({}, ["Town", "gone"]))
+    prompt = str(read_chat_request(chat(("user", "A hut?")), served(), ada).prompt)
+    assert "Lore of Town." in prompt and "Everywhere" not in prompt
+    assert "Lore of" not in str(read_chat_request(chat(("user", "A hut?")), served(), ADA).prompt)
 
 
 def test_a_long_chat_with_a_character_gives_up_examples_and_room_but_no_message() -> None:
