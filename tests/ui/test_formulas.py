@@ -35,6 +35,7 @@ def formulas(text: str) -> list[str]:
         ("> \\[ x\n> = y \\]", "> $$\n> x\n> = y\n> $$"),
         ("so:\n\n    \\[ x = 1 \\]", "so:\n\n    \n$$\nx = 1\n$$"),
         ("\\begin{align*}\na &= b\n\\end{align*}", "$$\n\\begin{align*}\na &= b\n\\end{align*}\n$$"),
+        ("\\begin{align}\na\n\\end{align}", "$$\n\\begin{align*}\na\n\\end{align*}\n$$"),
         ("| $|x|$ | \\[\\|y\\|\\] |", r"| $$\vert x\vert $$ | $$\displaystyle \Vert y\Vert $$ |"),
         (r"a costs \$5, \(x\) none", r"a costs \$5, $$x$$ none"),
         (r"\(a \text{ if } b \\ c\)", r"$$a \text{ if } b \\ c$$"),

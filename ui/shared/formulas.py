@@ -35,6 +35,8 @@ BRACKETS = {**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}
 SPACES = re.compile(r"\s+")
 # A parser that knows no formulas would take it for an address.
 LIKE_ADDRESS = re.compile(r"<(?=[A-Za-z][A-Za-z0-9+.-]*:)")
+# Their numbers would count through all messages of the page.
+NUMBERED = re.compile(r"\\(begin|end)\{(equation|align|alignat|gather)\}")
 # A sentence's mark behind a displayed formula belongs to it; spaces would begin the next line.
 BEHIND = re.compile(r"(?:[ \t]*([.,;:。，；：])(?=\s|\Z))?[ \t]*")
 
@@ -127,7 +129,8 @@ def _display(text: str, begin: int, end: int, body: str, line: _Line) -> Formula
         return Formula(end, _inline(rf"\displaystyle {body}", line))
     if behind := BEHIND.match(text, end):
         body, end = body + (behind[1] or ""), behind.end()
-    lines = [one.lstrip("> \t") for one in LIKE_ADDRESS.sub(r"\\lt ", body).splitlines()]
+    body = NUMBERED.sub(r"\\\1{\2*}", LIKE_ADDRESS.sub(r"\\lt ", body))
+    lines = [one.lstrip("> \t") for one in body.splitlines()]
     fence = f"\n{line.prefix}"
     shown = fence.join(["$$", *filter(None, lines), "$$"])
     if not line.is_beginning or line.is_deep:

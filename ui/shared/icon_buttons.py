@@ -17,6 +17,8 @@ STYLE = """<style>
 [class*="st-key-icons_"] button > div > [aria-hidden="true"] { display: none; }
 /* Streamlit shows a button's keys, and reads them out in English. A tooltip and the settings name them. */
 button [aria-label^="Shortcut "] { display: none; }
+/* Streamlit writes white on the primary colour, which in the dark is light. */
+button:is([kind="primary"], [kind="primaryFormSubmit"]):not(:disabled) { color: light-dark(#ffffff, #04211d); }
 </style>"""
 
 
