@@ -32,6 +32,7 @@ HEAD_STYLE = """<style>
   position: sticky; top: 3.75rem; z-index: 90; padding-bottom: 0.5rem;
   background: BACK; border-bottom: 1px solid BORDER;
 }
+[data-testid="stMainBlockContainer"]:has(.st-key-chat_head) { padding-top: 3.75rem; }
 .st-key-chat_head h2 {
   padding: 0; font-size: 1.25rem; overflow: hidden; white-space: nowrap; text-overflow: ellipsis;
 }

@@ -47,7 +47,7 @@ LIST_STYLE = """<style>
 }
 [class*="st-key-chat_open_"] [data-testid="stIconMaterial"] { width: 1.75rem; }
 [class*="st-key-chat_open_"] button p { line-height: 1.25; }
-[class*="st-key-chat_open_"] button p > span {
+[class*="st-key-chat_open_"] button p > .stMarkdownColoredText:last-child {
   display: block; overflow: hidden; text-overflow: ellipsis; line-height: 1.2;
 }
 [class*="st-key-chat_group_"] { margin-bottom: 0.5rem; }
