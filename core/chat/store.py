@@ -111,6 +111,16 @@ class ChatStore:
         with self._database.read() as db:
             return list_recent(db, self._owner or "", limit)
 
+    def last_used(self) -> dict[str, float]:
+        """When a chat of each character changed last, by what the chats call it."""
+        with self._database.read() as db:
+            rows = db.execute(
+                "SELECT character, max(changed_s) FROM chats WHERE owner = ? AND deleted_s IS NULL AND character != ''"
+                " GROUP BY character",
+                (self._owner,),
+            )
+            return dict(rows)
+
     def count(self) -> int:
         with self._database.read() as db:
             counted = db.execute("SELECT count(*) FROM chats WHERE owner = ? AND deleted_s IS NULL", (self._owner,))

@@ -6,7 +6,9 @@ A character is addressed by its file's name without the ending, which stays the 
 from __future__ import annotations
 
 import difflib
+import operator
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from core.personas.portrait import draw_portrait
 # In the order in which text-generation-webui looks for them; ours are written as .yaml.
 TEXT_SUFFIXES = (".yml", ".yaml", ".json")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SUFFIXES = TEXT_SUFFIXES + PICTURE_SUFFIXES
 NUM_SUGGESTIONS = 3
 
 
@@ -44,6 +47,8 @@ class Entry:
     picture_path: Path | None
     character: Character | None = None
     error: DeckError | None = None
+    # When the file was changed last.
+    changed_ns: int = 0
 
     @property
     def name(self) -> str:
@@ -62,20 +67,30 @@ class Listing:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or characters_dir()
-        self._read: dict[Path, tuple[FileStamp, Character | DeckError]] = {}
+        # By the file's name: what it was when it was read.
+        self._read: dict[str, tuple[FileStamp, Entry]] = {}
+        # All entries, in the order of the files and in that of the names: of thousands, most lists are the last one.
+        self._listed: tuple[list[Entry], tuple[Entry, ...]] = ([], ())
 
     def entries(self) -> tuple[Entry, ...]:
         """Every file, by name. Raises DeckError only for a folder that cannot be read."""
         names = self.names()
         # Looked up for each: in a list, four times as many would take sixteen times as long.
         known = frozenset(names)
-        found = (self._entry(key, known) for key in _keys(names))
-        return tuple(sorted(found, key=lambda entry: (same_name(entry.name), entry.key)))
+        found = [self._entry(key, known.__contains__) for key in _keys(names)]
+        before, listed = self._listed
+        if len(found) != len(before) or not all(map(operator.is_, found, before)):
+            listed = tuple(sorted(found, key=lambda entry: (same_name(entry.name), entry.key)))
+            self._listed = found, listed
+        return listed
 
     def get(self, key: str) -> Entry | None:
         """The entry with this key, None where there is none any more."""
-        names = self.names()
-        return self._entry(key, frozenset(names)) if key in _keys(names) else None
+        if not key or "/" in key or key.startswith("."):
+            return None
+        # One key is asked for often: the whole folder is not read for it.
+        there = frozenset(name for name in map(key.__add__, SUFFIXES) if os.path.lexists(self.folder / name))
+        return self._entry(key, there.__contains__) if any(key + one in there for one in TEXT_SUFFIXES) else None
 
     def character(self, key: str) -> Character:
         """Raises DeckError for a file that is gone or broken."""
@@ -125,24 +140,29 @@ class Listing:
         """The names of all files that are not hidden. Raises DeckError."""
         return visible_names(self.folder)
 
-    def _entry(self, key: str, names: frozenset[str]) -> Entry:
-        text = next(key + suffix for suffix in TEXT_SUFFIXES if key + suffix in names)
-        picture = next((key + suffix for suffix in PICTURE_SUFFIXES if key + suffix in names), None)
-        path, picture_path = self.folder / text, self.folder / picture if picture is not None else None
-        read = self._character(path)
-        if isinstance(read, Character):
-            return Entry(key, path, picture_path, character=read)
-        return Entry(key, path, picture_path, error=read)
-
-    def _character(self, path: Path) -> Character | DeckError:
-        """What the file holds; read again only when it has changed."""
+    def _entry(self, key: str, is_there: Callable[[str], bool]) -> Entry:
+        """The entry of a file; read again only when the file has changed."""
+        text = next(key + suffix for suffix in TEXT_SUFFIXES if is_there(key + suffix))
+        picture = next((key + suffix for suffix in PICTURE_SUFFIXES if is_there(key + suffix)), None)
         try:
-            now = stamp(path)
+            status = os.stat(f"{self.folder}/{text}")
         except OSError as error:
-            return unreadable(path, error)
-        if path not in self._read or self._read[path][0] != now:
-            self._read[path] = (now, _read_file(path))
-        return self._read[path][1]
+            return Entry(key, self.folder / text, None, error=unreadable(self.folder / text, error))
+        now = status.st_mtime_ns, status.st_size
+        known = self._read.get(text)
+        if known is None or known[0] != now:
+            read, path = _read_file(self.folder / text), self.folder / text
+            if isinstance(read, Character):
+                entry = Entry(key, path, None, character=read, changed_ns=now[0])
+            else:
+                entry = Entry(key, path, None, error=read, changed_ns=now[0])
+        elif picture == (known[1].picture_path.name if known[1].picture_path is not None else None):
+            return known[1]
+        else:
+            entry = known[1]
+        entry = replace(entry, picture_path=self.folder / picture if picture is not None else None)
+        self._read[text] = now, entry
+        return entry
 
 
 def _keys(names: list[str]) -> list[str]:

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from core.common.errors import DeckError
 from core.common.values import printable
 from core.personas.character import Character, CharacterError, check_name
 from core.personas.folder import Trash, move, unlink, write
 from core.personas.formats import write_file
-from core.personas.listing import TEXT_SUFFIXES, Listing, Stamp, all_stems
-from core.personas.names import file_stem, same_name
+from core.personas.listing import SUFFIXES, TEXT_SUFFIXES, Listing, Stamp, all_stems
+from core.personas.names import file_stem, free_stem, same_name
 from core.personas.parse import MAX_TEXT_BYTES, write_yaml
 from core.personas.pictures import as_png
 
 CHANGING = threading.RLock()
 
 
+@dataclass
+class _Taken:
+    """The names and the files' stems that the folder had at `changed_ns`, each as same_name() has it.
+
+    Adding a thousand to thousands would read the folder a thousand times.
+    """
+
+    changed_ns: int
+    names: set[str]
+    stems: set[str]
+
+
 class Characters(Listing):
     """All characters of one folder, to change. Every change is on disk, whole, when the call is over."""
 
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__(folder)
+        self._taken: _Taken | None = None
+
     def add(self, character: Character, picture: bytes | None = None) -> str:
         """Write a new character and answer its key. Raises CharacterError for a name that is taken or is none."""
+        check_name(character.name)
         with CHANGING:
-            self._check_free(character.name)
-            key = file_stem(character.name, all_stems(self.names()))
+            taken = self._look()
+            if same_name(character.name) in taken.names:
+                raise CharacterError("character_name_taken", name=character.name)
+            key = free_stem(character.name, taken.stems)
+            if any(os.path.lexists(self.folder / (key + suffix)) for suffix in SUFFIXES):
+                # Another program's, from within the same tick of the disk's clock.
+                key = file_stem(character.name, all_stems(self.names()))
             # The text makes it a character, so it comes last; a picture alone is nothing.
             if picture is not None:
                 write(self.folder / f"{key}.png", as_png(character.name, picture))
@@ -34,6 +58,9 @@ class Characters(Listing):
             except DeckError:
                 (self.folder / f"{key}.png").unlink(missing_ok=True)
                 raise
+            taken.names.add(same_name(character.name))
+            taken.stems.add(same_name(key))
+            taken.changed_ns = self._changed_ns()
             return key
 
     def save(self, key: str, character: Character, expected: Character | None = None) -> None:
@@ -110,6 +137,21 @@ class Characters(Listing):
                 move(path, self.folder / (key + path.suffix))
             trash.forget(trashed)
             return key
+
+    def _look(self) -> _Taken:
+        """What is taken; read anew where files came or went since. Raises DeckError."""
+        changed_ns = self._changed_ns()
+        if self._taken is None or self._taken.changed_ns != changed_ns:
+            names = {same_name(entry.name) for entry in self.entries()}
+            self._taken = _Taken(changed_ns, names, {same_name(stem) for stem in all_stems(self.names())})
+        return self._taken
+
+    def _changed_ns(self) -> int:
+        try:
+            return self.folder.stat().st_mtime_ns
+        except OSError:
+            # The folder may not be there yet; why it cannot be read is said where that is tried.
+            return 0
 
     def _check_free(self, name: str, but: str | None = None) -> None:
         check_name(name)

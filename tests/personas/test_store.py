@@ -182,6 +182,29 @@ def test_a_renamed_character_keeps_its_key_its_picture_and_the_face_that_was_dra
     assert [entry.name for entry in store.entries()] == ["Ivy", "Rose"]
 
 
+def test_names_and_files_that_come_and_go_beside_the_store_are_known_when_one_is_added(store: Characters) -> None:
+    store.add(ROSA)
+    store.add(Character("Ivy"))
+    with pytest.raises(CharacterError):
+        store.add(Character("IVY"))
+    (store.folder / "ivy 2.jpg").write_bytes(PICTURE)
+    (store.folder / "Olaf.yaml").write_text("name: Ole\n")
+    with pytest.raises(CharacterError):
+        store.add(Character("ole"))
+    assert [store.add(Character("Olaf")), store.add(Character("Ivy/2")), store.add(Character("Ivy 2"))] == [
+        "Olaf 2", "Ivy_2", "Ivy 2 2"]  # fmt: skip
+    (store.folder / "Ivy.yaml").unlink()
+    assert store.add(Character("Ivy")) == "Ivy"
+
+
+def test_a_key_that_is_a_path_or_hidden_is_nobodys(store: Characters) -> None:
+    store.add(ROSA)
+    (store.folder / ".hidden.yaml").write_text("name: H\n")
+    for key in ("", ".hidden", "../Rosa", "./Rosa", "Rosa\0", "\ud800", "x" * 5000):
+        assert store.get(key) is None
+    assert store.get("Rosa") is store.get("Rosa") is not None
+
+
 def test_what_nobody_sees_in_a_name_is_shown_by_its_number() -> None:
     assert visible("gnp.\u202elmay.exe") == "gnp.[U+202E]lmay.exe"
     assert visible("Ad\u200da") == "Ad[U+200D]a" and visible("a\tb\u3164") == "a[U+0009]b[U+3164]"

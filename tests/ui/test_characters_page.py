@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,11 +104,25 @@ def test_tags_leave_those_that_have_all_of_them(store: Characters) -> None:
 
 
 def test_many_characters_come_in_pages(store: Characters) -> None:
-    for number in range(30):
+    for number in range(60):
         store.add(Character(f"N{number:02}"))
     tab = open_characters()
-    assert opened(tab) == [f"N{number:02}" for number in range(12)]
-    assert "30 characters" in words(tab)
+    assert opened(tab) == [f"N{number:02}" for number in range(48)]
+    assert "60 characters" in words(tab)
+
+
+def test_characters_come_by_name_by_their_last_chat_or_the_newest_first(store: Characters) -> None:
+    for changed_s, name in enumerate(("Cleo", "Ada", "Bob")):
+        path = store.folder / f"{store.add(Character(name))}.yaml"
+        os.utime(path, (changed_s, changed_s))
+    history = resources.chat_store()
+    for key in ("Bob", "Cleo"):
+        history.create("chat-instruct", key)
+    tab = open_characters()
+    assert opened(tab) == ["Ada", "Bob", "Cleo"]
+    for order, wanted in (("new", ["Bob", "Ada", "Cleo"]), ("used", ["Cleo", "Bob", "Ada"])):
+        named(tab.segmented_control, "characters_sort").set_value(order)
+        assert opened(run(tab)) == wanted
 
 
 def test_a_broken_file_is_an_entry_that_says_why_and_can_be_deleted(store: Characters) -> None:

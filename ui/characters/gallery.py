@@ -6,6 +6,7 @@ import base64
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
+from pathlib import Path
 
 import streamlit as st
 
@@ -23,11 +24,12 @@ from ui.shared.fragment import redraw_every
 from ui.shared.i18n import language, tr
 from ui.shared.markdown import escape, shortened
 from ui.shared.people import person
-from ui.shared.resources import characters, thumbnails
+from ui.shared.resources import characters, chat_store, thumbnails
 from ui.shared.routing import CHAT_PAGE
 
 SEARCH_KEY, TAGS_KEY, PAGE_KEY = "characters_search", "characters_tags", "characters_page"
-PER_PAGE = 12
+SORT_KEY, ORDERS = "characters_sort", ("name", "used", "new")
+PER_PAGE = 48
 NUM_TAGS = 10
 CARD_WIDTH = 164
 ABOUT_CHARS, NAME_CHARS, TAG_CHARS = 56, 40, 24
@@ -44,6 +46,8 @@ INLINE_WAIT_S, POLL_S = 0.25, 0.4
 WAITING = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNoaGioBwAEhAIAJTM0+wAAAABJRU5ErkJggg=="
 )
+# By the file: the entry as it was, its tags, its text.
+_known: dict[Path, tuple[Entry, frozenset[str], str]] = {}
 
 
 def draw_gallery() -> None:
@@ -94,6 +98,8 @@ def _search(entries: Sequence[Entry]) -> list[Entry]:
                           placeholder=tr("characters.search_hint"), label_visibility="collapsed",
                           persist_state="session", on_change=_first_page)  # fmt: skip
     words = same_name(str(query or "")).split()
+    if len(_known) > 2 * len(entries):
+        _known.clear()
     found = [entry for entry in entries if all(word in _searched(entry) for word in words)]
     chosen = _choose_tags(entries)
     return [entry for entry in found if chosen <= _tags(entry)]
@@ -112,15 +118,46 @@ def _choose_tags(entries: Sequence[Entry]) -> set[str]:
     return set(st.session_state.get(TAGS_KEY) or [])
 
 
-def _tags(entry: Entry) -> set[str]:
-    return {same_name(tag) for tag in entry.character.tags} if entry.character is not None else set()
+def _tags(entry: Entry) -> frozenset[str]:
+    return _searchable(entry)[1]
 
 
 def _searched(entry: Entry) -> str:
     """The texts that a search looks through."""
-    one = entry.character
-    texts = [] if one is None else [*one.tags, one.nickname, one.creator, one.creator_notes, one.about]
-    return same_name("\n".join([entry.name, entry.key, *texts]))
+    return _searchable(entry)[2]
+
+
+def _searchable(entry: Entry) -> tuple[Entry, frozenset[str], str]:
+    """An entry with its tags and its text, made once: of thousands at each run of the page they would take seconds."""
+    known = _known.get(entry.text_path)
+    if known is None or known[0] is not entry:
+        one = entry.character
+        texts = [] if one is None else [*one.tags, one.nickname, one.creator, one.creator_notes, one.about]
+        tags = frozenset(same_name(tag) for tag in one.tags) if one is not None else frozenset()
+        known = _known[entry.text_path] = entry, tags, same_name("\n".join([entry.name, entry.key, *texts]))
+    return known
+
+
+def _sorted(found: list[Entry]) -> list[Entry]:
+    """In the order that was chosen; entries come by name."""
+    orders = {name: tr(f"characters.sort_{name}") for name in ORDERS}
+    order = st.segmented_control(tr("characters.sort"), list(orders), key=SORT_KEY, format_func=orders.__getitem__,
+                                 default="name", required=True, persist_state="session", on_change=_first_page,
+                                 label_visibility="collapsed")  # fmt: skip
+    if order == "new":
+        return sorted(found, key=lambda entry: -entry.changed_ns)
+    if order == "used":
+        used = _last_used()
+        return sorted(found, key=lambda entry: -max(used.get(entry.key, 0.0), used.get(entry.name, 0.0)))
+    return found
+
+
+def _last_used() -> dict[str, float]:
+    """When a character spoke last, by what its chats call it; nothing where the history cannot be read."""
+    try:
+        return chat_store().last_used()
+    except DeckError:
+        return {}
 
 
 def _show_all() -> None:
@@ -131,13 +168,15 @@ def _first_page() -> None:
     st.session_state[PAGE_KEY] = 1
 
 
-def _page(found: Sequence[Entry]) -> Sequence[Entry]:
+def _page(found: list[Entry]) -> Sequence[Entry]:
     num_pages = -(-len(found) // PER_PAGE)
     number = min(int(st.session_state.get(PAGE_KEY) or 1), num_pages)
     st.session_state[PAGE_KEY] = number
-    if num_pages > 1:
-        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-            st.caption(tr("characters.count", count=len(found)))
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        if len(found) > 1:
+            found = _sorted(found)
+        if num_pages > 1:
+            st.caption(tr("characters.count", count=f"{len(found):,}"), width="content")
             number = st.pagination(num_pages, key=PAGE_KEY, persist_state="session", max_visible_pages=5)
     return found[(number - 1) * PER_PAGE : number * PER_PAGE]
 
