@@ -57,7 +57,7 @@ class Models:
                 raise ApiError("api_field", field="prompt", why="either prompt or messages is wanted")
             served = self._served(request.model)
             if request.prompt is None:
-                text = render_messages(request.messages or [], served)
+                text = render_messages(request.messages or [], served, request.chat_template_kwargs)
             else:
                 check_size([request.prompt], served)
                 text = request.prompt

@@ -123,10 +123,11 @@ def read_completion_request(request: CompletionRequest, served: ServedModel) -> 
     return generations
 
 
-def render_messages(messages: Sequence[Message], served: ServedModel) -> str:
-    """The prompt for messages in the model's own form. Raises DeckError."""
+def render_messages(messages: Sequence[Message], served: ServedModel, variables: Mapping[str, Any]) -> str:
+    """The prompt for messages in the model's own form, whose template is given `variables`. Raises DeckError."""
     check_size([message.content for message in messages], served)
-    return served.model.template.render([_turn(message) for message in messages])
+    template = replace(served.model.template, variables=variables)
+    return template.render([_turn(message) for message in messages])
 
 
 def check_size(texts: Sequence[str], served: ServedModel) -> None:

@@ -249,6 +249,7 @@ class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    chat_template_kwargs: Variables = Field(default_factory=dict)
 
 
 class DetokenizeRequest(Strict):

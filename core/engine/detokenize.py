@@ -6,6 +6,7 @@ Text that might become a stop string is held back until it does or does not.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
@@ -108,6 +109,20 @@ def _silent_tokens(tokenizer: Tokenizer, tokens: list[int]) -> set[int]:
     }
 
 
+class Splitter(Protocol):
+    """Finds the thought in a growing text; see core/engine/thought.py."""
+
+    @property
+    def is_thinking(self) -> bool: ...
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that follows is the answer."""
+        ...
+
+    def push(self, text: str) -> None: ...
+
+
 def special_in(tokenizer: Tokenizer, texts: tuple[str, ...]) -> dict[int, str]:
     """The special tokens that stand in `texts`, with what each says."""
     added = tokenizer.get_added_tokens_decoder().items()
@@ -143,7 +158,8 @@ class StopFilter:
 class TextStream:
     """Turns one answer's tokens into pieces of text. `stopped` is set once a stop string came.
 
-    `shown` are texts of special tokens, which decoding would leave out, by the token.
+    `shown` are texts of special tokens, which decoding would leave out, by the token. With a `splitter` no stop string
+    is looked for in a thought: it may well try a line with a name, as those that end an answer.
     """
 
     def __init__(
@@ -152,22 +168,38 @@ class TextStream:
         stop: tuple[str, ...],
         before: list[int] | None = None,
         shown: Mapping[int, str] | None = None,
+        splitter: Splitter | None = None,
     ) -> None:
         self._decoder, self._filter, self._shown = TokenDecoder(tokenizer, before or []), StopFilter(stop), shown or {}
+        self._splitter = splitter
 
     @property
     def stopped(self) -> bool:
         return self._filter.stopped
 
+    @property
+    def is_thinking(self) -> bool:
+        return self._splitter is not None and self._splitter.is_thinking
+
     def push(self, token: int) -> str:
         """The text that is certain now that `token` came; empty while a character or a stop string is incomplete."""
         if token in self._shown:
-            return self._filter.push(self._decoder.restart() + self._shown[token])
-        return self._filter.push(self._decoder.push(token))
+            return self._filtered(self._decoder.restart() + self._shown[token])
+        return self._filtered(self._decoder.push(token))
 
     def flush(self) -> str:
         """What was held back, when the answer ends for another reason."""
-        return self._filter.push(self._decoder.flush()) + self._filter.flush()
+        return self._filtered(self._decoder.flush()) + self._filter.flush()
+
+    def _filtered(self, text: str) -> str:
+        if self._splitter is None:
+            return self._filter.push(text)
+        was_thinking = self._splitter.is_thinking
+        self._splitter.push(text)
+        is_thinking = self._splitter.is_thinking
+        if self._splitter.is_settled:
+            self._splitter = None
+        return self._filter.flush() + text if was_thinking or is_thinking else self._filter.push(text)
 
 
 def find_stop(text: str, stop: tuple[str, ...]) -> int | None:

@@ -160,9 +160,9 @@ class ThoughtSplitter:
         return self._state in ("opened", "thought")
 
     @property
-    def has_thought(self) -> bool:
-        """Whether a thought was begun, ended or not."""
-        return self._state in ("opened", "thought", "closed") or bool(self.parts.closing)
+    def is_settled(self) -> bool:
+        """Whether all that follows is the answer."""
+        return self._state == "answer" and not self._may_turn
 
     def push(self, text: str) -> None:
         self._held += text

@@ -23,7 +23,7 @@ from core.engine.detokenize import TextStream, special_in
 from core.engine.fair_queue import FairQueue
 from core.engine.protocol import AnswerStats, Event, Failed, Finished, Generate, PromptStarted, Reason, TextChunk
 from core.engine.sampling_params import MAX_SEED
-from core.engine.thought import ThoughtFormat, ThoughtSplitter
+from core.engine.thought import ThoughtFormat, ThoughtRules, ThoughtSplitter
 
 if TYPE_CHECKING:
     from core.worker.decode.steps import PendingTokens, Steps
@@ -58,15 +58,12 @@ class ActiveRequest:
     first_token_s: float = 0.0
     num_reused: int = 0
     unsent: str = ""
-    # The text that the newest token made.
-    newest: str = ""
     sent_s: float = 0.0
     # Tokens that events have reported: some give no text by themselves.
     num_reported: int = 0
     # Tokens that were enqueued and not read yet.
     num_in_flight: int = 0
-    # Tracks the thought where it has a budget, and how many of the answer's tokens are its.
-    splitter: ThoughtSplitter | None = None
+    # How many of the answer's tokens are a thought's.
     num_thought: int = 0
     # The answer's tokens in the prompt, which has them after a thought was ended.
     num_earlier: int = 0
@@ -146,26 +143,26 @@ class Scheduler:
             self._harvest(*self._in_flight.popleft())
 
     def _make_request(self, command: Generate, tokens: list[int]) -> ActiveRequest:
-        seed, rules = command.sampling.seed, command.thought
+        seed = command.sampling.seed
         seed = secrets.randbelow(MAX_SEED) if seed is None else seed
         return ActiveRequest(
             command=command,
             tokens=tokens,
             num_prompt=len(tokens),
-            stream=self._make_stream(command, tokens[-1:] if command.continues else []),
+            stream=self._make_stream(command, tokens[-1:] if command.continues else [], command.thought),
             seed=seed,
             asked_s=time.perf_counter(),
-            splitter=ThoughtSplitter(rules) if rules is not None and rules.budget_tokens is not None else None,
         )
 
-    def _make_stream(self, command: Generate, before: list[int]) -> TextStream:
+    def _make_stream(self, command: Generate, before: list[int], rules: ThoughtRules | None) -> TextStream:
         shown: dict[int, str] = {}
         if command.thought is not None:
             format = command.thought.format
             if format not in self._shown:
                 self._shown[format] = special_in(self._tokenizer, format.marks)
             shown = self._shown[format]
-        return TextStream(self._tokenizer, command.sampling.stop, before, shown)
+        splitter = ThoughtSplitter(rules) if rules is not None else None
+        return TextStream(self._tokenizer, command.sampling.stop, before, shown, splitter)
 
     def _admit(self) -> None:
         free = [slot for slot in self._slots if slot.request is None]
@@ -261,12 +258,11 @@ class Scheduler:
 
     def _counts_thought(self, request: ActiveRequest) -> bool:
         """Count the newest token where it is the thought's. Whether that was the last one of the thought's budget."""
-        splitter, rules = request.splitter, request.command.thought
-        if splitter is None or rules is None or rules.budget_tokens is None:
+        rules = request.command.thought
+        if rules is None or rules.budget_tokens is None or not request.stream.is_thinking:
             return False
-        splitter.push(request.newest)
-        request.num_thought += splitter.is_thinking
-        return splitter.is_thinking and request.num_thought >= rules.budget_tokens
+        request.num_thought += 1
+        return request.num_thought >= rules.budget_tokens
 
     def _end_thought(self, slot: Slot, request: ActiveRequest) -> None:
         """End a thought with its mark, and let the answer follow: what was thought and the mark are prefilled.
@@ -286,10 +282,9 @@ class Scheduler:
             tokens=tokens,
             num_prompt=len(tokens),
             num_earlier=request.num_sampled + len(tokens) - len(request.tokens),
-            stream=self._make_stream(request.command, tokens[-1:]),
+            stream=self._make_stream(request.command, tokens[-1:], None),
             unsent=request.unsent + closing,
             num_in_flight=0,
-            splitter=None,
         )
         self._send_text(slot.request)
         self._steps.reset_slot(slot.index, request.command.sampling, request.seed, tokens)
@@ -298,8 +293,7 @@ class Scheduler:
         """Append the text that `decode` gives. False where the tokenizer fails, which ends this answer alone."""
         try:
             with panics_as_errors():
-                request.newest = decode()
-                request.unsent += request.newest
+                request.unsent += decode()
                 return True
         except Exception as error:  # The tokenizer library raises bare exceptions, and panics.
             self._fail(slot, EngineError("tokenizer_decode", why=why_of(error)))

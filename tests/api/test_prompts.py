@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.api.errors import ApiError
-from core.api.prompts import GenerationRequest, read_chat_request, read_completion_request
-from core.api.schema import ChatRequest, CompletionRequest
+from core.api.prompts import GenerationRequest, read_chat_request, read_completion_request, render_messages
+from core.api.schema import ChatRequest, CompletionRequest, Message
 from core.api.served_model import ServedModel
 from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
@@ -115,6 +115,12 @@ SWITCHED = R1 + "{% if enable_thinking is defined %}{{ enable_thinking }}{% endi
 def test_what_a_client_says_of_thinking_reaches_the_template(fields: dict[str, Any], end: str) -> None:
     asked = read_chat_request(chat(("user", "hi"), **fields), served(source=SWITCHED), None)
     assert str(asked.prompt).endswith(f"<assistant><think>\n{end}")
+
+
+def test_tokens_are_counted_of_what_the_template_writes_with_its_variables() -> None:
+    messages = [Message(role="user", content="hi")]
+    prompt = render_messages(messages, served(source=SWITCHED), {"enable_thinking": False})
+    assert prompt.endswith("<think>\nFalse") and not render_messages(messages, served(), {}).endswith("False")
 
 
 def test_a_budget_goes_to_the_engine_and_earlier_thoughts_to_the_template() -> None:

@@ -270,3 +270,17 @@ def test_a_cancelled_thought_ends_as_any_answer(harness: SchedulerHarness) -> No
         harness.scheduler.step()
     harness.scheduler.cancel(1)
     assert harness.end(1).reason == "cancelled" and harness.scheduler.is_idle
+
+
+def test_a_stop_string_in_a_thought_ends_nothing_and_one_in_the_answer_does(tokenizer: Tokenizer) -> None:
+    """A thought that tried a line with a character's name ended there, and the answer was empty."""
+    plain = SchedulerHarness(FakeSteps(1), tokenizer)
+    plain.ask(1, thought=ThoughtRules(is_open=True, budget_tokens=5), max_new_tokens=40)
+    plain.run()
+    thought, _, answer = plain.text(1).partition(CLOSING)
+    for word in (thought[1:3], answer[3:6]):
+        text = thought + CLOSING + answer.partition(word)[0]
+        harness = SchedulerHarness(FakeSteps(1), tokenizer)
+        harness.ask(1, thought=ThoughtRules(is_open=True, budget_tokens=5), max_new_tokens=40, stop=(word,))
+        harness.run()
+        assert harness.text(1) == text

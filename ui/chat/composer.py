@@ -35,7 +35,7 @@ def fitted_prompt(chat: Chat) -> Prompt | DeckError | None:
     state = engine().state
     if state.phase != "ready":
         return None
-    messages = tuple((one.id, len(one.text), one.is_hidden) for one in chat.messages if one.state != "writing")
+    messages = tuple((one.id, len(one.whole), one.is_hidden) for one in chat.messages if one.state != "writing")
     # Who speaks and what they know may have been changed on another page.
     cast = [find_character(name) for name in chat.info.cast]
     key = (state.facts, chat.info, messages, cast, character_prompt(chat.info).books)
