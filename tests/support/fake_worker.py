@@ -164,7 +164,7 @@ class FakeWorker:
             num_slots=command.num_slots,
             load_s=time.monotonic() - began_s,
             weights_bytes=checkpoint.size_bytes,
-            cache_bytes=94_371_840,
+            cache_bytes=memory.plan.kv_cache if memory else 94_371_840,
             memory=memory,
             notes=("own_head", "zeros_version") if "noted" in name else (),
         )

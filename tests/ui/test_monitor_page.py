@@ -104,6 +104,7 @@ def test_the_plan_and_what_the_load_took_stand_side_by_side_on_the_page_and_in_t
     assert found is not None and int(found[1]) == int(found[2]) + 30
     for page in (seen, chinese):
         assert f" | {found[1]} | {found[2]}" in page and f" | {found[3]} | –" in page
+    assert "The driver does not tell what CUDA takes" in seen
     assert "The load took what was planned for it." in seen and "加载占用的显存与计划相符。" in chinese
 
 

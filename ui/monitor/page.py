@@ -142,6 +142,8 @@ def _draw_truth(truth: MemoryTruth) -> None:
     rows = [_truth_row(f"monitor.part_{part.name}", part.planned, part.measured) for part in truth.parts]
     rows.append(_truth_row("monitor.part_all", truth.planned, truth.measured))
     st.html(table_html(["MiB", text("monitor.planned"), text("monitor.measured")], rows))
+    if any(part.measured is None for part in truth.parts):
+        st.caption(tr("monitor.part_untold"))
     words = tr(f"monitor.plan_{truth.judgement}", off=f"{truth.off_mib:,}")
     if truth.judgement == "too_small":
         st.warning(words, icon=":material/warning:")
