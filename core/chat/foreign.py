@@ -70,7 +70,7 @@ def finished_chat(
     if not character or (voices and character not in voices):
         character = voices[0] if voices else character
     is_plain = {"assistant": len(voices) < 2, "user": len(people) < 2, "text": True}
-    asked = next((message.text for message in messages if message.role == "user"), "")
+    asked = next((one.text for one in messages if one.role == "user" and not one.is_hidden), "")
     named = shortened(" ".join(title.split()), MAX_NAME_CHARS) if isinstance(title, str) else ""
     return CopiedChat(
         messages=few_speakers([_said_by(apart(one), "" if is_plain[one.role] else one.speaker) for one in messages]),

@@ -190,9 +190,10 @@ def edit(db: sqlite3.Connection, message: int, text: str, now_s: float) -> int:
 
 def hide(db: sqlite3.Connection, message: int, is_hidden: bool) -> None:
     """Keep a message from the model, or let it read it again; people see it all the time."""
-    find_shown(db, message)
+    chat, _ = find_shown(db, message)
     require_at_rest(db, [message])
     db.execute("UPDATE messages SET is_hidden = ? WHERE id = ?", (is_hidden, message))
+    retitle(db, chat)
 
 
 def remove_alone(db: sqlite3.Connection, message: int, now_s: float) -> None:
@@ -273,18 +274,22 @@ def retitle(db: sqlite3.Connection, chat: int) -> None:
 
 
 def _first_words(db: sqlite3.Connection, chat: int) -> str | None:
-    """The person's first shown message, found step by step: the whole tree of a long chat takes much longer to read."""
+    """The person's first shown message that the model reads, found step by step.
+
+    The whole tree of a long chat takes much longer to read.
+    """
     above, passed = 0, set[int]()
     while above not in passed:
         passed.add(above)
         row = db.execute(
-            "SELECT id, role, removed, text FROM messages WHERE chat = ? AND ifnull(parent, 0) = ? AND is_shown",
+            "SELECT id, role, removed, is_hidden, text FROM messages"
+            " WHERE chat = ? AND ifnull(parent, 0) = ? AND is_shown",
             (chat, above),
         ).fetchone()
         if row is None:
             return None
-        above, role, removed, text = row
-        if role != "assistant" and removed is None:
+        above, role, removed, is_hidden, text = row
+        if role != "assistant" and removed is None and not is_hidden:
             return str(text)
     return None
 

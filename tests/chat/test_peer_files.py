@@ -133,7 +133,7 @@ def test_lines_hidden_from_the_model_stay_hidden_and_those_of_the_program_are_le
     (chat,) = file.chats
     hidden = [(one.text, one.is_hidden) for one in chat.messages]
     assert hidden == [("Hello.", False), ("psst", True), ("Hi", False)]
-    assert left(file)["hidden"] == 2
+    assert left(file)["hidden"] == 2 and chat.title == "Hi"
     assert chat.created_s == datetime(2024, 11, 29, 8, 5, 2).timestamp()
     again = read_chats(to_sillytavern(chat, "Tom", "Mira", {}).encode()).chats[0]
     assert [one.is_hidden for one in again.messages] == [False, True, False]

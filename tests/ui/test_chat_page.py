@@ -478,6 +478,10 @@ def test_a_hidden_message_is_shown_and_not_read(ada: str) -> None:
     chat = add_chat(3)
     store = resources.chat_store()
     first, second, _ = store.read(chat).messages
+    store.hide(first.id, True)
+    assert store.info(chat).title == "message 2"
+    store.hide(first.id, False)
+    assert store.info(chat).title == "message 0"
     store.hide(second.id, True)
     tab = open_chat(chat=str(chat))
     assert words(tab).count("The model does not read this") == 1 and "message 1" in words(tab)

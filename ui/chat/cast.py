@@ -44,7 +44,7 @@ def draw_cast(chat: Chat, faces: Faces) -> None:
     is_ready = engine().state.phase == "ready" and not (chat.info.id != NEW_ID and is_busy(chat))
     st.html(FACE_STYLE)
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key=f"chat_cast_{tag}"):
-        said = {key_of_speaker(message.speaker) for message in chat.messages if message.speaker}
+        said = {group.speaker_of(message) for message in chat.messages if message.role == "assistant"}
         for name in chat.info.cast:
             _draw_face(name, key_of_speaker(name) == coming, is_ready, faces, tag)
             key = key_of_speaker(name)
