@@ -34,6 +34,8 @@ SIZES = ("bits", "group_size")
 # What some programs write as texts, of all containers' settings.
 NUMBERS = frozenset((*SIZES, "w_bit", "q_group_size", "num_bits", "act_bits"))
 SWITCHES = frozenset(("desc_act", "sym", "symmetric", "zero_point"))
+# How deep they lie: compressed-tensors has "config_groups", a group's name, "weights".
+MODULE_LEVELS = 3
 NUMBER_IN_TEXT = re.compile(r"-?[0-9]{1,9}")
 # As in "4bit-128g.compat.no-act-order" and "gptq-4bit-128g-actorder_True".
 ORDER_IN_NAME = re.compile(r"(?P<no>no[-_.]?)?act[-_.]?order(_(?P<value>true|false))?(?![a-z])", re.IGNORECASE)
@@ -53,14 +55,14 @@ def plain_settings(found: object) -> Any:
     return {name: value for name, value in (older | renamed).items() if value is not None or name not in SIZES}
 
 
-def _untexted(found: Mapping[str, Any]) -> dict[str, Any]:
+def _untexted(found: Mapping[str, Any], levels: int = MODULE_LEVELS) -> dict[str, Any]:
     """`found` with the number 4 for "4" and for 4.0, true for "true", also in the settings of single modules."""
-    return {name: _plain_value(OLDER_NAMES.get(name, name), value) for name, value in found.items()}
+    return {name: _plain_value(OLDER_NAMES.get(name, name), value, levels) for name, value in found.items()}
 
 
-def _plain_value(name: str, value: object) -> Any:
+def _plain_value(name: str, value: object, levels: int) -> Any:
     if isinstance(value, dict):
-        return _untexted(value)
+        return _untexted(value, levels - 1) if levels else value
     if name in NUMBERS and isinstance(value, str) and NUMBER_IN_TEXT.fullmatch(value.strip()):
         return int(value)
     if name in NUMBERS and isinstance(value, float) and value.is_integer():

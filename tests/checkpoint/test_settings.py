@@ -113,6 +113,13 @@ def test_a_text_that_is_no_number_of_bits_is_named(tmp_path: Path, bits: object)
     assert caught.value.key == "bits"
 
 
+def test_settings_as_deep_as_a_stranger_likes_are_no_fault(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"bits": "4"}
+    for _ in range(400):
+        settings = {"bits": "4", "group_size": "32", "dynamic": settings}
+    assert read_checkpoint(make(tmp_path / "m", Recipe(), settings)).quantization.label == "4 bit, group 32"
+
+
 def test_numbers_in_texts_count_in_every_container(tmp_path: Path) -> None:
     for packing, settings in (
         ("awq", {"bits": "4", "group_size": "32"}),
