@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.pages import ask, click, finish, load, open_tab, run, words
 from tests.support.widgets import named
-from ui.chat.files import MAX_FILES, size_words
+from ui.chat.files import MAX_CHATS, MAX_FILES, size_words
 from ui.shared import resources
 
 NOTES = ("notes.txt", "The cat is grey.\n".encode("utf-16"))
@@ -111,6 +111,16 @@ def test_files_stay_with_their_chat(models: Path) -> None:
     click(tab, "chat_new")
     assert chips(tab) == []
     tab.query_params["chat"] = "1"
+    assert len(chips(run(tab))) == 1
+
+
+def test_a_walk_through_many_chats_loses_no_files(models: Path) -> None:
+    tab = send(open_chat(), NOTES)
+    for number in range(1, MAX_CHATS + 2):
+        resources.chat_store().create("instruct")
+        tab.query_params["chat"] = str(number)
+        assert chips(run(tab)) == []
+    tab.query_params["chat"] = "new"
     assert len(chips(run(tab))) == 1
 
 

@@ -63,10 +63,10 @@ class Measure:
 
 def next_files(tag: str) -> NextFiles:
     chats: dict[str, NextFiles] = st.session_state.setdefault(FILES_KEY, {})
-    chats[tag] = chats.pop(tag) if tag in chats else NextFiles()
-    while len(chats) > MAX_CHATS:
-        del chats[next(iter(chats))]
-    return chats[tag]
+    held = chats.pop(tag, NextFiles())
+    others = [(other, one) for other, one in chats.items() if one.files or one.waiting]
+    st.session_state[FILES_KEY] = dict([*others[1 - MAX_CHATS :], (tag, held)])
+    return held
 
 
 def forget_files(tag: str) -> None:
