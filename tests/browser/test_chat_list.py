@@ -88,6 +88,16 @@ def test_the_head_stays_in_sight_wherever_the_transcript_stands(page: Page) -> N
     expect(key(page, "sampling_temperature")).to_be_visible(timeout=WAIT_MS)
 
 
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 800}, PHONE])
+def test_the_first_line_of_a_chat_begins_below_the_head(page: Page, address: str, size: ViewportSize) -> None:
+    page.set_viewport_size(size)
+    page.goto(f"{address}/Chat?chat=new")
+    greeting = page.get_by_text("What would you like to talk about?")
+    expect(greeting).to_be_visible(timeout=WAIT_MS)
+    head, first = key(page, "chat_head").bounding_box(), greeting.bounding_box()
+    assert head is not None and first is not None and first["y"] >= head["y"] + head["height"]
+
+
 def test_on_a_phone_the_sidebar_closes_when_a_chat_was_chosen(phone: Page) -> None:
     for choice, heading in (("chat_open_2", "A plain one"), ("chat_new", "New chat")):
         phone.get_by_test_id("stExpandSidebarButton").click()
