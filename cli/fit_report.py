@@ -8,7 +8,7 @@ from typing import Any
 from core.common.i18n import translate
 from core.common.terminal import Terminal, table
 from core.memory.cpu_fit import CpuReport
-from core.memory.fit import FitReport
+from core.memory.fit import FitReport, in_mib
 from core.memory.plan import MemoryPlan
 from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
@@ -38,8 +38,8 @@ def as_object(report: FitReport | CpuReport) -> dict[str, Any]:
         "kernel": report.load.kernel.name if report.fits else None,
         "captured": report.load.is_captured,
         "max_context": report.max_context,
-        "reason": translate("en", f"fit.{report.reason}", **report.params),
-        "remedies": [translate("en", f"fit.{key}", **params) for key, params in report.remedies],
+        "reason": translate("en", f"fit.{report.reason}", **in_mib(report.params)),
+        "remedies": [translate("en", f"fit.{key}", **in_mib(params)) for key, params in report.remedies],
         "notes": [translate("en", f"note.{key}", **params) for key, params in report.notes],
         "context_tokens": report.load.context_tokens,
         "chats": report.load.num_slots,
@@ -71,7 +71,7 @@ def _cpu_object(report: CpuReport) -> dict[str, Any]:
         "kernel": report.kernel.name if report.fits else None,
         "max_context": report.max_context,
         "tokens_per_s": round(report.tokens_per_s, 2),
-        "reason": translate("en", f"fit.{report.reason}", **report.params),
+        "reason": translate("en", f"fit.{report.reason}", **in_mib(report.params)),
         "notes": [translate("en", f"note.{key}", **params) for key, params in report.notes],
         "context_tokens": report.context_tokens,
         "chats": report.num_chats,
@@ -82,11 +82,11 @@ def _cpu_object(report: CpuReport) -> dict[str, Any]:
 def show(report: FitReport | CpuReport, out: Terminal) -> None:
     """The verdict for people: the sentence, the parts, what follows from them, and what would make it fit."""
     if isinstance(report, CpuReport):
-        out.write(translate(out.language, f"fit.{report.reason}", **report.params))
+        out.write(translate(out.language, f"fit.{report.reason}", **in_mib(report.params)))
         for name, params in report.notes:
             out.write(translate(out.language, f"note.{name}", **params))
         return
-    out.write(translate(out.language, f"fit.{report.reason}", **report.params))
+    out.write(translate(out.language, f"fit.{report.reason}", **in_mib(report.params)))
     several = [parts_mib(plan) for plan in report.plans] if len(report.plans) > 1 else []
     if several:
         out.say("fit_several", count=len(several))
@@ -112,7 +112,7 @@ def show(report: FitReport | CpuReport, out: Terminal) -> None:
     if report.reason != "too_large":
         out.say("fit_longest", max_context=report.max_context, chats=report.load.num_slots)
     for name, params in report.remedies:
-        out.write("- " + translate(out.language, f"fit.{name}", **params))
+        out.write("- " + translate(out.language, f"fit.{name}", **in_mib(params)))
     if not report.fits:
         for key, count in (("cards", 1), ("two_cards", 2)):
             if offers := cards_that_fit(report.load, count):

@@ -6,7 +6,7 @@ Pure arithmetic over core/memory/plan.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from core.checkpoint.checkpoint import Checkpoint
@@ -24,6 +24,15 @@ DEFAULT_CONTEXT_TOKENS = 4096
 MAX_CHATS = 64
 # A shorter context holds no question and its answer.
 MIN_USEFUL_TOKENS = 512
+
+
+# What of a sentence's values is memory, in MiB.
+SIZES = ("needed", "available", "margin", "others")
+
+
+def in_mib(params: Mapping[str, str | int | float]) -> dict[str, str | int | float]:
+    """The values of a sentence of the section "fit" as terminals and programs read them: memory to the MiB."""
+    return {name: f"{value} MiB" if name in SIZES else value for name, value in params.items()}
 
 
 @dataclass(frozen=True, slots=True)

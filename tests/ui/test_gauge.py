@@ -115,7 +115,7 @@ tell([before, words(tab), len(questions(tab)), words(open_tab(None, {locale!r}))
 """
     before, after, num_popovers, home = run_page(no_nvml, code)
     assert sentence in before and memory in before and sentence in home
-    assert "A40" in after and "MiB" in after and num_popovers == 0
+    assert "A40" in after and "GiB" in after and num_popovers == 0
 
 
 def test_what_is_said_to_be_slow_on_a_cpu_has_no_green_mark(no_nvml: Standin) -> None:
@@ -203,7 +203,7 @@ tell([said, in_popover, planned, state.phase, state.facts.memory is None])
     plain = [page.replace("\\", "") for page in pages]
     assert [sentence in page for page in plain] == [True, True, True, True]
     assert not any(fits in page for page in plain[1:3] for fits in ("fits on", "可以放进 NVIDIA"))
-    assert in_popover == ["load_on_cpu_70B", "load_on_cpu_7B"] and "A40" in planned and "MiB" in planned
+    assert in_popover == ["load_on_cpu_70B", "load_on_cpu_7B"] and "A40" in planned and "GiB" in planned
     assert (phase, is_on_cpu) == ("ready", True)
 
 

@@ -57,9 +57,9 @@ def draw_user() -> None:
                   on_click=show, args=("persona",))  # fmt: skip
         with st.popover(tr("characters.import"), icon=":material/upload:", key="characters_persona_import"):
             _draw_import()
-        st.download_button(tr("characters.export"), lambda: write_backup(personas), BACKUP_FILE, "application/json",
-                           key="characters_persona_export", icon=":material/download:", on_click="ignore",
-                           help=tr("characters.personas_export_help"))  # fmt: skip
+        st.download_button(tr("characters.export"), lambda: write_backup(personas), BACKUP_FILE,
+                           mime="application/json", key="characters_persona_export", icon=":material/download:",
+                           on_click="ignore", help=tr("characters.personas_export_help"))  # fmt: skip
     if has_user_changes(None):
         st.caption(f":orange[:material/edit:] {tr('characters.persona_unsaved')}")
     for key in persona_keys(personas):
@@ -108,7 +108,7 @@ def _delete(key: str, seen: UserPersona) -> None:
 
 def _draw_import() -> None:
     key = f"{IMPORT_KEY}_{st.session_state.setdefault(IMPORT_KEY, 0)}"
-    st.file_uploader(tr("characters.personas_import_label"), ["json"], key=key, max_upload_size=MAX_BACKUP_MIB,
+    st.file_uploader(tr("characters.personas_import_label"), type=["json"], key=key, max_upload_size=MAX_BACKUP_MIB,
                      on_change=_import, args=(key,))  # fmt: skip
     st.caption(tr("characters.personas_import_help"))
 

@@ -156,7 +156,7 @@ def _draw_import(tag: str) -> None:
             if left_out:
                 st.caption(tr("sampling.no_counterpart", names=", ".join(left_out)))
         key = f"sampling_import_{tag}_{st.session_state.get(IMPORT_COUNT_KEY, 0)}"
-        st.file_uploader(tr("sampling.import_help"), ["yaml", "yml", "json"], accept_multiple_files=True, key=key,
+        st.file_uploader(tr("sampling.import_help"), type=["yaml", "yml", "json"], accept_multiple_files=True, key=key,
                          max_upload_size=MAX_FILE_BYTES // 2**20, on_change=_import, args=(tag, key))  # fmt: skip
 
 

@@ -12,10 +12,12 @@ from core.checkpoint.notes import Note
 from core.checkpoint.rope import ContextLimits
 from core.common.errors import DeckError, InputError
 from core.memory.cpu_fit import CpuReport, check_cpu_fit
-from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, FitReport, check_fit
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, SIZES, FitReport, check_fit
+from core.memory.plan import MemoryPlan
 from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
-from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar
+from ui.load.bar import GREEN, INDIGO, ORANGE, PRIMARY, SLATE, Part, draw_bar, memory_size
 from ui.load.gpu_choice import Devices
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
@@ -107,16 +109,26 @@ def draw_verdict(report: Verdict) -> None:
     if not report.fits:
         _draw_cards(report)
     draw_notes(report.notes)
-    longest = f"{report.max_context:,}"
-    if report.fits:
-        st.caption(tr("gauge.assumes", kernel=report.load.kernel.name, longest=longest))
-    elif report.reason != "too_large":
-        st.caption(tr("gauge.longest", longest=longest))
-    if len(report.devices) > 1:
-        shares = zip(report.devices, report.plans, strict=True)
-        lines = [tr("gauge.share", card=device.name, layers=plan.num_layers, needed=f"{math.ceil(plan.total / MIB):,}",
-                    available=f"{device.available_mib:,}") for device, plan in shares]  # fmt: skip
-        st.caption("  \n".join([tr("gauge.split"), *lines]))
+    if report.reason != "too_large":
+        st.caption(tr("gauge.longest", longest=f"{report.max_context:,}"))
+    _draw_working(report)
+
+
+def _draw_working(report: FitReport) -> None:
+    """What the verdict rests on, to the MiB, for those who compare kernels and cards."""
+    with st.expander(tr("gauge.worked_out")):
+        needed, available = math.ceil(report.needed_mib), report.available_mib
+        st.markdown(tr("gauge.exact", needed=f"{needed:,}", available=f"{available:,}"))
+        if report.fits:
+            st.markdown(tr("gauge.assumes", kernel=report.load.kernel.name))
+        if len(report.devices) > 1:
+            lines = [_share(*place) for place in zip(report.devices, report.plans, strict=True)]
+            st.markdown("  \n".join([tr("gauge.split"), *lines]))
+
+
+def _share(device: DeviceMemory, plan: MemoryPlan) -> str:
+    needed, available = f"{math.ceil(plan.total / MIB):,}", f"{device.available_mib:,}"
+    return tr("gauge.share", card=device.name, layers=plan.num_layers, needed=needed, available=available)
 
 
 def draw_notes(found: Sequence[Note]) -> None:
@@ -137,7 +149,12 @@ def sentence(report: FitReport) -> str:
 
 
 def _readable(params: dict[str, str | int | float]) -> dict[str, str | int | float]:
-    return {name: value if isinstance(value, str) else f"{value:,}" for name, value in params.items()}
+    """As pages show them: memory in GiB, other numbers with commas."""
+    return {name: value if isinstance(value, str) else _shown(name, value) for name, value in params.items()}
+
+
+def _shown(name: str, value: int | float) -> str:
+    return memory_size(value) if name in SIZES else f"{value:,}"
 
 
 def parts(report: FitReport) -> list[Part]:

@@ -27,9 +27,10 @@ def draw_chat_format(folder: Path, place: str) -> None:
         show_error(error)
     chosen = chosen_format(folder.name)
     key = key_of(f"{place}_{NAME}", folder.name, chosen if chosen in BY_NAME else "")
-    by_itself = text("chat.format_found", name=found.name) if (found := find_format(folder)) else ""
+    found = find_format(folder)
+    by_itself = text("chat.format_found", name=found.name) if found else text("chat.format_unknown")
     st.selectbox(tr("chat.format"), ["", *BY_NAME], key=key, help=tr("chat.format_help"), on_change=_choose,
-                 format_func=lambda one: one or by_itself or text("chat.format_unknown"),
+                 format_func=lambda one: one or by_itself,
                  args=(folder.name, key))  # fmt: skip
 
 
