@@ -26,6 +26,7 @@ from core.personas.parse import MAX_TEXT_BYTES
 from core.personas.pictures import as_png
 from core.personas.png import MAX_PNG_BYTES
 from core.personas.portrait import draw_portrait
+from core.personas.translations import in_language
 
 # In the order in which text-generation-webui looks for them; ours are written as .yaml.
 TEXT_SUFFIXES = (".yml", ".yaml", ".json")
@@ -63,10 +64,14 @@ class Entry:
 
 
 class Listing:
-    """All characters of one folder. Files that changed outside of this program are seen at the next call."""
+    """All characters of one folder. Files that changed outside of this program are seen at the next call.
 
-    def __init__(self, folder: Path | None = None) -> None:
+    With a `language`, characters that bring themselves in it are in that language; without one, as their files are.
+    """
+
+    def __init__(self, folder: Path | None = None, language: str = "") -> None:
         self.folder = folder or characters_dir()
+        self.language = language
         # By the file's name: what it was when it was read.
         self._read: dict[str, tuple[FileStamp, Entry]] = {}
         # All entries, in the order of the files and in that of the names: of thousands, most lists are the last one.
@@ -153,6 +158,7 @@ class Listing:
         if known is None or known[0] != now:
             read, path = _read_file(self.folder / text), self.folder / text
             if isinstance(read, Character):
+                read = in_language(read, self.language) if self.language else read
                 entry = Entry(key, path, None, character=read, changed_ns=now[0])
             else:
                 entry = Entry(key, path, None, error=read, changed_ns=now[0])

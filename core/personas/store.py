@@ -35,8 +35,8 @@ class _Taken:
 class Characters(Listing):
     """All characters of one folder, to change. Every change is on disk, whole, when the call is over."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path | None = None, language: str = "") -> None:
+        super().__init__(folder, language)
         self._taken: _Taken | None = None
 
     def add(self, character: Character, picture: bytes | None = None) -> str:

@@ -11,6 +11,7 @@ from core.personas import attached, decorators, macro_names, notices, sillytaver
 from core.personas.fields import CARD_FIELDS, OTHER_CARD_FIELDS
 from core.personas.formats import OWN
 from core.personas.lore_editing import BOOK_KEYS
+from core.personas.translations import TRANSLATIONS
 
 DOCUMENT = (ROOT / "docs" / "characters.md").read_text("utf-8")
 NAME = re.compile(r"`([^`]+)`")
@@ -29,7 +30,7 @@ def rows(section: str) -> dict[str, str]:
     ("section", "known"),
     [
         ("Fields of a card", {*CARD_FIELDS, *OTHER_CARD_FIELDS}),
-        ("Extensions of a card", {"depth_prompt", attached.WORLD, f"{OWN}.{attached.KEY}"}),
+        ("Extensions of a card", {"depth_prompt", attached.WORLD, f"{OWN}.{attached.KEY}", f"{OWN}.{TRANSLATIONS}"}),
         ("A lorebook", {*BOOK_KEYS, "extensions"} - {"description"}),
         ("An entry", sillytavern.CARD_FIELDS - {"id"}),
         ("SillyTavern's fields of an entry", {one.in_card for one in sillytavern.ENTRY_FIELDS if one.has_effect}),

@@ -19,10 +19,14 @@ from core.common.paths import ROOT
 from core.personas.character import Character, CharacterError
 from core.personas.fields import visible
 from core.personas.formats import read_card
+from core.personas.lore_editing import entry_indexes
 from core.personas.names import MAX_STEM_BYTES, file_stem, same_name
+from core.personas.note import read_note
 from core.personas.png import SIGNATURE
 from core.personas.portrait import draw_portrait
+from core.personas.prompt import user_name
 from core.personas.store import Characters
+from core.personas.translations import in_language
 from core.personas.user import (
     UserPersona,
     read_persona,
@@ -361,9 +365,43 @@ def test_every_character_that_ships_is_whole(tmp_path: Path) -> None:
         assert character is not None and entry.picture_path is not None
         assert character.greeting and character.context and character.example_dialogue and character.tags
         assert len(character.greetings) > 1
+        chinese = in_language(character, "zh")
+        assert chinese.name != character.name and user_name(chinese, UserPersona()) == "朋友"
+        for name in ("greeting", "context", "creator_notes", "tags", "alternate_greetings"):
+            assert getattr(chinese, name) and getattr(chinese, name) != getattr(character, name)
         assert entry.picture_path.stat().st_size <= 40 * 1024
         assert Characters(tmp_path).add(character, shipped.picture(entry.key)) == entry.key
         assert (tmp_path / entry.text_path.name).read_bytes() == entry.text_path.read_bytes()
+
+
+def test_the_samples_show_what_a_card_can_hold() -> None:
+    for language in ("en", "zh"):
+        shipped = [one.character for one in Characters(ROOT / "characters", language).entries() if one.character]
+        assert any(entry_indexes(one.lorebook) for one in shipped)
+        assert any(read_note(one.extensions).text for one in shipped)
+        assert not any("llamadeck" in one.extensions for one in shipped)
+
+
+def test_a_changed_copy_of_a_sample_is_theirs_in_every_language(tmp_path: Path) -> None:
+    (tmp_path / "Ada.yaml").write_bytes((ROOT / "characters" / "Ada.yaml").read_bytes())
+    english, chinese = Characters(tmp_path, "en"), Characters(tmp_path, "zh")
+    assert (english.character("Ada").name, chinese.character("Ada").name) == ("Ada", "艾达")
+    seen = chinese.character("Ada")
+    chinese.save("Ada", replace(seen, greeting="嗨！"), expected=seen)
+    assert english.character("Ada") == chinese.character("Ada") == replace(seen, greeting="嗨！")
+
+
+def test_a_translation_that_is_none_leaves_the_character_as_it_is() -> None:
+    for odd in (
+        5,
+        {},
+        {"translations": 5},
+        {"translations": {"zh": [1]}},
+        {"translations": {"zh": {"name": []}}, "x": 1},
+    ):
+        one = replace(ROSA, extensions={"llamadeck": odd, "fav": True})
+        found = in_language(one, "zh")
+        assert (found.name, found.greeting, found.extensions["fav"]) == (ROSA.name, ROSA.greeting, True)
 
 
 def test_a_portrait_is_always_the_same_for_a_name() -> None:

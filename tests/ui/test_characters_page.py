@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from core.common.paths import ROOT
 from core.personas.cards import FORMATS, write
 from core.personas.character import Character
 from core.personas.pictures import as_png
@@ -396,6 +397,13 @@ def test_the_users_own_persona_is_saved(store: Characters) -> None:
     click(tab, "characters_user_save")
     assert read_persona() == UserPersona("Kim", "A cook.")
     assert read_picture() == PICTURE
+
+
+def test_a_sample_is_in_the_readers_language(store: Characters) -> None:
+    (store.folder / "Ada.yaml").write_bytes((ROOT / "characters" / "Ada.yaml").read_bytes())
+    for locale, name, greeting in (("en-US", "Ada", "Hi, I'm Ada."), ("zh-CN", "艾达", "你好，我是艾达。")):
+        tab = open_tab("4_Characters", locale, query={"character": "Ada"})
+        assert tab.header[0].value == name and greeting in words(tab)
 
 
 def test_personas_are_made_chosen_and_deleted(store: Characters) -> None:

@@ -6,9 +6,9 @@ import streamlit as st
 
 from core.common.i18n import LANGUAGES, guess_language, translate
 from ui.shared.markdown import escape
-from ui.shared.resources import preferences
+from ui.shared.resources import LANGUAGE_KEY, preferences
 
-KEY = "language"
+KEY = LANGUAGE_KEY
 
 
 def language() -> str:

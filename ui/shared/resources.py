@@ -28,6 +28,9 @@ from core.personas.thumbnails import Thumbnails
 from core.remote.router import EngineRouter
 from ui.shared.people import person
 
+# Where a tab keeps its language.
+LANGUAGE_KEY = "language"
+
 
 @st.cache_resource(show_spinner=False)
 def engine() -> EngineRouter:
@@ -115,9 +118,14 @@ def library_entry(folder: bytes, fingerprint: tuple[tuple[bytes, int, int], ...]
     return read_entry(Path(os.fsdecode(folder)))
 
 
-@st.cache_resource(show_spinner=False)
 def characters() -> Characters:
-    return Characters()
+    """The characters as this tab's reader sees them. ui.shared.i18n notes the language."""
+    return _characters(str(st.session_state.get(LANGUAGE_KEY) or ""))
+
+
+@st.cache_resource(show_spinner=False)
+def _characters(language: str) -> Characters:
+    return Characters(language=language)
 
 
 @st.cache_resource(show_spinner=False)
