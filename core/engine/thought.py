@@ -47,6 +47,11 @@ class ThoughtFormat:
         return close + answer if "|>" in close else f"\n{close}\n\n{answer}"
 
     @cached_property
+    def openings(self) -> re.Pattern[str]:
+        """The beginning of a thought, however often it is written."""
+        return re.compile(rf"(?:\s*(?:{'|'.join(map(re.escape, self.open))}))+")
+
+    @cached_property
     def event(self) -> re.Pattern[str]:
         """What matters inside of a thought: a fence of code, or a mark."""
         marks = "|".join(re.escape(mark) for mark in (*self.open, *self.close))
@@ -198,19 +203,18 @@ class ThoughtSplitter:
 
     def _read_opening(self, is_end: bool) -> None:
         """The beginning of a text, or of a thought: some models write its mark once more."""
+        if found := self._format.openings.match(self._held):
+            self._give("opening", found.end())
+            self._state = "opened"
         num_blank, text = self._blanks()
-        marks = self._format.open if self._state == "opened" else (*self._format.open, *self._format.answer)
-        found = _mark_at(text, marks)
-        if found is None and not is_end and _may_begin(text, marks):
+        is_open = self._state == "opened"
+        marks = self._format.open if is_open else (*self._format.open, *self._format.answer)
+        if mark := _mark_at(text, () if is_open else self._format.answer):
+            self._give("opening", num_blank + len(mark))
+            self._state, self._may_turn = "blank", False
+        elif not is_end and _may_begin(text, marks):
             return
-        if found is not None:
-            self._give("opening", num_blank + len(found))
-            if found in self._format.answer:
-                self._state, self._may_turn = "blank", False
-            else:
-                self._state = "opened"
-                self._read_opening(is_end)
-        elif self._state == "opened":
+        elif is_open:
             self._give("opening", num_blank)
             self._state = "thought"
         else:

@@ -119,6 +119,16 @@ def test_a_thought_that_the_prompt_opened_goes_to_its_mark() -> None:
     assert split("hm", OPEN) == Parts("", "hm")
 
 
+@pytest.mark.parametrize(
+    "text", ["<think>", "<think>\n", "<think></think>", "<think>a</think>", "</think>\n", "`</think>`"]
+)
+def test_a_text_of_nothing_but_marks_is_split_like_any(text: str) -> None:
+    """A model that repeats itself without end ended with an error."""
+    many = text * 3000
+    for one in (ThoughtRules(), LOOSE, OPEN):
+        assert split(many, one).whole == many
+
+
 def test_it_is_told_while_a_thought_goes_on() -> None:
     splitter = ThoughtSplitter(ThoughtRules())
     told = []
