@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import streamlit as st
 from streamlit.runtime.uploaded_file_manager import UploadedFile
@@ -49,13 +48,18 @@ class NextFiles:
     waiting: list[UploadedFile] = field(default_factory=list)
     refused: list[DeckError] = field(default_factory=list)
     is_cut: bool = False
-    measured: tuple[Any, Measure] | None = None
+    measured: Measure | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """How the files fit: the tokens of each, and of what would be sent of all; `error` where they do not."""
+    """How the files `of` a question fit `beside` a prompt: the tokens of each, and of what would be sent of all.
 
+    `error` says why they do not.
+    """
+
+    beside: Prompt
+    of: tuple[tuple[Document, ...], bool]
     tokens: tuple[int, ...]
     sent_tokens: int
     error: DeckError | None
@@ -119,10 +123,10 @@ def draw_next_files(chat: Chat, prompt: Prompt | DeckError | None) -> int:
         return 0
     measure = None
     if prompt is not None and not isinstance(prompt, DeckError):
-        key = (id(prompt), tuple(held.files), held.is_cut)
-        if held.measured is None or held.measured[0] != key:
-            held.measured = (key, _measure(chat, held))
-        measure = held.measured[1]
+        known = held.measured
+        if known is None or known.beside is not prompt or known.of != (tuple(held.files), held.is_cut):
+            known = held.measured = _measure(chat, held, prompt)
+        measure = known
     with st.container(horizontal=True, gap="small", vertical_alignment="center"):
         for place, file in enumerate(held.files):
             with st.container(horizontal=True, gap="xsmall", width="content", wrap=False):
@@ -138,7 +142,8 @@ def draw_next_files(chat: Chat, prompt: Prompt | DeckError | None) -> int:
     return measure.sent_tokens
 
 
-def _measure(chat: Chat, held: NextFiles) -> Measure:
+def _measure(chat: Chat, held: NextFiles, prompt: Prompt) -> Measure:
+    of = (tuple(held.files), held.is_cut)
     messages = [one for one in chat.messages if one.state != "writing"]
     try:
         context = prompt_context(Chat(chat.info, tuple(messages)))
@@ -152,9 +157,9 @@ def _measure(chat: Chat, held: NextFiles) -> Measure:
             error = found
             if held.is_cut:
                 files = context.files_that_fit(turns, "", files)
-        return Measure(tokens, count(with_files("", files)), error)
+        return Measure(prompt, of, tokens, count(with_files("", files)), error)
     except DeckError as found:
-        return Measure((0,) * len(held.files), 0, found)
+        return Measure(prompt, of, (0,) * len(held.files), 0, found)
 
 
 def _draw_fit(tag: str, held: NextFiles, measure: Measure) -> None:
