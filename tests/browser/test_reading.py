@@ -117,8 +117,8 @@ def write_much(page: Page) -> None:
     """A chat that is several windows long."""
     for number in range(3):
         ask(page, f"words=400 wait=0 number={number}")
-        expect(messages(page)).to_have_count(2 * number + 2, timeout=WAIT_MS)
-        expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
+        answer = messages(page).nth(2 * number + 1)
+        expect(answer.get_by_role("button", name="Answer anew")).to_be_visible(timeout=WAIT_MS)
 
 
 def wheel(page: Page, by: int) -> None:
@@ -163,3 +163,12 @@ def place_of(button: Locator) -> float:
     box = button.bounding_box()
     assert box is not None
     return box["y"]
+
+
+def test_after_a_crash_one_click_loads_the_model_again(page: Page) -> None:
+    ask(page, "please die")
+    again = page.get_by_role("button", name="Load tiny again")
+    expect(again).to_be_visible(timeout=WAIT_MS)
+    again.click()
+    expect(page.get_by_test_id("stChatInputTextArea")).to_be_enabled(timeout=WAIT_MS)
+    type_message(page, "well again")

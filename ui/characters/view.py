@@ -17,6 +17,7 @@ from core.common.errors import DeckError
 from ui.shared.browser import scroll_here
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
+from ui.shared.icon_buttons import icons
 
 PARAM, BOOK_PARAM = "character", "lorebook"
 VIEW_KEY, UNDO_KEY = "characters_view", "characters_undo"
@@ -120,8 +121,10 @@ def draw_messages() -> None:
         st.markdown(tr(f"characters.{undo.done}", name=undo.name), width="stretch")
         st.button(tr("characters.undo"), key=f"characters_undo_button_{undo.number}", icon=":material/undo:",
                   on_click=_undo, args=(undo,))  # fmt: skip
-        st.button("", key=f"characters_undo_close_{undo.number}", icon=":material/close:", type="tertiary",
-                  help=tr("characters.dismiss"), on_click=_forget_undo, args=(undo,))  # fmt: skip
+        with icons("characters_undo"):
+            st.button(tr("characters.dismiss"), key=f"characters_undo_close_{undo.number}", icon=":material/close:",
+                      type="tertiary", help=tr("characters.dismiss"), on_click=_forget_undo,
+                      args=(undo,))  # fmt: skip
 
 
 def _undo(undo: Undo) -> None:

@@ -136,10 +136,11 @@ def _draw_hits(hits: Sequence[Hit]) -> None:
                       icon=":material/chat_bubble:" if hit.message else ":material/title:", type="tertiary",
                       wrap=False, on_click=_open_hit, args=(hit,))  # fmt: skip
             if hit.message is not None:
-                st.caption(_snippet(hit))
+                st.caption(snippet_of(hit))
 
 
-def _snippet(hit: Hit) -> str:
+def snippet_of(hit: Hit) -> str:
+    """The words of a hit as Markdown, with what was found in the primary colour."""
     before, found, after = hit.snippet[: hit.begin], hit.snippet[hit.begin : hit.end], hit.snippet[hit.end :]
     # Behind a colon Streamlit takes the next one for a letter, unless that one is written as a letter itself.
     before = escape(before[:-1]) + r"\:" if before.endswith(":") else escape(before)

@@ -10,34 +10,45 @@ import streamlit as st
 
 SENT_KEY, TURNED_KEY = "chat_sent", "chat_turned"
 PLACE = """
-// Streamlit stops following at a press on the page: the first ends its movement alone, one soon after the rest.
+// Streamlit stops following at a turn of the wheel: the first ends its movement alone, one soon after the rest.
 const RELEASE_FRAMES = 12;
-const press = (main, frames) => {
-    main.dispatchEvent(new Event("pointerdown"));
+const turn = (main, frames) => {
+    main.dispatchEvent(new Event("wheel"));
     if (frames && !main.llamadeckFollows) {
-        requestAnimationFrame(() => press(main, frames - 1));
+        requestAnimationFrame(() => turn(main, frames - 1));
     }
 };
 const release = (main) => {
     main.llamadeckFollows = false;
     main.llamadeckMoved = performance.now();
-    press(main, RELEASE_FRAMES);
+    turn(main, RELEASE_FRAMES);
 };
 const goToEnd = (main) => main.scrollTo({ top: main.scrollHeight, behavior: "instant" });
 const isAtEnd = (main) => main.scrollHeight - main.clientHeight - main.scrollTop < 40;
 const watch = (main) => {
+    // After the reader's hand the page moves on for a moment. It goes down by a hand alone: else it is Streamlit.
+    let downUntil = 0, last = { top: main.scrollTop, height: main.scrollHeight }, finger = 0;
     const moved = (isUp) => {
-        main.llamadeckHand = performance.now();
         if (isUp) {
+            downUntil = 0;
             release(main);
             main.llamadeckReading = main.scrollTop;
+        } else {
+            downUntil = performance.now() + 1000;
+            main.llamadeckReading = Infinity;
         }
     };
-    main.addEventListener("wheel", (event) => moved(event.deltaY < 0), { passive: true });
-    main.addEventListener("touchmove", () => [true, false].forEach(moved), { passive: true });
-    main.addEventListener("pointerdown", (event) => {
-        if (event.isTrusted && event.target === main) {
-            [true, false].forEach(moved);
+    main.addEventListener("wheel", ({ isTrusted, deltaY }) => isTrusted && moved(deltaY < 0), { passive: true });
+    main.addEventListener("touchstart", ({ touches }) => (finger = touches[0].clientY), { passive: true });
+    main.addEventListener("touchmove", ({ touches }) => {
+        moved(touches[0].clientY > finger);
+        finger = touches[0].clientY;
+    }, { passive: true });
+    main.addEventListener("pointerdown", ({ isTrusted, target }) => {
+        // The scroll bar.
+        if (isTrusted && target === main) {
+            release(main);
+            moved(false);
         }
     });
     document.addEventListener("keydown", ({ key, target }) => {
@@ -49,16 +60,19 @@ const watch = (main) => {
         }
     });
     main.addEventListener("scroll", () => {
-        // The page moves on for a moment after the reader's hand; later it is Streamlit that follows.
-        const isByHand = performance.now() - main.llamadeckHand < 1000;
+        const { scrollTop: top, scrollHeight: height } = main, isByHand = performance.now() < downUntil;
+        const isUp = top < last.top - 1 && height >= last.height;
+        last = { top, height };
         if (isByHand && isAtEnd(main)) {
             main.llamadeckFollows = true;
-            main.llamadeckReading = Infinity;
-        } else if (isByHand && main.llamadeckReading < Infinity) {
-            main.llamadeckReading = main.scrollTop;
-        } else if (main.scrollTop > main.llamadeckReading + 1) {
+        } else if (isUp && main.llamadeckFollows) {
+            // The browser went to what was searched for, or to what a key gave the focus to.
+            moved(true);
+        } else if (top > main.llamadeckReading + 1) {
             main.scrollTo({ top: main.llamadeckReading, behavior: "instant" });
-            press(main, RELEASE_FRAMES);
+            turn(main, RELEASE_FRAMES);
+        } else if (main.llamadeckReading < Infinity) {
+            main.llamadeckReading = top;
         }
     }, { passive: true });
     new ResizeObserver(() => main.llamadeckFollows && goToEnd(main)).observe(main.firstElementChild);
