@@ -19,6 +19,7 @@ from ui.load.gauge import Verdict, chosen_now, verdict
 from ui.load.gpu_choice import Devices, devices_here
 from ui.shared.engine_status import Shown, load, loading_progress, reconnect_button, shown_now
 from ui.shared.errors import show_error
+from ui.shared.fragment import redraw_alone
 from ui.shared.gpus import gpu_error
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape, shortened
@@ -59,8 +60,7 @@ def offer_of(checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_
 
 def draw_model(used_tokens: int) -> None:
     """The popover, which looks through the library only while it is open. `used_tokens` are those of the chat."""
-    with st.container(width="content"):
-        st.fragment(_draw_menu)(shown_now(), used_tokens)
+    redraw_alone(_draw_menu, shown_now(), used_tokens, width="content")
 
 
 def _draw_menu(shown: Shown, used_tokens: int) -> None:

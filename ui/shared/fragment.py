@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -18,7 +18,7 @@ def redraw_every(seconds: float, draw: Callable[..., None], *args: Any) -> None:
         st.fragment(run_every=seconds)(draw)(*args)
 
 
-def redraw_alone(draw: Callable[..., None], *args: Any) -> None:
+def redraw_alone(draw: Callable[..., None], *args: Any, width: Literal["stretch", "content"] = "stretch") -> None:
     """Draw with `draw`; a change of one of its widgets draws only this part of the page again."""
-    with st.container():
+    with st.container(width=width):
         st.fragment(draw)(*args)
