@@ -35,7 +35,7 @@ from ui.shared.markdown import escape, shortened
 from ui.shared.people import person
 from ui.shared.resources import lorebooks
 
-SAID_KEY = "lorebooks_said"
+SAID_KEY, JSON = "lorebooks_said", "application/json"
 TITLE_CHARS, TEXT_CHARS, MAX_SHOWN = 60, 300, 20
 WRITERS = {"world": (write_world_info, ".json"), "v3": (write_v3, ".v3.json")}
 
@@ -82,7 +82,7 @@ def _draw_broken(entry: BookEntry) -> None:
 def _draw_export(book: Book, key: str, form: str) -> None:
     write, ending = WRITERS[form]
     st.download_button(tr(f"lorebooks.as_{form}"), lambda: write_json(write(book.values)),
-                       file_name=file_stem(book.name) + ending, mime="application/json", width="stretch",
+                       file_name=file_stem(book.name) + ending, mime=JSON, width="stretch",
                        key=f"lorebook_export_{form}_{key}", on_click="ignore", help=tr(f"lorebooks.as_{form}_help"),
                        icon=":material/download:")  # fmt: skip
 
