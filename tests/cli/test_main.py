@@ -21,6 +21,7 @@ from core.common.paths import ROOT
 from core.common.terminal import terminal_language
 from core.server.listening import parse_port, url_of
 from tests.support.command import call, environment
+from tests.support.dashboard import wait_until_healthy
 
 
 def free_port() -> int:
@@ -154,18 +155,13 @@ def test_without_a_network_the_dashboard_starts_without_a_model_and_ends_by_sign
         stderr=subprocess.STDOUT,
         encoding="utf-8",
     )
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if "You can now view" in line:
-            break
-    assert "starts without a model" in said
-    assert f"http://127.0.0.1:{port}" in said
+    wait_until_healthy(f"http://127.0.0.1:{port}", process)
     process.send_signal(way)
-    rest, _ = process.communicate()
+    said, _ = process.communicate()
     assert process.returncode == 0
-    assert "Traceback" not in said + rest
+    assert "starts without a model" in said
+    assert said.count(f"http://127.0.0.1:{port}") == 1
+    assert "Traceback" not in said
 
 
 def test_what_installs_the_tests_packages_imports_none_of_them() -> None:
