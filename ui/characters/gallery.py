@@ -42,6 +42,7 @@ FACE_STYLE = """<style>
 </style>"""
 # Nothing flashes where pictures are made in this time; longer ones come when they are ready.
 INLINE_WAIT_S, POLL_S = 0.25, 0.4
+NUM_AT_ONCE = 12
 # One grey point, as large as a picture is.
 WAITING = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNoaGioBwAEhAIAJTM0+wAAAABJRU5ErkJggg=="
@@ -188,13 +189,18 @@ def _draw_cards(entries: Sequence[Entry]) -> None:
     with st.container(horizontal=True, key="characters_cards"):
         for entry, picture in zip(entries, pictures, strict=True):
             _draw_card(entry, picture)
-    if not all(picture.done() for picture in pictures):
-        redraw_every(POLL_S, _watch, pictures)
+    if (num_done := _num_done(pictures)) < len(pictures):
+        redraw_every(POLL_S, _watch, pictures, num_done)
 
 
-def _watch(pictures: Sequence[Future[bytes]]) -> None:
-    if all(picture.done() for picture in pictures):
+def _watch(pictures: Sequence[Future[bytes]], num_drawn: int) -> None:
+    """Draw the cards again once some more pictures are there, a few rows at a time."""
+    if _num_done(pictures) >= min(len(pictures), num_drawn + NUM_AT_ONCE):
         st.rerun()
+
+
+def _num_done(pictures: Sequence[Future[bytes]]) -> int:
+    return sum(picture.done() for picture in pictures)
 
 
 def _draw_card(entry: Entry, picture: Future[bytes]) -> None:
