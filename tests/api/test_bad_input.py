@@ -228,9 +228,9 @@ def test_a_character_sees_who_made_the_key(
     keys, owners = KeyStore(tmp_path / "keys.json"), []
     texts = {owner: keys.make("notebook", owner) for owner in ("id ann", "id bob", "")}
 
-    def ask(request: Any, loaded: Any, character: Any, owner: str) -> Any:
+    def ask(request: Any, loaded: Any, character: Any, owner: str, key: str) -> Any:
         owners.append(owner)
-        return read_chat_request(request, loaded, character, owner)
+        return read_chat_request(request, loaded, character, owner, key)
 
     monkeypatch.setattr("core.api.completions.read_chat_request", ask)
     body = {"model": "Ada", "messages": [{"role": "user", "content": "hello"}]}

@@ -19,8 +19,8 @@ DASHBOARD = [ROOT / "Home.py", *sorted((ROOT / "pages").glob("*.py")), *sorted((
 CORE = sorted([*(ROOT / "core").rglob("*.py"), *(ROOT / "cli").rglob("*.py")])
 # Arguments of Streamlit's functions that are no text for people.
 NO_TEXT = {"key", "icon", "type", "width", "height", "color", "gap", "avatar", "language", "label_visibility",
-           "persist_state", "layout", "size", "page_icon", "icon_image", "url_path", "page", "vertical_alignment",
-           "horizontal_alignment", "on_click", "on_change", "on_submit", "on_select", "args",
+           "default", "persist_state", "layout", "size", "page_icon", "icon_image", "url_path", "page",
+           "vertical_alignment", "horizontal_alignment", "on_click", "on_change", "on_submit", "on_select", "args",
            "selection_mode", "shortcut", "mime", "accept_file"}  # fmt: skip
 # Functions whose plain arguments are no text for people either.
 NO_TEXT_FUNCTIONS = {"chat_message", "grid", "space", "switch_page"}
