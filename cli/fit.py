@@ -17,7 +17,7 @@ from core.common.errors import CheckpointError, EngineError, InputError
 from core.common.paths import models_dir
 from core.common.terminal import Terminal
 from core.common.values import printable, quoted_text
-from core.gpu.known_gpus import also_meant, lookup
+from core.gpu.known_gpus import also_meant, lookup, split_count
 from core.gpu.snapshot import read_snapshot
 from core.gpu.torch_support import find_gpu_error, has_nvidia_gpu, installed_torch, is_cpu_chosen, usable_gpus
 from core.hub.endpoints import checked_endpoint
@@ -136,9 +136,10 @@ def parse_whole(name: str, text: str | None, low: int, high: int) -> int:
 
 
 def find_devices(gpu: str | None, vram_mib: str | None) -> list[DeviceMemory]:
-    """The GPU that was named, else the GPUs of this machine that can be read. Raises InputError for none."""
+    """The GPUs that were named, else those of this machine that can be read. Raises InputError for none."""
     if gpu is not None:
-        return [DeviceMemory.planned(lookup(gpu))]
+        count, name = split_count(gpu)
+        return [DeviceMemory.planned(lookup(name))] * count
     if vram_mib is not None:
         total_mib = parse_whole("--vram-mib", vram_mib, 1, MAX_VRAM_MIB)
         return [DeviceMemory.empty(f"GPU ({total_mib} MiB)", total_mib, ASSUMED_CAPABILITY)]
@@ -152,15 +153,16 @@ def find_devices(gpu: str | None, vram_mib: str | None) -> list[DeviceMemory]:
 
 def other_cards(gpu: str | None) -> dict[str, list[str]]:
     """For programs: the cards that --gpu may have meant beside the one that is planned for; empty where it is clear."""
-    others = also_meant(gpu) if gpu is not None else ()
+    others = also_meant(split_count(gpu)[1]) if gpu is not None else ()
     return {"other_cards": [one.name for one in others]} if others else {}
 
 
 def say_other_cards(gpu: str | None, out: Terminal) -> None:
     """For people: which card is planned for where --gpu may mean several, and how the others are called."""
-    if gpu is not None and (others := also_meant(gpu)):
-        taken, named = lookup(gpu), ", ".join(f'"{one.name}"' for one in others)
-        label = CardOffer(taken.name, 1, taken.memory_gb).label
+    count, name = split_count(gpu or "")
+    if gpu is not None and (others := also_meant(name)):
+        taken, named = lookup(name), ", ".join(f'"{one.name}"' for one in others)
+        label = CardOffer(taken.name, count, taken.memory_gb).label
         out.say("fit_card_taken", asked=quoted_text(gpu), taken=label, others=named)
 
 

@@ -77,7 +77,7 @@ def _whole(name: str, text: str | None) -> int | None:
 def _devices(gpu: str | None, tensor: int | None, pipeline: int | None, num_hosts: int) -> list[DeviceMemory]:
     """The GPUs of each host: this machine's, or as many as are needed of the kind that was named."""
     if gpu is not None:
-        return find_devices(gpu, None) * max(8, -(-(tensor or 1) * (pipeline or 1) // num_hosts))
+        return find_devices(gpu, None)[:1] * max(8, -(-(tensor or 1) * (pipeline or 1) // num_hosts))
     has_gpu = any(one.error is None and one.total_mib for one in read_snapshot().gpus)
     return find_devices(None, None) if has_gpu else []
 

@@ -20,6 +20,8 @@ NUM_SUGGESTIONS = 3
 SPELLED_ALIKE = 0.6
 # The box says 48 GB, tools say 46 or 45: a size this near is meant. The sizes of one GPU differ by more.
 SIZE_TOLERANCE = 0.07
+# "2x A40", "2 × RTX 4090": so many cards of one kind.
+COUNTED = re.compile(r"\s*([1-8])\s*[x×*]\s*(?=\S)", re.IGNORECASE)
 USUAL = ("RTX 3060 12GB", "RTX 4090", "A40")
 
 # Words that tell no GPU from another.
@@ -78,6 +80,12 @@ def lookup(text: str) -> KnownGpu:
     Raises InputError "unknown_gpu", with the nearest names, where there is no such GPU.
     """
     return min(_meant(text), key=lambda gpu: (gpu.total_mib, gpu.bandwidth_gb_s))
+
+
+def split_count(text: str) -> tuple[int, str]:
+    """How many cards `text` asks for, and which: (2, "A40") of "2x A40"."""
+    found = COUNTED.match(text)
+    return (int(found[1]), text[found.end() :]) if found else (1, text)
 
 
 def also_meant(text: str) -> tuple[KnownGpu, ...]:

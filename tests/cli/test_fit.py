@@ -280,6 +280,17 @@ def test_without_a_gpu_the_verdict_is_about_this_machines_memory(command: Comman
     assert "marlin" in command.refused("fit", SMALL, "--kernel", "marlin")
 
 
+def test_two_cards_that_nobody_has_yet_are_planned_for_together(command: Command) -> None:
+    code, alone = command.json("fit", "Llama-2-70B-Chat-GPTQ", "--gpu", "RTX 4090")
+    assert (code, alone["fits"]) == (3, False)
+    code, both = command.json("fit", "Llama-2-70B-Chat-GPTQ", "--gpu", "2x RTX 4090")
+    assert (code, both["fits"], len(both["gpus"])) == (0, True, 2)
+    assert command.json("fit", "Llama-2-70B-Chat-GPTQ", "--gpu", "2 × A100")[1]["other_cards"] == [
+        "A100 80GB PCIe",
+        "A100 80GB SXM",
+    ]
+
+
 def test_several_gpus_have_their_parts_each(on_gpus: Command, nvml_standin: Standin) -> None:
     gpu = "[gpu]\nname = RTX 3090\ntotal = 24576\nreserved = 452\nused = {used}\ncapability = 8 6\n"
     nvml_standin.write(f"driver = 580.1\ncuda = 13000\n\n{gpu.format(used=0)}\n{gpu.format(used=100)}")

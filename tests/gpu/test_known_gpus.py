@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core.common.errors import InputError
-from core.gpu.known_gpus import also_meant, known_gpus, lookup
+from core.gpu.known_gpus import also_meant, known_gpus, lookup, split_count
 
 
 def test_every_card_is_found_by_its_own_name() -> None:
@@ -147,3 +147,20 @@ def test_ecc_takes_a_sixteenth_of_the_memory() -> None:
     pairs = [(totals[names, size, False], total_mib) for (names, size, ecc), total_mib in totals.items() if ecc is True]
     assert len(pairs) > 20
     assert [off * 15 // 16 for off, _ in pairs] == [on for _, on in pairs]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("2x A40", (2, "A40")),
+        (" 4 × RTX 4090", (4, "RTX 4090")),
+        ("2X4090", (2, "4090")),
+        ("8*H100", (8, "H100")),
+        ("4090", (1, "4090")),
+        ("9x A40", (1, "9x A40")),
+        ("2x", (1, "2x")),
+        ("", (1, "")),
+    ],
+)
+def test_several_cards_of_one_kind_are_a_number_and_a_name(text: str, found: tuple[int, str]) -> None:
+    assert split_count(text) == found

@@ -99,6 +99,21 @@ tell([words(tab), questions(tab)])
     assert in_popover == ["force_load_70B"]
 
 
+def test_two_cards_of_one_kind_can_be_planned_for(nvml_standin: Standin) -> None:
+    nvml_standin.use("two_4090")
+    code = """
+tab = open_tab("2_Load_Model")
+tab.selectbox(key="plan_gpu").set_value("RTX 3090")
+run(tab)
+one = words(tab)
+tab.segmented_control(key="plan_gpu_count").set_value(2)
+run(tab)
+tell([one, words(tab)])
+"""
+    one, two = run_page(nvml_standin, code)
+    assert "70B fits" not in one and "70B fits on RTX 3090 + RTX 3090" in two
+
+
 @pytest.mark.parametrize(
     ("locale", "sentence", "memory"),
     [("en-US", "models run on the CPU", "this machine's memory"), ("zh-CN", "模型在 CPU 上运行", "本机内存")],

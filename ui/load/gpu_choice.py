@@ -16,7 +16,8 @@ from ui.shared.gpus import gpu_error, gpus_here, reading
 from ui.shared.i18n import tr
 from ui.shared.resources import engine
 
-KEY = "plan_gpu"
+KEY, COUNT_KEY = "plan_gpu", "plan_gpu_count"
+COUNTS = (1, 2, 4)
 HERE = "here"
 Devices = tuple[DeviceMemory, ...]
 
@@ -54,13 +55,18 @@ def draw_why_cpu() -> None:
 def choose_devices() -> Devices:
     """The choice of what to plan for. None: the CPU of this machine, where it has no GPU."""
     here = devices_here()
-    names = dict.fromkeys(gpu.name for gpu in known_gpus() if not gpu.is_rare)
+    newest = sorted(known_gpus(), key=lambda gpu: (gpu.compute_capability, gpu.total_mib), reverse=True)
+    names = dict.fromkeys(gpu.name for gpu in newest if not gpu.is_rare)
     labels = {name: _label(name, here) for name in [HERE, *names]}
     chosen = st.selectbox(tr("gauge.card"), list(labels), key=KEY, persist_state="session",
                           format_func=labels.__getitem__, help=tr("gauge.card_help"))  # fmt: skip
     if not here and (chosen == HERE or gpu_error() is not None):
         draw_why_cpu()
-    return here if chosen == HERE else (DeviceMemory.planned(lookup(chosen)),)
+    if chosen == HERE:
+        return here
+    count = st.segmented_control(tr("gauge.how_many"), COUNTS, key=COUNT_KEY, default=COUNTS[0], required=True,
+                                 persist_state="session")  # fmt: skip
+    return (DeviceMemory.planned(lookup(chosen)),) * count
 
 
 def names_of(devices: Devices) -> str:
