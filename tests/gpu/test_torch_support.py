@@ -318,7 +318,7 @@ def test_a_model_goes_to_a_gpu_that_torch_has_code_for(tmp_path: Path, cuda_torc
     devices = find_devices(seen())
     assert [device.has_code for device in devices] == [False, True]
     checkpoint = read_checkpoint(make_checkpoint_folder(tmp_path))
-    cuda_torch.setattr(opening, "compile_and_check", Preparation())
+    cuda_torch.setattr(opening, "check_kernels", Preparation())
     cards = [DeviceMemory.empty("old", 80_000, (6, 1)), DeviceMemory.empty("new", 24_000, (8, 6))]
     ready = plan_gpu_load(checkpoint, cards, devices, Load(tmp_path, 256, 1), lambda *_: None)
     assert [device.index for device in ready.devices] == [1]

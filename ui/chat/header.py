@@ -26,7 +26,8 @@ from ui.shared.markdown import escape
 from ui.shared.shortcuts import NEW_CHAT
 
 FACE_PX, MAX_FACES = 36, 4
-# The head stays below the window's top bar while the messages go by. Its title is one line, however long it is.
+# The head stays below the window's top bar while the messages go by. Its title is one line, however long it is. On a
+# phone the model's name has the room: of who speaks and of how text is generated the icons are seen, their names read.
 HEAD_STYLE = """<style>
 [data-testid="stLayoutWrapper"]:has(> .st-key-chat_head) {
   position: sticky; top: 3.75rem; z-index: 90; padding-bottom: 0.5rem;
@@ -42,6 +43,12 @@ HEAD_STYLE = """<style>
 .st-key-chat_title_row > :has(h2) { flex: 1 1 0; min-width: 0; }
 .st-key-chat_tools { flex-wrap: nowrap; }
 .st-key-chat_tools > * { flex: 0 1 auto; min-width: 0; }
+@media (max-width: 40rem) {
+  .st-key-chat_tools > :not(:first-child) { flex-shrink: 0; }
+  .st-key-chat_tools > :not(:first-child) [data-testid="stMarkdownContainer"] {
+    position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%);
+  }
+}
 </style>"""
 
 
