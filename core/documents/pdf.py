@@ -34,8 +34,10 @@ def _read_pages(reader: PdfReader) -> tuple[str, bool]:
     texts: list[str] = []
     num_chars = num_damaged = 0
     is_whole = True
+    # The process has read other files before.
+    until_s = time.process_time() + PAGES_S
     for number, page in enumerate(reader.pages):
-        if number >= MAX_PAGES or num_chars > MAX_CHARS or time.process_time() > PAGES_S:
+        if number >= MAX_PAGES or num_chars > MAX_CHARS or time.process_time() > until_s:
             is_whole = False
             break
         text = _text_of(page)

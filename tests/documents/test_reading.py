@@ -127,9 +127,26 @@ def test_of_a_text_without_end_the_beginning_is_read() -> None:
 
 def test_of_ten_thousand_pages_the_first_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("core.documents.pdf.MAX_PAGES", 3)
-    monkeypatch.setattr("core.documents.pdf.PAGES_S", 1e9)
     assert MAX_PAGES < 10_000
     assert read(("a.pdf", pdf("1", "2", "3", "4"))) == "-1\n\n2\n\n3"
+
+
+class Clock:
+    """The processor time of a process that has worked for long, and works `step_s` between two looks at it."""
+
+    def __init__(self, step_s: float) -> None:
+        self._now_s, self._step_s = 1000.0, step_s
+
+    def process_time(self) -> float:
+        self._now_s += self._step_s
+        return self._now_s
+
+
+@pytest.mark.parametrize(("step_s", "text"), [(0.0, "+1\n\n2\n\n3"), (limits.PAGES_S / 2.5, "-1\n\n2")])
+def test_a_pdfs_time_is_its_own(monkeypatch: pytest.MonkeyPatch, step_s: float, text: str) -> None:
+    """The process that reads files goes on from one to the next."""
+    monkeypatch.setattr("core.documents.pdf.time", Clock(step_s))
+    assert read(("a.pdf", pdf("1", "2", "3"))) == text
 
 
 def test_two_hundred_harmed_files_give_text_or_sentences() -> None:
