@@ -21,6 +21,8 @@ MAX_MEMBERS = 10
 MAX_FILES = 100
 # The page looks up each speaker; the names of further ones stand before their words.
 MAX_SPEAKERS = 20
+# A thought stands before each version of the answer that follows it: a short file could unroll to gigabytes.
+MAX_THOUGHT_CHARS = 100_000_000
 # What has no place here; each is a sentence "chat_import_KIND" that says how many there were.
 Left = Literal["hidden", "cut_off", "pictures", "files", "tools", "unread", "empty"]
 
@@ -144,17 +146,24 @@ class ForeignNode:
 
 
 def messages_of_tree(nodes: Mapping[str, ForeignNode], current: object) -> list[CopiedMessage]:
-    """The messages, parents first; those above `current` are shown. Nodes that lead in a circle are left out."""
+    """The messages, parents first; those above `current` are shown. Nodes that lead in a circle are left out.
+
+    Raises ChatFileError for thoughts that come to far more than a file has.
+    """
     below: dict[str | None, list[str]] = {}
     for name, node in nodes.items():
         below.setdefault(node.parent if node.parent in nodes else None, []).append(name)
     shown = _above(nodes, current)
     messages: list[CopiedMessage] = []
+    num_thought_chars = 0
     waiting: list[tuple[str, int | None, str]] = [(name, None, "") for name in reversed(below.get(None, []))]
     while waiting:
         name, place, thought = waiting.pop()
         node = nodes[name]
         thought = "\n\n".join(part for part in (thought, node.thought) if part)
+        num_thought_chars += len(thought)
+        if num_thought_chars > MAX_THOUGHT_CHARS:
+            raise ChatFileError("chat_file_damaged", name="thoughts")
         # A thought that no answer followed stays as one.
         role = node.role or ("assistant" if thought and name not in below else None)
         if role is not None:

@@ -45,6 +45,20 @@ def left(file: ChatFile) -> dict[str, int | str | float]:
     return {notice.key.removeprefix("chat_import_"): notice.params["count"] for notice in file.notices}
 
 
+def test_a_thought_with_endless_versions_below_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.chat.foreign.MAX_THOUGHT_CHARS", 5000)
+    thought = {"content_type": "thoughts", "thoughts": [{"content": "x" * 1000}]}
+    nodes = {"t": {"parent": None, "message": {"author": {"role": "assistant"}, "content": thought}}}
+    for number in range(9):
+        answer = {"author": {"role": "assistant"}, "content": {"content_type": "text", "parts": [f"a{number}"]}}
+        nodes[str(number)] = {"parent": "t", "message": answer}
+    with pytest.raises(ChatFileError) as caught:
+        read({"mapping": nodes, "current_node": "0"})
+    assert caught.value.key == "chat_file_damaged"
+    few = {"t": nodes["t"], "0": nodes["0"]}
+    assert whole(read({"mapping": few, "current_node": "0"}).chats[0].messages[0]).count("x") == 1000
+
+
 # Dates --------------------------------------------------------------------------------------------------------------
 
 AT = datetime(2025, 11, 29, 20, 5).timestamp()
