@@ -189,7 +189,11 @@ class JsonFile(Generic[Value]):
             if path.exists() and not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             values = {**self._dump(value), **rest} if self._fields else self._dump(value)
-            self._write_whole(path, self._codec.dump(values), mode or self._mode)
+            text = self._codec.dump(values)
+            if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+                # It would be read as damaged, and what it held before would be gone.
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            self._write_whole(path, text, mode or self._mode)
             sync(path.parent)
             remove_leftovers(path.parent)
         except OSError as error:

@@ -25,8 +25,9 @@ from core.personas.png import MAX_PNG_BYTES
 
 FILE, PICTURE = "persona.yaml", "persona.png"
 MAX_NAME_CHARS = 200
-# Of all names and descriptions together: the file is read and written whole.
-MAX_ALL_CHARS = 2_000_000
+# Of all names and descriptions together, and of personas and characters that remember one: the file is read and written
+# whole, and what is too large to be read would be lost with all that was there before.
+MAX_ALL_CHARS, MAX_ENTRIES = 2_000_000, 20_000
 # The key of the one persona that files from before there were several hold.
 FIRST = "1"
 KEY = re.compile("[0-9a-z]{1,32}")
@@ -150,13 +151,13 @@ def restore_persona(removed: RemovedPersona, owner: str = "") -> None:
         personas = change.value
         # An empty one was only left because there has to be one.
         kept = {key: one for key, one in personas.by_key.items() if len(personas.by_key) > 1 or not one.is_empty}
-        remembered = dict.fromkeys(removed.characters, removed.key) | dict(personas.of_characters)
-        is_default = removed.was_default or not kept
-        change.value = _checked(
-            Personas(kept | {removed.key: removed.persona}, removed.key if is_default else personas.default, remembered)
-        )
+        # It has the first one's key, and may have been filled in meanwhile.
+        key = removed.key if kept.get(removed.key, removed.persona) == removed.persona else secrets.token_hex(4)
+        remembered = dict.fromkeys(removed.characters, key) | dict(personas.of_characters)
+        default = key if not kept or (removed.was_default and key == removed.key) else personas.default
+        change.value = _checked(Personas(kept | {key: removed.persona}, default, remembered))
         if removed.picture is not None:
-            save_picture(removed.picture, owner, removed.key)
+            save_picture(removed.picture, owner, key)
 
 
 def set_default_persona(key: str, owner: str = "") -> None:
@@ -172,7 +173,7 @@ def remember_persona(character: str, key: str, owner: str = "") -> None:
         if key:
             change.value.need(key)
             others[character] = key
-        change.value = replace(change.value, of_characters=others)
+        change.value = _checked(replace(change.value, of_characters=others))
 
 
 def add_personas(found: Personas, owner: str = "") -> int:
@@ -252,8 +253,12 @@ def _cleaned(persona: UserPersona) -> UserPersona:
 
 def _checked(personas: Personas) -> Personas:
     num_chars = sum(len(one.name) + len(one.description) for one in personas.by_key.values())
+    num_chars += sum(map(len, personas.of_characters))
     if num_chars > MAX_ALL_CHARS:
         raise DeckError("personas_too_large", count=f"{num_chars:,}", limit=f"{MAX_ALL_CHARS:,}")
+    num_entries = len(personas.by_key) + len(personas.of_characters)
+    if num_entries > MAX_ENTRIES:
+        raise DeckError("personas_too_many", count=f"{num_entries:,}", limit=f"{MAX_ENTRIES:,}")
     return personas
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from core.common.errors import DeckError
-from core.common.json_file import FileDamaged
+from core.common.json_file import FileDamaged, FileError
 from core.personas.character import CharacterError
 from core.personas.persona_backup import read_backup, write_backup
 from core.personas.user import (
     FIRST,
     MAX_ALL_CHARS,
+    MAX_ENTRIES,
     Personas,
     UserPersona,
     add_persona,
@@ -103,6 +104,18 @@ def test_there_is_always_a_persona() -> None:
     assert read_personas() == Personas({FIRST: KIM}, FIRST)
 
 
+def test_what_was_written_in_a_deleted_personas_place_stays_beside_it() -> None:
+    save_persona(KIM)
+    save_picture(PICTURE)
+    remember_persona("Ada", FIRST)
+    removed = delete_persona(FIRST)
+    save_persona(ANN)
+    restore_persona(removed)
+    assert read_persona() == ANN and read_persona(character="Ada") == KIM and sorted(names()) == ["Ann", "Kim"]
+    personas = read_personas()
+    assert read_picture() is None and read_picture(key=personas.choose(character="Ada")) == PICTURE
+
+
 def test_a_persona_that_was_changed_elsewhere_is_not_written_over() -> None:
     save_persona(KIM)
     save_persona(ANN)
@@ -117,6 +130,18 @@ def test_more_than_can_be_kept_is_refused_and_changes_nothing() -> None:
         add_persona(UserPersona("Long", "x" * MAX_ALL_CHARS))
     with pytest.raises(CharacterError):
         add_persona(UserPersona("n" * 300))
+    assert names() == ["Kim"]
+
+
+def test_nothing_is_imported_that_could_not_be_read_again() -> None:
+    save_persona(KIM)
+    remembered = dict.fromkeys((f"c{number}" for number in range(MAX_ENTRIES)), "a")
+    for found in (Personas({"a": ANN}, "a", remembered), Personas({"a": ANN}, "a", {"c" * MAX_ALL_CHARS: "a"})):
+        with pytest.raises(DeckError, match="at most"):
+            add_personas(found)
+    # Each is ten letters where the file has to write them by their numbers.
+    with pytest.raises(FileError):
+        add_persona(UserPersona("Long", "\x85" + "\U0001f600" * 1_900_000))
     assert names() == ["Kim"]
 
 
