@@ -187,3 +187,15 @@ def test_files_leave_the_input_for_the_page_and_what_is_typed_is_counted(page: P
     expect(typed).to_have_text("", timeout=WAIT_MS)
     messages(page).first.get_by_role("button", name="notes.txt").click()
     expect(page.get_by_role("dialog")).to_contain_text("The cat is grey.", timeout=WAIT_MS)
+
+
+def test_files_leave_the_input_where_no_count_comes_back(page: Page) -> None:
+    """A proxy in between may answer with a page of its own."""
+    page.route("**/typed-tokens", lambda route: route.fulfill(body="<html>", content_type="text/html"))
+    field = page.get_by_test_id("stChatInputTextArea")
+    with page.expect_response("**/typed-tokens"):
+        field.fill("What colour is it?")
+    files = page.get_by_test_id("stChatInput").locator("input[type=file]")
+    files.set_input_files({"name": "notes.txt", "mimeType": "text/plain", "buffer": b"The cat is grey."})
+    expect(key(page, "chat_file_remove").get_by_role("button")).to_be_visible(timeout=WAIT_MS)
+    expect(field).to_have_value("What colour is it?")

@@ -12,10 +12,11 @@ from ui.shared.i18n import text
 # ui/server/typed_tokens.py answers here.
 PATH = "typed-tokens"
 # The field is looked at every INTERVAL_MS. Its words are counted once nobody has typed for PAUSE_MS, one question at a
-# time, and of a long text the beginning: nobody feels any of this.
+# time, and of a long text the beginning: nobody feels any of this. What is not answered in COUNT_MS, or not as it
+# should be, is not shown: files are still sent.
 # Files are sent alone: the words are taken out of the field, and put back around what was typed in that moment.
 JS = """
-const INTERVAL_MS = 250, PAUSE_MS = 400, COUNTED_CHARS = 100000;
+const INTERVAL_MS = 250, PAUSE_MS = 400, COUNTED_CHARS = 100000, COUNT_MS = 10000;
 const state = (window.llamadeckInput ??= { tokens: 0, counted: "", seen: "", seenAt: 0, isBusy: false, tried: "" });
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const put = (field, text) => {
@@ -43,9 +44,10 @@ const sendFiles = async (input, field) => {
 };
 const count = async (text) => {
     const part = text.slice(0, COUNTED_CHARS);
-    const answer = await fetch(state.data.path, { method: "POST", body: part }).catch(() => null);
-    const found = answer?.ok ? (await answer.json()).tokens : 0;
-    state.tokens = Math.round((found * text.length) / part.length);
+    const request = { method: "POST", body: part, signal: AbortSignal.timeout(COUNT_MS) };
+    const answer = fetch(state.data.path, request).then((found) => (found.ok ? found.json() : null));
+    const found = await answer.catch(() => null);
+    state.tokens = Math.round(((found?.tokens ?? 0) * text.length) / part.length);
     state.counted = text;
 };
 const show = () => {

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -18,13 +18,30 @@ PATH = "/typed-tokens"
 MAX_BODY_BYTES = 400_000
 # Others wait: whoever types must not keep the answers of the API waiting.
 MAX_AT_ONCE = 2
+# Each that waits holds its text. One that is refused is asked again when somebody types on.
+MAX_WAITING = 64
+# For the log alone: whoever asked has gone.
+CLIENT_GONE = 499
 
 
 def typed_tokens_route(count: Callable[[str], int]) -> Route:
     """`count` may wait, and raises DeckError where no model counts: then there are 0."""
     turns = asyncio.Semaphore(MAX_AT_ONCE)
+    num_asked = 0
 
     async def answer(request: Request) -> Response:
+        nonlocal num_asked
+        if num_asked >= MAX_AT_ONCE + MAX_WAITING:
+            return PlainTextResponse("Too many at once.", 503)
+        num_asked += 1
+        try:
+            return await counted(request)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        finally:
+            num_asked -= 1
+
+    async def counted(request: Request) -> Response:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
