@@ -275,6 +275,11 @@ def test_an_endless_row_of_marks_is_shown_all_the_same(piece: str) -> None:
     assert len(answer_markdown(piece * 4000)) < 40 * 4000
 
 
+@pytest.mark.parametrize("text", [":" + "a" * 290_000, "](javascript:x" + "\n " * 140_000 + "]"])
+def test_an_endless_word_or_blank_is_shown_all_the_same(text: str) -> None:
+    assert len(answer_markdown(text)) >= 280_000
+
+
 def test_formulas_follow_one_another_in_order() -> None:
     shown = answer_markdown(" ".join(f"\\(x_{{{number}}}\\)" for number in range(50)))
     numbers = [int(one) for one in re.findall(r"x_\{(\d+)\}", shown)]

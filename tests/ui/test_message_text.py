@@ -59,6 +59,12 @@ def test_a_letter_is_no_code(text: str) -> None:
     assert [piece.language for piece in split_question(text)] == [None] * bool(text.strip())
 
 
+@pytest.mark.parametrize("line", ["~", "```a", "```\t", "``` a`"])
+def test_an_endless_line_without_an_end_is_shown_all_the_same(line: str) -> None:
+    text = line[:-1] + line[-1] * 300_000 if line[-1] != "`" else f"```{' ' * 150_000}{'a' * 150_000}`\n"
+    assert [piece.language for piece in split_question(text)] == [None]
+
+
 @given(st.lists(st.sampled_from([*PASTED.split("\n"), "word", "```", "~~~", "", "  ", "}", "a b c."]), max_size=14))
 def test_no_line_of_a_question_is_lost(lines: list[str]) -> None:
     shown = "\n".join(piece.text for piece in split_question("\n".join(lines))).split()

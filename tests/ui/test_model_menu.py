@@ -16,6 +16,7 @@ from tests.support.pages import WAIT_S, ask, click, finish, load, open_tab, run,
 from tests.support.widgets import has, named
 from ui.chat.model_menu import KEY, offer_of
 from ui.shared import resources
+from ui.shared.markdown import escape
 
 LLAMA = "TheBloke/Llama-2-7B-Chat-GPTQ"
 
@@ -58,6 +59,14 @@ def test_the_library_is_looked_through_only_when_it_is_asked_for(roomy: AppTest)
     open_menu(roomy)
     assert has(roomy.button, "chat_model_load_tiny") and not has(roomy.button, "chat_model_load_roomy")
     assert "Fits with a context of" in words(roomy)
+
+
+def test_a_long_name_is_told_letter_by_letter(roomy: AppTest, models: Path) -> None:
+    name = f"![a](b){'x' * 60}"
+    make_checkpoint(models / name, Recipe(context_tokens=512))
+    open_menu(roomy)
+    (tooltip,) = [one.proto.help for one in roomy.markdown if "xxxx" in one.value]
+    assert tooltip == escape(name) != name
 
 
 def test_what_the_chat_loses_is_said_before_and_the_switch_shows_its_progress(roomy: AppTest) -> None:

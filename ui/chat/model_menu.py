@@ -132,7 +132,8 @@ def _wanted(name: str, checkpoint: Checkpoint, state: EngineState) -> tuple[int,
 def _draw_offer(name: str, offer: Offer, state: EngineState, used_tokens: int) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         with st.container(gap=None, width="stretch"):
-            st.markdown(f"**{escape(shortened(name, NAME_CHARS))}**", help=name if len(name) > NAME_CHARS else None)
+            st.markdown(f"**{escape(shortened(name, NAME_CHARS))}**",
+                        help=escape(name) if len(name) > NAME_CHARS else None)  # fmt: skip
             st.caption(_words(offer))
             for loss in _losses(offer, state, used_tokens):
                 st.caption(f":orange[:material/warning:] {loss}")

@@ -45,7 +45,7 @@ ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
 # What a click may open. Other schemes run code (javascript:), make a page of the address itself (data:), or start other
 # programs (file:, ms-msdt:).
 SCHEMES = ("http", "https", "mailto", "tel")
-TITLE = re.compile(r"""\s*(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\((?:\\.|[^()\\])*\))?\s*\)""", re.DOTALL)
+TITLE = re.compile(r"""\s*+(?:(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\((?:\\.|[^()\\])*\))\s*+)?\)""", re.DOTALL)
 # Texts longer than the first are shown letter by letter. Texts longer than the second are not parsed: the parser's time
 # grows with the square of the length.
 MAX_CHARS, MAX_PARSED_CHARS = 300_000, 20_000

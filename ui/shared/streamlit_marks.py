@@ -12,7 +12,8 @@ import re
 # A table's `|:---:|` has neither.
 DIRECTIVE = r":(?=[^\W\d_]|:)"
 # Names of pictures are looked for after Markdown was read, so no backslash hides them. `12:30:45` is no name.
-PICTURE = r":(?=(?:[+-]1|100|1234|[\w+-]*[A-Za-z][\w+-]*):|material/)"
+# Where a name ends is found first: an endless word would be searched again for each of its letters.
+PICTURE = r":(?=(?:[+-]1|100|1234):|(?=[\w+-]+:)[^A-Za-z:]*[A-Za-z]|material/)"
 # Between spaces only. `--` may also be the line under a heading or under a table's head.
 ARROW = r"(?<=[^\s|:-][ \t])(?:<->|->|<-|--|>=|<=|~=)(?=\s|\Z)"
 MARK = rf"(?P<picture>\\?{PICTURE})|(?P<directive>{DIRECTIVE})|(?P<arrow>{ARROW})"
