@@ -21,6 +21,13 @@ class _Words(HTMLParser):
         self._unseen: list[str] = []
         self._num_pre = 0
 
+    def parse_html_declaration(self, i: int) -> int:
+        """The library raises where a declaration is none (`<![.`); browsers take it for a comment."""
+        try:
+            return super().parse_html_declaration(i)
+        except AssertionError:
+            return self.parse_bogus_comment(i)
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in UNSEEN:
             self._unseen.append(tag)

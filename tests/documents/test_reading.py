@@ -73,6 +73,7 @@ def paragraph(text: str) -> str:
         ("no_ending", b'{"a": 1}', '{"a": 1}'),
         ("a.html", b"<title>T</title><style>x{}</style><p>One <b>two</b><script>no()</script><pre>a\n b</pre>",
          "T\n\nOne two\na\n b"),
+        ("a.html", b"<p>One<![. no]><p>Two<![", "One\nTwo<!["),
         ("a.pdf", pdf("One", "", "Three"), "One\n\nThree"),
         ("called.txt", pdf("Open", password=""), "Open"),
         ("a.docx", docx(paragraph("One") + paragraph("Two")), "One\nTwo\n"),
