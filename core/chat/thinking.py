@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,8 +15,9 @@ EFFORTS = ("low", "medium", "high")
 # The settings of a chat.
 THINKING, BUDGET = "thinking", "thinking_budget"
 MAX_BUDGET_TOKENS = 1_000_000
-TAG = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
-STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
+TAG, TAG_END = re.compile(r"\{[%{]"), re.compile(r"[%}]\}")
+# One without an end ends with the tag: else the rest would be searched from each mark in it.
+STRING = re.compile(r"'(?:\\.|[^'\\])*+'?|\"(?:\\.|[^\"\\])*+\"?", re.DOTALL)
 NAME = re.compile(rf"(?<![\w.])(?:{'|'.join((*SWITCHES, EFFORT))})\b(?!\s*=(?!=))")
 
 
@@ -31,7 +32,14 @@ class Thinking:
 @lru_cache(16)
 def switches_of(source: str) -> frozenset[str]:
     """Which of the variables a template asks for. Its own texts, in which the words may stand, do not count."""
-    return frozenset(found for tag in TAG.findall(source) for found in NAME.findall(STRING.sub("''", tag)))
+    return frozenset(found for tag in _tags(source) for found in NAME.findall(STRING.sub("''", tag)))
+
+
+def _tags(source: str) -> Iterator[str]:
+    at = 0
+    while (begin := TAG.search(source, at)) and (end := TAG_END.search(source, begin.end())):
+        yield source[begin.end() : end.start()]
+        at = end.end()
 
 
 def switched(is_on: bool, switches: frozenset[str]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ EMPTY_MACROS = frozenset(
     | {"globalsystemprompt", "wibefore", "wiafter", "lorebefore", "loreafter", "maxresponse", "maxresponsetokens"}
 )
 INSTRUCT = re.compile(r"instruct[a-z]+", re.IGNORECASE)
-WRITTEN = re.compile(r"\{\{\s*([^{}\s:]+)[^{}]*\}\}")
+WRITTEN = re.compile(r"\{\{\s*+([^{}\s:]++)[^{}]*+\}\}")
 
 
 def is_known(name: str) -> bool:

@@ -21,7 +21,7 @@ MAX_EXPANDED_CHARS = 8_000_000
 UNESCAPED_COMMA = re.compile(r"(?<!\\),")
 # A name, and what it is given: after a colon or two, or after a space.
 BODY = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)(?:\s*(::?)|(\s+|[+-]|$))", re.DOTALL)
-DICE = re.compile(r"\s*(?:([0-9]{0,2})d)?([0-9]{1,13})\s*([+-]\s*[0-9]{1,9})?\s*", re.IGNORECASE | re.ASCII)
+DICE = re.compile(r"\s*+(?:([0-9]{0,2})d)?([0-9]{1,13})\s*+(?:([+-]\s*+[0-9]{1,9})\s*+)?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

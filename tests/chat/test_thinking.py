@@ -118,6 +118,11 @@ def test_a_word_of_a_templates_own_is_no_switch(source: str) -> None:
     assert switches_of(source) == frozenset()
 
 
+@pytest.mark.parametrize("source", ["{{" * 300_000, "{{ '" + "\\'" * 300_000 + " }}"])
+def test_an_endless_template_has_no_switch_either(source: str) -> None:
+    assert switches_of(source) == frozenset()
+
+
 @pytest.mark.parametrize(
     ("settings", "thinking"),
     [

@@ -94,3 +94,8 @@ def test_what_is_no_macro_is_named() -> None:
     texts = ["{{char}} {{foo}} {{// x}} {{bar::1}} {{time_UTC+3}}", "{{foo}} {{#if x}}y{{/if}} {{random:a}} {{}}"]
     assert unknown_macros(texts) == ["foo", "bar", "#if", "/if"]
     assert is_known("instructAnything") and not is_known("instruct")
+
+
+def test_an_endless_name_or_blank_takes_no_longer_than_its_length() -> None:
+    assert unknown_macros(["{{" + "a" * 300_000]) == []
+    assert macros().expand("{{roll:1" + "\t" * 300_000 + "x}}") == ""
