@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from core.api.errors import ApiError
@@ -17,6 +19,7 @@ from core.chat.template import ChatTemplate, Turn
 from core.chat.thinking import Thinking, switched, with_effort
 from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
+from core.common.paths import lorebooks_dir
 from core.engine.sampling_params import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
 from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter
 from core.personas.attached import attached_names
@@ -186,7 +189,14 @@ def _as_character(
 def _books_of(character: Character) -> tuple[Mapping[str, Any], ...]:
     """The lorebooks that the character was given; those of all chats are for the page Chat."""
     names = attached_names(character)
-    return tuple(book.values for book in Lorebooks().attached(names, with_all_chats=False)) if names else ()
+    found = _lorebooks(lorebooks_dir()).attached(names, with_all_chats=False) if names else ()
+    return tuple(book.values for book in found)
+
+
+@lru_cache(1)
+def _lorebooks(folder: Path) -> Lorebooks:
+    """It remembers what it has read: files of megabytes, of which one request would read all for a name."""
+    return Lorebooks(folder)
 
 
 def _prepare_whole(turns: list[Turn], context: PromptContext, start: str) -> Prompt:

@@ -20,6 +20,7 @@ from core.chat.tokens import TokenCounter
 from core.chat.truncation import ContextError
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
+from core.personas import lorebooks
 from core.personas.attached import with_attached
 from core.personas.character import Character
 from core.personas.lorebooks import Book, Lorebooks
@@ -204,6 +205,9 @@ def test_a_character_knows_its_further_lorebooks_and_none_of_all_chats(
     prompt = str(read_chat_request(chat(("user", "A hut?")), served(), ada).prompt)
     assert "Lore of Town." in prompt and "Everywhere" not in prompt
     assert "Lore of" not in str(read_chat_request(chat(("user", "A hut?")), served(), ADA).prompt)
+    # Files of megabytes are not read anew for each request.
+    monkeypatch.setattr(lorebooks, "_read_file", None)
+    assert prompt == str(read_chat_request(chat(("user", "A hut?")), served(), ada).prompt)
 
 
 def test_a_long_chat_with_a_character_gives_up_examples_and_room_but_no_message() -> None:
