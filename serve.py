@@ -43,7 +43,7 @@ NUM_WAITING = 32
 async def lifespan(_: st.App) -> AsyncIterator[None]:
     """LLAMADECK_LOAD names a model to load at start, LLAMADECK_LOAD_ANYWAY does so whatever the verdict is.
 
-    Else what was chosen before on another server is connected, or the model that answered last is loaded where that is
+    Else what was chosen before on another server is connected, or the model that was used last is loaded where that is
     wanted. Pages show how it goes. At the end answers are written down and the engine ends.
     """
     end_sessions_in_time(get_instance())

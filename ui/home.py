@@ -91,7 +91,7 @@ def _draw_start() -> None:
 
 
 def offered_models(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
-    """Those that fit: the one that answered last, then the largest first, and the starter last."""
+    """Those that fit: the one that was used last, then the largest first, and the starter last."""
     last, devices = last_model(), devices_here()
     first = last.name if last else None
     offered: list[LibraryEntry] = []

@@ -1,4 +1,4 @@
-"""The model that answered last on this machine, and whether a start loads it again.
+"""The model that was used last on this machine, and whether a start loads it again.
 
 Kept for the whole installation: all who use it share its engine.
 """
