@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import zipfile
 import zlib
@@ -45,5 +46,7 @@ def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     with archive.open(entry) as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise ChatFileError("chat_file_large", mib=max(len(data), entry.file_size) // MIB, limit=MAX_FILE_BYTES // MIB)
+        raise ChatFileError(
+            "chat_file_large", mib=math.ceil(max(len(data), entry.file_size) / MIB), limit=MAX_FILE_BYTES // MIB
+        )
     return data

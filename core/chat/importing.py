@@ -5,6 +5,7 @@ A file is only text to judge: whatever is wrong with it is a ChatFileError with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ def read_chat_file(data: bytes) -> CopiedChat:
 def read_chats(data: bytes) -> ChatFile:
     """All chats in a file's bytes. One that cannot be read does not keep out the others. Raises ChatFileError."""
     if len(data) > MAX_FILE_BYTES:
-        raise ChatFileError("chat_file_large", mib=len(data) // MIB, limit=MAX_FILE_BYTES // MIB)
+        raise ChatFileError("chat_file_large", mib=math.ceil(len(data) / MIB), limit=MAX_FILE_BYTES // MIB)
     left = LeftBehind()
     try:
         text = data.decode("utf-8-sig", "strict" if _is_whole(data) else "ignore")

@@ -5,6 +5,8 @@ Files are read in a process of its own with limits on time and memory: each of t
 
 from __future__ import annotations
 
+import math
+
 from core.common.errors import DeckError
 from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits
 from core.common.values import printable
@@ -30,7 +32,7 @@ def read_document(name: str, data: bytes) -> Document:
     if not data:
         raise DocumentError("unreadable_empty", name=name)
     if len(data) > MAX_FILE_BYTES:
-        raise DocumentError("document_large", name=name, mib=len(data) // MIB, limit=MAX_FILE_BYTES // MIB)
+        raise DocumentError("document_large", name=name, mib=math.ceil(len(data) / MIB), limit=MAX_FILE_BYTES // MIB)
     try:
         # The same file waits for itself; of two others neither waits.
         answer = _sandbox.ask(hash(data) % NUM_PROCESSES, None, (name, data), 1 + MAX_CHARS)

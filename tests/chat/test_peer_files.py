@@ -427,6 +427,8 @@ def test_a_zip_without_chats_gets_a_sentence(data: bytes, key: str) -> None:
     with pytest.raises(ChatFileError) as caught:
         list(chat_files_in("x.zip", data))
     assert caught.value.key == key
+    if key == "chat_file_large":
+        assert caught.value.params["mib"] > caught.value.params["limit"]
 
 
 def test_a_zip_with_a_wrong_byte_gets_a_sentence() -> None:

@@ -146,6 +146,31 @@ def test_every_error_of_core_has_a_sentence_with_exactly_its_values() -> None:
     assert wrong == []
 
 
+def test_no_text_is_left_that_nothing_asks_for() -> None:
+    """A text is asked for by its key, in some sections by its name alone, or by a key that words are put into."""
+    files = [*DASHBOARD, *CORE, ROOT / "serve.py", *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    files.append(ROOT / "tests" / "support" / "peers.py")
+    tables = [*(ROOT / "core").rglob("*.csv"), *(ROOT / "core").rglob("*.yaml")]
+    words = set(re.findall(r"[^\W_]+", "\n".join(path.read_text("utf-8") for path in [*files, *tables])))
+    nodes = [node for path in files for node in ast.walk(tree(path))]
+    asked = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+    asked.update(*(re.findall(r"[\w-]+", path.read_text("utf-8")) for path in tables))
+    put_together = {key for node in nodes if isinstance(node, ast.JoinedStr) for key in patterns(node)}
+    # f"error.{name}" says nothing of the name, which stands elsewhere.
+    whole = {key for key in put_together if key.endswith(r"\..+")}
+    by_name = {"bench", "cli", "doctor", "starter", *(key.removesuffix(r"\..+") for key in whole)}
+    made = [re.compile(re.sub(r"(\.\+)+", "(.+)", key)) for key in put_together - whole if re.search("[a-z]{3}", key)]
+
+    def is_asked(key: str) -> bool:
+        section, name = key.split(".", 1)
+        names = [key, name] if section in by_name else [key]
+        put_in = [" ".join(found.groups()) for one in made for name in names if (found := one.fullmatch(name))]
+        return not asked.isdisjoint(names) or any(words.issuperset(re.findall(r"[^\W_]+", one)) for one in put_in)
+
+    assert [key for key in catalogue("en") if not is_asked(key)] == []
+    assert not any(map(is_asked, ("home.steps", "kernel.exllama_v2", "error.kernel_compile", "doctor.compiler_no_c")))
+
+
 @pytest.mark.parametrize("reason", [*(kernel.name for kernel in KERNELS), "asked_for", "no_c_compiler"])
 def test_every_reason_for_a_kernel_has_a_sentence(reason: str) -> None:
     assert f"kernel.{reason}" in catalogue("en")

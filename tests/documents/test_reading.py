@@ -84,6 +84,12 @@ def test_a_file_is_read_whatever_its_encoding(name: str, data: bytes, text: str)
     assert (found.text, found.is_whole, found.size_bytes) == (text, True, len(data))
 
 
+def test_a_file_that_is_a_byte_too_large_has_more_than_it_may() -> None:
+    with pytest.raises(DocumentError) as caught:
+        read_document("big.txt", bytes(MAX_FILE_BYTES + 1))
+    assert caught.value.params["mib"] > caught.value.params["limit"]
+
+
 def test_a_tables_cells_stand_beside_each_other() -> None:
     cell = "<w:tc>{}</w:tc>"
     row = f"<w:tr>{cell.format(paragraph('1'))}{cell.format(paragraph('2') + paragraph('3'))}</w:tr>"
