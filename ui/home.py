@@ -18,6 +18,7 @@ from ui.monitor.page import draw_gpu_bars
 from ui.shared.engine_status import load, loading_progress, reconnect_button, silence_notice
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
+from ui.shared.gpus import gpu_error
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.resources import engine
@@ -91,7 +92,12 @@ def _draw_start() -> None:
 
 
 def offered_models(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
-    """Those that fit: the one that was used last, then the largest first, and the starter last."""
+    """Those that fit: the one that was used last, then the largest first, and the starter last.
+
+    None where the GPU cannot be used: a load is refused then, and Load model has the way on the CPU.
+    """
+    if gpu_error() is not None:
+        return []
     last, devices = last_model(), devices_here()
     first = last.name if last else None
     offered: list[LibraryEntry] = []

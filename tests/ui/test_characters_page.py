@@ -439,7 +439,7 @@ def test_a_backup_of_personas_is_imported_and_what_is_none_is_said(store: Charac
     backup = {"personas": {"a.png": "Ann"}, "persona_descriptions": {"a.png": {"description": "A spy."}}}
     upload = named(tab.file_uploader, "characters_personas_imported")
     upload.set_value([("b.json", json.dumps(backup).encode(), "application/json")])
-    assert "1 personas were found, 1 of them are new" in run(tab).success[0].value and read_persona().name == "Ann"
+    assert "Personas found: 1, new: 1." in run(tab).success[0].value and read_persona().name == "Ann"
     named(tab.file_uploader, "characters_personas_imported").set_value([("b.json", b"{}", "application/json")])
     assert "no backup of personas" in run(tab).error[0].value
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import streamlit as st
 
-from core.common.errors import DeckError
+from core.common.errors import DeckError, GpuUseError
 from core.common.paths import ROOT
 from core.engine import process
 from core.starter.build import NAME as STARTER
@@ -114,6 +114,15 @@ def test_the_starter_comes_after_real_models_and_is_called_a_toy(models: Path, c
 
 def test_a_model_that_does_not_fit_is_not_offered_on_home(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ui.home.verdict", lambda *_: DeckError("no_kernel", model="tiny", quantization="?"))
+    tab = open_tab()
+    assert not [button for button in tab.button if str(button.key).startswith("home_start_")]
+    assert is_primary(tab, "home_load")
+
+
+def test_no_model_is_offered_on_home_where_its_load_would_be_refused(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ui.home.gpu_error", lambda: GpuUseError("gpu_lost", gpus="A"))
     tab = open_tab()
     assert not [button for button in tab.button if str(button.key).startswith("home_start_")]
     assert is_primary(tab, "home_load")
