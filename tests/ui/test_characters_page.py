@@ -21,6 +21,7 @@ from tests.support.cards import PICTURE, V2
 from tests.support.checkpoints import make_checkpoint
 from tests.support.pages import click, go, open_tab, run
 from tests.support.widgets import has, named
+from ui.characters import gallery
 from ui.characters.draft import DRAFTS_KEY
 from ui.characters.importing import import_file
 from ui.characters.preview import NO_MODEL, loaded_model, render_prompt
@@ -519,3 +520,14 @@ def test_a_form_that_is_only_looked_at_adds_no_note(store: Characters) -> None:
     tab = edit(store)
     click(write_into(tab, "greeting", "Ho"), "character_save")
     assert store.character("Ada") == replace(ADA, greeting="Ho")
+
+
+def test_readers_of_two_languages_search_without_making_each_others_texts_anew(
+    store: Characters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(ADA)
+    listed = [Characters(language=one).entries() for one in ("en", "zh")]
+    made = [gallery._searchable(entry) for entries in listed for entry in entries]
+    assert made
+    monkeypatch.setattr(gallery, "same_name", None)
+    assert [gallery._searchable(entry) for entries in listed for entry in entries] == made

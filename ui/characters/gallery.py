@@ -6,11 +6,11 @@ import base64
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from pathlib import Path
 
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.common.i18n import LANGUAGES
 from core.personas.fields import visible
 from core.personas.listing import Entry
 from core.personas.names import same_name
@@ -47,8 +47,8 @@ NUM_AT_ONCE = 12
 WAITING = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNoaGioBwAEhAIAJTM0+wAAAABJRU5ErkJggg=="
 )
-# By the file: the entry as it was, its tags, its text.
-_known: dict[Path, tuple[Entry, frozenset[str], str]] = {}
+# By the entry's id: the entry, its tags, its text. Each language has entries of its own for the same files.
+_known: dict[int, tuple[Entry, frozenset[str], str]] = {}
 
 
 def draw_gallery() -> None:
@@ -99,7 +99,7 @@ def _search(entries: Sequence[Entry]) -> list[Entry]:
                           placeholder=tr("characters.search_hint"), label_visibility="collapsed",
                           persist_state="session", on_change=_first_page)  # fmt: skip
     words = same_name(str(query or "")).split()
-    if len(_known) > 2 * len(entries):
+    if len(_known) > 2 * len(LANGUAGES) * len(entries):
         _known.clear()
     found = [entry for entry in entries if all(word in _searched(entry) for word in words)]
     chosen = _choose_tags(entries)
@@ -130,12 +130,12 @@ def _searched(entry: Entry) -> str:
 
 def _searchable(entry: Entry) -> tuple[Entry, frozenset[str], str]:
     """An entry with its tags and its text, made once: of thousands at each run of the page they would take seconds."""
-    known = _known.get(entry.text_path)
-    if known is None or known[0] is not entry:
+    known = _known.get(id(entry))
+    if known is None:
         one = entry.character
         texts = [] if one is None else [*one.tags, one.nickname, one.creator, one.creator_notes, one.about]
         tags = frozenset(same_name(tag) for tag in one.tags) if one is not None else frozenset()
-        known = _known[entry.text_path] = entry, tags, same_name("\n".join([entry.name, entry.key, *texts]))
+        known = _known[id(entry)] = entry, tags, same_name("\n".join([entry.name, entry.key, *texts]))
     return known
 
 
