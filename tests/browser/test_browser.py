@@ -273,4 +273,5 @@ def test_a_character_answers_with_the_real_model(page: Page, address: str) -> No
     ask(page, "What is a prime number?")
     expect(page.get_by_test_id("stChatMessage")).to_have_count(3, timeout=ANSWER_MS)
     expect(key(page, "chat_regenerate").get_by_role("button")).to_be_visible(timeout=ANSWER_MS)
-    assert len(answer_text(page)) > 10
+    name, answer = last_answer(page).get_by_test_id("stMarkdown").all_inner_texts()[:2]
+    assert name == "Ada" and len(answer) > 10

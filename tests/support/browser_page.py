@@ -22,6 +22,8 @@ def open_from_sidebar(page: Page, name: str) -> None:
 
 def answer_greedily(page: Page, longest_answer: int) -> None:
     """Temperature 0, so that the same question always gets the same answer; and where it ends at the latest."""
+    # What is drawn anew for another chat would close it.
+    expect(page.locator("[data-test-script-state=notRunning]")).to_be_visible(timeout=WAIT_MS)
     page.get_by_role("button", name="Generation").click()
     slider = key(page, "sampling_temperature").get_by_role("slider")
     slider.press("Home")
