@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 
 from core.chat.columns import files_from_column, from_column, thought_from_column
 from core.chat.mutations import read_tree
@@ -25,7 +26,8 @@ def copy_of(db: sqlite3.Connection, chat: int) -> CopiedChat:
         messages.append(CopiedMessage(parent, role, text, created_s, state, from_column(stats), is_shown, speaker,
                                       files_from_column(files), thought_from_column(thought),
                                       bool(is_hidden)))  # fmt: skip
-    return _with_messages(info, messages)
+    (draft_files,) = db.execute("SELECT draft_files FROM chats WHERE id = ?", (chat,)).fetchone()
+    return replace(_with_messages(info, messages), draft_files=files_from_column(draft_files))
 
 
 def path_of(chat: Chat, last: int) -> CopiedChat:

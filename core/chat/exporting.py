@@ -22,7 +22,8 @@ def to_json(chat: CopiedChat) -> str:
     values = asdict(chat)
     messages = values.pop("messages")
     is_group = bool(chat.members) or any(message.speaker for message in chat.messages)
-    version = 3 if any(message.files for message in chat.messages) else 2 if is_group else 1
+    has_files = bool(chat.draft_files) or any(message.files for message in chat.messages)
+    version = 3 if has_files else 2 if is_group else 1
     if any(message.thought is not None for message in chat.messages):
         version = FORMAT_VERSION
     whole = {"format": FORMAT, "version": version, "chat": values, "messages": messages}

@@ -9,15 +9,16 @@ notebook       one text that goes on
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from core.chat.records import Mode
+from core.chat.records import Message, Mode
 from core.chat.template import ChatTemplate, Turn
 from core.chat.truncation import PromptParts, Voice, join_texts
 from core.chat.turn_rendering import Names, one_line, render_turns, turn_end, with_names
 from core.engine.sampling_params import MAX_STOP_STRINGS
-from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter
+from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter, split_thought
 
 # A model's name says so where the model was taught to chat.
 CHAT_MODEL_NAME = re.compile(r"(?:^|[^a-z])(?:chat|instruct|it|vicuna|zephyr|assistant)(?:[^a-z]|$)", re.IGNORECASE)
@@ -56,8 +57,13 @@ class PromptStyle:
         )
         return render_turns(self.template, parts, self.names, join_texts(frame, parts.system))
 
-    def stop_strings(self, voice: Voice = "assistant", own: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The strings that end an answer, with a person's `own`."""
+    def stop_strings(
+        self, voice: Voice = "assistant", own: tuple[str, ...] = (), history: Sequence[Turn] = ()
+    ) -> tuple[str, ...]:
+        """The strings that end an answer, with a person's `own`: the names before the lines of `history` among them.
+
+        The person may have had another name then.
+        """
         ours: list[str] = []
         if self.mode in ("chat", "chat-instruct") or (self.names.others and self.mode == "instruct"):
             ours += [f"\n{self.names.user}:", f"\n{self.names.char}:"]
@@ -66,6 +72,8 @@ class PromptStyle:
         if self.mode in ("instruct", "chat-instruct"):
             ours += self.template.stop
         others = [] if self.mode == "notebook" else [f"\n{name}:" for name in self.names.others]
+        if self.mode == "chat" or self.names.others:
+            others += [f"\n{name}:" for turn in history if (name := one_line(turn.get("name", "")))]
         return tuple(dict.fromkeys([*ours, *own, *others]))[:MAX_STOP_STRINGS]
 
     def begun(self, prompt: str, parts: PromptParts) -> str:
@@ -91,6 +99,18 @@ class PromptStyle:
         """How a thought is found in an answer, which is taken with all that the template began it with."""
         known = self.template.thought_format
         return ThoughtRules(known or THINK, may_lack_opening=known is not None)
+
+    def whole_of(self, message: Message) -> str:
+        """An answer with its thought, between the marks of this model: another one may have written it."""
+        thought, format = message.thought, self.thought_rules.format
+        if thought is None or self.mode == "notebook":
+            return message.whole
+        found = split_thought(message.whole, self.thought_rules)
+        if found.opening or found.closing:
+            return message.whole
+        if not thought.text.strip():
+            return message.text
+        return f"{format.open[0]}\n{thought.text}{format.closing if thought.closing else ''}{message.text}"
 
     def engine_rules(self, parts: PromptParts, begun: str, budget_tokens: int | None) -> ThoughtRules | None:
         """What the engine is told of the thought in an answer that was `begun`; None where there can be none."""

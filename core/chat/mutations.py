@@ -352,10 +352,10 @@ def insert_chat(db: sqlite3.Connection, chat: CopiedChat, now_s: float, owner: s
     """Write a whole chat with its versions as a new one of `owner`."""
     cursor = db.execute(
         "INSERT INTO chats (created_s, changed_s, is_pinned, mode, character, title_is_own, title, settings, draft,"
-        " owner, members, lorebooks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " owner, members, lorebooks, draft_files) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (chat.created_s or now_s, now_s, chat.is_pinned, chat.mode, printable(chat.character), chat.title_is_own,
          printable(chat.title), to_column(chat.settings), printable(chat.draft), owner, names_to_column(chat.members),
-         names_to_column(chat.lorebooks)),
+         names_to_column(chat.lorebooks), files_to_column(chat.draft_files)),
     )  # fmt: skip
     number = int(cursor.lastrowid or 0)
     ids: list[int] = []

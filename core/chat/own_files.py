@@ -12,7 +12,8 @@ from core.chat.foreign import MAX_FILES, MAX_MEMBERS, MAX_NAME_CHARS, apart, few
 from core.chat.parsing import ChatFileError, get, require, show_one, text_of
 from core.chat.presets import check_values
 from core.chat.records import MODES, ROLES, STATES, CopiedChat, CopiedMessage, Thought
-from core.chat.stats import error_of
+from core.chat.stats import VARIABLES, error_of, variables_of
+from core.chat.thinking import EFFORT, SWITCHES
 from core.chat.titles import shortened
 from core.common.errors import InputError
 from core.documents.document import Document
@@ -46,6 +47,7 @@ def from_own(whole: dict[str, Any]) -> CopiedChat:
         character=get(chat, "character", str)[:MAX_NAME_CHARS],
         settings=_settings(get(chat, "settings", dict)),
         draft=get(chat, "draft", str),
+        draft_files=_files(chat.get("draft_files", [])),
         is_pinned=get(chat, "is_pinned", bool),
         members=_names(chat.get("members", []), "members", MAX_MEMBERS - 1),
         lorebooks=_names(chat.get("lorebooks", []), "lorebooks", MAX_ATTACHED),
@@ -117,4 +119,6 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
 
 def _stats(values: dict[str, Any]) -> dict[str, Any]:
     known = {name: values[name] for name, kinds in STATS.items() if name in values and type(values[name]) in kinds}
+    if (variables := variables_of(values)) is not None:
+        known[VARIABLES] = {name: value for name, value in variables.items() if name in (*SWITCHES, EFFORT)}
     return known | ({"error": values["error"]} if error_of(values) is not None else {})

@@ -152,3 +152,4 @@ class CopiedChat:
     is_pinned: bool = False
     members: tuple[str, ...] = ()
     lorebooks: tuple[str, ...] = ()
+    draft_files: tuple[Document, ...] = ()

@@ -88,9 +88,9 @@ class ChatService:
         return self._begin(chat, prompt, context, lambda: self._store.begin_version(message))
 
     def edit_and_resend(self, chat: int, message: int, text: str, context: PromptContext) -> int:
-        """Ask something else in a question's place, with its files; the old one stays as a version."""
+        """Ask something else in a question's place, with its files and speaker; the old one stays as a version."""
         before, old = self._split(chat, message)
-        prompt = context.prepare([*context.turns_of(before), context.asked(text, old.files)])
+        prompt = context.prepare(context.turns_of([*before, replace(old, text=text, is_hidden=False)]))
 
         def begin() -> int:
             question = self._store.add_version(message, text)
@@ -103,7 +103,7 @@ class ChatService:
         before, last = self._split(chat, message)
         if (variables := variables_of(last.stats)) is not None:
             context = replace(context, thinking=replace(context.thinking, variables=variables))
-        prompt = context.prepare(context.turns_of(before), start=last.whole)
+        prompt = context.prepare(context.turns_of(before), start=context.style.whole_of(last))
 
         def begin() -> int:
             self._store.reopen_answer(message)
@@ -195,7 +195,7 @@ class ChatService:
 
     def _ask(self, prompt: Prompt, context: PromptContext) -> Answer:
         parts = prompt.parts
-        stop = context.style.stop_strings(parts.voice, context.sampling.stop)
+        stop = context.style.stop_strings(parts.voice, context.sampling.stop, parts.history)
         continues = bool(parts.start.strip()) or (context.mode == "notebook" and bool(parts.history))
         thought = context.style.engine_rules(parts, prompt.begun, context.thinking.budget_tokens)
         return self._engine.generate(

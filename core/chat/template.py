@@ -23,7 +23,7 @@ from core.checkpoint.headers import read_json, read_text
 from core.common.errors import DeckError
 from core.common.sandbox import LimitReached, SandboxError
 from core.common.values import printable
-from core.engine.thought import FORMATS, ThoughtFormat
+from core.engine.thought import FORMATS, THINK, ThoughtFormat, ThoughtRules, split_thought
 from core.engine.thought import find_format as find_thought_format
 
 # Where a template lies by itself; older checkpoints have it in tokenizer_config.json.
@@ -109,7 +109,8 @@ class ChatTemplate:
         """The prompt that an answer to `turns` was begun with, and then `start`, which the answer begins with.
 
         A template may write an answer that it was given in another way than it asks for one: without the thought that
-        it begins itself, or with an empty thought before. Raises TemplateError.
+        it begins itself, or with an empty thought before. An answer without a thought does not become one where the
+        template begins a thought. Raises TemplateError.
         """
         refusal: TemplateError | None = None
         asked = opened = None
@@ -130,12 +131,19 @@ class ChatTemplate:
                 assert refusal is not None
                 raise refusal
             return opened
+        if thought := self.opened_thought(asked):
+            if start.lstrip().startswith(thought.strip()):
+                return asked.removesuffix(thought) + start.lstrip()
+            format = self.thought_format or THINK
+            if split_thought(start, ThoughtRules(format, may_lack_opening=True)).closing:
+                # Older versions kept the thought in the answer, without what the template began it with.
+                return asked + start
+            if opened is not None and opened.endswith(start) and not self.opened_thought(opened.removesuffix(start)):
+                return opened
+            return asked.rstrip() + format.closing + start
         # Between the two a template may put no more than a space.
         if opened is not None and opened.startswith(asked) and opened[len(asked) :].strip() == start.strip():
             return opened
-        thought = self.opened_thought(asked)
-        if thought and start.lstrip().startswith(thought.strip()):
-            return asked.removesuffix(thought) + start.lstrip()
         return asked + start
 
     def opened_thought(self, prompt: str) -> str:

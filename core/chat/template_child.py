@@ -24,7 +24,7 @@ def prepare(source: str) -> Callable[[dict[str, Any]], str]:
         nonlocal template
         if template is None:
             template = _compile(source)
-        return template.render(**values)
+        return template.render(values)
 
     return render
 

@@ -15,7 +15,7 @@ from typing import Any
 from core.common.errors import DeckError, EngineError
 from core.engine.answer import Answer
 from core.engine.engine_base import EngineBase
-from core.engine.protocol import EngineState, Failed, Finished, PromptStarted, TextChunk
+from core.engine.protocol import Conversation, EngineState, Failed, Finished, PromptStarted, TextChunk
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.remote.address import key_of
@@ -95,7 +95,8 @@ class RemoteEngine(EngineBase):
         )
         server = connection.server.name
         path, body = request_for(connection.model, server, prompt, asked)
-        stream = AnswerStream(server, asked, prompt_tokens, is_clipped=room < sampling.max_new_tokens, thought=thought)
+        is_open = isinstance(prompt, Conversation) and prompt.is_open
+        stream = AnswerStream(server, asked, prompt_tokens, room < sampling.max_new_tokens, thought, is_open)
         with self._lock:
             if connection is not self._connection:
                 raise EngineError("nothing_loaded")

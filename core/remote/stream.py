@@ -31,10 +31,12 @@ class AnswerStream:
         prompt_tokens: int,
         is_clipped: bool,
         thought: ThoughtRules | None = None,
+        continues: bool = False,
     ) -> None:
         """`prompt_tokens` is our own count. `is_clipped`: fewer tokens were asked for than wanted, so that they fit.
 
         Thoughts that the server tells apart come between the marks of THINK; without `thought` they are left out.
+        `continues`: what comes goes on from the last word. A server may take such an answer for a thought without end.
         """
         self._server, self._sampling, self._is_clipped = server, sampling, is_clipped
         self._filter, self._num_chars = StopFilter(sampling.stop), 0
@@ -47,6 +49,7 @@ class AnswerStream:
         self._is_thinking = False
         # Whether a thought may begin: not after an answer, or a mark would stand in the midst of it.
         self._may_think = thought is not None
+        self._is_answer = continues and not (thought is not None and thought.is_open)
 
     def push(self, event: Any) -> str:
         """The further text that is certain with `event`. Raises EngineError for an error that the server reports."""
@@ -55,6 +58,8 @@ class AnswerStream:
         if event.get("error"):
             raise EngineError("remote_error", server=self._server, why=message_of(event) or "-")
         thought, text, finish = self._choice(event)
+        if self._is_answer:
+            thought, text = "", thought + text
         if thought or text:
             self._first_s = self._first_s or time.monotonic()
             self.num_tokens += 1

@@ -46,6 +46,7 @@ STATS = st.fixed_dictionaries(
     {},
     optional={"model": TEXTS, "reason": st.sampled_from(["end", None]), "tokens": NUMBERS, "seed": NUMBERS,
               "tokens_per_s": st.floats(0, 1e6), "first_token_s": st.floats(0, 1e6), "prompt_tokens": NUMBERS,
+              "template": st.sampled_from([{}, {"enable_thinking": False}, {"reasoning_effort": "low"}]),
               "error": st.just({"key": "worker_died", "params": {"how": "SIGSEGV"}})},
 )  # fmt: skip
 SETTINGS = st.fixed_dictionaries(
@@ -77,6 +78,7 @@ def copied_chats(draw: st.DrawFn) -> CopiedChat:
         tuple(show_one(messages)), draw(LINES), draw(st.booleans()), draw(st.floats(1, 2e9)),
         draw(st.sampled_from(MODES)), draw(TEXTS), draw(SETTINGS), draw(TEXTS), draw(st.booleans()),
         draw(st.sampled_from([(), ("Olaf",), ("Olaf", "三")])), draw(st.sampled_from([(), ("Town", "城")])),
+        draw(st.sampled_from([(), (LETTER,)])),
     )  # fmt: skip
 
 
@@ -135,6 +137,7 @@ def test_markdown_is_what_is_shown(tmp_path: Path) -> None:
 
 def test_files_make_an_export_one_of_a_newer_form_and_go_to_sillytavern() -> None:
     chat = CopiedChat((CopiedMessage(None, "user", "Read.", 5.0, files=(LETTER,)),))
+    assert json.loads(to_json(CopiedChat((), draft="Read.", draft_files=(LETTER,))))["version"] == 3
     assert json.loads(to_json(chat))["version"] == 3 and json.loads(to_json(CopiedChat(())))["version"] == 1
     line = json.loads(to_sillytavern(chat, "Tom", "Ada", {}).splitlines()[1])
     assert line["mes"] == "Read." and line["extra"]["files"] == [

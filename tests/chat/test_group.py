@@ -13,10 +13,12 @@ from core.chat.exporting import to_json, to_markdown, to_sillytavern
 from core.chat.group import Group, Order, next_speaker
 from core.chat.importing import read_chat_file
 from core.chat.model_prompt import ModelPrompt, RemoteCounter
+from core.chat.modes import PromptStyle
 from core.chat.prompt_context import PromptContext
 from core.chat.records import CopiedChat, CopiedMessage, Message, Mode, Thought
 from core.chat.store import ChatStore
-from core.chat.template import ChatTemplate
+from core.chat.template import ChatTemplate, Turn
+from core.chat.turn_rendering import Names
 from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona
@@ -90,7 +92,15 @@ def test_answers_stop_where_another_would_speak() -> None:
     model = ModelPrompt("model", None, TEMPLATE, RemoteCounter(len, is_exact=True), len)
     character = CharacterPrompt(Character("Ada"), UserPersona(name="Tom"))
     context = PromptContext(model, 4096, "instruct", character, Sampling(), GROUP)
-    assert context.style.stop_strings(own=("END",)) == ("\nTom:", "\nAda:", "END", "\nOlaf the Brave:", "\n小明:")
+    stops = ("\nTom:", "\nAda:", "END", "\nOlaf the Brave:", "\n小明:")
+    assert context.style.stop_strings(own=("END",)) == stops
+    # Who the person was before, where the names stand in the prompt.
+    history = context.turns_of([*TALK, said("user", "Bye", "Tim  B.")])
+    assert context.style.stop_strings(own=("END",), history=history) == (*stops, "\nTim B.:")
+    alone = PromptStyle("chat", TEMPLATE, Names("Tom", "Ada"))
+    assert alone.stop_strings(history=[Turn(role="user", content="Hi", name="Tim")]) == ("\nTom:", "\nAda:", "\nTim:")
+    alone = replace(alone, mode="instruct")
+    assert alone.stop_strings(history=[Turn(role="user", content="Hi", name="Tim")]) == ()
 
 
 @pytest.mark.parametrize(
@@ -145,6 +155,22 @@ def test_answers_keep_their_speaker_whatever_is_done_to_them(desk: Desk) -> None
     question = messages[0].id
     desk.finish(desk.service.edit_and_resend(desk.chat, question, "小明?", context("小明")), "在")
     assert [one.speaker for one in desk.store.read(desk.chat).messages] == ["Tom", "小明"]
+
+
+def test_a_question_asked_anew_is_read_under_the_name_that_it_keeps(desk: Desk) -> None:
+    answer = desk.finish(desk.service.send(desk.chat, "Hi", None, context("ada")), "Hello.")
+    later = context("ada")
+    assert later.group is not None
+    later = replace(later, group=replace(later.group, person="Kim"))
+    question = desk.store.read(desk.chat).messages[0].id
+    desk.store.hide(question, True)
+    answer = desk.finish(desk.service.edit_and_resend(desk.chat, question, "Ada?", later), "Yes?")
+    asked = desk.store.read(desk.chat).messages[0]
+    assert (asked.text, asked.speaker, asked.is_hidden) == ("Ada?", "Tom", False)
+    first = desk.engine.prompts[-1][0]
+    assert "Tom: Ada?" in first and "Kim" not in first.partition("conversation with")[2].partition("</>")[2]
+    desk.service.regenerate(desk.chat, answer, later)
+    assert desk.engine.prompts[-1][0] == first
 
 
 def test_lines_from_before_a_group_stay_their_speakers(desk: Desk) -> None:

@@ -215,7 +215,7 @@ EMPTY_THOUGHT = CHATML.replace(
 
 
 @pytest.mark.parametrize("mode", ["instruct", "chat-instruct"])
-@pytest.mark.parametrize("start", ["Okay, so", "<think>\nOkay, so", "<think> Okay, so"])
+@pytest.mark.parametrize("start", ["Okay\n</think>\n\nSo", "<think>\nOkay, so", "<think> Okay, so"])
 def test_an_answer_goes_on_in_the_thought_that_the_template_began(mode: Mode, start: str) -> None:
     """Continue left the beginning out, and the thought went on as the answer."""
     parts = PromptParts((ASK,), start=start)

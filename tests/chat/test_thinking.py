@@ -73,6 +73,27 @@ def test_an_answer_goes_on_from_the_prompt_that_it_was_begun_with(kind: str, is_
 
 
 @pytest.mark.parametrize(
+    ("kind", "variables"),
+    [*((kind, {}) for kind in KINDS), ("EXAONE 4", {"enable_thinking": True}), ("DeepSeek V3.1", {"thinking": True})],
+)
+@pytest.mark.parametrize("refuses_answers", [False, True])
+def test_an_answer_that_has_no_thought_goes_on_as_one(
+    kind: str, variables: dict[str, Any], refuses_answers: bool
+) -> None:
+    """A person began it, or a model wrote it that does not think."""
+    one = template(kind, **variables)
+    if refuses_answers:
+        refusal = "{% if not add_generation_prompt %}{{ raise_exception('no') }}{% endif %}"
+        one = replace(one, source=refusal + (one.source or ""))
+    style, parts = PromptStyle("instruct", one, Names("You", "Assistant")), PromptParts(tuple(HISTORY), start="None at")
+    prompt = style.render(parts)
+    begun = style.begun(prompt, parts)
+    found, rules = style.message_parts(" all.", parts, begun), style.engine_rules(parts, begun, 9)
+    assert prompt.endswith("None at") and (found.thought, found.answer) == ("", "None at all.")
+    assert rules is not None and not rules.is_open and rules.budget_tokens is None
+
+
+@pytest.mark.parametrize(
     ("kind", "variables", "words", "opened"),
     [
         ("Qwen3", {"enable_thinking": False}, "<think>\n\n</think>\n\n", ""),
@@ -94,7 +115,7 @@ def test_a_switch_reaches_the_template(kind: str, variables: dict[str, Any], wor
 
 
 def test_variables_take_no_name_that_is_the_chats_own() -> None:
-    one = template("Qwen3", messages=[], add_generation_prompt=False, bos_token="x")
+    one = template("Qwen3", messages=[], add_generation_prompt=False, bos_token="x", self=5)
     assert one.render(HISTORY) == template("Qwen3").render(HISTORY)
 
 
@@ -177,6 +198,30 @@ def test_a_thought_that_was_stopped_goes_on_and_the_next_question_is_asked_witho
     desk.finish(message, " Small ones.")
     desk.service.send(desk.chat, "And Venus?", message, context)
     assert "Phobos" not in desk.engine.prompts[-1][0] and "Two. Small ones.</s>" in desk.engine.prompts[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("written", "goes_on_from"),
+    [
+        ("[THINK]Phobos, Deimos[/THINK]Two", "<think>\nPhobos, Deimos\n</think>\n\nTwo"),
+        ("[THINK]Phobos", "<think>\nPhobos"),
+        ("[THINK][/THINK]Two", "Two"),
+    ],
+)
+def test_an_answer_of_a_model_with_other_marks_goes_on_with_those_of_this_one(
+    desk: Desk, written: str, goes_on_from: str
+) -> None:
+    message = desk.service.send(desk.chat, "How many moons has Mars?", None, asked("Magistral"))
+    desk.finish(message, written)
+    before = desk.store.read(desk.chat).messages[-1]
+    desk.service.continue_answer(desk.chat, message, asked("Qwen3"))
+    assert desk.engine.prompts[-1][0].endswith(f"<|im_start|>assistant\n{goes_on_from}")
+    desk.finish(message, ", ")
+    after = desk.store.read(desk.chat).messages[-1]
+    thoughts = [one.thought.text if one.thought else "" for one in (before, after)]
+    assert "[THINK]" not in after.whole and "".join([thoughts[1], after.text]) == "".join(
+        [thoughts[0], before.text, ", "]
+    )
 
 
 def test_an_answer_goes_on_with_the_switch_that_it_was_begun_with(desk: Desk) -> None:

@@ -122,6 +122,16 @@ def test_what_a_server_tells_of_a_thought_stands_before_the_answer(
     assert answer.wait(WAIT_S) and answer.text == "One and one.\n</think>\n\nHello from there"
 
 
+@pytest.mark.parametrize("rules", [None, ThoughtRules()])
+def test_an_answer_that_goes_on_is_no_thought_whatever_a_server_takes_it_for(
+    engine: RemoteEngine, server: OpenAiStandin, rules: ThoughtRules | None
+) -> None:
+    server.behaviour.thought = ["Two, ", "and "]
+    connect(engine, server)
+    answer = engine.generate(OPEN, Sampling(stop=("from",)), thought=rules)
+    assert answer.wait(WAIT_S) and answer.text == "Two, and Hello "
+
+
 def test_a_thought_without_an_answer_and_content_in_parts_are_read() -> None:
     stream = AnswerStream("server", Sampling(), 1, False, ThoughtRules())
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}, 5, {"text": None}]}

@@ -104,6 +104,15 @@ def test_files_of_a_question_that_waits_come_back_with_it(models: Path) -> None:
     assert chips(run(tab))[0].startswith("notes.txt") and not resources.chat_store().draft_files(1)
 
 
+def test_a_question_that_waited_and_is_too_long_with_its_files_says_what_to_do(models: Path) -> None:
+    tab = send(ask(open_chat(), "forever"), LOG)
+    ask(tab, "What is it?")
+    assert resources.chat_store().draft_files(1)
+    click(tab, "chat_stop")
+    finish(tab)
+    assert "only the beginning" in tab.error[0].value and chips(run(tab))[0].startswith("long.log")
+
+
 def test_files_stay_with_their_chat(models: Path) -> None:
     tab = open_chat()
     finish(ask(tab, "first"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from core.chat.records import Chat
 from core.personas.character import Character
@@ -15,7 +16,8 @@ from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.pages import ask, finish, load, open_tab, run, words
 from tests.support.widgets import has, named
 from ui.chat.portraits import faces_of
-from ui.chat.setup import group_of, prompt_of
+from ui.chat.setup import group_of, prompt_context, prompt_of
+from ui.chat.whole_chat import _markdown, _tavern
 from ui.shared import resources
 
 ADA = Character("Ada", greeting="Good morning, {{user}}.", context="Ada knows machines.")
@@ -60,6 +62,38 @@ def test_a_chat_has_its_persona_and_its_messages_the_names_under_which_they_were
     assert (faces.name_of(kims), faces.name_of(anns)) == ("Kim", "Ann") and faces.of_message(kims) != faces.of("user")
     named(tab.selectbox, "chat_persona").set_value("")
     assert "**Ann**" in words(run(tab)) and "persona" not in read().info.settings
+
+
+def counter(tab: AppTest) -> str:
+    (found,) = (one.value for one in tab.caption if "data_usage" in one.value)
+    return str(found)
+
+
+def test_the_counter_follows_a_persona_that_was_changed_on_another_page(ann: str) -> None:
+    load(open_tab(), "tiny")
+    tab = open_tab("3_Chat", query={"chat": "new", "character": "Ada"})
+    before = counter(tab)
+    save_persona(UserPersona("Kim", "A cook of many dishes, known in every town by the river."))
+    assert counter(run(tab)) != before
+
+
+def test_a_character_that_knows_the_person_by_a_name_of_its_own_reads_that_one(ann: str) -> None:
+    load(open_tab(), "tiny")
+    Characters().add(Character("Olaf", your_name="Captain"))
+    number = resources.chat_store().create("chat-instruct", "Ada")
+    resources.chat_store().set_members(number, ["Olaf"])
+    context = prompt_context(read(number), "Olaf")
+    prompt = context.prepare([context.asked("Ho!")]).fitted.prompt
+    assert context.character.person_name == "Captain" and "Captain: Ho!" in prompt and "Kim: Ho!" not in prompt
+
+
+def test_a_persona_called_as_a_characters_file_keeps_its_name_in_exports(ann: str, home: Path) -> None:
+    store = resources.chat_store()
+    (home / "characters" / "spy.yaml").write_text("name: Ada Lovelace\n", "utf-8")
+    number = store.create("chat-instruct", "Ada")
+    store.append_user(number, "hello", None, speaker="spy")
+    info = store.info(number)
+    assert "## spy\n" in _markdown(store, info, "", "You") and '"name": "spy"' in _tavern(store, info, "")
 
 
 def test_a_chat_with_one_name_is_asked_as_ever(ann: str) -> None:

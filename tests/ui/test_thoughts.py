@@ -82,6 +82,18 @@ def test_thinking_is_switched_in_each_chat_and_has_a_budget(models: Path) -> Non
     assert last_message().stats["template"] == {"enable_thinking": False}
 
 
+def test_the_counter_counts_the_prompt_of_an_answer_that_goes_on(models: Path) -> None:
+    tab = ask(open_chat(), "forever")
+    assert last_answer().wait_for_text(200, WAIT_S)
+    click(tab, "chat_stop")
+    click(finish(tab), "chat_go_on")
+    answer = last_answer()
+    assert answer.wait_for_text(1, WAIT_S) and answer.prompt_tokens > 20
+    (counter,) = (one for one in run(tab).caption if "data_usage" in one.value)
+    assert f"reads {answer.prompt_tokens:,} tokens" in counter.help
+    click(tab, "chat_stop")
+
+
 def test_a_model_that_does_not_think_has_no_switch(models: Path, checkpoint: Path) -> None:
     (models / "plain").mkdir()
     for path in checkpoint.iterdir():

@@ -137,7 +137,8 @@ def ask_noted(chat: Chat) -> Chat:
                 chat.info.id, chat.info.draft, last.id if last else None, files, context.character.person_name
             )
         else:
-            chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, context, files=files)
+            with _files_named(files):
+                chat_service().send(chat.info.id, chat.info.draft, last.id if last else None, context, files=files)
     except DeckError as error:
         if error.key != "chat_moved_on":
             st.session_state[ERROR_KEY] = error

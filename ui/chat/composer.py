@@ -14,7 +14,7 @@ from ui.chat.files import draw_next_files
 from ui.chat.input_watch import watch_input
 from ui.chat.new_chat import NEW_ID
 from ui.chat.session import EDIT_KEY, INPUT_KEY, is_busy, tag_of
-from ui.chat.setup import character_prompt, find_character, prompt_of, sampling_of
+from ui.chat.setup import prompt_context, prompt_of, sampling_of
 from ui.shared.errors import sentence
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
@@ -35,15 +35,18 @@ def fitted_prompt(chat: Chat) -> Prompt | DeckError | None:
     state = engine().state
     if state.phase != "ready":
         return None
-    messages = tuple((one.id, len(one.whole), one.is_hidden) for one in chat.messages if one.state != "writing")
-    # Who speaks and what they know may have been changed on another page.
-    cast = [find_character(name) for name in chat.info.cast]
-    key = (state.facts, chat.info, messages, cast, character_prompt(chat.info).books)
+    at_rest = Chat(chat.info, tuple(one for one in chat.messages if one.state != "writing"))
+    try:
+        # Who speaks and listens, what they know and how the model is asked may have been changed on another page.
+        context = prompt_context(at_rest)
+    except DeckError as error:
+        return error
+    messages = tuple((one.id, len(one.whole), one.is_hidden) for one in at_rest.messages)
+    key = (state.facts, chat.info.id, context, messages)
     if st.session_state.get(FITTED_KEY, (None,))[0] != key:
-        at_rest = Chat(chat.info, tuple(one for one in chat.messages if one.state != "writing"))
         found: Prompt | DeckError
         try:
-            found = prompt_of(at_rest)
+            found = prompt_of(at_rest, context)
         except DeckError as error:
             found = error
         st.session_state[FITTED_KEY] = (key, found)
@@ -127,12 +130,14 @@ def _draw_figures(chat: Chat, prompt: Prompt, context: int) -> None:
     """How many tokens of the context are used, with the parts, and the lore that was left out, in a tooltip."""
     fitted = prompt.fitted
     answer = recorder().answer(chat.messages[-1].id) if chat.messages else None
-    used = fitted.prompt_tokens + (answer.num_tokens if answer else 0)
+    # An answer that goes on, or was begun before something was changed, has another prompt than the next one.
+    prompt_tokens = (answer.prompt_tokens if answer else 0) or fitted.prompt_tokens
+    used = prompt_tokens + (answer.num_tokens if answer else 0)
     facts = engine().state.facts
     is_estimate = facts is not None and facts.remote is not None and not facts.remote.counts_tokens
     shown = f"≈ {used:,}" if is_estimate else f"{used:,}"
     full = f":orange[{shown}]" if used > WARN_SHARE * context else shown
-    about = tr("chat.context_help", prompt=f"{fitted.prompt_tokens:,}", history=f"{fitted.history_tokens:,}",
+    about = tr("chat.context_help", prompt=f"{prompt_tokens:,}", history=f"{fitted.history_tokens:,}",
                room=f"{max(0, context - used):,}", context=f"{context:,}")  # fmt: skip
     if is_estimate:
         about = f"{about}\n\n{tr('remote.counts_about')}"

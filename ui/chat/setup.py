@@ -213,13 +213,16 @@ def prompt_context(chat: Chat, speaker: str | None = None, line: str | None = No
     if group is not None:
         group = replace(group, speaker=speaker or next_speaker(group, chat.messages, order_of(chat.info), line))
     character = character_prompt(chat.info, model, greeting, group=group)
+    if group is not None:
+        # Some characters know the person by a name of their own.
+        group = replace(group, person=character.names.user)
     return PromptContext(model, state.facts.context_tokens, chat.info.mode, character, sampling_of(chat.info), group,
                          thinking_of(chat.info.settings, model.template.switches))  # fmt: skip
 
 
-def prompt_of(chat: Chat) -> Prompt:
+def prompt_of(chat: Chat, context: PromptContext | None = None) -> Prompt:
     """What the model would read for the next message. Raises DeckError."""
-    context = prompt_context(chat)
+    context = context or prompt_context(chat)
     if chat.info.mode == "notebook":
         return context.prepare_text("".join(one.text for one in chat.messages))
     return context.prepare(context.turns_of(chat.messages))

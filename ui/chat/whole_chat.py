@@ -9,7 +9,7 @@ from dataclasses import replace
 import streamlit as st
 
 from core.chat.exporting import to_json, to_markdown, to_sillytavern
-from core.chat.records import Chat, ChatInfo, CopiedChat
+from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, Message
 from core.chat.store import ChatStore
 from ui.chat.actions import delete_chat
 from ui.chat.feedback import show_errors
@@ -58,12 +58,12 @@ def _file_name(info: ChatInfo, ending: str) -> str:
 def _markdown(store: ChatStore, info: ChatInfo, owner: str, you: str) -> str:
     prompt, chat = character_prompt(info, owner=owner), store.read(info.id)
     user = prompt.person_name or you
-    return to_markdown(chat, user, prompt.names.char, _speakers(message.speaker for message in chat.messages))
+    return to_markdown(chat, user, prompt.names.char, _speakers(_of_characters(chat.messages)))
 
 
 def _tavern(store: ChatStore, info: ChatInfo, owner: str) -> str:
     names, chat = character_prompt(info, owner=owner).names, _copy(store, info)
-    speakers = _speakers([*info.cast, *(message.speaker for message in chat.messages)])
+    speakers = _speakers([*info.cast, *_of_characters(chat.messages)])
     return to_sillytavern(chat, names.user, names.char, speakers)
 
 
@@ -72,6 +72,11 @@ def _copy(store: ChatStore, info: ChatInfo) -> CopiedChat:
     chat = store.copy(info.id)
     found = {name: find_book(name) for name in chat.lorebooks}
     return replace(chat, lorebooks=tuple(name if one is None else one.name for name, one in found.items()))
+
+
+def _of_characters(messages: Iterable[Message | CopiedMessage]) -> list[str]:
+    """How messages name their characters; a person's name is their own, though a character may be called so."""
+    return [message.speaker for message in messages if message.role != "user"]
 
 
 def _speakers(names: Iterable[str]) -> dict[str, str]:
