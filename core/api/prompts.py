@@ -19,6 +19,7 @@ from core.chat.template import ChatTemplate, Turn
 from core.chat.thinking import Thinking, switched, with_effort
 from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
+from core.common.errors import DeckError
 from core.common.paths import lorebooks_dir
 from core.engine.sampling_params import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
 from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter
@@ -189,7 +190,11 @@ def _as_character(
 def _books_of(character: Character) -> tuple[Mapping[str, Any], ...]:
     """The lorebooks that the character was given; those of all chats are for the page Chat."""
     names = attached_names(character)
-    found = _lorebooks(lorebooks_dir()).attached(names, with_all_chats=False) if names else ()
+    try:
+        found = _lorebooks(lorebooks_dir()).attached(names, with_all_chats=False) if names else ()
+    except DeckError:
+        # The page of lorebooks says what is wrong with their folder; the character answers without them.
+        return ()
     return tuple(book.values for book in found)
 
 

@@ -208,6 +208,10 @@ def test_a_character_knows_its_further_lorebooks_and_none_of_all_chats(
     # Files of megabytes are not read anew for each request.
     monkeypatch.setattr(lorebooks, "_read_file", None)
     assert prompt == str(read_chat_request(chat(("user", "A hut?")), served(), ada).prompt)
+    # A folder that cannot be read keeps no character from answering.
+    (tmp_path / "none").write_text("")
+    monkeypatch.setenv("LLAMADECK_LOREBOOKS", str(tmp_path / "none"))
+    assert "Lore of" not in str(read_chat_request(chat(("user", "A hut?")), served(), ada).prompt)
 
 
 def test_a_long_chat_with_a_character_gives_up_examples_and_room_but_no_message() -> None:

@@ -13,13 +13,15 @@ from streamlit.testing.v1 import AppTest
 from core.chat.database import ChatStoreError
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.schema import MIGRATIONS
+from core.chat.store import ChatStore
+from core.engine.answer import Answer
 from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.damaged import TOO_HARD, damage, giving_up
 from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
 from ui.chat.answering import answered_chats
 from ui.chat.session import EDIT_KEY
-from ui.chat.setup import prompt_of
+from ui.chat.setup import prompt_context, prompt_of
 from ui.shared import resources
 
 ADA = """name: Ada
@@ -293,6 +295,25 @@ def test_a_deleted_chat_is_restored_from_the_trash_with_all_it_had(models: Path)
     click(tab, "chat_restore_1")
     assert tab.header[0].value == "hello" and resources.chat_store().copy(1) == before
     assert not has(tab.button, "chat_restore")
+
+
+def test_what_another_tab_has_just_begun_in_a_chat_that_is_deleted_ends(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(open_tab(), "tiny")
+    tab = finish(ask(open_tab("3_Chat"), "hello"))
+    begun: list[Answer] = []
+    delete = ChatStore.delete_chat
+
+    def delete_late(store: ChatStore, number: int) -> None:
+        chat = store.read(number)
+        resources.chat_service().send(number, "forever", chat.messages[-1].id, prompt_context(chat))
+        begun.append(last_answer())
+        delete(store, number)
+
+    monkeypatch.setattr(ChatStore, "delete_chat", delete_late)
+    click(tab, "chat_delete")
+    assert begun[0].wait(WAIT_S) and begun[0].reason == "cancelled"
 
 
 def test_the_trash_is_emptied_chat_by_chat_and_as_a_whole(models: Path) -> None:

@@ -210,8 +210,9 @@ def stop(number: int) -> None:
 
 @show_errors
 def delete_chat(number: int) -> None:
-    chat_service().stop(number)
     chat_store().delete_chat(number)
+    # Nothing begins there from now on. What another tab has begun till then ends too.
+    chat_service().stop(number)
     if chosen_number() == number:
         begin_new()
     st.session_state[NOTICE_KEY] = Notice("chat", number, number)
