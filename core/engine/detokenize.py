@@ -120,6 +120,11 @@ class Splitter(Protocol):
         """Whether all that follows is the answer."""
         ...
 
+    @property
+    def closing(self) -> str:
+        """What ends the thought where it is now."""
+        ...
+
     def push(self, text: str) -> None: ...
 
 
@@ -180,6 +185,11 @@ class TextStream:
     @property
     def is_thinking(self) -> bool:
         return self._splitter is not None and self._splitter.is_thinking
+
+    @property
+    def closing(self) -> str:
+        """What ends the thought where it is now; empty where there is none."""
+        return self._splitter.closing if self._splitter is not None else ""
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` came; empty while a character or a stop string is incomplete."""

@@ -169,6 +169,13 @@ class ThoughtSplitter:
         """Whether all that follows is the answer."""
         return self._state == "answer" and not self._may_turn
 
+    @property
+    def closing(self) -> str:
+        """What ends the thought here: after a block of code, and not in quotes, where a mark is only talked about."""
+        fence, text = "\n```" if self._is_fenced else "", self._format.closing
+        before = fence or self._char_before(len(self._held))
+        return fence + "\n" * (before[-1] in QUOTES and not text.startswith("\n")) + text
+
     def push(self, text: str) -> None:
         self._held += text
         self._read(is_end=False)

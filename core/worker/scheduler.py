@@ -269,19 +269,19 @@ class Scheduler:
 
         Tokens in flight are dropped with the request that they were for.
         """
-        assert request.command.thought is not None
-        closing = request.command.thought.format.closing
         if not self._decode_text(slot, request, request.stream.flush):
             return
+        closing = request.stream.closing
         tokens = [*request.tokens, *self._tokenizer.encode(closing, add_special_tokens=False).ids]
-        if len(tokens) >= self._steps.context_tokens:
-            self._finish(slot, "context")
+        num_earlier = request.num_sampled + len(tokens) - len(request.tokens)
+        if len(tokens) >= self._steps.context_tokens or num_earlier >= request.command.sampling.max_new_tokens:
+            self._finish(slot, "context" if len(tokens) >= self._steps.context_tokens else "length")
             return
         slot.request = replace(
             request,
             tokens=tokens,
             num_prompt=len(tokens),
-            num_earlier=request.num_sampled + len(tokens) - len(request.tokens),
+            num_earlier=num_earlier,
             stream=self._make_stream(request.command, tokens[-1:], None),
             unsent=request.unsent + closing,
             num_in_flight=0,

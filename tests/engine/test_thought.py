@@ -129,6 +129,20 @@ def test_a_text_of_nothing_but_marks_is_split_like_any(text: str) -> None:
         assert split(many, one).whole == many
 
 
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name + "".join(one.answer))
+@pytest.mark.parametrize(
+    "end", ["hm", "a\n```\n{open} b", "a\n```\nb\n```", "a\n~~~\nb", "say `", "a\n```\n{close} b `"]
+)
+def test_a_thought_can_be_ended_wherever_it_is(one: ThoughtFormat, end: str) -> None:
+    """An answer that followed a mark within a block of code, or in quotes, was taken for the thought."""
+    splitter = ThoughtSplitter(ThoughtRules(one))
+    splitter.push(f"{one.open[0]}\n" + end.format(open=one.open[0], close=f"`{one.close[0]}`"))
+    assert splitter.is_thinking
+    splitter.push(splitter.closing + "`x` is it.")
+    parts = splitter.end()
+    assert parts.answer == "`x` is it." and parts.thought.startswith(end[:3].rstrip("\n`"))
+
+
 def test_it_is_told_while_a_thought_goes_on() -> None:
     splitter = ThoughtSplitter(ThoughtRules())
     told = []

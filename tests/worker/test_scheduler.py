@@ -264,6 +264,14 @@ def test_a_thought_that_leaves_no_room_for_an_answer_ends_with_the_context(token
     assert harness.end(2).stats.num_tokens == 2
 
 
+def test_a_thought_that_leaves_no_token_for_an_answer_ends_with_its_length(tokenizer: Tokenizer) -> None:
+    longest = 5 + len(tokenizer.encode(CLOSING, add_special_tokens=False).ids)
+    harness = SchedulerHarness(FakeSteps(1), tokenizer)
+    harness.ask(1, thought=ThoughtRules(is_open=True, budget_tokens=5), max_new_tokens=longest)
+    harness.run()
+    assert harness.end(1).reason == "length" and harness.end(1).stats.num_tokens <= longest
+
+
 def test_a_cancelled_thought_ends_as_any_answer(harness: SchedulerHarness) -> None:
     harness.ask(1, thought=ThoughtRules(is_open=True, budget_tokens=3), max_new_tokens=100)
     while CLOSING not in harness.text(1):
