@@ -94,6 +94,13 @@ def test_the_counter_counts_the_prompt_of_an_answer_that_goes_on(models: Path) -
     click(tab, "chat_stop")
 
 
+def test_plain_lines_which_no_template_writes_have_no_switch_of_it(models: Path) -> None:
+    tab = open_chat()
+    assert has(tab.selectbox, "chat_thinking")
+    named(tab.selectbox, "chat_mode").set_value("chat")
+    assert not has(run(tab).selectbox, "chat_thinking") and has(tab.number_input, "chat_thinking_budget")
+
+
 def test_a_model_that_does_not_think_has_no_switch(models: Path, checkpoint: Path) -> None:
     (models / "plain").mkdir()
     for path in checkpoint.iterdir():

@@ -20,7 +20,9 @@ def thinking_form(tag: str, info: ChatInfo) -> None:
     """Nothing for a model that is not known to think."""
     if info.mode == "notebook" or (model := loaded_model()) is None:
         return
-    switches, is_remote = model.template.switches, model.folder is None
+    # Plain lines are asked without the template.
+    switches = model.template.switches if info.mode != "chat" else frozenset[str]()
+    is_remote = model.folder is None
     if model.template.thought_format is None and not switches:
         return
     left, right = st.columns(2)
