@@ -95,7 +95,8 @@ def test_what_is_shared_is_said_to_whoever_signed_in(be: Be) -> None:
     assert "shares these characters" not in words(open_tab("4_Characters"))
     be(ANN)
     assert "shares these characters" in words(open_tab("4_Characters"))
-    assert "characters, access tokens of hubs and the connected server are everybody's" in words(open_tab("6_Settings"))
+    shared = "characters, lorebooks, access tokens of hubs and the connected server are everybody's"
+    assert shared in words(open_tab("6_Settings"))
 
 
 def test_a_damaged_file_is_said_on_every_page_and_can_be_set_aside(be: Be, home: Path) -> None:
