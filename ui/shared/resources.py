@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from core.access.access import Access
 from core.access.keys import KeyStore
@@ -119,8 +120,10 @@ def library_entry(folder: bytes, fingerprint: tuple[tuple[bytes, int, int], ...]
 
 
 def characters() -> Characters:
-    """The characters as this tab's reader sees them. ui.shared.i18n notes the language."""
-    return _characters(str(st.session_state.get(LANGUAGE_KEY) or ""))
+    """The characters as this tab's reader sees them, which ui.shared.i18n notes; outside of a tab, as they are."""
+    # Streamlit logs a warning where its state is asked for outside of a tab, and so at each start.
+    is_tab = get_script_run_ctx(suppress_warning=True) is not None
+    return _characters(str(st.session_state.get(LANGUAGE_KEY) or "") if is_tab else "")
 
 
 @st.cache_resource(show_spinner=False)
