@@ -104,7 +104,7 @@ def measure(page: Page, url: str, num_messages: int, num_chats: int, rounds: int
         options = "document.querySelectorAll('li, [role=option], [role=menuitem]')"
         edit = f"[...{options}].find(one => one.innerText.includes('Edit')).click()"
         times["click: edit"].append(timed(page, edit, "document.querySelector('[class*=st-key-chat_edit_cancel]')"))
-        page.locator("[class*=st-key-chat_edit_cancel] button").click()
+        page.locator("[class*=st-key-chat_edit_cancel] button").first.click()
         page.locator("[class*=st-key-chat_edit_cancel]").wait_for(state="detached")
     page.get_by_role("button", name="Generation").click()
     slider = page.locator("[class*=st-key-sampling_temperature]").get_by_role("slider")

@@ -99,7 +99,7 @@ def keep_answering(page: Page) -> str | None:
     field = page.get_by_test_id("stChatInputTextArea")
     field.fill(QUESTION)
     field.press("Enter")
-    page.get_by_text("Stop answering").wait_for()
+    page.get_by_text("Stop answering").first.wait_for()
     page.wait_for_timeout(PAUSE_MS)
     return "Chat"
 
