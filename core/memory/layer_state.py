@@ -45,9 +45,10 @@ class CappedStatePlan(KvStatePlan):
     precision."""
 
     def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, own_attention: bool) -> int:
-        plain = 5 * num_rows * mixer.num_heads * mixer.head_dim * HALF_BYTES + mask_bytes(num_rows, context_tokens)
+        # No heads are repeated.
+        vectors = KvStatePlan.activation_bytes(self, mixer, num_rows, context_tokens, own_attention=True)
         scores = mixer.num_heads * min(num_rows, CAPPED_QUERIES) * context_tokens
-        return plain + scores * 2 * (HALF_BYTES + FLOAT_BYTES)
+        return vectors + mask_bytes(num_rows, context_tokens) + scores * 2 * (HALF_BYTES + FLOAT_BYTES)
 
 
 STATE_PLANS: dict[type[FullAttention], KvStatePlan] = {

@@ -162,7 +162,7 @@ def fuse_and_capture(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: i
 
     attention_before = model.config._attn_implementation
     log.info("fused: %s", ", ".join(fuse_modules(model)))
-    for is_recorded in (True, False)[not is_captured :]:
+    for is_recorded in (True, False) if is_captured else (False,):
         try:
             return GraphSteps(slots, chunk_tokens, fuse=fuse_steps, is_recorded=is_recorded)
         except (RuntimeError, TypeError, ValueError, EngineError) as error:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.chat_page import WAIT_MS, ask, messages, open_chat
-from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
-from tests.support.dashboard import dashboard
+from tests.support.chat_page import WAIT_MS, ask, chat_dashboard, messages, open_chat
+from tests.support.checkpoints import make_chat_checkpoint
 
 PAGES = ("home", "Download", "Load_Model", "Chat?chat=1", "Chat?chat=new", "Characters", "GPU_Monitor", "Settings")
 # Streamlit colours the words of code in its own way.
@@ -22,20 +20,11 @@ IS_DRAWN = """() => document.querySelector('[data-testid="stApp"]')?.dataset.tes
 @pytest.fixture(scope="module")
 def address(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("accessibility")
-    make_checkpoint(folder / "models" / "tiny", Recipe(context_tokens=4096))
-    (folder / "models" / "tiny" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    make_chat_checkpoint(folder / "models" / "tiny", 4096)
     (folder / "characters").mkdir()
     card = "name: Ada\ngreeting: Good morning.\ncontext: Ada knows machines.\n"
     (folder / "characters" / "Ada.yaml").write_text(card, "utf-8")
-    environment = {
-        **os.environ,
-        "LLAMADECK_MODELS": str(folder / "models"),
-        "LLAMADECK_DATA": str(folder / "data"),
-        "LLAMADECK_CHARACTERS": str(folder / "characters"),
-        "LLAMADECK_WORKER": "tests.support.fake_worker",
-        "LLAMADECK_LOAD": "tiny",
-    }
-    with dashboard(environment) as url:
+    with chat_dashboard(folder) as url:
         page = browser.new_page()
         open_chat(page, url, "chat=new")
         ask(page, "sample")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +9,9 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from core.chat.records import CopiedChat, CopiedMessage, Role
 from core.chat.store import ChatStore
-from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
-from tests.support.dashboard import dashboard, key
+from tests.support.chat_page import chat_dashboard
+from tests.support.checkpoints import make_chat_checkpoint
+from tests.support.dashboard import key
 
 WAIT_MS = 20_000
 LONG = "The sea is wide, and so is the sky above it. " * 4
@@ -23,8 +23,7 @@ PHONE: ViewportSize = {"width": 390, "height": 844}
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("list")
     for name, context_tokens in (("tiny", 4096), ("small", 512)):
-        make_checkpoint(folder / "models" / name, Recipe(context_tokens=context_tokens))
-        (folder / "models" / name / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+        make_chat_checkpoint(folder / "models" / name, context_tokens)
     (folder / "characters").mkdir()
     for name in ("Ada", "Olaf"):
         (folder / "characters" / f"{name}.yaml").write_text(f"name: {name}\ngreeting: Hello.\ncontext: A.\n", "utf-8")
@@ -38,15 +37,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
         store.add(CopiedChat(messages, title, title_is_own=True, character=character))
     store.close()
-    environment = {
-        **os.environ,
-        "LLAMADECK_MODELS": str(folder / "models"),
-        "LLAMADECK_DATA": str(folder / "data"),
-        "LLAMADECK_CHARACTERS": str(folder / "characters"),
-        "LLAMADECK_WORKER": "tests.support.fake_worker",
-        "LLAMADECK_LOAD": "tiny",
-    }
-    with dashboard(environment) as url:
+    with chat_dashboard(folder) as url:
         yield url
 
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.chat_page import WAIT_MS, ask, choose, messages, open_chat, press, type_message
-from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
-from tests.support.dashboard import dashboard, key
+from tests.support.chat_page import WAIT_MS, ask, chat_dashboard, choose, messages, open_chat, press, type_message
+from tests.support.checkpoints import make_chat_checkpoint
+from tests.support.dashboard import key
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("reading")
-    make_checkpoint(folder / "models" / "tiny", Recipe(context_tokens=4096))
-    (folder / "models" / "tiny" / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    environment = {
-        **os.environ,
-        "LLAMADECK_MODELS": str(folder / "models"),
-        "LLAMADECK_DATA": str(folder / "data"),
-        "LLAMADECK_CHARACTERS": str(folder / "characters"),
-        "LLAMADECK_WORKER": "tests.support.fake_worker",
-        "LLAMADECK_LOAD": "tiny",
-    }
-    with dashboard(environment) as url:
+    make_chat_checkpoint(folder / "models" / "tiny", 4096)
+    with chat_dashboard(folder) as url:
         yield url
 
 

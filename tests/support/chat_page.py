@@ -1,12 +1,24 @@
-"""What a person does on the chat page in the browser."""
+"""The chat page in the browser: its dashboard, and what a person does on it."""
 
 from __future__ import annotations
 
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+
 from playwright.sync_api import Locator, Page, expect
 
-from tests.support.dashboard import key
+from tests.support.dashboard import dashboard, key
 
 WAIT_MS = 20_000
+
+
+def chat_dashboard(folder: Path) -> AbstractContextManager[str]:
+    """The address of a dashboard whose models, data and characters lie in `folder`; its engine's stand-in loads the
+    model `tiny` at start."""
+    places = {f"LLAMADECK_{name.upper()}": str(folder / name) for name in ("models", "data", "characters")}
+    engine = {"LLAMADECK_WORKER": "tests.support.fake_worker", "LLAMADECK_LOAD": "tiny"}
+    return dashboard(os.environ | places | engine)
 
 
 def open_chat(page: Page, address: str, query: str) -> None:

@@ -233,3 +233,10 @@ def train_sentencepiece(folder: Path, **settings: Any) -> None:
         sentence_iterator=iter(TEXT * 20), model_writer=written, **(defaults | settings)
     )
     (folder / "tokenizer.model").write_bytes(written.getvalue())
+
+
+def make_chat_checkpoint(folder: Path, context_tokens: int, template: str = TEMPLATE) -> Path:
+    """A checkpoint that was taught to chat: `folder`, which holds it then."""
+    make_checkpoint(folder, Recipe(context_tokens=context_tokens))
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
+from tests.support.checkpoints import make_chat_checkpoint
 from tests.support.pages import ask, click, finish, load, open_tab, run, words
 from tests.support.widgets import named
 from ui.chat.files import MAX_CHATS, MAX_FILES, size_words
@@ -20,10 +20,7 @@ LOG = ("long.log", b"line of a log\n" * 3000)
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("roomy") / "tiny"
-    make_checkpoint(folder, Recipe(context_tokens=2048))
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return folder
+    return make_chat_checkpoint(tmp_path_factory.mktemp("roomy") / "tiny", 2048)
 
 
 def send(tab: AppTest, *files: tuple[str, bytes], text: str | None = None) -> AppTest:

@@ -16,7 +16,7 @@ from core.personas.cards import read_card
 from core.personas.character import Character
 from core.personas.lorebooks import Book, Lorebooks
 from core.personas.store import Characters
-from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
+from tests.support.checkpoints import make_chat_checkpoint
 from tests.support.pages import ask, click, finish, load, open_tab, run, words
 from tests.support.widgets import named
 from ui.characters.attached import with_book_names
@@ -36,10 +36,7 @@ def book(name: str, content: str = "Low.", **more: Any) -> Book:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with room for lore."""
-    folder = tmp_path_factory.mktemp("roomy") / "tiny"
-    make_checkpoint(folder, Recipe(context_tokens=2048))
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return folder
+    return make_chat_checkpoint(tmp_path_factory.mktemp("roomy") / "tiny", 2048)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.schema import MIGRATIONS
 from core.chat.store import ChatStore
 from core.engine.answer import Answer
-from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
+from tests.support.checkpoints import make_chat_checkpoint
 from tests.support.damaged import TOO_HARD, damage, giving_up
 from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
@@ -34,10 +34,7 @@ context: Ada knows machines.
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with room for a character."""
-    folder = tmp_path_factory.mktemp("roomy") / "tiny"
-    make_checkpoint(folder, Recipe(context_tokens=2048))
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return folder
+    return make_chat_checkpoint(tmp_path_factory.mktemp("roomy") / "tiny", 2048)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from core.personas.character import Character
 from core.personas.store import Characters
 from core.personas.user import UserPersona, add_persona, read_personas, remember_persona, save_persona, save_picture
 from tests.support.cards import PICTURE
-from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
+from tests.support.checkpoints import make_chat_checkpoint
 from tests.support.pages import ask, finish, load, open_tab, run, words
 from tests.support.widgets import has, named
 from ui.chat.portraits import faces_of
@@ -26,10 +26,7 @@ ADA = Character("Ada", greeting="Good morning, {{user}}.", context="Ada knows ma
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with room for a character."""
-    folder = tmp_path_factory.mktemp("roomy") / "tiny"
-    make_checkpoint(folder, Recipe(context_tokens=2048))
-    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
-    return folder
+    return make_chat_checkpoint(tmp_path_factory.mktemp("roomy") / "tiny", 2048)
 
 
 @pytest.fixture

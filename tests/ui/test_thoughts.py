@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from core.chat.records import Thought
-from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
+from tests.support.checkpoints import TEMPLATE, make_chat_checkpoint
 from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
 from ui.shared import resources
@@ -23,10 +23,7 @@ THINKING = (
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("thinking") / "tiny"
-    make_checkpoint(folder, Recipe(context_tokens=2048))
-    (folder / "chat_template.jinja").write_text(THINKING, "utf-8")
-    return folder
+    return make_chat_checkpoint(tmp_path_factory.mktemp("thinking") / "tiny", 2048, THINKING)
 
 
 def open_chat() -> AppTest:
