@@ -19,6 +19,7 @@ from core.worker.kernels import (
     nvrtc,
     packed_prefill,
     packed_small_batch,
+    row_norm,
     sampling_kernel,
     step_ops,
 )
@@ -64,9 +65,22 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(nvrtc, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: Compiled.capability)
-    for module in (packed_small_batch, sampling_kernel, packed_prefill, decode_attention, cache_attention, step_ops):
+    for module in (
+        packed_small_batch,
+        sampling_kernel,
+        packed_prefill,
+        decode_attention,
+        cache_attention,
+        step_ops,
+        row_norm,
+    ):
         monkeypatch.setattr(module, "CudaModule", Compiled)
-    caches = (decode_attention.module_for, cache_attention.kernels_for, step_ops.module_for)
+    caches = (
+        decode_attention.module_for,
+        cache_attention.kernels_for,
+        step_ops.module_for,
+        row_norm.norm_kernel,
+    )
     for cache in caches:
         cache.cache_clear()
     yield
@@ -114,6 +128,7 @@ def test_the_attention_of_new_tokens_compiles(
     monkeypatch.setattr(Compiled, "capability", capability)
     for clusters in {False, capability >= (9, 0)}:
         DecodeKernels(dtype, heads, dim, 2, torch.device("cpu"), clusters=clusters)
+    row_norm.norm_kernel(dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("dtype", "vocabulary"), [(torch.float16, 500), (torch.bfloat16, MAX_SCORES * 4096)])

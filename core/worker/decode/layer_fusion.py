@@ -1,6 +1,7 @@
 """Puts FusedDecoderLayer and FusedHead in place of a model's own modules, each only where it computes the same.
 
-A layer is recognized by its modules, whatever its family. The model itself runs it once, and the outputs are compared.
+A layer's mixer and its MLP are recognized by their modules, whatever the family. The model itself runs the layer once,
+and the outputs are compared. Where one of the two parts is not to be had in few kernels, the other one still is.
 """
 
 from __future__ import annotations
@@ -9,57 +10,25 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from core.worker.decode.fused_decoder_layer import FusedDecoderLayer, FusedHead, LayerMatrices
-from core.worker.decode.fused_modules import FusedMlp, FusedNorm
-from core.worker.decode.graph_cache import GraphCache
-from core.worker.kernels.decode_attention import MAX_QUERIES, MAX_ROW, DecodeKernels
+from core.worker.decode.fused_attention import AttentionMatrices, FusedAttention, find_attention_matrices
+from core.worker.decode.fused_decoder_layer import FusedDecoderLayer, FusedHead
+from core.worker.decode.fused_mlp import FusedDenseMlp, MlpMatrices, find_mlp_matrices
+from core.worker.decode.graph_cache import AttentionSpec, GraphCache
+from core.worker.decode.layer_parts import LayerPart, PlainMixer, PlainMlp
+from core.worker.kernels.decode_attention import MAX_QUERIES, DecodeKernels
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.packing import K_BLOCK
-from core.worker.model.merged_linear import MergedLinearSlice
 
 log = logging.getLogger(__name__)
 # Of the output's norm: rounding in another order over one layer stays below.
 TOLERANCES = {torch.float16: 0.005, torch.bfloat16: 0.03}
-
-
-def find_layer_matrices(layer: nn.Module) -> LayerMatrices | None:
-    """The matrices of a decoder layer with the usual modules, all of them PackedLinear; None for any other layer."""
-    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    input_norm, mlp_norm = getattr(layer, "input_layernorm", None), getattr(layer, "post_attention_layernorm", None)
-    out = getattr(attention, "o_proj", None)
-    if (
-        not isinstance(input_norm, FusedNorm)
-        or not isinstance(mlp_norm, FusedNorm)
-        or not isinstance(out, PackedLinear)
-    ):
-        return None
-    qkv = matrices_of(attention)
-    if (
-        not qkv
-        or input_norm.weight.numel() > MAX_ROW
-        or not isinstance(mlp, FusedMlp)
-        or not isinstance(mlp.gate_up, PackedLinear)
-        or not isinstance(mlp.down, PackedLinear)
-    ):
-        return None
-    return LayerMatrices(input_norm, qkv, out, mlp_norm, mlp.gate_up, mlp.down)
-
-
-def matrices_of(attention: nn.Module | None) -> tuple[PackedLinear, ...]:
-    """The merged matrix of query, key and value, or the three; () for other modules, or where three permute inputs."""
-    found = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
-    merged = [one.merged for one in found if isinstance(one, MergedLinearSlice)]
-    if len(merged) == 3 and all(one is merged[0] for one in merged):
-        found = merged[:1]
-    plain = tuple(one for one in found if isinstance(one, PackedLinear))
-    takes_same_rows = len(plain) == 1 or all(one.inverse_permutation is None for one in plain)
-    return plain if len(plain) == len(found) and takes_same_rows else ()
 
 
 @dataclass(slots=True)
@@ -106,41 +75,79 @@ def fuse_head(model: PreTrainedModel) -> bool:
     return True
 
 
+class MixerMaker:
+    """Makes the mixers of a model's layers; those with the same heads share their kernels."""
+
+    def __init__(self, cache: GraphCache) -> None:
+        self._cache = cache
+        self._kernels: dict[tuple[object, ...], DecodeKernels] = {}
+
+    def make(self, layer: nn.Module, matrices: AttentionMatrices | None, call: LayerCall) -> list[LayerPart]:
+        """The ways to run the mixer of `layer` on its own, the fastest first."""
+        norm, attention = getattr(layer, "input_layernorm", None), getattr(layer, "self_attn", None)
+        made: list[LayerPart] = []
+        index = int(getattr(attention, "layer_idx", -1))
+        spec = self._cache.attention_specs.get(index)
+        if matrices and spec and spec.dim in MAX_QUERIES and "position_embeddings" in call.kwargs:
+            made.append(FusedAttention(matrices, self._kernels_for(spec, call.hidden), spec, index))
+        if isinstance(norm, nn.Module) and isinstance(attention, nn.Module):
+            made.append(PlainMixer(norm, attention))
+        return made
+
+    def _kernels_for(self, spec: AttentionSpec, hidden: torch.Tensor) -> DecodeKernels:
+        key = (hidden.dtype, spec.heads, spec.dim)
+        if key not in self._kernels:
+            self._kernels[key] = DecodeKernels(*key, self._cache.num_slots, hidden.device)
+        return self._kernels[key]
+
+
+def make_mlps(layer: nn.Module, matrices: MlpMatrices | None) -> list[LayerPart]:
+    """The ways to run the MLP of `layer` on its own, the fastest first."""
+    norm, mlp = getattr(layer, "post_attention_layernorm", None), getattr(layer, "mlp", None)
+    made: list[LayerPart] = [FusedDenseMlp(matrices)] if matrices else []
+    if isinstance(norm, nn.Module) and isinstance(mlp, nn.Module):
+        made.append(PlainMlp(norm, mlp))
+    return made
+
+
 def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[[], object]) -> int:
-    """Put a FusedDecoderLayer in place of each decoder layer of `model`; how many. 0 if any of them computes something
-    else. `run_decode` runs one decode step of some slots over `cache`."""
+    """Put a FusedDecoderLayer in place of each decoder layer of `model` that has a part in few kernels; how many. A
+    layer stays as it is where no such pair of parts computes the same. `run_decode` runs one decode step of some slots
+    over `cache`."""
     for name, module in list(model.named_modules()):
         if isinstance(module, FusedDecoderLayer):
             put(model, name, module.layer)
     found = {
         name: matrices
         for name, module in model.named_modules()
-        if (matrices := find_layer_matrices(module)) is not None
+        if any(matrices := (find_attention_matrices(module), find_mlp_matrices(module)))
     }
     layers = [model.get_submodule(name) for name in found]
     if not layers:
         return 0
     with record_layer_calls(layers) as calls:
         run_decode()
-    kernels: DecodeKernels | None = None
-    fused: dict[str, FusedDecoderLayer] = {}
-    for place, ((name, matrices), layer) in enumerate(zip(found.items(), layers, strict=True)):
-        call, index = calls.get(place), int(getattr(layer.self_attn, "layer_idx", -1))
-        spec = cache.attention_specs.get(index)
-        if call is None or spec is None or not isinstance(call.output, torch.Tensor):
-            return 0
-        if spec.dim not in MAX_QUERIES or "position_embeddings" not in call.kwargs:
-            return 0
-        kernels = kernels or DecodeKernels(call.hidden.dtype, spec.heads, spec.dim, cache.num_slots, call.hidden.device)
-        one = FusedDecoderLayer(layer, matrices, kernels, spec, index)
-        got = one(call.hidden, **{name: value for name, value in call.kwargs.items() if name != "hidden_states"})
-        if not is_close(got, call.output):
-            log.info("layer %d is not fused", index)
-            return 0
-        fused[name] = one
+    mixers, fused = MixerMaker(cache), dict[str, FusedDecoderLayer]()
+    for place, ((name, (attention, mlp)), layer) in enumerate(zip(found.items(), layers, strict=True)):
+        call = calls.get(place)
+        if call is None or not isinstance(call.output, torch.Tensor):
+            continue
+        for parts in product(mixers.make(layer, attention, call), make_mlps(layer, mlp)):
+            one = FusedDecoderLayer(layer, *parts)
+            if any(part.is_fused for part in parts) and computes(one, call):
+                fused[name] = one
+                break
+        else:
+            log.info("layer %d is not fused", place)
     for name, one in fused.items():
         put(model, name, one)
     return len(fused)
+
+
+def computes(layer: FusedDecoderLayer, call: LayerCall) -> bool:
+    """Whether `layer` computes what the model's own did in `call`."""
+    got = layer(call.hidden, **{name: value for name, value in call.kwargs.items() if name != "hidden_states"})
+    return is_close(got, call.output)
 
 
 def fuse_prefill(model: PreTrainedModel, run_prefill: Callable[[], object]) -> int:

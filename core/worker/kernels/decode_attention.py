@@ -1,4 +1,4 @@
-"""RMSNorm, and attention of one new token a row over the KV cache: the kernels of cuda/rows.cu and cuda/attention.cu.
+"""Attention of one new token a row over the KV cache: the kernels of cuda/attention.cu.
 
 A row's result does not depend on the other rows.
 """
@@ -14,7 +14,6 @@ import torch
 from core.memory.kernels.llamadeck import KV_SPLITS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.nvrtc import CudaModule, read_source
-from core.worker.kernels.packed_small_batch import empty_group_sums
 
 # The most queries of a key that a block computes together, by head size: a block has registers for no more.
 MAX_QUERIES = {64: 8, 128: 8, 256: 2}
@@ -23,9 +22,6 @@ ATTEND_WARPS = 4
 COLUMNS = 16
 # Into how many blocks the columns of a row's head may be split.
 SPLITS = (8, 4, 2, 1)
-# The longest row (elements) that RMSNorm takes, and its threads.
-MAX_ROW = 32768
-NORM_THREADS = 512
 ROPE_THREADS = 256
 
 
@@ -69,9 +65,9 @@ def module_for(
 ) -> CudaModule:
     """The compiled kernels. pipeline_stages: pairs (blocks that split a head, loads in flight), a kernel for each."""
     lines = (f"ATTEND({blocks}, {times})" for blocks, times in pipeline_stages)
-    source = read_source("hopper.cuh", "rows.cu", "attention.cu", ATTENDS=lines)
+    source = read_source("hopper.cuh", "attention.cu", ATTENDS=lines)
     defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "CLUSTERS": int(clusters)}
-    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "KV_SPLITS": KV_SPLITS, "MAX_ROW": MAX_ROW}
+    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "KV_SPLITS": KV_SPLITS}
     return CudaModule(source, defines, device)
 
 
@@ -98,10 +94,7 @@ class DecodeKernels:
         room = properties.shared_memory_per_multiprocessor // 2 - 1024
         pipeline_stages = tuple((blocks, choose_pipeline_stages(dim, self._queries, blocks, room)) for blocks in splits)
         module = module_for(dtype, dim, self._queries, pipeline_stages, clusters, device)
-        self._norm, self._apply_rope_and_store_kv = (
-            module.kernel("rmsnorm_and_sum"),
-            module.kernel("apply_rope_and_store_kv"),
-        )
+        self._apply_rope_and_store_kv = module.kernel("apply_rope_and_store_kv")
         self._attend = {
             blocks: module.kernel(f"attend_{blocks}", shared_bytes(dim, self._queries, blocks, times))
             for blocks, times in pipeline_stages
@@ -117,21 +110,6 @@ class DecodeKernels:
         self._tops = torch.empty(shape, dtype=torch.float32, device=device)
         self._totals = torch.empty(shape, dtype=torch.float32, device=device)
         self._ended = torch.zeros(num_slots * self.num_heads, dtype=torch.int32, device=device)
-
-    def norm(
-        self,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        eps: float,
-        inputs_per_group: int,
-        inverse_permutation: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """RMSNorm of x [rows, size], each value stored where `inverse_permutation` says; and the sums of the result's
-        scale groups, as SmallBatchKernels.sum_rows gives them."""
-        out, sums = torch.empty_like(x), empty_group_sums(x, inputs_per_group)
-        self._norm((x.shape[0], 1, 1), NORM_THREADS, x, weight, out, inverse_permutation, x.stride(0),
-                   x.shape[1], eps, sums, sums.stride(0), inputs_per_group)  # fmt: skip
-        return out, sums
 
     def attend(
         self,

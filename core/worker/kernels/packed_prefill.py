@@ -17,7 +17,6 @@ from core.memory.kernels.llamadeck import (
     dequant_buffer_bytes,
     has_fused_prefill,
 )
-from core.worker.kernels.decode_attention import MAX_ROW, NORM_THREADS
 from core.worker.kernels.nvrtc import CudaModule, read_source
 from core.worker.kernels.packed_small_batch import (
     HEAD_ROWS,
@@ -29,6 +28,7 @@ from core.worker.kernels.packed_small_batch import (
     kernels_for,
 )
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix
+from core.worker.kernels.row_norm import MAX_ROW, NORM_THREADS
 
 GEMM_THREADS, ROW_THREADS = 384, 256
 # Inputs of a row for each thread of permute_rows, and of swiglu_rows.

@@ -1,0 +1,108 @@
+"""The two parts of a decoder layer: the mixer (attention, or a layer with a state) and the MLP.
+
+Each has the norm before it and the residual sum after it. FusedDecoderLayer runs one of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from core.worker.decode.fused_modules import FusedNorm
+from core.worker.kernels.packed_prefill import FusedDequantGemm
+from core.worker.kernels.packed_small_batch import FusedRmsNorm, PackedLinear
+from core.worker.kernels.packed_variants import MAX_NORMED
+from core.worker.kernels.row_norm import norm_rows
+
+# What a model calls its decoder layer with, by name: "past_key_values" (a GraphCache), "position_embeddings", ...
+LayerArguments = Mapping[str, Any]
+
+
+class LayerPart(Protocol):
+    """The mixer or the MLP of a decoder layer. It keeps the layer's own modules and weights, and no copies."""
+
+    is_fused: bool
+
+    def can_prefill(self) -> bool:
+        """Whether `prefill` may be called."""
+
+    def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
+        """hidden [rows, size] of one new token a row, at most MAX_SMALL_BATCH rows -> the same shape."""
+
+    def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
+        """hidden [tokens, size] of one chat's chunk -> the same shape."""
+
+
+class PlainMixer:
+    """A layer's own attention, in a layer whose MLP is fused."""
+
+    is_fused = False
+
+    def __init__(self, norm: nn.Module, attention: nn.Module) -> None:
+        self._norm, self._attention = norm, attention
+
+    def can_prefill(self) -> bool:
+        return True
+
+    def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
+        return self._run(hidden.unsqueeze(1), arguments).squeeze(1)
+
+    def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
+        return self._run(hidden.unsqueeze(0), arguments).squeeze(0)
+
+    def _run(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
+        attended = self._attention(hidden_states=self._norm(hidden), **arguments)
+        added: torch.Tensor = attended[0] if isinstance(attended, tuple) else attended
+        return hidden + added
+
+
+class PlainMlp:
+    """A layer's own MLP, in a layer whose mixer is fused."""
+
+    is_fused = False
+
+    def __init__(self, norm: nn.Module, mlp: nn.Module) -> None:
+        self._norm, self._mlp = norm, mlp
+
+    def can_prefill(self) -> bool:
+        return True
+
+    def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
+        return self._run(hidden.unsqueeze(1)).squeeze(1)
+
+    def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
+        return self._run(hidden.unsqueeze(0)).squeeze(0)
+
+    def _run(self, hidden: torch.Tensor) -> torch.Tensor:
+        out = self._mlp(self._norm(hidden))
+        # Experts may give the router's numbers as well.
+        added: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return hidden + added
+
+
+def multiply_normed(
+    linear: PackedLinear, hidden: torch.Tensor, norm: FusedNorm, epilogue: str, **more: torch.Tensor | None
+) -> torch.Tensor:
+    """A product of the RMS-normed rows [rows, size]; one row takes one kernel."""
+    matrix, multiply = linear.matrix, linear.kernels.multiply
+    if hidden.shape[0] == 1 and matrix.inputs <= MAX_NORMED:
+        before = FusedRmsNorm(norm.weight, linear.inverse_permutation, norm.eps)
+        return multiply(matrix, hidden, epilogue, linear.bias, norm=before, **more)
+    normed, sums = norm_rows(hidden, norm.weight, norm.eps, linear.kernels.inputs_per_group, linear.inverse_permutation)
+    return multiply(matrix, normed, epilogue, linear.bias, sums=sums, **more)
+
+
+def prefill_normed(gemm: FusedDequantGemm, linear: PackedLinear, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
+    """A product of the RMS-normed rows [tokens, size] of a chunk."""
+    swizzled = gemm.rmsnorm_rows(linear.matrix, hidden, FusedRmsNorm(norm.weight, linear.inverse_permutation, norm.eps))
+    return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias)
+
+
+def shared_gemm(*linears: PackedLinear) -> FusedDequantGemm | None:
+    """What multiplies many rows with all of `linears` from their codes; None where it is not one for all."""
+    gemm = linears[0].prefill_backend
+    is_shared = isinstance(gemm, FusedDequantGemm) and all(one.prefill_backend is gemm for one in linears)
+    return gemm if is_shared and isinstance(gemm, FusedDequantGemm) else None
