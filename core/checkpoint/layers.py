@@ -7,6 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from core.checkpoint.experts import (
+    CHOSEN,
+    COUNTS,
+    NUM_SHARED,
+    SHARED_EXPERT,
+    SHARED_SIZES,
+    SIZES,
+    count_experts,
+    first_value,
+)
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.text_config import has_capped_scores, has_distance_bias, text_config
 from core.common.errors import CheckpointError
@@ -51,9 +61,23 @@ class DenseMlp:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """MLPs of which each token goes through a few, as a router chooses; `shared_intermediate` is the size of one that
+    every token goes through beside them, 0 for none."""
+
+    num_experts: int
+    experts_per_token: int
+    intermediate: int
+    shared_intermediate: int = 0
+
+
+Mlp = DenseMlp | Experts
+
+
+@dataclass(frozen=True, slots=True)
 class LayerShape:
     mixer: FullAttention
-    mlp: DenseMlp
+    mlp: Mlp
 
 
 def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[LayerShape, ...]:
@@ -66,7 +90,6 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     text = text_config(config)
     heads, hidden = read_number(model, text, "num_attention_heads"), read_number(model, text, "hidden_size")
     count = read_number(model, text, "num_hidden_layers")
-    mlp = DenseMlp(read_number(model, text, "intermediate_size", 4 * hidden))
     kv_heads = read_number(model, text, "num_key_value_heads", heads)
     other = DistanceAttention if has_distance_bias(text) else CappedAttention if has_capped_scores(text) else None
     full = (other or FullAttention)(heads, kv_heads, read_number(model, text, "head_dim", hidden // heads))
@@ -77,7 +100,42 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     sliding, kinds = _sliding(full, text.get("sliding_window")), text.get("layer_types")
     if not isinstance(kinds, list) or len(kinds) != count:
         kinds = [None] * count
-    return tuple(LayerShape(sliding if kind == "sliding_attention" else full, mlp) for kind in kinds)
+    mlps = read_mlps(model, text, tensors, count, 4 * hidden)
+    return tuple(
+        LayerShape(sliding if kind == "sliding_attention" else full, mlp) for kind, mlp in zip(kinds, mlps, strict=True)
+    )
+
+
+def read_mlps(
+    model: str, text: Mapping[str, Any], tensors: Mapping[str, TensorInfo], num_layers: int, usual_size: int
+) -> list[Mlp]:
+    """The MLPs of all layers. Which of them have experts, the tensors tell: families have rules of their own for it.
+
+    Raises CheckpointError "config_number".
+    """
+    with_experts, has_shared = set(), False
+    for name in tensors:
+        if ".experts." in name and (match := LAYER.match(name)) is not None:
+            with_experts.add(int(match[1]))
+        has_shared = has_shared or SHARED_EXPERT.search(name) is not None
+    if not with_experts:
+        return [DenseMlp(read_number(model, text, "intermediate_size", usual_size))] * num_layers
+    experts = _read_experts(model, text, has_shared, max(count_experts(tensors).values(), default=None))
+    if len(with_experts) == num_layers:
+        return [experts] * num_layers
+    dense = DenseMlp(read_number(model, {SIZES[1]: first_value(text, SIZES[1:])}, SIZES[1], usual_size))
+    return [experts if index in with_experts else dense for index in range(num_layers)]
+
+
+def _read_experts(model: str, text: Mapping[str, Any], has_shared: bool, num_found: int | None) -> Experts:
+    found = {names[0]: first_value(text, names) for names in (COUNTS, CHOSEN, SIZES, SHARED_SIZES, NUM_SHARED)}
+    num_experts = read_number(model, found, COUNTS[0], num_found)
+    size = read_number(model, found, SIZES[0])
+    shared = 0
+    if has_shared:
+        shared = read_number(model, found, SHARED_SIZES[0], size * read_number(model, found, NUM_SHARED[0], 1))
+    chosen = min(num_experts, read_number(model, found, CHOSEN[0], num_experts))
+    return Experts(num_experts, chosen, size, shared)
 
 
 def read_number(model: str, config: Mapping[str, Any], name: str, default: int | None = None) -> int:

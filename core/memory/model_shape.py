@@ -10,8 +10,10 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.layers import (
     CappedAttention,
     DistanceAttention,
+    Experts,
     FullAttention,
     LayerShape,
+    Mlp,
     contradiction,
     read_number,
 )
@@ -82,7 +84,8 @@ class ModelShape:
 
     @property
     def intermediate(self) -> int:
-        return max(layer.mlp.intermediate for layer, _ in self.layers)
+        """The widest output of a gate, of an MLP or of an expert."""
+        return max(widest_output(layer.mlp) for layer, _ in self.layers)
 
     @property
     def is_capturable(self) -> bool:
@@ -93,6 +96,10 @@ class ModelShape:
     def attention(self) -> FullAttention:
         """The heads, which all layers have alike."""
         return self.layers[0][0].mixer
+
+
+def widest_output(mlp: Mlp) -> int:
+    return max(mlp.intermediate, mlp.shared_intermediate) if isinstance(mlp, Experts) else mlp.intermediate
 
 
 def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:

@@ -12,6 +12,7 @@ from core.checkpoint.quantization import QuantizedMatrix
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup
 from core.memory.model_shape import MatrixShape
+from core.worker.model.experts import ExpertTensors, GatedActivation
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors
 
 
@@ -34,3 +35,10 @@ class KernelBackend(Protocol):
 
     def make(self, members: Sequence[MatrixTensors]) -> nn.Module:
         """A module [..., in] -> [..., sum of outs], the outputs of `members` side by side."""
+
+    def make_experts(self, experts: Sequence[ExpertTensors], activation: GatedActivation) -> nn.Module:
+        """A module (hidden [tokens, hidden], chosen experts [tokens, k], their weights [tokens, k]) -> [tokens, hidden]
+        with all `experts` of a layer, in the order of their numbers.
+
+        Where the kernel has none of its own: `loop_experts`, which runs one after the other.
+        """

@@ -16,6 +16,7 @@ from core.memory.kernels.registry import has_c_compiler
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup
 from core.memory.model_shape import MatrixShape
+from core.worker.model.experts import ExpertTensors, GatedActivation, loop_experts
 from core.worker.model.matrix_tensors import ConcatenatedTensors, GroupTensors, MatrixTensors
 from core.worker.model.repack import middle_zeros
 
@@ -42,6 +43,9 @@ class GptqmodelBackend:
         module = self.build(members[0])
         module.post_init()
         return module
+
+    def make_experts(self, experts: Sequence[ExpertTensors], activation: GatedActivation) -> nn.Module:
+        return loop_experts(experts, activation, self.make)
 
     def build(self, tensors: MatrixTensors, scales_dtype: torch.dtype = torch.float16) -> GPTQQuantLinear:
         """gptqmodel's module with the tensors in it, not yet prepared for its kernel."""

@@ -26,6 +26,7 @@ from core.worker.kernels.packing import (
     tile_scales,
     unpack,
 )
+from core.worker.model.experts import ExpertTensors, GatedActivation, loop_experts
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors
 
 
@@ -73,6 +74,9 @@ class LlamadeckBackend:
         matrix = PackedMatrix(codes, torch.cat(scales), None if zeros is None else torch.cat(zeros), permutation)
         bias = None if bias is None else bias.to(self.device, self.dtype)
         return PackedLinear(matrix, bias, kernels, self._prefills[self._variant(format)])
+
+    def make_experts(self, experts: Sequence[ExpertTensors], activation: GatedActivation) -> nn.Module:
+        return loop_experts(experts, activation, self.make)
 
     def _zeros(self, members: Sequence[MatrixTensors]) -> list[torch.Tensor] | None:
         """Zero points as the kernels read them; None where all are in the middle."""

@@ -1,0 +1,68 @@
+"""The experts of a mixture by the names of their tensors, and their numbers by the configuration.
+
+Files have each expert's matrices by themselves: `….experts.17.gate_proj`. transformers keeps those of a layer in one
+tensor: `….experts.gate_up_proj` [experts, 2 * intermediate, hidden].
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+# Of an expert: one matrix for gate and up, as Granite's files have it, or one for each.
+PROJECTION = r"gate_proj|up_proj|down_proj|gate_up_proj"
+EXPERT = re.compile(rf"(.*\.experts)\.([0-9]{{1,6}})\.({PROJECTION})(?:\.([a-z_]+))?")
+# What a configuration calls how many experts a layer has, and how many of them a token goes through.
+COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_k", "moe_topk", "top_k_experts")
+# The size of an expert, where it is not that of a dense MLP; of the expert that all tokens go through, in experts or
+# in outputs.
+SIZES = ("moe_intermediate_size", "intermediate_size")
+NUM_SHARED = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert")
+SHARED_SIZES = ("shared_expert_intermediate_size", "shared_intermediate_size")
+SHARED_EXPERT = re.compile(r"\.shared_(?:experts?|mlp)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertMatrix:
+    """One matrix of one expert. `stack`: the module that holds all experts of the layer, such as
+    "model.layers.0.mlp.experts". `part`: what comes after the matrix's name, as "weight" or "qweight"."""
+
+    stack: str
+    number: int
+    projection: str
+    part: str = ""
+
+    @property
+    def expert(self) -> str:
+        """The expert's own name."""
+        return f"{self.stack}.{self.number}"
+
+
+@lru_cache(maxsize=1 << 18)
+def expert_matrix(name: str) -> ExpertMatrix | None:
+    """Which expert's matrix the tensor or the matrix `name` is; None for all that belongs to no single expert."""
+    match = EXPERT.fullmatch(name)
+    return None if match is None else ExpertMatrix(match[1], int(match[2]), match[3], match[4] or "")
+
+
+def count_experts(names: Iterable[str]) -> dict[str, int]:
+    """How many experts each stack has that files hold one by one, by the largest number."""
+    found: dict[str, int] = {}
+    for name in names:
+        one = expert_matrix(name)
+        if one is not None:
+            found[one.stack] = max(found.get(one.stack, 0), one.number + 1)
+    return found
+
+
+def first_value(text: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """The first of `names` that the configuration has; of a list, one number a layer, the largest. None for none."""
+    value = next((text[name] for name in names if text.get(name) is not None), None)
+    if isinstance(value, list):
+        numbers = [one for one in value if isinstance(one, int)]
+        return max(numbers, default=None)
+    return value
