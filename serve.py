@@ -29,6 +29,7 @@ from core.library.last_model import is_loaded_at_start, last_model
 from core.library.scan import find
 from core.remote.selection import read_selection
 from core.server.uvicorn_tuning import tune_server
+from core.standby.loader import ModelLoader
 from ui.server.sessions import end_sessions_in_time
 from ui.server.single_sign_on import sign_on
 from ui.server.typed_tokens import typed_tokens_route
@@ -106,13 +107,14 @@ use_router()
 note_listening(st.get_option("server.address"))
 ending = asyncio.Event()
 gate_access, provider = access(), sign_on()
+loader = ModelLoader(engine())
 if is_network() and not provider and not gate_access.has_password:
     log.error("%s", DeckError("exposed", host=st.get_option("server.address") or "0.0.0.0"))
 app = st.App(
     "Home.py",
     lifespan=lifespan,
     routes=[
-        *make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending),
+        *make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending, loader=loader),
         typed_tokens_route(count_typed),
     ],
     middleware=[

@@ -10,6 +10,7 @@ from core.api.errors import ApiError
 from core.api.generation import AdmissionLimit, Choices, begin, cancel
 from core.api.http_call import DONE, HttpCall, to_json
 from core.api.intake import Intake
+from core.api.just_in_time import JustInTime
 from core.api.metrics import Metrics
 from core.api.prompts import GenerationRequest, read_chat_request, read_completion_request
 from core.api.responses import ResponseWriter
@@ -39,10 +40,16 @@ class Completions:
     """Handlers of requests for answers; each of them raises DeckError or ClientGone."""
 
     def __init__(
-        self, engine: Engine, characters: Listing, metrics: Metrics, intake: Intake, admission: AdmissionLimit
+        self,
+        engine: Engine,
+        characters: Listing,
+        metrics: Metrics,
+        intake: Intake,
+        admission: AdmissionLimit,
+        just_in_time: JustInTime,
     ) -> None:
         self._engine, self._characters, self._metrics = engine, characters, metrics
-        self._intake, self._admission = intake, admission
+        self._intake, self._admission, self._just_in_time = intake, admission, just_in_time
 
     async def chat(self, call: HttpCall) -> None:
         def read(request: ChatRequest) -> Order:
@@ -52,7 +59,7 @@ class Completions:
             generations = [read_chat_request(request, served, character, call.owner, key)]
             return _order(request, served, generations, ResponseWriter("chat", request.model or served.name))
 
-        await self._answer(call, await self._intake.take(call, ChatRequest, read))
+        await self._answer(call, await self._intake.take(call, ChatRequest, read, self._prepare))
 
     async def complete(self, call: HttpCall) -> None:
         def read(request: CompletionRequest) -> Order:
@@ -63,7 +70,10 @@ class Completions:
                 request, served, read_completion_request(request, served), ResponseWriter("completion", served.name)
             )
 
-        await self._answer(call, await self._intake.take(call, CompletionRequest, read))
+        await self._answer(call, await self._intake.take(call, CompletionRequest, read, self._prepare))
+
+    async def _prepare(self, request: Sampled) -> None:
+        await self._just_in_time.ready(request.model)
 
     async def _answer(self, call: HttpCall, order: Order) -> None:
         begin_s = asyncio.get_running_loop().time()

@@ -58,6 +58,7 @@ SHAPES = {
     "api_many": HttpErrorShape(400, INVALID, "invalid_value", "n"),
     "api_busy": HttpErrorShape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),
     "api_loading": HttpErrorShape(503, SERVER, "model_loading", "model", LOAD_RETRY_S),
+    "api_answering": HttpErrorShape(503, SERVER, "model_busy", "model", LOAD_RETRY_S),
     "api_fault": FAULT,
     "api_too_long": CONTEXT,
     "api_far_too_long": CONTEXT,

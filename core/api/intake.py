@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from core.api.errors import ApiError
 from core.api.http_call import HttpCall
 from core.api.json_text import MAX_VALUES
-from core.api.schema import Strict, read_body
+from core.api.schema import Strict, Translate, read_body
 from core.common.plain_json import ValueCounter
 
 Request = TypeVar("Request", bound=Strict)
@@ -53,14 +52,21 @@ class Intake:
         # A parser holds Python's lock to its end: between two of them others must get it.
         self._parsing = threading.Lock()
 
-    async def take(self, call: HttpCall, kind: type[Request], work: Callable[[Request], Result]) -> Result:
-        """What `work` makes, in a thread, of the request that the body is. Raises ApiError, ClientGone, and as `work`
-        does."""
+    async def take(
+        self,
+        call: HttpCall,
+        kind: type[Request],
+        work: Callable[[Request], Result],
+        prepare: Callable[[Request], Awaitable[None]] | None = None,
+        translate: Translate | None = None,
+    ) -> Result:
+        """What `work` makes, in a thread, of the request that the body is, once `prepare` is over for it. `translate`
+        makes such a request of a body that another API knows. Raises ApiError, ClientGone, and as these do."""
         call.check_kind()
         async with AsyncExitStack() as held:
             # Handed over, so that it is gone before the memory is given back.
-            make = partial(self._make, kind, work, await self._read(call, held))
-            return await asyncio.get_running_loop().run_in_executor(self._threads, make)
+            bodies = [await self._read(call, held)]
+            return await self._make(lambda: read_body(kind, bodies.pop(), translate), work, prepare)
 
     async def run(self, work: Callable[[], Result], undo: Callable[[Result], None] | None = None) -> Result:
         """What `work` comes to, in a thread. It is short, and waits for no request that is being taken.
@@ -80,10 +86,22 @@ class Intake:
             working.add_done_callback(take_back)
             raise
 
-    def _make(self, kind: type[Request], work: Callable[[Request], Result], body: bytes) -> Result:
+    async def _make(
+        self,
+        read: Callable[[], Request],
+        work: Callable[[Request], Result],
+        prepare: Callable[[Request], Awaitable[None]] | None,
+    ) -> Result:
+        loop = asyncio.get_running_loop()
+        if prepare is None:
+            return await loop.run_in_executor(self._threads, lambda: work(self._parse(read)))
+        request = await loop.run_in_executor(self._threads, self._parse, read)
+        await prepare(request)
+        return await loop.run_in_executor(self._threads, work, request)
+
+    def _parse(self, read: Callable[[], Request]) -> Request:
         with self._parsing:
-            request = read_body(kind, body)
-        return work(request)
+            return read()
 
     async def _read(self, call: HttpCall, held: AsyncExitStack) -> bytes:
         """The whole body; a large one with room for it, which `held` gives back."""

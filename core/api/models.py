@@ -7,44 +7,57 @@ from typing import Any
 from core.api.errors import ApiError
 from core.api.http_call import HttpCall, to_json
 from core.api.intake import Intake
+from core.api.just_in_time import JustInTime
 from core.api.prompts import check_size, render_messages
 from core.api.schema import DetokenizeRequest, TokenizeRequest
-from core.api.served_model import ServedModel, find_character, list_models, read_served_model
+from core.api.served_model import ServedModel, find_character, list_loadable, list_models, read_served_model
 from core.common.errors import DeckError
 from core.common.values import printable
 from core.engine.interface import Engine
 from core.personas.listing import Listing
 from core.personas.names import same_name
+from core.standby.loader import ModelLoader
+
+# Models as OpenAI lists them; a method of Models is called list.
+Described = list[dict[str, Any]]
 
 
 class Models:
     """Handlers; each of them raises DeckError."""
 
-    def __init__(self, engine: Engine, characters: Listing, intake: Intake) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        characters: Listing,
+        intake: Intake,
+        just_in_time: JustInTime,
+        loader: ModelLoader | None = None,
+    ) -> None:
         self._engine, self._characters, self._intake = engine, characters, intake
+        self._just_in_time, self._loader = just_in_time, loader
 
     async def list(self, call: HttpCall) -> None:
-        """Nothing is listed while nothing can answer."""
+        """What can answer, and what is loaded for whoever names it."""
+        await call.json({"object": "list", "data": await self._intake.run(self.find_all)})
 
-        def find() -> list[dict[str, Any]]:
-            return list_models(read_served_model(self._engine), self._characters)
-
+    def find_all(self) -> Described:
+        """The list, for a thread."""
         try:
-            found = await self._intake.run(find)
+            found = list_models(read_served_model(self._engine), self._characters)
         except DeckError as error:
             if error.key not in ("nothing_loaded", "api_loading"):
                 raise
             found = []
-        await call.json({"object": "list", "data": found})
+        return found + list_loadable(self._loader.loadable() if self._loader is not None else ())
 
     async def get(self, call: HttpCall) -> None:
         wanted = same_name(call.request.path_params["id"])
 
         def find() -> dict[str, Any]:
-            served = read_served_model(self._engine)
-            for one in list_models(served, self._characters):
+            for one in self.find_all():
                 if same_name(one["id"]) == wanted:
                     return one
+            served = read_served_model(self._engine)
             raise ApiError("api_model", name=printable(call.request.path_params["id"]), loaded=served.name)
 
         await call.json(await self._intake.run(find))
@@ -66,7 +79,8 @@ class Models:
             # Written here: on the event loop a long list would hold up everybody.
             return to_json({"count": number, "max_model_len": served.context_tokens, "tokens": tokens})
 
-        await call.text(await self._intake.take(call, TokenizeRequest, count), "application/json")
+        counted = await self._intake.take(call, TokenizeRequest, count, self._prepare)
+        await call.text(counted, "application/json")
 
     async def detokenize(self, call: HttpCall) -> None:
         def decode(request: DetokenizeRequest) -> str:
@@ -76,7 +90,11 @@ class Models:
                 raise ApiError("api_no_tokenizer", name=served.name)
             return to_json({"prompt": text})
 
-        await call.text(await self._intake.take(call, DetokenizeRequest, decode), "application/json")
+        decoded = await self._intake.take(call, DetokenizeRequest, decode, self._prepare)
+        await call.text(decoded, "application/json")
+
+    async def _prepare(self, request: TokenizeRequest | DetokenizeRequest) -> None:
+        await self._just_in_time.ready(request.model)
 
     def _served(self, model: str | None) -> ServedModel:
         served = read_served_model(self._engine)

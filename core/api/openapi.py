@@ -117,7 +117,8 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
 
 def _answers() -> dict[str, Any]:
     error = _object(message=TEXT, type=TEXT, param=OPTIONAL_TEXT, code=OPTIONAL_TEXT)
-    model = _object(id=TEXT, object={"const": "model"}, created=NUMBER, owned_by=TEXT, max_model_len=NUMBER)
+    model = _object(id=TEXT, object={"const": "model"}, created=NUMBER, owned_by=TEXT)
+    model["properties"]["max_model_len"] = NUMBER | {"description": "Of what is loaded."}
     model["properties"]["parent"] = TEXT | {"description": "A character's: the model that speaks for it."}
     usage = _object(
         prompt_tokens=NUMBER,

@@ -19,6 +19,7 @@ from core.api.errors import ApiError
 from core.api.generation import MAX_WAITING, AdmissionLimit
 from core.api.http_call import CLIENT_GONE, ClientGone, HttpCall
 from core.api.intake import BODY_S, Intake
+from core.api.just_in_time import JustInTime
 from core.api.metrics import Metrics
 from core.api.models import Models
 from core.api.openapi import describe
@@ -26,6 +27,7 @@ from core.common.errors import DeckError
 from core.common.panics import panics_as_errors
 from core.engine.interface import Engine
 from core.personas.listing import Listing
+from core.standby.loader import ModelLoader
 
 log = logging.getLogger(__name__)
 Handler = Callable[[HttpCall], Coroutine[Any, Any, None]]
@@ -87,17 +89,20 @@ def make_routes(
     max_waiting: int = MAX_WAITING,
     body_s: float = BODY_S,
     ending: asyncio.Event | None = None,
+    loader: ModelLoader | None = None,
 ) -> list[BaseRoute]:
     """All routes. Where `needs_key` says so, none answers without a key, but /health that the server is alive and
     /ready whether its engine answers; a key opens nothing while its owner is not welcome.
 
     Beside the slots of the engine `max_waiting` answers of each client may wait; a request's body may take `body_s` to
-    come. Once `ending` is set all that is being answered ends with an error that says so.
+    come. Once `ending` is set all that is being answered ends with an error that says so. `loader` brings the model
+    that a request names; None: only what is loaded answers.
     """
     metrics, auth, intake = Metrics(), ApiAuth(keys, needs_key, is_welcome), Intake(body_s)
     ending = ending or asyncio.Event()
-    completions = Completions(engine, characters, metrics, intake, AdmissionLimit(max_waiting))
-    models = Models(engine, characters, intake)
+    just_in_time = JustInTime(engine, loader, intake)
+    completions = Completions(engine, characters, metrics, intake, AdmissionLimit(max_waiting), just_in_time)
+    models = Models(engine, characters, intake, just_in_time, loader)
 
     async def health(call: HttpCall) -> None:
         await call.json({"status": "ok"})

@@ -7,6 +7,7 @@ done is refused (unsupported.py).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -258,9 +259,11 @@ class DetokenizeRequest(Strict):
 
 
 Request = TypeVar("Request", bound=Strict)
+# From a body as another API has it to one of ours. Raises ApiError.
+Translate = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def read_body(kind: type[Request], body: bytes) -> Request:
+def read_body(kind: type[Request], body: bytes, translate: Translate | None = None) -> Request:
     """The request in `body`. Raises ApiError that names the first field that is wrong."""
     try:
         value = read_json(body)
@@ -268,6 +271,8 @@ def read_body(kind: type[Request], body: bytes) -> Request:
         raise ApiError("api_json", why=str(error)[:MAX_SHOWN_CHARS]) from None
     if not isinstance(value, dict):
         raise ApiError("api_field", field="body", why="an object is wanted")
+    if translate is not None:
+        value = translate(value)
     if issubclass(kind, Sampled):
         value = with_our_names(value)
         check_supported(value)

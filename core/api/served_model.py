@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,9 @@ from core.chat.presets import read_recommended
 from core.common.errors import DeckError, EngineError
 from core.common.values import printable
 from core.engine.interface import Engine
+from core.library.scan import LibraryEntry
 from core.personas.listing import Entry, Listing
+from core.standby.settings import other_names
 
 OWNER = "llamadeck"
 # No file has a longer name.
@@ -60,18 +63,29 @@ def _read_recommended(folder: Path, changed_ns: int) -> dict[str, Any]:
 
 
 def find_character(name: str | None, served: ServedModel, characters: Listing) -> Entry | None:
-    """The character that a request's `model` means; None for the loaded model. Raises ApiError for any other name."""
+    """The character that a request's `model` means; None for the loaded model. Raises ApiError for any other name,
+    unless every name is to be the loaded model's."""
     if name is None or name == served.name:
         return None
+    is_any = other_names() == "any"
     if len(name) > MAX_NAME_CHARS:
+        if is_any:
+            return None
         raise ApiError("api_model", name=f"{printable(name[:MAX_SHOWN_CHARS])}…", loaded=served.name)
     try:
         entry = characters.find(name)
     except DeckError:
         entry = None
     if entry is None or entry.character is None:
+        if is_any:
+            return None
         raise ApiError("api_model", name=printable(name), loaded=served.name)
     return entry
+
+
+def list_loadable(entries: Iterable[LibraryEntry]) -> list[dict[str, Any]]:
+    """The models that a request loads by naming them. How long their contexts are is known once they are loaded."""
+    return [_described(entry.name, _made_s(entry.folder), None) for entry in entries]
 
 
 def list_models(served: ServedModel, characters: Listing) -> list[dict[str, Any]]:
@@ -91,18 +105,17 @@ def list_models(served: ServedModel, characters: Listing) -> list[dict[str, Any]
     return found
 
 
-def _described(name: str, created_s: int, served: ServedModel) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": created_s,
-        "owned_by": OWNER,
-        "max_model_len": served.context_tokens,
-    }
+def _described(name: str, created_s: int, served: ServedModel | None) -> dict[str, Any]:
+    about = {"id": name, "object": "model", "created": created_s, "owned_by": OWNER}
+    return about if served is None else about | {"max_model_len": served.context_tokens}
 
 
 def _changed_s(entry: Entry) -> int:
+    return _made_s(entry.text_path)
+
+
+def _made_s(path: Path) -> int:
     try:
-        return int(entry.text_path.stat().st_mtime)
+        return int(path.stat().st_mtime)
     except OSError:
         return 0

@@ -91,6 +91,12 @@ def find(name: str) -> Checkpoint:
     return read_checkpoint(folder_of(name))
 
 
+def list_names() -> list[str]:
+    """What can be named for a load, in the order of `scan`; reads no model. Raises CheckpointError as `scan` does."""
+    folders = [*list_folders(models_dir()), *readable_snapshots()]
+    return [name for folder in folders if is_plain_name(name := model_name(folder)) and printable(name) == name]
+
+
 def folder_of(name: str) -> Path:
     """The folder of the model that is called `name`, also of one that cannot be loaded. Raises InputError."""
     names = [entry.name for entry in scan()]

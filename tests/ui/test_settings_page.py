@@ -13,6 +13,7 @@ from core.access import password
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK
 from core.common.paths import version
 from core.library.last_model import is_loaded_at_start
+from core.standby.settings import other_names
 from tests.support.pages import open_tab, run
 from ui.shared import resources
 
@@ -124,3 +125,12 @@ def test_a_start_loads_the_last_model_where_that_is_chosen() -> None:
     other.toggle(key="settings_at_start").set_value(False)
     run(other)
     assert not is_loaded_at_start() and not run(tab).toggle(key="settings_at_start").value
+
+
+def test_what_programs_may_name_is_chosen_here() -> None:
+    tab = open_tab("6_Settings")
+    assert tab.selectbox(key="settings_other_names").value == "refuse"
+    tab.selectbox(key="settings_other_names").set_value("load")
+    run(tab)
+    assert other_names() == "load"
+    assert open_tab("6_Settings").selectbox(key="settings_other_names").value == "load"

@@ -1,0 +1,70 @@
+"""Requests that wait for a model: the one that they name is loaded first, where that is wanted. For the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from core.api.errors import ApiError
+from core.api.intake import Intake
+from core.engine.interface import Engine
+from core.standby.loader import ModelLoader, WantedModel
+
+# What is being answered is let to its end for so long; whoever wants another model is then told to come again.
+TURN_S = 60.0
+POLL_S = 0.1
+# Requests that may wait for a load; each holds its messages.
+MAX_WAITING = 64
+
+
+class JustInTime:
+    """Brings the model of a request. One load at a time: whoever wants another model meanwhile is told so."""
+
+    def __init__(self, engine: Engine, loader: ModelLoader | None, intake: Intake) -> None:
+        self._engine, self._loader, self._intake = engine, loader, intake
+        self._bringing: tuple[WantedModel, asyncio.Task[None]] | None = None
+        self._num_waiting = 0
+
+    async def ready(self, name: str | None) -> None:
+        """Wait until a request for `name` can be answered or refused. Raises ApiError, EngineError."""
+        if (loader := self._loader) is None:
+            return
+        state = self._engine.state
+        is_there = state.phase == "ready" and name in (None, state.model)
+        wanted = None if is_there else await self._intake.run(lambda: loader.wanted(name))
+        if self._bringing is None:
+            if wanted is None:
+                return
+            task = asyncio.create_task(self._bring(wanted, loader.bring))
+            # Where all who waited have gone, nobody else asks how it ended.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._bringing = wanted, task
+        elif wanted not in (None, self._bringing[0]) or (wanted is None and is_there):
+            # Whoever came first has it: a model that goes on being asked for would never leave.
+            raise ApiError("api_loading", name=self._bringing[0].name, percent=self._percent())
+        await self._wait(self._bringing[1])
+
+    def _percent(self) -> int:
+        state = self._engine.state
+        return int(state.fraction * 100) if state.phase == "loading" else 0
+
+    async def _wait(self, task: asyncio.Task[None]) -> None:
+        if self._num_waiting >= MAX_WAITING:
+            raise ApiError("api_busy", limit=MAX_WAITING)
+        self._num_waiting += 1
+        try:
+            # A client that leaves ends no load that others wait for.
+            await asyncio.shield(task)
+        finally:
+            self._num_waiting -= 1
+
+    async def _bring(self, wanted: WantedModel, bring: Callable[[WantedModel], None]) -> None:
+        try:
+            end_s = asyncio.get_running_loop().time() + TURN_S
+            while self._engine.running_answers:
+                if asyncio.get_running_loop().time() > end_s:
+                    raise ApiError("api_answering", name=self._engine.state.model or "", wanted=wanted.name)
+                await asyncio.sleep(POLL_S)
+            await asyncio.to_thread(bring, wanted)
+        finally:
+            self._bringing = None

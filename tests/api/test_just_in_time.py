@@ -1,0 +1,136 @@
+"""Requests that name another model than the loaded one: refused, answered all the same, or loaded first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from core.engine.runner import Runner
+from core.standby.loader import ModelLoader
+from core.standby.settings import set_other_names
+from tests.support.api_server import MODEL, api_server, error, loaded_runner
+from tests.support.chat_templates import OWN_LLAMA2
+from tests.support.checkpoints import Recipe, make_checkpoint
+
+OTHER, BROKEN = "other-chat", "broken"
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def models(api_home: Path) -> Path:
+    make_checkpoint(api_home / "models" / OTHER, Recipe(context_tokens=512))
+    (api_home / "models" / OTHER / "chat_template.jinja").write_text(OWN_LLAMA2, "utf-8")
+    (api_home / "models" / BROKEN).mkdir()
+    return api_home / "models"
+
+
+@pytest.fixture
+def runner(models: Path) -> Iterator[Runner]:
+    with loaded_runner(models) as runner:
+        yield runner
+
+
+@pytest.fixture
+def url(runner: Runner, api_home: Path) -> Iterator[str]:
+    with api_server(runner, api_home, loader=ModelLoader(runner)) as url:
+        yield url
+    set_other_names("refuse")
+
+
+def ask(url: str, model: str | None, text: str = "hello", **more: Any) -> httpx2.Response:
+    body = {"messages": [{"role": "user", "content": text}], **({"model": model} if model else {}), **more}
+    return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=WAIT_S)
+
+
+def listed(url: str) -> list[str]:
+    return [one["id"] for one in httpx2.get(f"{url}/v1/models").json()["data"]]
+
+
+def test_another_name_is_refused_as_long_as_nobody_chose_otherwise(url: str) -> None:
+    refused = ask(url, OTHER)
+    assert refused.status_code == 404 and error(refused)["code"] == "model_not_found"
+    assert OTHER not in listed(url)
+
+
+def test_any_name_may_be_the_loaded_models(url: str) -> None:
+    set_other_names("any")
+    for name in ("gpt-4o", "claude-sonnet-4-5", "x" * 300, OTHER):
+        done = ask(url, name)
+        assert done.json()["choices"][0]["message"]["content"] == "You said: hello "
+        # A client holds the answer's name against the one that it asked for.
+        assert done.json()["model"] == name
+    assert httpx2.post(f"{url}/v1/completions", json={"model": "gpt-4o", "prompt": "x"}).status_code == 200
+    assert "Speak only as Ada." in ask(url, "Ada").text, "a character keeps its name"
+
+
+def test_a_model_of_the_library_is_loaded_and_then_answers(url: str, runner: Runner) -> None:
+    set_other_names("load")
+    assert OTHER in listed(url) and BROKEN not in listed(url)
+    done = ask(url, OTHER)
+    assert done.json()["choices"][0]["message"]["content"] == "You said: hello " and done.json()["model"] == OTHER
+    assert runner.state.model == OTHER
+    assert ask(url, None).status_code == 200 and runner.state.model == OTHER
+    counted = httpx2.post(f"{url}/v1/tokenize", json={"prompt": "x", "model": MODEL}, timeout=WAIT_S)
+    assert counted.json()["max_model_len"] == 1024 and runner.state.model == MODEL
+
+
+def test_what_is_no_model_takes_nobodys_place(url: str, runner: Runner) -> None:
+    set_other_names("load")
+    assert ask(url, "gpt-4o").status_code == 404
+    assert ask(url, f"../models/{OTHER}").status_code == 404
+    assert ask(url, BROKEN).status_code == 500
+    assert runner.state.phase == "ready" and runner.state.model == MODEL
+
+
+def test_whoever_wants_the_model_that_comes_waits_and_others_are_told_when_to_ask(
+    url: str, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "1.0")
+    set_other_names("load")
+    with ThreadPoolExecutor(4) as pool:
+        first = [pool.submit(ask, url, OTHER) for _ in range(3)]
+        while runner.state.phase != "loading":
+            assert not any(one.done() for one in first)
+        refused = ask(url, MODEL)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+        assert error(refused)["code"] == "model_loading" and OTHER in error(refused)["message"]
+        assert ask(url, None).json()["model"] == OTHER, "whoever names none takes the one that comes"
+        assert [one.result().status_code for one in first] == [200] * 3
+
+
+def test_what_is_being_answered_comes_to_its_end_first(url: str, runner: Runner) -> None:
+    set_other_names("load")
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(ask, url, MODEL, "words=40 wait=0.02")
+        while not runner.running_answers:
+            assert not running.done()
+        other = pool.submit(ask, url, OTHER)
+        assert len(running.result().json()["choices"][0]["message"]["content"].split()) == 40
+        assert other.result().status_code == 200
+
+
+def test_an_answer_without_end_keeps_its_model(url: str, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.api.just_in_time.TURN_S", 0.3)
+    set_other_names("load")
+    with httpx2.Client(timeout=WAIT_S) as client:
+        body = {"messages": [{"role": "user", "content": "forever"}], "stream": True}
+        with client.stream("POST", f"{url}/v1/chat/completions", json=body) as stream:
+            # Kept: the connection is closed as soon as nobody has it.
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            refused = ask(url, OTHER)
+            assert refused.status_code == 503 and error(refused)["code"] == "model_busy"
+            assert int(refused.headers["retry-after"]) > 0 and runner.state.model == MODEL
+
+
+def test_a_load_that_fails_is_the_error_of_whoever_asked(url: str, models: Path, runner: Runner) -> None:
+    make_checkpoint(models / "refused", Recipe(context_tokens=512))
+    set_other_names("load")
+    refused = ask(url, "refused")
+    assert refused.status_code == 503 and error(refused)["code"] == "model_not_loaded"
+    assert ask(url, MODEL).status_code == 200, "the next one loads what it names"
