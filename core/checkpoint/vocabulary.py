@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.layers import read_number, text_config
+from core.checkpoint.numbers import read_number
+from core.checkpoint.text_config import text_config
 from core.checkpoint.tied_head import EMBEDDINGS
 
 

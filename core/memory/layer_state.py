@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from core.checkpoint.layers import CappedAttention, DistanceAttention, FullAttention, LayerShape, SlidingAttention
+from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention, SlidingAttention
+from core.checkpoint.layers import LayerShape
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
 
 # How many queries of a chunk have their scores multiplied out at a time, where no kernel does it for all. No fewer than
@@ -14,7 +15,10 @@ class KvStatePlan:
     """Keys and values of every token. A sliding layer keeps them all as well and looks back less far."""
 
     def state_bytes(self, mixer: FullAttention, context_tokens: int, num_slots: int) -> int:
-        """2 * slots * kv heads * (context + 1) * head size * 2 bytes; one column more, which nobody reads."""
+        """2 * slots * kv heads * (context + 1) * head size * 2 bytes; one column more, which nobody reads. Nothing
+        where the layer reads what an earlier one keeps."""
+        if mixer.shares_cache:
+            return 0
         one = num_slots * mixer.num_kv_heads * (context_tokens + 1) * mixer.head_dim * HALF_BYTES
         return 2 * round_to_block(one)
 
@@ -24,10 +28,12 @@ class KvStatePlan:
         Torch's attention may also repeat the keys and values of heads that share them, and takes a mask.
         """
         size = mixer.num_heads * mixer.head_dim * HALF_BYTES
+        # A gate lies beside the queries; it is copied, and so is what comes of it.
+        vectors = (8 if mixer.is_gated else 5) * num_rows * size
         if own_attention:
-            return 5 * num_rows * size
+            return vectors
         repeated = 2 * context_tokens * size if mixer.num_heads // mixer.num_kv_heads > 1 else 0
-        return 5 * num_rows * size + repeated + mask_bytes(num_rows, context_tokens)
+        return vectors + repeated + mask_bytes(num_rows, context_tokens)
 
 
 class DistanceStatePlan(KvStatePlan):

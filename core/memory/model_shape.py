@@ -6,17 +6,10 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.layers import (
-    CappedAttention,
-    DistanceAttention,
-    Experts,
-    FullAttention,
-    LayerShape,
-    Mlp,
-    contradiction,
-    read_number,
-)
+from core.checkpoint.layers import LAYER, DenseMlp, Experts, LayerShape, Mlp, contradiction
+from core.checkpoint.numbers import read_number
 from core.checkpoint.quantization import MatrixFormat
 from core.checkpoint.text_config import text_config
 from core.checkpoint.vocabulary import num_tokens
@@ -69,9 +62,11 @@ class MatrixShape:
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """What a plan needs: each kind of layer and of quantized matrix with how often it comes, and the sizes of all other
-    tensors. `is_merged`: matrices that share their input count as one."""
+    tensors. `layer_order`: of each layer, first to last, its place in `layers`. `is_merged`: matrices that share their
+    input count as one."""
 
     layers: tuple[tuple[LayerShape, int], ...]
+    layer_order: tuple[int, ...]
     hidden: int
     vocabulary: int
     matrices: tuple[tuple[MatrixShape, int], ...]
@@ -93,9 +88,9 @@ class ModelShape:
         return not any(isinstance(layer.mixer, (DistanceAttention, CappedAttention)) for layer, _ in self.layers)
 
     @property
-    def attention(self) -> FullAttention:
-        """The heads, which all layers have alike."""
-        return self.layers[0][0].mixer
+    def attentions(self) -> tuple[FullAttention, ...]:
+        """Each kind of attention that a layer has."""
+        return tuple(dict.fromkeys(layer.mixer for layer, _ in self.layers if isinstance(layer.mixer, FullAttention)))
 
 
 def widest_output(mlp: Mlp) -> int:
@@ -114,8 +109,11 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
 
 def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:
     name, config = checkpoint.name, text_config(checkpoint.config)
+    layers = Counter(checkpoint.layers)
+    places = {layer: place for place, layer in enumerate(layers)}
     shape = ModelShape(
-        layers=tuple(Counter(checkpoint.layers).items()),
+        layers=tuple(layers.items()),
+        layer_order=tuple(places[layer] for layer in checkpoint.layers),
         hidden=read_number(name, config, "hidden_size"),
         vocabulary=num_tokens(checkpoint),
         matrices=tuple(matrix_shapes(checkpoint, merged).items()),
@@ -157,8 +155,6 @@ def _plain_elements(checkpoint: Checkpoint) -> list[int]:
 
 def _check_sizes(checkpoint: Checkpoint, shape: ModelShape) -> None:
     """Raise where the configuration's sizes are not those of the tensors that have them."""
-    kv_heads, intermediate = shape.attention.num_kv_heads, shape.intermediate
-    kv_features = kv_heads * shape.attention.head_dim
     wanted = (
         ("lm_head.weight", 0, "vocab_size", shape.vocabulary, shape.vocabulary),
         ("embed_tokens.weight", 1, "hidden_size", shape.hidden, shape.hidden),
@@ -167,14 +163,24 @@ def _check_sizes(checkpoint: Checkpoint, shape: ModelShape) -> None:
         for name, tensor in checkpoint.tensors.items():
             if name.endswith(ending) and tensor.shape[axis : axis + 1] != (size,):
                 raise contradiction(checkpoint.name, number, value, name, tensor)
-    heads = shape.attention.num_heads
-    outputs = (
-        ("self_attn.q_proj", "num_attention_heads", heads, heads * shape.attention.head_dim),
-        ("self_attn.k_proj", "num_key_value_heads", kv_heads, kv_features),
-        ("mlp.gate_proj", "intermediate_size", intermediate, intermediate),
-    )
-    for ending, number, value, size in outputs:
-        for name, matrix in checkpoint.matrices.items():
-            if name.endswith(ending) and matrix.out_features != size:
-                codes = matrix.tensors["codes"]
-                raise contradiction(checkpoint.name, number, value, codes, checkpoint.tensors[codes])
+    layers = checkpoint.layers
+    for name, matrix in checkpoint.matrices.items():
+        found = LAYER.match(name)
+        if found is None or int(found[1]) >= len(layers):
+            continue
+        number, value, size = _outputs(layers[int(found[1])]).get(name[found.end() :], ("", 0, matrix.out_features))
+        if matrix.out_features != size:
+            codes = matrix.tensors["codes"]
+            raise contradiction(checkpoint.name, number, value, codes, checkpoint.tensors[codes])
+
+
+def _outputs(layer: LayerShape) -> dict[str, tuple[str, int, int]]:
+    """Of matrices of a layer: the configuration's number that their outputs follow from, its value, the outputs."""
+    mixer, mlp, found = layer.mixer, layer.mlp, {}
+    if isinstance(mlp, DenseMlp):
+        found["mlp.gate_proj"] = ("intermediate_size", mlp.intermediate, mlp.intermediate)
+    if isinstance(mixer, FullAttention):
+        kv_heads = mixer.num_kv_heads
+        found["self_attn.q_proj"] = ("num_attention_heads", mixer.num_heads, mixer.query_features)
+        found["self_attn.k_proj"] = ("num_key_value_heads", kv_heads, kv_heads * mixer.head_dim)
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
+from core.checkpoint.layers import LayerShape
 from core.memory.kernels.spec import KernelSpec
 from core.memory.layer_state import mask_bytes, state_plan
 from core.memory.model_shape import ModelShape
@@ -110,9 +111,9 @@ def split_plan(
     ]
     # Norms and all else are the layers'.
     layer = -(-(whole.weights - sum(embedding_bytes)) // shape.num_layers)
-    layer_cache = whole.kv_cache // shape.num_layers
+    kinds = [layer_state_bytes(layer, context_tokens, num_slots) for layer, _ in shape.layers]
+    states = [kinds[place] for place in shape.layer_order]
     plans: list[MemoryPlan] = []
-    left = shape.num_layers
     for index, (capability, available) in enumerate(zip(capabilities, available_bytes, strict=True)):
         is_last = index == len(capabilities) - 1
         end = sum(embedding_bytes[:1]) * (index == 0) + sum(embedding_bytes[1:]) * is_last
@@ -124,10 +125,12 @@ def split_plan(
             workspace=workspace_bytes(capability),
             context=context_bytes(capability),
         )
-        room = max(0, (available - empty.total) // (layer + layer_cache))
-        count = left if is_last else min(left, room)
-        left -= count
-        plans.append(replace(empty, weights=end + count * layer, kv_cache=count * layer_cache, num_layers=count))
+        room, count, kept = available - empty.total, 0, 0
+        while count < len(states) and (is_last or (count + 1) * layer + kept + states[count] <= room):
+            kept += states[count]
+            count += 1
+        states = states[count:]
+        plans.append(replace(empty, weights=end + count * layer, kv_cache=kept, num_layers=count))
     return tuple(plans)
 
 
@@ -146,9 +149,12 @@ def weight_bytes(shape: ModelShape, kernel: KernelSpec) -> int:
 
 def state_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
     """What all layers keep of all chats."""
-    return sum(
-        count * state_plan(layer).state_bytes(layer.mixer, context_tokens, num_slots) for layer, count in shape.layers
-    )
+    return sum(count * layer_state_bytes(layer, context_tokens, num_slots) for layer, count in shape.layers)
+
+
+def layer_state_bytes(layer: LayerShape, context_tokens: int, num_slots: int) -> int:
+    """What one layer keeps of all chats."""
+    return state_plan(layer).state_bytes(layer.mixer, context_tokens, num_slots)
 
 
 def activation_bytes(

@@ -187,7 +187,8 @@ def _splits(
     As vLLM recommends: tensors over the GPUs of a host, layers over hosts; layers also where heads do not divide.
     """
     if tensor is not None and not can_split(shape, checkpoint, tensor):
-        raise InputError("scale_heads", model=checkpoint.name, value=tensor, heads=shape.attention.num_heads)
+        heads = min(mixer.num_heads for mixer in shape.attentions)
+        raise InputError("scale_heads", model=checkpoint.name, value=tensor, heads=heads)
     if pipeline is not None and pipeline > shape.num_layers:
         raise InputError("scale_layers", model=checkpoint.name, value=pipeline, layers=shape.num_layers)
     if tensor is not None or pipeline is not None or not num_devices:
@@ -206,10 +207,12 @@ def _splits(
 def can_split(shape: ModelShape, checkpoint: Checkpoint, count: int) -> bool:
     """Whether vLLM can split each matrix over `count` GPUs: by heads, and by whole groups of its rows."""
     group = max(1, checkpoint.quantization.group_size)
-    rows = (shape.attention.num_heads * shape.attention.head_dim, shape.intermediate)
-    by_heads = shape.attention.num_heads % count == 0
-    by_kv_heads = shape.attention.num_kv_heads % count == 0 or count % shape.attention.num_kv_heads == 0
-    return by_heads and by_kv_heads and all(size % count == 0 and size // count % group == 0 for size in rows)
+    for mixer in shape.attentions:
+        by_kv_heads = mixer.num_kv_heads % count == 0 or count % mixer.num_kv_heads == 0
+        if mixer.num_heads % count or not by_kv_heads:
+            return False
+    rows = (*(mixer.num_heads * mixer.head_dim for mixer in shape.attentions), shape.intermediate)
+    return all(size % count == 0 and size // count % group == 0 for size in rows)
 
 
 def _plan(
@@ -226,7 +229,7 @@ def _plan(
     used = sorted(devices, key=lambda device: -device.available_mib)[:per_host]
     least = min(used, key=lambda device: device.available_mib / device.total_mib)
     whole = make_plan(shape, KERNEL, least.capability, context_tokens, 1, CHUNK_TOKENS)
-    cache = whole.kv_cache / pipeline / min(tensor, shape.attention.num_kv_heads)
+    cache = whole.kv_cache / pipeline / min(tensor, *(mixer.num_kv_heads for mixer in shape.attentions))
     # vLLM also loads the part for pictures.
     weights = (whole.weights + checkpoint.left_out_bytes) / tensor / pipeline
     needed = (weights + cache + whole.activations / tensor + whole.workspace + whole.context) / MIB + GRAPHS_MIB

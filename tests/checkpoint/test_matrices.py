@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from core.checkpoint.attention import FullAttention, SlidingAttention
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from core.checkpoint.layers import DenseMlp, FullAttention, LayerShape, SlidingAttention
+from core.checkpoint.layers import DenseMlp, LayerShape
 from core.common.errors import CheckpointError
 from tests.support.checkpoints import Recipe, make_checkpoint, matrix_sizes
 

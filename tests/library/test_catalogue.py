@@ -97,7 +97,8 @@ def test_every_entry_has_the_shapes_of_llama_2(text: str, parameters: int, kv_he
     found = checkpoint(find(text))
     shape = read_shape(found)
     assert sum(matrix.in_features * matrix.out_features * count for matrix, count in shape.matrices) == parameters
-    assert (shape.attention.num_kv_heads, shape.attention.head_dim, shape.vocabulary) == (kv_heads, 128, 32000)
+    heads = [(one.num_kv_heads, one.head_dim) for one in shape.attentions]
+    assert (heads, shape.vocabulary) == ([(kv_heads, 128)], 32000)
     assert (found.max_context_tokens, found.architecture) == (4096, "LlamaForCausalLM")
 
 

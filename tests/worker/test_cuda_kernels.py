@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from core.checkpoint.layers import FullAttention
+from core.checkpoint.attention import FullAttention
 from core.memory.layer_state import KvStatePlan
 from core.memory.plan import GPU_CHUNK_TOKENS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES

@@ -183,13 +183,15 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
 
 def check_family(folder: Path, model: PreTrainedModel) -> None:
     checkpoint = read_checkpoint(folder)
-    heads = read_shape(checkpoint).attention
     report = check_fit(checkpoint, [CARD])
     # Captured steps add no bias to scores and set no bound to them.
     assert report.fits and report.load.is_captured != (("plain_steps", {}) in report.notes)
     with torch.inference_mode():
         runner = load(folder)
-        assert (heads.num_kv_heads, heads.head_dim) == (runner.cache.keys[0].shape[1], runner.cache.keys[0].shape[3])
+        caching = {index: one.mixer for index, one in enumerate(checkpoint.layers) if not one.mixer.shares_cache}
+        assert {index: (one.num_kv_heads, one.head_dim) for index, one in caching.items()} == {
+            index: (keys.shape[1], keys.shape[3]) for index, keys in runner.cache.keys.items()
+        }
         check_two_chats(runner, model)
 
 
@@ -295,8 +297,8 @@ def test_gemma3_as_it_was_released_leaves_out_what_its_class_has(tmp_path: Path)
     text = {"model_type": "gemma3_text", **named}
     whole = {"model_type": "gemma3", "text_config": text, "vision_config": PICTURES["gemma3"][0]["vision_config"]}
     model = make_family_checkpoint(tmp_path / "model", whole, as_released, whole)
-    heads = read_shape(read_checkpoint(tmp_path / "model")).attention
-    assert (heads.num_heads, heads.num_kv_heads, heads.head_dim) == (8, 4, 256)
+    for heads in read_shape(read_checkpoint(tmp_path / "model")).attentions:
+        assert (heads.num_heads, heads.num_kv_heads, heads.head_dim) == (8, 4, 256)
     check_family(tmp_path / "model", model)
 
 

@@ -47,7 +47,7 @@ def test_a_split_model_computes_the_model(tmp_path: Path, kernel: str, num_layer
     checkpoint, chosen = read_checkpoint(tmp_path), kernel_named(kernel)
     model = load_model(checkpoint, read_shape(checkpoint), chosen, places, torch.float16, 512, lambda _: None)
     slots = ModelRunner(model, num_slots=3, context_tokens=64)
-    assert {keys.device for keys in slots.cache.keys} == {
+    assert {keys.device for keys in slots.cache.keys.values()} == {
         places.of_layer(index) for index in range(SIZES["num_layers"])
     }
     got = slots.forward(torch.tensor([TOKENS]).cuda(0), torch.arange(7, device="cuda:0").unsqueeze(0), 0, 7)

@@ -60,8 +60,16 @@ def dequant_buffer_bytes(num_elements: int) -> int:
 def split_kv_bytes(shape: ModelShape, num_slots: int) -> int:
     """For each head of each slot and each part of its columns a sum of values, its weight and its largest score, in
     float32, where blocks of threads cannot read one another's; and a counter a head."""
-    heads = num_slots * shape.attention.num_heads
-    sums = round_to_block(heads * KV_SPLITS * shape.attention.head_dim * FLOAT_BYTES)
+    return sum(_split_kv_bytes(num_slots * heads, dim) for heads, dim in head_shapes(shape))
+
+
+def head_shapes(shape: ModelShape) -> list[tuple[int, int]]:
+    """(heads, size of a head) of each kind of attention: layers of one kind share their buffers."""
+    return list(dict.fromkeys((mixer.num_heads, mixer.head_dim) for mixer in shape.attentions))
+
+
+def _split_kv_bytes(heads: int, dim: int) -> int:
+    sums = round_to_block(heads * KV_SPLITS * dim * FLOAT_BYTES)
     return sums + 2 * round_to_block(heads * KV_SPLITS * FLOAT_BYTES) + round_to_block(heads * INT_BYTES)
 
 

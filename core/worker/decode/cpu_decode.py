@@ -58,18 +58,19 @@ class FastDecodePass:
     def __init__(self, model: PreTrainedModel, cache: SlotCache) -> None:
         refuse_config(model.config)
         body: Any = model.base_model
-        if len(body.layers) != len(cache.keys):
-            raise NotImplementedError("layers without a cache of their own")
+        shapes = {keys.shape for keys in cache.keys.values()}
+        if len(body.layers) != len(cache.keys) or len(shapes) != 1:
+            raise NotImplementedError("layers without a cache of their own, or of several shapes")
         self._embeddings: torch.Tensor = model.get_input_embeddings().weight
         self._rotary = body.rotary_emb
         self._layers = [_read_layer(layer) for layer in body.layers]
         self._norm = _norm(body.norm)
         self._head = _head(model.get_output_embeddings(), body.norm.weight.shape[0])
-        _, self._num_kv_heads, _, self._head_dim = cache.keys[0].shape
+        _, self._num_kv_heads, _, self._head_dim = shapes.pop()
         # Views of each slot's row in each layer's cache: making one takes longer than an addition.
         rows = [slice(slot, slot + 1) for slot in range(cache.num_slots)]
-        self._keys = [[keys[row] for keys in cache.keys] for row in rows]
-        self._values = [[values[row] for values in cache.values] for row in rows]
+        self._keys = [[keys[row] for keys in cache.keys.values()] for row in rows]
+        self._values = [[values[row] for values in cache.values.values()] for row in rows]
 
     def forward(self, slots: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Logits [slots, vocabulary] of the tokens after `tokens`, one of each slot, at `positions`."""
@@ -152,9 +153,9 @@ def is_equal(fast: FastDecodePass, runner: ModelRunner) -> bool:
     for position in range(num_read, count):
         place = torch.tensor([[position]])
         wanted = runner.forward(torch.tensor([[tokens[position]]]), place, 0, position + 1)
-        kept = [tensor[0, :, position].clone() for tensor in runner.cache.keys + runner.cache.values]
+        kept = [tensor[0, :, position].clone() for tensor in runner.cache.tensors]
         got = fast.forward([0], [tokens[position]], [position])
-        written = [tensor[0, :, position] for tensor in runner.cache.keys + runner.cache.values]
+        written = [tensor[0, :, position] for tensor in runner.cache.tensors]
         if not torch.equal(wanted, got) or not all(map(torch.equal, kept, written)):
             return False
     return True

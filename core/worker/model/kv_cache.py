@@ -5,29 +5,38 @@ transformers' model classes get it as `past_key_values`; they only call `update`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """A layer's key and value heads, and where they lie."""
+
+    num_kv_heads: int
+    head_dim: int
+    device: torch.device
+
+
 class SlotCache:
-    """Keys and values of every layer, [num_slots, num_kv_heads, context_tokens + 1, head_dim], allocated at once on the
+    """Keys and values by layer, [num_slots, num_kv_heads, context_tokens + 1, head_dim], allocated at once on the
     layer's device. The last column is never read. `set_targets` precedes every forward pass.
+
+    A layer that keeps no keys and values of its own has none here.
     """
 
-    def __init__(
-        self,
-        num_slots: int,
-        num_kv_heads: int,
-        context_tokens: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        devices: Sequence[torch.device],
-    ) -> None:
-        shape = (num_slots, num_kv_heads, context_tokens + 1, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for device in devices]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for device in devices]
+    def __init__(self, num_slots: int, context_tokens: int, dtype: torch.dtype, layers: Mapping[int, KvShape]) -> None:
+        """layers: the shapes by the index of the layer."""
+
+        def allocate(shape: KvShape) -> torch.Tensor:
+            size = (num_slots, shape.num_kv_heads, context_tokens + 1, shape.head_dim)
+            return torch.zeros(size, dtype=dtype, device=shape.device)
+
+        self.keys = {index: allocate(shape) for index, shape in layers.items()}
+        self.values = {index: allocate(shape) for index, shape in layers.items()}
         self.context_tokens = context_tokens
         self.unread_column = context_tokens
         self.num_slots = num_slots
@@ -38,8 +47,13 @@ class SlotCache:
         self._targets: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All keys, then all values."""
+        return [*self.keys.values(), *self.values.values()]
+
+    @property
     def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.keys + self.values)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     def set_targets(self, rows: slice, columns: torch.Tensor, length: int) -> None:
         """The next forward pass reads the first `length` columns of the slots `rows`, and writes `columns` [rows, new
@@ -48,7 +62,7 @@ class SlotCache:
         # One row writes the last columns that it reads: as a slice, which is faster than an index.
         self._is_slice = columns.shape[0] == 1
         row_index = torch.arange(columns.shape[0], device=columns.device).unsqueeze(1)
-        devices = dict.fromkeys(keys.device for keys in self.keys)
+        devices = dict.fromkeys(keys.device for keys in self.keys.values())
         self._targets = {device: (row_index.to(device), columns.to(device)) for device in devices}
 
     def columns_on(self, device: torch.device) -> torch.Tensor:

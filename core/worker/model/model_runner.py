@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from core.common.errors import EngineError
-from core.worker.model.kv_cache import SlotCache
+from core.worker.model.kv_cache import KvShape, SlotCache
 
 # Families that look a token's place up in a table as long as their context. A row without a request, or beyond a
 # chunk's end, may have a place that the table does not have.
@@ -31,19 +31,21 @@ class ModelRunner:
         self.cache = self._make_cache(num_slots, context_tokens)
 
     def _make_cache(self, num_slots: int, context_tokens: int) -> SlotCache:
-        """A cache of the shape that the model writes for one token; configurations do not always say it."""
+        """A cache of the shapes that the layers write for one token; configurations do not always say them."""
         probe = _ShapeProbe()
         token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         try:
             self.logits_device = self._run(token, token, 1, probe).device
         except (AttributeError, TypeError, NotImplementedError) as error:
             raise EngineError("architecture_cache", architecture=type(self._model).__name__) from error
-        shapes = set(probe.shapes.values())
-        if len(shapes) != 1 or sorted(probe.shapes) != list(range(len(probe.shapes))):
+        if sorted(probe.shapes) != self._caching_layers():
             raise EngineError("architecture_cache", architecture=type(self._model).__name__)
-        num_kv_heads, head_dim = shapes.pop()
-        devices = [probe.devices[index] for index in range(len(probe.devices))]
-        return SlotCache(num_slots, num_kv_heads, context_tokens, head_dim, probe.dtype, devices)
+        return SlotCache(num_slots, context_tokens, probe.dtype, probe.shapes)
+
+    def _caching_layers(self) -> list[int]:
+        """The layers that keep keys and values of their own: all but those that read an earlier one's."""
+        shared = getattr(self._config, "num_kv_shared_layers", None) or 0
+        return list(range(self._config.num_hidden_layers - shared))
 
     def forward(
         self,
@@ -117,8 +119,7 @@ class _ShapeProbe:
     """Stands in for a cache during one pass, and records the shape that each layer writes."""
 
     def __init__(self) -> None:
-        self.shapes: dict[int, tuple[int, int]] = {}
-        self.devices: dict[int, torch.device] = {}
+        self.shapes: dict[int, KvShape] = {}
         self.dtype = torch.float32
 
     def update(
@@ -126,8 +127,7 @@ class _ShapeProbe:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if key.shape != value.shape:
             raise NotImplementedError("keys and values of different shapes")
-        self.shapes[layer_idx] = (key.shape[1], key.shape[3])
-        self.devices[layer_idx] = key.device
+        self.shapes[layer_idx] = KvShape(key.shape[1], key.shape[3], key.device)
         self.dtype = key.dtype
         return key, value
 
