@@ -52,8 +52,9 @@ def refuse_unlike(
 
 
 def _missing_parts(tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]) -> Iterator[str]:
+    found = frozenset(tensors)
     for matrix in matrices.values():
-        yield from required_tensors(matrix) - set(tensors)
+        yield from required_tensors(matrix) - found
 
 
 def _missing_in_layers(

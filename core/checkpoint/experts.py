@@ -24,6 +24,8 @@ SIZES = ("moe_intermediate_size", "intermediate_size")
 NUM_SHARED = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert")
 SHARED_SIZES = ("shared_expert_intermediate_size", "shared_intermediate_size")
 SHARED_EXPERT = re.compile(r"\.shared_(?:experts?|mlp)\.")
+# The matrix that chooses experts: a few of its numbers tell which, so that every kernel has it in 16 bit.
+ROUTER = re.compile(r"\.(?:gate|router)$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from core.checkpoint.experts import COUNTS
 from core.checkpoint.families import Family, families
 from core.checkpoint.text_config import text_config
 from core.common.errors import CheckpointError, DeckError
@@ -17,7 +18,9 @@ from core.common.values import is_whole, quoted_json
 
 ATTENTION_LAYERS = frozenset(("full_attention", "sliding_attention", "attention"))
 RECURRENT_LAYERS = frozenset(("linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "hybrid_sliding"))
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+# Families whose classes have their experts in another way than all others: only files that have those of a layer in one
+# tensor fit them.
+STACKED_FAMILIES = frozenset(("jetmoe", "llama4_text"))
 VISION, SOUND = ("vision_config", "visual", "vit_config"), ("audio_config", "audio_processor", "speech_config")
 # Ways to turn queries and keys by their place: those of transformers, what Qwen2-VL calls its own, and the name that
 # longrope had in the first Phi-3.
@@ -107,13 +110,15 @@ def _refusals(
         named = config.get("model_type") or text.get("model_type") or architecture_name(config)
         return CheckpointError(f"family_{key}{way}", model=model, family=quoted_json(named), **params)
 
-    if _has_experts(text, kind, runs, tensors):
-        yield refusal("moe")
     layers = _layer_kinds(text)
     if layers & RECURRENT_LAYERS or (kind == "recurrent" and not layers):
         yield refusal("recurrent")
     if _is_mla(text) or (kind == "latent" and not runs):
         yield refusal("mla")
+    if not runs and _has_experts(text, kind, tensors):
+        yield refusal("moe")
+    if family is not None and family.name in STACKED_FAMILIES and _has_single_experts(tensors):
+        yield refusal("moe")
     if layers - ATTENTION_LAYERS:
         yield refusal("layers", types=", ".join(sorted(layers - ATTENTION_LAYERS)))
     if (other := _other_part(config, whole, runs, tensors)) is not None:
@@ -175,14 +180,16 @@ def _layer_kinds(text: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(map(quoted_json, kinds)) if isinstance(kinds, list) else frozenset()
 
 
-def _has_experts(text: Mapping[str, Any], kind: str, runs: bool, tensors: Collection[str] | None) -> bool:
-    """A family that runs has its experts of a layer in one tensor, as hardly any file does."""
-    if tensors is not None and any(EXPERT.search(name) for name in tensors):
+def _has_experts(text: Mapping[str, Any], kind: str, tensors: Collection[str] | None) -> bool:
+    if tensors is not None and _has_single_experts(tensors):
         return True
-    if tensors is not None and runs:
-        return False
-    counts = [count for name in EXPERT_COUNTS if is_whole(count := text.get(name))]
+    counts = [count for name in COUNTS if is_whole(count := text.get(name))]
     return any(count > 1 for count in counts) or (kind == "experts" and not counts)
+
+
+def _has_single_experts(tensors: Collection[str] | None) -> bool:
+    """Whether each expert's matrices are by themselves; where names are not known, as files usually have them."""
+    return tensors is None or any(EXPERT.search(name) for name in tensors)
 
 
 def _is_mla(text: Mapping[str, Any]) -> bool:

@@ -47,6 +47,41 @@ _RENAMES: dict[str, Renames] = {
     "mpt": ((re.compile(r"^(?=(blocks|wte|norm_f)\.)"), "transformer."),),
     "opt": ((re.compile(r"^(?=decoder\.)"), "model."),),
 }
+# Mixtures of experts: what releases call the parts of an MLP by family, and what some call an expert's matrices.
+_MIXTRAL: Renames = ((re.compile(r"\.block_sparse_moe\."), ".mlp."),)
+_GRANITE: Renames = (
+    (re.compile(r"\.input_linear\.([0-9]+)\.linear\."), r".experts.\1.gate_up_proj."),
+    (re.compile(r"\.output_linear\.([0-9]+)\.linear\."), r".experts.\1.down_proj."),
+    (re.compile(r"\.block_sparse_moe\.input_linear\.weight$"), ".block_sparse_moe.experts.gate_up_proj"),
+    (re.compile(r"\.block_sparse_moe\.output_linear\.weight$"), ".block_sparse_moe.experts.down_proj"),
+    (re.compile(r"\.router\.layer\."), ".router."),
+)
+_MLP_RENAMES: dict[str, Renames] = {
+    "ernie4_5_moe": ((re.compile(r"\.mlp\.moe_statics\."), ".mlp.gate.moe_statics."),),
+    "exaone_moe": ((re.compile(r"\.mlp\.e_score_correction_bias"), ".mlp.gate.e_score_correction_bias"),),
+    "granitemoe": _GRANITE,
+    "granitemoehybrid": _GRANITE,
+    "granitemoeshared": _GRANITE,
+    "hy_v3": (
+        (re.compile(r"\.mlp\.router\.gate\."), ".mlp.gate."),
+        (re.compile(r"\.mlp\.expert_bias"), ".mlp.e_score_correction_bias"),
+        (re.compile(r"\.mlp\.shared_mlp\."), ".mlp.shared_experts."),
+    ),
+    "kolibri1": (
+        (re.compile(r"\.moe\.router\.expert_bias"), ".mlp.gate.e_score_correction_bias"),
+        (re.compile(r"\.post_attn_norm\."), ".post_self_attn_layernorm."),
+        (re.compile(r"\.post_ffn_norm\."), ".post_mlp_layernorm."),
+    ),
+    "laguna": (
+        (re.compile(r"\.mlp\.experts\.e_score_correction_bias"), ".mlp.gate.e_score_correction_bias"),
+        (re.compile(r"\.mlp\.shared_expert\."), ".mlp.shared_experts."),
+    ),
+    "minimax_m2": _MIXTRAL,
+    "mixtral": _MIXTRAL,
+    "phimoe": (*_MIXTRAL, (re.compile(r"\.mlp\.gate\."), ".mlp.router.")),
+}
+_EXPERT = re.compile(r"(\.experts\.[0-9]+)\.(w1|w2|w3)\.")
+_PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -55,11 +90,12 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     family = text_config(config).get("model_type")
     own = _RENAMES.get(family, TEXT_ALONE) if isinstance(family, str) else ()
     renames = TEXT_PART if has_pictures else own
+    mlp_renames = _MLP_RENAMES.get(family, ()) if isinstance(family, str) else ()
     named: dict[str, TensorInfo] = {}
     for stored, tensor in tensors.items():
         if GUESSING_PART.match(stored) or (has_pictures and PICTURE_PART.match(stored)):
             continue
-        name = _rename(WRAPPERS.sub("", stored), renames)
+        name = _rename_mlp(_rename(WRAPPERS.sub("", stored), renames), mlp_renames)
         # Two tensors of one name would hide one of them: the second keeps its own, which no class knows.
         if name != stored and (name in tensors or name in named):
             name = stored
@@ -73,3 +109,9 @@ def _rename(name: str, renames: Renames) -> str:
         if count:
             return renamed
     return name
+
+
+def _rename_mlp(name: str, renames: Renames) -> str:
+    for pattern, replacement in renames:
+        name = pattern.sub(replacement, name, count=1)
+    return _EXPERT.sub(lambda match: f"{match[1]}.{_PROJECTIONS[match[2]]}.", name, count=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.experts import ROUTER, expert_matrix
 from core.checkpoint.layers import LAYER, DenseMlp, Experts, LayerShape, Mlp, contradiction
 from core.checkpoint.numbers import read_number
 from core.checkpoint.quantization import MatrixFormat
@@ -125,11 +126,16 @@ def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:
 
 
 def matrix_shapes(checkpoint: Checkpoint, merged: bool = False) -> Counter[MatrixShape]:
-    """How often each kind of quantized matrix comes. Raises CheckpointError where a tensor contradicts its format."""
+    """How often each kind of quantized matrix comes, but for routers, which no kernel takes.
+
+    Raises CheckpointError where a tensor contradicts its format.
+    """
     groups_of = {name: group for group in merged_matrices(checkpoint) for name in group.sizes} if merged else {}
     # A bias beside a matrix of a family that has none is auto-gptq's zeros, which are not kept.
     has_biases, found = _has_biases(checkpoint), Counter[MatrixShape]()
     for name, matrix in checkpoint.matrices.items():
+        if ROUTER.search(name):
+            continue
         group = groups_of.get(name)
         if group is None or name == next(iter(group.sizes)):
             out_features = group.out_features if group else matrix.out_features
@@ -144,9 +150,10 @@ def _has_biases(checkpoint: Checkpoint) -> bool:
 
 
 def _plain_elements(checkpoint: Checkpoint) -> list[int]:
-    """The sizes of what is not quantized."""
+    """The sizes of what is not quantized when the model runs."""
+    routers = [one.in_features * one.out_features for name, one in checkpoint.matrices.items() if ROUTER.search(name)]
     others = {name for matrix in checkpoint.matrices.values() for name in matrix.tensors.values()} | checkpoint.repeated
-    return [
+    return routers + [
         math.prod(tensor.shape)
         for name, tensor in checkpoint.tensors.items()
         if name not in others and not name.endswith(".inv_freq")
@@ -168,7 +175,9 @@ def _check_sizes(checkpoint: Checkpoint, shape: ModelShape) -> None:
         found = LAYER.match(name)
         if found is None or int(found[1]) >= len(layers):
             continue
-        number, value, size = _outputs(layers[int(found[1])]).get(name[found.end() :], ("", 0, matrix.out_features))
+        one = expert_matrix(name)
+        ending = name[found.end() :] if one is None else f"experts.{one.projection}"
+        number, value, size = _outputs(layers[int(found[1])]).get(ending, ("", 0, matrix.out_features))
         if matrix.out_features != size:
             codes = matrix.tensors["codes"]
             raise contradiction(checkpoint.name, number, value, codes, checkpoint.tensors[codes])
@@ -177,7 +186,9 @@ def _check_sizes(checkpoint: Checkpoint, shape: ModelShape) -> None:
 def _outputs(layer: LayerShape) -> dict[str, tuple[str, int, int]]:
     """Of matrices of a layer: the configuration's number that their outputs follow from, its value, the outputs."""
     mixer, mlp, found = layer.mixer, layer.mlp, {}
-    if isinstance(mlp, DenseMlp):
+    if isinstance(mlp, Experts):
+        found["experts.gate_proj"] = ("moe_intermediate_size", mlp.intermediate, mlp.intermediate)
+    elif isinstance(mlp, DenseMlp):
         found["mlp.gate_proj"] = ("intermediate_size", mlp.intermediate, mlp.intermediate)
     if isinstance(mixer, FullAttention):
         kv_heads = mixer.num_kv_heads

@@ -342,7 +342,7 @@ def test_a_folder_with_a_configuration_alone_is_incomplete(folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("model_type", "key"), [("qwen3_moe", "not_quantized_moe"), ("falcon_mamba", "not_quantized_family")]
+    ("model_type", "key"), [("dbrx", "not_quantized_moe"), ("falcon_mamba", "not_quantized_family")]
 )
 def test_what_no_quantization_would_change_is_said_of_unquantized_weights(
     folder: Path, model_type: str, key: str

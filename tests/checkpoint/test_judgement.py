@@ -20,8 +20,8 @@ from core.memory.fit import check_fit
 PLAIN = "model.layers.0.self_attn.q_proj.qweight"
 MLA = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"model_type": "qwen3_moe", "num_experts": 128}, "model.layers.0.mlp.experts.17.up_proj.qweight", "family_moe"),
-    ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.experts.0.w1.qweight", "family_moe"),
+    # Each expert's matrices by themselves, of a class that has those of a layer in another way.
+    ({"model_type": "llama4_text"}, "model.layers.0.feed_forward.experts.17.up_proj.qweight", "family_moe"),
     ({"model_type": "gpt_oss", "num_local_experts": 32}, PLAIN, "family_moe"),
     ({"model_type": "new_moe", "n_routed_experts": 64, "auto_map": {"AutoModel": "a.B"}}, PLAIN,
      "family_moe_elsewhere"),
@@ -29,7 +29,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, PLAIN, "family_recurrent"),
     ({"model_type": "qwen3_next", "full_attention_interval": 4}, PLAIN, "family_recurrent"),
     ({"model_type": "mamba2"}, PLAIN, "family_recurrent"),
-    ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_moe"),
+    ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "minicpm3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "glm4_moe_lite", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "glm4v", "vision_config": {}, "text_config": {"model_type": "glm4v_text"}},
@@ -76,6 +76,8 @@ RUNS: list[tuple[dict[str, Any], str]] = [
      "language_model.model.layers.0.mlp.up_proj.qweight"),
     ({"model_type": "gemma3", "vision_config": {}, "text_config": {"model_type": "gemma3_text"}}, PLAIN),
     ({"model_type": "qwen2_vl", "vision_config": {}}, "visual.blocks.0.attn.qkv.weight"),
+    ({"model_type": "qwen3_moe", "num_experts": 128}, "model.layers.0.mlp.experts.17.up_proj.qweight"),
+    ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.experts.0.w1.qweight"),
     # All experts of a layer in one tensor.
     ({"model_type": "qwen3_moe", "num_experts": 4}, "model.layers.0.mlp.experts.gate_up_proj"),
     # Compressed, but keys and values are of one length.
@@ -121,7 +123,8 @@ def test_the_verdict_names_the_family_before_a_number_that_it_calls_otherwise() 
 @pytest.mark.parametrize(
     ("told", "key"),
     [
-        ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, "family_moe"),
+        ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, None),
+        ({"model_type": "dbrx"}, "family_moe"),
         ({"model_type": "qwen3_5"}, "family_vision"),
         ({"model_type": "qwen3_next"}, "family_recurrent"),
         ({"model_type": "deepseek_v3"}, "family_moe"),
@@ -140,10 +143,10 @@ def test_a_part_of_a_configuration_is_judged_as_far_as_it_goes(told: dict[str, A
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"model_type": "mixtral", "num_local_experts": 8}, "moe"),
-        ({"model_type": "deepseek_v2", "n_routed_experts": 64, **MLA}, "moe"),
-        ({"model_type": "glm4_moe", "n_routed_experts": 128}, "moe"),
-        ({"model_type": "kimi_k2", "n_routed_experts": 384, "auto_map": {"AutoConfig": "c.D"}, **MLA}, "moe"),
+        ({"model_type": "grok-1", "num_local_experts": 8}, "moe"),
+        ({"model_type": "deepseek_v2", "n_routed_experts": 64, **MLA}, "mla"),
+        ({"model_type": "longcat_flash", "n_routed_experts": 128}, "moe"),
+        ({"model_type": "kimi_k2", "n_routed_experts": 384, "auto_map": {"AutoConfig": "c.D"}, **MLA}, "mla"),
         ({"model_type": "llama4", "vision_config": {}, "text_config": {"model_type": "llama4_text"}}, "moe"),
         ({"model_type": "dbrx", "ffn_config": {"moe_num_experts": 16}}, "moe"),
         ({"model_type": "falcon_h1", "mamba_d_ssm": 3072}, "recurrent"),

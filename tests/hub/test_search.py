@@ -120,7 +120,8 @@ def test_the_size_follows_from_the_elements_of_each_type(told: object, size: int
 @pytest.mark.parametrize(
     ("told", "key"),
     [
-        ({"config": {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "gptq"}}}, "family_moe"),
+        ({"config": {"model_type": "qwen3_moe", "quantization_config": {"quant_method": "gptq"}}}, None),
+        ({"config": {"model_type": "dbrx", "quantization_config": {"quant_method": "gptq"}}}, "family_moe"),
         ({"config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}}, None),
         ({"config": {"model_type": "llama", "quantization_config": {"quant_method": "exl2"}}}, "other_quantization"),
         ({"config": {"model_type": "mamba", "quantization_config": {"quant_method": "exl2"}}}, "family_recurrent"),

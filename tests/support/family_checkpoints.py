@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from core.worker.model.experts import has_experts
 from tests.support.checkpoints import WEIGHTS, Recipe, make_matrix, make_tokenizer
 
 QUANTIZATION = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "quant_method": "gptq"}
@@ -24,10 +25,12 @@ def make_family_checkpoint(
     config: dict[str, Any],
     rename: Callable[[str], str] = lambda name: name,
     written: dict[str, Any] | None = None,
+    recipe_of: Callable[[str], Recipe] = lambda name: Recipe(),
 ) -> PreTrainedModel:
     """Write a checkpoint of `config` with random weights. Returns transformers' own model with the same weights.
 
-    rename: what the files call a tensor. written: the config.json, where it is not transformers' own.
+    rename: what the files call a tensor. written: the config.json, where it is not transformers' own. recipe_of: how
+    an expert's matrix is quantized; each is by itself, as files have them.
     """
     torch.manual_seed(0)
     made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
@@ -35,7 +38,12 @@ def make_family_checkpoint(
     model = (AutoModelForImageTextToText if has_pictures else AutoModelForCausalLM).from_config(made).float().eval()
     random, tensors = np.random.default_rng(0), {}
     matrices = dict(_matrices(model, has_pictures))
+    stacks = {name: module for name, module in model.named_modules() if has_experts(module)}
+    stacked = {f"{name}.{one}" for name, module in stacks.items() for one in module._parameters}
     with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.1).copy_(buffer.half().float())
         for name, parameter in model.named_parameters():
             owner, _, kind = name.rpartition(".")
             if owner not in matrices and "norm" not in owner and "ln_" not in owner:
@@ -47,7 +55,18 @@ def make_family_checkpoint(
             parts, dense = make_matrix(random, Recipe(), rows, columns)
             module.weight.copy_(torch.from_numpy(dense.T.copy() if is_turned else dense))
             tensors |= {rename(f"{name}.{part}"): value for part, value in parts.items()}
-    plain = {name: value for name, value in model.state_dict().items() if name.removesuffix(".weight") not in matrices}
+        for name, module in stacks.items():
+            for number, (projection, weight, bias) in expert_parts(module):
+                owner = f"{name}.{number}.{projection}"
+                parts, dense = make_matrix(random, recipe_of(owner), *weight.shape[::-1])
+                weight.copy_(torch.from_numpy(dense))
+                tensors |= {rename(f"{owner}.{part}"): value for part, value in parts.items()}
+                tensors |= {rename(f"{owner}.bias"): bias.half().numpy()} if bias is not None else {}
+    plain = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.removesuffix(".weight") not in matrices and name not in stacked
+    }
     if made.tie_word_embeddings:
         plain.pop("lm_head.weight", None)
     tensors |= {rename(name): value.half().numpy() for name, value in plain.items()}
@@ -63,5 +82,21 @@ def _matrices(model: PreTrainedModel, has_pictures: bool) -> Any:
     """The matrices of the text's layers by name."""
     for name, module in model.named_modules():
         is_text = not has_pictures or "language_model" in name or "text_model" in name
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and is_text and not name.endswith("lm_head"):
+        is_wide = not isinstance(module, torch.nn.Linear) or module.out_features % 8 == 0
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and is_text and is_wide and not name.endswith("lm_head"):
             yield name, module
+
+
+def expert_parts(module: Any) -> Iterator[tuple[int, tuple[str, torch.Tensor, torch.Tensor | None]]]:
+    """Each matrix of transformers' `module` of experts: number, then name, weight [out, in] and bias, as views."""
+    for number in range(module.num_experts):
+        weight, down = module.gate_up_proj[number], module.down_proj[number]
+        biases: list[torch.Tensor | None] = [None, None, None]
+        if module.is_transposed:
+            weight, down = weight.T, down.T
+        if module.has_bias:
+            bias = module.gate_up_proj_bias[number]
+            biases = [bias[::2], bias[1::2], module.down_proj_bias[number]]
+        gate, up = weight.chunk(2) if module.is_concatenated else (weight[::2], weight[1::2])
+        for part in zip(("gate_proj", "up_proj", "down_proj"), (gate, up, down), biases, strict=True):
+            yield number, part

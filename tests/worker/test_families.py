@@ -8,38 +8,28 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.text_config import PICTURE_FAMILIES
-from core.memory.device_memory import DeviceMemory
-from core.memory.fit import check_fit
-from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
-from core.worker.model.device_map import DeviceMap
-from core.worker.model.loader import load_model
 from core.worker.model.model_config import plain_text_config
-from core.worker.model.model_runner import ModelRunner
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
+from tests.support.family_checks import (
+    CONTEXT,
+    SIZES,
+    assert_close,
+    check_family,
+    check_two_chats,
+    load,
+    prefill,
+    reference,
+)
 
 pytestmark = pytest.mark.slow
 
-CARD = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
-CONTEXT = 128
-LONG, SHORT, PIECE, NUM_DECODED = 90, 7, 40, 6
-# Of the logits' spread; in float32 the order of sums alone differs.
-TOLERANCE = 0.002
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-    "vocab_size": VOCABULARY,
-}
 GPT: dict[str, Any] = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": CONTEXT, "vocab_size": VOCABULARY,
                        "rotary_dim": 8}  # fmt: skip
 BLOOM: dict[str, Any] = {"hidden_size": 64, "n_head": 4, "n_layer": 2, "vocab_size": VOCABULARY}
@@ -121,78 +111,6 @@ PICTURES: dict[str, tuple[dict[str, Any], Rename]] = {
     "qwen3_vl": (qwen("qwen3_vl", {"rope_parameters": {**MROPE, "mrope_interleaved": True}, "head_dim": 16}),
                  unchanged),
 }  # fmt: skip
-
-
-def load(folder: Path, context_tokens: int = CONTEXT, num_slots: int = 3) -> ModelRunner:
-    checkpoint = read_checkpoint(folder)
-    checkpoint.require_runs()
-    model = load_model(
-        checkpoint,
-        read_shape(checkpoint, merged=True),
-        kernel_named("dense"),
-        DeviceMap((torch.device("cpu"),)),
-        torch.float32,
-        64,
-        lambda _: None,
-        context_tokens,
-    )
-    return ModelRunner(model, num_slots, context_tokens)
-
-
-def reference(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
-    """[tokens, vocabulary] logits of transformers' own pass over a whole text, without a cache."""
-    logits: torch.Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
-    return logits
-
-
-def prefill(runner: ModelRunner, slot: int, tokens: list[int]) -> torch.Tensor:
-    for begin in range(0, len(tokens), PIECE):
-        piece = tokens[begin : begin + PIECE]
-        positions = torch.arange(begin, begin + len(piece)).unsqueeze(0)
-        logits = runner.forward(torch.tensor([piece]), positions, slot, begin + len(piece))
-    return logits[0]
-
-
-def check_two_chats(runner: ModelRunner, model: PreTrainedModel) -> None:
-    """A long prompt in pieces in slot 0 and a short one in slot 2; then tokens of both at once, slot 1 being empty."""
-    generator = torch.Generator().manual_seed(1)
-    chats = {
-        slot: torch.randint(VOCABULARY - 10, (count + NUM_DECODED,), generator=generator).tolist()
-        for slot, count in ((0, LONG), (2, SHORT))
-    }
-    wanted = {slot: reference(model, tokens) for slot, tokens in chats.items()}
-    for slot, count in ((0, LONG), (2, SHORT)):
-        assert_close(prefill(runner, slot, chats[slot][:count]), wanted[slot][count - 1])
-    unread = runner.cache.unread_column
-    for step in range(NUM_DECODED):
-        at = {0: LONG + step, 2: SHORT + step}
-        tokens = [[chats[slot][at[slot]] if slot in at else 0] for slot in range(3)]
-        positions = [[at.get(slot, 0)] for slot in range(3)]
-        targets = [[at.get(slot, unread)] for slot in range(3)]
-        logits = runner.forward(
-            torch.tensor(tokens), torch.tensor(positions), 0, LONG + step + 1, torch.tensor(targets)
-        )
-        for slot, position in at.items():
-            assert_close(logits[slot], wanted[slot][position])
-
-
-def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
-    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
-    assert wanted.std() > 0.05
-
-
-def check_family(folder: Path, model: PreTrainedModel) -> None:
-    checkpoint = read_checkpoint(folder)
-    report = check_fit(checkpoint, [CARD])
-    # Captured steps add no bias to scores and set no bound to them.
-    assert report.fits and report.load.is_captured != (("plain_steps", {}) in report.notes)
-    with torch.inference_mode():
-        runner = load(folder)
-        caching = {index: one.mixer for index, one in enumerate(checkpoint.layers) if not one.mixer.shares_cache}
-        assert {index: (one.num_kv_heads, one.head_dim) for index, one in caching.items()} == {
-            index: (keys.shape[1], keys.shape[3]) for index, keys in runner.cache.keys.items()
-        }
-        check_two_chats(runner, model)
 
 
 @pytest.mark.parametrize("config", OLD.values(), ids=OLD.keys())

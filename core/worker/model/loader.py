@@ -6,7 +6,9 @@ transformers' loader is not used: it leaves a missing matrix at random values wi
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -18,18 +20,22 @@ from transformers.pytorch_utils import Conv1D
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.computed import COMPUTED
 from core.checkpoint.containers.registry import required_tensors
+from core.checkpoint.experts import ROUTER, expert_matrix
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
 from core.checkpoint.settled import settle
 from core.checkpoint.tied_head import has_own_head
 from core.common.errors import CheckpointError, EngineError
+from core.memory.kernels.cpu import DENSE
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup, merged_matrices
 from core.memory.model_shape import ModelShape
 from core.worker.model import attention, own_attention
 from core.worker.model.backends.base import KernelBackend
+from core.worker.model.backends.dense import DenseBackend
 from core.worker.model.backends.registry import make_backend
 from core.worker.model.device_map import DeviceMap, add_device_hooks, embedding_name
+from core.worker.model.expert_stacks import ExpertStack, find_stacks
 from core.worker.model.fixed_rope import settle_rope
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors, drop_zero_bias
 from core.worker.model.merged_linear import make_slices
@@ -102,17 +108,17 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int)
 
 def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     """Raise CheckpointError unless the files hold exactly the tensors that the model needs."""
-    modules = dict(model.named_modules())
+    stacks = find_stacks(model, checkpoint.tensors)
+    sizes = matrix_features(checkpoint, model, stacks)
     needed = set(model.state_dict())
     packed: set[str] = set()
+    for stack in stacks.values():
+        needed -= stack.stacked
+        needed |= stack.needed(checkpoint.matrices)
     for name, matrix in checkpoint.matrices.items():
-        if not isinstance(modules.get(name), (nn.Linear, Conv1D)):
-            raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=matrix.tensors["codes"], count=1)
-        needed -= {f"{name}.weight", f"{name}.bias"}
+        needed.discard(f"{name}.weight")
         needed |= required_tensors(matrix)
         packed |= set(matrix.tensors.values())
-        if modules[name].bias is not None:
-            needed.add(f"{name}.bias")
     tied = tied_names(model)
     found = set(checkpoint.tensors) - tied
     missing = sorted(name for name in needed - found - tied if not COMPUTED.search(name))
@@ -121,21 +127,46 @@ def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
         raise CheckpointError("missing_weight", folder=checkpoint.name, name=missing[0], count=len(missing))
     if unexpected:
         raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=unexpected[0], count=len(unexpected))
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in found - packed}
+    plain = found - packed
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in plain}
+    for stack in stacks.values():
+        wanted |= dict(stack.shapes(plain))
     for name, matrix in checkpoint.matrices.items():
-        rows, columns = features_of(modules[name])
+        rows, columns = sizes[name]
         wanted[matrix.tensors["codes"]] = codes_shape(checkpoint, matrix, rows, columns)
         if "bias" in matrix.tensors:
             wanted[matrix.tensors["bias"]] = (columns,)
     check_shapes(checkpoint, wanted)
 
 
-def features_of(module: nn.Module) -> tuple[int, int]:
+def matrix_features(
+    checkpoint: Checkpoint, model: PreTrainedModel, stacks: Mapping[str, ExpertStack]
+) -> dict[str, tuple[int, int]]:
+    """How many inputs and outputs the model has each quantized matrix with. Raises CheckpointError "unexpected_weight"
+    for one that it has no place for."""
+    modules = dict(model.named_modules())
+    found = {}
+    for name, matrix in checkpoint.matrices.items():
+        one = expert_matrix(name)
+        stack = stacks.get(one.stack) if one is not None else None
+        if one is not None and stack is not None and one.number < stack.num_experts:
+            found[name] = stack.features(one)
+        elif isinstance(module := modules.get(name), (nn.Linear, Conv1D)) or is_router(name, module):
+            found[name] = features_of(module)
+        else:
+            raise CheckpointError("unexpected_weight", folder=checkpoint.name, name=matrix.tensors["codes"], count=1)
+    return found
+
+
+def is_router(name: str, module: nn.Module | None) -> bool:
+    """Whether the matrix `name` chooses experts and its `module` has it as its own weight."""
+    return ROUTER.search(name) is not None and getattr(getattr(module, "weight", None), "ndim", 0) == 2
+
+
+def features_of(module: Any) -> tuple[int, int]:
     """How many inputs and outputs a matrix has. GPT-2's are written as [in, out]."""
-    if isinstance(module, Conv1D):
-        return module.weight.shape[0], module.weight.shape[1]
-    assert isinstance(module, nn.Linear)
-    return module.in_features, module.out_features
+    sides: tuple[int, int] = tuple(module.weight.shape)
+    return sides if isinstance(module, Conv1D) else sides[::-1]
 
 
 def tied_names(model: PreTrainedModel) -> set[str]:
@@ -182,10 +213,14 @@ def read_weights(
     found = merged_matrices(checkpoint, permuted=first.spec.merges_permuted)
     groups = {name: group for group in found for name in group.sizes} if is_merged else {}
     parts = {name: (one, part) for one in checkpoint.matrices.values() for part, name in one.tensors.items()}
+    stacks = find_stacks(model, checkpoint.tensors)
+    full_precision = kept_in_float32(model)
     waiting: dict[str, GroupTensors] = {}
     tied = tied_names(model)
     for name, read in read_tensors(checkpoint, reading_device, on_bytes):
         backend = backends[device_map.of(name, embedding)]
+        one = expert_matrix(name)
+        stack = stacks.get(one.stack) if one is not None else None
         if name in parts:
             matrix, part = parts[name]
             if part == "shape":
@@ -197,9 +232,18 @@ def read_weights(
                 waiting[key] = collect(checkpoint, backend, matrix, group)
             tensor = repack(matrix.format, part, read).to(backend.reading_device)
             if waiting[key].put(matrix.name, part, tensor):
-                put_matrix(model, backend, waiting.pop(key).members(), key, group)
+                members = waiting.pop(key).members()
+                drop_zero_bias(members)
+                if stack is None:
+                    put_matrix(model, backend, members, key, group)
+                elif stack.put(group.sizes if group else [key], members):
+                    put_module(model, stack.name, stack.make(backend))
+        elif one is not None and stack is not None:
+            if stack.put_plain(one, read.to(backend.device, backend.dtype)):
+                put_module(model, stack.name, stack.make(backend))
         elif name not in tied:
-            put_tensor(model, name, read.to(backend.device), backend.dtype)
+            is_kept = full_precision is not None and full_precision.search(name)
+            put_tensor(model, name, read.to(backend.device), torch.float32 if is_kept else backend.dtype)
     model.tie_weights()
 
 
@@ -221,11 +265,22 @@ def collect(
 def put_matrix(
     model: PreTrainedModel, backend: KernelBackend, members: list[MatrixTensors], name: str, group: MatrixGroup | None
 ) -> None:
-    """Put the matrix `name`, or the slices of its whole `group`, into the model."""
-    drop_zero_bias(members)
+    """Put the matrix `name`, or the slices of its whole `group`, into the model; a router's as it was before it was
+    quantized."""
+    if ROUTER.search(name):
+        dense = DenseBackend(DENSE, backend.dtype, CPU).make([members[0].to(CPU)])
+        for part, tensor in dense.named_parameters():
+            put_tensor(model, f"{name}.{part}", tensor.to(backend.device), backend.dtype)
+        return
     module = backend.make(members)
     for one, part in (make_slices(module, group) if group else {name: module}).items():
         put_module(model, one, part)
+
+
+def kept_in_float32(model: PreTrainedModel) -> re.Pattern[str] | None:
+    """The tensors that the model's class computes in float32 whatever the others are in, such as a router's biases."""
+    names = getattr(model, "_keep_in_fp32_modules_strict", None)
+    return re.compile("|".join(rf"(?:^|\.){re.escape(name)}(?:$|\.)" for name in names)) if names else None
 
 
 def put_buffers(model: PreTrainedModel, device_map: DeviceMap) -> None:

@@ -37,6 +37,11 @@ class MatrixTensors:
             format, parts["codes"], parts.get("zeros"), parts["scales"], parts.get("input_groups"), parts.get("bias")
         )
 
+    def to(self, device: torch.device) -> MatrixTensors:
+        """The same on `device`."""
+        tensors = (self.codes, self.zeros, self.scales, self.input_groups, self.bias)
+        return MatrixTensors(self.format, *(one if one is None else one.to(device) for one in tensors))
+
     @property
     def in_features(self) -> int:
         return int(self.codes.shape[0]) * 32 // self.format.bits
