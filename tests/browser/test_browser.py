@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from core.common.paths import ROOT
 from core.starter import build as starter
-from tests.support.browser_page import answer_greedily
+from tests.support.browser_page import answer_greedily, begin_chat
 from tests.support.dashboard import free_port, key, wait_until_healthy
 
 LOAD_MS = 120_000
@@ -84,9 +84,7 @@ def open_new_chat(page: Page, longest_answer: int = 1024) -> None:
     make_ready(page)
     go(page, "Chat")
     expect(page.get_by_test_id("stChatInputTextArea")).to_be_enabled(timeout=10_000)
-    new = key(page, "chat_new").get_by_role("button")
-    if new.is_enabled():
-        new.click()
+    begin_chat(page)
     expect(page.get_by_test_id("stChatMessage")).to_have_count(0)
     answer_greedily(page, longest_answer)
 

@@ -20,6 +20,14 @@ def open_from_sidebar(page: Page, name: str) -> None:
     page.get_by_test_id("stSidebarNav").get_by_role("link", name=name, exact=True).click()
 
 
+def begin_chat(page: Page) -> None:
+    """A new chat, and the page drawn for it. A new chat looks like another one in which nothing has been said."""
+    names = key(page, "chat_settings").get_attribute("class", timeout=WAIT_MS) or ""
+    before = next(name for name in names.split() if name.startswith("st-key-chat_settings"))
+    key(page, "chat_new").get_by_role("button").click()
+    expect(page.locator(f".{before}")).to_have_count(0, timeout=WAIT_MS)
+
+
 def answer_greedily(page: Page, longest_answer: int) -> None:
     """Temperature 0, so that the same question always gets the same answer; and where it ends at the latest."""
     # What is drawn anew for another chat would close it.
