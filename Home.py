@@ -12,6 +12,7 @@ from ui.shared.browser import watch_session
 from ui.shared.engine_status import sidebar_status
 from ui.shared.i18n import choose_language, tr
 from ui.shared.icon_buttons import style_icon_buttons
+from ui.shared.idle import sidebar_idle
 from ui.shared.people import begin_run, has_passed_gate
 from ui.shared.pictures import hide_picture_tools
 from ui.shared.routing import follow, note_page
@@ -41,6 +42,7 @@ with st.sidebar:
     sidebar_status()
     sidebar_answering()
     sidebar_downloads()
+    sidebar_idle()
     sidebar_files()
     choose_language()
     watch_session("watch_session")

@@ -30,10 +30,21 @@ from core.library.scan import find
 from core.remote.selection import read_selection
 from core.server.uvicorn_tuning import tune_server
 from core.standby.loader import ModelLoader
+from ui.server.presence import presence_route
 from ui.server.sessions import end_sessions_in_time
 from ui.server.single_sign_on import sign_on
 from ui.server.typed_tokens import typed_tokens_route
-from ui.shared.resources import access, api_keys, characters, chat_file, downloads, engine, monitor, recorder
+from ui.shared.resources import (
+    access,
+    api_keys,
+    characters,
+    chat_file,
+    downloads,
+    engine,
+    idle_watch,
+    monitor,
+    recorder,
+)
 from ui.shared.routing import PATHS, use_router
 
 log = logging.getLogger(__name__)
@@ -55,6 +66,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     engine().local.warm_worker.start()
     engine().follow_selection()
     monitor()
+    idle_watch().start()
     # They wait for files, templates and locks more than they compute: by default there are 4 more than cores.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_WAITING, "asyncio"))
     tuning = asyncio.create_task(tune_server(ending.set))
@@ -75,6 +87,7 @@ def load_at_start(name: str, context_tokens: int = 0, num_chats: int = 1, force:
 
 def end() -> None:
     """Write down what is being answered and fetched, then let go of the history and the engine."""
+    idle_watch().close()
     downloads().close()
     try:
         recorder().close()
@@ -116,6 +129,7 @@ app = st.App(
     routes=[
         *make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending, loader=loader),
         typed_tokens_route(count_typed),
+        presence_route(idle_watch().note),
     ],
     middleware=[
         Middleware(

@@ -19,6 +19,7 @@ from core.common.terminal import Terminal
 from core.gpu.torch_support import CPU_VARIABLE
 from core.library import scan as library
 from core.server.listening import check_address, parse_port, url_of
+from core.standby.settings import COMMAND as IDLE_COMMAND
 from core.starter import build as starter
 
 
@@ -30,6 +31,7 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
     for name, metavar in (("public-url", "URL"), ("cors-origin", "ORIGIN")):
         help_text = terminal.text(f"help_{name.replace('-', '_')}")
         parser.add_argument(f"--{name}", metavar=metavar, action="append", default=[], help=help_text)
+    parser.add_argument("--idle-command", metavar="COMMAND", help=terminal.text("help_idle_command"))
     parser.add_argument("--cpu", action="store_true", help=terminal.text("help_cpu"))
 
 
@@ -53,6 +55,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
         environment["LLAMADECK_LOAD"] = model
     if arguments.force:
         environment["LLAMADECK_LOAD_ANYWAY"] = "1"
+    if arguments.idle_command is not None:
+        environment[IDLE_COMMAND] = arguments.idle_command
     if arguments.cpu:
         environment[CPU_VARIABLE] = "1"
     if secret.text:

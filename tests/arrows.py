@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # A part is a package, a folder of one, or one file. Each may import itself, "common" and the parts beside its name.
 # Nothing stands above what imports it.
 ARROWS = {
-    "cli": "access bootstrap checkpoint doctor gpu hub library memory personas remote server starter vllm"
+    "cli": "access bootstrap checkpoint doctor gpu hub library memory personas remote server standby starter vllm"
     " benchmarks tests",
     "serve": "access api chat library remote server standby ui.server ui.shared",
     "Home": "ui ui.chat ui.download ui.settings ui.shared",
@@ -28,10 +28,10 @@ ARROWS = {
     "ui.characters": "chat personas ui.shared",
     "ui.chat": "checkpoint chat documents engine memory personas ui.load ui.shared",
     "ui.settings": "access doctor library standby ui.server ui.shared",
-    "ui.shared": "access chat engine gpu hub library personas remote starter",
+    "ui.shared": "access chat engine gpu hub library personas remote standby starter",
     "ui.server": "access bootstrap",
     "api": "access chat engine library personas standby",
-    "doctor": "access bootstrap chat gpu hub memory personas remote server",
+    "doctor": "access bootstrap chat gpu hub memory personas remote server standby",
     "chat": "checkpoint documents engine personas tokenizer",
     "remote": "engine",
     "standby": "engine library",

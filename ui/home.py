@@ -20,6 +20,7 @@ from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.gpus import gpu_error
 from ui.shared.i18n import tr
+from ui.shared.idle import draw_idle_today
 from ui.shared.markdown import escape
 from ui.shared.resources import engine
 from ui.shared.routing import CHAT_PAGE, DOWNLOAD_PAGE, LOAD_PAGE, go_to
@@ -51,6 +52,7 @@ def draw_home() -> None:
                 reconnect_button()
         _draw_start()
     redraw_every(GPU_POLL_S, draw_gpu_bars)
+    draw_idle_today()
     recent = recent_chats(RECENT_CHATS)
     if recent:
         st.subheader(tr("home.recent"))

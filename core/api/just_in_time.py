@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 from core.api.errors import ApiError
 from core.api.intake import Intake
+from core.common.errors import DeckError
+from core.common.paths import model_name
+from core.common.values import printable
 from core.engine.interface import Engine
+from core.personas.listing import Listing
 from core.standby.loader import ModelLoader, WantedModel
 
 # What is being answered is let to its end for so long; whoever wants another model is then told to come again.
@@ -20,8 +24,8 @@ MAX_WAITING = 64
 class JustInTime:
     """Brings the model of a request. One load at a time: whoever wants another model meanwhile is told so."""
 
-    def __init__(self, engine: Engine, loader: ModelLoader | None, intake: Intake) -> None:
-        self._engine, self._loader, self._intake = engine, loader, intake
+    def __init__(self, engine: Engine, loader: ModelLoader | None, intake: Intake, characters: Listing) -> None:
+        self._engine, self._loader, self._intake, self._characters = engine, loader, intake, characters
         self._bringing: tuple[WantedModel, asyncio.Task[None]] | None = None
         self._num_waiting = 0
 
@@ -31,9 +35,12 @@ class JustInTime:
             return
         state = self._engine.state
         is_there = state.phase == "ready" and name in (None, state.model)
-        wanted = None if is_there else await self._intake.run(lambda: loader.wanted(name))
+        wanted = None if is_there else await self._intake.run(lambda: loader.wanted(name, self._is_character))
         if self._bringing is None:
             if wanted is None:
+                # A name that means nothing wakes no model.
+                if name is not None and state.asleep is not None:
+                    raise ApiError("api_model", name=printable(name), loaded=model_name(state.asleep.folder))
                 return
             task = asyncio.create_task(self._bring(wanted, loader.bring))
             # Where all who waited have gone, nobody else asks how it ended.
@@ -43,6 +50,12 @@ class JustInTime:
             # Whoever came first has it: a model that goes on being asked for would never leave.
             raise ApiError("api_loading", name=self._bringing[0].name, percent=self._percent())
         await self._wait(self._bringing[1])
+
+    def _is_character(self, name: str) -> bool:
+        try:
+            return self._characters.find(name).character is not None
+        except DeckError:
+            return False
 
     def _percent(self) -> int:
         state = self._engine.state

@@ -146,7 +146,7 @@ def _answers() -> dict[str, Any]:
         "Health": _object(status={"const": "ok"}),
         "KeyState": _object(object={"const": "key"}, valid={"const": True}),
         "Readiness": _object(
-            status={"enum": ["ready", "empty", "loading", "failed", "silent"]},
+            status={"enum": ["ready", "asleep", "empty", "loading", "failed", "silent"]},
             silent_s={"type": "number", "minimum": 0, "description": "For how long the engine has not answered."},
         ),
         "Description": _object(openapi=TEXT, paths={"type": "object"}),

@@ -100,7 +100,7 @@ def make_routes(
     """
     metrics, auth, intake = Metrics(), ApiAuth(keys, needs_key, is_welcome), Intake(body_s)
     ending = ending or asyncio.Event()
-    just_in_time = JustInTime(engine, loader, intake)
+    just_in_time = JustInTime(engine, loader, intake, characters)
     completions = Completions(engine, characters, metrics, intake, AdmissionLimit(max_waiting), just_in_time)
     models = Models(engine, characters, intake, just_in_time, loader)
 
@@ -108,9 +108,11 @@ def make_routes(
         await call.json({"status": "ok"})
 
     async def ready(call: HttpCall) -> None:
-        silent_s = engine.silent_s
-        status = "silent" if silent_s else engine.state.phase
-        await call.json({"status": status, "silent_s": round(silent_s, 1)}, 200 if status == "ready" else 503)
+        silent_s, state = engine.silent_s, engine.state
+        # A model that sleeps comes with the next request, which a balancer must let through.
+        status = "silent" if silent_s else "asleep" if state.asleep is not None and loader is not None else state.phase
+        is_ready = status in ("ready", "asleep")
+        await call.json({"status": status, "silent_s": round(silent_s, 1)}, 200 if is_ready else 503)
 
     async def show_metrics(call: HttpCall) -> None:
         text = metrics.text(engine.state, engine.running_answers)

@@ -16,6 +16,7 @@ from core.hub.tokens import tokens_file
 from core.personas.user import persona_file_in
 from core.remote.address import keys_file
 from core.remote.selection import selection_file
+from core.standby.idle_day import idle_file
 
 Problem = tuple[JsonFile[Any], FileError]
 
@@ -38,7 +39,7 @@ def _problems(files: list[JsonFile[Any]]) -> list[Problem]:
 @lru_cache(8)
 def _shared(data: Path) -> tuple[JsonFile[Any], ...]:
     return (SecretFile(data / "access.json").file, KeyStore(data / "keys.json").file, tokens_file(), keys_file(),
-            selection_file())  # fmt: skip
+            selection_file(), idle_file(data / "idle.json"))  # fmt: skip
 
 
 @lru_cache(256)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
@@ -20,6 +21,8 @@ class EngineBase:
         # Never changed, always replaced: a reader needs no lock.
         self._answers: dict[int, Answer] = {}
         self._numbers = itertools.count(1)
+        # When an answer began or ended last, by the monotonic clock: however short, it was a use.
+        self.used_s = time.monotonic()
 
     @property
     def state(self) -> EngineState:
@@ -43,9 +46,11 @@ class EngineBase:
 
     def _keep(self, answer: Answer) -> None:
         self._answers = self._answers | {answer.request: answer}
+        self.used_s = time.monotonic()
 
     def _forget(self, request: int) -> None:
         self._answers = {number: answer for number, answer in self._answers.items() if number != request}
+        self.used_s = time.monotonic()
 
     def _forget_all(self) -> list[Answer]:
         answers, self._answers = self._answers, {}

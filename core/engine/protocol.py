@@ -248,6 +248,7 @@ class EngineState:
 
     `ready_after_s` is how long its load took from the click, the start of the process with it.
     `server` is the host of a model that runs elsewhere, `folder` the model's on this machine; the other is None.
+    `asleep`: nothing is loaded because nobody asked for long; this load brings back what was.
     """
 
     phase: Literal["empty", "loading", "ready", "failed"] = "empty"
@@ -259,3 +260,4 @@ class EngineState:
     ready_after_s: float = 0.0
     server: str | None = None
     folder: Path | None = None
+    asleep: Load | None = None

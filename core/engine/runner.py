@@ -55,6 +55,7 @@ class Runner(EngineBase):
         # Counts loads and unloads: who waited for something sees whether another one came meanwhile.
         self._turn = 0
         self._load_began_s = 0.0
+        self._last_load: Load | None = None
         self._gpu_report: ImportsDone | None = None
         self.warm_worker = WarmWorker(self._start_warm_worker, lambda: self.is_idle)
 
@@ -105,7 +106,9 @@ class Runner(EngineBase):
     def begin_load(self, command: Load) -> Callable[[], None]:
         """The part of `load` that waits for nothing. The function that it returns does the rest."""
         command = replace(command, on_cpu=command.on_cpu or is_cpu_chosen())
-        turn = self._detach(EngineState("loading", model_name(command.folder), folder=command.folder))
+        with self._lock:
+            turn = self._detach(EngineState("loading", model_name(command.folder), folder=command.folder))
+            self._last_load = command
         return partial(self._start, turn, command)
 
     def unload(self) -> None:
@@ -116,6 +119,23 @@ class Runner(EngineBase):
         """The part of `unload` that waits for nothing. The function that it returns does the rest."""
         self._detach(EngineState())
         return self._end_leaving
+
+    def sleep(self) -> bool:
+        """Unload a model that nobody uses; `state.asleep` brings it back. False where there is none, or it answers."""
+        with self._lock:
+            if self._state.phase != "ready" or not self.is_idle or self._last_load is None:
+                return False
+            self._detach(EngineState(asleep=self._last_load))
+        self._end_leaving()
+        return True
+
+    def wake(self) -> None:
+        """Begin to load again what is asleep; nothing where nothing is."""
+        with self._lock:
+            asleep = self._state.asleep
+            start = self.begin_load(asleep) if asleep is not None else None
+        if start is not None:
+            start()
 
     def close(self) -> None:
         """End everything that was started. A later load still works, with a worker of its own."""

@@ -45,6 +45,14 @@ class DownloadQueue:
             self._find_unfinished()
             return tuple(self._jobs.values())
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is fetched, or waits for its turn, by this process or another one."""
+        with self._changed:
+            if any(job.phase not in INACTIVE_PHASES for job in self._jobs.values()):
+                return True
+        return any(map(is_locked, unfinished_models(self._models)))
+
     def add(self, source: Source) -> DownloadJob:
         """Queue a model; one that is queued or running already is that job.
 

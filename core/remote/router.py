@@ -53,6 +53,11 @@ class EngineRouter:
         return self._active.running_answers
 
     @property
+    def used_s(self) -> float:
+        """When an answer began or ended last, here or there, by the monotonic clock."""
+        return max(self.local.used_s, self.remote.used_s)
+
+    @property
     def silent_s(self) -> float:
         return self._active.silent_s
 
@@ -83,6 +88,14 @@ class EngineRouter:
             end = self.local.begin_unload()
         self._save()
         end()
+
+    def sleep(self) -> bool:
+        """See Runner.sleep; a model on another server is not this machine's to end."""
+        return self._selection is None and self.local.sleep()
+
+    def wake(self) -> None:
+        """See Runner.wake."""
+        self.local.wake()
 
     def connect(self, selection: RemoteSelection) -> None:
         """Use a model of another server from now on, also after the next start."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from core.common.errors import DeckError, EngineError
+from core.common.paths import model_name
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
 from core.library.last_model import last_model
@@ -25,14 +27,17 @@ class LoadingEngine(Protocol):
 
     def load(self, folder: Path, context_tokens: int = 0, num_slots: int = 1) -> None: ...
 
+    def wake(self) -> None: ...
+
     def wait_while_loading(self, timeout_s: float | None = None) -> EngineState: ...
 
 
 @dataclass(frozen=True, slots=True)
 class WantedModel:
-    """A model to bring, in place of whatever is loaded."""
+    """A model to bring, in place of whatever is loaded. `is_asleep`: as it was before nobody used it."""
 
     name: str
+    is_asleep: bool = False
 
 
 class ModelLoader:
@@ -41,17 +46,25 @@ class ModelLoader:
     def __init__(self, engine: LoadingEngine) -> None:
         self._engine = engine
 
-    def wanted(self, name: str | None) -> WantedModel | None:
+    def wanted(self, name: str | None, is_character: Callable[[str], bool] = lambda name: False) -> WantedModel | None:
         """What has to be loaded before a request for `name` can be answered; None where what is there answers it, or
         says why it does not."""
         state = self._engine.state
-        if name is None or (name == state.model and state.phase in ("ready", "loading")) or not self._may_load():
-            return None
+        asleep = None if state.asleep is None else model_name(state.asleep.folder)
+        if asleep is not None and name in (None, asleep):
+            return WantedModel(asleep, is_asleep=True)
+        if name is not None and not (name == state.model and state.phase in ("ready", "loading")) and self._has(name):
+            return WantedModel(name)
+        if asleep is not None and name is not None and (other_names() == "any" or is_character(name)):
+            return WantedModel(asleep, is_asleep=True)
+        return None
+
+    def _has(self, name: str) -> bool:
         try:
-            return WantedModel(name) if name in list_names() else None
+            return self._may_load() and name in list_names()
         except DeckError:
             # The page Load model says what is wrong with the folder.
-            return None
+            return False
 
     def loadable(self) -> list[LibraryEntry]:
         """The models that a request may name beside the loaded one. Reads their headers."""
@@ -64,15 +77,21 @@ class ModelLoader:
     def bring(self, wanted: WantedModel) -> None:
         """Load it, and wait until it is there. Raises the error of a load that fails; what is no model takes no other
         one's place."""
-        find(wanted.name)
-        last = last_model()
-        context_tokens, num_chats = 0, 1
-        if last is not None and last.name == wanted.name:
-            context_tokens, num_chats = last.context_tokens, last.num_chats
-        self._engine.load(locate(wanted.name), context_tokens, num_chats)
+        if wanted.is_asleep:
+            self._engine.wake()
+        else:
+            self._load(wanted.name)
         state = self._engine.wait_while_loading()
         if state.model == wanted.name and state.error is not None:
             raise EngineError(state.error.key, **state.error.params)
+
+    def _load(self, name: str) -> None:
+        find(name)
+        last = last_model()
+        context_tokens, num_chats = 0, 1
+        if last is not None and last.name == name:
+            context_tokens, num_chats = last.context_tokens, last.num_chats
+        self._engine.load(locate(name), context_tokens, num_chats)
 
     def _may_load(self) -> bool:
         """A person who connected another server wants that one's model."""

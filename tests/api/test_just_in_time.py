@@ -134,3 +134,42 @@ def test_a_load_that_fails_is_the_error_of_whoever_asked(url: str, models: Path,
     refused = ask(url, "refused")
     assert refused.status_code == 503 and error(refused)["code"] == "model_not_loaded"
     assert ask(url, MODEL).status_code == 200, "the next one loads what it names"
+
+
+def ready(url: str) -> tuple[int, str]:
+    response = httpx2.get(f"{url}/ready")
+    return response.status_code, response.json()["status"]
+
+
+def test_a_model_that_sleeps_wakes_for_a_request_as_it_was_loaded(url: str, runner: Runner, models: Path) -> None:
+    runner.load(models / MODEL, context_tokens=960, num_slots=2)
+    assert runner.wait_while_loading(WAIT_S).phase == "ready"
+    for name in (None, MODEL, "Ada"):
+        assert runner.sleep()
+        assert (runner.state.phase, ready(url)) == ("empty", (200, "asleep"))
+        assert ask(url, name).status_code == 200
+        facts = runner.state.facts
+        assert facts is not None and (facts.context_tokens, facts.num_slots) == (960, 2)
+
+
+def test_a_name_that_means_nothing_wakes_nothing(url: str, runner: Runner) -> None:
+    assert runner.sleep()
+    refused = ask(url, "gpt-4o")
+    assert refused.status_code == 404 and MODEL in error(refused)["message"]
+    assert runner.state.asleep is not None
+    set_other_names("any")
+    assert ask(url, "gpt-4o").status_code == 200
+
+
+def test_what_a_person_unloaded_stays_unloaded(url: str, runner: Runner) -> None:
+    runner.unload()
+    assert not runner.sleep() and ask(url, MODEL).status_code == 503 and ready(url) == (503, "empty")
+
+
+def test_a_model_that_answers_does_not_sleep(url: str, runner: Runner) -> None:
+    with httpx2.Client(timeout=WAIT_S) as client:
+        body = {"messages": [{"role": "user", "content": "forever"}], "stream": True}
+        with client.stream("POST", f"{url}/v1/chat/completions", json=body) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            assert not runner.sleep() and runner.state.phase == "ready"

@@ -13,7 +13,7 @@ from core.access import password
 from core.access.exposure import LISTENS, LOOPBACK, NETWORK
 from core.common.paths import version
 from core.library.last_model import is_loaded_at_start
-from core.standby.settings import other_names
+from core.standby.settings import COMMAND, idle_minutes, other_names
 from tests.support.pages import open_tab, run
 from ui.shared import resources
 
@@ -134,3 +134,17 @@ def test_what_programs_may_name_is_chosen_here() -> None:
     run(tab)
     assert other_names() == "load"
     assert open_tab("6_Settings").selectbox(key="settings_other_names").value == "load"
+
+
+def test_what_happens_after_so_many_idle_minutes_is_chosen_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = open_tab("6_Settings")
+    assert tab.number_input(key="settings_idle_unload").value == 0
+    assert "`shutdown`" in tab.number_input(key="settings_idle_command").label
+    tab.number_input(key="settings_idle_unload").set_value(15)
+    tab.number_input(key="settings_idle_command").set_value(45)
+    run(tab)
+    assert (idle_minutes("unload"), idle_minutes("command")) == (15, 45)
+    monkeypatch.setenv(COMMAND, "")
+    tab = open_tab("6_Settings")
+    assert not [one for one in tab.number_input if one.key == "settings_idle_command"]
+    assert "No command is run" in words(tab)

@@ -71,6 +71,12 @@ def _ask(tag: str, text: str) -> None:
     chat = chat_of(tag)
     after, born = last_seen(chat.info.id), born_tag(chat.info)
     files = _files_to_send(born, chat, text)
+    if engine().state.asleep is not None:
+        engine().wake()
+        chat = keep(chat)
+        chat_store().add_draft(chat.info.id, text, files)
+        forget_files(born)
+        return
     if is_busy(chat):
         chat_store().add_draft(chat.info.id, text, files)
         forget_files(born)
@@ -126,7 +132,8 @@ def _files_named(files: Sequence[Document]) -> Iterator[None]:
 
 
 def ask_noted(chat: Chat) -> Chat:
-    """Ask the chat's draft, which was typed while the last answer was written, once that is finished."""
+    """Ask the chat's draft once the model is free for it: it was typed while the last answer was written, or while the
+    model slept."""
     if not chat.info.draft or is_busy(chat) or engine().state.phase != "ready":
         return chat
     last = chat.messages[-1] if chat.messages else None

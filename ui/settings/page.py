@@ -12,7 +12,7 @@ from core.library.last_model import is_loaded_at_start, set_loaded_at_start
 from ui.settings.access import draw_access
 from ui.settings.api_keys import draw_keys
 from ui.settings.files import draw_files
-from ui.settings.serving import draw_serving
+from ui.settings.serving import draw_idle, draw_serving
 from ui.settings.theme import choose_theme
 from ui.shared.i18n import KEY, language, remember_language, tr
 from ui.shared.markdown import escape
@@ -32,6 +32,8 @@ def draw_settings() -> None:
     _draw_start()
     st.subheader(tr("settings.serving"))
     draw_serving()
+    st.subheader(tr("settings.idle"))
+    draw_idle()
     st.subheader(tr("settings.access"))
     draw_access()
     draw_keys()

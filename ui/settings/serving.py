@@ -1,11 +1,21 @@
-"""Serving on the page Settings: what a program gets that asks for another model by its name."""
+"""Serving on the page Settings: what a program gets that asks for another model, and what happens once nobody asks."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from core.standby.settings import OTHER_NAMES, other_names, set_other_names
+from core.standby.settings import (
+    MAX_MINUTES,
+    OTHER_NAMES,
+    Action,
+    idle_command,
+    idle_minutes,
+    other_names,
+    set_idle_minutes,
+    set_other_names,
+)
 from ui.shared.i18n import tr
+from ui.shared.people import person
 
 NAMES_KEY = "settings_other_names"
 
@@ -16,6 +26,27 @@ def draw_serving() -> None:
     words = {name: tr(f"settings.other_names_{name}") for name in OTHER_NAMES}
     st.selectbox(tr("settings.other_names"), OTHER_NAMES, key=NAMES_KEY, help=tr("settings.other_names_help"),
                  format_func=words.__getitem__, on_change=_choose_names)  # fmt: skip
+
+
+def draw_idle() -> None:
+    """Whoever signed in through a provider does not decide about the machine."""
+    _draw_minutes("unload", tr("settings.idle_unload"), tr("settings.idle_unload_help"))
+    if person():
+        return
+    if command := idle_command():
+        _draw_minutes("command", tr("settings.idle_command", command=command), tr("settings.idle_command_help"))
+    else:
+        st.caption(tr("settings.idle_no_command"))
+
+
+def _draw_minutes(action: Action, label: str, about: str) -> None:
+    key = f"settings_idle_{action}"
+    st.session_state[key] = idle_minutes(action)
+    st.number_input(label, 0, MAX_MINUTES, step=5, key=key, help=about, on_change=_choose_minutes, args=(action, key))
+
+
+def _choose_minutes(action: Action, key: str) -> None:
+    set_idle_minutes(action, st.session_state[key])
 
 
 def _choose_names() -> None:

@@ -150,7 +150,18 @@ export default function ({ parentElement, data }) {
 """
 # Streamlit itself would say "Connection failed with status 401". One timer a tab, however often this is drawn.
 WATCH = """
+// Keys and clicks are told of at most every 20 s: a machine is not ended under whoever works at a page.
+const tell = () => {
+    const now = Date.now();
+    if (now - (window.llamadeckTold ?? 0) > 20000) {
+        window.llamadeckTold = now;
+        fetch("presence", { method: "POST" }).catch(() => null);
+    }
+};
 export default function () {
+    if (!window.llamadeckWatch) {
+        ["keydown", "pointerdown"].forEach((name) => document.addEventListener(name, tell, { passive: true }));
+    }
     window.llamadeckWatch ??= setInterval(async () => {
         const answer = await fetch("sign-in", { method: "HEAD", redirect: "manual" }).catch(() => null);
         if (answer?.status === 401) {
@@ -221,5 +232,6 @@ def close_sidebar_on(keys: Sequence[str]) -> None:
 
 
 def watch_session(key: str) -> None:
-    """Show the sign-in page once the session of this browser has ended, or a password was set."""
+    """Show the sign-in page once the session of this browser has ended, or a password was set. And tell the server that
+    somebody works at the page."""
     _watch(key=key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from core.common.paths import model_name
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
 from core.library.last_model import LastModel, last_model, note_last_model
@@ -54,7 +55,9 @@ def _status(shown: Shown) -> None:
         note_last_model(LastModel(state.model or "", state.facts.context_tokens, state.facts.num_slots))
     with st.container(border=True, gap="xsmall"):
         st.markdown(SILENT_ICON + tr("engine.silent") if silent_s else _status_line(state, num_running))
-        if state.model is not None:
+        if state.asleep is not None:
+            _draw_name(model_name(state.asleep.folder))
+        elif state.model is not None:
             _draw_name(state.model)
         if state.server is not None:
             st.caption(tr("engine.on_server", server=shortened(state.server, NAME_CHARS)))
@@ -84,6 +87,7 @@ def _status_line(state: EngineState, num_running: int) -> str:
         "failed": ":red[:material/error:]",
     }[state.phase]
     name = SERVER_PHASES.get(state.phase, state.phase) if state.server is not None else state.phase
+    name = "sleeping" if state.asleep is not None else name
     return f"{icon} {tr(f'engine.{name}')}"
 
 
@@ -127,7 +131,9 @@ def not_ready_notice(last: Answer | None = None) -> None:
                 st.markdown(tr("engine.loading_model", name=state.model or ""))
             loading_progress()
             return
-        if state.error is None:
+        if state.asleep is not None:
+            st.markdown(tr("engine.asleep", name=model_name(state.asleep.folder)))
+        elif state.error is None:
             st.markdown(tr("engine.nothing_loaded"))
             if (unused := gpu_error()) is not None:
                 show_error(unused)
@@ -139,6 +145,11 @@ def not_ready_notice(last: Answer | None = None) -> None:
 def way_to_model() -> None:
     """The buttons that bring a model: the one that was there, by a click, or the page that loads any."""
     state = engine().state
+    if state.asleep is not None:
+        name = model_name(state.asleep.folder)
+        st.button(tr("engine.load_again", name=name), key="engine_wake", icon=":material/refresh:", type="primary",
+                  on_click=engine().wake)  # fmt: skip
+        return
     is_lost = state.server is not None
     last = last_model() if state.phase == "failed" and not is_lost else None
     is_here = last is not None and locate(last.name).exists()

@@ -27,6 +27,7 @@ from core.personas.lorebooks import Lorebooks
 from core.personas.store import Characters
 from core.personas.thumbnails import Thumbnails
 from core.remote.router import EngineRouter
+from core.standby.idle import IdleWatch
 from ui.shared.people import person
 
 # Where a tab keeps its language.
@@ -101,6 +102,12 @@ def _preferences(owner: str) -> Preferences:
 @st.cache_resource(show_spinner=False, on_release=DownloadQueue.close)
 def downloads() -> DownloadQueue:
     return DownloadQueue()
+
+
+@st.cache_resource(show_spinner=False, on_release=IdleWatch.close)
+def idle_watch() -> IdleWatch:
+    """How long nothing was done; serve.py starts what follows from it."""
+    return IdleWatch(engine(), lambda: downloads().is_busy)
 
 
 @st.cache_resource(show_spinner=False)

@@ -1,0 +1,77 @@
+"""What pages show of idleness: the countdown and its button, a model that sleeps and wakes for a question, the day."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.standby.idle_day import Day
+from core.standby.settings import COMMAND, set_idle_minutes
+from tests.support.pages import WAIT_S, ask, finish, last_message, load, open_tab, run
+from ui.shared import resources
+from ui.shared.idle import duration
+
+
+def sidebar(tab) -> str:
+    return "\n".join(str(one.value) for one in (*tab.sidebar.warning, *tab.sidebar.markdown, *tab.sidebar.caption))
+
+
+def pass_s(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    watch = resources.idle_watch()
+    monkeypatch.setattr(type(watch), "idle_s", property(lambda self: seconds))
+
+
+@pytest.mark.parametrize(("idle_s", "said"), [(30, None), (120, "28 min"), (1700, "1:40")])
+def test_every_page_counts_down_to_the_command(
+    models: Path, monkeypatch: pytest.MonkeyPatch, idle_s: float, said: str | None
+) -> None:
+    monkeypatch.setenv(COMMAND, "true")
+    set_idle_minutes("command", 30)
+    pass_s(monkeypatch, idle_s)
+    for page in (None, "5_GPU_Monitor"):
+        tab = open_tab(page)
+        assert ("Nothing is done here" in sidebar(tab)) == (said is not None)
+        assert said is None or said in sidebar(tab)
+
+
+def test_whoever_is_there_puts_it_off(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(COMMAND, "true")
+    set_idle_minutes("command", 30)
+    pass_s(monkeypatch, 300)
+    tab = open_tab()
+    monkeypatch.setattr(resources.idle_watch(), "_busy_s", -1.0)
+    tab.button(key="idle_stay").click()
+    run(tab)
+    assert resources.idle_watch()._busy_s > 0
+
+
+def test_a_question_wakes_the_model_that_sleeps(models: Path) -> None:
+    load(open_tab(), "tiny")
+    assert resources.engine().sleep()
+    tab = open_tab("3_Chat")
+    assert "tiny was unloaded because it was not used" in "\n".join(one.value for one in tab.markdown)
+    assert not tab.chat_input[0].disabled
+    ask(tab, "hello")
+    assert resources.engine().wait_while_loading(WAIT_S).phase == "ready"
+    run(tab)
+    finish(tab)
+    assert (last_message().role, last_message().text) == ("assistant", "You said: hello ")
+
+
+def test_a_click_wakes_it_too(models: Path) -> None:
+    load(open_tab(), "tiny")
+    assert resources.engine().sleep()
+    tab = open_tab("3_Chat")
+    assert "Asleep" in sidebar(tab) and "tiny" in sidebar(tab)
+    tab.button(key="engine_wake").click()
+    run(tab)
+    assert resources.engine().wait_while_loading(WAIT_S).model == "tiny"
+
+
+def test_home_says_how_long_a_card_was_there_for_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources.idle_watch().day, "_day", Day("2026-11-30", 20_000.0, 18_720.0))
+    monkeypatch.setattr("ui.shared.idle.gpus_here", lambda: [object()])
+    tab = open_tab()
+    assert any("5 h 12 min of 5 h 33 min" in one.value for one in tab.caption)
+    assert duration(59) == "1 min"
