@@ -34,6 +34,11 @@ def test_rms_norm_and_the_gate_are_the_plain_sums(size: int, dtype: torch.dtype)
     wanted = (x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5)).to(dtype) * weight
     got = step_ops.rms_norm(x, weight, 1e-5)
     assert torch.allclose(got.float(), wanted.float(), rtol=2 * torch.finfo(dtype).eps, atol=0.0)
+    # As Gemma has it: weights less one, and nothing rounded in between.
+    wanted = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5) * (1 + weight.float())
+    assert torch.allclose(
+        step_ops.rms_norm(x, weight, 1e-5, 1.0).float(), wanted, rtol=torch.finfo(dtype).eps, atol=0.0
+    )
     assert torch.equal(step_ops.rms_norm(x[1:2, 2:3], weight, 1e-5)[0, 0], got[1, 2])
     both = torch.randn(3, 2 * size).to(dtype)
     wanted = torch.nn.functional.silu(both[:, :size].float()).to(dtype) * both[:, size:]

@@ -136,6 +136,9 @@ def test_rows_come_out_the_same_beside_any_others_and_through_every_epilogue(
     normed = torch.nn.functional.rms_norm(x[:1].float(), (INPUTS,), eps=1e-5).to(dtype).float() * weight.float()
     got = kernels.multiply(matrix, x[:1], norm=FusedRmsNorm(weight, invert_permutation(order), 1e-5))
     assert far(got, normed @ dense) < TOLERANCES[dtype] * 4
+    normed = torch.nn.functional.rms_norm(x[:1].float(), (INPUTS,), eps=1e-5) * (1 + weight.float())
+    got = kernels.multiply(matrix, x[:1], norm=FusedRmsNorm(weight, invert_permutation(order), 1e-5, 1.0))
+    assert far(got, normed.to(dtype).float() @ dense) < TOLERANCES[dtype] * 4
 
 
 @pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)

@@ -7,32 +7,39 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from core.worker.kernels import step_ops
+from core.worker.kernels.packed_small_batch import FusedRmsNorm
 from core.worker.model.merged_linear import MergedLinearSlice
 
 log = logging.getLogger(__name__)
 # Of the output's standard deviation: half precision's rounding over one operation stays below.
 TOLERANCE = 0.01
 NUM_SAMPLES = 3
+# What norms add to their weights: Gemma's and Qwen3-Next's are stored less one.
+NORM_OFFSETS = (0.0, 1.0)
 # Kinds of RoPE whose frequencies do not change with the length of the text.
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 class FusedNorm(nn.Module):
-    """RMSNorm in one kernel."""
+    """RMSNorm in one kernel. offset: what is added to each weight."""
 
-    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+    def __init__(self, weight: nn.Parameter, eps: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight, self.eps = weight, eps
+        self.weight, self.eps, self.offset = weight, eps, offset
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return step_ops.rms_norm(x, self.weight, self.eps)
+        return step_ops.rms_norm(x, self.weight, self.eps, self.offset)
+
+    def before(self, inverse_permutation: torch.Tensor | None) -> FusedRmsNorm:
+        """The norm as a part of a product whose matrix has `inverse_permutation`."""
+        return FusedRmsNorm(self.weight, inverse_permutation, self.eps, self.offset)
 
 
 class FusedMlp(nn.Module):
@@ -62,30 +69,30 @@ def fuse_modules(model: PreTrainedModel) -> list[str]:
     """Replace modules of `model` by fused ones; the names of the kinds that were, sorted."""
     done = []
     for name, module in list(model.named_modules()):
-        fused = _fused(module)
-        if fused is None:
-            continue
-        sample = _sample_angles(model) if isinstance(fused, FusedRope) else _sample(module, model)
-        if is_equal_within_rounding(module, fused, sample):
-            owner, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(owner), attribute, fused)
-            done.append(type(fused).__name__)
+        for fused in _fused(module):
+            sample = _sample_angles(model) if isinstance(fused, FusedRope) else _sample(module, model)
+            if is_equal_within_rounding(module, fused, sample):
+                owner, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(owner), attribute, fused)
+                done.append(type(fused).__name__)
+                break
     if _fuse_rope(model):
         done.append("apply_rope")
     return sorted(set(done))
 
 
-def _fused(module: nn.Module) -> nn.Module | None:
+def _fused(module: nn.Module) -> Sequence[nn.Module]:
+    """What may compute the same as `module`: the likeliest first."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and isinstance(eps, float):
-        return FusedNorm(weight, eps)
+        return [FusedNorm(weight, eps, offset) for offset in NORM_OFFSETS]
     frequencies, scaling = getattr(module, "inv_freq", None), getattr(module, "attention_scaling", None)
     if getattr(module, "rope_type", None) in FIXED_ROPES and isinstance(frequencies, torch.Tensor):
-        return FusedRope(frequencies, float(scaling)) if isinstance(scaling, float | int) else None
+        return [FusedRope(frequencies, float(scaling))] if isinstance(scaling, float | int) else []
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if isinstance(gate, MergedLinearSlice) and isinstance(up, MergedLinearSlice) and isinstance(down, nn.Module):
-        return FusedMlp(gate.merged, down)
-    return None
+        return [FusedMlp(gate.merged, down)]
+    return []
 
 
 def _sample(module: nn.Module, model: PreTrainedModel) -> tuple[torch.Tensor, ...]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.kernels.packed_prefill import FusedDequantGemm
-from core.worker.kernels.packed_small_batch import FusedRmsNorm, PackedLinear
+from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.packed_variants import MAX_NORMED
 from core.worker.kernels.row_norm import norm_rows
 
@@ -89,15 +89,17 @@ def multiply_normed(
     """A product of the RMS-normed rows [rows, size]; one row takes one kernel."""
     matrix, multiply = linear.matrix, linear.kernels.multiply
     if hidden.shape[0] == 1 and matrix.inputs <= MAX_NORMED:
-        before = FusedRmsNorm(norm.weight, linear.inverse_permutation, norm.eps)
+        before = norm.before(linear.inverse_permutation)
         return multiply(matrix, hidden, epilogue, linear.bias, norm=before, **more)
-    normed, sums = norm_rows(hidden, norm.weight, norm.eps, linear.kernels.inputs_per_group, linear.inverse_permutation)
+    normed, sums = norm_rows(
+        hidden, norm.weight, norm.eps, linear.kernels.inputs_per_group, linear.inverse_permutation, norm.offset
+    )
     return multiply(matrix, normed, epilogue, linear.bias, sums=sums, **more)
 
 
 def prefill_normed(gemm: FusedDequantGemm, linear: PackedLinear, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
     """A product of the RMS-normed rows [tokens, size] of a chunk."""
-    swizzled = gemm.rmsnorm_rows(linear.matrix, hidden, FusedRmsNorm(norm.weight, linear.inverse_permutation, norm.eps))
+    swizzled = gemm.rmsnorm_rows(linear.matrix, hidden, norm.before(linear.inverse_permutation))
     return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias)
 
 

@@ -141,7 +141,7 @@ class FusedDequantGemm:
         """RMSNorm of x [rows, inputs], then as `permute_rows`."""
         swizzled = self._buffer(matrix, x)
         self._kernels.rmsnorm_rows((x.shape[0], 1, 1), NORM_THREADS, x, norm.weight, norm.inverse_permutation, swizzled,
-                                     x.stride(0), matrix.inputs // K_BLOCK, norm.eps)  # fmt: skip
+                                     x.stride(0), matrix.inputs // K_BLOCK, norm.eps, norm.offset)  # fmt: skip
         return swizzled
 
     def swiglu_rows(

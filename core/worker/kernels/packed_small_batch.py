@@ -59,11 +59,13 @@ class Launch:
 
 
 class FusedRmsNorm(NamedTuple):
-    """RMSNorm fused into a product: its weight [inputs], the matrix's inverse permutation (None: in order), epsilon."""
+    """RMSNorm fused into a product: its weight [inputs], the matrix's inverse permutation (None: in order), epsilon,
+    and what is added to each weight."""
 
     weight: torch.Tensor
     inverse_permutation: torch.Tensor | None
     eps: float
+    offset: float = 0.0
 
 
 class SmallBatchKernels:
@@ -154,7 +156,7 @@ class SmallBatchKernels:
                 (min(-(-tiles // launch.variant.tiles), launch.most_blocks), 1, 1), launch.threads, matrix.codes,
                 matrix.scales, matrix.zeros, x[begin:], out[begin:], bias,
                 None if residual is None else residual[begin:], inverse_permutation, x.stride(0), out.stride(0), rows,
-                tiles, blocks, matrix.groups, *(norm or (None, None, 0.0)),
+                tiles, blocks, matrix.groups, *(norm or (None, None, 0.0, 0.0)),
                 None if sums is None else sums[:, begin:], 0 if sums is None else sums.stride(0),
             )  # fmt: skip
         return out

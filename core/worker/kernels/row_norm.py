@@ -27,10 +27,11 @@ def norm_rows(
     eps: float,
     inputs_per_group: int,
     inverse_permutation: torch.Tensor | None = None,
+    offset: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """RMSNorm of x [rows, size], each value stored where `inverse_permutation` says; and the sums of the result's scale
-    groups, as SmallBatchKernels.sum_rows gives them."""
+    groups, as SmallBatchKernels.sum_rows gives them. offset: what is added to each weight."""
     out, sums = torch.empty_like(x), empty_group_sums(x, inputs_per_group)
     norm_kernel(x.dtype, x.device)((x.shape[0], 1, 1), NORM_THREADS, x, weight, out, inverse_permutation, x.stride(0),
-                                   x.shape[1], eps, sums, sums.stride(0), inputs_per_group)  # fmt: skip
+                                   x.shape[1], eps, offset, sums, sums.stride(0), inputs_per_group)  # fmt: skip
     return out, sums

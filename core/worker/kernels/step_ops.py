@@ -38,8 +38,11 @@ def _launch(name: str, like: torch.Tensor, num_threads: int, *arguments: Argumen
     kernel_for(name, like.dtype, like.device)((-(-num_threads // THREADS), 1, 1), THREADS, *arguments)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm of x [..., size] with `weight` [size] (arXiv 1910.07467), -> the same shape."""
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float = 0.0) -> torch.Tensor:
+    """RMSNorm of x [..., size] with `weight` [size] (arXiv 1910.07467), -> the same shape.
+
+    offset: what is added to each weight, 1 in models that keep them less one (Gemma, Qwen3-Next).
+    """
     if weight.dtype != x.dtype:
         raise TypeError(f"a norm's weight in {weight.dtype}, rows in {x.dtype}")
     rows = x.reshape(-1, x.shape[-1])
@@ -49,7 +52,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     if size <= SHORT_ROW:
         name, num_blocks, threads = "norm_short_rows", -(-num_rows // SHORT_ROWS), SHORT_ROWS * 32
     kernel_for(name, x.dtype, x.device)((num_blocks, 1, 1), threads, rows, weight, out, rows.stride(0), num_rows, size,
-                                        float(eps))  # fmt: skip
+                                        float(eps), float(offset))  # fmt: skip
     return out
 
 

@@ -65,13 +65,17 @@ __device__ __forceinline__ float warp_sum(float sum) {
     return sum;
 }
 
-// RMSNorm of 8 values of a row: times `by`, rounded, times the weights.
-__device__ __forceinline__ uint4 rmsnorm_8(uint4 row, float by, uint4 weight) {
+// RMSNorm of 8 values of a row: times `by`, rounded, times the weights. offset: what is added to each weight, which then
+// are multiplied before anything is rounded; 0 for most models.
+__device__ __forceinline__ uint4 rmsnorm_8(uint4 row, float by, uint4 weight, float offset) {
     float values[8], times[8];
     unpack8(row, values);
     unpack8(weight, times);
 #pragma unroll
-    for (int i = 0; i < 8; i++) values[i] = round_half(values[i] * by) * times[i];
+    for (int i = 0; i < 8; i++) {
+        const float normed = values[i] * by;
+        values[i] = (offset == 0.0f ? round_half(normed) : normed) * (offset + times[i]);
+    }
     return pack8(values);
 }
 
@@ -181,7 +185,7 @@ struct RmsNorm {
     }
 
     template <class Put>
-    __device__ __forceinline__ void apply(const u16* row, int size, float eps, float* sums, Put put) const {
+    __device__ __forceinline__ void apply(const u16* row, int size, float eps, float offset, float* sums, Put put) const {
         uint4 values[EACH];
         float sum[TURNS] = {};
 #pragma unroll
@@ -204,7 +208,7 @@ struct RmsNorm {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             const int at = (i * THREADS + threadIdx.x) * 8;
-            if (at < size) put(at, rmsnorm_8(values[i], by, weights[i]));
+            if (at < size) put(at, rmsnorm_8(values[i], by, weights[i], offset));
         }
     }
 };

@@ -93,14 +93,14 @@ __device__ __forceinline__ void reduce_and_store(const float* all, int turn, u16
 // x [rows, inputs] -> out [rows, outputs]. RESIDUAL: plus `residual`. SWIGLU: silu(first half of the outputs) * second
 // half, each stored where `inverse_permutation` says, if given.
 // A warp multiplies its part of the inputs of CT tiles, the block all inputs; then the block's next CT tiles (a turn).
-// NORMED: x is one row; RMSNorm (`norm_weight`, `eps`) stores it where `x_inverse_permutation` says, if given, first.
+// NORMED: x is one row; RMSNorm (`norm_weight`, `eps`, `offset`) stores it where `x_inverse_permutation` says, if given, first.
 // group_sums: for several rows.
 template <int WARPS, int NT, int CT, int STAGES, int EPILOGUE, bool NORMED>
 __device__ __forceinline__ void multiply_packed(const Packed weights, const u16* x, int x_row, u16* out, int out_row,
                                                 const u16* bias, const u16* residual, const int* inverse_permutation,
                                                 int rows, int tiles, const u16* norm_weight,
-                                                const int* x_inverse_permutation, float eps, const float* group_sums,
-                                                int sums_row) {
+                                                const int* x_inverse_permutation, float eps, float offset,
+                                                const float* group_sums, int sums_row) {
     // 16 warps are for one row, and so is NORMED: of the tensor cores' eight columns only the first counts.
     constexpr bool SINGLE_ROW = WARPS == 16 || NORMED;
     constexpr int COLUMNS = CT * 16, ROWS = SINGLE_ROW ? 1 : NT * 8, SUMS_PER_WARP = SUMS / WARPS;
@@ -172,7 +172,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     pdl_wait();
 
     if (NORMED) {
-        rmsnorm.apply(x, weights.blocks * 64, eps, sums,
+        rmsnorm.apply(x, weights.blocks * 64, eps, offset, sums,
                       [&](int at, uint4 done) { store_8(done, at, x_inverse_permutation, normed); });
         __syncthreads();
         x = normed;
@@ -356,10 +356,10 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const u16* x, u16* out, const u16* bias,         \
              const u16* residual, const int* inverse_permutation, int x_row, int out_row, int rows, int tiles,         \
              int blocks, int groups, const u16* norm_weight, const int* x_inverse_permutation, float eps,              \
-             const float* group_sums, int sums_row) {                                                                  \
+             float offset, const float* group_sums, int sums_row) {                                                    \
         multiply_packed<WARPS, NT, CT, STAGES, EPILOGUE, NORMED>(                                                      \
             Packed{codes, scales, zeros, blocks, groups}, x, x_row, out, out_row, bias, residual, inverse_permutation, \
-            rows, tiles, norm_weight, x_inverse_permutation, eps, group_sums, sums_row);                               \
+            rows, tiles, norm_weight, x_inverse_permutation, eps, offset, group_sums, sums_row);                       \
     }
 
 VARIANTS

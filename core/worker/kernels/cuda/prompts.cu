@@ -64,13 +64,13 @@ extern "C" __global__ void __launch_bounds__(256)
 // RMSNorm of x [rows, inputs], a block a row.
 extern "C" __global__ void __launch_bounds__(512)
     rmsnorm_rows(const u16* x, const u16* weight, const int* inverse_permutation, u16* out, int x_row, int blocks,
-                 float eps) {
+                 float eps, float offset) {
     __shared__ float sums[16];
     pdl_trigger();
     RmsNorm<512, MAX_ROW> norm;
     norm.read(weight, blocks * 64);
     pdl_wait();
-    norm.apply(x + (i64)blockIdx.x * x_row, blocks * 64, eps, sums,
+    norm.apply(x + (i64)blockIdx.x * x_row, blocks * 64, eps, offset, sums,
                [&](int at, uint4 done) { store_swizzled_8(done, blockIdx.x, at, inverse_permutation, blocks, out); });
 }
 

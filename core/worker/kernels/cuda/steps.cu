@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // alone.
 template <int THREADS>
 __device__ __forceinline__ void norm_row(const u16* x, const u16* weight, u16* out, int x_row, int num_rows, int size,
-                                         float eps) {
+                                         float eps, float offset) {
     __shared__ float sums[THREADS / 32];
     const int begin = threadIdx.x % THREADS * 8;
     const i64 row = (i64)blockIdx.x * (blockDim.x / THREADS) + threadIdx.x / THREADS;
@@ -84,16 +84,18 @@ __device__ __forceinline__ void norm_row(const u16* x, const u16* weight, u16* o
     const float by = rsqrtf(sum / size + eps);
     for (int at = begin; at < size; at += THREADS * 8)
         store_part(out, at, size, is_wide,
-                   rmsnorm_8(load_part(x, at, size, is_wide), by, load_part(weight, at, size, is_wide)));
+                   rmsnorm_8(load_part(x, at, size, is_wide), by, load_part(weight, at, size, is_wide), offset));
 }
 // For rows of a head, a warp a row; and for longer ones, a block a row.
 extern "C" __global__ void __launch_bounds__(128)
-    norm_short_rows(const u16* x, const u16* weight, u16* out, int x_row, int num_rows, int size, float eps) {
-    norm_row<32>(x, weight, out, x_row, num_rows, size, eps);
+    norm_short_rows(const u16* x, const u16* weight, u16* out, int x_row, int num_rows, int size, float eps,
+                    float offset) {
+    norm_row<32>(x, weight, out, x_row, num_rows, size, eps, offset);
 }
 extern "C" __global__ void __launch_bounds__(512)
-    norm_long_rows(const u16* x, const u16* weight, u16* out, int x_row, int num_rows, int size, float eps) {
-    norm_row<512>(x, weight, out, x_row, num_rows, size, eps);
+    norm_long_rows(const u16* x, const u16* weight, u16* out, int x_row, int num_rows, int size, float eps,
+                   float offset) {
+    norm_row<512>(x, weight, out, x_row, num_rows, size, eps, offset);
 }
 
 // both [num_rows][2 * size], gate then up -> silu(gate) * up, [num_rows][size]. A thread takes 8 values.
