@@ -21,6 +21,11 @@ RECURRENT_LAYERS = frozenset(("linear_attention", "mamba", "mamba2", "conv", "re
 # Families whose classes have their experts in another way than all others: only files that have those of a layer in one
 # tensor fit them.
 STACKED_FAMILIES = frozenset(("jetmoe", "llama4_text"))
+# Families whose recurrent layers run here, by the kind of those layers.
+RUNNING_LAYERS = {
+    "linear_attention": frozenset(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")),
+    "conv": frozenset(("lfm2",)),
+}
 VISION, SOUND = ("vision_config", "visual", "vit_config"), ("audio_config", "audio_processor", "speech_config")
 # Ways to turn queries and keys by their place: those of transformers, what Qwen2-VL calls its own, and the name that
 # longrope had in the first Phi-3.
@@ -110,8 +115,9 @@ def _refusals(
         named = config.get("model_type") or text.get("model_type") or architecture_name(config)
         return CheckpointError(f"family_{key}{way}", model=model, family=quoted_json(named), **params)
 
-    layers = _layer_kinds(text)
-    if layers & RECURRENT_LAYERS or (kind == "recurrent" and not layers):
+    running = {kind for kind, names in RUNNING_LAYERS.items() if family is not None and family.name in names}
+    layers = _layer_kinds(text) - running
+    if layers & RECURRENT_LAYERS or (kind == "recurrent" and not _layer_kinds(text)):
         yield refusal("recurrent")
     if _is_mla(text) or (kind == "latent" and not runs):
         yield refusal("mla")

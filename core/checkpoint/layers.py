@@ -20,6 +20,7 @@ from core.checkpoint.experts import (
 )
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.numbers import read_number
+from core.checkpoint.recurrent import Recurrent, read_recurrent
 from core.checkpoint.text_config import text_config
 from core.common.errors import CheckpointError
 
@@ -45,11 +46,14 @@ class Experts:
 
 
 Mlp = DenseMlp | Experts
+Mixer = FullAttention | Recurrent
 
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    mixer: FullAttention
+    """The mixer is what looks at other tokens."""
+
+    mixer: Mixer
     mlp: Mlp
 
 
@@ -69,7 +73,13 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     if not isinstance(kinds, list) or len(kinds) != count:
         kinds = [None] * count
     mlps = read_mlps(model, text, tensors, count, 4 * hidden)
-    return tuple(map(LayerShape, read_attention(model, text, kinds), mlps))
+    recurrent = read_recurrent(model, text, kinds)
+    # A kind may be anything that JSON has, such as a list.
+    mixers = [
+        recurrent.get(str(kind), attention)
+        for kind, attention in zip(kinds, read_attention(model, text, kinds), strict=True)
+    ]
+    return tuple(map(LayerShape, mixers, mlps))
 
 
 def read_mlps(

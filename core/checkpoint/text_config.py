@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from core.common.values import is_whole
+
 # Families with pictures whose text part runs by itself, and the family that the text is of unless `text_config` says.
 PICTURE_FAMILIES = {
     "aya_vision": "cohere2",
@@ -26,6 +28,7 @@ PICTURE_FAMILIES = {
     "ovis2": "qwen2",
     "qwen2_5_vl": "qwen2_5_vl_text",
     "qwen2_vl": "qwen2_vl_text",
+    "qwen3_5": "qwen3_5_text",
     "qwen3_vl": "qwen3_vl_text",
     "smolvlm": "llama",
     "video_llama_3": "qwen2",
@@ -91,6 +94,7 @@ gpt2            768    12  12  -   -  -      50257  1024   1
 gpt_bigcode     768    12  12  -   -  -      50257  1024   1
 gpt_neox        6144   44  64  -   -  24576  50432  2048   0
 gptj            4096   28  16  -   -  -      50400  2048   0
+lfm2            2560   32  32  8   -  12288  65536  128000 1
 llama           4096   32  32  -   -  11008  32000  2048   0
 ministral3      4096   34  32  8   128 14336 131072 262144 0
 mistral         4096   32  32  8   -  14336  32000  131072 0
@@ -101,8 +105,14 @@ qwen2           4096   32  32  32  -  22016  151936 32768  0
 qwen2_5_vl_text 8192   80  64  8   -  29568  152064 32768  0
 qwen2_vl_text   8192   80  64  8   -  29568  152064 32768  0
 qwen3           4096   32  32  32  128 22016 151936 32768  0
+qwen3_5_text    4096   32  16  4   256 12288 248320 32768  0
+qwen3_next      2048   48  16  2   256 5632  151936 32768  0
 qwen3_vl_text   4096   32  32  32  128 22016 151936 128000 0
 """
+
+# Families whose layers are of two kinds, and how many attend where `layer_types` is left out: one in so many.
+ATTENTION_INTERVALS = {"qwen3_5_text": 4, "qwen3_5_moe_text": 4, "qwen3_next": 4}
+MAX_LAYERS = 4096
 
 # Families that never share key and value heads, whatever their configuration says.
 ALL_HEADS = frozenset(("bloom", "codegen", "gpt2", "gpt_neox", "gptj", "mpt", "opt"))
@@ -138,7 +148,11 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     text = DEFAULTS.get(family, {}) | text
     text["model_type"] = SAME_AS.get(family, family)
     heads = _kv_heads(family, text)
-    return text if heads is None else text | {"num_key_value_heads": heads}
+    if heads is not None:
+        text["num_key_value_heads"] = heads
+    if text.get("layer_types") is None and (kinds := _layer_kinds(family, text)) is not None:
+        text["layer_types"] = kinds
+    return text
 
 
 def named_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,6 +185,21 @@ def has_capped_scores(text: Mapping[str, Any]) -> bool:
     """Whether scores are kept below a bound (arXiv 2408.00118), as Gemma 2's are unless it says otherwise."""
     usual = 50.0 if text.get("model_type") in ("gemma2", "vaultgemma") else None
     return text.get("attn_logit_softcapping", usual) is not None
+
+
+def _layer_kinds(family: str, text: Mapping[str, Any]) -> list[str] | None:
+    """The kind of each layer of families that name one number for all; None for all others."""
+    count = text.get("num_hidden_layers")
+    if not is_whole(count) or not 0 < count <= MAX_LAYERS:
+        return None
+    if family in ATTENTION_INTERVALS:
+        interval = text.get("full_attention_interval", ATTENTION_INTERVALS[family])
+        if not is_whole(interval) or interval < 1:
+            return None
+        return ["linear_attention" if (index + 1) % interval else "full_attention" for index in range(count)]
+    if family == "lfm2" and isinstance(attending := text.get("full_attn_idxs"), list):
+        return ["full_attention" if index in attending else "conv" for index in range(count)]
+    return None
 
 
 def _kv_heads(family: str, text: Mapping[str, Any]) -> Any:

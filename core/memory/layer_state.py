@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention, SlidingAttention
-from core.checkpoint.layers import LayerShape
+from core.checkpoint.layers import LayerShape, Mixer
+from core.checkpoint.recurrent import GatedDeltaNet, ShortConv
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
 
 # How many queries of a chunk have their scores multiplied out at a time, where no kernel does it for all. No fewer than
 # the chats that can be at once.
 CAPPED_QUERIES = 64
+# Of every slot: how many earlier states of its chat are kept, which a prompt that shares a part can go on from.
+SNAPSHOTS_PER_SLOT = 3
+# How many tokens of a chunk the delta rule takes at once.
+DELTA_TOKENS = 64
+
+
+class StatePlan(Protocol):
+    """The bytes of one kind of layer."""
+
+    def state_bytes(self, mixer: Any, context_tokens: int, num_slots: int) -> int:
+        """What a layer keeps of all chats."""
+
+    def activation_bytes(self, mixer: Any, num_rows: int, context_tokens: int, own_attention: bool) -> int:
+        """The layer's largest moment in a pass of `num_rows` tokens, beside the residual."""
 
 
 class KvStatePlan:
@@ -57,15 +74,62 @@ class CappedStatePlan(KvStatePlan):
         return vectors + mask_bytes(num_rows, context_tokens) + scores * 2 * (HALF_BYTES + FLOAT_BYTES)
 
 
-STATE_PLANS: dict[type[FullAttention], KvStatePlan] = {
+class DeltaStatePlan:
+    """A matrix for each value head and the convolution's last inputs; the context's length does not matter."""
+
+    def state_bytes(self, mixer: GatedDeltaNet, context_tokens: int, num_slots: int) -> int:
+        """rows * (value heads * key dim * value dim * 4 + channels * (conv width - 1) * 2) bytes."""
+        rows = num_state_rows(num_slots)
+        one = mixer.num_value_heads * mixer.key_dim * mixer.value_dim * FLOAT_BYTES
+        return round_to_block(rows * one) + conv_bytes(mixer, rows)
+
+    def activation_bytes(self, mixer: GatedDeltaNet, num_rows: int, context_tokens: int, own_attention: bool) -> int:
+        """What the torch rule holds at once (core/worker/kernels/delta_rule.py): queries and keys by key head, values,
+        corrected values and keys by value head, all in float32, beside products [tokens, DELTA_TOKENS] of each head."""
+        padded = -(-num_rows // DELTA_TOKENS) * DELTA_TOKENS
+        keys, values = mixer.num_key_heads * mixer.key_dim, mixer.num_value_heads * mixer.value_dim
+        by_value_head = mixer.num_value_heads * mixer.key_dim
+        products = mixer.num_value_heads * DELTA_TOKENS
+        projected = 2 * num_rows * (mixer.channels + values) * HALF_BYTES
+        return projected + padded * FLOAT_BYTES * (4 * keys + 5 * values + 5 * by_value_head + 4 * products)
+
+
+class ConvStatePlan:
+    """The convolution's last inputs."""
+
+    def state_bytes(self, mixer: ShortConv, context_tokens: int, num_slots: int) -> int:
+        """rows * channels * (conv width - 1) * 2 bytes."""
+        return conv_bytes(mixer, num_state_rows(num_slots))
+
+    def activation_bytes(self, mixer: ShortConv, num_rows: int, context_tokens: int, own_attention: bool) -> int:
+        """Both gates and the input, their product, and the convolution's sum in float32."""
+        return num_rows * mixer.channels * (6 * HALF_BYTES + 3 * FLOAT_BYTES)
+
+
+def num_state_rows(num_slots: int) -> int:
+    """The rows of a recurrent layer's state: one a slot, one that nobody reads, then the snapshots."""
+    return num_slots + 1 + num_snapshots(num_slots)
+
+
+def num_snapshots(num_slots: int) -> int:
+    return num_slots * SNAPSHOTS_PER_SLOT
+
+
+def conv_bytes(mixer: GatedDeltaNet | ShortConv, rows: int) -> int:
+    return round_to_block(rows * mixer.channels * (mixer.conv_width - 1) * HALF_BYTES)
+
+
+STATE_PLANS: dict[type[Mixer], StatePlan] = {
     FullAttention: KvStatePlan(),
     SlidingAttention: KvStatePlan(),
     DistanceAttention: DistanceStatePlan(),
     CappedAttention: CappedStatePlan(),
+    GatedDeltaNet: DeltaStatePlan(),
+    ShortConv: ConvStatePlan(),
 }
 
 
-def state_plan(layer: LayerShape) -> KvStatePlan:
+def state_plan(layer: LayerShape) -> StatePlan:
     return STATE_PLANS[type(layer.mixer)]
 
 

@@ -1,4 +1,4 @@
-"""Matrices that share their input and are kept as one: query, key and value; gate and up."""
+"""Matrices that share their input and are kept as one: query, key and value; gate and up; a recurrent layer's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from core.checkpoint.checkpoint import Checkpoint
 
 # What a model multiplies the same input with, in the order in which it calls them.
-MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+MERGED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("in_proj_qkv", "in_proj_z"))
 
 
 @dataclass(frozen=True, slots=True)

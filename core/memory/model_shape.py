@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import get_args
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
 from core.checkpoint.checkpoint import Checkpoint
@@ -12,6 +13,7 @@ from core.checkpoint.experts import ROUTER, expert_matrix
 from core.checkpoint.layers import LAYER, DenseMlp, Experts, LayerShape, Mlp, contradiction
 from core.checkpoint.numbers import read_number
 from core.checkpoint.quantization import MatrixFormat
+from core.checkpoint.recurrent import Recurrent
 from core.checkpoint.text_config import text_config
 from core.checkpoint.vocabulary import num_tokens
 from core.memory.matrix_groups import merged_matrices
@@ -86,7 +88,8 @@ class ModelShape:
     @property
     def is_capturable(self) -> bool:
         """Whether captured steps' own attention can be in place of every layer's."""
-        return not any(isinstance(layer.mixer, (DistanceAttention, CappedAttention)) for layer, _ in self.layers)
+        others = (DistanceAttention, CappedAttention, *get_args(Recurrent))
+        return not any(isinstance(layer.mixer, others) for layer, _ in self.layers)
 
     @property
     def attentions(self) -> tuple[FullAttention, ...]:

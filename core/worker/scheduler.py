@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 # Text is sent at most this often: faster than a page shows it, slower than a fast GPU decodes it.
 FLUSH_S = 0.03
+# Templates begin an answer's turn with fewer tokens. States are kept at multiples of a block of the delta rule.
+TURN_TOKENS, STATE_TOKENS = 16, 64
 
 
 @dataclass(slots=True)
 class Slot:
-    """One row of the KV cache. `cached_tokens`: the tokens whose keys and values it holds."""
+    """One row of the layers' states. `cached_tokens`: the tokens that it has taken in, as far as they are known."""
 
     index: int
     cached_tokens: list[int] = field(default_factory=list)
@@ -168,17 +170,19 @@ class Scheduler:
         free = [slot for slot in self._slots if slot.request is None]
         while free and self._waiting:
             request = self._waiting.take()
-            slot = max(
-                free, key=lambda slot: (common_prefix(slot.cached_tokens, request.tokens), -len(slot.cached_tokens))
-            )
+            slot = max(free, key=lambda slot: (self._reusable_tokens(slot, request), -len(slot.cached_tokens)))
             free.remove(slot)
-            # The prompt's last token is always prefilled again: its logits give the answer's first token.
-            request.num_reused = min(common_prefix(slot.cached_tokens, request.tokens), len(request.tokens) - 1)
+            request.num_reused = self._reusable_tokens(slot, request)
             slot.cached_tokens = slot.cached_tokens[: request.num_reused]
             slot.request = request
             self._steps.reset_slot(slot.index, request.command.sampling, request.seed, request.tokens)
             request.began_s = request.sent_s = time.perf_counter()
             self._emit(PromptStarted(request.command.request, request.num_prompt, request.num_reused))
+
+    def _reusable_tokens(self, slot: Slot, request: ActiveRequest) -> int:
+        # The prompt's last token is always prefilled again: its logits give the answer's first token.
+        shared = min(common_prefix(slot.cached_tokens, request.tokens), len(request.tokens) - 1)
+        return self._steps.reusable_tokens(slot.index, shared)
 
     def _prefill_chunk(self) -> None:
         prefilling = [slot for slot in self._slots if slot.request and is_prefilling(slot)]
@@ -190,8 +194,10 @@ class Scheduler:
         request = slot.request
         assert request is not None
         begin = len(slot.cached_tokens)
-        chunk = request.tokens[begin : min(begin + self._chunk_tokens, request.num_prompt)]
-        end = begin + len(chunk)
+        end = min(begin + self._chunk_tokens, request.num_prompt)
+        if self._steps.has_states and end == request.num_prompt:
+            end = before_turn(begin, end)
+        chunk = request.tokens[begin:end]
         pending = self._steps.prefill(slot.index, chunk, begin, end == request.num_prompt)
         slot.cached_tokens += chunk
         if pending is not None:
@@ -277,6 +283,7 @@ class Scheduler:
         if len(tokens) >= self._steps.context_tokens or num_earlier >= request.command.sampling.max_new_tokens:
             self._finish(slot, "context" if len(tokens) >= self._steps.context_tokens else "length")
             return
+        count_tokens_ahead(slot)
         slot.request = replace(
             request,
             tokens=tokens,
@@ -315,6 +322,7 @@ class Scheduler:
         assert request is not None
         if not request.stream.stopped and not self._decode_text(slot, request, request.stream.flush):
             return
+        count_tokens_ahead(slot)
         slot.request = None
         self._send_text(request)
         self._emit(Finished(request.command.request, reason, self._stats(request)))
@@ -337,6 +345,25 @@ class Scheduler:
 def is_prefilling(slot: Slot) -> bool:
     """Whether a part of the slot's prompt is still to be prefilled."""
     return slot.request is not None and len(slot.cached_tokens) < slot.request.num_prompt
+
+
+def count_tokens_ahead(slot: Slot) -> None:
+    """Count what the slot takes in of an answer that ends: a step in flight reads its last token, though what that step
+    samples is dropped."""
+    request = slot.request
+    assert request is not None
+    if request.num_in_flight and not is_prefilling(slot) and len(request.tokens) > request.num_prompt:
+        slot.cached_tokens = request.tokens[:]
+
+
+def before_turn(begin: int, end: int) -> int:
+    """Where to end the chunk before a prompt's last one, from `begin` to `end`: a state is kept there.
+
+    The next prompt of the chat mostly shares all but the last few tokens, with which the answer's turn begins; an
+    answer made anew shares them all and still needs one to read.
+    """
+    near = (end - TURN_TOKENS) // STATE_TOKENS * STATE_TOKENS
+    return near if near > begin else end
 
 
 def common_prefix(one: list[int], other: list[int]) -> int:

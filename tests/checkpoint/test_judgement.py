@@ -25,17 +25,15 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model_type": "gpt_oss", "num_local_experts": 32}, PLAIN, "family_moe"),
     ({"model_type": "new_moe", "n_routed_experts": 64, "auto_map": {"AutoModel": "a.B"}}, PLAIN,
      "family_moe_elsewhere"),
-    ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, PLAIN, "family_recurrent"),
+    ({"model_type": "kimi_linear", "layer_types": ["linear_attention", "full_attention"]}, PLAIN, "family_recurrent"),
+    ({"model_type": "qwen3_next", "layer_types": ["mamba", "full_attention"]}, PLAIN, "family_recurrent"),
     ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, PLAIN, "family_recurrent"),
-    ({"model_type": "qwen3_next", "full_attention_interval": 4}, PLAIN, "family_recurrent"),
     ({"model_type": "mamba2"}, PLAIN, "family_recurrent"),
     ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "minicpm3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "glm4_moe_lite", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "glm4v", "vision_config": {}, "text_config": {"model_type": "glm4v_text"}},
      "model.language_model.layers.0.mlp.up_proj.qweight", "family_vision"),
-    ({"model_type": "qwen3_5", "vision_config": {}, "text_config": {"model_type": "qwen3_5_text"}},
-     "model.visual.blocks.0.attn.qkv.weight", "family_recurrent"),
     ({"model_type": "mllama", "vision_config": {}}, PLAIN, "family_vision"),
     ({"model_type": "baichuan", "auto_map": {"AutoModelForCausalLM": "modeling_baichuan.B"}}, PLAIN,
      "family_code"),
@@ -83,6 +81,10 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     # Compressed, but keys and values are of one length.
     ({"model_type": "glm4_moe_lite", **MLA, "v_head_dim": 192}, PLAIN),
     ({"model_type": "qwen3_next", "layer_types": ["full_attention", "full_attention"]}, PLAIN),
+    ({"model_type": "qwen3_next", "full_attention_interval": 4}, PLAIN),
+    ({"model_type": "qwen3_5", "vision_config": {}, "text_config": {"model_type": "qwen3_5_text"}},
+     "model.visual.blocks.0.attn.qkv.weight"),
+    ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, PLAIN),
 ]  # fmt: skip
 
 
@@ -125,8 +127,9 @@ def test_the_verdict_names_the_family_before_a_number_that_it_calls_otherwise() 
     [
         ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, None),
         ({"model_type": "dbrx"}, "family_moe"),
-        ({"model_type": "qwen3_5"}, "family_vision"),
-        ({"model_type": "qwen3_next"}, "family_recurrent"),
+        ({"model_type": "qwen3_5"}, None),
+        ({"model_type": "qwen3_next"}, None),
+        ({"model_type": "mamba2"}, "family_recurrent"),
         ({"model_type": "deepseek_v3"}, "family_moe"),
         ({"model_type": "qwen2"}, None),
         ({"architectures": ["LlamaForCausalLM"]}, None),

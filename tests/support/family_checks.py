@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from core.checkpoint.attention import FullAttention
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
@@ -95,12 +96,15 @@ def assert_close(got: torch.Tensor, wanted: torch.Tensor) -> None:
 def check_family(folder: Path, model: PreTrainedModel) -> None:
     checkpoint = read_checkpoint(folder)
     report = check_fit(checkpoint, [CARD])
-    # Captured steps add no bias to scores and set no bound to them.
-    assert report.fits and report.load.is_captured != (("plain_steps", {}) in report.notes)
+    # Captured steps add no bias to scores, set no bound to them and have no states.
+    is_plain = any(key in ("plain_steps", "plain_states") for key, _ in report.notes)
+    assert report.fits and report.load.is_captured != is_plain
     with torch.inference_mode():
         runner = load(folder)
-        caching = {index: one.mixer for index, one in enumerate(checkpoint.layers) if not one.mixer.shares_cache}
-        assert {index: (one.num_kv_heads, one.head_dim) for index, one in caching.items()} == {
-            index: (keys.shape[1], keys.shape[3]) for index, keys in runner.cache.keys.items()
-        }
+        attending = {index: one.mixer for index, one in enumerate(checkpoint.layers)
+                     if isinstance(one.mixer, FullAttention)}  # fmt: skip
+        assert {
+            index: (one.num_kv_heads, one.head_dim) for index, one in attending.items() if not one.shares_cache
+        } == {index: (keys.shape[1], keys.shape[3]) for index, keys in runner.cache.keys.items()}
+        assert {*attending, *runner.cache.states} == set(range(len(checkpoint.layers)))
         check_two_chats(runner, model)

@@ -69,6 +69,7 @@ class FakeSteps:
         self, num_slots: int = 3, context_tokens: int = 128, runs_ahead: bool = False, nan_at: int | None = None
     ) -> None:
         self.runs_ahead, self.num_slots, self.context_tokens = runs_ahead, num_slots, context_tokens
+        self.has_states = False
         self.cached: list[list[int]] = [[] for _ in range(num_slots)]
         self.num_in_flight = 0
         self._last = [0] * num_slots
@@ -76,6 +77,9 @@ class FakeSteps:
 
     def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
         pass
+
+    def reusable_tokens(self, slot: int, num_tokens: int) -> int:
+        return num_tokens
 
     def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
         assert len(chunk) > 0 and begin <= len(self.cached[slot])

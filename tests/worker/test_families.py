@@ -138,6 +138,24 @@ def test_a_falcon_of_2023_runs_by_the_name_that_it_had_then(tmp_path: Path) -> N
     check_family(tmp_path / "model", model)
 
 
+DELTA: dict[str, Any] = {"head_dim": 16, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+                         "linear_key_head_dim": 16, "linear_value_head_dim": 32}  # fmt: skip
+RECURRENT: dict[str, dict[str, Any]] = {
+    "qwen3_5": qwen("qwen3_5", {"model_type": "qwen3_5_text", **DELTA,
+                                "rope_parameters": {**MROPE, "mrope_section": [1, 1, 0]}}),
+    "qwen3_5_text": {"model_type": "qwen3_5_text", **SIZES, **DELTA, "full_attention_interval": 2},
+    "qwen3_next without experts": {"model_type": "qwen3_next", **SIZES, **DELTA, "num_experts": 0},
+    "lfm2": {"model_type": "lfm2", **SIZES, "num_hidden_layers": 3, "full_attn_idxs": [1], "conv_bias": True,
+             "block_auto_adjust_ff_dim": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", RECURRENT.values(), ids=RECURRENT.keys())
+def test_a_family_with_recurrent_layers_computes_what_its_class_does(tmp_path: Path, config: dict[str, Any]) -> None:
+    model = make_family_checkpoint(tmp_path / "model", config)
+    check_family(tmp_path / "model", model)
+
+
 LONGROPE: dict[str, Any] = {
     "short_factor": [1.0 + place / 10 for place in range(8)],
     "long_factor": [1.5 * (place + 1) for place in range(8)],

@@ -88,6 +88,7 @@ class GraphSteps:
         self.recorder = recorder or GraphRecorder()
         self.is_recorded = is_recorded
         self.num_slots = model.cache.num_slots
+        self.has_states = model.cache.has_states
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
         device, many = model.device, self.num_slots + 1  # The last one is the padding slot, for rows without a request.
@@ -168,11 +169,16 @@ class GraphSteps:
         if sampling.repetition_penalty != 1.0:
             self.seen[slot, torch.tensor(tokens, device=self._model.device)] = 1
 
+    def reusable_tokens(self, slot: int, num_tokens: int) -> int:
+        return self._model.cache.reusable_tokens(slot, num_tokens)
+
     def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
+        self._model.cache.begin_prefill(slot, begin, len(chunk))
         graph = next(graph for graph in self._prefill_graphs if graph.num_tokens >= len(chunk))
         return graph.run(slot, chunk, begin, is_last)
 
     def decode(self, slots: Sequence[int]) -> PendingTokens:
+        self._model.cache.begin_decode(slots)
         graph = next(graph for graph in self._decode_graphs if graph.num_rows >= len(slots))
         return graph.run(slots)
 

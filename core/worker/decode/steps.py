@@ -26,9 +26,11 @@ class PendingTokens(Protocol):
 
 class Steps(Protocol):
     """One step of the model at a time. `runs_ahead`: a step may be enqueued before the last one's tokens are known;
-    the GPU then remembers each slot's last token. `vocabulary`: how many tokens there are."""
+    the GPU then remembers each slot's last token. `has_states`: some layers have a recurrent state. `vocabulary`: how
+    many tokens there are."""
 
     runs_ahead: bool
+    has_states: bool
     num_slots: int
     context_tokens: int
     vocabulary: int
@@ -36,8 +38,15 @@ class Steps(Protocol):
     def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
         """Give the slot to a new request, whose prompt is `tokens`. Its cached keys and values stay."""
 
+    def reusable_tokens(self, slot: int, num_tokens: int) -> int:
+        """How many of the slot's first `num_tokens` tokens, which were read or written before, need not be read again:
+        all that lie in a KV cache, but of a model with recurrent layers those up to a state that is kept."""
+
     def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
-        """Prefill `chunk` of the slot's prompt, at positions from `begin` on. The last chunk samples a token."""
+        """Prefill `chunk` of the slot's prompt, at positions from `begin` on. The last chunk samples a token.
+
+        The first chunk begins where `reusable_tokens` said, each other one where the one before it ended.
+        """
 
     def decode(self, slots: Sequence[int]) -> PendingTokens:
         """Decode the next token of each of `slots`, in ascending order."""
@@ -74,6 +83,7 @@ class EagerSteps:
         self._fast_decode = fast_decode
         self._threads = AdaptiveThreads() if model.device.type == "cpu" else None
         self.num_slots = model.cache.num_slots
+        self.has_states = model.cache.has_states
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
         self._states: dict[int, SlotState] = {}
@@ -82,8 +92,12 @@ class EagerSteps:
         generator = torch.Generator(self._model.logits_device).manual_seed(seed)
         self._states[slot] = SlotState(sampling, generator, tokens)
 
+    def reusable_tokens(self, slot: int, num_tokens: int) -> int:
+        return self._model.cache.reusable_tokens(slot, num_tokens)
+
     def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
         self._adapt_threads()
+        self._model.cache.begin_prefill(slot, begin, len(chunk))
         end = begin + len(chunk)
         logits = self._prefill(slot, chunk, begin, end)
         if not is_last:
@@ -101,6 +115,7 @@ class EagerSteps:
 
     def decode(self, slots: Sequence[int]) -> PendingTokens:
         self._adapt_threads()
+        self._model.cache.begin_decode(slots)
         if self._fast_decode is None:
             logits = self._decode_range(slots)
         else:

@@ -40,6 +40,7 @@ from core.worker.model.fixed_rope import settle_rope
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors, drop_zero_bias
 from core.worker.model.merged_linear import make_slices
 from core.worker.model.model_config import read_config
+from core.worker.model.recurrent_layers import FLOAT_WEIGHTS, replace_recurrent_layers
 from core.worker.model.repack import REPACKED, repack
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int)
                 trust_remote_code=False,
             )
         own_attention.replace_own_attention(model)
+        replace_recurrent_layers(model)
         settle_rope(model, context_tokens)
         return model
     except (ValueError, ImportError, AttributeError, TypeError) as error:
@@ -317,7 +319,8 @@ def put_module(model: PreTrainedModel, name: str, module: nn.Module) -> None:
 def put_tensor(model: PreTrainedModel, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
     owner_name, _, attribute = name.rpartition(".")
     owner = model.get_submodule(owner_name)
-    tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.float32 if attribute in FLOAT_WEIGHTS else dtype)
     if attribute in owner._buffers:
         owner._buffers[attribute] = tensor
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from transformers import PreTrainedModel
 
 from core.common.errors import EngineError
 from core.worker.model.kv_cache import KvShape, SlotCache
+from core.worker.model.layer_state import RecurrentState
+from core.worker.model.recurrent_layers import RecurrentLayer
 
 # Families that look a token's place up in a table as long as their context. A row without a request, or beyond a
 # chunk's end, may have a place that the table does not have.
@@ -32,18 +35,20 @@ class ModelRunner:
 
     def _make_cache(self, num_slots: int, context_tokens: int) -> SlotCache:
         """A cache of the shapes that the layers write for one token; configurations do not always say them."""
-        probe = _ShapeProbe()
+        recurrent = {one.layer_idx: one for one in self._model.modules() if isinstance(one, RecurrentLayer)}
+        probe = _ShapeProbe({index: layer.allocate_state(1) for index, layer in recurrent.items()})
         token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         try:
             self.logits_device = self._run(token, token, 1, probe).device
         except (AttributeError, TypeError, NotImplementedError) as error:
             raise EngineError("architecture_cache", architecture=type(self._model).__name__) from error
-        if sorted(probe.shapes) != self._caching_layers():
+        if sorted([*probe.shapes, *recurrent]) != self._keeping_layers():
             raise EngineError("architecture_cache", architecture=type(self._model).__name__)
-        return SlotCache(num_slots, context_tokens, probe.dtype, probe.shapes)
+        states = {index: layer.allocate_state(num_slots) for index, layer in recurrent.items()}
+        return SlotCache(num_slots, context_tokens, probe.dtype, probe.shapes, states)
 
-    def _caching_layers(self) -> list[int]:
-        """The layers that keep keys and values of their own: all but those that read an earlier one's."""
+    def _keeping_layers(self) -> list[int]:
+        """The layers that keep something of their own: all but those that read an earlier one's keys and values."""
         shared = getattr(self._config, "num_kv_shared_layers", None) or 0
         return list(range(self._config.num_hidden_layers - shared))
 
@@ -111,14 +116,16 @@ class ModelRunner:
         layer_types = getattr(self._config, "layer_types", None)
         if layer_types:
             kinds = {"full_attention": full, "sliding_attention": near}
-            return {kind: kinds[kind] for kind in set(layer_types)}
+            # A recurrent layer takes no mask.
+            return {kind: kinds.get(kind) for kind in set(layer_types)}
         return near
 
 
 class _ShapeProbe:
     """Stands in for a cache during one pass, and records the shape that each layer writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, states: Mapping[int, RecurrentState]) -> None:
+        self._states = states
         self.shapes: dict[int, KvShape] = {}
         self.dtype = torch.float32
 
@@ -130,6 +137,12 @@ class _ShapeProbe:
         self.shapes[layer_idx] = KvShape(key.shape[1], key.shape[3], key.device)
         self.dtype = key.dtype
         return key, value
+
+    def state(self, layer_idx: int) -> RecurrentState:
+        return self._states[layer_idx]
+
+    def state_rows_on(self, device: torch.device) -> torch.Tensor:
+        return torch.zeros(1, dtype=torch.long, device=device)
 
     def columns_on(self, device: torch.device) -> torch.Tensor:
         return torch.zeros((1, 1), dtype=torch.long, device=device)

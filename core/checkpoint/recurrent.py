@@ -1,0 +1,68 @@
+"""The layers of a model that keep a state of fixed size in place of keys and values, as its configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.checkpoint.numbers import read_number
+from core.common.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class GatedDeltaNet:
+    """A matrix [key_dim, value_dim] as the state of each value head (arXiv 2412.06464).
+
+    A causal convolution over `conv_width` tokens precedes it. Several value heads may share a key head.
+    """
+
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int
+
+    @property
+    def channels(self) -> int:
+        """What the convolution runs over: queries, keys and values side by side."""
+        return 2 * self.num_key_heads * self.key_dim + self.num_value_heads * self.value_dim
+
+
+@dataclass(frozen=True, slots=True)
+class ShortConv:
+    """A causal convolution over the last `conv_width` tokens, between two gates."""
+
+    channels: int
+    conv_width: int
+
+
+Recurrent = GatedDeltaNet | ShortConv
+
+
+def read_recurrent(model: str, text: Mapping[str, Any], kinds: Collection[object]) -> dict[object, Recurrent]:
+    """The recurrent layers of `model` by those of their `kinds` that it has. text: what text_config() gives.
+
+    Raises CheckpointError "config_number" for a number that is missing or none.
+    """
+    found: dict[object, Recurrent] = {}
+    if "linear_attention" in kinds:
+        found["linear_attention"] = _delta_net(model, text)
+    if "conv" in kinds:
+        found["conv"] = ShortConv(read_number(model, text, "hidden_size"), read_number(model, text, "conv_L_cache", 3))
+    return found
+
+
+def _delta_net(model: str, text: Mapping[str, Any]) -> GatedDeltaNet:
+    """Defaults are those of Qwen3-Next's and Qwen3.5's classes."""
+    value_heads = read_number(model, text, "linear_num_value_heads", 32)
+    key_heads = read_number(model, text, "linear_num_key_heads", 16)
+    if value_heads % key_heads:
+        raise CheckpointError("config_number", folder=model, name="linear_num_value_heads", value=str(value_heads))
+    return GatedDeltaNet(
+        num_key_heads=key_heads,
+        num_value_heads=value_heads,
+        key_dim=read_number(model, text, "linear_key_head_dim", 128),
+        value_dim=read_number(model, text, "linear_value_head_dim", 128),
+        conv_width=read_number(model, text, "linear_conv_kernel_dim", 4),
+    )

@@ -1,0 +1,139 @@
+"""Layers with a state of fixed size in place of a KV cache: our own modules, with the weights of transformers' ones.
+
+transformers' modules keep a state for a whole batch. These read and write the rows of each slot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import silu, softplus
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from core.checkpoint.recurrent import GatedDeltaNet, Recurrent, ShortConv
+from core.worker.kernels.delta_rule import causal_conv, delta_chunk, delta_step, unit_length
+from core.worker.model.layer_state import RecurrentState
+
+# Small weights that an exponential follows: in half precision a state would fade up to 1 % faster or slower.
+FLOAT_WEIGHTS = ("A_log", "dt_bias")
+
+
+class RecurrentLayer(nn.Module):
+    """A mixer whose `forward(hidden_states [rows, tokens, hidden], cache)` moves the states of the cache's rows on."""
+
+    def __init__(self, mixer: Recurrent, layer_idx: int, conv: nn.Module) -> None:
+        super().__init__()
+        self.mixer, self.layer_idx = mixer, layer_idx
+        self._conv = (conv,)  # In a tuple, since families call their convolution by different names.
+
+    def allocate_state(self, num_slots: int) -> RecurrentState:
+        """The layer's states for `num_slots` slots, on its device."""
+        weight = self.conv_weight
+        return RecurrentState.allocate(self.mixer, num_slots, weight.dtype, weight.device)
+
+    @property
+    def conv_weight(self) -> torch.Tensor:
+        """[channels, width]"""
+        weight: torch.Tensor = self._conv[0].weight
+        return weight.squeeze(1)
+
+    def _convolve(self, inputs: torch.Tensor, state: RecurrentState, rows: torch.Tensor) -> torch.Tensor:
+        """inputs [rows, tokens, channels] -> the same in float32; writes the rows' last inputs."""
+        bias: torch.Tensor | None = self._conv[0].bias
+        output, last = causal_conv(inputs, state.conv[rows], self.conv_weight, bias)
+        state.conv[rows] = last.to(state.conv.dtype)
+        return output
+
+
+class GatedDeltaNetLayer(RecurrentLayer):
+    """Gated DeltaNet (arXiv 2412.06464) as Qwen3.5 and Qwen3-Next have it, with the names of their weights."""
+
+    def __init__(self, original: Any) -> None:
+        mixer = GatedDeltaNet(
+            num_key_heads=original.num_k_heads,
+            num_value_heads=original.num_v_heads,
+            key_dim=original.head_k_dim,
+            value_dim=original.head_v_dim,
+            conv_width=original.conv_kernel_size,
+        )
+        super().__init__(mixer, original.layer_idx, original.conv1d)
+        self.delta_net = mixer
+        for name, module in original.named_children():
+            setattr(self, name, module)
+        self.A_log, self.dt_bias = original.A_log, original.dt_bias
+        self.activation = ACT2FN[original.activation]
+        # Qwen3-Next has the inputs by key head: its query, its key, the values and gates of the heads that share it.
+        self.is_by_key_head = hasattr(original, "in_proj_qkvz")
+
+    def forward(self, hidden_states: torch.Tensor, cache_params: Any, **_: Any) -> torch.Tensor:
+        mixer, state = self.delta_net, cache_params.state(self.layer_idx)
+        rows = cache_params.state_rows_on(hidden_states.device)
+        mixed, gate, b, a = self.project(hidden_states)
+        mixed = self.activation(self._convolve(mixed, state, rows))
+        keys = mixer.num_key_heads * mixer.key_dim
+        query, key, value = mixed.split((keys, keys, mixer.num_value_heads * mixer.value_dim), -1)
+        query, key = (unit_length(one.unflatten(-1, (mixer.num_key_heads, mixer.key_dim))) for one in (query, key))
+        query = query * mixer.key_dim**-0.5
+        value = value.unflatten(-1, (mixer.num_value_heads, mixer.value_dim))
+        beta = b.float().sigmoid()
+        decay = -self.A_log.float().exp() * softplus(a.float() + self.dt_bias.float())
+        if hidden_states.shape[1] == 1:
+            query, key, value, decay, beta = (one.squeeze(1) for one in (query, key, value, decay, beta))
+            output, after = delta_step(query, key, value, decay, beta, state.state[rows])
+        else:
+            output, after = delta_chunk(query, key, value, decay, beta, state.state[rows])
+        state.state[rows] = after
+        return self.out_proj(self._norm(output.reshape(gate.shape), gate).to(hidden_states.dtype).flatten(-2))
+
+    def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the convolution runs over [rows, tokens, channels], the output's gates [rows, tokens, value heads, value
+        dim], b and a [rows, tokens, value heads]."""
+        mixer = self.delta_net
+        if not self.is_by_key_head:
+            # The first of them works out the second, where both are one matrix.
+            mixed, gate = self.in_proj_qkv(hidden), self.in_proj_z(hidden)
+            gate = gate.unflatten(-1, (mixer.num_value_heads, mixer.value_dim))
+            return mixed, gate, self.in_proj_b(hidden), self.in_proj_a(hidden)
+        share = mixer.num_value_heads // mixer.num_key_heads
+        values = share * mixer.value_dim
+        by_head = self.in_proj_qkvz(hidden).unflatten(-1, (mixer.num_key_heads, -1))
+        query, key, value, gate = by_head.split((mixer.key_dim, mixer.key_dim, values, values), -1)
+        b, a = self.in_proj_ba(hidden).unflatten(-1, (mixer.num_key_heads, -1)).split((share, share), -1)
+        mixed = torch.cat([one.flatten(-2) for one in (query, key, value)], -1)
+        gate = gate.reshape(*hidden.shape[:2], mixer.num_value_heads, mixer.value_dim)
+        return mixed, gate, b.flatten(-2), a.flatten(-2)
+
+    def _norm(self, output: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """RMSNorm of each head, then its gate; in float32."""
+        normed = torch.rms_norm(output, output.shape[-1:], self.norm.weight.float(), self.norm.variance_epsilon)
+        return normed * silu(gate.float())
+
+
+class ShortConvLayer(RecurrentLayer):
+    """LFM2's convolution between two gates."""
+
+    def __init__(self, original: Any) -> None:
+        mixer = ShortConv(original.conv.weight.shape[0], original.conv_kernel_size)
+        super().__init__(mixer, original.layer_idx, original.conv)
+        for name, module in original.named_children():
+            setattr(self, name, module)
+
+    def forward(self, hidden_states: torch.Tensor, past_key_values: Any, **_: Any) -> torch.Tensor:
+        state = past_key_values.state(self.layer_idx)
+        rows = past_key_values.state_rows_on(hidden_states.device)
+        gate_in, gate_out, inputs = self.in_proj(hidden_states).chunk(3, -1)
+        output = self._convolve(gate_in * inputs, state, rows).to(hidden_states.dtype)
+        return self.out_proj(gate_out * output)
+
+
+def replace_recurrent_layers(model: PreTrainedModel) -> None:
+    """Put our layers in the place of those of `model` that have a state."""
+    for name, module in list(model.named_modules()):
+        kind = type(module).__name__
+        if kind.endswith("GatedDeltaNet"):
+            model.set_submodule(name, GatedDeltaNetLayer(module))
+        elif kind.endswith("ShortConv"):
+            model.set_submodule(name, ShortConvLayer(module))
