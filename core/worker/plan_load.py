@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.experts import expert_matrix
 from core.common.errors import EngineError
 from core.engine.protocol import Load, Stage
 from core.gpu.snapshot import GpuSnapshot, read_snapshot
@@ -23,7 +24,7 @@ from core.worker.gpu_check import known_torch, require_no_gpu
 from core.worker.kernels import cpu_int4_prefill
 from core.worker.memory_guard import measure_devices
 from core.worker.model.device_map import DeviceMap
-from core.worker.model.kernel_check import check_kernel
+from core.worker.model.kernel_check import check_experts, check_kernel
 
 log = logging.getLogger(__name__)
 # CUDA's default stream of the calling thread.
@@ -129,6 +130,9 @@ def check_kernels(plan: LoadPlan, checkpoint: Checkpoint) -> None:
         # Whatever packed them, kernels get them in one form.
         for format in {replace(matrix.format, packing="gptq_v2") for matrix in checkpoint.matrices.values()}:
             check_kernel(plan.kernel, format, dtype, device)
+        of_experts = [matrix for name, matrix in checkpoint.matrices.items() if expert_matrix(name)]
+        for format in {replace(matrix.format, packing="gptq_v2") for matrix in of_experts}:
+            check_experts(plan.kernel, format, dtype, device)
 
 
 def use_capturable_stream(device: torch.device | None = None) -> None:

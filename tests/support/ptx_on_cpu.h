@@ -97,6 +97,7 @@ inline float __expf(float x) { return expf(x); }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 template <class T> T __ldg(const T* from) { return *from; }
 template <class T> T __ldcg(const T* from) { return *from; }
+inline int atomicAdd(int* to, int what) { return *to += what, *to - what; }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline u32 __byte_perm(u32 a, u32 b, u32 how) {

@@ -10,11 +10,14 @@ import hashlib
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from core.worker.kernels import expert_kernels, packed_prefill, packed_small_batch, routed_pairs, row_norm
 from core.worker.kernels.nvrtc import Argument, _value
 
 HEADER = Path(__file__).with_name("ptx_on_cpu.h")
@@ -26,6 +29,40 @@ STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 OPERAND = re.compile(r'"[=+]?[rhlfn]"\s*\(')
 FIXED_SHARED = re.compile(r"__shared__ float (\w+)\[\d+\];")
 CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
+
+
+# What compiles kernels that run here, and what keeps compiled ones.
+MODULES = (packed_small_batch, packed_prefill, expert_kernels, routed_pairs, row_norm)
+CACHES = (
+    packed_small_batch.kernels_for,
+    packed_prefill.prefill_kernels_for,
+    expert_kernels.expert_kernels_for,
+    routed_pairs.pair_kernels_for,
+    row_norm.norm_kernel,
+)
+
+
+class Gpu:
+    """What kernels ask of a GPU before they are compiled."""
+
+    multi_processor_count = 4
+    shared_memory_per_block_optin = 227 * 1024
+
+
+@contextmanager
+def kernels_on_cpu(folder: Path) -> Iterator[None]:
+    """Let the kernels for quantized matrices run on the CPU inside the `with` block. What is compiled stays in
+    `folder`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuModule, "folder", folder, raising=False)
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
+        for module in MODULES:
+            patch.setattr(module, "CudaModule", CpuModule)
+        for cache in CACHES:
+            cache.cache_clear()
+        yield
+        for cache in CACHES:
+            cache.cache_clear()
 
 
 class CpuModule:

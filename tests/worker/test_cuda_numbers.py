@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ import torch
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.memory.kernels.llamadeck import LLAMADECK
-from core.worker.kernels import packed_prefill, packed_small_batch
+from core.worker.kernels import packed_small_batch
 from core.worker.kernels.packed_prefill import FusedDequantGemm, PrefillKernels
 from core.worker.kernels.packed_small_batch import FusedRmsNorm, SmallBatchKernels
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation, pack_codes, tile_scales
 from core.worker.model.kernel_check import check_kernel
-from tests.support.ptx_on_cpu import CpuModule
+from tests.support.ptx_on_cpu import kernels_on_cpu
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
@@ -25,29 +26,15 @@ CPU = torch.device("cpu")
 TOLERANCES = {torch.float16: 0.002, torch.bfloat16: 0.015}
 
 
-class Gpu:
-    """What kernels ask of a GPU before they are compiled."""
-
-    multi_processor_count = 4
-    shared_memory_per_block_optin = 227 * 1024
-
-
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
-    CpuModule.folder = tmp_path_factory.mktemp("compiled")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(compiled: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
-    for module in (packed_small_batch, packed_prefill):
-        monkeypatch.setattr(module, "CudaModule", CpuModule)
-    caches = (packed_small_batch.kernels_for, packed_prefill.prefill_kernels_for)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
+def on_cpu(folder: Path) -> Iterator[None]:
+    with kernels_on_cpu(folder):
+        yield
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=str)

@@ -16,9 +16,11 @@ import torch
 from core.worker.kernels import (
     cache_attention,
     decode_attention,
+    expert_kernels,
     nvrtc,
     packed_prefill,
     packed_small_batch,
+    routed_pairs,
     row_norm,
     sampling_kernel,
     step_ops,
@@ -73,6 +75,8 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         cache_attention,
         step_ops,
         row_norm,
+        expert_kernels,
+        routed_pairs,
     ):
         monkeypatch.setattr(module, "CudaModule", Compiled)
     caches = (
@@ -109,6 +113,28 @@ def test_the_products_compile(
     kernels.compile_variants(16)
     if capability == (9, 0):
         PrefillKernels(dtype, format, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "shared_kib", "dtype", "format"),
+    [
+        ((8, 0), 163, torch.float16, CodeFormat(4, 128, False)),
+        ((8, 9), 99, torch.bfloat16, CodeFormat(8, 32, True)),
+        ((9, 0), 227, torch.bfloat16, CodeFormat(4, 128, False)),
+    ],
+    ids=str,
+)
+def test_the_products_with_experts_compile(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    shared_kib: int,
+    dtype: torch.dtype,
+    format: CodeFormat,
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    monkeypatch.setattr(Gpu, "shared_memory_per_block_optin", shared_kib * 1024)
+    expert_kernels.ExpertKernels(dtype, format, torch.device("cpu"))
+    routed_pairs.PairKernels(dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])

@@ -99,7 +99,7 @@ class SmallBatchKernels:
             f"{epilogue.upper()}, {str(one.normed).lower()}, {one.blocks * 8 // warps})"
             for (epilogue, name), one in made.items()
         ]
-        source = read_source("codes.cuh", "matrices.cu", VARIANTS=lines)
+        source = read_source("codes.cuh", "units.cuh", "matrices.cu", VARIANTS=lines)
         defines = defines_for(self._dtype, format)
         # The module of 8 warps holds the kernels beside the products.
         defines |= {"HEAD_PARTS": HEAD_PARTS if warps == 8 else 0, "MAX_NORMED": MAX_NORMED}

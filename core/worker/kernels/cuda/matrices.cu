@@ -31,19 +31,6 @@ struct Packed {
     int blocks, groups;
 };
 
-// How many K blocks (64 inputs) a stage brings: of 4 bit a scale group, at least one; of 8 bit one, which is as many
-// bytes. HALVES_PER_GROUP: of 32 inputs, for one scale.
-#define UNIT (BITS == 4 && GROUP_SIZE_32 > 2 ? GROUP_SIZE_32 / 2 : 1)
-#define HALVES_PER_GROUP (2 * UNIT / SCALES)
-#if GROUP_SIZE_32
-#define UNITS_PER_GROUP (GROUP_SIZE_32 > 2 * UNIT ? GROUP_SIZE_32 / (2 * UNIT) : 1)
-#define GROUP_OF(unit) ((unit) / UNITS_PER_GROUP * SCALES)
-#else
-#define GROUP_OF(unit) 0
-#endif
-// How many inputs' products are added before the sum is scaled.
-#define INPUTS_PER_GROUP (HALVES_PER_GROUP * 32)
-
 // v = *from where `is_read`, else unchanged. Unneeded reads cost power, and a GPU at its power limit lowers its clock.
 __device__ __forceinline__ void read_some(uint4& v, const uint4* from, bool is_shared, bool is_read) {
     if (is_shared)

@@ -1,0 +1,355 @@
+// Products with the experts that a router chose. A pair is a token and one of its `chosen` experts; it has the number
+// token * chosen + place. The matrices of all experts lie one after the other, in the tiles of packing.py.
+//
+// A segment is what one expert multiplies at once. Of few pairs each is a segment, in the router's order. Of many,
+// sort_pairs makes segments of several rows, so that an expert's codes are read once for them.
+//
+// Blocks share the turns evenly and in order, so a block stays with an expert and its rows. A turn is a few tiles of one
+// segment. Each warp multiplies its part of the inputs. Codes are centered before they are multiplied, so no sums of
+// inputs are needed. A row's result depends neither on the segment that it is in nor on other rows.
+//
+// Programmatic launches: a kernel here lets the next one start after its own wait only. The router has ended by then,
+// so the next one may read `ids` and the segments, and load codes, before it waits.
+
+// All experts' matrices. tiles, blocks (64 inputs), groups: of one expert.
+struct Stack {
+    const char* codes;
+    const char* scales;
+    const char* zeros;
+    int tiles, blocks, groups;
+};
+
+// Rows first, first + 1, ... of the pairs by expert.
+struct Segment {
+    int expert, first, rows;
+};
+__device__ __forceinline__ Segment pair_as_segment(const i64* ids, int pair) { return {(int)__ldcg(ids + pair), pair, 1}; }
+__device__ __forceinline__ Segment read_segment(const int* segments, int at) {
+    const int* from = segments + at * 4;
+    return {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
+}
+
+// The first turn of a block.
+__device__ __forceinline__ int first_turn(int turns, int block) { return (int)((i64)turns * block / gridDim.x); }
+
+template <int CT>
+struct UnitBytes {
+    // A stage, for one warp: a unit of CT tiles. First the codes in pieces of 512 bytes, then the scales, then the
+    // zeros, 128 bytes each. Every lane copies into shared memory what it will read itself.
+    static constexpr int SCALES_AT = UNIT * PIECES * CT * 512, ZEROS_AT = SCALES_AT + SCALES * CT * 128,
+                         ALL = ZEROS_AT + ZEROS * SCALES * CT * 128;
+};
+
+// A warp's part of turns `turn` to `last_turn`: units `begin` to `end` of CT tiles, times 8 * NT rows, of which SINGLE
+// has one. own: the warp's stages in shared memory. tile_of(turn, c): a tile's number among all experts'. wait_rows():
+// waits until the rows are there. row_of(turn, n): where row n * 8 + g begins. done(turn, total): called by all warps.
+template <int NT, int CT, int STAGES, bool SINGLE, class TileOf, class WaitRows, class RowOf, class Done>
+__device__ __forceinline__ void walk_turns(const Stack stack, u32 own, int begin, int end, int turn, int last_turn,
+                                           TileOf tile_of, WaitRows wait_rows, RowOf row_of, Done done) {
+    constexpr int SCALES_AT = UnitBytes<CT>::SCALES_AT, ZEROS_AT = UnitBytes<CT>::ZEROS_AT;
+    constexpr int STAGE_BYTES = UnitBytes<CT>::ALL;
+    // How many times 32 inputs of the rows a lane holds: of 8 rows a unit's, of more a K block's.
+    constexpr int HELD = NT == 1 ? UNIT * 2 : 2;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int next_turn = turn, next_unit = begin;
+    u32 slot = 0;
+    i64 from_codes[CT], from_scales[CT];
+    auto seek_turn = [&]() {
+#pragma unroll
+        for (int c = 0; c < CT; c++) {
+            const i64 tile = tile_of(next_turn, c);
+            from_codes[c] = (tile * stack.blocks + begin * UNIT) * (PIECES * 512) + lane * 16;
+            from_scales[c] = (tile * stack.groups + GROUP_OF(begin)) * 32 + g * 4;
+        }
+    };
+    auto load_stage = [&](u32 into) {
+        if (next_turn < last_turn) {
+            const u32 to_codes = own + into + lane * 16, to_scales = own + into + lane * 4 + SCALES_AT;
+#pragma unroll
+            for (int c = 0; c < CT; c++) {
+#pragma unroll
+                for (int i = 0; i < UNIT * PIECES; i++)
+                    cp_async_16(to_codes + (i * CT + c) * 512, stack.codes + from_codes[c] + i * 512);
+#pragma unroll
+                for (int i = 0; i < SCALES; i++) {
+                    cp_async_4(to_scales + (i * CT + c) * 128, stack.scales + from_scales[c] + i * 32);
+#if ZEROS
+                    cp_async_4(to_scales + (ZEROS_AT - SCALES_AT) + (i * CT + c) * 128,
+                               stack.zeros + from_scales[c] + i * 32);
+#endif
+                }
+                from_codes[c] += UNIT * PIECES * 512;
+#if GROUP_SIZE_32
+                if ((next_unit + 1) % UNITS_PER_GROUP == 0) from_scales[c] += SCALES * 32;
+#endif
+            }
+            if (++next_unit == end) {
+                next_unit = begin, next_turn++;
+                if (next_turn < last_turn) seek_turn();
+            }
+        }
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+    if (begin < end && turn < last_turn) {
+        seek_turn();
+#pragma unroll
+        for (int u = 0; u < STAGES; u++) load_stage(u * STAGE_BYTES);
+    }
+    wait_rows();
+    for (; turn < last_turn; turn++) {
+        float total[CT][NT][4] = {};
+        const u16* row[NT];
+#pragma unroll
+        for (int n = 0; n < NT; n++) row[n] = begin < end ? row_of(turn, n) + begin * UNIT * 64 + t * 8 : nullptr;
+        for (int unit = begin; unit < end; unit++) {
+            uint4 x[HELD][NT];
+            auto read_rows = [&](int half) {
+#pragma unroll
+                for (int i = 0; i < HELD; i++)
+#pragma unroll
+                    for (int n = 0; n < NT; n++)
+                        x[i][n] = !SINGLE || g == 0 ? *(const uint4*)(row[n] + (half + i) * 32) : make_uint4(0, 0, 0, 0);
+            };
+            read_rows(0);
+            asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
+            const u32 codes_at = own + slot + lane * 16, scales_at = own + slot + lane * 4 + SCALES_AT;
+            float sum[CT][NT][4];
+            uint4 now[CT];
+#pragma unroll
+            for (int half = 0; half < UNIT * 2; half++) {
+                if (half && half % HELD == 0) read_rows(half);
+                if (PIECES == 2 || half % 2 == 0) {
+#pragma unroll
+                    for (int c = 0; c < CT; c++)
+                        now[c] = ld_shared_16(codes_at + ((PIECES == 2 ? half : half / 2) * CT + c) * 512);
+                }
+                const int group = half / HALVES_PER_GROUP;
+#pragma unroll
+                for (int c = 0; c < CT; c++) {
+#if ZEROS
+                    const ZeroPair zero =
+                        zero_pair(ld_shared_4(scales_at + (ZEROS_AT - SCALES_AT) + (group * CT + c) * 128));
+#else
+                    const ZeroPair zero = zero_pair(MIDDLE, MIDDLE);
+#endif
+                    u32 first[4], second[4];
+                    centered_codes(Operand(now[c], half % 2, 0).words, zero, first);
+                    centered_codes(Operand(now[c], half % 2, 1).words, zero, second);
+#pragma unroll
+                    for (int n = 0; n < NT; n++) {
+                        const uint4 with = x[half % HELD][n];
+                        if (half % HALVES_PER_GROUP == 0) {
+                            const float nothing[4] = {};
+                            mma_from(sum[c][n], first, with.x, with.y, nothing);
+                        } else {
+                            mma(sum[c][n], first, with.x, with.y);
+                        }
+                        mma(sum[c][n], second, with.z, with.w);
+                    }
+                    if ((half + 1) % HALVES_PER_GROUP == 0) {
+                        const u32 scale = ld_shared_4(scales_at + (group * CT + c) * 128);
+#pragma unroll
+                        for (int n = 0; n < NT; n++)
+#pragma unroll
+                            for (int i = 0; i < 4; i += SINGLE ? 2 : 1)
+                                total[c][n][i] =
+                                    __fmaf_rn(sum[c][n][i], i < 2 ? low(scale) : high(scale), total[c][n][i]);
+                    }
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < NT; n++) row[n] += UNIT * 64;
+            load_stage(slot);
+            slot = slot == (STAGES - 1) * STAGE_BYTES ? 0 : slot + STAGE_BYTES;
+        }
+        done(turn, total);
+    }
+}
+
+// A warp's results of a turn into `all` [rows][CT * 16]. total[.][.][0..3]: outputs g, g, g+8, g+8 of rows 2t, 2t+1,
+// 2t, 2t+1.
+template <int NT, int CT, bool SINGLE>
+__device__ __forceinline__ void keep_sums(const float (&total)[CT][NT][4], float* all) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if (SINGLE && t) return;
+#pragma unroll
+    for (int c = 0; c < CT; c++)
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i += SINGLE ? 2 : 1)
+                all[(n * 8 + t * 2 + i % 2) * (CT * 16) + c * 16 + g + i / 2 * 8] = total[c][n][i];
+}
+
+// x -> silu(gate) * up of each pair: out [pairs][tiles * 8], in the order of the segments, each value where the expert's
+// down wants it (down_inverse [experts][tiles * 8]; null: in order). tokens: the row of x for each place; null: that
+// place divided by `chosen`. num_segments: null for `pairs` segments of one row (SINGLE).
+template <int NT, int CT, int STAGES, bool SINGLE>
+__device__ __forceinline__ void gate_up(const Stack stack, const u16* x, u16* out, const i64* ids, const int* segments,
+                                        const int* num_segments, const int* tokens, const int* down_inverse, int x_row,
+                                        int chosen, int pairs) {
+    constexpr int WARPS = 8, ROWS = SINGLE ? 1 : NT * 8, COLUMNS = CT * 16, WIDE = COLUMNS / 2;
+    // Two sets of sums alternate, so that one barrier a turn is enough; of many rows shared memory holds one.
+    constexpr int SETS = NT == 1 ? 2 : 1;
+    extern __shared__ uint4 shared[];
+    float* sums = (float*)((char*)shared + WARPS * STAGES * UnitBytes<CT>::ALL);  // [SETS][WARPS][ROWS][COLUMNS]
+    const int part = __shfl_sync(~0u, threadIdx.x / 32, 0), g = threadIdx.x % 32 / 4;
+    const int units = stack.blocks / UNIT, each = stack.tiles / CT, size = stack.tiles * 8;
+    pdl_wait();
+    pdl_trigger();
+    const int turns = (SINGLE ? pairs : __ldcg(num_segments)) * each;
+    auto segment_of = [&](int turn) {
+        return SINGLE ? pair_as_segment(ids, turn / each) : read_segment(segments, turn / each);
+    };
+    int side = 0;
+    walk_turns<NT, CT, STAGES, SINGLE>(
+        stack, smem_address(shared) + part * STAGES * UnitBytes<CT>::ALL, units * part / WARPS,
+        units * (part + 1) / WARPS, first_turn(turns, blockIdx.x), first_turn(turns, blockIdx.x + 1),
+        [&](int turn, int c) {
+            const int at = turn % each * (CT / 2) + c % (CT / 2) + c / (CT / 2) * (stack.tiles / 2);
+            return (i64)segment_of(turn).expert * stack.tiles + at;
+        },
+        [&]() {},
+        [&](int turn, int n) {
+            // Lanes of rows that do not exist read the last row's inputs; their results are not stored.
+            const Segment segment = segment_of(turn);
+            const int place = segment.first + min(n * 8 + g, segment.rows - 1);
+            return x + (i64)(tokens ? tokens[place] : place / chosen) * x_row;
+        },
+        [&](int turn, const float (&total)[CT][NT][4]) {
+            float* all = sums + side * WARPS * ROWS * COLUMNS;
+            side = SETS - 1 - side;
+            keep_sums<NT, CT, SINGLE>(total, all + part * ROWS * COLUMNS);
+            __syncthreads();
+            const Segment segment = segment_of(turn);
+            for (int at = threadIdx.x; at < segment.rows * WIDE; at += WARPS * 32) {
+                const int row = at / WIDE, output = turn % each * WIDE + at % WIDE;
+                float gate = 0.0f, up = 0.0f;
+#pragma unroll
+                for (int one = 0; one < WARPS; one++) {
+                    const float* from = all + (one * ROWS + row) * COLUMNS + at % WIDE;
+                    gate += from[0], up += from[WIDE];
+                }
+                const int place = down_inverse ? down_inverse[segment.expert * size + output] : output;
+                out[(i64)(segment.first + row) * size + place] = to_half(swiglu(round_half(gate), round_half(up)));
+            }
+            if (SETS == 1) __syncthreads();
+        });
+}
+
+// Into how many parts the inputs of down are split, each multiplied by a warp of 16: for any number of rows the same.
+__device__ __forceinline__ int down_parts(int chosen) {
+    int parts = 16;
+    while (parts > 1 && parts * chosen > 16) parts /= 2;
+    return parts;
+}
+
+// gated [pairs][inputs] -> out [tokens][tiles * 16]: the weighted sum of what a token's experts give, plus `residual`
+// if given. For segments of one row, and at most 16 chosen experts.
+template <int STAGES>
+__device__ __forceinline__ void down_tokens(const Stack stack, const u16* gated, u16* out, const i64* ids,
+                                            const float* weights, const u16* residual, int chosen, int num_tokens) {
+    constexpr int WARPS = 16;
+    extern __shared__ uint4 shared[];
+    float* sums = (float*)((char*)shared + WARPS * STAGES * UnitBytes<1>::ALL);  // [2][WARPS][16]
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    const int parts = down_parts(chosen), place = warp / parts, part = warp % parts, units = stack.blocks / UNIT;
+    const int turns = num_tokens * stack.tiles, size = stack.tiles * 16;
+    auto pair_of = [&](int turn) { return turn / stack.tiles * chosen + place; };
+    int side = 0;
+    walk_turns<1, 1, STAGES, true>(
+        stack, smem_address(shared) + warp * STAGES * UnitBytes<1>::ALL, units * part / parts,
+        place < chosen ? units * (part + 1) / parts : units * part / parts, first_turn(turns, blockIdx.x),
+        first_turn(turns, blockIdx.x + 1),
+        [&](int turn, int) { return __ldcg(ids + pair_of(turn)) * stack.tiles + turn % stack.tiles; },
+        [&]() {
+            pdl_wait();
+            pdl_trigger();
+        },
+        [&](int turn, int) { return gated + (i64)pair_of(turn) * stack.blocks * 64; },
+        [&](int turn, const float (&total)[1][1][4]) {
+            float* all = sums + side * WARPS * 16;
+            side ^= 1;
+            keep_sums<1, 1, true>(total, all + warp * 16);
+            __syncthreads();
+            if (threadIdx.x >= 16) return;
+            const int token = turn / stack.tiles;
+            float whole = 0.0f;
+            for (int one = 0; one < chosen; one++) {
+                float of_one = 0.0f;
+                for (int i = 0; i < parts; i++) of_one += all[(one * parts + i) * 16 + threadIdx.x];
+                whole = __fmaf_rn(weights[token * chosen + one], of_one, whole);
+            }
+            const i64 at = (i64)token * size + turn % stack.tiles * 16 + threadIdx.x;
+            out[at] = to_half(residual ? whole + to_float(residual[at]) : whole);
+        });
+}
+
+// gated [pairs][inputs] -> out [pairs][tiles * 16] in float32, both in the order of the segments.
+template <int NT, int CT, int STAGES>
+__device__ __forceinline__ void down_segments(const Stack stack, const u16* gated, float* out, const int* segments,
+                                              const int* num_segments, int chosen) {
+    constexpr int WARPS = 16, ROWS = NT * 8, COLUMNS = CT * 16;
+    extern __shared__ uint4 shared[];
+    float* sums = (float*)((char*)shared + WARPS * STAGES * UnitBytes<CT>::ALL);  // [WARPS][ROWS][COLUMNS]
+    const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), g = threadIdx.x % 32 / 4;
+    const int parts = down_parts(chosen), own_tiles = warp / parts, part = warp % parts, units = stack.blocks / UNIT;
+    // A turn's tiles: so many of CT.
+    const int columns = WARPS / parts, each = (stack.tiles + columns * CT - 1) / (columns * CT);
+    const int turns = __ldcg(num_segments) * each, size = stack.tiles * 16;
+    walk_turns<NT, CT, STAGES, false>(
+        stack, smem_address(shared) + warp * STAGES * UnitBytes<CT>::ALL, units * part / parts,
+        units * (part + 1) / parts, first_turn(turns, blockIdx.x), first_turn(turns, blockIdx.x + 1),
+        [&](int turn, int c) {
+            const int at = (turn % each * columns + own_tiles) * CT + c;
+            return (i64)read_segment(segments, turn / each).expert * stack.tiles + min(at, stack.tiles - 1);
+        },
+        [&]() {
+            pdl_wait();
+            pdl_trigger();
+        },
+        [&](int turn, int n) {
+            const Segment segment = read_segment(segments, turn / each);
+            return gated + (i64)(segment.first + min(n * 8 + g, segment.rows - 1)) * stack.blocks * 64;
+        },
+        [&](int turn, const float (&total)[CT][NT][4]) {
+            keep_sums<NT, CT, false>(total, sums + warp * ROWS * COLUMNS);
+            __syncthreads();
+            const Segment segment = read_segment(segments, turn / each);
+            for (int at = threadIdx.x; at < segment.rows * columns * COLUMNS; at += WARPS * 32) {
+                const int row = at / (columns * COLUMNS), column = at % (columns * COLUMNS);
+                const int output = turn % each * columns * COLUMNS + column;
+                if (output >= size) continue;
+                float of_one = 0.0f;
+                for (int i = 0; i < parts; i++)
+                    of_one += sums[((column / COLUMNS * parts + i) * ROWS + row) * COLUMNS + column % COLUMNS];
+                out[(i64)(segment.first + row) * size + output] = of_one;
+            }
+            __syncthreads();
+        });
+}
+
+#define GATE_UP(NAME, NT, CT, STAGES, SINGLE, MIN_BLOCKS)                                                              \
+    extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)                                                      \
+        NAME(const char* codes, const char* scales, const char* zeros, const u16* x, u16* out, const i64* ids,         \
+             const int* segments, const int* num_segments, const int* tokens, const int* down_inverse, int tiles,      \
+             int blocks, int groups, int x_row, int chosen, int pairs) {                                               \
+        gate_up<NT, CT, STAGES, SINGLE>(Stack{codes, scales, zeros, tiles, blocks, groups}, x, out, ids, segments,     \
+                                        num_segments, tokens, down_inverse, x_row, chosen, pairs);                     \
+    }
+#define DOWN_TOKENS(NAME, STAGES)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(512, 2)                                                               \
+        NAME(const char* codes, const char* scales, const char* zeros, const u16* gated, u16* out, const i64* ids,     \
+             const float* weights, const u16* residual, int tiles, int blocks, int groups, int chosen,                 \
+             int num_tokens) {                                                                                         \
+        down_tokens<STAGES>(Stack{codes, scales, zeros, tiles, blocks, groups}, gated, out, ids, weights, residual,    \
+                            chosen, num_tokens);                                                                       \
+    }
+#define DOWN_SEGMENTS(NAME, NT, CT, STAGES)                                                                            \
+    extern "C" __global__ void __launch_bounds__(512, 1)                                                               \
+        NAME(const char* codes, const char* scales, const char* zeros, const u16* gated, float* out,                   \
+             const int* segments, const int* num_segments, int tiles, int blocks, int groups, int chosen) {            \
+        down_segments<NT, CT, STAGES>(Stack{codes, scales, zeros, tiles, blocks, groups}, gated, out, segments,        \
+                                      num_segments, chosen);                                                           \
+    }
+VARIANTS

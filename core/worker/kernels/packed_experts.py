@@ -1,0 +1,60 @@
+"""The experts of one layer, from their codes.
+
+Few pairs of a token and an expert are multiplied as they come; many are sorted by expert on the GPU first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from core.worker.kernels.expert_kernels import ExpertKernels, StackedMatrix
+from core.worker.kernels.packing import invert_permutation
+from core.worker.kernels.routed_pairs import PairKernels, is_worth_sorting, rows_per_segment
+
+
+class PackedExperts(nn.Module):
+    """gate_up: gate's outputs, then up's. down: its inputs are silu(gate) * up. kernels: of each one's format."""
+
+    def __init__(
+        self,
+        gate_up: StackedMatrix,
+        down: StackedMatrix,
+        kernels: tuple[ExpertKernels, ExpertKernels],
+        pair_kernels: PairKernels,
+    ) -> None:
+        super().__init__()
+        self.gate_up, self.down = gate_up, down
+        self._gate_up_kernels, self._down_kernels = kernels
+        self._pair_kernels = pair_kernels
+        self._down_inverse = None
+        if down.permutations is not None:
+            self._down_inverse = torch.stack([invert_permutation(one) for one in down.permutations])
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """hidden_states [tokens, hidden], the chosen experts and their weights [tokens, k] -> [tokens, hidden].
+
+        A token's result depends on that token alone.
+        """
+        ids, weights = top_k_index.long().contiguous(), top_k_weights.float().contiguous()
+        return self.multiply(hidden_states, ids, weights)
+
+    def multiply(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x [tokens, hidden]; ids int64 and weights float32 [tokens, k] -> the weighted sum of the chosen experts'
+        results, plus `residual`, [tokens, hidden]."""
+        (tokens, chosen), num_experts, pairs = ids.shape, self.gate_up.num_experts, self._pair_kernels
+        out = torch.empty_like(x)
+        is_sorted = is_worth_sorting(tokens, chosen, num_experts)
+        rows = rows_per_segment(tokens, chosen, num_experts) if is_sorted else 1
+        routed = pairs.sort(ids, num_experts, rows) if is_sorted else None
+        if self.gate_up.permutations is not None:
+            x = pairs.gather(x, ids, self.gate_up.permutations, routed.positions if routed else None)
+        gated = self._gate_up_kernels.gate_up(self.gate_up, x, ids, routed, rows, self._down_inverse)
+        if routed is None:
+            return self._down_kernels.down(self.down, gated, ids, weights, out, residual)
+        of_pairs = self._down_kernels.down_segments(self.down, gated, routed, rows, chosen)
+        return pairs.sum(of_pairs, weights, routed.positions, out, residual)

@@ -1,0 +1,155 @@
+"""The numbers of the kernels for experts, by their sources run on a CPU, and what is chosen for how many pairs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.checkpoint.quantization import MatrixFormat
+from core.memory.kernels.llamadeck import LLAMADECK
+from core.worker.kernels.expert_kernels import DOWN, DOWN_WARPS, GATE_UP, GATE_UP_WARPS, ExpertKernels, shared_bytes
+from core.worker.kernels.packed_experts import PackedExperts
+from core.worker.kernels.packing import CodeFormat
+from core.worker.kernels.routed_pairs import (
+    PairKernels,
+    is_worth_sorting,
+    most_segments,
+    rows_per_segment,
+)
+from core.worker.model import kernel_check
+from core.worker.model.kernel_check import check_experts
+from tests.support.expert_stacks import MadeStack, make_stack, run_dense
+from tests.support.ptx_on_cpu import kernels_on_cpu
+
+CPU = torch.device("cpu")
+# A result's own rounding, and of bfloat16 those of its scales.
+TOLERANCES = {torch.float16: 0.005, torch.bfloat16: 0.03}
+NUM_EXPERTS, HIDDEN, INTERMEDIATE = 6, 256, 128
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(folder: Path) -> Iterator[None]:
+    with kernels_on_cpu(folder):
+        yield
+
+
+def make_experts(format: CodeFormat, dtype: torch.dtype, permuted: bool) -> tuple[PackedExperts, MadeStack, MadeStack]:
+    gate_up = make_stack(NUM_EXPERTS, HIDDEN, 2 * INTERMEDIATE, format, dtype, permuted, 1)
+    down = make_stack(NUM_EXPERTS, INTERMEDIATE, HIDDEN, format, dtype, permuted, 2)
+    kernels = ExpertKernels(dtype, format, CPU)
+    return PackedExperts(gate_up.matrix, down.matrix, (kernels, kernels), PairKernels(dtype, CPU)), gate_up, down
+
+
+def choose(tokens: int, chosen: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all experts but the last, which nobody wants; and the weights."""
+    random = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randperm(NUM_EXPERTS - 1, generator=random)[:chosen] for _ in range(tokens)])
+    return ids, torch.rand((tokens, chosen), generator=random)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("format", "dtype", "permuted"),
+    [
+        (CodeFormat(4, 128, False), torch.float16, False),
+        (CodeFormat(4, 32, True), torch.bfloat16, True),
+        (CodeFormat(8, 64, True), torch.float16, False),
+        (CodeFormat(4, -1, False), torch.bfloat16, False),
+    ],
+    ids=str,
+)
+def test_a_token_comes_out_the_same_alone_and_beside_any_others(
+    format: CodeFormat, dtype: torch.dtype, permuted: bool
+) -> None:
+    """To the last bit: one after the other, a few as they come, and many sorted, eight and more rows at once."""
+    experts, gate_up, down = make_experts(format, dtype, permuted)
+    tokens, chosen = 34, 2
+    ids, weights = choose(tokens, chosen)
+    ids[20:, 0] = 0
+    x = torch.randn((tokens, HIDDEN), generator=torch.Generator().manual_seed(6)).to(dtype)
+    together = experts(x, ids, weights)
+    wanted = run_dense(x, ids, weights, gate_up.dense, down.dense)
+    assert (together.float() - wanted).abs().max() < TOLERANCES[dtype] * wanted.std()
+    assert [is_worth_sorting(n, chosen, NUM_EXPERTS) for n in (1, 2, 10, tokens)] == [False, False, True, True]
+    assert [rows_per_segment(n, chosen, NUM_EXPERTS) for n in (10, 16, tokens)] == [8, 16, 32]
+    for begin, count in ((33, 1), (5, 2), (3, 10), (18, 16)):
+        rows = slice(begin, begin + count)
+        assert torch.equal(experts(x[rows], ids[rows], weights[rows]), together[rows])
+
+
+@needs_compiler
+def test_experts_are_added_to_what_is_there() -> None:
+    experts, *_ = make_experts(CodeFormat(4, 128, False), torch.float16, False)
+    for tokens in (1, 24):
+        ids, weights = choose(tokens, 2)
+        x, more = torch.randn((2, tokens, HIDDEN), generator=torch.Generator().manual_seed(7)).half()
+        alone = experts.multiply(x, ids, weights)
+        # Rounded once instead of twice.
+        got = experts.multiply(x, ids, weights, more)
+        assert (got.float() - alone.float() - more.float()).abs().max() < 0.005
+
+
+@needs_compiler
+@pytest.mark.parametrize("chosen", [1, 3, 5])
+def test_any_number_of_experts_may_be_chosen(chosen: int) -> None:
+    experts, gate_up, down = make_experts(CodeFormat(4, 128, False), torch.float16, False)
+    for tokens in (1, 9):
+        ids, weights = choose(tokens, chosen)
+        x = torch.randn((tokens, HIDDEN), generator=torch.Generator().manual_seed(8)).half()
+        wanted = run_dense(x, ids, weights, gate_up.dense, down.dense)
+        assert (experts(x, ids, weights).float() - wanted).abs().max() < 0.005 * wanted.std()
+
+
+@needs_compiler
+def test_pairs_are_sorted_by_expert() -> None:
+    ids = torch.tensor([[3, 0], [3, 1], [3, 0], [3, 5], [3, 0]])
+    routed = PairKernels(torch.float16, CPU).sort(ids, 8, 4)
+    count = int(routed.num_segments)
+    segments = routed.segments[:count, :3].tolist()
+    assert segments == [[0, 0, 3], [1, 3, 1], [3, 4, 4], [3, 8, 1], [5, 9, 1]]
+    of_place = torch.empty(10, dtype=torch.long)
+    of_place[routed.positions.long()] = torch.arange(10)
+    assert torch.equal(routed.tokens.long(), of_place // 2)
+    experts = [expert for expert, _, rows in segments for _ in range(rows)]
+    assert ids.flatten()[of_place].tolist() == experts
+    assert count <= most_segments(10, 8, 4) == 10
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [
+        (MatrixFormat(4, 128, True, False, "gptq"), torch.bfloat16),
+        (MatrixFormat(8, 32, False, True, "gptq_v2"), torch.float16),
+    ],
+    ids=lambda one: one.label if isinstance(one, MatrixFormat) else str(one),
+)
+def test_the_check_of_a_load_passes(format: MatrixFormat, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(kernel_check, "NUM_TOKENS", (1, 17))
+    check_experts(LLAMADECK, format, dtype, CPU)
+
+
+def test_few_pairs_are_multiplied_as_they_come() -> None:
+    """Of 128 experts hardly two tokens share one; of 8 they soon do."""
+    assert [is_worth_sorting(tokens, 8, 128) for tokens in (1, 8, 16, 32)] == [False, False, True, True]
+    assert [is_worth_sorting(tokens, 2, 8) for tokens in (1, 2, 4, 8)] == [False, False, True, True]
+    assert is_worth_sorting(1, 17, 64)
+
+
+def test_every_card_has_room_for_each_number_of_rows() -> None:
+    formats = [CodeFormat(*one) for one in product((4, 8), (32, 64, 128, -1), (False, True))]
+    for variants, warps in ((GATE_UP, GATE_UP_WARPS), (DOWN, DOWN_WARPS)):
+        for (rows, some), format in product(variants.items(), formats):
+            assert min(shared_bytes(one, rows, warps, format) for one in some) <= 99 * 1024, (rows, format)
