@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from core.api.dialects.dialect import Body, Exchange, OpenAiExchange
 from core.api.errors import ApiError
 from core.api.generation import AdmissionLimit, Choices, begin, cancel
-from core.api.http_call import DONE, HttpCall, to_json
+from core.api.http_call import HttpCall
 from core.api.intake import Intake
 from core.api.just_in_time import JustInTime
 from core.api.metrics import Metrics
@@ -27,13 +28,15 @@ SIGN_OF_LIFE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is kept of a request while it is answered: its prompts are made, its texts are gone."""
+    """What is kept of a request while it is answered: its prompts are made, its texts are gone. `exchange` puts the
+    answer into the words of the API that was asked."""
 
     served: ServedModel
     generations: Sequence[GenerationRequest]
     reply: ResponseWriter
     is_stream: bool
     includes_usage: bool
+    exchange: Exchange
 
 
 class Completions:
@@ -51,26 +54,34 @@ class Completions:
         self._engine, self._characters, self._metrics = engine, characters, metrics
         self._intake, self._admission, self._just_in_time = intake, admission, just_in_time
 
-    async def chat(self, call: HttpCall) -> None:
+    async def chat(self, call: HttpCall, exchange: Exchange | None = None) -> None:
+        """Messages, as the API of `exchange` has them; None: our own."""
+        spoken = exchange or OpenAiExchange()
+
         def read(request: ChatRequest) -> Order:
             served = read_served_model(self._engine)
             entry = find_character(request.model, served, self._characters)
             character, key = (entry.character, entry.key) if entry is not None else (None, "")
             generations = [read_chat_request(request, served, character, call.owner, key)]
-            return _order(request, served, generations, ResponseWriter("chat", request.model or served.name))
+            reply = ResponseWriter("chat", request.model or served.name)
+            return _order(request, served, generations, reply, spoken)
 
-        await self._answer(call, await self._intake.take(call, ChatRequest, read, self._prepare))
+        order = await self._intake.take(call, ChatRequest, read, self._prepare, spoken.translate)
+        await self._answer(call, order)
 
-    async def complete(self, call: HttpCall) -> None:
+    async def complete(self, call: HttpCall, exchange: Exchange | None = None) -> None:
+        """A text that goes on, as the API of `exchange` has it; None: our own."""
+        spoken = exchange or OpenAiExchange()
+
         def read(request: CompletionRequest) -> Order:
             served = read_served_model(self._engine)
             if find_character(request.model, served, self._characters) is not None:
                 raise ApiError("api_character_completion", name=request.model or "")
-            return _order(
-                request, served, read_completion_request(request, served), ResponseWriter("completion", served.name)
-            )
+            generations = read_completion_request(request, served)
+            return _order(request, served, generations, ResponseWriter("completion", served.name), spoken)
 
-        await self._answer(call, await self._intake.take(call, CompletionRequest, read, self._prepare))
+        order = await self._intake.take(call, CompletionRequest, read, self._prepare, spoken.translate)
+        await self._answer(call, order)
 
     async def _prepare(self, request: Sampled) -> None:
         await self._just_in_time.ready(request.model)
@@ -84,11 +95,11 @@ class Completions:
             with Choices(begun) as choices:
                 try:
                     if order.is_stream:
-                        await call.unless_gone(_stream(call, choices, order.reply, order.includes_usage))
+                        await call.unless_gone(_stream(call, choices, order))
                     else:
                         await call.unless_gone(choices.all_done())
                         messages = [(choice.parts()[0], choice.answer.reason) for choice in choices.choices]
-                        await call.json(order.reply.whole(messages, choices.usage()))
+                        await call.json(order.exchange.whole(order.reply.whole(messages, choices.usage())))
                 finally:
                     usage = choices.usage()
                     self._metrics.count_tokens(usage.prompt, usage.completion)
@@ -97,19 +108,25 @@ class Completions:
 
 
 def _order(
-    request: Sampled, served: ServedModel, generations: Sequence[GenerationRequest], reply: ResponseWriter
+    request: Sampled,
+    served: ServedModel,
+    generations: Sequence[GenerationRequest],
+    reply: ResponseWriter,
+    exchange: Exchange,
 ) -> Order:
     includes_usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Order(served, generations, reply, bool(request.stream), includes_usage)
+    return Order(served, generations, reply, bool(request.stream), includes_usage, exchange)
 
 
-async def _stream(call: HttpCall, choices: Choices, reply: ResponseWriter, includes_usage: bool) -> None:
+async def _stream(call: HttpCall, choices: Choices, order: Order) -> None:
     """Send pieces as they come. Raises the error of an answer that fails."""
+    reply = order.reply
     await choices.first_sign(PATIENCE_S)
     await call.start_stream()
+    await _send(call, order.exchange.begin(choices.usage()))
     for index in range(len(choices.choices)):
         if (opening := reply.opening(index)) is not None:
-            await _send(call, opening, includes_usage)
+            await _send_piece(call, order, opening)
     sent, ended = [Parts()] * len(choices.choices), [False] * len(choices.choices)
     while not all(ended):
         if not await choices.change(SIGN_OF_LIFE_S):
@@ -118,20 +135,25 @@ async def _stream(call: HttpCall, choices: Choices, reply: ResponseWriter, inclu
         for index, choice in enumerate(choices.choices):
             parts, is_done = choice.parts()
             if thought := parts.thought[len(sent[index].thought) :]:
-                await _send(call, reply.thought(index, thought), includes_usage)
+                await _send_piece(call, order, reply.thought(index, thought))
             if text := parts.answer[len(sent[index].answer) :]:
-                await _send(call, reply.piece(index, text), includes_usage)
+                await _send_piece(call, order, reply.piece(index, text))
             sent[index] = parts
             if is_done and choice.answer.error is not None:
                 raise choice.answer.error
             if is_done and not ended[index]:
                 ended[index] = True
-                await _send(call, reply.end(index, choice.answer.reason), includes_usage)
-    if includes_usage:
-        await call.event(to_json(reply.usage(choices.usage())))
-    await call.event(DONE)
+                await _send_piece(call, order, reply.end(index, choice.answer.reason))
+    if order.includes_usage:
+        await _send(call, order.exchange.pieces(reply.usage(choices.usage())))
+    await _send(call, order.exchange.end())
     await call.end_stream()
 
 
-async def _send(call: HttpCall, piece: dict[str, object], includes_usage: bool) -> None:
-    await call.event(to_json(piece | {"usage": None} if includes_usage else piece))
+async def _send_piece(call: HttpCall, order: Order, piece: Body) -> None:
+    await _send(call, order.exchange.pieces(piece | {"usage": None} if order.includes_usage else piece))
+
+
+async def _send(call: HttpCall, frames: Iterable[str]) -> None:
+    for frame in frames:
+        await call.frame(frame)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping
 from contextlib import suppress
@@ -14,7 +13,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from core.access.requests import language_of
-from core.api.errors import ApiError, body_of, shape_of
+from core.api.dialects.dialect import OPENAI, Dialect
+from core.api.errors import ApiError, shape_of
+from core.api.json_text import to_json
 from core.common.errors import DeckError
 
 # A context of 128k tokens is under 1 MB of text; JSON may write each of its characters as six.
@@ -27,12 +28,10 @@ MAX_UNREAD_BYTES = 2**16
 STALL_S = 60.0
 # nginx logs this status for a client that went away. Nobody sends it.
 CLIENT_GONE = 499
-DONE = "[DONE]"
 MAX_SHOWN_CHARS, MAX_METHOD_CHARS = 200, 20
 # How often a stream asks whether its key still opens anything.
 RECHECK_S = 1.0
-SSE_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
+STREAM_HEADERS = {
     "cache-control": "no-cache",
     # nginx would keep events back until it has a buffer full of them.
     "x-accel-buffering": "no",
@@ -50,11 +49,17 @@ class HttpCall:
     `status` is the answer's, None before it. `is_streaming` is true once events go out: then no status can be sent.
     `recheck` raises ApiError where the request would be refused by now, such as for a revoked key. `owner` is whose key
     the request brought, "" where it needed none; `client` is who gets a turn. `ending` is set when the process is about
-    to end.
+    to end. `dialect` is how the API speaks whose path was asked for.
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, send: Send, ending: asyncio.Event, stall_s: float = STALL_S
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        ending: asyncio.Event,
+        stall_s: float = STALL_S,
+        dialect: Dialect = OPENAI,
     ) -> None:
         self.request = Request(scope, receive)
         self.client = ""
@@ -62,6 +67,7 @@ class HttpCall:
         self.owner = ""
         self.is_streaming = False
         self._scope, self._receive, self._send_on = scope, receive, send
+        self._dialect = dialect
         self._ending, self._stall_s = ending, stall_s
         self._is_body_read = False
         self.recheck: Callable[[], Awaitable[object]] | None = None
@@ -113,11 +119,10 @@ class HttpCall:
 
     async def refuse(self, error: DeckError, headers: Mapping[str, str] | None = None) -> None:
         """Send what is wrong: as the answer, or as the last event of a stream that has begun."""
-        body, shape = body_of(error, self.language), shape_of(error)
+        body, shape = self._dialect.error_body(error, self.language), shape_of(error)
         if self.is_streaming:
-            await self.event(to_json(body))
-            if self._ending.is_set():
-                await self.event(DONE)
+            for frame in self._dialect.error_frames(body, self._ending.is_set()):
+                await self.frame(frame)
             await self.end_stream()
             return
         headers = {**(headers or {})}
@@ -170,7 +175,7 @@ class HttpCall:
 
     async def start_stream(self) -> None:
         self.status, self.is_streaming = 200, True
-        await self._start(200, SSE_HEADERS)
+        await self._start(200, {"content-type": self._dialect.stream_type, **STREAM_HEADERS})
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
@@ -183,14 +188,16 @@ class HttpCall:
             await recheck()
             self.recheck = recheck
 
-    async def event(self, data: str) -> None:
+    async def frame(self, text: str) -> None:
+        """Send a part of a stream, as it stands on the wire."""
         await self._check_again()
-        await self._send_part(f"data: {data}\n\n")
+        await self._send_part(text)
 
     async def sign_of_life(self) -> None:
         """A line that clients skip, so that nobody on the way takes a long wait for a dead connection."""
         await self._check_again()
-        await self._send_part(": waiting\n\n")
+        if self._dialect.waiting:
+            await self._send_part(self._dialect.waiting)
 
     async def end_stream(self) -> None:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -242,7 +249,3 @@ class HttpCall:
     async def _gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-
-
-def to_json(content: object) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))

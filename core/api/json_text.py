@@ -36,6 +36,10 @@ def read_json(body: bytes) -> Any:
         raise ValueError("too deeply nested") from None
 
 
+def to_json(content: object) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
 def _number(text: str) -> int | float:
     value = float(text)
     return int(value) if value.is_integer() and abs(value) <= MAX_WHOLE_FLOAT else value

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from core.api.errors import ApiError
-from core.api.http_call import HttpCall, to_json
+from core.api.http_call import HttpCall
 from core.api.intake import Intake
+from core.api.json_text import to_json
 from core.api.just_in_time import JustInTime
 from core.api.prompts import check_size, render_messages
 from core.api.schema import DetokenizeRequest, TokenizeRequest

@@ -15,6 +15,7 @@ from core.access.keys import Key, KeyStore
 from core.api import metrics as prometheus
 from core.api.auth import ApiAuth
 from core.api.completions import Completions
+from core.api.dialects.dialect import OPENAI, Dialect
 from core.api.errors import ApiError
 from core.api.generation import MAX_WAITING, AdmissionLimit
 from core.api.http_call import CLIENT_GONE, ClientGone, HttpCall
@@ -37,13 +38,19 @@ class Endpoint:
     """One path as an ASGI app: everything that a request can end with is decided here."""
 
     def __init__(
-        self, name: str, handlers: Mapping[str, Handler], auth: ApiAuth | None, metrics: Metrics, ending: asyncio.Event
+        self,
+        name: str,
+        handlers: Mapping[str, Handler],
+        auth: ApiAuth | None,
+        metrics: Metrics,
+        ending: asyncio.Event,
+        dialect: Dialect = OPENAI,
     ) -> None:
         self._name, self._handlers, self._auth = name, handlers, auth
-        self._metrics, self._ending = metrics, ending
+        self._metrics, self._ending, self._dialect = metrics, ending, dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = HttpCall(scope, receive, send, self._ending)
+        call = HttpCall(scope, receive, send, self._ending, dialect=self._dialect)
         try:
             await self._answer(call)
         except ClientGone:

@@ -367,7 +367,7 @@ def test_a_stream_that_nobody_reads_is_given_up() -> None:
         call = HttpCall(scope, receive, send, asyncio.Event(), stall_s=0.05)
         await call.start_stream()
         with pytest.raises(Exception) as caught:
-            await call.unless_gone(call.event("x"))
+            await call.unless_gone(call.frame("x"))
         assert type(caught.value).__name__ == "ClientGone"
 
     asyncio.run(run())
