@@ -40,6 +40,8 @@ ARROWS = {
     "worker.model": "checkpoint memory worker.kernels",
     "worker.kernels": "memory",
     "engine": "gpu memory",
+    "quantize.child": "chat checkpoint quantize starter tokenizer",
+    "quantize": "bootstrap checkpoint hub memory starter tokenizer",
     "starter": "bootstrap library",
     "library": "checkpoint hub memory",
     "vllm": "bootstrap checkpoint memory",
@@ -60,11 +62,11 @@ FREE = ("benchmarks", "tests")
 SOURCES = (*FREE, "cli", "core", "pages", "ui", "Home", "serve")
 # Only these may import what computes, and only these what draws.
 TORCH = ("torch", "transformers", "gptqmodel", "optimum", "accelerate", "triton")
-TORCH_PLACES = ("core.worker", "core.starter.quantize", *FREE)
+TORCH_PLACES = ("core.worker", "core.starter.quantize", "core.quantize.child", *FREE)
 STREAMLIT_PLACES = ("Home", "serve", "pages", "ui", *FREE)
 # Each is the program of a process of its own, started by its name; an import would run it in the wrong one.
 STARTED_BY_NAME = ("core.worker.main", "core.chat.template_child", "core.personas.pattern_child",
-                   "core.documents.reading_child", "ui.server.start")  # fmt: skip
+                   "core.documents.reading_child", "core.quantize.child.main", "ui.server.start")  # fmt: skip
 Import = tuple[str, str]
 
 

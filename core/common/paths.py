@@ -40,6 +40,11 @@ def cached_repo(folder: Path) -> str | None:
     return repo.replace("--", "/") if kind == "models" and repo and folder.parent.name == "snapshots" else None
 
 
+def adapters_dir() -> Path:
+    """The folder with one folder a LoRA adapter, beside the models."""
+    return Path(os.environ.get("LLAMADECK_ADAPTERS", models_dir().parent / "adapters"))
+
+
 def data_dir() -> Path:
     """The folder for what this program writes about its user: settings, chats and secrets."""
     return Path(os.environ.get("LLAMADECK_DATA", ROOT / "data"))

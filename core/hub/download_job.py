@@ -10,6 +10,7 @@ from pathlib import Path
 from core.common.errors import DeckError
 from core.hub.cancellation import Cancelled, CancelToken, Reason
 from core.hub.folders import discard, has_bytes, locked, model_folders
+from core.hub.manifest import FindWeights, find_runnable
 from core.hub.model_download import ModelDownload
 from core.hub.progress import FileProgress, JobState, Phase, Speed
 from core.hub.record import read_record
@@ -29,8 +30,16 @@ class DownloadJob:
     Raises InputError where the model's folder belongs to another model.
     """
 
-    def __init__(self, models: Path, source: Source, token_for: TokenFor, limits: TransferLimits) -> None:
+    def __init__(
+        self,
+        models: Path,
+        source: Source,
+        token_for: TokenFor,
+        limits: TransferLimits,
+        find_weights: FindWeights = find_runnable,
+    ) -> None:
         self.source = source
+        self._find_weights = find_weights
         self._folders = model_folders(models, source)
         self._token_for = token_for
         self._limits = limits
@@ -155,7 +164,9 @@ class DownloadJob:
 
     def _fetch(self) -> None:
         token = self._token_for(self.source.endpoint)
-        ModelDownload(self.source, self._folders, token, self._limits, self._cancel, self._speed, self).run()
+        ModelDownload(
+            self.source, self._folders, token, self._limits, self._cancel, self._speed, self, self._find_weights
+        ).run()
 
     def _fault(self, error: Exception) -> DeckError:
         return DeckError("download_fault", model=self.source.name, why=f"{type(error).__name__}: {error}")

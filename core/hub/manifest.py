@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
 
 from core.checkpoint.checkpoint import Checkpoint, read_model
-from core.checkpoint.weight_files import is_plain_name
+from core.checkpoint.weight_files import ModelFiles, is_plain_name
 from core.common.errors import CheckpointError, DeckError
 from core.common.values import is_whole, quoted_text
 from core.hub import modelscope
@@ -34,13 +34,18 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
+# Judges the files of a repository and names those with the weights: what cannot be used is refused before a byte of it
+# is fetched. None in place of a checkpoint for a model that is not quantized.
+FindWeights = Callable[[ModelFiles], tuple[Checkpoint | None, tuple[str, ...]]]
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A model at one commit: what to fetch, and the checkpoint that it will be."""
+    """A model at one commit: what to fetch, and the checkpoint that it will be, if it will be one that runs."""
 
     repository: Repository
     files: tuple[RemoteFile, ...]
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None
 
     @property
     def commit(self) -> str:
@@ -51,7 +56,14 @@ class Manifest:
         return sum(file.size_bytes for file in self.files)
 
 
-def read_manifest(source: Source, token: str | None) -> Manifest:
+def find_runnable(files: ModelFiles) -> tuple[Checkpoint, tuple[str, ...]]:
+    """For a download of a model to run. Raises CheckpointError for one that does not run here."""
+    checkpoint, weights = read_model(files)
+    checkpoint.require_runs()
+    return checkpoint, weights
+
+
+def read_manifest(source: Source, token: str | None, find_weights: FindWeights = find_runnable) -> Manifest:
     """The model at `source` as it is now.
 
     Raises InputError for names that are not there, CheckpointError for what cannot run here or what no honest
@@ -61,8 +73,7 @@ def read_manifest(source: Source, token: str | None) -> Manifest:
         repository, files = list_files(client, source)
         check_names(source.name, (file.name for file in files))
         check_configs(source.name, files)
-        checkpoint, weights = read_model(RepositoryFiles(repository))
-        checkpoint.require_runs()
+        checkpoint, weights = find_weights(RepositoryFiles(repository))
         return Manifest(repository, select(source.name, files, weights), checkpoint)
 
 

@@ -12,7 +12,7 @@ from core.hub.cancellation import Cancelled, CancelToken
 from core.hub.file_download import FileDownload
 from core.hub.folders import ModelFolders, begin, check_room, finish, is_whole, os_errors_explained
 from core.hub.hashing import is_right_file
-from core.hub.manifest import Manifest, read_manifest
+from core.hub.manifest import FindWeights, Manifest, find_runnable, read_manifest
 from core.hub.progress import FileProgress, Phase, Speed
 from core.hub.record import Record, read_record
 from core.hub.retry import RetryPolicy, TransferLimits, TransientError, waiting_notice
@@ -50,6 +50,7 @@ class ModelDownload:
         cancel: CancelToken,
         speed: Speed,
         listener: DownloadListener,
+        find_weights: FindWeights = find_runnable,
     ) -> None:
         self._source = source
         self._folders = folders
@@ -58,6 +59,7 @@ class ModelDownload:
         self._cancel = cancel
         self._speed = speed
         self._listener = listener
+        self._find_weights = find_weights
 
     def run(self) -> None:
         manifest = self._read_manifest()
@@ -82,7 +84,7 @@ class ModelDownload:
         while True:
             self._cancel.raise_if_cancelled()
             try:
-                return read_manifest(self._source, self._token)
+                return read_manifest(self._source, self._token, self._find_weights)
             except TransientError as error:
                 retries.record_failure(error)
 

@@ -1,0 +1,228 @@
+"""A LoRA adapter in PEFT's format as data: which matrices it changes, by which rank and scale, and not a weight.
+
+Reads adapter_config.json and the header of adapter_model.safetensors without trust. The tensors tell which matrices are
+adapted, so target modules by name, by list, by pattern and as "all-linear" are all one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint.headers import TensorInfo, read_header, read_json
+from core.common.errors import CheckpointError
+from core.common.values import is_whole, printable, quoted_json
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
+MAX_RANK = 256
+# `base_model.model.` is PEFT's own wrapper. Some trainers keep the adapter's name between the part and "weight".
+TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB])(?:\.[\w-]+)?\.weight$")
+# Patterns of ranks come from strangers: names, dots and ends, and nothing that repeats, cannot take long to match.
+PATTERN = re.compile(r"(?:[\w.$^-]|\\[.d])+")
+MAX_PATTERNS, MAX_PATTERN_CHARS = 10_000, 300
+# Settings that make more of an adapter than B times A, with the name that people know each by.
+VARIANTS = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+    "modules_to_save": "modules_to_save",
+    "trainable_token_indices": "trainable_token_indices",
+    "target_parameters": "target_parameters",
+    "layer_replication": "layer_replication",
+    "lora_bias": "lora_bias",
+}
+# Ways to begin a training that take something out of the base's own weights, unless they were converted afterwards.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to the matrix of the module `name`: scale * B @ A.
+
+    A is [rank, in_features], B is [out_features, rank].
+    """
+
+    name: str
+    rank: int
+    scale: float
+    in_features: int
+    out_features: int
+    a_name: str
+    b_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """One adapter. `matrices` by module as the adapter names it; `base_name` is what it was trained on, or "".
+
+    `is_transposed`: the base keeps its matrices as [in, out], as GPT-2 does.
+    """
+
+    name: str
+    path: Path
+    base_name: str
+    matrices: Mapping[str, LowRank]
+    num_bytes: int
+    is_transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The highest rank of its matrices."""
+        return max(matrix.rank for matrix in self.matrices.values())
+
+    @property
+    def weights(self) -> Path:
+        return self.path / WEIGHTS
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def read_adapter(folder: Path) -> AdapterShape:
+    """The adapter in `folder`. Raises CheckpointError with the reason why it is none that can be used."""
+    name = printable(folder.name)
+    config = read_json(folder / CONFIG)
+    if config is None:
+        raise CheckpointError("adapter_none", folder=printable(str(folder)))
+    _refuse_variants(name, config)
+    if not (folder / WEIGHTS).is_file():
+        pickle = next((file for file in PICKLES if (folder / file).is_file()), None)
+        raise CheckpointError(
+            "adapter_pickled" if pickle else "adapter_no_weights", adapter=name, file=pickle or WEIGHTS
+        )
+    tensors = read_header(folder / WEIGHTS)
+    base = config.get("base_model_name_or_path")
+    return AdapterShape(
+        name=name,
+        path=folder,
+        base_name=printable(base) if isinstance(base, str) else "",
+        matrices=_matrices(name, config, tensors),
+        num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
+        is_transposed=config.get("fan_in_fan_out") is True,
+    )
+
+
+def _refuse_variants(name: str, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for an adapter that is more than two small matrices beside each large one."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError("adapter_kind", adapter=name, kind=quoted_json(kind))
+    for key, called in VARIANTS.items():
+        if config.get(key):
+            raise CheckpointError("adapter_variant", adapter=name, variant=called)
+    if config.get("bias", "none") != "none":
+        raise CheckpointError("adapter_variant", adapter=name, variant=f"bias = {quoted_json(config['bias'])}")
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun.lower().startswith(CHANGES_BASE):
+        raise CheckpointError("adapter_changed_base", adapter=name, way=quoted_json(begun))
+
+
+def _matrices(name: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, LowRank]:
+    parts: dict[str, dict[str, str]] = {}
+    for tensor in tensors:
+        match = TENSOR.match(tensor)
+        if match is None:
+            raise CheckpointError("adapter_tensor", adapter=name, tensor=printable(tensor))
+        # A second tensor for one place would hide the first.
+        if parts.setdefault(match["module"], {}).setdefault(match["part"], tensor) != tensor:
+            raise CheckpointError("adapter_tensor", adapter=name, tensor=printable(tensor))
+    if not parts:
+        raise CheckpointError("adapter_empty", adapter=name)
+    rank_patterns, alpha_patterns = (_patterns(name, config, key) for key in ("rank_pattern", "alpha_pattern"))
+    return {
+        module: _matrix(name, config, module, found, tensors, rank_patterns, alpha_patterns)
+        for module, found in parts.items()
+    }
+
+
+def _matrix(
+    name: str,
+    config: Mapping[str, Any],
+    module: str,
+    found: Mapping[str, str],
+    tensors: Mapping[str, TensorInfo],
+    rank_patterns: Mapping[re.Pattern[str], Any],
+    alpha_patterns: Mapping[re.Pattern[str], Any],
+) -> LowRank:
+    if len(found) != 2:
+        raise CheckpointError("adapter_half", adapter=name, module=printable(module))
+    a, b = tensors[found["A"]], tensors[found["B"]]
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.dtype[0] not in "BF":
+        raise CheckpointError("adapter_shapes", adapter=name, module=printable(module), a=str(list(a.shape)),
+                              b=str(list(b.shape)))  # fmt: skip
+    rank = _by_pattern(rank_patterns, module, config.get("r"))
+    alpha = _by_pattern(alpha_patterns, module, config.get("lora_alpha"))
+    if not is_whole(rank) or not 1 <= rank <= MAX_RANK or rank != a.shape[0]:
+        raise CheckpointError("adapter_rank", adapter=name, module=printable(module), rank=quoted_json(rank),
+                              found=a.shape[0], limit=MAX_RANK)  # fmt: skip
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise CheckpointError("adapter_alpha", adapter=name, alpha=quoted_json(alpha))
+    # PEFT: alpha / r; rsLoRA (arXiv 2312.03732): alpha / sqrt(r).
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
+    return LowRank(module, rank, scale, a.shape[1], b.shape[0], found["A"], found["B"])
+
+
+def _patterns(name: str, config: Mapping[str, Any], key: str) -> dict[re.Pattern[str], Any]:
+    """Ranks or alphas by pattern, which PEFT holds against the end of a module's name."""
+    found = config.get(key) or {}
+    if not isinstance(found, dict) or len(found) > MAX_PATTERNS:
+        raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern="?")
+    for pattern in found:
+        if len(pattern) > MAX_PATTERN_CHARS or not PATTERN.fullmatch(pattern):
+            raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern=quoted_json(pattern))
+    return {re.compile(rf"(?:.*\.)?(?:{pattern})$"): value for pattern, value in found.items()}
+
+
+def _by_pattern(patterns: Mapping[re.Pattern[str], Any], module: str, usual: Any) -> Any:
+    return next((value for pattern, value in patterns.items() if pattern.match(module)), usual)
+
+
+def match_base(adapter: AdapterShape, base: str, sizes: Mapping[str, tuple[int, int]]) -> dict[str, LowRank]:
+    """What `adapter` adds to each matrix of a base whose matrices have these (in, out) features, by the base's names.
+
+    Names match from the layer's number on: releases and classes begin them differently. Raises CheckpointError where
+    the base has no such matrix or one of another shape, which is a wrong base.
+    """
+    by_tail: dict[str, str | None] = {}
+    for name in sizes:
+        by_tail[_tail(name)] = None if _tail(name) in by_tail else name
+    found: dict[str, LowRank] = {}
+    for module, matrix in adapter.matrices.items():
+        name = module if module in sizes else by_tail.get(_tail(module)) or ""
+        if not name:
+            raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(module))
+        if sizes[name] != (matrix.in_features, matrix.out_features):
+            raise CheckpointError(
+                "adapter_base_shape", adapter=adapter.name, base=base, module=printable(module),
+                wanted=f"{matrix.in_features} x {matrix.out_features}", found="{} x {}".format(*sizes[name]),
+            )  # fmt: skip
+        found[name] = matrix
+    return found
+
+
+def is_other_base(adapter: AdapterShape, names: tuple[str, ...]) -> bool:
+    """Whether the base that `adapter` names is called otherwise than all of `names`: a hint and no proof.
+
+    A copy of the same model may have any name; that of a quantized one begins with the model's own.
+    """
+    wanted = _letters(os.path.basename(adapter.base_name.rstrip("/")))
+    return bool(wanted) and not any(wanted in _letters(name) or _letters(name) in wanted for name in names if name)
+
+
+def _tail(name: str) -> str:
+    """A module's name from its layer's number on: "3.self_attn.q_proj"; the whole where there is no layer."""
+    return name[match.start(1) :] if (match := re.search(r"\.([0-9]+\..*)$", name)) else name.rpartition(".")[2]
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -1,0 +1,58 @@
+"""The README of a quantized model: what it was made from, how, and how much it lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint.adapters import read_adapter
+from core.common.paths import version
+from core.quantize.job_file import JobFile
+
+RESULT = "quantize_result.json"
+LANGUAGES = {"en": "English", "zh": "Chinese"}
+
+
+def loss_percent(result: Mapping[str, Any]) -> float:
+    """How much the perplexity rose by quantizing, over all held-out texts, in percent; negative where it fell."""
+    before, after = result["before"], result["after"]
+    loss: float = 100 * (sum(after[name] / before[name] for name in before) / len(before) - 1)
+    return loss
+
+
+def write_card(folder: Path, job: JobFile, result: Mapping[str, Any]) -> None:
+    """Write README.md and what it was written from into the finished checkpoint. Raises OSError."""
+    facts = {name: result[name] for name in ("before", "after", "quantizer", "rows", "tokens")}
+    (folder / RESULT).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    (folder / "README.md").write_text(card_text(job, result), "utf-8")
+
+
+def card_text(job: JobFile, result: Mapping[str, Any]) -> str:
+    options = job.options
+    head = [f"base_model: {job.repo}", "base_model_relation: quantized"] if job.repo else []
+    lines = ["---", *head, "library_name: transformers", "tags:", "- gptq", "---", f"# {job.name}", ""]
+    lines += [f"Made by LlamaDeck {version()} with {result['quantizer'].replace(':', ' ')}.", ""]
+    lines.append(f"- Made from: {job.repo or job.source.name}" + (", in Meta's original format" if job.is_meta else ""))
+    for path in options.adapters:
+        adapter = read_adapter(path)
+        base = f", trained on {adapter.base_name}" if adapter.base_name else ""
+        lines.append(f"- Merged in float32 before: the LoRA adapter {adapter.name}, rank {adapter.rank}{base}")
+    lines.append(f"- Quantized by GPTQ to {options.label}")
+    texts = "a text file of the person who made it" if options.calibration else "the set that ships with LlamaDeck"
+    lines.append(f"- Calibrated on {result['rows']} rows, {result['tokens']} tokens, of {texts}")
+    lines += ["", "| perplexity on held-out text | before | after |", "|---|---|---|"]
+    for name, before in result["before"].items():
+        lines.append(f"| {LANGUAGES.get(name, name)} | {before:.3f} | {result['after'][name]:.3f} |")
+    lines += ["", "What the base model's licence says holds for this one too.", ""]
+    return "\n".join(lines)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The figures of a model that was quantized here; None for any other."""
+    try:
+        value = json.loads((folder / RESULT).read_text("utf-8"))
+        return value if loss_percent(value) < float("inf") else None
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError):
+        return None

@@ -1,0 +1,158 @@
+"""GPTQ by gptqmodel, layer by layer: the weights stay on disk, and finished layers go there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from core.checkpoint.headers import read_json
+from core.checkpoint.layers import read_number
+from core.checkpoint.text_config import text_config
+from core.checkpoint.weight_files import SUFFIX
+from core.common.errors import CheckpointError
+from core.quantize.child.tokens import calibration_rows
+from core.quantize.job_file import JobFile
+from core.quantize.resuming import can_resume
+
+# What of gptqmodel's settings goes into the checkpoint; the rest of "meta" tells of this machine.
+SETTINGS = ("bits", "group_size", "desc_act", "sym", "lm_head", "quant_method", "checkpoint_format", "pack_dtype")
+META = ("quantizer", "damp_percent", "true_sequential", "mse", "act_group_aware")
+# gptqmodel writes these anew, transformers' newest way; readers of every version know the originals.
+NOT_COPIED = ("config.json", "quantize_config.json", "README.md", "model.safetensors.index.json")
+BATCH_ROWS = {"cpu": 1, "cuda": 4}
+
+
+def quantize(source: Path, job: JobFile, work: Path, out: Path, report: Callable[..., None]) -> dict[str, Any]:
+    """Quantize the checkpoint in `source` into `out`; returns the facts for its card. Raises CheckpointError."""
+    from gptqmodel import GPTQModel, QuantizeConfig
+    from gptqmodel.models.auto import SUPPORTED_MODELS
+
+    config = read_json(source / "config.json") or {}
+    if config.get("model_type") not in SUPPORTED_MODELS:
+        raise CheckpointError("quantize_family", model=source.name, family=str(config.get("model_type")))
+    options, kind = job.options, job.device.partition(":")[0]
+    rows = calibration_rows(source, options.calibration, job.device)
+    offload = work / "offload"
+    dtype = plain_dtype(config)
+    model = GPTQModel.load(
+        str(source),
+        QuantizeConfig(
+            bits=options.bits,
+            group_size=options.group_size,
+            desc_act=options.is_act_order,
+            act_group_aware=not options.is_act_order,
+            sym=options.is_symmetric,
+            offload_to_disk=True,
+            offload_to_disk_path=str(offload),
+            # Activations of all rows would take gigabytes of a small card.
+            calibration_data_device="cpu",
+            wait_for_submodule_finalizers=True,
+            device=job.device,
+        ),
+        # Half precision is slower on a CPU, and rounds what layers hand on.
+        dtype=torch.float32 if kind == "cpu" else dtype,
+    )
+    progress = Progress(report, read_number(source.name, text_config(config), "num_hidden_layers"))
+    model.layer_callback = progress
+    model.subset_callback = progress
+    data = [
+        {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)} for row in rows
+    ]
+    model.quantize(data, batch_size=BATCH_ROWS[kind], checkpoint=_resume_point(config, work))
+    packed = work / "packed"
+    shutil.rmtree(packed, ignore_errors=True)
+    model.save(str(packed))
+    written = json.loads((packed / "quantize_config.json").read_text("utf-8"))
+    settings = {name: written[name] for name in SETTINGS}
+    settings["meta"] = {name: written["meta"][name] for name in META if name in written["meta"]}
+    write_checkpoint(source, packed, config, settings, dtype, out)
+    return {
+        "layers": progress.num_layers,
+        "quantizer": settings["meta"]["quantizer"][0],
+        "rows": len(rows),
+        "tokens": sum(map(len, rows)),
+    }
+
+
+class Progress:
+    """Is told by gptqmodel of layers and of the groups of matrices in them, and tells how much is done."""
+
+    def __init__(self, report: Callable[..., None], num_layers: int) -> None:
+        self._report = report
+        self.num_layers = num_layers
+
+    def subset_event(self, *, stage: str, layer_idx: int, subset_index: int, subset_total: int, **_: object) -> None:
+        self._tell(layer_idx, (subset_index + 0.5) / max(1, subset_total))
+
+    def layer_complete(self, layer_idx: int, submodule_finalized: bool) -> None:
+        self._tell(layer_idx, 1.0)
+
+    def _tell(self, layer: int, part: float) -> None:
+        self._report(min(1.0, (layer + part) / self.num_layers), layer=layer + 1, layers=self.num_layers)
+
+
+def _resume_point(config: dict[str, Any], work: Path) -> Any:
+    """Where gptqmodel keeps what is done, so that a process that was ended goes on; None where it cannot."""
+    if not can_resume(str(config.get("model_type"))):
+        return None
+    from gptqmodel.looper.checkpoint_store import CheckpointConfig
+
+    return CheckpointConfig(path=work / "resume")
+
+
+def plain_dtype(config: dict[str, Any]) -> torch.dtype:
+    """The type in which a checkpoint keeps what is not quantized: its own, float16 for float32."""
+    own = config.get("dtype") or config.get("torch_dtype")
+    return torch.bfloat16 if own == "bfloat16" else torch.float16
+
+
+def write_checkpoint(
+    source: Path, packed: Path, config: dict[str, Any], settings: dict[str, Any], dtype: torch.dtype, out: Path
+) -> None:
+    """The finished checkpoint: gptqmodel's weights, the source's own configuration, tokenizer and licence."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    for path in sorted(packed.iterdir()):
+        if path.name.endswith(SUFFIX):
+            convert_weights(path, out / path.name, dtype)
+            path.unlink()
+        elif path.name.endswith(".index.json"):
+            shutil.copyfile(path, out / path.name)
+    for path in sorted(source.iterdir()):
+        is_small = path.suffix in (".json", ".jinja", ".model", ".txt") or path.name.upper().startswith(
+            ("LICEN", "NOTICE")
+        )
+        if path.is_file() and is_small and not path.name.startswith(".") and path.name not in NOT_COPIED:
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, out / path.name)
+    write_json(out / "config.json", config | {"quantization_config": settings})
+    write_json(out / "quantize_config.json", settings)
+
+
+def convert_weights(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """Write the tensors of `source` again: scales in float16, all else that is float32 in `dtype`."""
+    tensors = {}
+    with safe_open(source, "pt") as opened:
+        for name in opened.keys():
+            value = opened.get_tensor(name)
+            wanted = torch.float16 if name.endswith(".scales") else dtype
+            tensors[name] = value.to(wanted) if value.dtype == torch.float32 else value
+    save_file(tensors, target, metadata={"format": "pt"})
+    # safetensors lets only the owner read it.
+    target.chmod(0o644)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def peak_vram_bytes(device: str) -> int:
+    """The most that torch's allocator held on the GPU; 0 on a CPU."""
+    return 0 if device == "cpu" else torch.cuda.max_memory_reserved(device)

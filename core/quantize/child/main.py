@@ -1,0 +1,89 @@
+"""Quantizes one model in a process of its own: converts it, merges adapters, measures, quantizes, measures again.
+
+`python -m core.quantize.child.main FOLDER`: FOLDER/job.json says what to do (core/quantize/job_file.py). Standard
+output carries one JSON object a line: {"stage", "fraction", "layer", "layers"} while it works, {"result"} or {"error"}
+at the end. Everything else, the libraries' logs too, goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core.common.errors import DeckError
+from core.quantize.job_file import JobFile, read_job
+from core.starter.quantize import end_with_parent
+
+Report = Callable[..., None]
+
+
+def main() -> None:
+    job = Path(sys.argv[1]).resolve()
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    channel = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    work = job / "work"
+    work.mkdir(exist_ok=True)
+    # gptqmodel keeps a log in the current folder.
+    os.chdir(work)
+
+    def report(stage: str, fraction: float, **more: int) -> None:
+        channel.write(json.dumps({"stage": stage, "fraction": fraction} | more) + "\n")
+
+    try:
+        answer: dict[str, Any] = {"result": make(read_job(job), work, job / "out", report)}
+    except DeckError as error:
+        answer = {"error": {"key": error.key, "params": error.params}}
+    channel.write(json.dumps(answer) + "\n")
+    channel.flush()
+    # Threads of gptqmodel's pools may outlive the work by minutes.
+    os._exit(0)
+
+
+def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
+    """Do the whole job; returns what there is to say of it. `out` gets the finished checkpoint. Raises DeckError."""
+    from core.quantize.child import gptq, merge, meta, perplexity
+
+    watch = Watch(report)
+    source = job.source
+    if job.is_meta:
+        source = watch.run("convert", lambda told: meta.convert(job.source, work / "converted", told))
+    if job.options.adapters:
+        source = watch.run("merge", lambda told: merge.merge(source, job.options, work / "merged", told))
+    before = watch.run("before", lambda told: perplexity.measure(source, job.device, told))
+    facts = watch.run("quantize", lambda told: gptq.quantize(source, job, work, out, told))
+    after = watch.run("after", lambda told: perplexity.measure(out, job.device, told))
+    found: dict[str, Any] = facts | {
+        "before": before,
+        "after": after,
+        "took_s": watch.took_s,
+        "peak_ram_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_vram_bytes": gptq.peak_vram_bytes(job.device),
+    }
+    return found
+
+
+class Watch:
+    """Runs the stages one after another, tells of each how far it is, and keeps how long each took."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.took_s: dict[str, float] = {}
+
+    def run(self, stage: str, work: Callable[[Report], Any]) -> Any:
+        begin_s = time.monotonic()
+        self._report(stage, 0.0)
+        result = work(lambda fraction, **more: self._report(stage, fraction, **more))
+        self.took_s[stage] = round(time.monotonic() - begin_s, 3)
+        return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The perplexity of a checkpoint on held-out texts, layer by layer: a layer's weights are in memory while it computes.
+
+Perplexity is exp(mean negative log-likelihood of each token but a window's first).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from core.common.errors import CheckpointError
+from core.quantize.calibration import HELD_OUT, row_tokens
+from core.quantize.child.weights import LazyWeights
+from core.tokenizer.read import read_tokenizer
+
+MAX_WINDOWS = 8
+# Rows of logits at once: a vocabulary of 150,000 makes 300 MB of them in float32.
+LOGIT_ROWS = 512
+
+
+def measure(folder: Path, device: str, report: Callable[..., None]) -> dict[str, float]:
+    """The perplexity of the checkpoint in `folder` for each held-out text, by its language. Raises CheckpointError."""
+    from accelerate import init_empty_weights
+    from accelerate.hooks import attach_align_device_hook, remove_hook_from_submodules
+
+    config = plain_config(folder)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    weights = LazyWeights(folder, dtype, tied_names(model))
+    tokenizer, length = read_tokenizer(folder), row_tokens(config.to_dict())
+    windows = {
+        language: cut(tokenizer.encode(path.read_text("utf-8")).ids, length) for language, path in HELD_OUT.items()
+    }
+    attach_align_device_hook(model, torch.device(device), offload=True, weights_map=weights, offload_buffers=False)
+    try:
+        for buffer_owner in model.modules():
+            for name, buffer in buffer_owner.named_buffers(recurse=False):
+                setattr(buffer_owner, name, buffer.to(device))
+        found = {}
+        for number, (language, tokens) in enumerate(windows.items()):
+            layers = _watch_layers(model, report, number / len(windows), 1 / len(windows))
+            found[language] = perplexity(model, config, tokens.to(device))
+            for handle in layers:
+                handle.remove()
+    finally:
+        remove_hook_from_submodules(model)
+    return found
+
+
+def plain_config(folder: Path) -> Any:
+    """The configuration without its quantization, so that transformers makes plain layers."""
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config()
+    for one in (config, text):
+        if hasattr(one, "quantization_config"):
+            del one.quantization_config
+    return text
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """The head's tensor and the embedding's, where a file may have the second alone."""
+    names = {id(module): name for name, module in model.named_modules()}
+    head, embedding = (names[id(one)] for one in (model.get_output_embeddings(), model.get_input_embeddings()))
+    return {f"{head}.weight": f"{embedding}.weight"}
+
+
+def cut(ids: list[int], length: int) -> torch.Tensor:
+    """Tokens as windows, [windows, tokens]: as many whole ones as there are, at least one."""
+    length = min(length, len(ids))
+    count = min(MAX_WINDOWS, len(ids) // length)
+    return torch.tensor(ids[: count * length]).reshape(count, length)
+
+
+@torch.inference_mode()
+def perplexity(model: Any, config: Any, tokens: torch.Tensor) -> float:
+    """exp of the mean negative log-likelihood of `tokens` [windows, tokens]. Raises CheckpointError for no number."""
+    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
+    head, total = model.get_output_embeddings(), 0.0
+    for begin in range(0, len(targets), LOGIT_ROWS):
+        logits = scaled(head(hidden[begin : begin + LOGIT_ROWS]).float(), config)
+        losses = torch.nn.functional.cross_entropy(logits, targets[begin : begin + LOGIT_ROWS], reduction="sum")
+        total += losses.item()
+    if not math.isfinite(total):
+        raise CheckpointError("quantize_no_numbers")
+    # A model of random weights can be beyond what a float holds.
+    return math.exp(min(total / len(targets), 700.0))
+
+
+def scaled(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """The logits as the model's own class would give them: Cohere and Granite scale them, Gemma 2 bounds them."""
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if bound := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / bound) * bound
+    return logits
+
+
+def _watch_layers(model: Any, report: Callable[..., None], begin: float, share: float) -> list[Any]:
+    lists: list[Any] = [one for one in model.get_decoder().children() if isinstance(one, torch.nn.ModuleList)]
+    layers: Any = max(lists, key=len, default=[])
+    count = len(layers)
+
+    def tell(number: int) -> Callable[..., None]:
+        return lambda *_: report(begin + share * (number + 1) / count)
+
+    return [layer.register_forward_hook(tell(number)) for number, layer in enumerate(layers)]

@@ -1,0 +1,116 @@
+"""Where a job of quantizing lies: models/.quantize-NAME until it is done, then models/NAME."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.common.errors import DeckError
+from core.common.files import remove, sync
+from core.common.paths import models_dir
+from core.common.values import printable
+from core.hub.folders import MARGIN_BYTES
+
+PREFIX = ".quantize-"
+LOCK, LOG = ".lock", "build.log"
+# What was fetched to be quantized; the library does not see it.
+SOURCES = ".sources"
+MIB = 2**20
+
+
+def job_folder(name: str) -> Path:
+    return models_dir() / f"{PREFIX}{name}"
+
+
+def sources_folder() -> Path:
+    return models_dir() / SOURCES
+
+
+def unfinished_jobs() -> list[str]:
+    """The names of the jobs that began here and did not end."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(models_dir()) if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+    return [name[len(PREFIX) :] for name in names if name.startswith(PREFIX) and printable(name) == name]
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the lock of a job's folder, which ends with its process. Raises DeckError where another holds it."""
+    with errors_explained(job_folder(name)):
+        job_folder(name).mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(job_folder(name) / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DeckError("quantize_elsewhere", name=name) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(name: str) -> bool:
+    """Whether somebody works at this job now."""
+    try:
+        with open(job_folder(name) / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def remove_job(name: str) -> None:
+    """Remove what a job left. Raises OSError."""
+    remove(job_folder(name))
+
+
+def place(name: str) -> Path:
+    """Rename the finished checkpoint into models/. Raises DeckError; what is there stays."""
+    target = models_dir() / name
+    with errors_explained(target):
+        if os.path.lexists(target):
+            raise DeckError("quantize_there", name=name)
+        out = job_folder(name) / "out"
+        for path in out.iterdir():
+            sync(path)
+        sync(out)
+        os.rename(out, target)
+        sync(target.parent)
+    return target
+
+
+def check_room(needed_bytes: int) -> None:
+    """Raise DeckError where the disk with models/ has less room than a job takes at most."""
+    base = models_dir()
+    with errors_explained(base):
+        base.mkdir(parents=True, exist_ok=True)
+        status = os.statvfs(base)
+    free_bytes = status.f_bavail * status.f_frsize
+    if free_bytes < needed_bytes + MARGIN_BYTES:
+        more = needed_bytes + MARGIN_BYTES - free_bytes
+        raise DeckError("quantize_space", folder=printable(str(base)), needed_mib=-(-needed_bytes // MIB),
+                        more_mib=-(-more // MIB))  # fmt: skip
+
+
+@contextmanager
+def errors_explained(path: Path) -> Iterator[None]:
+    """Turn an OSError into a sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_full() from error
+        where = printable(str(error.filename or path))
+        raise DeckError("download_write", path=where, why=error.strerror or str(error)) from error
+
+
+def disk_full() -> DeckError:
+    return DeckError("quantize_disk_full", folder=printable(str(models_dir())))

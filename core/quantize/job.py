@@ -1,0 +1,261 @@
+"""One job of quantizing as others see and steer it: from the download of its source to the finished checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from core.checkpoint.weight_files import ModelFiles
+from core.common.errors import DeckError
+from core.common.files import remove
+from core.hub.download_job import DownloadJob, TokenFor
+from core.hub.retry import TransferLimits
+from core.hub.source import Source, folder_name
+from core.quantize import folders
+from core.quantize.calibration import require_enough
+from core.quantize.card import write_card
+from core.quantize.job_file import JobFile, write_job
+from core.quantize.options import check_group_size, merge_steps
+from core.quantize.plan import plan_job
+from core.quantize.process import QuantizeProcess
+from core.quantize.progress import Phase, QuantizeState, StageClock
+from core.quantize.resuming import can_resume
+from core.quantize.source import meta_size_bytes, plain_model, read_plain, require_meta
+from core.tokenizer.read import read_tokenizer
+
+log = logging.getLogger(__name__)
+INACTIVE_PHASES = ("paused", "done", "failed", "cancelled")
+StartProcess = Callable[[Path, str], QuantizeProcess]
+
+
+class Stopped(Exception):
+    """Somebody paused or cancelled the job."""
+
+
+class QuantizeJob:
+    """One job. Any thread may ask for a snapshot or stop it; one thread runs it."""
+
+    def __init__(
+        self,
+        job: JobFile,
+        source: Source | None = None,
+        token_for: TokenFor = lambda endpoint: None,
+        limits: TransferLimits | None = None,
+        start: StartProcess = QuantizeProcess,
+    ) -> None:
+        self.file = job
+        self.source = source
+        self._token_for, self._limits, self._start = token_for, limits or TransferLimits(), start
+        self._lock = threading.RLock()
+        self._inactive = threading.Event()
+        self._phase: Phase = "queued"
+        self._wanted: Phase | None = None
+        self._clock = StageClock()
+        self._process: QuantizeProcess | None = None
+        self._download: DownloadJob | None = None
+        self._error: DeckError | None = None
+        self._result: dict[str, Any] | None = None
+        self._family = ""
+
+    @property
+    def id(self) -> str:
+        return self.file.name
+
+    @property
+    def name(self) -> str:
+        """What it is made from, for people."""
+        return self.file.repo or self.file.source.name
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether what is done is kept when the job is stopped: gptqmodel keeps it for some families alone."""
+        return can_resume(self._family) or self._clock.stage == "download"
+
+    def snapshot(self) -> QuantizeState:
+        with self._lock:
+            return QuantizeState(
+                phase=self._phase,
+                stage=self._clock.stage,
+                fraction=1.0 if self._phase == "done" else self._clock.fraction,
+                layer=self._clock.layer,
+                layers=self._clock.layers,
+                layer_s=self._clock.layer_s if self._phase == "running" else None,
+                left_s=self._clock.left_s if self._phase == "running" else None,
+                error=self._error,
+                result=self._result,
+                download=self._download.snapshot() if self._download is not None else None,
+            )
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing happens any more, at most `timeout_s`; whether that is so."""
+        return self._inactive.wait(timeout_s)
+
+    def stop(self, wanted: Phase) -> None:
+        """Pause or cancel: `wanted` is "paused" or "cancelled". Work that runs ends soon after.
+
+        A job that is cancelled leaves nothing. Raises DeckError where that cannot be removed.
+        """
+        with self._lock:
+            if self._phase in ("running", "stopping"):
+                self._wanted, self._phase = wanted, "stopping"
+                if self._process is not None:
+                    self._process.kill()
+                if self._download is not None:
+                    self._download.stop("pause")
+                return
+            if wanted == "paused":
+                if self._phase == "queued":
+                    self._end("paused")
+                return
+            if self._phase in ("done", "cancelled"):
+                return
+        with folders.locked(self.id):
+            self._discard()
+        self._end("cancelled")
+
+    def requeue(self) -> None:
+        """Let a job that rests wait for its turn again."""
+        with self._lock:
+            if self._phase in ("paused", "failed"):
+                self._clock, self._error, self._wanted, self._download = StageClock(), None, None, None
+                self._inactive.clear()
+                self._phase = "queued"
+
+    def mark_paused(self) -> None:
+        """Show a job of an earlier process, which nobody has asked for yet in this one."""
+        self._end("paused")
+
+    def run(self) -> None:
+        """Do the work, from the source to models/. Every error becomes the job's state."""
+        with self._lock:
+            if self._phase != "queued":
+                return
+            self._phase = "running"
+        try:
+            with folders.locked(self.id):
+                self._work()
+            self._end("done")
+        except Stopped:
+            self._end_stopped()
+        except DeckError as error:
+            self._fail(error)
+        except Exception as error:  # Whatever it is becomes a sentence on the page.
+            log.exception("quantizing %s", self.name)
+            self._fail(DeckError("quantize_fault", model=self.name, why=f"{type(error).__name__}: {error}"))
+
+    def _work(self) -> None:
+        if self.source is not None:
+            self._fetch(self.source)
+        self._check()
+        folder = folders.job_folder(self.id)
+        with folders.errors_explained(folder):
+            write_job(folder, self.file)
+            with self._lock:
+                self._raise_if_stopped()
+                self._process = self._start(folder, self.file.device)
+        try:
+            result = self._process.run(self._told)
+        except DeckError:
+            self._raise_if_stopped()
+            raise
+        finally:
+            with self._lock:
+                self._process = None
+        self._raise_if_stopped()
+        self._clock.take("place", 0.0)
+        with folders.errors_explained(folder):
+            # The engine's own judgement, as a load would have it.
+            read_checkpoint(folder / "out").require_runs()
+            write_card(folder / "out", self.file, result)
+            folders.place(self.id)
+            self._result = result
+            remove(folder)
+            if self.source is not None:
+                remove(self.file.source)
+
+    def _fetch(self, source: Source) -> None:
+        """Fetch the source, or what of it is missing. Raises Stopped, DeckError."""
+        download = DownloadJob(folders.sources_folder(), source, self._token_for, self._limits, find_plain)
+        with self._lock:
+            self._raise_if_stopped()
+            self._download = download
+            self._clock.take("download", 0.0)
+        self.file = replace(self.file, source=folders.sources_folder() / folder_name(source))
+        download.run()
+        self._raise_if_stopped()
+        if (error := download.snapshot().error) is not None:
+            raise error
+
+    def _check(self) -> None:
+        """Whatever can be known beforehand is refused here. Raises DeckError."""
+        self._clock.take("start", 0.0)
+        folder, options = self.file.source, self.file.options
+        if self.file.is_meta:
+            require_meta(folder)
+            # Its own weights once more in another format, and then about half of that.
+            folders.check_room(2 * meta_size_bytes(folder))
+            self._family = "llama"
+            return
+        model = read_plain(folder)
+        self._family = model.family
+        merge_steps(model, options)
+        check_group_size(model, options)
+        if options.calibration is not None:
+            tokenizer = read_tokenizer(folder)
+            require_enough(options.calibration, lambda text: tokenizer.encode(text).ids)
+        folders.check_room(plan_job(model, options, self.file.device).disk_bytes)
+
+    def _told(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            self._clock.take(**message)
+
+    def _raise_if_stopped(self) -> None:
+        if self._wanted is not None:
+            raise Stopped
+
+    def _end_stopped(self) -> None:
+        wanted = self._wanted or "paused"
+        try:
+            if wanted == "cancelled":
+                with folders.locked(self.id):
+                    self._discard()
+            self._end(wanted)
+        except DeckError as error:
+            self._fail(error)
+
+    def _discard(self) -> None:
+        with folders.errors_explained(folders.job_folder(self.id)):
+            if self.source is not None:
+                remove(folders.sources_folder() / folder_name(self.source))
+            remove(folders.job_folder(self.id))
+
+    def _fail(self, error: DeckError) -> None:
+        """What is refused leaves nothing behind but its log, if the process had begun."""
+        self._error = error
+        try:
+            folder = folders.job_folder(self.id)
+            with folders.errors_explained(folder):
+                if not (folder / folders.LOG).exists() and self.source is None:
+                    remove(folder)
+        except DeckError as another:
+            log.warning("%s: %s", self.name, another)
+        self._end("failed")
+
+    def _end(self, phase: Phase) -> None:
+        with self._lock:
+            self._phase, self._wanted = phase, None
+            self._inactive.set()
+
+
+def find_plain(files: ModelFiles) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """For a download of a model to quantize. Raises CheckpointError for one that cannot be."""
+    return None, plain_model(files).files

@@ -1,0 +1,147 @@
+"""How a model is to be quantized, checked before anything begins, and what the result is called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint.adapters import AdapterShape, LowRank, is_adapter, match_base, read_adapter
+from core.common.errors import CheckpointError, InputError
+from core.common.paths import adapters_dir, models_dir
+from core.common.values import printable, quoted_text
+from core.quantize.source import PlainModel
+
+BITS = (4, 8)
+# -1: one scale a column.
+GROUP_SIZES = (32, 64, 128, -1)
+DEFAULT_GROUP_SIZE = 128
+MAX_ADAPTERS = 16
+UNSAFE = re.compile(r"[^\w.+=-]+")
+MAX_NAME_BYTES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """`adapters`: folders of adapters, which are merged first, in order. `calibration`: a person's own text file."""
+
+    bits: int = 4
+    group_size: int = DEFAULT_GROUP_SIZE
+    is_act_order: bool = False
+    is_symmetric: bool = True
+    adapters: tuple[Path, ...] = ()
+    calibration: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for bits and group sizes that no kernel here takes."""
+        if self.bits not in BITS:
+            raise InputError("quantize_bits", value=self.bits, known=", ".join(map(str, BITS)))
+        if self.group_size not in GROUP_SIZES:
+            raise InputError("quantize_group_size", value=self.group_size, known=", ".join(map(str, GROUP_SIZES)))
+        if len(self.adapters) > MAX_ADAPTERS:
+            raise InputError("quantize_adapters", count=len(self.adapters), limit=MAX_ADAPTERS)
+
+    @property
+    def label(self) -> str:
+        group = "no groups" if self.group_size < 0 else f"group {self.group_size}"
+        extras = (", act-order" if self.is_act_order else "") + ("" if self.is_symmetric else ", asymmetric")
+        return f"{self.bits} bit, {group}{extras}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "is_act_order": self.is_act_order,
+            "is_symmetric": self.is_symmetric,
+            "adapters": [str(path) for path in self.adapters],
+            "calibration": None if self.calibration is None else str(self.calibration),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> QuantizeOptions:
+        """Raises KeyError, TypeError or InputError for what as_json did not write."""
+        calibration = value["calibration"]
+        return cls(
+            bits=value["bits"],
+            group_size=value["group_size"],
+            is_act_order=value["is_act_order"],
+            is_symmetric=value["is_symmetric"],
+            adapters=tuple(map(Path, value["adapters"])),
+            calibration=None if calibration is None else Path(calibration),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MergeStep:
+    """One adapter and what it adds to each of the base's matrices, by the base's names."""
+
+    adapter: AdapterShape
+    matrices: Mapping[str, LowRank] = field(repr=False)
+
+
+def find_adapter(text: str, base: Path | None = None) -> Path:
+    """The folder of the adapter that `text` names: a path, one in adapters/, or one inside the base's folder.
+
+    Raises InputError where there is none.
+    """
+    path = Path(text).expanduser()
+    places = [path.absolute(), adapters_dir() / text, *([base / text] if base is not None else [])]
+    found = next((place for place in places if is_adapter(place)), None)
+    if found is None:
+        raise InputError("adapter_unknown", name=quoted_text(text), folder=printable(str(adapters_dir())))
+    return found
+
+
+def list_adapters(base: Path | None = None) -> list[Path]:
+    """The adapters that lie in adapters/ and inside the base's folder, by name."""
+    places = [adapters_dir(), *([base] if base is not None else [])]
+    found: list[Path] = []
+    for place in places:
+        try:
+            found += sorted(path for path in place.iterdir() if path.is_dir() and is_adapter(path))
+        except OSError:
+            continue
+    return found
+
+
+def merge_steps(model: PlainModel, options: QuantizeOptions) -> tuple[MergeStep, ...]:
+    """What is merged into `model`, in order. Raises CheckpointError for an adapter that is not of this base."""
+    steps = []
+    for folder in options.adapters:
+        adapter = read_adapter(folder)
+        steps.append(MergeStep(adapter, match_base(adapter, model.name, model.linears)))
+    return tuple(steps)
+
+
+def check_group_size(model: PlainModel, options: QuantizeOptions) -> None:
+    """Raise CheckpointError where the groups do not divide a matrix: no kernel here takes a shorter last group."""
+    if options.group_size < 0:
+        return
+    for name, (in_features, _) in model.matrices.items():
+        if in_features % options.group_size:
+            fitting = [size for size in GROUP_SIZES if all(i % size == 0 for i, _ in model.matrices.values())]
+            raise CheckpointError("quantize_group_fits", model=model.name, size=options.group_size, name=name,
+                                  inputs=in_features, fitting=", ".join(map(str, fitting)))  # fmt: skip
+
+
+def result_name(model: str, options: QuantizeOptions) -> str:
+    """The folder of the result under models/: MODEL[-ADAPTER…]-GPTQ-4bit-128g."""
+    adapters = "".join(f"-{path.name}" for path in options.adapters)
+    group = "" if options.group_size < 0 else f"-{options.group_size}g"
+    extras = ("-actorder" if options.is_act_order else "") + ("" if options.is_symmetric else "-asym")
+    ending = f"-GPTQ-{options.bits}bit{group}{extras}"
+    stem = UNSAFE.sub("_", f"{model}{adapters}").strip("._") or "model"
+    while len(stem.encode()) + len(ending) > MAX_NAME_BYTES:
+        stem = stem[:-1]
+    return stem + ending
+
+
+def check_name(name: str) -> str:
+    """`name` as the result's folder under models/. Raises InputError where no folder can have it, or one has it."""
+    if UNSAFE.search(name) or name.startswith(".") or not name or len(name.encode()) > MAX_NAME_BYTES:
+        raise InputError("quantize_name", name=quoted_text(name))
+    if (models_dir() / name).exists():
+        raise InputError("quantize_there", name=name)
+    return name

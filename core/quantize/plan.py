@@ -1,0 +1,199 @@
+"""What quantizing a model takes, before anything is done: time, disk, RAM and GPU memory; and what the result will be.
+
+Estimates: time is told to one digit, and the job corrects it while it runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
+from core.checkpoint.containers.registry import read_format
+from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
+from core.common.errors import DeckError
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import FitReport, check_fit
+from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, MIB
+from core.quantize.calibration import NUM_ROWS, row_tokens
+from core.quantize.job_file import JobFile
+from core.quantize.options import BITS, GROUP_SIZES, QuantizeOptions
+from core.quantize.resuming import can_resume
+from core.quantize.source import PlainModel
+
+# Libraries of the process: torch, transformers and gptqmodel; and CUDA's context.
+PROCESS_BYTES, CONTEXT_BYTES = 900 * MIB, 600 * MIB
+# A layer passes every row once for each group of its matrices, and once more to hand the results on.
+FORWARD_PASSES = 5
+# gptqmodel solves a matrix column by column; what one takes beside its arithmetic.
+COLUMN_S = {"cpu": 150e-6, "cuda": 250e-6}
+# What a GPU reaches in float32 products of this kind; a CPU is measured.
+GPU_FLOPS = 15e12
+START_S = 20.0
+COPIED_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizePlan:
+    """Bytes and seconds. `disk_bytes` is what lies there at most beside the source, `result_bytes` what stays.
+
+    `resumes`: whether a process that was ended goes on from the last finished layer.
+    """
+
+    time_s: float
+    disk_bytes: int
+    result_bytes: int
+    ram_bytes: int
+    vram_bytes: int
+    resumes: bool
+
+
+def plan_job(model: PlainModel, options: QuantizeOptions, device: str) -> QuantizePlan:
+    """The plan of quantizing `model` on `device`, "cpu" or "cuda:N"."""
+    kind = device.partition(":")[0]
+    result_bytes = result_checkpoint(model, options).size_bytes
+    length = row_tokens(model.config)
+    tokens = NUM_ROWS[kind] * length
+    bytes_each = FLOAT_BYTES if kind == "cpu" else HALF_BYTES
+    # What goes into a layer and what comes out of it, of all rows.
+    activations = 2 * tokens * model.hidden * bytes_each
+    layer_bytes = _layer_elements(model) * bytes_each
+    largest = max((_matrix_bytes(i, o) for i, o in model.matrices.values()), default=0)
+    widest = max((max(sides) for sides in model.matrices.values()), default=0)
+    moment = layer_bytes + largest + COPIED_ROWS * length * widest * 4 * bytes_each
+    ends = _end_elements(model) * bytes_each
+    copies = model.size_bytes if options.adapters else 0
+    resumes = can_resume(model.family)
+    kept = result_bytes + 2 * activations if resumes else 0
+    ram = PROCESS_BYTES + activations + ends + layer_bytes + (moment if kind == "cpu" else 0)
+    return QuantizePlan(
+        time_s=_time_s(model, tokens, kind),
+        disk_bytes=copies + 2 * result_bytes + kept,
+        result_bytes=result_bytes,
+        ram_bytes=ram,
+        vram_bytes=0 if kind == "cpu" else CONTEXT_BYTES + ends + moment,
+        resumes=resumes,
+    )
+
+
+def result_checkpoint(model: PlainModel, options: QuantizeOptions) -> Checkpoint:
+    """The checkpoint that quantizing `model` will make, as data: what the verdict needs."""
+    settings = {
+        "quant_method": "gptq",
+        "bits": options.bits,
+        "group_size": options.group_size,
+        "desc_act": options.is_act_order,
+        "sym": options.is_symmetric,
+    }
+    tensors: dict[str, TensorInfo] = {}
+    for name, tensor in model.tensors.items():
+        module = name.removesuffix(".weight")
+        if module in model.matrices:
+            tensors |= _packed(module, *model.matrices[module], options)
+        elif f"{name}.0" in model.matrices:
+            for expert in range(tensor.shape[0]):
+                tensors |= _packed(f"{name}.{expert}", *model.matrices[f"{name}.{expert}"], options)
+        else:
+            dtype = "F16" if tensor.dtype == "F32" else tensor.dtype
+            tensors[name] = _tensor(dtype, tensor.shape)
+    config = model.config | {"quantization_config": settings}
+    return make_checkpoint(model.name, config, read_format(model.name, settings), tensors)
+
+
+def verdicts(
+    model: PlainModel, options: QuantizeOptions, devices: Sequence[DeviceMemory]
+) -> list[tuple[QuantizeOptions, FitReport]]:
+    """What each choice of bits and group size would be on `devices`, the finest first; none that no kernel takes."""
+    found = []
+    for bits in sorted(BITS, reverse=True):
+        for group_size in GROUP_SIZES:
+            if group_size > 0 and any(sides[0] % group_size for sides in model.matrices.values()):
+                continue
+            choice = QuantizeOptions(bits, group_size, options.is_act_order, options.is_symmetric)
+            try:
+                found.append((choice, check_fit(result_checkpoint(model, choice), devices)))
+            except DeckError:
+                continue
+    return found
+
+
+def needed_disk_bytes(model: PlainModel, job: JobFile) -> int:
+    """What must be free under models/ before `job` begins."""
+    return plan_job(model, job.options, job.device).disk_bytes
+
+
+def source_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+@cache
+def measured_flops() -> float:
+    """Float32 operations a second of this machine's cores together; measured once, in a moment."""
+    # It takes longer to import than the rest of a plan.
+    import numpy as np
+
+    size = 768
+    matrix = np.ones((size, size), np.float32)
+    begin_s = time.perf_counter()
+    for _ in range(3):
+        matrix @ matrix
+    return 3 * 2 * size**3 / (time.perf_counter() - begin_s)
+
+
+def _time_s(model: PlainModel, tokens: int, kind: str) -> float:
+    """The passes of all rows, the Hessians (tokens * in^2 each) and the solving of each matrix (in^3, in^2 * out)."""
+    passes = hessians = solving = 0.0
+    columns = 0
+    for (inputs, outputs), count in Counter(model.matrices.values()).items():
+        passes += 2.0 * count * tokens * inputs * outputs * FORWARD_PASSES
+        hessians += 2.0 * count * tokens * inputs**2
+        solving += count * (2.0 * inputs**3 + 2.0 * inputs**2 * outputs)
+        columns += count * inputs
+    flops = measured_flops() if kind == "cpu" else GPU_FLOPS
+    # Attention, norms and copies are about a tenth beside the matrices.
+    return START_S + 1.1 * (passes + hessians + solving) / flops + columns * COLUMN_S[kind]
+
+
+def _matrix_bytes(inputs: int, outputs: int) -> int:
+    """While one matrix is solved: its Hessian, the inverse and a copy, and the matrix in float32 four times."""
+    return FLOAT_BYTES * (3 * inputs**2 + 4 * inputs * outputs)
+
+
+def _layer_elements(model: PlainModel) -> int:
+    return sum(i * o for i, o in model.matrices.values()) // max(1, model.num_layers)
+
+
+def _end_elements(model: PlainModel) -> int:
+    """The embedding and the head."""
+    return sum(
+        math.prod(tensor.shape)
+        for name, tensor in model.tensors.items()
+        if len(tensor.shape) == 2 and name.removesuffix(".weight") not in model.matrices
+    )
+
+
+def _packed(module: str, inputs: int, outputs: int, options: QuantizeOptions) -> dict[str, TensorInfo]:
+    groups = 1 if options.group_size < 0 else math.ceil(inputs / options.group_size)
+    return {
+        f"{module}.qweight": _tensor("I32", (inputs * options.bits // 32, outputs)),
+        f"{module}.qzeros": _tensor("I32", (groups, math.ceil(outputs * options.bits / 32))),
+        f"{module}.scales": _tensor("F16", (groups, outputs)),
+        f"{module}.g_idx": _tensor("I32", (inputs,)),
+    }
+
+
+def _tensor(dtype: str, shape: tuple[int, ...]) -> TensorInfo:
+    return TensorInfo("model.safetensors", dtype, shape, 0, math.prod(shape) * DTYPE_BYTES[dtype])
+
+
+def default_device(devices: Sequence[DeviceMemory]) -> str:
+    """Where a job runs: the GPU with the most room, else the CPU. LLAMADECK_CPU keeps it on the CPU."""
+    if not devices or os.environ.get("LLAMADECK_CPU") == "1":
+        return "cpu"
+    return f"cuda:{max(range(len(devices)), key=lambda index: devices[index].available_mib)}"

@@ -1,0 +1,166 @@
+"""The queue of jobs of quantizing: one at a time. It outlives pages, restarts and kills."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from core.common.errors import CheckpointError, DeckError, InputError
+from core.hub.download_job import TokenFor
+from core.hub.record import Record, read_record, write_record
+from core.hub.source import Source
+from core.hub.tokens import token_for as stored_token
+from core.quantize import folders
+from core.quantize.job import INACTIVE_PHASES, QuantizeJob, StartProcess
+from core.quantize.job_file import JobFile, read_job, write_job
+from core.quantize.options import QuantizeOptions, check_name, result_name
+from core.quantize.process import QuantizeProcess
+from core.quantize.source import is_meta_format, read_plain, require_meta
+
+log = logging.getLogger(__name__)
+CLOSE_S = 10.0
+
+
+class QuantizeQueue:
+    """All jobs of this process, and those that earlier ones left. Any thread may call it.
+
+    Methods that take a job's id do nothing for one that is not there: another tab may have taken it off the list.
+    """
+
+    def __init__(self, token_for: TokenFor = stored_token, start: StartProcess = QuantizeProcess) -> None:
+        self._token_for, self._start = token_for, start
+        self._changed = threading.Condition(threading.RLock())
+        self._jobs: dict[str, QuantizeJob] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @property
+    def jobs(self) -> tuple[QuantizeJob, ...]:
+        """In the order of adding. What other processes left unfinished is there too, paused."""
+        with self._changed:
+            self._find_unfinished()
+            return tuple(self._jobs.values())
+
+    def add_folder(self, folder: Path, options: QuantizeOptions, device: str, name: str = "") -> QuantizeJob:
+        """Queue the model in `folder`. Raises CheckpointError, InputError, DeckError for what cannot be quantized."""
+        is_meta = is_meta_format(folder)
+        if is_meta:
+            require_meta(folder)
+        else:
+            read_plain(folder)
+        wanted = check_name(name or result_name(folder.resolve().name, options))
+        return self._add(JobFile(wanted, folder.resolve(), options, is_meta=is_meta, device=device), None)
+
+    def add_repo(self, source: Source, options: QuantizeOptions, device: str, name: str = "") -> QuantizeJob:
+        """Queue a model that is fetched first. Raises as add_folder does, for what is known before it is looked at."""
+        wanted = check_name(name or result_name(source.address.repo.rpartition("/")[2], options))
+        repo = source.name
+        return self._add(JobFile(wanted, folders.sources_folder(), options, repo=repo, device=device), source)
+
+    def _add(self, file: JobFile, source: Source | None) -> QuantizeJob:
+        with self._changed:
+            there = self._jobs.get(file.name)
+            if there is not None and there.phase not in INACTIVE_PHASES:
+                raise InputError("quantize_running", name=file.name)
+            if folders.is_locked(file.name):
+                raise DeckError("quantize_elsewhere", name=file.name)
+            folder = folders.job_folder(file.name)
+            with folders.errors_explained(folder):
+                if not _is_same(folder, file):
+                    # What is left there is of other settings.
+                    folders.remove_job(file.name)
+                folder.mkdir(parents=True, exist_ok=True)
+                write_job(folder, file)
+                if source is not None:
+                    write_record(folder, Record(source))
+            job = QuantizeJob(file, source, self._token_for, start=self._start)
+            self._jobs.pop(file.name, None)
+            self._jobs[file.name] = job
+            self._wake()
+            return job
+
+    def pause(self, job_id: str) -> None:
+        if (job := self._find(job_id)) is not None:
+            job.stop("paused")
+
+    def resume(self, job_id: str) -> None:
+        with self._changed:
+            if job_id in self._jobs:
+                self._jobs[job_id].requeue()
+                self._wake()
+
+    def cancel(self, job_id: str) -> None:
+        """Stop the job and remove what it made. Raises DeckError where that cannot be removed."""
+        if (job := self._find(job_id)) is not None:
+            job.stop("cancelled")
+
+    def forget(self, job_id: str) -> None:
+        """Take a job off the list that is done, failed or cancelled; of a failed one what it made goes too."""
+        with self._changed:
+            job = self._jobs.get(job_id)
+            if job is None or job.phase not in ("done", "failed", "cancelled"):
+                return
+            if job.phase == "failed":
+                job.stop("cancelled")
+            del self._jobs[job_id]
+
+    def close(self) -> None:
+        """Stop all, at the end of the process. What can go on later does."""
+        with self._changed:
+            self._closed = True
+            for job in self._jobs.values():
+                job.stop("paused")
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(CLOSE_S)
+
+    def _find(self, job_id: str) -> QuantizeJob | None:
+        with self._changed:
+            return self._jobs.get(job_id)
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="quantizing", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (job := self._next()) is not None:
+            job.run()
+
+    def _next(self) -> QuantizeJob | None:
+        """The first job that waits for its turn; None when all is to end."""
+        with self._changed:
+            while not self._closed:
+                for job in self._jobs.values():
+                    if job.phase == "queued":
+                        return job
+                self._changed.wait()
+            return None
+
+    def _find_unfinished(self) -> None:
+        names = folders.unfinished_jobs()
+        for name in [name for name, job in self._jobs.items() if job.phase == "paused" and name not in names]:
+            del self._jobs[name]  # Another process has finished or removed it.
+        for name in names:
+            if name in self._jobs or folders.is_locked(name):
+                continue
+            try:
+                file = read_job(folders.job_folder(name))
+            except CheckpointError as error:
+                log.warning("%s: %s", name, error)
+                continue
+            record = read_record(folders.job_folder(name))
+            if file.name == name:
+                job = QuantizeJob(file, record.source if record else None, self._token_for, start=self._start)
+                job.mark_paused()
+                self._jobs[name] = job
+
+
+def _is_same(folder: Path, file: JobFile) -> bool:
+    try:
+        return read_job(folder).options == file.options
+    except CheckpointError:
+        return False

@@ -1,0 +1,172 @@
+"""What is quantized: a checkpoint whose weights are floating point numbers of 16 or 32 bit, read as data.
+
+In config.json, safetensors and a tokenizer; or in Meta's original format, which is converted first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from core.checkpoint.checkpoint import QUANTIZE_CONFIGS, FolderFiles
+from core.checkpoint.computed import is_computed
+from core.checkpoint.headers import TensorInfo, read_json
+from core.checkpoint.judgement import architecture_name, family_name, require_runs
+from core.checkpoint.layers import read_number
+from core.checkpoint.tensor_names import name_tensors
+from core.checkpoint.text_config import text_config
+from core.checkpoint.tokenizer_files import has_tokenizer
+from core.checkpoint.weight_files import PICKLED, SUFFIX, ModelFiles, find_weights, has_codes
+from core.common.errors import CheckpointError
+from core.common.values import is_whole, printable, quoted_json
+
+PLAIN_DTYPES = ("F32", "F16", "BF16")
+META_PARAMS, META_TOKENIZERS = "params.json", ("tokenizer.model",)
+META_WEIGHTS = re.compile(r"consolidated\.[0-9]{2}\.pth")
+# A matrix of a layer, or of one of its experts: what gptqmodel quantizes. Routers and gates of one number stay plain.
+LAYER_MATRIX = re.compile(r"\.(layers|h|blocks)\.[0-9]+\..*[^.]+\.weight$")
+KEPT_PLAIN = re.compile(
+    r"(norm|layernorm|ln_[0-9a-z]+|embed\w*|router|conv1d|conv|in_proj_[ab]|shared_expert_gate|\.(mlp|moe|ffn|block_sparse_moe)"
+    r"\.gate)\.weight$"
+)
+# Together experts of a layer in one tensor, which gptqmodel takes apart.
+STACKED = re.compile(r"\.experts\.[^.]+$")
+
+
+@dataclass(frozen=True)
+class PlainModel:
+    """A model before it is quantized. `tensors` have the names of transformers' class."""
+
+    name: str
+    folder: Path | None
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    files: tuple[str, ...]
+
+    @property
+    def family(self) -> str:
+        return family_name(self.config)
+
+    @property
+    def architecture(self) -> str:
+        return architecture_name(self.config)
+
+    @property
+    def num_layers(self) -> int:
+        return read_number(self.name, text_config(self.config), "num_hidden_layers")
+
+    @property
+    def hidden(self) -> int:
+        return read_number(self.name, text_config(self.config), "hidden_size")
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    @cached_property
+    def matrices(self) -> Mapping[str, tuple[int, int]]:
+        """(in, out) features of every matrix that will be quantized, by its module's name."""
+        return dict(_matrices(self.config, self.tensors))
+
+    @cached_property
+    def linears(self) -> Mapping[str, tuple[int, int]]:
+        """(in, out) features of every matrix that an adapter may change: also the head and routers."""
+        is_turned = _is_turned(self.config)
+        return {
+            name.removesuffix(".weight"): _features(tensor.shape, is_turned)
+            for name, tensor in self.tensors.items()
+            if name.endswith(".weight") and len(tensor.shape) == 2
+        }
+
+
+def is_meta_format(folder: Path) -> bool:
+    """Whether `folder` holds a model as Meta gives it out, in files of pickles, and in no other format."""
+    try:
+        names = FolderFiles(folder).names
+    except CheckpointError:
+        return False
+    return META_PARAMS in names and "config.json" not in names and any(map(META_WEIGHTS.fullmatch, names))
+
+
+def read_plain(folder: Path) -> PlainModel:
+    """The model in `folder`. Raises CheckpointError with the reason why it cannot be quantized."""
+    if not folder.is_dir():
+        raise CheckpointError("no_folder", folder=printable(str(folder)))
+    return plain_model(FolderFiles(folder), folder)
+
+
+def plain_model(files: ModelFiles, folder: Path | None = None) -> PlainModel:
+    """The model that `files` are, on disk or at a hub. Raises as read_plain does."""
+    config = files.read_json("config.json")
+    if config is None:
+        raise files.error("no_config")
+    described = [files.read_json(name) for name in QUANTIZE_CONFIGS if name in files.names]
+    settings = config.get("quantization_config") or next(filter(None, described), None)
+    if settings:
+        method = settings.get("quant_method", "gptq") if isinstance(settings, dict) else settings
+        raise files.error("quantize_already", method=quoted_json(method))
+    if not any(name.endswith(SUFFIX) for name in files.names) and any(name.endswith(PICKLED) for name in files.names):
+        raise files.error("quantize_pickled")
+    weights = find_weights(files, lambda: "", lambda *_: True)
+    if has_codes(weights.tensors):
+        raise files.error("quantize_already", method="gptq")
+    tensors = {name: tensor for name, tensor in weights.tensors.items() if not is_computed(name, tensor)}
+    for name, tensor in tensors.items():
+        if name.endswith(".weight") and tensor.dtype not in PLAIN_DTYPES:
+            raise files.error("quantize_dtype", name=printable(name), dtype=tensor.dtype)
+    require_runs(files.name, config, tensors)
+    if not has_tokenizer(files.names):
+        raise files.error("tokenizer_missing")
+    model = PlainModel(files.name, folder, config, name_tensors(config, tensors), weights.files)
+    if not model.matrices:
+        raise files.error("quantize_nothing", family=quoted_json(model.family))
+    return model
+
+
+def meta_size_bytes(folder: Path) -> int:
+    """The bytes of the weights of a model in Meta's format."""
+    return sum(path.stat().st_size for path in folder.iterdir() if META_WEIGHTS.fullmatch(path.name))
+
+
+def require_meta(folder: Path) -> dict[str, Any]:
+    """What params.json says of a model in Meta's format. Raises CheckpointError where a part is missing or wrong."""
+    params = read_json(folder / META_PARAMS) or {}
+    for key in ("dim", "n_layers", "n_heads", "vocab_size"):
+        # The first Llamas leave the vocabulary to the tokenizer, as -1.
+        if not is_whole(params.get(key)) or (params[key] < 1 and key != "vocab_size"):
+            raise CheckpointError(
+                "meta_params", folder=printable(folder.name), setting=key, value=quoted_json(params.get(key))
+            )
+    if not any((folder / name).is_file() for name in META_TOKENIZERS):
+        raise CheckpointError("meta_tokenizer", folder=printable(folder.name))
+    numbers = sorted(int(path.name[13:15]) for path in folder.iterdir() if META_WEIGHTS.fullmatch(path.name))
+    if numbers != list(range(len(numbers))):
+        missing = next(number for number in range(len(numbers) + 1) if number not in numbers)
+        raise CheckpointError(
+            "missing_shard", folder=printable(folder.name), file=f"consolidated.{missing:02}.pth", count=1
+        )
+    return params
+
+
+def _matrices(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, tuple[int, int]]]:
+    is_turned = _is_turned(config)
+    for name, tensor in tensors.items():
+        if len(tensor.shape) == 3 and STACKED.search(name):
+            experts, first, second = tensor.shape
+            for expert in range(experts):
+                yield f"{name}.{expert}", (second, first)
+        elif len(tensor.shape) == 2 and LAYER_MATRIX.search(name) and not KEPT_PLAIN.search(name):
+            yield name.removesuffix(".weight"), _features(tensor.shape, is_turned)
+
+
+def _is_turned(config: Mapping[str, Any]) -> bool:
+    """Whether matrices lie as [in, out]."""
+    return family_name(config) in ("gpt2",)
+
+
+def _features(shape: tuple[int, ...], is_turned: bool) -> tuple[int, int]:
+    return (shape[0], shape[1]) if is_turned else (shape[1], shape[0])

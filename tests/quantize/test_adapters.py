@@ -1,0 +1,185 @@
+"""LoRA adapters read as data: what PEFT writes is understood, all else is refused in words."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from core.checkpoint.adapters import CONFIG, WEIGHTS, is_other_base, match_base, read_adapter
+from core.common.errors import CheckpointError, InputError
+from core.quantize.options import QuantizeOptions, find_adapter, list_adapters, merge_steps
+from core.quantize.source import read_plain
+from tests.support.plain_models import change_json
+
+
+@pytest.fixture
+def copy(adapter: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(adapter, tmp_path / "copy"))
+
+
+def test_an_adapter_of_all_matrices_is_read(adapter: Path) -> None:
+    found = read_adapter(adapter)
+    assert (len(found.matrices), found.rank) == (14, 8)
+    down = found.matrices["model.layers.1.mlp.down_proj"]
+    assert (down.in_features, down.out_features, down.rank, down.scale) == (128, 64, 8, 2.0)
+
+
+def test_ranks_and_scales_by_pattern_are_pefts(patterned_adapter: Path) -> None:
+    found = read_adapter(patterned_adapter).matrices
+    assert found["model.layers.0.self_attn.q_proj"].rank == 2
+    assert found["model.layers.0.self_attn.q_proj"].scale == pytest.approx(3 / math.sqrt(2))
+    assert found["model.layers.1.mlp.down_proj"].scale == pytest.approx(16 / math.sqrt(6))
+    assert found["model.layers.0.mlp.down_proj"].rank == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"use_dora": True}, "adapter_variant"),
+        ({"modules_to_save": ["lm_head"]}, "adapter_variant"),
+        ({"bias": "all"}, "adapter_variant"),
+        ({"peft_type": "IA3"}, "adapter_kind"),
+        ({"init_lora_weights": "pissa_niter_4"}, "adapter_changed_base"),
+        ({"r": 0}, "adapter_rank"),
+        ({"r": 4}, "adapter_rank"),
+        ({"r": True}, "adapter_rank"),
+        ({"lora_alpha": "16"}, "adapter_alpha"),
+        ({"lora_alpha": float("nan")}, "adapter_alpha"),
+        ({"rank_pattern": {"(a+)+$": 8}}, "adapter_pattern"),
+        ({"rank_pattern": {"(?i:x)": 8}}, "adapter_pattern"),
+        ({"alpha_pattern": []}, None),
+        ({"alpha_pattern": ["x"]}, "adapter_pattern"),
+    ],
+)
+def test_settings_that_are_no_plain_lora_are_refused(copy: Path, changes: dict[str, Any], key: str | None) -> None:
+    change_json(copy / CONFIG, **changes)
+    if key is None:
+        assert read_adapter(copy).rank == 8
+        return
+    with pytest.raises(CheckpointError) as raised:
+        read_adapter(copy)
+    assert raised.value.key == key
+
+
+def a_pickle(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+
+
+def no_weights(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+
+
+def no_config(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+
+
+def half_a_pair(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    del tensors["base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"]
+    save_file(tensors, folder / WEIGHTS)
+
+
+def a_magnitude(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"] = np.ones(3, np.float32)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def nothing(folder: Path) -> None:
+    save_file({}, folder / WEIGHTS)
+
+
+def other_sides(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors["base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"] = np.ones((128, 7), np.float32)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def a_cut_file(folder: Path) -> None:
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("damage", "key"),
+    [
+        (a_pickle, "adapter_pickled"),
+        (no_weights, "adapter_no_weights"),
+        (no_config, "adapter_none"),
+        (half_a_pair, "adapter_half"),
+        (a_magnitude, "adapter_tensor"),
+        (nothing, "adapter_empty"),
+        (other_sides, "adapter_shapes"),
+        (a_cut_file, "truncated"),
+    ],
+)
+def test_files_that_are_no_adapter_are_refused(copy: Path, damage: Callable[[Path], None], key: str) -> None:
+    damage(copy)
+    with pytest.raises(CheckpointError) as raised:
+        read_adapter(copy)
+    assert raised.value.key == key
+
+
+def test_an_adapter_meets_the_matrices_of_its_base(plain: Path, adapter: Path) -> None:
+    (step,) = merge_steps(read_plain(plain), QuantizeOptions(adapters=(adapter,)))
+    assert set(step.matrices) == set(read_plain(plain).matrices)
+
+
+def test_names_may_begin_in_another_way(adapter: Path) -> None:
+    found = read_adapter(adapter)
+    sizes = {f"language_{name}": (one.in_features, one.out_features) for name, one in found.matrices.items()}
+    assert set(match_base(found, "x", sizes)) == set(sizes)
+
+
+def test_a_wrong_base_is_noticed_by_shapes_and_by_name(adapter: Path) -> None:
+    found = read_adapter(adapter)
+    sizes = {name: (one.in_features, one.out_features) for name, one in found.matrices.items()}
+    with pytest.raises(CheckpointError) as raised:
+        match_base(found, "x", sizes | {"model.layers.1.mlp.down_proj": (256, 64)})
+    assert raised.value.key == "adapter_base_shape"
+    del sizes["model.layers.1.mlp.down_proj"]
+    with pytest.raises(CheckpointError) as raised:
+        match_base(found, "x", sizes)
+    assert raised.value.key == "adapter_base_matrix"
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "name", "is_other"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", "Qwen2.5-7B-Instruct-GPTQ-Int4", False),
+        ("/data/models/Qwen2.5-7B-Instruct/", "Qwen_Qwen2.5-7B-Instruct", False),
+        ("meta-llama/Llama-2-7b-hf", "Qwen2.5-7B-Instruct", True),
+        ("", "Qwen2.5-7B-Instruct", False),
+    ],
+)
+def test_the_name_of_the_base_is_a_hint(copy: Path, trained_on: str, name: str, is_other: bool) -> None:
+    change_json(copy / CONFIG, base_model_name_or_path=trained_on or None)
+    assert is_other_base(read_adapter(copy), (name,)) is is_other
+
+
+def test_adapters_are_found_by_path_and_by_name(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_ADAPTERS", str(tmp_path / "adapters"))
+    shutil.copytree(adapter, tmp_path / "adapters" / "one")
+    shutil.copytree(adapter, tmp_path / "base" / "two")
+    (tmp_path / "adapters" / "none").mkdir()
+    assert [path.name for path in list_adapters(tmp_path / "base")] == ["one", "two"]
+    assert find_adapter("one") == tmp_path / "adapters" / "one"
+    assert find_adapter("two", tmp_path / "base") == tmp_path / "base" / "two"
+    assert find_adapter(str(adapter)) == adapter
+    with pytest.raises(InputError):
+        find_adapter("none")
+
+
+def test_an_endless_name_in_a_config_is_no_pattern(copy: Path) -> None:
+    patterns = {"q_proj." * 100: 8}
+    (copy / CONFIG).write_text(json.dumps(json.loads((copy / CONFIG).read_text()) | {"rank_pattern": patterns}))
+    with pytest.raises(CheckpointError) as raised:
+        read_adapter(copy)
+    assert raised.value.key == "adapter_pattern"

@@ -1,0 +1,115 @@
+"""What the child process computes, each part by itself: merged adapters, dequantized matrices, perplexity."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from core.checkpoint.adapters import WEIGHTS as ADAPTER_WEIGHTS
+from core.common.errors import CheckpointError
+from core.quantize.calibration import HELD_OUT
+from core.quantize.child import perplexity
+from core.quantize.child.gptq import Progress, convert_weights
+from core.quantize.child.merge import merge
+from core.quantize.child.weights import LazyWeights
+from core.quantize.options import QuantizeOptions
+from core.tokenizer.read import read_tokenizer
+from tests.support.checkpoints import WEIGHTS, Recipe, make_checkpoint
+from tests.support.plain_models import CONTEXT_TOKENS, make_adapter, make_plain
+
+
+def ignore(fraction: float, **more: int) -> None:
+    """Nobody is told."""
+
+
+def test_merging_is_what_peft_merges(plain: Path, adapter: Path, patterned_adapter: Path, tmp_path: Path) -> None:
+    """Two adapters one after the other, of different ranks and scales, to the last bit of float16."""
+    merged = merge(plain, QuantizeOptions(adapters=(adapter, patterned_adapter)), tmp_path / "merged", ignore)
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
+    for folder in (adapter, patterned_adapter):
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    wanted, found = model.state_dict(), load_file(merged / WEIGHTS)
+    plain_ones = load_file(plain / WEIGHTS)
+    assert found.keys() == plain_ones.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name].half(), rtol=2**-10, atol=1e-6)
+    changed = [name for name, value in found.items() if not torch.equal(value, plain_ones[name])]
+    assert len(changed) == 14
+    assert (merged / "tokenizer.json").read_bytes() == (plain / "tokenizer.json").read_bytes()
+
+
+def test_a_merged_model_is_whole_or_not_there(plain: Path, adapter: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(adapter, tmp_path / "broken"))
+    tensors = load_file(broken / ADAPTER_WEIGHTS)
+    tensors["base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"][0, 0] = math.nan
+    save_file(tensors, broken / ADAPTER_WEIGHTS)
+    with pytest.raises(CheckpointError) as raised:
+        merge(plain, QuantizeOptions(adapters=(broken,)), tmp_path / "merged", ignore)
+    assert raised.value.key == "adapter_nan"
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_too_large_for_float16_is_refused(plain: Path, tmp_path: Path) -> None:
+    loud = make_adapter(plain, tmp_path / "loud", lora_alpha=10_000_000)
+    with pytest.raises(CheckpointError) as raised:
+        merge(plain, QuantizeOptions(adapters=(loud,)), tmp_path / "merged", ignore)
+    assert raised.value.key == "merge_range"
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(bits=8, symmetric=False), Recipe(act_order=True)])
+def test_quantized_matrices_are_read_as_what_they_stand_for(tmp_path: Path, recipe: Recipe) -> None:
+    dense = make_checkpoint(tmp_path, recipe)
+    weights = LazyWeights(tmp_path, torch.float32)
+    assert not [name for name in weights if name.endswith(("qweight", "qzeros", "scales", "g_idx"))]
+    for name, value in dense.items():
+        torch.testing.assert_close(weights[f"{name}.weight"], torch.from_numpy(value.copy()).float())
+
+
+def test_weights_that_are_no_numbers_are_named(plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain, tmp_path / "copy")
+    tensors = load_file(plain / WEIGHTS)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = math.inf
+    save_file(tensors, tmp_path / "copy" / WEIGHTS)
+    with pytest.raises(CheckpointError) as raised:
+        perplexity.measure(tmp_path / "copy", "cpu", ignore)
+    assert (raised.value.key, raised.value.params["name"]) == ("quantize_nan", "model.layers.1.mlp.up_proj.weight")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_perplexity_is_that_of_transformers(tmp_path: Path, tied: bool) -> None:
+    folder = make_plain(tmp_path / "model", tie_word_embeddings=tied)
+    told: list[float] = []
+    found = perplexity.measure(folder, "cpu", lambda fraction, **_: told.append(fraction))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for language, path in HELD_OUT.items():
+        ids = read_tokenizer(folder).encode(path.read_text("utf-8")).ids
+        tokens = perplexity.cut(ids, CONTEXT_TOKENS)
+        assert tokens.shape == (8, CONTEXT_TOKENS)
+        with torch.no_grad():
+            loss = model(input_ids=tokens, labels=tokens).loss
+        assert found[language] == pytest.approx(loss.exp().item(), rel=1e-4)
+    assert told == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_progress_is_told_by_layers() -> None:
+    told: list[tuple[float, dict[str, int]]] = []
+    progress = Progress(lambda fraction, **more: told.append((fraction, more)), 4)
+    progress.subset_event(stage="forward_start", layer_idx=1, subset_index=1, subset_total=2, module_names=[])
+    progress.layer_complete(layer_idx=1, submodule_finalized=True)
+    assert told == [(0.4375, {"layer": 2, "layers": 4}), (0.5, {"layer": 2, "layers": 4})]
+
+
+def test_float32_becomes_what_the_source_had(tmp_path: Path) -> None:
+    save_file({"a.scales": torch.ones(2), "b": torch.ones(2), "c.qweight": torch.ones(2).int()}, tmp_path / "in")
+    convert_weights(tmp_path / "in", tmp_path / "out", torch.bfloat16)
+    found = {name: value.dtype for name, value in load_file(tmp_path / "out").items()}
+    assert found == {"a.scales": torch.float16, "b": torch.bfloat16, "c.qweight": torch.int32}
+    assert json.loads((tmp_path / "out").read_bytes()[8:].split(b"}}")[0] + b"}}")["__metadata__"] == {"format": "pt"}

@@ -1,0 +1,254 @@
+"""Jobs of quantizing, from the queue to models/: with a process that stands in for the child, and once with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.checkpoint.checkpoint import read_checkpoint
+from core.common.errors import CheckpointError, DeckError, InputError
+from core.library.scan import scan
+from core.quantize import folders
+from core.quantize.card import loss_percent, read_result
+from core.quantize.options import QuantizeOptions
+from core.quantize.process import QuantizeProcess
+from core.quantize.progress import StageClock
+from core.quantize.queue import QuantizeQueue
+from tests.support.checkpoints import Recipe, make_checkpoint
+
+OPTIONS = QuantizeOptions(group_size=32)
+RESULT = {
+    "before": {"en": 10.0, "zh": 20.0},
+    "after": {"en": 10.1, "zh": 20.6},
+    "quantizer": "gptqmodel:7.6.0",
+    "rows": 64,
+    "tokens": 4096,
+}
+Told = Callable[[dict[str, Any]], None]
+
+
+class FakeProcess:
+    """Stands in for the child process: `run` makes a checkpoint, or waits until it is killed."""
+
+    error: DeckError | None = None
+    waits = False
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._folder = folder
+        self._killed = threading.Event()
+
+    def run(self, tell: Told) -> dict[str, Any]:
+        (self._folder / folders.LOG).write_text("log")
+        tell({"stage": "quantize", "fraction": 0.5, "layer": 1, "layers": 2})
+        at_work.set()
+        if self.waits and self._killed.wait(30):
+            raise DeckError("quantize_killed", log="")
+        if self.error is not None:
+            raise self.error
+        make_checkpoint(self._folder / "out", Recipe())
+        return RESULT
+
+    def kill(self) -> None:
+        self._killed.set()
+
+
+class WaitingProcess(FakeProcess):
+    waits = True
+
+
+class FailingProcess(FakeProcess):
+    error = CheckpointError("quantize_no_numbers")
+
+
+at_work = threading.Event()
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_at_work() -> None:
+    at_work.clear()
+
+
+@pytest.fixture
+def make_queue(models: Path) -> Iterator[Callable[..., QuantizeQueue]]:
+    made: list[QuantizeQueue] = []
+
+    def make(start: Any = FakeProcess) -> QuantizeQueue:
+        made.append(QuantizeQueue(start=start))
+        return made[-1]
+
+    yield make
+    for queue in made:
+        queue.close()
+
+
+def test_a_finished_model_stands_among_the_others(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
+) -> None:
+    job = make_queue().add_folder(plain, OPTIONS, "cpu")
+    assert job.wait(30)
+    assert (job.phase, job.snapshot().error, job.snapshot().fraction) == ("done", None, 1.0)
+    assert [entry.name for entry in scan()][:1] == ["Tiny-1M-GPTQ-4bit-32g"]
+    assert [path.name for path in models.iterdir()] == ["Tiny-1M-GPTQ-4bit-32g"]
+    card = (models / "Tiny-1M-GPTQ-4bit-32g" / "README.md").read_text()
+    assert "Tiny-1M" in card and "4 bit, group 32" in card and "| English | 10.000 | 10.100 |" in card
+    found = read_result(models / "Tiny-1M-GPTQ-4bit-32g")
+    assert found is not None and loss_percent(found) == pytest.approx(2.0)
+
+
+def test_what_failed_says_why_and_can_be_tried_again(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
+) -> None:
+    queue = make_queue(FailingProcess)
+    job = queue.add_folder(plain, OPTIONS, "cpu")
+    assert job.wait(30)
+    error = job.snapshot().error
+    assert job.phase == "failed" and error is not None and error.key == "quantize_no_numbers"
+    assert scan() == [] or not [entry for entry in scan() if entry.folder.parent == models]
+    queue.forget(job.id)
+    assert (queue.jobs, list(models.iterdir())) == ((), [])
+
+
+def test_a_cancelled_job_leaves_nothing(make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path) -> None:
+    queue = make_queue(WaitingProcess)
+    job = queue.add_folder(plain, OPTIONS, "cpu")
+    assert at_work.wait(30)
+    assert (job.snapshot().layer, job.snapshot().layers) == (1, 2)
+    queue.cancel(job.id)
+    assert job.wait(30)
+    assert (job.phase, list(models.iterdir())) == ("cancelled", [])
+
+
+def test_a_paused_job_goes_on_in_a_later_process(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
+) -> None:
+    first = make_queue(WaitingProcess)
+    job = first.add_folder(plain, OPTIONS, "cpu")
+    assert at_work.wait(30) and job.can_pause
+    first.pause(job.id)
+    assert job.wait(30) and job.phase == "paused"
+    later = make_queue()
+    (found,) = later.jobs
+    assert (found.id, found.phase, found.file) == (job.id, "paused", job.file)
+    later.resume(found.id)
+    assert found.wait(30) and found.phase == "done"
+    assert first.jobs == ()
+
+
+def test_one_job_runs_at_a_time_and_the_next_waits(make_queue: Callable[..., QuantizeQueue], plain: Path) -> None:
+    queue = make_queue(WaitingProcess)
+    first = queue.add_folder(plain, OPTIONS, "cpu")
+    second = queue.add_folder(plain, QuantizeOptions(8, 32), "cpu")
+    assert at_work.wait(30)
+    assert (first.phase, second.phase) == ("running", "queued")
+    with pytest.raises(InputError) as raised:
+        queue.add_folder(plain, OPTIONS, "cpu")
+    assert raised.value.key == "quantize_running"
+    queue.cancel(second.id)
+    assert second.phase == "cancelled"
+
+
+def test_another_process_keeps_its_job(make_queue: Callable[..., QuantizeQueue], plain: Path) -> None:
+    queue = make_queue()
+    with folders.locked("Tiny-1M-GPTQ-4bit-32g"):
+        with pytest.raises(DeckError) as raised:
+            queue.add_folder(plain, OPTIONS, "cpu")
+        assert raised.value.key == "quantize_elsewhere"
+        assert queue.jobs == ()
+
+
+def test_what_is_wrong_is_said_before_anything_is_begun(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, adapter: Path, models: Path, tmp_path: Path
+) -> None:
+    queue = make_queue(WaitingProcess)
+    few = tmp_path / "few.txt"
+    few.write_text("only three words")
+    other = tmp_path / "other"
+    shutil.copytree(adapter, other)
+    wrong = json.loads((other / "adapter_config.json").read_text()) | {"r": 0}
+    (other / "adapter_config.json").write_text(json.dumps(wrong))
+    for options, key in (
+        (QuantizeOptions(group_size=128), "quantize_group_fits"),
+        (QuantizeOptions(group_size=32, calibration=few), "calibration_short"),
+        (QuantizeOptions(group_size=32, adapters=(other,)), "adapter_rank"),
+    ):
+        job = queue.add_folder(plain, options, "cpu")
+        assert job.wait(30)
+        error = job.snapshot().error
+        assert error is not None and error.key == key
+        queue.forget(job.id)
+    assert list(models.iterdir()) == []
+
+
+def test_a_disk_without_room_is_told_before(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "MARGIN_BYTES", 1 << 60)
+    job = make_queue(WaitingProcess).add_folder(plain, OPTIONS, "cpu")
+    assert job.wait(30)
+    error = job.snapshot().error
+    assert error is not None and error.key == "quantize_space"
+    assert list(models.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("log", "script", "key"),
+    [
+        ("OSError: [Errno 28] No space left on device", "exit 1", "quantize_disk_full"),
+        ("torch.OutOfMemoryError: CUDA out of memory.", "exit 1", "quantize_vram_full"),
+        ("RuntimeError: can't allocate memory: you tried to", "exit 1", "no_memory"),
+        ("what else", "exit 3", "quantize_died"),
+        ("", "kill -9 $$", "quantize_killed"),
+    ],
+)
+def test_the_end_of_a_process_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str, script: str, key: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\necho "{log}" >&2\n{script}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    with pytest.raises(DeckError) as raised:
+        QuantizeProcess(tmp_path, "cpu").run(lambda message: None)
+    assert raised.value.key == key
+
+
+def test_what_is_left_is_counted_by_layers_from_where_a_job_began() -> None:
+    now = 100.0
+    clock = StageClock(lambda: now)
+    clock.take("before", 1.0)
+    assert clock.left_s is None
+    clock.take("quantize", 0.5, 5, 10)
+    now = 110.0
+    clock.take("quantize", 0.6, 6, 10)
+    assert (clock.layer_s, clock.left_s) == (pytest.approx(10.0), pytest.approx(40.0))
+    now = 115.0
+    assert clock.left_s == pytest.approx(35.0)
+    before = clock.fraction
+    clock.take("quantize", 0.1, 1, 10)
+    assert clock.fraction == before
+
+
+@pytest.mark.engine
+def test_a_real_model_and_two_adapters_become_a_gptq_checkpoint(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, adapter: Path, patterned_adapter: Path, models: Path
+) -> None:
+    """The real child process, from float16 to a checkpoint that the engine takes."""
+    options = QuantizeOptions(4, 32, adapters=(adapter, patterned_adapter))
+    job = make_queue(QuantizeProcess).add_folder(plain, options, "cpu")
+    assert job.wait(250)
+    assert job.snapshot().error is None
+    name = "Tiny-1M-pirate-poet-GPTQ-4bit-32g"
+    found = read_checkpoint(models / name)
+    found.require_runs()
+    assert (found.quantization_label, len(found.matrices)) == ("4 bit, group 32", 14)
+    assert "offload" not in (models / name / "config.json").read_text()
+    result = job.snapshot().result
+    assert result is not None and result["layers"] == 2 and abs(loss_percent(result)) < 50
+    assert "pirate" in (models / name / "README.md").read_text()
+    assert [path.name for path in models.iterdir()] == [name]

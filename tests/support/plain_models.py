@@ -1,0 +1,52 @@
+"""Tiny models before they are quantized, made by transformers, and adapters of them, made by PEFT itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.support.checkpoints import make_tokenizer
+
+VOCABULARY, CONTEXT_TOKENS = 384, 64
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": CONTEXT_TOKENS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def make_plain(folder: Path, seed: int = 0, **sizes: Any) -> Path:
+    """A Llama in float16 with a tokenizer in `folder`, as transformers saves it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    LlamaForCausalLM(LlamaConfig(**(SIZES | sizes))).half().save_pretrained(folder)
+    make_tokenizer(folder, VOCABULARY)
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, **settings: Any) -> Path:
+    """A LoRA adapter of the model in `base`, whose two matrices are random and not zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    defaults = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "init_lora_weights": False}
+    get_peft_model(model, LoraConfig(**(defaults | settings))).save_pretrained(folder)
+    return folder
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Change some values of a JSON file; None takes one out."""
+    value = json.loads(path.read_text("utf-8")) | changes
+    path.write_text(json.dumps({name: one for name, one in value.items() if one is not None}), "utf-8")
