@@ -23,17 +23,30 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "min_p": ("min_p", "min_p_openai"),
     "repetition_penalty": ("repetition_penalty", "rep_pen", "repetition_penalty_openai"),
     "max_new_tokens": ("max_new_tokens", "genamt", "openai_max_tokens", "max_length"),
+    "presence_penalty": ("presence_penalty", "presence_pen", "pres_pen_openai"),
+    "frequency_penalty": ("frequency_penalty", "freq_pen", "freq_pen_openai"),
+    "typical_p": ("typical_p", "typical"),
 }
+# Samplers that count only where the first of their settings is not 0.
+GROUPS: tuple[Mapping[str, tuple[str, ...]], ...] = (
+    {"xtc_probability": ("xtc_probability",), "xtc_threshold": ("xtc_threshold",)},
+    {
+        "dry_multiplier": ("dry_multiplier",),
+        "dry_base": ("dry_base",),
+        "dry_allowed_length": ("dry_allowed_length",),
+        "dry_range": ("dry_penalty_last_n", "dry_range"),
+    },
+    {"mirostat": ("mirostat_mode",), "mirostat_tau": ("mirostat_tau",), "mirostat_eta": ("mirostat_eta",)},
+)
 NEUTRAL: Mapping[str, float] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 # What changes answers and is not here, by the value with which it changes nothing.
 OTHERS: Mapping[str, Any] = {
-    **dict.fromkeys(("tfs", "typical_p", "typical", "encoder_repetition_penalty", "encoder_rep_pen"), 1),
+    **dict.fromkeys(("tfs", "encoder_repetition_penalty", "encoder_rep_pen"), 1),
     **dict.fromkeys(("guidance_scale", "num_beams", "length_penalty"), 1),
     **dict.fromkeys(("top_a", "top_a_openai", "epsilon_cutoff", "eta_cutoff", "top_n_sigma", "nsigma", "skew"), 0),
-    **dict.fromkeys(("presence_penalty", "presence_pen", "frequency_penalty", "freq_pen"), 0),
-    **dict.fromkeys(("pres_pen_openai", "freq_pen_openai", "no_repeat_ngram_size", "penalty_alpha"), 0),
+    **dict.fromkeys(("no_repeat_ngram_size", "penalty_alpha"), 0),
     **dict.fromkeys(("repetition_penalty_range", "rep_pen_range", "rep_pen_decay", "min_length"), 0),
-    **dict.fromkeys(("smoothing_factor", "dry_multiplier", "mirostat_mode", "xtc_probability"), 0),
+    "smoothing_factor": 0,
     **dict.fromkeys(
         ("dynatemp", "dynamic_temperature", "temperature_last", "ban_eos_token", "ignore_eos_token"), False
     ),
@@ -55,9 +68,10 @@ def read_preset(file: str, data: bytes) -> ForeignPreset:
     """The preset in a file called `file`. Raises InputError for what is none, and for a value out of its range."""
     found = _parse(file, data)
     values = {ours: value for ours, theirs in NAMES.items() if (value := _first(found, ours, theirs)) is not None}
-    if not values and not any(name in found for name in OTHERS):
+    grouped = _grouped(found)
+    if not values and not grouped and not any(name in found for name in OTHERS):
         raise InputError("preset_file_unknown", file=quoted_json(file))
-    values = {**NEUTRAL, **values}
+    values = {**NEUTRAL, **values, **grouped}
     if found.get("do_sample") is False:
         values["temperature"] = 0.0
     # Some write -1 for a setting that cuts nothing.
@@ -67,6 +81,32 @@ def read_preset(file: str, data: bytes) -> ForeignPreset:
     name = " ".join("".join(letter if letter.isprintable() else " " for letter in PurePath(file).stem).split())
     left_out = tuple(name for name, neutral in OTHERS.items() if _differs(found.get(name), neutral))
     return ForeignPreset(name[:MAX_NAME_CHARS].strip() or "?", check_values(values), left_out)
+
+
+def _grouped(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the samplers that are on."""
+    values: dict[str, Any] = {}
+    for group in GROUPS:
+        own = {ours: value for ours, theirs in group.items() if (value := _first(found, ours, theirs)) is not None}
+        if own.get(next(iter(group))):
+            values |= own
+    if "dry_range" in values:
+        # Some write -1 for all of the text.
+        values["dry_range"] = max(0, values["dry_range"])
+    breakers = _breakers(found.get("dry_sequence_breakers"))
+    if breakers is not None and "dry_multiplier" in values:
+        values["dry_sequence_breakers"] = breakers
+    return values
+
+
+def _breakers(value: Any) -> list[str] | None:
+    """A list of texts, or the JSON of one, as both programs keep it."""
+    if isinstance(value, str):
+        try:
+            value = load_json(f"[{value}]" if not value.strip().startswith("[") else value, MAX_VALUES)
+        except (ValueError, RecursionError, DeckError):
+            return None
+    return value if isinstance(value, list) and all(isinstance(one, str) for one in value) else None
 
 
 def _parse(file: str, data: bytes) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from core.common.paths import data_dir
 from core.common.plain_json import InvalidContent
 from core.common.preferences import Preferences
 from core.common.values import printable, quoted_json, quoted_text
-from core.engine.sampling_params import MAX_STOP_STRINGS, Sampling
+from core.engine.sampling_params import MAX_BREAKERS, MAX_STOP_STRINGS, Sampling
 
 SHIPPED = Path(__file__).with_name("presets.yaml")
 MAX_FILE_CHARS = 100_000
 MAX_NAME_CHARS = 60
 PREFERENCE_GROUP = "preset"
+# The settings that are lists of texts, each with the error of a wrong one.
+LISTS = {"stop": "stop_strings", "dry_sequence_breakers": "dry_breakers"}
 OwnValues = Mapping[str, dict[str, Any]]
 # What presets.yaml holds. An entry that is no preset stays there as it is, for whoever can mend it.
 Entries = Mapping[Any, Any]
@@ -116,13 +118,16 @@ def check_values(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in values:
         if name not in Sampling.names():
             raise InputError("setting_unknown", name=quoted_json(name), known=", ".join(Sampling.names()))
-    stop = values.get("stop", ())
-    if not isinstance(stop, (list, tuple)):
-        raise InputError("stop_strings", count=1, limit=MAX_STOP_STRINGS)
+    lists = {name: _words(name, values[name]) for name in LISTS if name in values}
+    checked = asdict(Sampling(**{**values, **lists}))
+    return {name: list(checked[name]) if name in LISTS else checked[name] for name in values}
+
+
+def _words(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InputError(LISTS[name], count=1, limit=MAX_STOP_STRINGS if name == "stop" else MAX_BREAKERS)
     # YAML may hold half characters, which no tokenizer takes.
-    words = tuple(printable(word) if isinstance(word, str) else word for word in stop)
-    checked = asdict(Sampling(**{**values, "stop": words}))
-    return {name: list(checked[name]) if name == "stop" else checked[name] for name in values}
+    return tuple(printable(word) if isinstance(word, str) else word for word in value)
 
 
 def combine(*layers: Mapping[str, Any]) -> Sampling:
@@ -133,7 +138,7 @@ def combine(*layers: Mapping[str, Any]) -> Sampling:
     values: dict[str, Any] = {}
     for layer in layers:
         values |= check_values(layer)
-    return Sampling(**{**values, "stop": tuple(values.get("stop", ()))})
+    return Sampling(**values | {name: tuple(values[name]) for name in LISTS if name in values})
 
 
 def read_recommended(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from typing import Literal
 
 from core.common.errors import DeckError
-from core.engine.protocol import AnswerStats, Event, Failed, Finished, PromptStarted, Reason, TextChunk
+from core.engine.protocol import (
+    AnswerStats,
+    Event,
+    Failed,
+    Finished,
+    PromptScored,
+    PromptStarted,
+    Reason,
+    TextChunk,
+    TokenInfo,
+)
 
 log = logging.getLogger(__name__)
 Phase = Literal["queued", "reading", "writing", "done"]
@@ -30,6 +40,9 @@ class Answer:
         self.reason: Reason | None = None
         self.error: DeckError | None = None
         self.stats: AnswerStats | None = None
+        # With log-probabilities, where the request asks for them: of the answer, and of the prompt from its first on.
+        self.tokens: tuple[TokenInfo, ...] = ()
+        self.prompt_scores: tuple[TokenInfo, ...] = ()
         # False where a client of the API asked: pages need not follow such an answer.
         self.is_for_page = True
         self._cancel = cancel
@@ -71,6 +84,10 @@ class Answer:
                     self.phase, self.prompt_tokens = "reading", event.prompt_tokens
                 case TextChunk():
                     self.phase, self.text, self.num_tokens = "writing", self.text + event.text, event.num_tokens
+                    if event.tokens:
+                        self.tokens += event.tokens
+                case PromptScored():
+                    self.prompt_scores += event.tokens
                 case Finished():
                     self.reason, self.stats, self.phase = event.reason, event.stats, "done"
                 case Failed():

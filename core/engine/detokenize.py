@@ -5,6 +5,7 @@ Text that might become a stop string is held back until it does or does not.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -140,7 +141,7 @@ class StopFilter:
     one."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
-        self._stop, self._held = stop, ""
+        self._stop, self._held = tuple(sorted(stop)), ""
         self.stopped = False
 
     def push(self, text: str) -> str:
@@ -164,7 +165,8 @@ class TextStream:
     """Turns one answer's tokens into pieces of text. `stopped` is set once a stop string came.
 
     `shown` are texts of special tokens, which decoding would leave out, by the token. With a `splitter` no stop string
-    is looked for in a thought: it may well try a line with a name, as those that end an answer.
+    is looked for in a thought: it may well try a line with a name, as those that end an answer. Nor is one in the text
+    of the first `num_unstopped` tokens.
     """
 
     def __init__(
@@ -174,9 +176,10 @@ class TextStream:
         before: list[int] | None = None,
         shown: Mapping[int, str] | None = None,
         splitter: Splitter | None = None,
+        num_unstopped: int = 0,
     ) -> None:
         self._decoder, self._filter, self._shown = TokenDecoder(tokenizer, before or []), StopFilter(stop), shown or {}
-        self._splitter = splitter
+        self._splitter, self._num_unstopped = splitter, num_unstopped
 
     @property
     def stopped(self) -> bool:
@@ -193,6 +196,7 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that is certain now that `token` came; empty while a character or a stop string is incomplete."""
+        self._num_unstopped -= 1
         if token in self._shown:
             return self._filtered(self._decoder.restart() + self._shown[token])
         return self._filtered(self._decoder.push(token))
@@ -202,14 +206,18 @@ class TextStream:
         return self._filtered(self._decoder.flush()) + self._filter.flush()
 
     def _filtered(self, text: str) -> str:
+        push = self._push_unstopped if self._num_unstopped >= 0 else self._filter.push
         if self._splitter is None:
-            return self._filter.push(text)
+            return push(text)
         was_thinking = self._splitter.is_thinking
         self._splitter.push(text)
         is_thinking = self._splitter.is_thinking
         if self._splitter.is_settled:
             self._splitter = None
-        return self._filter.flush() + text if was_thinking or is_thinking else self._filter.push(text)
+        return self._filter.flush() + text if was_thinking or is_thinking else push(text)
+
+    def _push_unstopped(self, text: str) -> str:
+        return self._filter.flush() + text
 
 
 def find_stop(text: str, stop: tuple[str, ...]) -> int | None:
@@ -220,8 +228,12 @@ def find_stop(text: str, stop: tuple[str, ...]) -> int | None:
 
 def held_back(text: str, stop: tuple[str, ...]) -> int:
     """How many characters at the end of `text` may be the beginning of a stop string."""
+    # In order, those that begin with a text stand together.
+    stop = tuple(sorted(stop))
     longest = max((len(word) for word in stop), default=0) - 1
     for length in range(min(longest, len(text)), 0, -1):
-        if any(word.startswith(text[-length:]) for word in stop):
+        end = text[-length:]
+        place = bisect_left(stop, end)
+        if place < len(stop) and stop[place].startswith(end):
             return length
     return 0

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
+from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 
@@ -52,6 +53,7 @@ class Engine(Protocol):
         continues: bool = False,
         client: str = "",
         thought: ThoughtRules | None = None,
+        options: RequestOptions = PLAIN,
     ) -> Answer:
         """Begin to answer `prompt`. Where the model is busy, the answer waits its turn.
 
@@ -59,7 +61,7 @@ class Engine(Protocol):
         `continues`: the prompt ends inside the answer, and the text goes on after its last word. A Conversation says
         that itself. `client` is for whom it is: "" for the pages, which go first, else a client of the API. `thought`
         says how the answer's thought is marked, None where nobody asks: see Generate. A server's thoughts come between
-        the marks of THINK.
+        the marks of THINK. `options` are what this answer alone is asked for; what a server does not take is refused.
         Raises EngineError where no model can answer or no more prompts can wait.
         """
         ...

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from core.common.errors import DeckError, GpuUseError
+from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.gpu.torch_support import InstalledTorch
@@ -79,6 +80,7 @@ class Generate:
     continues: bool = False
     client: str = ""
     thought: ThoughtRules | None = None
+    options: RequestOptions = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,23 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenChance:
+    """A token, the bytes that it stands for, and the natural logarithm of its probability; None where there is none."""
+
+    token: int
+    data: bytes
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """A token that came, and the likeliest in its place, the likeliest first."""
+
+    chosen: TokenChance
+    top: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PromptStarted:
     """The prompt is being read: `prompt_tokens` in all, of which `reused_tokens` were still in the cache."""
 
@@ -197,12 +216,22 @@ class PromptStarted:
 class TextChunk:
     """A further piece of the answer; never half a character, and empty where tokens made no text yet.
 
-    `num_tokens` counts the whole answer so far.
+    `num_tokens` counts the whole answer so far. `tokens` are the further tokens where the request asks for
+    log-probabilities; their text may still be held back.
     """
 
     request: int
     text: str
     num_tokens: int
+    tokens: tuple[TokenInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """Log-probabilities of further tokens of the prompt; its first token has none."""
+
+    request: int
+    tokens: tuple[TokenInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +268,8 @@ class Failed:
 
 
 Command = Load | Generate | Cancel
-Event = ImportsDone | Heartbeat | LoadProgress | Loaded | LoadFailed | PromptStarted | TextChunk | Finished | Failed
+AnswerEvent = PromptStarted | PromptScored | TextChunk | Finished | Failed
+Event = ImportsDone | Heartbeat | LoadProgress | Loaded | LoadFailed | AnswerEvent
 
 
 @dataclass(frozen=True, slots=True)

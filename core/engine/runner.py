@@ -20,6 +20,7 @@ from core.engine.engine_base import EngineBase
 from core.engine.memory_truth import memory_truth
 from core.engine.process import WorkerProcess
 from core.engine.protocol import (
+    AnswerEvent,
     AnswerStats,
     Cancel,
     EngineState,
@@ -32,9 +33,11 @@ from core.engine.protocol import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    PromptScored,
     PromptStarted,
     TextChunk,
 )
+from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.engine.warm_worker import WarmWorker
@@ -149,6 +152,7 @@ class Runner(EngineBase):
         continues: bool = False,
         client: str = "",
         thought: ThoughtRules | None = None,
+        options: RequestOptions = PLAIN,
     ) -> Answer:
         """See Engine.generate. Raises EngineError when no model is loaded, or when the engine hangs and no more prompts
         can wait for it."""
@@ -158,7 +162,7 @@ class Runner(EngineBase):
             if self._state.phase != "ready" or self._worker is None:
                 raise EngineError("nothing_loaded")
             answer = Answer(next(self._numbers), self._cancel)
-            self._worker.send(Generate(answer.request, prompt, sampling, continues, client, thought))
+            self._worker.send(Generate(answer.request, prompt, sampling, continues, client, thought, options))
             self._keep(answer)
             return answer
 
@@ -250,7 +254,7 @@ class Runner(EngineBase):
                 if isinstance(event.error, GpuUseError):
                     self._note_gpu(event.error)
                 self._fail(worker, event.error)
-            case PromptStarted() | TextChunk() | Finished() | Failed():
+            case PromptStarted() | PromptScored() | TextChunk() | Finished() | Failed():
                 self._on_answer_event(worker, event)
 
     def _on_progress(self, worker: WorkerProcess, event: LoadProgress | Loaded) -> None:
@@ -275,7 +279,7 @@ class Runner(EngineBase):
         """What a load has just found out about the GPUs."""
         self._gpu_report = replace(self._gpu_report or ImportsDone(), gpu_error=error)
 
-    def _on_answer_event(self, worker: WorkerProcess, event: PromptStarted | TextChunk | Finished | Failed) -> None:
+    def _on_answer_event(self, worker: WorkerProcess, event: AnswerEvent) -> None:
         with self._lock:
             answer = self._answers.get(event.request) if worker is self._worker else None
             if answer is not None and isinstance(event, (Finished, Failed)):

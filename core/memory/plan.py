@@ -168,8 +168,9 @@ def activation_bytes(
     """The largest moment of one pass: a chunk's MLP or attention; a plain one's logits and their sampling.
 
     A Llama's MLP holds the residual, the normed input, and up to three [chunk, intermediate] at once. Steps over our
-    own attention sample there too: they keep the logits of all slots in float32, with a byte for every token of the
-    vocabulary that a slot has seen; a second time while a captured step is checked.
+    own attention sample there too: they keep the logits of all slots in float32, a second time while a captured step is
+    checked. For every token of the vocabulary a slot has a byte for whether it was seen, a float32 that is added to its
+    logit, and a bit for whether it may come.
     """
     rows = max(chunk_tokens, num_slots)
     base = 2 * rows * shape.hidden * HALF_BYTES
@@ -182,7 +183,8 @@ def activation_bytes(
     )
     norms = 3 * rows * shape.hidden * FLOAT_BYTES
     if own_attention:
-        sampling = shape.vocabulary * (num_slots * (2 * FLOAT_BYTES + HALF_BYTES) + num_slots + 1)
+        sampling = shape.vocabulary * num_slots * (2 * FLOAT_BYTES + HALF_BYTES)
+        sampling += (num_slots + 1) * (shape.vocabulary * (FLOAT_BYTES + 1) + -(-shape.vocabulary // 32) * FLOAT_BYTES)
         return base + max(mlp, attention, norms) + sampling
     logits = num_slots * shape.vocabulary * (HALF_BYTES + 6 * FLOAT_BYTES)
     return base + mask_bytes(rows, context_tokens) + max(mlp, attention, norms, logits)

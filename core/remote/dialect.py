@@ -11,7 +11,14 @@ from core.engine.protocol import Conversation
 from core.engine.sampling_params import Sampling
 
 # The settings that every server takes, by our names.
-COMMON = ("temperature", "top_p", "max_new_tokens", "seed", "stop")
+COMMON = ("temperature", "top_p", "max_new_tokens", "seed", "stop", "presence_penalty", "frequency_penalty")
+# Those that some servers take, each with what only counts beside it.
+SLOW = {
+    "typical_p": ("typical_p",),
+    "xtc_probability": ("xtc_probability", "xtc_threshold"),
+    "dry_multiplier": ("dry_multiplier", "dry_base", "dry_allowed_length", "dry_range", "dry_sequence_breakers"),
+    "mirostat": ("mirostat", "mirostat_tau", "mirostat_eta"),
+}
 MAX_MODELS = 1000
 EFFORT = "reasoning_effort"
 MAX_ID_CHARS = 500
@@ -26,6 +33,7 @@ class ServerCapabilities:
 
     `can_continue`: it goes on from the last message's words. `count_path`: where it counts as vLLM's /tokenize does.
     `takes_variables`: it gives chat_template_kwargs and earlier thoughts to its model's template.
+    `takes_slow`: it has DRY, XTC, typical-p and mirostat.
     `is_single`: a second request, whatever for, breaks off the answer that it is writing.
     """
 
@@ -35,23 +43,29 @@ class ServerCapabilities:
     count_path: str = ""
     is_single: bool = False
     takes_variables: bool = False
+    takes_slow: bool = False
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        taken = {*COMMON, *(ours for ours, _ in self.settings)}
+        """The settings that it does not take; of several that belong together the first."""
+        beside = {name for names in SLOW.values() for name in names if name not in SLOW}
+        taken = {*COMMON, *(ours for ours, _ in self.settings), *(SLOW if self.takes_slow else ()), *beside}
         return tuple(name for name in Sampling.names() if name not in taken)
 
 
 OPENAI = ServerCapabilities()
 SAME_NAMES = tuple((name, name) for name in ("top_k", "min_p", "repetition_penalty"))
 VLLM = ServerCapabilities("vLLM", SAME_NAMES, can_continue=True, count_path="/tokenize", takes_variables=True)
-LLAMADECK = replace(VLLM, software="LlamaDeck", count_path="/v1/tokenize")
+LLAMADECK = replace(VLLM, software="LlamaDeck", count_path="/v1/tokenize", takes_slow=True)
 LLAMA_CPP = ServerCapabilities(
     "llama.cpp",
     (("top_k", "top_k"), ("min_p", "min_p"), ("repetition_penalty", "repeat_penalty")),
     takes_variables=True,
+    takes_slow=True,
 )
-LLAMA_CPP_PYTHON = replace(LLAMA_CPP, software="llama-cpp-python", is_single=True, takes_variables=False)
+LLAMA_CPP_PYTHON = replace(
+    LLAMA_CPP, software="llama-cpp-python", is_single=True, takes_variables=False, takes_slow=False
+)
 # By the owner of a model in the list.
 BY_OWNER = {"vllm": VLLM, "llamadeck": LLAMADECK, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}
 
@@ -97,6 +111,11 @@ def request_for(
         "max_tokens": sampling.max_new_tokens,
         "seed": sampling.seed,
     } | {theirs: getattr(sampling, ours) for ours, theirs in capabilities.settings}
+    body |= {
+        name: getattr(sampling, name) for name in ("presence_penalty", "frequency_penalty") if getattr(sampling, name)
+    }
+    if capabilities.takes_slow and sampling.is_slow:
+        body |= _slow_fields(sampling)
     if sampling.stop:
         body["stop"] = list(sampling.stop if capabilities is not OPENAI else sampling.stop[:MAX_STOP_STRINGS])
     if not isinstance(prompt, Conversation):
@@ -107,6 +126,13 @@ def request_for(
         body |= {"add_generation_prompt": False, "continue_final_message": True}
     body |= _variables_of(prompt, capabilities)
     return "/v1/chat/completions", body | {"messages": messages_of(prompt, capabilities.takes_variables)}
+
+
+def _slow_fields(sampling: Sampling) -> dict[str, Any]:
+    fields = {name: getattr(sampling, name) for names in SLOW.values() for name in names}
+    # llama.cpp's name, which LlamaDeck takes too. There -1 is all of the text.
+    last_n = fields.pop("dry_range") or -1
+    return fields | {"dry_penalty_last_n": last_n, "dry_sequence_breakers": list(sampling.dry_sequence_breakers)}
 
 
 def count_request(model: RemoteModel, prompt: str) -> dict[str, Any]:

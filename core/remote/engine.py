@@ -16,6 +16,7 @@ from core.common.errors import DeckError, EngineError
 from core.engine.answer import Answer
 from core.engine.engine_base import EngineBase
 from core.engine.protocol import Conversation, EngineState, Failed, Finished, PromptStarted, TextChunk
+from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.remote.address import key_of
@@ -78,6 +79,7 @@ class RemoteEngine(EngineBase):
         continues: bool = False,
         client: str = "",
         thought: ThoughtRules | None = None,
+        options: RequestOptions = PLAIN,
     ) -> Answer:
         """See Engine.generate. `continues` has no effect: a Conversation says itself whether its last turn is open, and
         any other prompt is gone on with. Raises EngineError while there is no connection and for what the server
@@ -86,6 +88,9 @@ class RemoteEngine(EngineBase):
         if connection is None or connection.model is None or state.phase != "ready" or state.facts is None:
             # Not the state's own: whoever raises an error writes into it.
             raise EngineError(state.error.key, **state.error.params) if state.error else EngineError("nothing_loaded")
+        if options != PLAIN:
+            # These servers take them in other forms each, and their answers would have to be read for them.
+            raise EngineError("remote_options", server=connection.server.name)
         prompt_tokens = connection.token_count.count_prompt(prompt)
         room = max(1, state.facts.context_tokens - prompt_tokens)
         asked = replace(

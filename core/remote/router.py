@@ -14,6 +14,7 @@ from pathlib import Path
 from core.engine.answer import Answer
 from core.engine.interface import Engine, PromptCounter
 from core.engine.protocol import EngineState, Load
+from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
@@ -112,9 +113,10 @@ class EngineRouter:
         continues: bool = False,
         client: str = "",
         thought: ThoughtRules | None = None,
+        options: RequestOptions = PLAIN,
     ) -> Answer:
         """See Engine.generate."""
-        return self._active.generate(prompt, sampling, continues, client, thought)
+        return self._active.generate(prompt, sampling, continues, client, thought, options)
 
     def wait_while_loading(self, timeout_s: float | None = None) -> EngineState:
         """See Engine.wait_while_loading."""

@@ -21,11 +21,26 @@ from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
 from core.engine.detokenize import TextStream, special_in
 from core.engine.fair_queue import FairQueue
-from core.engine.protocol import AnswerStats, Event, Failed, Finished, Generate, PromptStarted, Reason, TextChunk
+from core.engine.protocol import (
+    AnswerStats,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    PromptScored,
+    PromptStarted,
+    Reason,
+    TextChunk,
+    TokenChance,
+    TokenInfo,
+)
 from core.engine.sampling_params import MAX_SEED
 from core.engine.thought import ThoughtFormat, ThoughtRules, ThoughtSplitter
+from core.tokenizer.token_bytes import TokenBytes
+from core.worker.decode.draw_rules import DrawRules
 
 if TYPE_CHECKING:
+    from core.worker.decode.logprobs import TokenLogprobs
     from core.worker.decode.steps import PendingTokens, Steps
 
 # Text is sent at most this often: faster than a page shows it, slower than a fast GPU decodes it.
@@ -69,10 +84,22 @@ class ActiveRequest:
     num_thought: int = 0
     # The answer's tokens in the prompt, which has them after a thought was ended.
     num_earlier: int = 0
+    # With their log-probabilities, and not sent yet.
+    unsent_tokens: list[TokenInfo] = field(default_factory=list)
 
     @property
     def num_sampled(self) -> int:
         return len(self.tokens) - self.num_prompt + self.num_earlier
+
+    @property
+    def waits_for_token(self) -> bool:
+        """Whether the next token can be asked for only when the last one is known: the host has a part in the draw."""
+        return self.command.sampling.is_slow or self.command.options.grammar is not None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the log-probabilities of its prompt are asked for."""
+        return self.command.options.prompt_logprobs
 
 
 class Scheduler:
@@ -95,6 +122,7 @@ class Scheduler:
         self._waiting: FairQueue[ActiveRequest] = FairQueue()
         self._next_prefill = 0
         self._shown: dict[ThoughtFormat, dict[int, str]] = {}
+        self._token_bytes = TokenBytes(tokenizer)
         # The steps that were enqueued, and whose tokens each will bring.
         self._in_flight: deque[tuple[PendingTokens, list[tuple[Slot, ActiveRequest]]]] = deque()
 
@@ -121,6 +149,8 @@ class Scheduler:
             self._emit(Failed(command.request, EngineError("prompt_too_long", tokens=len(tokens), limit=limit)))
         elif not 0 <= min(tokens) <= max(tokens) < self._steps.vocabulary:
             self._emit(Failed(command.request, EngineError("prompt_token", limit=self._steps.vocabulary - 1)))
+        elif not all(0 <= token < self._steps.vocabulary for token, _ in command.options.logit_bias):
+            self._emit(Failed(command.request, EngineError("logit_bias_token", limit=self._steps.vocabulary - 1)))
         else:
             self._waiting.add(self._make_request(command, tokens), command.client)
 
@@ -156,7 +186,9 @@ class Scheduler:
             asked_s=time.perf_counter(),
         )
 
-    def _make_stream(self, command: Generate, before: list[int], rules: ThoughtRules | None) -> TextStream:
+    def _make_stream(
+        self, command: Generate, before: list[int], rules: ThoughtRules | None, num_earlier: int = 0
+    ) -> TextStream:
         shown: dict[int, str] = {}
         if command.thought is not None:
             format = command.thought.format
@@ -164,7 +196,9 @@ class Scheduler:
                 self._shown[format] = special_in(self._tokenizer, format.marks)
             shown = self._shown[format]
         splitter = ThoughtSplitter(rules) if rules is not None else None
-        return TextStream(self._tokenizer, command.sampling.stop, before, shown, splitter)
+        return TextStream(
+            self._tokenizer, command.sampling.stop, before, shown, splitter, command.options.min_tokens - num_earlier
+        )
 
     def _admit(self) -> None:
         free = [slot for slot in self._slots if slot.request is None]
@@ -175,14 +209,26 @@ class Scheduler:
             request.num_reused = self._reusable_tokens(slot, request)
             slot.cached_tokens = slot.cached_tokens[: request.num_reused]
             slot.request = request
-            self._steps.reset_slot(slot.index, request.command.sampling, request.seed, request.tokens)
+            self._reset_slot(slot, request)
             request.began_s = request.sent_s = time.perf_counter()
             self._emit(PromptStarted(request.command.request, request.num_prompt, request.num_reused))
 
     def _reusable_tokens(self, slot: Slot, request: ActiveRequest) -> int:
+        if request.is_scored:
+            return 0
         # The prompt's last token is always prefilled again: its logits give the answer's first token.
         shared = min(common_prefix(slot.cached_tokens, request.tokens), len(request.tokens) - 1)
         return self._steps.reusable_tokens(slot.index, shared)
+
+    def _reset_slot(self, slot: Slot, request: ActiveRequest) -> None:
+        sampling, breakers = request.command.sampling, request.command.sampling.dry_sequence_breakers
+
+        def breaks(token: int) -> bool:
+            text = self._token_bytes.of(token)
+            return any(word.encode() in text for word in breakers)
+
+        rules = DrawRules(request.command.options, request.num_earlier, self._end_tokens, None, breaks)
+        self._steps.reset_slot(slot.index, sampling, request.seed, request.tokens, rules)
 
     def _prefill_chunk(self) -> None:
         prefilling = [slot for slot in self._slots if slot.request and is_prefilling(slot)]
@@ -194,6 +240,9 @@ class Scheduler:
         request = slot.request
         assert request is not None
         begin = len(slot.cached_tokens)
+        if request.is_scored and begin < request.num_prompt - 1:
+            self._score_chunk(slot, request)
+            return
         end = min(begin + self._chunk_tokens, request.num_prompt)
         if self._steps.has_states and end == request.num_prompt:
             end = before_turn(begin, end)
@@ -202,6 +251,16 @@ class Scheduler:
         slot.cached_tokens += chunk
         if pending is not None:
             self._enqueue(pending, [(slot, request)])
+
+    def _score_chunk(self, slot: Slot, request: ActiveRequest) -> None:
+        """Prefill a chunk of a prompt and tell the log-probabilities of what follows each of its tokens."""
+        begin = len(slot.cached_tokens)
+        chunk = request.tokens[begin : min(begin + self._chunk_tokens, request.num_prompt - 1)]
+        following = request.tokens[begin + 1 : begin + 1 + len(chunk)]
+        scores = self._steps.score(slot.index, chunk, begin, following, request.command.options.logprobs or 0)
+        slot.cached_tokens += chunk
+        first = [TokenInfo(TokenChance(chunk[0], self._token_bytes.of(chunk[0]), None))] if begin == 0 else []
+        self._emit(PromptScored(request.command.request, (*first, *map(self._told, scores))))
 
     def _decode_tokens(self) -> None:
         decoding = [
@@ -215,7 +274,7 @@ class Scheduler:
         request = slot.request
         if request is None or is_prefilling(slot):
             return False
-        if not self._steps.runs_ahead and request.num_in_flight:
+        if request.num_in_flight and (request.waits_for_token or not self._steps.runs_ahead):
             return False
         will_sample = request.num_sampled + request.num_in_flight
         is_long_enough = will_sample >= request.command.sampling.max_new_tokens
@@ -228,10 +287,18 @@ class Scheduler:
 
     def _harvest(self, pending: PendingTokens, owners: list[tuple[Slot, ActiveRequest]]) -> None:
         """Wait for a step's tokens and append them. A token whose request has left its slot meanwhile is dropped."""
-        for (slot, request), token in zip(owners, pending.wait(), strict=True):
+        tokens = pending.wait()
+        for (slot, request), token, logprobs in zip(owners, tokens, pending.logprobs(), strict=True):
             request.num_in_flight -= 1
             if slot.request is request:
+                if logprobs is not None:
+                    request.unsent_tokens.append(self._told(logprobs))
                 self._append_token(slot, request, token)
+
+    def _told(self, logprobs: TokenLogprobs) -> TokenInfo:
+        of = self._token_bytes.of
+        chosen = TokenChance(logprobs.token, of(logprobs.token), logprobs.logprob)
+        return TokenInfo(chosen, tuple(TokenChance(token, of(token), value) for token, value in logprobs.top))
 
     def _append_token(self, slot: Slot, request: ActiveRequest, token: int | None) -> None:
         """Append a token to a slot's answer, send its text, and end the answer where it ends."""
@@ -289,12 +356,12 @@ class Scheduler:
             tokens=tokens,
             num_prompt=len(tokens),
             num_earlier=num_earlier,
-            stream=self._make_stream(request.command, tokens[-1:], None),
+            stream=self._make_stream(request.command, tokens[-1:], None, num_earlier),
             unsent=request.unsent + closing,
             num_in_flight=0,
         )
         self._send_text(slot.request)
-        self._steps.reset_slot(slot.index, request.command.sampling, request.seed, tokens)
+        self._reset_slot(slot, slot.request)
 
     def _decode_text(self, slot: Slot, request: ActiveRequest, decode: Callable[[], str]) -> bool:
         """Append the text that `decode` gives. False where the tokenizer fails, which ends this answer alone."""
@@ -314,7 +381,8 @@ class Scheduler:
 
     def _send_text(self, request: ActiveRequest) -> None:
         if request.unsent or request.num_sampled > request.num_reported:
-            self._emit(TextChunk(request.command.request, request.unsent, request.num_sampled))
+            tokens, request.unsent_tokens = tuple(request.unsent_tokens), []
+            self._emit(TextChunk(request.command.request, request.unsent, request.num_sampled, tokens))
         request.unsent, request.sent_s, request.num_reported = "", time.perf_counter(), request.num_sampled
 
     def _finish(self, slot: Slot, reason: Reason) -> None:

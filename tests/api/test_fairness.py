@@ -101,6 +101,7 @@ class Listening:
         continues: bool = False,
         client: str = "",
         thought: object = None,
+        options: object = None,
     ) -> Answer:
         self.clients.append(client)
         raise EngineError("nothing_loaded")

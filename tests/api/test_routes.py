@@ -351,6 +351,7 @@ class Still:
         continues: bool = False,
         client: str = "",
         thought: object = None,
+        options: object = None,
     ) -> Answer:
         raise EngineError("nothing_loaded")
 
@@ -392,6 +393,7 @@ class Failing:
         continues: bool = False,
         client: str = "",
         thought: object = None,
+        options: object = None,
     ) -> Answer:
         if self.running_answers:
             raise EngineError("nothing_loaded")

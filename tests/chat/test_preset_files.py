@@ -29,8 +29,8 @@ def test_a_preset_of_text_generation_webui_is_read() -> None:
 def test_a_preset_of_sillytavern_is_read_and_what_has_no_counterpart_is_named() -> None:
     found = read_preset("Miro.json", json.dumps(TAVERN).encode())
     assert found.values == {"temperature": 1.25, "top_p": 1, "top_k": 0, "min_p": 0.1, "repetition_penalty": 1.05,
-                            "max_new_tokens": 350}  # fmt: skip
-    assert set(found.left_out) == {"tfs", "mirostat_mode"}
+                            "max_new_tokens": 350, "typical_p": 1, "mirostat": 2, "mirostat_tau": 5}  # fmt: skip
+    assert set(found.left_out) == {"tfs"}
 
 
 @pytest.mark.parametrize(
@@ -42,10 +42,19 @@ def test_a_preset_of_sillytavern_is_read_and_what_has_no_counterpart_is_named() 
         ('\ufeff{"temp_openai": 0.9, "openai_max_tokens": 300, "prompts": []}', "temperature", 0.9),
         ("dynamic_temperature: true\nmin_p: 0.07", "min_p", 0.07),
         ("temperature: 1\nmax_new_tokens: 0", "temperature", 1),
+        ("dry_multiplier: 0.8\ndry_penalty_last_n: -1", "dry_range", 0),
+        (r'{"dry_multiplier": 0.8, "dry_sequence_breakers": "[\"\\n\", \":\"]"}', "dry_sequence_breakers", ["\n", ":"]),
+        ("xtc_probability: 0.5\nxtc_threshold: 0.1", "xtc_threshold", 0.1),
     ],
 )
 def test_older_and_odd_files_mean_what_they_say(text: str, name: str, value: float) -> None:
     assert read_preset("odd", text.encode()).values[name] == value
+
+
+def test_settings_of_a_sampler_that_is_off_are_left_alone() -> None:
+    assert not {"dry_base", "mirostat_tau"} & set(
+        read_preset("odd", b"top_k: 3\ndry_base: 99\nmirostat_tau: -5").values
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_an_impossible_value_is_refused_with_its_range(path: Path, name: str) ->
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperatur": 1}, {"stop": "END"}, {"stop": [""]}, {"stop": ["x"] * 17}, {"seed": -1}]
+    "values", [{"temperatur": 1}, {"stop": "END"}, {"stop": [""]}, {"stop": ["x"] * 257}, {"seed": -1}]
 )
 def test_other_nonsense_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(InputError):
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_list_of_presets_is_left_alone(path: Path, content: st
         ("bad: [a]", "bad", "preset_values"),
         ("bad:", "bad", "preset_values"),
         ("bad: {temperature: 99}", "bad", "setting_range"),
-        ("bad: {typical_p: 0.9}", "bad", "setting_unknown"),
+        ("bad: {top_n_sigma: 0.9}", "bad", "setting_unknown"),
         ("bad: {1: 2}", "bad", "setting_unknown"),
         ("bad: {stop: &a [*a]}", "bad", "stop_strings"),
         ("bad: &a [*a]", "bad", "preset_values"),
@@ -149,10 +149,10 @@ def test_a_bad_entry_is_left_out_and_named_and_stays_in_the_file(path: Path, bad
 
 def test_a_bad_entrys_name_is_not_written_over(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text("bad: {typical_p: 0.9}\n")
+    path.write_text("bad: {top_n_sigma: 0.9}\n")
     with pytest.raises(InputError) as caught:
         Presets(path).save("bad", {"top_k": 3})
-    assert caught.value.key == "preset_name_damaged" and "typical_p" in path.read_text()
+    assert caught.value.key == "preset_name_damaged" and "top_n_sigma" in path.read_text()
 
 
 def test_files_that_cannot_be_read_or_written_are_told_of(path: Path) -> None:

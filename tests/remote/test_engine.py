@@ -181,7 +181,8 @@ def test_only_what_a_server_takes_is_sent_to_it(engine: RemoteEngine, server: Op
     connect(engine, server)
     facts = engine.state.facts
     assert facts is not None and facts.remote is not None
-    assert facts.remote.ignored == ("top_k", "min_p", "repetition_penalty")
+    assert facts.remote.ignored == ("top_k", "min_p", "repetition_penalty", "typical_p", "xtc_probability",
+                                    "dry_multiplier", "mirostat")  # fmt: skip
     ask(engine, sampling=Sampling(top_k=5, stop=stop))
     connect(engine, server, "lama")
     ask(engine, sampling=Sampling(repetition_penalty=1.2, stop=stop))

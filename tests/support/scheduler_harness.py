@@ -7,8 +7,10 @@ from collections.abc import Collection, Sequence
 from tokenizers import Tokenizer
 
 from core.engine.protocol import Event, Finished, Generate, TextChunk
+from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
+from core.worker.decode.logprobs import TokenLogprobs
 from core.worker.decode.steps import PendingTokens, Steps
 from core.worker.scheduler import Scheduler
 
@@ -27,10 +29,11 @@ class SchedulerHarness:
         prompt: str | tuple[int, ...] = PROMPT,
         client: str = "",
         thought: ThoughtRules | None = None,
+        options: RequestOptions = PLAIN,
         **sampling,
     ) -> None:
         settings = Sampling(**{"temperature": 0.0, "max_new_tokens": 12, **sampling})
-        self.scheduler.submit(Generate(request, prompt, settings, client=client, thought=thought))
+        self.scheduler.submit(Generate(request, prompt, settings, client=client, thought=thought, options=options))
 
     def run(self) -> None:
         for _ in range(2000):
@@ -58,6 +61,9 @@ class FakeTokens:
         self._steps.num_in_flight -= 1
         return self._tokens
 
+    def logprobs(self) -> list[None]:
+        return [None] * len(self._tokens)
+
 
 class FakeSteps:
     """Steps whose next token depends on all tokens that the slot's cache holds, as a model's does. Logits are NaN with
@@ -75,11 +81,16 @@ class FakeSteps:
         self._last = [0] * num_slots
         self._nan_at = nan_at
 
-    def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
+    def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int], rules: object = None) -> None:
         pass
 
     def reusable_tokens(self, slot: int, num_tokens: int) -> int:
         return num_tokens
+
+    def score(
+        self, slot: int, chunk: Sequence[int], begin: int, following: Sequence[int], num_top: int
+    ) -> list[TokenLogprobs]:
+        raise NotImplementedError("no logits")
 
     def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
         assert len(chunk) > 0 and begin <= len(self.cached[slot])

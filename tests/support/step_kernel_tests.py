@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from core.engine.sampling_params import Sampling
+from core.worker.decode.logit_offsets import note_token
 from core.worker.decode.sampling import cut, penalize
+from core.worker.decode.slot_draw import unpacked
 from core.worker.kernels import cache_attention, step_ops
-from core.worker.kernels.sampling_kernel import SETTINGS, SlotSamplingState, sampling_kernel_for
+from core.worker.kernels.sampling_kernel import SEEN, make_slot_state, sampling_kernel_for, settings_row
 
 GREEDY = Sampling(temperature=0.0)
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
@@ -205,14 +207,37 @@ def test_a_seed_draws_the_same_again_and_broken_logits_draw_nothing() -> None:
     assert draw(logits, sampling, seed=5, position=0) == -1
 
 
+@HALVES
+def test_offsets_and_masks_change_what_is_drawn_and_penalties_count_what_was(dtype: torch.dtype) -> None:
+    logits = torch.randn(1, VOCABULARY).to(dtype)
+    sampling = Sampling(temperature=0.0, presence_penalty=0.5, frequency_penalty=0.25, repetition_penalty=1.2)
+    slots = make_slot_state(1, VOCABULARY, logits.device)
+    slots.settings[0] = settings_row(sampling, has_offsets=True, has_mask=True)
+    slots.offsets[0] = torch.randn(VOCABULARY)
+    slots.masks[0] = torch.randint(-(2**31), 2**31 - 1, slots.masks[0].shape)
+    slots.seen[0, :30] = SEEN
+    wanted_offsets, allowed = slots.offsets[0].clone(), unpacked(slots.masks[0].cpu(), VOCABULARY)
+    seen, said = set(range(30)), set()
+    drawn, one, rows = torch.zeros(1).long(), torch.ones(1).long(), torch.zeros(1).long()
+    kernel = sampling_kernel_for(dtype, VOCABULARY, logits.device)
+    for _ in range(12):
+        scores = penalize(logits[0].float(), torch.tensor(sorted(seen)), 1.2) + wanted_offsets
+        wanted = int(scores.masked_fill(~allowed.to(scores.device), -torch.inf).argmax())
+        kernel(logits, torch.empty(1, VOCABULARY), rows, slots, one, drawn)
+        assert int(drawn) == wanted
+        note_token(wanted_offsets, wanted, sampling, is_first=wanted not in said)
+        seen.add(wanted)
+        said.add(wanted)
+    assert torch.equal(slots.offsets[0], wanted_offsets) and len(said) > 3
+    assert slots.offsets[1].eq(0).all()
+
+
 def test_a_vocabulary_larger_than_a_block_is_drawn_from() -> None:
     """Each thread reads several scores; of equals the first is taken."""
     logits = torch.randn(2, 2500).bfloat16().clamp(max=3)
     logits[0, 2222] = logits[1, 1030] = logits[1, 2400] = 4.0
-    settings = torch.tensor([[float(getattr(GREEDY, name)) for name in SETTINGS]] * 3)
-    slots = SlotSamplingState(
-        settings, torch.zeros(3).long(), torch.zeros(3, 2500).byte(), torch.zeros(3).long(), torch.zeros(3).long()
-    )
+    slots = make_slot_state(2, 2500, logits.device)
+    slots.settings[:] = settings_row(GREEDY)
     drawn = torch.zeros(2).long()
     kernel = sampling_kernel_for(torch.bfloat16, 2500, logits.device)
     kernel(logits, torch.empty(2, 2500), torch.tensor([1, 2]), slots, torch.ones(1).long(), drawn)
@@ -222,13 +247,12 @@ def test_a_vocabulary_larger_than_a_block_is_drawn_from() -> None:
 
 
 def draw(logits: torch.Tensor, sampling: Sampling, seed: int, position: int) -> int:
-    settings = torch.tensor([[float(getattr(sampling, name)) for name in SETTINGS]] * 2)
-    seen = torch.zeros((2, VOCABULARY), dtype=torch.uint8)
-    seen[0, :30] = 1
-    tokens, positions, drawn = torch.zeros(2).long(), torch.tensor([position, 0]), torch.zeros(1).long()
-    one, rows, seeds = torch.ones(1).long(), torch.zeros(1).long(), torch.tensor([seed, 0])
-    slots = SlotSamplingState(settings, seeds, seen, tokens, positions)
+    slots = make_slot_state(1, VOCABULARY, logits.device)
+    slots.settings[:] = settings_row(sampling)
+    slots.seen[0, :30] = 1
+    slots.positions[0], slots.seeds[0] = position, seed
+    drawn, one, rows = torch.zeros(1).long(), torch.ones(1).long(), torch.zeros(1).long()
     kernel = sampling_kernel_for(logits.dtype, VOCABULARY, logits.device)
     kernel(logits, torch.empty(1, VOCABULARY), rows, slots, one, drawn)
-    assert positions[0] == position + 1
+    assert slots.positions[0] == position + 1
     return int(drawn)

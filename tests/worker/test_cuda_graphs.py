@@ -22,41 +22,23 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
-from core.worker.decode.cuda_graphs import GraphRecorder, GraphSteps
+from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.layer_fusion import fuse_prefill
-from core.worker.decode.steps import EagerSteps, PendingTokens, ReadyTokens
+from core.worker.decode.steps import EagerSteps, PendingTokens
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
+from tests.support.plain_recorder import PlainRecorder
 
 GREEDY = Sampling(temperature=0.0)
 CONTEXT_TOKENS, CHUNK_TOKENS = 256, 40
 # Of the logits' spread: half precision rounds each of two layers' operations, in another order than torch's own.
 TOLERANCE = 0.02
-
-
-class PlainRecorder(GraphRecorder):
-    """Runs what CUDA would replay."""
-
-    def new_pool(self) -> Any:
-        return None
-
-    def record(self, compute: Callable[[], torch.Tensor], pool: Any) -> tuple[Callable[[], None], torch.Tensor]:
-        result = torch.empty(0, dtype=torch.float16)
-
-        def replay() -> None:
-            result.resize_(0).set_(compute())
-
-        replay()
-        return replay, result
-
-    def copy(self, sampled: torch.Tensor) -> PendingTokens:
-        return ReadyTokens([None if token < 0 else token for token in sampled.tolist()])
 
 
 class WatchedRunner(ModelRunner):

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from core.engine.sampling_params import Sampling
-from core.worker.kernels.sampling_kernel import MAX_SCORES, SETTINGS, SamplingKernel, SlotSamplingState
+from core.worker.kernels.sampling_kernel import (
+    MAX_SCORES,
+    SamplingKernel,
+    SlotSamplingState,
+    make_slot_state,
+    settings_row,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,13 +33,16 @@ SAMPLINGS = (
 def make_slots(vocabulary: int) -> SlotSamplingState:
     generator = torch.Generator("cuda").manual_seed(vocabulary)
     samplings = [SAMPLINGS[slot % len(SAMPLINGS)] for slot in range(SLOTS)] + [SAMPLINGS[3]]
-    return SlotSamplingState(
-        settings=torch.tensor([[float(getattr(one, name)) for name in SETTINGS] for one in samplings], device="cuda"),
-        seeds=torch.randint(-(2**62), 2**62, (SLOTS + 1,), device="cuda", generator=generator),
-        seen=(torch.rand((SLOTS + 1, vocabulary), device="cuda", generator=generator) < 0.1).to(torch.uint8),
-        tokens=torch.zeros(SLOTS + 1, dtype=torch.long, device="cuda"),
-        positions=torch.arange(SLOTS + 1, device="cuda"),
-    )
+    state = make_slot_state(SLOTS, vocabulary, torch.device("cuda", 0))
+    # Every second slot has offsets, every third a mask.
+    rows = [settings_row(one, slot % 2 == 1, slot % 3 == 0) for slot, one in enumerate(samplings)]
+    state.settings.copy_(torch.stack(rows))
+    state.seeds.copy_(torch.randint(-(2**62), 2**62, (SLOTS + 1,), device="cuda", generator=generator))
+    state.seen.copy_(torch.rand((SLOTS + 1, vocabulary), device="cuda", generator=generator) < 0.1)
+    state.offsets.copy_(torch.randn(state.offsets.shape, device="cuda", generator=generator))
+    state.masks.copy_(torch.randint(-(2**31), 2**31, state.masks.shape, device="cuda", generator=generator))
+    state.positions.copy_(torch.arange(SLOTS + 1, device="cuda"))
+    return state
 
 
 @pytest.mark.skipif(not has_clusters, reason="this GPU has no clusters of blocks")
@@ -45,7 +54,7 @@ def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype
     )
     one, other = make_slots(vocabulary), make_slots(vocabulary)
     for sampling in SAMPLINGS:
-        one.settings[1] = other.settings[1] = torch.tensor([float(getattr(sampling, name)) for name in SETTINGS])
+        one.settings[1] = other.settings[1] = settings_row(sampling, True).cuda()
         num_same = 0
         for draw in range(DRAWS):
             generator = torch.Generator("cuda").manual_seed(draw)
@@ -60,6 +69,7 @@ def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype
             assert torch.equal(one.tokens[rows[:-1]], got[:-1])
             assert torch.equal(one.positions, other.positions)
             other.seen.copy_(one.seen)
+            other.offsets.copy_(one.offsets)
         # Where top-p's threshold falls between two sums' roundings, one more score may be in.
         assert num_same >= 4 * DRAWS - 3
 
@@ -68,6 +78,7 @@ def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype
 def test_logits_that_are_nan_give_no_token(clusters: bool) -> None:
     kernel = SamplingKernel(torch.float16, 32000, torch.device("cuda", 0), clusters)
     slots = make_slots(32000)
+    slots.settings[:] = settings_row(SAMPLINGS[0]).cuda()
     logits = torch.randn((2, 32000), device="cuda").half()
     logits[1, 31999] = float("nan")
     sampled = torch.zeros(2, dtype=torch.long, device="cuda")

@@ -17,10 +17,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from core.common.errors import EngineError
 from core.engine.sampling_params import Sampling
 from core.memory.plan import batch_sizes, chunk_sizes
+from core.worker.decode.draw_rules import NO_RULES, DrawRules
 from core.worker.decode.graph_cache import GraphCache
+from core.worker.decode.graph_draws import GraphDraws
+from core.worker.decode.logprobs import TokenLogprobs
 from core.worker.decode.steps import PendingTokens
 from core.worker.kernels import step_ops
-from core.worker.kernels.sampling_kernel import SETTINGS, SlotSamplingState, sampling_kernel_for
+from core.worker.kernels.sampling_kernel import make_slot_state, neutral_settings, sampling_kernel_for
 from core.worker.model.model_runner import ModelRunner
 
 ATTENTION = "llamadeck_captured"
@@ -44,6 +47,9 @@ class AsyncTokens:
     def wait(self) -> list[int | None]:
         self._event.synchronize()
         return [None if token < 0 else token for token in self._tokens.tolist()]
+
+    def logprobs(self) -> list[None]:
+        return [None] * len(self._tokens)
 
 
 class GraphRecorder:
@@ -91,13 +97,13 @@ class GraphSteps:
         self.has_states = model.cache.has_states
         self.context_tokens = model.cache.context_tokens
         self.vocabulary = model.vocabulary
-        device, many = model.device, self.num_slots + 1  # The last one is the padding slot, for rows without a request.
-        self.settings = torch.ones((many, len(SETTINGS)), dtype=torch.float32, device=device)
-        self.seeds = torch.zeros(many, dtype=torch.long, device=device)
-        self.seen = torch.zeros((many, self.vocabulary), dtype=torch.uint8, device=device)
-        self.tokens = torch.zeros(many, dtype=torch.long, device=device)
-        self.positions = torch.zeros(many, dtype=torch.long, device=device)
+        device = model.device
+        # The last slot is the padding slot, for rows without a request.
+        self.state = make_slot_state(self.num_slots, self.vocabulary, device)
+        self.tokens, self.positions = self.state.tokens, self.state.positions
+        self.draws = GraphDraws(self.state, self.num_slots, self.vocabulary)
         self.scratch = torch.empty((self.num_slots, self.vocabulary), dtype=torch.float32, device=device)
+        self._zero = torch.zeros(1, dtype=torch.long, device=device)
         self.cache = GraphCache(model.cache)
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, self.cache.attend)
         model.use_attention(ATTENTION)
@@ -106,8 +112,8 @@ class GraphSteps:
         if fuse:
             fuse(self.cache, self._run_decode, self._run_prefill)
         self._capture()
-        self.settings.fill_(1.0)
-        self.seen.zero_()
+        self.state.settings.copy_(neutral_settings(self.num_slots + 1, device))
+        self.state.seen.zero_()
 
     def _capture(self) -> None:
         """Record every step, the largest first; all share one memory pool, since they never run at the same time.
@@ -162,12 +168,10 @@ class GraphSteps:
             logits = graph.compute()
         return logits
 
-    def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
-        self.settings[slot].copy_(torch.tensor([float(getattr(sampling, name)) for name in SETTINGS]))
-        self.seeds[slot] = seed
-        self.seen[slot] = 0
-        if sampling.repetition_penalty != 1.0:
-            self.seen[slot, torch.tensor(tokens, device=self._model.device)] = 1
+    def reset_slot(
+        self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int], rules: DrawRules = NO_RULES
+    ) -> None:
+        self.draws.reset_slot(slot, sampling, seed, tokens, rules)
 
     def reusable_tokens(self, slot: int, num_tokens: int) -> int:
         return self._model.cache.reusable_tokens(slot, num_tokens)
@@ -185,10 +189,33 @@ class GraphSteps:
     def run_model(self, tokens: torch.Tensor, positions: torch.Tensor, logits_of: int | torch.Tensor) -> torch.Tensor:
         return self._model.run_captured(tokens, positions, self.cache, logits_of)
 
+    def score(
+        self, slot: int, chunk: Sequence[int], begin: int, following: Sequence[int], num_top: int
+    ) -> list[TokenLogprobs]:
+        """One token at a time: a captured prefill keeps the logits of its last token alone."""
+        graph, scores = self._prefill_graphs[0], []
+        for place, (token, next_token) in enumerate(zip(chunk, following, strict=True)):
+            self._model.cache.begin_prefill(slot, begin + place, 1)
+            graph.run(slot, [token], begin + place, False)
+            scores.append(self.draws.logprobs_of(graph.logits[0], next_token, num_top))
+        return scores
+
+    def draw(
+        self, slots: Sequence[int], logits: torch.Tensor, rows: torch.Tensor, sampled: torch.Tensor
+    ) -> PendingTokens:
+        """The tokens that a step has `sampled` [rows] from `logits` [rows, vocabulary] for the slots of `rows` [rows].
+
+        While the GPU computes the step, grammars say what may come; those slots are drawn anew with their masks.
+        """
+        for row, slot in enumerate(slots):
+            if self.draws.write_mask(slot):
+                one = slice(row, row + 1)
+                self.sample(logits[one], rows[one], self._zero, sampled[one])
+        return self.draws.late(slots, logits, self.recorder.copy(sampled[: len(slots)]))
+
     def sample(self, logits: torch.Tensor, rows: torch.Tensor, step: torch.Tensor, sampled: torch.Tensor) -> None:
         kernel = sampling_kernel_for(logits.dtype, self.vocabulary, logits.device)
-        slots = SlotSamplingState(self.settings, self.seeds, self.seen, self.tokens, self.positions)
-        kernel(logits, self.scratch, rows, slots, step, sampled)
+        kernel(logits, self.scratch, rows, self.state, step, sampled)
 
 
 class _Step(ABC):
@@ -199,11 +226,14 @@ class _Step(ABC):
 
     def __init__(self, steps: GraphSteps) -> None:
         self._steps = steps
-        self.replay: Callable[[], object] = self.compute
+        self.replay: Callable[[], object] = self._run_plainly
 
     @abstractmethod
     def compute(self) -> torch.Tensor:
         """Run the step kernel by kernel, from GPU memory alone; its logits [rows, vocabulary]."""
+
+    def _run_plainly(self) -> None:
+        self.logits = self.compute()
 
     def capture(self, pool: Any) -> None:
         """Record the step."""
@@ -240,9 +270,10 @@ class DecodeGraph(_Step):
             self._slots = padded
 
     def run(self, slots: Sequence[int]) -> PendingTokens:
+        self._steps.draws.prepare(slots)
         self.load_inputs(slots)
         self.replay()
-        return self._steps.recorder.copy(self._sampled[: len(slots)])
+        return self._steps.draw(slots, self.logits, self._rows, self._sampled)
 
 
 class PrefillGraph(_Step):
@@ -274,6 +305,8 @@ class PrefillGraph(_Step):
         self._inputs.copy_(torch.tensor([slot, begin, len(chunk), int(is_last), *chunk, *rest]))
 
     def run(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
+        if is_last:
+            self._steps.draws.prepare([slot])
         self.load_inputs(slot, chunk, begin, is_last)
         self.replay()
-        return self._steps.recorder.copy(self._sampled) if is_last else None
+        return self._steps.draw([slot], self.logits, self._inputs[:1], self._sampled) if is_last else None

@@ -13,8 +13,14 @@ import torch
 from core.engine.sampling_params import Sampling
 from core.worker.decode.cpu_decode import FastDecodePass
 from core.worker.decode.cpu_threads import AdaptiveThreads
-from core.worker.decode.sampling import sample
+from core.worker.decode.draw_rules import NO_RULES, DrawRules
+from core.worker.decode.logprobs import TokenLogprobs, logprobs_of
+from core.worker.decode.slot_draw import SlotDraw
 from core.worker.model.model_runner import ModelRunner
+
+# How many tokens of a prompt have their logits at a time, where those are asked for. No more than the plan's room for
+# one slot's draw holds on a GPU.
+SCORED_TOKENS = 8
 
 
 class PendingTokens(Protocol):
@@ -22,6 +28,9 @@ class PendingTokens(Protocol):
 
     def wait(self) -> list[int | None]:
         """One token for each slot of the step, as soon as they are known. None where the logits hold a NaN."""
+
+    def logprobs(self) -> Sequence[TokenLogprobs | None]:
+        """Of each slot's token, where its request asks for them. To be called after `wait`."""
 
 
 class Steps(Protocol):
@@ -35,8 +44,13 @@ class Steps(Protocol):
     context_tokens: int
     vocabulary: int
 
-    def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
-        """Give the slot to a new request, whose prompt is `tokens`. Its cached keys and values stay."""
+    def reset_slot(
+        self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int], rules: DrawRules = NO_RULES
+    ) -> None:
+        """Give the slot to a new request, whose prompt is `tokens`. Its cached keys and values stay.
+
+        Where the host has a part in its draws, its next token may be asked for only when the last one was waited for.
+        """
 
     def reusable_tokens(self, slot: int, num_tokens: int) -> int:
         """How many of the slot's first `num_tokens` tokens, which were read or written before, need not be read again:
@@ -48,6 +62,12 @@ class Steps(Protocol):
         The first chunk begins where `reusable_tokens` said, each other one where the one before it ended.
         """
 
+    def score(
+        self, slot: int, chunk: Sequence[int], begin: int, following: Sequence[int], num_top: int
+    ) -> list[TokenLogprobs]:
+        """Prefill `chunk` as `prefill` does; of each token of `following`, which comes after the chunk's at its place,
+        the log-probability, with the `num_top` likeliest."""
+
     def decode(self, slots: Sequence[int]) -> PendingTokens:
         """Decode the next token of each of `slots`, in ascending order."""
 
@@ -55,20 +75,22 @@ class Steps(Protocol):
 class ReadyTokens:
     """Tokens that are known already."""
 
-    def __init__(self, tokens: list[int | None]) -> None:
+    def __init__(self, tokens: list[int | None], logprobs: Sequence[TokenLogprobs | None] = ()) -> None:
         self._tokens = tokens
+        self._logprobs = logprobs or [None] * len(tokens)
 
     def wait(self) -> list[int | None]:
         return self._tokens
+
+    def logprobs(self) -> Sequence[TokenLogprobs | None]:
+        return self._logprobs
 
 
 class SlotState:
     """What a slot's next token depends on, beside the KV cache."""
 
-    def __init__(self, sampling: Sampling, generator: torch.Generator, tokens: Sequence[int]) -> None:
-        self.sampling = sampling
-        self.generator = generator
-        self.seen = set(tokens)
+    def __init__(self, drawing: SlotDraw) -> None:
+        self.drawing = drawing
         self.token = 0
         self.position = 0
 
@@ -88,9 +110,13 @@ class EagerSteps:
         self.vocabulary = model.vocabulary
         self._states: dict[int, SlotState] = {}
 
-    def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int]) -> None:
-        generator = torch.Generator(self._model.logits_device).manual_seed(seed)
-        self._states[slot] = SlotState(sampling, generator, tokens)
+    def reset_slot(
+        self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int], rules: DrawRules = NO_RULES
+    ) -> None:
+        # What is slow runs on a CPU, wherever the model does.
+        device = "cpu" if sampling.is_slow else self._model.logits_device
+        generator = torch.Generator(device).manual_seed(seed)
+        self._states[slot] = SlotState(SlotDraw(sampling, generator, tokens, self.vocabulary, rules))
 
     def reusable_tokens(self, slot: int, num_tokens: int) -> int:
         return self._model.cache.reusable_tokens(slot, num_tokens)
@@ -103,7 +129,24 @@ class EagerSteps:
         if not is_last:
             return None
         self._states[slot].position = end - 1
-        return ReadyTokens([self._sample(slot, logits[0])])
+        return self._sampled([slot], logits)
+
+    def score(
+        self, slot: int, chunk: Sequence[int], begin: int, following: Sequence[int], num_top: int
+    ) -> list[TokenLogprobs]:
+        self._adapt_threads()
+        scores: list[TokenLogprobs] = []
+        # Few at a time: each has logits for the whole vocabulary.
+        for first in range(0, len(chunk), SCORED_TOKENS):
+            part = chunk[first : first + SCORED_TOKENS]
+            device, start = self._model.device, begin + first
+            positions = torch.arange(start, start + len(part), device=device).unsqueeze(0)
+            tokens = torch.tensor([part], device=device)
+            self._model.cache.begin_prefill(slot, start, len(part))
+            logits = self._model.forward_all(tokens, positions, slot, start + len(part))
+            rows = zip(logits, following[first : first + SCORED_TOKENS], strict=True)
+            scores += [logprobs_of(row, token, num_top) for row, token in rows]
+        return scores
 
     def _prefill(self, slot: int, chunk: Sequence[int], begin: int, end: int) -> torch.Tensor:
         if self._fast_decode is not None and len(chunk) == 1:
@@ -122,7 +165,7 @@ class EagerSteps:
             states = [self._states[slot] for slot in slots]
             tokens, positions = [state.token for state in states], [state.position for state in states]
             logits = self._fast_decode.forward(slots, tokens, positions)
-        return ReadyTokens([self._sample(slot, row) for slot, row in zip(slots, logits, strict=True)])
+        return self._sampled(slots, logits)
 
     def _adapt_threads(self) -> None:
         if self._threads is not None:
@@ -142,13 +185,14 @@ class EagerSteps:
         )
         return logits[[slot - slots[0] for slot in slots]]
 
+    def _sampled(self, slots: Sequence[int], logits: torch.Tensor) -> ReadyTokens:
+        tokens = [self._sample(slot, row) for slot, row in zip(slots, logits, strict=True)]
+        return ReadyTokens(tokens, [self._states[slot].drawing.logprobs for slot in slots])
+
     def _sample(self, slot: int, logits: torch.Tensor) -> int | None:
-        state, logits = self._states[slot], logits.float()
-        if logits.max().isnan():  # The maximum is NaN where any logit is.
-            return None
-        is_penalized = state.sampling.repetition_penalty != 1.0
-        seen = torch.tensor(sorted(state.seen) if is_penalized else [], dtype=torch.long, device=logits.device)
-        state.token = sample(logits, state.sampling, seen, state.generator)
-        state.seen.add(state.token)
-        state.position += 1
-        return state.token
+        state = self._states[slot]
+        token = state.drawing.draw(logits)
+        if token is not None:
+            state.token = token
+            state.position += 1
+        return token

@@ -23,15 +23,30 @@ SAMPLE_BLOCKS, SAMPLE_THREADS = 8, 512
 SINGLE_BLOCK_THREADS = 1024
 # The most logits that a thread's registers hold.
 MAX_SCORES = 64
-# The columns of SlotSamplingState.settings.
-SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# The columns of SlotSamplingState.settings: those of Sampling, then whether the slot has offsets and a mask.
+SETTINGS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+# With these nothing is cut or changed.
+NEUTRAL = (1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+HAS_OFFSETS, HAS_MASK = len(SETTINGS), len(SETTINGS) + 1
+# Bits of SlotSamplingState.seen: a repetition penalty applies to the token; the answer has it.
+SEEN, SAID = 1, 2
 
 
 class SlotSamplingState(NamedTuple):
     """What sampling reads and writes, by slot, with one slot more for padding rows.
 
-    settings: float32 [slots + 1, 5]. seeds, tokens (the last one), positions: int64 [slots + 1].
-    seen: uint8 [slots + 1, vocabulary], the tokens that a repetition penalty applies to.
+    settings: float32 [slots + 1, 9]. seeds, tokens (the last one), positions: int64 [slots + 1].
+    seen: uint8 [slots + 1, vocabulary], SEEN and SAID of each token.
+    offsets: float32 [slots + 1, vocabulary], see decode/logit_offsets.py; a drawn token's penalties are taken off.
+    masks: int32 [slots + 1, ceil(vocabulary / 32)], one bit a token, the lowest first: what may come.
     """
 
     settings: torch.Tensor
@@ -39,6 +54,36 @@ class SlotSamplingState(NamedTuple):
     seen: torch.Tensor
     tokens: torch.Tensor
     positions: torch.Tensor
+    offsets: torch.Tensor
+    masks: torch.Tensor
+
+
+def make_slot_state(num_slots: int, vocabulary: int, device: torch.device) -> SlotSamplingState:
+    """The state of slots that no request was given yet."""
+    many = num_slots + 1
+    return SlotSamplingState(
+        settings=neutral_settings(many, device),
+        seeds=torch.zeros(many, dtype=torch.long, device=device),
+        seen=torch.zeros((many, vocabulary), dtype=torch.uint8, device=device),
+        tokens=torch.zeros(many, dtype=torch.long, device=device),
+        positions=torch.zeros(many, dtype=torch.long, device=device),
+        offsets=torch.zeros((many, vocabulary), dtype=torch.float32, device=device),
+        masks=torch.full((many, mask_words(vocabulary)), -1, dtype=torch.int32, device=device),
+    )
+
+
+def mask_words(vocabulary: int) -> int:
+    return -(-vocabulary // 32)
+
+
+def neutral_settings(many: int, device: torch.device) -> torch.Tensor:
+    return torch.tensor([*NEUTRAL, 0.0, 0.0], device=device).repeat(many, 1)
+
+
+def settings_row(sampling: object, has_offsets: bool = False, has_mask: bool = False) -> torch.Tensor:
+    """float32 [9], one row of SlotSamplingState.settings. sampling: has an attribute for each of SETTINGS."""
+    values = [float(getattr(sampling, name)) for name in SETTINGS]
+    return torch.tensor([*values, float(has_offsets), float(has_mask)])
 
 
 class SamplingKernel:
@@ -55,6 +100,7 @@ class SamplingKernel:
             "SAMPLE_THREADS": self._threads,
             "RANGE": f"{LOGIT_RANGE}f",
             "BISECTIONS": BISECTIONS,
+            "SETTINGS": len(SETTINGS) + 2,
         }
         module = CudaModule(read_source(*(("hopper.cuh",) if clusters else ()), "draw.cu"), defines, device)
         self._sample = module.kernel("sample")

@@ -69,6 +69,11 @@ class ModelRunner:
         self.cache.set_targets(rows, positions if targets is None else targets, length)
         return self._run(tokens, positions, length, self.cache)
 
+    def forward_all(self, tokens: torch.Tensor, positions: torch.Tensor, slot: int, length: int) -> torch.Tensor:
+        """As `forward` for one slot, with the logits after each new token: [new tokens, vocabulary]."""
+        self.cache.set_targets(slice(slot, slot + 1), positions, length)
+        return self._call_all(tokens, positions, self._masks(positions, length), self.cache, 0)[0]
+
     def use_attention(self, name: str) -> None:
         """Use the attention that is registered with transformers as `name` from now on."""
         self._config._attn_implementation = name
@@ -90,6 +95,12 @@ class ModelRunner:
     def _call(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any, logits_of: int | torch.Tensor
     ) -> torch.Tensor:
+        return self._call_all(tokens, positions, mask, cache, logits_of)[:, -1]
+
+    def _call_all(
+        self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any, logits_of: int | torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [rows, tokens of `logits_of`, vocabulary]; 0 stands for all tokens."""
         if self._last_place is not None:
             positions = positions.clamp(max=self._last_place)
         output = self._model(
@@ -101,7 +112,7 @@ class ModelRunner:
             logits_to_keep=logits_of,
         )
         logits: torch.Tensor = output.logits
-        return logits[:, -1]
+        return logits
 
     def _masks(self, positions: torch.Tensor, length: int) -> torch.Tensor | None | dict[str, torch.Tensor | None]:
         """What each new token sees, [rows, 1, new tokens, length]; by kind of layer, where there are several."""

@@ -94,18 +94,21 @@ __device__ __forceinline__ void weigh(const float* scores, float top, int size, 
     cluster_reduce<COUNT>(found, true, room, side);
 }
 
-// settings [slots + 1][5]: temperature, top-p, top-k, min-p, repetition penalty. scratch [rows][size]: for the scores,
-// without clusters. The other arguments are those of SamplingKernel in core/worker/kernels/sampling_kernel.py.
+// settings [slots + 1][SETTINGS]: temperature, top-p, top-k, min-p, repetition, presence and frequency penalty, whether
+// the slot has offsets, whether it has a mask. scratch [rows][size]: for the scores, without clusters. The other arguments are those of SamplingKernel in core/worker/kernels/sampling_kernel.py.
 extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds__(SAMPLE_THREADS)
     sample(const u16* logits, float* scratch, const i64* rows, const float* settings, const i64* seeds, u8* seen,
-           i64* tokens, i64* positions, const i64* step, i64* sampled, int size, int num_slots) {
+           i64* tokens, i64* positions, float* offsets, const int* masks, const i64* step, i64* sampled, int size,
+           int num_slots) {
     __shared__ ClusterScratch room;
     int side = 0;
     pdl_trigger();
     pdl_wait();
     const i64 row = blockIdx.y, slot = rows[row];
-    const float *own = settings + slot * 5, temperature = own[0], top_p = own[1], top_k = own[2], min_p = own[3];
+    const float *own = settings + slot * SETTINGS, temperature = own[0], top_p = own[1], top_k = own[2], min_p = own[3];
     const float penalty = own[4];
+    float* own_offsets = own[7] > 0.0f ? offsets + slot * size : nullptr;
+    const int* mask = own[8] > 0.0f ? masks + slot * ((size + 31) / 32) : nullptr;
     const i64 position = positions[slot] + *step;
     const bool is_greedy = temperature < 1e-5f;
     auto place_of = [](int i) { return first_place() + i * STEP; };
@@ -123,6 +126,8 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
         if (place < size) {
             score = to_float(logits[row * size + place]);
             if (seen[slot * size + place]) score = score > 0.0f ? score / penalty : score * penalty;
+            if (own_offsets) score += own_offsets[place];
+            if (mask && !(mask[place / 32] >> place % 32 & 1)) score = LOWEST;
             if (!is_greedy) score /= temperature;
         }
         SCORE(i) = score;
@@ -183,7 +188,9 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
     if (first_place() == 0) {
         const int token = (int)-back[0];
         if (slot < num_slots) {
-            seen[slot * size + token] = 1;
+            u8& marks = seen[slot * size + token];
+            if (own_offsets) own_offsets[token] -= own[6] + (marks & 2 ? 0.0f : own[5]);
+            marks = 3;
             tokens[slot] = token;
             positions[slot] = position;
         }

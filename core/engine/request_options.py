@@ -1,0 +1,46 @@
+"""What one request asks beside its settings: for this answer alone, never kept in a preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from core.common.errors import InputError
+from core.common.values import is_whole
+
+# As OpenAI and vLLM have them.
+MAX_TOP_LOGPROBS = 20
+MAX_BIAS = 100.0
+MAX_BIASED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer has to look like: `text` is a JSON schema, a regular expression, or a grammar in Lark."""
+
+    kind: Literal["json", "regex", "lark"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """`logit_bias`: what is added to the logits of tokens, by id. No end comes before `min_tokens`, and with
+    `ignore_eos` none but those of length. `logprobs`: how many of the likeliest tokens are told with each token; None
+    tells nothing. `prompt_logprobs` tells them of the prompt's tokens, too.
+    """
+
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    grammar: Grammar | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.logit_bias) > MAX_BIASED:
+            raise InputError("logit_bias", count=len(self.logit_bias), limit=MAX_BIASED)
+        if self.logprobs is not None and not (is_whole(self.logprobs) and 0 <= self.logprobs <= MAX_TOP_LOGPROBS):
+            raise InputError("setting_whole", name="logprobs", value=str(self.logprobs), low=0, high=MAX_TOP_LOGPROBS)
+
+
+PLAIN = RequestOptions()
