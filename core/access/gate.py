@@ -23,6 +23,7 @@ from core.access.exposure import is_local, request_is_local
 from core.access.headers import with_header, with_relative_location, with_security_headers
 from core.access.requests import (
     FOREIGN_SITES,
+    KEY_HEADER,
     SAFE_METHODS,
     forwarded_prefix,
     from_here,
@@ -113,7 +114,8 @@ class Gate:
         """A page elsewhere needs a key also where nobody else does, on loopback; the API itself sees whether it is
         right. Only of an origin that was named will a browser let a page read the answer."""
         is_cross_origin = asks_for_more(request) and self._visitors.is_cross_origin(request, None)
-        if is_cross_origin and "authorization" not in request.headers and not self._may_call(request):
+        has_key = any(name in request.headers for name in ("authorization", KEY_HEADER))
+        if is_cross_origin and not has_key and not self._may_call(request):
             answer = plain(403, "Requests from pages of other sites need a key.")
             await answer(request.scope, request.receive, send)
             return

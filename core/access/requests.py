@@ -13,6 +13,8 @@ from core.common.i18n import LANGUAGES
 MAX_NEXT_CHARS, MAX_COOKIES = 1000, 32
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 FOREIGN_SITES = frozenset({"cross-site", "same-site"})
+# In which Anthropic's clients send their key.
+KEY_HEADER = "x-api-key"
 # Of Streamlit's own paths none is a page that a person opens.
 NO_PAGES = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
 

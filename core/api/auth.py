@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from core.access.exposure import is_local_name
 from core.access.keys import Key, KeyStore
-from core.access.requests import client_of
+from core.access.requests import KEY_HEADER, client_of
 from core.api.errors import ApiError
 
 
@@ -23,6 +23,13 @@ class Caller:
 
     client: str
     owner: str = ""
+
+
+def key_in(request: Request) -> str:
+    """The key that a request brings, as OpenAI's clients send it or as Anthropic's; "" for none."""
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    bearer = text.strip() if scheme.lower() == "bearer" else ""
+    return bearer or request.headers.get(KEY_HEADER, "").strip()
 
 
 class ApiAuth:
@@ -39,12 +46,12 @@ class ApiAuth:
         """The caller. Raises ApiError where the request needs a key and brings none, or one that opens nothing."""
         # The name of another machine on loopback: a forwarded port, or a page that made its name point here.
         is_let_in = not self._needs_key() and is_local_name(request.headers.get("host", ""))
-        scheme, _, text = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not text.strip():
+        text = key_in(request)
+        if not text:
             if is_let_in:
                 return Caller(f"address {client_of(request)}")
             raise ApiError("api_key_missing")
-        key = self._keys.find(text.strip())
+        key = self._keys.find(text)
         if key is None or not self._is_welcome(key):
             # Most programs want a key of whatever kind, so that people make one up.
             if is_let_in:

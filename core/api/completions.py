@@ -59,15 +59,33 @@ class Completions:
         spoken = exchange or OpenAiExchange()
 
         def read(request: ChatRequest) -> Order:
-            served = read_served_model(self._engine)
-            entry = find_character(request.model, served, self._characters)
-            character, key = (entry.character, entry.key) if entry is not None else (None, "")
-            generations = [read_chat_request(request, served, character, call.owner, key)]
+            served, generation = self._read_chat(request, call.owner)
             reply = ResponseWriter("chat", request.model or served.name)
-            return _order(request, served, generations, reply, spoken)
+            return _order(request, served, [generation], reply, spoken)
 
         order = await self._intake.take(call, ChatRequest, read, self._prepare, spoken.translate)
         await self._answer(call, order)
+
+    async def count(self, call: HttpCall, exchange: Exchange) -> int:
+        """The tokens of the prompt that messages make, also of one that is too long for the context."""
+
+        def count(request: ChatRequest) -> int:
+            try:
+                served, generation = self._read_chat(request, call.owner)
+            except ApiError as error:
+                if error.key != "api_too_long":
+                    raise
+                return int(error.params["tokens"])
+            prompt = generation.prompt
+            return served.model.count_prompt(prompt) if isinstance(prompt, str) else len(prompt)
+
+        return await self._intake.take(call, ChatRequest, count, self._prepare, exchange.translate)
+
+    def _read_chat(self, request: ChatRequest, owner: str) -> tuple[ServedModel, GenerationRequest]:
+        served = read_served_model(self._engine)
+        entry = find_character(request.model, served, self._characters)
+        character, key = (entry.character, entry.key) if entry is not None else (None, "")
+        return served, read_chat_request(request, served, character, owner, key)
 
     async def complete(self, call: HttpCall, exchange: Exchange | None = None) -> None:
         """A text that goes on, as the API of `exchange` has it; None: our own."""

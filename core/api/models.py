@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core.api.dialects.anthropic import VERSION_HEADER, model_list
 from core.api.errors import ApiError
 from core.api.http_call import HttpCall
 from core.api.intake import Intake
@@ -38,8 +39,10 @@ class Models:
         self._just_in_time, self._loader = just_in_time, loader
 
     async def list(self, call: HttpCall) -> None:
-        """What can answer, and what is loaded for whoever names it."""
-        await call.json({"object": "list", "data": await self._intake.run(self.find_all)})
+        """What can answer, and what is loaded for whoever names it; for Anthropic's clients as those list models."""
+        found = await self._intake.run(self.find_all)
+        is_anthropic = VERSION_HEADER in call.request.headers
+        await call.json(model_list(found) if is_anthropic else {"object": "list", "data": found})
 
     def find_all(self) -> Described:
         """The list, for a thread."""

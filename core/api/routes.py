@@ -15,12 +15,14 @@ from core.access.keys import Key, KeyStore
 from core.api import metrics as prometheus
 from core.api.auth import ApiAuth
 from core.api.completions import Completions
+from core.api.dialects.anthropic import ANTHROPIC
 from core.api.dialects.dialect import OPENAI, Dialect
 from core.api.errors import ApiError
 from core.api.generation import MAX_WAITING, AdmissionLimit
 from core.api.http_call import CLIENT_GONE, ClientGone, HttpCall
 from core.api.intake import BODY_S, Intake
 from core.api.just_in_time import JustInTime
+from core.api.messages import Messages
 from core.api.metrics import Metrics
 from core.api.models import Models
 from core.api.openapi import describe
@@ -111,6 +113,8 @@ def make_routes(
     completions = Completions(engine, characters, metrics, intake, AdmissionLimit(max_waiting), just_in_time)
     models = Models(engine, characters, intake, just_in_time, loader)
 
+    messages = Messages(completions)
+
     async def health(call: HttpCall) -> None:
         await call.json({"status": "ok"})
 
@@ -139,6 +143,9 @@ def make_routes(
         "/tokenize": {"POST": models.tokenize},
         "/detokenize": {"POST": models.detokenize},
     }
+    spoken: dict[Dialect, dict[str, dict[str, Handler]]] = {
+        ANTHROPIC: {"/messages": {"POST": messages.create}, "/messages/count_tokens": {"POST": messages.count}},
+    }
     paths: dict[str, tuple[str, dict[str, Handler]]] = {
         "/metrics": ("/metrics", {"GET": show_metrics}),
         "/openapi.json": ("/openapi.json", {"GET": openapi}),
@@ -156,6 +163,10 @@ def make_routes(
         Route("/health", Endpoint("/health", {"GET": health}, None, metrics, ending)),
         Route("/ready", Endpoint("/ready", {"GET": ready}, None, metrics, ending)),
     ]
+    for dialect, others in spoken.items():
+        for path, handlers in others.items():
+            one = Endpoint(f"/v1{path}", handlers, auth, metrics, ending, dialect)
+            routes += [Route(f"{prefix}{path}", one) for prefix in ("/v1", "")]
     for path, (name, handlers) in paths.items():
         routes.append(Route(path, Endpoint(name.replace(":path", ""), handlers, auth, metrics, ending)))
     return routes

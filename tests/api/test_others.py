@@ -46,7 +46,10 @@ LOOKED_FOR = [
     *(("GET", path) for path in ("/.well-known/ai-plugin.json", "/v1/internal/model/info", "/health/readiness")),
     *(("POST", path) for path in ("/api/chat", "/api/generate", "/api/show", "/completion", "/v1/embeddings")),
     *(("POST", path) for path in ("/v1/audio/transcriptions", "/v1/images/asks", "/v1/responses", "/infill")),
-    *(("POST", path) for path in ("/generate", "/v1/messages", "/embeddings", "/openai/deployments/x/completions")),
+    *(
+        ("POST", path)
+        for path in ("/generate", "/v1/messages/batches", "/embeddings", "/openai/deployments/x/completions")
+    ),
     *((method, "/api/tags") for method in ("DELETE", "PUT", "PATCH", "OPTIONS")),
 ]
 

@@ -1,0 +1,35 @@
+"""What comes of a request's fields before our own types check them: each is what it should be, or an ApiError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.api.dialects.dialect import Body
+from core.api.errors import ApiError
+
+
+def field_error(field: str, why: str) -> ApiError:
+    return ApiError("api_field", field=field[:200], why=why)
+
+
+def listed(given: object, field: str) -> list[Any]:
+    """A list; nothing is an empty one."""
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        raise field_error(field, "a list is wanted")
+    return given
+
+
+def objects(given: object, field: str) -> list[Body]:
+    found = listed(given, field)
+    for place, one in enumerate(found):
+        if not isinstance(one, dict):
+            raise field_error(f"{field}.{place}", "an object is wanted")
+    return found
+
+
+def text_of(given: object, field: str) -> str:
+    if not isinstance(given, str):
+        raise field_error(field, "a text is wanted")
+    return given
