@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from core.checkpoint.completeness import refuse_unlike
 from core.checkpoint.computed import is_computed
 from core.checkpoint.containers.gptq import is_marlin
 from core.checkpoint.containers.registry import commonest_format, has_matrices, packed_as, read_format, read_matrices
+from core.checkpoint.experts import are_experts_alike
 from core.checkpoint.headers import TensorInfo, read_header, read_json, unreadable
 from core.checkpoint.judgement import architecture_name, judge, require_runs
 from core.checkpoint.layers import LayerShape, read_layers
@@ -27,7 +28,7 @@ from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.checkpoint.rope import ContextLimits, read_limits
 from core.checkpoint.settings import base_name, first_layout, fits, lacks_sizes, plain_settings, settings_by_tensors
 from core.checkpoint.tensor_names import name_tensors
-from core.checkpoint.text_config import has_pictures_left_out
+from core.checkpoint.text_config import has_pictures_left_out, text_config
 from core.checkpoint.tied_head import repeated_heads
 from core.checkpoint.tokenizer_files import has_tokenizer, other_tokenizer
 from core.checkpoint.weight_files import ModelFiles, Weights, find_weights, has_weights
@@ -70,6 +71,8 @@ class Checkpoint:
     left_out_bytes: int = 0
     # What a load would miss beside the weights.
     lacks: CheckpointError | None = None
+    # What others worked out of it, by keys of theirs: to go through 20,000 matrices takes a second.
+    derived: dict[object, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @cached_property
     def matrices(self) -> Mapping[str, QuantizedMatrix]:
@@ -100,6 +103,11 @@ class Checkpoint:
         with self.remote_advice():
             return read_layers(self.name, self.config, self.tensors)
 
+    @cached_property
+    def has_like_experts(self) -> bool:
+        """Whether all experts of a layer can be one tensor. Raises as `matrices`."""
+        return are_experts_alike(text_config(self.config), self.tensors, self.matrices)
+
     @property
     def folder(self) -> Path:
         """The folder with its files. Raises CheckpointError for a checkpoint that is not on disk."""
@@ -126,13 +134,17 @@ class Checkpoint:
         require_runs(self.name, self.config, self.tensors)
         if self.lacks is not None:
             raise self.lacks
+        if self._unlike is not None:
+            raise self._unlike
+
+    @cached_property
+    def _unlike(self) -> CheckpointError | None:
+        """What makes the tensors no whole model, as far as names tell."""
         try:
             matrices, num_layers = self.matrices, len(self.layers)
         except CheckpointError:
-            return  # Whoever asks for them is told.
-        error = refuse_unlike(self.name, self.config, self.tensors, matrices, num_layers)
-        if error is not None:
-            raise error
+            return None  # Whoever asks for them is told.
+        return refuse_unlike(self.name, self.config, self.tensors, matrices, num_layers)
 
     @property
     def is_without_pictures(self) -> bool:

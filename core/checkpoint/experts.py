@@ -7,10 +7,13 @@ tensor: `….experts.gate_up_proj` [experts, 2 * intermediate, hidden].
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from core.checkpoint.quantization import QuantizedMatrix
 
 # Of an expert: one matrix for gate and up, as Granite's files have it, or one for each.
 PROJECTION = r"gate_proj|up_proj|down_proj|gate_up_proj"
@@ -59,6 +62,23 @@ def count_experts(names: Iterable[str]) -> dict[str, int]:
         if one is not None:
             found[one.stack] = max(found.get(one.stack, 0), one.number + 1)
     return found
+
+
+def are_experts_alike(
+    text: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]
+) -> bool:
+    """Whether in each layer all experts are SwiGLU MLPs, quantized in one way, that add no bias: a kernel can have them
+    as one. True also where there are none."""
+    of_experts = [one for name in tensors if (one := expert_matrix(name)) is not None]
+    is_plain = any(one.part in ("weight", "bias") for one in of_experts)
+    if of_experts and (is_plain or text.get("hidden_act", "silu") not in ("silu", "swish")):
+        return False
+    kinds: dict[tuple[str, bool], set[tuple[int, int, bool]]] = defaultdict(set)
+    for name, matrix in matrices.items():
+        if (one := expert_matrix(name)) is not None:
+            format = matrix.format
+            kinds[one.stack, one.projection == "down_proj"].add((format.bits, format.group_size, format.is_symmetric))
+    return all(len(found) == 1 for found in kinds.values())
 
 
 def first_value(text: Mapping[str, Any], names: Iterable[str]) -> Any:

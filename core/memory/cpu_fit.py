@@ -9,9 +9,11 @@ import math
 from dataclasses import dataclass
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.layers import Experts
 from core.checkpoint.notes import Note, notes
 from core.common.errors import InputError
 from core.common.host_memory import available_bytes
+from core.memory.expert_shapes import token_share
 from core.memory.fit import MAX_CHATS, MIN_USEFUL_TOKENS, checked_context
 from core.memory.host_bandwidth import measured_gb_s
 from core.memory.kernels.registry import choose_kernel
@@ -110,10 +112,13 @@ def check_cpu_fit(
 
 
 def token_bytes(shape: ModelShape, kernel: KernelSpec) -> int:
-    """What one token of one chat reads: every weight but the embedding, of which it takes a row."""
+    """What one token of one chat reads: every weight but the embedding, of which it takes a row, and the experts
+    that it does not go through."""
     table = round_to_block(shape.vocabulary * shape.hidden * HALF_BYTES)
     tables = sum(count == shape.vocabulary * shape.hidden for count in shape.plain_elements)
-    return weight_bytes(shape, kernel) - table * (tables > 1)
+    experts = sum(count * kernel.matrix_bytes(matrix) for matrix, count in shape.expert_matrices)
+    unread = round(experts * (1 - token_share(shape.layers)))
+    return weight_bytes(shape, kernel) - table * (tables > 1) - unread
 
 
 def speed_text(tokens_per_s: float) -> str:
@@ -127,7 +132,16 @@ def speed_text(tokens_per_s: float) -> str:
 def _needed_bytes(shape: ModelShape, kernel: KernelSpec, context_tokens: int, num_chats: int) -> int:
     state = state_bytes(shape, context_tokens, num_chats)
     moment = activation_bytes(shape, kernel, CHUNK_TOKENS, context_tokens, num_chats, own_attention=False)
-    return weight_bytes(shape, kernel) + state + moment + PROCESS_BYTES
+    return weight_bytes(shape, kernel) + max(state + moment, _loading_bytes(shape)) + PROCESS_BYTES
+
+
+def _loading_bytes(shape: ModelShape) -> int:
+    """The experts of one layer as they were read: they become one module together."""
+    read = sum(
+        count * (one.codes_bytes + one.zeros_bytes + one.scales_bytes + one.input_groups_bytes)
+        for one, count in shape.expert_matrices
+    )
+    return read // max(1, sum(count for layer, count in shape.layers if isinstance(layer.mlp, Experts)))
 
 
 def _longest(shape: ModelShape, kernel: KernelSpec, num_chats: int, available_bytes: int, limit: int) -> int:

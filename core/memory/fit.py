@@ -110,8 +110,7 @@ def check_fit(
     for indexes in device_sets(devices):
         group = [devices[index] for index in indexes]
         kernels = candidates(plain, group, kernel, without)
-        can_capture = len(group) == 1 and plain.is_capturable
-        captured = [(merged, one) for one in kernels if can_capture and one.is_capturable]
+        captured = [(merged, one) for one in kernels if len(group) == 1 and one.can_capture(merged)]
         for shape, one in [*captured, *((plain, one) for one in kernels)]:
             places = [kernel_device(device) for device in group]
             load = LoadPlan(

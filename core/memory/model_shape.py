@@ -16,6 +16,7 @@ from core.checkpoint.quantization import MatrixFormat
 from core.checkpoint.recurrent import Recurrent
 from core.checkpoint.text_config import text_config
 from core.checkpoint.vocabulary import num_tokens
+from core.memory.expert_shapes import expert_groups
 from core.memory.matrix_groups import merged_matrices
 from core.memory.sizes import HALF_BYTES, INT_BYTES, round_to_block
 
@@ -75,6 +76,13 @@ class ModelShape:
     matrices: tuple[tuple[MatrixShape, int], ...]
     plain_elements: tuple[int, ...]
     is_merged: bool = False
+    # Of `matrices` those that experts have, and whether all experts of a layer can be kept as one tensor.
+    expert_matrices: tuple[tuple[MatrixShape, int], ...] = ()
+    are_experts_alike: bool = True
+
+    @property
+    def has_experts(self) -> bool:
+        return any(isinstance(layer.mlp, Experts) for layer, _ in self.layers)
 
     @property
     def num_layers(self) -> int:
@@ -107,22 +115,28 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
     Raises CheckpointError "config_number" for a number that is missing or none, "config_tensors" where the
     configuration contradicts the tensors.
     """
-    with checkpoint.remote_advice():
-        return _read_shape(checkpoint, merged)
+    key = (ModelShape, merged)
+    if key not in checkpoint.derived:
+        with checkpoint.remote_advice():
+            checkpoint.derived[key] = _read_shape(checkpoint, merged)
+    shape: ModelShape = checkpoint.derived[key]
+    return shape
 
 
 def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:
     name, config = checkpoint.name, text_config(checkpoint.config)
-    layers = Counter(checkpoint.layers)
+    layers, (others, of_experts) = Counter(checkpoint.layers), _count_matrices(checkpoint, merged)
     places = {layer: place for place, layer in enumerate(layers)}
     shape = ModelShape(
         layers=tuple(layers.items()),
         layer_order=tuple(places[layer] for layer in checkpoint.layers),
         hidden=read_number(name, config, "hidden_size"),
         vocabulary=num_tokens(checkpoint),
-        matrices=tuple(matrix_shapes(checkpoint, merged).items()),
+        matrices=tuple((others + of_experts).items()),
         plain_elements=tuple(_plain_elements(checkpoint)),
         is_merged=merged,
+        expert_matrices=tuple(of_experts.items()),
+        are_experts_alike=checkpoint.has_like_experts,
     )
     _check_sizes(checkpoint, shape)
     return shape
@@ -133,17 +147,25 @@ def matrix_shapes(checkpoint: Checkpoint, merged: bool = False) -> Counter[Matri
 
     Raises CheckpointError where a tensor contradicts its format.
     """
-    groups_of = {name: group for group in merged_matrices(checkpoint) for name in group.sizes} if merged else {}
+    others, of_experts = _count_matrices(checkpoint, merged)
+    return others + of_experts
+
+
+def _count_matrices(checkpoint: Checkpoint, merged: bool) -> tuple[Counter[MatrixShape], Counter[MatrixShape]]:
+    """The matrices of no expert and those of experts. An expert's gate and up are one, whether others are merged or
+    not."""
+    groups = merged_matrices(checkpoint) if merged else expert_groups(checkpoint)
+    groups_of = {name: group for group in groups for name in group.sizes}
     # A bias beside a matrix of a family that has none is auto-gptq's zeros, which are not kept.
-    has_biases, found = _has_biases(checkpoint), Counter[MatrixShape]()
+    has_biases, found = _has_biases(checkpoint), (Counter[MatrixShape](), Counter[MatrixShape]())
     for name, matrix in checkpoint.matrices.items():
-        if ROUTER.search(name):
-            continue
         group = groups_of.get(name)
-        if group is None or name == next(iter(group.sizes)):
-            out_features = group.out_features if group else matrix.out_features
-            has_bias = "bias" in matrix.tensors and has_biases
-            found[MatrixShape(matrix.in_features, out_features, matrix.format, has_bias)] += 1
+        if ROUTER.search(name) or (group is not None and name != next(iter(group.sizes))):
+            continue
+        out_features = group.out_features if group else matrix.out_features
+        has_bias = "bias" in matrix.tensors and has_biases
+        one = MatrixShape(matrix.in_features, out_features, matrix.format, has_bias)
+        found[expert_matrix(name) is not None][one] += 1
     return found
 
 

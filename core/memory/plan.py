@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from core.checkpoint.layers import LayerShape
+from core.checkpoint.layers import Experts, LayerShape, Mlp
+from core.memory.expert_shapes import router_bytes
 from core.memory.kernels.spec import KernelSpec
 from core.memory.layer_state import mask_bytes, state_plan
 from core.memory.model_shape import ModelShape
@@ -174,9 +175,7 @@ def activation_bytes(
     """
     rows = max(chunk_tokens, num_slots)
     base = 2 * rows * shape.hidden * HALF_BYTES
-    wide = rows * shape.intermediate * HALF_BYTES
-    largest = max((kernel.transient_bytes(matrix, rows) for matrix, _ in shape.matrices), default=0)
-    mlp = max(3 * wide, 2 * wide + largest)
+    mlp = max(mlp_bytes(shape, kernel, layer.mlp, rows) for layer, _ in shape.layers)
     attention = max(
         state_plan(layer).activation_bytes(layer.mixer, rows, context_tokens, own_attention)
         for layer, _ in shape.layers
@@ -188,6 +187,22 @@ def activation_bytes(
         return base + max(mlp, attention, norms) + sampling
     logits = num_slots * shape.vocabulary * (HALF_BYTES + 6 * FLOAT_BYTES)
     return base + mask_bytes(rows, context_tokens) + max(mlp, attention, norms, logits)
+
+
+def mlp_bytes(shape: ModelShape, kernel: KernelSpec, mlp: Mlp, num_rows: int) -> int:
+    """The largest moment of one MLP: up to three [rows, intermediate]. With experts the router's, an expert's or a
+    shared expert's, whose output waits for theirs, as a copy of the input may."""
+    largest = max((kernel.transient_bytes(matrix, num_rows) for matrix, _ in shape.matrices), default=0)
+
+    def dense(intermediate: int) -> int:
+        wide = num_rows * intermediate * HALF_BYTES
+        return max(3 * wide, 2 * wide + largest)
+
+    if not isinstance(mlp, Experts):
+        return dense(mlp.intermediate)
+    routed = max(router_bytes(mlp, shape.hidden, num_rows), kernel.expert_bytes(shape, mlp, num_rows))
+    beside = num_rows * shape.hidden * HALF_BYTES * (2 if mlp.shared_intermediate else 1)
+    return max(routed, dense(mlp.shared_intermediate)) + beside
 
 
 def workspace_bytes(capability: tuple[int, int]) -> int:

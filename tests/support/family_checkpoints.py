@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from core.checkpoint.experts import ROUTER
 from core.worker.model.experts import has_experts
 from tests.support.checkpoints import WEIGHTS, Recipe, make_matrix, make_tokenizer
 
@@ -25,12 +26,14 @@ def make_family_checkpoint(
     config: dict[str, Any],
     rename: Callable[[str], str] = lambda name: name,
     written: dict[str, Any] | None = None,
-    recipe_of: Callable[[str], Recipe] = lambda name: Recipe(),
+    recipe_of: Callable[[str], Recipe | None] = lambda name: Recipe(),
+    routers: Recipe | None = None,
 ) -> PreTrainedModel:
     """Write a checkpoint of `config` with random weights. Returns transformers' own model with the same weights.
 
     rename: what the files call a tensor. written: the config.json, where it is not transformers' own. recipe_of: how
-    an expert's matrix is quantized; each is by itself, as files have them.
+    an expert's matrix is quantized, None for one in 16 bit; each is by itself, as files have them. routers: how those
+    are quantized, None for 16 bit.
     """
     torch.manual_seed(0)
     made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
@@ -58,10 +61,20 @@ def make_family_checkpoint(
         for name, module in stacks.items():
             for number, (projection, weight, bias) in expert_parts(module):
                 owner = f"{name}.{number}.{projection}"
-                parts, dense = make_matrix(random, recipe_of(owner), *weight.shape[::-1])
-                weight.copy_(torch.from_numpy(dense))
+                recipe = recipe_of(owner)
+                if recipe is None:
+                    parts = {"weight": weight.half().numpy().copy()}
+                else:
+                    parts, dense = make_matrix(random, recipe, *weight.shape[::-1])
+                    weight.copy_(torch.from_numpy(dense))
                 tensors |= {rename(f"{owner}.{part}"): value for part, value in parts.items()}
                 tensors |= {rename(f"{owner}.bias"): bias.half().numpy()} if bias is not None else {}
+        for name, module in model.named_modules():
+            if routers is not None and ROUTER.search(name):
+                parts, dense = make_matrix(random, routers, *module.weight.shape[::-1])
+                module.weight.copy_(torch.from_numpy(dense))
+                tensors |= {rename(f"{name}.{part}"): value for part, value in parts.items()}
+                stacked.add(f"{name}.weight")
     plain = {
         name: value
         for name, value in model.state_dict().items()
@@ -97,6 +110,10 @@ def expert_parts(module: Any) -> Iterator[tuple[int, tuple[str, torch.Tensor, to
         if module.has_bias:
             bias = module.gate_up_proj_bias[number]
             biases = [bias[::2], bias[1::2], module.down_proj_bias[number]]
+        if type(module).__name__.startswith("Granite"):
+            yield number, ("gate_up_proj", weight, None)
+            yield number, ("down_proj", down, None)
+            continue
         gate, up = weight.chunk(2) if module.is_concatenated else (weight[::2], weight[1::2])
         for part in zip(("gate_proj", "up_proj", "down_proj"), (gate, up, down), biases, strict=True):
             yield number, part

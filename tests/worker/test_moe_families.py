@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.checkpoint.layers import Experts
+from tests.support.checkpoints import Recipe
 from tests.support.family_checkpoints import make_family_checkpoint
 from tests.support.family_checks import SIZES, check_family
 
@@ -35,6 +37,13 @@ def as_ernie(name: str) -> str:
     return name.replace(".mlp.gate.moe_statics.", ".mlp.moe_statics.")
 
 
+def as_granite(name: str) -> str:
+    """Gate and up are one matrix in the releases too, and gptqmodel has a module in it for each expert."""
+    name = re.sub(r"\.experts\.([0-9]+)\.gate_up_proj\.", r".input_linear.\1.linear.", name)
+    name = re.sub(r"\.experts\.([0-9]+)\.down_proj\.", r".output_linear.\1.linear.", name)
+    return name.replace(".router.weight", ".router.layer.weight")
+
+
 FAMILIES: dict[str, tuple[dict[str, Any], Rename]] = {
     "qwen3_moe": ({"model_type": "qwen3_moe", **SMALL, "head_dim": 32, "norm_topk_prob": True}, unchanged),
     "qwen3_moe, every second layer": ({"model_type": "qwen3_moe", **SMALL, "decoder_sparse_step": 2}, unchanged),
@@ -55,6 +64,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], Rename]] = {
     "hunyuan_v1_moe": ({"model_type": "hunyuan_v1_moe", **SIZES, "num_experts": 4, "moe_topk": [2, 2],
                         "head_dim": 16}, unchanged),
     "minimax_m2": ({"model_type": "minimax_m2", **SIZES, **FOUR, "head_dim": 16, "rotary_dim": 8}, as_mixtral),
+    "granitemoe": ({"model_type": "granitemoe", **SIZES, **FOUR}, as_granite),
+    "granitemoeshared": ({"model_type": "granitemoeshared", **SIZES, **FOUR, "shared_intermediate_size": 96},
+                         as_granite),
 }  # fmt: skip
 
 
@@ -65,4 +77,41 @@ def test_a_mixture_of_experts_computes_what_its_class_does(
     model = make_family_checkpoint(tmp_path / "model", config, rename)
     layers = read_checkpoint(tmp_path / "model").layers
     assert any(isinstance(layer.mlp, Experts) and layer.mlp.experts_per_token == 2 for layer in layers)
+    check_family(tmp_path / "model", model)
+
+
+def own_order(name: str) -> Recipe:
+    return Recipe(act_order=True)
+
+
+def of_some_bits(name: str) -> Recipe:
+    """As `dynamic` has it: single experts, and single matrices of one, in 8 bit."""
+    is_finer = ".experts.1." in name or name.endswith("experts.2.up_proj")
+    return Recipe(bits=8) if is_finer else Recipe()
+
+
+def partly_plain(name: str) -> Recipe | None:
+    return None if ".experts.3." in name or name.endswith("experts.0.down_proj") else Recipe()
+
+
+def wholly_plain(name: str) -> None:
+    return None
+
+
+def asymmetric(name: str) -> Recipe:
+    return Recipe(symmetric=False)
+
+
+@pytest.mark.parametrize("recipe_of", [own_order, of_some_bits, partly_plain, wholly_plain, asymmetric])
+def test_each_matrix_of_an_expert_is_quantized_by_itself(
+    tmp_path: Path, recipe_of: Callable[[str], Recipe | None]
+) -> None:
+    model = make_family_checkpoint(tmp_path / "model", FAMILIES["qwen3_moe"][0], recipe_of=recipe_of)
+    check_family(tmp_path / "model", model)
+
+
+def test_a_router_may_be_quantized_too(tmp_path: Path) -> None:
+    config = FAMILIES["qwen3_moe"][0] | {"num_experts": 8}
+    model = make_family_checkpoint(tmp_path / "model", config, routers=Recipe())
+    assert "model.layers.0.mlp.gate" in read_checkpoint(tmp_path / "model").matrices
     check_family(tmp_path / "model", model)

@@ -5,6 +5,8 @@ A few rows are multiplied from the codes. Prefill is too on compute capability 9
 
 from __future__ import annotations
 
+from core.checkpoint.layers import Experts
+from core.memory.expert_shapes import LONG_BYTES
 from core.memory.kernels.spec import KernelSpec, largest_codes_bytes
 from core.memory.model_shape import MatrixShape, ModelShape
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, INT_BYTES, MIB, round_to_block
@@ -18,6 +20,8 @@ PREFILL_TILE_ROWS = 128
 PREFILL_PARTIAL_SUM_BYTES = PREFILL_TILE_ROWS * 256 * FLOAT_BYTES
 # Into how many parts the columns of a slot are split in attention (cuda/attention.cu).
 KV_SPLITS = 8
+# Pairs of a token and an expert are sorted by expert into segments of at least so many rows (routed_pairs.py).
+MIN_SEGMENT_ROWS = 8
 
 
 class LlamadeckKernel(KernelSpec):
@@ -41,6 +45,18 @@ class LlamadeckKernel(KernelSpec):
     def transient_bytes(self, matrix: MatrixShape, num_rows: int) -> int:
         """Rows as fused prefill takes them, whole tiles; at most, where they are only permuted."""
         return -(-num_rows // PREFILL_TILE_ROWS) * PREFILL_TILE_ROWS * matrix.in_features * HALF_BYTES
+
+    def expert_bytes(self, shape: ModelShape, mlp: Experts, num_rows: int) -> int:
+        """Where experts are stacked: of each pair of a token and an expert its place, its row where the expert's inputs
+        are in another order, silu(gate) * up, and the result in float32; and the sums."""
+        if not self.stacks_experts(shape):
+            return super().expert_bytes(shape, mlp, num_rows)
+        pairs = num_rows * mlp.experts_per_token
+        segments = min(pairs, mlp.num_experts + pairs // MIN_SEGMENT_ROWS)
+        places = pairs * (LONG_BYTES + FLOAT_BYTES + 2 * INT_BYTES) + segments * 4 * INT_BYTES
+        is_gathered = any(matrix.format.is_permuted for matrix, _ in shape.expert_matrices)
+        row = shape.hidden * (HALF_BYTES * is_gathered + FLOAT_BYTES) + mlp.intermediate * HALF_BYTES
+        return places + pairs * row + num_rows * shape.hidden * HALF_BYTES
 
     def loading_bytes(self, shape: ModelShape, is_merged: bool) -> int:
         """Codes are packed anew, from a staging buffer."""
@@ -82,4 +98,5 @@ LLAMADECK = LlamadeckKernel(
     min_capability=(8, 0),
     is_capturable=True,
     merges_permuted=True,
+    multiplies_experts=True,
 )

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from core.checkpoint.layers import Experts
+from core.memory.expert_shapes import looped_bytes
 from core.memory.model_shape import MatrixShape, ModelShape
 from core.memory.sizes import HALF_BYTES
 
@@ -33,7 +35,8 @@ class KernelSpec:
     than the others. `is_capturable`: its calls can be captured in CUDA graphs, and are
     held against plain runs. `is_last_resort`: it dequantizes every matrix for every token, and is for what no other
     kernel takes. `merges_permuted`: it takes matrices of one input as one also where their inputs are permuted alike.
-    `fallback` runs the matrices of a model that this kernel does not take, if it takes any.
+    `fallback` runs the matrices of a model that this kernel does not take, if it takes any. `multiplies_experts`: it
+    has a product with all chosen experts of a layer; others run one after the other, which no graph can hold.
     """
 
     name: str
@@ -48,6 +51,7 @@ class KernelSpec:
     is_last_resort: bool = False
     merges_permuted: bool = False
     fallback: KernelSpec | None = None
+    multiplies_experts: bool = False
 
     def can_run(self, matrix: MatrixShape, device: Device) -> bool:
         """Whether the kernel takes `matrix` on `device`."""
@@ -68,6 +72,14 @@ class KernelSpec:
         if self.fallback is None or len(others) == len(matrices):
             return not others
         return self.fallback.can_run_all(others, device)
+
+    def can_capture(self, shape: ModelShape) -> bool:
+        """Whether steps of a model of `shape` can be captured with this kernel."""
+        return self.is_capturable and shape.is_capturable and (not shape.has_experts or self.stacks_experts(shape))
+
+    def stacks_experts(self, shape: ModelShape) -> bool:
+        """Whether the experts of a layer are one module of the kernel's own."""
+        return self.multiplies_experts and shape.are_experts_alike
 
     def dtype(self, wanted: str, device: Device) -> Dtype:
         """What to compute in, for a model whose configuration says `wanted`."""
@@ -90,6 +102,11 @@ class KernelSpec:
     def transient_bytes(self, matrix: MatrixShape, num_rows: int) -> int:
         """What one product needs for its moment, beside its input and output."""
         return 0
+
+    def expert_bytes(self, shape: ModelShape, mlp: Experts, num_rows: int) -> int:
+        """What the chosen experts of `num_rows` tokens need for their moment, beside their input."""
+        transient = max((self.transient_bytes(matrix, num_rows) for matrix, _ in shape.expert_matrices), default=0)
+        return looped_bytes(mlp, shape.hidden, num_rows, transient)
 
     def loading_bytes(self, shape: ModelShape, is_merged: bool) -> int:
         """What finishing a matrix needs for its moment: what is merged is read first, then put where it stays."""

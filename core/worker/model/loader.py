@@ -26,6 +26,7 @@ from core.checkpoint.quantization import QuantizedMatrix
 from core.checkpoint.settled import settle
 from core.checkpoint.tied_head import has_own_head
 from core.common.errors import CheckpointError, EngineError
+from core.memory.expert_shapes import expert_groups
 from core.memory.kernels.cpu import DENSE
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup, merged_matrices
@@ -212,8 +213,8 @@ def read_weights(
     # What goes to several devices is read to where none of them is; what is packed otherwise is packed anew there.
     is_repacked = any(matrix.format.packing in REPACKED for matrix in checkpoint.matrices.values())
     reading_device = CPU if device_map.is_split or is_repacked else first.reading_device
-    found = merged_matrices(checkpoint, permuted=first.spec.merges_permuted)
-    groups = {name: group for group in found for name in group.sizes} if is_merged else {}
+    merge = merged_matrices if is_merged else expert_groups
+    groups = {name: group for group in merge(checkpoint, first.spec.merges_permuted) for name in group.sizes}
     parts = {name: (one, part) for one in checkpoint.matrices.values() for part, name in one.tensors.items()}
     stacks = find_stacks(model, checkpoint.tensors)
     full_precision = kept_in_float32(model)

@@ -1,0 +1,121 @@
+"""The plan and the verdict of mixtures of experts, from the headers of well-known releases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.headers import TensorInfo
+from core.checkpoint.layers import DenseMlp, Experts
+from core.checkpoint.notes import notes
+from core.memory.cpu_fit import check_cpu_fit
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import check_fit
+from core.memory.kernels.cpu import ATEN_INT4
+from core.memory.kernels.gptqmodel import TRITON
+from core.memory.kernels.llamadeck import LLAMADECK
+from core.memory.model_shape import read_shape
+from core.memory.plan import mlp_bytes
+from tests.support.release_headers import MIXTRAL_8X7B, QWEN3_30B_A3B, moe_release
+
+RTX_4090 = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
+DENSE = DenseMlp(6144)
+SMALL: dict[str, Any] = {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "vocab_size": 1024}
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Checkpoint:
+    return moe_release(QWEN3_30B_A3B)
+
+
+@pytest.fixture
+def small() -> Checkpoint:
+    return moe_release(QWEN3_30B_A3B | SMALL)
+
+
+def test_qwen3_30b_a3b_fits_a_card_of_24_gb(qwen: Checkpoint) -> None:
+    report = check_fit(qwen, [RTX_4090])
+    assert report.fits and report.load.kernel is LLAMADECK and report.load.is_captured
+    # 30.5 billion weights: 29.9 in 4 bit with a scale of 16 bit for 128 of them, the two tables in 16 bit.
+    matrices = 48 * (2048 * (4096 + 2 * 512) + 4096 * 2048 + 128 * 3 * 2048 * 768)
+    wanted = matrices * (4 + 16 / 128) / 8 + 2 * 151936 * 2048 * 2 + 48 * 128 * 2048 * 2
+    assert report.load.memory[0].weights == pytest.approx(wanted, rel=0.001)
+    assert report.max_context == 40960
+    assert not check_fit(qwen, [replace(RTX_4090, total_mib=16_376)]).fits
+
+
+def test_one_token_on_a_cpu_reads_the_experts_that_it_goes_through_alone(qwen: Checkpoint) -> None:
+    """It was said to write half a token a second."""
+    report = check_cpu_fit(qwen, available_mib=32_000, bandwidth_gb_s=20.0)
+    assert report.fits and report.kernel is ATEN_INT4
+    # 3.3 billion weights of a token: 0.6 GB of the head, 1.6 GB of matrices.
+    assert 8.0 / report.tokens_per_s == pytest.approx(2.1, abs=0.3)
+
+
+def test_all_matrices_of_all_experts_count(small: Checkpoint) -> None:
+    for merged in (False, True):
+        shape = read_shape(small, merged)
+        # An expert's gate and up are one matrix, whether query, key and value are or not.
+        sizes = {(one.in_features, one.out_features): count for one, count in shape.expert_matrices}
+        assert sizes == {(2048, 2 * 768): 2 * 4, (768, 2048): 2 * 4}
+        assert set(shape.expert_matrices) <= set(shape.matrices)
+
+
+def test_mixtrals_experts_count_by_the_names_of_its_files() -> None:
+    shape = read_shape(moe_release(MIXTRAL_8X7B | {"num_hidden_layers": 2, "num_local_experts": 4}))
+    assert {(one.in_features, one.out_features): count for one, count in shape.expert_matrices} == {
+        (4096, 2 * 14336): 2 * 4,
+        (14336, 4096): 2 * 4,
+    }
+
+
+def test_what_runs_one_expert_after_the_other_is_not_captured(small: Checkpoint) -> None:
+    shape = read_shape(small, merged=True)
+    assert TRITON.is_capturable and not TRITON.can_capture(shape)
+    assert TRITON.can_capture(replace(shape, layers=tuple((replace(one, mlp=DENSE), n) for one, n in shape.layers)))
+    assert LLAMADECK.can_capture(shape)
+    assert not LLAMADECK.can_capture(replace(shape, are_experts_alike=False))
+
+
+def changed(checkpoint: Checkpoint, name: str, info: TensorInfo) -> Checkpoint:
+    tensors = {key: value for key, value in checkpoint.tensors.items() if not key.startswith(name.rpartition(".")[0])}
+    return replace(checkpoint, tensors=tensors | {name: info})
+
+
+def test_experts_are_alike_where_all_are_quantized_in_one_way(small: Checkpoint) -> None:
+    assert read_shape(small).are_experts_alike and not notes(small, 4096)
+    expert = "model.layers.1.mlp.experts.2.down_proj"
+    plain = TensorInfo("model.safetensors", "BF16", (2048, 768), 0, 2048 * 768 * 2)
+    partly_plain = changed(small, f"{expert}.weight", plain)
+    assert not read_shape(partly_plain).are_experts_alike and notes(partly_plain, 4096) == (("plain_experts", {}),)
+    scales = small.tensors[f"{expert}.scales"]
+    finer = small.tensors | {
+        f"{expert}.scales": replace(scales, shape=(12, 2048)),
+        f"{expert}.qzeros": replace(small.tensors[f"{expert}.qzeros"], shape=(12, 256)),
+    }
+    assert not read_shape(replace(small, tensors=finer)).are_experts_alike
+    assert not read_shape(replace(small, config=small.config | {"hidden_act": "gelu"})).are_experts_alike
+
+
+def test_an_expert_of_another_size_than_the_configuration_says_is_named(small: Checkpoint) -> None:
+    with pytest.raises(Exception, match="moe_intermediate_size"):
+        read_shape(replace(small, config=small.config | {"moe_intermediate_size": 512}))
+
+
+def test_a_shared_expert_is_as_wide_as_it_is(small: Checkpoint) -> None:
+    shape, mlp = read_shape(small), Experts(4, 2, 768)
+    narrow, wide = (mlp_bytes(shape, TRITON, replace(mlp, shared_intermediate=size), 512) for size in (8, 65536))
+    assert wide == 3 * 512 * 65536 * 2 + 2 * 512 * 2048 * 2 > narrow > mlp_bytes(shape, TRITON, mlp, 512)
+
+
+def test_stacked_experts_need_room_for_every_pair_of_a_token_and_an_expert(small: Checkpoint) -> None:
+    shape, mlp = read_shape(small, merged=True), Experts(4, 2, 768)
+    # The sums in float32 and what gate and up become, of 2 * 512 pairs.
+    pairs = 2 * 512 * (2048 * 4 + 768 * 2)
+    assert pairs < LLAMADECK.expert_bytes(shape, mlp, 512) < 1.3 * pairs
+    matrices = [(replace(one, format=replace(one.format, is_permuted=True)), n) for one, n in shape.expert_matrices]
+    gathered = LLAMADECK.expert_bytes(replace(shape, expert_matrices=tuple(matrices)), mlp, 512)
+    assert gathered - LLAMADECK.expert_bytes(shape, mlp, 512) == 2 * 512 * 2048 * 2
