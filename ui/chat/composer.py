@@ -105,7 +105,7 @@ def _draw_extras(chat: Chat) -> None:
     with (
         icons(f"extras_{tag}"),
         st.popover(tr("chat.extras"), key=f"chat_extras_{tag}", type="tertiary" if not start else "secondary",
-                   icon=":material/add:", help=tr("chat.extras")),
+                   icon=":material/edit_note:", help=tr("chat.extras")),
     ):  # fmt: skip
         key = key_of(START, tag, start)
         st.text_area(tr("chat.start"), key=key, height=80, placeholder=tr("chat.start_placeholder"),
