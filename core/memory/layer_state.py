@@ -11,7 +11,7 @@ from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
 
 # How many queries of a chunk have their scores multiplied out at a time, where no kernel does it for all. No fewer than
 # the chats that can be at once.
-CAPPED_QUERIES = 64
+WRITTEN_OUT_QUERIES = 64
 # Of every slot: how many earlier states of its chat are kept, which a prompt that shares a part can go on from.
 SNAPSHOTS_PER_SLOT = 3
 # How many tokens of a chunk the delta rule takes at once.
@@ -49,6 +49,8 @@ class KvStatePlan:
         vectors = (8 if mixer.is_gated else 5) * num_rows * size
         if own_attention:
             return vectors
+        if mixer.has_sinks:
+            return vectors + written_out_bytes(mixer, num_rows, context_tokens)
         repeated = 2 * context_tokens * size if mixer.num_heads // mixer.num_kv_heads > 1 else 0
         return vectors + repeated + mask_bytes(num_rows, context_tokens)
 
@@ -64,14 +66,12 @@ class DistanceStatePlan(KvStatePlan):
 
 
 class CappedStatePlan(KvStatePlan):
-    """A pass multiplies out the scores of some queries: as they are, as float, their softmax, and that in half
-    precision."""
+    """A pass writes out the scores of some queries."""
 
     def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, own_attention: bool) -> int:
         # No heads are repeated.
         vectors = KvStatePlan.activation_bytes(self, mixer, num_rows, context_tokens, own_attention=True)
-        scores = mixer.num_heads * min(num_rows, CAPPED_QUERIES) * context_tokens
-        return vectors + mask_bytes(num_rows, context_tokens) + scores * 2 * (HALF_BYTES + FLOAT_BYTES)
+        return vectors + written_out_bytes(mixer, num_rows, context_tokens)
 
 
 class DeltaStatePlan:
@@ -131,6 +131,12 @@ STATE_PLANS: dict[type[Mixer], StatePlan] = {
 
 def state_plan(layer: LayerShape) -> StatePlan:
     return STATE_PLANS[type(layer.mixer)]
+
+
+def written_out_bytes(mixer: FullAttention, num_rows: int, context_tokens: int) -> int:
+    """The scores of some queries: as they are, as float, their softmax, and that in half precision; and a mask."""
+    scores = mixer.num_heads * min(num_rows, WRITTEN_OUT_QUERIES) * context_tokens
+    return mask_bytes(num_rows, context_tokens) + scores * 2 * (HALF_BYTES + FLOAT_BYTES)
 
 
 def mask_bytes(num_rows: int, context_tokens: int) -> int:

@@ -33,6 +33,7 @@ def own_kernels(device: torch.device) -> list[Callable[[], object]]:
     from core.worker.kernels.packing import CodeFormat
     from core.worker.kernels.sampling_kernel import SamplingKernel
     from core.worker.kernels.step_ops import module_for
+    from tests.support.head_attention import CASES, SHARINGS
 
     is_hopper = torch.cuda.get_device_capability(device) >= (9, 0)
     kinds = [
@@ -46,6 +47,9 @@ def own_kernels(device: torch.device) -> list[Callable[[], object]]:
     made += [partial(DecodeKernels, torch.float16, *heads, 4, device) for heads in ATTENTION_HEADS]
     for heads, blocks, clusters in product(ATTENTION_HEADS, SPLITS, (True, False) if is_hopper else (False,)):
         made.append(partial(DecodeKernels, torch.float16, *heads, 4, device, (blocks,), clusters))
+    for case, dtype in product(CASES.values(), DTYPES):
+        for way in SHARINGS if is_hopper else SHARINGS[:2]:
+            made.append(partial(DecodeKernels, dtype, case.heads, case.kind.dim, 3, device, *way, case.kind))
     for dtype, vocabulary, clusters in product(DTYPES, VOCABULARIES, (True, False) if is_hopper else (False,)):
         made.append(partial(SamplingKernel, dtype, vocabulary, device, clusters))
     made += [partial(kernels_for, dtype, dim, device) for dtype in DTYPES for dim in CACHED_HEADS]

@@ -39,6 +39,7 @@ struct Block {
     std::vector<char> shared;
     Barrier all, named[16];
     float fixed[64];  // what a kernel declares as shared memory of known size
+    bool flag;
 };
 struct Copy { void* to; const void* from; int size; };
 struct Fiber {
@@ -94,6 +95,8 @@ inline float __uint_as_float(u32 bits) { float x; memcpy(&x, &bits, 4); return x
 inline u32 as_bits(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 inline float __expf(float x) { return expf(x); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline u32 atomicAdd(u32* at, int by) { const u32 was = *at; *at += by; return was; }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 template <class T> T __ldg(const T* from) { return *from; }
 template <class T> T __ldcg(const T* from) { return *from; }
@@ -215,6 +218,13 @@ LOAD(ld_global_v4_u32, const void*, from)
 LOAD(ld_global_nc_L1_no_allocate_L2_128B_v4_u32, const void*, from)
 LOAD_SOME(setp_ne_u32_ld_shared_v4_u32, u32, at_shared(from))
 LOAD_SOME(setp_ne_u32_ld_global_v4_u32, const void*, from)
+// The transpose of 8x8 halves: lane 4g+t gives row g, columns 2t and 2t+1.
+inline void movmatrix_sync_aligned_m8n8_trans_b16(u32& r, u32 pair) {
+    const Given& given = exchange({pair});
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const u32 low = given[t * 8 + g / 2][0] >> g % 2 * 16, high = given[t * 8 + 4 + g / 2][0] >> g % 2 * 16;
+    r = (low & 0xffff) | high << 16;
+}
 inline void ld_shared_u32(u32& r, u32 from) { memcpy(&r, at_shared(from), 4); }
 inline void ld_acquire_gpu_u32(u32& r, const u32* from) { yield(), r = *from; }
 inline void st_release_gpu_u32(u32* to, u32 what) { *to = what; }

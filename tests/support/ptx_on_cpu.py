@@ -28,6 +28,7 @@ ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(")
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 OPERAND = re.compile(r'"[=+]?[rhlfn]"\s*\(')
 FIXED_SHARED = re.compile(r"__shared__ float (\w+)\[\d+\];")
+FLAG_SHARED = re.compile(r"__shared__ bool (\w+);")
 CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
 
 
@@ -111,6 +112,7 @@ def as_cpp(source: str) -> str:
         source += f'\nextern "C" void call_{name}(void** a) {{ {name}({values}); }}'
     source = SHARED.sub(r"\1* \2 = (\1*)fiber->block->shared.data();", source)
     source = FIXED_SHARED.sub(r"float* \1 = fiber->block->fixed;", source)
+    source = FLAG_SHARED.sub(r"bool& \1 = fiber->block->flag;", source)
     return "".join(without_asm(source))
 
 

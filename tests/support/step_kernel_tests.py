@@ -159,16 +159,40 @@ def test_a_chunk_is_not_broken_by_what_an_earlier_chat_left_behind_it(
     assert torch.allclose(got[0, :num_there].float(), wanted[:num_there], atol=TOLERANCES[dtype])
 
 
+@HALVES
+def test_a_sink_takes_its_share_of_every_tokens_attention(dtype: torch.dtype) -> None:
+    """gpt-oss: a score of each head that belongs to no token, in a window, alone and beside a chunk."""
+    keys, values = torch.randn(2, 2, 2, 151, 64).to(dtype)
+    chunk, sinks = torch.randn(1, 70, 8, 64).to(dtype).transpose(1, 2), (torch.randn(8) * 3).to(dtype)
+    slot, places = torch.tensor([1]), torch.arange(60, 130)
+    got = cache_attention.attend_prefill(chunk, keys, values, slot, torch.tensor([60, 70]), 64**-0.5, 50, sinks)
+    wanted = attention(chunk[0], keys[1], values[1], places, 50, sinks)
+    assert torch.allclose(got[0].float(), wanted, atol=TOLERANCES[dtype])
+    # An empty row's result stays 0.
+    slots, ends = torch.tensor([1, 1]), torch.tensor([130, 0])
+    both = cache_attention.attend_decode(
+        chunk[:, :, -1:].expand(2, -1, -1, -1), keys, values, slots, ends, 64**-0.5, 50, sinks
+    )
+    assert torch.allclose(both[0].float(), wanted[-1:], atol=TOLERANCES[dtype]) and not both[1].any()
+
+
 def attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor, window: int
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    places: torch.Tensor,
+    window: int,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[heads, tokens, dim] over one slot, written out: [tokens, heads, dim]."""
+    """[heads, tokens, dim] over one slot, written out: [tokens, heads, dim]. sinks: [heads]."""
     repeats = query.shape[0] // keys.shape[0]
     keys, values = (tensor.float().nan_to_num().repeat_interleave(repeats, 0) for tensor in (keys, values))
     back = places[:, None] - torch.arange(keys.shape[1])[None]
     scores = query.float() @ keys.transpose(1, 2) * query.shape[-1] ** -0.5
-    weights = scores.masked_fill((back < 0) | (back >= window), float("-inf")).softmax(-1)
-    return (weights @ values).transpose(0, 1)
+    scores = scores.masked_fill((back < 0) | (back >= window), float("-inf"))
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float()[:, None, None].expand(-1, len(places), 1)), -1)
+    return (scores.softmax(-1)[..., : keys.shape[1]] @ values).transpose(0, 1)
 
 
 @pytest.mark.parametrize(

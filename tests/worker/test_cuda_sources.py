@@ -25,7 +25,7 @@ from core.worker.kernels import (
     sampling_kernel,
     step_ops,
 )
-from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.decode_attention import DecodeKernels, HeadKind
 from core.worker.kernels.packed_prefill import PrefillKernels
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import CodeFormat
@@ -155,6 +155,20 @@ def test_the_attention_of_new_tokens_compiles(
     for clusters in {False, capability >= (9, 0)}:
         DecodeKernels(dtype, heads, dim, 2, torch.device("cpu"), clusters=clusters)
     row_norm.norm_kernel(dtype, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize(
+    ("heads", "kind"),
+    [((16, 2), HeadKind(256, 64, True, True)), ((32, 4), HeadKind(128, 128, True)), ((64, 8), HeadKind(64, 64))],
+    ids=str,
+)
+def test_the_attention_of_normed_and_gated_heads_compiles(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], heads: tuple[int, int], kind: HeadKind
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    clusters = capability >= (9, 0)
+    DecodeKernels(torch.bfloat16, heads, kind.dim, 2, torch.device("cpu"), clusters=clusters, kind=kind)
 
 
 @pytest.mark.parametrize(("dtype", "vocabulary"), [(torch.float16, 500), (torch.bfloat16, MAX_SCORES * 4096)])

@@ -12,7 +12,7 @@ from core.worker.decode.fused_modules import FusedNorm
 from core.worker.decode.graph_cache import AttentionSpec, GraphCache
 from core.worker.decode.layer_parts import LayerArguments, multiply_normed, prefill_normed, shared_gemm
 from core.worker.kernels.cache_attention import attend_prefill
-from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.decode_attention import NO_NORM, DecodeKernels, HeadKind, HeadNorm
 from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.row_norm import MAX_ROW
@@ -48,13 +48,42 @@ def matrices_of(attention: nn.Module | None) -> tuple[PackedLinear, ...]:
     return plain if len(plain) == len(found) and takes_same_rows else ()
 
 
+def find_head_norm(attention: nn.Module, dim: int) -> HeadNorm | None:
+    """The norms of each query and key by itself, of heads of `dim`; None for norms of another kind."""
+    query, key = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+    if query is None and key is None:
+        return NO_NORM
+    if not isinstance(query, FusedNorm) or not isinstance(key, FusedNorm):
+        return None
+    is_by_head = query.weight.numel() == key.weight.numel() == dim
+    is_alike = (query.eps, query.offset) == (key.eps, key.offset)
+    return HeadNorm(query.weight, key.weight, query.eps, query.offset) if is_by_head and is_alike else None
+
+
+def find_head_kind(matrices: AttentionMatrices, spec: AttentionSpec, rotary: int, norm: HeadNorm) -> HeadKind | None:
+    """What the heads are that `matrices` give, of which RoPE turns `rotary` elements; None for what no kernel takes."""
+    num_heads, num_kv_heads = spec.heads
+    query_heads = sum(one.out_features for one in matrices.qkv) // spec.dim - 2 * num_kv_heads
+    if query_heads not in (num_heads, 2 * num_heads) or rotary % 16 or not 0 < rotary <= spec.dim:
+        return None
+    return HeadKind(spec.dim, rotary, norm.query is not None, query_heads > num_heads)
+
+
 class FusedAttention:
     """The mixer (a LayerPart) of layer `index`, where it is such an attention."""
 
     is_fused = True
 
-    def __init__(self, matrices: AttentionMatrices, kernels: DecodeKernels, spec: AttentionSpec, index: int) -> None:
+    def __init__(
+        self,
+        matrices: AttentionMatrices,
+        kernels: DecodeKernels,
+        spec: AttentionSpec,
+        index: int,
+        norm: HeadNorm = NO_NORM,
+    ) -> None:
         self._matrices, self._kernels, self._spec, self._index = matrices, kernels, spec, index
+        self._norm = norm
 
     def can_prefill(self) -> bool:
         matrices = self._matrices
@@ -72,7 +101,7 @@ class FusedAttention:
             begin = end
         attended = self._kernels.attend(
             qkv, arguments["position_embeddings"], cache.layer(self._index), cache.slots, cache.columns, spec.scale,
-            spec.window, matrices.out.inverse_permutation,
+            spec.window, matrices.out.inverse_permutation, self._norm, spec.sinks,
         )  # fmt: skip
         return matrices.out.kernels.multiply(matrices.out.matrix, attended, "residual", matrices.out.bias, hidden)
 
@@ -82,9 +111,11 @@ class FusedAttention:
         assert isinstance(gemm, FusedDequantGemm)
         qkv = prefill_normed(gemm, matrices.qkv[0], hidden, matrices.norm)
         query = self._kernels.apply_rope_and_store_kv(
-            qkv, arguments["position_embeddings"], (keys, values), cache.slots, cache.columns
+            qkv, arguments["position_embeddings"], (keys, values), cache.slots, cache.columns, self._norm
         )
-        attended = attend_prefill(query, keys, values, cache.slots, cache.bounds, spec.scale, spec.window)
+        attended = attend_prefill(query, keys, values, cache.slots, cache.bounds, spec.scale, spec.window, spec.sinks)
+        if self._kernels.kind.is_gated:
+            self._kernels.gate(attended, qkv)
         swizzled = gemm.permute_rows(matrices.out.matrix, attended.view(hidden.shape[0], -1))
         return gemm.multiply_swizzled(matrices.out.matrix, swizzled, hidden.shape[0], matrices.out.bias, hidden)
 

@@ -16,12 +16,14 @@ NO_WINDOW = 2**30
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """A layer's attention: scale of the scores, window (columns), (query heads, KV heads), size of a head."""
+    """A layer's attention: scale of the scores, window (columns), (query heads, KV heads), size of a head, and [heads]
+    scores that belong to no column, if any."""
 
     scale: float
     window: int
     heads: tuple[int, int]
     dim: int
+    sinks: torch.Tensor | None = None
 
 
 class GraphCache:
@@ -64,9 +66,10 @@ class GraphCache:
         mask: torch.Tensor | None,
         scaling: float | None = None,
         sliding_window: int | None = None,
+        s_aux: torch.Tensor | None = None,
         **extras: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Attention of query [rows, heads, tokens, dim] over the cache -> [rows, tokens, heads, dim].
+        """Attention of query [rows, heads, tokens, dim] over the cache -> [rows, tokens, heads, dim]. s_aux: sinks.
 
         Raises NotImplementedError for a mask, and for what a model adds to plain attention.
         """
@@ -78,8 +81,9 @@ class GraphCache:
         window = sliding_window or NO_WINDOW
         index = getattr(module, "layer_idx", None)
         if index is not None:
-            self.attention_specs[index] = AttentionSpec(scale, window, (query.shape[1], keys.shape[1]), query.shape[3])
-        return attend(query, keys, values, self.slots, self.bounds, scale, window), None
+            heads = query.shape[1], keys.shape[1]
+            self.attention_specs[index] = AttentionSpec(scale, window, heads, query.shape[3], s_aux)
+        return attend(query, keys, values, self.slots, self.bounds, scale, window, s_aux), None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

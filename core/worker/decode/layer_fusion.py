@@ -17,12 +17,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from core.worker.decode.fused_attention import AttentionMatrices, FusedAttention, find_attention_matrices
+from core.worker.decode.fused_attention import (
+    AttentionMatrices,
+    FusedAttention,
+    find_attention_matrices,
+    find_head_kind,
+    find_head_norm,
+)
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer, FusedHead
 from core.worker.decode.fused_mlp import FusedDenseMlp, MlpMatrices, find_mlp_matrices
 from core.worker.decode.graph_cache import AttentionSpec, GraphCache
 from core.worker.decode.layer_parts import LayerPart, PlainMixer, PlainMlp
-from core.worker.kernels.decode_attention import MAX_QUERIES, DecodeKernels
+from core.worker.kernels.decode_attention import MAX_QUERIES, DecodeKernels, HeadKind
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.packing import K_BLOCK
 
@@ -88,16 +94,22 @@ class MixerMaker:
         made: list[LayerPart] = []
         index = int(getattr(attention, "layer_idx", -1))
         spec = self._cache.attention_specs.get(index)
-        if matrices and spec and spec.dim in MAX_QUERIES and "position_embeddings" in call.kwargs:
-            made.append(FusedAttention(matrices, self._kernels_for(spec, call.hidden), spec, index))
+        angles = call.kwargs.get("position_embeddings")
+        if matrices and spec and spec.dim in MAX_QUERIES and attention and isinstance(angles, tuple):
+            norm = find_head_norm(attention, spec.dim)
+            kind = norm and find_head_kind(matrices, spec, angles[0].shape[-1], norm)
+            if norm and kind:
+                made.append(FusedAttention(matrices, self._kernels_for(spec, kind, call.hidden), spec, index, norm))
         if isinstance(norm, nn.Module) and isinstance(attention, nn.Module):
             made.append(PlainMixer(norm, attention))
         return made
 
-    def _kernels_for(self, spec: AttentionSpec, hidden: torch.Tensor) -> DecodeKernels:
-        key = (hidden.dtype, spec.heads, spec.dim)
+    def _kernels_for(self, spec: AttentionSpec, kind: HeadKind, hidden: torch.Tensor) -> DecodeKernels:
+        key = (hidden.dtype, spec.heads, kind)
         if key not in self._kernels:
-            self._kernels[key] = DecodeKernels(*key, self._cache.num_slots, hidden.device)
+            self._kernels[key] = DecodeKernels(
+                hidden.dtype, spec.heads, spec.dim, self._cache.num_slots, hidden.device, kind=kind
+            )
         return self._kernels[key]
 
 

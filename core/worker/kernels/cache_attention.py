@@ -83,15 +83,17 @@ def attend_decode(
     ends: torch.Tensor,
     scale: float,
     window: int,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of one new token a row over its slot's first `ends` [rows] columns.
 
     query [rows, heads, 1, dim] -> [rows, 1, heads, dim]. keys, values: a layer's cache [slots, kv heads, columns, dim].
-    window: how many columns a token sees at most. Several blocks split a row's columns (arXiv 2311.01282).
+    window: how many columns a token sees at most. sinks [heads]: scores that belong to no column (arXiv 2309.17453).
+    Several blocks split a row's columns (arXiv 2311.01282).
     """
     rows, num_heads, _, dim = query.shape
     num_kv_heads, group = keys.shape[1], num_heads // keys.shape[1]
-    query = _readable(query, keys)
+    query, sinks = _readable(query, keys), None if sinks is None else sinks.to(keys.dtype)
     kernels = kernels_for(query.dtype, dim, query.device)
     splits = num_splits(keys.shape[0], keys.shape[2], kernels.columns)
     parts = torch.empty((rows, num_heads, splits, dim), dtype=torch.float32, device=query.device)
@@ -102,7 +104,7 @@ def attend_decode(
         (splits, blocks, rows), 32, query, keys, values, slots, ends, parts, tops, totals, *_cache_strides(keys),
         query.stride(0), query.stride(1), float(scale), window, num_heads, group,
     )  # fmt: skip
-    kernels.combined((rows * num_heads, 1, 1), COMBINE_THREADS, parts, tops, totals, out, splits)
+    kernels.combined((rows * num_heads, 1, 1), COMBINE_THREADS, parts, tops, totals, out, splits, sinks, num_heads)
     return out
 
 
@@ -114,6 +116,7 @@ def attend_prefill(
     bounds: torch.Tensor,
     scale: float,
     window: int,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of one chat's new tokens over its slot.
 
@@ -121,13 +124,13 @@ def attend_prefill(
     are there; what comes out for the others means nothing. The rest as for `attend_decode`.
     """
     _, num_heads, num_tokens, dim = query.shape
-    query = _readable(query, keys)
+    query, sinks = _readable(query, keys), None if sinks is None else sinks.to(keys.dtype)
     kernels = kernels_for(query.dtype, dim, query.device)
     out = torch.empty((1, num_tokens, num_heads, dim), dtype=query.dtype, device=query.device)
     kernels.chunk(
         (-(-num_tokens // (CHUNK_WARPS * WARP_QUERIES)), num_heads, 1), CHUNK_WARPS * 32, query, keys, values, slots,
         bounds, out, *_cache_strides(keys), query.stride(1), query.stride(2), float(scale), window, num_tokens,
-        num_heads // keys.shape[1], keys.shape[2],
+        num_heads // keys.shape[1], keys.shape[2], sinks,
     )  # fmt: skip
     return out
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from ctypes import c_longlong
+from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +25,34 @@ COLUMNS = 16
 # Into how many blocks the columns of a row's head may be split.
 SPLITS = (8, 4, 2, 1)
 ROPE_THREADS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class HeadKind:
+    """What heads of one size are. rotary: how many of their first elements RoPE turns, a multiple of 16. is_normed:
+    each query and key is RMS-normed by itself first. is_gated: behind each query lies a gate for its output."""
+
+    dim: int
+    rotary: int
+    is_normed: bool = False
+    is_gated: bool = False
+
+    @property
+    def query_heads(self) -> int:
+        """How many heads a query takes in a row."""
+        return 2 if self.is_gated else 1
+
+
+class HeadNorm(NamedTuple):
+    """RMSNorm of each query and key: weights [dim], epsilon, what is added to each weight."""
+
+    query: torch.Tensor | None = None
+    key: torch.Tensor | None = None
+    eps: float = 0.0
+    offset: float = 0.0
+
+
+NO_NORM = HeadNorm()
 
 
 def queries_per_block(num_heads: int, num_kv_heads: int, dim: int) -> int:
@@ -57,7 +87,7 @@ def choose_blocks(head_groups: int, most_blocks: Mapping[int, int]) -> int:
 @cache
 def module_for(
     dtype: torch.dtype,
-    dim: int,
+    kind: HeadKind,
     queries: int,
     pipeline_stages: tuple[tuple[int, int], ...],
     clusters: bool,
@@ -66,7 +96,8 @@ def module_for(
     """The compiled kernels. pipeline_stages: pairs (blocks that split a head, loads in flight), a kernel for each."""
     lines = (f"ATTEND({blocks}, {times})" for blocks, times in pipeline_stages)
     source = read_source("hopper.cuh", "attention.cu", ATTENDS=lines)
-    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "QUERIES": queries, "CLUSTERS": int(clusters)}
+    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": kind.dim, "QUERIES": queries, "CLUSTERS": int(clusters)}
+    defines |= {"ROTARY": kind.rotary, "HEAD_NORM": int(kind.is_normed), "GATED": int(kind.is_gated)}
     defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "KV_SPLITS": KV_SPLITS}
     return CudaModule(source, defines, device)
 
@@ -83,18 +114,22 @@ class DecodeKernels:
         device: torch.device,
         splits: Sequence[int] = SPLITS,
         clusters: bool | None = None,
+        kind: HeadKind | None = None,
     ) -> None:
-        """heads: (query heads, KV heads) of `dim`. splits: into how many blocks a head may be split. clusters: whether
-        those read one another's shared memory; None: where the GPU can. Raises CudaCodeError."""
+        """heads: (query heads, KV heads) of `dim`. kind: None for plain ones, turned as a whole. splits: into how many
+        blocks a head may be split. clusters: whether those read one another's shared memory; None: where the GPU can.
+        Raises CudaCodeError."""
         self.num_heads, self.num_kv_heads, self.dim = *heads, dim
+        self.kind = HeadKind(dim, dim) if kind is None else kind
         self._queries = queries_per_block(*heads, dim)
         properties = torch.cuda.get_device_properties(device)
         clusters = properties.major >= 9 if clusters is None else clusters
         # Two blocks on a multiprocessor. CUDA reserves 1 KiB of each.
         room = properties.shared_memory_per_multiprocessor // 2 - 1024
         pipeline_stages = tuple((blocks, choose_pipeline_stages(dim, self._queries, blocks, room)) for blocks in splits)
-        module = module_for(dtype, dim, self._queries, pipeline_stages, clusters, device)
+        module = module_for(dtype, self.kind, self._queries, pipeline_stages, clusters, device)
         self._apply_rope_and_store_kv = module.kernel("apply_rope_and_store_kv")
+        self._gate = module.kernel("gate_heads")
         self._attend = {
             blocks: module.kernel(f"attend_{blocks}", shared_bytes(dim, self._queries, blocks, times))
             for blocks, times in pipeline_stages
@@ -121,10 +156,14 @@ class DecodeKernels:
         scale: float,
         window: int,
         inverse_permutation: torch.Tensor | None = None,
+        norm: HeadNorm = NO_NORM,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim].
+        """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim]. Gated queries come with
+        their gates: [rows, heads, 2, dim], then the others.
 
-        angles: cosines and sines [rows or 1, 1, dim], applied to query and key. cache: a layer's keys and values
+        angles: cosines and sines [rows or 1, 1, rotary], applied to query and key. sinks [heads]: scores that belong to
+        no column (arXiv 2309.17453). cache: a layer's keys and values
         [slots, kv heads, columns, dim]; the new key and value go to each row's slot and column. A column below 0 gives
         zeros and stores nothing. scale: of the scores. window: how many columns a token sees at most.
         """
@@ -136,7 +175,7 @@ class DecodeKernels:
             (blocks, head_groups, rows), ATTEND_WARPS * 32, qkv, cos, sin, keys, values, slots, columns, self._parts,
             self._tops, self._totals, self._ended, out, inverse_permutation, c_longlong(keys.stride(0)),
             c_longlong(keys.stride(1)), cos.stride(0) if cos.shape[0] > 1 else 0, float(scale), window,
-            self.num_heads, self.num_kv_heads,
+            self.num_heads, self.num_kv_heads, *norm, sinks,
         )  # fmt: skip
         return out
 
@@ -147,20 +186,28 @@ class DecodeKernels:
         cache: tuple[torch.Tensor, torch.Tensor],
         slots: torch.Tensor,
         columns: torch.Tensor,
+        norm: HeadNorm = NO_NORM,
     ) -> torch.Tensor:
-        """RoPE for qkv [tokens, (heads + 2 kv heads) * dim] of one chat's new tokens, in place -> queries [1, heads,
-        tokens, dim].
+        """Norm and RoPE for qkv [tokens, (heads + 2 kv heads) * dim] of one chat's new tokens, in place -> queries [1,
+        heads, tokens, dim].
 
-        angles: [1, tokens, dim]. Keys and values go into `cache` as in `attend`, at `columns` [1, tokens].
+        angles: [1, tokens, rotary]. Keys and values go into `cache` as in `attend`, at `columns` [1, tokens].
         """
         tokens, (cos, sin), (keys, values) = qkv.shape[0], angles, cache
-        heads = self.num_heads + 2 * self.num_kv_heads
-        # A thread takes 8 elements of both halves of a query or key, or 8 elements of a value.
-        threads = tokens * (heads * self.dim // 16 + self.num_kv_heads * self.dim // 16)
+        # A thread takes 16 elements.
+        threads = tokens * (self.num_heads + 2 * self.num_kv_heads) * self.dim // 16
         self._apply_rope_and_store_kv(
             (-(-threads // ROPE_THREADS), 1, 1), ROPE_THREADS, qkv, cos, sin, keys, values, slots, columns,
             c_longlong(keys.stride(0)), c_longlong(keys.stride(1)), cos.stride(1), tokens, self.num_heads,
-            self.num_kv_heads,
+            self.num_kv_heads, *norm,
         )  # fmt: skip
-        queries = qkv.view(tokens, heads, self.dim)[:, : self.num_heads]
+        queries = qkv.view(tokens, -1, self.dim)[:, : self.num_heads * self.kind.query_heads : self.kind.query_heads]
         return queries.transpose(0, 1).unsqueeze(0)
+
+    def gate(self, attended: torch.Tensor, qkv: torch.Tensor) -> torch.Tensor:
+        """attended [1, tokens, heads, dim] times the sigmoids of the gates in `qkv`, in place."""
+        tokens, threads = qkv.shape[0], attended.numel() // 8
+        self._gate(
+            (-(-threads // ROPE_THREADS), 1, 1), ROPE_THREADS, attended, qkv, tokens, self.num_heads, self.num_kv_heads
+        )
+        return attended

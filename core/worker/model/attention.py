@@ -15,11 +15,12 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from core.memory.layer_state import CAPPED_QUERIES
+from core.memory.layer_state import WRITTEN_OUT_QUERIES
 
 NAME = "llamadeck"
-# What some families add to attention: sinks, a bound on scores, a bias for each pair of places or for distance.
-ADDITIONS = ("s_aux", "softcap", "position_bias", "slopes")
+# What some families add to attention that captured steps do not have: a bound on scores, a bias for each pair of places
+# or for distance.
+ADDITIONS = ("softcap", "position_bias", "slopes")
 
 
 def attend(
@@ -30,6 +31,7 @@ def attend(
     mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     slopes: torch.Tensor | None = None,
     positions: torch.Tensor | None = None,
     **extras: Any,
@@ -38,13 +40,14 @@ def attend(
     -> [rows, new tokens, heads, head dim].
 
     mask: bool [rows, 1, new tokens, length]; None: causal, the new tokens being the last ones. softcap: the bound that
-    scores approach (arXiv 2408.00118). slopes [heads]: what a score loses for each token of distance (ALiBi, arXiv
+    scores approach (arXiv 2408.00118). s_aux [heads]: sinks, scores that belong to no token (arXiv 2309.17453). slopes
+    [heads]: what a score loses for each token of distance (ALiBi, arXiv
     2108.12409), which needs the new tokens' `positions` [rows, new tokens]. Raises NotImplementedError for what else a
     model adds to plain attention.
     """
     refuse_additions(extras)
-    if softcap is not None:
-        return attend_capped(query, key, value, mask, scaling, softcap), None
+    if softcap is not None or s_aux is not None:
+        return attend_written_out(query, key, value, mask, scaling, softcap, s_aux), None
     if slopes is not None and positions is not None:
         bias = distance_bias(slopes.to(query.device), positions, key.shape[2], query.dtype)
         return scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling).transpose(1, 2), None
@@ -68,15 +71,17 @@ def has_flash(query: torch.Tensor) -> bool:
     return bool(torch.cuda.get_device_capability(query.device) >= (8, 0))
 
 
-def attend_capped(
+def attend_written_out(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scaling: float | None,
-    softcap: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`attend` with scores of softcap * tanh(score / softcap): some queries at a time, as the plan counts them."""
+    """`attend` with scores of softcap * tanh(score / softcap), or with sinks: some queries at a time, as the plan
+    counts them."""
     num_rows, num_heads, num_tokens, head_dim = query.shape
     num_kv_heads, length = key.shape[1], key.shape[2]
     scale = head_dim**-0.5 if scaling is None else scaling
@@ -84,15 +89,26 @@ def attend_capped(
         ends = torch.arange(length - num_tokens, length, device=query.device)
         mask = (torch.arange(length, device=query.device) <= ends[:, None])[None, None]
     outputs = []
-    for begin in range(0, num_tokens, CAPPED_QUERIES):
-        some = query[:, :, begin : begin + CAPPED_QUERIES]
+    for begin in range(0, num_tokens, WRITTEN_OUT_QUERIES):
+        some = query[:, :, begin : begin + WRITTEN_OUT_QUERIES]
         by_key = some.reshape(num_rows, num_kv_heads, -1, head_dim)
-        scores = torch.matmul(by_key, key.transpose(2, 3)).float().mul_(scale / softcap).tanh_().mul_(softcap)
+        scores = torch.matmul(by_key, key.transpose(2, 3)).float()
+        scores = scores.mul_(scale) if softcap is None else scores.mul_(scale / softcap).tanh_().mul_(softcap)
         scores = scores.view(num_rows, num_heads, some.shape[2], length)
-        scores.masked_fill_(~mask[:, :, begin : begin + CAPPED_QUERIES], -torch.inf)
-        weights = scores.softmax(-1).to(value.dtype).view(num_rows, num_kv_heads, -1, length)
+        scores.masked_fill_(~mask[:, :, begin : begin + WRITTEN_OUT_QUERIES], -torch.inf)
+        weights = softmax_with_sinks(scores, sinks).to(value.dtype).view(num_rows, num_kv_heads, -1, length)
         outputs.append(torch.matmul(weights, value).view(num_rows, num_heads, some.shape[2], -1))
     return torch.cat(outputs, 2).transpose(1, 2).contiguous()
+
+
+def softmax_with_sinks(scores: torch.Tensor, sinks: torch.Tensor | None) -> torch.Tensor:
+    """The softmax of scores [rows, heads, queries, columns], of which each head's sink [heads] takes a share."""
+    if sinks is None:
+        return scores.softmax(-1)
+    own = sinks.float()[:, None, None]
+    top = scores.amax(-1, keepdim=True).maximum(own)
+    weights = scores.sub_(top).exp_()
+    return weights.div_(weights.sum(-1, keepdim=True) + (own - top).exp())
 
 
 def distance_bias(slopes: torch.Tensor, positions: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:

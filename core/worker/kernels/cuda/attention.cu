@@ -1,6 +1,8 @@
 // Attention of one new token a row over the KV cache, on tensor cores.
-// DIM: size of a head. QUERIES: how many of its queries a block computes together, at most 8. CLUSTERS: whether blocks
-// read one another's shared memory. Each of ATTEND_WARPS warps takes COLUMNS columns at a time, the rows of a product.
+// DIM: size of a head. ROTARY: how many of its first elements RoPE turns, a multiple of 16. HEAD_NORM: whether each query
+// and key is RMS-normed by itself first. GATED: whether a gate for its output lies behind each query. QUERIES: how many
+// of a key's queries a block computes together, at most 8. CLUSTERS: whether blocks read one another's shared memory.
+// Each of ATTEND_WARPS warps takes COLUMNS columns at a time, the rows of a product.
 // Columns come in segments of ATTEND_WARPS * COLUMNS. Every KV_SPLITS-th segment belongs to one part. Each part is
 // summed by itself (arXiv 2311.01282); then the parts are added in order. So a row's result depends neither on the
 // number of blocks nor on the other rows.
@@ -10,6 +12,9 @@
 #define STEPS (DIM / 32)
 #define CHUNKS (DIM / 64)
 #define PIECES (DIM / 8)
+#define TURNED (ROTARY / 8)
+#define QUERY_HEADS (GATED ? 2 : 1)
+#define LOG2_E 1.4426950408889634f
 
 // A warp's columns in flight, copied in lines of 128 bytes: half lines make memory a sixth slower. Lane 4g+t reads, of
 // each 32 elements of a key, 8t..8t+7 of columns g and g+8; of each 64 elements of a value, 8g..8g+7 of columns 2t,
@@ -56,13 +61,16 @@ __device__ __forceinline__ SoftmaxSum merge_softmax(int count, Of of) {
     return sum;
 }
 
-// Store every `step`-th value of the result, from `from` on: the parts up to `last`, merged.
+// Store every `step`-th value of the result, from `from` on: the parts up to `last`, merged. sinks: of each query, a
+// score that belongs to no column (arXiv 2309.17453), if given.
 template <class Put, class PartOf>
-__device__ __forceinline__ void combine_splits(int from, int step, int last, Put put, PartOf part_of) {
+__device__ __forceinline__ void combine_splits(int from, int step, int last, const u16* sinks, Put put,
+                                               PartOf part_of) {
     for (int at = from; at < QUERIES * DIM; at += step) {
         const SoftmaxSum sum =
             merge_softmax<KV_SPLITS>(min(KV_SPLITS, last + 1), [&](int p) { return part_of(p, at); });
-        put(at, sum.value / sum.total);
+        const float of_sink = sinks ? exp2f(to_float(sinks[at / DIM]) * LOG2_E - sum.top) : 0.0f;
+        put(at, sum.value / (sum.total + of_sink));
     }
 }
 
@@ -91,26 +99,46 @@ __device__ __forceinline__ uint4 apply_rope(uint4 own, uint4 partner, uint4 cos,
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-// One new token a row: RoPE on its query and key; key and value are stored in the slot's cache at `columns`; the query
+// The piece that RoPE turns with `piece`; itself where it is not turned.
+__device__ __forceinline__ int partner_of(int piece) {
+    return piece >= TURNED ? piece : piece < TURNED / 2 ? piece + TURNED / 2 : piece - TURNED / 2;
+}
+
+// What an output is multiplied by, rounded as in transformers' models.
+__device__ __forceinline__ float sigmoid(u16 gate) { return round_half(1.0f / (1.0f + __expf(-to_float(gate)))); }
+
+// What norms the heads: weights [DIM] of queries and keys, epsilon, what is added to each weight.
+struct HeadNorm {
+    const u16 *query, *key;
+    float eps, offset;
+};
+
+// One new token a row: RoPE on its query and key, after their norm; key and value are stored in the slot's cache at `columns`; the query
 // attends to the columns up to there, at most `window` of them. A row with a column below 0 gets zeros and stores
 // nothing.
 // BLOCKS blocks take a row's parts in turn, each with STAGES loads of a warp's columns in flight.
-// qkv [rows, (heads + 2 kv heads) * DIM] -> out [rows, heads * DIM], each value where `inverse_permutation` says, if
-// given. Without clusters: parts [rows, heads, KV_SPLITS, DIM], tops and totals without DIM, a counter a row and head
+// qkv [rows, (heads + 2 kv heads) * DIM], or with a gate behind each query, -> out [rows, heads * DIM], each value where
+// `inverse_permutation` says, if given. sinks [heads]: see combine_splits. Without clusters: parts [rows, heads, KV_SPLITS, DIM], tops and totals without DIM, a counter a row and head
 // group.
 template <int BLOCKS, int STAGES>
 __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values,
                                        const i64* slots, const i64* columns, float* parts, float* tops, float* totals,
                                        u32* ended, u16* out, const int* inverse_permutation, i64 slot_size,
-                                       i64 head_size, int angle_row, float scale, int window, int heads, int kv_heads) {
+                                       i64 head_size, int angle_row, float scale, int window, int heads, int kv_heads,
+                                       const HeadNorm norm, const u16* sinks) {
     constexpr int SIZE = QUERIES * DIM, TURNS = ((QUERIES + 2) * PIECES + ATTEND_THREADS - 1) / ATTEND_THREADS;
     extern __shared__ uint4 shared[];
     AttentionShared<BLOCKS, STAGES>& room = *(AttentionShared<BLOCKS, STAGES>*)shared;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const int rank = blockIdx.x, row = blockIdx.z, head = blockIdx.y * QUERIES, kv_head = head / (heads / kv_heads);
-    auto put = [&](int at, float value) {
+    const u16* here = qkv + (i64)row * (heads * QUERY_HEADS + 2 * kv_heads) * DIM;
+    auto store = [&](int at, float value) {
         const int place = head * DIM + at;
         out[(i64)row * heads * DIM + (inverse_permutation ? inverse_permutation[place] : place)] = to_half(value);
+    };
+    auto put = [&](int at, float value) {
+        if (GATED) value = round_half(value) * sigmoid(here[((head + at / DIM) * 2 + 1) * DIM + at % DIM]);
+        store(at, value);
     };
     // columns, slots, angles and older keys and values were written before the step's first kernel: no need to wait.
     const int column = (int)columns[row];
@@ -118,13 +146,13 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         pdl_trigger();
         pdl_wait();
         if (rank == 0)
-            for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) put(at, 0.0f);
+            for (int at = threadIdx.x; at < SIZE; at += ATTEND_THREADS) store(at, 0.0f);
         return;
     }
     const int begin = max(0, column + 1 - window), first = begin / SEGMENT, last = column / SEGMENT - first;
     const i64 own = slots[row] * slot_size + kv_head * head_size;
-    const u16* here = qkv + (i64)row * (heads + 2 * kv_heads) * DIM;
     keys += own, values += own;
+    if (sinks) sinks += head;
 
     int coming = rank;
     auto load_stage = [&](int into) {
@@ -145,13 +173,20 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     };
 #pragma unroll
     for (int u = 0; u < STAGES; u++) load_stage(u);
-    // Each thread applies RoPE to some pieces of the heads, for all warps; their loads are issued together.
-    uint4 own_piece[TURNS], partner[TURNS], piece_cos[TURNS], piece_sin[TURNS];
+    // Each thread norms and turns some pieces of the heads, for all warps; their loads are issued together.
+    uint4 own_piece[TURNS], partner[TURNS], piece_cos[TURNS], piece_sin[TURNS], own_weight[TURNS], partner_weight[TURNS];
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
-        const int piece = (i * ATTEND_THREADS + threadIdx.x) % PIECES;
-        piece_cos[i] = *(const uint4*)(cos + (i64)row * angle_row + piece * 8);
-        piece_sin[i] = *(const uint4*)(sin + (i64)row * angle_row + piece * 8);
+        const int at = i * ATTEND_THREADS + threadIdx.x, piece = at % PIECES;
+        if (piece < TURNED) {
+            piece_cos[i] = *(const uint4*)(cos + (i64)row * angle_row + piece * 8);
+            piece_sin[i] = *(const uint4*)(sin + (i64)row * angle_row + piece * 8);
+        }
+        if (HEAD_NORM) {
+            const u16* weight = at / PIECES < QUERIES ? norm.query : norm.key;
+            own_weight[i] = *(const uint4*)(weight + piece * 8);
+            partner_weight[i] = *(const uint4*)(weight + partner_of(piece) * 8);
+        }
     }
     pdl_trigger();
     pdl_wait();
@@ -163,18 +198,35 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     for (int i = 0; i < TURNS; i++) {
         const int at = i * ATTEND_THREADS + threadIdx.x, piece = at % PIECES, which = at / PIECES;
         if (at >= num_pieces) break;
-        const int of = which < QUERIES ? head + which : heads + (which - QUERIES) * kv_heads + kv_head;
+        const int of = which < QUERIES ? (head + which) * QUERY_HEADS
+                                       : heads * QUERY_HEADS + (which - QUERIES) * kv_heads + kv_head;
         own_piece[i] = ld_global_16(here + of * DIM + piece * 8);
-        partner[i] = ld_global_16(here + of * DIM + (piece ^ PIECES / 2) * 8);
+        partner[i] = ld_global_16(here + of * DIM + partner_of(piece) * 8);
     }
+#if HEAD_NORM
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        const int at = i * ATTEND_THREADS + threadIdx.x;
+        const bool is_normed = at < num_pieces && at / PIECES <= QUERIES;
+        float sum = 0.0f;
+        if (is_normed) add_squares(own_piece[i], sum);
+        // All lanes take part; those of a head are neighbours.
+#pragma unroll
+        for (int by = PIECES / 2; by; by /= 2) sum += __shfl_xor_sync(~0u, sum, by);
+        if (!is_normed) continue;
+        const float by = rsqrtf(sum / DIM + norm.eps);
+        own_piece[i] = rmsnorm_8(own_piece[i], by, own_weight[i], norm.offset);
+        partner[i] = rmsnorm_8(partner[i], by, partner_weight[i], norm.offset);
+    }
+#endif
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
         const int at = i * ATTEND_THREADS + threadIdx.x, piece = at % PIECES, which = at / PIECES;
         if (at >= num_pieces) break;
         const bool is_value = which == QUERIES + 1;
-        const uint4 done = is_value
+        const uint4 done = is_value || piece >= TURNED
                                ? own_piece[i]
-                               : apply_rope(own_piece[i], partner[i], piece_cos[i], piece_sin[i], piece < PIECES / 2);
+                               : apply_rope(own_piece[i], partner[i], piece_cos[i], piece_sin[i], piece < TURNED / 2);
         room.heads[which][piece] = done;
         if (which >= QUERIES && head % (heads / kv_heads) == 0)
             *(uint4*)((is_value ? values : keys) + (i64)column * DIM + piece * 8) = done;
@@ -222,7 +274,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                 for (int c = 0; c < 2; c++) {
                     const int at = base + c * 8 + g;
                     float& one = score[c * 2 + q];
-                    one = at >= begin && at <= column ? (one + others[c * 2 + q]) * (scale * 1.4426950408889634f)
+                    one = at >= begin && at <= column ? (one + others[c * 2 + q]) * (scale * LOG2_E)
                                                       : -1e30f;
                     new_top = fmaxf(new_top, one);
                 }
@@ -301,14 +353,14 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     }
 
     if (BLOCKS == 1) {
-        combine_splits(threadIdx.x, ATTEND_THREADS, last, put, [&](int p, int at) {
+        combine_splits(threadIdx.x, ATTEND_THREADS, last, sinks, put, [&](int p, int at) {
             return SoftmaxSum{room.part_tops[p][at / DIM], room.part_totals[p][at / DIM], room.parts[p][at]};
         });
         return;
     }
 #if CLUSTERS
     cluster_sync();
-    combine_splits(rank * ATTEND_THREADS + threadIdx.x, BLOCKS * ATTEND_THREADS, last, put, [&](int p, int at) {
+    combine_splits(rank * ATTEND_THREADS + threadIdx.x, BLOCKS * ATTEND_THREADS, last, sinks, put, [&](int p, int at) {
         const int here = p / BLOCKS, q = at / DIM;
         return SoftmaxSum{ld_cluster(p % BLOCKS, room.part_tops[here][q]),
                           ld_cluster(p % BLOCKS, room.part_totals[here][q]),
@@ -327,7 +379,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     }
     __syncthreads();
     if (!is_last) return;
-    combine_splits(threadIdx.x, ATTEND_THREADS, last, put, [&](int p, int at) {
+    combine_splits(threadIdx.x, ATTEND_THREADS, last, sinks, put, [&](int p, int at) {
         const i64 place = ((i64)row * heads + head + at / DIM) * KV_SPLITS + p;
         return SoftmaxSum{__ldcg(tops + place), __ldcg(totals + place), __ldcg(parts + place * DIM + at % DIM)};
     });
@@ -343,41 +395,73 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
     extern "C" __global__ void CLUSTER_DIMS(BLOCKS) __launch_bounds__(ATTEND_THREADS) attend_##BLOCKS(                 \
         const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots, const i64* columns,  \
         float* parts, float* tops, float* totals, u32* ended, u16* out, const int* inverse_permutation, i64 slot_size, \
-        i64 head_size, int angle_row, float scale, int window, int heads, int kv_heads) {                              \
+        i64 head_size, int angle_row, float scale, int window, int heads, int kv_heads, const u16* query_weight,       \
+        const u16* key_weight, float eps, float offset, const u16* sinks) {                                            \
         attend<BLOCKS, STAGES>(qkv, cos, sin, keys, values, slots, columns, parts, tops, totals, ended, out,           \
-                               inverse_permutation, slot_size, head_size, angle_row, scale, window, heads, kv_heads);  \
+                               inverse_permutation, slot_size, head_size, angle_row, scale, window, heads, kv_heads,   \
+                               HeadNorm{query_weight, key_weight, eps, offset}, sinks);                                \
     }
 ATTENDS
 
-// New tokens of one chat, a row each: RoPE on queries in place; keys, after RoPE, and values are stored in the slot's
-// cache at `columns`. A column below 0 is not stored. A thread takes 8 elements and their partners, or 8 elements of a
-// value.
+// New tokens of one chat, a row each: norm and RoPE on queries in place; keys, after both, and values are stored in the
+// slot's cache at `columns`. A column below 0 is not stored. A thread takes two pieces of a query or key, which RoPE
+// turns with one another where it does, or two pieces of a value.
 extern "C" __global__ void __launch_bounds__(256)
     apply_rope_and_store_kv(u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots,
                             const i64* columns, i64 slot_size, i64 head_size, int angle_row, int rows, int heads,
-                            int kv_heads) {
-    constexpr int HALF = DIM / 2, OF_HEAD = HALF / 8;
-    const int turning = (heads + kv_heads) * OF_HEAD, each = turning + kv_heads * OF_HEAD * 2;
-    const int at = blockIdx.x * 256 + threadIdx.x, row = at / each, own = at % each;
+                            int kv_heads, const u16* query_weight, const u16* key_weight, float eps, float offset) {
+    constexpr int OF_HEAD = PIECES / 2, PAIRS = TURNED / 2;
+    const int of_keys = heads * OF_HEAD, of_values = of_keys + kv_heads * OF_HEAD, each = of_values + kv_heads * OF_HEAD;
+    const int at = blockIdx.x * 256 + threadIdx.x, row = at / each, own = at % each, place = own % OF_HEAD;
+    const bool is_query = own < of_keys, is_value = own >= of_values, is_turned = place < PAIRS;
+    const int head = (is_query ? own : is_value ? own - of_values : own - of_keys) / OF_HEAD;
+    // Elements: of a pair that is turned together, or of two neighbours behind all of those.
+    const int first_at = (is_turned ? place : TURNED + 2 * (place - PAIRS)) * 8;
+    const int second_at = first_at + (is_turned ? PAIRS : 1) * 8;
+    uint4 first = make_uint4(0, 0, 0, 0), second = first;
+    u16* from = qkv + (i64)row * (heads * QUERY_HEADS + 2 * kv_heads) * DIM +
+                (is_query ? head * QUERY_HEADS : heads * QUERY_HEADS + (is_value ? kv_heads : 0) + head) * DIM;
+    pdl_trigger();
+    pdl_wait();
+    if (row < rows) first = *(const uint4*)(from + first_at), second = *(const uint4*)(from + second_at);
+#if HEAD_NORM
+    float sum = 0.0f;
+    add_squares(first, sum), add_squares(second, sum);
+    // All lanes take part; those of a head are neighbours.
+#pragma unroll
+    for (int by = OF_HEAD / 2; by; by /= 2) sum += __shfl_xor_sync(~0u, sum, by);
+    if (!is_value) {
+        const u16* weight = is_query ? query_weight : key_weight;
+        const float by = rsqrtf(sum / DIM + eps);
+        first = rmsnorm_8(first, by, *(const uint4*)(weight + first_at), offset);
+        second = rmsnorm_8(second, by, *(const uint4*)(weight + second_at), offset);
+    }
+#endif
+    if (row >= rows) return;
+    const i64 column = columns[row];
+    if (!is_query && column < 0) return;
+    if (!is_value && is_turned) {
+        const u16 *c = cos + (i64)row * angle_row, *s = sin + (i64)row * angle_row;
+        const uint4 turned = apply_rope(first, second, *(const uint4*)(c + first_at), *(const uint4*)(s + first_at), true);
+        second = apply_rope(second, first, *(const uint4*)(c + second_at), *(const uint4*)(s + second_at), false);
+        first = turned;
+    }
+    u16* into = is_query ? from : (is_value ? values : keys) + slots[0] * slot_size + head * head_size + column * DIM;
+    *(uint4*)(into + first_at) = first, *(uint4*)(into + second_at) = second;
+}
+
+// attended [rows, heads, DIM] times the gates in qkv, in place. A thread takes a piece.
+extern "C" __global__ void __launch_bounds__(256)
+    gate_heads(u16* attended, const u16* qkv, int rows, int heads, int kv_heads) {
+    const int at = blockIdx.x * 256 + threadIdx.x, row = at / (heads * PIECES), head = at / PIECES % heads;
     pdl_trigger();
     pdl_wait();
     if (row >= rows) return;
-    u16* from = qkv + (i64)row * (heads + 2 * kv_heads) * DIM;
-    const i64 column = columns[row], to = slots[0] * slot_size + column * DIM;
-    if (own >= turning) {
-        const int head = (own - turning) / (OF_HEAD * 2), place = (own - turning) % (OF_HEAD * 2) * 8;
-        if (column >= 0)
-            *(uint4*)(values + to + head * head_size + place) =
-                *(const uint4*)(from + (heads + kv_heads + head) * DIM + place);
-        return;
-    }
-    const int head = own / OF_HEAD, place = own % OF_HEAD * 8;
-    from += head * DIM + place;
-    const u16 *c = cos + row * angle_row + place, *s = sin + row * angle_row + place;
-    const uint4 first = *(const uint4*)from, second = *(const uint4*)(from + HALF);
-    const uint4 first_done = apply_rope(first, second, *(const uint4*)c, *(const uint4*)s, true);
-    const uint4 second_done = apply_rope(second, first, *(const uint4*)(c + HALF), *(const uint4*)(s + HALF), false);
-    u16* into = head < heads ? from : keys + to + (head - heads) * head_size + place;
-    if (head >= heads && column < 0) return;
-    *(uint4*)into = first_done, *(uint4*)(into + HALF) = second_done;
+    const u16* gates = qkv + ((i64)row * (heads * QUERY_HEADS + 2 * kv_heads) + head * 2 + 1) * DIM + at % PIECES * 8;
+    uint4* piece = (uint4*)attended + at;
+    float values[8];
+    unpack8(*piece, values);
+#pragma unroll
+    for (int i = 0; i < 8; i++) values[i] *= sigmoid(gates[i]);
+    *piece = pack8(values);
 }

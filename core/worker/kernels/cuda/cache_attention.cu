@@ -185,14 +185,19 @@ __device__ __forceinline__ void attend_columns(Tiles<WARPS>& room, const CachedH
     }
 }
 
+// What a head's sink adds to its softmax sum: a score that belongs to no column (arXiv 2309.17453). top: in base 2.
+__device__ __forceinline__ float of_sink(const u16* sinks, int head, float top) {
+    return sinks && top != LOWEST ? exp2f(to_float(sinks[head]) * 1.4426950408889634f - top) : 0.0f;
+}
+
 // Causal attention of one slot's new tokens: query [heads][tokens][DIM] by its strides -> out [tokens][heads][DIM].
-// bounds [2]: the first one's column, and how many there are. What stands beyond them in the cache is not touched: a NaN
+// sinks [heads]: see of_sink, if given. bounds [2]: the first one's column, and how many there are. What stands beyond them in the cache is not touched: a NaN
 // that an earlier chat left weighs nothing, but times nothing it is a NaN. The other tokens' results mean nothing.
 // A block takes 16 tokens a warp; those that see most come first.
 extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3 : 1)
     attend_chunk(const u16* query, const u16* keys, const u16* values, const i64* slots, const i64* bounds, u16* out,
                  i64 slot_size, i64 head_size, int column_size, int query_head, int query_token, float scale,
-                 int window, int tokens, int group, int num_columns) {
+                 int window, int tokens, int group, int num_columns, const u16* sinks) {
     extern __shared__ uint4 shared[];
     Tiles<CHUNK_WARPS>& room = *(Tiles<CHUNK_WARPS>*)shared;
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -219,7 +224,8 @@ extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3
     for (int q = 0; q < 2; q++) {
         const int token = first + warp * 16 + q * 8 + g;
         if (token >= tokens) continue;
-        const float by = sums.total[q] == 0.0f ? 1.0f : 1.0f / sums.total[q];
+        const float total = sums.total[q] + of_sink(sinks, head, sums.top[q]);
+        const float by = total == 0.0f ? 1.0f : 1.0f / total;
         u16* to = out + ((i64)token * heads + head) * DIM;
 #pragma unroll
         for (int d = 0; d < TILES; d++) {
@@ -272,7 +278,8 @@ extern "C" __global__ void __launch_bounds__(32)
 
 // The splits of a row's head, at most 32, merged: out [rows][heads][DIM]. A head that saw nothing gets zeros.
 extern "C" __global__ void __launch_bounds__(128)
-    attend_combined(const float* parts, const float* tops, const float* totals, u16* out, int splits) {
+    attend_combined(const float* parts, const float* tops, const float* totals, u16* out, int splits,
+                    const u16* sinks, int heads) {
     const i64 first = (i64)blockIdx.x * splits;
     const int lane = threadIdx.x % 32;
     pdl_trigger();
@@ -284,6 +291,7 @@ extern "C" __global__ void __launch_bounds__(128)
     for (int by = 16; by; by /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, by));
     const float own_weight = total == 0.0f ? 0.0f : exp2f(own_top - top);
     total = warp_sum(total * own_weight);
+    if (total != 0.0f) total += of_sink(sinks, blockIdx.x % heads, top);
     for (int base = 0; base < DIM; base += 128) {
         const int at = base + threadIdx.x;
         float value = 0.0f;
