@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from core.api.choice_stream import ChoiceStream
 from core.api.dialects.dialect import Body, Exchange, OpenAiExchange
 from core.api.errors import ApiError
 from core.api.generation import AdmissionLimit, Choices, begin, cancel
@@ -18,7 +19,6 @@ from core.api.responses import ResponseWriter
 from core.api.schema import ChatRequest, CompletionRequest, Sampled
 from core.api.served_model import ServedModel, find_character, read_served_model
 from core.engine.interface import Engine
-from core.engine.thought import Parts
 from core.personas.listing import Listing
 
 # A stream's headers wait this long for its first token: until they go out, an error still has a status.
@@ -116,8 +116,7 @@ class Completions:
                         await call.unless_gone(_stream(call, choices, order))
                     else:
                         await call.unless_gone(choices.all_done())
-                        messages = [(choice.parts()[0], choice.answer.reason) for choice in choices.choices]
-                        await call.json(order.exchange.whole(order.reply.whole(messages, choices.usage())))
+                        await call.json(order.exchange.whole(order.reply.whole(choices.kept(), choices.usage())))
                 finally:
                     usage = choices.usage()
                     self._metrics.count_tokens(usage.prompt, usage.completion)
@@ -145,23 +144,15 @@ async def _stream(call: HttpCall, choices: Choices, order: Order) -> None:
     for index in range(len(choices.choices)):
         if (opening := reply.opening(index)) is not None:
             await _send_piece(call, order, opening)
-    sent, ended = [Parts()] * len(choices.choices), [False] * len(choices.choices)
-    while not all(ended):
+    streams = [ChoiceStream(index, choice, reply) for index, choice in enumerate(choices.choices)]
+    while not all(stream.has_ended for stream in streams):
         if not await choices.change(SIGN_OF_LIFE_S):
             await call.sign_of_life()
             continue
-        for index, choice in enumerate(choices.choices):
-            parts, is_done = choice.parts()
-            if thought := parts.thought[len(sent[index].thought) :]:
-                await _send_piece(call, order, reply.thought(index, thought))
-            if text := parts.answer[len(sent[index].answer) :]:
-                await _send_piece(call, order, reply.piece(index, text))
-            sent[index] = parts
-            if is_done and choice.answer.error is not None:
-                raise choice.answer.error
-            if is_done and not ended[index]:
-                ended[index] = True
-                await _send_piece(call, order, reply.end(index, choice.answer.reason))
+        for stream in streams:
+            for piece in stream.pieces():
+                await _send_piece(call, order, piece)
+            choices.raise_failed()
     if order.includes_usage:
         await _send(call, order.exchange.pieces(reply.usage(choices.usage())))
     await _send(call, order.exchange.end())

@@ -102,6 +102,10 @@ SHAPES = {
         )
     },
     "stop_strings": HttpErrorShape(400, INVALID, "invalid_value", "stop"),
+    "dry_breakers": HttpErrorShape(400, INVALID, "invalid_value", "dry_sequence_breakers"),
+    "logit_bias": HttpErrorShape(400, INVALID, "invalid_value", "logit_bias"),
+    "logit_bias_token": HttpErrorShape(400, INVALID, "invalid_value", "logit_bias"),
+    "remote_options": HttpErrorShape(400, INVALID, "unsupported_parameter"),
 }
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 
 from core.api.errors import ApiError
 from core.api.prompts import GenerationRequest
@@ -17,6 +18,7 @@ from core.api.served_model import ServedModel
 from core.common.errors import DeckError
 from core.engine.answer import Answer
 from core.engine.interface import Engine
+from core.engine.protocol import TokenInfo
 from core.engine.thought import Parts
 
 # At most this many answers of each client wait for a slot.
@@ -62,6 +64,16 @@ class Choice:
         """The parts of the message that are certain by now, and whether that is all of it."""
         is_done = not self.answer.is_running
         return self.request.visible_parts(self.answer.text, is_done), is_done
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.request.tells_logprobs
+
+    def tokens(self) -> tuple[TokenInfo, ...]:
+        """The tokens with their log-probabilities, the prompt's first where they are told; none where nobody asked."""
+        if not self.tells_logprobs:
+            return ()
+        return (*self.answer.prompt_scores, *self.answer.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,15 @@ class Choices:
             self.raise_failed()
         self.raise_failed()
 
+    def kept(self) -> list[Choice]:
+        """Those that are sent, once all are done: of a prompt with more the likeliest by token, the best first."""
+        kept: list[Choice] = []
+        for _, group in groupby(self.choices, key=lambda choice: choice.prompt):
+            choices = list(group)
+            num_kept = choices[0].request.num_kept
+            kept += choices if num_kept is None else sorted(choices, key=_likelihood, reverse=True)[:num_kept]
+        return kept
+
     def raise_failed(self) -> None:
         for choice in self.choices:
             if choice.answer.error is not None:
@@ -142,6 +163,12 @@ class Choices:
         )
 
 
+def _likelihood(choice: Choice) -> float:
+    """The mean log-probability of an answer's tokens."""
+    values = [one.chosen.logprob for one in choice.answer.tokens if one.chosen.logprob is not None]
+    return sum(values) / len(values) if values else 0.0
+
+
 def _num_tokens(answer: Answer) -> int:
     """Tokens without a text of their own, such as the last one, are in the engine's own count only."""
     return answer.num_tokens if answer.stats is None else answer.stats.num_tokens
@@ -153,8 +180,9 @@ def begin(engine: Engine, requests: Sequence[GenerationRequest], served: ServedM
     try:
         for number, request in enumerate(requests):
             for index in range(request.num_choices):
+                sampling = request.sampling_of(index)
                 answer = engine.generate(
-                    request.prompt, request.sampling_of(index), request.continues, client, request.thought
+                    request.prompt, sampling, request.continues, client, request.thought, request.options
                 )
                 answer.is_for_page = False
                 choices.append(Choice(request, answer, number))

@@ -116,6 +116,21 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
+def _chat_logprobs() -> dict[str, Any]:
+    token = _object(token=TEXT, logprob={"type": ["number", "null"]}, bytes=_list(NUMBER))
+    with_top = {**token, "properties": token["properties"] | {"top_logprobs": _list(token)}}
+    return {"anyOf": [_object(content=_list(with_top), refusal={"type": "null"}), {"type": "null"}]}
+
+
+def _completion_logprobs() -> dict[str, Any]:
+    number = {"type": ["number", "null"]}
+    top = {"type": ["object", "null"], "additionalProperties": {"type": "number"}}
+    lists = _object(
+        tokens=_list(TEXT), token_logprobs=_list(number), top_logprobs=_list(top), text_offset=_list(NUMBER)
+    )
+    return {"anyOf": [lists, {"type": "null"}]}
+
+
 def _answers() -> dict[str, Any]:
     error = _object(message=TEXT, type=TEXT, param=OPTIONAL_TEXT, code=OPTIONAL_TEXT)
     model = _object(id=TEXT, object={"const": "model"}, created=NUMBER, owned_by=TEXT)
@@ -127,7 +142,7 @@ def _answers() -> dict[str, Any]:
         total_tokens=NUMBER,
         prompt_tokens_details=_object(cached_tokens=NUMBER),
     )
-    ends = {"index": NUMBER, "logprobs": {"type": "null"}, "finish_reason": {"enum": ["stop", "length"]}}
+    ends = {"index": NUMBER, "finish_reason": {"enum": ["stop", "length"]}}
     message = _object(role={"const": "assistant"}, content=TEXT)
     thought = TEXT | {"description": "What the model thought before, where it did."}
     message["properties"] |= {"reasoning_content": thought, "reasoning": thought}
@@ -137,10 +152,14 @@ def _answers() -> dict[str, Any]:
         "Model": model,
         "ModelList": _object(object={"const": "list"}, data=_list(model)),
         "ChatCompletion": _object(
-            object={"const": "chat.completion"}, choices=_list(_object(message=message, **ends)), **head
+            object={"const": "chat.completion"},
+            choices=_list(_object(message=message, logprobs=_chat_logprobs(), **ends)),
+            **head,
         ),
         "TextCompletion": _object(
-            object={"const": "text_completion"}, choices=_list(_object(text=TEXT, **ends)), **head
+            object={"const": "text_completion"},
+            choices=_list(_object(text=TEXT, logprobs=_completion_logprobs(), **ends)),
+            **head,
         ),
         "Tokenized": _object(count=NUMBER, max_model_len=NUMBER, tokens={"type": ["array", "null"], "items": NUMBER}),
         "Detokenized": _object(prompt=TEXT),

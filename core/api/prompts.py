@@ -21,6 +21,7 @@ from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
 from core.common.errors import DeckError
 from core.common.paths import lorebooks_dir
+from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import MAX_SEED, MAX_STOP_STRINGS, SAMPLING_RANGES, Sampling
 from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter
 from core.personas.attached import attached_names
@@ -35,7 +36,26 @@ COMPLETION_TOKENS = 16
 FAR_CONTEXTS = 4
 FEW_CHARS = 2**16
 PIECE_CHARS = 2**15
-GIVEN = ("temperature", "top_p", "min_p", "repetition_penalty")
+GIVEN = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "typical_p",
+    "xtc_probability",
+    "xtc_threshold",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_sequence_breakers",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+)
+# Some write -1 where nothing is to be cut, or all of the text counts.
+GIVEN_FROM_ZERO = ("top_k", "dry_range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +63,8 @@ class GenerationRequest:
     """One prompt, which gets `num_choices` answers, each with `echo` before it.
 
     `continues`: the answers go on from the prompt's last word. The name of `speaker` before an answer is cut off; None
-    leaves the text as it comes. By `thought` what the model thinks is told apart; None leaves it in the text.
+    leaves the text as it comes. By `thought` what the model thinks is told apart; None leaves it in the text. Of all
+    answers the `num_kept` likeliest are sent, None: each. `tells_logprobs`: those in `options` are sent, too.
     """
 
     prompt: str | tuple[int, ...]
@@ -53,6 +74,9 @@ class GenerationRequest:
     echo: str = ""
     speaker: str | None = None
     thought: ThoughtRules | None = None
+    options: RequestOptions = PLAIN
+    num_kept: int | None = None
+    tells_logprobs: bool = False
 
     def sampling_of(self, choice: int) -> Sampling:
         """The settings of one choice: choices of one seed differ, and are the same every time."""
@@ -85,6 +109,7 @@ def read_chat_request(
     it. Raises DeckError."""
     check_size([message.content for message in request.messages], served)
     sampling = _sampling(request, served, request.max_completion_tokens or request.max_tokens or ALL_THERE_IS)
+    options = _options(request, (request.top_logprobs or 0) if request.logprobs else None)
     thinking = _thinking(request, served)
     template = replace(served.model.template, variables=thinking.variables)
     served = replace(served, model=replace(served.model, template=template))
@@ -97,11 +122,21 @@ def read_chat_request(
     if character is not None:
         user = read_persona(owner, character=key)
         asked, begun = _as_character(messages, start, sampling, request.n or 1, served, character, user)
-        return replace(asked, thought=_rules(request, template, begun or start, thinking))
+        return replace(
+            asked,
+            thought=_rules(request, template, begun or start, thinking),
+            options=options,
+            tells_logprobs=bool(request.logprobs),
+        )
     mode = choose_mode(served.model.template, served.name, has_character=False)
     if mode in ("notebook", "chat"):
         asked = _as_dialogue(messages, start, sampling, request.n or 1, served)
-        return replace(asked, thought=_rules(request, template, start, thinking))
+        return replace(
+            asked,
+            thought=_rules(request, template, start, thinking),
+            options=options,
+            tells_logprobs=bool(request.logprobs),
+        )
     turns = [_turn(message) for message in messages]
     is_open = bool(start.strip())
     prompt = template.render_begun(turns, start) if is_open else template.render(turns)
@@ -109,13 +144,26 @@ def read_chat_request(
     sampling = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *template.stop)))[:MAX_STOP_STRINGS])
     rules = _rules(request, template, start or template.opened_thought(prompt), thinking)
     speaker = None if is_open else ""
-    return GenerationRequest(prompt, sampling, request.n or 1, is_open, speaker=speaker, thought=rules)
+    return GenerationRequest(
+        prompt,
+        sampling,
+        request.n or 1,
+        is_open,
+        speaker=speaker,
+        thought=rules,
+        options=options,
+        tells_logprobs=bool(request.logprobs),
+    )
 
 
 def read_completion_request(request: CompletionRequest, served: ServedModel) -> list[GenerationRequest]:
     """One for each prompt, which goes on as it is. Raises DeckError."""
     check_size([prompt for prompt in request.prompt if isinstance(prompt, str)], served)
     sampling = _sampling(request, served, request.max_tokens or COMPLETION_TOKENS)
+    num_written, num_kept = _best_of(request)
+    is_scored = bool(request.echo) and request.logprobs is not None
+    logprobs = request.logprobs if num_kept is None else request.logprobs or 0
+    options = replace(_options(request, logprobs), prompt_logprobs=is_scored)
     generations = []
     for given in request.prompt:
         prompt: str | tuple[int, ...] = given
@@ -123,7 +171,18 @@ def read_completion_request(request: CompletionRequest, served: ServedModel) -> 
             prompt = served.model.counter.opening + given
         check_length(prompt, served)
         echo = _echo(given, served) if request.echo else ""
-        generations.append(GenerationRequest(prompt, sampling, request.n or 1, continues=True, echo=echo))
+        generations.append(
+            GenerationRequest(
+                prompt,
+                sampling,
+                num_written,
+                continues=True,
+                echo=echo,
+                options=options,
+                num_kept=num_kept,
+                tells_logprobs=request.logprobs is not None,
+            )
+        )
     return generations
 
 
@@ -287,13 +346,33 @@ def _rules(request: ChatRequest, template: ChatTemplate, begun: str, thinking: T
 def _sampling(request: Sampled, served: ServedModel, longest: int) -> Sampling:
     """The request's settings over those that the model recommends. Raises InputError."""
     values: dict[str, Any] = {name: getattr(request, name) for name in GIVEN if getattr(request, name) is not None}
-    if request.top_k is not None:
-        values["top_k"] = max(0, request.top_k)
+    values |= {name: max(0, value) for name in GIVEN_FROM_ZERO if (value := getattr(request, name)) is not None}
     if request.seed is not None:
         values["seed"] = request.seed & MAX_SEED
     most = min(served.context_tokens, int(SAMPLING_RANGES["max_new_tokens"][1]))
     longest = most if longest == ALL_THERE_IS else min(longest, most)
     return combine(served.recommended, values, {"max_new_tokens": longest, "stop": request.stop})
+
+
+def _options(request: Sampled, logprobs: int | None) -> RequestOptions:
+    """What this answer alone is asked for. Raises InputError."""
+    return RequestOptions(
+        logit_bias=request.logit_bias,
+        min_tokens=max(0, request.min_tokens or 0),
+        ignore_eos=bool(request.ignore_eos),
+        logprobs=logprobs,
+    )
+
+
+def _best_of(request: CompletionRequest) -> tuple[int, int | None]:
+    """How many answers are written, and how many of them are sent; None: all. Raises ApiError."""
+    num_sent = request.n or 1
+    num_written = num_sent if request.best_of is None else request.best_of
+    if num_written < num_sent:
+        raise ApiError("api_field", field="best_of", why="it has to be at least n")
+    if num_written > num_sent and request.stream:
+        raise ApiError("api_field", field="best_of", why="which answers are the best is not known while they stream")
+    return num_written, num_sent if num_written > num_sent else None
 
 
 def _echo(prompt: str | tuple[int, ...], served: ServedModel) -> str:

@@ -25,11 +25,13 @@ from pydantic import (
 
 from core.api.errors import ApiError
 from core.api.json_text import read_json
+from core.api.sampling_fields import Breakers, LogitBias, within
 from core.api.unsupported import check_supported, with_our_names
+from core.engine.request_options import MAX_TOP_LOGPROBS
 from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
 
 # A chat's own marks (PromptStyle.stop_strings) take the rest.
-MAX_STOP = MAX_STOP_STRINGS - 2
+MAX_STOP = MAX_STOP_STRINGS - 16
 MAX_STOP_CHARS = 1000
 MAX_CHOICES = 16
 # Far more than a context holds.
@@ -160,11 +162,6 @@ Prompts = Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_as_prompt
 Tokens = Annotated[int, AfterValidator(_as_length), WithJsonSchema(LENGTH_SCHEMA)]
 
 
-def _within(name: str) -> Any:
-    low, high = SAMPLING_RANGES[name]
-    return Field(ge=low, le=high)
-
-
 class Sampled(Strict):
     """What both kinds of requests share. What is left out is as the model recommends."""
 
@@ -173,13 +170,33 @@ class Sampled(Strict):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Tokens | None = None
-    temperature: Annotated[float, _within("temperature")] | None = None
-    top_p: Annotated[float, _within("top_p")] | None = None
+    temperature: Annotated[float, within("temperature")] | None = None
+    top_p: Annotated[float, within("top_p")] | None = None
     top_k: Annotated[int, Field(ge=-1, le=int(SAMPLING_RANGES["top_k"][1]))] | None = None
-    min_p: Annotated[float, _within("min_p")] | None = None
-    repetition_penalty: Annotated[float, _within("repetition_penalty")] | None = None
+    min_p: Annotated[float, within("min_p")] | None = None
+    repetition_penalty: Annotated[float, within("repetition_penalty")] | None = None
     seed: Annotated[int, Field(ge=-MAX_INT64 - 1, le=MAX_INT64)] | None = None
     stop: Stop = ()
+    presence_penalty: Annotated[float, within("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, within("frequency_penalty")] | None = None
+    logit_bias: LogitBias = ()
+    min_tokens: Annotated[int, Field(ge=-1, le=MAX_LENGTH)] | None = Field(
+        None, description="Neither the model's own end nor a stop string ends a shorter answer."
+    )
+    ignore_eos: bool | None = Field(None, description="The model's own end never comes.")
+    typical_p: Annotated[float, within("typical_p")] | None = None
+    xtc_probability: Annotated[float, within("xtc_probability")] | None = None
+    xtc_threshold: Annotated[float, within("xtc_threshold")] | None = None
+    dry_multiplier: Annotated[float, within("dry_multiplier")] | None = None
+    dry_base: Annotated[float, within("dry_base")] | None = None
+    dry_allowed_length: Annotated[int, within("dry_allowed_length")] | None = None
+    dry_range: Annotated[int, Field(ge=-1, le=int(SAMPLING_RANGES["dry_range"][1]))] | None = Field(
+        None, description="How many of the last tokens DRY looks at; 0 and -1: all."
+    )
+    dry_sequence_breakers: Breakers = None
+    mirostat: Annotated[int, within("mirostat")] | None = None
+    mirostat_tau: Annotated[float, within("mirostat_tau")] | None = None
+    mirostat_eta: Annotated[float, within("mirostat_eta")] | None = None
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -231,6 +248,10 @@ class ChatRequest(Sampled):
     )
     chat_template_kwargs: Variables = Field(default_factory=dict)
     enable_thinking: bool | None = Field(None, description="Whether the model thinks, where its template has a switch.")
+    logprobs: bool | None = Field(None, description="Tells how likely each token was.")
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        None, description="How many of the likeliest tokens are told beside each."
+    )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
         None, description="How much the model thinks, where its template asks for it; none switches thinking off."
     )
@@ -242,6 +263,12 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     prompt: Prompts
     echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
+        None, description="Tells how likely each token was, and so many of the likeliest; with echo of the prompt too."
+    )
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+        None, description="So many answers are written, of which the n likeliest are sent."
+    )
 
 
 class TokenizeRequest(Strict):

@@ -13,11 +13,6 @@ from core.api.errors import ApiError
 
 # Each with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (None, 0, 0.0),
-    "frequency_penalty": (None, 0, 0.0),
-    "logit_bias": (None, {}, []),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
     "prompt_logprobs": (None,),
     "n_probs": (None, 0),
     "suffix": (None, ""),
@@ -43,8 +38,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "regex": (None, ""),
     "ebnf": (None, ""),
     # Tokens that must not come, or must.
-    "ignore_eos": (None, False),
-    "ban_eos_token": (None, False),
     "add_bos_token": (None, True),
     "skip_special_tokens": (None, True),
     "include_stop_str_in_output": (None, False),
@@ -60,8 +53,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "do_sample": (None, True),
     "use_beam_search": (None, False),
     "num_beams": (None, 0, 1),
-    "typical": (None, 1, 1.0),
-    "typical_p": (None, 1, 1.0),
     "tfs": (None, 1, 1.0),
     "tfs_z": (None, 1, 1.0),
     "guidance_scale": (None, 1, 1.0),
@@ -73,12 +64,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # Those that are off with nothing and with any number up to 0.
 OFF_BELOW = (
-    "min_tokens",
-    "min_length",
-    "mirostat",
-    "mirostat_mode",
-    "xtc_probability",
-    "dry_multiplier",
     "smoothing_factor",
     "top_a",
     "epsilon_cutoff",
@@ -104,6 +89,13 @@ OTHER_NAMES = {
     "max_length": "max_tokens",
     "repeat_penalty": "repetition_penalty",
     "rep_pen": "repetition_penalty",
+    "presence_pen": "presence_penalty",
+    "freq_pen": "frequency_penalty",
+    "typical": "typical_p",
+    "mirostat_mode": "mirostat",
+    "min_length": "min_tokens",
+    "ban_eos_token": "ignore_eos",
+    "dry_penalty_last_n": "dry_range",
     "stop_sequences": "stop",
     "stop_sequence": "stop",
     "stopping_strings": "stop",
@@ -132,8 +124,7 @@ def describe() -> dict[str, Any]:
     note = "Not supported: only what asks for nothing is taken."
     by_value = {name: {"enum": list(values), "description": note} for name, values in NEUTRAL.items()}
     below = {"anyOf": [{"type": "null"}, {"type": "number", "maximum": 0}], "description": note}
-    number_of_answers = {"type": ["integer", "null"], "description": "The same as n, or nothing."}
-    return {**by_value, **dict.fromkeys(OFF_BELOW, below), "best_of": number_of_answers}
+    return {**by_value, **dict.fromkeys(OFF_BELOW, below)}
 
 
 def _asks_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
@@ -144,7 +135,11 @@ def _asks_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
     if name in RANGES:
         return value in ALL_THE_WAY or fields.get("repetition_penalty") in (None, 1)
     if name == "best_of":
-        return value is None or (type(value) is int and value == (fields.get("n") or 1))
+        # Of a chat there is none; of a completion the schema checks it.
+        return "messages" not in fields or value is None or (type(value) is int and value == (fields.get("n") or 1))
+    if name == "logprobs" and "messages" not in fields:
+        # As a chat's request has it.
+        return not isinstance(value, bool) or not value
     if name == "add_generation_prompt":
         return value in (None, not fields.get("continue_final_message"))
     return True

@@ -197,10 +197,12 @@ class TokenChance:
 
 @dataclass(frozen=True, slots=True)
 class TokenInfo:
-    """A token that came, and the likeliest in its place, the likeliest first."""
+    """A token that came, and the likeliest in its place, the likeliest first. `is_end`: it ended the answer, and is no
+    part of its text."""
 
     chosen: TokenChance
     top: tuple[TokenChance, ...] = ()
+    is_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,7 +298,8 @@ class Scheduler:
     def _told(self, logprobs: TokenLogprobs) -> TokenInfo:
         of = self._token_bytes.of
         chosen = TokenChance(logprobs.token, of(logprobs.token), logprobs.logprob)
-        return TokenInfo(chosen, tuple(TokenChance(token, of(token), value) for token, value in logprobs.top))
+        top = tuple(TokenChance(token, of(token), value) for token, value in logprobs.top)
+        return TokenInfo(chosen, top, is_end=logprobs.token in self._end_tokens)
 
     def _append_token(self, slot: Slot, request: ActiveRequest, token: int | None) -> None:
         """Append a token to a slot's answer, send its text, and end the answer where it ends."""

@@ -129,3 +129,27 @@ def test_clients_that_leave_free_the_engine(client: openai.OpenAI, runner: Runne
         assert answer.reason == "cancelled"
     done = client.chat.completions.create(model="starter", messages=FRANCE, temperature=0, max_tokens=5)
     assert done.choices[0].message.content
+
+
+def test_a_prompt_is_scored_as_benchmarks_of_choices_want_it(client: openai.OpenAI) -> None:
+    """lm-evaluation-harness sends ids, wants one token more, and cuts that off again."""
+    ids = list(range(70, 90))
+    (choice,) = client.completions.create(
+        model="starter", prompt=ids, max_tokens=1, temperature=0, logprobs=1, echo=True
+    ).choices
+    told = choice.logprobs
+    assert len(told.token_logprobs) == len(told.tokens) == len(told.top_logprobs) == len(ids) + 1
+    assert told.token_logprobs[0] is None and all(value < 0 for value in told.token_logprobs[1:])
+    for value, top in zip(told.token_logprobs[1:], told.top_logprobs[1:], strict=True):
+        assert value in top.values() and value <= max(top.values())
+
+
+def test_settings_of_one_answer_reach_the_model(client: openai.OpenAI) -> None:
+    ask = {"model": "starter", "prompt": "The quick", "temperature": 0, "max_tokens": 6}
+    biased = client.completions.create(**ask, logit_bias={"80": 100}, logprobs=0)
+    assert len(set(biased.choices[0].logprobs.tokens)) == 1
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**ask, logit_bias={"999999": 1})
+    assert caught.value.param == "logit_bias"
+    slow = client.completions.create(**ask, extra_body={"dry_multiplier": 1, "xtc_probability": 0.5, "typical_p": 0.9})
+    assert slow.usage.completion_tokens > 0

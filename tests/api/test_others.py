@@ -109,6 +109,16 @@ def test_content_of_the_assistant_may_be_null_or_missing(url: str) -> None:
         ({"stop_sequence": "A", "stop": ["B"]}, "stop=('B',)"),
         ({"stop": ["A", "", "B"]}, "stop=('A', 'B')"),
         ({"temperature": 1}, "temperature=1"),
+        ({"typical": 0.9}, "typical_p=0.9,"),
+        ({"mirostat_mode": 2, "mirostat_tau": 4}, "mirostat=2, mirostat_tau=4"),
+        ({"dry_multiplier": 0.8, "dry_penalty_last_n": -1}, "dry_range=0,"),
+        ({"dry_sequence_breakers": '["\\n", ":"]'}, r"dry_sequence_breakers=('\n', ':')"),
+        ({"logit_bias": {"5": -100}}, "logit_bias=((5, -100.0),)"),
+        ({"logit_bias": [[5, 1.5]]}, "logit_bias=((5, 1.5),)"),
+        ({"ban_eos_token": True}, "ignore_eos=True"),
+        ({"min_length": 5}, "min_tokens=5,"),
+        ({"logprobs": True, "top_logprobs": 3}, "logprobs=3,"),
+        ({"stop": [str(place) for place in range(100)]}, "'99')"),
     ],
 )
 def test_what_others_write_otherwise_is_understood(url: str, fields: dict[str, Any], wanted: str) -> None:
@@ -125,17 +135,15 @@ def test_best_of_what_is_sent_anyway_asks_for_nothing(url: str) -> None:
     for path, body in ((COMPLETIONS, {"prompt": "hi"}), (CHAT, HELLO)):
         assert httpx2.post(url + path, json=body | {"n": 2, "best_of": 2}).status_code == 200
         assert httpx2.post(url + path, json=body | {"best_of": 1.0}).status_code == 200
-        for more in ({"n": 2, "best_of": 3}, {"best_of": 2}, {"best_of": "1"}):
+        for more in ({"n": 3, "best_of": 2}, {"best_of": 2, "stream": True}, {"best_of": "1"}):
             response = httpx2.post(url + path, json=body | more)
             assert response.status_code == 400 and error(response)["param"] == "best_of"
 
 
-CHANGES = [("xtc_probability", 0.5), ("dry_multiplier", 0.8), ("min_tokens", 5), ("mirostat_mode", 2), ("mirostat", 1),
-           ("typical_p", 0.9), ("tfs", 0.95), ("top_a", 0.2), ("smoothing_factor", 0.3), ("dynatemp_range", 0.5),
-           ("guidance_scale", 1.5), ("ignore_eos", True), ("ban_eos_token", True), ("grammar", "root ::= x"),
-           ("guided_json", {"type": "object"}), ("do_sample", False), ("num_beams", 4), ("logit_bias", [[5, 1]]),
+CHANGES = [("tfs", 0.95), ("top_a", 0.2), ("smoothing_factor", 0.3), ("dynatemp_range", 0.5),
+           ("guidance_scale", 1.5), ("grammar", "root ::= x"),
+           ("guided_json", {"type": "object"}), ("do_sample", False), ("num_beams", 4),
            ("banned_strings", ["x"]), ("stop_token_ids", [2]), ("top_n_sigma", 1.5), ("skip_special_tokens", False),
-           ("xtc_probability", "0"), ("min_tokens", True), 
            ("add_generation_prompt", False), ("epsilon_cutoff", 0.001), ("tfs_z", 0.5)]  # fmt: skip
 
 
@@ -151,6 +159,9 @@ def test_a_sampler_that_is_not_there_is_refused_where_it_would_change_the_answer
 def test_all_samplers_that_are_off_pass_together(url: str) -> None:
     """As text clients send them with every request, set to nothing, beside what only matters when they are on."""
     off = {name: neutral[-1] for name, neutral in NEUTRAL.items()} | dict.fromkeys(OFF_BELOW, 0)
+    off |= {"presence_penalty": 0, "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "min_tokens": 0,
+            "mirostat": 0, "typical_p": 1, "dry_multiplier": 0, "ignore_eos": False,
+            "dry_sequence_breakers": ""}  # fmt: skip
     beside = {"dry_base": 1.75, "xtc_threshold": 0.1, "mirostat_tau": 5, "mirostat_eta": 0.1, "smoothing_curve": 1,
               "repeat_last_n": 64, "rep_pen": 1, "temperature_last": True, "top_n_sigma": -1}  # fmt: skip
     assert httpx2.post(url + CHAT, json=HELLO | off | beside).status_code == 200

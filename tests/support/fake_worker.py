@@ -38,7 +38,10 @@ from core.engine.protocol import (
     Reason,
     Stage,
     TextChunk,
+    TokenChance,
+    TokenInfo,
 )
+from core.engine.request_options import RequestOptions
 from core.engine.sampling_params import Sampling
 from core.gpu.snapshot import read_snapshot
 from core.memory.device_memory import DeviceMemory
@@ -68,13 +71,16 @@ def price(meal: str) -> str:
 class Script:
     """One answer in the making."""
 
-    def __init__(self, request: int, prompt: str, sampling: Sampling) -> None:
+    def __init__(self, request: int, prompt: str, sampling: Sampling, options: RequestOptions) -> None:
         question = re.split(r"\[INST\]|<\|im_start\|>user", prompt)[-1]
         question = re.split(r"\[/INST\]|<\|im_end\|>", question)[0].strip()
         self.request = request
         self.prompt_tokens = len(prompt.split())
         self.wait_s = float(_setting(question, "wait", os.environ.get("LLAMADECK_FAKE_WORD_S", "0.01")))
-        self.words = [repr(sampling)] if question == "settings" else [*_thought(question), *_words(question)]
+        self.options = options
+        self.words = (
+            [f"{sampling!r} {options!r}"] if question == "settings" else [*_thought(question), *_words(question)]
+        )
         self.ends_with = next((word for word in ("fail", "die") if word in question.split()), "end")
         self.said = 0
         self.began_s = self.next_s = time.monotonic() + self.wait_s
@@ -111,6 +117,14 @@ def _words(question: str) -> list[str]:
     return [words[i % len(words)] for i in range(count)]
 
 
+def _told(word: str, script: Script) -> tuple[TokenInfo, ...]:
+    """A word is as likely as its place in the answer says."""
+    if script.options.logprobs is None:
+        return ()
+    chosen = TokenChance(script.said, word.encode(), -0.5 * script.said)
+    return (TokenInfo(chosen, (chosen, TokenChance(0, b"\xe4", -9.0))[: script.options.logprobs]),)
+
+
 class FakeWorker:
     def __init__(self, connection: Connection, outlet: Outlet) -> None:
         self._connection, self._pipe = connection, outlet
@@ -131,7 +145,7 @@ class FakeWorker:
             case Load():
                 self._load(command)
             case Generate():
-                script = Script(command.request, str(command.prompt), command.sampling)
+                script = Script(command.request, str(command.prompt), command.sampling, command.options)
                 self._scripts[command.request] = script
                 self._pipe.send(PromptStarted(command.request, script.prompt_tokens, 0))
             case Cancel() if command.request in self._scripts:
@@ -177,7 +191,8 @@ class FakeWorker:
             self._finish(script, "end")
         else:
             script.said += 1
-            self._pipe.send(TextChunk(script.request, script.words[script.said - 1], script.said))
+            word = script.words[script.said - 1]
+            self._pipe.send(TextChunk(script.request, word, script.said, _told(word, script)))
             script.next_s += script.wait_s
 
     def _break_off(self, script: Script) -> None:
