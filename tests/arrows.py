@@ -30,7 +30,7 @@ ARROWS = {
     "ui.settings": "access doctor library standby ui.server ui.shared",
     "ui.shared": "access chat engine gpu hub library personas remote standby starter",
     "ui.server": "access bootstrap",
-    "api": "access chat engine library personas standby",
+    "api": "access chat checkpoint engine library personas standby",
     "doctor": "access bootstrap chat gpu hub memory personas remote server standby",
     "chat": "checkpoint documents engine personas tokenizer",
     "remote": "engine",

@@ -56,15 +56,7 @@ class Completions:
 
     async def chat(self, call: HttpCall, exchange: Exchange | None = None) -> None:
         """Messages, as the API of `exchange` has them; None: our own."""
-        spoken = exchange or OpenAiExchange()
-
-        def read(request: ChatRequest) -> Order:
-            served, generation = self._read_chat(request, call.owner)
-            reply = ResponseWriter("chat", request.model or served.name)
-            return _order(request, served, [generation], reply, spoken)
-
-        order = await self._intake.take(call, ChatRequest, read, self._prepare, spoken.translate)
-        await self._answer(call, order)
+        await self._take(call, ChatRequest, exchange or OpenAiExchange())
 
     async def count(self, call: HttpCall, exchange: Exchange) -> int:
         """The tokens of the prompt that messages make, also of one that is too long for the context."""
@@ -89,17 +81,29 @@ class Completions:
 
     async def complete(self, call: HttpCall, exchange: Exchange | None = None) -> None:
         """A text that goes on, as the API of `exchange` has it; None: our own."""
-        spoken = exchange or OpenAiExchange()
+        await self._take(call, CompletionRequest, exchange or OpenAiExchange())
 
-        def read(request: CompletionRequest) -> Order:
-            served = read_served_model(self._engine)
-            if find_character(request.model, served, self._characters) is not None:
-                raise ApiError("api_character_completion", name=request.model or "")
-            generations = read_completion_request(request, served)
-            return _order(request, served, generations, ResponseWriter("completion", served.name), spoken)
+    async def either(self, call: HttpCall, exchange: Exchange) -> None:
+        """Messages or a text, whichever the request of the API of `exchange` becomes."""
+        await self._take(call, Sampled, exchange)
 
-        order = await self._intake.take(call, CompletionRequest, read, self._prepare, spoken.translate)
-        await self._answer(call, order)
+    async def _take(self, call: HttpCall, kind: type[Sampled], exchange: Exchange) -> None:
+        def read(request: Sampled) -> Order:
+            if isinstance(request, CompletionRequest):
+                return self._completion_order(request, exchange)
+            assert isinstance(request, ChatRequest)
+            served, generation = self._read_chat(request, call.owner)
+            reply = ResponseWriter("chat", request.model or served.name)
+            return _order(request, served, [generation], reply, exchange)
+
+        await self._answer(call, await self._intake.take(call, kind, read, self._prepare, exchange.translate))
+
+    def _completion_order(self, request: CompletionRequest, exchange: Exchange) -> Order:
+        served = read_served_model(self._engine)
+        if find_character(request.model, served, self._characters) is not None:
+            raise ApiError("api_character_completion", name=request.model or "")
+        generations = read_completion_request(request, served)
+        return _order(request, served, generations, ResponseWriter("completion", served.name), exchange)
 
     async def _prepare(self, request: Sampled) -> None:
         await self._just_in_time.ready(request.model)

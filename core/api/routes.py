@@ -17,6 +17,7 @@ from core.api.auth import ApiAuth
 from core.api.completions import Completions
 from core.api.dialects.anthropic import ANTHROPIC
 from core.api.dialects.dialect import OPENAI, Dialect
+from core.api.dialects.ollama import OLLAMA
 from core.api.errors import ApiError
 from core.api.generation import MAX_WAITING, AdmissionLimit
 from core.api.http_call import CLIENT_GONE, ClientGone, HttpCall
@@ -25,6 +26,7 @@ from core.api.just_in_time import JustInTime
 from core.api.messages import Messages
 from core.api.metrics import Metrics
 from core.api.models import Models
+from core.api.ollama_routes import Ollama
 from core.api.openapi import describe
 from core.common.errors import DeckError
 from core.common.panics import panics_as_errors
@@ -143,8 +145,17 @@ def make_routes(
         "/tokenize": {"POST": models.tokenize},
         "/detokenize": {"POST": models.detokenize},
     }
+    ollama = Ollama(engine, completions, models, intake, just_in_time, loader)
     spoken: dict[Dialect, dict[str, dict[str, Handler]]] = {
-        ANTHROPIC: {"/messages": {"POST": messages.create}, "/messages/count_tokens": {"POST": messages.count}},
+        ANTHROPIC: {"/v1/messages": {"POST": messages.create}, "/v1/messages/count_tokens": {"POST": messages.count}},
+        OLLAMA: {
+            "/api/version": {"GET": ollama.version},
+            "/api/tags": {"GET": ollama.tags},
+            "/api/ps": {"GET": ollama.running},
+            "/api/show": {"POST": ollama.show},
+            "/api/chat": {"POST": ollama.chat},
+            "/api/generate": {"POST": ollama.generate},
+        },
     }
     paths: dict[str, tuple[str, dict[str, Handler]]] = {
         "/metrics": ("/metrics", {"GET": show_metrics}),
@@ -165,8 +176,8 @@ def make_routes(
     ]
     for dialect, others in spoken.items():
         for path, handlers in others.items():
-            one = Endpoint(f"/v1{path}", handlers, auth, metrics, ending, dialect)
-            routes += [Route(f"{prefix}{path}", one) for prefix in ("/v1", "")]
+            one = Endpoint(path, handlers, auth, metrics, ending, dialect)
+            routes += [Route(name, one) for name in dict.fromkeys((path, path.removeprefix("/v1")))]
     for path, (name, handlers) in paths.items():
         routes.append(Route(path, Endpoint(name.replace(":path", ""), handlers, auth, metrics, ending)))
     return routes

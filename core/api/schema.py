@@ -291,7 +291,8 @@ Translate = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def read_body(kind: type[Request], body: bytes, translate: Translate | None = None) -> Request:
-    """The request in `body`. Raises ApiError that names the first field that is wrong."""
+    """The request in `body`; of Sampled the kind that its prompt or its messages make it. Raises ApiError that names
+    the first field that is wrong."""
     try:
         value = read_json(body)
     except ValueError as error:
@@ -303,8 +304,12 @@ def read_body(kind: type[Request], body: bytes, translate: Translate | None = No
     if issubclass(kind, Sampled):
         value = with_our_names(value)
         check_supported(value)
+    chosen: type[Any] = kind
+    if kind is Sampled:
+        chosen = CompletionRequest if "prompt" in value else ChatRequest
     try:
-        return kind.model_validate(value)
+        found: Request = chosen.model_validate(value)
+        return found
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(map(str, first["loc"]))[:MAX_SHOWN_CHARS]

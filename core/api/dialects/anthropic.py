@@ -5,14 +5,13 @@ https://docs.anthropic.com/en/api/messages and /messages-streaming say what they
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from core.api.dialects.anthropic_request import chat_body
 from core.api.dialects.dialect import SSE, Body, Dialect, event
+from core.api.dialects.reading import arguments_of
 from core.api.errors import body_of, shape_of
 from core.api.generation import Usage
 from core.common.errors import DeckError
@@ -117,7 +116,7 @@ class AnthropicExchange:
             yield {"type": "text", "text": message["content"]}
         for call in message.get("tool_calls") or ():
             function = call["function"]
-            yield {"type": "tool_use", "id": call["id"], "name": function["name"], "input": _input(function)}
+            yield {"type": "tool_use", "id": call["id"], "name": function["name"], "input": arguments_of(function)}
 
     def _message(self, content: list[Body], finish: str | None, usage: Body) -> Body:
         return {
@@ -130,15 +129,6 @@ class AnthropicExchange:
             "stop_sequence": None,
             "usage": usage_of(usage),
         }
-
-
-def _input(function: Body) -> dict[str, Any]:
-    """The arguments as an object, which they are unless the answer was cut in their middle."""
-    try:
-        found = json.loads(function["arguments"] or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def usage_of(usage: Body) -> Body:

@@ -1,7 +1,9 @@
-"""What comes of a request's fields before our own types check them: each is what it should be, or an ApiError."""
+"""What comes of the fields of requests before our own types check them, each as it should be or an ApiError; and the
+arguments that a model wrote."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from core.api.dialects.dialect import Body
@@ -33,3 +35,12 @@ def text_of(given: object, field: str) -> str:
     if not isinstance(given, str):
         raise field_error(field, "a text is wanted")
     return given
+
+
+def arguments_of(function: Body) -> Body:
+    """The arguments of a call as an object, which they are unless the answer was cut in their middle."""
+    try:
+        found = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,177 @@
+"""Ollama's API: its chat and generate, and what it tells of models."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from datetime import UTC, datetime
+from typing import Any
+
+from core.api.completions import Completions
+from core.api.dialects.dialect import Body
+from core.api.dialects.ollama import OllamaExchange
+from core.api.dialects.ollama_request import NothingAsked, name_of
+from core.api.errors import ApiError
+from core.api.http_call import HttpCall
+from core.api.intake import Intake
+from core.api.just_in_time import JustInTime
+from core.api.models import Models
+from core.api.schema import ChatRequest, Strict
+from core.api.served_model import read_served_model
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import DeckError
+from core.common.values import printable
+from core.engine.interface import Engine
+from core.library.scan import read_entry
+from core.personas.names import same_name
+from core.standby.loader import ModelLoader
+
+# Clients refuse one that is too old for what they want to use.
+VERSION = "0.12.6"
+# Nothing is unloaded at a time that is known.
+NEVER = "9999-12-31T23:59:59Z"
+
+
+# The fields that a completion must know of for a model to call tools.
+TOOLS = "tools"
+
+
+class NamedModel(Strict):
+    model: str
+    system: str | None = None
+
+
+class Ollama:
+    """Handlers; each of them raises DeckError or ClientGone."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        completions: Completions,
+        models: Models,
+        intake: Intake,
+        just_in_time: JustInTime,
+        loader: ModelLoader | None,
+    ) -> None:
+        self._engine, self._completions, self._models = engine, completions, models
+        self._intake, self._just_in_time, self._loader = intake, just_in_time, loader
+
+    async def version(self, call: HttpCall) -> None:
+        await call.json({"version": VERSION})
+
+    async def chat(self, call: HttpCall) -> None:
+        await self._answer(call, OllamaExchange("chat"))
+
+    async def generate(self, call: HttpCall) -> None:
+        await self._answer(call, OllamaExchange("generate"))
+
+    async def _answer(self, call: HttpCall, exchange: OllamaExchange) -> None:
+        try:
+            await self._completions.either(call, exchange)
+        except NothingAsked:
+            await self._just_in_time.ready(exchange.model)
+            await self._intake.run(lambda: read_served_model(self._engine))
+            await call.json(exchange.loaded())
+
+    async def tags(self, call: HttpCall) -> None:
+        """What can be asked, as /v1/models lists it."""
+
+        def find() -> list[Body]:
+            return [self._described(one) for one in self._models.find_all()]
+
+        await call.json({"models": await self._intake.run(find)})
+
+    async def running(self, call: HttpCall) -> None:
+        def find() -> list[Body]:
+            facts = self._engine.state.facts
+            if facts is None:
+                return []
+            taken = facts.weights_bytes + facts.cache_bytes
+            about = self._described({"id": facts.name, "created": 0})
+            on_gpu = taken if facts.memory is not None else 0
+            return [about | {"size": taken, "size_vram": on_gpu, "expires_at": NEVER,
+                             "context_length": facts.context_tokens}]  # fmt: skip
+
+        await call.json({"models": await self._intake.run(find)})
+
+    async def show(self, call: HttpCall) -> None:
+        shown = await self._intake.take(call, NamedModel, self._show, translate=_named)
+        await call.json(shown)
+
+    def _show(self, request: NamedModel) -> Body:
+        wanted = same_name(request.model)
+        for one in self._models.find_all():
+            if same_name(one["id"]) == wanted:
+                return self._shown(one)
+        served = read_served_model(self._engine)
+        raise ApiError("api_model", name=printable(request.model), loaded=served.name)
+
+    def _shown(self, one: Body) -> Body:
+        checkpoint, template = self._checkpoint(one), ""
+        details, capabilities = _details(checkpoint, one), ["completion"]
+        about: dict[str, Any] = {"general.basename": one["id"]}
+        if one["id"] == self._engine.state.model or "parent" in one:
+            model = read_served_model(self._engine).model
+            template = model.template.source or ""
+            if TOOLS in ChatRequest.model_fields:
+                capabilities.append("tools")
+            if model.template.switches or model.template.thought_format is not None:
+                capabilities.append("thinking")
+        family = details["family"]
+        if checkpoint is not None:
+            about |= {"general.architecture": family, "general.parameter_count": num_parameters(checkpoint)}
+        if (context := one.get("max_model_len") or (checkpoint.max_context_tokens if checkpoint else None)) is not None:
+            about[f"{family or 'model'}.context_length"] = context
+        return {"modelfile": f"FROM {one['id']}", "parameters": "", "template": template, "details": details,
+                "model_info": about, "capabilities": capabilities, "modified_at": _moment(one["created"])}  # fmt: skip
+
+    def _described(self, one: Body) -> Body:
+        checkpoint = self._checkpoint(one)
+        return {
+            "name": one["id"],
+            "model": one["id"],
+            "modified_at": _moment(one["created"]),
+            "size": checkpoint.size_bytes if checkpoint else 0,
+            # Its clients tell models apart by it; ours are told apart by their names.
+            "digest": hashlib.sha256(one["id"].encode("utf-8", "replace")).hexdigest(),
+            "details": _details(checkpoint, one),
+        }
+
+    def _checkpoint(self, one: Body) -> Checkpoint | None:
+        """The files of a model of this machine; None for a character, and for a model elsewhere."""
+        state = self._engine.state
+        if one["id"] == state.model:
+            return read_entry(state.folder).checkpoint if state.folder is not None else None
+        found = self._loader.loadable() if self._loader is not None and "parent" not in one else ()
+        return next((entry.checkpoint for entry in found if entry.name == one["id"]), None)
+
+
+def _named(body: Body) -> Body:
+    return {"model": name_of(body)}
+
+
+def _details(checkpoint: Checkpoint | None, one: Body) -> Body:
+    family = str(checkpoint.config.get("model_type") or "") if checkpoint else ""
+    return {
+        "parent_model": one.get("parent", ""),
+        "format": "safetensors" if checkpoint else "",
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": f"{num_parameters(checkpoint) / 1e9:.1f}B" if checkpoint else "",
+        "quantization_level": checkpoint.quantization_label if checkpoint else "",
+    }
+
+
+def num_parameters(checkpoint: Checkpoint) -> int:
+    """The weights of the model: a quantized matrix counts as what it stands for."""
+    try:
+        matrices = checkpoint.matrices
+    except DeckError:
+        return 0
+    packed = {name for matrix in matrices.values() for name in matrix.tensors.values()}
+    plain = sum(math.prod(tensor.shape) for name, tensor in checkpoint.tensors.items() if name not in packed)
+    return plain + sum(matrix.in_features * matrix.out_features for matrix in matrices.values())
+
+
+def _moment(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
