@@ -1,0 +1,112 @@
+"""A layer in few kernels: the attention of Qwen3 and of Qwen3.5 is recognized, and computes what the model does.
+
+The kernels' own sources run on a CPU, so the models are tiny, and only the decoding of a token is tried.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from core.checkpoint.checkpoint import read_checkpoint
+from core.memory.kernels.registry import kernel_named
+from core.memory.model_shape import read_shape
+from core.worker.decode.fused_attention import FusedAttention
+from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
+from core.worker.decode.fused_modules import fuse_modules
+from core.worker.decode.graph_cache import GraphCache
+from core.worker.decode.layer_fusion import fuse_layers
+from core.worker.kernels import decode_attention, packed_prefill, packed_small_batch, row_norm
+from core.worker.model.device_map import DeviceMap
+from core.worker.model.loader import load_model
+from core.worker.model.model_runner import ModelRunner
+from tests.support import ptx_on_cpu
+from tests.support.cuda_on_cpu import CpuGpu, cuda_on_cpu
+from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
+
+CPU, CONTEXT, PROMPT = torch.device("cpu"), 64, [5, 9, 2, 77, 31]
+SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "head_dim": 64,
+                         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": CONTEXT,
+                         "vocab_size": VOCABULARY}  # fmt: skip
+# Of the logits' spread, over one layer in float16.
+TOLERANCE = 0.02
+
+
+class Gpu(CpuGpu):
+    """What the kernels of quantized matrices ask of a GPU besides."""
+
+    major, multi_processor_count = 8, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    ptx_on_cpu.CpuModule.folder = tmp_path_factory.mktemp("compiled")
+    caches = (packed_small_batch.kernels_for, packed_prefill.prefill_kernels_for, decode_attention.module_for,
+              row_norm.norm_kernel)  # fmt: skip
+    with cuda_on_cpu(), pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+        for module in (packed_small_batch, packed_prefill, decode_attention, row_norm):
+            patch.setattr(module, "CudaModule", ptx_on_cpu.CpuModule)
+        for cache in caches:
+            cache.cache_clear()
+        yield
+        for cache in caches:
+            cache.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("qwen3", {}),
+        ("qwen3_5_text", {"layer_types": ["full_attention"], "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
+    ],
+    ids=["normed heads", "gated heads, a quarter turned"],
+)  # fmt: skip
+def test_a_token_is_decoded_by_fused_attention(
+    tmp_path: Path, family: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = make_family_checkpoint(tmp_path / "model", {"model_type": family, **SIZES, **more})
+    wanted = reference(torch.tensor([PROMPT])).logits[0, -1]
+    checkpoint = read_checkpoint(tmp_path / "model")
+    kernel, shape = kernel_named("llamadeck"), read_shape(checkpoint, merged=True)
+    model = load_model(checkpoint, shape, kernel, DeviceMap((CPU,)), torch.float16, 16, lambda _: None, CONTEXT)
+    runner, source = ModelRunner(model, 2, CONTEXT), sys.modules[type(model).__module__]
+    # Fusing replaces it for the process. Here it is put back.
+    monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
+    assert "FusedNorm" in fuse_modules(model)
+    cache = GraphCache(runner.cache)
+    run = GraphRun(runner, cache)
+    before = run.decode()
+    assert fuse_layers(model, cache, run.decode) == 1
+    (layer,) = [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
+    assert isinstance(layer._mixer, FusedAttention)
+    for got in (before, run.decode()):
+        assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+class GraphRun:
+    """Decodes the tokens of a prompt one by one, over the cache of captured steps."""
+
+    def __init__(self, runner: ModelRunner, cache: GraphCache) -> None:
+        self._runner, self._cache = runner, cache
+        ALL_ATTENTION_FUNCTIONS.register("tests_fused_attention", cache.attend)
+        runner.use_attention("tests_fused_attention")
+
+    def decode(self) -> torch.Tensor:
+        """The logits [1, vocabulary] after the last token."""
+        for place, token in enumerate(PROMPT):
+            at = torch.tensor([[place]])
+            self._cache.set_targets(torch.tensor([1]), at, torch.tensor([place + 1]))
+            logits = self._runner.run_captured(torch.tensor([[token]]), at, self._cache, 1)
+        return logits
