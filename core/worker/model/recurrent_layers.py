@@ -1,6 +1,7 @@
 """Layers with a state of fixed size in place of a KV cache: our own modules, with the weights of transformers' ones.
 
-transformers' modules keep a state for a whole batch. These read and write the rows of each slot.
+transformers' modules keep a state for a whole batch. These read and write the rows of each slot. They round to the
+model's dtype where transformers' modules do, so that in half precision too both give the same.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from core.checkpoint.recurrent import GatedDeltaNet, Recurrent, ShortConv
 from core.worker.kernels.delta_rule import causal_conv, delta_chunk, delta_step, unit_length
 from core.worker.model.layer_state import RecurrentState
 
-# Small weights that an exponential follows: in half precision a state would fade up to 1 % faster or slower.
+# Weights that an exponential follows: in half precision a state would fade up to 1 % faster or slower. The matrices
+# among them are small, but GPUs have faster kernels for those in half precision.
 FLOAT_WEIGHTS = ("A_log", "dt_bias")
+FLOAT_MATRICES_ON_CPU = (".in_proj_a", ".in_proj_b", ".in_proj_ba")
 
 
 class RecurrentLayer(nn.Module):
@@ -41,11 +44,11 @@ class RecurrentLayer(nn.Module):
         return weight.squeeze(1)
 
     def _convolve(self, inputs: torch.Tensor, state: RecurrentState, rows: torch.Tensor) -> torch.Tensor:
-        """inputs [rows, tokens, channels] -> the same in float32; writes the rows' last inputs."""
+        """inputs [rows, tokens, channels] -> the same; writes the rows' last inputs."""
         bias: torch.Tensor | None = self._conv[0].bias
         output, last = causal_conv(inputs, state.conv[rows], self.conv_weight, bias)
         state.conv[rows] = last.to(state.conv.dtype)
-        return output
+        return output.to(inputs.dtype)
 
 
 class GatedDeltaNetLayer(RecurrentLayer):
@@ -72,13 +75,13 @@ class GatedDeltaNetLayer(RecurrentLayer):
         mixer, state = self.delta_net, cache_params.state(self.layer_idx)
         rows = cache_params.state_rows_on(hidden_states.device)
         mixed, gate, b, a = self.project(hidden_states)
-        mixed = self.activation(self._convolve(mixed, state, rows))
+        mixed = self.activation(self._convolve(mixed, state, rows)).float()
         keys = mixer.num_key_heads * mixer.key_dim
         query, key, value = mixed.split((keys, keys, mixer.num_value_heads * mixer.value_dim), -1)
         query, key = (unit_length(one.unflatten(-1, (mixer.num_key_heads, mixer.key_dim))) for one in (query, key))
         query = query * mixer.key_dim**-0.5
         value = value.unflatten(-1, (mixer.num_value_heads, mixer.value_dim))
-        beta = b.float().sigmoid()
+        beta = b.sigmoid().float()
         decay = -self.A_log.float().exp() * softplus(a.float() + self.dt_bias.float())
         if hidden_states.shape[1] == 1:
             query, key, value, decay, beta = (one.squeeze(1) for one in (query, key, value, decay, beta))
@@ -86,7 +89,7 @@ class GatedDeltaNetLayer(RecurrentLayer):
         else:
             output, after = delta_chunk(query, key, value, decay, beta, state.state[rows])
         state.state[rows] = after
-        return self.out_proj(self._norm(output.reshape(gate.shape), gate).to(hidden_states.dtype).flatten(-2))
+        return self.out_proj(self._norm(output.reshape(gate.shape), gate).flatten(-2))
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the convolution runs over [rows, tokens, channels], the output's gates [rows, tokens, value heads, value
@@ -96,20 +99,22 @@ class GatedDeltaNetLayer(RecurrentLayer):
             # The first of them works out the second, where both are one matrix.
             mixed, gate = self.in_proj_qkv(hidden), self.in_proj_z(hidden)
             gate = gate.unflatten(-1, (mixer.num_value_heads, mixer.value_dim))
-            return mixed, gate, self.in_proj_b(hidden), self.in_proj_a(hidden)
+            return mixed, gate, _multiply(self.in_proj_b, hidden), _multiply(self.in_proj_a, hidden)
         share = mixer.num_value_heads // mixer.num_key_heads
         values = share * mixer.value_dim
         by_head = self.in_proj_qkvz(hidden).unflatten(-1, (mixer.num_key_heads, -1))
         query, key, value, gate = by_head.split((mixer.key_dim, mixer.key_dim, values, values), -1)
-        b, a = self.in_proj_ba(hidden).unflatten(-1, (mixer.num_key_heads, -1)).split((share, share), -1)
+        b, a = _multiply(self.in_proj_ba, hidden).unflatten(-1, (mixer.num_key_heads, -1)).split((share, share), -1)
         mixed = torch.cat([one.flatten(-2) for one in (query, key, value)], -1)
         gate = gate.reshape(*hidden.shape[:2], mixer.num_value_heads, mixer.value_dim)
         return mixed, gate, b.flatten(-2), a.flatten(-2)
 
     def _norm(self, output: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        """RMSNorm of each head, then its gate; in float32."""
-        normed = torch.rms_norm(output, output.shape[-1:], self.norm.weight.float(), self.norm.variance_epsilon)
-        return normed * silu(gate.float())
+        """RMSNorm of each head's output, float32, then its gate; in the gate's dtype."""
+        output = output.to(gate.dtype).float()
+        normed = torch.rms_norm(output, output.shape[-1:], None, self.norm.variance_epsilon)
+        weighted = self.norm.weight * normed.to(gate.dtype)
+        return (weighted * silu(gate.float())).to(gate.dtype)
 
 
 class ShortConvLayer(RecurrentLayer):
@@ -125,8 +130,19 @@ class ShortConvLayer(RecurrentLayer):
         state = past_key_values.state(self.layer_idx)
         rows = past_key_values.state_rows_on(hidden_states.device)
         gate_in, gate_out, inputs = self.in_proj(hidden_states).chunk(3, -1)
-        output = self._convolve(gate_in * inputs, state, rows).to(hidden_states.dtype)
-        return self.out_proj(gate_out * output)
+        return self.out_proj(gate_out * self._convolve(gate_in * inputs, state, rows))
+
+
+def keeps_float(name: str, device: torch.device) -> bool:
+    """Whether the weight `name` of a model stays in float32 on `device`."""
+    owner, _, own = name.rpartition(".")
+    return own in FLOAT_WEIGHTS or (device.type == "cpu" and owner.endswith(FLOAT_MATRICES_ON_CPU))
+
+
+def _multiply(matrix: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """x [..., in] -> [..., out], in the dtype of the matrix where it is plain."""
+    output: torch.Tensor = matrix(x.to(matrix.weight.dtype) if isinstance(matrix, nn.Linear) else x)
+    return output
 
 
 def replace_recurrent_layers(model: PreTrainedModel) -> None:
