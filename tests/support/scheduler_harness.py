@@ -12,6 +12,7 @@ from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.worker.decode.logprobs import TokenLogprobs
 from core.worker.decode.steps import PendingTokens, Steps
+from core.worker.model.state_history import StateHistory
 from core.worker.scheduler import Scheduler
 
 PROMPT = "What is the capital of France?"
@@ -108,3 +109,31 @@ class FakeSteps:
         # The tokens "a" to "z" of tests/support/checkpoints.py's vocabulary.
         self._last[slot] = 67 + sum(place * token for place, token in enumerate(cached, 1)) % 26
         return None if len(cached) == self._nan_at else self._last[slot]
+
+
+class FakeStates(FakeSteps):
+    """The same with a recurrent state: a row has taken in a list of tokens, and is only copied, cleared or led on."""
+
+    def __init__(self, num_slots: int = 3, context_tokens: int = 512, runs_ahead: bool = False) -> None:
+        super().__init__(num_slots, context_tokens, runs_ahead)
+        self.has_states = True
+        num_kept = 3 * num_slots
+        self.cached = [[] for _ in range(num_slots + 1 + num_kept)]
+        self._history = StateHistory(num_slots, num_kept, self._copy, lambda row: self.cached[row].clear())
+
+    def _copy(self, source: int, target: int) -> None:
+        self.cached[target] = self.cached[source][:]
+
+    def reusable_tokens(self, slot: int, num_tokens: int) -> int:
+        return self._history.reusable_tokens(slot, num_tokens)
+
+    def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
+        self._history.begin(slot, begin)
+        self._history.advance(slot, len(chunk))
+        assert len(self.cached[slot]) == begin
+        return super().prefill(slot, chunk, begin, is_last)
+
+    def decode(self, slots: Sequence[int]) -> PendingTokens:
+        for slot in slots:
+            self._history.advance(slot, 1)
+        return super().decode(slots)
