@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 # A part is a package, a folder of one, or one file. Each may import itself, "common" and the parts beside its name.
 # Nothing stands above what imports it.
 ARROWS = {
-    "cli": "access bootstrap checkpoint doctor gpu hub library memory personas remote server standby starter vllm"
-    " benchmarks tests",
+    "cli": "access bootstrap checkpoint doctor gpu hub library memory personas quantize remote server standby starter"
+    " vllm benchmarks tests",
     "serve": "access api chat library remote server standby ui.server ui.shared",
     "Home": "ui ui.chat ui.download ui.settings ui.shared",
     "pages": "chat ui.characters ui.chat ui.download ui.load ui.monitor ui.settings ui.shared",
@@ -41,7 +41,7 @@ ARROWS = {
     "worker.kernels": "memory",
     "engine": "gpu memory",
     "quantize.child": "chat checkpoint quantize starter tokenizer",
-    "quantize": "bootstrap checkpoint hub memory starter tokenizer",
+    "quantize": "bootstrap checkpoint hub library memory starter tokenizer",
     "starter": "bootstrap library",
     "library": "checkpoint hub memory",
     "vllm": "bootstrap checkpoint memory",

@@ -12,6 +12,8 @@ from core.common.paths import version
 from core.quantize.job_file import JobFile
 
 RESULT = "quantize_result.json"
+# In percent: a few thousand tokens tell no less.
+SMALLEST_LOSS = 0.05
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
@@ -20,6 +22,13 @@ def loss_percent(result: Mapping[str, Any]) -> float:
     before, after = result["before"], result["after"]
     loss: float = 100 * (sum(after[name] / before[name] for name in before) / len(before) - 1)
     return loss
+
+
+def loss_text(percent: float) -> str:
+    """The loss as people read it, with one digit after the point where it is small; "" for none that can be told."""
+    if percent < SMALLEST_LOSS:
+        return ""
+    return f"{percent:.0f}" if percent >= 10 else f"{percent:.1f}"
 
 
 def write_card(folder: Path, job: JobFile, result: Mapping[str, Any]) -> None:

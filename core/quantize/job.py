@@ -24,8 +24,7 @@ from core.quantize.options import check_group_size, merge_steps
 from core.quantize.plan import plan_job
 from core.quantize.process import QuantizeProcess
 from core.quantize.progress import Phase, QuantizeState, StageClock
-from core.quantize.resuming import can_resume
-from core.quantize.source import meta_size_bytes, plain_model, read_plain, require_meta
+from core.quantize.source import meta_model, plain_model, read_plain
 from core.tokenizer.read import read_tokenizer
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class QuantizeJob:
         self._download: DownloadJob | None = None
         self._error: DeckError | None = None
         self._result: dict[str, Any] | None = None
-        self._family = ""
+        self._resumes = False
 
     @property
     def id(self) -> str:
@@ -78,7 +77,7 @@ class QuantizeJob:
     @property
     def can_pause(self) -> bool:
         """Whether what is done is kept when the job is stopped: gptqmodel keeps it for some families alone."""
-        return can_resume(self._family) or self._clock.stage == "download"
+        return self._resumes or self._clock.stage == "download"
 
     def snapshot(self) -> QuantizeState:
         with self._lock:
@@ -199,20 +198,16 @@ class QuantizeJob:
         """Whatever can be known beforehand is refused here. Raises DeckError."""
         self._clock.take("start", 0.0)
         folder, options = self.file.source, self.file.options
-        if self.file.is_meta:
-            require_meta(folder)
-            # Its own weights once more in another format, and then about half of that.
-            folders.check_room(2 * meta_size_bytes(folder))
-            self._family = "llama"
-            return
-        model = read_plain(folder)
-        self._family = model.family
+        model = meta_model(folder) if self.file.is_meta else read_plain(folder)
         merge_steps(model, options)
-        check_group_size(model, options)
-        if options.calibration is not None:
-            tokenizer = read_tokenizer(folder)
-            require_enough(options.calibration, lambda text: tokenizer.encode(text).ids)
-        folders.check_room(plan_job(model, options, self.file.device).disk_bytes)
+        if not self.file.is_meta:
+            check_group_size(model, options)
+            if options.calibration is not None:
+                tokenizer = read_tokenizer(folder)
+                require_enough(options.calibration, lambda text: tokenizer.encode(text).ids)
+        plan = plan_job(model, options, self.file.device, self.file.is_meta)
+        self._resumes = plan.resumes
+        folders.check_room(plan.disk_bytes)
 
     def _told(self, message: dict[str, Any]) -> None:
         with self._lock:

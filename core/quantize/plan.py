@@ -22,9 +22,8 @@ from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, MIB
 from core.quantize.calibration import NUM_ROWS, row_tokens
-from core.quantize.job_file import JobFile
 from core.quantize.options import BITS, GROUP_SIZES, QuantizeOptions
-from core.quantize.resuming import can_resume
+from core.quantize.resuming import can_resume, is_linked
 from core.quantize.source import PlainModel
 
 # Libraries of the process: torch, transformers and gptqmodel; and CUDA's context.
@@ -54,8 +53,8 @@ class QuantizePlan:
     resumes: bool
 
 
-def plan_job(model: PlainModel, options: QuantizeOptions, device: str) -> QuantizePlan:
-    """The plan of quantizing `model` on `device`, "cpu" or "cuda:N"."""
+def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: bool = False) -> QuantizePlan:
+    """The plan of quantizing `model` on `device`, "cpu" or "cuda:N". `is_meta`: it is converted first."""
     kind = device.partition(":")[0]
     result_bytes = result_checkpoint(model, options).size_bytes
     length = row_tokens(model.config)
@@ -68,8 +67,9 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str) -> Quanti
     widest = max((max(sides) for sides in model.matrices.values()), default=0)
     moment = layer_bytes + largest + COPIED_ROWS * length * widest * 4 * bytes_each
     ends = _end_elements(model) * bytes_each
-    copies = model.size_bytes if options.adapters else 0
-    resumes = can_resume(model.family)
+    copies = model.size_bytes * (bool(options.adapters) + is_meta)
+    is_copied = bool(copies) or model.folder is None
+    resumes = can_resume(model.family) and (is_copied or not is_linked(model.folder or Path(), model.files))
     kept = result_bytes + 2 * activations if resumes else 0
     ram = PROCESS_BYTES + activations + ends + layer_bytes + (moment if kind == "cpu" else 0)
     return QuantizePlan(
@@ -121,15 +121,6 @@ def verdicts(
             except DeckError:
                 continue
     return found
-
-
-def needed_disk_bytes(model: PlainModel, job: JobFile) -> int:
-    """What must be free under models/ before `job` begins."""
-    return plan_job(model, job.options, job.device).disk_bytes
-
-
-def source_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 @cache

@@ -62,8 +62,9 @@ class StageClock:
         self.fraction = max(self.fraction, low + (high - low) * fraction)
         self.layer, self.layers = layer or self.layer, layers or self.layers
         self._latest = (self._clock(), fraction)
-        # A job that goes on begins in the middle: speed is counted from where it began.
-        self._first = self._first or self._latest
+        # A job that goes on begins in the middle, and before its first layer it reads all texts: that is no speed.
+        if layer or stage != "quantize":
+            self._first = self._first or self._latest
 
     @property
     def layer_s(self) -> float | None:

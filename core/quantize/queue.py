@@ -16,7 +16,7 @@ from core.quantize.job import INACTIVE_PHASES, QuantizeJob, StartProcess
 from core.quantize.job_file import JobFile, read_job, write_job
 from core.quantize.options import QuantizeOptions, check_name, result_name
 from core.quantize.process import QuantizeProcess
-from core.quantize.source import is_meta_format, read_plain, require_meta
+from core.quantize.target import Target
 
 log = logging.getLogger(__name__)
 CLOSE_S = 10.0
@@ -42,21 +42,13 @@ class QuantizeQueue:
             self._find_unfinished()
             return tuple(self._jobs.values())
 
-    def add_folder(self, folder: Path, options: QuantizeOptions, device: str, name: str = "") -> QuantizeJob:
-        """Queue the model in `folder`. Raises CheckpointError, InputError, DeckError for what cannot be quantized."""
-        is_meta = is_meta_format(folder)
-        if is_meta:
-            require_meta(folder)
-        else:
-            read_plain(folder)
-        wanted = check_name(name or result_name(folder.resolve().name, options))
-        return self._add(JobFile(wanted, folder.resolve(), options, is_meta=is_meta, device=device), None)
-
-    def add_repo(self, source: Source, options: QuantizeOptions, device: str, name: str = "") -> QuantizeJob:
-        """Queue a model that is fetched first. Raises as add_folder does, for what is known before it is looked at."""
-        wanted = check_name(name or result_name(source.address.repo.rpartition("/")[2], options))
-        repo = source.name
-        return self._add(JobFile(wanted, folders.sources_folder(), options, repo=repo, device=device), source)
+    def add(self, target: Target, options: QuantizeOptions, device: str, name: str = "") -> QuantizeJob:
+        """Queue `target`; `name` is the result's folder. Raises InputError for names, DeckError for folders."""
+        wanted = check_name(name or result_name(target.title, options))
+        # A snapshot in Hugging Face's cache is a folder of links.
+        folder = folders.sources_folder() if target.folder is None else target.folder.absolute()
+        file = JobFile(wanted, folder, options, target.repo, target.is_meta, device)
+        return self._add(file, target.source)
 
     def _add(self, file: JobFile, source: Source | None) -> QuantizeJob:
         with self._changed:
@@ -161,6 +153,8 @@ class QuantizeQueue:
 
 def _is_same(folder: Path, file: JobFile) -> bool:
     try:
-        return read_job(folder).options == file.options
+        there = read_job(folder)
+        is_same_source = there.repo == file.repo and (bool(file.repo) or there.source == file.source)
+        return is_same_source and there.options == file.options
     except CheckpointError:
         return False

@@ -5,6 +5,7 @@ In config.json, safetensors and a tokenizer; or in Meta's original format, which
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from core.common.values import is_whole, printable, quoted_json
 
 PLAIN_DTYPES = ("F32", "F16", "BF16")
 META_PARAMS, META_TOKENIZERS = "params.json", ("tokenizer.model",)
+# What params.json of the first Llamas leaves to the tokenizer.
+META_VOCABULARY, HALF_BYTES = 32000, 2
 META_WEIGHTS = re.compile(r"consolidated\.[0-9]{2}\.pth")
 # A matrix of a layer, or of one of its experts: what gptqmodel quantizes. Routers and gates of one number stay plain.
 LAYER_MATRIX = re.compile(r"\.(layers|h|blocks)\.[0-9]+\..*[^.]+\.weight$")
@@ -127,9 +130,39 @@ def plain_model(files: ModelFiles, folder: Path | None = None) -> PlainModel:
     return model
 
 
-def meta_size_bytes(folder: Path) -> int:
-    """The bytes of the weights of a model in Meta's format."""
-    return sum(path.stat().st_size for path in folder.iterdir() if META_WEIGHTS.fullmatch(path.name))
+def meta_model(folder: Path) -> PlainModel:
+    """What params.json and the sizes of the files tell of a model in Meta's format. Raises CheckpointError.
+
+    The widths of its MLP are in its pickles alone; here they follow from the bytes that are left for them.
+    """
+    params = require_meta(folder)
+    hidden, layers, heads = params["dim"], params["n_layers"], params["n_heads"]
+    kv_features = hidden // heads * (params.get("n_kv_heads") or heads)
+    vocabulary = params["vocab_size"] if params["vocab_size"] > 0 else META_VOCABULARY
+    elements = sum(path.stat().st_size for path in folder.iterdir() if META_WEIGHTS.fullmatch(path.name)) // HALF_BYTES
+    attention = 2 * hidden * (hidden + kv_features)
+    left = elements - 2 * vocabulary * hidden - layers * attention
+    intermediate = max(1, round(left / (3 * layers * hidden) / 32)) * 32
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "vocab_size": vocabulary,
+        "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": intermediate,
+        "num_key_value_heads": params.get("n_kv_heads") or heads,
+    }  # fmt: skip
+    shapes = {"model.embed_tokens": (vocabulary, hidden), "model.norm": (hidden,), "lm_head": (vocabulary, hidden)}
+    for layer in range(layers):
+        sides = {
+            "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv_features, hidden),
+            "self_attn.v_proj": (kv_features, hidden), "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (intermediate, hidden), "mlp.up_proj": (intermediate, hidden),
+            "mlp.down_proj": (hidden, intermediate),
+            "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+        }  # fmt: skip
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in sides.items()}
+    tensors = {
+        f"{name}.weight": TensorInfo("", "BF16", shape, 0, HALF_BYTES * math.prod(shape))
+        for name, shape in shapes.items()
+    }
+    return PlainModel(folder.name, folder, config, tensors, ())
 
 
 def require_meta(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from core.quantize.options import QuantizeOptions
 from core.quantize.process import QuantizeProcess
 from core.quantize.progress import StageClock
 from core.quantize.queue import QuantizeQueue
+from core.quantize.target import folder_target
 from tests.support.checkpoints import Recipe, make_checkpoint
 
 OPTIONS = QuantizeOptions(group_size=32)
@@ -90,7 +91,7 @@ def make_queue(models: Path) -> Iterator[Callable[..., QuantizeQueue]]:
 def test_a_finished_model_stands_among_the_others(
     make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
 ) -> None:
-    job = make_queue().add_folder(plain, OPTIONS, "cpu")
+    job = make_queue().add(folder_target(plain), OPTIONS, "cpu")
     assert job.wait(30)
     assert (job.phase, job.snapshot().error, job.snapshot().fraction) == ("done", None, 1.0)
     assert [entry.name for entry in scan()][:1] == ["Tiny-1M-GPTQ-4bit-32g"]
@@ -105,7 +106,7 @@ def test_what_failed_says_why_and_can_be_tried_again(
     make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
 ) -> None:
     queue = make_queue(FailingProcess)
-    job = queue.add_folder(plain, OPTIONS, "cpu")
+    job = queue.add(folder_target(plain), OPTIONS, "cpu")
     assert job.wait(30)
     error = job.snapshot().error
     assert job.phase == "failed" and error is not None and error.key == "quantize_no_numbers"
@@ -116,7 +117,7 @@ def test_what_failed_says_why_and_can_be_tried_again(
 
 def test_a_cancelled_job_leaves_nothing(make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path) -> None:
     queue = make_queue(WaitingProcess)
-    job = queue.add_folder(plain, OPTIONS, "cpu")
+    job = queue.add(folder_target(plain), OPTIONS, "cpu")
     assert at_work.wait(30)
     assert (job.snapshot().layer, job.snapshot().layers) == (1, 2)
     queue.cancel(job.id)
@@ -128,7 +129,7 @@ def test_a_paused_job_goes_on_in_a_later_process(
     make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
 ) -> None:
     first = make_queue(WaitingProcess)
-    job = first.add_folder(plain, OPTIONS, "cpu")
+    job = first.add(folder_target(plain), OPTIONS, "cpu")
     assert at_work.wait(30) and job.can_pause
     first.pause(job.id)
     assert job.wait(30) and job.phase == "paused"
@@ -142,12 +143,12 @@ def test_a_paused_job_goes_on_in_a_later_process(
 
 def test_one_job_runs_at_a_time_and_the_next_waits(make_queue: Callable[..., QuantizeQueue], plain: Path) -> None:
     queue = make_queue(WaitingProcess)
-    first = queue.add_folder(plain, OPTIONS, "cpu")
-    second = queue.add_folder(plain, QuantizeOptions(8, 32), "cpu")
+    first = queue.add(folder_target(plain), OPTIONS, "cpu")
+    second = queue.add(folder_target(plain), QuantizeOptions(8, 32), "cpu")
     assert at_work.wait(30)
     assert (first.phase, second.phase) == ("running", "queued")
     with pytest.raises(InputError) as raised:
-        queue.add_folder(plain, OPTIONS, "cpu")
+        queue.add(folder_target(plain), OPTIONS, "cpu")
     assert raised.value.key == "quantize_running"
     queue.cancel(second.id)
     assert second.phase == "cancelled"
@@ -157,7 +158,7 @@ def test_another_process_keeps_its_job(make_queue: Callable[..., QuantizeQueue],
     queue = make_queue()
     with folders.locked("Tiny-1M-GPTQ-4bit-32g"):
         with pytest.raises(DeckError) as raised:
-            queue.add_folder(plain, OPTIONS, "cpu")
+            queue.add(folder_target(plain), OPTIONS, "cpu")
         assert raised.value.key == "quantize_elsewhere"
         assert queue.jobs == ()
 
@@ -177,7 +178,7 @@ def test_what_is_wrong_is_said_before_anything_is_begun(
         (QuantizeOptions(group_size=32, calibration=few), "calibration_short"),
         (QuantizeOptions(group_size=32, adapters=(other,)), "adapter_rank"),
     ):
-        job = queue.add_folder(plain, options, "cpu")
+        job = queue.add(folder_target(plain), options, "cpu")
         assert job.wait(30)
         error = job.snapshot().error
         assert error is not None and error.key == key
@@ -189,7 +190,7 @@ def test_a_disk_without_room_is_told_before(
     make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "MARGIN_BYTES", 1 << 60)
-    job = make_queue(WaitingProcess).add_folder(plain, OPTIONS, "cpu")
+    job = make_queue(WaitingProcess).add(folder_target(plain), OPTIONS, "cpu")
     assert job.wait(30)
     error = job.snapshot().error
     assert error is not None and error.key == "quantize_space"
@@ -223,11 +224,14 @@ def test_what_is_left_is_counted_by_layers_from_where_a_job_began() -> None:
     clock = StageClock(lambda: now)
     clock.take("before", 1.0)
     assert clock.left_s is None
-    clock.take("quantize", 0.5, 5, 10)
-    now = 110.0
-    clock.take("quantize", 0.6, 6, 10)
-    assert (clock.layer_s, clock.left_s) == (pytest.approx(10.0), pytest.approx(40.0))
+    clock.take("quantize", 0.0)
+    now = 105.0
+    clock.take("quantize", 0.5, 6, 10)
+    assert clock.left_s is None
     now = 115.0
+    clock.take("quantize", 0.6, 7, 10)
+    assert (clock.layer_s, clock.left_s) == (pytest.approx(10.0), pytest.approx(40.0))
+    now = 120.0
     assert clock.left_s == pytest.approx(35.0)
     before = clock.fraction
     clock.take("quantize", 0.1, 1, 10)
@@ -240,7 +244,7 @@ def test_a_real_model_and_two_adapters_become_a_gptq_checkpoint(
 ) -> None:
     """The real child process, from float16 to a checkpoint that the engine takes."""
     options = QuantizeOptions(4, 32, adapters=(adapter, patterned_adapter))
-    job = make_queue(QuantizeProcess).add_folder(plain, options, "cpu")
+    job = make_queue(QuantizeProcess).add(folder_target(plain), options, "cpu")
     assert job.wait(250)
     assert job.snapshot().error is None
     name = "Tiny-1M-pirate-poet-GPTQ-4bit-32g"

@@ -19,7 +19,7 @@ from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
 from core.quantize.child.tokens import calibration_rows
 from core.quantize.job_file import JobFile
-from core.quantize.resuming import can_resume
+from core.quantize.resuming import can_resume, is_linked
 
 # What of gptqmodel's settings goes into the checkpoint; the rest of "meta" tells of this machine.
 SETTINGS = ("bits", "group_size", "desc_act", "sym", "lm_head", "quant_method", "checkpoint_format", "pack_dtype")
@@ -31,54 +31,76 @@ BATCH_ROWS = {"cpu": 1, "cuda": 4}
 
 def quantize(source: Path, job: JobFile, work: Path, out: Path, report: Callable[..., None]) -> dict[str, Any]:
     """Quantize the checkpoint in `source` into `out`; returns the facts for its card. Raises CheckpointError."""
-    from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.models.auto import SUPPORTED_MODELS
 
     config = read_json(source / "config.json") or {}
     if config.get("model_type") not in SUPPORTED_MODELS:
         raise CheckpointError("quantize_family", model=source.name, family=str(config.get("model_type")))
-    options, kind = job.options, job.device.partition(":")[0]
-    rows = calibration_rows(source, options.calibration, job.device)
-    offload = work / "offload"
-    dtype = plain_dtype(config)
-    model = GPTQModel.load(
-        str(source),
-        QuantizeConfig(
-            bits=options.bits,
-            group_size=options.group_size,
-            desc_act=options.is_act_order,
-            act_group_aware=not options.is_act_order,
-            sym=options.is_symmetric,
-            offload_to_disk=True,
-            offload_to_disk_path=str(offload),
-            # Activations of all rows would take gigabytes of a small card.
-            calibration_data_device="cpu",
-            wait_for_submodule_finalizers=True,
-            device=job.device,
-        ),
-        # Half precision is slower on a CPU, and rounds what layers hand on.
-        dtype=torch.float32 if kind == "cpu" else dtype,
-    )
+    rows = calibration_rows(source, job.options.calibration, job.device)
     progress = Progress(report, read_number(source.name, text_config(config), "num_hidden_layers"))
-    model.layer_callback = progress
-    model.subset_callback = progress
-    data = [
-        {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)} for row in rows
-    ]
-    model.quantize(data, batch_size=BATCH_ROWS[kind], checkpoint=_resume_point(config, work))
+    model = _quantized(source, job, config, rows, work, progress)
     packed = work / "packed"
     shutil.rmtree(packed, ignore_errors=True)
     model.save(str(packed))
     written = json.loads((packed / "quantize_config.json").read_text("utf-8"))
     settings = {name: written[name] for name in SETTINGS}
     settings["meta"] = {name: written["meta"][name] for name in META if name in written["meta"]}
-    write_checkpoint(source, packed, config, settings, dtype, out)
+    write_checkpoint(source, packed, config, settings, plain_dtype(config), out)
     return {
         "layers": progress.num_layers,
         "quantizer": settings["meta"]["quantizer"][0],
         "rows": len(rows),
         "tokens": sum(map(len, rows)),
     }
+
+
+def _quantized(
+    source: Path, job: JobFile, config: dict[str, Any], rows: list[list[int]], work: Path, progress: Progress
+) -> Any:
+    """gptqmodel's model after its loop over the layers, which goes on where an earlier process ended."""
+    from gptqmodel.looper.checkpoint_store import CheckpointConfig
+    from gptqmodel.looper.checkpoint_store import CheckpointError as ResumeError
+
+    resume, weights = work / "resume", (path.name for path in source.iterdir() if path.name.endswith(SUFFIX))
+    keeps = can_resume(str(config.get("model_type"))) and not is_linked(source, weights)
+    batch_rows = BATCH_ROWS[job.device.partition(":")[0]]
+    data = [
+        {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)} for row in rows
+    ]
+    while True:
+        model = _open(source, job, config, work)
+        model.layer_callback = model.subset_callback = progress
+        begun = keeps and resume.exists()
+        try:
+            model.quantize(data, batch_size=batch_rows, checkpoint=CheckpointConfig(path=resume) if keeps else None)
+            return model
+        except ResumeError:
+            # What an earlier process left is of another GPU or another release of torch: it begins anew.
+            if not begun:
+                raise
+            shutil.rmtree(resume)
+
+
+def _open(source: Path, job: JobFile, config: dict[str, Any], work: Path) -> Any:
+    from gptqmodel import GPTQModel, QuantizeConfig
+
+    options = job.options
+    settings = QuantizeConfig(
+        bits=options.bits,
+        group_size=options.group_size,
+        desc_act=options.is_act_order,
+        act_group_aware=not options.is_act_order,
+        sym=options.is_symmetric,
+        offload_to_disk=True,
+        offload_to_disk_path=str(work / "offload"),
+        # Activations of all rows would take gigabytes of a small card.
+        calibration_data_device="cpu",
+        wait_for_submodule_finalizers=True,
+        device=job.device,
+    )
+    # Half precision is slower on a CPU, and rounds what layers hand on.
+    dtype = torch.float32 if job.device == "cpu" else plain_dtype(config)
+    return GPTQModel.load(str(source), settings, dtype=dtype)
 
 
 class Progress:
@@ -96,15 +118,6 @@ class Progress:
 
     def _tell(self, layer: int, part: float) -> None:
         self._report(min(1.0, (layer + part) / self.num_layers), layer=layer + 1, layers=self.num_layers)
-
-
-def _resume_point(config: dict[str, Any], work: Path) -> Any:
-    """Where gptqmodel keeps what is done, so that a process that was ended goes on; None where it cannot."""
-    if not can_resume(str(config.get("model_type"))):
-        return None
-    from gptqmodel.looper.checkpoint_store import CheckpointConfig
-
-    return CheckpointConfig(path=work / "resume")
 
 
 def plain_dtype(config: dict[str, Any]) -> torch.dtype:

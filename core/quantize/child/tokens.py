@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from core.chat.template import TemplateError, Turn, read_template
@@ -10,13 +11,20 @@ from core.quantize.calibration import NUM_ROWS, Dialogue, make_rows, read_file, 
 from core.tokenizer.read import read_tokenizer
 
 
-def calibration_rows(folder: Path, own_file: Path | None, device: str) -> list[list[int]]:
-    """The rows of tokens to calibrate the model in `folder` on. Raises CheckpointError, InputError."""
-    tokenizer, template = read_tokenizer(folder), read_template(folder)
+def encoder(folder: Path) -> Callable[[str], list[int]]:
+    """Makes tokens of a text as the model in `folder` does. Raises CheckpointError."""
+    tokenizer = read_tokenizer(folder)
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text).ids
         return ids
+
+    return encode
+
+
+def calibration_rows(folder: Path, own_file: Path | None, device: str) -> list[list[int]]:
+    """The rows of tokens to calibrate the model in `folder` on. Raises CheckpointError, InputError."""
+    encode, template = encoder(folder), read_template(folder)
 
     def render(dialogue: Dialogue) -> str:
         turns = [Turn(role=role, content=text) for role, text in dialogue]  # type: ignore[typeddict-item]

@@ -1,0 +1,118 @@
+"""The command quantize as a person calls it: the plan, what is refused in words, Ctrl-C, and the whole way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.quantize import fraction_of, progress_text
+from core.checkpoint.checkpoint import read_checkpoint
+from core.common.paths import ROOT
+from core.common.terminal import Terminal
+from core.hub.progress import JobState
+from core.quantize.card import loss_text
+from core.quantize.progress import QuantizeState
+from core.quantize.queue import QuantizeQueue
+from tests.support.checkpoints import make_checkpoint
+from tests.support.command import call, environment
+from tests.support.plain_models import change_json, make_adapter, make_plain
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_plain(tmp_path_factory.mktemp("plain") / "Tiny-1M")
+
+
+def test_the_plan_is_told_in_both_languages(plain: Path, tmp_path: Path) -> None:
+    code, said = call(tmp_path, "quantize", str(plain), "--group-size", "32", "--plan", "--cpu")
+    assert code == 0
+    assert "becomes GPTQ, 4 bit, group 32" in said and "goes on from the last finished layer" in said
+    code, said = call(tmp_path, "quantize", str(plain), "--group-size", "32", "--plan", "--cpu", language="zh_CN.UTF-8")
+    assert code == 0 and "将做成 GPTQ" in said
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bits", "3"], "3 bit is not offered"),
+        (["--bits", "four"], "--bits"),
+        (["--group-size", "48"], "48 is not offered"),
+        (["--group-size", "128"], "cannot be quantized in groups of 128"),
+        (["--adapter", "nothing"], "There is no adapter nothing"),
+        (["--push", "nothing"], "nothing is no name of a repository"),
+        (["--name", "../x"], "cannot be the name of a model's folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(plain: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    code, said = call(tmp_path, "quantize", str(plain), "--cpu", *options)
+    assert code in (1, 2) and words in said
+
+
+def test_a_model_that_is_quantized_already_is_refused(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "done")
+    code, said = call(tmp_path, "quantize", str(tmp_path / "done"))
+    assert code == 1 and "is quantized already (gptq)" in said
+
+
+def test_an_adapter_that_names_another_base_is_merged_with_a_warning(plain: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(plain, tmp_path / "poet")
+    change_json(adapter / "adapter_config.json", base_model_name_or_path="someone/Other-7B")
+    arguments = ("quantize", str(plain), "--group-size", "32", "--adapter", str(adapter), "--plan", "--cpu")
+    code, said = call(tmp_path, *arguments)
+    assert code == 0 and "trained on someone/Other-7B" in said
+
+
+@pytest.mark.engine
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(plain: Path, tmp_path: Path) -> None:
+    """Of a Llama; the finished model loses little, and nothing else is left beside it."""
+    arguments = ["quantize", str(plain), "--group-size", "32", "--cpu", "--name", "mine"]
+    command = [sys.executable, "-m", "cli.main", *arguments]
+    first = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, encoding="utf-8")
+    assert first.stderr is not None
+    said = ""
+    while "layer 1" not in said:
+        line = first.stderr.readline()
+        assert line, said
+        said += line
+    first.send_signal(signal.SIGINT)
+    said += first.stderr.read()
+    assert first.wait(60) == 1 and "Stopped; what is done is kept." in said
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [".quantize-mine"]
+    code, said = call(tmp_path, *arguments)
+    assert code == 0 and "%" in said, said
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]
+    read_checkpoint(tmp_path / "models" / "mine").require_runs()
+    assert call(tmp_path, *arguments)[1].endswith("Delete it, or choose another name.")
+
+
+def test_the_line_beside_the_bar_follows_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal("en")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    at_work = QuantizeState("running", "quantize", 0.5, 3, 32, 41.04, 1189.0)
+    assert progress_text(at_work, terminal) == "layer 3 of 32, 41.0 s a layer, 19:49 left"
+    assert progress_text(QuantizeState("running", "merge"), terminal) == "merging adapters"
+    fetching = QuantizeState("running", "download", 0.0, download=JobState("running", (), 25, 100))
+    assert (fraction_of(fetching), fraction_of(at_work)) == (0.25, 0.5)
+
+
+@pytest.mark.parametrize(("percent", "text"), [(-3.0, ""), (0.04, ""), (2.04, "2.0"), (12.4, "12")])
+def test_losses_are_told_as_people_read_them(percent: float, text: str) -> None:
+    assert loss_text(percent) == text
+
+
+def test_jobs_of_a_folder_that_cannot_be_read_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMADECK_MODELS", str(tmp_path))
+    (tmp_path / ".quantize-odd").mkdir()
+    (tmp_path / ".quantize-odd" / "job.json").write_text("[]")
+    shutil.copytree(tmp_path / ".quantize-odd", tmp_path / ".quantize-empty", ignore=lambda *_: ["job.json"])
+    queue = QuantizeQueue()
+    assert queue.jobs == ()
+    queue.close()
+    assert os.listdir(tmp_path / ".quantize-empty") == []
