@@ -24,7 +24,7 @@ STACKED_FAMILIES = frozenset(("jetmoe", "llama4_text"))
 # Families whose recurrent layers run here, by the kind of those layers.
 RUNNING_LAYERS = {
     "linear_attention": frozenset(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")),
-    "conv": frozenset(("lfm2",)),
+    "conv": frozenset(("lfm2", "lfm2_moe")),
 }
 VISION, SOUND = ("vision_config", "visual", "vit_config"), ("audio_config", "audio_processor", "speech_config")
 # Ways to turn queries and keys by their place: those of transformers, what Qwen2-VL calls its own, and the name that

@@ -25,8 +25,6 @@ def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
         found.append(("plain_steps", {}))
     if any(isinstance(layer.mixer, Recurrent) for layer in checkpoint.layers):
         found.append(("plain_states", {}))
-    if not checkpoint.has_like_experts:
-        found.append(("plain_experts", {}))
     if _has_small_cache(checkpoint.config):
         found.append(("cache_in_half", {}))
     return tuple(found)

@@ -29,7 +29,9 @@ PICTURE_FAMILIES = {
     "qwen2_5_vl": "qwen2_5_vl_text",
     "qwen2_vl": "qwen2_vl_text",
     "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
     "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
     "smolvlm": "llama",
     "video_llama_3": "qwen2",
     "video_llava": "llama",
@@ -37,7 +39,8 @@ PICTURE_FAMILIES = {
 }
 # Text parts that compute what a plain family does, as long as there are no pictures: all three numbers of a position
 # are then one.
-SAME_AS = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+SAME_AS = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3",
+           "qwen3_vl_moe_text": "qwen3_moe"}  # fmt: skip
 # The first Falcons' names for themselves. Only the larger has the newer decoder, and does not say so.
 FALCONS: dict[str, dict[str, Any]] = {
     "RefinedWeb": {"new_decoder_architecture": True},
@@ -86,27 +89,41 @@ bloom           64     2   8   -   -  -      250880 2048   1
 codegen         4096   28  16  -   -  -      50400  2048   0
 cohere          8192   40  64  -   -  22528  256000 8192   1
 cohere2         8192   40  64  -   128 22528 256000 8192   1
+ernie4_5_moe    2560   28  20  4   -  12288  103424 131072 1
 falcon          4544   32  71  -   -  -      65024  2048   1
 gemma           3072   28  16  16  256 24576 256000 8192   1
 gemma2          2304   26  8   4   256 9216  256000 8192   1
 gemma3_text     2304   26  8   4   256 9216  262208 131072 1
+glm4_moe        4096   46  96  8   -  10944  151552 131072 0
 gpt2            768    12  12  -   -  -      50257  1024   1
 gpt_bigcode     768    12  12  -   -  -      50257  1024   1
 gpt_neox        6144   44  64  -   -  24576  50432  2048   0
+gpt_oss         2880   36  64  8   64 2880   201088 131072 0
 gptj            4096   28  16  -   -  -      50400  2048   0
+granitemoe      4096   32  32  32  -  11008  32000  2048   0
+granitemoeshared 4096  32  32  32  -  11008  32000  2048   0
 lfm2            2560   32  32  8   -  12288  65536  128000 1
+lfm2_moe        2048   32  32  8   -  7168   65536  128000 1
 llama           4096   32  32  -   -  11008  32000  2048   0
+minimax_m2      3072   62  48  8   128 1536  200064 196608 0
 ministral3      4096   34  32  8   128 14336 131072 262144 0
 mistral         4096   32  32  8   -  14336  32000  131072 0
+mixtral         4096   32  32  8   -  14336  32000  131072 0
 mpt             2048   24  16  -   -  -      50368  2048   1
+olmoe           2048   16  16  16  -  2048   50304  4096   0
 opt             768    12  12  -   -  3072   50272  2048   1
 phi3            3072   32  32  -   -  8192   32064  4096   0
+phimoe          4096   32  32  8   -  6400   32064  131072 0
 qwen2           4096   32  32  32  -  22016  151936 32768  0
 qwen2_5_vl_text 8192   80  64  8   -  29568  152064 32768  0
+qwen2_moe       2048   24  16  16  -  5632   151936 32768  0
 qwen2_vl_text   8192   80  64  8   -  29568  152064 32768  0
 qwen3           4096   32  32  32  128 22016 151936 32768  0
+qwen3_5_moe_text 2048  40  16  2   256 -     248320 32768  0
 qwen3_5_text    4096   32  16  4   256 12288 248320 32768  0
+qwen3_moe       2048   24  32  4   -  6144   151936 32768  0
 qwen3_next      2048   48  16  2   256 5632  151936 32768  0
+qwen3_vl_moe_text 2048 24  16  16 128 5632   151936 128000 1
 qwen3_vl_text   4096   32  32  32  128 22016 151936 128000 0
 """
 

@@ -252,7 +252,10 @@ def _report(checkpoint: Checkpoint, load: LoadPlan, devices: Sequence[DeviceMemo
         "max_context": max_context,
         "chats": load.num_slots,
     }
-    return replace(report, params=params, notes=notes(checkpoint, load.context_tokens))
+    found = notes(checkpoint, load.context_tokens)
+    if load.shape.has_experts and not load.kernel.stacks_experts(load.shape):
+        found = (*found, ("plain_experts", {}))
+    return replace(report, params=params, notes=found)
 
 
 def _longest(

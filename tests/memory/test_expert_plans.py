@@ -10,7 +10,6 @@ import pytest
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import DenseMlp, Experts
-from core.checkpoint.notes import notes
 from core.memory.cpu_fit import check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import check_fit
@@ -80,17 +79,23 @@ def test_what_runs_one_expert_after_the_other_is_not_captured(small: Checkpoint)
     assert not LLAMADECK.can_capture(replace(shape, are_experts_alike=False))
 
 
+def test_a_note_says_where_experts_run_one_after_the_other(small: Checkpoint) -> None:
+    old_card = DeviceMemory("RTX 2080 Ti", 11_264, (7, 5), reserved_mib=510)
+    assert check_fit(small, [RTX_4090]).notes == ()
+    slow = check_fit(small, [old_card])
+    assert (slow.load.kernel, slow.load.is_captured, slow.notes) == (TRITON, False, (("plain_experts", {}),))
+
+
 def changed(checkpoint: Checkpoint, name: str, info: TensorInfo) -> Checkpoint:
     tensors = {key: value for key, value in checkpoint.tensors.items() if not key.startswith(name.rpartition(".")[0])}
     return replace(checkpoint, tensors=tensors | {name: info})
 
 
 def test_experts_are_alike_where_all_are_quantized_in_one_way(small: Checkpoint) -> None:
-    assert read_shape(small).are_experts_alike and not notes(small, 4096)
+    assert read_shape(small).are_experts_alike
     expert = "model.layers.1.mlp.experts.2.down_proj"
     plain = TensorInfo("model.safetensors", "BF16", (2048, 768), 0, 2048 * 768 * 2)
-    partly_plain = changed(small, f"{expert}.weight", plain)
-    assert not read_shape(partly_plain).are_experts_alike and notes(partly_plain, 4096) == (("plain_experts", {}),)
+    assert not read_shape(changed(small, f"{expert}.weight", plain)).are_experts_alike
     scales = small.tensors[f"{expert}.scales"]
     finer = small.tensors | {
         f"{expert}.scales": replace(scales, shape=(12, 2048)),

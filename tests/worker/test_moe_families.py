@@ -22,6 +22,15 @@ FOUR: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 SMALL: dict[str, Any] = {**SIZES, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 
+DELTA: dict[str, Any] = {"head_dim": 16, "num_hidden_layers": 2, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+                         "linear_key_head_dim": 16, "linear_value_head_dim": 32,
+                         "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
+PICTURES: dict[str, Any] = {"vision_config": {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64,
+                                              "intermediate_size": 64, "patch_size": 14},
+                            "image_token_id": 5, "video_token_id": 5}  # fmt: skip
+SHARED: dict[str, Any] = {**SMALL, "shared_expert_intermediate_size": 96}
+
+
 def unchanged(name: str) -> str:
     return name
 
@@ -67,6 +76,16 @@ FAMILIES: dict[str, tuple[dict[str, Any], Rename]] = {
     "granitemoe": ({"model_type": "granitemoe", **SIZES, **FOUR}, as_granite),
     "granitemoeshared": ({"model_type": "granitemoeshared", **SIZES, **FOUR, "shared_intermediate_size": 96},
                          as_granite),
+    "qwen3_next": ({"model_type": "qwen3_next", **SHARED, **DELTA, "decoder_sparse_step": 1}, unchanged),
+    "qwen3_5_moe_text": ({"model_type": "qwen3_5_moe_text", **SHARED, **DELTA}, unchanged),
+    "qwen3_5_moe": ({"model_type": "qwen3_5_moe", **PICTURES,
+                     "text_config": {"model_type": "qwen3_5_moe_text", **SHARED, **DELTA}}, unchanged),
+    "qwen3_vl_moe": ({"model_type": "qwen3_vl_moe", **PICTURES, "tie_word_embeddings": False,
+                      "text_config": {"model_type": "qwen3_vl_moe_text", **SMALL, "head_dim": 16, "rope_parameters": {
+                          "rope_type": "default", "mrope_section": [2, 3, 3], "mrope_interleaved": True,
+                          "rope_theta": 10000.0}}}, unchanged),
+    "lfm2_moe": ({"model_type": "lfm2_moe", **SMALL, "num_hidden_layers": 3, "num_dense_layers": 1,
+                  "layer_types": ["conv", "full_attention", "conv"]}, unchanged),
 }  # fmt: skip
 
 

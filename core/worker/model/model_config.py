@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 # Of positions that have three numbers, which are one for text.
 MROPE_KEYS = ("mrope_section", "mrope_interleaved")
 
+# What a text part does without being told, and the plain family that is like it only where its configuration says so.
+ALWAYS: dict[str, dict[str, Any]] = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
+
 
 def read_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfig:
     """The configuration of the class that runs `checkpoint`, for a context of `context_tokens`.
@@ -90,7 +93,7 @@ def plain_text_config(text: PreTrainedConfig) -> PreTrainedConfig:
     rope = values.get("rope_parameters")
     if isinstance(rope, dict):
         values["rope_parameters"] = {name: value for name, value in rope.items() if name not in MROPE_KEYS}
-    return CONFIG_MAPPING[SAME_AS[text.model_type]].from_dict(values)
+    return CONFIG_MAPPING[SAME_AS[text.model_type]].from_dict(values | ALWAYS.get(text.model_type, {}))
 
 
 def _modernize_rope(part: dict[str, Any]) -> None:
