@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.checkpoint.recurrent import GatedDeltaNet
 from core.worker.kernels import (
     cache_attention,
     decode_attention,
@@ -21,6 +22,7 @@ from core.worker.kernels import (
     packed_prefill,
     packed_small_batch,
     routed_pairs,
+    recurrent,
     row_norm,
     sampling_kernel,
     step_ops,
@@ -29,6 +31,7 @@ from core.worker.kernels.decode_attention import DecodeKernels, HeadKind
 from core.worker.kernels.packed_prefill import PrefillKernels
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import CodeFormat
+from core.worker.kernels.recurrent import DeltaKernels
 from core.worker.kernels.sampling_kernel import MAX_SCORES, SamplingKernel
 
 package = pytest.importorskip("nvidia.cuda_nvrtc", reason="there is one for Linux on x86 only")
@@ -77,6 +80,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         row_norm,
         expert_kernels,
         routed_pairs,
+        recurrent,
     ):
         monkeypatch.setattr(module, "CudaModule", Compiled)
     caches = (
@@ -84,6 +88,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         cache_attention.kernels_for,
         step_ops.module_for,
         row_norm.norm_kernel,
+        recurrent.module_for,
     )
     for cache in caches:
         cache.cache_clear()
@@ -197,6 +202,22 @@ def test_the_attention_of_any_layer_compiles_for_any_gpu(
 ) -> None:
     monkeypatch.setattr(Compiled, "capability", capability)
     cache_attention.kernels_for(dtype, dim, torch.device("cpu"))
+
+
+@ANY_GPU
+@pytest.mark.parametrize(
+    ("dtype", "dims", "conv_width"),
+    [(torch.bfloat16, (128, 128), 4), (torch.float16, (64, 192), 4), (torch.bfloat16, (256, 256), 8)],
+)
+def test_recurrent_layers_compile_for_any_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    dims: tuple[int, int],
+    conv_width: int,
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    DeltaKernels(GatedDeltaNet(2, 4, *dims, conv_width), dtype, 8, torch.device("cpu"))
 
 
 def test_text_is_read_after_compiling_as_before() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.worker.kernels import cache_attention, sampling_kernel, step_ops
+from core.worker.kernels import cache_attention, recurrent, sampling_kernel, step_ops
 from core.worker.kernels.nvrtc import Argument, _value
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
@@ -39,7 +39,7 @@ IN_CPP = {
     'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));': "r = float_to_half(x);",
     "extern __shared__ uint4 shared[];": "uint4* shared = (uint4*)shared_memory;",
 }
-KERNELS = (step_ops, cache_attention, sampling_kernel)
+KERNELS = (step_ops, cache_attention, sampling_kernel, recurrent)
 
 
 class CpuGpu:
@@ -105,6 +105,6 @@ def cuda_on_cpu() -> Iterator[None]:
 
 def forget() -> None:
     """Nothing that was made with one kind of module is used with another."""
-    for made in (step_ops.module_for, step_ops.kernel_for, cache_attention.kernels_for):
+    for made in (step_ops.module_for, step_ops.kernel_for, cache_attention.kernels_for, recurrent.module_for):
         made.cache_clear()
     sampling_kernel.sampling_kernel_for.cache_clear()

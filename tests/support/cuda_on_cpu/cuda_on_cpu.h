@@ -26,8 +26,12 @@ struct alignas(16) uint4 {
 struct alignas(8) float2 {
     float x, y;
 };
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 static float2 make_float2(float x, float y) { return {x, y}; }
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
 alignas(16) static char shared_memory[256 * 1024];
@@ -133,6 +137,9 @@ template <class T>
 static T __shfl_xor_sync(unsigned mask, T value, int by) {
     return __shfl_sync(mask, value, current % 32 ^ by);
 }
+
+// One thread runs at a time.
+static unsigned atomicAdd(unsigned* at, unsigned more) { return (*at += more) - more; }
 
 template <class A, class B>
 static std::common_type_t<A, B> min(A a, B b) {

@@ -1,0 +1,215 @@
+"""Tests of the kernels of Gated DeltaNet layers, held against transformers' own rule on the default device.
+
+For a CPU and for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch.nn.functional import conv1d, rms_norm, silu, softplus
+from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
+
+from core.checkpoint.recurrent import GatedDeltaNet
+from core.worker.kernels.recurrent import DeltaKernels, DeltaWeights, Projected, by_key_head, side_by_side
+
+HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+# Values of a result between 1 and 2 are rounded by half of this, some twice on the way.
+TOLERANCES = {torch.float16: 4e-3, torch.bfloat16: 3e-2}
+EPS = 1e-6
+NUM_ROWS = 5  # of a layer's memory; the last is the padding slot's
+SHAPES = [
+    GatedDeltaNet(num_key_heads=2, num_value_heads=6, key_dim=32, value_dim=16, conv_width=4),
+    GatedDeltaNet(num_key_heads=1, num_value_heads=2, key_dim=128, value_dim=128, conv_width=4),
+    GatedDeltaNet(num_key_heads=2, num_value_heads=2, key_dim=20, value_dim=44, conv_width=2),
+]
+ALL_SHAPES = pytest.mark.parametrize("mixer", SHAPES, ids=["small", "of 128", "odd"])
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's numbers and its memory of NUM_ROWS slots."""
+
+    mixer: GatedDeltaNet
+    weights: DeltaWeights
+    conv: torch.Tensor
+    state: torch.Tensor
+    kernels: DeltaKernels
+
+    def memory(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.conv, self.state
+
+    def copy(self) -> Layer:
+        return replace(self, conv=self.conv.clone(), state=self.state.clone())
+
+    def step(self, rows: Projected, slots: list[int], columns: list[int]) -> torch.Tensor:
+        return self.kernels.step(rows, self.weights, *self.memory(), torch.tensor(slots), torch.tensor(columns))
+
+    def chunk(self, rows: Projected, slot: int, begin: int, count: int) -> torch.Tensor:
+        bounds = torch.tensor([begin, count])
+        return self.kernels.chunk(rows, self.weights, *self.memory(), torch.tensor([slot]), bounds)
+
+
+def make_layer(mixer: GatedDeltaNet, dtype: torch.dtype) -> Layer:
+    heads, channels = mixer.num_value_heads, mixer.channels
+    weights = DeltaWeights(
+        conv=(torch.randn(channels, mixer.conv_width) * 0.5).to(dtype),
+        rates=-torch.rand(heads) * 4,
+        offsets=torch.randn(heads),
+        norm=(torch.rand(mixer.value_dim) + 0.5).to(dtype),
+        eps=EPS,
+    )
+    conv = torch.randn(NUM_ROWS, channels, mixer.conv_width - 1).to(dtype)
+    state = torch.randn(NUM_ROWS, heads, mixer.key_dim, mixer.value_dim) * 0.1
+    return Layer(mixer, weights, conv, state, DeltaKernels(mixer, dtype, NUM_ROWS, conv.device))
+
+
+def make_rows(mixer: GatedDeltaNet, dtype: torch.dtype, tokens: int) -> Projected:
+    """As one merged matrix gives them: parts of a row."""
+    heads, values = mixer.num_value_heads, mixer.num_value_heads * mixer.value_dim
+    sizes = [mixer.channels, values, heads, heads]
+    return Projected(*torch.randn(tokens, sum(sizes)).to(dtype).split(sizes, -1), side_by_side(mixer))
+
+
+def some(rows: Projected, tokens: slice) -> Projected:
+    parts = (rows.mixed, rows.gates, rows.betas, rows.decays)
+    return Projected(*(part[tokens] for part in parts), rows.layout)
+
+
+def reference(layer: Layer, rows: Projected, slot: int, is_first: bool) -> torch.Tensor:
+    """All tokens of `rows` by torch and transformers, in float32 but where a layer in half precision rounds;
+    [tokens, value heads * value dim]. Changes the layer's memory."""
+    mixer, weights, dtype = layer.mixer, layer.weights, rows.mixed.dtype
+    if is_first:
+        layer.conv[slot] = 0
+        layer.state[slot] = 0
+    window = torch.cat((layer.conv[slot], rows.mixed.t()), -1)
+    layer.conv[slot] = window[:, -(mixer.conv_width - 1) :]
+    sums = conv1d(window[None].float(), weights.conv[:, None].float(), groups=mixer.channels)[0].to(dtype)
+    keys = mixer.num_key_heads * mixer.key_dim
+    active = silu(sums.float()).to(dtype).float().t()[None]
+    query, key, value = active.split([keys, keys, mixer.channels - 2 * keys], -1)
+    decay = weights.rates * softplus(rows.decays.float() + weights.offsets)
+    read, state = torch_recurrent_gated_delta_rule(
+        query.unflatten(-1, (mixer.num_key_heads, -1)), key.unflatten(-1, (mixer.num_key_heads, -1)),
+        value.unflatten(-1, (mixer.num_value_heads, -1)), g=decay[None],
+        beta=rows.betas.float().sigmoid().to(dtype).float()[None], initial_state=layer.state[slot][None],
+        output_final_state=True, use_qk_l2norm_in_kernel=True,
+    )  # fmt: skip
+    layer.state[slot] = state[0]
+    normed = rms_norm(read[0].to(dtype).float(), (mixer.value_dim,), eps=weights.eps).to(dtype)
+    gates = silu(rows.gates.float()).unflatten(-1, (mixer.num_value_heads, -1))
+    return ((normed * weights.norm).float() * gates).to(dtype).flatten(1)
+
+
+def assert_close(got: Layer, wanted: Layer, slot: int) -> None:
+    assert torch.equal(got.conv[slot], wanted.conv[slot])
+    assert torch.allclose(got.state[slot], wanted.state[slot], rtol=1e-4, atol=1e-5)
+
+
+def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Beside values around 1, and in parts of larger ones."""
+    return float(((got.float() - wanted.float()).abs() / wanted.float().abs().clamp(min=1.0)).max())
+
+
+@HALVES
+@ALL_SHAPES
+def test_new_tokens_are_what_transformers_rule_makes_of_them(mixer: GatedDeltaNet, dtype: torch.dtype) -> None:
+    """One slot goes on, one begins, whatever an earlier chat left there, and one is nobody's."""
+    layer = make_layer(mixer, dtype)
+    layer.state[0] = torch.nan
+    wanted = layer.copy()
+    for step in range(3):
+        rows = make_rows(mixer, dtype, 3)
+        got = layer.step(rows, [2, NUM_ROWS - 1, 0], [7 + step, -1, step])
+        for row, slot in ((0, 2), (2, 0)):
+            one = reference(wanted, some(rows, slice(row, row + 1)), slot, slot == 0 and step == 0)
+            assert far(got[row], one[0]) < TOLERANCES[dtype]
+        assert not got[1].any()
+    assert_close(layer, wanted, 0)
+    assert_close(layer, wanted, 2)
+    for slot in (1, 3, 4):
+        assert torch.equal(layer.conv[slot], wanted.conv[slot]) and torch.equal(layer.state[slot], wanted.state[slot])
+
+
+@HALVES
+def test_a_row_is_the_same_beside_any_others(dtype: torch.dtype) -> None:
+    together, alone = (layer := make_layer(SHAPES[0], dtype)).copy(), layer.copy()
+    rows = make_rows(SHAPES[0], dtype, 4)
+    got = together.step(rows, [3, 1, 0, 2], [5, 0, 9, 1])
+    for row, (slot, column) in enumerate(((3, 5), (1, 0), (0, 9), (2, 1))):
+        assert torch.equal(alone.step(some(rows, slice(row, row + 1)), [slot], [column])[0], got[row])
+    assert torch.equal(together.state, alone.state) and torch.equal(together.conv, alone.conv)
+
+
+@HALVES
+@ALL_SHAPES
+@pytest.mark.parametrize(("begin", "count"), [(0, 40), (9, 37), (0, 1), (5, 2)])
+def test_a_chunk_is_what_transformers_rule_makes_of_it(
+    begin: int, count: int, mixer: GatedDeltaNet, dtype: torch.dtype
+) -> None:
+    """A chunk that begins a text or goes on with one; shorter than the graph's, and than the convolution."""
+    layer = make_layer(mixer, dtype)
+    if begin == 0:
+        layer.state[1] = torch.nan
+    rows, wanted = make_rows(mixer, dtype, 40), layer.copy()
+    got = layer.chunk(rows, 1, begin, count)
+    assert far(got[:count], reference(wanted, some(rows, slice(0, count)), 1, begin == 0)) < TOLERANCES[dtype]
+    assert not got[count:].any()
+    assert_close(layer, wanted, 1)
+    for slot in (0, 2, 3, 4):
+        assert torch.equal(layer.state[slot], wanted.state[slot])
+
+
+@HALVES
+def test_chunks_and_then_tokens_go_on_from_one_another(dtype: torch.dtype) -> None:
+    layer = make_layer(SHAPES[0], dtype)
+    rows, wanted = make_rows(SHAPES[0], dtype, 45), layer.copy()
+    parts = [layer.chunk(some(rows, slice(0, 30)), 1, 0, 25)[:25], layer.chunk(some(rows, slice(25, 41)), 1, 25, 16)]
+    parts += [layer.step(some(rows, slice(place, place + 1)), [1], [place]) for place in range(41, 45)]
+    assert far(torch.cat(parts), reference(wanted, rows, 1, True)) < TOLERANCES[dtype]
+    assert_close(layer, wanted, 1)
+
+
+@HALVES
+def test_the_order_of_qwen3_next_is_read(dtype: torch.dtype) -> None:
+    """It has each key head's query, key, values and gates in a row: the same numbers, the same results."""
+    mixer = SHAPES[0]
+    ratio, keys = mixer.num_value_heads // mixer.num_key_heads, mixer.num_key_heads * mixer.key_dim
+    rows, layer = make_rows(mixer, dtype, 3), make_layer(mixer, dtype)
+    split = rows.mixed.split([keys, keys, mixer.channels - 2 * keys], -1)
+    by_head = [part.unflatten(-1, (mixer.num_key_heads, -1)) for part in (*split, rows.gates, rows.betas, rows.decays)]
+    mixed, scalars = torch.cat(by_head[:4], -1).flatten(1), torch.cat(by_head[4:], -1).flatten(1)
+    gates_at = 2 * mixer.key_dim + ratio * mixer.value_dim
+    grouped = Projected(mixed, mixed[:, gates_at:], scalars, scalars[:, ratio:], by_key_head(mixer))
+    other = layer.copy()
+    assert torch.equal(layer.chunk(rows, 1, 4, 3), other.chunk(grouped, 1, 4, 3))
+    assert torch.equal(layer.step(rows, [0, 1, 2], [3, 7, 0]), other.step(grouped, [0, 1, 2], [3, 7, 0]))
+    assert torch.equal(layer.state, other.state) and torch.equal(layer.conv, other.conv)
+
+
+def test_results_go_where_the_next_matrix_wants_them() -> None:
+    layer, rows = make_layer(SHAPES[0], torch.float16), make_rows(SHAPES[0], torch.float16, 2)
+    order = torch.randperm(SHAPES[0].num_value_heads * SHAPES[0].value_dim).int()
+    slots, columns = torch.tensor([0, 4]), torch.tensor([3, -1])
+    plain = layer.copy().step(rows, [0, 4], [3, -1])
+    got = layer.kernels.step(rows, layer.weights, *layer.memory(), slots, columns, order)
+    wanted = torch.empty_like(plain)
+    wanted[:, order.long()] = plain
+    assert torch.equal(got, wanted)
+
+
+def test_other_types_and_heads_are_refused() -> None:
+    with pytest.raises(TypeError):
+        DeltaKernels(SHAPES[0], torch.float32, 1, torch.device("cpu"))
+    with pytest.raises(ValueError):
+        DeltaKernels(replace(SHAPES[0], key_dim=30), torch.float16, 1, torch.device("cpu"))
