@@ -17,17 +17,19 @@ from core.checkpoint.recurrent import GatedDeltaNet
 from core.worker.kernels import (
     cache_attention,
     decode_attention,
+    dense_small_batch,
     expert_kernels,
     nvrtc,
     packed_prefill,
     packed_small_batch,
-    routed_pairs,
     recurrent,
+    routed_pairs,
     row_norm,
     sampling_kernel,
     step_ops,
 )
 from core.worker.kernels.decode_attention import DecodeKernels, HeadKind
+from core.worker.kernels.dense_small_batch import DenseKernels
 from core.worker.kernels.packed_prefill import PrefillKernels
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import CodeFormat
@@ -81,6 +83,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         expert_kernels,
         routed_pairs,
         recurrent,
+        dense_small_batch,
     ):
         monkeypatch.setattr(module, "CudaModule", Compiled)
     caches = (
@@ -89,6 +92,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         step_ops.module_for,
         row_norm.norm_kernel,
         recurrent.module_for,
+        dense_small_batch.module_for,
     )
     for cache in caches:
         cache.cache_clear()
@@ -140,6 +144,15 @@ def test_the_products_with_experts_compile(
     monkeypatch.setattr(Gpu, "shared_memory_per_block_optin", shared_kib * 1024)
     expert_kernels.ExpertKernels(dtype, format, torch.device("cpu"))
     routed_pairs.PairKernels(dtype, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_products_of_unquantized_matrices_compile(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    DenseKernels(dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)])

@@ -12,8 +12,9 @@ from torch import nn
 
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_parts import LayerPart
+from core.worker.kernels.dense_small_batch import dense_kernels_for
 from core.worker.kernels.packed_prefill import FusedDequantGemm
-from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH, PackedLinear
+from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH
 
 
 class FusedDecoderLayer(nn.Module):
@@ -53,14 +54,14 @@ class FusedDecoderLayer(nn.Module):
 class FusedHead(nn.Module):
     """The model's head. Up to MAX_SMALL_BATCH rows, a row's logits are the same whatever rows are beside it."""
 
-    def __init__(self, head: nn.Linear, like: PackedLinear) -> None:
+    def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self.weight = head.weight
-        self._kernels = like.kernels
+        self._kernels = dense_kernels_for(head.weight.dtype, head.weight.device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, tokens, hidden] -> [rows, tokens, vocabulary]."""
         rows = x.reshape(-1, x.shape[-1])
         if rows.shape[0] > MAX_SMALL_BATCH:
             return nn.functional.linear(x, self.weight)
-        return self._kernels.multiply_head(self.weight, rows).view(*x.shape[:-1], -1)
+        return self._kernels.multiply([self.weight], rows).view(*x.shape[:-1], -1)

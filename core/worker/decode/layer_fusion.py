@@ -29,8 +29,8 @@ from core.worker.decode.fused_mlp import FusedDenseMlp, MlpMatrices, find_mlp_ma
 from core.worker.decode.graph_cache import AttentionSpec, GraphCache
 from core.worker.decode.layer_parts import LayerPart, PlainMixer, PlainMlp
 from core.worker.kernels.decode_attention import MAX_QUERIES, DecodeKernels, HeadKind
+from core.worker.kernels.dense_small_batch import can_multiply_dense
 from core.worker.kernels.packed_small_batch import PackedLinear
-from core.worker.kernels.packing import K_BLOCK
 
 log = logging.getLogger(__name__)
 # Of the output's norm: rounding in another order over one layer stays below.
@@ -71,13 +71,13 @@ def record_layer_calls(layers: Sequence[nn.Module]) -> Iterator[dict[int, LayerC
 def fuse_head(model: PreTrainedModel) -> bool:
     """Put a FusedHead in place of the model's head; False where it does not take that head."""
     head = model.get_output_embeddings()
-    like = next((module for module in model.modules() if isinstance(module, PackedLinear)), None)
-    if like is None or not isinstance(head, nn.Linear) or head.bias is not None:
+    # GPUs that have one take the other.
+    if not any(isinstance(module, PackedLinear) for module in model.modules()):
         return False
-    if head.in_features % K_BLOCK or head.weight.dtype != like.matrix.scales.dtype:
+    if not isinstance(head, nn.Linear) or not can_multiply_dense(head):
         return False
     name = next(name for name, module in model.named_modules() if module is head)
-    put(model, name, FusedHead(head, like))
+    put(model, name, FusedHead(head))
     return True
 
 

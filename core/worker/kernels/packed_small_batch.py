@@ -28,15 +28,14 @@ from core.worker.kernels.packed_variants import (
     shared_bytes,
     stages_of,
 )
-from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
+from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation
 
 NUM_THREADS = 256
 # Threads that pack each 512 bytes of a tile.
 PACK_THREADS = 128
 # How many inputs of a row one block sums in `sum_rows`.
 INPUTS_PER_SUM_BLOCK = 2048
-# Into how many parts a block of the head's product splits the inputs; the most rows that each head kernel takes.
-HEAD_PARTS = 8
+# The most rows that each kernel takes.
 HEAD_ROWS = (8, 16, 32)
 # MAX_SMALL_BATCH: up to 64 rows use these kernels. They read the weights again for every 32 rows, still cheaper than
 # dequantizing; GPUs that must dequantize use them for short prefills too.
@@ -81,7 +80,6 @@ class SmallBatchKernels:
         module = self.compile_variants(8)
         self._dequantize, self._pack = module.kernel("dequantize"), module.kernel("pack")
         self._sum_rows = module.kernel("sum_rows")
-        self._heads = {rows: module.kernel(f"head_{rows}", HEAD_PARTS * rows * TILE * 4) for rows in HEAD_ROWS}
 
     def compile_variants(self, warps: int) -> CudaModule:
         """Compile the variants with `warps` warps a block: 8, or 16 for one row. Raises CudaCodeError."""
@@ -102,7 +100,7 @@ class SmallBatchKernels:
         source = read_source("codes.cuh", "units.cuh", "matrices.cu", VARIANTS=lines)
         defines = defines_for(self._dtype, format)
         # The module of 8 warps holds the kernels beside the products.
-        defines |= {"HEAD_PARTS": HEAD_PARTS if warps == 8 else 0, "MAX_NORMED": MAX_NORMED}
+        defines |= {"PRODUCTS_ALONE": int(warps != 8), "MAX_NORMED": MAX_NORMED}
         module = CudaModule(source, defines, self._device)
         self._launches[warps] = {}
         for (epilogue, name), variant in made.items():
@@ -167,16 +165,6 @@ class SmallBatchKernels:
         parts = -(-x.shape[1] // INPUTS_PER_SUM_BLOCK)
         self._sum_rows((x.shape[0], parts, 1), NUM_THREADS, x, sums, x.stride(0), x.shape[1], sums.stride(0))
         return sums
-
-    def multiply_head(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, inputs] -> [rows, outputs] over a half-precision `weight` [outputs, inputs]."""
-        out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-        for begin in range(0, x.shape[0], HEAD_ROWS[-1]):
-            rows = min(HEAD_ROWS[-1], x.shape[0] - begin)
-            kernel = self._heads[next(most for most in HEAD_ROWS if most >= rows)]
-            kernel((-(-weight.shape[0] // TILE), 1, 1), NUM_THREADS, weight, x[begin:], out[begin:], x.stride(0),
-                   weight.shape[0], rows, weight.shape[0], weight.shape[1] // K_BLOCK)  # fmt: skip
-        return out
 
     def dequantize(self, matrix: PackedMatrix, first_tile: int, num_tiles: int, out: torch.Tensor) -> torch.Tensor:
         """Tiles from `first_tile` on as [outputs, inputs] in half precision, in the first elements of `out`."""

@@ -1,7 +1,6 @@
-// Products of up to 32 rows with matrices of 4 or 8 bit, or with half-precision ones, on tensor cores; and the matrix
-// dequantized. Compiled for one group size. GROUP_SIZE_32: how many times 32 inputs share a scale (0: all inputs do).
-// ZEROS: whether zero points are stored (else all are MIDDLE). HEAD_PARTS: into how many parts a block splits the head's
-// inputs; 0 leaves out all but the products. MAX_NORMED: longest row (elements) that is RMS-normed on the way.
+// Products of up to 32 rows with matrices of 4 or 8 bit on tensor cores; and the matrix dequantized. Compiled for one group size. GROUP_SIZE_32: how many times 32 inputs share a scale (0: all inputs do).
+// ZEROS: whether zero points are stored (else all are MIDDLE). PRODUCTS_ALONE: leaves out
+// all but the products. MAX_NORMED: longest row (elements) that is RMS-normed on the way.
 //
 // core/worker/kernels/packing.py draws a tile: 16 outputs, of which 64 inputs are one piece of 512 bytes at 4 bit, and
 // two at 8; 16 bytes for each of a warp's 32 lanes. Their words are the A operands of 4 products m16n8k16; the
@@ -351,7 +350,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
 
 VARIANTS
 
-#if HEAD_PARTS
+#if !PRODUCTS_ALONE
 // For products of several rows: the sums of each row's scale groups, [groups][sums_row]. A block a row and part.
 extern "C" __global__ void __launch_bounds__(256)
     sum_rows(const u16* x, float* group_sums, int x_row, int size, int sums_row) {
@@ -362,76 +361,6 @@ extern "C" __global__ void __launch_bounds__(256)
     scale_group_sums<256>(x + (i64)blockIdx.x * x_row + begin, end - begin, INPUTS_PER_GROUP,
                           group_sums + (i64)(begin / INPUTS_PER_GROUP) * sums_row + blockIdx.x, sums_row);
 }
-
-// The head: a half-precision matrix [outputs, inputs], with the same parts and order of sums for any number of rows.
-template <int NT, int AHEAD>
-__device__ __forceinline__ void multiply_half(const u16* weights, const u16* x, int x_row, u16* out, int out_row,
-                                              int rows, int outputs, int blocks) {
-    constexpr int ROWS = NT * 8;
-    extern __shared__ float sums[];  // [HEAD_PARTS][ROWS][16]
-    const int lane = threadIdx.x % 32, part = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int begin = blocks * part / HEAD_PARTS, end = blocks * (part + 1) / HEAD_PARTS;
-    const u16* line[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        line[i] = weights + (i64)min((int)blockIdx.x * 16 + g + i * 8, outputs - 1) * blocks * 64 + t * 8;
-    uint4 ahead[AHEAD][2][2];
-#pragma unroll
-    for (int u = 0; u < AHEAD; u++)
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-            for (int h = 0; h < 2; h++)
-                if (begin + u < end) ahead[u][i][h] = ld_weights_16(line[i] + (begin + u) * 64 + h * 32);
-    pdl_trigger();
-    pdl_wait();
-    float total[NT][4] = {};
-    for (int base = begin; base < end; base += AHEAD) {
-#pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            const int block = base + u;
-            if (block >= end) break;
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const uint4 even = ahead[u][0][h], odd = ahead[u][1][h];
-                if (block + AHEAD < end) {
-                    ahead[u][0][h] = ld_weights_16(line[0] + (block + AHEAD) * 64 + h * 32);
-                    ahead[u][1][h] = ld_weights_16(line[1] + (block + AHEAD) * 64 + h * 32);
-                }
-                const u32 first[4] = {even.x, odd.x, even.y, odd.y}, second[4] = {even.z, odd.z, even.w, odd.w};
-#pragma unroll
-                for (int n = 0; n < NT; n++) {
-                    const uint4 with = n * 8 + g < rows
-                                           ? ld_global_16(x + (i64)(n * 8 + g) * x_row + block * 64 + h * 32 + t * 8)
-                                           : make_uint4(0, 0, 0, 0);
-                    mma(total[n], first, with.x, with.y);
-                    mma(total[n], second, with.z, with.w);
-                }
-            }
-        }
-    }
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) sums[(part * ROWS + n * 8 + t * 2 + i % 2) * 16 + g + i / 2 * 8] = total[n][i];
-    __syncthreads();
-    for (int at = threadIdx.x; at < rows * 16; at += 256) {
-        const int output = blockIdx.x * 16 + at % 16;
-        float whole = 0.0f;
-#pragma unroll
-        for (int one = 0; one < HEAD_PARTS; one++) whole += sums[(one * ROWS + at / 16) * 16 + at % 16];
-        if (output < outputs) out[(i64)(at / 16) * out_row + output] = to_half(whole);
-    }
-}
-
-#define HEAD(NAME, NT, AHEAD)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256)                                                                 \
-        NAME(const u16* weights, const u16* x, u16* out, int x_row, int out_row, int rows, int outputs, int blocks) { \
-        multiply_half<NT, AHEAD>(weights, x, x_row, out, out_row, rows, outputs, blocks);                             \
-    }
-HEAD(head_8, 1, 2)
-HEAD(head_16, 2, 2)
-HEAD(head_32, 4, 2)
 
 // Dequantize tiles from `first_tile` on to [outputs, inputs] in half precision, a block a tile.
 extern "C" __global__ void __launch_bounds__(256) dequantize(const uint4* codes, const u32* scales, const u32* zeros,

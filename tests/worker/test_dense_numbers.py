@@ -1,0 +1,74 @@
+"""The numbers of products of few rows with half-precision matrices, by the kernels' sources themselves run on a CPU."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from core.worker.kernels import dense_small_batch, row_norm
+from core.worker.kernels.dense_small_batch import DenseKernels
+from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from tests.support.ptx_on_cpu import CpuModule
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+CPU = torch.device("cpu")
+# A result's own rounding, of values around 1.
+TOLERANCES = {torch.float16: 0.002, torch.bfloat16: 0.015}
+# Fewer K blocks than a block has warps, and more; the second matrix ends within a tile.
+INPUTS, OUTPUTS = 640, (48, 20, 32)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    CpuModule.folder = tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(compiled: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module in (dense_small_batch, row_norm):
+        monkeypatch.setattr(module, "CudaModule", CpuModule)
+    caches = (dense_small_batch.module_for, row_norm.norm_kernel)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.float() - wanted).abs().max() / wanted.std())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_rows_come_out_the_same_beside_any_others_normed_or_added_to_a_residual(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(3)
+    kernels = DenseKernels(dtype, CPU)
+    weights = [(torch.randn((size, INPUTS), generator=random) / INPUTS**0.5).to(dtype) for size in OUTPUTS]
+    x, residual = (torch.randn((40, size), generator=random).to(dtype) for size in (INPUTS, sum(OUTPUTS)))
+    weight = (torch.rand(INPUTS, generator=random) + 0.5).to(dtype)
+    dense = torch.cat(weights).float().t()
+    together = kernels.multiply(weights, x)
+    assert far(together, x.float() @ dense) < TOLERANCES[dtype] * 4
+    normed = torch.nn.functional.rms_norm(x.float(), (INPUTS,), eps=1e-5).to(dtype) * weight
+    norm = FusedRmsNorm(weight, None, 1e-5)
+    together_normed = kernels.multiply(weights, x, norm=norm)
+    assert far(together_normed, normed.float() @ dense) < TOLERANCES[dtype] * 4
+    for rows in (1, 2, 9, 33):
+        assert torch.equal(kernels.multiply(weights, x[:rows]), together[:rows])
+        assert torch.equal(kernels.multiply(weights, x[:rows], norm=norm), together_normed[:rows])
+    less_one = FusedRmsNorm((weight.float() - 1).to(dtype), None, 1e-5, 1.0)
+    assert far(kernels.multiply(weights, x[:1], norm=less_one), normed[:1].float() @ dense) < TOLERANCES[dtype] * 8
+    added = kernels.multiply(weights, x, residual)
+    assert torch.equal(added, (together.float() + residual.float()).to(dtype))
+    assert torch.equal(kernels.multiply(weights[:1], x[:1], residual[:1]), added[:1, : OUTPUTS[0]])
+
+
+def test_the_result_goes_into_a_part_of_a_larger_tensor() -> None:
+    kernels, x = DenseKernels(torch.float16, CPU), torch.randn(3, 64).half()
+    weight, out = torch.randn(20, 64).half(), torch.zeros(3, 100).half()
+    kernels.multiply([weight], x, out=out[:, 40:60])
+    assert torch.equal(out[:, 40:60], kernels.multiply([weight], x))
+    assert not out[:, :40].any() and not out[:, 60:].any()
