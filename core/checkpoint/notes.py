@@ -23,7 +23,7 @@ def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
     text = text_config(checkpoint.config)
     if has_distance_bias(text) or has_capped_scores(text):
         found.append(("plain_steps", {}))
-    if any(isinstance(layer.mixer, Recurrent) for layer in checkpoint.layers):
+    if any(isinstance(layer.mixer, Recurrent) and not layer.mixer.is_capturable for layer in checkpoint.layers):
         found.append(("plain_states", {}))
     if _has_small_cache(checkpoint.config):
         found.append(("cache_in_half", {}))

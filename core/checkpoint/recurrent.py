@@ -9,6 +9,9 @@ from typing import Any
 from core.checkpoint.numbers import read_number
 from core.common.errors import CheckpointError
 
+# The largest head of a Gated DeltaNet layer in captured steps.
+MAX_DELTA_DIM = 256
+
 
 @dataclass(frozen=True, slots=True)
 class GatedDeltaNet:
@@ -24,6 +27,12 @@ class GatedDeltaNet:
     conv_width: int
 
     @property
+    def is_capturable(self) -> bool:
+        """Whether the engine's kernels for captured steps take it: they hold a head's state in registers."""
+        heads = (self.key_dim, self.value_dim)
+        return max(heads) <= MAX_DELTA_DIM and not any(one % 4 for one in heads) and 2 <= self.conv_width <= 8
+
+    @property
     def channels(self) -> int:
         """What the convolution runs over: queries, keys and values side by side."""
         return 2 * self.num_key_heads * self.key_dim + self.num_value_heads * self.value_dim
@@ -35,6 +44,7 @@ class ShortConv:
 
     channels: int
     conv_width: int
+    is_capturable = False
 
 
 Recurrent = GatedDeltaNet | ShortConv

@@ -16,6 +16,8 @@ WRITTEN_OUT_QUERIES = 64
 SNAPSHOTS_PER_SLOT = 3
 # How many tokens of a chunk the delta rule takes at once.
 DELTA_TOKENS = 64
+# What our own kernels note of each token and value head of a chunk.
+DELTA_SCALARS = 4
 
 
 class StatePlan(Protocol):
@@ -84,8 +86,14 @@ class DeltaStatePlan:
         return round_to_block(rows * one) + conv_bytes(mixer, rows)
 
     def activation_bytes(self, mixer: GatedDeltaNet, num_rows: int, context_tokens: int, own_attention: bool) -> int:
-        """What the torch rule holds at once (core/worker/kernels/delta_rule.py): queries and keys by key head, values,
+        """What our own kernels hold at once (core/worker/kernels/recurrent.py): what the matrices gave, the same after
+        the convolution, DELTA_SCALARS of each head, and the output.
+
+        Or what the torch rule holds at once (core/worker/kernels/delta_rule.py): queries and keys by key head, values,
         corrected values and keys by value head, all in float32, beside products [tokens, DELTA_TOKENS] of each head."""
+        if own_attention:
+            sizes = 2 * (mixer.channels + mixer.num_value_heads * (mixer.value_dim + 1))
+            return num_rows * (sizes * HALF_BYTES + mixer.num_value_heads * DELTA_SCALARS * FLOAT_BYTES)
         padded = -(-num_rows // DELTA_TOKENS) * DELTA_TOKENS
         keys, values = mixer.num_key_heads * mixer.key_dim, mixer.num_value_heads * mixer.value_dim
         by_value_head = mixer.num_value_heads * mixer.key_dim

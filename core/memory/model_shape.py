@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import get_args
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
 from core.checkpoint.checkpoint import Checkpoint
@@ -96,8 +95,13 @@ class ModelShape:
     @property
     def is_capturable(self) -> bool:
         """Whether captured steps' own attention can be in place of every layer's."""
-        others = (DistanceAttention, CappedAttention, *get_args(Recurrent))
-        return not any(isinstance(layer.mixer, others) for layer, _ in self.layers)
+        mixers = [layer.mixer for layer, _ in self.layers]
+        return all(
+            one.is_capturable
+            if isinstance(one, Recurrent)
+            else not isinstance(one, DistanceAttention | CappedAttention)
+            for one in mixers
+        )
 
     @property
     def attentions(self) -> tuple[FullAttention, ...]:

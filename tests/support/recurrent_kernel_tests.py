@@ -13,7 +13,7 @@ from torch.nn.functional import conv1d, rms_norm, silu, softplus
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
 from core.checkpoint.recurrent import GatedDeltaNet
-from core.worker.kernels.recurrent import DeltaKernels, DeltaWeights, Projected, by_key_head, side_by_side
+from core.worker.kernels.recurrent import DeltaKernels, DeltaWeights, Projected
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 # Values of a result between 1 and 2 are rounded by half of this, some twice on the way.
@@ -63,8 +63,8 @@ def make_layer(mixer: GatedDeltaNet, dtype: torch.dtype) -> Layer:
     heads, channels = mixer.num_value_heads, mixer.channels
     weights = DeltaWeights(
         conv=(torch.randn(channels, mixer.conv_width) * 0.5).to(dtype),
-        rates=-torch.rand(heads) * 4,
-        offsets=torch.randn(heads),
+        a_log=torch.randn(heads),
+        dt_bias=torch.randn(heads),
         norm=(torch.rand(mixer.value_dim) + 0.5).to(dtype),
         eps=EPS,
     )
@@ -77,7 +77,7 @@ def make_rows(mixer: GatedDeltaNet, dtype: torch.dtype, tokens: int) -> Projecte
     """As one merged matrix gives them: parts of a row."""
     heads, values = mixer.num_value_heads, mixer.num_value_heads * mixer.value_dim
     sizes = [mixer.channels, values, heads, heads]
-    return Projected(*torch.randn(tokens, sum(sizes)).to(dtype).split(sizes, -1), side_by_side(mixer))
+    return Projected.side_by_side(mixer, *torch.randn(tokens, sum(sizes)).to(dtype).split(sizes, -1))
 
 
 def some(rows: Projected, tokens: slice) -> Projected:
@@ -98,7 +98,7 @@ def reference(layer: Layer, rows: Projected, slot: int, is_first: bool) -> torch
     keys = mixer.num_key_heads * mixer.key_dim
     active = silu(sums.float()).to(dtype).float().t()[None]
     query, key, value = active.split([keys, keys, mixer.channels - 2 * keys], -1)
-    decay = weights.rates * softplus(rows.decays.float() + weights.offsets)
+    decay = -weights.a_log.exp() * softplus(rows.decays.float() + weights.dt_bias)
     read, state = torch_recurrent_gated_delta_rule(
         query.unflatten(-1, (mixer.num_key_heads, -1)), key.unflatten(-1, (mixer.num_key_heads, -1)),
         value.unflatten(-1, (mixer.num_value_heads, -1)), g=decay[None],
@@ -184,13 +184,12 @@ def test_chunks_and_then_tokens_go_on_from_one_another(dtype: torch.dtype) -> No
 def test_the_order_of_qwen3_next_is_read(dtype: torch.dtype) -> None:
     """It has each key head's query, key, values and gates in a row: the same numbers, the same results."""
     mixer = SHAPES[0]
-    ratio, keys = mixer.num_value_heads // mixer.num_key_heads, mixer.num_key_heads * mixer.key_dim
+    keys = mixer.num_key_heads * mixer.key_dim
     rows, layer = make_rows(mixer, dtype, 3), make_layer(mixer, dtype)
     split = rows.mixed.split([keys, keys, mixer.channels - 2 * keys], -1)
     by_head = [part.unflatten(-1, (mixer.num_key_heads, -1)) for part in (*split, rows.gates, rows.betas, rows.decays)]
     mixed, scalars = torch.cat(by_head[:4], -1).flatten(1), torch.cat(by_head[4:], -1).flatten(1)
-    gates_at = 2 * mixer.key_dim + ratio * mixer.value_dim
-    grouped = Projected(mixed, mixed[:, gates_at:], scalars, scalars[:, ratio:], by_key_head(mixer))
+    grouped = Projected.by_key_head(mixer, mixed, scalars)
     other = layer.copy()
     assert torch.equal(layer.chunk(rows, 1, 4, 3), other.chunk(grouped, 1, 4, 3))
     assert torch.equal(layer.step(rows, [0, 1, 2], [3, 7, 0]), other.step(grouped, [0, 1, 2], [3, 7, 0]))

@@ -57,11 +57,14 @@ class FusedMlp(nn.Module):
 class FusedRope(nn.Module):
     """RoPE's cosines and sines in one kernel, where they depend on the position alone."""
 
-    def __init__(self, frequencies: torch.Tensor, scaling: float) -> None:
+    def __init__(self, frequencies: torch.Tensor, scaling: float, merges_axes: bool = False) -> None:
+        """merges_axes: whether positions may come by axis of a picture [3, rows, tokens], which are alike for text."""
         super().__init__()
-        self._frequencies, self._scaling = frequencies.float(), scaling
+        self._frequencies, self._scaling, self._merges_axes = frequencies.float(), scaling, merges_axes
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._merges_axes and position_ids.dim() == 3:
+            position_ids = position_ids[0]
         return step_ops.rope_angles(position_ids, self._frequencies, self._scaling, x.dtype)
 
 
@@ -88,11 +91,23 @@ def _fused(module: nn.Module) -> Sequence[nn.Module]:
         return [FusedNorm(weight, eps, offset) for offset in NORM_OFFSETS]
     frequencies, scaling = getattr(module, "inv_freq", None), getattr(module, "attention_scaling", None)
     if getattr(module, "rope_type", None) in FIXED_ROPES and isinstance(frequencies, torch.Tensor):
-        return [FusedRope(frequencies, float(scaling))] if isinstance(scaling, float | int) else []
+        if not isinstance(scaling, float | int):
+            return []
+        return [FusedRope(frequencies, float(scaling), merges_axes(module, frequencies))]
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
     if isinstance(gate, MergedLinearSlice) and isinstance(up, MergedLinearSlice) and isinstance(down, nn.Module):
         return [FusedMlp(gate.merged, down)]
     return []
+
+
+def merges_axes(rope: nn.Module, frequencies: torch.Tensor) -> bool:
+    """Whether `rope` makes one angle of a token's places in a picture, as Qwen3.5's does."""
+    positions = torch.zeros((3, 1, 1), dtype=torch.long, device=frequencies.device)
+    try:
+        cos, _ = rope(frequencies, positions)
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+    return bool(cos.dim() == 3 and cos.shape[0] == 1)
 
 
 def _sample(module: nn.Module, model: PreTrainedModel) -> tuple[torch.Tensor, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from core.worker.decode.delta_rule import DeltaRule
 from core.worker.kernels import cache_attention, step_ops
 from core.worker.model.attention import refuse_additions
 from core.worker.model.kv_cache import SlotCache
+from core.worker.model.recurrent_layers import GatedDeltaNetLayer
 
 NO_WINDOW = 2**30
 
@@ -33,8 +36,9 @@ class GraphCache:
         self._cache = cache
         self.context_tokens, self.num_slots = cache.context_tokens, cache.num_slots
         self.slots = self.columns = self.bounds = torch.empty(0)
-        # By layer: what its attention was last called with.
+        # By layer: what its attention was last called with; of recurrent ones, their kernels.
         self.attention_specs: dict[int, AttentionSpec] = {}
+        self._delta_rules: dict[int, DeltaRule] = {}
 
     def set_targets(self, slots: torch.Tensor, columns: torch.Tensor, bounds: torch.Tensor) -> None:
         """The next pass writes `columns` [rows, tokens] of `slots` [rows]. bounds: the end of the columns that each
@@ -84,6 +88,31 @@ class GraphCache:
             heads = query.shape[1], keys.shape[1]
             self.attention_specs[index] = AttentionSpec(scale, window, heads, query.shape[3], s_aux)
         return attend(query, keys, values, self.slots, self.bounds, scale, window, s_aux), None
+
+    def delta_rule(self, layer: GatedDeltaNetLayer) -> DeltaRule:
+        """The kernels of a recurrent layer. Raises TypeError, ValueError or CudaCodeError where they do not take it."""
+        if layer.layer_idx not in self._delta_rules:
+            self._delta_rules[layer.layer_idx] = DeltaRule(layer, self._cache.state(layer.layer_idx), self.num_slots)
+        return self._delta_rules[layer.layer_idx]
+
+    def run_delta_rule(self, layer: GatedDeltaNetLayer, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [rows, tokens, size] -> what the layer's last matrix takes [rows, tokens, ..]: of one new token a row,
+        or of one row's chunk."""
+        rule, (rows, tokens, _) = self.delta_rule(layer), hidden.shape
+        parts = {name: getattr(layer, name)(hidden).flatten(0, 1) for name in layer.input_names}
+        run = rule.step if tokens == 1 else rule.chunk
+        return run(rule.project(parts), self).view(rows, tokens, -1)
+
+    def copy_states(self, index: int) -> list[torch.Tensor]:
+        """Copies of a recurrent layer's states of the pass's slots, in the host's memory; [] for any other layer."""
+        state = self._cache.states.get(index)
+        return [one[self.slots].cpu() for one in state.tensors] if state else []
+
+    def restore_states(self, index: int, copies: Sequence[torch.Tensor]) -> None:
+        """Put back what `copy_states` gave in a pass of the same slots."""
+        if copies:
+            for one, copy in zip(self._cache.states[index].tensors, copies, strict=True):
+                one[self.slots] = copy.to(one.device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from core.worker.decode.delta_rule import FusedDeltaNet, find_delta_matrices
 from core.worker.decode.fused_attention import (
     AttentionMatrices,
     FusedAttention,
@@ -39,22 +40,24 @@ TOLERANCES = {torch.float16: 0.005, torch.bfloat16: 0.03}
 
 @dataclass(slots=True)
 class LayerCall:
-    """One call of a layer: its input, its other arguments, its output."""
+    """One call of a layer: its input, its other arguments, its output; and a recurrent layer's states before it."""
 
     hidden: torch.Tensor
     kwargs: dict[str, Any]
     output: Any = None
+    states: Sequence[torch.Tensor] = ()
 
 
 @contextmanager
-def record_layer_calls(layers: Sequence[nn.Module]) -> Iterator[dict[int, LayerCall]]:
-    """Record how the model calls `layers` inside the `with` block; the last call of each, by index."""
+def record_layer_calls(layers: Sequence[nn.Module], cache: GraphCache) -> Iterator[dict[int, LayerCall]]:
+    """Record how the model calls `layers` over `cache` inside the `with` block; the last call of each, by index."""
     calls: dict[int, LayerCall] = {}
     hooks = []
     for index, layer in enumerate(layers):
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> None:
-            calls[index] = LayerCall((args[0] if args else kwargs["hidden_states"]).clone(), kwargs)
+            hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+            calls[index] = LayerCall(hidden, kwargs, states=cache.copy_states(index_of(layers[index])))
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any, index: int = index) -> None:
             calls[index].output = output.clone() if isinstance(output, torch.Tensor) else output
@@ -92,16 +95,22 @@ class MixerMaker:
         """The ways to run the mixer of `layer` on its own, the fastest first."""
         norm, attention = getattr(layer, "input_layernorm", None), getattr(layer, "self_attn", None)
         made: list[LayerPart] = []
-        index = int(getattr(attention, "layer_idx", -1))
+        if delta := find_delta_matrices(layer):
+            made.append(FusedDeltaNet(delta, self._cache.delta_rule(delta.layer)))
+        index = index_of(layer)
         spec = self._cache.attention_specs.get(index)
         angles = call.kwargs.get("position_embeddings")
         if matrices and spec and spec.dim in MAX_QUERIES and attention and isinstance(angles, tuple):
-            norm = find_head_norm(attention, spec.dim)
-            kind = norm and find_head_kind(matrices, spec, angles[0].shape[-1], norm)
-            if norm and kind:
-                made.append(FusedAttention(matrices, self._kernels_for(spec, kind, call.hidden), spec, index, norm))
+            of_heads = find_head_norm(attention, spec.dim)
+            kind = of_heads and find_head_kind(matrices, spec, angles[0].shape[-1], of_heads)
+            if of_heads and kind:
+                kernels = self._kernels_for(spec, kind, call.hidden)
+                made.append(FusedAttention(matrices, kernels, spec, index, of_heads))
+        recurrent = getattr(layer, "linear_attn", None)
         if isinstance(norm, nn.Module) and isinstance(attention, nn.Module):
             made.append(PlainMixer(norm, attention))
+        if isinstance(norm, nn.Module) and isinstance(recurrent, nn.Module):
+            made.append(PlainMixer(norm, recurrent))
         return made
 
     def _kernels_for(self, spec: AttentionSpec, kind: HeadKind, hidden: torch.Tensor) -> DecodeKernels:
@@ -111,6 +120,12 @@ class MixerMaker:
                 hidden.dtype, spec.heads, spec.dim, self._cache.num_slots, hidden.device, kind=kind
             )
         return self._kernels[key]
+
+
+def index_of(layer: nn.Module) -> int:
+    """The number of a decoder layer, as its mixer knows it; -1 where it does not."""
+    mixer = getattr(layer, "self_attn", getattr(layer, "linear_attn", None))
+    return int(getattr(mixer, "layer_idx", -1))
 
 
 def make_mlps(layer: nn.Module, matrices: MlpMatrices | None) -> list[LayerPart]:
@@ -132,12 +147,12 @@ def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[
     found = {
         name: matrices
         for name, module in model.named_modules()
-        if any(matrices := (find_attention_matrices(module), find_mlp_matrices(module)))
+        if any(matrices := (find_attention_matrices(module), find_mlp_matrices(module))) or find_delta_matrices(module)
     }
     layers = [model.get_submodule(name) for name in found]
     if not layers:
         return 0
-    with record_layer_calls(layers) as calls:
+    with record_layer_calls(layers, cache) as calls:
         run_decode()
     mixers, fused = MixerMaker(cache), dict[str, FusedDecoderLayer]()
     for place, ((name, (attention, mlp)), layer) in enumerate(zip(found.items(), layers, strict=True)):
@@ -146,6 +161,7 @@ def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[
             continue
         for parts in product(mixers.make(layer, attention, call), make_mlps(layer, mlp)):
             one = FusedDecoderLayer(layer, *parts)
+            cache.restore_states(index_of(layer), call.states)
             if any(part.is_fused for part in parts) and computes(one, call):
                 fused[name] = one
                 break
@@ -169,11 +185,17 @@ def fuse_prefill(model: PreTrainedModel, run_prefill: Callable[[], object]) -> i
     if not layers or not all(layer.can_prefill() for layer in layers):
         return 0
     is_right: dict[int, bool] = {}
+    states: Sequence[torch.Tensor] = ()
+
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal states
+        states = kwargs["past_key_values"].copy_states(index_of(layer))
 
     # Layer by layer: the inputs and outputs of all layers together take more memory than the plan has.
     def compare(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         assert isinstance(layer, FusedDecoderLayer)
         layer.prefills = True
+        kwargs["past_key_values"].restore_states(index_of(layer), states)
         got = layer.forward(*args, **kwargs)
         layer.prefills = False
         place = layers.index(layer)
@@ -181,7 +203,8 @@ def fuse_prefill(model: PreTrainedModel, run_prefill: Callable[[], object]) -> i
         if not is_right[place]:
             log.info("layer %d does not prefill in few kernels", place)
 
-    hooks = [layer.register_forward_hook(compare, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    hooks += [layer.register_forward_hook(compare, with_kwargs=True) for layer in layers]
     try:
         run_prefill()
     finally:

@@ -16,16 +16,12 @@ from typing import NamedTuple
 import torch
 
 from core.checkpoint.recurrent import GatedDeltaNet
-from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
+from core.memory.layer_state import DELTA_SCALARS
 from core.worker.kernels.nvrtc import Argument, CudaModule, read_source
 from core.worker.kernels.step_ops import HALVES
 
 # Threads of a block, as cuda/recurrent.cu has them; tokens of a block that takes one a warp; columns of one that scans.
 STEP_THREADS, CHUNK_THREADS, CHUNK_TOKENS, SCAN_COLUMNS = 512, 128, 4, 32
-# The largest head and the widest convolution. A thread's registers hold its part of both.
-MAX_DIM, MAX_WIDTH = 256, 8
-# What a chunk's first kernel tells of each token and value head.
-NUM_SCALARS = 4
 
 
 class Layout(NamedTuple):
@@ -44,21 +40,6 @@ class Layout(NamedTuple):
     scalars_step: int
 
 
-def side_by_side(mixer: GatedDeltaNet) -> Layout:
-    """All queries, all keys, all values in a row, as Qwen3.5's matrices give them."""
-    ratio = mixer.num_value_heads // mixer.num_key_heads
-    keys, values = mixer.num_key_heads * mixer.key_dim, ratio * mixer.value_dim
-    return Layout(mixer.key_dim, keys, 2 * keys, values, values, ratio)
-
-
-def by_key_head(mixer: GatedDeltaNet) -> Layout:
-    """Each key head's query, key, values and gates in a row, its betas and decays in another, as Qwen3-Next's two
-    matrices give them."""
-    ratio = mixer.num_value_heads // mixer.num_key_heads
-    step = 2 * mixer.key_dim + 2 * ratio * mixer.value_dim
-    return Layout(step, mixer.key_dim, 2 * mixer.key_dim, step, step, 2 * ratio)
-
-
 @dataclass(frozen=True, slots=True)
 class Projected:
     """What a layer's matrices made of tokens, in half precision; each [tokens, ..], a part of a larger row or a row.
@@ -73,6 +54,25 @@ class Projected:
     decays: torch.Tensor
     layout: Layout
 
+    @classmethod
+    def side_by_side(
+        cls, mixer: GatedDeltaNet, mixed: torch.Tensor, gates: torch.Tensor, betas: torch.Tensor, decays: torch.Tensor
+    ) -> Projected:
+        """Of four matrices, as Qwen3.5 has them: all queries, all keys, all values in a row of the first."""
+        ratio = mixer.num_value_heads // mixer.num_key_heads
+        keys, values = mixer.num_key_heads * mixer.key_dim, ratio * mixer.value_dim
+        return cls(mixed, gates, betas, decays, Layout(mixer.key_dim, keys, 2 * keys, values, values, ratio))
+
+    @classmethod
+    def by_key_head(cls, mixer: GatedDeltaNet, mixed: torch.Tensor, scalars: torch.Tensor) -> Projected:
+        """Of two matrices, as Qwen3-Next has them: each key head's query, key, values and gates in a row of the first,
+        its betas and decays in one of the second."""
+        ratio = mixer.num_value_heads // mixer.num_key_heads
+        gates = 2 * mixer.key_dim + ratio * mixer.value_dim
+        step = gates + ratio * mixer.value_dim
+        layout = Layout(step, mixer.key_dim, 2 * mixer.key_dim, step, step, 2 * ratio)
+        return cls(mixed, mixed[:, gates:], scalars, scalars[:, ratio:], layout)
+
     def arguments(self) -> tuple[Argument, ...]:
         """As every kernel of cuda/recurrent.cu begins."""
         parts = (self.mixed, self.gates, self.betas, self.decays)
@@ -83,24 +83,22 @@ class Projected:
 class DeltaWeights:
     """A layer's own numbers beside its matrices.
 
-    conv: [channels, conv width], oldest input first. rates: -exp(A_log) [value heads] and offsets: dt_bias, float32;
-    a state fades by exp(rate * softplus(decay + offset)). norm: of the output [value dim].
+    conv: [channels, conv width], oldest input first. a_log, dt_bias: [value heads], float32; a state fades by
+    exp(-exp(a_log) * softplus(decay + dt_bias)). norm: of the output [value dim].
     """
 
     conv: torch.Tensor
-    rates: torch.Tensor
-    offsets: torch.Tensor
+    a_log: torch.Tensor
+    dt_bias: torch.Tensor
     norm: torch.Tensor
     eps: float
 
 
 @cache
 def module_for(dtype: torch.dtype, key_dim: int, value_dim: int, conv_width: int, device: torch.device) -> CudaModule:
-    """Raises TypeError or ValueError for what the kernels do not take, CudaCodeError where they do not compile."""
+    """Raises TypeError for other types than those of HALVES, CudaCodeError where the kernels do not compile."""
     if dtype not in HALVES:
         raise TypeError(f"a recurrent layer in {dtype}")
-    if key_dim % 4 or value_dim % 4 or max(key_dim, value_dim) > MAX_DIM or not 2 <= conv_width <= MAX_WIDTH:
-        raise ValueError(f"a recurrent layer with heads of {key_dim} and {value_dim}, {conv_width} inputs")
     defines = {"BF16": int(dtype == torch.bfloat16), "DK": key_dim, "DV": value_dim, "WIDTH": conv_width}
     return CudaModule(read_source("recurrent.cu"), defines | {"STEP_THREADS": STEP_THREADS}, device)
 
@@ -110,6 +108,8 @@ class DeltaKernels:
 
     def __init__(self, mixer: GatedDeltaNet, dtype: torch.dtype, num_rows: int, device: torch.device) -> None:
         """num_rows: the most that decode at once. Raises TypeError, ValueError, CudaCodeError."""
+        if not mixer.is_capturable:
+            raise ValueError(f"no kernel for {mixer}")
         self.mixer = mixer
         module = module_for(dtype, mixer.key_dim, mixer.value_dim, mixer.conv_width, device)
         self._step, self._scan = module.kernel("delta_step"), module.kernel("delta_scan")
@@ -137,8 +137,8 @@ class DeltaKernels:
         mixer, rows = self.mixer, projected.mixed.shape[0]
         out = torch.empty((rows, mixer.num_value_heads * mixer.value_dim), dtype=conv.dtype, device=conv.device)
         self._step(
-            (mixer.num_value_heads, rows, 1), STEP_THREADS, *projected.arguments(), weights.conv, weights.rates,
-            weights.offsets, weights.norm, conv, state, slots, columns, self._readers, out, inverse_permutation,
+            (mixer.num_value_heads, rows, 1), STEP_THREADS, *projected.arguments(), weights.conv, weights.a_log,
+            weights.dt_bias, weights.norm, conv, state, slots, columns, self._readers, out, inverse_permutation,
             c_longlong(conv.stride(0)), c_longlong(state.stride(0)), float(weights.eps), mixer.num_key_heads,
             mixer.num_value_heads,
         )  # fmt: skip
@@ -161,13 +161,13 @@ class DeltaKernels:
         mixer, tokens = self.mixer, projected.mixed.shape[0]
         heads, device = (mixer.num_key_heads, mixer.num_value_heads), conv.device
         active = torch.empty((tokens, mixer.channels), dtype=conv.dtype, device=device)
-        scalars = torch.empty((mixer.num_value_heads, tokens, NUM_SCALARS), dtype=torch.float32, device=device)
+        scalars = torch.empty((mixer.num_value_heads, tokens, DELTA_SCALARS), dtype=torch.float32, device=device)
         out = torch.empty((tokens, mixer.num_value_heads * mixer.value_dim), dtype=conv.dtype, device=device)
         conv_row, state_row = c_longlong(conv.stride(0)), c_longlong(state.stride(0))
         blocks = -(-tokens // CHUNK_TOKENS)
         self._inputs(
-            (blocks, mixer.num_key_heads, 1), CHUNK_THREADS, *projected.arguments(), weights.conv, weights.rates,
-            weights.offsets, conv, slots, bounds, active, scalars, conv_row, *heads, tokens,
+            (blocks, mixer.num_key_heads, 1), CHUNK_THREADS, *projected.arguments(), weights.conv, weights.a_log,
+            weights.dt_bias, conv, slots, bounds, active, scalars, conv_row, *heads, tokens,
         )  # fmt: skip
         self._scan(
             (-(-mixer.value_dim // SCAN_COLUMNS), mixer.num_value_heads, 1), CHUNK_THREADS, active, scalars,
@@ -180,9 +180,3 @@ class DeltaKernels:
             mixer.num_value_heads // mixer.num_key_heads, mixer.num_value_heads, tokens,
         )  # fmt: skip
         return out
-
-
-def chunk_bytes(mixer: GatedDeltaNet, tokens: int) -> int:
-    """What `DeltaKernels.chunk` allocates, its result included."""
-    halves = mixer.channels + mixer.num_value_heads * mixer.value_dim
-    return tokens * (halves * HALF_BYTES + mixer.num_value_heads * NUM_SCALARS * FLOAT_BYTES)

@@ -43,10 +43,15 @@ class RecurrentLayer(nn.Module):
         weight: torch.Tensor = self._conv[0].weight
         return weight.squeeze(1)
 
+    @property
+    def conv_bias(self) -> torch.Tensor | None:
+        """[channels]"""
+        bias: torch.Tensor | None = self._conv[0].bias
+        return bias
+
     def _convolve(self, inputs: torch.Tensor, state: RecurrentState, rows: torch.Tensor) -> torch.Tensor:
         """inputs [rows, tokens, channels] -> the same; writes the rows' last inputs."""
-        bias: torch.Tensor | None = self._conv[0].bias
-        output, last = causal_conv(inputs, state.conv[rows], self.conv_weight, bias)
+        output, last = causal_conv(inputs, state.conv[rows], self.conv_weight, self.conv_bias)
         state.conv[rows] = last.to(state.conv.dtype)
         return output.to(inputs.dtype)
 
@@ -71,7 +76,21 @@ class GatedDeltaNetLayer(RecurrentLayer):
         # Qwen3-Next has the inputs by key head: its query, its key, the values and gates of the heads that share it.
         self.is_by_key_head = hasattr(original, "in_proj_qkvz")
 
-    def forward(self, hidden_states: torch.Tensor, cache_params: Any, **_: Any) -> torch.Tensor:
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The matrices that multiply the layer's input, in the order in which they are called."""
+        if self.is_by_key_head:
+            return "in_proj_qkvz", "in_proj_ba"
+        return "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"
+
+    def forward(
+        self, hidden_states: torch.Tensor, cache_params: Any = None, past_key_values: Any = None, **_: Any
+    ) -> torch.Tensor:
+        # Decoder layers call it by the first name, and everything else by the second.
+        cache_params = past_key_values if cache_params is None else cache_params
+        if (run_delta_rule := getattr(cache_params, "run_delta_rule", None)) is not None:
+            # The cache of captured steps has kernels for it.
+            return self.out_proj(run_delta_rule(self, hidden_states))
         mixer, state = self.delta_net, cache_params.state(self.layer_idx)
         rows = cache_params.state_rows_on(hidden_states.device)
         mixed, gate, b, a = self.project(hidden_states)

@@ -57,11 +57,11 @@ __device__ __forceinline__ float read_beta(const Projected& from, int ratio, i64
     const int at = head / ratio * from.scalars_step + head % ratio;
     return round_half(1.0f / (1.0f + expf(-to_float(from.betas[row * from.betas_row + at]))));
 }
-__device__ __forceinline__ float read_log_decay(const Projected& from, int ratio, i64 row, int head, const float* rates,
+__device__ __forceinline__ float read_log_decay(const Projected& from, int ratio, i64 row, int head, const float* log_rates,
                                                 const float* offsets) {
     const int at = head / ratio * from.scalars_step + head % ratio;
     const float x = to_float(from.decays[row * from.decays_row + at]) + offsets[head];
-    return rates[head] * (x > 20.0f ? x : log1pf(expf(x)));
+    return -expf(log_rates[head]) * (x > 20.0f ? x : log1pf(expf(x)));
 }
 
 // A value of the normed output, gated. `by`: one over the head's root mean square.
@@ -89,7 +89,7 @@ __device__ __forceinline__ u16 gated(float value, float by, u16 weight, u16 gate
 extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ? 1 : 2)
     delta_step(const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row,
                int betas_row, int decays_row, int head_step, int keys, int values, int values_step, int gates_step,
-               int scalars_step, const u16* conv_weights, const float* rates, const float* offsets, const u16* norm_weights,
+               int scalars_step, const u16* conv_weights, const float* log_rates, const float* offsets, const u16* norm_weights,
                u16* conv, float* state, const i64* slots, const i64* columns, u32* readers, u16* out,
                const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads, int value_heads) {
     __shared__ float active[HEAD_CHANNELS], deltas[DV], squares[STEP_THREADS / 32];
@@ -143,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
         if (at < HEAD_CHANNELS) window[c][MEMORY] = mixed[(i64)row * mixed_row + Channel(from, heads, head, at).input];
     }
     const float beta = read_beta(from, ratio, row, head);
-    const float decay = expf(read_log_decay(from, ratio, row, head, rates, offsets));
+    const float decay = expf(read_log_decay(from, ratio, row, head, log_rates, offsets));
 #pragma unroll
     for (int c = 0; c < CHANNELS_EACH; c++) {
         const int at = c * STEP_THREADS + tid;
@@ -241,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
 extern "C" __global__ void __launch_bounds__(128)
     delta_inputs(const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row,
                  int betas_row, int decays_row, int head_step, int keys, int values, int values_step, int gates_step,
-                 int scalars_step, const u16* conv_weights, const float* rates, const float* offsets, const u16* conv,
+                 int scalars_step, const u16* conv_weights, const float* log_rates, const float* offsets, const u16* conv,
                  const i64* slots, const i64* bounds, u16* active, float* scalars, i64 conv_row, int key_heads,
                  int value_heads, int tokens) {
     const Projected from = PROJECTED;
@@ -276,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(128)
     for (int member = lane; member < ratio; member += 32) {
         const int head = key_head * ratio + member;
         float4 one;
-        one.x = read_log_decay(from, ratio, token, head, rates, offsets);
+        one.x = read_log_decay(from, ratio, token, head, log_rates, offsets);
         one.y = read_beta(from, ratio, token, head);
         one.z = key_by, one.w = query_by;
         *(float4*)(scalars + ((i64)head * tokens + token) * 4) = one;

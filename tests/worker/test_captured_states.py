@@ -1,0 +1,166 @@
+"""Recurrent layers in captured steps without a GPU: their kernels run on the CPU (tests/support/cuda_on_cpu)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import linear
+from transformers.models.qwen3_5 import modeling_qwen3_5
+from transformers.models.qwen3_next import modeling_qwen3_next
+
+from core.checkpoint.checkpoint import read_checkpoint
+from core.engine.sampling_params import Sampling
+from core.memory.kernels.registry import kernel_named
+from core.memory.model_shape import read_shape
+from core.worker.decode import mixer_matrices
+from core.worker.decode.cuda_graphs import GraphSteps
+from core.worker.decode.delta_rule import FusedDeltaNet
+from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
+from core.worker.decode.fused_modules import fuse_modules
+from core.worker.decode.graph_cache import GraphCache
+from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
+from core.worker.decode.steps import EagerSteps
+from core.worker.kernels import step_ops
+from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from core.worker.model.device_map import DeviceMap
+from core.worker.model.loader import load_model
+from core.worker.model.model_runner import ModelRunner
+from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.family_checkpoints import make_family_checkpoint
+from tests.support.family_checks import SIZES
+from tests.support.plain_recorder import PlainRecorder
+
+GREEDY = Sampling(temperature=0.0)
+CONTEXT_TOKENS, CHUNK_TOKENS = 128, 40
+# Of the logits' spread: half precision rounds each of four layers' operations, in another order than torch's own.
+TOLERANCE = 0.03
+DELTA: dict[str, Any] = {
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": {"model_type": "qwen3_5_text", **SIZES, **DELTA},
+    "qwen3_next": {"model_type": "qwen3_next", **SIZES, **DELTA, "num_experts": 0},
+}
+ALL_FAMILIES = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+
+
+class TorchDense:
+    """In place of DenseKernels, whose instructions need another stand-in (tests/worker/test_dense_numbers.py)."""
+
+    def multiply(
+        self,
+        weights: Sequence[torch.Tensor],
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        norm: FusedRmsNorm | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        x = x if norm is None else step_ops.rms_norm(x, norm.weight, norm.eps, norm.offset)
+        done = torch.cat([linear(x, weight) for weight in weights], -1)
+        done = done if residual is None else done + residual
+        return done if out is None else out.copy_(done)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> Iterator[None]:
+    with cuda_on_cpu():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # An engine puts its own there, for its process.
+    for source in (modeling_qwen3_5, modeling_qwen3_next):
+        monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+def load(folder: Path) -> Any:
+    checkpoint, places = read_checkpoint(folder), DeviceMap((torch.device("cpu"),))
+    shape = read_shape(checkpoint, merged=True)
+    assert shape.is_capturable
+    return load_model(checkpoint, shape, kernel_named("dense"), places, torch.float16, 64, lambda _: None, 128)
+
+
+class WatchedRunner(ModelRunner):
+    """Keeps the logits of the last pass."""
+
+    logits: torch.Tensor
+
+    def _call(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.logits = super()._call(*args, **kwargs)
+        return self.logits
+
+
+def play(runner: WatchedRunner, steps: EagerSteps | GraphSteps) -> torch.Tensor:
+    """Two chats that are read in chunks and write together; then one of them is asked again, from a part of its
+    text on. The logits of each step, with the same tokens whatever was drawn."""
+    text = [(7 * place) % 300 + 5 for place in range(128)]
+    logits: list[torch.Tensor] = []
+
+    def read(slot: int, begin: int, end: int) -> None:
+        steps.reset_slot(slot, GREEDY, 1, text[:end])
+        for at in range(begin, end, CHUNK_TOKENS):
+            chunk = text[at : min(end, at + CHUNK_TOKENS)]
+            steps.prefill(slot, chunk, at, at + len(chunk) == end)
+        logits.append(runner.logits[-1:].float().clone())
+
+    read(0, 0, 93)
+    read(1, 0, 7)
+    for step in range(3):
+        for slot in (0, 1):
+            if isinstance(steps, GraphSteps):
+                steps.tokens[slot] = text[step]
+            else:
+                steps._states[slot].token = text[step]
+        steps.decode([0, 1])
+        logits.append(runner.logits[:2].float().clone())
+    begin = steps.reusable_tokens(0, 93)
+    read(0, begin, 99)
+    return torch.cat(logits)
+
+
+@ALL_FAMILIES
+def test_captured_steps_say_what_plain_ones_say(tmp_path: Path, config: dict[str, Any]) -> None:
+    make_family_checkpoint(tmp_path, config)
+    plain = WatchedRunner(load(tmp_path), 3, CONTEXT_TOKENS)
+    wanted = play(plain, EagerSteps(plain))
+    model = load(tmp_path)
+    fuse_modules(model)
+    runner = WatchedRunner(model, 3, CONTEXT_TOKENS)
+    got = play(runner, GraphSteps(runner, CHUNK_TOKENS, PlainRecorder()))
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+@ALL_FAMILIES
+def test_a_recurrent_mixer_is_fused_and_computes_the_same(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layers' own states are as they were after the comparison: it was once made with those that a step left."""
+    monkeypatch.setattr(mixer_matrices, "dense_kernels_for", lambda dtype, device: TorchDense())
+    make_family_checkpoint(tmp_path, config)
+    plain = WatchedRunner(load(tmp_path), 3, CONTEXT_TOKENS)
+    wanted = play(plain, EagerSteps(plain))
+    model, counts = load(tmp_path), []
+
+    def fuse(cache: GraphCache, run_decode: Any, run_prefill: Any) -> None:
+        counts.extend((fuse_layers(model, cache, run_decode), fuse_prefill(model, run_prefill)))
+
+    fuse_modules(model)
+    runner = WatchedRunner(model, 3, CONTEXT_TOKENS)
+    got = play(runner, GraphSteps(runner, CHUNK_TOKENS, PlainRecorder(), fuse))
+    fused = [one for one in model.modules() if isinstance(one, FusedDecoderLayer)]
+    assert counts == [2, 2] and all(isinstance(one._mixer, FusedDeltaNet) for one in fused)
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
