@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-from core.worker.kernels import expert_kernels, packed_prefill, packed_small_batch, routed_pairs, row_norm
+from core.worker.kernels import (
+    expert_kernels,
+    packed_prefill,
+    packed_small_batch,
+    routed_pairs,
+    router_kernel,
+    row_norm,
+)
 from core.worker.kernels.nvrtc import Argument, _value
 
 HEADER = Path(__file__).with_name("ptx_on_cpu.h")
@@ -33,13 +40,14 @@ CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
 
 
 # What compiles kernels that run here, and what keeps compiled ones.
-MODULES = (packed_small_batch, packed_prefill, expert_kernels, routed_pairs, row_norm)
+MODULES = (packed_small_batch, packed_prefill, expert_kernels, router_kernel, routed_pairs, row_norm)
 CACHES = (
     packed_small_batch.kernels_for,
     packed_prefill.prefill_kernels_for,
     expert_kernels.expert_kernels_for,
     routed_pairs.pair_kernels_for,
     row_norm.norm_kernel,
+    router_kernel.router_kernels_for,
 )
 
 

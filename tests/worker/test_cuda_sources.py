@@ -24,6 +24,7 @@ from core.worker.kernels import (
     packed_small_batch,
     recurrent,
     routed_pairs,
+    router_kernel,
     row_norm,
     sampling_kernel,
     step_ops,
@@ -84,6 +85,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         routed_pairs,
         recurrent,
         dense_small_batch,
+        router_kernel,
     ):
         monkeypatch.setattr(module, "CudaModule", Compiled)
     caches = (
@@ -144,6 +146,7 @@ def test_the_products_with_experts_compile(
     monkeypatch.setattr(Gpu, "shared_memory_per_block_optin", shared_kib * 1024)
     expert_kernels.ExpertKernels(dtype, format, torch.device("cpu"))
     routed_pairs.PairKernels(dtype, torch.device("cpu"))
+    router_kernel.RouterKernels(dtype, 2048, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)

@@ -19,19 +19,20 @@ from transformers import PreTrainedModel
 
 from core.worker.decode.delta_rule import FusedDeltaNet, find_delta_matrices
 from core.worker.decode.fused_attention import (
-    AttentionMatrices,
     FusedAttention,
     find_attention_matrices,
     find_head_kind,
     find_head_norm,
 )
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer, FusedHead
-from core.worker.decode.fused_mlp import FusedDenseMlp, MlpMatrices, find_mlp_matrices
+from core.worker.decode.fused_experts import FusedExperts, find_expert_modules, find_rule
+from core.worker.decode.fused_mlp import FusedDenseMlp, find_mlp_matrices
 from core.worker.decode.graph_cache import AttentionSpec, GraphCache
 from core.worker.decode.layer_parts import LayerPart, PlainMixer, PlainMlp
 from core.worker.kernels.decode_attention import MAX_QUERIES, DecodeKernels, HeadKind
 from core.worker.kernels.dense_small_batch import can_multiply_dense
 from core.worker.kernels.packed_small_batch import PackedLinear
+from core.worker.kernels.router_kernel import RoutingRule
 
 log = logging.getLogger(__name__)
 # Of the output's norm: rounding in another order over one layer stays below.
@@ -91,8 +92,9 @@ class MixerMaker:
         self._cache = cache
         self._kernels: dict[tuple[object, ...], DecodeKernels] = {}
 
-    def make(self, layer: nn.Module, matrices: AttentionMatrices | None, call: LayerCall) -> list[LayerPart]:
+    def make(self, layer: nn.Module, call: LayerCall) -> list[LayerPart]:
         """The ways to run the mixer of `layer` on its own, the fastest first."""
+        matrices = find_attention_matrices(layer)
         norm, attention = getattr(layer, "input_layernorm", None), getattr(layer, "self_attn", None)
         made: list[LayerPart] = []
         if delta := find_delta_matrices(layer):
@@ -128,13 +130,23 @@ def index_of(layer: nn.Module) -> int:
     return int(getattr(mixer, "layer_idx", -1))
 
 
-def make_mlps(layer: nn.Module, matrices: MlpMatrices | None) -> list[LayerPart]:
-    """The ways to run the MLP of `layer` on its own, the fastest first."""
-    norm, mlp = getattr(layer, "post_attention_layernorm", None), getattr(layer, "mlp", None)
-    made: list[LayerPart] = [FusedDenseMlp(matrices)] if matrices else []
-    if isinstance(norm, nn.Module) and isinstance(mlp, nn.Module):
-        made.append(PlainMlp(norm, mlp))
-    return made
+class MlpMaker:
+    """Makes the MLPs of a model's layers. Routers mostly choose alike, so each is tried with the last one's rule."""
+
+    def __init__(self) -> None:
+        self._rule: RoutingRule | None = None
+
+    def make(self, layer: nn.Module) -> list[LayerPart]:
+        """The ways to run the MLP of `layer` on its own, the fastest first."""
+        norm, mlp = getattr(layer, "post_attention_layernorm", None), getattr(layer, "mlp", None)
+        matrices, experts = find_mlp_matrices(layer), find_expert_modules(layer)
+        made: list[LayerPart] = [FusedDenseMlp(matrices)] if matrices else []
+        if experts:
+            self._rule = find_rule(experts, self._rule)
+            made += [FusedExperts(experts, self._rule)] if self._rule else []
+        if isinstance(norm, nn.Module) and isinstance(mlp, nn.Module):
+            made.append(PlainMlp(norm, mlp))
+        return made
 
 
 def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[[], object]) -> int:
@@ -144,22 +156,19 @@ def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[
     for name, module in list(model.named_modules()):
         if isinstance(module, FusedDecoderLayer):
             put(model, name, module.layer)
-    found = {
-        name: matrices
-        for name, module in model.named_modules()
-        if any(matrices := (find_attention_matrices(module), find_mlp_matrices(module))) or find_delta_matrices(module)
-    }
+    finders = (find_attention_matrices, find_mlp_matrices, find_expert_modules, find_delta_matrices)
+    found = [name for name, module in model.named_modules() if any(find(module) for find in finders)]
     layers = [model.get_submodule(name) for name in found]
     if not layers:
         return 0
     with record_layer_calls(layers, cache) as calls:
         run_decode()
-    mixers, fused = MixerMaker(cache), dict[str, FusedDecoderLayer]()
-    for place, ((name, (attention, mlp)), layer) in enumerate(zip(found.items(), layers, strict=True)):
+    mixers, mlps, fused = MixerMaker(cache), MlpMaker(), dict[str, FusedDecoderLayer]()
+    for place, (name, layer) in enumerate(zip(found, layers, strict=True)):
         call = calls.get(place)
         if call is None or not isinstance(call.output, torch.Tensor):
             continue
-        for parts in product(mixers.make(layer, attention, call), make_mlps(layer, mlp)):
+        for parts in product(mixers.make(layer, call), mlps.make(layer)):
             one = FusedDecoderLayer(layer, *parts)
             cache.restore_states(index_of(layer), call.states)
             if any(part.is_fused for part in parts) and computes(one, call):

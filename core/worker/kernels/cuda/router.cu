@@ -1,0 +1,150 @@
+// Which experts each row goes to: RMSNorm, the router's logits, their scores, and the best. MAX_SIZE: the longest row
+// (elements). A row's result does not depend on the other rows.
+//
+// A block takes 8 experts, a warp each, and the last block to end for some rows chooses for them.
+
+enum { SIGMOID = 1, NORMALIZED = 2, ROUND_LOGITS = 4, ROUND_WEIGHTS = 8 };
+// The most experts that a lane looks at; 32 times as many in all.
+#define MOST_EACH 16
+
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int by = 16; by; by /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, by));
+    return value;
+}
+
+// By a warp: the `chosen` best of a row's experts, and their weights.
+__device__ __forceinline__ void choose_experts(const float* logits, const float* bias, i64* ids, float* weights,
+                                               int experts, int chosen, float scale, float least_sum, int how) {
+    const int lane = threadIdx.x % 32;
+    const float nothing = __uint_as_float(0xff800000u);
+    float scores[MOST_EACH], choice[MOST_EACH];
+    float most = nothing, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < MOST_EACH; i++) {
+        const int expert = i * 32 + lane;
+        scores[i] = expert < experts ? __ldcg(logits + expert) : nothing;
+        most = fmaxf(most, scores[i]);
+    }
+    most = warp_max(most);
+#pragma unroll
+    for (int i = 0; i < MOST_EACH; i++) {
+        scores[i] = how & SIGMOID ? 1.0f / (1.0f + __expf(-scores[i])) : __expf(scores[i] - most);
+        sum += scores[i];
+    }
+    sum = warp_sum(sum);
+#pragma unroll
+    for (int i = 0; i < MOST_EACH; i++) {
+        const int expert = i * 32 + lane;
+        if (!(how & SIGMOID)) scores[i] /= sum;
+        choice[i] = expert < experts ? scores[i] + (bias ? bias[expert] : 0.0f) : nothing;
+    }
+    int kept = 0;
+    float weight = 0.0f;
+    for (int one = 0; one < chosen; one++) {
+        // Logits that are no numbers leave the first experts.
+        float best = nothing, score = 0.0f;
+        int expert = one;
+#pragma unroll
+        for (int i = 0; i < MOST_EACH; i++)
+            if (choice[i] > best) best = choice[i], score = scores[i], expert = i * 32 + lane;
+#pragma unroll
+        for (int by = 16; by; by /= 2) {
+            const float other = __shfl_xor_sync(~0u, best, by), other_score = __shfl_xor_sync(~0u, score, by);
+            const int other_expert = __shfl_xor_sync(~0u, expert, by);
+            if (other > best || (other == best && other_expert < expert))
+                best = other, score = other_score, expert = other_expert;
+        }
+#pragma unroll
+        for (int i = 0; i < MOST_EACH; i++)
+            if (i * 32 + lane == expert) choice[i] = nothing;
+        if (lane == one) kept = expert, weight = score;
+    }
+    if (how & NORMALIZED) weight /= fmaxf(warp_sum(weight), least_sum);
+    weight *= scale;
+    if (lane < chosen) ids[lane] = kept, weights[lane] = how & ROUND_WEIGHTS ? round_half(weight) : weight;
+}
+
+// x [rows][size] -> normed, its RMSNorm (`offset` is added to each weight); ids and weights [rows][chosen]. router [experts][size]. gate_weight: of the
+// gate of an expert that all rows go through, whose sigmoid goes to `gates` [rows]; null for none. logits: room for
+// [rows][experts]. ended: a zero for each ROWS rows, and zero again at the end.
+template <int ROWS>
+__device__ __forceinline__ void route(const u16* x, const u16* norm_weight, const u16* router, const u16* gate_weight,
+                                      const float* bias, u16* normed, float* logits, int* ended, i64* ids,
+                                      float* weights, float* gates, int x_row, int size, int rows, int experts,
+                                      int chosen, float eps, float offset, float scale, float least_sum, int how) {
+    constexpr int AHEAD = 8;
+    extern __shared__ uint4 shared[];
+    float* sums = (float*)shared;
+    int* is_last = (int*)(sums + 16);
+    u16* of_rows = (u16*)(sums + 32);  // [ROWS][size]
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, expert = blockIdx.x * 8 + warp;
+    const int first = blockIdx.y * ROWS, count = min(ROWS, rows - first);
+    const bool is_gate = gate_weight && expert == experts, is_there = expert < experts || is_gate;
+    const u16* line = is_gate ? gate_weight : router + (i64)min(expert, experts - 1) * size;
+    uint4 ahead[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+        const int at = (i * 32 + lane) * 8;
+        ahead[i] = at < size ? ld_weights_16(line + at) : make_uint4(0, 0, 0, 0);
+    }
+    pdl_trigger();
+    RmsNorm<256, MAX_SIZE> norm;
+    norm.read(norm_weight, size);
+    pdl_wait();
+    for (int r = 0; r < count; r++) {
+        __syncthreads();
+        norm.apply(x + (i64)(first + r) * x_row, size, eps, offset, sums, [&](int at, uint4 done) {
+            *(uint4*)(of_rows + r * size + at) = done;
+            if (blockIdx.x == 0) *(uint4*)(normed + (i64)(first + r) * size + at) = done;
+        });
+    }
+    __syncthreads();
+    float total[ROWS] = {};
+    for (int base = 0; base < size; base += AHEAD * 256)
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int at = base + (i * 32 + lane) * 8;
+            if (at >= size) break;
+            float by[8];
+            unpack8(base ? ld_weights_16(line + at) : ahead[i], by);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                float values[8];
+                unpack8(*(const uint4*)(of_rows + min(r, count - 1) * size + at), values);
+#pragma unroll
+                for (int j = 0; j < 8; j++) total[r] = __fmaf_rn(by[j], values[j], total[r]);
+            }
+        }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+        float logit = warp_sum(total[r]);
+        if (how & ROUND_LOGITS) logit = round_half(logit);
+        if (lane || r >= count || !is_there) continue;
+        if (is_gate)
+            gates[first + r] = 1.0f / (1.0f + __expf(-round_half(logit)));
+        else
+            logits[(i64)(first + r) * experts + expert] = logit;
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *is_last = atomicAdd(ended + blockIdx.y, 1) == (int)gridDim.x - 1;
+    __syncthreads();
+    if (!*is_last) return;
+    __threadfence();
+    if (threadIdx.x == 0) ended[blockIdx.y] = 0;
+    if (warp < count)
+        choose_experts(logits + (i64)(first + warp) * experts, bias, ids + (i64)(first + warp) * chosen,
+                       weights + (i64)(first + warp) * chosen, experts, chosen, scale, least_sum, how);
+}
+
+#define ROUTE(NAME, ROWS)                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256)                                                                  \
+        NAME(const u16* x, const u16* norm_weight, const u16* router, const u16* gate_weight, const float* bias,       \
+             u16* normed, float* logits, int* ended, i64* ids, float* weights, float* gates, int x_row, int size,      \
+             int rows, int experts, int chosen, float eps, float offset, float scale, float least_sum, int how) {      \
+        route<ROWS>(x, norm_weight, router, gate_weight, bias, normed, logits, ended, ids, weights, gates, x_row, size, \
+                    rows, experts, chosen, eps, offset, scale, least_sum, how);                                                \
+    }
+ROUTE(route_1, 1)
+ROUTE(route_4, 4)
