@@ -11,7 +11,7 @@ OWN_PATHS = frozenset({"/v1", "/metrics", "/health", "/ready", "/openapi.json"})
 # The API's own without /v1, which many clients leave out.
 SHORT_PREFIX = "/models/"
 SHORT_PATHS = frozenset({"/models", "/chat/completions", "/completions", "/tokenize", "/detokenize",
-                         "/messages", "/messages/count_tokens"})  # fmt: skip
+                         "/messages", "/messages/count_tokens", "/responses"})  # fmt: skip
 # Ollama, KoboldAI, LM Studio; Stable Diffusion; gateways; Triton, Gemini; OpenAI's other kinds; whoever looks around.
 OTHERS_PREFIXES = (
     "/api/",
@@ -34,7 +34,7 @@ OTHERS_PATHS = frozenset(
     {
         *("/props", "/slots", "/completion", "/infill", "/embedding", "/apply-template", "/lora-adapters"),
         *("/version", "/ping", "/load", "/pooling", "/classify", "/score", "/invocations", "/server_info"),
-        *("/embeddings", "/rerank", "/reranking", "/moderations", "/responses", "/mcp", "/sse"),
+        *("/embeddings", "/rerank", "/reranking", "/moderations", "/mcp", "/sse"),
         *("/info", "/generate", "/generate_stream", "/chat_tokenize"),
         *("/get_model_info", "/model_info", "/get_server_info", "/health_generate"),
         *("/health/liveliness", "/health/liveness", "/health/readiness", "/health/live", "/health/ready"),

@@ -18,6 +18,7 @@ from core.api.completions import Completions
 from core.api.dialects.anthropic import ANTHROPIC
 from core.api.dialects.dialect import OPENAI, Dialect
 from core.api.dialects.ollama import OLLAMA
+from core.api.dialects.responses import RESPONSES
 from core.api.errors import ApiError
 from core.api.generation import MAX_WAITING, AdmissionLimit
 from core.api.http_call import CLIENT_GONE, ClientGone, HttpCall
@@ -148,6 +149,7 @@ def make_routes(
     ollama = Ollama(engine, completions, models, intake, just_in_time, loader)
     spoken: dict[Dialect, dict[str, dict[str, Handler]]] = {
         ANTHROPIC: {"/v1/messages": {"POST": messages.create}, "/v1/messages/count_tokens": {"POST": messages.count}},
+        RESPONSES: {"/v1/responses": {"POST": messages.respond}},
         OLLAMA: {
             "/api/version": {"GET": ollama.version},
             "/api/tags": {"GET": ollama.tags},

@@ -56,7 +56,7 @@ def test_a_message_comes_as_events(client: anthropic.Anthropic) -> None:
         "content_block_start",
         ["content_block_stop", "message_delta", "message_stop"],
     )
-    assert own.count("content_block_delta") > 5
+    assert "content_block_delta" in own
 
 
 @pytest.mark.parametrize("stream", [False, True])

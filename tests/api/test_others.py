@@ -45,7 +45,7 @@ LOOKED_FOR = [
     *(("GET", path) for path in ("/api/v1/model", "/api/extra/version", "/sdapi/v1/sd-models", "/version", "/api")),
     *(("GET", path) for path in ("/.well-known/ai-plugin.json", "/v1/internal/model/info", "/health/readiness")),
     *(("POST", path) for path in ("/api/embed", "/api/pull", "/completion", "/v1/embeddings")),
-    *(("POST", path) for path in ("/v1/audio/transcriptions", "/v1/images/asks", "/v1/responses", "/infill")),
+    *(("POST", path) for path in ("/v1/audio/transcriptions", "/v1/images/asks", "/v1/responses/x/cancel", "/infill")),
     *(
         ("POST", path)
         for path in ("/generate", "/v1/messages/batches", "/embeddings", "/openai/deployments/x/completions")
