@@ -27,7 +27,7 @@ from core.checkpoint.layers import LayerShape, read_layers
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.checkpoint.rope import ContextLimits, read_limits
 from core.checkpoint.settings import base_name, first_layout, fits, lacks_sizes, plain_settings, settings_by_tensors
-from core.checkpoint.tensor_names import name_tensors
+from core.checkpoint.tensor_names import has_guessing_part, name_tensors
 from core.checkpoint.text_config import has_pictures_left_out, text_config
 from core.checkpoint.tied_head import repeated_heads
 from core.checkpoint.tokenizer_files import has_tokenizer, other_tokenizer
@@ -69,6 +69,8 @@ class Checkpoint:
     repeated: frozenset[str] = frozenset()
     settled: SettledTensors | None = None
     left_out_bytes: int = 0
+    # Whether the files hold a part that guesses several tokens at once, which does not run.
+    has_guessing_part: bool = False
     # What a load would miss beside the weights.
     lacks: CheckpointError | None = None
     # What others worked out of it, by keys of theirs: to go through 20,000 matrices takes a second.
@@ -292,6 +294,7 @@ def make_checkpoint(
     that the model's class has for them; those of a part for pictures that does not run are left out.
     """
     stored_bytes = sum(tensor.num_bytes for tensor in tensors.values())
+    guesses = has_guessing_part(tensors)
     tensors = name_tensors(config, tensors)
     quantization = packed_as(quantization, tensors)
     if not has_matrices(quantization, tensors):
@@ -303,5 +306,5 @@ def make_checkpoint(
         quantization = replace(quantization, bits=common.bits, group_size=common.group_size)
     except CheckpointError:
         pass  # Whoever asks for the matrices is told.
-    checkpoint = Checkpoint(name, config, quantization, tensors, path)
+    checkpoint = Checkpoint(name, config, quantization, tensors, path, has_guessing_part=guesses)
     return replace(checkpoint, left_out_bytes=stored_bytes - checkpoint.size_bytes)

@@ -17,6 +17,8 @@ def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
     found: list[Note] = []
     if checkpoint.is_without_pictures:
         found.append(("without_pictures", {}))
+    if checkpoint.has_guessing_part:
+        found.append(("without_guessing", {}))
     limits = checkpoint.context_limits
     if limits.extension is not None and context_tokens > limits.usual_tokens:
         found.append((f"rope_{limits.extension}", {"usual": limits.usual_tokens}))

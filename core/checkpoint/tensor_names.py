@@ -7,7 +7,7 @@ pictures are left out: the text part is run alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -84,6 +84,11 @@ _EXPERT = re.compile(r"(\.experts\.[0-9]+)\.(w1|w2|w3)\.")
 _PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
+def has_guessing_part(tensors: Collection[str]) -> bool:
+    """Whether files with these tensors hold a part that guesses several tokens at once."""
+    return any(GUESSING_PART.match(WRAPPERS.sub("", name)) for name in tensors)
+
+
 def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
     """`tensors` by the names of the class that runs `config`, without those of a part for pictures."""
     has_pictures = has_pictures_left_out(config)
@@ -93,7 +98,7 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     mlp_renames = _MLP_RENAMES.get(family, ()) if isinstance(family, str) else ()
     named: dict[str, TensorInfo] = {}
     for stored, tensor in tensors.items():
-        if GUESSING_PART.match(stored) or (has_pictures and PICTURE_PART.match(stored)):
+        if GUESSING_PART.match(WRAPPERS.sub("", stored)) or (has_pictures and PICTURE_PART.match(stored)):
             continue
         name = _rename_mlp(_rename(WRAPPERS.sub("", stored), renames), mlp_renames)
         # Two tensors of one name would hide one of them: the second keeps its own, which no class knows.

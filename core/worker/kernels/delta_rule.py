@@ -43,13 +43,15 @@ def delta_step(
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token of each row. query, key [rows, key heads, key dim]; value [rows, value heads, value dim]; decay (the
-    logarithm), beta [rows, value heads]; state [rows, value heads, key dim, value dim] -> output as value, new state.
+    logarithm), beta [rows, value heads]; state [rows, value heads, key dim, value dim], which is changed -> output as
+    value, the state.
     """
     share = value.shape[1] // key.shape[1]
     query, key = (one.repeat_interleave(share, 1).unsqueeze(2) for one in (query, key))
-    state = state * decay.exp()[..., None, None]
+    state.mul_(decay.exp()[..., None, None])
     correction = (value.unsqueeze(2) - key @ state) * beta[..., None, None]
-    state = state + key.transpose(2, 3) * correction
+    # The states of many chats are large, and so would be what is added to them.
+    state.flatten(0, 1).baddbmm_(key.transpose(2, 3).flatten(0, 1), correction.flatten(0, 1))
     return (query @ state).squeeze(2), state
 
 
