@@ -20,7 +20,8 @@ VERSION = "1"
 ABOUT = (
     "The loaded model, as OpenAI's API. What is below /v1 is there without /v1 as well. Fields that are not named are "
     "ignored; samplers have one order, repetition_penalty looks at the whole text. Of Anthropic's API /v1/messages and "
-    "/v1/messages/count_tokens are there as its own documents have them."
+    "/v1/messages/count_tokens are there as its own documents have them, of Ollama's /api/chat and /api/generate, and "
+    "OpenAI's /v1/responses."
 )
 REQUESTS: tuple[type[Strict], ...] = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 TEXT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}

@@ -59,7 +59,12 @@ def test_what_is_no_page_is_refused(app: Gate, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/models", "/v1/chat/completions", "/metrics", "/health", "/ready", "/openapi.json"]
+    "path",
+    [
+        *("/v1/models", "/v1/chat/completions", "/metrics", "/health", "/ready", "/openapi.json"),
+        *("/v1/messages", "/messages", "/v1/messages/count_tokens", "/messages/count_tokens", "/v1/responses"),
+        *("/responses", "/api/chat", "/api/generate", "/api/show", "/api/tags", "/api/ps", "/api/version"),
+    ],
 )
 def test_the_api_asks_for_its_keys_itself(app: Gate, path: str) -> None:
     assert ask(app, path, method="POST").text == "None False"
@@ -275,7 +280,8 @@ def test_a_page_elsewhere_reaches_no_loopback_api_without_a_key(unguarded: Gate)
     assert ask(app, "/v1/models", {"sec-fetch-site": "cross-site"}, "POST", place=HERE).status == 403
     # With one it counts as from elsewhere: the API sees whether the key is right. Any made-up one once was enough.
     for away_too in (away, {"origin": "null"}, {"origin": "http://127.0.0.1:7000"}):
-        assert ask(app, "/v1/models", away_too | {"authorization": "Bearer x"}, place=HERE).text == "None False"
+        for key in ({"authorization": "Bearer x"}, {"x-api-key": "x"}):
+            assert ask(app, "/v1/models", away_too | key, place=HERE).text == "None False"
     assert ask(app, "/v1/models", away, "OPTIONS", place=HERE).status == 200
     assert ask(app, "/health", {"sec-fetch-site": "cross-site"}, place=HERE).status == 200
 

@@ -63,6 +63,26 @@ def test_a_stream_ends_with_an_error_and_its_mark(url: str, ending: Ending) -> N
     assert mark == "data: [DONE]"
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"max_tokens": 500, "messages": FOREVER["messages"]}),
+        ("/v1/responses", {"input": "forever"}),
+        ("/api/chat", {"messages": FOREVER["messages"]}),
+        ("/api/generate", {"prompt": "forever"}),
+    ],
+)
+def test_streams_of_other_apis_end_in_their_own_words(
+    url: str, ending: Ending, path: str, body: dict[str, Any]
+) -> None:
+    with httpx2.stream("POST", url + path, json=body | {"stream": True}, timeout=WAIT_S) as response:
+        lines = response.iter_lines()
+        next(lines)
+        ending.set_from_elsewhere()
+        *_, last = [line for line in lines if line]
+    assert "The server is ending" in str(json.loads(last.removeprefix("data: "))["error"])
+
+
 def test_an_answer_that_is_waited_for_is_an_error_with_a_status(url: str, ending: Ending, api_runner: Runner) -> None:
     got: list[httpx2.Response] = []
     asking = threading.Thread(target=lambda: got.append(httpx2.post(url + CHAT, json=FOREVER, timeout=WAIT_S)))

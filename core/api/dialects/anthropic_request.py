@@ -48,12 +48,18 @@ def _messages(given: object) -> list[Body]:
         role = message.get("role")
         if role not in ("user", "assistant", "system"):
             raise field_error(f"{field}.role", "user, assistant or system is wanted")
-        made = _assistant(message, field) if role == "assistant" else list(_said(role, message, field))
+        made = _assistant(message, field) if role == "assistant" else _said(role, message, field)
         for one in made:
             if messages and one["role"] == messages[-1]["role"] and one["role"] in ("user", "assistant"):
                 _join(messages[-1], one)
             else:
                 messages.append(one)
+    for message in messages:
+        if thoughts := message.pop("thoughts", None):
+            message["reasoning_content"] = "\n".join(thoughts)
+        if message["role"] == "assistant":
+            # As OpenAI's own messages are that call tools and say nothing.
+            message["content"] = message["content"] or None
     return messages
 
 
@@ -70,7 +76,7 @@ def _said(role: str, message: Body, field: str) -> Iterator[Body]:
         yield {"role": role, "content": [_part(block) for block in rest]}
 
 
-def _assistant(message: Body, field: str) -> list[Body]:
+def _assistant(message: Body, field: str) -> Iterator[Body]:
     parts, calls, thoughts = [], [], []
     for place, block in enumerate(_blocks(message.get("content"), f"{field}.content")):
         kind = block.get("type")
@@ -81,20 +87,16 @@ def _assistant(message: Body, field: str) -> list[Body]:
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind != "redacted_thinking":  # Nobody here can read one.
             parts.append(_part(block))
-    made: Body = {"role": "assistant", "content": parts or None}
-    if thoughts:
-        made["reasoning_content"] = "\n".join(thoughts)
-    return [made | ({"tool_calls": calls} if calls else {})]
+    yield {"role": "assistant", "content": parts, "thoughts": thoughts} | ({"tool_calls": calls} if calls else {})
 
 
 def _join(first: Body, second: Body) -> None:
-    parts = [*(first["content"] or ()), *(second["content"] or ())]
+    """Add to the lists of the first: of thousands of messages, each is copied once."""
     if first["content"] and second["content"]:
-        parts.insert(len(first["content"]), {"type": "text", "text": "\n\n"})
-    first["content"] = parts or None
-    for name in ("tool_calls", "reasoning_content"):
+        first["content"].append({"type": "text", "text": "\n\n"})
+    for name in ("content", "thoughts", "tool_calls"):
         if name in second:
-            first[name] = first[name] + second[name] if name in first else second[name]
+            first.setdefault(name, []).extend(second[name])
 
 
 def _blocks(given: object, field: str) -> list[Body]:

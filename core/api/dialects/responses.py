@@ -39,6 +39,8 @@ class ResponsesExchange:
         self._output: list[Body] = []
         # The item that is being written: its kind, or the number of a call.
         self._open: str | int | None = None
+        # Its text or arguments so far; put together once, at its end.
+        self._written: list[str] = []
         self._num_events = 0
         self._finish: str | None = None
 
@@ -87,7 +89,7 @@ class ResponsesExchange:
             yield from self._begin(kind, _item(kind) | {"status": "in_progress"})
             self._item["content"] = [dict(PARTS[kind])]
             yield self._item_event("content_part.added", content_index=0, part=PARTS[kind])
-        self._item["content"][0]["text"] += text
+        self._written.append(text)
         extra: Body = {"logprobs": []} if kind == "message" else {}
         yield self._item_event(f"{PARTS[kind]['type']}.delta", content_index=0, delta=text, **extra)
 
@@ -97,12 +99,12 @@ class ResponsesExchange:
             item = _call_item(call.get("id"), function.get("name"), "") | {"status": "in_progress"}
             yield from self._begin(call["index"], item)
         if arguments := function.get("arguments"):
-            self._item["arguments"] += arguments
+            self._written.append(arguments)
             yield self._item_event("function_call_arguments.delta", delta=arguments)
 
     def _begin(self, kind: str | int, item: Body) -> Iterator[str]:
         yield from self._close()
-        self._open = kind
+        self._open, self._written = kind, []
         self._output.append(item)
         yield self._event("response.output_item.added", output_index=len(self._output) - 1, item=dict(item))
 
@@ -110,11 +112,14 @@ class ResponsesExchange:
         if self._open is None:
             return
         item = self._item
+        written = "".join(self._written)
         if item["type"] == "function_call":
+            item["arguments"] = written
             done = {"arguments": item["arguments"], "name": item["name"]}
             yield self._item_event("function_call_arguments.done", **done)
         else:
             part = item["content"][0]
+            part["text"] = written
             extra: Body = {"logprobs": []} if item["type"] == "message" else {}
             yield self._item_event(f"{part['type']}.done", content_index=0, text=part["text"], **extra)
             yield self._item_event("content_part.done", content_index=0, part=part)
