@@ -105,6 +105,9 @@ SHAPES = {
     "dry_breakers": HttpErrorShape(400, INVALID, "invalid_value", "dry_sequence_breakers"),
     "logit_bias": HttpErrorShape(400, INVALID, "invalid_value", "logit_bias"),
     "logit_bias_token": HttpErrorShape(400, INVALID, "invalid_value", "logit_bias"),
+    "grammar": HttpErrorShape(400, INVALID, "invalid_grammar", "response_format"),
+    "grammar_large": HttpErrorShape(400, INVALID, "invalid_grammar", "response_format"),
+    "grammar_tokenizer": HttpErrorShape(400, INVALID, "unsupported_parameter", "response_format"),
     "remote_options": HttpErrorShape(400, INVALID, "unsupported_parameter"),
 }
 

@@ -361,6 +361,7 @@ def _options(request: Sampled, logprobs: int | None) -> RequestOptions:
         min_tokens=max(0, request.min_tokens or 0),
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
+        grammar=request.grammar,
     )
 
 

@@ -24,10 +24,11 @@ from pydantic import (
 )
 
 from core.api.errors import ApiError
+from core.api.grammar_fields import Alternatives, ContextFree, Format, Pattern, Schema, Structured, only_one
 from core.api.json_text import read_json
 from core.api.sampling_fields import Breakers, LogitBias, within
 from core.api.unsupported import check_supported, with_our_names
-from core.engine.request_options import MAX_TOP_LOGPROBS
+from core.engine.request_options import MAX_TOP_LOGPROBS, Grammar
 from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
 
 # A chat's own marks (PromptStyle.stop_strings) take the rest.
@@ -157,6 +158,14 @@ def _as_length(value: int) -> int:
     return value
 
 
+GRAMMAR_FIELDS = (
+    "response_format",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "structured_outputs",
+)
 Stop = Annotated[tuple[str, ...], PlainValidator(_as_stop), WithJsonSchema(STOP_SCHEMA)]
 Prompts = Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_as_prompts), WithJsonSchema(PROMPT_SCHEMA)]
 Tokens = Annotated[int, AfterValidator(_as_length), WithJsonSchema(LENGTH_SCHEMA)]
@@ -197,6 +206,17 @@ class Sampled(Strict):
     mirostat: Annotated[int, within("mirostat")] | None = None
     mirostat_tau: Annotated[float, within("mirostat_tau")] | None = None
     mirostat_eta: Annotated[float, within("mirostat_eta")] | None = None
+    response_format: Format = None
+    guided_json: Schema = None
+    guided_regex: Pattern = None
+    guided_choice: Alternatives = None
+    guided_grammar: ContextFree = None
+    structured_outputs: Structured = None
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """The form that the answer has to have. Raises ApiError where several are asked for."""
+        return only_one({name: getattr(self, name) for name in GRAMMAR_FIELDS})
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]

@@ -20,23 +20,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
     "web_search_options": (None,),
     "chat_template": (None, ""),
-    # Grammars, by all their names.
-    "grammar": (None, ""),
-    "grammar_string": (None, ""),
-    "json_schema": (None, {}, ""),
-    "structured_outputs": (None, {}),
-    "guided_json": (None, {}, ""),
-    "guided_regex": (None, ""),
-    "guided_choice": (None, []),
-    "guided_grammar": (None, ""),
-    "regex": (None, ""),
-    "ebnf": (None, ""),
     # Tokens that must not come, or must.
     "add_bos_token": (None, True),
     "skip_special_tokens": (None, True),
@@ -89,6 +77,11 @@ OTHER_NAMES = {
     "max_length": "max_tokens",
     "repeat_penalty": "repetition_penalty",
     "rep_pen": "repetition_penalty",
+    "json_schema": "guided_json",
+    "regex": "guided_regex",
+    "grammar": "guided_grammar",
+    "grammar_string": "guided_grammar",
+    "ebnf": "guided_grammar",
     "presence_pen": "presence_penalty",
     "freq_pen": "frequency_penalty",
     "typical": "typical_p",
@@ -107,7 +100,7 @@ def with_our_names(fields: dict[str, Any]) -> dict[str, Any]:
     added = {
         ours: fields[theirs]
         for theirs, ours in reversed(OTHER_NAMES.items())
-        if fields.get(theirs) is not None and fields.get(ours) is None
+        if fields.get(theirs) not in (None, "") and fields.get(ours) is None
     }
     return fields | added
 

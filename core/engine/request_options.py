@@ -12,13 +12,14 @@ from core.common.values import is_whole
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100.0
 MAX_BIASED = 1024
+MAX_GRAMMAR_CHARS = 2**18
 
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer has to look like: `text` is a JSON schema, a regular expression, or a grammar in Lark."""
+    """What an answer has to look like: `text` is a JSON schema, a regular expression, or a grammar in Lark or GBNF."""
 
-    kind: Literal["json", "regex", "lark"]
+    kind: Literal["json", "regex", "lark", "gbnf"]
     text: str
 
 
@@ -41,6 +42,8 @@ class RequestOptions:
             raise InputError("logit_bias", count=len(self.logit_bias), limit=MAX_BIASED)
         if self.logprobs is not None and not (is_whole(self.logprobs) and 0 <= self.logprobs <= MAX_TOP_LOGPROBS):
             raise InputError("setting_whole", name="logprobs", value=str(self.logprobs), low=0, high=MAX_TOP_LOGPROBS)
+        if self.grammar is not None and len(self.grammar.text) > MAX_GRAMMAR_CHARS:
+            raise InputError("grammar_large", chars=len(self.grammar.text), limit=MAX_GRAMMAR_CHARS)
 
 
 PLAIN = RequestOptions()

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -39,9 +40,22 @@ from core.engine.protocol import (
 from core.worker.heartbeat import CPU_STEP_S, GPU_STEP_S, Outlet, Pulse
 
 if TYPE_CHECKING:
+    from core.worker.constraints import Constraint, ConstraintThread
     from core.worker.scheduler import Scheduler
 
 log = logging.getLogger("llamadeck.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarMade:
+    """A request whose grammar is ready, or cannot be used."""
+
+    command: Generate
+    made: Constraint | EngineError
+
+
+# What the main thread is told, by the pipe and by this process's own threads.
+Inbox = queue.SimpleQueue[Command | ImportsDone | GrammarMade]
 
 # Libraries read these when they are imported. A load fetches nothing. gptqmodel's thread pools fail on a machine of two
 # cores unless they are told to take two workers.
@@ -77,7 +91,7 @@ def main(fd: int, is_warm: bool = False) -> None:
     pipe = Outlet(connection)
     pulse = Pulse(pipe)
     pulse.start()
-    inbox: queue.SimpleQueue[Command | ImportsDone] = queue.SimpleQueue()
+    inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=listen, args=(connection, inbox), name="listen", daemon=True).start()
     preparing = threading.Thread(target=prepare, args=(inbox,), name="prepare", daemon=True)
     if is_warm:
@@ -98,8 +112,8 @@ def main(fd: int, is_warm: bool = False) -> None:
         if is_warm:
             preparing.join()
         with panics_as_errors():
-            scheduler, facts = load_scheduler(checkpoint, command, pipe)
-        serve(scheduler, pipe, inbox, facts, pulse)
+            scheduler, facts, grammars = load_scheduler(checkpoint, command, pipe, inbox)
+        serve(scheduler, grammars, pipe, inbox, facts, pulse)
     except DeckError as error:
         pipe.send(LoadFailed(error))
     except Exception as error:
@@ -108,7 +122,7 @@ def main(fd: int, is_warm: bool = False) -> None:
         pipe.send(LoadFailed(fault_of_machine(error) or unknown))
 
 
-def prepare(inbox: queue.SimpleQueue[Command | ImportsDone]) -> None:
+def prepare(inbox: Inbox) -> None:
     """Import the libraries on a thread of low priority. A process could not raise its own again; this thread ends."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), WARM_NICENESS)
     try:
@@ -125,6 +139,7 @@ def import_libraries() -> None:
     """Import what a load needs. No import may touch a GPU."""
     import_gptqmodel()
 
+    import core.worker.constraints
     import core.worker.load
     import core.worker.scheduler  # noqa: F401
 
@@ -153,7 +168,7 @@ def take_priority_back() -> None:
             os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
 
-def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | ImportsDone]) -> None:
+def listen(pipe: Connection, inbox: Inbox) -> None:
     """Pass the dashboard's commands on; end the process when the pipe closes or a command cannot be read."""
     try:
         while True:
@@ -165,21 +180,26 @@ def listen(pipe: Connection, inbox: queue.SimpleQueue[Command | ImportsDone]) ->
         os._exit(1)
 
 
-def load_scheduler(checkpoint: Checkpoint, command: Load, pipe: Outlet) -> tuple[Scheduler, ModelFacts]:
+def load_scheduler(
+    checkpoint: Checkpoint, command: Load, pipe: Outlet, inbox: Inbox
+) -> tuple[Scheduler, ModelFacts, ConstraintThread]:
     """Load the model. Importing the libraries takes seconds, unless a warm worker has done it."""
     import_gptqmodel()
     pipe.send(LoadProgress("start", 0.1))
+    from core.worker.constraints import Constraints, ConstraintThread
     from core.worker.load import load_engine
     from core.worker.scheduler import Scheduler
 
     engine = load_engine(checkpoint, command, lambda stage, fraction: pipe.send(LoadProgress(stage, fraction)))
     pipe.send(Loaded(engine.facts))
     scheduler = Scheduler(engine.steps, engine.tokenizer, engine.end_tokens, engine.chunk_tokens, pipe.send)
-    return scheduler, engine.facts
+    constraints = Constraints(engine.tokenizer, engine.steps.vocabulary, engine.end_tokens)
+    grammars = ConstraintThread(constraints, lambda command, made: inbox.put(GrammarMade(command, made)))
+    return scheduler, engine.facts, grammars
 
 
 def serve(
-    scheduler: Scheduler, pipe: Outlet, inbox: queue.SimpleQueue[Command | ImportsDone], facts: ModelFacts, pulse: Pulse
+    scheduler: Scheduler, grammars: ConstraintThread, pipe: Outlet, inbox: Inbox, facts: ModelFacts, pulse: Pulse
 ) -> None:
     """Answer until the process ends. A fault while computing ends it: a GPU's state cannot be trusted after one."""
     import torch
@@ -189,7 +209,7 @@ def serve(
         while scheduler.is_idle or not inbox.empty():
             command = inbox.get()
             with pulse.step():
-                obey(scheduler, pipe, command)
+                obey(scheduler, grammars, pipe, command)
         try:
             with pulse.step(), panics_as_errors(), torch.inference_mode():
                 scheduler.step()
@@ -201,20 +221,36 @@ def serve(
             sys.exit(1)
 
 
-def obey(scheduler: Scheduler, pipe: Outlet, command: Command | ImportsDone) -> None:
+def obey(
+    scheduler: Scheduler, grammars: ConstraintThread, pipe: Outlet, command: Command | ImportsDone | GrammarMade
+) -> None:
     match command:
+        case Generate() if command.options.grammar is not None:
+            grammars.submit(command)
         case Generate():
-            try:
-                with panics_as_errors():
-                    scheduler.submit(command)
-            except Exception as error:
-                log.exception("request %d failed", command.request)
-                pipe.send(Failed(command.request, EngineError("engine_fault", why=describe(error))))
+            submit(scheduler, pipe, command)
+        case GrammarMade():
+            if not grammars.take(command.command.request):
+                return  # It was cancelled meanwhile.
+            if isinstance(command.made, EngineError):
+                pipe.send(Failed(command.command.request, command.made))
+            else:
+                submit(scheduler, pipe, command.command, command.made)
         case Cancel() if command.request in scheduler.requests:
             scheduler.cancel(command.request)
         case Cancel():
+            grammars.take(command.request)
             # It has ended already, or was never known: whoever waits for it is to wait no longer.
             pipe.send(Finished(command.request, "cancelled", AnswerStats(0, 0, 0, 0.0, 0.0, 0.0, 0)))
+
+
+def submit(scheduler: Scheduler, pipe: Outlet, command: Generate, constraint: Constraint | None = None) -> None:
+    try:
+        with panics_as_errors():
+            scheduler.submit(command, constraint)
+    except Exception as error:
+        log.exception("request %d failed", command.request)
+        pipe.send(Failed(command.request, EngineError("engine_fault", why=describe(error))))
 
 
 def fault_of(error: Exception, facts: ModelFacts) -> EngineError:

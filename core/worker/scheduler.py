@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tokenizers import Tokenizer
 
@@ -37,7 +37,7 @@ from core.engine.protocol import (
 from core.engine.sampling_params import MAX_SEED
 from core.engine.thought import ThoughtFormat, ThoughtRules, ThoughtSplitter
 from core.tokenizer.token_bytes import TokenBytes
-from core.worker.decode.draw_rules import DrawRules
+from core.worker.decode.draw_rules import DrawRules, TokenConstraint
 
 if TYPE_CHECKING:
     from core.worker.decode.logprobs import TokenLogprobs
@@ -47,6 +47,18 @@ if TYPE_CHECKING:
 FLUSH_S = 0.03
 # Templates begin an answer's turn with fewer tokens. States are kept at multiples of a block of the delta rule.
 TURN_TOKENS, STATE_TOKENS = 16, 64
+
+
+class AnswerConstraint(TokenConstraint, Protocol):
+    """An answer's grammar, see core/worker/constraints.py."""
+
+    def accept(self, token: int) -> None: ...
+
+    @property
+    def is_over(self) -> bool: ...
+
+    @property
+    def error(self) -> EngineError | None: ...
 
 
 @dataclass(slots=True)
@@ -86,6 +98,7 @@ class ActiveRequest:
     num_earlier: int = 0
     # With their log-probabilities, and not sent yet.
     unsent_tokens: list[TokenInfo] = field(default_factory=list)
+    constraint: AnswerConstraint | None = None
 
     @property
     def num_sampled(self) -> int:
@@ -136,8 +149,9 @@ class Scheduler:
         busy = [slot.request for slot in self._slots if slot.request is not None]
         return [request.command.request for request in [*busy, *self._waiting]]
 
-    def submit(self, command: Generate) -> None:
-        """Queue a request. One that cannot be answered emits Failed at once, with its reason."""
+    def submit(self, command: Generate, constraint: AnswerConstraint | None = None) -> None:
+        """Queue a request, with the constraint that its grammar was made into. One that cannot be answered emits Failed
+        at once, with its reason."""
         if isinstance(command.prompt, str):
             tokens = list(self._tokenizer.encode(printable(command.prompt), add_special_tokens=False).ids)
         else:
@@ -152,7 +166,12 @@ class Scheduler:
         elif not all(0 <= token < self._steps.vocabulary for token, _ in command.options.logit_bias):
             self._emit(Failed(command.request, EngineError("logit_bias_token", limit=self._steps.vocabulary - 1)))
         else:
-            self._waiting.add(self._make_request(command, tokens), command.client)
+            request = self._make_request(command, tokens)
+            if constraint is not None:
+                # A thought may be as it likes.
+                constraint.is_active = not request.stream.is_thinking
+                request.constraint = constraint
+            self._waiting.add(request, command.client)
 
     def cancel(self, request: int) -> None:
         """End a request now, waiting or at work. Its text so far is sent before Finished."""
@@ -227,7 +246,7 @@ class Scheduler:
             text = self._token_bytes.of(token)
             return any(word.encode() in text for word in breakers)
 
-        rules = DrawRules(request.command.options, request.num_earlier, self._end_tokens, None, breaks)
+        rules = DrawRules(request.command.options, request.num_earlier, self._end_tokens, request.constraint, breaks)
         self._steps.reset_slot(slot.index, sampling, request.seed, request.tokens, rules)
 
     def _prefill_chunk(self) -> None:
@@ -313,11 +332,20 @@ class Scheduler:
             # The pass that sampled this token has written the one before into the cache.
             slot.cached_tokens.append(request.tokens[-1])
         request.tokens.append(token)
+        constraint = request.constraint
+        if constraint is not None and constraint.is_active and (error := _judge(constraint, token)) is not None:
+            self._fail(slot, error)
+            return
         if token in self._end_tokens:
             self._finish(slot, "end")
             return
         if not self._decode_text(slot, request, lambda: request.stream.push(token)):
             return
+        if constraint is not None and constraint.is_active and constraint.is_over:
+            self._finish(slot, "end")
+            return
+        if constraint is not None and not request.stream.is_thinking:
+            constraint.is_active = True
         is_over_budget = self._counts_thought(request)
         if request.stream.stopped:
             self._finish(slot, "stop")
@@ -362,6 +390,8 @@ class Scheduler:
             num_in_flight=0,
         )
         self._send_text(slot.request)
+        if request.constraint is not None:
+            request.constraint.is_active = True
         self._reset_slot(slot, slot.request)
 
     def _decode_text(self, slot: Slot, request: ActiveRequest, decode: Callable[[], str]) -> bool:
@@ -409,6 +439,13 @@ class Scheduler:
             decode_s=now - first,
             seed=request.seed,
         )
+
+
+def _judge(constraint: AnswerConstraint, token: int) -> EngineError | None:
+    """Go on in a grammar with `token`; what to say where it cannot."""
+    if constraint.error is None:
+        constraint.accept(token)
+    return constraint.error
 
 
 def is_prefilling(slot: Slot) -> bool:

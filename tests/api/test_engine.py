@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -153,3 +155,37 @@ def test_settings_of_one_answer_reach_the_model(client: openai.OpenAI) -> None:
     assert caught.value.param == "logit_bias"
     slow = client.completions.create(**ask, extra_body={"dry_multiplier": 1, "xtc_probability": 0.5, "typical_p": 0.9})
     assert slow.usage.completion_tokens > 0
+
+
+def test_a_schema_of_six_fields_is_kept_whatever_is_drawn(client: openai.OpenAI) -> None:
+    fields = {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "kind": {"enum": ["cat", "dog"]},
+        "is_tame": {"type": "boolean"},
+        "toys": {"type": "array", "items": {"type": "string", "maxLength": 8}, "maxItems": 2},
+        "home": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}}, "required": ["city"],
+                 "additionalProperties": False},
+    }  # fmt: skip
+    schema = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "pet", "schema": schema, "strict": True}}
+    done = client.chat.completions.create(
+        model="starter", messages=FRANCE, response_format=wanted, n=4, temperature=1.5, max_tokens=200
+    )
+    for choice in done.choices:
+        pet = json.loads(choice.message.content or "")
+        assert set(pet) == set(fields) and pet["kind"] in ("cat", "dog") and 0 <= pet["age"] <= 120
+        assert choice.finish_reason == "stop"
+
+
+def test_a_form_that_cannot_be_is_refused_before_a_stream_begins(client: openai.OpenAI) -> None:
+    for is_stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                model="starter", messages=FRANCE, extra_body={"guided_regex": "(a"}, stream=is_stream
+            )
+        assert caught.value.code == "invalid_grammar" and "unclosed group" in caught.value.message
+    answer = client.chat.completions.create(
+        model="starter", messages=FRANCE, extra_body={"guided_choice": ["Paris", "Rome"]}
+    )
+    assert answer.choices[0].message.content in ("Paris", "Rome")

@@ -117,6 +117,10 @@ def test_content_of_the_assistant_may_be_null_or_missing(url: str) -> None:
         ({"logit_bias": [[5, 1.5]]}, "logit_bias=((5, 1.5),)"),
         ({"ban_eos_token": True}, "ignore_eos=True"),
         ({"min_length": 5}, "min_tokens=5,"),
+        ({"response_format": {"type": "json_object"}}, "grammar=Grammar(kind='json'"),
+        ({"guided_choice": ["a.b", "c"]}, r"Grammar(kind='regex', text='a\\.b|c')"),
+        ({"grammar": "root ::= x"}, "Grammar(kind='gbnf', text='root ::= x')"),
+        ({"structured_outputs": {"regex": "[ab]"}}, "Grammar(kind='regex', text='[ab]')"),
         ({"logprobs": True, "top_logprobs": 3}, "logprobs=3,"),
         ({"stop": [str(place) for place in range(100)]}, "'99')"),
     ],
@@ -141,8 +145,8 @@ def test_best_of_what_is_sent_anyway_asks_for_nothing(url: str) -> None:
 
 
 CHANGES = [("tfs", 0.95), ("top_a", 0.2), ("smoothing_factor", 0.3), ("dynatemp_range", 0.5),
-           ("guidance_scale", 1.5), ("grammar", "root ::= x"),
-           ("guided_json", {"type": "object"}), ("do_sample", False), ("num_beams", 4),
+           ("guidance_scale", 1.5), ("response_format", {"type": "structural_tag"}),
+           ("do_sample", False), ("num_beams", 4),
            ("banned_strings", ["x"]), ("stop_token_ids", [2]), ("top_n_sigma", 1.5), ("skip_special_tokens", False),
            ("add_generation_prompt", False), ("epsilon_cutoff", 0.001), ("tfs_z", 0.5)]  # fmt: skip
 

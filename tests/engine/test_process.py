@@ -21,6 +21,7 @@ from core.engine.process import WorkerProcess
 from core.engine.protocol import Cancel, EngineState, Event, Finished, TextChunk
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
+from core.worker.constraints import ConstraintThread
 from core.worker.heartbeat import BEAT_S, Outlet, Pulse
 from core.worker.main import obey
 from core.worker.scheduler import Scheduler
@@ -265,7 +266,7 @@ def test_the_real_worker_beats_before_anything_is_loaded(soon: None) -> None:
 
 
 class SchedulerStandin:
-    """Stands in for a scheduler that knows one request, and for the pipe."""
+    """Stands in for a scheduler that knows one request, for the thread of grammars and for the pipe."""
 
     def __init__(self) -> None:
         self.requests = [1]
@@ -278,11 +279,14 @@ class SchedulerStandin:
     def send(self, event: Event) -> None:
         self.sent.append(event)
 
+    def take(self, request: int) -> bool:
+        return False
+
 
 def test_stop_ends_an_answer_that_the_worker_has_lost_as_well() -> None:
     standin = SchedulerStandin()
     for request in (1, 2):
-        obey(cast(Scheduler, standin), cast(Outlet, standin), Cancel(request))
+        obey(cast(Scheduler, standin), cast(ConstraintThread, standin), cast(Outlet, standin), Cancel(request))
     assert standin.cancelled == [1]
     assert [(event.request, event.reason) for event in standin.sent if isinstance(event, Finished)] == [
         (2, "cancelled")

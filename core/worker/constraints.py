@@ -1,0 +1,165 @@
+"""Answers of a wanted form: what may come next by a grammar, and grammars made ready beside the engine's loop.
+
+llguidance compiles grammars and computes masks. A grammar is a stranger's text: it is compiled in a thread, within
+limits, and what cannot be compiled fails its request alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from core.common.errors import EngineError
+from core.common.panics import panics_as_errors, why_of
+from core.common.values import printable
+from core.engine.protocol import Generate
+from core.engine.request_options import Grammar
+
+if TYPE_CHECKING:
+    import torch
+    from llguidance import LLMatcher, LLTokenizer
+
+log = logging.getLogger(__name__)
+# Of compiled grammars so many are kept: programs ask with the same one again and again.
+MAX_KEPT = 32
+MAX_WHY_CHARS = 300
+# One space, or a new line with its indent: small models write blanks without end where they may.
+WHITESPACE = r"( ?|\n[ \t]{0,64})"
+# A lexer's states take up to 2 KiB each. With what llguidance limits by itself a mask takes 15 ms at the most.
+MAX_LEXER_STATES, MAX_GRAMMAR_SYMBOLS = 30_000, 300_000
+
+
+class Constraint:
+    """One answer's grammar. It constrains while it `is_active`. For the worker's main thread."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+        self.is_active = True
+
+    def allowed(self) -> torch.Tensor:
+        """See TokenConstraint.allowed. Once a limit was reached only an end may come; `error` tells it."""
+        import torch
+
+        return torch.frombuffer(bytearray(self._matcher.compute_bitmask()), dtype=torch.int32)
+
+    def accept(self, token: int) -> None:
+        self._matcher.consume_token(token)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing may come any more but an end."""
+        return bool(self._matcher.is_stopped())
+
+    @property
+    def error(self) -> EngineError | None:
+        """Why no further token can be judged: a grammar that is too large where the answer has come to."""
+        return _error(self._matcher.get_error()) if self._matcher.is_error() else None
+
+
+class Constraints:
+    """Makes the constraints of one tokenizer's answers. For one thread at a time."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, end_tokens: frozenset[int]) -> None:
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._ends = sorted(token for token in end_tokens if token < vocabulary)
+        self._own: LLTokenizer | None = None
+        self._kept: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+
+    def make(self, grammar: Grammar) -> Constraint:
+        """Raises EngineError where the grammar cannot be compiled or is too large, or the tokenizer cannot be used."""
+        matcher = self._kept.pop(grammar, None) or self._compile(grammar)
+        self._kept[grammar] = matcher
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+        return Constraint(matcher.deep_copy())
+
+    def _compile(self, grammar: Grammar) -> LLMatcher:
+        if self._own is None:
+            self._own = self._read_tokenizer()
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, max_grammar_size=MAX_GRAMMAR_SYMBOLS)
+        try:
+            with panics_as_errors():
+                matcher = LLMatcher(self._own, _definition(grammar), log_level=0, limits=limits)
+                # Whether any token can begin, which for a contradiction none can.
+                is_empty = not matcher.is_error() and not any(matcher.compute_bitmask())
+        except Exception as error:  # The library's own, of many kinds, for what is no grammar at all.
+            raise _error(why_of(error)) from error
+        if matcher.is_error() or is_empty:
+            raise _error(matcher.get_error() if matcher.is_error() else "no text satisfies it")
+        return matcher
+
+    def _read_tokenizer(self) -> LLTokenizer:
+        """Takes a second for a large vocabulary."""
+        from llguidance import LLTokenizer
+
+        try:
+            with panics_as_errors():
+                ends = self._ends or None
+                return LLTokenizer(self._tokenizer.to_str(), n_vocab=self._vocabulary, eos_token=ends)
+        except Exception as error:
+            log.warning("grammars cannot be used with this tokenizer: %s", why_of(error))
+            raise EngineError("grammar_tokenizer", why=why_of(error)) from error
+
+
+class ConstraintThread:
+    """Compiles grammars one after the other, and hands each over with its request."""
+
+    def __init__(
+        self, constraints: Constraints, hand_over: Callable[[Generate, Constraint | EngineError], None]
+    ) -> None:
+        self._constraints, self._hand_over = constraints, hand_over
+        self._thread = ThreadPoolExecutor(1, "grammars")
+        self._lock = threading.Lock()
+        self._pending: set[int] = set()
+
+    def submit(self, command: Generate) -> None:
+        with self._lock:
+            self._pending.add(command.request)
+        self._thread.submit(self._make, command)
+
+    def take(self, request: int) -> bool:
+        """Whether a request was still waiting for its grammar; from now on it is not."""
+        with self._lock:
+            was_waiting = request in self._pending
+            self._pending.discard(request)
+            return was_waiting
+
+    def _make(self, command: Generate) -> None:
+        grammar = command.options.grammar
+        with self._lock:
+            if grammar is None or command.request not in self._pending:
+                return
+        try:
+            made: Constraint | EngineError = self._constraints.make(grammar)
+        except EngineError as error:
+            made = error
+        except Exception as error:  # A request's edge.
+            log.exception("a grammar failed")
+            made = _error(why_of(error))
+        self._hand_over(command, made)
+
+
+def _definition(grammar: Grammar) -> str:
+    """The grammar in llguidance's form. Raises ValueError."""
+    from llguidance import LLMatcher, grammar_from
+
+    if grammar.kind == "json":
+        return str(LLMatcher.grammar_from_json_schema(grammar.text, overrides={"whitespace_pattern": WHITESPACE}))
+    if grammar.kind == "regex":
+        return str(LLMatcher.grammar_from_regex(grammar.text))
+    if grammar.kind == "gbnf":
+        return str(grammar_from("gbnf", grammar.text))
+    return str(LLMatcher.grammar_from_lark(grammar.text))
+
+
+def _error(why: str) -> EngineError:
+    lines = [line.strip() for line in why.splitlines() if line.strip()]
+    return EngineError("grammar", why=printable(" ".join(lines))[:MAX_WHY_CHARS])
