@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from core.worker.kernels import (
+    decode_attention,
     expert_kernels,
     packed_prefill,
     packed_small_batch,
@@ -40,13 +41,14 @@ CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
 
 
 # What compiles kernels that run here, and what keeps compiled ones.
-MODULES = (packed_small_batch, packed_prefill, expert_kernels, router_kernel, routed_pairs, row_norm)
+MODULES = (decode_attention, packed_small_batch, packed_prefill, expert_kernels, router_kernel, routed_pairs, row_norm)
 CACHES = (
     packed_small_batch.kernels_for,
     packed_prefill.prefill_kernels_for,
     expert_kernels.expert_kernels_for,
     routed_pairs.pair_kernels_for,
     row_norm.norm_kernel,
+    decode_attention.module_for,
     router_kernel.router_kernels_for,
 )
 
@@ -54,8 +56,8 @@ CACHES = (
 class Gpu:
     """What kernels ask of a GPU before they are compiled."""
 
-    multi_processor_count = 4
-    shared_memory_per_block_optin = 227 * 1024
+    major, multi_processor_count = 8, 4
+    shared_memory_per_block_optin, shared_memory_per_multiprocessor = 227 * 1024, 228 * 1024
 
 
 @contextmanager

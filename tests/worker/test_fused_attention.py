@@ -20,16 +20,17 @@ from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
 from core.worker.decode.fused_attention import FusedAttention
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
+from core.worker.decode.fused_experts import FusedExperts
+from core.worker.decode.fused_mlp import FusedDenseMlp
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_layers
-from core.worker.kernels import decode_attention, packed_prefill, packed_small_batch, row_norm
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
-from tests.support import ptx_on_cpu
-from tests.support.cuda_on_cpu import CpuGpu, cuda_on_cpu
+from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
+from tests.support.ptx_on_cpu import kernels_on_cpu
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
 
@@ -41,27 +42,12 @@ SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "num_hidd
 TOLERANCE = 0.02
 
 
-class Gpu(CpuGpu):
-    """What the kernels of quantized matrices ask of a GPU besides."""
-
-    major, multi_processor_count = 8, 4
-
-
 @pytest.fixture(scope="module", autouse=True)
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    ptx_on_cpu.CpuModule.folder = tmp_path_factory.mktemp("compiled")
-    caches = (packed_small_batch.kernels_for, packed_prefill.prefill_kernels_for, decode_attention.module_for,
-              row_norm.norm_kernel)  # fmt: skip
-    with cuda_on_cpu(), pytest.MonkeyPatch.context() as patch, torch.inference_mode():
-        patch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
-        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
-        for module in (packed_small_batch, packed_prefill, decode_attention, row_norm):
-            patch.setattr(module, "CudaModule", ptx_on_cpu.CpuModule)
-        for cache in caches:
-            cache.cache_clear()
-        yield
-        for cache in caches:
-            cache.cache_clear()
+    with cuda_on_cpu(), kernels_on_cpu(tmp_path_factory.mktemp("compiled")), torch.inference_mode():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+            yield
 
 
 @pytest.mark.parametrize(
@@ -70,8 +56,9 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ("qwen3", {}),
         ("qwen3_5_text", {"layer_types": ["full_attention"], "rope_parameters": {
             "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
+        ("qwen3_moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}),
     ],
-    ids=["normed heads", "gated heads, a quarter turned"],
+    ids=["normed heads", "gated heads, a quarter turned", "experts"],
 )  # fmt: skip
 def test_a_token_is_decoded_by_fused_attention(
     tmp_path: Path, family: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -91,6 +78,7 @@ def test_a_token_is_decoded_by_fused_attention(
     assert fuse_layers(model, cache, run.decode) == 1
     (layer,) = [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
     assert isinstance(layer._mixer, FusedAttention)
+    assert isinstance(layer._mlp, FusedExperts if "num_experts" in more else FusedDenseMlp)
     for got in (before, run.decode()):
         assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
 

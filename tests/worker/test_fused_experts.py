@@ -27,6 +27,7 @@ from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.routed_pairs import pair_kernels_for
 from core.worker.kernels.router_kernel import RoutingRule
+from core.worker.model.kv_cache import SlotCache
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.expert_stacks import make_stack
 from tests.support.ptx_on_cpu import kernels_on_cpu
@@ -142,8 +143,7 @@ def test_experts_with_their_router_compute_the_block(name: str) -> None:
 def test_experts_are_fused_where_the_attention_is_not() -> None:
     model: Any = nn.Sequential(make_layer("qwen3_moe"))
     hidden = torch.randn((2, 1, HIDDEN), generator=torch.Generator().manual_seed(5)).half()
-    cache = object.__new__(GraphCache)
-    cache.attention_specs = {}
+    cache = GraphCache(SlotCache(2, 8, torch.float16, {}))
     wanted = model[0](hidden, past_key_values=cache)
     assert fuse_layers(model, cache, lambda: model[0](hidden, past_key_values=cache)) == 1
     layer = model[0]
