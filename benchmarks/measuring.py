@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.experts import expert_matrix
+from core.memory.expert_shapes import token_share
 
 EMBEDDING = "embed_tokens.weight"
 
@@ -132,11 +135,15 @@ def fitting(extent: Extent, limit_tokens: int) -> Extent:
 def bytes_a_token(checkpoint: Checkpoint) -> int:
     """The weights that every decoding step reads: all but the table of embeddings, of which it reads one row.
 
-    Where that table serves as the last matrix too, it is read. Orders of inputs are not weights.
+    Where that table serves as the last matrix too, it is read. Orders of inputs are not weights. Of experts those count
+    that one token goes through.
     """
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.endswith(".g_idx")}
     is_tied = not any(name.endswith("lm_head.weight") for name in tensors)
-    return sum(tensor.num_bytes for name, tensor in tensors.items() if is_tied or not name.endswith(EMBEDDING))
+    read = {name: one.num_bytes for name, one in tensors.items() if is_tied or not name.endswith(EMBEDDING)}
+    experts = sum(count for name, count in read.items() if expert_matrix(name) is not None)
+    share = token_share(tuple(Counter(checkpoint.layers).items()))
+    return sum(read.values()) - round(experts * (1 - share))
 
 
 def spread(values: list[float], digits: int = 2) -> dict[str, float]:

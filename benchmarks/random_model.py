@@ -1,6 +1,7 @@
 """Writes random-weight GPTQ checkpoints of real models' shapes (shapes.json), fast: real bytes, no meaning.
 
-The names and shapes of the tensors are those of transformers' own class for the configuration.
+The names and shapes of the tensors are those of transformers' own class for the configuration; experts are by
+themselves, as releases have them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,11 @@ from typing import IO, Any
 import numpy as np
 
 from tests.support.checkpoints import WEIGHTS, input_of, make_tokenizer
+from tests.support.family_checkpoints import expert_parts, has_experts
 
 SHAPES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("shapes.json").read_text("utf-8"))
+# What releases call an expert's matrices.
+RELEASED_EXPERTS = {"mixtral": {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}}
 # The words of every matrix come from one block, each beginning elsewhere: drawing 35 GB takes minutes.
 BLOCK_BYTES = 64 * 2**20
 
@@ -29,10 +34,21 @@ class Quantization:
     bits: int = 4
     group_size: int = 128
     act_order: bool = False
+    # Patterns of the modules that stay in 16 bit.
+    kept: tuple[str, ...] = ()
 
     def as_config(self) -> dict[str, Any]:
-        return {"bits": self.bits, "group_size": self.group_size, "desc_act": self.act_order, "sym": True,
-                "quant_method": "gptq"}  # fmt: skip
+        config = {"bits": self.bits, "group_size": self.group_size, "desc_act": self.act_order, "sym": True,
+                  "quant_method": "gptq"}  # fmt: skip
+        return config | ({"dynamic": {f"-:.*{one}.*": {} for one in self.kept}} if self.kept else {})
+
+    def takes(self, name: str, module: Any) -> bool:
+        """Whether the matrix `name` of a layer is quantized: most are, but not those of a few outputs."""
+        is_text = ".layers." in name and "visual." not in name
+        return is_text and module.out_features % 64 == 0 and not self.keeps(name)
+
+    def keeps(self, name: str) -> bool:
+        return any(re.search(one, name) for one in self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +73,8 @@ def make_random_model(folder: Path, config: dict[str, Any], quantization: Quanti
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     block = random.integers(0, 2**63, BLOCK_BYTES // 8, dtype=np.int64).view(np.uint8)
-    tensors = list(list_tensors(config, quantization))
+    model = make_empty(config)
+    tensors = list(list_tensors(model, config, quantization))
     header: dict[str, dict[str, Any]] = {}
     offset = 0
     for tensor in tensors:
@@ -74,28 +91,47 @@ def make_random_model(folder: Path, config: dict[str, Any], quantization: Quanti
                 file.seek(8 + len(text) + header[tensor.name]["data_offsets"][0])
                 write_tensor(file, tensor, quantization, block, random)
     config = config | {"torch_dtype": "float16", "bos_token_id": 1, "eos_token_id": 2}
+    config["architectures"] = [type(model).__name__]
     config |= {"quantization_config": quantization.as_config()}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     make_tokenizer(folder, 512)
 
 
-def list_tensors(config: dict[str, Any], quantization: Quantization) -> Iterator[Tensor]:
-    """Every tensor, layer after layer: the linear modules of layers are quantized, all else is not."""
+def make_empty(config: dict[str, Any]) -> Any:
+    """transformers' model of `config`, without memory."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    makers: Any = AutoModelForImageTextToText if hasattr(made, "vision_config") else AutoModelForCausalLM
     with torch.device("meta"):
-        settings = {name: value for name, value in config.items() if name != "model_type"}
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **settings))
+        return makers.from_config(made)
+
+
+def list_tensors(model: Any, config: dict[str, Any], quantization: Quantization) -> Iterator[Tensor]:
+    """Every tensor, layer after layer: the linear modules and experts of layers are quantized, all else is not."""
+    import torch
+
     tied = set(model._tied_weights_keys or ()) if config.get("tie_word_embeddings") else set()
-    for name, module in model.named_modules():
-        is_quantized = isinstance(module, torch.nn.Linear) and ".layers." in name
+    for module_name, module in model.named_modules():
+        name = released(module_name, config)
+        if has_experts(module):
+            for expert, (projection, weight, _) in expert_parts(module):
+                owner = f"{name}.{expert}.{RELEASED_EXPERTS.get(config['model_type'], {}).get(projection, projection)}"
+                yield from list_matrix(owner, weight.shape[1], weight.shape[0], quantization)
+            continue
+        is_quantized = isinstance(module, torch.nn.Linear) and quantization.takes(name, module)
         if is_quantized:
             yield from list_matrix(name, module.in_features, module.out_features, quantization)
         for own, parameter in module.named_parameters(recurse=False):
             whole = f"{name}.{own}" if name else own
             if whole not in tied and not (is_quantized and own == "weight"):
                 yield Tensor(whole, "F16", tuple(parameter.shape))
+
+
+def released(name: str, config: dict[str, Any]) -> str:
+    """What a release calls the module `name` of transformers' class."""
+    return name.replace(".mlp", ".block_sparse_moe") if config["model_type"] == "mixtral" else name
 
 
 def list_matrix(name: str, rows: int, columns: int, quantization: Quantization) -> Iterator[Tensor]:
@@ -135,6 +171,15 @@ def write_tensor(
         file.write((random.random(count, np.float32) - 0.5).astype(np.float16).data)
 
 
+def with_layers(config: dict[str, Any], count: int | None) -> dict[str, Any]:
+    """`config` with another number of layers, where one is given."""
+    if count is None:
+        return config
+    if "text_config" in config:
+        return config | {"text_config": with_layers(config["text_config"], count)}
+    return config | {"num_hidden_layers": count}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
@@ -142,12 +187,12 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--act-order", action="store_true")
+    parser.add_argument("--keep", nargs="*", default=[], metavar="PATTERN", help="modules that stay in 16 bit")
     parser.add_argument("--hollow", action="store_true", help="zeros for weights, which take no room on disk")
     parser.add_argument("--layers", type=int, help="fewer layers than the real model has")
     options = parser.parse_args()
-    config = SHAPES[options.shape]
-    config = config | {"num_hidden_layers": options.layers or config["num_hidden_layers"]}
-    quantization = Quantization(options.bits, options.group_size, options.act_order)
+    config = with_layers(SHAPES[options.shape], options.layers)
+    quantization = Quantization(options.bits, options.group_size, options.act_order, tuple(options.keep))
     make_random_model(options.folder, config, quantization, options.hollow)
 
 

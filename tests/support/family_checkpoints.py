@@ -39,7 +39,8 @@ def make_family_checkpoint(
     made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
     has_pictures = hasattr(made, "vision_config")
     model = (AutoModelForImageTextToText if has_pictures else AutoModelForCausalLM).from_config(made).float().eval()
-    random, tensors = np.random.default_rng(0), {}
+    random = np.random.default_rng(0)
+    tensors: dict[str, np.ndarray] = {}
     matrices = dict(_matrices(model, has_pictures))
     stacks = {name: module for name, module in model.named_modules() if has_experts(module)}
     stacked = {f"{name}.{one}" for name, module in stacks.items() for one in module._parameters}
