@@ -67,6 +67,12 @@ MODELS = {
     "Gemma-3-1B": ["Gemma-3-1B"],
     "Phi-3-mini": ["Phi-3-mini", "--layers", "8"],
     "Phi-4": ["Phi-4", "--layers", "8"],
+    "Qwen3-30B-A3B": ["Qwen3-30B-A3B", "--layers", "12", "--hollow"],
+    "Mixtral-8x7B": ["Mixtral-8x7B", "--layers", "8", "--hollow"],
+    "Qwen3.5-27B as published": ["Qwen3.5-27B", "--layers", "16", "--hollow", "--keep", "attn", "shared_expert"],
+    "Qwen3.5-27B 4 bit": ["Qwen3.5-27B", "--layers", "16", "--hollow"],
+    "Qwen3.5-35B-A3B": ["Qwen3.5-35B-A3B", "--layers", "8", "--hollow", "--keep", "attn", "shared_expert"],
+    "Qwen3-Next-80B-A3B": ["Qwen3-Next-80B-A3B", "--layers", "4", "--hollow"],
 }
 # How much of the card's memory may be in use at a time, by all runs together.
 BUDGET_MIB = 128_000

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -40,19 +40,28 @@ class Peer:
     """Starts `python -m MODULE ARGUMENTS`; ready when the constructor returns. Raises Unable where it ends before."""
 
     def __init__(
-        self, module: str, arguments: list[str], prompts: Prompts, max_chats: int, limits: Limits = Limits()
+        self,
+        module: str,
+        arguments: list[str],
+        prompts: Prompts,
+        max_chats: int,
+        limits: Limits = Limits(),
+        python: Sequence[str] = (sys.executable,),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        """python: the interpreter that runs the module. environment: what is set for it besides."""
         self._prompts, self.max_chats, self._limits = prompts, max_chats, limits
         self._left_s = limits.all_answers_s
         self._too_slow: TooSlow | None = None
         self._said = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [*python, "-m", module, *arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
+            env=os.environ | dict(environment or {}),
         )
         try:
             self._read(limits.start_s, limits.start_s)
