@@ -12,8 +12,8 @@ from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
 # How many queries of a chunk have their scores multiplied out at a time, where no kernel does it for all. No fewer than
 # the chats that can be at once.
 WRITTEN_OUT_QUERIES = 64
-# Of every slot: how many earlier states of its chat are kept, which a prompt that shares a part can go on from.
-SNAPSHOTS_PER_SLOT = 3
+# How many earlier states are kept beside one a slot. A prompt that shares a part with its chat can go on from them.
+MORE_SNAPSHOTS = 2
 # How many tokens of a chunk the delta rule takes at once.
 DELTA_TOKENS = 64
 # What our own kernels note of each token and value head of a chunk.
@@ -120,7 +120,8 @@ def num_state_rows(num_slots: int) -> int:
 
 
 def num_snapshots(num_slots: int) -> int:
-    return num_slots * SNAPSHOTS_PER_SLOT
+    """How many earlier states are kept. Slots take them from one another, but none all of another's."""
+    return num_slots + MORE_SNAPSHOTS
 
 
 def conv_bytes(mixer: GatedDeltaNet | ShortConv, rows: int) -> int:

@@ -10,6 +10,7 @@ from core.engine.protocol import Event, Finished, Generate, TextChunk
 from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
+from core.memory.layer_state import num_snapshots
 from core.worker.decode.logprobs import TokenLogprobs
 from core.worker.decode.steps import PendingTokens, Steps
 from core.worker.model.state_history import StateHistory
@@ -117,7 +118,7 @@ class FakeStates(FakeSteps):
     def __init__(self, num_slots: int = 3, context_tokens: int = 512, runs_ahead: bool = False) -> None:
         super().__init__(num_slots, context_tokens, runs_ahead)
         self.has_states = True
-        num_kept = 3 * num_slots
+        num_kept = num_snapshots(num_slots)
         self.cached = [[] for _ in range(num_slots + 1 + num_kept)]
         self._history = StateHistory(num_slots, num_kept, self._copy, lambda row: self.cached[row].clear())
 
