@@ -43,6 +43,7 @@ from ui.shared.resources import (
     engine,
     idle_watch,
     monitor,
+    quantizing,
     recorder,
 )
 from ui.shared.routing import PATHS, use_router
@@ -89,6 +90,7 @@ def end() -> None:
     """Write down what is being answered and fetched, then let go of the history and the engine."""
     idle_watch().close()
     downloads().close()
+    quantizing().close()
     try:
         recorder().close()
         chat_file().close()

@@ -14,6 +14,7 @@ from cli.fit import find_folder, parse_whole
 from core.checkpoint.adapters import is_other_base
 from core.common.errors import InputError
 from core.common.host_memory import available_bytes
+from core.common.i18n import translate
 from core.common.paths import models_dir
 from core.common.signals import StopSignals
 from core.common.terminal import Terminal
@@ -175,7 +176,7 @@ def make(target: Target, options: QuantizeOptions, device: str, name: str, termi
     assert state.result is not None
     terminal.say("quantize_done", folder=printable(str(models_dir() / name)))
     loss = loss_text(loss_percent(state.result))
-    terminal.say("quantize_loss" if loss else "quantize_loss_none", loss=loss)
+    terminal.write(translate(terminal.language, "quantize.loss" if loss else "quantize.loss_none", loss=loss))
     return models_dir() / name
 
 
@@ -214,7 +215,7 @@ def progress_text(state: QuantizeState, terminal: Terminal) -> str:
     if state.stage == "quantize" and state.layers:
         # Where no line is replaced, one a layer is enough.
         if state.left_s is None or state.layer_s is None or not sys.stderr.isatty():
-            return terminal.text("quantize_layer", layer=state.layer, layers=state.layers)
-        return terminal.text("quantize_layer_left", layer=state.layer, layers=state.layers,
+            return translate(terminal.language, "quantize.layer", layer=state.layer, layers=state.layers)
+        return translate(terminal.language, "quantize.layer_left", layer=state.layer, layers=state.layers,
                              seconds=f"{state.layer_s:.1f}", left=time_text(state.left_s))  # fmt: skip
-    return terminal.text(f"quantize_stage_{state.stage}")
+    return translate(terminal.language, f"quantize.stage_{state.stage}")

@@ -1,8 +1,10 @@
-"""Download: find a model that fits the card, and fetch it; each in a part of its own."""
+"""Download: find a model that fits the card, make one of your own, and see how far each is; each in its own part."""
 
 import streamlit as st
 
 from ui.download.jobs import draw_jobs, shown_now
+from ui.download.own import draw_own
+from ui.download.own_jobs import draw_own_jobs
 from ui.download.repository import SECTION_KEY
 from ui.download.search import draw_find
 from ui.shared.i18n import tr
@@ -11,7 +13,13 @@ from ui.shared.routing import require_router
 require_router()
 st.title(tr("nav.download"))
 
-SECTIONS = {"find": draw_find, "jobs": draw_jobs}
+
+def draw_all_jobs() -> None:
+    draw_own_jobs()
+    draw_jobs()
+
+
+SECTIONS = {"find": draw_find, "own": draw_own, "jobs": draw_all_jobs}
 num_open = sum(phase not in ("done", "cancelled") for _, phase in shown_now())
 labels = {name: tr(f"download.section_{name}") for name in SECTIONS}
 if num_open:

@@ -90,7 +90,7 @@ class QuantizeJob:
                 layer_s=self._clock.layer_s if self._phase == "running" else None,
                 left_s=self._clock.left_s if self._phase == "running" else None,
                 error=self._error,
-                result=self._result,
+                result=self._result if self._phase == "done" else None,
                 download=self._download.snapshot() if self._download is not None else None,
             )
 

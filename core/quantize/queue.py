@@ -42,6 +42,14 @@ class QuantizeQueue:
             self._find_unfinished()
             return tuple(self._jobs.values())
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a model is made, or waits for its turn, by this process or another one."""
+        with self._changed:
+            if any(job.phase not in INACTIVE_PHASES for job in self._jobs.values()):
+                return True
+        return any(map(folders.is_locked, folders.unfinished_jobs()))
+
     def add(self, target: Target, options: QuantizeOptions, device: str, name: str = "") -> QuantizeJob:
         """Queue `target`; `name` is the result's folder. Raises InputError for names, DeckError for folders."""
         wanted = check_name(name or result_name(target.title, options))

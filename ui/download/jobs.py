@@ -17,7 +17,7 @@ from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape, shortened
-from ui.shared.resources import downloads
+from ui.shared.resources import downloads, quantizing
 from ui.shared.routing import DOWNLOAD_PAGE, LOAD_PAGE, go_to
 
 POLL_S = 0.5
@@ -25,7 +25,7 @@ SIDEBAR_POLL_S = 1.0
 NAME_CHARS = 34
 ERROR_KEY = "job_error"
 # Phases in which something goes on that is worth looking at again; the others wait for somebody.
-MOVING = ("queued", "looking", "running", "pausing", "checking")
+MOVING = ("queued", "looking", "running", "pausing", "stopping", "checking")
 ICONS = {
     "queued": ":gray[:material/schedule:]",
     "looking": ":primary[:material/travel_explore:]",
@@ -50,13 +50,14 @@ Shown = tuple[tuple[str, str], ...]
 
 def shown_now() -> Shown:
     """What of the downloads decides how a page looks; bytes and speeds have fragments of their own."""
-    return tuple((job.id, job.snapshot().phase) for job in downloads().jobs)
+    own: Shown = tuple((f"own {job.id}", job.phase) for job in quantizing().jobs)
+    return (*own, *((job.id, job.snapshot().phase) for job in downloads().jobs))
 
 
 def draw_jobs() -> None:
     """Every download, the newest first."""
     jobs = downloads().jobs
-    if not jobs:
+    if not jobs and not quantizing().jobs:
         st.info(tr("jobs.none"), icon=":material/download:")
     for job in reversed(jobs):
         _draw_job(job)
@@ -182,13 +183,19 @@ def _draw_line(shown: Shown) -> None:
         st.rerun()
     states = [(job, job.snapshot()) for job in downloads().jobs]
     moving = [(job, state) for job, state in states if state.phase in MOVING]
+    own = [job for job in quantizing().jobs if job.phase in MOVING]
     with st.container(border=True, gap="xsmall"):
+        for made in own[:1]:
+            st.markdown(f":primary[:material/compress:] {tr('own.running')}")
+            st.caption(escape(shortened(made.id, NAME_CHARS)))
+            st.progress(made.snapshot().fraction)
         for job, state in moving[:1]:
             st.markdown(f"{ICONS[state.phase]} {tr(f'jobs.phase_{state.phase}')}")
             st.caption(escape(shortened(job.source.name, NAME_CHARS)))
             if state.total_bytes:
                 st.progress(min(1.0, state.done_bytes / state.total_bytes), text=progress_words(state))
-        more = tr("jobs.more", count=len(moving) - 1) if len(moving) > 1 else tr("jobs.show")
+        others = len(moving) + len(own) - bool(moving) - bool(own)
+        more = tr("jobs.more", count=others) if others else tr("jobs.show")
         st.button(more, key="sidebar_downloads", type="tertiary", on_click=_show)
 
 

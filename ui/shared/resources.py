@@ -26,6 +26,7 @@ from core.library.scan import LibraryEntry, read_entry
 from core.personas.lorebooks import Lorebooks
 from core.personas.store import Characters
 from core.personas.thumbnails import Thumbnails
+from core.quantize.queue import QuantizeQueue
 from core.remote.router import EngineRouter
 from core.standby.idle import IdleWatch
 from ui.shared.people import person
@@ -104,10 +105,16 @@ def downloads() -> DownloadQueue:
     return DownloadQueue()
 
 
+@st.cache_resource(show_spinner=False, on_release=QuantizeQueue.close)
+def quantizing() -> QuantizeQueue:
+    """The jobs that make GPTQ models."""
+    return QuantizeQueue()
+
+
 @st.cache_resource(show_spinner=False, on_release=IdleWatch.close)
 def idle_watch() -> IdleWatch:
     """How long nothing was done; serve.py starts what follows from it."""
-    return IdleWatch(engine(), lambda: downloads().is_busy)
+    return IdleWatch(engine(), lambda: downloads().is_busy or quantizing().is_busy)
 
 
 @st.cache_resource(show_spinner=False)

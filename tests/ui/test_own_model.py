@@ -1,0 +1,171 @@
+"""Your own model on the page Download: the form, its plan and refusals, and the job beside the downloads."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from core.common.errors import CheckpointError, DeckError
+from core.quantize.queue import QuantizeQueue
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.pages import click, open_tab, run, words
+from tests.support.plain_models import make_adapter, make_plain
+from ui.shared import resources
+
+RUNS = 300
+
+
+class FakeProcess:
+    """Stands in for the child process: it makes a checkpoint when it may go on, or fails."""
+
+    error: DeckError | None = None
+    go_on = threading.Event()
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._folder = folder
+        self._killed = False
+
+    def run(self, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        (self._folder / "build.log").write_text("log")
+        tell({"stage": "quantize", "fraction": 0.25, "layer": 1, "layers": 2})
+        assert self.go_on.wait(60)
+        if self._killed:
+            raise DeckError("quantize_killed", log="")
+        if self.error is not None:
+            raise self.error
+        make_checkpoint(self._folder / "out", Recipe())
+        figures = {"before": {"en": 10.0}, "after": {"en": 10.2}}
+        return figures | {"quantizer": "gptqmodel:7.6.0", "rows": 64, "tokens": 4096}
+
+    def kill(self) -> None:
+        self._killed = True
+        self.go_on.set()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    make_adapter(make_plain(folder / "Tiny-1M"), folder / "pirate")
+    return folder
+
+
+@pytest.fixture
+def models(home: Path, made: Path, no_proxy: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A dashboard with a 16-bit model in models/ and an adapter, whose jobs are made by the stand-in."""
+    shutil.copytree(made / "Tiny-1M", home / "models" / "Tiny-1M")
+    shutil.copytree(made / "pirate", home / "adapters" / "pirate")
+    monkeypatch.setenv("LLAMADECK_ADAPTERS", str(home / "adapters"))
+    monkeypatch.setenv("LLAMADECK_CPU", "1")
+    FakeProcess.go_on.clear()
+    FakeProcess.error = None
+    queue = QuantizeQueue(start=FakeProcess)  # type: ignore[arg-type]
+    monkeypatch.setattr(resources.quantizing, "__wrapped__", lambda: queue, raising=False)
+    for place in ("ui.download.own", "ui.download.own_jobs", "ui.download.jobs"):
+        monkeypatch.setattr(f"{place}.quantizing", lambda: queue)
+    yield home / "models"
+    FakeProcess.go_on.set()
+    queue.close()
+
+
+def open_form(locale: str = "en-US", model: str = "Tiny-1M") -> AppTest:
+    tab = open_tab("1_Download", locale)
+    tab.segmented_control(key="download_section").set_value("own")
+    run(tab)
+    if model == "Tiny-1M":
+        return settle(tab)
+    tab.selectbox(key="own_target").set_value("/")
+    run(tab).text_input(key="own_typed").set_value(model)
+    return settle(run(tab))
+
+
+def settle(tab: AppTest) -> AppTest:
+    """Until what is looked at in the background is there."""
+    for _ in range(RUNS):
+        if "Looking at the model" not in words(tab) and "正在查看" not in words(tab):
+            return tab
+        run(tab)
+    raise AssertionError("it looks for ever")
+
+
+def until(tab: AppTest, text: str) -> AppTest:
+    for _ in range(RUNS):
+        if text in read(tab):
+            return tab
+        run(tab)
+    raise AssertionError(read(tab))
+
+
+def read(tab: AppTest) -> str:
+    """What stands on the page, the words beside bars too."""
+    return "\n".join([words(tab), *(str(bar.proto.text) for bar in tab.get("progress"))])
+
+
+def group(tab: AppTest, size: int) -> AppTest:
+    tab.segmented_control(key="own_group").set_value(size)
+    return settle(run(tab))
+
+
+def keys(tab: AppTest) -> list[str]:
+    return [str(button.key) for button in tab.button]
+
+
+@pytest.mark.parametrize(("locale", "needs"), [("en-US", "of disk meanwhile"), ("zh-CN", "期间占用")])
+def test_the_plan_and_the_verdict_come_before_the_button(models: Path, locale: str, needs: str) -> None:
+    tab = group(open_form(locale), 32)
+    assert needs in words(tab) and "Tiny-1M-GPTQ-4bit-32g" in words(tab)
+    assert "own_begin" in keys(tab)
+
+
+def test_a_group_that_fits_no_matrix_is_refused_in_words(models: Path) -> None:
+    tab = group(open_form(), 128)
+    assert "cannot be quantized in groups of 128" in words(tab)
+    assert "own_begin" not in keys(tab)
+
+
+def test_what_is_typed_and_is_nothing_is_refused_in_words(models: Path) -> None:
+    tab = open_form(model="nothing")
+    assert "There is no folder nothing" in words(tab)
+    assert "/nowhere/at/all" in words(open_form(model="/nowhere/at/all"))
+
+
+def test_an_adapter_is_chosen_by_name_and_is_in_the_results_name(models: Path) -> None:
+    tab = group(open_form(), 32)
+    tab.multiselect(key="own_adapters").set_value(["pirate"])
+    assert "Tiny-1M-pirate-GPTQ-4bit-32g" in words(settle(run(tab)))
+
+
+def test_a_job_runs_beside_the_downloads_and_says_what_was_lost(models: Path) -> None:
+    tab = click(group(open_form(), 32), "own_begin")
+    assert tab.segmented_control(key="download_section").value == "jobs"
+    until(tab, "layer 1 of 2")
+    assert "own_pause_Tiny-1M-GPTQ-4bit-32g" in keys(tab)
+    FakeProcess.go_on.set()
+    until(tab, "It loses 2.0 %")
+    assert (models / "Tiny-1M-GPTQ-4bit-32g" / "config.json").is_file()
+    assert "own_load_Tiny-1M-GPTQ-4bit-32g" in keys(tab)
+    click(tab, "own_dismiss_Tiny-1M-GPTQ-4bit-32g")
+    assert "own_entry" not in " ".join(keys(tab)) and "It loses" not in words(tab)
+
+
+def test_another_tab_sees_the_job_and_can_cancel_it(models: Path) -> None:
+    until(click(group(open_form(), 32), "own_begin"), "layer 1 of 2")
+    other = open_tab("1_Download")
+    other.segmented_control(key="download_section").set_value("jobs")
+    until(run(other), "layer 1 of 2")
+    click(other, "own_cancel_Tiny-1M-GPTQ-4bit-32g")
+    until(other, "Cancelled")
+    assert [path.name for path in models.iterdir()] == ["Tiny-1M"]
+
+
+def test_what_failed_says_why_and_can_be_tried_again(models: Path) -> None:
+    FakeProcess.error = CheckpointError("quantize_no_numbers")
+    FakeProcess.go_on.set()
+    tab = until(click(group(open_form(), 32), "own_begin"), "computes no numbers")
+    FakeProcess.error = None
+    until(click(tab, "own_resume_Tiny-1M-GPTQ-4bit-32g"), "It loses 2.0 %")

@@ -1,0 +1,258 @@
+"""Your own model: what to quantize, how, what that takes and what comes of it, and the button that begins."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from core.checkpoint.adapters import is_other_base
+from core.common.errors import CheckpointError, DeckError, InputError
+from core.common.files import write_atomically
+from core.common.host_memory import available_bytes
+from core.common.paths import adapters_dir, data_dir, models_dir
+from core.common.values import printable, quoted_text
+from core.hub.source import Kind, read_source
+from core.hub.tokens import token_for
+from core.quantize.calibration import MAX_FILE_BYTES, read_file
+from core.quantize.options import (
+    BITS,
+    DEFAULT_GROUP_SIZE,
+    GROUP_SIZES,
+    QuantizeOptions,
+    check_group_size,
+    check_name,
+    find_adapter,
+    list_adapters,
+    merge_steps,
+    result_name,
+)
+from core.quantize.plan import QuantizePlan, default_device, plan_job, result_checkpoint
+from core.quantize.source import is_meta_format
+from core.quantize.target import Target, folder_target, repo_target
+from ui.download.jobs import duration
+from ui.download.repository import show_section
+from ui.download.source import choose_source
+from ui.load.disk import size_words
+from ui.load.entries_cache import fingerprint, models
+from ui.load.gauge import draw_choice
+from ui.load.gpu_choice import devices_here
+from ui.shared.errors import show_error
+from ui.shared.fragment import redraw_alone
+from ui.shared.i18n import text, tr
+from ui.shared.markdown import escape
+from ui.shared.pending import answer
+from ui.shared.people import person
+from ui.shared.resources import quantizing
+
+TARGET_KEY, TYPED_KEY, ERROR_KEY = "own_target", "own_typed", "own_error"
+# No folder is called so: a name in models/ has no slash.
+OTHER = "/"
+EXAMPLE = "Qwen/Qwen2.5-7B-Instruct"
+# How a folder is written that is not in models/; all else with a slash is a repository.
+PATH_STARTS = ("/", "~", "./", "../")
+NOT_QUANTIZED = ("not_quantized", "not_quantized_moe", "not_quantized_family")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Everything that the form says."""
+
+    target: Target
+    options: QuantizeOptions
+    name: str
+    device: str
+
+
+def draw_own() -> None:
+    st.markdown(tr("own.about"))
+    here = choose_source()
+    found = plain_folders()
+    chosen = _choose_target(found)
+    if not chosen or here is None:
+        return
+    target = find_target(chosen, found, here)
+    if target is None:
+        return
+    size = size_words(target.model.size_bytes)
+    meta = f" · {tr('own.meta')}" if target.is_meta else ""
+    st.caption(f"{escape(target.model.architecture)} · {size}{meta}")
+    options = draw_options(target)
+    if options is not None:
+        draw_plan(target, options)
+
+
+def _choose_target(found: list[str]) -> str:
+    """A folder in models/, or what somebody typed: a repository, or a path."""
+    if found:
+        labels = {name: name for name in found} | {OTHER: text("own.other")}
+        chosen = st.selectbox(tr("own.target"), list(labels), key=TARGET_KEY, persist_state="session",
+                              format_func=labels.__getitem__)  # fmt: skip
+        if chosen != OTHER:
+            return str(chosen)
+    typed = st.text_input(tr("own.typed"), key=TYPED_KEY, placeholder=EXAMPLE, persist_state="session",
+                          help=tr("own.typed_help", folder=str(models_dir())))  # fmt: skip
+    return str(typed or "").strip()
+
+
+def plain_folders() -> list[str]:
+    """The names of the folders in models/ that hold a model before it is quantized."""
+    try:
+        entries = models()
+    except DeckError:
+        return []
+    return [
+        entry.name
+        for entry in entries
+        if entry.error is not None and (entry.error.key in NOT_QUANTIZED or is_meta_format(entry.folder))
+    ]
+
+
+def find_target(chosen: str, found: list[str], here: tuple[Kind, str]) -> Target | None:
+    """The folder or the repository that was chosen or typed; None where it is still looked at, or cannot be."""
+    try:
+        folder = _folder(chosen.strip(), found)
+        if folder is not None:
+            key = ("quantize", str(folder), fingerprint(folder))
+            looked_at: Target | None = answer(key, lambda _: folder_target(folder), tr("own.looking"))
+            return looked_at
+        source = read_source(chosen, here[0], here[1])
+        if "/" not in source.address.repo:
+            raise InputError("quantize_target", name=quoted_text(chosen))
+    except DeckError as error:
+        show_error(error)
+        return None
+    remote: Target | None = answer(
+        ("quantize", source), lambda _: repo_target(source, token_for(source.endpoint)), tr("own.looking")
+    )
+    return remote
+
+
+def _folder(chosen: str, found: list[str]) -> Path | None:
+    if chosen in found:
+        return models_dir() / chosen
+    if not chosen.startswith(PATH_STARTS):
+        return None
+    # A path on the server is a question for whoever runs it, not for everybody whom a provider knows.
+    if person():
+        raise InputError("quantize_path", folder=str(models_dir()))
+    return Path(chosen).expanduser().absolute()
+
+
+def draw_options(target: Target) -> QuantizeOptions | None:
+    """The choices; None where what was chosen cannot be."""
+    left, right = st.columns(2)
+    with left:
+        bits = st.segmented_control(tr("own.bits"), BITS, default=BITS[0], required=True, key="own_bits",
+                                    persist_state="session", help=tr("own.bits_help"))  # fmt: skip
+    with right:
+        group = st.segmented_control(tr("own.group"), GROUP_SIZES, default=DEFAULT_GROUP_SIZE, required=True,
+                                     key="own_group", persist_state="session", help=tr("own.group_help"),
+                                     format_func=_group_label)  # fmt: skip
+    left, right = st.columns(2)
+    with left:
+        act_order = st.toggle(tr("own.act_order"), key="own_act_order", persist_state="session",
+                              help=tr("own.act_order_help"))  # fmt: skip
+    with right:
+        asymmetric = st.toggle(tr("own.asymmetric"), key="own_asymmetric", persist_state="session",
+                               help=tr("own.asymmetric_help"))  # fmt: skip
+    try:
+        adapters = _choose_adapters(target)
+        calibration = _choose_calibration()
+        return QuantizeOptions(bits or BITS[0], group or DEFAULT_GROUP_SIZE, act_order, not asymmetric, adapters,
+                               calibration)  # fmt: skip
+    except DeckError as error:
+        show_error(error)
+        return None
+
+
+def _group_label(size: int) -> str:
+    return str(size) if size > 0 else text("own.no_groups")
+
+
+def _choose_adapters(target: Target) -> tuple[Path, ...]:
+    """Raises InputError for one that has gone since."""
+    names = [path.name for path in list_adapters(target.folder)]
+    if not names:
+        st.caption(tr("own.adapters_none", folder=str(adapters_dir())))
+        return ()
+    chosen = st.multiselect(tr("own.adapters"), names, key="own_adapters", persist_state="session",
+                            help=tr("own.adapters_help"))  # fmt: skip
+    return tuple(find_adapter(name, target.folder) for name in chosen if name in names)
+
+
+def _choose_calibration() -> Path | None:
+    """A text file of the person's, kept by what is in it. Raises InputError for one that is none."""
+    with st.expander(tr("own.calibration"), icon=":material/text_snippet:"):
+        st.caption(tr("own.calibration_text"))
+        upload = st.file_uploader(tr("own.calibration_file"), type=["txt", "jsonl"], key="own_calibration",
+                                  max_upload_size=MAX_FILE_BYTES // 2**20)  # fmt: skip
+    if upload is None:
+        return None
+    content = upload.getvalue()
+    suffix = ".jsonl" if upload.name.endswith(".jsonl") else ".txt"
+    path = data_dir() / "calibration" / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
+    try:
+        if not path.exists():
+            write_atomically(path, content)
+    except OSError as error:
+        raise DeckError("download_write", path=printable(str(path)), why=error.strerror or str(error)) from error
+    read_file(path)
+    return path
+
+
+def draw_plan(target: Target, options: QuantizeOptions) -> None:
+    """What it takes, the verdict on the result, and the button."""
+    devices = devices_here()
+    device = default_device(devices)
+    try:
+        steps = merge_steps(target.model, options)
+        if not target.is_meta:
+            check_group_size(target.model, options)
+        plan = plan_job(target.model, options, device, target.is_meta)
+        result = result_checkpoint(target.model, options)
+        name = result_name(target.title, options)
+        check_name(name)
+    except DeckError as error:
+        show_error(error)
+        return
+    for step in steps:
+        if is_other_base(step.adapter, (target.title, target.repo.rpartition("/")[2])):
+            st.warning(tr("own.other_base", adapter=step.adapter.name, base=step.adapter.base_name),
+                       icon=":material/warning:")  # fmt: skip
+    with st.container(border=True):
+        st.markdown(f"**{escape(name)}**")
+        redraw_alone(draw_choice, result, devices, f"own_{name}")
+    with st.container(border=True):
+        _draw_needs(plan, device, devices[int(device[5:])].available_mib << 20 if device != "cpu" else 0)
+        st.button(tr("own.begin"), key="own_begin", icon=":material/compress:", type="primary", width="stretch",
+                  on_click=_begin, args=(Choice(target, options, name, device),))  # fmt: skip
+        if refused := st.session_state.pop(ERROR_KEY, None):
+            show_error(refused)
+
+
+def _draw_needs(plan: QuantizePlan, device: str, free_vram_bytes: int) -> None:
+    words = [
+        tr("own.needs_time", time=duration(plan.time_s)),
+        tr("own.needs_disk", size=size_words(plan.disk_bytes)),
+        tr("own.needs_ram", size=size_words(plan.ram_bytes)),
+    ]
+    if device != "cpu":
+        words.append(tr("own.needs_vram", size=size_words(plan.vram_bytes)))
+    st.markdown(" · ".join(words))
+    free_bytes = available_bytes()
+    if plan.ram_bytes > free_bytes:
+        st.warning(tr("own.ram", free=size_words(free_bytes)), icon=":material/memory:")
+    if plan.vram_bytes > free_vram_bytes and device != "cpu":
+        st.warning(tr("own.vram", free=size_words(free_vram_bytes)), icon=":material/memory:")
+    st.caption(tr("own.resumes") if plan.resumes else tr("own.begins_anew"))
+
+
+def _begin(choice: Choice) -> None:
+    try:
+        quantizing().add(choice.target, choice.options, choice.device, choice.name)
+        show_section("jobs")
+    except (DeckError, CheckpointError) as error:
+        st.session_state[ERROR_KEY] = error
