@@ -41,7 +41,7 @@ from core.worker.model.fixed_rope import settle_rope
 from core.worker.model.matrix_tensors import GroupTensors, MatrixTensors, SeparateTensors, drop_zero_bias
 from core.worker.model.merged_linear import make_slices
 from core.worker.model.model_config import read_config
-from core.worker.model.recurrent_layers import keeps_float, replace_recurrent_layers
+from core.worker.model.recurrent_layers import kept_dtype, replace_recurrent_layers
 from core.worker.model.repack import REPACKED, repack
 
 log = logging.getLogger(__name__)
@@ -321,7 +321,7 @@ def put_tensor(model: PreTrainedModel, name: str, tensor: torch.Tensor, dtype: t
     owner_name, _, attribute = name.rpartition(".")
     owner = model.get_submodule(owner_name)
     if tensor.is_floating_point():
-        tensor = tensor.to(torch.float32 if keeps_float(name, tensor.device) else dtype)
+        tensor = tensor.to(kept_dtype(name, dtype, tensor.device))
     if attribute in owner._buffers:
         owner._buffers[attribute] = tensor
     else:

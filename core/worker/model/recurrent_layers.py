@@ -19,7 +19,7 @@ from core.worker.kernels.delta_rule import causal_conv, delta_chunk, delta_step,
 from core.worker.model.layer_state import RecurrentState
 
 # Weights that an exponential follows: in half precision a state would fade up to 1 % faster or slower. The matrices
-# among them are small, but GPUs have faster kernels for those in half precision.
+# among them are small; a GPU has faster kernels for those in half precision, and a CPU computes in bfloat16.
 FLOAT_WEIGHTS = ("A_log", "dt_bias")
 FLOAT_MATRICES_ON_CPU = (".in_proj_a", ".in_proj_b", ".in_proj_ba")
 
@@ -152,10 +152,11 @@ class ShortConvLayer(RecurrentLayer):
         return self.out_proj(gate_out * self._convolve(gate_in * inputs, state, rows))
 
 
-def keeps_float(name: str, device: torch.device) -> bool:
-    """Whether the weight `name` of a model stays in float32 on `device`."""
+def kept_dtype(name: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What the weight `name` of a model that computes in `dtype` on `device` is kept in."""
     owner, _, own = name.rpartition(".")
-    return own in FLOAT_WEIGHTS or (device.type == "cpu" and owner.endswith(FLOAT_MATRICES_ON_CPU))
+    is_small = device.type == "cpu" and dtype == torch.bfloat16 and owner.endswith(FLOAT_MATRICES_ON_CPU)
+    return torch.float32 if own in FLOAT_WEIGHTS or is_small else dtype
 
 
 def _multiply(matrix: nn.Module, x: torch.Tensor) -> torch.Tensor:
