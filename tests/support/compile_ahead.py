@@ -28,6 +28,7 @@ def own_kernels(device: torch.device) -> list[Callable[[], object]]:
     """Each kind of kernel that the tests use, as what makes it; those that take long come first."""
     from core.worker.kernels.cache_attention import kernels_for
     from core.worker.kernels.decode_attention import SPLITS, DecodeKernels
+    from core.worker.kernels.expert_kernels import ExpertKernels
     from core.worker.kernels.packed_prefill import PrefillKernels
     from core.worker.kernels.packed_small_batch import SmallBatchKernels
     from core.worker.kernels.packing import CodeFormat
@@ -41,6 +42,7 @@ def own_kernels(device: torch.device) -> list[Callable[[], object]]:
         *((dtype, CodeFormat(8, *how)) for dtype, *how in product(DTYPES, (128, 32), (False, True))),
     ]
     made: list[Callable[[], object]] = [partial(few_rows, SmallBatchKernels, *kind, device) for kind in kinds]
+    made += [partial(ExpertKernels, *kind, device) for kind in kinds]
     if is_hopper:
         made += [partial(PrefillKernels, *kind, device) for kind in kinds]
     made += [partial(DecodeKernels, dtype, *heads, 4, device) for dtype in DTYPES for heads in MODEL_HEADS]
