@@ -12,17 +12,22 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from core.checkpoint.containers.registry import required_tensors
+from core.checkpoint.experts import COUNTS, first_value, missing_experts
 from core.checkpoint.families import families
 from core.checkpoint.family_tensors import missing_weights, unknown_weights
 from core.checkpoint.judgement import family_name
 from core.checkpoint.layers import LAYER
 from core.checkpoint.quantization import QuantizedMatrix
-from core.checkpoint.text_config import has_pictures_left_out
+from core.checkpoint.text_config import has_pictures_left_out, text_config
 from core.checkpoint.tied_head import EMBEDDINGS, has_own_head
 from core.common.errors import CheckpointError
+from core.common.values import is_whole
 
 # Kinds of families whose layers differ from one another, and a family whose first layer has one norm less.
 UNEVEN_KINDS, UNEVEN_FAMILIES = ("experts", "recurrent"), ("modernbert-decoder",)
+
+# No layer has more experts; a configuration that says so would only make names that nobody can read.
+MAX_EXPERTS = 1 << 14
 
 
 def refuse_unlike(
@@ -42,6 +47,7 @@ def refuse_unlike(
             return CheckpointError("quantized_embedding", folder=model, name=name)
     missing = {*_missing_parts(tensors, matrices), *_missing_in_layers(config, tensors, matrices, num_layers)}
     missing |= set(missing_weights(config, tensors, matrices, num_layers))
+    missing |= set(_missing_experts(config, tensors, matrices))
     missing |= set(_missing_head(config, tensors, matrices))
     if missing:
         return CheckpointError("missing_weight", folder=model, name=min(missing), count=len(missing))
@@ -85,6 +91,14 @@ def _missing_head(
     has_layers = any(name.startswith("model.layers.") for name in tensors)
     if is_untied and has_layers and _is_even(config) and not has_own_head(tensors, matrices):
         yield "lm_head.weight"
+
+
+def _missing_experts(
+    config: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]
+) -> Iterator[str]:
+    count = first_value(text_config(config), COUNTS)
+    yield from missing_experts(count if is_whole(count) and 0 < count < MAX_EXPERTS else None,
+                               _weights(tensors, matrices))  # fmt: skip
 
 
 def _is_even(config: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -62,6 +62,21 @@ def count_experts(names: Iterable[str]) -> dict[str, int]:
         if one is not None:
             found[one.stack] = max(found.get(one.stack, 0), one.number + 1)
     return found
+
+
+def missing_experts(count: int | None, weights: Iterable[str]) -> Iterator[str]:
+    """The weights that stacks of `count` experts lack, None where the configuration tells no number; `weights`: by the
+    names that they have unquantized, "….weight"."""
+    found: dict[str, set[tuple[int, str]]] = defaultdict(set)
+    for name in weights:
+        if (one := expert_matrix(name)) is not None:
+            found[one.stack].add((one.number, one.projection))
+    for stack, matrices in found.items():
+        projections = {"down_proj"} | {projection for _, projection in matrices}
+        projections |= set() if "gate_up_proj" in projections else {"gate_proj", "up_proj"}
+        for number in range(count or 1 + max(number for number, _ in matrices)):
+            lost = (one for one in projections if (number, one) not in matrices)
+            yield from (f"{stack}.{number}.{one}.weight" for one in lost)
 
 
 def are_experts_alike(

@@ -1,4 +1,4 @@
-"""The tensors that the classes of dense families have, from core/checkpoint/family_tensors.csv.
+"""The tensors that the classes of families have, from core/checkpoint/family_tensors.csv.
 
 transformers cannot be asked before a load: the table was written from its classes (tests/support/family_tensors.py).
 What it says is said by the load too, once everything is downloaded.
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.checkpoint.computed import COMPUTED
+from core.checkpoint.experts import expert_matrix
 from core.checkpoint.judgement import family_name
 from core.checkpoint.quantization import QuantizedMatrix
 
@@ -32,7 +33,7 @@ class FamilyTensors:
 
 @cache
 def family_tensors() -> Mapping[str, FamilyTensors]:
-    """What is known of each dense family, by its `model_type`."""
+    """What is known of each family, by its `model_type`."""
     rows = csv.DictReader(line for line in TABLE.read_text("utf-8").splitlines() if not line.startswith("#"))
     found: dict[str, FamilyTensors] = {}
     for row in rows:
@@ -62,8 +63,17 @@ def unknown_weights(
         return
     parts = {name for matrix in matrices.values() for name in matrix.tensors.values()}
     for name in tensors:
-        if name not in parts and NUMBER.sub("*", name) not in family.known and not COMPUTED.search(name):
+        if name not in parts and _class_name(name) not in family.known and not COMPUTED.search(name):
             yield name
     for name, matrix in matrices.items():
-        if NUMBER.sub("*", f"{name}.weight") not in family.known:
+        if _class_name(f"{name}.weight") not in family.known:
             yield matrix.tensors["codes"]
+
+
+def _class_name(name: str) -> str:
+    """What the table calls the tensor `name`; those of single experts are parts of one."""
+    one = expert_matrix(name)
+    if one is not None and one.part in ("weight", "bias"):
+        stacked = "down_proj" if one.projection == "down_proj" else "gate_up_proj"
+        name = f"{one.stack}.{stacked}" + ("_bias" if one.part == "bias" else "")
+    return NUMBER.sub("*", name)

@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from core.checkpoint.headers import TensorInfo
+from core.checkpoint.layers import LAYER
 from core.checkpoint.text_config import has_pictures_left_out, text_config
+from core.common.values import is_whole
 
 Renames = tuple[tuple[re.Pattern[str], str], ...]
 
@@ -27,7 +29,9 @@ PICTURE_PART = re.compile(
     r"|multi_modal_projector|mm_projector|projector|connector|perceiver|visual_embeddings_table|vte)\b"
 )
 # Heads that guess several tokens at once (multi-token prediction), which no class here reads.
-GUESSING_PART = re.compile(r"^(model\.)?mtp\.")
+GUESSING_PART = re.compile(r"^(model\.)?mtp[._]")
+# Families that have them as further layers, whether their configuration says so or not.
+GUESSING_LAYERS = ("glm4_moe", "hy_v3")
 # What training and compiling put before every name.
 WRAPPERS = re.compile(r"^(_orig_mod\.|module\.|base_model\.model\.)+")
 # The text part alone, saved under the names of the model with pictures; and a model saved without its head's class.
@@ -97,8 +101,11 @@ def name_tensors(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -
     renames = TEXT_PART if has_pictures else own
     mlp_renames = _MLP_RENAMES.get(family, ()) if isinstance(family, str) else ()
     named: dict[str, TensorInfo] = {}
+    guessing = _guessing_layers(text_config(config))
     for stored, tensor in tensors.items():
         if GUESSING_PART.match(WRAPPERS.sub("", stored)) or (has_pictures and PICTURE_PART.match(stored)):
+            continue
+        if guessing and (layer := LAYER.match(stored)) is not None and int(layer[1]) in guessing:
             continue
         name = _rename_mlp(_rename(WRAPPERS.sub("", stored), renames), mlp_renames)
         # Two tensors of one name would hide one of them: the second keeps its own, which no class knows.
@@ -120,3 +127,11 @@ def _rename_mlp(name: str, renames: Renames) -> str:
     for pattern, replacement in renames:
         name = pattern.sub(replacement, name, count=1)
     return _EXPERT.sub(lambda match: f"{match[1]}.{_PROJECTIONS[match[2]]}.", name, count=1)
+
+
+def _guessing_layers(text: Mapping[str, Any]) -> range:
+    """The numbers of layers behind the last, which guess further tokens."""
+    usual = 1 if text.get("model_type") in GUESSING_LAYERS else 0
+    count = next((text[name] for name in ("num_nextn_predict_layers", "num_mtp_layers") if name in text), usual)
+    begin = text.get("num_hidden_layers")
+    return range(begin, begin + count) if is_whole(begin) and is_whole(count) and 0 < count <= begin else range(0)

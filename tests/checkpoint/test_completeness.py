@@ -46,8 +46,33 @@ def test_a_layer_that_lacks_what_most_layers_have_is_incomplete() -> None:
 
 
 def test_a_family_whose_layers_differ_is_not_held_to_its_other_layers() -> None:
-    assert refusal({"model_type": "mixtral"}, {NORM.format(0), NORM.format(1), "model.layers.2.own.weight"}) is None
+    assert missing({"model_type": "qwen3_moe"}, "model.layers.2.mlp.gate.weight") is None
+    assert missing({"model_type": "qwen3_moe"}, NORM.format(2)) == NORM.format(2)
     assert missing(LLAMA | {"model_type": "modernbert-decoder"}, "model.layers.0.attn_norm.weight") is None
+
+
+def of_experts(layer: int, count: int, *projections: str) -> set[str]:
+    owner = f"model.layers.{layer}.mlp.experts"
+    return {f"{owner}.{number}.{one}.weight" for number in range(count) for one in projections}
+
+
+def test_an_expert_or_a_matrix_of_one_that_is_not_there_is_missing() -> None:
+    config = {"model_type": "qwen3_moe", "num_experts": 4}
+    whole = of_three_layers("qwen3_moe") | of_experts(1, 4, "gate_proj", "up_proj", "down_proj")
+    assert refusal(config, whole) is None
+    for lost in ("model.layers.1.mlp.experts.3.", "model.layers.1.mlp.experts.2.up_proj.", ".down_proj."):
+        left = {name for name in whole if lost not in name or ".experts." not in name}
+        found = refusal(config, left)
+        assert found is not None and found[0] == "missing_weight" and lost in found[1]
+    # Without a number in the configuration the largest one counts.
+    assert refusal({"model_type": "qwen3_moe"}, whole - of_experts(1, 3, "up_proj"))[2] == 3  # type: ignore[index]
+
+
+def test_an_experts_tensor_that_its_family_has_no_place_for_is_refused() -> None:
+    config = {"model_type": "qwen3_moe", "num_experts": 4}
+    whole = of_three_layers("qwen3_moe") | of_experts(1, 4, "gate_proj", "up_proj", "down_proj")
+    odd = "model.layers.1.mlp.experts.0.up_proj.bias"
+    assert refusal(config, whole | {odd}) == ("unexpected_weight", odd, 1)
 
 
 def test_an_embedding_and_a_head_of_its_own_have_to_be_there() -> None:
@@ -68,7 +93,8 @@ def test_what_the_family_has_no_place_for_is_refused_before_a_download() -> None
     own = {f"model.layers.{number}.self_attn.q_norm.weight" for number in range(3)}
     assert refusal(LLAMA, of_three_layers("llama") | own) == ("unexpected_weight", min(own), 3)
     assert refusal(LLAMA, of_three_layers("llama") | {"score.weight"}) == ("unexpected_weight", "score.weight", 1)
-    assert refusal(LLAMA | {"model_type": "mixtral"}, of_three_layers("llama") | own) is None
+    # Nobody has listed what a family has that does not run.
+    assert refusal(LLAMA | {"model_type": "olmo_hybrid"}, of_three_layers("llama") | own) is None
 
 
 def test_a_matrix_of_no_module_is_named_by_its_codes(tmp_path: Path) -> None:

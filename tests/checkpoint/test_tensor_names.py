@@ -37,6 +37,22 @@ def named(config: dict[str, Any], *names: str) -> dict[str, str | None]:
         ({"model_type": "qwen2"}, "base_model.model.model.norm.weight", "model.norm.weight"),
         ({"model_type": "gpt2"}, "_orig_mod.h.0.ln_1.weight", "transformer.h.0.ln_1.weight"),
         ({"model_type": "opt"}, "decoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"),
+        ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.experts.7.w1.qweight",
+         "model.layers.0.mlp.experts.7.gate_proj.qweight"),
+        ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.experts.7.w2.scales",
+         "model.layers.0.mlp.experts.7.down_proj.scales"),
+        ({"model_type": "mixtral"}, "model.layers.0.mlp.experts.7.w3.qweight",
+         "model.layers.0.mlp.experts.7.up_proj.qweight"),
+        ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.gate.weight"),
+        ({"model_type": "phimoe"}, "model.layers.0.block_sparse_moe.gate.weight", "model.layers.0.mlp.router.weight"),
+        ({"model_type": "minimax_m2"}, "model.layers.0.block_sparse_moe.e_score_correction_bias",
+         "model.layers.0.mlp.e_score_correction_bias"),
+        ({"model_type": "ernie4_5_moe"}, "model.layers.1.mlp.moe_statics.e_score_correction_bias",
+         "model.layers.1.mlp.gate.moe_statics.e_score_correction_bias"),
+        ({"model_type": "granitemoe"}, "model.layers.0.block_sparse_moe.input_linear.3.linear.qweight",
+         "model.layers.0.block_sparse_moe.experts.3.gate_up_proj.qweight"),
+        ({"model_type": "granitemoe"}, "model.layers.0.block_sparse_moe.output_linear.weight",
+         "model.layers.0.block_sparse_moe.experts.down_proj"),
     ],
 )  # fmt: skip
 def test_a_tensor_has_the_name_of_its_class(config: dict[str, Any], stored: str, name: str) -> None:
@@ -80,3 +96,12 @@ def test_two_tensors_of_one_name_do_not_hide_one_another() -> None:
     assert named(GEMMA, *two) == {"model.norm.weight": two[0], two[1]: None}
     two = ("embed_out.weight", "lm_head.weight")
     assert named({"model_type": "gpt_neox"}, *two) == dict.fromkeys(two)
+
+
+@pytest.mark.parametrize("config", [{"model_type": "glm4_moe"}, {"model_type": "new", "num_nextn_predict_layers": 1}])
+def test_a_layer_behind_the_last_that_guesses_tokens_is_left_out(config: dict[str, Any]) -> None:
+    """GLM-4.5 has it under a number of its own, which once made the files contradict the configuration."""
+    kept, guessing, unknown = (f"model.layers.{number}.input_layernorm.weight" for number in (45, 46, 47))
+    assert named({**config, "num_hidden_layers": 46}, kept, guessing, unknown) == {kept: None, unknown: None}
+    assert named({"model_type": "llama", "num_hidden_layers": 46}, guessing) == {guessing: None}
+    assert named({**config, "num_hidden_layers": "46"}, guessing) == {guessing: None}

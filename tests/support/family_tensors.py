@@ -25,7 +25,7 @@ from core.checkpoint.text_config import OWN_NAMES
 from core.checkpoint.tied_head import HEADS
 from core.worker.model.loader import tied_names
 
-NUM_LAYERS = 3
+NUM_LAYERS = 4
 NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 # What adds or takes modules and is no switch, or two of them together.
 OTHER_SHAPES: dict[str, list[dict[str, Any]]] = {
@@ -35,14 +35,34 @@ OTHER_SHAPES: dict[str, list[dict[str, Any]]] = {
     "internlm3": [{"bias": True, "qkv_bias": True}],
     "opt": [{"word_embed_proj_dim": 32}],
 }  # fmt: skip
+# Numbers of mixtures and of recurrent models that change which layers have which parts, and values to build with.
+OTHER_NUMBERS: dict[str, list[Any]] = {
+    "decoder_sparse_step": [2],
+    "first_k_dense_replace": [0, 1],
+    "layer_types": [["full_attention"] * NUM_LAYERS, ["linear_attention"] * NUM_LAYERS, ["conv"] * NUM_LAYERS],
+    "mlp_layer_types": [["dense", "sparse", "dense", "sparse"]],
+    "mlp_only_layers": [[0, 2]],
+    "moe_layer_interval": [2],
+    "moe_layer_start_index": [0, 1],
+    "moe_num_shared_experts": [0, 1],
+    "n_shared_experts": [0, 1],
+    "num_dense_layers": [0, 1],
+    "num_shared_experts": [0, 1],
+    "shared_intermediate_size": [0, 64],
+}
+# The layers of such models differ: what lies in one of these parts is never said to be missing.
+MLP = re.compile(r"\*\.(?:mlp|feed_forward|block_sparse_moe|moe|shared_mlp|conv|linear_attn|self_attn)\.")
 # What a class cannot be built without.
 LEAST: dict[str, dict[str, Any]] = {
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+              "layer_types": ["full_attention"] * NUM_LAYERS},
     "hunyuan_v1_dense": {"head_dim": 64},
+    "hunyuan_v1_moe": {"head_dim": 64},
     "ministral": {"head_dim": 64},
     "nemotron": {"num_key_value_heads": 8},
-}
+}  # fmt: skip
 HEAD = """\
-# The tensors of each dense family that runs, by transformers' own classes. Read by core/checkpoint/family_tensors.py,
+# The tensors of each family that runs, by transformers' own classes. Read by core/checkpoint/family_tensors.py,
 # written by tests/support/family_tensors.py; tests/checkpoint/test_family_tensors.py holds it against them.
 #
 # families  with these tensors
@@ -52,8 +72,9 @@ families,needed,known"""
 
 
 def checked_families() -> list[str]:
-    """The dense families that run, by the names of their text parts."""
-    return [family.name for family in families().values() if family.runs and not family.kind]
+    """The families that run, by the names of their text parts."""
+    kinds = ("", "experts", "recurrent")
+    return [family.name for family in families().values() if family.runs and family.kind in kinds]
 
 
 def tensors_of(family: str) -> tuple[frozenset[str], frozenset[str]]:
@@ -64,6 +85,8 @@ def tensors_of(family: str) -> tuple[frozenset[str], frozenset[str]]:
     tied = {name for model in models for name in tied_names(model)}
     any_has = frozenset(NUMBER.sub("*", name) for one in names for name in one)
     all_have = frozenset.intersection(*(_in_each_layer(one) for one in names))
+    if families()[family].kind:
+        all_have = frozenset(name for name in all_have if not MLP.search(name))
     return frozenset(name for name in all_have - tied if not name.endswith(HEADS)), any_has
 
 
@@ -73,6 +96,9 @@ def _variants(family: str) -> Iterator[dict[str, Any]]:
     switches = {name: value for name, value in vars(default).items() if isinstance(value, bool)}
     yield from ({name: not value} for name, value in switches.items())
     yield from OTHER_SHAPES.get(family, [])
+    if families()[family].kind:
+        numbers = ((name, value) for name, values in OTHER_NUMBERS.items() for value in values)
+        yield from ({name: value} for name, value in numbers if hasattr(default, name))
 
 
 def _build(family: str, more: dict[str, Any]) -> PreTrainedModel | None:
@@ -82,7 +108,7 @@ def _build(family: str, more: dict[str, Any]) -> PreTrainedModel | None:
         config = CONFIG_MAPPING[family].from_dict({layers: NUM_LAYERS, **LEAST.get(family, {}), **more})
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
-    except (NotImplementedError, StrictDataclassError, TypeError, ValueError):
+    except (KeyError, NotImplementedError, StrictDataclassError, TypeError, ValueError):
         return None
 
 
