@@ -25,7 +25,7 @@ from core.common.errors import DeckError
 from core.common.logs import set_up_logs
 from core.common.paths import ROOT
 from core.common.sandbox import close_all
-from core.library.last_model import is_loaded_at_start, last_model
+from core.library.last_model import is_loaded_at_start, last_load, last_model
 from core.library.scan import find
 from core.remote.selection import read_selection
 from core.server.uvicorn_tuning import tune_server
@@ -61,7 +61,9 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     """
     end_sessions_in_time(get_instance())
     if name := os.environ.get("LLAMADECK_LOAD"):
-        load_at_start(name, force="LLAMADECK_LOAD_ANYWAY" in os.environ)
+        known = last_load(name)
+        load_at_start(name, *((known.context_tokens, known.num_chats) if known else (0, 1)),
+                      force="LLAMADECK_LOAD_ANYWAY" in os.environ)  # fmt: skip
     elif is_loaded_at_start() and read_selection() is None and (last := last_model()):
         load_at_start(last.name, last.context_tokens, last.num_chats)
     engine().local.warm_worker.start()

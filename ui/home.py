@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from core.common.errors import DeckError
-from core.library.last_model import last_model
+from core.library.last_model import last_load, last_model
 from core.library.scan import LibraryEntry
 from ui.chat.history import chat_links, recent_chats
 from ui.load.disk import file_size
@@ -117,8 +117,8 @@ def _size(entry: LibraryEntry) -> int:
 
 def _wanted(name: str) -> tuple[int, int]:
     """The context and the chats at once that a click loads a model for: those of the last time, else the usual."""
-    last = last_model()
-    return (last.context_tokens, last.num_chats) if last and last.name == name else (0, 1)
+    last = last_load(name)
+    return (last.context_tokens, last.num_chats) if last else (0, 1)
 
 
 def _draw_offer(entry: LibraryEntry, is_first: bool) -> None:

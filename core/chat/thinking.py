@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+
+from core.common.preferences import Preferences
 
 # Variables of templates that switch thinking on and off: of Qwen3, GLM, EXAONE 4, SmolLM3, Gemma 4 and most others; of
 # Granite and DeepSeek V3.1. And gpt-oss', which says how much.
@@ -14,6 +17,9 @@ SWITCHES, EFFORT = ("enable_thinking", "thinking"), "reasoning_effort"
 EFFORTS = ("low", "medium", "high")
 # The settings of a chat.
 THINKING, BUDGET = "thinking", "thinking_budget"
+REMEMBERED = (THINKING, EFFORT, BUDGET)
+# In a person's preferences, by the models' names.
+GROUP = "model_thinking"
 MAX_BUDGET_TOKENS = 1_000_000
 TAG, TAG_END = re.compile(r"\{[%{]"), re.compile(r"[%}]\}")
 # One without an end ends with the tag: else the rest would be searched from each mark in it.
@@ -51,6 +57,21 @@ def with_effort(effort: str, switches: frozenset[str]) -> dict[str, Any]:
     if effort == "none":
         return switched(False, switches)
     return {EFFORT: {"minimal": "low", "xhigh": "high"}.get(effort, effort)} if EFFORT in switches else {}
+
+
+def model_thinking(preferences: Preferences, model: str) -> Mapping[str, Any]:
+    """What a person chose last for a model: the settings of chats that say nothing themselves."""
+    try:
+        found = json.loads(preferences.get(GROUP, model) or "{}")
+    except ValueError:
+        return {}
+    return {name: found[name] for name in REMEMBERED if name in found} if isinstance(found, dict) else {}
+
+
+def note_thinking(preferences: Preferences, model: str, name: str, value: str | int | None) -> None:
+    """None: as the model does by itself."""
+    kept = {**model_thinking(preferences, model), name: value}
+    preferences.set(GROUP, model, json.dumps({name: one for name, one in kept.items() if one is not None}))
 
 
 def thinking_of(settings: Mapping[str, Any], switches: frozenset[str]) -> Thinking:

@@ -1,4 +1,4 @@
-"""The model that was used last on this machine, and whether a start loads it again.
+"""The model that was used last on this machine, whether a start loads it again, and what each was loaded for.
 
 Kept for the whole installation: all who use it share its engine.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from core.common.paths import data_dir
 from core.common.preferences import Preferences
 
-GROUP = "last_model"
+GROUP, LOADS = "last_model", "loads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,21 @@ def last_model() -> LastModel | None:
     return LastModel(name, _number(context, 0), _number(chats, 1)) if name else None
 
 
+def last_load(name: str) -> LastModel | None:
+    """What the model called `name` was loaded for the last time; None where it never was."""
+    context, _, chats = (_preferences(data_dir()).get(LOADS, name) or "").partition(" ")
+    if context:
+        return LastModel(name, _number(context, 0), _number(chats, 1))
+    # As an older version kept it, of the last one alone.
+    last = last_model()
+    return last if last is not None and last.name == name else None
+
+
 def note_last_model(model: LastModel) -> None:
+    kept = _preferences(data_dir())
+    if model != last_load(model.name):
+        kept.set(LOADS, model.name, f"{model.context_tokens} {model.num_chats}")
     if model != last_model():
-        kept = _preferences(data_dir())
         kept.set(GROUP, "context_tokens", str(model.context_tokens))
         kept.set(GROUP, "num_chats", str(model.num_chats))
         kept.set(GROUP, "name", model.name)

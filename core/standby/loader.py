@@ -11,7 +11,7 @@ from core.common.errors import DeckError, EngineError
 from core.common.paths import model_name
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
-from core.library.last_model import last_model
+from core.library.last_model import LastModel, last_load, note_last_model
 from core.library.scan import LibraryEntry, find, list_names, locate, scan
 from core.standby.settings import other_names
 
@@ -84,14 +84,13 @@ class ModelLoader:
         state = self._engine.wait_while_loading()
         if state.model == wanted.name and state.error is not None:
             raise EngineError(state.error.key, **state.error.params)
+        if state.model == wanted.name and state.facts is not None:
+            note_last_model(LastModel(wanted.name, state.facts.context_tokens, state.facts.num_slots))
 
     def _load(self, name: str) -> None:
         find(name)
-        last = last_model()
-        context_tokens, num_chats = 0, 1
-        if last is not None and last.name == name:
-            context_tokens, num_chats = last.context_tokens, last.num_chats
-        self._engine.load(locate(name), context_tokens, num_chats)
+        last = last_load(name) or LastModel(name, 0, 1)
+        self._engine.load(locate(name), last.context_tokens, last.num_chats)
 
     def _may_load(self) -> bool:
         """A person who connected another server wants that one's model."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from core.library.last_model import LastModel, last_model, note_last_model
+from core.library.last_model import LastModel, last_load, last_model, note_last_model
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +28,17 @@ def test_a_number_that_is_none_is_the_usual_one(data: Path, text: str) -> None:
     file = data / "settings.json"
     file.write_text(file.read_text("utf-8").replace("4096", text).replace('"2"', f'"{text}"'), "utf-8")
     assert last_model() == LastModel("tiny", 0, 1)
+
+
+def test_each_model_is_known_again_with_what_it_was_loaded_for() -> None:
+    assert last_load("tiny") is None
+    for model in (LastModel("tiny", 4096, 1), LastModel("名字 with spaces", 832, 32), LastModel("tiny", 2048, 4)):
+        note_last_model(model)
+    assert last_load("tiny") == LastModel("tiny", 2048, 4)
+    assert last_load("名字 with spaces") == LastModel("名字 with spaces", 832, 32)
+
+
+def test_what_an_older_version_kept_of_the_last_model_counts(data: Path) -> None:
+    kept = '{"last_model": {"name": "tiny", "context_tokens": "512", "num_chats": "2"}}'
+    (data / "settings.json").write_text(kept, "utf-8")
+    assert last_load("tiny") == LastModel("tiny", 512, 2) and last_load("other") is None

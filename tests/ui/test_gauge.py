@@ -261,3 +261,13 @@ tell([seen, popovers, state.phase, state.facts.memory is None])
     seen, popovers, phase, is_on_cpu = run_page(nvml_standin, code)
     assert "started with --cpu" in seen and "fits on" not in seen and popovers == 0
     assert (phase, is_on_cpu) == ("ready", True)
+
+
+def test_the_sliders_begin_where_the_last_load_of_the_model_was(nvml_standin: Standin) -> None:
+    code = """
+from core.library.last_model import LastModel, note_last_model
+note_last_model(LastModel("7B", 2050, 5))
+tab = open_tab("2_Load_Model")
+tell([tab.select_slider(key=f"gauge_{name}").value for name in ("context_7B", "chats_7B", "chats_70B")])
+"""
+    assert run_page(nvml_standin, code) == [2048, 4, 1]

@@ -107,3 +107,19 @@ def test_a_model_that_does_not_think_has_no_switch(models: Path, checkpoint: Pat
     load(open_tab(), "plain")
     tab = open_tab("3_Chat")
     assert not has(tab.selectbox, "chat_thinking") and not has(tab.number_input, "chat_thinking_budget")
+
+
+def test_what_was_chosen_last_for_a_model_holds_in_its_next_chats(models: Path) -> None:
+    tab = load(open_tab(), "tiny")
+    tab = open_tab("3_Chat")
+    named(tab.selectbox, "chat_thinking").select("off")
+    run(tab)
+    another = open_tab("3_Chat")
+    assert named(another.selectbox, "chat_thinking").value == "off"
+    ask(another, "hello")
+    finish(another)
+    assert last_message().stats["template"] == {"enable_thinking": False}
+    assert "thinking" not in resources.chat_store().info(1).settings, "another model in this chat thinks as it likes"
+    named(another.selectbox, "chat_thinking").select("default")
+    run(another)
+    assert named(open_tab("3_Chat").selectbox, "chat_thinking").value == "default"

@@ -15,7 +15,7 @@ from core.memory.fit import DEFAULT_CONTEXT_TOKENS
 from ui.chat.feedback import show_errors
 from ui.load.entries import unload
 from ui.load.entries_cache import models
-from ui.load.gauge import Verdict, chosen_now, verdict
+from ui.load.gauge import Verdict, chosen_now, usual, verdict
 from ui.load.gpu_choice import Devices, devices_here
 from ui.shared.engine_status import Shown, load, loading_progress, reconnect_button, shown_now
 from ui.shared.errors import show_error
@@ -123,10 +123,10 @@ def _draw_offers(state: EngineState, used_tokens: int) -> None:
 
 
 def _wanted(name: str, checkpoint: Checkpoint, state: EngineState) -> tuple[int, int]:
-    """The context and the chats at once: as chosen on Load model, else no shorter than now where the model can."""
+    """The context and the chats at once: as chosen on Load model, else those of the model's last load, else no shorter
+    than now where the model can."""
     now = state.facts.context_tokens if state.facts is not None else 0
-    usual = min(checkpoint.context_limits.usual_tokens, max(DEFAULT_CONTEXT_TOKENS, now))
-    return chosen_now(name, (usual, 1))
+    return chosen_now(name, usual(checkpoint, name, max(DEFAULT_CONTEXT_TOKENS, now)))
 
 
 def _draw_offer(name: str, offer: Offer, state: EngineState, used_tokens: int) -> None:

@@ -13,7 +13,7 @@ from core.chat.modes import choose_mode
 from core.chat.presets import combine, model_preset, read_recommended
 from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.records import Chat, ChatInfo, Message, Mode
-from core.chat.thinking import thinking_of
+from core.chat.thinking import model_thinking, thinking_of
 from core.common.errors import DeckError, EngineError
 from core.engine.sampling_params import Sampling
 from core.personas.attached import attached_names
@@ -191,6 +191,12 @@ def preset_values(name: str) -> dict[str, Any]:
         return {}
 
 
+def thinking_settings(info: ChatInfo) -> Mapping[str, Any]:
+    """The chat's settings, and what was chosen last for the loaded model where it says nothing of thinking."""
+    model = engine().state.model
+    return {**(model_thinking(preferences(), model) if model else {}), **info.settings}
+
+
 def sampling_of(info: ChatInfo) -> Sampling:
     """A chat's settings: the model's recommendation, under the preset, under the chat's own. Raises InputError."""
     return combine(recommended(), preset_values(preset_of(info)), info.settings.get("sampling", {}))
@@ -217,7 +223,7 @@ def prompt_context(chat: Chat, speaker: str | None = None, line: str | None = No
         # Some characters know the person by a name of their own.
         group = replace(group, person=character.names.user)
     return PromptContext(model, state.facts.context_tokens, chat.info.mode, character, sampling_of(chat.info), group,
-                         thinking_of(chat.info.settings, model.template.switches))  # fmt: skip
+                         thinking_of(thinking_settings(chat.info), model.template.switches))  # fmt: skip
 
 
 def prompt_of(chat: Chat, context: PromptContext | None = None) -> Prompt:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import streamlit as st
 
 from core.chat.records import ChatInfo
-from core.chat.thinking import BUDGET, EFFORT, EFFORTS, MAX_BUDGET_TOKENS, SWITCHES, THINKING
+from core.chat.thinking import BUDGET, EFFORT, EFFORTS, MAX_BUDGET_TOKENS, SWITCHES, THINKING, note_thinking
 from ui.chat.chat_settings import change_settings
-from ui.chat.setup import loaded_model
+from ui.chat.setup import loaded_model, thinking_settings
 from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of
+from ui.shared.resources import engine, preferences
 
 # Stands for what the model does by itself.
 DEFAULT = "default"
@@ -37,7 +38,7 @@ def thinking_form(tag: str, info: ChatInfo) -> None:
 
 
 def _choice(name: str, values: tuple[str, ...], tag: str, info: ChatInfo) -> None:
-    chosen = info.settings.get(name)
+    chosen = thinking_settings(info).get(name)
     options = [DEFAULT, *values]
     shown = str(chosen) if chosen in values else DEFAULT
     key = key_of(f"chat_{name}", tag, shown)
@@ -49,11 +50,11 @@ def _choice(name: str, values: tuple[str, ...], tag: str, info: ChatInfo) -> Non
 def _choose(name: str, tag: str, key: str, shown: str) -> None:
     # A browser that shows the choice late tells it as if it were new.
     if (now := st.session_state[key]) != shown:
-        change_settings(tag, **{name: None if now == DEFAULT else now})
+        _keep(tag, name, None if now == DEFAULT else now)
 
 
 def _budget(tag: str, info: ChatInfo) -> None:
-    value = info.settings.get(BUDGET)
+    value = thinking_settings(info).get(BUDGET)
     shown = value if type(value) is int and 1 <= value <= MAX_BUDGET_TOKENS else None
     key = key_of(f"chat_{BUDGET}", tag, shown)
     st.number_input(tr(f"chat.{BUDGET}"), 1, MAX_BUDGET_TOKENS, value=None, step=1, key=key,
@@ -63,4 +64,11 @@ def _budget(tag: str, info: ChatInfo) -> None:
 
 def _keep_budget(tag: str, key: str, shown: int | None) -> None:
     if (now := st.session_state[key]) != shown:
-        change_settings(tag, **{BUDGET: now})
+        _keep(tag, BUDGET, now)
+
+
+def _keep(tag: str, name: str, value: str | int | None) -> None:
+    """For the chat, and for the next ones with this model."""
+    change_settings(tag, **{name: value})
+    if model := engine().state.model:
+        note_thinking(preferences(), model, name, value)

@@ -11,6 +11,7 @@ from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.notes import Note
 from core.checkpoint.rope import ContextLimits
 from core.common.errors import DeckError, InputError
+from core.library.last_model import last_load
 from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, SIZES, FitReport, check_fit
@@ -41,8 +42,7 @@ def context_choices(limits: ContextLimits) -> list[int]:
 
 def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
     """The context in tokens and the chats at once that a person chose for this model."""
-    limits = checkpoint.context_limits
-    choices, default = context_choices(limits), min(limits.usual_tokens, DEFAULT_CONTEXT_TOKENS)
+    choices, (default, chats) = context_choices(checkpoint.context_limits), usual(checkpoint, key)
     left, right = st.columns(2)
     context_tokens = default
     with left:
@@ -50,7 +50,7 @@ def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
             context_tokens = st.select_slider(tr("gauge.context"), choices, default, format_func=_with_commas,
                                               key=f"gauge_context_{key}", persist_state="session")  # fmt: skip
     with right:
-        num_chats = st.select_slider(tr("gauge.chats"), CHATS, CHATS[0], key=f"gauge_chats_{key}",
+        num_chats = st.select_slider(tr("gauge.chats"), CHATS, chats, key=f"gauge_chats_{key}",
                                      help=tr("gauge.chats_help"), persist_state="session")  # fmt: skip
     return context_tokens, num_chats
 
@@ -60,9 +60,21 @@ def cannot_run(report: Verdict) -> bool:
     return isinstance(report, DeckError) and not isinstance(report, InputError)
 
 
+def usual(checkpoint: Checkpoint, name: str, default_tokens: int = DEFAULT_CONTEXT_TOKENS) -> tuple[int, int]:
+    """The context and the chats at once to begin with: those of the last load of this name, as far as the sliders have
+    them, else `default_tokens` or as many as the model has, and one chat."""
+    limits = checkpoint.context_limits
+    default, last = min(limits.usual_tokens, default_tokens), last_load(name)
+    if last is None:
+        return default, CHATS[0]
+    context_tokens = [tokens for tokens in context_choices(limits) if tokens <= last.context_tokens]
+    num_chats = [chats for chats in CHATS if chats <= last.num_chats]
+    return max(context_tokens, default=default), max(num_chats, default=CHATS[0])
+
+
 def chosen_before(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
     """What sliders() is about to say."""
-    return chosen_now(key, (min(checkpoint.context_limits.usual_tokens, DEFAULT_CONTEXT_TOKENS), CHATS[0]))
+    return chosen_now(key, usual(checkpoint, key))
 
 
 def chosen_now(key: str, drawn: tuple[int, int]) -> tuple[int, int]:
