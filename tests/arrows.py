@@ -36,7 +36,7 @@ ARROWS = {
     "remote": "engine",
     "standby": "engine library",
     "worker": "bootstrap checkpoint engine gpu memory tokenizer worker.decode worker.kernels worker.model",
-    "worker.decode": "checkpoint engine memory worker.kernels worker.model",
+    "worker.decode": "engine memory worker.kernels worker.model",
     "worker.model": "checkpoint memory worker.kernels",
     "worker.kernels": "checkpoint memory",
     "engine": "gpu memory",

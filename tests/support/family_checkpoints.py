@@ -28,12 +28,13 @@ def make_family_checkpoint(
     written: dict[str, Any] | None = None,
     recipe_of: Callable[[str], Recipe | None] = lambda name: Recipe(),
     routers: Recipe | None = None,
+    is_quantized: Callable[[str], bool] = lambda name: True,
 ) -> PreTrainedModel:
     """Write a checkpoint of `config` with random weights. Returns transformers' own model with the same weights.
 
     rename: what the files call a tensor. written: the config.json, where it is not transformers' own. recipe_of: how
     an expert's matrix is quantized, None for one in 16 bit; each is by itself, as files have them. routers: how those
-    are quantized, None for 16 bit.
+    are quantized, None for 16 bit. is_quantized: whether a matrix is, by its name.
     """
     torch.manual_seed(0)
     made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
@@ -41,7 +42,7 @@ def make_family_checkpoint(
     model = (AutoModelForImageTextToText if has_pictures else AutoModelForCausalLM).from_config(made).float().eval()
     random = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {}
-    matrices = dict(_matrices(model, has_pictures))
+    matrices = {name: module for name, module in _matrices(model, has_pictures) if is_quantized(name)}
     stacks = {name: module for name, module in model.named_modules() if has_experts(module)}
     stacked = {f"{name}.{one}" for name, module in stacks.items() for one in module._parameters}
     with torch.no_grad():

@@ -19,6 +19,7 @@ import torch
 
 from core.worker.kernels import (
     decode_attention,
+    dense_small_batch,
     expert_kernels,
     packed_prefill,
     packed_small_batch,
@@ -41,13 +42,24 @@ CAPTURED: dict[str, Any] = {"text": True, "capture_output": True, "check": True}
 
 
 # What compiles kernels that run here, and what keeps compiled ones.
-MODULES = (decode_attention, packed_small_batch, packed_prefill, expert_kernels, router_kernel, routed_pairs, row_norm)
+MODULES = (
+    decode_attention,
+    dense_small_batch,
+    packed_small_batch,
+    packed_prefill,
+    expert_kernels,
+    router_kernel,
+    routed_pairs,
+    row_norm,
+)
 CACHES = (
     packed_small_batch.kernels_for,
     packed_prefill.prefill_kernels_for,
     expert_kernels.expert_kernels_for,
     routed_pairs.pair_kernels_for,
     row_norm.norm_kernel,
+    dense_small_batch.module_for,
+    dense_small_batch.dense_kernels_for,
     decode_attention.module_for,
     router_kernel.router_kernels_for,
 )

@@ -29,11 +29,13 @@ from core.worker.kernels.packed_small_batch import FusedRmsNorm
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
+from core.worker.model.recurrent_layers import FLOAT_MATRICES_ON_CPU
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.family_checkpoints import make_family_checkpoint
 from tests.support.family_checks import SIZES
 from tests.support.plain_recorder import PlainRecorder
 
+pytestmark = pytest.mark.slow
 GREEDY = Sampling(temperature=0.0)
 CONTEXT_TOKENS, CHUNK_TOKENS = 128, 40
 # Of the logits' spread: half precision rounds each of four layers' operations, in another order than torch's own.
@@ -91,7 +93,11 @@ def load(folder: Path) -> Any:
     checkpoint, places = read_checkpoint(folder), DeviceMap((torch.device("cpu"),))
     shape = read_shape(checkpoint, merged=True)
     assert shape.is_capturable
-    return load_model(checkpoint, shape, kernel_named("dense"), places, torch.float16, 64, lambda _: None, 128)
+    model = load_model(checkpoint, shape, kernel_named("dense"), places, torch.float16, 64, lambda _: None, 128)
+    for name, module in model.named_modules():
+        if name.endswith(FLOAT_MATRICES_ON_CPU):
+            module.half()  # As on a GPU.
+    return model
 
 
 class WatchedRunner(ModelRunner):

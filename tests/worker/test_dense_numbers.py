@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from core.worker.kernels import dense_small_batch, row_norm
 from core.worker.kernels.dense_small_batch import DenseKernels
 from core.worker.kernels.packed_small_batch import FusedRmsNorm
-from tests.support.ptx_on_cpu import CpuModule
+from tests.support.ptx_on_cpu import kernels_on_cpu
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 CPU = torch.device("cpu")
@@ -21,21 +20,10 @@ TOLERANCES = {torch.float16: 0.002, torch.bfloat16: 0.015}
 INPUTS, OUTPUTS = 640, (48, 20, 32)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
-    CpuModule.folder = tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(compiled: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for module in (dense_small_batch, row_norm):
-        monkeypatch.setattr(module, "CudaModule", CpuModule)
-    caches = (dense_small_batch.module_for, row_norm.norm_kernel)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with kernels_on_cpu(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 def far(got: torch.Tensor, wanted: torch.Tensor) -> float:

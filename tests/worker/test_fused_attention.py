@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
+from core.worker.decode.delta_rule import FusedDeltaNet
 from core.worker.decode.fused_attention import FusedAttention
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
 from core.worker.decode.fused_experts import FusedExperts
@@ -28,6 +29,7 @@ from core.worker.decode.layer_fusion import fuse_layers
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
+from core.worker.model.recurrent_layers import FLOAT_MATRICES_ON_CPU
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 from tests.support.ptx_on_cpu import kernels_on_cpu
@@ -65,9 +67,44 @@ def test_a_token_is_decoded_by_fused_attention(
 ) -> None:
     reference = make_family_checkpoint(tmp_path / "model", {"model_type": family, **SIZES, **more})
     wanted = reference(torch.tensor([PROMPT])).logits[0, -1]
-    checkpoint = read_checkpoint(tmp_path / "model")
+    before, run, (layer,) = open_fused(tmp_path / "model", monkeypatch)
+    assert isinstance(layer._mixer, FusedAttention)
+    assert isinstance(layer._mlp, FusedExperts if "num_experts" in more else FusedDenseMlp)
+    for got in (before, run.decode()):
+        assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+@pytest.mark.parametrize("is_quantized", [True, False], ids=["4 bit", "16 bit"])
+def test_a_token_is_decoded_by_a_fused_recurrent_layer(
+    tmp_path: Path, is_quantized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as Qwen published Qwen3.5: all but the MLPs in 16 bit, those of the attention as well."""
+    sizes = {**SIZES, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
+             "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 64,
+             "linear_value_head_dim": 32}  # fmt: skip
+    reference = make_family_checkpoint(
+        tmp_path / "model",
+        {"model_type": "qwen3_5_text", **sizes},
+        is_quantized=lambda name: is_quantized or "mlp" in name,
+    )
+    wanted = reference(torch.tensor([PROMPT])).logits[0, -1]
+    before, run, layers = open_fused(tmp_path / "model", monkeypatch)
+    assert [type(one._mixer) for one in layers] == [FusedDeltaNet, FusedAttention]
+    for got in (before, run.decode()):
+        assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+def open_fused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, GraphRun, list[FusedDecoderLayer]]:
+    """A checkpoint's model with fused layers; what it said before they were."""
+    checkpoint = read_checkpoint(folder)
     kernel, shape = kernel_named("llamadeck"), read_shape(checkpoint, merged=True)
     model = load_model(checkpoint, shape, kernel, DeviceMap((CPU,)), torch.float16, 16, lambda _: None, CONTEXT)
+    for name, module in model.named_modules():
+        if name.endswith(FLOAT_MATRICES_ON_CPU):
+            module.half()
+        if isinstance(module, torch.nn.Linear):
+            # As on a GPU: a tensor in a file begins anywhere.
+            module.weight.data = module.weight.clone()
     runner, source = ModelRunner(model, 2, CONTEXT), sys.modules[type(model).__module__]
     # Fusing replaces it for the process. Here it is put back.
     monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
@@ -75,12 +112,8 @@ def test_a_token_is_decoded_by_fused_attention(
     cache = GraphCache(runner.cache)
     run = GraphRun(runner, cache)
     before = run.decode()
-    assert fuse_layers(model, cache, run.decode) == 1
-    (layer,) = [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
-    assert isinstance(layer._mixer, FusedAttention)
-    assert isinstance(layer._mlp, FusedExperts if "num_experts" in more else FusedDenseMlp)
-    for got in (before, run.decode()):
-        assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
+    assert fuse_layers(model, cache, run.decode) == model.config.num_hidden_layers
+    return before, run, [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
 
 
 class GraphRun:

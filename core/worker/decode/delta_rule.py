@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from core.checkpoint.recurrent import GatedDeltaNet
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.decode.layer_parts import LayerArguments
 from core.worker.decode.mixer_matrices import (
@@ -18,22 +16,17 @@ from core.worker.decode.mixer_matrices import (
     can_multiply_out,
     can_prefill_out,
     find_input_matrices,
+    inverse_permutation_of,
     multiply_out,
     prefill_out,
 )
-from core.worker.kernels.packed_small_batch import PackedLinear
-from core.worker.kernels.recurrent import DeltaKernels, DeltaWeights, Projected
+from core.worker.kernels.recurrent import DeltaWeights, Projected, delta_kernels_for
 from core.worker.kernels.row_norm import MAX_ROW
 from core.worker.model.layer_state import RecurrentState
 from core.worker.model.recurrent_layers import GatedDeltaNetLayer
 
 if TYPE_CHECKING:
     from core.worker.decode.graph_cache import GraphCache
-
-
-@cache
-def delta_kernels_for(mixer: GatedDeltaNet, dtype: torch.dtype, num_rows: int, device: torch.device) -> DeltaKernels:
-    return DeltaKernels(mixer, dtype, num_rows, device)
 
 
 class DeltaRule:
@@ -108,10 +101,10 @@ class FusedDeltaNet:
 
     def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         matrices, out = self._matrices, self._matrices.out
-        row = matrices.inputs.decode(hidden, matrices.norm)
-        projected = self._rule.project({name: row[:, place] for name, place in matrices.inputs.places.items()})
-        order = out.inverse_permutation if isinstance(out, PackedLinear) else None
-        return multiply_out(out, self._rule.step(projected, arguments["past_key_values"], order), hidden)
+        rows = matrices.inputs.decode(hidden, matrices.norm)
+        projected = self._rule.project(matrices.inputs.split(rows))
+        mixed = self._rule.step(projected, arguments["past_key_values"], inverse_permutation_of(out))
+        return multiply_out(out, mixed, hidden)
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         # A function of its own, so that its buffers are freed when it returns, as the memory plan counts them.
@@ -119,5 +112,6 @@ class FusedDeltaNet:
         return prefill_out(self._matrices.out, mixed, hidden)
 
     def _prefill_mixed(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
-        parts = self._matrices.inputs.prefill(hidden, self._matrices.norm)
-        return self._rule.chunk(self._rule.project(parts), arguments["past_key_values"])
+        inputs = self._matrices.inputs
+        projected = self._rule.project(inputs.split(inputs.prefill(hidden, self._matrices.norm)))
+        return self._rule.chunk(projected, arguments["past_key_values"])

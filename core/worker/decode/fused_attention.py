@@ -10,42 +10,40 @@ from torch import nn
 
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.decode.graph_cache import AttentionSpec, GraphCache
-from core.worker.decode.layer_parts import LayerArguments, multiply_normed, prefill_normed, shared_gemm
+from core.worker.decode.layer_parts import LayerArguments
+from core.worker.decode.mixer_matrices import (
+    InputMatrices,
+    can_multiply_out,
+    can_prefill_out,
+    find_input_matrices,
+    inverse_permutation_of,
+    multiply_out,
+    prefill_out,
+)
 from core.worker.kernels.cache_attention import attend_prefill
 from core.worker.kernels.decode_attention import NO_NORM, DecodeKernels, HeadKind, HeadNorm
-from core.worker.kernels.packed_prefill import FusedDequantGemm
-from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.row_norm import MAX_ROW
-from core.worker.model.merged_linear import MergedLinearSlice
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionMatrices:
-    """The norm and matrices of an attention. qkv: one merged matrix, or query, key and value."""
+    """The norm and matrices of an attention. qkv: those of query, key and value, whose outputs lie in that order."""
 
     norm: FusedNorm
-    qkv: tuple[PackedLinear, ...]
-    out: PackedLinear
+    qkv: InputMatrices
+    out: nn.Module
 
 
 def find_attention_matrices(layer: nn.Module) -> AttentionMatrices | None:
-    """Those of a decoder layer with the usual modules, all of them PackedLinear; None for any other layer."""
+    """Those of a decoder layer with the usual modules, quantized or not; None for any other layer."""
     attention, norm = getattr(layer, "self_attn", None), getattr(layer, "input_layernorm", None)
-    out, qkv = getattr(attention, "o_proj", None), matrices_of(attention)
-    if not isinstance(norm, FusedNorm) or norm.weight.numel() > MAX_ROW or not isinstance(out, PackedLinear):
+    out = getattr(attention, "o_proj", None)
+    if not isinstance(norm, FusedNorm) or norm.weight.numel() > MAX_ROW or not isinstance(attention, nn.Module):
         return None
-    return AttentionMatrices(norm, qkv, out) if qkv else None
-
-
-def matrices_of(attention: nn.Module | None) -> tuple[PackedLinear, ...]:
-    """The merged matrix of query, key and value, or the three; () for other modules, or where three permute inputs."""
-    found = [getattr(attention, name, None) for name in ("q_proj", "k_proj", "v_proj")]
-    merged = [one.merged for one in found if isinstance(one, MergedLinearSlice)]
-    if len(merged) == 3 and all(one is merged[0] for one in merged):
-        found = merged[:1]
-    plain = tuple(one for one in found if isinstance(one, PackedLinear))
-    takes_same_rows = len(plain) == 1 or all(one.inverse_permutation is None for one in plain)
-    return plain if len(plain) == len(found) and takes_same_rows else ()
+    qkv = find_input_matrices(attention, ("q_proj", "k_proj", "v_proj"))
+    if qkv is None or not qkv.are_in_order() or not can_multiply_out(out):
+        return None
+    return AttentionMatrices(norm, qkv, out)
 
 
 def find_head_norm(attention: nn.Module, dim: int) -> HeadNorm | None:
@@ -63,7 +61,7 @@ def find_head_norm(attention: nn.Module, dim: int) -> HeadNorm | None:
 def find_head_kind(matrices: AttentionMatrices, spec: AttentionSpec, rotary: int, norm: HeadNorm) -> HeadKind | None:
     """What the heads are that `matrices` give, of which RoPE turns `rotary` elements; None for what no kernel takes."""
     num_heads, num_kv_heads = spec.heads
-    query_heads = sum(one.out_features for one in matrices.qkv) // spec.dim - 2 * num_kv_heads
+    query_heads = matrices.qkv.out_features // spec.dim - 2 * num_kv_heads
     if query_heads not in (num_heads, 2 * num_heads) or rotary % 16 or not 0 < rotary <= spec.dim:
         return None
     return HeadKind(spec.dim, rotary, norm.query is not None, query_heads > num_heads)
@@ -87,37 +85,28 @@ class FusedAttention:
 
     def can_prefill(self) -> bool:
         matrices = self._matrices
-        return len(matrices.qkv) == 1 and shared_gemm(matrices.out, *matrices.qkv) is not None
+        return matrices.qkv.can_prefill() and can_prefill_out(matrices.out, matrices.qkv)
 
     def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         matrices, spec, cache = self._matrices, self._spec, _cache_of(arguments)
-        qkv = torch.empty(
-            (hidden.shape[0], sum(one.out_features for one in matrices.qkv)), dtype=hidden.dtype, device=hidden.device
-        )
-        begin = 0
-        for one in matrices.qkv:
-            end = begin + one.out_features
-            multiply_normed(one, hidden, matrices.norm, "none", out=qkv[:, begin:end])
-            begin = end
         attended = self._kernels.attend(
-            qkv, arguments["position_embeddings"], cache.layer(self._index), cache.slots, cache.columns, spec.scale,
-            spec.window, matrices.out.inverse_permutation, self._norm, spec.sinks,
+            matrices.qkv.decode(hidden, matrices.norm), arguments["position_embeddings"], cache.layer(self._index),
+            cache.slots, cache.columns, spec.scale, spec.window, inverse_permutation_of(matrices.out), self._norm,
+            spec.sinks,
         )  # fmt: skip
-        return matrices.out.kernels.multiply(matrices.out.matrix, attended, "residual", matrices.out.bias, hidden)
+        return multiply_out(matrices.out, attended, hidden)
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         matrices, spec, cache = self._matrices, self._spec, _cache_of(arguments)
-        gemm, (keys, values) = matrices.out.prefill_backend, cache.layer(self._index)
-        assert isinstance(gemm, FusedDequantGemm)
-        qkv = prefill_normed(gemm, matrices.qkv[0], hidden, matrices.norm)
+        keys, values = cache.layer(self._index)
+        qkv = matrices.qkv.prefill(hidden, matrices.norm)
         query = self._kernels.apply_rope_and_store_kv(
             qkv, arguments["position_embeddings"], (keys, values), cache.slots, cache.columns, self._norm
         )
         attended = attend_prefill(query, keys, values, cache.slots, cache.bounds, spec.scale, spec.window, spec.sinks)
         if self._kernels.kind.is_gated:
             self._kernels.gate(attended, qkv)
-        swizzled = gemm.permute_rows(matrices.out.matrix, attended.view(hidden.shape[0], -1))
-        return gemm.multiply_swizzled(matrices.out.matrix, swizzled, hidden.shape[0], matrices.out.bias, hidden)
+        return prefill_out(matrices.out, attended.view(hidden.shape[0], -1), hidden)
 
 
 def _cache_of(arguments: LayerArguments) -> GraphCache:

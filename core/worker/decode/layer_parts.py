@@ -97,10 +97,16 @@ def multiply_normed(
     return multiply(matrix, normed, epilogue, linear.bias, sums=sums, **more)
 
 
-def prefill_normed(gemm: FusedDequantGemm, linear: PackedLinear, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
-    """A product of the RMS-normed rows [tokens, size] of a chunk."""
+def prefill_normed(
+    gemm: FusedDequantGemm,
+    linear: PackedLinear,
+    hidden: torch.Tensor,
+    norm: FusedNorm,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A product of the RMS-normed rows [tokens, size] of a chunk. out: takes the result."""
     swizzled = gemm.rmsnorm_rows(linear.matrix, hidden, norm.before(linear.inverse_permutation))
-    return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias)
+    return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias, out=out)
 
 
 def shared_gemm(*linears: PackedLinear) -> FusedDequantGemm | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -27,45 +28,53 @@ class InputMatrices:
     dense: tuple[nn.Linear, ...]
     places: dict[str, slice]
 
+    @property
+    def out_features(self) -> int:
+        return sum(one.out_features for one in (*self.packed, *self.dense))
+
+    def are_in_order(self) -> bool:
+        """Whether the projections lie side by side in the order of their names."""
+        places = list(self.places.values())
+        return all(one.stop == then.start for one, then in pairwise(places))
+
     def decode(self, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
         """hidden [rows, size] of one new token a row -> [rows, all outputs]."""
-        size = sum(one.out_features for one in (*self.packed, *self.dense))
-        out = torch.empty((hidden.shape[0], size), dtype=hidden.dtype, device=hidden.device)
-        begin = 0
+        out, begin = self._empty_rows(hidden), 0
         for one in self.packed:
             multiply_normed(one, hidden, norm, "none", out=out[:, begin : begin + one.out_features])
             begin += one.out_features
         if self.dense:
-            weights = [one.weight for one in self.dense]
-            dense_kernels_for(hidden.dtype, hidden.device).multiply(
-                weights, hidden, norm=norm.before(None), out=out[:, begin:]
-            )
+            weights, kernels = [one.weight for one in self.dense], dense_kernels_for(hidden.dtype, hidden.device)
+            kernels.multiply(weights, hidden, norm=norm.before(None), out=out[:, begin:])
         return out
 
     def can_prefill(self) -> bool:
         return not self.packed or shared_gemm(*self.packed) is not None
 
-    def prefill(self, hidden: torch.Tensor, norm: FusedNorm) -> dict[str, torch.Tensor]:
-        """hidden [tokens, size] of one chat's chunk -> the outputs [tokens, ..] of each projection, by its name."""
-        gemm = self.packed[0].prefill_backend if self.packed else None
-        outputs: list[torch.Tensor] = []
+    def prefill(self, hidden: torch.Tensor, norm: FusedNorm) -> torch.Tensor:
+        """hidden [tokens, size] of one chat's chunk -> [tokens, all outputs]."""
+        out, begin = self._empty_rows(hidden), 0
         for linear in self.packed:
+            gemm, end = linear.prefill_backend, begin + linear.out_features
             assert isinstance(gemm, FusedDequantGemm)
-            outputs.append(prefill_normed(gemm, linear, hidden, norm))
-        if self.dense:
-            normed = norm(hidden)
-            outputs += [nn.functional.linear(normed, one.weight) for one in self.dense]
-        return self._by_name(outputs)
-
-    def _by_name(self, outputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        found, begin = {}, 0
-        for output in outputs:
-            end = begin + output.shape[1]
-            for name, place in self.places.items():
-                if begin <= place.start < end:
-                    found[name] = output[:, place.start - begin : place.stop - begin]
+            prefill_normed(gemm, linear, hidden, norm, out[:, begin:end])
             begin = end
-        return found
+        normed = norm(hidden) if self.dense else hidden
+        for one in self.dense:
+            end = begin + one.out_features
+            torch.mm(normed, one.weight.t(), out=out[:, begin:end])
+            begin = end
+        return out
+
+    def split(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Of rows [tokens, all outputs] those of each projection, by its name."""
+        return {name: rows[:, place] for name, place in self.places.items()}
+
+    def _empty_rows(self, hidden: torch.Tensor) -> torch.Tensor:
+        # Each row begins on 16 bytes, whatever the numbers of outputs: kernels store eight values at once.
+        padded = -(-self.out_features // 8) * 8
+        out = torch.empty((hidden.shape[0], padded), dtype=hidden.dtype, device=hidden.device)
+        return out[:, : self.out_features]
 
 
 def find_input_matrices(owner: nn.Module, names: Sequence[str]) -> InputMatrices | None:
@@ -95,6 +104,11 @@ def find_input_matrices(owner: nn.Module, names: Sequence[str]) -> InputMatrices
 def can_multiply_out(linear: nn.Module | None) -> bool:
     """Whether `multiply_out` takes the matrix."""
     return isinstance(linear, PackedLinear) or (isinstance(linear, nn.Linear) and can_multiply_dense(linear))
+
+
+def inverse_permutation_of(linear: nn.Module) -> torch.Tensor | None:
+    """Where `multiply_out` wants each value of what it multiplies; None: in order."""
+    return linear.inverse_permutation if isinstance(linear, PackedLinear) else None
 
 
 def multiply_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,8 @@ PARTS, AHEAD, MAX_MATRICES = 8, 2, 4
 TILES = {8: 1, 16: 2, 32: 2}
 MOST_ROWS = max(TILES)
 EPILOGUES = ("none", "residual")
+# Of GPUs whose tensor cores take half precision with 16 inputs at once.
+MIN_CAPABILITY = (8, 0)
 # How many inputs' sums the kernel of norms adds up, which nothing here reads.
 NORM_GROUP = 128
 
@@ -93,6 +95,8 @@ class DenseKernels:
 def can_multiply_dense(linear: nn.Linear) -> bool:
     """Whether DenseKernels take the matrix of `linear` in its place."""
     weight = linear.weight
+    if weight.is_cuda and torch.cuda.get_device_capability(weight.device) < MIN_CAPABILITY:
+        return False
     is_plain = linear.bias is None and weight.is_contiguous() and weight.data_ptr() % 16 == 0
     return is_plain and weight.dtype in HALVES and weight.shape[1] % K_BLOCK == 0
 

@@ -165,12 +165,14 @@ class FusedDequantGemm:
         rows: int,
         bias: torch.Tensor | None,
         residual: torch.Tensor | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """swizzled: what `permute_rows`, `rmsnorm_rows` or `swiglu_rows` gave for `rows` rows -> [rows, outputs], plus
-        `residual` of that shape."""
+        `residual` laid out like it. out: takes the result, as parts of rows that begin on 16 bytes."""
         tiles, blocks = matrix.codes.shape[:2]
         row_tiles = -(-rows // PREFILL_TILE_ROWS)
-        out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
+        if out is None:
+            out = torch.empty((rows, matrix.outputs), dtype=swizzled.dtype, device=swizzled.device)
         tile = ONE_ROW_TILE if row_tiles == 1 else TWO_ROW_TILES
         units = -(-matrix.outputs // tile.outputs) * -(-row_tiles // tile.row_tiles)
         grid, whole = stream_k_grid(units, blocks, self._kernels.multiprocessors)

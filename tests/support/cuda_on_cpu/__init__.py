@@ -105,6 +105,12 @@ def cuda_on_cpu() -> Iterator[None]:
 
 def forget() -> None:
     """Nothing that was made with one kind of module is used with another."""
-    for made in (step_ops.module_for, step_ops.kernel_for, cache_attention.kernels_for, recurrent.module_for):
+    for made in (
+        step_ops.module_for,
+        step_ops.kernel_for,
+        cache_attention.kernels_for,
+        recurrent.module_for,
+        recurrent.delta_kernels_for,
+    ):
         made.cache_clear()
     sampling_kernel.sampling_kernel_for.cache_clear()
