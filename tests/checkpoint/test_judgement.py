@@ -22,7 +22,7 @@ MLA = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     # Each expert's matrices by themselves, of a class that has those of a layer in another way.
     ({"model_type": "llama4_text"}, "model.layers.0.feed_forward.experts.17.up_proj.qweight", "family_moe"),
-    ({"model_type": "gpt_oss", "num_local_experts": 32}, PLAIN, "family_moe"),
+    ({"model_type": "dbrx", "num_local_experts": 32}, PLAIN, "family_moe"),
     ({"model_type": "new_moe", "n_routed_experts": 64, "auto_map": {"AutoModel": "a.B"}}, PLAIN,
      "family_moe_elsewhere"),
     ({"model_type": "kimi_linear", "layer_types": ["linear_attention", "full_attention"]}, PLAIN, "family_recurrent"),
@@ -76,6 +76,7 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "qwen2_vl", "vision_config": {}}, "visual.blocks.0.attn.qkv.weight"),
     ({"model_type": "qwen3_moe", "num_experts": 128}, "model.layers.0.mlp.experts.17.up_proj.qweight"),
     ({"model_type": "mixtral"}, "model.layers.0.block_sparse_moe.experts.0.w1.qweight"),
+    ({"model_type": "gpt_oss", "num_local_experts": 32}, "model.layers.0.mlp.experts.31.gate_proj.qweight"),
     # All experts of a layer in one tensor.
     ({"model_type": "qwen3_moe", "num_experts": 4}, "model.layers.0.mlp.experts.gate_up_proj"),
     # Compressed, but keys and values are of one length.

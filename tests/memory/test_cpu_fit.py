@@ -75,7 +75,7 @@ def test_every_reason_is_a_whole_sentence(language: str, available_mib: int) -> 
 
 
 def test_what_runs_nowhere_and_what_cannot_be_asked_is_refused_here_too() -> None:
-    moe = replace(llama("7B"), config=llama("7B").config | {"model_type": "gpt_oss", "num_local_experts": 32})
+    moe = replace(llama("7B"), config=llama("7B").config | {"model_type": "dbrx", "num_local_experts": 32})
     with pytest.raises(CheckpointError):
         check_cpu_fit(moe)
     with pytest.raises(InputError):

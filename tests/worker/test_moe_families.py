@@ -76,6 +76,10 @@ FAMILIES: dict[str, tuple[dict[str, Any], Rename]] = {
     "granitemoe": ({"model_type": "granitemoe", **SIZES, **FOUR}, as_granite),
     "granitemoeshared": ({"model_type": "granitemoeshared", **SIZES, **FOUR, "shared_intermediate_size": 96},
                          as_granite),
+    "gpt_oss": ({"model_type": "gpt_oss", **SIZES, **FOUR, "head_dim": 16, "sliding_window": 24,
+                 "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": {
+                     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0,
+                     "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}}, unchanged),
     "qwen3_next": ({"model_type": "qwen3_next", **SHARED, **DELTA, "decoder_sparse_step": 1}, unchanged),
     "qwen3_5_moe_text": ({"model_type": "qwen3_5_moe_text", **SHARED, **DELTA}, unchanged),
     "qwen3_5_moe": ({"model_type": "qwen3_5_moe", **PICTURES,
