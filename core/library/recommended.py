@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
 from core.library.catalogue import listed_format
+from core.library.release_tensors import list_tensors
 from core.memory.cpu_fit import READING_TOKENS_S, CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
@@ -25,7 +26,14 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
 }
+# Of Gated DeltaNet layers, in all releases so far: the size of a head, the convolution's width, and that every so many
+# layers one has full attention.
+DELTA_HEAD_DIM, CONV_WIDTH, FULL_ATTENTION_INTERVAL = 128, 4, 4
 # A model that thinks before it answers needs this much for one question.
 MIN_CONTEXT_TOKENS = 8192
 ReasonAgainst = Literal["no_kernel", "too_large", "short_context", "slow"]
@@ -36,7 +44,7 @@ Verdict = FitReport | CpuReport | DeckError
 class RecommendedModel:
     """One repository. `billions` counts the parameters; `on_modelscope`: under the same name there too.
 
-    `config`: what its config.json says of its sizes.
+    `config`: what its config.json says of the sizes of its text part. `kept`: patterns of the modules in 16 bit.
     """
 
     repo: str
@@ -45,6 +53,7 @@ class RecommendedModel:
     on_modelscope: bool
     config: dict[str, Any]
     quantization: MatrixFormat
+    kept: tuple[str, ...] = ()
 
 
 @cache
@@ -59,7 +68,7 @@ def known_checkpoint(model: RecommendedModel) -> Checkpoint:
     """`model` as the checkpoint that a download would be, as far as its sizes are known without a network."""
     tensors: dict[str, TensorInfo] = {}
     begin = 0
-    for name, dtype, shape in _list_tensors(model.config, model.quantization):
+    for name, dtype, shape in list_tensors(model.config, model.quantization, model.kept):
         end = begin + math.prod(shape) * DTYPE_BYTES[dtype]
         tensors[name] = TensorInfo("model.safetensors", dtype, shape, begin, end)
         begin = end
@@ -135,6 +144,8 @@ def _model(row: dict[str, str]) -> RecommendedModel:
         "vocab_size": int(row["vocabulary"]),
         "tie_word_embeddings": row["tied"] == "yes",
         "max_position_embeddings": int(row["context"]),
+        **_experts(row),
+        **_recurrent_layers(row),
     }
     return RecommendedModel(
         repo=row["repo"],
@@ -143,38 +154,33 @@ def _model(row: dict[str, str]) -> RecommendedModel:
         on_modelscope=row["modelscope"] == "yes",
         config=config,
         quantization=listed_format(row),
+        kept=tuple((row["kept"] or "").split()),
     )
 
 
-def _list_tensors(config: dict[str, Any], format: MatrixFormat) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, type and shape of every tensor of a Llama, Mistral or Qwen as gptqmodel writes it."""
-    hidden, wide, family = config["hidden_size"], config["intermediate_size"], config["model_type"]
-    queries = config["num_attention_heads"] * config["head_dim"]
-    keys = config["num_key_value_heads"] * config["head_dim"]
-    matrices = {
-        "self_attn.q_proj": (hidden, queries),
-        "self_attn.k_proj": (hidden, keys),
-        "self_attn.v_proj": (hidden, keys),
-        "self_attn.o_proj": (queries, hidden),
-        "mlp.gate_proj": (hidden, wide),
-        "mlp.up_proj": (hidden, wide),
-        "mlp.down_proj": (wide, hidden),
+def _experts(row: dict[str, str]) -> dict[str, Any]:
+    if not row["experts"]:
+        return {}
+    return {
+        "num_experts": int(row["experts"]),
+        "num_experts_per_tok": int(row["chosen"]),
+        "moe_intermediate_size": int(row["expert_size"]),
+        "shared_expert_intermediate_size": int(row["shared_size"] or 0),
+        "norm_topk_prob": True,
     }
-    yield "model.embed_tokens.weight", "F16", (config["vocab_size"], hidden)
-    if not config["tie_word_embeddings"]:
-        yield "lm_head.weight", "F16", (config["vocab_size"], hidden)
-    yield "model.norm.weight", "F16", (hidden,)
-    for number in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{number}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{layer}.{norm}.weight", "F16", (hidden,)
-        for norm in ("q_norm", "k_norm") if family == "qwen3" else ():
-            yield f"{layer}.self_attn.{norm}.weight", "F16", (config["head_dim"],)
-        for name, (rows, columns) in matrices.items():
-            groups = format.num_groups(rows)
-            yield f"{layer}.{name}.qweight", "I32", (rows * format.bits // 32, columns)
-            yield f"{layer}.{name}.qzeros", "I32", (groups, columns * format.bits // 32)
-            yield f"{layer}.{name}.scales", "F16", (groups, columns)
-            yield f"{layer}.{name}.g_idx", "I32", (rows,)
-            if family == "qwen2" and name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
-                yield f"{layer}.{name}.bias", "F16", (columns,)
+
+
+def _recurrent_layers(row: dict[str, str]) -> dict[str, Any]:
+    if not row["value_heads"]:
+        return {}
+    places = range(1, int(row["layers"]) + 1)
+    return {
+        "layer_types": [
+            "linear_attention" if place % FULL_ATTENTION_INTERVAL else "full_attention" for place in places
+        ],
+        "linear_num_key_heads": int(row["key_heads"]),
+        "linear_num_value_heads": int(row["value_heads"]),
+        "linear_key_head_dim": DELTA_HEAD_DIM,
+        "linear_value_head_dim": DELTA_HEAD_DIM,
+        "linear_conv_kernel_dim": CONV_WIDTH,
+    }

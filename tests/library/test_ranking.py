@@ -93,12 +93,13 @@ def test_the_newer_models_are_names_that_the_hub_can_have() -> None:
 
 
 def test_the_newer_models_run_and_have_the_size_of_their_parameters() -> None:
-    """Half a byte for a weight of 4 bits, and a little for scales and what is not quantized."""
+    """Half a byte for a weight of 4 bits, and a little for scales and what is not quantized: in Qwen3.5-27B all of its
+    attention."""
     for model in recommended_models():
         checkpoint = known_checkpoint(model)
         checkpoint.require_runs()
         weights_bytes = model.billions * 1e9 * model.quantization.bits / 8
-        assert 1.0 < checkpoint.size_bytes / weights_bytes < 2.0, model.repo
+        assert 1.0 < checkpoint.size_bytes / weights_bytes < (2.2 if model.kept else 2.0), model.repo
         assert len(checkpoint.layers) == model.config["num_hidden_layers"]
 
 
@@ -107,7 +108,9 @@ def test_the_newer_models_run_and_have_the_size_of_their_parameters() -> None:
     [
         ("RTX 3060 8GB", "hugging-quants/Meta-Llama-3.1-8B-Instruct-GPTQ-INT4"),
         ("RTX 3060 12GB", "JunHowie/Qwen3-14B-GPTQ-Int4"),
-        ("RTX 4090", "JunHowie/Qwen3-32B-GPTQ-Int4"),
+        ("RTX 4090", "Qwen/Qwen3.5-35B-A3B-GPTQ-Int4"),
+        ("RTX 5090", "Qwen/Qwen3.5-35B-A3B-GPTQ-Int4"),
+        ("H100", "shuyuej/Llama-3.3-70B-Instruct-GPTQ"),
         ("A40", "shuyuej/Llama-3.3-70B-Instruct-GPTQ"),
         ("GTX 1060 3GB", "Qwen/Qwen2.5-1.5B-Instruct-GPTQ-Int4"),
     ],
@@ -115,6 +118,22 @@ def test_the_newer_models_run_and_have_the_size_of_their_parameters() -> None:
 def test_the_best_model_for_a_card_is_the_first_that_fits_with_room_for_an_answer(card: str, best: str) -> None:
     found = best_of(verdicts_for((DeviceMemory.planned(lookup(card)),)))
     assert found is not None and found.repo == best
+
+
+@pytest.mark.parametrize(
+    ("repo", "on_24_gb"),
+    [("Qwen/Qwen3-30B-A3B-GPTQ-Int4", True), ("Qwen/Qwen3.5-27B-GPTQ-Int4", False)],
+)
+def test_mixtures_and_recurrent_layers_have_verdicts(repo: str, on_24_gb: bool) -> None:
+    """Qwen3.5-27B as it was published keeps its attention in 16 bit: too much for 24 GB, and with 32 GB a long context,
+    since 16 of its 64 layers keep one."""
+    found = {}
+    for card in ("RTX 4090", "RTX 5090", "A40"):
+        verdicts = verdicts_for((DeviceMemory.planned(lookup(card)),))
+        (found[card],) = [report for model, report in verdicts if model.repo == repo]
+    reports = [report for report in found.values() if isinstance(report, FitReport)]
+    assert [report.fits for report in reports] == [on_24_gb, True, True]
+    assert reports[1].max_context > 32768
 
 
 def test_on_a_card_that_is_too_small_for_all_none_is_the_best() -> None:

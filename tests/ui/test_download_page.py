@@ -118,7 +118,7 @@ def test_the_page_opens_without_asking_anybody(models: Path, hub: HubStandin) ->
 
 def test_the_page_begins_with_the_best_recommended_model_for_the_card(models: Path, hub: HubStandin) -> None:
     """It once began with a Llama-2 of 2023, whatever the card."""
-    for card, best in (("RTX 4090", "Qwen3-32B"), ("RTX 3060 8GB", "8B"), ("A40", "70B")):
+    for card, best in (("RTX 4090", "35B-A3B"), ("RTX 3060 8GB", "8B"), ("A40", "70B")):
         tab = plan_for(open_page(), card)
         table = tab.dataframe[0].value
         marked = table[table["Verdict"] == "✅ best for this card"]["Repository"]
