@@ -54,6 +54,14 @@ def test_rows_come_out_the_same_beside_any_others_normed_or_added_to_a_residual(
     assert torch.equal(kernels.multiply(weights[:1], x[:1], residual[:1]), added[:1, : OUTPUTS[0]])
 
 
+def test_a_row_of_any_number_of_k_blocks_is_normed() -> None:
+    """Sums of groups of 128 inputs once ran over the end of their tensor where inputs are an odd multiple of 64."""
+    kernels, x, weight = DenseKernels(torch.float16, CPU), torch.randn(3, 192).half(), torch.randn(20, 192).half()
+    norm = FusedRmsNorm(torch.ones(192).half(), None, 1e-5)
+    wanted = torch.nn.functional.rms_norm(x.float(), (192,), eps=1e-5) @ weight.float().t()
+    assert far(kernels.multiply([weight], x, norm=norm), wanted) < TOLERANCES[torch.float16] * 4
+
+
 def test_the_result_goes_into_a_part_of_a_larger_tensor() -> None:
     kernels, x = DenseKernels(torch.float16, CPU), torch.randn(3, 64).half()
     weight, out = torch.randn(20, 64).half(), torch.zeros(3, 100).half()

@@ -28,8 +28,6 @@ MOST_ROWS = max(TILES)
 EPILOGUES = ("none", "residual")
 # Of GPUs whose tensor cores take half precision with 16 inputs at once.
 MIN_CAPABILITY = (8, 0)
-# How many inputs' sums the kernel of norms adds up, which nothing here reads.
-NORM_GROUP = 128
 
 
 @cache
@@ -75,7 +73,8 @@ class DenseKernels:
         out = torch.empty((x.shape[0], sum(outputs)), dtype=x.dtype, device=x.device) if out is None else out
         is_fused = norm is not None and residual is None and x.shape[0] == 1 and inputs <= MAX_NORMED
         if norm is not None and not is_fused:
-            x, _ = norm_rows(x, norm.weight, norm.eps, NORM_GROUP, offset=norm.offset)
+            # The sums of scale groups, which nothing here reads, want groups of which inputs are a multiple.
+            x, _ = norm_rows(x, norm.weight, norm.eps, K_BLOCK, offset=norm.offset)
         empty = MAX_MATRICES - len(weights)
         matrices = (*weights, *[None] * empty, *outputs, *[0] * empty)
         before = (norm.weight, norm.eps, norm.offset) if norm and is_fused else (None, 0.0, 0.0)
