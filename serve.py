@@ -34,6 +34,7 @@ from ui.server.presence import presence_route
 from ui.server.sessions import end_sessions_in_time
 from ui.server.single_sign_on import sign_on
 from ui.server.typed_tokens import typed_tokens_route
+from ui.server.websocket_check import websocket_check_routes
 from ui.shared.resources import (
     access,
     api_keys,
@@ -134,6 +135,7 @@ app = st.App(
         *make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending, loader=loader),
         typed_tokens_route(count_typed),
         presence_route(idle_watch().note),
+        *websocket_check_routes(),
     ],
     middleware=[
         Middleware(

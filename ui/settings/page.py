@@ -11,6 +11,7 @@ from core.common.paths import cache_dir, characters_dir, data_dir, models_dir, v
 from core.library.last_model import is_loaded_at_start, set_loaded_at_start
 from ui.settings.access import draw_access
 from ui.settings.api_keys import draw_keys
+from ui.settings.connection import draw_connection
 from ui.settings.files import draw_files
 from ui.settings.serving import draw_idle, draw_serving
 from ui.settings.theme import choose_theme
@@ -37,6 +38,8 @@ def draw_settings() -> None:
     st.subheader(tr("settings.access"))
     draw_access()
     draw_keys()
+    st.subheader(tr("settings.connection"))
+    draw_connection()
     draw_files()
     st.subheader(tr("settings.shortcuts"))
     _draw_shortcuts()
