@@ -16,7 +16,9 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.copy_speed import gpu_speed
+from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.kernels.expert_kernels import StackedMatrix, expert_kernels_for
+from core.worker.kernels.expert_prompts import ExpertPrompts
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packed_small_batch import FusedRmsNorm
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat
@@ -141,7 +143,9 @@ def make_experts(shape: Shape, format: CodeFormat, dtype: torch.dtype) -> Packed
         for sides in ((shape.hidden, 2 * shape.intermediate), (shape.intermediate, shape.hidden))
     ]
     kernels = expert_kernels_for(dtype, format, device)
-    return PackedExperts(stacks[0], stacks[1], (kernels, kernels), pair_kernels_for(dtype, device))
+    has_tiles = has_fused_prefill(torch.cuda.get_device_capability(device))
+    prompts = ExpertPrompts(dtype, (format, format), device) if has_tiles else None
+    return PackedExperts(stacks[0], stacks[1], (kernels, kernels), pair_kernels_for(dtype, device), prompts)
 
 
 def make_stack(num_experts: int, inputs: int, outputs: int, format: CodeFormat, dtype: torch.dtype) -> StackedMatrix:

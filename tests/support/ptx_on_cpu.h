@@ -168,10 +168,13 @@ void mma_m16n8k16(float** d, std::initializer_list<u32> a_and_b, std::initialize
         mma_m16n8k16(d, {a0, a1, a2, a3, b0, b1}, {c0, c1, c2, c3}, FROM);                                          \
     }                                                                                                              \
     template <class... Rest> void wgmma_mma_async_sync_aligned_m64n128k16_f32_##TYPE##_##TYPE(float& c, Rest&... r) { \
-        wgmma(&c, FROM, r...);                                                                                     \
+        wgmma(&c, FROM, 128, r...);                                                                                \
+    }                                                                                                              \
+    template <class... Rest> void wgmma_mma_async_sync_aligned_m64n64k16_f32_##TYPE##_##TYPE(float& c, Rest&... r) {  \
+        wgmma(&c, FROM, 64, r...);                                                                                 \
     }
-// Of 64 sums that lie side by side, the first is enough. B: 128 rows of 128 bytes, swizzled, `with` is where.
-template <class From, class... Rest> void wgmma(float* c, From from, Rest&... rest) {
+// Of the sums, which lie side by side, the first is enough. B: `columns` rows of 128 bytes, swizzled; the last says where.
+template <class From, class... Rest> void wgmma(float* c, From from, int columns, Rest&... rest) {
     const unsigned long long last[] = {(unsigned long long)rest...};
     const size_t n = sizeof...(rest);
     const Given& given = exchange({(u32)last[n - 5], (u32)last[n - 4], (u32)last[n - 3], (u32)last[n - 2]});
@@ -182,7 +185,7 @@ template <class From, class... Rest> void wgmma(float* c, From from, Rest&... re
         u16 x;
         memcpy(&x, at_shared(at), 2);
         return from(x);
-    }, 128);
+    }, columns);
 }
 MMA(f16, from_f16)
 MMA(bf16, from_bf16)

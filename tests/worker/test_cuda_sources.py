@@ -19,6 +19,7 @@ from core.worker.kernels import (
     decode_attention,
     dense_small_batch,
     expert_kernels,
+    expert_prompts,
     nvrtc,
     packed_prefill,
     packed_small_batch,
@@ -82,6 +83,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         step_ops,
         row_norm,
         expert_kernels,
+        expert_prompts,
         routed_pairs,
         recurrent,
         dense_small_batch,
@@ -132,6 +134,7 @@ def test_the_products_compile(
         ((8, 0), 163, torch.float16, CodeFormat(4, 128, False)),
         ((8, 9), 99, torch.bfloat16, CodeFormat(8, 32, True)),
         ((9, 0), 227, torch.bfloat16, CodeFormat(4, 128, False)),
+        ((9, 0), 227, torch.float16, CodeFormat(8, 32, True)),
     ],
     ids=str,
 )
@@ -147,6 +150,9 @@ def test_the_products_with_experts_compile(
     expert_kernels.ExpertKernels(dtype, format, torch.device("cpu"))
     routed_pairs.PairKernels(dtype, torch.device("cpu"))
     router_kernel.RouterKernels(dtype, 2048, torch.device("cpu"))
+    if capability == (9, 0):
+        for rows in expert_prompts.STAGES:
+            expert_prompts.ExpertPromptKernels(dtype, format, rows, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)], ids=str)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from core.checkpoint.quantization import MatrixFormat
-from core.memory.kernels.llamadeck import LLAMADECK
+from core.memory.kernels.llamadeck import LLAMADECK, expert_tile_rows
 from core.worker.kernels.expert_kernels import DOWN, DOWN_WARPS, GATE_UP, GATE_UP_WARPS, ExpertKernels, shared_bytes
+from core.worker.kernels.expert_prompts import ExpertPrompts
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.routed_pairs import (
@@ -86,6 +87,41 @@ def test_a_token_comes_out_the_same_alone_and_beside_any_others(
     for begin, count in ((33, 1), (5, 2), (3, 10), (18, 16)):
         rows = slice(begin, begin + count)
         assert torch.equal(experts(x[rows], ids[rows], weights[rows]), together[rows])
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("format", "dtype", "permuted"),
+    [
+        (CodeFormat(4, 128, False), torch.float16, False),
+        (CodeFormat(8, 32, True), torch.float16, True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tile_rows", [64, 128])
+def test_the_rows_of_a_prompt_are_multiplied_in_tiles(
+    format: CodeFormat, dtype: torch.dtype, permuted: bool, tile_rows: int
+) -> None:
+    """An expert with more rows than a tile has, one with fewer, one with none; what a tile lacks is left alone."""
+    hidden, intermediate = (192, 64) if permuted else (256, 128)
+    gate_up = make_stack(3, hidden, 2 * intermediate, format, dtype, permuted, 1)
+    down = make_stack(3, intermediate, hidden, format, dtype, permuted, 2)
+    kernels, prompts = ExpertKernels(dtype, format, CPU), ExpertPrompts(dtype, (format, format), CPU)
+    experts = PackedExperts(gate_up.matrix, down.matrix, (kernels, kernels), PairKernels(dtype, CPU), prompts)
+    tokens = 150
+    random = torch.Generator().manual_seed(9)
+    x, more = torch.randn((2, tokens, hidden), generator=random).to(dtype)
+    ids = (torch.arange(tokens) % 10 == 0).long().unsqueeze(-1)
+    weights = torch.rand((tokens, 1), generator=random)
+    got = experts._multiply_tiles(prompts._kernels[tile_rows], x, ids, weights, more)
+    wanted = run_dense(x, ids, weights, gate_up.dense, down.dense) + more.float()
+    # Codes are rounded to half precision with their scales.
+    assert (got.float() - wanted).abs().max() < 2 * TOLERANCES[dtype] * wanted.std()
+
+
+def test_tiles_are_as_large_as_experts_have_rows() -> None:
+    assert [expert_tile_rows(tokens * 8, 128) for tokens in (256, 384, 512, 2048)] == [0, 64, 64, 128]
+    assert [expert_tile_rows(tokens * 2, 8) for tokens in (64, 128, 512)] == [0, 64, 128]
 
 
 @needs_compiler

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from core.checkpoint.quantization import MatrixFormat
-from core.memory.kernels.llamadeck import LLAMADECK
+from core.memory.kernels.llamadeck import LLAMADECK, has_fused_prefill
 from core.worker.kernels.expert_kernels import expert_kernels_for
+from core.worker.kernels.expert_prompts import ExpertPrompts
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packed_small_batch import FusedRmsNorm
 from core.worker.kernels.packing import CodeFormat
@@ -79,6 +80,31 @@ def test_a_token_comes_out_right_and_the_same_beside_any_others(
     for begin, count in ((0, 1), (89, 1), (3, 2), (10, 8), (20, 32), (26, 64)):
         rows = slice(begin, begin + count)
         assert torch.equal(experts(*(part[rows] for part in got)), together[rows])
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or not has_fused_prefill(torch.cuda.get_device_capability()),
+    reason="needs a GPU of compute capability 9.0",
+)
+@pytest.mark.parametrize("permuted", [False, True], ids=["in order", "act-order"])
+@pytest.mark.parametrize("tokens", [100, 700])
+@pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)
+def test_the_rows_of_a_prompt_are_multiplied_in_tiles(
+    format: CodeFormat, dtype: torch.dtype, tokens: int, permuted: bool
+) -> None:
+    """As those of few tokens are, but for rounding; an expert has many rows, others few, one none."""
+    experts, *_ = on_gpu(6, 1024, 256, format, dtype, permuted)
+    random = torch.Generator(DEVICE).manual_seed(3)
+    x = torch.randn((tokens, 1024), generator=random, device=DEVICE).to(dtype)
+    ids = torch.rand((tokens, 5), generator=random, device=DEVICE).topk(2).indices
+    ids[: tokens // 2, 0] = 4
+    weights = torch.rand((tokens, 2), generator=random, device=DEVICE)
+    wanted = experts(x, ids, weights).float()
+    experts._prompts = ExpertPrompts(dtype, (format, format), DEVICE)
+    for _ in range(3):
+        got = experts(x, ids, weights).float()
+        assert not torch.equal(got, wanted)
+        assert ((got - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max() < TOLERANCES[dtype]
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 48])

@@ -22,6 +22,8 @@ PREFILL_PARTIAL_SUM_BYTES = PREFILL_TILE_ROWS * 256 * FLOAT_BYTES
 KV_SPLITS = 8
 # Pairs of a token and an expert are sorted by expert into segments of at least so many rows (routed_pairs.py).
 MIN_SEGMENT_ROWS = 8
+# Experts with at least so many rows each, on average, are multiplied in tiles of so many rows, the largest first.
+EXPERT_TILES = ((128, 96), (64, 24))
 
 
 class LlamadeckKernel(KernelSpec):
@@ -48,7 +50,8 @@ class LlamadeckKernel(KernelSpec):
 
     def expert_bytes(self, shape: ModelShape, mlp: Experts, num_rows: int) -> int:
         """Where experts are stacked: of each pair of a token and an expert its place, its row where the expert's inputs
-        are in another order, silu(gate) * up, and the result in float32; and the sums."""
+        are in another order, silu(gate) * up, and the result in float32; and the sums. Of many pairs, rows and what
+        gate and up become lie in tiles, of which each expert has one that is not full."""
         if not self.stacks_experts(shape):
             return super().expert_bytes(shape, mlp, num_rows)
         pairs = num_rows * mlp.experts_per_token
@@ -56,7 +59,13 @@ class LlamadeckKernel(KernelSpec):
         places = pairs * (LONG_BYTES + FLOAT_BYTES + 2 * INT_BYTES) + segments * 4 * INT_BYTES
         is_gathered = any(matrix.format.is_permuted for matrix, _ in shape.expert_matrices)
         row = shape.hidden * (HALF_BYTES * is_gathered + FLOAT_BYTES) + mlp.intermediate * HALF_BYTES
-        return places + pairs * row + num_rows * shape.hidden * HALF_BYTES
+        tile_rows = expert_tile_rows(pairs, mlp.num_experts)
+        tiles = 0
+        if tile_rows:
+            in_tiles = tile_rows * min(pairs, mlp.num_experts + pairs // tile_rows) * HALF_BYTES
+            # The rows are freed before there are results.
+            tiles = in_tiles * mlp.intermediate + max(in_tiles * shape.hidden, pairs * shape.hidden * FLOAT_BYTES)
+        return places + max(pairs * row, tiles) + num_rows * shape.hidden * HALF_BYTES
 
     def loading_bytes(self, shape: ModelShape, is_merged: bool) -> int:
         """Codes are packed anew, from a staging buffer."""
@@ -66,6 +75,12 @@ class LlamadeckKernel(KernelSpec):
 def has_fused_prefill(capability: tuple[int, int]) -> bool:
     """Whether the GPU has the tensor cores that multiply many rows without a dequantized matrix."""
     return capability == (9, 0)
+
+
+def expert_tile_rows(pairs: int, num_experts: int) -> int:
+    """How many rows of an expert are multiplied at once where `pairs` of a token and an expert are many; 0 where each
+    expert has few."""
+    return next((rows for rows, least in EXPERT_TILES if pairs >= least * num_experts), 0)
 
 
 def dequant_buffer_bytes(num_elements: int) -> int:

@@ -106,7 +106,7 @@ class ExpertKernels:
             else f"DOWN_SEGMENTS(down_{rows}, {one.row_tiles}, {one.tiles}, {one.stages})"
             for rows, one in down.items()
         ]
-        source = read_source("codes.cuh", "units.cuh", "experts.cu", VARIANTS=lines)
+        source = read_source("codes.cuh", "units.cuh", "segments.cuh", "experts.cu", VARIANTS=lines)
         module = CudaModule(source, defines_for(dtype, format), device)
 
         def launch(name: str, one: Variant, rows: int, warps: int) -> tuple[CudaKernel, int, Variant]:

@@ -1,14 +1,18 @@
 """The experts of one layer, from their codes.
 
-Few pairs of a token and an expert are multiplied as they come; many are sorted by expert on the GPU first.
+Few pairs of a token and an expert are multiplied as they come; many are sorted by expert on the GPU first. Those of a
+prompt go through the tensor cores in tiles, where the GPU has those of compute capability 9.0.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from core.worker.kernels.expert_kernels import ExpertKernels, StackedMatrix
+from core.worker.kernels.expert_prompts import ExpertPromptKernels, ExpertPrompts
 from core.worker.kernels.packing import invert_permutation
 from core.worker.kernels.routed_pairs import PairKernels, is_worth_sorting, rows_per_segment
 
@@ -22,11 +26,13 @@ class PackedExperts(nn.Module):
         down: StackedMatrix,
         kernels: tuple[ExpertKernels, ExpertKernels],
         pair_kernels: PairKernels,
+        prompts: ExpertPrompts | None = None,
     ) -> None:
+        """prompts: for the many rows of a prompt, where the GPU can."""
         super().__init__()
         self.gate_up, self.down = gate_up, down
         self._gate_up_kernels, self._down_kernels = kernels
-        self._pair_kernels = pair_kernels
+        self._pair_kernels, self._prompts = pair_kernels, prompts
         self._down_inverse = None
         if down.permutations is not None:
             self._down_inverse = torch.stack([invert_permutation(one) for one in down.permutations])
@@ -47,6 +53,9 @@ class PackedExperts(nn.Module):
         """x [tokens, hidden]; ids int64 and weights float32 [tokens, k] -> the weighted sum of the chosen experts'
         results, plus `residual`, [tokens, hidden]."""
         (tokens, chosen), num_experts, pairs = ids.shape, self.gate_up.num_experts, self._pair_kernels
+        prompts = self._prompts.kernels(ids.numel(), num_experts) if self._prompts else None
+        if prompts is not None:
+            return self._multiply_tiles(prompts, x, ids, weights, residual)
         out = torch.empty_like(x)
         is_sorted = is_worth_sorting(tokens, chosen, num_experts)
         rows = rows_per_segment(tokens, chosen, num_experts) if is_sorted else 1
@@ -58,3 +67,19 @@ class PackedExperts(nn.Module):
             return self._down_kernels.down(self.down, gated, ids, weights, out, residual)
         of_pairs = self._down_kernels.down_segments(self.down, gated, routed, rows, chosen)
         return pairs.sum(of_pairs, weights, routed.positions, out, residual)
+
+    def _multiply_tiles(
+        self,
+        kernels: Sequence[ExpertPromptKernels],
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        gate_up, down = kernels
+        routed = self._pair_kernels.sort(ids, self.gate_up.num_experts, gate_up.tile_rows)
+        # Each buffer is freed once it was read, as the memory plan counts them.
+        tiles = gate_up.swizzle(self.gate_up, x, routed)
+        tiles = gate_up.gate_up(self.gate_up, tiles, routed, self._down_inverse)
+        of_pairs = down.down(self.down, tiles, routed)
+        return self._pair_kernels.sum(of_pairs, weights, routed.positions, torch.empty_like(x), residual)

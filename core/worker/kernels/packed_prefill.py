@@ -83,8 +83,10 @@ class PrefillKernels:
             f"GEMM({name(one)}, {one.tiles}, {one.row_tiles}, {one.stages_of(format.bits)}, {size})"
             for one, size in tiles.items()
         )
-        source = read_source("hopper.cuh", "codes.cuh", "prompts.cu", GEMMS=lines)
-        module = CudaModule(source, defines_for(dtype, format) | {"MAX_ROW": MAX_ROW}, device)
+        source = read_source("hopper.cuh", "codes.cuh", "swizzled.cuh", "prompts.cu", GEMMS=lines)
+        module = CudaModule(
+            source, defines_for(dtype, format) | {"MAX_ROW": MAX_ROW, "TILE_ROWS": PREFILL_TILE_ROWS}, device
+        )
         self.permute_rows = module.kernel("permute_rows")
         self.rmsnorm_rows, self.swiglu_rows = module.kernel("rmsnorm_rows"), module.kernel("swiglu_rows")
         self.gemms = {one: module.kernel(name(one), size) for one, size in tiles.items()}

@@ -11,24 +11,6 @@
 // Programmatic launches: a kernel here lets the next one start after its own wait only. The router has ended by then,
 // so the next one may read `ids` and the segments, and load codes, before it waits.
 
-// All experts' matrices. tiles, blocks (64 inputs), groups: of one expert.
-struct Stack {
-    const char* codes;
-    const char* scales;
-    const char* zeros;
-    int tiles, blocks, groups;
-};
-
-// Rows first, first + 1, ... of the pairs by expert.
-struct Segment {
-    int expert, first, rows;
-};
-__device__ __forceinline__ Segment pair_as_segment(const i64* ids, int pair) { return {(int)__ldcg(ids + pair), pair, 1}; }
-__device__ __forceinline__ Segment read_segment(const int* segments, int at) {
-    const int* from = segments + at * 4;
-    return {__ldcg(from), __ldcg(from + 1), __ldcg(from + 2)};
-}
-
 // The first turn of a block.
 __device__ __forceinline__ int first_turn(int turns, int block) { return (int)((i64)turns * block / gridDim.x); }
 

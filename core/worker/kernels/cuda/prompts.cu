@@ -1,37 +1,12 @@
 // Products of many rows with matrices of 4 or 8 bit on the tensor cores of compute capability 9.0. Compiled for one
 // group size, as matrices.cu, whose tiles it reads: a lane's words are its part of wgmma's A.
 //
-// The matrix's outputs are the product's M, the rows its N. `permute_rows` lays the rows out for wgmma: a row tile, 128
-// rows of 64 inputs, is 16 KiB, K-major and swizzled by 128 bytes; within each 16 inputs those of a lane's word are
-// where A has them. Of a thread block one warpgroup copies row tiles and codes, and two multiply: while one dequantizes
-// codes, the other uses the tensor cores.
+// The matrix's outputs are the product's M, the rows its N. `permute_rows` lays the rows out for wgmma (swizzled.cuh).
+// Of a thread block one warpgroup copies row tiles and codes, and two multiply: while one dequantizes codes, the other
+// uses the tensor cores.
 
-#define TILE_ROWS 128
-#define X_TILE (TILE_ROWS * 64)
-#define MMA_WARPS 8
 // The partial sums of two warpgroups: 128 floats for each of their threads.
 #define PARTIAL_SUMS (MMA_WARPS * 32 * 128)
-
-// The offset (elements) of a row's input: of 8 that lie side by side, each pair goes to another eight.
-__device__ __forceinline__ i64 swizzled_offset(int row, int place, int blocks) {
-    const int pair = place % 64 / 32 * 4 + place % 8 / 2, t = place % 32 / 8;
-    return ((i64)(row / TILE_ROWS) * blocks + place / 64) * X_TILE + row % TILE_ROWS * 64 + (pair ^ row % 8) * 8 +
-           t * 2 + place % 2;
-}
-// Store 8 inputs of a row, each where `inverse_permutation` says, if given.
-__device__ __forceinline__ void store_swizzled_8(uint4 values, int row, int at, const int* inverse_permutation,
-                                                 int blocks, u16* out) {
-    const u32 words[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if (inverse_permutation) {
-            out[swizzled_offset(row, inverse_permutation[at + i * 2], blocks)] = (u16)words[i];
-            out[swizzled_offset(row, inverse_permutation[at + i * 2 + 1], blocks)] = (u16)(words[i] >> 16);
-        } else {
-            *(u32*)(out + swizzled_offset(row, at + i * 2, blocks)) = words[i];
-        }
-    }
-}
 
 // x [rows, inputs] in the model's order, 32 inputs of a row a thread. permutation [inputs], or null: in order.
 extern "C" __global__ void __launch_bounds__(256)
@@ -39,26 +14,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int at = blockIdx.x * 256 + threadIdx.x, row = at / (blocks * 2), half = at % (blocks * 2);
     pdl_trigger();
     pdl_wait();
-    if (row >= rows) return;
-    const u16* from = x + (i64)row * x_row;
-    u32 words[4][4];
-#pragma unroll
-    for (int t = 0; t < 4; t++) {
-        if (permutation) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int place = half * 32 + t * 8 + i * 2;
-                words[t][i] = (u32)from[permutation[place]] | (u32)from[permutation[place + 1]] << 16;
-            }
-        } else {
-            const uint4 v = *(const uint4*)(from + half * 32 + t * 8);
-            words[t][0] = v.x, words[t][1] = v.y, words[t][2] = v.z, words[t][3] = v.w;
-        }
-    }
-    uint4* to = out + ((i64)(row / TILE_ROWS) * blocks + half / 2) * (X_TILE / 8) + row % TILE_ROWS * 8;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        to[(half % 2 * 4 + i) ^ row % 8] = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
+    if (row < rows) swizzle_32(x + (i64)row * x_row, permutation, row, half, blocks, out);
 }
 
 // RMSNorm of x [rows, inputs], a block a row.
@@ -103,33 +59,6 @@ struct Stages {
     u16 done[2][NT * TILE_ROWS][PITCH];
     i64 full[STAGES], empty[STAGES];
 };
-
-// 16 of a thread's sums, as operands of asm.
-#define F4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define F16(i) F4(i), F4(i + 4), F4(i + 8), F4(i + 12)
-#if BF16
-#define WGMMA "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-#else
-#define WGMMA "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-#endif
-__device__ __forceinline__ void wgmma(float* c, const u32* a, unsigned long long with) {
-    asm volatile(WGMMA
-                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
-                 "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
-                 "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
-                 : F16(0), F16(16), F16(32), F16(48)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(with));
-}
-
-__device__ __forceinline__ u32 times(u32 a, u32 b) {
-    u32 r;
-#if BF16
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-#else
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-#endif
-    return r;
-}
 
 // A thread block's work (stream-K): first its share of the K blocks of the units from `whole` on, then whole units
 // before them. Where several thread blocks share a unit, the one with its first K blocks adds the others' partial sums.

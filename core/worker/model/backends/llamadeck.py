@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
+from core.memory.kernels.llamadeck import has_fused_prefill
 from core.memory.kernels.spec import KernelSpec
 from core.memory.matrix_groups import MatrixGroup
 from core.memory.model_shape import MatrixShape
 from core.worker.kernels.expert_kernels import StackedMatrix, expert_kernels_for
+from core.worker.kernels.expert_prompts import ExpertPrompts
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packed_prefill import make_prefill_backend
 from core.worker.kernels.packed_small_batch import PackedLinear, PrefillBackend, kernels_for
@@ -73,8 +75,12 @@ class LlamadeckBackend:
         if activation.kind != "silu" or not is_merged or not are_alike(gate_ups) or not are_alike(downs):
             return loop_experts(experts, activation, self.make)
         stacks = self._stack(gate_ups), self._stack(downs)
-        gate_up, down = (expert_kernels_for(*self._variant(some[0][0].format)) for some in (gate_ups, downs))
-        return PackedExperts(*stacks, (gate_up, down), pair_kernels_for(self.dtype, self.device))
+        gate_up, down = (self._variant(some[0][0].format) for some in (gate_ups, downs))
+        kernels = expert_kernels_for(*gate_up), expert_kernels_for(*down)
+        prompts = None
+        if has_fused_prefill(torch.cuda.get_device_capability(self.device)):
+            prompts = ExpertPrompts(self.dtype, (gate_up[1], down[1]), self.device)
+        return PackedExperts(*stacks, kernels, pair_kernels_for(self.dtype, self.device), prompts)
 
     def _stack(self, matrices: Sequence[Sequence[MatrixTensors]]) -> StackedMatrix:
         """One matrix of every expert, in the order of the experts."""

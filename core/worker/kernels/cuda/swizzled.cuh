@@ -1,0 +1,88 @@
+// Rows as wgmma takes them from shared memory, and wgmma itself, which only compute capability 9.0 has. TILE_ROWS: how
+// many rows a tile has, 64 or 128.
+//
+// A row tile is TILE_ROWS rows of 64 inputs, K-major and swizzled by 128 bytes; within each 16 inputs those of a lane's
+// word are where A has them (core/worker/kernels/packing.py).
+
+#define X_TILE (TILE_ROWS * 64)
+// The warps of a thread block that multiply, two warpgroups.
+#define MMA_WARPS 8
+
+// The offset (elements) of a row's input: of 8 that lie side by side, each pair goes to another eight.
+__device__ __forceinline__ i64 swizzled_offset(int row, int place, int blocks) {
+    const int pair = place % 64 / 32 * 4 + place % 8 / 2, t = place % 32 / 8;
+    return ((i64)(row / TILE_ROWS) * blocks + place / 64) * X_TILE + row % TILE_ROWS * 64 + (pair ^ row % 8) * 8 +
+           t * 2 + place % 2;
+}
+// Store 8 inputs of a row, each where `inverse_permutation` says, if given.
+__device__ __forceinline__ void store_swizzled_8(uint4 values, int row, int at, const int* inverse_permutation,
+                                                 int blocks, u16* out) {
+    const u32 words[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if (inverse_permutation) {
+            out[swizzled_offset(row, inverse_permutation[at + i * 2], blocks)] = (u16)words[i];
+            out[swizzled_offset(row, inverse_permutation[at + i * 2 + 1], blocks)] = (u16)(words[i] >> 16);
+        } else {
+            *(u32*)(out + swizzled_offset(row, at + i * 2, blocks)) = words[i];
+        }
+    }
+}
+
+// 32 inputs of a row, the `half`th: `from` in the model's order, permutation [inputs], or null: in order.
+__device__ __forceinline__ void swizzle_32(const u16* from, const int* permutation, int row, int half, int blocks,
+                                           uint4* out) {
+    u32 words[4][4];
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        if (permutation) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int place = half * 32 + t * 8 + i * 2;
+                words[t][i] = (u32)from[permutation[place]] | (u32)from[permutation[place + 1]] << 16;
+            }
+        } else {
+            const uint4 v = *(const uint4*)(from + half * 32 + t * 8);
+            words[t][0] = v.x, words[t][1] = v.y, words[t][2] = v.z, words[t][3] = v.w;
+        }
+    }
+    uint4* to = out + ((i64)(row / TILE_ROWS) * blocks + half / 2) * (X_TILE / 8) + row % TILE_ROWS * 8;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        to[(half % 2 * 4 + i) ^ row % 8] = make_uint4(words[0][i], words[1][i], words[2][i], words[3][i]);
+}
+
+// 16 of a thread's sums, as operands of asm.
+#define F4(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
+#define F16(i) F4(i), F4(i + 4), F4(i + 8), F4(i + 12)
+#if BF16
+#define WGMMA_TYPES "f32.bf16.bf16 "
+#else
+#define WGMMA_TYPES "f32.f16.f16 "
+#endif
+__device__ __forceinline__ void wgmma(float* c, const u32* a, unsigned long long with) {
+#if TILE_ROWS == 128
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16." WGMMA_TYPES
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
+                 "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
+                 "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, {%64,%65,%66,%67}, %68, 1, 1, 1, 0;"
+                 : F16(0), F16(16), F16(32), F16(48)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(with));
+#else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16." WGMMA_TYPES
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
+                 "%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, 1, 1, 1, 0;"
+                 : F16(0), F16(16)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(with));
+#endif
+}
+
+__device__ __forceinline__ u32 times(u32 a, u32 b) {
+    u32 r;
+#if BF16
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+#else
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+#endif
+    return r;
+}
