@@ -6,15 +6,17 @@ The engine's listener thread only wakes the event loop: no thread waits for an a
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from core.api.errors import ApiError
 from core.api.prompts import GenerationRequest
 from core.api.served_model import ServedModel
+from core.chat.tools.calls import ToolCall
 from core.common.errors import DeckError
 from core.engine.answer import Answer
 from core.engine.interface import Engine
@@ -59,11 +61,16 @@ class Choice:
     request: GenerationRequest
     answer: Answer
     prompt: int
+    # The numbers of its calls begin with it. Mistral's templates want them to have nine letters and digits.
+    call_seed: str = field(default_factory=lambda: secrets.token_hex(4)[:7])
 
-    def parts(self) -> tuple[Parts, bool]:
-        """The parts of the message that are certain by now, and whether that is all of it."""
+    def message(self) -> tuple[Parts, tuple[ToolCall, ...], bool]:
+        """The parts of the message and its calls that are certain by now, and whether that is all of it."""
         is_done = not self.answer.is_running
-        return self.request.visible_parts(self.answer.text, is_done), is_done
+        return *self.request.visible_message(self.answer.text, is_done), is_done
+
+    def call_id(self, place: int) -> str:
+        return f"{self.call_seed}{place % 100:02}"
 
     @property
     def tells_logprobs(self) -> bool:

@@ -143,10 +143,11 @@ def _answers() -> dict[str, Any]:
         total_tokens=NUMBER,
         prompt_tokens_details=_object(cached_tokens=NUMBER),
     )
-    ends = {"index": NUMBER, "finish_reason": {"enum": ["stop", "length"]}}
-    message = _object(role={"const": "assistant"}, content=TEXT)
+    ends = {"index": NUMBER, "finish_reason": {"enum": ["stop", "length", "tool_calls"]}}
+    message = _object(role={"const": "assistant"}, content=OPTIONAL_TEXT)
+    call = _object(id=TEXT, type={"const": "function"}, function=_object(name=TEXT, arguments=TEXT))
     thought = TEXT | {"description": "What the model thought before, where it did."}
-    message["properties"] |= {"reasoning_content": thought, "reasoning": thought}
+    message["properties"] |= {"reasoning_content": thought, "reasoning": thought, "tool_calls": _list(call)}
     head = {"id": TEXT, "created": NUMBER, "model": TEXT, "usage": usage}
     return {
         "Error": _object(error=error),

@@ -11,12 +11,14 @@ from typing import Any
 from core.api.errors import ApiError
 from core.api.schema import ALL_THERE_IS, ChatRequest, CompletionRequest, Message, Sampled
 from core.api.served_model import ServedModel
+from core.api.tool_use import ToolUse, read_tools
 from core.chat.character_prompt import CharacterPrompt
 from core.chat.modes import PromptStyle, choose_mode
 from core.chat.presets import combine
 from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.template import ChatTemplate, Turn
 from core.chat.thinking import Thinking, switched, with_effort
+from core.chat.tools.calls import ToolCall
 from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
 from core.common.errors import DeckError
@@ -65,6 +67,7 @@ class GenerationRequest:
     `continues`: the answers go on from the prompt's last word. The name of `speaker` before an answer is cut off; None
     leaves the text as it comes. By `thought` what the model thinks is told apart; None leaves it in the text. Of all
     answers the `num_kept` likeliest are sent, None: each. `tells_logprobs`: those in `options` are sent, too.
+    Calls of `tools` are told apart.
     """
 
     prompt: str | tuple[int, ...]
@@ -77,11 +80,20 @@ class GenerationRequest:
     options: RequestOptions = PLAIN
     num_kept: int | None = None
     tells_logprobs: bool = False
+    tools: ToolUse | None = None
 
     def sampling_of(self, choice: int) -> Sampling:
         """The settings of one choice: choices of one seed differ, and are the same every time."""
         seed = self.sampling.seed
         return self.sampling if seed is None else replace(self.sampling, seed=(seed + choice) & MAX_SEED)
+
+    def visible_message(self, text: str, is_done: bool) -> tuple[Parts, tuple[ToolCall, ...]]:
+        """The parts of the message, and the calls of tools in it, that are certain: see `visible_parts`."""
+        parts = self.visible_parts(text, is_done)
+        if self.tools is None:
+            return parts, ()
+        words, calls = self.tools.read(parts.answer, is_done)
+        return replace(parts, answer=words), calls
 
     def visible_parts(self, text: str, is_done: bool) -> Parts:
         """The parts of the message that an answer's `text` makes certain. None shrinks while the text grows, but where
@@ -107,12 +119,15 @@ def read_chat_request(
 ) -> GenerationRequest:
     """The model's answer to the messages, or the character's, whose key is `key`, to the persona that `owner` has for
     it. Raises DeckError."""
-    check_size([message.content for message in request.messages], served)
+    check_size([*map(_text_of, request.messages), *_texts_of_tools(request)], served)
     sampling = _sampling(request, served, request.max_completion_tokens or request.max_tokens or ALL_THERE_IS)
+    if request.top_logprobs and not request.logprobs:
+        raise ApiError("api_field", field="top_logprobs", why="it counts beside logprobs: true alone")
     options = _options(request, (request.top_logprobs or 0) if request.logprobs else None)
     thinking = _thinking(request, served)
     template = replace(served.model.template, variables=thinking.variables)
     served = replace(served, model=replace(served.model, template=template))
+    tools = read_tools(request, template)
     start = ""
     messages = list(request.messages)
     if request.continue_final_message:
@@ -120,6 +135,8 @@ def read_chat_request(
             raise ApiError("api_field", field="continue_final_message", why="the last message is not the assistant's")
         start = messages.pop().content
     if character is not None:
+        if tools is not None:
+            raise ApiError("api_field", field="tools", why="a character calls no tools; name the model itself")
         user = read_persona(owner, character=key)
         asked, begun = _as_character(messages, start, sampling, request.n or 1, served, character, user)
         return replace(
@@ -130,6 +147,8 @@ def read_chat_request(
         )
     mode = choose_mode(served.model.template, served.name, has_character=False)
     if mode in ("notebook", "chat"):
+        if tools is not None:
+            raise ApiError("api_field", field="tools", why="this model has no form for chats, and so none for calls")
         asked = _as_dialogue(messages, start, sampling, request.n or 1, served)
         return replace(
             asked,
@@ -138,11 +157,17 @@ def read_chat_request(
             tells_logprobs=bool(request.logprobs),
         )
     turns = [_turn(message) for message in messages]
+    if tools is not None:
+        template, turns = tools.put(template, turns)
     is_open = bool(start.strip())
     prompt = template.render_begun(turns, start) if is_open else template.render(turns)
+    opened = start or template.opened_thought(prompt)
+    if tools is not None:
+        tools, prompt = tools.begin(prompt, may_begin=not opened)
+        options = replace(options, grammar=tools.grammar or options.grammar, shown=tools.shown)
     check_length(prompt, served)
     sampling = replace(sampling, stop=tuple(dict.fromkeys((*sampling.stop, *template.stop)))[:MAX_STOP_STRINGS])
-    rules = _rules(request, template, start or template.opened_thought(prompt), thinking)
+    rules = _rules(request, template, (tools.begun if tools else "") or opened, thinking)
     speaker = None if is_open else ""
     return GenerationRequest(
         prompt,
@@ -153,6 +178,7 @@ def read_chat_request(
         thought=rules,
         options=options,
         tells_logprobs=bool(request.logprobs),
+        tools=tools,
     )
 
 
@@ -317,7 +343,19 @@ def _turn(message: Message) -> Turn:
     turn = Turn(role="system" if message.role == "developer" else message.role, content=message.content)
     if message.role == "assistant" and message.reasoning_content:
         turn["thought"] = message.reasoning_content
+    if message.role == "assistant" and message.tool_calls:
+        turn["tool_calls"] = [call.as_turns_have_it() for call in message.tool_calls]
+    if message.role == "tool":
+        turn["tool_call_id"] = message.tool_call_id or ""
     return turn
+
+
+def _text_of(message: Message) -> str:
+    return message.content + "".join(call.function.arguments for call in message.tool_calls or ())
+
+
+def _texts_of_tools(request: ChatRequest) -> list[str]:
+    return [field.model_dump_json() for field in request.tools or ()]
 
 
 def _thinking(request: ChatRequest, served: ServedModel) -> Thinking:

@@ -46,8 +46,18 @@ class ResponseWriter:
         """A piece of what the model thinks before it answers."""
         return self._piece(index, _thought(text))
 
-    def end(self, index: int, reason: Reason | None) -> dict[str, Any]:
-        return self._piece(index, {}, "", finish_of(reason))
+    def call(self, index: int, place: int, id: str, name: str) -> dict[str, Any]:
+        """The beginning of the call of a tool, which `arguments` follow."""
+        function = {"name": name, "arguments": ""}
+        return self._piece(
+            index, {"tool_calls": [{"index": place, "id": id, "type": "function", "function": function}]}
+        )
+
+    def arguments(self, index: int, place: int, text: str) -> dict[str, Any]:
+        return self._piece(index, {"tool_calls": [{"index": place, "function": {"arguments": text}}]})
+
+    def end(self, index: int, reason: Reason | None, has_calls: bool = False) -> dict[str, Any]:
+        return self._piece(index, {}, "", finish_of(reason, has_calls))
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         return self._head(self._piece_object) | {"choices": [], "usage": usage_body(usage)}
@@ -69,11 +79,27 @@ class ResponseWriter:
         return self._head(self._piece_object) | {"choices": [choice]}
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        parts, _ = choice.parts()
-        message = {"role": "assistant", "content": parts.answer, **(_thought(parts.thought) if parts.thought else {})}
+        parts, calls, _ = choice.message()
+        message: dict[str, Any] = {"role": "assistant", "content": parts.answer}
+        if parts.thought:
+            message |= _thought(parts.thought)
+        if calls:
+            message |= {
+                "content": parts.answer or None,
+                "tool_calls": [
+                    {"id": choice.call_id(place), "type": "function",
+                     "function": {"name": call.name, "arguments": call.arguments}}
+                    for place, call in enumerate(calls)
+                ],
+            }  # fmt: skip
         content = {"message": message} if self.kind == "chat" else {"text": parts.answer}
         logprobs = self.logprobs(choice.tokens()) if choice.tells_logprobs else None
-        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_of(choice.answer.reason)}
+        return {
+            "index": index,
+            **content,
+            "logprobs": logprobs,
+            "finish_reason": finish_of(choice.answer.reason, bool(calls)),
+        }
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": PREFIXES[self.kind] + self.id, "object": kind, "created": self.created_s, "model": self.model}
@@ -84,8 +110,8 @@ def _thought(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def finish_of(reason: Reason | None) -> str:
-    return FINISH.get(reason, "stop")
+def finish_of(reason: Reason | None, has_calls: bool = False) -> str:
+    return FINISH.get(reason, "tool_calls" if has_calls else "stop")
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from core.api.errors import ApiError
 from core.api.grammar_fields import Alternatives, ContextFree, Format, Pattern, Schema, Structured, only_one
 from core.api.json_text import read_json
 from core.api.sampling_fields import Breakers, LogitBias, within
+from core.api.tool_fields import MAX_ID_CHARS, CallFields, Choice, ToolFields
 from core.api.unsupported import check_supported, with_our_names
 from core.engine.request_options import MAX_TOP_LOGPROBS, Grammar
 from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
@@ -97,7 +98,11 @@ CONTENT_SCHEMA: dict[str, Any] = {
 class Message(Strict):
     """`reasoning_content` is what the assistant thought before its `content`: the model's template decides about it."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: CallFields | None = Field(None, description="What the assistant called.")
+    tool_call_id: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = Field(
+        None, description="Which of the calls a message of a tool answers."
+    )
     reasoning_content: str | None = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
     content: Annotated[str, WithJsonSchema(CONTENT_SCHEMA)] = Field(None, validate_default=True)
 
@@ -263,6 +268,9 @@ class ChatRequest(Sampled):
 
     messages: Messages
     max_completion_tokens: Tokens | None = None
+    tools: ToolFields | None = Field(None, description="Functions that the model may call.")
+    tool_choice: Choice = None
+    parallel_tool_calls: bool | None = None
     continue_final_message: bool | None = Field(
         None, description="The answer goes on from the last message, which is the assistant's."
     )

@@ -75,7 +75,8 @@ class CharacterPrompt:
         """
         if self.character is None and not self.books:
             return ComposedPrompt(PromptParts(tuple(turns), self.system.strip()), tuple(range(len(turns))))
-        messages = [LoreMessage(turn["role"], turn["content"]) for turn in turns]
+        # What a tool answers is told by the user.
+        messages = [LoreMessage("user" if turn["role"] == "tool" else turn["role"], turn["content"]) for turn in turns]
         share = None if context_tokens is None else int(context_tokens * LORE_SHARE)
         context = replace(
             self._macro_context(len(turns)),

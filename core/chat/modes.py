@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from core.chat.records import Message, Mode
 from core.chat.template import ChatTemplate, Turn
@@ -162,7 +161,7 @@ def notebook_parts(text: str) -> PromptParts:
 
 def render_dialogue(parts: PromptParts, names: Names) -> str:
     """A plain dialogue, which ends with the name of the next speaker."""
-    speakers: dict[Literal["system", "user", "assistant"], str] = {"user": names.user, "assistant": names.char}
+    speakers: dict[str, str] = {"user": names.user, "assistant": names.char}
 
     def head_of(turn: Turn) -> str:
         """The speaker. What the system says, such as lore, nobody does."""

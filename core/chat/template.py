@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -34,6 +35,7 @@ OPEN_END = "\ue0c5\ue0d1"
 MAX_OPENED_CHARS = 128
 # The fields of a message in which templates read its thought: most; then gpt-oss', and Gemma 4's.
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+MISTRAL_ID_CHARS = 9
 # What of a question is looked for in a prompt: a template may trim it, write it as JSON, or in capitals.
 WORD = re.compile(r"\w{1,200}")
 MAX_SEARCHED_CHARS = 2000
@@ -42,11 +44,14 @@ MAX_SEARCHED_CHARS = 2000
 class Turn(TypedDict):
     """One message as a chat template reads it. In a group a line that is not the speaker's has a `name` before it."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
     name: NotRequired[str]
     # What the assistant thought before it.
     thought: NotRequired[str]
+    # What the assistant called, each as {"id", "type", "function": {"name", "arguments"}}, and which call is answered.
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 class TemplateError(DeckError):
@@ -64,7 +69,8 @@ class ChatTemplate:
     `model` is whose template it is, for sentences. `special_tokens` are those beside the two, by their names. `format`
     names the one of chat_formats.py that stands in for a template that is not there; `stop` ends its answers.
     `thought_format` is how the model marks its thoughts, None where neither template nor tokens tell. `variables` are
-    what a chat sets for the template, such as `enable_thinking`.
+    what a chat sets for the template, such as `enable_thinking`. `tools` may be called; where the checkpoint has a
+    template of its own for that, it is `tool_source`.
     """
 
     source: str | None
@@ -76,6 +82,8 @@ class ChatTemplate:
     stop: tuple[str, ...] = ()
     thought_format: ThoughtFormat | None = field(default=None, compare=False)
     variables: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    tool_source: str | None = None
+    tools: tuple[dict[str, Any], ...] = field(default=(), compare=False)
 
     @property
     def switches(self) -> frozenset[str]:
@@ -186,19 +194,35 @@ class ChatTemplate:
             return False
 
     def _render_form(self, turns: list[Turn], add_generation_prompt: bool, as_parts: bool) -> str:
+        try:
+            return self._render_values(turns, add_generation_prompt, as_parts, with_text_arguments=False)
+        except TemplateLimitError:
+            raise
+        except TemplateError:
+            # DeepSeek's templates join the arguments of calls to texts, most others write JSON of them.
+            if not any(turn.get("tool_calls") for turn in turns):
+                raise
+            return self._render_values(turns, add_generation_prompt, as_parts, with_text_arguments=True)
+
+    def _render_values(
+        self, turns: list[Turn], add_generation_prompt: bool, as_parts: bool, with_text_arguments: bool
+    ) -> str:
         assert self.source is not None
+        messages = [_message(turn, as_parts, self.source, self.thought_format) for turn in turns]
+        if with_text_arguments:
+            messages = [_with_text_arguments(message) for message in messages]
         values = {
             **self.variables,
-            "messages": [_message(turn, as_parts, self.source, self.thought_format) for turn in turns],
+            "messages": messages,
             "add_generation_prompt": add_generation_prompt,
             **self.special_tokens,
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
             # Templates ask "is not none", which what is left out would be.
-            "tools": None,
+            "tools": list(self.tools) or None,
             "documents": None,
         }
-        size = _size(turns)
+        size = _size(turns, self.tools)
         try:
             return _renderer.render(self.source, values, size)
         except SandboxError as error:
@@ -227,7 +251,8 @@ def read_template(folder: Path, chosen: str = "") -> ChatTemplate:
     """
     config = read_json(folder / "tokenizer_config.json") or {}
     tokens = read_special_tokens(folder, config)
-    source = _read_source(folder, config)
+    sources = _read_sources(folder, config)
+    source = sources.get("default") or next(iter(sources.values()), None)
     form = None if source else BY_NAME.get(chosen) or find_format(folder)
     return ChatTemplate(
         source=form.source if form else source,
@@ -238,19 +263,21 @@ def read_template(folder: Path, chosen: str = "") -> ChatTemplate:
         format=form.name if form else "",
         stop=form.stop if form else (),
         thought_format=find_thought_format(source or "", added_tokens(folder)),
+        tool_source=sources.get("tool_use"),
     )
 
 
-def _read_source(folder: Path, config: dict[str, Any]) -> str | None:
+def _read_sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """The checkpoint's templates by name: most have one, the one for a chat is called default, or comes first."""
     jinja, older = TEMPLATES
     found = read_text(folder / jinja) or config.get("chat_template")
     found = found or (read_json(folder / older) or {}).get("chat_template")
-    if isinstance(found, list):
-        # Several templates by name: the one for a chat is called default, or comes first.
-        entries = [entry for entry in found if isinstance(entry, dict)]
-        entries.sort(key=lambda entry: entry.get("name") != "default")
-        found = entries[0].get("template") if entries else None
-    return found if isinstance(found, str) and found.strip() else None
+    entries = found if isinstance(found, list) else [{"name": "default", "template": found}]
+    return {
+        str(entry.get("name")): source
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(source := entry.get("template"), str) and source.strip()
+    }
 
 
 def _message(turn: Turn, as_parts: bool, source: str, format: ThoughtFormat | None) -> dict[str, Any]:
@@ -266,7 +293,38 @@ def _message(turn: Turn, as_parts: bool, source: str, format: ThoughtFormat | No
             more[field] = thought
         elif format is not None and _takes_apart(source, format):
             content = f"{format.open[0]}\n{thought}{format.closing}{content}"
+    more |= _calls_of(turn, source)
     return {"role": turn["role"], "content": [{"type": "text", "text": content}] if as_parts else content, **more}
+
+
+def _calls_of(turn: Turn, source: str) -> dict[str, Any]:
+    """What a turn says of calls. Mistral's templates take no numbers of calls but those of nine letters and digits."""
+    calls, answered = turn.get("tool_calls"), turn.get("tool_call_id")
+
+    def number(text: str) -> str:
+        is_right = len(text) == MISTRAL_ID_CHARS and text.isascii() and text.isalnum()
+        return (
+            text if is_right or "[TOOL_CALLS]" not in source else sha256(text.encode()).hexdigest()[:MISTRAL_ID_CHARS]
+        )
+
+    more: dict[str, Any] = {}
+    if calls:
+        more["tool_calls"] = [call | {"id": number(call["id"])} for call in calls]
+    if answered is not None:
+        more["tool_call_id"] = number(answered)
+    if turn["role"] == "tool" and "name" in turn:
+        more["name"] = turn["name"]
+    return more
+
+
+def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return message | {"tool_calls": calls}
 
 
 @lru_cache(64)
@@ -305,5 +363,8 @@ def warm_renderer() -> None:
     _renderer.warm()
 
 
-def _size(turns: Sequence[Turn]) -> Size:
-    return len(turns), sum(len(turn["role"]) + len(turn["content"]) + len(turn.get("thought", "")) for turn in turns)
+def _size(turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = ()) -> Size:
+    num_chars = sum(len(turn["role"]) + len(turn["content"]) + len(turn.get("thought", "")) for turn in turns)
+    called = [turn["tool_calls"] for turn in turns if "tool_calls" in turn]
+    # Written with their indents they take more than as JSON.
+    return len(turns) + len(tools), num_chars + sum(len(json.dumps(one)) for one in (*called, *tools))

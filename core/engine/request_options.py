@@ -17,7 +17,7 @@ MAX_GRAMMAR_CHARS = 2**18
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer has to look like: `text` is a JSON schema, a regular expression, or a grammar in Lark or GBNF."""
+    """What an answer has to look like: `text` is a JSON schema, a regular expression, a grammar in Lark or GBNF."""
 
     kind: Literal["json", "regex", "lark", "gbnf"]
     text: str
@@ -27,7 +27,8 @@ class Grammar:
 class RequestOptions:
     """`logit_bias`: what is added to the logits of tokens, by id. No end comes before `min_tokens`, and with
     `ignore_eos` none but those of length. `logprobs`: how many of the likeliest tokens are told with each token; None
-    tells nothing. `prompt_logprobs` tells them of the prompt's tokens, too.
+    tells nothing. `prompt_logprobs` tells them of the prompt's tokens, too. The special tokens that stand in `shown`
+    are in the answer's text, too.
     """
 
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -36,6 +37,7 @@ class RequestOptions:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     grammar: Grammar | None = None
+    shown: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.logit_bias) > MAX_BIASED:

@@ -214,6 +214,8 @@ class Scheduler:
             if format not in self._shown:
                 self._shown[format] = special_in(self._tokenizer, format.marks)
             shown = self._shown[format]
+        if command.options.shown:
+            shown = shown | special_in(self._tokenizer, command.options.shown)
         splitter = ThoughtSplitter(rules) if rules is not None else None
         return TextStream(
             self._tokenizer, command.sampling.stop, before, shown, splitter, command.options.min_tokens - num_earlier

@@ -189,3 +189,22 @@ def test_a_form_that_cannot_be_is_refused_before_a_stream_begins(client: openai.
         model="starter", messages=FRANCE, extra_body={"guided_choice": ["Paris", "Rome"]}
     )
     assert answer.choices[0].message.content in ("Paris", "Rome")
+
+
+def test_a_tool_that_has_to_be_called_is_called_as_its_schema_says(client: openai.OpenAI) -> None:
+    """By a model that was never taught to call one."""
+    fields = {"city": {"type": "string", "maxLength": 12}, "unit": {"enum": ["C", "F"]}}
+    kinds: Any = {"type": "object", "properties": fields, "required": ["city", "unit"], "additionalProperties": False}
+    tools: Any = [{"type": "function", "function": {"name": "get_weather", "description": "x", "parameters": kinds}}]
+    ask: Any = {"model": "starter", "tools": tools, "temperature": 1.0, "max_tokens": 60}
+    question: Any = [{"role": "user", "content": "Weather in Paris?"}]
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        done = client.chat.completions.create(**ask, messages=question, tool_choice=choice).choices[0]
+        (call,) = done.message.tool_calls or ()
+        assert done.finish_reason == "tool_calls" and set(json.loads(call.function.arguments)) == {"city", "unit"}
+    pieces = client.chat.completions.create(**ask, messages=question, tool_choice="required", stream=True)
+    arguments = ""
+    for piece in pieces:
+        for part in piece.choices[0].delta.tool_calls or ():
+            arguments += (part.function and part.function.arguments) or ""
+    assert json.loads(arguments)["unit"] in ("C", "F")
