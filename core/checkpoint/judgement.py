@@ -12,6 +12,7 @@ from typing import Any
 
 from core.checkpoint.experts import COUNTS
 from core.checkpoint.families import Family, families
+from core.checkpoint.recurrent import MAMBA_FAMILIES
 from core.checkpoint.text_config import text_config
 from core.common.errors import CheckpointError, DeckError
 from core.common.values import is_whole, quoted_json
@@ -23,8 +24,9 @@ RECURRENT_LAYERS = frozenset(("linear_attention", "mamba", "mamba2", "conv", "re
 STACKED_FAMILIES = frozenset(("jetmoe", "llama4_text"))
 # Families whose recurrent layers run here, by the kind of those layers.
 RUNNING_LAYERS = {
-    "linear_attention": frozenset(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")),
+    "linear_attention": frozenset(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", *MAMBA_FAMILIES)),
     "conv": frozenset(("lfm2", "lfm2_moe")),
+    **{kind: frozenset(MAMBA_FAMILIES) for kind in ("mamba", "hybrid")},
 }
 VISION, SOUND = ("vision_config", "visual", "vit_config"), ("audio_config", "audio_processor", "speech_config")
 # Ways to turn queries and keys by their place: those of transformers, what Qwen2-VL calls its own, and the name that

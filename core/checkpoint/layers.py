@@ -51,10 +51,15 @@ Mixer = FullAttention | Recurrent
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """The mixer is what looks at other tokens."""
+    """The mixer is what looks at other tokens. `beside`: a recurrent one that runs beside an attention."""
 
     mixer: Mixer
     mlp: Mlp
+    beside: Recurrent | None = None
+
+    @property
+    def recurrent(self) -> Recurrent | None:
+        return self.mixer if isinstance(self.mixer, Recurrent) else self.beside
 
 
 def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[LayerShape, ...]:
@@ -74,12 +79,13 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
         kinds = [None] * count
     mlps = read_mlps(model, text, tensors, count, 4 * hidden)
     recurrent = read_recurrent(model, text, kinds)
-    # A kind may be anything that JSON has, such as a list.
-    mixers = [
-        recurrent.get(str(kind), attention)
-        for kind, attention in zip(kinds, read_attention(model, text, kinds), strict=True)
-    ]
-    return tuple(map(LayerShape, mixers, mlps))
+    layers = []
+    for kind, attention, mlp in zip(kinds, read_attention(model, text, kinds), mlps, strict=True):
+        # A kind may be anything that JSON has, such as a list.
+        state = recurrent.get(str(kind))
+        is_hybrid = kind == "hybrid" and state is not None
+        layers.append(LayerShape(attention, mlp, state) if is_hybrid else LayerShape(state or attention, mlp))
+    return tuple(layers)
 
 
 def read_mlps(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.recurrent import Recurrent
 from core.checkpoint.text_config import has_capped_scores, has_distance_bias, text_config
 
 Note = tuple[str, dict[str, str | int | float]]
@@ -25,7 +24,7 @@ def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
     text = text_config(checkpoint.config)
     if has_distance_bias(text) or has_capped_scores(text):
         found.append(("plain_steps", {}))
-    if any(isinstance(layer.mixer, Recurrent) and not layer.mixer.is_capturable for layer in checkpoint.layers):
+    if any(layer.recurrent and not layer.recurrent.is_capturable for layer in checkpoint.layers):
         found.append(("plain_states", {}))
     if _has_small_cache(checkpoint.config):
         found.append(("cache_in_half", {}))

@@ -85,12 +85,14 @@ OWN_NAMES: dict[str, dict[str, str]] = {
 # What a class has where config.json is silent, in the order of NAMES. "-": it follows from the other sizes, or there is
 # none. BLOOM's seq_length is what it was trained with; its class knows no limit.
 _DEFAULTS = """
+bamba           4096   32  32  8   -  14336  128000 262144 0
 bloom           64     2   8   -   -  -      250880 2048   1
 codegen         4096   28  16  -   -  -      50400  2048   0
 cohere          8192   40  64  -   -  22528  256000 8192   1
 cohere2         8192   40  64  -   128 22528 256000 8192   1
 ernie4_5_moe    2560   28  20  4   -  12288  103424 131072 1
 falcon          4544   32  71  -   -  -      65024  2048   1
+falcon_h1       4096   32  32  8   -  14336  128000 8192   0
 gemma           3072   28  16  16  256 24576 256000 8192   1
 gemma2          2304   26  8   4   256 9216  256000 8192   1
 gemma3_text     2304   26  8   4   256 9216  262208 131072 1
@@ -102,6 +104,7 @@ gpt_oss         2880   36  64  8   64 2880   201088 131072 0
 gptj            4096   28  16  -   -  -      50400  2048   0
 granitemoe      4096   32  32  32  -  11008  32000  2048   0
 granitemoeshared 4096  32  32  32  -  11008  32000  2048   0
+granitemoehybrid 4096  32  32  -   -  11008  32000  2048   0
 lfm2            2560   32  32  8   -  12288  65536  128000 1
 lfm2_moe        2048   32  32  8   -  7168   65536  128000 1
 llama           4096   32  32  -   -  11008  32000  2048   0
@@ -214,6 +217,14 @@ def _layer_kinds(family: str, text: Mapping[str, Any]) -> list[str] | None:
         if not is_whole(interval) or interval < 1:
             return None
         return ["linear_attention" if (index + 1) % interval else "full_attention" for index in range(count)]
+    if family == "falcon_h1":
+        return ["hybrid"] * count
+    if family == "bamba":
+        attending = text.get("attn_layer_indices")
+        attending = attending if isinstance(attending, list) else []
+        return ["full_attention" if index in attending else "linear_attention" for index in range(count)]
+    if family == "granitemoehybrid":
+        return ["linear_attention"] * count
     if family == "lfm2" and isinstance(attending := text.get("full_attn_idxs"), list):
         return ["full_attention" if index in attending else "conv" for index in range(count)]
     return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention, SlidingAttention
-from core.checkpoint.layers import LayerShape, Mixer
-from core.checkpoint.recurrent import GatedDeltaNet, ShortConv
+from core.checkpoint.layers import Mixer
+from core.checkpoint.recurrent import GatedDeltaNet, Mamba2, Recurrent, ShortConv
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
 
 # How many queries of a chunk have their scores multiplied out at a time, where no kernel does it for all. No fewer than
@@ -76,14 +77,19 @@ class CappedStatePlan(KvStatePlan):
         return vectors + written_out_bytes(mixer, num_rows, context_tokens)
 
 
-class DeltaStatePlan:
-    """A matrix for each value head and the convolution's last inputs; the context's length does not matter."""
+class RecurrentStatePlan:
+    """A state of fixed size and the convolution's last inputs; the context's length does not matter."""
 
-    def state_bytes(self, mixer: GatedDeltaNet, context_tokens: int, num_slots: int) -> int:
-        """rows * (value heads * key dim * value dim * 4 + channels * (conv width - 1) * 2) bytes."""
+    def state_bytes(self, mixer: Recurrent, context_tokens: int, num_slots: int) -> int:
+        """rows * (elements of a state * 4 + channels * (conv width - 1) * 2) bytes."""
         rows = num_state_rows(num_slots)
-        one = mixer.num_value_heads * mixer.key_dim * mixer.value_dim * FLOAT_BYTES
-        return round_to_block(rows * one) + conv_bytes(mixer, rows)
+        state = rows * math.prod(mixer.state_shape) * FLOAT_BYTES if mixer.state_shape else 0
+        conv = rows * mixer.channels * (mixer.conv_width - 1) * HALF_BYTES
+        return round_to_block(state) + round_to_block(conv)
+
+
+class DeltaStatePlan(RecurrentStatePlan):
+    """A matrix for each value head."""
 
     def activation_bytes(self, mixer: GatedDeltaNet, num_rows: int, context_tokens: int, own_attention: bool) -> int:
         """What our own kernels hold at once (core/worker/kernels/recurrent.py): what the matrices gave, the same after
@@ -102,12 +108,20 @@ class DeltaStatePlan:
         return projected + padded * FLOAT_BYTES * (4 * keys + 5 * values + 5 * by_value_head + 4 * products)
 
 
-class ConvStatePlan:
-    """The convolution's last inputs."""
+class MambaStatePlan(RecurrentStatePlan):
+    """A matrix for each head."""
 
-    def state_bytes(self, mixer: ShortConv, context_tokens: int, num_slots: int) -> int:
-        """rows * channels * (conv width - 1) * 2 bytes."""
-        return conv_bytes(mixer, num_state_rows(num_slots))
+    def activation_bytes(self, mixer: Mamba2, num_rows: int, context_tokens: int, own_attention: bool) -> int:
+        """What the matrix gave, the same after the convolution in float32, the heads' inputs, outputs and gates, and
+        products [tokens, DELTA_TOKENS] of each head."""
+        inner, written = mixer.num_heads * mixer.head_dim, mixer.num_heads * mixer.state_dim
+        projected = num_rows * (mixer.channels + inner + mixer.num_heads) * 2 * HALF_BYTES
+        block = min(num_rows, DELTA_TOKENS) * (2 * written + 2 * inner + 4 * mixer.num_heads * DELTA_TOKENS)
+        return projected + (num_rows * (3 * mixer.channels + 5 * inner) + block) * FLOAT_BYTES
+
+
+class ConvStatePlan(RecurrentStatePlan):
+    """The convolution's inputs alone."""
 
     def activation_bytes(self, mixer: ShortConv, num_rows: int, context_tokens: int, own_attention: bool) -> int:
         """Both gates and the input, their product, and the convolution's sum in float32."""
@@ -124,22 +138,19 @@ def num_snapshots(num_slots: int) -> int:
     return num_slots + MORE_SNAPSHOTS
 
 
-def conv_bytes(mixer: GatedDeltaNet | ShortConv, rows: int) -> int:
-    return round_to_block(rows * mixer.channels * (mixer.conv_width - 1) * HALF_BYTES)
-
-
 STATE_PLANS: dict[type[Mixer], StatePlan] = {
     FullAttention: KvStatePlan(),
     SlidingAttention: KvStatePlan(),
     DistanceAttention: DistanceStatePlan(),
     CappedAttention: CappedStatePlan(),
     GatedDeltaNet: DeltaStatePlan(),
+    Mamba2: MambaStatePlan(),
     ShortConv: ConvStatePlan(),
 }
 
 
-def state_plan(layer: LayerShape) -> StatePlan:
-    return STATE_PLANS[type(layer.mixer)]
+def state_plan(mixer: Mixer) -> StatePlan:
+    return STATE_PLANS[type(mixer)]
 
 
 def written_out_bytes(mixer: FullAttention, num_rows: int, context_tokens: int) -> int:

@@ -12,7 +12,6 @@ from core.checkpoint.experts import ROUTER, expert_matrix
 from core.checkpoint.layers import LAYER, DenseMlp, Experts, LayerShape, Mlp, contradiction
 from core.checkpoint.numbers import read_number
 from core.checkpoint.quantization import MatrixFormat
-from core.checkpoint.recurrent import Recurrent
 from core.checkpoint.text_config import text_config
 from core.checkpoint.vocabulary import num_tokens
 from core.memory.expert_shapes import expert_groups
@@ -95,13 +94,9 @@ class ModelShape:
     @property
     def is_capturable(self) -> bool:
         """Whether captured steps' own attention can be in place of every layer's."""
-        mixers = [layer.mixer for layer, _ in self.layers]
-        return all(
-            one.is_capturable
-            if isinstance(one, Recurrent)
-            else not isinstance(one, DistanceAttention | CappedAttention)
-            for one in mixers
-        )
+        recurrent = [layer.recurrent for layer, _ in self.layers if layer.recurrent]
+        has_other_scores = any(isinstance(one, DistanceAttention | CappedAttention) for one in self.attentions)
+        return not has_other_scores and all(one.is_capturable for one in recurrent)
 
     @property
     def attentions(self) -> tuple[FullAttention, ...]:

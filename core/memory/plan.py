@@ -155,7 +155,8 @@ def state_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
 
 def layer_state_bytes(layer: LayerShape, context_tokens: int, num_slots: int) -> int:
     """What one layer keeps of all chats."""
-    return state_plan(layer).state_bytes(layer.mixer, context_tokens, num_slots)
+    mixers = [layer.mixer, *([layer.beside] if layer.beside else [])]
+    return sum(state_plan(mixer).state_bytes(mixer, context_tokens, num_slots) for mixer in mixers)
 
 
 def activation_bytes(
@@ -176,10 +177,11 @@ def activation_bytes(
     rows = max(chunk_tokens, num_slots)
     base = 2 * rows * shape.hidden * HALF_BYTES
     mlp = max(mlp_bytes(shape, kernel, layer.mlp, rows) for layer, _ in shape.layers)
-    attention = max(
-        state_plan(layer).activation_bytes(layer.mixer, rows, context_tokens, own_attention)
-        for layer, _ in shape.layers
-    )
+    mixers = {mixer for layer, _ in shape.layers for mixer in (layer.mixer, layer.beside) if mixer}
+    attention = max(state_plan(mixer).activation_bytes(mixer, rows, context_tokens, own_attention) for mixer in mixers)
+    if any(layer.beside for layer, _ in shape.layers):
+        # One's output waits for the other's.
+        attention += rows * shape.hidden * HALF_BYTES
     norms = 3 * rows * shape.hidden * FLOAT_BYTES
     if own_attention:
         sampling = shape.vocabulary * num_slots * (2 * FLOAT_BYTES + HALF_BYTES)

@@ -27,7 +27,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "family_moe_elsewhere"),
     ({"model_type": "kimi_linear", "layer_types": ["linear_attention", "full_attention"]}, PLAIN, "family_recurrent"),
     ({"model_type": "qwen3_next", "layer_types": ["mamba", "full_attention"]}, PLAIN, "family_recurrent"),
-    ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, PLAIN, "family_recurrent"),
+    ({"model_type": "jamba", "layer_types": ["mamba", "attention"]}, PLAIN, "family_recurrent"),
     ({"model_type": "mamba2"}, PLAIN, "family_recurrent"),
     ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "minicpm3", **MLA}, PLAIN, "family_mla"),
@@ -86,6 +86,8 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "qwen3_5", "vision_config": {}, "text_config": {"model_type": "qwen3_5_text"}},
      "model.visual.blocks.0.attn.qkv.weight"),
     ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, PLAIN),
+    ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, PLAIN),
+    ({"model_type": "falcon_h1"}, PLAIN),
 ]  # fmt: skip
 
 
@@ -153,7 +155,7 @@ def test_a_part_of_a_configuration_is_judged_as_far_as_it_goes(told: dict[str, A
         ({"model_type": "kimi_k2", "n_routed_experts": 384, "auto_map": {"AutoConfig": "c.D"}, **MLA}, "mla"),
         ({"model_type": "llama4", "vision_config": {}, "text_config": {"model_type": "llama4_text"}}, "moe"),
         ({"model_type": "dbrx", "ffn_config": {"moe_num_experts": 16}}, "moe"),
-        ({"model_type": "falcon_h1", "mamba_d_ssm": 3072}, "recurrent"),
+        ({"model_type": "jamba", "mamba_d_state": 16}, "recurrent"),
         ({"model_type": "lfm2", "conv_L_cache": 3}, "recurrent"),
         ({"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*"}, "recurrent"),
         ({"model_type": "phi4mm", "auto_map": {"AutoConfig": "c.P"}, "audio_processor": {}}, "vision"),

@@ -107,5 +107,12 @@ def check_family(folder: Path, model: PreTrainedModel) -> None:
         assert {
             index: (one.num_kv_heads, one.head_dim) for index, one in attending.items() if not one.shares_cache
         } == {index: (keys.shape[1], keys.shape[3]) for index, keys in runner.cache.keys.items()}
-        assert {*attending, *runner.cache.states} == set(range(len(checkpoint.layers)))
+        recurrent = {index: layer.recurrent for index, layer in enumerate(checkpoint.layers) if layer.recurrent}
+        assert {index: (one.channels, one.conv_width - 1) for index, one in recurrent.items()} == {
+            index: state.conv.shape[1:] for index, state in runner.cache.states.items()
+        }
+        assert {index: one.state_shape for index, one in recurrent.items() if one.state_shape} == {
+            index: state.state.shape[1:] for index, state in runner.cache.states.items() if state.state is not None
+        }
+        assert {*attending, *recurrent} == set(range(len(checkpoint.layers)))
         check_two_chats(runner, model)

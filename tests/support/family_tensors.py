@@ -32,7 +32,12 @@ OTHER_SHAPES: dict[str, list[dict[str, Any]]] = {
     "apertus": [{"hidden_act": "silu"}],
     "falcon": [{"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}, {"num_ln_in_parallel_attn": 2},
                {"new_decoder_architecture": True, "parallel_attn": False}],
+    "bamba": [{"attn_layer_indices": list(range(NUM_LAYERS)), "attention_bias": True}],
+    "granitemoehybrid": [{"layer_types": ["full_attention"] * NUM_LAYERS, "attention_bias": True},
+                         {"num_local_experts": 0}],
     "internlm3": [{"bias": True, "qkv_bias": True}],
+    "lfm2": [{"layer_types": ["conv"] * NUM_LAYERS, "conv_bias": True}],
+    "lfm2_moe": [{"layer_types": ["conv"] * NUM_LAYERS, "conv_bias": True}],
     "opt": [{"word_embed_proj_dim": 32}],
 }  # fmt: skip
 # Numbers of mixtures and of recurrent models that change which layers have which parts, and values to build with.
@@ -51,7 +56,7 @@ OTHER_NUMBERS: dict[str, list[Any]] = {
     "shared_intermediate_size": [0, 64],
 }
 # The layers of such models differ: what lies in one of these parts is never said to be missing.
-MLP = re.compile(r"\*\.(?:mlp|feed_forward|block_sparse_moe|moe|shared_mlp|conv|linear_attn|self_attn)\.")
+MLP = re.compile(r"\*\.(?:mlp|feed_forward|block_sparse_moe|moe|shared_mlp|conv|linear_attn|mamba|self_attn)\.")
 # What a class cannot be built without.
 LEAST: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
@@ -108,7 +113,7 @@ def _build(family: str, more: dict[str, Any]) -> PreTrainedModel | None:
         config = CONFIG_MAPPING[family].from_dict({layers: NUM_LAYERS, **LEAST.get(family, {}), **more})
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
-    except (KeyError, NotImplementedError, StrictDataclassError, TypeError, ValueError):
+    except (AttributeError, KeyError, NotImplementedError, StrictDataclassError, TypeError, ValueError):
         return None
 
 

@@ -140,6 +140,8 @@ def test_a_falcon_of_2023_runs_by_the_name_that_it_had_then(tmp_path: Path) -> N
 
 DELTA: dict[str, Any] = {"head_dim": 16, "num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
                          "linear_key_head_dim": 16, "linear_value_head_dim": 32}  # fmt: skip
+MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 16, "mamba_d_head": "auto",
+                         "mamba_chunk_size": 32}  # fmt: skip
 RECURRENT: dict[str, dict[str, Any]] = {
     "qwen3_5": qwen("qwen3_5", {"model_type": "qwen3_5_text", **DELTA,
                                 "rope_parameters": {**MROPE, "mrope_section": [1, 1, 0]}}),
@@ -147,6 +149,15 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "qwen3_next without experts": {"model_type": "qwen3_next", **SIZES, **DELTA, "num_experts": 0},
     "lfm2": {"model_type": "lfm2", **SIZES, "num_hidden_layers": 3, "full_attn_idxs": [1], "conv_bias": True,
              "block_auto_adjust_ff_dim": False},
+    "bamba": {"model_type": "bamba", **SIZES, **MAMBA, "attn_layer_indices": [1]},
+    "granitemoehybrid": {"model_type": "granitemoehybrid", **SIZES, **MAMBA, "layer_types": ["mamba", "attention"],
+                         "num_local_experts": 0, "shared_intermediate_size": 128, "residual_multiplier": 0.5,
+                         "position_embedding_type": "rope"},
+    "falcon_h1": {"model_type": "falcon_h1", **SIZES, **MAMBA, "mamba_d_ssm": 64, "ssm_in_multiplier": 0.7,
+                  "ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 0.7], "ssm_out_multiplier": 1.3,
+                  "attention_in_multiplier": 0.9, "key_multiplier": 0.8},
+    "falcon_h1 with a norm": {"model_type": "falcon_h1", **SIZES, **MAMBA, "mamba_d_ssm": None, "mamba_rms_norm": True,
+                              "mamba_norm_before_gate": False},
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 A value head's state S [key dim, value dim] fades by exp(decay) with each token. It is then corrected to give the
 token's value for its key: S += key * beta * (value - keyᵀ S)ᵀ. The output is queryᵀ S (arXiv 2412.06464).
+
+Without `beta` nothing is corrected: S += key * valueᵀ, as in Mamba 2 (arXiv 2405.21060).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def delta_step(
     key: torch.Tensor,
     value: torch.Tensor,
     decay: torch.Tensor,
-    beta: torch.Tensor,
+    beta: torch.Tensor | None,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token of each row. query, key [rows, key heads, key dim]; value [rows, value heads, value dim]; decay (the
@@ -49,7 +51,9 @@ def delta_step(
     share = value.shape[1] // key.shape[1]
     query, key = (one.repeat_interleave(share, 1).unsqueeze(2) for one in (query, key))
     state.mul_(decay.exp()[..., None, None])
-    correction = (value.unsqueeze(2) - key @ state) * beta[..., None, None]
+    correction = value.unsqueeze(2)
+    if beta is not None:
+        correction = (correction - key @ state) * beta[..., None, None]
     # The states of many chats are large, and so would be what is added to them.
     state.flatten(0, 1).baddbmm_(key.transpose(2, 3).flatten(0, 1), correction.flatten(0, 1))
     return (query @ state).squeeze(2), state
@@ -60,7 +64,7 @@ def delta_chunk(
     key: torch.Tensor,
     value: torch.Tensor,
     decay: torch.Tensor,
-    beta: torch.Tensor,
+    beta: torch.Tensor | None,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Many tokens of each row. query, key [rows, tokens, key heads, key dim]; value [rows, tokens, value heads, value
@@ -73,12 +77,14 @@ def delta_chunk(
     share = value.shape[2] // key_heads
     query, key = (one.transpose(1, 2).unsqueeze(2) for one in (query, key))
     value = value.transpose(1, 2).unflatten(1, (key_heads, share))
-    decay, beta = (one.transpose(1, 2).unflatten(1, (key_heads, share)) for one in (decay, beta))
+    decay = decay.transpose(1, 2).unflatten(1, (key_heads, share))
+    beta = None if beta is None else beta.transpose(1, 2).unflatten(1, (key_heads, share))
     state, outputs = state.unflatten(1, (key_heads, share)), []
     for begin in range(0, num_tokens, DELTA_TOKENS):
         block = slice(begin, begin + DELTA_TOKENS)
+        rate = None if beta is None else beta[..., block]
         output, state = _delta_block(
-            query[..., block, :], key[..., block, :], value[..., block, :], decay[..., block], beta[..., block], state
+            query[..., block, :], key[..., block, :], value[..., block, :], decay[..., block], rate, state
         )
         outputs.append(output)
     return torch.cat(outputs, 3).flatten(1, 2).transpose(1, 2), state.flatten(1, 2)
@@ -89,7 +95,7 @@ def _delta_block(
     key: torch.Tensor,
     value: torch.Tensor,
     decay: torch.Tensor,
-    beta: torch.Tensor,
+    beta: torch.Tensor | None,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A block of tokens, all tensors [rows, key heads, value heads of each, tokens, ...].
@@ -102,9 +108,11 @@ def _delta_block(
     # What is left at one token of what another wrote; the mask comes first, for exp() of later ones may overflow.
     between = (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(~causal, -torch.inf).exp()
     since_begin = total.exp().unsqueeze(-1)
-    unknown = value - since_begin * (key @ state)
-    factors = beta.unsqueeze(-1) * (key @ key.transpose(-1, -2)) * between
-    corrections = solve_triangular(factors, beta.unsqueeze(-1) * unknown, upper=False, unitriangular=True)
+    corrections = value
+    if beta is not None:
+        unknown = value - since_begin * (key @ state)
+        factors = beta.unsqueeze(-1) * (key @ key.transpose(-1, -2)) * between
+        corrections = solve_triangular(factors, beta.unsqueeze(-1) * unknown, upper=False, unitriangular=True)
     output = since_begin * (query @ state) + ((query @ key.transpose(-1, -2)) * between) @ corrections
     until_end = (total[..., -1:] - total).exp().unsqueeze(-1)
     return output, state * since_begin[..., -1:, :] + (key * until_end).transpose(-1, -2) @ corrections

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from core.checkpoint.recurrent import GatedDeltaNet, Recurrent
+from core.checkpoint.recurrent import Recurrent
 from core.memory.layer_state import num_state_rows
 
 
@@ -15,7 +15,7 @@ class RecurrentState:
     """A recurrent layer's states. Row r is slot r's; row `num_slots` takes what nobody reads; then the snapshots.
 
     conv: the convolution's last inputs [rows, channels, conv width - 1], oldest first, in the model's dtype.
-    state: [rows, value heads, key dim, value dim] float32; None of a layer that has its convolution alone.
+    state: [rows, *the mixer's state_shape] float32; None of a layer that has its convolution alone.
     """
 
     conv: torch.Tensor
@@ -25,10 +25,9 @@ class RecurrentState:
     def allocate(mixer: Recurrent, num_slots: int, dtype: torch.dtype, device: torch.device) -> RecurrentState:
         rows = num_state_rows(num_slots)
         conv = torch.zeros((rows, mixer.channels, mixer.conv_width - 1), dtype=dtype, device=device)
-        if not isinstance(mixer, GatedDeltaNet):
+        if not mixer.state_shape:
             return RecurrentState(conv, None)
-        shape = (rows, mixer.num_value_heads, mixer.key_dim, mixer.value_dim)
-        return RecurrentState(conv, torch.zeros(shape, dtype=torch.float32, device=device))
+        return RecurrentState(conv, torch.zeros((rows, *mixer.state_shape), dtype=torch.float32, device=device))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:

@@ -1,7 +1,7 @@
 """Matrices that share their input, as one: query, key and value; gate and up.
 
 A step then reads one large matrix instead of two or three small ones, which a GPU does faster. transformers' modules
-still find a projection each: the first one computes all and the others hand out their parts.
+still find a projection each: the one that is called first computes all and the others hand out their parts.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from core.memory.matrix_groups import MatrixGroup
 
 
 class MergedLinearSlice(nn.Module):
-    """One projection of several that are one matrix. They are called in order, the first one first, as models do."""
+    """One projection of `count` that are one matrix. A model calls each of them once with the same input."""
 
-    def __init__(self, merged: nn.Module, begin: int, end: int, first: MergedLinearSlice | None, is_last: bool) -> None:
+    def __init__(self, merged: nn.Module, begin: int, end: int, first: MergedLinearSlice | None, count: int) -> None:
         super().__init__()
-        self.begin, self.end, self.is_last = begin, end, is_last
+        self.begin, self.end, self.count = begin, end, count
+        # Of the first part: what was computed for all, and where the parts begin that were handed out since.
         self.output: torch.Tensor | None = None
+        self.handed_out: set[int] = set()
         # Not registered as modules: the matrix belongs to the first part alone.
         object.__setattr__(self, "merged", merged)
         object.__setattr__(self, "first", first)
@@ -26,12 +28,14 @@ class MergedLinearSlice(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] -> this part of [..., all outs]."""
         first = self.first or self
-        if first is self:
-            self.output = self.merged(x)
         output = first.output
-        assert output is not None
-        if self.is_last:
+        if output is None or self.begin in first.handed_out:
+            output = first.output = self.merged(x)
+            first.handed_out.clear()
+        first.handed_out.add(self.begin)
+        if len(first.handed_out) == self.count:
             first.output = None
+            first.handed_out.clear()
         return output[..., self.begin : self.end]
 
 
@@ -40,5 +44,5 @@ def make_slices(merged: nn.Module, group: MatrixGroup) -> dict[str, MergedLinear
     parts: dict[str, MergedLinearSlice] = {}
     for name, begin in group.begins.items():
         first, end = next(iter(parts.values()), None), begin + group.sizes[name]
-        parts[name] = MergedLinearSlice(merged, begin, end, first, is_last=end == group.out_features)
+        parts[name] = MergedLinearSlice(merged, begin, end, first, len(group.sizes))
     return parts

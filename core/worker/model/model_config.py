@@ -45,7 +45,7 @@ def read_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfig
 
 
 def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfig:
-    found = deepcopy(checkpoint.config)
+    found = _with_plain_floats(deepcopy(checkpoint.config))
     found.pop("quantization_config", None)
     if found.get("model_type") in FALCONS:
         text = text_config(found)
@@ -73,6 +73,17 @@ def _make_config(checkpoint: Checkpoint, context_tokens: int) -> PreTrainedConfi
         del text.quantization_config
     _settle_tokens(text, num_tokens(checkpoint))
     return text
+
+
+def _with_plain_floats(value: Any) -> Any:
+    """`value` with the numbers that JSON does not have: transformers writes {"__float__": "Infinity"}."""
+    if isinstance(value, list):
+        return [_with_plain_floats(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {name: _with_plain_floats(one) for name, one in value.items()}
 
 
 def _settle_tokens(text: PreTrainedConfig, count: int) -> None:

@@ -42,7 +42,7 @@ class ModelRunner:
             self.logits_device = self._run(token, token, 1, probe).device
         except (AttributeError, TypeError, NotImplementedError) as error:
             raise EngineError("architecture_cache", architecture=type(self._model).__name__) from error
-        if sorted([*probe.shapes, *recurrent]) != self._keeping_layers():
+        if sorted({*probe.shapes, *recurrent}) != self._keeping_layers():
             raise EngineError("architecture_cache", architecture=type(self._model).__name__)
         states = {index: layer.allocate_state(num_slots) for index, layer in recurrent.items()}
         return SlotCache(num_slots, context_tokens, probe.dtype, probe.shapes, states)
@@ -127,8 +127,8 @@ class ModelRunner:
         layer_types = getattr(self._config, "layer_types", None)
         if layer_types:
             kinds = {"full_attention": full, "sliding_attention": near}
-            # A recurrent layer takes no mask.
-            return {kind: kinds.get(kind) for kind in set(layer_types)}
+            # A recurrent layer takes no mask, and a hybrid one those of both.
+            return kinds | {kind: kinds.get(kind) for kind in ("linear_attention", *layer_types)}
         return near
 
 

@@ -6,6 +6,7 @@ model's dtype where transformers' modules do, so that in half precision too both
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,12 +15,13 @@ from torch.nn.functional import silu, softplus
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from core.checkpoint.recurrent import GatedDeltaNet, Recurrent, ShortConv
+from core.checkpoint.recurrent import GatedDeltaNet, Mamba2, Recurrent, ShortConv
 from core.worker.kernels.delta_rule import causal_conv, delta_chunk, delta_step, unit_length
 from core.worker.model.layer_state import RecurrentState
 
 # Weights that an exponential follows: in half precision a state would fade up to 1 % faster or slower. The matrices
 # among them are small; a GPU has faster kernels for those in half precision, and a CPU computes in bfloat16.
+MAMBA_LAYERS = ("BambaMixer", "FalconH1Mixer", "GraniteMoeHybridMambaLayer")
 FLOAT_WEIGHTS = ("A_log", "dt_bias")
 FLOAT_MATRICES_ON_CPU = (".in_proj_a", ".in_proj_b", ".in_proj_ba")
 
@@ -136,6 +138,54 @@ class GatedDeltaNetLayer(RecurrentLayer):
         return (weighted * silu(gate.float())).to(gate.dtype)
 
 
+class Mamba2Layer(RecurrentLayer):
+    """Mamba 2 (arXiv 2405.21060) as Bamba, Falcon-H1 and Granite have it, with the names of their weights."""
+
+    def __init__(self, original: Any) -> None:
+        mixer = Mamba2(
+            num_groups=original.n_groups,
+            num_heads=original.num_heads,
+            state_dim=original.ssm_state_size,
+            head_dim=original.head_dim,
+            conv_width=original.conv_kernel_size,
+        )
+        super().__init__(mixer, original.layer_idx, original.conv1d)
+        self.mamba = mixer
+        for name, module in original.named_children():
+            setattr(self, name, module)
+        self.A_log, self.dt_bias, self.D = original.A_log, original.dt_bias, original.D
+        self.activation = ACT2FN[original.activation]
+        self.time_step_limit = original.time_step_limit or (0.0, math.inf)
+        # Falcon-H1 scales the input and the parts of what comes of it, and may leave out the norm.
+        self.in_multiplier = getattr(original, "ssm_in_multiplier", 1.0)
+        self.has_norm = getattr(original, "mamba_rms_norm", True)
+        self.register_buffer("mup_vector", getattr(original, "mup_vector", None), persistent=False)
+
+    def forward(self, hidden_states: torch.Tensor, cache_params: Any, **_: Any) -> torch.Tensor:
+        mixer, state = self.mamba, cache_params.state(self.layer_idx)
+        rows, dtype = cache_params.state_rows_on(hidden_states.device), hidden_states.dtype
+        projected = self.in_proj(hidden_states * self.in_multiplier)
+        if self.mup_vector is not None:
+            projected = projected * self.mup_vector.to(dtype)
+        inner, written = mixer.num_heads * mixer.head_dim, mixer.num_groups * mixer.state_dim
+        gate, mixed, step = projected.split((inner, mixer.channels, mixer.num_heads), -1)
+        mixed = self.activation(self._convolve(mixed, state, rows)).float()
+        inputs, key, query = mixed.split((inner, written, written), -1)
+        inputs = inputs.unflatten(-1, (mixer.num_heads, mixer.head_dim))
+        key, query = (one.unflatten(-1, (mixer.num_groups, mixer.state_dim)) for one in (key, query))
+        step = softplus(step.float() + self.dt_bias.float()).clamp(*self.time_step_limit)
+        decay, value = -self.A_log.float().exp() * step, inputs * step.unsqueeze(-1)
+        if hidden_states.shape[1] == 1:
+            query, key, value, decay = (one.squeeze(1) for one in (query, key, value, decay))
+            output, after = delta_step(query, key, value, decay, None, state.state[rows])
+        else:
+            output, after = delta_chunk(query, key, value, decay, None, state.state[rows])
+        state.state[rows] = after
+        output = output.view(inputs.shape) + inputs * self.D.float().unsqueeze(-1)
+        output = output.flatten(-2).to(dtype)
+        return self.out_proj((self.norm(output, gate) if self.has_norm else output * silu(gate)).to(dtype))
+
+
 class ShortConvLayer(RecurrentLayer):
     """LFM2's convolution between two gates."""
 
@@ -171,5 +221,7 @@ def replace_recurrent_layers(model: PreTrainedModel) -> None:
         kind = type(module).__name__
         if kind.endswith("GatedDeltaNet"):
             model.set_submodule(name, GatedDeltaNetLayer(module))
+        elif kind in MAMBA_LAYERS:
+            model.set_submodule(name, Mamba2Layer(module))
         elif kind.endswith("ShortConv"):
             model.set_submodule(name, ShortConvLayer(module))
