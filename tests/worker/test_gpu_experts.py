@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from core.checkpoint.checkpoint import read_checkpoint
 from core.checkpoint.quantization import MatrixFormat
+from core.engine.protocol import Load
+from core.engine.sampling_params import Sampling
 from core.memory.kernels.llamadeck import LLAMADECK, has_fused_prefill
+from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
+from core.worker.decode.fused_experts import FusedExperts
 from core.worker.kernels.expert_kernels import expert_kernels_for
 from core.worker.kernels.expert_prompts import ExpertPrompts
 from core.worker.kernels.packed_experts import PackedExperts
@@ -14,9 +23,11 @@ from core.worker.kernels.packed_small_batch import FusedRmsNorm
 from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.routed_pairs import pair_kernels_for
 from core.worker.kernels.router_kernel import RouterWeights, RoutingRule, router_kernels_for
+from core.worker.load import load_engine
 from core.worker.model.kernel_check import check_experts
 from core.worker.plan_load import use_capturable_stream
 from tests.support.expert_stacks import make_stack, run_dense
+from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,
@@ -171,3 +182,58 @@ def test_a_router_chooses_what_torch_chooses(rows: int, sizes: tuple[int, int, i
 )
 def test_the_check_of_a_load_passes(format: MatrixFormat, dtype: torch.dtype) -> None:
     check_experts(LLAMADECK, format, dtype, DEVICE)
+
+
+CONTEXT_TOKENS, LENGTHS = 512, (130, 300, 37)
+MIXTURE: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 64,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": CONTEXT_TOKENS,
+    "vocab_size": VOCABULARY, "num_experts_per_tok": 2,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"num_experts": 8, "norm_topk_prob": True},
+    "qwen2_moe": {"num_experts": 8, "shared_expert_intermediate_size": 256},
+    "mixtral": {"num_local_experts": 4},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixture_is_captured_and_computes_the_model(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three chats together, then one of them alone: its logits have the same bits."""
+    reference = make_family_checkpoint(tmp_path, {"model_type": family, **MIXTURE, **FAMILIES[family]})
+    # An engine puts its own rotation there, for its process.
+    source = sys.modules[type(reference).__module__]
+    monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
+    prompts = [[(7 * place + slot) % 300 + 5 for place in range(size)] for slot, size in enumerate(LENGTHS)]
+    alone = [reference(torch.tensor([one])).logits[0, -1] for one in prompts]
+    firsts = [int(logits.argmax()) for logits in alone]
+    wanted = [
+        reference(torch.tensor([[*one, first]])).logits[0, -1] for one, first in zip(prompts, firsts, strict=True)
+    ]
+    with torch.inference_mode():
+        command = Load(tmp_path, CONTEXT_TOKENS, len(LENGTHS), "llamadeck")
+        engine = load_engine(read_checkpoint(tmp_path), command, lambda *_: None)
+        steps: Any = engine.steps
+        assert engine.facts.captured and engine.facts.kernel == "llamadeck"
+        layers = [one for one in steps._model._model.modules() if isinstance(one, FusedDecoderLayer)]
+        assert len(layers) == 2 and all(isinstance(one._mlp, FusedExperts) for one in layers)
+
+        def next_logits(slots: list[int]) -> torch.Tensor:
+            for slot in slots:
+                steps.reset_slot(slot, Sampling(temperature=0.0), 1, prompts[slot])
+                steps.prefill(slot, prompts[slot], 0, True).wait()
+                steps.tokens[slot] = firsts[slot]
+            steps.decode(slots).wait()
+            step = next(step for step in steps._decode_graphs if step.num_rows >= len(slots))
+            logits: torch.Tensor = step.logits[: len(slots)].float().cpu()
+            return logits
+
+        together = next_logits([0, 1, 2])
+        for got, one in zip(together, wanted, strict=True):
+            assert (got - one).abs().max() < 0.05 * one.std()
+        if family != "qwen2_moe":
+            assert torch.equal(next_logits([1])[0], together[1])
+    torch.cuda.set_stream(torch.cuda.default_stream())
+    torch.cuda.set_per_process_memory_fraction(1.0)
