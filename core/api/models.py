@@ -12,7 +12,14 @@ from core.api.json_text import to_json
 from core.api.just_in_time import JustInTime
 from core.api.prompts import check_size, render_messages
 from core.api.schema import DetokenizeRequest, TokenizeRequest
-from core.api.served_model import ServedModel, find_character, list_loadable, list_models, read_served_model
+from core.api.served_model import (
+    ServedModel,
+    find_character,
+    list_asleep,
+    list_loadable,
+    list_models,
+    read_served_model,
+)
 from core.common.errors import DeckError
 from core.common.values import printable
 from core.engine.interface import Engine
@@ -46,8 +53,12 @@ class Models:
 
     def find_all(self) -> Described:
         """The list, for a thread."""
+        asleep = self._engine.state.asleep
         try:
-            found = list_models(read_served_model(self._engine), self._characters)
+            if asleep is not None and self._loader is not None:
+                found = list_asleep(asleep.folder, self._characters)
+            else:
+                found = list_models(read_served_model(self._engine), self._characters)
         except DeckError as error:
             if error.key not in ("nothing_loaded", "api_loading"):
                 raise

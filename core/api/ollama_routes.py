@@ -20,6 +20,7 @@ from core.api.schema import ChatRequest, Strict
 from core.api.served_model import read_served_model
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError
+from core.common.paths import model_name
 from core.common.values import printable
 from core.engine.interface import Engine
 from core.library.scan import read_entry
@@ -140,8 +141,9 @@ class Ollama:
     def _checkpoint(self, one: Body) -> Checkpoint | None:
         """The files of a model of this machine; None for a character, and for a model elsewhere."""
         state = self._engine.state
-        if one["id"] == state.model:
-            return read_entry(state.folder).checkpoint if state.folder is not None else None
+        folder = state.asleep.folder if state.asleep is not None else state.folder
+        if folder is not None and one["id"] == model_name(folder):
+            return read_entry(folder).checkpoint
         found = self._loader.loadable() if self._loader is not None and "parent" not in one else ()
         return next((entry.checkpoint for entry in found if entry.name == one["id"]), None)
 

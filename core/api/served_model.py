@@ -14,6 +14,7 @@ from core.api.errors import ApiError
 from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.presets import read_recommended
 from core.common.errors import DeckError, EngineError
+from core.common.paths import model_name
 from core.common.values import printable
 from core.engine.interface import Engine
 from core.library.scan import LibraryEntry
@@ -90,7 +91,16 @@ def list_loadable(entries: Iterable[LibraryEntry]) -> list[dict[str, Any]]:
 
 def list_models(served: ServedModel, characters: Listing) -> list[dict[str, Any]]:
     """The loaded model, then every character that can answer, as OpenAI lists models."""
-    found = [_described(served.name, served.made_s, served)]
+    return _listed(_described(served.name, served.made_s, served), characters, served)
+
+
+def list_asleep(folder: Path, characters: Listing) -> list[dict[str, Any]]:
+    """The same of a model that comes back with a request."""
+    return _listed(_described(model_name(folder), _made_s(folder), None), characters, None)
+
+
+def _listed(model: dict[str, Any], characters: Listing, served: ServedModel | None) -> list[dict[str, Any]]:
+    found, name_of_model = [model], model["id"]
     try:
         entries = characters.entries()
     except DeckError:
@@ -98,10 +108,10 @@ def list_models(served: ServedModel, characters: Listing) -> list[dict[str, Any]
         entries = ()
     counts = Counter(entry.name for entry in entries)
     for entry in entries:
-        if entry.character is not None and entry.name != served.name:
+        if entry.character is not None and entry.name != name_of_model:
             # Its key where another one has the same name.
             name = entry.name if counts[entry.name] == 1 else entry.key
-            found.append(_described(name, _changed_s(entry), served) | {"parent": served.name})
+            found.append(_described(name, _changed_s(entry), served) | {"parent": name_of_model})
     return found
 
 

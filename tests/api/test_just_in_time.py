@@ -146,6 +146,8 @@ def test_a_model_that_sleeps_wakes_for_a_request_as_it_was_loaded(url: str, runn
     assert runner.wait_while_loading(WAIT_S).phase == "ready"
     for name in (None, MODEL, "Ada"):
         assert runner.sleep()
+        assert {MODEL, "Ada"} <= set(listed(url)), "a client chooses among what can come"
+        assert MODEL in [one["name"] for one in httpx2.get(f"{url}/api/tags").json()["models"]]
         assert (runner.state.phase, ready(url)) == ("empty", (200, "asleep"))
         assert ask(url, name).status_code == 200
         facts = runner.state.facts

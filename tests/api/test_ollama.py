@@ -173,6 +173,14 @@ def test_what_a_text_cannot_have_is_refused() -> None:
         generate_body({"model": "x"})
 
 
+def test_log_probabilities_are_listed_as_they_come() -> None:
+    told = {"content": [{"token": "one", "logprob": -0.5, "bytes": [111], "top_logprobs": []}]}
+    choice = {"delta": {"content": "one"}, "logprobs": told, "finish_reason": None}
+    (part,) = OllamaExchange("chat").pieces({"choices": [choice], "usage": None})
+    assert json.loads(part)["logprobs"] == told["content"]
+    assert chat_body({"messages": asked("x"), "logprobs": True, "top_logprobs": 2})["top_logprobs"] == 2
+
+
 def test_calls_of_tools_come_whole() -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 5}
     exchange = OllamaExchange("chat")

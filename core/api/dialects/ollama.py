@@ -45,7 +45,7 @@ class OllamaExchange:
         self._finish = choice["finish_reason"]
         calls = {place: call["function"] for place, call in enumerate(message.get("tool_calls") or ())}
         said = self._said(message.get("content") or "", message.get("reasoning_content") or "", calls)
-        return said | self._last(answer["usage"])
+        return said | _logprobs(choice) | self._last(answer["usage"])
 
     def begin(self, usage: Usage) -> Iterable[str]:
         return ()
@@ -56,9 +56,9 @@ class OllamaExchange:
             for call in delta.get("tool_calls") or ():
                 self._gather(call)
             text, thought = delta.get("content") or "", delta.get("reasoning_content") or ""
-            if text or thought:
+            if text or thought or _logprobs(choice):
                 self._first_ns = self._first_ns or time.monotonic_ns()
-                yield line(self._said(text, thought) | {"done": False})
+                yield line(self._said(text, thought) | _logprobs(choice) | {"done": False})
             self._finish = choice["finish_reason"] or self._finish
         if piece.get("usage") is not None:
             if self._calls:
@@ -100,6 +100,12 @@ class OllamaExchange:
             "eval_count": usage["completion_tokens"],
             "eval_duration": max(1, end_ns - first_ns),
         }
+
+
+def _logprobs(choice: Body) -> Body:
+    """Ollama lists them as OpenAI does, where they were asked for."""
+    found = choice.get("logprobs")
+    return {"logprobs": found["content"]} if found and found.get("content") else {}
 
 
 def _function(call: Body) -> Body:

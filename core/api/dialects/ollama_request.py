@@ -60,7 +60,7 @@ def generate_body(body: Body) -> Body:
 
 def _raw_body(body: Body) -> Body:
     """The completion for a text that goes on as it is. Raises ApiError."""
-    for name in ("suffix", "images", "format"):
+    for name in ("suffix", "images", "format", "logprobs"):
         if body.get(name):
             raise ApiError("api_refused", field=name)
     return {"max_tokens": -1} | _settings(body) | {"prompt": body["prompt"]}
