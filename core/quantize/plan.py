@@ -24,7 +24,7 @@ from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, MIB
 from core.quantize.calibration import NUM_ROWS, row_tokens
 from core.quantize.options import BITS, GROUP_SIZES, QuantizeOptions
 from core.quantize.resuming import can_resume, is_linked
-from core.quantize.source import PlainModel
+from core.quantize.source import STACKED, PlainModel
 
 # Libraries of the process: torch, transformers and gptqmodel; and CUDA's context.
 PROCESS_BYTES, CONTEXT_BYTES = 900 * MIB, 600 * MIB
@@ -92,16 +92,14 @@ def result_checkpoint(model: PlainModel, options: QuantizeOptions) -> Checkpoint
         "sym": options.is_symmetric,
     }
     tensors: dict[str, TensorInfo] = {}
+    for module, sides in model.matrices.items():
+        tensors |= _packed(module, *sides, options)
     for name, tensor in model.tensors.items():
-        module = name.removesuffix(".weight")
-        if module in model.matrices:
-            tensors |= _packed(module, *model.matrices[module], options)
-        elif f"{name}.0" in model.matrices:
-            for expert in range(tensor.shape[0]):
-                tensors |= _packed(f"{name}.{expert}", *model.matrices[f"{name}.{expert}"], options)
-        else:
-            dtype = "F16" if tensor.dtype == "F32" else tensor.dtype
-            tensors[name] = _tensor(dtype, tensor.shape)
+        if name.removesuffix(".weight") in model.matrices:
+            continue
+        if len(tensor.shape) == 3 and STACKED.match(name):
+            continue
+        tensors[name] = _tensor("F16" if tensor.dtype == "F32" else tensor.dtype, tensor.shape)
     config = model.config | {"quantization_config": settings}
     return make_checkpoint(model.name, config, read_format(model.name, settings), tensors)
 

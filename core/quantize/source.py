@@ -37,7 +37,7 @@ KEPT_PLAIN = re.compile(
     r"\.gate)\.weight$"
 )
 # Together experts of a layer in one tensor, which gptqmodel takes apart.
-STACKED = re.compile(r"\.experts\.[^.]+$")
+STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)$")
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class PlainModel:
     @cached_property
     def linears(self) -> Mapping[str, tuple[int, int]]:
         """(in, out) features of every matrix that an adapter may change: also the head and routers."""
-        is_turned = _is_turned(self.config)
+        turned = is_turned(self.config)
         return {
-            name.removesuffix(".weight"): _features(tensor.shape, is_turned)
+            name.removesuffix(".weight"): _features(tensor.shape, turned)
             for name, tensor in self.tensors.items()
             if name.endswith(".weight") and len(tensor.shape) == 2
         }
@@ -186,20 +186,27 @@ def require_meta(folder: Path) -> dict[str, Any]:
 
 
 def _matrices(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, tuple[int, int]]]:
-    is_turned = _is_turned(config)
+    turned = is_turned(config)
     for name, tensor in tensors.items():
-        if len(tensor.shape) == 3 and STACKED.search(name):
-            experts, first, second = tensor.shape
-            for expert in range(experts):
-                yield f"{name}.{expert}", (second, first)
+        if len(tensor.shape) == 3 and (match := STACKED.match(name)):
+            for expert in range(tensor.shape[0]):
+                yield from _of_expert(f"{match[1]}.{expert}", match[2], *tensor.shape[1:])
         elif len(tensor.shape) == 2 and LAYER_MATRIX.search(name) and not KEPT_PLAIN.search(name):
-            yield name.removesuffix(".weight"), _features(tensor.shape, is_turned)
+            yield name.removesuffix(".weight"), _features(tensor.shape, turned)
 
 
-def _is_turned(config: Mapping[str, Any]) -> bool:
+def _of_expert(expert: str, own: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """gptqmodel takes the experts of a layer apart, and gate and up too."""
+    if own == "gate_up_proj":
+        yield from ((f"{expert}.{part}", (inputs, outputs // 2)) for part in ("gate_proj", "up_proj"))
+    else:
+        yield f"{expert}.{own}", (inputs, outputs)
+
+
+def is_turned(config: Mapping[str, Any]) -> bool:
     """Whether matrices lie as [in, out]."""
     return family_name(config) in ("gpt2",)
 
 
-def _features(shape: tuple[int, ...], is_turned: bool) -> tuple[int, int]:
-    return (shape[0], shape[1]) if is_turned else (shape[1], shape[0])
+def _features(shape: tuple[int, ...], turned: bool) -> tuple[int, int]:
+    return (shape[0], shape[1]) if turned else (shape[1], shape[0])

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,14 @@ from core.checkpoint.adapters import WEIGHTS as ADAPTER_WEIGHTS
 from core.common.errors import CheckpointError
 from core.quantize.calibration import HELD_OUT
 from core.quantize.child import perplexity
-from core.quantize.child.gptq import Progress, convert_weights
+from core.quantize.child.gptq import Progress
 from core.quantize.child.merge import merge
 from core.quantize.child.weights import LazyWeights
+from core.quantize.child.writing import in_type, write_checkpoint
 from core.quantize.options import QuantizeOptions
 from core.tokenizer.read import read_tokenizer
 from tests.support.checkpoints import WEIGHTS, Recipe, make_checkpoint
-from tests.support.plain_models import CONTEXT_TOKENS, make_adapter, make_plain
+from tests.support.plain_models import CONTEXT_TOKENS, EXPERTS, make_adapter, make_plain
 
 
 def ignore(fraction: float, **more: int) -> None:
@@ -83,9 +85,21 @@ def test_weights_that_are_no_numbers_are_named(plain: Path, tmp_path: Path) -> N
     assert (raised.value.key, raised.value.params["name"]) == ("quantize_nan", "model.layers.1.mlp.up_proj.weight")
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_perplexity_is_that_of_transformers(tmp_path: Path, tied: bool) -> None:
-    folder = make_plain(tmp_path / "model", tie_word_embeddings=tied)
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("gemma2", {"query_pre_attn_scalar": 16, "final_logit_softcapping": 2.0}),
+        ("granite", {"logits_scaling": 4.0}),
+        ("cohere", {"logit_scale": 2.0}),
+        ("qwen3_moe", EXPERTS),
+        ("mixtral", {"num_local_experts": 4}),
+    ],
+)
+def test_perplexity_is_that_of_transformers(tmp_path: Path, family: str, sizes: dict[str, Any]) -> None:
+    """Also where the head's numbers are changed afterwards, and where files have each expert by itself."""
+    folder = make_plain(tmp_path / "model", family, **sizes)
     told: list[float] = []
     found = perplexity.measure(folder, "cpu", lambda fraction, **_: told.append(fraction))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -108,8 +122,26 @@ def test_progress_is_told_by_layers() -> None:
 
 
 def test_float32_becomes_what_the_source_had(tmp_path: Path) -> None:
-    save_file({"a.scales": torch.ones(2), "b": torch.ones(2), "c.qweight": torch.ones(2).int()}, tmp_path / "in")
-    convert_weights(tmp_path / "in", tmp_path / "out", torch.bfloat16)
-    found = {name: value.dtype for name, value in load_file(tmp_path / "out").items()}
+    values = {"a.scales": torch.ones(2), "b": torch.ones(2), "c.qweight": torch.ones(2).int()}
+    found = {name: in_type(name, value, torch.bfloat16).dtype for name, value in values.items()}
     assert found == {"a.scales": torch.float16, "b": torch.bfloat16, "c.qweight": torch.int32}
-    assert json.loads((tmp_path / "out").read_bytes()[8:].split(b"}}")[0] + b"}}")["__metadata__"] == {"format": "pt"}
+
+
+def test_what_gptqmodel_took_apart_is_put_together_as_the_class_has_it(tmp_path: Path) -> None:
+    """Phi-3's class has gate and up as one; the two may lie in different files."""
+    for folder in ("source", "packed"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "source" / "LICENSE").write_text("a licence")
+    save_file({"l.gate_up_proj.weight": torch.ones(8, 32)}, tmp_path / "source" / WEIGHTS)
+    words = torch.arange(16, dtype=torch.int32).reshape(4, 4)
+    order = torch.arange(32, dtype=torch.int32)
+    for number, part in enumerate(("gate_proj", "up_proj")):
+        shard = {f"l.{part}.qweight": words + 100 * number, f"l.{part}.g_idx": order}
+        save_file(shard, tmp_path / "packed" / f"model-0000{number + 1}-of-00002.safetensors")
+    write_checkpoint(tmp_path / "source", tmp_path / "packed", {}, {"bits": 4}, torch.float16, tmp_path / "out")
+    found = load_file(tmp_path / "out" / "model-00001-of-00002.safetensors")
+    assert torch.equal(found["l.gate_up_proj.qweight"], torch.cat([words, words + 100], dim=1))
+    assert torch.equal(found["l.gate_up_proj.g_idx"], order) and len(found) == 2
+    assert not (tmp_path / "out" / "model-00002-of-00002.safetensors").exists()
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"quantization_config": {"bits": 4}}
+    assert (tmp_path / "out" / "LICENSE").is_file()

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from core.checkpoint.headers import TensorInfo
 from core.common.errors import CheckpointError, InputError
 from core.memory.device_memory import DeviceMemory
 from core.quantize.job_file import JobFile, read_job, write_job
 from core.quantize.options import QuantizeOptions, check_group_size, check_name, result_name
 from core.quantize.plan import default_device, plan_job, result_checkpoint, verdicts
-from core.quantize.source import is_meta_format, read_plain
+from core.quantize.source import PlainModel, is_meta_format, read_plain
 from tests.support.checkpoints import WEIGHTS, make_checkpoint
 from tests.support.plain_models import change_json
 
@@ -159,3 +160,15 @@ def test_metas_format_is_known_by_its_files(plain: Path, tmp_path: Path) -> None
     (tmp_path / "params.json").write_text("{}")
     (tmp_path / "consolidated.00.pth").write_bytes(b"")
     assert is_meta_format(tmp_path)
+
+
+def test_experts_that_lie_in_one_tensor_are_counted_one_by_one() -> None:
+    """gptqmodel takes them apart, and gate and up too."""
+    stacked = {
+        "model.layers.0.mlp.experts.gate_up_proj": TensorInfo("f", "BF16", (4, 64, 32), 0, 4 * 64 * 32 * 2),
+        "model.layers.0.mlp.experts.down_proj": TensorInfo("f", "BF16", (4, 32, 32), 0, 4 * 32 * 32 * 2),
+        "model.layers.0.mlp.gate.weight": TensorInfo("f", "BF16", (4, 32), 0, 4 * 32 * 2),
+    }
+    found = PlainModel("x", None, {"model_type": "qwen3_moe"}, stacked, ()).matrices
+    assert len(found) == 12
+    assert found["model.layers.0.mlp.experts.3.up_proj"] == (32, 32)

@@ -19,16 +19,19 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": CONTEXT_TOKENS,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "pad_token_id": 0,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 
-def make_plain(folder: Path, seed: int = 0, **sizes: Any) -> Path:
-    """A Llama in float16 with a tokenizer in `folder`, as transformers saves it."""
+def make_plain(folder: Path, family: str = "llama", **sizes: Any) -> Path:
+    """A model of `family` in float16 with a tokenizer in `folder`, as transformers saves it."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.manual_seed(seed)
-    LlamaForCausalLM(LlamaConfig(**(SIZES | sizes))).half().save_pretrained(folder)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **(SIZES | sizes))
+    AutoModelForCausalLM.from_config(config).half().save_pretrained(folder)
     make_tokenizer(folder, VOCABULARY)
     return folder
 

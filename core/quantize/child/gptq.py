@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from core.checkpoint.headers import read_json
 from core.checkpoint.layers import read_number
@@ -18,14 +16,15 @@ from core.checkpoint.text_config import text_config
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
 from core.quantize.child.tokens import calibration_rows
+from core.quantize.child.writing import write_checkpoint
 from core.quantize.job_file import JobFile
 from core.quantize.resuming import can_resume, is_linked
 
 # What of gptqmodel's settings goes into the checkpoint; the rest of "meta" tells of this machine.
 SETTINGS = ("bits", "group_size", "desc_act", "sym", "lm_head", "quant_method", "checkpoint_format", "pack_dtype")
 META = ("quantizer", "damp_percent", "true_sequential", "mse", "act_group_aware")
-# gptqmodel writes these anew, transformers' newest way; readers of every version know the originals.
-NOT_COPIED = ("config.json", "quantize_config.json", "README.md", "model.safetensors.index.json")
+# gptqmodel 7.6 does not find their head again when it saves.
+NOT_OFFLOADED = ("gpt_neox",)
 BATCH_ROWS = {"cpu": 1, "cuda": 4}
 
 
@@ -91,7 +90,7 @@ def _open(source: Path, job: JobFile, config: dict[str, Any], work: Path) -> Any
         desc_act=options.is_act_order,
         act_group_aware=not options.is_act_order,
         sym=options.is_symmetric,
-        offload_to_disk=True,
+        offload_to_disk=config.get("model_type") not in NOT_OFFLOADED,
         offload_to_disk_path=str(work / "offload"),
         # Activations of all rows would take gigabytes of a small card.
         calibration_data_device="cpu",
@@ -124,46 +123,6 @@ def plain_dtype(config: dict[str, Any]) -> torch.dtype:
     """The type in which a checkpoint keeps what is not quantized: its own, float16 for float32."""
     own = config.get("dtype") or config.get("torch_dtype")
     return torch.bfloat16 if own == "bfloat16" else torch.float16
-
-
-def write_checkpoint(
-    source: Path, packed: Path, config: dict[str, Any], settings: dict[str, Any], dtype: torch.dtype, out: Path
-) -> None:
-    """The finished checkpoint: gptqmodel's weights, the source's own configuration, tokenizer and licence."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    for path in sorted(packed.iterdir()):
-        if path.name.endswith(SUFFIX):
-            convert_weights(path, out / path.name, dtype)
-            path.unlink()
-        elif path.name.endswith(".index.json"):
-            shutil.copyfile(path, out / path.name)
-    for path in sorted(source.iterdir()):
-        is_small = path.suffix in (".json", ".jinja", ".model", ".txt") or path.name.upper().startswith(
-            ("LICEN", "NOTICE")
-        )
-        if path.is_file() and is_small and not path.name.startswith(".") and path.name not in NOT_COPIED:
-            if not path.name.endswith(".index.json"):
-                shutil.copyfile(path, out / path.name)
-    write_json(out / "config.json", config | {"quantization_config": settings})
-    write_json(out / "quantize_config.json", settings)
-
-
-def convert_weights(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """Write the tensors of `source` again: scales in float16, all else that is float32 in `dtype`."""
-    tensors = {}
-    with safe_open(source, "pt") as opened:
-        for name in opened.keys():
-            value = opened.get_tensor(name)
-            wanted = torch.float16 if name.endswith(".scales") else dtype
-            tensors[name] = value.to(wanted) if value.dtype == torch.float32 else value
-    save_file(tensors, target, metadata={"format": "pt"})
-    # safetensors lets only the owner read it.
-    target.chmod(0o644)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def peak_vram_bytes(device: str) -> int:

@@ -9,19 +9,28 @@ import torch
 from safetensors import safe_open
 
 from core.checkpoint.checkpoint import FolderFiles
+from core.checkpoint.experts import count_experts
 from core.checkpoint.headers import read_json
 from core.checkpoint.tensor_names import name_tensors
 from core.checkpoint.weight_files import find_weights
 from core.common.errors import CheckpointError
+from core.quantize.source import is_turned
 
 WORD_BITS = 32
+PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
+# What classes keep as one matrix, and what files may have in its place, one below the other.
+FUSED = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+}
 
 
 class LazyWeights(Mapping[str, torch.Tensor]):
     """The tensors of the checkpoint in `folder` by the names of transformers' class, read from disk at each look.
 
-    A GPTQ matrix is there as NAME.weight, [out, in], in `dtype`. `tied` names tensors that stand for others where the
-    files leave them out, as the head of a tied model. Raises CheckpointError for what is no number.
+    A GPTQ matrix is there as NAME.weight in `dtype`, [out, in] or as the family has it. So is what the class has as one
+    and the files do not: gate and up, and all experts of a layer as [experts, out, in]. `tied` names tensors that stand
+    for others where files leave them out, as the head of a tied model. Raises CheckpointError for what is no number.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, tied: Mapping[str, str] | None = None) -> None:
@@ -31,27 +40,52 @@ class LazyWeights(Mapping[str, torch.Tensor]):
         self._tensors = name_tensors(config, weights.tensors)
         settings = config.get("quantization_config") or {}
         self._bits = settings.get("bits", 4)
+        self._is_turned = is_turned(config)
         self._files = {file: safe_open(folder / file, "pt") for file in weights.files}
-        quantized = [name.removesuffix(".qweight") for name in self._tensors if name.endswith(".qweight")]
-        parts = (".qweight", ".qzeros", ".scales", ".g_idx")
-        packed = {name + part for name in quantized for part in parts}
-        plain = (name for name in self._tensors if name not in packed)
-        self._names = {name: name for name in [*plain, *(f"{name}.weight" for name in quantized)]}
-        self._names |= {name: other for name, other in (tied or {}).items() if name not in self._names}
+        self._quantized = {name.removesuffix(".qweight") for name in self._tensors if name.endswith(".qweight")}
+        self._experts = count_experts(self._tensors)
+        self._tied = tied or {}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        name = self._names[name]
-        module = name.removesuffix(".weight")
-        value = self._read(name) if name in self._tensors else self._dequantized(module)
+        value = self._find(name)
+        if value is None and name in self._tied:
+            value = self._find(self._tied[name])
+        if value is None:
+            raise KeyError(name)
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError("quantize_nan", name=name, model=self._folder.name)
         return value.to(self._dtype) if value.is_floating_point() else value
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        """The names of what the files hold, each matrix by itself."""
+        packed = {name + part for name in self._quantized for part in PARTS}
+        yield from (name for name in self._tensors if name not in packed)
+        yield from (f"{name}.weight" for name in self._quantized)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return sum(1 for _ in self)
+
+    def _find(self, name: str) -> torch.Tensor | None:
+        module = name.removesuffix(".weight")
+        if name in self._tensors:
+            return self._read(name)
+        if module in self._quantized:
+            return self._dequantized(module)
+        owner, _, own = module.rpartition(".")
+        if owner in self._experts:
+            found = [self._find(f"{owner}.{number}.{own}.weight") for number in range(self._experts[owner])]
+            return self._together(found, torch.stack)
+        parts = [self._find(f"{owner}.{part}{name[len(module) :]}") for part in FUSED.get(own, ())]
+        return self._together(parts, torch.cat)
+
+    def _together(self, parts: list[torch.Tensor | None], join: object) -> torch.Tensor | None:
+        """Many experts in float32 would take twice the memory of the layer."""
+        whole = [part.to(self._dtype) for part in parts if part is not None]
+        if not whole or len(whole) < len(parts):
+            return None
+        assert callable(join)
+        joined: torch.Tensor = join(whole)
+        return joined
 
     def _read(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
@@ -64,7 +98,8 @@ class LazyWeights(Mapping[str, torch.Tensor]):
         codes = unpack(self._read(f"{name}.qweight"), self._bits)
         # Version 1 of the format stores each zero point less one.
         zeros = (unpack(self._read(f"{name}.qzeros").T.contiguous(), self._bits).T + 1) & ((1 << self._bits) - 1)
-        return ((codes - zeros[groups]).float() * scales[groups]).T.contiguous()
+        weight = (codes - zeros[groups]).float() * scales[groups]
+        return weight if self._is_turned else weight.T.contiguous()
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
