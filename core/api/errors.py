@@ -54,6 +54,7 @@ SHAPES = {
     "api_part": HttpErrorShape(400, INVALID, "unsupported_content", "messages"),
     "api_model": HttpErrorShape(404, INVALID, "model_not_found", "model"),
     "api_character_completion": HttpErrorShape(400, INVALID, "unsupported_model", "model"),
+    "api_no_infill": HttpErrorShape(400, INVALID, "unsupported_parameter", "suffix"),
     "api_no_tokenizer": HttpErrorShape(400, INVALID, "tokenizer_unavailable", "model"),
     "api_many": HttpErrorShape(400, INVALID, "invalid_value", "n"),
     "api_busy": HttpErrorShape(429, "rate_limit_error", "rate_limit_exceeded", retry_s=BUSY_RETRY_S),

@@ -13,6 +13,8 @@ from core.api.schema import ALL_THERE_IS, ChatRequest, CompletionRequest, Messag
 from core.api.served_model import ServedModel
 from core.api.tool_use import ToolUse, read_tools
 from core.chat.character_prompt import CharacterPrompt
+from core.chat.chat_formats import added_tokens
+from core.chat.infill import InfillFormat, find_infill_format
 from core.chat.modes import PromptStyle, choose_mode
 from core.chat.presets import combine
 from core.chat.prompt_context import Prompt, PromptContext
@@ -190,11 +192,19 @@ def read_completion_request(request: CompletionRequest, served: ServedModel) -> 
     is_scored = bool(request.echo) and request.logprobs is not None
     logprobs = request.logprobs if num_kept is None else request.logprobs or 0
     options = replace(_options(request, logprobs), prompt_logprobs=is_scored)
+    infill = _infill_of(served) if request.suffix else None
+    if infill is not None:
+        stop = tuple(dict.fromkeys((*sampling.stop, *infill.ends)))[:MAX_STOP_STRINGS]
+        sampling, options = replace(sampling, stop=stop), replace(options, shown=infill.ends)
     generations = []
     for given in request.prompt:
         prompt: str | tuple[int, ...] = given
-        if isinstance(given, str) and not given.startswith(served.model.counter.opening):
-            prompt = served.model.counter.opening + given
+        if infill is not None:
+            if not isinstance(prompt, str):
+                raise ApiError("api_field", field="suffix", why="it counts beside a prompt that is a text alone")
+            prompt = infill.prompt(prompt, request.suffix or "")
+        if isinstance(prompt, str) and not prompt.startswith(served.model.counter.opening):
+            prompt = served.model.counter.opening + prompt
         check_length(prompt, served)
         echo = _echo(given, served) if request.echo else ""
         generations.append(
@@ -401,6 +411,15 @@ def _options(request: Sampled, logprobs: int | None) -> RequestOptions:
         logprobs=logprobs,
         grammar=request.grammar,
     )
+
+
+def _infill_of(served: ServedModel) -> InfillFormat:
+    """How a text between two others is asked for. Raises ApiError where the model was not taught that."""
+    folder = served.model.folder
+    found = find_infill_format(added_tokens(folder)) if folder is not None else None
+    if found is None:
+        raise ApiError("api_no_infill", name=served.name)
+    return found
 
 
 def _best_of(request: CompletionRequest) -> tuple[int, int | None]:

@@ -290,6 +290,7 @@ class ChatRequest(Sampled):
 
 class CompletionRequest(Sampled):
     prompt: Prompts
+    suffix: str | None = Field(None, description="What comes after the text that is wanted.")
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(
         None, description="Tells how likely each token was, and so many of the likeliest; with echo of the prompt too."

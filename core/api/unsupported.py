@@ -15,7 +15,6 @@ from core.api.errors import ApiError
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (None,),
     "n_probs": (None, 0),
-    "suffix": (None, ""),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -128,6 +127,8 @@ def _asks_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
     if name == "best_of":
         # Of a chat there is none; of a completion the schema checks it.
         return "messages" not in fields or value is None or (type(value) is int and value == (fields.get("n") or 1))
+    if name == "suffix":
+        return "messages" not in fields or not value
     if name == "logprobs" and "messages" not in fields:
         # As a chat's request has it.
         return not isinstance(value, bool) or not value

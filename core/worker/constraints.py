@@ -31,6 +31,8 @@ MAX_KEPT = 32
 MAX_WHY_CHARS = 300
 # One space, or a new line with its indent: small models write blanks without end where they may.
 WHITESPACE = r"( ?|\n[ \t]{0,64})"
+# A grammar in GBNF is translated in Python, which holds up the engine's loop.
+MAX_GBNF_CHARS = 2**16
 # A lexer's states take up to 2 KiB each. With what llguidance limits by itself a mask takes 15 ms at the most.
 MAX_LEXER_STATES, MAX_GRAMMAR_SYMBOLS = 30_000, 300_000
 
@@ -156,6 +158,8 @@ def _definition(grammar: Grammar) -> str:
     if grammar.kind == "regex":
         return str(LLMatcher.grammar_from_regex(grammar.text))
     if grammar.kind == "gbnf":
+        if len(grammar.text) > MAX_GBNF_CHARS:
+            raise ValueError(f"it has more than {MAX_GBNF_CHARS} characters")
         return str(grammar_from("gbnf", grammar.text))
     return str(LLMatcher.grammar_from_lark(grammar.text))
 

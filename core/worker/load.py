@@ -47,6 +47,8 @@ SAMPLING_VARIANTS = (
     Sampling(temperature=1.0, top_p=1.0, repetition_penalty=1.1, max_new_tokens=3),
     Sampling(temperature=5.0, top_p=0.9999, max_new_tokens=3),
     Sampling(temperature=1.0, top_p=0.9, top_k=40, min_p=0.05, max_new_tokens=3),
+    Sampling(temperature=1.0, presence_penalty=0.5, frequency_penalty=0.5, max_new_tokens=3),
+    Sampling(temperature=1.0, dry_multiplier=0.8, typical_p=0.9, xtc_probability=0.5, max_new_tokens=3),
 )
 
 
@@ -207,7 +209,7 @@ def require_finite(pending: PendingTokens | None, name: str) -> None:
 def warm_up_sampling(steps: Steps, tokenizer: Tokenizer, chunk_tokens: int) -> None:
     """Answer a few short requests in every way to draw, so that no code is loaded while a person waits."""
     scheduler = Scheduler(steps, tokenizer, frozenset(), chunk_tokens, lambda _: None)
-    lengths = (1, 9, chunk_tokens - 1, chunk_tokens + 9)
+    lengths = (1, 9, chunk_tokens - 1, chunk_tokens + 9, 1, 9)
     for request, (length, sampling) in enumerate(zip(lengths, SAMPLING_VARIANTS, strict=True)):
         prompt = (0,) * min(length, steps.context_tokens - 1)
         scheduler.submit(Generate(request, prompt, sampling))

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # Text is sent at most this often: faster than a page shows it, slower than a fast GPU decodes it.
 FLUSH_S = 0.03
+# How many tokens of a prompt are scored in a step. A GPU scores them one by one, and others wait meanwhile.
+SCORED_TOKENS = 16
 # Templates begin an answer's turn with fewer tokens. States are kept at multiples of a block of the delta rule.
 TURN_TOKENS, STATE_TOKENS = 16, 64
 
@@ -276,7 +278,7 @@ class Scheduler:
     def _score_chunk(self, slot: Slot, request: ActiveRequest) -> None:
         """Prefill a chunk of a prompt and tell the log-probabilities of what follows each of its tokens."""
         begin = len(slot.cached_tokens)
-        chunk = request.tokens[begin : min(begin + self._chunk_tokens, request.num_prompt - 1)]
+        chunk = request.tokens[begin : min(begin + SCORED_TOKENS, request.num_prompt - 1)]
         following = request.tokens[begin + 1 : begin + 1 + len(chunk)]
         scores = self._steps.score(slot.index, chunk, begin, following, request.command.options.logprobs or 0)
         slot.cached_tokens += chunk

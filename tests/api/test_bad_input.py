@@ -311,3 +311,9 @@ def test_a_text_that_the_tokenizer_panics_at_is_refused_in_the_apis_own_shape(ur
         assert httpx2.post(url + "/v1/chat/completions", json=easy | {"max_tokens": 2}).status_code == 200
     finally:
         path.write_bytes(whole)
+
+
+def test_a_model_that_fills_in_nothing_says_so(url: str) -> None:
+    response = httpx2.post(url + COMPLETIONS, json={"prompt": "x", "suffix": "y"})
+    assert response.status_code == 400 and error(response)["param"] == "suffix"
+    assert httpx2.post(url + COMPLETIONS, json={"prompt": "x", "suffix": ""}).status_code == 200
