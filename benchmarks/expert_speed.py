@@ -22,7 +22,7 @@ from core.worker.kernels.expert_prompts import ExpertPrompts
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packed_small_batch import FusedRmsNorm
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat
-from core.worker.kernels.routed_pairs import pair_kernels_for
+from core.worker.kernels.routed_pairs import Added, pair_kernels_for
 from core.worker.kernels.router_kernel import RouterWeights, RoutingRule, router_kernels_for
 from core.worker.plan_load import use_capturable_stream
 
@@ -94,7 +94,7 @@ def measure(
     def run() -> None:
         for turn in range(turns):
             for number, layer in enumerate(layers):
-                layer.multiply(x, ids[turn, number], weights, x)
+                layer.multiply(x, ids[turn, number], weights, Added(x))
 
     count = turns * len(layers)
     seconds = time_of(run) / count

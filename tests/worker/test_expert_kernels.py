@@ -17,6 +17,7 @@ from core.worker.kernels.expert_prompts import ExpertPrompts
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.routed_pairs import (
+    Added,
     PairKernels,
     is_worth_sorting,
     most_segments,
@@ -113,7 +114,7 @@ def test_the_rows_of_a_prompt_are_multiplied_in_tiles(
     x, more = torch.randn((2, tokens, hidden), generator=random).to(dtype)
     ids = (torch.arange(tokens) % 10 == 0).long().unsqueeze(-1)
     weights = torch.rand((tokens, 1), generator=random)
-    got = experts._multiply_tiles(prompts._kernels[tile_rows], x, ids, weights, more)
+    got = experts._multiply_tiles(prompts._kernels[tile_rows], x, ids, weights, Added(more))
     wanted = run_dense(x, ids, weights, gate_up.dense, down.dense) + more.float()
     # Codes are rounded to half precision with their scales.
     assert (got.float() - wanted).abs().max() < 2 * TOLERANCES[dtype] * wanted.std()
@@ -130,10 +131,12 @@ def test_experts_are_added_to_what_is_there() -> None:
     for tokens in (1, 24):
         ids, weights = choose(tokens, 2)
         x, more = torch.randn((2, tokens, HIDDEN), generator=torch.Generator().manual_seed(7)).half()
-        alone = experts.multiply(x, ids, weights)
+        alone, gates = experts.multiply(x, ids, weights).float(), torch.tensor([0.25]).repeat(tokens)
         # Rounded once instead of twice.
-        got = experts.multiply(x, ids, weights, more)
-        assert (got.float() - alone.float() - more.float()).abs().max() < 0.005
+        got = experts.multiply(x, ids, weights, Added(more, x, gates)).float()
+        assert (got - alone - more.float() - 0.25 * x.float()).abs().max() < 0.005
+        got = experts.multiply(x, ids, weights, Added(shared=x)).float()
+        assert (got - alone - x.float()).abs().max() < 0.005
 
 
 @needs_compiler

@@ -135,8 +135,7 @@ def test_experts_with_their_router_compute_the_block(name: str) -> None:
     # Nearly equal logits may change places.
     close = ((got - wanted).float().norm(dim=-1) / wanted.float().norm(dim=-1)) < 0.004
     assert close.float().mean() >= 0.95
-    if modules.shared is None:
-        assert all(torch.equal(fused.decode(hidden[row : row + 1], {})[0], got[row]) for row in (0, 19))
+    assert all(torch.equal(fused.decode(hidden[row : row + 1], {})[0], got[row]) for row in (0, 19))
     assert torch.equal(fused.prefill(hidden, {}), got)
 
 

@@ -16,8 +16,11 @@ from torch import nn
 
 from core.worker.decode.fused_modules import FusedMlp, FusedNorm
 from core.worker.decode.layer_parts import LayerArguments
+from core.worker.kernels import step_ops
+from core.worker.kernels.dense_small_batch import can_multiply_dense, dense_kernels_for
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH, PackedLinear
+from core.worker.kernels.routed_pairs import Added
 from core.worker.kernels.router_kernel import (
     MAX_CHOSEN,
     MAX_EXPERTS,
@@ -153,28 +156,29 @@ class FusedExperts:
     def _run(self, hidden: torch.Tensor) -> torch.Tensor:
         modules, kernels = self._modules, router_kernels_for(hidden.dtype, hidden.shape[1], hidden.device)
         routed = kernels.route(hidden, self._weights, self._rule, modules.chosen)
-        if modules.shared is not None:
-            added = multiply_mlp(modules.shared, routed.normed)
-            if routed.gates is None:
-                hidden = hidden + added
-            else:
-                hidden = torch.addcmul(hidden, routed.gates.to(hidden.dtype).unsqueeze(-1), added)
-        return modules.experts.multiply(routed.normed, routed.ids, routed.weights, hidden)
+        shared = None if modules.shared is None else multiply_mlp(modules.shared, routed.normed)
+        return modules.experts.multiply(routed.normed, routed.ids, routed.weights, Added(hidden, shared, routed.gates))
 
 
 def multiply_mlp(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """x [rows, size] through an MLP, of few rows in two kernels where it is one of ours."""
-    gate_up, down = getattr(mlp, "gate_up", None), getattr(mlp, "down", None)
-    if (
-        not isinstance(mlp, FusedMlp)
-        or not isinstance(gate_up, PackedLinear)
-        or not isinstance(down, PackedLinear)
-        or gate_up.inverse_permutation is not None
-        or x.shape[0] > MAX_SMALL_BATCH
-    ):
-        out: torch.Tensor = mlp(x)
-        return out
-    gated = gate_up.kernels.multiply(
-        gate_up.matrix, x, "swiglu", gate_up.bias, inverse_permutation=down.inverse_permutation
-    )
-    return down.kernels.multiply(down.matrix, gated, "none", down.bias)
+    """x [rows, size] through an MLP; of few rows in two or three kernels where it is one of ours, or has no more than
+    three plain matrices."""
+    if x.shape[0] <= MAX_SMALL_BATCH:
+        gate_up, down = getattr(mlp, "gate_up", None), getattr(mlp, "down", None)
+        if (
+            isinstance(mlp, FusedMlp)
+            and isinstance(gate_up, PackedLinear)
+            and isinstance(down, PackedLinear)
+            and gate_up.inverse_permutation is None
+        ):
+            gated = gate_up.kernels.multiply(
+                gate_up.matrix, x, "swiglu", gate_up.bias, inverse_permutation=down.inverse_permutation
+            )
+            return down.kernels.multiply(down.matrix, gated, "none", down.bias)
+        linears = [getattr(mlp, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+        plain = [one.weight for one in linears if isinstance(one, nn.Linear) and can_multiply_dense(one)]
+        if len(plain) == len(linears):
+            kernels = dense_kernels_for(x.dtype, x.device)
+            return kernels.multiply(plain[2:], step_ops.swiglu(kernels.multiply(plain[:2], x)))
+    out: torch.Tensor = mlp(x)
+    return out

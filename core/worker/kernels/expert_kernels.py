@@ -15,7 +15,7 @@ from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 from core.worker.kernels.packed_small_batch import defines_for
 from core.worker.kernels.packed_variants import stage_bytes
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat
-from core.worker.kernels.routed_pairs import RoutedPairs
+from core.worker.kernels.routed_pairs import Added, RoutedPairs
 
 GATE_UP_WARPS, DOWN_WARPS = 8, 16
 
@@ -150,14 +150,14 @@ class ExpertKernels:
         ids: torch.Tensor,
         weights: torch.Tensor,
         out: torch.Tensor,
-        residual: torch.Tensor | None,
+        added: Added,
     ) -> torch.Tensor:
-        """gated [pairs, inputs] in the router's order -> the weighted sums, into `out` [tokens, outputs], plus
-        `residual`."""
+        """gated [pairs, inputs] in the router's order -> the weighted sums and what is `added`, into `out` [tokens,
+        outputs]."""
         kernel, most_blocks, _ = self._down[1]
         (tokens, chosen), tiles = ids.shape, matrix.sizes[0]
         kernel((min(tokens * tiles, most_blocks), 1, 1), DOWN_WARPS * 32, matrix.codes, matrix.scales, matrix.zeros,
-               gated, out, ids, weights, residual, *matrix.sizes, chosen, tokens)  # fmt: skip
+               gated, out, ids, weights, *added, *matrix.sizes, chosen, tokens)  # fmt: skip
         return out
 
     def down_segments(

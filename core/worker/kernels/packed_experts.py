@@ -14,7 +14,9 @@ from torch import nn
 from core.worker.kernels.expert_kernels import ExpertKernels, StackedMatrix
 from core.worker.kernels.expert_prompts import ExpertPromptKernels, ExpertPrompts
 from core.worker.kernels.packing import invert_permutation
-from core.worker.kernels.routed_pairs import PairKernels, is_worth_sorting, rows_per_segment
+from core.worker.kernels.routed_pairs import Added, PairKernels, is_worth_sorting, rows_per_segment
+
+NOTHING_ADDED = Added()
 
 
 class PackedExperts(nn.Module):
@@ -48,14 +50,14 @@ class PackedExperts(nn.Module):
         return self.multiply(hidden_states, ids, weights)
 
     def multiply(
-        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, residual: torch.Tensor | None = None
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, added: Added = NOTHING_ADDED
     ) -> torch.Tensor:
         """x [tokens, hidden]; ids int64 and weights float32 [tokens, k] -> the weighted sum of the chosen experts'
-        results, plus `residual`, [tokens, hidden]."""
+        results and what is `added`, [tokens, hidden]."""
         (tokens, chosen), num_experts, pairs = ids.shape, self.gate_up.num_experts, self._pair_kernels
         prompts = self._prompts.kernels(ids.numel(), num_experts) if self._prompts else None
         if prompts is not None:
-            return self._multiply_tiles(prompts, x, ids, weights, residual)
+            return self._multiply_tiles(prompts, x, ids, weights, added)
         out = torch.empty_like(x)
         is_sorted = is_worth_sorting(tokens, chosen, num_experts)
         rows = rows_per_segment(tokens, chosen, num_experts) if is_sorted else 1
@@ -64,9 +66,9 @@ class PackedExperts(nn.Module):
             x = pairs.gather(x, ids, self.gate_up.permutations, routed.positions if routed else None)
         gated = self._gate_up_kernels.gate_up(self.gate_up, x, ids, routed, rows, self._down_inverse)
         if routed is None:
-            return self._down_kernels.down(self.down, gated, ids, weights, out, residual)
+            return self._down_kernels.down(self.down, gated, ids, weights, out, added)
         of_pairs = self._down_kernels.down_segments(self.down, gated, routed, rows, chosen)
-        return pairs.sum(of_pairs, weights, routed.positions, out, residual)
+        return pairs.sum(of_pairs, weights, routed.positions, out, added)
 
     def _multiply_tiles(
         self,
@@ -74,7 +76,7 @@ class PackedExperts(nn.Module):
         x: torch.Tensor,
         ids: torch.Tensor,
         weights: torch.Tensor,
-        residual: torch.Tensor | None,
+        added: Added,
     ) -> torch.Tensor:
         gate_up, down = kernels
         routed = self._pair_kernels.sort(ids, self.gate_up.num_experts, gate_up.tile_rows)
@@ -82,4 +84,4 @@ class PackedExperts(nn.Module):
         tiles = gate_up.swizzle(self.gate_up, x, routed)
         tiles = gate_up.gate_up(self.gate_up, tiles, routed, self._down_inverse)
         of_pairs = down.down(self.down, tiles, routed)
-        return self._pair_kernels.sum(of_pairs, weights, routed.positions, torch.empty_like(x), residual)
+        return self._pair_kernels.sum(of_pairs, weights, routed.positions, torch.empty_like(x), added)

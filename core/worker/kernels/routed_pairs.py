@@ -23,6 +23,15 @@ WORTH_SORTING = 1.35
 ROWS_BY_AVERAGE = ((8, 4.0), (16, 10.0), (32, float("inf")))
 
 
+class Added(NamedTuple):
+    """What is added to the weighted sums of tokens: `residual`, and `shared`, which an expert gives that all tokens go
+    through, both [tokens, size]; `gates` float32 [tokens] multiply the latter."""
+
+    residual: torch.Tensor | None = None
+    shared: torch.Tensor | None = None
+    gates: torch.Tensor | None = None
+
+
 class RoutedPairs(NamedTuple):
     """Pairs of a token and an expert, sorted by expert. tokens: each place's token. positions: each pair's place.
     segments: int32 [num_segments, 4], expert, first place, number of places, 0. num_segments: int32 [1]."""
@@ -60,7 +69,7 @@ class PairKernels:
     """The kernels of cuda/pairs.cu for one dtype, on one GPU."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        module = CudaModule(read_source("pairs.cu"), {"BF16": int(dtype == torch.bfloat16)}, device)
+        module = CudaModule(read_source("segments.cuh", "pairs.cu"), {"BF16": int(dtype == torch.bfloat16)}, device)
         self._sort = module.kernel("sort_pairs", SORT_BYTES)
         self._gather, self._sum = module.kernel("gather_rows"), module.kernel("sum_pairs")
 
@@ -89,13 +98,13 @@ class PairKernels:
         weights: torch.Tensor,
         positions: torch.Tensor,
         out: torch.Tensor,
-        residual: torch.Tensor | None,
+        added: Added,
     ) -> torch.Tensor:
-        """of_pairs float32 [pairs, size], weights float32 [tokens, chosen] -> the weighted sums, into `out` [tokens,
-        size], plus `residual` if given."""
+        """of_pairs float32 [pairs, size], weights float32 [tokens, chosen] -> the weighted sums and what is `added`,
+        into `out` [tokens, size]."""
         (tokens, size), chosen = out.shape, weights.shape[1]
         blocks = -(-tokens * size // 4 // SUM_THREADS)
-        self._sum((blocks, 1, 1), SUM_THREADS, of_pairs, out, weights, positions, residual, size, chosen, tokens)
+        self._sum((blocks, 1, 1), SUM_THREADS, of_pairs, out, weights, positions, *added, size, chosen, tokens)
         return out
 
 

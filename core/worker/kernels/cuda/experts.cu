@@ -226,11 +226,11 @@ __device__ __forceinline__ int down_parts(int chosen) {
     return parts;
 }
 
-// gated [pairs][inputs] -> out [tokens][tiles * 16]: the weighted sum of what a token's experts give, plus `residual`
-// if given. For segments of one row, and at most 16 chosen experts.
+// gated [pairs][inputs] -> out [tokens][tiles * 16]: the weighted sum of what a token's experts give, and what is
+// `added`. For segments of one row, and at most 16 chosen experts.
 template <int STAGES>
 __device__ __forceinline__ void down_tokens(const Stack stack, const u16* gated, u16* out, const i64* ids,
-                                            const float* weights, const u16* residual, int chosen, int num_tokens) {
+                                            const float* weights, const Added added, int chosen, int num_tokens) {
     constexpr int WARPS = 16;
     extern __shared__ uint4 shared[];
     float* sums = (float*)((char*)shared + WARPS * STAGES * UnitBytes<1>::ALL);  // [2][WARPS][16]
@@ -263,7 +263,7 @@ __device__ __forceinline__ void down_tokens(const Stack stack, const u16* gated,
                 whole = __fmaf_rn(weights[token * chosen + one], of_one, whole);
             }
             const i64 at = (i64)token * size + turn % stack.tiles * 16 + threadIdx.x;
-            out[at] = to_half(residual ? whole + to_float(residual[at]) : whole);
+            out[at] = to_half(added.to(whole, token, at));
         });
 }
 
@@ -322,10 +322,10 @@ __device__ __forceinline__ void down_segments(const Stack stack, const u16* gate
 #define DOWN_TOKENS(NAME, STAGES)                                                                                      \
     extern "C" __global__ void __launch_bounds__(512, 2)                                                               \
         NAME(const char* codes, const char* scales, const char* zeros, const u16* gated, u16* out, const i64* ids,     \
-             const float* weights, const u16* residual, int tiles, int blocks, int groups, int chosen,                 \
-             int num_tokens) {                                                                                         \
-        down_tokens<STAGES>(Stack{codes, scales, zeros, tiles, blocks, groups}, gated, out, ids, weights, residual,    \
-                            chosen, num_tokens);                                                                       \
+             const float* weights, const u16* residual, const u16* shared_rows, const float* gates, int tiles,         \
+             int blocks, int groups, int chosen, int num_tokens) {                                                     \
+        down_tokens<STAGES>(Stack{codes, scales, zeros, tiles, blocks, groups}, gated, out, ids, weights,              \
+                            Added{residual, shared_rows, gates}, chosen, num_tokens);                                  \
     }
 #define DOWN_SEGMENTS(NAME, NT, CT, STAGES)                                                                            \
     extern "C" __global__ void __launch_bounds__(512, 1)                                                               \

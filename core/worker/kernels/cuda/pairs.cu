@@ -54,11 +54,12 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int at = threadIdx.x; at < size; at += 256) to[at] = from[permutation[at]];
 }
 
-// of_pairs [pairs][size], each at its position -> out [tokens][size]: the weighted sum of a token's, plus `residual` if
-// given. Four outputs a thread.
+// of_pairs [pairs][size], each at its position -> out [tokens][size]: the weighted sum of a token's, and what is `added`.
+// Four outputs a thread.
 extern "C" __global__ void __launch_bounds__(256)
-    sum_pairs(const float* of_pairs, u16* out, const float* weights, const int* positions, const u16* residual, int size,
-              int chosen, int num_tokens) {
+    sum_pairs(const float* of_pairs, u16* out, const float* weights, const int* positions, const u16* residual,
+              const u16* shared_rows, const float* gates, int size, int chosen, int num_tokens) {
+    const Added added{residual, shared_rows, gates};
     pdl_wait();
     pdl_trigger();
     const int at = blockIdx.x * 256 + threadIdx.x, token = at / (size / 4), place = at % (size / 4) * 4;
@@ -73,6 +74,5 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     const i64 to = (i64)token * size + place;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        out[to + i] = to_half(residual ? whole[i] + to_float(residual[to + i]) : whole[i]);
+    for (int i = 0; i < 4; i++) out[to + i] = to_half(added.to(whole[i], token, to + i));
 }
