@@ -143,7 +143,7 @@ def _answers() -> dict[str, Any]:
         total_tokens=NUMBER,
         prompt_tokens_details=_object(cached_tokens=NUMBER),
     )
-    ends = {"index": NUMBER, "finish_reason": {"enum": ["stop", "length", "tool_calls"]}}
+    ends = {"index": NUMBER, "finish_reason": {"enum": ["stop", "length", "tool_calls"]}, "stop_reason": OPTIONAL_TEXT}
     message = _object(role={"const": "assistant"}, content=OPTIONAL_TEXT)
     call = _object(id=TEXT, type={"const": "function"}, function=_object(name=TEXT, arguments=TEXT))
     thought = TEXT | {"description": "What the model thought before, where it did."}

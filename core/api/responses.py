@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from core.api.generation import Choice, Usage
 from core.api.logprob_bodies import chat_logprobs, completion_logprobs
+from core.engine.answer import Answer
 from core.engine.protocol import Reason, TokenInfo
 
 # A stop string and the model's own end are one thing for OpenAI, and so are a full context and the asked-for length.
@@ -56,8 +57,10 @@ class ResponseWriter:
     def arguments(self, index: int, place: int, text: str) -> dict[str, Any]:
         return self._piece(index, {"tool_calls": [{"index": place, "function": {"arguments": text}}]})
 
-    def end(self, index: int, reason: Reason | None, has_calls: bool = False) -> dict[str, Any]:
-        return self._piece(index, {}, "", finish_of(reason, has_calls))
+    def end(self, index: int, answer: Answer, has_calls: bool = False) -> dict[str, Any]:
+        piece = self._piece(index, {}, "", finish_of(answer.reason, has_calls))
+        piece["choices"][0] |= _stop(answer)
+        return piece
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         return self._head(self._piece_object) | {"choices": [], "usage": usage_body(usage)}
@@ -99,6 +102,7 @@ class ResponseWriter:
             **content,
             "logprobs": logprobs,
             "finish_reason": finish_of(choice.answer.reason, bool(calls)),
+            **_stop(choice.answer),
         }
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -108,6 +112,11 @@ class ResponseWriter:
 def _thought(text: str) -> dict[str, str]:
     """A thought by both of its names: DeepSeek's, which most clients read, and vLLM's newer one."""
     return {"reasoning_content": text, "reasoning": text}
+
+
+def _stop(answer: Answer) -> dict[str, str | None]:
+    """Which stop string ended an answer, by vLLM's name for it."""
+    return {"stop_reason": answer.stop or None}
 
 
 def finish_of(reason: Reason | None, has_calls: bool = False) -> str:

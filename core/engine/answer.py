@@ -38,6 +38,8 @@ class Answer:
         self.num_tokens = 0
         self.prompt_tokens = 0
         self.reason: Reason | None = None
+        # The stop string that ended it; "" where something else did.
+        self.stop = ""
         self.error: DeckError | None = None
         self.stats: AnswerStats | None = None
         # With log-probabilities, where the request asks for them: of the answer, and of the prompt from its first on.
@@ -89,7 +91,7 @@ class Answer:
                 case PromptScored():
                     self.prompt_scores += event.tokens
                 case Finished():
-                    self.reason, self.stats, self.phase = event.reason, event.stats, "done"
+                    self.reason, self.stats, self.stop, self.phase = event.reason, event.stats, event.stop, "done"
                 case Failed():
                     self.reason, self.error, self.phase = "failed", event.error, "done"
             self._changed.notify_all()

@@ -137,19 +137,24 @@ def special_in(tokenizer: Tokenizer, texts: tuple[str, ...]) -> dict[int, str]:
 
 
 class StopFilter:
-    """Lets a text through up to the first stop string, which sets `stopped`; holds its end back while it may become
+    """Lets a text through up to the first stop string, which is then `stop`; holds its end back while it may become
     one."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop, self._held = tuple(sorted(stop)), ""
-        self.stopped = False
+        # No stop string is empty.
+        self.stop = ""
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.stop)
 
     def push(self, text: str) -> str:
         """The text that is certain now that `text` came."""
         self._held += text
-        begin = find_stop(self._held, self._stop)
-        if begin is not None:
-            certain, self._held, self.stopped = self._held[:begin], "", True
+        if (found := find_stop(self._held, self._stop)) is not None:
+            begin, end = found
+            certain, self.stop, self._held = self._held[:begin], self._held[begin:end], ""
             return certain
         num_certain = len(self._held) - held_back(self._held, self._stop)
         certain, self._held = self._held[:num_certain], self._held[num_certain:]
@@ -186,6 +191,11 @@ class TextStream:
         return self._filter.stopped
 
     @property
+    def stop(self) -> str:
+        """The stop string that came; "" for none."""
+        return self._filter.stop
+
+    @property
     def is_thinking(self) -> bool:
         return self._splitter is not None and self._splitter.is_thinking
 
@@ -220,10 +230,14 @@ class TextStream:
         return self._filter.flush() + text
 
 
-def find_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the stop string begins that is complete first. How the text was cut into pieces has no influence."""
+def find_stop(text: str, stop: tuple[str, ...]) -> tuple[int, int] | None:
+    """Where the stop string begins and ends that is complete first. How the text was cut into pieces has no
+    influence."""
     found = [(begin + len(word), begin) for word in stop if (begin := text.find(word)) >= 0]
-    return min(found)[1] if found else None
+    if not found:
+        return None
+    end, begin = min(found)
+    return begin, end
 
 
 def held_back(text: str, stop: tuple[str, ...]) -> int:

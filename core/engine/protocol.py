@@ -256,9 +256,12 @@ class AnswerStats:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
+    """`stop` is the stop string that ended the answer, "" where something else did."""
+
     request: int
     reason: Reason
     stats: AnswerStats
+    stop: str = ""
 
 
 @dataclass(frozen=True, slots=True)

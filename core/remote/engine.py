@@ -184,7 +184,7 @@ class _Request:
         try:
             async with self.connection.answering(self.client):
                 await self._read()
-            answer.apply(Finished(number, self.stream.reason or "end", self.stream.stats()))
+            answer.apply(Finished(number, self.stream.reason or "end", self.stream.stats(), self.stream.stop))
             self.connection.token_count.learn(self.prompt, self.stream.prompt_tokens)
         except asyncio.CancelledError:
             self._append(self.stream.flush())

@@ -44,6 +44,8 @@ class AnswerStream:
         self._first_s: float | None = None
         self.prompt_tokens, self.reused_tokens, self.num_tokens = prompt_tokens, 0, 0
         self.reason: Reason | None = None
+        # The stop string that came, here or as the server tells.
+        self.stop = ""
         self._thought = thought
         # Whether the text so far ends inside a thought that the server tells apart.
         self._is_thinking = False
@@ -69,7 +71,7 @@ class AnswerStream:
         self._count(event.get("usage"))
         certain = self._marked(printable(thought), bool(text)) + self._filter.push(printable(text))
         if self._filter.stopped:
-            self.reason = "stop"
+            self.reason, self.stop = "stop", self._filter.stop
         elif finish is not None:
             self.reason = self._reason(finish, event)
             return certain + self.flush()
@@ -129,7 +131,9 @@ class AnswerStream:
         if finish == "length":
             return "context" if self._is_clipped else "length"
         # vLLM names the stop string that it found.
-        return "stop" if isinstance(event["choices"][0].get("stop_reason"), str) else "end"
+        stop = event["choices"][0].get("stop_reason")
+        self.stop = printable(stop) if isinstance(stop, str) else ""
+        return "stop" if self.stop else "end"
 
     def _count(self, usage: Any) -> None:
         if not isinstance(usage, dict):

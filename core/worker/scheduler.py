@@ -428,7 +428,8 @@ class Scheduler:
         count_tokens_ahead(slot)
         slot.request = None
         self._send_text(request)
-        self._emit(Finished(request.command.request, reason, self._stats(request)))
+        stop = request.stream.stop if reason == "stop" else ""
+        self._emit(Finished(request.command.request, reason, self._stats(request), stop))
 
     def _stats(self, request: ActiveRequest) -> AnswerStats:
         now = time.perf_counter()

@@ -92,6 +92,19 @@ def test_settings_reach_the_engine(client: anthropic.Anthropic) -> None:
         assert setting in said
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_sequence_that_ended_a_message_is_named(client: anthropic.Anthropic, stream: bool) -> None:
+    wanted: dict[str, Any] = {"model": MODEL, "max_tokens": 50, "messages": asked("words=9"),
+                              "stop_sequences": ["nine", "four"]}  # fmt: skip
+    if stream:
+        with client.messages.stream(**wanted) as events:
+            done = events.get_final_message()
+    else:
+        done = client.messages.create(**wanted)
+    assert done.content[0].text == "one two three "
+    assert (done.stop_reason, done.stop_sequence) == ("stop_sequence", "four")
+
+
 def test_tokens_are_counted_also_of_what_is_too_long(client: anthropic.Anthropic) -> None:
     short = client.messages.count_tokens(model=MODEL, messages=asked("hello"))
     system = client.messages.count_tokens(model=MODEL, messages=asked("hello"), system="Be brief.")

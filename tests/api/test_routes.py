@@ -90,6 +90,14 @@ def test_without_being_asked_for_a_stream_says_nothing_of_usage(client: openai.O
     assert all(piece.usage is None and piece.choices for piece in pieces)
 
 
+def test_the_text_that_ended_an_answer_is_named_as_vllm_names_it(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(model=MODEL, messages=asked("words=9"), stop=["nine", "four"])
+    assert (done.choices[0].message.content, done.choices[0].finish_reason) == ("one two three ", "stop")
+    assert done.choices[0].stop_reason == "four"
+    done = client.chat.completions.create(model=MODEL, messages=asked("words=2"), stop=["four"])
+    assert done.choices[0].stop_reason is None
+
+
 def test_several_answers_to_one_request(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(model=MODEL, messages=asked("settings"), n=3, seed=7, temperature=0.5)
     texts = [choice.message.content or "" for choice in done.choices]

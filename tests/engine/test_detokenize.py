@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from tokenizers import Tokenizer, decoders, models
 
-from core.engine.detokenize import BROKEN, TextStream, find_stop, held_back, special_in
+from core.engine.detokenize import BROKEN, StopFilter, TextStream, find_stop, held_back, special_in
 from tests.support.checkpoints import make_tokenizer
 
 VOCABULARY = 384
@@ -353,10 +353,20 @@ def test_only_the_longest_beginning_of_a_stop_string_is_held_back(
 
 @pytest.mark.parametrize(
     ("text", "stop", "wanted"),
-    [("abc", ("b", "abc"), 1), ("abc", ("c", "bc"), 1), ("abc", ("x",), None), ("abc", (), None), ("aab", ("ab",), 1)],
+    [
+        ("abc", ("b", "abc"), "b"),
+        ("abc", ("c", "bc"), "bc"),
+        ("abc", ("x",), None),
+        ("abc", (), None),
+        ("aab", ("ab",), "ab"),
+    ],
 )
-def test_the_stop_string_that_is_complete_first_is_found(text: str, stop: tuple[str, ...], wanted: int | None) -> None:
-    assert find_stop(text, stop) == wanted
+def test_the_stop_string_that_is_complete_first_is_found(text: str, stop: tuple[str, ...], wanted: str | None) -> None:
+    found = find_stop(text, stop)
+    assert (found and text[slice(*found)]) == wanted
+    stopping = StopFilter(stop)
+    stopping.push(text)
+    assert (stopping.stop or None) == wanted
 
 
 @TOKENIZERS

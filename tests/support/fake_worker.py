@@ -76,6 +76,7 @@ class Script:
         question = re.split(r"\[/INST\]|<\|im_end\|>", question)[0].strip()
         self.request = request
         self.prompt_tokens = len(prompt.split())
+        self.stop = sampling.stop
         self.wait_s = float(_setting(question, "wait", os.environ.get("LLAMADECK_FAKE_WORD_S", "0.01")))
         self.options = options
         self.words = (
@@ -192,6 +193,9 @@ class FakeWorker:
         else:
             script.said += 1
             word = script.words[script.said - 1]
+            if word.strip() in script.stop:
+                self._finish(script, "stop", word.strip())
+                return
             self._pipe.send(TextChunk(script.request, word, script.said, _told(word, script)))
             script.next_s += script.wait_s
 
@@ -201,11 +205,11 @@ class FakeWorker:
         del self._scripts[script.request]
         self._pipe.send(Failed(script.request, EngineError("nothing_loaded")))
 
-    def _finish(self, script: Script, reason: Reason) -> None:
+    def _finish(self, script: Script, reason: Reason, stop: str = "") -> None:
         del self._scripts[script.request]
         decode_s = time.monotonic() - script.began_s
         stats = AnswerStats(script.prompt_tokens, 0, script.said, 0.0, script.wait_s, decode_s, 1)
-        self._pipe.send(Finished(script.request, reason, stats))
+        self._pipe.send(Finished(script.request, reason, stats, stop))
 
 
 if __name__ == "__main__":

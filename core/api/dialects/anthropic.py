@@ -8,10 +8,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from core.api.dialects.anthropic_request import chat_body
 from core.api.dialects.dialect import SSE, Body, Dialect, event
-from core.api.dialects.reading import arguments_of
+from core.api.dialects.reading import arguments_of, listed
 from core.api.errors import body_of, shape_of
 from core.api.generation import Usage
 from core.common.errors import DeckError
@@ -43,16 +44,21 @@ class AnthropicExchange:
         self._open: str | int | None = None
         self._num_blocks = 0
         self._finish: str | None = None
+        # Those that the request named, and the one that ended the answer; a character has further ones of its own.
+        self._stops: list[Any] = []
+        self._stop: str | None = None
 
     def translate(self, body: Body) -> Body:
         made = chat_body(body)
         self._model = str(body.get("model") or "")
+        self._stops = listed(body.get("stop_sequences"), "stop_sequences")
         thinking = body.get("thinking")
         self._hides_thoughts = isinstance(thinking, dict) and thinking.get("display") == "omitted"
         return made
 
     def whole(self, answer: Body) -> Body:
         choice = answer["choices"][0]
+        self._note_stop(choice)
         return self._message(list(self._content(choice["message"])), choice["finish_reason"], answer["usage"])
 
     def begin(self, usage: Usage) -> Iterable[str]:
@@ -73,6 +79,7 @@ class AnthropicExchange:
             for call in delta.get("tool_calls") or ():
                 yield from self._call(call)
             self._finish = choice["finish_reason"] or self._finish
+            self._note_stop(choice)
         if piece.get("usage") is not None:
             yield from self._close()
             yield self._last(piece["usage"])
@@ -106,8 +113,18 @@ class AnthropicExchange:
         return event({"type": "content_block_delta", "index": self._num_blocks, "delta": delta}, "content_block_delta")
 
     def _last(self, usage: Body) -> str:
-        delta = {"stop_reason": STOP_REASONS.get(self._finish or "", "end_turn"), "stop_sequence": None}
-        return event({"type": "message_delta", "delta": delta, "usage": usage_of(usage)}, "message_delta")
+        return event(
+            {"type": "message_delta", "delta": self._end(self._finish), "usage": usage_of(usage)}, "message_delta"
+        )
+
+    def _note_stop(self, choice: Body) -> None:
+        found = choice.get("stop_reason")
+        self._stop = found if found in self._stops else self._stop
+
+    def _end(self, finish: str | None) -> Body:
+        if self._stop is not None and finish == "stop":
+            return {"stop_reason": "stop_sequence", "stop_sequence": self._stop}
+        return {"stop_reason": finish and STOP_REASONS.get(finish, "end_turn"), "stop_sequence": None}
 
     def _content(self, message: Body) -> Iterator[Body]:
         if thought := message.get("reasoning_content"):
@@ -125,8 +142,7 @@ class AnthropicExchange:
             "role": "assistant",
             "model": self._model,
             "content": content,
-            "stop_reason": None if finish is None else STOP_REASONS.get(finish, "end_turn"),
-            "stop_sequence": None,
+            **self._end(finish),
             "usage": usage_of(usage),
         }
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.api.dialects.dialect import Body
-from core.api.dialects.reading import field_error, listed, objects, text_of
+from core.api.dialects.reading import field_error, objects, text_of
 from core.api.errors import ApiError
 
 SAME = ("model", "temperature", "top_p", "stream")
@@ -110,9 +110,7 @@ def _tools(body: Body) -> Body:
     if not tools:
         return {}
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
-        names = {
-            one.get("name") for one in listed(choice.get("tools"), "tool_choice.tools") if isinstance(one, Mapping)
-        }
+        names = [one.get("name") for one in objects(choice.get("tools"), "tool_choice.tools")]
         tools, choice = [tool for tool in tools if tool.get("name") in names], choice.get("mode")
     elif isinstance(choice, Mapping):
         choice = {"type": "function", "function": {"name": choice.get("name")}}
