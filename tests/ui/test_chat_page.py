@@ -191,10 +191,10 @@ def test_presets_of_other_programs_come_in_and_what_they_lack_here_is_said(model
 
 def test_a_preset_that_cannot_be_read_is_named_beside_the_others(models: Path) -> None:
     resources.presets().file.path.parent.mkdir(exist_ok=True)
-    resources.presets().file.path.write_text("mine: {temperature: 0.3}\nother*: {typical_p: 0.9}\n")
+    resources.presets().file.path.write_text("mine: {temperature: 0.3}\nother*: {top_n_sigma: 0.9}\n")
     tab = open_chat()
     assert "mine" in named(tab.selectbox, "sampling_preset").options
-    assert "other\\*" in tab.warning[0].value and "typical\\_p" in tab.warning[0].value
+    assert "other\\*" in tab.warning[0].value and "top\\_n\\_sigma" in tab.warning[0].value
 
 
 def test_settings_can_be_saved_under_a_name_and_the_deletion_taken_back(models: Path) -> None:
@@ -208,6 +208,17 @@ def test_settings_can_be_saved_under_a_name_and_the_deletion_taken_back(models: 
     assert named(tab.slider, "sampling_temperature").value == 1.2
     assert named(tab.text_input, "sampling_name").value == "mine"
     assert named(click(tab, "sampling_save").selectbox, "sampling_preset").value == "mine"
+
+
+def test_samplers_that_few_change_are_kept_too(models: Path) -> None:
+    tab = open_chat()
+    named(tab.slider, "sampling_dry_multiplier").set_value(0.8)
+    named(run(tab).number_input, "sampling_mirostat").set_value(2)
+    finish(ask(run(tab), "settings"))
+    assert "dry_multiplier=0.8" in last_message().text and "mirostat=2," in last_message().text
+    named(tab.text_input, "sampling_name").set_value("dry")
+    click(tab, "sampling_save")
+    assert resources.presets().get("dry").values["dry_multiplier"] == 0.8
 
 
 def test_an_impossible_value_is_refused_with_its_range(models: Path) -> None:

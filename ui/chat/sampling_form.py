@@ -21,9 +21,23 @@ from ui.shared.identity import held, hold, key_of, let_go, take_held
 from ui.shared.resources import engine, preferences, presets
 
 SLIDERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+# In an expander: those that most people leave alone.
+MORE_SLIDERS = (
+    "presence_penalty",
+    "frequency_penalty",
+    "typical_p",
+    "xtc_probability",
+    "xtc_threshold",
+    "dry_multiplier",
+    "dry_base",
+    "mirostat_tau",
+    "mirostat_eta",
+)
+MORE_NUMBERS = ("dry_allowed_length", "dry_range", "mirostat")
 STEP = 0.05
 # Beyond this nobody has asked for anything sensible, and a slider would be too coarse.
-SLIDER_ENDS = {"temperature": 2.0, "repetition_penalty": 2.0}
+SLIDER_ENDS = {"temperature": 2.0, "repetition_penalty": 2.0, "dry_multiplier": 5.0, "dry_base": 4.0}
+TEXT_LISTS = ("stop", "dry_sequence_breakers")
 # JavaScript's whole numbers end here; a larger seed can be given in the command line.
 MAX_WIDGET_SEED = min(MAX_SEED, 2**53 - 1)
 PRESET, NAME, ERROR_KEY = "sampling_preset", "sampling_name", "sampling_error"
@@ -46,7 +60,13 @@ def sampling_form(tag: str) -> None:
         _number("seed", values["seed"], tag, placeholder=tr("sampling.seed_random"))
     with right:
         _number("max_new_tokens", values["max_new_tokens"], tag)
-        _stop_strings(values["stop"], tag)
+        _texts("stop", values["stop"], tag)
+    with st.expander(tr("sampling.more"), icon=":material/tune:", key=f"sampling_more_{tag}"):
+        left, right = st.columns(2)
+        for index, name in enumerate((*MORE_SLIDERS, *MORE_NUMBERS)):
+            with (left, right)[index % 2]:
+                (_slider if name in MORE_SLIDERS else _number)(name, values[name], tag)
+        _texts("dry_sequence_breakers", values["dry_sequence_breakers"], tag)
     own = info.settings.get("sampling", {})
     st.button(tr("sampling.reset"), key=f"sampling_reset_{tag}", icon=":material/restart_alt:", type="tertiary",
               disabled=not own, on_click=change_settings, args=(tag,), kwargs={"sampling": None})  # fmt: skip
@@ -87,7 +107,7 @@ def _preset_choice(tag: str, info: ChatInfo) -> None:
 def _change(name: str, key: str, tag: str) -> None:
     """Keep one changed value in the chat; one that cannot be is refused with its range."""
     value = st.session_state[key]
-    if name == "stop":
+    if name in TEXT_LISTS:
         value = [one.replace("\\n", "\n") for one in value]
     try:
         checked = check_values({name: value}) if value is not None or name == "seed" else {}
@@ -121,12 +141,12 @@ def _number(name: str, value: int | None, tag: str, placeholder: str | None = No
                     args=(name, key, tag))  # fmt: skip
 
 
-def _stop_strings(value: tuple[str, ...], tag: str) -> None:
+def _texts(name: str, value: tuple[str, ...], tag: str) -> None:
     shown = [one.replace("\n", "\\n") for one in value]
-    key = key_of("sampling_stop", tag, shown)
-    st.multiselect(tr("sampling.stop"), shown, key=key, accept_new_options=True,
-                   placeholder=tr("sampling.stop_placeholder"), help=tr("sampling.stop_help"),
-                   on_change=_change, args=("stop", key, tag))  # fmt: skip
+    key = key_of(f"sampling_{name}", tag, shown)
+    st.multiselect(tr(f"sampling.{name}"), shown, key=key, accept_new_options=True,
+                   placeholder=tr("sampling.stop_placeholder"), help=tr(f"sampling.{name}_help"),
+                   on_change=_change, args=(name, key, tag))  # fmt: skip
 
 
 def _keeping(tag: str, info: ChatInfo) -> None:
