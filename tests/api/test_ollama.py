@@ -166,11 +166,12 @@ def test_what_cannot_be_meant_is_refused(given: dict[str, Any]) -> None:
 
 
 def test_what_a_text_cannot_have_is_refused() -> None:
-    for more in ({"context": [1]}, {"template": "x"}, {"suffix": "x"}, {"raw": True, "format": "json"}):
+    for more in ({"context": [1]}, {"template": "x"}, {"raw": True, "format": "json"}):
         with pytest.raises(ApiError):
             generate_body({"prompt": "x"} | more)
     with pytest.raises(NothingAsked):
         generate_body({"model": "x"})
+    assert generate_body({"prompt": "a", "suffix": "c"})["suffix"] == "c", "models that can fill in are asked to"
 
 
 def test_log_probabilities_are_listed_as_they_come() -> None:

@@ -49,21 +49,20 @@ def generate_body(body: Body) -> Body:
             raise ApiError("api_refused", field=name)
     if not body.get("prompt"):
         raise NothingAsked
-    if body.get("raw"):
+    if body.get("raw") or body.get("suffix"):
         return _raw_body(body)
-    if body.get("suffix"):
-        raise ApiError("api_refused", field="suffix")
     asked: Body = {"role": "user", "content": body["prompt"], "images": body.get("images")}
     system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
     return _settings(body) | {"messages": list(_messages([*system, asked]))} | _more(body)
 
 
 def _raw_body(body: Body) -> Body:
-    """The completion for a text that goes on as it is. Raises ApiError."""
-    for name in ("suffix", "images", "format", "logprobs"):
+    """The completion for a text that goes on as it is, or for what stands between it and another. Raises ApiError."""
+    for name in ("images", "format", "logprobs"):
         if body.get(name):
             raise ApiError("api_refused", field=name)
-    return {"max_tokens": -1} | _settings(body) | {"prompt": body["prompt"]}
+    between = {"suffix": body["suffix"]} if body.get("suffix") else {}
+    return {"max_tokens": -1} | _settings(body) | {"prompt": body["prompt"]} | between
 
 
 def name_of(body: Body) -> str | None:
