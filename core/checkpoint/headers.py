@@ -19,6 +19,8 @@ from core.common.values import is_whole, printable
 # A header lists every tensor of a file; 405B's shards have less than 1 MB. The Hub itself reads no more than this.
 MAX_HEADER_BYTES = 25_000_000
 MAX_CONFIG_BYTES = 10_000_000
+# An index has a line for each tensor of all files: 190,000 of MiniMax-M2's experts, in 18 MB.
+INDEX_SUFFIX = ".safetensors.index.json"
 DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
                "U16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
 # More than any model's tensors have; a product over more could take for ever.
@@ -44,11 +46,16 @@ class TensorInfo:
         return self.end - self.begin
 
 
+def max_json_bytes(name: str) -> int:
+    """The most that a JSON file called `name` may have."""
+    return MAX_HEADER_BYTES if name.endswith(INDEX_SUFFIX) else MAX_CONFIG_BYTES
+
+
 def read_text(path: Path) -> str | None:
     """The text in a small file, or None where there is no such file."""
     folder, name = path.parent.name, printable(path.name)
     try:
-        if regular_size(path) > MAX_CONFIG_BYTES:
+        if regular_size(path) > max_json_bytes(path.name):
             raise CheckpointError("config_too_large", file=name, folder=folder)
         return path.read_text("utf-8")
     except FileNotFoundError:

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from core.checkpoint.headers import TensorInfo
+from core.checkpoint.headers import INDEX_SUFFIX, TensorInfo
 from core.common.errors import CheckpointError
 from core.common.values import printable
 
 Tensors = Mapping[str, TensorInfo]
 SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
 MAIN_INDEX = "model" + INDEX_SUFFIX
 # The codes of a quantized matrix, which no other model has: of GPTQ and AWQ, and of compressed-tensors.
 CODES = (".qweight", ".weight_packed")

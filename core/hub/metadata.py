@@ -18,7 +18,7 @@ from typing import Any
 import httpx2
 
 from core.checkpoint.checkpoint import Checkpoint, read_model
-from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, parse_header
+from core.checkpoint.headers import MAX_CONFIG_BYTES, MAX_HEADER_BYTES, TensorInfo, max_json_bytes, parse_header
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.plain_json import load_json
@@ -136,7 +136,7 @@ class RepositoryFiles:
 
 def read_json(source: Repository, file: str) -> dict[str, Any]:
     """The JSON object in a small file of the repository."""
-    value = parse_object(read_bytes(source, file_route(source, file), MAX_CONFIG_BYTES))
+    value = parse_object(read_bytes(source, file_route(source, file), max_json_bytes(file)))
     if value is None:
         raise CheckpointError("hub_damaged", repo=source.name, file=file)
     return value

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from core.checkpoint.checkpoint import QUANTIZE_CONFIGS
-from core.checkpoint.headers import MAX_CONFIG_BYTES
+from core.checkpoint.headers import INDEX_SUFFIX, max_json_bytes
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import CheckpointError
 from core.common.values import quoted_text
@@ -15,7 +15,6 @@ from core.hub.source import RemoteFile
 # Configurations, tokenizers, chat templates and what says how a model may be used.
 SUFFIXES = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".md")
 LICENCES = ("license", "notice", "use_policy")
-INDEX = ".safetensors.index.json"
 # Of the same weights in other formats.
 OTHER_INDEX = ".index.json"
 # The largest tokenizers have 40 MB.
@@ -36,8 +35,8 @@ def check_names(repo: str, names: Iterable[str]) -> None:
 def check_configs(repo: str, files: Iterable[RemoteFile]) -> None:
     """Raise CheckpointError where a file that is read as a whole is larger than such files are."""
     for file in files:
-        is_config = file.name in CONFIGS or file.name.endswith(INDEX)
-        if (is_config and file.size_bytes > MAX_CONFIG_BYTES) or (is_small(file.name) and _is_too_large(file)):
+        is_config = file.name in CONFIGS or file.name.endswith(INDEX_SUFFIX)
+        if (is_config and file.size_bytes > max_json_bytes(file.name)) or (is_small(file.name) and _is_too_large(file)):
             size_mb = round(file.size_bytes / 1e6)
             raise CheckpointError("hub_file_size", repo=repo, file=quoted_text(file.name), size_mb=size_mb)
 
@@ -62,7 +61,7 @@ def is_small(name: str) -> bool:
     if not is_plain_name(name) or lower.startswith("."):
         return False
     if lower.endswith(OTHER_INDEX):
-        return lower.endswith(INDEX)
+        return lower.endswith(INDEX_SUFFIX)
     return lower.endswith(SUFFIXES) or lower.startswith(LICENCES)
 
 

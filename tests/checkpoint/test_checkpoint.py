@@ -229,6 +229,17 @@ def test_a_huge_config_is_not_read(folder: Path) -> None:
     assert refusal(folder).key == "config_too_large"
 
 
+def test_an_index_has_a_line_for_every_tensor_of_a_mixture_of_experts(folder: Path) -> None:
+    """That of Qwen3-235B has 14 MB, which was once more than any file could have."""
+    weight_map = split_into_shards(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}) + " " * MAX_CONFIG_BYTES)
+    assert read_json(index) == json.loads(index.read_text())
+    index.write_text(index.read_text() + " " * MAX_HEADER_BYTES)
+    with pytest.raises(CheckpointError):
+        read_json(index)
+
+
 @pytest.mark.parametrize("name", ["config.json", "quantize_config.json", WEIGHTS])
 def test_a_directory_in_a_files_place_is_unreadable(folder: Path, name: str) -> None:
     change_config(folder, quantization_config=None)
