@@ -14,6 +14,7 @@ from core.checkpoint.layers import Experts
 from tests.support.checkpoints import Recipe
 from tests.support.family_checkpoints import make_family_checkpoint
 from tests.support.family_checks import SIZES, check_family
+from tests.support.packed import repack_as_awq
 
 pytestmark = pytest.mark.slow
 
@@ -131,6 +132,13 @@ def test_each_matrix_of_an_expert_is_quantized_by_itself(
 ) -> None:
     model = make_family_checkpoint(tmp_path / "model", FAMILIES["qwen3_moe"][0], recipe_of=recipe_of)
     check_family(tmp_path / "model", model)
+
+
+def test_experts_run_from_another_container_too(tmp_path: Path) -> None:
+    model = make_family_checkpoint(tmp_path / "gptq", FAMILIES["qwen3_moe"][0])
+    repack_as_awq(tmp_path / "gptq", tmp_path / "awq")
+    assert read_checkpoint(tmp_path / "awq").quantization.container == "AWQ"
+    check_family(tmp_path / "awq", model)
 
 
 def test_a_router_may_be_quantized_too(tmp_path: Path) -> None:
