@@ -26,6 +26,8 @@ CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "
 SIZES = ("moe_intermediate_size", "intermediate_size")
 NUM_SHARED = ("n_shared_experts", "moe_num_shared_experts", "num_shared_experts", "num_shared_expert")
 SHARED_SIZES = ("shared_expert_intermediate_size", "shared_intermediate_size")
+# Families whose experts compute something else than SwiGLU whatever `hidden_act` says.
+OWN_GATES = frozenset(("gpt_oss", "minimax_m3_vl_text"))
 SHARED_EXPERT = re.compile(r"\.shared_(?:experts?|mlp)\.")
 # The matrix that chooses experts: a few of its numbers tell which, so that every kernel has it in 16 bit.
 ROUTER = re.compile(r"\.(?:gate|router)$")
@@ -86,7 +88,8 @@ def are_experts_alike(
     as one. True also where there are none."""
     of_experts = [one for name in tensors if (one := expert_matrix(name)) is not None]
     is_plain = any(one.part in ("weight", "bias") for one in of_experts)
-    if of_experts and (is_plain or text.get("hidden_act", "silu") not in ("silu", "swish")):
+    is_swiglu = text.get("hidden_act", "silu") in ("silu", "swish") and text.get("model_type") not in OWN_GATES
+    if of_experts and (is_plain or not is_swiglu):
         return False
     kinds: dict[tuple[str, bool], set[tuple[int, int, bool]]] = defaultdict(set)
     for name, matrix in matrices.items():
