@@ -108,7 +108,7 @@ class Checkpoint:
     @cached_property
     def has_like_experts(self) -> bool:
         """Whether all experts of a layer can be one tensor. Raises as `matrices`."""
-        return are_experts_alike(text_config(self.config), self.tensors, self.matrices)
+        return are_experts_alike(text_config(self.config), self.tensors, self.matrices, self.settled is not None)
 
     @property
     def folder(self) -> Path:

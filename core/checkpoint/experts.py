@@ -82,21 +82,38 @@ def missing_experts(count: int | None, weights: Iterable[str]) -> Iterator[str]:
 
 
 def are_experts_alike(
-    text: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix]
+    text: Mapping[str, Any], tensors: Collection[str], matrices: Mapping[str, QuantizedMatrix], has_orders: bool
 ) -> bool:
     """Whether in each layer all experts are SwiGLU MLPs, quantized in one way, that add no bias: a kernel can have them
-    as one. True also where there are none."""
+    as one. True also where there are none.
+
+    Gate and up of one expert have their inputs in one order; `has_orders`: the matrices tell which.
+    """
     of_experts = [one for name in tensors if (one := expert_matrix(name)) is not None]
     is_plain = any(one.part in ("weight", "bias") for one in of_experts)
     is_swiglu = text.get("hidden_act", "silu") in ("silu", "swish") and text.get("model_type") not in OWN_GATES
     if of_experts and (is_plain or not is_swiglu):
         return False
     kinds: dict[tuple[str, bool], set[tuple[int, int, bool]]] = defaultdict(set)
+    orders: dict[str, set[str]] = defaultdict(set)
     for name, matrix in matrices.items():
         if (one := expert_matrix(name)) is not None:
             format = matrix.format
             kinds[one.stack, one.projection == "down_proj"].add((format.bits, format.group_size, format.is_symmetric))
-    return all(len(found) == 1 for found in kinds.values())
+            if has_orders and one.projection != "down_proj":
+                orders[one.expert].add(matrix.input_order)
+    return all(len(found) == 1 for found in kinds.values()) and all(len(found) == 1 for found in orders.values())
+
+
+def are_cut_in_halves(config: Mapping[str, Any]) -> bool:
+    """Whether "gate_proj" and "up_proj" are the halves of the class's tensor for both, whatever lies there.
+
+    gptqmodel cuts so (its library defuser), also gpt-oss's, where outputs of gate and up take turns. Other programs'
+    names mean what they say.
+    """
+    settings = config.get("quantization_config")
+    meta = settings.get("meta") if isinstance(settings, dict) else None
+    return "gptqmodel" in str(meta.get("quantizer")) if isinstance(meta, dict) else False
 
 
 def first_value(text: Mapping[str, Any], names: Iterable[str]) -> Any:

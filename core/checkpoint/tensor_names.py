@@ -63,6 +63,12 @@ _GRANITE: Renames = (
 _MLP_RENAMES: dict[str, Renames] = {
     "ernie4_5_moe": ((re.compile(r"\.mlp\.moe_statics\."), ".mlp.gate.moe_statics."),),
     "exaone_moe": ((re.compile(r"\.mlp\.e_score_correction_bias"), ".mlp.gate.e_score_correction_bias"),),
+    # As Unsloth's files have them, from which others were quantized.
+    "gpt_oss": (
+        (re.compile(r"\.experts\.gate_up_projs\.([0-9]+)\."), r".experts.\1.gate_up_proj."),
+        (re.compile(r"\.experts\.down_projs\.([0-9]+)\."), r".experts.\1.down_proj."),
+        (re.compile(r"\.router\.linear\."), ".router."),
+    ),
     "granitemoe": _GRANITE,
     "granitemoehybrid": _GRANITE,
     "granitemoeshared": _GRANITE,

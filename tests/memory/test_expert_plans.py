@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.checkpoint import Checkpoint, SettledTensors
 from core.checkpoint.headers import TensorInfo
 from core.checkpoint.layers import DenseMlp, Experts
 from core.memory.cpu_fit import check_cpu_fit
@@ -104,6 +104,13 @@ def test_experts_are_alike_where_all_are_quantized_in_one_way(small: Checkpoint)
     assert not read_shape(replace(small, tensors=finer)).are_experts_alike
     for other in ({"hidden_act": "gelu"}, {"model_type": "gpt_oss"}):
         assert not read_shape(replace(small, config=small.config | other)).are_experts_alike
+
+
+def test_an_experts_gate_and_up_have_to_be_in_one_order_once_that_is_known(small: Checkpoint) -> None:
+    down, gate = ("model.layers.1.mlp.experts.2." + name for name in ("down_proj", "gate_proj"))
+    for name, is_alike in ((down, True), (gate, False)):
+        matrices = dict(small.matrices) | {name: replace(small.matrices[name], input_order=name)}
+        assert replace(small, settled=SettledTensors(matrices)).has_like_experts == is_alike
 
 
 def test_an_expert_of_another_size_than_the_configuration_says_is_named(small: Checkpoint) -> None:

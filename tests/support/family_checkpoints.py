@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tests.support.checkpoints import WEIGHTS, Recipe, make_matrix, make_tokeniz
 
 QUANTIZATION = {"bits": 4, "group_size": 32, "desc_act": False, "sym": True, "quant_method": "gptq"}
 VOCABULARY = 384
+ExpertLayout = Literal["by name", "halves", "one"]
 
 
 def make_family_checkpoint(
@@ -29,12 +30,14 @@ def make_family_checkpoint(
     recipe_of: Callable[[str], Recipe | None] = lambda name: Recipe(),
     routers: Recipe | None = None,
     is_quantized: Callable[[str], bool] = lambda name: True,
+    layout: ExpertLayout = "by name",
 ) -> PreTrainedModel:
     """Write a checkpoint of `config` with random weights. Returns transformers' own model with the same weights.
 
     rename: what the files call a tensor. written: the config.json, where it is not transformers' own. recipe_of: how
     an expert's matrix is quantized, None for one in 16 bit; each is by itself, as files have them. routers: how those
-    are quantized, None for 16 bit. is_quantized: whether a matrix is, by its name.
+    are quantized, None for 16 bit. is_quantized: whether a matrix is, by its name. layout: whether files have experts'
+    gate and up by their names, as the "halves" of the tensor for both, as gptqmodel writes them, or as "one" matrix.
     """
     torch.manual_seed(0)
     made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
@@ -61,7 +64,7 @@ def make_family_checkpoint(
             module.weight.copy_(torch.from_numpy(dense.T.copy() if is_turned else dense))
             tensors |= {rename(f"{name}.{part}"): value for part, value in parts.items()}
         for name, module in stacks.items():
-            for number, (projection, weight, bias) in expert_parts(module):
+            for number, (projection, weight, bias) in expert_parts(module, layout):
                 owner = f"{name}.{number}.{projection}"
                 recipe = recipe_of(owner)
                 if recipe is None:
@@ -88,7 +91,8 @@ def make_family_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     found = json.loads(made.to_json_string(use_diff=False)) if written is None else written
-    (folder / "config.json").write_text(json.dumps({**found, "quantization_config": QUANTIZATION, "dtype": "float16"}))
+    settings = QUANTIZATION | ({"meta": {"quantizer": ["gptqmodel:7.6.0"]}} if layout == "halves" else {})
+    (folder / "config.json").write_text(json.dumps({**found, "quantization_config": settings, "dtype": "float16"}))
     make_tokenizer(folder, VOCABULARY)
     return model
 
@@ -102,7 +106,9 @@ def _matrices(model: PreTrainedModel, has_pictures: bool) -> Any:
             yield name, module
 
 
-def expert_parts(module: Any) -> Iterator[tuple[int, tuple[str, torch.Tensor, torch.Tensor | None]]]:
+def expert_parts(
+    module: Any, layout: ExpertLayout = "by name"
+) -> Iterator[tuple[int, tuple[str, torch.Tensor, torch.Tensor | None]]]:
     """Each matrix of transformers' `module` of experts: number, then name, weight [out, in] and bias, as views."""
     for number in range(module.num_experts):
         weight, down = module.gate_up_proj[number], module.down_proj[number]
@@ -111,11 +117,13 @@ def expert_parts(module: Any) -> Iterator[tuple[int, tuple[str, torch.Tensor, to
             weight, down = weight.T, down.T
         if module.has_bias:
             bias = module.gate_up_proj_bias[number]
-            biases = [bias[::2], bias[1::2], module.down_proj_bias[number]]
-        if type(module).__name__.startswith("Granite"):
-            yield number, ("gate_up_proj", weight, None)
-            yield number, ("down_proj", down, None)
+            two = bias.chunk(2) if layout == "halves" else (bias[::2], bias[1::2])
+            biases = [*two, module.down_proj_bias[number]]
+        if layout == "one":
+            yield number, ("gate_up_proj", weight, module.gate_up_proj_bias[number] if module.has_bias else None)
+            yield number, ("down_proj", down, biases[-1])
             continue
-        gate, up = weight.chunk(2) if module.is_concatenated else (weight[::2], weight[1::2])
+        is_plain = module.is_concatenated or layout == "halves"
+        gate, up = weight.chunk(2) if is_plain else (weight[::2], weight[1::2])
         for part in zip(("gate_proj", "up_proj", "down_proj"), (gate, up, down), biases, strict=True):
             yield number, part

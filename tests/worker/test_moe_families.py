@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import defuser
 import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.checkpoint.layers import Experts
 from tests.support.checkpoints import Recipe
-from tests.support.family_checkpoints import make_family_checkpoint
+from tests.support.family_checkpoints import ExpertLayout, make_family_checkpoint
 from tests.support.family_checks import SIZES, check_family
 from tests.support.packed import repack_as_awq
 
@@ -98,7 +101,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], Rename]] = {
 def test_a_mixture_of_experts_computes_what_its_class_does(
     tmp_path: Path, config: dict[str, Any], rename: Rename
 ) -> None:
-    model = make_family_checkpoint(tmp_path / "model", config, rename)
+    layout: ExpertLayout = "one" if rename is as_granite else "by name"
+    model = make_family_checkpoint(tmp_path / "model", config, rename, layout=layout)
     layers = read_checkpoint(tmp_path / "model").layers
     assert any(isinstance(layer.mlp, Experts) and layer.mlp.experts_per_token == 2 for layer in layers)
     check_family(tmp_path / "model", model)
@@ -132,6 +136,28 @@ def test_each_matrix_of_an_expert_is_quantized_by_itself(
 ) -> None:
     model = make_family_checkpoint(tmp_path / "model", FAMILIES["qwen3_moe"][0], recipe_of=recipe_of)
     check_family(tmp_path / "model", model)
+
+
+def as_unsloth(name: str) -> str:
+    name = re.sub(r"\.experts\.([0-9]+)\.(gate_up_proj|down_proj)\.", r".experts.\2s.\1.", name)
+    return name.replace(".router.", ".router.linear.")
+
+
+@pytest.mark.parametrize(("layout", "rename"), [("halves", unchanged), ("one", as_unsloth)])
+def test_gpt_oss_runs_as_programs_cut_its_experts(tmp_path: Path, layout: ExpertLayout, rename: Rename) -> None:
+    """Outputs of gate and up take turns in its own tensor: what gptqmodel calls gate_proj has both."""
+    model = make_family_checkpoint(tmp_path / "model", FAMILIES["gpt_oss"][0], rename, layout=layout)
+    check_family(tmp_path / "model", model)
+
+
+def test_gptqmodel_cuts_gpt_oss_in_the_middle() -> None:
+    """The library that it calls for it; should it change, core/checkpoint/experts.py has to."""
+    config = {name: value for name, value in FAMILIES["gpt_oss"][0].items() if name != "model_type"}
+    model: Any = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gpt_oss"].from_dict(config))
+    whole = torch.nn.init.normal_(model.model.layers[0].mlp.experts.gate_up_proj.data).clone()
+    defuser.convert_model(model)
+    gate = model.model.layers[0].mlp.experts.get_submodule("0.gate_proj").weight
+    assert torch.equal(gate, whole[0].chunk(2, -1)[0].T)
 
 
 def test_experts_run_from_another_container_too(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.experts import ExpertMatrix as ExpertName
-from core.checkpoint.experts import expert_matrix
+from core.checkpoint.experts import are_cut_in_halves, expert_matrix
 from core.common.errors import EngineError
 from core.worker.model.backends.base import KernelBackend
 from core.worker.model.experts import ExpertMatrix, ExpertTensors, activation_of, has_experts
@@ -18,14 +19,14 @@ from core.worker.model.experts import ExpertMatrix, ExpertTensors, activation_of
 
 class ExpertStack:
     """The experts of one layer: `module` is transformers' own for all of them. `has_one_input`: the files have one
-    matrix for gate and up."""
+    matrix for gate and up. `is_cut`: they have the halves of one."""
 
-    def __init__(self, name: str, module: Any, has_one_input: bool) -> None:
+    def __init__(self, name: str, module: Any, has_one_input: bool, is_cut: bool) -> None:
         self.name, self.num_experts, self.has_bias = name, int(module.num_experts), bool(module.has_bias)
         self._module = module
         sides = tuple(module.down_proj.shape[1:])
         self._intermediate, self._hidden = sides if module.is_transposed else sides[::-1]
-        self._has_one_input = has_one_input
+        self._has_one_input, self._is_in_order = has_one_input, has_one_input or is_cut
         self._parts: dict[str, dict[str, torch.Tensor]] = {}
         self._made: dict[str, ExpertMatrix] = {}
         self._missing = set(self.matrices())
@@ -91,18 +92,16 @@ class ExpertStack:
             inputs = [made.pop(f"{owner}.{one}", None) for one in ("gate_up_proj", "gate_proj", "up_proj")]
             down = made.pop(f"{owner}.down_proj")
             experts.append(ExpertTensors([one for one in inputs if one is not None], down))
-        return backend.make_experts(experts, activation_of(self._module))
+        return backend.make_experts(experts, activation_of(self._module, self._is_in_order))
 
 
-def find_stacks(model: PreTrainedModel, names: Collection[str]) -> dict[str, ExpertStack]:
+def find_stacks(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, ExpertStack]:
     """The layers of `model` whose experts the files have one by one, by the name of the module that holds them.
-
-    `names`: of all tensors.
 
     Raises EngineError "architecture" for experts that have more than two products and what is between.
     """
     projections: dict[str, set[str]] = {}
-    for name in names:
+    for name in checkpoint.tensors:
         one = expert_matrix(name)
         if one is not None:
             projections.setdefault(one.stack, set()).add(one.projection)
@@ -114,5 +113,5 @@ def find_stacks(model: PreTrainedModel, names: Collection[str]) -> dict[str, Exp
             continue
         if module.has_post_expert_norm or not module.has_gate:
             raise EngineError("architecture", model=model.config.model_type, architecture=type(model).__name__)
-        found[owner] = ExpertStack(owner, module, "gate_up_proj" in kinds)
+        found[owner] = ExpertStack(owner, module, "gate_up_proj" in kinds, are_cut_in_halves(checkpoint.config))
     return found

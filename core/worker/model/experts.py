@@ -111,9 +111,10 @@ def has_experts(module: nn.Module) -> bool:
     return all(isinstance(one, nn.Parameter) and one.ndim == 3 for one in tensors) and hasattr(module, "_apply_gate")
 
 
-def activation_of(module: Any) -> GatedActivation:
-    """What transformers' `module` of experts does between its matrices."""
-    if module.is_concatenated:
+def activation_of(module: Any, is_in_order: bool = False) -> GatedActivation:
+    """What transformers' `module` of experts does between its matrices. `is_in_order`: outputs come in the order of its
+    own tensor, where those of gate and up may take turns, and not gate's first."""
+    if module.is_concatenated or is_in_order:
         function = module._apply_gate
     else:
         # Its outputs of gate and up take turns.

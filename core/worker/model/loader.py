@@ -111,7 +111,7 @@ def build_empty(checkpoint: Checkpoint, dtype: torch.dtype, context_tokens: int)
 
 def check_names(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     """Raise CheckpointError unless the files hold exactly the tensors that the model needs."""
-    stacks = find_stacks(model, checkpoint.tensors)
+    stacks = find_stacks(model, checkpoint)
     sizes = matrix_features(checkpoint, model, stacks)
     needed = set(model.state_dict())
     packed: set[str] = set()
@@ -216,7 +216,7 @@ def read_weights(
     merge = merged_matrices if is_merged else expert_groups
     groups = {name: group for group in merge(checkpoint, first.spec.merges_permuted) for name in group.sizes}
     parts = {name: (one, part) for one in checkpoint.matrices.values() for part, name in one.tensors.items()}
-    stacks = find_stacks(model, checkpoint.tensors)
+    stacks = find_stacks(model, checkpoint)
     full_precision = kept_in_float32(model)
     waiting: dict[str, GroupTensors] = {}
     tied = tied_names(model)
