@@ -93,14 +93,15 @@ class DeltaStatePlan(RecurrentStatePlan):
 
     def activation_bytes(self, mixer: GatedDeltaNet, num_rows: int, context_tokens: int, own_attention: bool) -> int:
         """What our own kernels hold at once (core/worker/kernels/recurrent.py): what the matrices gave, the same after
-        the convolution, DELTA_SCALARS of each head, and the output.
+        the convolution, DELTA_SCALARS and two products [tokens, DELTA_TOKENS] of each head, and the output.
 
         Or what the torch rule holds at once (core/worker/kernels/delta_rule.py): queries and keys by key head, values,
         corrected values and keys by value head, all in float32, beside products [tokens, DELTA_TOKENS] of each head."""
+        padded = -(-num_rows // DELTA_TOKENS) * DELTA_TOKENS
         if own_attention:
             sizes = 2 * (mixer.channels + mixer.num_value_heads * (mixer.value_dim + 1))
-            return num_rows * (sizes * HALF_BYTES + mixer.num_value_heads * DELTA_SCALARS * FLOAT_BYTES)
-        padded = -(-num_rows // DELTA_TOKENS) * DELTA_TOKENS
+            by_head = DELTA_SCALARS * FLOAT_BYTES + 2 * DELTA_TOKENS * HALF_BYTES
+            return num_rows * sizes * HALF_BYTES + padded * mixer.num_value_heads * by_head
         keys, values = mixer.num_key_heads * mixer.key_dim, mixer.num_value_heads * mixer.value_dim
         by_value_head = mixer.num_value_heads * mixer.key_dim
         products = mixer.num_value_heads * DELTA_TOKENS

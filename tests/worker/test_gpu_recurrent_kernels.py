@@ -10,9 +10,11 @@ import torch
 from core.checkpoint.recurrent import GatedDeltaNet
 from tests.support.recurrent_kernel_tests import *  # noqa: F403
 from tests.support.recurrent_kernel_tests import (
+    BLOCK_TOLERANCES,
     HALVES,
     TOLERANCES,
     assert_close,
+    differs,
     far,
     make_layer,
     make_rows,
@@ -35,13 +37,19 @@ def on_the_gpu() -> Iterator[None]:
 
 
 @HALVES
-def test_a_real_layer_reads_a_prompt_and_goes_on(dtype: torch.dtype) -> None:
-    layer = make_layer(REAL, dtype)
+@pytest.mark.parametrize("in_blocks", [False, True], ids=["token by token", "in blocks"])
+def test_a_real_layer_reads_a_prompt_and_goes_on(in_blocks: bool, dtype: torch.dtype) -> None:
+    layer = make_layer(REAL, dtype, in_blocks)
     rows, wanted = make_rows(REAL, dtype, 700), layer.copy()
     parts = [layer.chunk(some(rows, slice(0, 512)), 1, 0, 512), layer.chunk(some(rows, slice(512, 699)), 1, 512, 187)]
     parts.append(layer.step(some(rows, slice(699, 700)), [1], [699]))
-    assert far(torch.cat(parts), reference(wanted, rows, 1, True)) < TOLERANCES[dtype]
-    assert_close(layer, wanted, 1)
+    answers = reference(wanted, rows, 1, True)
+    if in_blocks:
+        assert differs(torch.cat(parts), answers) < BLOCK_TOLERANCES[dtype]
+        assert differs(layer.state[1], wanted.state[1]) < BLOCK_TOLERANCES[dtype]
+    else:
+        assert far(torch.cat(parts), answers) < TOLERANCES[dtype]
+        assert_close(layer, wanted, 1)
 
 
 def test_a_captured_step_reads_which_slots_and_places_it_is_for() -> None:

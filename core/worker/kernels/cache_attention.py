@@ -60,7 +60,7 @@ def kernels_for(dtype: torch.dtype, dim: int, device: torch.device) -> CacheAtte
     properties = torch.cuda.get_device_properties(device)
     columns = choose_columns(dim, properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor)
     defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "COLUMNS": columns}
-    module = CudaModule(read_source("cache_attention.cu"), defines, device)
+    module = CudaModule(read_source("fragments.cuh", "cache_attention.cu"), defines, device)
     return CacheAttention(
         module.kernel("attend_chunk", shared_bytes(dim, CHUNK_WARPS, columns)),
         module.kernel("attend_split", shared_bytes(dim, 1, columns)),

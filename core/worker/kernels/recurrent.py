@@ -16,12 +16,18 @@ from typing import NamedTuple
 import torch
 
 from core.checkpoint.recurrent import GatedDeltaNet
-from core.memory.layer_state import DELTA_SCALARS
+from core.memory.layer_state import DELTA_SCALARS, DELTA_TOKENS
+from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.nvrtc import Argument, CudaModule, read_source
 from core.worker.kernels.step_ops import HALVES
 
 # Threads of a block, as cuda/recurrent.cu has them; tokens of a block that takes one a warp; columns of one that scans.
 STEP_THREADS, CHUNK_THREADS, CHUNK_TOKENS, SCAN_COLUMNS = 512, 128, 4, 32
+BLOCK_THREADS = 256
+# Of GPUs with tensor cores for both half-precision types.
+BLOCKS_CAPABILITY = (8, 0)
+# What lies between rows in shared memory, so that tensor cores' operands come from different banks.
+ROW_GAP = 8
 
 
 class Layout(NamedTuple):
@@ -94,26 +100,82 @@ class DeltaWeights:
     eps: float
 
 
+@dataclass(frozen=True, slots=True)
+class BlockSizes:
+    """How a chunk's blocks of tokens are computed: columns of a state a thread block, and blocks in shared memory."""
+
+    columns: int
+    stages: int
+
+    def shared_bytes(self, key_dim: int) -> int:
+        """Bytes of a thread block's shared memory (Blocks in cuda/recurrent_blocks.cu)."""
+        columns = self.columns + ROW_GAP
+        tokens = 2 * (key_dim + ROW_GAP) + columns + 2 * (DELTA_TOKENS + ROW_GAP)
+        stage = DELTA_TOKENS * (tokens * HALF_BYTES + DELTA_SCALARS * FLOAT_BYTES)
+        return self.stages * stage + (key_dim + 2 * DELTA_TOKENS) * columns * HALF_BYTES
+
+
+# The fastest first: fewer columns read keys and queries more often, and one block in shared memory is waited for.
+BLOCK_SIZES = (BlockSizes(64, 2), BlockSizes(64, 1), BlockSizes(32, 1))
+
+
+def pairs_bytes(key_dim: int) -> int:
+    """Bytes of shared memory of the kernel that solves a block's system (Pairs in cuda/recurrent_blocks.cu)."""
+    rows = 2 * (key_dim + ROW_GAP) * HALF_BYTES, (DELTA_TOKENS + 4) * FLOAT_BYTES
+    return DELTA_TOKENS * (max(rows) + rows[1] + 4 * FLOAT_BYTES)
+
+
+def choose_block_sizes(mixer: GatedDeltaNet, block_bytes: int) -> BlockSizes | None:
+    """What fits into `block_bytes` of shared memory; None for heads that do not fit, or whose sizes are odd."""
+    if mixer.key_dim % 16 or mixer.value_dim % 8 or pairs_bytes(mixer.key_dim) > block_bytes:
+        return None
+    fitting = (one for one in BLOCK_SIZES if one.shared_bytes(mixer.key_dim) <= block_bytes)
+    return next(fitting, None)
+
+
 @cache
-def module_for(dtype: torch.dtype, key_dim: int, value_dim: int, conv_width: int, device: torch.device) -> CudaModule:
+def module_for(dtype: torch.dtype, mixer: GatedDeltaNet, blocks: BlockSizes | None, device: torch.device) -> CudaModule:
     """Raises TypeError for other types than those of HALVES, CudaCodeError where the kernels do not compile."""
     if dtype not in HALVES:
         raise TypeError(f"a recurrent layer in {dtype}")
-    defines = {"BF16": int(dtype == torch.bfloat16), "DK": key_dim, "DV": value_dim, "WIDTH": conv_width}
-    return CudaModule(read_source("recurrent.cu"), defines | {"STEP_THREADS": STEP_THREADS}, device)
+    defines = {"BF16": int(dtype == torch.bfloat16), "DK": mixer.key_dim, "DV": mixer.value_dim}
+    defines |= {"WIDTH": mixer.conv_width, "STEP_THREADS": STEP_THREADS}
+    if blocks is None:
+        return CudaModule(read_source("recurrent.cu"), defines, device)
+    defines |= {"COLUMNS": blocks.columns, "STAGES": blocks.stages}
+    return CudaModule(read_source("fragments.cuh", "recurrent.cu", "recurrent_blocks.cu"), defines, device)
 
 
 class DeltaKernels:
-    """For the layers of one shape of a model on one GPU, which share a small buffer."""
+    """For the layers of one shape of a model on one GPU, which share a small buffer.
 
-    def __init__(self, mixer: GatedDeltaNet, dtype: torch.dtype, num_rows: int, device: torch.device) -> None:
-        """num_rows: the most that decode at once. Raises TypeError, ValueError, CudaCodeError."""
+    A chunk's rule runs token by token in float32; or, where tensor cores are fast enough, 64 tokens at a time, which
+    rounds what is multiplied to half precision.
+    """
+
+    def __init__(
+        self,
+        mixer: GatedDeltaNet,
+        dtype: torch.dtype,
+        num_rows: int,
+        device: torch.device,
+        in_blocks: bool | None = None,
+    ) -> None:
+        """num_rows: the most that decode at once. in_blocks: whether a chunk's tokens are taken 64 at a time; None:
+        where the GPU is fast at it. Raises TypeError, ValueError, CudaCodeError."""
         if not mixer.is_capturable:
             raise ValueError(f"no kernel for {mixer}")
         self.mixer = mixer
-        module = module_for(dtype, mixer.key_dim, mixer.value_dim, mixer.conv_width, device)
+        if in_blocks is None:
+            in_blocks = torch.cuda.get_device_capability(device) >= BLOCKS_CAPABILITY
+        room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if in_blocks else 0
+        self._blocks = blocks = choose_block_sizes(mixer, room)
+        module = module_for(dtype, mixer, blocks, device)
         self._step, self._scan = module.kernel("delta_step"), module.kernel("delta_scan")
         self._inputs, self._outputs = module.kernel("delta_inputs"), module.kernel("delta_outputs")
+        if blocks is not None:
+            self._pairs = module.kernel("delta_pairs", pairs_bytes(mixer.key_dim))
+            self._in_blocks = module.kernel("delta_blocks", blocks.shared_bytes(mixer.key_dim))
         # How many value heads of a row have read what they share.
         self._readers = torch.zeros(num_rows * mixer.num_key_heads, dtype=torch.int32, device=device)
 
@@ -169,11 +231,18 @@ class DeltaKernels:
             (blocks, mixer.num_key_heads, 1), CHUNK_THREADS, *projected.arguments(), weights.conv, weights.a_log,
             weights.dt_bias, conv, slots, bounds, active, scalars, conv_row, *heads, tokens,
         )  # fmt: skip
-        self._scan(
-            (-(-mixer.value_dim // SCAN_COLUMNS), mixer.num_value_heads, 1), CHUNK_THREADS, active, scalars,
-            projected.mixed, conv, state, slots, bounds, out, conv_row, state_row, projected.mixed.stride(0),
-            *projected.layout[:4], *heads, tokens,
-        )  # fmt: skip
+        memory = (projected.mixed, conv, state, slots, bounds, out, conv_row, state_row, projected.mixed.stride(0))
+        sizes = (*projected.layout[:4], *heads, tokens)
+        if self._blocks is None:
+            columns = -(-mixer.value_dim // SCAN_COLUMNS)
+            self._scan((columns, mixer.num_value_heads, 1), CHUNK_THREADS, active, scalars, *memory, *sizes)
+        else:
+            num_blocks, columns = -(-tokens // DELTA_TOKENS), -(-mixer.value_dim // self._blocks.columns)
+            shape = (mixer.num_value_heads, num_blocks, 2, DELTA_TOKENS, DELTA_TOKENS)
+            pairs = torch.empty(shape, dtype=conv.dtype, device=device)
+            self._pairs((num_blocks, mixer.num_value_heads, 1), CHUNK_THREADS, active, scalars, pairs, bounds, *heads,
+                        tokens)  # fmt: skip
+            self._in_blocks((columns, mixer.num_value_heads, 1), BLOCK_THREADS, active, scalars, pairs, *memory, *sizes)
         self._outputs(
             (blocks, mixer.num_value_heads, 1), CHUNK_THREADS, out, projected.gates, weights.norm, bounds,
             projected.gates.stride(0), projected.layout.gates_step, float(weights.eps),
