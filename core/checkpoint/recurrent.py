@@ -55,7 +55,7 @@ class Mamba2:
     state_dim: int
     head_dim: int
     conv_width: int
-    is_capturable = False
+    is_capturable = True
 
     @property
     def channels(self) -> int:
@@ -73,7 +73,7 @@ class ShortConv:
 
     channels: int
     conv_width: int
-    is_capturable = False
+    is_capturable = True
 
     @property
     def state_shape(self) -> tuple[int, ...]:

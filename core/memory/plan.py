@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from core.checkpoint.layers import Experts, LayerShape, Mlp
+from core.checkpoint.recurrent import Mamba2, ShortConv
 from core.memory.expert_shapes import router_bytes
 from core.memory.kernels.spec import KernelSpec
-from core.memory.layer_state import mask_bytes, state_plan
+from core.memory.layer_state import DELTA_TOKENS, mask_bytes, state_plan
 from core.memory.model_shape import ModelShape
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, MIB, SEGMENT_BYTES, SMALL_SEGMENT_BYTES, round_to_block
 
@@ -241,9 +242,14 @@ def pool_bytes(activations: int, captured: bool) -> int:
 
 
 def graph_bytes(shape: ModelShape, num_slots: int, chunk_tokens: int) -> int:
-    """What CUDA keeps of each captured step: a node for every kernel, about a dozen a layer."""
-    num_graphs = len(batch_sizes(num_slots)) + len(chunk_sizes(chunk_tokens))
-    return num_graphs * shape.num_layers * LAYER_GRAPH_BYTES
+    """What CUDA keeps of each captured step: a node for every kernel, about a dozen a layer.
+
+    A recurrent layer without kernels of its own has twice as many more, and as many again for each block of a chunk.
+    """
+    batches, chunks = batch_sizes(num_slots), chunk_sizes(chunk_tokens)
+    by_torch = sum(count for layer, count in shape.layers if isinstance(layer.recurrent, Mamba2 | ShortConv))
+    pieces = 2 * len(batches) + sum(2 + -(-tokens // DELTA_TOKENS) for tokens in chunks)
+    return ((len(batches) + len(chunks)) * shape.num_layers + pieces * by_torch) * LAYER_GRAPH_BYTES
 
 
 def batch_sizes(num_slots: int) -> list[int]:

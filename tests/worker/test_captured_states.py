@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import linear
+from transformers.models.bamba import modeling_bamba
+from transformers.models.falcon_h1 import modeling_falcon_h1
+from transformers.models.lfm2 import modeling_lfm2
 from transformers.models.qwen3_5 import modeling_qwen3_5
 from transformers.models.qwen3_next import modeling_qwen3_next
 
@@ -53,6 +56,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {"model_type": "qwen3_5_text", **SIZES, **DELTA},
     "qwen3_next": {"model_type": "qwen3_next", **SIZES, **DELTA, "num_experts": 0},
 }
+MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 16, "mamba_d_head": "auto"}
+# Those whose rules torch computes in captured steps too.
+BY_TORCH: dict[str, dict[str, Any]] = {
+    "lfm2": {"model_type": "lfm2", **SIZES, "num_hidden_layers": 3, "full_attn_idxs": [1],
+             "block_auto_adjust_ff_dim": False},
+    "bamba": {"model_type": "bamba", **SIZES, **MAMBA, "attn_layer_indices": [1]},
+    "falcon_h1": {"model_type": "falcon_h1", **SIZES, **MAMBA, "mamba_d_ssm": 64, "ssm_in_multiplier": 0.7},
+}  # fmt: skip
 ALL_FAMILIES = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 
 
@@ -82,7 +93,7 @@ def kernels() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # An engine puts its own there, for its process.
-    for source in (modeling_qwen3_5, modeling_qwen3_next):
+    for source in (modeling_qwen3_5, modeling_qwen3_next, modeling_lfm2, modeling_bamba, modeling_falcon_h1):
         monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
     torch.manual_seed(0)
     with torch.inference_mode():
@@ -138,7 +149,7 @@ def play(runner: WatchedRunner, steps: EagerSteps | GraphSteps) -> torch.Tensor:
     return torch.cat(logits)
 
 
-@ALL_FAMILIES
+@pytest.mark.parametrize("config", [*FAMILIES.values(), *BY_TORCH.values()], ids=[*FAMILIES, *BY_TORCH])
 def test_captured_steps_say_what_plain_ones_say(tmp_path: Path, config: dict[str, Any]) -> None:
     make_family_checkpoint(tmp_path, config)
     plain = WatchedRunner(load(tmp_path), 3, CONTEXT_TOKENS)

@@ -12,6 +12,7 @@ from core.worker.decode.delta_rule import DeltaRule
 from core.worker.kernels import cache_attention, step_ops
 from core.worker.model.attention import refuse_additions
 from core.worker.model.kv_cache import SlotCache
+from core.worker.model.layer_state import RecurrentState, StateRows
 from core.worker.model.recurrent_layers import GatedDeltaNetLayer
 
 NO_WINDOW = 2**30
@@ -102,6 +103,16 @@ class GraphCache:
         parts = {name: getattr(layer, name)(hidden).flatten(0, 1) for name in layer.input_names}
         run = rule.step if tokens == 1 else rule.chunk
         return run(rule.project(parts), self).view(rows, tokens, -1)
+
+    def state(self, index: int) -> RecurrentState:
+        """A recurrent layer's states."""
+        return self._cache.state(index)
+
+    def state_rows_on(self, device: torch.device) -> StateRows:
+        """The rows of recurrent states that the pass reads and writes."""
+        if self.columns.shape[1] == 1:
+            return StateRows(self.slots, is_first=self.columns[:, 0] == 0)
+        return StateRows(self.slots, is_first=self.bounds[:1] == 0, count=self.bounds[1:2])
 
     def copy_states(self, index: int) -> list[torch.Tensor]:
         """Copies of a recurrent layer's states of the pass's slots, in the host's memory; [] for any other layer."""

@@ -15,12 +15,16 @@ from core.memory.layer_state import DELTA_TOKENS
 
 
 def causal_conv(
-    inputs: torch.Tensor, before: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    inputs: torch.Tensor,
+    before: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    count: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each channel's sum over a window that ends at each token, in float32; and the last inputs, for what follows.
 
     inputs [rows, tokens, channels]; before: the inputs before them [rows, channels, width - 1]; weight [channels,
-    width] -> [rows, tokens, channels], [rows, channels, width - 1].
+    width] -> [rows, tokens, channels], [rows, channels, width - 1]. count [1]: how many of the tokens there are.
     """
     num_tokens, width = inputs.shape[1], weight.shape[1]
     longer = torch.cat((before.transpose(1, 2), inputs), 1)
@@ -28,7 +32,10 @@ def causal_conv(
     total = longer[:, :num_tokens].float() * taps[:, 0]
     for place in range(1, width):
         total.addcmul_(longer[:, place : place + num_tokens].float(), taps[:, place])
-    return (total if bias is None else total + bias.float()), longer[:, num_tokens:].transpose(1, 2)
+    last = longer[:, num_tokens:]
+    if count is not None:
+        last = longer.index_select(1, count + torch.arange(width - 1, device=count.device))
+    return (total if bias is None else total + bias.float()), last.transpose(1, 2)
 
 
 def unit_length(x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from core.memory.layer_state import num_snapshots
-from core.worker.model.layer_state import RecurrentState
+from core.worker.model.layer_state import RecurrentState, StateRows
 from core.worker.model.state_history import StateHistory
 
 
@@ -116,9 +116,9 @@ class SlotCache:
         """The columns [rows, new tokens] that the next pass writes: its tokens' positions, but for rows without any."""
         return self._targets[device][1]
 
-    def state_rows_on(self, device: torch.device) -> torch.Tensor:
-        """The rows [rows] of recurrent states that the next pass reads and writes."""
-        return self._targets[device][2]
+    def state_rows_on(self, device: torch.device) -> StateRows:
+        """The rows of recurrent states that the next pass reads and writes."""
+        return StateRows(self._targets[device][2])
 
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any

@@ -11,6 +11,26 @@ from core.memory.layer_state import num_state_rows
 
 
 @dataclass(frozen=True, slots=True)
+class StateRows:
+    """The `rows` [rows] of recurrent states that a pass reads and writes.
+
+    A captured pass has two things in GPU memory besides. is_first [rows]: whether a row's first token is its text's, so
+    that nothing counts that stands in its state. count [1]: how many tokens of a chunk there are.
+    """
+
+    rows: torch.Tensor
+    is_first: torch.Tensor | None = None
+    count: torch.Tensor | None = None
+
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        """A copy of these rows of `states` [all rows, ...]."""
+        found = states[self.rows]
+        if self.is_first is None:
+            return found
+        return found.masked_fill_(self.is_first.view(-1, *[1] * (found.dim() - 1)), 0)
+
+
+@dataclass(frozen=True, slots=True)
 class RecurrentState:
     """A recurrent layer's states. Row r is slot r's; row `num_slots` takes what nobody reads; then the snapshots.
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from core.common.errors import EngineError
 from core.worker.model.kv_cache import KvShape, SlotCache
-from core.worker.model.layer_state import RecurrentState
+from core.worker.model.layer_state import RecurrentState, StateRows
 from core.worker.model.recurrent_layers import RecurrentLayer
 
 # Families that look a token's place up in a table as long as their context. A row without a request, or beyond a
@@ -84,7 +84,9 @@ class ModelRunner:
         """Logits [rows, vocabulary] over a cache whose attention needs no mask. logits_of: 1 for the last token, or the
         index [1] of one."""
         layer_types = getattr(self._config, "layer_types", None)
-        return self._call(tokens, positions, dict.fromkeys(layer_types) if layer_types else None, cache, logits_of)
+        # A hybrid layer asks for the masks of both its parts.
+        masks = dict.fromkeys(("full_attention", "linear_attention", *layer_types)) if layer_types else None
+        return self._call(tokens, positions, masks, cache, logits_of)
 
     def _run(self, tokens: torch.Tensor, positions: torch.Tensor, length: int, cache: Any) -> torch.Tensor:
         num_new = tokens.shape[1]
@@ -152,8 +154,8 @@ class _ShapeProbe:
     def state(self, layer_idx: int) -> RecurrentState:
         return self._states[layer_idx]
 
-    def state_rows_on(self, device: torch.device) -> torch.Tensor:
-        return torch.zeros(1, dtype=torch.long, device=device)
+    def state_rows_on(self, device: torch.device) -> StateRows:
+        return StateRows(torch.zeros(1, dtype=torch.long, device=device))
 
     def columns_on(self, device: torch.device) -> torch.Tensor:
         return torch.zeros((1, 1), dtype=torch.long, device=device)

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 
 from core.checkpoint.recurrent import GatedDeltaNet, Mamba2, Recurrent, ShortConv
 from core.worker.kernels.delta_rule import causal_conv, delta_chunk, delta_step, unit_length
-from core.worker.model.layer_state import RecurrentState
+from core.worker.model.layer_state import RecurrentState, StateRows
 
 # Weights that an exponential follows: in half precision a state would fade up to 1 % faster or slower. The matrices
 # among them are small; a GPU has faster kernels for those in half precision, and a CPU computes in bfloat16.
@@ -51,10 +51,10 @@ class RecurrentLayer(nn.Module):
         bias: torch.Tensor | None = self._conv[0].bias
         return bias
 
-    def _convolve(self, inputs: torch.Tensor, state: RecurrentState, rows: torch.Tensor) -> torch.Tensor:
+    def _convolve(self, inputs: torch.Tensor, state: RecurrentState, rows: StateRows) -> torch.Tensor:
         """inputs [rows, tokens, channels] -> the same; writes the rows' last inputs."""
-        output, last = causal_conv(inputs, state.conv[rows], self.conv_weight, self.conv_bias)
-        state.conv[rows] = last.to(state.conv.dtype)
+        output, last = causal_conv(inputs, rows.read(state.conv), self.conv_weight, self.conv_bias, rows.count)
+        state.conv[rows.rows] = last.to(state.conv.dtype)
         return output.to(inputs.dtype)
 
 
@@ -106,10 +106,10 @@ class GatedDeltaNetLayer(RecurrentLayer):
         decay = -self.A_log.float().exp() * softplus(a.float() + self.dt_bias.float())
         if hidden_states.shape[1] == 1:
             query, key, value, decay, beta = (one.squeeze(1) for one in (query, key, value, decay, beta))
-            output, after = delta_step(query, key, value, decay, beta, state.state[rows])
+            output, after = delta_step(query, key, value, decay, beta, rows.read(state.state))
         else:
-            output, after = delta_chunk(query, key, value, decay, beta, state.state[rows])
-        state.state[rows] = after
+            output, after = delta_chunk(query, key, value, decay, beta, rows.read(state.state))
+        state.state[rows.rows] = after
         return self.out_proj(self._norm(output.reshape(gate.shape), gate).flatten(-2))
 
     def project(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -177,10 +177,14 @@ class Mamba2Layer(RecurrentLayer):
         decay, value = -self.A_log.float().exp() * step, inputs * step.unsqueeze(-1)
         if hidden_states.shape[1] == 1:
             query, key, value, decay = (one.squeeze(1) for one in (query, key, value, decay))
-            output, after = delta_step(query, key, value, decay, None, state.state[rows])
+            output, after = delta_step(query, key, value, decay, None, rows.read(state.state))
         else:
-            output, after = delta_chunk(query, key, value, decay, None, state.state[rows])
-        state.state[rows] = after
+            if rows.count is not None:
+                # Tokens that are not there neither fade the state nor add to it.
+                is_there = (torch.arange(value.shape[1], device=value.device) < rows.count).view(1, -1, 1)
+                decay, value = decay * is_there, value * is_there.unsqueeze(-1)
+            output, after = delta_chunk(query, key, value, decay, None, rows.read(state.state))
+        state.state[rows.rows] = after
         output = output.view(inputs.shape) + inputs * self.D.float().unsqueeze(-1)
         output = output.flatten(-2).to(dtype)
         return self.out_proj((self.norm(output, gate) if self.has_norm else output * silu(gate)).to(dtype))
