@@ -13,7 +13,7 @@ from core.common.values import is_whole
 # Families whose query matrix also gives a gate for the attention's output, twice as wide.
 GATED_FAMILIES = frozenset(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"))
 # Families whose heads each have a score that belongs to no token (arXiv 2309.17453).
-SINK_FAMILIES = frozenset(("gpt_oss",))
+SINK_FAMILIES = frozenset(("gpt_oss", "granite_swa"))
 # Families whose full and sliding layers have heads of different sizes, and every how many layers one is full.
 TWO_SIZES = {"gemma4_text": 6, "gemma4_unified_text": 6}
 
@@ -96,16 +96,28 @@ def _two_sizes(
     model: str, text: Mapping[str, Any], kinds: Sequence[object], full: FullAttention, near: FullAttention
 ) -> tuple[FullAttention, ...]:
     """Gemma 4's layers: the full ones have heads of another size, and fewer keys where those are the values too. The
-    last few may read an earlier layer's keys and values."""
+    last few may read an earlier layer's keys and values.
+
+    Releases have names for the full layers' numbers; what transformers writes again has those of each layer instead.
+    """
     kv_heads = full.num_kv_heads
     if text.get("attention_k_eq_v"):
         kv_heads = read_number(model, text, "num_global_key_value_heads", kv_heads)
     full = replace(full, num_kv_heads=kv_heads, head_dim=read_number(model, text, "global_head_dim", 512))
     shared, step = text.get("num_kv_shared_layers"), TWO_SIZES[str(text["model_type"])]
+    by_layer = text.get("per_layer_config")
     first_shared = len(kinds) - (shared if is_whole(shared) else 0)
     found = []
     for index, kind in enumerate(kinds):
         # The last layer is full whatever the configuration says.
         is_full = index == len(kinds) - 1 or (kind == "full_attention" if kind else (index + 1) % step == 0)
-        found.append(replace(full if is_full else near, shares_cache=index >= first_shared))
+        mixer = replace(full if is_full else near, shares_cache=index >= first_shared)
+        own = by_layer.get(str(index)) if isinstance(by_layer, dict) else None
+        if isinstance(own, dict):
+            mixer = replace(
+                mixer,
+                num_kv_heads=read_number(model, own, "num_key_value_heads", near.num_kv_heads),
+                head_dim=read_number(model, own, "head_dim", near.head_dim),
+            )
+        found.append(mixer)
     return tuple(found)

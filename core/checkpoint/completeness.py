@@ -23,8 +23,9 @@ from core.checkpoint.tied_head import EMBEDDINGS, has_own_head
 from core.common.errors import CheckpointError
 from core.common.values import is_whole
 
-# Kinds of families whose layers differ from one another, and a family whose first layer has one norm less.
-UNEVEN_KINDS, UNEVEN_FAMILIES = ("experts", "recurrent"), ("modernbert-decoder",)
+# Kinds of families whose layers differ from one another, and families of other kinds: the first layer has one norm
+# less, or some layers' keys are their values too, or an earlier layer's.
+UNEVEN_KINDS, UNEVEN_FAMILIES = ("experts", "recurrent"), ("modernbert-decoder", "gemma4_text")
 
 # No layer has more experts; a configuration that says so would only make names that nobody can read.
 MAX_EXPERTS = 1 << 14

@@ -125,6 +125,9 @@ def _refusals(
         yield refusal("mla")
     if not runs and _has_experts(text, kind, tensors):
         yield refusal("moe")
+    # Gemma 4's mixture has its experts beside a dense MLP.
+    if text.get("enable_moe_block") is True:
+        yield refusal("moe")
     if family is not None and family.name in STACKED_FAMILIES and _has_single_experts(tensors):
         yield refusal("moe")
     if layers - ATTENTION_LAYERS:

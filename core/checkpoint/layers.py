@@ -79,13 +79,20 @@ def read_layers(model: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
         kinds = [None] * count
     mlps = read_mlps(model, text, tensors, count, 4 * hidden)
     recurrent = read_recurrent(model, text, kinds)
-    layers = []
+    is_widened, layers = text.get("use_double_wide_mlp") is True, []
     for kind, attention, mlp in zip(kinds, read_attention(model, text, kinds), mlps, strict=True):
         # A kind may be anything that JSON has, such as a list.
         state = recurrent.get(str(kind))
         is_hybrid = kind == "hybrid" and state is not None
-        layers.append(LayerShape(attention, mlp, state) if is_hybrid else LayerShape(state or attention, mlp))
+        own_mlp = _widened(mlp, attention) if is_widened else mlp
+        layers.append(LayerShape(attention, own_mlp, state) if is_hybrid else LayerShape(state or attention, own_mlp))
     return tuple(layers)
+
+
+def _widened(mlp: Mlp, attention: FullAttention) -> Mlp:
+    """Layers of Gemma 4 that read an earlier layer's keys may have MLPs twice as wide."""
+    is_wide = isinstance(mlp, DenseMlp) and attention.shares_cache
+    return DenseMlp(2 * mlp.intermediate) if is_wide else mlp
 
 
 def read_mlps(

@@ -26,7 +26,8 @@ TEXT_PART: Renames = (
 )
 PICTURE_PART = re.compile(
     r"^(model\.)?(visual|vision_tower|vision_model|vision_encoder|image_tower|video_tower|image_newline|vision_embed"
-    r"|multi_modal_projector|mm_projector|projector|connector|perceiver|visual_embeddings_table|vte)\b"
+    r"|multi_modal_projector|mm_projector|projector|connector|perceiver|visual_embeddings_table|vte|audio_tower"
+    r"|embed_vision|embed_audio)\b"
 )
 # Heads that guess several tokens at once (multi-token prediction), which no class here reads.
 GUESSING_PART = re.compile(r"^(model\.)?mtp[._]")

@@ -17,6 +17,7 @@ PICTURE_FAMILIES = {
     "aya_vision": "cohere2",
     "cohere2_vision": "cohere2",
     "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
     "idefics2": "mistral",
     "idefics3": "llama",
     "internvl": "qwen2",
@@ -97,6 +98,7 @@ gemma           3072   28  16  16  256 24576 256000 8192   1
 gemma2          2304   26  8   4   256 9216  256000 8192   1
 gemma3_text     2304   26  8   4   256 9216  262208 131072 1
 glm4_moe        4096   46  96  8   -  10944  151552 131072 0
+gemma4_text     2304   30  8   4   256 9216  262144 131072 1
 gpt2            768    12  12  -   -  -      50257  1024   1
 gpt_bigcode     768    12  12  -   -  -      50257  1024   1
 gpt_neox        6144   44  64  -   -  24576  50432  2048   0

@@ -13,6 +13,8 @@ from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
 # How many queries of a chunk have their scores multiplied out at a time, where no kernel does it for all. No fewer than
 # the chats that can be at once.
 WRITTEN_OUT_QUERIES = 64
+# The largest head that torch's own kernels for attention take on a GPU: of larger ones they write out all scores.
+MAX_TORCH_HEAD_DIM = 256
 # How many earlier states are kept beside one a slot. A prompt that shares a part with its chat can go on from them.
 MORE_SNAPSHOTS = 2
 # How many tokens of a chunk the delta rule takes at once.
@@ -52,7 +54,7 @@ class KvStatePlan:
         vectors = (8 if mixer.is_gated else 5) * num_rows * size
         if own_attention:
             return vectors
-        if mixer.has_sinks:
+        if mixer.has_sinks or mixer.head_dim > MAX_TORCH_HEAD_DIM:
             return vectors + written_out_bytes(mixer, num_rows, context_tokens)
         repeated = 2 * context_tokens * size if mixer.num_heads // mixer.num_kv_heads > 1 else 0
         return vectors + repeated + mask_bytes(num_rows, context_tokens)

@@ -88,6 +88,8 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, PLAIN),
     ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, PLAIN),
     ({"model_type": "falcon_h1"}, PLAIN),
+    ({"model_type": "gemma4", "vision_config": {}, "audio_config": {}, "text_config": {"model_type": "gemma4_text"}},
+     "model.audio_tower.layers.0.lconv1d.linear_start.weight"),
 ]  # fmt: skip
 
 
@@ -130,6 +132,7 @@ def test_the_verdict_names_the_family_before_a_number_that_it_calls_otherwise() 
     [
         ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, None),
         ({"model_type": "dbrx"}, "family_moe"),
+        ({"model_type": "gemma4_text", "enable_moe_block": True}, "family_moe"),
         ({"model_type": "qwen3_5"}, None),
         ({"model_type": "qwen3_next"}, None),
         ({"model_type": "mamba2"}, "family_recurrent"),

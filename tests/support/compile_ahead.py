@@ -17,7 +17,7 @@ import torch
 MODEL_HEADS = [((8, 8), 64), ((8, 2), 64), ((8, 1), 64), ((4, 2), 128)]
 ATTENTION_HEADS = [((8, 8), 128), ((16, 2), 128), ((32, 2), 128), ((7, 1), 64), ((12, 4), 64), ((4, 2), 256)]
 # Sizes of heads that the attention of layers as they are is tried with.
-CACHED_HEADS = (16, 32, 64, 100, 128)
+CACHED_HEADS = (16, 32, 64, 100, 128, 512)
 VOCABULARIES = (384, 500, 32000, 151936, 262144)
 # The tests go first.
 NICENESS = 5

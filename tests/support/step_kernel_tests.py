@@ -99,8 +99,8 @@ def test_new_keys_go_where_they_are_told_and_nowhere_else(dim: int) -> None:
 @HALVES
 @pytest.mark.parametrize(
     ("heads", "dim", "window"),
-    [((8, 1), 32, 70), ((8, 8), 32, 2**30), ((4, 2), 100, 2**30), ((20, 1), 16, 90)],
-    ids=["one key, window", "own keys", "heads of 100", "20 queries a key"],
+    [((8, 1), 32, 70), ((8, 8), 32, 2**30), ((4, 2), 100, 2**30), ((20, 1), 16, 90), ((2, 1), 512, 2**30)],
+    ids=["one key, window", "own keys", "heads of 100", "20 queries a key", "heads of 512"],
 )
 def test_attention_sees_each_slots_own_tokens_and_no_others(
     heads: tuple[int, int], dim: int, window: int, dtype: torch.dtype

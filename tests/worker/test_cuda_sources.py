@@ -226,6 +226,14 @@ def test_the_attention_of_any_layer_compiles_for_any_gpu(
     cache_attention.kernels_for(dtype, dim, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0)], ids=str)
+def test_the_attention_of_gemma_4s_largest_heads_compiles(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    cache_attention.kernels_for(torch.bfloat16, 512, torch.device("cpu"))
+
+
 @ANY_GPU
 @pytest.mark.parametrize(
     ("dtype", "dims", "conv_width"),

@@ -20,6 +20,7 @@ from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 from tests.support.family_checks import (
     CONTEXT,
     SIZES,
+    TOLERANCE,
     assert_close,
     check_family,
     check_two_chats,
@@ -57,6 +58,21 @@ OLD: dict[str, dict[str, Any]] = {
     "mpt": {"model_type": "mpt", **MPT},
     "mpt with six heads, clipped": {"model_type": "mpt", **MPT, "d_model": 96, "n_heads": 6,
                                     "attn_config": {"clip_qkv": 0.5}},
+}  # fmt: skip
+# Heads of two sizes. Of the larger models the full layers' keys are their values too. The smaller ones' last layers
+# read earlier layers' keys and values, and each layer has an embedding of its own.
+GEMMA4: dict[str, Any] = {"model_type": "gemma4_text", **SIZES, "head_dim": 16, "global_head_dim": 32,
+                          "sliding_window": 24, "num_hidden_layers": 4, "tie_word_embeddings": True,
+                          "layer_types": ["sliding_attention", "full_attention"] * 2}  # fmt: skip
+# Its scores are not divided by anything, so that the last bit of a weight counts.
+GEMMA4_TOLERANCE = 0.02
+ATTENTION_KINDS: dict[str, dict[str, Any]] = {
+    "gemma4 31B": {**GEMMA4, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+                   "hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0},
+    "gemma4 E4B": {**GEMMA4, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 32,
+                   "vocab_size_per_layer_input": VOCABULARY, "use_double_wide_mlp": True},
+    "granite_swa": {"model_type": "granite_swa", **SIZES, "sliding_window": 24, "pad_token_id": 0,
+                    "layer_types": ["full_attention", "sliding_attention"]},
 }  # fmt: skip
 VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
                           "image_size": 28, "patch_size": 14}  # fmt: skip
@@ -100,6 +116,9 @@ PICTURES: dict[str, tuple[dict[str, Any], Rename]] = {
     "gemma3": (picture_family("gemma3", "gemma3_text", "siglip_vision_model", head_dim=16, sliding_window=24,
                               layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=True),
                as_released),
+    "gemma4": (picture_family("gemma4", "gemma4_text", "gemma4_vision", head_dim=16, global_head_dim=32,
+                              sliding_window=24, layer_types=["sliding_attention", "full_attention"],
+                              hidden_size_per_layer_input=0, tie_word_embeddings=True), unchanged),
     "mistral3": (picture_family("mistral3", "mistral", "pixtral", head_dim=32), unchanged),
     "llava": (picture_family("llava", "llama", "clip_vision_model"), as_released),
     "llava_next": (picture_family("llava_next", "mistral", "clip_vision_model", sliding_window=None), unchanged),
@@ -119,6 +138,15 @@ def test_an_old_family_computes_what_its_class_does(tmp_path: Path, config: dict
     check_family(tmp_path / "model", model)
 
 
+@pytest.mark.parametrize("config", ATTENTION_KINDS.values(), ids=ATTENTION_KINDS.keys())
+def test_heads_of_two_sizes_shared_keys_and_sinks_compute_what_their_class_does(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    model = make_family_checkpoint(tmp_path / "model", config)
+    is_gemma4 = config["model_type"] == "gemma4_text"
+    check_family(tmp_path / "model", model, tolerance=GEMMA4_TOLERANCE if is_gemma4 else TOLERANCE)
+
+
 @pytest.mark.parametrize(("config", "rename"), PICTURES.values(), ids=PICTURES.keys())
 def test_the_text_part_of_a_family_with_pictures_computes_what_the_whole_does(
     tmp_path: Path, config: dict[str, Any], rename: Rename
@@ -127,7 +155,8 @@ def test_the_text_part_of_a_family_with_pictures_computes_what_the_whole_does(
     checkpoint = read_checkpoint(tmp_path / "model")
     assert checkpoint.is_without_pictures
     assert not any("vis" in name for name in checkpoint.tensors)
-    check_family(tmp_path / "model", model)
+    is_gemma4 = config["model_type"] == "gemma4"
+    check_family(tmp_path / "model", model, tolerance=GEMMA4_TOLERANCE if is_gemma4 else TOLERANCE)
 
 
 def test_a_falcon_of_2023_runs_by_the_name_that_it_had_then(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from core.checkpoint.checkpoint import read_checkpoint
@@ -114,6 +115,39 @@ def open_fused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Ten
     before = run.decode()
     assert fuse_layers(model, cache, run.decode) == model.config.num_hidden_layers
     return before, run, [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
+
+
+TWO_SIZES: dict[str, Any] = {**SIZES, "num_hidden_layers": 4, "global_head_dim": 128, "sliding_window": 3,
+                             "layer_types": ["sliding_attention", "full_attention"] * 2}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("gemma4_text", {**TWO_SIZES, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 64,
+                         "vocab_size_per_layer_input": VOCABULARY}),
+        ("granite_swa", {**SIZES, "num_hidden_layers": 2, "sliding_window": 3, "pad_token_id": 0,
+                         "layer_types": ["full_attention", "sliding_attention"]}),
+    ],
+    ids=["heads of two sizes, shared keys", "sinks"],
+)  # fmt: skip
+def test_a_token_is_decoded_over_the_cache_of_captured_steps(tmp_path: Path, family: str, more: dict[str, Any]) -> None:
+    reference = make_family_checkpoint(tmp_path / "model", {"model_type": family, **more})
+    wanted = reference(torch.tensor([PROMPT])).logits[0, -1]
+    checkpoint = read_checkpoint(tmp_path / "model")
+    kernel, shape = kernel_named("dense"), read_shape(checkpoint, merged=True)
+    model = load_model(checkpoint, shape, kernel, DeviceMap((CPU,)), torch.bfloat16, 16, lambda _: None, CONTEXT)
+    runner = ModelRunner(model, 2, CONTEXT)
+    got = GraphRun(runner, GraphCache(runner.cache)).decode()
+    # Of a model in bfloat16 by itself, over as many layers.
+    assert (got[0].float() - wanted).abs().max() < 0.25 * wanted.std()
+    plain = prefilled(reference.bfloat16(), PROMPT)
+    assert (got[0].float() - wanted).norm() < 2 * (plain - wanted).norm()
+
+
+def prefilled(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    logits: torch.Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+    return logits
 
 
 class GraphRun:

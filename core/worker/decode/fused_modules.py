@@ -152,10 +152,8 @@ def _fuse_rope(model: PreTrainedModel) -> bool:
     original = getattr(source, "apply_rotary_pos_emb", None)
     if original is None:
         return False
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # Heads of any number and size: they are turned one by one.
+    heads, kv_heads, dim = 4, 2, 64
     generator = torch.Generator("cpu").manual_seed(0)
     shapes = ((1, heads, NUM_SAMPLES, dim), (1, kv_heads, NUM_SAMPLES, dim), *[(1, NUM_SAMPLES, dim)] * 2)
     made = [torch.randn(shape, generator=generator).to(model.device, model.dtype) for shape in shapes]

@@ -15,7 +15,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from core.memory.layer_state import WRITTEN_OUT_QUERIES
+from core.memory.layer_state import MAX_TORCH_HEAD_DIM, WRITTEN_OUT_QUERIES
 
 NAME = "llamadeck"
 # What some families add to attention that captured steps do not have: a bound on scores, a bias for each pair of places
@@ -46,7 +46,8 @@ def attend(
     model adds to plain attention.
     """
     refuse_additions(extras)
-    if softcap is not None or s_aux is not None:
+    is_too_wide = not query.is_cpu and query.shape[3] > MAX_TORCH_HEAD_DIM
+    if softcap is not None or s_aux is not None or is_too_wide:
         return attend_written_out(query, key, value, mask, scaling, softcap, s_aux), None
     if slopes is not None and positions is not None:
         bias = distance_bias(slopes.to(query.device), positions, key.shape[2], query.dtype)
