@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
@@ -39,16 +39,24 @@ class FairQueue(Generic[Item]):
 
     def take(self) -> Item:
         """Take out the next item. Raises LookupError where nothing waits."""
-        if not self._lines:
+        item = self.take_ready(lambda _: True)
+        if item is None:
             raise LookupError("nothing waits")
-        client = self._next_client()
-        others_wait = len(self._lines) > 1
-        self._num_pages_first = self._num_pages_first + 1 if client == PAGES and others_wait else 0
-        line = self._lines.pop(client)
-        item = line.popleft()
-        if line:
-            self._lines[client] = line
         return item
+
+    def take_ready(self, is_ready: Callable[[Item], bool]) -> Item | None:
+        """Take out the next item that is ready; the others keep their turns. None where none is."""
+        for client in self._clients():
+            item = next((one for one in self._lines[client] if is_ready(one)), None)
+            if item is not None:
+                others_wait = len(self._lines) > 1
+                self._num_pages_first = self._num_pages_first + 1 if client == PAGES and others_wait else 0
+                line = self._lines.pop(client)
+                line.remove(item)
+                if line:
+                    self._lines[client] = line
+                return item
+        return None
 
     def remove(self, item: Item, client: str = PAGES) -> None:
         """Raises LookupError or ValueError where `item` does not wait in the line of `client`."""
@@ -57,10 +65,14 @@ class FairQueue(Generic[Item]):
         if not line:
             del self._lines[client]
 
-    def _next_client(self) -> str:
-        if PAGES in self._lines and (self._num_pages_first < MAX_PAGES_FIRST or len(self._lines) == 1):
-            return PAGES
-        return next(client for client in self._lines if client != PAGES)
+    def _clients(self) -> list[str]:
+        """Who waits, in the order of their turns."""
+        others = [client for client in self._lines if client != PAGES]
+        if PAGES not in self._lines:
+            return others
+        if self._num_pages_first < MAX_PAGES_FIRST:
+            return [PAGES, *others]
+        return [*others[:1], PAGES, *others[1:]]
 
 
 class Turnstile:

@@ -12,6 +12,7 @@ from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.gpu.torch_support import InstalledTorch
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.memory.plan import MemoryPlan
 
 # Why an answer ended: the model's own end, a stop string, the asked-for length, a full context, or a person.
@@ -54,7 +55,7 @@ class Load:
     """Load the checkpoint in `folder` with room for `num_slots` chats of `context_tokens` each.
 
     `kernel` None takes the fastest that fits. `force` loads on a GPU although the plan says that it does not fit;
-    `on_cpu` leaves the GPUs alone.
+    `on_cpu` leaves the GPUs alone. `adapters`: the room for LoRA adapters.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Load:
     kernel: str | None = None
     force: bool = False
     on_cpu: bool = False
+    adapters: AdapterRoom = NO_ROOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,7 @@ class ModelFacts:
     memory: MemoryFacts | None = None
     remote: RemoteFacts | None = None
     notes: tuple[str, ...] = ()
+    adapters: AdapterRoom = NO_ROOM
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from core.common.errors import InputError
@@ -13,6 +14,7 @@ MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100.0
 MAX_BIASED = 1024
 MAX_GRAMMAR_CHARS = 2**18
+MAX_ADAPTER_WEIGHT = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,20 @@ class Grammar:
 
     kind: Literal["json", "regex", "lark", "gbnf"]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """The LoRA adapter in `folder`, `weight` times as strong as its own scale makes it. `name` is for people."""
+
+    name: str
+    folder: Path
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.weight <= MAX_ADAPTER_WEIGHT:
+            raise InputError("setting_range", name="adapter_weight", value=str(self.weight), low=0,
+                             high=MAX_ADAPTER_WEIGHT)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +54,7 @@ class RequestOptions:
     prompt_logprobs: bool = False
     grammar: Grammar | None = None
     shown: tuple[str, ...] = ()
+    adapter: AdapterUse | None = None
 
     def __post_init__(self) -> None:
         if len(self.logit_bias) > MAX_BIASED:

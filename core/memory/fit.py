@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.notes import Note, notes
 from core.common.errors import DeckError, EngineError, InputError
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.memory.device_memory import DeviceMemory
 from core.memory.kernels.registry import able_kernels, fastest_kernel
 from core.memory.kernels.spec import Device, KernelSpec
@@ -92,8 +93,10 @@ def check_fit(
     num_chats: int = 1,
     kernel: str | None = None,
     without: Sequence[str] = (),
+    adapters: AdapterRoom = NO_ROOM,
 ) -> FitReport:
     """The verdict for `checkpoint` on `devices`: on the first where it fits alone, else split by layers over several.
+    With room for `adapters` it is not split.
 
     `context_tokens` 0 is the model's own limit without an extended rope, up to 4096. Steps are captured where that
     fits, else not; the kernel is then the fastest that fits, a leaner one where only that fits, and none of `without`.
@@ -105,9 +108,9 @@ def check_fit(
     if not 1 <= num_chats <= MAX_CHATS:
         raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
     checkpoint.require_runs()
-    plain, merged = read_shape(checkpoint), read_shape(checkpoint, merged=True)
+    plain, merged = (read_shape(checkpoint, is_merged, adapters) for is_merged in (False, True))
     refused: list[FitReport] = []
-    for indexes in device_sets(devices):
+    for indexes in usable_sets(plain, devices):
         group = [devices[index] for index in indexes]
         kernels = candidates(plain, group, kernel, without)
         captured = [(merged, one) for one in kernels if len(group) == 1 and one.can_capture(merged)]
@@ -145,9 +148,10 @@ def require_fit(
     kernel: str | None,
     force: bool,
     without: Sequence[str] = (),
+    adapters: AdapterRoom = NO_ROOM,
 ) -> FitReport:
     """The verdict at the moment of a load. Raises EngineError where it is no, unless the load is forced."""
-    report = check_fit(checkpoint, devices, context_tokens, num_chats, kernel, without)
+    report = check_fit(checkpoint, devices, context_tokens, num_chats, kernel, without, adapters)
     if not report.fits and not force:
         raise EngineError(f"load_{report.reason}", **report.params)
     return report
@@ -168,6 +172,11 @@ def device_sets(devices: Sequence[DeviceMemory]) -> list[list[int]]:
     not take a part."""
     by_room = sorted(range(len(devices)), key=lambda index: -devices[index].available_mib)
     return [*([index] for index in range(len(devices))), *(sorted(by_room[:n]) for n in range(2, len(devices) + 1))]
+
+
+def usable_sets(shape: ModelShape, devices: Sequence[DeviceMemory]) -> list[list[int]]:
+    """Of `device_sets` those that the model can run on: with adapters only single ones."""
+    return [indexes for indexes in device_sets(devices) if len(indexes) == 1 or not shape.adapters.count]
 
 
 def kernel_device(device: DeviceMemory) -> Device:
@@ -289,7 +298,7 @@ def _with_remedies(devices: Sequence[DeviceMemory], report: FitReport) -> FitRep
     remedies: list[tuple[str, dict[str, str | int | float]]] = []
     if report.max_context >= MIN_USEFUL_TOKENS:
         remedies.append(("shorter_context", {"context": report.max_context}))
-    sets = [[devices[index] for index in indexes] for indexes in device_sets(devices)]
+    sets = [[devices[index] for index in indexes] for indexes in usable_sets(report.load.shape, devices)]
     if report.load.num_slots > 1 and _any_fits(report.load, sets, 1):
         remedies.append(("one_chat", {"context": report.load.context_tokens}))
     others_mib = sum(device.others_mib - device.returning_mib for device in report.devices)

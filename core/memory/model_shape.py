@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
 from core.checkpoint.checkpoint import Checkpoint
@@ -14,6 +14,7 @@ from core.checkpoint.numbers import read_number
 from core.checkpoint.quantization import MatrixFormat
 from core.checkpoint.text_config import text_config
 from core.checkpoint.vocabulary import num_tokens
+from core.memory.adapter_room import NO_ROOM, AdapterRoom, room_bytes
 from core.memory.expert_shapes import expert_groups
 from core.memory.matrix_groups import merged_matrices
 from core.memory.sizes import HALF_BYTES, INT_BYTES, round_to_block
@@ -77,6 +78,9 @@ class ModelShape:
     # Of `matrices` those that experts have, and whether all experts of a layer can be kept as one tensor.
     expert_matrices: tuple[tuple[MatrixShape, int], ...] = ()
     are_experts_alike: bool = True
+    # The room for adapters, and what it takes beside the weights.
+    adapters: AdapterRoom = NO_ROOM
+    adapter_bytes: int = 0
 
     @property
     def has_experts(self) -> bool:
@@ -108,8 +112,9 @@ def widest_output(mlp: Mlp) -> int:
     return max(mlp.intermediate, mlp.shared_intermediate) if isinstance(mlp, Experts) else mlp.intermediate
 
 
-def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
-    """The shape of the model in `checkpoint`; `merged` counts matrices that share their input as one.
+def read_shape(checkpoint: Checkpoint, merged: bool = False, adapters: AdapterRoom = NO_ROOM) -> ModelShape:
+    """The shape of the model in `checkpoint` with room for `adapters`; `merged` counts matrices that share their input
+    as one.
 
     Raises CheckpointError "config_number" for a number that is missing or none, "config_tensors" where the
     configuration contradicts the tensors.
@@ -119,7 +124,7 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False) -> ModelShape:
         with checkpoint.remote_advice():
             checkpoint.derived[key] = _read_shape(checkpoint, merged)
     shape: ModelShape = checkpoint.derived[key]
-    return shape
+    return replace(shape, adapters=adapters, adapter_bytes=room_bytes(checkpoint, adapters))
 
 
 def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:

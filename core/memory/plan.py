@@ -144,9 +144,10 @@ def sum_plans(plans: Sequence[MemoryPlan]) -> MemoryPlan:
 
 
 def weight_bytes(shape: ModelShape, kernel: KernelSpec) -> int:
-    """The weights as `kernel` keeps them, with everything that is not quantized in half precision."""
+    """The weights as `kernel` keeps them, with everything that is not quantized in half precision, and the room for
+    adapters."""
     matrices = sum(count * kernel.matrix_bytes(matrix) for matrix, count in shape.matrices)
-    return matrices + sum(round_to_block(count * HALF_BYTES) for count in shape.plain_elements)
+    return shape.adapter_bytes + matrices + sum(round_to_block(count * HALF_BYTES) for count in shape.plain_elements)
 
 
 def state_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
@@ -184,12 +185,21 @@ def activation_bytes(
         # One's output waits for the other's.
         attention += rows * shape.hidden * HALF_BYTES
     norms = 3 * rows * shape.hidden * FLOAT_BYTES
+    base += adapter_activation_bytes(shape, rows)
     if own_attention:
         sampling = shape.vocabulary * num_slots * (2 * FLOAT_BYTES + HALF_BYTES)
         sampling += (num_slots + 1) * (shape.vocabulary * (FLOAT_BYTES + 1) + -(-shape.vocabulary // 32) * FLOAT_BYTES)
         return base + max(mlp, attention, norms) + sampling
     logits = num_slots * shape.vocabulary * (HALF_BYTES + 6 * FLOAT_BYTES)
     return base + mask_bytes(rows, context_tokens) + max(mlp, attention, norms, logits)
+
+
+def adapter_activation_bytes(shape: ModelShape, num_rows: int) -> int:
+    """Beside one product: what the adapters add to it, the sum, and the low-rank rows four times."""
+    if not shape.adapters.count:
+        return 0
+    widest = max((matrix.out_features for matrix, _ in shape.matrices), default=0)
+    return num_rows * (2 * widest + 4 * shape.adapters.columns) * HALF_BYTES
 
 
 def mlp_bytes(shape: ModelShape, kernel: KernelSpec, mlp: Mlp, num_rows: int) -> int:

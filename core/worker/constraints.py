@@ -7,10 +7,7 @@ limits, and what cannot be compiled fails its request alone.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -18,7 +15,6 @@ from tokenizers import Tokenizer
 from core.common.errors import EngineError
 from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
-from core.engine.protocol import Generate
 from core.engine.request_options import Grammar
 
 if TYPE_CHECKING:
@@ -109,44 +105,6 @@ class Constraints:
         except Exception as error:
             log.warning("grammars cannot be used with this tokenizer: %s", why_of(error))
             raise EngineError("grammar_tokenizer", why=why_of(error)) from error
-
-
-class ConstraintThread:
-    """Compiles grammars one after the other, and hands each over with its request."""
-
-    def __init__(
-        self, constraints: Constraints, hand_over: Callable[[Generate, Constraint | EngineError], None]
-    ) -> None:
-        self._constraints, self._hand_over = constraints, hand_over
-        self._thread = ThreadPoolExecutor(1, "grammars")
-        self._lock = threading.Lock()
-        self._pending: set[int] = set()
-
-    def submit(self, command: Generate) -> None:
-        with self._lock:
-            self._pending.add(command.request)
-        self._thread.submit(self._make, command)
-
-    def take(self, request: int) -> bool:
-        """Whether a request was still waiting for its grammar; from now on it is not."""
-        with self._lock:
-            was_waiting = request in self._pending
-            self._pending.discard(request)
-            return was_waiting
-
-    def _make(self, command: Generate) -> None:
-        grammar = command.options.grammar
-        with self._lock:
-            if grammar is None or command.request not in self._pending:
-                return
-        try:
-            made: Constraint | EngineError = self._constraints.make(grammar)
-        except EngineError as error:
-            made = error
-        except Exception as error:  # A request's edge.
-            log.exception("a grammar failed")
-            made = _error(why_of(error))
-        self._hand_over(command, made)
 
 
 def _definition(grammar: Grammar) -> str:

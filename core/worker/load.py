@@ -23,8 +23,10 @@ from core.common.errors import EngineError
 from core.common.i18n import translate
 from core.engine.protocol import Generate, Load, ModelFacts
 from core.engine.sampling_params import Sampling
+from core.memory.adapter_room import adaptable_matrices
 from core.memory.load_plan import LoadPlan
 from core.tokenizer.read import read_tokenizer
+from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.cpu_decode import make_fast_decode
 from core.worker.decode.cpu_threads import reserve_one_core
 from core.worker.decode.cuda_graphs import GraphSteps
@@ -34,6 +36,7 @@ from core.worker.decode.layer_fusion import fuse_head, fuse_layers, fuse_prefill
 from core.worker.decode.steps import EagerSteps, PendingTokens, Steps
 from core.worker.end_tokens import find_end_tokens
 from core.worker.memory_guard import allocated_bytes, memory_cap, reserve_remaining
+from core.worker.model.adapters import add_adapters
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -61,6 +64,7 @@ class LoadedEngine:
     end_tokens: frozenset[int]
     chunk_tokens: int
     facts: ModelFacts
+    adapters: AdapterReader | None = None
 
 
 def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> LoadedEngine:
@@ -78,9 +82,12 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
     cap = memory_cap(memory_plans, device_map.devices, plan.is_forced) if memory_plans else nullcontext()
     with torch.inference_mode(), cap:
         model = read_model(checkpoint, plan, device_map, progress)
+        bank, room = None, plan.shape.adapters
+        if room.count:
+            bank = add_adapters(model, adaptable_matrices(checkpoint), room, plan.num_slots)
         loaded_bytes = allocated_bytes() if memory_plans else 0
         progress("prepare", STAGE_BEGIN["prepare"])
-        runner = ModelRunner(model, plan.num_slots, plan.context_tokens)
+        runner = ModelRunner(model, plan.num_slots, plan.context_tokens, bank)
         check_numbers(runner, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
         steps = make_steps(runner, model, plan)
@@ -94,6 +101,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         tokenizer=tokenizer,
         end_tokens=end_tokens,
         chunk_tokens=plan.chunk_tokens,
+        adapters=AdapterReader(bank, checkpoint) if bank is not None else None,
         facts=ModelFacts(
             name=checkpoint.name,
             architecture=checkpoint.architecture,
@@ -108,6 +116,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
             captured=isinstance(steps, GraphSteps) and steps.is_recorded,
             notes=checkpoint.settled.notes if checkpoint.settled else (),
             memory=memory,
+            adapters=room,
         ),
     )
 
@@ -147,7 +156,8 @@ def read_model(checkpoint: Checkpoint, plan: LoadPlan, device_map: DeviceMap, pr
 def make_steps(slots: ModelRunner, model: PreTrainedModel, plan: LoadPlan) -> Steps:
     """The fastest steps that the plan has room for."""
     if plan.device_kind == "cpu":
-        return EagerSteps(slots, make_fast_decode(model, slots))
+        # The fast pass calls no modules, which the adapters are beside.
+        return EagerSteps(slots, make_fast_decode(model, slots) if slots.adapters is None else None)
     if len(plan.devices) > 1 or not plan.shape.is_capturable:
         return EagerSteps(slots)
     return fuse_and_capture(slots, model, plan.chunk_tokens, plan.is_captured)

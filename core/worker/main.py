@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -40,22 +39,14 @@ from core.engine.protocol import (
 from core.worker.heartbeat import CPU_STEP_S, GPU_STEP_S, Outlet, Pulse
 
 if TYPE_CHECKING:
-    from core.worker.constraints import Constraint, ConstraintThread
+    from core.worker.preparing import PreparationThread, Prepared
     from core.worker.scheduler import Scheduler
 
 log = logging.getLogger("llamadeck.worker")
 
 
-@dataclass(frozen=True, slots=True)
-class GrammarMade:
-    """A request whose grammar is ready, or cannot be used."""
-
-    command: Generate
-    made: Constraint | EngineError
-
-
 # What the main thread is told, by the pipe and by this process's own threads.
-Inbox = queue.SimpleQueue[Command | ImportsDone | GrammarMade]
+Inbox = queue.SimpleQueue["Command | ImportsDone | Prepared"]
 
 # Libraries read these when they are imported. A load fetches nothing. gptqmodel's thread pools fail on a machine of two
 # cores unless they are told to take two workers.
@@ -112,8 +103,8 @@ def main(fd: int, is_warm: bool = False) -> None:
         if is_warm:
             preparing.join()
         with panics_as_errors():
-            scheduler, facts, grammars = load_scheduler(checkpoint, command, pipe, inbox)
-        serve(scheduler, grammars, pipe, inbox, facts, pulse)
+            scheduler, facts, preparation = load_scheduler(checkpoint, command, pipe, inbox)
+        serve(scheduler, preparation, pipe, inbox, facts, pulse)
     except DeckError as error:
         pipe.send(LoadFailed(error))
     except Exception as error:
@@ -182,24 +173,26 @@ def listen(pipe: Connection, inbox: Inbox) -> None:
 
 def load_scheduler(
     checkpoint: Checkpoint, command: Load, pipe: Outlet, inbox: Inbox
-) -> tuple[Scheduler, ModelFacts, ConstraintThread]:
+) -> tuple[Scheduler, ModelFacts, PreparationThread]:
     """Load the model. Importing the libraries takes seconds, unless a warm worker has done it."""
     import_gptqmodel()
     pipe.send(LoadProgress("start", 0.1))
-    from core.worker.constraints import Constraints, ConstraintThread
+    from core.worker.constraints import Constraints
     from core.worker.load import load_engine
+    from core.worker.preparing import PreparationThread
     from core.worker.scheduler import Scheduler
 
     engine = load_engine(checkpoint, command, lambda stage, fraction: pipe.send(LoadProgress(stage, fraction)))
     pipe.send(Loaded(engine.facts))
-    scheduler = Scheduler(engine.steps, engine.tokenizer, engine.end_tokens, engine.chunk_tokens, pipe.send)
+    scheduler = Scheduler(
+        engine.steps, engine.tokenizer, engine.end_tokens, engine.chunk_tokens, pipe.send, engine.adapters
+    )
     constraints = Constraints(engine.tokenizer, engine.steps.vocabulary, engine.end_tokens)
-    grammars = ConstraintThread(constraints, lambda command, made: inbox.put(GrammarMade(command, made)))
-    return scheduler, engine.facts, grammars
+    return scheduler, engine.facts, PreparationThread(constraints, engine.adapters, inbox.put)
 
 
 def serve(
-    scheduler: Scheduler, grammars: ConstraintThread, pipe: Outlet, inbox: Inbox, facts: ModelFacts, pulse: Pulse
+    scheduler: Scheduler, preparation: PreparationThread, pipe: Outlet, inbox: Inbox, facts: ModelFacts, pulse: Pulse
 ) -> None:
     """Answer until the process ends. A fault while computing ends it: a GPU's state cannot be trusted after one."""
     import torch
@@ -209,7 +202,7 @@ def serve(
         while scheduler.is_idle or not inbox.empty():
             command = inbox.get()
             with pulse.step():
-                obey(scheduler, grammars, pipe, command)
+                obey(scheduler, preparation, pipe, command)
         try:
             with pulse.step(), panics_as_errors(), torch.inference_mode():
                 scheduler.step()
@@ -222,32 +215,35 @@ def serve(
 
 
 def obey(
-    scheduler: Scheduler, grammars: ConstraintThread, pipe: Outlet, command: Command | ImportsDone | GrammarMade
+    scheduler: Scheduler, preparation: PreparationThread, pipe: Outlet, command: Command | ImportsDone | Prepared
 ) -> None:
     match command:
-        case Generate() if command.options.grammar is not None:
-            grammars.submit(command)
+        case Generate() if command.options.grammar is not None or command.options.adapter is not None:
+            preparation.submit(command)
         case Generate():
             submit(scheduler, pipe, command)
-        case GrammarMade():
-            if not grammars.take(command.command.request):
-                return  # It was cancelled meanwhile.
-            if isinstance(command.made, EngineError):
-                pipe.send(Failed(command.command.request, command.made))
-            else:
-                submit(scheduler, pipe, command.command, command.made)
         case Cancel() if command.request in scheduler.requests:
             scheduler.cancel(command.request)
         case Cancel():
-            grammars.take(command.request)
+            preparation.take(command.request)
             # It has ended already, or was never known: whoever waits for it is to wait no longer.
             pipe.send(Finished(command.request, "cancelled", AnswerStats(0, 0, 0, 0.0, 0.0, 0.0, 0)))
+        case Load() | ImportsDone():
+            pass
+        case _ if preparation.take(command.command.request):  # Else it was cancelled meanwhile.
+            if command.error is not None:
+                pipe.send(Failed(command.command.request, command.error))
+            else:
+                submit(scheduler, pipe, command.command, command)
 
 
-def submit(scheduler: Scheduler, pipe: Outlet, command: Generate, constraint: Constraint | None = None) -> None:
+def submit(scheduler: Scheduler, pipe: Outlet, command: Generate, prepared: Prepared | None = None) -> None:
     try:
         with panics_as_errors():
-            scheduler.submit(command, constraint)
+            if prepared is None:
+                scheduler.submit(command)
+            else:
+                scheduler.submit(command, prepared.constraint, prepared.adapter)
     except Exception as error:
         log.exception("request %d failed", command.request)
         pipe.send(Failed(command.request, EngineError("engine_fault", why=describe(error))))

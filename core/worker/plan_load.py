@@ -75,7 +75,7 @@ def plan_cpu_load(checkpoint: Checkpoint, command: Load) -> LoadPlan:
         dtype=choose_dtype(checkpoint, kernel, device),
         device_kind="cpu",
         devices=(DevicePlan(0),),
-        shape=read_shape(checkpoint, merged=True),
+        shape=read_shape(checkpoint, merged=True, adapters=command.adapters),
         is_captured=False,
         context_tokens=checked_context(checkpoint, command.context_tokens),
         num_slots=command.num_slots,
@@ -106,6 +106,7 @@ def plan_gpu_load(
             command.kernel,
             command.force,
             refused,
+            command.adapters,
         )
         chosen = tuple(replace(device, index=able[device.index]) for device in report.load.devices)
         plan = replace(report.load, devices=chosen, is_forced=command.force)

@@ -40,6 +40,7 @@ from core.tokenizer.token_bytes import TokenBytes
 from core.worker.decode.draw_rules import DrawRules, TokenConstraint
 
 if TYPE_CHECKING:
+    from core.worker.adapter_reader import AdapterReader, ReadAdapter, Version
     from core.worker.decode.logprobs import TokenLogprobs
     from core.worker.decode.steps import PendingTokens, Steps
 
@@ -65,10 +66,12 @@ class AnswerConstraint(TokenConstraint, Protocol):
 
 @dataclass(slots=True)
 class Slot:
-    """One row of the layers' states. `cached_tokens`: the tokens that it has taken in, as far as they are known."""
+    """One row of the layers' states. `cached_tokens`: the tokens that it has taken in, as far as they are known, with
+    the adapter of `mark`."""
 
     index: int
     cached_tokens: list[int] = field(default_factory=list)
+    mark: object = None
     request: ActiveRequest | None = None
 
 
@@ -101,6 +104,12 @@ class ActiveRequest:
     # With their log-probabilities, and not sent yet.
     unsent_tokens: list[TokenInfo] = field(default_factory=list)
     constraint: AnswerConstraint | None = None
+    adapter: ReadAdapter | None = None
+
+    @property
+    def mark(self) -> object:
+        """What its keys and values depend on beside its tokens."""
+        return None if self.adapter is None else self.adapter.mark
 
     @property
     def num_sampled(self) -> int:
@@ -127,8 +136,10 @@ class Scheduler:
         end_tokens: frozenset[int],
         chunk_tokens: int,
         emit: Callable[[Event], None],
+        adapters: AdapterReader | None = None,
     ) -> None:
         self._steps = steps
+        self._adapters = adapters
         self._tokenizer = tokenizer
         self._end_tokens = end_tokens
         self._chunk_tokens = chunk_tokens
@@ -151,9 +162,11 @@ class Scheduler:
         busy = [slot.request for slot in self._slots if slot.request is not None]
         return [request.command.request for request in [*busy, *self._waiting]]
 
-    def submit(self, command: Generate, constraint: AnswerConstraint | None = None) -> None:
-        """Queue a request, with the constraint that its grammar was made into. One that cannot be answered emits Failed
-        at once, with its reason."""
+    def submit(
+        self, command: Generate, constraint: AnswerConstraint | None = None, adapter: ReadAdapter | None = None
+    ) -> None:
+        """Queue a request, with the constraint that its grammar was made into, and its adapter. One that cannot be
+        answered emits Failed at once, with its reason."""
         if isinstance(command.prompt, str):
             tokens = list(self._tokenizer.encode(printable(command.prompt), add_special_tokens=False).ids)
         else:
@@ -169,6 +182,7 @@ class Scheduler:
             self._emit(Failed(command.request, EngineError("logit_bias_token", limit=self._steps.vocabulary - 1)))
         else:
             request = self._make_request(command, tokens)
+            request.adapter = adapter
             if constraint is not None:
                 # A thought may be as it likes.
                 constraint.is_active = not request.stream.is_thinking
@@ -225,23 +239,41 @@ class Scheduler:
 
     def _admit(self) -> None:
         free = [slot for slot in self._slots if slot.request is None]
-        while free and self._waiting:
-            request = self._waiting.take()
+        while free and (request := self._waiting.take_ready(self._has_place)) is not None:
             slot = max(free, key=lambda slot: (self._reusable_tokens(slot, request), -len(slot.cached_tokens)))
             free.remove(slot)
             request.num_reused = self._reusable_tokens(slot, request)
             slot.cached_tokens = slot.cached_tokens[: request.num_reused]
+            slot.mark = request.mark
+            self._place_adapter(slot, request)
             slot.request = request
             self._reset_slot(slot, request)
             request.began_s = request.sent_s = time.perf_counter()
             self._emit(PromptStarted(request.command.request, request.num_prompt, request.num_reused))
 
     def _reusable_tokens(self, slot: Slot, request: ActiveRequest) -> int:
-        if request.is_scored:
+        if request.is_scored or request.mark != slot.mark:
             return 0
         # The prompt's last token is always prefilled again: its logits give the answer's first token.
         shared = min(common_prefix(slot.cached_tokens, request.tokens), len(request.tokens) - 1)
         return self._steps.reusable_tokens(slot.index, shared)
+
+    def _has_place(self, request: ActiveRequest) -> bool:
+        """Whether the request's adapter, if it has one, can be in the model now."""
+        if request.adapter is None or self._adapters is None:
+            return True
+        return self._adapters.has_place(request.adapter, self._adapters_at_work())
+
+    def _adapters_at_work(self) -> list[Version]:
+        busy = [slot.request.adapter for slot in self._slots if slot.request is not None]
+        return [adapter.version for adapter in busy if adapter is not None]
+
+    def _place_adapter(self, slot: Slot, request: ActiveRequest) -> None:
+        if self._adapters is None:
+            return
+        adapter = request.adapter
+        place = None if adapter is None else self._adapters.hold(adapter, self._adapters_at_work())
+        self._adapters.set_slot(slot.index, place, 1.0 if adapter is None else adapter.weight)
 
     def _reset_slot(self, slot: Slot, request: ActiveRequest) -> None:
         sampling, breakers = request.command.sampling, request.command.sampling.dry_sequence_breakers

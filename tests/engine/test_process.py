@@ -21,9 +21,9 @@ from core.engine.process import WorkerProcess
 from core.engine.protocol import Cancel, EngineState, Event, Finished, TextChunk
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
-from core.worker.constraints import ConstraintThread
 from core.worker.heartbeat import BEAT_S, Outlet, Pulse
 from core.worker.main import obey
+from core.worker.preparing import PreparationThread
 from core.worker.scheduler import Scheduler
 from tests.support.processes import is_running
 
@@ -286,7 +286,7 @@ class SchedulerStandin:
 def test_stop_ends_an_answer_that_the_worker_has_lost_as_well() -> None:
     standin = SchedulerStandin()
     for request in (1, 2):
-        obey(cast(Scheduler, standin), cast(ConstraintThread, standin), cast(Outlet, standin), Cancel(request))
+        obey(cast(Scheduler, standin), cast(PreparationThread, standin), cast(Outlet, standin), Cancel(request))
     assert standin.cancelled == [1]
     assert [(event.request, event.reason) for event in standin.sent if isinstance(event, Finished)] == [
         (2, "cancelled")

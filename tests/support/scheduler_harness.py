@@ -11,6 +11,7 @@ from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.memory.layer_state import num_snapshots
+from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.logprobs import TokenLogprobs
 from core.worker.decode.steps import PendingTokens, Steps
 from core.worker.model.state_history import StateHistory
@@ -20,10 +21,18 @@ PROMPT = "What is the capital of France?"
 
 
 class SchedulerHarness:
-    def __init__(self, steps: Steps, tokenizer: Tokenizer, chunk: int = 8, ends: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        tokenizer: Tokenizer,
+        chunk: int = 8,
+        ends: Collection[int] = (),
+        adapters: AdapterReader | None = None,
+    ) -> None:
         self.events: list[Event] = []
         self.tokenizer = tokenizer
-        self.scheduler = Scheduler(steps, tokenizer, frozenset(ends), chunk, self.events.append)
+        self.adapters = adapters
+        self.scheduler = Scheduler(steps, tokenizer, frozenset(ends), chunk, self.events.append, adapters)
 
     def ask(
         self,
@@ -35,7 +44,9 @@ class SchedulerHarness:
         **sampling,
     ) -> None:
         settings = Sampling(**{"temperature": 0.0, "max_new_tokens": 12, **sampling})
-        self.scheduler.submit(Generate(request, prompt, settings, client=client, thought=thought, options=options))
+        command = Generate(request, prompt, settings, client=client, thought=thought, options=options)
+        use, reader = options.adapter, self.adapters
+        self.scheduler.submit(command, adapter=reader.read(use) if use is not None and reader is not None else None)
 
     def run(self) -> None:
         for _ in range(2000):

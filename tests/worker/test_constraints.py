@@ -21,7 +21,7 @@ from core.engine.thought import THINK, ThoughtRules
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
 from core.tokenizer.read import read_tokenizer
-from core.worker.constraints import Constraints, ConstraintThread
+from core.worker.constraints import Constraints
 from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.slot_draw import unpacked
 from core.worker.decode.steps import EagerSteps, Steps
@@ -29,6 +29,7 @@ from core.worker.end_tokens import find_end_tokens
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
+from core.worker.preparing import PreparationThread, Prepared
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.plain_recorder import PlainRecorder
@@ -168,13 +169,14 @@ def test_an_end_comes_only_where_the_form_is_whole(constraints: Constraints) -> 
 
 
 def test_grammars_are_made_in_a_thread_and_one_that_was_cancelled_is_left(constraints: Constraints) -> None:
-    made: queue.SimpleQueue[tuple[Generate, Any]] = queue.SimpleQueue()
-    thread = ConstraintThread(constraints, lambda command, one: made.put((command, one)))
+    made: queue.SimpleQueue[Prepared] = queue.SimpleQueue()
+    thread = PreparationThread(constraints, None, made.put)
     for request, text in ((1, "a"), (2, "(")):
         options = RequestOptions(grammar=Grammar("regex", text))
         thread.submit(Generate(request, "x", Sampling(), options=options))
-    results = {command.request: one for command, one in (made.get(timeout=60), made.get(timeout=60))}
-    assert not isinstance(results[1], EngineError) and isinstance(results[2], EngineError)
+    results = {one.command.request: one for one in (made.get(timeout=60), made.get(timeout=60))}
+    assert results[1].constraint is not None and results[1].error is None
+    assert isinstance(results[2].error, EngineError)
     assert thread.take(1) and not thread.take(1) and not thread.take(7)
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from core.common.errors import EngineError
+from core.worker.model.adapters import AdapterBank
 from core.worker.model.kv_cache import KvShape, SlotCache
 from core.worker.model.layer_state import RecurrentState, StateRows
 from core.worker.model.recurrent_layers import RecurrentLayer
@@ -21,13 +22,16 @@ PLACE_TABLES = frozenset(("biogpt", "codegen", "gpt2", "gpt_bigcode", "gptj", "o
 class ModelRunner:
     """Runs a transformers model over a KV cache with one row a slot. Raises EngineError "architecture_cache"."""
 
-    def __init__(self, model: PreTrainedModel, num_slots: int, context_tokens: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, num_slots: int, context_tokens: int, adapters: AdapterBank | None = None
+    ) -> None:
         parameter = next(model.parameters())
         self.device = parameter.device
         self.dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else parameter.dtype
         self.vocabulary = model.get_input_embeddings().num_embeddings
         self._model = model
         self._config = model.config
+        self.adapters = adapters
         # On a GPU a chunk's attention is causal without a mask, which would take memory.
         self._needs_mask = self.device.type == "cpu"
         self._last_place = context_tokens - 1 if model.config.model_type in PLACE_TABLES else None
@@ -67,11 +71,15 @@ class ModelRunner:
         """
         rows = slice(first_slot, first_slot + tokens.shape[0])
         self.cache.set_targets(rows, positions if targets is None else targets, length)
+        if self.adapters is not None:
+            self.adapters.select(range(rows.start, rows.stop))
         return self._run(tokens, positions, length, self.cache)
 
     def forward_all(self, tokens: torch.Tensor, positions: torch.Tensor, slot: int, length: int) -> torch.Tensor:
         """As `forward` for one slot, with the logits after each new token: [new tokens, vocabulary]."""
         self.cache.set_targets(slice(slot, slot + 1), positions, length)
+        if self.adapters is not None:
+            self.adapters.select(range(slot, slot + 1))
         return self._call_all(tokens, positions, self._masks(positions, length), self.cache, 0)[0]
 
     def use_attention(self, name: str) -> None:
@@ -83,6 +91,8 @@ class ModelRunner:
     ) -> torch.Tensor:
         """Logits [rows, vocabulary] over a cache whose attention needs no mask. logits_of: 1 for the last token, or the
         index [1] of one."""
+        if self.adapters is not None:
+            self.adapters.select_captured(cache.slots)
         layer_types = getattr(self._config, "layer_types", None)
         # A hybrid layer asks for the masks of both its parts.
         masks = dict.fromkeys(("full_attention", "linear_attention", *layer_types)) if layer_types else None

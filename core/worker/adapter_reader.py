@@ -1,0 +1,99 @@
+"""LoRA adapters on their way from the disk to the model: read as a whole, then put into one of the model's places."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from core.checkpoint.adapters import CONFIG, WEIGHTS, AdapterShape, read_adapter
+from core.checkpoint.checkpoint import Checkpoint
+from core.common.errors import CheckpointError, EngineError
+from core.common.panics import why_of
+from core.engine.request_options import AdapterUse
+from core.memory.adapter_room import match_adapter
+from core.worker.model.adapters import AdapterBank, AdapterWeights
+
+# The adapter's folder, and when its files were last written.
+Version = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadAdapter:
+    """An adapter in this process's memory. `weight`: how strong one request wants it."""
+
+    version: Version
+    weights: AdapterWeights
+    weight: float
+
+    @property
+    def mark(self) -> tuple[Version, float]:
+        """What keys and values depend on."""
+        return self.version, self.weight
+
+
+class AdapterReader:
+    """Reads adapters for the model of `checkpoint`, and puts them into `bank`. Only `read` may run on another
+    thread."""
+
+    def __init__(self, bank: AdapterBank, checkpoint: Checkpoint) -> None:
+        self._bank, self._checkpoint = bank, checkpoint
+        # As many as the bank has places, the last used one last.
+        self._read: OrderedDict[Version, AdapterWeights] = OrderedDict()
+        self._places: list[Version | None] = [None] * bank.room.count
+        self._last_used = [0] * bank.room.count
+        self._num_used = 0
+
+    def read(self, use: AdapterUse) -> ReadAdapter:
+        """The adapter's weights, scaled. Raises DeckError with the reason why this model cannot have it."""
+        adapter = read_adapter(use.folder)
+        if adapter.rank > self._bank.room.rank:
+            raise EngineError("adapter_over_rank", adapter=adapter.name, rank=adapter.rank, limit=self._bank.room.rank)
+        try:
+            version = str(use.folder), _changed_ns(use, CONFIG), _changed_ns(use, WEIGHTS)
+            weights = self._read.pop(version, None) or self._read_weights(adapter)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError("corrupt_weights", folder=adapter.name, file=why_of(error)) from error
+        self._read[version] = weights
+        while len(self._read) > self._bank.room.count:
+            self._read.popitem(last=False)
+        return ReadAdapter(version, weights, use.weight)
+
+    def _read_weights(self, adapter: AdapterShape) -> AdapterWeights:
+        weights: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        found = match_adapter(adapter, self._checkpoint)
+        with safe_open(adapter.weights, "pt") as opened:
+            for name, matrix in found.items():
+                a = opened.get_tensor(matrix.a_name).to(self._bank.dtype)
+                b = (opened.get_tensor(matrix.b_name).float() * matrix.scale).to(self._bank.dtype)
+                if not (a.isfinite().all() and b.isfinite().all()):
+                    raise CheckpointError("adapter_nan", adapter=adapter.name, module=name)
+                weights[name] = a, b
+        return weights
+
+    def has_place(self, adapter: ReadAdapter, used: Collection[Version]) -> bool:
+        """Whether it has a place, or can have that of another one, beside those that are `used` now."""
+        return adapter.version in self._places or any(one not in used for one in self._places)
+
+    def hold(self, adapter: ReadAdapter, used: Collection[Version]) -> int:
+        """The adapter's place, where it lies from now on: an empty one, or that of the one used longest ago."""
+        if adapter.version in self._places:
+            place = self._places.index(adapter.version)
+        else:
+            free = [index for index, one in enumerate(self._places) if one not in used]
+            place = min(free, key=lambda index: self._last_used[index])
+            self._bank.put(place, adapter.weights)
+            self._places[place] = adapter.version
+        self._num_used += 1
+        self._last_used[place] = self._num_used
+        return place
+
+    def set_slot(self, slot: int, place: int | None, weight: float = 1.0) -> None:
+        self._bank.set_slot(slot, place, weight)
+
+
+def _changed_ns(use: AdapterUse, name: str) -> int:
+    return (use.folder / name).stat().st_mtime_ns
