@@ -25,6 +25,7 @@ from core.common.errors import DeckError
 from core.common.logs import set_up_logs
 from core.common.paths import ROOT
 from core.common.sandbox import close_all
+from core.library.adapters import room_to_load
 from core.library.last_model import is_loaded_at_start, last_load, last_model
 from core.library.scan import find
 from core.remote.selection import read_selection
@@ -84,7 +85,8 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
 
 def load_at_start(name: str, context_tokens: int = 0, num_chats: int = 1, force: bool = False) -> None:
     try:
-        engine().load(find(name).folder, context_tokens, num_chats, force=force)
+        found = find(name)
+        engine().load(found.folder, context_tokens, num_chats, force=force, adapters=room_to_load(found))
     except DeckError as error:
         log.error("%s", error)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from cli.download import progress_text as download_text
 from cli.download import size_text, time_text
 from cli.fit import find_folder, parse_whole
+from core.checkpoint.adapter_folders import find_adapter
 from core.checkpoint.adapters import is_other_base
 from core.common.errors import InputError
 from core.common.host_memory import available_bytes
@@ -33,7 +34,6 @@ from core.quantize.options import (
     QuantizeOptions,
     check_group_size,
     check_name,
-    find_adapter,
     merge_steps,
     result_name,
 )

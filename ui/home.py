@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.library.adapters import room_to_load
 from core.library.last_model import last_load, last_model
 from core.library.scan import LibraryEntry
+from core.memory.adapter_room import AdapterRoom
 from ui.chat.history import chat_links, recent_chats
 from ui.load.disk import file_size
 from ui.load.entries_cache import models
@@ -105,7 +107,7 @@ def offered_models(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
     offered: list[LibraryEntry] = []
     for entry in sorted(entries, key=lambda entry: (entry.name != first, is_starter(entry.name), -_size(entry))):
         if entry.checkpoint is not None and len(offered) < OFFERED_MODELS:
-            report = verdict(entry.checkpoint, devices, *_wanted(entry.name))
+            report = verdict(entry.checkpoint, devices, *_wanted(entry.name), room_to_load(entry.checkpoint))
             if not isinstance(report, DeckError) and report.fits:
                 offered.append(entry)
     return offered
@@ -130,9 +132,10 @@ def _draw_offer(entry: LibraryEntry, is_first: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.markdown(f"**{escape(entry.name)}**  \n:small[:gray[{about}]]", width="stretch")
         st.button(tr("home.chat"), key=f"home_start_{entry.name}", icon=":material/chat:",
-                  type="primary" if is_first else "secondary", on_click=_start, args=(entry.name,))  # fmt: skip
+                  type="primary" if is_first else "secondary", on_click=_start,
+                  args=(entry.name, room_to_load(entry.checkpoint)))  # fmt: skip
 
 
-def _start(name: str) -> None:
-    load(name, *_wanted(name))
+def _start(name: str, adapters: AdapterRoom) -> None:
+    load(name, *_wanted(name), adapters=adapters)
     go_to(CHAT_PAGE)

@@ -74,8 +74,8 @@ class Completions:
         return await self._intake.take(call, ChatRequest, count, self._prepare, exchange.translate)
 
     def _read_chat(self, request: ChatRequest, owner: str) -> tuple[ServedModel, GenerationRequest]:
-        served = read_served_model(self._engine)
-        entry = find_character(request.model, served, self._characters)
+        served, name = read_served_model(self._engine).named(request.model)
+        entry = find_character(name, served, self._characters)
         character, key = (entry.character, entry.key) if entry is not None else (None, "")
         return served, read_chat_request(request, served, character, owner, key)
 
@@ -99,11 +99,13 @@ class Completions:
         await self._answer(call, await self._intake.take(call, kind, read, self._prepare, exchange.translate))
 
     def _completion_order(self, request: CompletionRequest, exchange: Exchange) -> Order:
-        served = read_served_model(self._engine)
-        if find_character(request.model, served, self._characters) is not None:
+        served, name = read_served_model(self._engine).named(request.model)
+        if find_character(name, served, self._characters) is not None:
             raise ApiError("api_character_completion", name=request.model or "")
         generations = read_completion_request(request, served)
-        return _order(request, served, generations, ResponseWriter("completion", served.name), exchange)
+        return _order(
+            request, served, generations, ResponseWriter("completion", request.model or served.name), exchange
+        )
 
     async def _prepare(self, request: Sampled) -> None:
         await self._just_in_time.ready(request.model)

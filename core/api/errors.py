@@ -33,6 +33,13 @@ class HttpErrorShape:
 INVALID, AUTHENTICATION, SERVER = "invalid_request_error", "authentication_error", "server_error"
 CONTEXT = HttpErrorShape(400, INVALID, "context_length_exceeded", "messages")
 NOT_LOADED = HttpErrorShape(503, SERVER, "model_not_loaded", "model", LOAD_RETRY_S)
+# Why the loaded model cannot have an adapter: what a person put there, or how the model was loaded.
+ADAPTER_FAULTS = (
+    "adapters_no_room", "adapter_over_rank", "adapter_plain_matrix", "adapter_base_matrix", "adapter_base_shape",
+    "adapter_none", "adapter_pickled", "adapter_no_weights", "adapter_kind", "adapter_variant", "adapter_changed_base",
+    "adapter_tensor", "adapter_empty", "adapter_half", "adapter_shapes", "adapter_rank", "adapter_alpha",
+    "adapter_pattern", "adapter_nan",
+)  # fmt: skip
 FAULT = HttpErrorShape(500, SERVER, "internal_error")
 
 # Errors named here are the sender's, or pass by themselves. Every other one is a fault of the server.
@@ -53,6 +60,8 @@ SHAPES = {
     "api_refused": HttpErrorShape(400, INVALID, "unsupported_parameter"),
     "api_part": HttpErrorShape(400, INVALID, "unsupported_content", "messages"),
     "api_model": HttpErrorShape(404, INVALID, "model_not_found", "model"),
+    "api_adapter": HttpErrorShape(404, INVALID, "model_not_found", "model"),
+    **dict.fromkeys(ADAPTER_FAULTS, HttpErrorShape(400, INVALID, "adapter", "model")),
     "api_character_completion": HttpErrorShape(400, INVALID, "unsupported_model", "model"),
     "api_no_infill": HttpErrorShape(400, INVALID, "unsupported_parameter", "suffix"),
     "api_no_tokenizer": HttpErrorShape(400, INVALID, "tokenizer_unavailable", "model"),

@@ -112,6 +112,6 @@ class Models:
         await self._just_in_time.ready(request.model)
 
     def _served(self, model: str | None) -> ServedModel:
-        served = read_served_model(self._engine)
-        find_character(model, served, self._characters)
+        served, name = read_served_model(self._engine).named(model)
+        find_character(name, served, self._characters)
         return served

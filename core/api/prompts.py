@@ -125,7 +125,7 @@ def read_chat_request(
     sampling = _sampling(request, served, request.max_completion_tokens or request.max_tokens or ALL_THERE_IS)
     if request.top_logprobs and not request.logprobs:
         raise ApiError("api_field", field="top_logprobs", why="it counts beside logprobs: true alone")
-    options = _options(request, (request.top_logprobs or 0) if request.logprobs else None)
+    options = _options(request, served, (request.top_logprobs or 0) if request.logprobs else None)
     thinking = _thinking(request, served)
     template = replace(served.model.template, variables=thinking.variables)
     served = replace(served, model=replace(served.model, template=template))
@@ -191,7 +191,7 @@ def read_completion_request(request: CompletionRequest, served: ServedModel) -> 
     num_written, num_kept = _best_of(request)
     is_scored = bool(request.echo) and request.logprobs is not None
     logprobs = request.logprobs if num_kept is None else request.logprobs or 0
-    options = replace(_options(request, logprobs), prompt_logprobs=is_scored)
+    options = replace(_options(request, served, logprobs), prompt_logprobs=is_scored)
     infill = _infill_of(served) if request.suffix else None
     if infill is not None:
         stop = tuple(dict.fromkeys((*sampling.stop, *infill.ends)))[:MAX_STOP_STRINGS]
@@ -402,7 +402,7 @@ def _sampling(request: Sampled, served: ServedModel, longest: int) -> Sampling:
     return combine(served.recommended, values, {"max_new_tokens": longest, "stop": request.stop})
 
 
-def _options(request: Sampled, logprobs: int | None) -> RequestOptions:
+def _options(request: Sampled, served: ServedModel, logprobs: int | None) -> RequestOptions:
     """What this answer alone is asked for. Raises InputError."""
     return RequestOptions(
         logit_bias=request.logit_bias,
@@ -410,6 +410,7 @@ def _options(request: Sampled, logprobs: int | None) -> RequestOptions:
         ignore_eos=bool(request.ignore_eos),
         logprobs=logprobs,
         grammar=request.grammar,
+        adapter=served.adapter,
     )
 
 

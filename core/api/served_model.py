@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from typing import Any
 from core.api.errors import ApiError
 from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.presets import read_recommended
+from core.checkpoint.adapter_folders import list_adapters
 from core.common.errors import DeckError, EngineError
 from core.common.paths import model_name
 from core.common.values import printable
 from core.engine.interface import Engine
+from core.engine.request_options import AdapterUse
 from core.library.scan import LibraryEntry
 from core.personas.listing import Entry, Listing
 from core.standby.settings import other_names
@@ -35,10 +37,32 @@ class ServedModel:
     num_slots: int
     recommended: dict[str, Any]
     made_s: int
+    has_room: bool = False
+    adapter: AdapterUse | None = None
 
     @property
     def name(self) -> str:
         return self.model.name
+
+    @property
+    def adapters(self) -> list[Path]:
+        """The LoRA adapters that a request can name; none where the model was loaded without room for any."""
+        return list_adapters(self.model.folder) if self.has_room else []
+
+    def named(self, name: str | None) -> tuple[ServedModel, str | None]:
+        """With the adapter of a name like "MODEL:ADAPTER", and the model's name without it. Raises ApiError."""
+        base, _, wanted = (name or "").partition(":") if (name or "").startswith(f"{self.name}:") else ("", "", "")
+        if not base:
+            return self, name
+        folder = next((one for one in self.adapters if one.name == wanted), None)
+        if folder is None and other_names() == "any":
+            return self, name
+        if folder is None and not self.has_room:
+            raise ApiError("adapters_no_room", adapter=printable(wanted[:MAX_SHOWN_CHARS]))
+        if folder is None:
+            known = ", ".join(one.name for one in self.adapters) or "-"
+            raise ApiError("api_adapter", name=printable(wanted[:MAX_SHOWN_CHARS]), loaded=self.name, known=known)
+        return replace(self, adapter=AdapterUse(wanted, folder)), self.name
 
 
 def read_served_model(engine: Engine) -> ServedModel:
@@ -55,7 +79,9 @@ def read_served_model(engine: Engine) -> ServedModel:
         with suppress(OSError):  # The folder was taken away under a loaded model, which goes on answering.
             changed_ns = model.folder.stat().st_mtime_ns
             recommended = _read_recommended(model.folder, changed_ns)
-    return ServedModel(model, facts.context_tokens, facts.num_slots, recommended, changed_ns // 10**9)
+    return ServedModel(
+        model, facts.context_tokens, facts.num_slots, recommended, changed_ns // 10**9, facts.adapters.count > 0
+    )
 
 
 @lru_cache(4)
@@ -101,6 +127,8 @@ def list_asleep(folder: Path, characters: Listing) -> list[dict[str, Any]]:
 
 def _listed(model: dict[str, Any], characters: Listing, served: ServedModel | None) -> list[dict[str, Any]]:
     found, name_of_model = [model], model["id"]
+    for folder in served.adapters if served is not None else ():
+        found.append(_described(f"{name_of_model}:{folder.name}", _made_s(folder), served) | {"parent": name_of_model})
     try:
         entries = characters.entries()
     except DeckError:

@@ -15,6 +15,7 @@ from core.chat.template import Turn
 from core.chat.thinking import Thinking
 from core.chat.truncation import ComposedPrompt, ContextError, FittedPrompt, PromptParts, Voice, fit_to_context
 from core.documents.document import Document
+from core.engine.request_options import AdapterUse
 from core.engine.sampling_params import Sampling
 from core.personas.lorebook import LeftOut, Lore
 
@@ -51,6 +52,7 @@ class PromptContext:
     sampling: Sampling
     group: Group | None = None
     thinking: Thinking = field(default_factory=Thinking)
+    adapter: AdapterUse | None = None
 
     @property
     def style(self) -> PromptStyle:

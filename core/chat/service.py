@@ -19,6 +19,7 @@ from core.chat.store import ChatStore
 from core.documents.document import Document
 from core.engine.answer import Answer
 from core.engine.interface import Engine
+from core.engine.request_options import RequestOptions
 from core.engine.thought import Parts
 
 
@@ -199,7 +200,11 @@ class ChatService:
         continues = bool(parts.start.strip()) or (context.mode == "notebook" and bool(parts.history))
         thought = context.style.engine_rules(parts, prompt.begun, context.thinking.budget_tokens)
         return self._engine.generate(
-            prompt.fitted.prompt, replace(context.sampling, stop=stop), continues=continues, thought=thought
+            prompt.fitted.prompt,
+            replace(context.sampling, stop=stop),
+            continues=continues,
+            thought=thought,
+            options=RequestOptions(adapter=context.adapter),
         )
 
     def _begin(

@@ -42,6 +42,7 @@ from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.engine.warm_worker import WarmWorker
 from core.gpu.torch_support import is_cpu_chosen
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 
 log = logging.getLogger(__name__)
 
@@ -97,14 +98,15 @@ class Runner(EngineBase):
         kernel: str | None = None,
         force: bool = False,
         on_cpu: bool = False,
+        adapters: AdapterRoom = NO_ROOM,
     ) -> None:
         """Begin to load the checkpoint in `folder`, in place of whatever is loaded; `state` tells how it goes.
 
         `context_tokens` 0 takes the model's own limit, up to what the engine takes by default. `kernel` None takes
         the fastest that fits; `force` loads on a GPU although the plan says that it does not fit; `on_cpu` leaves the
-        GPUs alone, as does a start with --cpu.
+        GPUs alone, as does a start with --cpu. `adapters` is the room for LoRA adapters.
         """
-        self.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu))()
+        self.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu, adapters))()
 
     def begin_load(self, command: Load) -> Callable[[], None]:
         """The part of `load` that waits for nothing. The function that it returns does the rest."""

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from core.common.errors import InputError
 from core.common.paths import data_dir
 from core.common.preferences import Preferences
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 
 GROUP, LOADS = "last_model", "loads"
 
@@ -22,6 +24,7 @@ class LastModel:
     name: str
     context_tokens: int
     num_chats: int
+    adapters: AdapterRoom = NO_ROOM
 
 
 def last_model() -> LastModel | None:
@@ -33,9 +36,9 @@ def last_model() -> LastModel | None:
 
 def last_load(name: str) -> LastModel | None:
     """What the model called `name` was loaded for the last time; None where it never was."""
-    context, _, chats = (_preferences(data_dir()).get(LOADS, name) or "").partition(" ")
+    context, chats, *room = (*(_preferences(data_dir()).get(LOADS, name) or "").split(" "), "")
     if context:
-        return LastModel(name, _number(context, 0), _number(chats, 1))
+        return LastModel(name, _number(context, 0), _number(chats, 1), _room(*room[:2]))
     # As an older version kept it, of the last one alone.
     last = last_model()
     return last if last is not None and last.name == name else None
@@ -44,8 +47,12 @@ def last_load(name: str) -> LastModel | None:
 def note_last_model(model: LastModel) -> None:
     kept = _preferences(data_dir())
     if model != last_load(model.name):
-        kept.set(LOADS, model.name, f"{model.context_tokens} {model.num_chats}")
-    if model != last_model():
+        room = f" {model.adapters.count} {model.adapters.rank}" if model.adapters.count else ""
+        kept.set(LOADS, model.name, f"{model.context_tokens} {model.num_chats}{room}")
+    last = last_model()
+    if last is None or (last.name, last.context_tokens, last.num_chats) != (
+        model.name, model.context_tokens, model.num_chats
+    ):  # fmt: skip
         kept.set(GROUP, "context_tokens", str(model.context_tokens))
         kept.set(GROUP, "num_chats", str(model.num_chats))
         kept.set(GROUP, "name", model.name)
@@ -57,6 +64,13 @@ def is_loaded_at_start() -> bool:
 
 def set_loaded_at_start(is_wanted: bool) -> None:
     _preferences(data_dir()).set(GROUP, "at_start", "yes" if is_wanted else "no")
+
+
+def _room(count: str, rank: str = "") -> AdapterRoom:
+    try:
+        return AdapterRoom(_number(count, 0), _number(rank, 0))
+    except InputError:
+        return NO_ROOM
 
 
 def _number(text: str, default: int) -> int:

@@ -61,7 +61,8 @@ def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, Lo
         if error.key == "adapter_base_matrix":
             module = str(error.params["module"])
             tail = module[match.start() :] if (match := NUMBERED.search(module)) else f".{module.rpartition('.')[2]}"
-            if any(name.rpartition(".")[0].endswith(tail) for name in (*checkpoint.tensors, *checkpoint.matrices)):
+            owners = {name.rpartition(".")[0] for name in checkpoint.tensors}
+            if any(f".{owner}".endswith(tail) for owner in owners):
                 raise CheckpointError(
                     "adapter_plain_matrix", adapter=adapter.name, base=checkpoint.name, module=module
                 ) from error

@@ -13,6 +13,7 @@ from core.checkpoint.layers import Experts
 from core.checkpoint.notes import Note, notes
 from core.common.errors import InputError
 from core.common.host_memory import available_bytes
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.memory.expert_shapes import token_share
 from core.memory.fit import MAX_CHATS, MIN_USEFUL_TOKENS, checked_context
 from core.memory.host_bandwidth import measured_gb_s
@@ -83,6 +84,7 @@ def check_cpu_fit(
     kernel: str | None = None,
     available_mib: int | None = None,
     bandwidth_gb_s: float | None = None,
+    adapters: AdapterRoom = NO_ROOM,
 ) -> CpuReport:
     """The verdict for a CPU with `available_mib` of memory that copies `bandwidth_gb_s`; None: this machine as it is.
 
@@ -92,7 +94,7 @@ def check_cpu_fit(
     if not 1 <= num_chats <= MAX_CHATS:
         raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
     checkpoint.require_runs()
-    shape = read_shape(checkpoint)
+    shape = read_shape(checkpoint, adapters=adapters)
     chosen, _ = choose_kernel(checkpoint, Device("cpu"), kernel)
     available = available_bytes() // MIB if available_mib is None else available_mib
     speed = measured_gb_s() if bandwidth_gb_s is None else bandwidth_gb_s

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.adapters import AdapterShape, LowRank, is_adapter, match_base, read_adapter
+from core.checkpoint.adapters import AdapterShape, LowRank, match_base, read_adapter
 from core.common.errors import CheckpointError, InputError
-from core.common.paths import adapters_dir, models_dir
-from core.common.values import printable, quoted_text
+from core.common.paths import models_dir
+from core.common.values import quoted_text
 from core.quantize.source import PlainModel
 
 BITS = (4, 8)
@@ -79,31 +79,6 @@ class MergeStep:
 
     adapter: AdapterShape
     matrices: Mapping[str, LowRank] = field(repr=False)
-
-
-def find_adapter(text: str, base: Path | None = None) -> Path:
-    """The folder of the adapter that `text` names: a path, one in adapters/, or one inside the base's folder.
-
-    Raises InputError where there is none.
-    """
-    path = Path(text).expanduser()
-    places = [path.absolute(), adapters_dir() / text, *([base / text] if base is not None else [])]
-    found = next((place for place in places if is_adapter(place)), None)
-    if found is None:
-        raise InputError("adapter_unknown", name=quoted_text(text), folder=printable(str(adapters_dir())))
-    return found
-
-
-def list_adapters(base: Path | None = None) -> list[Path]:
-    """The adapters that lie in adapters/ and inside the base's folder, by name."""
-    places = [adapters_dir(), *([base] if base is not None else [])]
-    found: list[Path] = []
-    for place in places:
-        try:
-            found += sorted(path for path in place.iterdir() if path.is_dir() and is_adapter(path))
-        except OSError:
-            continue
-    return found
 
 
 def merge_steps(model: PlainModel, options: QuantizeOptions) -> tuple[MergeStep, ...]:

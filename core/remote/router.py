@@ -18,6 +18,7 @@ from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.remote.engine import RemoteEngine
 from core.remote.selection import RemoteSelection, read_selection, selection_path, write_selection
 
@@ -74,11 +75,12 @@ class EngineRouter:
         kernel: str | None = None,
         force: bool = False,
         on_cpu: bool = False,
+        adapters: AdapterRoom = NO_ROOM,
     ) -> None:
         """Load on this machine, see Runner.load."""
         with self._lock:
             self._leave_server()
-            start = self.local.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu))
+            start = self.local.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu, adapters))
         self._save()
         start()
 

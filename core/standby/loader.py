@@ -11,8 +11,10 @@ from core.common.errors import DeckError, EngineError
 from core.common.paths import model_name
 from core.engine.answer import Answer
 from core.engine.protocol import EngineState
+from core.library.adapters import room_to_load
 from core.library.last_model import LastModel, last_load, note_last_model
 from core.library.scan import LibraryEntry, find, list_names, locate, scan
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.standby.settings import other_names
 
 
@@ -25,7 +27,9 @@ class LoadingEngine(Protocol):
     @property
     def running_answers(self) -> list[Answer]: ...
 
-    def load(self, folder: Path, context_tokens: int = 0, num_slots: int = 1) -> None: ...
+    def load(
+        self, folder: Path, context_tokens: int = 0, num_slots: int = 1, *, adapters: AdapterRoom = NO_ROOM
+    ) -> None: ...
 
     def wake(self) -> None: ...
 
@@ -50,6 +54,7 @@ class ModelLoader:
         """What has to be loaded before a request for `name` can be answered; None where what is there answers it, or
         says why it does not."""
         state = self._engine.state
+        name = self._without_adapter(name)
         asleep = None if state.asleep is None else model_name(state.asleep.folder)
         if asleep is not None and name in (None, asleep):
             return WantedModel(asleep, is_asleep=True)
@@ -58,6 +63,11 @@ class ModelLoader:
         if asleep is not None and name is not None and (other_names() == "any" or is_character(name)):
             return WantedModel(asleep, is_asleep=True)
         return None
+
+    def _without_adapter(self, name: str | None) -> str | None:
+        """The model of a name like "MODEL:ADAPTER"."""
+        base = (name or "").rpartition(":")[0]
+        return base if base and (base == self._engine.state.model or self._has(base)) else name
 
     def _has(self, name: str) -> bool:
         try:
@@ -85,12 +95,12 @@ class ModelLoader:
         if state.model == wanted.name and state.error is not None:
             raise EngineError(state.error.key, **state.error.params)
         if state.model == wanted.name and state.facts is not None:
-            note_last_model(LastModel(wanted.name, state.facts.context_tokens, state.facts.num_slots))
+            facts = state.facts
+            note_last_model(LastModel(wanted.name, facts.context_tokens, facts.num_slots, facts.adapters))
 
     def _load(self, name: str) -> None:
-        find(name)
-        last = last_load(name) or LastModel(name, 0, 1)
-        self._engine.load(locate(name), last.context_tokens, last.num_chats)
+        room, last = room_to_load(find(name)), last_load(name) or LastModel(name, 0, 1)
+        self._engine.load(locate(name), last.context_tokens, last.num_chats, adapters=room)
 
     def _may_load(self) -> bool:
         """A person who connected another server wants that one's model."""

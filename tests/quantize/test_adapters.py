@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from core.checkpoint.adapter_folders import find_adapter, list_adapters
 from core.checkpoint.adapters import CONFIG, WEIGHTS, is_other_base, match_base, read_adapter
 from core.common.errors import CheckpointError, InputError
-from core.quantize.options import QuantizeOptions, find_adapter, list_adapters, merge_steps
+from core.quantize.options import QuantizeOptions, merge_steps
 from core.quantize.source import read_plain
 from tests.support.plain_models import change_json
 

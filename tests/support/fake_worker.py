@@ -98,7 +98,8 @@ def _pretended_memory(checkpoint: Checkpoint, command: Load) -> MemoryFacts | No
     if not gpus or command.on_cpu:
         return None
     card, force = DeviceMemory.measured(gpus[0]), command.force
-    report = require_fit(checkpoint, [card], command.context_tokens, command.num_slots, command.kernel, force)
+    asked = (command.context_tokens, command.num_slots, command.kernel, force)
+    report = require_fit(checkpoint, [card], *asked, adapters=command.adapters)
     plan = report.plan
     return MemoryFacts(plan, plan.weights + plan.scratch, plan.allocated - 30 * MIB, None, force)
 
@@ -182,6 +183,7 @@ class FakeWorker:
             cache_bytes=memory.plan.kv_cache if memory else 94_371_840,
             memory=memory,
             notes=("own_head", "zeros_version") if "noted" in name else (),
+            adapters=command.adapters,
         )
         self._pipe.send(Loaded(facts))
 

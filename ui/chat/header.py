@@ -9,6 +9,7 @@ from core.chat.database import ChatStoreError
 from core.chat.prompt_context import Prompt
 from core.chat.records import Chat, ChatInfo
 from core.personas.fields import visible
+from ui.chat.adapter_form import adapter_form
 from ui.chat.lore import draw_lore, missing_books
 from ui.chat.model_menu import draw_model
 from ui.chat.new_chat import NEW_ID
@@ -106,6 +107,7 @@ def _draw_tools(chat: Chat, tag: str, used_tokens: int) -> None:
 def _draw_sampling(tag: str) -> None:
     """The chat as it is now: this part of the page may be drawn again alone, and the chat be gone by then."""
     try:
+        adapter_form(tag, info_of(tag))
         thinking_form(tag, info_of(tag))
         sampling_form(tag)
     except ChatStoreError:

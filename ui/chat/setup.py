@@ -20,6 +20,7 @@ from core.personas.attached import attached_names
 from core.personas.character import Character
 from core.personas.lorebooks import BookEntry
 from core.personas.user import UserPersona, read_persona, read_personas
+from ui.chat.adapter_choice import adapter_of
 from ui.shared.i18n import text
 from ui.shared.people import person
 from ui.shared.resources import characters, engine, lorebooks, preferences, presets
@@ -223,7 +224,8 @@ def prompt_context(chat: Chat, speaker: str | None = None, line: str | None = No
         # Some characters know the person by a name of their own.
         group = replace(group, person=character.names.user)
     return PromptContext(model, state.facts.context_tokens, chat.info.mode, character, sampling_of(chat.info), group,
-                         thinking_of(thinking_settings(chat.info), model.template.switches))  # fmt: skip
+                         thinking_of(thinking_settings(chat.info), model.template.switches),
+                         adapter_of(chat.info, state))  # fmt: skip
 
 
 def prompt_of(chat: Chat, context: PromptContext | None = None) -> Prompt:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from core.checkpoint.adapter_folders import find_adapter, list_adapters
 from core.checkpoint.adapters import is_other_base
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.files import write_atomically
@@ -24,8 +25,6 @@ from core.quantize.options import (
     QuantizeOptions,
     check_group_size,
     check_name,
-    find_adapter,
-    list_adapters,
     merge_steps,
     result_name,
 )

@@ -9,9 +9,12 @@ import streamlit as st
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import CheckpointError, DeckError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
+from core.library.adapters import find_adapters
 from core.library.scan import LibraryEntry
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.memory.fit import FitReport
 from core.memory.sizes import MIB
+from ui.load.adapters import draw_found, draw_room, room_now
 from ui.load.bar import memory_size
 from ui.load.disk import file_size
 from ui.load.gauge import cannot_run, chosen_before, chosen_now, draw_verdict, sentence, sliders, verdict
@@ -56,6 +59,7 @@ def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> Non
             st.markdown(" ".join(f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint)))
             if is_it and state.facts is not None:
                 _draw_technical(state.facts)
+            draw_found(find_adapters(entry.checkpoint))
             draw_upkeep(entry)
 
 
@@ -74,11 +78,13 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
     here = devices_here()
     is_planned = bool(devices) and names_of(devices) != names_of(here)
     context_tokens, num_chats = before = chosen_before(checkpoint, entry.name)
-    report = verdict(checkpoint, here, context_tokens, num_chats)
+    room, report = NO_ROOM, verdict(checkpoint, here, context_tokens, num_chats)
     if not cannot_run(report) or (is_planned and not isinstance(report, CheckpointError)):
         context_tokens, num_chats = chosen = sliders(checkpoint, entry.name)
-        report = report if chosen == before else verdict(checkpoint, here, context_tokens, num_chats)
-    draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats) if is_planned else report)
+        room = draw_room(entry.name, find_adapters(checkpoint))
+        if chosen != before or room.count:
+            report = verdict(checkpoint, here, context_tokens, num_chats, room)
+    draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats, room) if is_planned else report)
     if cannot_run(report):  # No slider makes it run here.
         return
     if isinstance(report, FitReport) and not report.fits:
@@ -86,28 +92,30 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
             st.markdown(sentence(report))
             st.markdown(tr("load.anyway_text"))
             st.button(tr("load.anyway_yes"), key=f"force_load_{entry.name}", icon=":material/play_arrow:",
-                      on_click=_load, args=(entry.name, (context_tokens, num_chats), True))  # fmt: skip
+                      on_click=_load, args=(entry.name, (context_tokens, num_chats), room, True))  # fmt: skip
     elif gpu_error() is not None:
         with st.container(horizontal=True):
-            _load_button(entry.name, (context_tokens, num_chats))
+            _load_button(entry.name, (context_tokens, num_chats), room)
             with st.popover(tr("load.on_cpu"), icon=":material/memory:", key=f"load_cpu_ask_{entry.name}"):
                 st.markdown(tr("load.on_cpu_text"))
                 st.button(tr("load.on_cpu_yes"), key=f"load_on_cpu_{entry.name}", icon=":material/play_arrow:",
-                          on_click=_load, args=(entry.name, (context_tokens, num_chats), False, True))  # fmt: skip
+                          on_click=_load,
+                          args=(entry.name, (context_tokens, num_chats), room, False, True))  # fmt: skip
     else:
-        _load_button(entry.name, (context_tokens, num_chats))
+        _load_button(entry.name, (context_tokens, num_chats), room)
 
 
-def _load_button(name: str, drawn: tuple[int, int]) -> None:
+def _load_button(name: str, drawn: tuple[int, int], room: AdapterRoom) -> None:
     # Folders have any name: the keys of what else there is on the page begin otherwise, whatever "name" is.
     st.button(tr("load.load"), key=f"load_model_{name}", icon=":material/play_arrow:", type="primary",
-              on_click=_load, args=(name, drawn))  # fmt: skip
+              on_click=_load, args=(name, drawn, room))  # fmt: skip
 
 
-def _load(name: str, drawn: tuple[int, int], force: bool = False, on_cpu: bool = False) -> None:
+def _load(name: str, drawn: tuple[int, int], room: AdapterRoom, force: bool = False, on_cpu: bool = False) -> None:
     """Load with what the sliders say by now. `force` counts only for the values that were `drawn` as too large."""
     context_tokens, num_chats = now = chosen_now(name, drawn)
-    load(name, context_tokens, num_chats, force and now == drawn, on_cpu)
+    adapters = room_now(name, room)
+    load(name, context_tokens, num_chats, force and (now, adapters) == (drawn, room), on_cpu, adapters)
 
 
 def unload(seen: EngineState) -> None:

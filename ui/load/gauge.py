@@ -12,6 +12,7 @@ from core.checkpoint.notes import Note
 from core.checkpoint.rope import ContextLimits
 from core.common.errors import DeckError, InputError
 from core.library.last_model import last_load
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, SIZES, FitReport, check_fit
@@ -88,15 +89,17 @@ def _with_commas(number: int) -> str:
     return f"{number:,}"
 
 
-def verdict(checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int) -> Verdict:
+def verdict(
+    checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int, adapters: AdapterRoom = NO_ROOM
+) -> Verdict:
     """Whether it fits `devices`, or why that cannot be said: no kernel takes it, its configuration is broken.
 
     Without a GPU, whether it fits into this machine's own memory.
     """
     try:
         if devices:
-            return check_fit(checkpoint, devices, context_tokens, num_chats)
-        return check_cpu_fit(checkpoint, context_tokens, num_chats)
+            return check_fit(checkpoint, devices, context_tokens, num_chats, adapters=adapters)
+        return check_cpu_fit(checkpoint, context_tokens, num_chats, adapters=adapters)
     except DeckError as error:
         return error
 

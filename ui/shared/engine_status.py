@@ -9,6 +9,7 @@ from core.engine.answer import Answer
 from core.engine.protocol import EngineState
 from core.library.last_model import LastModel, last_model, note_last_model
 from core.library.scan import locate
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.gpus import gpu_error
@@ -52,7 +53,8 @@ def _status(shown: Shown) -> None:
         st.rerun()
     state, num_running, silent_s = engine().state, len(engine().running_answers), engine().silent_s
     if state.phase == "ready" and state.server is None and state.facts is not None:
-        note_last_model(LastModel(state.model or "", state.facts.context_tokens, state.facts.num_slots))
+        facts = state.facts
+        note_last_model(LastModel(state.model or "", facts.context_tokens, facts.num_slots, facts.adapters))
     with st.container(border=True, gap="xsmall"):
         st.markdown(SILENT_ICON + tr("engine.silent") if silent_s else _status_line(state, num_running))
         if state.asleep is not None:
@@ -158,7 +160,8 @@ def way_to_model() -> None:
             reconnect_button()
         elif last is not None and is_here:
             st.button(tr("engine.load_again", name=last.name), icon=":material/refresh:", key="engine_load_again",
-                      type="primary", on_click=load, args=(last.name, last.context_tokens, last.num_chats))  # fmt: skip
+                      type="primary", on_click=load, args=(last.name, last.context_tokens, last.num_chats),
+                      kwargs={"adapters": last.adapters})  # fmt: skip
         st.button(tr("engine.go_load"), icon=":material/deployed_code:", key="go_load", on_click=go_to,
                   type="secondary" if is_lost or is_here else "primary", args=(LOAD_PAGE,))  # fmt: skip
 
@@ -168,6 +171,13 @@ def reconnect_button() -> None:
               on_click=engine().remote.reconnect)  # fmt: skip
 
 
-def load(name: str, context_tokens: int = 0, num_slots: int = 1, force: bool = False, on_cpu: bool = False) -> None:
+def load(
+    name: str,
+    context_tokens: int = 0,
+    num_slots: int = 1,
+    force: bool = False,
+    on_cpu: bool = False,
+    adapters: AdapterRoom = NO_ROOM,
+) -> None:
     """Begin to load a model of the library, in place of whatever is loaded; Runner.load says what the values are."""
-    engine().load(locate(name), context_tokens, num_slots, force=force, on_cpu=on_cpu)
+    engine().load(locate(name), context_tokens, num_slots, force=force, on_cpu=on_cpu, adapters=adapters)

@@ -1,0 +1,38 @@
+"""Where LoRA adapters lie: one folder each in adapters/, or inside their base's own folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.checkpoint.adapters import is_adapter
+from core.common.errors import InputError
+from core.common.paths import adapters_dir
+from core.common.values import printable, quoted_text
+
+
+def find_adapter(text: str, base: Path | None = None) -> Path:
+    """The folder of the adapter that `text` names: a path, one in adapters/, or one inside the base's folder.
+
+    Raises InputError where there is none.
+    """
+    path = Path(text).expanduser()
+    places = [path.absolute(), adapters_dir() / text, *([base / text] if base is not None else [])]
+    found = next((place for place in places if is_adapter(place)), None)
+    if found is None:
+        raise InputError("adapter_unknown", name=quoted_text(text), folder=printable(str(adapters_dir())))
+    return found
+
+
+def list_adapters(base: Path | None = None) -> list[Path]:
+    """The adapters that lie in adapters/ and inside the base's folder, by name; of two with one name the
+    first."""
+    places = [adapters_dir(), *([base] if base is not None else [])]
+    found: dict[str, Path] = {}
+    for place in places:
+        try:
+            folders = sorted(path for path in place.iterdir() if path.is_dir() and is_adapter(path))
+        except OSError:
+            continue
+        for folder in folders:
+            found.setdefault(folder.name, folder)
+    return list(found.values())

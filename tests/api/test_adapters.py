@@ -1,0 +1,60 @@
+"""LoRA adapters in the API: a model's name, a colon, an adapter's name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from core.engine.runner import Runner
+from core.memory.adapter_room import AdapterRoom
+from tests.support.adapters import write_adapter
+from tests.support.api_server import MODEL, api_server, error, loaded_runner
+
+WAIT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def runner(api_home: Path) -> Iterator[Runner]:
+    with loaded_runner(api_home / "models") as runner:
+        write_adapter(api_home / "adapters" / "pirate", api_home / "models" / MODEL)
+        yield runner
+
+
+@pytest.fixture
+def url(api_home: Path, runner: Runner) -> Iterator[str]:
+    runner.load(api_home / "models" / MODEL, adapters=AdapterRoom(1, 8))
+    assert runner.wait_while_loading(WAIT_S).phase == "ready"
+    with api_server(runner, api_home) as url:
+        yield url
+
+
+def test_an_adapter_answers_by_its_models_name_and_its_own(url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none is needed", max_retries=0, timeout=WAIT_S)
+    name = f"{MODEL}:pirate"
+    assert [one.id for one in client.models.list().data][:2] == [MODEL, name]
+    chat = client.chat.completions.create(model=name, messages=[{"role": "user", "content": "settings"}])
+    assert "AdapterUse(name='pirate'" in (chat.choices[0].message.content or "") and chat.model == name
+    text = client.completions.create(model=name, prompt="settings")
+    assert "AdapterUse(name='pirate'" in text.choices[0].text
+    plain = client.completions.create(model=MODEL, prompt="settings")
+    assert "adapter=None" in plain.choices[0].text
+
+
+def test_an_adapter_that_is_not_there_is_named_with_those_that_are(url: str) -> None:
+    body = {"model": f"{MODEL}:poet", "prompt": "hello"}
+    refused = httpx2.post(f"{url}/v1/completions", json=body, timeout=WAIT_S)
+    assert refused.status_code == 404 and "poet" in error(refused)["message"] and "pirate" in error(refused)["message"]
+
+
+def test_a_model_without_room_says_how_to_make_some(api_home: Path, runner: Runner) -> None:
+    runner.load(api_home / "models" / MODEL)
+    assert runner.wait_while_loading(WAIT_S).phase == "ready"
+    with api_server(runner, api_home) as url:
+        body = {"model": f"{MODEL}:pirate", "prompt": "hello"}
+        refused = httpx2.post(f"{url}/v1/completions", json=body, timeout=WAIT_S)
+        assert refused.status_code == 400 and "room" in error(refused)["message"]
+        assert len(httpx2.get(f"{url}/v1/models", timeout=WAIT_S).json()["data"]) > 1

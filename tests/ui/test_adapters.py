@@ -1,0 +1,67 @@
+"""LoRA adapters on the pages: room for them on Load model, one of them in each chat."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from core.library.last_model import last_load
+from core.memory.adapter_room import AdapterRoom
+from tests.support.adapters import write_adapter
+from tests.support.pages import ask, click, finish, last_message, load, open_tab, run, words
+from tests.support.widgets import has, named
+from ui.shared import resources
+
+
+def loaded_room() -> AdapterRoom:
+    facts = resources.engine().state.facts
+    assert facts is not None
+    return facts.adapters
+
+
+def test_a_model_without_adapters_asks_nothing_about_them(models: Path) -> None:
+    tab = open_tab("2_Load_Model")
+    assert not has(tab.select_slider, "gauge_adapters_tiny")
+    load(tab, "tiny")
+    assert not has(open_tab("3_Chat").selectbox, "chat_adapter") and loaded_room().count == 0
+
+
+def test_there_is_room_for_the_adapters_that_fit_and_the_others_are_said(home: Path, models: Path) -> None:
+    write_adapter(home / "adapters" / "pirate", models / "tiny", rank=4, base="meta/tiny")
+    write_adapter(home / "adapters" / "poet", models / "tiny", rank=12, base="somebody/other-model")
+    broken = write_adapter(home / "adapters" / "broken", models / "tiny")
+    (broken / "adapter_model.safetensors").rename(broken / "adapter_model.bin")
+    tab = open_tab("2_Load_Model")
+    assert named(tab.select_slider, "gauge_adapters_tiny").value == 2
+    said = words(tab)
+    assert "rank 12" in said and "another base model" in said and r"save\_pretrained" in said
+    load(tab, "tiny")
+    assert loaded_room() == AdapterRoom(2, 16)
+    assert last_load("tiny").adapters == AdapterRoom(2, 16)
+
+
+def test_fewer_adapters_are_loaded_and_remembered(home: Path, models: Path) -> None:
+    for name in ("pirate", "poet"):
+        write_adapter(home / "adapters" / name, models / "tiny")
+    tab = open_tab("2_Load_Model")
+    named(tab.select_slider, "gauge_adapters_tiny").set_value(1)
+    load(run(tab), "tiny")
+    assert loaded_room() == AdapterRoom(1, 8)
+    run(open_tab())
+    assert last_load("tiny").adapters == AdapterRoom(1, 8)
+
+
+def test_a_chat_has_an_adapter_of_its_own(home: Path, models: Path) -> None:
+    write_adapter(home / "adapters" / "pirate", models / "tiny")
+    load(open_tab(), "tiny")
+    tab = open_tab("3_Chat")
+    named(tab.selectbox, "chat_adapter").set_value("pirate")
+    finish(ask(run(tab), "settings"))
+    assert "AdapterUse(name='pirate'" in last_message().text
+    tab = click(tab, "chat_new")
+    assert named(tab.selectbox, "chat_adapter").value == ""
+    finish(ask(tab, "settings"))
+    assert "adapter=None" in last_message(2).text
+    shutil.rmtree(home / "adapters" / "pirate")
+    write_adapter(home / "adapters" / "poet", models / "tiny")
+    assert "pirate was chosen and is not there now" in words(click(tab, "chat_open_1"))

@@ -1,0 +1,32 @@
+"""The choice of a LoRA adapter, in a chat's settings."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from core.chat.records import ChatInfo
+from ui.chat.adapter_choice import adapters_here
+from ui.chat.chat_settings import change_settings
+from ui.shared.i18n import tr
+from ui.shared.identity import key_of
+from ui.shared.markdown import escape
+from ui.shared.resources import engine
+
+
+def adapter_form(tag: str, info: ChatInfo) -> None:
+    names = [folder.name for folder in adapters_here(engine().state)]
+    if not names:
+        return
+    wanted = info.settings.get("adapter") or ""
+    shown = wanted if wanted in names else ""
+    key = key_of("chat_adapter", tag, shown)
+
+    def choose() -> None:
+        # A browser that shows the choice late tells it as if it were new.
+        if (now := st.session_state[key]) != shown:
+            change_settings(tag, adapter=now or None)
+
+    st.selectbox(tr("chat.adapter"), ["", *names], key=key, help=tr("chat.adapter_help"), on_change=choose,
+                 format_func=lambda name: escape(name) if name else tr("chat.adapter_none"))  # fmt: skip
+    if wanted and not shown:
+        st.caption(tr("chat.adapter_gone", name=escape(wanted)))
