@@ -129,7 +129,7 @@ def read_chat_request(
     thinking = _thinking(request, served)
     template = replace(served.model.template, variables=thinking.variables)
     served = replace(served, model=replace(served.model, template=template))
-    tools = read_tools(request, template)
+    tools = read_tools(request, template, is_remote=served.model.folder is None)
     start = ""
     messages = list(request.messages)
     if request.continue_final_message:

@@ -11,26 +11,27 @@ from core.api.tool_fields import tool_of
 from core.chat.template import ChatTemplate, Turn
 from core.chat.tools.calls import ToolCall, Tools
 from core.chat.tools.formats import FORCED, GENERIC, ToolFormat, find_tool_format, read_answer
-from core.chat.tools.prompt import forced_grammar, takes_tools, with_tools_told
+from core.chat.tools.prompt import forced_grammar, free_grammar, takes_tools, with_tools_told
 from core.engine.request_options import Grammar
 
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """`own_template`: the model's template tells of tools. A call is forced where there is a `grammar`; the prompt then
-    ends with `begun`, the call's beginning. `is_single`: only one call is wanted."""
+    """`own_template`: the model's template tells of tools. Where a call `is_forced` the prompt ends with `begun`, the
+    call's beginning. `grammar` is what the answer is held to. `is_single`: only one call is wanted."""
 
     tools: Tools
     format: ToolFormat
     own_template: bool
     is_single: bool = False
+    is_forced: bool = False
     grammar: Grammar | None = None
     begun: str = ""
 
     @property
     def shown(self) -> tuple[str, ...]:
         """See RequestOptions.shown."""
-        return self.format.shown if self.tools and self.grammar is None else ()
+        return self.format.shown if self.tools and not self.is_forced else ()
 
     def put(self, template: ChatTemplate, turns: Sequence[Turn]) -> tuple[ChatTemplate, list[Turn]]:
         """The template and the turns by which a prompt tells of the tools."""
@@ -43,7 +44,7 @@ class ToolUse:
     def begin(self, prompt: str, may_begin: bool) -> tuple[ToolUse, str]:
         """What follows a `prompt` that forces a call: the call's beginning, where the model's form has one and the
         answer `may_begin` there. A model that thinks first writes the call alone after its thought."""
-        if self.grammar is None:
+        if not self.is_forced:
             return self, prompt
         begun = self.format.forced if may_begin else ""
         return replace(self, begun=begun, format=self.format if begun else FORCED), prompt + begun
@@ -53,11 +54,12 @@ class ToolUse:
         if not self.tools:
             return text, ()
         words, calls = read_answer(self.format, self.begun + text, self.tools, is_done)
-        return words, calls[:1] if self.is_single or self.grammar is not None else calls
+        return words, calls[:1] if self.is_single or self.is_forced else calls
 
 
-def read_tools(request: ChatRequest, template: ChatTemplate) -> ToolUse | None:
-    """What a request says of tools; None where it says nothing of them. Raises ApiError."""
+def read_tools(request: ChatRequest, template: ChatTemplate, is_remote: bool = False) -> ToolUse | None:
+    """What a request says of tools; None where it says nothing of them. is_remote: the model is on another server,
+    which is asked for no grammar. Raises ApiError."""
     choice, tools = request.tool_choice, {field.function.name: tool_of(field) for field in request.tools or ()}
     if choice is not None and choice.mode == "required" and not tools:
         raise ApiError("api_field", field="tool_choice", why="there are no tools to call")
@@ -77,5 +79,8 @@ def read_tools(request: ChatRequest, template: ChatTemplate) -> ToolUse | None:
         raise ApiError("api_field", field="response_format", why="an answer of a given form cannot call tools")
     if choice is not None and choice.mode == "required":
         wanted = [tools[choice.name]] if choice.name is not None else list(tools.values())
-        use = replace(use, grammar=forced_grammar(wanted))
+        return replace(use, is_forced=True, grammar=forced_grammar(wanted))
+    if not own and not is_remote:
+        # The model was never taught to call tools: what it begins to call is held to the tool's schema.
+        use = replace(use, grammar=free_grammar(list(tools.values())))
     return use

@@ -19,9 +19,12 @@ MAX_ADAPTER_WEIGHT = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer has to look like: `text` is a JSON schema, a regular expression, a grammar in Lark or GBNF."""
+    """What an answer has to look like: `text` is a JSON schema, a regular expression, a grammar in Lark or GBNF.
 
-    kind: Literal["json", "regex", "lark", "gbnf"]
+    "calls": words with calls of tools between them, in tags, each as the JSON schema says.
+    """
+
+    kind: Literal["json", "regex", "lark", "gbnf", "calls"]
     text: str
 
 

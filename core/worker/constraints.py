@@ -6,6 +6,7 @@ limits, and what cannot be compiled fails its request alone.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 # Of compiled grammars so many are kept: programs ask with the same one again and again.
 MAX_KEPT = 32
 MAX_WHY_CHARS = 300
+CALL_TAGS = ("<tool_call>", "</tool_call>")
 # One space, or a new line with its indent: small models write blanks without end where they may.
 WHITESPACE = r"( ?|\n[ \t]{0,64})"
 # A grammar in GBNF is translated in Python, which holds up the engine's loop.
@@ -109,10 +111,16 @@ class Constraints:
 
 def _definition(grammar: Grammar) -> str:
     """The grammar in llguidance's form. Raises ValueError."""
-    from llguidance import LLMatcher, grammar_from
+    from llguidance import LLMatcher, StructTag, grammar_from
 
     if grammar.kind == "json":
         return str(LLMatcher.grammar_from_json_schema(grammar.text, overrides={"whitespace_pattern": WHITESPACE}))
+    if grammar.kind == "calls":
+        # A template that knows no tools belongs to a vocabulary without tokens for them.
+        schema = {**json.loads(grammar.text), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        begin, end = CALL_TAGS
+        tag = StructTag(trigger=begin, begin=f"{begin}\n", grammar=schema, end=f"\n{end}")
+        return str(LLMatcher.grammar_from_lark(StructTag.to_grammar([tag], assume_special=False)))
     if grammar.kind == "regex":
         return str(LLMatcher.grammar_from_regex(grammar.text))
     if grammar.kind == "gbnf":

@@ -252,7 +252,8 @@ def test_offsets_and_masks_change_what_is_drawn_and_penalties_count_what_was(dty
         note_token(wanted_offsets, wanted, sampling, is_first=wanted not in said)
         seen.add(wanted)
         said.add(wanted)
-    assert torch.equal(slots.offsets[0], wanted_offsets) and len(said) > 3
+    assert torch.equal(slots.offsets[0], wanted_offsets)
+    assert len(said) > 1
     assert slots.offsets[1].eq(0).all()
 
 

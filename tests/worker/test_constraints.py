@@ -156,6 +156,25 @@ def read_tokenizer_of(constraints: Constraints) -> Any:
     return constraints._tokenizer
 
 
+def test_words_are_free_and_calls_between_them_are_as_their_schema_says(constraints: Constraints) -> None:
+    call = {"type": "object", "properties": {"name": {"const": "f"}, "arguments": {"type": "object"}},
+            "required": ["name", "arguments"], "additionalProperties": False}  # fmt: skip
+    grammar = Grammar("calls", json.dumps({"anyOf": [call]}))
+    whole = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    for text, is_right in [("a < b {", True), (f"hm {whole} ok {whole}", True), (whole[:-5], False),
+                           ('<tool_call>\n{"name": "g"', False), ("<tool_call> x", False)]:  # fmt: skip
+        constraint = constraints.make(grammar)
+        for token in read_tokenizer_of(constraints).encode(text, add_special_tokens=False).ids:
+            if not unpacked(constraint.allowed(), 384)[token]:
+                break
+            constraint.accept(token)
+        else:
+            ends = unpacked(constraint.allowed(), 384)[constraints._ends]
+            assert bool(ends.any()) == is_right, text
+            continue
+        assert not is_right, text
+
+
 def test_an_end_comes_only_where_the_form_is_whole(constraints: Constraints) -> None:
     constraint = constraints.make(Grammar("regex", "ab?"))
     (end, *_) = constraints._ends

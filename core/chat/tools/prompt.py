@@ -54,8 +54,17 @@ def _told(turn: Turn) -> Turn:
 
 def forced_grammar(tools: Sequence[Tool]) -> Grammar:
     """One call of one of `tools`, as an object of JSON whose arguments are as the tool's schema says."""
+    return Grammar("json", _calls_schema(tools))
+
+
+def free_grammar(tools: Sequence[Tool]) -> Grammar:
+    """Words with as many calls as the model likes between them, in the form of INTRODUCTION."""
+    return Grammar("calls", _calls_schema(tools))
+
+
+def _calls_schema(tools: Sequence[Tool]) -> str:
     schemas = [_call_schema(tool, f"#/anyOf/{place}/properties/arguments") for place, tool in enumerate(tools)]
-    return Grammar("json", json.dumps({"anyOf": schemas}, ensure_ascii=False))
+    return json.dumps({"anyOf": schemas}, ensure_ascii=False)
 
 
 def _call_schema(tool: Tool, root: str) -> dict[str, Any]:
