@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core.common.errors import DeckError
@@ -70,6 +70,13 @@ def is_locked(name: str) -> bool:
 def remove_job(name: str) -> None:
     """Remove what a job left. Raises OSError."""
     remove(job_folder(name))
+
+
+def remove_source(folder: Path) -> None:
+    """Remove what was fetched to be quantized, and the place for it where nothing else is there. Raises OSError."""
+    remove(folder)
+    with suppress(OSError):
+        sources_folder().rmdir()
 
 
 def place(name: str) -> Path:

@@ -179,7 +179,7 @@ class QuantizeJob:
             self._result = result
             remove(folder)
             if self.source is not None:
-                remove(self.file.source)
+                folders.remove_source(self.file.source)
 
     def _fetch(self, source: Source) -> None:
         """Fetch the source, or what of it is missing. Raises Stopped, DeckError."""
@@ -230,7 +230,7 @@ class QuantizeJob:
     def _discard(self) -> None:
         with folders.errors_explained(folders.job_folder(self.id)):
             if self.source is not None:
-                remove(folders.sources_folder() / folder_name(self.source))
+                folders.remove_source(folders.sources_folder() / folder_name(self.source))
             remove(folders.job_folder(self.id))
 
     def _fail(self, error: DeckError) -> None:

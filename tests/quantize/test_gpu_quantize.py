@@ -1,0 +1,38 @@
+"""Quantizing on a real GPU: within its plan, and to what the CPU makes of the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.checkpoint.checkpoint import read_checkpoint
+from core.memory.sizes import MIB
+from core.quantize.options import QuantizeOptions
+from core.quantize.plan import plan_job
+from core.quantize.queue import QuantizeQueue
+from core.quantize.target import folder_target
+from tests.support.plain_models import make_plain
+
+pytestmark = pytest.mark.gpu
+# What torch's allocator rounds up, of so small a model.
+ALLOWANCE_BYTES = 256 * MIB
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_model_is_quantized_on_a_gpu_within_its_plan(models: Path, tmp_path: Path, family: str) -> None:
+    """Of a family that gptqmodel can go on with, and of one that it cannot."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "max_position_embeddings": 512}
+    target = folder_target(make_plain(tmp_path / "plain", family, **sizes))
+    options = QuantizeOptions()
+    plan = plan_job(target.model, options, "cuda:0")
+    queue = QuantizeQueue()
+    job = queue.add(target, options, "cuda:0", "made")
+    assert job.wait(280)
+    queue.close()
+    state = job.snapshot()
+    assert state.error is None and state.result is not None
+    read_checkpoint(models / "made").require_runs()
+    assert 0 < state.result["peak_vram_bytes"] <= plan.vram_bytes + ALLOWANCE_BYTES
+    for language, before in state.result["before"].items():
+        assert state.result["after"][language] == pytest.approx(before, rel=0.2)

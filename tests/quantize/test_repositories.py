@@ -1,0 +1,99 @@
+"""A repository that is quantized: looked at without its weights, fetched by the download's code, removed afterwards."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.common.errors import CheckpointError, DeckError
+from core.hub.address import Address
+from core.hub.source import Source
+from core.quantize import folders
+from core.quantize.options import QuantizeOptions
+from core.quantize.queue import QuantizeQueue
+from core.quantize.target import repo_target
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.hub_standin import HubStandin
+
+REPO = "me/Tiny-1M"
+OPTIONS = QuantizeOptions(group_size=32)
+
+
+class FakeProcess:
+    """Stands in for the child process; it fails where it is told to."""
+
+    error: DeckError | None = None
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._folder = folder
+
+    def run(self, tell: Any) -> dict[str, Any]:
+        (self._folder / folders.LOG).write_text("log")
+        if self.error is not None:
+            raise self.error
+        make_checkpoint(self._folder / "out", Recipe())
+        figures = {"before": {"en": 10.0}, "after": {"en": 10.0}}
+        return figures | {"quantizer": "gptqmodel:7.6.0", "rows": 1, "tokens": 1}
+
+    def kill(self) -> None:
+        """It never takes long."""
+
+
+class FailingProcess(FakeProcess):
+    error = CheckpointError("quantize_no_numbers")
+
+
+@pytest.fixture
+def hub(plain: Path, tmp_path: Path, no_proxy: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStandin]:
+    shutil.copytree(plain, tmp_path / "hub" / REPO / "main")
+    make_checkpoint(tmp_path / "hub" / "me" / "done-GPTQ" / "main", Recipe(num_layers=1))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    with HubStandin(tmp_path / "hub") as standin:
+        yield standin
+
+
+def source_at(hub: HubStandin, repo: str = REPO) -> Source:
+    return Source(Address(repo, "main"), hub.url)
+
+
+def test_a_repository_is_looked_at_by_its_headers(hub: HubStandin, plain: Path) -> None:
+    target = repo_target(source_at(hub), None)
+    assert (target.title, target.repo, target.folder) == ("Tiny-1M", REPO, None)
+    assert len(target.model.matrices) == 14
+
+
+def test_a_repository_that_is_quantized_already_is_refused_before_a_download(hub: HubStandin) -> None:
+    with pytest.raises(CheckpointError) as raised:
+        repo_target(source_at(hub, "me/done-GPTQ"), None)
+    assert raised.value.key == "quantize_already"
+
+
+def test_a_repository_is_fetched_quantized_and_its_source_removed(hub: HubStandin, models: Path) -> None:
+    queue = QuantizeQueue(lambda endpoint: None, FakeProcess)  # type: ignore[arg-type]
+    job = queue.add(repo_target(source_at(hub), None), OPTIONS, "cpu")
+    assert job.wait(60)
+    queue.close()
+    assert job.snapshot().error is None
+    assert (models / "Tiny-1M-GPTQ-4bit-32g" / "config.json").is_file()
+    assert f"base_model: {REPO}" in (models / "Tiny-1M-GPTQ-4bit-32g" / "README.md").read_text()
+    assert [path.name for path in models.iterdir()] == ["Tiny-1M-GPTQ-4bit-32g"]
+
+
+def test_a_source_stays_where_quantizing_failed_and_goes_with_the_job(hub: HubStandin, models: Path) -> None:
+    """Gigabytes should not be fetched twice; a later try, also of another process, takes them."""
+    queue = QuantizeQueue(lambda endpoint: None, FailingProcess)  # type: ignore[arg-type]
+    job = queue.add(repo_target(source_at(hub), None), OPTIONS, "cpu")
+    assert job.wait(60) and job.phase == "failed"
+    queue.close()
+    assert [path.name for path in (models / folders.SOURCES).iterdir()] == ["me_Tiny-1M"]
+    later = QuantizeQueue(lambda endpoint: None, FakeProcess)  # type: ignore[arg-type]
+    (found,) = later.jobs
+    assert (found.phase, found.name) == ("paused", REPO)
+    asked = len(hub.requests)
+    later.cancel(found.id)
+    later.close()
+    assert list(models.iterdir()) == [] and len(hub.requests) == asked
