@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import linear
 from transformers.models.bamba import modeling_bamba
 from transformers.models.falcon_h1 import modeling_falcon_h1
+from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 from transformers.models.lfm2 import modeling_lfm2
 from transformers.models.qwen3_5 import modeling_qwen3_5
 from transformers.models.qwen3_next import modeling_qwen3_next
@@ -63,7 +64,11 @@ BY_TORCH: dict[str, dict[str, Any]] = {
              "block_auto_adjust_ff_dim": False},
     "bamba": {"model_type": "bamba", **SIZES, **MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": {"model_type": "falcon_h1", **SIZES, **MAMBA, "mamba_d_ssm": 64, "ssm_in_multiplier": 0.7},
+    "granitemoehybrid": {"model_type": "granitemoehybrid", **SIZES, **MAMBA, "layer_types": ["mamba", "attention"],
+                         "num_local_experts": 0, "shared_intermediate_size": 128, "position_embedding_type": "rope"},
 }  # fmt: skip
+SOURCES = (modeling_bamba, modeling_falcon_h1, modeling_granitemoehybrid, modeling_lfm2, modeling_qwen3_5,
+           modeling_qwen3_next)  # fmt: skip
 ALL_FAMILIES = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 
 
@@ -93,7 +98,7 @@ def kernels() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def inference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # An engine puts its own there, for its process.
-    for source in (modeling_qwen3_5, modeling_qwen3_next, modeling_lfm2, modeling_bamba, modeling_falcon_h1):
+    for source in SOURCES:
         monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
     torch.manual_seed(0)
     with torch.inference_mode():
@@ -158,6 +163,27 @@ def test_captured_steps_say_what_plain_ones_say(tmp_path: Path, config: dict[str
     fuse_modules(model)
     runner = WatchedRunner(model, 3, CONTEXT_TOKENS)
     got = play(runner, GraphSteps(runner, CHUNK_TOKENS, PlainRecorder()))
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+@pytest.mark.parametrize("config", BY_TORCH.values(), ids=BY_TORCH)
+def test_steps_are_compared_from_the_same_states(
+    tmp_path: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replayed step once went on from what the plain one had left, and its logits were others."""
+    monkeypatch.setattr(mixer_matrices, "dense_kernels_for", lambda dtype, device: TorchDense())
+    make_family_checkpoint(tmp_path, config)
+    plain = WatchedRunner(load(tmp_path), 3, CONTEXT_TOKENS)
+    wanted = play(plain, EagerSteps(plain))
+    model = load(tmp_path)
+
+    def fuse(cache: GraphCache, run_decode: Any, run_prefill: Any) -> None:
+        fuse_layers(model, cache, run_decode)
+        fuse_prefill(model, run_prefill)
+
+    fuse_modules(model)
+    runner = WatchedRunner(model, 3, CONTEXT_TOKENS)
+    got = play(runner, GraphSteps(runner, CHUNK_TOKENS, PlainRecorder(), fuse))
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
 
 

@@ -127,12 +127,13 @@ class GraphSteps:
                 step.compute()
         if not self.is_recorded:
             return
-        # A step changes the slots' tokens and positions, which the next one reads.
+        # A step changes the slots' tokens, positions and recurrent states, which the next one reads.
         tokens, positions = self.tokens.clone(), self.positions.clone()
 
         def restore() -> None:
             self.tokens.copy_(tokens)
             self.positions.copy_(positions)
+            self._model.cache.clear_states()
 
         wanted = []
         for step in checked:

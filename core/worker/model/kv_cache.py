@@ -92,6 +92,11 @@ class SlotCache:
             self._history.begin(slot, begin)
             self._history.advance(slot, num_tokens)
 
+    def clear_states(self) -> None:
+        """Set all recurrent states to zero. For the time before the first request: what was kept of chats is lost."""
+        if self.states:
+            torch._foreach_zero_([one for state in self.states.values() for one in state.tensors])
+
     def begin_decode(self, slots: Sequence[int]) -> None:
         """The next pass takes in one token of each of `slots`."""
         for slot in slots if self.states else ():
