@@ -7,15 +7,17 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
+from pathlib import Path
 
 from core.common.errors import DeckError, InputError
-from core.common.paths import models_dir
+from core.common.paths import adapters_dir, models_dir
 from core.common.signals import StopSignals
 from core.common.terminal import Terminal
 from core.common.values import printable
 from core.hub.address import Address
 from core.hub.download_job import DownloadJob
 from core.hub.endpoints import MODELSCOPE, checked_endpoint
+from core.hub.manifest import find_adapter
 from core.hub.progress import JobState
 from core.hub.queue import DownloadQueue
 from core.hub.source import Source, read_source
@@ -33,19 +35,23 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
         parser.add_argument(f"--{name}", metavar=metavar, help=terminal.text(f"help_download_{name}"))
     sources = ("huggingface", "modelscope")
     source_help = terminal.text("help_download_source")
+    parser.add_argument("--adapter", action="store_true", help=terminal.text("help_download_adapter"))
     parser.add_argument("--source", choices=sources, default=sources[0], help=source_help)
 
 
 def run(arguments: Namespace, terminal: Terminal) -> int:
     """Fetch the model that the arguments name. Ctrl-C keeps what was fetched; the exit code is then 1."""
-    downloads = DownloadQueue()
+    if arguments.adapter:
+        target, downloads = adapters_dir(), DownloadQueue(adapters_dir(), find_weights=find_adapter)
+    else:
+        target, downloads = models_dir(), DownloadQueue()
     try:
         with StopSignals(signal.SIGINT) as stop_signals:
             job = downloads.add(find_source(arguments))
             for entry in cached_entries():
                 if is_snapshot_of(entry.folder, job.source):
                     terminal.say("download_cached", model=job.source.name, name=entry.name)
-            terminal.say("download_begins", model=job.source.name, host=job.source.host, folder=str(folder_of(job)))
+            terminal.say("download_begins", model=job.source.name, host=job.source.host, folder=folder_of(target, job))
             watch(job, terminal, stop_signals)
     except KeyboardInterrupt:
         downloads.close()
@@ -56,12 +62,12 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     state = job.snapshot()
     if state.error is not None:
         raise state.error
-    terminal.say("download_done", folder=str(folder_of(job)), size=size_text(state.total_bytes))
+    terminal.say("download_done", folder=folder_of(target, job), size=size_text(state.total_bytes))
     return 0
 
 
-def folder_of(job: DownloadJob) -> str:
-    return printable(str(models_dir() / job.folder_name))
+def folder_of(target: Path, job: DownloadJob) -> str:
+    return printable(str(target / job.folder_name))
 
 
 def find_source(arguments: Namespace) -> Source:

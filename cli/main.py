@@ -15,8 +15,8 @@ from core.common.terminal import Terminal
 # In the order of --help. Each is a module in cli/ with add_arguments(parser, terminal) and
 # run(arguments, terminal) -> exit code.
 COMMANDS = (
-    "run", "starter", "fit", "gpus", "characters", "character", "download", "quantize", "models", "verify", "delete",
-    "password", "doctor", "scale", "test", "bench",
+    "run", "starter", "fit", "gpus", "characters", "character", "download", "quantize", "models", "adapters", "verify",
+    "delete", "password", "doctor", "scale", "test", "bench",
 )  # fmt: skip
 # These hand further arguments on, as `arguments.others`.
 WITH_OTHERS = ("test", "bench")

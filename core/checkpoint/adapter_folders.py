@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.checkpoint.adapters import is_adapter
+from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import InputError
+from core.common.files import remove
 from core.common.paths import adapters_dir
 from core.common.values import printable, quoted_text
 
@@ -36,3 +38,12 @@ def list_adapters(base: Path | None = None) -> list[Path]:
         for folder in folders:
             found.setdefault(folder.name, folder)
     return list(found.values())
+
+
+def delete_adapter(name: str) -> Path:
+    """Delete the adapter called `name` in adapters/, or the link to it; its folder. Raises InputError for any other."""
+    folder = adapters_dir() / name
+    if not is_plain_name(name) or not is_adapter(folder):
+        raise InputError("adapter_unknown", name=quoted_text(name), folder=printable(str(adapters_dir())))
+    remove(folder)
+    return folder

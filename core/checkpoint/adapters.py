@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.checkpoint.headers import TensorInfo, read_header, read_json
+from core.checkpoint.checkpoint import FolderFiles
+from core.checkpoint.headers import TensorInfo
+from core.checkpoint.weight_files import ModelFiles
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, printable, quoted_json
 
@@ -90,21 +92,32 @@ def is_adapter(folder: Path) -> bool:
 
 def read_adapter(folder: Path) -> AdapterShape:
     """The adapter in `folder`. Raises CheckpointError with the reason why it is none that can be used."""
-    name = printable(folder.name)
-    config = read_json(folder / CONFIG)
+    try:
+        return read_adapter_files(FolderFiles(folder), folder)
+    except CheckpointError as error:
+        if error.key == "adapter_none":
+            raise CheckpointError("adapter_none", folder=printable(str(folder))) from error
+        raise
+
+
+def read_adapter_files(files: ModelFiles, path: Path) -> AdapterShape:
+    """The adapter whose files these are, wherever they lie; `path` is where they lie or will. Raises as
+    `read_adapter`."""
+    name = printable(files.name)
+    config = files.read_json(CONFIG)
     if config is None:
-        raise CheckpointError("adapter_none", folder=printable(str(folder)))
+        raise CheckpointError("adapter_none", folder=name)
     _refuse_variants(name, config)
-    if not (folder / WEIGHTS).is_file():
-        pickle = next((file for file in PICKLES if (folder / file).is_file()), None)
+    if WEIGHTS not in files.names:
+        pickle = next((file for file in PICKLES if file in files.names), None)
         raise CheckpointError(
             "adapter_pickled" if pickle else "adapter_no_weights", adapter=name, file=pickle or WEIGHTS
         )
-    tensors = read_header(folder / WEIGHTS)
+    tensors = files.read_header(WEIGHTS)
     base = config.get("base_model_name_or_path")
     return AdapterShape(
         name=name,
-        path=folder,
+        path=path,
         base_name=printable(base) if isinstance(base, str) else "",
         matrices=_matrices(name, config, tensors),
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),

@@ -6,10 +6,12 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from core.checkpoint.adapters import read_adapter_files
 from core.checkpoint.checkpoint import Checkpoint, read_model
 from core.checkpoint.weight_files import ModelFiles, is_plain_name
 from core.common.errors import CheckpointError, DeckError
@@ -61,6 +63,12 @@ def find_runnable(files: ModelFiles) -> tuple[Checkpoint, tuple[str, ...]]:
     checkpoint, weights = read_model(files)
     checkpoint.require_runs()
     return checkpoint, weights
+
+
+def find_adapter(files: ModelFiles) -> tuple[None, tuple[str, ...]]:
+    """For a download of a LoRA adapter. Raises CheckpointError for one that cannot be used."""
+    adapter = read_adapter_files(files, Path(files.name))
+    return None, (adapter.weights.name,)
 
 
 def read_manifest(source: Source, token: str | None, find_weights: FindWeights = find_runnable) -> Manifest:

@@ -11,6 +11,7 @@ from core.common.paths import models_dir
 from core.hub.download_job import INACTIVE_PHASES, DownloadJob, TokenFor
 from core.hub.endpoints import checked_endpoint
 from core.hub.folders import is_locked, model_folders, remember, unfinished_models
+from core.hub.manifest import FindWeights, find_runnable
 from core.hub.record import read_record
 from core.hub.retry import TransferLimits
 from core.hub.source import Source, folder_name
@@ -27,8 +28,14 @@ class DownloadQueue:
     """
 
     def __init__(
-        self, models: Path | None = None, token_for: TokenFor = stored_token, limits: TransferLimits | None = None
+        self,
+        models: Path | None = None,
+        token_for: TokenFor = stored_token,
+        limits: TransferLimits | None = None,
+        find_weights: FindWeights = find_runnable,
     ) -> None:
+        """`find_weights` judges what is fetched: by default, models that run here."""
+        self._find_weights = find_weights
         self._models = models or models_dir()
         self._token_for = token_for
         self._limits = limits or TransferLimits()
@@ -67,7 +74,7 @@ class DownloadQueue:
                 if not there.source.is_same_model(source):
                     raise InputError("download_other", folder=name, model=source.name, other=there.source.name)
                 return there
-            job = DownloadJob(self._models, source, self._token_for, self._limits)
+            job = DownloadJob(self._models, source, self._token_for, self._limits, self._find_weights)
             remember(model_folders(self._models, source), source)
             self._jobs.pop(name, None)
             self._jobs[name] = job

@@ -1,0 +1,75 @@
+"""LoRA adapters in the terminal: fetched, listed, for a model or by themselves, deleted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+from tests.support.adapters import write_adapter
+from tests.support.checkpoints import make_checkpoint
+from tests.support.hub_standin import HubStandin
+
+Caught = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("models", "data"):
+        monkeypatch.setenv(f"LLAMADECK_{name.upper()}", str(tmp_path / name))
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "LLAMADECK_ADAPTERS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")
+    make_checkpoint(tmp_path / "models" / "tiny")
+    return tmp_path
+
+
+def test_an_adapter_is_fetched_listed_and_deleted(home: Path, capfd: Caught) -> None:
+    write_adapter(home / "hub" / "somebody" / "pirate" / "main", home / "models" / "tiny", rank=4, base="meta/tiny")
+    with HubStandin(home / "hub") as hub:
+        assert main(["download", "somebody/pirate", "--adapter", "--endpoint", hub.url]) == 0
+    assert (home / "adapters" / "somebody_pirate" / "adapter_model.safetensors").exists()
+    capfd.readouterr()
+    assert main(["adapters", "tiny", "--json"]) == 0
+    (found,) = json.loads(capfd.readouterr().out)["adapters"]
+    assert (found["name"], found["rank"], found["base"], found["error"]) == ("somebody_pirate", 4, "meta/tiny", None)
+    assert not found["is_of_other_base"]
+    assert main(["adapters"]) == 0
+    assert "meta/tiny" in capfd.readouterr().out
+    assert main(["adapters", "--delete", "somebody_pirate"]) == 0
+    assert not (home / "adapters" / "somebody_pirate").exists()
+    assert main(["adapters"]) == 0
+    assert "--adapter" in capfd.readouterr().out
+
+
+def test_what_is_no_adapter_is_refused_before_its_weights_are_fetched(home: Path, capfd: Caught) -> None:
+    folder = write_adapter(home / "hub" / "somebody" / "dora" / "main", home / "models" / "tiny")
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}), "utf-8")
+    make_checkpoint(home / "hub" / "somebody" / "model" / "main")
+    with HubStandin(home / "hub") as hub:
+        for name, words in (("dora", "DoRA"), ("model", "adapter_config.json")):
+            assert main(["download", f"somebody/{name}", "--adapter", "--endpoint", hub.url]) == 1
+            assert words in capfd.readouterr().err
+            assert not any(
+                request.path.endswith(".safetensors") and "Range" not in request.headers for request in hub.requests
+            )
+    assert not [one for one in (home / "adapters").iterdir() if not one.name.startswith(".")]
+
+
+def test_an_adapter_of_another_model_is_listed_with_the_reason(home: Path, capfd: Caught) -> None:
+    folder = write_adapter(home / "adapters" / "stranger", home / "models" / "tiny")
+    config = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 5}), "utf-8")
+    assert main(["adapters", "tiny"]) == 0
+    out = capfd.readouterr().out
+    assert "no, see below" in out and "rank 5" in out
+
+
+@pytest.mark.parametrize("name", ["../models/tiny", "nobody", "", "."])
+def test_only_adapters_are_deleted(home: Path, name: str, capfd: Caught) -> None:
+    write_adapter(home / "adapters" / "pirate", home / "models" / "tiny")
+    assert main(["adapters", "--delete", name]) == 2
+    assert (home / "models" / "tiny").exists() and (home / "adapters" / "pirate").exists()
