@@ -32,6 +32,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"model_type": "deepseek_v3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "minicpm3", **MLA}, PLAIN, "family_mla"),
     ({"model_type": "glm4_moe_lite", **MLA}, PLAIN, "family_mla"),
+    # Keys and values are of one length, but its class keeps what they are made from.
+    ({"model_type": "glm4_moe_lite", **MLA, "v_head_dim": 192}, PLAIN, "family_mla"),
     ({"model_type": "glm4v", "vision_config": {}, "text_config": {"model_type": "glm4v_text"}},
      "model.language_model.layers.0.mlp.up_proj.qweight", "family_vision"),
     ({"model_type": "mllama", "vision_config": {}}, PLAIN, "family_vision"),
@@ -79,8 +81,6 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "gpt_oss", "num_local_experts": 32}, "model.layers.0.mlp.experts.31.gate_proj.qweight"),
     # All experts of a layer in one tensor.
     ({"model_type": "qwen3_moe", "num_experts": 4}, "model.layers.0.mlp.experts.gate_up_proj"),
-    # Compressed, but keys and values are of one length.
-    ({"model_type": "glm4_moe_lite", **MLA, "v_head_dim": 192}, PLAIN),
     ({"model_type": "qwen3_next", "layer_types": ["full_attention", "full_attention"]}, PLAIN),
     ({"model_type": "qwen3_next", "full_attention_interval": 4}, PLAIN),
     ({"model_type": "qwen3_5", "vision_config": {}, "text_config": {"model_type": "qwen3_5_text"}},

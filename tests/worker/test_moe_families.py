@@ -80,6 +80,13 @@ FAMILIES: dict[str, tuple[dict[str, Any], Rename]] = {
     "granitemoe": ({"model_type": "granitemoe", **SIZES, **FOUR}, as_granite),
     "granitemoeshared": ({"model_type": "granitemoeshared", **SIZES, **FOUR, "shared_intermediate_size": 96},
                          as_granite),
+    "granitemoehybrid": ({"model_type": "granitemoehybrid", **SIZES, **FOUR, "shared_intermediate_size": 96,
+                          "layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 32,
+                          "mamba_n_groups": 1, "mamba_d_state": 16}, as_granite),
+    "exaone_moe": ({"model_type": "exaone_moe", **SMALL, "head_dim": 16, "n_group": 1, "topk_group": 1,
+                    "num_shared_experts": 1, "first_k_dense_replace": 1, "sliding_window": 24,
+                    "layer_types": ["sliding_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"]},
+                   unchanged),
     "gpt_oss": ({"model_type": "gpt_oss", **SIZES, **FOUR, "head_dim": 16, "sliding_window": 24,
                  "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": {
                      "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0,
