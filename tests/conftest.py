@@ -19,7 +19,7 @@ GPU_SESSION = pytest.StashKey[gpu_session.GpuSession | None]()
 # The markers of pyproject.toml, by where a test lies and by the fixtures that it asks for. "gpu" stands in the files.
 PLACES = {
     "browser": ("tests/browser/",),
-    "peers": ("tests/remote/test_llama_cpp", "tests/remote/test_vllm"),
+    "peers": ("tests/remote/test_llama_cpp", "tests/remote/test_vllm", "tests/api/test_clients"),
     "engine": (
         "tests/api/test_engine",
         "tests/engine/test_process",

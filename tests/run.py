@@ -18,6 +18,7 @@ from core.common.paths import ROOT
 from core.common.terminal import Terminal
 from core.starter import build as starter
 from core.vllm.server import ensure_venv
+from tests.support.api_clients import install_api_clients
 from tests.support.peers import install_llama_cpp
 
 TEST_REQUIREMENTS = "requirements-test.txt"
@@ -54,10 +55,11 @@ def main(
 
 
 def install_for_all_tests(terminal: Terminal) -> None:
-    """What only the slower tests need: a browser, two other engines and the starter model."""
+    """What only the slower tests need: a browser, two other engines, clients of the API and the starter model."""
     install_chromium(terminal)
     ensure_venv(is_cpu=True, terminal=terminal)
     install_llama_cpp(terminal)
+    install_api_clients(terminal)
     starter.ensure_cached(terminal.steps("starter"))
 
 
