@@ -137,7 +137,13 @@ def test_many_rows_are_multiplied_from_codes(format: CodeFormat, dtype: torch.dt
     bias = torch.randn(OUTPUTS, generator=random).to(dtype)
     for rows in (40, 130):
         x = torch.randn((rows, INPUTS), generator=random).to(dtype)
-        assert far(gemm.multiply(matrix, x, bias), x.float() @ dense + bias.float()) < TOLERANCES[dtype] * 4
+        product = gemm.multiply(matrix, x, bias)
+        assert far(product, x.float() @ dense + bias.float()) < TOLERANCES[dtype] * 4
+        # The same as a part of longer rows.
+        wide = torch.zeros((rows, OUTPUTS + 24), dtype=dtype)
+        gemm.multiply_swizzled(matrix, gemm.permute_rows(matrix, x), rows, bias, out=wide[:, 8 : 8 + OUTPUTS])
+        assert torch.equal(wide[:, 8 : 8 + OUTPUTS], product)
+        assert not wide[:, :8].any() and not wide[:, 8 + OUTPUTS :].any()
 
 
 @pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)
