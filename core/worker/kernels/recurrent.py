@@ -9,7 +9,7 @@ row's result does not depend on the other rows.
 from __future__ import annotations
 
 from ctypes import c_longlong
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ from core.worker.kernels.step_ops import HALVES
 
 # Threads of a block, as cuda/recurrent.cu has them; tokens of a block that takes one a warp; columns of one that scans.
 STEP_THREADS, CHUNK_THREADS, CHUNK_TOKENS, SCAN_COLUMNS = 512, 128, 4, 32
+# Of a block that convolves, whose warps take four tokens each.
+INPUT_TOKENS = 16
 BLOCK_THREADS = 256
 # Of GPUs with tensor cores for both half-precision types.
 BLOCKS_CAPABILITY = (8, 0)
@@ -221,15 +223,18 @@ class DeltaKernels:
         the others is zeros. The rest as for `step`, with one of `slots`.
         """
         mixer, tokens = self.mixer, projected.mixed.shape[0]
+        if projected.mixed.stride(0) % 2 or projected.mixed.data_ptr() % 4:
+            # Its channels are read in pairs.
+            projected = replace(projected, mixed=projected.mixed.contiguous())
         heads, device = (mixer.num_key_heads, mixer.num_value_heads), conv.device
         active = torch.empty((tokens, mixer.channels), dtype=conv.dtype, device=device)
         scalars = torch.empty((mixer.num_value_heads, tokens, DELTA_SCALARS), dtype=torch.float32, device=device)
         out = torch.empty((tokens, mixer.num_value_heads * mixer.value_dim), dtype=conv.dtype, device=device)
         conv_row, state_row = c_longlong(conv.stride(0)), c_longlong(state.stride(0))
-        blocks = -(-tokens // CHUNK_TOKENS)
+        grid = (-(-tokens // INPUT_TOKENS), mixer.num_key_heads, 1)
         self._inputs(
-            (blocks, mixer.num_key_heads, 1), CHUNK_THREADS, *projected.arguments(), weights.conv, weights.a_log,
-            weights.dt_bias, conv, slots, bounds, active, scalars, conv_row, *heads, tokens,
+            grid, CHUNK_THREADS, *projected.arguments(), weights.conv, weights.a_log, weights.dt_bias, conv, slots,
+            bounds, active, scalars, conv_row, *heads, tokens,
         )  # fmt: skip
         memory = (projected.mixed, conv, state, slots, bounds, out, conv_row, state_row, projected.mixed.stride(0))
         sizes = (*projected.layout[:4], *heads, tokens)
@@ -243,10 +248,11 @@ class DeltaKernels:
             self._pairs((num_blocks, mixer.num_value_heads, 1), CHUNK_THREADS, active, scalars, pairs, bounds, *heads,
                         tokens)  # fmt: skip
             self._in_blocks((columns, mixer.num_value_heads, 1), BLOCK_THREADS, active, scalars, pairs, *memory, *sizes)
+        grid = (-(-tokens // CHUNK_TOKENS), mixer.num_value_heads, 1)
         self._outputs(
-            (blocks, mixer.num_value_heads, 1), CHUNK_THREADS, out, projected.gates, weights.norm, bounds,
-            projected.gates.stride(0), projected.layout.gates_step, float(weights.eps),
-            mixer.num_value_heads // mixer.num_key_heads, mixer.num_value_heads, tokens,
+            grid, CHUNK_THREADS, out, projected.gates, weights.norm, bounds, projected.gates.stride(0),
+            projected.layout.gates_step, float(weights.eps), mixer.num_value_heads // mixer.num_key_heads,
+            mixer.num_value_heads, tokens,
         )  # fmt: skip
         return out
 
