@@ -198,13 +198,15 @@ def fuse_prefill(model: PreTrainedModel, run_prefill: Callable[[], object]) -> i
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal states
-        states = kwargs["past_key_values"].copy_states(index_of(layer))
+        cache = kwargs.get("past_key_values")
+        states = cache.copy_states(index_of(layer)) if isinstance(cache, GraphCache) else ()
 
     # Layer by layer: the inputs and outputs of all layers together take more memory than the plan has.
     def compare(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         assert isinstance(layer, FusedDecoderLayer)
         layer.prefills = True
-        kwargs["past_key_values"].restore_states(index_of(layer), states)
+        if states:
+            kwargs["past_key_values"].restore_states(index_of(layer), states)
         got = layer.forward(*args, **kwargs)
         layer.prefills = False
         place = layers.index(layer)
