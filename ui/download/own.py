@@ -15,7 +15,7 @@ from core.common.files import write_atomically
 from core.common.host_memory import available_bytes
 from core.common.paths import adapters_dir, data_dir, models_dir
 from core.common.values import printable, quoted_text
-from core.hub.source import Kind, read_source
+from core.hub.source import read_source
 from core.hub.tokens import token_for
 from core.quantize.calibration import MAX_FILE_BYTES, read_file
 from core.quantize.options import (
@@ -67,12 +67,9 @@ class Choice:
 
 def draw_own() -> None:
     st.markdown(tr("own.about"))
-    here = choose_source()
     found = plain_folders()
     chosen = _choose_target(found)
-    if not chosen or here is None:
-        return
-    target = find_target(chosen, found, here)
+    target = find_target(chosen, found) if chosen else None
     if target is None:
         return
     size = size_words(target.model.size_bytes)
@@ -109,7 +106,7 @@ def plain_folders() -> list[str]:
     ]
 
 
-def find_target(chosen: str, found: list[str], here: tuple[Kind, str]) -> Target | None:
+def find_target(chosen: str, found: list[str]) -> Target | None:
     """The folder or the repository that was chosen or typed; None where it is still looked at, or cannot be."""
     try:
         folder = _folder(chosen.strip(), found)
@@ -117,7 +114,10 @@ def find_target(chosen: str, found: list[str], here: tuple[Kind, str]) -> Target
             key = ("quantize", str(folder), fingerprint(folder))
             looked_at: Target | None = answer(key, lambda _: folder_target(folder), tr("own.looking"))
             return looked_at
-        source = read_source(chosen, here[0], here[1])
+        here = choose_source()
+        if here is None:
+            return None
+        source = read_source(chosen, *here)
         if "/" not in source.address.repo:
             raise InputError("quantize_target", name=quoted_text(chosen))
     except DeckError as error:
