@@ -129,7 +129,7 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False, adapters: AdapterRo
 
 def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:
     name, config = checkpoint.name, text_config(checkpoint.config)
-    layers, (others, of_experts) = Counter(checkpoint.layers), _count_matrices(checkpoint, merged)
+    layers, (others, of_experts) = Counter(checkpoint.layers), _counted(checkpoint, merged)
     places = {layer: place for place, layer in enumerate(layers)}
     shape = ModelShape(
         layers=tuple(layers.items()),
@@ -151,8 +151,17 @@ def matrix_shapes(checkpoint: Checkpoint, merged: bool = False) -> Counter[Matri
 
     Raises CheckpointError where a tensor contradicts its format.
     """
-    others, of_experts = _count_matrices(checkpoint, merged)
+    others, of_experts = _counted(checkpoint, merged)
     return others + of_experts
+
+
+def _counted(checkpoint: Checkpoint, merged: bool) -> tuple[Counter[MatrixShape], Counter[MatrixShape]]:
+    """_count_matrices, once for each checkpoint."""
+    key = (MatrixShape, merged)
+    if key not in checkpoint.derived:
+        checkpoint.derived[key] = _count_matrices(checkpoint, merged)
+    found: tuple[Counter[MatrixShape], Counter[MatrixShape]] = checkpoint.derived[key]
+    return found
 
 
 def _count_matrices(checkpoint: Checkpoint, merged: bool) -> tuple[Counter[MatrixShape], Counter[MatrixShape]]:
