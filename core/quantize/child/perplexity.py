@@ -32,21 +32,26 @@ def measure(folder: Path, device: str, report: Callable[..., None]) -> dict[str,
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    weights = LazyWeights(folder, dtype, tied_names(model))
+    weights = LazyWeights(folder, dtype, tied_names(model), device)
     tokenizer, length = read_tokenizer(folder), row_tokens(config.to_dict())
     windows = {
         language: cut(tokenizer.encode(path.read_text("utf-8")).ids, length) for language, path in HELD_OUT.items()
     }
+    # Texts with windows of one length go through a layer together: reading its weights takes the longest.
+    batches = [
+        {language: found for language, found in windows.items() if found.shape[1] == size}
+        for size in sorted({found.shape[1] for found in windows.values()})
+    ]
     attach_align_device_hook(model, torch.device(device), offload=True, weights_map=weights, offload_buffers=False)
     try:
         for buffer_owner in model.modules():
             for name, buffer in buffer_owner.named_buffers(recurse=False):
                 setattr(buffer_owner, name, buffer.to(device))
-        found = {}
-        for number, (language, tokens) in enumerate(windows.items()):
-            layers = _watch_layers(model, report, number / len(windows), 1 / len(windows))
-            found[language] = perplexity(model, config, tokens.to(device))
-            for handle in layers:
+        found: dict[str, float] = {}
+        for number, batch in enumerate(batches):
+            handles = _watch_layers(model, report, number / len(batches), 1 / len(batches))
+            found |= perplexities(model, config, {name: tokens.to(device) for name, tokens in batch.items()})
+            for handle in handles:
                 handle.remove()
     finally:
         remove_hook_from_submodules(model)
@@ -78,11 +83,22 @@ def cut(ids: list[int], length: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def perplexity(model: Any, config: Any, tokens: torch.Tensor) -> float:
-    """exp of the mean negative log-likelihood of `tokens` [windows, tokens]. Raises CheckpointError for no number."""
+def perplexities(model: Any, config: Any, texts: dict[str, torch.Tensor]) -> dict[str, float]:
+    """exp of the mean negative log-likelihood of each text's tokens, [windows, tokens], all windows of one length.
+
+    Raises CheckpointError for what is no number.
+    """
+    tokens = torch.cat(list(texts.values()))
     hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
-    head, total = model.get_output_embeddings(), 0.0
+    head, found, begin = model.get_output_embeddings(), {}, 0
+    for name, own in texts.items():
+        found[name] = _perplexity(head, config, hidden[begin : begin + len(own)], own[:, 1:])
+        begin += len(own)
+    return found
+
+
+def _perplexity(head: Any, config: Any, hidden: torch.Tensor, targets: torch.Tensor) -> float:
+    hidden, targets, total = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), 0.0
     for begin in range(0, len(targets), LOGIT_ROWS):
         logits = scaled(head(hidden[begin : begin + LOGIT_ROWS]).float(), config)
         losses = torch.nn.functional.cross_entropy(logits, targets[begin : begin + LOGIT_ROWS], reduction="sum")

@@ -33,8 +33,10 @@ class LazyWeights(Mapping[str, torch.Tensor]):
     for others where files leave them out, as the head of a tied model. Raises CheckpointError for what is no number.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, tied: Mapping[str, str] | None = None) -> None:
-        self._folder, self._dtype = folder, dtype
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, tied: Mapping[str, str] | None = None, device: str = "cpu"
+    ) -> None:
+        self._folder, self._dtype, self._device = folder, dtype, device
         config = read_json(folder / "config.json") or {}
         weights = find_weights(FolderFiles(folder), lambda: "", lambda *_: True)
         self._tensors = name_tensors(config, weights.tensors)
@@ -90,7 +92,8 @@ class LazyWeights(Mapping[str, torch.Tensor]):
     def _read(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
         value: torch.Tensor = self._files[tensor.file].get_tensor(tensor.stored_name or name)
-        return value
+        # A GPU dequantizes a layer in a moment.
+        return value.to(self._device)
 
     def _dequantized(self, name: str) -> torch.Tensor:
         scales = self._read(f"{name}.scales").float()
@@ -104,6 +107,6 @@ class LazyWeights(Mapping[str, torch.Tensor]):
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 words [rows, columns] as their codes [rows * 32 / bits, columns], the lowest bits first; 4 or 8 bit."""
-    shifts = torch.arange(0, WORD_BITS, bits, dtype=torch.int32)
+    shifts = torch.arange(0, WORD_BITS, bits, dtype=torch.int32, device=words.device)
     codes = (words[:, None, :] >> shifts[None, :, None]) & ((1 << bits) - 1)
     return codes.reshape(-1, words.shape[1])
