@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from core.checkpoint.containers.registry import required_tensors
@@ -27,8 +28,8 @@ from core.common.values import is_whole
 # less, or some layers' keys are their values too, or an earlier layer's.
 UNEVEN_KINDS, UNEVEN_FAMILIES = ("experts", "recurrent"), ("modernbert-decoder", "gemma4_text")
 
-# No layer has more experts; a configuration that says so would only make names that nobody can read.
-MAX_EXPERTS = 1 << 14
+# No layer has more experts, and no more that are missing are counted: a stranger's names could make any number.
+MAX_EXPERTS, MAX_MISSING = 1 << 14, 100_000
 
 
 def refuse_unlike(
@@ -48,7 +49,7 @@ def refuse_unlike(
             return CheckpointError("quantized_embedding", folder=model, name=name)
     missing = {*_missing_parts(tensors, matrices), *_missing_in_layers(config, tensors, matrices, num_layers)}
     missing |= set(missing_weights(config, tensors, matrices, num_layers))
-    missing |= set(_missing_experts(config, tensors, matrices))
+    missing |= set(islice(_missing_experts(config, tensors, matrices), MAX_MISSING))
     missing |= set(_missing_head(config, tensors, matrices))
     if missing:
         return CheckpointError("missing_weight", folder=model, name=min(missing), count=len(missing))

@@ -10,7 +10,6 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from core.checkpoint.quantization import QuantizedMatrix
@@ -49,10 +48,9 @@ class ExpertMatrix:
         return f"{self.stack}.{self.number}"
 
 
-@lru_cache(maxsize=1 << 18)
 def expert_matrix(name: str) -> ExpertMatrix | None:
     """Which expert's matrix the tensor or the matrix `name` is; None for all that belongs to no single expert."""
-    match = EXPERT.fullmatch(name)
+    match = EXPERT.fullmatch(name) if ".experts." in name else None
     return None if match is None else ExpertMatrix(match[1], int(match[2]), match[3], match[4] or "")
 
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.checkpoint import read_checkpoint
-from core.checkpoint.completeness import refuse_unlike
+from core.checkpoint.completeness import MAX_MISSING, refuse_unlike
 from core.checkpoint.family_tensors import family_tensors
 from core.common.errors import CheckpointError
 from tests.support.checkpoints import WEIGHTS, Recipe, make_checkpoint
@@ -66,6 +66,13 @@ def test_an_expert_or_a_matrix_of_one_that_is_not_there_is_missing() -> None:
         assert found is not None and found[0] == "missing_weight" and lost in found[1]
     # Without a number in the configuration the largest one counts.
     assert refusal({"model_type": "qwen3_moe"}, whole - of_experts(1, 3, "up_proj"))[2] == 3  # type: ignore[index]
+
+
+def test_names_of_a_million_experts_make_no_endless_list() -> None:
+    odd = {f"model.layers.{number}.mlp.experts.999999.up_proj.weight" for number in range(100)}
+    for config in ({"model_type": "qwen3_moe"}, {"model_type": "qwen3_moe", "num_experts": 2**40}):
+        found = refusal(config, of_three_layers("qwen3_moe") | odd)
+        assert found is not None and found[0] == "missing_weight" and found[2] == MAX_MISSING
 
 
 def test_an_experts_tensor_that_its_family_has_no_place_for_is_refused() -> None:
