@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
+import ollama
 import openai
 import pytest
 
@@ -208,3 +210,35 @@ def test_a_tool_that_has_to_be_called_is_called_as_its_schema_says(client: opena
         for part in piece.choices[0].delta.tool_calls or ():
             arguments += (part.function and part.function.arguments) or ""
     assert json.loads(arguments)["unit"] in ("C", "F")
+
+
+CITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "is_large": {"type": "boolean"}},
+    "required": ["city", "is_large"],
+    "additionalProperties": False,
+}
+
+
+def test_the_other_apis_hold_to_schemas_stops_and_required_tools_too(url: str) -> None:
+    """Their requests become ours: what the engine does for one, it does for all."""
+    theirs = anthropic.Anthropic(base_url=url, api_key="-", max_retries=0, timeout=WAIT_S)
+    tool: Any = {"name": "look", "input_schema": CITY}
+    wanted: dict[str, Any] = {"model": "starter", "max_tokens": 120, "messages": FRANCE}
+    (call,) = theirs.messages.create(**wanted, tools=[tool], tool_choice={"type": "any"}).content
+    assert call.type == "tool_use" and set(call.input) == {"city", "is_large"}
+    told = theirs.messages.create(
+        **wanted, extra_body={"output_config": {"format": {"type": "json_schema", "schema": CITY}}}
+    )
+    assert set(json.loads(told.content[0].text)) == {"city", "is_large"}
+    stopped = theirs.messages.create(**wanted, stop_sequences=["capital"], extra_body={"temperature": 0})
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "capital")
+
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0, timeout=WAIT_S)
+    form: Any = {"type": "json_schema", "name": "city", "schema": CITY, "strict": True}
+    response = client.responses.create(model="starter", input="Paris", text={"format": form}, max_output_tokens=120)
+    assert set(json.loads(response.output_text)) == {"city", "is_large"}
+
+    local = ollama.Client(url, timeout=WAIT_S)
+    said = local.chat("starter", FRANCE, format=CITY, options={"num_predict": 120}).message.content or ""
+    assert set(json.loads(said)) == {"city", "is_large"}

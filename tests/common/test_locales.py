@@ -149,7 +149,7 @@ def test_every_error_of_core_has_a_sentence_with_exactly_its_values() -> None:
 def test_no_text_is_left_that_nothing_asks_for() -> None:
     """A text is asked for by its key, in some sections by its name alone, or by a key that words are put into."""
     files = [*DASHBOARD, *CORE, ROOT / "serve.py", *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
-    files.append(ROOT / "tests" / "support" / "peers.py")
+    files += [ROOT / "tests" / "support" / name for name in ("peers.py", "api_clients.py")]
     tables = [*(ROOT / "core").rglob("*.csv"), *(ROOT / "core").rglob("*.yaml")]
     words = set(re.findall(r"[^\W_]+", "\n".join(path.read_text("utf-8") for path in [*files, *tables])))
     nodes = [node for path in files for node in ast.walk(tree(path))]
