@@ -1,5 +1,5 @@
 """Gated DeltaNet layers (arXiv 2412.06464): one new token of many slots, and a chunk of one slot's text; the kernels of
-cuda/recurrent.cu.
+cuda/recurrent_*.cu.
 
 They take what the layer's matrices made of the tokens: queries, keys and values before the convolution, gates, betas
 and decays. They give what the layer's last matrix takes. Slots and places lie in GPU memory, as step_ops.py says. A
@@ -21,7 +21,7 @@ from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.nvrtc import Argument, CudaModule, read_source
 from core.worker.kernels.step_ops import HALVES
 
-# Threads of a block, as cuda/recurrent.cu has them; tokens of a block that takes one a warp; columns of one that scans.
+# As cuda/recurrent_*.cu have it: threads of a block; tokens of one that takes one a warp; columns of one that scans.
 STEP_THREADS, CHUNK_THREADS, CHUNK_TOKENS, SCAN_COLUMNS = 512, 128, 4, 32
 # Of a block that convolves, whose warps take four tokens each.
 INPUT_TOKENS = 16
@@ -82,7 +82,7 @@ class Projected:
         return cls(mixed, mixed[:, gates:], scalars, scalars[:, ratio:], layout)
 
     def arguments(self) -> tuple[Argument, ...]:
-        """As every kernel of cuda/recurrent.cu begins."""
+        """As kernels of cuda/recurrent_step.cu and cuda/recurrent_chunk.cu begin."""
         parts = (self.mixed, self.gates, self.betas, self.decays)
         return (*parts, *(part.stride(0) for part in parts), *self.layout)
 
@@ -142,10 +142,11 @@ def module_for(dtype: torch.dtype, mixer: GatedDeltaNet, blocks: BlockSizes | No
         raise TypeError(f"a recurrent layer in {dtype}")
     defines = {"BF16": int(dtype == torch.bfloat16), "DK": mixer.key_dim, "DV": mixer.value_dim}
     defines |= {"WIDTH": mixer.conv_width, "STEP_THREADS": STEP_THREADS}
+    files = ["recurrent.cuh", "recurrent_step.cu", "recurrent_chunk.cu"]
     if blocks is None:
-        return CudaModule(read_source("recurrent.cu"), defines, device)
+        return CudaModule(read_source(*files, "recurrent_scan.cu"), defines, device)
     defines |= {"COLUMNS": blocks.columns, "STAGES": blocks.stages}
-    return CudaModule(read_source("fragments.cuh", "recurrent.cu", "recurrent_blocks.cu"), defines, device)
+    return CudaModule(read_source("fragments.cuh", *files, "recurrent_blocks.cu"), defines, device)
 
 
 class DeltaKernels:
@@ -173,9 +174,11 @@ class DeltaKernels:
         room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if in_blocks else 0
         self._blocks = blocks = choose_block_sizes(mixer, room)
         module = module_for(dtype, mixer, blocks, device)
-        self._step, self._scan = module.kernel("delta_step"), module.kernel("delta_scan")
+        self._step = module.kernel("delta_step")
         self._inputs, self._outputs = module.kernel("delta_inputs"), module.kernel("delta_outputs")
-        if blocks is not None:
+        if blocks is None:
+            self._scan = module.kernel("delta_scan")
+        else:
             self._pairs = module.kernel("delta_pairs", pairs_bytes(mixer.key_dim))
             self._in_blocks = module.kernel("delta_blocks", blocks.shared_bytes(mixer.key_dim))
         # How many value heads of a row have read what they share.

@@ -1,4 +1,4 @@
-// The gated delta rule of cuda/recurrent.cu over a chunk, 64 tokens at a time on tensor cores, for heads whose sizes are
+// The gated delta rule over a chunk, 64 tokens at a time on tensor cores, for heads whose sizes are
 // multiples of 16 (keys) and 8 (values). COLUMNS: of a value head's state, for one thread block; STAGES: blocks of tokens
 // in shared memory at once.
 //

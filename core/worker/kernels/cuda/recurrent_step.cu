@@ -1,0 +1,158 @@
+// A Gated DeltaNet layer for one new token a row, in one kernel. STEP_THREADS: of a block.
+
+#define QUADS (DV / 4)
+#define ROW_GROUPS (STEP_THREADS / QUADS)
+#define ROWS_EACH ((DK + ROW_GROUPS - 1) / ROW_GROUPS)
+#define CHANNELS_EACH ((HEAD_CHANNELS + STEP_THREADS - 1) / STEP_THREADS)
+#define COLUMNS_EACH ((DV + STEP_THREADS - 1) / STEP_THREADS)
+
+// One new token a row: grid (value heads, rows). columns [rows]: its place in its slot's text; below 0 the row gets zeros
+// and its slot is left alone. readers [rows][key heads]: zeros, and zeros again afterwards. out [rows][value heads * DV],
+// each value where `inverse_permutation` says, if given.
+// A thread keeps four columns of some of the state's rows, which it reads before the token's numbers are there.
+extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ? 1 : 2)
+    delta_step(const u16* mixed, const u16* gates, const u16* betas, const u16* decays, int mixed_row, int gates_row,
+               int betas_row, int decays_row, int head_step, int keys, int values, int values_step, int gates_step,
+               int scalars_step, const u16* conv_weights, const float* log_rates, const float* offsets, const u16* norm_weights,
+               u16* conv, float* state, const i64* slots, const i64* columns, u32* readers, u16* out,
+               const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads, int value_heads) {
+    __shared__ float active[HEAD_CHANNELS], deltas[DV], squares[STEP_THREADS / 32];
+    __shared__ float read[2][ROW_GROUPS][DV];  // Of the state by key and by query, a row group's part.
+    __shared__ u32 arrived;
+    const Projected from = PROJECTED;
+    const Heads heads = {key_heads, value_heads};
+    const int head = blockIdx.x, row = blockIdx.y, ratio = heads.ratio(), tid = threadIdx.x, lane = tid % 32;
+    auto put = [&](int at, u16 value) {
+        const int place = head * DV + at;
+        out[(i64)row * value_heads * DV + (inverse_permutation ? inverse_permutation[place] : place)] = value;
+    };
+    // slots, columns and what earlier steps left in them were written before the step's first kernel: no need to wait.
+    const i64 column = columns[row];
+    if (column < 0) {
+        pdl_trigger();
+        pdl_wait();
+        for (int at = tid; at < DV; at += STEP_THREADS) put(at, 0);
+        return;
+    }
+    const bool is_first = column == 0;
+    conv += slots[row] * conv_row, state += slots[row] * state_row + (i64)head * DK * DV;
+
+    const int quad = tid % QUADS, group = tid / QUADS;
+    float kept[ROWS_EACH][4] = {};
+#pragma unroll
+    for (int e = 0; e < ROWS_EACH; e++) {
+        const int at = e * ROW_GROUPS + group;
+        if (at >= DK || group >= ROW_GROUPS || is_first) continue;
+        const float4 four = *(const float4*)(state + at * DV + quad * 4);
+        kept[e][0] = four.x, kept[e][1] = four.y, kept[e][2] = four.z, kept[e][3] = four.w;
+    }
+    u16 window[CHANNELS_EACH][WIDTH], weights[CHANNELS_EACH][WIDTH];
+#pragma unroll
+    for (int c = 0; c < CHANNELS_EACH; c++) {
+        const int at = c * STEP_THREADS + tid;
+        if (at >= HEAD_CHANNELS) continue;
+        const int channel = Channel(from, heads, head, at).channel;
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) {
+            weights[c][i] = conv_weights[channel * WIDTH + i];
+            if (i < MEMORY) window[c][i] = is_first ? 0 : conv[channel * MEMORY + i];
+        }
+    }
+    pdl_trigger();
+    pdl_wait();
+
+#pragma unroll
+    for (int c = 0; c < CHANNELS_EACH; c++) {
+        const int at = c * STEP_THREADS + tid;
+        if (at < HEAD_CHANNELS) window[c][MEMORY] = mixed[(i64)row * mixed_row + Channel(from, heads, head, at).input];
+    }
+    const float beta = read_beta(from, ratio, row, head);
+    const float decay = expf(read_log_decay(from, ratio, row, head, log_rates, offsets));
+#pragma unroll
+    for (int c = 0; c < CHANNELS_EACH; c++) {
+        const int at = c * STEP_THREADS + tid;
+        if (at < HEAD_CHANNELS) active[at] = convolve(window[c], weights[c]);
+    }
+    __syncthreads();
+    // Value heads that share a key head all read its channels' last inputs; the last of them to come this far moves them
+    // on, and each moves its own values' on.
+    u32* counter = readers + row * key_heads + head / ratio;
+    if (tid == 0) arrived = ratio == 1 ? 0 : atomicAdd(counter, 1u);
+
+    // Each warp adds them up for itself, which saves waiting for one that does.
+    float key_squares = 0.0f, query_squares = 0.0f, products = 0.0f;
+    for (int at = lane; at < DK; at += 32) {
+        const float query = active[at], key = active[DK + at];
+        key_squares += key * key, query_squares += query * query, products += query * key;
+    }
+    const float key_by = rsqrtf(warp_sum(key_squares) + 1e-6f);
+    const float query_by = rsqrtf(warp_sum(query_squares) + 1e-6f) * rsqrtf((float)DK);
+    const float match = warp_sum(products) * key_by * query_by;
+
+    float by_key[4] = {}, by_query[4] = {};
+#pragma unroll
+    for (int e = 0; e < ROWS_EACH; e++) {
+        const int at = min(e * ROW_GROUPS + group, DK - 1);  // Of rows that do not exist zeros are kept.
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            by_query[i] = __fmaf_rn(kept[e][i], active[at], by_query[i]);
+            by_key[i] = __fmaf_rn(kept[e][i], active[DK + at], by_key[i]);
+        }
+    }
+    if (group < ROW_GROUPS)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            read[0][group][quad * 4 + i] = by_key[i], read[1][group][quad * 4 + i] = by_query[i];
+    __syncthreads();
+    // What the state will say to the query: what it says now, faded, and the new value as far as key and query match.
+    float answers[COLUMNS_EACH], sum = 0.0f;
+#pragma unroll
+    for (int c = 0; c < COLUMNS_EACH; c++) {
+        const int at = c * STEP_THREADS + tid;
+        if (at >= DV) continue;
+        float stored = 0.0f, answer = 0.0f;
+#pragma unroll
+        for (int i = 0; i < ROW_GROUPS; i++) stored += read[0][i][at], answer += read[1][i][at];
+        const float delta = (active[2 * DK + at] - stored * (decay * key_by)) * beta;
+        deltas[at] = delta * key_by;
+        answers[c] = round_half(__fmaf_rn(delta, match, answer * (decay * query_by)));
+        sum += answers[c] * answers[c];
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) squares[tid / 32] = sum;
+    const bool is_last = ratio == 1 || arrived == ratio - 1;
+    __syncthreads();
+
+#pragma unroll
+    for (int e = 0; e < ROWS_EACH; e++) {
+        const int at = e * ROW_GROUPS + group;
+        if (at >= DK || group >= ROW_GROUPS) continue;
+        const float key = active[DK + at];
+        float4 four;
+        four.x = __fmaf_rn(key, deltas[quad * 4], kept[e][0] * decay);
+        four.y = __fmaf_rn(key, deltas[quad * 4 + 1], kept[e][1] * decay);
+        four.z = __fmaf_rn(key, deltas[quad * 4 + 2], kept[e][2] * decay);
+        four.w = __fmaf_rn(key, deltas[quad * 4 + 3], kept[e][3] * decay);
+        *(float4*)(state + at * DV + quad * 4) = four;
+    }
+#pragma unroll
+    for (int c = 0; c < CHANNELS_EACH; c++) {
+        const int at = c * STEP_THREADS + tid;
+        if (at >= HEAD_CHANNELS || (at < 2 * DK && !is_last)) continue;
+        const int channel = Channel(from, heads, head, at).channel;
+#pragma unroll
+        for (int i = 0; i < MEMORY; i++) conv[channel * MEMORY + i] = window[c][i + 1];
+    }
+    if (tid == 0 && is_last && ratio > 1) *counter = 0;
+    float whole = 0.0f;
+#pragma unroll
+    for (int i = 0; i < STEP_THREADS / 32; i++) whole += squares[i];
+    const float by = rsqrtf(whole / DV + eps);
+#pragma unroll
+    for (int c = 0; c < COLUMNS_EACH; c++) {
+        const int at = c * STEP_THREADS + tid;
+        if (at >= DV) continue;
+        const i64 gate = row * (i64)gates_row + head / ratio * gates_step + head % ratio * DV + at;
+        put(at, gated(answers[c], by, norm_weights[at], gates[gate]));
+    }
+}
