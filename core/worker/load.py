@@ -22,6 +22,7 @@ from core.checkpoint.settled import settle
 from core.common.errors import EngineError
 from core.common.i18n import translate
 from core.engine.protocol import Generate, Load, ModelFacts
+from core.engine.request_options import RequestOptions
 from core.engine.sampling_params import Sampling
 from core.memory.adapter_room import adaptable_matrices
 from core.memory.load_plan import LoadPlan
@@ -222,6 +223,6 @@ def warm_up_sampling(steps: Steps, tokenizer: Tokenizer, chunk_tokens: int) -> N
     lengths = (1, 9, chunk_tokens - 1, chunk_tokens + 9, 1, 9)
     for request, (length, sampling) in enumerate(zip(lengths, SAMPLING_VARIANTS, strict=True)):
         prompt = (0,) * min(length, steps.context_tokens - 1)
-        scheduler.submit(Generate(request, prompt, sampling))
+        scheduler.submit(Generate(request, prompt, sampling, options=RequestOptions(logprobs=1)))
     while not scheduler.is_idle:
         scheduler.step()

@@ -12,6 +12,7 @@ from core.worker.decode.logit_offsets import note_token
 from core.worker.decode.sampling import cut, penalize
 from core.worker.decode.slot_draw import unpacked
 from core.worker.kernels import cache_attention, step_ops
+from core.worker.kernels.logprobs_kernel import logprobs_kernel_for
 from core.worker.kernels.sampling_kernel import SEEN, make_slot_state, sampling_kernel_for, settings_row
 
 GREEDY = Sampling(temperature=0.0)
@@ -255,6 +256,25 @@ def test_offsets_and_masks_change_what_is_drawn_and_penalties_count_what_was(dty
     assert torch.equal(slots.offsets[0], wanted_offsets)
     assert len(said) > 1
     assert slots.offsets[1].eq(0).all()
+
+
+@HALVES
+@pytest.mark.parametrize("vocabulary", [7, VOCABULARY, 2500])
+def test_log_probabilities_are_those_of_a_whole_softmax(vocabulary: int, dtype: torch.dtype) -> None:
+    logits = (torch.randn(3, vocabulary) * 3).to(dtype)
+    logits[1, 3] = logits[1, 5] = 30.0
+    tokens = torch.tensor([2, 5, -1])
+    chosen, top_values, top_tokens = torch.zeros(3), torch.zeros(3, 20), torch.zeros(3, 20).long()
+    num_top = min(5, vocabulary)
+    logprobs_kernel_for(dtype, logits.device)(logits, tokens, chosen, top_values, top_tokens, num_top)
+    wanted = torch.log_softmax(logits.float(), dim=-1)
+    assert torch.allclose(chosen[:2], wanted[[0, 1], tokens[:2]], atol=1e-4)
+    values, _ = wanted.topk(num_top)
+    assert torch.allclose(top_values[:, :num_top], values, atol=1e-4)
+    assert torch.allclose(wanted.gather(1, top_tokens[:, :num_top]), values, atol=1e-4)
+    # Each comes once, of equals the first first.
+    assert top_tokens[1, :2].tolist() == [3, 5]
+    assert all(len(set(row.tolist())) == num_top for row in top_tokens[:, :num_top])
 
 
 def test_a_vocabulary_larger_than_a_block_is_drawn_from() -> None:

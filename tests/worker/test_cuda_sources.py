@@ -9,6 +9,7 @@ import ctypes
 import locale
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from core.worker.kernels import (
     dense_small_batch,
     expert_kernels,
     expert_prompts,
+    logprobs_kernel,
     nvrtc,
     packed_prefill,
     packed_small_batch,
@@ -32,6 +34,7 @@ from core.worker.kernels import (
 )
 from core.worker.kernels.decode_attention import DecodeKernels, HeadKind
 from core.worker.kernels.dense_small_batch import DenseKernels
+from core.worker.kernels.logprobs_kernel import LogprobsKernel
 from core.worker.kernels.packed_prefill import PrefillKernels
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import CodeFormat
@@ -77,6 +80,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for module in (
         packed_small_batch,
         sampling_kernel,
+        logprobs_kernel,
         packed_prefill,
         decode_attention,
         cache_attention,
@@ -257,3 +261,10 @@ def test_text_is_read_after_compiling_as_before() -> None:
     with pytest.raises(nvrtc.CudaCodeError, match="error"):
         nvrtc.compiled("no kernel", {}, (9, 0))
     assert locale.getpreferredencoding(False) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_log_probabilities_compile(dtype: torch.dtype, capability: tuple[int, int], monkeypatch: Any) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    LogprobsKernel(dtype, torch.device("cpu"))

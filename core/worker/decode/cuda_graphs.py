@@ -212,7 +212,7 @@ class GraphSteps:
             if self.draws.write_mask(slot):
                 one = slice(row, row + 1)
                 self.sample(logits[one], rows[one], self._zero, sampled[one])
-        return self.draws.late(slots, logits, self.recorder.copy(sampled[: len(slots)]))
+        return self.draws.late(slots, logits, sampled, self.recorder.copy(sampled[: len(slots)]))
 
     def sample(self, logits: torch.Tensor, rows: torch.Tensor, step: torch.Tensor, sampled: torch.Tensor) -> None:
         kernel = sampling_kernel_for(logits.dtype, self.vocabulary, logits.device)

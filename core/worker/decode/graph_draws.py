@@ -10,12 +10,14 @@ from collections.abc import Sequence
 
 import torch
 
+from core.engine.request_options import MAX_TOP_LOGPROBS
 from core.engine.sampling_params import Sampling
 from core.worker.decode.draw_rules import DrawRules, TokenConstraint
 from core.worker.decode.logit_offsets import banned_until, make_offsets
-from core.worker.decode.logprobs import TokenLogprobs, logprobs_of
+from core.worker.decode.logprobs import TokenLogprobs
 from core.worker.decode.slot_draw import SlotDraw
 from core.worker.decode.steps import PendingTokens
+from core.worker.kernels.logprobs_kernel import logprobs_kernel_for
 from core.worker.kernels.sampling_kernel import HAS_MASK, SAID, SEEN, SlotSamplingState, settings_row
 
 
@@ -29,6 +31,10 @@ class GraphDraws:
         # A row for each slot, which a copy may still read while another slot's is written.
         shape = (num_slots, state.masks.shape[1])
         self._masks = torch.empty(shape, dtype=torch.int32, pin_memory=device.type == "cuda")
+        # What the kernel of cuda/logprobs.cu tells of each row.
+        self._chosen = torch.zeros(num_slots, dtype=torch.float32, device=device)
+        self._top_values = torch.zeros((num_slots, MAX_TOP_LOGPROBS), dtype=torch.float32, device=device)
+        self._top_tokens = torch.zeros((num_slots, MAX_TOP_LOGPROBS), dtype=torch.long, device=device)
 
     def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int], rules: DrawRules) -> None:
         state, device = self._state, self._state.tokens.device
@@ -82,16 +88,41 @@ class GraphDraws:
             own.has_mask = is_active
         return is_active
 
-    def late(self, slots: Sequence[int], logits: torch.Tensor, pending: PendingTokens) -> PendingTokens:
-        """What `pending` brings, with what the host computes from `logits` [rows, vocabulary] of `slots`."""
-        late = {row: own for row, slot in enumerate(slots) if (own := self._slots[slot]) and own.is_late}
-        return LateTokens(self, slots, logits, pending, late) if late else pending
+    def late(
+        self, slots: Sequence[int], logits: torch.Tensor, sampled: torch.Tensor, pending: PendingTokens
+    ) -> PendingTokens:
+        """What `pending` brings of a step that has `sampled` [rows] from `logits` [rows, vocabulary] for `slots`, with
+        what the host draws, and with log-probabilities."""
+        rules = [self._slots[slot] for slot in slots]
+        hosts = {row: own for row, own in enumerate(rules) if own is not None and own.drawing is not None}
+        told = {
+            row: own.num_top
+            for row, own in enumerate(rules)
+            if own is not None and own.num_top is not None and row not in hosts
+        }
+        if not hosts and not told:
+            return pending
+        if told:
+            rows = slice(0, max(told) + 1)
+            kernel = logprobs_kernel_for(logits.dtype, logits.device)
+            out = self._chosen[rows], self._top_values[rows], self._top_tokens[rows]
+            kernel(logits[rows], sampled[rows], *out, max(told.values()))
+        return LateTokens(self, slots, logits, pending, hosts, told)
+
+    def told(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The kernel's log-probabilities of the first rows, on their way to the host."""
+        return tuple(map(_to_host, (self._chosen[:num_rows], self._top_values[:num_rows], self._top_tokens[:num_rows])))
 
     def write_token(self, slot: int, token: int) -> None:
         self._state.tokens[slot] = token
 
     def logprobs_of(self, logits: torch.Tensor, token: int, num_top: int) -> TokenLogprobs:
-        return logprobs_of(logits.cpu(), token, num_top)
+        """Of one `token` after `logits` [vocabulary], waited for."""
+        kernel = logprobs_kernel_for(logits.dtype, logits.device)
+        wanted = torch.tensor([token], device=logits.device)
+        kernel(logits.unsqueeze(0), wanted, self._chosen[:1], self._top_values[:1], self._top_tokens[:1], num_top)
+        chosen, values, ids = self._chosen[:1].tolist(), self._top_values[0].tolist(), self._top_tokens[0].tolist()
+        return TokenLogprobs(token, chosen[0], tuple(zip(ids[:num_top], values[:num_top], strict=True)))
 
 
 class _SlotRules:
@@ -106,13 +137,12 @@ class _SlotRules:
         self.drawing: SlotDraw | None = None
         self.has_mask = False
 
-    @property
-    def is_late(self) -> bool:
-        return self.drawing is not None or self.num_top is not None
-
 
 class LateTokens:
-    """A step's tokens; some are drawn, or their log-probabilities computed, once the logits are on the host."""
+    """A step's tokens; some are drawn once the logits are on the host, of some log-probabilities are told.
+
+    hosts: by row, what the host draws. told: by row, of how many of the likeliest tokens.
+    """
 
     def __init__(
         self,
@@ -120,13 +150,15 @@ class LateTokens:
         slots: Sequence[int],
         logits: torch.Tensor,
         pending: PendingTokens,
-        late: dict[int, _SlotRules],
+        hosts: dict[int, _SlotRules],
+        told: dict[int, int],
     ) -> None:
-        self._draws, self._slots, self._pending, self._late = draws, slots, pending, late
-        is_cuda = logits.device.type == "cuda"
-        # Copied now, in the stream's order: the next step writes its own logits there.
-        self._logits = {row: _to_host(logits[row], is_cuda) for row in late}
-        self._event = torch.cuda.Event(blocking=True) if is_cuda else None
+        self._draws, self._slots, self._pending = draws, slots, pending
+        self._hosts, self._told = hosts, told
+        # Copied now, in the stream's order: the next step writes its own there.
+        self._logits = {row: _to_host(logits[row]) for row in hosts}
+        self._values = draws.told(max(told) + 1) if told else None
+        self._event = torch.cuda.Event(blocking=True) if logits.device.type == "cuda" else None
         if self._event is not None:
             self._event.record()
         self._logprobs: list[TokenLogprobs | None] = [None] * len(slots)
@@ -135,22 +167,26 @@ class LateTokens:
         tokens = list(self._pending.wait())
         if self._event is not None:
             self._event.synchronize()
-        for row, own in self._late.items():
-            logits = self._logits[row]
-            if own.drawing is not None:
-                tokens[row] = token = own.drawing.draw(logits)
-                self._logprobs[row] = own.drawing.logprobs
-                if token is not None:
-                    self._draws.write_token(self._slots[row], token)
-            elif (token := tokens[row]) is not None and own.num_top is not None:
-                self._logprobs[row] = logprobs_of(logits, token, own.num_top)
+        for row, own in self._hosts.items():
+            assert own.drawing is not None
+            tokens[row] = drawn = own.drawing.draw(self._logits[row])
+            self._logprobs[row] = own.drawing.logprobs
+            if drawn is not None:
+                self._draws.write_token(self._slots[row], drawn)
+        if self._values is not None:
+            chosen, values, ids = (part.tolist() for part in self._values)
+            for row, num_top in self._told.items():
+                if (token := tokens[row]) is not None:
+                    top = tuple(zip(ids[row][:num_top], values[row][:num_top], strict=True))
+                    self._logprobs[row] = TokenLogprobs(token, chosen[row], top)
         return tokens
 
     def logprobs(self) -> Sequence[TokenLogprobs | None]:
         return self._logprobs
 
 
-def _to_host(logits: torch.Tensor, is_cuda: bool) -> torch.Tensor:
-    copied = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=is_cuda)
-    copied.copy_(logits, non_blocking=is_cuda)
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    is_cuda = values.device.type == "cuda"
+    copied = torch.empty(values.shape, dtype=values.dtype, pin_memory=is_cuda)
+    copied.copy_(values, non_blocking=is_cuda)
     return copied

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.worker.kernels import cache_attention, recurrent, sampling_kernel, step_ops
+from core.worker.kernels import cache_attention, logprobs_kernel, recurrent, sampling_kernel, step_ops
 from core.worker.kernels.nvrtc import Argument, _value
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
@@ -39,7 +39,7 @@ IN_CPP = {
     'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));': "r = float_to_half(x);",
     "extern __shared__ uint4 shared[];": "uint4* shared = (uint4*)shared_memory;",
 }
-KERNELS = (step_ops, cache_attention, sampling_kernel, recurrent)
+KERNELS = (step_ops, cache_attention, logprobs_kernel, sampling_kernel, recurrent)
 
 
 class CpuGpu:
@@ -114,3 +114,4 @@ def forget() -> None:
     ):
         made.cache_clear()
     sampling_kernel.sampling_kernel_for.cache_clear()
+    logprobs_kernel.logprobs_kernel_for.cache_clear()
