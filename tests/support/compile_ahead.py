@@ -29,6 +29,7 @@ def own_kernels(device: torch.device) -> list[Callable[[], object]]:
     from core.worker.kernels.cache_attention import kernels_for
     from core.worker.kernels.decode_attention import SPLITS, DecodeKernels
     from core.worker.kernels.expert_kernels import ExpertKernels
+    from core.worker.kernels.expert_prompts import STAGES, ExpertPromptKernels
     from core.worker.kernels.packed_prefill import PrefillKernels
     from core.worker.kernels.packed_small_batch import SmallBatchKernels
     from core.worker.kernels.packing import CodeFormat
@@ -42,8 +43,16 @@ def own_kernels(device: torch.device) -> list[Callable[[], object]]:
         *((dtype, CodeFormat(8, *how)) for dtype, *how in product(DTYPES, (128, 32), (False, True))),
     ]
     made: list[Callable[[], object]] = [partial(few_rows, SmallBatchKernels, *kind, device) for kind in kinds]
-    made += [partial(ExpertKernels, *kind, device) for kind in kinds]
+    of_experts = [
+        *((dtype, CodeFormat(*how)) for dtype in DTYPES for how in ((4, 128, False), (4, 32, True), (8, -1, False))),
+        (torch.float16, CodeFormat(4, 64, True)),
+        (torch.float16, CodeFormat(4, -1, False)),
+        (torch.float16, CodeFormat(4, 32, False)),
+        (torch.bfloat16, CodeFormat(8, 32, True)),
+    ]
+    made += [partial(ExpertKernels, *kind, device) for kind in of_experts]
     if is_hopper:
+        made += [partial(ExpertPromptKernels, *kind, rows, device) for kind in of_experts for rows in STAGES]
         made += [partial(PrefillKernels, *kind, device) for kind in kinds]
     made += [partial(DecodeKernels, dtype, *heads, 4, device) for dtype in DTYPES for heads in MODEL_HEADS]
     made += [partial(DecodeKernels, torch.float16, *heads, 4, device) for heads in ATTENTION_HEADS]

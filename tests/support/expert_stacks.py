@@ -1,4 +1,4 @@
-"""Experts of known codes, packed, and as float32 matrices: what the kernels for experts are held against."""
+"""Experts of known codes, packed, and as float32 matrices."""
 
 from __future__ import annotations
 
@@ -36,17 +36,3 @@ def make_stack(
     codes, scales, zeros, orders = (torch.stack(parts) for parts in zip(*made, strict=True))
     matrix = StackedMatrix(codes, scales, zeros if format.has_zeros else None, orders if permuted else None)
     return MadeStack(matrix, torch.stack(dense))
-
-
-def run_dense(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor
-) -> torch.Tensor:
-    """What the experts compute of x [tokens, hidden], in float32; what a kernel rounds in between is rounded to x's
-    dtype. gate_up, down: float32 [experts, inputs, outputs]."""
-    out = torch.zeros(x.shape, dtype=torch.float32)
-    for token, (chosen, by) in enumerate(zip(ids.tolist(), weights.tolist(), strict=True)):
-        for expert, weight in zip(chosen, by, strict=True):
-            gate, up = (x[token].float() @ gate_up[expert]).to(x.dtype).float().chunk(2)
-            gated = (torch.nn.functional.silu(gate).to(x.dtype).float() * up).to(x.dtype).float()
-            out[token] += weight * (gated @ down[expert])
-    return out

@@ -24,8 +24,8 @@ from core.worker.kernels.routed_pairs import (
     rows_per_segment,
 )
 from core.worker.model import kernel_check
-from core.worker.model.kernel_check import check_experts
-from tests.support.expert_stacks import MadeStack, make_stack, run_dense
+from core.worker.model.kernel_check import check_experts, run_experts
+from tests.support.expert_stacks import MadeStack, make_stack
 from tests.support.ptx_on_cpu import kernels_on_cpu
 
 CPU = torch.device("cpu")
@@ -81,7 +81,7 @@ def test_a_token_comes_out_the_same_alone_and_beside_any_others(
     ids[20:, 0] = 0
     x = torch.randn((tokens, HIDDEN), generator=torch.Generator().manual_seed(6)).to(dtype)
     together = experts(x, ids, weights)
-    wanted = run_dense(x, ids, weights, gate_up.dense, down.dense)
+    wanted = run_experts(x, ids, weights, gate_up.dense, down.dense)
     assert (together.float() - wanted).abs().max() < TOLERANCES[dtype] * wanted.std()
     assert [is_worth_sorting(n, chosen, NUM_EXPERTS) for n in (1, 2, 10, tokens)] == [False, False, True, True]
     assert [rows_per_segment(n, chosen, NUM_EXPERTS) for n in (10, 16, tokens)] == [8, 16, 32]
@@ -115,7 +115,7 @@ def test_the_rows_of_a_prompt_are_multiplied_in_tiles(
     ids = (torch.arange(tokens) % 10 == 0).long().unsqueeze(-1)
     weights = torch.rand((tokens, 1), generator=random)
     got = experts._multiply_tiles(prompts._kernels[tile_rows], x, ids, weights, Added(more))
-    wanted = run_dense(x, ids, weights, gate_up.dense, down.dense) + more.float()
+    wanted = run_experts(x, ids, weights, gate_up.dense, down.dense) + more.float()
     # Codes are rounded to half precision with their scales.
     assert (got.float() - wanted).abs().max() < 2 * TOLERANCES[dtype] * wanted.std()
 
@@ -146,7 +146,7 @@ def test_any_number_of_experts_may_be_chosen(chosen: int) -> None:
     for tokens in (1, 9):
         ids, weights = choose(tokens, chosen)
         x = torch.randn((tokens, HIDDEN), generator=torch.Generator().manual_seed(8)).half()
-        wanted = run_dense(x, ids, weights, gate_up.dense, down.dense)
+        wanted = run_experts(x, ids, weights, gate_up.dense, down.dense)
         assert (experts(x, ids, weights).float() - wanted).abs().max() < 0.005 * wanted.std()
 
 

@@ -26,7 +26,7 @@ from core.worker.kernels.expert_kernels import expert_kernels_for
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.routed_pairs import pair_kernels_for
-from core.worker.kernels.router_kernel import RoutingRule
+from core.worker.kernels.router_kernel import RoutingRule, router_kernels_for
 from core.worker.model.kv_cache import SlotCache
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.expert_stacks import make_stack
@@ -143,6 +143,7 @@ def test_experts_are_fused_where_the_attention_is_not() -> None:
     model: Any = nn.Sequential(make_layer("qwen3_moe"))
     hidden = torch.randn((2, 1, HIDDEN), generator=torch.Generator().manual_seed(5)).half()
     cache = GraphCache(SlotCache(2, 8, torch.float16, {}))
+    cache.set_targets(torch.tensor([0, 1]), torch.tensor([[3], [5]]), torch.tensor([4, 6]))
     wanted = model[0](hidden, past_key_values=cache)
     assert fuse_layers(model, cache, lambda: model[0](hidden, past_key_values=cache)) == 1
     layer = model[0]
@@ -150,6 +151,18 @@ def test_experts_are_fused_where_the_attention_is_not() -> None:
     assert isinstance(layer._mlp, FusedExperts) and not layer._mixer.is_fused and layer.can_prefill()
     got = layer(hidden, past_key_values=cache)
     assert (got - wanted).abs().max() < 0.01 * wanted.std()
+
+
+def test_for_rows_that_are_nobodys_no_expert_is_read_that_others_need_not() -> None:
+    """A step of three chats is one of four rows; the last one's experts were a quarter of what it read."""
+    modules = find_expert_modules(make_layer("qwen3_moe"))
+    assert modules is not None
+    hidden = torch.randn((4, HIDDEN), generator=torch.Generator().manual_seed(6)).half()
+    kernels, rule = router_kernels_for(torch.float16, HIDDEN, CPU), RULES["qwen3_moe"]
+    alone = kernels.route(hidden, modules.weights(), rule, CHOSEN)
+    padded = kernels.route(hidden, modules.weights(), rule, CHOSEN, torch.tensor([[7], [9], [0], [-1]]))
+    for got, wanted in ((padded.ids, alone.ids), (padded.weights, alone.weights), (padded.normed, alone.normed)):
+        assert torch.equal(got[:3], wanted[:3]) and torch.equal(got[3], wanted[0])
 
 
 def test_a_router_that_chooses_in_another_way_is_left_alone() -> None:

@@ -24,9 +24,9 @@ from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.routed_pairs import Added, pair_kernels_for
 from core.worker.kernels.router_kernel import RouterWeights, RoutingRule, router_kernels_for
 from core.worker.load import load_engine
-from core.worker.model.kernel_check import check_experts
+from core.worker.model.kernel_check import check_experts, run_experts
 from core.worker.plan_load import use_capturable_stream
-from tests.support.expert_stacks import make_stack, run_dense
+from tests.support.expert_stacks import make_stack
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 
 pytestmark = [
@@ -86,7 +86,7 @@ def test_a_token_comes_out_right_and_the_same_beside_any_others(
     weights = torch.rand((tokens, chosen), generator=random)
     got = [part.to(DEVICE) for part in (x, ids, weights)]
     together = experts(*got)
-    wanted = run_dense(x, ids, weights, gate_up, down)
+    wanted = run_experts(x, ids, weights, gate_up, down)
     assert (together.float().cpu() - wanted).abs().max() < TOLERANCES[dtype] * wanted.std()
     for begin, count in ((0, 1), (89, 1), (3, 2), (10, 8), (20, 32), (26, 64)):
         rows = slice(begin, begin + count)

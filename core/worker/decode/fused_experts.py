@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from core.worker.decode.fused_modules import FusedMlp, FusedNorm
+from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_parts import LayerArguments
 from core.worker.kernels import step_ops
 from core.worker.kernels.dense_small_batch import can_multiply_dense, dense_kernels_for
@@ -148,14 +149,15 @@ class FusedExperts:
         return True
 
     def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
-        return self._run(hidden)
+        cache = arguments.get("past_key_values")
+        return self._run(hidden, cache.columns if isinstance(cache, GraphCache) else None)
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
-        return self._run(hidden)
+        return self._run(hidden, None)
 
-    def _run(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _run(self, hidden: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
         modules, kernels = self._modules, router_kernels_for(hidden.dtype, hidden.shape[1], hidden.device)
-        routed = kernels.route(hidden, self._weights, self._rule, modules.chosen)
+        routed = kernels.route(hidden, self._weights, self._rule, modules.chosen, columns)
         shared = None if modules.shared is None else multiply_mlp(modules.shared, routed.normed)
         return modules.experts.multiply(routed.normed, routed.ids, routed.weights, Added(hidden, shared, routed.gates))
 

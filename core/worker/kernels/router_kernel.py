@@ -80,8 +80,19 @@ class RouterKernels:
         }
         self._ended = torch.zeros(MAX_GROUPS, dtype=torch.int32, device=device)
 
-    def route(self, x: torch.Tensor, weights: RouterWeights, rule: RoutingRule, chosen: int) -> Routed:
-        """x [rows, size] -> its norm, and where each row goes."""
+    def route(
+        self,
+        x: torch.Tensor,
+        weights: RouterWeights,
+        rule: RoutingRule,
+        chosen: int,
+        columns: torch.Tensor | None = None,
+    ) -> Routed:
+        """x [rows, size] -> its norm, and where each row goes.
+
+        columns: int64 [rows], below 0 for rows that are nobody's: those are treated as the first one, of which no more
+        is to be read. For at most MAX_GROUPS rows.
+        """
         (rows, size), experts, device = x.shape, weights.router.shape[0], x.device
         normed, logits = torch.empty_like(x), torch.empty((rows, experts), dtype=torch.float32, device=device)
         ids = torch.empty((rows, chosen), dtype=torch.long, device=device)
@@ -93,7 +104,7 @@ class RouterKernels:
             count = min(MAX_GROUPS * shared, rows - begin)
             self._routes[shared](
                 (blocks, -(-count // shared), 1), THREADS, x[begin:], weights.norm.weight, weights.router, weights.gate,
-                weights.bias, normed[begin:], logits[begin:], self._ended, ids[begin:], by[begin:],
+                weights.bias, columns, normed[begin:], logits[begin:], self._ended, ids[begin:], by[begin:],
                 None if gates is None else gates[begin:], x.stride(0), size, count, experts, chosen, weights.norm.eps,
                 weights.norm.offset, rule.scale, rule.least_sum, rule.bits,
             )  # fmt: skip

@@ -75,8 +75,8 @@ def run_experts(
     x: torch.Tensor,
     ids: torch.Tensor,
     weights: torch.Tensor,
-    gate_ups: Sequence[torch.Tensor],
-    downs: Sequence[torch.Tensor],
+    gate_ups: Sequence[torch.Tensor] | torch.Tensor,
+    downs: Sequence[torch.Tensor] | torch.Tensor,
 ) -> torch.Tensor:
     """What experts compute of x [tokens, hidden] in float32. gate_ups, downs: of each, [inputs, outputs] in float32.
 

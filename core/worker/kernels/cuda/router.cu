@@ -67,12 +67,14 @@ __device__ __forceinline__ void choose_experts(const float* logits, const float*
 
 // x [rows][size] -> normed, its RMSNorm (`offset` is added to each weight); ids and weights [rows][chosen]. router [experts][size]. gate_weight: of the
 // gate of an expert that all rows go through, whose sigmoid goes to `gates` [rows]; null for none. logits: room for
-// [rows][experts]. ended: a zero for each ROWS rows, and zero again at the end.
+// [rows][experts]. ended: a zero for each ROWS rows, and zero again at the end. columns [rows], or null: a row whose
+// column is below 0 is nobody's, and is taken for the first one, so that no expert is read for it alone.
 template <int ROWS>
 __device__ __forceinline__ void route(const u16* x, const u16* norm_weight, const u16* router, const u16* gate_weight,
-                                      const float* bias, u16* normed, float* logits, int* ended, i64* ids,
-                                      float* weights, float* gates, int x_row, int size, int rows, int experts,
-                                      int chosen, float eps, float offset, float scale, float least_sum, int how) {
+                                      const float* bias, const i64* columns, u16* normed, float* logits, int* ended,
+                                      i64* ids, float* weights, float* gates, int x_row, int size, int rows,
+                                      int experts, int chosen, float eps, float offset, float scale, float least_sum,
+                                      int how) {
     constexpr int AHEAD = 8;
     extern __shared__ uint4 shared[];
     float* sums = (float*)shared;
@@ -94,7 +96,8 @@ __device__ __forceinline__ void route(const u16* x, const u16* norm_weight, cons
     pdl_wait();
     for (int r = 0; r < count; r++) {
         __syncthreads();
-        norm.apply(x + (i64)(first + r) * x_row, size, eps, offset, sums, [&](int at, uint4 done) {
+        const i64 from = columns && columns[first + r] < 0 ? 0 : first + r;
+        norm.apply(x + from * x_row, size, eps, offset, sums, [&](int at, uint4 done) {
             *(uint4*)(of_rows + r * size + at) = done;
             if (blockIdx.x == 0) *(uint4*)(normed + (i64)(first + r) * size + at) = done;
         });
@@ -141,10 +144,11 @@ __device__ __forceinline__ void route(const u16* x, const u16* norm_weight, cons
 #define ROUTE(NAME, ROWS)                                                                                              \
     extern "C" __global__ void __launch_bounds__(256)                                                                  \
         NAME(const u16* x, const u16* norm_weight, const u16* router, const u16* gate_weight, const float* bias,       \
-             u16* normed, float* logits, int* ended, i64* ids, float* weights, float* gates, int x_row, int size,      \
-             int rows, int experts, int chosen, float eps, float offset, float scale, float least_sum, int how) {      \
-        route<ROWS>(x, norm_weight, router, gate_weight, bias, normed, logits, ended, ids, weights, gates, x_row, size, \
-                    rows, experts, chosen, eps, offset, scale, least_sum, how);                                                \
+             const i64* columns, u16* normed, float* logits, int* ended, i64* ids, float* weights, float* gates,       \
+             int x_row, int size, int rows, int experts, int chosen, float eps, float offset, float scale,             \
+             float least_sum, int how) {                                                                               \
+        route<ROWS>(x, norm_weight, router, gate_weight, bias, columns, normed, logits, ended, ids, weights, gates,    \
+                    x_row, size, rows, experts, chosen, eps, offset, scale, least_sum, how);                           \
     }
 ROUTE(route_1, 1)
 ROUTE(route_4, 4)
