@@ -26,7 +26,7 @@ from core.worker.decode.fused_experts import FusedExperts
 from core.worker.decode.fused_mlp import FusedDenseMlp
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
-from core.worker.decode.layer_fusion import fuse_layers
+from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -37,7 +37,10 @@ from tests.support.ptx_on_cpu import kernels_on_cpu
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
 
-CPU, CONTEXT, PROMPT = torch.device("cpu"), 64, [5, 9, 2, 77, 31]
+CPU, CONTEXT, PROMPT = torch.device("cpu"), 96, [5, 9, 2, 77, 31]
+# A chunk of the fewest tokens that are multiplied from the codes, of which some are not there.
+CHUNK, NUM_THERE = 66, 61
+QUARTER_ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
 SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "head_dim": 64,
                          "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": CONTEXT,
                          "vocab_size": VOCABULARY}  # fmt: skip
@@ -57,8 +60,7 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ("family", "more"),
     [
         ("qwen3", {}),
-        ("qwen3_5_text", {"layer_types": ["full_attention"], "rope_parameters": {
-            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
+        ("qwen3_5_text", {"layer_types": ["full_attention"], "rope_parameters": QUARTER_ROPE}),
         ("qwen3_moe", {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 64}),
     ],
     ids=["normed heads", "gated heads, a quarter turned", "experts"],
@@ -73,6 +75,17 @@ def test_a_token_is_decoded_by_fused_attention(
     assert isinstance(layer._mlp, FusedExperts if "num_experts" in more else FusedDenseMlp)
     for got in (before, run.decode()):
         assert (got[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
+
+
+def test_a_chunk_is_read_by_fused_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms, RoPE on a quarter, gates: after the products from the codes, which compute capability 9.0 has."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    config = {"model_type": "qwen3_5_text", **SIZES, "layer_types": ["full_attention"], "rope_parameters": QUARTER_ROPE}
+    reference = make_family_checkpoint(tmp_path / "model", config)
+    wanted = reference(chunk_tokens()[:, :NUM_THERE]).logits[0, -1]
+    _, run, (layer,) = open_fused(tmp_path / "model", monkeypatch)
+    assert fuse_prefill(run.model, run.prefill) == 1 and layer.prefills
+    assert (run.prefill()[0].float() - wanted).abs().max() < TOLERANCE * wanted.std()
 
 
 @pytest.mark.parametrize("is_quantized", [True, False], ids=["4 bit", "16 bit"])
@@ -150,11 +163,16 @@ def prefilled(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
     return logits
 
 
+def chunk_tokens() -> torch.Tensor:
+    """[1, CHUNK]"""
+    return (torch.arange(CHUNK) * 7 % 300 + 3).unsqueeze(0)
+
+
 class GraphRun:
-    """Decodes the tokens of a prompt one by one, over the cache of captured steps."""
+    """Decodes the tokens of a prompt one by one, and reads a chunk, over the cache of captured steps."""
 
     def __init__(self, runner: ModelRunner, cache: GraphCache) -> None:
-        self._runner, self._cache = runner, cache
+        self._runner, self._cache, self.model = runner, cache, runner._model
         ALL_ATTENTION_FUNCTIONS.register("tests_fused_attention", cache.attend)
         runner.use_attention("tests_fused_attention")
 
@@ -165,3 +183,11 @@ class GraphRun:
             self._cache.set_targets(torch.tensor([1]), at, torch.tensor([place + 1]))
             logits = self._runner.run_captured(torch.tensor([[token]]), at, self._cache, 1)
         return logits
+
+    def prefill(self) -> torch.Tensor:
+        """The logits [1, vocabulary] after the last token of the chunk that is there."""
+        places = torch.arange(CHUNK)
+        columns = torch.where(places < NUM_THERE, places, -1).unsqueeze(0)
+        self._cache.set_targets(torch.tensor([1]), columns, torch.tensor([0, NUM_THERE]))
+        last = torch.tensor([NUM_THERE - 1])
+        return self._runner.run_captured(chunk_tokens(), places.unsqueeze(0), self._cache, last)
