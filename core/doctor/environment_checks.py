@@ -14,9 +14,10 @@ from core.common.errors import DeckError, InputError
 from core.common.host_memory import available_bytes
 from core.common.paths import cache_dir, data_dir, models_dir
 from core.common.urls import host_name
-from core.doctor.check_result import CheckResult, error_result, result
+from core.doctor.check_result import CheckResult, Status, error_result, result
 from core.hub.endpoints import checked_endpoint, default_endpoint
 from core.server.listening import check_address, url_of
+from core.standby.settings import idle_command, idle_minutes, is_command_there
 
 GIB, MIB = 2**30, 2**20
 MODEL_BYTES, LEAST_BYTES, LOAD_BYTES = 4 * GIB, 64 * MIB, 2 * GIB
@@ -30,6 +31,7 @@ def check_environment(host: str, port: int) -> Iterator[CheckResult]:
     yield check_memory(available_bytes())
     yield check_port(host, port)
     yield from check_public()
+    yield from check_idle()
     yield check_hub(default_endpoint())
 
 
@@ -77,6 +79,14 @@ def check_public() -> Iterator[CheckResult]:
     for url in urls:
         is_ours = _is_llamadeck(f"{url.rstrip('/')}/_stcore/health")
         yield result("public", "ok" if is_ours else "warn", "public_ok" if is_ours else "public_none", url=url)
+
+
+def check_idle() -> Iterator[CheckResult]:
+    """The command that ends a machine which does nothing, where one is wanted."""
+    if minutes := idle_minutes("command"):
+        status: Status = "ok" if is_command_there() else "fail"
+        key = "idle_ok" if status == "ok" else "idle_missing"
+        yield result("idle", status, key, command=idle_command(), minutes=minutes)
 
 
 def check_hub(endpoint: str) -> CheckResult:

@@ -7,6 +7,8 @@ Kept for the whole installation: all who use it share its engine.
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -46,6 +48,15 @@ def set_idle_minutes(action: Action, minutes: int) -> None:
 def idle_command() -> str:
     """For a shell. "" where there is to be none."""
     return os.environ.get(COMMAND, USUAL_COMMAND).strip()
+
+
+def is_command_there() -> bool:
+    """Whether the shell would find the program that the command begins with; what it makes of more it alone knows."""
+    try:
+        words = shlex.split(idle_command())
+    except ValueError:
+        return True
+    return not words or not words[0].replace("/", "").replace("-", "").isalnum() or shutil.which(words[0]) is not None
 
 
 @lru_cache(4)

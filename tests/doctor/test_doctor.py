@@ -20,6 +20,7 @@ from core.doctor import security_checks as security
 from core.doctor.check_result import CheckResult
 from core.gpu.cuda_driver import CudaDriver
 from core.gpu.snapshot import Gpu, GpuSnapshot, read_snapshot
+from core.standby.settings import COMMAND, set_idle_minutes
 from tests.support.dashboard import free_port
 
 
@@ -127,6 +128,27 @@ def test_ports() -> None:
         taken.listen(0)
         result = environment.check_port("no.such.host.invalid", taken.getsockname()[1])
     assert result.status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("minutes", "command", "expected"),
+    [
+        (0, "no-such-program", []),
+        (30, "true", [("ok", "doctor.idle_ok")]),
+        (30, "sh -c 'exit 0'", [("ok", "doctor.idle_ok")]),
+        (30, "no-such-program now", [("fail", "doctor.idle_missing")]),
+        (30, "(sleep 1; true)", [("ok", "doctor.idle_ok")]),
+        (30, "'", [("ok", "doctor.idle_ok")]),
+    ],
+)
+def test_the_command_of_idleness_has_to_be_there(
+    minutes: int, command: str, expected: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else ends what costs money."""
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path))
+    monkeypatch.setenv(COMMAND, command)
+    set_idle_minutes("command", minutes)
+    assert [(one.status, one.key) for one in environment.check_idle()] == expected
 
 
 def test_a_hub_that_does_not_answer_is_a_warning() -> None:

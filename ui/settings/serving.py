@@ -10,6 +10,7 @@ from core.standby.settings import (
     Action,
     idle_command,
     idle_minutes,
+    is_command_there,
     other_names,
     set_idle_minutes,
     set_other_names,
@@ -35,6 +36,8 @@ def draw_idle() -> None:
         return
     if command := idle_command():
         _draw_minutes("command", tr("settings.idle_command", command=command), tr("settings.idle_command_help"))
+        if idle_minutes("command") and not is_command_there():
+            st.warning(tr("doctor.idle_missing", command=command, minutes=idle_minutes("command")))
     else:
         st.caption(tr("settings.idle_no_command"))
 
