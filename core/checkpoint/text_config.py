@@ -75,6 +75,7 @@ OWN_NAMES: dict[str, dict[str, str]] = {
     "gpt2": _GPT2,
     "gpt_bigcode": _GPT2,
     "gptj": _GPT2,
+    "lfm2": {"intermediate_size": "block_ff_dim"},
     "mpt": {
         "hidden_size": "d_model",
         "num_hidden_layers": "n_layers",

@@ -187,7 +187,7 @@ def _splits(
     As vLLM recommends: tensors over the GPUs of a host, layers over hosts; layers also where heads do not divide.
     """
     if tensor is not None and not can_split(shape, checkpoint, tensor):
-        heads = min(mixer.num_heads for mixer in shape.attentions)
+        heads = min((mixer.num_heads for mixer in shape.attentions), default=1)
         raise InputError("scale_heads", model=checkpoint.name, value=tensor, heads=heads)
     if pipeline is not None and pipeline > shape.num_layers:
         raise InputError("scale_layers", model=checkpoint.name, value=pipeline, layers=shape.num_layers)
@@ -229,7 +229,7 @@ def _plan(
     used = sorted(devices, key=lambda device: -device.available_mib)[:per_host]
     least = min(used, key=lambda device: device.available_mib / device.total_mib)
     whole = make_plan(shape, KERNEL, least.capability, context_tokens, 1, CHUNK_TOKENS)
-    cache = whole.kv_cache / pipeline / min(tensor, *(mixer.num_kv_heads for mixer in shape.attentions))
+    cache = whole.kv_cache / pipeline / min([tensor, *(mixer.num_kv_heads for mixer in shape.attentions)])
     # vLLM also loads the part for pictures.
     weights = (whole.weights + checkpoint.left_out_bytes) / tensor / pipeline
     needed = (weights + cache + whole.activations / tensor + whole.workspace + whole.context) / MIB + GRAPHS_MIB
