@@ -230,7 +230,7 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
     kernel = kernel_named(kernel_name)
     if kernel not in able_kernels(matrix_shapes(checkpoint), [device]):
         return []
-    if captured and not read_shape(checkpoint).is_capturable:
+    if captured and not kernel.can_capture(read_shape(checkpoint, merged=True)):
         print(f"{name}: its steps are never captured", file=sys.stderr)
         return []
     rungs = [(plan_of(folder / name, kernel_name, *rung, captured), *rung) for rung in case.rungs]
