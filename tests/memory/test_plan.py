@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from core.checkpoint.attention import FullAttention
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.i18n import catalogue as texts
 from core.library import catalogue
@@ -13,7 +14,7 @@ from core.memory.kernels.gptqmodel import TORCH, TRITON
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import ModelShape, read_shape
-from core.memory.plan import MemoryPlan, make_plan, split_plan, state_bytes, weight_bytes
+from core.memory.plan import MemoryPlan, layer_state_bytes, make_plan, split_plan, state_bytes, weight_bytes
 from core.memory.sizes import MIB
 
 AMPERE = (8, 6)
@@ -134,6 +135,22 @@ def test_several_gpus_hold_every_layer_once(rooms_gib: tuple[int, ...]) -> None:
     # Only the last may hold more than it has room for: what is left over must count somewhere.
     assert sum(plan.num_layers for plan in plans) == shape.num_layers
     assert all(plan.kv_cache == 0 or plan.total <= room for plan, room in zip(plans[:-1], rooms[:-1], strict=True))
+
+
+def test_each_gpu_of_a_split_counts_the_cache_of_its_own_layers() -> None:
+    """Gemma 4: layers with few large heads, with many small ones, and with none that they keep."""
+    shape = shape_of("7B")
+    ((layer, _),) = shape.layers
+    large = replace(layer, mixer=FullAttention(32, 4, 512))
+    shared = replace(layer, mixer=FullAttention(32, 32, 128, shares_cache=True))
+    uneven = replace(shape, layers=((large, 16), (layer, 8), (shared, 8)), layer_order=(0,) * 16 + (1,) * 8 + (2,) * 8)
+    plans = split_plan(uneven, LLAMADECK, [AMPERE] * 2, [4 * 2**30] * 2, 4096, 1, CHUNK_TOKENS)
+    assert sum(plan.kv_cache for plan in plans) == state_bytes(uneven, 4096, 1)
+    states = [layer_state_bytes(one, 4096, 1) for one in (large, layer, shared)]
+    assert states[2] == 0 and states[0] == states[1] / 2
+    first = plans[0].num_layers
+    assert 0 < first < 32
+    assert plans[0].kv_cache == sum(states[place] for place in uneven.layer_order[:first])
 
 
 def test_every_part_of_a_plan_has_a_name_in_both_languages() -> None:

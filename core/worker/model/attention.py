@@ -46,6 +46,9 @@ def attend(
     model adds to plain attention.
     """
     refuse_additions(extras)
+    if key.device != query.device:
+        # Those of an earlier layer, which lies on another GPU.
+        key, value = key.to(query.device), value.to(query.device)
     is_too_wide = not query.is_cpu and query.shape[3] > MAX_TORCH_HEAD_DIM
     if softcap is not None or s_aux is not None or is_too_wide:
         return attend_written_out(query, key, value, mask, scaling, softcap, s_aux), None
