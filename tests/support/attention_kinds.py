@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def check_answers(folder: Path, config: dict[str, Any], on_cpu: bool) -> ModelFa
     """Load a model of `config` and answer two chats at once, greedily: each token must be about the best that the class
     has after those before it. The facts of the load."""
     reference = make_family_checkpoint(folder, config)
+    # Captured steps have their own rotation, for the whole process.
+    source = sys.modules[type(reference).__module__]
+    rotation = source.apply_rotary_pos_emb
     engine = load_engine(read_checkpoint(folder), Load(folder, CONTEXT, 2, on_cpu=on_cpu), lambda *_: None)
     random = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, VOCABULARY - 10, (length,), generator=random).tolist() for length in LENGTHS]
@@ -49,6 +53,7 @@ def check_answers(folder: Path, config: dict[str, Any], on_cpu: bool) -> ModelFa
         scheduler.submit(Generate(request, tuple(prompt), Sampling(temperature=0.0, max_new_tokens=NEW_TOKENS)))
     while not scheduler.is_idle:
         scheduler.step()
+    source.apply_rotary_pos_emb = rotation  # type: ignore[attr-defined]
     for prompt, tokens in zip(prompts, chosen.values(), strict=True):
         # A step that ran ahead may have drawn one more.
         assert len(tokens) >= NEW_TOKENS
