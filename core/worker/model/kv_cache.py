@@ -109,9 +109,9 @@ class SlotCache:
         # One row writes the last columns that it reads: as a slice, which is faster than an index.
         self._is_slice = columns.shape[0] == 1
         row_index = torch.arange(columns.shape[0], device=columns.device)
-        state_rows = row_index + rows.start
+        state_rows = row_index
         if self.states:
-            state_rows = torch.where(columns[:, 0] == self.unread_column, self.num_slots, state_rows)
+            state_rows = torch.where(columns[:, 0] == self.unread_column, self.num_slots, row_index + rows.start)
         self._targets = {
             device: (row_index.unsqueeze(1).to(device), columns.to(device), state_rows.to(device))
             for device in self._devices
