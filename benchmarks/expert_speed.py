@@ -106,7 +106,7 @@ def measure(
 
 
 def route_rows(shape: Shape, x: torch.Tensor, times: int) -> Callable[[], None]:
-    kernels = router_kernels_for(x.dtype, shape.hidden, x.device)
+    kernels = router_kernels_for(x.dtype, shape.num_experts, shape.hidden, x.device)
     routers = [torch.randn((shape.num_experts, shape.hidden), device="cuda").to(x.dtype) for _ in range(times)]
     norm = FusedRmsNorm(torch.ones(shape.hidden, device="cuda", dtype=x.dtype), None, 1e-6)
     rule = RoutingRule(False, True, True, True)

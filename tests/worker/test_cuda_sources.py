@@ -153,7 +153,7 @@ def test_the_products_with_experts_compile(
     monkeypatch.setattr(Gpu, "shared_memory_per_block_optin", shared_kib * 1024)
     expert_kernels.ExpertKernels(dtype, format, torch.device("cpu"))
     routed_pairs.PairKernels(dtype, torch.device("cpu"))
-    router_kernel.RouterKernels(dtype, 2048, torch.device("cpu"))
+    router_kernel.RouterKernels(dtype, 128, 2048, torch.device("cpu"))
     if capability == (9, 0):
         for rows in expert_prompts.STAGES:
             expert_prompts.ExpertPromptKernels(dtype, format, rows, torch.device("cpu"))

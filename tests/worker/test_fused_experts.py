@@ -158,7 +158,7 @@ def test_for_rows_that_are_nobodys_no_expert_is_read_that_others_need_not() -> N
     modules = find_expert_modules(make_layer("qwen3_moe"))
     assert modules is not None
     hidden = torch.randn((4, HIDDEN), generator=torch.Generator().manual_seed(6)).half()
-    kernels, rule = router_kernels_for(torch.float16, HIDDEN, CPU), RULES["qwen3_moe"]
+    kernels, rule = router_kernels_for(torch.float16, NUM_EXPERTS, HIDDEN, CPU), RULES["qwen3_moe"]
     alone = kernels.route(hidden, modules.weights(), rule, CHOSEN)
     padded = kernels.route(hidden, modules.weights(), rule, CHOSEN, torch.tensor([[7], [9], [0], [-1]]))
     for got, wanted in ((padded.ids, alone.ids), (padded.weights, alone.weights), (padded.normed, alone.normed)):

@@ -122,7 +122,7 @@ def test_the_rows_of_a_prompt_are_multiplied_in_tiles(
 def test_a_captured_product_follows_whom_a_router_chooses(tokens: int) -> None:
     """Experts, and how many rows each has, are read from GPU memory."""
     experts, *_ = on_gpu(16, 256, 128, CodeFormat(4, 128, False), torch.float16, False)
-    kernels, rule = router_kernels_for(torch.float16, 256, DEVICE), RoutingRule(False, True, True, True)
+    kernels, rule = router_kernels_for(torch.float16, 16, 256, DEVICE), RoutingRule(False, True, True, True)
     weights = RouterWeights(
         FusedRmsNorm(torch.ones(256, device=DEVICE).half(), None, 1e-6), torch.randn((16, 256), device=DEVICE).half()
     )
@@ -155,7 +155,7 @@ def test_a_router_chooses_what_torch_chooses(rows: int, sizes: tuple[int, int, i
     weight = (torch.rand(hidden, device=DEVICE, generator=random) + 0.5).half()
     router, gate = router / hidden**0.5, gate / hidden**0.5
     weights = RouterWeights(FusedRmsNorm(weight, None, 1e-6), router, None, gate)
-    kernels = router_kernels_for(torch.float16, hidden, DEVICE)
+    kernels = router_kernels_for(torch.float16, num_experts, hidden, DEVICE)
     got = kernels.route(x, weights, RoutingRule(False, True, False, False), chosen)
     normed = torch.nn.functional.rms_norm(x.float(), (hidden,), eps=1e-6).half() * weight
     assert (got.normed.float() - normed.float()).abs().max() < 0.01

@@ -133,8 +133,9 @@ def rules(router: Any) -> Iterator[RoutingRule]:
 
 
 def _route(modules: ExpertModules, x: torch.Tensor, rule: RoutingRule) -> Routed:
-    kernels = router_kernels_for(x.dtype, x.shape[1], x.device)
-    return kernels.route(x, modules.weights(), rule, modules.chosen)
+    weights = modules.weights()
+    kernels = router_kernels_for(x.dtype, *weights.router.shape, x.device)
+    return kernels.route(x, weights, rule, modules.chosen)
 
 
 class FusedExperts:
@@ -156,7 +157,7 @@ class FusedExperts:
         return self._run(hidden, None)
 
     def _run(self, hidden: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
-        modules, kernels = self._modules, router_kernels_for(hidden.dtype, hidden.shape[1], hidden.device)
+        modules, kernels = self._modules, router_kernels_for(hidden.dtype, *self._weights.router.shape, hidden.device)
         routed = kernels.route(hidden, self._weights, self._rule, modules.chosen, columns)
         shared = None if modules.shared is None else multiply_mlp(modules.shared, routed.normed)
         return modules.experts.multiply(routed.normed, routed.ids, routed.weights, Added(hidden, shared, routed.gates))

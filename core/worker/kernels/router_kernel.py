@@ -69,11 +69,11 @@ class Routed(NamedTuple):
 
 
 class RouterKernels:
-    """The kernels of cuda/router.cu for rows of one size, on one GPU. All routers of a model share a buffer, so one
+    """The kernels of cuda/router.cu for routers [num_experts, size], on one GPU. All of a model share a buffer, so one
     stream must run them."""
 
-    def __init__(self, dtype: torch.dtype, size: int, device: torch.device) -> None:
-        defines = {"BF16": int(dtype == torch.bfloat16), "MAX_SIZE": MAX_SIZE}
+    def __init__(self, dtype: torch.dtype, num_experts: int, size: int, device: torch.device) -> None:
+        defines = {"BF16": int(dtype == torch.bfloat16), "MAX_SIZE": MAX_SIZE, "EXPERTS_EACH": -(-num_experts // 32)}
         module = CudaModule(read_source("router.cu"), defines, device)
         self._routes = {
             rows: module.kernel(f"route_{rows}", SUMS_BYTES + rows * size * dtype.itemsize) for rows in (1, SHARED_ROWS)
@@ -112,5 +112,5 @@ class RouterKernels:
 
 
 @cache
-def router_kernels_for(dtype: torch.dtype, size: int, device: torch.device) -> RouterKernels:
-    return RouterKernels(dtype, size, device)
+def router_kernels_for(dtype: torch.dtype, num_experts: int, size: int, device: torch.device) -> RouterKernels:
+    return RouterKernels(dtype, num_experts, size, device)

@@ -1,11 +1,10 @@
 // Which experts each row goes to: RMSNorm, the router's logits, their scores, and the best. MAX_SIZE: the longest row
-// (elements). A row's result does not depend on the other rows.
+// (elements). EXPERTS_EACH: how many experts a lane looks at, a 32nd of all. A row's result does not depend on the other
+// rows.
 //
 // A block takes 8 experts, a warp each, and the last block to end for some rows chooses for them.
 
 enum { SIGMOID = 1, NORMALIZED = 2, ROUND_LOGITS = 4, ROUND_WEIGHTS = 8 };
-// The most experts that a lane looks at; 32 times as many in all.
-#define MOST_EACH 16
 
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
@@ -18,23 +17,23 @@ __device__ __forceinline__ void choose_experts(const float* logits, const float*
                                                int experts, int chosen, float scale, float least_sum, int how) {
     const int lane = threadIdx.x % 32;
     const float nothing = __uint_as_float(0xff800000u);
-    float scores[MOST_EACH], choice[MOST_EACH];
+    float scores[EXPERTS_EACH], choice[EXPERTS_EACH];
     float most = nothing, sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < MOST_EACH; i++) {
+    for (int i = 0; i < EXPERTS_EACH; i++) {
         const int expert = i * 32 + lane;
         scores[i] = expert < experts ? __ldcg(logits + expert) : nothing;
         most = fmaxf(most, scores[i]);
     }
     most = warp_max(most);
 #pragma unroll
-    for (int i = 0; i < MOST_EACH; i++) {
+    for (int i = 0; i < EXPERTS_EACH; i++) {
         scores[i] = how & SIGMOID ? 1.0f / (1.0f + __expf(-scores[i])) : __expf(scores[i] - most);
         sum += scores[i];
     }
     sum = warp_sum(sum);
 #pragma unroll
-    for (int i = 0; i < MOST_EACH; i++) {
+    for (int i = 0; i < EXPERTS_EACH; i++) {
         const int expert = i * 32 + lane;
         if (!(how & SIGMOID)) scores[i] /= sum;
         choice[i] = expert < experts ? scores[i] + (bias ? bias[expert] : 0.0f) : nothing;
@@ -46,7 +45,7 @@ __device__ __forceinline__ void choose_experts(const float* logits, const float*
         float best = nothing, score = 0.0f;
         int expert = one;
 #pragma unroll
-        for (int i = 0; i < MOST_EACH; i++)
+        for (int i = 0; i < EXPERTS_EACH; i++)
             if (choice[i] > best) best = choice[i], score = scores[i], expert = i * 32 + lane;
 #pragma unroll
         for (int by = 16; by; by /= 2) {
@@ -56,7 +55,7 @@ __device__ __forceinline__ void choose_experts(const float* logits, const float*
                 best = other, score = other_score, expert = other_expert;
         }
 #pragma unroll
-        for (int i = 0; i < MOST_EACH; i++)
+        for (int i = 0; i < EXPERTS_EACH; i++)
             if (i * 32 + lane == expert) choice[i] = nothing;
         if (lane == one) kept = expert, weight = score;
     }
