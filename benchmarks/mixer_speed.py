@@ -20,7 +20,7 @@ from core.checkpoint.recurrent import GatedDeltaNet
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.dense_small_batch import dense_kernels_for
 from core.worker.kernels.packed_small_batch import FusedRmsNorm
-from core.worker.kernels.recurrent import DeltaWeights, Projected, delta_kernels_for
+from core.worker.kernels.recurrent import DeltaKernels, DeltaWeights, Projected
 from core.worker.plan_load import use_capturable_stream
 
 COLUMNS = ("what", "chats or tokens", "µs", "MB", "ceiling µs", "% of it")
@@ -109,7 +109,7 @@ class Bench:
         mixer, projected = self._shape.mixer, self._projected(rows)
         num_bytes = 2 * rows * state_bytes(mixer)
         layers = [self._memory(rows) for _ in range(layers_of(num_bytes))]
-        kernels, weights = delta_kernels_for(mixer, self._dtype, rows, self._device), self._weights()
+        kernels, weights = DeltaKernels(mixer, self._dtype, rows, self._device), self._weights()
         slots = torch.arange(rows, device=self._device)
         columns = slots + 100
 
@@ -124,7 +124,7 @@ class Bench:
         values = mixer.num_value_heads * mixer.value_dim
         num_bytes = tokens * (mixer.channels + 2 * values) * HALF_BYTES + 2 * state_bytes(mixer)
         layers = [self._memory(1) for _ in range(4)]
-        kernels, weights = delta_kernels_for(mixer, self._dtype, 1, self._device), self._weights()
+        kernels, weights = DeltaKernels(mixer, self._dtype, 1, self._device), self._weights()
         slots, bounds = torch.zeros(1, dtype=torch.long, device=self._device), torch.tensor([tokens, tokens])
         bounds = bounds.to(self._device)
 

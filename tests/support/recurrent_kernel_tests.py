@@ -20,6 +20,7 @@ from core.worker.kernels.recurrent import (
     Projected,
     choose_block_sizes,
 )
+from core.worker.kernels.recurrent_check import check_delta_kernels
 
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 # Values of a result between 1 and 2 are rounded by half of this, some twice on the way.
@@ -250,6 +251,23 @@ def test_blocks_take_what_shared_memory_has_room_for() -> None:
     assert choose_block_sizes(SHAPES[1], 80 * kib) == BlockSizes(32, 1)
     assert choose_block_sizes(replace(SHAPES[1], key_dim=256), 99 * kib) is None
     assert choose_block_sizes(SHAPES[2], 227 * kib) is None
+
+
+@HALVES
+@pytest.mark.parametrize("in_blocks", [False, True], ids=["token by token", "in blocks"])
+def test_the_check_of_a_load_passes(in_blocks: bool, dtype: torch.dtype) -> None:
+    device = torch.zeros(0).device
+    check_delta_kernels(DeltaKernels(SHAPES[0], dtype, 1, device, in_blocks), dtype, device)
+
+
+@pytest.mark.parametrize("kernel", ["_step", "_outputs"])
+def test_kernels_that_compute_something_else_are_refused(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load then takes torch's rule."""
+    device = torch.zeros(0).device
+    kernels = DeltaKernels(SHAPES[0], torch.float16, 1, device)
+    monkeypatch.setattr(kernels, kernel, lambda *_: None)
+    with pytest.raises(ValueError, match="off by"):
+        check_delta_kernels(kernels, torch.float16, device)
 
 
 def test_other_types_and_heads_are_refused() -> None:

@@ -20,7 +20,8 @@ from core.worker.decode.mixer_matrices import (
     multiply_out,
     prefill_out,
 )
-from core.worker.kernels.recurrent import DeltaWeights, Projected, delta_kernels_for
+from core.worker.kernels.recurrent import DeltaWeights, Projected
+from core.worker.kernels.recurrent_check import delta_kernels_for
 from core.worker.kernels.row_norm import MAX_ROW
 from core.worker.model.layer_state import RecurrentState
 from core.worker.model.recurrent_layers import GatedDeltaNetLayer

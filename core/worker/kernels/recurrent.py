@@ -258,8 +258,3 @@ class DeltaKernels:
             mixer.num_value_heads, tokens,
         )  # fmt: skip
         return out
-
-
-@cache
-def delta_kernels_for(mixer: GatedDeltaNet, dtype: torch.dtype, num_rows: int, device: torch.device) -> DeltaKernels:
-    return DeltaKernels(mixer, dtype, num_rows, device)

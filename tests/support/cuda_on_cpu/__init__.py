@@ -18,7 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.worker.kernels import cache_attention, logprobs_kernel, recurrent, sampling_kernel, step_ops
+from core.worker.kernels import (
+    cache_attention,
+    logprobs_kernel,
+    recurrent,
+    recurrent_check,
+    sampling_kernel,
+    step_ops,
+)
 from core.worker.kernels.nvrtc import Argument, _value
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
@@ -110,7 +117,7 @@ def forget() -> None:
         step_ops.kernel_for,
         cache_attention.kernels_for,
         recurrent.module_for,
-        recurrent.delta_kernels_for,
+        recurrent_check.delta_kernels_for,
     ):
         made.cache_clear()
     sampling_kernel.sampling_kernel_for.cache_clear()
