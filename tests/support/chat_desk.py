@@ -15,6 +15,7 @@ from core.chat.template import ChatTemplate
 from core.common.errors import EngineError
 from core.engine.answer import Answer
 from core.engine.protocol import AnswerStats, Finished, TextChunk
+from core.engine.request_options import PLAIN, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.personas.character import Character
@@ -43,7 +44,12 @@ class Engine:
         self.is_loaded = True
 
     def generate(
-        self, prompt: str, sampling: Sampling, continues: bool = False, thought: ThoughtRules | None = None
+        self,
+        prompt: str,
+        sampling: Sampling,
+        continues: bool = False,
+        thought: ThoughtRules | None = None,
+        options: RequestOptions = PLAIN,
     ) -> Answer:
         if not self.is_loaded:
             raise EngineError("nothing_loaded")
