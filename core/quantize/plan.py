@@ -185,4 +185,9 @@ def default_device(devices: Sequence[DeviceMemory]) -> str:
     """Where a job runs: the GPU with the most room, else the CPU. LLAMADECK_CPU keeps it on the CPU."""
     if not devices or os.environ.get("LLAMADECK_CPU") == "1":
         return "cpu"
-    return f"cuda:{max(range(len(devices)), key=lambda index: devices[index].available_mib)}"
+    return f"cuda:{max(range(len(devices)), key=lambda index: free_bytes(devices[index]))}"
+
+
+def free_bytes(device: DeviceMemory) -> int:
+    """What is free of a GPU beside the model that is loaded, which stays."""
+    return max(0, device.available_mib - device.returning_mib) * MIB

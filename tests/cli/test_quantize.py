@@ -72,7 +72,8 @@ def test_an_adapter_that_names_another_base_is_merged_with_a_warning(plain: Path
 @pytest.mark.engine
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(plain: Path, tmp_path: Path) -> None:
     """Of a Llama; the finished model loses little, and nothing else is left beside it."""
-    arguments = ["quantize", str(plain), "--group-size", "32", "--cpu", "--name", "mine"]
+    choices = ["--bits", "8", "--group-size", "-1", "--asymmetric"]
+    arguments = ["quantize", str(plain), *choices, "--cpu", "--name", "mine"]
     command = [sys.executable, "-m", "cli.main", *arguments]
     first = subprocess.Popen(command, cwd=ROOT, env=environment(tmp_path), stderr=subprocess.PIPE, encoding="utf-8")
     assert first.stderr is not None
@@ -88,7 +89,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(plain: Path, tmp
     code, said = call(tmp_path, *arguments)
     assert code == 0 and "%" in said, said
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]
-    read_checkpoint(tmp_path / "models" / "mine").require_runs()
+    made = read_checkpoint(tmp_path / "models" / "mine")
+    made.require_runs()
+    assert made.quantization_label == "8 bit, no groups"
     assert call(tmp_path, *arguments)[1].endswith("Delete it, or choose another name.")
 
 

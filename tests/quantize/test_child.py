@@ -20,7 +20,7 @@ from core.quantize.calibration import HELD_OUT
 from core.quantize.child import perplexity
 from core.quantize.child.gptq import Progress
 from core.quantize.child.merge import merge
-from core.quantize.child.weights import LazyWeights
+from core.quantize.child.weights import LazyWeights, unpack
 from core.quantize.child.writing import in_type, write_checkpoint
 from core.quantize.options import QuantizeOptions
 from core.tokenizer.read import read_tokenizer
@@ -145,3 +145,18 @@ def test_what_gptqmodel_took_apart_is_put_together_as_the_class_has_it(tmp_path:
     assert not (tmp_path / "out" / "model-00002-of-00002.safetensors").exists()
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"quantization_config": {"bits": 4}}
     assert (tmp_path / "out" / "LICENSE").is_file()
+
+
+def test_zero_points_of_zero_are_read_as_gptqmodel_writes_them(tmp_path: Path) -> None:
+    """It takes ones off whole words: a field of zero borrows from the next."""
+    make_checkpoint(tmp_path, Recipe(symmetric=False, num_layers=1))
+    tensors = load_file(tmp_path / WEIGHTS)
+    name = "model.layers.0.mlp.up_proj"
+    zeros = torch.tensor([0, 3, 0, 0, 15, 1, 0, 2])
+    word = sum(int(zero) << 4 * place for place, zero in enumerate(zeros)) - 0x11111111
+    tensors[f"{name}.qzeros"][0, 0] = (word + 2**31) % 2**32 - 2**31
+    save_file(tensors, tmp_path / WEIGHTS)
+    codes = unpack(tensors[f"{name}.qweight"], 4)[:32, :8]
+    scales = tensors[f"{name}.scales"][0, :8].float()
+    found = LazyWeights(tmp_path, torch.float32)[f"{name}.weight"][:8, :32]
+    torch.testing.assert_close(found, ((codes - zeros) * scales).T)

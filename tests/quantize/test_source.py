@@ -150,6 +150,8 @@ def test_a_job_runs_where_there_is_most_room(monkeypatch: pytest.MonkeyPatch) ->
     larger = DeviceMemory.empty("larger", 48_000, (8, 6))
     assert default_device([]) == "cpu"
     assert default_device([CARD, larger]) == "cuda:1"
+    full = DeviceMemory("full", 80_000, (9, 0), others_mib=70_000, returning_mib=70_000)
+    assert default_device([CARD, full]) == "cuda:0"
     monkeypatch.setenv("LLAMADECK_CPU", "1")
     assert default_device([CARD]) == "cpu"
 

@@ -28,7 +28,7 @@ from core.quantize.options import (
     merge_steps,
     result_name,
 )
-from core.quantize.plan import QuantizePlan, default_device, plan_job, result_checkpoint
+from core.quantize.plan import QuantizePlan, default_device, free_bytes, plan_job, result_checkpoint
 from core.quantize.source import is_meta_format
 from core.quantize.target import Target, folder_target, repo_target
 from ui.download.jobs import duration
@@ -225,7 +225,7 @@ def draw_plan(target: Target, options: QuantizeOptions) -> None:
         st.markdown(f"**{escape(name)}**")
         redraw_alone(draw_choice, result, devices, f"own_{name}")
     with st.container(border=True):
-        _draw_needs(plan, device, devices[int(device[5:])].available_mib << 20 if device != "cpu" else 0)
+        _draw_needs(plan, device, free_bytes(devices[int(device[5:])]) if device != "cpu" else 0)
         st.button(tr("own.begin"), key="own_begin", icon=":material/compress:", type="primary", width="stretch",
                   on_click=_begin, args=(Choice(target, options, name, device),))  # fmt: skip
         if refused := st.session_state.pop(ERROR_KEY, None):
@@ -241,9 +241,9 @@ def _draw_needs(plan: QuantizePlan, device: str, free_vram_bytes: int) -> None:
     if device != "cpu":
         words.append(tr("own.needs_vram", size=size_words(plan.vram_bytes)))
     st.markdown(" · ".join(words))
-    free_bytes = available_bytes()
-    if plan.ram_bytes > free_bytes:
-        st.warning(tr("own.ram", free=size_words(free_bytes)), icon=":material/memory:")
+    free_ram_bytes = available_bytes()
+    if plan.ram_bytes > free_ram_bytes:
+        st.warning(tr("own.ram", free=size_words(free_ram_bytes)), icon=":material/memory:")
     if plan.vram_bytes > free_vram_bytes and device != "cpu":
         st.warning(tr("own.vram", free=size_words(free_vram_bytes)), icon=":material/memory:")
     st.caption(tr("own.resumes") if plan.resumes else tr("own.begins_anew"))

@@ -88,7 +88,8 @@ def _open(source: Path, job: JobFile, config: dict[str, Any], work: Path) -> Any
         bits=options.bits,
         group_size=options.group_size,
         desc_act=options.is_act_order,
-        act_group_aware=not options.is_act_order,
+        # Orders the groups by how active they are, where there are any and act-order does not.
+        act_group_aware=not options.is_act_order and options.group_size > 0,
         sym=options.is_symmetric,
         offload_to_disk=config.get("model_type") not in NOT_OFFLOADED,
         offload_to_disk_path=str(work / "offload"),

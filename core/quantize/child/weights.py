@@ -17,6 +17,8 @@ from core.common.errors import CheckpointError
 from core.quantize.source import is_turned
 
 WORD_BITS = 32
+# A one in each field of a word, by bits.
+ONES = {4: 0x11111111, 8: 0x01010101}
 PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
 # What classes keep as one matrix, and what files may have in its place, one below the other.
 FUSED = {
@@ -99,8 +101,9 @@ class LazyWeights(Mapping[str, torch.Tensor]):
         scales = self._read(f"{name}.scales").float()
         groups = self._read(f"{name}.g_idx").long()
         codes = unpack(self._read(f"{name}.qweight"), self._bits)
-        # Version 1 of the format stores each zero point less one.
-        zeros = (unpack(self._read(f"{name}.qzeros").T.contiguous(), self._bits).T + 1) & ((1 << self._bits) - 1)
+        # Version 1 of the format takes one off each zero point; gptqmodel takes it off whole words, with the borrow.
+        words = self._read(f"{name}.qzeros") + ONES[self._bits]
+        zeros = unpack(words.T.contiguous(), self._bits).T
         weight = (codes - zeros[groups]).float() * scales[groups]
         return weight if self._is_turned else weight.T.contiguous()
 
