@@ -30,6 +30,8 @@ OWN_GATES = frozenset(("gpt_oss", "minimax_m3_vl_text"))
 SHARED_EXPERT = re.compile(r"\.shared_(?:experts?|mlp)\.")
 # The matrix that chooses experts: a few of its numbers tell which, so that every kernel has it in 16 bit.
 ROUTER = re.compile(r"\.(?:gate|router)$")
+# Families whose routers are in float32 whatever the others are in.
+FLOAT_ROUTERS = frozenset(("ernie4_5_moe",))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.experts import ROUTER, expert_matrix
+from core.checkpoint.experts import FLOAT_ROUTERS, ROUTER, expert_matrix
 from core.checkpoint.layers import LAYER, DenseMlp, Experts, LayerShape, Mlp, contradiction
 from core.checkpoint.numbers import read_number
 from core.checkpoint.quantization import MatrixFormat
@@ -188,11 +188,12 @@ def _has_biases(checkpoint: Checkpoint) -> bool:
 
 
 def _plain_elements(checkpoint: Checkpoint) -> list[int]:
-    """The sizes of what is not quantized when the model runs."""
-    routers = [one.in_features * one.out_features for name, one in checkpoint.matrices.items() if ROUTER.search(name)]
+    """The sizes of what is not quantized when the model runs; twice those of what is in float32."""
+    factor = 2 if text_config(checkpoint.config).get("model_type") in FLOAT_ROUTERS else 1
+    routers = [one for name, one in checkpoint.matrices.items() if ROUTER.search(name)]
     others = {name for matrix in checkpoint.matrices.values() for name in matrix.tensors.values()} | checkpoint.repeated
-    return routers + [
-        math.prod(tensor.shape)
+    return [factor * one.in_features * one.out_features for one in routers] + [
+        math.prod(tensor.shape) * (factor if ROUTER.search(name.removesuffix(".weight")) else 1)
         for name, tensor in checkpoint.tensors.items()
         if name not in others and not name.endswith(".inv_freq")
     ]

@@ -17,7 +17,7 @@ from core.memory.kernels.cpu import ATEN_INT4
 from core.memory.kernels.gptqmodel import TRITON
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.model_shape import read_shape
-from core.memory.plan import mlp_bytes
+from core.memory.plan import mlp_bytes, weight_bytes
 from tests.support.release_headers import MIXTRAL_8X7B, QWEN3_30B_A3B, moe_release
 
 RTX_4090 = DeviceMemory("RTX 4090", 24_564, (8, 9), reserved_mib=510)
@@ -69,6 +69,12 @@ def test_mixtrals_experts_count_by_the_names_of_its_files() -> None:
         (4096, 2 * 14336): 2 * 4,
         (14336, 4096): 2 * 4,
     }
+
+
+def test_a_router_in_float32_counts_as_one(small: Checkpoint) -> None:
+    half = weight_bytes(read_shape(small), LLAMADECK)
+    whole = weight_bytes(read_shape(replace(small, config=small.config | {"model_type": "ernie4_5_moe"})), LLAMADECK)
+    assert whole - half == 2 * (4 * 2048 * 2)
 
 
 def test_what_runs_one_expert_after_the_other_is_not_captured(small: Checkpoint) -> None:

@@ -13,7 +13,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from core.checkpoint.checkpoint import read_checkpoint
+from core.checkpoint.experts import FLOAT_ROUTERS
 from core.checkpoint.layers import Experts
+from core.worker.model.model_config import plain_text_config
 from tests.support.checkpoints import Recipe
 from tests.support.family_checkpoints import ExpertLayout, make_family_checkpoint
 from tests.support.family_checks import SIZES, check_family
@@ -165,6 +167,14 @@ def test_gptqmodel_cuts_gpt_oss_in_the_middle() -> None:
     defuser.convert_model(model)
     gate = model.model.layers[0].mlp.experts.get_submodule("0.gate_proj").weight
     assert torch.equal(gate, whole[0].chunk(2, -1)[0].T)
+
+
+@pytest.mark.parametrize("family", sorted({config["model_type"] for config, _ in FAMILIES.values()}))
+def test_routers_are_in_float32_where_their_class_says_so(family: str) -> None:
+    """What the plan counts follows from it."""
+    config = plain_text_config(CONFIG_MAPPING[family]().get_text_config())
+    names = AutoModelForCausalLM._model_mapping[type(config)]._keep_in_fp32_modules_strict or ()
+    assert ("gate.weight" in names) == (family in FLOAT_ROUTERS)
 
 
 def test_experts_run_from_another_container_too(tmp_path: Path) -> None:
