@@ -8,7 +8,6 @@ torch.load(weights_only=True), which makes tensors alone of them.
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 
 from core.common.errors import CheckpointError
 from core.quantize.source import META_WEIGHTS, require_meta
+from core.starter.quantize import write_json
 
 # Meta's name of a matrix, ours, and along which side its shards lie; None: every shard has the whole.
 NAMES: dict[str, tuple[str, int | None]] = {
@@ -233,7 +233,3 @@ def read_words(path: Path) -> dict[bytes, int]:
         return {base64.b64decode(word, validate=True): int(number) for word, number in pairs}
     except (OSError, ValueError) as error:
         raise CheckpointError("meta_words", file=path.name) from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

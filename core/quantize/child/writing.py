@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from core.checkpoint.headers import read_header
 from core.checkpoint.weight_files import MAIN_INDEX, SUFFIX
 from core.common.errors import CheckpointError
 from core.quantize.child.weights import FUSED, PARTS
+from core.starter.quantize import write_json
 
 # gptqmodel writes these anew, transformers' newest way; readers of every version know the originals.
 NOT_COPIED = ("config.json", "quantize_config.json", "README.md")
@@ -96,7 +96,3 @@ def in_type(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if value.dtype != torch.float32:
         return value
     return value.to(torch.float16 if name.endswith(".scales") else dtype).contiguous()
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
