@@ -21,6 +21,7 @@ from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.template import ChatTemplate, Turn
 from core.chat.thinking import Thinking, switched, with_effort
 from core.chat.tools.calls import ToolCall
+from core.chat.tools.prompt import takes_tools, with_tools_told
 from core.chat.truncation import ContextError, PromptParts, join_texts
 from core.chat.turn_rendering import Names
 from core.common.errors import DeckError
@@ -226,7 +227,8 @@ def render_messages(messages: Sequence[Message], served: ServedModel, variables:
     """The prompt for messages in the model's own form, whose template is given `variables`. Raises DeckError."""
     check_size([message.content for message in messages], served)
     template = replace(served.model.template, variables=variables)
-    return template.render([_turn(message) for message in messages])
+    turns = [_turn(message) for message in messages]
+    return template.render(turns if takes_tools(template.source or "") else with_tools_told(turns, {}))
 
 
 def check_size(texts: Sequence[str], served: ServedModel) -> None:

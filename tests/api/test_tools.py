@@ -106,6 +106,8 @@ def test_results_of_tools_come_back_into_the_prompt(client: openai.OpenAI) -> No
     result: Any = {"role": "tool", "tool_call_id": "a1", "content": "dry"}
     done = client.chat.completions.create(model=MODEL, messages=[*BEFORE[:1], called, result], tools=[WEATHER])
     assert done.choices[0].message.content == "You said: <tool_response>\ndry\n</tool_response> "
+    counted = client.post("/tokenize", body={"messages": [*BEFORE[:1], called, result]}, cast_to=object)
+    assert counted["count"] > 0
     again = client.chat.completions.create(model=MODEL, messages=[*BEFORE[:1], called, result])
     assert "dry" in again.choices[0].message.content
 
