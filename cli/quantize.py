@@ -57,7 +57,7 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
         parser.add_argument(f"--{name}", metavar=metavar, help=terminal.text(f"help_quantize_{name.replace('-', '_')}"))
     parser.add_argument("--adapter", metavar="A", action="append", default=[],
                         help=terminal.text("help_quantize_adapter"))  # fmt: skip
-    for name in ("act-order", "asymmetric", "cpu", "plan"):
+    for name in ("act-order", "asymmetric", "all-experts", "cpu", "plan"):
         parser.add_argument(
             f"--{name}", action="store_true", help=terminal.text(f"help_quantize_{name.replace('-', '_')}")
         )
@@ -115,6 +115,7 @@ def read_options(arguments: Namespace, target: Target) -> QuantizeOptions:
         is_symmetric=not arguments.asymmetric,
         adapters=tuple(find_adapter(text, target.folder) for text in arguments.adapter),
         calibration=Path(arguments.calibration).absolute() if arguments.calibration else None,
+        sees_all=arguments.all_experts,
     )
 
 

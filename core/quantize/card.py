@@ -51,6 +51,8 @@ def card_text(job: JobFile, result: Mapping[str, Any]) -> str:
     lines.append(f"- Quantized by GPTQ to {options.label}")
     texts = "a text file of the person who made it" if options.calibration else "the set that ships with LlamaDeck"
     lines.append(f"- Calibrated on {result['rows']} rows, {result['tokens']} tokens, of {texts}")
+    if options.sees_all:
+        lines.append("- Each expert was calibrated on all of them")
     lines += ["", "| perplexity on held-out text | before | after |", "|---|---|---|"]
     for name, before in result["before"].items():
         lines.append(f"| {LANGUAGES.get(name, name)} | {before:.3f} | {result['after'][name]:.3f} |")

@@ -25,7 +25,10 @@ MAX_NAME_BYTES = 200
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """`adapters`: folders of adapters, which are merged first, in order. `calibration`: a person's own text file."""
+    """`adapters`: folders of adapters, which are merged first, in order. `calibration`: a person's own text file.
+
+    `sees_all`: each expert of a mixture is calibrated on all rows, not only on those that its router sends it.
+    """
 
     bits: int = 4
     group_size: int = DEFAULT_GROUP_SIZE
@@ -33,6 +36,7 @@ class QuantizeOptions:
     is_symmetric: bool = True
     adapters: tuple[Path, ...] = ()
     calibration: Path | None = None
+    sees_all: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError for bits and group sizes that no kernel here takes."""
@@ -57,6 +61,7 @@ class QuantizeOptions:
             "is_symmetric": self.is_symmetric,
             "adapters": [str(path) for path in self.adapters],
             "calibration": None if self.calibration is None else str(self.calibration),
+            "sees_all": self.sees_all,
         }
 
     @classmethod
@@ -70,6 +75,7 @@ class QuantizeOptions:
             is_symmetric=value["is_symmetric"],
             adapters=tuple(map(Path, value["adapters"])),
             calibration=None if calibration is None else Path(calibration),
+            sees_all=value["sees_all"],
         )
 
 

@@ -16,8 +16,11 @@ from pathlib import Path
 
 from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
 from core.checkpoint.containers.registry import read_format
+from core.checkpoint.experts import CHOSEN, COUNTS, expert_matrix, first_value
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
+from core.checkpoint.text_config import text_config
 from core.common.errors import DeckError
+from core.common.values import is_whole
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, MIB
@@ -73,7 +76,7 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     kept = result_bytes + 2 * activations if resumes else 0
     ram = PROCESS_BYTES + activations + ends + layer_bytes + (moment if kind == "cpu" else 0)
     return QuantizePlan(
-        time_s=_time_s(model, tokens, kind),
+        time_s=_time_s(model, tokens, kind, _expert_share(model, options.sees_all)),
         disk_bytes=copies + 2 * result_bytes + kept,
         result_bytes=result_bytes,
         ram_bytes=ram,
@@ -135,18 +138,30 @@ def measured_flops() -> float:
     return 3 * 2 * size**3 / (time.perf_counter() - begin_s)
 
 
-def _time_s(model: PlainModel, tokens: int, kind: str) -> float:
-    """The passes of all rows, the Hessians (tokens * in^2 each) and the solving of each matrix (in^3, in^2 * out)."""
+def _time_s(model: PlainModel, tokens: int, kind: str, share: float) -> float:
+    """The passes of all rows, the Hessians (tokens * in^2 each) and the solving of each matrix (in^3, in^2 * out).
+
+    `share`: how many of the tokens an expert sees.
+    """
     passes = hessians = solving = 0.0
     columns = 0
-    for (inputs, outputs), count in Counter(model.matrices.values()).items():
-        passes += 2.0 * count * tokens * inputs * outputs * FORWARD_PASSES
-        hessians += 2.0 * count * tokens * inputs**2
+    kinds = Counter((*sides, expert_matrix(name) is not None) for name, sides in model.matrices.items())
+    for (inputs, outputs, is_expert), count in kinds.items():
+        seen = tokens * share if is_expert else tokens
+        passes += 2.0 * count * seen * inputs * outputs * FORWARD_PASSES
+        hessians += 2.0 * count * seen * inputs**2
         solving += count * (2.0 * inputs**3 + 2.0 * inputs**2 * outputs)
         columns += count * inputs
     flops = measured_flops() if kind == "cpu" else GPU_FLOPS
     # Attention, norms and copies are about a tenth beside the matrices.
     return START_S + 1.1 * (passes + hessians + solving) / flops + columns * COLUMN_S[kind]
+
+
+def _expert_share(model: PlainModel, sees_all: bool) -> float:
+    """How many of all tokens an expert sees: those that its router sends it, on the average."""
+    text = text_config(model.config)
+    count, chosen = first_value(text, COUNTS), first_value(text, CHOSEN)
+    return chosen / count if not sees_all and is_whole(count) and is_whole(chosen) and count >= chosen > 0 else 1.0
 
 
 def _matrix_bytes(inputs: int, outputs: int) -> int:

@@ -18,7 +18,7 @@ from core.quantize.options import QuantizeOptions, check_group_size, check_name,
 from core.quantize.plan import default_device, plan_job, result_checkpoint, verdicts
 from core.quantize.source import PlainModel, is_meta_format, read_plain
 from tests.support.checkpoints import WEIGHTS, make_checkpoint
-from tests.support.plain_models import change_json
+from tests.support.plain_models import EXPERTS, change_json, make_plain
 
 CARD = DeviceMemory.empty("card", 24_000, (8, 6))
 
@@ -116,7 +116,9 @@ def test_names_tell_how_a_model_was_made(models: Path) -> None:
 
 
 def test_a_job_is_written_down_and_read_again(tmp_path: Path) -> None:
-    job = JobFile("x", tmp_path, QuantizeOptions(8, 32, True, False, (tmp_path,), tmp_path), "a/b", True, "cuda:1")
+    job = JobFile(
+        "x", tmp_path, QuantizeOptions(8, 32, True, False, (tmp_path,), tmp_path, True), "a/b", True, "cuda:1"
+    )
     write_job(tmp_path, job)
     assert read_job(tmp_path) == job
     change_json(tmp_path / "job.json", options={"bits": 5})
@@ -174,3 +176,10 @@ def test_experts_that_lie_in_one_tensor_are_counted_one_by_one() -> None:
     found = PlainModel("x", None, {"model_type": "qwen3_moe"}, stacked, ()).matrices
     assert len(found) == 12
     assert found["model.layers.0.mlp.experts.3.up_proj"] == (32, 32)
+
+
+def test_experts_take_less_time_where_each_sees_what_its_router_sends_it(tmp_path: Path) -> None:
+    model = read_plain(make_plain(tmp_path / "mixture", "qwen3_moe", **EXPERTS))
+    routed, all_rows = (plan_job(model, QuantizeOptions(4, 32, sees_all=sees), "cuda:0") for sees in (False, True))
+    assert routed.time_s < all_rows.time_s
+    assert (routed.disk_bytes, routed.vram_bytes) == (all_rows.disk_bytes, all_rows.vram_bytes)

@@ -10,6 +10,7 @@ import streamlit as st
 
 from core.checkpoint.adapter_folders import find_adapter, list_adapters
 from core.checkpoint.adapters import is_other_base
+from core.checkpoint.experts import expert_matrix
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.files import write_atomically
 from core.common.host_memory import available_bytes
@@ -157,11 +158,14 @@ def draw_options(target: Target) -> QuantizeOptions | None:
     with right:
         asymmetric = st.toggle(tr("own.asymmetric"), key="own_asymmetric", persist_state="session",
                                help=tr("own.asymmetric_help"))  # fmt: skip
+    sees_all = any(expert_matrix(name) for name in target.model.matrices) and st.toggle(
+        tr("own.all_experts"), key="own_all_experts", persist_state="session", help=tr("own.all_experts_help")
+    )
     try:
         adapters = _choose_adapters(target)
         calibration = _choose_calibration()
         return QuantizeOptions(bits or BITS[0], group or DEFAULT_GROUP_SIZE, act_order, not asymmetric, adapters,
-                               calibration)  # fmt: skip
+                               calibration, sees_all)  # fmt: skip
     except DeckError as error:
         show_error(error)
         return None

@@ -25,6 +25,8 @@ SETTINGS = ("bits", "group_size", "desc_act", "sym", "lm_head", "quant_method", 
 META = ("quantizer", "damp_percent", "true_sequential", "mse", "act_group_aware")
 # gptqmodel 7.6 does not find their head again when it saves.
 NOT_OFFLOADED = ("gpt_neox",)
+# Matrices of experts that are calibrated together where all see all rows: more would take more memory.
+EXPERT_MATRICES = 16
 BATCH_ROWS = {"cpu": 1, "cuda": 4}
 
 
@@ -82,6 +84,7 @@ def _quantized(
 
 def _open(source: Path, job: JobFile, config: dict[str, Any], work: Path) -> Any:
     from gptqmodel import GPTQModel, QuantizeConfig
+    from gptqmodel.quantization.config import ExpertsRoutingBypass, MoEConfig
 
     options = job.options
     settings = QuantizeConfig(
@@ -96,6 +99,7 @@ def _open(source: Path, job: JobFile, config: dict[str, Any], work: Path) -> Any
         # Activations of all rows would take gigabytes of a small card.
         calibration_data_device="cpu",
         wait_for_submodule_finalizers=True,
+        moe=MoEConfig(routing=ExpertsRoutingBypass(batch_size=EXPERT_MATRICES)) if options.sees_all else None,
         device=job.device,
     )
     # Half precision is slower on a CPU, and rounds what layers hand on.
