@@ -39,6 +39,8 @@ from core.common.values import printable
 # What auto-gptq and gptqmodel, AutoAWQ, and AutoRound call the file with the settings, where config.json has none.
 QUANTIZE_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
 CONTRADICTIONS = ("config_tensors", "config_layers", "no_matrix")
+# In `derived`: the bytes of all tensors, where not all of them are there.
+SIZE_BYTES = "size_bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class Checkpoint:
     @property
     def size_bytes(self) -> int:
         """The bytes of all tensors, which is what a load reads."""
+        if (known := self.derived.get(SIZE_BYTES)) is not None:
+            return int(known)
         return sum(tensor.num_bytes for tensor in self.tensors.values())
 
     @property

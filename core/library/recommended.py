@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
+from core.checkpoint.checkpoint import SIZE_BYTES, Checkpoint, make_checkpoint
+from core.checkpoint.experts import expert_matrix
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
+from core.checkpoint.layers import Experts
 from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
 from core.library.catalogue import listed_format
@@ -19,6 +21,7 @@ from core.library.release_tensors import list_tensors
 from core.memory.cpu_fit import READING_TOKENS_S, CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
+from core.memory.model_shape import ModelShape, read_shape
 
 TABLE = Path(__file__).with_name("recommended.csv")
 ARCHITECTURES = {
@@ -36,6 +39,8 @@ ARCHITECTURES = {
 DELTA_HEAD_DIM, CONV_WIDTH, FULL_ATTENTION_INTERVAL = 128, 4, 4
 # A model that thinks before it answers needs this much for one question.
 MIN_CONTEXT_TOKENS = 8192
+# How many stand for all, where a verdict is wanted alone.
+FEW_EXPERTS = 2
 ReasonAgainst = Literal["no_kernel", "too_large", "short_context", "slow"]
 Verdict = FitReport | CpuReport | DeckError
 
@@ -65,7 +70,62 @@ def recommended_models() -> tuple[RecommendedModel, ...]:
 
 @cache
 def known_checkpoint(model: RecommendedModel) -> Checkpoint:
-    """`model` as the checkpoint that a download would be, as far as its sizes are known without a network."""
+    """`model` as the checkpoint that a download would be, as far as its sizes are known without a network.
+
+    Takes seconds where there are many experts.
+    """
+    return _make_checkpoint(model)
+
+
+@cache
+def sized_checkpoint(model: RecommendedModel) -> Checkpoint:
+    """For verdicts: `model` with two experts a layer, and with the shape and size that it has with all of them.
+
+    A hundred thousand tensors would take seconds, and all experts of a layer are alike.
+    """
+    experts = model.config.get("num_experts", 0)
+    if experts <= FEW_EXPERTS:
+        return known_checkpoint(model)
+    few = {"num_experts": FEW_EXPERTS, "num_experts_per_tok": 1}
+    checkpoint = _make_checkpoint(replace(model, config=model.config | few))
+    for is_merged in (False, True):
+        checkpoint.derived[ModelShape, is_merged] = _with_experts(
+            read_shape(checkpoint, is_merged), experts, model.config["num_experts_per_tok"]
+        )
+    checkpoint.derived[SIZE_BYTES] = _size_bytes(checkpoint, experts)
+    return checkpoint
+
+
+def _size_bytes(few: Checkpoint, num_experts: int) -> int:
+    """The bytes of all tensors with `num_experts` in place of FEW_EXPERTS."""
+    of_one = [one for name, one in few.tensors.items() if (its := expert_matrix(name)) and its.number == 0]
+    # A router has a row for each expert.
+    routers = [one for name, one in few.tensors.items() if name.endswith(".mlp.gate.weight")]
+    each = sum(one.num_bytes for one in of_one) + sum(one.num_bytes for one in routers) // FEW_EXPERTS
+    return few.size_bytes + (num_experts - FEW_EXPERTS) * each
+
+
+def _with_experts(shape: ModelShape, num_experts: int, chosen: int) -> ModelShape:
+    """`shape`, which was read with FEW_EXPERTS, with `num_experts` in each layer, `chosen` for each token."""
+    layers = [
+        (replace(layer, mlp=replace(layer.mlp, num_experts=num_experts, experts_per_token=chosen)), count)
+        for layer, count in shape.layers
+        if isinstance(layer.mlp, Experts)
+    ]
+    assert len(layers) == len(shape.layers), "a mixture in each layer"
+    of_few = dict(shape.expert_matrices)
+    of_all = {one: count // FEW_EXPERTS * num_experts for one, count in of_few.items()}
+    others = {one: count - of_few.get(one, 0) for one, count in shape.matrices}
+    routers, router = shape.num_layers, FEW_EXPERTS * shape.hidden
+    plain = list(shape.plain_elements)
+    for _ in range(routers):
+        plain[plain.index(router)] = num_experts * shape.hidden
+    matrices = {one: others.get(one, 0) + of_all.get(one, 0) for one, _ in shape.matrices}
+    return replace(shape, layers=tuple(layers), matrices=tuple(matrices.items()),
+                   expert_matrices=tuple(of_all.items()), plain_elements=tuple(plain))  # fmt: skip
+
+
+def _make_checkpoint(model: RecommendedModel) -> Checkpoint:
     tensors: dict[str, TensorInfo] = {}
     begin = 0
     for name, dtype, shape in list_tensors(model.config, model.quantization, model.kept):
@@ -125,7 +185,7 @@ def reason_against(report: Verdict) -> ReasonAgainst | None:
 
 def _verdict(model: RecommendedModel, devices: tuple[DeviceMemory, ...]) -> Verdict:
     try:
-        return check_fit(known_checkpoint(model), devices) if devices else check_cpu_fit(known_checkpoint(model))
+        return check_fit(sized_checkpoint(model), devices) if devices else check_cpu_fit(sized_checkpoint(model))
     except DeckError as error:
         return error
 

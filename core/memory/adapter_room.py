@@ -43,11 +43,14 @@ NO_ROOM = AdapterRoom()
 def adaptable_matrices(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """The (in, out) features of each matrix that an adapter can change at run time: the quantized ones of the layers,
     without single experts."""
-    return {
-        name: (matrix.in_features, matrix.out_features)
-        for name, matrix in checkpoint.matrices.items()
-        if LAYER.match(f"{name}.") and expert_matrix(name) is None
-    }
+    if AdapterRoom not in checkpoint.derived:
+        checkpoint.derived[AdapterRoom] = {
+            name: (matrix.in_features, matrix.out_features)
+            for name, matrix in checkpoint.matrices.items()
+            if LAYER.match(f"{name}.") and expert_matrix(name) is None
+        }
+    sizes: dict[str, tuple[int, int]] = checkpoint.derived[AdapterRoom]
+    return sizes
 
 
 def match_adapter(adapter: AdapterShape, checkpoint: Checkpoint) -> dict[str, LowRank]:

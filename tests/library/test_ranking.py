@@ -18,11 +18,13 @@ from core.library.recommended import (
     next_larger,
     reason_against,
     recommended_models,
+    sized_checkpoint,
     verdicts_for,
 )
 from core.memory.cpu_fit import check_cpu_fit
 from core.memory.device_memory import DeviceMemory
 from core.memory.fit import FitReport, check_fit
+from core.memory.model_shape import read_shape
 
 
 def choices(repo: str, card: str) -> list[tuple[Checkpoint, FitReport | DeckError]]:
@@ -101,6 +103,21 @@ def test_the_newer_models_run_and_have_the_size_of_their_parameters() -> None:
         weights_bytes = model.billions * 1e9 * model.quantization.bits / 8
         assert 1.0 < checkpoint.size_bytes / weights_bytes < (2.2 if model.kept else 2.0), model.repo
         assert len(checkpoint.layers) == model.config["num_hidden_layers"]
+
+
+@pytest.mark.slow
+def test_few_experts_stand_for_all_in_a_verdict() -> None:
+    mixtures = [model for model in recommended_models() if model.config.get("num_experts")]
+    assert mixtures
+    for model in mixtures:
+        few, whole = sized_checkpoint(model), known_checkpoint(model)
+        assert len(few.tensors) * 20 < len(whole.tensors)
+        assert few.size_bytes == whole.size_bytes
+        for is_merged in (False, True):
+            got, wanted = (read_shape(one, is_merged) for one in (few, whole))
+            assert sorted(got.plain_elements) == sorted(wanted.plain_elements)
+            got, wanted = (replace(one, plain_elements=()) for one in (got, wanted))
+            assert got == wanted
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from core.hub.branches import Branch
 from core.hub.source import Source
 from core.library import catalogue
 from core.library.ranking import best_candidate
-from core.library.recommended import known_checkpoint, recommended_models
+from core.library.recommended import recommended_models, sized_checkpoint
 from core.memory.cpu_fit import READING_TOKENS_S, CpuReport
 from core.memory.fit import FitReport
 from ui.load.disk import size_words
@@ -44,7 +44,7 @@ def known_branches(address: Address) -> tuple[Branch, ...]:
 def listed_branches(address: Address) -> tuple[Branch, ...]:
     """The main branch of a recommended model, by its published sizes; nothing for others."""
     found = next((model for model in recommended_models() if model.repo == address.repo), None)
-    return () if found is None else (Branch(DEFAULT_REVISION, checkpoint=known_checkpoint(found)),)
+    return () if found is None else (Branch(DEFAULT_REVISION, checkpoint=sized_checkpoint(found)),)
 
 
 def choose_branch(source: Source, branches: Sequence[Branch], devices: Devices) -> Branch:

@@ -14,7 +14,7 @@ from core.hub.search import FoundModel, search_models
 from core.hub.source import Kind, Source, read_source
 from core.hub.tokens import token_for
 from core.library import catalogue
-from core.library.recommended import RecommendedModel, Verdict, best_of, known_checkpoint, verdicts_for
+from core.library.recommended import RecommendedModel, Verdict, best_of, sized_checkpoint, verdicts_for
 from core.memory.cpu_fit import CpuReport, speed_text
 from ui.download.branches import VERDICT_WIDTH, fitting_words, refusal_words
 from ui.download.repository import draw_repository
@@ -183,6 +183,6 @@ def _newer_row(model: RecommendedModel, report: Verdict, is_best: bool) -> dict[
         row[tr("download.column_needed")] = f"{math.ceil(report.needed_mib):,} MiB"
     if isinstance(report, CpuReport):
         row[tr("download.column_speed")] = f"≈ {speed_text(report.tokens_per_s)}"
-    row[tr("find.column_size_main")] = size_words(known_checkpoint(model).size_bytes)
+    row[tr("find.column_size_main")] = size_words(sized_checkpoint(model).size_bytes)
     row[tr("find.column_license")] = model.license_name
     return row
