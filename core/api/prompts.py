@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from core.api.errors import ApiError
+from core.api.json_text import to_json
 from core.api.schema import ALL_THERE_IS, ChatRequest, CompletionRequest, Message, Sampled
 from core.api.served_model import ServedModel
+from core.api.tool_fields import tool_of
 from core.api.tool_use import ToolUse, read_tools
 from core.chat.character_prompt import CharacterPrompt
 from core.chat.chat_formats import added_tokens
@@ -367,7 +369,8 @@ def _text_of(message: Message) -> str:
 
 
 def _texts_of_tools(request: ChatRequest) -> list[str]:
-    return [field.model_dump_json() for field in request.tools or ()]
+    """What a prompt tells of the tools; clients may send more about each, in whatever form."""
+    return [to_json(tool_of(field).definition) for field in request.tools or ()]
 
 
 def _thinking(request: ChatRequest, served: ServedModel) -> Thinking:

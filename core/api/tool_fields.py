@@ -7,13 +7,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from core.chat.tools.calls import Tool
 
 MAX_TOOLS, MAX_CALLS, MAX_NAME_CHARS, MAX_ID_CHARS = 256, 256, 128, 256
 NAME_PATTERN = r"^[A-Za-z0-9_.:\-]+$"
+# A schema is walked through by programs that give up at hundreds; no form that a model can fill in is so deep.
+MAX_SCHEMA_DEPTH = 100
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}}
+
+
+def _not_too_deep(schema: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        inner = [one.values() if isinstance(one, dict) else one for one in level]
+        level = [one for values in inner for one in values if isinstance(one, dict | list)]
+        if not level:
+            return schema
+    raise ValueError(f"a schema of at most {MAX_SCHEMA_DEPTH} levels is taken")
 
 
 class ToolPart(BaseModel):
@@ -23,7 +35,9 @@ class ToolPart(BaseModel):
 class FunctionField(ToolPart):
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS, pattern=NAME_PATTERN)]
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="The JSON schema of its arguments.")
+    parameters: Annotated[dict[str, Any], AfterValidator(_not_too_deep)] | None = Field(
+        None, description="The JSON schema of its arguments."
+    )
 
 
 class ToolField(ToolPart):

@@ -20,6 +20,10 @@ from tests.support.damaged import TOO_HARD, damage, giving_up
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+# Deeper than a schema may be. It once was too deep to be counted, and the request failed as the server's fault.
+DEEP: dict[str, Any] = {}
+for _ in range(200):
+    DEEP = {"type": "object", "properties": {"inner": DEEP}}
 # The server of these tests waits so long for a body.
 BODY_S = 1.0
 
@@ -71,6 +75,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, HELLO | {"guided_choice": [1]}, "guided_choice"),
     (CHAT, HELLO | {"guided_json": {"a": 1}, "guided_regex": "a"}, "guided_regex"),
     (CHAT, HELLO | {"tools": [{}]}, "tools.0.type"),
+    (
+        CHAT,
+        HELLO | {"tools": [{"type": "function", "function": {"name": "f", "parameters": DEEP}}]},
+        "tools.0.function.parameters",
+    ),
     (CHAT, HELLO | {"stream": "yes"}, "stream"),
     (CHAT, HELLO | {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     (CHAT, HELLO | {"model": 5}, "model"),
@@ -111,6 +120,8 @@ def test_what_cannot_be_done_is_refused(url: str, name: str, value: object) -> N
 
 
 def test_what_asks_for_nothing_and_what_is_unknown_passes(url: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "note": DEEP}}
+    assert httpx2.post(url + CHAT, json=HELLO | {"tools": [tool]}).status_code == 200
     asks_nothing = {"presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "tools": [], "n": None,
                     "response_format": {"type": "text"}, "stop": None, "user": "me", "other": [1]}  # fmt: skip
     assert httpx2.post(url + CHAT, json=HELLO | asks_nothing).status_code == 200

@@ -116,6 +116,32 @@ def test_a_template_tells_its_family() -> None:
     assert not takes_tools("{{ messages }} tools {{ 1 }}")
 
 
+def test_code_that_a_template_never_ends_is_looked_through_once() -> None:
+    """A stranger's template once held up every page: each of its beginnings was looked through to the end."""
+    assert not takes_tools("{%" * 2**18) and takes_tools("{%" * 2**18 + " if tools %}")
+    assert not takes_tools("{% if x %} tools {{ y }} tools") and takes_tools("{{- x(tools)")
+
+
+@pytest.mark.parametrize(
+    ("family", "begin", "repeated"),
+    [
+        ("GLM", "<tool_call>f\n", "<arg_key>"),
+        ("gpt-oss", "<|channel|>commentary", "<|channel|>commentary to=functions.f"),
+        ("Qwen3-Coder", "<function=f>", "<parameter="),
+    ],
+)
+def test_marks_that_are_never_closed_are_looked_for_once(family: str, begin: str, repeated: str) -> None:
+    """An answer is read on the event loop: a model that was told to say one mark over and over once stopped it."""
+    _, calls = read_answer(BY_NAME[family], begin + repeated * 2**17, TOOLS, is_done=False)
+    assert all(not call.arguments for call in calls)
+
+
+def test_a_call_like_the_one_before_it_is_whole_only_once_it_is_closed() -> None:
+    call = "<tool_call>get_time\n<arg_key>city</arg_key><arg_value>Bern</arg_value>"
+    _, calls = read_answer(BY_NAME["GLM"], f"{call}</tool_call>{call}", TOOLS, is_done=False)
+    assert [one.arguments for one in calls] == ['{"city": "Bern"}', '{"city": "Bern"']
+
+
 def test_a_template_is_given_tools_calls_and_results() -> None:
     source = (
         "{{ tools | length }}{% for m in messages %}|{{ m.role }}:{{ m.content }}{% if m.tool_calls %}"

@@ -13,9 +13,14 @@ from core.chat.tools.calls import ToolCall, Tools, call_of, object_text, read_ob
 from core.engine.detokenize import held_back
 
 Reader = Callable[[str, Tools], Iterator[ToolCall]]
-PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|(?=</function>))", re.DOTALL)
-ARGUMENT = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
-CHANNEL = re.compile(r"<\|channel\|>commentary to=functions\.([\w.\-]+)[^{]*?<\|message\|>")
+# Answers are read anew with each piece: what a pattern begins and does not find must not be looked for to the end.
+PARAMETER = re.compile(
+    r"<parameter=([^>\n]{1,256})>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|(?=</function>))", re.DOTALL
+)
+CHANNEL = re.compile(
+    r"<\|channel\|>commentary to=functions\.([\w.\-]{1,256})(?![\w.\-])(?:(?!<\|channel\|>)[^{]){0,256}?<\|message\|>"
+)
+SPACE = re.compile(r"\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +71,31 @@ def _functions(text: str, tools: Tools) -> Iterator[ToolCall]:
 
 def _keys_and_values(text: str, tools: Tools) -> Iterator[ToolCall]:
     """<tool_call>NAME, then <arg_key> and <arg_value> by turns."""
-    for body in _bodies(text, "<tool_call>", "</tool_call>"):
+    for body, is_whole in _closed_bodies(text, "<tool_call>", "</tool_call>"):
         name, has_more, rest = body.partition("<arg_key>")
-        is_whole = _is_closed(text, body)
         if not has_more and not is_whole and "\n" not in name.strip(" "):
             continue
         name = name.strip().splitlines()[0].strip() if name.strip() else ""
         if not name:
             continue
-        given = [(key.strip(), _value(tools, name, key.strip(), value))
-                 for key, value in ARGUMENT.findall(has_more + rest)]  # fmt: skip
+        given = [(key.strip(), _value(tools, name, key.strip(), value)) for key, value in _arguments(has_more + rest)]
         yield written(name, given, is_whole)
+
+
+def _arguments(text: str) -> Iterator[tuple[str, str]]:
+    """Each <arg_key> with the <arg_value> after it, where both are whole."""
+    begin = text.find("<arg_key>")
+    while begin >= 0 and (key_end := text.find("</arg_key>", begin)) >= 0:
+        after = key_end + len("</arg_key>")
+        space = SPACE.match(text, after)
+        value_begin = space.end() if space else after
+        if text.startswith("<arg_value>", value_begin):
+            value_end = text.find("</arg_value>", value_begin)
+            if value_end < 0:
+                return
+            yield text[begin + len("<arg_key>") : key_end], text[value_begin + len("<arg_value>") : value_end]
+            after = value_end
+        begin = text.find("<arg_key>", after)
 
 
 def _deepseek(text: str, tools: Tools) -> Iterator[ToolCall]:
@@ -113,14 +132,14 @@ def _channels(text: str, tools: Tools) -> Iterator[ToolCall]:
 
 def _bodies(text: str, begin: str, end: str) -> Iterator[str]:
     """What stands between the marks, the last perhaps without its end, of which nothing is in it."""
+    return (body for body, _ in _closed_bodies(text, begin, end))
+
+
+def _closed_bodies(text: str, begin: str, end: str) -> Iterator[tuple[str, bool]]:
+    """The same, each with whether it has its end."""
     for piece in text.split(begin)[1:]:
         body, sign, _ = piece.partition(end)
-        yield body if sign else body[: len(body) - held_back(body, (end,))]
-
-
-def _is_closed(text: str, body: str) -> bool:
-    at = text.find(body)
-    return text.startswith("</tool_call>", at + len(body))
+        yield (body, True) if sign else (body[: len(body) - held_back(body, (end,))], False)
 
 
 def _value(tools: Tools, tool: str, name: str, text: str) -> object:

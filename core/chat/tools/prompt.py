@@ -12,7 +12,8 @@ from core.chat.tools.calls import Tool, Tools
 from core.chat.truncation import join_texts
 from core.engine.request_options import Grammar
 
-TAKES_TOOLS = re.compile(r"\{[%{](?:(?![%}]\}).)*\btools\b", re.DOTALL)
+# Where a template's own code begins and ends, and the variable that it is looked for.
+CODE_MARK = re.compile(r"(?P<begin>\{[%{])|(?P<end>[%}]\})|\btools\b")
 INTRODUCTION = """You may call functions to help with the user's request. These are the functions, one a line, as JSON:
 {tools}
 To call functions, write for each an object of JSON with its name and arguments, between these tags:
@@ -24,7 +25,12 @@ Call a function only where it helps; else answer in plain words."""
 
 def takes_tools(source: str) -> bool:
     """Whether a chat template has a place for tools."""
-    return TAKES_TOOLS.search(source) is not None
+    is_code = False
+    for mark in CODE_MARK.finditer(source):
+        if mark.lastgroup is None and is_code:
+            return True
+        is_code = mark.lastgroup == "begin" or (is_code and mark.lastgroup != "end")
+    return False
 
 
 def with_tools_told(turns: Sequence[Turn], tools: Tools) -> list[Turn]:
