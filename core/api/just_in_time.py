@@ -74,7 +74,13 @@ class JustInTime:
     async def _bring(self, wanted: WantedModel, bring: Callable[[WantedModel], None]) -> None:
         try:
             end_s = asyncio.get_running_loop().time() + TURN_S
-            while self._engine.running_answers:
+            while True:
+                state = self._engine.state
+                if state.phase == "loading":
+                    # A person's load, or that of a start, is nobody's to end.
+                    raise ApiError("api_loading", name=state.model or "", percent=self._percent())
+                if not self._engine.running_answers:
+                    break
                 if asyncio.get_running_loop().time() > end_s:
                     raise ApiError("api_answering", name=self._engine.state.model or "", wanted=wanted.name)
                 await asyncio.sleep(POLL_S)

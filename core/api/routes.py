@@ -124,7 +124,8 @@ def make_routes(
     async def ready(call: HttpCall) -> None:
         silent_s, state = engine.silent_s, engine.state
         # A model that sleeps comes with the next request, which a balancer must let through.
-        status = "silent" if silent_s else "asleep" if state.asleep is not None and loader is not None else state.phase
+        is_asleep = state.asleep is not None and state.phase != "failed" and loader is not None
+        status = "silent" if silent_s else "asleep" if is_asleep else state.phase
         is_ready = status in ("ready", "asleep")
         await call.json({"status": status, "silent_s": round(silent_s, 1)}, 200 if is_ready else 503)
 

@@ -13,6 +13,8 @@ Item = TypeVar("Item")
 PAGES = ""
 # How many items of the pages go before a waiting client of the API: a page that asks without end must not shut it out.
 MAX_PAGES_FIRST = 4
+# How many items are taken past one that is not ready, such as one whose adapter has no place; then all wait for it.
+MAX_PAST = 16
 
 
 class FairQueue(Generic[Item]):
@@ -26,6 +28,9 @@ class FairQueue(Generic[Item]):
         # By client, in the order of their turns; no line is empty.
         self._lines: OrderedDict[str, deque[Item]] = OrderedDict()
         self._num_pages_first = 0
+        # An item that others were taken past, and how many.
+        self._passed: Item | None = None
+        self._num_past = 0
 
     def __len__(self) -> int:
         return sum(len(line) for line in self._lines.values())
@@ -45,23 +50,42 @@ class FairQueue(Generic[Item]):
         return item
 
     def take_ready(self, is_ready: Callable[[Item], bool]) -> Item | None:
-        """Take out the next item that is ready; the others keep their turns. None where none is."""
+        """Take out the next item that is ready; the others keep their turns. None where none is, or where MAX_PAST were
+        taken past one that is not: those that run meanwhile end, and make it ready."""
+        first, passes = None, False
         for client in self._clients():
-            item = next((one for one in self._lines[client] if is_ready(one)), None)
-            if item is not None:
-                others_wait = len(self._lines) > 1
-                self._num_pages_first = self._num_pages_first + 1 if client == PAGES and others_wait else 0
-                line = self._lines.pop(client)
-                line.remove(item)
-                if line:
-                    self._lines[client] = line
-                return item
+            for item in self._lines[client]:
+                if is_ready(item):
+                    self._count(item, first, passes)
+                    self._take_out(item, client)
+                    return item
+                first = item if first is None else first
+                passes = passes or item is self._passed
+                if passes and self._num_past >= MAX_PAST:
+                    return None
         return None
+
+    def _count(self, item: Item, first: Item | None, passes: bool) -> None:
+        """`first` is the first item before `item` that is not ready; `passes`: the counted one is among them."""
+        if passes:
+            self._num_past += 1
+        elif item is self._passed or self._passed is None:
+            self._passed, self._num_past = first, 1
+
+    def _take_out(self, item: Item, client: str) -> None:
+        others_wait = len(self._lines) > 1
+        self._num_pages_first = self._num_pages_first + 1 if client == PAGES and others_wait else 0
+        line = self._lines.pop(client)
+        line.remove(item)
+        if line:
+            self._lines[client] = line
 
     def remove(self, item: Item, client: str = PAGES) -> None:
         """Raises LookupError or ValueError where `item` does not wait in the line of `client`."""
         line = self._lines[client]
         line.remove(item)
+        if item is self._passed:
+            self._passed = None
         if not line:
             del self._lines[client]
 

@@ -286,7 +286,8 @@ class EngineState:
 
     `ready_after_s` is how long its load took from the click, the start of the process with it.
     `server` is the host of a model that runs elsewhere, `folder` the model's on this machine; the other is None.
-    `asleep`: nothing is loaded because nobody asked for long; this load brings back what was.
+    `asleep`: nothing is loaded because nobody asked for long; this load brings back what was, if it did not fail
+    ("failed") when it was tried.
     """
 
     phase: Literal["empty", "loading", "ready", "failed"] = "empty"

@@ -60,6 +60,8 @@ class Runner(EngineBase):
         self._turn = 0
         self._load_began_s = 0.0
         self._last_load: Load | None = None
+        # What was asleep and is being loaded again: where that fails it can be tried again.
+        self._waking: Load | None = None
         self._gpu_report: ImportsDone | None = None
         self.warm_worker = WarmWorker(self._start_warm_worker, lambda: self.is_idle)
 
@@ -113,7 +115,7 @@ class Runner(EngineBase):
         command = replace(command, on_cpu=command.on_cpu or is_cpu_chosen())
         with self._lock:
             turn = self._detach(EngineState("loading", model_name(command.folder), folder=command.folder))
-            self._last_load = command
+            self._last_load, self._waking = command, None
         return partial(self._start, turn, command)
 
     def unload(self) -> None:
@@ -135,10 +137,12 @@ class Runner(EngineBase):
         return True
 
     def wake(self) -> None:
-        """Begin to load again what is asleep; nothing where nothing is."""
+        """Begin to load again what is asleep; nothing where nothing is. Where that fails, such as for want of memory
+        that another program has for a while, it can be tried again."""
         with self._lock:
             asleep = self._state.asleep
             start = self.begin_load(asleep) if asleep is not None else None
+            self._waking = asleep
         if start is not None:
             start()
 
@@ -217,7 +221,8 @@ class Runner(EngineBase):
             log.error("no process can be started for the engine: %s", error)
             with self._lock:
                 if turn == self._turn:
-                    self._set(replace(self._state, phase="failed", error=EngineError("worker_start", why=str(error))))
+                    failure = EngineError("worker_start", why=str(error))
+                    self._set(replace(self._state, phase="failed", error=failure, asleep=self._waking))
             return
         with self._lock:
             is_wanted = turn == self._turn
@@ -274,6 +279,7 @@ class Runner(EngineBase):
         took_s = time.monotonic() - self._load_began_s
         if event.facts.memory is not None:
             self._note_gpu(None)
+        self._waking = None
         state = EngineState("ready", event.facts.name, facts=event.facts, fraction=1.0, ready_after_s=took_s)
         return replace(state, folder=self._state.folder)
 
@@ -307,5 +313,9 @@ class Runner(EngineBase):
         self._fail(worker, error)
 
     def _fail(self, worker: WorkerProcess, error: DeckError) -> None:
-        if self._detach(EngineState("failed", self._state.model, error=error, folder=self._state.folder), worker) >= 0:
+        with self._lock:
+            state = self._state
+            failed = EngineState("failed", state.model, error=error, folder=state.folder, asleep=self._waking)
+            is_detached = self._detach(failed, worker) >= 0
+        if is_detached:
             self._end_leaving()

@@ -175,3 +175,29 @@ def test_a_model_that_answers_does_not_sleep(url: str, runner: Runner) -> None:
             lines = stream.iter_lines()
             assert next(lines).startswith("data: ")
             assert not runner.sleep() and runner.state.phase == "ready"
+
+
+def test_a_load_that_a_person_began_is_let_to_its_end(
+    url: str, runner: Runner, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that named another model once took the place of what was being loaded."""
+    monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "1.0")
+    set_other_names("load")
+    runner.load(models / MODEL, num_slots=2)
+    refused = ask(url, OTHER)
+    assert refused.status_code == 503 and error(refused)["code"] == "model_loading" and MODEL in refused.text
+    state = runner.wait_while_loading(WAIT_S)
+    assert state.model == MODEL and state.facts is not None and state.facts.num_slots == 2
+    assert ask(url, OTHER).json()["model"] == OTHER
+
+
+def test_a_model_that_could_not_wake_is_tried_again(url: str, runner: Runner, models: Path) -> None:
+    """Where another program had the card's memory when a request came, only a person could bring the model back."""
+    assert runner.sleep()
+    config = models / MODEL / "config.json"
+    config.rename(models / "kept.json")
+    failed = ask(url, None)
+    assert failed.status_code >= 500 and ready(url) == (503, "failed") and runner.state.asleep is not None
+    (models / "kept.json").rename(config)
+    assert ask(url, None).status_code == 200 and ready(url) == (200, "ready")
+    assert runner.state.asleep is None

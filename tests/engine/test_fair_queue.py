@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.fair_queue import MAX_PAGES_FIRST, PAGES, FairQueue, Turnstile
+from core.engine.fair_queue import MAX_PAGES_FIRST, MAX_PAST, PAGES, FairQueue, Turnstile
 
 
 def order(turns: FairQueue[str]) -> list[str]:
@@ -78,6 +78,31 @@ def test_what_is_taken_back_costs_its_client_no_turn() -> None:
         turns.remove("c0", "c")
     with pytest.raises(LookupError):
         turns.take()
+
+
+def test_who_is_not_ready_is_passed_by_only_so_many() -> None:
+    """One adapter that was always asked for once kept another one's request waiting without end."""
+    turns: FairQueue[str] = FairQueue()
+    turns.add("waits", "a")
+    for number in range(MAX_PAST):
+        turns.add(f"b{number}", "b")
+        assert turns.take_ready(lambda item: item != "waits") == f"b{number}"
+    turns.add("page")
+    turns.add("late", "b")
+    assert turns.take_ready(lambda item: item not in ("waits", "page")) is None
+    assert turns.take_ready(lambda item: True) == "page", "a person's own turn comes before"
+    assert turns.take_ready(lambda item: True) == "waits" and turns.take() == "late"
+
+
+def test_who_gives_up_waiting_holds_up_nobody() -> None:
+    turns: FairQueue[str] = FairQueue()
+    for name in ("waits", "waits too"):
+        turns.add(name, "a")
+        for number in range(MAX_PAST):
+            turns.add(f"b{number}", "b")
+            assert turns.take_ready(lambda item: item.startswith("b")) == f"b{number}"
+        turns.remove(name, "a")
+    assert len(turns) == 0
 
 
 @given(st.lists(st.sampled_from([PAGES, "a", "b", "c", ""])))

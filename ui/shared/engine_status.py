@@ -89,7 +89,7 @@ def _status_line(state: EngineState, num_running: int) -> str:
         "failed": ":red[:material/error:]",
     }[state.phase]
     name = SERVER_PHASES.get(state.phase, state.phase) if state.server is not None else state.phase
-    name = "sleeping" if state.asleep is not None else name
+    name = "sleeping" if state.asleep is not None and state.phase != "failed" else name
     return f"{icon} {tr(f'engine.{name}')}"
 
 
@@ -133,7 +133,7 @@ def not_ready_notice(last: Answer | None = None) -> None:
                 st.markdown(tr("engine.loading_model", name=state.model or ""))
             loading_progress()
             return
-        if state.asleep is not None:
+        if state.asleep is not None and state.error is None:
             st.markdown(tr("engine.asleep", name=model_name(state.asleep.folder)))
         elif state.error is None:
             st.markdown(tr("engine.nothing_loaded"))
