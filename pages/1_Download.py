@@ -5,10 +5,9 @@ import streamlit as st
 from ui.download.jobs import draw_jobs, shown_now
 from ui.download.own import draw_own
 from ui.download.own_jobs import draw_own_jobs
-from ui.download.repository import SECTION_KEY
 from ui.download.search import draw_find
 from ui.shared.i18n import tr
-from ui.shared.routing import require_router
+from ui.shared.routing import SECTION_KEY, require_router
 
 require_router()
 st.title(tr("nav.download"))

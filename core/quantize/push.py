@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -49,5 +50,6 @@ def push(folder: Path, repo: str, endpoint: str) -> str:
             if str(error).strip()
             else type(error).__name__
         )
-        raise DeckError("push_failed", repo=repo, host=host_name(endpoint), why=why) from error
+        shown = printable(shlex.quote(str(folder)))
+        raise DeckError("push_failed", repo=repo, host=host_name(endpoint), why=why, folder=shown) from error
     return str(address)

@@ -103,6 +103,15 @@ def test_both_languages_have_the_same_keys_and_placeholders() -> None:
     assert differing == []
 
 
+def test_no_text_has_a_value_in_code() -> None:
+    """A page escapes values as Markdown, and code would show the escapes: "echo a\\_b"."""
+    in_code = re.compile(r"`[^`]*\{[^`]*`")
+    found = [
+        (language, key) for language in LANGUAGES for key, text in catalogue(language).items() if in_code.search(text)
+    ]
+    assert found == []
+
+
 def test_chinese_texts_are_chinese() -> None:
     """Texts that are the same in both languages are names and measures, not forgotten translations."""
     english, chinese = catalogue("en"), catalogue("zh")

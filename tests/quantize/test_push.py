@@ -70,3 +70,4 @@ def test_a_refusal_is_told_in_words(token: None, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DeckError) as raised:
         push(tmp_path, "me/mine", ENDPOINT)
     assert (raised.value.key, raised.value.params["why"]) == ("push_failed", "no right to write")
+    assert f"hf upload me/mine {tmp_path}" in str(raised.value)

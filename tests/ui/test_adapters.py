@@ -64,4 +64,19 @@ def test_a_chat_has_an_adapter_of_its_own(home: Path, models: Path) -> None:
     assert "adapter=None" in last_message(2).text
     shutil.rmtree(home / "adapters" / "pirate")
     write_adapter(home / "adapters" / "poet", models / "tiny")
-    assert "pirate was chosen and is not there now" in words(click(tab, "chat_open_1"))
+    assert "pirate was chosen, and is not there now" in words(click(tab, "chat_open_1"))
+
+
+def test_a_chat_offers_the_adapters_that_its_model_can_have(home: Path, models: Path) -> None:
+    write_adapter(home / "adapters" / "pirate", models / "tiny")
+    broken = write_adapter(home / "adapters" / "broken", models / "tiny")
+    (broken / "adapter_model.safetensors").unlink()
+    load(open_tab(), "tiny")
+    assert named(open_tab("3_Chat").selectbox, "chat_adapter").options == ["None: the model alone", "pirate"]
+
+
+def test_an_adapter_that_came_after_the_load_is_told_with_the_way_to_it(home: Path, models: Path) -> None:
+    load(open_tab(), "tiny")
+    write_adapter(home / "adapters" / "pirate", models / "tiny")
+    tab = open_tab("3_Chat")
+    assert not has(tab.selectbox, "chat_adapter") and "loaded without room for any" in words(tab)

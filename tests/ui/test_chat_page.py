@@ -211,6 +211,13 @@ def test_settings_can_be_saved_under_a_name_and_the_deletion_taken_back(models: 
     assert named(click(tab, "sampling_save").selectbox, "sampling_preset").value == "mine"
 
 
+def test_a_sampler_stands_beside_what_it_works_with(models: Path) -> None:
+    """A phone shows one below the other: xtc's threshold must not stand far from its probability."""
+    labels = [slider.label for slider in open_chat().slider]
+    pairs = zip(labels[::2], labels[1::2], strict=False)
+    assert {("XTC probability", "XTC threshold"), ("DRY multiplier", "DRY base")} <= set(pairs)
+
+
 def test_samplers_that_few_change_are_kept_too(models: Path) -> None:
     tab = open_chat()
     named(tab.slider, "sampling_dry_multiplier").set_value(0.8)

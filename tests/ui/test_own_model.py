@@ -106,6 +106,13 @@ def read(tab: AppTest) -> str:
     return "\n".join([words(tab), *(str(bar.proto.text) for bar in tab.get("progress"))])
 
 
+def test_a_model_that_is_not_quantized_leads_to_the_form_with_it(models: Path) -> None:
+    make_plain(models / "Another-1M")
+    tab = settle(click(open_tab("2_Load_Model"), "load_quantize_Tiny-1M"))
+    assert tab.segmented_control(key="download_section").value == "own"
+    assert tab.selectbox(key="own_target").value == "Tiny-1M"
+
+
 def group(tab: AppTest, size: int) -> AppTest:
     tab.segmented_control(key="own_group").set_value(size)
     return settle(run(tab))

@@ -139,7 +139,7 @@ def test_what_programs_may_name_is_chosen_here() -> None:
 def test_what_happens_after_so_many_idle_minutes_is_chosen_here(monkeypatch: pytest.MonkeyPatch) -> None:
     tab = open_tab("6_Settings")
     assert tab.number_input(key="settings_idle_unload").value == 0
-    assert "`shutdown`" in tab.number_input(key="settings_idle_command").label
+    assert "“shutdown”" in tab.number_input(key="settings_idle_command").label
     tab.number_input(key="settings_idle_unload").set_value(15)
     tab.number_input(key="settings_idle_command").set_value(45)
     run(tab)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import streamlit as st
 
 from core.chat.records import ChatInfo
-from ui.chat.adapter_choice import adapters_here
+from ui.chat.adapter_choice import adapters_here, fitting_adapters
 from ui.chat.chat_settings import change_settings
-from ui.shared.i18n import tr
+from ui.shared.i18n import text, tr
 from ui.shared.identity import key_of
 from ui.shared.markdown import escape
 from ui.shared.resources import engine
 
 
 def adapter_form(tag: str, info: ChatInfo) -> None:
-    names = [folder.name for folder in adapters_here(engine().state)]
+    state = engine().state
+    names = [folder.name for folder in adapters_here(state)]
     if not names:
+        if fitting_adapters(state):
+            st.caption(tr("chat.adapter_no_room", name=state.model or ""))
         return
     wanted = info.settings.get("adapter") or ""
     shown = wanted if wanted in names else ""
@@ -27,6 +30,6 @@ def adapter_form(tag: str, info: ChatInfo) -> None:
             change_settings(tag, adapter=now or None)
 
     st.selectbox(tr("chat.adapter"), ["", *names], key=key, help=tr("chat.adapter_help"), on_change=choose,
-                 format_func=lambda name: escape(name) if name else tr("chat.adapter_none"))  # fmt: skip
+                 format_func=lambda name: name or text("chat.adapter_none"))  # fmt: skip
     if wanted and not shown:
         st.caption(tr("chat.adapter_gone", name=escape(wanted)))

@@ -20,20 +20,24 @@ from ui.shared.i18n import text, tr
 from ui.shared.identity import held, hold, key_of, let_go, take_held
 from ui.shared.resources import engine, preferences, presets
 
-SLIDERS = ("temperature", "top_p", "min_p", "repetition_penalty")
-# In an expander: those that most people leave alone.
-MORE_SLIDERS = (
-    "presence_penalty",
-    "frequency_penalty",
-    "typical_p",
-    "xtc_probability",
-    "xtc_threshold",
-    "dry_multiplier",
-    "dry_base",
-    "mirostat_tau",
-    "mirostat_eta",
+# Rows of one or two: beside each other where there is room, else in this order.
+ROWS = (
+    ("temperature", "top_p"),
+    ("min_p", "repetition_penalty"),
+    ("top_k", "max_new_tokens"),
+    ("seed", "stop"),
 )
-MORE_NUMBERS = ("dry_allowed_length", "dry_range", "mirostat")
+# In an expander: those that most people leave alone, each beside what it works with.
+MORE_ROWS = (
+    ("presence_penalty", "frequency_penalty"),
+    ("xtc_probability", "xtc_threshold"),
+    ("dry_multiplier", "dry_base"),
+    ("dry_allowed_length", "dry_range"),
+    ("dry_sequence_breakers",),
+    ("typical_p", "mirostat"),
+    ("mirostat_tau", "mirostat_eta"),
+)
+NUMBERS = ("top_k", "max_new_tokens", "seed", "dry_allowed_length", "dry_range", "mirostat")
 STEP = 0.05
 # Beyond this nobody has asked for anything sensible, and a slider would be too coarse.
 SLIDER_ENDS = {"temperature": 2.0, "repetition_penalty": 2.0, "dry_multiplier": 5.0, "dry_base": 4.0}
@@ -51,22 +55,9 @@ def sampling_form(tag: str) -> None:
     if error := st.session_state.pop(f"{ERROR_KEY}_{tag}", None):
         show_error(error)
     values = asdict(sampling_of(info))
-    left, right = st.columns(2)
-    for index, name in enumerate(SLIDERS):
-        with (left, right)[index % 2]:
-            _slider(name, values[name], tag)
-    with left:
-        _number("top_k", values["top_k"], tag)
-        _number("seed", values["seed"], tag, placeholder=tr("sampling.seed_random"))
-    with right:
-        _number("max_new_tokens", values["max_new_tokens"], tag)
-        _texts("stop", values["stop"], tag)
+    _rows(ROWS, values, tag)
     with st.expander(tr("sampling.more"), icon=":material/tune:", key=f"sampling_more_{tag}"):
-        left, right = st.columns(2)
-        for index, name in enumerate((*MORE_SLIDERS, *MORE_NUMBERS)):
-            with (left, right)[index % 2]:
-                (_slider if name in MORE_SLIDERS else _number)(name, values[name], tag)
-        _texts("dry_sequence_breakers", values["dry_sequence_breakers"], tag)
+        _rows(MORE_ROWS, values, tag)
     own = info.settings.get("sampling", {})
     st.button(tr("sampling.reset"), key=f"sampling_reset_{tag}", icon=":material/restart_alt:", type="tertiary",
               disabled=not own, on_click=change_settings, args=(tag,), kwargs={"sampling": None})  # fmt: skip
@@ -126,6 +117,18 @@ def _is_held(values: dict[str, Any], tag: str) -> bool:
         return False
 
 
+def _rows(rows: tuple[tuple[str, ...], ...], values: dict[str, Any], tag: str) -> None:
+    for row in rows:
+        for name, place in zip(row, st.columns(len(row)), strict=True):
+            with place:
+                if name in TEXT_LISTS:
+                    _texts(name, values[name], tag)
+                elif name in NUMBERS:
+                    _number(name, values[name], tag)
+                else:
+                    _slider(name, values[name], tag)
+
+
 def _slider(name: str, value: float, tag: str) -> None:
     low, high = SAMPLING_RANGES[name]
     key, end = key_of(f"sampling_{name}", tag, float(value)), max(SLIDER_ENDS.get(name, high), value)
@@ -133,12 +136,12 @@ def _slider(name: str, value: float, tag: str) -> None:
               on_change=_change, args=(name, key, tag))  # fmt: skip
 
 
-def _number(name: str, value: int | None, tag: str, placeholder: str | None = None) -> None:
+def _number(name: str, value: int | None, tag: str) -> None:
     # Without limits of the widget's own: it would put a wrong value right without a word.
     key = key_of(f"sampling_{name}", tag, None if value is None else min(value, MAX_WIDGET_SEED))
-    st.number_input(tr(f"sampling.{name}"), value=None, step=1, key=key, placeholder=placeholder,
-                    help=tr(f"sampling.{name}_help"), on_change=_change,
-                    args=(name, key, tag))  # fmt: skip
+    st.number_input(tr(f"sampling.{name}"), value=None, step=1, key=key,
+                    placeholder=tr("sampling.seed_random") if name == "seed" else None,
+                    help=tr(f"sampling.{name}_help"), on_change=_change, args=(name, key, tag))  # fmt: skip
 
 
 def _texts(name: str, value: tuple[str, ...], tag: str) -> None:

@@ -46,8 +46,9 @@ from ui.shared.markdown import escape
 from ui.shared.pending import answer
 from ui.shared.people import person
 from ui.shared.resources import quantizing
+from ui.shared.routing import OWN_TARGET_KEY
 
-TARGET_KEY, TYPED_KEY, ERROR_KEY = "own_target", "own_typed", "own_error"
+TYPED_KEY, ERROR_KEY = "own_typed", "own_error"
 # No folder is called so: a name in models/ has no slash.
 OTHER = "/"
 EXAMPLE = "Qwen/Qwen2.5-7B-Instruct"
@@ -85,7 +86,7 @@ def _choose_target(found: list[str]) -> str:
     """A folder in models/, or what somebody typed: a repository, or a path."""
     if found:
         labels = {name: name for name in found} | {OTHER: text("own.other")}
-        chosen = st.selectbox(tr("own.target"), list(labels), key=TARGET_KEY, persist_state="session",
+        chosen = st.selectbox(tr("own.target"), list(labels), key=OWN_TARGET_KEY, persist_state="session",
                               format_func=labels.__getitem__)  # fmt: skip
         if chosen != OTHER:
             return str(chosen)

@@ -29,9 +29,8 @@ from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.pending import answer, failed
 from ui.shared.resources import branch_reader, downloads
-from ui.shared.routing import LOAD_PAGE, go_to
+from ui.shared.routing import LOAD_PAGE, SECTION_KEY, go_to
 
-SECTION_KEY = "download_section"
 REFUSED_KEY = "download_refused"
 
 

@@ -29,7 +29,7 @@ from ui.shared.gpus import gpu_error
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.resources import engine
-from ui.shared.routing import CHAT_PAGE, go_to
+from ui.shared.routing import CHAT_PAGE, go_quantize, go_to
 from ui.shared.starter import starter_notice
 
 # The ends of architectures' names that say what the class does, not what the model is.
@@ -43,6 +43,9 @@ def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> Non
             st.markdown(f":material/folder_off: **{escape(entry.name)}**")
             if entry.error is not None:
                 show_error(entry.error)
+                if entry.error.key == "not_quantized":
+                    st.button(tr("load.quantize"), key=f"load_quantize_{entry.name}", icon=":material/compress:",
+                              on_click=go_quantize, args=(entry.name,))  # fmt: skip
             draw_upkeep(entry)
             return
         with st.container(gap="xsmall"):

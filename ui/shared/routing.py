@@ -15,6 +15,8 @@ from core.common.paths import ROOT
 DOWNLOAD_PAGE, LOAD_PAGE, CHAT_PAGE = "pages/1_Download.py", "pages/2_Load_Model.py", "pages/3_Chat.py"
 # The addresses of Home.py and the pages; "" is also "/".
 PATHS = frozenset({"", "/home", *(f"/{path.stem.partition('_')[2]}" for path in (ROOT / "pages").glob("*.py"))})
+# What the page Download shows: a part of it, and there a folder to be quantized.
+SECTION_KEY, OWN_TARGET_KEY = "download_section", "own_target"
 PAGE_KEY, ARRIVED_KEY, NEXT_KEY = "page", "page_has_changed", "page_to_go_to"
 
 
@@ -33,6 +35,12 @@ def require_router() -> None:
 def go_to(page: str) -> None:
     """For a button's on_click: show `page` instead of the one the button is on."""
     st.session_state[NEXT_KEY] = page
+
+
+def go_quantize(folder: str) -> None:
+    """For a button's on_click: show Download's part for a model of one's own, with this folder of models/ chosen."""
+    st.session_state[SECTION_KEY], st.session_state[OWN_TARGET_KEY] = "own", folder
+    go_to(DOWNLOAD_PAGE)
 
 
 def follow() -> None:
