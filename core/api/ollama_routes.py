@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -70,15 +71,18 @@ class Ollama:
         try:
             await self._completions.either(call, exchange)
         except NothingAsked:
-            await self._just_in_time.ready(exchange.model)
-            await self._intake.run(lambda: read_served_model(self._engine))
+            # Others may use a model that one client is done with: it stays, and one that sleeps is not woken for that.
+            if not exchange.lets_go:
+                await self._just_in_time.ready(exchange.model)
+                await self._intake.run(lambda: read_served_model(self._engine))
             await call.json(exchange.loaded())
 
     async def tags(self, call: HttpCall) -> None:
         """What can be asked, as /v1/models lists it."""
 
         def find() -> list[Body]:
-            return [self._described(one) for one in self._models.find_all()]
+            known = self._loadable()
+            return [self._described(one, known) for one in self._models.find_all()]
 
         await call.json({"models": await self._intake.run(find)})
 
@@ -88,7 +92,7 @@ class Ollama:
             if facts is None:
                 return []
             taken = facts.weights_bytes + facts.cache_bytes
-            about = self._described({"id": facts.name, "created": 0})
+            about = self._described({"id": facts.name, "created": 0}, {})
             on_gpu = taken if facts.memory is not None else 0
             return [about | {"size": taken, "size_vram": on_gpu, "expires_at": NEVER,
                              "context_length": facts.context_tokens}]  # fmt: skip
@@ -108,7 +112,7 @@ class Ollama:
         raise ApiError("api_model", name=printable(request.model), loaded=served.name)
 
     def _shown(self, one: Body) -> Body:
-        checkpoint, template = self._checkpoint(one), ""
+        checkpoint, template = self._checkpoint(one, self._loadable()), ""
         details, capabilities = _details(checkpoint, one), ["completion"]
         about: dict[str, Any] = {"general.basename": one["id"]}
         if one["id"] == self._engine.state.model or "parent" in one:
@@ -126,8 +130,8 @@ class Ollama:
         return {"modelfile": f"FROM {one['id']}", "parameters": "", "template": template, "details": details,
                 "model_info": about, "capabilities": capabilities, "modified_at": _moment(one["created"])}  # fmt: skip
 
-    def _described(self, one: Body) -> Body:
-        checkpoint = self._checkpoint(one)
+    def _described(self, one: Body, known: Mapping[str, Checkpoint | None]) -> Body:
+        checkpoint = self._checkpoint(one, known)
         return {
             "name": one["id"],
             "model": one["id"],
@@ -138,14 +142,19 @@ class Ollama:
             "details": _details(checkpoint, one),
         }
 
-    def _checkpoint(self, one: Body) -> Checkpoint | None:
-        """The files of a model of this machine; None for a character, and for a model elsewhere."""
+    def _loadable(self) -> dict[str, Checkpoint | None]:
+        """By name, what else could be loaded. Reads the headers of the whole library."""
+        found = self._loader.loadable() if self._loader is not None else ()
+        return {entry.name: entry.checkpoint for entry in found}
+
+    def _checkpoint(self, one: Body, known: Mapping[str, Checkpoint | None]) -> Checkpoint | None:
+        """The files of a model of this machine, the loaded one or one of `known`; None for a character, and for a model
+        elsewhere."""
         state = self._engine.state
         folder = state.asleep.folder if state.asleep is not None else state.folder
         if folder is not None and one["id"] == model_name(folder):
             return read_entry(folder).checkpoint
-        found = self._loader.loadable() if self._loader is not None and "parent" not in one else ()
-        return next((entry.checkpoint for entry in found if entry.name == one["id"]), None)
+        return None if "parent" in one else known.get(one["id"])
 
 
 def _named(body: Body) -> Body:

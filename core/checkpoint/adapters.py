@@ -28,6 +28,8 @@ TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB
 # Patterns of ranks come from strangers: names, dots and ends, and nothing that repeats, cannot take long to match.
 PATTERN = re.compile(r"(?:[\w.$^-]|\\[.d])+")
 MAX_PATTERNS, MAX_PATTERN_CHARS = 10_000, 300
+# Each pattern is held against each module, which pages do whenever they are drawn; so many take half a second.
+MAX_MATCHES = 2_000_000
 # Settings that make more of an adapter than B times A, with the name that people know each by.
 VARIANTS = {
     "use_dora": "DoRA",
@@ -151,7 +153,9 @@ def _matrices(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor
             raise CheckpointError("adapter_tensor", adapter=name, tensor=printable(tensor))
     if not parts:
         raise CheckpointError("adapter_empty", adapter=name)
-    rank_patterns, alpha_patterns = (_patterns(name, config, key) for key in ("rank_pattern", "alpha_pattern"))
+    rank_patterns, alpha_patterns = (
+        _patterns(name, config, key, len(parts)) for key in ("rank_pattern", "alpha_pattern")
+    )
     return {
         module: _matrix(name, config, module, found, tensors, rank_patterns, alpha_patterns)
         for module, found in parts.items()
@@ -185,11 +189,13 @@ def _matrix(
     return LowRank(module, rank, scale, a.shape[1], b.shape[0], found["A"], found["B"])
 
 
-def _patterns(name: str, config: Mapping[str, Any], key: str) -> dict[re.Pattern[str], Any]:
+def _patterns(name: str, config: Mapping[str, Any], key: str, num_modules: int) -> dict[re.Pattern[str], Any]:
     """Ranks or alphas by pattern, which PEFT holds against the end of a module's name."""
     found = config.get(key) or {}
-    if not isinstance(found, dict) or len(found) > MAX_PATTERNS:
+    if not isinstance(found, dict):
         raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern="?")
+    if len(found) > MAX_PATTERNS or len(found) * num_modules > MAX_MATCHES:
+        raise CheckpointError("adapter_patterns", adapter=name, setting=key, count=len(found), modules=num_modules)
     for pattern in found:
         if len(pattern) > MAX_PATTERN_CHARS or not PATTERN.fullmatch(pattern):
             raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern=quoted_json(pattern))

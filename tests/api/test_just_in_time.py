@@ -201,3 +201,30 @@ def test_a_model_that_could_not_wake_is_tried_again(url: str, runner: Runner, mo
     (models / "kept.json").rename(config)
     assert ask(url, None).status_code == 200 and ready(url) == (200, "ready")
     assert runner.state.asleep is None
+
+
+def test_a_client_of_ollamas_that_is_done_wakes_nothing_and_takes_nobodys_model(url: str, runner: Runner) -> None:
+    """`ollama stop` sends an empty question that is to keep the model for no time; it once loaded it."""
+    for path, more in (("/api/generate", {"prompt": ""}), ("/api/chat", {"messages": []})):
+        body = {"model": MODEL, "keep_alive": 0, **more}
+        stopped = httpx2.post(url + path, json=body, timeout=WAIT_S).json()
+        assert stopped["done_reason"] == "unload" and runner.state.phase == "ready"
+        assert runner.sleep()
+        assert httpx2.post(url + path, json=body, timeout=WAIT_S).json()["done"] and runner.state.asleep is not None
+        woken = httpx2.post(url + path, json=body | {"keep_alive": "5m"}, timeout=WAIT_S).json()
+        assert woken["done_reason"] == "load" and runner.state.phase == "ready"
+
+
+def test_the_library_is_read_a_few_times_for_a_list_whatever_is_in_it(
+    url: str, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All headers were once read again for each model that Ollama's clients were told of."""
+    set_other_names("load")
+    for name in ("third", "fourth"):
+        make_checkpoint(models / name, Recipe(context_tokens=512))
+    scans: list[ModelLoader] = []
+    scan = ModelLoader.loadable
+    monkeypatch.setattr(ModelLoader, "loadable", lambda self: scans.append(self) or scan(self))
+    told = httpx2.get(f"{url}/api/tags").json()["models"]
+    assert {"third", "fourth", OTHER} <= {one["name"] for one in told} and len(scans) == 2
+    assert all(one["size"] for one in told if one["name"] in ("third", "fourth"))

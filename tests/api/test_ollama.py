@@ -13,6 +13,7 @@ import pytest
 
 from core.api.dialects.ollama import OllamaExchange
 from core.api.dialects.ollama_request import NothingAsked, chat_body, generate_body
+from core.api.dialects.reading import arguments_of
 from core.api.errors import ApiError
 from core.engine.runner import Runner
 from core.standby.loader import ModelLoader
@@ -201,3 +202,8 @@ def test_calls_of_tools_come_whole() -> None:
     called, last = map(json.loads, lines)
     assert called["message"]["tool_calls"] == [{"function": {"name": "weather", "arguments": {"at": "Oslo"}}}]
     assert (last["done"], last["done_reason"], last["eval_count"]) == (True, "stop", 5)
+
+
+@pytest.mark.parametrize("written", ['{"city": "Be', "[1]", "[" * 5000])
+def test_arguments_that_are_no_object_are_none(written: str) -> None:
+    assert arguments_of({"arguments": written}) == {}

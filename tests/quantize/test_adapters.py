@@ -184,3 +184,19 @@ def test_an_endless_name_in_a_config_is_no_pattern(copy: Path) -> None:
     with pytest.raises(CheckpointError) as raised:
         read_adapter(copy)
     assert raised.value.key == "adapter_pattern"
+
+
+def test_patterns_that_would_take_minutes_are_not_held_against_the_modules(copy: Path) -> None:
+    """A page reads each adapter whenever it is drawn, and once stood still over thousands of patterns and modules."""
+    tensors = {
+        f"base_model.model.model.layers.{layer}.q.lora_{part}.weight": np.zeros((1, 1), np.float16)
+        for layer in range(3000)
+        for part in "AB"
+    }
+    save_file(tensors, copy / WEIGHTS)
+    change_json(copy / CONFIG, r=1, rank_pattern={f"layers.{layer}.k": 1 for layer in range(3000)})
+    with pytest.raises(CheckpointError) as raised:
+        read_adapter(copy)
+    assert raised.value.key == "adapter_patterns" and raised.value.params["modules"] == 3000
+    change_json(copy / CONFIG, rank_pattern={"q": 1})
+    assert len(read_adapter(copy).matrices) == 3000

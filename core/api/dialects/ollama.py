@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from core.api.dialects.dialect import Body, Dialect
-from core.api.dialects.ollama_request import chat_body, generate_body, name_of
+from core.api.dialects.ollama_request import chat_body, generate_body, lets_go, name_of
 from core.api.dialects.reading import arguments_of
 from core.api.errors import body_of
 from core.api.generation import Usage
@@ -29,6 +29,8 @@ class OllamaExchange:
     def __init__(self, kind: Kind) -> None:
         self._kind = kind
         self.model: str | None = None
+        # Whether the model is to be unloaded afterwards.
+        self.lets_go = False
         self._began_ns = time.monotonic_ns()
         self._first_ns: int | None = None
         self._finish = "stop"
@@ -36,7 +38,7 @@ class OllamaExchange:
         self._calls: dict[int, Body] = {}
 
     def translate(self, body: Body) -> Body:
-        self.model = name_of(body)
+        self.model, self.lets_go = name_of(body), lets_go(body)
         return BODIES[self._kind](body)
 
     def whole(self, answer: Body) -> Body:
@@ -69,8 +71,8 @@ class OllamaExchange:
         return ()
 
     def loaded(self) -> Body:
-        """The answer to a request that only wanted the model to be there."""
-        return self._said("", "") | {"done": True, "done_reason": "load"}
+        """The answer to a request that only wanted the model to be there, or to be there no longer."""
+        return self._said("", "") | {"done": True, "done_reason": "unload" if self.lets_go else "load"}
 
     def _gather(self, call: Body) -> None:
         known = self._calls.setdefault(call["index"], {"name": "", "arguments": ""})

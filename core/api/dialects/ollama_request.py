@@ -71,6 +71,12 @@ def name_of(body: Body) -> str | None:
     return name.removesuffix(USUAL_TAG) if isinstance(name, str) else name
 
 
+def lets_go(body: Body) -> bool:
+    """Whether the model is to be unloaded at once, as `ollama stop` asks."""
+    kept: Any = body.get("keep_alive")
+    return kept in ("0", "0s") or (type(kept) in (int, float) and kept == 0)
+
+
 def is_stream(body: Body) -> bool:
     """Ollama streams unless it is told otherwise."""
     return bool(body.get("stream", True))

@@ -41,6 +41,6 @@ def arguments_of(function: Body) -> Body:
     """The arguments of a call as an object, which they are unless the answer was cut in their middle."""
     try:
         found = json.loads(function["arguments"] or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
