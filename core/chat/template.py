@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
@@ -194,23 +194,24 @@ class ChatTemplate:
             return False
 
     def _render_form(self, turns: list[Turn], add_generation_prompt: bool, as_parts: bool) -> str:
-        try:
-            return self._render_values(turns, add_generation_prompt, as_parts, with_text_arguments=False)
-        except TemplateLimitError:
-            raise
-        except TemplateError:
-            # DeepSeek's templates join the arguments of calls to texts, most others write JSON of them.
-            if not any(turn.get("tool_calls") for turn in turns):
+        reshapes = ARGUMENT_FORMS if any(turn.get("tool_calls") for turn in turns) else ARGUMENT_FORMS[:1]
+        refusal: TemplateError | None = None
+        for reshape in reshapes:
+            try:
+                return self._render_values(turns, add_generation_prompt, as_parts, reshape)
+            except TemplateLimitError:
                 raise
-            return self._render_values(turns, add_generation_prompt, as_parts, with_text_arguments=True)
+            except TemplateError as error:
+                refusal = refusal or error
+        assert refusal is not None
+        raise refusal
 
     def _render_values(
-        self, turns: list[Turn], add_generation_prompt: bool, as_parts: bool, with_text_arguments: bool
+        self, turns: list[Turn], add_generation_prompt: bool, as_parts: bool, reshape: Callable[[Any], Any]
     ) -> str:
         assert self.source is not None
         messages = [_message(turn, as_parts, self.source, self.thought_format) for turn in turns]
-        if with_text_arguments:
-            messages = [_with_text_arguments(message) for message in messages]
+        messages = [_with_arguments(message, reshape) for message in messages]
         values = {
             **self.variables,
             "messages": messages,
@@ -317,14 +318,24 @@ def _calls_of(turn: Turn, source: str) -> dict[str, Any]:
     return more
 
 
-def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+def _with_arguments(message: dict[str, Any], reshape: Callable[[Any], Any]) -> dict[str, Any]:
     if "tool_calls" not in message:
         return message
     calls = [
-        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        call | {"function": call["function"] | {"arguments": reshape(call["function"]["arguments"])}}
         for call in message["tool_calls"]
     ]
     return message | {"tool_calls": calls}
+
+
+def _as_object(arguments: Any) -> Any:
+    return arguments if isinstance(arguments, dict) else {"arguments": arguments}
+
+
+# How a template gets the arguments of earlier calls, until one is right. Most write JSON of the values; DeepSeek's join
+# texts; some go through an object. Arguments that a model broke off are none, and each further request of their chat
+# brings them again.
+ARGUMENT_FORMS: tuple[Callable[[Any], Any], ...] = (lambda arguments: arguments, json.dumps, _as_object)
 
 
 @lru_cache(64)

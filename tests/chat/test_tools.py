@@ -168,6 +168,20 @@ def test_a_template_that_joins_arguments_to_a_text_gets_one() -> None:
     assert ChatTemplate(source, "", "").render(CONVERSATION).startswith('Rain?args {"city"')
 
 
+def test_arguments_that_a_model_broke_off_do_not_end_the_chat() -> None:
+    """They come back with each further request, and a template that goes through them once refused all of these."""
+    source = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "{% for name, value in c.function.arguments | items %}[{{ name }}={{ value }}]{% endfor %}"
+        "{% endfor %}{% endfor %}"
+    )
+    assert ChatTemplate(source, "", "").render(CONVERSATION) == "Rain?[city=Zürich]dry"
+    user, called, result = CONVERSATION
+    broken = called["tool_calls"][0] | {"function": {"name": "get_weather", "arguments": '{"city": "Zü'}}
+    turns = [user, Turn(role="assistant", content="", tool_calls=[broken]), result]
+    assert ChatTemplate(source, "", "").render(turns) == 'Rain?[arguments={"city": "Zü]dry'
+
+
 def test_mistrals_templates_get_numbers_of_nine_letters() -> None:
     source = (
         "[TOOL_CALLS]{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.id }} {% endfor %}"
