@@ -8,7 +8,7 @@ from core.checkpoint.adapters import is_adapter
 from core.checkpoint.weight_files import is_plain_name
 from core.common.errors import InputError
 from core.common.files import remove
-from core.common.paths import adapters_dir
+from core.common.paths import adapters_dir, typed_path
 from core.common.values import printable, quoted_text
 
 
@@ -17,8 +17,8 @@ def find_adapter(text: str, base: Path | None = None) -> Path:
 
     Raises InputError where there is none.
     """
-    path = Path(text).expanduser()
-    places = [path.absolute(), adapters_dir() / text, *([base / text] if base is not None else [])]
+    typed = typed_path(text)
+    places = [] if typed is None else [typed, adapters_dir() / text, *([base / text] if base is not None else [])]
     found = next((place for place in places if is_adapter(place)), None)
     if found is None:
         raise InputError("adapter_unknown", name=quoted_text(text), folder=printable(str(adapters_dir())))

@@ -28,6 +28,16 @@ def models_dir() -> Path:
     return Path(os.environ.get("LLAMADECK_MODELS", ROOT / "models"))
 
 
+def typed_path(text: str) -> Path | None:
+    """The path that a person typed, with "~" for a home; None for what no file system has a place for."""
+    try:
+        path = Path(text).expanduser().absolute()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):  # Too long, without a home, or with a zero in it.
+        return None
+    return path
+
+
 def model_name(folder: Path) -> str:
     """What a model is called: like its folder, or OWNER_NAME@COMMIT, shortened, for one in Hugging Face's cache."""
     repo = cached_repo(folder)

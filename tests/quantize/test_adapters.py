@@ -174,8 +174,9 @@ def test_adapters_are_found_by_path_and_by_name(adapter: Path, tmp_path: Path, m
     assert find_adapter("one") == tmp_path / "adapters" / "one"
     assert find_adapter("two", tmp_path / "base") == tmp_path / "base" / "two"
     assert find_adapter(str(adapter)) == adapter
-    with pytest.raises(InputError):
-        find_adapter("none")
+    for text in ("none", "~nobody-of-this-name/x", "x" * 5000, "x\0"):
+        with pytest.raises(InputError):
+            find_adapter(text)
 
 
 def test_an_endless_name_in_a_config_is_no_pattern(copy: Path) -> None:

@@ -139,6 +139,8 @@ def test_what_is_typed_and_is_nothing_is_refused_in_words(models: Path) -> None:
     tab = open_form(model="nothing")
     assert "There is no folder nothing" in words(tab)
     assert "/nowhere/at/all" in words(open_form(model="/nowhere/at/all"))
+    for typed in ("~nobody-of-this-name/x", f"/{'x' * 5000}"):
+        assert "There is no folder" in words(open_form(model=typed))
 
 
 def test_an_adapter_is_chosen_by_name_and_is_in_the_results_name(models: Path) -> None:

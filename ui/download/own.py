@@ -14,7 +14,7 @@ from core.checkpoint.experts import expert_matrix
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.files import write_atomically
 from core.common.host_memory import available_bytes
-from core.common.paths import adapters_dir, data_dir, models_dir
+from core.common.paths import adapters_dir, data_dir, models_dir, typed_path
 from core.common.values import printable, quoted_text
 from core.hub.source import read_source
 from core.hub.tokens import token_for
@@ -139,7 +139,9 @@ def _folder(chosen: str, found: list[str]) -> Path | None:
     # A path on the server is a question for whoever runs it, not for everybody whom a provider knows.
     if person():
         raise InputError("quantize_path", folder=str(models_dir()))
-    return Path(chosen).expanduser().absolute()
+    if (path := typed_path(chosen)) is None:
+        raise InputError("quantize_target", name=quoted_text(chosen))
+    return path
 
 
 def draw_options(target: Target) -> QuantizeOptions | None:
