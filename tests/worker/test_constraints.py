@@ -152,6 +152,34 @@ def test_a_pattern_that_grows_without_end_reaches_a_limit_and_not_the_machines(c
     assert constraint.error is None or constraint.error.key == "grammar"
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("grammar", "options", "changes", "text"),
+    [
+        (Grammar("regex", "()"), {"min_tokens": 5}, {}, ""),
+        (Grammar("regex", "()"), {"ignore_eos": True}, {}, ""),
+        (Grammar("regex", "a{90}"), {}, {"dry_multiplier": 100.0, "dry_base": 10.0, "dry_allowed_length": 1}, "a" * 90),
+    ],
+)
+def test_where_all_that_may_come_is_forbidden_otherwise_the_form_counts(
+    folder: Path,
+    steps: Steps,
+    constraints: Constraints,
+    grammar: Grammar,
+    options: dict[str, Any],
+    changes: dict[str, Any],
+    text: str,
+    temperature: float,
+) -> None:
+    """No token was left to draw, which ended the engine and with it everybody's answers."""
+    harness = Asking(folder, steps, constraints)
+    sampling = Sampling(temperature=temperature, top_p=1.0, max_new_tokens=120, seed=1, **changes)
+    command = Generate(1, "Who is it?", sampling, options=RequestOptions(grammar=grammar, **options))
+    harness.scheduler.submit(command, constraints.make(grammar))
+    harness.run()
+    assert (harness.text(1), harness.end(1).reason) == (text, "end")
+
+
 def read_tokenizer_of(constraints: Constraints) -> Any:
     return constraints._tokenizer
 

@@ -45,8 +45,9 @@ class SlotDraw:
         return token
 
     def _adjust(self, logits: torch.Tensor) -> torch.Tensor:
-        """Penalties, biases, what the grammar and the answer's length forbid."""
-        sampling, device = self._sampling, logits.device
+        """Penalties, biases, what the grammar and the answer's length forbid. At least one stays finite: where all that
+        the grammar lets come is forbidden otherwise, such as by DRY's endless penalties, the grammar alone counts."""
+        sampling, device, plain = self._sampling, logits.device, logits
         if sampling.repetition_penalty != 1.0:
             seen = torch.tensor(sorted(self._seen), dtype=torch.long, device=device)
             logits = penalize(logits, seen, sampling.repetition_penalty)
@@ -59,7 +60,10 @@ class SlotDraw:
             logits = logits.index_fill(0, self._ends.to(device), -torch.inf)
         constraint = self._rules.constraint
         if constraint is not None and constraint.is_active:
-            logits = logits.masked_fill(~unpacked(constraint.allowed(), logits.numel()).to(device), -torch.inf)
+            forbidden = ~unpacked(constraint.allowed(), logits.numel()).to(device)
+            logits = logits.masked_fill(forbidden, -torch.inf)
+            if bool(logits.max() == -torch.inf):
+                logits = plain.masked_fill(forbidden, -torch.inf)
         return logits
 
     def _draw(self, logits: torch.Tensor) -> int:
