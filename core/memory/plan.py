@@ -195,11 +195,12 @@ def activation_bytes(
 
 
 def adapter_activation_bytes(shape: ModelShape, num_rows: int) -> int:
-    """Beside one product: what the adapters add to it, the sum, and the low-rank rows four times."""
+    """Beside one product: what the adapters add to it, in place, and the low-rank rows four times. A step's few rows in
+    kernels take less."""
     if not shape.adapters.count:
         return 0
     widest = max((matrix.out_features for matrix, _ in shape.matrices), default=0)
-    return num_rows * (2 * widest + 4 * shape.adapters.columns) * HALF_BYTES
+    return num_rows * (widest + 4 * shape.adapters.columns) * HALF_BYTES
 
 
 def mlp_bytes(shape: ModelShape, kernel: KernelSpec, mlp: Mlp, num_rows: int) -> int:

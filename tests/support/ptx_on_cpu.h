@@ -124,6 +124,7 @@ namespace ptx {
 inline void cvt_rn_bf16_f32(u16& r, float x) { r = to_bf16(x); }
 inline void cvt_rn_f16_f32(u16& r, float x) { r = to_f16(x); }
 inline void cvt_f32_f16(float& r, u16 x) { r = from_f16(x); }
+inline void prefetch_global_L2(const void*) {}
 // a · b + c of both halves, rounded once: a float has room for the exact product, a double for the sum.
 template <class From, class To> u32 fma_pair(u32 a, u32 b, u32 c, From from, To to) {
     u32 r = 0;

@@ -132,7 +132,7 @@ def as_cpp(source: str) -> str:
     """Preprocessed CUDA C++ as C++: with calls in place of `asm`, and a function call_NAME for each kernel, which takes
     pointers to its arguments."""
     for name, parameters in KERNEL.findall(source):
-        types = [one.rsplit(" ", 1)[0] for one in " ".join(parameters[1:-1].split()).split(", ")]
+        types = [one.strip().rsplit(" ", 1)[0] for one in " ".join(parameters[1:-1].split()).split(",")]
         values = ", ".join(f"*({type}*)a[{place}]" for place, type in enumerate(types))
         source += f'\nextern "C" void call_{name}(void** a) {{ {name}({values}); }}'
     source = SHARED.sub(r"\1* \2 = (\1*)fiber->block->shared.data();", source)

@@ -26,6 +26,7 @@ from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.steps import EagerSteps
+from core.worker.kernels.low_rank import low_rank_kernels_for
 from core.worker.model.adapters import AdapterBank, add_adapters
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
@@ -168,15 +169,17 @@ def test_an_adapter_whose_numbers_overflow_harms_nobody_else(case: Case) -> None
     runner, reader = load(case, AdapterRoom(2, 8))
     put(runner, reader, [case.use("all"), case.use("some"), None])
     wanted = logits_of_all(runner)
-    for linear in runner.adapters.linears.values():
-        linear.a[: runner.adapters.room.rank] = torch.inf
+    for matrix in runner.adapters.matrices.values():
+        matrix.a[: runner.adapters.room.rank] = torch.inf
     got = logits_of_all(runner)
     assert not got[0].isfinite().all()
     assert torch.equal(got[1:], wanted[1:])
 
 
-def test_captured_steps_say_with_adapters_what_plain_ones_say(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-
+@pytest.mark.parametrize("by_kernels", [False, True], ids=["by torch", "by kernels"])
+def test_captured_steps_say_with_adapters_what_plain_ones_say(
+    case: Case, by_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", modeling_llama.apply_rotary_pos_emb)
     uses = [case.use("all"), None, case.use("some")]
 
@@ -192,6 +195,8 @@ def test_captured_steps_say_with_adapters_what_plain_ones_say(case: Case, monkey
     wanted = answers(EagerSteps(plain))
     with cuda_on_cpu():
         runner, reader = load(case, AdapterRoom(2, 8), torch.float16, fuse=True)
+        if by_kernels:
+            runner.adapters.kernels = low_rank_kernels_for(torch.float16, runner.device)
         steps = GraphSteps(runner, 16, PlainRecorder())
         put(runner, reader, uses)
         assert answers(steps) == wanted
@@ -261,7 +266,7 @@ def test_an_adapter_that_cannot_be_beside_the_model_is_refused_in_words(case: Ca
 def test_room_takes_what_the_plan_says(case: Case) -> None:
     room = AdapterRoom(3, 24)
     runner, _ = load(case, room, torch.float16)
-    sizes = [(linear.a, linear.b) for linear in runner.adapters.linears.values()]
+    sizes = [(one.a, one.b) for one in runner.adapters.matrices.values()]
     allocated = sum(-(-tensor.numel() * 2 // 512) * 512 for pair in sizes for tensor in pair)
     assert allocated == room_bytes(case.checkpoint, room)
     assert read_shape(case.checkpoint, True, room).adapter_bytes == allocated
@@ -280,5 +285,5 @@ def test_a_bank_forgets_the_adapter_before(case: Case) -> None:
     bank: AdapterBank = runner.adapters
     bank.put(0, reader.read(case.use("all")).weights)
     bank.put(0, reader.read(case.use("some")).weights)
-    untouched = [linear for name, linear in bank.linears.items() if name.endswith("up_proj")]
-    assert untouched and all(not linear.a.any() and not linear.b.any() for linear in untouched)
+    untouched = [one for name, one in bank.matrices.items() if name.endswith("up_proj")]
+    assert untouched and all(not one.a.any() and not one.b.any() for one in untouched)

@@ -13,6 +13,7 @@ from core.memory.plan import GPU_CHUNK_TOKENS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels import cache_attention, step_ops
 from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.low_rank_kernel_tests import *  # noqa: F403
 from tests.support.step_kernel_tests import *  # noqa: F403
 
 

@@ -13,6 +13,7 @@ from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.worker.kernels import packed_small_batch
+from core.worker.kernels.low_rank import LowRankMatrices, LowRankRows
 from core.worker.kernels.packed_prefill import FusedDequantGemm, PrefillKernels
 from core.worker.kernels.packed_small_batch import FusedRmsNorm, SmallBatchKernels
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation, pack_codes, tile_scales
@@ -126,6 +127,37 @@ def test_rows_come_out_the_same_beside_any_others_and_through_every_epilogue(
     normed = torch.nn.functional.rms_norm(x[:1].float(), (INPUTS,), eps=1e-5) * (1 + weight.float())
     got = kernels.multiply(matrix, x[:1], norm=FusedRmsNorm(weight, invert_permutation(order), 1e-5, 1.0))
     assert far(got, normed.to(dtype).float() @ dense) < TOLERANCES[dtype] * 4
+
+
+@pytest.mark.parametrize("rank", [8, 3])
+def test_a_product_adds_each_rows_own_adapter_before_its_epilogue(rank: int) -> None:
+    """Rows of two adapters and of none; of more rows than one launch takes; of three matrices that are one."""
+    (format, dtype), random = KINDS[0], torch.Generator().manual_seed(5)
+    matrix, _ = make_matrix(format, dtype)
+    kernels, num_rows, parts = SmallBatchKernels(dtype, format, CPU), 35, (48, 16, 32)
+    x, residual = (torch.randn((num_rows, size), generator=random).to(dtype) for size in (INPUTS, OUTPUTS))
+    b = [torch.randn((size, 3 * rank), generator=random).to(dtype) for size in parts]
+    slots, places = torch.arange(num_rows) % 5, torch.tensor([2, -1, 0, 2, -1], dtype=torch.int32)
+    t = torch.randn((num_rows, len(parts), rank), generator=random)
+    low = LowRankRows(LowRankMatrices((), tuple(b), rank), t, slots, places)
+    plain = kernels.multiply(matrix, x)
+    added = torch.zeros((num_rows, OUTPUTS))
+    for row, place in enumerate(places[slots].tolist()):
+        if place >= 0:
+            own = [one[:, place * rank : (place + 1) * rank].float() for one in b]
+            added[row] = torch.cat([of_b @ of_t for of_b, of_t in zip(own, t[row], strict=True)])
+    got = kernels.multiply(matrix, x, low=low)
+    assert far(got, plain.float() + added) < TOLERANCES[dtype] * 4
+    without = places[slots] < 0
+    assert torch.equal(got[without], plain[without])
+    for row in (0, 1, 34):
+        one = LowRankRows(low.matrices, t[row : row + 1], slots[row : row + 1], places)
+        assert torch.equal(kernels.multiply(matrix, x[row : row + 1], low=one)[0], got[row])
+    summed = kernels.multiply(matrix, x, "residual", residual=residual, low=low)
+    assert torch.equal(summed, (got.float() + residual.float()).to(dtype))
+    gate, up = got.float().chunk(2, -1)
+    wanted = torch.nn.functional.silu(gate).to(dtype).float() * up
+    assert far(kernels.multiply(matrix, x, "swiglu", low=low), wanted) < TOLERANCES[dtype] * 4
 
 
 @pytest.mark.parametrize(("format", "dtype"), KINDS, ids=str)

@@ -22,6 +22,7 @@ from core.worker.kernels import (
     expert_kernels,
     expert_prompts,
     logprobs_kernel,
+    low_rank,
     nvrtc,
     packed_prefill,
     packed_small_batch,
@@ -35,6 +36,7 @@ from core.worker.kernels import (
 from core.worker.kernels.decode_attention import DecodeKernels, HeadKind
 from core.worker.kernels.dense_small_batch import DenseKernels
 from core.worker.kernels.logprobs_kernel import LogprobsKernel
+from core.worker.kernels.low_rank import LowRankKernels
 from core.worker.kernels.packed_prefill import PrefillKernels
 from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import CodeFormat
@@ -81,6 +83,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         packed_small_batch,
         sampling_kernel,
         logprobs_kernel,
+        low_rank,
         packed_prefill,
         decode_attention,
         cache_attention,
@@ -130,6 +133,22 @@ def test_the_products_compile(
     kernels.compile_variants(16)
     if capability == (9, 0):
         PrefillKernels(dtype, format, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "format"),
+    [
+        ((8, 9), torch.bfloat16, CodeFormat(4, 32, True)),
+        ((9, 0), torch.float16, CodeFormat(4, 128, False)),
+        ((9, 0), torch.bfloat16, CodeFormat(8, 128, True)),
+    ],
+    ids=str,
+)
+def test_the_products_with_adapters_compile(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, format: CodeFormat
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    SmallBatchKernels(dtype, format, torch.device("cpu"), adapters=True).compile_variants(16)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +238,7 @@ def test_the_small_operations_of_a_step_compile_for_any_gpu(
     monkeypatch.setattr(Compiled, "capability", capability)
     step_ops.module_for(dtype, torch.device("cpu"))
     SamplingKernel(dtype, 151936, torch.device("cpu"), clusters=False)
+    LowRankKernels(dtype, torch.device("cpu"))
 
 
 @ANY_GPU

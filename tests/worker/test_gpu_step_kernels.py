@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from core.worker.kernels import cache_attention, step_ops
+from tests.support.low_rank_kernel_tests import *  # noqa: F403
 from tests.support.step_kernel_tests import *  # noqa: F403
 from tests.support.step_kernel_tests import HALVES, TOLERANCES
 

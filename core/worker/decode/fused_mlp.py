@@ -8,10 +8,20 @@ import torch
 from torch import nn
 
 from core.worker.decode.fused_modules import FusedMlp, FusedNorm
-from core.worker.decode.layer_parts import LayerArguments, multiply_normed, prefill_normed, shared_gemm
+from core.worker.decode.layer_parts import (
+    LayerArguments,
+    Packed,
+    find_normed,
+    multiply_normed,
+    multiply_packed,
+    packed_of,
+    prefill_normed,
+    shared_gemm,
+)
 from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.row_norm import MAX_ROW
+from core.worker.model.adapters import AdapterLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +29,17 @@ class MlpMatrices:
     """The norm and matrices of an MLP. gate_up: merged."""
 
     norm: FusedNorm
-    gate_up: PackedLinear
-    down: PackedLinear
+    gate_up: Packed
+    down: Packed
 
 
 def find_mlp_matrices(layer: nn.Module) -> MlpMatrices | None:
-    """Those of a decoder layer with the usual modules, all of them PackedLinear; None for any other layer."""
+    """Those of a decoder layer with the usual modules, all quantized for our kernels; None for any other layer."""
     mlp, norm = getattr(layer, "mlp", None), getattr(layer, "post_attention_layernorm", None)
     if not isinstance(mlp, FusedMlp) or not isinstance(norm, FusedNorm) or norm.weight.numel() > MAX_ROW:
         return None
-    gate_up, down = mlp.gate_up, mlp.down
-    if not isinstance(gate_up, PackedLinear) or not isinstance(down, PackedLinear):
+    gate_up, down = find_normed(mlp.gate_up), mlp.down
+    if gate_up is None or not isinstance(down, PackedLinear | AdapterLinear) or packed_of(down) is None:
         return None
     return MlpMatrices(norm, gate_up, down)
 
@@ -46,14 +56,16 @@ class FusedDenseMlp:
         return shared_gemm(self._matrices.down, self._matrices.gate_up) is not None
 
     def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
-        matrices, down = self._matrices, self._matrices.down
+        matrices, down = self._matrices, packed_of(self._matrices.down)
+        assert down is not None
         gated = multiply_normed(
             matrices.gate_up, hidden, matrices.norm, "swiglu", inverse_permutation=down.inverse_permutation
         )
-        return down.kernels.multiply(down.matrix, gated, "residual", down.bias, hidden)
+        return multiply_packed(matrices.down, gated, "residual", hidden)
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         down = self._matrices.down
+        assert isinstance(down, PackedLinear)
         gemm = down.prefill_backend
         assert isinstance(gemm, FusedDequantGemm)
         # A function of its own, so that its buffers are freed when it returns, as the memory plan counts them.
@@ -61,6 +73,7 @@ class FusedDenseMlp:
         return gemm.multiply_swizzled(down.matrix, gated, hidden.shape[0], down.bias, hidden)
 
     def _prefill_gated(self, gemm: FusedDequantGemm, hidden: torch.Tensor) -> torch.Tensor:
-        matrices = self._matrices
-        both = prefill_normed(gemm, matrices.gate_up, hidden, matrices.norm)
-        return gemm.swiglu_rows(matrices.down.matrix, both, matrices.down.inverse_permutation)
+        gate_up, down = self._matrices.gate_up, self._matrices.down
+        assert isinstance(gate_up, PackedLinear) and isinstance(down, PackedLinear)
+        both = prefill_normed(gemm, gate_up, hidden, self._matrices.norm)
+        return gemm.swiglu_rows(down.matrix, both, down.inverse_permutation)

@@ -6,16 +6,18 @@ Each has the norm before it and the residual sum after it. FusedDecoderLayer run
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
 
 from core.worker.decode.fused_modules import FusedNorm
+from core.worker.kernels.low_rank import MAX_NORMED_ROW
 from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import PackedLinear
 from core.worker.kernels.packed_variants import MAX_NORMED
 from core.worker.kernels.row_norm import norm_rows
+from core.worker.model.adapters import AdapterLinear
 
 # What a model calls its decoder layer with, by name: "past_key_values" (a GraphCache), "position_embeddings", ...
 LayerArguments = Mapping[str, Any]
@@ -83,18 +85,50 @@ class PlainMlp:
         return hidden + added
 
 
-def multiply_normed(
-    linear: PackedLinear, hidden: torch.Tensor, norm: FusedNorm, epilogue: str, **more: torch.Tensor | None
+# A quantized matrix in our kernels, or one with adapters beside it.
+Packed: TypeAlias = PackedLinear | AdapterLinear
+
+
+def packed_of(module: object) -> PackedLinear | None:
+    """The quantized matrix that `module` is, or stands in for with adapters beside it, which our kernels compute; None
+    for anything else."""
+    packed = module.base if isinstance(module, AdapterLinear) and module.bank.kernels else module
+    return packed if isinstance(packed, PackedLinear) else None
+
+
+def find_normed(module: object) -> Packed | None:
+    """`module` where `multiply_normed` takes it."""
+    if isinstance(module, AdapterLinear):
+        return module if packed_of(module) and module.in_features <= MAX_NORMED_ROW else None
+    return module if isinstance(module, PackedLinear) else None
+
+
+def multiply_packed(
+    module: Packed, x: torch.Tensor, epilogue: str, residual: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """A product of the RMS-normed rows [rows, size]; one row takes one kernel."""
+    """A product of rows [rows, inputs] that lie in the matrix's order, with what their adapters add."""
+    linear = packed_of(module)
+    assert linear is not None
+    low = module.low_rank(x, linear.inverse_permutation) if isinstance(module, AdapterLinear) else None
+    return linear.kernels.multiply(linear.matrix, x, epilogue, linear.bias, residual, low=low)
+
+
+def multiply_normed(
+    module: Packed, hidden: torch.Tensor, norm: FusedNorm, epilogue: str, **more: torch.Tensor | None
+) -> torch.Tensor:
+    """A product of the RMS-normed rows [rows, size], with what their adapters add; one row takes one kernel, and one
+    more for adapters."""
+    linear = packed_of(module)
+    assert linear is not None
     matrix, multiply = linear.matrix, linear.kernels.multiply
+    low = module.low_rank(hidden, norm=norm.before(None)) if isinstance(module, AdapterLinear) else None
     if hidden.shape[0] == 1 and matrix.inputs <= MAX_NORMED:
         before = norm.before(linear.inverse_permutation)
-        return multiply(matrix, hidden, epilogue, linear.bias, norm=before, **more)
+        return multiply(matrix, hidden, epilogue, linear.bias, norm=before, low=low, **more)
     normed, sums = norm_rows(
         hidden, norm.weight, norm.eps, linear.kernels.inputs_per_group, linear.inverse_permutation, norm.offset
     )
-    return multiply(matrix, normed, epilogue, linear.bias, sums=sums, **more)
+    return multiply(matrix, normed, epilogue, linear.bias, sums=sums, low=low, **more)
 
 
 def prefill_normed(
@@ -109,8 +143,10 @@ def prefill_normed(
     return gemm.multiply_swizzled(linear.matrix, swizzled, hidden.shape[0], linear.bias, out=out)
 
 
-def shared_gemm(*linears: PackedLinear) -> FusedDequantGemm | None:
-    """What multiplies many rows with all of `linears` from their codes; None where it is not one for all."""
-    gemm = linears[0].prefill_backend
-    is_shared = isinstance(gemm, FusedDequantGemm) and all(one.prefill_backend is gemm for one in linears)
+def shared_gemm(*linears: Packed) -> FusedDequantGemm | None:
+    """What multiplies many rows with all of `linears` from their codes; None where it is not one for all, or where one
+    has adapters."""
+    gemms = [one.prefill_backend for one in linears if isinstance(one, PackedLinear)]
+    gemm = gemms[0] if gemms else None
+    is_shared = len(gemms) == len(linears) and all(one is gemm for one in gemms)
     return gemm if is_shared and isinstance(gemm, FusedDequantGemm) else None

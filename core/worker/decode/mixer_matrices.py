@@ -10,10 +10,19 @@ import torch
 from torch import nn
 
 from core.worker.decode.fused_modules import FusedNorm
-from core.worker.decode.layer_parts import multiply_normed, prefill_normed, shared_gemm
+from core.worker.decode.layer_parts import (
+    Packed,
+    find_normed,
+    multiply_normed,
+    multiply_packed,
+    packed_of,
+    prefill_normed,
+    shared_gemm,
+)
 from core.worker.kernels.dense_small_batch import MAX_MATRICES, can_multiply_dense, dense_kernels_for
 from core.worker.kernels.packed_prefill import FusedDequantGemm
 from core.worker.kernels.packed_small_batch import PackedLinear
+from core.worker.model.adapters import AdapterLinear
 from core.worker.model.merged_linear import MergedLinearSlice
 
 
@@ -24,7 +33,7 @@ class InputMatrices:
     places: where the outputs of each projection lie, by its name.
     """
 
-    packed: tuple[PackedLinear, ...]
+    packed: tuple[Packed, ...]
     dense: tuple[nn.Linear, ...]
     places: dict[str, slice]
 
@@ -55,6 +64,7 @@ class InputMatrices:
         """hidden [tokens, size] of one chat's chunk -> [tokens, all outputs]."""
         out, begin = self._empty_rows(hidden), 0
         for linear in self.packed:
+            assert isinstance(linear, PackedLinear)
             gemm, end = linear.prefill_backend, begin + linear.out_features
             assert isinstance(gemm, FusedDequantGemm)
             prefill_normed(gemm, linear, hidden, norm, out[:, begin:end])
@@ -84,12 +94,12 @@ def find_input_matrices(owner: nn.Module, names: Sequence[str]) -> InputMatrices
         module = getattr(owner, name, None)
         if isinstance(module, MergedLinearSlice):
             source, place = module.merged, slice(module.begin, module.end)
-        elif isinstance(module, PackedLinear | nn.Linear):
+        elif isinstance(module, PackedLinear | AdapterLinear | nn.Linear):
             source, place = module, slice(0, module.out_features)
         else:
             return None
         sources.setdefault(id(source), (source, []))[1].append((name, place))
-    packed = [(one, parts) for one, parts in sources.values() if isinstance(one, PackedLinear)]
+    packed = [(found, parts) for one, parts in sources.values() if (found := find_normed(one))]
     dense = [(one, parts) for one, parts in sources.values() if isinstance(one, nn.Linear) and can_multiply_dense(one)]
     if len(packed) + len(dense) < len(sources) or len(dense) > MAX_MATRICES:
         return None
@@ -103,25 +113,28 @@ def find_input_matrices(owner: nn.Module, names: Sequence[str]) -> InputMatrices
 
 def can_multiply_out(linear: nn.Module | None) -> bool:
     """Whether `multiply_out` takes the matrix."""
-    return isinstance(linear, PackedLinear) or (isinstance(linear, nn.Linear) and can_multiply_dense(linear))
+    return packed_of(linear) is not None or (isinstance(linear, nn.Linear) and can_multiply_dense(linear))
 
 
 def inverse_permutation_of(linear: nn.Module) -> torch.Tensor | None:
     """Where `multiply_out` wants each value of what it multiplies; None: in order."""
-    return linear.inverse_permutation if isinstance(linear, PackedLinear) else None
+    packed = packed_of(linear)
+    return packed.inverse_permutation if packed else None
 
 
 def multiply_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
     """mixed [rows, inputs], in the order of a quantized matrix's inputs -> its outputs plus `residual` [rows, size]."""
-    if isinstance(linear, PackedLinear):
-        return linear.kernels.multiply(linear.matrix, mixed, "residual", linear.bias, residual)
+    if isinstance(linear, PackedLinear | AdapterLinear):
+        return multiply_packed(linear, mixed, "residual", residual)
     assert isinstance(linear, nn.Linear)
     return dense_kernels_for(mixed.dtype, mixed.device).multiply([linear.weight], mixed, residual)
 
 
 def can_prefill_out(linear: nn.Module, inputs: InputMatrices) -> bool:
     """Whether `prefill_out` takes the matrix beside `inputs`."""
-    return not isinstance(linear, PackedLinear) or shared_gemm(linear, *inputs.packed) is not None
+    if isinstance(linear, PackedLinear | AdapterLinear):
+        return shared_gemm(linear, *inputs.packed) is not None
+    return True
 
 
 def prefill_out(linear: nn.Module, mixed: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:

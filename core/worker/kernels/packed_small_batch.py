@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -29,6 +29,9 @@ from core.worker.kernels.packed_variants import (
     stages_of,
 )
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation
+
+if TYPE_CHECKING:
+    from core.worker.kernels.low_rank import LowRankRows
 
 NUM_THREADS = 256
 # Threads that pack each 512 bytes of a tile.
@@ -68,9 +71,11 @@ class FusedRmsNorm(NamedTuple):
 
 
 class SmallBatchKernels:
-    """The compiled kernels of cuda/matrices.cu for one dtype and format, on one GPU."""
+    """The compiled kernels of cuda/matrices.cu for one dtype and format, on one GPU. `adapters`: whether their products
+    add LoRA adapters."""
 
-    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device, adapters: bool = False) -> None:
+        self._adapters = adapters
         self._dtype, self._format, self._device = dtype, format, device
         self.inputs_per_group = format.inputs_per_group
         properties = torch.cuda.get_device_properties(device)
@@ -97,8 +102,8 @@ class SmallBatchKernels:
             f"{epilogue.upper()}, {str(one.normed).lower()}, {one.blocks * 8 // warps})"
             for (epilogue, name), one in made.items()
         ]
-        source = read_source("codes.cuh", "units.cuh", "matrices.cu", VARIANTS=lines)
-        defines = defines_for(self._dtype, format)
+        source = read_source("codes.cuh", "units.cuh", "low_rank.cuh", "matrices.cu", VARIANTS=lines)
+        defines = defines_for(self._dtype, format) | {"ADAPTERS": int(self._adapters)}
         # The module of 8 warps holds the kernels beside the products.
         defines |= {"PRODUCTS_ALONE": int(warps != 8), "MAX_NORMED": MAX_NORMED}
         module = CudaModule(source, defines, self._device)
@@ -135,13 +140,19 @@ class SmallBatchKernels:
         out: torch.Tensor | None = None,
         norm: FusedRmsNorm | None = None,
         sums: torch.Tensor | None = None,
+        low: LowRankRows | None = None,
     ) -> torch.Tensor:
         """x [rows, inputs], in the matrix's order -> [rows, outputs].
 
         epilogue: "residual" adds `residual` [rows, outputs]; "swiglu" gives silu(first half of the outputs) * second
         half, each stored where `inverse_permutation` says. out: takes the result, as rows of a larger tensor.
         norm: for one row of at most MAX_NORMED inputs, in the model's order. sums: `sum_rows(x)`, where it is known.
+        low: what the rows' adapters add to the outputs, before the epilogue.
         """
+        if low is not None and not self._adapters:
+            adapted = kernels_for(self._dtype, self._format, self._device, adapters=True)
+            return adapted.multiply(matrix, x, epilogue, bias, residual, inverse_permutation, out, norm, sums, low)
+        assert (low is not None) == self._adapters
         outputs = matrix.outputs // 2 if epilogue == "swiglu" else matrix.outputs
         out = torch.empty((x.shape[0], outputs), dtype=x.dtype, device=x.device) if out is None else out
         tiles, blocks = matrix.codes.shape[:2]
@@ -156,6 +167,7 @@ class SmallBatchKernels:
                 None if residual is None else residual[begin:], inverse_permutation, x.stride(0), out.stride(0), rows,
                 tiles, blocks, matrix.groups, *(norm or (None, None, 0.0, 0.0)),
                 None if sums is None else sums[:, begin:], 0 if sums is None else sums.stride(0),
+                *(low.arguments(begin) if low is not None else ()),
             )  # fmt: skip
         return out
 
@@ -195,8 +207,10 @@ def defines_for(dtype: torch.dtype, format: CodeFormat) -> dict[str, int]:
 
 
 @cache
-def kernels_for(dtype: torch.dtype, format: CodeFormat, device: torch.device) -> SmallBatchKernels:
-    return SmallBatchKernels(dtype, format, device)
+def kernels_for(
+    dtype: torch.dtype, format: CodeFormat, device: torch.device, adapters: bool = False
+) -> SmallBatchKernels:
+    return SmallBatchKernels(dtype, format, device, adapters)
 
 
 class PrefillBackend(Protocol):

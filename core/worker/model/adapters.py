@@ -1,102 +1,201 @@
-"""LoRA adapters beside a model's quantized matrices: W x + B (weights * A x), each row with an adapter of its own.
+"""LoRA adapters beside a model's quantized matrices: W x + B (weight * A x), each row with an adapter of its own.
 
-The matrices of all resident adapters lie side by side, and a row's weights are 0 for all columns but its own adapter's.
-So one pass serves rows with different adapters, with shapes that never change, and what a row gets does not depend on
-the others. `scale` of the adapter is in B already; a row's weight is what the request asks beyond it.
+The matrices of all resident adapters lie side by side. On a GPU, kernels read for each row the columns of its own
+adapter alone. Torch, on a CPU and for the chunks of prompts, multiplies by all columns, and a row's weights are 0 for
+all but its own adapter's. So one pass serves rows with different adapters, with shapes that never change, and what a
+row gets does not depend on the others. `scale` of the adapter is in B already; a row's weight is what the request asks
+beyond it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from core.memory.adapter_room import AdapterRoom
+from core.worker.kernels.low_rank import (
+    NO_PLACE,
+    LowRankKernels,
+    LowRankMatrices,
+    LowRankRows,
+    SlotAdapters,
+    low_rank_kernels_for,
+)
+from core.worker.kernels.nvrtc import CudaCodeError
+from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from core.worker.kernels.step_ops import HALVES
+from core.worker.model.merged_linear import MergedLinearSlice
 
+log = logging.getLogger(__name__)
 # (A [rank, in], scale * B [out, rank]) by the module's name.
 AdapterWeights = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AdaptedMatrix:
+    """Room for the adapters of one matrix: A [columns, in] and B [out, columns] of all places."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
 class AdapterBank:
-    """The resident adapters, in `room.count` places, and which of them each slot uses. Slot `num_slots` pads."""
+    """The resident adapters, in `room.count` places, and which of them each slot uses. Slot `num_slots` pads.
+
+    kernels: for rows of one token each; None where torch computes all.
+    """
 
     def __init__(self, room: AdapterRoom, num_slots: int, device: torch.device, dtype: torch.dtype) -> None:
         self.room, self.device, self.dtype = room, device, dtype
-        self._of_slots = torch.zeros((num_slots + 1, room.columns), dtype=dtype, device=device)
-        self._used = [False] * (num_slots + 1)
-        self.linears: dict[str, AdapterLinear] = {}
-        # Of the rows of the pass that runs, [rows, 1, columns]; None where no row has an adapter.
-        self.weights: torch.Tensor | None = None
-
-    def add(self, name: str, linear: AdapterLinear) -> None:
-        """`linear` is the model's matrix `name`, and takes this bank's adapters from now on."""
-        self.linears[name] = linear
+        self.kernels = _find_kernels(device, dtype)
+        count = num_slots + 1
+        places = torch.full((count,), NO_PLACE, dtype=torch.int32, device=device)
+        self.of_slots = SlotAdapters(places, torch.zeros(count, dtype=torch.float32, device=device))
+        # As torch takes them: 0 for the columns of all adapters but a slot's own.
+        self._column_weights = torch.zeros((count, room.columns), dtype=dtype, device=device)
+        self._used = [False] * count
+        self._all_slots = torch.arange(count, device=device)
+        self.matrices: dict[str, AdaptedMatrix] = {}
+        # Of the rows of the pass that runs, [rows]; None where no row has an adapter.
+        self.slots: torch.Tensor | None = None
+        self._selected: torch.Tensor | None = None
 
     def put(self, place: int, weights: AdapterWeights) -> None:
         """Put an adapter, of a rank up to the room's, into a place that no running slot uses."""
         begin = place * self.room.rank
-        for name, linear in self.linears.items():
+        for name, matrix in self.matrices.items():
             a, b = weights.get(name, (None, None))
             rank = 0 if a is None else a.shape[0]
             if a is not None and b is not None:
-                linear.a[begin : begin + rank].copy_(a)
-                linear.b[:, begin : begin + rank].copy_(b)
-            linear.a[begin + rank : begin + self.room.rank] = 0
-            linear.b[:, begin + rank : begin + self.room.rank] = 0
+                matrix.a[begin : begin + rank].copy_(a)
+                matrix.b[:, begin : begin + rank].copy_(b)
+            matrix.a[begin + rank : begin + self.room.rank] = 0
+            matrix.b[:, begin + rank : begin + self.room.rank] = 0
 
     def set_slot(self, slot: int, place: int | None, weight: float = 1.0) -> None:
         """The slot's passes use the adapter in `place` from now on, `weight` times as strong; None: none."""
-        self._of_slots[slot] = 0
+        self._column_weights[slot] = 0
         if place is not None:
-            self._of_slots[slot, place * self.room.rank : (place + 1) * self.room.rank] = weight
+            self._column_weights[slot, place * self.room.rank : (place + 1) * self.room.rank] = weight
+        self.of_slots.places[slot] = NO_PLACE if place is None else place
+        self.of_slots.weights[slot] = weight
         self._used[slot] = place is not None
 
     def select(self, slots: range) -> None:
         """The next pass has a row for each of `slots`."""
         any_used = any(self._used[slot] for slot in slots)
-        self.weights = self._of_slots[slots.start : slots.stop].unsqueeze(1) if any_used else None
+        self.slots, self._selected = self._all_slots[slots.start : slots.stop] if any_used else None, None
 
     def select_captured(self, slots: torch.Tensor) -> None:
         """As `select`, for slots [rows] that lie in GPU memory: what a captured pass computes cannot depend on them."""
-        self.weights = self._of_slots.index_select(0, slots).unsqueeze(1)
+        self.slots, self._selected = slots, None
+
+    def column_weights(self) -> torch.Tensor:
+        """Of the rows of the pass that runs, [rows, 1, columns]."""
+        if self._selected is None:
+            assert self.slots is not None
+            self._selected = self._column_weights.index_select(0, self.slots).unsqueeze(1)
+        return self._selected
+
+
+def _find_kernels(device: torch.device, dtype: torch.dtype) -> LowRankKernels | None:
+    if device.type != "cuda" or dtype not in HALVES:
+        return None
+    try:
+        return low_rank_kernels_for(dtype, device)
+    except CudaCodeError as error:
+        log.warning("adapters are computed by torch alone: %s", error)
+        return None
 
 
 class AdapterLinear(nn.Module):
-    """Stands in for `base`, one matrix of a model, with the adapters of `bank` beside it."""
+    """Stands in for `base`, one matrix of a model or several with the same input that are one, with the adapters of
+    `bank` beside it. matrices: their room in the order of their outputs."""
 
-    def __init__(self, base: nn.Module, sizes: tuple[int, int], bank: AdapterBank) -> None:
+    def __init__(self, base: nn.Module, matrices: tuple[AdaptedMatrix, ...], bank: AdapterBank) -> None:
         super().__init__()
-        self.base = base
-        self.in_features, self.out_features = sizes
-        like = {"dtype": bank.dtype, "device": bank.device}
-        self.a = torch.zeros((bank.room.columns, self.in_features), **like)
-        self.b = torch.zeros((self.out_features, bank.room.columns), **like)
+        self.base, self.matrices = base, matrices
+        self.in_features = matrices[0].a.shape[1]
+        self.out_features = sum(one.b.shape[0] for one in matrices)
+        self._low_rank = LowRankMatrices(
+            tuple(one.a for one in matrices), tuple(one.b for one in matrices), bank.room.rank
+        )
         object.__setattr__(self, "bank", bank)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, tokens, in], or [rows * tokens, in] -> the same with the outputs."""
         out: torch.Tensor = self.base(x)
-        weights = self.bank.weights
-        if weights is None:
+        slots, kernels = self.bank.slots, self.bank.kernels
+        if slots is None:
             return out
-        low = nn.functional.linear(x, self.a)
-        by_row = low.reshape(weights.shape[0], -1, low.shape[-1])
-        # Not by a product alone: another adapter's column may be infinite, and 0 times that is no number.
-        kept = torch.where(weights != 0, by_row * weights, 0.0).reshape(low.shape)
-        return out + nn.functional.linear(kept, self.b)
+        rows = x.reshape(-1, self.in_features)
+        if kernels is None or rows.shape[0] != slots.shape[0] or out.dtype != self.bank.dtype:
+            self._add_by_torch(x, out)
+            return out
+        out = out.contiguous()
+        if low := self.low_rank(rows):
+            kernels.up(low, out.view(rows.shape[0], -1))
+        return out
+
+    def low_rank(
+        self, x: torch.Tensor, x_places: torch.Tensor | None = None, norm: FusedRmsNorm | None = None
+    ) -> LowRankRows | None:
+        """What the adapters add to the product of x [rows, in], a token a row, as LowRankKernels.down takes it; None
+        where no row has one."""
+        bank = self.bank
+        if bank.slots is None or bank.kernels is None:
+            return None
+        return bank.kernels.down(x, self._low_rank, bank.slots, bank.of_slots, x_places, norm)  # type: ignore[no-any-return]
+
+    def _add_by_torch(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        weights, begin = self.bank.column_weights(), 0
+        for matrix in self.matrices:
+            low = nn.functional.linear(x, matrix.a)
+            by_row = low.reshape(weights.shape[0], -1, low.shape[-1])
+            # Not by a product alone: another adapter's column may be infinite, and 0 times that is no number.
+            kept = torch.where(weights != 0, by_row * weights, 0.0).reshape(low.shape)
+            end = begin + matrix.b.shape[0]
+            out[..., begin:end] += nn.functional.linear(kept, matrix.b)
+            begin = end
 
 
 def add_adapters(
     model: PreTrainedModel, sizes: Mapping[str, tuple[int, int]], room: AdapterRoom, num_slots: int
 ) -> AdapterBank:
-    """Put an AdapterLinear in the place of each of the matrices `sizes`, by name with their (in, out) features."""
+    """Put an AdapterLinear in the place of each of the matrices `sizes`, by name with their (in, out) features; one of
+    those that are kept as one."""
     parameter = model.get_input_embeddings().weight
     bank = AdapterBank(room, num_slots, parameter.device, parameter.dtype)
-    for name, size in sizes.items():
-        owner, _, attribute = name.rpartition(".")
-        linear = AdapterLinear(model.get_submodule(name), size, bank)
-        setattr(model.get_submodule(owner), attribute, linear)
-        bank.add(name, linear)
+    for base, names in _kept_as_one(model, sizes):
+        for name in names:
+            inputs, outputs = sizes[name]
+            a = torch.zeros((room.columns, inputs), dtype=bank.dtype, device=bank.device)
+            b = torch.zeros((outputs, room.columns), dtype=bank.dtype, device=bank.device)
+            bank.matrices[name] = AdaptedMatrix(a, b)
+        linear = AdapterLinear(base, tuple(bank.matrices[name] for name in names), bank)
+        for name in names:
+            module = model.get_submodule(name)
+            if isinstance(module, MergedLinearSlice):
+                object.__setattr__(module, "merged", linear)
+            else:
+                owner, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(owner), attribute, linear)
     return bank
+
+
+def _kept_as_one(model: PreTrainedModel, names: Mapping[str, tuple[int, int]]) -> Iterator[tuple[nn.Module, list[str]]]:
+    """The modules that multiply, with the names of the matrices in each, in the order of their outputs."""
+    merged: dict[int, tuple[nn.Module, dict[int, str]]] = {}
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, MergedLinearSlice):
+            merged.setdefault(id(module.merged), (module.merged, {}))[1][module.begin] = name
+        else:
+            yield module, [name]
+    for base, by_begin in merged.values():
+        yield base, [by_begin[begin] for begin in sorted(by_begin)]

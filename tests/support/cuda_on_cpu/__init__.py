@@ -21,6 +21,7 @@ import torch
 from core.worker.kernels import (
     cache_attention,
     logprobs_kernel,
+    low_rank,
     recurrent,
     recurrent_check,
     sampling_kernel,
@@ -46,7 +47,7 @@ IN_CPP = {
     'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));': "r = float_to_half(x);",
     "extern __shared__ uint4 shared[];": "uint4* shared = (uint4*)shared_memory;",
 }
-KERNELS = (step_ops, cache_attention, logprobs_kernel, sampling_kernel, recurrent)
+KERNELS = (step_ops, cache_attention, logprobs_kernel, low_rank, sampling_kernel, recurrent)
 
 
 class CpuGpu:
@@ -116,6 +117,7 @@ def forget() -> None:
         step_ops.module_for,
         step_ops.kernel_for,
         cache_attention.kernels_for,
+        low_rank.low_rank_kernels_for,
         recurrent.module_for,
         recurrent_check.delta_kernels_for,
     ):

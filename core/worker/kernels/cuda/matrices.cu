@@ -1,6 +1,7 @@
 // Products of up to 32 rows with matrices of 4 or 8 bit on tensor cores; and the matrix dequantized. Compiled for one group size. GROUP_SIZE_32: how many times 32 inputs share a scale (0: all inputs do).
 // ZEROS: whether zero points are stored (else all are MIDDLE). PRODUCTS_ALONE: leaves out
-// all but the products. MAX_NORMED: longest row (elements) that is RMS-normed on the way.
+// all but the products. MAX_NORMED: longest row (elements) that is RMS-normed on the way. ADAPTERS: whether the products
+// add what each row's LoRA adapter adds (low_rank.cuh), before anything else is done with an output.
 //
 // core/worker/kernels/packing.py draws a tile: 16 outputs, of which 64 inputs are one piece of 512 bytes at 4 bit, and
 // two at 8; 16 bytes for each of a warp's 32 lanes. Their words are the A operands of 4 products m16n8k16; the
@@ -46,7 +47,7 @@ __device__ __forceinline__ void read_some(uint4& v, const uint4* from, bool is_s
 template <int WARPS, int ROWS, int COLUMNS, int EPILOGUE>
 __device__ __forceinline__ void reduce_and_store(const float* all, int turn, u16* out, int out_row, const u16* bias,
                                                  const u16* residual, const int* inverse_permutation, int rows,
-                                                 int tiles) {
+                                                 int tiles, const LowRank& lora) {
     constexpr int SUMS_PER_WARP = SUMS / WARPS;
     constexpr int WIDE = EPILOGUE == SWIGLU ? COLUMNS / 2 : COLUMNS;
     for (int at = threadIdx.x; at < rows * WIDE; at += WARPS * 32) {
@@ -59,7 +60,11 @@ __device__ __forceinline__ void reduce_and_store(const float* all, int turn, u16
                 whole += SUMS_PER_WARP == 1 ? own[0] + own[ROWS * COLUMNS] : own[0];
             }
             whole *= column & 8 ? 1 / STEP_ODD : 1 / STEP_EVEN;
-            return round_half(bias ? whole + to_float(bias[of]) : whole);
+            whole = round_half(bias ? whole + to_float(bias[of]) : whole);
+#if ADAPTERS
+            whole = lora.add_to(whole, row, of);
+#endif
+            return whole;
         };
         if (EPILOGUE == SWIGLU) {
             if (output >= tiles * 8) continue;
@@ -76,6 +81,22 @@ __device__ __forceinline__ void reduce_and_store(const float* all, int turn, u16
     }
 }
 
+#if ADAPTERS
+// Ask for what a turn's end reads of B: it is known long before.
+template <int WARPS, int COLUMNS, int EPILOGUE>
+__device__ __forceinline__ void prefetch_up(const LowRank& lora, int turn, int rows, int tiles) {
+    constexpr int LINE = 64;
+    for (int at = threadIdx.x; at < rows * COLUMNS; at += WARPS * 32) {
+        const int row = at / COLUMNS, column = at % COLUMNS, place = lora.place_of(row);
+        const int output = EPILOGUE == SWIGLU ? turn * COLUMNS / 2 + column / 32 * 16 + column % 16
+                                              : turn * COLUMNS + column;
+        if (place < 0 || output >= (EPILOGUE == SWIGLU ? tiles * 8 : tiles * 16)) continue;
+        const u16* b = lora.up_row(place, EPILOGUE == SWIGLU && column & 16 ? output + tiles * 8 : output);
+        for (int i = 0; i < lora.rank; i += LINE) asm volatile("prefetch.global.L2 [%0];" ::"l"(b + i));
+    }
+}
+#endif
+
 // x [rows, inputs] -> out [rows, outputs]. RESIDUAL: plus `residual`. SWIGLU: silu(first half of the outputs) * second
 // half, each stored where `inverse_permutation` says, if given.
 // A warp multiplies its part of the inputs of CT tiles, the block all inputs; then the block's next CT tiles (a turn).
@@ -86,7 +107,7 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
                                                 const u16* bias, const u16* residual, const int* inverse_permutation,
                                                 int rows, int tiles, const u16* norm_weight,
                                                 const int* x_inverse_permutation, float eps, float offset,
-                                                const float* group_sums, int sums_row) {
+                                                const float* group_sums, int sums_row, const LowRank& lora) {
     // 16 warps are for one row, and so is NORMED: of the tensor cores' eight columns only the first counts.
     constexpr bool SINGLE_ROW = WARPS == 16 || NORMED;
     constexpr int COLUMNS = CT * 16, ROWS = SINGLE_ROW ? 1 : NT * 8, SUMS_PER_WARP = SUMS / WARPS;
@@ -155,6 +176,9 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     pdl_trigger();
     RmsNorm<WARPS * 32, NORMED ? MAX_NORMED : WARPS * 256> rmsnorm;
     if (NORMED) rmsnorm.read(norm_weight, weights.blocks * 64);
+#if ADAPTERS
+    prefetch_up<WARPS, COLUMNS, EPILOGUE>(lora, blockIdx.x, rows, tiles);
+#endif
     pdl_wait();
 
     if (NORMED) {
@@ -220,6 +244,9 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
     for (int turn = blockIdx.x; turn < num_turns; turn += gridDim.x, side = SETS - 1 - side) {
         float* all = sums + side * WARPS * ROWS * COLUMNS;
         int unit = begin;
+#if ADAPTERS
+        if (turn != blockIdx.x) prefetch_up<WARPS, COLUMNS, EPILOGUE>(lora, turn, rows, tiles);
+#endif
 #pragma unroll 1
         for (int sum_of = 0; sum_of < SUMS_PER_WARP; sum_of++) {
             const int till = units * (part * SUMS_PER_WARP + sum_of + 1) / SUMS;
@@ -332,20 +359,29 @@ __device__ __forceinline__ void multiply_packed(const Packed weights, const u16*
         }
         __syncthreads();
         reduce_and_store<WARPS, ROWS, COLUMNS, EPILOGUE>(all, turn, out, out_row, bias, residual, inverse_permutation,
-                                                         rows, tiles);
+                                                         rows, tiles, lora);
         if (SETS == 1) __syncthreads();
     }
 }
 
+#if ADAPTERS
+#define LOW_RANK_PARAMETERS                                                                                            \
+    , const u16* b0, const u16* b1, const u16* b2, int second, int third, int parts, int columns, int rank,            \
+        const float* t, const i64* slots, const int* places
+#define LOW_RANK b0, b1, b2, second, third, parts, columns, rank, t, slots, places
+#else
+#define LOW_RANK_PARAMETERS
+#define LOW_RANK
+#endif
 #define PACKED(NAME, WARPS, NT, CT, STAGES, EPILOGUE, NORMED, MIN_BLOCKS)                                              \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, MIN_BLOCKS)                                               \
         NAME(const uint4* codes, const u32* scales, const u32* zeros, const u16* x, u16* out, const u16* bias,         \
              const u16* residual, const int* inverse_permutation, int x_row, int out_row, int rows, int tiles,         \
              int blocks, int groups, const u16* norm_weight, const int* x_inverse_permutation, float eps,              \
-             float offset, const float* group_sums, int sums_row) {                                                    \
+             float offset, const float* group_sums, int sums_row LOW_RANK_PARAMETERS) {                                \
         multiply_packed<WARPS, NT, CT, STAGES, EPILOGUE, NORMED>(                                                      \
             Packed{codes, scales, zeros, blocks, groups}, x, x_row, out, out_row, bias, residual, inverse_permutation, \
-            rows, tiles, norm_weight, x_inverse_permutation, eps, offset, group_sums, sums_row);                       \
+            rows, tiles, norm_weight, x_inverse_permutation, eps, offset, group_sums, sums_row, LowRank{LOW_RANK});    \
     }
 
 VARIANTS

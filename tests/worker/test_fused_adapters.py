@@ -1,0 +1,173 @@
+"""Layers in few kernels with LoRA adapters beside their matrices, against models with the adapters merged in.
+
+The kernels' own sources run on a CPU, so the model is tiny, and only the decoding of a token is tried.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from core.checkpoint.checkpoint import read_checkpoint
+from core.memory.adapter_room import AdapterRoom, adaptable_matrices
+from core.memory.kernels.registry import kernel_named
+from core.memory.model_shape import read_shape
+from core.worker.decode.fused_attention import FusedAttention
+from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
+from core.worker.decode.fused_mlp import FusedDenseMlp
+from core.worker.decode.fused_modules import fuse_modules
+from core.worker.decode.graph_cache import GraphCache
+from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
+from core.worker.kernels.low_rank import low_rank_kernels_for
+from core.worker.model.adapters import AdapterBank, AdapterLinear, AdapterWeights, add_adapters
+from core.worker.model.device_map import DeviceMap
+from core.worker.model.loader import load_model
+from core.worker.model.model_runner import ModelRunner
+from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.ptx_on_cpu import kernels_on_cpu
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")]
+
+CPU, NUM_SLOTS, CONTEXT, PROMPT = torch.device("cpu"), 3, 32, [5, 9, 77]
+ROOM = AdapterRoom(3, 8)
+# Of the logits' spread, over one layer in float16.
+TOLERANCE = 0.02
+RECIPE = Recipe(hidden=128, intermediate=192, num_layers=1, num_heads=2, num_kv_heads=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with cuda_on_cpu(), kernels_on_cpu(tmp_path_factory.mktemp("compiled")), torch.inference_mode():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+            yield
+
+
+@dataclass
+class FusedModel:
+    """A model with adapters in all of its places, whose layers may be fused; and each adapter merged into it."""
+
+    runner: ModelRunner
+    cache: GraphCache
+    bank: AdapterBank
+    merged: list[torch.Tensor]
+
+    def decode(self, slots: list[int]) -> torch.Tensor:
+        """The logits [slots, vocabulary] after PROMPT, token by token."""
+        rows = torch.tensor(slots)
+        for place, token in enumerate(PROMPT):
+            at = torch.full((len(slots), 1), place)
+            self.cache.set_targets(rows, at, torch.full((len(slots),), place + 1))
+            logits = self.runner.run_captured(torch.full_like(at, token), at, self.cache, 1)
+        return logits.float()
+
+
+def random_adapter(sizes: dict[str, tuple[int, int]], seed: int) -> AdapterWeights:
+    random = torch.Generator().manual_seed(seed)
+    return {
+        name: (
+            (torch.randn((ROOM.rank, inputs), generator=random) / inputs**0.5).half(),
+            (torch.randn((outputs, ROOM.rank), generator=random) / 4).half(),
+        )
+        for name, (inputs, outputs) in sizes.items()
+    }
+
+
+def merged_logits(folder: Path, dense: dict[str, np.ndarray], adapters: list[AdapterWeights]) -> list[torch.Tensor]:
+    """After PROMPT, by transformers' model: without an adapter, then with each one merged in."""
+    config = AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    state = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+    merged = []
+    for adapter in (None, *adapters):
+        for name, matrix in dense.items():
+            state[f"{name}.weight"] = torch.from_numpy(matrix)
+            if adapter is not None:
+                a, b = adapter[name]
+                state[f"{name}.weight"] = state[f"{name}.weight"] + b.float() @ a.float()
+        plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+        merged.append(plain(torch.tensor([PROMPT])).logits[0, -1])
+    return merged
+
+
+def open_model(folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> FusedModel:
+    dense = make_checkpoint(folder, recipe)
+    checkpoint = read_checkpoint(folder)
+    kernel, shape = kernel_named("llamadeck"), read_shape(checkpoint, merged=True)
+    model = load_model(checkpoint, shape, kernel, DeviceMap((CPU,)), torch.float16, 16, lambda _: None, CONTEXT)
+    # As on a GPU: a tensor in a file begins anywhere.
+    for parameter in model.parameters():
+        parameter.data = parameter.clone()
+    sizes = adaptable_matrices(checkpoint)
+    bank = add_adapters(model, sizes, ROOM, NUM_SLOTS)
+    bank.kernels = low_rank_kernels_for(torch.float16, CPU)
+    adapters = [random_adapter(sizes, seed) for seed in range(ROOM.count)]
+    for place, adapter in enumerate(adapters):
+        bank.put(place, adapter)
+    merged = merged_logits(folder, dense, adapters)
+    runner, source = ModelRunner(model, NUM_SLOTS, CONTEXT, bank), sys.modules[type(model).__module__]
+    # Fusing replaces it for the process. Here it is put back.
+    monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
+    assert "FusedMlp" in fuse_modules(model)
+    cache = GraphCache(runner.cache)
+    ALL_ATTENTION_FUNCTIONS.register("tests_fused_adapters", cache.attend)
+    runner.use_attention("tests_fused_adapters")
+    return FusedModel(runner, cache, bank, merged)
+
+
+@pytest.mark.parametrize("is_permuted", [False, True], ids=["in order", "act-order"])
+def test_rows_with_adapters_are_decoded_by_fused_layers(
+    tmp_path: Path, is_permuted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(
+        act_order=is_permuted, one_order=is_permuted, hidden=RECIPE.hidden, intermediate=RECIPE.intermediate,
+        num_layers=1, num_heads=2, num_kv_heads=1,
+    )  # fmt: skip
+    one = open_model(tmp_path / "model", recipe, monkeypatch)
+    one.bank.set_slot(0, 2)
+    one.bank.set_slot(2, 0)
+    plain = one.decode([0, 1, 2])
+    model = one.runner._model
+    assert fuse_layers(model, one.cache, lambda: one.decode([0, 1, 2])) == 1
+    (layer,) = [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
+    assert isinstance(layer._mixer, FusedAttention) and isinstance(layer._mlp, FusedDenseMlp)
+    assert isinstance(layer._mlp._matrices.gate_up, AdapterLinear)
+    together = one.decode([0, 1, 2])
+    for row, place in enumerate((2, None, 0)):
+        wanted = one.merged[0 if place is None else 1 + place]
+        for got in (plain[row], together[row]):
+            assert (got - wanted).abs().max() < TOLERANCE * wanted.std(), row
+    assert (together[0] - together[1]).abs().max() > 10 * TOLERANCE * together[1].std()
+    # Alone, one row is normed on its way into the product; and beside rows with other adapters.
+    one.bank.set_slot(1, 1, 0.5)
+    for row in (0, 2):
+        assert torch.equal(one.decode([row])[0], together[row])
+        assert torch.equal(one.decode([1, row])[1], together[row])
+
+
+def test_prompts_are_not_read_by_kernels_that_know_no_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = open_model(tmp_path / "model", RECIPE, monkeypatch)
+    assert fuse_layers(one.runner._model, one.cache, lambda: one.decode([0])) == 1
+    assert fuse_prefill(one.runner._model, lambda: pytest.fail("it needs no try")) == 0
+
+
+def test_without_kernels_for_adapters_layers_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused layer would leave them out."""
+    one = open_model(tmp_path / "model", RECIPE, monkeypatch)
+    one.bank.kernels = None
+    one.bank.set_slot(0, 1)
+    assert fuse_layers(one.runner._model, one.cache, lambda: one.decode([0])) == 0
+    got, wanted = one.decode([0])[0], one.merged[2]
+    assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
