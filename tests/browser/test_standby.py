@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
+COMMAND = "curl -X POST https://api.example.org/pods/$POD_ID/stop_now?by=*idle*"
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder: Path = tmp_path_factory.mktemp("standby")
     (folder / "models").mkdir()
-    with chat_dashboard(folder) as url:
-        yield url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAMADECK_IDLE_COMMAND", COMMAND)
+        with chat_dashboard(folder) as url:
+            yield url
 
 
 @pytest.fixture
@@ -27,6 +32,11 @@ def page(browser: Browser) -> Iterator[Page]:
     page = browser.new_page()
     yield page
     page.close()
+
+
+def test_a_command_is_shown_as_it_is_with_an_address_in_it(page: Page, url: str) -> None:
+    page.goto(f"{url}/Settings")
+    page.get_by_text(f"Run “{COMMAND}” after").wait_for(timeout=WAIT_MS)
 
 
 def test_a_websocket_that_gets_through_is_told(page: Page, url: str) -> None:

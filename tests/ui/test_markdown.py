@@ -13,7 +13,8 @@ from ui.download.repository import page_url
 from ui.shared.markdown import answer_markdown, escape, has_bad_scheme, shortened
 
 
-@pytest.mark.parametrize("text", ["a_b_c", "*a*", "`x`", "$5 and $6", "[a](b)", "<b>", "# a", "~~a~~", "a|b", "a\\b"])
+@pytest.mark.parametrize("text", ["a_b_c", "*a*", "`x`", "$5 and $6", "[a](b)", "<b>", "# a", "~~a~~", "a|b", "a\\b",
+                                  "https://a/b_c", "www.a_b.org"])  # fmt: skip
 def test_a_name_has_no_markup_left(text: str) -> None:
     escaped = escape(text)
     assert escaped.replace("\\\\", "\0").replace("\\", "").replace("\0", "\\") == text

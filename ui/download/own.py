@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import streamlit as st
@@ -218,8 +218,8 @@ def draw_plan(target: Target, options: QuantizeOptions) -> None:
         if not target.is_meta:
             check_group_size(target.model, options)
         plan = plan_job(target.model, options, device, target.is_meta)
-        result = result_checkpoint(target.model, options)
         name = result_name(target.title, options)
+        result = replace(result_checkpoint(target.model, options), name=name)
         check_name(name)
     except DeckError as error:
         show_error(error)

@@ -9,7 +9,7 @@ import streamlit as st
 from core.library.adapters import FoundAdapter, usual_room
 from core.library.last_model import last_load
 from core.memory.adapter_room import MAX_ADAPTERS, NO_ROOM, AdapterRoom
-from ui.load.disk import file_size
+from ui.load.disk import size_words
 from ui.shared.errors import sentence
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape
@@ -49,7 +49,7 @@ def draw_found(found: list[FoundAdapter]) -> None:
             assert one.error is not None
             st.markdown(f":material/block: **{escape(one.name)}**  \n:small[:gray[{sentence(one.error)}]]")
             continue
-        about = tr("load.adapter_line", rank=one.shape.rank, size=file_size(one.shape.num_bytes),
+        about = tr("load.adapter_line", rank=one.shape.rank, size=size_words(one.shape.num_bytes),
                    base=escape(one.shape.base_name or "-"))  # fmt: skip
         hint = f"  \n:small[:orange[{tr('load.adapter_other_base')}]]" if one.is_of_other_base else ""
         st.markdown(f":material/tune: **{escape(one.name)}**  \n:small[:gray[{about}]]{hint}")

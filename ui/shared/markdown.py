@@ -13,6 +13,8 @@ from ui.shared.formulas import OPENING, formula_at
 from ui.shared.streamlit_marks import MARK, plain_mark, without_marks
 
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#$~|])")
+# Where Markdown makes a link of an address as it stands, and so would show the escapes in it.
+BARE = re.compile(r"(?i)(?<=http|ttps)(?=://)|(?<=www)(?=\.)")
 # A fence runs to its end or, while an answer grows, to the end of the text. A span stays in its paragraph. Its length
 # is limited, since for each mark without an end all that follows is searched.
 CODE = (
@@ -57,7 +59,7 @@ MAX_NESTING = 200
 
 def escape(text: str) -> str:
     """`text` such that Markdown shows it letter by letter."""
-    return without_marks(SPECIAL.sub(r"\\\1", text))
+    return without_marks(BARE.sub(r"\\", SPECIAL.sub(r"\\\1", text)))
 
 
 def shortened(text: str, num_chars: int) -> str:
