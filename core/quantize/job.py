@@ -14,6 +14,7 @@ from core.checkpoint.weight_files import ModelFiles
 from core.common.errors import DeckError
 from core.common.files import remove
 from core.hub.download_job import DownloadJob, TokenFor
+from core.hub.record import read_record
 from core.hub.retry import TransferLimits
 from core.hub.source import Source, folder_name
 from core.quantize import folders
@@ -178,8 +179,7 @@ class QuantizeJob:
             folders.place(self.id)
             self._result = result
             remove(folder)
-            if self.source is not None:
-                folders.remove_source(self.file.source)
+            self._remove_source()
 
     def _fetch(self, source: Source) -> None:
         """Fetch the source, or what of it is missing. Raises Stopped, DeckError."""
@@ -229,9 +229,17 @@ class QuantizeJob:
 
     def _discard(self) -> None:
         with folders.errors_explained(folders.job_folder(self.id)):
-            if self.source is not None:
-                folders.remove_source(folders.sources_folder() / folder_name(self.source))
+            self._remove_source()
             remove(folders.job_folder(self.id))
+
+    def _remove_source(self) -> None:
+        """Remove what was fetched, unless another job is made of it too, such as one of other bits. Raises OSError."""
+        if self.source is None:
+            return
+        name = folder_name(self.source)
+        others = (read_record(folders.job_folder(one)) for one in folders.unfinished_jobs() if one != self.id)
+        if not any(record is not None and folder_name(record.source) == name for record in others):
+            folders.remove_source(folders.sources_folder() / name)
 
     def _fail(self, error: DeckError) -> None:
         """What is refused leaves nothing behind but its log, if the process had begun."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,29 @@ def test_a_source_stays_where_quantizing_failed_and_goes_with_the_job(hub: HubSt
     later.cancel(found.id)
     later.close()
     assert list(models.iterdir()) == [] and len(hub.requests) == asked
+
+
+def test_a_source_stays_as_long_as_another_job_is_made_of_it(hub: HubStandin, models: Path) -> None:
+    """Whoever cancelled the job that waited once took the weights from the one that ran."""
+    at_work, go_on = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    class PatientProcess(FakeProcess):
+        def run(self, tell: Any) -> dict[str, Any]:
+            at_work.set()
+            assert go_on.wait(60)
+            seen.append((models / folders.SOURCES / "me_Tiny-1M" / "config.json").is_file())
+            return super().run(tell)
+
+    queue = QuantizeQueue(lambda endpoint: None, PatientProcess)  # type: ignore[arg-type]
+    target = repo_target(source_at(hub), None)
+    first = queue.add(target, OPTIONS, "cpu")
+    second, third = (queue.add(target, replace(OPTIONS, **more), "cpu") for more in ({"bits": 8}, {"group_size": 64}))
+    assert at_work.wait(60)
+    queue.cancel(second.id)
+    go_on.set()
+    assert first.wait(60) and third.wait(60)
+    queue.close()
+    assert (first.phase, second.phase, third.phase) == ("done", "cancelled", "done") and seen == [True, True]
+    whole = [one for one in hub.requests if one.path.endswith("/model.safetensors") and one.status == 200]
+    assert not (models / folders.SOURCES).exists() and len([one for one in whole if one.method == "GET"]) == 1
