@@ -111,7 +111,9 @@ class IdleWatch:
             self._fail(command, str(error))
             return
         if done.returncode:
-            self._fail(command, (done.stderr or done.stdout).decode("utf-8", "replace").strip() or str(done.returncode))
+            self._fail(
+                command, (done.stderr or done.stdout).decode("utf-8", "replace").strip() or f"exit {done.returncode}"
+            )
 
     def _fail(self, command: str, why: str) -> None:
         """Tried again after as long a time: nothing else ends what costs money."""

@@ -35,6 +35,21 @@ def test_every_page_counts_down_to_the_command(
         assert said is None or said in sidebar(tab)
 
 
+def test_the_end_of_the_countdown_is_told_once_where_no_sidebar_is_seen(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COMMAND, "true")
+    set_idle_minutes("command", 30)
+    pass_s(monkeypatch, 1700)
+    tab = open_tab()
+    assert ["1:40" in toast.value for toast in tab.toast] == [True]
+    assert not run(tab).toast
+    pass_s(monkeypatch, 0)
+    assert not run(tab).toast
+    pass_s(monkeypatch, 1700)
+    assert len(run(tab).toast) == 1
+
+
 def test_whoever_is_there_puts_it_off(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(COMMAND, "true")
     set_idle_minutes("command", 30)

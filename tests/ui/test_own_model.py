@@ -106,6 +106,14 @@ def read(tab: AppTest) -> str:
     return "\n".join([words(tab), *(str(bar.proto.text) for bar in tab.get("progress"))])
 
 
+def test_a_result_whose_name_is_taken_gets_another_name(models: Path) -> None:
+    tab = group(open_form(), 32)
+    (models / "Tiny-1M-GPTQ-4bit-32g").mkdir()
+    assert "choose another name" in "\n".join(one.value for one in run(tab).error)
+    tab.text_input(key="own_name").set_value("mine")
+    assert not run(tab).error and "**mine**" in words(tab)
+
+
 def test_a_model_that_is_not_quantized_leads_to_the_form_with_it(models: Path) -> None:
     make_plain(models / "Another-1M")
     tab = settle(click(open_tab("2_Load_Model"), "load_quantize_Tiny-1M"))

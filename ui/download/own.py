@@ -185,7 +185,7 @@ def _choose_adapters(target: Target) -> tuple[Path, ...]:
         st.caption(tr("own.adapters_none", folder=str(adapters_dir())))
         return ()
     chosen = st.multiselect(tr("own.adapters"), names, key="own_adapters", persist_state="session",
-                            help=tr("own.adapters_help"))  # fmt: skip
+                            placeholder=text("own.adapters_placeholder"), help=tr("own.adapters_help"))  # fmt: skip
     return tuple(find_adapter(name, target.folder) for name in chosen if name in names)
 
 
@@ -218,7 +218,7 @@ def draw_plan(target: Target, options: QuantizeOptions) -> None:
         if not target.is_meta:
             check_group_size(target.model, options)
         plan = plan_job(target.model, options, device, target.is_meta)
-        name = result_name(target.title, options)
+        name = _choose_name(result_name(target.title, options))
         result = replace(result_checkpoint(target.model, options), name=name)
         check_name(name)
     except DeckError as error:
@@ -237,6 +237,12 @@ def draw_plan(target: Target, options: QuantizeOptions) -> None:
                   on_click=_begin, args=(Choice(target, options, name, device),))  # fmt: skip
         if refused := st.session_state.pop(ERROR_KEY, None):
             show_error(refused)
+
+
+def _choose_name(usual: str) -> str:
+    typed = st.text_input(tr("own.name"), key="own_name", placeholder=usual, persist_state="session",
+                          help=tr("own.name_help"))  # fmt: skip
+    return str(typed or "").strip() or usual
 
 
 def _draw_needs(plan: QuantizePlan, device: str, free_vram_bytes: int) -> None:

@@ -15,7 +15,8 @@ from ui.shared.resources import idle_watch
 SHOWN_AFTER_S, SECONDS_FROM_S = 60.0, 180.0
 # Less of a day says little.
 TOLD_FROM_S = 600.0
-SLOW_POLL_S, FAST_POLL_S = 10.0, 1.0
+SLOW_POLL_S, FAST_POLL_S, TOAST_S = 10.0, 1.0, 10
+TOLD_KEY = "idle_told"
 
 
 def sidebar_idle() -> None:
@@ -48,9 +49,15 @@ def _draw(poll_s: float) -> None:
     if watch.error is not None:
         show_error(watch.error)
     left_s = watch.left_s("command")
+    is_near = left_s is not None and left_s < SECONDS_FROM_S
+    is_told, st.session_state[TOLD_KEY] = st.session_state.get(TOLD_KEY, False), is_near
     if left_s is None or watch.idle_s < SHOWN_AFTER_S:
         return
-    st.warning(tr("idle.countdown", time=_clock(left_s, poll_s), command=idle_command()), icon=":material/timer:")
+    words = tr("idle.countdown", time=_clock(left_s, poll_s), command=idle_command())
+    st.warning(words, icon=":material/timer:")
+    # On a phone the sidebar is folded away.
+    if is_near and not is_told:
+        st.toast(words, icon=":material/timer:", duration=TOAST_S)
     st.button(tr("idle.stay"), key="idle_stay", icon=":material/front_hand:", on_click=watch.note)
 
 
