@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measuring import Decoded
@@ -11,8 +12,10 @@ from benchmarks.steady_memory import process_mib
 from core.common.errors import EngineError
 from core.engine.answer import Answer
 from core.engine.protocol import ModelFacts
+from core.engine.request_options import PLAIN, AdapterUse, RequestOptions
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
+from core.memory.adapter_room import NO_ROOM, AdapterRoom
 
 LOAD_S = 1800.0
 WARM_S = 60.0
@@ -29,13 +32,22 @@ class Engine:
         self._runner = Runner()
         self._runner.warm_worker.start(idle_s=0.0)
         self.max_chats = 0
+        # What the chats are written with, in turns; none without any.
+        self.adapters: Sequence[AdapterUse] = ()
         self.had_spare = self._runner.warm_worker.wait(WARM_S)
 
-    def load(self, folder: Path, context_tokens: int, num_chats: int, kernel: str | None = None) -> float:
-        """Seconds from the click until the model is ready, with the fastest kernel that fits or `kernel`. Raises
-        DeckError where it cannot be loaded."""
+    def load(
+        self,
+        folder: Path,
+        context_tokens: int,
+        num_chats: int,
+        kernel: str | None = None,
+        adapters: AdapterRoom = NO_ROOM,
+    ) -> float:
+        """Seconds from the click until the model is ready, with the fastest kernel that fits or `kernel`, and with room
+        for `adapters`. Raises DeckError where it cannot be loaded."""
         self._runner.unload()
-        self._runner.load(folder, context_tokens, num_chats, kernel)
+        self._runner.load(folder, context_tokens, num_chats, kernel, adapters=adapters)
         state = self._runner.wait_while_loading(LOAD_S)
         if state.phase != "ready":
             raise state.error or EngineError("nothing_loaded")
@@ -63,7 +75,10 @@ class Engine:
         best = Decoded(0.0, 0, False)
         for _ in range(TRIES):
             prompts = [self._prompts.take(prompt_tokens) for _ in range(num_chats)]
-            answers = [self._runner.generate(prompt, greedy(new_tokens)) for prompt in prompts]
+            answers = [
+                self._runner.generate(prompt, greedy(new_tokens), options=options_of(chat, self.adapters))
+                for chat, prompt in enumerate(prompts)
+            ]
             decoded = watch_one(answers[0]) if num_chats == 1 else watch_all(answers)
             best = max(best, decoded, key=lambda one: (one.is_whole, one.num_tokens))
             # A rate over half of the tokens is one; that some were missing is said.
@@ -80,6 +95,10 @@ class Engine:
 
     def close(self) -> None:
         self._runner.close()
+
+
+def options_of(chat: int, adapters: Sequence[AdapterUse]) -> RequestOptions:
+    return RequestOptions(adapter=adapters[chat % len(adapters)]) if adapters else PLAIN
 
 
 def greedy(new_tokens: int) -> Sampling:
