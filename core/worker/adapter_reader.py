@@ -67,8 +67,13 @@ class AdapterReader:
         found = match_adapter(adapter, self._checkpoint)
         with safe_open(adapter.weights, "pt") as opened:
             for name, matrix in found.items():
-                a = opened.get_tensor(matrix.a_name).to(self._bank.dtype)
-                b = (opened.get_tensor(matrix.b_name).float() * matrix.scale).to(self._bank.dtype)
+                read_a, read_b = opened.get_tensor(matrix.a_name), opened.get_tensor(matrix.b_name)
+                sizes = (matrix.rank, matrix.in_features), (matrix.out_features, matrix.rank)
+                if (tuple(read_a.shape), tuple(read_b.shape)) != sizes:
+                    # A training has written the file anew since its header was read.
+                    raise CheckpointError("corrupt_weights", folder=adapter.name, file=WEIGHTS)
+                a = read_a.to(self._bank.dtype)
+                b = (read_b.float() * matrix.scale).to(self._bank.dtype)
                 if not (a.isfinite().all() and b.isfinite().all()):
                     raise CheckpointError("adapter_nan", adapter=adapter.name, module=name)
                 weights[name] = a, b

@@ -207,3 +207,9 @@ def test_calls_of_tools_come_whole() -> None:
 @pytest.mark.parametrize("written", ['{"city": "Be', "[1]", "[" * 5000])
 def test_arguments_that_are_no_object_are_none(written: str) -> None:
     assert arguments_of({"arguments": written}) == {}
+
+
+def test_options_make_no_other_request_of_a_chat() -> None:
+    asked = {"messages": [{"role": "user", "content": "hi"}], "options": {"prompt": "x", "n": 3, "top_k": 5}}
+    made = chat_body(asked)
+    assert made["top_k"] == 5 and not {"prompt", "n"} & set(made)

@@ -84,6 +84,21 @@ def test_a_click_wakes_it_too(models: Path) -> None:
     assert resources.engine().wait_while_loading(WAIT_S).model == "tiny"
 
 
+def test_why_it_did_not_wake_is_told_and_it_can_be_tried_again(models: Path) -> None:
+    load(open_tab(), "tiny")
+    assert resources.engine().sleep()
+    config = models / "tiny" / "config.json"
+    config.rename(models / "kept.json")
+    resources.engine().wake()
+    assert resources.engine().wait_while_loading(WAIT_S).phase == "failed"
+    tab = open_tab("3_Chat")
+    assert any("config.json" in one.value for one in tab.error) and "Asleep" not in sidebar(tab)
+    (models / "kept.json").rename(config)
+    tab.button(key="engine_wake").click()
+    run(tab)
+    assert resources.engine().wait_while_loading(WAIT_S).phase == "ready"
+
+
 def test_home_says_how_long_a_card_was_there_for_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources.idle_watch().day, "_day", Day("2026-11-30", 20_000.0, 18_720.0))
     monkeypatch.setattr("ui.shared.idle.gpus_here", lambda: [object()])

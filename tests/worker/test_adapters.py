@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
+from core.checkpoint.adapters import read_adapter
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import DeckError, InputError
 from core.engine.request_options import AdapterUse, RequestOptions
@@ -239,6 +240,20 @@ def test_an_adapter_that_was_trained_on_is_read_again(case: Case, tmp_path: Path
     second = reader.read(AdapterUse("growing", folder))
     name = next(iter(first.weights))
     assert torch.equal(second.weights[name][0], first.weights[name][0] * 2) and second.mark != first.mark
+
+
+def test_an_adapter_that_changes_while_it_is_read_ends_its_request_alone(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrices of another size than the header told of would have reached the engine's loop, which ends by that."""
+    folder = make_adapter(case.plain, tmp_path / "changing", r=4)
+    before = read_adapter(folder)
+    make_adapter(case.plain, folder, r=8)
+    monkeypatch.setattr("core.worker.adapter_reader.read_adapter", lambda _: before)
+    _, reader = load(case, AdapterRoom(1, 8))
+    with pytest.raises(DeckError) as caught:
+        reader.read(AdapterUse("changing", folder))
+    assert caught.value.key == "corrupt_weights"
 
 
 def test_an_adapter_that_cannot_be_beside_the_model_is_refused_in_words(case: Case, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ LOAD_OPTIONS = frozenset(
         *("use_mmap", "use_mlock", "embedding_only", "num_thread", "num_keep"),
     }
 )
+# What stands beside the options; among them it would make another request of this one.
+BESIDE = frozenset({"model", "messages", "prompt", "suffix", "stream", "n", "best_of", "echo"})
 USUAL_TAG = ":latest"
 # As long as the context lets it be; Ollama has two numbers for that.
 ENDLESS = (-1, -2)
@@ -86,7 +88,8 @@ def _settings(body: Body) -> Body:
     options = body.get("options") or {}
     if not isinstance(options, Mapping):
         raise field_error("options", "an object is wanted")
-    made: Body = {name: value for name, value in options.items() if name not in LOAD_OPTIONS and value is not None}
+    left_out = LOAD_OPTIONS | BESIDE
+    made: Body = {name: value for name, value in options.items() if name not in left_out and value is not None}
     if (length := made.pop("num_predict", None)) is not None:
         made["max_tokens"] = -1 if length in ENDLESS else length
     return made | {
