@@ -13,7 +13,7 @@ from core.library.scan import LibraryEntry
 from core.memory.adapter_room import AdapterRoom
 from ui.chat.history import chat_links, recent_chats
 from ui.load.disk import file_size
-from ui.load.entries_cache import models
+from ui.load.entries_cache import adapters_of, models
 from ui.load.gauge import verdict
 from ui.load.gpu_choice import devices_here
 from ui.monitor.page import draw_gpu_bars
@@ -107,7 +107,9 @@ def offered_models(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
     offered: list[LibraryEntry] = []
     for entry in sorted(entries, key=lambda entry: (entry.name != first, is_starter(entry.name), -_size(entry))):
         if entry.checkpoint is not None and len(offered) < OFFERED_MODELS:
-            report = verdict(entry.checkpoint, devices, *_wanted(entry.name), room_to_load(entry.checkpoint))
+            report = verdict(
+                entry.checkpoint, devices, *_wanted(entry.name), room_to_load(entry.checkpoint, adapters_of)
+            )
             if not isinstance(report, DeckError) and report.fits:
                 offered.append(entry)
     return offered
@@ -133,7 +135,7 @@ def _draw_offer(entry: LibraryEntry, is_first: bool) -> None:
         st.markdown(f"**{escape(entry.name)}**  \n:small[:gray[{about}]]", width="stretch")
         st.button(tr("home.chat"), key=f"home_start_{entry.name}", icon=":material/chat:",
                   type="primary" if is_first else "secondary", on_click=_start,
-                  args=(entry.name, room_to_load(entry.checkpoint)))  # fmt: skip
+                  args=(entry.name, room_to_load(entry.checkpoint, adapters_of)))  # fmt: skip
 
 
 def _start(name: str, adapters: AdapterRoom) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +50,12 @@ def find_adapters(checkpoint: Checkpoint) -> list[FoundAdapter]:
     return found
 
 
-def room_to_load(checkpoint: Checkpoint) -> AdapterRoom:
+def room_to_load(
+    checkpoint: Checkpoint, find: Callable[[Checkpoint], list[FoundAdapter]] = find_adapters
+) -> AdapterRoom:
     """What a load without a choice begins with: as the last time, else room for the adapters that there are."""
     last = last_load(checkpoint.name)
-    return usual_room(find_adapters(checkpoint)) if last is None else last.adapters
+    return usual_room(find(checkpoint)) if last is None else last.adapters
 
 
 def usual_room(found: list[FoundAdapter]) -> AdapterRoom:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
+from core.library import adapters
 from core.library.last_model import last_load
 from core.memory.adapter_room import AdapterRoom
 from tests.support.adapters import write_adapter
@@ -80,3 +83,19 @@ def test_an_adapter_that_came_after_the_load_is_told_with_the_way_to_it(home: Pa
     write_adapter(home / "adapters" / "pirate", models / "tiny")
     tab = open_tab("3_Chat")
     assert not has(tab.selectbox, "chat_adapter") and "loaded without room for any" in words(tab)
+
+
+def test_adapters_are_read_once_until_they_change(home: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the page once read every adapter twice for every model."""
+    reads: list[str] = []
+    read = adapters.read_adapter
+    monkeypatch.setattr(adapters, "read_adapter", lambda folder: reads.append(folder.name) or read(folder))
+    write_adapter(home / "adapters" / "pirate", models / "tiny", rank=4)
+    tab = open_tab("2_Load_Model")
+    once = len(reads)
+    run(tab)
+    assert "pirate" in reads and len(reads) == once
+    shutil.rmtree(home / "adapters" / "pirate")
+    write_adapter(home / "adapters" / "pirate", models / "tiny", rank=8)
+    run(tab)
+    assert len(reads) > once and "rank 8" in words(tab)

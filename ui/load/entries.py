@@ -9,7 +9,6 @@ import streamlit as st
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import CheckpointError, DeckError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
-from core.library.adapters import find_adapters
 from core.library.scan import LibraryEntry
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.memory.fit import FitReport
@@ -17,6 +16,7 @@ from core.memory.sizes import MIB
 from ui.load.adapters import draw_found, draw_room, room_now
 from ui.load.bar import memory_size
 from ui.load.disk import file_size
+from ui.load.entries_cache import adapters_of
 from ui.load.gauge import cannot_run, chosen_before, chosen_now, draw_verdict, sentence, sliders, verdict
 from ui.load.gpu_choice import Devices, devices_here, names_of
 from ui.load.quantization import quantization_words
@@ -62,7 +62,7 @@ def draw_entry(entry: LibraryEntry, state: EngineState, devices: Devices) -> Non
             st.markdown(" ".join(f":gray-badge[{word}]" for word in quantization_words(entry.checkpoint)))
             if is_it and state.facts is not None:
                 _draw_technical(state.facts)
-            draw_found(find_adapters(entry.checkpoint))
+            draw_found(adapters_of(entry.checkpoint))
             draw_upkeep(entry)
 
 
@@ -84,7 +84,7 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
     room, report = NO_ROOM, verdict(checkpoint, here, context_tokens, num_chats)
     if not cannot_run(report) or (is_planned and not isinstance(report, CheckpointError)):
         context_tokens, num_chats = chosen = sliders(checkpoint, entry.name)
-        room = draw_room(entry.name, find_adapters(checkpoint))
+        room = draw_room(entry.name, adapters_of(checkpoint))
         if chosen != before or room.count:
             report = verdict(checkpoint, here, context_tokens, num_chats, room)
     draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats, room) if is_planned else report)

@@ -1,19 +1,38 @@
-"""The models on disk as pages need them on every run: a folder is read once until it changes."""
+"""The models and adapters on disk as pages need them on every run: a folder is read once until it changes."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import streamlit as st
+
+from core.checkpoint.adapter_folders import list_adapters
+from core.checkpoint.checkpoint import Checkpoint
+from core.library.adapters import FoundAdapter, find_adapters
 from core.library.scan import LibraryEntry, scan
 from ui.shared.resources import library_entry
 
 Fingerprint = tuple[tuple[bytes, int, int], ...]
+# So many models are shown with their adapters.
+MAX_KEPT = 256
 
 
 def models() -> list[LibraryEntry]:
     """What core.library.scan.scan gives, without reading an unchanged folder again. Raises CheckpointError."""
     return scan(lambda folder: library_entry(os.fsencode(folder), fingerprint(folder)))
+
+
+def adapters_of(checkpoint: Checkpoint) -> list[FoundAdapter]:
+    """What core.library.adapters.find_adapters gives, without reading again what did not change."""
+    own = [checkpoint.path] if checkpoint.path is not None else []
+    folders = [*own, *list_adapters(checkpoint.path)]
+    return _adapters_of(tuple((os.fsencode(folder), fingerprint(folder)) for folder in folders), checkpoint)
+
+
+@st.cache_resource(show_spinner=False, max_entries=MAX_KEPT)
+def _adapters_of(seen: tuple[tuple[bytes, Fingerprint], ...], _checkpoint: Checkpoint) -> list[FoundAdapter]:
+    return find_adapters(_checkpoint)
 
 
 def fingerprint(folder: Path) -> Fingerprint:
