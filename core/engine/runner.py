@@ -141,10 +141,11 @@ class Runner(EngineBase):
         that another program has for a while, it can be tried again."""
         with self._lock:
             asleep = self._state.asleep
-            start = self.begin_load(asleep) if asleep is not None else None
+            if asleep is None:
+                return
+            start = self.begin_load(asleep)
             self._waking = asleep
-        if start is not None:
-            start()
+        start()
 
     def close(self) -> None:
         """End everything that was started. A later load still works, with a worker of its own."""
