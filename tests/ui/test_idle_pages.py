@@ -44,9 +44,10 @@ def test_the_end_of_the_countdown_is_told_once_where_no_sidebar_is_seen(
     tab = open_tab()
     assert ["1:40" in toast.value for toast in tab.toast] == [True]
     assert not run(tab).toast
-    pass_s(monkeypatch, 0)
+    set_idle_minutes("command", 2)
+    pass_s(monkeypatch, 30)
     assert not run(tab).toast
-    pass_s(monkeypatch, 1700)
+    pass_s(monkeypatch, 70)
     assert len(run(tab).toast) == 1
 
 

@@ -49,9 +49,10 @@ def _draw(poll_s: float) -> None:
     if watch.error is not None:
         show_error(watch.error)
     left_s = watch.left_s("command")
-    is_near = left_s is not None and left_s < SECONDS_FROM_S
-    is_told, st.session_state[TOLD_KEY] = st.session_state.get(TOLD_KEY, False), is_near
-    if left_s is None or watch.idle_s < SHOWN_AFTER_S:
+    is_shown = left_s is not None and watch.idle_s >= SHOWN_AFTER_S
+    is_told, is_near = st.session_state.get(TOLD_KEY, False), left_s is not None and left_s < SECONDS_FROM_S
+    st.session_state[TOLD_KEY] = is_shown and is_near
+    if left_s is None or not is_shown:
         return
     words = tr("idle.countdown", time=_clock(left_s, poll_s), command=idle_command())
     st.warning(words, icon=":material/timer:")
