@@ -177,7 +177,9 @@ def fuse_and_capture(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: i
     log.info("fused: %s", ", ".join(fuse_modules(model)))
     for is_recorded in (True, False) if is_captured else (False,):
         try:
-            return GraphSteps(slots, chunk_tokens, fuse=fuse_steps, is_recorded=is_recorded)
+            # With an adapter in use, so that the layers are compared with what it adds.
+            with slots.adapters.tried() if slots.adapters else nullcontext():
+                return GraphSteps(slots, chunk_tokens, fuse=fuse_steps, is_recorded=is_recorded)
         except (RuntimeError, TypeError, ValueError, EngineError) as error:
             how = "captured" if is_recorded else "run over our own attention"
             log.warning("the steps are not %s: %s: %s", how, type(error).__name__, error)

@@ -7,6 +7,7 @@ import torch
 
 from core.worker.kernels.low_rank import NO_PLACE, LowRankMatrices, LowRankRows, SlotAdapters, low_rank_kernels_for
 from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from core.worker.model.adapters import computes_as_torch
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 # By slot: the second adapter, none, the first of other strength, the second again.
@@ -86,6 +87,17 @@ def test_what_adapters_add_is_added_in_place(dtype: torch.dtype, rank: int) -> N
         own = [one[:, place : place + rank].float() @ low.t[row, part] for part, one in enumerate(matrices.b)]
         wanted = before[row, 8:-16].float() + torch.cat(own)
         assert torch.allclose(out[row].float(), wanted, atol=2 * torch.finfo(dtype).eps, rtol=torch.finfo(dtype).eps)
+
+
+@TYPES
+def test_a_load_takes_the_kernels_where_their_numbers_are_torchs(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.zeros(1)
+    kernels = low_rank_kernels_for(dtype, x.device)
+    assert computes_as_torch(kernels, x.device, dtype)
+    monkeypatch.setattr(kernels, "up", lambda low, out: None)
+    assert not computes_as_torch(kernels, x.device, dtype)
 
 
 @TYPES

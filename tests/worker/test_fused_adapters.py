@@ -28,6 +28,7 @@ from core.worker.decode.fused_mlp import FusedDenseMlp
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
+from core.worker.kernels import packed_small_batch
 from core.worker.kernels.low_rank import low_rank_kernels_for
 from core.worker.model.adapters import AdapterBank, AdapterLinear, AdapterWeights, add_adapters
 from core.worker.model.device_map import DeviceMap
@@ -61,6 +62,7 @@ class FusedModel:
     runner: ModelRunner
     cache: GraphCache
     bank: AdapterBank
+    adapters: list[AdapterWeights]
     merged: list[torch.Tensor]
 
     def decode(self, slots: list[int]) -> torch.Tensor:
@@ -124,7 +126,7 @@ def open_model(folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) ->
     cache = GraphCache(runner.cache)
     ALL_ATTENTION_FUNCTIONS.register("tests_fused_adapters", cache.attend)
     runner.use_attention("tests_fused_adapters")
-    return FusedModel(runner, cache, bank, merged)
+    return FusedModel(runner, cache, bank, adapters, merged)
 
 
 @pytest.mark.parametrize("is_permuted", [False, True], ids=["in order", "act-order"])
@@ -140,7 +142,10 @@ def test_rows_with_adapters_are_decoded_by_fused_layers(
     one.bank.set_slot(2, 0)
     plain = one.decode([0, 1, 2])
     model = one.runner._model
-    assert fuse_layers(model, one.cache, lambda: one.decode([0, 1, 2])) == 1
+    with one.bank.tried():
+        assert fuse_layers(model, one.cache, lambda: one.decode([0, 1, 2])) == 1
+    one.bank.put(0, one.adapters[0])
+    one.bank.set_slot(0, 2)
     (layer,) = [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
     assert isinstance(layer._mixer, FusedAttention) and isinstance(layer._mlp, FusedDenseMlp)
     assert isinstance(layer._mlp._matrices.gate_up, AdapterLinear)
@@ -161,6 +166,29 @@ def test_prompts_are_not_read_by_kernels_that_know_no_adapters(tmp_path: Path, m
     one = open_model(tmp_path / "model", RECIPE, monkeypatch)
     assert fuse_layers(one.runner._model, one.cache, lambda: one.decode([0])) == 1
     assert fuse_prefill(one.runner._model, lambda: pytest.fail("it needs no try")) == 0
+
+
+def test_products_that_leave_an_adapter_out_are_found_before_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load tries the layers with an adapter of random numbers. Nothing of it stays."""
+
+    def read_source(*names: str, **made: object) -> str:
+        source = read(*names, **made)
+        assert source.count("return round_half(value + sum);") == 1
+        return source.replace("return round_half(value + sum);", "return value;")
+
+    one = open_model(tmp_path / "model", RECIPE, monkeypatch)
+    read = packed_small_batch.read_source
+    monkeypatch.setattr(packed_small_batch, "read_source", read_source)
+    packed_small_batch.kernels_for.cache_clear()
+    with one.bank.tried():
+        fuse_layers(one.runner._model, one.cache, lambda: one.decode([0, 1]))
+    packed_small_batch.kernels_for.cache_clear()
+    assert not any(isinstance(module, FusedDecoderLayer) for module in one.runner._model.modules())
+    assert not any(matrix.a[: ROOM.rank].any() for matrix in one.bank.matrices.values())
+    wanted = one.merged[0]
+    assert (one.decode([0])[0] - wanted).abs().max() < TOLERANCE * wanted.std()
 
 
 def test_without_kernels_for_adapters_layers_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

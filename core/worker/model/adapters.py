@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,8 @@ from core.worker.kernels.step_ops import HALVES
 from core.worker.model.merged_linear import MergedLinearSlice
 
 log = logging.getLogger(__name__)
+# How large what a tried adapter adds is, of a normed row: far over rounding, and no more than what a matrix gives.
+TRIED_STRENGTH = 0.3
 # (A [rank, in], scale * B [out, rank]) by the module's name.
 AdapterWeights = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -86,6 +89,22 @@ class AdapterBank:
         self.of_slots.weights[slot] = weight
         self._used[slot] = place is not None
 
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Inside the `with` block the first slot uses an adapter of random numbers, so that what is held against the
+        model's own modules has one; the place is empty afterwards."""
+        random = torch.Generator(self.device).manual_seed(0)
+        rank = self.room.rank
+        for matrix in self.matrices.values():
+            matrix.a[:rank].normal_(0.0, matrix.a.shape[1] ** -0.5, generator=random)
+            matrix.b[:, :rank].normal_(0.0, TRIED_STRENGTH * rank**-0.5, generator=random)
+        self.set_slot(0, 0)
+        try:
+            yield
+        finally:
+            self.set_slot(0, None)
+            self.put(0, {})
+
     def select(self, slots: range) -> None:
         """The next pass has a row for each of `slots`."""
         any_used = any(self._used[slot] for slot in slots)
@@ -107,10 +126,32 @@ def _find_kernels(device: torch.device, dtype: torch.dtype) -> LowRankKernels | 
     if device.type != "cuda" or dtype not in HALVES:
         return None
     try:
-        return low_rank_kernels_for(dtype, device)
+        kernels: LowRankKernels = low_rank_kernels_for(dtype, device)
     except CudaCodeError as error:
         log.warning("adapters are computed by torch alone: %s", error)
         return None
+    if not computes_as_torch(kernels, device, dtype):
+        log.warning("adapters are computed by torch alone: the kernels' numbers are wrong")
+        return None
+    return kernels
+
+
+def computes_as_torch(kernels: LowRankKernels, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels give what torch gives for two rows, of which one has an adapter: the second of two."""
+    random = torch.Generator(device).manual_seed(0)
+    rank, inputs, outputs = 8, 256, 64
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, device=device).to(dtype)
+
+    x, a, b, out = numbers(2, inputs), numbers(2 * rank, inputs), numbers(outputs, 2 * rank), numbers(2, outputs)
+    places = torch.tensor([NO_PLACE, 1], dtype=torch.int32, device=device)
+    of_slots = SlotAdapters(places, torch.full((2,), 0.5, device=device))
+    wanted = out.float()
+    wanted[0] += 0.5 * (b[:, rank:].float() @ (a[rank:].float() @ x[0].float()))
+    low = kernels.down(x, LowRankMatrices((a,), (b,), rank), torch.tensor([1, 0], device=device), of_slots)
+    kernels.up(low, out)
+    return bool((out.float() - wanted).abs().max() <= 2 * torch.finfo(dtype).eps * wanted.abs().max())
 
 
 class AdapterLinear(nn.Module):
