@@ -256,11 +256,13 @@ def graph_bytes(shape: ModelShape, num_slots: int, chunk_tokens: int) -> int:
     """What CUDA keeps of each captured step: a node for every kernel, about a dozen a layer.
 
     A recurrent layer without kernels of its own has twice as many more, and as many again for each block of a chunk.
+    Adapters are two kernels more for each matrix that is by itself, and in a chunk six of torch's.
     """
     batches, chunks = batch_sizes(num_slots), chunk_sizes(chunk_tokens)
     by_torch = sum(count for layer, count in shape.layers if isinstance(layer.recurrent, Mamba2 | ShortConv))
     pieces = 2 * len(batches) + sum(2 + -(-tokens // DELTA_TOKENS) for tokens in chunks)
-    return ((len(batches) + len(chunks)) * shape.num_layers + pieces * by_torch) * LAYER_GRAPH_BYTES
+    adapted = len(batches) + 3 * len(chunks) if shape.adapters.count else 0
+    return ((len(batches) + len(chunks) + adapted) * shape.num_layers + pieces * by_torch) * LAYER_GRAPH_BYTES
 
 
 def batch_sizes(num_slots: int) -> list[int]:

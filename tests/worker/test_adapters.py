@@ -22,6 +22,7 @@ from core.engine.sampling_params import Sampling
 from core.memory.adapter_room import AdapterRoom, adaptable_matrices, room_bytes
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
+from core.memory.plan import batch_sizes, chunk_sizes, graph_bytes
 from core.tokenizer.read import read_tokenizer
 from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.cuda_graphs import GraphSteps
@@ -286,6 +287,15 @@ def test_room_takes_what_the_plan_says(case: Case) -> None:
     assert allocated == room_bytes(case.checkpoint, room)
     assert read_shape(case.checkpoint, True, room).adapter_bytes == allocated
     assert read_shape(case.checkpoint, True).adapter_bytes == 0
+
+
+def test_the_plan_has_room_for_the_kernels_that_adapters_are_in_captured_steps(case: Case) -> None:
+    """A layer's 13 kernels took 50 KiB. Beside its seven matrices are two more each, six in a chunk's step."""
+    slots, chunk_tokens, kernel_bytes = 8, 128, 50 * 1024 / 13
+    steps = [(13 + 7 * 2, batch_sizes(slots)), (13 + 7 * 6, chunk_sizes(chunk_tokens))]
+    needed = sum(kernels * len(sizes) for kernels, sizes in steps) * kernel_bytes
+    shape = read_shape(case.checkpoint, True, AdapterRoom(1, 8))
+    assert needed * shape.num_layers <= graph_bytes(shape, slots, chunk_tokens)
 
 
 @pytest.mark.parametrize(("count", "rank"), [(-1, 8), (17, 8), (1, 0), (1, 257), (True, 8)])
