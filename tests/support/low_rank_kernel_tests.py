@@ -63,8 +63,8 @@ def test_rows_go_down_by_their_own_adapters(dtype: torch.dtype, inputs: int, ran
 @TYPES
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_rows_are_normed_on_their_way_down(dtype: torch.dtype, offset: float) -> None:
-    matrices, slots = make_low_rank(dtype, 2112, 8), [0, 2]
-    x, weight = (3 * torch.randn(2, 2112)).to(dtype), torch.rand(2112).to(dtype)
+    matrices, slots = make_low_rank(dtype, 6720, 8), [0, 2]
+    x, weight = (3 * torch.randn(2, 6720)).to(dtype), torch.rand(6720).to(dtype)
     normed = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5)
     normed = (normed * (1 + weight.float()) if offset else normed.to(dtype).float() * weight.float()).to(dtype)
     low = down(x, matrices, slots, norm=FusedRmsNorm(weight, None, 1e-5, offset))

@@ -43,10 +43,9 @@ __device__ __forceinline__ void multiply_down(const u16* x, int x_row, int size,
     float sum = 0.0f;
     if (NORMED) {
         norm.apply(x, size, eps, offset, sums, [&](int at, uint4 done) {
-            // By a constant index, so that `early` stays in registers.
-#pragma unroll
-            for (int i = 0; i < EACH; i++)
-                if (at / 2048 == i) add_products(done, early[i], sum);
+            // By constant indexes, so that `early` stays in registers.
+            const uint4 first = at < 2048 ? early[0] : early[1], then = at < 6144 ? early[2] : early[3];
+            add_products(done, at < 4096 ? first : then, sum);
         });
     } else {
         auto read_x = [&](int at) {
