@@ -142,7 +142,7 @@ def bytes_a_token(checkpoint: Checkpoint) -> int:
     is_tied = not any(name.endswith("lm_head.weight") for name in tensors)
     read = {name: one.num_bytes for name, one in tensors.items() if is_tied or not name.endswith(EMBEDDING)}
     experts = sum(count for name, count in read.items() if expert_matrix(name) is not None)
-    share = token_share(tuple(Counter(checkpoint.layers).items()))
+    share = token_share(tuple(Counter(checkpoint.layers).items())) if experts else 1.0
     return sum(read.values()) - round(experts * (1 - share))
 
 

@@ -12,6 +12,7 @@ from core.chat.records import Mode
 from core.chat.template import ChatTemplate, TemplateError, Turn
 from core.chat.truncation import PromptParts
 from core.chat.turn_rendering import Names
+from core.engine.sampling_params import MAX_STOP_STRINGS
 from tests.support.chat_templates import (
     CHATML,
     GEMMA,
@@ -138,7 +139,9 @@ def test_plain_dialogue_is_lines_under_names() -> None:
     )
     assert plain.render(PromptParts(())) == "<s>Ada:"
     assert plain.stop_strings(own=("END", "\nTom:")) == ("\nTom:", "\nAda:", "END")
-    assert len(plain.stop_strings(own=tuple(f"stop {number}" for number in range(16)))) == 16
+    assert (
+        len(plain.stop_strings(own=tuple(f"stop {number}" for number in range(MAX_STOP_STRINGS)))) == MAX_STOP_STRINGS
+    )
 
 
 def test_a_name_cannot_break_the_dialogue() -> None:

@@ -125,7 +125,7 @@ def test_the_size_follows_from_the_elements_of_each_type(told: object, size: int
         ({"config": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}}, None),
         ({"config": {"model_type": "llama", "quantization_config": {"quant_method": "exl2"}}}, "other_quantization"),
         ({"config": {"model_type": "mamba", "quantization_config": {"quant_method": "exl2"}}}, "family_recurrent"),
-        ({"tags": ["gptq", "falcon_h1", "text-generation"]}, "family_recurrent"),
+        ({"tags": ["gptq", "jamba", "text-generation"]}, "family_recurrent"),
         ({"tags": ["gptq", "mixtral", "llama"]}, None),
         ({"config": {"model_type": ["llama"], "quantization_config": 4}, "tags": [{}]}, None),
         ({"config": []}, None),
