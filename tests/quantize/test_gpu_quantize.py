@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.sizes import MIB
@@ -14,7 +15,10 @@ from core.quantize.queue import QuantizeQueue
 from core.quantize.target import folder_target
 from tests.support.plain_models import make_plain
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
 # What torch's allocator rounds up, of so small a model.
 ALLOWANCE_BYTES = 256 * MIB
 

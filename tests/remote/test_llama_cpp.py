@@ -63,7 +63,8 @@ def test_it_wants_its_key(address: str) -> None:
 def test_a_chat_and_plain_text_are_answered_with_the_settings_that_it_takes(engine: RemoteEngine) -> None:
     facts = engine.state.facts
     assert facts is not None and facts.remote is not None and facts.remote.software == "llama-cpp-python"
-    assert facts.context_tokens == CONTEXT_TOKENS and facts.remote.is_context_chosen and facts.remote.ignored == ()
+    assert facts.context_tokens == CONTEXT_TOKENS and facts.remote.is_context_chosen
+    assert facts.remote.ignored == ("typical_p", "xtc_probability", "dry_multiplier", "mirostat")
     assert finished(engine, PARIS) != ""
     assert finished(engine, PLAIN) == "The capital of France is Paris."
     settings = Sampling(temperature=0.7, top_k=5, min_p=0.05, repetition_penalty=1.2, seed=7, max_new_tokens=12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.checkpoints import make_chat_checkpoint
 from tests.support.damaged import TOO_HARD, damage, giving_up
 from tests.support.pages import WAIT_S, ask, click, finish, last_answer, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
+from ui.chat import composer
 from ui.chat.answering import answered_chats
 from ui.chat.session import EDIT_KEY
 from ui.chat.setup import prompt_context, prompt_of
@@ -743,3 +745,23 @@ def test_a_question_at_the_address_of_a_deleted_chat_begins_another_that_is_show
     assert "You said: a new one" in words(tab) and tab.query_params["chat"] == "2"
     resources.chat_store().restore_chat(1)
     assert len(resources.chat_store().read(1).messages) == 2
+
+
+def test_a_page_between_an_answers_last_word_and_its_end_is_drawn_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It once kept the button that stops an answer, with nothing to stop, until somebody did something."""
+    tab = open_chat()
+    finish(ask(tab, "hello"))
+    service = resources.chat_service()
+    ends = threading.Event()
+    monkeypatch.setattr(service, "is_busy", lambda chat: not ends.is_set())
+    draw = composer.redraw_every
+
+    def end_and_draw(*args: object) -> None:
+        ends.set()
+        draw(*args)
+
+    monkeypatch.setattr(composer, "redraw_every", end_and_draw)
+    tab = run(tab)
+    assert ends.is_set() and not has(tab.button, "chat_stop") and has(tab.button, "chat_regenerate")

@@ -73,7 +73,7 @@ def draw_composer(chat: Chat, prompt: Prompt | DeckError | None) -> None:
         if notice is not None and (notice.kind == "chat" or notice.chat == chat.info.id):
             draw_notice(notice)
         if busy:
-            redraw_every(COUNTER_POLL_S, _draw_counter, chat, prompt)
+            redraw_every(COUNTER_POLL_S, _count_while_busy, chat, prompt)
         else:
             _draw_counter(chat, prompt)
         if is_chat:
@@ -113,6 +113,14 @@ def _draw_extras(chat: Chat) -> None:
         st.button(tr("chat.my_line"), key=f"chat_my_line_{tag}", icon=":material/record_voice_over:",
                   help=tr("chat.my_line_help"), disabled=not chat.messages, on_click=impersonate,
                   args=(tag,))  # fmt: skip
+
+
+def _count_while_busy(chat: Chat, prompt: Prompt | DeckError | None) -> None:
+    """Draw the page again where nothing else will: an answer is written down a moment before it counts as ended, and a
+    page that is drawn between the two has no growing message."""
+    if not is_busy(chat):
+        st.rerun()
+    _draw_counter(chat, prompt)
 
 
 def _draw_counter(chat: Chat, prompt: Prompt | DeckError | None) -> None:
