@@ -184,6 +184,8 @@ def open_chat(page: Page, house: House, number: int | str) -> None:
 def show(page: Page, number: int, text: str) -> None:
     press(page, f"chat_open_{number}")
     expect(page.get_by_test_id("stChatMessage").first).to_contain_text(text)
+    # What was typed before the page is whole could still be put with the chat before.
+    expect(page.locator("[data-test-script-state=notRunning]")).to_be_visible()
 
 
 def type_message(page: Page, text: str) -> None:
