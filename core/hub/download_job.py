@@ -20,7 +20,6 @@ from core.hub.source import Source
 log = logging.getLogger(__name__)
 # Phases in which a thread works for the job, and those that last until somebody asks for another.
 ACTIVE_PHASES = ("looking", "running", "pausing", "checking")
-INACTIVE_PHASES = ("paused", "done", "failed", "cancelled")
 TokenFor = Callable[[str], str | None]
 
 

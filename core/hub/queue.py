@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import threading
 from pathlib import Path
 
 from core.common.errors import InputError
 from core.common.paths import models_dir
-from core.hub.download_job import INACTIVE_PHASES, DownloadJob, TokenFor
+from core.hub.download_job import DownloadJob, TokenFor
 from core.hub.endpoints import checked_endpoint
 from core.hub.folders import is_locked, model_folders, remember, unfinished_models
+from core.hub.job_queue import INACTIVE_PHASES, JobQueue
 from core.hub.manifest import FindWeights, find_runnable
 from core.hub.record import read_record
 from core.hub.retry import TransferLimits
@@ -21,11 +21,8 @@ log = logging.getLogger(__name__)
 CLOSE_S = 5.0
 
 
-class DownloadQueue:
-    """All downloads of this process, and those that earlier ones left. Any thread may call it.
-
-    Methods that take a job's id do nothing for one that is not there: another tab may have taken it off the list.
-    """
+class DownloadQueue(JobQueue[DownloadJob]):
+    """All downloads of this process, and those that earlier ones left; see JobQueue."""
 
     def __init__(
         self,
@@ -35,30 +32,17 @@ class DownloadQueue:
         find_weights: FindWeights = find_runnable,
     ) -> None:
         """`find_weights` judges what is fetched: by default, models that run here."""
+        super().__init__("downloads", CLOSE_S)
         self._find_weights = find_weights
         self._models = models or models_dir()
         self._token_for = token_for
         self._limits = limits or TransferLimits()
-        self._changed = threading.Condition(threading.RLock())
-        self._jobs: dict[str, DownloadJob] = {}
         self._forgotten: set[str] = set()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-
-    @property
-    def jobs(self) -> tuple[DownloadJob, ...]:
-        """In the order of adding. What other processes left unfinished is there too, paused."""
-        with self._changed:
-            self._find_unfinished()
-            return tuple(self._jobs.values())
 
     @property
     def is_busy(self) -> bool:
         """Whether something is fetched, or waits for its turn, by this process or another one."""
-        with self._changed:
-            if any(job.phase not in INACTIVE_PHASES for job in self._jobs.values()):
-                return True
-        return any(map(is_locked, unfinished_models(self._models)))
+        return self._has_active() or any(map(is_locked, unfinished_models(self._models)))
 
     def add(self, source: Source) -> DownloadJob:
         """Queue a model; one that is queued or running already is that job.
@@ -74,29 +58,14 @@ class DownloadQueue:
                 if not there.source.is_same_model(source):
                     raise InputError("download_other", folder=name, model=source.name, other=there.source.name)
                 return there
-            job = DownloadJob(self._models, source, self._token_for, self._limits, self._find_weights)
+            job = self._job(source)
             remember(model_folders(self._models, source), source)
-            self._jobs.pop(name, None)
-            self._jobs[name] = job
-            self._wake()
+            self._put(name, job)
             return job
-
-    def pause(self, job_id: str) -> None:
-        with self._changed:
-            if job_id in self._jobs:
-                self._jobs[job_id].stop("pause")
-
-    def resume(self, job_id: str) -> None:
-        with self._changed:
-            if job_id in self._jobs:
-                self._jobs[job_id].requeue()
-                self._wake()
 
     def cancel(self, job_id: str) -> None:
         """Stop the job and remove what was fetched. Raises DeckError where that cannot be removed."""
-        with self._changed:
-            job = self._jobs.get(job_id)
-        if job is None:
+        if (job := self._find(job_id)) is None:
             return
         try:
             job.stop("cancel")
@@ -113,41 +82,18 @@ class DownloadQueue:
                 del self._jobs[job_id]
                 self._forgotten.add(job_id)
 
-    def close(self) -> None:
-        """Pause all, at the end of the process."""
-        with self._changed:
-            self._closed = True
-            for job in self._jobs.values():
-                job.stop("pause")
-            self._changed.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join(CLOSE_S)
+    def _pause(self, job: DownloadJob) -> None:
+        job.stop("pause")
 
-    def _wake(self) -> None:
-        """Let the queue's thread, which the first job starts, look for work."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="downloads", daemon=True)
-            self._thread.start()
-        self._changed.notify_all()
+    def _run_one(self, job: DownloadJob) -> None:
+        try:
+            job.run()
+        except Exception as error:  # The thread's edge: the queue goes on with the next model.
+            log.exception("download of %s", job.source.name)
+            job.mark_failed(error)
 
-    def _run(self) -> None:
-        while (job := self._next()) is not None:
-            try:
-                job.run()
-            except Exception as error:  # The thread's edge: the queue goes on with the next model.
-                log.exception("download of %s", job.source.name)
-                job.mark_failed(error)
-
-    def _next(self) -> DownloadJob | None:
-        """The first job that waits for its turn; None when all is to end."""
-        with self._changed:
-            while not self._closed:
-                for job in self._jobs.values():
-                    if job.phase == "queued":
-                        return job
-                self._changed.wait()
-            return None
+    def _job(self, source: Source) -> DownloadJob:
+        return DownloadJob(self._models, source, self._token_for, self._limits, self._find_weights)
 
     def _find_unfinished(self) -> None:
         unfinished = {folders.name: folders for folders in unfinished_models(self._models)}
@@ -159,6 +105,6 @@ class DownloadQueue:
                 continue
             record = read_record(folders.unfinished)
             if record is not None and folder_name(record.source) == name:
-                job = DownloadJob(self._models, record.source, self._token_for, self._limits)
+                job = self._job(record.source)
                 job.mark_paused()
                 self._jobs[name] = job

@@ -29,7 +29,6 @@ from core.quantize.source import meta_model, plain_model, read_plain
 from core.tokenizer.read import read_tokenizer
 
 log = logging.getLogger(__name__)
-INACTIVE_PHASES = ("paused", "done", "failed", "cancelled")
 StartProcess = Callable[[Path, str], QuantizeProcess]
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import threading
 from pathlib import Path
 
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.hub.download_job import TokenFor
+from core.hub.job_queue import INACTIVE_PHASES, JobQueue
 from core.hub.record import Record, read_record, write_record
 from core.hub.source import Source
 from core.hub.tokens import token_for as stored_token
 from core.quantize import folders
-from core.quantize.job import INACTIVE_PHASES, QuantizeJob, StartProcess
+from core.quantize.job import QuantizeJob, StartProcess
 from core.quantize.job_file import JobFile, read_job, write_job
 from core.quantize.options import QuantizeOptions, check_name, result_name
 from core.quantize.process import QuantizeProcess
@@ -22,33 +22,17 @@ log = logging.getLogger(__name__)
 CLOSE_S = 10.0
 
 
-class QuantizeQueue:
-    """All jobs of this process, and those that earlier ones left. Any thread may call it.
-
-    Methods that take a job's id do nothing for one that is not there: another tab may have taken it off the list.
-    """
+class QuantizeQueue(JobQueue[QuantizeJob]):
+    """All jobs of this process, and those that earlier ones left; see JobQueue."""
 
     def __init__(self, token_for: TokenFor = stored_token, start: StartProcess = QuantizeProcess) -> None:
+        super().__init__("quantizing", CLOSE_S)
         self._token_for, self._start = token_for, start
-        self._changed = threading.Condition(threading.RLock())
-        self._jobs: dict[str, QuantizeJob] = {}
-        self._thread: threading.Thread | None = None
-        self._closed = False
-
-    @property
-    def jobs(self) -> tuple[QuantizeJob, ...]:
-        """In the order of adding. What other processes left unfinished is there too, paused."""
-        with self._changed:
-            self._find_unfinished()
-            return tuple(self._jobs.values())
 
     @property
     def is_busy(self) -> bool:
         """Whether a model is made, or waits for its turn, by this process or another one."""
-        with self._changed:
-            if any(job.phase not in INACTIVE_PHASES for job in self._jobs.values()):
-                return True
-        return any(map(folders.is_locked, folders.unfinished_jobs()))
+        return self._has_active() or any(map(folders.is_locked, folders.unfinished_jobs()))
 
     def add(self, target: Target, options: QuantizeOptions, device: str, name: str = "") -> QuantizeJob:
         """Queue `target`; `name` is the result's folder. Raises InputError for names, DeckError for folders."""
@@ -75,20 +59,8 @@ class QuantizeQueue:
                 if source is not None:
                     write_record(folder, Record(source))
             job = QuantizeJob(file, source, self._token_for, start=self._start)
-            self._jobs.pop(file.name, None)
-            self._jobs[file.name] = job
-            self._wake()
+            self._put(file.name, job)
             return job
-
-    def pause(self, job_id: str) -> None:
-        if (job := self._find(job_id)) is not None:
-            job.stop("paused")
-
-    def resume(self, job_id: str) -> None:
-        with self._changed:
-            if job_id in self._jobs:
-                self._jobs[job_id].requeue()
-                self._wake()
 
     def cancel(self, job_id: str) -> None:
         """Stop the job and remove what it made. Raises DeckError where that cannot be removed."""
@@ -105,40 +77,8 @@ class QuantizeQueue:
                 job.stop("cancelled")
             del self._jobs[job_id]
 
-    def close(self) -> None:
-        """Stop all, at the end of the process. What can go on later does."""
-        with self._changed:
-            self._closed = True
-            for job in self._jobs.values():
-                job.stop("paused")
-            self._changed.notify_all()
-            thread = self._thread
-        if thread is not None:
-            thread.join(CLOSE_S)
-
-    def _find(self, job_id: str) -> QuantizeJob | None:
-        with self._changed:
-            return self._jobs.get(job_id)
-
-    def _wake(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="quantizing", daemon=True)
-            self._thread.start()
-        self._changed.notify_all()
-
-    def _run(self) -> None:
-        while (job := self._next()) is not None:
-            job.run()
-
-    def _next(self) -> QuantizeJob | None:
-        """The first job that waits for its turn; None when all is to end."""
-        with self._changed:
-            while not self._closed:
-                for job in self._jobs.values():
-                    if job.phase == "queued":
-                        return job
-                self._changed.wait()
-            return None
+    def _pause(self, job: QuantizeJob) -> None:
+        job.stop("paused")
 
     def _find_unfinished(self) -> None:
         names = folders.unfinished_jobs()

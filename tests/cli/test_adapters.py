@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 
 from cli.main import main
+from core.hub.address import parse_address
+from core.hub.folders import model_folders, remember
+from core.hub.manifest import find_adapter
+from core.hub.queue import DownloadQueue
+from core.hub.source import Source
 from tests.support.adapters import write_adapter
 from tests.support.checkpoints import make_checkpoint
 from tests.support.hub_standin import HubStandin
@@ -42,6 +47,22 @@ def test_an_adapter_is_fetched_listed_and_deleted(home: Path, capfd: Caught) -> 
     assert not (home / "adapters" / "somebody_pirate").exists()
     assert main(["adapters"]) == 0
     assert "--adapter" in capfd.readouterr().out
+
+
+def test_an_adapter_whose_download_did_not_end_goes_on_as_an_adapter(home: Path) -> None:
+    """What an earlier process left was once judged as a model."""
+    origin = write_adapter(home / "hub" / "somebody" / "pirate" / "main", home / "models" / "tiny")
+    with HubStandin(home / "hub") as hub:
+        source = Source(parse_address("somebody/pirate"), hub.url)
+        (home / "adapters").mkdir()
+        remember(model_folders(home / "adapters", source), source)
+        queue = DownloadQueue(home / "adapters", find_weights=find_adapter)
+        (job,) = queue.jobs
+        queue.resume(job.id)
+        assert job.wait(60) and job.snapshot().error is None
+        queue.close()
+    weights = "adapter_model.safetensors"
+    assert (home / "adapters" / job.folder_name / weights).read_bytes() == (origin / weights).read_bytes()
 
 
 def test_what_is_no_adapter_is_refused_before_its_weights_are_fetched(home: Path, capfd: Caught) -> None:
