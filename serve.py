@@ -26,11 +26,12 @@ from core.common.logs import set_up_logs
 from core.common.paths import ROOT
 from core.common.sandbox import close_all
 from core.library.adapters import room_to_load
-from core.library.last_model import is_loaded_at_start, last_load, last_model
+from core.library.last_model import LastModel, is_loaded_at_start, last_load, last_model
 from core.library.scan import find
 from core.remote.selection import read_selection
 from core.server.uvicorn_tuning import tune_server
 from core.standby.loader import ModelLoader
+from ui.server.early_questions import ask_questions_once
 from ui.server.presence import presence_route
 from ui.server.sessions import end_sessions_in_time
 from ui.server.single_sign_on import sign_on
@@ -62,12 +63,11 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     wanted. Pages show how it goes. At the end answers are written down and the engine ends.
     """
     end_sessions_in_time(get_instance())
+    ask_questions_once()
     if name := os.environ.get("LLAMADECK_LOAD"):
-        known = last_load(name)
-        load_at_start(name, *((known.context_tokens, known.num_chats) if known else (0, 1)),
-                      force="LLAMADECK_LOAD_ANYWAY" in os.environ)  # fmt: skip
+        load_at_start(last_load(name) or LastModel(name, 0, 1), "LLAMADECK_LOAD_ANYWAY" in os.environ)
     elif is_loaded_at_start() and read_selection() is None and (last := last_model()):
-        load_at_start(last.name, last.context_tokens, last.num_chats)
+        load_at_start(last)
     engine().local.warm_worker.start()
     engine().follow_selection()
     monitor()
@@ -83,10 +83,11 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
     await asyncio.to_thread(end)
 
 
-def load_at_start(name: str, context_tokens: int = 0, num_chats: int = 1, force: bool = False) -> None:
+def load_at_start(wanted: LastModel, force: bool = False) -> None:
     try:
-        found = find(name)
-        engine().load(found.folder, context_tokens, num_chats, force=force, adapters=room_to_load(found))
+        found = find(wanted.name)
+        engine().load(found.folder, wanted.context_tokens, wanted.num_chats, force=force,
+                      adapters=room_to_load(found), cache=wanted.cache)  # fmt: skip
     except DeckError as error:
         log.error("%s", error)
 
@@ -134,7 +135,16 @@ app = st.App(
     "Home.py",
     lifespan=lifespan,
     routes=[
-        *make_routes(engine(), characters(), api_keys(), needs_key, is_welcome, ending=ending, loader=loader),
+        *make_routes(
+            engine(),
+            characters(),
+            api_keys(),
+            needs_key,
+            is_welcome,
+            ending=ending,
+            loader=loader,
+            unload_s=lambda: idle_watch().left_s("unload"),
+        ),
         typed_tokens_route(count_typed),
         presence_route(idle_watch().note),
         *websocket_check_routes(),

@@ -10,52 +10,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
+from benchmarks.deadline import Deadline, add_limit
 from benchmarks.engine import Engine
-from benchmarks.measuring import Extent, Measured, Rounds, Unable
-from benchmarks.peer import Peer
-from benchmarks.prompts import Prompts
+from benchmarks.figures import OURS, VLLM, Figures, add_results, markdown
 from benchmarks.random_model import SHAPES
-from benchmarks.speed_table import VLLM_LIMITS, VLLM_SETTINGS, context_for, make, rate, run, text
-from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from benchmarks.speed_table import Case, Row, Vllm, add_vllm, fill_ours, fill_vllm, make, written
+from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.request_options import AdapterUse
-from core.memory.adapter_room import NO_ROOM, AdapterRoom
+from core.memory.adapter_room import adaptable_matrices
 from tests.support.adapters import write_adapter
 
 # No first tokens: prompts are read once, and are not what this is about.
-EXTENT = Extent({}, (1, 8), prompt_tokens=512, new_tokens=256, rounds=3)
+CELLS = written(1, 8)
 # Small, so that hidden values stay as large as they are without.
 SPREAD = 0.01
-
-
-class Loadable(Measured, Protocol):
-    """Our engine."""
-
-    adapters: Sequence[AdapterUse]
-
-    def load(
-        self,
-        folder: Path,
-        context_tokens: int,
-        num_chats: int,
-        kernel: str | None = None,
-        adapters: AdapterRoom = NO_ROOM,
-    ) -> float: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Pair:
-    """One engine's figures, without adapters and with them."""
-
-    name: str
-    without: Rounds = field(default_factory=Rounds)
-    with_adapters: Rounds = field(default_factory=Rounds)
 
 
 def main() -> int:
@@ -66,21 +38,25 @@ def main() -> int:
     )
     parser.add_argument("--adapters", type=int, default=4, metavar="N")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--vllm", type=Path, metavar="SITE")
-    parser.add_argument("--vllm-python", default=sys.executable, metavar="PYTHON")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--engines", nargs="*", choices=("ours", "vllm"), default=["ours", "vllm"])
+    add_vllm(parser)
+    add_results(parser)
+    add_limit(parser)
     options = parser.parse_args()
+    deadline, figures = Deadline.after(options.limit_s), Figures("Adapters", options.results)
     folder = options.folder / options.shape
     make([options.shape], folder)
-    checkpoint = read_checkpoint(folder)
     uses = make_adapters(options.folder / f"adapters-{options.shape}", folder, options.adapters, options.rank)
-    pairs = [measure(checkpoint, uses, options.rank, Engine, EXTENT)]
-    if options.vllm is not None:
-        pairs.append(measure_vllm(checkpoint, uses, options.vllm, options.vllm_python, EXTENT))
-    print(table(pairs, EXTENT))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in pairs], indent=1, default=str))
-    return 1 if pairs[0].without.failures or pairs[0].with_adapters.failures else 0
+    without = Row(options.shape, read_checkpoint(folder), Case(options.shape, CELLS))
+    name = f"{options.shape}, {len(uses)} adapters of rank {options.rank}"
+    used = replace(without, name=name, adapters=uses, rank=options.rank)
+    if "ours" in options.engines:
+        measure(without, used, OURS, lambda row: fill_ours(row, Engine, figures, deadline), figures)
+    if "vllm" in options.engines and options.vllm is not None:
+        vllm = Vllm(options.vllm, options.vllm_python)
+        measure(without, used, VLLM, lambda row: fill_vllm(row, vllm, figures, deadline), figures)
+    print(markdown(figures.found), flush=True)
+    return 1 if any(one.engine == OURS for one in figures.failures) else 0
 
 
 def make_adapters(folder: Path, model: Path, count: int, rank: int) -> list[AdapterUse]:
@@ -90,64 +66,25 @@ def make_adapters(folder: Path, model: Path, count: int, rank: int) -> list[Adap
         name = f"rank{rank}-{number}"
         if not (folder / name / "adapter_config.json").is_file():
             write_adapter(folder / name, model, rank, ending="", spread=SPREAD, seed=number)
+            name_targets(folder / name / "adapter_config.json", model)
         uses.append(AdapterUse(name, folder / name))
     return uses
 
 
-def measure(
-    checkpoint: Checkpoint,
-    uses: Sequence[AdapterUse],
-    rank: int,
-    make_engine: Callable[[Prompts], Loadable],
-    extent: Extent,
-) -> Pair:
-    """Our own figures: over a load without room for adapters, then over one with room for all of them."""
-    pair, engine = Pair("LlamaDeck"), make_engine(Prompts(checkpoint))
-    try:
-        for room, used, into in (
-            (NO_ROOM, (), pair.without),
-            (AdapterRoom(len(uses), rank), tuple(uses), pair.with_adapters),
-        ):
-            engine.load(checkpoint.folder, context_for(extent), max(extent.chats), adapters=room)
-            engine.adapters = used
-            run("with adapters" if used else "without", engine, into, extent, extent.chats)
-    finally:
-        engine.close()
-    return pair
+def name_targets(config: Path, model: Path) -> None:
+    """Name the matrices that an adapter changes, as PEFT does and as vLLM wants it."""
+    targets = sorted({name.rpartition(".")[2] for name in adaptable_matrices(read_checkpoint(model))})
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | {"target_modules": targets}), "utf-8")
 
 
-def measure_vllm(checkpoint: Checkpoint, uses: Sequence[AdapterUse], site: Path, python: str, extent: Extent) -> Pair:
-    """The same of vLLM; why there is none stands among the failures."""
-    pair = Pair("vLLM")
-    for used, into in (((), pair.without), (tuple(uses), pair.with_adapters)):
-        arguments = [str(checkpoint.folder), str(context_for(extent)), *(str(one.folder.resolve()) for one in used)]
-        environment = {"PYTHONPATH": str(site), **VLLM_SETTINGS}
-        try:
-            peer = Peer("benchmarks.vllm_peer", arguments, Prompts(checkpoint), max(extent.chats), VLLM_LIMITS,
-                        (python,), environment)  # fmt: skip
-        except Unable as error:
-            into.failures.append(error)
-            continue
-        try:
-            run("vLLM with adapters" if used else "vLLM", peer, into, extent, extent.chats)
-        finally:
-            peer.close()
-    return pair
-
-
-def table(pairs: Sequence[Pair], extent: Extent) -> str:
-    """Markdown: tokens a second without adapters, with them, and the share that is left."""
-    lines = [["engine", *(f"{count} chats: without / with" for count in extent.chats)]]
-    lines.append(["---"] * len(lines[0]))
-    for pair in pairs:
-        cells = [pair.name]
-        for count in extent.chats:
-            without, used = (rate(one.decoded.get(count, [])) for one in (pair.without, pair.with_adapters))
-            share = f" ({used / without:.0%})" if used is not None and without else ""
-            cells.append(f"{text(without)} / {text(used)}{share}")
-        lines.append(cells)
-    said = [f"{one.name}: {error}" for one in pairs for error in (*one.without.failures, *one.with_adapters.failures)]
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), *said])
+def measure(without: Row, used: Row, engine: str, fill: Callable[[Row], None], figures: Figures) -> None:
+    """Both rows, and what is left of the speed with adapters, in percent."""
+    for row in (without, used):
+        fill(row)
+    for cell in without.case.cells:
+        rates = [figures.median(row.name, cell.column, engine) for row in (without, used)]
+        if rates[0] and rates[1]:
+            figures.add(used.name, f"% of {cell.column} without", 100 * rates[1] / rates[0], engine)
 
 
 if __name__ == "__main__":

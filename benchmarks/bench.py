@@ -84,6 +84,10 @@ def choose_model(name: str | None) -> Checkpoint:
     return found[0]
 
 
+def engine_with_spare(prompts: Prompts) -> Engine:
+    return Engine(prompts, with_spare=True)
+
+
 class Bench:
     """One run. `ends` closes what was started, however the run ends; `findings` are there once the model was loaded."""
 
@@ -95,7 +99,7 @@ class Bench:
         is_quick: bool,
         terminal: Terminal,
         ends: ExitStack,
-        make_engine: Callable[[Prompts], Engine] = Engine,
+        make_engine: Callable[[Prompts], Engine] = engine_with_spare,
     ) -> None:
         self._checkpoint, self._is_quick, self._terminal, self._ends = checkpoint, is_quick, terminal, ends
         self._prompts, self._make_engine = Prompts(checkpoint), make_engine

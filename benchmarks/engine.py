@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measuring import Decoded
@@ -16,10 +17,14 @@ from core.engine.request_options import PLAIN, AdapterUse, RequestOptions
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 
 LOAD_S = 1800.0
 WARM_S = 60.0
 LOOK_S = 0.002
+# An answer as long as was asked, whose tokens come one by one: with a least length none are proposed, which would make
+# copied texts faster.
+ONE_BY_ONE = RequestOptions(ignore_eos=True, min_tokens=1)
 # Answers that end by themselves too early are asked for with other prompts, this often in all.
 TRIES = 4
 
@@ -27,14 +32,19 @@ TRIES = 4
 class Engine:
     """One runner, which loads one model after another."""
 
-    def __init__(self, prompts: Prompts) -> None:
+    def __init__(self, prompts: Prompts, with_spare: bool = False) -> None:
+        """with_spare: a worker with all imports waits before each load, as a dashboard has it; its imports take longer
+        than what is measured here."""
         self._prompts = prompts
         self._runner = Runner()
-        self._runner.warm_worker.start(idle_s=0.0)
+        if with_spare:
+            self._runner.warm_worker.start(idle_s=0.0)
         self.max_chats = 0
         # What the chats are written with, in turns; none without any.
         self.adapters: Sequence[AdapterUse] = ()
-        self.had_spare = self._runner.warm_worker.wait(WARM_S)
+        # What else is asked of them.
+        self.asked = PLAIN
+        self.had_spare = with_spare and self._runner.warm_worker.wait(WARM_S)
 
     def load(
         self,
@@ -43,11 +53,12 @@ class Engine:
         num_chats: int,
         kernel: str | None = None,
         adapters: AdapterRoom = NO_ROOM,
+        cache: CacheChoice = EVERY_CHAT_FULL,
     ) -> float:
-        """Seconds from the click until the model is ready, with the fastest kernel that fits or `kernel`, and with room
-        for `adapters`. Raises DeckError where it cannot be loaded."""
+        """Seconds from the click until the model is ready, with the fastest kernel that fits or `kernel`, with room for
+        `adapters`, and with a cache as `cache` says. Raises DeckError where it cannot be loaded."""
         self._runner.unload()
-        self._runner.load(folder, context_tokens, num_chats, kernel, adapters=adapters)
+        self._runner.load(folder, context_tokens, num_chats, kernel, adapters=adapters, cache=cache)
         state = self._runner.wait_while_loading(LOAD_S)
         if state.phase != "ready":
             raise state.error or EngineError("nothing_loaded")
@@ -69,6 +80,13 @@ class Engine:
         wait(self._runner.generate(prompt, greedy(1)))
         return time.perf_counter() - begin_s
 
+    def first_tokens_s(self, num_chats: int, num_tokens: int) -> float:
+        """From `num_chats` questions at once to the end of the last of their answers, of one token each."""
+        prompts, begin_s = [self._prompts.take(num_tokens) for _ in range(num_chats)], time.perf_counter()
+        for answer in [self._runner.generate(prompt, greedy(1)) for prompt in prompts]:
+            wait(answer)
+        return time.perf_counter() - begin_s
+
     def decode(self, num_chats: int, prompt_tokens: int, new_tokens: int) -> Decoded:
         """How fast `num_chats` are written at once, while all of them are: from when the last one began until the
         first one ends."""
@@ -76,7 +94,7 @@ class Engine:
         for _ in range(TRIES):
             prompts = [self._prompts.take(prompt_tokens) for _ in range(num_chats)]
             answers = [
-                self._runner.generate(prompt, greedy(new_tokens), options=options_of(chat, self.adapters))
+                self._runner.generate(prompt, greedy(new_tokens), options=options_of(chat, self.adapters, self.asked))
                 for chat, prompt in enumerate(prompts)
             ]
             decoded = watch_one(answers[0]) if num_chats == 1 else watch_all(answers)
@@ -85,6 +103,10 @@ class Engine:
             if best.is_whole or best.num_tokens >= num_chats * new_tokens / 2:
                 break
         return best
+
+    def write(self, prompt: tuple[int, ...], sampling: Sampling, options: RequestOptions) -> float:
+        """How fast one answer to `prompt` is written, in tokens/s without its first one."""
+        return watch_one(self._runner.generate(prompt, sampling, options=options)).tokens_per_s
 
     def memory_mib(self) -> tuple[str, int]:
         """What the worker holds: the GPU's memory by NVML where it says so, else the host's."""
@@ -97,8 +119,8 @@ class Engine:
         self._runner.close()
 
 
-def options_of(chat: int, adapters: Sequence[AdapterUse]) -> RequestOptions:
-    return RequestOptions(adapter=adapters[chat % len(adapters)]) if adapters else PLAIN
+def options_of(chat: int, adapters: Sequence[AdapterUse], asked: RequestOptions = PLAIN) -> RequestOptions:
+    return replace(asked, adapter=adapters[chat % len(adapters)]) if adapters else asked
 
 
 def greedy(new_tokens: int) -> Sampling:

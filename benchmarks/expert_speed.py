@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.copy_speed import gpu_speed
+from benchmarks.figures import Figures, add_results
 from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.kernels.expert_kernels import StackedMatrix, expert_kernels_for
 from core.worker.kernels.expert_prompts import ExpertPrompts
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.packed_experts import PackedExperts
-from core.worker.kernels.packed_small_batch import FusedRmsNorm
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat
 from core.worker.kernels.routed_pairs import Added, pair_kernels_for
 from core.worker.kernels.router_kernel import RouterWeights, RoutingRule, router_kernels_for
@@ -58,16 +59,20 @@ def main() -> None:
     parser.add_argument("--asymmetric", action="store_true")
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="bfloat16")
     parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS)
+    add_results(parser)
     options = parser.parse_args()
+    figures = Figures("Kernels of experts", options.results)
     format = CodeFormat(options.bits, options.group_size, options.asymmetric)
     copied = gpu_speed()
     use_capturable_stream(torch.device("cuda", 0))
     with torch.inference_mode():
         for name in options.shape:
-            print_table(name, format, getattr(torch, options.dtype), copied, options.tokens)
+            print_table(name, format, getattr(torch, options.dtype), copied, options.tokens, figures)
 
 
-def print_table(name: str, format: CodeFormat, dtype: torch.dtype, copied: float, all_tokens: list[int]) -> None:
+def print_table(
+    name: str, format: CodeFormat, dtype: torch.dtype, copied: float, all_tokens: list[int], figures: Figures
+) -> None:
     shape = SHAPES[name]
     of_expert = bytes_of(format, shape.hidden, 2 * shape.intermediate) + bytes_of(
         format, shape.intermediate, shape.hidden
@@ -78,7 +83,10 @@ def print_table(name: str, format: CodeFormat, dtype: torch.dtype, copied: float
     print(f"\n{name}, {format.bits} bit, group {format.group_size}, {dtype}; {copied / 1e12:.2f} TB/s\n")
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---:" * len(COLUMNS) + "|", flush=True)
     for tokens in all_tokens:
-        print("| " + " | ".join(measure(shape, layers, of_expert, tokens, dtype, copied)) + " |", flush=True)
+        cells = measure(shape, layers, of_expert, tokens, dtype, copied)
+        print("| " + " | ".join(cells) + " |", flush=True)
+        for column, cell in list(zip(COLUMNS, cells, strict=True))[1:]:
+            figures.add(f"{name}, {tokens} tokens", column, float(cell))
 
 
 def measure(

@@ -1,6 +1,6 @@
 """The baseline of the benchmark: transformers' own loader and generate() over gptqmodel, as their manuals say.
 
-`python -m benchmarks.generate FOLDER`; speaks as benchmarks/peer.py says.
+`python -m benchmarks.generate FOLDER`; speaks as benchmarks/peer_side.py says.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer import Answerer, serve
+from benchmarks.peer_side import Answerer, serve
 from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
 from core.memory.kernels.registry import able_kernels

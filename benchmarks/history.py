@@ -19,7 +19,8 @@ from pathlib import Path
 from core.chat.modes import PromptStyle
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
-from core.chat.template import ChatTemplate, Turn, read_template
+from core.chat.template import ChatTemplate, read_template
+from core.chat.template_messages import Turn
 from core.chat.tokens import TokenCounter, read_counter
 from core.chat.truncation import PromptParts, fit_to_context
 from core.chat.turn_rendering import Names

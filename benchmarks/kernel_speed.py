@@ -10,16 +10,21 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.engine import Engine
+from benchmarks.deadline import Deadline, add_limit
+from benchmarks.engine import ONE_BY_ONE, Engine
+from benchmarks.figures import Figures, add_results
+from benchmarks.measuring import Unable
 from benchmarks.prompts import Prompts
 from benchmarks.random_model import SHAPES, Quantization, make_random_model
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError
 
 KERNELS = ("llamadeck", "triton")
-COLUMNS = ("kernel", "load s", "first token ms", "1 chat tokens/s", "{chats} chats tokens/s", "MiB")
+FIRST_COLUMNS = ("kernel", "load s", "first token ms", "first tokens of {chats} ms")
+COLUMNS = (*FIRST_COLUMNS, "1 chat tokens/s", "{chats} chats tokens/s", "MiB")
 
 
 def main() -> None:
@@ -35,6 +40,8 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    add_results(parser)
+    add_limit(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         # The name tells the format of a chat.
@@ -52,31 +59,46 @@ def print_table(folder: Path, options: argparse.Namespace) -> None:
     checkpoint = read_checkpoint(folder)
     print(f"{options.shape}, {checkpoint.quantization.label}, prompts of {options.prompt_tokens} tokens\n")
     print("| " + " | ".join(COLUMNS).format(chats=options.chats) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
+    name = f"{options.shape}, {checkpoint.quantization.label}"
+    figures, deadline = Figures(f"Kernels for matrices: {name}", options.results), Deadline.after(options.limit_s)
     engine = Engine(Prompts(checkpoint))
+    engine.asked = ONE_BY_ONE
     try:
         for kernel in options.kernels:
             try:
-                row = measure(engine, folder, kernel, options)
-            except DeckError as error:
-                row = error.sentence("en")
+                deadline.require()
+                row = measure(engine, folder, kernel, options, figures)
+            except (DeckError, Unable) as error:
+                row = str(error)
+                figures.fail(kernel, "load", error)
             print(f"| {kernel} | {row} |", flush=True)
     finally:
         engine.close()
 
 
-def measure(engine: Engine, folder: Path, kernel: str, options: argparse.Namespace) -> str:
+def measure(engine: Engine, folder: Path, kernel: str, options: argparse.Namespace, figures: Figures) -> str:
     """The row's figures: the median of the rounds, after one that is not counted. Raises DeckError."""
     context_tokens = options.prompt_tokens + options.new_tokens + 16
     load_s = engine.load(folder, context_tokens, options.chats, kernel)
     engine.decode(options.chats, options.prompt_tokens, options.new_tokens)
-    rounds = range(options.rounds)
-    first_ms = [1000 * engine.first_token_s(options.prompt_tokens) for _ in rounds]
-    one, several = (
-        [engine.decode(chats, options.prompt_tokens, options.new_tokens).tokens_per_s for _ in rounds]
-        for chats in (1, options.chats)
-    )
-    figures = (statistics.median(first_ms), statistics.median(one), statistics.median(several))
-    return " | ".join([f"{load_s:.1f}", *(f"{figure:.1f}" for figure in figures), str(engine.memory_mib()[1])])
+    chats, prompt_tokens, new_tokens = options.chats, options.prompt_tokens, options.new_tokens
+    measures: list[Callable[[], float]] = [
+        lambda: 1000 * engine.first_token_s(prompt_tokens),
+        lambda: 1000 * engine.first_tokens_s(chats, prompt_tokens),
+        lambda: engine.decode(1, prompt_tokens, new_tokens).tokens_per_s,
+        lambda: engine.decode(chats, prompt_tokens, new_tokens).tokens_per_s,
+    ]
+    titles = [title.format(chats=chats) for title in COLUMNS]
+    figures.add(kernel, titles[1], load_s)
+    medians = []
+    for title, one in zip(titles[2:6], measures, strict=True):
+        values = [one() for _ in range(options.rounds)]
+        for value in values:
+            figures.add(kernel, title, value)
+        medians.append(statistics.median(values))
+    memory_mib = engine.memory_mib()[1]
+    figures.add(kernel, titles[6], memory_mib)
+    return " | ".join([f"{load_s:.1f}", *(f"{figure:.1f}" for figure in medians), str(memory_mib)])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The other baseline on a CPU: llama.cpp, through the package llama-cpp-python, on the starter's own Q4_1 file.
 
-`python -m benchmarks.llama_cpp FILE CONTEXT`; speaks as benchmarks/peer.py says. One chat at a time.
+`python -m benchmarks.llama_cpp FILE CONTEXT`; speaks as benchmarks/peer_side.py says. One chat at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer import Answerer, serve
+from benchmarks.peer_side import Answerer, serve
 from core.common.paths import cache_dir
 from core.starter import source as starter_source
 

@@ -17,63 +17,40 @@ import random
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.deadline import Deadline, add_limit
+from benchmarks.figures import Figures, add_results
+from benchmarks.memory_cases import (
+    ADAPTED,
+    CROWDED,
+    CROWDED_RUNGS,
+    MODELS,
+    NUM_DRAWN,
+    RUNGS,
+    SHARED_RUNGS,
+    TOGETHER,
+    Case,
+    draw_cases,
+)
 from benchmarks.memory_peak import explained
-from benchmarks.random_model import SHAPES
 from core.checkpoint.checkpoint import read_checkpoint
 from core.gpu.snapshot import read_snapshot
+from core.memory.adapter_room import adaptable_matrices
 from core.memory.kernels.registry import able_kernels, kernel_named
 from core.memory.model_shape import ModelShape, matrix_shapes, read_shape
-from core.memory.plan import GPU_CHUNK_TOKENS, MemoryPlan, make_plan
+from core.memory.plan import MemoryPlan, make_plan
 from core.memory.sizes import MIB
+from core.memory.step_sizes import GPU_CHUNK_TOKENS, USUAL_SIZES, VERIFIED_TOKENS
 from core.worker.main import ENVIRONMENT
 
 KERNELS = ("llamadeck", "triton")
 UNCAPPED_BYTES = 2**60
 DECODED_TOKENS = 24
-NUM_DRAWN = 12
-# Context and chats of each model; a drawn model has others.
-RUNGS = ((2048, 1), (4096, 4), (16384, 1), (16384, 3))
-CONTEXTS = (2048, 4096, 8192, 16384, 32768, 65536)
-NUM_SLOTS = (1, 2, 3, 4, 8, 16, 32)
-# More tokens than that in all slots take minutes to fill.
-MOST_TOKENS = 131_072
-# Name, and what benchmarks.random_model makes of it. Hollow ones take no byte less. Most have fewer layers than the
-# real model: a plan only scales with those.
-MODELS = {
-    "7B": ["7B"],
-    "13B": ["13B"],
-    "70B": ["70B", "--hollow"],
-    "7B group 32": ["7B", "--group-size", "32", "--layers", "8"],
-    "7B group 64": ["7B", "--group-size", "64", "--layers", "8"],
-    "7B act-order": ["7B", "--act-order", "--layers", "8"],
-    "7B 8 bit": ["7B", "--bits", "8", "--layers", "8"],
-    "7B no groups": ["7B", "--group-size", "-1", "--layers", "8"],
-    "Llama-3.2-1B": ["Llama-3.2-1B"],
-    "Llama-3.2-3B": ["Llama-3.2-3B"],
-    "Llama-3.1-8B group 32": ["Llama-3.1-8B", "--group-size", "32", "--layers", "8"],
-    "Llama-3.3-70B": ["Llama-3.3-70B", "--layers", "8", "--hollow"],
-    "Qwen2.5-0.5B": ["Qwen2.5-0.5B"],
-    "Qwen2.5-7B": ["Qwen2.5-7B", "--layers", "8"],
-    "Qwen2.5-72B": ["Qwen2.5-72B", "--layers", "8", "--hollow"],
-    "Qwen3-0.6B": ["Qwen3-0.6B"],
-    "Qwen3-14B": ["Qwen3-14B", "--layers", "8"],
-    "Mistral-Nemo-12B": ["Mistral-Nemo-12B", "--layers", "8"],
-    "Gemma-2-9B": ["Gemma-2-9B", "--layers", "8"],
-    "Gemma-3-1B": ["Gemma-3-1B"],
-    "Phi-3-mini": ["Phi-3-mini", "--layers", "8"],
-    "Phi-4": ["Phi-4", "--layers", "8"],
-    "Qwen3-30B-A3B": ["Qwen3-30B-A3B", "--layers", "12", "--hollow"],
-    "Mixtral-8x7B": ["Mixtral-8x7B", "--layers", "8", "--hollow"],
-    "Qwen3.5-27B as published": ["Qwen3.5-27B", "--layers", "16", "--hollow", "--keep", "attn", "shared_expert"],
-    "Qwen3.5-27B 4 bit": ["Qwen3.5-27B", "--layers", "16", "--hollow"],
-    "Qwen3.5-35B-A3B": ["Qwen3.5-35B-A3B", "--layers", "8", "--hollow", "--keep", "attn", "shared_expert"],
-    "Qwen3-Next-80B-A3B": ["Qwen3-Next-80B-A3B", "--layers", "4", "--hollow"],
-}
 # How much of the card's memory may be in use at a time, by all runs together.
 BUDGET_MIB = 128_000
 
@@ -94,24 +71,26 @@ class Row:
     context_mib: float
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One model: what `benchmarks.random_model` is called with, and the contexts and chats that are tried."""
-
-    name: str
-    arguments: list[str]
-    rungs: list[tuple[int, int]]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="all rows, written again after each model")
+    add_results(parser)
+    add_limit(parser)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--kernels", nargs="*", default=list(KERNELS))
     parser.add_argument("--draw", type=int, default=NUM_DRAWN, help="how many models to draw beside")
+    parser.add_argument("--adapted", nargs="*", default=list(ADAPTED), help="models with room for adapters")
+    parser.add_argument("--together", nargs="*", default=list(TOGETHER), help="models whose chats share the cache")
+    parser.add_argument("--crowded", nargs="*", default=list(CROWDED), help="models with many chats")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--captured", action="store_true", help="the plans for captured steps, over merged matrices")
+    parser.add_argument(
+        "--cache-bits", type=int, default=16, choices=(16, 8), help="of keys and values, but of those of --together"
+    )
+    parser.add_argument("--chunk-tokens", type=int, default=GPU_CHUNK_TOKENS, help="how many of prompts a pass reads")
+    parser.add_argument("--verified-tokens", type=int, default=VERIFIED_TOKENS, help="how many of a chat a step "
+                        "verifies")  # fmt: skip
     parser.add_argument("--explain", type=Path, metavar="FOLDER")
     parser.add_argument("--child", nargs=2, metavar=("CASE", "KERNEL"))
     options = parser.parse_args()
@@ -121,43 +100,68 @@ def main() -> int:
         print(json.dumps([asdict(row) for row in climbed]))
         return 0
     cases = [Case(name, MODELS[name], list(RUNGS)) for name in options.models]
+    cases += [Case(name, ADAPTED[name][0], list(RUNGS), ADAPTED[name][1]) for name in options.adapted]
+    cases += [Case(name, CROWDED[name], list(CROWDED_RUNGS)) for name in options.crowded]
     cases += draw_cases(random.Random(options.seed), options.draw)
-    rows = run_all(options.folder, cases, options.kernels, options.captured, options.explain)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    cases = [replace(case, cache_bits=options.cache_bits) for case in cases]
+    cases += [Case(name, arguments, list(SHARED_RUNGS), **how)
+              for name, (arguments, how) in TOGETHER.items() if name in options.together]  # fmt: skip
+    cases = [replace(case, step_sizes=(options.chunk_tokens, options.verified_tokens)) for case in cases]
+    rows: list[dict[str, Any]] = []
+    figures = Figures("Memory: planned and held, MiB", options.results)
+    told = ", 8 bit" * (options.cache_bits == 8)
+    if (options.chunk_tokens, options.verified_tokens) != USUAL_SIZES:
+        told += f", {options.chunk_tokens} tokens a pass, {options.verified_tokens} verified"
+
+    def note(some: list[dict[str, Any]]) -> None:
+        rows.extend(some)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1))
+        for row in some:
+            name = f"{row['model']}, {row['kernel']}, {row['context_tokens']} × {row['num_slots']}{told}"
+            for column in ("planned_mib", "peak_mib", "planned_context_mib", "context_mib"):
+                if row[column] == row[column]:
+                    figures.add(name, column.removesuffix("_mib"), row[column])
+            figures.add(name, "held", float(row["with_plan"] == "fits"))
+            figures.add(name, "less is too little", float(row["with_less"] == "out of memory"))
+
+    deadline = Deadline.after(options.limit_s)
+    run_all(options.folder, cases, options.kernels, options.captured, options.explain, note, deadline)
     print(table(rows))
     return 0 if all(row["with_plan"] == "fits" and row["with_less"] == "out of memory" for row in rows) else 1
 
 
-def draw_cases(draw: random.Random, count: int) -> list[Case]:
-    """Models that nobody named: a real shape with another number of layers, quantized otherwise, and other rungs."""
-    cases = []
-    for number in range(count):
-        shape, layers = draw.choice(list(SHAPES)), draw.randint(3, 12)
-        group_size, bits = draw.choice((32, 64, 128, -1)), draw.choice((4, 4, 4, 8))
-        arguments = [shape, "--layers", str(layers), "--group-size", str(group_size), "--bits", str(bits), "--hollow"]
-        arguments += ["--act-order"] * (draw.random() < 0.25)
-        rungs = [(context, slots) for context in CONTEXTS for slots in NUM_SLOTS if context * slots <= MOST_TOKENS]
-        cases.append(Case(f"drawn {number}: {' '.join(arguments)}", arguments, draw.sample(rungs, 4)))
-    return cases
-
-
 def run_all(
-    folder: Path, cases: list[Case], kernels: list[str], captured: bool, explain: Path | None
-) -> list[dict[str, Any]]:
-    """Make every checkpoint, then climb each kernel's ladder in a process of its own, as many as the card holds."""
+    folder: Path,
+    cases: list[Case],
+    kernels: list[str],
+    captured: bool,
+    explain: Path | None,
+    note: Callable[[list[dict[str, Any]]], None],
+    deadline: Deadline,
+) -> None:
+    """Make every checkpoint, then climb each kernel's ladder in a process of its own, as many as the card holds; `note`
+    hears of each one's rows. None begins after `deadline`."""
     made = {case.name: threading.Event() for case in cases}
-    room = Room(BUDGET_MIB)
+    room, noting = Room(BUDGET_MIB), threading.Lock()
 
     def make(case: Case) -> None:
         target = folder / case.name
+        if not deadline.left_s or (target / "config.json").is_file():
+            made[case.name].set()
+            return
         command = [sys.executable, "-m", "benchmarks.random_model", case.arguments[0], str(target)]
-        subprocess.run(command + case.arguments[1:], check=True)
-        made[case.name].set()
+        try:
+            subprocess.run(command + case.arguments[1:], check=True)
+        finally:
+            made[case.name].set()
 
-    def climb_in_child(pair: tuple[Case, str]) -> list[dict[str, Any]]:
+    def climb_in_child(pair: tuple[Case, str]) -> None:
         case, kernel = pair
         made[case.name].wait()
+        if not deadline.left_s or not (folder / case.name / "config.json").is_file():
+            print(f"{case.name} {kernel}: not measured", file=sys.stderr, flush=True)
+            return
         with room.take(needed_mib(folder, case, kernel, captured)):
             command = [sys.executable, "-m", "benchmarks.memory_ladder", str(folder)]
             command += ["--child", json.dumps(list(astuple(case))), kernel]
@@ -165,14 +169,15 @@ def run_all(
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ENVIRONMENT)
         if done.returncode:
             print(f"{case.name} {kernel}: {done.stderr.strip()[-900:]}", file=sys.stderr, flush=True)
-            return []
+            return
         rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+        with noting:
+            note(rows)
         print(f"{case.name} {kernel}: {done.stderr[-600:]}\n{table(rows)}", file=sys.stderr, flush=True)
-        return rows
 
     with ThreadPoolExecutor(6) as makers, ThreadPoolExecutor(9) as climbers:
         makers.map(make, cases)
-        return list(itertools.chain(*climbers.map(climb_in_child, itertools.product(cases, kernels))))
+        list(climbers.map(climb_in_child, itertools.product(cases, kernels)))
 
 
 class Room:
@@ -207,12 +212,13 @@ class _Taken:
 
 
 def needed_mib(folder: Path, case: Case, kernel: str, captured: bool) -> float:
-    return max(plan_of(folder / case.name, kernel, *rung, captured).total for rung in case.rungs) / MIB + 500
+    return max(plan_of(folder, case, kernel, *rung, captured).total for rung in case.rungs) / MIB + 500
 
 
-def plan_of(folder: Path, kernel: str, context_tokens: int, num_slots: int, captured: bool) -> MemoryPlan:
-    shape = read_shape(read_checkpoint(folder), merged=captured)
-    return make_plan(shape, kernel_named(kernel), (9, 0), context_tokens, num_slots, GPU_CHUNK_TOKENS, captured)
+def plan_of(folder: Path, case: Case, kernel: str, context_tokens: int, num_slots: int, captured: bool) -> MemoryPlan:
+    shape = read_shape(read_checkpoint(folder / case.name), captured, case.room, case.cache_bits)
+    cache = case.cache(context_tokens, num_slots)
+    return make_plan(shape, kernel_named(kernel), (9, 0), context_tokens, num_slots, case.sizes, captured, cache)
 
 
 def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: Path | None) -> list[Row]:
@@ -221,6 +227,7 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
 
     from core.memory.load_plan import choose_dtype
     from core.tokenizer.read import read_tokenizer
+    from core.worker.model.adapters import add_adapters
     from core.worker.model.device_map import DeviceMap
     from core.worker.model.loader import load_model
     from core.worker.plan_load import find_devices, use_capturable_stream
@@ -233,29 +240,35 @@ def climb(folder: Path, case: Case, kernel_name: str, captured: bool, explain: P
     if captured and not kernel.can_capture(read_shape(checkpoint, merged=True)):
         print(f"{name}: its steps are never captured", file=sys.stderr)
         return []
-    rungs = [(plan_of(folder / name, kernel_name, *rung, captured), *rung) for rung in case.rungs]
+    rungs = [(plan_of(folder, case, kernel_name, *rung, captured), *rung) for rung in case.rungs]
     rungs.sort(key=lambda rung: rung[0].allocated)
     use_capturable_stream()
     cap(rungs[0][0].allocated)
     with torch.inference_mode():
-        dtype, shape = getattr(torch, choose_dtype(checkpoint, kernel, device)), read_shape(checkpoint, captured)
+        dtype = getattr(torch, choose_dtype(checkpoint, kernel, device))
+        shape = read_shape(checkpoint, captured, case.room, case.cache_bits)
         places = DeviceMap((torch.device("cuda:0"),))
-        model = load_model(checkpoint, shape, kernel, places, dtype, GPU_CHUNK_TOKENS, lambda _: None)
+        model = load_model(checkpoint, shape, kernel, places, dtype, case.sizes.chunk_tokens, lambda _: None)
+        bank = None
+        if case.room.count:
+            most_slots = max(num_slots for _, num_slots in case.rungs)
+            bank = add_adapters(model, adaptable_matrices(checkpoint), case.room, most_slots)
     loading_mib = torch.cuda.max_memory_reserved() / MIB
     planned_mib = (rungs[0][0].weights + rungs[0][0].scratch) / MIB
     held_mib = torch.cuda.memory_allocated() / MIB
     print(f"loaded: {held_mib:.1f} held for {planned_mib:.1f} planned, peak {loading_mib:.0f} MiB", file=sys.stderr)
     tokenizer, rows = read_tokenizer(folder / name), []
     for plan, context_tokens, num_slots in rungs:
-        outcome, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, plan.allocated, shape)
+        tried = Filling(case, model, bank, tokenizer, context_tokens, num_slots, shape)
+        outcome, peak_mib, context_mib = fill(tried, plan.allocated)
         if explain:
             written = explain / f"{name.split(':')[0]} {kernel_name} {context_tokens}x{num_slots}.txt".replace(" ", "_")
             with explained(written):
-                fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, shape)
+                fill(tried, UNCAPPED_BYTES)
         if outcome != "fits":
-            _, peak_mib, context_mib = fill(model, tokenizer, context_tokens, num_slots, UNCAPPED_BYTES, shape)
+            _, peak_mib, context_mib = fill(tried, UNCAPPED_BYTES)
         less = plan.allocated - (0.01 * plan.total + 64 * MIB)
-        outcome_less, *_ = fill(model, tokenizer, context_tokens, num_slots, int(less), shape)
+        outcome_less, *_ = fill(tried, int(less))
         rows.append(
             Row(name, kernel_name, context_tokens, num_slots, plan.allocated / MIB, peak_mib, outcome, outcome_less,
                 (plan.context + plan.graphs) / MIB, context_mib)
@@ -272,19 +285,36 @@ def cap(num_bytes: int) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
 
 
-def fill(
-    model: Any, tokenizer: Any, context_tokens: int, num_slots: int, num_bytes: int, shape: ModelShape
-) -> tuple[str, float, float]:
-    """Fill every slot to its last token under a cap: how it ended, the most that was reserved, and what the process
-    then held beside that, MiB."""
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """A rung of `case`, with the model that is loaded for it."""
+
+    case: Case
+    model: Any
+    bank: Any
+    tokenizer: Any
+    context_tokens: int
+    num_slots: int
+    shape: ModelShape
+
+    def prompt(self, request: int) -> tuple[int, ...]:
+        """Of all but the last tokens. Those that are alike have another last one each."""
+        count, offset = self.context_tokens - DECODED_TOKENS, 0 if self.case.is_alike else request
+        return (*((7 * place + offset) % 500 + 5 for place in range(count - 1)), request + 5)
+
+
+def fill(tried: Filling, num_bytes: int) -> tuple[str, float, float]:
+    """Fill every slot to its last token under a cap, each with one of the adapters' places where there are any: how it
+    ended, the most that was reserved, and what the process then held beside that, MiB. Where there are not tokens for
+    all, chats wait for others to end."""
     import torch
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from core.engine.protocol import Generate
+    from core.engine.protocol import Generate, PromptStarted
     from core.engine.sampling_params import Sampling
     from core.worker.decode.cuda_graphs import ATTENTION
     from core.worker.decode.steps import EagerSteps, Steps
-    from core.worker.load import fuse_and_capture
+    from core.worker.load import fuse_and_capture, spread_pages
     from core.worker.model import attention
     from core.worker.model.model_runner import ModelRunner
     from core.worker.scheduler import Scheduler
@@ -293,25 +323,40 @@ def fill(
     cap(num_bytes)
     torch.cuda.reset_peak_memory_stats()
     ends: list[Any] = []
+    case, model, bank, shape = tried.case, tried.model, tried.bank, tried.shape
+    context_tokens, num_slots = tried.context_tokens, tried.num_slots
     model.config._attn_implementation = attention.register()
     slots = scheduler = None
     steps: Steps | None = None
     try:
         with torch.inference_mode():
-            slots = ModelRunner(model, num_slots, context_tokens)
+            cache = case.cache(context_tokens, num_slots)
+            num_pages = cache.num_pages(num_slots, context_tokens) if shape.is_capturable else None
+            slots = ModelRunner(
+                model, num_slots, context_tokens, bank, num_pages=num_pages, cache_bits=shape.cache_bits
+            )
             if shape.is_capturable:
-                steps = fuse_and_capture(slots, model, GPU_CHUNK_TOKENS, shape.is_merged)
+                spread_pages(slots.cache)
+                steps = fuse_and_capture(slots, model, case.sizes, shape.is_merged)
             else:
                 steps = EagerSteps(slots)
-            scheduler = Scheduler(steps, tokenizer, frozenset(), GPU_CHUNK_TOKENS, ends.append)
+            scheduler = Scheduler(steps, tried.tokenizer, frozenset(), case.sizes.chunk_tokens, ends.append)
+            # The places are empty; what is computed with them takes the same.
+            for slot in range(num_slots if bank is not None else 0):
+                bank.set_slot(slot, slot % bank.room.count)
             for request in range(num_slots):
-                prompt = tuple((7 * place + request) % 500 + 5 for place in range(context_tokens - DECODED_TOKENS))
                 sampling = Sampling(temperature=0.8, top_p=0.9, repetition_penalty=1.1, max_new_tokens=context_tokens)
-                scheduler.submit(Generate(request, prompt, sampling))
+                scheduler.submit(Generate(request, tried.prompt(request), sampling))
+                # Chats share what another one has read.
+                for _ in range(2 + context_tokens // case.sizes.chunk_tokens if case.is_alike and not request else 0):
+                    scheduler.step()
             while not scheduler.is_idle:
                 scheduler.step()
         full = sum(getattr(event, "reason", None) == "context" for event in ends)
         outcome = "fits" if full == num_slots else f"only {full} full"
+        num_reused = sum(event.reused_tokens for event in ends if isinstance(event, PromptStarted))
+        if case.is_alike and num_slots > 1 and num_reused == 0:
+            outcome = "nothing shared"
         if shape.is_capturable and getattr(steps, "is_recorded", None) is not shape.is_merged:
             outcome = "only otherwise"
     except torch.cuda.OutOfMemoryError as error:
@@ -333,8 +378,9 @@ def process_mib() -> float:
     import pynvml
 
     pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-    own = [one for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if one.pid == os.getpid()]
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    processes = itertools.chain.from_iterable(map(pynvml.nvmlDeviceGetComputeRunningProcesses, handles))
+    own = [one for one in processes if one.pid == os.getpid()]
     return own[0].usedGpuMemory / MIB if own and own[0].usedGpuMemory else float("nan")
 
 

@@ -16,10 +16,11 @@ import torch
 
 from benchmarks.copy_speed import gpu_speed
 from benchmarks.expert_speed import time_of
+from benchmarks.figures import Figures, add_results
 from core.checkpoint.recurrent import GatedDeltaNet
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
 from core.worker.kernels.dense_small_batch import dense_kernels_for
-from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.recurrent import DeltaKernels, DeltaWeights, Projected
 from core.worker.plan_load import use_capturable_stream
 
@@ -65,7 +66,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="bfloat16")
     parser.add_argument("--chats", type=int, nargs="*", default=CHATS)
     parser.add_argument("--chunks", type=int, nargs="*", default=CHUNKS)
+    add_results(parser)
     options = parser.parse_args()
+    figures = Figures("Kernels of recurrent layers", options.results)
     device, copied = torch.device("cuda", 0), gpu_speed()
     use_capturable_stream(device)
     with torch.inference_mode():
@@ -75,6 +78,10 @@ def main() -> None:
             bench = Bench(SHAPES[name], getattr(torch, options.dtype), device)
             for figure in bench.measure(options.chats, options.chunks):
                 print(figure.row(copied), flush=True)
+                row = f"{name}, {figure.what}, {figure.size}"
+                figures.add(row, "µs", figure.seconds * 1e6)
+                if figure.what != "chunk":
+                    figures.add(row, "% of what memory allows", 100 * figure.num_bytes / copied / figure.seconds)
 
 
 class Bench:
@@ -85,15 +92,21 @@ class Bench:
         self._dense = dense_kernels_for(dtype, device)
 
     def measure(self, chats: Sequence[int], chunks: Sequence[int]) -> Iterator[Figure]:
+        for rows in chats:
+            before, after = self.products(rows)
+            yield from (before, self._step(rows), after)
+        for tokens in chunks:
+            yield self._chunk(tokens)
+
+    def products(self, rows: int) -> tuple[Figure, Figure]:
+        """Of the matrices before the rule, and of the one after it."""
         mixer, hidden = self._shape.mixer, self._shape.hidden
         values = mixer.num_value_heads * mixer.value_dim
         before = (mixer.channels, values, mixer.num_value_heads, mixer.num_value_heads)
-        for rows in chats:
-            yield self._products("before", [(one, hidden) for one in before], rows)
-            yield self._step(rows)
-            yield self._products("after", [(hidden, values)], rows)
-        for tokens in chunks:
-            yield self._chunk(tokens)
+        return (
+            self._products("before", [(one, hidden) for one in before], rows),
+            self._products("after", [(hidden, values)], rows),
+        )
 
     def _products(self, what: str, sizes: Sequence[tuple[int, int]], rows: int) -> Figure:
         """Of matrices [outputs, inputs]: the first ones after a norm, the last one before a residual."""

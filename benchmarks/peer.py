@@ -1,7 +1,6 @@
 """Another engine in a process of its own, asked line by line, so that its rounds can alternate with ours.
 
-A program on the other side calls `serve`. It gets {"prompts": [[token, ...], ...], "new_tokens": n} and answers
-{"first_token_s": s, "decode_s": s, "num_tokens": n of all answers}, or {"error": text}.
+The other side is a program that calls benchmarks/peer_side.py, which says what is asked and answered.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,8 @@ from benchmarks.measuring import Decoded, TooSlow, Unable
 from benchmarks.prompts import Prompts
 from core.common.paths import ROOT
 
-Answerer = Callable[[list[list[int]], int], dict[str, Any]]
+# Of what a peer wrote before it ended.
+LINES_TOLD = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,11 @@ class Peer:
             raise
 
     def first_token_s(self, num_tokens: int) -> float:
-        seconds: float = self._ask(1, num_tokens, 1)["first_token_s"]
+        return self.first_tokens_s(1, num_tokens)
+
+    def first_tokens_s(self, num_chats: int, num_tokens: int) -> float:
+        """From `num_chats` prompts at once to the last of their first tokens."""
+        seconds: float = self._ask(num_chats, num_tokens, 1)["first_token_s"]
         return seconds
 
     def decode(self, num_chats: int, prompt_tokens: int, new_tokens: int) -> Decoded:
@@ -106,6 +110,7 @@ class Peer:
         if self._too_slow is None and not select.select([self._process.stdout], [], [], max(0.0, timeout_s))[0]:
             self._too_slow = TooSlow(limit_s)
             self._process.kill()
+            self._last_words()
         if self._too_slow is not None:
             raise self._too_slow
         line = self._process.stdout.readline()
@@ -120,20 +125,8 @@ class Peer:
         """How the process ended: the signal that killed it, else the last line that it wrote."""
         exit_code = self._process.wait()
         self._said.seek(0)
-        said = (self._said.read().strip().splitlines() or [f"exit code {exit_code}"])[-1][:200]
+        lines = self._said.read().strip().splitlines()
+        # Its last line is seldom the cause.
+        print(*lines[-LINES_TOLD:], sep="\n", file=sys.stderr, flush=True)
+        said = (lines or [f"exit code {exit_code}"])[-1][:200]
         return signal.Signals(-exit_code).name if exit_code < 0 else said
-
-
-def serve(start: Callable[[], Answerer]) -> None:
-    """Answer on standard output until standard input ends. What libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    answerer = start()
-    print("{}", file=answers, flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer = answerer(command["prompts"], command["new_tokens"])
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-        print(json.dumps(answer), file=answers, flush=True)

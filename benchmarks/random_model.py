@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol, TypeVar
+from zlib import crc32
 
 import numpy as np
 
@@ -25,6 +28,8 @@ SHAPES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("shapes.
 RELEASED_EXPERTS = {"mixtral": {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}}
 # The words of every matrix come from one block, each beginning elsewhere: drawing 35 GB takes minutes.
 BLOCK_BYTES = 64 * 2**20
+# What is written at a time, by how many threads, and of how many pieces a call of the system takes.
+RUN_BYTES, MOST_THREADS, MOST_BUFFERS = 64 * 2**20, 12, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,19 @@ class Quantization:
         return any(re.search(one, name) for one in self.kept)
 
 
+class Stored(Protocol):
+    """What takes a place in a file."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+
+One = TypeVar("One", bound=Stored)
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of the file; `in_features` are those of its matrix, 0 for what is not quantized."""
@@ -66,13 +84,12 @@ class Tensor:
 
 
 def make_random_model(folder: Path, config: dict[str, Any], quantization: Quantization, hollow: bool = False) -> None:
-    """Write the checkpoint of `config` into `folder`.
+    """Write the checkpoint of `config` into `folder`; config.json comes last, so that a folder that has one is whole.
 
     `hollow`: all weights but their zero points are zeros, holes in the file: the same memory, and no time or room.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    block = random.integers(0, 2**63, BLOCK_BYTES // 8, dtype=np.int64).view(np.uint8)
+    (folder / "config.json").unlink(missing_ok=True)
     model = make_empty(config)
     tensors = list(list_tensors(model, config, quantization))
     header: dict[str, dict[str, Any]] = {}
@@ -86,15 +103,61 @@ def make_random_model(folder: Path, config: dict[str, Any], quantization: Quanti
     with (folder / WEIGHTS).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + offset)
-        for tensor in tensors:
-            if not hollow or tensor.name.endswith((".qzeros", ".g_idx")):
-                file.seek(8 + len(text) + header[tensor.name]["data_offsets"][0])
-                write_tensor(file, tensor, quantization, block, random)
+    write_weights(folder / WEIGHTS, 8 + len(text), tensors, Content(quantization).of, hollow)
     config = config | {"torch_dtype": "float16", "bos_token_id": 1, "eos_token_id": 2}
     config["architectures"] = [type(model).__name__]
     config |= {"quantization_config": quantization.as_config()}
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
     make_tokenizer(folder, 512)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def write_weights(
+    path: Path, begin: int, tensors: Sequence[One], content_of: Callable[[One], Iterator[np.ndarray]], hollow: bool
+) -> None:
+    """Write `tensors`, one after the other from the byte `begin` on, with some threads: one of them fills no disk."""
+    descriptor = os.open(path, os.O_WRONLY)
+
+    def write(place: int, some: list[One]) -> None:
+        buffers = [piece for tensor in some for piece in content_of(tensor)]
+        for first in range(0, len(buffers), MOST_BUFFERS):
+            place += write_buffers(descriptor, buffers[first : first + MOST_BUFFERS], place)
+
+    try:
+        with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
+            written = []
+            for place, some in runs(begin, tensors, hollow):
+                written.append(pool.submit(write, place, some))
+            for one in written:
+                one.result()
+    finally:
+        os.close(descriptor)
+
+
+def runs(begin: int, tensors: Sequence[One], hollow: bool) -> Iterator[tuple[int, list[One]]]:
+    """What is written at a time: neighbours of about RUN_BYTES together, with the place of the first."""
+    place, some, size = begin, list[One](), 0
+    for tensor in tensors:
+        is_hole = hollow and not tensor.name.endswith((".qzeros", ".g_idx"))
+        if some and (is_hole or size >= RUN_BYTES):
+            yield place - size, some
+            some, size = [], 0
+        if not is_hole:
+            some.append(tensor)
+            size += tensor.num_bytes
+        place += tensor.num_bytes
+    if some:
+        yield place - size, some
+
+
+def write_buffers(descriptor: int, buffers: Sequence[np.ndarray], place: int) -> int:
+    """Write all of `buffers` at `place`; the bytes that they are. A call may take fewer, of what is large."""
+    size = sum(one.nbytes for one in buffers)
+    written = os.pwritev(descriptor, [one.data for one in buffers], place)
+    if written < size:
+        rest = np.concatenate([one.reshape(-1).view(np.uint8) for one in buffers])
+        while written < size:
+            written += os.pwrite(descriptor, rest[written:].data, place + written)
+    return size
 
 
 def make_empty(config: dict[str, Any]) -> Any:
@@ -142,33 +205,64 @@ def list_matrix(name: str, rows: int, columns: int, quantization: Quantization) 
     yield Tensor(f"{name}.g_idx", "I32", (rows,), rows)
 
 
-def write_tensor(
-    file: IO[bytes], tensor: Tensor, quantization: Quantization, block: np.ndarray, random: np.random.Generator
-) -> None:
-    """The bytes of one tensor; scales keep the values of every layer near one."""
-    count, bits = math.prod(tensor.shape), quantization.bits
-    part = tensor.name.rpartition(".")[2] if tensor.in_features else ""
-    if part == "qweight":
-        begin, left = int(random.integers(0, BLOCK_BYTES // 8)) * 4, count * 4
-        while left:
-            piece = block[begin : begin + left]
-            file.write(piece.data)
-            begin, left = 0, left - piece.size
-    elif part == "qzeros":
-        # A zero of half the range, stored less one, in every field of the word.
-        zero = sum((2 ** (bits - 1) - 1) << shift for shift in range(0, 32, bits))
-        file.write(np.full(count, zero, np.uint32).data)
-    elif part == "scales":
-        file.write(np.full(count, 0.5 / (2**bits * tensor.in_features**0.5), np.float16).data)
-    elif part == "g_idx":
-        groups = np.arange(count, dtype=np.int32) // (count if quantization.group_size < 0 else quantization.group_size)
+class Content:
+    """The bytes of tensors; what many of them have in common is made once. May be asked by several threads."""
+
+    def __init__(self, quantization: Quantization) -> None:
+        self._quantization = quantization
+        random = np.random.default_rng(0)
+        self._words = random.integers(0, 2**63, BLOCK_BYTES // 8, dtype=np.int64).view(np.int32)
+        halves = (random.random(BLOCK_BYTES // 2, np.float32) - 0.5).astype(np.float16)
+        self._halves = {1.0: halves}
+        self._constants: dict[tuple[float, int], np.ndarray] = {}
+
+    def of(self, tensor: Tensor) -> Iterator[np.ndarray]:
+        """Scales keep the values of every layer near one, of matrices in 16 bit too."""
+        count, bits = math.prod(tensor.shape), self._quantization.bits
+        part = tensor.name.rpartition(".")[2] if tensor.in_features else ""
+        if part == "qweight":
+            yield from pieces(self._words, crc32(tensor.name.encode()), count)
+        elif part == "qzeros":
+            # A zero of half the range, stored less one, in every field of the word.
+            yield self._full(sum((2 ** (bits - 1) - 1) << shift for shift in range(0, 32, bits)), count, np.uint32)
+        elif part == "scales":
+            yield self._full(0.5 / (2**bits * tensor.in_features**0.5), count, np.float16)
+        elif part == "g_idx":
+            yield self._order(tensor.name, count)
+        elif tensor.name.endswith("norm.weight"):
+            yield self._full(1.0, count, np.float16)
+        else:
+            is_matrix = len(tensor.shape) == 2 and ".layers." in tensor.name
+            scale = 0.5 / tensor.shape[1] ** 0.5 if is_matrix else 1.0
+            if scale not in self._halves:
+                self._halves[scale] = self._halves[1.0] * np.float16(scale)
+            yield from pieces(self._halves[scale], crc32(tensor.name.encode()), count)
+
+    def _full(self, value: float, count: int, dtype: type[np.generic]) -> np.ndarray:
+        key = value, count
+        if key not in self._constants:
+            self._constants[key] = np.full(count, value, dtype)
+        return self._constants[key]
+
+    def _order(self, name: str, count: int) -> np.ndarray:
+        size = self._quantization.group_size
+        if (0.5, count) not in self._constants:
+            self._constants[0.5, count] = np.arange(count, dtype=np.int32) // (count if size < 0 else size)
+        groups = self._constants[0.5, count]
+        if not self._quantization.act_order:
+            return groups
         # As quantized: matrices that share an input have its order in common.
-        order = np.random.default_rng(list(input_of(tensor.name.removesuffix(".g_idx")).encode()))
-        file.write((order.permutation(groups) if quantization.act_order else groups).data)
-    elif tensor.name.endswith("norm.weight"):
-        file.write(np.ones(count, np.float16).data)
-    else:
-        file.write((random.random(count, np.float32) - 0.5).astype(np.float16).data)
+        seed = list(input_of(name.removesuffix(".g_idx")).encode())
+        return np.random.default_rng(seed).permutation(groups)
+
+
+def pieces(block: np.ndarray, begin: int, count: int) -> Iterator[np.ndarray]:
+    """`count` elements of `block` from about `begin` on, which goes on at its beginning."""
+    begin %= block.size
+    while count:
+        piece = block[begin : begin + count]
+        yield piece
+        begin, count = 0, count - piece.size
 
 
 def with_layers(config: dict[str, Any], count: int | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""vLLM beside us in the speed tables: `python -m benchmarks.vllm_peer FOLDER CONTEXT [ADAPTER ...]`; it speaks as
-benchmarks/peer.py says. With folders of LoRA adapters the chats use them in turns.
+"""vLLM beside us in the speed tables: `python -m benchmarks.vllm_peer FOLDER CONTEXT [--chats N] [--gpus N]
+[--cache-bits 8] [--adapters FOLDER ...]`; it speaks as benchmarks/peer_side.py says. With folders of LoRA adapters the
+chats use them in turns.
 
 By vLLM's own offline class, in float16 and without a cache of prefixes. How long a batch takes to its first token is
 measured by a run of one token, so that a figure needs no clock inside of vLLM.
@@ -7,22 +8,28 @@ measured by a run of one token, so that a figure needs no clock inside of vLLM.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer import Answerer, serve
-from core.checkpoint.adapters import CONFIG
+from benchmarks.peer_side import Answerer, serve
 
-MAX_CHATS = 32
 # Of the card's memory; what our own engine held has been given back.
 SHARE = 0.85
+WARM_TOKENS, WARM_NEW_TOKENS = 64, 4
 
 
-def start(folder: str, context_tokens: int, adapters: Sequence[str] = ()) -> Answerer:
+def start(
+    folder: str,
+    context_tokens: int,
+    num_chats: int = 32,
+    num_gpus: int = 1,
+    cache_bits: int = 16,
+    adapters: Sequence[str] = (),
+) -> Answerer:
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
     requests: list[Any] = []
@@ -35,9 +42,13 @@ def start(folder: str, context_tokens: int, adapters: Sequence[str] = ()) -> Ans
     config = json.loads((Path(folder) / "config.json").read_text("utf-8"))
     more: dict[str, Any] = {"language_model_only": True} if "vision_config" in config else {}
     if adapters:
-        ranks = [json.loads((Path(path) / CONFIG).read_text("utf-8"))["r"] for path in adapters]
-        more |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": max(ranks)}
-    model = LLM(model=folder, skip_tokenizer_init=True, max_model_len=context_tokens, max_num_seqs=MAX_CHATS,
+        configs = [json.loads((Path(path) / "adapter_config.json").read_text("utf-8")) for path in adapters]
+        more |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": max(one["r"] for one in configs)}
+    if num_gpus > 1:
+        more["tensor_parallel_size"] = num_gpus
+    if cache_bits == 8:
+        more["kv_cache_dtype"] = "fp8"
+    model = LLM(model=folder, skip_tokenizer_init=True, max_model_len=context_tokens, max_num_seqs=num_chats,
                 gpu_memory_utilization=SHARE, dtype="float16", enable_prefix_caching=False, **more)  # fmt: skip
 
     def run(prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
@@ -55,10 +66,22 @@ def start(folder: str, context_tokens: int, adapters: Sequence[str] = ()) -> Ans
             decode_s = whole_s - first_token_s
         return {"first_token_s": first_token_s, "decode_s": decode_s, "num_tokens": drawn}
 
-    for count in (1, MAX_CHATS):
-        answer([[5] * 64] * count, 4)
+    for count in sorted({1, num_chats}):
+        answer([[5] * WARM_TOKENS] * count, WARM_NEW_TOKENS)
     return answer
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("context", type=int)
+    parser.add_argument("--chats", type=int, default=32)
+    parser.add_argument("--gpus", type=int, default=1)
+    parser.add_argument("--cache-bits", type=int, choices=(16, 8), default=16)
+    parser.add_argument("--adapters", nargs="*", default=[], metavar="FOLDER")
+    asked = parser.parse_args()
+    serve(lambda: start(asked.folder, asked.context, asked.chats, asked.gpus, asked.cache_bits, asked.adapters))
+
+
 if __name__ == "__main__":
-    serve(lambda: start(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
+    main()

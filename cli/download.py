@@ -6,9 +6,11 @@ import shlex
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from core.checkpoint.adapters import read_adapter
 from core.common.errors import DeckError, InputError
 from core.common.paths import adapters_dir, models_dir
 from core.common.signals import StopSignals
@@ -22,8 +24,9 @@ from core.hub.progress import JobState
 from core.hub.queue import DownloadQueue
 from core.hub.source import Source, read_source
 from core.library import catalogue
+from core.library.adapters import read_fitting
 from core.library.hf_cache import is_snapshot_of
-from core.library.scan import cached_entries
+from core.library.scan import cached_entries, scan
 
 # How often progress is shown: on a terminal one line is replaced, elsewhere each is a line more.
 REDRAW_S, LINE_S = 0.2, 5.0
@@ -63,7 +66,21 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
     if state.error is not None:
         raise state.error
     terminal.say("download_done", folder=folder_of(target, job), size=size_text(state.total_bytes))
+    if arguments.adapter:
+        tell_models(target / job.folder_name, terminal)
     return 0
+
+
+def tell_models(folder: Path, terminal: Terminal) -> None:
+    """Say which models here can have the adapter in `folder`."""
+    shape, names = read_adapter(folder), []
+    for entry in scan():
+        with suppress(DeckError):
+            if entry.checkpoint is not None:
+                read_fitting(folder, entry.checkpoint)
+                names.append(printable(entry.name))
+    key = "download_adapter_fits" if names else "download_adapter_alone"
+    terminal.say(key, base=shape.base_name or "-", rank=shape.rank, names=", ".join(names))
 
 
 def folder_of(target: Path, job: DownloadJob) -> str:

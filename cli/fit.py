@@ -9,7 +9,7 @@ import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cli.fit_best import show_best
+from cli.fit_best import shares_tokens, show_best
 from cli.fit_report import as_object, show
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.checkpoint.weight_files import is_plain_name
@@ -23,10 +23,13 @@ from core.gpu.torch_support import find_gpu_error, has_nvidia_gpu, installed_tor
 from core.hub.endpoints import checked_endpoint
 from core.hub.source import read_source
 from core.library import catalogue
+from core.library.recommended import Wish
 from core.library.scan import locate
+from core.memory.cache_choice import CacheBits, CacheChoice
 from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
-from core.memory.fit import MAX_CHATS, FitReport, check_fit
+from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, check_fit
+from core.memory.fit_report import FitReport
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.memory.kernels.registry import has_c_compiler
 from core.memory.rental import CardOffer
@@ -35,6 +38,7 @@ FITS, UNUSABLE, BAD_INPUT, DOES_NOT_FIT = 0, 1, 2, 3
 # What most GPUs have that people rent by their memory, or more.
 ASSUMED_CAPABILITY = (8, 6)
 MAX_VRAM_MIB = 10_000_000
+MAX_POOL_TOKENS = 1_000_000_000
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 # How a folder is written that is not in models/: whatever else has a slash may be a repository.
 FOLDER_STARTS = ("/", "./", "../")
@@ -50,8 +54,10 @@ def add_arguments(parser: ArgumentParser, terminal: Terminal) -> None:
     gpus = parser.add_mutually_exclusive_group()
     gpus.add_argument("--gpu", metavar="NAME", help=terminal.text("help_fit_gpu"))
     gpus.add_argument("--vram-mib", metavar="N", help=terminal.text("help_fit_vram_mib"))
-    for name, metavar in (("revision", "R"), ("context", "N"), ("chats", "N"), ("kernel", "K")):
-        parser.add_argument(f"--{name}", metavar=metavar, help=terminal.text(f"help_fit_{name}"))
+    for name, metavar in (("revision", "R"), ("context", "N"), ("chats", "N"), ("pool-tokens", "N"), ("kernel", "K")):
+        said = terminal.text(f"help_fit_{name.replace('-', '_')}")
+        parser.add_argument(f"--{name}", metavar=metavar, help=said)
+    parser.add_argument("--cache-bits", metavar="N", help=terminal.text("help_fit_cache_bits"))
     parser.add_argument("--json", action="store_true", help=terminal.text("help_json"))
 
 
@@ -65,7 +71,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
         if not arguments.best or arguments.target is not None:
             raise InputError("fit_best_or_target")
         out = terminal.to_stdout()
-        has_any = show_best(tuple(planned_devices(arguments)), arguments.json, out, other_cards(arguments.gpu))
+        devices, told = tuple(planned_devices(arguments)), other_cards(arguments.gpu)
+        has_any = show_best(devices, parse_wish(arguments), arguments.json, out, told)
         if not arguments.json:
             say_other_cards(arguments.gpu, out)
         return FITS if has_any else DOES_NOT_FIT
@@ -81,6 +88,8 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
         out.write(json.dumps(as_object(report) | other_cards(arguments.gpu) | reason, ensure_ascii=False, indent=1))
     else:
         show(report, out)
+        if arguments.pool_tokens and report.fits and not shares_tokens(report):
+            out.say("fit_pool_unused")
         say_other_cards(arguments.gpu, out)
         if arguments.vram_mib:
             out.say("fit_assumed", capability="{}.{}".format(*ASSUMED_CAPABILITY))
@@ -93,15 +102,30 @@ def run(arguments: Namespace, terminal: Terminal) -> int:
 def verdict(arguments: Namespace) -> FitReport | CpuReport:
     """What check_fit says about the command's arguments. Raises DeckError for what is wrong with them."""
     num_chats = parse_whole("--chats", arguments.chats, 1, MAX_CHATS)
-    context_tokens = parse_context(arguments.context)
+    context_tokens, cache = parse_context(arguments.context), parse_cache(arguments)
     devices = planned_devices(arguments)
     checkpoint = find_checkpoint(arguments.target, arguments.revision)
     if context_tokens == 0:
         limit = checkpoint.max_context_tokens
         raise InputError("context_range", model=checkpoint.name, asked=0, limit=limit)
     if not devices:
-        return check_cpu_fit(checkpoint, context_tokens or 0, num_chats, arguments.kernel)
-    return check_fit(checkpoint, devices, context_tokens or 0, num_chats, arguments.kernel)
+        return check_cpu_fit(checkpoint, context_tokens or 0, num_chats, arguments.kernel, cache_bits=cache.bits)
+    return check_fit(checkpoint, devices, context_tokens or 0, num_chats, arguments.kernel, cache=cache)
+
+
+def parse_wish(arguments: Namespace) -> Wish:
+    """What the best model is to do. Raises InputError for numbers that no model could have."""
+    context = arguments.context
+    context_tokens = 0 if context is None else parse_whole("--context", context, 1, MAX_POOL_TOKENS)
+    cache = parse_cache(arguments)
+    cache.require_room(context_tokens or DEFAULT_CONTEXT_TOKENS)
+    return Wish(context_tokens, parse_whole("--chats", arguments.chats, 1, MAX_CHATS), arguments.kernel, cache)
+
+
+def parse_cache(arguments: Namespace) -> CacheChoice:
+    pool = arguments.pool_tokens
+    pool_tokens = None if pool is None else parse_whole("--pool-tokens", pool, 1, MAX_POOL_TOKENS)
+    return CacheChoice(pool_tokens, parse_cache_bits(arguments.cache_bits))
 
 
 def planned_devices(arguments: Namespace) -> list[DeviceMemory]:
@@ -124,6 +148,13 @@ def parse_context(text: str | None) -> int | None:
     if not WHOLE.fullmatch(text):
         raise InputError("not_whole", name="--context", value=quoted_text(text))
     return int(text)
+
+
+def parse_cache_bits(text: str | None) -> CacheBits:
+    """Of an element of a key or value: 16 where none were asked for."""
+    if text not in (None, "8", "16"):
+        raise InputError("cache_bits", value=quoted_text(text))
+    return 8 if text == "8" else 16
 
 
 def parse_whole(name: str, text: str | None, low: int, high: int) -> int:

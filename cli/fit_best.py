@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cli.fit_report import as_object
+from cli.fit_report import as_object, say_speed
 from core.common.errors import DeckError
 from core.common.terminal import Terminal, table
 from core.library.recommended import (
-    MIN_CONTEXT_TOKENS,
     RecommendedModel,
     Verdict,
+    Wish,
     best_of,
     next_larger,
     reason_against,
@@ -21,13 +21,16 @@ from core.library.recommended import (
 )
 from core.memory.cpu_fit import CpuReport, speed_text
 from core.memory.device_memory import DeviceMemory
+from core.memory.fit_report import FitReport
 
 
-def show_best(devices: tuple[DeviceMemory, ...], is_json: bool, out: Terminal, told: Mapping[str, Any]) -> bool:
+def show_best(
+    devices: tuple[DeviceMemory, ...], wish: Wish, is_json: bool, out: Terminal, told: Mapping[str, Any]
+) -> bool:
     """Print the recommended models with their verdicts, no devices for the CPU; whether any fits, of which the best is
     marked. `told` goes into the verdicts for programs."""
-    verdicts = verdicts_for(devices)
-    best = best_of(verdicts)
+    verdicts = verdicts_for(devices, wish)
+    best = best_of(verdicts, wish.least_tokens)
     if is_json:
         listed = [best_object(model, report, model is best) | dict(told) for model, report in verdicts]
         out.write(json.dumps(listed, ensure_ascii=False, indent=1))
@@ -54,23 +57,32 @@ def show_best(devices: tuple[DeviceMemory, ...], is_json: bool, out: Terminal, t
         out.say("fit_best_none", card=card)
     else:
         out.say("fit_best_is", card=card, model=best.repo)
+        say_speed(dict(verdicts)[best], out)
         if (larger := next_larger(verdicts, best)) is not None:
-            out.write(why_not(*larger, out))
+            out.write(why_not(*larger, wish.least_tokens, out))
+        if wish.cache.pool_tokens and not shares_tokens(dict(verdicts)[best]):
+            out.say("fit_pool_unused")
     return best is not None
 
 
-def why_not(model: RecommendedModel, report: Verdict, out: Terminal) -> str:
+def shares_tokens(report: Verdict) -> bool:
+    """Whether the chats have a number of tokens together, fewer than they could fill."""
+    return isinstance(report, FitReport) and report.load.pool_tokens is not None
+
+
+def why_not(model: RecommendedModel, report: Verdict, least_tokens: int, out: Terminal) -> str:
     """Why a larger model than the best is not the best, in one line."""
     if isinstance(report, DeckError):
         return out.text("fit_next_no_kernel", model=model.repo, reason=report.sentence(out.language))
     speed = speed_text(report.tokens_per_s) if isinstance(report, CpuReport) else ""
     return out.text(
-        f"fit_next_{reason_against(report)}",
+        f"fit_next_{reason_against(report, least_tokens)}",
         model=model.repo,
         needed=math.ceil(report.needed_mib),
         available=report.available_mib,
         longest=report.max_context,
-        least=MIN_CONTEXT_TOKENS,
+        quick=report.quick_context or 0 if isinstance(report, FitReport) else 0,
+        least=least_tokens,
         speed=speed,
     )
 
@@ -78,8 +90,9 @@ def why_not(model: RecommendedModel, report: Verdict, out: Terminal) -> str:
 def best_cells(report: Verdict, is_best: bool) -> tuple[str, str, str]:
     """The verdict's word, the MiB that are needed, and the longest context."""
     if isinstance(report, DeckError):
-        return "no_kernel", "-", "-"
-    mark = "best" if is_best else "yes" if report.fits else "no"
+        return "short_context" if report.key == "context_range" else "no_kernel", "-", "-"
+    is_slow = isinstance(report, FitReport) and report.is_slow
+    mark = "no" if not report.fits else "best" if is_best else "slow" if is_slow else "yes"
     return mark, f"{math.ceil(report.needed_mib)}", f"{report.max_context}" if report.fits else "-"
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from core.common.errors import DeckError
 from core.common.i18n import translate
 from core.common.terminal import Terminal, table
 from core.memory.cpu_fit import CpuReport
-from core.memory.fit import FitReport, in_mib
+from core.memory.fit_report import FitReport, in_mib
 from core.memory.plan import MemoryPlan
 from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
@@ -38,17 +39,19 @@ def as_object(report: FitReport | CpuReport) -> dict[str, Any]:
         "kernel": report.load.kernel.name if report.fits else None,
         "captured": report.load.is_captured,
         "max_context": report.max_context,
+        "quick_context": report.quick_context,
         "reason": translate("en", f"fit.{report.reason}", **in_mib(report.params)),
         "remedies": [translate("en", f"fit.{key}", **in_mib(params)) for key, params in report.remedies],
         "notes": [translate("en", f"note.{key}", **params) for key, params in report.notes],
         "context_tokens": report.load.context_tokens,
         "chats": report.load.num_slots,
+        "pool_tokens": report.load.pool_tokens,
         "model": report.params["model"],
         "card": report.params["card"],
     }
     if not report.fits:
-        found["cards"] = [offer.name for offer in cards_that_fit(report.load)]
-        found["two_cards"] = [offer.name for offer in cards_that_fit(report.load, 2)]
+        found["cards"] = [offer.name for offer in cards_that_fit(report)]
+        found["two_cards"] = [offer.name for offer in cards_that_fit(report, 2)]
     if len(report.devices) > 1:
         found["gpus"] = [
             {
@@ -111,13 +114,21 @@ def show(report: FitReport | CpuReport, out: Terminal) -> None:
         out.say("fit_kernel", kernel=report.load.kernel.name)
     if report.reason != "too_large":
         out.say("fit_longest", max_context=report.max_context, chats=report.load.num_slots)
+    say_speed(report, out)
     for name, params in report.remedies:
         out.write("- " + translate(out.language, f"fit.{name}", **in_mib(params)))
     if not report.fits:
         for key, count in (("cards", 1), ("two_cards", 2)):
-            if offers := cards_that_fit(report.load, count):
+            if offers := cards_that_fit(report, count):
                 cards = ", ".join(offer.label for offer in offers)
                 out.write("- " + translate(out.language, f"fit.{key}", cards=cards))
+
+
+def say_speed(report: FitReport | CpuReport | DeckError, out: Terminal) -> None:
+    """How quick a load that fits is on a GPU, where more or less context makes it otherwise."""
+    if isinstance(report, FitReport) and (note := report.speed_note) is not None:
+        name, params = note
+        out.write(translate(out.language, f"fit.{name}", **params))
 
 
 def _rounded(parts: dict[str, float]) -> dict[str, float]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from core.worker.main import ENVIRONMENT
 from tests.support import gpu_session
 
 if TYPE_CHECKING:
@@ -55,9 +58,19 @@ FIXTURES = {"browser": ("browser",), "engine": ("starter_folder",)}
 
 
 def pytest_configure() -> None:
-    """The same examples in every run, none kept on disk, and no time limits: a busy machine is no counterexample."""
+    """The same examples in every run, none kept on disk, and no short limits: a busy machine is no counterexample."""
+    import httpx2
     from hypothesis import HealthCheck, settings
 
+    # Engines that tests load in this process are held to plans that count what a worker's allocator and cuBLAS take.
+    for name in ("TORCH_CUBLASLT_UNIFIED_WORKSPACE", "PYTORCH_ALLOC_CONF"):
+        os.environ[name] = ENVIRONMENT[name]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Threads of one process wait for one another after each matrix, so those of two on as many cores wait for both.
+        os.environ["OMP_NUM_THREADS"] = "1"
+    # 5 s unless a test says otherwise: too little where the machine does much else.
+    timeout = inspect.signature(httpx2.get).parameters["timeout"].default
+    timeout.connect = timeout.read = timeout.write = timeout.pool = 60.0
     slow = [HealthCheck.too_slow]
     settings.register_profile("same", deadline=None, derandomize=True, database=None, suppress_health_check=slow)
     settings.load_profile("same")
@@ -80,6 +93,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if (begun := session.stash.get(GPU_SESSION, None)) is not None:
         begun.end()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests/support/compile_ahead.py does not know yet."""
+    session = terminalreporter._session
+    begun = session.stash.get(GPU_SESSION, None) if session is not None else None
+    if begun is not None and begun.compiled_in_line:
+        terminalreporter.section("kernels that tests waited for")
+        for line in begun.compiled_in_line:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +130,12 @@ def starter_folder() -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     from tests.support.dashboard import CHROMIUM, FLAGS
+
+    # A machine may be busy: what comes at all comes within this.
+    expect.set_options(timeout=60_000)
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)

@@ -14,7 +14,7 @@ from core.bootstrap.pip import InstallError, pip_install, run_step
 from core.bootstrap.stamp import REQUIREMENTS
 from core.bootstrap.venv import lock
 from core.common.errors import DeckError
-from core.common.paths import ROOT
+from core.common.paths import ROOT, cache_dir
 from core.common.terminal import Terminal
 from core.starter import build as starter
 from core.vllm.server import ensure_venv
@@ -58,8 +58,12 @@ def install_for_all_tests(terminal: Terminal) -> None:
     """What only the slower tests need: a browser, two other engines, clients of the API and the starter model."""
     install_chromium(terminal)
     ensure_venv(is_cpu=True, terminal=terminal)
-    install_llama_cpp(terminal)
-    install_api_clients(terminal)
+    # Those of all clones on this machine.
+    peers = cache_dir() / "tests"
+    peers.mkdir(parents=True, exist_ok=True)
+    with lock(peers, terminal):
+        install_llama_cpp(terminal)
+        install_api_clients(terminal)
     starter.ensure_cached(terminal.steps("starter"))
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from core.common.errors import DeckError
 from core.library.adapters import room_to_load
-from core.library.last_model import last_load, last_model
+from core.library.last_model import LastModel, last_load, last_model
 from core.library.scan import LibraryEntry
 from core.memory.adapter_room import AdapterRoom
 from ui.chat.history import chat_links, recent_chats
@@ -107,9 +107,9 @@ def offered_models(entries: Sequence[LibraryEntry]) -> list[LibraryEntry]:
     offered: list[LibraryEntry] = []
     for entry in sorted(entries, key=lambda entry: (entry.name != first, is_starter(entry.name), -_size(entry))):
         if entry.checkpoint is not None and len(offered) < OFFERED_MODELS:
-            report = verdict(
-                entry.checkpoint, devices, *_wanted(entry.name), room_to_load(entry.checkpoint, adapters_of)
-            )
+            wanted = _wanted(entry.name)
+            adapters = room_to_load(entry.checkpoint, adapters_of)
+            report = verdict(entry.checkpoint, devices, wanted.context_tokens, wanted.num_chats, adapters, wanted.cache)
             if not isinstance(report, DeckError) and report.fits:
                 offered.append(entry)
     return offered
@@ -119,10 +119,9 @@ def _size(entry: LibraryEntry) -> int:
     return entry.checkpoint.size_bytes if entry.checkpoint else 0
 
 
-def _wanted(name: str) -> tuple[int, int]:
-    """The context and the chats at once that a click loads a model for: those of the last time, else the usual."""
-    last = last_load(name)
-    return (last.context_tokens, last.num_chats) if last else (0, 1)
+def _wanted(name: str) -> LastModel:
+    """What a click loads a model for: the context and the chats at once of the last time, else the usual."""
+    return last_load(name) or LastModel(name, 0, 1)
 
 
 def _draw_offer(entry: LibraryEntry, is_first: bool) -> None:
@@ -139,5 +138,6 @@ def _draw_offer(entry: LibraryEntry, is_first: bool) -> None:
 
 
 def _start(name: str, adapters: AdapterRoom) -> None:
-    load(name, *_wanted(name), adapters=adapters)
+    wanted = _wanted(name)
+    load(name, wanted.context_tokens, wanted.num_chats, adapters=adapters, cache=wanted.cache)
     go_to(CHAT_PAGE)

@@ -38,7 +38,7 @@ class ChoiceStream:
         if is_done and self._choice.answer.error is None:
             if (rest := self._logprobs()) is not None:
                 pieces.append(self._reply.piece(self._index, "", rest))
-            pieces.append(self._reply.end(self._index, self._choice.answer, bool(calls)))
+            pieces.append(self._reply.end(self._index, self._choice, bool(calls)))
             self.has_ended = True
         return pieces
 

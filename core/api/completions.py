@@ -7,14 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from core.api.choice_stream import ChoiceStream
+from core.api.completion_prompts import read_completion_request
 from core.api.dialects.dialect import Body, Exchange, OpenAiExchange
 from core.api.errors import ApiError
 from core.api.generation import AdmissionLimit, Choices, begin, cancel
+from core.api.generation_request import GenerationRequest
 from core.api.http_call import HttpCall
 from core.api.intake import Intake
 from core.api.just_in_time import JustInTime
 from core.api.metrics import Metrics
-from core.api.prompts import GenerationRequest, read_chat_request, read_completion_request
+from core.api.prompts import read_chat_request
 from core.api.responses import ResponseWriter
 from core.api.schema import ChatRequest, CompletionRequest, Sampled
 from core.api.served_model import ServedModel, find_character, read_served_model
@@ -71,7 +73,8 @@ class Completions:
             prompt = generation.prompt
             return served.model.count_prompt(prompt) if isinstance(prompt, str) else len(prompt)
 
-        return await self._intake.take(call, ChatRequest, count, self._prepare, exchange.translate)
+        with self._just_in_time.awake():
+            return await self._intake.take(call, ChatRequest, count, self._prepare, exchange.translate)
 
     def _read_chat(self, request: ChatRequest, owner: str) -> tuple[ServedModel, GenerationRequest]:
         served, name = read_served_model(self._engine).named(request.model)
@@ -96,7 +99,8 @@ class Completions:
             reply = ResponseWriter("chat", request.model or served.name)
             return _order(request, served, [generation], reply, exchange)
 
-        await self._answer(call, await self._intake.take(call, kind, read, self._prepare, exchange.translate))
+        with self._just_in_time.awake():
+            await self._answer(call, await self._intake.take(call, kind, read, self._prepare, exchange.translate))
 
     def _completion_order(self, request: CompletionRequest, exchange: Exchange) -> Order:
         served, name = read_served_model(self._engine).named(request.model)
@@ -155,10 +159,12 @@ async def _stream(call: HttpCall, choices: Choices, order: Order) -> None:
         if not await choices.change(SIGN_OF_LIFE_S):
             await call.sign_of_life()
             continue
+        error = choices.error
         for stream in streams:
             for piece in stream.pieces():
                 await _send_piece(call, order, piece)
-            choices.raise_failed()
+        if error is not None:
+            raise error
     if order.includes_usage:
         await _send(call, order.exchange.pieces(reply.usage(choices.usage())))
     await _send(call, order.exchange.end())

@@ -14,17 +14,19 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from core.api.errors import ApiError
-from core.api.prompts import GenerationRequest
+from core.api.generation_request import GenerationRequest
 from core.api.served_model import ServedModel
 from core.chat.tools.calls import ToolCall
 from core.common.errors import DeckError
 from core.engine.answer import Answer
 from core.engine.interface import Engine
-from core.engine.protocol import TokenInfo
+from core.engine.protocol import Reason, TokenInfo
 from core.engine.thought import Parts
 
 # At most this many answers of each client wait for a slot.
 MAX_WAITING = 64
+# A stop string and the model's own end are one thing for OpenAI, and so are a full context and the asked-for length.
+FINISH: dict[Reason | None, str] = {"length": "length", "context": "length"}
 
 
 class AdmissionLimit:
@@ -80,7 +82,23 @@ class Choice:
         """The tokens with their log-probabilities, the prompt's first where they are told; none where nobody asked."""
         if not self.tells_logprobs:
             return ()
-        return (*self.answer.prompt_scores, *self.answer.tokens)
+        written = () if self.request.is_prompt_alone else self.answer.tokens
+        return (*self.answer.prompt_scores, *written)
+
+    @property
+    def num_tokens(self) -> int:
+        """Those that were written. Tokens without a text of their own, such as the last one, are in the engine's own
+        count only."""
+        if self.request.is_prompt_alone:
+            return 0
+        return self.answer.num_tokens if self.answer.stats is None else self.answer.stats.num_tokens
+
+    def finish(self, has_calls: bool = False) -> dict[str, str | None]:
+        """Why it ended, by OpenAI's name, and which stop string ended it, by vLLM's."""
+        if self.request.is_prompt_alone:
+            return {"finish_reason": "length", "stop_reason": None}
+        found = FINISH.get(self.answer.reason, "tool_calls" if has_calls else "stop")
+        return {"finish_reason": found, "stop_reason": self.answer.stop or None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +153,17 @@ class Choices:
         while all(choice.answer.phase == "queued" for choice in self.choices):
             if not await self.change(max(0.0, deadline_s - self._loop.time())):
                 break
-        if not any(choice.answer.text for choice in self.choices):
-            self.raise_failed()
+        error = self.error
+        if error is not None and not any(choice.answer.text for choice in self.choices):
+            raise error
         self._changed.set()
 
     async def all_done(self) -> None:
         """Wait for the end of all. Raises the error of the first that fails."""
-        while any(choice.answer.is_running for choice in self.choices):
+        while self.error is None and any(choice.answer.is_running for choice in self.choices):
             await self.change()
-            self.raise_failed()
-        self.raise_failed()
+        if (error := self.error) is not None:
+            raise error
 
     def kept(self) -> list[Choice]:
         """Those that are sent, once all are done: of a prompt with more the likeliest by token, the best first."""
@@ -155,17 +174,17 @@ class Choices:
             kept += choices if num_kept is None else sorted(choices, key=_likelihood, reverse=True)[:num_kept]
         return kept
 
-    def raise_failed(self) -> None:
-        for choice in self.choices:
-            if choice.answer.error is not None:
-                raise choice.answer.error
+    @property
+    def error(self) -> DeckError | None:
+        """Of the first that failed. Whoever sends what was written looks here before: after it, no word is missed."""
+        return next((choice.answer.error for choice in self.choices if choice.answer.error is not None), None)
 
     def usage(self) -> Usage:
         """A prompt counts once, however many answers it gets."""
         prompts = {choice.prompt: choice.answer for choice in self.choices}
         return Usage(
             sum(answer.prompt_tokens for answer in prompts.values()),
-            sum(_num_tokens(choice.answer) for choice in self.choices),
+            sum(choice.num_tokens for choice in self.choices),
             sum(answer.stats.reused_tokens for answer in prompts.values() if answer.stats is not None),
         )
 
@@ -174,11 +193,6 @@ def _likelihood(choice: Choice) -> float:
     """The mean log-probability of an answer's tokens."""
     values = [one.chosen.logprob for one in choice.answer.tokens if one.chosen.logprob is not None]
     return sum(values) / len(values) if values else 0.0
-
-
-def _num_tokens(answer: Answer) -> int:
-    """Tokens without a text of their own, such as the last one, are in the engine's own count only."""
-    return answer.num_tokens if answer.stats is None else answer.stats.num_tokens
 
 
 def begin(engine: Engine, requests: Sequence[GenerationRequest], served: ServedModel, client: str = "") -> list[Choice]:

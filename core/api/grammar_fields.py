@@ -13,7 +13,7 @@ from core.api.errors import ApiError
 from core.engine.request_options import Grammar
 
 MAX_CHOICES, MAX_SHOWN_CHARS = 1000, 200
-ANY_OBJECT = Grammar("json", '{"type": "object"}')
+ANY_OBJECT, ANY_JSON = Grammar("json", '{"type": "object"}'), Grammar("json", "{}")
 SCHEMA: dict[str, Any] = {"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]}
 TEXT: dict[str, Any] = {"type": ["string", "null"]}
 FORMAT_SCHEMA: dict[str, Any] = {
@@ -56,7 +56,7 @@ def _as_format(value: object) -> Grammar | None:
     schema = inner.get("schema") if isinstance(inner, dict) else None
     if not isinstance(schema, dict):
         raise ValueError("json_schema.schema is missing, or no object")
-    return _as_schema(schema)
+    return _as_schema(schema) or ANY_JSON
 
 
 def _as_schema(value: object) -> Grammar | None:

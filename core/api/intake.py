@@ -18,7 +18,8 @@ from weakref import WeakValueDictionary
 from core.api.errors import ApiError
 from core.api.http_call import HttpCall
 from core.api.json_text import MAX_VALUES
-from core.api.schema import Strict, Translate, read_body
+from core.api.schema import Translate, read_body
+from core.api.strict import Strict
 from core.common.plain_json import ValueCounter
 
 Request = TypeVar("Request", bound=Strict)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from core.api.errors import ApiError
 from core.api.intake import Intake
+from core.api.served_model import no_such_model, require_adapter
 from core.common.errors import DeckError
 from core.common.paths import model_name
-from core.common.values import printable
 from core.engine.interface import Engine
 from core.personas.listing import Listing
 from core.standby.loader import ModelLoader, WantedModel
@@ -17,8 +18,8 @@ from core.standby.loader import ModelLoader, WantedModel
 # What is being answered is let to its end for so long; whoever wants another model is then told to come again.
 TURN_S = 60.0
 POLL_S = 0.1
-# Requests that may wait for a load; each holds its messages.
-MAX_WAITING = 64
+# Requests that may wait for a load, as many as a model answers at once at most; each holds its messages.
+MAX_WAITING = 128
 
 
 class JustInTime:
@@ -29,18 +30,22 @@ class JustInTime:
         self._bringing: tuple[WantedModel, asyncio.Task[None]] | None = None
         self._num_waiting = 0
 
+    def awake(self) -> AbstractContextManager[None]:
+        """To be held from before `ready` until the engine was asked: what is loaded does not fall asleep meanwhile."""
+        return nullcontext() if self._loader is None else self._loader.awake()
+
     async def ready(self, name: str | None) -> None:
         """Wait until a request for `name` can be answered or refused. Raises ApiError, EngineError."""
         if (loader := self._loader) is None:
             return
         state = self._engine.state
         is_there = state.phase == "ready" and name in (None, state.model)
-        wanted = None if is_there else await self._intake.run(lambda: loader.wanted(name, self._is_character))
+        wanted = None if is_there else await self._intake.run(lambda: self._wanted(loader, name))
         if self._bringing is None:
             if wanted is None:
                 # A name that means nothing wakes no model.
                 if name is not None and state.asleep is not None:
-                    raise ApiError("api_model", name=printable(name), loaded=model_name(state.asleep.folder))
+                    raise no_such_model(name, model_name(state.asleep.folder))
                 return
             task = asyncio.create_task(self._bring(wanted, loader.bring))
             # Where all who waited have gone, nobody else asks how it ended.
@@ -50,6 +55,18 @@ class JustInTime:
             # Whoever came first has it: a model that goes on being asked for would never leave.
             raise ApiError("api_loading", name=self._bringing[0].name, percent=self._percent())
         await self._wait(self._bringing[1])
+
+    def _wanted(self, loader: ModelLoader, name: str | None) -> WantedModel | None:
+        """Raises an error for what no load would make answer: nothing is to be unloaded, or woken, for that."""
+        wanted = loader.wanted(name, self._is_character)
+        if wanted is None:
+            return None
+        asleep = self._engine.state.asleep
+        if wanted.is_asleep and asleep is not None and not asleep.folder.is_dir():
+            raise ApiError("api_model_gone", name=wanted.name, folder=str(asleep.folder))
+        if wanted.adapter is not None:
+            require_adapter(wanted.adapter, wanted.name)
+        return wanted
 
     def _is_character(self, name: str) -> bool:
         try:
@@ -76,6 +93,8 @@ class JustInTime:
             end_s = asyncio.get_running_loop().time() + TURN_S
             while True:
                 state = self._engine.state
+                if state.phase == "ready" and state.model == wanted.name:
+                    return  # Somebody else brought it between the look and the turn.
                 if state.phase == "loading":
                     # A person's load, or that of a start, is nobody's to end.
                     raise ApiError("api_loading", name=state.model or "", percent=self._percent())

@@ -10,7 +10,8 @@ from core.api.http_call import HttpCall
 from core.api.intake import Intake
 from core.api.json_text import to_json
 from core.api.just_in_time import JustInTime
-from core.api.prompts import check_size, render_messages
+from core.api.prompt_size import check_size
+from core.api.prompts import render_messages
 from core.api.schema import DetokenizeRequest, TokenizeRequest
 from core.api.served_model import (
     ServedModel,
@@ -18,10 +19,11 @@ from core.api.served_model import (
     list_asleep,
     list_loadable,
     list_models,
+    no_such_model,
     read_served_model,
 )
 from core.common.errors import DeckError
-from core.common.values import printable
+from core.common.paths import model_name
 from core.engine.interface import Engine
 from core.personas.listing import Listing
 from core.personas.names import same_name
@@ -56,14 +58,17 @@ class Models:
         asleep = self._engine.state.asleep
         try:
             if asleep is not None and self._loader is not None:
-                found = list_asleep(asleep.folder, self._characters)
+                # One whose folder is gone cannot come back.
+                found = list_asleep(asleep, self._characters) if asleep.folder.is_dir() else []
             else:
                 found = list_models(read_served_model(self._engine), self._characters)
         except DeckError as error:
             if error.key not in ("nothing_loaded", "api_loading"):
                 raise
             found = []
-        return found + list_loadable(self._loader.loadable() if self._loader is not None else ())
+        loadable = self._loader.loadable() if self._loader is not None else ()
+        here = {one["id"] for one in found}
+        return found + list_loadable(entry for entry in loadable if entry.name not in here)
 
     async def get(self, call: HttpCall) -> None:
         wanted = same_name(call.request.path_params["id"])
@@ -72,10 +77,19 @@ class Models:
             for one in self.find_all():
                 if same_name(one["id"]) == wanted:
                     return one
-            served = read_served_model(self._engine)
-            raise ApiError("api_model", name=printable(call.request.path_params["id"]), loaded=served.name)
+            raise self.unknown(call.request.path_params["id"])
 
         await call.json(await self._intake.run(find))
+
+    def unknown(self, name: str) -> DeckError:
+        """Why there is no model of this name."""
+        state = self._engine.state
+        if state.asleep is not None:
+            return no_such_model(name, model_name(state.asleep.folder))
+        try:
+            return no_such_model(name, read_served_model(self._engine).name)
+        except DeckError as error:
+            return error
 
     async def tokenize(self, call: HttpCall) -> None:
         """As vLLM answers; `tokens` is null, and the count an upper estimate, for a model without tokenizer.json."""
@@ -94,7 +108,8 @@ class Models:
             # Written here: on the event loop a long list would hold up everybody.
             return to_json({"count": number, "max_model_len": served.context_tokens, "tokens": tokens})
 
-        counted = await self._intake.take(call, TokenizeRequest, count, self._prepare)
+        with self._just_in_time.awake():
+            counted = await self._intake.take(call, TokenizeRequest, count, self._prepare)
         await call.text(counted, "application/json")
 
     async def detokenize(self, call: HttpCall) -> None:
@@ -105,7 +120,8 @@ class Models:
                 raise ApiError("api_no_tokenizer", name=served.name)
             return to_json({"prompt": text})
 
-        decoded = await self._intake.take(call, DetokenizeRequest, decode, self._prepare)
+        with self._just_in_time.awake():
+            decoded = await self._intake.take(call, DetokenizeRequest, decode, self._prepare)
         await call.text(decoded, "application/json")
 
     async def _prepare(self, request: TokenizeRequest | DetokenizeRequest) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,17 +13,16 @@ from core.api.completions import Completions
 from core.api.dialects.dialect import Body
 from core.api.dialects.ollama import OllamaExchange
 from core.api.dialects.ollama_request import NothingAsked, name_of
-from core.api.errors import ApiError
 from core.api.http_call import HttpCall
 from core.api.intake import Intake
 from core.api.just_in_time import JustInTime
 from core.api.models import Models
-from core.api.schema import ChatRequest, Strict
+from core.api.schema import ChatRequest
 from core.api.served_model import read_served_model
+from core.api.strict import Strict
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError
 from core.common.paths import model_name
-from core.common.values import printable
 from core.engine.interface import Engine
 from core.library.scan import read_entry
 from core.personas.names import same_name
@@ -30,7 +30,7 @@ from core.standby.loader import ModelLoader
 
 # Clients refuse one that is too old for what they want to use.
 VERSION = "0.12.6"
-# Nothing is unloaded at a time that is known.
+# When a model is unloaded that stays.
 NEVER = "9999-12-31T23:59:59Z"
 
 
@@ -54,8 +54,10 @@ class Ollama:
         intake: Intake,
         just_in_time: JustInTime,
         loader: ModelLoader | None,
+        unload_s: Callable[[], float | None],
     ) -> None:
-        self._engine, self._completions, self._models = engine, completions, models
+        """`unload_s`: in how many seconds the model is unloaded if nobody asks; None for never."""
+        self._engine, self._completions, self._models, self._unload_s = engine, completions, models, unload_s
         self._intake, self._just_in_time, self._loader = intake, just_in_time, loader
 
     async def version(self, call: HttpCall) -> None:
@@ -92,9 +94,11 @@ class Ollama:
             if facts is None:
                 return []
             taken = facts.weights_bytes + facts.cache_bytes
-            about = self._described({"id": facts.name, "created": 0}, {})
+            created_s, left_s = read_served_model(self._engine).made_s, self._unload_s()
+            about = self._described({"id": facts.name, "created": created_s}, {})
             on_gpu = taken if facts.memory is not None else 0
-            return [about | {"size": taken, "size_vram": on_gpu, "expires_at": NEVER,
+            expires_at = NEVER if left_s is None else _moment(int(time.time() + left_s))
+            return [about | {"size": taken, "size_vram": on_gpu, "expires_at": expires_at,
                              "context_length": facts.context_tokens}]  # fmt: skip
 
         await call.json({"models": await self._intake.run(find)})
@@ -108,8 +112,7 @@ class Ollama:
         for one in self._models.find_all():
             if same_name(one["id"]) == wanted:
                 return self._shown(one)
-        served = read_served_model(self._engine)
-        raise ApiError("api_model", name=printable(request.model), loaded=served.name)
+        raise self._models.unknown(request.model)
 
     def _shown(self, one: Body) -> Body:
         checkpoint, template = self._checkpoint(one, self._loadable()), ""

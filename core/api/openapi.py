@@ -8,20 +8,15 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from core.api import unsupported
-from core.api.schema import (
-    ChatRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    Strict,
-    TokenizeRequest,
-)
+from core.api.dialects import description
+from core.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from core.api.strict import Strict
 
 VERSION = "1"
 ABOUT = (
     "The loaded model, as OpenAI's API. What is below /v1 is there without /v1 as well. Fields that are not named are "
-    "ignored; samplers have one order, repetition_penalty looks at the whole text. Of Anthropic's API /v1/messages and "
-    "/v1/messages/count_tokens are there as its own documents have them, of Ollama's /api/chat and /api/generate, and "
-    "OpenAI's /v1/responses."
+    "ignored; samplers have one order, repetition_penalty looks at the whole text. Of Anthropic's API and Ollama's "
+    "and of OpenAI's /v1/responses the fields are named that count here; their own documents say more of each."
 )
 REQUESTS: tuple[type[Strict], ...] = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
 TEXT, NUMBER = {"type": "string"}, {"type": "integer", "minimum": 0}
@@ -48,7 +43,7 @@ def describe() -> dict[str, Any]:
     _, definitions = models_json_schema(
         [(kind, "validation") for kind in REQUESTS], ref_template="#/components/schemas/{model}"
     )
-    schemas: dict[str, Any] = {**definitions["$defs"], **_answers()}
+    schemas: dict[str, Any] = {**definitions["$defs"], **_answers(), **description.schemas()}
     for name in ("ChatRequest", "CompletionRequest"):
         schemas[name]["properties"] |= unsupported.describe()
     key = {"type": "http", "scheme": "bearer", "description": "A key from the page Settings."}
@@ -68,9 +63,17 @@ def _paths() -> dict[str, Any]:
         "/v1/models": {"get": _route("listModels", "The loaded model and the characters.", "ModelList")},
         "/v1/models/{id}": {"get": _route("getModel", "One of them.", "Model") | {"parameters": [name]}},
         "/v1/chat/completions": {
-            "post": _route("chat", "The model's answer to messages, or a character's.", "ChatCompletion", "ChatRequest")
+            "post": _route(
+                "chat",
+                "The model's answer to messages, or a character's.",
+                "ChatCompletion",
+                "ChatRequest",
+                description.SSE,
+            )
         },
-        "/v1/completions": {"post": _route("complete", "How a text goes on.", "TextCompletion", "CompletionRequest")},
+        "/v1/completions": {
+            "post": _route("complete", "How a text goes on.", "TextCompletion", "CompletionRequest", description.SSE)
+        },
         "/v1/tokenize": {"post": _route("tokenize", "A text's tokens.", "Tokenized", "TokenizeRequest")},
         "/v1/detokenize": {"post": _route("detokenize", "Tokens' text.", "Detokenized", "DetokenizeRequest")},
         "/v1/key": {"get": _route("tryKey", "Whether the key is right; asked for on this machine too.", "KeyState")},
@@ -78,14 +81,26 @@ def _paths() -> dict[str, Any]:
         "/ready": {"get": _ready()},
         "/metrics": {"get": _route("metrics", "Figures for Prometheus.", None)},
         "/openapi.json": {"get": _route("describe", "This description.", "Description")},
+        **{
+            one.path: {one.method: _route(one.name, one.summary, one.answer, one.request, one.stream, one.error)}
+            for one in description.OPERATIONS
+        },
     }
 
 
-def _route(operation: str, summary: str, answer: str | None, request: str | None = None) -> dict[str, Any]:
+def _route(
+    operation: str,
+    summary: str,
+    answer: str | None,
+    request: str | None = None,
+    stream: str | None = None,
+    error: str = "Error",
+) -> dict[str, Any]:
     content = {"text/plain": {"schema": TEXT}} if answer is None else _json(answer)
-    if operation in ("chat", "complete"):
-        content = content | {"text/event-stream": {"schema": EVENTS}}
-    failures = {status: {"description": text, "content": _json("Error")} for status, text in FAILURES.items()}
+    if stream is not None:
+        # Each line is an answer for itself where no events are sent.
+        content = content | {stream: {"schema": EVENTS if stream == description.SSE else {}}}
+    failures = {status: {"description": text, "content": _json(error)} for status, text in FAILURES.items()}
     route: dict[str, Any] = {
         "operationId": operation,
         "summary": summary,
@@ -136,6 +151,9 @@ def _answers() -> dict[str, Any]:
     error = _object(message=TEXT, type=TEXT, param=OPTIONAL_TEXT, code=OPTIONAL_TEXT)
     model = _object(id=TEXT, object={"const": "model"}, created=NUMBER, owned_by=TEXT)
     model["properties"]["max_model_len"] = NUMBER | {"description": "Of what is loaded."}
+    model["properties"]["pool_tokens"] = NUMBER | {
+        "description": "Tokens of all chats together; left out where each can have a whole context."
+    }
     model["properties"]["parent"] = TEXT | {"description": "A character's: the model that speaks for it."}
     usage = _object(
         prompt_tokens=NUMBER,

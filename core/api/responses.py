@@ -10,11 +10,8 @@ from typing import Any, Literal
 
 from core.api.generation import Choice, Usage
 from core.api.logprob_bodies import chat_logprobs, completion_logprobs
-from core.engine.answer import Answer
-from core.engine.protocol import Reason, TokenInfo
+from core.engine.protocol import TokenInfo
 
-# A stop string and the model's own end are one thing for OpenAI, and so are a full context and the asked-for length.
-FINISH: dict[Reason | None, str] = {"length": "length", "context": "length"}
 OBJECTS = {"chat": "chat.completion", "completion": "text_completion"}
 PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-"}
 
@@ -57,9 +54,9 @@ class ResponseWriter:
     def arguments(self, index: int, place: int, text: str) -> dict[str, Any]:
         return self._piece(index, {"tool_calls": [{"index": place, "function": {"arguments": text}}]})
 
-    def end(self, index: int, answer: Answer, has_calls: bool = False) -> dict[str, Any]:
-        piece = self._piece(index, {}, "", finish_of(answer.reason, has_calls))
-        piece["choices"][0] |= _stop(answer)
+    def end(self, index: int, choice: Choice, has_calls: bool = False) -> dict[str, Any]:
+        piece = self._piece(index, {})
+        piece["choices"][0] |= choice.finish(has_calls)
         return piece
 
     def usage(self, usage: Usage) -> dict[str, Any]:
@@ -74,11 +71,10 @@ class ResponseWriter:
         index: int,
         delta: dict[str, Any],
         text: str = "",
-        finish: str | None = None,
         logprobs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         content = {"delta": delta} if self.kind == "chat" else {"text": text}
-        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": None}
         return self._head(self._piece_object) | {"choices": [choice]}
 
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
@@ -101,8 +97,7 @@ class ResponseWriter:
             "index": index,
             **content,
             "logprobs": logprobs,
-            "finish_reason": finish_of(choice.answer.reason, bool(calls)),
-            **_stop(choice.answer),
+            **choice.finish(bool(calls)),
         }
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -112,15 +107,6 @@ class ResponseWriter:
 def _thought(text: str) -> dict[str, str]:
     """A thought by both of its names: DeepSeek's, which most clients read, and vLLM's newer one."""
     return {"reasoning_content": text, "reasoning": text}
-
-
-def _stop(answer: Answer) -> dict[str, str | None]:
-    """Which stop string ended an answer, by vLLM's name for it."""
-    return {"stop_reason": answer.stop or None}
-
-
-def finish_of(reason: Reason | None, has_calls: bool = False) -> str:
-    return FINISH.get(reason, "tool_calls" if has_calls else "stop")
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

@@ -102,13 +102,15 @@ def make_routes(
     body_s: float = BODY_S,
     ending: asyncio.Event | None = None,
     loader: ModelLoader | None = None,
+    unload_s: Callable[[], float | None] = lambda: None,
 ) -> list[BaseRoute]:
     """All routes. Where `needs_key` says so, none answers without a key, but /health that the server is alive and
     /ready whether its engine answers; a key opens nothing while its owner is not welcome.
 
     Beside the slots of the engine `max_waiting` answers of each client may wait; a request's body may take `body_s` to
     come. Once `ending` is set all that is being answered ends with an error that says so. `loader` brings the model
-    that a request names; None: only what is loaded answers.
+    that a request names; None: only what is loaded answers. `unload_s` says in how many seconds an idle model is
+    unloaded.
     """
     metrics, auth, intake = Metrics(), ApiAuth(keys, needs_key, is_welcome), Intake(body_s)
     ending = ending or asyncio.Event()
@@ -147,7 +149,7 @@ def make_routes(
         "/tokenize": {"POST": models.tokenize},
         "/detokenize": {"POST": models.detokenize},
     }
-    ollama = Ollama(engine, completions, models, intake, just_in_time, loader)
+    ollama = Ollama(engine, completions, models, intake, just_in_time, loader, unload_s)
     spoken: dict[Dialect, dict[str, dict[str, Handler]]] = {
         ANTHROPIC: {"/v1/messages": {"POST": messages.create}, "/v1/messages/count_tokens": {"POST": messages.count}},
         RESPONSES: {"/v1/responses": {"POST": messages.respond}},

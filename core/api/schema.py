@@ -6,28 +6,24 @@ done is refused (unsupported.py).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    ConfigDict,
     Field,
     PlainValidator,
     ValidationError,
-    ValidationInfo,
     WithJsonSchema,
-    field_validator,
 )
 
 from core.api.errors import ApiError
 from core.api.grammar_fields import Alternatives, ContextFree, Format, Pattern, Schema, Structured, only_one
 from core.api.json_text import read_json
+from core.api.length_fields import MAX_LENGTH, Tokens, TokensOrNone
+from core.api.message_fields import MAX_SHOWN_CHARS, TEXT, Messages, Variables
 from core.api.sampling_fields import Breakers, LogitBias, within
-from core.api.tool_fields import MAX_ID_CHARS, CallFields, Choice, ToolFields
+from core.api.strict import Strict
+from core.api.tool_fields import Choice, ToolFields
 from core.api.unsupported import check_supported, with_our_names
 from core.engine.request_options import MAX_TOP_LOGPROBS, Grammar
 from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
@@ -36,17 +32,7 @@ from core.engine.sampling_params import MAX_STOP_STRINGS, SAMPLING_RANGES
 MAX_STOP = MAX_STOP_STRINGS - 16
 MAX_STOP_CHARS = 1000
 MAX_CHOICES = 16
-# Far more than a context holds.
-MAX_MESSAGES = 10_000
 MAX_INT64 = 2**63 - 1
-# How long an answer may be; one that is longer than the context is cut to it.
-ALL_THERE_IS, MAX_LENGTH = -1, 2**31 - 1
-LENGTH_SCHEMA: dict[str, Any] = {
-    "description": "-1: all that there is room for.",
-    "anyOf": [{"const": ALL_THERE_IS}, {"type": "integer", "minimum": 1, "maximum": MAX_LENGTH}],
-}
-MAX_SHOWN_CHARS = 200
-TEXT: dict[str, Any] = {"type": "string"}
 IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 PROMPT_SCHEMA: dict[str, Any] = {
     "description": "A text, the ids of its tokens, or several of either.",
@@ -68,64 +54,8 @@ STOP_SCHEMA: dict[str, Any] = {
 }
 
 
-class Strict(BaseModel):
-    """No number is read from a text, no truth from a number."""
-
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
-
-
 class StreamOptions(Strict):
     include_usage: bool | None = None
-
-
-CONTENT_SCHEMA: dict[str, Any] = {
-    "description": "Null, or nothing, for the assistant only.",
-    "anyOf": [
-        TEXT,
-        {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {"type": {"const": "text"}, "text": TEXT},
-                "required": ["type", "text"],
-            },
-        },
-        {"type": "null"},
-    ],
-}
-
-
-class Message(Strict):
-    """`reasoning_content` is what the assistant thought before its `content`: the model's template decides about it."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    tool_calls: CallFields | None = Field(None, description="What the assistant called.")
-    tool_call_id: Annotated[str, Field(max_length=MAX_ID_CHARS)] | None = Field(
-        None, description="Which of the calls a message of a tool answers."
-    )
-    reasoning_content: str | None = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"))
-    content: Annotated[str, WithJsonSchema(CONTENT_SCHEMA)] = Field(None, validate_default=True)
-
-    @field_validator("content", mode="plain")
-    @classmethod
-    def read_content(cls, value: object, info: ValidationInfo) -> str:
-        """One text, however many parts it came in. Raises ApiError for a part that is none."""
-        if isinstance(value, str):
-            return value
-        if value is None and info.data.get("role") == "assistant":
-            return ""
-        if not isinstance(value, list):
-            raise ValueError("a text or a list of text parts is wanted")
-        return "".join(map(_text_of, value))
-
-
-def _text_of(part: object) -> str:
-    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-        raise ValueError('every part has to be an object with a "type"')
-    text = part.get("text")
-    if part["type"] != "text" or not isinstance(text, str):
-        raise ApiError("api_part", kind=part["type"][:MAX_SHOWN_CHARS])
-    return text
 
 
 def _as_stop(value: object) -> tuple[str, ...]:
@@ -157,12 +87,6 @@ def is_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one <= MAX_INT64 for one in value)
 
 
-def _as_length(value: int) -> int:
-    if value != ALL_THERE_IS and not 1 <= value <= MAX_LENGTH:
-        raise ValueError(f"a number from 1 to {MAX_LENGTH} is wanted, or {ALL_THERE_IS} for all that there is room for")
-    return value
-
-
 GRAMMAR_FIELDS = (
     "response_format",
     "guided_json",
@@ -173,7 +97,6 @@ GRAMMAR_FIELDS = (
 )
 Stop = Annotated[tuple[str, ...], PlainValidator(_as_stop), WithJsonSchema(STOP_SCHEMA)]
 Prompts = Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_as_prompts), WithJsonSchema(PROMPT_SCHEMA)]
-Tokens = Annotated[int, AfterValidator(_as_length), WithJsonSchema(LENGTH_SCHEMA)]
 
 
 class Sampled(Strict):
@@ -224,45 +147,6 @@ class Sampled(Strict):
         return only_one({name: getattr(self, name) for name in GRAMMAR_FIELDS})
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
-
-
-MAX_VARIABLES, MAX_VARIABLE_CHARS = 16, 1000
-VARIABLE = re.compile(r"[A-Za-z_]\w{0,63}")
-
-
-def _as_variables(value: object) -> dict[str, Any]:
-    found = {} if value is None else value
-    if not isinstance(found, dict) or len(found) > MAX_VARIABLES:
-        raise ValueError(f"an object with at most {MAX_VARIABLES} fields is wanted")
-    for name, one in found.items():
-        if not VARIABLE.fullmatch(name) or not isinstance(one, (str, bool, int, float, type(None))):
-            raise ValueError("texts, numbers, true and false are taken, each with a plain name")
-        if isinstance(one, str) and len(one) > MAX_VARIABLE_CHARS:
-            raise ValueError(f"a text of at most {MAX_VARIABLE_CHARS} characters is wanted")
-    return found
-
-
-VARIABLES_SCHEMA: dict[str, Any] = {
-    "description": "Variables for the model's template, such as enable_thinking.",
-    "anyOf": [
-        {
-            "type": "object",
-            "maxProperties": MAX_VARIABLES,
-            "propertyNames": {"pattern": r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"},
-            "additionalProperties": {
-                "anyOf": [
-                    {"type": "string", "maxLength": MAX_VARIABLE_CHARS},
-                    {"type": ["number", "boolean", "null"]},
-                ]
-            },
-        },
-        {"type": "null"},
-    ],
-}
-Variables = Annotated[dict[str, Any], PlainValidator(_as_variables), WithJsonSchema(VARIABLES_SCHEMA)]
-
-
 class ChatRequest(Sampled):
     """`model` may name a character: it answers as on the page Chat."""
 
@@ -290,6 +174,7 @@ class ChatRequest(Sampled):
 
 class CompletionRequest(Sampled):
     prompt: Prompts
+    max_tokens: TokensOrNone | None = None
     suffix: str | None = Field(None, description="What comes after the text that is wanted.")
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = Field(

@@ -18,8 +18,10 @@ from core.common.errors import DeckError, EngineError
 from core.common.paths import model_name
 from core.common.values import printable
 from core.engine.interface import Engine
+from core.engine.protocol import Load
 from core.engine.request_options import AdapterUse
-from core.library.scan import LibraryEntry
+from core.library.adapters import fitting_adapters, read_fitting
+from core.library.scan import LibraryEntry, find
 from core.personas.listing import Entry, Listing
 from core.standby.settings import other_names
 
@@ -30,7 +32,8 @@ MAX_NAME_CHARS, MAX_SHOWN_CHARS = 255, 100
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """The model that answers. `recommended` are its own generation settings, `made_s` when its folder was changed."""
+    """The model that answers. `recommended` are its own generation settings, `made_s` when its folder was changed.
+    `pool_tokens`: how many tokens all chats have together; None where each can have a whole context."""
 
     model: ModelPrompt
     context_tokens: int
@@ -39,6 +42,7 @@ class ServedModel:
     made_s: int
     has_room: bool = False
     adapter: AdapterUse | None = None
+    pool_tokens: int | None = None
 
     @property
     def name(self) -> str:
@@ -46,23 +50,58 @@ class ServedModel:
 
     @property
     def adapters(self) -> list[Path]:
-        """The LoRA adapters that a request can name; none where the model was loaded without room for any."""
-        return list_adapters(self.model.folder) if self.has_room else []
+        """The LoRA adapters that answer when a request names them; none where the model was loaded without room for
+        any."""
+        return fitting_adapters(self.model.folder) if self.has_room and self.model.folder is not None else []
 
     def named(self, name: str | None) -> tuple[ServedModel, str | None]:
         """With the adapter of a name like "MODEL:ADAPTER", and the model's name without it. Raises ApiError."""
-        base, _, wanted = (name or "").partition(":") if (name or "").startswith(f"{self.name}:") else ("", "", "")
-        if not base:
+        wanted = adapter_in(name, self.name)
+        if wanted is None:
             return self, name
-        folder = next((one for one in self.adapters if one.name == wanted), None)
+        folder = _adapter_folder(wanted, self.model.folder) if self.has_room else None
         if folder is None and other_names() == "any":
             return self, name
         if folder is None and not self.has_room:
             raise ApiError("adapters_no_room", adapter=printable(wanted[:MAX_SHOWN_CHARS]))
         if folder is None:
-            known = ", ".join(one.name for one in self.adapters) or "-"
-            raise ApiError("api_adapter", name=printable(wanted[:MAX_SHOWN_CHARS]), loaded=self.name, known=known)
+            raise _no_adapter(wanted, self.name, self.adapters)
         return replace(self, adapter=AdapterUse(wanted, folder)), self.name
+
+
+def adapter_in(name: str | None, model: str) -> str | None:
+    """The adapter in a name like "MODEL:ADAPTER"; None where that is not of `model`."""
+    return name[len(model) + 1 :] if name is not None and name.startswith(f"{model}:") else None
+
+
+def require_adapter(wanted: str, model: str) -> None:
+    """Read whether the model of the library can have the adapter called `wanted`, before it takes another one's place.
+
+    Raises ApiError where there is none of that name, CheckpointError for one that it cannot have.
+    """
+    checkpoint = find(model)
+    folder = _adapter_folder(wanted, checkpoint.path)
+    if folder is None:
+        known = [] if checkpoint.path is None else fitting_adapters(checkpoint.path)
+        raise _no_adapter(wanted, model, known)
+    read_fitting(folder, checkpoint)
+
+
+def _adapter_folder(name: str, model: Path | None) -> Path | None:
+    """Also of one that `model` cannot have: the engine says why."""
+    return next((one for one in list_adapters(model) if one.name == name), None)
+
+
+def _no_adapter(name: str, model: str, known: list[Path]) -> ApiError:
+    names = ", ".join(one.name for one in known) or "-"
+    return ApiError("api_adapter", name=printable(name[:MAX_SHOWN_CHARS]), loaded=model, known=names)
+
+
+def no_such_model(name: str, answering: str) -> ApiError:
+    """For a name that means nothing, where the model `answering` does the others."""
+    shown = printable(name if len(name) <= MAX_NAME_CHARS else f"{name[:MAX_SHOWN_CHARS]}…")
+    key = "api_model_library" if other_names() == "load" else "api_model"
+    return ApiError(key, name=shown, loaded=answering)
 
 
 def read_served_model(engine: Engine) -> ServedModel:
@@ -80,7 +119,13 @@ def read_served_model(engine: Engine) -> ServedModel:
             changed_ns = model.folder.stat().st_mtime_ns
             recommended = _read_recommended(model.folder, changed_ns)
     return ServedModel(
-        model, facts.context_tokens, facts.num_slots, recommended, changed_ns // 10**9, facts.adapters.count > 0
+        model,
+        facts.context_tokens,
+        facts.num_slots,
+        recommended,
+        changed_ns // 10**9,
+        facts.adapters.count > 0,
+        pool_tokens=facts.pool_tokens,
     )
 
 
@@ -98,7 +143,7 @@ def find_character(name: str | None, served: ServedModel, characters: Listing) -
     if len(name) > MAX_NAME_CHARS:
         if is_any:
             return None
-        raise ApiError("api_model", name=f"{printable(name[:MAX_SHOWN_CHARS])}…", loaded=served.name)
+        raise no_such_model(name, served.name)
     try:
         entry = characters.find(name)
     except DeckError:
@@ -106,7 +151,7 @@ def find_character(name: str | None, served: ServedModel, characters: Listing) -
     if entry is None or entry.character is None:
         if is_any:
             return None
-        raise ApiError("api_model", name=printable(name), loaded=served.name)
+        raise no_such_model(name, served.name)
     return entry
 
 
@@ -117,17 +162,20 @@ def list_loadable(entries: Iterable[LibraryEntry]) -> list[dict[str, Any]]:
 
 def list_models(served: ServedModel, characters: Listing) -> list[dict[str, Any]]:
     """The loaded model, then every character that can answer, as OpenAI lists models."""
-    return _listed(_described(served.name, served.made_s, served), characters, served)
+    return _listed(_described(served.name, served.made_s, served), served.adapters, characters, served)
 
 
-def list_asleep(folder: Path, characters: Listing) -> list[dict[str, Any]]:
+def list_asleep(load: Load, characters: Listing) -> list[dict[str, Any]]:
     """The same of a model that comes back with a request."""
-    return _listed(_described(model_name(folder), _made_s(folder), None), characters, None)
+    adapters = fitting_adapters(load.folder) if load.adapters.count else []
+    return _listed(_described(model_name(load.folder), _made_s(load.folder), None), adapters, characters, None)
 
 
-def _listed(model: dict[str, Any], characters: Listing, served: ServedModel | None) -> list[dict[str, Any]]:
+def _listed(
+    model: dict[str, Any], adapters: Iterable[Path], characters: Listing, served: ServedModel | None
+) -> list[dict[str, Any]]:
     found, name_of_model = [model], model["id"]
-    for folder in served.adapters if served is not None else ():
+    for folder in adapters:
         found.append(_described(f"{name_of_model}:{folder.name}", _made_s(folder), served) | {"parent": name_of_model})
     try:
         entries = characters.entries()
@@ -145,7 +193,10 @@ def _listed(model: dict[str, Any], characters: Listing, served: ServedModel | No
 
 def _described(name: str, created_s: int, served: ServedModel | None) -> dict[str, Any]:
     about = {"id": name, "object": "model", "created": created_s, "owned_by": OWNER}
-    return about if served is None else about | {"max_model_len": served.context_tokens}
+    if served is None:
+        return about
+    shared = {} if served.pool_tokens is None else {"pool_tokens": served.pool_tokens}
+    return about | {"max_model_len": served.context_tokens} | shared
 
 
 def _changed_s(entry: Entry) -> int:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, WithJsonSchema
 
+from core.api.json_text import to_json
+from core.api.strict import Strict
 from core.chat.tools.calls import Tool
 
 MAX_TOOLS, MAX_CALLS, MAX_NAME_CHARS, MAX_ID_CHARS = 256, 256, 128, 256
@@ -16,6 +18,14 @@ NAME_PATTERN = r"^[A-Za-z0-9_.:\-]+$"
 # A schema is walked through by programs that give up at hundreds; no form that a model can fill in is so deep.
 MAX_SCHEMA_DEPTH = 100
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}}
+ARGUMENTS_SCHEMA = {"type": ["string", "object", "null"], "description": "JSON."}
+NAMED_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    },
+    "required": ["function"],
+}
 
 
 def _not_too_deep(schema: dict[str, Any]) -> dict[str, Any]:
@@ -28,11 +38,7 @@ def _not_too_deep(schema: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"a schema of at most {MAX_SCHEMA_DEPTH} levels is taken")
 
 
-class ToolPart(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True, allow_inf_nan=False)
-
-
-class FunctionField(ToolPart):
+class FunctionField(Strict):
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS, pattern=NAME_PATTERN)]
     description: str | None = None
     parameters: Annotated[dict[str, Any], AfterValidator(_not_too_deep)] | None = Field(
@@ -40,17 +46,26 @@ class FunctionField(ToolPart):
     )
 
 
-class ToolField(ToolPart):
+class ToolField(Strict):
     type: Literal["function"]
     function: FunctionField
 
 
-class CalledFunction(ToolPart):
+def _as_arguments(value: object) -> str:
+    """JSON, also where the value itself came, as Ollama's clients keep it, or nothing for want of arguments."""
+    if isinstance(value, dict):
+        return to_json(value)
+    if value is not None and not isinstance(value, str):
+        raise ValueError("a text is wanted, which is JSON")
+    return value or ""
+
+
+class CalledFunction(Strict):
     name: Annotated[str, Field(max_length=MAX_NAME_CHARS)]
-    arguments: str = Field("", description="JSON.")
+    arguments: Annotated[str, BeforeValidator(_as_arguments), WithJsonSchema(ARGUMENTS_SCHEMA)] = ""
 
 
-class CallField(ToolPart):
+class CallField(Strict):
     id: Annotated[str, Field(max_length=MAX_ID_CHARS)]
     type: Literal["function"] | None = None
     function: CalledFunction
@@ -66,10 +81,12 @@ class CallField(ToolPart):
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """`name` is the one tool that has to be called."""
+    """`name` is the one tool that has to be called; `allowed`, where it is not None, the model hears of
+    no others."""
 
     mode: Literal["auto", "none", "required"]
     name: str | None = None
+    allowed: tuple[str, ...] | None = None
 
 
 def _as_choice(value: object) -> ToolChoice | None:
@@ -79,10 +96,24 @@ def _as_choice(value: object) -> ToolChoice | None:
         return ToolChoice(value)
     if value == "any":  # Mistral's word.
         return ToolChoice("required")
+    if isinstance(value, dict) and value.get("type") == "allowed_tools":
+        return _as_allowed(value.get("allowed_tools"))
     function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError("auto, none, required, or an object with a function's name is wanted")
     return ToolChoice("required", function["name"])
+
+
+def _as_allowed(value: object) -> ToolChoice:
+    """OpenAI's way to leave out some of the tools for one request."""
+    mode, tools = (value.get("mode"), value.get("tools")) if isinstance(value, dict) else (None, None)
+    if mode not in ("auto", "required") or not isinstance(tools, list):
+        raise ValueError("allowed_tools wants a mode, auto or required, and a list of tools")
+    functions = [tool.get("function") if isinstance(tool, dict) else None for tool in tools]
+    names = tuple(one["name"] for one in functions if isinstance(one, dict) and isinstance(one.get("name"), str))
+    if not names or len(names) < len(functions):
+        raise ValueError("every one of allowed_tools has to be an object with a function's name")
+    return ToolChoice(mode, allowed=names)
 
 
 CHOICE_SCHEMA: dict[str, Any] = {
@@ -96,6 +127,21 @@ CHOICE_SCHEMA: dict[str, Any] = {
             },
             "required": ["type", "function"],
         },
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "allowed_tools"},
+                "allowed_tools": {
+                    "type": "object",
+                    "properties": {
+                        "mode": {"enum": ["auto", "required"]},
+                        "tools": {"type": "array", "minItems": 1, "items": NAMED_SCHEMA},
+                    },
+                    "required": ["mode", "tools"],
+                },
+            },
+            "required": ["type", "allowed_tools"],
+        },
     ]
 }
 Choice = Annotated[ToolChoice | None, PlainValidator(_as_choice), WithJsonSchema(CHOICE_SCHEMA)]
@@ -105,4 +151,6 @@ CallFields = Annotated[list[CallField], Field(max_length=MAX_CALLS)]
 
 def tool_of(field: ToolField) -> Tool:
     function = field.function
-    return Tool(function.name, function.description or "", function.parameters or NOTHING)
+    # Some languages write fields that nobody set, and templates walk through them.
+    parameters = {name: value for name, value in (function.parameters or NOTHING).items() if value is not None}
+    return Tool(function.name, function.description or "", parameters)

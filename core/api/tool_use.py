@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from core.api.errors import ApiError
 from core.api.schema import ChatRequest
 from core.api.tool_fields import tool_of
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.chat.tools.calls import ToolCall, Tools
 from core.chat.tools.formats import FORCED, GENERIC, ToolFormat, find_tool_format, read_answer
 from core.chat.tools.prompt import forced_grammar, free_grammar, takes_tools, with_tools_told
@@ -65,6 +66,11 @@ def read_tools(request: ChatRequest, template: ChatTemplate, is_remote: bool = F
         raise ApiError("api_field", field="tool_choice", why="there are no tools to call")
     if choice is not None and choice.name is not None and choice.name not in tools:
         raise ApiError("api_field", field="tool_choice", why="there is no tool of that name")
+    if choice is not None and choice.allowed is not None:
+        missing = next((name for name in choice.allowed if name not in tools), None)
+        if missing is not None:
+            raise ApiError("api_field", field="tool_choice", why=f"there is no tool {missing[:100]}")
+        tools = {name: tools[name] for name in choice.allowed}
     has_earlier = any(message.role == "tool" or message.tool_calls for message in request.messages)
     is_off = not tools or (choice is not None and choice.mode == "none")
     if is_off and not has_earlier:

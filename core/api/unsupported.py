@@ -118,6 +118,9 @@ def describe() -> dict[str, Any]:
 
 
 def _asks_nothing(name: str, value: Any, fields: Mapping[str, Any]) -> bool:
+    if name == "n_probs" and type(value) is int and "messages" not in fields and value == fields.get("logprobs"):
+        # SillyTavern asks every server by both names; the answer is the other one's.
+        return True
     if name in NEUTRAL:
         return any(type(value) is type(one) and value == one for one in NEUTRAL[name])
     if name in OFF_BELOW:

@@ -8,7 +8,7 @@ from datetime import datetime
 from random import Random
 from typing import Any
 
-from core.chat.template import Turn
+from core.chat.template_messages import Turn
 from core.chat.truncation import ComposedPrompt, PromptParts
 from core.chat.turn_rendering import Names
 from core.personas.character import Character

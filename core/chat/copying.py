@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 
+from core.chat.checks import read_tree
 from core.chat.columns import files_from_column, from_column, thought_from_column
-from core.chat.mutations import read_tree
-from core.chat.queries import read_info
+from core.chat.queries import draft_files, read_info
 from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage
 from core.chat.tree import Tree
 
@@ -26,8 +26,7 @@ def copy_of(db: sqlite3.Connection, chat: int) -> CopiedChat:
         messages.append(CopiedMessage(parent, role, text, created_s, state, from_column(stats), is_shown, speaker,
                                       files_from_column(files), thought_from_column(thought),
                                       bool(is_hidden)))  # fmt: skip
-    (draft_files,) = db.execute("SELECT draft_files FROM chats WHERE id = ?", (chat,)).fetchone()
-    return replace(_with_messages(info, messages), draft_files=files_from_column(draft_files))
+    return replace(_with_messages(info, messages), draft_files=draft_files(db, chat))
 
 
 def path_of(chat: Chat, last: int) -> CopiedChat:

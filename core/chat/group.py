@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from core.chat.question import content_of
 from core.chat.records import Message
-from core.chat.template import Turn
+from core.chat.template_messages import Turn
 
 # "named": whoever the last line names, else in turn; "turns": in turn; "manual": whoever a person chooses.
 Order = Literal["named", "turns", "manual"]

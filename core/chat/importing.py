@@ -46,11 +46,6 @@ class ChatFile:
     notices: tuple[ChatFileError, ...] = ()
 
 
-def read_chat_file(data: bytes) -> CopiedChat:
-    """The chat in a file's bytes, the first one where there are several. Raises ChatFileError."""
-    return read_chats(data).chats[0]
-
-
 def read_chats(data: bytes) -> ChatFile:
     """All chats in a file's bytes. One that cannot be read does not keep out the others. Raises ChatFileError."""
     if len(data) > MAX_FILE_BYTES:

@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from core.chat.template import TEMPLATES, ChatTemplate, Turn, read_template
+from core.chat.template import TEMPLATES, ChatTemplate, read_template
+from core.chat.template_messages import Turn
 from core.chat.thinking import EFFORT, SWITCHES
 from core.chat.tokens import read_counter
 from core.common.files import Versions, file_versions
@@ -16,7 +17,7 @@ from core.common.paths import data_dir
 from core.common.preferences import Preferences
 from core.engine.interface import PromptCounter
 from core.engine.protocol import Conversation, EngineState
-from core.engine.thought import THINK
+from core.engine.thought_formats import THINK
 from core.tokenizer.read import FILES
 
 # Where preferences keep the formats of models that have no chat template.

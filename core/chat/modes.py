@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.chat.records import Message, Mode
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.chat.truncation import PromptParts, Voice, join_texts
 from core.chat.turn_rendering import Names, one_line, render_turns, turn_end, with_names
 from core.engine.sampling_params import MAX_STOP_STRINGS
-from core.engine.thought import THINK, Parts, ThoughtRules, ThoughtSplitter, split_thought
+from core.engine.thought import Parts, ThoughtRules, ThoughtSplitter, split_thought
+from core.engine.thought_formats import THINK
 
 # A model's name says so where the model was taught to chat.
 CHAT_MODEL_NAME = re.compile(r"(?:^|[^a-z])(?:chat|instruct|it|vicuna|zephyr|assistant)(?:[^a-z]|$)", re.IGNORECASE)

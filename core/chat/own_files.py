@@ -28,6 +28,7 @@ STATS: dict[str, tuple[type, ...]] = {
     "tokens_per_s": (int, float),
     "first_token_s": (int, float),
     "prompt_tokens": (int,),
+    "reused_tokens": (int,),
     "seed": (int,),
 }
 

@@ -11,7 +11,7 @@ from core.chat.model_prompt import ModelPrompt
 from core.chat.modes import PromptStyle, notebook_parts
 from core.chat.question import content_of, cut_to_room, with_files
 from core.chat.records import Message, Mode
-from core.chat.template import Turn
+from core.chat.template_messages import Turn
 from core.chat.thinking import Thinking
 from core.chat.truncation import ComposedPrompt, ContextError, FittedPrompt, PromptParts, Voice, fit_to_context
 from core.documents.document import Document

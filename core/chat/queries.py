@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+from core.chat.checks import read_tree
 from core.chat.columns import files_from_column, from_column, names_from_column, thought_from_column
 from core.chat.database import ChatStoreError
-from core.chat.mutations import read_tree
 from core.chat.records import Chat, ChatInfo, DeletedChat, Message
+from core.documents.document import Document
 
 INFO_COLUMNS = (
     "id, title, title_is_own, created_s, changed_s, is_pinned, mode, character, settings, draft, members, lorebooks"
@@ -42,6 +43,31 @@ def list_deleted(db: sqlite3.Connection, owner: str, since_s: float, limit: int)
     return [DeletedChat(_info(row[:-1]), row[-1]) for row in rows]
 
 
+def count_chats(db: sqlite3.Connection, owner: str | None) -> int:
+    counted = db.execute("SELECT count(*) FROM chats WHERE owner = ? AND deleted_s IS NULL", (owner,))
+    return int(counted.fetchone()[0])
+
+
+def count_deleted(db: sqlite3.Connection, owner: str | None, since_s: float) -> int:
+    counted = db.execute("SELECT count(*) FROM chats WHERE owner = ? AND deleted_s >= ?", (owner, since_s))
+    return int(counted.fetchone()[0])
+
+
+def last_used(db: sqlite3.Connection, owner: str | None) -> dict[str, float]:
+    """When a chat of each character changed last, by what the chats call it."""
+    rows = db.execute(
+        "SELECT character, max(changed_s) FROM chats WHERE owner = ? AND deleted_s IS NULL AND character != ''"
+        " GROUP BY character",
+        (owner,),
+    )
+    return dict(rows)
+
+
+def draft_files(db: sqlite3.Connection, chat: int) -> tuple[Document, ...]:
+    row = db.execute("SELECT draft_files FROM chats WHERE id = ?", (chat,)).fetchone()
+    return files_from_column(row[0]) if row is not None else ()
+
+
 def read_info(db: sqlite3.Connection, chat: int) -> ChatInfo:
     row = db.execute(f"SELECT {INFO_COLUMNS} FROM chats WHERE id = ? AND deleted_s IS NULL", (chat,)).fetchone()
     if row is None:
@@ -50,6 +76,7 @@ def read_info(db: sqlite3.Connection, chat: int) -> ChatInfo:
 
 
 def read_chat(db: sqlite3.Connection, chat: int) -> Chat:
+    """The chat with the messages that are shown. Raises ChatStoreError where it is gone, as `read_info` does."""
     info, tree = read_info(db, chat), read_tree(db, chat)
     found = db.execute(
         "SELECT id, role, text, created_s, state, stats, speaker, files, thought, is_hidden FROM messages"

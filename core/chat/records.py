@@ -62,7 +62,8 @@ class Thought:
 class Message:
     """One message on the path that is shown. `versions` are the ids of all its versions, its own among them.
 
-    `stats` of an answer: model, reason, tokens, tokens_per_s, first_token_s, prompt_tokens, seed;
+    `stats` of an answer: model, reason, tokens, tokens_per_s, first_token_s, prompt_tokens,
+    reused_tokens, seed;
     error where it failed. `speaker` is who said it, where that is not the chat's character; of a person's message it
     is the name that they had then. `files` were added to a question: the model reads them before its words. What
     `is_hidden` the model does not read.

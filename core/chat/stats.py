@@ -56,6 +56,7 @@ def stats_of(answer: Answer, model: str) -> dict[str, Any]:
             "tokens_per_s": round(answer.stats.decode_tokens_per_s, 2),
             "first_token_s": round(answer.stats.queued_s + answer.stats.prefill_s, 3),
             "prompt_tokens": answer.stats.prompt_tokens,
+            "reused_tokens": answer.stats.reused_tokens,
             "seed": answer.stats.seed,
         }
     if answer.error is not None:

@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.chat import mutations
-from core.chat.columns import files_from_column, files_to_column, names_to_column, to_column
+from core.chat import chat_rows, checks, mutations, queries
+from core.chat.columns import names_to_column, to_column
 from core.chat.copying import copy_of, path_of
-from core.chat.database import BUSY_S, ChatStoreError, Database, changed_meanwhile
-from core.chat.queries import list_chats, list_deleted, list_recent, read_chat, read_info
+from core.chat.database import BUSY_S, Database, changed_meanwhile
 from core.chat.records import Chat, ChatInfo, CopiedChat, CopiedMessage, DeletedChat, Hit, Mode, State, Thought
 from core.chat.searching import find_messages
 from core.chat.titles import shortened
@@ -71,8 +70,8 @@ class ChatStore:
         """Put in order what a killed process left, where no other process uses the file."""
         if self._database.is_alone:
             with self._database.change() as db:
-                db.execute("UPDATE messages SET state = 'stopped' WHERE state = 'writing'")
-                mutations.purge_older(db, self._kept_since_s())
+                mutations.stop_unfinished(db)
+                chat_rows.purge_older(db, self._kept_since_s())
             self._database.settle()
 
     # Chats ----------------------------------------------------------------------------------------------------------
@@ -94,46 +93,40 @@ class ChatStore:
     def add(self, chat: CopiedChat) -> int:
         """Write a chat that comes from outside as a new one."""
         with self._database.change() as db:
-            return mutations.insert_chat(db, chat, self._now(), self._owner or "")
+            return chat_rows.insert_chat(db, chat, self._now(), self._owner or "")
 
     def add_all(self, chats: Sequence[CopiedChat]) -> list[int]:
         """Write the chats of a file: all of them, or none where one cannot be written. Ids in the same order."""
         with self._database.change() as db:
-            return [mutations.insert_chat(db, chat, self._now(), self._owner or "") for chat in chats]
+            return [chat_rows.insert_chat(db, chat, self._now(), self._owner or "") for chat in chats]
 
     def chats(self, limit: int = PAGE_CHATS, offset: int = 0) -> list[ChatInfo]:
         """Pinned chats first, then those that changed last."""
         with self._database.read() as db:
-            return list_chats(db, self._owner or "", limit, offset)
+            return queries.list_chats(db, self._owner or "", limit, offset)
 
     def recent(self, limit: int) -> list[ChatInfo]:
         """Those that changed last, pinned or not."""
         with self._database.read() as db:
-            return list_recent(db, self._owner or "", limit)
+            return queries.list_recent(db, self._owner or "", limit)
 
     def last_used(self) -> dict[str, float]:
         """When a chat of each character changed last, by what the chats call it."""
         with self._database.read() as db:
-            rows = db.execute(
-                "SELECT character, max(changed_s) FROM chats WHERE owner = ? AND deleted_s IS NULL AND character != ''"
-                " GROUP BY character",
-                (self._owner,),
-            )
-            return dict(rows)
+            return queries.last_used(db, self._owner)
 
     def count(self) -> int:
         with self._database.read() as db:
-            counted = db.execute("SELECT count(*) FROM chats WHERE owner = ? AND deleted_s IS NULL", (self._owner,))
-            return int(counted.fetchone()[0])
+            return queries.count_chats(db, self._owner)
 
     def info(self, chat: int) -> ChatInfo:
         with self._reading(chat) as db:
-            return read_info(db, chat)
+            return queries.read_info(db, chat)
 
     def read(self, chat: int) -> Chat:
         """A chat with the messages that are shown."""
         with self._reading(chat) as db:
-            return read_chat(db, chat)
+            return queries.read_chat(db, chat)
 
     def copy(self, chat: int) -> CopiedChat:
         """A chat with all versions, to export; what was deleted from it is not in it."""
@@ -143,12 +136,12 @@ class ChatStore:
     def branch(self, message: int, title: str = "") -> int:
         """A new chat that is a copy of the old one up to and with a message, with a `title` that tells it apart."""
         with self._changing(message) as db:
-            chat, _ = mutations.find_shown(db, message)
-            copied = path_of(read_chat(db, chat), message)
+            chat, _ = checks.find_shown(db, message)
+            copied = path_of(queries.read_chat(db, chat), message)
             if title:
                 own = shortened(printable(title), MAX_OWN_TITLE_CHARS)
                 copied = replace(copied, title=own, title_is_own=True)
-            return mutations.insert_chat(db, copied, self._now(), self._owner or "")
+            return chat_rows.insert_chat(db, copied, self._now(), self._owner or "")
 
     def rename(self, chat: int, title: str, expected: str | None = None) -> None:
         """Give a chat a title of its own; an empty one brings back the proposed one.
@@ -157,10 +150,10 @@ class ChatStore:
         """
         title = shortened(" ".join(printable(title).split()), MAX_OWN_TITLE_CHARS)
         with self._changing_chat(chat) as db:
-            if read_info(db, chat).title not in (expected, title) and expected is not None:
+            if queries.read_info(db, chat).title not in (expected, title) and expected is not None:
                 raise changed_meanwhile(title)
-            db.execute("UPDATE chats SET title = ?, title_is_own = ? WHERE id = ?", (title, bool(title), chat))
-            mutations.retitle(db, chat)
+            chat_rows.set_columns(db, chat, "title = ?, title_is_own = ?", title, bool(title))
+            chat_rows.retitle(db, chat)
 
     def pin(self, chat: int, is_pinned: bool) -> None:
         self._set(chat, "is_pinned = ?", is_pinned)
@@ -168,8 +161,8 @@ class ChatStore:
     def change_settings(self, chat: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Make new settings of the present ones, so that what another tab sets at the same time stays."""
         with self._changing_chat(chat) as db:
-            settings = change(read_info(db, chat).settings)
-            db.execute("UPDATE chats SET settings = ? WHERE id = ?", (to_column(settings), chat))
+            settings = change(queries.read_info(db, chat).settings)
+            chat_rows.set_columns(db, chat, "settings = ?", to_column(settings))
 
     def set_mode(self, chat: int, mode: Mode) -> None:
         """Put a chat to the model in another mode, with the same speaker."""
@@ -181,7 +174,7 @@ class ChatStore:
         A person's own choice of plain lines or of a notebook stays; else the mode follows the character.
         """
         with self._changing_chat(chat) as db:
-            mutations.set_cast(db, chat, (character, *read_info(db, chat).members))
+            chat_rows.set_cast(db, chat, (character, *queries.read_info(db, chat).members))
 
     def set_members(self, chat: int, members: Sequence[str], expected: Sequence[str] | None = None) -> None:
         """Give a chat these characters beside its first one. What each has said stays theirs.
@@ -189,10 +182,10 @@ class ChatStore:
         `expected` are the members that the caller saw. Raises ChatStoreError "chat_changed" where others hold now.
         """
         with self._changing_chat(chat) as db:
-            info = read_info(db, chat)
+            info = queries.read_info(db, chat)
             if expected is not None and info.members not in (tuple(expected), tuple(members)):
                 raise changed_meanwhile(", ".join(members))
-            mutations.set_cast(db, chat, (info.character, *members))
+            chat_rows.set_cast(db, chat, (info.character, *members))
 
     def set_lorebooks(self, chat: int, lorebooks: Sequence[str], expected: Sequence[str]) -> None:
         """Give a chat these lorebooks of its own.
@@ -200,38 +193,27 @@ class ChatStore:
         `expected` are those that the caller saw. Raises ChatStoreError "chat_changed" where others hold now.
         """
         with self._changing_chat(chat) as db:
-            if read_info(db, chat).lorebooks not in (tuple(expected), tuple(lorebooks)):
+            if queries.read_info(db, chat).lorebooks not in (tuple(expected), tuple(lorebooks)):
                 raise changed_meanwhile(", ".join(lorebooks))
-            db.execute("UPDATE chats SET lorebooks = ? WHERE id = ?", (names_to_column(lorebooks), chat))
+            chat_rows.set_columns(db, chat, "lorebooks = ?", names_to_column(lorebooks))
 
     def add_draft(self, chat: int, text: str, files: Sequence[Document] = ()) -> None:
         """Add `text` below the chat's draft, which was typed and not sent, and `files` to those of the draft."""
-        text = printable(text)
         with self._changing_chat(chat) as db:
-            mutations.require_chat(db, chat)
-            all_files = files_to_column((*_draft_files(db, chat), *files))
-            db.execute(
-                "UPDATE chats SET draft_files = ?, draft = CASE draft WHEN '' THEN ? ELSE draft || char(10, 10) || ?"
-                " END WHERE id = ?",
-                (all_files, text, text, chat),
-            )
+            chat_rows.add_draft(db, chat, printable(text), files)
 
     def draft_files(self, chat: int) -> tuple[Document, ...]:
         with self._reading(chat) as db:
-            return _draft_files(db, chat)
+            return queries.draft_files(db, chat)
 
     def drop_draft(self, chat: int, text: str) -> None:
         """Empty the draft where it is still this `text`: what was added meanwhile stays."""
         with self._changing_chat(chat) as db:
-            mutations.require_chat(db, chat)
-            db.execute(
-                "UPDATE chats SET draft = '', draft_files = '[]' WHERE id = ? AND draft = ?", (chat, printable(text))
-            )
+            chat_rows.drop_draft(db, chat, printable(text))
 
     def _set(self, chat: int, columns: str, *values: object) -> None:
         with self._changing_chat(chat) as db:
-            mutations.require_chat(db, chat)
-            db.execute(f"UPDATE chats SET {columns} WHERE id = ?", (*values, chat))
+            chat_rows.set_columns(db, chat, columns, *values)
 
     def search(self, text: str, limit: int = PAGE_HITS) -> list[Hit]:
         """Messages and titles that hold every word of `text`, newest first, in any language and letter case."""
@@ -243,38 +225,32 @@ class ChatStore:
     def delete_chat(self, chat: int) -> None:
         """Put a chat into the trash, where it waits for KEEP_DELETED_S. Those that waited longer go for good."""
         with self._changing_chat(chat) as db:
-            mutations.require_chat(db, chat)
-            db.execute("UPDATE chats SET deleted_s = ? WHERE id = ?", (self._now(), chat))
-            mutations.purge_older(db, self._kept_since_s())
+            chat_rows.set_columns(db, chat, "deleted_s = ?", self._now())
+            chat_rows.purge_older(db, self._kept_since_s())
 
     def restore_chat(self, chat: int) -> None:
         """Take a chat out of the trash, with everything that it had."""
         with self._changing_chat(chat) as db:
-            if not db.execute("UPDATE chats SET deleted_s = NULL WHERE id = ?", (chat,)).rowcount:
-                raise ChatStoreError("chat_gone")
+            chat_rows.restore_deleted(db, chat)
 
     def purge_chat(self, chat: int) -> None:
         """Delete a chat of the trash for good. Raises ChatStoreError where it is not there any more."""
         with self._changing_chat(chat) as db:
-            if not db.execute("DELETE FROM chats WHERE id = ? AND deleted_s IS NOT NULL", (chat,)).rowcount:
-                raise ChatStoreError("chat_gone")
+            chat_rows.purge(db, chat)
 
     def empty_trash(self, until_s: float) -> None:
         """Delete for good what came into the trash until then: what another tab puts there meanwhile stays."""
         with self._database.change() as db:
-            db.execute("DELETE FROM chats WHERE owner = ? AND deleted_s <= ?", (self._owner, until_s))
+            chat_rows.empty_trash(db, self._owner, until_s)
 
     def deleted(self, limit: int = PAGE_CHATS) -> list[DeletedChat]:
         """The chats in the trash, those deleted last first."""
         with self._database.read() as db:
-            return list_deleted(db, self._owner or "", self._kept_since_s(), limit)
+            return queries.list_deleted(db, self._owner or "", self._kept_since_s(), limit)
 
     def count_deleted(self) -> int:
         with self._database.read() as db:
-            counted = db.execute(
-                "SELECT count(*) FROM chats WHERE owner = ? AND deleted_s >= ?", (self._owner, self._kept_since_s())
-            )
-            return int(counted.fetchone()[0])
+            return queries.count_deleted(db, self._owner, self._kept_since_s())
 
     def _kept_since_s(self) -> float:
         return self._now() - KEEP_DELETED_S
@@ -366,19 +342,19 @@ class ChatStore:
     @contextmanager
     def _reading(self, chat: int) -> Iterator[sqlite3.Connection]:
         with self._database.read() as db:
-            mutations.require_own_chat(db, chat, self._owner)
+            checks.require_own_chat(db, chat, self._owner)
             yield db
 
     @contextmanager
     def _changing_chat(self, chat: int) -> Iterator[sqlite3.Connection]:
         with self._database.change() as db:
-            mutations.require_own_chat(db, chat, self._owner)
+            checks.require_own_chat(db, chat, self._owner)
             yield db
 
     @contextmanager
     def _changing(self, message: int) -> Iterator[sqlite3.Connection]:
         with self._database.change() as db:
-            mutations.require_own_message(db, message, self._owner)
+            checks.require_own_message(db, message, self._owner)
             yield db
 
     def _change_chat(self, chat: int, change: Callable[[sqlite3.Connection], T]) -> T:
@@ -388,8 +364,3 @@ class ChatStore:
     def _change(self, message: int, change: Callable[[sqlite3.Connection], T]) -> T:
         with self._changing(message) as db:
             return change(db)
-
-
-def _draft_files(db: sqlite3.Connection, chat: int) -> tuple[Document, ...]:
-    row = db.execute("SELECT draft_files FROM chats WHERE id = ?", (chat,)).fetchone()
-    return files_from_column(row[0]) if row is not None else ()

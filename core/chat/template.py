@@ -10,22 +10,22 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any
 
 from core.chat.chat_formats import BY_NAME, added_tokens, find_format
 from core.chat.special_tokens import read_special_tokens
 from core.chat.template_forms import TemplateForms
+from core.chat.template_messages import ARGUMENT_FORMS, Turn, message_of, size_of, with_arguments
 from core.chat.template_renderer import LIMITS, Size, TemplateRenderer, max_chars
 from core.chat.thinking import switches_of
 from core.checkpoint.headers import read_json, read_text
 from core.common.errors import DeckError
 from core.common.sandbox import LimitReached, SandboxError
 from core.common.values import printable
-from core.engine.thought import FORMATS, THINK, ThoughtFormat, ThoughtRules, split_thought
-from core.engine.thought import find_format as find_thought_format
+from core.engine.thought import ThoughtRules, split_thought
+from core.engine.thought_formats import FORMATS, THINK, ThoughtFormat
+from core.engine.thought_formats import find_format as find_thought_format
 
 # Where a template lies by itself; older checkpoints have it in tokenizer_config.json.
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -33,25 +33,9 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 OPEN_END = "\ue0c5\ue0d1"
 # An answer that a template begins with a thought begins within so many characters of the prompt's end.
 MAX_OPENED_CHARS = 128
-# The fields of a message in which templates read its thought: most; then gpt-oss', and Gemma 4's.
-THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
-MISTRAL_ID_CHARS = 9
 # What of a question is looked for in a prompt: a template may trim it, write it as JSON, or in capitals.
 WORD = re.compile(r"\w{1,200}")
 MAX_SEARCHED_CHARS = 2000
-
-
-class Turn(TypedDict):
-    """One message as a chat template reads it. In a group a line that is not the speaker's has a `name` before it."""
-
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
-    name: NotRequired[str]
-    # What the assistant thought before it.
-    thought: NotRequired[str]
-    # What the assistant called, each as {"id", "type", "function": {"name", "arguments"}}, and which call is answered.
-    tool_calls: NotRequired[list[dict[str, Any]]]
-    tool_call_id: NotRequired[str]
 
 
 class TemplateError(DeckError):
@@ -210,8 +194,8 @@ class ChatTemplate:
         self, turns: list[Turn], add_generation_prompt: bool, as_parts: bool, reshape: Callable[[Any], Any]
     ) -> str:
         assert self.source is not None
-        messages = [_message(turn, as_parts, self.source, self.thought_format) for turn in turns]
-        messages = [_with_arguments(message, reshape) for message in messages]
+        messages = [message_of(turn, as_parts, self.source, self.thought_format) for turn in turns]
+        messages = [with_arguments(message, reshape) for message in messages]
         values = {
             **self.variables,
             "messages": messages,
@@ -223,7 +207,7 @@ class ChatTemplate:
             "tools": list(self.tools) or None,
             "documents": None,
         }
-        size = _size(turns, self.tools)
+        size = size_of(turns, self.tools)
         try:
             return _renderer.render(self.source, values, size)
         except SandboxError as error:
@@ -281,76 +265,6 @@ def _read_sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _message(turn: Turn, as_parts: bool, source: str, format: ThoughtFormat | None) -> dict[str, Any]:
-    """A turn as templates read it. Some take its text as the one part of a list, as of a message with pictures.
-
-    A thought is given to a template in the way in which that reads it, and to one that reads none not at all. The
-    template decides which thoughts are in the prompt.
-    """
-    content, thought, more = printable(turn["content"]), printable(turn.get("thought", "")).strip(), {}
-    if thought:
-        field = next((name for name in THOUGHT_FIELDS if _reads_field(source, name)), None)
-        if field is not None:
-            more[field] = thought
-        elif format is not None and _takes_apart(source, format):
-            content = f"{format.open[0]}\n{thought}{format.closing}{content}"
-    more |= _calls_of(turn, source)
-    return {"role": turn["role"], "content": [{"type": "text", "text": content}] if as_parts else content, **more}
-
-
-def _calls_of(turn: Turn, source: str) -> dict[str, Any]:
-    """What a turn says of calls. Mistral's templates take no numbers of calls but those of nine letters and digits."""
-    calls, answered = turn.get("tool_calls"), turn.get("tool_call_id")
-
-    def number(text: str) -> str:
-        is_right = len(text) == MISTRAL_ID_CHARS and text.isascii() and text.isalnum()
-        return (
-            text if is_right or "[TOOL_CALLS]" not in source else sha256(text.encode()).hexdigest()[:MISTRAL_ID_CHARS]
-        )
-
-    more: dict[str, Any] = {}
-    if calls:
-        more["tool_calls"] = [call | {"id": number(call["id"])} for call in calls]
-    if answered is not None:
-        more["tool_call_id"] = number(answered)
-    if turn["role"] == "tool" and "name" in turn:
-        more["name"] = turn["name"]
-    return more
-
-
-def _with_arguments(message: dict[str, Any], reshape: Callable[[Any], Any]) -> dict[str, Any]:
-    if "tool_calls" not in message:
-        return message
-    calls = [
-        call | {"function": call["function"] | {"arguments": reshape(call["function"]["arguments"])}}
-        for call in message["tool_calls"]
-    ]
-    return message | {"tool_calls": calls}
-
-
-def _as_object(arguments: Any) -> Any:
-    return arguments if isinstance(arguments, dict) else {"arguments": arguments}
-
-
-# How a template gets the arguments of earlier calls, until one is right. Most write JSON of the values; DeepSeek's join
-# texts; some go through an object. Arguments that a model broke off are none, and each further request of their chat
-# brings them again.
-ARGUMENT_FORMS: tuple[Callable[[Any], Any], ...] = (lambda arguments: arguments, json.dumps, _as_object)
-
-
-@lru_cache(64)
-def _reads_field(source: str, name: str) -> bool:
-    return re.search(rf"""\.{name}\b|['"]{name}['"]""", source) is not None
-
-
-@lru_cache(64)
-def _takes_apart(source: str, format: ThoughtFormat) -> bool:
-    """Whether a template looks for the end of a thought in a message's text."""
-    marks = "|".join(re.escape(mark) for mark in format.close)
-    mark = rf"""['"](?:{marks})['"]"""
-    return re.search(rf"(?:\(|\bin)\s*{mark}|{mark}\s+(?:not\s+)?in\b", source) is not None
-
-
 def _last_question(turns: Sequence[Turn]) -> str:
     return next((turn["content"] for turn in reversed(turns) if turn["role"] == "user"), "")
 
@@ -372,10 +286,3 @@ _forms = TemplateForms()
 def warm_renderer() -> None:
     """Have a process ready that renders, so that the first answer does not wait for it."""
     _renderer.warm()
-
-
-def _size(turns: Sequence[Turn], tools: Sequence[dict[str, Any]] = ()) -> Size:
-    num_chars = sum(len(turn["role"]) + len(turn["content"]) + len(turn.get("thought", "")) for turn in turns)
-    called = [turn["tool_calls"] for turn in turns if "tool_calls" in turn]
-    # Written with their indents they take more than as JSON.
-    return len(turns) + len(tools), num_chars + sum(len(json.dumps(one)) for one in (*called, *tools))

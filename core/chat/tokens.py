@@ -53,6 +53,7 @@ class TokenCounter:
         self._known: OrderedDict[bytes, int] = OrderedDict()
 
     def count(self, text: str) -> int:
+        """The tokens of `text`; by an estimate where there is no tokenizer. Counts of the last texts are kept."""
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
         with self._lock:
             count = self._known.pop(digest, None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
 
-from core.chat.template import Turn
+from core.chat.template_messages import Turn
 from core.common.errors import DeckError
 from core.personas.lorebook import LeftOut, Lore
 
@@ -173,8 +173,8 @@ def _guess_first(costs: list[float], budget: int) -> int:
 
 
 def _too_long(message: int, tokens: int, limit: int) -> ContextError:
-    """The error that names the longer part: the last message, or the character's text."""
+    """The error that names the longer part, the last message or the character's text, and what the other one leaves."""
     rest = tokens - message
     if rest > message:
-        return ContextError("character_too_long", tokens=rest, limit=limit)
-    return ContextError("message_too_long", tokens=message, limit=limit - rest)
+        return ContextError("character_too_long", tokens=rest, limit=max(0, limit - message))
+    return ContextError("message_too_long", tokens=message, limit=max(0, limit - rest))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
+from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError
+from core.chat.template_messages import Turn
 from core.chat.truncation import PromptParts, join_texts
 
 # A longer name, or one with a line end, would break the form of a dialogue.

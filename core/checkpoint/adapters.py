@@ -16,11 +16,11 @@ from typing import Any
 
 from core.checkpoint.checkpoint import FolderFiles
 from core.checkpoint.headers import TensorInfo
-from core.checkpoint.weight_files import ModelFiles
+from core.checkpoint.weight_files import ADAPTER_CONFIG, ModelFiles
 from core.common.errors import CheckpointError
 from core.common.values import is_whole, printable, quoted_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MAX_RANK = 256
 # `base_model.model.` is PEFT's own wrapper. Some trainers keep the adapter's name between the part and "weight".
@@ -28,6 +28,10 @@ TENSOR = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<part>[AB
 # Patterns of ranks come from strangers: names, dots and ends, and nothing that repeats, cannot take long to match.
 PATTERN = re.compile(r"(?:[\w.$^-]|\\[.d])+")
 MAX_PATTERNS, MAX_PATTERN_CHARS = 10_000, 300
+# All others are for a matcher that needs a time in proportion to the text; to make one of a pattern may take longer.
+MAX_OTHER_PATTERNS = 200
+# What is beside the language model in one that sees or hears; its layers have the same names within.
+TOWER = re.compile(r"(?:^|[._])(?:vision|visual|vit|image|audio|speech)(?:[._]|$)")
 # Each pattern is held against each module, which pages do whenever they are drawn; so many take half a second.
 MAX_MATCHES = 2_000_000
 # Settings that make more of an adapter than B times A, with the name that people know each by.
@@ -43,6 +47,7 @@ VARIANTS = {
     "target_parameters": "target_parameters",
     "layer_replication": "layer_replication",
     "lora_bias": "lora_bias",
+    "monteclora_config": "MonteCLoRA",
 }
 # Ways to begin a training that take something out of the base's own weights, unless they were converted afterwards.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -89,7 +94,7 @@ class AdapterShape:
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
+    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def read_adapter(folder: Path) -> AdapterShape:
@@ -106,9 +111,9 @@ def read_adapter_files(files: ModelFiles, path: Path) -> AdapterShape:
     """The adapter whose files these are, wherever they lie; `path` is where they lie or will. Raises as
     `read_adapter`."""
     name = printable(files.name)
-    config = files.read_json(CONFIG)
+    config = files.read_json(ADAPTER_CONFIG)
     if config is None:
-        raise CheckpointError("adapter_none", folder=name)
+        raise files.error("adapter_none")
     _refuse_variants(name, config)
     if WEIGHTS not in files.names:
         pickle = next((file for file in PICKLES if file in files.names), None)
@@ -153,13 +158,12 @@ def _matrices(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor
             raise CheckpointError("adapter_tensor", adapter=name, tensor=printable(tensor))
     if not parts:
         raise CheckpointError("adapter_empty", adapter=name)
-    rank_patterns, alpha_patterns = (
-        _patterns(name, config, key, len(parts)) for key in ("rank_pattern", "alpha_pattern")
-    )
+    ranks, alphas = (_by_pattern(name, config, key, list(parts)) for key in ("rank_pattern", "alpha_pattern"))
     return {
-        module: _matrix(name, config, module, found, tensors, rank_patterns, alpha_patterns)
+        module: _matrix(name, config, module, found, tensors,
+                        ranks.get(module, config.get("r")), alphas.get(module, config.get("lora_alpha")))
         for module, found in parts.items()
-    }
+    }  # fmt: skip
 
 
 def _matrix(
@@ -168,8 +172,8 @@ def _matrix(
     module: str,
     found: Mapping[str, str],
     tensors: Mapping[str, TensorInfo],
-    rank_patterns: Mapping[re.Pattern[str], Any],
-    alpha_patterns: Mapping[re.Pattern[str], Any],
+    rank: Any,
+    alpha: Any,
 ) -> LowRank:
     if len(found) != 2:
         raise CheckpointError("adapter_half", adapter=name, module=printable(module))
@@ -177,8 +181,6 @@ def _matrix(
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or a.dtype[0] not in "BF":
         raise CheckpointError("adapter_shapes", adapter=name, module=printable(module), a=str(list(a.shape)),
                               b=str(list(b.shape)))  # fmt: skip
-    rank = _by_pattern(rank_patterns, module, config.get("r"))
-    alpha = _by_pattern(alpha_patterns, module, config.get("lora_alpha"))
     if not is_whole(rank) or not 1 <= rank <= MAX_RANK or rank != a.shape[0]:
         raise CheckpointError("adapter_rank", adapter=name, module=printable(module), rank=quoted_json(rank),
                               found=a.shape[0], limit=MAX_RANK)  # fmt: skip
@@ -189,21 +191,42 @@ def _matrix(
     return LowRank(module, rank, scale, a.shape[1], b.shape[0], found["A"], found["B"])
 
 
-def _patterns(name: str, config: Mapping[str, Any], key: str, num_modules: int) -> dict[re.Pattern[str], Any]:
-    """Ranks or alphas by pattern, which PEFT holds against the end of a module's name."""
+def _by_pattern(name: str, config: Mapping[str, Any], key: str, modules: list[str]) -> dict[str, Any]:
+    """Ranks or alphas of the modules that a pattern fits, the first one that does; PEFT holds each against the end of a
+    module's name."""
     found = config.get(key) or {}
     if not isinstance(found, dict):
         raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern="?")
-    if len(found) > MAX_PATTERNS or len(found) * num_modules > MAX_MATCHES:
-        raise CheckpointError("adapter_patterns", adapter=name, setting=key, count=len(found), modules=num_modules)
-    for pattern in found:
-        if len(pattern) > MAX_PATTERN_CHARS or not PATTERN.fullmatch(pattern):
-            raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern=quoted_json(pattern))
-    return {re.compile(rf"(?:.*\.)?(?:{pattern})$"): value for pattern, value in found.items()}
+    others = [pattern for pattern in found if not PATTERN.fullmatch(pattern)]
+    is_much = len(found) > MAX_PATTERNS or len(found) * len(modules) > MAX_MATCHES
+    if is_much or len(others) > MAX_OTHER_PATTERNS:
+        raise CheckpointError("adapter_patterns", adapter=name, setting=key, count=len(found), modules=len(modules))
+    values: dict[str, Any] = {}
+    for pattern, value in found.items():
+        whole = rf"^(?:.*\.)?(?:{pattern})$"
+        try:
+            if len(pattern) > MAX_PATTERN_CHARS:
+                raise ValueError("too long")
+            fits = _match_any(whole, modules) if pattern in others else list(map(re.compile(whole).match, modules))
+        except ValueError as error:
+            raise CheckpointError("adapter_pattern", adapter=name, setting=key, pattern=quoted_json(pattern)) from error
+        for module, does_fit in zip(modules, fits, strict=True):
+            if does_fit:
+                values.setdefault(module, value)
+    return values
 
 
-def _by_pattern(patterns: Mapping[re.Pattern[str], Any], module: str, usual: Any) -> Any:
-    return next((value for pattern, value in patterns.items() if pattern.match(module)), usual)
+def _match_any(pattern: str, texts: list[str]) -> list[Any]:
+    """Which of `texts` a pattern of a stranger's fits, by RE2: its time grows with the text and nothing else.
+
+    Raises ValueError for a pattern that is none, or looks ahead or back.
+    """
+    # It takes long to import, and hardly any adapter needs it.
+    import pyarrow
+    from pyarrow import compute
+
+    fits: list[Any] = compute.match_substring_regex(pyarrow.array(texts), pattern).to_pylist()
+    return fits
 
 
 def match_base(adapter: AdapterShape, base: str, sizes: Mapping[str, tuple[int, int]]) -> dict[str, LowRank]:
@@ -217,8 +240,10 @@ def match_base(adapter: AdapterShape, base: str, sizes: Mapping[str, tuple[int, 
         by_tail[_tail(name)] = None if _tail(name) in by_tail else name
     found: dict[str, LowRank] = {}
     for module, matrix in adapter.matrices.items():
+        is_own = module in sizes or not TOWER.search(module)
         name = module if module in sizes else by_tail.get(_tail(module)) or ""
-        if not name:
+        # Of two modules for one matrix one would be lost.
+        if not name or not is_own or name in found:
             raise CheckpointError("adapter_base_matrix", adapter=adapter.name, base=base, module=printable(module))
         if sizes[name] != (matrix.in_features, matrix.out_features):
             raise CheckpointError(

@@ -28,16 +28,17 @@ from core.checkpoint.quantization import MatrixFormat, QuantizedMatrix
 from core.checkpoint.rope import ContextLimits, read_limits
 from core.checkpoint.settings import base_name, first_layout, fits, lacks_sizes, plain_settings, settings_by_tensors
 from core.checkpoint.tensor_names import has_guessing_part, name_tensors
-from core.checkpoint.text_config import has_pictures_left_out, text_config
+from core.checkpoint.text_config import has_pictures_left_out, quantization_of, text_config
 from core.checkpoint.tied_head import repeated_heads
 from core.checkpoint.tokenizer_files import has_tokenizer, other_tokenizer
-from core.checkpoint.weight_files import ModelFiles, Weights, find_weights, has_weights
+from core.checkpoint.weight_files import ADAPTER_CONFIG, ModelFiles, Weights, find_weights, has_weights
 from core.common.errors import CheckpointError
 from core.common.paths import model_name
 from core.common.values import printable
 
-# What auto-gptq and gptqmodel, AutoAWQ, and AutoRound call the file with the settings, where config.json has none.
-QUANTIZE_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json")
+# What auto-gptq and gptqmodel, AutoAWQ, AutoRound, and ModelOpt call the file with the settings, where config.json has
+# none.
+QUANTIZE_CONFIGS = ("quantize_config.json", "quant_config.json", "quantization_config.json", "hf_quant_config.json")
 CONTRADICTIONS = ("config_tensors", "config_layers", "no_matrix")
 # In `derived`: the bytes of all tensors, where not all of them are there.
 SIZE_BYTES = "size_bytes"
@@ -193,7 +194,7 @@ def read_model(files: ModelFiles, path: Path | None = None) -> tuple[Checkpoint,
     """
     config = files.read_json("config.json")
     if config is None:
-        raise files.error("no_config")
+        raise files.error("not_adapter" if ADAPTER_CONFIG in files.names else "no_config")
     with other_reasons_first(files.name, config):
         quantization, weights = _read_quantized(files, config)
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not is_computed(name, tensor)}
@@ -213,7 +214,7 @@ def _read_quantized(files: ModelFiles, config: dict[str, Any]) -> tuple[MatrixFo
     if not has_weights(files.names):
         raise files.error("no_weights")
     described = (files.read_json(name) for name in QUANTIZE_CONFIGS if name in files.names)
-    settings = plain_settings(config.get("quantization_config") or next(filter(None, described), None))
+    settings = plain_settings(quantization_of(config) or next(filter(None, described), None))
     is_described = not lacks_sizes(settings)
     if settings:
         # What cannot run is refused before the weights are asked for.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.checkpoint.quantization import QuantizedMatrix
+from core.checkpoint.text_config import quantization_of
 
 # Of an expert: one matrix for gate and up, as Granite's files have it, or one for each.
 PROJECTION = r"gate_proj|up_proj|down_proj|gate_up_proj"
@@ -111,7 +112,7 @@ def are_cut_in_halves(config: Mapping[str, Any]) -> bool:
     gptqmodel cuts so (its library defuser), also gpt-oss's, where outputs of gate and up take turns. Other programs'
     names mean what they say.
     """
-    settings = config.get("quantization_config")
+    settings = quantization_of(config)
     meta = settings.get("meta") if isinstance(settings, dict) else None
     return "gptqmodel" in str(meta.get("quantizer")) if isinstance(meta, dict) else False
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.checkpoint.checkpoint import Checkpoint
-from core.checkpoint.text_config import has_capped_scores, has_distance_bias, text_config
+from core.checkpoint.text_config import has_capped_scores, has_distance_bias, quantization_of, text_config
 
 Note = tuple[str, dict[str, str | int | float]]
 
@@ -33,5 +33,5 @@ def notes(checkpoint: Checkpoint, context_tokens: int) -> tuple[Note, ...]:
 
 def _has_small_cache(config: Mapping[str, Any]) -> bool:
     """Whether the files tell how a KV cache of 8 bit would be scaled."""
-    settings = config.get("quantization_config")
+    settings = quantization_of(config)
     return isinstance(settings, dict) and bool(settings.get("kv_cache_scheme"))

@@ -49,10 +49,18 @@ def plain_settings(found: object) -> Any:
     """`found` with the names of today, numbers and switches that are none of text, and without what it leaves open."""
     if not isinstance(found, dict):
         return found
-    found = _untexted(found)
+    found = _named(_untexted(found))
     renamed = {OLDER_NAMES.get(name, name): value for name, value in found.items() if name not in OLDER_NAMES}
     older = {OLDER_NAMES[name]: value for name, value in found.items() if name in OLDER_NAMES}
     return {name: value for name, value in (older | renamed).items() if value is not None or name not in SIZES}
+
+
+def _named(found: dict[str, Any]) -> dict[str, Any]:
+    """`found` with the method that only its producer tells: NVIDIA's ModelOpt names none in its older files."""
+    producer = found.get("producer")
+    if not isinstance(producer, dict) or not producer.get("name") or found.get("quant_method"):
+        return found
+    return found | {"quant_method": producer["name"]}
 
 
 def _untexted(found: Mapping[str, Any], levels: int = MODULE_LEVELS) -> dict[str, Any]:

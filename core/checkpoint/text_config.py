@@ -48,6 +48,7 @@ FALCONS: dict[str, dict[str, Any]] = {
     "RefinedWebModel": {},
 }
 
+QUANTIZATIONS = ("quantization_config", "compression_config")
 # Our names of the sizes, and a family's own.
 NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
          "intermediate_size", "vocab_size", "max_position_embeddings", "tie_word_embeddings")  # fmt: skip
@@ -150,6 +151,16 @@ def _read_defaults() -> dict[str, dict[str, Any]]:
 
 
 DEFAULTS = _read_defaults()
+
+
+def quantization_of(config: Mapping[str, Any]) -> Any:
+    """What a config.json says of its quantization, of any kind; None for nothing.
+
+    Some programs say it of the language model alone, and compressed-tensors once called it otherwise.
+    """
+    text = config.get("text_config")
+    parts = (config, text if isinstance(text, dict) else {})
+    return next((part[name] for name in QUANTIZATIONS for part in parts if part.get(name)), None)
 
 
 def has_pictures_left_out(config: Mapping[str, Any]) -> bool:

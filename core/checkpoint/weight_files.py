@@ -27,6 +27,10 @@ QUANTIZED_NAME = re.compile(r"gptq|[2348]-?bit", re.IGNORECASE)
 SHARD = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>[0-9]{1,6})-of-(?P<total>[0-9]{1,6})\.safetensors")
 
 
+# What PEFT writes beside an adapter's weights.
+ADAPTER_CONFIG = "adapter_config.json"
+
+
 class ModelFiles(Protocol):
     """The files at the top of a folder or a repository. Reading raises CheckpointError for what is damaged."""
 

@@ -13,6 +13,7 @@ from core.engine.protocol import (
     Event,
     Failed,
     Finished,
+    Paused,
     PromptScored,
     PromptStarted,
     Reason,
@@ -35,6 +36,8 @@ class Answer:
         self.request = request
         self.phase: Phase = "queued"
         self.text = ""
+        # Whether it waits for room in the cache, which others have.
+        self.is_paused = False
         self.num_tokens = 0
         self.prompt_tokens = 0
         self.reason: Reason | None = None
@@ -88,12 +91,16 @@ class Answer:
                     self.phase, self.text, self.num_tokens = "writing", self.text + event.text, event.num_tokens
                     if event.tokens:
                         self.tokens += event.tokens
+                case Paused():
+                    self.is_paused = event.is_paused
                 case PromptScored():
                     self.prompt_scores += event.tokens
                 case Finished():
                     self.reason, self.stats, self.stop, self.phase = event.reason, event.stats, event.stop, "done"
+                    self.is_paused = False
                 case Failed():
                     self.reason, self.error, self.phase = "failed", event.error, "done"
+                    self.is_paused = False
             self._changed.notify_all()
             for call in self._listeners:
                 try:

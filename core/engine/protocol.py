@@ -13,6 +13,7 @@ from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.gpu.torch_support import InstalledTorch
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheBits, CacheChoice
 from core.memory.plan import MemoryPlan
 
 # Why an answer ended: the model's own end, a stop string, the asked-for length, a full context, or a person.
@@ -55,7 +56,8 @@ class Load:
     """Load the checkpoint in `folder` with room for `num_slots` chats of `context_tokens` each.
 
     `kernel` None takes the fastest that fits. `force` loads on a GPU although the plan says that it does not fit;
-    `on_cpu` leaves the GPUs alone. `adapters`: the room for LoRA adapters.
+    `on_cpu` leaves the GPUs alone. `adapters`: the room for LoRA adapters. `cache`: what is promised to the
+    chats.
     """
 
     folder: Path
@@ -65,6 +67,7 @@ class Load:
     force: bool = False
     on_cpu: bool = False
     adapters: AdapterRoom = NO_ROOM
+    cache: CacheChoice = EVERY_CHAT_FULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,7 @@ class ModelFacts:
     """What was loaded, and how: shown to people and printed by the benchmark.
 
     `captured`: its steps are CUDA graphs. `memory` is None on a CPU. `remote` is None where this machine runs it.
+    `pool_tokens`: how many tokens all chats have together; None where each can have a whole context.
     `notes` are keys of sentences (`load.note_…`): where the files were not as their configuration says.
     """
 
@@ -177,6 +181,8 @@ class ModelFacts:
     remote: RemoteFacts | None = None
     notes: tuple[str, ...] = ()
     adapters: AdapterRoom = NO_ROOM
+    pool_tokens: int | None = None
+    cache_bits: CacheBits = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +224,14 @@ class PromptStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """The answer waits until others leave room in the cache, or goes on where it was."""
+
+    request: int
+    is_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TextChunk:
     """A further piece of the answer; never half a character, and empty where tokens made no text yet.
 
@@ -241,7 +255,8 @@ class PromptScored:
 
 @dataclass(frozen=True, slots=True)
 class AnswerStats:
-    """Times as the engine saw them: reading the prompt, then drawing tokens; waiting in the queue is neither."""
+    """Times as the engine saw them: reading the prompt, then drawing tokens. Waiting in the queue is neither, nor is
+    what an answer waits for room in the cache."""
 
     prompt_tokens: int
     reused_tokens: int
@@ -276,7 +291,7 @@ class Failed:
 
 
 Command = Load | Generate | Cancel
-AnswerEvent = PromptStarted | PromptScored | TextChunk | Finished | Failed
+AnswerEvent = PromptStarted | PromptScored | Paused | TextChunk | Finished | Failed
 Event = ImportsDone | Heartbeat | LoadProgress | Loaded | LoadFailed | AnswerEvent
 
 

@@ -21,10 +21,11 @@ MAX_ADAPTER_WEIGHT = 4.0
 class Grammar:
     """What an answer has to look like: `text` is a JSON schema, a regular expression, a grammar in Lark or GBNF.
 
-    "calls": words with calls of tools between them, in tags, each as the JSON schema says.
+    "call": a call of a tool, held to the JSON schema as far as that can be. "calls": words with such calls between
+    them, in tags.
     """
 
-    kind: Literal["json", "regex", "lark", "gbnf", "calls"]
+    kind: Literal["json", "regex", "lark", "gbnf", "call", "calls"]
     text: str
 
 

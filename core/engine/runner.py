@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from core.engine.protocol import (
     Loaded,
     LoadFailed,
     LoadProgress,
+    Paused,
     PromptScored,
     PromptStarted,
     TextChunk,
@@ -43,6 +45,7 @@ from core.engine.thought import ThoughtRules
 from core.engine.warm_worker import WarmWorker
 from core.gpu.torch_support import is_cpu_chosen
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ class Runner(EngineBase):
         self._leaving: list[WorkerProcess] = []
         # Counts loads and unloads: who waited for something sees whether another one came meanwhile.
         self._turn = 0
+        # Requests that are being read: what answers them must not fall asleep meanwhile.
+        self._num_expected = 0
         self._load_began_s = 0.0
         self._last_load: Load | None = None
         # What was asleep and is being loaded again: where that fails it can be tried again.
@@ -101,14 +106,16 @@ class Runner(EngineBase):
         force: bool = False,
         on_cpu: bool = False,
         adapters: AdapterRoom = NO_ROOM,
+        cache: CacheChoice = EVERY_CHAT_FULL,
     ) -> None:
         """Begin to load the checkpoint in `folder`, in place of whatever is loaded; `state` tells how it goes.
 
         `context_tokens` 0 takes the model's own limit, up to what the engine takes by default. `kernel` None takes
         the fastest that fits; `force` loads on a GPU although the plan says that it does not fit; `on_cpu` leaves the
-        GPUs alone, as does a start with --cpu. `adapters` is the room for LoRA adapters.
+        GPUs alone, as does a start with --cpu. `adapters` is the room for LoRA adapters, `cache` what is promised
+        to the chats.
         """
-        self.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu, adapters))()
+        self.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu, adapters, cache))()
 
     def begin_load(self, command: Load) -> Callable[[], None]:
         """The part of `load` that waits for nothing. The function that it returns does the rest."""
@@ -128,13 +135,26 @@ class Runner(EngineBase):
         return self._end_leaving
 
     def sleep(self) -> bool:
-        """Unload a model that nobody uses; `state.asleep` brings it back. False where there is none, or it answers."""
+        """Unload a model that nobody uses; `state.asleep` brings it back. False where there is none, or it answers or
+        will."""
         with self._lock:
-            if self._state.phase != "ready" or not self.is_idle or self._last_load is None:
+            is_free = self._state.phase == "ready" and self.is_idle and not self._num_expected
+            if not is_free or self._last_load is None:
                 return False
             self._detach(EngineState(asleep=self._last_load))
         self._end_leaving()
         return True
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Inside the `with` block no model falls asleep: somebody is about to ask it."""
+        with self._lock:
+            self._num_expected += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_expected -= 1
 
     def wake(self) -> None:
         """Begin to load again what is asleep; nothing where nothing is. Where that fails, such as for want of memory
@@ -262,7 +282,7 @@ class Runner(EngineBase):
                 if isinstance(event.error, GpuUseError):
                     self._note_gpu(event.error)
                 self._fail(worker, event.error)
-            case PromptStarted() | PromptScored() | TextChunk() | Finished() | Failed():
+            case PromptStarted() | PromptScored() | Paused() | TextChunk() | Finished() | Failed():
                 self._on_answer_event(worker, event)
 
     def _on_progress(self, worker: WorkerProcess, event: LoadProgress | Loaded) -> None:

@@ -54,7 +54,6 @@ class Gpu:
     used_mib: int | None = None
     reserved_mib: int | None = None
     utilization_percent: int | None = None
-    memory_utilization_percent: int | None = None
     temperature_c: int | None = None
     power_w: float | None = None
     power_limit_w: float | None = None
@@ -149,7 +148,6 @@ def _read_sensors(pynvml: ModuleType, handle: Any, gpu: Gpu) -> Gpu:
     return replace(
         gpu,
         utilization_percent=utilization and utilization.gpu,
-        memory_utilization_percent=utilization and utilization.memory,
         # The call that is to replace this one is missing in the drivers that most people have.
         temperature_c=reading("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
         power_w=_watts(reading("nvmlDeviceGetPowerUsage")),
@@ -197,7 +195,7 @@ def _read_mig_instances(pynvml: ModuleType, handle: Any, gpu: Gpu) -> list[Gpu]:
             continue  # the number of an instance that was destroyed stays empty
         instance = replace(gpu, mig_index=mig_index, name=ask(pynvml, "nvmlDeviceGetName", mig) or gpu.name)
         # Utilization is counted for the whole GPU only: it would be wrong for each instance.
-        instance = replace(instance, utilization_percent=None, memory_utilization_percent=None)
+        instance = replace(instance, utilization_percent=None)
         instances.append(_with_memory(pynvml, mig, instance))
     return instances
 

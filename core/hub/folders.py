@@ -135,6 +135,11 @@ def is_locked(folders: ModelFolders) -> bool:
     return False
 
 
+def is_fetching(models: Path) -> bool:
+    """Whether somebody downloads anything into `models` now."""
+    return any(map(is_locked, unfinished_models(models)))
+
+
 def begin(folders: ModelFolders, record: Record) -> bool:
     """Make the unfinished folder for `record`. Parts and files of other bytes go; returns whether there were any."""
     with os_errors_explained(folders.models):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 INACTIVE_PHASES = ("paused", "done", "failed", "cancelled")
@@ -31,12 +33,17 @@ class JobQueue(ABC, Generic[AnyJob]):
         self._thread_name, self._close_s = thread_name, close_s
         self._changed = threading.Condition(threading.RLock())
         self._jobs: dict[str, AnyJob] = {}
+        # What is written down right now to be put on the list.
+        self._being_added: set[str] = set()
+        # Taken off the list by hand; what is left of it on disk does not bring it back.
+        self._forgotten: set[str] = set()
         self._thread: threading.Thread | None = None
         self._closed = False
 
     @abstractmethod
-    def _find_unfinished(self) -> None:
-        """Bring the list up to date with what other processes left unfinished, or finished."""
+    def _look(self, known: Collection[str]) -> tuple[set[str], dict[str, AnyJob]]:
+        """What lies unfinished on disk: the ids of all of it, and paused jobs of what nobody works at and is not among
+        `known`. Without the lock."""
 
     @abstractmethod
     def _pause(self, job: AnyJob) -> None: ...
@@ -49,7 +56,17 @@ class JobQueue(ABC, Generic[AnyJob]):
     def jobs(self) -> tuple[AnyJob, ...]:
         """In the order of adding. What other processes left unfinished is there too, paused."""
         with self._changed:
-            self._find_unfinished()
+            known = set(self._jobs)
+            resting = {job_id for job_id, job in self._jobs.items() if job.phase == "paused"}
+        there, found = self._look(known)
+        with self._changed:
+            # Another process has finished or removed these.
+            for job_id in resting - there:
+                if job_id in self._jobs and self._jobs[job_id].phase == "paused":
+                    del self._jobs[job_id]
+            for job_id, job in found.items():
+                if job_id not in self._jobs | dict.fromkeys(self._being_added | self._forgotten):
+                    self._jobs[job_id] = job
             return tuple(self._jobs.values())
 
     def pause(self, job_id: str) -> None:
@@ -66,10 +83,11 @@ class JobQueue(ABC, Generic[AnyJob]):
         """Pause all, at the end of the process."""
         with self._changed:
             self._closed = True
-            for job in self._jobs.values():
-                self._pause(job)
+            jobs = tuple(self._jobs.values())
             self._changed.notify_all()
             thread = self._thread
+        for job in jobs:
+            self._pause(job)
         if thread is not None:
             thread.join(self._close_s)
 
@@ -81,11 +99,27 @@ class JobQueue(ABC, Generic[AnyJob]):
         with self._changed:
             return self._jobs.get(job_id)
 
+    @contextmanager
+    def _adding(self, job_id: str) -> Iterator[AnyJob | None]:
+        """Inside the `with` block nobody else adds this job; the one that is on the list. The lock is not held."""
+        with self._changed:
+            self._changed.wait_for(lambda: job_id not in self._being_added)
+            self._being_added.add(job_id)
+            there = self._jobs.get(job_id)
+        try:
+            yield there
+        finally:
+            with self._changed:
+                self._being_added.discard(job_id)
+                self._changed.notify_all()
+
     def _put(self, job_id: str, job: AnyJob) -> None:
-        """Put `job` behind all others. The lock is held."""
-        self._jobs.pop(job_id, None)
-        self._jobs[job_id] = job
-        self._wake()
+        """Put `job` behind all others."""
+        with self._changed:
+            self._jobs.pop(job_id, None)
+            self._forgotten.discard(job_id)
+            self._jobs[job_id] = job
+            self._wake()
 
     def _wake(self) -> None:
         """Let the queue's thread, which the first job starts, look for work."""

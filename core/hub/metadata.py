@@ -94,6 +94,8 @@ class RepositoryFiles:
     # Errors whose sentence depends on where the files are; the others speak of the model alone.
     _KEYS: Mapping[str, str] = {
         "no_config": "hub_no_config",
+        "not_adapter": "hub_not_adapter",
+        "adapter_none": "hub_adapter_none",
         "missing_shard": "hub_damaged",
         "bad_json": "hub_damaged",
         "only_pickled": "hub_only_pickled",

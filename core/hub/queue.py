@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from core.common.errors import InputError
 from core.common.paths import models_dir
 from core.hub.download_job import DownloadJob, TokenFor
 from core.hub.endpoints import checked_endpoint
-from core.hub.folders import is_locked, model_folders, remember, unfinished_models
+from core.hub.folders import is_fetching, is_locked, model_folders, remember, unfinished_models
 from core.hub.job_queue import INACTIVE_PHASES, JobQueue
 from core.hub.manifest import FindWeights, find_runnable
 from core.hub.record import read_record
@@ -37,12 +38,11 @@ class DownloadQueue(JobQueue[DownloadJob]):
         self._models = models or models_dir()
         self._token_for = token_for
         self._limits = limits or TransferLimits()
-        self._forgotten: set[str] = set()
 
     @property
     def is_busy(self) -> bool:
         """Whether something is fetched, or waits for its turn, by this process or another one."""
-        return self._has_active() or any(map(is_locked, unfinished_models(self._models)))
+        return self._has_active() or is_fetching(self._models)
 
     def add(self, source: Source) -> DownloadJob:
         """Queue a model; one that is queued or running already is that job.
@@ -52,8 +52,7 @@ class DownloadQueue(JobQueue[DownloadJob]):
         """
         checked_endpoint(source.endpoint)
         name = folder_name(source)
-        with self._changed:
-            there = self._jobs.get(name)
+        with self._adding(name) as there:
             if there is not None and there.phase not in INACTIVE_PHASES:
                 if not there.source.is_same_model(source):
                     raise InputError("download_other", folder=name, model=source.name, other=there.source.name)
@@ -95,16 +94,14 @@ class DownloadQueue(JobQueue[DownloadJob]):
     def _job(self, source: Source) -> DownloadJob:
         return DownloadJob(self._models, source, self._token_for, self._limits, self._find_weights)
 
-    def _find_unfinished(self) -> None:
+    def _look(self, known: Collection[str]) -> tuple[set[str], dict[str, DownloadJob]]:
         unfinished = {folders.name: folders for folders in unfinished_models(self._models)}
-        gone = [name for name, job in self._jobs.items() if job.phase == "paused" and name not in unfinished]
-        for name in gone:  # Another process has finished or removed it.
-            del self._jobs[name]
+        found = {}
         for name, folders in unfinished.items():
-            if name in self._jobs or name in self._forgotten or is_locked(folders):
+            if name in known or is_locked(folders):
                 continue
             record = read_record(folders.unfinished)
             if record is not None and folder_name(record.source) == name:
-                job = self._job(record.source)
+                job = found[name] = self._job(record.source)
                 job.mark_paused()
-                self._jobs[name] = job
+        return set(unfinished), found

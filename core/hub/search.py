@@ -11,6 +11,8 @@ from core.checkpoint.containers.registry import find_container
 from core.checkpoint.families import families
 from core.checkpoint.headers import DTYPE_BYTES
 from core.checkpoint.judgement import judge
+from core.checkpoint.settings import plain_settings
+from core.checkpoint.text_config import quantization_of
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.common.values import is_whole, printable
 from core.hub.address import DEFAULT_REVISION, REPO, Address
@@ -102,7 +104,7 @@ def _refusal(repo: str, config: object, tags: list[Any]) -> DeckError | None:
         named = [tag for tag in tags if isinstance(tag, str) and tag in families()]
         told |= {"model_type": named[0]} if len(named) == 1 else {}
     try:
-        if isinstance(found := told.get("quantization_config"), dict):
+        if isinstance(found := plain_settings(quantization_of(told)), dict):
             find_container(repo, found)
     except CheckpointError as error:
         return judge(repo, told) or error

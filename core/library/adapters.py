@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from core.checkpoint.adapter_folders import list_adapters
 from core.checkpoint.adapters import MAX_RANK, AdapterShape, is_other_base, read_adapter
-from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import DeckError
+from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.last_model import last_load
 from core.memory.adapter_room import NO_ROOM, AdapterRoom, match_adapter
 
@@ -40,14 +42,50 @@ def find_adapters(checkpoint: Checkpoint) -> list[FoundAdapter]:
     found = []
     for folder in list_adapters(checkpoint.path):
         try:
-            shape = read_adapter(folder)
-            match_adapter(shape, checkpoint)
+            shape = read_fitting(folder, checkpoint)
         except DeckError as error:
             found.append(FoundAdapter(folder, None, error))
             continue
         base = str(checkpoint.config.get("_name_or_path") or "")
         found.append(FoundAdapter(folder, shape, None, is_other_base(shape, (checkpoint.name, base))))
     return found
+
+
+def read_fitting(folder: Path, checkpoint: Checkpoint) -> AdapterShape:
+    """The adapter in `folder`. Raises CheckpointError for one that the model cannot have."""
+    shape = read_adapter(folder)
+    match_adapter(shape, checkpoint)
+    return shape
+
+
+def fitting_adapters(model: Path) -> list[Path]:
+    """The folders of those that are sound and made for the shapes of the model in `model`. Files that did not change
+    are read once."""
+    mark = fingerprint(model)
+    return [one for one in list_adapters(model) if _fits(one, fingerprint(one), model, mark)]
+
+
+@lru_cache(1024)
+def _fits(adapter: Path, mark: Fingerprint, model: Path, model_mark: Fingerprint) -> bool:
+    """The marks only say that nothing has changed since."""
+    checkpoint = _read(model, model_mark)
+    try:
+        if checkpoint is None:
+            read_adapter(adapter)
+        else:
+            read_fitting(adapter, checkpoint)
+    except DeckError:
+        return False
+    return True
+
+
+@lru_cache(2)
+def _read(model: Path, mark: Fingerprint) -> Checkpoint | None:
+    """None where it cannot be read, such as a loaded model whose folder was taken away."""
+    try:
+        return read_checkpoint(model)
+    except DeckError:
+        return None
 
 
 def room_to_load(

@@ -18,9 +18,11 @@ from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import DeckError
 from core.library.catalogue import listed_format
 from core.library.release_tensors import list_tensors
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.memory.cpu_fit import READING_TOKENS_S, CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
-from core.memory.fit import FitReport, check_fit
+from core.memory.fit import check_fit
+from core.memory.fit_report import FitReport
 from core.memory.model_shape import ModelShape, read_shape
 
 TABLE = Path(__file__).with_name("recommended.csv")
@@ -37,11 +39,11 @@ ARCHITECTURES = {
 # Of Gated DeltaNet layers, in all releases so far: the size of a head, the convolution's width, and that every so many
 # layers one has full attention.
 DELTA_HEAD_DIM, CONV_WIDTH, FULL_ATTENTION_INTERVAL = 128, 4, 4
-# A model that thinks before it answers needs this much for one question.
-MIN_CONTEXT_TOKENS = 8192
+# A model that thinks before it answers needs about this much for one question.
+MIN_CONTEXT_TOKENS = 7500
 # How many stand for all, where a verdict is wanted alone.
 FEW_EXPERTS = 2
-ReasonAgainst = Literal["no_kernel", "too_large", "short_context", "slow"]
+ReasonAgainst = Literal["no_kernel", "too_large", "short_context", "slow", "slow_context", "slow_steps"]
 Verdict = FitReport | CpuReport | DeckError
 
 
@@ -135,32 +137,61 @@ def _make_checkpoint(model: RecommendedModel) -> Checkpoint:
     return make_checkpoint(model.repo, model.config, model.quantization, tensors)
 
 
-def verdicts_for(devices: tuple[DeviceMemory, ...]) -> tuple[tuple[RecommendedModel, Verdict], ...]:
-    """Every model of the list with its verdict for `devices`, none for the CPU: one chat with the usual context."""
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the models are to do: how many chats at once, by which kernel, with how much context; 0 is the usual one."""
+
+    context_tokens: int = 0
+    num_chats: int = 1
+    kernel: str | None = None
+    cache: CacheChoice = EVERY_CHAT_FULL
+
+    @property
+    def least_tokens(self) -> int:
+        """The context that a model has to have room for to be the best: what was asked for, else a long answer's, as
+        far as a chat can have that of all chats' tokens."""
+        pool_tokens = self.cache.pool_tokens
+        return self.context_tokens or min(MIN_CONTEXT_TOKENS, pool_tokens or MIN_CONTEXT_TOKENS)
+
+
+ONE_CHAT = Wish()
+
+
+def verdicts_for(
+    devices: tuple[DeviceMemory, ...], wish: Wish = ONE_CHAT
+) -> tuple[tuple[RecommendedModel, Verdict], ...]:
+    """Every model of the list with its verdict for `devices`, none for the CPU."""
     # What is free of a CPU's memory changes from one look to the next.
-    return _gpu_verdicts(devices) if devices else _verdicts(devices)
+    return _gpu_verdicts(devices, wish) if devices else _verdicts(devices, wish)
 
 
 @lru_cache(maxsize=8)
-def _gpu_verdicts(devices: tuple[DeviceMemory, ...]) -> tuple[tuple[RecommendedModel, Verdict], ...]:
-    return _verdicts(devices)
+def _gpu_verdicts(devices: tuple[DeviceMemory, ...], wish: Wish) -> tuple[tuple[RecommendedModel, Verdict], ...]:
+    return _verdicts(devices, wish)
 
 
-def _verdicts(devices: tuple[DeviceMemory, ...]) -> tuple[tuple[RecommendedModel, Verdict], ...]:
-    return tuple((model, _verdict(model, devices)) for model in recommended_models())
+def _verdicts(devices: tuple[DeviceMemory, ...], wish: Wish) -> tuple[tuple[RecommendedModel, Verdict], ...]:
+    return tuple((model, _verdict(model, devices, wish)) for model in recommended_models())
 
 
-def best_of(verdicts: Iterable[tuple[RecommendedModel, Verdict]]) -> RecommendedModel | None:
-    """The first that fits with room for a long answer, and on a CPU is no slower than people read; else the fastest on
-    a CPU, the first on a GPU that fits. None where none does."""
+def best_of(
+    verdicts: Iterable[tuple[RecommendedModel, Verdict]], least_tokens: int = MIN_CONTEXT_TOKENS
+) -> RecommendedModel | None:
+    """The first that fits with room for `least_tokens` and is quick with them: on a GPU by captured steps, on a CPU no
+    slower than people read. None where none fits.
+
+    Where none is such: on a CPU the fastest; on a GPU one whose load is quick before a slow one, of these one with the
+    room before one without, of these the first.
+    """
     fitting = [(model, report) for model, report in verdicts if not isinstance(report, DeckError) and report.fits]
     for model, report in fitting:
-        if reason_against(report) is None:
+        if reason_against(report, least_tokens) is None:
             return model
     on_cpu = [(report.tokens_per_s, model) for model, report in fitting if isinstance(report, CpuReport)]
     if on_cpu:
         return max(on_cpu, key=lambda one: one[0])[1]
-    return fitting[0][0] if fitting else None
+    on_gpu = [(model, report) for model, report in fitting if isinstance(report, FitReport)]
+    return max(on_gpu, key=lambda one: (not one[1].is_slow, one[1].max_context >= least_tokens), default=(None,))[0]
 
 
 def next_larger(
@@ -172,20 +203,27 @@ def next_larger(
     return larger[-1] if larger else None
 
 
-def reason_against(report: Verdict) -> ReasonAgainst | None:
+def reason_against(report: Verdict, least_tokens: int = MIN_CONTEXT_TOKENS) -> ReasonAgainst | None:
     """Why a model is not the one to recommend, or None where it could be."""
     if isinstance(report, DeckError):
         return "no_kernel"
     if not report.fits:
         return "too_large"
-    if report.max_context < MIN_CONTEXT_TOKENS:
+    if report.max_context < least_tokens:
         return "short_context"
-    return "slow" if isinstance(report, CpuReport) and report.tokens_per_s < READING_TOKENS_S else None
+    if isinstance(report, CpuReport):
+        return "slow" if report.tokens_per_s < READING_TOKENS_S else None
+    if report.quick_context is None:
+        return "slow_steps"
+    return "slow_context" if report.quick_context < least_tokens else None
 
 
-def _verdict(model: RecommendedModel, devices: tuple[DeviceMemory, ...]) -> Verdict:
+def _verdict(model: RecommendedModel, devices: tuple[DeviceMemory, ...], wish: Wish) -> Verdict:
+    checkpoint, asked = sized_checkpoint(model), (wish.context_tokens, wish.num_chats, wish.kernel)
     try:
-        return check_fit(sized_checkpoint(model), devices) if devices else check_cpu_fit(sized_checkpoint(model))
+        if not devices:
+            return check_cpu_fit(checkpoint, *asked, cache_bits=wish.cache.bits)
+        return check_fit(checkpoint, devices, *asked, cache=wish.cache)
     except DeckError as error:
         return error
 

@@ -15,17 +15,19 @@ from core.common.errors import InputError
 from core.common.host_memory import available_bytes
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
 from core.memory.expert_shapes import token_share
-from core.memory.fit import MAX_CHATS, MIN_USEFUL_TOKENS, checked_context
+from core.memory.fit import MAX_CHATS, checked_context
+from core.memory.fit_report import MIN_USEFUL_TOKENS
 from core.memory.host_bandwidth import measured_gb_s
 from core.memory.kernels.registry import choose_kernel
 from core.memory.kernels.spec import Device, KernelSpec
 from core.memory.model_shape import ModelShape, read_shape
 from core.memory.plan import activation_bytes, state_bytes, weight_bytes
 from core.memory.sizes import HALF_BYTES, MIB, round_to_block
+from core.memory.step_sizes import StepSizes
 
 # The libraries of a worker (370 MiB) and what its allocator leaves unused while it loads: seen with 0.5 GB of weights.
 PROCESS_BYTES = 800 * MIB
-CHUNK_TOKENS = 256
+SIZES = StepSizes(256, 0)
 # How much of a copy's speed the products of one token reach: 8.6 GB/s on 2 cores that copy about 20.
 SHARE_OF_COPY = 0.4
 # What somebody reads along with.
@@ -85,6 +87,7 @@ def check_cpu_fit(
     available_mib: int | None = None,
     bandwidth_gb_s: float | None = None,
     adapters: AdapterRoom = NO_ROOM,
+    cache_bits: int = 16,
 ) -> CpuReport:
     """The verdict for a CPU with `available_mib` of memory that copies `bandwidth_gb_s`; None: this machine as it is.
 
@@ -94,7 +97,7 @@ def check_cpu_fit(
     if not 1 <= num_chats <= MAX_CHATS:
         raise InputError("chats_range", value=num_chats, limit=MAX_CHATS)
     checkpoint.require_runs()
-    shape = read_shape(checkpoint, adapters=adapters)
+    shape = read_shape(checkpoint, adapters=adapters, cache_bits=cache_bits)
     chosen, _ = choose_kernel(checkpoint, Device("cpu"), kernel)
     available = available_bytes() // MIB if available_mib is None else available_mib
     speed = measured_gb_s() if bandwidth_gb_s is None else bandwidth_gb_s
@@ -133,7 +136,7 @@ def speed_text(tokens_per_s: float) -> str:
 
 def _needed_bytes(shape: ModelShape, kernel: KernelSpec, context_tokens: int, num_chats: int) -> int:
     state = state_bytes(shape, context_tokens, num_chats)
-    moment = activation_bytes(shape, kernel, CHUNK_TOKENS, context_tokens, num_chats, own_attention=False)
+    moment = activation_bytes(shape, kernel, SIZES, context_tokens, num_chats, own_attention=False)
     return weight_bytes(shape, kernel) + max(state + moment, _loading_bytes(shape)) + PROCESS_BYTES
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from core.checkpoint.attention import CappedAttention, DistanceAttention, FullAttention, SlidingAttention
 from core.checkpoint.layers import Mixer
 from core.checkpoint.recurrent import GatedDeltaNet, Mamba2, Recurrent, ShortConv
+from core.memory.pages import PAGE_TOKENS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, round_to_block
 
 # How many queries of a chunk have their scores multiplied out at a time, where no kernel does it for all. No fewer than
@@ -26,8 +27,10 @@ DELTA_SCALARS = 4
 class StatePlan(Protocol):
     """The bytes of one kind of layer."""
 
-    def state_bytes(self, mixer: Any, context_tokens: int, num_slots: int) -> int:
-        """What a layer keeps of all chats."""
+    def state_bytes(
+        self, mixer: Any, context_tokens: int, num_slots: int, num_pages: int | None = None, bits: int = 16
+    ) -> int:
+        """What a layer keeps of all chats: of keys and values of `bits` bits `num_pages` pages, or a row for each."""
 
     def activation_bytes(self, mixer: Any, num_rows: int, context_tokens: int, own_attention: bool) -> int:
         """The layer's largest moment in a pass of `num_rows` tokens, beside the residual."""
@@ -36,13 +39,18 @@ class StatePlan(Protocol):
 class KvStatePlan:
     """Keys and values of every token. A sliding layer keeps them all as well and looks back less far."""
 
-    def state_bytes(self, mixer: FullAttention, context_tokens: int, num_slots: int) -> int:
-        """2 * slots * kv heads * (context + 1) * head size * 2 bytes; one column more, which nobody reads. Nothing
+    def state_bytes(
+        self, mixer: FullAttention, context_tokens: int, num_slots: int, num_pages: int | None = None, bits: int = 16
+    ) -> int:
+        """2 * columns * kv heads * head size * 2 bytes; of 8 bit half as much, and a scale of 2 bytes for each head.
+        Columns: slots * (context + 1), one more than are read; or those of all pages and of the padding page. Nothing
         where the layer reads what an earlier one keeps."""
         if mixer.shares_cache:
             return 0
-        one = num_slots * mixer.num_kv_heads * (context_tokens + 1) * mixer.head_dim * HALF_BYTES
-        return 2 * round_to_block(one)
+        columns = num_slots * (context_tokens + 1) if num_pages is None else (num_pages + 1) * PAGE_TOKENS
+        heads = columns * mixer.num_kv_heads
+        scales = round_to_block(heads * HALF_BYTES) if bits == 8 else 0
+        return 2 * (round_to_block(heads * mixer.head_dim * bits // 8) + scales)
 
     def activation_bytes(self, mixer: FullAttention, num_rows: int, context_tokens: int, own_attention: bool) -> int:
         """Queries, keys, values, the output and what becomes of it.
@@ -82,7 +90,9 @@ class CappedStatePlan(KvStatePlan):
 class RecurrentStatePlan:
     """A state of fixed size and the convolution's last inputs; the context's length does not matter."""
 
-    def state_bytes(self, mixer: Recurrent, context_tokens: int, num_slots: int) -> int:
+    def state_bytes(
+        self, mixer: Recurrent, context_tokens: int, num_slots: int, num_pages: int | None = None, bits: int = 16
+    ) -> int:
         """rows * (elements of a state * 4 + channels * (conv width - 1) * 2) bytes."""
         rows = num_state_rows(num_slots)
         state = rows * math.prod(mixer.state_shape) * FLOAT_BYTES if mixer.state_shape else 0

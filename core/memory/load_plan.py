@@ -7,9 +7,12 @@ from typing import Literal
 
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.text_config import text_config
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.memory.kernels.spec import Device, Dtype, KernelSpec
 from core.memory.model_shape import ModelShape
+from core.memory.pages import PAGE_TOKENS, full_pages
 from core.memory.plan import MemoryPlan
+from core.memory.step_sizes import StepSizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,24 @@ class LoadPlan:
     is_captured: bool
     context_tokens: int
     num_slots: int
-    chunk_tokens: int
+    sizes: StepSizes
     is_forced: bool = False
+    cache: CacheChoice = EVERY_CHAT_FULL
+
+    @property
+    def num_pages(self) -> int | None:
+        """How many pages the KV cache has; None where each slot has a row of its own, for plain steps."""
+        is_plain = len(self.devices) > 1 and not self.is_captured
+        if self.device_kind == "cpu" or is_plain or not self.shape.is_capturable:
+            return None
+        return self.cache.num_pages(self.num_slots, self.context_tokens)
+
+    @property
+    def pool_tokens(self) -> int | None:
+        """How many tokens all chats have together; None where every chat can be full."""
+        pages = self.num_pages
+        is_full = pages is None or pages >= full_pages(self.num_slots, self.context_tokens)
+        return None if pages is None or is_full else pages * PAGE_TOKENS
 
     @property
     def memory(self) -> tuple[MemoryPlan, ...]:

@@ -81,6 +81,8 @@ class ModelShape:
     # The room for adapters, and what it takes beside the weights.
     adapters: AdapterRoom = NO_ROOM
     adapter_bytes: int = 0
+    # Of an element of a key or value in the cache: 16, or 8 with a scale of each head and token.
+    cache_bits: int = 16
 
     @property
     def has_experts(self) -> bool:
@@ -103,6 +105,12 @@ class ModelShape:
         return not has_other_scores and all(one.is_capturable for one in recurrent)
 
     @property
+    def can_verify(self) -> bool:
+        """Whether several tokens of a chat can be verified in one step: a recurrent layer's state cannot go back to
+        before one that did not follow, and only steps over our own attention do it on a GPU."""
+        return self.is_capturable and not any(layer.recurrent for layer, _ in self.layers)
+
+    @property
     def attentions(self) -> tuple[FullAttention, ...]:
         """Each kind of attention that a layer has."""
         return tuple(dict.fromkeys(layer.mixer for layer, _ in self.layers if isinstance(layer.mixer, FullAttention)))
@@ -112,9 +120,11 @@ def widest_output(mlp: Mlp) -> int:
     return max(mlp.intermediate, mlp.shared_intermediate) if isinstance(mlp, Experts) else mlp.intermediate
 
 
-def read_shape(checkpoint: Checkpoint, merged: bool = False, adapters: AdapterRoom = NO_ROOM) -> ModelShape:
-    """The shape of the model in `checkpoint` with room for `adapters`; `merged` counts matrices that share their input
-    as one.
+def read_shape(
+    checkpoint: Checkpoint, merged: bool = False, adapters: AdapterRoom = NO_ROOM, cache_bits: int = 16
+) -> ModelShape:
+    """The shape of the model in `checkpoint` with room for `adapters` and keys and values of `cache_bits`; `merged`
+    counts matrices that share their input as one.
 
     Raises CheckpointError "config_number" for a number that is missing or none, "config_tensors" where the
     configuration contradicts the tensors.
@@ -124,7 +134,8 @@ def read_shape(checkpoint: Checkpoint, merged: bool = False, adapters: AdapterRo
         with checkpoint.remote_advice():
             checkpoint.derived[key] = _read_shape(checkpoint, merged)
     shape: ModelShape = checkpoint.derived[key]
-    return replace(shape, adapters=adapters, adapter_bytes=room_bytes(checkpoint, adapters))
+    adapter_bytes = room_bytes(checkpoint, adapters)
+    return replace(shape, adapters=adapters, adapter_bytes=adapter_bytes, cache_bits=cache_bits)
 
 
 def _read_shape(checkpoint: Checkpoint, merged: bool) -> ModelShape:

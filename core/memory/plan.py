@@ -7,20 +7,34 @@ from. Allocations are rounded to 512 bytes, as torch's allocator does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import lru_cache
 
 from core.checkpoint.layers import Experts, LayerShape, Mlp
 from core.checkpoint.recurrent import Mamba2, ShortConv
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.memory.expert_shapes import router_bytes
 from core.memory.kernels.spec import KernelSpec
 from core.memory.layer_state import DELTA_TOKENS, mask_bytes, state_plan
 from core.memory.model_shape import ModelShape
-from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, MIB, SEGMENT_BYTES, SMALL_SEGMENT_BYTES, round_to_block
+from core.memory.pages import table_row
+from core.memory.sizes import (
+    FLOAT_BYTES,
+    HALF_BYTES,
+    INT_BYTES,
+    MIB,
+    SEGMENT_BYTES,
+    SMALL_SEGMENT_BYTES,
+    round_to_block,
+)
+from core.memory.step_sizes import StepSizes
 
-# How much of a prompt the engine reads at once on a GPU; the plan holds room for that much.
-GPU_CHUNK_TOKENS = 512
+# How much of a prompt that is scored has its logits at a time, each for the whole vocabulary.
+SCORED_TOKENS = 32
 # What NVML counts for a captured step, by layer: 50 KiB on an H200 with 7B and 13B, whose layers are 13 kernels.
 LAYER_GRAPH_BYTES = 64 * 1024
+# Steps of more chats than that multiply by a matrix in three or four launches in place of one or two.
+USUAL_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +60,14 @@ class MemoryPlan:
         return kept + self.workspace + self.graphs + self.context
 
     @property
+    def while_loading(self) -> int:
+        """What is held at most before the cache is there."""
+        return self.weights + self.scratch + self.loading + self.workspace + self.graphs + self.context
+
+    @property
     def total(self) -> int:
-        """What must be free: the larger of running and loading, which happens before the cache is there."""
-        loading = self.weights + self.scratch + self.loading + self.workspace + self.graphs + self.context
-        return max(self.running, loading)
+        """What must be free: the larger of running and loading."""
+        return max(self.running, self.while_loading)
 
     @property
     def allocated(self) -> int:
@@ -69,71 +87,30 @@ def make_plan(
     capability: tuple[int, int],
     context_tokens: int,
     num_slots: int,
-    chunk_tokens: int,
+    sizes: StepSizes,
     captured: bool = False,
+    cache: CacheChoice = EVERY_CHAT_FULL,
 ) -> MemoryPlan:
-    """The plan for one GPU of compute `capability`, with room for `num_slots` chats of `context_tokens` each.
+    """The plan for one GPU of compute `capability`, with room for `num_slots` chats of `context_tokens` each, as far
+    as `cache` promises it.
 
-    `captured`: for steps in CUDA graphs, over a `shape` with merged matrices.
+    `captured`: for steps in CUDA graphs, over a `shape` with merged matrices. Steps over our own attention, captured or
+    not, have their keys and values in pages, and verify tokens where the model can.
     """
-    activations = activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots, shape.is_capturable)
+    sizes = sizes if shape.can_verify else sizes.without_verifying
+    num_pages = cache.num_pages(num_slots, context_tokens) if shape.is_capturable else None
+    activations = activation_bytes(shape, kernel, sizes, context_tokens, num_slots, shape.is_capturable)
     return MemoryPlan(
         weights=weight_bytes(shape, kernel),
-        scratch=kernel.scratch_bytes(shape, capability, chunk_tokens, num_slots),
-        kv_cache=state_bytes(shape, context_tokens, num_slots),
+        scratch=kernel.scratch_bytes(shape, capability, sizes.chunk_tokens, sizes.rows(num_slots)),
+        kv_cache=state_bytes(shape, context_tokens, num_slots, num_pages),
         activations=activations,
-        pool=pool_bytes(activations, captured),
+        pool=pool_bytes(activations, captured) + (kept_logits_bytes(shape, num_slots) if shape.is_capturable else 0),
         workspace=workspace_bytes(capability),
-        graphs=graph_bytes(shape, num_slots, chunk_tokens) if captured else 0,
+        graphs=graph_bytes(shape, num_slots, sizes) if captured else 0,
         context=context_bytes(capability),
         loading=kernel.loading_bytes(shape, captured),
     )
-
-
-def split_plan(
-    shape: ModelShape,
-    kernel: KernelSpec,
-    capabilities: Sequence[tuple[int, int]],
-    available_bytes: Sequence[int],
-    context_tokens: int,
-    num_slots: int,
-    chunk_tokens: int,
-) -> tuple[MemoryPlan, ...]:
-    """One plan a GPU for a model split by layers: each GPU takes layers, in order, until it is full.
-
-    The embedding lies on the first GPU and the head on the last, unless they are one; what no GPU has room for counts
-    on the last. A step is plain, with torch's attention.
-    """
-    whole = replace(
-        make_plan(shape, kernel, (0, 0), context_tokens, num_slots, chunk_tokens),
-        activations=activation_bytes(shape, kernel, chunk_tokens, context_tokens, num_slots, False),
-    )
-    embedding_bytes = [
-        round_to_block(count * HALF_BYTES) for count in shape.plain_elements if count == shape.vocabulary * shape.hidden
-    ]
-    # Norms and all else are the layers'.
-    layer = -(-(whole.weights - sum(embedding_bytes)) // shape.num_layers)
-    kinds = [layer_state_bytes(layer, context_tokens, num_slots) for layer, _ in shape.layers]
-    states = [kinds[place] for place in shape.layer_order]
-    plans: list[MemoryPlan] = []
-    for index, (capability, available) in enumerate(zip(capabilities, available_bytes, strict=True)):
-        is_last = index == len(capabilities) - 1
-        end = sum(embedding_bytes[:1]) * (index == 0) + sum(embedding_bytes[1:]) * is_last
-        empty = replace(
-            whole,
-            weights=end,
-            scratch=kernel.scratch_bytes(shape, capability, chunk_tokens, num_slots),
-            kv_cache=0,
-            workspace=workspace_bytes(capability),
-            context=context_bytes(capability),
-        )
-        room, count, kept = available - empty.total, 0, 0
-        while count < len(states) and (is_last or (count + 1) * layer + kept + states[count] <= room):
-            kept += states[count]
-            count += 1
-        states = states[count:]
-        plans.append(replace(empty, weights=end + count * layer, kv_cache=kept, num_layers=count))
-    return tuple(plans)
 
 
 def sum_plans(plans: Sequence[MemoryPlan]) -> MemoryPlan:
@@ -147,36 +124,59 @@ def weight_bytes(shape: ModelShape, kernel: KernelSpec) -> int:
     """The weights as `kernel` keeps them, with everything that is not quantized in half precision, and the room for
     adapters."""
     matrices = sum(count * kernel.matrix_bytes(matrix) for matrix, count in shape.matrices)
-    return shape.adapter_bytes + matrices + sum(round_to_block(count * HALF_BYTES) for count in shape.plain_elements)
+    return shape.adapter_bytes + matrices + plain_bytes(shape.plain_elements)
 
 
-def state_bytes(shape: ModelShape, context_tokens: int, num_slots: int) -> int:
-    """What all layers keep of all chats."""
-    return sum(count * layer_state_bytes(layer, context_tokens, num_slots) for layer, count in shape.layers)
+@lru_cache(maxsize=64)
+def plain_bytes(counts: tuple[int, ...]) -> int:
+    """Tensors of so many elements in half precision. There are hundreds, and one verdict asks for dozens of plans."""
+    return sum(round_to_block(count * HALF_BYTES) for count in counts)
 
 
-def layer_state_bytes(layer: LayerShape, context_tokens: int, num_slots: int) -> int:
+def state_bytes(shape: ModelShape, context_tokens: int, num_slots: int, num_pages: int | None = None) -> int:
+    """What all layers keep of all chats: keys and values in rows by slot, or in `num_pages` pages with their table."""
+    layers = sum(
+        count * layer_state_bytes(layer, context_tokens, num_slots, num_pages, shape.cache_bits)
+        for layer, count in shape.layers
+    )
+    if num_pages is None:
+        return layers
+    return layers + table_bytes(num_slots, context_tokens)
+
+
+def table_bytes(num_slots: int, context_tokens: int) -> int:
+    """The table of pages, which each GPU with layers has."""
+    return round_to_block((num_slots + 1) * table_row(context_tokens) * INT_BYTES)
+
+
+def layer_state_bytes(
+    layer: LayerShape, context_tokens: int, num_slots: int, num_pages: int | None = None, bits: int = 16
+) -> int:
     """What one layer keeps of all chats."""
     mixers = [layer.mixer, *([layer.beside] if layer.beside else [])]
-    return sum(state_plan(mixer).state_bytes(mixer, context_tokens, num_slots) for mixer in mixers)
+    return sum(state_plan(mixer).state_bytes(mixer, context_tokens, num_slots, num_pages, bits) for mixer in mixers)
 
 
 def activation_bytes(
     shape: ModelShape,
     kernel: KernelSpec,
-    chunk_tokens: int,
+    sizes: StepSizes,
     context_tokens: int,
     num_slots: int,
     own_attention: bool,
+    draws: bool = True,
 ) -> int:
-    """The largest moment of one pass: a chunk's MLP or attention; a plain one's logits and their sampling.
+    """The largest moment of one pass: a chunk's MLP or attention; a plain one's logits and their sampling. draws:
+    whether the GPU has the model's head, which of several only the last one has. Only steps over our own attention
+    verify tokens.
 
     A Llama's MLP holds the residual, the normed input, and up to three [chunk, intermediate] at once. Steps over our
-    own attention sample there too: they keep the logits of all slots in float32, a second time while a captured step is
+    own attention sample there too: they keep the logits of all rows in float32, a second time while a captured step is
     checked. For every token of the vocabulary a slot has a byte for whether it was seen, a float32 that is added to its
-    logit, and a bit for whether it may come.
+    logit, and a bit for whether it may come. A prompt that is scored has the logits of some tokens in place of the
+    chunk's MLP.
     """
-    rows = max(chunk_tokens, num_slots)
+    rows = max(sizes.chunk_tokens, num_slots)
     base = 2 * rows * shape.hidden * HALF_BYTES
     mlp = max(mlp_bytes(shape, kernel, layer.mlp, rows) for layer, _ in shape.layers)
     mixers = {mixer for layer, _ in shape.layers for mixer in (layer.mixer, layer.beside) if mixer}
@@ -187,20 +187,26 @@ def activation_bytes(
     norms = 3 * rows * shape.hidden * FLOAT_BYTES
     base += adapter_activation_bytes(shape, rows)
     if own_attention:
-        sampling = shape.vocabulary * num_slots * (2 * FLOAT_BYTES + HALF_BYTES)
+        if not draws:
+            return base + max(mlp, attention, norms)
+        sampling = shape.vocabulary * sizes.rows(num_slots) * (2 * FLOAT_BYTES + HALF_BYTES)
         sampling += (num_slots + 1) * (shape.vocabulary * (FLOAT_BYTES + 1) + -(-shape.vocabulary // 32) * FLOAT_BYTES)
-        return base + max(mlp, attention, norms) + sampling
+        scored = min(sizes.chunk_tokens, SCORED_TOKENS) * shape.vocabulary * HALF_BYTES
+        return base + max(mlp, attention, norms, scored) + sampling
+    if shape.cache_bits == 8:
+        # A plain pass reads a layer's keys and values in half precision.
+        read = max((one.num_kv_heads * one.head_dim for one in shape.attentions), default=0)
+        attention += 2 * num_slots * context_tokens * read * HALF_BYTES
     logits = num_slots * shape.vocabulary * (HALF_BYTES + 6 * FLOAT_BYTES)
-    return base + mask_bytes(rows, context_tokens) + max(mlp, attention, norms, logits)
+    # One token's at a time are told in float32.
+    scored = shape.vocabulary * (min(sizes.chunk_tokens, SCORED_TOKENS) * HALF_BYTES + 3 * FLOAT_BYTES)
+    return base + mask_bytes(rows, context_tokens) + max(mlp, attention, norms, logits, scored)
 
 
 def adapter_activation_bytes(shape: ModelShape, num_rows: int) -> int:
-    """Beside one product: what the adapters add to it, in place, and the low-rank rows four times. A step's few rows in
-    kernels take less."""
-    if not shape.adapters.count:
-        return 0
-    widest = max((matrix.out_features for matrix, _ in shape.matrices), default=0)
-    return num_rows * (widest + 4 * shape.adapters.columns) * HALF_BYTES
+    """Beside one product, to which torch adds in place: low-rank rows, the last matrix's and the next one's, the
+    weights of their columns for each row, and whether these are 0. A step's few rows in kernels take less."""
+    return 4 * num_rows * shape.adapters.columns * HALF_BYTES
 
 
 def mlp_bytes(shape: ModelShape, kernel: KernelSpec, mlp: Mlp, num_rows: int) -> int:
@@ -252,24 +258,33 @@ def pool_bytes(activations: int, captured: bool) -> int:
     return activations + SEGMENT_BYTES + SMALL_SEGMENT_BYTES
 
 
-def graph_bytes(shape: ModelShape, num_slots: int, chunk_tokens: int) -> int:
-    """What CUDA keeps of each captured step: a node for every kernel, about a dozen a layer.
+def kept_logits_bytes(shape: ModelShape, num_slots: int) -> int:
+    """Of steps over our own attention the largest has more than USUAL_ROWS: the logits of the next smaller one. Every
+    step keeps its own; those of the others lie in what the pool has beside."""
+    return shape.vocabulary * USUAL_ROWS * HALF_BYTES if num_slots > USUAL_ROWS else 0
+
+
+def graph_bytes(shape: ModelShape, num_slots: int, sizes: StepSizes) -> int:
+    """What CUDA keeps of each captured step: a node for every kernel, about a dozen a layer. One step verifies tokens.
 
     A recurrent layer without kernels of its own has twice as many more, and as many again for each block of a chunk.
-    Adapters are two kernels more for each matrix that is by itself, and in a chunk six of torch's.
+    Adapters are two kernels more for each matrix that is by itself, and in a chunk four of torch's. A step of more than
+    USUAL_ROWS has up to 12 kernels more, and counts as two.
     """
-    batches, chunks = batch_sizes(num_slots), chunk_sizes(chunk_tokens)
+    batches, chunks = batch_sizes(num_slots), chunk_sizes(sizes.chunk_tokens)
     by_torch = sum(count for layer, count in shape.layers if isinstance(layer.recurrent, Mamba2 | ShortConv))
     pieces = 2 * len(batches) + sum(2 + -(-tokens // DELTA_TOKENS) for tokens in chunks)
-    adapted = len(batches) + 3 * len(chunks) if shape.adapters.count else 0
-    return ((len(batches) + len(chunks) + adapted) * shape.num_layers + pieces * by_torch) * LAYER_GRAPH_BYTES
+    verifying = int(sizes.verified_tokens > 0)
+    adapted = verifying + len(batches) + 2 * len(chunks) if shape.adapters.count else 0
+    steps = verifying + len(batches) + (num_slots > USUAL_ROWS) + len(chunks) + adapted
+    return (steps * shape.num_layers + pieces * by_torch) * LAYER_GRAPH_BYTES
 
 
 def batch_sizes(num_slots: int) -> list[int]:
     """How many chats a captured step writes for at once: powers of two, and all."""
-    return sorted({size for size in (1, 2, 4, 8, 16, 32) if size < num_slots} | {num_slots})
+    return sorted({size for size in (1, 2, 4, 8, 16, 32, 64) if size < num_slots} | {num_slots})
 
 
 def chunk_sizes(chunk_tokens: int) -> list[int]:
-    """How many tokens of a prompt a captured step reads: short prompts need not pay for a whole chunk."""
-    return [size for size in (16, 32, 64, 128, 256) if size < chunk_tokens] + [chunk_tokens]
+    """How many tokens of prompts a captured step reads: short prompts need not pay for a whole chunk."""
+    return [size for size in (16, 32, 64, 128, 256, 512, 768, 1024, 1536) if size < chunk_tokens] + [chunk_tokens]

@@ -10,8 +10,10 @@ from functools import cache, lru_cache
 
 from core.gpu.known_gpus import KnownGpu, known_gpus
 from core.memory.device_memory import DeviceMemory
-from core.memory.fit import all_fit, candidates, plan_devices
+from core.memory.fit_report import FitReport
 from core.memory.load_plan import LoadPlan
+from core.memory.load_ways import all_fit, candidates, plan_devices
+from core.memory.model_shape import ModelShape
 from core.memory.sizes import MIB
 
 # Older cards have no tensor cores, and most builds of torch no code for them.
@@ -39,13 +41,17 @@ class CardOffer:
         return f"{many}{self.name}" if f"{self.memory_gb}" in self.name else f"{many}{self.name} ({self.memory_gb} GB)"
 
 
-@lru_cache(maxsize=64)
-def cards_that_fit(load: LoadPlan, count: int = 1) -> tuple[CardOffer, ...]:
-    """The known cards of which `count` together hold `load` as it is planned, the smallest memory first.
+def cards_that_fit(report: FitReport, count: int = 1) -> tuple[CardOffer, ...]:
+    """The known cards of which `count` together hold the load of a verdict that says no, the smallest memory first:
+    with captured steps, which are quick, where a kernel captures them there.
 
-    `load` is a plan without captured steps, such as a verdict that says no has. A card that holds it alone is not
-    offered twice.
+    A card that holds it alone is not offered twice.
     """
+    return _cards(report.load, report.merged or report.load.shape, count)
+
+
+@lru_cache(maxsize=64)
+def _cards(load: LoadPlan, merged: ModelShape, count: int) -> tuple[CardOffer, ...]:
     offers: list[CardOffer] = []
     wanted = load.kernel.name if load.kernel_reason == "asked_for" else None
     for gpu in _rentable():
@@ -53,7 +59,8 @@ def cards_that_fit(load: LoadPlan, count: int = 1) -> tuple[CardOffer, ...]:
         if sizes.count(gpu.memory_gb) >= NUM_OF_SIZE or (gpu.memory_gb not in sizes and len(set(sizes)) == NUM_SIZES):
             continue
         device = DeviceMemory.planned(gpu)
-        if _holds(load, [device] * count, wanted) and not (count > 1 and _holds(load, [device], wanted)):
+        is_enough = count > 1 and _holds(load, merged, [device], wanted)
+        if not is_enough and _holds(load, merged, [device] * count, wanted):
             offers.append(CardOffer(gpu.name, count, gpu.memory_gb))
     return tuple(offers)
 
@@ -71,13 +78,16 @@ def _rentable() -> tuple[KnownGpu, ...]:
     return tuple(sorted(gpus, key=lambda gpu: (gpu.memory_gb, places.get(gpu.name, len(USUAL)), gpu.total_mib)))
 
 
-def _holds(load: LoadPlan, devices: Sequence[DeviceMemory], wanted: str | None) -> bool:
-    """Whether any kernel takes the model on `devices` and has room there."""
+def _holds(load: LoadPlan, merged: ModelShape, devices: Sequence[DeviceMemory], wanted: str | None) -> bool:
+    """Whether there is room on `devices` for the model with any kernel that captures its steps, else with any."""
     if sum(device.available_mib for device in devices) < least_mib(load):
         return False
+    kernels = candidates(load.shape, devices, wanted)
+    quick = [kernel for kernel in kernels if kernel.can_capture(merged)]
+    shape = merged if quick else load.shape
     return any(
-        all_fit(plan_devices(load.shape, devices, kernel, load.context_tokens, load.num_slots), devices)
-        for kernel in candidates(load.shape, devices, wanted)
+        all_fit(plan_devices(shape, devices, kernel, load.context_tokens, load.num_slots, load.cache), devices)
+        for kernel in quick or kernels
     )
 
 

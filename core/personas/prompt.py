@@ -72,7 +72,6 @@ class CharacterParts:
     """
 
     user_name: str
-    char_name: str
     system_prompt: str
     lore_before: str
     character: str
@@ -115,7 +114,6 @@ def build_parts(
     after, last = _around_examples(character, macros, lore, "examples_bottom")
     return CharacterParts(
         user_name=macros.user,
-        char_name=macros.char,
         system_prompt="" if "system_prompt" in disabled else system_prompt,
         lore_before=_joined(lore, "before_char"),
         character=_character_text(character, macros, lore),

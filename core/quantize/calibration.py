@@ -45,7 +45,6 @@ MARK = re.compile(r"<\|im_(?:start|end)\|>")
 ROLES = ("system", "user", "assistant")
 Dialogue = tuple[tuple[str, str], ...]
 Encode = Callable[[str], Sequence[int]]
-Render = Callable[[Dialogue], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +85,14 @@ def read_file(path: Path) -> tuple[str, ...]:
         raise InputError("calibration_file", file=printable(str(path)), why=error.strerror or str(error)) from error
     except UnicodeDecodeError as error:
         raise InputError("calibration_encoding", file=printable(str(path))) from error
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return tuple(_json_lines(path, text))
     return tuple(filter(None, (part.strip() for part in re.split(r"\n\s*\n", text))))
 
 
 def _json_lines(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): JSON writes Unicode's other ends of lines, such as U+2028, as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -102,7 +102,8 @@ def _json_lines(path: Path, text: str) -> Iterator[str]:
                 raise TypeError("no text")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError("calibration_line", file=printable(str(path)), line=number) from error
-        yield words
+        # Half a character, which only an escape can bring, is no text for a tokenizer.
+        yield words.encode("utf-8", "replace").decode("utf-8")
 
 
 def require_enough(path: Path, encode: Encode) -> None:

@@ -58,12 +58,3 @@ def card_text(job: JobFile, result: Mapping[str, Any]) -> str:
         lines.append(f"| {LANGUAGES.get(name, name)} | {before:.3f} | {result['after'][name]:.3f} |")
     lines += ["", "What the base model's licence says holds for this one too.", ""]
     return "\n".join(lines)
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The figures of a model that was quantized here; None for any other."""
-    try:
-        value = json.loads((folder / RESULT).read_text("utf-8"))
-        return value if loss_percent(value) < float("inf") else None
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, AttributeError):
-        return None

@@ -18,6 +18,7 @@ from core.hub.record import read_record
 from core.hub.retry import TransferLimits
 from core.hub.source import Source, folder_name
 from core.quantize import folders
+from core.quantize.answer import Check, EngineCheck, FirstWords
 from core.quantize.calibration import require_enough
 from core.quantize.card import write_card
 from core.quantize.job_file import JobFile, write_job
@@ -30,6 +31,7 @@ from core.tokenizer.read import read_tokenizer
 
 log = logging.getLogger(__name__)
 StartProcess = Callable[[Path, str], QuantizeProcess]
+MakeCheck = Callable[[], Check]
 
 
 class Stopped(Exception):
@@ -46,16 +48,19 @@ class QuantizeJob:
         token_for: TokenFor = lambda endpoint: None,
         limits: TransferLimits | None = None,
         start: StartProcess = QuantizeProcess,
+        make_check: MakeCheck = EngineCheck,
     ) -> None:
         self.file = job
         self.source = source
         self._token_for, self._limits, self._start = token_for, limits or TransferLimits(), start
+        self._make_check = make_check
         self._lock = threading.RLock()
         self._inactive = threading.Event()
         self._phase: Phase = "queued"
         self._wanted: Phase | None = None
         self._clock = StageClock()
         self._process: QuantizeProcess | None = None
+        self._check_running: Check | None = None
         self._download: DownloadJob | None = None
         self._error: DeckError | None = None
         self._result: dict[str, Any] | None = None
@@ -78,6 +83,12 @@ class QuantizeJob:
     def can_pause(self) -> bool:
         """Whether what is done is kept when the job is stopped: gptqmodel keeps it for some families alone."""
         return self._resumes or self._clock.stage == "download"
+
+    @property
+    def pid(self) -> int | None:
+        """The process that works, while there is one."""
+        with self._lock:
+            return self._process.pid if self._process is not None else None
 
     def snapshot(self) -> QuantizeState:
         with self._lock:
@@ -104,21 +115,34 @@ class QuantizeJob:
         A job that is cancelled leaves nothing. Raises DeckError where that cannot be removed.
         """
         with self._lock:
-            if self._phase in ("running", "stopping"):
+            is_at_work, check = self._phase in ("running", "stopping"), self._check_running
+            if is_at_work:
                 self._wanted, self._phase = wanted, "stopping"
                 if self._process is not None:
                     self._process.kill()
                 if self._download is not None:
                     self._download.stop("pause")
-                return
-            if wanted == "paused":
+            elif wanted == "paused":
                 if self._phase == "queued":
                     self._end("paused")
                 return
-            if self._phase in ("done", "cancelled"):
+            elif self._phase in ("done", "cancelled"):
                 return
-        with folders.locked(self.id):
-            self._discard()
+            else:
+                # Its turn does not come any more.
+                rested: Phase = "paused" if self._phase == "queued" else self._phase
+                self._phase = "stopping"
+        if is_at_work:
+            # It waits for the engine's process.
+            if check is not None:
+                check.stop()
+            return
+        try:
+            with folders.locked(self.id):
+                self._discard()
+        except DeckError:
+            self._end(rested)
+            raise
         self._end("cancelled")
 
     def requeue(self) -> None:
@@ -170,15 +194,30 @@ class QuantizeJob:
             with self._lock:
                 self._process = None
         self._raise_if_stopped()
-        self._clock.take("place", 0.0)
         with folders.errors_explained(folder):
             # The engine's own judgement, as a load would have it.
             read_checkpoint(folder / "out").require_runs()
+        result["first_words"] = self._ask(folder / "out", result["prompt"])
+        self._raise_if_stopped()
+        self._told({"stage": "place", "fraction": 0.0})
+        with folders.errors_explained(folder):
             write_card(folder / "out", self.file, result)
             folders.place(self.id)
             self._result = result
             remove(folder)
             self._remove_source()
+
+    def _ask(self, out: Path, prompt: str) -> FirstWords:
+        """What the finished model says, which changes nothing about the rest."""
+        with self._lock:
+            self._raise_if_stopped()
+            self._clock.take("answer", 0.0)
+            check = self._check_running = self._make_check()
+        try:
+            return check.ask(out, self.id, prompt, self.file.device == "cpu")
+        finally:
+            with self._lock:
+                self._check_running = None
 
     def _fetch(self, source: Source) -> None:
         """Fetch the source, or what of it is missing. Raises Stopped, DeckError."""

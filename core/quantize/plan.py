@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,11 +18,13 @@ from core.checkpoint.checkpoint import Checkpoint, make_checkpoint
 from core.checkpoint.containers.registry import read_format
 from core.checkpoint.experts import CHOSEN, COUNTS, expert_matrix, first_value
 from core.checkpoint.headers import DTYPE_BYTES, TensorInfo
+from core.checkpoint.layers import LAYER
 from core.checkpoint.text_config import text_config
 from core.common.errors import DeckError
 from core.common.values import is_whole
 from core.memory.device_memory import DeviceMemory
-from core.memory.fit import FitReport, check_fit
+from core.memory.fit import check_fit
+from core.memory.fit_report import FitReport
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES, MIB
 from core.quantize.calibration import NUM_ROWS, row_tokens
 from core.quantize.options import BITS, GROUP_SIZES, QuantizeOptions
@@ -33,12 +35,17 @@ from core.quantize.source import STACKED, PlainModel
 PROCESS_BYTES, CONTEXT_BYTES = 900 * MIB, 600 * MIB
 # A layer passes every row once for each group of its matrices, and once more to hand the results on.
 FORWARD_PASSES = 5
-# gptqmodel solves a matrix column by column; what one takes beside its arithmetic.
-COLUMN_S = {"cpu": 150e-6, "cuda": 250e-6}
-# What a GPU reaches in float32 products of this kind; a CPU is measured.
-GPU_FLOPS = 15e12
+# What an input of a matrix takes beside its arithmetic: on a GPU 128 of them are rounded by one kernel.
+COLUMN_S = {"cpu": 150e-6, "cuda": 15e-6}
+# What a middling GPU reaches in products of half precision and in those of float32; a CPU is measured.
+GPU_HALF_FLOPS, GPU_FLOAT_FLOPS = 60e12, 20e12
 START_S = 20.0
-COPIED_ROWS = 4
+# The source is read to be quantized and for its perplexity; the result is written twice and read.
+DISK_BYTES_S, SOURCE_READS, RESULT_COPIES = 1e9, 2, 3
+# Rows of calibration that are in a layer at once, and what lies of each beside its input: gate, up and two products.
+MOMENT_ROWS, ROW_COPIES = {"cpu": 4, "cuda": 8}, 4
+# gptqmodel solves so many matrices with the same input at once.
+SOLVED_TOGETHER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,8 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     # What goes into a layer and what comes out of it, of all rows.
     activations = 2 * tokens * model.hidden * bytes_each
     layer_bytes = _layer_elements(model) * bytes_each
-    largest = max((_matrix_bytes(i, o) for i, o in model.matrices.values()), default=0)
     widest = max((max(sides) for sides in model.matrices.values()), default=0)
-    moment = layer_bytes + largest + COPIED_ROWS * length * widest * 4 * bytes_each
+    moment = layer_bytes + _solving_bytes(model) + MOMENT_ROWS[kind] * length * widest * ROW_COPIES * bytes_each
     ends = _end_elements(model) * bytes_each
     copies = model.size_bytes * (bool(options.adapters) + is_meta)
     is_copied = bool(copies) or model.folder is None
@@ -76,7 +82,8 @@ def plan_job(model: PlainModel, options: QuantizeOptions, device: str, is_meta: 
     kept = result_bytes + 2 * activations if resumes else 0
     ram = PROCESS_BYTES + activations + ends + layer_bytes + (moment if kind == "cpu" else 0)
     return QuantizePlan(
-        time_s=_time_s(model, tokens, kind, _expert_share(model, options.sees_all)),
+        time_s=_time_s(model, tokens, kind, _expert_share(model, options.sees_all))
+        + (SOURCE_READS * model.size_bytes + copies + RESULT_COPIES * result_bytes) / DISK_BYTES_S,
         disk_bytes=copies + 2 * result_bytes + kept,
         result_bytes=result_bytes,
         ram_bytes=ram,
@@ -152,9 +159,9 @@ def _time_s(model: PlainModel, tokens: int, kind: str, share: float) -> float:
         hessians += 2.0 * count * seen * inputs**2
         solving += count * (2.0 * inputs**3 + 2.0 * inputs**2 * outputs)
         columns += count * inputs
-    flops = measured_flops() if kind == "cpu" else GPU_FLOPS
+    half_flops, float_flops = (measured_flops(),) * 2 if kind == "cpu" else (GPU_HALF_FLOPS, GPU_FLOAT_FLOPS)
     # Attention, norms and copies are about a tenth beside the matrices.
-    return START_S + 1.1 * (passes + hessians + solving) / flops + columns * COLUMN_S[kind]
+    return START_S + 1.1 * (passes / half_flops + (hessians + solving) / float_flops) + columns * COLUMN_S[kind]
 
 
 def _expert_share(model: PlainModel, sees_all: bool) -> float:
@@ -162,6 +169,18 @@ def _expert_share(model: PlainModel, sees_all: bool) -> float:
     text = text_config(model.config)
     count, chosen = first_value(text, COUNTS), first_value(text, CHOSEN)
     return chosen / count if not sees_all and is_whole(count) and is_whole(chosen) and count >= chosen > 0 else 1.0
+
+
+def _solving_bytes(model: PlainModel) -> int:
+    """The most that is there while matrices are solved: of one layer, those with the same input together."""
+    layer = min((match[1] for name in model.matrices if (match := LAYER.match(f"{name}."))), default="")
+    groups: defaultdict[tuple[str, int], list[int]] = defaultdict(list)
+    for name, (inputs, outputs) in model.matrices.items():
+        if (match := LAYER.match(f"{name}.")) and match[1] == layer:
+            # All experts of a layer have one input.
+            groups[name.rpartition(".")[0].rstrip("0123456789"), inputs].append(_matrix_bytes(inputs, outputs))
+    together = (sum(sorted(sizes, reverse=True)[:SOLVED_TOGETHER]) for sizes in groups.values())
+    return max(together, default=max((_matrix_bytes(i, o) for i, o in model.matrices.values()), default=0))
 
 
 def _matrix_bytes(inputs: int, outputs: int) -> int:

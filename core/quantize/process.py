@@ -22,6 +22,7 @@ from core.starter.build import messages
 MODULE = "core.quantize.child.main"
 NO_GPU_MEMORY = re.compile(r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory")
 MAX_LOG_BYTES = 4 << 20
+MAX_WORKERS = 8
 
 
 class QuantizeProcess:
@@ -31,8 +32,11 @@ class QuantizeProcess:
         """Raises OSError."""
         self._log = folder / LOG
         environment = os.environ | {
-            # gptqmodel wants two workers for its queues, also where there is one core.
-            "GPTQMODEL_CPU_WORKERS": str(max(2, len(os.sched_getaffinity(0)))),
+            # gptqmodel wants two workers for its queues, also where there is one core. What they do, torch spreads over
+            # all cores.
+            "GPTQMODEL_CPU_WORKERS": str(min(MAX_WORKERS, max(2, len(os.sched_getaffinity(0))))),
+            # As the engine has it: what one layer leaves free fits the next, of other sizes.
+            "PYTORCH_ALLOC_CONF": "expandable_segments:True",
             "HF_HUB_OFFLINE": "1",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "TMPDIR": str(folder / "work"),
@@ -50,6 +54,10 @@ class QuantizeProcess:
                 env=environment,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def run(self, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Hand on what the process tells, until it ends; returns its result. Raises DeckError where it has none."""

@@ -11,7 +11,7 @@ from core.common.errors import DeckError
 from core.hub.progress import JobState
 
 Phase = Literal["queued", "running", "stopping", "paused", "done", "failed", "cancelled"]
-Stage = Literal["download", "start", "convert", "merge", "before", "quantize", "after", "place"]
+Stage = Literal["download", "start", "convert", "merge", "before", "quantize", "after", "answer", "place"]
 # What each stage is of the whole, but for a download, which has bytes of its own.
 SPANS = {
     "download": (0.0, 0.0),
@@ -20,7 +20,8 @@ SPANS = {
     "merge": (0.05, 0.08),
     "before": (0.08, 0.14),
     "quantize": (0.14, 0.93),
-    "after": (0.93, 0.99),
+    "after": (0.93, 0.97),
+    "answer": (0.97, 0.99),
     "place": (0.99, 1.0),
 }
 

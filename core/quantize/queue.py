@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from core.common.errors import CheckpointError, DeckError, InputError
@@ -12,11 +13,13 @@ from core.hub.record import Record, read_record, write_record
 from core.hub.source import Source
 from core.hub.tokens import token_for as stored_token
 from core.quantize import folders
-from core.quantize.job import QuantizeJob, StartProcess
+from core.quantize.answer import EngineCheck
+from core.quantize.job import MakeCheck, QuantizeJob, StartProcess
 from core.quantize.job_file import JobFile, read_job, write_job
 from core.quantize.options import QuantizeOptions, check_name, result_name
 from core.quantize.process import QuantizeProcess
 from core.quantize.target import Target
+from core.quantize.uploads import sweep
 
 log = logging.getLogger(__name__)
 CLOSE_S = 10.0
@@ -25,9 +28,14 @@ CLOSE_S = 10.0
 class QuantizeQueue(JobQueue[QuantizeJob]):
     """All jobs of this process, and those that earlier ones left; see JobQueue."""
 
-    def __init__(self, token_for: TokenFor = stored_token, start: StartProcess = QuantizeProcess) -> None:
+    def __init__(
+        self,
+        token_for: TokenFor = stored_token,
+        start: StartProcess = QuantizeProcess,
+        make_check: MakeCheck = EngineCheck,
+    ) -> None:
         super().__init__("quantizing", CLOSE_S)
-        self._token_for, self._start = token_for, start
+        self._token_for, self._start, self._make_check = token_for, start, make_check
 
     @property
     def is_busy(self) -> bool:
@@ -43,8 +51,7 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
         return self._add(file, target.source)
 
     def _add(self, file: JobFile, source: Source | None) -> QuantizeJob:
-        with self._changed:
-            there = self._jobs.get(file.name)
+        with self._adding(file.name) as there:
             if there is not None and there.phase not in INACTIVE_PHASES:
                 raise InputError("quantize_running", name=file.name)
             if folders.is_locked(file.name):
@@ -58,7 +65,7 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
                 write_job(folder, file)
                 if source is not None:
                     write_record(folder, Record(source))
-            job = QuantizeJob(file, source, self._token_for, start=self._start)
+            job = self._job(file, source)
             self._put(file.name, job)
             return job
 
@@ -66,26 +73,34 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
         """Stop the job and remove what it made. Raises DeckError where that cannot be removed."""
         if (job := self._find(job_id)) is not None:
             job.stop("cancelled")
+            self._sweep()
 
     def forget(self, job_id: str) -> None:
         """Take a job off the list that is done, failed or cancelled; of a failed one what it made goes too."""
+        job = self._find(job_id)
+        if job is None or job.phase not in ("done", "failed", "cancelled"):
+            return
+        if job.phase == "failed":
+            job.stop("cancelled")
         with self._changed:
-            job = self._jobs.get(job_id)
-            if job is None or job.phase not in ("done", "failed", "cancelled"):
-                return
-            if job.phase == "failed":
-                job.stop("cancelled")
-            del self._jobs[job_id]
+            if self._jobs.get(job_id) is job:
+                del self._jobs[job_id]
+        self._sweep()
 
     def _pause(self, job: QuantizeJob) -> None:
         job.stop("paused")
 
-    def _find_unfinished(self) -> None:
-        names = folders.unfinished_jobs()
-        for name in [name for name, job in self._jobs.items() if job.phase == "paused" and name not in names]:
-            del self._jobs[name]  # Another process has finished or removed it.
+    def _run_one(self, job: QuantizeJob) -> None:
+        job.run()
+        self._sweep()
+
+    def _job(self, file: JobFile, source: Source | None) -> QuantizeJob:
+        return QuantizeJob(file, source, self._token_for, start=self._start, make_check=self._make_check)
+
+    def _look(self, known: Collection[str]) -> tuple[set[str], dict[str, QuantizeJob]]:
+        names, found = folders.unfinished_jobs(), {}
         for name in names:
-            if name in self._jobs or folders.is_locked(name):
+            if name in known or folders.is_locked(name):
                 continue
             try:
                 file = read_job(folders.job_folder(name))
@@ -94,9 +109,13 @@ class QuantizeQueue(JobQueue[QuantizeJob]):
                 continue
             record = read_record(folders.job_folder(name))
             if file.name == name:
-                job = QuantizeJob(file, record.source if record else None, self._token_for, start=self._start)
+                job = found[name] = self._job(file, record.source if record else None)
                 job.mark_paused()
-                self._jobs[name] = job
+        return set(names), found
+
+    def _sweep(self) -> None:
+        """Remove uploaded texts that no job needs any more."""
+        sweep(job.file.options.calibration for job in self.jobs if job.phase not in ("done", "cancelled"))
 
 
 def _is_same(folder: Path, file: JobFile) -> bool:

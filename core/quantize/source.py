@@ -18,8 +18,9 @@ from core.checkpoint.computed import is_computed
 from core.checkpoint.headers import TensorInfo, read_json
 from core.checkpoint.judgement import architecture_name, family_name, require_runs
 from core.checkpoint.layers import read_number
+from core.checkpoint.settings import plain_settings
 from core.checkpoint.tensor_names import name_tensors
-from core.checkpoint.text_config import text_config
+from core.checkpoint.text_config import quantization_of, text_config
 from core.checkpoint.tokenizer_files import has_tokenizer
 from core.checkpoint.weight_files import PICKLED, SUFFIX, ModelFiles, find_weights, has_codes
 from core.common.errors import CheckpointError
@@ -108,7 +109,7 @@ def plain_model(files: ModelFiles, folder: Path | None = None) -> PlainModel:
     if config is None:
         raise files.error("no_config")
     described = [files.read_json(name) for name in QUANTIZE_CONFIGS if name in files.names]
-    settings = config.get("quantization_config") or next(filter(None, described), None)
+    settings = plain_settings(quantization_of(config) or next(filter(None, described), None))
     if settings:
         method = settings.get("quant_method", "gptq") if isinstance(settings, dict) else settings
         raise files.error("quantize_already", method=quoted_json(method))

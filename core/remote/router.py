@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from core.engine.answer import Answer
@@ -19,6 +20,7 @@ from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from core.engine.thought import ThoughtRules
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.remote.engine import RemoteEngine
 from core.remote.selection import RemoteSelection, read_selection, selection_path, write_selection
 
@@ -76,11 +78,14 @@ class EngineRouter:
         force: bool = False,
         on_cpu: bool = False,
         adapters: AdapterRoom = NO_ROOM,
+        cache: CacheChoice = EVERY_CHAT_FULL,
     ) -> None:
         """Load on this machine, see Runner.load."""
         with self._lock:
             self._leave_server()
-            start = self.local.begin_load(Load(folder, context_tokens, num_slots, kernel, force, on_cpu, adapters))
+            start = self.local.begin_load(
+                Load(folder, context_tokens, num_slots, kernel, force, on_cpu, adapters, cache)
+            )
         self._save()
         start()
 
@@ -95,6 +100,10 @@ class EngineRouter:
     def sleep(self) -> bool:
         """See Runner.sleep; a model on another server is not this machine's to end."""
         return self._selection is None and self.local.sleep()
+
+    def awake(self) -> AbstractContextManager[None]:
+        """See Runner.awake."""
+        return self.local.awake()
 
     def wake(self) -> None:
         """See Runner.wake."""

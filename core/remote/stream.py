@@ -13,7 +13,8 @@ from core.common.values import is_whole, printable
 from core.engine.detokenize import StopFilter
 from core.engine.protocol import AnswerStats, Reason
 from core.engine.sampling_params import Sampling
-from core.engine.thought import THINK, ThoughtRules
+from core.engine.thought import ThoughtRules
+from core.engine.thought_formats import THINK
 from core.remote.http import message_of
 
 # No tokenizer's token is longer, but for a few of blanks.

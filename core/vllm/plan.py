@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from core.checkpoint.checkpoint import Checkpoint
 from core.checkpoint.judgement import family_name, is_served_by_vllm, judge
 from core.checkpoint.rope import extended_rope
+from core.checkpoint.text_config import quantization_of
 from core.common.errors import CheckpointError, InputError
 from core.common.values import quoted_json
 from core.memory.device_memory import DeviceMemory
@@ -22,9 +23,10 @@ from core.memory.kernels.spec import ALL_GROUP_SIZES, KernelSpec
 from core.memory.model_shape import ModelShape, read_shape
 from core.memory.plan import make_plan
 from core.memory.sizes import MIB
+from core.memory.step_sizes import StepSizes
 
 # vLLM reads at most so many tokens of prompts in one step on large GPUs.
-CHUNK_TOKENS = 8192
+SIZES = StepSizes(8192)
 # Its captured steps for up to 512 chats, and what its allocator leaves unused.
 GRAPHS_MIB = 1536
 # --gpu-memory-utilization: vLLM's own default, which leaves room for what it does not count.
@@ -167,7 +169,7 @@ def check_vllm_takes(checkpoint: Checkpoint) -> None:
 
 
 def _method(checkpoint: Checkpoint, takes_marlin: bool) -> str | None:
-    settings = checkpoint.config.get("quantization_config")
+    settings = quantization_of(checkpoint.config)
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if checkpoint.quantization.container != "GPTQ" or quoted_json(method or "gptq").lower() != "gptq":
         return None
@@ -228,7 +230,7 @@ def _plan(
     per_host = max(1, math.ceil(tensor * pipeline / max(1, len(hosts))))
     used = sorted(devices, key=lambda device: -device.available_mib)[:per_host]
     least = min(used, key=lambda device: device.available_mib / device.total_mib)
-    whole = make_plan(shape, KERNEL, least.capability, context_tokens, 1, CHUNK_TOKENS)
+    whole = make_plan(shape, KERNEL, least.capability, context_tokens, 1, SIZES)
     cache = whole.kv_cache / pipeline / min([tensor, *(mixer.num_kv_heads for mixer in shape.attentions)])
     # vLLM also loads the part for pictures.
     weights = (whole.weights + checkpoint.left_out_bytes) / tensor / pipeline

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from safetensors import SafetensorError, safe_open
 
-from core.checkpoint.adapters import CONFIG, WEIGHTS, AdapterShape, read_adapter
+from core.checkpoint.adapters import WEIGHTS, AdapterShape, read_adapter
 from core.checkpoint.checkpoint import Checkpoint
+from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.common.errors import CheckpointError, EngineError
 from core.common.panics import why_of
 from core.engine.request_options import AdapterUse
@@ -53,7 +54,7 @@ class AdapterReader:
         if adapter.rank > self._bank.room.rank:
             raise EngineError("adapter_over_rank", adapter=adapter.name, rank=adapter.rank, limit=self._bank.room.rank)
         try:
-            version = str(use.folder), _changed_ns(use, CONFIG), _changed_ns(use, WEIGHTS)
+            version = str(use.folder), _changed_ns(use, ADAPTER_CONFIG), _changed_ns(use, WEIGHTS)
             weights = self._read.pop(version, None) or self._read_weights(adapter)
         except (OSError, SafetensorError) as error:
             raise CheckpointError("corrupt_weights", folder=adapter.name, file=why_of(error)) from error

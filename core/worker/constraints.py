@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -17,6 +18,7 @@ from core.common.errors import EngineError
 from core.common.panics import panics_as_errors, why_of
 from core.common.values import printable
 from core.engine.request_options import Grammar
+from core.worker.json_schemas import ready_schema
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,11 @@ MAX_WHY_CHARS = 300
 CALL_TAGS = ("<tool_call>", "</tool_call>")
 # One space, or a new line with its indent: small models write blanks without end where they may.
 WHITESPACE = r"( ?|\n[ \t]{0,64})"
+EXACT = {"whitespace_pattern": WHITESPACE}
+# Of tools' schemas: keywords that cannot be held, such as `not` and `uniqueItems`, are left to the model.
+AS_FAR_AS_CAN_BE = EXACT | {"lenient": True, "coerce_one_of": True}
+# What llguidance says where nothing can be written, and where it advises its own options.
+NOTHING_FITS, ONE_OF = "NoExtensionBias", "coerce_one_of"
 # A grammar in GBNF is translated in Python, which holds up the engine's loop.
 MAX_GBNF_CHARS = 2**16
 # A lexer's states take up to 2 KiB each. With what llguidance limits by itself a mask takes 15 ms at the most.
@@ -38,8 +45,8 @@ MAX_LEXER_STATES, MAX_GRAMMAR_SYMBOLS = 30_000, 300_000
 class Constraint:
     """One answer's grammar. It constrains while it `is_active`. For the worker's main thread."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: LLMatcher, grammar: Grammar) -> None:
+        self._matcher, self._grammar = matcher, grammar
         self.is_active = True
 
     def allowed(self) -> torch.Tensor:
@@ -59,7 +66,7 @@ class Constraint:
     @property
     def error(self) -> EngineError | None:
         """Why no further token can be judged: a grammar that is too large where the answer has come to."""
-        return _error(self._matcher.get_error()) if self._matcher.is_error() else None
+        return _error(self._matcher.get_error(), self._grammar) if self._matcher.is_error() else None
 
 
 class Constraints:
@@ -77,7 +84,7 @@ class Constraints:
         self._kept[grammar] = matcher
         if len(self._kept) > MAX_KEPT:
             self._kept.popitem(last=False)
-        return Constraint(matcher.deep_copy())
+        return Constraint(matcher.deep_copy(), grammar)
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
         if self._own is None:
@@ -91,9 +98,12 @@ class Constraints:
                 # Whether any token can begin, which for a contradiction none can.
                 is_empty = not matcher.is_error() and not any(matcher.compute_bitmask())
         except Exception as error:  # The library's own, of many kinds, for what is no grammar at all.
-            raise _error(why_of(error)) from error
+            raise _error(why_of(error), grammar) from error
         if matcher.is_error() or is_empty:
-            raise _error(matcher.get_error() if matcher.is_error() else "no text satisfies it")
+            if grammar.kind == "calls":
+                # Of the tags' grammar the error would show lines that nobody wrote.
+                self._compile(replace(grammar, kind="call"))
+            raise _error(matcher.get_error() if matcher.is_error() else NOTHING_FITS, grammar)
         return matcher
 
     def _read_tokenizer(self) -> LLTokenizer:
@@ -113,13 +123,15 @@ def _definition(grammar: Grammar) -> str:
     """The grammar in llguidance's form. Raises ValueError."""
     from llguidance import LLMatcher, StructTag, grammar_from
 
-    if grammar.kind == "json":
-        return str(LLMatcher.grammar_from_json_schema(grammar.text, overrides={"whitespace_pattern": WHITESPACE}))
+    if grammar.kind in ("json", "call"):
+        is_tool = grammar.kind == "call"
+        schema = json.dumps(ready_schema(_parsed(grammar.text), is_tool))
+        return str(LLMatcher.grammar_from_json_schema(schema, overrides=AS_FAR_AS_CAN_BE if is_tool else EXACT))
     if grammar.kind == "calls":
         # A template that knows no tools belongs to a vocabulary without tokens for them.
-        schema = {**json.loads(grammar.text), "x-guidance": {"whitespace_pattern": WHITESPACE}}
+        call = {**ready_schema(_parsed(grammar.text), is_tool=True), "x-guidance": AS_FAR_AS_CAN_BE}
         begin, end = CALL_TAGS
-        tag = StructTag(trigger=begin, begin=f"{begin}\n", grammar=schema, end=f"\n{end}")
+        tag = StructTag(trigger=begin, begin=f"{begin}\n", grammar=call, end=f"\n{end}")
         return str(LLMatcher.grammar_from_lark(StructTag.to_grammar([tag], assume_special=False)))
     if grammar.kind == "regex":
         return str(LLMatcher.grammar_from_regex(grammar.text))
@@ -130,6 +142,20 @@ def _definition(grammar: Grammar) -> str:
     return str(LLMatcher.grammar_from_lark(grammar.text))
 
 
-def _error(why: str) -> EngineError:
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is too deeply nested") from None
+
+
+def _error(why: str, grammar: Grammar) -> EngineError:
     lines = [line.strip() for line in why.splitlines() if line.strip()]
-    return EngineError("grammar", why=printable(" ".join(lines))[:MAX_WHY_CHARS])
+    told = printable(" ".join(lines))[:MAX_WHY_CHARS]
+    if NOTHING_FITS in told:
+        told = "no text satisfies it"
+    elif ONE_OF in told:
+        told = "alternatives of oneOf may not overlap; those of anyOf may"
+    if grammar.kind in ("call", "calls"):
+        return EngineError("grammar_tools", why=told)
+    return EngineError("grammar", why=told)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
@@ -21,11 +22,11 @@ from core.checkpoint.notes import notes
 from core.checkpoint.settled import settle
 from core.common.errors import EngineError
 from core.common.i18n import translate
-from core.engine.protocol import Generate, Load, ModelFacts
-from core.engine.request_options import RequestOptions
-from core.engine.sampling_params import Sampling
+from core.engine.protocol import Load, ModelFacts
 from core.memory.adapter_room import adaptable_matrices
 from core.memory.load_plan import LoadPlan
+from core.memory.pages import pages_of
+from core.memory.step_sizes import StepSizes
 from core.tokenizer.read import read_tokenizer
 from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.cpu_decode import make_fast_decode
@@ -34,26 +35,19 @@ from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_head, fuse_layers, fuse_prefill
-from core.worker.decode.steps import EagerSteps, PendingTokens, Steps
+from core.worker.decode.split_pass import SplitPass, SplitRecorder
+from core.worker.decode.steps import EagerSteps, Steps
 from core.worker.end_tokens import find_end_tokens
 from core.worker.memory_guard import allocated_bytes, memory_cap, reserve_remaining
 from core.worker.model.adapters import add_adapters
-from core.worker.model.device_map import DeviceMap
+from core.worker.model.device_map import DeviceMap, add_device_hooks, embedding_name
+from core.worker.model.kv_cache import SlotCache
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from core.worker.plan_load import STAGE_BEGIN, Progress, plan_load
-from core.worker.scheduler import Scheduler
+from core.worker.warm_up import warm_up, warm_up_sampling, warm_up_verifying
 
 log = logging.getLogger(__name__)
-# Between them every branch of core/worker/decode/sampling.py, with the whole vocabulary sorted.
-SAMPLING_VARIANTS = (
-    Sampling(temperature=0.0, max_new_tokens=3),
-    Sampling(temperature=1.0, top_p=1.0, repetition_penalty=1.1, max_new_tokens=3),
-    Sampling(temperature=5.0, top_p=0.9999, max_new_tokens=3),
-    Sampling(temperature=1.0, top_p=0.9, top_k=40, min_p=0.05, max_new_tokens=3),
-    Sampling(temperature=1.0, presence_penalty=0.5, frequency_penalty=0.5, max_new_tokens=3),
-    Sampling(temperature=1.0, dry_multiplier=0.8, typical_p=0.9, xtc_probability=0.5, max_new_tokens=3),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +82,14 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
             bank = add_adapters(model, adaptable_matrices(checkpoint), room, plan.num_slots)
         loaded_bytes = allocated_bytes() if memory_plans else 0
         progress("prepare", STAGE_BEGIN["prepare"])
-        runner = ModelRunner(model, plan.num_slots, plan.context_tokens, bank)
+        runner = ModelRunner(model, plan.num_slots, plan.context_tokens, bank, plan.num_pages, plan.shape.cache_bits)
+        spread_pages(runner.cache)
         check_numbers(runner, checkpoint.name)
         progress("warm_up", STAGE_BEGIN["warm_up"])
         steps = make_steps(runner, model, plan)
-        warm_up(steps, plan.chunk_tokens, checkpoint.name)
-        warm_up_sampling(steps, tokenizer, plan.chunk_tokens)
+        warm_up(steps, plan.sizes.chunk_tokens, checkpoint.name)
+        warm_up_verifying(steps, checkpoint.name)
+        warm_up_sampling(steps, tokenizer, plan.sizes.chunk_tokens)
         memory = None
         if memory_plans:
             memory = reserve_remaining(memory_plans, device_map.devices, plan.is_forced, loaded_bytes)
@@ -101,7 +97,7 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
         steps=steps,
         tokenizer=tokenizer,
         end_tokens=end_tokens,
-        chunk_tokens=plan.chunk_tokens,
+        chunk_tokens=plan.sizes.chunk_tokens,
         adapters=AdapterReader(bank, checkpoint) if bank is not None else None,
         facts=ModelFacts(
             name=checkpoint.name,
@@ -118,6 +114,8 @@ def load_engine(checkpoint: Checkpoint, command: Load, progress: Progress) -> Lo
             notes=checkpoint.settled.notes if checkpoint.settled else (),
             memory=memory,
             adapters=room,
+            pool_tokens=plan.pool_tokens,
+            cache_bits=plan.cache.bits,
         ),
     )
 
@@ -146,7 +144,7 @@ def read_model(checkpoint: Checkpoint, plan: LoadPlan, device_map: DeviceMap, pr
             plan.kernel,
             device_map,
             dtype,
-            plan.chunk_tokens,
+            plan.sizes.chunk_tokens,
             on_bytes,
             plan.context_tokens,
         )
@@ -159,27 +157,38 @@ def make_steps(slots: ModelRunner, model: PreTrainedModel, plan: LoadPlan) -> St
     if plan.device_kind == "cpu":
         # The fast pass calls no modules, which the adapters are beside.
         return EagerSteps(slots, make_fast_decode(model, slots) if slots.adapters is None else None)
-    if len(plan.devices) > 1 or not plan.shape.is_capturable:
+    if plan.num_pages is None:
         return EagerSteps(slots)
-    return fuse_and_capture(slots, model, plan.chunk_tokens, plan.is_captured)
+    return fuse_and_capture(slots, model, plan.sizes, plan.is_captured, DeviceMap.of_plan(plan))
 
 
-def fuse_and_capture(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: int, is_captured: bool = True) -> Steps:
+def fuse_and_capture(
+    slots: ModelRunner,
+    model: PreTrainedModel,
+    sizes: StepSizes,
+    is_captured: bool = True,
+    device_map: DeviceMap | None = None,
+) -> Steps:
     """Steps over fused operations, in CUDA graphs if `is_captured`. What cannot be captured runs kernel by kernel, and
     what is not to be had in that way plainly; a line in the log says why."""
+    device_map = device_map or DeviceMap((slots.device,))
+    device_of = partial(device_map.of, embedding=embedding_name(model))
 
     def fuse_steps(cache: GraphCache, run_decode: Callable[[], object], run_prefill: Callable[[], object]) -> None:
         num_layers, has_head = fuse_layers(model, cache, run_decode), fuse_head(model)
+        add_device_hooks(model, device_map)
         num_reading = fuse_prefill(model, run_prefill)
         log.info("fused: %d layers, %d for prompts%s", num_layers, num_reading, ", the head" if has_head else "")
 
     attention_before = model.config._attn_implementation
-    log.info("fused: %s", ", ".join(fuse_modules(model)))
+    log.info("fused: %s", ", ".join(fuse_modules(model, device_of)))
     for is_recorded in (True, False) if is_captured else (False,):
         try:
             # With an adapter in use, so that the layers are compared with what it adds.
             with slots.adapters.tried() if slots.adapters else nullcontext():
-                return GraphSteps(slots, chunk_tokens, fuse=fuse_steps, is_recorded=is_recorded)
+                split = SplitPass(device_map) if device_map.is_split else None
+                recorder = SplitRecorder(split) if split else None
+                return GraphSteps(slots, sizes, recorder, fuse_steps, is_recorded, split)
         except (RuntimeError, TypeError, ValueError, EngineError) as error:
             how = "captured" if is_recorded else "run over our own attention"
             log.warning("the steps are not %s: %s: %s", how, type(error).__name__, error)
@@ -189,42 +198,20 @@ def fuse_and_capture(slots: ModelRunner, model: PreTrainedModel, chunk_tokens: i
     return EagerSteps(slots)
 
 
+def spread_pages(cache: SlotCache) -> None:
+    """Give every slot of a load's checks pages for a whole context. Where there are too few they overlap, but for the
+    first ones, in which what is compared lies."""
+    if not cache.page_tokens:
+        return
+    needed = pages_of(cache.context_tokens)
+    if cache.num_pages < cache.num_slots * needed:
+        apart = cache.num_pages // cache.num_slots
+        for slot in range(cache.num_slots):
+            cache.set_pages(slot, [(slot * apart + place) % cache.num_pages for place in range(needed)])
+
+
 def check_numbers(slots: ModelRunner, name: str) -> None:
     """Raise EngineError where one token's logits are not all finite: the weights are damaged."""
     token = torch.zeros((1, 1), dtype=torch.long, device=slots.device)
     if not torch.isfinite(slots.forward(token, token, 0, 1)).all():
         raise EngineError("not_finite", model=name)
-
-
-def warm_up(steps: Steps, chunk_tokens: int, name: str) -> None:
-    """Run the largest passes that a chat can need: a chunk, and a token of every slot, at the end of the context.
-
-    Raises EngineError where what comes out is no number.
-    """
-    for num_slots in (1, steps.num_slots):
-        for slot in range(num_slots):
-            prefill_last_chunk(steps, slot, chunk_tokens, name)
-        # One more token than the context holds: where nobody reads.
-        require_finite(steps.decode(range(num_slots)), name)
-
-
-def prefill_last_chunk(steps: Steps, slot: int, chunk_tokens: int, name: str) -> None:
-    count = min(chunk_tokens, steps.context_tokens)
-    steps.reset_slot(slot, SAMPLING_VARIANTS[0], 0, [0])
-    require_finite(steps.prefill(slot, [0] * count, steps.context_tokens - count, is_last=True), name)
-
-
-def require_finite(pending: PendingTokens | None, name: str) -> None:
-    if pending is not None and None in pending.wait():
-        raise EngineError("not_finite", model=name)
-
-
-def warm_up_sampling(steps: Steps, tokenizer: Tokenizer, chunk_tokens: int) -> None:
-    """Answer a few short requests in every way to draw, so that no code is loaded while a person waits."""
-    scheduler = Scheduler(steps, tokenizer, frozenset(), chunk_tokens, lambda _: None)
-    lengths = (1, 9, chunk_tokens - 1, chunk_tokens + 9, 1, 9)
-    for request, (length, sampling) in enumerate(zip(lengths, SAMPLING_VARIANTS, strict=True)):
-        prompt = (0,) * min(length, steps.context_tokens - 1)
-        scheduler.submit(Generate(request, prompt, sampling, options=RequestOptions(logprobs=1)))
-    while not scheduler.is_idle:
-        scheduler.step()

@@ -20,6 +20,7 @@ from core.memory.kernels.registry import choose_kernel, has_c_compiler
 from core.memory.kernels.spec import Device
 from core.memory.load_plan import DevicePlan, LoadPlan, choose_dtype
 from core.memory.model_shape import read_shape
+from core.memory.step_sizes import StepSizes
 from core.worker.gpu_check import known_torch, require_no_gpu
 from core.worker.kernels import cpu_int4_prefill
 from core.worker.memory_guard import measure_devices
@@ -75,11 +76,12 @@ def plan_cpu_load(checkpoint: Checkpoint, command: Load) -> LoadPlan:
         dtype=choose_dtype(checkpoint, kernel, device),
         device_kind="cpu",
         devices=(DevicePlan(0),),
-        shape=read_shape(checkpoint, merged=True, adapters=command.adapters),
+        shape=read_shape(checkpoint, merged=True, adapters=command.adapters, cache_bits=command.cache.bits),
         is_captured=False,
         context_tokens=checked_context(checkpoint, command.context_tokens),
         num_slots=command.num_slots,
-        chunk_tokens=CPU_CHUNK_TOKENS if cpu_int4_prefill.is_supported() else SLOW_CPU_CHUNK_TOKENS,
+        sizes=StepSizes(CPU_CHUNK_TOKENS if cpu_int4_prefill.is_supported() else SLOW_CPU_CHUNK_TOKENS, 0),
+        cache=command.cache,
     )
 
 
@@ -107,6 +109,7 @@ def plan_gpu_load(
             command.force,
             refused,
             command.adapters,
+            command.cache,
         )
         chosen = tuple(replace(device, index=able[device.index]) for device in report.load.devices)
         plan = replace(report.load, devices=chosen, is_forced=command.force)

@@ -14,7 +14,7 @@ from core.memory.adapter_room import AdapterRoom
 from tests.support.adapters import write_adapter
 from tests.support.api_server import MODEL, api_server, error, loaded_runner
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,7 @@ from core.api.generation import Usage
 from core.engine.runner import Runner
 from tests.support.api_server import MODEL, api_server
 
-WAIT_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
-    with api_server(api_runner, api_home) as url:
-        yield url
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +205,14 @@ def test_thousands_of_messages_of_one_speaker_are_each_copied_once() -> None:
     made = chat_body({"messages": [{"role": "user", "content": f"{place}"} for place in range(many)]})
     (message,) = made["messages"]
     assert len(message["content"]) == 2 * many - 1
+
+
+@pytest.mark.parametrize("tokens", [0, -1, "many", True])
+def test_a_thought_of_no_tokens_is_refused_by_the_name_that_was_sent(tokens: object) -> None:
+    thinking = {"type": "enabled", "budget_tokens": tokens}
+    with pytest.raises(ApiError) as refused:
+        chat_body({"messages": asked("x"), "thinking": thinking})
+    assert refused.value.params["field"] == "thinking.budget_tokens"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,27 +20,20 @@ from core.api.errors import ApiError
 from core.api.http_call import HttpCall
 from core.api.intake import LARGE_BYTES, MAX_LARGE, MAX_LARGE_OF_ONE, NUM_THREADS, Intake
 from core.api.json_text import MAX_VALUES, mend, read_json
-from core.api.prompts import FEW_CHARS, PIECE_CHARS, check_size
+from core.api.prompt_size import FEW_CHARS, PIECE_CHARS, check_size
 from core.api.schema import TokenizeRequest
 from core.api.served_model import ServedModel
 from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
 from core.common.plain_json import ValueCounter
-from core.engine.runner import Runner
-from tests.support.api_server import MODEL, api_server, error, raw, received
+from tests.support.api_server import MODEL, error, raw, received
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/v1/tokenize"
-WAIT_S = 30.0
+WAIT_S = 60.0
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
-
-
-@pytest.fixture(scope="module")
-def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
-    with api_server(api_runner, api_home) as url:
-        yield url
 
 
 def post(url: str, body: bytes) -> httpx2.Response:

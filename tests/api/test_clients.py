@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from core.engine.runner import Runner
 from tests.support.api_clients import (
     has_javascript_clients,
     has_python_clients,
     run_javascript_clients,
     run_python_clients,
 )
-from tests.support.api_server import MODEL, api_server
+from tests.support.api_server import MODEL
 
 GOT = ["You said: hello ", "one two three four five one ", {"city": "Bern"}]
-
-
-@pytest.fixture(scope="module")
-def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
-    with api_server(api_runner, api_home) as url:
-        yield url
 
 
 @pytest.mark.skipif(not has_python_clients(), reason="./llamadeck test installs the clients")

@@ -23,7 +23,7 @@ from tests.support.api_server import api_server, error, raw
 
 CHAT = "/v1/chat/completions"
 FOREVER = {"messages": [{"role": "user", "content": "forever"}]}
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Ending(asyncio.Event):

@@ -146,6 +146,10 @@ def test_a_prompt_is_scored_as_benchmarks_of_choices_want_it(client: openai.Open
     assert told.token_logprobs[0] is None and all(value < 0 for value in told.token_logprobs[1:])
     for value, top in zip(told.token_logprobs[1:], told.top_logprobs[1:], strict=True):
         assert value in top.values() and value <= max(top.values())
+    # Others want none.
+    (alone,) = client.completions.create(model="starter", prompt=ids, max_tokens=0, logprobs=1, echo=True).choices
+    assert alone.logprobs.tokens == told.tokens[:-1]
+    assert alone.logprobs.token_logprobs[1:] == pytest.approx(told.token_logprobs[1:-1], abs=1e-3)
 
 
 def test_settings_of_one_answer_reach_the_model(client: openai.OpenAI) -> None:

@@ -16,18 +16,17 @@ from core.api.served_model import ServedModel
 from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
 from core.chat.tokens import TokenCounter
-from core.common.errors import EngineError
 from core.common.paths import models_dir
-from core.engine.answer import Answer
 from core.engine.protocol import EngineState, ModelFacts
 from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from tests.support.api_server import MODEL, api_server
 from tests.support.chat_templates import OWN_LLAMA2
+from tests.support.still_engine import StillEngine
 
 CHAT = "/v1/chat/completions"
 FOREVER = [{"role": "user", "content": "forever"}]
-WAIT_S = 30.0
+WAIT_S = 60.0
 LOADED = ServedModel(
     ModelPrompt(MODEL, None, ChatTemplate(OWN_LLAMA2, "", ""), TokenCounter(None), len), 1024, 2, {}, 0
 )
@@ -84,33 +83,12 @@ def test_a_key_that_holds_all_its_places_leaves_those_of_others_and_the_pages(
         assert answer.wait(WAIT_S)
 
 
-class Listening:
-    """An engine that remembers for whom it is asked, and answers nobody."""
-
-    def __init__(self) -> None:
-        self.clients: list[str] = []
-        facts = ModelFacts(MODEL, "", "cpu", "dense", "dense", 1024, 1, 0.0, 0, 0)
-        self.state = EngineState("ready", MODEL, facts=facts, folder=models_dir() / MODEL)
-        self.running_answers: list[Answer] = []
-        self.server_counter = None
-
-    def generate(
-        self,
-        prompt: str | tuple[int, ...],
-        sampling: Sampling,
-        continues: bool = False,
-        client: str = "",
-        thought: object = None,
-        options: object = None,
-    ) -> Answer:
-        self.clients.append(client)
-        raise EngineError("nothing_loaded")
-
-
 def test_the_engine_is_told_who_asks_a_key_else_an_address_and_never_the_pages(
     api_home: Path, api_runner: Runner, tmp_path: Path
 ) -> None:
-    engine, keys = Listening(), KeyStore(tmp_path / "keys.json")
+    facts = ModelFacts(MODEL, "", "cpu", "dense", "dense", 1024, 1, 0.0, 0, 0)
+    engine = StillEngine(EngineState("ready", MODEL, facts=facts, folder=models_dir() / MODEL))
+    keys = KeyStore(tmp_path / "keys.json")
     texts = [keys.make(name) for name in ("one", "two")]
     with api_server(engine, tmp_path) as url:
         for key in (*texts, texts[0], "made up", ""):

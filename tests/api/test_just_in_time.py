@@ -10,12 +10,17 @@ from typing import Any
 import httpx2
 import pytest
 
+from core.api import completions, generation
 from core.engine.runner import Runner
+from core.library.last_model import LastModel, note_last_model
+from core.memory.adapter_room import AdapterRoom
 from core.standby.loader import ModelLoader
 from core.standby.settings import set_other_names
+from tests.support.adapters import write_adapter
 from tests.support.api_server import MODEL, api_server, error, loaded_runner
 from tests.support.chat_templates import OWN_LLAMA2
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.processes import wait_until
 
 OTHER, BROKEN = "other-chat", "broken"
 WAIT_S = 60.0
@@ -145,7 +150,7 @@ def test_a_model_that_sleeps_wakes_for_a_request_as_it_was_loaded(url: str, runn
     runner.load(models / MODEL, context_tokens=960, num_slots=2)
     assert runner.wait_while_loading(WAIT_S).phase == "ready"
     for name in (None, MODEL, "Ada"):
-        assert runner.sleep()
+        wait_until(runner.sleep)  # A request is left a moment after its answer has come.
         assert {MODEL, "Ada"} <= set(listed(url)), "a client chooses among what can come"
         assert MODEL in [one["name"] for one in httpx2.get(f"{url}/api/tags").json()["models"]]
         assert (runner.state.phase, ready(url)) == ("empty", (200, "asleep"))
@@ -177,6 +182,22 @@ def test_a_model_that_answers_does_not_sleep(url: str, runner: Runner) -> None:
             assert not runner.sleep() and runner.state.phase == "ready"
 
 
+def test_a_model_does_not_sleep_while_a_request_for_it_is_read(
+    url: str, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that came in the very moment of the unload was told that no model is loaded."""
+    slept: list[bool] = []
+
+    def begin(*asked: Any) -> Any:
+        slept.append(runner.sleep())
+        return generation.begin(*asked)
+
+    monkeypatch.setattr(completions, "begin", begin)
+    assert ask(url, MODEL).status_code == 200 and slept == [False]
+    # Afterwards it may. The request is left a moment after its answer has come.
+    wait_until(runner.sleep)
+
+
 def test_a_load_that_a_person_began_is_let_to_its_end(
     url: str, runner: Runner, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,13 +224,72 @@ def test_a_model_that_could_not_wake_is_tried_again(url: str, runner: Runner, mo
     assert runner.state.asleep is None
 
 
+def test_each_model_is_listed_once_whatever_became_of_it(url: str, runner: Runner, models: Path) -> None:
+    """One that slept stood there twice, and one whose load had failed not at all."""
+    set_other_names("load")
+    write_adapter(models.parent / "adapters" / "pirate", models / MODEL)
+    runner.load(models / MODEL, adapters=AdapterRoom(1, 8))
+    assert runner.wait_while_loading(WAIT_S).phase == "ready"
+    awake = listed(url)
+    assert f"{MODEL}:pirate" in awake and len(awake) == len(set(awake))
+    wait_until(runner.sleep)
+    assert listed(url) == awake
+    (models / OTHER / "config.json").rename(models / "kept.json")
+    runner.load(models / OTHER)
+    assert runner.wait_while_loading(WAIT_S).phase == "failed"
+    (models / "kept.json").rename(models / OTHER / "config.json")
+    assert {MODEL, OTHER} <= set(listed(url))
+
+
+def test_an_adapter_that_cannot_answer_takes_no_models_place(url: str, runner: Runner, models: Path) -> None:
+    set_other_names("load")
+    write_adapter(models.parent / "adapters" / "fits", models / OTHER)
+    make_checkpoint(models / "wide", Recipe(hidden=128, context_tokens=512))
+    write_adapter(models.parent / "adapters" / "wide", models / "wide")
+    missing, wrong = ask(url, f"{OTHER}:latest"), ask(url, f"{OTHER}:wide")
+    assert (
+        missing.status_code == 404 and "fits" in error(missing)["message"] and "wide" not in error(missing)["message"]
+    )
+    assert wrong.status_code == 400 and "128 x 128" in error(wrong)["message"]
+    assert runner.state.phase == "ready" and runner.state.model == MODEL
+    # Loaded last when there was no adapter yet: the one that is named gets room.
+    note_last_model(LastModel(OTHER, 512, 1))
+    assert ask(url, f"{OTHER}:fits", "settings").status_code == 200
+    assert f"{OTHER}:fits" in listed(url) and f"{OTHER}:wide" not in listed(url)
+
+
+def test_a_sleeping_models_folder_that_is_gone_is_told(url: str, runner: Runner, models: Path) -> None:
+    """Each request once began a load that failed, and was told of a fault of the server."""
+    set_other_names("load")
+    make_checkpoint(models / "renamed", Recipe(context_tokens=512))
+    runner.load(models / "renamed")
+    assert runner.wait_while_loading(WAIT_S).phase == "ready"
+    wait_until(runner.sleep)
+    (models / "renamed").rename(models / "new-name")
+    for name in (None, "renamed"):
+        refused = ask(url, name)
+        assert refused.status_code == 404 and str(models / "renamed") in error(refused)["message"]
+    assert "renamed" not in listed(url) and runner.state.phase == "empty"
+    assert ask(url, MODEL).status_code == 200
+
+
+def test_what_is_told_of_a_model_that_is_none_is_the_same_asleep(url: str, runner: Runner) -> None:
+    assert runner.sleep()
+    assert httpx2.get(f"{url}/v1/models/gpt-4o", timeout=WAIT_S).status_code == 404
+    shown = httpx2.post(f"{url}/api/show", json={"model": "gpt-4o"}, timeout=WAIT_S)
+    assert shown.status_code == 404 and MODEL in shown.json()["error"]
+    set_other_names("load")
+    refused = ask(url, "gpt-4o")
+    assert refused.status_code == 404 and "library" in error(refused)["message"] and runner.state.asleep is not None
+
+
 def test_a_client_of_ollamas_that_is_done_wakes_nothing_and_takes_nobodys_model(url: str, runner: Runner) -> None:
     """`ollama stop` sends an empty question that is to keep the model for no time; it once loaded it."""
     for path, more in (("/api/generate", {"prompt": ""}), ("/api/chat", {"messages": []})):
         body = {"model": MODEL, "keep_alive": 0, **more}
         stopped = httpx2.post(url + path, json=body, timeout=WAIT_S).json()
         assert stopped["done_reason"] == "unload" and runner.state.phase == "ready"
-        assert runner.sleep()
+        wait_until(runner.sleep)
         assert httpx2.post(url + path, json=body, timeout=WAIT_S).json()["done"] and runner.state.asleep is not None
         woken = httpx2.post(url + path, json=body | {"keep_alive": "5m"}, timeout=WAIT_S).json()
         assert woken["done_reason"] == "load" and runner.state.phase == "ready"

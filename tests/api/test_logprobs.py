@@ -64,6 +64,27 @@ def test_the_best_of_several_answers_is_sent(client: openai.OpenAI) -> None:
     assert done.usage.completion_tokens == 9
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_can_be_read_alone(client: openai.OpenAI, stream: bool) -> None:
+    """`max_tokens: 0`, by which evaluations ask for a prompt's chances alone, was refused as no length."""
+    asked = {"model": MODEL, "prompt": "hello", "max_tokens": 0, "logprobs": 1, "echo": True}
+    if stream:
+        pieces = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        choices = [piece.choices[0] for piece in pieces if piece.choices]
+        usage = pieces[-1].usage
+    else:
+        done = client.completions.create(**asked)
+        choices, usage = done.choices, done.usage
+    assert "".join(choice.text for choice in choices) == "hello" and choices[-1].finish_reason == "length"
+    assert not any(choice.logprobs.tokens for choice in choices if choice.logprobs is not None)
+    assert usage.completion_tokens == 0 and usage.prompt_tokens == usage.total_tokens > 0
+
+
+def test_nothing_is_written_where_nothing_is_asked(client: openai.OpenAI) -> None:
+    (choice,) = client.completions.create(model=MODEL, prompt="hello", max_tokens=0).choices
+    assert (choice.text, choice.finish_reason, choice.logprobs) == ("", "length", None)
+
+
 def told(*chances: tuple[str, float | None]) -> Sequence[TokenInfo]:
     return [TokenInfo(TokenChance(place, text.encode(), value)) for place, (text, value) in enumerate(chances)]
 

@@ -18,8 +18,9 @@ from core.api.errors import ApiError
 from core.engine.runner import Runner
 from core.standby.loader import ModelLoader
 from tests.support.api_server import MODEL, api_server
+from tests.support.processes import wait_until
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,15 @@ def test_the_models_are_listed_and_shown(client: ollama.Client, url: str) -> Non
     assert httpx2.get(f"{url}/api/version").json()["version"].count(".") == 2
 
 
+def test_when_an_idle_model_is_unloaded_is_told(api_runner: Runner, api_home: Path) -> None:
+    """It was said to stay forever, and to be from 1970."""
+    left_s: list[float | None] = [None, 7200.0]
+    with api_server(api_runner, api_home, unload_s=lambda: left_s.pop(0)) as url:
+        stays, goes = (ollama.Client(host=url).ps().models[0] for _ in range(2))
+    assert stays.expires_at is not None and stays.expires_at.year == 9999
+    assert goes.expires_at is not None and goes.expires_at.year < 9999
+
+
 def test_a_chat_is_answered_whole_and_in_pieces(client: ollama.Client) -> None:
     done = client.chat(MODEL, asked("hello there"))
     assert (done.message.content, done.message.role, done.done_reason) == (
@@ -59,9 +69,9 @@ def test_a_chat_is_answered_whole_and_in_pieces(client: ollama.Client) -> None:
         "stop",
     )
     assert done.eval_count == 4 and (done.prompt_eval_count or 0) > 3 and (done.eval_duration or 0) > 0
-    parts = list(client.chat(f"{MODEL}:latest", asked("words=30"), stream=True))
+    parts = list(client.chat(f"{MODEL}:latest", asked("words=30 wait=0.05"), stream=True))
     assert "".join(part.message.content or "" for part in parts) == "one two three four five " * 6
-    assert [part.done for part in parts[-2:]] == [False, True] and len(parts) > 5
+    assert [part.done for part in parts[-2:]] == [False, True] and len(parts) > 2
     assert parts[-1].eval_count == 30
 
 
@@ -86,13 +96,13 @@ def test_options_reach_the_engine(client: ollama.Client) -> None:
     for setting in ("temperature=0.25", "top_k=40", "max_new_tokens=99", "stop=('END',)", "seed=7",
                     "repetition_penalty=1.1"):  # fmt: skip
         assert setting in said
-    assert "max_new_tokens=1024" in (
-        client.chat(MODEL, asked("settings"), options={"num_predict": -2}).message.content or ""
-    )
+    for endless in (-2, -1, 0):
+        answer = client.chat(MODEL, asked("settings"), options={"num_predict": endless})
+        assert "max_new_tokens=1024" in (answer.message.content or "")
 
 
 def test_a_model_is_loaded_by_asking_nothing(client: ollama.Client, url: str, api_runner: Runner) -> None:
-    assert api_runner.sleep()
+    wait_until(api_runner.sleep)  # A request is left a moment after its answer has come.
     done = client.generate(MODEL)
     assert (done.done, done.done_reason) == (True, "load") and api_runner.state.phase == "ready"
     assert client.chat(MODEL, []).done_reason == "load"
@@ -213,3 +223,10 @@ def test_options_make_no_other_request_of_a_chat() -> None:
     asked = {"messages": [{"role": "user", "content": "hi"}], "options": {"prompt": "x", "n": 3, "top_k": 5}}
     made = chat_body(asked)
     assert made["top_k"] == 5 and not {"prompt", "n"} & set(made)
+
+
+def test_a_name_that_is_no_text_is_refused(url: str) -> None:
+    """It came back as it was in an answer that only let the model go."""
+    for path, more in (("/api/chat", {"messages": []}), ("/api/generate", {"prompt": ""})):
+        refused = httpx2.post(url + path, json={"model": [None], "keep_alive": 0, **more})
+        assert refused.status_code == 400 and "model" in refused.json()["error"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,19 +16,12 @@ from starlette.routing import Route
 from core.access.api_paths import OTHERS_PATHS, OTHERS_PREFIXES, is_api
 from core.api.strays import Strays
 from core.api.unsupported import NEUTRAL, OFF_BELOW
-from core.engine.runner import Runner
-from tests.support.api_server import MODEL, api_server, error
+from tests.support.api_server import MODEL, error
 from ui.shared.routing import PATHS
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 SETTINGS: dict[str, Any] = {"messages": [{"role": "user", "content": "settings"}]}
-
-
-@pytest.fixture(scope="module")
-def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
-    with api_server(api_runner, api_home) as url:
-        yield url
 
 
 def settings(url: str, **fields: Any) -> str:

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.api.completion_prompts import read_completion_request
 from core.api.errors import ApiError
-from core.api.prompts import GenerationRequest, read_chat_request, read_completion_request, render_messages
-from core.api.schema import ChatRequest, CompletionRequest, Message
+from core.api.generation_request import GenerationRequest
+from core.api.message_fields import Message
+from core.api.prompts import read_chat_request, render_messages
+from core.api.schema import ChatRequest, CompletionRequest
 from core.api.served_model import ServedModel
 from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
@@ -240,3 +243,17 @@ def test_a_character_answers_the_owner_of_the_key_and_nobody_else() -> None:
         assert there in prompt and absent not in prompt
     persona_file("id ann").path.write_text("- damaged")
     assert "friend" in str(read_chat_request(chat(("user", "1")), served(), ADA, "id ann").prompt)
+
+
+def test_the_log_probabilities_of_a_long_prompt_are_told_within_a_limit() -> None:
+    """Twenty for each token of a long context were hundreds of megabytes before a byte of them was sent."""
+    asked = {"prompt": "x" * CHARS_PER_TOKEN * 20_000, "echo": True, "max_tokens": 1}
+    far = served(context_tokens=100_000)
+    (one,) = read_completion_request(CompletionRequest.model_validate(asked | {"logprobs": 5}), far)
+    assert one.options.prompt_logprobs
+    for more in ({"logprobs": 20}, {"logprobs": 5, "n": 3}):
+        with pytest.raises(ApiError) as caught:
+            read_completion_request(CompletionRequest.model_validate(asked | more), far)
+        assert caught.value.key == "api_echo"
+    (free,) = read_completion_request(CompletionRequest.model_validate(asked | {"logprobs": 20, "echo": False}), far)
+    assert not free.options.prompt_logprobs

@@ -18,7 +18,7 @@ from core.remote.selection import RemoteSelection
 from tests.support.api_server import MODEL, api_server, loaded_runner
 from tests.support.openai_standin import OpenAiStandin
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 HELLO = [{"role": "user", "content": "Hello?"}]
 
 

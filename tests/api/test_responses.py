@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,12 @@ import pytest
 
 from core.api.dialects.responses import ResponsesExchange
 from core.api.dialects.responses_request import chat_body
-from core.api.errors import ApiError
+from core.api.errors import ApiError, body_of
 from core.api.generation import Usage
 from core.engine.runner import Runner
 from tests.support.api_server import MODEL, api_server, error
 
-WAIT_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
-    with api_server(api_runner, api_home) as url:
-        yield url
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +155,21 @@ def test_a_schema_and_an_effort_become_ours() -> None:
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ApiError):
         chat_body(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({}, "input"),
+        ({"input": []}, "input"),
+        ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
+    ],
+)
+def test_an_error_names_the_field_that_was_sent(given: dict[str, Any], field: str) -> None:
+    """What was left out or too small was once blamed on `messages` or `max_tokens`, which nobody had sent."""
+    with pytest.raises(ApiError) as refused:
+        chat_body(given)
+    assert body_of(refused.value, "en")["error"]["param"] == field
 
 
 def test_calls_of_functions_come_as_items() -> None:

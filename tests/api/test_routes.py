@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import threading
 import time
@@ -14,7 +16,8 @@ import openai
 import pytest
 
 from core.api.generation import Choices, begin
-from core.api.prompts import GenerationRequest
+from core.api.generation_request import GenerationRequest
+from core.api.http_call import HttpCall
 from core.api.served_model import ServedModel
 from core.chat.model_prompt import ModelPrompt
 from core.chat.template import ChatTemplate
@@ -26,8 +29,9 @@ from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from tests.support.api_server import MODEL, api_server, loaded_runner
 from tests.support.chat_templates import OWN_LLAMA2
+from tests.support.still_engine import StillEngine
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +76,13 @@ def test_a_chat_is_answered_whole(client: openai.OpenAI) -> None:
 
 def test_a_chat_is_answered_in_pieces(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
-        model=MODEL, messages=asked("words=30"), stream=True, stream_options={"include_usage": True}
+        model=MODEL, messages=asked("words=30 wait=0.05"), stream=True, stream_options={"include_usage": True}
     )
     pieces = list(stream)
     texts = [piece.choices[0].delta.content or "" for piece in pieces if piece.choices]
     assert pieces[0].choices[0].delta.role == "assistant"
     assert "".join(texts) == "one two three four five " * 6
-    assert sum(bool(text) for text in texts) > 5
+    assert sum(bool(text) for text in texts) > 1
     assert [piece.choices[0].finish_reason for piece in pieces if piece.choices][-2:] == [None, "stop"]
     assert pieces[-1].usage is not None and pieces[-1].usage.completion_tokens == 30
     assert all(piece.usage is None for piece in pieces[:-1])
@@ -344,26 +348,6 @@ def test_what_cannot_be_said_of_thinking_is_refused_by_name(url: str, fields: di
     assert refused.status_code == 400 and refused.json()["error"]["param"] == field
 
 
-class Still:
-    """An engine in one state, in which nothing can be answered."""
-
-    def __init__(self, state: EngineState) -> None:
-        self.state = state
-        self.running_answers: list[Answer] = []
-        self.server_counter = None
-
-    def generate(
-        self,
-        prompt: str | tuple[int, ...],
-        sampling: Sampling,
-        continues: bool = False,
-        client: str = "",
-        thought: object = None,
-        options: object = None,
-    ) -> Answer:
-        raise EngineError("nothing_loaded")
-
-
 @pytest.mark.parametrize(
     ("state", "code"),
     [
@@ -373,7 +357,7 @@ class Still:
     ],
 )
 def test_while_nothing_is_loaded_and_while_a_load_runs(api_home: Path, state: EngineState, code: str) -> None:
-    with api_server(Still(state), api_home) as url:
+    with api_server(StillEngine(state), api_home) as url:
         for path, body in [("chat/completions", {"messages": asked("hi")}), ("completions", {"prompt": "x"}),
                            ("tokenize", {"prompt": "x"}), ("detokenize", {"tokens": [1]})]:  # fmt: skip
             refused = httpx2.post(f"{url}/v1/{path}", json=body)
@@ -386,23 +370,14 @@ def test_while_nothing_is_loaded_and_while_a_load_runs(api_home: Path, state: En
         assert "llamadeck_model_loaded{" not in httpx2.get(f"{url}/metrics").text
 
 
-class Failing:
+class Failing(StillEngine):
     """An engine that takes one prompt and no more."""
 
     def __init__(self) -> None:
+        super().__init__(EngineState("ready", MODEL))
         self.cancelled: list[int] = []
-        self.state = EngineState("ready", MODEL)
-        self.running_answers: list[Answer] = []
 
-    def generate(
-        self,
-        prompt: str | tuple[int, ...],
-        sampling: Sampling,
-        continues: bool = False,
-        client: str = "",
-        thought: object = None,
-        options: object = None,
-    ) -> Answer:
+    def answer(self) -> Answer:
         if self.running_answers:
             raise EngineError("nothing_loaded")
         self.running_answers.append(Answer(1, self.cancelled.append))
@@ -428,6 +403,26 @@ def test_an_engine_that_dies_is_an_error_and_the_server_goes_on(api_home: Path) 
         runner.load(api_home / "models" / MODEL)
         assert runner.wait_while_loading(WAIT_S).phase == "ready"
         assert httpx2.post(f"{url}/v1/chat/completions", json={"messages": asked("hi")}).status_code == 200
+
+
+def test_what_was_written_before_a_failure_is_sent_before_its_error(
+    url: str, api_runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came while a piece was being sent was once left out where the answer had failed by then."""
+    send = HttpCall.frame
+
+    async def send_slowly(call: HttpCall, text: str) -> None:
+        await send(call, text)
+        for answer in api_runner.running_answers if "You " in text else ():
+            await asyncio.to_thread(answer.wait, WAIT_S)
+
+    monkeypatch.setattr(HttpCall, "frame", send_slowly)
+    body = {"messages": asked("wait=0.1 fail two three four"), "stream": True}
+    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+        sent = [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line.startswith("data: ")]
+    assert "error" in sent.pop()
+    said = "".join(piece["choices"][0]["delta"].get("content") or "" for piece in sent)
+    assert said == "You said: wait=0.1 fail "
 
 
 def test_an_unload_ends_answers_with_a_sentence(api_home: Path) -> None:

@@ -19,6 +19,7 @@ from core.api.served_model import read_served_model
 from core.common.errors import DeckError
 from core.engine.answer import Answer
 from core.engine.protocol import AnswerStats, Finished, TextChunk
+from core.engine.request_options import Grammar
 from core.engine.runner import Runner
 from tests.support.api_server import MODEL, api_server
 
@@ -110,6 +111,46 @@ def test_results_of_tools_come_back_into_the_prompt(client: openai.OpenAI) -> No
     assert counted["count"] > 0
     again = client.chat.completions.create(model=MODEL, messages=[*BEFORE[:1], called, result])
     assert "dry" in again.choices[0].message.content
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Bern"}', {"city": "Bern"}])
+def test_arguments_come_back_as_a_text_or_as_what_it_says(client: openai.OpenAI, arguments: Any) -> None:
+    called = {"id": "a1", "function": {"name": "get_weather", "arguments": arguments}}
+    talk: Any = [*BEFORE[:1], {"role": "assistant", "tool_calls": [called]}]
+    request = read_body(ChatRequest, json.dumps({"messages": talk}).encode())
+    (call,) = request.messages[1].tool_calls or ()
+    assert call.as_turns_have_it()["function"]["arguments"] == {"city": "Bern"}
+
+
+def test_a_tool_without_arguments_and_one_that_tells_nothing_come_back(client: openai.OpenAI) -> None:
+    """Go writes null for what is empty: the second request of every such agent was refused."""
+    called = {"id": "a1", "type": "function", "function": {"name": "get_time", "arguments": None}}
+    result = {"role": "tool", "tool_call_id": "a1", "content": None}
+    talk: Any = [*BEFORE[:1], {"role": "assistant", "content": None, "tool_calls": [called]}, result]
+    odd: Any = {"name": "get_time", "parameters": {"type": "object", "properties": None, "required": None}}
+    done = client.chat.completions.create(model=MODEL, messages=talk, tools=[{"type": "function", "function": odd}])
+    assert done.choices[0].message.content == "You said: <tool_response>\n\n</tool_response> "
+
+
+def test_a_schema_that_allows_any_value_still_asks_for_json() -> None:
+    """It was taken for no schema at all, and the answer was prose."""
+    form = {"type": "json_schema", "json_schema": {"name": "any", "schema": {}}}
+    request = read_body(ChatRequest, json.dumps({"messages": BEFORE, "response_format": form}).encode())
+    assert request.grammar == Grammar("json", "{}")
+
+
+def test_some_of_the_tools_can_be_allowed(api_runner: Runner) -> None:
+    def allowed(mode: str, *names: str) -> dict[str, Any]:
+        tools = [{"type": "function", "function": {"name": name}} for name in names]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+    free = generation(api_runner, tool_choice=allowed("auto", "get_time"))
+    assert set(free.tools.tools) == {"get_time"} and "get_weather" not in free.prompt and not free.tools.is_forced
+    assert generation(api_runner, tool_choice=allowed("required", "get_time")).tools.is_forced
+    for wrong in (allowed("auto", "another"), allowed("none", "get_time"), allowed("auto"), {"type": "allowed_tools"}):
+        with pytest.raises(DeckError) as caught:
+            generation(api_runner, tool_choice=wrong)
+        assert caught.value.params["field"] == "tool_choice"
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

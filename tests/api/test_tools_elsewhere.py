@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -12,20 +10,13 @@ import ollama
 import openai
 import pytest
 
-from core.engine.runner import Runner
-from tests.support.api_server import MODEL, api_server
+from tests.support.api_server import MODEL
 
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Bern"}}</tool_call>'
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 # The stand-in repeats the last question, with what stands before it in the same turn.
 BEFORE: list[Any] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello"}]
 TALK: list[Any] = [*BEFORE, {"role": "user", "content": CALL}]
-
-
-@pytest.fixture(scope="module")
-def url(api_home: Path, api_runner: Runner) -> Iterator[str]:
-    with api_server(api_runner, api_home) as url:
-        yield url
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -34,7 +34,7 @@ def test_everything_that_is_measured_runs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(mixer_speed, "time_of", time_of)
     monkeypatch.setattr(mixer_speed, "LEAST_BYTES", 1)
     shape = Shape(64, GatedDeltaNet(1, 2, 32, 32, 4))
-    with cuda_on_cpu(), kernels_on_cpu(tmp_path), torch.inference_mode():
+    with cuda_on_cpu(), kernels_on_cpu(), torch.inference_mode():
         figures = list(Bench(shape, torch.float16, torch.device("cpu")).measure([1, 3], [20]))
     assert [(one.what, one.size) for one in figures] == [
         *((what, rows) for rows in (1, 3) for what in ("before", "rule", "after")),

@@ -1,24 +1,46 @@
-"""The speed table: what is asked of the engine and of vLLM, and what stands in the cells."""
+"""The speed table: what is asked of the engine and of vLLM, and what is told of it."""
 
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import vllm_peer
-from benchmarks.measuring import Decoded, Extent, Unable, bytes_a_token
-from benchmarks.memory_ladder import MODELS
+from benchmarks import speed_table, vllm_peer
+from benchmarks.deadline import Deadline
+from benchmarks.figures import VLLM, Figures
+from benchmarks.measuring import Decoded, Unable, bytes_a_token
+from benchmarks.memory_ladder import MODELS as LADDER_MODELS
 from benchmarks.prompts import Prompts
 from benchmarks.random_model import SHAPES, Quantization, make_random_model
-from benchmarks.speed_table import CASES, Row, add_vllm, measure, table
+from benchmarks.speed_table import (
+    CASES,
+    MODELS,
+    Case,
+    Cell,
+    Row,
+    Vllm,
+    add_ceiling,
+    add_share,
+    fill_ours,
+    fill_vllm,
+)
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from core.common.errors import EngineError
+from core.engine.request_options import AdapterUse
+from core.memory.adapter_room import NO_ROOM
+from core.memory.cache_choice import CacheChoice
+from core.memory.fit import MAX_CHATS
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.speed_engine import FakeEngine
 
-EXTENT = Extent({512: 2}, (1, 8), prompt_tokens=64, new_tokens=32, rounds=2)
+CELLS = (Cell(1, rounds=2), Cell(8, 64), Cell(1, new_tokens=32), Cell(8, 64, 32, rounds=2))
+LONG = Deadline(time.monotonic() + 600.0)
 
 
 @pytest.fixture
@@ -27,65 +49,121 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     return read_checkpoint(tmp_path / "tiny")
 
 
-class FakeEngine:
-    """Writes 100 tokens a second in each chat, and reads a token in a millisecond."""
-
-    max_chats = 0
-
-    def __init__(self, prompts: Prompts) -> None:
-        self.loads: list[tuple[int, int]] = []
-        self.is_closed = False
-
-    def load(self, folder: Path, context_tokens: int, num_chats: int, kernel: str | None = None) -> float:
-        self.loads.append((context_tokens, num_chats))
-        self.max_chats = num_chats
-        return 1.0
-
-    def first_token_s(self, num_tokens: int) -> float:
-        return num_tokens / 1000
-
-    def decode(self, num_chats: int, prompt_tokens: int, new_tokens: int) -> Decoded:
-        return Decoded(100.0 * num_chats, num_chats * new_tokens, True)
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
 def test_each_model_of_the_table_and_of_the_ladder_has_a_shape() -> None:
-    assert {shape for shape, *_ in [*CASES.values(), *MODELS.values()]} <= set(SHAPES)
+    assert {shape for shape, *_ in [*MODELS.values(), *LADDER_MODELS.values()]} <= set(SHAPES)
 
 
-def test_our_engine_is_loaded_for_one_chat_and_for_the_most(checkpoint: Checkpoint) -> None:
+def test_each_case_is_one_that_the_engine_takes() -> None:
+    for case in CASES.values():
+        limit = SHAPES[MODELS[case.model][0]]
+        limit = limit.get("text_config", limit)
+        assert case.context_tokens <= limit["max_position_embeddings"] and case.num_chats <= MAX_CHATS
+
+
+def test_our_engine_is_loaded_once_with_room_for_all(checkpoint: Checkpoint) -> None:
     engines: list[FakeEngine] = []
 
     def make_engine(prompts: Prompts) -> FakeEngine:
         engines.append(FakeEngine(prompts))
         return engines[0]
 
-    row = measure("tiny", checkpoint, 1e9, make_engine, EXTENT)
-    assert engines[0].loads == [(528, 1), (112, 8)] and engines[0].is_closed
-    assert row.ceiling == 1e9 / bytes_a_token(checkpoint)
-    assert [len(row.ours.first_token_s[512]), len(row.ours.decoded[1]), len(row.ours.decoded[8])] == [2, 2, 2]
+    row, figures = Row("tiny", checkpoint, Case("tiny", CELLS, 8)), Figures("Speed")
+    add_ceiling(row, 1e9, figures)
+    fill_ours(row, make_engine, figures, LONG)
+    add_share(row, figures)
+    assert engines[0].loads == [(560, 8, NO_ROOM, CacheChoice(bits=8))] and engines[0].is_closed
+    ceiling = float(f"{1e9 / bytes_a_token(checkpoint):.6g}")
+    found = [(one.column, one.value) for one in figures.found]
+    assert found[1:] == [
+        ("ceiling of one chat", ceiling),
+        ("load, s", 1.0),
+        ("first of 512, ms", 512.0),
+        ("first of 512, ms", 512.0),
+        *[("first of 64, 8 at once, ms", 512.0)] * 3,
+        *[("1 chat, tokens/s", 100.0)] * 3,
+        *[("8 chats after 64, tokens/s", 800.0)] * 2,
+        ("% of the ceiling", pytest.approx(100 * 100 / ceiling, rel=1e-5)),
+    ]
 
 
-def test_the_table_has_both_engines_and_the_share_of_the_ceiling() -> None:
-    row, missing = Row("a model", 2_000_000_000, 400.0), Row("another", 1_000_000_000, 800.0)
-    row.ours.decoded, row.ours.first_token_s = (
-        {1: [Decoded(200.0, 64, True)], 8: [Decoded(900.4, 64, True)]},
-        {512: [0.02]},
-    )
-    row.vllm.decoded, row.vllm.first_token_s = {1: [Decoded(150.0, 64, True)]}, {512: [0.0301]}
-    missing.vllm.failures.append(Unable("no room"))
-    titles, _, first, second, said = table([row, missing], EXTENT).splitlines()
-    assert titles == "| model | GB a token | ceiling | 1 chats | 8 chats | first of 512, ms |"
-    assert first == "| a model | 2.00 | 400 | 200 (50%) / 150 | 900 / – | 20 / 30 |"
-    assert second == "| another | 1.00 | 800 | – / – | – / – | – / – |" and said == "another: no room"
+class RefusingEngine(FakeEngine):
+    def load(self, folder: Path, *arguments: Any, **more: Any) -> float:
+        raise EngineError("not_finite", model=folder.name)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_its_reason(checkpoint: Checkpoint) -> None:
+    figures = Figures("Speed")
+    fill_ours(Row("tiny", checkpoint, Case("tiny", CELLS)), RefusingEngine, figures, LONG)
+    (failure,) = figures.found
+    assert failure.column == "load" and "no usable numbers" in failure.said
+
+
+class FailingEngine(FakeEngine):
+    def first_tokens_s(self, num_chats: int, num_tokens: int) -> float:
+        raise Unable("no first tokens")
+
+
+def test_a_figure_that_cannot_be_had_leaves_the_others_and_time_that_is_over_none(checkpoint: Checkpoint) -> None:
+    figures, now = Figures("Speed"), 0.0
+    row = Row("tiny", checkpoint, Case("tiny", CELLS))
+    fill_ours(row, FailingEngine, figures, LONG)
+    assert [one.said for one in figures.failures] == ["no first tokens"] * 2
+    assert figures.median("tiny", "8 chats after 64, tokens/s") == 800.0
+
+    class SlowEngine(FakeEngine):
+        def decode(self, *arguments: int) -> Decoded:
+            nonlocal now
+            now = 101.0
+            return super().decode(*arguments)
+
+    figures = Figures("Speed")
+    fill_ours(row, SlowEngine, figures, Deadline(100.0, lambda: now))
+    assert [(one.column, one.value) for one in figures.found][-3:] == [
+        ("1 chat, tokens/s", 100.0),
+        ("1 chat, tokens/s", None),
+        ("8 chats after 64, tokens/s", None),
+    ]
 
 
 def test_where_vllm_is_not_to_be_had_the_table_says_why(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    row = Row("tiny", 1, 1.0)
-    add_vllm(row, checkpoint, tmp_path / "nothing", sys.executable, EXTENT)
-    assert "vllm" in str(row.vllm.failures[0])
+    figures = Figures("Speed")
+    fill_vllm(Row("tiny", checkpoint, Case("tiny", CELLS)), Vllm(tmp_path / "nothing"), figures, LONG)
+    (failure,) = figures.found
+    assert failure.engine == VLLM and "vllm" in failure.said
+
+
+def test_vllm_answers_in_a_process_of_its_own(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the real pipe, with a stand-in for vLLM's class."""
+    monkeypatch.setattr(speed_table, "VLLM_SETTINGS", {})
+    site = tmp_path / "site"
+    (site / "vllm" / "lora").mkdir(parents=True)
+    (site / "vllm" / "__init__.py").write_text(STAND_IN)
+    (site / "vllm" / "lora" / "__init__.py").touch()
+    (site / "vllm" / "lora" / "request.py").write_text("def LoRARequest(*one): return one\n")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"r": 8}')
+    row, figures = Row("tiny", checkpoint, Case("tiny", CELLS, 8, 2)), Figures("Speed")
+    row = replace(row, adapters=[AdapterUse("one", tmp_path / "adapter")], rank=8)
+    fill_vllm(row, Vllm(site), figures, LONG)
+    assert not figures.failures and {one.engine for one in figures.found} == {VLLM}
+    assert {one.column for one in figures.found} == {cell.column for cell in CELLS}
+
+
+STAND_IN = """
+from types import SimpleNamespace as SamplingParams
+
+class LLM:
+    def __init__(self, **settings):
+        assert (settings["tensor_parallel_size"], settings["kv_cache_dtype"], settings["max_num_seqs"]) == (2, "fp8", 8)
+        assert settings["max_lora_rank"] == 8
+        print("a word on standard output")
+
+    def generate(self, prompts, sampling, use_tqdm, lora_request):
+        tokens = SamplingParams(token_ids=[7] * sampling.max_tokens)
+        return [SamplingParams(outputs=[tokens])] * len(prompts)
+"""
 
 
 def test_vllm_is_asked_for_the_same_and_its_first_token_is_a_run_of_its_own(

@@ -16,7 +16,7 @@ from core.access.sessions import SESSION_S
 from core.access.visitors import COOKIE
 from tests.support.dashboard import dashboard, key
 
-PASSWORD, WAIT_MS = "correct horse battery", 30_000
+PASSWORD, WAIT_MS = "correct horse battery", 60_000
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from core.starter import build as starter
 from tests.support.browser_page import answer_greedily, begin_chat
 from tests.support.dashboard import free_port, key, wait_until_healthy
 
-LOAD_MS = 120_000
-ANSWER_MS = 60_000
+LOAD_MS = 240_000
+ANSWER_MS = 120_000
 LONG_QUESTION = "Write a long letter to a friend about a journey through the mountains."
-# With temperature 0, how the answer to that begins; the question itself and "Reading the question" stand there before.
-LONG_BEGINS = re.compile("Dear friend", re.IGNORECASE)
+# More words than the question or any text about waiting has. Which ones the model says differs from CPU to CPU.
+WELL_BEGUN = re.compile(r"(?:\S+\s+){30}")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     context = browser.new_context(locale="en-US")
     page = context.new_page()
     page.goto(address)
-    expect(page.get_by_test_id("stSidebarNav")).to_be_visible(timeout=30_000)
+    expect(page.get_by_test_id("stSidebarNav")).to_be_visible()
     yield page
     context.close()
 
@@ -83,7 +83,7 @@ def make_ready(page: Page) -> None:
 def open_new_chat(page: Page, longest_answer: int = 1024) -> None:
     make_ready(page)
     go(page, "Chat")
-    expect(page.get_by_test_id("stChatInputTextArea")).to_be_enabled(timeout=10_000)
+    expect(page.get_by_test_id("stChatInputTextArea")).to_be_enabled()
     begin_chat(page)
     expect(page.get_by_test_id("stChatMessage")).to_have_count(0)
     answer_greedily(page, longest_answer)
@@ -92,7 +92,7 @@ def open_new_chat(page: Page, longest_answer: int = 1024) -> None:
 def test_a_load_shows_its_stages_and_survives_leaving_the_page(page: Page) -> None:
     go(page, "Load model")
     key(page, f"load_model_{starter.NAME}").get_by_role("button").click()
-    expect(page.get_by_text(re.compile(r"\d+ %")).first).to_be_visible(timeout=20_000)
+    expect(page.get_by_text(re.compile(r"\d+ %")).first).to_be_visible()
     go(page, "Home")
     expect(page.get_by_role("heading", name="LlamaDeck")).to_be_visible()
     go(page, "Load model")
@@ -121,7 +121,7 @@ def test_the_capital_of_france_appears_piece_by_piece(page: Page) -> None:
 def test_stop_ends_a_long_answer_and_keeps_what_was_said(page: Page) -> None:
     open_new_chat(page)
     ask(page, LONG_QUESTION)
-    expect(last_answer(page)).to_contain_text(LONG_BEGINS, timeout=ANSWER_MS)
+    expect(last_answer(page)).to_contain_text(WELL_BEGUN, timeout=ANSWER_MS)
     key(page, "chat_stop").get_by_role("button").click()
     expect(last_answer(page)).to_contain_text("Stopped", timeout=ANSWER_MS)
     kept = answer_text(page)
@@ -133,12 +133,12 @@ def test_stop_ends_a_long_answer_and_keeps_what_was_said(page: Page) -> None:
 def test_a_running_answer_outlives_a_switch_of_pages(page: Page) -> None:
     open_new_chat(page)
     ask(page, LONG_QUESTION)
-    expect(last_answer(page)).to_contain_text(LONG_BEGINS, timeout=ANSWER_MS)
+    expect(last_answer(page)).to_contain_text(WELL_BEGUN, timeout=ANSWER_MS)
     before = answer_text(page)
     go(page, "Home")
     expect(page.get_by_role("heading", name="LlamaDeck")).to_be_visible()
     go(page, "Chat")
-    expect(last_answer(page)).to_contain_text(LONG_BEGINS, timeout=ANSWER_MS)
+    expect(last_answer(page)).to_contain_text(WELL_BEGUN, timeout=ANSWER_MS)
     page.wait_for_function(
         "length => [...document.querySelectorAll('[data-testid=stChatMessage]')].at(-1).innerText.length > length",
         arg=len(before) + 20,
@@ -163,7 +163,7 @@ def test_a_closed_and_reopened_tab_finds_the_answer_complete(page: Page, address
     page.close()
     again = context.new_page()
     again.goto(url)
-    expect(again.get_by_test_id("stChatMessage")).to_have_count(2, timeout=30_000)
+    expect(again.get_by_test_id("stChatMessage")).to_have_count(2)
     expect(last_answer(again)).to_contain_text("tokens", timeout=ANSWER_MS)
     expect(key(again, "chat_stop")).to_have_count(0)
 
@@ -172,7 +172,7 @@ def test_a_chinese_browser_is_greeted_in_chinese_and_can_change_that(browser: Br
     context = browser.new_context(locale="zh-CN")
     page = context.new_page()
     page.goto(address)
-    expect(page.get_by_test_id("stSidebarNav")).to_contain_text("聊天", timeout=30_000)
+    expect(page.get_by_test_id("stSidebarNav")).to_contain_text("聊天")
     page.get_by_text("English", exact=True).click()
     expect(page.get_by_test_id("stSidebarNav")).to_contain_text("Load model")
     context.close()
@@ -181,7 +181,7 @@ def test_a_chinese_browser_is_greeted_in_chinese_and_can_change_that(browser: Br
 def test_a_killed_engine_is_said_and_the_next_load_works(page: Page, address: str) -> None:
     open_new_chat(page)
     ask(page, LONG_QUESTION)
-    expect(last_answer(page)).to_contain_text(LONG_BEGINS, timeout=ANSWER_MS)
+    expect(last_answer(page)).to_contain_text(WELL_BEGUN, timeout=ANSWER_MS)
     before = answer_text(page)
     os.kill(worker_pid(), signal.SIGKILL)
     expect(page.get_by_test_id("stAlert").first).to_be_visible(timeout=ANSWER_MS)
@@ -214,7 +214,7 @@ def test_a_first_visit_to_a_page_other_than_home_has_its_frame(browser: Browser,
     context = browser.new_context(locale="en-US")
     page = context.new_page()
     page.goto(f"{address}/Chat")
-    expect(page.get_by_test_id("stSidebarNav")).to_contain_text("Load model", timeout=30_000)
+    expect(page.get_by_test_id("stSidebarNav")).to_contain_text("Load model")
     expect(page.get_by_test_id("stChatInputTextArea")).to_be_visible()
     context.close()
 
@@ -223,7 +223,7 @@ def test_a_question_sent_while_an_answer_runs_is_asked_after_it(page: Page) -> N
     """What the model says next depends on how far the letter came, so any answer will do."""
     open_new_chat(page)
     ask(page, LONG_QUESTION)
-    expect(last_answer(page)).to_contain_text(LONG_BEGINS, timeout=ANSWER_MS)
+    expect(last_answer(page)).to_contain_text(WELL_BEGUN, timeout=ANSWER_MS)
     ask(page, "Forget that. What is the capital of France?")
     expect(page.get_by_text("What is the capital of France?")).to_be_visible(timeout=ANSWER_MS)
     key(page, "chat_stop").get_by_role("button").click()

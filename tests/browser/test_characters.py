@@ -18,7 +18,7 @@ from core.personas.store import Characters
 from tests.support.cards import PICTURE, V2
 from tests.support.dashboard import dashboard, key
 
-WAIT_MS = 30_000
+WAIT_MS = 60_000
 HAND_MS = 200
 NARROW = {"width": 420, "height": 900}
 ADA = Character("Ada", greeting="Hello {{user}}", context="{{char}} teaches.", tags=("maths",))

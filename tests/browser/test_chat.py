@@ -152,6 +152,7 @@ def test_an_export_is_the_whole_chat_and_comes_back_in(page: Page, tmp_path: Pat
 def test_a_search_leads_to_its_message(page: Page) -> None:
     type_message(page, "a needle")
     press(page, "chat_new")
+    expect(messages(page)).to_have_count(0)
     search = key(page, "chat_search").get_by_role("textbox")
     search.fill("NEEDLE")
     search.press("Enter")

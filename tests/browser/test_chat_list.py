@@ -13,7 +13,7 @@ from tests.support.chat_page import chat_dashboard
 from tests.support.checkpoints import make_chat_checkpoint
 from tests.support.dashboard import key
 
-WAIT_MS = 20_000
+WAIT_MS = 60_000
 LONG = "The sea is wide, and so is the sky above it. " * 4
 ROLES: tuple[Role, Role] = ("user", "assistant")
 PHONE: ViewportSize = {"width": 390, "height": 844}

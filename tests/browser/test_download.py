@@ -19,8 +19,8 @@ from tests.support.dashboard import CHROMIUM, FLAGS, free_port, key, wait_until_
 from tests.support.hub_standin import HubStandin
 
 REPO, FOLDER = "some/tiny-GPTQ", "some_tiny-GPTQ"
-WAIT_MS = 30_000
-LOAD_MS = 120_000
+WAIT_MS = 60_000
+LOAD_MS = 240_000
 SLOW_BYTES_S = 150_000
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_TOKEN")
 

@@ -15,7 +15,7 @@ from tests.support.nvml_standin import SOURCES, Standin
 
 pytest_plugins = ("tests.support.nvml_standin",)
 
-WAIT_MS = 30_000
+WAIT_MS = 60_000
 NARROW = {"width": 390, "height": 844}
 # Counts the charts that were taken away since the page was marked: a chart that is drawn anew flashes.
 MARK = """() => { window.removed = 0; new MutationObserver(changes => changes.forEach(change =>

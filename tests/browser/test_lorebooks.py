@@ -15,7 +15,7 @@ from tests.support.checkpoints import TEMPLATE, Recipe, make_checkpoint
 from tests.support.dashboard import dashboard, key
 from tests.support.lorebooks import WORLD_INFO
 
-WAIT_MS = 30_000
+WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def sign_in(context: BrowserContext, url: str, name: str) -> Page:
 def expect_chats(page: Page, url: str, titles: list[str]) -> None:
     """The list of chats holds these and no others."""
     page.goto(f"{url}/Chat")
-    expect(page.locator("[class*='st-key-chat_open_'] p")).to_have_text(titles, timeout=30_000)
+    expect(page.locator("[class*='st-key-chat_open_'] p")).to_have_text(titles)
 
 
 def test_each_sees_only_their_own_chats(people: dict[str, Page], url: str) -> None:
@@ -90,9 +90,9 @@ def test_the_number_of_anothers_chat_in_the_address_opens_nothing(people: dict[s
         for number in (1, 2, 3):
             page.goto(f"{url}/Chat?chat={number}")
             if number == own:
-                expect(page.get_by_text("a secret of mine")).to_be_visible(timeout=30_000)
+                expect(page.get_by_text("a secret of mine")).to_be_visible()
             else:
-                expect(page.get_by_text("This chat is no longer here")).to_be_visible(timeout=30_000)
+                expect(page.get_by_text("This chat is no longer here")).to_be_visible()
                 assert page.get_by_text("a secret of mine").count() == 0
 
 
@@ -105,10 +105,10 @@ def test_each_exports_their_own_chat_under_their_own_name(
     page = people["bob"]
     page.goto(f"{url}/Chat?chat=3")
     texts = {}
-    key(page, "chat_whole").get_by_role("button").click(timeout=30_000)
+    key(page, "chat_whole").get_by_role("button").click(timeout=60_000)
     for kind in ("markdown", "json"):
         with page.expect_download() as download:
-            key(page, f"chat_export_{kind}").get_by_role("button").click(timeout=30_000)
+            key(page, f"chat_export_{kind}").get_by_role("button").click(timeout=60_000)
         texts[kind] = Path(download.value.path()).read_text("utf-8")
     assert "## Bob of the export" in texts["markdown"] and "Bob's chat: a secret of mine" in texts["markdown"]
     assert "Bob's chat: a secret of mine" in texts["json"]
@@ -121,14 +121,14 @@ def test_a_search_finds_only_ones_own(people: dict[str, Page], url: str) -> None
     key(page, "chat_search").get_by_role("textbox").fill("secret")
     page.keyboard.press("Enter")
     hits = page.locator("[class*='st-key-chat_hit_'] p")
-    expect(hits.first).to_have_text("Ann's chat", timeout=30_000)
+    expect(hits.first).to_have_text("Ann's chat")
     assert "Bob" not in page.get_by_test_id("stSidebar").inner_text()
 
 
 def test_settings_say_who_is_signed_in_and_have_no_password(people: dict[str, Page], url: str) -> None:
     page = people["bob"]
     page.goto(f"{url}/Settings")
-    expect(page.get_by_text("bob@example.org")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("bob@example.org")).to_be_visible()
     expect(key(page, "settings_sign_out")).to_be_visible()
     assert key(page, "settings_password_set").count() == 0
 
@@ -137,7 +137,7 @@ def make_key(page: Page, url: str, name: str) -> str:
     page.goto(f"{url}/Settings")
     key(page, "api_key_name").get_by_role("textbox").fill(name)
     key(page, "api_key_make").get_by_role("button").click()
-    return page.locator("code", has_text=re.compile(r"^\s*ld-\S+\s*$")).inner_text(timeout=30_000).strip()
+    return page.locator("code", has_text=re.compile(r"^\s*ld-\S+\s*$")).inner_text(timeout=60_000).strip()
 
 
 def test_each_sees_and_revokes_only_their_own_keys(people: dict[str, Page], url: str, data: Path) -> None:
@@ -145,7 +145,7 @@ def test_each_sees_and_revokes_only_their_own_keys(people: dict[str, Page], url:
     texts = {name: make_key(page, url, f"{name}'s program") for name, page in people.items()}
     for name, page in people.items():
         page.goto(f"{url}/Settings")
-        expect(page.locator("[class*='st-key-api_key_'] strong")).to_have_text([f"{name}'s program"], timeout=30_000)
+        expect(page.locator("[class*='st-key-api_key_'] strong")).to_have_text([f"{name}'s program"])
     for name, text in texts.items():
         response = httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {text}"})
         assert response.status_code == 200
@@ -165,19 +165,19 @@ def test_each_describes_themselves_and_the_other_sees_nothing_of_it(
     """Ann's name and description were once on Bob's page, in his prompts and in what his key asked."""
     for name, page in people.items():
         page.goto(f"{url}/Characters")
-        key(page, "characters_user").get_by_role("button").click(timeout=30_000)
+        key(page, "characters_user").get_by_role("button").click(timeout=60_000)
         field = key(page, "characters_user_name").get_by_role("textbox")
-        expect(field).to_have_value("", timeout=30_000)
+        expect(field).to_have_value("")
         field.fill(f"{name.title()} the second")
         key(page, "characters_user_save").get_by_role("button").click()
-        expect(page.get_by_text("Saved. New answers")).to_be_visible(timeout=30_000)
+        expect(page.get_by_text("Saved. New answers")).to_be_visible()
     monkeypatch.setenv("LLAMADECK_DATA", str(data))
     for name, page in people.items():
         page.goto(f"{url}/Characters")
-        key(page, "characters_user").get_by_role("button").click(timeout=30_000)
-        page.get_by_role("button", name="Edit", exact=True).click(timeout=30_000)
+        key(page, "characters_user").get_by_role("button").click(timeout=60_000)
+        page.get_by_role("button", name="Edit", exact=True).click(timeout=60_000)
         field = key(page, "characters_user_name").get_by_role("textbox")
-        expect(field).to_have_value(f"{name.title()} the second", timeout=30_000)
+        expect(field).to_have_value(f"{name.title()} the second")
         assert read_persona(f"{provider.url} {name}").name == f"{name.title()} the second"
     assert read_persona().name == ""
 
@@ -185,7 +185,7 @@ def test_each_describes_themselves_and_the_other_sees_nothing_of_it(
 def test_people_bring_in_no_folder_by_its_path_on_the_server(people: dict[str, Page], url: str) -> None:
     page = people["ann"]
     page.goto(f"{url}/Load_Model")
-    expect(page.get_by_text("There is no model")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("There is no model")).to_be_visible()
     assert key(page, "library_copy").count() == 0
 
 
@@ -202,7 +202,7 @@ def test_signing_out_leads_to_where_people_sign_in(browser: Browser, url: str) -
         page = sign_in(context, url, "ann")
         page.goto(f"{url}/Settings")
         key(page, "settings_sign_out").get_by_role("button").click()
-        expect(page.get_by_role("link", name="Sign in with your account")).to_be_visible(timeout=30_000)
+        expect(page.get_by_role("link", name="Sign in with your account")).to_be_visible()
         assert [cookie["name"] for cookie in context.cookies() if cookie["name"] == "_streamlit_user"] == []
 
 

@@ -18,7 +18,7 @@ from tests.support.dashboard import CHROMIUM, FLAGS, dashboard, key
 from tests.support.oidc_standin import oidc_provider
 from tests.support.proxy_standin import WAYS, Proxy, proxy
 
-PASSWORD, WAIT_MS = "correct horse battery", 30_000
+PASSWORD, WAIT_MS = "correct horse battery", 60_000
 NAME, NEIGHBOUR, PATH = "machine-1.rented.test", "neighbour.rented.test", "/proxy/6006"
 # Whether a websocket to `address` opens, and what a request with the cookie is answered with.
 TRY_SOCKET = """address => new Promise(resolve => {

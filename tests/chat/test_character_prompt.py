@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core.chat.character_prompt import CharacterPrompt, insert_lore_at_depth
-from core.chat.template import Turn
+from core.chat.template_messages import Turn
 from core.chat.turn_rendering import Names
 from core.personas.character import Character
 from core.personas.lorebook import Lore

@@ -9,7 +9,8 @@ import pytest
 
 from core.chat.chat_formats import BY_NAME, FORMATS, ChatFormat, find_format
 from core.chat.model_prompt import choose_format, chosen_format
-from core.chat.template import ChatTemplate, Turn, read_template
+from core.chat.template import ChatTemplate, read_template
+from core.chat.template_messages import Turn
 from core.chat.turn_rendering import turn_end
 
 SYSTEM, ASK, SAY, MORE = (

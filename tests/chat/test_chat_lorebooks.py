@@ -12,16 +12,17 @@ import pytest
 from core.chat.character_prompt import CharacterPrompt
 from core.chat.database import ChatStoreError, Database
 from core.chat.exporting import to_sillytavern
-from core.chat.importing import read_chat_file
 from core.chat.model_prompt import ModelPrompt
 from core.chat.prompt_context import Prompt, PromptContext
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.schema import LOREBOOKS, MIGRATIONS
 from core.chat.store import ChatStore
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona
+from tests.support.chat_files import read_chat_file
 from tests.support.chat_templates import OWN_LLAMA2
 from tests.support.lorebooks import Words, entry
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from core.chat.dates import seconds
 from core.chat.exporting import to_json, to_markdown, to_sillytavern
-from core.chat.importing import MAX_FILE_BYTES, MAX_MESSAGES, read_chat_file
+from core.chat.importing import MAX_FILE_BYTES, MAX_MESSAGES
 from core.chat.parsing import ChatFileError, show_one
 from core.chat.records import MODES, ROLES, CopiedChat, CopiedMessage, Thought
 from core.chat.roleplay_files import NO_QUESTION
 from core.chat.store import ChatStore
 from core.documents.document import Document
+from tests.support.chat_files import read_chat_file
 from tests.support.damaged import harmed
 
 
@@ -46,6 +47,7 @@ STATS = st.fixed_dictionaries(
     {},
     optional={"model": TEXTS, "reason": st.sampled_from(["end", None]), "tokens": NUMBERS, "seed": NUMBERS,
               "tokens_per_s": st.floats(0, 1e6), "first_token_s": st.floats(0, 1e6), "prompt_tokens": NUMBERS,
+              "reused_tokens": NUMBERS,
               "template": st.sampled_from([{}, {"enable_thinking": False}, {"reasoning_effort": "low"}]),
               "error": st.just({"key": "worker_died", "params": {"how": "SIGSEGV"}})},
 )  # fmt: skip

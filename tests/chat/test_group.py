@@ -11,18 +11,19 @@ from core.chat.character_prompt import CharacterPrompt
 from core.chat.database import ChatStoreError
 from core.chat.exporting import to_json, to_markdown, to_sillytavern
 from core.chat.group import Group, Order, next_speaker
-from core.chat.importing import read_chat_file
 from core.chat.model_prompt import ModelPrompt, RemoteCounter
 from core.chat.modes import PromptStyle
 from core.chat.prompt_context import PromptContext
 from core.chat.records import CopiedChat, CopiedMessage, Message, Mode, Thought
 from core.chat.store import ChatStore
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.chat.turn_rendering import Names
 from core.engine.sampling_params import Sampling
 from core.personas.character import Character
 from core.personas.user import UserPersona
 from tests.support.chat_desk import TEMPLATE, Desk
+from tests.support.chat_files import read_chat_file
 from tests.support.chat_templates import STRICT
 
 KEYS = {"ada": "ada", "Ada": "ada", "olaf": "olaf", "Olaf the Brave": "olaf"}

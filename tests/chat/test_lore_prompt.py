@@ -9,7 +9,8 @@ import pytest
 from core.chat.character_prompt import CharacterPrompt
 from core.chat.model_prompt import ModelPrompt
 from core.chat.prompt_context import Prompt, PromptContext
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.chat.truncation import ContextError
 from core.engine.sampling_params import Sampling
 from core.personas.character import Character

@@ -9,7 +9,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from core.chat.modes import PromptStyle, choose_mode, notebook_parts
 from core.chat.records import Mode
-from core.chat.template import ChatTemplate, TemplateError, Turn
+from core.chat.template import ChatTemplate, TemplateError
+from core.chat.template_messages import Turn
 from core.chat.truncation import PromptParts
 from core.chat.turn_rendering import Names
 from core.engine.sampling_params import MAX_STOP_STRINGS

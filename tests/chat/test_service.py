@@ -8,7 +8,7 @@ import pytest
 
 from core.chat.database import ChatStoreError
 from core.chat.prompt_context import turns_of
-from core.chat.template import Turn
+from core.chat.template_messages import Turn
 from core.chat.truncation import ContextError
 from core.common.errors import EngineError
 from tests.support.chat_desk import WAIT_S, Desk, context

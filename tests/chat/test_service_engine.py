@@ -11,7 +11,8 @@ from core.chat.modes import PromptStyle
 from core.chat.recorder import Recorder
 from core.chat.records import Message, Mode
 from core.chat.store import ChatStore
-from core.chat.template import Turn, read_template
+from core.chat.template import read_template
+from core.chat.template_messages import Turn
 from core.chat.tokens import read_counter
 from core.chat.truncation import FittedPrompt, PromptParts, fit_to_context
 from core.chat.turn_rendering import Names

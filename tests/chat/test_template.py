@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from core.chat.template import ChatTemplate, TemplateError, Turn, read_template
+from core.chat.template import ChatTemplate, TemplateError, read_template
+from core.chat.template_messages import Turn
 from core.common.errors import CheckpointError
 from tests.support.chat_templates import CHATML, DEFAULT_SYSTEM, GEMMA, LLAMA3, MISTRAL, OWN_LLAMA2, PHI, QWEN3
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from core.chat import template as templates
-from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError, Turn
+from core.chat.template import ChatTemplate, TemplateError, TemplateLimitError
+from core.chat.template_messages import Turn
 from core.chat.truncation import PromptParts
 from core.chat.turn_rendering import Names, render_turns
 from core.common.sandbox import LimitReached, Sandbox, SandboxError, SandboxLimits, _Child, close_all
@@ -255,8 +256,9 @@ def test_a_process_that_is_killed_is_replaced() -> None:
 
 def test_a_process_that_does_not_read_is_given_up_and_replaced() -> None:
     """Stopped, it neither reads nor answers; the clock ends it, and says that it was not the template."""
-    sandbox = Sandbox("core.chat.template_child", SandboxLimits(1.0, 96, wait_s=1.0), 1)
+    sandbox = Sandbox("core.chat.template_child", SandboxLimits(1.0, 96, wait_s=30.0), 1)
     assert sandbox.ask("k", SAID, {"messages": ask()}, 100) == "[user]hi"
+    sandbox.limits = SandboxLimits(1.0, 96, wait_s=1.0)
     os.kill(started[0].pid, 19)  # SIGSTOP
     with pytest.raises(LimitReached) as caught:
         sandbox.ask("k", SAID, {"messages": ask("x" * 4_000_000)}, 100)

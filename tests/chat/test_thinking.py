@@ -9,11 +9,12 @@ import pytest
 
 from core.chat.modes import PromptStyle
 from core.chat.prompt_context import PromptContext
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.chat.thinking import Thinking, switches_of, thinking_of
 from core.chat.truncation import PromptParts
 from core.chat.turn_rendering import Names
-from core.engine.thought import find_format
+from core.engine.thought_formats import find_format
 from tests.support import chat_desk
 from tests.support import thinking_templates as kinds
 from tests.support.chat_desk import Desk

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.chat.tools.calls import Tool, ToolCall
 from core.chat.tools.formats import BY_NAME, FORMATS, find_tool_format, read_answer
 from core.chat.tools.prompt import forced_grammar, takes_tools, with_tools_told
@@ -37,6 +38,14 @@ TWO = {
     '{"tool_name": "get_time", "parameters": {}}]```',
     "Qwen3-Coder": "<tool_call>\n<function=get_weather>\n<parameter=city>\nZürich\n</parameter>\n<parameter=days>\n2\n"
     "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=get_time>\n</function>\n</tool_call>",
+    "Seed-OSS": "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Zürich</parameter>\n<parameter=days>2"
+    "</parameter>\n</function>\n</seed:tool_call>\n<seed:tool_call>\n<function=get_time>\n</function>\n</seed:tool_call>",
+    "MiniMax": '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Zürich</parameter>\n'
+    '<parameter name="days">2</parameter>\n</invoke>\n<invoke name="get_time">\n</invoke>\n</minimax:tool_call>',
+    "Gemma 4": '<|tool_call>call:get_weather{city:<|"|>Zürich<|"|>,days:2}<tool_call|>'
+    "<|tool_call>call:get_time{}<tool_call|>",
+    "LFM2": "<|tool_call_start|>[get_weather(city='Zürich', days=2), get_time()]<|tool_call_end|>",
+    "Olmo 3": '<function_calls>\nget_weather(city="Zürich", days=2)\nget_time()\n</function_calls>',
     "GLM": "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Zürich</arg_value>\n<arg_key>days</arg_key>\n"
     "<arg_value>2</arg_value>\n</tool_call>\n<tool_call>get_time\n</tool_call>",
     "Phi-4": f'<|tool_call|>[{CALL}, {{"name": "get_time", "arguments": {{}}}}]<|/tool_call|>',
@@ -106,11 +115,57 @@ def test_odd_calls_are_read_as_far_as_they_make_sense() -> None:
     assert read_answer(hermes, broken, TOOLS, True) == (broken, ())
 
 
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("'it\\'s'", "it's"),
+        ("'it's, maybe'", "it's, maybe"),
+        ('"a\\n\\u00e9 \\"b\\" \\\\"', 'a\né "b" \\'),
+        ("''", ""),
+        ("-1.5e3", -1500.0),
+        ("True", True),
+        ("null", None),
+        ("['a', {'b': [1, None]}, []]", ["a", {"b": [1, None]}, []]),
+        ('{"a": false, "b": "c)"}', {"a": False, "b": "c)"}),
+    ],
+)
+def test_arguments_are_read_as_python_and_as_json_writes_them(written: str, value: object) -> None:
+    """LFM2.5 writes objects as JSON and texts in single quotes, with nothing escaped."""
+    call = f"<|tool_call_start|>[f(a={written}, b=1)]<|tool_call_end|>"
+    _, calls = read_answer(BY_NAME["LFM2"], call, TOOLS, is_done=True)
+    assert [(one.name, json.loads(one.arguments)) for one in calls] == [("f", {"a": value, "b": 1})]
+
+
+@pytest.mark.parametrize("family", ["LFM2", "Qwen3-Coder"])
+def test_half_a_character_in_an_argument_can_be_sent(family: str) -> None:
+    half, whole = "\\ud83d", "\\ud83d\\ude00"
+    tool = Tool("f", "", {"properties": {"a": {"type": "array"}, "b": {"type": "array"}}})
+    text = {
+        "LFM2": f"<|tool_call_start|>[f(a=['{half}'], b=['{whole}'])]<|tool_call_end|>",
+        "Qwen3-Coder": f'<function=f><parameter=a>["{half}"]</parameter><parameter=b>["{whole}"]</parameter>'
+        "</function>",
+    }[family]
+    _, (call,) = read_answer(BY_NAME[family], text, {"f": tool}, is_done=True)
+    assert call.arguments.encode() and json.loads(call.arguments) == {"a": ["?"], "b": ["\U0001f600"]}
+
+
+def test_gemmas_texts_may_hold_anything_but_their_end() -> None:
+    call = '<|tool_call>call:f{a:<|"|>{"x": \'}\', \\n}<|"|>,b:[<|"|>c<|"|>,{d:true,<|"|>e f<|"|>:null}]}<tool_call|>'
+    _, calls = read_answer(BY_NAME["Gemma 4"], call, TOOLS, is_done=True)
+    assert [json.loads(one.arguments) for one in calls] == [
+        {"a": "{\"x\": '}', \\n}", "b": ["c", {"d": True, "e f": None}]}
+    ]
+
+
 def test_a_template_tells_its_family() -> None:
     assert find_tool_format("{{ tools }}<tool_call>").name == "Hermes"
     assert find_tool_format("<tool_call><function=").name == "Qwen3-Coder"
     assert find_tool_format("<tool_call><arg_key>").name == "GLM"
     assert find_tool_format("<|tool_call|><|/tool_call|>").name == "Phi-4"
+    assert find_tool_format("<seed:tool_call>\\n<function=").name == "Seed-OSS"
+    assert find_tool_format("<|tool_list_start|>").name == "LFM2"
+    assert find_tool_format("{% set begin = '<minimax:tool_call>' %}").name == "MiniMax"
+    assert find_tool_format("<|tool_call>call:<tool_call|>").name == "Gemma 4"
     assert find_tool_format("nothing").name == "Hermes"
     assert takes_tools("{% if tools %}x{% endif %}") and takes_tools("{%- for t in tools %}{% endfor %}")
     assert not takes_tools("{{ messages }} tools {{ 1 }}")
@@ -128,6 +183,12 @@ def test_code_that_a_template_never_ends_is_looked_through_once() -> None:
         ("GLM", "<tool_call>f\n", "<arg_key>"),
         ("gpt-oss", "<|channel|>commentary", "<|channel|>commentary to=functions.f"),
         ("Qwen3-Coder", "<function=f>", "<parameter="),
+        ("MiniMax", '<minimax:tool_call><invoke name="f">', '<parameter name="'),
+        ("Gemma 4", "<|tool_call>call:f{a:", "["),
+        ("LFM2", "<|tool_call_start|>[f(a=", "{'b':"),
+        ("LFM2", "<|tool_call_start|>[", "f("),
+        ("LFM2", "<|tool_call_start|>[f(a='", "' "),
+        ("Olmo 3", "<function_calls>f(a='", "\\"),
     ],
 )
 def test_marks_that_are_never_closed_are_looked_for_once(family: str, begin: str, repeated: str) -> None:

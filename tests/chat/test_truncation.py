@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from core.chat.modes import PromptStyle, notebook_parts
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.chat.tokens import TokenCounter, read_counter
 from core.chat.truncation import ContextError, PromptParts, find_first, fit_to_context, join_texts
 from core.chat.turn_rendering import Names
@@ -69,6 +70,18 @@ def test_what_is_too_long_is_asked_about() -> None:
     with pytest.raises(ContextError) as caught:
         fit_to_context(PromptParts(talk(5), start="word " * 500), LLAMA2.render, count_words, 200, 50)
     assert caught.value.key == "message_too_long"
+
+
+def test_what_fits_is_told_as_what_the_other_part_leaves() -> None:
+    """A character of 40 tokens did not fit, "and only 64 fit": the question took the rest. And -36 tokens fitted."""
+    render = LLAMA2.render
+    with pytest.raises(ContextError) as caught:
+        fit_to_context(PromptParts(talk(90), "word " * 100), render, count_words, 200, 50)
+    params = caught.value.params
+    assert caught.value.key == "character_too_long" and int(params["limit"]) == 150 - 90 < int(params["tokens"])
+    with pytest.raises(ContextError) as caught:
+        fit_to_context(PromptParts(talk(300), "word " * 200), render, count_words, 200, 50)
+    assert caught.value.key == "message_too_long" and caught.value.params["limit"] == 0
 
 
 def test_a_generous_answer_does_not_push_out_the_chat() -> None:

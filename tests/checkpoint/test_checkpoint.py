@@ -337,6 +337,33 @@ def test_a_deeply_nested_value_is_refused_and_not_quoted_whole(folder: Path) -> 
     assert len(str(refusal(folder).params["bits"])) <= 60
 
 
+def test_a_quantization_may_be_said_of_the_language_model_alone(folder: Path) -> None:
+    """Of a model with pictures some programs say it there, and it was called not quantized."""
+    config = json.loads((folder / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    text = config | {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    assert read_checkpoint(folder).quantization.bits == settings["bits"]
+    text["quantization_config"] = {"quant_method": "exl2", "bits": 4.65}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": text}))
+    assert refusal(folder).params["method"] == "exl2"
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_a_model_of_modelopt_is_called_what_it_is(folder: Path, is_beside: bool) -> None:
+    """Its settings lie in a file of their own, and older ones in config.json named no method: it was called not
+    quantized, or a format of compressed-tensors without a name."""
+    producer = {"name": "modelopt", "version": "0.33.0"}
+    groups = {"group_0": {"weights": {"num_bits": 8, "type": "float"}}}
+    beside = {"producer": producer, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
+    own = {"config_groups": groups, "quant_algo": "FP8", "producer": producer}
+    change_config(folder, quantization_config=... if is_beside else own)
+    if is_beside:
+        (folder / "hf_quant_config.json").write_text(json.dumps(beside))
+    error = refusal(folder)
+    assert (error.key, error.params["method"]) == ("other_quantization_vllm", "modelopt")
+
+
 def test_an_old_folder_whose_quantization_is_broken_is_refused(folder: Path) -> None:
     change_config(folder, quantization_config=...)
     (folder / "quantize_config.json").write_text("{")

@@ -14,7 +14,7 @@ from core.hub.manifest import find_adapter
 from core.hub.queue import DownloadQueue
 from core.hub.source import Source
 from tests.support.adapters import write_adapter
-from tests.support.checkpoints import make_checkpoint
+from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.hub_standin import HubStandin
 
 Caught = pytest.CaptureFixture[str]
@@ -36,7 +36,7 @@ def test_an_adapter_is_fetched_listed_and_deleted(home: Path, capfd: Caught) -> 
     with HubStandin(home / "hub") as hub:
         assert main(["download", "somebody/pirate", "--adapter", "--endpoint", hub.url]) == 0
     assert (home / "adapters" / "somebody_pirate" / "adapter_model.safetensors").exists()
-    capfd.readouterr()
+    assert "Trained on meta/tiny, rank 4. Models here that can have it: tiny." in capfd.readouterr().err
     assert main(["adapters", "tiny", "--json"]) == 0
     (found,) = json.loads(capfd.readouterr().out)["adapters"]
     assert (found["name"], found["rank"], found["base"], found["error"]) == ("somebody_pirate", 4, "meta/tiny", None)
@@ -47,6 +47,29 @@ def test_an_adapter_is_fetched_listed_and_deleted(home: Path, capfd: Caught) -> 
     assert not (home / "adapters" / "somebody_pirate").exists()
     assert main(["adapters"]) == 0
     assert "--adapter" in capfd.readouterr().out
+
+
+def test_one_of_another_base_is_told_when_it_is_fetched(home: Path, capfd: Caught) -> None:
+    make_checkpoint(home / "wide", Recipe(hidden=128))
+    write_adapter(home / "hub" / "me" / "wide" / "main", home / "wide", base="me/wide")
+    with HubStandin(home / "hub") as hub:
+        assert main(["download", "me/wide", "--adapter", "--endpoint", hub.url]) == 0
+    assert "None of the models here can have it" in capfd.readouterr().err
+
+
+def test_adapters_and_models_are_told_apart_with_the_way_to_each(home: Path, capfd: Caught) -> None:
+    """Of an adapter it was once said that it may hold GGUF files."""
+    write_adapter(home / "hub" / "me" / "pirate" / "main", home / "models" / "tiny")
+    make_checkpoint(home / "hub" / "me" / "tiny" / "main")
+    with HubStandin(home / "hub") as hub:
+        assert main(["download", "me/pirate", "--endpoint", hub.url]) == 1
+        said = capfd.readouterr().err
+        assert "me/pirate is a LoRA adapter" in said and "`./llamadeck download` with `--adapter`" in said
+        assert main(["download", "me/tiny", "--adapter", "--endpoint", hub.url]) == 1
+        assert "without --adapter" in capfd.readouterr().err
+    write_adapter(home / "models" / "pirate", home / "models" / "tiny")
+    assert main(["fit", "pirate"]) == 2
+    assert "Move that folder into adapters" in capfd.readouterr().err
 
 
 def test_an_adapter_whose_download_did_not_end_goes_on_as_an_adapter(home: Path) -> None:

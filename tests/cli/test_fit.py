@@ -85,10 +85,39 @@ def test_what_fits_ends_with_0_and_every_number(command: Command) -> None:
     assert sum(found["parts"].values()) == pytest.approx(found["needed_mib"], abs=0.1)
     assert found["margin_mib"] == pytest.approx(found["available_mib"] - found["needed_mib"], abs=0.02)
     assert set(found["parts"]) >= {"weights", "kv_cache", "scratch", "activations", "context"}
-    assert found["parts"]["kv_cache"] == pytest.approx(2048.5)
+    assert found["parts"]["kv_cache"] == pytest.approx(2080)
     assert (found["kernel"], found["max_context"], found["context_tokens"]) == ("llamadeck", 4096, 4096)
     assert found["reason"].startswith(f"{SMALL} fits on RTX 3060 12GB")
     assert "gpus" not in found
+
+
+@pytest.mark.parametrize(
+    ("context", "said", "remedy"),
+    [("1000", "beyond that answers come several times slower", ""), ("1300", "several times slower like this", ""),
+     ("1500", "", "- Take a context of at most {quick} tokens. Up to {longest} fit, but")],
+)  # fmt: skip
+def test_how_long_a_context_is_quick_is_said_and_is_in_the_json(
+    command: Command, context: str, said: str, remedy: str
+) -> None:
+    arguments = ("fit", SMALL, "--vram-mib", "5840", "--context", context)
+    _, found = command.json(*arguments)
+    _, out, _ = command(*arguments)
+    quick, longest = found["quick_context"], found["max_context"]
+    assert 1000 < quick < 1300 < longest < 1500
+    assert found["captured"] is (int(context) <= quick) is (context == "1000")
+    assert said in out and remedy.format(quick=quick, longest=longest) in out
+    assert (f"up to {quick} tokens" in out) is bool(said)
+    chinese = command(*arguments, LC_ALL="zh_CN.UTF-8")[1]
+    assert f"不超过 {quick} 个 token 时速度快" in chinese or f"减到 {quick} 个 token 以内" in chinese
+
+
+def test_a_larger_model_that_would_be_slow_is_told_from_the_best(command: Command) -> None:
+    arguments = ("fit", "--best", "--gpu", "RTX 3060 12GB", "--context", "7000")
+    _, out, _ = command(*arguments)
+    (line,) = [line for line in out.splitlines() if "Qwen3-14B" in line and "fits, the best" in line]
+    _, out, _ = command("fit", "--best", "--gpu", "RTX 3060 12GB", "--context", "8192")
+    (line,) = [line for line in out.splitlines() if "Qwen3-14B" in line]
+    assert "fits, slow" in line
 
 
 def test_what_does_not_fit_ends_with_3_and_says_what_would(command: Command) -> None:
@@ -107,8 +136,9 @@ def test_what_does_not_fit_ends_with_3_and_says_what_would(command: Command) -> 
 def test_the_best_recommended_model_for_a_card_is_named(command: Command) -> None:
     code, out, _ = command("fit", "--best", "--gpu", "RTX 3090")
     assert code == 0
-    *_, best_line, larger_line = out.splitlines()
+    *_, best_line, speed_line, larger_line = out.splitlines()
     best = best_line.split()[-1]
+    assert speed_line.startswith("It is quick with a context of up to ")
     assert "Qwen2.5-72B" in larger_line and "does not fit: it needs" in larger_line
     assert [line.split()[0] for line in out.splitlines() if "fits, the best" in line] == [best]
     code, out, _ = command("fit", "--best", "--gpu", "RTX 3090", "--json")
@@ -117,6 +147,31 @@ def test_the_best_recommended_model_for_a_card_is_named(command: Command) -> Non
     assert code == 3 and "None of these fits on GPU (1024 MiB)" in out
     command.refused("fit", "--gpu", "A40")
     command.refused("fit", SMALL, "--best", "--gpu", "A40")
+
+
+def test_the_best_model_is_the_best_for_what_was_asked(command: Command) -> None:
+    """`fit --best` once listed the verdicts of one chat with the usual context, whatever it was asked."""
+
+    def best(*options: str) -> dict[str, Any]:
+        code, out, _ = command("fit", "--best", "--gpu", "RTX 3060 12GB", "--json", *options)
+        assert code == 0
+        (found,) = [one for one in json.loads(out) if one["best"]]
+        return dict(found)
+
+    usual = best()
+    assert (usual["context_tokens"], usual["chats"], usual["pool_tokens"]) == (4096, 1, None)
+    many = ("--context", "8192", "--chats", "16")
+    shared, in_8_bit = best(*many, "--pool-tokens", "16384"), best(*many, "--pool-tokens", "16384", "--cache-bits", "8")
+    assert (shared["context_tokens"], shared["chats"], shared["pool_tokens"]) == (8192, 16, 16384)
+    assert best(*many)["billions"] < shared["billions"] <= in_8_bit["billions"]
+    assert in_8_bit["parts"]["kv_cache"] < shared["parts"]["kv_cache"] or in_8_bit["repo"] != shared["repo"]
+    _, out, _ = command("fit", "--best", "--gpu", "RTX 3060 12GB", "--pool-tokens", "8192")
+    assert "--pool-tokens changes nothing" in out
+    # Only some have such a context at all.
+    _, out, _ = command("fit", "--best", "--gpu", "A40", "--context", "100000")
+    assert "shorter context" in out and "fits, the best" in out
+    assert "4096" in command.refused("fit", "--best", "--gpu", "A40", "--pool-tokens", "4095")
+    command.refused("fit", "--best", "--gpu", "A40", "--chats", "0")
 
 
 def test_where_a_name_means_several_cards_the_one_that_is_taken_and_the_others_are_told(command: Command) -> None:
@@ -139,7 +194,7 @@ def test_a_table_of_the_parts_stands_under_the_sentence(command: Command) -> Non
     lines = out.splitlines()
     assert "1024 tokens (chats at once: 2)" in lines[0]
     rows = {line[:30].strip(): line.split()[-1] for line in lines if line.startswith("  ")}
-    assert rows["KV cache"] == "1025"
+    assert rows["KV cache"] == "1056"
     parts = sum(int(value) for name, value in rows.items() if name not in ("MiB", "Needed", "Available", "Margin"))
     assert parts == pytest.approx(int(rows["Needed"]), abs=len(rows))
     assert int(rows["Available"]) - int(rows["Needed"]) == pytest.approx(int(rows["Margin"]), abs=1)
@@ -205,7 +260,7 @@ def change(folder: Path, **changes: Any) -> None:
         (["--gpu", "A40", "--context", "many"], ["--context", "many"]),
         (["--gpu", "A40", "--context", "1e3"], ["1e3"]),
         (["--gpu", "A40", "--context", "9" * 5000], ["--context"]),
-        (["--gpu", "A40", "--chats", "0"], ["--chats", "64"]),
+        (["--gpu", "A40", "--chats", "0"], ["--chats", "128"]),
         (["--gpu", "A40", "--chats", "٣"], ["--chats"]),
         (["--vram-mib", "24 GB"], ["--vram-mib", "24 GB"]),
         (["--vram-mib", "-1"], ["--vram-mib", "-1"]),
@@ -228,6 +283,12 @@ def test_the_kernels_old_name_is_understood_and_said_once(command: Command) -> N
     code, out, said = command("fit", SMALL, "--gpu", "A40", "--kernel", "deck", "--json")
     assert (code, json.loads(out)["kernel"]) == (0, "llamadeck")
     assert said == "The kernel deck is called llamadeck now."
+
+
+@pytest.mark.parametrize(("tokens", "is_said"), [("8192", False), ("1000000", True)])
+def test_tokens_in_all_that_change_nothing_are_not_passed_over(command: Command, tokens: str, is_said: bool) -> None:
+    code, out, _ = command("fit", SMALL, "--gpu", "A40", "--chats", "4", "--pool-tokens", tokens)
+    assert (code, "--pool-tokens changes nothing" in out) == (0, is_said)
 
 
 @pytest.mark.parametrize("target", ["Llama-2-7B-Caht", "", "-", "~no-such-user", "\udcff"])

@@ -21,13 +21,7 @@ from core.common.paths import ROOT
 from core.common.terminal import terminal_language
 from core.server.listening import parse_port, url_of
 from tests.support.command import call, environment
-from tests.support.dashboard import wait_until_healthy
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.support.dashboard import free_port, wait_until_healthy
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from core.common.background import MAX_TASKS, Task, TaskPool
 from core.common.errors import DeckError, InputError
 from core.hub.branches import Branch
 
-WAIT_S = 30
+WAIT_S = 60.0
 
 
 def test_an_answer_is_there_when_the_question_is_done() -> None:

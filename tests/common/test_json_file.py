@@ -35,7 +35,7 @@ from core.remote.address import keep_key, key_of, keys_file
 from core.remote.selection import RemoteSelection, read_selection, selection_file, write_selection
 from tests.support.counts import counts
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(autouse=True)

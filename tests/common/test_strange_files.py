@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 from core.chat.exporting import to_json
-from core.chat.importing import read_chat_file
 from core.chat.presets import check_values, read_recommended
 from core.chat.records import CopiedChat, CopiedMessage
 from core.chat.store import ChatStore
@@ -39,6 +38,7 @@ from core.personas.thumbnails import make_thumbnail
 from core.tokenizer.read import read_tokenizer
 from core.worker.end_tokens import find_end_tokens
 from tests.support.cards import chunk
+from tests.support.chat_files import read_chat_file
 from tests.support.checkpoints import WEIGHTS, make_checkpoint
 
 MIB = 2**20

@@ -9,7 +9,17 @@ import pytest
 
 from core.common.errors import EngineError
 from core.engine.answer import Answer
-from core.engine.protocol import AnswerStats, Event, Failed, Finished, Generate, PromptStarted, Reason, TextChunk
+from core.engine.protocol import (
+    AnswerStats,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Paused,
+    PromptStarted,
+    Reason,
+    TextChunk,
+)
 from core.engine.sampling_params import Sampling
 
 STATS = AnswerStats(prompt_tokens=5, reused_tokens=1, num_tokens=3, queued_s=0.0, prefill_s=0.5, decode_s=2.0, seed=9)
@@ -161,3 +171,13 @@ def test_a_listener_is_called_at_once_and_at_every_change_until_the_end(answer: 
     answer.apply(Finished(4, "end", STATS))
     answer.apply(TextChunk(4, "is", 2))
     assert seen == [("reading", ""), ("writing", "Par"), ("done", "Par")]
+
+
+def test_an_answer_that_waits_for_room_says_so_until_it_goes_on_or_ends() -> None:
+    answer = Answer(4, lambda request: None)
+    answer.apply(PromptStarted(4, prompt_tokens=5, reused_tokens=1))
+    for is_paused in (True, False, True):
+        answer.apply(Paused(4, is_paused))
+        assert answer.is_paused == is_paused
+    answer.apply(Finished(4, "cancelled", STATS))
+    assert not answer.is_paused

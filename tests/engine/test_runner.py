@@ -18,8 +18,8 @@ from core.engine.runner import Runner
 from core.engine.sampling_params import Sampling
 from tests.support.hub_standin import HubStandin
 
-LOAD_S = 120.0
-ANSWER_S = 60.0
+LOAD_S = 240.0
+ANSWER_S = 120.0
 PROMPT = "What is the capital of France?"
 ENDLESS = Sampling(temperature=0.0, max_new_tokens=100_000)
 SHORT = Sampling(temperature=0.0, max_new_tokens=8)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.engine.thought import FORMATS, THINK, Parts, ThoughtFormat, ThoughtRules, ThoughtSplitter, find_format
+from core.engine.thought import Parts, ThoughtRules, ThoughtSplitter
 from core.engine.thought import split_thought as split
+from core.engine.thought_formats import FORMATS, THINK, ThoughtFormat, find_format
 
 BY_NAME = {one.name: one for one in FORMATS}
 LOOSE = ThoughtRules(may_lack_opening=True)
@@ -183,3 +184,13 @@ def test_answers_in_tags_of_their_own_lose_them() -> None:
     assert split(text, ThoughtRules(hunyuan)) == Parts("<think>\n", "hm", "\n</think>\n<answer>\n", "Hi", "\n</answer>")
     assert split("<answer>\nHi", ThoughtRules(hunyuan)).answer == "Hi"
     assert BY_NAME["channels"].closing.endswith("final<|message|>") and THINK.closing == "\n</think>\n\n"
+
+
+def test_tags_around_the_results_of_tools_are_not_those_of_answers() -> None:
+    """MiniMax's results of tools stand in the tags of Granite's answers: a thought that was ended for the model was
+    followed by one of them."""
+    minimax = "<think>{{ m.thought }}</think>{{ '\n<response>' }}{{ m.content }}{{ '</response>' }}"
+    assert find_format(minimax) == THINK
+    told = "Thoughts stand in <think></think>, then <response></response>."
+    cut = "<think>{% if '</think>' in c and '</answer>' in c %}{{ c.split('<answer>')[-1] }}{% endif %}"
+    assert [find_format(source).answer for source in (told, cut)] == [("<response>",), ("<answer>",)]

@@ -34,7 +34,6 @@ def test_an_idle_gpu_is_read_whole(probe: Probe) -> None:
             "used_mib": 0,
             "reserved_mib": 610,
             "utilization_percent": 0,
-            "memory_utilization_percent": 0,
             "temperature_c": 31,
             "power_w": 22.84,
             "power_limit_w": 300.0,

@@ -51,7 +51,7 @@ CU126 = InstalledTorch("2.11.0+cu126", "12.6")
 CPU_BUILD = InstalledTorch("2.13.0+cpu", None)
 WORKS = CudaDriver(0, num_gpus=1, cuda="13.0")
 NOWHERE = Path("/nowhere")
-LOAD_S = 120.0
+LOAD_S = 240.0
 
 
 def seen(*gpus: Gpu, driver: str = "580.159.03", cuda: str = "13.0") -> GpuSnapshot:

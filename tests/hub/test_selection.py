@@ -98,6 +98,7 @@ def test_a_tree_that_is_none_is_said(hub: HubStandin, tmp_path: Path, body: byte
     [
         ([], "hub_no_config"),
         (["model.gguf"], "hub_no_config"),
+        (["adapter_config.json", "adapter_model.safetensors"], "hub_not_adapter"),
         (["config.json", "model.gguf"], "hub_no_weights"),
         (["config.json", "pytorch_model.bin"], "not_quantized"),
     ],

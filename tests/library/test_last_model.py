@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from core.library.last_model import LastModel, last_load, last_model, note_last_model
+from core.memory.adapter_room import AdapterRoom
+from core.memory.cache_choice import CacheChoice
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +22,17 @@ def test_the_last_model_is_known_again_with_what_it_was_loaded_for() -> None:
     for model in (LastModel("tiny", 4096, 1), LastModel("名字 with spaces", 832, 32)):
         note_last_model(model)
         assert last_model() == model
+
+
+def test_what_was_promised_to_its_chats_is_known_again() -> None:
+    shared = CacheChoice(16_384)
+    note_last_model(LastModel("tiny", 4096, 8, AdapterRoom(2, 16), shared))
+    assert last_load("tiny") == LastModel("tiny", 4096, 8, AdapterRoom(2, 16), shared)
+    note_last_model(LastModel("tiny", 4096, 8, cache=shared))
+    assert last_load("tiny") == last_model() == LastModel("tiny", 4096, 8, cache=shared)
+    for cache in (CacheChoice(16_384, 8), CacheChoice(bits=8)):
+        note_last_model(LastModel("tiny", 4096, 8, cache=cache))
+        assert last_load("tiny") == last_model() == LastModel("tiny", 4096, 8, cache=cache)
 
 
 @pytest.mark.parametrize("text", ["", "many", "-5", "1e9", "٣", "99999999999999999999"])

@@ -13,6 +13,7 @@ from core.hub.address import REPO
 from core.library import catalogue
 from core.library.ranking import best_candidate
 from core.library.recommended import (
+    Wish,
     best_of,
     known_checkpoint,
     next_larger,
@@ -23,7 +24,8 @@ from core.library.recommended import (
 )
 from core.memory.cpu_fit import check_cpu_fit
 from core.memory.device_memory import DeviceMemory
-from core.memory.fit import FitReport, check_fit
+from core.memory.fit import check_fit
+from core.memory.fit_report import FitReport
 from core.memory.model_shape import read_shape
 
 
@@ -73,13 +75,27 @@ def test_what_fits_is_recommended_before_what_is_finer_and_does_not() -> None:
 
 def test_a_full_context_comes_before_a_finer_quantization() -> None:
     listed = [
-        (checkpoint, replace(report, max_context=4096 if checkpoint.quantization.group_size == 128 else 4095))
+        (checkpoint, replace(report, quick_context=4096 if checkpoint.quantization.group_size == 128 else 4095))
         for checkpoint, report in choices("TheBloke/Llama-2-7B-Chat-GPTQ", "RTX 4090")
         if isinstance(report, FitReport)
     ]
     index = best_candidate(listed)
     assert index is not None
     assert (listed[index][0].quantization.group_size, listed[index][0].quantization.is_permuted) == (128, True)
+
+
+def slow(report: FitReport) -> FitReport:
+    return replace(report, load=replace(report.load, is_captured=False))
+
+
+def test_captured_steps_come_before_everything_else() -> None:
+    listed = [
+        (checkpoint, report if checkpoint.quantization.bits == 8 else slow(report))
+        for checkpoint, report in choices("TheBloke/Llama-2-13B-chat-GPTQ", "A40")
+        if isinstance(report, FitReport)
+    ]
+    index = best_candidate(listed)
+    assert index is not None and listed[index][0].quantization.bits == 8
 
 
 def test_a_checkpoint_that_no_kernel_takes_is_not_recommended() -> None:
@@ -151,6 +167,41 @@ def test_mixtures_and_recurrent_layers_have_verdicts(repo: str, on_24_gb: bool) 
     reports = [report for report in found.values() if isinstance(report, FitReport)]
     assert [report.fits for report in reports] == [on_24_gb, True, True]
     assert reports[1].max_context > 32768
+
+
+def test_a_model_that_is_quick_with_what_was_asked_comes_before_a_larger_one_that_is_slow() -> None:
+    """Qwen3-14B fits a card of 12 GB with 8,192 tokens, but several times slower than with 8,000."""
+    asked = Wish(context_tokens=8192)
+    verdicts = verdicts_for((DeviceMemory.planned(lookup("RTX 3060 12GB")),), asked)
+    best = best_of(verdicts, asked.least_tokens)
+    reports = {model.repo: report for model, report in verdicts}
+    larger = reports["JunHowie/Qwen3-14B-GPTQ-Int4"]
+    assert isinstance(larger, FitReport) and larger.fits and larger.max_context >= 8192
+    assert reason_against(larger, asked.least_tokens) == "slow_context"
+    assert best is not None and best.repo == "ModelCloud/Mistral-Nemo-Instruct-2407-gptq-4bit"
+    chosen = reports[best.repo]
+    assert isinstance(chosen, FitReport) and not chosen.is_slow
+
+
+def test_where_none_is_quick_with_the_room_a_quick_load_comes_before_room() -> None:
+    (first, report), (second, _), (third, _) = [
+        (model, one)
+        for model, one in verdicts_for((DeviceMemory.planned(lookup("H200")),))
+        if isinstance(one, FitReport)
+    ][:3]
+    quick = replace(report, max_context=6000, quick_context=5000)
+    roomy = slow(replace(report, max_context=9000, quick_context=3000))
+    never = slow(replace(report, max_context=9000, quick_context=None))
+    short = slow(replace(report, max_context=5000, quick_context=3000))
+    for verdicts, best in (
+        ([(first, short), (second, roomy), (third, quick)], third),
+        ([(first, short), (second, roomy), (third, never)], second),
+        ([(first, short), (second, never), (third, roomy)], second),
+        ([(first, short), (second, short)], first),
+    ):
+        assert best_of(verdicts, 8000) is best
+    reasons = [reason_against(one, 8000) for one in (quick, roomy, never, short)]
+    assert reasons == ["short_context", "slow_context", "slow_steps", "short_context"]
 
 
 def test_on_a_card_that_is_too_small_for_all_none_is_the_best() -> None:

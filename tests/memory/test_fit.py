@@ -16,10 +16,15 @@ from core.common.i18n import translate
 from core.gpu.known_gpus import lookup
 from core.gpu.snapshot import Gpu, GpuProcess
 from core.library import catalogue
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.memory.device_memory import DeviceMemory
-from core.memory.fit import FitReport, check_fit, require_fit
+from core.memory.fit import check_fit, require_fit
+from core.memory.fit_report import FitReport
 from core.memory.model_shape import read_shape
+from core.memory.pages import PAGE_TOKENS
+from core.memory.plan import table_bytes
 from core.memory.sizes import MIB
+from core.memory.step_sizes import LEAN_SIZES, USUAL_SIZES
 
 if TYPE_CHECKING:
     from tests.support.nvml_standin import Probe, Standin
@@ -37,6 +42,10 @@ def known(name: str, branch: str = "main") -> Checkpoint:
 
 def card(total_mib: int, **changes: Any) -> DeviceMemory:
     return replace(DeviceMemory.empty("card", total_mib, AMPERE), **changes)
+
+
+# Of Llama-2 7B it has room for about 1,200 tokens with captured steps, for 200 more with plain ones.
+TIGHT = card(5840)
 
 
 def needed_mib(report: FitReport) -> int:
@@ -96,11 +105,33 @@ def test_what_does_not_fit_says_what_would_make_it_fit() -> None:
     report = check_fit(known(SMALL), [card(8192)], 4096, 4)
     assert report.reason == "context_too_long"
     remedies = dict(report.remedies)
-    assert list(remedies) == ["shorter_context", "one_chat", "larger_card"]
+    assert list(remedies) == ["shorter_context", "shared_pool", "one_chat", "larger_card"]
     assert check_fit(known(SMALL), [card(8192)], int(remedies["shorter_context"]["context"]), 4).fits
     assert check_fit(known(SMALL), [card(8192)], int(remedies["one_chat"]["context"]), 1).fits
     larger = card(int(remedies["larger_card"]["needed"]) + card(8192).reserved_mib)
     assert check_fit(known(SMALL), [larger], 4096, 4, report.load.kernel.name).fits
+
+
+def test_tokens_in_all_are_as_many_as_fit_to_the_page() -> None:
+    report = check_fit(known(SMALL), [card(8192)], 4096, 8)
+    pool_tokens = int(dict(report.remedies)["shared_pool"]["pool"])
+    assert 4096 <= pool_tokens < 8 * 4096
+    for more, fits in ((0, True), (PAGE_TOKENS, False)):
+        shared = check_fit(known(SMALL), [card(8192)], 4096, 8, cache=CacheChoice(pool_tokens + more))
+        assert (shared.fits, shared.load.pool_tokens) == (fits, pool_tokens + more)
+    assert dict(shared.remedies)["shared_pool"]["pool"] == pool_tokens
+    fitting = check_fit(known(SMALL), [card(8192)], 4096, 8, cache=CacheChoice(pool_tokens))
+    assert fitting.reason == "fits_shared" and fitting.params["pool"] == pool_tokens
+    assert 4096 <= fitting.max_context <= pool_tokens
+
+
+def test_tokens_in_all_hold_one_chat_at_least_and_no_more_than_chats_can_fill() -> None:
+    with pytest.raises(InputError) as caught:
+        check_fit(known(SMALL), [card(24_576)], 4096, 8, cache=CacheChoice(4095))
+    assert caught.value.key == "pool_range"
+    every = check_fit(known(SMALL), [card(24_576)], 2048, 2, cache=EVERY_CHAT_FULL)
+    more = check_fit(known(SMALL), [card(24_576)], 2048, 2, cache=CacheChoice(10**6))
+    assert more.load.pool_tokens is None and more.plan == every.plan and more.reason == "fits"
 
 
 def test_a_context_that_holds_no_answer_is_not_called_one_that_fits() -> None:
@@ -155,6 +186,21 @@ def test_the_largest_context_over_several_cards_is_exact_too() -> None:
     assert not check_fit(known(LARGE), cards, found + 1, 4).fits
 
 
+def test_chats_share_tokens_over_several_cards_too() -> None:
+    """Where not every chat could be full over two cards, only plain steps were looked at, which share nothing: no
+    tokens in all were named, and a load that had them was said to hold less than the context that it had."""
+    cards = [card(24_576), card(24_576)]
+    refused = check_fit(known(LARGE), cards, 4096, 24)
+    assert not refused.fits and refused.can_share
+    pool_tokens = int(dict(refused.remedies)["shared_pool"]["pool"])
+    shared = check_fit(known(LARGE), cards, 4096, 24, cache=CacheChoice(pool_tokens))
+    assert (shared.reason, shared.load.is_captured, shared.load.pool_tokens) == ("fits_shared", True, pool_tokens)
+    assert 4096 <= shared.max_context <= pool_tokens
+    more = check_fit(known(LARGE), cards, 4096, 24, cache=CacheChoice(pool_tokens + PAGE_TOKENS))
+    assert (more.fits, more.load.pool_tokens) == (False, pool_tokens + PAGE_TOKENS)
+    assert dict(more.remedies)["shared_pool"]["pool"] == pool_tokens
+
+
 def test_a_card_that_is_full_takes_no_part() -> None:
     """The split once went over all cards: a third one without room for CUDA's context made two good ones not fit."""
     good, full = card(24_576), card(24_576, others_mib=24_000)
@@ -199,7 +245,7 @@ def test_a_context_that_the_model_cannot_have_is_refused_with_its_limit(context:
         check_fit(known(SMALL), [card(24_576)], context)
 
 
-@pytest.mark.parametrize("chats", [0, -1, 65])
+@pytest.mark.parametrize("chats", [0, -1, 129])
 def test_a_number_of_chats_that_cannot_be_is_refused(chats: int) -> None:
     with pytest.raises(InputError, match=str(chats)):
         check_fit(known(SMALL), [card(24_576)], 2048, chats)
@@ -209,18 +255,45 @@ def all_sentences() -> Iterator[tuple[str, dict[str, str | int | float]]]:
     reports = [
         check_fit(known(SMALL), [card(24_576)]),
         check_fit(known(SMALL), [card(8192)], 4096, 4),
+        check_fit(known(SMALL), [card(8192)], 4096, 2),
         check_fit(known(SMALL), [card(8192, others_mib=4000)]),
         check_fit(known(LARGE), [card(24_576)]),
+        check_fit(known(SMALL), [card(24_576)], 4096, 8, cache=CacheChoice(8192)),
+        *(check_fit(known(SMALL), [TIGHT], context_tokens) for context_tokens in (1000, 1300, 1500)),
+        check_fit(known(SMALL), [card(5240)], 64),
     ]
     for report in reports:
         yield report.reason, report.params
+        if report.speed_note:
+            yield report.speed_note
         yield from report.remedies
+
+
+def test_keys_and_values_in_8_bit_are_planned_and_offered_where_only_they_fit() -> None:
+    """Half as much, and a scale of 2 bytes for each 128 elements."""
+    choices = CacheChoice(bits=16), CacheChoice(bits=8)
+    in_16, in_8 = (check_fit(known(SMALL), [card(24_576)], 4096, 4, cache=choice) for choice in choices)
+    table = table_bytes(4, 4096)
+    caches = [report.load.memory[0].kv_cache - table for report in (in_16, in_8)]
+    assert caches[1] * 2 == caches[0] * (1 + 2 / 128)
+    refused = check_fit(known(SMALL), [card(8192)], 4096, 2)
+    assert not refused.fits and "cache_bits" in dict(refused.remedies)
+    assert check_fit(known(SMALL), [card(8192)], 4096, 2, cache=CacheChoice(bits=8)).fits
 
 
 def test_every_reason_and_remedy_is_a_whole_sentence_in_both_languages() -> None:
     seen = {name for name, _ in all_sentences()}
-    reasons = {"fits", "context_too_long", "too_large"}
-    assert seen == reasons | {"shorter_context", "one_chat", "end_others", "larger_card"}
+    reasons = {"fits", "fits_shared", "context_too_long", "too_large"}
+    remedies = {
+        "shorter_context",
+        "shorter_quick",
+        "shared_pool",
+        "one_chat",
+        "cache_bits",
+        "end_others",
+        "larger_card",
+    }
+    assert seen == reasons | remedies | {"slow", "slow_context", "quick_until"}
     for name, params in all_sentences():
         for language in ("en", "zh"):
             assert f"fit.{name}" in texts(language)
@@ -346,7 +419,93 @@ def test_a_load_that_fits_takes_the_kernel_of_the_verdict() -> None:
 
 
 def test_steps_are_captured_where_there_is_room_and_never_decide_whether_it_fits() -> None:
-    smallest = next(mib for mib in range(5000, 8000, 10) if check_fit(known(SMALL), [card(mib)]).fits)
-    tight, roomy = (check_fit(known(SMALL), [card(mib)]) for mib in (smallest, smallest + 500))
+    smallest = next(mib for mib in range(5000, 8000, 10) if check_fit(known(SMALL), [card(mib)], 4096).fits)
+    tight, roomy = (check_fit(known(SMALL), [card(mib)], 4096) for mib in (smallest, smallest + 500))
     assert roomy.load.is_captured and roomy.plan.graphs > 0
     assert tight.fits and not tight.load.is_captured and tight.plan.graphs == 0 < tight.plan.pool < roomy.plan.pool
+
+
+def test_the_longest_quick_context_is_where_captured_steps_end() -> None:
+    report = check_fit(known(SMALL), [TIGHT], 1000)
+    quick = report.quick_context
+    assert quick is not None and 1000 < quick < report.max_context < 2 * quick
+    assert report.load.is_captured and not report.is_slow
+    assert report.speed_note == ("quick_until", {"quick": quick})
+    last, slow = (check_fit(known(SMALL), [TIGHT], context_tokens) for context_tokens in (quick, quick + 1))
+    assert last.fits and last.load.is_captured
+    assert slow.fits and slow.is_slow and slow.speed_note == ("slow_context", {"quick": quick})
+    for one in (report, last, slow, check_fit(known(SMALL), [TIGHT], 4096)):
+        assert (one.quick_context, one.max_context, one.proposed_context) == (quick, report.max_context, quick)
+
+
+def test_nothing_is_said_of_speed_where_every_context_is_quick_and_where_nothing_fits() -> None:
+    assert check_fit(known(SMALL), [card(24_576)]).speed_note is None
+    assert check_fit(known(LARGE), [card(24_576)]).speed_note is None
+
+
+def test_a_short_quick_context_is_not_proposed_in_place_of_one_that_is_twice_as_long() -> None:
+    report = check_fit(known(SMALL), [TIGHT], 1000)
+    half = replace(report, quick_context=report.max_context // 2)
+    less = replace(report, quick_context=report.max_context // 2 - 1)
+    assert half.proposed_context == half.quick_context
+    assert less.proposed_context == less.max_context
+
+
+def test_where_not_even_a_short_context_is_quick_no_length_is_named() -> None:
+    report = check_fit(known(SMALL), [card(5240)], 64)
+    assert report.fits and report.is_slow and report.quick_context == 0
+    assert report.speed_note == ("slow", {}) and report.proposed_context == report.max_context
+
+
+def test_what_no_kernel_captures_is_told_by_a_note_and_has_no_quick_context() -> None:
+    report = check_fit(known(SMALL), [card(24_576)], kernel="torch")
+    assert report.fits and report.is_slow and report.quick_context is None and report.speed_note is None
+    assert ("plain_kernel", {"kernel": "torch"}) in report.notes
+    for language in ("en", "zh"):
+        assert "torch" in translate(language, "note.plain_kernel", kernel="torch")
+    assert check_fit(known(SMALL), [card(24_576)]).notes == ()
+
+
+def test_the_usual_context_is_shortened_where_that_makes_it_quick() -> None:
+    """A few MiB too few for captured steps with 4096 tokens once made every load of the usual context slow."""
+    sizes = range(7000, 7600, 10)
+    smallest = next(mib for mib in sizes if check_fit(known(SMALL), [card(mib)], 4096).fits)
+    asked, usual = (check_fit(known(SMALL), [card(smallest)], context_tokens) for context_tokens in (4096, 0))
+    assert asked.is_slow and asked.load.context_tokens == 4096
+    assert usual.fits and not usual.is_slow and usual.load.context_tokens == asked.quick_context
+
+
+def test_what_is_slow_on_one_card_is_quick_on_another_one_or_on_two() -> None:
+    slow = check_fit(known(SMALL), [TIGHT], 1300)
+    assert slow.is_slow
+    roomy = check_fit(known(SMALL), [TIGHT, card(24_576, name="large")], 1300)
+    assert [device.index for device in roomy.load.devices] == [1] and not roomy.is_slow
+    both = check_fit(known(SMALL), [TIGHT, TIGHT], 1300)
+    assert [device.index for device in both.load.devices] == [0, 1] and not both.is_slow
+    # What would be quick alone is still on the first.
+    assert len(check_fit(known(SMALL), [TIGHT, TIGHT], 1000).load.devices) == 1
+
+
+def test_a_context_to_take_instead_is_one_that_is_quick() -> None:
+    report = check_fit(known(SMALL), [TIGHT], 4096)
+    assert not report.fits
+    remedy = dict(report.remedies)["shorter_quick"]
+    assert remedy == {"context": report.quick_context, "max_context": report.max_context}
+    assert not check_fit(known(SMALL), [TIGHT], int(remedy["context"])).is_slow
+
+
+def test_where_memory_is_tight_steps_take_less_at_once_before_a_context_is_refused() -> None:
+    """Rows for tokens that may be verified were counted for every load, and a card of 12 GB lost a model of 14B with a
+    context for a long answer."""
+    cards = [card(mib) for mib in range(6400, 8000, 10)]
+    loads = [report.load for report in (check_fit(known(SMALL), [one], 4096) for one in cards) if report.fits]
+    found = list(dict.fromkeys((load.is_captured, *load.sizes) for load in loads))
+    # With a little more room the same steps are larger; captured ones come first, though they are smaller.
+    assert found == [(False, *LEAN_SIZES), (False, *USUAL_SIZES), (True, *LEAN_SIZES), (True, *USUAL_SIZES)]
+
+
+def test_what_does_not_fit_is_told_by_what_takes_the_least() -> None:
+    for cards in ([card(5400)], [card(2600), card(2600)]):
+        refused = check_fit(known(SMALL), cards, 4096)
+        assert not refused.fits
+        assert refused.load.sizes == LEAN_SIZES

@@ -37,10 +37,11 @@ UNROLLED = [
 
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
-    """With limits that are reached soon, and nothing remembered."""
+    """With limits of the CPU that are reached soon, whatever else the machine does, and nothing remembered."""
     sandbox = Sandbox("core.personas.pattern_child", SandboxLimits(cpu_s=0.4, memory_mib=64, wait_s=30.0), 2)
     monkeypatch.setattr(searched, "_sandbox", sandbox)
     monkeypatch.setattr(searched, "_unusable", searched._Unusable())
+    monkeypatch.setattr(searched, "ALONE_S", 60.0)
     yield sandbox
     sandbox.close()
 

@@ -13,7 +13,7 @@ from core.personas.store import Characters
 from core.personas.thumbnails import SIDE, Thumbnails, make_thumbnail
 from tests.support.cards import PICTURE
 
-WAIT_S = 30
+WAIT_S = 60.0
 
 
 def png(colour: str, width: int = 50, height: int = 90) -> bytes:

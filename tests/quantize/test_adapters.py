@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from core.checkpoint.adapter_folders import find_adapter, list_adapters
-from core.checkpoint.adapters import CONFIG, WEIGHTS, is_other_base, match_base, read_adapter
+from core.checkpoint.adapters import WEIGHTS, is_other_base, match_base, read_adapter
+from core.checkpoint.weight_files import ADAPTER_CONFIG
 from core.common.errors import CheckpointError, InputError
 from core.quantize.options import QuantizeOptions, merge_steps
 from core.quantize.source import read_plain
@@ -54,14 +55,17 @@ def test_ranks_and_scales_by_pattern_are_pefts(patterned_adapter: Path) -> None:
         ({"r": True}, "adapter_rank"),
         ({"lora_alpha": "16"}, "adapter_alpha"),
         ({"lora_alpha": float("nan")}, "adapter_alpha"),
-        ({"rank_pattern": {"(a+)+$": 8}}, "adapter_pattern"),
-        ({"rank_pattern": {"(?i:x)": 8}}, "adapter_pattern"),
+        ({"rank_pattern": {"(a+)+$": 8}}, None),
+        ({"rank_pattern": {"(?=x)": 8}}, "adapter_pattern"),
+        ({"rank_pattern": {r"(x)\1": 8}}, "adapter_pattern"),
+        ({"rank_pattern": {"(": 8}}, "adapter_pattern"),
+        ({"alpha_pattern": {f"a|{number}": 8 for number in range(500)}}, "adapter_patterns"),
         ({"alpha_pattern": []}, None),
         ({"alpha_pattern": ["x"]}, "adapter_pattern"),
     ],
 )
 def test_settings_that_are_no_plain_lora_are_refused(copy: Path, changes: dict[str, Any], key: str | None) -> None:
-    change_json(copy / CONFIG, **changes)
+    change_json(copy / ADAPTER_CONFIG, **changes)
     if key is None:
         assert read_adapter(copy).rank == 8
         return
@@ -79,7 +83,7 @@ def no_weights(folder: Path) -> None:
 
 
 def no_config(folder: Path) -> None:
-    (folder / CONFIG).unlink()
+    (folder / ADAPTER_CONFIG).unlink()
 
 
 def half_a_pair(folder: Path) -> None:
@@ -161,7 +165,7 @@ def test_a_wrong_base_is_noticed_by_shapes_and_by_name(adapter: Path) -> None:
     ],
 )
 def test_the_name_of_the_base_is_a_hint(copy: Path, trained_on: str, name: str, is_other: bool) -> None:
-    change_json(copy / CONFIG, base_model_name_or_path=trained_on or None)
+    change_json(copy / ADAPTER_CONFIG, base_model_name_or_path=trained_on or None)
     assert is_other_base(read_adapter(copy), (name,)) is is_other
 
 
@@ -181,7 +185,9 @@ def test_adapters_are_found_by_path_and_by_name(adapter: Path, tmp_path: Path, m
 
 def test_an_endless_name_in_a_config_is_no_pattern(copy: Path) -> None:
     patterns = {"q_proj." * 100: 8}
-    (copy / CONFIG).write_text(json.dumps(json.loads((copy / CONFIG).read_text()) | {"rank_pattern": patterns}))
+    (copy / ADAPTER_CONFIG).write_text(
+        json.dumps(json.loads((copy / ADAPTER_CONFIG).read_text()) | {"rank_pattern": patterns})
+    )
     with pytest.raises(CheckpointError) as raised:
         read_adapter(copy)
     assert raised.value.key == "adapter_pattern"
@@ -195,9 +201,9 @@ def test_patterns_that_would_take_minutes_are_not_held_against_the_modules(copy:
         for part in "AB"
     }
     save_file(tensors, copy / WEIGHTS)
-    change_json(copy / CONFIG, r=1, rank_pattern={f"layers.{layer}.k": 1 for layer in range(3000)})
+    change_json(copy / ADAPTER_CONFIG, r=1, rank_pattern={f"layers.{layer}.k": 1 for layer in range(3000)})
     with pytest.raises(CheckpointError) as raised:
         read_adapter(copy)
     assert raised.value.key == "adapter_patterns" and raised.value.params["modules"] == 3000
-    change_json(copy / CONFIG, rank_pattern={"q": 1})
+    change_json(copy / ADAPTER_CONFIG, rank_pattern={"q": 1})
     assert len(read_adapter(copy).matrices) == 3000

@@ -85,6 +85,14 @@ def test_an_own_file_is_read_by_paragraphs_or_lines_of_json(tmp_path: Path) -> N
     assert read_file(tmp_path / "a.jsonl") == ("one", "two")
 
 
+def test_a_line_of_json_ends_where_the_file_says_so(tmp_path: Path) -> None:
+    """Texts of web pages hold U+2028, which JSON need not escape: the file was refused as damaged. Half a character
+    ended the job in the tokenizer."""
+    path = tmp_path / "A.JSONL"
+    path.write_bytes('{"text": "one\u2028still \x85 one"}\r\n{"text": "\\ud83dtwo"}\r\n'.encode())
+    assert read_file(path) == ("one\u2028still \x85 one", "?two")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "key"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -15,13 +16,17 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import CheckpointError, DeckError, InputError
 from core.library.scan import scan
 from core.quantize import folders
-from core.quantize.card import loss_percent, read_result
+from core.quantize.answer import EngineCheck, FirstWords, answer_words
+from core.quantize.card import loss_percent
+from core.quantize.job_file import JobFile, write_job
 from core.quantize.options import QuantizeOptions
 from core.quantize.process import QuantizeProcess
 from core.quantize.progress import StageClock
 from core.quantize.queue import QuantizeQueue
 from core.quantize.target import folder_target
+from core.quantize.uploads import keep_upload
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.first_words import ASKED, FakeCheck
 
 OPTIONS = QuantizeOptions(group_size=32)
 RESULT = {
@@ -30,7 +35,7 @@ RESULT = {
     "quantizer": "gptqmodel:7.6.0",
     "rows": 64,
     "tokens": 4096,
-}
+} | ASKED
 Told = Callable[[dict[str, Any]], None]
 
 
@@ -53,7 +58,7 @@ class FakeProcess:
         if self.error is not None:
             raise self.error
         make_checkpoint(self._folder / "out", Recipe())
-        return RESULT
+        return dict(RESULT)
 
     def kill(self) -> None:
         self._killed.set()
@@ -79,8 +84,8 @@ def nobody_is_at_work() -> None:
 def make_queue(models: Path) -> Iterator[Callable[..., QuantizeQueue]]:
     made: list[QuantizeQueue] = []
 
-    def make(start: Any = FakeProcess) -> QuantizeQueue:
-        made.append(QuantizeQueue(start=start))
+    def make(start: Any = FakeProcess, make_check: Any = FakeCheck) -> QuantizeQueue:
+        made.append(QuantizeQueue(start=start, make_check=make_check))
         return made[-1]
 
     yield make
@@ -98,8 +103,8 @@ def test_a_finished_model_stands_among_the_others(
     assert [path.name for path in models.iterdir()] == ["Tiny-1M-GPTQ-4bit-32g"]
     card = (models / "Tiny-1M-GPTQ-4bit-32g" / "README.md").read_text()
     assert "Tiny-1M" in card and "4 bit, group 32" in card and "| English | 10.000 | 10.100 |" in card
-    found = read_result(models / "Tiny-1M-GPTQ-4bit-32g")
-    assert found is not None and loss_percent(found) == pytest.approx(2.0)
+    found = json.loads((models / "Tiny-1M-GPTQ-4bit-32g" / "quantize_result.json").read_text("utf-8"))
+    assert loss_percent(found) == pytest.approx(2.0)
 
 
 def test_what_failed_says_why_and_can_be_tried_again(
@@ -152,6 +157,101 @@ def test_one_job_runs_at_a_time_and_the_next_waits(make_queue: Callable[..., Qua
     assert raised.value.key == "quantize_running"
     queue.cancel(second.id)
     assert second.phase == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("found", "key", "words"),
+    [
+        (FirstWords("A man.\nOr not."), "answer", {"question": "Who?", "answer": "A man. Or not."}),
+        (FirstWords(error=DeckError("no_words", model="m")), "answer_bad", None),
+        (FirstWords(error=DeckError("nothing_loaded"), was_tried=False), "answer_untried", None),
+    ],
+)
+def test_what_the_result_says_is_told_and_changes_nothing(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path, found: FirstWords, key: str, words: Any
+) -> None:
+    class Check(FakeCheck):
+        pass
+
+    Check.found = found
+    job = make_queue(FakeProcess, Check).add(folder_target(plain), OPTIONS, "cpu")
+    assert job.wait(30) and job.phase == "done"
+    result = job.snapshot().result
+    assert result is not None
+    said = answer_words(result["asked"], result["first_words"], "en")
+    assert said[0] == key and (words is None or said[1] == words)
+    assert (words is not None) or said[1]["reason"].endswith(".")
+    assert [path.name for path in models.iterdir()] == ["Tiny-1M-GPTQ-4bit-32g"]
+
+
+def test_a_job_is_cancelled_while_the_result_is_asked(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, models: Path
+) -> None:
+    class SlowCheck(FakeCheck):
+        waits = True
+        at_work = threading.Event()
+
+    queue = make_queue(FakeProcess, SlowCheck)
+    job = queue.add(folder_target(plain), OPTIONS, "cpu")
+    assert SlowCheck.at_work.wait(30) and job.snapshot().stage == "answer"
+    queue.cancel(job.id)
+    assert job.wait(30)
+    assert (job.phase, list(models.iterdir())) == ("cancelled", [])
+
+
+def test_the_list_can_be_read_while_a_job_is_written_down(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs kept every page waiting. A second one who adds the same job waits, and hears that it runs."""
+    queue = make_queue(WaitingProcess)
+    is_writing, go_on = threading.Event(), threading.Event()
+
+    def slow(folder: Path, file: JobFile) -> None:
+        is_writing.set()
+        assert go_on.wait(30)
+        write_job(folder, file)
+
+    monkeypatch.setattr("core.quantize.queue.write_job", slow)
+    refused: list[str] = []
+
+    def add() -> None:
+        try:
+            queue.add(folder_target(plain), OPTIONS, "cpu")
+        except InputError as error:
+            refused.append(error.key)
+
+    threads = [threading.Thread(target=add) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert is_writing.wait(30)
+    assert queue.jobs == ()
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert [job.id for job in queue.jobs] == ["Tiny-1M-GPTQ-4bit-32g"] and refused == ["quantize_running"]
+
+
+def test_uploaded_texts_go_once_nobody_needs_them(
+    make_queue: Callable[..., QuantizeQueue], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a job that rests stays, and so does one that a form was drawn with within the hour."""
+    monkeypatch.setenv("LLAMADECK_DATA", str(tmp_path / "data"))
+    text = " ".join(f"word {number} of a text that is long enough" for number in range(2000)).encode()
+    own, old, new = (keep_upload(text + more, ".txt") for more in (b"1", b"2", b"3"))
+    for path in (own, old):
+        os.utime(path, (0, 0))
+    queue = make_queue(WaitingProcess)
+    job = queue.add(folder_target(plain), QuantizeOptions(group_size=32, calibration=own), "cpu")
+    assert at_work.wait(30)
+    queue.pause(job.id)
+    assert job.wait(30)
+    other = queue.add(folder_target(plain), QuantizeOptions(8, 32), "cpu")
+    queue.cancel(other.id)
+    assert other.wait(30) and own.exists() and not old.exists() and new.exists()
+    queue.cancel(job.id)
+    assert job.wait(30) and not own.exists() and new.exists()
+    os.utime(new, (0, 0))
+    assert keep_upload(text + b"3", ".txt") == new and new.stat().st_mtime > 0
 
 
 def test_another_process_keeps_its_job(make_queue: Callable[..., QuantizeQueue], plain: Path) -> None:
@@ -244,7 +344,7 @@ def test_a_real_model_and_two_adapters_become_a_gptq_checkpoint(
 ) -> None:
     """The real child process, from float16 to a checkpoint that the engine takes."""
     options = QuantizeOptions(4, 32, adapters=(adapter, patterned_adapter))
-    job = make_queue(QuantizeProcess).add(folder_target(plain), options, "cpu")
+    job = make_queue(QuantizeProcess, EngineCheck).add(folder_target(plain), options, "cpu")
     assert job.wait(250)
     assert job.snapshot().error is None
     name = "Tiny-1M-pirate-poet-GPTQ-4bit-32g"
@@ -255,4 +355,6 @@ def test_a_real_model_and_two_adapters_become_a_gptq_checkpoint(
     result = job.snapshot().result
     assert result is not None and result["layers"] == 2 and abs(loss_percent(result)) < 50
     assert "pirate" in (models / name / "README.md").read_text()
+    # A model of random weights says something, and what it says is no text of anybody's.
+    assert result["first_words"].error is None and result["first_words"].text
     assert [path.name for path in models.iterdir()] == [name]

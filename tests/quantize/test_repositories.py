@@ -19,6 +19,7 @@ from core.quantize.options import QuantizeOptions
 from core.quantize.queue import QuantizeQueue
 from core.quantize.target import repo_target
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.first_words import ASKED, FakeCheck
 from tests.support.hub_standin import HubStandin
 
 REPO = "me/Tiny-1M"
@@ -39,7 +40,7 @@ class FakeProcess:
             raise self.error
         make_checkpoint(self._folder / "out", Recipe())
         figures = {"before": {"en": 10.0}, "after": {"en": 10.0}}
-        return figures | {"quantizer": "gptqmodel:7.6.0", "rows": 1, "tokens": 1}
+        return figures | {"quantizer": "gptqmodel:7.6.0", "rows": 1, "tokens": 1} | ASKED
 
     def kill(self) -> None:
         """It never takes long."""
@@ -75,7 +76,7 @@ def test_a_repository_that_is_quantized_already_is_refused_before_a_download(hub
 
 
 def test_a_repository_is_fetched_quantized_and_its_source_removed(hub: HubStandin, models: Path) -> None:
-    queue = QuantizeQueue(lambda endpoint: None, FakeProcess)  # type: ignore[arg-type]
+    queue = QuantizeQueue(lambda endpoint: None, FakeProcess, FakeCheck)  # type: ignore[arg-type]
     job = queue.add(repo_target(source_at(hub), None), OPTIONS, "cpu")
     assert job.wait(60)
     queue.close()
@@ -87,12 +88,12 @@ def test_a_repository_is_fetched_quantized_and_its_source_removed(hub: HubStandi
 
 def test_a_source_stays_where_quantizing_failed_and_goes_with_the_job(hub: HubStandin, models: Path) -> None:
     """Gigabytes should not be fetched twice; a later try, also of another process, takes them."""
-    queue = QuantizeQueue(lambda endpoint: None, FailingProcess)  # type: ignore[arg-type]
+    queue = QuantizeQueue(lambda endpoint: None, FailingProcess, FakeCheck)  # type: ignore[arg-type]
     job = queue.add(repo_target(source_at(hub), None), OPTIONS, "cpu")
     assert job.wait(60) and job.phase == "failed"
     queue.close()
     assert [path.name for path in (models / folders.SOURCES).iterdir()] == ["me_Tiny-1M"]
-    later = QuantizeQueue(lambda endpoint: None, FakeProcess)  # type: ignore[arg-type]
+    later = QuantizeQueue(lambda endpoint: None, FakeProcess, FakeCheck)  # type: ignore[arg-type]
     (found,) = later.jobs
     assert (found.phase, found.name) == ("paused", REPO)
     asked = len(hub.requests)
@@ -113,7 +114,7 @@ def test_a_source_stays_as_long_as_another_job_is_made_of_it(hub: HubStandin, mo
             seen.append((models / folders.SOURCES / "me_Tiny-1M" / "config.json").is_file())
             return super().run(tell)
 
-    queue = QuantizeQueue(lambda endpoint: None, PatientProcess)  # type: ignore[arg-type]
+    queue = QuantizeQueue(lambda endpoint: None, PatientProcess, FakeCheck)  # type: ignore[arg-type]
     target = repo_target(source_at(hub), None)
     first = queue.add(target, OPTIONS, "cpu")
     second, third = (queue.add(target, replace(OPTIONS, **more), "cpu") for more in ({"bits": 8}, {"group_size": 64}))

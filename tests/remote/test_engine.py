@@ -25,7 +25,7 @@ from core.remote.stream import AnswerStream
 from tests.support.openai_standin import OpenAiStandin
 from tests.support.processes import wait_until
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 QUESTION = Conversation([("system", "Be brief."), ("user", "What is 1 + 1?")], is_open=False)
 OPEN = Conversation([("user", "What is 1 + 1?"), ("assistant", "It is")], is_open=True)
 SHORT = HttpLimits(connect_s=2.0, whole_s=1.0, first_s=0.5, stall_s=0.5, whole_bytes=50_000, line_bytes=20_000)

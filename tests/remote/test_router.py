@@ -13,7 +13,7 @@ import pytest
 
 from core.chat.model_prompt import read_model_prompt
 from core.chat.modes import PromptStyle
-from core.chat.template import Turn
+from core.chat.template_messages import Turn
 from core.chat.truncation import PromptParts
 from core.chat.turn_rendering import Names
 from core.engine.process import WorkerProcess
@@ -29,7 +29,7 @@ from tests.support.checkpoints import make_checkpoint
 from tests.support.openai_standin import OpenAiStandin
 from tests.support.processes import wait_until
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from datetime import date
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from core.engine.protocol import EngineState
 from core.standby.idle import IdleWatch
 from core.standby.idle_day import Day, IdleDay
 from core.standby.settings import COMMAND, idle_minutes, set_idle_minutes
+from tests.support.processes import wait_until
 
 
 class Clock:
@@ -37,12 +40,19 @@ class Desk:
     """The watch and all that it looks at. `is_busy` is what a download would say."""
 
     def __init__(self) -> None:
-        self.clock, self.engine, self.is_busy = Clock(), StandinEngine(), False
-        self.watch = IdleWatch(self.engine, lambda: self.is_busy, self.clock)
+        self.clock, self.boot_clock, self.engine, self.is_busy = Clock(), Clock(), StandinEngine(), False
+        self.watch = IdleWatch(self.engine, lambda: self.is_busy, self.clock, self.boot_clock)
 
     def pass_s(self, seconds: float) -> None:
+        """Until a command that was begun has ended."""
         self.clock.now_s += seconds
         self.watch.poll()
+        wait_until(self.has_ended)
+
+    def has_ended(self) -> bool:
+        if self.watch.running_command is not None:
+            self.watch.poll()
+        return self.watch.running_command is None
 
 
 @pytest.fixture
@@ -118,6 +128,80 @@ def test_a_command_that_fails_is_told_and_tried_again(
     desk.pass_s(1)
     desk.pass_s(600)
     assert desk.watch.error is None
+
+
+def test_a_command_that_takes_long_is_neither_ended_nor_begun_twice(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that saved files before it ended the machine was once killed after a minute, and the machine stayed on."""
+    go_on = tmp_path / "go on"
+    os.mkfifo(go_on)
+    command = f"echo begun >> '{tmp_path / 'ran'}'; read word < '{go_on}'; echo $word >> '{tmp_path / 'ran'}'"
+    monkeypatch.setenv(COMMAND, command)
+    set_idle_minutes("command", 1)
+    set_idle_minutes("unload", 5)
+    desk.clock.now_s += 60
+    desk.watch.poll()
+    for _ in range(10):
+        desk.clock.now_s += 60
+        desk.watch.poll()
+        assert desk.watch.running_command == command and desk.watch.left_s("command") is None
+    assert desk.engine.state.phase == "empty", "the watch goes on meanwhile"
+    desk.watch.note()
+    desk.watch.poll()
+    assert desk.watch.left_s("command") is None
+    go_on.write_text("ended\n", "utf-8")
+    wait_until(desk.has_ended)
+    assert (tmp_path / "ran").read_text("utf-8").split() == ["begun", "ended"] and desk.watch.error is None
+    assert desk.watch.left_s("command") == 60
+
+
+def test_what_a_command_left_behind_keeps_nobody_waiting(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(COMMAND, f"sleep 1000 & echo $! > {tmp_path / 'pid'}; exit 4")
+    set_idle_minutes("command", 1)
+    desk.pass_s(60)
+    os.kill(int((tmp_path / "pid").read_text("utf-8")), signal.SIGKILL)
+    assert desk.watch.error is not None and desk.watch.error.params["why"] == "exit 4"
+
+
+def test_of_much_that_a_command_says_the_end_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(COMMAND, "head -c 10000000 /dev/zero | tr '\\0' x; echo; echo 没有权限 >&2; exit 1")
+    set_idle_minutes("command", 1)
+    desk.pass_s(60)
+    assert desk.watch.error is not None
+    why = str(desk.watch.error.params["why"])
+    assert len(why) == 300 and why.endswith("x\n没有权限")
+
+
+def test_an_error_is_told_no_more_once_there_is_to_be_no_command(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(COMMAND, "exit 1")
+    set_idle_minutes("command", 1)
+    desk.pass_s(60)
+    assert desk.watch.error is not None
+    set_idle_minutes("command", 0)
+    desk.pass_s(1)
+    assert desk.watch.error is None
+
+
+def test_a_machine_that_was_suspended_begins_anew(desk: Desk, tmp_path: Path) -> None:
+    """Of two hours asleep with seconds left, whoever opened the lid had those seconds to keep the machine."""
+    set_idle_minutes("command", 10)
+    desk.pass_s(595)
+    idle_s = desk.watch.day.today.idle_s
+    desk.boot_clock.now_s += 7200  # The clock of the engine stands still then, as the kernel's does.
+    desk.pass_s(1)
+    assert desk.watch.left_s("command") == 600
+    # A process or a container that was stopped: its clock goes on.
+    desk.pass_s(595)
+    desk.boot_clock.now_s += 7200
+    desk.pass_s(7200)
+    assert not runs(tmp_path) and desk.watch.left_s("command") == 600
+    assert desk.watch.day.today.idle_s == idle_s + 595, "the program did not run in that time"
+    desk.boot_clock.now_s += 1
+    desk.pass_s(600)
+    assert runs(tmp_path) == 1
 
 
 def test_an_empty_command_is_none(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from core.personas.store import Characters
 from tests.support.chat_templates import OWN_LLAMA2
 from tests.support.checkpoints import Recipe, make_checkpoint
 
-LOAD_S = 120.0
+LOAD_S = 240.0
 # Its name says that it was taught to chat: Llama-2's form is used, in which the stand-in worker finds the question.
 MODEL = "tiny-chat"
 

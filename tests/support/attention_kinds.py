@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Generate, Load, ModelFacts
 from core.engine.sampling_params import Sampling
-from core.worker.load import load_engine
+from core.worker.load import LoadedEngine
 from core.worker.scheduler import Scheduler
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
 
@@ -36,14 +36,14 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def check_answers(folder: Path, config: dict[str, Any], on_cpu: bool) -> ModelFacts:
-    """Load a model of `config` and answer two chats at once, greedily: each token must be about the best that the class
-    has after those before it. The facts of the load."""
+def check_answers(folder: Path, config: dict[str, Any], load: Callable[[Path, Load], LoadedEngine]) -> ModelFacts:
+    """Answer two chats at once, greedily, with a model of `config` that `load` loads: each token must be about the best
+    that the class has after those before it. The facts of the load."""
     reference = make_family_checkpoint(folder, config)
     # Captured steps have their own rotation, for the whole process.
     source = sys.modules[type(reference).__module__]
     rotation = source.apply_rotary_pos_emb
-    engine = load_engine(read_checkpoint(folder), Load(folder, CONTEXT, 2, on_cpu=on_cpu), lambda *_: None)
+    engine = load(folder, Load(folder, CONTEXT, 2))
     random = torch.Generator().manual_seed(1)
     prompts = [torch.randint(3, VOCABULARY - 10, (length,), generator=random).tolist() for length in LENGTHS]
     chosen: dict[int, list[int]] = {0: [], 1: []}
@@ -73,9 +73,9 @@ class Listening:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._steps, name)
 
-    def prefill(self, slot: int, chunk: Any, begin: int, is_last: bool, *more: Any) -> Any:
-        pending = self._steps.prefill(slot, chunk, begin, is_last, *more)
-        return pending and Noted(pending, [self._chosen[slot]])
+    def prefill_chunks(self, chunks: Any) -> Any:
+        pending = self._steps.prefill_chunks(chunks)
+        return pending and Noted(pending, [self._chosen[chunk.slot] for chunk in chunks if chunk.is_last])
 
     def decode(self, slots: Any) -> Any:
         return Noted(self._steps.decode(slots), [self._chosen[slot] for slot in slots])

@@ -6,7 +6,7 @@ from playwright.sync_api import Page, expect
 
 from tests.support.dashboard import key
 
-WAIT_MS = 30_000
+WAIT_MS = 60_000
 
 
 def type_message(page: Page, words: str) -> None:

@@ -30,7 +30,7 @@ TEMPLATE = ChatTemplate(
 # Her lore answers to messages of the memory tests, and is left out where the context is full.
 LORE = {"entries": [{"keys": ["xxx"], "content": "@@ignore_on_max_context\nroomy", "enabled": True}]}
 ADA = Character("Ada", context="system", lorebook=LORE)
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class Engine:

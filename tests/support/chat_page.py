@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.support.dashboard import dashboard, key
 
-WAIT_MS = 20_000
+WAIT_MS = 60_000
 
 
 def chat_dashboard(folder: Path) -> AbstractContextManager[str]:

@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Any
 
-from benchmarks.peer import Answerer, serve
+from benchmarks.peer_side import Answerer, serve
 
 MAX_CHATS = 2
 DEADLY_TOKENS = 13

@@ -11,6 +11,7 @@ with it.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -34,6 +35,7 @@ from core.engine.protocol import (
     LoadProgress,
     MemoryFacts,
     ModelFacts,
+    Paused,
     PromptStarted,
     Reason,
     Stage,
@@ -76,6 +78,9 @@ class Script:
         question = re.split(r"\[/INST\]|<\|im_end\|>", question)[0].strip()
         self.request = request
         self.prompt_tokens = len(prompt.split())
+        self.num_reused = int(_setting(question, "reused", "0"))
+        # After how many words it waits for room.
+        self.paused_at = int(_setting(question, "paused", "0"))
         self.stop = sampling.stop
         self.wait_s = float(_setting(question, "wait", os.environ.get("LLAMADECK_FAKE_WORD_S", "0.01")))
         self.options = options
@@ -99,7 +104,7 @@ def _pretended_memory(checkpoint: Checkpoint, command: Load) -> MemoryFacts | No
         return None
     card, force = DeviceMemory.measured(gpus[0]), command.force
     asked = (command.context_tokens, command.num_slots, command.kernel, force)
-    report = require_fit(checkpoint, [card], *asked, adapters=command.adapters)
+    report = require_fit(checkpoint, [card], *asked, adapters=command.adapters, cache=command.cache)
     plan = report.plan
     return MemoryFacts(plan, plan.weights + plan.scratch, plan.allocated - 30 * MIB, None, force)
 
@@ -135,7 +140,7 @@ class FakeWorker:
     def run(self) -> None:
         while True:
             due_s = min((script.next_s for script in self._scripts.values()), default=None)
-            wait_s = None if due_s is None else max(0.0, due_s - time.monotonic())
+            wait_s = None if due_s in (None, math.inf) else max(0.0, due_s - time.monotonic())
             if self._connection.poll(wait_s):
                 self._obey(self._connection.recv())
             for script in list(self._scripts.values()):
@@ -149,7 +154,7 @@ class FakeWorker:
             case Generate():
                 script = Script(command.request, str(command.prompt), command.sampling, command.options)
                 self._scripts[command.request] = script
-                self._pipe.send(PromptStarted(command.request, script.prompt_tokens, 0))
+                self._pipe.send(PromptStarted(command.request, script.prompt_tokens, script.num_reused))
             case Cancel() if command.request in self._scripts:
                 self._finish(self._scripts[command.request], "cancelled")
 
@@ -184,12 +189,16 @@ class FakeWorker:
             memory=memory,
             notes=("own_head", "zeros_version") if "noted" in name else (),
             adapters=command.adapters,
+            pool_tokens=command.cache.pool_tokens if memory else None,
         )
         self._pipe.send(Loaded(facts))
 
     def _say(self, script: Script) -> None:
         if script.ends_with != "end" and script.said == BREAK_AFTER_WORDS:
             self._break_off(script)
+        elif script.said == script.paused_at > 0:
+            self._pipe.send(Paused(script.request, True))
+            script.next_s = math.inf
         elif script.said == len(script.words):
             self._finish(script, "end")
         else:
@@ -210,7 +219,7 @@ class FakeWorker:
     def _finish(self, script: Script, reason: Reason, stop: str = "") -> None:
         del self._scripts[script.request]
         decode_s = time.monotonic() - script.began_s
-        stats = AnswerStats(script.prompt_tokens, 0, script.said, 0.0, script.wait_s, decode_s, 1)
+        stats = AnswerStats(script.prompt_tokens, script.num_reused, script.said, 0.0, script.wait_s, decode_s, 1)
         self._pipe.send(Finished(script.request, reason, stats, stop))
 
 

@@ -23,7 +23,7 @@ from core.checkpoint.families import families
 from core.checkpoint.family_tensors import TABLE
 from core.checkpoint.text_config import OWN_NAMES
 from core.checkpoint.tied_head import HEADS
-from core.worker.model.loader import tied_names
+from core.worker.model.tensor_check import tied_names
 
 NUM_LAYERS = 4
 NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")

@@ -10,8 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -28,8 +30,11 @@ class GpuSession:
 
     def __init__(self, tests: Sequence[str]) -> None:
         cores = os.cpu_count() or 1
-        shares = max(1, min(MAX_COMPILERS, cores - 4))
-        self._compilers = [compiler(str(share), str(shares)) for share in range(shares)]
+        self._claims = TemporaryDirectory()
+        self._compilers = [compiler(self._claims.name) for _ in range(max(1, min(MAX_COMPILERS, cores - 4)))]
+        # What no compiler had begun: a test compiles it, and waits.
+        self.compiled_in_line: list[str] = []
+        self._watch_compiling()
         self._runners: list[Runner] = []
         if any("test_gpu_load" in test for test in tests):
             self._runners = [Runner() for _ in range(NUM_RUNNERS)]
@@ -39,6 +44,23 @@ class GpuSession:
     def runner(self) -> Runner:
         """One whose warm worker waits, or soon does; whoever takes it closes it."""
         return self._runners.pop() if self._runners else Runner()
+
+    def _watch_compiling(self) -> None:
+        from core.worker.kernels import nvrtc
+        from tests.support.compile_ahead import compile_each_once
+
+        compile_each_once()
+        plain = nvrtc._compile
+
+        def watched(source: str, options: Sequence[str]) -> bytes:
+            begin_s = time.monotonic()
+            code = plain(source, options)
+            test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" (")[0]
+            defines = " ".join(option for option in options if option.startswith("-D"))
+            self.compiled_in_line.append(f"{time.monotonic() - begin_s:.1f} s in {test}: {defines}")
+            return code
+
+        nvrtc._compile = watched
 
     def wait_for_compilers(self) -> None:
         """Until nothing that was begun here takes or gives back memory of the GPU."""
@@ -52,6 +74,7 @@ class GpuSession:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with the compilers that it runs
             process.wait()
+        self._claims.cleanup()
 
 
 def compiler(*arguments: str) -> subprocess.Popen[bytes]:
@@ -66,7 +89,7 @@ def compiler(*arguments: str) -> subprocess.Popen[bytes]:
 
 
 def order(items: list[pytest.Item]) -> None:
-    """First what needs no compiler, last what waits for warm workers; all else stays where it is."""
+    """First what needs none of our kernels, last what waits for warm workers; all else stays where it is."""
     items.sort(key=_turn)
 
 
@@ -75,6 +98,8 @@ def _turn(item: pytest.Item) -> int:
         return 0
     if "test_gpu_load" in item.nodeid:
         return 2
+    if "test_gpu_quantize" in item.nodeid:
+        return 0
     return 0 if "test_gpu_kernels" in item.nodeid and "llamadeck" not in item.nodeid else 1
 
 

@@ -85,10 +85,10 @@ def make_tokens(case: HeadCase, num_tokens: int, dtype: torch.dtype, device: tor
     random, kind, (num_heads, num_kv_heads) = torch.Generator().manual_seed(3), case.kind, case.heads
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=random).to(device, dtype)
+        return torch.randn(shape, generator=random, device="cpu").to(device, dtype)
 
     features = (num_heads * kind.query_heads + 2 * num_kv_heads) * kind.dim
-    angle = (torch.rand((num_tokens, kind.rotary // 2), generator=random) * 6).repeat(1, 2)
+    angle = (torch.rand((num_tokens, kind.rotary // 2), generator=random, device="cpu") * 6).repeat(1, 2)
     norm = HeadNorm(draw(kind.dim), draw(kind.dim), 1e-6, case.offset) if kind.is_normed else NO_NORM
     sinks = draw(num_heads) if case.has_sinks else None
     cos, sin = angle.cos().to(device, dtype), angle.sin().to(device, dtype)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core.personas.lore_text import Chat, LoreMessage
 from core.personas.lorebook import Lore, activate
+from core.personas.lorebooks import Book
 from core.personas.macros import Macros
 
 NOON = datetime(2026, 3, 4, 12, 30)
@@ -19,6 +20,11 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
+# A lorebook of its own.
+TOWN = Book({"name": "Town", "extensions": {}, "strange": 1, "entries": [
+    {"keys": ["tower"], "name": "Tower", "content": "The tower is tall.", "enabled": True, "insertion_order": 7},
+    {"keys": ["tall"], "name": "Sky", "content": "{{char}} looks up.", "enabled": True, "insertion_order": 8},
+], "recursive_scanning": True})  # fmt: skip
 WORLD_INFO = {
     "entries": {
         "0": {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.low_rank import NO_PLACE, LowRankMatrices, LowRankRows, SlotAdapters, low_rank_kernels_for
-from core.worker.kernels.packed_small_batch import FusedRmsNorm
 from core.worker.model.adapters import computes_as_torch
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 PAGES = ["1_Download", "2_Load_Model", "3_Chat", "4_Characters", "5_GPU_Monitor"]
 LONG_NAME = "TheBloke_a-name-with_under_scores-and-$igns-Llama-2-70B-chat-GPTQ-gptq-4bit-32g-actorder_True"
-WAIT_S = 30
+WAIT_S = 60.0
 
 
 def open_tab(page: str | None = None, locale: str = "en-US", query: dict[str, str] | None = None) -> AppTest:
     """A new tab on Home, or on one of the pages."""
-    tab = AppTest.from_file(str(ROOT / "Home.py"), default_timeout=30)
+    tab = AppTest.from_file(str(ROOT / "Home.py"), default_timeout=120)
     tab.context = {"locale": locale}
     run(tab)
     if page is not None:

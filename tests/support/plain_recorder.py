@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from core.worker.decode.cuda_graphs import GraphRecorder
+from core.worker.decode.graph_recorder import GraphRecorder
 from core.worker.decode.steps import PendingTokens, ReadyTokens
 
 

@@ -15,7 +15,7 @@ def is_running(pid: int) -> bool:
     return True
 
 
-def wait_until(holds: Callable[[], object], within_s: float = 20.0) -> None:
+def wait_until(holds: Callable[[], object], within_s: float = 60.0) -> None:
     """For what another thread or process does with no event to wait for."""
     deadline_s = time.monotonic() + within_s
     while not holds():

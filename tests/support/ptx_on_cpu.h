@@ -4,6 +4,7 @@
 // All blocks of a launch run at once, in one thread of the CPU, and a fiber runs until it waits. Asynchronous copies
 // arrive when they are waited for, no sooner.
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -21,6 +22,7 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 typedef long long i64;
 struct uint4 { u32 x, y, z, w; };
+struct uint2 { u32 x, y; };
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
 struct Index { u32 x, y, z; };
@@ -29,7 +31,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 // A block's dynamic shared memory begins here in its address space: kernels that need more must align it themselves.
 constexpr u32 SHARED_BEGIN = 1040;
-constexpr size_t STACK_BYTES = 128 * 1024;
+constexpr size_t STACK_BYTES = 128 * 1024, KEPT_FIBERS = 1024;
 
 struct Barrier { int arrived = 0; u32 phase = 0; };
 struct Warp { Barrier barrier; u32 values[2][32][8]; };
@@ -45,7 +47,7 @@ struct Copy { void* to; const void* from; int size; };
 struct Fiber {
     Block* block;
     Index index;
-    ucontext_t context;
+    jmp_buf here;
     std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
     u32 exchanges = 0;
     std::vector<Copy> copies;
@@ -53,14 +55,16 @@ struct Fiber {
     bool is_done = false;
 };
 static Fiber* fiber;
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static Index grid;
 static std::function<void()> entry;
 #define threadIdx (fiber->index)
 #define blockIdx (fiber->block->index)
 #define gridDim grid
 
-inline void yield() { swapcontext(&fiber->context, &scheduler); }
+inline void yield() {
+    if (!_setjmp(fiber->here)) _longjmp(scheduler, 1);
+}
 inline void wait(Barrier& barrier, int count) {
     const u32 phase = barrier.phase;
     if (++barrier.arrived == count) {
@@ -283,37 +287,50 @@ template <class... Any> void barrier_cluster_arrive_release_barrier_cluster_wait
 inline void bar_sync(int barrier, int count) { wait(fiber->block->named[barrier], count); }
 }  // namespace ptx
 
+static ucontext_t starter, started;
+// One thread of a block after another: to make a stack takes longer than what most threads do.
 inline void run_fiber() {
-    entry();
-    fiber->is_done = true;
+    if (!_setjmp(fiber->here)) swapcontext(&started, &starter);
+    for (;; yield()) entry(), fiber->is_done = true;
+}
+inline void start(Fiber& one) {
+    fiber = &one;
+    getcontext(&started);
+    started.uc_stack.ss_sp = one.stack.get(), started.uc_stack.ss_size = STACK_BYTES;
+    makecontext(&started, run_fiber, 0);
+    swapcontext(&starter, &started);
+}
+inline void resume(Fiber& one) {
+    fiber = &one;
+    if (!_setjmp(scheduler)) _longjmp(one.here, 1);
 }
 // Run `kernel` with pointers to its arguments, in blocks of `num_threads`. False where all threads that are left wait.
 extern "C" bool launch(void (*kernel)(void**), const u32* size, int num_threads, int shared_bytes, void** arguments) {
     grid = {size[0], size[1], size[2]};
     entry = [=] { kernel(arguments); };
     std::deque<Block> blocks;
-    std::deque<Fiber> fibers;
+    static std::deque<Fiber> fibers;
+    size_t used = 0;
     for (u32 at = 0; at < size[0] * size[1] * size[2]; at++) {
         Block& block = blocks.emplace_back();
         block.index = {at % size[0], at / size[0] % size[1], at / size[0] / size[1]};
         block.warps.resize(num_threads / 32);
         block.shared.assign(shared_bytes, (char)0xff);  // as bits of any number, not one
         for (int thread = 0; thread < num_threads; thread++) {
-            Fiber& one = fibers.emplace_back();
-            one.block = &block, one.index = {(u32)thread, 0, 0};
-            getcontext(&one.context);
-            one.context.uc_stack.ss_sp = one.stack.get(), one.context.uc_stack.ss_size = STACK_BYTES;
-            one.context.uc_link = &scheduler;
-            makecontext(&one.context, run_fiber, 0);
+            if (used == fibers.size()) start(fibers.emplace_back());
+            Fiber& one = fibers[used++];
+            one.block = &block, one.index = {(u32)thread, 0, 0}, one.is_done = false;
+            one.exchanges = 0, one.copies.clear(), one.groups.clear();
         }
     }
-    for (size_t left = fibers.size(); left;) {
-        for (Fiber& one : fibers) {
+    for (size_t left = used; left;) {
+        for (size_t at = 0; at < used; at++) {
+            Fiber& one = fibers[at];
             if (one.is_done) continue;
-            fiber = &one;
-            swapcontext(&scheduler, &one.context);
+            resume(one);
             left -= one.is_done;
         }
     }
+    if (used > KEPT_FIBERS) fibers.resize(KEPT_FIBERS);
     return true;
 }

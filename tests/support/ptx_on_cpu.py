@@ -6,7 +6,6 @@ It shows that the numbers are right, not that they are fast. It needs g++, and t
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from core.worker.kernels import (
     row_norm,
 )
 from core.worker.kernels.nvrtc import Argument, _value
+from tests.support.compiled_kernels import OPTIONS, kept_library
 
 HEADER = Path(__file__).with_name("ptx_on_cpu.h")
 NESTED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
@@ -76,11 +76,9 @@ class Gpu:
 
 
 @contextmanager
-def kernels_on_cpu(folder: Path) -> Iterator[None]:
-    """Let the kernels for quantized matrices run on the CPU inside the `with` block. What is compiled stays in
-    `folder`."""
+def kernels_on_cpu() -> Iterator[None]:
+    """Let the kernels for quantized matrices run on the CPU inside the `with` block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CpuModule, "folder", folder, raising=False)
         patch.setattr(torch.cuda, "get_device_properties", lambda device: Gpu)
         for module in MODULES:
             patch.setattr(module, "CudaModule", CpuModule)
@@ -92,22 +90,23 @@ def kernels_on_cpu(folder: Path) -> Iterator[None]:
 
 
 class CpuModule:
-    """In place of nvrtc.CudaModule. `folder` keeps what was compiled."""
+    """In place of nvrtc.CudaModule."""
 
-    folder: Path
     # Fewer blocks than tiles, so that each has several turns.
     max_blocks = 3
 
     def __init__(self, source: str, defines: Mapping[str, str | int], device: torch.device) -> None:
         options = [f"-D{name}={value}" for name, value in sorted(defines.items())]
-        key = hashlib.sha256("\0".join([source, *options, HEADER.read_text()]).encode()).hexdigest()
-        file = self.folder / f"{key}.so"
-        if not file.exists():
-            compiler = ["g++", "-x", "c++", "-std=c++17", "-w", "-D__CUDA_ARCH__=800"]
-            expanded = subprocess.run([*compiler, "-E", "-P", *options, "-"], input=source, **CAPTURED).stdout
+
+        def compile_into(file: Path) -> None:
+            compiler = ["g++", "-x", "c++", *OPTIONS]
+            command = [*compiler, "-D__CUDA_ARCH__=800", "-E", "-P", *options, "-"]
+            expanded = subprocess.run(command, input=source, **CAPTURED).stdout
             command = [*compiler, "-Og", "-shared", "-fPIC", "-include", str(HEADER), "-o", str(file), "-"]
             subprocess.run(command, input=as_cpp(expanded), **CAPTURED)
-        self._library = ctypes.CDLL(str(file))
+
+        own = [file.read_text("utf-8") for file in (Path(__file__), HEADER)]
+        self._library = kept_library([source, *options, *own], compile_into)
 
     def kernel(self, name: str, shared_bytes: int = 0) -> CpuKernel:
         return CpuKernel(self._library, name, shared_bytes)
@@ -122,7 +121,9 @@ class CpuKernel:
     def most_blocks(self, num_threads: int) -> int:
         return CpuModule.max_blocks
 
-    def __call__(self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument) -> None:
+    def __call__(
+        self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument, starts_early: bool = True
+    ) -> None:
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         self._library.launch(self._function, (ctypes.c_uint * 3)(*grid), num_threads, self._shared_bytes, pointers)

@@ -13,6 +13,7 @@ from core.engine.thought import ThoughtRules
 from core.memory.layer_state import num_snapshots
 from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.logprobs import TokenLogprobs
+from core.worker.decode.prompt_chunk import PromptChunk
 from core.worker.decode.steps import PendingTokens, Steps
 from core.worker.model.state_history import StateHistory
 from core.worker.scheduler import Scheduler
@@ -70,6 +71,9 @@ class FakeTokens:
         self._steps, self._tokens = steps, tokens
         steps.num_in_flight += 1
 
+    def draw_rest(self) -> None:
+        pass
+
     def wait(self) -> list[int | None]:
         self._steps.num_in_flight -= 1
         return self._tokens
@@ -83,6 +87,9 @@ class FakeSteps:
     `nan_at` of them."""
 
     vocabulary = 384
+    page_tokens = num_pages = 0
+    max_chunks, max_verified, verify_steps = 1, 0, 2.0
+    pass_sizes: Sequence[int] = ()
 
     def __init__(
         self, num_slots: int = 3, context_tokens: int = 128, runs_ahead: bool = False, nan_at: int | None = None
@@ -90,7 +97,7 @@ class FakeSteps:
         self.runs_ahead, self.num_slots, self.context_tokens = runs_ahead, num_slots, context_tokens
         self.has_states = False
         self.cached: list[list[int]] = [[] for _ in range(num_slots)]
-        self.num_in_flight = 0
+        self.num_in_flight = self.num_prefilled = self.num_copied = 0
         self._last = [0] * num_slots
         self._nan_at = nan_at
 
@@ -100,6 +107,14 @@ class FakeSteps:
     def reusable_tokens(self, slot: int, num_tokens: int) -> int:
         return num_tokens
 
+    def set_pages(self, slot: int, pages: Sequence[int]) -> None:
+        raise NotImplementedError("no pages")
+
+    def copy_tokens(self, source: int, target: int, num_tokens: int) -> None:
+        assert source != target and num_tokens <= len(self.cached[source])
+        self.cached[target] = self.cached[source][:num_tokens]
+        self.num_copied += num_tokens
+
     def score(
         self, slot: int, chunk: Sequence[int], begin: int, following: Sequence[int], num_top: int
     ) -> list[TokenLogprobs]:
@@ -108,7 +123,25 @@ class FakeSteps:
     def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
         assert len(chunk) > 0 and begin <= len(self.cached[slot])
         self.cached[slot][begin:] = chunk
+        self.num_prefilled += len(chunk)
         return FakeTokens(self, [self._sample(slot)]) if is_last else None
+
+    def prefill_chunks(self, chunks: Sequence[PromptChunk]) -> PendingTokens | None:
+        assert 0 < len(chunks) <= self.max_chunks
+        read = [self.prefill(*chunk) for chunk in chunks]
+        tokens = [token for pending in read if pending is not None for token in pending.wait()]
+        return FakeTokens(self, tokens) if tokens else None
+
+    def verify(self, slot: int, tokens: Sequence[int], begin: int) -> PendingTokens:
+        assert len(tokens) <= self.max_verified and self.num_in_flight == 0
+        assert tokens[0] == self._last[slot] and begin == len(self.cached[slot])
+        drawn = list[int | None]()
+        for place, token in enumerate(tokens):
+            self.cached[slot].append(token)
+            drawn.append(self._sample(slot))
+            if tokens[place + 1 : place + 2] != [drawn[-1]]:
+                break
+        return FakeTokens(self, drawn)
 
     def decode(self, slots: Sequence[int]) -> PendingTokens:
         assert list(slots) == sorted(set(slots))
@@ -121,6 +154,58 @@ class FakeSteps:
         # The tokens "a" to "z" of tests/support/checkpoints.py's vocabulary.
         self._last[slot] = 67 + sum(place * token for place, token in enumerate(cached, 1)) % 26
         return None if len(cached) == self._nan_at else self._last[slot]
+
+
+class FakePages(FakeSteps):
+    """The same over pages, of which each slot has those that it was told. As on a GPU a slot has its last token and its
+    position, which a prompt's last chunk sets and a decoded token moves on."""
+
+    def __init__(
+        self,
+        num_slots: int = 3,
+        context_tokens: int = 128,
+        runs_ahead: bool = False,
+        nan_at: int | None = None,
+        page_tokens: int = 16,
+        num_pages: int = 0,
+    ) -> None:
+        super().__init__(num_slots, context_tokens, runs_ahead, nan_at)
+        self.page_tokens = page_tokens
+        self.num_pages = num_pages or num_slots * -(-context_tokens // page_tokens)
+        self._memory: list[list[int]] = [[-1] * page_tokens for _ in range(self.num_pages)]
+        self._tables: list[list[int]] = [[] for _ in range(num_slots)]
+        self._positions = [0] * num_slots
+
+    def set_pages(self, slot: int, pages: Sequence[int]) -> None:
+        self._tables[slot] = list(pages)
+
+    def copy_tokens(self, source: int, target: int, num_tokens: int) -> None:
+        assert source != target
+        self._memory[target][:num_tokens] = self._memory[source][:num_tokens]
+        self.num_copied += num_tokens
+
+    def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
+        for place, token in enumerate(chunk, begin):
+            self._write(slot, place, token)
+        self.num_prefilled += len(chunk)
+        if not is_last:
+            return None
+        self._positions[slot] = begin + len(chunk)
+        return FakeTokens(self, [self._sample(slot)])
+
+    def decode(self, slots: Sequence[int]) -> PendingTokens:
+        for slot in slots:
+            self._write(slot, self._positions[slot], self._last[slot])
+            self._positions[slot] += 1
+        return FakeTokens(self, [self._sample(slot) for slot in slots])
+
+    def _write(self, slot: int, place: int, token: int) -> None:
+        self._memory[self._tables[slot][place // self.page_tokens]][place % self.page_tokens] = token
+
+    def _sample(self, slot: int) -> int | None:
+        columns = [column for page in self._tables[slot] for column in self._memory[page]]
+        self.cached[slot] = columns[: self._positions[slot]]
+        return super()._sample(slot)
 
 
 class FakeStates(FakeSteps):
@@ -149,3 +234,40 @@ class FakeStates(FakeSteps):
         for slot in slots:
             self._history.advance(slot, 1)
         return super().decode(slots)
+
+
+class FakePagedStates(FakePages):
+    """Pages and a recurrent state, which must have taken in what the pages hold."""
+
+    def __init__(
+        self, num_slots: int = 3, context_tokens: int = 512, page_tokens: int = 16, num_pages: int = 0
+    ) -> None:
+        super().__init__(num_slots, context_tokens, page_tokens=page_tokens, num_pages=num_pages)
+        self.has_states = True
+        num_kept = num_snapshots(num_slots)
+        self.states: list[list[int]] = [[] for _ in range(num_slots + 1 + num_kept)]
+        self._history = StateHistory(num_slots, num_kept, self._copy_state, lambda row: self.states[row].clear())
+
+    def _copy_state(self, source: int, target: int) -> None:
+        self.states[target] = self.states[source][:]
+
+    def reusable_tokens(self, slot: int, num_tokens: int) -> int:
+        return self._history.reusable_tokens(slot, num_tokens)
+
+    def prefill(self, slot: int, chunk: Sequence[int], begin: int, is_last: bool) -> PendingTokens | None:
+        self._history.begin(slot, begin)
+        self._history.advance(slot, len(chunk))
+        assert len(self.states[slot]) == begin
+        self.states[slot] += chunk
+        return super().prefill(slot, chunk, begin, is_last)
+
+    def decode(self, slots: Sequence[int]) -> PendingTokens:
+        for slot in slots:
+            self._history.advance(slot, 1)
+            self.states[slot].append(self._last[slot])
+        return super().decode(slots)
+
+    def _sample(self, slot: int) -> int | None:
+        token = super()._sample(slot)
+        assert self.states[slot] == self.cached[slot]
+        return token

@@ -11,6 +11,7 @@ from core.library import adapters
 from core.library.last_model import last_load
 from core.memory.adapter_room import AdapterRoom
 from tests.support.adapters import write_adapter
+from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.pages import ask, click, finish, last_message, load, open_tab, run, words
 from tests.support.widgets import has, named
 from ui.shared import resources
@@ -67,7 +68,24 @@ def test_a_chat_has_an_adapter_of_its_own(home: Path, models: Path) -> None:
     assert "adapter=None" in last_message(2).text
     shutil.rmtree(home / "adapters" / "pirate")
     write_adapter(home / "adapters" / "poet", models / "tiny")
-    assert "pirate was chosen, and is not there now" in words(click(tab, "chat_open_1"))
+    tab = click(tab, "chat_open_1")
+    assert ["pirate was chosen for this chat" in one.value for one in tab.warning] == [True]
+    named(tab.selectbox, "chat_adapter").set_value("")
+    tab = run(tab)
+    assert not tab.warning and named(tab.selectbox, "chat_adapter").options == ["None: the model alone", "poet"]
+
+
+def test_a_chat_says_that_its_adapter_is_not_the_next_models(home: Path, models: Path) -> None:
+    """It once said so in its settings alone, and not where the next model had no adapter at all."""
+    make_checkpoint(models / "wide", Recipe(hidden=128))
+    write_adapter(home / "adapters" / "pirate", models / "tiny")
+    load(open_tab(), "tiny")
+    tab = open_tab("3_Chat")
+    named(tab.selectbox, "chat_adapter").set_value("pirate")
+    finish(ask(run(tab), "settings"))
+    assert not tab.warning
+    load(open_tab(), "wide")
+    assert ["pirate was chosen for this chat" in one.value for one in run(tab).warning] == [True]
 
 
 def test_a_chat_offers_the_adapters_that_its_model_can_have(home: Path, models: Path) -> None:

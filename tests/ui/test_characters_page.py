@@ -87,7 +87,7 @@ def test_a_search_looks_at_names_tags_and_texts(store: Characters) -> None:
     tab = open_characters()
     assert opened(tab) == ["Ada", "Bob"]
     for typed, found in (("ADA", ["Ada"]), ("builds", ["Bob"]), ("teacher maths", ["Ada"]), ("nobody", [])):
-        tab.text_input(key="characters_search").set_value(typed)
+        tab.text_input(key="characters_search_field").set_value(typed)
         assert opened(run(tab)) == found
     assert "No character matches" in words(tab)
     assert opened(click(tab, "characters_show_all")) == ["Ada", "Bob"]
@@ -97,9 +97,9 @@ def test_tags_leave_those_that_have_all_of_them(store: Characters) -> None:
     store.add(ADA)
     store.add(BOB)
     tab = open_characters()
-    tab.pills(key="characters_tags").set_value(["teacher"])
+    tab.pills(key="characters_tags_choice").set_value(["teacher"])
     assert opened(run(tab)) == ["Ada", "Bob"]
-    tab.pills(key="characters_tags").set_value(["teacher", "maths"])
+    tab.pills(key="characters_tags_choice").set_value(["teacher", "maths"])
     assert opened(run(tab)) == ["Ada"]
     store.delete("Ada")
     assert opened(run(tab)) == ["Bob"]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from core.chat.importing import read_chat_file
 from core.chat.records import CopiedChat, CopiedMessage
 from core.personas.attached import read_attached, with_attached
 from core.personas.cards import read_card
 from core.personas.character import Character
 from core.personas.lorebooks import Book, Lorebooks
 from core.personas.store import Characters
+from tests.support.chat_files import read_chat_file
 from tests.support.checkpoints import make_chat_checkpoint
 from tests.support.pages import ask, click, finish, load, open_tab, run, words
 from tests.support.widgets import named

@@ -395,6 +395,28 @@ def test_the_list_has_days_faces_and_names(ada: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("locale", "waits", "reused"),
+    [
+        ("en-US", "Waiting until other chats leave room", "12 tokens reused"),
+        ("zh-CN", "等待其他聊天腾出空间", "复用 12 个 token"),
+    ],
+)
+def test_an_answer_says_that_it_waits_for_room_and_what_it_did_not_have_to_read(
+    models: Path, locale: str, waits: str, reused: str
+) -> None:
+    tab = ask(open_chat(), "paused=2 reused=12")
+    answer, is_there = last_answer(), threading.Event()
+    answer.add_listener(lambda: is_there.set() if answer.is_paused else None)
+    assert is_there.wait(WAIT_S)
+    seen = words(open_tab("3_Chat", locale, query={"chat": "1"}))
+    assert waits in seen and reused not in seen
+    answer.cancel()
+    finish(tab)
+    seen = words(open_tab("3_Chat", locale, query={"chat": "1"}))
+    assert reused in seen and waits not in seen
+
+
 def test_speed_under_answers_can_be_switched_off(models: Path) -> None:
     tab = open_chat()
     finish(ask(tab, "hello"))

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from core.checkpoint.rope import ContextLimits
+from core.library import catalogue
+from core.library.last_model import LastModel, note_last_model
+from core.memory.device_memory import DeviceMemory
+from core.memory.fit import check_fit
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.dashboard import make_hollow_model
 from tests.support.pages import run_page
+from ui.download.branches import fitting_words
 from ui.load.bar import Part, bar_html
-from ui.load.gauge import context_choices
+from ui.load.gauge import context_choices, usual
 
 if TYPE_CHECKING:
     from tests.support.nvml_standin import Standin
@@ -48,6 +53,49 @@ def test_where_a_rope_reaches_further_the_usual_end_is_among_the_contexts() -> N
     assert {4096, 40_960, 65_536, 131_072} <= set(choices) and choices == sorted(set(choices)) and len(choices) < 40
     # Short ones stay as near to each other as without.
     assert choices[0] < 2048
+
+
+@pytest.mark.parametrize("total_mib", [5840, 7200, 24_576])
+def test_the_context_to_begin_with_is_quick(total_mib: int) -> None:
+    """4096 tokens, and where these are slow the next fewer that are not; what somebody chose before stays."""
+    checkpoint = catalogue.checkpoint(catalogue.find("TheBloke/Llama-2-7B-Chat-GPTQ"))
+    devices = (DeviceMemory.empty("a card", total_mib, (8, 6)),)
+    context_tokens, num_chats = usual(checkpoint, "7B", devices)
+    asked, begun = check_fit(checkpoint, devices, 4096), check_fit(checkpoint, devices, context_tokens)
+    assert num_chats == 1
+    assert (context_tokens < 4096) is (asked.fits and asked.is_slow) is (total_mib == 7200)
+    assert fitting_words(asked)[0] == {5840: "❌", 7200: "🐢", 24_576: "✅"}[total_mib]
+    assert begun.is_slow is (total_mib == 5840)
+    note_last_model(LastModel("7B", 4096, 2))
+    assert usual(checkpoint, "7B", devices) == (4096, 2)
+
+
+@pytest.mark.parametrize(
+    ("locale", "quick_until", "slow"),
+    [
+        ("en-US", "quick with a context of up to 3,904 tokens; beyond", "several times slower like this"),
+        ("zh-CN", "不超过 3,904 个 token 时速度快，超过", "这样运行会慢好几倍"),
+    ],
+)
+def test_where_the_card_is_nearly_full_the_page_begins_with_a_quick_context_and_tells_of_a_slow_one(
+    nvml_standin: Standin, locale: str, quick_until: str, slow: str
+) -> None:
+    free_mib, total_mib, reserved_mib = 6690, 24_564, 513
+    nvml_standin.use("two_4090")
+    first, gpu, _ = nvml_standin.scenario.read_text("utf-8").split("[gpu]")
+    full = gpu.replace("used = 431", f"used = {total_mib - reserved_mib - free_mib}")
+    nvml_standin.write(f"{first}[gpu]{full}")
+    code = f"""
+tab = open_tab("2_Load_Model", {locale!r})
+begun, before = tab.select_slider(key="gauge_context_7B").value, words(tab)
+tab.select_slider(key="gauge_context_7B").set_value(4096)
+run(tab)
+tell([begun, before, words(tab)])
+"""
+    begun, before, after = run_page(nvml_standin, code)
+    assert begun == 3840
+    assert quick_until in before and slow not in before
+    assert slow in after and "3,904" in after and ":orange[:material/hourglass_bottom:]" in after
 
 
 def test_a_bar_that_is_too_long_is_hatched_beyond_the_cards_end() -> None:
@@ -271,3 +319,50 @@ tab = open_tab("2_Load_Model")
 tell([tab.select_slider(key=f"gauge_{name}").value for name in ("context_7B", "chats_7B", "chats_70B")])
 """
     assert run_page(nvml_standin, code) == [2048, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("locale", "promise", "longest", "serves"),
+    [
+        ("en-US", "8,192 tokens for all chats together", "with so many tokens in all: 4,096", "8,192 tokens in all"),
+        ("zh-CN", "所有聊天合计 8,192 个 token", "限定这个总数时显存足够的最长上下文：4,096", "总共 8,192 个 token"),
+    ],
+)
+def test_chats_can_share_tokens_in_all(
+    nvml_standin: Standin, locale: str, promise: str, longest: str, serves: str
+) -> None:
+    """Only where there are several; the next load of the model begins with it."""
+    code = f"""
+from core.library.last_model import last_load
+tab = open_tab("2_Load_Model", {locale!r})
+tab.select_slider(key="gauge_chats_7B").set_value(8)
+run(tab)
+choices = tab.selectbox(key="gauge_pool_8_7B").options
+tab.selectbox(key="gauge_pool_8_7B").set_value(2)
+run(tab)
+seen, alone = words(tab), [one.key for one in tab.selectbox if str(one.key).endswith("70B")]
+load(tab, "7B")
+run(tab)
+facts = resources.engine().state.facts
+tell([choices, seen, alone, facts.pool_tokens, words(tab), last_load("7B").cache.pool_tokens])
+"""
+    choices, seen, alone, pool_tokens, loaded, kept = run_page(nvml_standin, code)
+    assert len(choices) == 4 and promise in seen and longest in seen and alone == []
+    assert (pool_tokens, kept) == (8192, 8192) and serves in loaded
+
+
+def test_tokens_in_all_are_offered_as_the_verdict_counts_them(nvml_standin: Standin) -> None:
+    """256 were offered, and the sentence below said 4,096: each of 64 chats has a page."""
+    code = """
+tab = open_tab("2_Load_Model")
+tab.select_slider(key="gauge_context_7B").set_value(256)
+tab.select_slider(key="gauge_chats_7B").set_value(64)
+run(tab)
+choices = tab.selectbox(key="gauge_pool_64_7B").options
+tab.selectbox(key="gauge_pool_64_7B").set_value(1)
+run(tab)
+tell([choices, words(tab)])
+"""
+    choices, seen = run_page(nvml_standin, code)
+    assert choices[1] == "4,096 tokens in all" and choices[-1] == "8,192 tokens in all"
+    assert "4,096 tokens for all chats together" in seen

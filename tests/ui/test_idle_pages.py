@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from core.common.paths import adapters_dir
+from core.hub.folders import ModelFolders, locked
 from core.standby.idle_day import Day
 from core.standby.settings import COMMAND, set_idle_minutes
 from tests.support.pages import WAIT_S, ask, finish, last_message, load, open_tab, run
+from tests.support.processes import wait_until
 from ui.shared import resources
 from ui.shared.idle import duration
 
@@ -75,6 +79,24 @@ def test_a_question_wakes_the_model_that_sleeps(models: Path) -> None:
     assert (last_message().role, last_message().text) == ("assistant", "You said: hello ")
 
 
+def test_two_tabs_may_ask_a_model_that_sleeps(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second was told that no model is loaded, since its page had not shown yet that one is coming."""
+    load(open_tab(), "tiny")
+    assert resources.engine().sleep()
+    tabs = [open_tab("3_Chat"), open_tab("3_Chat")]
+    monkeypatch.setenv("LLAMADECK_FAKE_LOAD_S", "600")
+    resources.engine().wake()
+    for tab, words in zip(tabs, ("first", "second"), strict=True):
+        ask(tab, words)
+        assert resources.engine().state.phase == "loading" and not tab.error
+    resources.engine().unload()
+    monkeypatch.delenv("LLAMADECK_FAKE_LOAD_S")
+    load(open_tab(), "tiny")
+    for number, (tab, words) in enumerate(zip(tabs, ("first", "second"), strict=True), 1):
+        finish(run(tab))
+        assert last_message(number).text == f"You said: {words} "
+
+
 def test_a_click_wakes_it_too(models: Path) -> None:
     load(open_tab(), "tiny")
     assert resources.engine().sleep()
@@ -99,6 +121,33 @@ def test_why_it_did_not_wake_is_told_and_it_can_be_tried_again(models: Path) -> 
     tab.button(key="engine_wake").click()
     run(tab)
     assert resources.engine().wait_while_loading(WAIT_S).phase == "ready"
+
+
+def test_an_adapter_that_the_command_line_fetches_puts_it_off(models: Path, tmp_path: Path) -> None:
+    folders = ModelFolders(adapters_dir(), "me_pirate")
+    folders.unfinished.mkdir(parents=True)
+    watch = resources.idle_watch()
+    assert not watch._is_busy()
+    with locked(folders):
+        assert watch._is_busy()
+
+
+def test_a_command_that_goes_on_is_told(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "end")
+    monkeypatch.setenv(COMMAND, f"read word < '{tmp_path / 'end'}'")
+    set_idle_minutes("command", 1)
+    pass_s(monkeypatch, 61)
+    watch = resources.idle_watch()
+    watch.poll()
+    assert "is running" in sidebar(open_tab())
+    (tmp_path / "end").write_text("now\n", "utf-8")
+
+    def has_ended() -> bool:
+        watch.poll()
+        return watch.running_command is None
+
+    wait_until(has_ended)
+    assert "is running" not in sidebar(open_tab())
 
 
 def test_home_says_how_long_a_card_was_there_for_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,16 +13,11 @@ from streamlit.testing.v1 import AppTest
 from core.personas.cards import write
 from core.personas.character import Character
 from core.personas.lorebooks import Book, Lorebooks
-from tests.support.lorebooks import WORLD_INFO
+from tests.support.lorebooks import TOWN, WORLD_INFO
 from tests.support.pages import click, open_tab, run
 from tests.support.widgets import has, named
 from ui.characters.importing import import_book, import_file
 from ui.characters.lore_draft import BOOKS_KEY
-
-TOWN = Book({"name": "Town", "extensions": {}, "strange": 1, "entries": [
-    {"keys": ["tower"], "name": "Tower", "content": "The tower is tall.", "enabled": True, "insertion_order": 7},
-    {"keys": ["tall"], "name": "Sky", "content": "{{char}} looks up.", "enabled": True, "insertion_order": 8},
-], "recursive_scanning": True})  # fmt: skip
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ from streamlit.testing.v1 import AppTest
 from core.common.errors import CheckpointError, DeckError
 from core.quantize.queue import QuantizeQueue
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.first_words import ASKED, FakeCheck
 from tests.support.pages import click, open_tab, run, words
 from tests.support.plain_models import make_adapter, make_plain
+from tests.support.widgets import named
 from ui.shared import resources
 
 RUNS = 300
@@ -41,7 +43,7 @@ class FakeProcess:
             raise self.error
         make_checkpoint(self._folder / "out", Recipe())
         figures = {"before": {"en": 10.0}, "after": {"en": 10.2}}
-        return figures | {"quantizer": "gptqmodel:7.6.0", "rows": 64, "tokens": 4096}
+        return figures | {"quantizer": "gptqmodel:7.6.0", "rows": 64, "tokens": 4096} | ASKED
 
     def kill(self) -> None:
         self._killed = True
@@ -64,7 +66,7 @@ def models(home: Path, made: Path, no_proxy: None, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LLAMADECK_CPU", "1")
     FakeProcess.go_on.clear()
     FakeProcess.error = None
-    queue = QuantizeQueue(start=FakeProcess)  # type: ignore[arg-type]
+    queue = QuantizeQueue(start=FakeProcess, make_check=FakeCheck)  # type: ignore[arg-type]
     monkeypatch.setattr(resources.quantizing, "__wrapped__", lambda: queue, raising=False)
     for place in ("ui.download.own", "ui.download.own_jobs", "ui.download.jobs"):
         monkeypatch.setattr(f"{place}.quantizing", lambda: queue)
@@ -75,7 +77,7 @@ def models(home: Path, made: Path, no_proxy: None, monkeypatch: pytest.MonkeyPat
 
 def open_form(locale: str = "en-US", model: str = "Tiny-1M") -> AppTest:
     tab = open_tab("1_Download", locale)
-    tab.segmented_control(key="download_section").set_value("own")
+    named(tab.segmented_control, "download_section_choice").set_value("own")
     run(tab)
     if model == "Tiny-1M":
         return settle(tab)
@@ -117,7 +119,7 @@ def test_a_result_whose_name_is_taken_gets_another_name(models: Path) -> None:
 def test_a_model_that_is_not_quantized_leads_to_the_form_with_it(models: Path) -> None:
     make_plain(models / "Another-1M")
     tab = settle(click(open_tab("2_Load_Model"), "load_quantize_Tiny-1M"))
-    assert tab.segmented_control(key="download_section").value == "own"
+    assert named(tab.segmented_control, "download_section_choice").value == "own"
     assert tab.selectbox(key="own_target").value == "Tiny-1M"
 
 
@@ -159,11 +161,12 @@ def test_an_adapter_is_chosen_by_name_and_is_in_the_results_name(models: Path) -
 
 def test_a_job_runs_beside_the_downloads_and_says_what_was_lost(models: Path) -> None:
     tab = click(group(open_form(), 32), "own_begin")
-    assert tab.segmented_control(key="download_section").value == "jobs"
+    assert named(tab.segmented_control, "download_section_choice").value == "jobs"
     until(tab, "layer 1 of 2")
     assert "own_pause_Tiny-1M-GPTQ-4bit-32g" in keys(tab)
     FakeProcess.go_on.set()
     until(tab, "It loses 2.0 %")
+    assert "Asked “Who?”, it says: Nobody." in words(tab)
     assert (models / "Tiny-1M-GPTQ-4bit-32g" / "config.json").is_file()
     assert "own_load_Tiny-1M-GPTQ-4bit-32g" in keys(tab)
     click(tab, "own_dismiss_Tiny-1M-GPTQ-4bit-32g")
@@ -173,7 +176,7 @@ def test_a_job_runs_beside_the_downloads_and_says_what_was_lost(models: Path) ->
 def test_another_tab_sees_the_job_and_can_cancel_it(models: Path) -> None:
     until(click(group(open_form(), 32), "own_begin"), "layer 1 of 2")
     other = open_tab("1_Download")
-    other.segmented_control(key="download_section").set_value("jobs")
+    named(other.segmented_control, "download_section_choice").set_value("jobs")
     until(run(other), "layer 1 of 2")
     click(other, "own_cancel_Tiny-1M-GPTQ-4bit-32g")
     until(other, "Cancelled")

@@ -54,7 +54,7 @@ def test_the_first_language_is_the_browsers(models: Path) -> None:
 
 def test_a_chosen_language_is_remembered_for_browsers_of_that_locale(models: Path, tmp_path: Path) -> None:
     tab = open_tab("1_Download", "zh-CN")
-    tab.segmented_control(key="language").set_value("en")
+    tab.segmented_control(key="language_choice").set_value("en")
     assert run(tab).title[0].value == "Download"
     assert json.loads((tmp_path / "data" / "settings.json").read_text("utf-8")) == {"languages": {"zh-CN": "en"}}
     st.cache_resource.clear()
@@ -66,7 +66,7 @@ def test_a_switch_of_language_keeps_chat_settings_and_page(models: Path) -> None
     tab = load(open_tab(), "tiny")
     finish(ask(go(tab, "3_Chat"), "hello"))
     named(tab.slider, "sampling_temperature").set_value(1.5)
-    run(tab).segmented_control(key="language").set_value("zh")
+    run(tab).segmented_control(key="language_choice").set_value("zh")
     run(tab)
     assert tab.header[0].value == "hello"
     assert named(tab.slider, "sampling_temperature").value == 1.5

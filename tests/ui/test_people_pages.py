@@ -83,7 +83,7 @@ def test_presets_and_preferences_are_each_ones_own(be: Be) -> None:
     be(ANN)
     resources.presets().save("mine", {"top_k": 5})
     set_model_preset(resources.preferences(), "tiny", "mine")
-    open_tab().segmented_control(key="language").set_value("zh").run()
+    open_tab().segmented_control(key="language_choice").set_value("zh").run()
     for person, own in ((BOB, []), ("", []), (ANN, ["mine"])):
         be(person)
         assert [preset.name for preset in resources.presets().own()] == own

@@ -16,7 +16,7 @@ from tests.support.dashboard import dashboard
 from ui.server import sessions
 from ui.server.sessions import LeavingSessions
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Session:

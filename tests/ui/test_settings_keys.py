@@ -24,7 +24,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KeyStore]
 
 
 def open_part(locale: str = "en-US") -> AppTest:
-    tab = AppTest.from_file(str(ROOT / "tests" / "support" / "settings_keys_page.py"), default_timeout=30)
+    tab = AppTest.from_file(str(ROOT / "tests" / "support" / "settings_keys_page.py"), default_timeout=120)
     tab.context = {"locale": locale, "url": "https://deck.example:8443/Settings"}
     # As Home.py says of a page that was there before.
     tab.session_state["page_has_changed"] = False

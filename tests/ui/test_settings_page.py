@@ -15,6 +15,7 @@ from core.common.paths import version
 from core.library.last_model import is_loaded_at_start
 from core.standby.settings import COMMAND, idle_minutes, other_names
 from tests.support.pages import open_tab, run
+from tests.support.widgets import named
 from ui.shared import resources
 
 PASSWORD = "correct horse battery"
@@ -105,9 +106,9 @@ def test_the_language_is_chosen_here_too() -> None:
     tab = open_tab("6_Settings")
     tab.selectbox(key="settings_language").set_value("zh")
     assert run(tab).title[0].value == "设置"
-    tab.segmented_control(key="language").set_value("en")
+    named(tab.segmented_control, "language_choice").set_value("en")
     assert run(tab).title[0].value == "Settings"
-    assert tab.selectbox(key="settings_language").value == "en"
+    assert named(tab.selectbox, "settings_language").value == "en"
 
 
 def test_it_says_what_this_is_and_where_things_lie(places: Path) -> None:
@@ -122,9 +123,9 @@ def test_a_start_loads_the_last_model_where_that_is_chosen() -> None:
     run(tab)
     assert is_loaded_at_start()
     other = open_tab("6_Settings")
-    other.toggle(key="settings_at_start").set_value(False)
+    named(other.toggle, "settings_at_start").set_value(False)
     run(other)
-    assert not is_loaded_at_start() and not run(tab).toggle(key="settings_at_start").value
+    assert not is_loaded_at_start() and not named(run(tab).toggle, "settings_at_start").value
 
 
 def test_what_programs_may_name_is_chosen_here() -> None:

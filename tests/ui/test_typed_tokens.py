@@ -18,7 +18,7 @@ from ui.chat.input_watch import PATH as ASKED_PATH
 from ui.server.typed_tokens import CLIENT_GONE, MAX_AT_ONCE, MAX_BODY_BYTES, MAX_WAITING, PATH, typed_tokens_route
 
 __all__ = ["access", "settings"]
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 def asked(

@@ -20,15 +20,19 @@ from core.common.errors import DeckError, InputError
 from core.engine.request_options import AdapterUse, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.memory.adapter_room import AdapterRoom, adaptable_matrices, room_bytes
+from core.memory.fit import MAX_CHATS
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
+from core.memory.pages import full_pages
 from core.memory.plan import batch_sizes, chunk_sizes, graph_bytes
+from core.memory.step_sizes import StepSizes
 from core.tokenizer.read import read_tokenizer
 from core.worker.adapter_reader import AdapterReader
 from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.fused_modules import fuse_modules
 from core.worker.decode.steps import EagerSteps
 from core.worker.kernels.low_rank import low_rank_kernels_for
+from core.worker.kernels.packed_small_batch import HEAD_ROWS
 from core.worker.model.adapters import AdapterBank, add_adapters
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
@@ -108,7 +112,9 @@ def load(
     bank = add_adapters(model, adaptable_matrices(case.checkpoint), room, NUM_SLOTS)
     if fuse:
         fuse_modules(model)
-    return ModelRunner(model, NUM_SLOTS, CONTEXT_TOKENS, bank), AdapterReader(bank, case.checkpoint)
+    return ModelRunner(model, NUM_SLOTS, CONTEXT_TOKENS, bank, full_pages(NUM_SLOTS, CONTEXT_TOKENS)), AdapterReader(
+        bank, case.checkpoint
+    )
 
 
 def put(runner: ModelRunner, reader: AdapterReader, uses: list[AdapterUse | None]) -> None:
@@ -199,7 +205,7 @@ def test_captured_steps_say_with_adapters_what_plain_ones_say(
         runner, reader = load(case, AdapterRoom(2, 8), torch.float16, fuse=True)
         if by_kernels:
             runner.adapters.kernels = low_rank_kernels_for(torch.float16, runner.device)
-        steps = GraphSteps(runner, 16, PlainRecorder())
+        steps = GraphSteps(runner, StepSizes(16), PlainRecorder())
         put(runner, reader, uses)
         assert answers(steps) == wanted
     assert len({tuple(row) for row in wanted[:3]}) > 1
@@ -289,13 +295,17 @@ def test_room_takes_what_the_plan_says(case: Case) -> None:
     assert read_shape(case.checkpoint, True).adapter_bytes == 0
 
 
-def test_the_plan_has_room_for_the_kernels_that_adapters_are_in_captured_steps(case: Case) -> None:
-    """A layer's 13 kernels took 50 KiB. Beside its seven matrices are two more each, six in a chunk's step."""
-    slots, chunk_tokens, kernel_bytes = 8, 128, 50 * 1024 / 13
-    steps = [(13 + 7 * 2, batch_sizes(slots)), (13 + 7 * 6, chunk_sizes(chunk_tokens))]
-    needed = sum(kernels * len(sizes) for kernels, sizes in steps) * kernel_bytes
+@pytest.mark.parametrize("slots", [8, MAX_CHATS])
+def test_the_plan_has_room_for_the_kernels_that_adapters_are_in_captured_steps(case: Case, slots: int) -> None:
+    """A layer's 13 kernels took 50 KiB. Beside its seven matrices are two more each, four in a chunk's step. Its four
+    products are a launch for every 32 rows."""
+    sizes, kernel_bytes = StepSizes(128), 50 * 1024 / 13
+    # One verifies tokens, which attends twice.
+    steps = [(14 + 7 * 2, [8]), (13 + 7 * 2, batch_sizes(slots)), (13 + 7 * 4, chunk_sizes(sizes.chunk_tokens))]
+    needed = sum(kernels * len(rows) for kernels, rows in steps) * kernel_bytes
+    needed += sum(4 * (-(-rows // HEAD_ROWS[-1]) - 1) for rows in batch_sizes(slots)) * kernel_bytes
     shape = read_shape(case.checkpoint, True, AdapterRoom(1, 8))
-    assert needed * shape.num_layers <= graph_bytes(shape, slots, chunk_tokens)
+    assert needed * shape.num_layers <= graph_bytes(shape, slots, sizes)
 
 
 @pytest.mark.parametrize(("count", "rank"), [(-1, 8), (17, 8), (1, 0), (1, 257), (True, 8)])

@@ -20,6 +20,8 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
+from core.memory.pages import full_pages
+from core.memory.step_sizes import StepSizes
 from core.worker.decode import mixer_matrices
 from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.delta_rule import FusedDeltaNet
@@ -29,7 +31,7 @@ from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_layers, fuse_prefill
 from core.worker.decode.steps import EagerSteps
 from core.worker.kernels import step_ops
-from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
@@ -161,8 +163,8 @@ def test_captured_steps_say_what_plain_ones_say(tmp_path: Path, config: dict[str
     wanted = play(plain, EagerSteps(plain))
     model = load(tmp_path)
     fuse_modules(model)
-    runner = WatchedRunner(model, 3, CONTEXT_TOKENS)
-    got = play(runner, GraphSteps(runner, CHUNK_TOKENS, PlainRecorder()))
+    runner = WatchedRunner(model, 3, CONTEXT_TOKENS, num_pages=full_pages(3, CONTEXT_TOKENS))
+    got = play(runner, GraphSteps(runner, StepSizes(CHUNK_TOKENS), PlainRecorder()))
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
 
 
@@ -182,8 +184,8 @@ def test_steps_are_compared_from_the_same_states(
         fuse_prefill(model, run_prefill)
 
     fuse_modules(model)
-    runner = WatchedRunner(model, 3, CONTEXT_TOKENS)
-    got = play(runner, GraphSteps(runner, CHUNK_TOKENS, PlainRecorder(), fuse))
+    runner = WatchedRunner(model, 3, CONTEXT_TOKENS, num_pages=full_pages(3, CONTEXT_TOKENS))
+    got = play(runner, GraphSteps(runner, StepSizes(CHUNK_TOKENS), PlainRecorder(), fuse))
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()
 
 
@@ -202,8 +204,8 @@ def test_a_recurrent_mixer_is_fused_and_computes_the_same(
         counts.extend((fuse_layers(model, cache, run_decode), fuse_prefill(model, run_prefill)))
 
     fuse_modules(model)
-    runner = WatchedRunner(model, 3, CONTEXT_TOKENS)
-    got = play(runner, GraphSteps(runner, CHUNK_TOKENS, PlainRecorder(), fuse))
+    runner = WatchedRunner(model, 3, CONTEXT_TOKENS, num_pages=full_pages(3, CONTEXT_TOKENS))
+    got = play(runner, GraphSteps(runner, StepSizes(CHUNK_TOKENS), PlainRecorder(), fuse))
     fused = [one for one in model.modules() if isinstance(one, FusedDecoderLayer)]
     assert counts == [2, 2] and all(isinstance(one._mixer, FusedDeltaNet) for one in fused)
     assert (got - wanted).abs().max() < TOLERANCE * wanted.std()

@@ -17,21 +17,21 @@ from core.common.errors import EngineError, InputError
 from core.engine.protocol import Generate
 from core.engine.request_options import MAX_GRAMMAR_CHARS, Grammar, RequestOptions
 from core.engine.sampling_params import Sampling
-from core.engine.thought import THINK, ThoughtRules
-from core.memory.kernels.registry import kernel_named
-from core.memory.model_shape import read_shape
+from core.engine.thought import ThoughtRules
+from core.engine.thought_formats import THINK
+from core.memory.pages import full_pages
+from core.memory.step_sizes import StepSizes
 from core.tokenizer.read import read_tokenizer
 from core.worker.constraints import Constraints
 from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.slot_draw import unpacked
 from core.worker.decode.steps import EagerSteps, Steps
 from core.worker.end_tokens import find_end_tokens
-from core.worker.model.device_map import DeviceMap
-from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from core.worker.preparing import PreparationThread, Prepared
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.dense_models import load_dense
 from tests.support.plain_recorder import PlainRecorder
 from tests.support.scheduler_harness import SchedulerHarness
 
@@ -58,12 +58,9 @@ def constraints(folder: Path) -> Constraints:
 
 @pytest.fixture(scope="module", params=["plain", "captured"])
 def steps(request: pytest.FixtureRequest, folder: Path) -> Iterator[Steps]:
-    checkpoint, places = read_checkpoint(folder), DeviceMap((torch.device("cpu"),))
-    shape, dense = read_shape(checkpoint), kernel_named("dense")
     with torch.inference_mode(), cuda_on_cpu():
-        model = load_model(checkpoint, shape, dense, places, torch.float16, 64, lambda _: None)
-        runner = ModelRunner(model, 3, 256)
-        yield EagerSteps(runner) if request.param == "plain" else GraphSteps(runner, 40, PlainRecorder())
+        runner = ModelRunner(load_dense(folder), 3, 256, num_pages=full_pages(3, 256))
+        yield EagerSteps(runner) if request.param == "plain" else GraphSteps(runner, StepSizes(40), PlainRecorder())
 
 
 def schema(value: Any) -> Grammar:

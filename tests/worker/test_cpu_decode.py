@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Load
@@ -18,6 +19,7 @@ from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import choose_kernel, kernel_named
 from core.memory.kernels.spec import Device
 from core.memory.model_shape import read_shape
+from core.worker.decode import cpu_decode
 from core.worker.decode.cpu_decode import make_fast_decode
 from core.worker.decode.cpu_threads import reserve_one_core
 from core.worker.decode.steps import EagerSteps, Steps
@@ -162,6 +164,64 @@ def test_steps_with_a_fast_pass_draw_what_plain_ones_draw(tmp_path: Path) -> Non
         assert again is not None
         drawn.append([*answers, again.wait(), *(steps.decode([0, 2]).wait() for _ in range(3))])
     assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("num_right", [7, 2, 0])
+def test_tokens_that_are_verified_are_those_that_would_have_been_decoded(tmp_path: Path, num_right: int) -> None:
+    """To the bit, and with what the draws count: whether all follow that were proposed, some, or none."""
+    make_checkpoint(tmp_path / "model", replace(Recipe(), hidden=128, intermediate=256))
+    model = load(tmp_path / "model", merged=True)
+    slots, text = ModelRunner(model, 2, 64), list(range(20, 50))
+    steps = EagerSteps(slots, make_fast_decode(model, slots))
+    assert steps.max_verified == 8 and EagerSteps(slots).max_verified == 0
+
+    def begin() -> list[int]:
+        steps.reset_slot(1, Sampling(temperature=1.5, repetition_penalty=1.2), 3, text)
+        pending = steps.prefill(1, text, 0, True)
+        assert pending is not None
+        return [token or 0 for token in pending.wait()]
+
+    wanted = begin()
+    for _ in range(11):
+        wanted += [token or 0 for token in steps.decode([1]).wait()]
+    kept = [tensor[1, :, : len(text) + 11].clone() for tensor in slots.cache.tensors]
+    got = begin()
+    proposed = [*wanted[1 : 1 + num_right], *[token + 1 for token in wanted[1 + num_right : 8]]]
+    got += [token or 0 for token in steps.verify(1, [got[0], *proposed], len(text)).wait()]
+    assert len(got) == num_right + 2
+    while len(got) < len(wanted):
+        got += [token or 0 for token in steps.decode([1]).wait()]
+    assert got == wanted
+    assert all(
+        torch.equal(was, now[1, :, : len(text) + 11]) for was, now in zip(kept, slots.cache.tensors, strict=True)
+    )
+
+
+@pytest.mark.parametrize("has_units", [True, False], ids=["multiplies bfloat16", "does not"])
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 8])
+def test_a_head_gives_the_same_logits_for_a_row_whatever_rows_are_beside_it(
+    num_rows: int, has_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As wide as a real one's inputs, so that the order of the sum would show, however many rows there are."""
+    monkeypatch.setattr(cpu_decode, "multiplies_bfloat16", lambda: has_units)
+    head = torch.nn.Linear(576, 1000, bias=False, dtype=torch.bfloat16)
+    rows = torch.randn((num_rows, 576), generator=torch.Generator().manual_seed(2)).bfloat16()
+    logits = cpu_decode._head(head, 576)(rows)
+    assert torch.equal(logits, torch.cat([head(row.unsqueeze(0)) for row in rows]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 576), (8, 576), (3, 4, 64)], ids=str)
+def test_a_norm_is_the_models_own_to_the_bit(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """From values that are nearly nothing to large ones, where every rounding counts."""
+    module = LlamaRMSNorm(shape[-1], eps=1e-5).to(dtype)
+    module.weight.copy_(torch.randn(shape[-1]))
+    norm = cpu_decode._norm(module)
+    for exponent in range(-4, 5):
+        rows = (torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 10.0**exponent).to(dtype)
+        before = rows.clone()
+        assert torch.equal(norm(rows), module(rows))
+        assert torch.equal(rows, before)
 
 
 def test_a_context_of_one_token_is_enough(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from core.checkpoint.attention import FullAttention
+from core.memory.fit import MAX_CHATS
 from core.memory.layer_state import KvStatePlan
-from core.memory.plan import GPU_CHUNK_TOKENS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
+from core.memory.step_sizes import GPU_CHUNK_TOKENS
 from core.worker.kernels import cache_attention, step_ops
 from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.gptq_block_kernel_tests import *  # noqa: F403
 from tests.support.low_rank_kernel_tests import *  # noqa: F403
 from tests.support.step_kernel_tests import *  # noqa: F403
 
@@ -31,7 +33,7 @@ def test_a_norm_in_another_type_is_left_to_the_model() -> None:
         step_ops.swiglu(torch.randn(2, 32))
 
 
-@pytest.mark.parametrize("num_slots", [1, 31, 33, 64, 2000])
+@pytest.mark.parametrize("num_slots", [1, 31, 33, 64, 65, MAX_CHATS, 2000])
 def test_the_splits_of_all_slots_have_room_in_the_plan(num_slots: int) -> None:
     layer = FullAttention(num_heads=32, num_kv_heads=8, head_dim=128)
     rows = max(GPU_CHUNK_TOKENS, num_slots)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ from core.checkpoint.quantization import MatrixFormat
 from core.common.errors import EngineError
 from core.memory.kernels.llamadeck import LLAMADECK
 from core.worker.kernels import packed_small_batch
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.low_rank import LowRankMatrices, LowRankRows
 from core.worker.kernels.packed_prefill import FusedDequantGemm, PrefillKernels
-from core.worker.kernels.packed_small_batch import FusedRmsNorm, SmallBatchKernels
+from core.worker.kernels.packed_small_batch import HEAD_ROWS, MAX_SMALL_BATCH, PackedLinear, SmallBatchKernels
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation, pack_codes, tile_scales
 from core.worker.model.kernel_check import check_kernel
 from tests.support.ptx_on_cpu import kernels_on_cpu
@@ -27,14 +27,9 @@ CPU = torch.device("cpu")
 TOLERANCES = {torch.float16: 0.002, torch.bfloat16: 0.015}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture(autouse=True)
-def on_cpu(folder: Path) -> Iterator[None]:
-    with kernels_on_cpu(folder):
+def on_cpu() -> Iterator[None]:
+    with kernels_on_cpu():
         yield
 
 
@@ -127,6 +122,28 @@ def test_rows_come_out_the_same_beside_any_others_and_through_every_epilogue(
     normed = torch.nn.functional.rms_norm(x[:1].float(), (INPUTS,), eps=1e-5) * (1 + weight.float())
     got = kernels.multiply(matrix, x[:1], norm=FusedRmsNorm(weight, invert_permutation(order), 1e-5, 1.0))
     assert far(got, normed.to(dtype).float() @ dense) < TOLERANCES[dtype] * 4
+
+
+class NoPrompts:
+    """Of a prompt's rows there are none."""
+
+    min_rows = HEAD_ROWS[-1] + 1
+
+    def multiply(self, matrix: PackedMatrix, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        raise AssertionError("rows of a token each are no prompt's")
+
+
+@pytest.mark.parametrize("rows", [65, MAX_SMALL_BATCH])
+def test_a_step_of_many_chats_gives_each_what_it_has_alone(rows: int) -> None:
+    (format, dtype), random = KINDS[2], torch.Generator().manual_seed(6)
+    matrix, dense = make_matrix(format, dtype)
+    bias = torch.randn(OUTPUTS, generator=random).to(dtype)
+    linear = PackedLinear(matrix, bias, SmallBatchKernels(dtype, format, CPU), NoPrompts())
+    x = torch.randn((rows, 1, INPUTS), generator=random).to(dtype)
+    together = linear(x)
+    assert far(together[:, 0], x[:, 0].float() @ dense + bias.float()) < TOLERANCES[dtype] * 4
+    for row in (0, 33, rows - 1):
+        assert torch.equal(linear(x[row : row + 1])[0], together[row])
 
 
 @pytest.mark.parametrize("rank", [8, 3])

@@ -21,6 +21,7 @@ from core.worker.kernels import (
     dense_small_batch,
     expert_kernels,
     expert_prompts,
+    gptq_block,
     logprobs_kernel,
     low_rank,
     nvrtc,
@@ -35,6 +36,7 @@ from core.worker.kernels import (
 )
 from core.worker.kernels.decode_attention import DecodeKernels, HeadKind
 from core.worker.kernels.dense_small_batch import DenseKernels
+from core.worker.kernels.gptq_block import GptqBlockKernel
 from core.worker.kernels.logprobs_kernel import LogprobsKernel
 from core.worker.kernels.low_rank import LowRankKernels
 from core.worker.kernels.packed_prefill import PrefillKernels
@@ -83,6 +85,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         packed_small_batch,
         sampling_kernel,
         logprobs_kernel,
+        gptq_block,
         low_rank,
         packed_prefill,
         decode_attention,
@@ -250,6 +253,20 @@ def test_the_attention_of_any_layer_compiles_for_any_gpu(
     cache_attention.kernels_for(dtype, dim, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)], ids=str)
+def test_attention_over_keys_and_values_in_8_bit_compiles(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    cpu = torch.device("cpu")
+    step_ops.module_for(dtype, cpu, 8)
+    for dim in (100, 128):
+        cache_attention.kernels_for(dtype, dim, cpu, 8)
+    if capability >= (8, 0):
+        DecodeKernels(dtype, (8, 2), 128, 2, cpu, clusters=capability >= (9, 0), bits=8)
+
+
 @pytest.mark.parametrize("capability", [(8, 9), (9, 0)], ids=str)
 def test_the_attention_of_gemma_4s_largest_heads_compiles(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
@@ -288,3 +305,19 @@ def test_text_is_read_after_compiling_as_before() -> None:
 def test_log_probabilities_compile(dtype: torch.dtype, capability: tuple[int, int], monkeypatch: Any) -> None:
     monkeypatch.setattr(Compiled, "capability", capability)
     LogprobsKernel(dtype, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0)])
+def test_gptq_compiles(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compiled, "capability", capability)
+    GptqBlockKernel(torch.device("cpu"))
+
+
+KERNELS = {path.name: text for path in nvrtc.SOURCES.glob("*.cu") if "__global__" in (text := path.read_text("utf-8"))}
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS))
+def test_every_kernel_waits_for_the_one_before(name: str) -> None:
+    """All are launched to begin while the one before still runs. The one of log-probabilities did not wait, and could
+    tell of a token that was not drawn yet."""
+    assert "pdl_wait();" in KERNELS[name]

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from core.worker.kernels import dense_small_batch
 from core.worker.kernels.dense_small_batch import DenseKernels
-from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from tests.support.ptx_on_cpu import kernels_on_cpu
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -21,8 +22,8 @@ INPUTS, OUTPUTS = 640, (48, 20, 32)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with kernels_on_cpu(tmp_path_factory.mktemp("compiled")):
+def on_cpu() -> Iterator[None]:
+    with kernels_on_cpu():
         yield
 
 
@@ -30,12 +31,24 @@ def far(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.float() - wanted).abs().max() / wanted.std())
 
 
+@pytest.fixture(params=[False, True], ids=["parts in order", "parts in turns"])
+def in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels whose parts of the inputs follow one another, or take K blocks by turns."""
+    monkeypatch.setattr(dense_small_batch, "IN_TURNS", request.param)
+    dense_small_batch.module_for.cache_clear()
+    yield
+    dense_small_batch.module_for.cache_clear()
+
+
+@pytest.mark.usefixtures("in_turns")
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_rows_come_out_the_same_beside_any_others_normed_or_added_to_a_residual(dtype: torch.dtype) -> None:
+def test_rows_come_out_the_same_beside_any_others_normed_or_added_to_a_residual(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
     random = torch.Generator().manual_seed(3)
     kernels = DenseKernels(dtype, CPU)
     weights = [(torch.randn((size, INPUTS), generator=random) / INPUTS**0.5).to(dtype) for size in OUTPUTS]
-    x, residual = (torch.randn((40, size), generator=random).to(dtype) for size in (INPUTS, sum(OUTPUTS)))
+    x, residual = (torch.randn((100, size), generator=random).to(dtype) for size in (INPUTS, sum(OUTPUTS)))
     weight = (torch.rand(INPUTS, generator=random) + 0.5).to(dtype)
     dense = torch.cat(weights).float().t()
     together = kernels.multiply(weights, x)
@@ -44,9 +57,12 @@ def test_rows_come_out_the_same_beside_any_others_normed_or_added_to_a_residual(
     norm = FusedRmsNorm(weight, None, 1e-5)
     together_normed = kernels.multiply(weights, x, norm=norm)
     assert far(together_normed, normed.float() @ dense) < TOLERANCES[dtype] * 4
-    for rows in (1, 2, 9, 33):
+    for rows in (1, 9, 33, 97):
         assert torch.equal(kernels.multiply(weights, x[:rows]), together[:rows])
         assert torch.equal(kernels.multiply(weights, x[:rows], norm=norm), together_normed[:rows])
+    # Where blocks are many, a kernel before them norms.
+    monkeypatch.setattr(dense_small_batch, "MOST_NORMED_INPUTS", 0)
+    assert torch.equal(kernels.multiply(weights, x[:1], norm=norm), together_normed[:1])
     less_one = FusedRmsNorm((weight.float() - 1).to(dtype), None, 1e-5, 1.0)
     assert far(kernels.multiply(weights, x[:1], norm=less_one), normed[:1].float() @ dense) < TOLERANCES[dtype] * 8
     added = kernels.multiply(weights, x, residual)

@@ -8,15 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.checkpoint.checkpoint import read_checkpoint
-from core.memory.kernels.registry import kernel_named
-from core.memory.model_shape import read_shape
 from core.tokenizer.read import read_tokenizer
 from core.worker.decode.steps import EagerSteps
-from core.worker.model.device_map import DeviceMap
-from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import make_checkpoint
+from tests.support.dense_models import load_dense
 from tests.support.scheduler_harness import PROMPT, SchedulerHarness
 
 
@@ -30,17 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Iterator[torch.nn.Module]:
     """In float32: in bfloat16 the order of a sum, which a batch changes, can decide between two close tokens."""
-    checkpoint, dense = read_checkpoint(folder), kernel_named("dense")
     with torch.inference_mode():
-        yield load_model(
-            checkpoint,
-            read_shape(checkpoint),
-            dense,
-            DeviceMap((torch.device("cpu"),)),
-            torch.float32,
-            64,
-            lambda _: None,
-        )
+        yield load_dense(folder, torch.float32)
 
 
 def make_harness(folder: Path, model, num_slots: int = 3) -> SchedulerHarness:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 
 from core.checkpoint.quantization import MatrixFormat
 from core.memory.kernels.llamadeck import LLAMADECK, expert_tile_rows
+from core.worker.kernels import expert_kernels
 from core.worker.kernels.expert_kernels import DOWN, DOWN_WARPS, GATE_UP, GATE_UP_WARPS, ExpertKernels, shared_bytes
 from core.worker.kernels.expert_prompts import ExpertPrompts
 from core.worker.kernels.packed_experts import PackedExperts
@@ -35,14 +35,9 @@ NUM_EXPERTS, HIDDEN, INTERMEDIATE = 6, 256, 128
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture(autouse=True)
-def on_cpu(folder: Path) -> Iterator[None]:
-    with kernels_on_cpu(folder):
+def on_cpu() -> Iterator[None]:
+    with kernels_on_cpu():
         yield
 
 
@@ -72,7 +67,7 @@ def choose(tokens: int, chosen: int, seed: int = 5) -> tuple[torch.Tensor, torch
     ids=str,
 )
 def test_a_token_comes_out_the_same_alone_and_beside_any_others(
-    format: CodeFormat, dtype: torch.dtype, permuted: bool
+    monkeypatch: pytest.MonkeyPatch, format: CodeFormat, dtype: torch.dtype, permuted: bool
 ) -> None:
     """To the last bit: one after the other, a few as they come, and many sorted, eight and more rows at once."""
     experts, gate_up, down = make_experts(format, dtype, permuted)
@@ -85,8 +80,9 @@ def test_a_token_comes_out_the_same_alone_and_beside_any_others(
     assert (together.float() - wanted).abs().max() < TOLERANCES[dtype] * wanted.std()
     assert [is_worth_sorting(n, chosen, NUM_EXPERTS) for n in (1, 2, 10, tokens)] == [False, False, True, True]
     assert [rows_per_segment(n, chosen, NUM_EXPERTS) for n in (10, 16, tokens)] == [8, 16, 32]
-    for begin, count in ((33, 1), (5, 2), (3, 10), (18, 16)):
+    for turns, begin, count in ((0, 33, 1), (9999, 33, 1), (0, 5, 2), (9999, 5, 2), (0, 3, 10), (0, 18, 16)):
         rows = slice(begin, begin + count)
+        monkeypatch.setattr(expert_kernels, "MANY_TURNS", turns)
         assert torch.equal(experts(x[rows], ids[rows], weights[rows]), together[rows])
 
 
@@ -118,6 +114,29 @@ def test_the_rows_of_a_prompt_are_multiplied_in_tiles(
     wanted = run_experts(x, ids, weights, gate_up.dense, down.dense) + more.float()
     # Codes are rounded to half precision with their scales.
     assert (got.float() - wanted).abs().max() < 2 * TOLERANCES[dtype] * wanted.std()
+
+
+@needs_compiler
+def test_tokens_of_a_chat_each_go_through_no_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those sum in another order, so that a token would be another one as soon as enough chats are answered."""
+    format, dtype, tokens = CodeFormat(4, 64, False), torch.float16, 80
+    gate_up, down = make_stack(3, 128, 128, format, dtype, False, 1), make_stack(3, 64, 128, format, dtype, False, 2)
+    kernels, prompts = ExpertKernels(dtype, format, CPU), ExpertPrompts(dtype, (format, format), CPU)
+    experts = PackedExperts(gate_up.matrix, down.matrix, (kernels, kernels), PairKernels(dtype, CPU), prompts)
+    random = torch.Generator().manual_seed(10)
+    x, weights = torch.randn((tokens, 128), generator=random).to(dtype), torch.rand((tokens, 1), generator=random)
+    ids = torch.randint(0, 3, (tokens, 1), generator=random)
+    assert expert_tile_rows(tokens, 3) == 64
+    tiles = torch.zeros_like(x)
+    monkeypatch.setattr(experts, "_multiply_tiles", lambda *_: tiles)
+    together = experts(x, ids, weights)
+    wanted = run_experts(x, ids, weights, gate_up.dense, down.dense)
+    assert (together.float() - wanted).abs().max() < TOLERANCES[dtype] * wanted.std()
+    assert torch.equal(experts.multiply(x, ids, weights, is_step=True), together)
+    for row in (0, tokens - 1):
+        one = slice(row, row + 1)
+        assert torch.equal(experts(x[one], ids[one], weights[one]), together[one])
+    assert experts.multiply(x, ids, weights) is tiles
 
 
 def test_tiles_are_as_large_as_experts_have_rows() -> None:
@@ -190,5 +209,5 @@ def test_few_pairs_are_multiplied_as_they_come() -> None:
 def test_every_card_has_room_for_each_number_of_rows() -> None:
     formats = [CodeFormat(*one) for one in product((4, 8), (32, 64, 128, -1), (False, True))]
     for variants, warps in ((GATE_UP, GATE_UP_WARPS), (DOWN, DOWN_WARPS)):
-        for (rows, some), format in product(variants.items(), formats):
-            assert min(shared_bytes(one, rows, warps, format) for one in some) <= 99 * 1024, (rows, format)
+        for (name, some), format in product(variants.items(), formats):
+            assert min(shared_bytes(one, name, warps, format) for one in some) <= 99 * 1024, (name, format)

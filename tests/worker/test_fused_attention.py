@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from core.checkpoint.checkpoint import read_checkpoint
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
+from core.memory.pages import full_pages
 from core.worker.decode.delta_rule import FusedDeltaNet
 from core.worker.decode.fused_attention import FusedAttention
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
@@ -49,8 +50,8 @@ TOLERANCE = 0.02
 
 
 @pytest.fixture(scope="module", autouse=True)
-def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with cuda_on_cpu(), kernels_on_cpu(tmp_path_factory.mktemp("compiled")), torch.inference_mode():
+def on_cpu() -> Iterator[None]:
+    with cuda_on_cpu(), kernels_on_cpu(), torch.inference_mode():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
             yield
@@ -119,11 +120,14 @@ def open_fused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Ten
         if isinstance(module, torch.nn.Linear):
             # As on a GPU: a tensor in a file begins anywhere.
             module.weight.data = module.weight.clone()
-    runner, source = ModelRunner(model, 2, CONTEXT), sys.modules[type(model).__module__]
+    runner, source = (
+        ModelRunner(model, 2, CONTEXT, num_pages=full_pages(2, CONTEXT)),
+        sys.modules[type(model).__module__],
+    )
     # Fusing replaces it for the process. Here it is put back.
     monkeypatch.setattr(source, "apply_rotary_pos_emb", source.apply_rotary_pos_emb)
     assert "FusedNorm" in fuse_modules(model)
-    cache = GraphCache(runner.cache)
+    cache = GraphCache(runner.cache, 2)
     run = GraphRun(runner, cache)
     before = run.decode()
     assert fuse_layers(model, cache, run.decode) == model.config.num_hidden_layers
@@ -150,8 +154,8 @@ def test_a_token_is_decoded_over_the_cache_of_captured_steps(tmp_path: Path, fam
     checkpoint = read_checkpoint(tmp_path / "model")
     kernel, shape = kernel_named("dense"), read_shape(checkpoint, merged=True)
     model = load_model(checkpoint, shape, kernel, DeviceMap((CPU,)), torch.bfloat16, 16, lambda _: None, CONTEXT)
-    runner = ModelRunner(model, 2, CONTEXT)
-    got = GraphRun(runner, GraphCache(runner.cache)).decode()
+    runner = ModelRunner(model, 2, CONTEXT, num_pages=full_pages(2, CONTEXT))
+    got = GraphRun(runner, GraphCache(runner.cache, 2)).decode()
     # Of a model in bfloat16 by itself, over as many layers.
     assert (got[0].float() - wanted).abs().max() < 0.25 * wanted.std()
     plain = prefilled(reference.bfloat16(), PROMPT)
@@ -188,6 +192,6 @@ class GraphRun:
         """The logits [1, vocabulary] after the last token of the chunk that is there."""
         places = torch.arange(CHUNK)
         columns = torch.where(places < NUM_THERE, places, -1).unsqueeze(0)
-        self._cache.set_targets(torch.tensor([1]), columns, torch.tensor([0, NUM_THERE]))
+        self._cache.set_chunks(torch.tensor([[1, 0, NUM_THERE, 0]]), torch.ones(CHUNK).long(), columns)
         last = torch.tensor([NUM_THERE - 1])
         return self._runner.run_captured(chunk_tokens(), places.unsqueeze(0), self._cache, last)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +21,14 @@ from core.worker.decode.fused_experts import FusedExperts, find_expert_modules, 
 from core.worker.decode.fused_modules import FusedNorm
 from core.worker.decode.graph_cache import GraphCache
 from core.worker.decode.layer_fusion import fuse_layers
+from core.worker.kernels import router_kernel
 from core.worker.kernels.expert_kernels import expert_kernels_for
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.packed_experts import PackedExperts
 from core.worker.kernels.packing import CodeFormat
 from core.worker.kernels.routed_pairs import pair_kernels_for
-from core.worker.kernels.router_kernel import RoutingRule, router_kernels_for
-from core.worker.model.kv_cache import SlotCache
+from core.worker.kernels.router_kernel import RouterWeights, RoutingRule, router_kernels_for
+from core.worker.model.paged_cache import PagedCache
 from tests.support.cuda_on_cpu import cuda_on_cpu
 from tests.support.expert_stacks import make_stack
 from tests.support.ptx_on_cpu import kernels_on_cpu
@@ -43,6 +44,7 @@ SIZES = {
 }
 QWEN2 = {"num_experts": NUM_EXPERTS, "shared_expert_intermediate_size": 64}
 GLM = {"n_routed_experts": NUM_EXPERTS, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+GROUPS = {"n_group": 2, "topk_group": 1}
 ERNIE = {"moe_num_experts": NUM_EXPERTS, "moe_k": CHOSEN, "moe_num_shared_experts": 1}
 
 
@@ -57,6 +59,7 @@ BLOCKS = {
     "qwen2_moe": lambda: qwen2.Qwen2MoeSparseMoeBlock(qwen2.Qwen2MoeConfig(**QWEN2, **SIZES)),
     "mixtral": lambda: mixtral.MixtralSparseMoeBlock(mixtral.MixtralConfig(num_local_experts=NUM_EXPERTS, **SIZES)),
     "glm4_moe": lambda: glm.Glm4MoeMoE(glm.Glm4MoeConfig(routed_scaling_factor=2.5, **GLM, **SIZES)),
+    "glm4_moe, in groups": lambda: glm.Glm4MoeMoE(glm.Glm4MoeConfig(**GLM | GROUPS, **SIZES)),
     "ernie4_5_moe": lambda: ernie.Ernie4_5_MoeSparseMoeBlock(ernie.Ernie4_5_MoeConfig(**ERNIE, **SIZES)),
 }
 RULES = {
@@ -69,15 +72,10 @@ RULES = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
-
-
 @pytest.fixture(autouse=True)
-def on_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(fused_experts, "NUM_SAMPLES", 8)
-    with cuda_on_cpu(), kernels_on_cpu(folder), torch.inference_mode():
+    with cuda_on_cpu(), kernels_on_cpu(), torch.inference_mode():
         yield
 
 
@@ -120,7 +118,7 @@ def make_layer(name: str) -> Layer:
     return Layer(block.half())
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", RULES)
 def test_experts_with_their_router_compute_the_block(name: str) -> None:
     """Few rows and many, which routers read in fours; a row alone gives the same bits as among others."""
     layer = make_layer(name)
@@ -142,7 +140,7 @@ def test_experts_with_their_router_compute_the_block(name: str) -> None:
 def test_experts_are_fused_where_the_attention_is_not() -> None:
     model: Any = nn.Sequential(make_layer("qwen3_moe"))
     hidden = torch.randn((2, 1, HIDDEN), generator=torch.Generator().manual_seed(5)).half()
-    cache = GraphCache(SlotCache(2, 8, torch.float16, {}))
+    cache = GraphCache(PagedCache(2, 8, 2, torch.float16, {}), 2)
     cache.set_targets(torch.tensor([0, 1]), torch.tensor([[3], [5]]), torch.tensor([4, 6]))
     wanted = model[0](hidden, past_key_values=cache)
     assert fuse_layers(model, cache, lambda: model[0](hidden, past_key_values=cache)) == 1
@@ -165,8 +163,44 @@ def test_for_rows_that_are_nobodys_no_expert_is_read_that_others_need_not() -> N
         assert torch.equal(got[:3], wanted[:3]) and torch.equal(got[3], wanted[0])
 
 
+@pytest.mark.parametrize("sizes", [(70, 320, 70, 6), (3, 64, 9, 3)], ids=str)
+@pytest.mark.parametrize("rounds", [True, False], ids=["half", "float"])
+def test_many_rows_go_where_a_few_go(
+    monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int, int, int], rounds: bool
+) -> None:
+    """A prompt's rows go through the tensor cores: several tiles of them that are not full, and one."""
+    rows, size, num_experts, chosen = sizes
+    random = torch.Generator().manual_seed(7)
+    # A part of longer rows.
+    x = torch.randn((rows, size + 64), generator=random).half()[:, :size]
+    router, gate = (torch.randn(shape, generator=random) / size**0.5 for shape in ((num_experts, size), (size,)))
+    norm = FusedRmsNorm((torch.rand(size, generator=random) + 0.5).half(), None, 1e-6)
+    weights = RouterWeights(norm, router.half(), torch.rand(num_experts, generator=random), gate.half())
+    kernels = router_kernels_for(torch.float16, num_experts, size, CPU)
+    rule = RoutingRule(True, True, rounds, False, scale=1.5)
+    monkeypatch.setattr(router_kernel, "MANY_LOGITS", num_experts * rows)
+    few = kernels.route(x, weights, rule, chosen)
+    monkeypatch.setattr(router_kernel, "MANY_LOGITS", num_experts * rows - 1)
+    many = kernels.route(x, weights, rule, chosen)
+    assert torch.equal(many.normed, few.normed)
+    # Rounded logits are often equal, or nearly so, and change places.
+    assert (many.ids.sort().values == few.ids.sort().values).float().mean() > (0.95 if rounds else 0.99)
+    assert (many.weights - few.weights).abs().max() < 0.003
+    assert few.gates is not None and many.gates is not None
+    assert (many.gates - few.gates).abs().max() < 0.001
+    monkeypatch.setattr(router_kernel, "MANY_LOGITS", 0)
+    alone = kernels.route(x[-1:], weights, rule, chosen)
+    assert torch.equal(alone.ids[0], many.ids[-1]) and torch.equal(alone.weights[0], many.weights[-1])
+
+
 def test_a_router_that_chooses_in_another_way_is_left_alone() -> None:
     layer = make_layer("qwen3_moe")
     layer.mlp.gate.forward = lambda x: (x, *torch.topk(x[..., :NUM_EXPERTS].float(), CHOSEN))
     modules = find_expert_modules(layer)
     assert modules is not None and find_rule(modules) is None
+
+
+def test_a_router_that_chooses_among_groups_stays_its_class_own() -> None:
+    """As DeepSeek-V3's and some of GLM's do; of few rows a rule without groups could choose the same experts."""
+    assert find_expert_modules(make_layer("glm4_moe")) is not None
+    assert find_expert_modules(make_layer("glm4_moe, in groups")) is None

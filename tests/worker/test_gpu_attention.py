@@ -7,6 +7,7 @@ import torch
 
 from core.worker.kernels.decode_attention import SPLITS, DecodeKernels
 from tests.support.compile_ahead import ATTENTION_HEADS
+from tests.support.kv_pages import by_slot, paged
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,6 +17,8 @@ CONTEXT_TOKENS = 1200
 # Where each row's new token stands: alone, at a border of what a block takes at once, beyond it, far on.
 COLUMNS = (0, 63, 64, 700, 1111)
 PADDING = -1
+# So many times as many rows are a step of 126 chats.
+TIMES = 21
 # Of values around 1: half precision rounds the weights of up to 1112 of them.
 TOLERANCE = 0.01
 
@@ -55,13 +58,17 @@ def test_attention_is_right_and_the_same_however_many_blocks_share_it(
     results = []
     for blocks in SPLITS:
         kernels = DecodeKernels(torch.float16, heads, dim, rows, device, (blocks,), clusters)
-        keys, values = before.clone()
-        got = kernels.attend(qkv, (cos, sin), (keys, values), slots, columns, dim**-0.5, window)
-        alone = kernels.attend(
-            qkv[3:4], (cos[3:4], sin[3:4]), (keys, values), slots[3:4], columns[3:4], dim**-0.5, window
-        )
+        cache = paged(*before)
+        got = kernels.attend(qkv, (cos, sin), cache, slots, columns, dim**-0.5, window)
+        alone = kernels.attend(qkv[3:4], (cos[3:4], sin[3:4]), cache, slots[3:4], columns[3:4], dim**-0.5, window)
         assert torch.equal(alone[0], got[3])
-        results.append((got, keys, values))
+        # The same rows in a step of many.
+        many = DecodeKernels(torch.float16, heads, dim, TIMES * rows, device, (blocks,), clusters).attend(
+            qkv.repeat(TIMES, 1), (cos.repeat(TIMES, 1, 1), sin.repeat(TIMES, 1, 1)), cache, slots.repeat(TIMES),
+            columns.repeat(TIMES, 1), dim**-0.5, window,
+        )  # fmt: skip
+        assert torch.equal(many, got.repeat(TIMES, 1))
+        results.append((got, *by_slot(cache)))
     got, keys, values = results[0]
     assert all(torch.equal(got, other) for other, _, _ in results)
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from transformers.models.llama import modeling_llama
 
-from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Finished, Generate, Load, PromptScored, TextChunk
 from core.engine.request_options import Grammar, RequestOptions
 from core.engine.sampling_params import Sampling
 from core.worker.constraints import Constraints
-from core.worker.load import LoadedEngine, load_engine
+from core.worker.load import LoadedEngine
 from core.worker.scheduler import Scheduler
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.gpu_engines import gpu_engines
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,15 +33,10 @@ FEW = tuple((token, 60.0) for token in range(80, 90))
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedEngine]:
-    folder, rotation = tmp_path_factory.mktemp("models") / "tiny", modeling_llama.apply_rotary_pos_emb
+    folder = tmp_path_factory.mktemp("models") / "tiny"
     make_checkpoint(folder, Recipe(hidden=512, intermediate=1024, num_heads=8, group_size=128, context_tokens=512))
-    engine = load_engine(read_checkpoint(folder), Load(folder, 512, 4), lambda *_: None)
-    assert engine.facts.captured
-    yield engine
-    modeling_llama.apply_rotary_pos_emb = rotation
-    del engine
-    gc.collect()
-    torch.cuda.empty_cache()
+    with gpu_engines() as engines:
+        yield engines.open(folder, Load(folder, 512, 4))
 
 
 class Asking:

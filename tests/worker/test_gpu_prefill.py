@@ -8,9 +8,11 @@ import torch
 from core.memory.kernels.llamadeck import has_fused_prefill
 from core.worker.kernels import step_ops
 from core.worker.kernels.decode_attention import DecodeKernels
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.packed_prefill import DequantThenGemm, FusedDequantGemm, PrefillKernels
-from core.worker.kernels.packed_small_batch import FusedRmsNorm, SmallBatchKernels
+from core.worker.kernels.packed_small_batch import SmallBatchKernels
 from core.worker.kernels.packing import K_BLOCK, TILE, CodeFormat, PackedMatrix, invert_permutation
+from tests.support.kv_pages import by_slot, paged
 
 pytestmark = [
     pytest.mark.gpu,
@@ -86,19 +88,21 @@ def test_rmsnorm_swiglu_and_residual_are_fused_right(
 @pytest.mark.parametrize(("heads", "dim"), [((8, 8), 128), ((16, 2), 128), ((7, 1), 64)])
 def test_rope_is_applied_and_keys_and_values_are_stored(heads: tuple[int, int], dim: int) -> None:
     random = torch.Generator(DEVICE).manual_seed(1)
-    (num_heads, num_kv_heads), tokens, slots = heads, 70, torch.tensor([1], device=DEVICE)
+    (num_heads, num_kv_heads), tokens, slots = heads, 70, torch.ones(70, dtype=torch.long, device=DEVICE)
     qkv = torch.randn((tokens, (num_heads + 2 * num_kv_heads) * dim), device=DEVICE, generator=random).half()
     angle = torch.rand((1, tokens, dim // 2), device=DEVICE, generator=random).repeat(1, 1, 2) * 6
     cos, sin = angle.cos().half(), angle.sin().half()
     columns = torch.where(torch.arange(tokens, device=DEVICE) < 60, torch.arange(tokens, device=DEVICE) + 5, -1)[None]
-    caches = [torch.zeros((2, 2, num_kv_heads, 81, dim), dtype=torch.float16, device=DEVICE) for _ in range(2)]
+    empty = torch.zeros((2, 2, num_kv_heads, 81, dim), dtype=torch.float16, device=DEVICE)
+    caches = [paged(*empty) for _ in range(2)]
     by_head = qkv.clone().view(tokens, -1, dim).transpose(0, 1)[None]
     query, key = step_ops.apply_rope(by_head[:, :num_heads], by_head[:, num_heads:-num_kv_heads], cos, sin)
-    step_ops.store_kv(key, by_head[:, -num_kv_heads:], *caches[0], slots, columns)
+    step_ops.store_kv(key, by_head[:, -num_kv_heads:], caches[0], slots[:1], columns)
     kernels = DecodeKernels(torch.float16, heads, dim, 2, DEVICE)
-    got = kernels.apply_rope_and_store_kv(qkv, (cos, sin), (caches[1][0], caches[1][1]), slots, columns)
+    got = kernels.apply_rope_and_store_kv(qkv, (cos, sin), caches[1], slots, columns)
     assert far(got, query.float()) < TOLERANCES[torch.float16]
-    assert far(caches[1], caches[0].float()) < TOLERANCES[torch.float16]
+    stored, wanted = (torch.stack(by_slot(cache)) for cache in reversed(caches))
+    assert far(stored, wanted.float()) < TOLERANCES[torch.float16]
 
 
 @pytest.mark.parametrize("outputs_at_once", [64, 1296])

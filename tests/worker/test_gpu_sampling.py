@@ -7,12 +7,12 @@ import torch
 
 from core.engine.sampling_params import Sampling
 from core.worker.kernels.sampling_kernel import (
-    MAX_SCORES,
     SamplingKernel,
     SlotSamplingState,
     make_slot_state,
     settings_row,
 )
+from tests.support.compile_ahead import COMPARED_VOCABULARIES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,8 +46,7 @@ def make_slots(vocabulary: int) -> SlotSamplingState:
 
 
 @pytest.mark.skipif(not has_clusters, reason="this GPU has no clusters of blocks")
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("vocabulary", [500, 32000, 151936, MAX_SCORES * 4096])
+@pytest.mark.parametrize(("dtype", "vocabulary"), COMPARED_VOCABULARIES)
 def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype) -> None:
     cluster, block = (
         SamplingKernel(dtype, vocabulary, torch.device("cuda", 0), clusters) for clusters in (True, False)
@@ -61,10 +60,11 @@ def test_both_kernels_sample_the_same_tokens(vocabulary: int, dtype: torch.dtype
             rows = torch.tensor([1, 3, 4, SLOTS], device="cuda")
             logits = (torch.randn((len(rows), vocabulary), device="cuda", generator=generator) * 3).to(dtype)
             got, wanted = torch.zeros((2, len(rows)), dtype=torch.long, device="cuda")
-            step = torch.ones(1, dtype=torch.long, device="cuda")
+            places = torch.full((len(rows),), draw + 1, dtype=torch.long, device="cuda")
             scratch = torch.empty_like(logits, dtype=torch.float32)
-            cluster(logits, scratch, rows, one, step, got)
-            block(logits, scratch, rows, other, step, wanted)
+            for is_late in (False, True):
+                cluster(logits, scratch, rows, one, places, got, is_late=is_late)
+                block(logits, scratch, rows, other, places, wanted, is_late=is_late)
             num_same += int((got == wanted).sum())
             assert torch.equal(one.tokens[rows[:-1]], got[:-1])
             assert torch.equal(one.positions, other.positions)
@@ -82,7 +82,7 @@ def test_logits_that_are_nan_give_no_token(clusters: bool) -> None:
     logits = torch.randn((2, 32000), device="cuda").half()
     logits[1, 31999] = float("nan")
     sampled = torch.zeros(2, dtype=torch.long, device="cuda")
-    rows, step = torch.tensor([0, 2], device="cuda"), torch.ones(1, dtype=torch.long, device="cuda")
-    kernel(logits, torch.empty_like(logits, dtype=torch.float32), rows, slots, step, sampled)
+    rows, places = torch.tensor([0, 2], device="cuda"), torch.ones(2, dtype=torch.long, device="cuda")
+    kernel(logits, torch.empty_like(logits, dtype=torch.float32), rows, slots, places, sampled)
     assert sampled[1] == -1
     assert sampled[0] == logits[0].argmax()

@@ -5,25 +5,20 @@ Held against transformers' own float32 model of the same numbers, as tests/worke
 
 from __future__ import annotations
 
-import gc
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers.models.qwen3_5 import modeling_qwen3_5
-from transformers.models.qwen3_next import modeling_qwen3_next
 
-from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import Load
 from core.engine.sampling_params import Sampling
 from core.worker.decode.delta_rule import FusedDeltaNet
 from core.worker.decode.fused_attention import FusedAttention
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
-from core.worker.load import load_engine
 from tests.support.family_checkpoints import VOCABULARY, make_family_checkpoint
+from tests.support.gpu_engines import Engines
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,7 +29,6 @@ CONTEXT_TOKENS = 512
 # Of the logits' spread: half precision rounds each product's result, and what a chunk's states are multiplied with.
 TOLERANCE = 0.03
 LENGTHS = (5, 130, 300)
-ROTATIONS = {source: source.apply_rotary_pos_emb for source in (modeling_qwen3_5, modeling_qwen3_next)}
 SIZES: dict[str, Any] = {
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -56,23 +50,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def inference() -> Iterator[None]:
-    """An engine has its process to itself; here one follows another, and other tests come after."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    with torch.inference_mode():
-        yield
-    restore_rotations()
-    torch.cuda.set_stream(torch.cuda.default_stream())
-    torch.cuda.set_per_process_memory_fraction(1.0)
-
-
-def restore_rotations() -> None:
-    for source, rotation in ROTATIONS.items():
-        source.apply_rotary_pos_emb = rotation
-
-
 def logits_of(steps: Any, slots: list[int]) -> torch.Tensor:
     """The logits of the next step of `slots`."""
     steps.decode(slots).wait()
@@ -83,7 +60,9 @@ def logits_of(steps: Any, slots: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("is_quantized", [True, False], ids=["4 bit", "16 bit mixers"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recurrent_layers_compute_what_their_class_does(tmp_path: Path, family: str, is_quantized: bool) -> None:
+def test_recurrent_layers_compute_what_their_class_does(
+    tmp_path: Path, family: str, is_quantized: bool, engines: Engines
+) -> None:
     """As the community quantizes them, and as Qwen does; several chats at once, and one that goes on from a part of its
     text."""
 
@@ -92,10 +71,8 @@ def test_recurrent_layers_compute_what_their_class_does(tmp_path: Path, family: 
 
     reference = make_family_checkpoint(tmp_path, FAMILIES[family], is_quantized=is_packed)
     texts = [[random.Random(slot).randrange(3, 380) for _ in range(length)] for slot, length in enumerate(LENGTHS)]
-    checkpoint = read_checkpoint(tmp_path)
-    engine = load_engine(checkpoint, Load(tmp_path, CONTEXT_TOKENS, len(texts), "llamadeck"), lambda *_: None)
+    engine = engines.open(tmp_path, Load(tmp_path, CONTEXT_TOKENS, len(texts), "llamadeck"))
     steps: Any = engine.steps
-    assert engine.facts.captured
     layers = [one for one in steps._model._model.modules() if isinstance(one, FusedDecoderLayer)]
     assert [type(one._mixer) for one in layers] == [FusedDeltaNet, FusedAttention] * 2
     memory = engine.facts.memory
@@ -114,7 +91,7 @@ def test_recurrent_layers_compute_what_their_class_does(tmp_path: Path, family: 
     begin = steps.reusable_tokens(2, len(kept) - 1)
     read(2, begin)
     again = logits_of(steps, [2])
-    restore_rotations()
+    engines.restore_rotations()
     for text, got in ((texts[0], first[0]), (texts[1], first[1]), (kept, first[2]), (texts[2], again[0])):
         wanted = reference(input_ids=torch.tensor([text]), use_cache=False).logits[0]
         # The token after the prompt is the likeliest, or nearly.

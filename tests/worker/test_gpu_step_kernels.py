@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from core.worker.kernels import cache_attention, step_ops
+from tests.support.gptq_block_kernel_tests import *  # noqa: F403
+from tests.support.kv_pages import paged
 from tests.support.low_rank_kernel_tests import *  # noqa: F403
 from tests.support.step_kernel_tests import *  # noqa: F403
 from tests.support.step_kernel_tests import HALVES, TOLERANCES
@@ -30,15 +32,15 @@ def test_attention_over_a_long_context_is_torchs(dtype: torch.dtype) -> None:
     keys, values = torch.randn(2, 2, NUM_KV_HEADS, CONTEXT_TOKENS + 1, DIM).to(dtype)
     chunk = torch.randn(1, CHUNK_TOKENS, NUM_HEADS, DIM).to(dtype).transpose(1, 2)
     begin, slots = CONTEXT_TOKENS - CHUNK_TOKENS, torch.tensor([1])
-    bounds = torch.tensor([begin, CHUNK_TOKENS])
-    got = cache_attention.attend_prefill(chunk, keys, values, slots, bounds, DIM**-0.5, 2**30)
+    chunks, cache = torch.tensor([[1, begin, CHUNK_TOKENS, 0]]), paged(keys, values)
+    got = cache_attention.attend_prefill(chunk, cache, chunks, DIM**-0.5, 2**30)
     sees = torch.arange(CONTEXT_TOKENS) <= begin + torch.arange(CHUNK_TOKENS)[:, None]
     wanted = torch.nn.functional.scaled_dot_product_attention(
         chunk.float(), keys[1:, :, :-1].float(), values[1:, :, :-1].float(), sees, enable_gqa=True
     )
     assert (got.transpose(1, 2).float() - wanted).abs().max() < TOLERANCES[dtype]
     last = cache_attention.attend_decode(
-        chunk[:, :, -1:], keys, values, slots, torch.tensor([CONTEXT_TOKENS]), DIM**-0.5, 2**30
+        chunk[:, :, -1:], cache, slots, torch.tensor([CONTEXT_TOKENS]), DIM**-0.5, 2**30
     )
     assert (last[0, 0].float() - wanted[0, :, -1]).abs().max() < TOLERANCES[dtype]
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.protocol import PromptScored, TextChunk, TokenInfo
 from core.engine.request_options import RequestOptions
-from core.memory.kernels.registry import kernel_named
-from core.memory.model_shape import read_shape
+from core.engine.sampling_params import Sampling
+from core.memory.pages import full_pages
+from core.memory.plan import SCORED_TOKENS
+from core.memory.step_sizes import StepSizes
 from core.tokenizer.read import read_tokenizer
 from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.draw_rules import DrawRules
-from core.worker.decode.steps import EagerSteps, Steps
-from core.worker.model.device_map import DeviceMap
-from core.worker.model.loader import load_model
+from core.worker.decode.steps import EagerSteps, PendingTokens, Steps
 from core.worker.model.model_runner import ModelRunner
+from core.worker.warm_up import warm_up_sampling, warm_up_verifying
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.cuda_on_cpu import cuda_on_cpu
+from tests.support.dense_models import load_dense
 from tests.support.plain_recorder import PlainRecorder
 from tests.support.scheduler_harness import SchedulerHarness
 
@@ -47,12 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["plain", "captured"])
 def steps(request: pytest.FixtureRequest, folder: Path) -> Iterator[Steps]:
-    checkpoint, places = read_checkpoint(folder), DeviceMap((torch.device("cpu"),))
-    shape, dense = read_shape(checkpoint), kernel_named("dense")
     with torch.inference_mode(), cuda_on_cpu():
-        model = load_model(checkpoint, shape, dense, places, torch.float16, 64, lambda _: None)
-        runner = ModelRunner(model, 3, 128)
-        yield EagerSteps(runner) if request.param == "plain" else GraphSteps(runner, 40, PlainRecorder())
+        runner = ModelRunner(load_dense(folder), 3, 128, num_pages=full_pages(3, 128))
+        yield EagerSteps(runner) if request.param == "plain" else GraphSteps(runner, StepSizes(40), PlainRecorder())
 
 
 def answered(folder: Path, steps: Steps, cases: dict[int, str], ends: tuple[int, ...] = ()) -> SchedulerHarness:
@@ -106,7 +104,7 @@ def test_log_probabilities_come_with_every_token(folder: Path, steps: Steps) -> 
 
 def test_a_prompt_is_scored_token_by_token(folder: Path, steps: Steps) -> None:
     """Each by a pass over all that stands before it."""
-    prompt = tuple(range(70, 100))
+    prompt = tuple(range(70, 70 + SCORED_TOKENS + 18))
     harness = SchedulerHarness(steps, read_tokenizer(folder))
     for request in (1, 2):
         harness.ask(request, prompt, options=RequestOptions(logprobs=1, prompt_logprobs=True), max_new_tokens=1)
@@ -115,7 +113,7 @@ def test_a_prompt_is_scored_token_by_token(folder: Path, steps: Steps) -> None:
     scores = [token for event in scored for token in event.tokens]
     assert [token.chosen.token for token in scores] == list(prompt) and scores[0].chosen.logprob is None
     (last,) = tokens_of(harness, 2)
-    for place in (1, 9, len(prompt) - 1):
+    for place in (1, 9, SCORED_TOKENS, SCORED_TOKENS + 1, len(prompt) - 1):
         alone = SchedulerHarness(steps, read_tokenizer(folder))
         alone.ask(1, prompt[:place], options=RequestOptions(logprobs=1), max_new_tokens=1)
         alone.run()
@@ -123,6 +121,16 @@ def test_a_prompt_is_scored_token_by_token(folder: Path, steps: Steps) -> None:
         assert scores[place].top[0].token == likeliest.top[0].token
         assert scores[place].top[0].logprob == pytest.approx(likeliest.top[0].logprob, abs=0.02)
     assert last.chosen.logprob == pytest.approx(last.top[0].logprob)
+
+
+def test_a_prompt_of_one_token_has_a_score_that_is_none(folder: Path, steps: Steps) -> None:
+    """Nothing was told of it: an echo then had one token more than log-probabilities."""
+    harness = SchedulerHarness(steps, read_tokenizer(folder))
+    harness.ask(1, (70,), options=RequestOptions(logprobs=1, prompt_logprobs=True), max_new_tokens=2)
+    harness.run()
+    (scored,) = [one for one in harness.events if isinstance(one, PromptScored)]
+    assert [(token.chosen.token, token.chosen.logprob, token.top) for token in scored.tokens] == [(70, None, ())]
+    assert len(tokens_of(harness, 1)) == 2
 
 
 class Alternating:
@@ -140,11 +148,80 @@ class Alternating:
 
 @pytest.mark.parametrize("changes", [{}, {"frequency_penalty": 0.5}, {"typical_p": 0.5, "temperature": 1.0}])
 def test_masks_hold_from_step_to_step(steps: Steps, changes: dict[str, Any]) -> None:
-    from core.engine.sampling_params import Sampling
-
     prompt, rules = [5, 6, 7], DrawRules(constraint=Alternating())
     steps.reset_slot(1, Sampling(**{"temperature": 0.7, **changes}), 1, prompt, rules)
     pending = steps.prefill(1, prompt, 0, True)
     assert pending is not None
     tokens = [pending.wait()[0], *(steps.decode([1]).wait()[0] for _ in range(4))]
     assert tokens == [80, 90, 80, 90, 80]
+
+
+class Allowing:
+    """Allows one token."""
+
+    is_active = True
+
+    def __init__(self, token: int) -> None:
+        self._word, self._bit, self.num_asked = token // 32, token % 32, 0
+
+    def allowed(self) -> torch.Tensor:
+        self.num_asked += 1
+        words = torch.zeros(12, dtype=torch.int32)
+        words[self._word] = 1 << self._bit
+        return words
+
+
+def test_a_step_that_ran_ahead_of_an_answers_end_leaves_the_slots_next_request_alone(steps: Steps) -> None:
+    """A thought's budget ends it while the next step is in flight: the slot is given new settings before that step's
+    grammars are known, and has to draw nothing by them."""
+    if not isinstance(steps, GraphSteps):
+        pytest.skip("plain steps run nothing ahead")
+    grammars = [Allowing(80), Allowing(81), Allowing(82)]
+    sampling = Sampling(temperature=0.0, frequency_penalty=1.0)
+    for slot in (0, 1):
+        steps.reset_slot(slot, sampling, 1, [5, 6], DrawRules(constraint=grammars[slot]))
+        assert steps.prefill(slot, [5, 6], 0, True).wait() == [80 + slot]
+    pending = steps.decode([0, 1])
+    steps.reset_slot(1, sampling, 1, [5, 6, 81], DrawRules(constraint=grammars[2]))
+    before = [steps.state.seen[1].clone(), steps.state.offsets[1].clone(), steps.tokens[1].clone()]
+    pending.draw_rest()
+    assert pending.wait()[0] == 80 and [one.num_asked for one in grammars] == [2, 1, 0]
+    after = steps.state.seen[1], steps.state.offsets[1], steps.tokens[1]
+    assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
+
+
+def test_before_a_thoughts_end_all_may_come_beside_a_grammar(steps: Steps) -> None:
+    grammar = Allowing(80)
+    grammar.is_active = False
+    steps.reset_slot(0, Sampling(temperature=0.0), 1, [5, 6], DrawRules(constraint=grammar))
+    pending = steps.prefill(0, [5, 6], 0, True)
+    assert pending is not None
+    free = [pending.wait()[0], steps.decode([0]).wait()[0]]
+    assert 80 not in free and grammar.num_asked == 0
+    grammar.is_active = True
+    assert [steps.decode([0]).wait()[0] for _ in range(2)] == [80, 80]
+    grammar.is_active = False
+    assert steps.decode([0]).wait()[0] != 80
+
+
+def test_a_load_launches_the_draws_of_grammars_and_verifies_tokens_before_anybody_waits(
+    folder: Path, steps: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(steps, EagerSteps):
+        pytest.skip("plain steps run nothing ahead")
+    late, verified = list[bool](), list[int]()
+    sample, verify = steps.sample, steps.verify  # type: ignore[attr-defined]
+
+    def watched_sample(*arguments: Any, is_late: bool = False, **how: Any) -> None:
+        late.append(is_late)
+        sample(*arguments, is_late=is_late, **how)
+
+    def watched_verify(slot: int, tokens: Sequence[int], begin: int) -> PendingTokens:
+        verified.append(len(tokens))
+        return verify(slot, tokens, begin)
+
+    monkeypatch.setattr(steps, "sample", watched_sample)
+    monkeypatch.setattr(steps, "verify", watched_verify)
+    warm_up_verifying(steps, "tiny")
+    warm_up_sampling(steps, read_tokenizer(folder), 40)
+    assert any(late) and verified == [8, 8]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,24 @@ from tokenizers import AddedToken, Tokenizer
 
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import CheckpointError, EngineError, InputError
+from core.engine.sampling_params import Sampling
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS, checked_context
 from core.memory.kernels.registry import kernel_named
 from core.memory.kernels.spec import Device
 from core.memory.load_plan import choose_dtype
 from core.memory.model_shape import read_shape
 from core.tokenizer.read import read_tokenizer
-from core.worker.decode.steps import EagerSteps
+from core.worker.decode.draw_rules import DrawRules, TokenConstraint
+from core.worker.decode.step_times import VERIFY_STEPS, StepTimes
+from core.worker.decode.steps import EagerSteps, PendingTokens
 from core.worker.end_tokens import TURN_ENDS, find_end_tokens
-from core.worker.load import check_numbers, warm_up
+from core.worker.load import check_numbers
 from core.worker.model.device_map import DeviceMap
 from core.worker.model.loader import load_model
 from core.worker.model.model_runner import ModelRunner
+from core.worker.warm_up import SAMPLING_VARIANTS, AnyTokens, warm_up, warm_up_sampling, warm_up_verifying
 from tests.support.checkpoints import Recipe, make_checkpoint
+from tests.support.scheduler_harness import FakeSteps
 
 
 @pytest.fixture
@@ -244,3 +251,51 @@ def test_weights_that_compute_no_numbers_refuse_the_load(folder: Path, broken: f
     model.get_output_embeddings().weight[7] = float("nan")
     with pytest.raises(EngineError, match="no usable numbers"):
         warm_up(EagerSteps(slots), 8, "tiny")
+
+
+class WatchedSteps(FakeSteps):
+    """Notes how many tokens it verified, and the grammars of its requests."""
+
+    def __init__(self, max_verified: int = 8, context_tokens: int = 128) -> None:
+        super().__init__(context_tokens=context_tokens)
+        self.max_verified = max_verified
+        self.verified, self.constraints = list[int](), list[TokenConstraint | None]()
+
+    def reset_slot(self, slot: int, sampling: Sampling, seed: int, tokens: Sequence[int], rules: object = None) -> None:
+        self.constraints.append(rules.constraint if isinstance(rules, DrawRules) else None)
+
+    def verify(self, slot: int, tokens: Sequence[int], begin: int) -> PendingTokens:
+        self.verified.append(len(tokens))
+        return super().verify(slot, tokens, begin)
+
+
+@pytest.mark.parametrize(("max_verified", "context_tokens", "wanted"), [(8, 128, [8, 8]), (8, 4, [3, 3]), (0, 128, [])])
+def test_tokens_are_verified_before_somebody_waits_for_it_where_steps_do_that(
+    max_verified: int, context_tokens: int, wanted: list[int]
+) -> None:
+    steps = WatchedSteps(max_verified, context_tokens)
+    warm_up_verifying(steps, "tiny")
+    assert steps.verified == wanted and steps.num_in_flight == 0
+
+
+def test_every_way_to_draw_is_taken_before_somebody_waits_for_it(folder: Path) -> None:
+    """Also by a grammar: its draws are launches of their own where steps run ahead."""
+    steps = WatchedSteps()
+    warm_up_sampling(steps, read_tokenizer(folder), 16)
+    assert len(steps.constraints) == len(SAMPLING_VARIANTS) + 1
+    assert [type(one) for one in steps.constraints if one is not None] == [AnyTokens]
+    assert steps.num_in_flight == 0
+
+
+def test_the_first_step_of_a_kind_loads_code_and_tells_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first verification of some seconds was never tried again, since it seemed to take as long as many steps."""
+    times, clock = StepTimes(), iter([0.0, 9.0, 10.0, 20.0, 29.0, 32.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    for _ in range(2):
+        with times.decoding(1):
+            pass
+    assert times.verify_steps == VERIFY_STEPS
+    for _ in range(2):
+        with times.verifying():
+            pass
+    assert times.verify_steps == 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from core.memory.kernels.registry import choose_kernel
 from core.memory.kernels.spec import Device
 from core.memory.model_shape import read_shape
 from core.worker.model.device_map import DeviceMap
-from core.worker.model.loader import load_model
+from core.worker.model.loader import load_model, untie_head
 from core.worker.model.model_runner import ModelRunner
 from tests.support.checkpoints import Recipe, make_checkpoint
 from tests.support.reference import reference_logits
@@ -116,6 +117,21 @@ def test_tied_embeddings_need_no_head_of_their_own(tmp_path: Path) -> None:
     model = load(tmp_path / "model")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not any(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_tied_head_is_copied_to_where_the_layers_of_a_split_model_end(tmp_path: Path) -> None:
+    """It once stayed with the embedding on the first GPU: such a model ran without graphs."""
+    make_checkpoint(tmp_path, Recipe())
+    model: Any = load(tmp_path)
+    last = torch.device("meta")
+    split = DeviceMap((CPU, last), (1, 1))
+    untie_head(model, split)
+    assert model.lm_head.weight.device == CPU
+    model.lm_head.weight = model.model.embed_tokens.weight
+    untie_head(model, DeviceMap((CPU,)))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    untie_head(model, split)
+    assert model.lm_head.weight.device == last and model.model.embed_tokens.weight.device == CPU
 
 
 def test_stored_rotary_frequencies_of_older_checkpoints_are_ignored(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.memory.fit import MAX_CHATS
 from core.worker.kernels.decode_attention import (
     MAX_QUERIES,
     SPLITS,
@@ -18,7 +19,7 @@ from core.worker.kernels.decode_attention import (
 )
 from core.worker.kernels.decode_attention import shared_bytes as attention_bytes
 from core.worker.kernels.nvrtc import compiled, read_source
-from core.worker.kernels.packed_small_batch import empty_group_sums
+from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH, empty_group_sums
 from core.worker.kernels.packed_variants import (
     EPILOGUES,
     SHARED_BYTES_16,
@@ -133,7 +134,8 @@ def test_what_a_block_wants_of_shared_memory_is_there(bits: int, group_size: int
 
 def test_the_sums_that_a_variant_reads_have_room() -> None:
     """A kernel for 32 rows reads the sums of 32, however few there are; the next rows of many come 32 further on."""
-    for rows in range(2, 65):
+    assert MAX_CHATS <= MAX_SMALL_BATCH
+    for rows in range(2, MAX_SMALL_BATCH + 1):
         room = empty_group_sums(torch.empty(rows, 256), 64).shape[1]
         for begin in range(0, rows, 32):
             names = choose_variants(min(32, rows - begin), True, "none")
@@ -205,15 +207,17 @@ def test_queries_of_one_key_are_shared_out_evenly(heads: int, kv_heads: int, dim
 
 @pytest.mark.parametrize("dim", MAX_QUERIES)
 @pytest.mark.parametrize("blocks", SPLITS)
-def test_what_attention_wants_of_shared_memory_is_there(dim: int, blocks: int) -> None:
-    """On a card with little, columns are on their way once at least; on one with much, two blocks fit."""
-    most = MAX_QUERIES[dim]
-    assert choose_pipeline_stages(dim, most, blocks, 0) == 1
-    assert attention_bytes(dim, most, blocks, 1) <= SHARED_BYTES_86
+@pytest.mark.parametrize("bits", [16, 8])
+def test_what_attention_wants_of_shared_memory_is_there(dim: int, blocks: int, bits: int) -> None:
+    """On a card with little, columns are on their way once at least, of 8 bit twice; on one with much, two blocks
+    fit."""
+    most, fewest = MAX_QUERIES[dim], 16 // bits
+    assert choose_pipeline_stages(dim, most, blocks, 0, bits) == fewest
+    assert attention_bytes(dim, most, blocks, fewest, bits) <= SHARED_BYTES_86
     for queries in (1, most):
-        stages = choose_pipeline_stages(dim, queries, blocks, ALL_SHARED_BYTES_90 // 2 - 1024)
-        assert 2 * (attention_bytes(dim, queries, blocks, stages) + 1024) <= ALL_SHARED_BYTES_90
-        assert dim > 128 or stages > 1
+        stages = choose_pipeline_stages(dim, queries, blocks, ALL_SHARED_BYTES_90 // 2 - 1024, bits)
+        assert 2 * (attention_bytes(dim, queries, blocks, stages, bits) + 1024) <= ALL_SHARED_BYTES_90
+        assert dim > 128 or stages > fewest
 
 
 def test_few_rows_share_their_columns_among_blocks_and_many_do_not() -> None:

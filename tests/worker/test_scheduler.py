@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from tokenizers import Tokenizer
 
 from core.common.paths import ROOT
 from core.engine.detokenize import TextStream
-from core.engine.protocol import Failed, Finished, PromptStarted
-from core.engine.thought import THINK, ThoughtRules
-from tests.support.checkpoints import make_checkpoint
-from tests.support.scheduler_harness import PROMPT, FakeSteps, SchedulerHarness
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder: Path = tmp_path_factory.mktemp("models") / "tiny"
-    make_checkpoint(folder)
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+from core.engine.protocol import Failed, Finished, Generate, PromptStarted
+from core.engine.request_options import Grammar, RequestOptions
+from core.engine.sampling_params import Sampling
+from core.engine.thought import ThoughtRules
+from core.engine.thought_formats import THINK
+from core.worker.decode.steps import PendingTokens
+from tests.support.scheduler_harness import PROMPT, FakeSteps, FakeTokens, SchedulerHarness
 
 
 @pytest.fixture
@@ -48,6 +44,59 @@ def test_steps_that_run_ahead_answer_the_same_with_one_step_in_flight(tokenizer:
     for request in (1, 2, 3):
         assert harness.text(request) == plain.text(request)
         assert harness.end(request).stats.num_tokens == 7 * request
+
+
+class NotedTokens(FakeTokens):
+    def __init__(self, inner: FakeTokens, slots: Sequence[int], notes: list[str]) -> None:
+        self._inner, self._slots, self._notes = inner, slots, notes
+
+    def draw_rest(self) -> None:
+        self._notes.append(f"draw {self._slots}")
+
+    def wait(self) -> list[int | None]:
+        return self._inner.wait()
+
+    def logprobs(self) -> list[None]:
+        return self._inner.logprobs()
+
+
+class NotedSteps(FakeSteps):
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__(3, runs_ahead=True)
+        self.notes = notes
+
+    def decode(self, slots: Sequence[int]) -> PendingTokens:
+        self.notes.append(f"step {list(slots)}")
+        return NotedTokens(super().decode(slots), list(slots), self.notes)
+
+
+class NotedGrammar:
+    """Lets everything come."""
+
+    is_active, is_over, error = True, False, None
+
+    def __init__(self, notes: list[str]) -> None:
+        self._notes = notes
+
+    def accept(self, token: int) -> None:
+        self._notes.append("accept")
+
+
+def test_a_grammar_runs_ahead_with_all_others_and_is_told_each_token_before_the_next_is_drawn(
+    tokenizer: Tokenizer,
+) -> None:
+    """Answers with a grammar once had every second step alone: half the speed for them, and no step ahead for one."""
+    notes: list[str] = []
+    harness = SchedulerHarness(NotedSteps(notes), tokenizer)
+    sampling, options = Sampling(temperature=0.0, max_new_tokens=8), RequestOptions(grammar=Grammar("regex", ".*"))
+    harness.scheduler.submit(Generate(1, PROMPT, sampling, options=options), NotedGrammar(notes))
+    harness.ask(2, max_new_tokens=20)
+    harness.run()
+    assert harness.end(1).stats.num_tokens == 8 and harness.end(2).stats.num_tokens == 20
+    both = [place for place, note in enumerate(notes) if note == "step [0, 1]"]
+    assert len(both) >= 5
+    for place in both[:-1]:
+        assert notes[place : place + 3] == ["step [0, 1]", "accept", "draw [0, 1]"]
 
 
 def test_logits_that_are_no_numbers_fail_their_answer_and_empty_its_slot(tokenizer: Tokenizer) -> None:

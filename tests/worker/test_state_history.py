@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
 from core.engine.protocol import PromptStarted
-from core.engine.thought import THINK, ThoughtRules
+from core.engine.thought import ThoughtRules
+from core.engine.thought_formats import THINK
 from core.worker.model.state_history import StateHistory, least_useful
-from core.worker.scheduler import before_turn
-from tests.support.checkpoints import make_checkpoint
+from core.worker.prompt_reading import before_turn
 from tests.support.scheduler_harness import FakeStates, FakeSteps, SchedulerHarness
 
 Prompt = tuple[int, ...]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder: Path = tmp_path_factory.mktemp("models") / "tiny"
-    make_checkpoint(folder)
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def history(num_slots: int = 1, num_snapshots: int = 2) -> tuple[StateHistory, list[str]]:

@@ -18,6 +18,8 @@ from core.checkpoint.checkpoint import read_checkpoint
 from core.engine.sampling_params import Sampling
 from core.memory.kernels.registry import kernel_named
 from core.memory.model_shape import read_shape
+from core.memory.pages import full_pages
+from core.memory.step_sizes import StepSizes
 from core.worker.decode.cuda_graphs import GraphSteps
 from core.worker.decode.fused_decoder_layer import FusedDecoderLayer
 from core.worker.decode.fused_experts import FusedExperts
@@ -48,8 +50,8 @@ TOLERANCE = 0.01
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with cuda_on_cpu(), kernels_on_cpu(tmp_path), torch.inference_mode():
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with cuda_on_cpu(), kernels_on_cpu(), torch.inference_mode():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
         # Blocks that read one another's shared memory are not to be had here.
         monkeypatch.setattr(
@@ -71,7 +73,8 @@ def test_a_mixture_reads_and_writes_in_few_kernels(tmp_path: Path, monkeypatch: 
     places = DeviceMap((CPU,))
     model: Any = load_model(checkpoint, shape, kernel, places, torch.float16, CHUNK_TOKENS, lambda _: None)
     fuse_modules(model)
-    runner, logits, in_tiles = ModelRunner(model, 1, CONTEXT_TOKENS), list[torch.Tensor](), list[int]()
+    runner = ModelRunner(model, 1, CONTEXT_TOKENS, num_pages=full_pages(1, CONTEXT_TOKENS))
+    logits, in_tiles = list[torch.Tensor](), list[int]()
     watch(monkeypatch, runner, "run_captured", lambda out, *_: logits.append(out[0].float().clone()))
     watch(monkeypatch, PackedExperts, "_multiply_tiles", lambda out, *_: in_tiles.append(len(out)))
 
@@ -79,7 +82,7 @@ def test_a_mixture_reads_and_writes_in_few_kernels(tmp_path: Path, monkeypatch: 
         assert fuse_layers(model, cache, run_decode) == 1
         assert fuse_prefill(model, run_prefill) == 1
 
-    steps = GraphSteps(runner, CHUNK_TOKENS, PlainRecorder(), fuse)
+    steps = GraphSteps(runner, StepSizes(CHUNK_TOKENS), PlainRecorder(), fuse)
     (layer,) = [module for module in model.modules() if isinstance(module, FusedDecoderLayer)]
     assert isinstance(layer._mlp, FusedExperts) and layer._mixer.is_fused and layer.prefills
     in_tiles.clear()

@@ -13,6 +13,7 @@ from core.personas.fields import visible
 from ui.characters.draft import ATTACHED, Draft
 from ui.characters.lore_draft import note_typed
 from ui.shared.i18n import tr
+from ui.shared.identity import begin_with
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import lorebooks
 
@@ -28,7 +29,7 @@ def draw_attached_choice(draft: Draft) -> None:
         named, others = {}, {}
     names |= named | {key: name for key, name in others.items() if name not in named.values()}
     key = draft.field_key(ATTACHED)
-    st.session_state.setdefault(key, list(read_attached(draft.now.extensions)))
+    begin_with(key, list(read_attached(draft.now.extensions)))
     st.multiselect(tr("lorebooks.of_character"), list(names), key=key, max_selections=MAX_ATTACHED,
                    format_func=lambda name: visible(names.get(name) or name),
                    help=tr("lorebooks.of_character_help"), placeholder=tr("lorebooks.of_chat_placeholder"),

@@ -29,7 +29,8 @@ from ui.characters.lore_draft import collect, find, note_typed
 from ui.characters.lorebook import draw_foreign, draw_lorebook
 from ui.characters.preview import context_tokens, fence, loaded_model
 from ui.shared.errors import show_error
-from ui.shared.i18n import tr
+from ui.shared.i18n import language, tr
+from ui.shared.identity import begin_with
 from ui.shared.lore import left_out_words
 from ui.shared.markdown import escape, shortened
 from ui.shared.people import person
@@ -64,6 +65,7 @@ def draw_book(key: str) -> None:
                 for form in WRITERS:
                     _draw_export(entry.book, key, form)
             _delete_button(entry)
+    draft.renew_in(language())
     _draw_fields(draft)
     draw_lorebook(draft)
     draw_foreign(foreign_keys(draft.book))
@@ -89,8 +91,8 @@ def _draw_export(book: Book, key: str, form: str) -> None:
 
 def _draw_fields(draft: BookDraft) -> None:
     name_key, everywhere_key = draft.field_key(NAME), draft.field_key(IN_ALL_CHATS)
-    st.session_state.setdefault(name_key, draft.now.name)
-    st.session_state.setdefault(everywhere_key, draft.now.in_all_chats)
+    begin_with(name_key, draft.now.name)
+    begin_with(everywhere_key, draft.now.in_all_chats)
     st.text_input(tr("characters.name"), key=name_key, live=True, on_change=note_typed, args=(draft.number,),
                   help=tr("lorebooks.name_help"))  # fmt: skip
     st.toggle(tr("lorebooks.in_all_chats"), key=everywhere_key, on_change=note_typed, args=(draft.number,),

@@ -24,7 +24,8 @@ from ui.characters.preview import draw_preview
 from ui.characters.saving import Theirs, changed_fields, discard, save, save_as_new, take_theirs, their_version
 from ui.characters.view import back_button, draw_messages
 from ui.shared.errors import show_error
-from ui.shared.i18n import tr
+from ui.shared.i18n import language, tr
+from ui.shared.identity import begin_with
 from ui.shared.markdown import escape
 from ui.shared.resources import characters, thumbnails
 
@@ -45,6 +46,7 @@ def draw_form(key: str | None) -> None:
     st.header(tr("characters.editing", name=draft.base.name) if key is not None else tr("characters.making"))
     if _draw_conflict(draft):
         draft = draft_of(key)
+    draft.renew_in(language())
     for name, tab in zip(TABS, st.tabs([tr(f"characters.tab_{name}") for name in TABS]), strict=True):
         with tab:
             DRAW[name](draft)
@@ -92,7 +94,7 @@ def _draw_conflict(draft: Draft) -> bool:
 def _text(draft: Draft, name: str, *, is_long: bool = True, placeholder: str = "") -> None:
     """One field of the character."""
     key = draft.field_key(name)
-    st.session_state.setdefault(key, getattr(draft.now, name))
+    begin_with(key, getattr(draft.now, name))
     label, help_text = tr(f"characters.{name}"), tr(f"characters.{name}_help")
     if is_long:
         st.text_area(label, key=key, help=help_text, height=HEIGHTS.get(name, DEFAULT_HEIGHT),
@@ -132,7 +134,7 @@ def _draw_tags(draft: Draft) -> None:
         known = set()
     own = list(dict.fromkeys(draft.now.tags))
     key = draft.field_key("tags")
-    st.session_state.setdefault(key, own)
+    begin_with(key, own)
     options = sorted(known.union(own, st.session_state[key]), key=same_name)
     st.multiselect(tr("characters.tags"), options, key=key, accept_new_options=True,
                    placeholder=tr("characters.tags_hint"), format_func=escape, on_change=note_typed,
@@ -142,7 +144,7 @@ def _draw_tags(draft: Draft) -> None:
 def _draw_shape(draft: Draft) -> None:
     shapes = {name: tr(f"characters.shape_{name}") for name in (ONE_TEXT, "parts")}
     shape_key = draft.field_key("shape")
-    st.session_state.setdefault(shape_key, ONE_TEXT if draft.is_one_text else "parts")
+    begin_with(shape_key, ONE_TEXT if draft.is_one_text else "parts")
     st.segmented_control(tr("characters.shape"), list(shapes), key=shape_key, format_func=shapes.__getitem__,
                          required=True, on_change=_take_shape, args=(draft.number, shape_key))  # fmt: skip
 
@@ -156,7 +158,7 @@ def _draw_talk(draft: Draft) -> None:
     _text(draft, "greeting")
     for place, greeting in enumerate(draft.now.alternate_greetings):
         key = draft.field_key(f"greeting_{place}")
-        st.session_state.setdefault(key, greeting)
+        begin_with(key, greeting)
         with st.container(gap="xsmall"):
             st.text_area(tr("characters.other_greeting", number=place + 2), key=key, on_change=note_typed,
                          args=(draft.number,), height=DEFAULT_HEIGHT)  # fmt: skip
@@ -195,7 +197,7 @@ def _draw_note(draft: Draft) -> None:
     """The character's note, which stands within the chat."""
     note = read_note(draft.now.extensions)
     for name, value in (("text", note.text), ("depth", note.depth), ("role", note.role)):
-        st.session_state.setdefault(draft.field_key(f"note_{name}"), value)
+        begin_with(draft.field_key(f"note_{name}"), value)
     st.text_area(tr("characters.note"), key=draft.field_key("note_text"), help=tr("characters.note_help"),
                  height=DEFAULT_HEIGHT, on_change=note_typed, args=(draft.number,))  # fmt: skip
     with st.container(horizontal=True):

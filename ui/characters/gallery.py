@@ -22,6 +22,7 @@ from ui.characters.view import draw_messages, new_chat_with, show
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import language, tr
+from ui.shared.identity import key_of
 from ui.shared.markdown import escape, shortened
 from ui.shared.people import person
 from ui.shared.resources import characters, chat_store, thumbnails
@@ -95,10 +96,12 @@ def _draw_empty() -> None:
 
 def _search(entries: Sequence[Entry]) -> list[Entry]:
     """What the words and the tags leave of them."""
-    query = st.text_input(tr("characters.search"), key=SEARCH_KEY, type="search", icon=":material/search:", live=True,
-                          placeholder=tr("characters.search_hint"), label_visibility="collapsed",
-                          persist_state="session", on_change=_first_page)  # fmt: skip
-    words = same_name(str(query or "")).split()
+    query = st.session_state.get(SEARCH_KEY, "")
+    key = key_of("characters_search_field", "", query)
+    st.text_input(tr("characters.search"), key=key, type="search", icon=":material/search:", live=True,
+                  placeholder=tr("characters.search_hint"), label_visibility="collapsed",
+                  on_change=_take, args=(SEARCH_KEY, key))  # fmt: skip
+    words = same_name(query).split()
     if len(_known) > 2 * len(LANGUAGES) * len(entries):
         _known.clear()
     found = [entry for entry in entries if all(word in _searched(entry) for word in words)]
@@ -109,14 +112,14 @@ def _search(entries: Sequence[Entry]) -> list[Entry]:
 def _choose_tags(entries: Sequence[Entry]) -> set[str]:
     counted = Counter(tag for entry in entries for tag in _tags(entry))
     chosen = [tag for tag in st.session_state.get(TAGS_KEY) or [] if tag in counted]
-    st.session_state[TAGS_KEY] = chosen
+    key = key_of("characters_tags_choice", "", chosen)
     common = sorted(counted, key=lambda tag: (-counted[tag], tag))[:NUM_TAGS]
     options = [*common, *(tag for tag in chosen if tag not in common)]
     if options:
-        st.pills(tr("characters.tags"), options, selection_mode="multi", key=TAGS_KEY, persist_state="session",
+        st.pills(tr("characters.tags"), options, selection_mode="multi", key=key,
                  format_func=lambda tag: escape(shortened(visible(tag), TAG_CHARS)), label_visibility="collapsed",
-                 on_change=_first_page)  # fmt: skip
-    return set(st.session_state.get(TAGS_KEY) or [])
+                 on_change=_take, args=(TAGS_KEY, key))  # fmt: skip
+    return set(chosen)
 
 
 def _tags(entry: Entry) -> frozenset[str]:
@@ -163,6 +166,11 @@ def _last_used() -> dict[str, float]:
 
 def _show_all() -> None:
     st.session_state[SEARCH_KEY], st.session_state[TAGS_KEY] = "", []
+
+
+def _take(name: str, key: str) -> None:
+    st.session_state[name] = st.session_state[key]
+    _first_page()
 
 
 def _first_page() -> None:

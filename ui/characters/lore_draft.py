@@ -43,6 +43,9 @@ class LoreDraft(ABC):
     table_edition: int = field(default_factory=next_number)
     # Another one when entries or greetings have other places than before.
     places: int = field(default_factory=next_number)
+    # The index of the entry that the form shows, and the language that it was drawn in.
+    entry: int = 0
+    language: str = ""
 
     @property
     @abstractmethod
@@ -72,6 +75,12 @@ class LoreDraft(ABC):
         self.edition, self.places = next_number(), next_number()
         self.renew_lore()
         self.renew_table()
+
+    def renew_in(self, language: str) -> None:
+        """Browsers tell a choice by its words: another language has widgets of its own."""
+        if self.language not in ("", language):
+            self.renew()
+        self.language = language
 
     def renew_lore(self) -> None:
         self.lore_edition = next_number()

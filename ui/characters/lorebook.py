@@ -16,8 +16,9 @@ from core.personas.lore_editing import (
     entry_values,
     remove_entry,
 )
-from ui.characters.lore_draft import LoreDraft, collect, note_typed, take_table
+from ui.characters.lore_draft import LoreDraft, collect, find, note_typed, take_table
 from ui.shared.i18n import text, tr
+from ui.shared.identity import begin_with, key_of
 from ui.shared.markdown import escape, shortened
 
 CHOICE = "character_lore_choice"
@@ -76,12 +77,20 @@ def _row(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _choose(draft: LoreDraft, indexes: list[int]) -> int:
     """The entry that the form below shows."""
-    book, key = draft.book, draft.field_key(CHOICE)
-    if st.session_state.get(key) not in indexes:
-        st.session_state[key] = indexes[0]
+    book = draft.book
+    if draft.entry not in indexes:
+        draft.entry = indexes[0]
+    key = key_of(CHOICE, draft.edition, draft.entry)
     names = {index: _entry_name(number, entry_values(book, index)) for number, index in enumerate(indexes, start=1)}
-    chosen = st.selectbox(tr("characters.lore_choose"), indexes, key=key, format_func=names.__getitem__)
-    return int(chosen)
+    st.selectbox(tr("characters.lore_choose"), indexes, key=key, format_func=names.__getitem__,
+                 on_change=_show_entry, args=(draft.number, key))  # fmt: skip
+    return draft.entry
+
+
+def _show_entry(number: int, key: str) -> None:
+    draft = find(number)
+    if draft is not None:
+        draft.entry = st.session_state[key]
 
 
 def _entry_name(number: int, values: Mapping[str, Any]) -> str:
@@ -94,7 +103,7 @@ def _draw_entry(draft: LoreDraft, index: int) -> None:
 
     def field(widget: Callable[..., Any], name: str, **options: Any) -> None:
         key = draft.lore_key(name, index)
-        st.session_state.setdefault(key, values[name])
+        begin_with(key, values[name])
         widget(tr(f"characters.lore_{name}"), key=key, on_change=note_typed, args=(draft.number,), **options)
 
     with st.container(border=True, key="lorebook_entry"):
@@ -127,7 +136,7 @@ def _draw_entry(draft: LoreDraft, index: int) -> None:
 def _draw_settings(draft: LoreDraft) -> None:
     values = book_values(draft.book)
     for name, value in values.items():
-        st.session_state.setdefault(draft.lore_key(name), value)
+        begin_with(draft.lore_key(name), value)
     with st.expander(tr("characters.lore_settings"), icon=":material/tune:", key="lorebook_settings"):
         for name in ("scan_depth", "token_budget"):
             st.number_input(tr(f"characters.lore_{name}"), min_value=0, max_value=MAX_NUMBER, step=1,
@@ -150,7 +159,7 @@ def _add(number: int) -> None:
     draft = collect(number)
     if draft is not None:
         draft.set_book(add_entry(draft.book))
-        st.session_state[draft.field_key(CHOICE)] = len(draft.book["entries"]) - 1
+        draft.entry = len(draft.book["entries"]) - 1
 
 
 def _remove(number: int, places: int, index: int) -> None:

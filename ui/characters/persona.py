@@ -22,6 +22,7 @@ from ui.characters.picture import PictureChoice, draw_picture_choice
 from ui.characters.view import ERROR_KEY, back_button, draw_messages, say, show
 from ui.shared.errors import show_error
 from ui.shared.i18n import tr
+from ui.shared.identity import begin_with
 from ui.shared.people import person
 
 DRAFTS_KEY, NAME, ABOUT = "characters_user_drafts", "characters_user_name", "characters_user_about"
@@ -62,8 +63,8 @@ def draw_persona(key: str | None) -> None:
         show_error(error)
         return
     name_key, about_key = draft.keys()
-    st.session_state.setdefault(name_key, draft.now.name)
-    st.session_state.setdefault(about_key, draft.now.description)
+    begin_with(name_key, draft.now.name)
+    begin_with(about_key, draft.now.description)
     st.text_input(tr("characters.user_name"), key=name_key, live=True, on_change=_collect, args=(draft,))
     draw_picture_choice(draft.picture, "characters_user_picture", draft.number, _stored_picture(draft), draft.now.name)
     st.text_area(tr("characters.user_about"), key=about_key, height=180, on_change=_collect, args=(draft,),

@@ -11,7 +11,8 @@ import streamlit as st
 from core.chat.character_prompt import CharacterPrompt
 from core.chat.model_prompt import ModelPrompt, read_model_prompt
 from core.chat.modes import PromptStyle, choose_mode
-from core.chat.template import ChatTemplate, Turn
+from core.chat.template import ChatTemplate
+from core.chat.template_messages import Turn
 from core.chat.tokens import TokenCounter
 from core.common.errors import DeckError
 from core.personas.attached import attached_names

@@ -71,7 +71,9 @@ def _ask(tag: str, text: str) -> None:
     chat = chat_of(tag)
     after, born = last_seen(chat.info.id), born_tag(chat.info)
     files = _files_to_send(born, chat, text)
-    if engine().state.asleep is not None:
+    state = engine().state
+    # Another tab, or a program, may have woken it before this page has shown that.
+    if state.asleep is not None or state.phase == "loading":
         engine().wake()
         chat = keep(chat)
         chat_store().add_draft(chat.info.id, text, files)

@@ -9,7 +9,7 @@ from core.chat.database import ChatStoreError
 from core.chat.prompt_context import Prompt
 from core.chat.records import Chat, ChatInfo
 from core.personas.fields import visible
-from ui.chat.adapter_form import adapter_form
+from ui.chat.adapter_form import adapter_form, say_adapter_is_gone
 from ui.chat.lore import draw_lore, missing_books
 from ui.chat.model_menu import draw_model
 from ui.chat.new_chat import NEW_ID
@@ -61,6 +61,7 @@ def draw_head(chat: Chat, faces: Faces, prompt: Prompt | None) -> None:
         _draw_title(chat, faces, tag, prompt)
         _draw_tools(chat, tag, prompt.fitted.prompt_tokens if prompt else 0)
     say_unknown_format(info)
+    say_adapter_is_gone(info)
     for name in missing_books(info):
         st.warning(tr("lorebooks.gone", name=visible(name)), icon=":material/menu_book:")
     for name in info.cast:

@@ -10,12 +10,15 @@ import streamlit as st
 from core.checkpoint.checkpoint import Checkpoint
 from core.common.errors import DeckError
 from core.engine.protocol import EngineState
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.memory.cpu_fit import CpuReport, speed_text
 from core.memory.fit import DEFAULT_CONTEXT_TOKENS
+from core.memory.fit_report import FitReport
 from ui.chat.feedback import show_errors
+from ui.load.cache_choice import promise_before
 from ui.load.entries import unload
 from ui.load.entries_cache import models
-from ui.load.gauge import Verdict, chosen_now, usual, verdict
+from ui.load.gauge import FITS_MARK, SLOW_MARK, Verdict, chosen_now, speed_words, usual, verdict
 from ui.load.gpu_choice import Devices, devices_here
 from ui.shared.engine_status import Shown, load, loading_progress, reconnect_button, shown_now
 from ui.shared.errors import show_error
@@ -44,18 +47,33 @@ class Offer:
     context_tokens: int
     num_chats: int
     report: Verdict
+    cache: CacheChoice = EVERY_CHAT_FULL
 
 
-def offer_of(checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int) -> Offer:
-    """What can be loaded of a model. Where the wanted context does not fit, the longest one that does."""
-    report = verdict(checkpoint, devices, context_tokens, num_chats)
+def offer_of(
+    checkpoint: Checkpoint,
+    devices: Devices,
+    context_tokens: int,
+    num_chats: int,
+    cache: CacheChoice = EVERY_CHAT_FULL,
+) -> Offer:
+    """What can be loaded of a model. Where the wanted context does not fit, the one to propose that does."""
+    if cache.pool_tokens is not None and cache.pool_tokens < context_tokens:
+        cache = CacheChoice(bits=cache.bits)
+    report = verdict(checkpoint, devices, context_tokens, num_chats, cache=cache)
     if isinstance(report, DeckError):
         return Offer("refused", 0, num_chats, report)
     if report.fits:
-        return Offer("fits", context_tokens, num_chats, report)
-    if report.max_context >= SMALLEST_CONTEXT:
-        return Offer("shorter", report.max_context, num_chats, report)
+        return Offer("fits", context_tokens, num_chats, report, cache)
+    if (shorter := _shorter(report)) >= SMALLEST_CONTEXT:
+        return Offer(
+            "shorter", shorter, num_chats, verdict(checkpoint, devices, shorter, num_chats, cache=cache), cache
+        )
     return Offer("too_large", 0, num_chats, report)
+
+
+def _shorter(report: FitReport | CpuReport) -> int:
+    return report.proposed_context if isinstance(report, FitReport) else report.max_context
 
 
 def draw_model(used_tokens: int) -> None:
@@ -111,7 +129,11 @@ def _draw_offers(state: EngineState, used_tokens: int) -> None:
         return
     here = state.model if state.server is None and state.phase == "ready" else None
     devices = devices_here()
-    offers = [(name, offer_of(one, devices, *_wanted(name, one, state))) for name, one in found if name != here]
+    offers = [
+        (name, offer_of(one, devices, *_wanted(name, one, devices, state), promise_before(name)))
+        for name, one in found
+        if name != here
+    ]
     # What can be loaded comes first.
     offers.sort(key=lambda pair: pair[1].context_tokens == 0)
     if not offers:
@@ -122,11 +144,11 @@ def _draw_offers(state: EngineState, used_tokens: int) -> None:
             _draw_offer(name, offer, state, used_tokens)
 
 
-def _wanted(name: str, checkpoint: Checkpoint, state: EngineState) -> tuple[int, int]:
+def _wanted(name: str, checkpoint: Checkpoint, devices: Devices, state: EngineState) -> tuple[int, int]:
     """The context and the chats at once: as chosen on Load model, else those of the model's last load, else no shorter
     than now where the model can."""
     now = state.facts.context_tokens if state.facts is not None else 0
-    return chosen_now(name, usual(checkpoint, name, max(DEFAULT_CONTEXT_TOKENS, now)))
+    return chosen_now(name, usual(checkpoint, name, devices, max(DEFAULT_CONTEXT_TOKENS, now)))
 
 
 def _draw_offer(name: str, offer: Offer, state: EngineState, used_tokens: int) -> None:
@@ -135,11 +157,13 @@ def _draw_offer(name: str, offer: Offer, state: EngineState, used_tokens: int) -
             st.markdown(f"**{escape(shortened(name, NAME_CHARS))}**",
                         help=escape(name) if len(name) > NAME_CHARS else None)  # fmt: skip
             st.caption(_words(offer))
+            if isinstance(offer.report, FitReport) and offer.report.is_slow and (slow := speed_words(offer.report)):
+                st.caption(slow)
             for loss in _losses(offer, state, used_tokens):
                 st.caption(f":orange[:material/warning:] {loss}")
         if offer.context_tokens:
             st.button(tr("load.load"), key=f"chat_model_load_{name}", icon=":material/play_arrow:", on_click=_load,
-                      args=(name, offer.context_tokens, offer.num_chats))  # fmt: skip
+                      args=(name, offer.context_tokens, offer.num_chats, offer.cache))  # fmt: skip
 
 
 def _words(offer: Offer) -> str:
@@ -149,7 +173,8 @@ def _words(offer: Offer) -> str:
     if offer.kind == "too_large":
         needed, available = (f"{mib / MIB_IN_GIB:.1f}" for mib in (offer.report.needed_mib, offer.report.available_mib))
         return f":red[:material/error:] {tr('chat.model_too_large', needed=needed, available=available)}"
-    words = f":green[:material/check_circle:] {tr('chat.model_fits', context=f'{offer.context_tokens:,}')}"
+    mark = SLOW_MARK if offer.report.is_slow else FITS_MARK
+    words = f"{mark} {tr('chat.model_fits', context=f'{offer.context_tokens:,}')}"
     if isinstance(offer.report, CpuReport):
         words = f"{words} · {tr('chat.model_speed', speed=speed_text(offer.report.tokens_per_s))}"
     return words
@@ -166,8 +191,8 @@ def _losses(offer: Offer, state: EngineState, used_tokens: int) -> list[str]:
 
 
 @show_errors
-def _load(name: str, context_tokens: int, num_chats: int) -> None:
+def _load(name: str, context_tokens: int, num_chats: int, cache: CacheChoice) -> None:
     state = engine().state
     # A second click, or another tab, has begun it.
     if (state.phase, state.model) != ("loading", name):
-        load(name, context_tokens, num_chats)
+        load(name, context_tokens, num_chats, cache=cache)

@@ -41,7 +41,9 @@ def _draw_growing(page: Message) -> None:
     answer, written = recorder().answer(page.id), recorder().written(page.id)
     with st.container(height=HEIGHT_PX, border=True, autoscroll=True):
         st.text(page.text if written is None else written.text)
-        if answer is not None and not answer.text:
+        if answer is not None and answer.is_paused:
+            st.markdown(f":shimmer[{tr('chat.phase_paused')}]")
+        elif answer is not None and not answer.text:
             st.markdown(f":shimmer[{tr(f'chat.phase_{answer.phase}')}]")
     if answer is None or not answer.is_running:
         st.rerun()

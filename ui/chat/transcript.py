@@ -138,6 +138,8 @@ def _figures(stats: dict[str, Any]) -> Iterable[str]:
         yield tr("chat.speed", rate=f"{stats['tokens_per_s']:.1f}")
     if stats.get("first_token_s") is not None:
         yield tr("chat.first_token", seconds=f"{stats['first_token_s']:.2f}")
+    if reused := stats.get("reused_tokens"):
+        yield tr("chat.reused_one" if reused == 1 else "chat.reused", count=reused)
 
 
 def shows_speed() -> bool:
@@ -166,7 +168,9 @@ def _draw_written(message: int, answer: Answer, written: Written) -> None:
         draw_thought(message, written.thought, written.is_thinking)
     if written.text:
         draw_answer_text(message, written.text)
-    if answer.is_running and not answer.text:
+    if answer.is_running and answer.is_paused:
+        st.markdown(f":shimmer[{tr('chat.phase_paused')}]")
+    elif answer.is_running and not answer.text:
         st.markdown(f":shimmer[{tr(f'chat.phase_{answer.phase}')}]")
     if not answer.is_running and answer.num_tokens and shows_speed():
         st.caption(" · ".join(_figures(stats_of(answer, ""))))

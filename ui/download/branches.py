@@ -17,8 +17,8 @@ from core.hub.source import Source
 from core.library import catalogue
 from core.library.ranking import best_candidate
 from core.library.recommended import recommended_models, sized_checkpoint
-from core.memory.cpu_fit import READING_TOKENS_S, CpuReport
-from core.memory.fit import FitReport
+from core.memory.cpu_fit import CpuReport
+from core.memory.fit_report import FitReport
 from ui.load.disk import size_words
 from ui.load.gauge import Verdict, verdict
 from ui.load.gpu_choice import Devices, names_of
@@ -123,11 +123,12 @@ def _verdict_words(branch: Branch, report: Report, is_best: bool) -> str:
 
 
 def fitting_words(report: FitReport | CpuReport, is_best: bool = False) -> str:
-    """Whether it fits, as short as a table has it; on a CPU also whether it is slower than people read."""
+    """Whether it fits, as short as a table has it, and whether it is slow: on a CPU slower than people read, on a GPU
+    by plain steps."""
     memory = "_cpu" if isinstance(report, CpuReport) else ""
     if not report.fits:
         return f"❌ {tr(f'download.fits{memory}_not')}"
-    if isinstance(report, CpuReport) and report.tokens_per_s < READING_TOKENS_S:
+    if report.is_slow:
         return f"🐢 {tr('download.fits_slow')}"
     if is_best:
         return f"✅ {tr('download.best_here' if isinstance(report, CpuReport) else 'download.best')}"

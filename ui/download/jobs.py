@@ -18,7 +18,7 @@ from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr
 from ui.shared.markdown import escape, shortened
 from ui.shared.resources import downloads, quantizing
-from ui.shared.routing import DOWNLOAD_PAGE, LOAD_PAGE, go_to
+from ui.shared.routing import DOWNLOAD_PAGE, LOAD_PAGE, go_to, show_section
 
 POLL_S = 0.5
 SIDEBAR_POLL_S = 1.0
@@ -200,5 +200,5 @@ def _draw_line(shown: Shown) -> None:
 
 
 def _show() -> None:
-    st.session_state["download_section"] = "jobs"
+    show_section("jobs")
     go_to(DOWNLOAD_PAGE)

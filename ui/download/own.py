@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from core.checkpoint.adapter_folders import find_adapter, list_adapters
 from core.checkpoint.adapters import is_other_base
 from core.checkpoint.experts import expert_matrix
 from core.common.errors import CheckpointError, DeckError, InputError
-from core.common.files import write_atomically
 from core.common.host_memory import available_bytes
-from core.common.paths import adapters_dir, data_dir, models_dir, typed_path
+from core.common.paths import adapters_dir, models_dir, typed_path
 from core.common.values import printable, quoted_text
 from core.hub.source import read_source
 from core.hub.tokens import token_for
+from core.library.fingerprint import fingerprint
 from core.quantize.calibration import MAX_FILE_BYTES, read_file
 from core.quantize.options import (
     BITS,
@@ -32,11 +31,11 @@ from core.quantize.options import (
 from core.quantize.plan import QuantizePlan, default_device, free_bytes, plan_job, result_checkpoint
 from core.quantize.source import is_meta_format
 from core.quantize.target import Target, folder_target, repo_target
+from core.quantize.uploads import keep_upload, uploads_folder
 from ui.download.jobs import duration
-from ui.download.repository import show_section
 from ui.download.source import choose_source
 from ui.load.disk import size_words
-from ui.load.entries_cache import fingerprint, models
+from ui.load.entries_cache import models
 from ui.load.gauge import draw_choice
 from ui.load.gpu_choice import devices_here
 from ui.shared.errors import show_error
@@ -46,7 +45,7 @@ from ui.shared.markdown import escape
 from ui.shared.pending import answer
 from ui.shared.people import person
 from ui.shared.resources import quantizing
-from ui.shared.routing import OWN_TARGET_KEY
+from ui.shared.routing import OWN_TARGET_KEY, show_section
 
 TYPED_KEY, ERROR_KEY = "own_typed", "own_error"
 # No folder is called so: a name in models/ has no slash.
@@ -199,12 +198,11 @@ def _choose_calibration() -> Path | None:
         return None
     content = upload.getvalue()
     suffix = ".jsonl" if upload.name.endswith(".jsonl") else ".txt"
-    path = data_dir() / "calibration" / f"{hashlib.sha256(content).hexdigest()[:16]}{suffix}"
     try:
-        if not path.exists():
-            write_atomically(path, content)
+        path = keep_upload(content, suffix)
     except OSError as error:
-        raise DeckError("download_write", path=printable(str(path)), why=error.strerror or str(error)) from error
+        where = printable(str(uploads_folder()))
+        raise DeckError("download_write", path=where, why=error.strerror or str(error)) from error
     read_file(path)
     return path
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from core.common.errors import DeckError
+from core.quantize.answer import answer_words
 from core.quantize.card import loss_percent, loss_text
 from core.quantize.job import QuantizeJob
 from core.quantize.progress import Phase, QuantizeState
@@ -14,7 +15,7 @@ from ui.download.jobs import duration, progress_words
 from ui.shared.engine_status import load
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
-from ui.shared.i18n import tr
+from ui.shared.i18n import language, tr
 from ui.shared.markdown import escape
 from ui.shared.resources import quantizing
 from ui.shared.routing import LOAD_PAGE, go_to
@@ -64,6 +65,8 @@ def _draw_state(job: QuantizeJob, drawn: Phase) -> None:
     if state.result is not None:
         loss = loss_text(loss_percent(state.result))
         st.markdown(tr("quantize.loss", loss=loss) if loss else tr("quantize.loss_none"))
+        key, words = answer_words(state.result["asked"], state.result["first_words"], language())
+        st.markdown(tr(f"quantize.{key}", **{name: escape(word) for name, word in words.items()}))
     if state.error is not None:
         show_error(state.error)
 

@@ -29,7 +29,7 @@ from ui.shared.i18n import tr
 from ui.shared.markdown import escape
 from ui.shared.pending import answer, failed
 from ui.shared.resources import branch_reader, downloads
-from ui.shared.routing import LOAD_PAGE, SECTION_KEY, go_to
+from ui.shared.routing import LOAD_PAGE, go_to, show_section
 
 REFUSED_KEY = "download_refused"
 
@@ -168,8 +168,3 @@ def _begin(source: Source, folder: str) -> None:
         show_section("jobs")
     except DeckError as error:
         st.session_state[f"{REFUSED_KEY}_{folder}"] = error
-
-
-def show_section(name: str) -> None:
-    """For a button's on_click: show another part of the page Download."""
-    st.session_state[SECTION_KEY] = name

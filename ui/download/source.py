@@ -51,7 +51,9 @@ def _chosen() -> str:
 
 
 def _remember() -> None:
-    preferences().set(GROUP, "source", st.session_state[KEY])
+    # A step that was late tells the words of another language.
+    if (chosen := st.session_state[KEY]) in (*ENDPOINTS, OWN):
+        preferences().set(GROUP, "source", chosen)
 
 
 def _remember_own() -> None:

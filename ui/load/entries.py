@@ -11,10 +11,12 @@ from core.common.errors import CheckpointError, DeckError
 from core.engine.protocol import EngineState, MemoryFacts, ModelFacts
 from core.library.scan import LibraryEntry
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
-from core.memory.fit import FitReport
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
+from core.memory.fit_report import FitReport
 from core.memory.sizes import MIB
 from ui.load.adapters import draw_found, draw_room, room_now
 from ui.load.bar import memory_size
+from ui.load.cache_choice import cache_now, draw_cache, has_choice
 from ui.load.disk import file_size
 from ui.load.entries_cache import adapters_of
 from ui.load.gauge import cannot_run, chosen_before, chosen_now, draw_verdict, sentence, sliders, verdict
@@ -80,14 +82,19 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
         st.rerun()
     here = devices_here()
     is_planned = bool(devices) and names_of(devices) != names_of(here)
-    context_tokens, num_chats = before = chosen_before(checkpoint, entry.name)
-    room, report = NO_ROOM, verdict(checkpoint, here, context_tokens, num_chats)
+    context_tokens, num_chats = before = chosen_before(checkpoint, entry.name, here)
+    room, cache, report = NO_ROOM, EVERY_CHAT_FULL, verdict(checkpoint, here, context_tokens, num_chats)
     if not cannot_run(report) or (is_planned and not isinstance(report, CheckpointError)):
-        context_tokens, num_chats = chosen = sliders(checkpoint, entry.name)
+        context_tokens, num_chats = chosen = sliders(checkpoint, entry.name, before)
         room = draw_room(entry.name, adapters_of(checkpoint))
         if chosen != before or room.count:
             report = verdict(checkpoint, here, context_tokens, num_chats, room)
-    draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats, room) if is_planned else report)
+        planned = verdict(checkpoint, devices, context_tokens, num_chats, room) if is_planned else report
+        has_pool = has_choice(planned, num_chats) or has_choice(report, num_chats)
+        cache = draw_cache(entry.name, context_tokens, num_chats, has_pool)
+        if cache != EVERY_CHAT_FULL:
+            report = verdict(checkpoint, here, context_tokens, num_chats, room, cache)
+    draw_verdict(verdict(checkpoint, devices, context_tokens, num_chats, room, cache) if is_planned else report)
     if cannot_run(report):  # No slider makes it run here.
         return
     if isinstance(report, FitReport) and not report.fits:
@@ -95,30 +102,38 @@ def _draw_choice(entry: LibraryEntry, checkpoint: Checkpoint, devices: Devices, 
             st.markdown(sentence(report))
             st.markdown(tr("load.anyway_text"))
             st.button(tr("load.anyway_yes"), key=f"force_load_{entry.name}", icon=":material/play_arrow:",
-                      on_click=_load, args=(entry.name, (context_tokens, num_chats), room, True))  # fmt: skip
+                      on_click=_load, args=(entry.name, (context_tokens, num_chats), room, cache, True))  # fmt: skip
     elif gpu_error() is not None:
         with st.container(horizontal=True):
-            _load_button(entry.name, (context_tokens, num_chats), room)
+            _load_button(entry.name, (context_tokens, num_chats), room, cache)
             with st.popover(tr("load.on_cpu"), icon=":material/memory:", key=f"load_cpu_ask_{entry.name}"):
                 st.markdown(tr("load.on_cpu_text"))
                 st.button(tr("load.on_cpu_yes"), key=f"load_on_cpu_{entry.name}", icon=":material/play_arrow:",
                           on_click=_load,
-                          args=(entry.name, (context_tokens, num_chats), room, False, True))  # fmt: skip
+                          args=(entry.name, (context_tokens, num_chats), room, cache, False, True))  # fmt: skip
     else:
-        _load_button(entry.name, (context_tokens, num_chats), room)
+        _load_button(entry.name, (context_tokens, num_chats), room, cache)
 
 
-def _load_button(name: str, drawn: tuple[int, int], room: AdapterRoom) -> None:
+def _load_button(name: str, drawn: tuple[int, int], room: AdapterRoom, cache: CacheChoice) -> None:
     # Folders have any name: the keys of what else there is on the page begin otherwise, whatever "name" is.
     st.button(tr("load.load"), key=f"load_model_{name}", icon=":material/play_arrow:", type="primary",
-              on_click=_load, args=(name, drawn, room))  # fmt: skip
+              on_click=_load, args=(name, drawn, room, cache))  # fmt: skip
 
 
-def _load(name: str, drawn: tuple[int, int], room: AdapterRoom, force: bool = False, on_cpu: bool = False) -> None:
+def _load(
+    name: str,
+    drawn: tuple[int, int],
+    room: AdapterRoom,
+    cache: CacheChoice,
+    force: bool = False,
+    on_cpu: bool = False,
+) -> None:
     """Load with what the sliders say by now. `force` counts only for the values that were `drawn` as too large."""
     context_tokens, num_chats = now = chosen_now(name, drawn)
-    adapters = room_now(name, room)
-    load(name, context_tokens, num_chats, force and (now, adapters) == (drawn, room), on_cpu, adapters)
+    adapters, promise = room_now(name, room), cache_now(name, *now, cache)
+    is_forced = force and (now, adapters, promise) == (drawn, room, cache)
+    load(name, context_tokens, num_chats, is_forced, on_cpu, adapters, promise)
 
 
 def unload(seen: EngineState) -> None:
@@ -142,8 +157,10 @@ def draw_state(state: EngineState) -> None:
 
 def _draw_loaded(state: EngineState, facts: ModelFacts) -> None:
     context = tr("load.context_value", tokens=f"{facts.context_tokens:,}")
-    st.success(tr("load.serves", context=context, chats=facts.num_slots), title=tr("load.success"),
-               icon=":material/check_circle:")  # fmt: skip
+    serves = tr("load.serves", context=context, chats=facts.num_slots)
+    if facts.pool_tokens is not None:
+        serves = tr("load.serves_shared", context=context, chats=facts.num_slots, pool=f"{facts.pool_tokens:,}")
+    st.success(serves, title=tr("load.success"), icon=":material/check_circle:")
     with st.grid("auto", min_column_width=110):
         for name, value in _facts(facts):
             st.markdown(f":small[:gray[{tr(f'load.fact_{name}')}]]  \n**{value}**")
@@ -168,7 +185,8 @@ def _draw_technical(facts: ModelFacts) -> None:
     st.markdown(tr("load.kernel_line", kernel=facts.kernel, reason=tr(f"kernel.{facts.kernel_reason}")))
     for note in facts.notes:
         st.caption(tr(f"load.note_{note}"))
-    rows = [("weights", _mib(facts.weights_bytes)), ("cache", _mib(facts.cache_bytes))]
+    cache = f"{_mib(facts.cache_bytes)} · {tr('model.bits', bits=facts.cache_bits)}"
+    rows = [("weights", _mib(facts.weights_bytes)), ("cache", cache)]
     if facts.memory is not None:
         rows.append(("memory", f"{_mib(_taken_bytes(facts.memory))} / {_mib(facts.memory.plan.total)}"))
     with st.grid("auto", min_column_width=110):

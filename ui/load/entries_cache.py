@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import streamlit as st
 
 from core.checkpoint.adapter_folders import list_adapters
 from core.checkpoint.checkpoint import Checkpoint
 from core.library.adapters import FoundAdapter, find_adapters
+from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.scan import LibraryEntry, scan
 from ui.shared.resources import library_entry
 
-Fingerprint = tuple[tuple[bytes, int, int], ...]
 # So many models are shown with their adapters.
 MAX_KEPT = 256
 
@@ -33,13 +32,3 @@ def adapters_of(checkpoint: Checkpoint) -> list[FoundAdapter]:
 @st.cache_resource(show_spinner=False, max_entries=MAX_KEPT)
 def _adapters_of(seen: tuple[tuple[bytes, Fingerprint], ...], _checkpoint: Checkpoint) -> list[FoundAdapter]:
     return find_adapters(_checkpoint)
-
-
-def fingerprint(folder: Path) -> Fingerprint:
-    """Name, size and time of every file in `folder`: what changes when a checkpoint does."""
-    try:
-        with os.scandir(os.fsencode(folder)) as files:
-            found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    except OSError:
-        return ()
-    return tuple(sorted(found))

@@ -13,9 +13,11 @@ from core.checkpoint.rope import ContextLimits
 from core.common.errors import DeckError, InputError
 from core.library.last_model import last_load
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from core.memory.cpu_fit import CpuReport, check_cpu_fit
 from core.memory.device_memory import DeviceMemory
-from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, SIZES, FitReport, check_fit
+from core.memory.fit import DEFAULT_CONTEXT_TOKENS, MAX_CHATS, check_fit
+from core.memory.fit_report import SIZES, FitReport
 from core.memory.plan import MemoryPlan
 from core.memory.rental import cards_that_fit
 from core.memory.sizes import MIB
@@ -24,11 +26,13 @@ from ui.load.gpu_choice import Devices
 from ui.shared.errors import show_error
 from ui.shared.i18n import text, tr
 
-CHATS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, MAX_CHATS)
+CHATS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, MAX_CHATS)
 CONTEXT_STEPS, EXTENDED_STEPS = 32, 8
 Verdict = FitReport | CpuReport | DeckError
 SMALLEST_STEP = 32
-FITS_MARK = ":green[:material/check_circle:]"
+# Where the slider's steps are as large as these, one below the default may be quick where that is not.
+SHORT_CONTEXTS = (1024, 2048, 3072)
+FITS_MARK, SLOW_MARK = ":green[:material/check_circle:]", ":orange[:material/hourglass_bottom:]"
 
 
 def context_choices(limits: ContextLimits) -> list[int]:
@@ -38,12 +42,13 @@ def context_choices(limits: ContextLimits) -> list[int]:
     beyond = max(SMALLEST_STEP, limit // EXTENDED_STEPS)
     extended = [tokens for tokens in range(beyond, limit, beyond) if tokens > usual]
     step = max(SMALLEST_STEP, usual // CONTEXT_STEPS)
-    return sorted({*range(step, usual, step), min(usual, DEFAULT_CONTEXT_TOKENS), usual, *extended, limit})
+    short = SHORT_CONTEXTS if step >= SHORT_CONTEXTS[1] else ()
+    return sorted({*range(step, usual, step), *short, min(usual, DEFAULT_CONTEXT_TOKENS), usual, *extended, limit})
 
 
-def sliders(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
-    """The context in tokens and the chats at once that a person chose for this model."""
-    choices, (default, chats) = context_choices(checkpoint.context_limits), usual(checkpoint, key)
+def sliders(checkpoint: Checkpoint, key: str, before: tuple[int, int]) -> tuple[int, int]:
+    """The context in tokens and the chats at once that a person chose for this model; `before`: see chosen_before()."""
+    choices, (default, chats) = context_choices(checkpoint.context_limits), before
     left, right = st.columns(2)
     context_tokens = default
     with left:
@@ -61,21 +66,28 @@ def cannot_run(report: Verdict) -> bool:
     return isinstance(report, DeckError) and not isinstance(report, InputError)
 
 
-def usual(checkpoint: Checkpoint, name: str, default_tokens: int = DEFAULT_CONTEXT_TOKENS) -> tuple[int, int]:
+def usual(
+    checkpoint: Checkpoint, name: str, devices: Devices, default_tokens: int = DEFAULT_CONTEXT_TOKENS
+) -> tuple[int, int]:
     """The context and the chats at once to begin with: those of the last load of this name, as far as the sliders have
-    them, else `default_tokens` or as many as the model has, and one chat."""
+    them, else `default_tokens` or as many as the model has, fewer where that makes it quick on `devices`, and one
+    chat."""
     limits = checkpoint.context_limits
     default, last = min(limits.usual_tokens, default_tokens), last_load(name)
     if last is None:
+        report = verdict(checkpoint, devices, default, CHATS[0]) if devices else None
+        if isinstance(report, FitReport) and report.fits and report.proposed_context < default:
+            quick = [tokens for tokens in context_choices(limits) if tokens <= report.proposed_context]
+            default = max(quick, default=default)
         return default, CHATS[0]
     context_tokens = [tokens for tokens in context_choices(limits) if tokens <= last.context_tokens]
     num_chats = [chats for chats in CHATS if chats <= last.num_chats]
     return max(context_tokens, default=default), max(num_chats, default=CHATS[0])
 
 
-def chosen_before(checkpoint: Checkpoint, key: str) -> tuple[int, int]:
+def chosen_before(checkpoint: Checkpoint, key: str, devices: Devices) -> tuple[int, int]:
     """What sliders() is about to say."""
-    return chosen_now(key, usual(checkpoint, key))
+    return chosen_now(key, usual(checkpoint, key, devices))
 
 
 def chosen_now(key: str, drawn: tuple[int, int]) -> tuple[int, int]:
@@ -90,7 +102,12 @@ def _with_commas(number: int) -> str:
 
 
 def verdict(
-    checkpoint: Checkpoint, devices: Devices, context_tokens: int, num_chats: int, adapters: AdapterRoom = NO_ROOM
+    checkpoint: Checkpoint,
+    devices: Devices,
+    context_tokens: int,
+    num_chats: int,
+    adapters: AdapterRoom = NO_ROOM,
+    cache: CacheChoice = EVERY_CHAT_FULL,
 ) -> Verdict:
     """Whether it fits `devices`, or why that cannot be said: no kernel takes it, its configuration is broken.
 
@@ -98,8 +115,8 @@ def verdict(
     """
     try:
         if devices:
-            return check_fit(checkpoint, devices, context_tokens, num_chats, adapters=adapters)
-        return check_cpu_fit(checkpoint, context_tokens, num_chats, adapters=adapters)
+            return check_fit(checkpoint, devices, context_tokens, num_chats, adapters=adapters, cache=cache)
+        return check_cpu_fit(checkpoint, context_tokens, num_chats, adapters=adapters, cache_bits=cache.bits)
     except DeckError as error:
         return error
 
@@ -110,23 +127,40 @@ def draw_verdict(report: Verdict) -> None:
         show_error(report)
         return
     if isinstance(report, CpuReport):
-        slow = ":orange[:material/hourglass_bottom:]"
-        mark = ":red[:material/error:]" if not report.fits else slow if report.is_slow else FITS_MARK
-        st.markdown(f"{mark} {tr(f'fit.{report.reason}', **_readable(report.params))}")
+        st.markdown(f"{_mark(report)} {tr(f'fit.{report.reason}', **_readable(report.params))}")
         draw_notes(report.notes)
         return
     spoken = text(f"fit.{report.reason}", **_readable(report.params))
     draw_bar(parts(report), sum(device.total_mib for device in report.devices), spoken)
-    mark = FITS_MARK if report.fits else ":red[:material/error:]"
-    st.markdown(f"{mark} {sentence(report)}")
+    st.markdown(f"{_mark(report)} {sentence(report)}")
+    speed = speed_words(report)
+    if speed and report.is_slow:
+        st.markdown(speed)
     for name, params in report.remedies:
         st.markdown(f"- {tr(f'fit.{name}', **_readable(params))}")
     if not report.fits:
         _draw_cards(report)
     draw_notes(report.notes)
     if report.reason != "too_large":
-        st.caption(tr("gauge.longest", longest=f"{report.max_context:,}"))
+        longest = "gauge.longest" if report.load.pool_tokens is None else "gauge.longest_shared"
+        st.caption(tr(longest, longest=f"{report.max_context:,}"))
+    if speed and not report.is_slow:
+        st.caption(speed)
     _draw_working(report)
+
+
+def _mark(report: FitReport | CpuReport) -> str:
+    if not report.fits:
+        return ":red[:material/error:]"
+    return SLOW_MARK if report.is_slow else FITS_MARK
+
+
+def speed_words(report: FitReport) -> str | None:
+    """How quick a load that fits is, where more or less context makes it otherwise."""
+    if (note := report.speed_note) is None:
+        return None
+    name, params = note
+    return tr(f"fit.{name}", **_readable(params))
 
 
 def _draw_working(report: FitReport) -> None:
@@ -138,7 +172,8 @@ def _draw_working(report: FitReport) -> None:
             st.markdown(tr("gauge.assumes", kernel=report.load.kernel.name))
         if len(report.devices) > 1:
             lines = [_share(*place) for place in zip(report.devices, report.plans, strict=True)]
-            st.markdown("  \n".join([tr("gauge.split"), *lines]))
+            split = "gauge.split" if report.load.is_captured else "gauge.split_plain"
+            st.markdown("  \n".join([tr(split), *lines]))
 
 
 def _share(device: DeviceMemory, plan: MemoryPlan) -> str:
@@ -155,7 +190,7 @@ def draw_notes(found: Sequence[Note]) -> None:
 def _draw_cards(report: FitReport) -> None:
     """The cards that would do, one alone and two of one kind."""
     for key, count in (("cards", 1), ("two_cards", 2)):
-        if offers := cards_that_fit(report.load, count):
+        if offers := cards_that_fit(report, count):
             st.markdown(f"- {tr(f'fit.{key}', cards=', '.join(offer.label for offer in offers))}")
 
 
@@ -188,8 +223,8 @@ def parts(report: FitReport) -> list[Part]:
 
 def draw_choice(checkpoint: Checkpoint, devices: Devices, key: str) -> None:
     """The sliders and the verdict under them, for a model that is not on disk."""
-    before = chosen_before(checkpoint, key)
+    before = chosen_before(checkpoint, key, devices)
     report = verdict(checkpoint, devices, *before)
-    if not cannot_run(report) and (chosen := sliders(checkpoint, key)) != before:
+    if not cannot_run(report) and (chosen := sliders(checkpoint, key, before)) != before:
         report = verdict(checkpoint, devices, *chosen)
     draw_verdict(report)

@@ -22,7 +22,7 @@ from ui.shared.resources import engine, preferences, tasks
 from ui.shared.routing import CHAT_PAGE, go_to
 
 PLACES = ("here", "server")
-PLACE_KEY, ADDRESS_KEY, KEY_KEY = "load_place", "remote_address", "remote_key"
+PLACE_KEY, ADDRESS_KEY, KEY_KEY, NUM_KEPT_KEY = "load_place", "remote_address", "remote_key", "remote_num_kept"
 MODEL, CONTEXT = "remote_model", "remote_context"
 # What this tab looks at: a checked address, or the error of what was typed.
 ASKED_KEY, ERROR_KEY = "remote_asked", "remote_error"
@@ -122,14 +122,16 @@ def _draw_form() -> None:
     if ADDRESS_KEY not in st.session_state:
         st.session_state[ADDRESS_KEY] = selection.address if selection else preferences().get(GROUP, "address") or ""
     with_key = _typed_address_with_key()
+    # After each key that was kept the field is another one, and so is empty again: the next address is another server.
+    key = f"{KEY_KEY}_{st.session_state.setdefault(NUM_KEPT_KEY, 0)}"
     with st.form(key="remote_form", border=False):
         st.text_input(tr("remote.address"), key=ADDRESS_KEY, placeholder=EXAMPLE, help=tr("remote.address_help"),
                       persist_state="session")  # fmt: skip
-        st.text_input(tr("remote.key"), key=KEY_KEY, type="password", help=tr("remote.key_help"),
+        st.text_input(tr("remote.key"), key=key, type="password", help=tr("remote.key_help"),
                       placeholder=text("remote.key_kept") if with_key else "")  # fmt: skip
         with st.container(horizontal=True):
             st.form_submit_button(tr("remote.find"), key="remote_find", icon=":material/lan:", on_click=_find,
-                                  type="primary" if selection is None else "secondary")  # fmt: skip
+                                  args=(key,), type="primary" if selection is None else "secondary")  # fmt: skip
             if with_key:
                 st.form_submit_button(tr("remote.forget_key", server=host_name(with_key)), type="tertiary",
                                       key=f"remote_forget_{with_key}", on_click=_forget, args=(with_key,))  # fmt: skip
@@ -144,15 +146,15 @@ def _typed_address_with_key() -> str | None:
     return None if key_of(address) is None else address
 
 
-def _find() -> None:
+def _find(key: str) -> None:
     """Ask the server for its models. A typed key is kept for this address; an empty field leaves the old key."""
     st.session_state.pop(ERROR_KEY, None)
     st.session_state.pop(ASKED_KEY, None)
     try:
         address = checked_address(st.session_state[ADDRESS_KEY] or "")
-        if st.session_state[KEY_KEY]:
-            keep_key(address, st.session_state[KEY_KEY])
-            st.session_state[KEY_KEY] = ""
+        if typed := st.session_state[key]:
+            keep_key(address, typed)
+            st.session_state[NUM_KEPT_KEY] += 1
     except DeckError as error:
         st.session_state[ERROR_KEY] = error
         return

@@ -11,11 +11,11 @@ from core.common.errors import DeckError, InputError
 from core.common.paths import COMMIT_CHARS, models_dir
 from core.common.urls import host_name
 from core.common.values import printable
+from core.library.fingerprint import Fingerprint, fingerprint
 from core.library.hf_cache import cached_snapshots
 from core.library.maintenance import Verification, delete, delete_refusal, import_folder, verify
 from core.library.scan import FolderFacts, LibraryEntry, disk_usage, facts, locate
 from ui.load.disk import draw_disk, size_words
-from ui.load.entries_cache import Fingerprint, fingerprint
 from ui.shared.errors import sentence, show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.i18n import tr

@@ -15,11 +15,11 @@ from ui.settings.connection import draw_connection
 from ui.settings.files import draw_files
 from ui.settings.serving import draw_idle, draw_serving
 from ui.settings.theme import choose_theme
-from ui.shared.i18n import KEY, language, remember_language, tr
+from ui.shared.i18n import language, take_language, tr
+from ui.shared.identity import key_of
 from ui.shared.markdown import escape
 from ui.shared.shortcuts import SHORTCUTS
 
-LANGUAGE_KEY, START_KEY = "settings_language", "settings_at_start"
 SHOWN_PACKAGES = ("streamlit", "torch", "transformers", "gptqmodel")
 
 
@@ -48,26 +48,20 @@ def draw_settings() -> None:
 
 
 def _draw_language() -> None:
-    # The sidebar's choice may have changed meanwhile.
-    st.session_state[LANGUAGE_KEY] = language()
-    st.selectbox(tr("settings.language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, key=LANGUAGE_KEY,
-                 label_visibility="collapsed", on_change=_choose_language)  # fmt: skip
+    key = key_of("settings_language", "", language(), is_translated=False)
+    st.selectbox(tr("settings.language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, key=key,
+                 label_visibility="collapsed", on_change=take_language, args=(key,))  # fmt: skip
     st.caption(tr("settings.language_text"))
 
 
-def _choose_language() -> None:
-    st.session_state[KEY] = st.session_state[LANGUAGE_KEY]
-    remember_language()
-
-
 def _draw_start() -> None:
-    # Another tab, or another person of this installation, may have changed it meanwhile.
-    st.session_state[START_KEY] = is_loaded_at_start()
-    st.toggle(tr("settings.at_start"), key=START_KEY, on_change=_choose_start, help=tr("settings.at_start_text"))
+    key = key_of("settings_at_start", "", is_loaded_at_start())
+    st.toggle(tr("settings.at_start"), key=key, on_change=_choose_start, args=(key,),
+              help=tr("settings.at_start_text"))  # fmt: skip
 
 
-def _choose_start() -> None:
-    set_loaded_at_start(st.session_state[START_KEY])
+def _choose_start(key: str) -> None:
+    set_loaded_at_start(st.session_state[key])
 
 
 def _draw_shortcuts() -> None:

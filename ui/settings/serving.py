@@ -16,17 +16,15 @@ from core.standby.settings import (
     set_other_names,
 )
 from ui.shared.i18n import tr
+from ui.shared.identity import key_of
 from ui.shared.people import person
-
-NAMES_KEY = "settings_other_names"
 
 
 def draw_serving() -> None:
-    # Another tab, or another person of this installation, may have changed it meanwhile.
-    st.session_state[NAMES_KEY] = other_names()
+    key = key_of("settings_other_names", "", other_names())
     words = {name: tr(f"settings.other_names_{name}") for name in OTHER_NAMES}
-    st.selectbox(tr("settings.other_names"), OTHER_NAMES, key=NAMES_KEY, help=tr("settings.other_names_help"),
-                 format_func=words.__getitem__, on_change=_choose_names)  # fmt: skip
+    st.selectbox(tr("settings.other_names"), OTHER_NAMES, key=key, help=tr("settings.other_names_help"),
+                 format_func=words.__getitem__, on_change=_choose_names, args=(key,))  # fmt: skip
 
 
 def draw_idle() -> None:
@@ -43,8 +41,7 @@ def draw_idle() -> None:
 
 
 def _draw_minutes(action: Action, label: str, about: str) -> None:
-    key = f"settings_idle_{action}"
-    st.session_state[key] = idle_minutes(action)
+    key = key_of(f"settings_idle_{action}", "", idle_minutes(action))
     st.number_input(label, 0, MAX_MINUTES, step=5, key=key, help=about, on_change=_choose_minutes, args=(action, key))
 
 
@@ -52,5 +49,5 @@ def _choose_minutes(action: Action, key: str) -> None:
     set_idle_minutes(action, st.session_state[key])
 
 
-def _choose_names() -> None:
-    set_other_names(st.session_state[NAMES_KEY])
+def _choose_names(key: str) -> None:
+    set_other_names(st.session_state[key])

@@ -150,7 +150,8 @@ export default function ({ parentElement, data }) {
 """
 # Streamlit itself would say "Connection failed with status 401". One timer a tab, however often this is drawn.
 WATCH = """
-// Keys and clicks are told of at most every 20 s: a machine is not ended under whoever works at a page.
+// Keys, clicks and scrolling are told of at most every 20 s, and that a page was opened: a machine is not ended under
+// whoever works at one.
 const tell = () => {
     const now = Date.now();
     if (now - (window.llamadeckTold ?? 0) > 20000) {
@@ -160,7 +161,10 @@ const tell = () => {
 };
 export default function () {
     if (!window.llamadeckWatch) {
-        ["keydown", "pointerdown"].forEach((name) => document.addEventListener(name, tell, { passive: true }));
+        ["keydown", "pointerdown", "wheel"].forEach((name) => document.addEventListener(name, tell, { passive: true }));
+        if (document.visibilityState === "visible") {
+            tell();
+        }
     }
     window.llamadeckWatch ??= setInterval(async () => {
         const answer = await fetch("sign-in", { method: "HEAD", redirect: "manual" }).catch(() => null);

@@ -10,6 +10,7 @@ from core.engine.protocol import EngineState
 from core.library.last_model import LastModel, last_model, note_last_model
 from core.library.scan import locate
 from core.memory.adapter_room import NO_ROOM, AdapterRoom
+from core.memory.cache_choice import EVERY_CHAT_FULL, CacheChoice
 from ui.shared.errors import show_error
 from ui.shared.fragment import redraw_every
 from ui.shared.gpus import gpu_error
@@ -54,7 +55,8 @@ def _status(shown: Shown) -> None:
     state, num_running, silent_s = engine().state, len(engine().running_answers), engine().silent_s
     if state.phase == "ready" and state.server is None and state.facts is not None:
         facts = state.facts
-        note_last_model(LastModel(state.model or "", facts.context_tokens, facts.num_slots, facts.adapters))
+        cache = CacheChoice(facts.pool_tokens, facts.cache_bits)
+        note_last_model(LastModel(state.model or "", facts.context_tokens, facts.num_slots, facts.adapters, cache))
     with st.container(border=True, gap="xsmall"):
         st.markdown(SILENT_ICON + tr("engine.silent") if silent_s else _status_line(state, num_running))
         if state.asleep is not None:
@@ -161,7 +163,7 @@ def way_to_model() -> None:
         elif last is not None and is_here:
             st.button(tr("engine.load_again", name=last.name), icon=":material/refresh:", key="engine_load_again",
                       type="primary", on_click=load, args=(last.name, last.context_tokens, last.num_chats),
-                      kwargs={"adapters": last.adapters})  # fmt: skip
+                      kwargs={"adapters": last.adapters, "cache": last.cache})  # fmt: skip
         st.button(tr("engine.go_load"), icon=":material/deployed_code:", key="go_load", on_click=go_to,
                   type="secondary" if is_lost or is_here else "primary", args=(LOAD_PAGE,))  # fmt: skip
 
@@ -178,6 +180,7 @@ def load(
     force: bool = False,
     on_cpu: bool = False,
     adapters: AdapterRoom = NO_ROOM,
+    cache: CacheChoice = EVERY_CHAT_FULL,
 ) -> None:
     """Begin to load a model of the library, in place of whatever is loaded; Runner.load says what the values are."""
-    engine().load(locate(name), context_tokens, num_slots, force=force, on_cpu=on_cpu, adapters=adapters)
+    engine().load(locate(name), context_tokens, num_slots, force=force, on_cpu=on_cpu, adapters=adapters, cache=cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from core.common.i18n import LANGUAGES, guess_language, translate
+from ui.shared.identity import key_of
 from ui.shared.markdown import escape
 from ui.shared.resources import LANGUAGE_KEY, preferences
 
@@ -41,19 +42,21 @@ def browser_locale() -> str:
 
 def choose_language() -> None:
     """Draw the choice of language."""
-    language()
+    key = key_of("language_choice", "", language(), is_translated=False)
     st.segmented_control(
         tr("language.label"),
         list(LANGUAGES),
         format_func=LANGUAGES.__getitem__,
-        key=KEY,
+        key=key,
         required=True,
-        persist_state="session",
         label_visibility="collapsed",
-        on_change=remember_language,
+        on_change=take_language,
+        args=(key,),
         width="stretch",
     )
 
 
-def remember_language() -> None:
+def take_language(key: str) -> None:
+    """For the on_change of a choice of language with this key."""
+    st.session_state[KEY] = st.session_state[key]
     preferences().set("languages", browser_locale(), language())

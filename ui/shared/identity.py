@@ -1,19 +1,25 @@
 """Which thing a widget edits, as its key says it.
 
 A browser takes no new value for a widget that it does not show, such as one in a closed popover: it sends the old value
-with its next step, as if a person had chosen it. So each thing, and each value that comes from outside, gets a widget
-of its own. A callback is given the thing and the key that its widget was drawn for.
+with its next step, as if a person had chosen it. Nor has it the last run yet when a step is on its way already. So each
+thing, and each value that comes from outside, gets a widget of its own. A callback is given the thing and the key that
+its widget was drawn for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from ui.shared.resources import LANGUAGE_KEY
+
 DRAWN_KEY, COUNT_KEY, HELD_KEY = "drawn_widgets", "drawn_count", "held_texts"
+# The widgets whose value the browser has, and what Streamlit made of its last step.
+SENT_KEY, STEP_KEY = "sent_widgets", "last_step"
 
 
 class Drawn(NamedTuple):
@@ -22,27 +28,81 @@ class Drawn(NamedTuple):
     thing: str
     key: str
     value: Any
+    language: str
 
 
-def key_of(name: str, thing: object, value: Any, kept: Callable[[Any], Any] | None = None) -> str:
-    """The key of the widget that shows `value`, which is the `name` of `thing`.
+def key_of(
+    name: str, thing: object, value: Any, kept: Callable[[Any], Any] | None = None, is_translated: bool = True
+) -> str:
+    """The key of the widget that shows `value`, which is the `name` of `thing`, or of the tab where `thing` is empty.
 
     The key begins with both, and stays the same while only the widget itself changes the value. `kept` gives what is
     stored of a typed text, where that is not all of it: a new widget would lose the focus in the midst of typing.
+    Where a widget `is_translated`, another language has one of its own: browsers tell a choice by its words.
     """
     state, thing = st.session_state, str(thing)
+    language = str(state.get(LANGUAGE_KEY, "")) if is_translated else ""
     last = _drawn().get(name)
-    if last is not None and last.thing == thing and last.key in state and _shows(state[last.key], value, kept):
+    is_same = last is not None and (last.thing, last.language) == (thing, language)
+    if last is not None and is_same and last.key in state and _shows(state[last.key], value, kept):
         key = last.key
-        if not _is_sent(key):
-            # Streamlit sends a value only in the run that sets it; a browser that comes later has not got it.
-            state[key] = value
     else:
+        if last is not None:
+            _quieten(last.key, state.get(last.key, last.value))
         number = state[COUNT_KEY] = state.get(COUNT_KEY, 0) + 1
-        key = "_".join([name, thing, *([] if last is None else [str(number)])])
-        state[key] = value
-    _drawn()[name] = Drawn(thing, key, value)
+        key = "_".join(part for part in (name, thing, "" if last is None else str(number)) if part)
+    begin_with(key, value)
+    _drawn()[name] = Drawn(thing, key, value, language)
     return key
+
+
+def begin_with(key: str, value: Any) -> None:
+    """Let the widget with this key show `value` at first. Call it before the widget is drawn.
+
+    Streamlit sends a value only in the run that sets it, and drops what it has not sent yet where another run follows
+    at once: the browser would show an empty field, and send it. So the value is set until the browser has sent one.
+    """
+    state, sent = st.session_state, _sent()
+    if key not in state:
+        state[key] = value
+        sent.discard(key)
+    elif _is_sent(key):
+        sent.add(key)
+    elif key not in sent:
+        state[key] = state[key]
+
+
+def _quieten(key: str, value: Any) -> None:
+    """Call no on_change where the widget with this key, which is drawn no longer, tells `value`.
+
+    A browser that has not got this run yet sends that with its next step, and Streamlit takes it for a change.
+    """
+    if (run := get_script_run_ctx()) is None:
+        return
+    session = run.session_state._state
+    widget = session.get_widget_metadata(session.get_widget_id_from_key(key) or "")
+    if widget is None or (callback := widget.callback) is None:
+        return
+
+    def call_if_changed(*args: Any, **kwargs: Any) -> None:
+        if st.session_state.get(key, value) != value:
+            callback(*args, **kwargs)
+
+    session._set_widget_metadata(replace(widget, callback=call_if_changed))
+
+
+def _sent() -> set[str]:
+    """The keys of the widgets whose value the browser has.
+
+    A step without it shows that the browser has it no longer: it forgets the widgets of a page that is left at once,
+    where the server may not. A run that a page asks for itself is for no new step, and shows nothing.
+    """
+    sent: set[str] = st.session_state.setdefault(SENT_KEY, set())
+    run = get_script_run_ctx()
+    if run is not None and run.context_info is not st.session_state.get(STEP_KEY):
+        st.session_state[STEP_KEY] = run.context_info
+        sent.intersection_update([key for key in sent if _is_sent(key)])
+    return sent
 
 
 def _is_sent(key: str) -> bool:

@@ -48,6 +48,8 @@ def _draw(poll_s: float) -> None:
     watch = idle_watch()
     if watch.error is not None:
         show_error(watch.error)
+    if (running := watch.running_command) is not None:
+        st.warning(tr("idle.running", command=running), icon=":material/timer:")
     left_s = watch.left_s("command")
     is_shown = left_s is not None and watch.idle_s >= SHOWN_AFTER_S
     is_told, is_near = st.session_state.get(TOLD_KEY, False), left_s is not None and left_s < SECONDS_FROM_S

@@ -39,8 +39,14 @@ def go_to(page: str) -> None:
 
 def go_quantize(folder: str) -> None:
     """For a button's on_click: show Download's part for a model of one's own, with this folder of models/ chosen."""
-    st.session_state[SECTION_KEY], st.session_state[OWN_TARGET_KEY] = "own", folder
+    show_section("own")
+    st.session_state[OWN_TARGET_KEY] = folder
     go_to(DOWNLOAD_PAGE)
+
+
+def show_section(name: str) -> None:
+    """Show another part of the page Download: now if it is the one shown, else when it is opened."""
+    st.session_state[SECTION_KEY] = name
 
 
 def follow() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core.api.dialects.dialect import Body
-from core.api.dialects.reading import field_error, listed, objects, text_of
+from core.api.dialects.reading import count_of, field_error, listed, objects, text_of
 from core.api.errors import ApiError
 from core.api.json_text import to_json
 
@@ -127,8 +127,8 @@ def _thinking(body: Body) -> Body:
     if kind not in ("enabled", "disabled", "adaptive", "between_tools"):
         raise field_error("thinking.type", "enabled, adaptive or disabled is wanted")
     made: Body = {"enable_thinking": kind != "disabled"}
-    if kind == "enabled":
-        made["thinking_budget"] = given.get("budget_tokens")
+    if kind == "enabled" and given.get("budget_tokens") is not None:
+        made["thinking_budget"] = count_of(given["budget_tokens"], "thinking.budget_tokens")
     return made
 
 

@@ -24,8 +24,8 @@ LOAD_OPTIONS = frozenset(
 # What stands beside the options; among them it would make another request of this one.
 BESIDE = frozenset({"model", "messages", "prompt", "suffix", "stream", "n", "best_of", "echo"})
 USUAL_TAG = ":latest"
-# As long as the context lets it be; Ollama has two numbers for that.
-ENDLESS = (-1, -2)
+# As long as the context lets it be; Ollama has three numbers for that.
+ENDLESS = (0, -1, -2)
 
 
 class NothingAsked(ApiError):
@@ -68,9 +68,11 @@ def _raw_body(body: Body) -> Body:
 
 
 def name_of(body: Body) -> str | None:
-    """The model's name; clients of Ollama add its usual tag."""
+    """The model's name; clients of Ollama add its usual tag. Raises ApiError for what is no name."""
     name = body.get("model") or body.get("name")
-    return name.removesuffix(USUAL_TAG) if isinstance(name, str) else name
+    if name is not None and not isinstance(name, str):
+        raise field_error("model", "a text is wanted")
+    return name.removesuffix(USUAL_TAG) if name is not None else None
 
 
 def lets_go(body: Body) -> bool:
@@ -91,7 +93,7 @@ def _settings(body: Body) -> Body:
     left_out = LOAD_OPTIONS | BESIDE
     made: Body = {name: value for name, value in options.items() if name not in left_out and value is not None}
     if (length := made.pop("num_predict", None)) is not None:
-        made["max_tokens"] = -1 if length in ENDLESS else length
+        made["max_tokens"] = -1 if type(length) is int and length in ENDLESS else length
     return made | {
         "model": name_of(body),
         "stream": is_stream(body),

@@ -37,6 +37,13 @@ def text_of(given: object, field: str) -> str:
     return given
 
 
+def count_of(given: object, field: str) -> object:
+    """A number from 1, by the name that its sender gave it; our own types check the rest."""
+    if isinstance(given, bool) or not isinstance(given, int | float) or given < 1:
+        raise field_error(field, "a number from 1 is wanted")
+    return given
+
+
 def arguments_of(function: Body) -> Body:
     """The arguments of a call as an object, which they are unless the answer was cut in their middle."""
     try:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from core.api.dialects.dialect import Body
-from core.api.dialects.reading import field_error, objects, text_of
+from core.api.dialects.reading import count_of, field_error, objects, text_of
 from core.api.errors import ApiError
 
 SAME = ("model", "temperature", "top_p", "stream")
@@ -26,9 +26,12 @@ def chat_body(body: Body) -> Body:
     made: Body = {name: body[name] for name in SAME if body.get(name) is not None}
     instructions = body.get("instructions")
     system = [{"role": "system", "content": text_of(instructions, "instructions")}] if instructions else []
-    made |= {"messages": [*system, *_messages(body.get("input"))], "stream_options": {"include_usage": True}}
+    messages = [*system, *_messages(body.get("input"))]
+    if not messages:
+        raise field_error("input", "a text or a list of items is wanted")
+    made |= {"messages": messages, "stream_options": {"include_usage": True}}
     if body.get("max_output_tokens") is not None:
-        made["max_completion_tokens"] = body["max_output_tokens"]
+        made["max_completion_tokens"] = count_of(body["max_output_tokens"], "max_output_tokens")
     return made | _reasoning(body) | _format(body) | _tools(body)
 
 

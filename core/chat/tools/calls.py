@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.common.values import printable
+
 DECODER = json.JSONDecoder()
 BLANKS = " \t\r\n"
 # What models call the parts of a call.
@@ -128,6 +130,7 @@ def written(name: str, arguments: Sequence[tuple[str, Any]], is_whole: bool) -> 
     """A call whose arguments came one by one, so that their JSON only grows."""
     pairs = ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False)}"
                       for key, value in arguments)  # fmt: skip
+    pairs = printable(pairs)
     return ToolCall(name, "{" + pairs + "}" if is_whole else "{" + pairs if pairs else "")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from core.chat.tools.calls import ToolCall, Tools, call_of, object_text, read_objects, written
+from core.chat.tools.literals import GEMMA, NAME, PYTHON, read_members
 from core.engine.detokenize import held_back
 
 Reader = Callable[[str, Tools], Iterator[ToolCall]]
@@ -17,10 +18,14 @@ Reader = Callable[[str, Tools], Iterator[ToolCall]]
 PARAMETER = re.compile(
     r"<parameter=([^>\n]{1,256})>\n?(.*?)\n?(?:</parameter>|(?=<parameter=)|(?=</function>))", re.DOTALL
 )
+INVOKED = re.compile(
+    r'<parameter name="([^"\n]{1,256})">(.*?)(?:</parameter>|(?=<parameter name=)|(?=</invoke>))', re.DOTALL
+)
 CHANNEL = re.compile(
     r"<\|channel\|>commentary to=functions\.([\w.\-]{1,256})(?![\w.\-])(?:(?!<\|channel\|>)[^{]){0,256}?<\|message\|>"
 )
 SPACE = re.compile(r"\s*")
+MAX_NAME_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +64,48 @@ def _tagged(text: str, tools: Tools) -> Iterator[ToolCall]:
 
 def _functions(text: str, tools: Tools) -> Iterator[ToolCall]:
     """<function=NAME>, and in it <parameter=NAME> around each value as plain text."""
-    for piece in text.split("<function=")[1:]:
-        name, sign, body = piece.partition(">")
-        if not sign:
+    return _elements(text, tools, "<function=", ">", "</function>", PARAMETER)
+
+
+def _invokes(text: str, tools: Tools) -> Iterator[ToolCall]:
+    """<invoke name="NAME">, and in it <parameter name="NAME"> around each value as plain text."""
+    return _elements(text, tools, '<invoke name="', '">', "</invoke>", INVOKED)
+
+
+def _elements(
+    text: str, tools: Tools, begin: str, sign: str, end: str, parameter: re.Pattern[str]
+) -> Iterator[ToolCall]:
+    for piece in text.split(begin)[1:]:
+        name, has_name, body = piece.partition(sign)
+        if not has_name:
             return
-        body, end, _ = body.partition("</function>")
+        body, is_whole, _ = body.partition(end)
         given = [(key.strip(), _value(tools, name.strip(), key.strip(), value))
-                 for key, value in PARAMETER.findall(body + end)]  # fmt: skip
-        yield written(name.strip(), given, is_whole=bool(end))
+                 for key, value in parameter.findall(body + is_whole)]  # fmt: skip
+        yield written(name.strip(), given, is_whole=bool(is_whole))
+
+
+def _python_calls(text: str, tools: Tools) -> Iterator[ToolCall]:
+    """NAME(KEY=VALUE, …) as Python writes it, one after the other, perhaps in a list."""
+    place = 0
+    while (begin := text.find("(", place)) >= 0:
+        name = NAME.match(text[max(0, begin - MAX_NAME_CHARS) : begin][::-1])
+        given, end = read_members(text, begin + 1, PYTHON, "=", ")")
+        if name is None:
+            return
+        yield written(name[0][::-1], given, is_whole=end is not None)
+        if end is None:
+            return
+        place = end
+
+
+def _gemma(text: str, tools: Tools) -> Iterator[ToolCall]:
+    """call:NAME and an object whose keys are bare and whose texts stand in quotes of their own."""
+    for body in _bodies(text, "<|tool_call>", "<tool_call|>"):
+        name, sign, _ = body.partition("{")
+        if sign:
+            given, end = read_members(body, len(name) + 1, GEMMA, ":", "}")
+            yield written(name.strip().removeprefix("call:"), given, is_whole=end is not None)
 
 
 def _keys_and_values(text: str, tools: Tools) -> Iterator[ToolCall]:
@@ -156,6 +195,12 @@ FORMATS: tuple[ToolFormat, ...] = (
     ToolFormat("Command-R", ("<|START_ACTION|>",), ("<|START_ACTION|>",), _objects, ("<|END_ACTION|>",)),
     # Its first template.
     ToolFormat("Command-R 2024", ("Action:",), ("Action:",), _objects),
+    ToolFormat("Seed-OSS", ("<seed:tool_call>",), ("<seed:tool_call>",), _functions, ("</seed:tool_call>",)),
+    ToolFormat("MiniMax", ("<minimax:tool_call>",), ("<minimax:tool_call>",), _invokes, ("</minimax:tool_call>",)),
+    ToolFormat("Gemma 4", ("<|tool_call>",), ("<|tool_call>",), _gemma, ("<tool_call|>", '<|"|>')),
+    ToolFormat("LFM2", ("<|tool_call_start|>", "<|tool_list_start|>"), ("<|tool_call_start|>",), _python_calls,
+               ("<|tool_call_end|>",)),
+    ToolFormat("Olmo 3", ("<function_calls>",), ("<function_calls>",), _python_calls, ("</function_calls>",)),
     ToolFormat("Qwen3-Coder", ("<function=",), ("<tool_call>", "<function="), _functions, ("</tool_call>",)),
     ToolFormat("GLM", ("<arg_key>",), ("<tool_call>",), _keys_and_values,
                ("</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.chat.template import Turn
+from core.chat.template_messages import Turn
 from core.chat.tools.calls import Tool, Tools
 from core.chat.truncation import join_texts
 from core.engine.request_options import Grammar
@@ -60,7 +60,7 @@ def _told(turn: Turn) -> Turn:
 
 def forced_grammar(tools: Sequence[Tool]) -> Grammar:
     """One call of one of `tools`, as an object of JSON whose arguments are as the tool's schema says."""
-    return Grammar("json", _calls_schema(tools))
+    return Grammar("call", _calls_schema(tools))
 
 
 def free_grammar(tools: Sequence[Tool]) -> Grammar:
@@ -83,10 +83,16 @@ def _call_schema(tool: Tool, root: str) -> dict[str, Any]:
 
 
 def _moved(value: Any, root: str) -> Any:
-    """A schema whose references to itself lead to where it is now."""
+    """A schema whose references to itself lead to where it is now. A name of its own (`$id`) would be their base."""
     if isinstance(value, Mapping):
         return {
-            key: root + one[1:] if key == "$ref" and isinstance(one, str) and one.startswith("#") else _moved(one, root)
+            key: root + one[1:] if key == "$ref" and isinstance(one, str) and _is_pointer(one) else _moved(one, root)
             for key, one in value.items()
+            if key != "$id" or not isinstance(one, str)
         }
     return [_moved(one, root) for one in value] if isinstance(value, list) else value
+
+
+def _is_pointer(reference: str) -> bool:
+    """Whether a reference leads to a place in its own schema, not to a name (`$anchor`) or another file."""
+    return reference == "#" or reference.startswith("#/")

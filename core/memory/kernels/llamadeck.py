@@ -33,7 +33,7 @@ class LlamadeckKernel(KernelSpec):
         scales_and_zeros = matrix.scales_bytes * (1 if matrix.format.is_symmetric else 2)
         return matrix.codes_bytes + scales_and_zeros + permutations + matrix.bias_bytes
 
-    def scratch_bytes(self, shape: ModelShape, capability: tuple[int, int], chunk_tokens: int, num_slots: int) -> int:
+    def scratch_bytes(self, shape: ModelShape, capability: tuple[int, int], chunk_tokens: int, num_rows: int) -> int:
         """For each way in which matrices are quantized, room for a piece of the largest matrix, or for the sums that
         blocks of threads add up; attention's own."""
         variants = {(one.format.bits, one.format.group_size, one.format.is_symmetric) for one, _ in shape.matrices}
@@ -42,7 +42,7 @@ class LlamadeckKernel(KernelSpec):
         else:
             largest = max((matrix.num_elements for matrix, _ in shape.matrices), default=0)
             shared = round_to_block(dequant_buffer_bytes(largest))
-        return len(variants) * shared + split_kv_bytes(shape, num_slots)
+        return len(variants) * shared + split_kv_bytes(shape, num_rows)
 
     def transient_bytes(self, matrix: MatrixShape, num_rows: int) -> int:
         """Rows as fused prefill takes them, whole tiles; at most, where they are only permuted."""
@@ -88,10 +88,10 @@ def dequant_buffer_bytes(num_elements: int) -> int:
     return min(num_elements * HALF_BYTES, MAX_DEQUANT_BUFFER_BYTES)
 
 
-def split_kv_bytes(shape: ModelShape, num_slots: int) -> int:
-    """For each head of each slot and each part of its columns a sum of values, its weight and its largest score, in
+def split_kv_bytes(shape: ModelShape, num_rows: int) -> int:
+    """For each head of each row and each part of its columns a sum of values, its weight and its largest score, in
     float32, where blocks of threads cannot read one another's; and a counter a head."""
-    return sum(_split_kv_bytes(num_slots * heads, dim) for heads, dim in head_shapes(shape))
+    return sum(_split_kv_bytes(num_rows * heads, dim) for heads, dim in head_shapes(shape))
 
 
 def head_shapes(shape: ModelShape) -> list[tuple[int, int]]:

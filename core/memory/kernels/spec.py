@@ -95,8 +95,8 @@ class KernelSpec:
             + matrix.bias_bytes
         )
 
-    def scratch_bytes(self, shape: ModelShape, capability: tuple[int, int], chunk_tokens: int, num_slots: int) -> int:
-        """What the kernel keeps beside the weights, once for all matrices."""
+    def scratch_bytes(self, shape: ModelShape, capability: tuple[int, int], chunk_tokens: int, num_rows: int) -> int:
+        """What the kernel keeps beside the weights, once for all matrices. num_rows: the most that a step decodes."""
         return 0
 
     def transient_bytes(self, matrix: MatrixShape, num_rows: int) -> int:

@@ -15,6 +15,7 @@ from core.checkpoint.layers import read_number
 from core.checkpoint.text_config import text_config
 from core.checkpoint.weight_files import SUFFIX
 from core.common.errors import CheckpointError
+from core.quantize.child import speedups
 from core.quantize.child.tokens import calibration_rows
 from core.quantize.child.writing import write_checkpoint
 from core.quantize.job_file import JobFile
@@ -27,7 +28,7 @@ META = ("quantizer", "damp_percent", "true_sequential", "mse", "act_group_aware"
 NOT_OFFLOADED = ("gpt_neox",)
 # Matrices of experts that are calibrated together where all see all rows: more would take more memory.
 EXPERT_MATRICES = 16
-BATCH_ROWS = {"cpu": 1, "cuda": 4}
+BATCH_ROWS = {"cpu": 1, "cuda": 8}
 
 
 def quantize(source: Path, job: JobFile, work: Path, out: Path, report: Callable[..., None]) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def quantize(source: Path, job: JobFile, work: Path, out: Path, report: Callable
     config = read_json(source / "config.json") or {}
     if config.get("model_type") not in SUPPORTED_MODELS:
         raise CheckpointError("quantize_family", model=source.name, family=str(config.get("model_type")))
+    speedups.install(torch.device(job.device))
     rows = calibration_rows(source, job.options.calibration, job.device)
     progress = Progress(report, read_number(source.name, text_config(config), "num_hidden_layers"))
     model = _quantized(source, job, config, rows, work, progress)

@@ -53,7 +53,7 @@ def main() -> None:
 def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
     """Do the whole job; returns what there is to say of it. `out` gets the finished checkpoint. Raises DeckError."""
     from core.quantize.child import gptq, merge, meta, perplexity
-    from core.quantize.child.tokens import encoder
+    from core.quantize.child.tokens import encoder, first_prompt
 
     watch = Watch(report)
     source = job.source
@@ -68,7 +68,10 @@ def make(job: JobFile, work: Path, out: Path, report: Report) -> dict[str, Any]:
     before = watch.run("before", lambda told: perplexity.measure(source, job.device, told))
     facts = watch.run("quantize", lambda told: gptq.quantize(source, job, work, out, told))
     after = watch.run("after", lambda told: perplexity.measure(out, job.device, told))
+    asked, prompt = first_prompt(out)
     found: dict[str, Any] = facts | {
+        "asked": asked,
+        "prompt": prompt,
         "before": before,
         "after": after,
         "took_s": watch.took_s,

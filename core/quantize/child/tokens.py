@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from core.chat.template import TemplateError, Turn, read_template
+from core.chat.template import TemplateError, read_template
+from core.chat.template_messages import Turn
 from core.checkpoint.headers import read_json
+from core.quantize.answer import BEGINNING, QUESTION
 from core.quantize.calibration import NUM_ROWS, Dialogue, make_rows, read_file, row_tokens, shipped_set
 from core.tokenizer.read import read_tokenizer
 
@@ -20,6 +22,15 @@ def encoder(folder: Path) -> Callable[[str], list[int]]:
         return ids
 
     return encode
+
+
+def first_prompt(folder: Path) -> tuple[str, str]:
+    """What the model in `folder` is asked first, and how its template puts that. One without a template goes on with
+    a sentence."""
+    try:
+        return QUESTION, read_template(folder).render([Turn(role="user", content=QUESTION)])
+    except TemplateError:
+        return BEGINNING, BEGINNING
 
 
 def calibration_rows(folder: Path, own_file: Path | None, device: str) -> list[list[int]]:

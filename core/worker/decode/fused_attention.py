@@ -20,7 +20,6 @@ from core.worker.decode.mixer_matrices import (
     multiply_out,
     prefill_out,
 )
-from core.worker.kernels.cache_attention import attend_prefill
 from core.worker.kernels.decode_attention import NO_NORM, DecodeKernels, HeadKind, HeadNorm
 from core.worker.kernels.row_norm import MAX_ROW
 
@@ -88,22 +87,30 @@ class FusedAttention:
         return matrices.qkv.can_prefill() and can_prefill_out(matrices.out, matrices.qkv)
 
     def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
-        matrices, spec, cache = self._matrices, self._spec, _cache_of(arguments)
-        attended = self._kernels.attend(
-            matrices.qkv.decode(hidden, matrices.norm), arguments["position_embeddings"], cache.layer(self._index),
-            cache.slots, cache.columns, spec.scale, spec.window, inverse_permutation_of(matrices.out), self._norm,
-            spec.sinks,
-        )  # fmt: skip
+        matrices, cache = self._matrices, _cache_of(arguments)
+        qkv = matrices.qkv.decode(hidden, matrices.norm)
+        if cache.is_one_text:
+            # A row sees the keys of those before it, which this stores; its own result is not used.
+            self._attend(qkv, arguments, cache)
+        attended = self._attend(qkv, arguments, cache, starts_early=not cache.is_one_text)
         return multiply_out(matrices.out, attended, hidden)
+
+    def _attend(
+        self, qkv: torch.Tensor, arguments: LayerArguments, cache: GraphCache, starts_early: bool = True
+    ) -> torch.Tensor:
+        spec = self._spec
+        return self._kernels.attend(
+            qkv, arguments["position_embeddings"], cache.layer(self._index), cache.slots, cache.columns, spec.scale,
+            spec.window, inverse_permutation_of(self._matrices.out), self._norm, spec.sinks, starts_early,
+        )  # fmt: skip
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         matrices, spec, cache = self._matrices, self._spec, _cache_of(arguments)
-        keys, values = cache.layer(self._index)
         qkv = matrices.qkv.prefill(hidden, matrices.norm)
         query = self._kernels.apply_rope_and_store_kv(
-            qkv, arguments["position_embeddings"], (keys, values), cache.slots, cache.columns, self._norm
+            qkv, arguments["position_embeddings"], cache.layer(self._index), cache.slots, cache.columns, self._norm
         )
-        attended = attend_prefill(query, keys, values, cache.slots, cache.bounds, spec.scale, spec.window, spec.sinks)
+        attended = cache.attend_chunks(query, self._index, spec.scale, spec.window, spec.sinks)
         if self._kernels.kind.is_gated:
             self._kernels.gate(attended, qkv)
         return prefill_out(matrices.out, attended.view(hidden.shape[0], -1), hidden)

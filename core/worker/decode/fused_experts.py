@@ -20,7 +20,7 @@ from core.worker.decode.layer_parts import LayerArguments
 from core.worker.kernels import step_ops
 from core.worker.kernels.dense_small_batch import can_multiply_dense, dense_kernels_for
 from core.worker.kernels.packed_experts import PackedExperts
-from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH, PackedLinear
+from core.worker.kernels.packed_small_batch import MAX_SHORT_PROMPT, MAX_SMALL_BATCH, PackedLinear
 from core.worker.kernels.routed_pairs import Added
 from core.worker.kernels.router_kernel import (
     MAX_CHOSEN,
@@ -151,22 +151,25 @@ class FusedExperts:
 
     def decode(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
         cache = arguments.get("past_key_values")
-        return self._run(hidden, cache.columns if isinstance(cache, GraphCache) else None)
+        return self._run(hidden, True, cache.columns if isinstance(cache, GraphCache) else None)
 
     def prefill(self, hidden: torch.Tensor, arguments: LayerArguments) -> torch.Tensor:
-        return self._run(hidden, None)
+        return self._run(hidden, False)
 
-    def _run(self, hidden: torch.Tensor, columns: torch.Tensor | None) -> torch.Tensor:
+    def _run(self, hidden: torch.Tensor, is_step: bool, columns: torch.Tensor | None = None) -> torch.Tensor:
         modules, kernels = self._modules, router_kernels_for(hidden.dtype, *self._weights.router.shape, hidden.device)
         routed = kernels.route(hidden, self._weights, self._rule, modules.chosen, columns)
-        shared = None if modules.shared is None else multiply_mlp(modules.shared, routed.normed)
-        return modules.experts.multiply(routed.normed, routed.ids, routed.weights, Added(hidden, shared, routed.gates))
+        shared = None
+        if modules.shared is not None:
+            shared = multiply_mlp(modules.shared, routed.normed, MAX_SMALL_BATCH if is_step else MAX_SHORT_PROMPT)
+        added = Added(hidden, shared, routed.gates)
+        return modules.experts.multiply(routed.normed, routed.ids, routed.weights, added, is_step)
 
 
-def multiply_mlp(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """x [rows, size] through an MLP; of few rows in two or three kernels where it is one of ours, or has no more than
-    three plain matrices."""
-    if x.shape[0] <= MAX_SMALL_BATCH:
+def multiply_mlp(mlp: nn.Module, x: torch.Tensor, few_rows: int) -> torch.Tensor:
+    """x [rows, size] through an MLP; of up to `few_rows` in two or three kernels where it is one of ours, or has no
+    more than three plain matrices."""
+    if x.shape[0] <= few_rows:
         gate_up, down = getattr(mlp, "gate_up", None), getattr(mlp, "down", None)
         if (
             isinstance(mlp, FusedMlp)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from core.worker.kernels import step_ops
-from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.model.merged_linear import MergedLinearSlice
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,26 @@ NORM_OFFSETS = (0.0, 1.0)
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 
 
-class FusedNorm(nn.Module):
+class FusedModule(nn.Module):
+    """Stands in for a module of a model. Whatever else the model's class reads of it, such as the configuration of a
+    rotary embedding, that module still tells."""
+
+    replaced: nn.Module | None = None
+
+    def put_in_place_of(self, module: nn.Module) -> None:
+        # Not as a part of this one: a model's weights are counted and moved once.
+        object.__setattr__(self, "replaced", module)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if self.replaced is None:
+                raise
+            return getattr(self.replaced, name)
+
+
+class FusedNorm(FusedModule):
     """RMSNorm in one kernel. offset: what is added to each weight."""
 
     def __init__(self, weight: nn.Parameter, eps: float, offset: float = 0.0) -> None:
@@ -42,7 +62,7 @@ class FusedNorm(nn.Module):
         return FusedRmsNorm(self.weight, inverse_permutation, self.eps, self.offset)
 
 
-class FusedMlp(nn.Module):
+class FusedMlp(FusedModule):
     """A SwiGLU MLP whose gate and up are one matrix: two products, and one kernel between them."""
 
     def __init__(self, gate_up: nn.Module, down: nn.Module) -> None:
@@ -54,7 +74,7 @@ class FusedMlp(nn.Module):
         return out
 
 
-class FusedRope(nn.Module):
+class FusedRope(FusedModule):
     """RoPE's cosines and sines in one kernel, where they depend on the position alone."""
 
     def __init__(self, frequencies: torch.Tensor, scaling: float, merges_axes: bool = False) -> None:
@@ -68,14 +88,17 @@ class FusedRope(nn.Module):
         return step_ops.rope_angles(position_ids, self._frequencies, self._scaling, x.dtype)
 
 
-def fuse_modules(model: PreTrainedModel) -> list[str]:
-    """Replace modules of `model` by fused ones; the names of the kinds that were, sorted."""
+def fuse_modules(model: PreTrainedModel, device_of: Callable[[str], torch.device] | None = None) -> list[str]:
+    """Replace modules of `model` by fused ones; the names of the kinds that were, sorted. device_of: where the tensors
+    lie whose names begin so, of a model over several GPUs."""
     done = []
     for name, module in list(model.named_modules()):
         for fused in _fused(module):
-            sample = _sample_angles(model) if isinstance(fused, FusedRope) else _sample(module, model)
+            device = device_of(f"{name}.") if device_of else model.device
+            sample = _sample_angles(model) if isinstance(fused, FusedRope) else _sample(module, model, device)
             if is_equal_within_rounding(module, fused, sample):
                 owner, _, attribute = name.rpartition(".")
+                fused.put_in_place_of(module)
                 setattr(model.get_submodule(owner), attribute, fused)
                 done.append(type(fused).__name__)
                 break
@@ -84,7 +107,7 @@ def fuse_modules(model: PreTrainedModel) -> list[str]:
     return sorted(set(done))
 
 
-def _fused(module: nn.Module) -> Sequence[nn.Module]:
+def _fused(module: nn.Module) -> Sequence[FusedModule]:
     """What may compute the same as `module`: the likeliest first."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and isinstance(eps, float):
@@ -110,12 +133,12 @@ def merges_axes(rope: nn.Module, frequencies: torch.Tensor) -> bool:
     return bool(cos.dim() == 3 and cos.shape[0] == 1)
 
 
-def _sample(module: nn.Module, model: PreTrainedModel) -> tuple[torch.Tensor, ...]:
+def _sample(module: nn.Module, model: PreTrainedModel, device: torch.device) -> tuple[torch.Tensor, ...]:
     weight = getattr(module, "weight", None)
     size = weight.shape[-1] if isinstance(weight, torch.Tensor) else model.config.get_text_config().hidden_size
     generator = torch.Generator("cpu").manual_seed(0)
     sample = torch.randn((1, NUM_SAMPLES, size), generator=generator)
-    return (sample.to(model.device, model.dtype),)
+    return (sample.to(device, model.dtype),)
 
 
 def _sample_angles(model: PreTrainedModel) -> tuple[torch.Tensor, ...]:

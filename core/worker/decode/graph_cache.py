@@ -10,9 +10,11 @@ import torch
 
 from core.worker.decode.delta_rule import DeltaRule
 from core.worker.kernels import cache_attention, step_ops
+from core.worker.kernels.kv_pages import KvPages
 from core.worker.model.attention import refuse_additions
-from core.worker.model.kv_cache import SlotCache
+from core.worker.model.device_map import Crossing
 from core.worker.model.layer_state import RecurrentState, StateRows
+from core.worker.model.paged_cache import PagedCache
 from core.worker.model.recurrent_layers import GatedDeltaNetLayer
 
 NO_WINDOW = 2**30
@@ -33,22 +35,63 @@ class AttentionSpec:
 class GraphCache:
     """Handed to transformers' model classes as `past_key_values`; `attend` is the attention that they call."""
 
-    def __init__(self, cache: SlotCache) -> None:
-        self._cache = cache
-        self.context_tokens, self.num_slots = cache.context_tokens, cache.num_slots
-        self.slots = self.columns = self.bounds = torch.empty(0)
+    def __init__(self, cache: PagedCache, num_rows: int) -> None:
+        """num_rows: the most that a step decodes."""
+        self._cache, self.num_rows = cache, num_rows
+        self.context_tokens, self.num_slots, self.bits = cache.context_tokens, cache.num_slots, cache.bits
+        self.slots = self.columns = self.ends = torch.empty(0)
+        self._chunks: torch.Tensor | None = None
+        # Whether the rows of a pass are one slot's, at positions that follow one another.
+        self.is_one_text = False
+        # By where their keys lie: models hand those of a layer on to others, which keep none of their own.
+        self._pages = {keys.data_ptr(): cache.layer(index) for index, keys in cache.keys.items()}
+        self._targets: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
+        # How a pass over several GPUs goes over from one to the next.
+        self.crossing: Crossing | None = None
         # By layer: what its attention was last called with; of recurrent ones, their kernels.
         self.attention_specs: dict[int, AttentionSpec] = {}
         self._delta_rules: dict[int, DeltaRule] = {}
 
-    def set_targets(self, slots: torch.Tensor, columns: torch.Tensor, bounds: torch.Tensor) -> None:
-        """The next pass writes `columns` [rows, tokens] of `slots` [rows]. bounds: the end of the columns that each
-        row's single token sees; or, of a chunk, its first column and how many of its tokens are there."""
-        self.slots, self.columns, self.bounds = slots, columns, bounds
+    def set_targets(self, slots: torch.Tensor, columns: torch.Tensor, ends: torch.Tensor) -> None:
+        """The next pass has a single token a row, and writes `columns` [rows, 1] of `slots` [rows]. ends [rows]: where
+        the columns that each sees end.
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values, [slots, kv heads, columns, dim]."""
-        return self._cache.keys[index], self._cache.values[index]
+        A pass over several GPUs has its targets, or chunks, on each, and sets them once it comes there."""
+        self._targets[slots.device] = slots, columns, ends, None
+        self.use_targets_on(slots.device)
+
+    def set_chunks(self, chunks: torch.Tensor, slots: torch.Tensor, columns: torch.Tensor) -> None:
+        """The next pass has one row of tokens: the `chunks` [chunks, 4] of step_ops.place_chunks. It writes `columns`
+        [1, tokens] of `slots` [tokens]."""
+        self._targets[slots.device] = slots, columns, slots, chunks
+        self.use_targets_on(slots.device)
+
+    def use_targets_on(self, device: torch.device) -> None:
+        """Let a layer on `device` run by itself once more, as in the last pass."""
+        self.slots, self.columns, self.ends, self._chunks = self._targets[device]
+
+    @property
+    def chunk_slot(self) -> torch.Tensor:
+        """The slot [1] of a pass's only chunk, where layers take no more than one."""
+        assert self._chunks is not None
+        return self._chunks[0, :1]
+
+    @property
+    def chunk_bounds(self) -> torch.Tensor:
+        """The first column of a pass's only chunk, and how many tokens it has: [2]."""
+        assert self._chunks is not None
+        return self._chunks[0, 1:3]
+
+    def attend_chunks(
+        self, query: torch.Tensor, index: int, scale: float, window: int, sinks: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attention of the chunks' query [1, heads, tokens, dim] over layer `index` -> [1, tokens, heads, dim]."""
+        assert self._chunks is not None
+        return cache_attention.attend_prefill(query, self.layer(index), self._chunks, scale, window, sinks)
+
+    def layer(self, index: int) -> KvPages:
+        """A layer's keys and values."""
+        return self._cache.layer(index)
 
     def columns_on(self, device: torch.device) -> torch.Tensor:
         """The columns [rows, tokens] that the pass writes."""
@@ -57,10 +100,15 @@ class GraphCache:
     def update(
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values [rows, kv heads, tokens, dim]; the layer's whole cache, which `attend` gets."""
-        keys, values = self.layer(layer_idx)
-        step_ops.store_kv(key, value, keys, values, self.slots, self.columns)
-        return keys, values
+        """Store new keys and values [rows, kv heads, tokens, dim]; the layer's pages, which `attend` gets."""
+        pages = self.layer(layer_idx)
+        if self._chunks is None:
+            step_ops.store_kv(key, value, pages, self.slots, self.columns)
+        else:
+            # Each token has a slot of its own, as if it were a row.
+            by_token = key.transpose(0, 2), value.transpose(0, 2)
+            step_ops.store_kv(*by_token, pages, self.slots, self.columns.view(-1, 1))
+        return pages.keys, pages.values
 
     def attend(
         self,
@@ -76,19 +124,25 @@ class GraphCache:
     ) -> tuple[torch.Tensor, None]:
         """Attention of query [rows, heads, tokens, dim] over the cache -> [rows, tokens, heads, dim]. s_aux: sinks.
 
-        Raises NotImplementedError for a mask, and for what a model adds to plain attention.
+        Raises NotImplementedError for a mask, for keys of elsewhere, and for what a model adds to plain attention.
         """
         refuse_additions(extras)
         if mask is not None:
             raise NotImplementedError("attention with a mask")
+        pages = self._pages.get(keys.data_ptr())
+        if pages is None:
+            raise NotImplementedError("attention over keys that the cache does not hold")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        attend = cache_attention.attend_decode if query.shape[2] == 1 else cache_attention.attend_prefill
         window = sliding_window or NO_WINDOW
         index = getattr(module, "layer_idx", None)
         if index is not None:
-            heads = query.shape[1], keys.shape[1]
+            heads = query.shape[1], pages.num_kv_heads
             self.attention_specs[index] = AttentionSpec(scale, window, heads, query.shape[3], s_aux)
-        return attend(query, keys, values, self.slots, self.bounds, scale, window, s_aux), None
+        if self._chunks is None:
+            attended = cache_attention.attend_decode(query, pages, self.slots, self.ends, scale, window, s_aux)
+        else:
+            attended = cache_attention.attend_prefill(query, pages, self._chunks, scale, window, s_aux)
+        return attended, None
 
     def delta_rule(self, layer: GatedDeltaNetLayer) -> DeltaRule:
         """The kernels of a recurrent layer. Raises TypeError, ValueError or CudaCodeError where they do not take it."""
@@ -101,7 +155,7 @@ class GraphCache:
         or of one row's chunk."""
         rule, (rows, tokens, _) = self.delta_rule(layer), hidden.shape
         parts = {name: getattr(layer, name)(hidden).flatten(0, 1) for name in layer.input_names}
-        run = rule.step if tokens == 1 else rule.chunk
+        run = rule.step if self._chunks is None else rule.chunk
         return run(rule.project(parts), self).view(rows, tokens, -1)
 
     def state(self, index: int) -> RecurrentState:
@@ -110,20 +164,25 @@ class GraphCache:
 
     def state_rows_on(self, device: torch.device) -> StateRows:
         """The rows of recurrent states that the pass reads and writes."""
-        if self.columns.shape[1] == 1:
+        if self._chunks is None:
             return StateRows(self.slots, is_first=self.columns[:, 0] == 0)
-        return StateRows(self.slots, is_first=self.bounds[:1] == 0, count=self.bounds[1:2])
+        bounds = self.chunk_bounds
+        return StateRows(self.chunk_slot, is_first=bounds[:1] == 0, count=bounds[1:])
 
     def copy_states(self, index: int) -> list[torch.Tensor]:
         """Copies of a recurrent layer's states of the pass's slots, in the host's memory; [] for any other layer."""
         state = self._cache.states.get(index)
-        return [one[self.slots].cpu() for one in state.tensors] if state else []
+        return [one[self._state_slots].cpu() for one in state.tensors] if state else []
 
     def restore_states(self, index: int, copies: Sequence[torch.Tensor]) -> None:
         """Put back what `copy_states` gave in a pass of the same slots."""
         if copies:
             for one, copy in zip(self._cache.states[index].tensors, copies, strict=True):
-                one[self.slots] = copy.to(one.device)
+                one[self._state_slots] = copy.to(one.device)
+
+    @property
+    def _state_slots(self) -> torch.Tensor:
+        return self.slots if self._chunks is None else self.chunk_slot
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

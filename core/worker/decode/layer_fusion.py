@@ -73,8 +73,10 @@ def record_layer_calls(layers: Sequence[nn.Module], cache: GraphCache) -> Iterat
 
 
 def fuse_head(model: PreTrainedModel) -> bool:
-    """Put a FusedHead in place of the model's head; False where it does not take that head."""
+    """Put a FusedHead in place of the model's head; whether it is there, now or from an earlier try."""
     head = model.get_output_embeddings()
+    if isinstance(head, FusedHead):
+        return True
     # GPUs that have one take the other.
     if not any(isinstance(module, PackedLinear) for module in model.modules()):
         return False
@@ -116,10 +118,16 @@ class MixerMaker:
         return made
 
     def _kernels_for(self, spec: AttentionSpec, kind: HeadKind, hidden: torch.Tensor) -> DecodeKernels:
-        key = (hidden.dtype, spec.heads, kind)
+        key = (hidden.dtype, hidden.device, spec.heads, kind)
         if key not in self._kernels:
             self._kernels[key] = DecodeKernels(
-                hidden.dtype, spec.heads, spec.dim, self._cache.num_slots, hidden.device, kind=kind
+                hidden.dtype,
+                spec.heads,
+                spec.dim,
+                self._cache.num_rows,
+                hidden.device,
+                kind=kind,
+                bits=self._cache.bits,
             )
         return self._kernels[key]
 
@@ -168,17 +176,28 @@ def fuse_layers(model: PreTrainedModel, cache: GraphCache, run_decode: Callable[
         call = calls.get(place)
         if call is None or not isinstance(call.output, torch.Tensor):
             continue
-        for parts in product(mixers.make(layer, call), mlps.make(layer)):
-            one = FusedDecoderLayer(layer, *parts)
-            cache.restore_states(index_of(layer), call.states)
-            if any(part.is_fused for part in parts) and computes(one, call):
-                fused[name] = one
-                break
-        else:
+        cache.use_targets_on(call.hidden.device)
+        with torch.cuda.device_of(call.hidden):
+            one = fuse_layer(layer, call, cache, mixers, mlps)
+        if one is None:
             log.info("layer %d is not fused", place)
+        else:
+            fused[name] = one
     for name, one in fused.items():
         put(model, name, one)
     return len(fused)
+
+
+def fuse_layer(
+    layer: nn.Module, call: LayerCall, cache: GraphCache, mixers: MixerMaker, mlps: MlpMaker
+) -> FusedDecoderLayer | None:
+    """The fastest pair of parts that computes what `layer` did in `call`."""
+    for parts in product(mixers.make(layer, call), mlps.make(layer)):
+        one = FusedDecoderLayer(layer, *parts)
+        cache.restore_states(index_of(layer), call.states)
+        if any(part.is_fused for part in parts) and computes(one, call):
+            return one
+    return None
 
 
 def computes(layer: FusedDecoderLayer, call: LayerCall) -> bool:

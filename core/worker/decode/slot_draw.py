@@ -101,6 +101,6 @@ def _kept(
 
 def unpacked(mask: torch.Tensor, size: int) -> torch.Tensor:
     """bool [size] of a mask of bits, int32 [ceil(size / 32)]. Tokens beyond the mask are not allowed."""
-    bits = (mask.unsqueeze(1) >> torch.arange(32, dtype=torch.int32)) & 1
+    bits = (mask.unsqueeze(1) >> torch.arange(32, dtype=torch.int32, device=mask.device)) & 1
     flags = bits.flatten().bool()[:size]
     return torch.nn.functional.pad(flags, (0, size - flags.numel()))

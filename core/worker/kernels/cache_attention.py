@@ -1,4 +1,4 @@
-"""Attention over the slots' KV cache, of one token a row and of a chunk of one prompt: the kernels of
+"""Attention over the slots' KV cache, of one token a row and of chunks of prompts: the kernels of
 cuda/cache_attention.cu.
 
 For models whose layers are not fused (decode_attention.py), and for their chunks. Both read slots and positions from
@@ -7,13 +7,13 @@ GPU memory, as step_ops.py says. A row's result does not depend on the other row
 
 from __future__ import annotations
 
-from ctypes import c_longlong
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
-from core.memory.sizes import HALF_BYTES
+from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
+from core.worker.kernels.kv_pages import KvPages, page_defines
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 
 # Columns of the cache that a block takes at a time: the most whose shared memory leaves room for two blocks.
@@ -35,35 +35,38 @@ class CacheAttention(NamedTuple):
     columns: int
 
 
-def shared_bytes(dim: int, warps: int, columns: int) -> int:
-    """Bytes of a block's shared memory (Tiles in cuda/cache_attention.cu): its queries, keys and values."""
+def shared_bytes(dim: int, warps: int, columns: int, bits: int = 16) -> int:
+    """Bytes of a block's shared memory (Tiles in cuda/cache_attention.cu): its queries, keys and values; of 8 bit their
+    scales."""
     row = -(-dim // 16) * 16 + 8
-    return (warps * WARP_QUERIES + 2 * columns) * row * HALF_BYTES
+    scales = 2 * columns * FLOAT_BYTES if bits == 8 else 0
+    return (warps * WARP_QUERIES + 2 * columns) * row * HALF_BYTES + scales
 
 
-def choose_columns(dim: int, block_bytes: int, multiprocessor_bytes: int) -> int:
+def choose_columns(dim: int, block_bytes: int, multiprocessor_bytes: int, bits: int = 16) -> int:
     """How many columns a block takes at a time. block_bytes: of shared memory, the most that a block may have;
     multiprocessor_bytes: what all of them share, 1 KiB of each being CUDA's. Raises ValueError where a head is too
     large for the GPU."""
     for most in (min(block_bytes, multiprocessor_bytes // 2 - 1024), block_bytes):
         for columns in COLUMNS:
-            if shared_bytes(dim, CHUNK_WARPS, columns) <= most:
+            if shared_bytes(dim, CHUNK_WARPS, columns, bits) <= most:
                 return columns
     raise ValueError(f"attention with heads of {dim}")
 
 
 @cache
-def kernels_for(dtype: torch.dtype, dim: int, device: torch.device) -> CacheAttention:
+def kernels_for(dtype: torch.dtype, dim: int, device: torch.device, bits: int = 16) -> CacheAttention:
     """Raises TypeError or ValueError for what they do not take, CudaCodeError where they do not compile."""
     if dtype not in (torch.float16, torch.bfloat16) or dim % 2:
         raise TypeError(f"attention in {dtype} with heads of {dim}")
     properties = torch.cuda.get_device_properties(device)
-    columns = choose_columns(dim, properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor)
-    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "COLUMNS": columns}
-    module = CudaModule(read_source("fragments.cuh", "cache_attention.cu"), defines, device)
+    room = properties.shared_memory_per_block_optin, properties.shared_memory_per_multiprocessor
+    columns = choose_columns(dim, *room, bits)
+    defines = {"BF16": int(dtype == torch.bfloat16), "DIM": dim, "COLUMNS": columns, **page_defines(bits)}
+    module = CudaModule(read_source("fragments.cuh", "pages.cuh", "cache_attention.cu"), defines, device)
     return CacheAttention(
-        module.kernel("attend_chunk", shared_bytes(dim, CHUNK_WARPS, columns)),
-        module.kernel("attend_split", shared_bytes(dim, 1, columns)),
+        module.kernel("attend_chunks", shared_bytes(dim, CHUNK_WARPS, columns, bits)),
+        module.kernel("attend_split", shared_bytes(dim, 1, columns, bits)),
         module.kernel("attend_combined"),
         columns,
     )
@@ -75,10 +78,14 @@ def num_splits(num_slots: int, context_tokens: int, columns: int) -> int:
     return min(most, -(-context_tokens // columns))
 
 
+def num_tiles(num_tokens: int, num_chunks: int) -> int:
+    """The most tiles of queries that so many chunks, and the rows behind them, have: each but one may waste a part."""
+    return -(-num_tokens // (CHUNK_WARPS * WARP_QUERIES)) + min(num_chunks, num_tokens)
+
+
 def attend_decode(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: KvPages,
     slots: torch.Tensor,
     ends: torch.Tensor,
     scale: float,
@@ -87,22 +94,22 @@ def attend_decode(
 ) -> torch.Tensor:
     """Attention of one new token a row over its slot's first `ends` [rows] columns.
 
-    query [rows, heads, 1, dim] -> [rows, 1, heads, dim]. keys, values: a layer's cache [slots, kv heads, columns, dim].
+    query [rows, heads, 1, dim] -> [rows, 1, heads, dim]. cache: a layer's keys and values.
     window: how many columns a token sees at most. sinks [heads]: scores that belong to no column (arXiv 2309.17453).
     Several blocks split a row's columns (arXiv 2311.01282).
     """
     rows, num_heads, _, dim = query.shape
-    num_kv_heads, group = keys.shape[1], num_heads // keys.shape[1]
-    query, sinks = _readable(query, keys), None if sinks is None else sinks.to(keys.dtype)
-    kernels = kernels_for(query.dtype, dim, query.device)
-    splits = num_splits(keys.shape[0], keys.shape[2], kernels.columns)
+    num_kv_heads, group = cache.num_kv_heads, num_heads // cache.num_kv_heads
+    query, sinks = _readable(query, cache.dtype), None if sinks is None else sinks.to(cache.dtype)
+    kernels = kernels_for(query.dtype, dim, query.device, cache.bits)
+    splits = num_splits(cache.num_slots, cache.num_columns, kernels.columns)
     parts = torch.empty((rows, num_heads, splits, dim), dtype=torch.float32, device=query.device)
     tops, totals = torch.empty((2, rows, num_heads, splits), dtype=torch.float32, device=query.device)
     out = torch.empty((rows, 1, num_heads, dim), dtype=query.dtype, device=query.device)
     blocks = num_kv_heads * -(-group // WARP_QUERIES)
     kernels.split(
-        (splits, blocks, rows), 32, query, keys, values, slots, ends, parts, tops, totals, *_cache_strides(keys),
-        query.stride(0), query.stride(1), float(scale), window, num_heads, group,
+        (splits, blocks, rows), 32, query, cache.argument, slots, ends, parts, tops, totals, query.stride(0),
+        query.stride(1), float(scale), window, num_heads, group,
     )  # fmt: skip
     kernels.combined((rows * num_heads, 1, 1), COMBINE_THREADS, parts, tops, totals, out, splits, sinks, num_heads)
     return out
@@ -110,37 +117,31 @@ def attend_decode(
 
 def attend_prefill(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    slots: torch.Tensor,
-    bounds: torch.Tensor,
+    cache: KvPages,
+    chunks: torch.Tensor,
     scale: float,
     window: int,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Causal attention of one chat's new tokens over its slot.
+    """Causal attention of new tokens of several chats, each over its slot.
 
-    query [1, heads, tokens, dim] -> [1, tokens, heads, dim]. bounds [2]: the first token's column, and how many tokens
-    are there; what comes out for the others means nothing. The rest as for `attend_decode`.
+    query [1, heads, tokens, dim] -> [1, tokens, heads, dim]. chunks [chunks, 4]: slot, first column, tokens, first
+    row, one chunk's rows behind the other's; the others' results are zeros. The rest as for `attend_decode`.
     """
     _, num_heads, num_tokens, dim = query.shape
-    query, sinks = _readable(query, keys), None if sinks is None else sinks.to(keys.dtype)
-    kernels = kernels_for(query.dtype, dim, query.device)
+    query, sinks = _readable(query, cache.dtype), None if sinks is None else sinks.to(cache.dtype)
+    kernels = kernels_for(query.dtype, dim, query.device, cache.bits)
     out = torch.empty((1, num_tokens, num_heads, dim), dtype=query.dtype, device=query.device)
     kernels.chunk(
-        (-(-num_tokens // (CHUNK_WARPS * WARP_QUERIES)), num_heads, 1), CHUNK_WARPS * 32, query, keys, values, slots,
-        bounds, out, *_cache_strides(keys), query.stride(1), query.stride(2), float(scale), window, num_tokens,
-        num_heads // keys.shape[1], keys.shape[2], sinks,
+        (num_tiles(num_tokens, chunks.shape[0]), num_heads, 1), CHUNK_WARPS * 32, query, cache.argument, chunks, out,
+        query.stride(1), query.stride(2), float(scale), window, num_tokens, num_heads // cache.num_kv_heads,
+        cache.num_columns, sinks, chunks.shape[0],
     )  # fmt: skip
     return out
 
 
-def _cache_strides(keys: torch.Tensor) -> tuple[c_longlong, c_longlong, int]:
-    return c_longlong(keys.stride(0)), c_longlong(keys.stride(1)), keys.stride(2)
-
-
-def _readable(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def _readable(query: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`query` in the cache's type, copied where its heads do not begin on 16 bytes as the kernels read them."""
-    query = query.to(keys.dtype)
+    query = query.to(dtype)
     is_aligned = query.data_ptr() % 16 == 0 and all(stride % 8 == 0 for stride in query.stride()[:3])
     return query if is_aligned or query.shape[3] % 8 else query.contiguous()

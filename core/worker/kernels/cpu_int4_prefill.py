@@ -59,12 +59,15 @@ def has_matrix_units(capabilities: Mapping[str, Any]) -> bool:
     return any(capabilities.get(name, False) for name in CAPABILITIES)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's CPU does. An older torch, which the machine may bring, does not tell."""
+    return has_matrix_units(getattr(torch.cpu, "get_capabilities", dict)())
+
+
 @cache
 def is_supported() -> bool:
     """Whether this CPU is faster so, and ATen packs codes here as `_dequantize` expects."""
-    # An older torch, which the machine may bring, does not tell.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)
-    if not has_matrix_units(capabilities()):
+    if not multiplies_bfloat16():
         return False
     codes = torch.randint(16, (2 * TILE, TILE), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     packed: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 2)

@@ -6,7 +6,6 @@ A row's result does not depend on the other rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import c_longlong
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 
 from core.memory.kernels.llamadeck import KV_SPLITS
 from core.memory.sizes import FLOAT_BYTES, HALF_BYTES
+from core.worker.kernels.kv_pages import KvPages, page_defines
 from core.worker.kernels.nvrtc import CudaModule, read_source
 
 # The most queries of a key that a block computes together, by head size: a block has registers for no more.
@@ -61,21 +61,27 @@ def queries_per_block(num_heads: int, num_kv_heads: int, dim: int) -> int:
     return max(count for count in range(1, MAX_QUERIES[dim] + 1) if group % count == 0)
 
 
-def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int) -> int:
+def shared_bytes(dim: int, queries: int, blocks: int, pipeline_stages: int, bits: int = 16) -> int:
     """Bytes of shared memory for each of the `blocks` that split a head (AttentionShared in cuda/attention.cu): columns
-    in flight, heads, sums."""
-    in_flight = pipeline_stages * ATTEND_WARPS * COLUMNS * 2 * dim * HALF_BYTES
-    heads = (queries + 2) * dim * HALF_BYTES
+    in flight, heads, sums; of 8 bit scales, those of the new key and value in a piece of 16 bytes."""
+    column = 2 * dim * HALF_BYTES if bits == 16 else 2 * (dim + HALF_BYTES)
+    in_flight = pipeline_stages * ATTEND_WARPS * COLUMNS * column
+    heads = (queries + 2) * dim * HALF_BYTES + (0 if bits == 16 else 16)
     parts = KV_SPLITS // blocks
     sums = (ATTEND_WARPS - 1 + parts) * dim + 2 * (ATTEND_WARPS + parts)
     return in_flight + heads + sums * queries * FLOAT_BYTES
 
 
-def choose_pipeline_stages(dim: int, queries: int, blocks: int, room_bytes: int) -> int:
+def choose_pipeline_stages(dim: int, queries: int, blocks: int, room_bytes: int, bits: int = 16) -> int:
     """How many loads of columns a warp has in flight: the most of 3, 2, 1 whose shared memory fits in `room_bytes`; at
-    most 2 where 4 or more blocks split a head."""
-    fitting = (n for n in (3, 2) if shared_bytes(dim, queries, blocks, n) <= room_bytes and (n < 3 or blocks < 4))
-    return next(fitting, 1)
+    most 2 where 4 or more blocks split a head. Of 8 bit twice as many, which are as many bytes."""
+    times = 16 // bits
+    fitting = (
+        n * times
+        for n in (3, 2)
+        if shared_bytes(dim, queries, blocks, n * times, bits) <= room_bytes and (n < 3 or blocks < 4)
+    )
+    return next(fitting, times)
 
 
 def choose_blocks(head_groups: int, most_blocks: Mapping[int, int]) -> int:
@@ -92,33 +98,36 @@ def module_for(
     pipeline_stages: tuple[tuple[int, int], ...],
     clusters: bool,
     device: torch.device,
+    bits: int,
 ) -> CudaModule:
-    """The compiled kernels. pipeline_stages: pairs (blocks that split a head, loads in flight), a kernel for each."""
+    """The compiled kernels. pipeline_stages: pairs (blocks that split a head, loads in flight), a kernel for each.
+    bits: of the cache."""
     lines = (f"ATTEND({blocks}, {times})" for blocks, times in pipeline_stages)
-    source = read_source("hopper.cuh", "attention.cu", ATTENDS=lines)
+    source = read_source("hopper.cuh", "pages.cuh", "attention.cu", ATTENDS=lines)
     defines = {"BF16": int(dtype == torch.bfloat16), "DIM": kind.dim, "QUERIES": queries, "CLUSTERS": int(clusters)}
     defines |= {"ROTARY": kind.rotary, "HEAD_NORM": int(kind.is_normed), "GATED": int(kind.is_gated)}
-    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "KV_SPLITS": KV_SPLITS}
+    defines |= {"ATTEND_WARPS": ATTEND_WARPS, "COLUMNS": COLUMNS, "KV_SPLITS": KV_SPLITS, **page_defines(bits)}
     return CudaModule(source, defines, device)
 
 
 class DecodeKernels:
-    """For one model on one GPU: its heads and its number of slots. All layers share the buffers."""
+    """For one model on one GPU: its heads, and how many rows a step has at most. All layers share the buffers."""
 
     def __init__(
         self,
         dtype: torch.dtype,
         heads: tuple[int, int],
         dim: int,
-        num_slots: int,
+        num_rows: int,
         device: torch.device,
         splits: Sequence[int] = SPLITS,
         clusters: bool | None = None,
         kind: HeadKind | None = None,
+        bits: int = 16,
     ) -> None:
         """heads: (query heads, KV heads) of `dim`. kind: None for plain ones, turned as a whole. splits: into how many
         blocks a head may be split. clusters: whether those read one another's shared memory; None: where the GPU can.
-        Raises CudaCodeError."""
+        bits: of the cache. Raises CudaCodeError."""
         self.num_heads, self.num_kv_heads, self.dim = *heads, dim
         self.kind = HeadKind(dim, dim) if kind is None else kind
         self._queries = queries_per_block(*heads, dim)
@@ -126,12 +135,14 @@ class DecodeKernels:
         clusters = properties.major >= 9 if clusters is None else clusters
         # Two blocks on a multiprocessor. CUDA reserves 1 KiB of each.
         room = properties.shared_memory_per_multiprocessor // 2 - 1024
-        pipeline_stages = tuple((blocks, choose_pipeline_stages(dim, self._queries, blocks, room)) for blocks in splits)
-        module = module_for(dtype, self.kind, self._queries, pipeline_stages, clusters, device)
+        pipeline_stages = tuple(
+            (blocks, choose_pipeline_stages(dim, self._queries, blocks, room, bits)) for blocks in splits
+        )
+        module = module_for(dtype, self.kind, self._queries, pipeline_stages, clusters, device, bits)
         self._apply_rope_and_store_kv = module.kernel("apply_rope_and_store_kv")
         self._gate = module.kernel("gate_heads")
         self._attend = {
-            blocks: module.kernel(f"attend_{blocks}", shared_bytes(dim, self._queries, blocks, times))
+            blocks: module.kernel(f"attend_{blocks}", shared_bytes(dim, self._queries, blocks, times, bits))
             for blocks, times in pipeline_stages
         }
         # Blocks of a cluster are neighbours on the GPU, so clusters of 4 and more leave some places empty.
@@ -140,17 +151,17 @@ class DecodeKernels:
             blocks: kernel.most_blocks(ATTEND_WARPS * 32) - (empty if blocks > 2 else 0)
             for blocks, kernel in self._attend.items()
         }
-        shape = (0,) if clusters else (num_slots, self.num_heads, KV_SPLITS)
+        shape = (0,) if clusters else (num_rows, self.num_heads, KV_SPLITS)
         self._parts = torch.empty((*shape, dim), dtype=torch.float32, device=device)
         self._tops = torch.empty(shape, dtype=torch.float32, device=device)
         self._totals = torch.empty(shape, dtype=torch.float32, device=device)
-        self._ended = torch.zeros(num_slots * self.num_heads, dtype=torch.int32, device=device)
+        self._ended = torch.zeros(num_rows * self.num_heads, dtype=torch.int32, device=device)
 
     def attend(
         self,
         qkv: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: KvPages,
         slots: torch.Tensor,
         columns: torch.Tensor,
         scale: float,
@@ -158,24 +169,25 @@ class DecodeKernels:
         inverse_permutation: torch.Tensor | None = None,
         norm: HeadNorm = NO_NORM,
         sinks: torch.Tensor | None = None,
+        starts_early: bool = True,
     ) -> torch.Tensor:
         """qkv [rows, (heads + 2 kv heads) * dim] of one new token a row -> [rows, heads * dim]. Gated queries come with
         their gates: [rows, heads, 2, dim], then the others.
 
         angles: cosines and sines [rows or 1, 1, rotary], applied to query and key. sinks [heads]: scores that belong to
-        no column (arXiv 2309.17453). cache: a layer's keys and values
-        [slots, kv heads, columns, dim]; the new key and value go to each row's slot and column. A column below 0 gives
-        zeros and stores nothing. scale: of the scores. window: how many columns a token sees at most.
+        no column (arXiv 2309.17453). cache: a layer's keys and values;
+        the new key and value go to each row's slot and column. A column below 0 gives
+        zeros and stores nothing. scale: of the scores. window: how many columns a token sees at most. starts_early:
+        whether the kernel before wrote none of the columns below those of the rows.
         """
-        rows, (cos, sin), (keys, values) = qkv.shape[0], angles, cache
+        rows, (cos, sin) = qkv.shape[0], angles
         out = torch.empty((rows, self.num_heads * self.dim), dtype=qkv.dtype, device=qkv.device)
         head_groups = self.num_heads // self._queries
         blocks = choose_blocks(head_groups * rows, self._most_blocks)
         self._attend[blocks](
-            (blocks, head_groups, rows), ATTEND_WARPS * 32, qkv, cos, sin, keys, values, slots, columns, self._parts,
-            self._tops, self._totals, self._ended, out, inverse_permutation, c_longlong(keys.stride(0)),
-            c_longlong(keys.stride(1)), cos.stride(0) if cos.shape[0] > 1 else 0, float(scale), window,
-            self.num_heads, self.num_kv_heads, *norm, sinks,
+            (blocks, head_groups, rows), ATTEND_WARPS * 32, qkv, cos, sin, cache.argument, slots, columns, self._parts,
+            self._tops, self._totals, self._ended, out, inverse_permutation, cos.stride(0) if cos.shape[0] > 1 else 0,
+            float(scale), window, self.num_heads, self.num_kv_heads, *norm, sinks, starts_early=starts_early,
         )  # fmt: skip
         return out
 
@@ -183,23 +195,23 @@ class DecodeKernels:
         self,
         qkv: torch.Tensor,
         angles: tuple[torch.Tensor, torch.Tensor],
-        cache: tuple[torch.Tensor, torch.Tensor],
+        cache: KvPages,
         slots: torch.Tensor,
         columns: torch.Tensor,
         norm: HeadNorm = NO_NORM,
     ) -> torch.Tensor:
-        """Norm and RoPE for qkv [tokens, (heads + 2 kv heads) * dim] of one chat's new tokens, in place -> queries [1,
+        """Norm and RoPE for qkv [tokens, (heads + 2 kv heads) * dim] of new tokens of prompts, in place -> queries [1,
         heads, tokens, dim].
 
-        angles: [1, tokens, rotary]. Keys and values go into `cache` as in `attend`, at `columns` [1, tokens].
+        angles: [1, tokens, rotary]. Keys and values go into `cache` as in `attend`, at `columns` [1, tokens] of `slots`
+        [tokens].
         """
-        tokens, (cos, sin), (keys, values) = qkv.shape[0], angles, cache
+        tokens, (cos, sin) = qkv.shape[0], angles
         # A thread takes 16 elements.
         threads = tokens * (self.num_heads + 2 * self.num_kv_heads) * self.dim // 16
         self._apply_rope_and_store_kv(
-            (-(-threads // ROPE_THREADS), 1, 1), ROPE_THREADS, qkv, cos, sin, keys, values, slots, columns,
-            c_longlong(keys.stride(0)), c_longlong(keys.stride(1)), cos.stride(1), tokens, self.num_heads,
-            self.num_kv_heads, *norm,
+            (-(-threads // ROPE_THREADS), 1, 1), ROPE_THREADS, qkv, cos, sin, cache.argument, slots, columns,
+            cos.stride(1), tokens, self.num_heads, self.num_kv_heads, *norm,
         )  # fmt: skip
         queries = qkv.view(tokens, -1, self.dim)[:, : self.num_heads * self.kind.query_heads : self.kind.query_heads]
         return queries.transpose(0, 1).unsqueeze(0)

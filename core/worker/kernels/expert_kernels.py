@@ -5,6 +5,7 @@ A pair's result is the same whatever pairs are beside it, and whether they are s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -54,34 +55,52 @@ class StackedMatrix:
 
 class Variant(NamedTuple):
     """A product's segments have up to 8 * `row_tiles` rows. A warp computes `tiles` tiles at once, with `stages` loads
-    of their weights in flight. `blocks`: the least blocks on a multiprocessor."""
+    of their weights in flight. `blocks`: the least blocks on a multiprocessor. `parts`: how many of the 8 parts of the
+    inputs of gate and up a warp multiplies."""
 
     row_tiles: int
     tiles: int
     stages: int
     blocks: int
+    parts: int = 1
 
 
-# For segments of 1, 8, 16 and 32 rows, the first that there is room for. Not measured yet.
+# By name: for segments of 1, 8, 16 and 32 rows, the first that there is room for; and for many pairs that are a segment
+# each. Not measured yet.
 GATE_UP = {
-    1: (Variant(1, 2, 3, 3), Variant(1, 2, 2, 3), Variant(1, 2, 2, 2)),
-    8: (Variant(1, 2, 3, 3), Variant(1, 2, 2, 2)),
-    16: (Variant(2, 2, 3, 2), Variant(2, 2, 2, 1)),
-    32: (Variant(4, 4, 3, 1), Variant(4, 2, 2, 1)),
+    "1": (Variant(1, 2, 3, 3), Variant(1, 2, 2, 3), Variant(1, 2, 2, 2)),
+    "pairs": (Variant(1, 2, 3, 3, 2), Variant(1, 2, 2, 3, 2), Variant(1, 2, 2, 2, 2)),
+    "8": (Variant(1, 2, 3, 3), Variant(1, 2, 2, 2)),
+    "16": (Variant(2, 2, 3, 2), Variant(2, 2, 2, 1)),
+    "32": (Variant(4, 4, 3, 1), Variant(4, 2, 2, 1)),
 }
 DOWN = {
-    1: (Variant(1, 1, 4, 2), Variant(1, 1, 3, 2)),
-    8: (Variant(1, 2, 3, 1), Variant(1, 1, 3, 1)),
-    16: (Variant(2, 2, 3, 1), Variant(2, 1, 2, 1)),
-    32: (Variant(4, 1, 3, 1), Variant(4, 1, 2, 1)),
+    "1": (Variant(1, 1, 4, 2), Variant(1, 1, 3, 2)),
+    "pairs": (Variant(1, 2, 3, 1), Variant(1, 1, 3, 2)),
+    "8": (Variant(1, 2, 3, 1), Variant(1, 1, 3, 1)),
+    "16": (Variant(2, 2, 3, 1), Variant(2, 1, 2, 1)),
+    "32": (Variant(4, 1, 3, 1), Variant(4, 1, 2, 1)),
 }
+# A warp takes several parts of gate's inputs where a turn would hardly begin before it ends: of at most so many inputs,
+# and where blocks have so many turns each. Down has more tiles a turn where blocks have so many of those.
+SHORT_INPUTS = 2048
+MANY_TURNS = 1.5
 
 
-def shared_bytes(variant: Variant, rows: int, warps: int, format: CodeFormat) -> int:
-    """Bytes of a block's shared memory for segments of `rows`: the weights in flight, and one or two sets of sums."""
+def shared_bytes(variant: Variant, name: str, warps: int, format: CodeFormat) -> int:
+    """Bytes of a block's shared memory: the weights in flight, and one or two sets of sums."""
     in_flight = warps * variant.stages * variant.tiles * stage_bytes(format)
+    rows = 1 if name in ("1", "pairs") else int(name)
     sets = 2 if rows == 1 or (rows == 8 and warps == GATE_UP_WARPS) else 1
-    return in_flight + sets * warps * rows * variant.tiles * TILE * 4
+    return in_flight + sets * warps * variant.parts * rows * variant.tiles * TILE * 4
+
+
+class Launch(NamedTuple):
+    """A compiled variant, and how many of its blocks the GPU runs at once."""
+
+    kernel: CudaKernel
+    most_blocks: int
+    variant: Variant
 
 
 class ExpertKernels:
@@ -90,31 +109,37 @@ class ExpertKernels:
     def __init__(self, dtype: torch.dtype, format: CodeFormat, device: torch.device) -> None:
         room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
-        def first_with_room(variants: tuple[Variant, ...], rows: int, warps: int) -> Variant:
-            fitting = (one for one in variants if shared_bytes(one, rows, warps, format) <= room)
-            return next(fitting, variants[-1])
+        def choose(all_variants: Mapping[str, tuple[Variant, ...]], warps: int) -> dict[str, Variant]:
+            """Of each name the first that there is room for."""
+            return {
+                name: next((one for one in some if shared_bytes(one, name, warps, format) <= room), some[-1])
+                for name, some in all_variants.items()
+            }
 
-        gate_up = {rows: first_with_room(some, rows, GATE_UP_WARPS) for rows, some in GATE_UP.items()}
-        down = {rows: first_with_room(some, rows, DOWN_WARPS) for rows, some in DOWN.items()}
+        gate_up, down = choose(GATE_UP, GATE_UP_WARPS), choose(DOWN, DOWN_WARPS)
         lines = [
-            f"GATE_UP(gate_up_{rows}, {one.row_tiles}, {one.tiles}, {one.stages}, {int(rows == 1)}, {one.blocks})"
-            for rows, one in gate_up.items()
+            f"GATE_UP(gate_up_{name}, {one.row_tiles}, {one.tiles}, {one.stages}, {int(name in ('1', 'pairs'))}, "
+            f"{one.parts}, {one.blocks})"
+            for name, one in gate_up.items()
         ]
         lines += [
-            f"DOWN_TOKENS(down_1, {one.stages})"
-            if rows == 1
-            else f"DOWN_SEGMENTS(down_{rows}, {one.row_tiles}, {one.tiles}, {one.stages})"
-            for rows, one in down.items()
+            f"DOWN_TOKENS(down_{name}, {one.tiles}, {one.stages}, {one.blocks})"
+            if name in ("1", "pairs")
+            else f"DOWN_SEGMENTS(down_{name}, {one.row_tiles}, {one.tiles}, {one.stages})"
+            for name, one in down.items()
         ]
         source = read_source("codes.cuh", "units.cuh", "segments.cuh", "experts.cu", VARIANTS=lines)
         module = CudaModule(source, defines_for(dtype, format), device)
 
-        def launch(name: str, one: Variant, rows: int, warps: int) -> tuple[CudaKernel, int, Variant]:
-            kernel = module.kernel(f"{name}_{rows}", shared_bytes(one, rows, warps, format))
-            return kernel, kernel.most_blocks(warps * 32), one
+        def launches(prefix: str, variants: dict[str, Variant], warps: int) -> dict[str, Launch]:
+            kernels = {
+                name: module.kernel(f"{prefix}_{name}", shared_bytes(one, name, warps, format))
+                for name, one in variants.items()
+            }
+            return {name: Launch(one, one.most_blocks(warps * 32), variants[name]) for name, one in kernels.items()}
 
-        self._gate_up = {rows: launch("gate_up", one, rows, GATE_UP_WARPS) for rows, one in gate_up.items()}
-        self._down = {rows: launch("down", one, rows, DOWN_WARPS) for rows, one in down.items()}
+        self._gate_up = launches("gate_up", gate_up, GATE_UP_WARPS)
+        self._down = launches("down", down, DOWN_WARPS)
 
     def gate_up(
         self,
@@ -131,12 +156,18 @@ class ExpertKernels:
         pairs, chosen = ids.numel(), ids.shape[1]
         is_gathered = matrix.permutations is not None
         out = torch.empty((pairs, matrix.outputs // 2), dtype=x.dtype, device=x.device)
-        kernel, most_blocks, variant = self._gate_up[rows]
-        segments = pairs if routed is None else routed.segments.shape[0]
-        turns = segments * (matrix.outputs // TILE // variant.tiles)
+        segments, tiles = pairs if routed is None else routed.segments.shape[0], matrix.sizes[0]
+
+        def turns(one: Variant) -> int:
+            return int(segments) * -(-tiles // (one.tiles * one.parts))
+
+        launch = self._gate_up[str(rows)]
+        if rows == 1 and matrix.inputs <= SHORT_INPUTS and turns(launch.variant) > MANY_TURNS * launch.most_blocks:
+            launch = self._gate_up["pairs"]
         by_token = routed is not None and not is_gathered
-        kernel(
-            (min(turns, most_blocks), 1, 1), GATE_UP_WARPS * 32, matrix.codes, matrix.scales, matrix.zeros, x, out, ids,
+        blocks = min(turns(launch.variant), launch.most_blocks)
+        launch.kernel(
+            (blocks, 1, 1), GATE_UP_WARPS * 32, matrix.codes, matrix.scales, matrix.zeros, x, out, ids,
             *(None, None) if routed is None else (routed.segments, routed.num_segments),
             routed.tokens if routed is not None and by_token else None, down_inverse, *matrix.sizes, x.stride(0),
             1 if is_gathered else chosen, pairs,
@@ -154,21 +185,24 @@ class ExpertKernels:
     ) -> torch.Tensor:
         """gated [pairs, inputs] in the router's order -> the weighted sums and what is `added`, into `out` [tokens,
         outputs]."""
-        kernel, most_blocks, _ = self._down[1]
-        (tokens, chosen), tiles = ids.shape, matrix.sizes[0]
-        kernel((min(tokens * tiles, most_blocks), 1, 1), DOWN_WARPS * 32, matrix.codes, matrix.scales, matrix.zeros,
-               gated, out, ids, weights, *added, *matrix.sizes, chosen, tokens)  # fmt: skip
+        launch, (tokens, chosen), tiles = self._down["1"], ids.shape, matrix.sizes[0]
+        if tokens * tiles > MANY_TURNS * launch.most_blocks:
+            launch = self._down["pairs"]
+        turns = tokens * -(-tiles // launch.variant.tiles)
+        launch.kernel((min(turns, launch.most_blocks), 1, 1), DOWN_WARPS * 32, matrix.codes, matrix.scales,
+                      matrix.zeros, gated, out, ids, weights, *added, *matrix.sizes, chosen, tokens)  # fmt: skip
         return out
 
     def down_segments(
         self, matrix: StackedMatrix, gated: torch.Tensor, routed: RoutedPairs, rows: int, chosen: int
     ) -> torch.Tensor:
         """gated [pairs, inputs] -> [pairs, outputs] in float32, both in the order of `routed`."""
-        kernel, most_blocks, variant = self._down[rows]
+        launch = self._down[str(rows)]
         out = torch.empty((gated.shape[0], matrix.outputs), dtype=torch.float32, device=gated.device)
-        turns = routed.segments.shape[0] * -(-matrix.sizes[0] // variant.tiles)
-        kernel((min(turns, most_blocks), 1, 1), DOWN_WARPS * 32, matrix.codes, matrix.scales, matrix.zeros, gated, out,
-               routed.segments, routed.num_segments, *matrix.sizes, chosen)  # fmt: skip
+        turns = routed.segments.shape[0] * -(-matrix.sizes[0] // launch.variant.tiles)
+        launch.kernel((min(turns, launch.most_blocks), 1, 1), DOWN_WARPS * 32, matrix.codes, matrix.scales,
+                      matrix.zeros, gated, out, routed.segments, routed.num_segments, *matrix.sizes,
+                      chosen)  # fmt: skip
         return out
 
 

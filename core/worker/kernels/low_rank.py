@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.nvrtc import Argument, CudaModule, read_source
-
-if TYPE_CHECKING:
-    from core.worker.kernels.packed_small_batch import FusedRmsNorm
 
 THREADS = 256
 # MAX_PARTS: the most matrices with one input. MAX_NORMED_ROW: the longest row (elements) that is normed on the way.

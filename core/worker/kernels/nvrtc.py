@@ -26,7 +26,7 @@ PROGRAMMATIC_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIAL
 # Shared memory of a block that needs no attribute set.
 PLAIN_SHARED_BYTES = 48 * 1024
 DIGEST_BYTES = 32
-Argument: TypeAlias = "torch.Tensor | int | float | ctypes.c_longlong | None"
+Argument: TypeAlias = "torch.Tensor | int | float | ctypes.c_longlong | ctypes.Structure | None"
 
 
 class CudaCodeError(RuntimeError):
@@ -173,25 +173,30 @@ class CudaKernel:
         _check(library().cuOccupancyMaxActiveBlocksPerMultiprocessor(ctypes.byref(each), *arguments), self._name)
         return max(1, each.value) * int(torch.cuda.get_device_properties(self._device).multi_processor_count)
 
-    def __call__(self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument) -> None:
+    def __call__(
+        self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument, starts_early: bool = True
+    ) -> None:
         """Launch into the current stream of the kernel's GPU. Tensors are passed as pointers, None as a null pointer,
-        numbers as int or float. Raises CudaCodeError."""
+        numbers as int or float, structures by value. Not `starts_early`: it reads, before it waits, what the kernel
+        before writes. Raises CudaCodeError."""
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         launch = _Launch(
             *grid, num_threads, 1, 1, self._shared_bytes, torch.cuda.current_stream(self._device).cuda_stream,
-            ctypes.pointer(self._attribute), self._num_attributes,
+            ctypes.pointer(self._attribute), self._num_attributes * starts_early,
         )  # fmt: skip
         # A stream's handle belongs to the current GPU, and a kernel to the GPU that it was loaded on.
         with torch.cuda.device(self._device):
             _check(library().cuLaunchKernelEx(ctypes.byref(launch), self._function, pointers, None), self._name)
 
 
-def _value(argument: Argument) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_float | ctypes.c_longlong:
+def _value(
+    argument: Argument,
+) -> ctypes.c_void_p | ctypes.c_int | ctypes.c_float | ctypes.c_longlong | ctypes.Structure:
     if argument is None:
         return ctypes.c_void_p(0)
     if isinstance(argument, torch.Tensor):
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, float):
         return ctypes.c_float(argument)
-    return argument if isinstance(argument, ctypes.c_longlong) else ctypes.c_int(argument)
+    return argument if isinstance(argument, ctypes.c_longlong | ctypes.Structure) else ctypes.c_int(argument)

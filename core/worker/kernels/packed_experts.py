@@ -13,6 +13,7 @@ from torch import nn
 
 from core.worker.kernels.expert_kernels import ExpertKernels, StackedMatrix
 from core.worker.kernels.expert_prompts import ExpertPromptKernels, ExpertPrompts
+from core.worker.kernels.packed_small_batch import MAX_SMALL_BATCH
 from core.worker.kernels.packing import invert_permutation
 from core.worker.kernels.routed_pairs import Added, PairKernels, is_worth_sorting, rows_per_segment
 
@@ -44,18 +45,24 @@ class PackedExperts(nn.Module):
     ) -> torch.Tensor:
         """hidden_states [tokens, hidden], the chosen experts and their weights [tokens, k] -> [tokens, hidden].
 
-        A token's result depends on that token alone.
+        Up to MAX_SMALL_BATCH tokens, a token's result depends on that token alone.
         """
         ids, weights = top_k_index.long().contiguous(), top_k_weights.float().contiguous()
-        return self.multiply(hidden_states, ids, weights)
+        return self.multiply(hidden_states, ids, weights, is_step=len(ids) <= MAX_SMALL_BATCH)
 
     def multiply(
-        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, added: Added = NOTHING_ADDED
+        self,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        added: Added = NOTHING_ADDED,
+        is_step: bool = False,
     ) -> torch.Tensor:
         """x [tokens, hidden]; ids int64 and weights float32 [tokens, k] -> the weighted sum of the chosen experts'
-        results and what is `added`, [tokens, hidden]."""
+        results and what is `added`, [tokens, hidden]. is_step: the tokens are of a chat each, and go through no tiles,
+        which sum in another order: a token's result then depends on that token alone."""
         (tokens, chosen), num_experts, pairs = ids.shape, self.gate_up.num_experts, self._pair_kernels
-        prompts = self._prompts.kernels(ids.numel(), num_experts) if self._prompts else None
+        prompts = self._prompts.kernels(ids.numel(), num_experts) if self._prompts and not is_step else None
         if prompts is not None:
             return self._multiply_tiles(prompts, x, ids, weights, added)
         out = torch.empty_like(x)

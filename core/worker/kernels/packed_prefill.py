@@ -17,11 +17,11 @@ from core.memory.kernels.llamadeck import (
     dequant_buffer_bytes,
     has_fused_prefill,
 )
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.nvrtc import CudaModule, read_source
 from core.worker.kernels.packed_small_batch import (
     HEAD_ROWS,
-    MAX_SMALL_BATCH,
-    FusedRmsNorm,
+    MAX_SHORT_PROMPT,
     PrefillBackend,
     SmallBatchKernels,
     defines_for,
@@ -188,7 +188,7 @@ class FusedDequantGemm:
 class DequantThenGemm:
     """Dequantizes a matrix to half precision, in parts as large as its one buffer, and multiplies those by cuBLAS."""
 
-    min_rows = MAX_SMALL_BATCH + 1
+    min_rows = MAX_SHORT_PROMPT + 1
 
     def __init__(self, kernels: SmallBatchKernels, num_elements: int, dtype: torch.dtype, device: torch.device) -> None:
         self._kernels = kernels

@@ -1,4 +1,4 @@
-"""Products of up to 64 rows with a matrix of 4 or 8 bit, straight from its codes on tensor cores (cuda/matrices.cu).
+"""Products of up to 128 rows with a matrix of 4 or 8 bit, straight from its codes on tensor cores (cuda/matrices.cu).
 
 A row's result is the same whatever rows are beside it, up to MAX_SMALL_BATCH of them.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from core.worker.kernels.fused_norm import FusedRmsNorm
+from core.worker.kernels.low_rank import LowRankRows
 from core.worker.kernels.nvrtc import CudaKernel, CudaModule, read_source
 from core.worker.kernels.packed_variants import (
     EPILOGUES,
@@ -30,9 +32,6 @@ from core.worker.kernels.packed_variants import (
 )
 from core.worker.kernels.packing import TILE, CodeFormat, PackedMatrix, invert_permutation
 
-if TYPE_CHECKING:
-    from core.worker.kernels.low_rank import LowRankRows
-
 NUM_THREADS = 256
 # Threads that pack each 512 bytes of a tile.
 PACK_THREADS = 128
@@ -40,9 +39,10 @@ PACK_THREADS = 128
 INPUTS_PER_SUM_BLOCK = 2048
 # The most rows that each kernel takes.
 HEAD_ROWS = (8, 16, 32)
-# MAX_SMALL_BATCH: up to 64 rows use these kernels. They read the weights again for every 32 rows, still cheaper than
-# dequantizing; GPUs that must dequantize use them for short prefills too.
-MAX_SMALL_BATCH = 64
+# MAX_SMALL_BATCH: steps of up to so many rows, a token of each chat, use these kernels. They read the weights again for
+# every 32 rows, still cheaper than dequantizing. MAX_SHORT_PROMPT: GPUs that must dequantize use them for so many
+# tokens of prompts too.
+MAX_SMALL_BATCH, MAX_SHORT_PROMPT = 128, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +58,6 @@ class Launch:
     def is_single_row(self) -> bool:
         """Whether the kernel takes one row, and sums its scale groups itself."""
         return self.variant.normed or self.threads > NUM_THREADS
-
-
-class FusedRmsNorm(NamedTuple):
-    """RMSNorm fused into a product: its weight [inputs], the matrix's inverse permutation (None: in order), epsilon,
-    and what is added to each weight."""
-
-    weight: torch.Tensor
-    inverse_permutation: torch.Tensor | None
-    eps: float
-    offset: float = 0.0
 
 
 class SmallBatchKernels:

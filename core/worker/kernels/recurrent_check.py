@@ -32,7 +32,7 @@ def check_delta_kernels(kernels: DeltaKernels, dtype: torch.dtype, device: torch
     mixer, random = kernels.mixer, torch.Generator().manual_seed(0)
 
     def made(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=random).to(device)
+        return torch.randn(shape, generator=random, device="cpu").to(device)
 
     heads, tokens = mixer.num_value_heads, NUM_TOKENS + 1
     sizes = [mixer.channels, heads * mixer.value_dim, heads, heads]

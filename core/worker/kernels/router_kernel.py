@@ -1,6 +1,6 @@
 """A router with the norm before it: which experts each row goes to, and by which weights (cuda/router.cu).
 
-A row's result does not depend on the other rows.
+A row's result does not depend on the other rows; a prompt's many rows are summed in another order than a few.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.nvrtc import CudaModule, read_source
-from core.worker.kernels.packed_small_batch import FusedRmsNorm
 
 # The longest row (elements), the most experts, and the most that a row is given to.
 MAX_SIZE, MAX_EXPERTS, MAX_CHOSEN = 8192, 512, 32
@@ -23,6 +23,11 @@ SHARED_ROWS = 4
 # How many groups of rows one launch has counters for.
 MAX_GROUPS = 256
 SUMS_BYTES = 32 * 4
+# Rows with more logits than these go through the tensor cores, in tiles of so many rows and so many experts. How many
+# blocks of a tile's inputs, 64 each, are in shared memory at once.
+MANY_LOGITS = 64 * 128
+TILE_LINES, LOGIT_STAGES = 64, 4
+STAGE_BYTES = 2 * TILE_LINES * 64 * 2
 # The bits of `how` in cuda/router.cu.
 SIGMOID, NORMALIZED, ROUND_LOGITS, ROUND_WEIGHTS = 1, 2, 4, 8
 
@@ -74,10 +79,13 @@ class RouterKernels:
 
     def __init__(self, dtype: torch.dtype, num_experts: int, size: int, device: torch.device) -> None:
         defines = {"BF16": int(dtype == torch.bfloat16), "MAX_SIZE": MAX_SIZE, "EXPERTS_EACH": -(-num_experts // 32)}
+        defines |= {"LOGIT_STAGES": LOGIT_STAGES}
         module = CudaModule(read_source("router.cu"), defines, device)
         self._routes = {
             rows: module.kernel(f"route_{rows}", SUMS_BYTES + rows * size * dtype.itemsize) for rows in (1, SHARED_ROWS)
         }
+        self._norm, self._choose = module.kernel("norm_rows"), module.kernel("choose_of_rows")
+        self._logits = module.kernel("logits_of_tiles", LOGIT_STAGES * STAGE_BYTES)
         self._ended = torch.zeros(MAX_GROUPS, dtype=torch.int32, device=device)
 
     def route(
@@ -93,11 +101,10 @@ class RouterKernels:
         columns: int64 [rows], below 0 for rows that are nobody's: those are treated as the first one, of which no more
         is to be read. For at most MAX_GROUPS rows.
         """
-        (rows, size), experts, device = x.shape, weights.router.shape[0], x.device
-        normed, logits = torch.empty_like(x), torch.empty((rows, experts), dtype=torch.float32, device=device)
-        ids = torch.empty((rows, chosen), dtype=torch.long, device=device)
-        by = torch.empty((rows, chosen), dtype=torch.float32, device=device)
-        gates = None if weights.gate is None else torch.empty(rows, dtype=torch.float32, device=device)
+        if columns is None and x.shape[0] * weights.router.shape[0] > MANY_LOGITS:
+            return self._route_many(x, weights, rule, chosen)
+        (rows, size), experts = x.shape, weights.router.shape[0]
+        (normed, ids, by, gates), logits = self._room(x, weights, chosen)
         shared = 1 if rows <= MAX_SINGLE_ROWS else SHARED_ROWS
         blocks = -(-(experts + (gates is not None)) // EXPERTS_PER_BLOCK)
         for begin in range(0, rows, MAX_GROUPS * shared):
@@ -109,6 +116,32 @@ class RouterKernels:
                 weights.norm.offset, rule.scale, rule.least_sum, rule.bits,
             )  # fmt: skip
         return Routed(normed, ids, by, gates)
+
+    def _route_many(self, x: torch.Tensor, weights: RouterWeights, rule: RoutingRule, chosen: int) -> Routed:
+        (rows, size), experts = x.shape, weights.router.shape[0]
+        routed, logits = self._room(x, weights, chosen)
+        norm = weights.norm
+        self._norm(
+            (rows, 1, 1), THREADS, x, norm.weight, weights.gate, routed.normed, routed.gates, x.stride(0), size,
+            norm.eps, norm.offset,
+        )  # fmt: skip
+        grid = (-(-rows // TILE_LINES), -(-experts // TILE_LINES), 1)
+        self._logits(grid, THREADS, routed.normed, weights.router, logits, size, rows, experts, rule.bits)
+        self._choose(
+            (-(-rows // (THREADS // 32)), 1, 1), THREADS, logits, weights.bias, routed.ids, routed.weights, rows,
+            experts, chosen, rule.scale, rule.least_sum, rule.bits,
+        )  # fmt: skip
+        return routed
+
+    @staticmethod
+    def _room(x: torch.Tensor, weights: RouterWeights, chosen: int) -> tuple[Routed, torch.Tensor]:
+        """What is to be written, and float32 logits [rows, experts]."""
+        rows, experts, device = x.shape[0], weights.router.shape[0], x.device
+        normed, logits = torch.empty_like(x), torch.empty((rows, experts), dtype=torch.float32, device=device)
+        ids = torch.empty((rows, chosen), dtype=torch.long, device=device)
+        by = torch.empty((rows, chosen), dtype=torch.float32, device=device)
+        gates = None if weights.gate is None else torch.empty(rows, dtype=torch.float32, device=device)
+        return Routed(normed, ids, by, gates), logits
 
 
 @cache

@@ -35,7 +35,6 @@ SETTINGS = (
 )
 # With these nothing is cut or changed.
 NEUTRAL = (1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
-HAS_OFFSETS, HAS_MASK = len(SETTINGS), len(SETTINGS) + 1
 # Bits of SlotSamplingState.seen: a repetition penalty applies to the token; the answer has it.
 SEEN, SAID = 1, 2
 
@@ -46,7 +45,8 @@ class SlotSamplingState(NamedTuple):
     settings: float32 [slots + 1, 9]. seeds, tokens (the last one), positions: int64 [slots + 1].
     seen: uint8 [slots + 1, vocabulary], SEEN and SAID of each token.
     offsets: float32 [slots + 1, vocabulary], see decode/logit_offsets.py; a drawn token's penalties are taken off.
-    masks: int32 [slots + 1, ceil(vocabulary / 32)], one bit a token, the lowest first: what may come.
+    masks: int32 [slots + 1, ceil(vocabulary / 32)], one bit a token, the lowest first: what may come. A slot
+    that has one is drawn by a launch of its own, once the mask is there.
     """
 
     settings: torch.Tensor
@@ -111,17 +111,20 @@ class SamplingKernel:
         scratch: torch.Tensor,
         rows: torch.Tensor,
         slots: SlotSamplingState,
-        step: torch.Tensor,
+        positions: torch.Tensor,
         sampled: torch.Tensor,
+        is_kept: bool = True,
+        is_late: bool = False,
     ) -> None:
-        """Sample the next token of every row, as decode/sampling.py does, and store it as its slot's.
+        """Sample the next token of every row whose slot has no mask, as decode/sampling.py does, and store it as its
+        slot's if `is_kept`; or, where `is_late`, of every row whose slot has one.
 
-        logits [rows, vocabulary]; scratch the same in float32; rows [rows]: each row's slot. The slots' positions grow
-        by `step` [1]. sampled [rows] gets the tokens, -1 where a logit is NaN. Random numbers are Philox by seed and
-        position, so they do not depend on the batch.
+        logits [rows, vocabulary]; scratch the same in float32; rows [rows]: each row's slot; positions [rows]: that of
+        the token, which becomes the slot's, though it is left out. sampled [rows] gets the tokens, -1 where a logit is
+        NaN. Random numbers are Philox by seed and position, so they do not depend on the batch.
         """
-        self._sample((self._blocks, logits.shape[0], 1), self._threads, logits, scratch, rows, *slots, step, sampled,
-                     logits.shape[1], slots.seeds.shape[0] - 1)  # fmt: skip
+        self._sample((self._blocks, logits.shape[0], 1), self._threads, logits, scratch, rows, *slots, positions,
+                     sampled, logits.shape[1], slots.seeds.shape[0] - 1, int(is_kept), int(is_late))  # fmt: skip
 
 
 @cache

@@ -6,11 +6,11 @@ bfloat16 on any GPU; a row's result does not depend on the other rows.
 
 from __future__ import annotations
 
-from ctypes import c_longlong
 from functools import cache
 
 import torch
 
+from core.worker.kernels.kv_pages import KvPages, page_defines
 from core.worker.kernels.nvrtc import Argument, CudaKernel, CudaModule, read_source
 
 # Threads of a block, as cuda/steps.cu has them; a thread takes PART values.
@@ -21,16 +21,18 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 @cache
-def module_for(dtype: torch.dtype, device: torch.device) -> CudaModule:
-    return CudaModule(read_source("steps.cu"), {"BF16": int(dtype == torch.bfloat16)}, device)
+def module_for(dtype: torch.dtype, device: torch.device, bits: int = 16) -> CudaModule:
+    """bits: of what `store_heads` stores."""
+    defines = {"BF16": int(dtype == torch.bfloat16), **page_defines(bits)}
+    return CudaModule(read_source("pages.cuh", "steps.cu"), defines, device)
 
 
 @cache
-def kernel_for(name: str, dtype: torch.dtype, device: torch.device) -> CudaKernel:
+def kernel_for(name: str, dtype: torch.dtype, device: torch.device, bits: int = 16) -> CudaKernel:
     """Raises TypeError for other types than those of HALVES, CudaCodeError where the kernels do not compile."""
     if dtype not in HALVES:
         raise TypeError(f"{name}: {dtype}")
-    return module_for(dtype, device).kernel(name)
+    return module_for(dtype, device, bits).kernel(name)
 
 
 def _launch(name: str, like: torch.Tensor, num_threads: int, *arguments: Argument) -> None:
@@ -86,6 +88,23 @@ def gather_slots(
     return token, position, column, end
 
 
+def place_chunks(
+    chunks: torch.Tensor, num_rows: int, padding_slot: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where the rows of a pass of `num_rows` belong that reads the `chunks` [chunks, 4] of prompts: slot, first column,
+    tokens, first row. Each row's slot, position, and column to write. All int64 [rows].
+
+    Rows of no chunk are `padding_slot`'s, at position 0, and write to column -1, which is none.
+    """
+    rows = torch.empty((3, num_rows), dtype=torch.long, device=chunks.device)
+    # Its integers are the same in the module of either type.
+    kernel_for("place_chunks", torch.float16, chunks.device)(
+        (-(-num_rows // SLOT_THREADS), 1, 1), SLOT_THREADS, chunks, rows, num_rows, chunks.shape[0], padding_slot
+    )
+    slots, positions, columns = rows
+    return slots, positions, columns
+
+
 def swiglu(both: torch.Tensor) -> torch.Tensor:
     """both [..., 2 * size], gate then up -> silu(gate) * up, [..., size]."""
     rows = both.reshape(-1, both.shape[-1])
@@ -115,21 +134,18 @@ def apply_rope(
 
 
 def store_kv(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    slots: torch.Tensor,
-    columns: torch.Tensor,
+    key: torch.Tensor, value: torch.Tensor, cache: KvPages, slots: torch.Tensor, columns: torch.Tensor
 ) -> None:
-    """Store new keys and values [rows, kv heads, tokens, dim] in a layer's cache [slots, kv heads, columns, dim].
+    """Store new keys and values [rows, kv heads, tokens, dim] in a layer's pages.
 
     `slots` [rows] and `columns` [rows, tokens] say where. A column below 0 is not stored.
     """
     # Some models compute keys in float32.
-    key, value = key.to(keys.dtype), value.to(values.dtype)
+    key, value = key.to(cache.dtype), value.to(cache.dtype)
     rows, num_heads, num_tokens, dim = key.shape
-    slot_size, head_size, column_size = keys.stride()[:3]
-    _launch("store_heads", key, rows * num_tokens * num_heads * -(-dim // PART), key, value, keys, values, slots,
-            columns, *key.stride()[:3], *value.stride()[:3], c_longlong(slot_size), c_longlong(head_size), column_size,
-            rows, num_tokens, num_heads, dim)  # fmt: skip
+    # Of 8 bit a warp has a head.
+    each = 32 if cache.bits == 8 else -(-dim // PART)
+    kernel_for("store_heads", key.dtype, key.device, cache.bits)(
+        (-(-rows * num_tokens * num_heads * each // THREADS), 1, 1), THREADS, key, value, cache.argument, slots,
+        columns, *key.stride()[:3], *value.stride()[:3], rows, num_tokens, num_heads, dim,
+    )  # fmt: skip

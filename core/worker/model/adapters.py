@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from core.memory.adapter_room import AdapterRoom
+from core.worker.kernels.fused_norm import FusedRmsNorm
 from core.worker.kernels.low_rank import (
     NO_PLACE,
     LowRankKernels,
@@ -28,7 +29,7 @@ from core.worker.kernels.low_rank import (
     low_rank_kernels_for,
 )
 from core.worker.kernels.nvrtc import CudaCodeError
-from core.worker.kernels.packed_small_batch import FusedRmsNorm
+from core.worker.kernels.packed_small_batch import MAX_SHORT_PROMPT, MAX_SMALL_BATCH
 from core.worker.kernels.step_ops import HALVES
 from core.worker.model.merged_linear import MergedLinearSlice
 
@@ -66,7 +67,7 @@ class AdapterBank:
         self.matrices: dict[str, AdaptedMatrix] = {}
         # Of the rows of the pass that runs, [rows]; None where no row has an adapter.
         self.slots: torch.Tensor | None = None
-        self._selected: torch.Tensor | None = None
+        self._selected: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def put(self, place: int, weights: AdapterWeights) -> None:
         """Put an adapter, of a rank up to the room's, into a place that no running slot uses."""
@@ -114,11 +115,12 @@ class AdapterBank:
         """As `select`, for slots [rows] that lie in GPU memory: what a captured pass computes cannot depend on them."""
         self.slots, self._selected = slots, None
 
-    def column_weights(self) -> torch.Tensor:
-        """Of the rows of the pass that runs, [rows, 1, columns]."""
+    def column_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the rows of the pass that runs, and whether each is 0, both [rows, 1, columns]."""
         if self._selected is None:
             assert self.slots is not None
-            self._selected = self._column_weights.index_select(0, self.slots).unsqueeze(1)
+            weights = self._column_weights.index_select(0, self.slots).unsqueeze(1)
+            self._selected = weights, weights == 0
         return self._selected
 
 
@@ -170,15 +172,16 @@ class AdapterLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[rows, tokens, in], or [rows * tokens, in] -> the same with the outputs."""
-        out: torch.Tensor = self.base(x)
+        out: torch.Tensor = self.base(x).contiguous()
         slots, kernels = self.bank.slots, self.bank.kernels
         if slots is None:
             return out
         rows = x.reshape(-1, self.in_features)
-        if kernels is None or rows.shape[0] != slots.shape[0] or out.dtype != self.bank.dtype:
+        few_rows = MAX_SMALL_BATCH if x.shape[-2] == 1 else MAX_SHORT_PROMPT
+        is_small = rows.shape[0] == slots.shape[0] <= few_rows
+        if kernels is None or not is_small or out.dtype != self.bank.dtype:
             self._add_by_torch(x, out)
             return out
-        out = out.contiguous()
         if low := self.low_rank(rows):
             kernels.up(low, out.view(rows.shape[0], -1))
         return out
@@ -194,14 +197,18 @@ class AdapterLinear(nn.Module):
         return bank.kernels.down(x, self._low_rank, bank.slots, bank.of_slots, x_places, norm)  # type: ignore[no-any-return]
 
     def _add_by_torch(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        weights, begin = self.bank.column_weights(), 0
+        """In place, and in four operations for each matrix: a chunk of a prompt is some hundred of them."""
+        (weights, unused), begin = self.bank.column_weights(), 0
+        rows, to = x.reshape(-1, self.in_features), out.view(-1, self.out_features)
         for matrix in self.matrices:
-            low = nn.functional.linear(x, matrix.a)
-            by_row = low.reshape(weights.shape[0], -1, low.shape[-1])
+            low = nn.functional.linear(rows, matrix.a)
             # Not by a product alone: another adapter's column may be infinite, and 0 times that is no number.
-            kept = torch.where(weights != 0, by_row * weights, 0.0).reshape(low.shape)
+            low.view(weights.shape[0], -1, low.shape[-1]).masked_fill_(unused, 0.0).mul_(weights)
             end = begin + matrix.b.shape[0]
-            out[..., begin:end] += nn.functional.linear(kept, matrix.b)
+            if out.dtype == matrix.b.dtype:
+                to[:, begin:end].addmm_(low, matrix.b.T)
+            else:
+                to[:, begin:end] += nn.functional.linear(low, matrix.b)
             begin = end
 
 

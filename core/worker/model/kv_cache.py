@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from core.memory.layer_state import num_snapshots
+from core.worker.model.integer_kv import dequantize, quantize
 from core.worker.model.layer_state import RecurrentState, StateRows
 from core.worker.model.state_history import StateHistory
 
@@ -31,7 +32,10 @@ class SlotCache:
 
     A layer that keeps no keys and values of its own has none here. `states`: those of the recurrent layers, by index.
     Before a pass, `begin_prefill` or `begin_decode` says which tokens of which slots these take in.
+    page_tokens, num_pages: of a cache whose slots consist of pages (paged_cache.py); 0 here.
     """
+
+    page_tokens = num_pages = 0
 
     def __init__(
         self,
@@ -40,18 +44,25 @@ class SlotCache:
         dtype: torch.dtype,
         layers: Mapping[int, KvShape],
         states: Mapping[int, RecurrentState] | None = None,
+        bits: int = 16,
     ) -> None:
-        """layers: the shapes by the index of the layer."""
-
-        def allocate(shape: KvShape) -> torch.Tensor:
-            size = (num_slots, shape.num_kv_heads, context_tokens + 1, shape.head_dim)
-            return torch.zeros(size, dtype=dtype, device=shape.device)
-
-        self.keys = {index: allocate(shape) for index, shape in layers.items()}
-        self.values = {index: allocate(shape) for index, shape in layers.items()}
+        """layers: the shapes by the index of the layer. bits: of an element of keys and values; of 8 they are integers
+        with scales (integer_kv.py)."""
         self.context_tokens = context_tokens
         self.unread_column = context_tokens
         self.num_slots = num_slots
+        self.bits = bits
+        stored = torch.int8 if bits == 8 else dtype
+
+        def allocate() -> dict[int, torch.Tensor]:
+            return {i: torch.zeros(self._size(one), dtype=stored, device=one.device) for i, one in layers.items()}
+
+        def allocate_scales() -> dict[int, torch.Tensor]:
+            scaled = layers if bits == 8 else {}
+            return {i: torch.zeros(self._size(one)[:3], dtype=dtype, device=one.device) for i, one in scaled.items()}
+
+        self.keys, self.values = allocate(), allocate()
+        self.key_scales, self.value_scales = allocate_scales(), allocate_scales()
         self.states = dict(states or {})
         self._history = StateHistory(num_slots, num_snapshots(num_slots), self._copy_row, self._clear_row)
         self._devices = dict.fromkeys(tensor.device for tensor in self.tensors)
@@ -61,11 +72,18 @@ class SlotCache:
         # By device: the rows' indices [rows, 1], the columns [rows, new tokens], the rows of recurrent states [rows].
         self._targets: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
+    def _size(self, shape: KvShape) -> tuple[int, int, int, int]:
+        return self.num_slots, shape.num_kv_heads, self.context_tokens + 1, shape.head_dim
+
+    def set_pages(self, slot: int, pages: Sequence[int]) -> None:
+        """Where slots are rows, none has pages."""
+
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All keys, then all values, then all recurrent states."""
+        """All keys, then all values, the scales of both, then all recurrent states."""
         states = [tensor for state in self.states.values() for tensor in state.tensors]
-        return [*self.keys.values(), *self.values.values(), *states]
+        scales = [*self.key_scales.values(), *self.value_scales.values()]
+        return [*self.keys.values(), *self.values.values(), *scales, *states]
 
     @property
     def num_bytes(self) -> int:
@@ -84,6 +102,14 @@ class SlotCache:
         """How many of the slot's first `num_tokens` tokens a new prompt can go on from: all of them without recurrent
         layers, else the most that a state is there for."""
         return self._history.reusable_tokens(slot, num_tokens) if self.states else num_tokens
+
+    def copy_tokens(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the keys and values of the first `num_tokens` tokens of one row to another."""
+        kinds = self.keys, self.values, self.key_scales, self.value_scales
+        rows = [tensor for kind in kinds for tensor in kind.values()]
+        torch._foreach_copy_(
+            [one[target, :, :num_tokens] for one in rows], [one[source, :, :num_tokens] for one in rows]
+        )
 
     def begin_prefill(self, slot: int, begin: int, num_tokens: int) -> None:
         """The next pass takes in the slot's `num_tokens` tokens from `begin` on, which is 0, where the last pass ended,
@@ -129,17 +155,28 @@ class SlotCache:
         self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write new keys and values [rows, kv heads, new tokens, head dim]; the keys and values that the pass reads."""
-        keys, values = self.keys[layer_idx][self._rows], self.values[layer_idx][self._rows]
+        if self.bits == 16:
+            return self._written(self.keys[layer_idx], key), self._written(self.values[layer_idx], value)
+        return (
+            self._quantized(self.keys[layer_idx], self.key_scales[layer_idx], key),
+            self._quantized(self.values[layer_idx], self.value_scales[layer_idx], value),
+        )
+
+    def _quantized(self, tensor: torch.Tensor, scales: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        integers, own_scales = quantize(new)
+        return dequantize(self._written(tensor, integers), self._written(scales.unsqueeze(-1), own_scales))
+
+    def _written(self, tensor: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """What the pass reads of `tensor` [slots, kv heads, columns, ..], after `new` [rows, kv heads, new tokens, ..]
+        is written there."""
+        tensor = tensor[self._rows]
         if self._is_slice:
-            begin = self._length - key.shape[2]
-            keys[:, :, begin : self._length] = key
-            values[:, :, begin : self._length] = value
+            tensor[:, :, self._length - new.shape[2] : self._length] = new
         else:
             # Indices around a slice put the indexed dimensions first: [rows, new tokens, kv heads, head dim].
-            row_index, columns, _ = self._targets[keys.device]
-            keys[row_index, :, columns] = key.transpose(1, 2)
-            values[row_index, :, columns] = value.transpose(1, 2)
-        return keys[:, :, : self._length], values[:, :, : self._length]
+            row_index, columns, _ = self._targets[tensor.device]
+            tensor[row_index, :, columns] = new.transpose(1, 2)
+        return tensor[:, :, : self._length]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Only asked for by models that are given no positions; the engine always gives them."""

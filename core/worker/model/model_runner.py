@@ -12,6 +12,7 @@ from core.common.errors import EngineError
 from core.worker.model.adapters import AdapterBank
 from core.worker.model.kv_cache import KvShape, SlotCache
 from core.worker.model.layer_state import RecurrentState, StateRows
+from core.worker.model.paged_cache import PagedCache
 from core.worker.model.recurrent_layers import RecurrentLayer
 
 # Families that look a token's place up in a table as long as their context. A row without a request, or beyond a
@@ -20,11 +21,19 @@ PLACE_TABLES = frozenset(("biogpt", "codegen", "gpt2", "gpt_bigcode", "gptj", "o
 
 
 class ModelRunner:
-    """Runs a transformers model over a KV cache with one row a slot. Raises EngineError "architecture_cache"."""
+    """Runs a transformers model over a KV cache with one row a slot, or in pages. Raises EngineError
+    "architecture_cache"."""
 
     def __init__(
-        self, model: PreTrainedModel, num_slots: int, context_tokens: int, adapters: AdapterBank | None = None
+        self,
+        model: PreTrainedModel,
+        num_slots: int,
+        context_tokens: int,
+        adapters: AdapterBank | None = None,
+        num_pages: int | None = None,
+        cache_bits: int = 16,
     ) -> None:
+        """num_pages: of a cache in pages, as captured steps need it; None for rows. cache_bits: 16 or 8."""
         parameter = next(model.parameters())
         self.device = parameter.device
         self.dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else parameter.dtype
@@ -35,11 +44,20 @@ class ModelRunner:
         # On a GPU a chunk's attention is causal without a mask, which would take memory.
         self._needs_mask = self.device.type == "cpu"
         self._last_place = context_tokens - 1 if model.config.model_type in PLACE_TABLES else None
-        self.cache = self._make_cache(num_slots, context_tokens)
+        self.cache = self._make_cache(num_slots, context_tokens, num_pages, cache_bits)
 
-    def _make_cache(self, num_slots: int, context_tokens: int) -> SlotCache:
+    def _make_cache(self, num_slots: int, context_tokens: int, num_pages: int | None, bits: int) -> SlotCache:
         """A cache of the shapes that the layers write for one token; configurations do not always say them."""
         recurrent = {one.layer_idx: one for one in self._model.modules() if isinstance(one, RecurrentLayer)}
+        shapes, dtype = self._probe_shapes(recurrent)
+        states = {index: layer.allocate_state(num_slots) for index, layer in recurrent.items()}
+        if num_pages is not None:
+            return PagedCache(num_slots, context_tokens, num_pages, dtype, shapes, states, bits)
+        return SlotCache(num_slots, context_tokens, dtype, shapes, states, bits)
+
+    def _probe_shapes(self, recurrent: Mapping[int, RecurrentLayer]) -> tuple[dict[int, KvShape], torch.dtype]:
+        """What each layer writes for one token. The states that this takes are gone afterwards: those of a large model
+        are some hundred MiB, which the plan has no room for beside all slots' own."""
         probe = _ShapeProbe({index: layer.allocate_state(1) for index, layer in recurrent.items()})
         token = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         try:
@@ -48,8 +66,7 @@ class ModelRunner:
             raise EngineError("architecture_cache", architecture=type(self._model).__name__) from error
         if sorted({*probe.shapes, *recurrent}) != self._keeping_layers():
             raise EngineError("architecture_cache", architecture=type(self._model).__name__)
-        states = {index: layer.allocate_state(num_slots) for index, layer in recurrent.items()}
-        return SlotCache(num_slots, context_tokens, probe.dtype, probe.shapes, states)
+        return probe.shapes, probe.dtype
 
     def _keeping_layers(self) -> list[int]:
         """The layers that keep something of their own: all but those that read an earlier one's keys and values."""
@@ -89,8 +106,8 @@ class ModelRunner:
     def run_captured(
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: Any, logits_of: int | torch.Tensor
     ) -> torch.Tensor:
-        """Logits [rows, vocabulary] over a cache whose attention needs no mask. logits_of: 1 for the last token, or the
-        index [1] of one."""
+        """Logits over a cache whose attention needs no mask: [rows, vocabulary], of the last token of each, with 1 for
+        `logits_of`; or of a single row's tokens whose indices those are."""
         if self.adapters is not None:
             self.adapters.select_captured(cache.slots)
         layer_types = getattr(self._config, "layer_types", None)
@@ -107,7 +124,8 @@ class ModelRunner:
     def _call(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any, logits_of: int | torch.Tensor
     ) -> torch.Tensor:
-        return self._call_all(tokens, positions, mask, cache, logits_of)[:, -1]
+        # A token of each row, or some of one row.
+        return self._call_all(tokens, positions, mask, cache, logits_of).flatten(0, 1)
 
     def _call_all(
         self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any, cache: Any, logits_of: int | torch.Tensor

@@ -6,11 +6,9 @@ For kernels whose instructions of one GPU alone (PTX) have a way without them; t
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 
 from core.worker.kernels import (
     cache_attention,
+    gptq_block,
     logprobs_kernel,
     low_rank,
     recurrent,
@@ -28,18 +27,13 @@ from core.worker.kernels import (
     step_ops,
 )
 from core.worker.kernels.nvrtc import Argument, _value
+from tests.support import compiled_kernels
+from tests.support.compiled_kernels import kept_library
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
-OPTIONS = [
-    "-std=c++17",
-    "-O2",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-U_FORTIFY_SOURCE",
-    "-shared",
-    "-fPIC",
-    "-w",
-]
+OPTIONS = [*compiled_kernels.OPTIONS, "-O2", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
+# Each thread of a block costs a turn at every exchange. So many still are several warps.
+SAMPLE_THREADS = 256
 KERNEL = re.compile(r'extern "C" __global__ void (?:__\w+__\([^()]*\)\s*)*(\w+)\(([^)]*)\)')
 # Conversions that every GPU has; the rest of PTX is for newer ones.
 IN_CPP = {
@@ -47,7 +41,7 @@ IN_CPP = {
     'asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));': "r = float_to_half(x);",
     "extern __shared__ uint4 shared[];": "uint4* shared = (uint4*)shared_memory;",
 }
-KERNELS = (step_ops, cache_attention, logprobs_kernel, low_rank, sampling_kernel, recurrent)
+KERNELS = (step_ops, cache_attention, gptq_block, logprobs_kernel, low_rank, sampling_kernel, recurrent)
 
 
 class CpuGpu:
@@ -60,24 +54,21 @@ class CpuGpu:
 class CpuModule:
     """Stands in for CudaModule."""
 
-    folder: Path
-
     def __init__(self, source: str, defines: Mapping[str, str | int], device: torch.device) -> None:
         for ptx, cpp in IN_CPP.items():
             source = source.replace(ptx, cpp)
         lines = [f"#define {name} {value}" for name, value in defines.items()]
-        lines += [f'#include "{HEADER}"', source]
+        lines += [HEADER.read_text("utf-8"), source]
         for name, parameters in KERNEL.findall(source):
             types = [parameter.rpartition(" ")[0] for parameter in parameters.split(",")]
             arguments = ", ".join(f"*({one}*)a[{index}]" for index, one in enumerate(types))
             lines.append(f'extern "C" void launch_{name}(void** a) {{ {name}({arguments}); }}')
         text = "\n".join(lines)
-        library = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.so"
-        if not library.exists():
-            file = library.with_suffix(".cpp")
-            file.write_text(text, "utf-8")
-            subprocess.run(["g++", *OPTIONS, "-o", str(library), str(file)], check=True)
-        self._library = ctypes.CDLL(str(library))
+
+        def compile_into(file: Path) -> None:
+            subprocess.run(["g++", "-x", "c++", *OPTIONS, "-o", str(file), "-"], input=text, text=True, check=True)
+
+        self._library = kept_library([*OPTIONS, text], compile_into)
 
     def kernel(self, name: str, shared_bytes: int = 0) -> CpuKernel:
         return CpuKernel(self._library, name)
@@ -89,7 +80,9 @@ class CpuKernel:
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self._run, self._launch = library.run_on_cpu, getattr(library, f"launch_{name}")
 
-    def __call__(self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument) -> None:
+    def __call__(
+        self, grid: tuple[int, int, int], num_threads: int, *arguments: Argument, starts_early: bool = True
+    ) -> None:
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         self._run(self._launch, pointers, *grid, num_threads)
@@ -100,8 +93,8 @@ def cuda_on_cpu() -> Iterator[None]:
     """Let the kernels of a captured step run on the CPU inside the `with` block. Skips the test without g++."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ for CUDA on a CPU")
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CpuModule, "folder", Path(folder), raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling_kernel, "SINGLE_BLOCK_THREADS", SAMPLE_THREADS)
         patch.setattr(torch.cuda, "get_device_properties", lambda device: CpuGpu)
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (5, 2))
         for module in KERNELS:
@@ -118,6 +111,7 @@ def forget() -> None:
         step_ops.kernel_for,
         cache_attention.kernels_for,
         low_rank.low_rank_kernels_for,
+        gptq_block.gptq_block_kernel_for,
         recurrent.module_for,
         recurrent_check.delta_kernels_for,
     ):

@@ -23,6 +23,9 @@ struct uint3 {
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct alignas(8) float2 {
     float x, y;
 };
@@ -36,26 +39,27 @@ static float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
 alignas(16) static char shared_memory[256 * 1024];
 
-// Threads that wait for each other: `turn` counts how often all were there.
+static const int MOST_THREADS = 1024, STACK_BYTES = 64 * 1024, MOST_WARPS = MOST_THREADS / 32;
+
+// Where all that are `alive` among the threads of some warps wait for each other. waits: a bit for each thread.
 struct Gate {
-    int alive, waiting, turn;
+    int alive, waiting, first_warp, num_warps;
+    unsigned waits[MOST_WARPS];
 };
 struct Warp {
     Gate gate;
     unsigned long long values[2][32];  // Two alternate: others may still read the last ones.
 };
 struct Thread {
-    jmp_buf here;
-    Gate* waits_for;
-    int turn, side;
-    bool has_ended;
+    jmp_buf here, begin;  // `begin`: where it waits for the next block
+    int side;
 };
 
-static const int MOST_THREADS = 1024, STACK_BYTES = 64 * 1024;
 static Thread threads[MOST_THREADS];
-static Warp warps[MOST_THREADS / 32];
+static Warp warps[MOST_WARPS];
+static unsigned ready[MOST_WARPS];  // a bit for each thread that can go on
 static Gate block;
-static int current, num_threads;
+static int current, num_threads, num_stacks;
 static ucontext_t starter, started;
 static jmp_buf after_block;
 static void (*run_kernel)(void**);
@@ -67,32 +71,34 @@ static void resume(int thread) {
 }
 // Go on with the next thread that can; or behind the block, when all have ended.
 static void give_way() {
-    for (int i = 1; i <= num_threads; i++) {
-        const int one = (current + i) % num_threads;
-        const Thread& thread = threads[one];
-        if (!thread.has_ended && (!thread.waits_for || thread.waits_for->turn != thread.turn)) resume(one);
+    const int num_warps = num_threads / 32;
+    const unsigned later = ready[current / 32] & ~0u << current % 32 << 1;
+    if (later) resume(current / 32 * 32 + __builtin_ctz(later));
+    for (int i = 1; i <= num_warps; i++) {
+        const int warp = (current / 32 + i) % num_warps;
+        if (ready[warp]) resume(warp * 32 + __builtin_ctz(ready[warp]));
     }
-    for (int i = 0; i < num_threads; i++)
-        if (!threads[i].has_ended) fprintf(stderr, "the threads of a block wait for one another\n"), abort();
+    if (block.alive) fprintf(stderr, "the threads of a block wait for one another\n"), abort();
     _longjmp(after_block, 1);
 }
 static void open_if_all_wait(Gate& gate) {
     if (gate.waiting < gate.alive) return;
-    gate.waiting = 0, gate.turn++;
+    gate.waiting = 0;
+    for (int warp = gate.first_warp; warp < gate.first_warp + gate.num_warps; warp++)
+        ready[warp] |= gate.waits[warp], gate.waits[warp] = 0;
 }
 static void wait_at(Gate& gate) {
-    Thread& thread = threads[current];
-    thread.turn = gate.turn, gate.waiting++;
+    const int warp = current / 32;
+    const unsigned bit = 1u << current % 32;
+    gate.waiting++, gate.waits[warp] |= bit, ready[warp] &= ~bit;
     open_if_all_wait(gate);
-    if (gate.turn != thread.turn) return;
-    thread.waits_for = &gate;
-    if (!_setjmp(thread.here)) give_way();
-    threads[current].waits_for = nullptr;
+    if (!(ready[warp] & bit) && !_setjmp(threads[current].here)) give_way();
 }
+// One block after another; it keeps its stack between them, since to make one takes longer than most kernels.
 static void start_thread() {
-    if (!_setjmp(threads[current].here)) swapcontext(&started, &starter);
+    if (!_setjmp(threads[current].begin)) swapcontext(&started, &starter);
     run_kernel(kernel_arguments);
-    threads[current].has_ended = true;
+    ready[current / 32] &= ~(1u << current % 32);
     Gate& warp = warps[current / 32].gate;
     warp.alive--, block.alive--;
     if (warp.alive) open_if_all_wait(warp);
@@ -100,22 +106,31 @@ static void start_thread() {
     give_way();
 }
 
-static void run_block() {
+static void make_stacks() {
     static char* stacks = (char*)malloc((size_t)MOST_THREADS * STACK_BYTES);
-    block = {num_threads, 0, 0};
-    for (int i = 0; i < num_threads / 32; i++) warps[i].gate = {32, 0, 0};
-    for (current = 0; current < num_threads; current++) {
-        threads[current].waits_for = nullptr, threads[current].side = 0, threads[current].has_ended = false;
+    for (; num_stacks < num_threads; num_stacks++) {
+        current = num_stacks;
         getcontext(&started);
         started.uc_stack.ss_sp = stacks + (size_t)current * STACK_BYTES, started.uc_stack.ss_size = STACK_BYTES;
         makecontext(&started, start_thread, 0);
         swapcontext(&starter, &started);
+    }
+}
+
+static void run_block() {
+    const int num_warps = num_threads / 32;
+    block = {num_threads, 0, 0, num_warps, {}};
+    for (int i = 0; i < num_warps; i++) warps[i].gate = {32, 0, i, 1, {}}, ready[i] = ~0u;
+    for (int i = 0; i < num_threads; i++) {
+        memcpy(threads[i].here, threads[i].begin, sizeof(jmp_buf));
+        threads[i].side = 0;
     }
     if (!_setjmp(after_block)) resume(0);
 }
 
 extern "C" void run_on_cpu(void (*kernel)(void**), void** arguments, int x, int y, int z, int threads_of_block) {
     run_kernel = kernel, kernel_arguments = arguments, num_threads = threads_of_block;
+    make_stacks();
     gridDim = {(unsigned)x, (unsigned)y, (unsigned)z}, blockDim = {(unsigned)threads_of_block, 1, 1};
     for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++)
         for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
@@ -139,6 +154,11 @@ static T __shfl_xor_sync(unsigned mask, T value, int by) {
 }
 
 // One thread runs at a time.
+static unsigned atomicInc(unsigned* to, unsigned most) {
+    const unsigned was = *to;
+    *to = was >= most ? 0 : was + 1;
+    return was;
+}
 static unsigned atomicAdd(unsigned* at, unsigned more) { return (*at += more) - more; }
 
 template <class A, class B>
@@ -157,11 +177,15 @@ static To bits_as(From value) {
 }
 static float __uint_as_float(unsigned x) { return bits_as<float>(x); }
 static float __int_as_float(int x) { return bits_as<float>(x); }
+static int __float_as_int(float x) { return bits_as<int>(x); }
 static unsigned __float_as_uint(float x) { return bits_as<unsigned>(x); }
 static float half_to_float(unsigned short x) { return (float)bits_as<_Float16>(x); }
 static unsigned short float_to_half(float x) { return bits_as<unsigned short>((_Float16)x); }
 static float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static float __fmul_rn(float a, float b) { return a * b; }
+static float __fadd_rn(float a, float b) { return a + b; }
+static float __fsub_rn(float a, float b) { return a - b; }
+static float __fdiv_rn(float a, float b) { return a / b; }
 #define __expf expf
 static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 static unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }

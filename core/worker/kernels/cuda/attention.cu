@@ -3,7 +3,7 @@
 // and key is RMS-normed by itself first. GATED: whether a gate for its output lies behind each query. QUERIES: how many
 // of a key's queries a block computes together, at most 8. CLUSTERS: whether blocks read one another's shared memory.
 // Each of ATTEND_WARPS warps takes COLUMNS columns at a time, the rows of a product.
-// Columns come in segments of ATTEND_WARPS * COLUMNS. Every KV_SPLITS-th segment belongs to one part. Each part is
+// Columns come in segments of ATTEND_WARPS * COLUMNS, each a page of the cache. Every KV_SPLITS-th segment belongs to one part. Each part is
 // summed by itself (arXiv 2311.01282); then the parts are added in order. So a row's result depends neither on the
 // number of blocks nor on the other rows.
 
@@ -12,20 +12,48 @@
 #define STEPS (DIM / 32)
 #define CHUNKS (DIM / 64)
 #define PIECES (DIM / 8)
+// 16 bytes of a column in the cache hold so many elements, and a column so many of those.
+#define CACHE_PIECE (128 / CACHE_BITS)
+#define CACHE_PIECES (DIM / CACHE_PIECE)
 #define TURNED (ROTARY / 8)
 #define QUERY_HEADS (GATED ? 2 : 1)
 #define LOG2_E 1.4426950408889634f
 
 // A warp's columns in flight, copied in lines of 128 bytes: half lines make memory a sixth slower. Lane 4g+t reads, of
 // each 32 elements of a key, 8t..8t+7 of columns g and g+8; of each 64 elements of a value, 8g..8g+7 of columns 2t,
-// 2t+1, 2t+8 and 2t+9. The piece of 8 elements is swizzled so that 8 lanes that read together hit different banks.
+// 2t+1, 2t+8 and 2t+9. The piece of 16 bytes is swizzled so that lanes that read together hit different banks: 8 of them,
+// or of 8 bit 16.
 struct Columns {
-    uint4 keys[COLUMNS][PIECES], values[COLUMNS][PIECES];
+    uint4 keys[COLUMNS][CACHE_PIECES], values[COLUMNS][CACHE_PIECES];
 
+#if CACHE_BITS == 8
+    uint4 key_scales[COLUMNS / 8], value_scales[COLUMNS / 8];
+
+    __device__ __forceinline__ uint4& key(int column, int piece) {
+        return keys[column][piece ^ (DIM == 64 ? column / 2 % 2 : column % 4) * 2];
+    }
+    __device__ __forceinline__ uint4& value(int column, int piece) {
+        return values[column][piece ^ (DIM == 64 ? column / 4 % 2 : column / 2 % 4) * 2];
+    }
+    // 8 elements: where they are, and in half precision.
+    __device__ __forceinline__ uint2& key_8(int column, int eight) {
+        return ((uint2*)&key(column, eight / 2))[eight % 2];
+    }
+    __device__ __forceinline__ uint2& value_8(int column, int eight) {
+        return ((uint2*)&value(column, eight / 2))[eight % 2];
+    }
+    __device__ __forceinline__ uint4 read_key(int column, int eight) { return integers_8(key_8(column, eight)); }
+    __device__ __forceinline__ uint4 read_value(int column, int eight) { return integers_8(value_8(column, eight)); }
+    __device__ __forceinline__ u16& key_scale(int column) { return ((u16*)key_scales)[column]; }
+    __device__ __forceinline__ u16& value_scale(int column) { return ((u16*)value_scales)[column]; }
+#else
     __device__ __forceinline__ uint4& key(int column, int piece) { return keys[column][piece ^ column % 2 * 4]; }
     __device__ __forceinline__ uint4& value(int column, int piece) {
         return values[column][piece ^ column / 2 % 4 * 2];
     }
+    __device__ __forceinline__ uint4 read_key(int column, int eight) { return key(column, eight); }
+    __device__ __forceinline__ uint4 read_value(int column, int eight) { return value(column, eight); }
+#endif
 };
 
 // A softmax over some columns, in base 2: the largest score, the sum of 2^(score - top), and a value weighted by those.
@@ -38,6 +66,9 @@ template <int BLOCKS, int STAGES>
 struct AttentionShared {
     Columns coming[ATTEND_WARPS][STAGES];
     uint4 heads[QUERIES + 2][PIECES];  // The queries and the new key, after RoPE, and the new value.
+#if CACHE_BITS == 8
+    u16 new_scales[8];  // Of that key and that value.
+#endif
     // A part's values are those of its first warp until all warps' are added.
     float values[ATTEND_WARPS - 1][QUERIES * DIM], parts[KV_SPLITS / BLOCKS][QUERIES * DIM];
     float tops[ATTEND_WARPS][QUERIES], part_tops[KV_SPLITS / BLOCKS][QUERIES];
@@ -113,7 +144,7 @@ struct HeadNorm {
     float eps, offset;
 };
 
-// One new token a row: RoPE on its query and key, after their norm; key and value are stored in the slot's cache at `columns`; the query
+// One new token a row: RoPE on its query and key, after their norm; key and value are stored in the slot's pages at `columns`; the query
 // attends to the columns up to there, at most `window` of them. A row with a column below 0 gets zeros and stores
 // nothing.
 // BLOCKS blocks take a row's parts in turn, each with STAGES loads of a warp's columns in flight.
@@ -121,11 +152,11 @@ struct HeadNorm {
 // `inverse_permutation` says, if given. sinks [heads]: see combine_splits. Without clusters: parts [rows, heads, KV_SPLITS, DIM], tops and totals without DIM, a counter a row and head
 // group.
 template <int BLOCKS, int STAGES>
-__device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values,
+__device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16* sin, const KvPages cache,
                                        const i64* slots, const i64* columns, float* parts, float* tops, float* totals,
-                                       u32* ended, u16* out, const int* inverse_permutation, i64 slot_size,
-                                       i64 head_size, int angle_row, float scale, int window, int heads, int kv_heads,
-                                       const HeadNorm norm, const u16* sinks) {
+                                       u32* ended, u16* out, const int* inverse_permutation, int angle_row,
+                                       float scale, int window, int heads, int kv_heads, const HeadNorm norm,
+                                       const u16* sinks) {
     constexpr int SIZE = QUERIES * DIM, TURNS = ((QUERIES + 2) * PIECES + ATTEND_THREADS - 1) / ATTEND_THREADS;
     extern __shared__ uint4 shared[];
     AttentionShared<BLOCKS, STAGES>& room = *(AttentionShared<BLOCKS, STAGES>*)shared;
@@ -140,8 +171,10 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         if (GATED) value = round_half(value) * sigmoid(here[((head + at / DIM) * 2 + 1) * DIM + at % DIM]);
         store(at, value);
     };
-    // columns, slots, angles and older keys and values were written before the step's first kernel: no need to wait.
+    // columns, slots, the table, angles and older keys and values were written before the step's first kernel: no need
+    // to wait.
     const int column = (int)columns[row];
+    const int* pages = cache.of(slots[row]);
     if (column < 0) {
         pdl_trigger();
         pdl_wait();
@@ -150,29 +183,59 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
         return;
     }
     const int begin = max(0, column + 1 - window), first = begin / SEGMENT, last = column / SEGMENT - first;
-    const i64 own = slots[row] * slot_size + kv_head * head_size;
-    keys += own, values += own;
+    pages += first;
+    const kv_t *keys = cache.keys + kv_head * cache.head_size, *values = cache.values + kv_head * cache.head_size;
     if (sinks) sinks += head;
 
-    int coming = rank;
-    auto load_stage = [&](int into) {
-        if (coming <= last) {
+    // The segment after `segment` of those that the block takes, part by part; last + 1 after the last one.
+    auto next_of = [&](int segment) {
+        const int next_part = segment % KV_SPLITS + BLOCKS;
+        return segment + KV_SPLITS <= last ? segment + KV_SPLITS : next_part < KV_SPLITS ? next_part : last + 1;
+    };
+    // `page` is that of segment `coming`, looked up one load ahead.
+    int coming = rank, page = 0;
+    auto look_up = [&](int segment) { return segment <= last ? pages[segment] : 0; };
+    auto copy_segment = [&](int into, int segment, int from_page) {
+        if (segment <= last) {
             Columns& to = room.coming[warp][into];
-            const int base = (first + coming) * SEGMENT + warp * COLUMNS;
+            const int base = (first + segment) * SEGMENT + warp * COLUMNS;
+            const i64 from = from_page * cache.page_size + warp * COLUMNS * DIM;
 #pragma unroll
-            for (int i = 0; i < COLUMNS * PIECES / 32; i++) {
-                const int one = i * 32 / PIECES + lane / PIECES, piece = lane % PIECES, at = base + one;
+            for (int i = 0; i < COLUMNS * CACHE_PIECES / 32; i++) {
+                const int one = i * 32 / CACHE_PIECES + lane / CACHE_PIECES, piece = lane % CACHE_PIECES;
+                const int at = base + one;
                 const bool is_seen = at >= begin && at < column;
-                cp_async_16_zfill(is_seen, &to.key(one, piece), keys + (i64)at * DIM + piece * 8);
-                cp_async_16_zfill(is_seen, &to.value(one, piece), values + (i64)at * DIM + piece * 8);
+                cp_async_16_zfill(is_seen, &to.key(one, piece), keys + from + one * DIM + piece * CACHE_PIECE);
+                cp_async_16_zfill(is_seen, &to.value(one, piece), values + from + one * DIM + piece * CACHE_PIECE);
             }
-            const int next_part = coming % KV_SPLITS + BLOCKS;
-            coming = coming + KV_SPLITS <= last ? coming + KV_SPLITS : next_part < KV_SPLITS ? next_part : last + 1;
+#if CACHE_BITS == 8
+            if (lane < COLUMNS / 4) {
+                const bool is_value = lane >= COLUMNS / 8;
+                const int eight = lane % (COLUMNS / 8);
+                cp_async_16_zfill(true, (is_value ? to.value_scales : to.key_scales) + eight,
+                                  (is_value ? cache.value_scales : cache.key_scales) +
+                                      cache.scale(from_page, kv_head, warp * COLUMNS + eight * 8));
+            }
+#endif
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
     };
+    auto load_stage = [&](int into) {
+        const int now = coming, from_page = page;
+        coming = next_of(coming), page = look_up(coming);
+        copy_segment(into, now, from_page);
+    };
+    // The first pages are looked up together.
+    int first_pages[STAGES], segments[STAGES];
 #pragma unroll
-    for (int u = 0; u < STAGES; u++) load_stage(u);
+    for (int u = 0; u < STAGES; u++) {
+        segments[u] = coming, first_pages[u] = look_up(coming);
+        coming = next_of(coming);
+    }
+    page = look_up(coming);
+    const int fresh_page = pages[last];
+#pragma unroll
+    for (int u = 0; u < STAGES; u++) copy_segment(u, segments[u], first_pages[u]);
     // Each thread norms and turns some pieces of the heads, for all warps; their loads are issued together.
     uint4 own_piece[TURNS], partner[TURNS], piece_cos[TURNS], piece_sin[TURNS], own_weight[TURNS], partner_weight[TURNS];
 #pragma unroll
@@ -222,14 +285,35 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
         const int at = i * ATTEND_THREADS + threadIdx.x, piece = at % PIECES, which = at / PIECES;
+        const bool is_value = which == QUERIES + 1, is_stored = which >= QUERIES && head % (heads / kv_heads) == 0;
+        uint4 done = make_uint4(0, 0, 0, 0);
+        if (at < num_pieces)
+            done = is_value || piece >= TURNED
+                       ? own_piece[i]
+                       : apply_rope(own_piece[i], partner[i], piece_cos[i], piece_sin[i], piece < TURNED / 2);
+        kv_t* to = (is_value ? cache.values : cache.keys) + cache.offset(fresh_page, kv_head, column, DIM) + piece * 8;
+#if CACHE_BITS == 8
+        float largest = largest_of(done, 0.0f);
+        // All lanes take part; those of a head are neighbours.
+#pragma unroll
+        for (int by = PIECES / 2; by; by /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, by));
+        if (at >= num_pieces) continue;
+        if (which < QUERIES) {
+            room.heads[which][piece] = done;
+            continue;
+        }
+        const u16 own_scale = scale_of(largest);
+        const uint2 bytes = quantize_8(done, inverse_scale(own_scale));
+        *(uint2*)&room.heads[which][piece] = bytes;
+        if (piece == 0) room.new_scales[which - QUERIES] = own_scale;
+        if (is_stored) *(uint2*)to = bytes;
+        if (is_stored && piece == 0)
+            (is_value ? cache.value_scales : cache.key_scales)[cache.scale(fresh_page, kv_head, column)] = own_scale;
+#else
         if (at >= num_pieces) break;
-        const bool is_value = which == QUERIES + 1;
-        const uint4 done = is_value || piece >= TURNED
-                               ? own_piece[i]
-                               : apply_rope(own_piece[i], partner[i], piece_cos[i], piece_sin[i], piece < TURNED / 2);
         room.heads[which][piece] = done;
-        if (which >= QUERIES && head % (heads / kv_heads) == 0)
-            *(uint4*)((is_value ? values : keys) + (i64)column * DIM + piece * 8) = done;
+        if (is_stored) *(uint4*)to = done;
+#endif
     }
     __syncthreads();
     // A lane's elements of its query, as those of a key. Lanes without a query g compute what nobody stores.
@@ -250,8 +334,14 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
             const int fresh = column - base;
             if (segment == last && fresh >= 0 && fresh < COLUMNS) {
                 for (int piece = lane; piece < PIECES; piece += 32) {
+#if CACHE_BITS == 8
+                    now.key_8(fresh, piece) = *(uint2*)&room.heads[QUERIES][piece];
+                    now.value_8(fresh, piece) = *(uint2*)&room.heads[QUERIES + 1][piece];
+                    if (piece == 0) now.key_scale(fresh) = room.new_scales[0], now.value_scale(fresh) = room.new_scales[1];
+#else
                     now.key(fresh, piece) = room.heads[QUERIES][piece];
                     now.value(fresh, piece) = room.heads[QUERIES + 1][piece];
+#endif
                 }
                 __syncwarp();
             }
@@ -260,12 +350,20 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
             float score[4] = {}, others[4] = {};
 #pragma unroll
             for (int s = 0; s < STEPS; s++) {
-                const uint4 low_key = now.key(g, s * 4 + t), high_key = now.key(g + 8, s * 4 + t);
+                const uint4 low_key = now.read_key(g, s * 4 + t), high_key = now.read_key(g + 8, s * 4 + t);
                 const u32 even[4] = {low_key.x, high_key.x, low_key.y, high_key.y};
                 const u32 odd[4] = {low_key.z, high_key.z, low_key.w, high_key.w};
                 mma(score, even, query[s].x, query[s].y);
                 mma(others, odd, query[s].z, query[s].w);
             }
+#if CACHE_BITS == 8
+            float key_scale[2], value_scale[2];
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                key_scale[c] = to_float(now.key_scale(c * 8 + g));
+                value_scale[c] = to_float(now.value_scale(c * 8 + g)) * SCALE_UP;
+            }
+#endif
             float shrink[2];
 #pragma unroll
             for (int q = 0; q < 2; q++) {
@@ -274,8 +372,11 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                 for (int c = 0; c < 2; c++) {
                     const int at = base + c * 8 + g;
                     float& one = score[c * 2 + q];
-                    one = at >= begin && at <= column ? (one + others[c * 2 + q]) * (scale * LOG2_E)
-                                                      : -1e30f;
+                    one += others[c * 2 + q];
+#if CACHE_BITS == 8
+                    one *= key_scale[c];
+#endif
+                    one = at >= begin && at <= column ? one * (scale * LOG2_E) : -1e30f;
                     new_top = fmaxf(new_top, one);
                 }
 #pragma unroll
@@ -285,8 +386,14 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
                     float& one = score[c * 2 + q];
+#if CACHE_BITS == 8
+                    const float weight = one > -1e29f ? exp2f(one - new_top) : 0.0f;
+                    one = weight > 0.0f ? weight * value_scale[c] : 0.0f;
+                    total[q] += weight;
+#else
                     one = one > -1e29f ? round_half(exp2f(one - new_top)) : 0.0f;
                     total[q] += one;
+#endif
                 }
             }
             const u32 low_weights = transposed(pack(score[0], score[1])),
@@ -296,7 +403,7 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
                 u32 words[4][4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    const uint4 one = now.value(t * 2 + i % 2 + i / 2 * 8, c * 8 + g);
+                    const uint4 one = now.read_value(t * 2 + i % 2 + i / 2 * 8, c * 8 + g);
                     words[i][0] = one.x, words[i][1] = one.y, words[i][2] = one.z, words[i][3] = one.w;
                 }
 #pragma unroll
@@ -329,8 +436,9 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const float *a = sum[c * 4 + i * 2], *b = sum[c * 4 + i * 2 + 1];
+                    constexpr float BY = CACHE_BITS == 8 ? 1.0f / SCALE_UP : 1.0f;
                     *(float4*)(warp_values + of * DIM + c * 64 + g * 8 + i * 4) =
-                        make_float4(a[q], a[2 + q], b[q], b[2 + q]);
+                        make_float4(a[q] * BY, a[2 + q] * BY, b[q] * BY, b[2 + q] * BY);
                 }
         }
         __syncthreads();
@@ -393,23 +501,23 @@ __device__ __forceinline__ void attend(const u16* qkv, const u16* cos, const u16
 #endif
 #define ATTEND(BLOCKS, STAGES)                                                                                         \
     extern "C" __global__ void CLUSTER_DIMS(BLOCKS) __launch_bounds__(ATTEND_THREADS) attend_##BLOCKS(                 \
-        const u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots, const i64* columns,  \
-        float* parts, float* tops, float* totals, u32* ended, u16* out, const int* inverse_permutation, i64 slot_size, \
-        i64 head_size, int angle_row, float scale, int window, int heads, int kv_heads, const u16* query_weight,       \
-        const u16* key_weight, float eps, float offset, const u16* sinks) {                                            \
-        attend<BLOCKS, STAGES>(qkv, cos, sin, keys, values, slots, columns, parts, tops, totals, ended, out,           \
-                               inverse_permutation, slot_size, head_size, angle_row, scale, window, heads, kv_heads,   \
+        const u16* qkv, const u16* cos, const u16* sin, const KvPages cache, const i64* slots, const i64* columns,       \
+        float* parts, float* tops, float* totals, u32* ended, u16* out, const int* inverse_permutation, int angle_row, \
+        float scale, int window, int heads, int kv_heads, const u16* query_weight, const u16* key_weight, float eps,   \
+        float offset, const u16* sinks) {                                                                              \
+        attend<BLOCKS, STAGES>(qkv, cos, sin, cache, slots, columns, parts, tops, totals, ended, out,                  \
+                               inverse_permutation, angle_row, scale, window, heads, kv_heads,                         \
                                HeadNorm{query_weight, key_weight, eps, offset}, sinks);                                \
     }
 ATTENDS
 
-// New tokens of one chat, a row each: norm and RoPE on queries in place; keys, after both, and values are stored in the
-// slot's cache at `columns`. A column below 0 is not stored. A thread takes two pieces of a query or key, which RoPE
-// turns with one another where it does, or two pieces of a value.
+// New tokens of prompts, a row each: norm and RoPE on queries in place; keys, after both, and values are stored in the
+// cache of each row's slot at `columns`. A column below 0 is not stored. A thread takes two pieces of a query or key,
+// which RoPE turns with one another where it does, or two pieces of a value.
 extern "C" __global__ void __launch_bounds__(256)
-    apply_rope_and_store_kv(u16* qkv, const u16* cos, const u16* sin, u16* keys, u16* values, const i64* slots,
-                            const i64* columns, i64 slot_size, i64 head_size, int angle_row, int rows, int heads,
-                            int kv_heads, const u16* query_weight, const u16* key_weight, float eps, float offset) {
+    apply_rope_and_store_kv(u16* qkv, const u16* cos, const u16* sin, const KvPages cache, const i64* slots,
+                            const i64* columns, int angle_row, int rows, int heads, int kv_heads, const u16* query_weight,
+                            const u16* key_weight, float eps, float offset) {
     constexpr int OF_HEAD = PIECES / 2, PAIRS = TURNED / 2;
     const int of_keys = heads * OF_HEAD, of_values = of_keys + kv_heads * OF_HEAD, each = of_values + kv_heads * OF_HEAD;
     const int at = blockIdx.x * 256 + threadIdx.x, row = at / each, own = at % each, place = own % OF_HEAD;
@@ -437,17 +545,34 @@ extern "C" __global__ void __launch_bounds__(256)
         second = rmsnorm_8(second, by, *(const uint4*)(weight + second_at), offset);
     }
 #endif
-    if (row >= rows) return;
-    const i64 column = columns[row];
-    if (!is_query && column < 0) return;
-    if (!is_value && is_turned) {
+    const i64 column = row < rows ? columns[row] : -1;
+    if (row < rows && !is_value && is_turned) {
         const u16 *c = cos + (i64)row * angle_row, *s = sin + (i64)row * angle_row;
         const uint4 turned = apply_rope(first, second, *(const uint4*)(c + first_at), *(const uint4*)(s + first_at), true);
         second = apply_rope(second, first, *(const uint4*)(c + second_at), *(const uint4*)(s + second_at), false);
         first = turned;
     }
-    u16* into = is_query ? from : (is_value ? values : keys) + slots[0] * slot_size + head * head_size + column * DIM;
+#if CACHE_BITS == 8
+    float largest = largest_of(second, largest_of(first, 0.0f));
+#pragma unroll
+    for (int by = OF_HEAD / 2; by; by /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, by));
+#endif
+    if (row >= rows) return;
+    if (is_query) {
+        *(uint4*)(from + first_at) = first, *(uint4*)(from + second_at) = second;
+        return;
+    }
+    if (column < 0) return;
+    const int page = cache.of(slots[row])[column / PAGE_TOKENS];
+    kv_t* into = (is_value ? cache.values : cache.keys) + cache.offset(page, head, (int)column, DIM);
+#if CACHE_BITS == 8
+    const u16 scale = scale_of(largest);
+    const float inverse = inverse_scale(scale);
+    *(uint2*)(into + first_at) = quantize_8(first, inverse), *(uint2*)(into + second_at) = quantize_8(second, inverse);
+    if (place == 0) (is_value ? cache.value_scales : cache.key_scales)[cache.scale(page, head, (int)column)] = scale;
+#else
     *(uint4*)(into + first_at) = first, *(uint4*)(into + second_at) = second;
+#endif
 }
 
 // attended [rows, heads, DIM] times the gates in qkv, in place. A thread takes a piece.

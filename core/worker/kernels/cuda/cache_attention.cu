@@ -1,4 +1,4 @@
-// Attention over the slots' KV cache, on tensor cores: of one new token a row, and of a chunk of one prompt.
+// Attention over the slots' KV cache, on tensor cores: of one new token a row, and of chunks of prompts.
 // DIM: size of a head. COLUMNS of the cache are multiplied at a time, by warps of 16 queries each. Keys are copied into
 // shared memory while values are multiplied, and the other way round.
 
@@ -13,14 +13,84 @@
 template <int WARPS>
 struct Tiles {
     u16 queries[WARPS * 16][ROW], keys[COLUMNS][ROW], values[COLUMNS][ROW];
+#if CACHE_BITS == 8
+    float key_scales[COLUMNS], value_scales[COLUMNS];
+#endif
 };
 
-// Where a head's columns lie in the cache, and the first and the end of those that any query sees.
+// Where a head's columns lie in the pages, and the first and the end of those that any query sees.
 struct CachedHead {
-    const u16 *keys, *values;
-    i64 column_size;
-    int begin, stop;
+    const kv_t *keys, *values;
+    const u16 *key_scales, *value_scales;  // Of the head in page 0.
+    const int* pages;
+    i64 page_size;
+    int scale_page, begin, stop;
+
+    __device__ __forceinline__ CachedHead(const KvPages& cache, i64 slot, int head, int begin, int stop)
+        : keys(cache.keys + head * cache.head_size), values(cache.values + head * cache.head_size),
+          key_scales(cache.key_scales + cache.scale(0, head, 0)),
+          value_scales(cache.value_scales + cache.scale(0, head, 0)), pages(cache.of(slot)),
+          page_size(cache.page_size), scale_page(cache.kv_heads * PAGE_TOKENS), begin(begin), stop(stop) {}
 };
+
+// The pages of COLUMNS columns, which lie in two where the first is none of their multiples.
+struct TilePages {
+    int first, last;
+
+    // That of the column `row` behind column `at`, the first.
+    __device__ __forceinline__ int of(int at, int row) const {
+        return (at + row) / PAGE_TOKENS == at / PAGE_TOKENS ? first : last;
+    }
+};
+
+#if CACHE_BITS == 8
+// A tile's integers and scales on their way into shared memory.
+template <int WARPS>
+struct RawTile {
+    static constexpr int THREADS = WARPS * 32, TURNS = (COLUMNS * TILES + THREADS - 1) / THREADS;
+    static constexpr int SCALES = (COLUMNS + THREADS - 1) / THREADS;
+    uint2 bytes[TURNS];
+    u16 scales[SCALES];
+
+    __device__ __forceinline__ void load(const CachedHead& head, const kv_t* from, const u16* from_scales, int at,
+                                         const TilePages& pages) {
+#pragma unroll
+        for (int i = 0; i < TURNS; i++) {
+            const int index = i * THREADS + threadIdx.x, row = index / TILES, place = index % TILES * 8;
+            const kv_t* source = from + pages.of(at, row) * head.page_size + (at + row) % PAGE_TOKENS * DIM + place;
+            bytes[i].x = bytes[i].y = 0;
+            if (row >= COLUMNS || at + row >= head.stop) continue;
+#if DIM % 8
+            for (int j = 0; j < 8 && place + j < DIM; j++) {
+                u32& word = j < 4 ? bytes[i].x : bytes[i].y;
+                word |= (u32)(source[j] & 255) << j % 4 * 8;
+            }
+#else
+            if (place < DIM) bytes[i] = *(const uint2*)source;
+#endif
+        }
+#pragma unroll
+        for (int i = 0; i < SCALES; i++) {
+            const int row = i * THREADS + threadIdx.x;
+            const i64 page = (i64)pages.of(at, row) * head.scale_page;
+            scales[i] = row < COLUMNS && at + row < head.stop ? from_scales[page + (at + row) % PAGE_TOKENS] : 0;
+        }
+    }
+    // `by`: what the scales are multiplied by.
+    __device__ __forceinline__ void store(u16 (*to)[ROW], float* to_scales, float by) const {
+#pragma unroll
+        for (int i = 0; i < TURNS; i++) {
+            const int index = i * THREADS + threadIdx.x, row = index / TILES, place = index % TILES * 8;
+            if (row < COLUMNS) *(uint4*)&to[row][place] = integers_8(bytes[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < SCALES; i++) {
+            const int row = i * THREADS + threadIdx.x;
+            if (row < COLUMNS) to_scales[row] = to_float(scales[i]) * by;
+        }
+    }
+};
+#endif
 
 // Softmax sums of two queries of a lane, in base 2: the largest score, the sum of 2^(score - top), and the values that
 // those weigh. sum[i]: elements 8i + 2t and 8i + 2t + 1 of both.
@@ -36,21 +106,22 @@ __device__ __forceinline__ void sync_warps() {
         __syncthreads();
 }
 
-// Copy rows of DIM values into `to`, zeros where there are no more than `count`.
-template <int WARPS, int ROWS>
-__device__ __forceinline__ void load_rows(u16 (*to)[ROW], const u16* from, i64 row_size, int count) {
+// Copy rows of DIM values into `to`, zeros where there are no more than `count`. row_of(row): where one lies; `valid`: any
+// place that may be read.
+template <int WARPS, int ROWS, class RowOf>
+__device__ __forceinline__ void load_rows(u16 (*to)[ROW], const u16* valid, int count, RowOf row_of) {
     constexpr int THREADS = WARPS * 32, TURNS = (ROWS * TILES + THREADS - 1) / THREADS;
 #pragma unroll 4
     for (int i = 0; i < TURNS; i++) {
         const int index = i * THREADS + threadIdx.x, row = index / TILES, at = index % TILES * 8;
         if (TURNS * THREADS > ROWS * TILES && row >= ROWS) break;
-        const u16* source = from + row * row_size + at;
+        const u16* source = row_of(row) + at;
 #if DIM % 8
         for (int j = 0; j < 8; j++) to[row][at + j] = row < count && at + j < DIM ? source[j] : 0;
 #else
         const bool is_there = row < count && at < DIM;
 #if __CUDA_ARCH__ >= 800
-        cp_async_16_zfill(is_there, &to[row][at], is_there ? source : from);
+        cp_async_16_zfill(is_there, &to[row][at], is_there ? source : valid);
 #else
         *(uint4*)&to[row][at] = is_there ? *(const uint4*)source : make_uint4(0, 0, 0, 0);
 #endif
@@ -64,21 +135,43 @@ template <int WARPS>
 __device__ __forceinline__ void attend_columns(Tiles<WARPS>& room, const CachedHead& head, const int* seen,
                                                const int* end, float scale, TwoSums& sums) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
-    auto load_tile = [&](u16(*to)[ROW], const u16* from, int at) {
-        load_rows<WARPS, COLUMNS>(to, from + at * head.column_size, head.column_size, head.stop - at);
+    // Looked up a tile ahead.
+    auto look_up = [&](int at) {
+        if (at >= head.stop) return TilePages{0, 0};
+        return TilePages{head.pages[at / PAGE_TOKENS], head.pages[(min(at + COLUMNS, head.stop) - 1) / PAGE_TOKENS]};
     };
+    // A tile of 8 bit goes through registers, which it waits in while another is multiplied.
+#if CACHE_BITS == 8
+    RawTile<WARPS> raw;
+    auto load_tile = [&](u16(*to)[ROW], const kv_t* from, const u16* scales, int at, const TilePages& pages) {
+        raw.load(head, from, scales, at, pages);
+    };
+    auto store_tile = [&](u16(*to)[ROW], float* scales, float by) { raw.store(to, scales, by); };
+#else
+    auto load_tile = [&](u16(*to)[ROW], const kv_t* from, const u16* scales, int at, const TilePages& pages) {
+        load_rows<WARPS, COLUMNS>(to, from, head.stop - at, [&](int row) {
+            return from + pages.of(at, row) * head.page_size + (at + row) % PAGE_TOKENS * DIM;
+        });
+    };
+#endif
+    TilePages pages = look_up(head.begin);
 #pragma unroll
     for (int q = 0; q < 2; q++) sums.top[q] = LOWEST, sums.total[q] = 0.0f;
 #pragma unroll
     for (int d = 0; d < TILES; d++)
 #pragma unroll
         for (int i = 0; i < 4; i++) sums.sum[d][i] = 0.0f;
-    load_tile(room.keys, head.keys, head.begin);
+    load_tile(room.keys, head.keys, head.key_scales, head.begin, pages);
+#if CACHE_BITS == 8
+    store_tile(room.keys, room.key_scales, 1.0f);
+#endif
 #pragma unroll 1
     for (int at = head.begin; at < head.stop; at += COLUMNS) {
+        const TilePages next_pages = look_up(at + COLUMNS);
         wait_for_copies();
         sync_warps<WARPS>();
-        load_tile(room.values, head.values, at);
+        load_tile(room.values, head.values, head.value_scales, at, pages);
+        pages = next_pages;
         // score[n]: of query g at columns 8n + 2t and 8n + 2t + 1, then of query g+8.
         float score[COLUMNS / 8][4] = {};
 #pragma unroll
@@ -104,6 +197,9 @@ __device__ __forceinline__ void attend_columns(Tiles<WARPS>& room, const CachedH
                 for (int j = 0; j < 2; j++) {
                     const int column = at + n * 8 + t * 2 + j;
                     float& one = score[n][q * 2 + j];
+#if CACHE_BITS == 8
+                    one *= room.key_scales[column - at];
+#endif
                     one = sees_all || (column >= seen[q] && column < end[q]) ? one * scale : LOWEST;
                     top = fmaxf(top, one);
                 }
@@ -121,13 +217,22 @@ __device__ __forceinline__ void attend_columns(Tiles<WARPS>& room, const CachedH
                     sums.total[q] += one;
                 }
         }
+#if CACHE_BITS == 8
+        store_tile(room.values, room.value_scales, SCALE_UP);
+#endif
 #pragma unroll
         for (int d = 0; d < TILES; d++)
 #pragma unroll
             for (int i = 0; i < 4; i++) sums.sum[d][i] *= shrink[i / 2];
         wait_for_copies();
         sync_warps<WARPS>();
-        if (at + COLUMNS < head.stop) load_tile(room.keys, head.keys, at + COLUMNS);
+        if (at + COLUMNS < head.stop) load_tile(room.keys, head.keys, head.key_scales, at + COLUMNS, pages);
+#if CACHE_BITS == 8
+#pragma unroll
+        for (int n = 0; n < COLUMNS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) score[n][i] *= room.value_scales[n * 8 + t * 2 + i % 2];
+#endif
 #pragma unroll
         for (int c = 0; c < COLUMNS / 16; c++) {
             const float *low_columns = score[2 * c], *high_columns = score[2 * c + 1];
@@ -141,7 +246,16 @@ __device__ __forceinline__ void attend_columns(Tiles<WARPS>& room, const CachedH
                 mma(sums.sum[2 * d + 1], weights, values[2], values[3]);
             }
         }
+#if CACHE_BITS == 8
+        if (at + COLUMNS < head.stop) store_tile(room.keys, room.key_scales, 1.0f);
+#endif
     }
+#if CACHE_BITS == 8
+#pragma unroll
+    for (int d = 0; d < TILES; d++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums.sum[d][i] *= 1.0f / SCALE_UP;
+#endif
 #pragma unroll
     for (int q = 0; q < 2; q++) {
         sums.total[q] += __shfl_xor_sync(~0u, sums.total[q], 1);
@@ -154,31 +268,59 @@ __device__ __forceinline__ float of_sink(const u16* sinks, int head, float top) 
     return sinks && top != LOWEST ? exp2f(to_float(sinks[head]) * 1.4426950408889634f - top) : 0.0f;
 }
 
-// Causal attention of one slot's new tokens: query [heads][tokens][DIM] by its strides -> out [tokens][heads][DIM].
-// sinks [heads]: see of_sink, if given. bounds [2]: the first one's column, and how many there are. What stands beyond them in the cache is not touched: a NaN
-// that an earlier chat left weighs nothing, but times nothing it is a NaN. The other tokens' results mean nothing.
-// A block takes 16 tokens a warp; those that see most come first.
+// Which tokens of a pass a block takes: a tile of one chunk, from its row `first_row` on. `begin`: the column of the
+// tile's first token; `num_there`: how many of its rows are the chunk's.
+struct ChunkTile {
+    i64 slot;
+    int first_row, begin, num_there;
+    bool is_padding;
+};
+
+// The tile `index` of the chunks [num_chunks][4] of slot, first column, tokens, first row, whose rows follow one
+// another. A tile never has tokens of two chunks, and begins where it does if its chunk is alone: so a token's result
+// does not depend on the others. The rows behind the last chunk are tiled too.
+__device__ __forceinline__ bool find_tile(const i64* chunks, int num_chunks, int tokens, int index, ChunkTile& tile) {
+    int row = 0;
+    for (int i = 0; i <= num_chunks; i++) {
+        const bool is_padding = i == num_chunks;
+        const int count = is_padding ? tokens - row : (int)chunks[i * 4 + 2];
+        const int tiles = (count + CHUNK_WARPS * 16 - 1) / (CHUNK_WARPS * 16), at = index * CHUNK_WARPS * 16;
+        if (index < tiles) {
+            tile.slot = is_padding ? chunks[0] : chunks[i * 4];
+            tile.begin = is_padding ? 0 : (int)chunks[i * 4 + 1] + at;
+            tile.first_row = row + at, tile.num_there = min(CHUNK_WARPS * 16, count - at);
+            tile.is_padding = is_padding;
+            return true;
+        }
+        index -= tiles, row += count;
+    }
+    return false;
+}
+
+// Causal attention of the new tokens of several slots: query [heads][tokens][DIM] by its strides -> out [tokens][heads]
+// [DIM]. sinks [heads]: see of_sink, if given. chunks: see find_tile. What stands beyond them in the cache is not
+// touched: a NaN that an earlier chat left weighs nothing, but times nothing it is a NaN. Tokens of no chunk get zeros.
+// A block takes 16 tokens a warp; those that see most of their chunk come first.
 extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3 : 1)
-    attend_chunk(const u16* query, const u16* keys, const u16* values, const i64* slots, const i64* bounds, u16* out,
-                 i64 slot_size, i64 head_size, int column_size, int query_head, int query_token, float scale,
-                 int window, int tokens, int group, int num_columns, const u16* sinks) {
+    attend_chunks(const u16* query, const KvPages cache, const i64* chunks, u16* out, int query_head, int query_token,
+                  float scale, int window, int tokens, int group, int num_columns, const u16* sinks, int num_chunks) {
     extern __shared__ uint4 shared[];
     Tiles<CHUNK_WARPS>& room = *(Tiles<CHUNK_WARPS>*)shared;
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const int head = blockIdx.y, heads = gridDim.y, first = (gridDim.x - 1 - blockIdx.x) * CHUNK_WARPS * 16;
+    const int head = blockIdx.y, heads = gridDim.y;
     pdl_trigger();
     pdl_wait();
-    const int begin = (int)bounds[0], count = min((int)bounds[1], tokens);
-    const int stop = first < count ? min(begin + min(first + CHUNK_WARPS * 16, count), num_columns) : 0;
-    const i64 own = slots[0] * slot_size + head / group * head_size;
-    const CachedHead cached = {keys + own, values + own, column_size,
-                               max(0, begin + first - window + 1) / COLUMNS * COLUMNS, stop};
-    load_rows<CHUNK_WARPS, CHUNK_WARPS * 16>(room.queries, query + (i64)head * query_head + (i64)first * query_token,
-                                             query_token, tokens - first);
+    ChunkTile tile;
+    if (!find_tile(chunks, num_chunks, tokens, gridDim.x - 1 - blockIdx.x, tile)) return;
+    const int stop = tile.is_padding ? 0 : min(tile.begin + tile.num_there, num_columns);
+    const CachedHead cached(cache, tile.slot, head / group, max(0, tile.begin - window + 1) / COLUMNS * COLUMNS, stop);
+    query += (i64)head * query_head + (i64)tile.first_row * query_token;
+    load_rows<CHUNK_WARPS, CHUNK_WARPS * 16>(room.queries, query, tile.num_there,
+                                             [&](int row) { return query + (i64)row * query_token; });
     int seen[2], end[2];
 #pragma unroll
     for (int q = 0; q < 2; q++) {
-        end[q] = begin + first + warp * 16 + q * 8 + g + 1;
+        end[q] = tile.begin + warp * 16 + q * 8 + g + 1;
         seen[q] = max(0, end[q] - window);
         end[q] = min(end[q], stop);
     }
@@ -186,11 +328,11 @@ extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3
     attend_columns(room, cached, seen, end, scale * 1.4426950408889634f, sums);
 #pragma unroll
     for (int q = 0; q < 2; q++) {
-        const int token = first + warp * 16 + q * 8 + g;
-        if (token >= tokens) continue;
+        const int token = warp * 16 + q * 8 + g;
+        if (token >= tile.num_there) continue;
         const float total = sums.total[q] + of_sink(sinks, head, sums.top[q]);
         const float by = total == 0.0f ? 1.0f : 1.0f / total;
-        u16* to = out + ((i64)token * heads + head) * DIM;
+        u16* to = out + ((i64)(tile.first_row + token) * heads + head) * DIM;
 #pragma unroll
         for (int d = 0; d < TILES; d++) {
             const int at = d * 8 + t * 2;
@@ -203,9 +345,8 @@ extern "C" __global__ void __launch_bounds__(CHUNK_WARPS * 32, PADDED <= 128 ? 3
 // gridDim.x splits of them (arXiv 2311.01282), 16 of the queries that share a key in each block of one warp.
 // parts [rows][heads][splits][DIM], tops and totals without DIM: each split's softmax sums, for attend_combined.
 extern "C" __global__ void __launch_bounds__(32)
-    attend_split(const u16* query, const u16* keys, const u16* values, const i64* slots, const i64* ends, float* parts,
-                 float* tops, float* totals, i64 slot_size, i64 head_size, int column_size, int query_row,
-                 int query_head, float scale, int window, int heads, int group) {
+    attend_split(const u16* query, const KvPages cache, const i64* slots, const i64* ends, float* parts, float* tops,
+                 float* totals, int query_row, int query_head, float scale, int window, int heads, int group) {
     extern __shared__ uint4 shared[];
     Tiles<1>& room = *(Tiles<1>*)shared;
     const int g = threadIdx.x / 4, t = threadIdx.x % 4, row = blockIdx.z, split = blockIdx.x, splits = gridDim.x;
@@ -219,10 +360,10 @@ extern "C" __global__ void __launch_bounds__(32)
     const bool is_there = begin < end;
     TwoSums sums;
     if (is_there) {
-        const i64 own = slots[row] * slot_size + kv_head * head_size;
-        const CachedHead cached = {keys + own, values + own, column_size, begin, end};
+        const CachedHead cached(cache, slots[row], kv_head, begin, end);
         const int seen[2] = {begin, begin}, last[2] = {end, end};
-        load_rows<1, 16>(room.queries, query + (i64)row * query_row + (i64)head * query_head, query_head, count);
+        query += (i64)row * query_row + (i64)head * query_head;
+        load_rows<1, 16>(room.queries, query, count, [&](int one) { return query + (i64)one * query_head; });
         attend_columns(room, cached, seen, last, scale * 1.4426950408889634f, sums);
     }
 #pragma unroll

@@ -52,6 +52,14 @@ __device__ __forceinline__ u32 plus(u32 bits, u32 zero) {
 }
 #endif
 
+// The bits of `word` where `mask` has them, and those of `more`, in one instruction: compilers make two of it where both
+// are constants.
+__device__ __forceinline__ u32 masked(u32 word, u32 mask, u32 more) {
+    u32 r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(word), "r"(mask), "r"(more));
+    return r;
+}
+
 // `raw_codes` makes numbers of codes as fast as can be. STEP_EVEN, STEP_ODD: the value of one code
 // of output g, of output g+8. OFFSET: what is added to a code.
 #if BITS == 4 && BF16
@@ -61,7 +69,7 @@ __device__ __forceinline__ u32 plus(u32 bits, u32 zero) {
 #define OFFSET 128.0f
 __device__ __forceinline__ void raw_codes(const u32* words, u32* a) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = (words[0] >> i * 4 & 0x000f000f) | 0x43004300;
+    for (int i = 0; i < 4; i++) a[i] = masked(words[0] >> i * 4, 0x000f000f, 0x43004300);
 }
 __device__ __forceinline__ ZeroPair zero_pair(float even, float odd) {
     return {splat(to_half(-OFFSET - even)), splat(to_half(-OFFSET - odd))};
@@ -82,11 +90,7 @@ __device__ __forceinline__ void raw_codes(const u32* words, u32* a) {
     a[2] = shifted & 0x000f000f, a[3] = shifted & 0x00f000f0;
 }
 // The last bits of 1024 + code are the code; four bits higher it is 1024 + 16 · code.
-__device__ __forceinline__ u32 masked(u32 word, u32 mask) {
-    u32 r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(word), "r"(mask), "r"(0x64006400u));
-    return r;
-}
+__device__ __forceinline__ u32 masked(u32 word, u32 mask) { return masked(word, mask, 0x64006400u); }
 __device__ __forceinline__ ZeroPair zero_pair(float even, float odd) {
     return {splat(to_half(-1024.0f - even)), splat(to_half(-64.0f - odd))};
 }
@@ -109,7 +113,7 @@ __device__ __forceinline__ void centered_codes(const u32* words, ZeroPair zero, 
 #define STEP_ODD 1.0f
 #define OFFSET -128.0f
 __device__ __forceinline__ u32 signed_code(u32 codes) {
-    const u32 last = (codes & 0x007f007f) | 0x43004300, first = (~codes & 0x00800080) | 0x43004300;
+    const u32 last = masked(codes, 0x007f007f, 0x43004300), first = masked(~codes, 0x00800080, 0x43004300);
     return bf16_fma(first, 0xbf80bf80u, last);
 }
 __device__ __forceinline__ void raw_codes(const u32* words, u32* a) {

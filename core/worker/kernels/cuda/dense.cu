@@ -1,5 +1,7 @@
 // Products of up to 32 rows with half-precision matrices, on tensor cores. PARTS: into how many parts a block splits the
-// inputs, a warp each. MAX_NORMED: longest row (elements) that is RMS-normed on the way.
+// inputs, a warp each. IN_TURNS: whether neighbouring K blocks are of different parts, so that a block's warps read
+// lines that follow one another at the same time; else a part's follow one another. MAX_NORMED: longest row (elements)
+// that is RMS-normed on the way.
 // The parts and the order of sums are the same for any number of rows, so a row's result does not depend on the others.
 
 enum { NONE, RESIDUAL };
@@ -21,7 +23,8 @@ __device__ __forceinline__ void multiply_half(const Matrices& matrices, const u1
     float* sums = (float*)shared;                         // [PARTS][ROWS][COLUMNS]
     u16* normed = (u16*)(sums + PARTS * ROWS * COLUMNS);  // The row, where it is normed.
     const int lane = threadIdx.x % 32, part = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int begin = blocks * part / PARTS, end = blocks * (part + 1) / PARTS;
+    const int begin = IN_TURNS ? part : blocks * part / PARTS, step = IN_TURNS ? PARTS : 1;
+    const int end = IN_TURNS ? blocks : blocks * (part + 1) / PARTS;
     const u16* weights = matrices.weights[0];
     int outputs = matrices.outputs[0], turn = blockIdx.x, to = 0;
 #pragma unroll
@@ -49,7 +52,7 @@ __device__ __forceinline__ void multiply_half(const Matrices& matrices, const u1
     for (int u = 0; u < AHEAD; u++)
 #pragma unroll
         for (int h = 0; h < 2; h++)
-            if (begin + u < end) load(u, begin + u, h);
+            if (begin + u * step < end) load(u, begin + u * step, h);
     pdl_trigger();
     RmsNorm<PARTS * 32, NORMED ? MAX_NORMED : PARTS * 256> rmsnorm;
     if (NORMED) rmsnorm.read(norm_weight, blocks * 64);
@@ -60,10 +63,10 @@ __device__ __forceinline__ void multiply_half(const Matrices& matrices, const u1
         __syncthreads();
     }
     float total[CT][NT][4] = {};
-    for (int base = begin; base < end; base += AHEAD) {
+    for (int base = begin; base < end; base += AHEAD * step) {
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
-            const int block = base + u;
+            const int block = base + u * step;
             if (block >= end) break;
 #pragma unroll
             for (int h = 0; h < 2; h++) {
@@ -74,7 +77,7 @@ __device__ __forceinline__ void multiply_half(const Matrices& matrices, const u1
                     first[c][0] = even.x, first[c][1] = odd.x, first[c][2] = even.y, first[c][3] = odd.y;
                     second[c][0] = even.z, second[c][1] = odd.z, second[c][2] = even.w, second[c][3] = odd.w;
                 }
-                if (block + AHEAD < end) load(u, block + AHEAD, h);
+                if (block + AHEAD * step < end) load(u, block + AHEAD * step, h);
 #pragma unroll
                 for (int n = 0; n < NT; n++) {
                     const int row = n * 8 + g, at = block * 64 + h * 32 + t * 8;
@@ -110,8 +113,9 @@ __device__ __forceinline__ void multiply_half(const Matrices& matrices, const u1
     }
 }
 
-#define DENSE(NAME, NT, CT, AHEAD, EPILOGUE, NORMED)                                                                      \
-    extern "C" __global__ void __launch_bounds__(PARTS * 32)                                                          \
+// MIN_BLOCKS: the least blocks on a multiprocessor.
+#define DENSE(NAME, NT, CT, AHEAD, EPILOGUE, NORMED, MIN_BLOCKS)                                                      \
+    extern "C" __global__ void __launch_bounds__(PARTS * 32, MIN_BLOCKS)                                              \
         NAME(const u16* first, const u16* second, const u16* third, const u16* fourth, int first_outputs,             \
              int second_outputs, int third_outputs, int fourth_outputs, const u16* x, u16* out, const u16* residual,  \
              const u16* norm_weight, float eps, float offset, int x_row, int out_row, int rows, int blocks) {         \

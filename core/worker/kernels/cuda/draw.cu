@@ -95,11 +95,13 @@ __device__ __forceinline__ void weigh(const float* scores, float top, int size, 
 }
 
 // settings [slots + 1][SETTINGS]: temperature, top-p, top-k, min-p, repetition, presence and frequency penalty, whether
-// the slot has offsets, whether it has a mask. scratch [rows][size]: for the scores, without clusters. The other arguments are those of SamplingKernel in core/worker/kernels/sampling_kernel.py.
+// the slot has offsets, whether it has a mask. scratch [rows][size]: for the scores, without clusters. is_late: whether
+// slots that have a mask are drawn, or those that have none. The other arguments are those of SamplingKernel in
+// core/worker/kernels/sampling_kernel.py.
 extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds__(SAMPLE_THREADS)
     sample(const u16* logits, float* scratch, const i64* rows, const float* settings, const i64* seeds, u8* seen,
-           i64* tokens, i64* positions, float* offsets, const int* masks, const i64* step, i64* sampled, int size,
-           int num_slots) {
+           i64* tokens, i64* positions, float* offsets, const int* masks, const i64* places, i64* sampled, int size,
+           int num_slots, int is_kept, int is_late) {
     __shared__ ClusterScratch room;
     int side = 0;
     pdl_trigger();
@@ -109,7 +111,12 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
     const float penalty = own[4];
     float* own_offsets = own[7] > 0.0f ? offsets + slot * size : nullptr;
     const int* mask = own[8] > 0.0f ? masks + slot * ((size + 31) / 32) : nullptr;
-    const i64 position = positions[slot] + *step;
+    const i64 position = places[row];
+    if ((mask != nullptr) != (is_late != 0)) {
+        // Its position grows all the same.
+        if (!is_late && is_kept && slot < num_slots && first_place() == 0) positions[slot] = position;
+        return;
+    }
     const bool is_greedy = temperature < 1e-5f;
     auto place_of = [](int i) { return first_place() + i * STEP; };
 #if CLUSTERS
@@ -187,7 +194,7 @@ extern "C" __global__ void __cluster_dims__(SAMPLE_BLOCKS, 1, 1) __launch_bounds
     cluster_reduce<1>(back, false, room, side);
     if (first_place() == 0) {
         const int token = (int)-back[0];
-        if (slot < num_slots) {
+        if (is_kept && slot < num_slots) {
             u8& marks = seen[slot * size + token];
             if (own_offsets) own_offsets[token] -= own[6] + (marks & 2 ? 0.0f : own[5]);
             marks = 3;

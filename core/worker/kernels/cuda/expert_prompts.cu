@@ -63,28 +63,41 @@ __device__ __forceinline__ void multiply_segments(const Stack stack, const uint4
         for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
             const i64 first = (i64)read_segment(segments, unit / each).expert * tiles;
             const uint4* from_x = x + (i64)(unit / each) * blocks * (X_TILE / 8);
+            // All addresses are computed before the blocks: these warps would be what the others wait for.
+            const uint4* from_codes[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const i64 tile = first + min(tile_of(unit, part + i * 4), tiles - 1);
+                from_codes[i] = (const uint4*)stack.codes + tile * blocks * PIECES * 32 + lane;
+            }
+            // Of part 0, lanes below 16: half a tile's scales each.
+            const bool has_scales = part == 0 && lane < 16;
+            const i64 scales_at = (first + min(tile_of(unit, lane / 2 % 8), tiles - 1)) * stack.groups * 8 + lane % 2 * 4;
+            const u32* from_scales = (const u32*)stack.scales + scales_at;
+#if ZEROS
+            const u32* from_zeros = (const u32*)stack.zeros + scales_at;
+#endif
             for (int block = 0; block < blocks; block++) {
                 mbarrier_wait(&room.empty[stage], parity ^ 1);
                 if (threadIdx.x == MMA_WARPS * 32) {
                     mbarrier_expect_bytes(&room.full[stage], X_TILE * 2);
-                    cp_async_bulk(room.x[stage], from_x + (i64)block * (X_TILE / 8), X_TILE * 2, &room.full[stage]);
+                    cp_async_bulk(room.x[stage], from_x, X_TILE * 2, &room.full[stage]);
                 }
+                from_x += X_TILE / 8;
 #pragma unroll
-                for (int i = part; i < 8; i += 4) {
-                    const i64 tile = first + min(tile_of(unit, i), tiles - 1);
+                for (int i = 0; i < 2; i++) {
 #pragma unroll
                     for (int piece = 0; piece < PIECES; piece++)
-                        cp_async_16(&room.codes[stage][i][piece][lane],
-                                    (const uint4*)stack.codes + ((tile * blocks + block) * PIECES + piece) * 32 + lane);
+                        cp_async_16(&room.codes[stage][part + i * 4][piece][lane], from_codes[i] + piece * 32);
+                    from_codes[i] += PIECES * 32;
                 }
-                if (part == 0 && lane < 16) {
-                    const i64 tile = first + min(tile_of(unit, lane / 2), tiles - 1);
+                if (has_scales) {
 #pragma unroll
                     for (int i = 0; i < SCALES; i++) {
-                        const i64 from = (tile * stack.groups + scale_group_of(block * 2 + i)) * 8 + lane % 2 * 4;
-                        cp_async_16(&room.scales[stage][i][lane / 2][lane % 2 * 4], (const u32*)stack.scales + from);
+                        const int from = scale_group_of(block * 2 + i) * 8;
+                        cp_async_16(&room.scales[stage][i][lane / 2][lane % 2 * 4], from_scales + from);
 #if ZEROS
-                        cp_async_16(&room.zeros[stage][i][lane / 2][lane % 2 * 4], (const u32*)stack.zeros + from);
+                        cp_async_16(&room.zeros[stage][i][lane / 2][lane % 2 * 4], from_zeros + from);
 #endif
                     }
                 }
@@ -97,43 +110,55 @@ __device__ __forceinline__ void multiply_segments(const Stack stack, const uint4
 
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int warpgroup = warp / 4, part = warp % 4;
+    // The next stage's codes as operands, once they are there.
+    auto take = [&](u32 (&a)[4][4]) {
+        mbarrier_wait(&room.full[stage], parity);
+        const uint4 now = room.codes[stage][warp][0][lane];
+#if BITS == 4
+        const u32 words[4] = {now.x, now.y, now.z, now.w};
+#else
+        const uint4 next = room.codes[stage][warp][1][lane];
+        const u32 words[8] = {now.x, now.y, now.z, now.w, next.x, next.y, next.z, next.w};
+#endif
+#pragma unroll
+        for (int step = 0; step < 4; step++) {
+            const int set = SCALES == 1 ? 0 : step / 2;
+#if ZEROS
+            const ZeroPair less = zero_pair(room.zeros[stage][set][warp][g]);
+#else
+            const ZeroPair less = zero_pair(MIDDLE, MIDDLE);
+#endif
+            const u32 scale = room.scales[stage][set][warp][g];
+            const u32 even = splat((u16)scale), odd = splat((u16)(scale >> 16));
+            centered_codes(words + step * OPERAND_WORDS, less, a[step]);
+            a[step][0] = times(a[step][0], even), a[step][2] = times(a[step][2], even);
+            a[step][1] = times(a[step][1], odd), a[step][3] = times(a[step][3], odd);
+        }
+        const int taken = stage;
+        if (++stage == STAGES) stage = 0, parity ^= 1;
+        return taken;
+    };
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         const Segment segment = read_segment(segments, unit / each);
         float sum[TILE_ROWS / 2] = {};
-        for (int block = 0; block < blocks; block++) {
-            mbarrier_wait(&room.full[stage], parity);
-            const uint4 now = room.codes[stage][warp][0][lane];
-#if BITS == 4
-            const u32 words[4] = {now.x, now.y, now.z, now.w};
-#else
-            const uint4 next = room.codes[stage][warp][1][lane];
-            const u32 words[8] = {now.x, now.y, now.z, now.w, next.x, next.y, next.z, next.w};
-#endif
-            u32 a[4][4];
+        // While the tensor cores multiply one stage, the next one's operands are made.
+        u32 a[2][4][4];
+        int held = take(a[0]);
+        for (int base = 0; base < blocks; base += 2)
 #pragma unroll
-            for (int step = 0; step < 4; step++) {
-                const int set = SCALES == 1 ? 0 : step / 2;
-#if ZEROS
-                const ZeroPair less = zero_pair(room.zeros[stage][set][warp][g]);
-#else
-                const ZeroPair less = zero_pair(MIDDLE, MIDDLE);
-#endif
-                const u32 scale = room.scales[stage][set][warp][g];
-                const u32 even = splat((u16)scale), odd = splat((u16)(scale >> 16));
-                centered_codes(words + step * OPERAND_WORDS, less, a[step]);
-                a[step][0] = times(a[step][0], even), a[step][2] = times(a[step][2], even);
-                a[step][1] = times(a[step][1], odd), a[step][3] = times(a[step][3], odd);
+            for (int side = 0; side < 2; side++) {
+                if (base + side >= blocks) break;
+                const unsigned long long with = wgmma_descriptor(room.x[held]);
+                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+                for (int step = 0; step < 4; step++) wgmma(sum, a[side][step], with + step * 2);
+                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                const int done = held;
+                if (base + side + 1 < blocks) held = take(a[side ^ 1]);
+                asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+                __syncwarp();
+                if (lane == 0) mbarrier_arrive(&room.empty[done]);
             }
-            const unsigned long long with = wgmma_descriptor(room.x[stage]);
-            asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-#pragma unroll
-            for (int step = 0; step < 4; step++) wgmma(sum, a[step], with + step * 2);
-            asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(&room.empty[stage]);
-            if (++stage == STAGES) stage = 0, parity ^= 1;
-        }
         // sum[4j..4j+3]: outputs g, g, g+8, g+8 of rows 8j+2t, 8j+2t+1, 8j+2t, 8j+2t+1.
         if (!GATE_UP) {
             const int tile = tile_of(unit, warp);

@@ -1,5 +1,6 @@
 // The natural logarithm of the probability of each row's token, and the likeliest tokens with theirs. One block a row
-// reads it once for its maximum, once for its sum, and once more for each of the likeliest: few are asked for.
+// reads it once for its maximum and once for its sum. Every thread then holds the highest of its stripe, the places
+// that are a block apart; for the next of the likeliest only stripes are read again that gave one of those before.
 
 struct Best {
     float value;
@@ -14,18 +15,21 @@ __device__ __forceinline__ Best better(Best a, Best b) {
     return a.place < b.place ? a : b;
 }
 
+// A block has 32 warps, so that every warp's lanes take in the results of all warps.
 __device__ __forceinline__ Best best_of_block(Best own, Best* room) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int part = 0; part < 2; part++) {
 #pragma unroll
-    for (int by = 16; by; by /= 2) {
-        const Best other = {__shfl_xor_sync(~0u, own.value, by), __shfl_xor_sync(~0u, own.place, by)};
-        own = better(own, other);
+        for (int by = 16; by; by /= 2) {
+            const Best other = {__shfl_xor_sync(~0u, own.value, by), __shfl_xor_sync(~0u, own.place, by)};
+            own = better(own, other);
+        }
+        if (part == 1) return own;
+        __syncthreads();  // The last result was read.
+        if (lane == 0) room[warp] = own;
+        __syncthreads();
+        own = room[lane];
     }
-    __syncthreads();  // The last result was read.
-    if (lane == 0) room[warp] = own;
-    __syncthreads();
-    own = room[0];
-    for (int w = 1; w < LOGPROB_THREADS / 32; w++) own = better(own, room[w]);
     return own;
 }
 
@@ -35,42 +39,61 @@ __device__ __forceinline__ float sum_of_block(float own, float* room) {
     for (int by = 16; by; by /= 2) own += __shfl_xor_sync(~0u, own, by);
     if (lane == 0) room[warp] = own;
     __syncthreads();
-    own = room[0];
-    for (int w = 1; w < LOGPROB_THREADS / 32; w++) own += room[w];
+    own = room[lane];
+#pragma unroll
+    for (int by = 16; by; by /= 2) own += __shfl_xor_sync(~0u, own, by);
     return own;
 }
 
-// logits [rows][size]; tokens [rows], below 0: none. chosen [rows], top_values and top_tokens [rows][max_top], of which
-// the first num_top are written.
+// logits [rows][size]; tokens [rows], below 0: none. told [rows][1 + 2 * max_top]: the token's own, those of the first
+// num_top likeliest, from max_top + 1 on their ids.
 extern "C" __global__ void __launch_bounds__(LOGPROB_THREADS)
-    logprobs(const u16* logits, const i64* tokens, float* chosen, float* top_values, i64* top_tokens, int size,
-             int num_top, int max_top) {
-    __shared__ Best bests[LOGPROB_THREADS / 32];
-    __shared__ float sums[LOGPROB_THREADS / 32];
+    logprobs(const u16* logits, const i64* tokens, int* told, int size, int num_top, int max_top) {
+    __shared__ Best bests[32];
+    __shared__ float sums[32];
+    __shared__ int stripes[MAX_TOP];
+    pdl_trigger();
+    pdl_wait();
     const i64 row = blockIdx.x;
     const u16* own = logits + row * size;
-    Best best = {0.0f, -1};
+    int* out = told + row * (1 + 2 * max_top);
+    Best highest = {0.0f, -1};
+#pragma unroll 8
     for (int place = threadIdx.x; place < size; place += LOGPROB_THREADS)
-        best = better(best, Best{to_float(own[place]), place});
-    best = best_of_block(best, bests);
+        highest = better(highest, Best{to_float(own[place]), place});
+    Best best = best_of_block(highest, bests);
     float sum = 0.0f;
+#pragma unroll 8
     for (int place = threadIdx.x; place < size; place += LOGPROB_THREADS) sum += __expf(to_float(own[place]) - best.value);
     const float total = best.value + logf(sum_of_block(sum, sums));
-    if (threadIdx.x == 0) chosen[row] = tokens[row] < 0 ? 0.0f : to_float(own[tokens[row]]) - total;
+    if (threadIdx.x == 0) out[0] = __float_as_int(tokens[row] < 0 ? 0.0f : to_float(own[tokens[row]]) - total);
+    const int length = (size + LOGPROB_THREADS - 1) / LOGPROB_THREADS;
+    int num_stripes = 0;
     for (int k = 0; k < num_top; k++) {
         if (k > 0) {
             const Best last = best;
-            best = {0.0f, -1};
-            for (int place = threadIdx.x; place < size; place += LOGPROB_THREADS) {
+            best = highest;
+            for (int i = threadIdx.x; i < num_stripes * length; i += LOGPROB_THREADS) {
+                const int place = stripes[i / length] + i % length * LOGPROB_THREADS;
+                if (place >= size) continue;
                 const float value = to_float(own[place]);
                 const bool is_left = value < last.value || (value == last.value && place > last.place);
                 if (is_left) best = better(best, Best{value, place});
             }
             best = best_of_block(best, bests);
         }
+        // A stripe that is read again from now on no longer counts by its highest.
+        bool is_new = best.place >= 0;
+        for (int s = 0; s < num_stripes; s++) is_new &= stripes[s] != best.place % LOGPROB_THREADS;
+        if (is_new && threadIdx.x == best.place % LOGPROB_THREADS) {
+            stripes[num_stripes] = threadIdx.x;
+            highest.place = -1;
+        }
+        num_stripes += is_new;
+        __syncthreads();
         if (threadIdx.x == 0) {
-            top_values[row * max_top + k] = best.value - total;
-            top_tokens[row * max_top + k] = best.place;
+            out[1 + k] = __float_as_int(best.value - total);
+            out[1 + max_top + k] = best.place;
         }
     }
 }

@@ -18,6 +18,8 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
                const int* inverse_permutation, i64 conv_row, i64 state_row, float eps, int key_heads, int value_heads) {
     __shared__ float active[HEAD_CHANNELS], deltas[DV], squares[STEP_THREADS / 32];
     __shared__ float read[2][ROW_GROUPS][DV];  // Of the state by key and by query, a row group's part.
+    __shared__ u16 own_gates[DV], norms[DV];
+    __shared__ float scalars[2];  // Beta, and by how much the state fades.
     __shared__ u32 arrived;
     const Projected from = PROJECTED;
     const Heads heads = {key_heads, value_heads};
@@ -27,15 +29,16 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
         out[(i64)row * value_heads * DV + (inverse_permutation ? inverse_permutation[place] : place)] = value;
     };
     // slots, columns and what earlier steps left in them were written before the step's first kernel: no need to wait.
-    const i64 column = columns[row];
-    if (column < 0) {
+    const i64 column = columns[row], slot = slots[row];
+    // Slots are not negative: both are asked for at once.
+    if ((column | slot) < 0) {
         pdl_trigger();
         pdl_wait();
         for (int at = tid; at < DV; at += STEP_THREADS) put(at, 0);
         return;
     }
     const bool is_first = column == 0;
-    conv += slots[row] * conv_row, state += slots[row] * state_row + (i64)head * DK * DV;
+    conv += slot * conv_row, state += slot * state_row + (i64)head * DK * DV;
 
     const int quad = tid % QUADS, group = tid / QUADS;
     float kept[ROWS_EACH][4] = {};
@@ -58,26 +61,52 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
             if (i < MEMORY) window[c][i] = is_first ? 0 : conv[channel * MEMORY + i];
         }
     }
+    // The last threads have no channel: they read the gates and the norm's weights, and the very last one the scalars.
+    // All that is read of a token is asked for before any of it is waited for.
+    const int from_last = STEP_THREADS - 1 - tid;
+    u16 norm[COLUMNS_EACH], gate[COLUMNS_EACH], beta_bits, decay_bits;
+    float log_rate, offset;
+    if (from_last == 0) log_rate = log_rates[head], offset = offsets[head];
+#pragma unroll
+    for (int c = 0; c < COLUMNS_EACH; c++) {
+        const int at = c * STEP_THREADS + from_last;
+        if (at < DV) norm[c] = norm_weights[at];
+    }
     pdl_trigger();
     pdl_wait();
 
+    if (from_last == 0) {
+        beta_bits = read_scalar(from, betas, betas_row, ratio, row, head);
+        decay_bits = read_scalar(from, decays, decays_row, ratio, row, head);
+    }
 #pragma unroll
     for (int c = 0; c < CHANNELS_EACH; c++) {
         const int at = c * STEP_THREADS + tid;
         if (at < HEAD_CHANNELS) window[c][MEMORY] = mixed[(i64)row * mixed_row + Channel(from, heads, head, at).input];
     }
-    const float beta = read_beta(from, ratio, row, head);
-    const float decay = expf(read_log_decay(from, ratio, row, head, log_rates, offsets));
+#pragma unroll
+    for (int c = 0; c < COLUMNS_EACH; c++) {
+        const int at = c * STEP_THREADS + from_last;
+        if (at < DV) gate[c] = gates[row * (i64)gates_row + head / ratio * gates_step + head % ratio * DV + at];
+    }
+#pragma unroll
+    for (int c = 0; c < COLUMNS_EACH; c++) {
+        const int at = c * STEP_THREADS + from_last;
+        if (at < DV) norms[at] = norm[c], own_gates[at] = gate[c];
+    }
+    if (from_last == 0)
+        scalars[0] = beta_of(beta_bits), scalars[1] = expf(log_decay_of(decay_bits, log_rate, offset));
 #pragma unroll
     for (int c = 0; c < CHANNELS_EACH; c++) {
         const int at = c * STEP_THREADS + tid;
         if (at < HEAD_CHANNELS) active[at] = convolve(window[c], weights[c]);
     }
     __syncthreads();
+    const float beta = scalars[0], decay = scalars[1];
     // Value heads that share a key head all read its channels' last inputs; the last of them to come this far moves them
     // on, and each moves its own values' on.
     u32* counter = readers + row * key_heads + head / ratio;
-    if (tid == 0) arrived = ratio == 1 ? 0 : atomicAdd(counter, 1u);
+    const u32 before = tid == 0 && ratio > 1 ? atomicInc(counter, ratio - 1) : 0;  // The last one leaves a zero.
 
     // Each warp adds them up for itself, which saves waiting for one that does.
     float key_squares = 0.0f, query_squares = 0.0f, products = 0.0f;
@@ -120,20 +149,18 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
     }
     sum = warp_sum(sum);
     if (lane == 0) squares[tid / 32] = sum;
-    const bool is_last = ratio == 1 || arrived == ratio - 1;
+    if (tid == 0) arrived = before;
     __syncthreads();
+    const bool is_last = ratio == 1 || arrived == ratio - 1;
 
 #pragma unroll
     for (int e = 0; e < ROWS_EACH; e++) {
         const int at = e * ROW_GROUPS + group;
         if (at >= DK || group >= ROW_GROUPS) continue;
         const float key = active[DK + at];
-        float4 four;
-        four.x = __fmaf_rn(key, deltas[quad * 4], kept[e][0] * decay);
-        four.y = __fmaf_rn(key, deltas[quad * 4 + 1], kept[e][1] * decay);
-        four.z = __fmaf_rn(key, deltas[quad * 4 + 2], kept[e][2] * decay);
-        four.w = __fmaf_rn(key, deltas[quad * 4 + 3], kept[e][3] * decay);
-        *(float4*)(state + at * DV + quad * 4) = four;
+        store_four(state + at * DV + quad * 4, __fmaf_rn(key, deltas[quad * 4], kept[e][0] * decay),
+                   __fmaf_rn(key, deltas[quad * 4 + 1], kept[e][1] * decay), __fmaf_rn(key, deltas[quad * 4 + 2], kept[e][2] * decay),
+                   __fmaf_rn(key, deltas[quad * 4 + 3], kept[e][3] * decay));
     }
 #pragma unroll
     for (int c = 0; c < CHANNELS_EACH; c++) {
@@ -143,7 +170,6 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
 #pragma unroll
         for (int i = 0; i < MEMORY; i++) conv[channel * MEMORY + i] = window[c][i + 1];
     }
-    if (tid == 0 && is_last && ratio > 1) *counter = 0;
     float whole = 0.0f;
 #pragma unroll
     for (int i = 0; i < STEP_THREADS / 32; i++) whole += squares[i];
@@ -152,7 +178,6 @@ extern "C" __global__ void __launch_bounds__(STEP_THREADS, DK * DV > 128 * 128 ?
     for (int c = 0; c < COLUMNS_EACH; c++) {
         const int at = c * STEP_THREADS + tid;
         if (at >= DV) continue;
-        const i64 gate = row * (i64)gates_row + head / ratio * gates_step + head % ratio * DV + at;
-        put(at, gated(answers[c], by, norm_weights[at], gates[gate]));
+        put(at, gated(answers[c], by, norms[at], own_gates[at]));
     }
 }

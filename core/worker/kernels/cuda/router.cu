@@ -2,7 +2,8 @@
 // (elements). EXPERTS_EACH: how many experts a lane looks at, a 32nd of all. A row's result does not depend on the other
 // rows.
 //
-// A block takes 8 experts, a warp each, and the last block to end for some rows chooses for them.
+// Of a few rows, a block takes 8 experts, a warp each, and the last block to end for some rows chooses for them. Many
+// rows go through three kernels: norm_rows, logits_of_tiles and choose_of_rows.
 
 enum { SIGMOID = 1, NORMALIZED = 2, ROUND_LOGITS = 4, ROUND_WEIGHTS = 8 };
 
@@ -151,3 +152,120 @@ __device__ __forceinline__ void route(const u16* x, const u16* norm_weight, cons
     }
 ROUTE(route_1, 1)
 ROUTE(route_4, 4)
+
+// Of many rows, the first: RMSNorm, a block a row, and the gate of the expert that all rows go through, as above.
+extern "C" __global__ void __launch_bounds__(256)
+    norm_rows(const u16* x, const u16* norm_weight, const u16* gate_weight, u16* normed, float* gates, int x_row,
+              int size, float eps, float offset) {
+    __shared__ float sums[24];
+    pdl_trigger();
+    RmsNorm<256, MAX_SIZE> norm;
+    norm.read(norm_weight, size);
+    pdl_wait();
+    float logit = 0.0f;
+    norm.apply(x + (i64)blockIdx.x * x_row, size, eps, offset, sums, [&](int at, uint4 done) {
+        *(uint4*)(normed + (i64)blockIdx.x * size + at) = done;
+        if (!gate_weight) return;
+        float values[8], by[8];
+        unpack8(done, values);
+        unpack8(*(const uint4*)(gate_weight + at), by);
+#pragma unroll
+        for (int j = 0; j < 8; j++) logit = __fmaf_rn(by[j], values[j], logit);
+    });
+    if (!gate_weight) return;
+    logit = warp_sum(logit);
+    if (threadIdx.x % 32 == 0) sums[16 + threadIdx.x / 32] = logit;
+    __syncthreads();
+    if (threadIdx.x) return;
+    float whole = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < 8; warp++) whole += sums[16 + warp];
+    gates[blockIdx.x] = 1.0f / (1.0f + __expf(-round_half(whole)));
+}
+
+// Where 8 inputs of a line lie in a stage of logits_of_tiles, in bytes. Lines of 64 inputs that follow one another have
+// their halves the other way round, so that a warp's operands come from different banks.
+__device__ __forceinline__ int stage_place(int line, int eighth) { return line * 128 + (eighth ^ line % 2 * 4) * 16; }
+
+// The second: normed [rows][size] times router [experts][size] -> logits [rows][experts], by tensor cores in tiles of
+// 64 rows and 64 experts. A stage is 64 inputs of both. Four warps multiply a quarter of the tile each, with half of
+// every stage's inputs; four more the other half, which is added at the end.
+extern "C" __global__ void __launch_bounds__(256)
+    logits_of_tiles(const u16* normed, const u16* router, float* logits, int size, int rows, int experts, int how) {
+    constexpr int STAGE_BYTES = 128 * 128;
+    extern __shared__ uint4 shared[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4, num_stages = size / 64;
+    const int first = blockIdx.x * 64, first_expert = blockIdx.y * 64;
+    const int eighth = threadIdx.x % 8, line = threadIdx.x / 8;
+    const u32 to = smem_address(shared) + stage_place(line, eighth);
+    // Lines that do not exist are the last one; their results are not stored.
+    const u16* from[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int at = line + i % 2 * 32;
+        from[i] = i < 2 ? normed + (i64)min(first + at, rows - 1) * size + eighth * 8
+                        : router + (i64)min(first_expert + at, experts - 1) * size + eighth * 8;
+    }
+    auto load_stage = [&](int stage) {
+        if (stage < num_stages)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                cp_async_16(to + stage % LOGIT_STAGES * STAGE_BYTES + i * 32 * 128, from[i] + stage * 64);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+    };
+    pdl_trigger();
+    pdl_wait();
+#pragma unroll
+    for (int stage = 0; stage < LOGIT_STAGES - 1; stage++) load_stage(stage);
+    const int part = warp / 4, quarter = warp % 4, own_row = quarter / 2 * 32, own_expert = quarter % 2 * 32;
+    float total[2][4][4] = {};
+    for (int stage = 0; stage < num_stages; stage++) {
+        asm volatile("cp.async.wait_group %0;" ::"n"(LOGIT_STAGES - 2) : "memory");
+        __syncthreads();
+        load_stage(stage + LOGIT_STAGES - 1);
+        const char* at = (const char*)shared + stage % LOGIT_STAGES * STAGE_BYTES;
+        uint4 row[4], expert[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            row[i] = *(const uint4*)(at + stage_place(own_row + i * 8 + g, part * 4 + t));
+            expert[i] = *(const uint4*)(at + stage_place(64 + own_expert + i * 8 + g, part * 4 + t));
+        }
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            const uint4 upper = row[m * 2], lower = row[m * 2 + 1];
+            const u32 a[8] = {upper.x, lower.x, upper.y, lower.y, upper.z, lower.z, upper.w, lower.w};
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                mma(total[m][n], a, expert[n].x, expert[n].y);
+                mma(total[m][n], a + 4, expert[n].z, expert[n].w);
+            }
+        }
+    }
+    __syncthreads();
+    float* others = (float*)shared + quarter * 32 * 32 + lane;
+#pragma unroll
+    for (int i = 0; i < 32; i++)
+        if (part) others[i * 32] = total[i / 16][i / 4 % 4][i % 4];
+    __syncthreads();
+    if (part) return;
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        const int row = first + own_row + i / 16 * 16 + i % 4 / 2 * 8 + g;
+        const int expert = first_expert + own_expert + i / 4 % 4 * 8 + t * 2 + i % 2;
+        const float logit = total[i / 16][i / 4 % 4][i % 4] + others[i * 32];
+        if (row < rows && expert < experts)
+            logits[(i64)row * experts + expert] = how & ROUND_LOGITS ? round_half(logit) : logit;
+    }
+}
+
+// The third: a warp chooses for a row.
+extern "C" __global__ void __launch_bounds__(256)
+    choose_of_rows(const float* logits, const float* bias, i64* ids, float* weights, int rows, int experts, int chosen,
+                   float scale, float least_sum, int how) {
+    pdl_trigger();
+    pdl_wait();
+    const i64 row = blockIdx.x * 8 + threadIdx.x / 32;
+    if (row < rows)
+        choose_experts(logits + row * experts, bias, ids + row * chosen, weights + row * chosen, experts, chosen, scale,
+                       least_sum, how);
+}

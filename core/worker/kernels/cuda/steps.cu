@@ -1,5 +1,5 @@
 // The small operations of a captured step. Each reads from GPU memory what changes from step to step, so that a captured
-// graph stays valid. gather_slots and rope_angles let no later kernel start early (pdl_trigger): cuda/attention.cu reads
+// graph stays valid. gather_slots, place_chunks and rope_angles let no later kernel start early (pdl_trigger): cuda/attention.cu reads
 // what they write before it waits.
 
 // Whether 8 values at a time are 16 aligned bytes. `strides`: all of them, and the length, combined by "or".
@@ -42,6 +42,24 @@ extern "C" __global__ void __launch_bounds__(64)
     found[num_rows + row] = position;
     found[2 * num_rows + row] = column;
     found[3 * num_rows + row] = column + 1;
+}
+
+// Where the rows of a pass belong that reads the chunks [num_chunks][4] of prompts: slot, first column, tokens, first
+// row, one chunk's rows behind the other's. rows [3][num_rows]: each row's slot, position, and column to write; behind
+// the last chunk the padding slot, 0 and -1.
+extern "C" __global__ void __launch_bounds__(64)
+    place_chunks(const i64* chunks, i64* rows, int num_rows, int num_chunks, int padding_slot) {
+    const int at = blockIdx.x * 64 + threadIdx.x;
+    pdl_wait();
+    if (at >= num_rows) return;
+    i64 slot = padding_slot, position = 0, column = -1;
+    for (int i = 0; i < num_chunks; i++) {
+        const i64* own = chunks + i * 4;
+        if (at >= own[3] && at < own[3] + own[2]) slot = own[0], position = column = own[1] + at - own[3];
+    }
+    rows[at] = slot;
+    rows[num_rows + at] = position;
+    rows[2 * num_rows + at] = column;
 }
 
 // Cosines and sines of positions [num_rows] times frequencies [half], each [num_rows][2 * half], alike in both halves.
@@ -158,13 +176,32 @@ extern "C" __global__ void __launch_bounds__(256)
     store_part(here + half, at, half, is_wide, pack8(turned[1]));
 }
 
-// New keys and values [rows][heads][tokens][dim] into a layer's cache, at `slots` [rows] and `columns` [rows][tokens].
-// A column below 0 is not stored. A thread takes 8 values of both.
+#if CACHE_BITS == 8
+// Store the values of a head, by a warp: their scale, and their integers.
+__device__ __forceinline__ void store_integers(const u16* from, int dim, kv_t* to, u16* to_scale) {
+    const int lane = threadIdx.x % 32;
+    const bool is_wide = is_aligned(from, from, dim);
+    float largest = 0.0f;
+    for (int at = lane * 8; at < dim; at += 256) largest = largest_of(load_part(from, at, dim, is_wide), largest);
+#pragma unroll
+    for (int by = 16; by; by /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, by));
+    const u16 scale = scale_of(largest);
+    const float inverse = inverse_scale(scale);
+    if (lane == 0) *to_scale = scale;
+    for (int at = lane * 8; at < dim; at += 256) {
+        const uint2 bytes = quantize_8(load_part(from, at, dim, is_wide), inverse);
+        for (int i = 0; i < 8 && at + i < dim; i++) to[at + i] = (kv_t)((i < 4 ? bytes.x : bytes.y) >> i % 4 * 8);
+    }
+}
+#endif
+
+// New keys and values [rows][heads][tokens][dim] into a layer's pages, at `slots` [rows] and `columns` [rows][tokens].
+// A column below 0 is not stored. Of 16 bit a thread takes 8 values of both, of 8 bit a warp a head.
 extern "C" __global__ void __launch_bounds__(256)
-    store_heads(const u16* key, const u16* value, u16* keys, u16* values, const i64* slots, const i64* columns,
-                int key_row, int key_head, int key_token, int value_row, int value_head, int value_token, i64 slot_size,
-                i64 head_size, int column_size, int rows, int tokens, int heads, int dim) {
-    const int parts = (dim + 7) / 8;
+    store_heads(const u16* key, const u16* value, const KvPages cache, const i64* slots, const i64* columns,
+                int key_row, int key_head, int key_token, int value_row, int value_head, int value_token, int rows,
+                int tokens, int heads, int dim) {
+    const int parts = CACHE_BITS == 8 ? 32 : (dim + 7) / 8;
     const int index = blockIdx.x * 256 + threadIdx.x, at = index % parts * 8, head = index / parts % heads;
     const int place = index / (parts * heads), token = place % tokens, row = place / tokens;
     pdl_trigger();
@@ -174,9 +211,16 @@ extern "C" __global__ void __launch_bounds__(256)
     if (column < 0) return;
     const Heads key_strides = {key_row, key_head, key_token}, value_strides = {value_row, value_head, value_token};
     key += key_strides.at(row, head, token), value += value_strides.at(row, head, token);
-    const i64 to = slots[row] * slot_size + head * head_size + column * column_size;
-    keys += to, values += to;
+    const int page = cache.of(slots[row])[column / PAGE_TOKENS];
+    const i64 to = cache.offset(page, head, (int)column, dim);
+#if CACHE_BITS == 8
+    const i64 to_scale = cache.scale(page, head, (int)column);
+    store_integers(key, dim, cache.keys + to, cache.key_scales + to_scale);
+    store_integers(value, dim, cache.values + to, cache.value_scales + to_scale);
+#else
+    u16 *keys = cache.keys + to, *values = cache.values + to;
     const bool is_wide = is_aligned(key, value, dim) && is_aligned(keys, values, 0);
     store_part(keys, at, dim, is_wide, load_part(key, at, dim, is_wide));
     store_part(values, at, dim, is_wide, load_part(value, at, dim, is_wide));
+#endif
 }

@@ -53,7 +53,8 @@ class CpuInt4Linear(nn.Module):
     def _rows_function(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The product for rows, [rows, in] -> [rows, out], as a function of its own: looking a tensor up in a module
         costs as much as a small operation."""
-        matmul = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+        # Not from torch.ops, whose call takes longer than the product of a small matrix.
+        matmul = torch._weight_int4pack_mm_for_cpu
         weight, group_size, scales_and_zeros = self.weight, self.group_size, self.scales_and_zeros
         order, bias = self.order, self.bias
         multiply_many = make_prefill_matmul(weight, scales_and_zeros, group_size)

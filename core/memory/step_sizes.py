@@ -1,0 +1,31 @@
+"""How much a step takes at once: tokens of prompts, and of one chat those that may follow its last one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# How many tokens of one chat a step verifies: as many rows as the kernels of small batches take at once.
+VERIFIED_TOKENS = 8
+# How many tokens of prompts the engine reads at once on a GPU; the plan holds room for that many. Larger passes would
+# read many prompts faster, but the plan has been held against what they take for none of these sizes yet.
+GPU_CHUNK_TOKENS, LARGE_CHUNK_TOKENS = 512, tuple[int, ...]()
+# Where there is no room for that, prompts are read more slowly, and no tokens are verified.
+LEAN_CHUNK_TOKENS = 256
+
+
+class StepSizes(NamedTuple):
+    """chunk_tokens: of prompts. verified_tokens: of one chat, 0 where none are ever verified."""
+
+    chunk_tokens: int
+    verified_tokens: int = VERIFIED_TOKENS
+
+    @property
+    def without_verifying(self) -> StepSizes:
+        return self._replace(verified_tokens=0)
+
+    def rows(self, num_slots: int) -> int:
+        """The most rows of a step that decodes: a token of each chat, or those of one that are verified."""
+        return max(num_slots, self.verified_tokens)
+
+
+USUAL_SIZES, LEAN_SIZES = StepSizes(GPU_CHUNK_TOKENS), StepSizes(LEAN_CHUNK_TOKENS, 0)
