@@ -28,6 +28,7 @@ from benchmarks.measuring import Unable
 from benchmarks.prompts import Prompts
 from benchmarks.random_model import SHAPES
 from benchmarks.speed_table import SPARE_TOKENS, make
+from benchmarks.turns import turn
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import DeckError
 from core.engine.request_options import Grammar, RequestOptions
@@ -184,16 +185,17 @@ def measure(
         for options in ONE_CHAT.values():
             # Grammars are compiled at their first use, and kernels at theirs.
             engine.one_rate(options, extent)
-        for _ in range(extent.rounds[0]):
-            for name, options in ONE_CHAT.items():
+        with turn():
+            for _ in range(extent.rounds[0]):
+                for name, options in ONE_CHAT.items():
+                    deadline.require()
+                    note(found.one, "one chat", name, engine.one_rate(options, extent))
+            for _ in range(extent.rounds[1]):
                 deadline.require()
-                note(found.one, "one chat", name, engine.one_rate(options, extent))
-        for _ in range(extent.rounds[1]):
-            deadline.require()
-            note(found.many, "many chats", FREE, engine.many_rates(0, extent)[0])
-            others, forms = engine.many_rates(extent.num_forms, extent)
-            note(found.many, "many chats", "others", others)
-            note(found.many, "many chats", "JSON", forms)
+                note(found.many, "many chats", FREE, engine.many_rates(0, extent)[0])
+                others, forms = engine.many_rates(extent.num_forms, extent)
+                note(found.many, "many chats", "others", others)
+                note(found.many, "many chats", "JSON", forms)
     except (DeckError, Unable) as error:
         figures.fail("all", "tokens/s of a chat", error)
     finally:

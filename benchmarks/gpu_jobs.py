@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.llama_cpp_gpu import GGUFS, make_gguf_command
-from benchmarks.speed_table import CASES, MODELS, TODAYS_MODELS, make_command
+from benchmarks.speed_table import CASES, MODELS, TODAYS_MODELS, make_command, vllm_cache_gib
 
 # Of each model on disk.
 MODEL_GIB = {
@@ -35,6 +35,11 @@ MORE_TESTS = {
     "tests: attention, draws, experts": ("attention", "attention_kinds", "device_map", "draws", "experts"),
     "tests: kernels, prompts, recurrent, sampling": ("kernels", "prefill", "recurrent_kernels", "sampling"),
 }
+# Of the smallest card that this is for.
+CARD_GIB = 139
+# Beside a model: what a table's chats, graphs and workspaces take of the card, of an H200's for 128 chats of a 7B.
+CHATS_GIB, MANY_CHATS_GIB, VLLM_GIB = 20, 60, 10
+TESTS_GIB = 16
 OURS_S, VLLM_S = 60.0, 210.0
 LLAMA_CPP_S = {"7B": 50.0, "13B": 70.0, "70B": 210.0}
 
@@ -50,6 +55,8 @@ class Job:
     models: tuple[str, ...] = ()
     num_cards: int = 1
     has_limit: bool = True
+    # Of the card's memory while it runs; one that says nothing has the card for itself.
+    card_gib: int = CARD_GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,8 @@ def tests_job(name: str, parts: Sequence[str], places: Places, seconds: float, n
     files = [f"tests/{'quantize' if part == 'quantize' else 'worker'}/test_gpu_{part}.py" for part in parts]
     arguments = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "tests.support.outcomes",
                  "--outcomes", str(places.outcomes), *files]  # fmt: skip
-    return Job(name, tuple(arguments), seconds, num_cards=num_cards, has_limit=False)
+    gib = TESTS_GIB if num_cards == 1 else CARD_GIB
+    return Job(name, tuple(arguments), seconds, num_cards=num_cards, has_limit=False, card_gib=gib)
 
 
 def table_job(name: str, engine: str, places: Places) -> Job:
@@ -118,7 +126,12 @@ def table_job(name: str, engine: str, places: Places) -> Job:
         arguments += vllm_arguments(places)
     # Of 128k tokens, and of 35 GB.
     seconds += 60.0 * ("Llama-3.1" in name) + 30.0 * ("70B" in name)
-    return Job(f"{engine}: {name}", tuple(arguments), seconds, (case.model,), case.num_gpus)
+    gib = MODEL_GIB[case.model]
+    if engine == "vllm":
+        gib += vllm_cache_gib(case) + VLLM_GIB
+    else:
+        gib += MANY_CHATS_GIB if case.num_chats > 32 or case.context_tokens > 8192 else CHATS_GIB
+    return Job(f"{engine}: {name}", tuple(arguments), seconds, (case.model,), case.num_gpus, card_gib=gib)
 
 
 def vllm_arguments(places: Places) -> list[str]:
@@ -134,14 +147,16 @@ def llama_cpp_job(model: str, shape: str, places: Places) -> Job:
 def adapter_job(engine: str, places: Places) -> Job:
     arguments = ["-m", "benchmarks.adapter_speed", str(places.folder), "--engines", engine]
     arguments += ["--results", str(places.results), *(vllm_arguments(places) if engine == "vllm" else [])]
-    return Job(f"adapters: {engine}", tuple(arguments), 80.0 if engine == "ours" else 330.0, ("7B",))
+    seconds, gib = (80.0, CHATS_GIB) if engine == "ours" else (330.0, 16 + VLLM_GIB)
+    return Job(f"adapters: {engine}", tuple(arguments), seconds, ("7B",), card_gib=MODEL_GIB["7B"] + gib)
 
 
 def single_jobs(places: Places) -> Iterator[Job]:
     """Of our engine alone."""
     folder, results = str(places.folder), ["--results", str(places.results)]
-    yield Job("forms", ("-m", "benchmarks.form_speed", folder, *results), 80.0, ("7B",))
-    yield Job("lookup", ("-m", "benchmarks.lookup_speed", "--make", folder, *results), 50.0, ("7B",))
+    gib = MODEL_GIB["7B"] + CHATS_GIB
+    yield Job("forms", ("-m", "benchmarks.form_speed", folder, *results), 80.0, ("7B",), card_gib=gib)
+    yield Job("lookup", ("-m", "benchmarks.lookup_speed", "--make", folder, *results), 50.0, ("7B",), card_gib=gib)
     # In a folder of its own: it is taken away at the end.
     work = str(places.folder / "quantize")
     yield Job("quantize 7B", ("-m", "benchmarks.quantize_plan", work, "--models", "7B", *results), 400.0)

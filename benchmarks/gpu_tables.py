@@ -1,11 +1,13 @@
 """Measures everything that one session on a GPU can, and loses nothing when it is cut off.
 
-`python -m benchmarks.gpu_tables FOLDER --out OUT [--cards 0,1] [--limit-s 560] [--vllm SITE] [--llama-cpp BIN] [--only
-PART ...]` runs the jobs of benchmarks/gpu_jobs.py, each in a process of its own with one card or two, in their order as
-far as time and cards allow; `--list` shows them. Models are made in FOLDER ahead of their use, and taken away when
-there is no room for the next. Figures and outcomes of tests are in FOLDER the moment they are known, and in OUT some
-seconds later: figures.jsonl, tests.jsonl, jobs.json, summary.md and log.txt. At the limit, or at Ctrl-C, what runs is
-stopped and all that is there is written. Another call goes on with what was not done.
+`python -m benchmarks.gpu_tables FOLDER --out OUT [--cards 0,1] [--lanes N] [--limit-s 560] [--vllm SITE]
+[--llama-cpp BIN] [--only PART ...]` runs the jobs of benchmarks/gpu_jobs.py, each in a process of its own with one card
+or two, in their order as far as time and cards allow; `--list` shows them. With several lanes as many jobs load,
+compile and test on one card side by side, and all of them stand still while one measures (benchmarks/turns.py). Models
+are made in FOLDER ahead of their use, and taken away when there is no room for the next. Figures and outcomes of tests
+are in FOLDER the moment they are known, and in OUT some seconds later: figures.jsonl, tests.jsonl, jobs.json,
+summary.md and log.txt. At the limit, or at Ctrl-C, what runs is stopped and all that is there is written. Another call
+goes on with what was not done.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import turns
 from benchmarks.figures import markdown, now, read_figures, read_lines
-from benchmarks.gpu_jobs import MODEL_GIB, Job, Places, Running, all_jobs, choose, make_arguments
+from benchmarks.gpu_jobs import CARD_GIB, MODEL_GIB, Job, Places, Running, all_jobs, choose, make_arguments
 from core.common.files import write_atomically
 from core.common.paths import ROOT
 from core.common.signals import StopSignals
@@ -60,13 +63,16 @@ class Session:
     cards: Sequence[int]
     deadline_s: float
     pending: list[Job]
+    num_lanes: int = 1
     done: dict[str, dict[str, object]] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
     maker: Maker | None = None
 
     def run(self) -> None:
         """Until all is done, the time is over or somebody stops it; then nothing of it runs any more."""
-        self.maker = Maker(self.places.folder, self.pending)
+        shutil.rmtree(self.turns, ignore_errors=True)
+        self.turns.mkdir()
+        self.maker = Maker(self.places.folder, self.pending, self.turns)
         self.maker.start()
         try:
             written_s = 0.0
@@ -85,6 +91,10 @@ class Session:
             self.write()
 
     @property
+    def turns(self) -> Path:
+        return self.places.folder / "turns"
+
+    @property
     def left_s(self) -> float:
         """Until children are stopped."""
         return self.deadline_s - STOP_S - time.monotonic()
@@ -99,41 +109,61 @@ class Session:
 
     def _begin_jobs(self) -> None:
         assert self.maker is not None
-        while True:
-            now_s, used = time.monotonic(), {card for child in self.children for card in child.cards}
-            free = [card for card in self.cards if card not in used]
-            running = [Running(one.job, one.begin_s + one.job.seconds - now_s) for one in self.children]
-            job = choose(self.pending, len(free), running, self.maker.ready(), self.left_s) if free else None
-            if job is None:
+        with turns.between_turns(self.turns) as is_free:
+            if not is_free:
                 return
-            self.pending.remove(job)
-            self.children.append(self._start(job, tuple(free[: job.num_cards])))
-            self.maker.keep(self.pending, [child.job for child in self.children])
+            turns.go_on(self.turns)
+            while (chosen := self._choose(self.maker.ready())) is not None:
+                job, cards = chosen
+                self.pending.remove(job)
+                self.children.append(self._start(job, cards))
+                self.maker.keep(self.pending, [child.job for child in self.children])
+
+    def _choose(self, ready: set[str]) -> tuple[Job, tuple[int, ...]] | None:
+        """The next job and its cards: those that nobody has, else one with a free lane and memory enough."""
+        now_s = time.monotonic()
+        running = [Running(one.job, one.begin_s + one.job.seconds - now_s) for one in self.children]
+        on = {card: [one.job for one in self.children if card in one.cards] for card in self.cards}
+        free = [card for card in self.cards if not on[card]]
+        job = choose(self.pending, len(free), running, ready, self.left_s) if free else None
+        if job is not None:
+            return job, tuple(free[: job.num_cards])
+        for card in self.cards:
+            room_gib = CARD_GIB - sum(one.card_gib for one in on[card])
+            fitting = [one for one in self.pending if one.num_cards == 1 and one.card_gib <= room_gib]
+            job = choose(fitting, 1, running, ready, self.left_s) if len(on[card]) < self.num_lanes else None
+            if job is not None:
+                return job, (card,)
+        return None
 
     def _start(self, job: Job, cards: tuple[int, ...]) -> Child:
         print(f"{now()} card {cards}: {job.name}", flush=True)
-        limit_s = max(1.0, min(self.left_s, PATIENCE * job.seconds) - 2.0)
+        limit_s = max(1.0, min(self.left_s, self._patience_s(job)) - 2.0)
         arguments = [*job.arguments, *(["--limit-s", f"{limit_s:.0f}"] if job.has_limit else [])]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, cards)), "PYTHONUNBUFFERED": "1"}
+        environment |= {turns.VARIABLE: str(self.turns)} if self.num_lanes > 1 else {}
         with self._log_of(job).open("wb") as log:
             process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log,
                                        stdin=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        turns.enter(self.turns, process.pid)
         return Child(job, cards, process, time.monotonic())
+
+    def _patience_s(self, job: Job) -> float:
+        """Of those that share a card each waits for the others."""
+        return PATIENCE * job.seconds * self.num_lanes
 
     def _look(self) -> None:
         assert self.maker is not None
         for child in list(self.children):
             took_s = time.monotonic() - child.begin_s
             if child.process.poll() is not None:
-                self.children.remove(child)
+                self._remove(child)
                 over = "its time was over, " if child.is_stopped else ""
                 self._note(child, took_s, f"{over}exit code {child.process.returncode}")
-                # Whatever it has left behind.
-                signal_group(child.process, signal.SIGKILL)
                 self.maker.keep(self.pending, [one.job for one in self.children])
-            elif took_s > PATIENCE * child.job.seconds + END_S:
+            elif took_s > self._patience_s(child.job) + END_S:
                 signal_group(child.process, signal.SIGKILL)
-            elif took_s > PATIENCE * child.job.seconds and not child.is_stopped:
+            elif took_s > self._patience_s(child.job) and not child.is_stopped:
                 child.is_stopped = True
                 signal_group(child.process, signal.SIGINT)
 
@@ -141,14 +171,20 @@ class Session:
         """Ask the children to end, and end them."""
         for child in self.children:
             signal_group(child.process, signal.SIGINT)
+            signal_group(child.process, signal.SIGCONT)
         end_s = time.monotonic() + END_S
-        for child in self.children:
+        for child in list(self.children):
             with suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.0, end_s - time.monotonic()))
-            signal_group(child.process, signal.SIGKILL)
-            child.process.wait()
+            self._remove(child)
             self._note(child, time.monotonic() - child.begin_s, "stopped at the limit", is_done=False)
-        self.children.clear()
+
+    def _remove(self, child: Child) -> None:
+        """With whatever it has left behind."""
+        turns.leave(self.turns, child.process.pid)
+        signal_group(child.process, signal.SIGKILL)
+        child.process.wait()
+        self.children.remove(child)
 
     def _note(self, child: Child, took_s: float, end: str, is_done: bool = True) -> None:
         cards = ", ".join(map(str, child.cards))
@@ -188,9 +224,9 @@ class Maker(threading.Thread):
     """Makes the models that jobs need, in their order, as long as there is room; those that no job needs any more are
     taken away for that."""
 
-    def __init__(self, folder: Path, jobs: Sequence[Job]) -> None:
+    def __init__(self, folder: Path, jobs: Sequence[Job], turns: Path) -> None:
         super().__init__(daemon=True)
-        self._folder = folder
+        self._folder, self._turns = folder, turns
         self._changed = threading.Condition()
         self._needed = list(dict.fromkeys(model for job in jobs for model in job.models))
         self._failed: set[str] = set()
@@ -224,15 +260,29 @@ class Maker(threading.Thread):
         while (model := self._next()) is not None:
             command = make_arguments(model, self._folder)
             begin_s = time.monotonic()
-            with self._changed:
-                if self._is_over:
-                    return
-                self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+            if not self._begin(command):
+                return
+            assert self._process is not None
             code = self._process.wait()
+            turns.leave(self._turns, self._process.pid)
             print(f"{now()} made {model} in {time.monotonic() - begin_s:.0f} s, exit code {code}", flush=True)
             with self._changed:
                 if code and not self._is_over:
                     self._failed.add(model)
+
+    def _begin(self, command: Sequence[str]) -> bool:
+        """Between turns; False where all is over before."""
+        while True:
+            with turns.between_turns(self._turns) as is_free, self._changed:
+                if self._is_over:
+                    return False
+                if is_free:
+                    self._process = subprocess.Popen(
+                        command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True
+                    )
+                    turns.enter(self._turns, self._process.pid)
+                    return True
+                self._changed.wait(LOOK_S)
 
     def _next(self) -> str | None:
         """The next model to make, once there is room for it."""
@@ -292,6 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="for models, and for what another call goes on with")
     parser.add_argument("--out", type=Path, required=True, metavar="OUT")
     parser.add_argument("--cards", default="0", metavar="N,N")
+    parser.add_argument("--lanes", type=int, default=1, metavar="N", help="jobs on one card side by side, in turns")
     parser.add_argument("--limit-s", type=float, default=560.0)
     parser.add_argument(
         "--only", nargs="*", metavar="PART", help="jobs whose name has one of these in it, in this order"
@@ -319,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for job in jobs:
             print(f"{job.seconds:5.0f} s  {job.num_cards} card(s)  {job.name}")
         return 0
-    session = Session(places, options.out, cards, deadline_s, jobs, done)
+    session = Session(places, options.out, cards, deadline_s, jobs, options.lanes, done)
     with StopSignals(signal.SIGINT, signal.SIGTERM), suppress(KeyboardInterrupt):
         session.run()
     print((options.out / "summary.md").read_text("utf-8"))

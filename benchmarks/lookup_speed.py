@@ -22,6 +22,7 @@ from benchmarks.measuring import Unable
 from benchmarks.prompts import FILLER, Prompts, encode
 from benchmarks.random_model import SHAPES
 from benchmarks.speed_table import make
+from benchmarks.turns import turn
 from core.chat.template import read_template
 from core.checkpoint.checkpoint import read_checkpoint
 from core.common.errors import DeckError
@@ -74,19 +75,20 @@ def print_table(folder: Path, options: argparse.Namespace, is_real: bool) -> Non
     try:
         room = max(options.prompt_tokens, COPIED_TOKENS if is_real else 0) + length
         engine.load(folder, min(room + 64, checkpoint.max_context_tokens), 1)
-        for name, (sampling, wishes) in cases.items():
-            rates: dict[bool, list[float]] = {False: [], True: []}
-            for turn in range(2 * options.rounds + 2):
-                deadline.require()
-                is_plain = turn % 2 == 0
-                prompt = copied(folder, turn) if name == "a text" else prompts.take(options.prompt_tokens)
-                rate = engine.write(prompt, sampling, replace(wishes, min_tokens=1) if is_plain else wishes)
-                if turn > 1:
-                    rates[is_plain].append(rate)
-                    figures.add(name, "without, tokens/s" if is_plain else "with, tokens/s", rate)
-            without, with_lookup = statistics.median(rates[True]), statistics.median(rates[False])
-            figures.add(name, "with / without", with_lookup / without)
-            print(f"| {name} | {without:.0f} | {with_lookup:.0f} | {with_lookup / without:.2f} |", flush=True)
+        with turn():
+            for name, (sampling, wishes) in cases.items():
+                rates: dict[bool, list[float]] = {False: [], True: []}
+                for number in range(2 * options.rounds + 2):
+                    deadline.require()
+                    is_plain = number % 2 == 0
+                    prompt = copied(folder, number) if name == "a text" else prompts.take(options.prompt_tokens)
+                    rate = engine.write(prompt, sampling, replace(wishes, min_tokens=1) if is_plain else wishes)
+                    if number > 1:
+                        rates[is_plain].append(rate)
+                        figures.add(name, "without, tokens/s" if is_plain else "with, tokens/s", rate)
+                without, with_lookup = statistics.median(rates[True]), statistics.median(rates[False])
+                figures.add(name, "with / without", with_lookup / without)
+                print(f"| {name} | {without:.0f} | {with_lookup:.0f} | {with_lookup / without:.2f} |", flush=True)
     except (DeckError, Unable) as error:
         figures.fail("all", "with / without", error)
     finally:

@@ -24,6 +24,7 @@ from benchmarks.figures import OURS, VLLM, Figures, add_results, markdown
 from benchmarks.measuring import Decoded, Unable, bytes_a_token
 from benchmarks.peer import Limits, Peer
 from benchmarks.prompts import Prompts
+from benchmarks.turns import is_shared, turn
 from core.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from core.common.errors import DeckError
 from core.common.files import write_atomically
@@ -130,6 +131,11 @@ CASES = {
 }
 
 
+def vllm_cache_gib(case: Case) -> int:
+    """Where others share the card: enough for every chat of a 7B without grouped heads, whose cache is the largest."""
+    return 16 * max(1, case.num_chats // 32)
+
+
 class Asked(Protocol):
     """An engine that is loaded."""
 
@@ -214,7 +220,8 @@ def copy_speed(folder: Path) -> float:
     path = folder / "copy-speed"
     if not path.is_file():
         command = [sys.executable, "-m", "benchmarks.copy_speed"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        with turn():
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         write_atomically(path, done.stdout.split()[-1])
     return float(path.read_text())
 
@@ -257,7 +264,8 @@ def fill_ours(row: Row, make_engine: Callable[[Prompts], Loadable], figures: Fig
             cache = CacheChoice(bits=case.cache_bits)
             load_s = engine.load(row.checkpoint.folder, case.context_tokens, case.num_chats, adapters=room, cache=cache)
             figures.add(row.name, "load, s", load_s)
-            fill(row, engine, OURS, figures, deadline)
+            with turn():
+                fill(row, engine, OURS, figures, deadline)
     finally:
         engine.close()
 
@@ -267,6 +275,7 @@ def fill_vllm(row: Row, vllm: Vllm, figures: Figures, deadline: Deadline) -> Non
     case, folders = row.case, [str(one.folder.resolve()) for one in row.adapters]
     arguments = [str(row.checkpoint.folder), str(case.context_tokens), "--chats", str(case.num_chats)]
     arguments += ["--gpus", str(case.num_gpus), "--cache-bits", str(case.cache_bits)]
+    arguments += ["--cache-gib", str(vllm_cache_gib(case))] if is_shared() else []
     arguments += ["--adapters", *folders] if folders else []
     with told(figures, row.name, "load", VLLM):
         left_s = deadline.require(LEAST_START_S)
@@ -274,7 +283,8 @@ def fill_vllm(row: Row, vllm: Vllm, figures: Figures, deadline: Deadline) -> Non
         peer = Peer("benchmarks.vllm_peer", arguments, Prompts(row.checkpoint), case.num_chats, limits, (vllm.python,),
                     {"PYTHONPATH": str(vllm.site), **VLLM_SETTINGS})  # fmt: skip
         try:
-            fill(row, peer, VLLM, figures, deadline)
+            with turn():
+                fill(row, peer, VLLM, figures, deadline)
         finally:
             peer.close()
 

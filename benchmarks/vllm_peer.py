@@ -1,6 +1,6 @@
 """vLLM beside us in the speed tables: `python -m benchmarks.vllm_peer FOLDER CONTEXT [--chats N] [--gpus N]
-[--cache-bits 8] [--adapters FOLDER ...]`; it speaks as benchmarks/peer_side.py says. With folders of LoRA adapters the
-chats use them in turns.
+[--cache-bits 8] [--cache-gib N] [--adapters FOLDER ...]`; it speaks as benchmarks/peer_side.py says. With folders of
+LoRA adapters the chats use them in turns.
 
 By vLLM's own offline class, in float16 and without a cache of prefixes. How long a batch takes to its first token is
 measured by a run of one token, so that a figure needs no clock inside of vLLM.
@@ -28,6 +28,7 @@ def start(
     num_chats: int = 32,
     num_gpus: int = 1,
     cache_bits: int = 16,
+    cache_gib: int = 0,
     adapters: Sequence[str] = (),
 ) -> Answerer:
     from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
@@ -48,8 +49,11 @@ def start(
         more["tensor_parallel_size"] = num_gpus
     if cache_bits == 8:
         more["kv_cache_dtype"] = "fp8"
+    # A cache of a size that is told leaves the rest of the card to others; the share is not looked at then.
+    more |= {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": cache_gib * 2**30} if cache_gib else {}
+    more.setdefault("gpu_memory_utilization", SHARE)
     model = LLM(model=folder, skip_tokenizer_init=True, max_model_len=context_tokens, max_num_seqs=num_chats,
-                gpu_memory_utilization=SHARE, dtype="float16", enable_prefix_caching=False, **more)  # fmt: skip
+                dtype="float16", enable_prefix_caching=False, **more)  # fmt: skip
 
     def run(prompts: list[list[int]], new_tokens: int) -> tuple[float, int]:
         asked = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
@@ -78,9 +82,11 @@ def main() -> None:
     parser.add_argument("--chats", type=int, default=32)
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--cache-bits", type=int, choices=(16, 8), default=16)
+    parser.add_argument("--cache-gib", type=int, default=0, metavar="N", help="instead of a share of the card")
     parser.add_argument("--adapters", nargs="*", default=[], metavar="FOLDER")
     asked = parser.parse_args()
-    serve(lambda: start(asked.folder, asked.context, asked.chats, asked.gpus, asked.cache_bits, asked.adapters))
+    cache = asked.cache_bits, asked.cache_gib
+    serve(lambda: start(asked.folder, asked.context, asked.chats, asked.gpus, *cache, asked.adapters))
 
 
 if __name__ == "__main__":

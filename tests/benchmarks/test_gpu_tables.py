@@ -168,7 +168,7 @@ class TestMaker:
         monkeypatch.setattr(gpu_tables, "make_arguments", command)
         monkeypatch.setattr(gpu_tables, "free_gib", lambda folder: 40.0 * (not list(folder.glob("*/config.json"))))
         first, second = Job("a", (), 1.0, ("7B",)), Job("b", (), 1.0, ("13B",))
-        maker = Maker(tmp_path, [first, second])
+        maker = Maker(tmp_path, [first, second], turns(tmp_path))
         maker.start()
         wait_for(lambda: maker.ready() == {"7B"})
         maker.keep([second], [first])
@@ -180,10 +180,15 @@ class TestMaker:
 
     def test_one_that_cannot_be_made_is_known(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(gpu_tables, "make_arguments", lambda model, folder: [sys.executable, "-c", "raise OSError"])
-        maker = Maker(tmp_path, [Job("a", (), 1.0, ("7B",))])
+        maker = Maker(tmp_path, [Job("a", (), 1.0, ("7B",))], turns(tmp_path))
         maker.start()
         wait_for(lambda: maker.has_failed(["7B"]))
         maker.stop()
+
+
+def turns(folder: Path) -> Path:
+    (folder / "turns").mkdir()
+    return folder / "turns"
 
 
 def wait_for(is_so: Any) -> None:
@@ -209,3 +214,101 @@ def test_outcomes_of_tests_are_told_one_by_one(tmp_path: Path) -> None:
     ]  # fmt: skip
     text = summary({}, [], ["later"], lines)
     assert "Tests: 1 passed, 2 failed, 1 skipped" in text and "assert 1 == 2" in text and "gone" in text
+
+
+class TestLanes:
+    """Jobs that share a card."""
+
+    MEASURES = """
+import sys, time
+from pathlib import Path
+from benchmarks.turns import turn
+log = Path({log!r})
+def say(what):
+    with log.open("a") as file:
+        print({name!r}, what, file=file, flush=True)
+say("begun")
+while log.read_text().count("begun") < 2:
+    time.sleep(0.01)
+with turn():
+    say("measures")
+    time.sleep(0.3)
+    say("has measured")
+"""
+    RUNS = """
+import time
+from pathlib import Path
+log, runs = Path({log!r}), Path({log!r} + "-runs")
+while not log.is_file() or log.read_text().count("has measured") < 2:
+    with runs.open("a") as file:
+        print(log.read_text().count("\\n") if log.is_file() else 0, file=file, flush=True)
+"""
+
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(gpu_tables, "LOOK_S", 0.05)
+
+    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: list[Job], lanes: int) -> dict[str, Any]:
+        monkeypatch.setattr(gpu_tables, "all_jobs", lambda places: jobs)
+        arguments = [str(tmp_path / "work"), "--out", str(tmp_path / "out"), "--lanes", str(lanes)]
+        assert gpu_tables.main(arguments) == 0
+        found: dict[str, Any] = json.loads((tmp_path / "out" / "jobs.json").read_text())
+        return found
+
+    def test_one_measures_and_all_others_stand_still(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        log = tmp_path / "log"
+        jobs = [
+            script(name, self.MEASURES.format(log=str(log), name=name), 60.0, card_gib=10)
+            for name in ("first", "second")
+        ]
+        # What the third does, a process below it does: all of a job stands still.
+        below = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {self.RUNS.format(log=str(log))!r}])"
+        done = self.run(tmp_path, monkeypatch, [*jobs, script("third", below, 60.0, card_gib=10)], 3)
+        assert {one["end"] for one in done.values()} == {"exit code 0"} and len(done) == 3
+        said = log.read_text().splitlines()
+        for begin, end in ((said[2], said[3]), (said[4], said[5])):
+            assert begin.replace("measures", "has measured") == end
+        # While one measured its line was the last, the third or the fifth; one count may have begun before it.
+        runs = (tmp_path / "log-runs").read_text().split()
+        assert runs.count("3") <= 1 and runs.count("5") <= 1, (runs.count("3"), runs.count("5"))
+
+    def test_one_that_dies_while_it_measures_lets_the_others_go_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log = tmp_path / "log"
+        dies = f"""
+import os, time
+from pathlib import Path
+from benchmarks.turns import turn
+while not Path({str(log)!r}).is_file():
+    time.sleep(0.01)
+with turn():
+    os.kill(os.getpid(), 9)
+"""
+        other = f"import time; open({str(log)!r}, 'w').close(); time.sleep(0.5)"
+        jobs = [script("dies", dies, 60.0, card_gib=10), script("other", other, 60.0, card_gib=10)]
+        done = self.run(tmp_path, monkeypatch, jobs, 2)
+        assert done["dies"]["end"] == "exit code -9" and done["other"]["end"] == "exit code 0"
+
+    def test_a_job_begins_beside_others_where_a_lane_and_memory_are_free(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The small ones wait for one another, and the large one for both."""
+        log = tmp_path / "log"
+
+        def small(name: str, other: str) -> Job:
+            text = f"""
+import time
+from pathlib import Path
+log = Path({str(log)!r})
+with log.open("a") as file: print({name!r}, file=file, flush=True)
+while {other!r} not in log.read_text(): time.sleep(0.01)
+"""
+            return script(name, text, 60.0, card_gib=70)
+
+        large = script(
+            "large", f"from pathlib import Path\nwith Path({str(log)!r}).open('a') as f: print('large', file=f)"
+        )
+        done = self.run(tmp_path, monkeypatch, [small("one", "two"), large, small("two", "one")], 3)
+        assert {one["end"] for one in done.values()} == {"exit code 0"}
+        assert log.read_text().split()[-1] == "large"
