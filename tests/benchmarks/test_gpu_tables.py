@@ -228,7 +228,7 @@ def say(what):
     with log.open("a") as file:
         print({name!r}, what, file=file, flush=True)
 say("begun")
-while log.read_text().count("begun") < 2:
+while log.read_text().count("begun") < 2 or not Path({log!r} + "-runs").is_file():
     time.sleep(0.01)
 with turn():
     say("measures")
@@ -304,7 +304,7 @@ log = Path({str(log)!r})
 with log.open("a") as file: print({name!r}, file=file, flush=True)
 while {other!r} not in log.read_text(): time.sleep(0.01)
 """
-            return script(name, text, 60.0, card_gib=70)
+            return script(name, text, 60.0, card_gib=60)
 
         large = script(
             "large", f"from pathlib import Path\nwith Path({str(log)!r}).open('a') as f: print('large', file=f)"
