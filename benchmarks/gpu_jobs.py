@@ -29,8 +29,10 @@ MODEL_GIB = {
 # GPU tests that saw no GPU yet, in two halves, and the others.
 TESTS = {
     "tests: steps, states, adapters, attention": ("steps", "states", "adapters", "head_attention", "quantize"),
-    "tests: experts, kernels of steps, pool, load": ("moe", "step_kernels", "pool", "load"),
+    "tests: experts, kernels of steps, pool": ("moe", "step_kernels", "pool"),
 }
+# They fill the card.
+LOAD_TESTS = "tests: load"
 MORE_TESTS = {
     "tests: attention, draws, experts": ("attention", "attention_kinds", "device_map", "draws", "experts"),
     "tests: kernels, prompts, recurrent, sampling": ("kernels", "prefill", "recurrent_kernels", "sampling"),
@@ -40,7 +42,7 @@ CARD_GIB = 139
 # Beside a model: what a table's chats, graphs and workspaces take of the card, of an H200's for 128 chats of a 7B.
 CHATS_GIB, MANY_CHATS_GIB, VLLM_GIB = 20, 60, 10
 TESTS_GIB = 16
-OURS_S, VLLM_S = 60.0, 210.0
+OURS_S, VLLM_S = 90.0, 250.0
 LLAMA_CPP_S = {"7B": 50.0, "13B": 70.0, "70B": 210.0}
 
 
@@ -98,6 +100,7 @@ def every_job(places: Places) -> Iterator[Job]:
     yield from split_jobs(places)
     yield from kernel_jobs(places)
     yield from (tests_job(name, parts, places, 150.0) for name, parts in MORE_TESTS.items())
+    yield tests_job(LOAD_TESTS, ("load",), places, 60.0, card_gib=CARD_GIB)
     yield from ladder_jobs(places)
     if places.vllm is not None:
         yield from (table_job(name, "vllm", places) for name in CASES)
@@ -109,12 +112,13 @@ def every_job(places: Places) -> Iterator[Job]:
         yield from (llama_cpp_job(name, shape, places) for name, shape in GGUFS.items())
 
 
-def tests_job(name: str, parts: Sequence[str], places: Places, seconds: float, num_cards: int = 1) -> Job:
+def tests_job(
+    name: str, parts: Sequence[str], places: Places, seconds: float, num_cards: int = 1, card_gib: int = TESTS_GIB
+) -> Job:
     files = [f"tests/{'quantize' if part == 'quantize' else 'worker'}/test_gpu_{part}.py" for part in parts]
     arguments = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "tests.support.outcomes",
                  "--outcomes", str(places.outcomes), *files]  # fmt: skip
-    gib = TESTS_GIB if num_cards == 1 else CARD_GIB
-    return Job(name, tuple(arguments), seconds, num_cards=num_cards, has_limit=False, card_gib=gib)
+    return Job(name, tuple(arguments), seconds, num_cards=num_cards, has_limit=False, card_gib=card_gib)
 
 
 def table_job(name: str, engine: str, places: Places) -> Job:
