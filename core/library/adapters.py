@@ -91,9 +91,10 @@ def _read(model: Path, mark: Fingerprint) -> Checkpoint | None:
 def room_to_load(
     checkpoint: Checkpoint, find: Callable[[Checkpoint], list[FoundAdapter]] = find_adapters
 ) -> AdapterRoom:
-    """What a load without a choice begins with: as the last time, else room for the adapters that there are."""
+    """What a load without a choice begins with: what was chosen the last time, else room for the adapters that there
+    are."""
     last = last_load(checkpoint.name)
-    return usual_room(find(checkpoint)) if last is None else last.adapters
+    return last.adapters if last is not None and last.adapters.is_chosen else usual_room(find(checkpoint))
 
 
 def usual_room(found: list[FoundAdapter]) -> AdapterRoom:

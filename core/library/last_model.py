@@ -57,7 +57,7 @@ def last_load(name: str) -> LastModel | None:
 def note_last_model(model: LastModel) -> None:
     kept = _preferences(data_dir())
     if model != last_load(model.name):
-        room = f" {model.adapters.count} {model.adapters.rank}" if model.adapters.count else ""
+        room = f" {model.adapters.count} {model.adapters.rank}" if model.adapters.is_chosen else ""
         pool = f" {POOL}{model.cache.pool_tokens}" if model.cache.pool_tokens is not None else ""
         bits = f" {EIGHT_BIT}" if model.cache.bits == 8 else ""
         kept.set(LOADS, model.name, f"{model.context_tokens} {model.num_chats}{room}{pool}{bits}")

@@ -20,7 +20,10 @@ NUMBERED = re.compile(r"\.[0-9]+\..*$")
 
 @dataclass(frozen=True, slots=True)
 class AdapterRoom:
-    """`count` adapters at once, each of a rank up to `rank`. Raises InputError for numbers that cannot be."""
+    """`count` adapters at once, each of a rank up to `rank`; a rank without any means that none were chosen.
+
+    Raises InputError for numbers that cannot be.
+    """
 
     count: int = 0
     rank: int = 0
@@ -30,6 +33,11 @@ class AdapterRoom:
             raise InputError("setting_whole", name="adapters", value=str(self.count), low=0, high=MAX_ADAPTERS)
         if self.count and (not is_whole(self.rank) or not 1 <= self.rank <= MAX_RANK):
             raise InputError("setting_whole", name="adapter_rank", value=str(self.rank), low=1, high=MAX_RANK)
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether somebody chose the number: while there is no adapter, nobody is asked."""
+        return self.rank > 0
 
     @property
     def columns(self) -> int:

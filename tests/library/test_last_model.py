@@ -28,6 +28,8 @@ def test_what_was_promised_to_its_chats_is_known_again() -> None:
     shared = CacheChoice(16_384)
     note_last_model(LastModel("tiny", 4096, 8, AdapterRoom(2, 16), shared))
     assert last_load("tiny") == LastModel("tiny", 4096, 8, AdapterRoom(2, 16), shared)
+    note_last_model(LastModel("tiny", 4096, 8, AdapterRoom(0, 16)))
+    assert last_load("tiny") == LastModel("tiny", 4096, 8, AdapterRoom(0, 16))
     note_last_model(LastModel("tiny", 4096, 8, cache=shared))
     assert last_load("tiny") == last_model() == LastModel("tiny", 4096, 8, cache=shared)
     for cache in (CacheChoice(16_384, 8), CacheChoice(bits=8)):

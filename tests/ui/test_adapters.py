@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from core.checkpoint.checkpoint import read_checkpoint
 from core.library import adapters
+from core.library.adapters import room_to_load
 from core.library.last_model import last_load
 from core.memory.adapter_room import AdapterRoom
 from tests.support.adapters import write_adapter
@@ -53,6 +55,20 @@ def test_fewer_adapters_are_loaded_and_remembered(home: Path, models: Path) -> N
     assert loaded_room() == AdapterRoom(1, 8)
     run(open_tab())
     assert last_load("tiny").adapters == AdapterRoom(1, 8)
+
+
+def test_a_load_from_before_there_were_adapters_is_no_choice_against_them(home: Path, models: Path) -> None:
+    """The model was loaded as the last time, without room, and its first adapter could not be chosen in a chat."""
+    load(open_tab(), "tiny")
+    resources.engine().unload()
+    write_adapter(home / "adapters" / "pirate", models / "tiny")
+    assert room_to_load(read_checkpoint(models / "tiny")).count == 1
+    tab = open_tab("2_Load_Model")
+    named(tab.select_slider, "gauge_adapters_tiny").set_value(0)
+    load(run(tab), "tiny")
+    resources.engine().unload()
+    assert named(open_tab("2_Load_Model").select_slider, "gauge_adapters_tiny").value == 0
+    assert room_to_load(read_checkpoint(models / "tiny")).count == 0
 
 
 def test_a_chat_has_an_adapter_of_its_own(home: Path, models: Path) -> None:

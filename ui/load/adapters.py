@@ -24,7 +24,7 @@ def draw_room(name: str, found: list[FoundAdapter]) -> AdapterRoom:
     if not usual.count:
         return NO_ROOM
     last = last_load(name)
-    begin = usual.count if last is None else min(last.adapters.count, MAX_ADAPTERS)
+    begin = usual.count if last is None or not last.adapters.is_chosen else min(last.adapters.count, MAX_ADAPTERS)
     count = st.select_slider(tr("load.adapters"), range(MAX_ADAPTERS + 1), begin, key=_key(name),
                              help=tr("load.adapters_help", rank=usual.rank), persist_state="session")  # fmt: skip
     return AdapterRoom(count, usual.rank)
